@@ -1,0 +1,35 @@
+# `make run` and `make test` are all a fresh clone needs: python3 with its venv module, git and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test lint types clean
+.NOTPARALLEL:
+
+run: $(VENV)/run  ## the README's first example, with no internet needed
+	$(BIN)/python docs/run_readme.py
+
+test: lint types  ## everything
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/test
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps: pip runs again only when pyproject.toml has changed.
+$(VENV)/run: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/test: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@ $(VENV)/run

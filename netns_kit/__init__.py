@@ -1,0 +1,68 @@
+"""Real connectivity for unprivileged network namespaces, in pure Python.
+
+`Namespace`, `TapDevice`, `UserStack`, `Uplink` and `Forwarder` are the parts; `Network` wires them:
+
+    async with Network(ports=["127.0.0.1:8080:80"]) as net:
+        await net.run(["curl", "http://example.com"])
+"""
+
+from .drivers import DriverName
+from .errors import (
+    AddressError,
+    IdMapError,
+    NamespaceGone,
+    NetnsKitError,
+    NotPrivileged,
+    PortInUseError,
+    PortSpecError,
+    PrivilegedPortError,
+    StackCrashed,
+    SysctlError,
+    TunUnavailable,
+    UserNamespaceDenied,
+)
+from .forwarder import Forwarder
+from .gateway import FlowInfo
+from .impairment import Impairment
+from .namespace import Namespace
+from .network import Network
+from .ports import PortForward
+from .process import Process
+from .stack import Limits, Refusal
+from .subnet import Subnet
+from .tap import DeviceGone, TapDevice
+from .uplink import Endpoint, Flow, Target, Uplink
+from .userstack import UserStack
+
+__all__ = [
+    "AddressError",
+    "DeviceGone",
+    "DriverName",
+    "Endpoint",
+    "Flow",
+    "FlowInfo",
+    "Forwarder",
+    "IdMapError",
+    "Impairment",
+    "Limits",
+    "Namespace",
+    "NamespaceGone",
+    "NetnsKitError",
+    "Network",
+    "NotPrivileged",
+    "PortForward",
+    "PortInUseError",
+    "PortSpecError",
+    "PrivilegedPortError",
+    "Process",
+    "Refusal",
+    "StackCrashed",
+    "Subnet",
+    "SysctlError",
+    "TapDevice",
+    "Target",
+    "TunUnavailable",
+    "Uplink",
+    "UserNamespaceDenied",
+    "UserStack",
+]

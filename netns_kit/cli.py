@@ -1,0 +1,134 @@
+"""The command line: `netns-kit run`, a command in a namespace of its own with real connectivity."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+import anyio
+import anyio.abc
+
+from .errors import NetnsKitError
+from .network import DEFAULT_MTU, Network
+from .ports import parse as parse_ports
+from .process import Process
+from .subnet import DEFAULT_CIDR
+from .uplink import Uplink
+
+FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127  # as env(1) and chroot(1) exit when it is their own failure
+_ALL_PORTS = "all"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status.  A command's own, or 128 plus the signal that ended it."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    # argparse would take the command's first word for this option's value
+    words = [f"{word}={_ALL_PORTS}" if word == "--host-loopback" else word for word in words]
+    options = _parser().parse_args(words)
+    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if not command:
+        command = [os.environ.get("SHELL") or "/bin/sh"]
+    try:
+        network = Network(
+            uplink=Uplink(
+                allow_host_loopback=_loopback(options.host_loopback),
+                bind4=options.bind4,
+                device=options.device,
+                dns=options.dns,
+            ),
+            ports=[forward for spec in options.publish for forward in parse_ports(spec)],
+            subnet=options.cidr,
+            mtu=options.mtu,
+        )
+        return anyio.run(_run, network, command)
+    except FileNotFoundError as error:
+        return _fail(NOT_FOUND, error)
+    except (NetnsKitError, ValueError) as error:
+        return _fail(FAILED, error)
+    except PermissionError as error:
+        return _fail(NOT_EXECUTABLE, error)
+    except OSError as error:
+        return _fail(FAILED, error)
+
+
+async def _run(network: Network, command: list[str]) -> int:
+    async with network:
+        process = await network.popen(command, stdin=None, stdout=None, stderr=None)
+        async with process, anyio.create_task_group() as tasks:
+            tasks.start_soon(_pass_signals_on, process)
+            status = await process.wait()
+            tasks.cancel_scope.cancel()
+    return status if status >= 0 else 128 - status
+
+
+async def _pass_signals_on(process: Process) -> None:
+    """SIGTERM and SIGHUP are for the command.  A terminal sends its signals to the command by itself."""
+    terminal = (signal.SIGINT, signal.SIGQUIT)
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP, *terminal) as signals:
+        async for number in signals:
+            if number not in terminal:
+                process.send_signal(number)
+
+
+def _fail(status: int, error: Exception) -> int:
+    print(f"netns-kit: {error}", file=sys.stderr)
+    return status
+
+
+def _loopback(values: list[str]) -> bool | frozenset[int]:
+    if _ALL_PORTS in values:
+        return True
+    return frozenset(int(value) for value in values)
+
+
+def _port(text: str) -> str:
+    if text != _ALL_PORTS and not (text.isdigit() and 0 < int(text) < 65536):
+        raise argparse.ArgumentTypeError(f"{text!r} is no port, 1 to 65535")
+    return text
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="netns-kit", description="Unprivileged network namespaces with real connectivity."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = commands.add_parser(
+        "run",
+        help="run a command in a new namespace",
+        description="Run a command in a new user and network namespace that reaches the world through "
+        "netns_kit's own TCP/IP stack.  Inside, 10.0.2.2 is the gateway and 10.0.2.3 answers DNS.",
+        epilog="The exit status is the command's; 128+N if signal N ended it; 125 if netns-kit failed, 126 if the "
+        "command cannot be executed, 127 if it is not found.",
+    )
+    run.add_argument(
+        "-p",
+        "--publish",
+        action="append",
+        default=[],
+        metavar="SPEC",
+        help="forward a host port: [tcp:|udp:][ADDRESS:]PORT[-LAST][:[GUEST:]PORT[-LAST]][/PROTO]; repeatable",
+    )
+    run.add_argument("--mtu", type=int, default=DEFAULT_MTU, help="of the namespace's interface (%(default)s)")
+    run.add_argument("--cidr", default=DEFAULT_CIDR, help="the namespace's network (%(default)s)")
+    run.add_argument(
+        "--host-loopback",
+        action="append",
+        default=[],
+        type=_port,
+        metavar="PORT",
+        help="let the gateway's address mean the host's 127.0.0.1: --host-loopback for all ports, "
+        "--host-loopback=PORT for one; repeatable",
+    )
+    run.add_argument(
+        "--dns",
+        action="append",
+        metavar="ADDRESS[:PORT]",
+        help="a resolver to use instead of the host's; repeatable",
+    )
+    run.add_argument("--bind4", metavar="ADDRESS", help="source address of outgoing connections")
+    run.add_argument("--device", metavar="NAME", help="interface that outgoing connections are bound to")
+    run.add_argument("command", nargs=argparse.REMAINDER, help="the command and its arguments; default: a shell")
+    return parser

@@ -1,0 +1,90 @@
+"""Read resolv.conf(5), the way the C library does.
+
+>>> conf = parse("search lan\\nnameserver fe80::1%eth0\\nnameserver 127.0.0.53\\noptions timeout:2 edns0")
+>>> conf.nameservers, conf.search, conf.timeout
+((IPv6Address('fe80::1%eth0'), IPv4Address('127.0.0.53')), ('lan',), 2)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+LOCAL = IPv4Address("127.0.0.1")  # resolv.conf(5): without a nameserver line, the one on the local machine
+
+DEFAULT_TIMEOUT, MAX_TIMEOUT = 5, 30  # RES_TIMEOUT and its silent cap, seconds
+DEFAULT_ATTEMPTS, MAX_ATTEMPTS = 2, 5  # RES_DFLRETRY and its silent cap
+
+
+@dataclass(frozen=True)
+class ResolvConf:
+    """What a resolv.conf says.
+
+    nameservers: in order, never empty, scope ids kept; all of them, where the C library stops at three.
+    search: the search list, as written.  A lone "." is kept: it says "no search list".
+    options: every option in order, as written, known or not.
+    timeout: seconds to wait for one nameserver, 1 to 30, default 5.
+    attempts: rounds through the nameservers, 1 to 5, default 2.
+    """
+
+    nameservers: tuple[IPv4Address | IPv6Address, ...] = (LOCAL,)
+    search: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    timeout: int = DEFAULT_TIMEOUT
+    attempts: int = DEFAULT_ATTEMPTS
+
+
+def parse(text: str) -> ResolvConf:
+    """Read the text of a resolv.conf.  Never raises: what makes no sense is ignored, as by the C library.
+
+    A keyword counts only in the first column; # and ; begin a comment there, and before a later word.  Of
+    several search (or domain) lines the last one wins, options add up.  An IPv4 nameserver must be a dotted
+    quad: the shorter forms of inet_aton(3) are ignored.
+    """
+    nameservers: list[IPv4Address | IPv6Address] = []
+    search: list[str] = []
+    options: list[str] = []
+    for line in text.split("\n"):
+        keyword, *values = _words(line)
+        if not line.startswith(keyword) or not values:
+            continue
+        if keyword == "nameserver":
+            try:
+                nameservers.append(ip_address(values[0]))
+            except ValueError:
+                continue
+        elif keyword == "search":
+            search = values
+        elif keyword == "domain":
+            search = values[:1]
+        elif keyword == "options":
+            options += values
+    return ResolvConf(
+        tuple(nameservers) or (LOCAL,),
+        tuple(search),
+        tuple(options),
+        _number(options, "timeout:", DEFAULT_TIMEOUT, MAX_TIMEOUT),
+        _number(options, "attempts:", DEFAULT_ATTEMPTS, MAX_ATTEMPTS),
+    )
+
+
+def _words(line: str) -> list[str]:
+    """The line's words up to a comment; one empty word for a line without any."""
+    words = line.split()
+    for index, word in enumerate(words):
+        if word[0] in "#;":
+            del words[index:]
+            break
+    return words or [""]
+
+
+def _number(options: list[str], name: str, default: int, most: int) -> int:
+    """The last readable value of an option, between 1 and its cap."""
+    number = default
+    for option in options:
+        if option.startswith(name):
+            try:
+                number = min(max(int(option[len(name) :]), 1), most)
+            except ValueError:
+                continue
+    return number

@@ -1,0 +1,205 @@
+"""Drivers: who calls `Engine.step`, and with which clock.
+
+`LoopDriver` runs the engine on the caller's event loop: nothing to hand over, and the engine stands still while the
+loop does.  `ThreadDriver` runs it on a thread of its own: the lowest latency, and the caller may block as it likes.
+Both behave alike otherwise.  Start `run` as a task; it ends by raising, when the engine fails, or by cancellation.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, TypeVar
+
+import anyio
+import anyio.lowlevel
+
+from .engine import Engine
+from .errors import NetnsKitError, StackCrashed
+
+T = TypeVar("T")
+DriverName = Literal["thread", "loop"]
+
+
+class Driver(Protocol):
+    async def run(self) -> None:
+        """Drive the engine.  Raises `StackCrashed`, or what an engine raises that is a `NetnsKitError`."""
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """Run `function` between two steps of the engine, where it may use everything the engine owns.
+
+        Raises what it raises.  Cancelled, it may still be run.
+        """
+        ...
+
+
+def make_driver(name: DriverName, engine: Engine) -> Driver:
+    return ThreadDriver(engine) if name == "thread" else LoopDriver(engine)
+
+
+class LoopDriver:
+    """On the event loop.  Under asyncio the engine is one persistent reader; elsewhere each step waits anew."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def run(self) -> None:
+        try:
+            if _on_asyncio():
+                await self._run_on_asyncio()
+            else:
+                await self._run_anywhere()
+        except NetnsKitError:
+            raise
+        except Exception as error:
+            raise _crashed(error) from error
+
+    async def call(self, function: Callable[[], T]) -> T:
+        await anyio.lowlevel.checkpoint()
+        self._engine.now = anyio.current_time()
+        try:
+            return function()
+        finally:
+            self._engine.call(_nothing)  # a step: what waits for its end should not wait for the next frame
+
+    async def _run_anywhere(self) -> None:
+        engine = self._engine
+        while True:
+            with anyio.CancelScope(deadline=engine.deadline):
+                await anyio.wait_readable(engine.fileno())
+            await anyio.lowlevel.checkpoint()
+            engine.step(anyio.current_time())
+
+    async def _run_on_asyncio(self) -> None:
+        import asyncio
+
+        engine, loop = self._engine, asyncio.get_running_loop()
+        failed: asyncio.Future[None] = loop.create_future()
+        timer: asyncio.TimerHandle | None = None
+        timer_at = math.inf
+
+        def step() -> None:
+            nonlocal timer, timer_at
+            try:
+                engine.step(loop.time())
+            except Exception as error:
+                loop.remove_reader(engine.fileno())
+                if not failed.done():
+                    failed.set_exception(error)
+                return
+            deadline = engine.deadline
+            if deadline < timer_at:
+                if timer is not None:
+                    timer.cancel()
+                timer_at = deadline
+                timer = loop.call_at(max(deadline, 0.0), expire)
+
+        def expire() -> None:
+            nonlocal timer, timer_at
+            timer, timer_at = None, math.inf
+            step()
+
+        loop.add_reader(engine.fileno(), step)
+        try:
+            step()
+            await failed
+        finally:
+            loop.remove_reader(engine.fileno())
+            if timer is not None:
+                timer.cancel()
+
+
+class ThreadDriver:
+    """On a thread of its own, blocking in epoll."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._stopping = False
+        self._failure: Exception | None = None
+        self._done: deque[_Call] = deque()
+
+    async def run(self) -> None:
+        notify = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._notify = notify
+        thread = threading.Thread(target=self._drive, name="netns_kit engine", daemon=True)
+        thread.start()
+        try:
+            while self._failure is None:
+                await anyio.wait_readable(notify)
+                os.eventfd_read(notify)
+                while self._done:
+                    self._done.popleft().finished.set()
+            if isinstance(self._failure, NetnsKitError):
+                raise self._failure
+            raise _crashed(self._failure) from self._failure
+        finally:
+            self._stopping = True
+            self._engine.call(_nothing)
+            thread.join()
+            os.close(notify)
+            while self._done:
+                self._done.popleft().finished.set()
+
+    async def call(self, function: Callable[[], T]) -> T:
+        call = _Call(function)
+        self._engine.call(lambda: self._serve(call))
+        await call.finished.wait()
+        if call.error is not None:
+            raise call.error
+        result: T = call.result
+        return result
+
+    def _serve(self, call: _Call) -> None:
+        try:
+            call.result = call.function()
+        except Exception as error:
+            call.error = error
+        self._done.append(call)
+        os.eventfd_write(self._notify, 1)
+
+    def _drive(self) -> None:
+        engine, clock = self._engine, time.monotonic
+        poll, dispatch = engine.poll, engine.dispatch
+        try:
+            while not self._stopping:
+                wait = engine.deadline - clock()
+                events = poll(-1 if wait == math.inf else max(wait, 0.0))
+                dispatch(events, clock())
+        except Exception as error:
+            self._failure = error
+            os.eventfd_write(self._notify, 1)
+
+
+class _Call:
+    __slots__ = ("error", "finished", "function", "result")
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.function = function
+        self.finished = anyio.Event()
+        self.error: Exception | None = None
+        self.result: Any = None
+
+
+def _crashed(error: Exception) -> StackCrashed:
+    return StackCrashed(f"the stack stopped on {type(error).__name__}: {error}", fix="please report it")
+
+
+def _nothing() -> None:
+    pass
+
+
+def _on_asyncio() -> bool:
+    import sys
+
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None:
+        return False
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

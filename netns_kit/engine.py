@@ -1,0 +1,124 @@
+"""The engine: one epoll descriptor, one heap of timers, one step at a time.
+
+Facts about epoll, each held by a test in tests/test_facts.py:
+
+- An epoll descriptor is itself readable while a member is ready, so an event loop waits for the whole
+  engine with one `wait_readable(engine)`.
+- Edge-triggered members (`EPOLLET`) are reported once per change.  A stream socket that gave fewer bytes
+  than asked for is drained; a hang-up that was reported is not reported again.
+
+So: sockets are registered once, edge-triggered, and their handlers remember what is ready; what a handler
+leaves for later it hands to `again`.  Whoever drives the engine waits for `fileno` to be readable or for
+`deadline` to pass, and calls `step`.  Each step does a bounded amount of work.
+
+Everything here runs on one thread, the driver's; only `call` may be used from another.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+from collections import deque
+from collections.abc import Callable
+
+from .stack.timers import Timers
+
+EVENTS_PER_STEP = 64
+IN, OUT, ERROR, HANG_UP, READ_HANG_UP = (
+    select.EPOLLIN,
+    select.EPOLLOUT,
+    select.EPOLLERR,
+    select.EPOLLHUP,
+    select.EPOLLRDHUP,
+)
+EDGE = select.EPOLLET
+
+Handler = Callable[[int], None]
+
+
+class Engine:
+    """`now` is the time of the current step, for handlers to use.  It starts at 0 and never goes back."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.timers = Timers()
+        self.after_step: list[Callable[[], None]] = []  # run at the end of every step
+        self.deadlines: list[Callable[[], float]] = []  # asked beside the timers
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Handler] = {}
+        self._again: deque[Callable[[], None]] = deque()
+        self._calls: deque[Callable[[], None]] = deque()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.add(self._wake, self._run_calls, IN)
+
+    def fileno(self) -> int:
+        """Readable when `step` has something to do."""
+        return self._epoll.fileno()
+
+    @property
+    def deadline(self) -> float:
+        """When `step` is wanted even if nothing is readable; minus infinity: at once."""
+        if self._again:
+            return -math.inf
+        return min([self.timers.deadline, *(deadline() for deadline in self.deadlines)])
+
+    def add(self, fd: int, handler: Handler, events: int) -> None:
+        """Call `handler` with the ready events of `fd` from now on."""
+        self._epoll.register(fd, events)
+        self._handlers[fd] = handler
+
+    def modify(self, fd: int, events: int) -> None:
+        self._epoll.modify(fd, events)
+
+    def remove(self, fd: int) -> None:
+        """Before `fd` is closed.  Events of it that are already under way are dropped."""
+        del self._handlers[fd]
+        self._epoll.unregister(fd)
+
+    def again(self, callback: Callable[[], None]) -> None:
+        """Call `callback` in the next step: there is more to do than this one had time for."""
+        self._again.append(callback)
+
+    def call(self, callback: Callable[[], None]) -> None:
+        """Run `callback` in the next step.  From any thread; it must not raise."""
+        self._calls.append(callback)
+        os.eventfd_write(self._wake, 1)
+
+    def step(self, now: float) -> None:
+        """Do what is ready, a bounded amount of it, and return without blocking."""
+        self.dispatch(self.poll(0), now)
+
+    def poll(self, timeout: float) -> list[tuple[int, int]]:
+        """Wait up to `timeout` seconds for something to be ready.  The blocking half of a step."""
+        return self._epoll.poll(timeout, EVENTS_PER_STEP)
+
+    def dispatch(self, events: list[tuple[int, int]], now: float) -> None:
+        """The other half: sockets and frames, then what was left over, then timers, then what waited for
+        the end of the step."""
+        self.now = now
+        leftover = len(self._again)
+        handlers = self._handlers
+        for fd, ready in events:
+            handler = handlers.get(fd)
+            if handler is not None:
+                handler(ready)
+        for _ in range(leftover):
+            self._again.popleft()()
+        self.timers.expire(now)
+        for callback in self.after_step:
+            callback()
+
+    def close(self) -> None:
+        """Close the engine's own descriptors.  Again is fine.  Calls still waiting are run."""
+        if not self._epoll.closed:
+            while self._calls:
+                self._calls.popleft()()
+            self._epoll.close()
+            os.close(self._wake)
+            self._handlers.clear()
+
+    def _run_calls(self, _: int) -> None:
+        os.eventfd_read(self._wake)
+        for _ in range(len(self._calls)):
+            self._calls.popleft()()

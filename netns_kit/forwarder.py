@@ -1,0 +1,285 @@
+"""The forwarder: ports of the host that lead into the namespace.
+
+A `Listener` accepts on the host and connects to the guest through the stack, with the client's address, so the
+server inside sees who is there.  A client on the host's loopback, whose address would mean the guest itself, comes
+from the gateway's address instead.  `Forwarder` is what callers hold; listeners live in the engine.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from ipaddress import ip_address
+from types import TracebackType
+from typing import Protocol, TypeVar
+
+from typing_extensions import Self
+
+from .engine import IN
+from .errors import AddressError, PortInUseError, PrivilegedPortError
+from .gateway import Gateway
+from .ports import PortForward, parse
+from .relay import DATAGRAMS_PER_STEP, MAX_DATAGRAM, TcpRelay
+from .stack import Closed, UdpFlow
+
+ACCEPTS_PER_STEP = 64
+BACKLOG = 4096
+PAUSE = 1.0  # seconds without accepting when the process is out of descriptors or memory
+OVERLOADED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+PORT_START = "net.ipv4.ip_unprivileged_port_start"
+CAP_NET_BIND_SERVICE = 10
+EPHEMERAL = range(32768, 61000)
+
+T = TypeVar("T")
+
+
+class Listener:
+    """One host port, listening.  Made and used on the engine's thread."""
+
+    def __init__(self, gateway: Gateway, forward: PortForward) -> None:
+        """Raises `PrivilegedPortError`, `PortInUseError`, `AddressError` or OSError; nothing is left bound then."""
+        self._gateway = gateway
+        self._engine = gateway.engine
+        self._guest = (forward.guest or gateway.subnet.guest.ip).packed
+        if len(self._guest) != 4:
+            raise AddressError(f"{forward}: the namespace has no IPv6 address", fix="forward to its IPv4 address")
+        self._socket = _listen(forward)
+        self.forward = replace(forward, host_port=self._socket.getsockname()[1])
+        self._engine.add(self._socket.fileno(), self._on_events, IN)
+
+    def _on_events(self, _: int) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Stop listening: the port is free when this returns."""
+        self._engine.remove(self._socket.fileno())
+        self._socket.close()
+
+    def _key(self, address: str, port: int) -> bytes:
+        """The flow's name on the guest's side, for a client of that address and port."""
+        source = self._gateway.subnet.gateway
+        client = ip_address(address)
+        mapped = client.ipv4_mapped if client.version == 6 else client
+        if mapped is not None and not mapped.is_loopback and mapped not in self._gateway.subnet.network:
+            source = mapped
+        ports = self.forward.guest_port.to_bytes(2, "big") + port.to_bytes(2, "big")
+        return self._guest + source.packed + ports
+
+
+class TcpListener(Listener):
+    """Accepts, and connects to the guest.  Closed, it leaves the connections it has made alone."""
+
+    def __init__(self, gateway: Gateway, forward: PortForward) -> None:
+        self.timer_at = self.timer_entry = math.inf
+        super().__init__(gateway, forward)
+
+    def close(self) -> None:
+        self.timer_at = math.inf
+        super().close()
+
+    def _on_events(self, _: int) -> None:
+        for _ in range(ACCEPTS_PER_STEP):
+            try:
+                sock, client = self._socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in OVERLOADED:
+                    self._engine.modify(self._socket.fileno(), 0)
+                    self._engine.timers.arm(self, self._engine.now + PAUSE)
+                    return
+                continue  # that client has gone again
+            sock.setblocking(False)
+            self._connect(sock, client)
+
+    def handle_timer(self, now: float) -> None:
+        """The pause is over."""
+        self._engine.modify(self._socket.fileno(), IN)
+
+    def _connect(self, sock: socket.socket, client: tuple[str, int]) -> None:
+        stack = self._gateway.stack
+        relay = TcpRelay(self._engine)
+        relay.run(sock)
+        ports = (client[1], *EPHEMERAL)  # the client's own, unless another client's is the same
+        free = (key for key in (self._key(client[0], port) for port in ports) if key not in stack.tcp)
+        try:
+            relay.connection = stack.connect_tcp(next(free), relay, self._engine.now)
+        except (KeyError, StopIteration):  # the table is full
+            relay.closed(Closed.ABORTED)
+
+
+class UdpListener(Listener):
+    """Hands datagrams to the guest, and its answers back.  Closed, its flows end."""
+
+    def __init__(self, gateway: Gateway, forward: PortForward) -> None:
+        self._flows: dict[tuple[str, int], UdpFlow] = {}
+        self._clients: dict[bytes, tuple[str, int]] = {}
+        super().__init__(gateway, forward)
+
+    def close(self) -> None:
+        super().close()
+        for flow in list(self._flows.values()):
+            flow.close()
+
+    def _on_events(self, _: int) -> None:
+        now = self._engine.now
+        for _ in range(DATAGRAMS_PER_STEP):
+            try:
+                payload, address = self._socket.recvfrom(MAX_DATAGRAM)
+            except BlockingIOError:
+                return
+            except OSError:
+                continue  # an ICMP error for an answer sent earlier
+            client = (address[0], address[1])
+            flow = self._flows.get(client) or self._open(client, now)
+            flow.send(payload, now)
+
+    def _open(self, client: tuple[str, int], now: float) -> UdpFlow:
+        stack = self._gateway.stack
+        key = self._key(*client)
+        if key in stack.udp:
+            stack.udp[key].close()  # a flow of the guest's own to that endpoint: the newer one has it
+        flow = stack.add_udp(key, now)
+        flow.user = self
+        self._flows[client] = flow
+        self._clients[key] = client
+        return flow
+
+    def datagram(self, flow: UdpFlow, payload: memoryview, ttl: int, segment_size: int) -> None:
+        for start in range(0, len(payload) or 1, segment_size or len(payload) or 1):
+            try:
+                self._socket.sendto(payload[start : start + (segment_size or len(payload))], self._clients[flow.key])
+            except OSError:
+                return  # lost, as datagrams are
+
+    def expired(self, flow: UdpFlow) -> None:
+        self._flows.pop(self._clients.pop(flow.key), None)
+
+
+def _listen(forward: PortForward) -> socket.socket:
+    _check_privilege(forward)
+    family = socket.AF_INET if forward.host.version == 4 else socket.AF_INET6
+    kind = socket.SOCK_STREAM if forward.protocol == "tcp" else socket.SOCK_DGRAM
+    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+    try:
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if forward.device is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, forward.device.encode())
+        if forward.protocol == "tcp":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((str(forward.host), forward.host_port))
+        if forward.protocol == "tcp":
+            sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUseError(
+                f"{forward.listens_on}/{forward.protocol} is taken by another socket",
+                fix="choose another host port, or 0 for any that is free",
+            ) from error
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise AddressError(f"{forward.host} is no address of this host", fix="choose one of its own") from error
+        raise
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _check_privilege(forward: PortForward) -> None:
+    with open("/proc/sys/net/ipv4/ip_unprivileged_port_start", encoding="ascii") as file:
+        start = int(file.read())
+    if 0 < forward.host_port < start and not _may_bind_low_ports():
+        raise PrivilegedPortError(
+            f"cannot listen on port {forward.host_port} of the host",
+            PORT_START,
+            start,
+            f"choose a port from {start} up, or lower it: sysctl {PORT_START}={forward.host_port}, "
+            "or give the interpreter CAP_NET_BIND_SERVICE: setcap cap_net_bind_service=ep PYTHON",
+        )
+
+
+def _may_bind_low_ports() -> bool:
+    with open("/proc/thread-self/status", encoding="ascii", errors="replace") as file:
+        effective = next(line.split()[1] for line in file if line.startswith("CapEff:"))
+    return bool(int(effective, 16) >> CAP_NET_BIND_SERVICE & 1)
+
+
+class Runner(Protocol):
+    """What a forwarder needs of the stack it serves: its gateway, and a way onto the engine's thread."""
+
+    gateway: Gateway
+
+    async def call(self, function: Callable[[], T]) -> T: ...
+
+
+class Forwarder:
+    """Ports of the host that lead into the namespace, for as long as the block is open.
+
+        async with Forwarder(stack) as forwarder:
+            await forwarder.add("127.0.0.1:8080:80/tcp")
+    """
+
+    def __init__(self, stack: Runner) -> None:
+        self._stack = stack
+        self._listeners: list[Listener] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self._stack.call(self._close)
+
+    async def add(self, spec: str | PortForward) -> tuple[PortForward, ...]:
+        """Listen as `spec` says (see `netns_kit.ports`), and return what is listening: a range's ports one by one.
+
+        Either all of its ports listen, or none.  Raises `PortSpecError`; `PrivilegedPortError`, before anything is
+        bound, for a port that needs a privilege; `PortInUseError`; `AddressError`; OSError.  Cancelled, it may
+        have been added.
+        """
+        forwards = parse(spec) if isinstance(spec, str) else (spec,)
+        for forward in forwards:
+            _check_privilege(forward)
+        return await self._stack.call(lambda: self._add(forwards))
+
+    async def remove(self, forward: PortForward) -> None:
+        """Stop listening on a port that `add` returned; it is free when this returns.
+
+        TCP connections already made go on.  Raises `KeyError` if there is no such forward.
+        """
+        await self._stack.call(lambda: self._remove(forward))
+
+    async def list(self) -> tuple[PortForward, ...]:
+        """What is listening, oldest first."""
+        return await self._stack.call(lambda: tuple(listener.forward for listener in self._listeners))
+
+    def _add(self, forwards: tuple[PortForward, ...]) -> tuple[PortForward, ...]:
+        made: list[Listener] = []
+        try:
+            for forward in forwards:
+                kind = TcpListener if forward.protocol == "tcp" else UdpListener
+                made.append(kind(self._stack.gateway, forward))
+        except BaseException:
+            for listener in made:
+                listener.close()
+            raise
+        self._listeners += made
+        return tuple(listener.forward for listener in made)
+
+    def _remove(self, forward: PortForward) -> None:
+        for listener in self._listeners:
+            if listener.forward == forward:
+                listener.close()
+                self._listeners.remove(listener)
+                return
+        raise KeyError(forward)
+
+    def _close(self) -> None:
+        while self._listeners:
+            self._listeners.pop().close()

@@ -1,0 +1,220 @@
+"""The gateway: a pure `Stack`, a device and an `Uplink`, joined on an `Engine`.
+
+This is all that runs per packet.  It reads frames into one buffer that it owns, hands each to the stack, and gives
+every flow the stack reports a relay, or a refusal, as `Uplink.route` says.  A driver calls `Engine.step`; everything
+else here is called from there, on the driver's thread.  `DeviceGone` passes through it to the driver.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from .engine import IN, OUT, Engine
+from .relay import DnsRelay, PingRelay, TcpRelay, UdpRelay, refusal_for
+from .stack import EchoFlow, Limits, Refusal, Stack, TcpConnection, UdpFlow
+from .subnet import Subnet
+from .tap import DeviceGone, TapDevice
+from .uplink import DNS_PORT, Endpoint, Flow, Protocol, Target, Uplink
+
+FRAMES_PER_STEP = 32
+MAX_FRAME = 10 + 14 + 65535
+MAC_PREFIX = b"\x52\x55"  # locally administered, followed by the gateway's address, as slirp4netns has it
+
+# a guest's address and port, and what a socket can reach: the family, and loopback or not
+GuestEndpoint = tuple[bytes, bytes, int, bool]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class FlowInfo:
+    """One flow, for people and logs.  `state` is TCP's, or "open"."""
+
+    protocol: Protocol
+    guest: Endpoint
+    remote: Endpoint
+    state: str
+
+
+class Gateway:
+    """What the guest has for a gateway."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        tap: TapDevice,
+        uplink: Uplink,
+        subnet: Subnet,
+        *,
+        limits: Limits | None = None,
+        secret: bytes | None = None,
+    ) -> None:
+        self.engine = engine
+        self.uplink = uplink
+        self.subnet = subnet
+        gateway = subnet.gateway.packed
+        self.stack = Stack(
+            self,
+            tap.write,
+            addresses=(gateway, subnet.dns.packed),
+            mac=MAC_PREFIX + gateway,
+            mtu=tap.mtu,
+            secret=secret or os.urandom(16),
+            offloads=tap.offloads,
+            limits=limits,
+            timers=engine.timers,
+        )
+        if tap.mac is not None:
+            self.stack.link.learn(subnet.guest.ip.packed, tap.mac)
+        self._tap = tap
+        self._frame = memoryview(bytearray(MAX_FRAME))
+        self._dns = DnsRelay(engine, uplink)
+        self._udp: dict[GuestEndpoint, UdpRelay] = {}
+        self._noticed: set[str] = set()
+        self._events = IN
+        engine.add(tap.fileno(), self._on_tap, IN)
+        engine.after_step.append(self._end_of_step)
+        engine.deadlines.append(lambda: tap.deadline)
+
+    # -- frames -------------------------------------------------------------------------------------
+
+    def _on_tap(self, events: int) -> None:
+        if events & OUT:
+            self._tap.flush()
+        self._read_frames()
+
+    def _read_frames(self) -> None:
+        tap, frame, receive, now = self._tap, self._frame, self.stack.receive, self.engine.now
+        for _ in range(FRAMES_PER_STEP):
+            size = tap.read_into(frame)
+            if size is None:
+                return
+            receive(frame[:size], now)
+
+    def _end_of_step(self) -> None:
+        tap, now = self._tap, self.engine.now
+        if tap.deadline <= now:
+            tap.advance(now)
+            self._read_frames()
+        self.stack.flush()
+        events = IN | OUT if tap.backlog else IN
+        if events != self._events:
+            self._events = events
+            self.engine.modify(tap.fileno(), events)
+
+    # -- the guest's flows: StackUser ---------------------------------------------------------------
+
+    def tcp_opened(self, connection: TcpConnection) -> None:
+        target = self._route("tcp", connection.key)
+        if isinstance(target, Refusal):
+            connection.refuse(target)
+        else:
+            relay = TcpRelay(self.engine, connection)
+            connection.user = relay
+            relay.connect(self.uplink, target)
+
+    def udp_opened(self, flow: UdpFlow) -> Refusal | None:
+        target = self._route("udp", flow.key)
+        if isinstance(target, Refusal):
+            return target
+        _, destination = self._endpoints(flow.key)
+        if destination == Endpoint(self.subnet.dns, DNS_PORT):
+            flow.user = self._dns
+            return None
+        endpoint = target.endpoints[0]
+        size = (len(flow.key) - 4) // 2
+        address = endpoint.address
+        guest = (flow.key[:size], flow.key[-4:-2], address.version, address.is_loopback)
+        relay = self._udp.get(guest)
+        if relay is None:
+            try:
+                sock = self.uplink.open("udp", address, int.from_bytes(guest[1], "big"))
+            except OSError as error:
+                return self._no_socket("udp", error)
+            relay = self._udp[guest] = UdpRelay(self.engine, sock, lambda: self._forget_udp(guest))
+        relay.add(flow, endpoint)
+        return None
+
+    def _forget_udp(self, guest: GuestEndpoint) -> None:
+        self._udp.pop(guest, None)
+
+    def echo_opened(self, flow: EchoFlow) -> Refusal | None:
+        target = self._route("icmp", flow.key)
+        if isinstance(target, Refusal):
+            return target
+        endpoint = target.endpoints[0]
+        try:
+            sock = self.uplink.open("icmp", endpoint.address)
+        except OSError as error:
+            return self._no_socket("icmp", error)
+        try:
+            PingRelay(self.engine, sock, flow, endpoint)
+        except OSError as error:
+            sock.close()
+            return refusal_for(error.errno or 0)
+        return None
+
+    def _no_socket(self, protocol: Protocol, error: OSError) -> Refusal:
+        if protocol == "icmp" and error.errno in (errno.EACCES, errno.EPERM):
+            self._notice("ping is not permitted: this user's group is not within net.ipv4.ping_group_range")
+        elif error.errno in (errno.EMFILE, errno.ENFILE):
+            self._notice("out of file descriptors: new flows are refused")
+        return refusal_for(error.errno or 0)
+
+    def _notice(self, text: str) -> None:
+        """Log it, once."""
+        if text not in self._noticed:
+            self._noticed.add(text)
+            logger.warning(text)
+
+    def _route(self, protocol: Protocol, key: bytes) -> Target | Refusal:
+        source, destination = self._endpoints(key)
+        return self.uplink.route(Flow(protocol, source, destination, self.subnet))
+
+    def _endpoints(self, key: bytes) -> tuple[Endpoint, Endpoint]:
+        size = (len(key) - 4) // 2
+        ports = int.from_bytes(key[-4:-2], "big"), int.from_bytes(key[-2:], "big")
+        return Endpoint(ip_address(key[:size]), ports[0]), Endpoint(ip_address(key[size : 2 * size]), ports[1])
+
+    # -- what people ask -----------------------------------------------------------------------------
+
+    def flows(self) -> tuple[FlowInfo, ...]:
+        """All flows under way."""
+        stack = self.stack
+        found = [FlowInfo("tcp", *self._endpoints(key), flow.state.value) for key, flow in stack.tcp.items()]
+        found += [FlowInfo("udp", *self._endpoints(key), "open") for key in stack.udp]
+        found += [FlowInfo("icmp", *self._endpoints(key), "open") for key in stack.echo]
+        return tuple(found)
+
+    def stats(self) -> dict[str, int]:
+        """Counters and gauges by name."""
+        filtered = sum(relay.filtered for relay in self._udp.values())
+        dns = {f"dns_{name}": count for name, count in self._dns.stats().items()}
+        return {**self.stack.stats(), "udp_filtered": filtered, "tap_dropped": self._tap.dropped, **dns}
+
+    def close(self) -> None:
+        """Reset every connection and close every socket.  The device stays its owner's."""
+        try:
+            self._reset_connections()
+        except DeviceGone:
+            self.stack.link.emit = _nowhere
+            self._reset_connections()
+        for udp in list(self.stack.udp.values()):
+            udp.close()
+        for echo in list(self.stack.echo.values()):
+            echo.close()
+        self._dns.close()
+
+    def _reset_connections(self) -> None:
+        for connection in list(self.stack.tcp.values()):
+            if isinstance(connection.user, TcpRelay):
+                connection.user.abort()
+
+
+def _nowhere(*_: object) -> None:
+    """Where frames go when the device has gone."""
+

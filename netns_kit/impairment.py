@@ -1,0 +1,183 @@
+"""Impairment: a seeded bad link, pure.
+
+A `BadLink` is one direction of a cable.  Frames go in by `BadLink.send` and come out, later and perhaps
+changed, by `BadLink.receive`; time is an argument of both, and `BadLink.deadline` says when the next frame is
+due.  What happens to a frame is decided once, as it goes in, by a generator seeded from the `Impairment`: the
+same seed, frames and times give the same result, whatever the machine.
+
+One frame's way, in this order: it may be lost; damaged; refused because the queue is full; serialised at the
+rate; delayed; held back so that later frames overtake it; duplicated (the copy queues right behind it).  The
+line is a FIFO: delay and jitter alone never reorder.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from random import Random
+
+from netns_kit.errors import NetnsKitError
+
+__all__ = ["REORDER_DEPTH", "REORDER_HOLD", "BadLink", "Impairment", "ImpairmentError"]
+
+# Law of this file: no descriptor, no clock, no log; every random number comes from the seed.
+
+REORDER_DEPTH = 3
+"""A frame held back is overtaken by one to this many later frames..."""
+REORDER_HOLD = 0.02
+"""...or released this many seconds after its time, when fewer follow."""
+
+
+class ImpairmentError(NetnsKitError, ValueError):
+    """An `Impairment` asks for what no link does; the message names field, value and range."""
+
+
+@dataclass(frozen=True, slots=True)
+class Impairment:
+    """What one direction of a link does to frames.  The default does nothing.
+
+    `loss`, `duplicate`, `reorder` and `corrupt` are probabilities per frame, 0 to 1.  `reorder` holds a frame
+    back until one to `REORDER_DEPTH` later ones have passed, at most `REORDER_HOLD` seconds.  `corrupt` flips
+    one bit behind the Ethernet header; see `BadLink` for when that makes sense.  `delay` and `jitter` are
+    seconds: each frame takes `delay` plus an even share of `jitter`.  `rate` is in bytes per second, None for
+    no limit.  `queue` is how many frames the link holds, those under way included; one more is dropped.
+    `seed` decides everything that is chance.
+
+    Raises `ImpairmentError` for a value out of range.
+    """
+
+    loss: float = 0.0
+    duplicate: float = 0.0
+    reorder: float = 0.0
+    corrupt: float = 0.0
+    delay: float = 0.0
+    jitter: float = 0.0
+    rate: float | None = None
+    queue: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("loss", "duplicate", "reorder", "corrupt"):
+            value = getattr(self, name)
+            _require(name, value, 0 <= value <= 1, "a probability, 0 to 1")
+        _require("delay", self.delay, 0 <= self.delay < math.inf, "seconds, 0 or more")
+        _require("jitter", self.jitter, 0 <= self.jitter < math.inf, "seconds, 0 or more")
+        if self.rate is not None:
+            _require("rate", self.rate, 0 < self.rate < math.inf, "bytes per second, more than 0, or None")
+        _require("queue", self.queue, self.queue >= 1, "frames, 1 or more")
+
+
+def _require(name: str, value: float, holds: bool, range_: str) -> None:
+    if not holds:
+        raise ImpairmentError("no link does that", name, value, f"use {range_}")
+
+
+class _Held:
+    """A frame waiting for `left` others to pass; it leaves at `limit` whatever happens."""
+
+    __slots__ = ("frame", "left", "limit")
+
+    def __init__(self, frame: bytes, left: int, limit: float) -> None:
+        self.frame = frame
+        self.left = left
+        self.limit = limit
+
+
+class BadLink:
+    """One direction of a link: a frame goes in, zero, one or two come out later.
+
+    `protect` bytes at the start of a frame are never damaged: the Ethernet header (14, the default) and a
+    vnet header before it, which no cable carries.  Damage is a test of checksums, so it is meaningful only
+    where they are complete: between devices without offloads.  A frame that still needs its checksum gets a
+    correct one over wrong bytes.
+
+    `deadline` is the time `receive` will next have something, `math.inf` while the link is empty.  `lost`,
+    `duplicated`, `reordered`, `corrupted` and `overflowed` count frames; what came out is what was sent,
+    minus `lost` and `overflowed`, plus `duplicated`.
+    """
+
+    __slots__ = (
+        "_amounts", "_free_at", "_held", "_last_due", "_line", "_order", "_strikes",
+        "corrupted", "deadline", "duplicated", "impairment", "lost", "overflowed", "protect", "reordered",
+    )  # fmt: skip
+
+    def __init__(self, impairment: Impairment, *, protect: int = 14) -> None:
+        self.impairment = impairment
+        self.deadline = math.inf
+        self.lost = self.duplicated = self.reordered = self.corrupted = self.overflowed = 0
+        self.protect = protect
+        self._strikes = Random(impairment.seed)  # four draws for every frame: one fault moves no other
+        self._amounts = Random(f"amounts {impairment.seed}")
+        self._line: list[tuple[float, int, bytes]] = []  # a heap of (due, order, frame)
+        self._held: list[_Held] = []
+        self._order = 0  # frames due at the same time leave in the order they were put on the line
+        self._free_at = -math.inf  # when the last bit of the last frame has left the sender
+        self._last_due = -math.inf
+
+    def send(self, frame: bytes, now: float) -> None:
+        """Put one frame in at time `now`; `now` never decreases from call to call."""
+        chance, asked = self._strikes.random, self.impairment
+        lost, damaged = chance() < asked.loss, chance() < asked.corrupt
+        late, twice = chance() < asked.reorder, chance() < asked.duplicate
+        if lost:
+            self.lost += 1
+            return
+        if damaged and len(frame) > self.protect:
+            frame = self._damage(frame)
+        self._queue(frame, now, late)
+        if twice:
+            self.duplicated += 1
+            self._queue(frame, now, late=False)
+
+    def receive(self, now: float) -> list[bytes]:
+        """Every frame due by `now`, in order of due time; at the same time, in the order they went in."""
+        if now < self.deadline:
+            return []
+        for held in [held for held in self._held if held.limit <= now]:
+            self._release(held, held.limit)
+        due = []
+        while self._line and self._line[0][0] <= now:
+            due.append(heappop(self._line)[2])
+        self._set_deadline()
+        return due
+
+    def _queue(self, frame: bytes, now: float, late: bool) -> None:
+        asked = self.impairment
+        if len(self._line) + len(self._held) >= asked.queue:
+            self.overflowed += 1
+            return
+        self._free_at = max(self._free_at, now)
+        if asked.rate is not None:
+            self._free_at += len(frame) / asked.rate
+        due = max(self._free_at + asked.delay + asked.jitter * self._amounts.random(), self._last_due)
+        self._last_due = due
+        if late:
+            self.reordered += 1
+            self._held.append(_Held(frame, self._amounts.randint(1, REORDER_DEPTH), due + REORDER_HOLD))
+        else:
+            self._put(frame, due)
+            for held in self._held:
+                held.left -= 1
+            for held in [held for held in self._held if not held.left]:
+                self._release(held, min(due, held.limit))
+        self._set_deadline()
+
+    def _release(self, held: _Held, due: float) -> None:
+        self._held.remove(held)
+        self._put(held.frame, due)
+
+    def _put(self, frame: bytes, due: float) -> None:
+        self._order += 1
+        heappush(self._line, (due, self._order, frame))
+
+    def _set_deadline(self) -> None:
+        first = self._line[0][0] if self._line else math.inf
+        self.deadline = min([first, *(held.limit for held in self._held)])
+
+    def _damage(self, frame: bytes) -> bytes:
+        self.corrupted += 1
+        bit = self._amounts.randrange(self.protect * 8, len(frame) * 8)
+        damaged = bytearray(frame)
+        damaged[bit >> 3] ^= 1 << (bit & 7)
+        return bytes(damaged)

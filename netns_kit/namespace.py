@@ -1,0 +1,531 @@
+"""Namespace: a network namespace, and what may be done in it from outside.
+
+An *agent* (agent.py, whose text gives the protocol) is executed for each namespace and lives inside.  This
+process never calls setns or unshare and never forks: it asks, and gets descriptors, sockets above all, that
+belong to the namespace wherever they are used.  A request is one datagram out and one in on a socket of its
+own, so any number of tasks, threads and event loops may ask at once, and a cancelled one leaves nothing
+behind.
+
+A namespace that goes away under the block (the agent killed, the process ended that was attached to) is
+noticed by pidfd: the block is cancelled and NamespaceGone raised in its place, and by whatever is asked of it
+later.
+
+The only import of pyroute2, where it is used: it costs more than all else here together.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from subprocess import PIPE
+from types import TracebackType
+from typing import Any, Literal
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+from typing_extensions import Self
+
+from netns_kit.errors import (
+    AddressError,
+    NamespaceGone,
+    NotPrivileged,
+    PortInUseError,
+    PrivilegedPortError,
+    SysctlError,
+    TunUnavailable,
+)
+from netns_kit.guard import Guard
+from netns_kit.process import (
+    AgentProcess,
+    Command,
+    Conversation,
+    Process,
+    StandardStream,
+    Start,
+    Word,
+    open_process,
+)
+
+__all__ = ["Address", "Link", "Namespace", "OpenedTap", "Route"]
+
+Ids = Literal["root", "same", "subids"]
+
+MAIN_TABLE = 254  # RT_TABLE_MAIN
+NETLINK_ROUTE = 0
+
+
+@dataclass(frozen=True)
+class Link:
+    """A network interface; `mac` is empty where there is none."""
+
+    index: int
+    name: str
+    mtu: int
+    mac: str
+    up: bool
+
+
+@dataclass(frozen=True)
+class Address:
+    """An address with its prefix, and the `index` of the link that has it."""
+
+    index: int
+    interface: IPv4Interface | IPv6Interface
+
+
+@dataclass(frozen=True)
+class Route:
+    """A route of the main table; `gateway` and `index` (of the link) are None where the route has none."""
+
+    destination: IPv4Network | IPv6Network
+    gateway: IPv4Address | IPv6Address | None
+    index: int | None
+    metric: int
+
+
+@dataclass(frozen=True)
+class OpenedTap:
+    """A tap device opened in the namespace: `fd` is the caller's, `flags` are what the kernel made of the
+    word.
+
+    `existed` tells whether the device was there before, a persistent one made by somebody else.
+    """
+
+    fd: int
+    name: str
+    flags: int
+    existed: bool
+
+
+class Namespace:
+    """A network namespace, for as long as the `async with` block is open.
+
+    Made by `create`, `attach` or `current`, entered once.  Leaving kills every command started in it and ends
+    the agent, also when cancelled; the kernel then drops the namespace if nobody else holds it.  If it
+    vanishes while the block is open the body is cancelled and NamespaceGone raised in its place.
+    """
+
+    def __init__(self, prepare: Callable[[ExitStack], Start]) -> None:
+        self._prepare: Callable[[ExitStack], Start] | None = prepare
+        self._agent = AgentProcess()
+        self._guard = Guard()
+
+    @classmethod
+    def create(cls, *, ids: Ids = "root") -> Namespace:
+        """A new user and network namespace, its loopback up.
+
+        `ids` says who commands are in there: "root" maps uid and gid 0 to the caller's, "same" maps the
+        caller's own to themselves (commands then have no capability), "subids" maps 0 to the caller and 1 up
+        to the ranges of /etc/subuid and /etc/subgid by newuidmap(1); for a caller who is root, every id he
+        has to itself.
+
+        Entering raises UserNamespaceDenied or IdMapError, naming what forbids it; cancelled, it leaves
+        nothing.
+        """
+        if ids not in {"root", "same", "subids"}:
+            raise ValueError(f"ids is 'root', 'same' or 'subids', not {ids!r}")
+        return cls(lambda _: Start("create", ids=ids))
+
+    @classmethod
+    def attach(
+        cls, *, pid: int | None = None, path: str | os.PathLike[str] | None = None, fd: int | None = None
+    ) -> Namespace:
+        """An existing network namespace: that of a process, or a path or descriptor of one (/run/netns/x).
+
+        Exactly one is given; a descriptor stays the caller's and must be open until the block is entered.
+        The user namespace that owns it is joined first.  By `pid`, the block ends with NamespaceGone when the
+        process does.
+
+        Entering raises NamespaceGone if there is no such process, NotPrivileged, FileNotFoundError, or
+        OSError with EINVAL for what is not a network namespace; cancelled, it leaves nothing.
+        """
+        if [pid, path, fd].count(None) != 2:
+            raise ValueError("attach takes exactly one of pid, path and fd")
+
+        def start(stack: ExitStack) -> Start:
+            if pid is not None:
+                return _of_process(pid, stack)
+            if path is None:
+                return Start("attach", ns=fd, name=f"of descriptor {fd}")
+            opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            stack.callback(os.close, opened)
+            return Start("attach", ns=opened, name=os.fspath(path))
+
+        return cls(start)
+
+    @classmethod
+    def current(cls) -> Namespace:
+        """The namespace the caller is in, with the caller's own rights: what needs none works, the rest
+        raises.
+        """
+        return cls(lambda _: Start("current"))
+
+    async def __aenter__(self) -> Self:
+        if self._prepare is None:
+            raise RuntimeError("a Namespace is entered once")
+        prepare, self._prepare = self._prepare, None
+        with ExitStack() as held:
+            start = prepare(held)
+            await self._agent.start(start)
+            await self._guard.__aenter__()
+            self._guard.start_soon(self._agent.watch)
+            if start.process is not None:
+                self._guard.start_soon(self._watch_process, start.process)
+            self._held = held.pop_all()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> bool:
+        try:
+            return await self._guard.__aexit__(exc_type, exc, tb)
+        finally:
+            await self._agent.stop()
+            self._held.close()
+
+    async def _watch_process(self, pidfd: int) -> None:
+        await anyio.wait_readable(pidfd)
+        raise self._agent.lost("the process whose namespace it was has ended")
+
+    @property
+    def pid(self) -> int:
+        """Of the agent: `/proc/<pid>/ns/net` is the namespace while the block is open."""
+        return self._agent.pid
+
+    async def _converse(self, op: str, fds: Sequence[int] = (), /, **arguments: object) -> Conversation:
+        return await self._agent.converse(op, fds, arguments)
+
+    async def _ask(self, op: str, **arguments: object) -> tuple[dict[str, Any], list[int]]:
+        conversation = await self._converse(op, **arguments)
+        try:
+            return await conversation.receive()
+        finally:
+            conversation.close()
+
+    async def run(
+        self,
+        command: Command,
+        *,
+        input: bytes | None = None,
+        stdin: StandardStream = None,
+        stdout: StandardStream = PIPE,
+        stderr: StandardStream = PIPE,
+        check: bool = True,
+        cwd: Word | None = None,
+        env: Mapping[str, str] | None = None,
+        start_new_session: bool = False,
+        pass_fds: Sequence[int] = (),
+        files: Mapping[str, str | bytes] | None = None,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a command to its end, as `anyio.run_process` does; a string goes through the shell.
+
+        `input` is written to its standard input, which is then closed.  `files` are absolute paths of
+        existing files and what the command shall read there instead; nobody else sees it.
+
+        Raises CalledProcessError if `check` and the status is not 0, FileNotFoundError and other OSErrors as
+        `subprocess` does, NamespaceGone.  Cancelled, it kills the command and what that started.
+        """
+        if input is not None and stdin is not None:
+            raise ValueError("only one of stdin and input is allowed")
+        process = await self.popen(
+            command,
+            stdin=stdin if input is None else PIPE,
+            stdout=stdout,
+            stderr=stderr,
+            cwd=cwd,
+            env=env,
+            start_new_session=start_new_session,
+            pass_fds=pass_fds,
+            files=files,
+        )
+        output: list[bytes | None] = [None, None]
+
+        async def feed(stream: anyio.abc.ByteSendStream) -> None:
+            with suppress(anyio.BrokenResourceError):  # it has read what it wanted
+                await stream.send(input or b"")
+            await stream.aclose()
+
+        async def drain(stream: anyio.abc.ByteReceiveStream, index: int) -> None:
+            output[index] = b"".join([chunk async for chunk in stream])
+
+        async with process:
+            async with anyio.create_task_group() as tasks:
+                if process.stdin is not None:
+                    tasks.start_soon(feed, process.stdin)
+                for index, stream in enumerate((process.stdout, process.stderr)):
+                    if stream is not None:
+                        tasks.start_soon(drain, stream, index)
+            returncode = await process.wait()
+        if check and returncode != 0:
+            raise subprocess.CalledProcessError(returncode, command, *output)
+        return subprocess.CompletedProcess(command, returncode, *output)
+
+    async def popen(
+        self,
+        command: Command,
+        *,
+        stdin: StandardStream = PIPE,
+        stdout: StandardStream = PIPE,
+        stderr: StandardStream = PIPE,
+        cwd: Word | None = None,
+        env: Mapping[str, str] | None = None,
+        start_new_session: bool = False,
+        pass_fds: Sequence[int] = (),
+        files: Mapping[str, str | bytes] | None = None,
+    ) -> Process:
+        """Start a command, as `anyio.open_process` does; arguments and errors are those of `run`.
+
+        It has been executed when this returns.  Cancelled before that, it is killed.  Close the Process, or
+        use it in an `async with`: that kills it if it still runs.
+        """
+        return await open_process(
+            self._converse,
+            command,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            cwd=cwd,
+            env=env,
+            start_new_session=start_new_session,
+            pass_fds=pass_fds,
+            files=files,
+        )
+
+    async def socket(self, family: int, type: int, proto: int = 0) -> socket.socket:
+        """A non-blocking kernel socket of the namespace, the caller's to close.  Raises the OSError of
+        socket(2).
+        """
+        _, (fd,) = await self._ask("socket", family=int(family), type=int(type), proto=int(proto))
+        sock = socket.socket(fileno=fd)
+        sock.setblocking(False)
+        return sock
+
+    async def connect_tcp(self, host: str | IPv4Address | IPv6Address, port: int) -> anyio.abc.SocketStream:
+        """A TCP connection made in the namespace.
+
+        Raises AddressError for a host that is no address (names mean nothing here), and the OSErrors of
+        connect(2).  Cancelled, it leaves no socket.
+        """
+        address = _address(host)
+        sock = await self.socket(_family(address), socket.SOCK_STREAM)
+        try:
+            if (error := sock.connect_ex((str(address), port))) == errno.EINPROGRESS:
+                await anyio.wait_writable(sock)
+                error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if error:
+                raise OSError(error, f"{os.strerror(error)}: {address} port {port}")
+            return await anyio.abc.SocketStream.from_socket(sock)
+        except BaseException:
+            sock.close()
+            raise
+
+    async def listen_tcp(
+        self, host: str | IPv4Address | IPv6Address = "127.0.0.1", port: int = 0, *, backlog: int = 128
+    ) -> anyio.abc.SocketListener:
+        """Listen on an address of the namespace; port 0 lets the kernel choose.
+
+        Raises AddressError for a host that is no address, PortInUseError, PrivilegedPortError, OSError.
+        """
+        address = _address(host)
+        sock = await self.socket(_family(address), socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((str(address), port))
+            sock.listen(backlog)
+            return await anyio.abc.SocketListener.from_socket(sock)
+        except OSError as exc:
+            sock.close()
+            if exc.errno == errno.EADDRINUSE:
+                raise PortInUseError(
+                    f"{address} port {port}/tcp is taken in the namespace", fix="choose another port, or 0"
+                ) from exc
+            if exc.errno == errno.EACCES:
+                knob = "net.ipv4.ip_unprivileged_port_start"
+                raise PrivilegedPortError(
+                    f"{address} port {port}/tcp is privileged",
+                    knob,
+                    value := await self.get_sysctl(knob),
+                    f"use a port from {value} on",
+                ) from exc
+            raise
+        except BaseException:
+            sock.close()
+            raise
+
+    async def links(self) -> tuple[Link, ...]:
+        """Its network interfaces."""
+        return tuple(
+            Link(
+                message["index"],
+                message.get_attr("IFLA_IFNAME"),
+                message.get_attr("IFLA_MTU"),
+                message.get_attr("IFLA_ADDRESS") or "",
+                bool(message["flags"] & 1),
+            )
+            for message in await self._dump(lambda route: route.get_links())
+        )
+
+    async def addresses(self) -> tuple[Address, ...]:
+        """The addresses of its interfaces, of both families."""
+        return tuple(map(_interface, await self._dump(lambda route: route.get_addr())))
+
+    async def routes(self) -> tuple[Route, ...]:
+        """The unicast routes of its main table, of both families."""
+        messages = await self._dump(lambda route: route.get_routes(table=MAIN_TABLE))
+        return tuple(map(_route, messages))
+
+    async def _dump(self, question: Callable[[Any], Any]) -> list[Any]:
+        """Ask the namespace's kernel by netlink; in a thread, for pyroute2 runs a loop of its own."""
+        sock = await self.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_ROUTE)
+
+        def ask() -> list[Any]:
+            from pyroute2 import IPRoute
+
+            with IPRoute(fileno=sock.fileno()) as route:
+                sock.detach()
+                return list(question(route))
+
+        try:
+            return await anyio.to_thread.run_sync(ask)
+        finally:
+            sock.close()
+
+    async def get_sysctl(self, name: str) -> str:
+        """A `net.` sysctl as the namespace has it; names as sysctl(8) takes them.  Raises SysctlError."""
+        with _sysctl_errors(name):
+            answer, _ = await self._ask("sysctl_get", name=name)
+        value: str = answer["value"]
+        return value
+
+    async def set_sysctl(self, name: str, value: str | int) -> None:
+        """Set a `net.` sysctl of the namespace; the host's stays.  Raises SysctlError."""
+        with _sysctl_errors(name, value):
+            await self._ask("sysctl_set", name=name, value=str(value))
+
+    async def move_link_in(self, name: str) -> None:
+        """Move an interface of the caller's namespace into this one.
+
+        Raises NotPrivileged without CAP_NET_ADMIN in both, OSError with ENODEV if there is no such interface.
+        """
+        pid = self.pid
+
+        def move() -> None:
+            from pyroute2 import IPRoute
+            from pyroute2.netlink.exceptions import NetlinkError
+
+            with IPRoute() as route:
+                if not (found := route.link_lookup(ifname=name)):
+                    raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), name)
+                try:
+                    route.link("set", index=found[0], net_ns_pid=pid)
+                except NetlinkError as exc:
+                    if exc.code == errno.EPERM:
+                        raise NotPrivileged(
+                            f"may not move {name} into the namespace",
+                            fix="run with CAP_NET_ADMIN, or give the namespace a TapDevice instead",
+                        ) from exc
+                    raise OSError(exc.code, os.strerror(exc.code), name) from exc
+
+        await anyio.to_thread.run_sync(move)
+
+    async def open_tap(self, name: str, flags: Sequence[int]) -> OpenedTap:
+        """Open a tap device with the first of the TUNSETIFF flag words that the kernel accepts.
+
+        A persistent device of that name is attached to.  Raises TunUnavailable.
+        """
+        try:
+            answer, (fd,) = await self._ask("open_tap", name=name, flags=list(flags))
+        except OSError as exc:
+            raise TunUnavailable.diagnose(exc, name) from exc
+        return OpenedTap(fd, answer["name"], answer["flags"], answer["existed"])
+
+    async def configure_link(
+        self,
+        name: str,
+        *,
+        mtu: int | None = None,
+        mac: str | None = None,
+        address: IPv4Interface | None = None,
+        gateway: IPv4Address | None = None,
+    ) -> None:
+        """Set what is given, bring the link and the loopback up, and add the default route; doing it again is
+        fine.
+
+        Raises OSError naming the link, NotPrivileged without CAP_NET_ADMIN in the namespace.
+        """
+        try:
+            await self._ask(
+                "configure_link",
+                name=name,
+                mtu=mtu,
+                mac=None if mac is None else mac.replace(":", ""),
+                address=None if address is None else str(address.ip),
+                netmask=None if address is None else str(address.netmask),
+                gateway=None if gateway is None else str(gateway),
+            )
+        except PermissionError as exc:
+            raise NotPrivileged(
+                f"may not configure {name}",
+                fix="use a namespace made by create(), or CAP_NET_ADMIN in this one",
+            ) from exc
+
+
+def _of_process(pid: int, stack: ExitStack) -> Start:
+    """The namespace of a process; its pidfd is opened first, so that a recycled pid is not taken for it."""
+    try:
+        process = os.pidfd_open(pid)
+        stack.callback(os.close, process)
+        ns = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, ns)
+        signal.pidfd_send_signal(process, 0)
+    except (ProcessLookupError, FileNotFoundError) as exc:
+        raise NamespaceGone("there is no such process", "pid", pid) from exc
+    except PermissionError as exc:
+        raise NotPrivileged(
+            f"may not inspect process {pid}", fix="be root, or the user it runs as", errno=exc.errno
+        ) from exc
+    return Start("attach", ns=ns, name=f"of process {pid}", process=process)
+
+
+def _address(host: str | IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError as exc:
+        raise AddressError(f"{host!r} is no address", fix="resolve names first") from exc
+
+
+def _family(address: IPv4Address | IPv6Address) -> int:
+    return socket.AF_INET if address.version == 4 else socket.AF_INET6
+
+
+def _interface(message: Any) -> Address:
+    address = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+    return Address(message["index"], ipaddress.ip_interface(f"{address}/{message['prefixlen']}"))
+
+
+def _route(message: Any) -> Route:
+    anywhere = "0.0.0.0" if message["family"] == socket.AF_INET else "::"
+    gateway = message.get_attr("RTA_GATEWAY")
+    return Route(
+        ipaddress.ip_network(f"{message.get_attr('RTA_DST') or anywhere}/{message['dst_len']}"),
+        None if gateway is None else ipaddress.ip_address(gateway),
+        message.get_attr("RTA_OIF"),
+        message.get_attr("RTA_PRIORITY") or 0,
+    )
+
+
+@contextmanager
+def _sysctl_errors(name: str, value: str | int | None = None) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise SysctlError(f"sysctl {name}: {exc.strerror}", name, value, errno=exc.errno) from exc

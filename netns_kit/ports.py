@@ -1,0 +1,104 @@
+"""Port specifications, as people write them.
+
+    [tcp:|udp:][host address][%device][:]host port[-last][:[guest address:]guest port[-last]][/tcp|/udp]
+
+>>> for forward in parse("127.0.0.1:8080:80/tcp"):
+...     print(forward)
+127.0.0.1:8080 -> 80/tcp
+>>> [str(forward) for forward in parse("udp:5000-5001:10.0.2.100:6000-6001")]
+['0.0.0.0:5000 -> 10.0.2.100:6000/udp', '0.0.0.0:5001 -> 10.0.2.100:6001/udp']
+>>> str(parse("[::1]%lo:8443")[0])
+'[::1]%lo:8443 -> 8443/tcp'
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Literal, cast
+
+from .errors import PortSpecError
+
+EXAMPLE = "expected [tcp:|udp:][ADDRESS:]PORT[-LAST][:[GUEST:]PORT[-LAST]][/PROTO], like 127.0.0.1:8080:80/tcp"
+ANY = IPv4Address("0.0.0.0")
+_PREFIX = re.compile(r"^(tcp|udp):(.*)$")
+_SUFFIX = re.compile(r"^(.*)/(tcp|udp)$")
+_SPEC = re.compile(
+    r"""^
+    (?: (?P<host> \[[^\]]*\] | [0-9]+(?:\.[0-9]+){3} )? (?: %(?P<device>[^:/\s]{1,15}) )? : )?
+    (?P<port> [0-9]+ (?: -[0-9]+ )? )
+    (?: : (?: (?P<guest> \[[^\]]*\] | [0-9]+(?:\.[0-9]+){3} ) : )? (?P<to> [0-9]+ (?: -[0-9]+ )? ) )?
+    $""",
+    re.VERBOSE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PortForward:
+    """One host port that leads to one guest port.  `guest` None: the namespace's configured address.
+
+    `host_port` 0: the kernel chooses; what `Forwarder.add` returns has the number.
+    """
+
+    protocol: Literal["tcp", "udp"]
+    host: IPv4Address | IPv6Address
+    host_port: int
+    guest: IPv4Address | IPv6Address | None
+    guest_port: int
+    device: str | None = None
+
+    @property
+    def listens_on(self) -> str:
+        """The host's side, for messages."""
+        host = f"[{self.host}]" if self.host.version == 6 else str(self.host)
+        return f"{host}{'%' + self.device if self.device else ''}:{self.host_port}"
+
+    def __str__(self) -> str:
+        guest = "" if self.guest is None else f"{self.guest}:" if self.guest.version == 4 else f"[{self.guest}]:"
+        return f"{self.listens_on} -> {guest}{self.guest_port}/{self.protocol}"
+
+
+def parse(spec: str) -> tuple[PortForward, ...]:
+    """The forwards that `spec` asks for, a range one by one.  Raises `PortSpecError`."""
+    protocol, rest = "tcp", spec
+    prefix, suffix = _PREFIX.match(spec), _SUFFIX.match(spec)
+    if prefix:
+        protocol, rest = prefix.groups()
+        suffix = None if suffix is None else _SUFFIX.match(rest)
+    if suffix:
+        rest, named = suffix.groups()
+        if prefix and named != protocol:
+            raise PortSpecError(f"port {spec!r} says both {protocol} and {named}", fix=EXAMPLE)
+        protocol = named
+    found = _SPEC.match(rest)
+    if found is None:
+        raise PortSpecError(f"port {spec!r} cannot be understood", fix=EXAMPLE)
+    host = ANY if found["host"] is None else _address(spec, found["host"])
+    guest = None if found["guest"] is None else _address(spec, found["guest"])
+    ports = _range(spec, found["port"], lowest=0)
+    targets = ports if found["to"] is None else _range(spec, found["to"], lowest=1)
+    if len(ports) != len(targets):
+        raise PortSpecError(f"port {spec!r}: {len(ports)} host ports for {len(targets)} guest ports", fix=EXAMPLE)
+    if targets[0] == 0:
+        raise PortSpecError(f"port {spec!r}: which guest port?  0 is none", fix="write it, like 0:80")
+    kind = cast(Literal["tcp", "udp"], protocol)
+    return tuple(
+        PortForward(kind, host, port, guest, target, found["device"])
+        for port, target in zip(ports, targets, strict=True)
+    )
+
+
+def _address(spec: str, text: str) -> IPv4Address | IPv6Address:
+    try:
+        return ip_address(text.strip("[]"))
+    except ValueError as error:
+        raise PortSpecError(f"port {spec!r}: {text} is no address", fix=EXAMPLE) from error
+
+
+def _range(spec: str, text: str, *, lowest: int) -> range:
+    first, _, last = text.partition("-")
+    start, end = int(first), int(last or first)
+    if not lowest <= start <= end <= 65535 or (start == 0 and last):
+        raise PortSpecError(f"port {spec!r}: {text} is no port or range of ports, 1 to 65535", fix=EXAMPLE)
+    return range(start, end + 1)

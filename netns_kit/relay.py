@@ -1,0 +1,423 @@
+"""Relays: one flow of the stack beside one socket of the host.
+
+`TcpRelay` joins a `TcpConnection` and a stream socket, `UdpRelay` a guest endpoint's flows and one datagram
+socket, `PingRelay` an `EchoFlow` and a ping socket, `DnsRelay` the DNS proxy and its upstream sockets.
+A relay owns its sockets: whatever ends first, the guest's side or the host's, it closes them and tells the other.
+
+What the host's sockets report becomes what the guest would have seen without us: `refusal_for`.
+Sockets are edge-triggered; `_readable` remembers that there may be more to read.  A relay reads no more than the
+stack has room for, and no more than a few buffers per step, so one busy flow starves nobody.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable
+from ipaddress import ip_address
+
+from .dns.proxy import Action, DnsProxy, Send, Upstream
+from .engine import EDGE, ERROR, HANG_UP, IN, OUT, READ_HANG_UP, Engine
+from .stack import Closed, EchoFlow, Refusal, TcpConnection, UdpFlow
+from .uplink import Endpoint, Target, Uplink
+
+BUFFERS_PER_STEP = 8
+DATAGRAMS_PER_STEP = 64
+MAX_DATAGRAM = 65536
+UDP_SEGMENT = 103  # linux/udp.h
+IP_RECVTTL = 12  # linux/in.h
+ICMP_ECHO, ICMPV6_ECHO = 8, 128
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: close sends RST, and drops what is queued
+
+_REFUSALS = {
+    errno.ECONNREFUSED: Refusal.RESET,
+    errno.ENETUNREACH: Refusal.NET_UNREACHABLE,
+    errno.ENETDOWN: Refusal.NET_UNREACHABLE,
+    errno.EHOSTUNREACH: Refusal.HOST_UNREACHABLE,
+    errno.EHOSTDOWN: Refusal.HOST_UNREACHABLE,
+    errno.EACCES: Refusal.PROHIBITED,
+    errno.EPERM: Refusal.PROHIBITED,
+    errno.ETIMEDOUT: Refusal.DROP,
+}
+
+
+def refusal_for(error: int) -> Refusal:
+    """What the guest is told when the host's socket fails with this errno."""
+    return _REFUSALS.get(error, Refusal.RESET)
+
+
+class TcpRelay:
+    """One connection.  Made connecting (`connect`) for the guest's flows, or running (`run`) for inbound ones."""
+
+    __slots__ = ("_blocked", "_connecting", "_engine", "_hung_up", "_readable", "_socket", "connection")
+
+    def __init__(self, engine: Engine, connection: TcpConnection | None = None) -> None:
+        self._engine = engine
+        self.connection = connection
+        self._socket: socket.socket | None = None
+        self._connecting: list[Endpoint] | None = None
+        self._readable = False
+        self._hung_up = False
+        self._blocked = False
+
+    # -- the host's side ----------------------------------------------------------------------------
+
+    def connect(self, uplink: Uplink, target: Target) -> None:
+        """Connect to the first endpoint of `target` that answers; then, and only then, accept the guest."""
+        self._connecting = list(target.endpoints)
+        self._connect_next(uplink, errno.ENETUNREACH)
+
+    def _connect_next(self, uplink: Uplink, error: int) -> None:
+        while self._connecting:
+            endpoint = self._connecting.pop(0)
+            try:
+                sock = uplink.open("tcp", endpoint.address)
+            except OSError as failure:
+                error = failure.errno or error
+                continue
+            error = sock.connect_ex((str(endpoint.address), endpoint.port))
+            if error in (0, errno.EINPROGRESS):
+                self._own(sock, lambda events: self._connected(uplink, events))
+                return
+            sock.close()
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.refuse(refusal_for(error))
+
+    def _connected(self, uplink: Uplink, events: int) -> None:
+        sock, connection = self._socket, self.connection
+        if sock is None or connection is None or not events & (OUT | ERROR | HANG_UP):
+            return
+        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            self._close_socket()
+            self._connect_next(uplink, error)
+            return
+        self._connecting = None
+        self._engine.remove(sock.fileno())
+        self._run(sock)
+        connection.accept(self._engine.now)
+
+    def run(self, sock: socket.socket) -> None:
+        """`sock` is connected; the guest is being connected to."""
+        self._run(sock)
+
+    def _run(self, sock: socket.socket) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the guest's kernel has done Nagle's part
+        self._own(sock, self._on_events)
+
+    def _own(self, sock: socket.socket, handler: Callable[[int], None]) -> None:
+        self._socket = sock
+        self._engine.add(sock.fileno(), handler, IN | OUT | READ_HANG_UP | EDGE)
+
+    def _on_events(self, events: int) -> None:
+        if events & (IN | READ_HANG_UP | HANG_UP | ERROR):
+            self._readable = True
+            if events & (READ_HANG_UP | HANG_UP | ERROR):
+                self._hung_up = True
+                if events & ERROR and self._failed():
+                    return
+            self._pump()
+        if events & OUT and self._blocked and self.connection is not None:
+            self._blocked = False
+            self.connection.resume(self._engine.now)
+
+    def _failed(self) -> bool:
+        sock = self._socket
+        if sock is not None and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.abort()
+            return True
+        return False
+
+    def _pump(self) -> None:
+        """From the host to the guest, as far as there is room."""
+        connection, sock, now = self.connection, self._socket, self._engine.now
+        if connection is None or sock is None:
+            return
+        burst = connection.snd.burst
+        for _ in range(BUFFERS_PER_STEP):
+            if not self._readable:
+                return
+            wanted = min(connection.room(), burst)
+            if not wanted:
+                connection.wait_for_room(now)
+                return
+            try:
+                data = sock.recv(wanted)
+            except BlockingIOError:
+                self._readable = False
+                return
+            except OSError:
+                self.abort()
+                return
+            if not data:
+                self._readable = False
+                connection.shutdown(now)
+                return
+            connection.send(data, now)
+            if len(data) < wanted and not self._hung_up:
+                self._readable = False
+        if self._readable:
+            self._engine.again(self._pump)
+
+    def abort(self) -> None:
+        """The host's side is gone: RST to the guest."""
+        connection, self.connection = self.connection, None
+        self._close_socket()
+        if connection is not None:
+            connection.abort(self._engine.now)
+
+    def _close_socket(self, *, reset: bool = False) -> None:
+        sock, self._socket = self._socket, None
+        self._readable = False
+        if sock is not None:
+            self._engine.remove(sock.fileno())
+            if reset:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            sock.close()
+
+    # -- the guest's side: TcpUser ------------------------------------------------------------------
+
+    def established(self) -> None:
+        self._pump()
+
+    def deliver(self, data: memoryview) -> int:
+        sock = self._socket
+        if sock is None:
+            return 0
+        try:
+            taken = sock.send(data)
+        except BlockingIOError:
+            taken = 0
+        except OSError:
+            self.abort()
+            return 0
+        if taken < len(data):
+            self._blocked = True
+        return taken
+
+    def end(self) -> None:
+        if self._socket is not None:
+            try:
+                self._socket.shutdown(socket.SHUT_WR)
+            except OSError:
+                self.abort()
+
+    def writable(self) -> None:
+        if self._readable:
+            self._pump()
+
+    def closed(self, why: Closed) -> None:
+        self.connection = None
+        self._close_socket(reset=why is not Closed.NORMAL)
+
+
+class UdpRelay:
+    """One guest endpoint and one socket (RFC 4787: endpoint-independent mapping).
+
+    Datagrams come in only from where the guest has sent to.
+    """
+
+    __slots__ = ("_engine", "_flows", "_forget", "_segment", "_socket", "_targets", "filtered")
+
+    def __init__(self, engine: Engine, sock: socket.socket, forget: Callable[[], None]) -> None:
+        self._engine = engine
+        self._socket = sock
+        self._forget = forget
+        self._flows: dict[tuple[str, int], UdpFlow] = {}
+        self._targets: dict[bytes, tuple[str, int]] = {}
+        self.filtered = 0
+        engine.add(sock.fileno(), self._on_events, IN)
+
+    def add(self, flow: UdpFlow, target: Endpoint) -> None:
+        """`flow` goes to `target`; what comes from there is an answer to it."""
+        address = (str(target.address), target.port)
+        flow.user = self
+        self._flows[address] = flow
+        self._targets[flow.key] = address
+
+    def datagram(self, flow: UdpFlow, payload: memoryview, ttl: int, segment_size: int) -> None:
+        target = self._targets[flow.key]
+        try:
+            if segment_size:
+                size = struct.pack("=H", segment_size)
+                self._socket.sendmsg([payload], [(socket.SOL_UDP, UDP_SEGMENT, size)], 0, target)
+            else:
+                self._socket.sendto(payload, target)
+        except BlockingIOError:
+            pass  # the host's queue is full: lost, as datagrams are
+        except OSError as error:
+            if segment_size and error.errno in (errno.EIO, errno.EINVAL, errno.EMSGSIZE):
+                for start in range(0, len(payload), segment_size):
+                    self.datagram(flow, payload[start : start + segment_size], ttl, 0)
+            else:
+                flow.refuse(refusal_for(error.errno or 0))
+
+    def expired(self, flow: UdpFlow) -> None:
+        self._flows.pop(self._targets.pop(flow.key), None)
+        if not self._targets:
+            self.close()
+
+    def close(self) -> None:
+        """Close the socket.  Again is fine."""
+        if self._socket.fileno() >= 0:
+            self._engine.remove(self._socket.fileno())
+            self._socket.close()
+            self._forget()
+
+    def _on_events(self, _: int) -> None:
+        now = self._engine.now
+        for _ in range(DATAGRAMS_PER_STEP):
+            try:
+                payload, sender = self._socket.recvfrom(MAX_DATAGRAM)
+            except BlockingIOError:
+                return
+            except OSError:
+                continue  # an ICMP error of an earlier datagram, taken off the socket by being reported
+            flow = self._flows.get(sender[:2])
+            if flow is None:
+                self.filtered += 1
+            else:
+                flow.send(payload, now)
+
+
+class PingRelay:
+    """One echo flow and one ping socket (icmp(7), "ping sockets": no privilege but net.ipv4.ping_group_range).
+
+    The kernel puts an identifier of its own on the wire and takes only replies to it; the guest sees its own.
+    """
+
+    __slots__ = ("_engine", "_flow", "_hop_limit", "_kind", "_socket")
+
+    def __init__(self, engine: Engine, sock: socket.socket, flow: EchoFlow, target: Endpoint) -> None:
+        ipv4 = sock.family == socket.AF_INET
+        self._kind = ICMP_ECHO if ipv4 else ICMPV6_ECHO
+        if ipv4:
+            sock.setsockopt(socket.IPPROTO_IP, IP_RECVTTL, 1)
+            self._hop_limit = (socket.IPPROTO_IP, socket.IP_TTL)
+        else:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
+            self._hop_limit = (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)
+        sock.connect((str(target.address), 0))
+        self._engine = engine
+        self._socket = sock
+        self._flow = flow
+        flow.user = self
+        engine.add(sock.fileno(), self._on_events, IN)
+
+    def echo(self, flow: EchoFlow, sequence: int, payload: memoryview, ttl: int) -> None:
+        try:
+            self._socket.setsockopt(*self._hop_limit, max(ttl - 1, 1))
+            self._socket.send(struct.pack("!BBHHH", self._kind, 0, 0, 0, sequence) + payload)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            flow.refuse(refusal_for(error.errno or 0))
+
+    def expired(self, flow: EchoFlow) -> None:
+        self._engine.remove(self._socket.fileno())
+        self._socket.close()
+
+    def _on_events(self, _: int) -> None:
+        for _ in range(DATAGRAMS_PER_STEP):
+            try:
+                message, ancillary, _, _ = self._socket.recvmsg(MAX_DATAGRAM, socket.CMSG_SPACE(4))
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._flow.refuse(refusal_for(error.errno or 0))
+                continue
+            ttl = next((struct.unpack("=i", data)[0] for _, _, data in ancillary), 64)
+            sequence = int.from_bytes(message[6:8], "big")
+            self._flow.reply(sequence, message[8:], ttl, self._engine.now)
+
+
+class DnsRelay:
+    """The DNS proxy and its sockets: one for each upstream, whoever asks, open while something is under way."""
+
+    def __init__(self, engine: Engine, uplink: Uplink) -> None:
+        self._engine = engine
+        self._uplink = uplink
+        self._proxy = DnsProxy(random_id=lambda: int.from_bytes(os.urandom(2), "big"))
+        self._sockets: dict[Upstream, socket.socket] = {}
+        self._waiting: dict[UdpFlow, int] = {}
+        engine.deadlines.append(lambda: self._proxy.deadline)
+        engine.after_step.append(self._on_time)
+
+    def datagram(self, flow: UdpFlow, payload: memoryview, ttl: int, segment_size: int) -> None:
+        upstreams = [(str(endpoint.address), endpoint.port) for endpoint in self._uplink.resolvers()]
+        if upstreams != list(self._proxy.upstreams):
+            self._proxy.set_upstreams(upstreams)
+        self._do(self._proxy.query(bytes(payload), flow, self._engine.now))
+
+    def expired(self, flow: UdpFlow) -> None:
+        pass  # its answer may still come, and can still be sent
+
+    def close(self) -> None:
+        """Close the sockets.  Again is fine."""
+        while self._sockets:
+            self._close(next(iter(self._sockets)))
+
+    def stats(self) -> dict[str, int]:
+        """The proxy's counters."""
+        return self._proxy.stats()
+
+    def _on_time(self) -> None:
+        if self._proxy.deadline <= self._engine.now:
+            self._do(self._proxy.handle_timer(self._engine.now))
+
+    def _do(self, actions: list[Action]) -> None:
+        now = self._engine.now
+        while actions:
+            action = actions.pop(0)
+            if isinstance(action, Send):
+                if not self._send(action):
+                    actions += self._proxy.upstream_failed(action.upstream, now)
+            elif isinstance(action.client, UdpFlow):
+                action.client.send(action.message, now)
+
+    def _send(self, action: Send) -> bool:
+        try:
+            sock = self._sockets.get(action.upstream) or self._open(action.upstream)
+            sock.send(action.message)
+        except BlockingIOError:
+            return True  # lost, as datagrams are; the proxy asks again
+        except OSError:
+            self._close(action.upstream)
+            return False
+        return True
+
+    def _open(self, upstream: Upstream) -> socket.socket:
+        sock = self._uplink.open("udp", ip_address(upstream[0]))
+        try:
+            sock.connect(upstream)
+        except OSError:
+            sock.close()
+            raise
+        self._sockets[upstream] = sock
+        self._engine.add(sock.fileno(), lambda _: self._on_events(upstream), IN)
+        return sock
+
+    def _close(self, upstream: Upstream) -> None:
+        sock = self._sockets.pop(upstream, None)
+        if sock is not None:
+            self._engine.remove(sock.fileno())
+            sock.close()
+
+    def _on_events(self, upstream: Upstream) -> None:
+        now = self._engine.now
+        for _ in range(DATAGRAMS_PER_STEP):
+            sock = self._sockets.get(upstream)
+            if sock is None:
+                return
+            try:
+                message = sock.recv(MAX_DATAGRAM)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._close(upstream)
+                self._do(self._proxy.upstream_failed(upstream, now))
+                return
+            self._do(self._proxy.response(message, upstream, now))

@@ -1,0 +1,60 @@
+"""Header templates: what stands in front of a flow's payload, laid out once.
+
+Sending patches lengths and sums in place, and hands `(header, payload)` to the link; nothing is built
+per packet.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from .link import UNKNOWN_MAC, Link
+from .wire import checksum, ip, virtio
+
+_IPV4_LENGTH = Struct("!HHHHH").pack_into  # total length, identification, fragment, ttl|protocol, checksum
+_LENGTH = Struct("!H").pack_into
+
+
+class FlowHeader:
+    """`buffer` is virtio header (if the link has one), Ethernet, IP and layer-4 header; `layer4` is where
+    the last begins.  `pseudo` is the pseudo-header's sum with the length left out; `resolved`: the
+    guest's link address is in."""
+
+    __slots__ = ("_ip", "_ip_sum", "_ttl_protocol", "addresses", "buffer", "layer4", "pseudo", "resolved")
+
+    def __init__(self, link: Link, addresses: bytes, protocol: int, layer4: bytes, *, ttl: int = 64) -> None:
+        self.addresses = addresses
+        destination = addresses[len(addresses) // 2 :]
+        prefix = link.prefix(destination)
+        self.resolved = link.mac_of(destination) != UNKNOWN_MAC
+        header = ip.pack(addresses, protocol, 0, ttl=ttl)
+        self.buffer = bytearray(prefix + header + layer4)
+        self._ip = len(prefix)
+        self.layer4 = len(prefix) + len(header)
+        self.pseudo = checksum.pseudo_header(addresses, protocol)
+        self._ttl_protocol = ttl << 8 | protocol
+        # for IPv4: the header's sum without length and checksum; 0 tells IPv6, whose header has no sum
+        self._ip_sum = 0
+        if len(addresses) == 8:
+            self._ip_sum = (0xFFFF - int.from_bytes(header[10:12], "big")) or 0xFFFF
+
+    def set_length(self, length: int) -> None:
+        """`length` is that of the layer-4 header and payload."""
+        if self._ip_sum:
+            at = self._ip
+            check = 0xFFFF - (self._ip_sum + length) % 0xFFFF
+            _IPV4_LENGTH(self.buffer, at + 2, length + 20, 0, ip.DONT_FRAGMENT, self._ttl_protocol, check)
+        else:
+            _LENGTH(self.buffer, self._ip + 4, length)
+
+    def set_mac(self, mac: bytes) -> None:
+        """The guest has a new link address."""
+        at = self._ip - 14
+        self.buffer[at : at + 6] = mac
+        self.resolved = True
+
+    def virtio(self, sum_offset: int, gso_type: int = virtio.GSO_NONE, gso_size: int = 0) -> bytes:
+        """The virtio header for a packet of this flow whose checksum field lies `sum_offset` into layer 4."""
+        start = self.layer4 - virtio.SIZE
+        size = len(self.buffer) - virtio.SIZE if gso_type else 0
+        return virtio.pack(virtio.NEEDS_CSUM, gso_type, size, gso_size, start, sum_offset)

@@ -1,0 +1,99 @@
+"""The link: Ethernet in and out, and who has which link address (ARP, RFC 826).
+
+Everything we emit leaves by `emit`, one call per frame, as one or more buffers.  They are lent for the
+duration of the call.  An address whose link address is unknown is asked for, and the frames for it
+wait, a few of them, until it is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .offloads import Offloads
+from .wire import arp, ethernet, virtio
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+UNKNOWN_MAC = bytes(6)
+
+
+class Link:
+    __slots__ = ("_neighbour_limit", "_neighbours", "_waiting", "_waiting_limit", "emit", "mac", "mtu", "offloads", "own")
+
+    def __init__(
+        self,
+        emit: Callable[..., object],
+        *,
+        mac: bytes,
+        mtu: int,
+        offloads: Offloads,
+        own: frozenset[bytes],
+        neighbour_limit: int,
+        waiting_limit: int,
+    ) -> None:
+        self.emit = emit
+        self.mac = mac
+        self.mtu = mtu
+        self.offloads = offloads
+        self.own = own  # the addresses that are ours, packed; ARP is answered for these alone
+        self._neighbours: dict[bytes, bytes] = {}
+        self._waiting: dict[bytes, list[bytes]] = {}
+        self._neighbour_limit = neighbour_limit
+        self._waiting_limit = waiting_limit
+
+    def mac_of(self, address: bytes) -> bytes:
+        return self._neighbours.get(address, UNKNOWN_MAC)
+
+    def learn(self, address: bytes, mac: bytes) -> bool:
+        """Whether that was news.  Frames that waited for it leave now."""
+        if self._neighbours.get(address) == mac or address in self.own or mac[0] & 1:
+            return False
+        while len(self._neighbours) >= self._neighbour_limit:
+            del self._neighbours[next(iter(self._neighbours))]
+        self._neighbours[address] = mac
+        at = self.offloads.vnet_header
+        for frame in self._waiting.pop(address, ()):
+            self.emit(frame[:at] + mac + frame[at + 6 :])
+        return True
+
+    def prefix(self, address: bytes) -> bytes:
+        """What goes in front of an IP packet to `address`: virtio header, if any, and Ethernet header."""
+        kind = ethernet.IPV4 if len(address) == 4 else ethernet.IPV6
+        return self._virtio() + ethernet.pack(self.mac_of(address), self.mac, kind)
+
+    def send(self, address: bytes, *buffers: Buffer) -> None:
+        """One frame whose first buffer begins with `prefix(address)`.  It waits if that is not resolved."""
+        at = self.offloads.vnet_header
+        if bytes(memoryview(buffers[0])[at : at + 6]) != UNKNOWN_MAC:
+            self.emit(*buffers)
+            return
+        if len(self._waiting) < self._waiting_limit or address in self._waiting:
+            frames = self._waiting.setdefault(address, [])
+            if len(frames) < self._waiting_limit:
+                frames.append(b"".join(buffers))
+        self.request(address)
+
+    def request(self, address: bytes) -> None:
+        """Ask who has `address`."""
+        if len(address) == 4:
+            source = next(own for own in self.own if len(own) == 4)
+            self._send_arp(ethernet.BROADCAST, arp.Arp(arp.REQUEST, self.mac, source, UNKNOWN_MAC, address))
+
+    def arp_arrives(self, frame: memoryview) -> bool:
+        """Answers a request for one of our addresses.  Whether the sender's address was news."""
+        packet = arp.parse(frame)
+        if packet.target in self.own and packet.operation == arp.REQUEST:
+            reply = arp.Arp(arp.REPLY, self.mac, packet.target, packet.sender_mac, packet.sender)
+            self._send_arp(packet.sender_mac, reply)
+        probing = packet.sender == bytes(4)  # RFC 5227: it has no address yet
+        return not probing and self.learn(packet.sender, packet.sender_mac)
+
+    def _send_arp(self, destination: bytes, packet: arp.Arp) -> None:
+        self.emit(
+            self._virtio() + ethernet.pack(destination, self.mac, ethernet.ARP) + arp.pack(packet)
+        )
+
+    def _virtio(self) -> bytes:
+        return virtio.NONE if self.offloads.vnet_header else b""

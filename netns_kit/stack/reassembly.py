@@ -1,0 +1,96 @@
+"""Putting fragments together (RFC 791, RFC 8200 4.5), with RFC 5722's rule for both families:
+
+a fragment that overlaps another one damns the whole packet.  An exact duplicate is only dropped.
+Memory is bounded: beyond the bound the oldest incomplete packet goes.
+"""
+
+from __future__ import annotations
+
+from .wire import BadPacket, ip
+
+
+OVERHEAD = 256  # bytes counted for each fragment beside its own: small ones are not free
+
+
+class _Partial:
+    __slots__ = ("born", "bytes", "cost", "damned", "first", "pieces", "total")
+
+    def __init__(self, born: float) -> None:
+        self.born = born
+        self.pieces: dict[int, bytes] = {}
+        self.bytes = 0
+        self.cost = OVERHEAD
+        self.total: int | None = None
+        self.first: ip.Packet | None = None
+        self.damned = False
+
+
+class Reassembly:
+    """`add` a fragment; the whole packet comes back with its last one."""
+
+    __slots__ = ("_held", "_limit", "_lifetime", "_partials")
+
+    def __init__(self, limit: int, lifetime: float) -> None:
+        self._limit = limit  # bytes
+        self._lifetime = lifetime  # seconds
+        self._partials: dict[tuple[bytes, int, int], _Partial] = {}
+        self._held = 0
+
+    @property
+    def held(self) -> int:
+        """Bytes waiting for the rest of their packet, overhead included."""
+        return self._held
+
+    def add(self, packet: ip.Packet, now: float) -> ip.Packet | None:
+        """Raises `BadPacket` for a fragment that cannot be part of any packet, or damns one."""
+        self.expire(now)
+        start, data = packet.fragment_offset, bytes(packet.payload)
+        end = start + len(data)
+        if packet.more_fragments and (len(data) & 7 or not data):
+            raise BadPacket("fragment-length")
+        if end > 0xFFFF:
+            raise BadPacket("fragment-too-long")
+        key = (packet.addresses, packet.protocol if len(packet.addresses) == 8 else 0, packet.identification)
+        partial = self._partials.get(key)
+        if partial is None:
+            partial = self._partials[key] = _Partial(now)
+            self._held += partial.cost
+        if partial.damned:
+            raise BadPacket("fragment-overlap")
+        if partial.pieces.get(start) == data:
+            return None
+        overlaps = any(start < at + len(piece) and at < end for at, piece in partial.pieces.items())
+        conflicts = partial.total is not None and (end > partial.total or not packet.more_fragments)
+        beyond = not packet.more_fragments and any(at + len(p) > end for at, p in partial.pieces.items())
+        if overlaps or conflicts or beyond:
+            self._held -= partial.cost - OVERHEAD
+            partial.pieces.clear()
+            partial.cost, partial.damned = OVERHEAD, True
+            raise BadPacket("fragment-overlap")
+        partial.pieces[start] = data
+        partial.bytes += len(data)
+        partial.cost += len(data) + OVERHEAD
+        self._held += len(data) + OVERHEAD
+        if not packet.more_fragments:
+            partial.total = end
+        if start == 0:
+            whole = memoryview(bytes(packet.whole))
+            first = ip.Packet(packet.addresses, packet.protocol, memoryview(b""), whole, packet.ttl, packet.tos)
+            partial.first = first
+        if partial.bytes == partial.total and partial.first is not None:
+            self._drop(key)
+            partial.first.payload = memoryview(b"".join(partial.pieces[at] for at in sorted(partial.pieces)))
+            return partial.first
+        while self._held > self._limit:
+            self._drop(next(iter(self._partials)))
+        return None
+
+    def expire(self, now: float) -> None:
+        while self._partials:
+            key = next(iter(self._partials))
+            if self._partials[key].born + self._lifetime > now:
+                break
+            self._drop(key)
+
+    def _drop(self, key: tuple[bytes, int, int]) -> None:
+        self._held -= self._partials.pop(key).cost

@@ -1,0 +1,36 @@
+"""The retransmission timer of RFC 6298, and only that.
+
+The floor is 0.2 s, not the 1 s of (2.4): the link is a tap to a kernel on the same machine, whose own
+floor that is (and RFC 6298 appendix A leaves the door open).
+"""
+
+from __future__ import annotations
+
+INITIAL = 1.0  # (2.1)
+FLOOR = 0.2
+CEILING = 60.0  # (2.5)
+_ALPHA, _BETA, _K = 1 / 8, 1 / 4, 4
+
+
+class RetransmissionTimeout:
+    """`value` is the timeout in seconds; `sample` feeds it, `back_off` doubles it."""
+
+    __slots__ = ("_rttvar", "_srtt", "value")
+
+    def __init__(self) -> None:
+        self._srtt = 0.0
+        self._rttvar = 0.0
+        self.value = INITIAL
+
+    def sample(self, rtt: float) -> None:
+        """One round-trip time of a segment that was not retransmitted (Karn, section 3)."""
+        if self._srtt:  # (2.3)
+            self._rttvar += _BETA * (abs(self._srtt - rtt) - self._rttvar)
+            self._srtt += _ALPHA * (rtt - self._srtt)
+        else:  # (2.2)
+            self._srtt, self._rttvar = rtt, rtt / 2
+        self.value = min(max(self._srtt + _K * self._rttvar, FLOOR), CEILING)
+
+    def back_off(self) -> None:
+        """(5.5)"""
+        self.value = min(self.value * 2, CEILING)

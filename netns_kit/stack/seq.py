@@ -1,0 +1,39 @@
+"""Sequence numbers modulo 2**32 (RFC 9293 section 3.4).  All of TCP's modular arithmetic is here.
+
+>>> less(0xFFFFFFFF, 0), less(0, 0xFFFFFFFF), add(0xFFFFFFFF, 2), distance(0xFFFFFFFE, 3)
+(True, False, 1, 5)
+"""
+
+from __future__ import annotations
+
+MASK = 0xFFFFFFFF
+_HALF = 0x80000000
+
+
+def add(seq: int, count: int) -> int:
+    return (seq + count) & MASK
+
+
+def distance(start: int, end: int) -> int:
+    """How far `end` lies after `start`; a number near 2**32 means before."""
+    return (end - start) & MASK
+
+
+def less(a: int, b: int) -> bool:
+    return (a - b) & MASK >= _HALF
+
+
+def less_equal(a: int, b: int) -> bool:
+    return (b - a) & MASK < _HALF
+
+
+def in_window(seq: int, start: int, size: int) -> bool:
+    """start <= seq < start + size."""
+    return (seq - start) & MASK < size
+
+
+def acceptable(seq: int, length: int, nxt: int, window: int) -> bool:
+    """The acceptability test, RFC 9293 3.10.7.4 first check, its four cases."""
+    if length == 0:
+        return seq == nxt if window == 0 else in_window(seq, nxt, window)
+    return window > 0 and (in_window(seq, nxt, window) or in_window(add(seq, length - 1), nxt, window))

@@ -1,0 +1,873 @@
+"""TCP between the guest and one user of ours (RFC 9293, section numbers are its own).
+
+The *guest* is the namespace's end; the *user* (RFC 9293's word) is whatever stands behind the connection
+on our side, a host socket usually.  `ReceiveHalf` owns bytes the user has not taken, `SendHalf` bytes the
+guest has not acknowledged, `TcpConnection` joins them and is the only one that speaks.
+
+Promises.  A guest's SYN is answered when the user calls `TcpConnection.accept`, never earlier; until then
+the connection is in LISTEN, its SYN on hold.  ACK covers bytes the user has taken: bytes received and
+*held* are acknowledged when taken.  The window is therefore constant, counted from that ACK.  A guest that
+retransmits held bytes is shown a window of zero, which makes its retransmissions window probes, so that it
+may wait for as long as the user does.
+
+Sending.  We read from the user only what the guest's window has room for, so what is queued is in flight.
+There is no congestion control: the link is a tap into a kernel on this machine and drops nothing.  On a
+link that does drop, fast retransmit (RFC 5681 3.2, RFC 6582's partial ACKs) repairs a hole per round
+trip, and a timeout goes back to the first unacknowledged byte and opens up again by doubling.
+
+Law of this file: no socket, no clock, no log.  `state` changes in `_enter` and nowhere else; segments leave
+by `_emit` and nowhere else; time is an argument.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from enum import Enum
+from struct import Struct
+from typing import TYPE_CHECKING, Protocol
+
+from . import seq as sequence
+from .header import FlowHeader
+from .rto import RetransmissionTimeout
+from .seq import MASK, add, distance, less
+from .user import Closed, Refusal, TcpUser
+from .wire import checksum, ip, tcp, virtio
+from .wire.tcp import ACK, FIN, PSH, RST, SYN, Segment
+
+if TYPE_CHECKING:
+    from .limits import Limits
+    from .link import Link
+    from .timers import Timers
+
+DEFAULT_MSS = {8: 536, 32: 1220}  # 3.7.1, by length of the address pair
+WINDOW_SCALE = 8  # ours; the window moves in steps of 256 bytes
+MAX_PAYLOAD = 65535 - 40 - 20  # of one super-segment, either family
+DUPLICATE_ACKS = 3  # RFC 5681 3.2
+SYN_RETRIES = 5
+RETRIES = 10  # 102 s with the timer's floor: 3.8.3's R2 of at least 100 s
+PROBES = 5  # keepalive probes unanswered before the guest is taken for gone
+PROBE_INTERVAL = 30.0
+
+_PATCH = Struct("!IIHHHH").pack_into  # seq, ack, offset|flags, window, checksum, urgent
+_SUM_OFFSET = 16
+_NO_PAYLOAD = memoryview(b"")
+
+
+class State(Enum):
+    LISTEN = "LISTEN"  # the guest's SYN is on hold until the user can tell
+    SYN_SENT = "SYN-SENT"
+    SYN_RECEIVED = "SYN-RECEIVED"
+    ESTABLISHED = "ESTABLISHED"
+    FIN_WAIT_1 = "FIN-WAIT-1"
+    FIN_WAIT_2 = "FIN-WAIT-2"
+    CLOSE_WAIT = "CLOSE-WAIT"
+    CLOSING = "CLOSING"
+    LAST_ACK = "LAST-ACK"
+    TIME_WAIT = "TIME-WAIT"
+    CLOSED = "CLOSED"
+
+
+LISTEN, SYN_SENT, SYN_RECEIVED, ESTABLISHED = State.LISTEN, State.SYN_SENT, State.SYN_RECEIVED, State.ESTABLISHED
+FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT = State.FIN_WAIT_1, State.FIN_WAIT_2, State.CLOSE_WAIT
+CLOSING, LAST_ACK, TIME_WAIT, CLOSED = State.CLOSING, State.LAST_ACK, State.TIME_WAIT, State.CLOSED
+
+_SENDING = frozenset({ESTABLISHED, CLOSE_WAIT})  # the user may still send
+_RECEIVING = frozenset({ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2})  # the guest may still send
+_HALF_CLOSED = frozenset({FIN_WAIT_2, CLOSE_WAIT})
+
+
+class Purpose(Enum):
+    """What the one timer is for.  No two of these can be due at once."""
+
+    NONE = "none"
+    RETRANSMIT = "retransmit"
+    PERSIST = "persist"
+    KEEPALIVE = "keepalive"
+    TIME_WAIT = "time wait"
+
+
+class Table(Protocol):
+    """What a connection needs of the stack it lives in."""
+
+    link: Link
+    limits: Limits
+    timers: Timers
+    acks: list[TcpConnection]
+
+    def forget(self, connection: TcpConnection) -> None: ...
+
+    def refuse(self, connection: TcpConnection, refusal: Refusal) -> None: ...
+
+
+class SendHalf:
+    """Towards the guest: SND of 3.3.1, and the bytes behind it."""
+
+    __slots__ = (
+        "blocked",
+        "burst",
+        "congestion",
+        "duplicates",
+        "fin",
+        "iss",
+        "max",
+        "mss",
+        "nxt",
+        "queue",
+        "recover",
+        "retries",
+        "rto",
+        "scale",
+        "timed",
+        "timed_at",
+        "una",
+        "wl1",
+        "wl2",
+        "wnd",
+        "wnd_max",
+    )
+
+    def __init__(self, iss: int, mss: int) -> None:
+        self.iss = iss
+        self.una = iss  # oldest unacknowledged
+        self.nxt = iss  # next to send; behind `max` while going back after a timeout
+        self.max = iss  # one past the last ever sent
+        self.wnd = 0
+        self.wnd_max = 0
+        self.wl1 = 0
+        self.wl2 = 0
+        self.scale = 0
+        self.mss = mss
+        self.burst = mss
+        self.queue: deque[tuple[int, bytes]] = deque()  # (sequence number, bytes), from `una` to `max`
+        self.fin: int | None = None  # the sequence number of our FIN
+        self.blocked = False  # the user found no room and waits to be told
+        self.rto = RetransmissionTimeout()
+        self.retries = 0
+        self.timed: int | None = None  # an ACK of this number ends the round trip that began at `timed_at`
+        self.timed_at = 0.0
+        self.duplicates = 0
+        self.recover: int | None = None  # RFC 6582: recovering until this is acknowledged
+        self.congestion: float = math.inf  # a bound on flight, in bytes, only after a timeout
+
+    @property
+    def flight(self) -> int:
+        return (self.max - self.una) & MASK
+
+    def acknowledge(self, ack: int, now: float) -> None:
+        """`ack` lies in (una, max]: forget what it covers."""
+        queue = self.queue
+        self.congestion += 2 * distance(self.una, ack)
+        self.una = ack
+        while queue and distance(queue[0][0], ack) >= len(queue[0][1]) and not less(ack, queue[0][0]):
+            queue.popleft()
+        if less(self.nxt, ack):
+            self.nxt = ack
+        if self.timed is not None and not less(ack, self.timed):
+            self.rto.sample(now - self.timed_at)
+            self.timed = None
+        self.duplicates = 0
+        self.retries = 0
+
+    def at(self, position: int) -> memoryview:
+        """The queued bytes from `position` to the end of the chunk it lies in."""
+        for start, data in self.queue:
+            offset = distance(start, position)
+            if offset < len(data):
+                return memoryview(data)[offset:]
+        return _NO_PAYLOAD
+
+
+class ReceiveHalf:
+    """From the guest: RCV of 3.3.1, and the bytes before it that the user has not taken."""
+
+    __slots__ = ("ack", "fin", "held", "later", "nxt", "scale", "wnd")
+
+    def __init__(self, wnd: int) -> None:
+        self.nxt = 0  # next expected
+        self.ack = 0  # next to be taken by the user; what we acknowledge
+        self.wnd = wnd  # the window, counted from `ack`
+        self.scale = 0
+        self.held: deque[memoryview] = deque()  # from `ack` to `nxt`
+        self.later: list[tuple[int, bytes, bool]] = []  # beyond a hole: number, bytes, FIN after them
+        self.fin = False  # the guest's FIN is at `nxt`, behind what is held
+
+    def start(self, irs: int) -> None:
+        self.nxt = self.ack = add(irs, 1)
+
+    def keep(self, seq: int, data: bytes, fin: bool, limit: int) -> None:
+        """Bytes beyond a hole, in order of number."""
+        if len(self.later) >= limit:
+            return
+        at = len(self.later)
+        while at and less(seq, self.later[at - 1][0]):
+            at -= 1
+        if not (at and self.later[at - 1][0] == seq and len(self.later[at - 1][1]) >= len(data)):
+            self.later.insert(at, (seq, data, fin))
+
+
+class TcpConnection:
+    """One connection.  `key` is guest address, other address, guest port, other port, as on the wire.
+
+    The user drives it with `accept`, `refuse`, `room`, `send`, `shutdown`, `resume` and `abort`; the guest
+    with `segment_arrives`; time with `handle_timer`.
+    """
+
+    __slots__ = (
+        "_ack_due",
+        "_gso",
+        "_gso_set",
+        "_header",
+        "_idle_since",
+        "_plain",
+        "_probes",
+        "_table",
+        "key",
+        "purpose",
+        "rcv",
+        "snd",
+        "state",
+        "timer_at",
+        "timer_entry",
+        "user",
+    )
+
+    def __init__(self, table: Table, key: bytes, iss: int, state: State, mss: int) -> None:
+        self._table = table
+        self.key = key
+        self.state = state
+        self.user: TcpUser | None = None
+        self.snd = SendHalf(iss, mss)
+        self.rcv = ReceiveHalf(table.limits.tcp_receive)
+        self.purpose = Purpose.NONE
+        self.timer_at = math.inf
+        self.timer_entry = math.inf
+        self._ack_due = False
+        self._idle_since = 0.0
+        self._probes = 0
+        link = table.link
+        size = (len(key) - 4) // 2
+        addresses = key[size : 2 * size] + key[:size]  # ours to theirs
+        ports = key[-2:] + key[-4:-2]
+        self._header = FlowHeader(link, addresses, ip.TCP, ports + bytes(tcp.SIZE - 4))
+        self._plain = self._gso = b""
+        self._gso_set = False
+        if link.offloads.vnet_header and link.offloads.csum:
+            self._plain = self._header.virtio(_SUM_OFFSET)
+            self._header.buffer[: virtio.SIZE] = self._plain
+        self._negotiate(mss)
+
+    # -- opening ------------------------------------------------------------------------------------
+
+    def syn_arrives(self, seg: Segment, now: float) -> None:
+        """The SYN that made this connection.  3.10.7.2, but the answer waits for `accept`."""
+        mss, scale = tcp.parse_options(seg.options)
+        self._options(mss, scale)
+        self.rcv.start(seg.seq)
+        self.snd.wnd = self.snd.wnd_max = seg.window
+        self.snd.wl1 = seg.seq
+        self._idle_since = now
+
+    def connect(self, now: float) -> None:
+        """Active open, 3.10.1: the SYN leaves, or waits for the guest's link address."""
+        self.rcv.scale = WINDOW_SCALE
+        self._syn(SYN, now)
+
+    def accept(self, now: float) -> None:
+        """The user is ready: SYN|ACK leaves now, never earlier."""
+        if self.state is LISTEN:
+            self._enter(SYN_RECEIVED)
+            self._syn(SYN | ACK, now)
+
+    def refuse(self, refusal: Refusal) -> None:
+        """The user cannot: the guest is told as `refusal` says, and the connection is gone."""
+        if self.state is LISTEN:
+            self.user = None
+            self._table.refuse(self, refusal)
+            self._enter(CLOSED)
+
+    def link_changed(self, mac: bytes) -> None:
+        """The guest's link address is known, or another than it was."""
+        self._header.set_mac(mac)
+
+    # -- the user's calls ---------------------------------------------------------------------------
+
+    def room(self) -> int:
+        """How many bytes `send` takes now.  0: `TcpUser.writable` will be called when there is room.
+
+        Sender's silly-window avoidance (3.8.6.2.1): less than a segment is no room while data is in flight.
+        """
+        snd = self.snd
+        flight = (snd.max - snd.una) & MASK
+        room = min(snd.wnd, self._table.limits.tcp_send) - flight
+        if snd.nxt != snd.max or self.state not in _SENDING:
+            room = 0
+        if room >= snd.mss or (room > 0 and (room >= snd.wnd_max >> 1 or not flight)):
+            return room
+        snd.blocked = True
+        return 0
+
+    def send(self, data: bytes, now: float) -> None:
+        """Send `data`, no more than `room` of it.  It is kept until acknowledged."""
+        snd = self.snd
+        seq = snd.max
+        snd.queue.append((seq, data))
+        snd.nxt = snd.max = (seq + len(data)) & MASK
+        if snd.timed is None:
+            snd.timed = snd.max
+            snd.timed_at = now
+        if self.purpose is not Purpose.RETRANSMIT:
+            self._arm(Purpose.RETRANSMIT, now + snd.rto.value)
+        self._segments(seq, data)
+
+    def wait_for_room(self, now: float) -> None:
+        """The user has data and `room` was 0: should the window stay shut, probe it (3.8.6.1)."""
+        if self.purpose is not Purpose.RETRANSMIT and self.purpose is not Purpose.PERSIST:
+            self._arm(Purpose.PERSIST, now + self.snd.rto.value)
+
+    def shutdown(self, now: float) -> None:
+        """The user has no more to send: FIN (3.10.4).  The guest may go on sending."""
+        if self.state is ESTABLISHED:
+            self._enter(FIN_WAIT_1)
+        elif self.state is CLOSE_WAIT:
+            self._enter(LAST_ACK)
+        else:
+            return
+        snd = self.snd
+        snd.fin = snd.max
+        snd.max = add(snd.max, 1)
+        self._output(now)
+
+    def resume(self, now: float) -> None:
+        """The user can take more: deliver what is held, and acknowledge it."""
+        rcv, user = self.rcv, self.user
+        held = rcv.held
+        before = rcv.ack
+        while held and user is not None:
+            taken = user.deliver(held[0])
+            if not self._alive:
+                return
+            rcv.ack = (rcv.ack + taken) & MASK
+            if taken < len(held[0]):
+                held[0] = held[0][taken:]
+                break
+            held.popleft()
+        if rcv.ack != before:
+            self._ack_later()
+        self._end_if_due(now)
+
+    def abort(self, now: float) -> None:
+        """Give the connection up: RST to the guest (3.10.5), whatever was queued is dropped."""
+        if self.state in (SYN_RECEIVED, ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT):
+            self._emit(self.snd.max, RST | ACK)
+        elif self.state is LISTEN:
+            self._table.refuse(self, Refusal.RESET)
+        self.user = None
+        self._enter(CLOSED)
+
+    # -- the guest's segments -----------------------------------------------------------------------
+
+    def segment_arrives(self, seg: Segment, now: float) -> None:
+        """The one door for segments.  The guard is 3.10.7.4 with every check passing and nothing in
+        the way; the text itself is `_segment_arrives`."""
+        rcv, snd = self.rcv, self.snd
+        if (
+            self.state is ESTABLISHED
+            and seg.flags & (SYN | FIN | RST | ACK) == ACK
+            and seg.seq == rcv.nxt == rcv.ack
+            and not rcv.later
+            and len(seg.payload) <= rcv.wnd
+            and snd.nxt == snd.max
+            and snd.recover is None
+            and (acked := (seg.ack - snd.una) & MASK) <= (flight := (snd.max - snd.una) & MASK)
+            and (acked or seg.payload or not flight)
+        ):
+            self._in_order(seg, now)
+        else:
+            self._segment_arrives(seg, now)
+
+    def _in_order(self, seg: Segment, now: float) -> None:
+        rcv, snd, user = self.rcv, self.snd, self.user
+        self._idle_since = now
+        snd.wnd = seg.window << snd.scale
+        snd.wl1, snd.wl2 = seg.seq, seg.ack
+        if snd.wnd > snd.wnd_max:  # noqa: PLR1730 - a call to max() costs as much as all of this
+            snd.wnd_max = snd.wnd
+        if seg.ack != snd.una:
+            snd.acknowledge(seg.ack, now)
+            self._acknowledged(now)
+        size = len(seg.payload)
+        if size and user is not None:
+            taken = user.deliver(seg.payload)
+            rcv.nxt = (rcv.nxt + size) & MASK
+            rcv.ack = (rcv.ack + taken) & MASK
+            if taken < size:
+                rcv.held.append(memoryview(bytes(seg.payload[taken:])))
+            if taken and not self._ack_due:
+                self._ack_due = True
+                self._table.acks.append(self)
+        if snd.blocked:
+            self._unblock()
+
+    def _segment_arrives(self, seg: Segment, now: float) -> None:
+        """3.10.7.3 and 3.10.7.4, in their order."""
+        if self.state is LISTEN:
+            self._while_on_hold(seg)
+        elif self.state is SYN_SENT:
+            self._in_syn_sent(seg, now)
+        elif (
+            self._sequence_ok(seg, now)
+            and self._not_reset(seg)
+            and self._not_syn(seg)
+            and self._ack_ok(seg, now)
+        ):
+            self._idle_since = now
+            if self.state in _RECEIVING:
+                self._text(seg, now)
+            if self.snd.blocked:
+                self._unblock()
+
+    def _while_on_hold(self, seg: Segment) -> None:
+        """The host's side is still connecting.  The SYN again: it will be answered; RST: never mind."""
+        if seg.flags & RST and seg.seq == self.rcv.nxt:
+            self._close(Closed.RESET)
+
+    def _in_syn_sent(self, seg: Segment, now: float) -> None:
+        """3.10.7.3"""
+        snd = self.snd
+        ack_ok = bool(seg.flags & ACK) and seg.ack == snd.max
+        if seg.flags & ACK and not ack_ok:
+            if not seg.flags & RST:
+                self._emit(seg.ack, RST)
+        elif seg.flags & RST:
+            if ack_ok:
+                self._close(Closed.RESET)
+        elif seg.flags & SYN:
+            mss, scale = tcp.parse_options(seg.options)
+            self._options(mss, scale)
+            self.rcv.start(seg.seq)
+            snd.wnd = snd.wnd_max = seg.window
+            snd.wl1, snd.wl2 = seg.seq, seg.ack
+            if ack_ok:
+                snd.acknowledge(seg.ack, now)
+                self._establish(now)
+                self._emit(snd.nxt, ACK)
+            else:  # simultaneous open, 3.5 figure 7
+                self._enter(SYN_RECEIVED)
+                self._syn(SYN | ACK, now)
+
+    def _sequence_ok(self, seg: Segment, now: float) -> bool:
+        """First, check the sequence number."""
+        rcv = self.rcv
+        window = (rcv.wnd - distance(rcv.ack, rcv.nxt)) & MASK
+        if sequence.acceptable(seg.seq, seg.length, rcv.nxt, window):
+            return True
+        if seg.flags & RST:
+            return False
+        if self.state is SYN_RECEIVED and seg.flags & SYN:
+            self._emit(self.snd.iss, SYN | ACK)  # ours was lost
+        elif self.state is TIME_WAIT and seg.flags & FIN:
+            self._emit(self.snd.nxt, ACK)
+            self._arm(Purpose.TIME_WAIT, now + self._table.limits.tcp_time_wait)
+        else:
+            # an old segment.  If it is bytes the user has not taken yet, the guest is told to wait.
+            self._emit(self.snd.nxt, ACK, window=0 if rcv.ack != rcv.nxt else None)
+            # its ACK still counts: a guest may have nothing else to say while it probes
+            if seg.flags & ACK and 0 < distance(self.snd.una, seg.ack) <= self.snd.flight:
+                self._ack_ok(seg, now)
+        return False
+
+    def _not_reset(self, seg: Segment) -> bool:
+        """Second, check the RST bit, as RFC 5961 3.2 hardens it."""
+        if not seg.flags & RST:
+            return True
+        if seg.seq == self.rcv.nxt:
+            self._close(Closed.RESET)
+        else:
+            self._emit(self.snd.nxt, ACK)  # a challenge
+        return False
+
+    def _not_syn(self, seg: Segment) -> bool:
+        """Fourth, check the SYN bit, as RFC 5961 4.2 hardens it."""
+        if not seg.flags & SYN:
+            return True
+        self._emit(self.snd.nxt, ACK)
+        return False
+
+    def _ack_ok(self, seg: Segment, now: float) -> bool:
+        """Fifth, check the ACK field."""
+        snd = self.snd
+        if not seg.flags & ACK:
+            return False
+        acked, flight = distance(snd.una, seg.ack), snd.flight
+        if self.state is SYN_RECEIVED:
+            if not 0 < acked <= flight:
+                self._emit(seg.ack, RST)
+                return False
+            snd.wnd = snd.wnd_max = seg.window << snd.scale
+            snd.wl1, snd.wl2 = seg.seq, seg.ack
+            self._establish(now)
+        if not snd.wnd:
+            snd.retries = 0  # it answers; its window may stay shut for as long as it likes (3.8.6.1)
+        if acked > flight:
+            if less(snd.una, seg.ack):  # something never sent
+                self._emit(snd.nxt, ACK)
+                return False
+        elif acked:
+            partial = snd.recover is not None and less(seg.ack, snd.recover)
+            if not partial:
+                snd.recover = None
+            snd.acknowledge(seg.ack, now)
+            if partial:
+                self._resend()  # RFC 6582: the next hole
+            self._acknowledged(now)
+        elif flight and not seg.payload and seg.window << snd.scale == snd.wnd and not seg.flags & FIN:
+            self._duplicate_ack()
+        if less(snd.wl1, seg.seq) or (snd.wl1 == seg.seq and not less(seg.ack, snd.wl2)):
+            snd.wnd = seg.window << snd.scale
+            snd.wnd_max = max(snd.wnd_max, snd.wnd)
+            snd.wl1, snd.wl2 = seg.seq, seg.ack
+        if snd.nxt != snd.max:
+            self._output(now)
+        return self._fin_acknowledged(now)
+
+    def _fin_acknowledged(self, now: float) -> bool:
+        """Whether the connection lives on; an ACK of our FIN moves it along."""
+        snd = self.snd
+        if snd.fin is not None and snd.una == snd.max:
+            if self.state is FIN_WAIT_1:
+                self._enter(FIN_WAIT_2)
+                self._keepalive(now)
+            elif self.state is CLOSING:
+                self._time_wait(now)
+            elif self.state is LAST_ACK:
+                self._close(Closed.NORMAL)
+                return False
+        return True
+
+    def _text(self, seg: Segment, now: float) -> None:
+        """Seventh and eighth, process the segment text and the FIN bit."""
+        rcv = self.rcv
+        data, seq, fin = seg.payload, seg.seq, bool(seg.flags & FIN)
+        if not data and not fin:
+            return
+        edge = distance(rcv.nxt, add(rcv.ack, rcv.wnd))
+        if seq != rcv.nxt and less(rcv.nxt, seq):
+            keep = data[: max(edge - distance(rcv.nxt, seq), 0)]
+            rcv.keep(seq, bytes(keep), fin and len(keep) == len(data), self._table.limits.tcp_out_of_order)
+            self._emit(self.snd.nxt, ACK)  # a duplicate, which tells of the hole
+            return
+        self._accept_text(seq, data, fin, edge)
+        while rcv.later and not less(rcv.nxt, rcv.later[0][0]):
+            seq, kept, fin = rcv.later.pop(0)
+            self._accept_text(seq, memoryview(kept), fin, distance(rcv.nxt, add(rcv.ack, rcv.wnd)))
+        if rcv.later:
+            self._emit(self.snd.nxt, ACK)
+        self._end_if_due(now)
+
+    def _accept_text(self, seq: int, data: memoryview, fin: bool, edge: int) -> None:
+        """Text that begins at or before RCV.NXT: take what is new and within the window."""
+        rcv = self.rcv
+        old = distance(seq, rcv.nxt)
+        if old > len(data) or rcv.fin:
+            return
+        fresh = data[old : old + edge]
+        fin = fin and old + len(fresh) == len(data)
+        taken = 0
+        if fresh and not rcv.held and self.user is not None:
+            taken = self.user.deliver(fresh)
+        if not self._alive:
+            return
+        rcv.nxt = add(rcv.nxt, len(fresh))
+        rcv.ack = add(rcv.ack, taken)
+        if taken < len(fresh):
+            rcv.held.append(memoryview(bytes(fresh[taken:])))
+        if taken:
+            self._ack_later()
+        rcv.fin = fin
+
+    def _end_if_due(self, now: float) -> None:
+        """The guest's FIN takes effect when all before it has been taken."""
+        rcv = self.rcv
+        if not rcv.fin or rcv.held or self.state not in _RECEIVING:
+            return
+        rcv.nxt = rcv.ack = add(rcv.nxt, 1)
+        if self.user is not None:
+            self.user.end()
+        if self.state is ESTABLISHED:
+            self._enter(CLOSE_WAIT)
+            if self.purpose is Purpose.KEEPALIVE:
+                self._keepalive(now)  # half-closed: sooner
+        elif self.state is FIN_WAIT_1:  # ours is not acknowledged: they crossed
+            self._enter(CLOSING)
+        elif self.state is FIN_WAIT_2:
+            self._time_wait(now)
+        if self._alive:
+            self._emit(self.snd.nxt, ACK)
+
+    # -- acknowledging and sending ------------------------------------------------------------------
+
+    def flush_ack(self) -> None:
+        """Send the ACK that is due, unless a segment has carried it meanwhile."""
+        if self._ack_due and self.state is not CLOSED:
+            self._emit(self.snd.nxt, ACK)
+
+    def _ack_later(self) -> None:
+        if not self._ack_due:
+            self._ack_due = True
+            self._table.acks.append(self)
+
+    def _acknowledged(self, now: float) -> None:
+        snd = self.snd
+        if snd.una != snd.max:
+            self._arm(Purpose.RETRANSMIT, now + snd.rto.value)
+        elif self.purpose is Purpose.RETRANSMIT:
+            self._keepalive(now)
+
+    def _duplicate_ack(self) -> None:
+        snd = self.snd
+        snd.duplicates += 1
+        if snd.duplicates == DUPLICATE_ACKS and snd.recover is None:
+            snd.recover = snd.max
+            self._resend()
+
+    def _resend(self) -> None:
+        """The first unacknowledged segment, again.  Its round trip is not timed (Karn)."""
+        snd = self.snd
+        snd.timed = None
+        if snd.una == snd.fin:
+            self._emit(snd.una, FIN | ACK)
+        else:
+            self._segments(snd.una, snd.at(snd.una))
+
+    def _unblock(self) -> None:
+        snd = self.snd
+        snd.blocked = False
+        if self.user is not None and self.room():
+            self.user.writable()
+
+    def _output(self, now: float) -> None:
+        """Send what is queued from SND.NXT on, as far as window and timeout recovery allow."""
+        snd = self.snd
+        bound = min(snd.wnd, snd.congestion)
+        while snd.nxt != snd.max:
+            if snd.nxt == snd.fin:
+                self._emit(snd.nxt, FIN | ACK)
+                snd.nxt = snd.max
+                break
+            data = snd.at(snd.nxt)
+            room = bound - distance(snd.una, snd.nxt)
+            if room < len(data) and (room < snd.mss or room <= 0):
+                break
+            data = data[: int(min(room, len(data)))]
+            at = snd.nxt
+            snd.nxt = add(at, len(data))
+            self._segments(at, data)
+        if self.purpose is not Purpose.RETRANSMIT and snd.una != snd.max:
+            self._arm(Purpose.RETRANSMIT, now + snd.rto.value)
+
+    def _segments(self, seq: int, data: bytes | memoryview) -> None:
+        """`data` as one super-segment, or cut to the MSS where the link takes none."""
+        size = len(data)
+        step = self.snd.burst
+        if size <= step:
+            self._emit(seq, ACK | PSH, data)
+            return
+        view = memoryview(data)
+        for start in range(0, size, step):
+            flags = ACK | PSH if start + step >= size else ACK
+            self._emit(add(seq, start), flags, view[start : start + step])
+
+    def _emit(
+        self, seq: int, flags: int, payload: bytes | memoryview = b"", *, window: int | None = None
+    ) -> None:
+        """The one way out."""
+        rcv, header, link = self.rcv, self._header, self._table.link
+        size = len(payload)
+        buffer = header.buffer
+        length = tcp.SIZE + size
+        header.set_length(length)
+        if window is None:
+            window = min(rcv.wnd >> rcv.scale, 0xFFFF)
+        ack = rcv.ack if flags & ACK else 0
+        if link.offloads.csum:
+            gso = size > self.snd.mss
+            if gso is not self._gso_set:
+                self._gso_set = gso
+                buffer[: virtio.SIZE] = self._gso if gso else self._plain
+            check = (header.pseudo + length) % 0xFFFF
+            _PATCH(buffer, header.layer4 + 4, seq, ack, 0x5000 | flags, window, check, 0)
+        else:
+            at = header.layer4
+            _PATCH(buffer, at + 4, seq, ack, 0x5000 | flags, window, 0, 0)
+            parts = checksum.total(memoryview(buffer)[at:]) + checksum.total(payload)
+            check = checksum.checksum(header.pseudo, length, parts)
+            buffer[at + _SUM_OFFSET : at + _SUM_OFFSET + 2] = check.to_bytes(2, "big")
+        self._ack_due = False
+        if size:
+            link.emit(buffer, payload)
+        else:
+            link.emit(buffer)
+
+    def _syn(self, flags: int, now: float) -> None:
+        """SYN or SYN|ACK: the only segment with options.  It takes one sequence number."""
+        snd, rcv, link = self.snd, self.rcv, self._table.link
+        snd.nxt = snd.max = add(snd.iss, 1)
+        self._arm(Purpose.RETRANSMIT, now + snd.rto.value)
+        size = (len(self.key) - 4) // 2
+        header = self._header
+        mss = link.mtu - (40 if size == 4 else 60)
+        options = tcp.pack_options(mss, WINDOW_SCALE if rcv.scale or flags == SYN else None)
+        segment = bytearray(
+            tcp.pack(
+                src_port=int.from_bytes(self.key[-2:], "big"),
+                dst_port=int.from_bytes(self.key[-4:-2], "big"),
+                seq=snd.iss,
+                ack=rcv.ack if flags & ACK else 0,
+                flags=flags,
+                window=min(rcv.wnd, 0xFFFF),
+                options=options,
+            )
+        )
+        check = checksum.checksum(header.pseudo, len(segment), checksum.total(segment))
+        segment[_SUM_OFFSET : _SUM_OFFSET + 2] = check.to_bytes(2, "big")
+        guest = self.key[:size]
+        link.send(guest, link.prefix(guest) + ip.pack(header.addresses, ip.TCP, len(segment)) + segment)
+
+    # -- options, timers, states --------------------------------------------------------------------
+
+    def _options(self, mss: int | None, scale: int | None) -> None:
+        """What the guest's SYN offered.  Scaling is used when both offer it (RFC 7323 2.2)."""
+        if scale is not None:
+            self.snd.scale, self.rcv.scale = scale, WINDOW_SCALE
+        else:
+            self.rcv.scale = 0
+            self.rcv.wnd = min(self.rcv.wnd, 0xFFFF)
+        self._negotiate(mss or DEFAULT_MSS[len(self.key) - 4])
+
+    def _negotiate(self, mss: int) -> None:
+        link, snd = self._table.link, self.snd
+        ipv4 = len(self.key) == 12
+        snd.mss = min(max(mss, 48), link.mtu - (40 if ipv4 else 60))
+        snd.burst = snd.mss
+        if link.offloads.csum and (link.offloads.tso4 if ipv4 else link.offloads.tso6):
+            snd.burst = MAX_PAYLOAD // snd.mss * snd.mss
+            kind = virtio.GSO_TCPV4 if ipv4 else virtio.GSO_TCPV6
+            self._gso = self._header.virtio(_SUM_OFFSET, kind, snd.mss)
+
+    def _establish(self, now: float) -> None:
+        snd = self.snd
+        if self.state is SYN_RECEIVED:
+            snd.acknowledge(snd.nxt, now)
+        self._enter(ESTABLISHED)
+        self._keepalive(now)
+        if self.user is not None:
+            self.user.established()
+
+    def _enter(self, state: State) -> None:
+        """The only assignment to `state`."""
+        self.state = state
+        if state is CLOSED:
+            self.purpose, self.timer_at = Purpose.NONE, math.inf
+            self.snd.queue.clear()
+            self.rcv.held.clear()
+            self.rcv.later.clear()
+            self._table.forget(self)
+
+    def _close(self, why: Closed) -> None:
+        user, self.user = self.user, None
+        self._enter(CLOSED)
+        if user is not None:
+            user.closed(why)
+
+    def _time_wait(self, now: float) -> None:
+        """Both have closed.  The user is done; we stay to answer a FIN that comes again."""
+        self._enter(TIME_WAIT)
+        self._arm(Purpose.TIME_WAIT, now + self._table.limits.tcp_time_wait)
+        user, self.user = self.user, None
+        if user is not None:
+            user.closed(Closed.NORMAL)
+
+    def _arm(self, purpose: Purpose, at: float) -> None:
+        self.purpose = purpose
+        if at < self.timer_entry:
+            self._table.timers.arm(self, at)
+        else:
+            self.timer_at = at
+
+    def _keepalive(self, now: float) -> None:
+        """Nothing is in flight: look after the guest now and then, so that none is waited for in vain."""
+        self._arm(Purpose.KEEPALIVE, now + self._idle_time)
+
+    @property
+    def _alive(self) -> bool:
+        """False once the user has aborted: look after every call to it."""
+        return self.state is not CLOSED
+
+    @property
+    def _idle_time(self) -> float:
+        limits = self._table.limits
+        return limits.tcp_half_closed if self.state in _HALF_CLOSED else limits.tcp_idle
+
+    def handle_timer(self, now: float) -> None:
+        purpose, self.purpose = self.purpose, Purpose.NONE
+        if purpose is Purpose.RETRANSMIT:
+            self._retransmission_timeout(now)
+        elif purpose is Purpose.PERSIST:
+            self._persist_timeout(now)
+        elif purpose is Purpose.KEEPALIVE:
+            self._keepalive_timeout(now)
+        elif purpose is Purpose.TIME_WAIT:
+            self._enter(CLOSED)
+
+    def _retransmission_timeout(self, now: float) -> None:
+        """RFC 6298 (5.4) to (5.7)."""
+        snd = self.snd
+        snd.retries += 1
+        opening = self.state is SYN_SENT or self.state is SYN_RECEIVED
+        if snd.retries > (SYN_RETRIES if opening else RETRIES):
+            self._give_up()
+            return
+        snd.rto.back_off()
+        snd.timed = None
+        if opening:
+            self._syn(SYN if self.state is SYN_SENT else SYN | ACK, now)
+            return
+        snd.duplicates, snd.recover = 0, None
+        snd.nxt = snd.una
+        snd.congestion = snd.burst
+        if snd.wnd:
+            self._output(now)
+        elif snd.una != snd.fin:
+            self._emit(snd.una, ACK, snd.at(snd.una)[:1])  # its window is shut: a byte of what it owes us
+        else:
+            self._emit(snd.una, FIN | ACK)
+        self._arm(Purpose.RETRANSMIT, now + snd.rto.value)
+
+    def _persist_timeout(self, now: float) -> None:
+        """3.8.6.1: an old number draws an ACK with the window as it is."""
+        snd = self.snd
+        if not snd.blocked or self.state not in _SENDING:
+            self._keepalive(now)
+            return
+        self._emit(add(snd.nxt, -1), ACK)
+        snd.rto.back_off()
+        self._arm(Purpose.PERSIST, now + snd.rto.value)
+
+    def _keepalive_timeout(self, now: float) -> None:
+        """3.8.4.  Answered probes cost a waiting connection nothing; a guest that is gone is noticed."""
+        due = self._idle_since + self._idle_time
+        if due > now:
+            self._probes = 0
+            self._arm(Purpose.KEEPALIVE, due)
+        elif self._probes >= PROBES:
+            self._give_up()
+        else:
+            self._probes += 1
+            self._emit(add(self.snd.nxt, -1), ACK)
+            self._arm(Purpose.KEEPALIVE, now + PROBE_INTERVAL)
+
+    def _give_up(self) -> None:
+        if self.state is not SYN_SENT:
+            self._emit(self.snd.max, RST | ACK)
+        self._close(Closed.TIMED_OUT)

@@ -1,0 +1,59 @@
+"""Many deadlines, one heap.
+
+A flow moves its deadline at nearly every packet, so moving it later costs one assignment: the heap keeps
+the flow's earliest entry, and when that comes up too early it is put back at the time it has by then.
+"""
+
+from __future__ import annotations
+
+import math
+from heapq import heappop, heappush, heapreplace
+from typing import Protocol
+
+
+class Timed(Protocol):
+    """What `Timers` keeps.  `timer_at` is its owner's to set (infinity: nothing is due), through
+    `Timers.arm` when it may lie earlier than before; `timer_entry` belongs to `Timers`."""
+
+    timer_at: float
+    timer_entry: float
+
+    def handle_timer(self, now: float) -> None: ...
+
+
+class Timers:
+    __slots__ = ("_heap", "_order")
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Timed]] = []
+        self._order = 0
+
+    def arm(self, owner: Timed, at: float) -> None:
+        owner.timer_at = at
+        if at < owner.timer_entry:
+            owner.timer_entry = at
+            self._order += 1
+            heappush(self._heap, (at, self._order, owner))
+
+    @property
+    def deadline(self) -> float:
+        """When `expire` is wanted next; a little early at times, never late."""
+        return self._heap[0][0] if self._heap else math.inf
+
+    def expire(self, now: float) -> None:
+        heap = self._heap
+        while heap and heap[0][0] <= now:
+            entry, order, owner = heap[0]
+            if entry != owner.timer_entry:
+                heappop(heap)  # superseded by an earlier one, which has been handled
+            elif owner.timer_at > now:
+                owner.timer_entry = owner.timer_at
+                if owner.timer_at == math.inf:
+                    heappop(heap)
+                else:
+                    heapreplace(heap, (owner.timer_at, order, owner))
+            else:
+                heappop(heap)
+                owner.timer_entry = math.inf
+                owner.timer_at = math.inf
+                owner.handle_timer(now)

@@ -1,0 +1,105 @@
+"""UDP flows: one guest endpoint talking to one other endpoint.
+
+A flow exists so that packets towards the guest need no look-up and no building, and so that somebody is
+told when it falls idle.  Address translation, filtering and sockets are the user's business.
+
+The timers are RFC 4787's: short while nothing has been answered, long once something has.
+"""
+
+from __future__ import annotations
+
+import math
+from struct import Struct
+from typing import TYPE_CHECKING, Protocol
+
+from .header import FlowHeader
+from .user import DatagramUser, Refusal
+from .wire import checksum, ip, udp, virtio
+
+if TYPE_CHECKING:
+    from .limits import Limits
+    from .link import Link
+    from .timers import Timers
+
+MAX_PAYLOAD = 65507  # of one datagram over IPv4; IPv6 would take 20 more
+_PATCH = Struct("!HH").pack_into  # length, checksum
+_SUM_OFFSET = 6
+
+
+class Table(Protocol):
+    """What a flow needs of the stack it lives in."""
+
+    link: Link
+    limits: Limits
+    timers: Timers
+
+    def forget_udp(self, flow: UdpFlow) -> None: ...
+
+    def send_fragments(self, header: FlowHeader, payload: bytes | memoryview) -> None: ...
+
+    def refuse_udp(self, flow: UdpFlow, refusal: Refusal) -> None: ...
+
+
+class UdpFlow:
+    """`key` is guest address, other address, guest port, other port, as on the wire."""
+
+    __slots__ = ("_header", "_plain", "_table", "answered", "key", "last", "timer_at", "timer_entry", "user")
+
+    def __init__(self, table: Table, key: bytes, now: float) -> None:
+        self._table = table
+        self.key = key
+        self.user: DatagramUser | None = None
+        self.answered = False
+        self.last = now
+        self.timer_at = math.inf
+        self.timer_entry = math.inf
+        size = (len(key) - 4) // 2
+        addresses = key[size : 2 * size] + key[:size]
+        self._header = FlowHeader(table.link, addresses, ip.UDP, key[-2:] + key[-4:-2] + bytes(4))
+        self._plain = table.link.offloads.vnet_header > 0 and table.link.offloads.csum
+        if self._plain:
+            self._header.buffer[: virtio.SIZE] = self._header.virtio(_SUM_OFFSET)
+        table.timers.arm(self, now + table.limits.udp_one_way)
+
+    def send(self, payload: bytes | memoryview, now: float) -> None:
+        """One datagram to the guest, in fragments where it exceeds the MTU."""
+        self.last = now
+        self.answered = True
+        header, link = self._header, self._table.link
+        length = udp.SIZE + len(payload)
+        at = header.layer4
+        header.set_length(length)
+        if self._plain and len(header.buffer) - virtio.SIZE - 14 + len(payload) <= link.mtu:
+            _PATCH(header.buffer, at + 4, length, (header.pseudo + length) % 0xFFFF)
+            if header.resolved:
+                link.emit(header.buffer, payload)
+                return
+        else:
+            _PATCH(header.buffer, at + 4, length, 0)
+            parts = checksum.total(memoryview(header.buffer)[at:]) + checksum.total(payload)
+            _PATCH(header.buffer, at + 4, length, checksum.checksum(header.pseudo, length, parts))
+        self._table.send_fragments(header, payload)
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Tell the guest that its last datagram met `refusal`, as an ICMP error."""
+        self._table.refuse_udp(self, refusal)
+
+    def link_changed(self, mac: bytes) -> None:
+        """The guest's link address is known, or another than it was."""
+        self._header.set_mac(mac)
+
+    def handle_timer(self, now: float) -> None:
+        limits = self._table.limits
+        due = self.last + (limits.udp_stream if self.answered else limits.udp_one_way)
+        if due > now:
+            self._table.timers.arm(self, due)
+        else:
+            self.close()
+
+    def close(self) -> None:
+        """Out of the table; the user is told.  Again is fine."""
+        self.timer_at = math.inf
+        self._table.forget_udp(self)
+        user, self.user = self.user, None
+        if user is not None:
+            user.expired(self)

@@ -1,0 +1,86 @@
+"""What the stack asks of whoever uses it: RFC 9293's "user", one protocol per kind of flow.
+
+These are plain synchronous calls, made while a frame is handled or a timer expires.  Views passed in are
+lent until the call returns.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from .echo import EchoFlow
+    from .tcp import TcpConnection
+    from .udp import UdpFlow
+
+
+class Refusal(Enum):
+    """How a flow is turned away; what the guest's program sees is in brackets."""
+
+    RESET = "reset"  # TCP RST, else ICMP port unreachable (ECONNREFUSED)
+    NET_UNREACHABLE = "net unreachable"  # ICMP (ENETUNREACH)
+    HOST_UNREACHABLE = "host unreachable"  # ICMP (EHOSTUNREACH)
+    PROHIBITED = "administratively prohibited"  # ICMP (EHOSTUNREACH, at once)
+    DROP = "drop"  # nothing: as if the packet were lost (ETIMEDOUT)
+
+
+class Closed(Enum):
+    """Why a TCP connection is no more."""
+
+    NORMAL = "normal"
+    RESET = "reset"  # the guest sent RST
+    TIMED_OUT = "timed out"  # the guest stopped answering
+    ABORTED = "aborted"  # our side gave it up
+
+
+class TcpUser(Protocol):
+    """One TCP connection's other half: a host socket, usually."""
+
+    def established(self) -> None:
+        """The guest has answered: data may be sent."""
+
+    def deliver(self, data: memoryview) -> int:
+        """Take what you can of `data`; how much that was.  Less than all: call `TcpConnection.resume`
+        when more can be taken.  The guest's ACK covers what has been taken and no more."""
+        ...
+
+    def end(self) -> None:
+        """The guest has sent FIN and all before it has been delivered."""
+
+    def writable(self) -> None:
+        """There is room again, after `TcpConnection.room` was 0."""
+
+    def closed(self, why: Closed) -> None:
+        """The connection is over; nothing more is called."""
+
+
+class DatagramUser(Protocol):
+    """A UDP flow's other half."""
+
+    def datagram(self, flow: UdpFlow, payload: memoryview, ttl: int, segment_size: int) -> None:
+        """A datagram from the guest, or, when `segment_size` is not 0, several of that size end to end."""
+
+    def expired(self, flow: UdpFlow) -> None:
+        """The flow was idle too long or had to make room; it is out of the table."""
+
+
+class EchoUser(Protocol):
+    """An ICMP echo flow's other half."""
+
+    def echo(self, flow: EchoFlow, sequence: int, payload: memoryview, ttl: int) -> None: ...
+
+    def expired(self, flow: EchoFlow) -> None: ...
+
+
+class StackUser(Protocol):
+    """Told of every new flow.  It gives the flow a user, or refuses it, now or later."""
+
+    def tcp_opened(self, connection: TcpConnection) -> None:
+        """The guest wants to connect.  Call `TcpConnection.accept` or `TcpConnection.refuse`."""
+
+    def udp_opened(self, flow: UdpFlow) -> Refusal | None:
+        """Set `UdpFlow.user`, or say why not."""
+
+    def echo_opened(self, flow: EchoFlow) -> Refusal | None:
+        """Set `EchoFlow.user`, or say why not."""

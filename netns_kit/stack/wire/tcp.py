@@ -1,0 +1,90 @@
+"""TCP segments (RFC 9293 section 3.1) and the options we speak (RFC 7323 window scale, MSS)."""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from .errors import BadPacket
+
+SIZE = 20
+FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = 1, 2, 4, 8, 16, 32, 64, 128
+_HEADER = Struct("!HHIIHHHH")
+_END, _NOP, _MSS, _WINDOW_SCALE = 0, 1, 2, 3
+MAX_WINDOW_SCALE = 14
+
+
+class Segment:
+    """One segment.  `payload` and `options` are views lent by the caller of `parse`."""
+
+    __slots__ = ("ack", "flags", "options", "payload", "seq", "urgent", "window")
+
+    def __init__(
+        self,
+        seq: int,
+        ack: int,
+        flags: int,
+        window: int,
+        payload: memoryview,
+        options: memoryview | None = None,
+        urgent: int = 0,
+    ) -> None:
+        self.seq = seq
+        self.ack = ack
+        self.flags = flags
+        self.window = window
+        self.payload = payload
+        self.options = options
+        self.urgent = urgent
+
+    @property
+    def length(self) -> int:
+        """SEG.LEN: the sequence space it takes, SYN and FIN included."""
+        return len(self.payload) + (self.flags & SYN != 0) + (self.flags & FIN != 0)
+
+
+def parse(view: memoryview) -> Segment:
+    """Raises `BadPacket`, and nothing else."""
+    if len(view) < SIZE:
+        raise BadPacket("tcp-truncated")
+    _, _, seq, ack, offset_flags, window, _, urgent = _HEADER.unpack_from(view)
+    size = offset_flags >> 12 << 2
+    if size == SIZE:
+        return Segment(seq, ack, offset_flags & 0xFF, window, view[SIZE:], None, urgent)
+    if not SIZE < size <= len(view):
+        raise BadPacket("tcp-offset")
+    return Segment(seq, ack, offset_flags & 0xFF, window, view[size:], view[SIZE:size], urgent)
+
+
+def parse_options(options: memoryview | None) -> tuple[int | None, int | None]:
+    """The peer's MSS and window scale, None where not offered.  An option that lies about its length
+    ends the list, as the kernels do; it does not make the segment bad."""
+    mss: int | None = None
+    scale: int | None = None
+    at, end = 0, len(options) if options is not None else 0
+    while options is not None and at < end and options[at] != _END:
+        if options[at] == _NOP:
+            at += 1
+            continue
+        if at + 2 > end or not 2 <= options[at + 1] <= end - at:
+            break
+        kind, size = options[at], options[at + 1]
+        if kind == _MSS and size == 4:
+            mss = int.from_bytes(options[at + 2 : at + 4], "big")
+        elif kind == _WINDOW_SCALE and size == 3:
+            scale = min(options[at + 2], MAX_WINDOW_SCALE)
+        at += size
+    return mss, scale
+
+
+def pack_options(mss: int | None, scale: int | None) -> bytes:
+    """The options of a SYN, padded to a multiple of four."""
+    options = b"" if mss is None else bytes((_MSS, 4)) + mss.to_bytes(2, "big")
+    return options if scale is None else options + bytes((_NOP, _WINDOW_SCALE, 3, scale))
+
+
+def pack(
+    *, src_port: int, dst_port: int, seq: int, ack: int, flags: int, window: int, options: bytes = b""
+) -> bytes:
+    """A header with its checksum field zero: the sum needs the addresses, which are the caller's."""
+    offset_flags = (SIZE + len(options)) << 10 | flags
+    return _HEADER.pack(src_port, dst_port, seq, ack, offset_flags, window, 0, 0) + options

@@ -1,0 +1,20 @@
+"""UDP (RFC 768)."""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from .errors import BadPacket
+
+SIZE = 8
+HEADER = Struct("!HHHH")  # source port, destination port, length, checksum
+
+
+def parse(view: memoryview) -> tuple[int, int, int, memoryview]:
+    """Source port, destination port, checksum and payload.  Raises `BadPacket`, and nothing else."""
+    if len(view) < SIZE:
+        raise BadPacket("udp-truncated")
+    source, destination, length, check = HEADER.unpack_from(view)
+    if not SIZE <= length <= len(view):
+        raise BadPacket("udp-length")
+    return source, destination, check, view[SIZE:length]

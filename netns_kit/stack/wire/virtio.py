@@ -1,0 +1,21 @@
+"""The virtio network header that a tap puts before each frame (virtio 1.2 section 5.1.6, linux/virtio_net.h).
+
+It lets two kernels leave the work to each other: a packet may be larger than the MTU (generic
+segmentation offload, GSO) and its checksum may cover only the pseudo-header (`NEEDS_CSUM`).
+Fields are in the byte order of the machine.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+SIZE = 10
+NEEDS_CSUM = 1  # flags: the checksum field holds the pseudo-header's sum only
+DATA_VALID = 2  # flags: whoever sent it has verified the checksum
+GSO_NONE, GSO_TCPV4, GSO_UDP, GSO_TCPV6, GSO_UDP_L4 = 0, 1, 3, 4, 5
+GSO_ECN = 0x80
+
+_HEADER = Struct("=BBHHHH")
+parse = _HEADER.unpack_from  # flags, gso_type, hdr_len, gso_size, csum_start, csum_offset
+pack = _HEADER.pack
+NONE = pack(0, GSO_NONE, 0, 0, 0, 0)

@@ -1,0 +1,203 @@
+"""The uplink: how flows leave the namespace.
+
+`Uplink.route` is the policy, one pure function read from top to bottom: where a flow goes, or why it does
+not.  `Uplink.open` makes the host's socket for it.  Subclass and override either to send flows elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Literal, NamedTuple, Union
+
+from .dns import resolvconf
+from .errors import AddressError
+from .stack import Refusal
+from .subnet import Subnet
+
+Address = Union[IPv4Address, IPv6Address]
+Protocol = Literal["tcp", "udp", "icmp"]
+DNS_PORT = 53
+RESOLV_CONF = "/etc/resolv.conf"
+_KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM, "icmp": socket.SOCK_DGRAM}
+_ICMP = {socket.AF_INET: socket.IPPROTO_ICMP, socket.AF_INET6: socket.getprotobyname("ipv6-icmp")}
+
+
+class Endpoint(NamedTuple):
+    """An address and a port.  For ICMP the port is the identifier, or 0."""
+
+    address: Address
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
+        return f"{host}:{self.port}"
+
+    @classmethod
+    def parse(cls, text: str, default_port: int) -> Endpoint:
+        """`ADDRESS`, `IPV4:PORT` or `[IPV6]:PORT`.  Raises `AddressError`."""
+        host, port = text, str(default_port)
+        if text.startswith("["):
+            host, _, rest = text[1:].partition("]")
+            port = rest[1:] if rest.startswith(":") else port
+        elif text.count(":") == 1:
+            host, _, port = text.partition(":")
+        try:
+            if not 0 < int(port) < 65536:
+                raise ValueError(port)
+            return cls(ip_address(host), int(port))
+        except ValueError as error:
+            raise AddressError(f"{text!r}: expected ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """A flow that the namespace opens, as its first packet names it, and the subnet it came from."""
+
+    protocol: Protocol
+    source: Endpoint
+    destination: Endpoint
+    subnet: Subnet
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where on the host's side a flow goes: the first of these endpoints that answers."""
+
+    endpoints: tuple[Endpoint, ...]
+
+
+class Uplink:
+    """Flows leave through sockets of the process that runs the stack.
+
+    `allow_host_loopback`: whether the gateway's address means the host's loopback: no (the default), yes, or
+    these ports only.  `bind4`, `bind6`: source address of outgoing sockets; `device`: the interface they are
+    bound to.  `dns`: the resolvers behind the namespace's DNS address, `ADDRESS[:PORT]`; by default those of
+    the host's resolv.conf, followed when it changes.  `policy`: asked about each flow that would go out;
+    what it returns, if anything, is how the flow is refused.
+
+    Raises `AddressError` for what is no address.
+    """
+
+    def __init__(
+        self,
+        *,
+        allow_host_loopback: bool | Iterable[int] = False,
+        bind4: str | None = None,
+        bind6: str | None = None,
+        device: str | None = None,
+        dns: Sequence[str] | None = None,
+        policy: Callable[[Flow], Refusal | None] | None = None,
+        resolv_conf: str = RESOLV_CONF,
+    ) -> None:
+        self._loopback: bool | frozenset[int]
+        self._loopback = allow_host_loopback if isinstance(allow_host_loopback, bool) else frozenset(allow_host_loopback)
+        self._bind = {socket.AF_INET: _address(bind4, 4), socket.AF_INET6: _address(bind6, 6)}
+        self._device = device
+        self._dns = None if dns is None else tuple(Endpoint.parse(text, DNS_PORT) for text in dns)
+        self._policy = policy
+        self._resolv_conf = resolv_conf
+        self._read: tuple[int, int, int] | None = None
+        self._resolvers: tuple[Endpoint, ...] = ()
+
+    def route(self, flow: Flow) -> Target | Refusal:
+        """Where `flow` goes, or why it does not.  No side effects."""
+        address, port = flow.destination
+        if address == flow.subnet.dns:
+            if flow.protocol == "icmp" or port != DNS_PORT:
+                return Refusal.RESET
+            return Target(self.resolvers())
+        if address == flow.subnet.gateway:
+            if not self._host_port_allowed(port):
+                return Refusal.PROHIBITED
+            loopback = IPv4Address("127.0.0.1") if address.version == 4 else IPv6Address("::1")
+            return Target((Endpoint(loopback, port),))
+        if not _reachable(address):
+            return Refusal.PROHIBITED
+        if address in flow.subnet.network:
+            return Refusal.HOST_UNREACHABLE  # nobody else lives there
+        refusal = self._policy(flow) if self._policy is not None else None
+        return refusal or Target((flow.destination,))
+
+    def _host_port_allowed(self, port: int) -> bool:
+        return self._loopback if isinstance(self._loopback, bool) else port in self._loopback
+
+    def resolvers(self) -> tuple[Endpoint, ...]:
+        """The host's resolvers in order, as they are now."""
+        if self._dns is not None:
+            return self._dns
+        try:
+            status = os.stat(self._resolv_conf)
+            stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
+            if stamp != self._read:
+                with open(self._resolv_conf, encoding="utf-8", errors="replace") as file:
+                    servers = resolvconf.parse(file.read()).nameservers
+                self._resolvers = tuple(Endpoint(server, DNS_PORT) for server in servers)
+                self._read = stamp
+        except OSError:
+            if not self._resolvers:  # as resolv.conf(5) has it when there is none
+                self._resolvers = (Endpoint(IPv4Address("127.0.0.1"), DNS_PORT),)
+        return self._resolvers
+
+    def open(self, protocol: Protocol, target: Address, port: int = 0) -> socket.socket:
+        """A non-blocking socket that can reach `target`.  Raises OSError; nothing is left open then.
+
+        A UDP socket has `port` for its own, if that is free and permitted.
+        """
+        family = socket.AF_INET if target.version == 4 else socket.AF_INET6
+        number = _ICMP[family] if protocol == "icmp" else 0
+        sock = socket.socket(family, _KINDS[protocol] | socket.SOCK_NONBLOCK, number)
+        try:
+            loopback = target.is_loopback
+            if self._device is not None and not loopback:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._device.encode())
+            source = None if loopback else self._bind[family]
+            if protocol == "udp":
+                _bind_port(sock, source or _ANY[family], port)
+            elif source is not None:
+                sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+                sock.bind((source, 0))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+
+_ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
+_IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h; ip(7)
+
+
+def _bind_port(sock: socket.socket, address: str, port: int) -> None:
+    try:
+        sock.bind((address, port))
+    except OSError:
+        sock.bind((address, 0))
+
+
+def _address(text: str | None, version: int) -> str | None:
+    if text is None:
+        return None
+    try:
+        address = ip_address(text)
+    except ValueError:
+        address = None
+    if address is None or address.version != version:
+        raise AddressError(f"bind{version}={text!r}: expected an IPv{version} address of the host")
+    return str(address)
+
+
+def _reachable(address: Address) -> bool:
+    """Whether it may leave at all.  An unspecified address would mean the host itself, and an embedded IPv4
+    address is judged as what it is."""
+    if isinstance(address, IPv6Address):
+        embedded = address.ipv4_mapped or address.sixtofour
+        if embedded is not None:
+            return _reachable(embedded)
+    return not (address.is_loopback or address.is_unspecified or address.is_multicast or _is_class_e(address))
+
+
+def _is_class_e(address: Address) -> bool:
+    return isinstance(address, IPv4Address) and (address.packed[0] >= 240 or address.packed[0] == 0)

@@ -1,0 +1,90 @@
+"""UserStack: the user-mode stack as an object one enters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import TypeVar
+
+from typing_extensions import Self
+
+from .drivers import DriverName, make_driver
+from .engine import Engine
+from .gateway import FlowInfo, Gateway
+from .guard import Guard
+from .stack import Limits
+from .subnet import DEFAULT_CIDR, Subnet
+from .tap import TapDevice
+from .uplink import Uplink
+
+T = TypeVar("T")
+
+
+class UserStack:
+    """A user-mode TCP/IP stack on a device, and the host's sockets behind it, for as long as the block is open.
+
+    `tap` must be open.  If it lies in a namespace, that gets the subnet's guest address, a default route and its
+    loopback brought up, unless `configure` is False.  `subnet` is a CIDR, see `Subnet`.  `driver` says where the
+    stack runs: "thread", on one of its own (the default), or "loop", on the caller's event loop.
+
+    Entering returns when the address is usable.  If the stack fails, or its device goes away, the block is
+    cancelled and the error raised in its place: `DeviceGone`, or `StackCrashed` for a bug.  Leaving resets what is
+    open and closes every socket.
+
+    Raises `AddressError` for a bad subnet, and what configuring the namespace raises.
+    """
+
+    def __init__(
+        self,
+        tap: TapDevice,
+        uplink: Uplink | None = None,
+        *,
+        subnet: str = DEFAULT_CIDR,
+        driver: DriverName = "thread",
+        configure: bool = True,
+        limits: Limits | None = None,
+    ) -> None:
+        self.tap = tap
+        self.uplink = uplink or Uplink()
+        self.subnet = Subnet.parse(subnet)
+        self._driver_name = driver
+        self._configure = configure
+        self._limits = limits
+
+    async def __aenter__(self) -> Self:
+        self._engine = Engine()
+        self.gateway = Gateway(self._engine, self.tap, self.uplink, self.subnet, limits=self._limits)
+        self._driver = make_driver(self._driver_name, self._engine)
+        self._guard = Guard()
+        await self._guard.__aenter__()
+        try:
+            self._guard.start_soon(self._driver.run)
+            if self.tap.namespace is not None and self._configure:
+                await self.tap.namespace.configure_link(
+                    self.tap.name, address=self.subnet.guest, gateway=self.subnet.gateway
+                )
+        except BaseException as error:
+            if not await self.__aexit__(type(error), error, error.__traceback__):
+                raise
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> bool:
+        try:
+            return bool(await self._guard.__aexit__(exc_type, exc, tb))
+        finally:
+            self.gateway.close()
+            self._engine.close()
+
+    async def flows(self) -> tuple[FlowInfo, ...]:
+        """The flows under way."""
+        return await self.call(self.gateway.flows)
+
+    async def stats(self) -> dict[str, int]:
+        """Counters and gauges by name: tables, what was dropped and why, DNS."""
+        return await self.call(self.gateway.stats)
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """Run `function` on the engine's thread, between two steps.  For parts of this library."""
+        return await self._driver.call(function)

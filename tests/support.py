@@ -1,0 +1,195 @@
+"""What a test needs of the machine, and what it must leave as it found it.
+
+The `needs` functions are called in the body of a test or of a fixture.  What is missing skips the test with
+the reason on a laptop, and fails it where the environment variable CI is set: there everything must be there.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "netns_kit"
+
+GRACE = 5.0
+"""Seconds that what is already on its way out gets to be gone."""
+
+_UNSHARE = """
+import ctypes, fcntl, os, struct
+libc = ctypes.CDLL(None, use_errno=True)
+uid, gid = os.geteuid(), os.getegid()
+if libc.unshare(0x10000000 | 0x40000000):  # CLONE_NEWUSER | CLONE_NEWNET
+    raise OSError(ctypes.get_errno(), "unshare: " + os.strerror(ctypes.get_errno()))
+for name, text in ("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1"):
+    with open("/proc/self/" + name, "w") as file:
+        file.write(text)
+"""
+_TUN = """
+tap = os.open("/dev/net/tun", os.O_RDWR)
+TUNSETIFF, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x0002, 0x1000
+fcntl.ioctl(tap, TUNSETIFF, struct.pack("16sH22x", b"probe", IFF_TAP | IFF_NO_PI))
+"""
+_PING = """
+import socket
+socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP).close()
+"""
+
+
+def files() -> list[str]:
+    """Every module of the package, as a path inside it."""
+    top = ROOT / PACKAGE
+    return sorted(str(path.relative_to(top)) for path in top.rglob("*.py"))
+
+
+def dotted(file: str) -> str:
+    """The module that a path inside the package is: `stack/seq.py` is netns_kit.stack.seq."""
+    parts = Path(file).with_suffix("").parts
+    return ".".join([PACKAGE, *(part for part in parts if part != "__init__")])
+
+
+def missing(reason: str) -> None:
+    """Skip the running test with `reason`, or fail it in CI."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{reason} (in CI everything must be there)", pytrace=False)
+    pytest.skip(reason)
+
+
+def needs(*commands: str) -> None:
+    """The running test starts these programs."""
+    path = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
+    absent = [command for command in commands if shutil.which(command, path=path) is None]
+    if absent:
+        missing(f"not installed: {', '.join(absent)}")
+
+
+@cache
+def _refusal(code: str) -> str:
+    """What a child process that runs `code` dies of, or nothing."""
+    command = [sys.executable, "-I", "-S", "-c", code]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return child.stderr.strip().rpartition("\n")[2] if child.returncode else ""
+
+
+def _needs_probe(what: str, code: str) -> None:
+    if refusal := _refusal(code):
+        missing(f"{what}: {refusal}")
+
+
+def needs_userns() -> None:
+    """The running test makes user and network namespaces."""
+    _needs_probe("no user and network namespace", _UNSHARE)
+
+
+def needs_tun() -> None:
+    """The running test opens a tap in a namespace it made."""
+    _needs_probe("no tap in a new namespace", _UNSHARE + _TUN)
+
+
+def needs_ping() -> None:
+    """The running test opens an unprivileged ping socket (icmp(7), ping_group_range)."""
+    _needs_probe("no ping socket", _PING)
+
+
+def descriptors() -> dict[int, str]:
+    """The open descriptors of this process and what each refers to."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:  # the descriptor that listed the directory
+            continue
+    return found
+
+
+def _stat(pid: int) -> tuple[str, str]:
+    """The name of a process and its state (proc_pid_stat(5)); the state of one that is gone is X."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return "", "X"
+    return text[text.index("(") + 1 : text.rindex(")")], text[text.rindex(")") + 2]
+
+
+def children() -> dict[int, str]:
+    """The names of the child processes of this process, by pid.
+
+    Not those that have ended: an orphan that came to us may do so at any time, and Python warns of a child
+    that nobody waits for.
+    """
+    pids: list[str] = []
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            pids += (task / "children").read_text().split()
+        except FileNotFoundError:  # the thread has just ended
+            continue
+    named = {int(pid): _stat(int(pid)) for pid in pids}
+    return {pid: name for pid, (name, state) in named.items() if state not in "ZX"}
+
+
+def threads() -> set[threading.Thread]:
+    """The threads of this process, but for the idle workers that an event loop keeps for a while."""
+    return {
+        thread
+        for thread in threading.enumerate()
+        if not thread.name.startswith(("AnyIO worker", "Trio thread"))
+    }
+
+
+def wait_exit(pids: set[int], deadline: float) -> set[int]:
+    """Wait until these child processes have ended; return those which have not when the time is over."""
+    running = set()
+    for pid in pids:
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        try:
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                running.add(pid)
+        finally:
+            os.close(pidfd)
+    return running
+
+
+@dataclass
+class Possessions:
+    """What this process has: descriptors, child processes, threads."""
+
+    descriptors: dict[int, str] = field(default_factory=descriptors)
+    children: dict[int, str] = field(default_factory=children)
+    threads: set[threading.Thread] = field(default_factory=threads)
+
+    def difference(self) -> list[str]:
+        """What this process has come to hold or has lost since, one line each.
+
+        What is already ending gets `GRACE` seconds.
+        """
+        deadline = time.monotonic() + GRACE
+        wait_exit(children().keys() - self.children.keys(), deadline)
+        for thread in threads() - self.threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        now = Possessions()
+        left = now.descriptors.items() - self.descriptors.items()
+        lost = self.descriptors.items() - now.descriptors.items()
+        return [
+            *(f"descriptor left: {fd} -> {name}" for fd, name in sorted(left)),
+            *(f"descriptor lost: {fd} -> {name}" for fd, name in sorted(lost)),
+            *(
+                f"process left: {pid} {now.children[pid]}"
+                for pid in now.children.keys() - self.children.keys()
+            ),
+            *(f"thread left: {thread.name}" for thread in now.threads - self.threads),
+        ]

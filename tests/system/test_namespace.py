@@ -1,0 +1,525 @@
+"""Namespaces of a real kernel: made, joined, used from outside, and nothing left of them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface
+from pathlib import Path
+
+import anyio
+import anyio.abc
+import pytest
+
+from netns_kit import errors
+from netns_kit.errors import (
+    AddressError,
+    IdMapError,
+    NamespaceGone,
+    NotPrivileged,
+    PortInUseError,
+    SysctlError,
+    TunUnavailable,
+    UserNamespaceDenied,
+)
+from netns_kit.namespace import Address, Link, Namespace, Route
+from tests.support import ROOT, Possessions, missing, needs_tun, needs_userns
+
+pytestmark = pytest.mark.anyio
+
+SECONDS = 20
+IFF_TAP, IFF_NO_PI, IFF_ATTACH_QUEUE = 0x0002, 0x1000, 0x0200
+ROOT_USER = os.geteuid() == 0
+
+
+@pytest.fixture(autouse=True)
+def _userns() -> None:
+    needs_userns()
+
+
+@asynccontextmanager
+async def entered(ns: Namespace) -> AsyncIterator[Namespace]:
+    """With a bound on all waiting in it."""
+    with anyio.fail_after(SECONDS):
+        async with ns:
+            yield ns
+
+
+def inode(pid: int | str, kind: str = "net") -> int:
+    return os.stat(f"/proc/{pid}/ns/{kind}").st_ino
+
+
+@contextmanager
+def stranger() -> Iterator[int]:
+    """A process of ours, not the library's, in a user and network namespace of its own: its pid."""
+    code = "import sys; print(1, flush=True); sys.stdin.read()"
+    command = ["unshare", "-Urn", sys.executable, "-S", "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline()
+            yield process.pid
+        finally:
+            process.kill()
+
+
+async def uid_map(ns: Namespace) -> list[list[int]]:
+    text = (await ns.run(["cat", "/proc/self/uid_map"])).stdout.decode()
+    return [[int(word) for word in line.split()] for line in text.splitlines()]
+
+
+async def test_a_new_namespace() -> None:
+    async with entered(Namespace.create()) as ns:
+        assert inode(ns.pid) != inode("self")
+        assert inode(ns.pid, "user") != inode("self", "user")
+        assert int((await ns.run(["stat", "-L", "-c", "%i", "/proc/self/ns/net"])).stdout) == inode(ns.pid)
+        assert await ns.links() == (Link(1, "lo", 65536, "00:00:00:00:00:00", True),)
+        assert Address(1, IPv4Interface("127.0.0.1/8")) in await ns.addresses()
+        assert await ns.routes() == ()
+
+
+async def test_ids() -> None:
+    uid, gid = os.geteuid(), os.getegid()
+    async with entered(Namespace.create()) as ns:
+        assert await uid_map(ns) == [[0, uid, 1]]
+        assert (await ns.run("id -u; id -g")).stdout == b"0\n0\n"
+    async with entered(Namespace.create(ids="same")) as ns:
+        assert await uid_map(ns) == [[uid, uid, 1]]
+        assert (await ns.run("id -u; id -g")).stdout == f"{uid}\n{gid}\n".encode()
+    with pytest.raises(ValueError, match="subids"):
+        Namespace.create(ids="everything")  # type: ignore[arg-type]  # that is the test
+
+
+async def test_subordinate_ids() -> None:
+    if not ROOT_USER and not (shutil.which("newuidmap") and _subuids()):
+        missing("no newuidmap, or no range in /etc/subuid")
+    async with entered(Namespace.create(ids="subids")) as ns:
+        if ROOT_USER:
+            expected = [line.split() for line in Path("/proc/self/uid_map").read_text().splitlines()]  # noqa: ASYNC240
+            assert await uid_map(ns) == [[int(first), int(first), int(count)] for first, _, count in expected]
+        else:
+            assert await uid_map(ns) == [[0, os.getuid(), 1], [1, *_subuids()]]
+        assert (await ns.run("id -u; id -g")).stdout == b"0\n0\n"
+        drop = "import os; os.setgroups([]); os.setgid(7); os.setuid(7); print(os.getuid(), os.getgid())"
+        assert (await ns.run([sys.executable, "-S", "-c", drop])).stdout == b"7 7\n"
+
+
+def _subuids() -> list[int]:
+    import pwd
+
+    name = pwd.getpwuid(os.getuid()).pw_name
+    lines = [line.split(":") for line in Path("/etc/subuid").read_text().splitlines()]
+    return next(([int(first), int(count)] for who, first, count in lines if who == name), [])
+
+
+@pytest.mark.skipif(ROOT_USER, reason="root needs no newuidmap")
+async def test_subordinate_ids_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before = Possessions()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(IdMapError, match="newuidmap: No such file or directory; install") as caught:
+        async with Namespace.create(ids="subids"):
+            pass
+    assert caught.value.errno == errno.ENOENT
+    tool = tmp_path / "newuidmap"
+    tool.write_text("#!/bin/sh\necho 'newuidmap: write to uid_map failed' >&2; exit 1\n")
+    tool.chmod(0o755)
+    with pytest.raises(IdMapError, match="write to uid_map failed; newuidmap must be setuid"):
+        async with Namespace.create(ids="subids"):
+            pass
+    assert not before.difference()
+
+
+async def test_a_host_that_denies_namespaces_is_told_which_setting(anyio_backend_name: str) -> None:
+    code = """if True:
+        import anyio, errno, sys
+        from netns_kit.errors import UserNamespaceDenied
+        from netns_kit.namespace import Namespace
+        open("/proc/sys/user/max_%s_namespaces" % sys.argv[1], "w").write("0")
+        async def main():
+            try:
+                async with Namespace.create():
+                    pass
+            except UserNamespaceDenied as exc:
+                print(errno.errorcode[exc.errno], exc.knob, exc.value, exc.fix)
+        anyio.run(main, backend=sys.argv[2])
+    """
+    for kind in ("user", "net"):
+        async with entered(Namespace.create()) as ns:
+            argv = [sys.executable, "-c", code, kind, anyio_backend_name]
+            said = (await ns.run(argv, cwd=ROOT, stderr=None)).stdout.decode()
+            assert said.startswith(f"ENOSPC user.max_{kind}_namespaces 0 raise it"), said
+
+
+def test_the_cause_of_a_denial(tmp_path: Path) -> None:
+    def host(**settings: int) -> Path:
+        proc = tmp_path / str(len(os.listdir(tmp_path)))
+        for name, value in settings.items():
+            path = proc / "sys" / name.replace("__", "/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{value}\n")
+        (proc / "self").mkdir(parents=True)
+        (proc / "self/status").write_text(f"Name:\tx\nSeccomp:\t{settings.get('seccomp', 0)}\n")
+        return proc
+
+    def knob(number: int, step: str, **settings: int) -> tuple[str | None, object]:
+        denied = UserNamespaceDenied.diagnose(number, step, proc=host(**settings))
+        assert isinstance(denied, PermissionError)
+        assert denied.errno == number
+        assert str(denied.fix) in str(denied)
+        return denied.knob, denied.value
+
+    assert knob(errno.EPERM, "unshare user", kernel__unprivileged_userns_clone=0) == (
+        "kernel.unprivileged_userns_clone",
+        0,
+    )
+    apparmor = {"kernel__apparmor_restrict_unprivileged_userns": 1, "kernel__unprivileged_userns_clone": 1}
+    for number, step in ((errno.EACCES, "map"), (errno.EPERM, "unshare net")):
+        assert knob(number, step, **apparmor) == ("kernel.apparmor_restrict_unprivileged_userns", 1)
+    assert knob(errno.ENOSPC, "unshare user", user__max_user_namespaces=0) == ("user.max_user_namespaces", 0)
+    assert knob(errno.ENOSPC, "unshare net", user__max_net_namespaces=3) == ("user.max_net_namespaces", 3)
+    assert knob(errno.EPERM, "unshare user", seccomp=2) == ("Seccomp in /proc/self/status", 2)
+    assert knob(errno.EPERM, "unshare user", user__max_user_namespaces=9) == ("user.max_user_namespaces", 9)
+
+
+@pytest.mark.parametrize("name", errors.__all__)
+def test_errors_say_their_parts_and_travel(name: str) -> None:
+    error = getattr(errors, name)("it failed", "some.knob", 3, "turn it")
+    assert str(error) == "it failed; some.knob is 3; turn it"
+    copy = pickle.loads(pickle.dumps(error))
+    assert (str(copy), copy.knob, copy.value) == (str(error), "some.knob", 3)
+    assert getattr(copy, "errno", None) == getattr(error, "errno", None)
+    if isinstance(error, OSError):
+        assert error.errno
+
+
+async def test_attach_by_pid_path_and_descriptor() -> None:
+    with stranger() as pid:
+        path = f"/proc/{pid}/ns/net"
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            for ns in (Namespace.attach(pid=pid), Namespace.attach(path=path), Namespace.attach(fd=fd)):
+                async with entered(ns):
+                    assert inode(ns.pid) == inode(pid)
+                    assert inode(ns.pid, "user") == inode(pid, "user")
+                    assert (await ns.run(["id", "-u"])).stdout == b"0\n"
+                    await ns.configure_link("lo")
+                    assert (await ns.links())[0].up
+            os.fstat(fd)  # still ours
+        finally:
+            os.close(fd)
+
+
+async def test_attach_to_a_namespace_of_the_library_and_to_our_own() -> None:
+    async with entered(Namespace.create()) as first, entered(Namespace.attach(pid=first.pid)) as second:
+        assert inode(first.pid) == inode(second.pid)
+    if ROOT_USER:  # joining what one is in takes CAP_SYS_ADMIN all the same
+        async with entered(Namespace.attach(path="/proc/self/ns/net")) as ns:
+            assert inode(ns.pid) == inode("self")
+
+
+async def test_attach_says_what_is_wrong(tmp_path: Path) -> None:
+    before = Possessions()
+
+    async def enter(ns: Namespace) -> None:
+        async with ns:
+            pass
+
+    with pytest.raises(ValueError, match="exactly one"):
+        Namespace.attach()
+    with pytest.raises(ValueError, match="exactly one"):
+        Namespace.attach(pid=1, path="/")
+    with pytest.raises(FileNotFoundError):
+        await enter(Namespace.attach(path=tmp_path / "missing"))
+    for wrong in (tmp_path, "/etc/passwd", "/proc/self/ns/mnt"):
+        with pytest.raises(OSError, match="not a network namespace") as caught:
+            await enter(Namespace.attach(path=wrong))
+        assert caught.value.errno == errno.EINVAL
+    with subprocess.Popen(["true"]) as process:
+        pass
+    with pytest.raises(NamespaceGone, match="no such process"):
+        await enter(Namespace.attach(pid=process.pid))
+    if not ROOT_USER:
+        for denied in (Namespace.attach(pid=1), Namespace.attach(path="/proc/self/ns/net")):
+            with pytest.raises(NotPrivileged) as refused:
+                await enter(denied)
+            assert refused.value.errno in {errno.EPERM, errno.EACCES}
+    assert not before.difference()
+
+
+async def test_the_current_namespace() -> None:
+    async with entered(Namespace.current()) as ns:
+        assert inode(ns.pid) == inode("self")
+        assert inode(ns.pid, "user") == inode("self", "user")
+        assert (await ns.run(["id", "-u"])).stdout == f"{os.getuid()}\n".encode()
+        assert await ns.links()
+        if not ROOT_USER:
+            with pytest.raises(NotPrivileged):
+                await ns.configure_link("lo", mtu=1500)
+            with pytest.raises(TunUnavailable, match="CAP_NET_ADMIN"):
+                await ns.open_tap("nk0", [IFF_TAP | IFF_NO_PI])
+            with pytest.raises(PermissionError):
+                await ns.run(["true"], files={"/etc/hosts": ""})
+
+
+async def test_sockets_are_of_the_namespace() -> None:
+    async with entered(Namespace.create()) as ns, await ns.listen_tcp() as listener:
+        port: int = listener.extra(anyio.abc.SocketAttribute.local_port)
+        with socket.socket() as outside:
+            assert outside.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
+
+        async def echo(stream: anyio.abc.SocketStream) -> None:
+            async with stream:
+                async for chunk in stream:
+                    await stream.send(chunk)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(listener.serve, echo)
+            async with await ns.connect_tcp("127.0.0.1", port) as stream:
+                await stream.send(b"hello")
+                assert await stream.receive() == b"hello"
+            said = await ns.run(
+                [
+                    sys.executable,
+                    "-c",
+                    "import socket, sys; s = socket.create_connection(('127.0.0.1', "
+                    f"{port})); s.sendall(b'x'); print(s.recv(9))",
+                ]
+            )
+            assert said.stdout == b"b'x'\n"
+            tasks.cancel_scope.cancel()
+
+
+async def test_sockets_that_cannot_be_had() -> None:
+    async with entered(Namespace.create()) as ns:
+        before = Possessions()
+        with pytest.raises(ConnectionRefusedError):
+            await ns.connect_tcp("127.0.0.1", 9)
+        with pytest.raises(OSError) as caught:
+            await ns.connect_tcp(IPv4Address("192.0.2.1"), 9)
+        assert caught.value.errno == errno.ENETUNREACH
+        with pytest.raises(AddressError, match="no address"):
+            await ns.connect_tcp("localhost", 9)
+        async with await ns.listen_tcp(port=80):  # its root may
+            with pytest.raises(PortInUseError, match="port 80/tcp") as taken:
+                await ns.listen_tcp(port=80)
+            assert taken.value.errno == errno.EADDRINUSE
+        with pytest.raises(OSError) as family:
+            await ns.socket(99, socket.SOCK_STREAM)
+        assert family.value.errno == errno.EAFNOSUPPORT
+        with await ns.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+            assert not sock.getblocking()
+            assert sock.family == socket.AF_INET6
+        assert not before.difference()
+
+
+async def test_sysctls_are_the_namespaces() -> None:
+    name = "net.ipv4.ip_default_ttl"
+    host = Path("/proc/sys/net/ipv4/ip_default_ttl").read_text().strip()  # noqa: ASYNC240
+    async with entered(Namespace.create()) as ns:
+        assert await ns.get_sysctl(name) == "64"
+        await ns.set_sysctl(name, 33)
+        assert await ns.get_sysctl("net/ipv4/ip_default_ttl") == "33"
+        await ns.set_sysctl("net.ipv4.ping_group_range", "0 0")
+        assert (await ns.get_sysctl("net.ipv4.ping_group_range")).split() == ["0", "0"]
+        await ns.run("ip link add eth0.1 type dummy")
+        await ns.set_sysctl("net.ipv4.conf.eth0/1.rp_filter", 2)
+        assert await ns.get_sysctl("net/ipv4/conf/eth0.1/rp_filter") == "2"
+        wrong = [
+            ("net.ipv4.no_such", errno.ENOENT),
+            ("net.ipv4", errno.EISDIR),
+            ("kernel.hostname", errno.EINVAL),
+            ("net/../kernel/hostname", errno.EINVAL),
+            ("net.ipv4...kernel.hostname", errno.EINVAL),
+            ("net.//.kernel.hostname", errno.EINVAL),
+            ("/net/ipv4/ip_default_ttl", errno.EINVAL),
+            ("net.ipv4\0.x", errno.EINVAL),
+            ("", errno.EINVAL),
+        ]
+        for bad, number in wrong:
+            with pytest.raises(SysctlError) as caught:
+                await ns.get_sysctl(bad)
+            assert (bad, caught.value.errno) == (bad, number)
+            with pytest.raises(SysctlError):
+                await ns.set_sysctl(bad, "x")
+        with pytest.raises(SysctlError, match="ip_default_ttl is 1000") as refused:
+            await ns.set_sysctl(name, 1000)
+        assert refused.value.errno == errno.EINVAL
+    assert Path("/proc/sys/net/ipv4/ip_default_ttl").read_text().strip() == host  # noqa: ASYNC240
+
+
+async def test_a_tap_and_its_configuration() -> None:
+    needs_tun()
+    plain = IFF_TAP | IFF_NO_PI
+    async with entered(Namespace.create()) as ns:
+        tap = await ns.open_tap("tap0", [plain | IFF_ATTACH_QUEUE | 0x0001, plain])  # the first: EINVAL
+        try:
+            assert (tap.name, tap.flags & 0xFFF, tap.existed) == ("tap0", IFF_TAP, False)
+            assert not os.get_blocking(tap.fd)
+            for _ in range(2):
+                await ns.configure_link(
+                    "tap0",
+                    mtu=9000,
+                    mac="02:00:00:00:00:05",
+                    address=IPv4Interface("10.0.2.100/24"),
+                    gateway=IPv4Address("10.0.2.2"),
+                )
+            link = (await ns.links())[-1]
+            assert link == Link(link.index, "tap0", 9000, "02:00:00:00:00:05", True)
+            assert Address(link.index, IPv4Interface("10.0.2.100/24")) in await ns.addresses()
+            assert not any(
+                address.index == 1
+                and isinstance(address.interface, IPv4Interface)
+                and address.interface.ip == IPv4Address("10.0.2.100")
+                for address in await ns.addresses()
+            )
+            routes = [route for route in await ns.routes() if route.destination.version == 4]
+            assert routes == [
+                Route(IPv4Network("0.0.0.0/0"), IPv4Address("10.0.2.2"), link.index, 0),
+                Route(IPv4Network("10.0.2.0/24"), None, link.index, 0),
+            ]
+            with pytest.raises(TunUnavailable, match="in use") as busy:
+                await ns.open_tap("tap0", [plain])
+            assert busy.value.errno == errno.EBUSY
+        finally:
+            os.close(tap.fd)
+        with pytest.raises(TunUnavailable):
+            await ns.open_tap("lo", [plain])
+        with pytest.raises(OSError, match="No such device") as gone:
+            await ns.configure_link("tap0", mtu=1500)
+        assert gone.value.filename == "tap0"
+        await ns.run(["ip", "tuntap", "add", "tap1", "mode", "tap"])
+        tap = await ns.open_tap("tap1", [plain])
+        os.close(tap.fd)
+        assert tap.existed
+
+
+async def test_moving_a_link_in() -> None:
+    async with entered(Namespace.create()) as ns:
+        with pytest.raises(OSError, match="No such device"):
+            await ns.move_link_in("no-such-link")
+        if not ROOT_USER:
+            name = next(name for _, name in socket.if_nameindex() if name != "lo")
+            with pytest.raises(NotPrivileged, match=name):
+                await ns.move_link_in(name)
+    if ROOT_USER:
+        await anyio.run_process(["ip", "link", "add", "nkmoved", "type", "dummy"])
+        async with entered(Namespace.create()) as ns:
+            await ns.move_link_in("nkmoved")
+            assert "nkmoved" in {link.name for link in await ns.links()}
+            assert "nkmoved" not in {name for _, name in socket.if_nameindex()}
+
+
+async def test_ipv6_addresses_and_routes() -> None:
+    async with entered(Namespace.create()) as ns:
+        await ns.run("ip link add d0 type dummy; ip addr add fd00::100/64 dev d0 nodad; ip link set d0 up")
+        index = (await ns.links())[-1].index
+        assert Address(index, IPv6Interface("fd00::100/64")) in await ns.addresses()
+        assert {str(route.destination) for route in await ns.routes()} == {"fd00::/64", "fe80::/64"}
+
+
+async def test_a_dead_agent_ends_the_block() -> None:
+    before = Possessions()
+    with anyio.fail_after(SECONDS):
+        with pytest.raises(NamespaceGone, match="agent"):
+            async with Namespace.create() as ns:
+                os.kill(ns.pid, signal.SIGKILL)
+                await anyio.sleep_forever()
+        with pytest.raises(NamespaceGone):
+            await ns.get_sysctl("net.ipv4.ip_forward")
+        with pytest.raises(NamespaceGone):
+            await ns.run(["true"])
+    assert not before.difference()
+
+
+async def test_the_end_of_the_process_attached_to_ends_the_block() -> None:
+    with stranger() as pid, anyio.fail_after(SECONDS), pytest.raises(NamespaceGone, match="process"):
+        async with Namespace.attach(pid=pid):
+            os.kill(pid, signal.SIGKILL)
+            await anyio.sleep_forever()
+
+
+async def test_after_the_block_it_is_gone() -> None:
+    ns = Namespace.create()
+    with pytest.raises(NamespaceGone, match="not been entered"):
+        await ns.run(["true"])
+    async with entered(ns):
+        pid = ns.pid
+    assert not Path(f"/proc/{pid}").exists()  # noqa: ASYNC240
+    with pytest.raises(NamespaceGone, match="closed"):
+        await ns.run(["true"])
+    with pytest.raises(RuntimeError, match="once"):
+        await ns.__aenter__()
+
+
+async def test_an_error_of_the_body_is_bare() -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with entered(Namespace.create()):
+            _ = 1 / 0
+
+
+async def test_fifty_namespaces_leave_nothing() -> None:
+    async def one() -> None:
+        async with Namespace.create() as ns:
+            await ns.get_sysctl("net.ipv4.ip_forward")
+
+    with anyio.fail_after(60):
+        await one()
+        before = Possessions()
+        async with anyio.create_task_group() as tasks:
+            for _ in range(25):
+                tasks.start_soon(one)
+        for _ in range(25):
+            await one()
+        assert not before.difference()
+
+
+async def test_cancelled_at_any_moment_nothing_is_left() -> None:
+    before = Possessions()
+    for milliseconds in range(0, 40, 2):
+        with anyio.move_on_after(milliseconds / 1000):
+            async with Namespace.create() as ns:
+                await ns.run(["sleep", "60"])
+    assert not before.difference()
+
+
+async def test_the_agent_survives_bad_requests() -> None:
+    async with entered(Namespace.create()) as ns:
+        control = ns._agent._control
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        reader, writer = os.pipe()
+        try:
+            for record in (
+                b"{",
+                b"@",
+                b"[]",
+                b"{}",
+                b'{"op": 1}',
+                b'{"op": "spawn"}',
+                b'{"op": "socket"}',
+                b"\xff",
+            ):
+                control.send(record)
+                socket.send_fds(control, [record], [writer])
+                socket.send_fds(control, [record], [theirs.fileno()])
+                socket.send_fds(control, [record], [theirs.fileno(), writer])
+                await anyio.wait_readable(ours)
+                assert b'"errno"' in ours.recv(4096)
+                ours.recv(4096)
+            for op in ("open_tap", "configure_link", "sysctl_get", "sysctl_set", "socket", "nothing"):
+                with pytest.raises(OSError):
+                    await ns._ask(op, name=7, family=[], flags=None, mac="zz", value=None)
+        finally:
+            for thing in (ours, theirs):
+                thing.close()
+            os.close(reader)
+            os.close(writer)
+        assert await ns.get_sysctl("net.ipv4.ip_forward") == "0"
+        assert (await ns.run(["true"])).returncode == 0

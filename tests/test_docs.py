@@ -1,0 +1,210 @@
+"""Prose is executed: the pages' Python blocks, and the names that docstrings mention."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import errno
+import importlib.util
+import inspect
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from docs.run_readme import blocks
+from tests.support import PACKAGE, ROOT, dotted, files, needs_tun, needs_userns
+
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+
+# Words in backticks which are not Python: programs, constants of the kernel.  Sysctls (`net.ipv4.x`) need no
+# mention here.
+FOREIGN = """
+    apt-get capsh curl dig docker hping3 ip iperf3 nc newgidmap newuidmap nft nginx pasta passt ping podman
+    slirp4netns socat sysctl tcpdump traceroute udhcpc unshare nsenter
+    root tap0 lo localhost
+    CAP_NET_ADMIN CAP_NET_BIND_SERVICE CAP_NET_RAW CAP_SYS_ADMIN CAP_SYS_PTRACE
+    CLONE_NEWNET CLONE_NEWNS CLONE_NEWUSER
+    IFF_MULTI_QUEUE IFF_NO_PI IFF_TAP IFF_VNET_HDR TUNSETIFF TUNSETOFFLOAD TUNSETVNETHDRSZ
+    NEEDS_CSUM TSO4 TSO6 TSO_ECN USO4 USO6 UDP_SEGMENT UDP_GRO PR_SET_PDEATHSIG
+""".split()
+SYSCTLS = ("net.", "kernel.", "user.", "vm.", "fs.")
+
+
+def run_page(page: Path, *options: str) -> None:
+    """Run the page's blocks in a process of their own, where whatever warns has failed."""
+    command = [sys.executable, "-W", "error", str(ROOT / "docs" / "run_readme.py"), str(page), *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    child = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=90, check=False
+    )
+    assert child.returncode == 0, f"{page.name}:\n{child.stdout}{child.stderr}"
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES])
+def test_every_block_of_a_page_runs(page: Path) -> None:
+    if any(block.run for block in blocks(page)):
+        needs_userns()
+        needs_tun()
+        run_page(page, "--all")
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("--backend", "trio"), ("--threads",), ("--backend", "trio", "--threads")]
+)
+def test_the_first_block_of_the_readme_runs(options: tuple[str, ...]) -> None:
+    assert blocks(README), "README.md has no Python block"
+    assert blocks(README)[0].run, "the first block is the quick start: it runs"
+    needs_userns()
+    needs_tun()
+    run_page(README, *options)
+
+
+def test_make_has_the_targets_that_the_pages_name() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for page in [README, ROOT / "CONTRIBUTING.md"]:
+        named = set(re.findall(r"(?:^|`)make ([a-z]+)", page.read_text(encoding="utf-8"), re.MULTILINE))
+        assert named <= targets, f"{page.name} names {named - targets}"
+
+
+# Names in docstrings
+
+
+def own_attributes(tree: ast.Module) -> set[str]:
+    """What cannot be seen from outside: parameters, what methods assign to self, fields of classes."""
+    found = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.arg(arg=name) | ast.Attribute(attr=name, ctx=ast.Store()):
+                found.add(name)
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                found.add(name)
+            case _:
+                pass
+    return found
+
+
+@cache
+def module(file: str) -> ModuleType:
+    return importlib.import_module(dotted(file))
+
+
+@cache
+def vocabulary(file: str) -> frozenset[str]:
+    """Every plain word that a docstring of this module may use: its own names and its classes' attributes."""
+    here = module(file)
+    classes = [value for value in vars(here).values() if isinstance(value, type)]
+    attributes = {name for each in classes for name in dir(each)}
+    package = file.removesuffix("__init__.py")  # whose theory of operation speaks of all its modules
+    parts = [part for part in files() if part.startswith(package) and part != file != package]
+    return frozenset(vars(here)).union(attributes, own_attributes(tree(file)), *map(vocabulary, parts))
+
+
+@cache
+def tree(file: str) -> ast.Module:
+    return ast.parse((ROOT / PACKAGE / file).read_text(encoding="utf-8"))
+
+
+def has(value: object, path: list[str]) -> bool:
+    """Whether the attributes in `path` lead somewhere; what only an instance has counts by its name."""
+    for name in path:
+        if not hasattr(value, name):
+            defined_in = getattr(value, "__module__", "")
+            return path[-1] == name and any(
+                defined_in == dotted(file) and name in own_attributes(tree(file)) for file in files()
+            )
+        value = getattr(value, name)
+    return True
+
+
+def resolves(file: str, word: str) -> bool:
+    """Whether a word in backticks means something: here, anywhere in netns_kit, in Python or in the world."""
+    head, *rest = word.split(".")
+    if word in FOREIGN or word.startswith(SYSCTLS):
+        return True
+    if not rest and (
+        word in vocabulary(file) or any(hasattr(each, word) for each in (builtins, socket, errno, signal))
+    ):
+        return True
+    places = [module(file), builtins, *(module(other) for other in files())]
+    if any(has(place, [head, *rest]) for place in places if hasattr(place, head)):
+        return True
+    if (
+        head in own_attributes(tree(file)) and rest
+    ):  # `self`'s attribute, or a parameter: its class is unknown
+        return any(rest[-1] in vocabulary(other) for other in files())
+    if importable(word) or importable(f"{PACKAGE}.{word}"):
+        return True
+    owner, _, name = word.rpartition(".")
+    return bool(owner) and importable(owner) and hasattr(importlib.import_module(owner), name)
+
+
+@cache
+def importable(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def docstrings(file: str) -> Iterator[tuple[str, str]]:
+    """Every docstring of a module, with the name of what it documents."""
+    for node in ast.walk(tree(file)):
+        match node:
+            case ast.Module() | ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
+                yield getattr(node, "name", "the module"), ast.get_docstring(node) or ""
+            case _:
+                pass
+
+
+def names(text: str) -> Iterator[str]:
+    """What stands in backticks and looks like a Python name or a call of one."""
+    for word in re.findall(r"`+([^`\n]+)`+", text):
+        if match := re.fullmatch(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)(\([^)]*\))?", word):
+            yield match[1]
+
+
+@pytest.mark.parametrize("file", files())
+def test_names_in_docstrings_exist(file: str) -> None:
+    stale = [
+        f"`{name}` in {owner}"
+        for owner, text in docstrings(file)
+        for name in names(text)
+        if not resolves(file, name)
+    ]
+    assert not stale, f"{PACKAGE}/{file}:\n" + "\n".join(stale)
+
+
+@pytest.mark.parametrize(
+    "word", ["Nowhere", "no_such_thing", "Path.nowhere", "socket.nothing", "nowhere.at_all"]
+)
+def test_a_stale_name_is_found(word: str) -> None:
+    assert list(names(f"See `{word}`.")) == [word]
+    assert not resolves("errors.py", word)
+
+
+def public() -> list[str]:
+    return list(getattr(importlib.import_module(PACKAGE), "__all__", []))
+
+
+@pytest.mark.parametrize("name", public())
+def test_what_is_public_is_documented(name: str) -> None:
+    thing = getattr(importlib.import_module(PACKAGE), name)
+    members = {name: thing}
+    if isinstance(thing, type):
+        members |= {
+            f"{name}.{attribute}": value
+            for attribute, value in vars(thing).items()
+            if not attribute.startswith("_")
+            and (inspect.isroutine(value) or isinstance(value, property | classmethod | staticmethod))
+        }
+    assert [path for path, value in members.items() if not (value.__doc__ or "").strip()] == []

@@ -1,0 +1,263 @@
+"""The law of ARCHITECTURE.md, read from there and applied to every module of netns_kit."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib import import_module
+from importlib.util import resolve_name
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.support import PACKAGE, ROOT, dotted, files
+
+ALWAYS = {"__future__", "typing", "types"}
+
+
+class Restriction(NamedTuple):
+    """Who may import a module, and how."""
+
+    only_in: tuple[str, ...]
+    lazy: bool
+    types: bool
+
+
+class Law(NamedTuple):
+    """What ARCHITECTURE.md says."""
+
+    order: list[str]
+    restricted: dict[str, Restriction]
+    pure: dict[str, set[str]]
+    types: dict[str, set[str]]
+
+
+def rows(text: str, heading: str) -> Iterator[list[str]]:
+    """The cells of the table whose first heading is `heading`."""
+    table = re.search(rf"^\| {heading} \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", text, re.MULTILINE)
+    assert table, f"ARCHITECTURE.md has no table with the heading {heading!r}"
+    for line in table[1].splitlines():
+        yield [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def quoted(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+@cache
+def law() -> Law:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    block = re.search(r"^```law\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert block, "ARCHITECTURE.md has no block marked law"
+    restricted = {
+        name: Restriction(tuple(quoted(only_in)), lazy="lazy" in how, types="types" in how)
+        for names, only_in, how in rows(text, "import")
+        for name in quoted(names)
+    }
+    pure = {name: set(quoted(allowed)) for names, allowed in rows(text, "pure") for name in quoted(names)}
+    types = {name: set(quoted(named)) for names, named in rows(text, "module") for name in quoted(names)}
+    return Law([line.split()[0] for line in block[1].splitlines() if line.strip()], restricted, pure, types)
+
+
+class Import(NamedTuple):
+    """One import statement's module, and where it stands."""
+
+    line: int
+    module: str
+    lazy: bool
+    types: bool
+
+
+class Imports(ast.NodeVisitor):
+    """Collects the imports of one module."""
+
+    def __init__(self, file: str, known: set[str]) -> None:
+        self.package = dotted(str(Path(file).with_name("__init__.py")))
+        self.known, self.found = known, list[Import]()
+        self.lazy = self.types = False
+
+    def add(self, node: ast.stmt, module: str) -> None:
+        self.found.append(Import(node.lineno, module, self.lazy, self.types))
+
+    def visit_Import(self, node: ast.Import) -> None:
+        for alias in node.names:
+            self.add(node, alias.name)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        module = node.module or ""
+        if node.level:
+            module = resolve_name("." * node.level + module, self.package)
+        for alias in node.names:
+            inner = f"{module}.{alias.name}"
+            self.add(node, inner if inner in self.known else module)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+        outside, self.lazy = self.lazy, True
+        self.generic_visit(node)
+        self.lazy = outside
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> None:
+        self.visit_FunctionDef(node)
+
+    def visit_If(self, node: ast.If) -> None:
+        outside = self.types
+        self.types = outside or ast.unparse(node.test).endswith("TYPE_CHECKING")
+        for child in node.body:
+            self.visit(child)
+        self.types = outside
+        for child in node.orelse:
+            self.visit(child)
+
+
+def imports(file: str, source: str) -> list[Import]:
+    visitor = Imports(file, {dotted(listed) for listed in law().order})
+    visitor.visit(ast.parse(source))
+    return visitor.found
+
+
+def is_in(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a module (`stack/seq`) is one of those that the patterns (`stack/*`, `tap`) mean."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def verdict(file: str, found: Import) -> str | None:
+    """What the law has against one import in `file`, or nothing."""
+    name = file.removesuffix(".py")
+    root = found.module.partition(".")[0]
+    order = [dotted(listed) for listed in law().order]
+    restriction = law().restricted.get(found.module) or law().restricted.get(root)
+
+    if restriction and found.types and restriction.types:
+        return None
+    if restriction:
+        if not is_in(name, restriction.only_in):
+            return f"{found.module} may be imported only in {', '.join(restriction.only_in) or 'no module'}"
+        if restriction.lazy and not (found.lazy or found.types):
+            return f"{found.module} is imported lazily: inside a function"
+    if root == PACKAGE:
+        if name == "agent":
+            return "the agent stands alone"
+        if found.module not in order:
+            return f"{found.module} is not in the list"
+        if found.types and any(dotted(each) == found.module for each in law().types.get(name, ())):
+            return None
+        if order.index(found.module) <= order.index(dotted(file)):
+            return f"{found.module} is not below {name}"
+    elif not restriction and root not in sys.stdlib_module_names:
+        return f"{root} is neither in the standard library nor in the table"
+
+    for pattern, allowed in law().pure.items():
+        own = f"{PACKAGE}.{pattern.removesuffix('/*')}" if pattern.endswith("/*") else None
+        if not is_in(name, (pattern,)) or {found.module, root} & (allowed | ALWAYS):
+            continue
+        if not (own and (found.module + ".").startswith(own + ".")):
+            return f"{name} is pure: {found.module} is not what it may import"
+    return None
+
+
+def test_every_module_is_listed_and_every_listed_module_exists() -> None:
+    order = law().order
+    assert len(order) == len(set(order)), "a module is listed twice"
+    assert sorted(set(files()) - set(order)) == [], "not in the list"
+    assert sorted(set(order) - set(files())) == [], "in the list, but no such file"
+
+
+def test_every_pattern_of_the_tables_means_a_module() -> None:
+    names = [file.removesuffix(".py") for file in files()]
+    patterns = {pattern for rule in law().restricted.values() for pattern in rule.only_in} | law().pure.keys()
+    assert not [pattern for pattern in patterns if not any(is_in(name, (pattern,)) for name in names)]
+
+
+@pytest.mark.parametrize("file", files())
+def test_imports_keep_the_law(file: str) -> None:
+    found = imports(file, (ROOT / PACKAGE / file).read_text(encoding="utf-8"))
+    broken = [f"line {each.line}: {why}" for each in found if (why := verdict(file, each))]
+    assert not broken, f"{PACKAGE}/{file}:\n" + "\n".join(broken)
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "why"),
+    [
+        ("errors.py", "import netns_kit.tap", "not below"),
+        ("errors.py", "from netns_kit import tap", "not below"),
+        ("errors.py", "def f():\n    from netns_kit import tap", "not below"),
+        ("errors.py", "if TYPE_CHECKING:\n    from netns_kit.tap import TapDevice", "not below"),
+        ("tap.py", "from netns_kit import TapDevice", "not below"),
+        ("tap.py", "import netns_kit.tap", "not below"),
+        ("tap.py", "import netns_kit.nowhere", "not in the list"),
+        ("network.py", "from netns_kit.agent import main", "no module"),
+        ("agent.py", "from netns_kit.errors import NetnsError", "stands alone"),
+        ("stack/stack.py", "from netns_kit.errors import NetnsError", "is pure"),
+        ("stack/stack.py", "from ..errors import NetnsError", "is pure"),
+        ("stack/wire/__init__.py", "from ..stack import Stack", "not below"),
+        ("stack/stack.py", "import socket", "only in"),
+        ("stack/stack.py", "import ipaddress", "is pure"),
+        ("stack/stack.py", "import os.path", "is pure"),
+        ("engine.py", "import anyio.abc", "only in"),
+        ("engine.py", "import time", "only in"),
+        ("network.py", "import select", "only in"),
+        ("network.py", "async def f():\n    import pyroute2.netlink", "only in"),
+        ("namespace.py", "import pyroute2", "lazily"),
+        ("namespace.py", "import requests", "neither"),
+    ],
+)
+def test_the_law_forbids(file: str, source: str, why: str) -> None:
+    found = imports(file, source)
+    assert any(why in (verdict(file, each) or "") for each in found), [verdict(file, each) for each in found]
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("namespace.py", "import socket\ndef f():\n    from pyroute2 import IPRoute"),
+        (
+            "network.py",
+            "import anyio.abc\nfrom netns_kit import tap\nfrom netns_kit.errors import NetnsError",
+        ),
+        ("network.py", "if TYPE_CHECKING:\n    from typing_extensions import Self"),
+        (
+            "stack/stack.py",
+            "import struct\nfrom collections.abc import Iterator\nfrom netns_kit.stack import wire",
+        ),
+        ("agent.py", "import ctypes, os, select, socket, time"),
+    ],
+)
+def test_the_law_allows(file: str, source: str) -> None:
+    assert [verdict(file, each) for each in imports(file, source) if verdict(file, each)] == []
+
+
+def definitions(file: str) -> Iterator[str]:
+    """The names that a module defines at its top: classes, functions, assignments."""
+    for node in ast.parse((ROOT / PACKAGE / file).read_text(encoding="utf-8")).body:
+        match node:
+            case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
+                yield node.name
+            case ast.Assign():
+                yield from (target.id for target in node.targets if isinstance(target, ast.Name))
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                yield name
+            case _:
+                pass
+
+
+def test_every_public_name_is_defined_once() -> None:
+    package = import_module(PACKAGE)
+    everywhere = Counter(name for file in files() for name in definitions(file))
+    assert [name for name, times in Counter(package.__all__).items() if times > 1] == []
+    assert {name: everywhere[name] for name in package.__all__ if everywhere[name] != 1} == {}
+    assert [name for name in package.__all__ if not hasattr(package, name)] == []
+
+
+def test_importing_the_package_is_cheap() -> None:
+    code = "import sys, netns_kit; print(*{'asyncio', 'dnslib', 'pyroute2', 'trio'} & sys.modules.keys())"
+    child = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert child.stdout.split() == []
