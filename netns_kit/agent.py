@@ -389,7 +389,6 @@ def become_command(request: dict[str, Any], fds: list[int], report: int, restore
             os.dup2(fd, number)
         for number in restore:
             signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])
         execute(request["argv"], request["env"])
     except BaseException as exc:
         problem = failure(exc, "spawn")

@@ -57,32 +57,27 @@ class Guard:
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> bool:
+    ) -> None:
         outcome = exc
         try:
             if self._body.__exit__(exc_type, exc, tb):
                 outcome = None
         except BaseException as rest:  # of a group, when our cancellation has been taken out of it
             outcome = rest
-        cancelled = isinstance(outcome, anyio.get_cancelled_exc_class())
         self._tasks.cancel_scope.cancel()
         try:
-            if cancelled and outcome is not None:  # asyncio counts cancellations: it must see this one leave
-                await self._tasks.__aexit__(type(outcome), outcome, outcome.__traceback__)
-            else:
-                await self._tasks.__aexit__(None, None, None)
+            await self._tasks.__aexit__(None, None, None)
         except anyio.get_cancelled_exc_class() as late:
             if outcome is None:
-                outcome, cancelled = late, True
+                outcome = late
         failure, self._failure = self._failure, None
         try:
-            if failure is not None and (outcome is None or cancelled):
-                raise failure
-            if outcome is not None:
-                if failure is not None and outcome.__context__ is None:
+            if failure is not None:
+                if outcome is None or isinstance(outcome, anyio.get_cancelled_exc_class()):
+                    raise failure
+                if outcome.__context__ is None:
                     outcome.__context__ = failure
-                if outcome is not exc:
-                    raise outcome
-            return outcome is None
+            if outcome is not exc and outcome is not None:
+                raise outcome
         finally:
             del failure, outcome  # they hold this frame, and it them

@@ -185,9 +185,9 @@ class Namespace:
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> bool:
+    ) -> None:
         try:
-            return await self._guard.__aexit__(exc_type, exc, tb)
+            await self._guard.__aexit__(exc_type, exc, tb)
         finally:
             await self._agent.stop()
             self._held.close()

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import array
 import errno
+import fcntl
 import io
 import json
 import os
 import pwd
-import select
 import socket
 import subprocess
 import sys
@@ -132,31 +132,35 @@ class AgentProcess:
 
     @property
     def pid(self) -> int:
+        """Of the agent, as the host counts."""
         return self._popen.pid
 
     async def start(self, start: Start) -> None:
         """Execute the agent and wait until it is in its namespace.  Raises what keeps it; then nothing is
         left.
         """
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        owner = os.pidfd_open(os.getpid())
-        try:
-            self._control.setblocking(False)
-            passed = [theirs.fileno(), owner] + ([] if start.ns is None else [start.ns])
-            order = json.dumps({"mode": start.mode, "ids": start.ids, "fd": start.ns})
-            self._popen = subprocess.Popen(  # noqa: ASYNC220 - a millisecond, and in the calling thread by design
-                [sys.executable, "-S", "-E", "-I", str(AGENT), str(theirs.fileno()), str(owner), order],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=passed,
-            )
-            self._pidfd = io.FileIO(os.pidfd_open(self._popen.pid))
-        except BaseException:
-            self._control.close()
-            raise
-        finally:
-            theirs.close()
-            os.close(owner)
+        with ExitStack() as passed:
+            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            passed.callback(theirs.close)
+            owner = os.pidfd_open(os.getpid())
+            passed.callback(os.close, owner)
+            given = [theirs.fileno(), owner] + ([] if start.ns is None else [start.ns])
+            fds = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in given]  # 0 to 2 are free in a daemon
+            for fd in fds:
+                passed.callback(os.close, fd)
+            order = json.dumps({"mode": start.mode, "ids": start.ids, "fd": fds[-1]})
+            try:
+                self._control.setblocking(False)
+                self._popen = subprocess.Popen(  # noqa: ASYNC220 - in the calling thread by design
+                    [sys.executable, "-S", "-E", "-I", str(AGENT), *map(str, fds[:2]), order],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=fds,
+                )
+                self._pidfd = io.FileIO(os.pidfd_open(self._popen.pid))
+            except BaseException:
+                self._control.close()
+                raise
         try:
             await self._until_ready(start)
         except BaseException:
@@ -237,9 +241,9 @@ class AgentProcess:
             with suppress(OSError):
                 self._control.shutdown(socket.SHUT_RDWR)  # a fork of ours may hold a copy
             self._control.close()
-            with anyio.move_on_after(STOP_SECONDS):
+            with anyio.move_on_after(STOP_SECONDS) as patience:
                 await anyio.wait_readable(self._pidfd)
-            if not select.select([self._pidfd], [], [], 0)[0]:
+            if patience.cancelled_caught:
                 self._popen.kill()
                 await anyio.wait_readable(self._pidfd)
             self._popen.wait()  # at once: it has ended
@@ -327,6 +331,7 @@ class _Pipe:
         self._guard = anyio.ResourceGuard("using")
 
     async def aclose(self) -> None:
+        """Close our end; whoever waits for it gets ClosedResourceError."""
         if not self._file.closed:
             anyio.notify_closing(self._file)
             self._file.close()
@@ -337,6 +342,7 @@ class PipeReader(_Pipe, anyio.abc.ByteReceiveStream):
     """What the command writes to its standard output or error."""
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
+        """Some bytes, or EndOfStream when all writers have closed.  Cancelled, it has taken nothing."""
         await anyio.lowlevel.checkpoint()
         with self._guard:
             while True:
@@ -354,6 +360,7 @@ class PipeWriter(_Pipe, anyio.abc.ByteSendStream):
     """The command's standard input."""
 
     async def send(self, item: bytes) -> None:
+        """Write all of it, or BrokenResourceError if nobody reads.  Cancelled, part of it may be written."""
         await anyio.lowlevel.checkpoint()
         rest = memoryview(item)
         with self._guard:
@@ -412,14 +419,17 @@ class Process(anyio.abc.Process):
 
     @property
     def stdin(self) -> anyio.abc.ByteSendStream | None:
+        """Its standard input, if that is a pipe."""
         return self._streams[0]
 
     @property
     def stdout(self) -> anyio.abc.ByteReceiveStream | None:
+        """Its standard output, if that is a pipe."""
         return self._streams[1]
 
     @property
     def stderr(self) -> anyio.abc.ByteReceiveStream | None:
+        """Its standard error, if that is a pipe."""
         return self._streams[2]
 
     async def wait(self) -> int:
@@ -445,9 +455,11 @@ class Process(anyio.abc.Process):
                 pidfd_send_signal(self._pidfd.fileno(), signal)
 
     def terminate(self) -> None:
+        """Ask it to end: SIGTERM."""
         self.send_signal(SIGTERM)
 
     def kill(self) -> None:
+        """End it: SIGKILL.  What it started is left alone; `aclose` takes that along."""
         self.send_signal(SIGKILL)
 
     async def aclose(self) -> None:
@@ -516,7 +528,6 @@ async def open_process(
             files=shown,
         )
         ours.callback(conversation.close)
-        theirs.close()
         answer, (pidfd,) = await conversation.receive()
         ours.pop_all()
     return Process(answer["pid"], pidfd, conversation, *streams)
@@ -545,7 +556,7 @@ def _standard_streams(
             if 1 in fds:
                 fds[2] = fds[1]
         elif wanted is None:
-            if _is_open(number):
+            if _is_inherited(number):
                 fds[number] = number
         else:
             fds[number] = wanted if isinstance(wanted, int) else wanted.fileno()
@@ -558,12 +569,12 @@ def _standard_streams(
     ), fds
 
 
-def _is_open(fd: int) -> bool:
+def _is_inherited(fd: int) -> bool:
+    """Not if it is closed, nor if the number went to something private: an event loop's socket, in a daemon."""
     try:
-        os.fstat(fd)
+        return os.get_inheritable(fd)
     except OSError:
         return False
-    return True
 
 
 def _text(word: Word) -> str:

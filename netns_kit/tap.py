@@ -422,8 +422,7 @@ class ImpairedTap(TapDevice):
         return True
 
     def advance(self, now: float) -> None:
-        """Let time pass until `now`, which is when what was read and written since the last time enters the
-        links.
+        """Let time pass until `now`, when what was read and written meanwhile enters the links.
 
         Frames due are written to the device or ready for `read_into`.
         """

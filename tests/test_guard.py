@@ -1,11 +1,14 @@
 """Guard: errors come out bare, and cancellation goes where it belongs."""
 
+# ruff: noqa: PT012 - what raises is a whole `async with` block
+
 from __future__ import annotations
 
 import asyncio
 import sys
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from netns_kit.guard import Guard
@@ -26,7 +29,7 @@ async def fail(after: anyio.Event | None = None, error: Exception | None = None)
 async def still_works() -> None:
     """Nothing of a cancellation is left on this task."""
     for _ in range(3):
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
     if sys.version_info >= (3, 11) and (task := _asyncio_task()) is not None:
         assert task.cancelling() == 0
 
@@ -101,11 +104,18 @@ async def test_a_task_that_fails_while_being_cancelled_is_heard() -> None:
 
 async def test_the_first_failure_is_the_one_raised() -> None:
     first, second = Boom("first"), Boom("second")
+
+    async def late() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise second
+
     with pytest.raises(Boom) as caught:
         async with Guard() as guard:
-            guard.start_soon(fail, None, first)
+            guard.start_soon(late)
             await anyio.wait_all_tasks_blocked()
-            guard.start_soon(fail, None, second)
+            guard.start_soon(fail, None, first)
             await anyio.sleep_forever()
     assert caught.value is first
 
@@ -161,33 +171,50 @@ async def test_cancellation_from_outside_while_leaving() -> None:
 
 
 async def test_the_bodys_error_survives_a_cancellation_while_leaving() -> None:
-    with anyio.CancelScope() as scope:
-        with pytest.raises(ValueError, match="body"):
-            async with Guard() as guard:
+    with pytest.raises(ValueError, match="body"), anyio.CancelScope() as scope:
+        async with Guard() as guard:
 
-                async def stubborn() -> None:
-                    try:
-                        await anyio.sleep_forever()
-                    finally:
-                        scope.cancel()
+            async def stubborn() -> None:
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    scope.cancel()
+                    with anyio.CancelScope(shield=True):
+                        await anyio.sleep(0.01)
 
-                guard.start_soon(stubborn)
-                await anyio.wait_all_tasks_blocked()
-                raise ValueError("body")
+            guard.start_soon(stubborn)
+            await anyio.wait_all_tasks_blocked()
+            raise ValueError("body")
     await still_works()
 
 
 async def test_failure_and_cancellation_at_once() -> None:
-    with anyio.CancelScope() as scope:
-        with pytest.raises(Boom):
-            async with Guard() as guard:
+    with pytest.raises(Boom), anyio.CancelScope() as scope:
+        async with Guard() as guard:
 
-                async def both() -> None:
-                    scope.cancel()
-                    raise Boom
+            async def both() -> None:
+                scope.cancel()
+                raise Boom
 
-                guard.start_soon(both)
-                await anyio.sleep_forever()
+            guard.start_soon(both)
+            await anyio.sleep_forever()
+    await still_works()
+
+
+async def test_an_error_in_a_group_beside_our_cancellation() -> None:
+    async def fails_when_cancelled() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise ValueError("body")
+
+    with pytest.raises(BaseException) as caught:  # ExceptionGroup is no builtin on Python 3.10
+        async with Guard() as guard, anyio.create_task_group() as group:
+            group.start_soon(fails_when_cancelled)
+            await anyio.wait_all_tasks_blocked()
+            guard.start_soon(fail)
+            await anyio.sleep_forever()
+    assert [type(error) for error in getattr(caught.value, "exceptions", [])] == [ValueError]
     await still_works()
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from netns_kit.errors import AddressError, TunUnavailable
 from netns_kit.impairment import Impairment
+from netns_kit.stack.offloads import Offloads
 from netns_kit.tap import FRAME_MAX, OFFLOAD_SETS, TX_QUEUE, DeviceGone, TapDevice, _negotiate
 
 pytestmark = pytest.mark.usefixtures("leaks")

@@ -751,7 +751,7 @@ class TcpConnection:
         snd.mss = min(max(mss, 48), link.mtu - (40 if ipv4 else 60))
         snd.burst = snd.mss
         if link.offloads.csum and (link.offloads.tso4 if ipv4 else link.offloads.tso6):
-            snd.burst = MAX_PAYLOAD // snd.mss * snd.mss
+            snd.burst = max(MAX_PAYLOAD // snd.mss, 1) * snd.mss
             kind = virtio.GSO_TCPV4 if ipv4 else virtio.GSO_TCPV6
             self._gso = self._header.virtio(_SUM_OFFSET, kind, snd.mss)
 

@@ -1,5 +1,7 @@
 """Namespaces of a real kernel: made, joined, used from outside, and nothing left of them."""
 
+# ruff: noqa: PT012 - what raises is a whole `async with` block
+
 from __future__ import annotations
 
 import errno
@@ -12,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
 
 import anyio
@@ -31,12 +33,12 @@ from netns_kit.errors import (
     UserNamespaceDenied,
 )
 from netns_kit.namespace import Address, Link, Namespace, Route
-from tests.support import ROOT, Possessions, missing, needs_tun, needs_userns
+from tests.support import ROOT, Possessions, missing, needs, needs_tun, needs_userns
 
 pytestmark = pytest.mark.anyio
 
 SECONDS = 20
-IFF_TAP, IFF_NO_PI, IFF_ATTACH_QUEUE = 0x0002, 0x1000, 0x0200
+IFF_TAP, IFF_NO_PI = 0x0002, 0x1000
 ROOT_USER = os.geteuid() == 0
 
 
@@ -60,6 +62,7 @@ def inode(pid: int | str, kind: str = "net") -> int:
 @contextmanager
 def stranger() -> Iterator[int]:
     """A process of ours, not the library's, in a user and network namespace of its own: its pid."""
+    needs("unshare")
     code = "import sys; print(1, flush=True); sys.stdin.read()"
     command = ["unshare", "-Urn", sys.executable, "-S", "-c", code]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -201,6 +204,7 @@ def test_errors_say_their_parts_and_travel(name: str) -> None:
 
 
 async def test_attach_by_pid_path_and_descriptor() -> None:
+    before = Possessions()
     with stranger() as pid:
         path = f"/proc/{pid}/ns/net"
         fd = os.open(path, os.O_RDONLY)
@@ -215,6 +219,17 @@ async def test_attach_by_pid_path_and_descriptor() -> None:
             os.fstat(fd)  # still ours
         finally:
             os.close(fd)
+    assert not before.difference()
+
+
+async def test_a_recycled_pid_is_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    with stranger() as pid:
+        old = os.pidfd_open(pid)
+    with stranger() as pid, monkeypatch.context() as patch:
+        patch.setattr(os, "pidfd_open", lambda _: old)  # as if the number had passed on since
+        with pytest.raises(NamespaceGone, match="no such process"):
+            async with Namespace.attach(pid=pid):
+                pass
 
 
 async def test_attach_to_a_namespace_of_the_library_and_to_our_own() -> None:
@@ -242,10 +257,9 @@ async def test_attach_says_what_is_wrong(tmp_path: Path) -> None:
         with pytest.raises(OSError, match="not a network namespace") as caught:
             await enter(Namespace.attach(path=wrong))
         assert caught.value.errno == errno.EINVAL
-    with subprocess.Popen(["true"]) as process:
-        pass
+    process = await anyio.run_process("echo $$")
     with pytest.raises(NamespaceGone, match="no such process"):
-        await enter(Namespace.attach(pid=process.pid))
+        await enter(Namespace.attach(pid=int(process.stdout)))
     if not ROOT_USER:
         for denied in (Namespace.attach(pid=1), Namespace.attach(path="/proc/self/ns/net")):
             with pytest.raises(NotPrivileged) as refused:
@@ -285,14 +299,8 @@ async def test_sockets_are_of_the_namespace() -> None:
             async with await ns.connect_tcp("127.0.0.1", port) as stream:
                 await stream.send(b"hello")
                 assert await stream.receive() == b"hello"
-            said = await ns.run(
-                [
-                    sys.executable,
-                    "-c",
-                    "import socket, sys; s = socket.create_connection(('127.0.0.1', "
-                    f"{port})); s.sendall(b'x'); print(s.recv(9))",
-                ]
-            )
+            code = f"s = socket.create_connection(('127.0.0.1', {port})); s.send(b'x'); print(s.recv(9))"
+            said = await ns.run([sys.executable, "-c", f"import socket; {code}"])
             assert said.stdout == b"b'x'\n"
             tasks.cancel_scope.cancel()
 
@@ -321,6 +329,8 @@ async def test_sockets_that_cannot_be_had() -> None:
 
 
 async def test_sysctls_are_the_namespaces() -> None:
+    needs_tun()
+    needs("ip")
     name = "net.ipv4.ip_default_ttl"
     host = Path("/proc/sys/net/ipv4/ip_default_ttl").read_text().strip()  # noqa: ASYNC240
     async with entered(Namespace.create()) as ns:
@@ -329,7 +339,7 @@ async def test_sysctls_are_the_namespaces() -> None:
         assert await ns.get_sysctl("net/ipv4/ip_default_ttl") == "33"
         await ns.set_sysctl("net.ipv4.ping_group_range", "0 0")
         assert (await ns.get_sysctl("net.ipv4.ping_group_range")).split() == ["0", "0"]
-        await ns.run("ip link add eth0.1 type dummy")
+        await ns.run("ip tuntap add eth0.1 mode tap")
         await ns.set_sysctl("net.ipv4.conf.eth0/1.rp_filter", 2)
         assert await ns.get_sysctl("net/ipv4/conf/eth0.1/rp_filter") == "2"
         wrong = [
@@ -357,13 +367,16 @@ async def test_sysctls_are_the_namespaces() -> None:
 
 async def test_a_tap_and_its_configuration() -> None:
     needs_tun()
+    needs("ip")
     plain = IFF_TAP | IFF_NO_PI
     async with entered(Namespace.create()) as ns:
-        tap = await ns.open_tap("tap0", [plain | IFF_ATTACH_QUEUE | 0x0001, plain])  # the first: EINVAL
+        tap = await ns.open_tap("tap0", [IFF_NO_PI, plain])  # the first is EINVAL: neither tun nor tap
         try:
             assert (tap.name, tap.flags & 0xFFF, tap.existed) == ("tap0", IFF_TAP, False)
             assert not os.get_blocking(tap.fd)
-            for _ in range(2):
+            for again in (False, True):
+                if again:
+                    await ns.run("ip route add 10.9.0.0/16 via 10.0.2.7")
                 await ns.configure_link(
                     "tap0",
                     mtu=9000,
@@ -374,16 +387,11 @@ async def test_a_tap_and_its_configuration() -> None:
             link = (await ns.links())[-1]
             assert link == Link(link.index, "tap0", 9000, "02:00:00:00:00:05", True)
             assert Address(link.index, IPv4Interface("10.0.2.100/24")) in await ns.addresses()
-            assert not any(
-                address.index == 1
-                and isinstance(address.interface, IPv4Interface)
-                and address.interface.ip == IPv4Address("10.0.2.100")
-                for address in await ns.addresses()
-            )
             routes = [route for route in await ns.routes() if route.destination.version == 4]
             assert routes == [
                 Route(IPv4Network("0.0.0.0/0"), IPv4Address("10.0.2.2"), link.index, 0),
                 Route(IPv4Network("10.0.2.0/24"), None, link.index, 0),
+                Route(IPv4Network("10.9.0.0/16"), IPv4Address("10.0.2.7"), link.index, 0),
             ]
             with pytest.raises(TunUnavailable, match="in use") as busy:
                 await ns.open_tap("tap0", [plain])
@@ -402,6 +410,8 @@ async def test_a_tap_and_its_configuration() -> None:
 
 
 async def test_moving_a_link_in() -> None:
+    needs_tun()
+    needs("ip")
     async with entered(Namespace.create()) as ns:
         with pytest.raises(OSError, match="No such device"):
             await ns.move_link_in("no-such-link")
@@ -410,7 +420,7 @@ async def test_moving_a_link_in() -> None:
             with pytest.raises(NotPrivileged, match=name):
                 await ns.move_link_in(name)
     if ROOT_USER:
-        await anyio.run_process(["ip", "link", "add", "nkmoved", "type", "dummy"])
+        await anyio.run_process(["ip", "tuntap", "add", "nkmoved", "mode", "tap"])
         async with entered(Namespace.create()) as ns:
             await ns.move_link_in("nkmoved")
             assert "nkmoved" in {link.name for link in await ns.links()}
@@ -418,11 +428,16 @@ async def test_moving_a_link_in() -> None:
 
 
 async def test_ipv6_addresses_and_routes() -> None:
+    needs_tun()
+    needs("ip")
     async with entered(Namespace.create()) as ns:
-        await ns.run("ip link add d0 type dummy; ip addr add fd00::100/64 dev d0 nodad; ip link set d0 up")
+        await ns.run(
+            "set -e; ip tuntap add t0 mode tap; ip link set t0 up; ip addr add fd00::100/64 dev t0 nodad;"
+            "ip -6 route add fd01::/48 via fd00::1"
+        )
         index = (await ns.links())[-1].index
         assert Address(index, IPv6Interface("fd00::100/64")) in await ns.addresses()
-        assert {str(route.destination) for route in await ns.routes()} == {"fd00::/64", "fe80::/64"}
+        assert Route(IPv6Network("fd01::/48"), IPv6Address("fd00::1"), index, 1024) in await ns.routes()
 
 
 async def test_a_dead_agent_ends_the_block() -> None:

@@ -1,5 +1,7 @@
 """Commands in a namespace behave as `anyio.run_process` and `anyio.open_process` have them."""
 
+# ruff: noqa: PT012 - what raises is a whole `async with` block
+
 from __future__ import annotations
 
 import os
@@ -23,7 +25,7 @@ import pytest
 from netns_kit.errors import NamespaceGone, NetnsKitError
 from netns_kit.namespace import Namespace
 from netns_kit.process import Process
-from tests.support import ROOT, Possessions, needs_userns
+from tests.support import ROOT, Possessions, needs, needs_userns
 
 pytestmark = pytest.mark.anyio
 
@@ -146,13 +148,16 @@ async def test_what_cannot_be_executed_fails_as_subprocess_does(tmp_path: Path) 
             assert ours.value.errno == theirs.value.errno, argv
             assert str(ours.value.filename) == str(theirs.value.filename), argv
             script.chmod(0o755)
+        with pytest.raises(FileNotFoundError):
+            await ns.run(["no-such-command"], env={"PATH": "/etc/passwd:/bin"})
         assert (await ns.run(["true"])).returncode == 0
 
 
 async def test_standard_streams(tmp_path: Path) -> None:
     async with namespace() as ns:
         done = await ns.run("echo out; echo err >&2", stderr=STDOUT)
-        assert (done.stdout, done.stderr) == (b"out\nerr\n", None)
+        assert done.stdout == b"out\nerr\n"
+        assert not done.stderr
         path = tmp_path / "out"
         with path.open("wb") as file:
             await ns.run(
@@ -203,6 +208,48 @@ async def test_signals_are_as_a_command_expects() -> None:
         python_ignores = 1 << (signal.SIGPIPE - 1) | 1 << (signal.SIGXFSZ - 1)
         assert fields["Ign"] == int(ignored[1], 16) & ~python_ignores
         assert fields["Blk"] == 0
+
+
+async def test_blocked_signals_are_not_handed_down() -> None:
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+    try:
+        async with namespace() as ns:
+            assert (await ns.run("kill -USR2 $$; sleep 60", check=False)).returncode == -signal.SIGUSR2
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+DAEMON = """
+import anyio, os, sys
+from netns_kit.namespace import Namespace
+os.closerange(0, 3)
+
+async def main():
+    async with Namespace.create() as ns:
+        done = await ns.run(["ls", "/proc/self/fd"], stderr=None)
+        os.write(int(sys.argv[2]), done.stdout)
+
+anyio.run(main, backend=sys.argv[1])
+"""
+
+
+async def test_a_caller_without_standard_streams(anyio_backend_name: str) -> None:
+    reader, writer = os.pipe()
+    try:
+        with anyio.fail_after(SECONDS):
+            argv = [sys.executable, "-c", DAEMON, anyio_backend_name, str(writer)]
+            await anyio.run_process(argv, pass_fds=[writer], cwd=ROOT)
+        assert os.read(reader, 100) == b"0\n1\n", "stdout, and the directory that ls reads"
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+async def test_quick_commands_that_a_busy_agent_hears_of_late() -> None:
+    environment = {"PATH": os.environ["PATH"], **{f"V{n}": "x" * 50_000 for n in range(10)}}
+    async with namespace() as ns, anyio.create_task_group() as tasks:
+        for _ in range(20):
+            tasks.start_soon(partial(ns.run, ["true"], env=environment))
 
 
 async def test_signals_sent() -> None:
@@ -269,13 +316,16 @@ async def test_several_may_wait() -> None:
     async def wait(process: Process) -> None:
         codes.append(await process.wait())
 
-    async with namespace() as ns, await ns.popen("read x; exit 5") as process:
-        async with anyio.create_task_group() as tasks:
-            for _ in range(3):
-                tasks.start_soon(wait, process)
-            await anyio.wait_all_tasks_blocked()
-            assert process.stdin is not None
-            await process.stdin.send(b"\n")
+    async with (
+        namespace() as ns,
+        await ns.popen("read x; exit 5") as process,
+        anyio.create_task_group() as tasks,
+    ):
+        for _ in range(3):
+            tasks.start_soon(wait, process)
+        await anyio.wait_all_tasks_blocked()
+        assert process.stdin is not None
+        await process.stdin.send(b"\n")
     assert codes == [5, 5, 5]
 
 
@@ -376,6 +426,32 @@ async def test_files_are_shown_to_the_command_alone(tmp_path: Path) -> None:
     assert below_tmp.read_text() == "the host's\n"
 
 
+async def test_files_do_not_spread_to_the_callers_mounts(anyio_backend_name: str) -> None:
+    needs("unshare")
+    code = """if True:
+        import anyio, sys
+        from netns_kit.namespace import Namespace
+        before = open("/etc/hosts").read()
+        async def main():
+            async with Namespace.current() as ns:
+                print(await ns.run(["cat", "/etc/hosts"], files={"/etc/hosts": "shown"}))
+                assert open("/etc/hosts").read() == before
+        anyio.run(main, backend=sys.argv[1])
+    """
+    async with namespace() as ns:
+        shared = [
+            "unshare",
+            "--mount",
+            "--propagation",
+            "shared",
+            sys.executable,
+            "-c",
+            code,
+            anyio_backend_name,
+        ]
+        assert b"shown" in (await ns.run(shared, cwd=ROOT, stderr=None)).stdout
+
+
 async def test_a_killed_agent_takes_its_commands_along() -> None:
     with anyio.fail_after(SECONDS), pytest.raises(NamespaceGone) as caught:
         async with Namespace.create() as ns:
@@ -430,7 +506,7 @@ async def test_a_killed_owner_takes_agent_and_commands_along(anyio_backend_name:
         owner.kill()
         for pidfd in pidfds[copies:]:
             await ends(pidfd)
-        assert len(pidfds) == 4 + copies
+        assert len(pidfds) == 3 + copies
 
 
 async def test_other_threads_do_not_matter() -> None:
@@ -461,8 +537,7 @@ async def test_requests_from_another_thread_and_loop() -> None:
         async with anyio.create_task_group() as tasks:
 
             async def here() -> None:
-                for _ in range(10):
-                    outputs.append((await ns.run(["echo", "here"])).stdout)
+                outputs.extend([(await ns.run(["echo", "here"])).stdout for _ in range(10)])
 
             tasks.start_soon(here)
             for backend in ("asyncio", "trio"):

@@ -17,6 +17,7 @@ import pytest
 from netns_kit.errors import TunUnavailable
 from netns_kit.impairment import Impairment
 from netns_kit.namespace import Namespace
+from netns_kit.stack.offloads import Offloads
 from netns_kit.tap import FRAME_MAX, OFFLOAD_SETS, TAP_FLAGS, DeviceGone, TapDevice
 from tests.support import needs, needs_tun
 
