@@ -6,7 +6,6 @@
         await net.run(["curl", "http://example.com"])
 """
 
-from .drivers import DriverName
 from .errors import (
     AddressError,
     IdMapError,
@@ -37,7 +36,6 @@ from .userstack import UserStack
 __all__ = [
     "AddressError",
     "DeviceGone",
-    "DriverName",
     "Endpoint",
     "Flow",
     "FlowInfo",

@@ -57,8 +57,7 @@ NS_GET_NSTYPE = 0xB703
 # <linux/sockios.h>, <linux/if.h>, <linux/route.h>, <linux/if_tun.h>
 SIOCADDRT = 0x890B
 SIOCGIFFLAGS, SIOCSIFFLAGS = 0x8913, 0x8914
-SIOCGIFADDR, SIOCSIFADDR = 0x8915, 0x8916
-SIOCGIFNETMASK, SIOCSIFNETMASK = 0x891B, 0x891C
+SIOCSIFADDR, SIOCSIFNETMASK = 0x8916, 0x891C
 SIOCGIFINDEX = 0x8933
 SIOCSIFMTU = 0x8922
 SIOCSIFHWADDR = 0x8924
@@ -208,19 +207,6 @@ def sockaddr_in(address: str) -> bytes:
     return struct.pack("=HH4s8x", socket.AF_INET, 0, socket.inet_aton(address))
 
 
-def set_ipv4(name: str, address: str, netmask: str) -> None:
-    """Give the link this one address; setting what is set already would flush its routes."""
-    wanted = sockaddr_in(address), sockaddr_in(netmask)
-    try:
-        if (on_link(SIOCGIFADDR, name)[:16], on_link(SIOCGIFNETMASK, name)[:16]) == wanted:
-            return
-    except OSError as exc:
-        if exc.errno != errno.EADDRNOTAVAIL:
-            raise
-    on_link(SIOCSIFADDR, name, wanted[0])
-    on_link(SIOCSIFNETMASK, name, wanted[1])
-
-
 def add_default_route(name: str, gateway: str) -> None:
     device = ctypes.create_string_buffer(interface_name(name))
     anywhere = sockaddr_in("0.0.0.0")
@@ -281,7 +267,8 @@ def op_configure_link(request: dict[str, Any]) -> tuple[dict[str, object], list[
         on_link(SIOCSIFMTU, name, struct.pack("i", request["mtu"]))
     raise_link("lo")
     if request["address"] is not None:
-        set_ipv4(name, request["address"], request["netmask"])
+        on_link(SIOCSIFADDR, name, sockaddr_in(request["address"]))  # the kernel leaves an equal one alone
+        on_link(SIOCSIFNETMASK, name, sockaddr_in(request["netmask"]))
     raise_link(name)
     if request["gateway"] is not None:
         add_default_route(name, request["gateway"])

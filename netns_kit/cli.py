@@ -111,7 +111,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SPEC",
         help="forward a host port: [tcp:|udp:][ADDRESS:]PORT[-LAST][:[GUEST:]PORT[-LAST]][/PROTO]; repeatable",
     )
-    run.add_argument("--mtu", type=int, default=DEFAULT_MTU, help="of the namespace's interface (%(default)s)")
+    run.add_argument(
+        "--mtu", type=int, default=DEFAULT_MTU, help="of the namespace's interface (%(default)s)"
+    )
     run.add_argument("--cidr", default=DEFAULT_CIDR, help="the namespace's network (%(default)s)")
     run.add_argument(
         "--host-loopback",
@@ -130,5 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--bind4", metavar="ADDRESS", help="source address of outgoing connections")
     run.add_argument("--device", metavar="NAME", help="interface that outgoing connections are bound to")
-    run.add_argument("command", nargs=argparse.REMAINDER, help="the command and its arguments; default: a shell")
+    run.add_argument(
+        "command", nargs=argparse.REMAINDER, help="the command and its arguments; default: a shell"
+    )
     return parser

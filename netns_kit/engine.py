@@ -3,8 +3,8 @@
 Facts about epoll, each held by a test in tests/test_facts.py:
 
 - An epoll descriptor is itself readable while a member is ready, so an event loop waits for the whole
-  engine with one `wait_readable(engine)`.
-- Edge-triggered members (`EPOLLET`) are reported once per change.  A stream socket that gave fewer bytes
+  engine with one call of anyio's wait_readable.
+- Edge-triggered members (EPOLLET) are reported once per change.  A stream socket that gave fewer bytes
   than asked for is drained; a hang-up that was reported is not reported again.
 
 So: sockets are registered once, edge-triggered, and their handlers remember what is ready; what a handler

@@ -45,7 +45,9 @@ class Listener:
         self._engine = gateway.engine
         self._guest = (forward.guest or gateway.subnet.guest.ip).packed
         if len(self._guest) != 4:
-            raise AddressError(f"{forward}: the namespace has no IPv6 address", fix="forward to its IPv4 address")
+            raise AddressError(
+                f"{forward}: the namespace has no IPv6 address", fix="forward to its IPv4 address"
+            )
         self._socket = _listen(forward)
         self.forward = replace(forward, host_port=self._socket.getsockname()[1])
         self._engine.add(self._socket.fileno(), self._on_events, IN)
@@ -151,7 +153,9 @@ class UdpListener(Listener):
     def datagram(self, flow: UdpFlow, payload: memoryview, ttl: int, segment_size: int) -> None:
         for start in range(0, len(payload) or 1, segment_size or len(payload) or 1):
             try:
-                self._socket.sendto(payload[start : start + (segment_size or len(payload))], self._clients[flow.key])
+                self._socket.sendto(
+                    payload[start : start + (segment_size or len(payload))], self._clients[flow.key]
+                )
             except OSError:
                 return  # lost, as datagrams are
 
@@ -182,7 +186,9 @@ def _listen(forward: PortForward) -> socket.socket:
                 fix="choose another host port, or 0 for any that is free",
             ) from error
         if error.errno == errno.EADDRNOTAVAIL:
-            raise AddressError(f"{forward.host} is no address of this host", fix="choose one of its own") from error
+            raise AddressError(
+                f"{forward.host} is no address of this host", fix="choose one of its own"
+            ) from error
         raise
     except BaseException:
         sock.close()
@@ -220,8 +226,8 @@ class Runner(Protocol):
 class Forwarder:
     """Ports of the host that lead into the namespace, for as long as the block is open.
 
-        async with Forwarder(stack) as forwarder:
-            await forwarder.add("127.0.0.1:8080:80/tcp")
+    async with Forwarder(stack) as forwarder:
+        await forwarder.add("127.0.0.1:8080:80/tcp")
     """
 
     def __init__(self, stack: Runner) -> None:

@@ -178,7 +178,9 @@ class Gateway:
     def _endpoints(self, key: bytes) -> tuple[Endpoint, Endpoint]:
         size = (len(key) - 4) // 2
         ports = int.from_bytes(key[-4:-2], "big"), int.from_bytes(key[-2:], "big")
-        return Endpoint(ip_address(key[:size]), ports[0]), Endpoint(ip_address(key[size : 2 * size]), ports[1])
+        return Endpoint(ip_address(key[:size]), ports[0]), Endpoint(
+            ip_address(key[size : 2 * size]), ports[1]
+        )
 
     # -- what people ask -----------------------------------------------------------------------------
 
@@ -217,4 +219,3 @@ class Gateway:
 
 def _nowhere(*_: object) -> None:
     """Where frames go when the device has gone."""
-

@@ -60,8 +60,7 @@ class Guard:
     ) -> None:
         outcome = exc
         try:
-            if self._body.__exit__(exc_type, exc, tb):
-                outcome = None
+            self._body.__exit__(exc_type, exc, tb)  # what it takes back, a failure has caused: raised below
         except BaseException as rest:  # of a group, when our cancellation has been taken out of it
             outcome = rest
         self._tasks.cancel_scope.cancel()

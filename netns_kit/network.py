@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from subprocess import PIPE, CompletedProcess
+from subprocess import CompletedProcess
 from types import TracebackType
-from typing import Any
+from typing import TypedDict
 
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
 
 from .drivers import DriverName
 from .forwarder import Forwarder
 from .namespace import Namespace
 from .ports import PortForward, parse
-from .process import Command, Process
+from .process import Command, Process, StandardStream, Word
 from .subnet import DEFAULT_CIDR, Subnet
 from .tap import TapDevice
 from .uplink import RESOLV_CONF, Uplink
 from .userstack import UserStack
 
 DEFAULT_MTU = 1500
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of `Namespace.popen`, which has their meaning."""
+
+    stdin: StandardStream
+    stdout: StandardStream
+    stderr: StandardStream
+    cwd: Word | None
+    env: Mapping[str, str] | None
+    start_new_session: bool
+    pass_fds: Sequence[int]
+    files: Mapping[str, str | bytes] | None
 
 
 class Network:
@@ -52,7 +65,9 @@ class Network:
         self.tap = TapDevice.open(self.namespace, mtu=mtu)
         self.stack = UserStack(self.tap, uplink, subnet=subnet, driver=driver)
         self.forwarder = Forwarder(self.stack)
-        self._ports = [forward for spec in ports for forward in (parse(spec) if isinstance(spec, str) else [spec])]
+        self._ports = [
+            forward for spec in ports for forward in (parse(spec) if isinstance(spec, str) else [spec])
+        ]
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -73,23 +88,14 @@ class Network:
         return {RESOLV_CONF: f"nameserver {self.subnet.dns}\n"}
 
     async def run(
-        self,
-        command: Command,
-        *,
-        stdout: Any = PIPE,
-        stderr: Any = PIPE,
-        files: Mapping[str, str] | None = None,
-        **options: Any,
+        self, command: Command, *, input: bytes | None = None, check: bool = True, **options: Unpack[Options]
     ) -> CompletedProcess[bytes]:
         """`Namespace.run`, with the namespace's own resolv.conf."""
-        return await self.namespace.run(
-            command, stdout=stdout, stderr=stderr, files={**self.files(), **(files or {})}, **options
-        )
+        return await self.namespace.run(command, input=input, check=check, **self._with_files(options))
 
-    async def popen(
-        self, command: Command, *, files: Mapping[str, str] | None = None, **options: Any
-    ) -> Process:
+    async def popen(self, command: Command, **options: Unpack[Options]) -> Process:
         """`Namespace.popen`, with the namespace's own resolv.conf."""
-        return await self.namespace.popen(command, files={**self.files(), **(files or {})}, **options)
+        return await self.namespace.popen(command, **self._with_files(options))
 
-
+    def _with_files(self, options: Options) -> Options:
+        return {**options, "files": {**self.files(), **(options.get("files") or {})}}

@@ -20,7 +20,9 @@ from typing import Literal, cast
 
 from .errors import PortSpecError
 
-EXAMPLE = "expected [tcp:|udp:][ADDRESS:]PORT[-LAST][:[GUEST:]PORT[-LAST]][/PROTO], like 127.0.0.1:8080:80/tcp"
+EXAMPLE = (
+    "expected [tcp:|udp:][ADDRESS:]PORT[-LAST][:[GUEST:]PORT[-LAST]][/PROTO], like 127.0.0.1:8080:80/tcp"
+)
 ANY = IPv4Address("0.0.0.0")
 _PREFIX = re.compile(r"^(tcp|udp):(.*)$")
 _SUFFIX = re.compile(r"^(.*)/(tcp|udp)$")
@@ -55,7 +57,9 @@ class PortForward:
         return f"{host}{'%' + self.device if self.device else ''}:{self.host_port}"
 
     def __str__(self) -> str:
-        guest = "" if self.guest is None else f"{self.guest}:" if self.guest.version == 4 else f"[{self.guest}]:"
+        guest = (
+            "" if self.guest is None else f"{self.guest}:" if self.guest.version == 4 else f"[{self.guest}]:"
+        )
         return f"{self.listens_on} -> {guest}{self.guest_port}/{self.protocol}"
 
 
@@ -79,10 +83,12 @@ def parse(spec: str) -> tuple[PortForward, ...]:
     ports = _range(spec, found["port"], lowest=0)
     targets = ports if found["to"] is None else _range(spec, found["to"], lowest=1)
     if len(ports) != len(targets):
-        raise PortSpecError(f"port {spec!r}: {len(ports)} host ports for {len(targets)} guest ports", fix=EXAMPLE)
+        raise PortSpecError(
+            f"port {spec!r}: {len(ports)} host ports for {len(targets)} guest ports", fix=EXAMPLE
+        )
     if targets[0] == 0:
         raise PortSpecError(f"port {spec!r}: which guest port?  0 is none", fix="write it, like 0:80")
-    kind = cast(Literal["tcp", "udp"], protocol)
+    kind = cast("Literal['tcp', 'udp']", protocol)
     return tuple(
         PortForward(kind, host, port, guest, target, found["device"])
         for port, target in zip(ports, targets, strict=True)

@@ -570,7 +570,7 @@ def _standard_streams(
 
 
 def _is_inherited(fd: int) -> bool:
-    """Not if it is closed, nor if the number went to something private: an event loop's socket, in a daemon."""
+    """Not a closed one, nor a number that went to something private: a daemon's event loop."""
     try:
         return os.get_inheritable(fd)
     except OSError:

@@ -32,21 +32,26 @@ class Subnet:
                 f"{cidr!r} is no IPv4 network: expected ADDRESS/PREFIX, like {DEFAULT_CIDR}"
             ) from error
         if "/" not in cidr or not 1 <= network.prefixlen <= 25:
-            raise AddressError(f"{cidr!r}: expected a prefix of 1 to 25, so that .100 lies within, like {DEFAULT_CIDR}")
+            raise AddressError(
+                f"{cidr!r}: expected a prefix of 1 to 25, so that .100 lies within, like {DEFAULT_CIDR}"
+            )
         if str(network.network_address) != cidr.partition("/")[0]:
             raise AddressError(f"{cidr!r}: expected the network's own address, {network}")
         return cls(network)
 
     @property
     def gateway(self) -> IPv4Address:
+        """Ours; on the host's side, its loopback."""
         return self.network[_GATEWAY]
 
     @property
     def dns(self) -> IPv4Address:
+        """Where DNS is answered."""
         return self.network[_DNS]
 
     @property
     def guest(self) -> IPv4Interface:
+        """The namespace's, with the prefix."""
         return IPv4Interface((self.network[_GUEST], self.network.prefixlen))
 
     @property

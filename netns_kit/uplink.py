@@ -11,14 +11,14 @@ import socket
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Literal, NamedTuple, Union
+from typing import Literal, NamedTuple, TypeAlias
 
 from .dns import resolvconf
 from .errors import AddressError
 from .stack import Refusal
 from .subnet import Subnet
 
-Address = Union[IPv4Address, IPv6Address]
+Address: TypeAlias = IPv4Address | IPv6Address
 Protocol = Literal["tcp", "udp", "icmp"]
 DNS_PORT = 53
 RESOLV_CONF = "/etc/resolv.conf"
@@ -38,7 +38,7 @@ class Endpoint(NamedTuple):
 
     @classmethod
     def parse(cls, text: str, default_port: int) -> Endpoint:
-        """`ADDRESS`, `IPV4:PORT` or `[IPV6]:PORT`.  Raises `AddressError`."""
+        """From ADDRESS, IPV4:PORT or [IPV6]:PORT.  Raises `AddressError`."""
         host, port = text, str(default_port)
         if text.startswith("["):
             host, _, rest = text[1:].partition("]")
@@ -94,7 +94,9 @@ class Uplink:
         resolv_conf: str = RESOLV_CONF,
     ) -> None:
         self._loopback: bool | frozenset[int]
-        self._loopback = allow_host_loopback if isinstance(allow_host_loopback, bool) else frozenset(allow_host_loopback)
+        self._loopback = (
+            allow_host_loopback if isinstance(allow_host_loopback, bool) else frozenset(allow_host_loopback)
+        )
         self._bind = {socket.AF_INET: _address(bind4, 4), socket.AF_INET6: _address(bind6, 6)}
         self._device = device
         self._dns = None if dns is None else tuple(Endpoint.parse(text, DNS_PORT) for text in dns)

@@ -64,15 +64,15 @@ class UserStack:
                     self.tap.name, address=self.subnet.guest, gateway=self.subnet.gateway
                 )
         except BaseException as error:
-            if not await self.__aexit__(type(error), error, error.__traceback__):
-                raise
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> bool:
+    ) -> None:
         try:
-            return bool(await self._guard.__aexit__(exc_type, exc, tb))
+            await self._guard.__aexit__(exc_type, exc, tb)
         finally:
             self.gateway.close()
             self._engine.close()

@@ -208,13 +208,23 @@ async def test_an_error_in_a_group_beside_our_cancellation() -> None:
         finally:
             raise ValueError("body")
 
+    ended = []
+
+    async def background() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.append(True)
+
     with pytest.raises(BaseException) as caught:  # ExceptionGroup is no builtin on Python 3.10
         async with Guard() as guard, anyio.create_task_group() as group:
+            guard.start_soon(background)
             group.start_soon(fails_when_cancelled)
             await anyio.wait_all_tasks_blocked()
             guard.start_soon(fail)
             await anyio.sleep_forever()
     assert [type(error) for error in getattr(caught.value, "exceptions", [])] == [ValueError]
+    assert ended
     await still_works()
 
 
@@ -288,6 +298,30 @@ async def test_native_cancellation_of_asyncio() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    assert task.cancelled()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_native_cancellation_while_leaving() -> None:
+    leaving = asyncio.Event()
+
+    async def slow() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            leaving.set()
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(0.05)
+
+    async def body() -> None:
+        async with Guard() as guard:
+            guard.start_soon(slow)
+            await anyio.wait_all_tasks_blocked()
+
+    task = asyncio.create_task(body())
+    await leaving.wait()
+    task.cancel()
+    await asyncio.wait([task])
     assert task.cancelled()
 
 

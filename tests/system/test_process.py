@@ -222,9 +222,9 @@ async def test_blocked_signals_are_not_handed_down() -> None:
 DAEMON = """
 import anyio, os, sys
 from netns_kit.namespace import Namespace
-os.closerange(0, 3)
 
 async def main():
+    os.closerange(0, 3)
     async with Namespace.create() as ns:
         done = await ns.run(["ls", "/proc/self/fd"], stderr=None)
         os.write(int(sys.argv[2]), done.stdout)
