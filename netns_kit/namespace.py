@@ -34,6 +34,7 @@ import anyio.abc
 import anyio.to_thread
 from typing_extensions import Self
 
+from netns_kit.agent_process import AgentProcess, Conversation, Start
 from netns_kit.errors import (
     AddressError,
     NamespaceGone,
@@ -44,16 +45,7 @@ from netns_kit.errors import (
     TunUnavailable,
 )
 from netns_kit.guard import Guard
-from netns_kit.process import (
-    AgentProcess,
-    Command,
-    Conversation,
-    Process,
-    StandardStream,
-    Start,
-    Word,
-    open_process,
-)
+from netns_kit.process import Command, Process, StandardStream, Word, open_process
 
 __all__ = ["Address", "Link", "Namespace", "OpenedTap", "Route"]
 

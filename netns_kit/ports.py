@@ -24,14 +24,14 @@ EXAMPLE = (
     "expected [tcp:|udp:][ADDRESS:]PORT[-LAST][:[GUEST:]PORT[-LAST]][/PROTO], like 127.0.0.1:8080:80/tcp"
 )
 ANY = IPv4Address("0.0.0.0")
-_PREFIX = re.compile(r"^(tcp|udp):(.*)$")
-_SUFFIX = re.compile(r"^(.*)/(tcp|udp)$")
+_PREFIX = re.compile(r"(tcp|udp):(.*)")
+_SUFFIX = re.compile(r"(.*)/(tcp|udp)")
 _SPEC = re.compile(
-    r"""^
+    r"""
     (?: (?P<host> \[[^\]]*\] | [0-9]+(?:\.[0-9]+){3} )? (?: %(?P<device>[^:/\s]{1,15}) )? : )?
     (?P<port> [0-9]+ (?: -[0-9]+ )? )
     (?: : (?: (?P<guest> \[[^\]]*\] | [0-9]+(?:\.[0-9]+){3} ) : )? (?P<to> [0-9]+ (?: -[0-9]+ )? ) )?
-    $""",
+    """,
     re.VERBOSE,
 )
 
@@ -66,16 +66,16 @@ class PortForward:
 def parse(spec: str) -> tuple[PortForward, ...]:
     """The forwards that `spec` asks for, a range one by one.  Raises `PortSpecError`."""
     protocol, rest = "tcp", spec
-    prefix, suffix = _PREFIX.match(spec), _SUFFIX.match(spec)
+    prefix, suffix = _PREFIX.fullmatch(spec), _SUFFIX.fullmatch(spec)
     if prefix:
         protocol, rest = prefix.groups()
-        suffix = None if suffix is None else _SUFFIX.match(rest)
+        suffix = None if suffix is None else _SUFFIX.fullmatch(rest)
     if suffix:
         rest, named = suffix.groups()
         if prefix and named != protocol:
             raise PortSpecError(f"port {spec!r} says both {protocol} and {named}", fix=EXAMPLE)
         protocol = named
-    found = _SPEC.match(rest)
+    found = _SPEC.fullmatch(rest)
     if found is None:
         raise PortSpecError(f"port {spec!r} cannot be understood", fix=EXAMPLE)
     host = ANY if found["host"] is None else _address(spec, found["host"])

@@ -303,6 +303,8 @@ async def test_native_cancellation_of_asyncio() -> None:
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_native_cancellation_while_leaving() -> None:
+    if sys.version_info < (3, 11):
+        pytest.skip("before Python 3.11 a task group of anyio takes a native cancellation for its own here")
     leaving = asyncio.Event()
 
     async def slow() -> None:

@@ -12,12 +12,12 @@ class Limits:
     tcp_connections: int = 16384  # beyond: the SYN is answered with RST
     tcp_receive: int = 1 << 20  # per connection, taken from the guest, not yet by the host: the window
     tcp_send: int = 1 << 20  # per connection, in flight to the guest: the host socket is read no further
-    tcp_out_of_order: int = 256  # segments per connection kept beyond a hole: dropped, sent again
+    tcp_out_of_order: int = 256  # runs of bytes per connection kept beyond a hole: dropped, sent again
     udp_flows: int = 4096  # beyond: the flow idle longest is dropped
     echo_flows: int = 256  # beyond: the flow idle longest is dropped
     fragments: int = 4 << 20  # bytes of incomplete packets: the oldest packet is dropped
     neighbours: int = 1024  # learnt link addresses: the oldest is forgotten
-    waiting_frames: int = 16  # per address not yet resolved: dropped
+    waiting_frames: int = 16  # per address not yet resolved: dropped; so many addresses: the oldest's go
 
     tcp_time_wait: float = 10.0  # 2 MSL; a tap's MSL is not the Internet's
     tcp_idle: float = 7200.0  # then keepalive probes, RFC 9293 3.8.4

@@ -20,7 +20,17 @@ UNKNOWN_MAC = bytes(6)
 
 
 class Link:
-    __slots__ = ("_neighbour_limit", "_neighbours", "_waiting", "_waiting_limit", "emit", "mac", "mtu", "offloads", "own")
+    __slots__ = (
+        "_neighbour_limit",
+        "_neighbours",
+        "_waiting",
+        "_waiting_limit",
+        "emit",
+        "mac",
+        "mtu",
+        "offloads",
+        "own",
+    )
 
     def __init__(
         self,
@@ -48,7 +58,7 @@ class Link:
 
     def learn(self, address: bytes, mac: bytes) -> bool:
         """Whether that was news.  Frames that waited for it leave now."""
-        if self._neighbours.get(address) == mac or address in self.own or mac[0] & 1:
+        if self._neighbours.get(address) == mac or address in self.own or mac[0] & 1 or mac == UNKNOWN_MAC:
             return False
         while len(self._neighbours) >= self._neighbour_limit:
             del self._neighbours[next(iter(self._neighbours))]
@@ -69,16 +79,17 @@ class Link:
         if bytes(memoryview(buffers[0])[at : at + 6]) != UNKNOWN_MAC:
             self.emit(*buffers)
             return
-        if len(self._waiting) < self._waiting_limit or address in self._waiting:
-            frames = self._waiting.setdefault(address, [])
-            if len(frames) < self._waiting_limit:
-                frames.append(b"".join(buffers))
+        if address not in self._waiting and len(self._waiting) >= self._waiting_limit:
+            del self._waiting[next(iter(self._waiting))]
+        frames = self._waiting.setdefault(address, [])
+        if len(frames) < self._waiting_limit:
+            frames.append(b"".join(buffers))
         self.request(address)
 
     def request(self, address: bytes) -> None:
         """Ask who has `address`."""
         if len(address) == 4:
-            source = next(own for own in self.own if len(own) == 4)
+            source = next((own for own in self.own if len(own) == 4), bytes(4))
             self._send_arp(ethernet.BROADCAST, arp.Arp(arp.REQUEST, self.mac, source, UNKNOWN_MAC, address))
 
     def arp_arrives(self, frame: memoryview) -> bool:
@@ -91,9 +102,7 @@ class Link:
         return not probing and self.learn(packet.sender, packet.sender_mac)
 
     def _send_arp(self, destination: bytes, packet: arp.Arp) -> None:
-        self.emit(
-            self._virtio() + ethernet.pack(destination, self.mac, ethernet.ARP) + arp.pack(packet)
-        )
+        self.emit(self._virtio() + ethernet.pack(destination, self.mac, ethernet.ARP) + arp.pack(packet))
 
     def _virtio(self) -> bytes:
         return virtio.NONE if self.offloads.vnet_header else b""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from .wire import BadPacket, ip
 
-
 OVERHEAD = 256  # bytes counted for each fragment beside its own: small ones are not free
+QUOTED = 1280  # of the first fragment, for an ICMP error: RFC 4443 2.4 (c)
+PIECES = 1500  # of one packet, enough for 64 KiB at an MTU of 68; beyond: as if they overlapped
 
 
 class _Partial:
@@ -28,7 +29,7 @@ class _Partial:
 class Reassembly:
     """`add` a fragment; the whole packet comes back with its last one."""
 
-    __slots__ = ("_held", "_limit", "_lifetime", "_partials")
+    __slots__ = ("_held", "_lifetime", "_limit", "_partials")
 
     def __init__(self, limit: int, lifetime: float) -> None:
         self._limit = limit  # bytes
@@ -60,11 +61,13 @@ class Reassembly:
         if partial.pieces.get(start) == data:
             return None
         overlaps = any(start < at + len(piece) and at < end for at, piece in partial.pieces.items())
+        overlaps = overlaps or len(partial.pieces) >= PIECES
         conflicts = partial.total is not None and (end > partial.total or not packet.more_fragments)
         beyond = not packet.more_fragments and any(at + len(p) > end for at, p in partial.pieces.items())
         if overlaps or conflicts or beyond:
             self._held -= partial.cost - OVERHEAD
             partial.pieces.clear()
+            partial.first = None
             partial.cost, partial.damned = OVERHEAD, True
             raise BadPacket("fragment-overlap")
         partial.pieces[start] = data
@@ -74,8 +77,10 @@ class Reassembly:
         if not packet.more_fragments:
             partial.total = end
         if start == 0:
-            whole = memoryview(bytes(packet.whole))
-            first = ip.Packet(packet.addresses, packet.protocol, memoryview(b""), whole, packet.ttl, packet.tos)
+            whole = memoryview(bytes(packet.whole[:QUOTED]))
+            first = ip.Packet(
+                packet.addresses, packet.protocol, memoryview(b""), whole, packet.ttl, packet.tos
+            )
             partial.first = first
         if partial.bytes == partial.total and partial.first is not None:
             self._drop(key)

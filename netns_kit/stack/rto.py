@@ -13,14 +13,14 @@ _ALPHA, _BETA, _K = 1 / 8, 1 / 4, 4
 
 
 class RetransmissionTimeout:
-    """`value` is the timeout in seconds; `sample` feeds it, `back_off` doubles it."""
+    """`value` is the timeout in seconds; `sample` feeds it, `back_off` doubles it until `settle`."""
 
-    __slots__ = ("_rttvar", "_srtt", "value")
+    __slots__ = ("_rttvar", "_settled", "_srtt", "value")
 
     def __init__(self) -> None:
         self._srtt = 0.0
         self._rttvar = 0.0
-        self.value = INITIAL
+        self.value = self._settled = INITIAL
 
     def sample(self, rtt: float) -> None:
         """One round-trip time of a segment that was not retransmitted (Karn, section 3)."""
@@ -29,8 +29,13 @@ class RetransmissionTimeout:
             self._srtt += _ALPHA * (rtt - self._srtt)
         else:  # (2.2)
             self._srtt, self._rttvar = rtt, rtt / 2
-        self.value = min(max(self._srtt + _K * self._rttvar, FLOOR), CEILING)
+        self.value = self._settled = min(max(self._srtt + _K * self._rttvar, FLOOR), CEILING)
 
     def back_off(self) -> None:
         """(5.5)"""
         self.value = min(self.value * 2, CEILING)
+
+    def settle(self) -> None:
+        """The peer has acknowledged something new: as before the backing off.  The RFC would wait for a
+        sample, for the sake of congested paths; a lossy link between two kernels is not one."""
+        self.value = self._settled

@@ -33,7 +33,12 @@ def in_window(seq: int, start: int, size: int) -> bool:
 
 
 def acceptable(seq: int, length: int, nxt: int, window: int) -> bool:
-    """The acceptability test, RFC 9293 3.10.7.4 first check, its four cases."""
+    """The acceptability test, RFC 9293 3.10.7.4 first check.
+
+    Unlike there, a bare ACK may lie on the window's far edge, as in the kernels: that is where it lies
+    when the window has been filled and a part got lost, and two ends in that state would otherwise
+    answer each other for ever.
+    """
     if length == 0:
-        return seq == nxt if window == 0 else in_window(seq, nxt, window)
+        return in_window(seq, nxt, window + 1)
     return window > 0 and (in_window(seq, nxt, window) or in_window(add(seq, length - 1), nxt, window))

@@ -149,6 +149,8 @@ class Stack:
     def _learn(self, packet: ip.Packet) -> None:
         """A new flow tells whose link address it comes from, as good as ARP would."""
         source = packet.source
+        if source in self.addresses:
+            raise BadPacket("ip-source-ours")
         if self.link.learn(source, self._source_mac):
             self._neighbour_changed(source, self._source_mac)
 
@@ -396,7 +398,9 @@ class Stack:
 
     # -- packets out, the unhurried way ---------------------------------------------------------------
 
-    def _send(self, addresses: bytes, protocol: int, layer4: bytes, *, sum_at: int = -1, ttl: int = 64) -> None:
+    def _send(
+        self, addresses: bytes, protocol: int, layer4: bytes, *, sum_at: int = -1, ttl: int = 64
+    ) -> None:
         """A whole packet, summed here where `sum_at` says, in fragments where it exceeds the MTU."""
         if sum_at >= 0:
             pseudo = 0

@@ -68,7 +68,12 @@ class State(Enum):
     CLOSED = "CLOSED"
 
 
-LISTEN, SYN_SENT, SYN_RECEIVED, ESTABLISHED = State.LISTEN, State.SYN_SENT, State.SYN_RECEIVED, State.ESTABLISHED
+LISTEN, SYN_SENT, SYN_RECEIVED, ESTABLISHED = (
+    State.LISTEN,
+    State.SYN_SENT,
+    State.SYN_RECEIVED,
+    State.ESTABLISHED,
+)
 FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT = State.FIN_WAIT_1, State.FIN_WAIT_2, State.CLOSE_WAIT
 CLOSING, LAST_ACK, TIME_WAIT, CLOSED = State.CLOSING, State.LAST_ACK, State.TIME_WAIT, State.CLOSED
 
@@ -122,7 +127,6 @@ class SendHalf:
         "timed_at",
         "una",
         "wl1",
-        "wl2",
         "wnd",
         "wnd_max",
     )
@@ -134,8 +138,7 @@ class SendHalf:
         self.max = iss  # one past the last ever sent
         self.wnd = 0
         self.wnd_max = 0
-        self.wl1 = 0
-        self.wl2 = 0
+        self.wl1 = 0  # at most RCV.NXT; WL2 is not needed, since SND.UNA never lies before it
         self.scale = 0
         self.mss = mss
         self.burst = mss
@@ -167,7 +170,9 @@ class SendHalf:
             self.rto.sample(now - self.timed_at)
             self.timed = None
         self.duplicates = 0
-        self.retries = 0
+        if self.retries:
+            self.retries = 0
+            self.rto.settle()
 
     def at(self, position: int) -> memoryview:
         """The queued bytes from `position` to the end of the chunk it lies in."""
@@ -189,21 +194,31 @@ class ReceiveHalf:
         self.wnd = wnd  # the window, counted from `ack`
         self.scale = 0
         self.held: deque[memoryview] = deque()  # from `ack` to `nxt`
-        self.later: list[tuple[int, bytes, bool]] = []  # beyond a hole: number, bytes, FIN after them
+        self.later: list[tuple[int, bytearray, bool]] = []  # beyond a hole: number, bytes, FIN after them
         self.fin = False  # the guest's FIN is at `nxt`, behind what is held
 
     def start(self, irs: int) -> None:
         self.nxt = self.ack = add(irs, 1)
 
-    def keep(self, seq: int, data: bytes, fin: bool, limit: int) -> None:
-        """Bytes beyond a hole, in order of number."""
-        if len(self.later) >= limit:
-            return
-        at = len(self.later)
-        while at and less(seq, self.later[at - 1][0]):
+    def keep(self, seq: int, data: memoryview, fin: bool, limit: int) -> None:
+        """Bytes beyond a hole, in runs, in order of number.  Runs do not overlap: what a run has is cut
+        off, so that all of them together are never more than the window."""
+        later = self.later
+        at = len(later)
+        while at and less(seq, later[at - 1][0]):
             at -= 1
-        if not (at and self.later[at - 1][0] == seq and len(self.later[at - 1][1]) >= len(data)):
-            self.later.insert(at, (seq, data, fin))
+        if at < len(later) and (room := distance(seq, later[at][0])) < len(data) + fin:
+            data, fin = data[:room], False
+        if at:
+            start, run, ended = later[at - 1]
+            known = len(run) - distance(start, seq)
+            if known >= 0:  # it continues that run
+                if not ended and known <= len(data):
+                    run += data[known:]
+                    later[at - 1] = (start, run, fin)
+                return
+        if (data or fin) and len(later) < limit:
+            later.insert(at, (seq, bytearray(data), fin))
 
 
 class TcpConnection:
@@ -215,6 +230,7 @@ class TcpConnection:
 
     __slots__ = (
         "_ack_due",
+        "_asked_at",
         "_gso",
         "_gso_set",
         "_header",
@@ -244,7 +260,8 @@ class TcpConnection:
         self.timer_entry = math.inf
         self._ack_due = False
         self._idle_since = 0.0
-        self._probes = 0
+        self._probes = 0  # unanswered ones, the last at `_asked_at`
+        self._asked_at = -math.inf
         link = table.link
         size = (len(key) - 4) // 2
         addresses = key[size : 2 * size] + key[:size]  # ours to theirs
@@ -260,7 +277,7 @@ class TcpConnection:
     # -- opening ------------------------------------------------------------------------------------
 
     def syn_arrives(self, seg: Segment, now: float) -> None:
-        """The SYN that made this connection.  3.10.7.2, but the answer waits for `accept`."""
+        """The SYN that made this connection, or replaces it.  3.10.7.2, but the answer waits for `accept`."""
         mss, scale = tcp.parse_options(seg.options)
         self._options(mss, scale)
         self.rcv.start(seg.seq)
@@ -271,13 +288,13 @@ class TcpConnection:
     def connect(self, now: float) -> None:
         """Active open, 3.10.1: the SYN leaves, or waits for the guest's link address."""
         self.rcv.scale = WINDOW_SCALE
-        self._syn(SYN, now)
+        self._open(SYN, now)
 
     def accept(self, now: float) -> None:
         """The user is ready: SYN|ACK leaves now, never earlier."""
         if self.state is LISTEN:
             self._enter(SYN_RECEIVED)
-            self._syn(SYN | ACK, now)
+            self._open(SYN | ACK, now)
 
     def refuse(self, refusal: Refusal) -> None:
         """The user cannot: the guest is told as `refusal` says, and the connection is gone."""
@@ -322,11 +339,12 @@ class TcpConnection:
 
     def wait_for_room(self, now: float) -> None:
         """The user has data and `room` was 0: should the window stay shut, probe it (3.8.6.1)."""
-        if self.purpose is not Purpose.RETRANSMIT and self.purpose is not Purpose.PERSIST:
-            self._arm(Purpose.PERSIST, now + self.snd.rto.value)
+        if self.state in _SENDING and self.purpose is Purpose.KEEPALIVE:
+            self._persist(now)
 
     def shutdown(self, now: float) -> None:
-        """The user has no more to send: FIN (3.10.4).  The guest may go on sending."""
+        """The user has no more to send: FIN (3.10.4).  The guest may go on sending.  Not before
+        `TcpUser.established`."""
         if self.state is ESTABLISHED:
             self._enter(FIN_WAIT_1)
         elif self.state is CLOSE_WAIT:
@@ -390,7 +408,7 @@ class TcpConnection:
         rcv, snd, user = self.rcv, self.snd, self.user
         self._idle_since = now
         snd.wnd = seg.window << snd.scale
-        snd.wl1, snd.wl2 = seg.seq, seg.ack
+        snd.wl1 = seg.seq
         if snd.wnd > snd.wnd_max:  # noqa: PLR1730 - a call to max() costs as much as all of this
             snd.wnd_max = snd.wnd
         if seg.ack != snd.una:
@@ -401,7 +419,7 @@ class TcpConnection:
             taken = user.deliver(seg.payload)
             rcv.nxt = (rcv.nxt + size) & MASK
             rcv.ack = (rcv.ack + taken) & MASK
-            if taken < size:
+            if taken < size and self._alive:
                 rcv.held.append(memoryview(bytes(seg.payload[taken:])))
             if taken and not self._ack_due:
                 self._ack_due = True
@@ -412,7 +430,7 @@ class TcpConnection:
     def _segment_arrives(self, seg: Segment, now: float) -> None:
         """3.10.7.3 and 3.10.7.4, in their order."""
         if self.state is LISTEN:
-            self._while_on_hold(seg)
+            self._while_on_hold(seg, now)
         elif self.state is SYN_SENT:
             self._in_syn_sent(seg, now)
         elif (
@@ -421,16 +439,19 @@ class TcpConnection:
             and self._not_syn(seg)
             and self._ack_ok(seg, now)
         ):
-            self._idle_since = now
             if self.state in _RECEIVING:
                 self._text(seg, now)
             if self.snd.blocked:
                 self._unblock()
 
-    def _while_on_hold(self, seg: Segment) -> None:
-        """The host's side is still connecting.  The SYN again: it will be answered; RST: never mind."""
-        if seg.flags & RST and seg.seq == self.rcv.nxt:
-            self._close(Closed.RESET)
+    def _while_on_hold(self, seg: Segment, now: float) -> None:
+        """The user cannot tell yet.  The SYN again: it will be answered; another SYN: the guest has given
+        that one up, silently as kernels do, and begins anew; RST: never mind."""
+        if seg.flags & RST:
+            if seg.seq == self.rcv.nxt:
+                self._close(Closed.RESET)
+        elif seg.flags & (SYN | ACK) == SYN:
+            self.syn_arrives(seg, now)
 
     def _in_syn_sent(self, seg: Segment, now: float) -> None:
         """3.10.7.3"""
@@ -447,14 +468,14 @@ class TcpConnection:
             self._options(mss, scale)
             self.rcv.start(seg.seq)
             snd.wnd = snd.wnd_max = seg.window
-            snd.wl1, snd.wl2 = seg.seq, seg.ack
+            snd.wl1 = seg.seq
+            self._idle_since = now
             if ack_ok:
-                snd.acknowledge(seg.ack, now)
+                self._ack_later()
                 self._establish(now)
-                self._emit(snd.nxt, ACK)
             else:  # simultaneous open, 3.5 figure 7
                 self._enter(SYN_RECEIVED)
-                self._syn(SYN | ACK, now)
+                self._syn(SYN | ACK)
 
     def _sequence_ok(self, seg: Segment, now: float) -> bool:
         """First, check the sequence number."""
@@ -463,25 +484,36 @@ class TcpConnection:
         if sequence.acceptable(seg.seq, seg.length, rcv.nxt, window):
             return True
         if seg.flags & RST:
-            return False
+            # to the guest, RCV.NXT is what we have acknowledged: that counts as the window's beginning
+            return sequence.in_window(seg.seq, rcv.ack, distance(rcv.ack, rcv.nxt))
         if self.state is SYN_RECEIVED and seg.flags & SYN:
-            self._emit(self.snd.iss, SYN | ACK)  # ours was lost
+            if not seg.flags & ACK:
+                self._syn(SYN | ACK)  # ours was lost
+            elif self._ack_ok(seg, now) and self._alive:
+                self._ack_later()  # both have opened, 3.5 figure 7
         elif self.state is TIME_WAIT and seg.flags & FIN:
             self._emit(self.snd.nxt, ACK)
             self._arm(Purpose.TIME_WAIT, now + self._table.limits.tcp_time_wait)
         else:
-            # an old segment.  If it is bytes the user has not taken yet, the guest is told to wait.
-            self._emit(self.snd.nxt, ACK, window=0 if rcv.ack != rcv.nxt else None)
+            self._ack_at_once()
             # its ACK still counts: a guest may have nothing else to say while it probes
             if seg.flags & ACK and 0 < distance(self.snd.una, seg.ack) <= self.snd.flight:
                 self._ack_ok(seg, now)
+                if self.snd.blocked:
+                    self._unblock()
         return False
+
+    def _ack_at_once(self) -> None:
+        """The answer to what had arrived before.  If the user has not taken it yet, the guest is told to
+        wait."""
+        rcv = self.rcv
+        self._emit(self.snd.nxt, ACK, window=0 if rcv.ack != rcv.nxt else None)
 
     def _not_reset(self, seg: Segment) -> bool:
         """Second, check the RST bit, as RFC 5961 3.2 hardens it."""
         if not seg.flags & RST:
             return True
-        if seg.seq == self.rcv.nxt:
+        if seg.seq in (self.rcv.nxt, self.rcv.ack):
             self._close(Closed.RESET)
         else:
             self._emit(self.snd.nxt, ACK)  # a challenge
@@ -504,16 +536,18 @@ class TcpConnection:
             if not 0 < acked <= flight:
                 self._emit(seg.ack, RST)
                 return False
-            snd.wnd = snd.wnd_max = seg.window << snd.scale
-            snd.wl1, snd.wl2 = seg.seq, seg.ack
+            snd.wnd = snd.wnd_max = seg.window << (0 if seg.flags & SYN else snd.scale)
+            snd.wl1 = seg.seq
+            self._idle_since = now
             self._establish(now)
-        if not snd.wnd:
-            snd.retries = 0  # it answers; its window may stay shut for as long as it likes (3.8.6.1)
+            return self._alive
+        if acked > flight and less(snd.una, seg.ack):  # something never sent
+            self._emit(snd.nxt, ACK)
+            return False
+        self._idle_since = now
         if acked > flight:
-            if less(snd.una, seg.ack):  # something never sent
-                self._emit(snd.nxt, ACK)
-                return False
-        elif acked:
+            return True  # an old ACK: nothing but its text is of interest
+        if acked:
             partial = snd.recover is not None and less(seg.ack, snd.recover)
             if not partial:
                 snd.recover = None
@@ -523,10 +557,10 @@ class TcpConnection:
             self._acknowledged(now)
         elif flight and not seg.payload and seg.window << snd.scale == snd.wnd and not seg.flags & FIN:
             self._duplicate_ack()
-        if less(snd.wl1, seg.seq) or (snd.wl1 == seg.seq and not less(seg.ack, snd.wl2)):
+        if not less(seg.seq, snd.wl1):
             snd.wnd = seg.window << snd.scale
             snd.wnd_max = max(snd.wnd_max, snd.wnd)
-            snd.wl1, snd.wl2 = seg.seq, seg.ack
+            snd.wl1 = self.rcv.nxt if less(self.rcv.nxt, seg.seq) else seg.seq
         if snd.nxt != snd.max:
             self._output(now)
         return self._fin_acknowledged(now)
@@ -554,14 +588,19 @@ class TcpConnection:
         edge = distance(rcv.nxt, add(rcv.ack, rcv.wnd))
         if seq != rcv.nxt and less(rcv.nxt, seq):
             keep = data[: max(edge - distance(rcv.nxt, seq), 0)]
-            rcv.keep(seq, bytes(keep), fin and len(keep) == len(data), self._table.limits.tcp_out_of_order)
+            rcv.keep(seq, keep, fin and len(keep) == len(data), self._table.limits.tcp_out_of_order)
             self._emit(self.snd.nxt, ACK)  # a duplicate, which tells of the hole
             return
+        again = seq != rcv.nxt or rcv.fin
         self._accept_text(seq, data, fin, edge)
         while rcv.later and not less(rcv.nxt, rcv.later[0][0]):
             seq, kept, fin = rcv.later.pop(0)
             self._accept_text(seq, memoryview(kept), fin, distance(rcv.nxt, add(rcv.ack, rcv.wnd)))
-        if rcv.later:
+        if not self._alive:
+            return
+        if again:
+            self._ack_at_once()
+        elif rcv.later:
             self._emit(self.snd.nxt, ACK)
         self._end_if_due(now)
 
@@ -592,18 +631,17 @@ class TcpConnection:
         if not rcv.fin or rcv.held or self.state not in _RECEIVING:
             return
         rcv.nxt = rcv.ack = add(rcv.nxt, 1)
-        if self.user is not None:
-            self.user.end()
+        self._ack_later()
         if self.state is ESTABLISHED:
             self._enter(CLOSE_WAIT)
             if self.purpose is Purpose.KEEPALIVE:
                 self._keepalive(now)  # half-closed: sooner
         elif self.state is FIN_WAIT_1:  # ours is not acknowledged: they crossed
             self._enter(CLOSING)
-        elif self.state is FIN_WAIT_2:
+        if self.user is not None:
+            self.user.end()
+        if self.state is FIN_WAIT_2:
             self._time_wait(now)
-        if self._alive:
-            self._emit(self.snd.nxt, ACK)
 
     # -- acknowledging and sending ------------------------------------------------------------------
 
@@ -621,6 +659,8 @@ class TcpConnection:
         snd = self.snd
         if snd.una != snd.max:
             self._arm(Purpose.RETRANSMIT, now + snd.rto.value)
+        elif snd.blocked and self.state in _SENDING:  # it may be told of room in a moment, or have to ask
+            self._persist(now)
         elif self.purpose is Purpose.RETRANSMIT:
             self._keepalive(now)
 
@@ -656,8 +696,9 @@ class TcpConnection:
                 snd.nxt = snd.max
                 break
             data = snd.at(snd.nxt)
-            room = bound - distance(snd.una, snd.nxt)
-            if room < len(data) and (room < snd.mss or room <= 0):
+            sent = distance(snd.una, snd.nxt)
+            room = bound - sent
+            if room < len(data) and (room <= 0 or (sent and room < snd.mss)):
                 break
             data = data[: int(min(room, len(data)))]
             at = snd.nxt
@@ -709,11 +750,17 @@ class TcpConnection:
         else:
             link.emit(buffer)
 
-    def _syn(self, flags: int, now: float) -> None:
-        """SYN or SYN|ACK: the only segment with options.  It takes one sequence number."""
-        snd, rcv, link = self.snd, self.rcv, self._table.link
-        snd.nxt = snd.max = add(snd.iss, 1)
+    def _open(self, flags: int, now: float) -> None:
+        """SYN or SYN|ACK, for the first time.  It takes one sequence number."""
+        snd = self.snd
+        snd.nxt = snd.max = snd.timed = add(snd.iss, 1)
+        snd.timed_at = now
         self._arm(Purpose.RETRANSMIT, now + snd.rto.value)
+        self._syn(flags)
+
+    def _syn(self, flags: int) -> None:
+        """SYN or SYN|ACK: the only segment with options, and its window is never scaled."""
+        snd, rcv, link = self.snd, self.rcv, self._table.link
         size = (len(self.key) - 4) // 2
         header = self._header
         mss = link.mtu - (40 if size == 4 else 60)
@@ -756,9 +803,7 @@ class TcpConnection:
             self._gso = self._header.virtio(_SUM_OFFSET, kind, snd.mss)
 
     def _establish(self, now: float) -> None:
-        snd = self.snd
-        if self.state is SYN_RECEIVED:
-            snd.acknowledge(snd.nxt, now)
+        self.snd.acknowledge(self.snd.max, now)
         self._enter(ESTABLISHED)
         self._keepalive(now)
         if self.user is not None:
@@ -795,6 +840,10 @@ class TcpConnection:
         else:
             self.timer_at = at
 
+    def _persist(self, now: float) -> None:
+        """The user waits for a window that is shut: ask for it, lest the news of its opening get lost."""
+        self._arm(Purpose.PERSIST, now + self.snd.rto.value)
+
     def _keepalive(self, now: float) -> None:
         """Nothing is in flight: look after the guest now and then, so that none is waited for in vain."""
         self._arm(Purpose.KEEPALIVE, now + self._idle_time)
@@ -823,15 +872,17 @@ class TcpConnection:
     def _retransmission_timeout(self, now: float) -> None:
         """RFC 6298 (5.4) to (5.7)."""
         snd = self.snd
-        snd.retries += 1
         opening = self.state is SYN_SENT or self.state is SYN_RECEIVED
+        # 3.8.6.1: a window may stay shut for as long as the guest answers at all
+        snd.retries = snd.retries + 1 if snd.wnd or opening else self._unanswered(now)
         if snd.retries > (SYN_RETRIES if opening else RETRIES):
             self._give_up()
             return
         snd.rto.back_off()
         snd.timed = None
         if opening:
-            self._syn(SYN if self.state is SYN_SENT else SYN | ACK, now)
+            self._syn(SYN if self.state is SYN_SENT else SYN | ACK)
+            self._arm(Purpose.RETRANSMIT, now + snd.rto.value)
             return
         snd.duplicates, snd.recover = 0, None
         snd.nxt = snd.una
@@ -849,23 +900,29 @@ class TcpConnection:
         snd = self.snd
         if not snd.blocked or self.state not in _SENDING:
             self._keepalive(now)
-            return
-        self._emit(add(snd.nxt, -1), ACK)
-        snd.rto.back_off()
-        self._arm(Purpose.PERSIST, now + snd.rto.value)
+        elif self._unanswered(now) > RETRIES:
+            self._give_up()
+        else:
+            self._emit(add(snd.nxt, -1), ACK)
+            snd.rto.back_off()
+            self._arm(Purpose.PERSIST, now + snd.rto.value)
 
     def _keepalive_timeout(self, now: float) -> None:
         """3.8.4.  Answered probes cost a waiting connection nothing; a guest that is gone is noticed."""
         due = self._idle_since + self._idle_time
         if due > now:
-            self._probes = 0
             self._arm(Purpose.KEEPALIVE, due)
-        elif self._probes >= PROBES:
+        elif self._unanswered(now) > PROBES:
             self._give_up()
         else:
-            self._probes += 1
             self._emit(add(self.snd.nxt, -1), ACK)
             self._arm(Purpose.KEEPALIVE, now + PROBE_INTERVAL)
+
+    def _unanswered(self, now: float) -> int:
+        """How many probes in a row the guest has not answered, with the one that is about to leave."""
+        self._probes = self._probes + 1 if self._idle_since < self._asked_at else 1
+        self._asked_at = now
+        return self._probes
 
     def _give_up(self) -> None:
         if self.state is not SYN_SENT:

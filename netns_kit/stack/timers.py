@@ -7,8 +7,10 @@ the flow's earliest entry, and when that comes up too early it is put back at th
 from __future__ import annotations
 
 import math
-from heapq import heappop, heappush, heapreplace
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import Protocol
+
+SWEEP = 1024  # entries in the heap before looking for dead ones; from then on, at each doubling
 
 
 class Timed(Protocol):
@@ -22,11 +24,15 @@ class Timed(Protocol):
 
 
 class Timers:
-    __slots__ = ("_heap", "_order")
+    __slots__ = ("_heap", "_order", "_sweep_at")
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Timed]] = []
         self._order = 0
+        self._sweep_at = SWEEP
+
+    def __len__(self) -> int:
+        return len(self._heap)
 
     def arm(self, owner: Timed, at: float) -> None:
         owner.timer_at = at
@@ -34,6 +40,22 @@ class Timers:
             owner.timer_entry = at
             self._order += 1
             heappush(self._heap, (at, self._order, owner))
+            if len(self._heap) > self._sweep_at:
+                self._sweep()
+
+    def _sweep(self) -> None:
+        """Forget owners that have nothing due: a closed flow must not stay for its keepalive's two hours."""
+        kept = []
+        for item in self._heap:
+            entry, _, owner = item
+            if entry == owner.timer_entry:
+                if owner.timer_at < math.inf:
+                    kept.append(item)
+                else:
+                    owner.timer_entry = math.inf
+        heapify(kept)
+        self._heap[:] = kept
+        self._sweep_at = max(SWEEP, 2 * len(kept))
 
     @property
     def deadline(self) -> float:

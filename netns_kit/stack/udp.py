@@ -69,15 +69,14 @@ class UdpFlow:
         length = udp.SIZE + len(payload)
         at = header.layer4
         header.set_length(length)
-        if self._plain and len(header.buffer) - virtio.SIZE - 14 + len(payload) <= link.mtu:
+        fits = len(header.buffer) - virtio.SIZE - 14 + len(payload) <= link.mtu
+        if self._plain and header.resolved and fits:
             _PATCH(header.buffer, at + 4, length, (header.pseudo + length) % 0xFFFF)
-            if header.resolved:
-                link.emit(header.buffer, payload)
-                return
-        else:
-            _PATCH(header.buffer, at + 4, length, 0)
-            parts = checksum.total(memoryview(header.buffer)[at:]) + checksum.total(payload)
-            _PATCH(header.buffer, at + 4, length, checksum.checksum(header.pseudo, length, parts))
+            link.emit(header.buffer, payload)
+            return
+        _PATCH(header.buffer, at + 4, length, 0)
+        parts = checksum.total(memoryview(header.buffer)[at:]) + checksum.total(payload)
+        _PATCH(header.buffer, at + 4, length, checksum.checksum(header.pseudo, length, parts))
         self._table.send_fragments(header, payload)
 
     def refuse(self, refusal: Refusal) -> None:

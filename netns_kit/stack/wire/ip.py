@@ -136,8 +136,8 @@ def parse_ipv6(view: memoryview) -> Packet:
             protocol, field, identification = _FRAGMENT.unpack_from(view, at)
             offset, more = field & 0xFFF8, bool(field & 1)
             at += 8
-            if offset:
-                break  # what follows is the middle of somebody else's bytes
+            if offset or more:
+                break  # what follows are bytes of a whole that is not there yet
         else:
             protocol, units = _EXTENSION.unpack_from(view, at)
             at += 8 + 8 * units

@@ -1,0 +1,244 @@
+"""Our side of a namespace's agent, whose own text (agent.py) gives the protocol.
+
+`AgentProcess` starts the agent, opens conversations with it and ends it.  The agent is started by a plain exec in the
+calling thread and is ready when it says so.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import fcntl
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import anyio
+import anyio.lowlevel
+
+from netns_kit.errors import NamespaceGone, NotPrivileged, UserNamespaceDenied
+from netns_kit.idmap import map_ranges
+
+__all__ = ["AgentProcess", "Asker", "Conversation", "Start"]
+
+AGENT = Path(__file__).with_name("agent.py")
+FDS_MAX = 253  # SCM_MAX_FD
+ANSWER_MAX = 1 << 18
+REQUEST_MAX = 32768  # a longer one travels as a memfd
+STOP_SECONDS = 2.0  # how long a closed agent may take before it is killed
+
+
+class Conversation:
+    """One request to the agent: our end of the socket that the answers come on."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def poll(self) -> tuple[dict[str, Any], list[int]] | None:
+        """The next answer and its descriptors, which are the caller's to close; None if it is not here yet.
+
+        Raises the OSError the agent met, or NamespaceGone if the agent has ended.
+        """
+        space = socket.CMSG_SPACE(FDS_MAX * array.array("i").itemsize)
+        try:
+            data, ancillary, _, _ = self._sock.recvmsg(ANSWER_MAX, space, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return None
+        except ConnectionError:
+            data, ancillary = b"", []
+        fds = array.array("i")
+        for _, _, payload in ancillary:
+            fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+        if not data:
+            raise NamespaceGone("the agent of the namespace has ended")
+        answer: dict[str, Any] = json.loads(data)
+        if "errno" in answer:
+            filename = answer["filename"]
+            raise OSError(answer["errno"], answer["message"], *([] if filename is None else [filename]))
+        return answer, fds.tolist()
+
+    async def receive(self) -> tuple[dict[str, Any], list[int]]:
+        """Wait for the next answer; raises as `poll` does.  Cancelled, it has taken nothing."""
+        while (answer := self.poll()) is None:
+            await anyio.wait_readable(self._sock)
+        return answer
+
+    def give_up(self) -> None:
+        """Have the agent kill the command; its status still arrives."""
+        with suppress(OSError):  # the agent has closed its end: there is nothing to kill
+            self._sock.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+class Asker(Protocol):
+    """What starts a conversation: the operation, descriptors that go along, arguments."""
+
+    async def __call__(self, op: str, fds: Sequence[int] = (), /, **arguments: object) -> Conversation: ...
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where an agent goes: its mode ("create", "attach", "current"), and what that mode needs.
+
+    `ns` is the descriptor of a network namespace, `name` what to call it in an error, `process` the pidfd of
+    the process whose it is.
+    """
+
+    mode: str
+    ids: str = ""
+    ns: int | None = None
+    name: str = ""
+    process: int | None = None
+
+
+class AgentProcess:
+    """The agent of one namespace, seen from its owner."""
+
+    def __init__(self) -> None:
+        self._gone: str | None = "the namespace has not been entered"
+
+    @property
+    def pid(self) -> int:
+        """Of the agent, as the host counts."""
+        return self._popen.pid
+
+    async def start(self, start: Start) -> None:
+        """Execute the agent and wait until it is in its namespace.  Raises what keeps it; then nothing is
+        left.
+        """
+        with ExitStack() as passed:
+            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            passed.callback(theirs.close)
+            owner = os.pidfd_open(os.getpid())
+            passed.callback(os.close, owner)
+            given = [theirs.fileno(), owner] + ([] if start.ns is None else [start.ns])
+            fds = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in given]  # 0 to 2 are free in a daemon
+            for fd in fds:
+                passed.callback(os.close, fd)
+            order = json.dumps({"mode": start.mode, "ids": start.ids, "fd": fds[-1]})
+            try:
+                self._control.setblocking(False)
+                self._popen = subprocess.Popen(  # noqa: ASYNC220 - in the calling thread by design
+                    [sys.executable, "-S", "-E", "-I", str(AGENT), *map(str, fds[:2]), order],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=fds,
+                )
+                self._pidfd = io.FileIO(os.pidfd_open(self._popen.pid))
+            except BaseException:
+                self._control.close()
+                raise
+        try:
+            await self._until_ready(start)
+        except BaseException:
+            await self.stop()
+            raise
+        self._gone = None
+
+    async def _until_ready(self, start: Start) -> None:
+        while True:
+            await anyio.wait_readable(self._control)
+            try:
+                data = self._control.recv(ANSWER_MAX)
+            except ConnectionError:
+                data = b""
+            if not data:
+                raise NamespaceGone("the agent ended before it was ready")
+            message = json.loads(data)
+            if message["state"] == "ready":
+                return
+            if message["state"] == "failed":
+                raise _start_error(start, message)
+            await map_ranges(self.pid)
+            self._control.send(b"mapped")
+
+    async def watch(self) -> None:
+        """Wait for the agent's end and raise NamespaceGone."""
+        await anyio.wait_readable(self._pidfd)
+        raise self.lost("the agent of the namespace has ended")
+
+    def lost(self, why: str) -> NamespaceGone:
+        """The error for now, and for every conversation from now on."""
+        self._gone = self._gone or why
+        return NamespaceGone(self._gone)
+
+    async def converse(self, op: str, fds: Sequence[int], arguments: Mapping[str, object]) -> Conversation:
+        """Send one request.  Raises NamespaceGone; cancelled, it may or may not have been sent."""
+        if self._gone:
+            raise NamespaceGone(self._gone)
+        record = json.dumps({"op": op, **arguments}).encode()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        try:
+            with theirs, ExitStack() as stack:
+                rights = [theirs.fileno(), *fds]
+                if len(record) > REQUEST_MAX:
+                    memory = os.memfd_create("request")
+                    stack.callback(os.close, memory)
+                    os.write(memory, record)
+                    rights.append(memory)
+                    record = b"@"
+                await self._send(record, array.array("i", rights))
+        except BaseException as exc:
+            ours.close()
+            if isinstance(exc, ConnectionError):
+                raise self.lost("the agent of the namespace has ended") from exc
+            raise
+        return Conversation(ours)
+
+    async def _send(self, record: bytes, rights: array.array[int]) -> None:
+        while True:
+            try:
+                self._control.sendmsg(
+                    [record], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)], socket.MSG_NOSIGNAL
+                )
+                return
+            except (
+                BlockingIOError
+            ):  # the queue is full; many may wait for it, each on a descriptor of his own
+                with self._control.dup() as queue:
+                    await anyio.wait_writable(queue)
+            if self._gone:
+                raise NamespaceGone(self._gone)
+
+    async def stop(self) -> None:
+        """End the agent and all that it started, and wait for it, even if cancelled."""
+        self._gone = self._gone or "the namespace has been closed"
+        with anyio.CancelScope(shield=True):
+            with suppress(OSError):
+                self._control.shutdown(socket.SHUT_RDWR)  # a fork of ours may hold a copy
+            self._control.close()
+            with anyio.move_on_after(STOP_SECONDS) as patience:
+                await anyio.wait_readable(self._pidfd)
+            if patience.cancelled_caught:
+                self._popen.kill()
+                await anyio.wait_readable(self._pidfd)
+            self._popen.wait()  # at once: it has ended
+            self._pidfd.close()
+
+
+def _start_error(start: Start, message: Mapping[str, Any]) -> Exception:
+    number, step = message["errno"], message["op"]
+    if start.mode == "create":
+        if step == "loopback":
+            return OSError(number, message["message"], "lo")
+        return UserNamespaceDenied.diagnose(number, step)
+    if number in {errno.EPERM, errno.EACCES}:
+        return NotPrivileged(
+            f"may not join the network namespace {start.name} ({step}: {message['message']})",
+            fix="be root, or the user who made the user namespace that owns it",
+            errno=number,
+        )
+    if step == "inspect":
+        return OSError(errno.EINVAL, "not a network namespace", start.name)
+    return OSError(number, f"{step}: {message['message']}", start.name)
