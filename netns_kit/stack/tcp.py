@@ -537,7 +537,6 @@ class TcpConnection:
                 self._emit(seg.ack, RST)
                 return False
             snd.wnd = snd.wnd_max = seg.window << (0 if seg.flags & SYN else snd.scale)
-            snd.wl1 = seg.seq
             self._idle_since = now
             self._establish(now)
             return self._alive
@@ -555,7 +554,7 @@ class TcpConnection:
             if partial:
                 self._resend()  # RFC 6582: the next hole
             self._acknowledged(now)
-        elif flight and not seg.payload and seg.window << snd.scale == snd.wnd and not seg.flags & FIN:
+        elif flight and snd.wnd == seg.window << snd.scale and not seg.payload and not seg.flags & FIN:
             self._duplicate_ack()
         if not less(seg.seq, snd.wl1):
             snd.wnd = seg.window << snd.scale
@@ -665,8 +664,9 @@ class TcpConnection:
             self._keepalive(now)
 
     def _duplicate_ack(self) -> None:
+        """RFC 5681 2.  Going back makes duplicates of its own, and a shut window is no news of a loss."""
         snd = self.snd
-        snd.duplicates += 1
+        snd.duplicates += snd.nxt == snd.max and snd.wnd > 0
         if snd.duplicates == DUPLICATE_ACKS and snd.recover is None:
             snd.recover = snd.max
             self._resend()
