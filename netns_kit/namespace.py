@@ -446,11 +446,12 @@ class Namespace:
         *,
         mtu: int | None = None,
         mac: str | None = None,
+        queue: int | None = None,
         address: IPv4Interface | None = None,
         gateway: IPv4Address | None = None,
     ) -> None:
         """Set what is given, bring the link and the loopback up, and add the default route; doing it again is
-        fine.
+        fine.  `queue` is the length of its transmit queue, in packets.
 
         Raises OSError naming the link, NotPrivileged without CAP_NET_ADMIN in the namespace.
         """
@@ -460,6 +461,7 @@ class Namespace:
                 name=name,
                 mtu=mtu,
                 mac=None if mac is None else mac.replace(":", ""),
+                queue=queue,
                 address=None if address is None else str(address.ip),
                 netmask=None if address is None else str(address.netmask),
                 gateway=None if gateway is None else str(gateway),

@@ -68,6 +68,9 @@ ETHERNET_HEADER = 14
 FRAME_MAX = VNET_HEADER + ETHERNET_HEADER + 4 + 0xFFFF
 """No frame is longer, vnet header and VLAN tag included: the size of a buffer for `TapDevice.read_into`."""
 MTU_MIN, MTU_MAX, TAP_MTU_MAX = 68, 0xFFFF, 0xFFFF - ETHERNET_HEADER
+GUEST_QUEUE = 16384
+"""Packets the guest's kernel keeps for us while we are busy; of the usual 1000 it drops ACKs by the thousand when
+hundreds of connections receive at once."""
 TX_QUEUE = 1000
 """Frames kept for a device that pushes back."""
 _SEND_BUFFER = 4 << 20
@@ -227,7 +230,9 @@ class TapDevice:
             os.close(opened.fd)
             raise
         try:
-            await self.namespace.configure_link(self.name, mtu=self.mtu, mac=self._wanted_mac)
+            await self.namespace.configure_link(
+                self.name, mtu=self.mtu, mac=self._wanted_mac, queue=GUEST_QUEUE
+            )
             self.mac = _hardware_address(self._fd)
         except BaseException:
             self.close()

@@ -58,7 +58,9 @@ class Stack:
     ) -> None:
         self.user = user
         self.limits = limits or Limits()
-        self.timers = Timers() if timers is None else timers  # the caller's, if it has others to keep beside ours
+        self.timers = (
+            Timers() if timers is None else timers
+        )  # the caller's, if it has others to keep beside ours
         self.acks: list[TcpConnection] = []
         self.tcp: dict[bytes, TcpConnection] = {}
         self.udp: dict[bytes, UdpFlow] = {}

@@ -18,7 +18,7 @@ from netns_kit.errors import TunUnavailable
 from netns_kit.impairment import Impairment
 from netns_kit.namespace import Namespace
 from netns_kit.stack.offloads import Offloads
-from netns_kit.tap import FRAME_MAX, OFFLOAD_SETS, TAP_FLAGS, DeviceGone, TapDevice
+from netns_kit.tap import FRAME_MAX, GUEST_QUEUE, OFFLOAD_SETS, TAP_FLAGS, DeviceGone, TapDevice
 from tests.support import needs, needs_tun
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
@@ -229,3 +229,12 @@ async def test_a_block_that_is_not_entered_leaves_no_tap(
         with pytest.raises(PermissionError, match="as if"):
             await tap.__aenter__()
     assert [entry["ifname"] for entry in await ip(ns, "link")] == ["lo"]
+
+
+@pytest.mark.anyio
+async def test_the_guest_keeps_many_packets_for_us() -> None:
+    """With the usual 1000 a few hundred receiving connections lose their ACKs while we are busy."""
+    needs("ip")
+    async with Namespace.create() as ns, TapDevice.open(ns, "tap0"):
+        shown = (await ns.run(["ip", "-o", "link", "show", "tap0"])).stdout.decode()
+    assert f"qlen {GUEST_QUEUE}" in shown
