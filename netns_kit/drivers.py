@@ -19,10 +19,11 @@ import anyio
 import anyio.lowlevel
 
 from .engine import Engine
-from .errors import NetnsKitError, StackCrashed
+from .errors import NetnsKitError, StackClosed, StackCrashed
 
 T = TypeVar("T")
 DriverName = Literal["thread", "loop"]
+CLOSED = "the stack is not running: its block has been left, or it has failed"
 
 
 class Driver(Protocol):
@@ -32,7 +33,7 @@ class Driver(Protocol):
     async def call(self, function: Callable[[], T]) -> T:
         """Run `function` between two steps of the engine, where it may use everything the engine owns.
 
-        Raises what it raises.  Cancelled, it may still be run.
+        Raises what it raises, and `StackClosed` when `run` has ended.  Cancelled, it may still be run.
         """
         ...
 
@@ -46,6 +47,7 @@ class LoopDriver:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._ended = False
 
     async def run(self) -> None:
         try:
@@ -57,9 +59,13 @@ class LoopDriver:
             raise
         except Exception as error:
             raise _crashed(error) from error
+        finally:
+            self._ended = True
 
     async def call(self, function: Callable[[], T]) -> T:
         await anyio.lowlevel.checkpoint()
+        if self._ended:
+            raise StackClosed(CLOSED)
         self._engine.now = anyio.current_time()
         try:
             return function()
@@ -119,20 +125,20 @@ class ThreadDriver:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._stopping = False
+        self._ended = False
         self._failure: Exception | None = None
+        self._asked: deque[_Call] = deque()
         self._done: deque[_Call] = deque()
 
     async def run(self) -> None:
-        notify = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._notify = notify
+        self._notify = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         thread = threading.Thread(target=self._drive, name="netns_kit engine", daemon=True)
         thread.start()
         try:
             while self._failure is None:
-                await anyio.wait_readable(notify)
-                os.eventfd_read(notify)
-                while self._done:
-                    self._done.popleft().finished.set()
+                await anyio.wait_readable(self._notify)
+                os.eventfd_read(self._notify)
+                self._hand_over()
             if isinstance(self._failure, NetnsKitError):
                 raise self._failure
             raise _crashed(self._failure) from self._failure
@@ -140,20 +146,32 @@ class ThreadDriver:
             self._stopping = True
             self._engine.call(_nothing)
             thread.join()
-            os.close(notify)
-            while self._done:
-                self._done.popleft().finished.set()
+            os.close(self._notify)
+            self._ended = True
+            while self._asked:
+                call = self._asked.popleft()
+                call.error = StackClosed(CLOSED)
+                self._done.append(call)
+            self._hand_over()
 
     async def call(self, function: Callable[[], T]) -> T:
+        if self._ended:
+            raise StackClosed(CLOSED)
         call = _Call(function)
-        self._engine.call(lambda: self._serve(call))
+        self._asked.append(call)
+        self._engine.call(self._serve)
         await call.finished.wait()
         if call.error is not None:
             raise call.error
         result: T = call.result
         return result
 
-    def _serve(self, call: _Call) -> None:
+    def _hand_over(self) -> None:
+        while self._done:
+            self._done.popleft().finished.set()
+
+    def _serve(self) -> None:
+        call = self._asked.popleft()
         try:
             call.result = call.function()
         except Exception as error:

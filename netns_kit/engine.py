@@ -81,9 +81,10 @@ class Engine:
         self._again.append(callback)
 
     def call(self, callback: Callable[[], None]) -> None:
-        """Run `callback` in the next step.  From any thread; it must not raise."""
-        self._calls.append(callback)
-        os.eventfd_write(self._wake, 1)
+        """Run `callback` in the next step.  From any thread; it must not raise.  A closed engine forgets it."""
+        if not self._epoll.closed:
+            self._calls.append(callback)
+            os.eventfd_write(self._wake, 1)
 
     def step(self, now: float) -> None:
         """Do what is ready, a bounded amount of it, and return without blocking."""
@@ -110,10 +111,9 @@ class Engine:
             callback()
 
     def close(self) -> None:
-        """Close the engine's own descriptors.  Again is fine.  Calls still waiting are run."""
+        """Close the engine's own descriptors and forget what waits.  Again is fine.  Nothing may drive it now."""
         if not self._epoll.closed:
-            while self._calls:
-                self._calls.popleft()()
+            self._calls.clear()
             self._epoll.close()
             os.close(self._wake)
             self._handlers.clear()

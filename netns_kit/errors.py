@@ -24,6 +24,7 @@ __all__ = [
     "PortInUseError",
     "PortSpecError",
     "PrivilegedPortError",
+    "StackClosed",
     "StackCrashed",
     "SysctlError",
     "TunUnavailable",
@@ -185,6 +186,10 @@ class PortSpecError(NetnsKitError, ValueError):
 
 class AddressError(NetnsKitError, ValueError):
     """An address, prefix, MAC or MTU that cannot be used."""
+
+
+class StackClosed(NetnsKitError):
+    """The stack is not running: its block has been left, or it has failed."""
 
 
 class StackCrashed(NetnsKitError):

@@ -222,6 +222,8 @@ class Runner(Protocol):
 
     async def call(self, function: Callable[[], T]) -> T: ...
 
+    async def finish(self, function: Callable[[], object]) -> None: ...
+
 
 class Forwarder:
     """Ports of the host that lead into the namespace, for as long as the block is open.
@@ -240,7 +242,7 @@ class Forwarder:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        await self._stack.call(self._close)
+        await self._stack.finish(self._close)
 
     async def add(self, spec: str | PortForward) -> tuple[PortForward, ...]:
         """Listen as `spec` says (see `netns_kit.ports`), and return what is listening: a range's ports one by one.

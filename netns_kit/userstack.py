@@ -6,10 +6,12 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TypeVar
 
+import anyio
 from typing_extensions import Self
 
 from .drivers import DriverName, make_driver
 from .engine import Engine
+from .errors import StackClosed
 from .gateway import FlowInfo, Gateway
 from .guard import Guard
 from .stack import Limits
@@ -86,5 +88,16 @@ class UserStack:
         return await self.call(self.gateway.stats)
 
     async def call(self, function: Callable[[], T]) -> T:
-        """Run `function` on the engine's thread, between two steps.  For parts of this library."""
+        """Run `function` on the engine's thread, between two steps.  For parts of this library.
+
+        Raises what it raises, and `StackClosed` when the stack is not running.
+        """
         return await self._driver.call(function)
+
+    async def finish(self, function: Callable[[], object]) -> None:
+        """As `call`, for cleaning up: not to be cancelled, and done also when the stack has stopped."""
+        with anyio.CancelScope(shield=True):
+            try:
+                await self._driver.call(function)
+            except StackClosed:
+                function()
