@@ -71,6 +71,10 @@ class Engine:
     def modify(self, fd: int, events: int) -> None:
         self._epoll.modify(fd, events)
 
+    def replace(self, fd: int, handler: Handler) -> None:
+        """Call `handler` instead; what edge-triggered events have told before is not told again."""
+        self._handlers[fd] = handler
+
     def remove(self, fd: int) -> None:
         """Before `fd` is closed.  Events of it that are already under way are dropped."""
         del self._handlers[fd]

@@ -15,7 +15,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 
 from .dns.proxy import Action, DnsProxy, Send, Upstream
@@ -29,6 +29,13 @@ MAX_DATAGRAM = 65536
 UDP_SEGMENT = 103  # linux/udp.h
 IP_RECVTTL = 12  # linux/in.h
 ICMP_ECHO, ICMPV6_ECHO = 8, 128
+ERROR_SPACE = 512
+ORIGIN_LOCAL = 1  # linux/errqueue.h
+_EXTENDED_ERROR = struct.Struct("=IB")  # the head of struct sock_extended_err
+_RECVERR = {  # linux/in.h, linux/in6.h
+    int(socket.AF_INET): (socket.IPPROTO_IP, 11),
+    int(socket.AF_INET6): (socket.IPPROTO_IPV6, 25),
+}
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: close sends RST, and drops what is queued
 
 _REFUSALS = {
@@ -51,27 +58,36 @@ def refusal_for(error: int) -> Refusal:
 class TcpRelay:
     """One connection.  Made connecting (`connect`) for the guest's flows, or running (`run`) for inbound ones."""
 
-    __slots__ = ("_blocked", "_connecting", "_engine", "_hung_up", "_readable", "_socket", "connection")
+    __slots__ = (
+        "_blocked",
+        "_candidates",
+        "_ended",
+        "_engine",
+        "_hung_up",
+        "_readable",
+        "_socket",
+        "connection",
+    )
 
     def __init__(self, engine: Engine, connection: TcpConnection | None = None) -> None:
         self._engine = engine
         self.connection = connection
         self._socket: socket.socket | None = None
-        self._connecting: list[Endpoint] | None = None
+        self._candidates: Iterator[Endpoint] | None = None  # while connecting: where else
         self._readable = False
-        self._hung_up = False
+        self._ended = False  # the host has sent FIN
+        self._hung_up = False  # no further event will tell of more to read
         self._blocked = False
 
     # -- the host's side ----------------------------------------------------------------------------
 
     def connect(self, uplink: Uplink, target: Target) -> None:
         """Connect to the first endpoint of `target` that answers; then, and only then, accept the guest."""
-        self._connecting = list(target.endpoints)
+        self._candidates = iter(target.endpoints)
         self._connect_next(uplink, errno.ENETUNREACH)
 
     def _connect_next(self, uplink: Uplink, error: int) -> None:
-        while self._connecting:
-            endpoint = self._connecting.pop(0)
+        for endpoint in self._candidates or ():
             try:
                 sock = uplink.open("tcp", endpoint.address)
             except OSError as failure:
@@ -79,14 +95,14 @@ class TcpRelay:
                 continue
             error = sock.connect_ex((str(endpoint.address), endpoint.port))
             if error in (0, errno.EINPROGRESS):
-                self._own(sock, lambda events: self._connected(uplink, events))
+                self._own(sock, lambda events: self._while_connecting(events, uplink))
                 return
             sock.close()
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.refuse(refusal_for(error))
 
-    def _connected(self, uplink: Uplink, events: int) -> None:
+    def _while_connecting(self, events: int, uplink: Uplink) -> None:
         sock, connection = self._socket, self.connection
         if sock is None or connection is None or not events & (OUT | ERROR | HANG_UP):
             return
@@ -95,26 +111,23 @@ class TcpRelay:
             self._close_socket()
             self._connect_next(uplink, error)
             return
-        self._connecting = None
-        self._engine.remove(sock.fileno())
-        self._run(sock)
+        self._candidates = None
+        self._engine.replace(sock.fileno(), self._on_events)
         connection.accept(self._engine.now)
+        self._on_events(events)
 
     def run(self, sock: socket.socket) -> None:
         """`sock` is connected; the guest is being connected to."""
-        self._run(sock)
-
-    def _run(self, sock: socket.socket) -> None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the guest's kernel has done Nagle's part
         self._own(sock, self._on_events)
 
     def _own(self, sock: socket.socket, handler: Callable[[int], None]) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the guest's kernel has done Nagle's part
         self._socket = sock
         self._engine.add(sock.fileno(), handler, IN | OUT | READ_HANG_UP | EDGE)
 
     def _on_events(self, events: int) -> None:
         if events & (IN | READ_HANG_UP | HANG_UP | ERROR):
-            self._readable = True
+            self._readable = not self._ended
             if events & (READ_HANG_UP | HANG_UP | ERROR):
                 self._hung_up = True
                 if events & ERROR and self._failed():
@@ -153,7 +166,7 @@ class TcpRelay:
                 self.abort()
                 return
             if not data:
-                self._readable = False
+                self._readable, self._ended = False, True
                 connection.shutdown(now)
                 return
             connection.send(data, now)
@@ -220,7 +233,7 @@ class UdpRelay:
     Datagrams come in only from where the guest has sent to.
     """
 
-    __slots__ = ("_engine", "_flows", "_forget", "_segment", "_socket", "_targets", "filtered")
+    __slots__ = ("_engine", "_flows", "_forget", "_socket", "_targets", "filtered")
 
     def __init__(self, engine: Engine, sock: socket.socket, forget: Callable[[], None]) -> None:
         self._engine = engine
@@ -229,6 +242,7 @@ class UdpRelay:
         self._flows: dict[tuple[str, int], UdpFlow] = {}
         self._targets: dict[bytes, tuple[str, int]] = {}
         self.filtered = 0
+        sock.setsockopt(*_RECVERR[sock.family], 1)
         engine.add(sock.fileno(), self._on_events, IN)
 
     def add(self, flow: UdpFlow, target: Endpoint) -> None:
@@ -239,21 +253,26 @@ class UdpRelay:
         self._targets[flow.key] = address
 
     def datagram(self, flow: UdpFlow, payload: memoryview, ttl: int, segment_size: int) -> None:
-        target = self._targets[flow.key]
         try:
-            if segment_size:
-                size = struct.pack("=H", segment_size)
-                self._socket.sendmsg([payload], [(socket.SOL_UDP, UDP_SEGMENT, size)], 0, target)
-            else:
-                self._socket.sendto(payload, target)
+            self._send(flow, payload, segment_size)
         except BlockingIOError:
             pass  # the host's queue is full: lost, as datagrams are
         except OSError as error:
             if segment_size and error.errno in (errno.EIO, errno.EINVAL, errno.EMSGSIZE):
                 for start in range(0, len(payload), segment_size):
                     self.datagram(flow, payload[start : start + segment_size], ttl, 0)
+            elif self._errors():  # an earlier datagram's: those are told, this one is sent
+                self.datagram(flow, payload, ttl, segment_size)
             else:
                 flow.refuse(refusal_for(error.errno or 0))
+
+    def _send(self, flow: UdpFlow, payload: memoryview, segment_size: int) -> None:
+        target = self._targets[flow.key]
+        if segment_size:
+            size = struct.pack("=H", segment_size)
+            self._socket.sendmsg([payload], [(socket.SOL_UDP, UDP_SEGMENT, size)], 0, target)
+        else:
+            self._socket.sendto(payload, target)
 
     def expired(self, flow: UdpFlow) -> None:
         self._flows.pop(self._targets.pop(flow.key), None)
@@ -267,20 +286,35 @@ class UdpRelay:
             self._socket.close()
             self._forget()
 
-    def _on_events(self, _: int) -> None:
+    def _on_events(self, events: int) -> None:
         now = self._engine.now
+        if events & ERROR:
+            self._errors()
         for _ in range(DATAGRAMS_PER_STEP):
             try:
                 payload, sender = self._socket.recvfrom(MAX_DATAGRAM)
-            except BlockingIOError:
-                return
             except OSError:
-                continue  # an ICMP error of an earlier datagram, taken off the socket by being reported
+                return  # nothing more, or an error that the next event tells of
             flow = self._flows.get(sender[:2])
             if flow is None:
                 self.filtered += 1
             else:
                 flow.send(payload, now)
+
+    def _errors(self) -> int:
+        """Tell the guest of what ICMP has told the host's socket (ip(7), IP_RECVERR); how many there were."""
+        for count in range(DATAGRAMS_PER_STEP):
+            try:
+                _, ancillary, _, sent_to = self._socket.recvmsg(0, ERROR_SPACE, socket.MSG_ERRQUEUE)
+            except OSError:
+                return count
+            flow = self._flows.get(sent_to[:2])
+            for level, kind, data in ancillary:
+                if flow is not None and (level, kind) == _RECVERR[self._socket.family]:
+                    error, origin = _EXTENDED_ERROR.unpack_from(data)
+                    if origin != ORIGIN_LOCAL:
+                        flow.refuse(refusal_for(error))
+        return DATAGRAMS_PER_STEP
 
 
 class PingRelay:
