@@ -1,0 +1,181 @@
+"""scapy as an independent oracle: it takes apart what the stack sends, and agrees on every field and sum."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+
+from netns_kit.stack import Refusal, State
+from netns_kit.stack.wire import arp, ethernet
+from netns_kit.stack.wire.tcp import ACK, FIN
+from tests.stack_support import (
+    DNS,
+    GATEWAY,
+    GUEST,
+    GUEST_MAC,
+    GUEST_PORT,
+    OTHER,
+    OTHER_PORT,
+    OUR_MAC,
+    Guest,
+    echo_packet,
+    key,
+    udp_packet,
+)
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # scapy's own imports, of what is deprecated
+    scapy = pytest.importorskip("scapy.all")
+
+
+def name(address: bytes) -> str:
+    found: str = scapy.inet_ntop(
+        scapy.socket.AF_INET if len(address) == 4 else scapy.socket.AF_INET6, address
+    )
+    return found
+
+
+def oracle(data: bytes) -> Any:
+    """The frame as scapy sees it, once it has agreed with every length and checksum."""
+    seen = scapy.Ether(data)
+    assert (seen.src, seen.dst) == (mac(OUR_MAC), mac(GUEST_MAC))
+    again = seen.copy()
+    layer = again
+    while layer and not isinstance(layer, (scapy.IPerror, scapy.IPerror6)):  # a quoted packet is as it was
+        for computed in ("len", "plen", "chksum", "cksum", "ihl", "dataofs"):
+            if computed in layer.fields:
+                delattr(layer, computed)
+        layer = layer.payload
+    assert bytes(again) == data
+    return seen
+
+
+def mac(packed: bytes) -> str:
+    return packed.hex(":")
+
+
+def ours(seen: Any, family: int) -> Any:
+    """The IP layer, from the other end to the guest."""
+    layer = seen[scapy.IP if family == 4 else scapy.IPv6]
+    assert (layer.src, layer.dst) == (name(OTHER[family]), name(GUEST[family]))
+    if family == 4:
+        assert (layer.version, layer.ihl, layer.tos, layer.ttl) == (4, 5, 0, 64)
+        assert str(layer.flags) == "DF"
+    else:
+        assert (layer.version, layer.tc, layer.fl, layer.hlim) == (6, 0, 0, 64)
+    return layer
+
+
+def segments(guest: Guest) -> list[Any]:
+    found = []
+    while guest.frames:
+        segment = ours(oracle(guest.frames.popleft()), guest.family)[scapy.TCP]
+        assert (segment.sport, segment.dport) == (OTHER_PORT, GUEST_PORT)
+        assert (segment.reserved, segment.urgptr) == (0, 0)
+        found.append(segment)
+    return found
+
+
+def test_tcp(guest: Guest) -> None:
+    guest.on_hold()
+    guest.connection.accept(guest.now)
+    (segment,) = segments(guest)
+    mss = 1460 if guest.family == 4 else 1440
+    assert (segment.flags, segment.seq, segment.ack, segment.window) == ("SA", 8999, 1000, 65535)
+    assert segment.options == [("MSS", mss), ("NOP", None), ("WScale", 8)]
+    guest.gets(ACK, 1000, 9000, b"hello", window=512)
+    (segment,) = segments(guest)
+    assert (segment.flags, segment.seq, segment.ack, segment.window) == ("A", 9000, 1005, 4096)
+    data = bytes(range(256)) * 16
+    guest.send(data[:4001])  # odd, so that the sum pads
+    found = segments(guest)
+    assert b"".join(bytes(segment.payload) for segment in found) == data[:4001]
+    assert [len(segment.payload) for segment in found] == [mss, mss, 4001 - 2 * mss]
+    assert [str(segment.flags) for segment in found] == ["A", "A", "PA"]
+    guest.shutdown()
+    (segment,) = segments(guest)
+    assert (segment.flags, segment.seq, segment.ack) == ("FA", 13001, 1005)
+    guest.connection.abort(guest.now)
+    (segment,) = segments(guest)
+    assert (segment.flags, segment.seq) == ("RA", 13002)
+    assert guest.state() is State.CLOSED
+
+
+def test_tcp_refused_stray_and_our_own(guest: Guest) -> None:
+    guest.on_hold()
+    guest.connection.refuse(Refusal.RESET)
+    guest.gets(FIN | ACK, 5, 777)
+    guest.stack.connect_tcp(key(guest.family), guest.listener, guest.now)
+    refused, stray, syn = segments(guest)
+    assert (refused.flags, refused.seq, refused.ack, refused.window) == ("RA", 0, 1000, 0)
+    assert (stray.flags, stray.seq, stray.ack) == ("R", 777, 0)
+    assert (syn.flags, syn.seq, syn.ack) == ("S", 8999, 0)
+
+
+def test_arp() -> None:
+    guest = Guest()
+    request = arp.pack(arp.Arp(arp.REQUEST, GUEST_MAC, GUEST[4], bytes(6), DNS[4]))
+    guest.gives(ethernet.pack(ethernet.BROADCAST, GUEST_MAC, ethernet.ARP) + request)
+    seen = oracle(guest.frames.popleft())[scapy.ARP]
+    assert (seen.op, seen.hwsrc, seen.psrc, seen.hwdst, seen.pdst) == (
+        2, mac(OUR_MAC), name(DNS[4]), mac(GUEST_MAC), name(GUEST[4])
+    )  # fmt: skip
+    assert (seen.hwtype, seen.ptype, seen.hwlen, seen.plen) == (1, 0x0800, 6, 4)
+
+
+def test_echo_reply(guest: Guest) -> None:
+    guest.gives(echo_packet(guest.family, b"odd", to=GATEWAY[guest.family], identifier=300, sequence=9))
+    seen = oracle(guest.frames.popleft())
+    reply = seen[scapy.ICMP if guest.family == 4 else scapy.ICMPv6EchoReply]
+    assert (reply.type, reply.code, reply.id, reply.seq) == (0 if guest.family == 4 else 129, 0, 300, 9)
+    assert bytes(reply.payload if guest.family == 4 else reply.data) == b"odd"
+
+
+@pytest.mark.parametrize("refusal", [Refusal.RESET, Refusal.NET_UNREACHABLE, Refusal.PROHIBITED])
+def test_unreachable(guest: Guest, refusal: Refusal) -> None:
+    """About a SYN, a datagram at once, and a datagram later."""
+    if refusal is not Refusal.RESET:
+        guest.on_hold()
+        guest.connection.refuse(refusal)
+    guest.gives(udp_packet(guest.family, b"x", port=9))
+    guest.users.flows[0].refuse(refusal)
+    guest.users.refusal = refusal
+    guest.gives(udp_packet(guest.family, b"x", port=10))
+    while guest.frames:
+        seen = oracle(guest.frames.popleft())
+        if guest.family == 4:
+            assert seen[scapy.ICMP].type == 3
+            quoted = seen[scapy.IPerror]
+        else:
+            assert seen[scapy.ICMPv6DestUnreach].type == 1
+            quoted = seen[scapy.IPerror6]
+        assert (quoted.src, quoted.dst) == (name(GUEST[guest.family]), name(OTHER[guest.family]))
+        assert quoted.payload.sport == GUEST_PORT
+
+
+def test_udp(guest: Guest) -> None:
+    flow = guest.stack.add_udp(key(guest.family), guest.now)
+    flow.send(b"odd", guest.now)
+    datagram = ours(oracle(guest.frames.popleft()), guest.family)[scapy.UDP]
+    assert (datagram.sport, datagram.dport, datagram.len) == (OTHER_PORT, GUEST_PORT, 11)
+    assert bytes(datagram.payload) == b"odd"
+
+
+def test_fragments(guest: Guest) -> None:
+    flow = guest.stack.add_udp(key(guest.family), guest.now)
+    data = bytes(range(256)) * 20
+    flow.send(data, guest.now)
+    pieces = [scapy.Ether(frame) for frame in guest.frames]
+    assert len(pieces) == 4
+    assert all(len(frame) <= 1514 for frame in guest.frames)
+    if guest.family == 4:
+        (whole,) = scapy.defragment([piece[scapy.IP] for piece in pieces])
+    else:
+        whole = scapy.defragment6([piece[scapy.IPv6] for piece in pieces])
+    whole = type(whole)(bytes(whole))
+    sum_found = whole[scapy.UDP].chksum
+    del whole[scapy.UDP].chksum
+    assert type(whole)(bytes(whole))[scapy.UDP].chksum == sum_found
+    assert bytes(whole[scapy.UDP].payload) == data

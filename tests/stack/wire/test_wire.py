@@ -1,0 +1,262 @@
+"""What we pack we parse, for every format; what lies is `BadPacket`; the checksum beside the RFC's loop."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netns_kit.stack.wire import BadPacket, arp, checksum, ethernet, icmp, ip, tcp, udp, virtio
+from tests.stack_support import pseudo_header, rfc1071
+
+u8, u16, u32 = st.integers(0, 0xFF), st.integers(0, 0xFFFF), st.integers(0, 0xFFFFFFFF)
+macs, ipv4 = st.binary(min_size=6, max_size=6), st.binary(min_size=4, max_size=4)
+pairs = st.one_of(st.binary(min_size=8, max_size=8), st.binary(min_size=32, max_size=32))
+payloads = st.binary(max_size=100)
+protocols = st.sampled_from([ip.ICMP, ip.TCP, ip.UDP, ip.ICMPV6])
+
+
+def parse_ip(data: bytes) -> ip.Packet:
+    return (ip.parse_ipv4 if data[0] >> 4 == 4 else ip.parse_ipv6)(memoryview(data))
+
+
+# -- checksum -----------------------------------------------------------------------------------------
+
+
+@given(st.binary(max_size=200))
+def test_the_checksum_is_that_of_the_readable_loop(data: bytes) -> None:
+    expected = rfc1071(data)
+    assert checksum.checksum(checksum.total(data)) == (expected or 0xFFFF)  # minus zero is written 0xFFFF
+
+
+@given(pairs, protocols, payloads)
+def test_the_pseudo_header_too(addresses: bytes, protocol: int, payload: bytes) -> None:
+    pseudo = checksum.pseudo_header(addresses, protocol, len(payload))
+    expected = rfc1071(pseudo_header(addresses, protocol, len(payload)) + payload)
+    assert checksum.checksum(pseudo, checksum.total(payload)) == (expected or 0xFFFF)
+
+
+@given(st.binary(min_size=2, max_size=60).filter(lambda data: len(data) % 2 == 0))
+def test_a_summed_packet_sums_to_zero(data: bytes) -> None:
+    data += checksum.checksum(checksum.total(data)).to_bytes(2, "big")
+    assert checksum.total(data) == 0
+
+
+# -- mirrors ------------------------------------------------------------------------------------------
+
+
+@given(macs, macs, u16)
+def test_ethernet(destination: bytes, source: bytes, kind: int) -> None:
+    assert ethernet.parse(ethernet.pack(destination, source, kind)) == (destination, source, kind)
+
+
+@given(st.builds(arp.Arp, u16, macs, ipv4, macs, ipv4), st.binary(max_size=18))
+def test_arp(message: arp.Arp, padding: bytes) -> None:
+    assert arp.parse(arp.pack(message) + padding) == message
+
+
+@given(u8, u8, u16, u16, u16, u16)
+def test_virtio(flags: int, kind: int, size: int, segment: int, start: int, offset: int) -> None:
+    header = virtio.pack(flags, kind, size, segment, start, offset)
+    assert len(header) == virtio.SIZE
+    assert virtio.parse(header) == (flags, kind, size, segment, start, offset)
+
+
+@given(pairs, protocols, payloads, u8, u8, st.binary(max_size=20))
+def test_ip(addresses: bytes, protocol: int, payload: bytes, ttl: int, tos: int, padding: bytes) -> None:
+    data = ip.pack(addresses, protocol, len(payload), ttl=ttl, tos=tos) + payload
+    packet = parse_ip(data + padding)
+    assert (packet.addresses, packet.protocol, packet.ttl, packet.tos) == (addresses, protocol, ttl, tos)
+    assert (bytes(packet.payload), bytes(packet.whole)) == (payload, data)
+    assert packet.source + packet.destination == addresses
+    assert (packet.more_fragments, packet.fragment_offset) == (False, 0)
+
+
+@given(st.binary(min_size=8, max_size=8), u16, st.integers(0, 0x1FFF), st.booleans())
+def test_ipv4_fragment(addresses: bytes, identification: int, units: int, more: bool) -> None:
+    header = ip.pack_ipv4(addresses, ip.UDP, 0, identification=identification, fragment=units | more << 13)
+    packet = parse_ip(header)
+    assert (packet.fragment_offset, packet.more_fragments) == (units * 8, more)
+    if units or more:
+        assert packet.identification == identification
+
+
+@given(st.binary(min_size=32, max_size=32), u32, st.integers(0, 0x1FFF), st.booleans(), payloads)
+def test_ipv6_fragment(addresses: bytes, identification: int, units: int, more: bool, payload: bytes) -> None:
+    header = ip.pack_ipv6(addresses, ip.FRAGMENT, 8 + len(payload))
+    header += ip.pack_ipv6_fragment(ip.UDP, units * 8, more, identification)
+    packet = parse_ip(header + payload)
+    assert (packet.fragment_offset, packet.more_fragments) == (units * 8, more)
+    assert (packet.identification, packet.protocol, bytes(packet.payload)) == (
+        identification,
+        ip.UDP,
+        payload,
+    )
+
+
+@given(u16, u16, u32, u32, u8, u16, st.none() | u16, st.none() | st.integers(0, 14), payloads)
+def test_tcp(
+    source: int, target: int, seq: int, ack: int, flags: int, window: int, mss: int | None, scale: int | None,
+    payload: bytes,
+) -> None:  # fmt: skip
+    header = tcp.pack(
+        src_port=source, dst_port=target, seq=seq, ack=ack, flags=flags, window=window,
+        options=tcp.pack_options(mss, scale),
+    )  # fmt: skip
+    segment = tcp.parse(memoryview(header + payload))
+    assert header[:4] == source.to_bytes(2, "big") + target.to_bytes(2, "big")
+    assert (segment.seq, segment.ack, segment.flags, segment.window) == (seq, ack, flags, window)
+    assert tcp.parse_options(segment.options) == (mss, scale)
+    assert bytes(segment.payload) == payload
+    assert segment.length == len(payload) + bool(flags & tcp.SYN) + bool(flags & tcp.FIN)
+
+
+@given(u16, u16, u16, payloads, st.binary(max_size=9))
+def test_udp(source: int, target: int, check: int, payload: bytes, padding: bytes) -> None:
+    datagram = udp.HEADER.pack(source, target, 8 + len(payload), check) + payload
+    *numbers, found = udp.parse(memoryview(datagram + padding))
+    assert (numbers, bytes(found)) == ([source, target, check], payload)
+
+
+@given(u8, u8, u16, u16, payloads)
+def test_icmp(kind: int, code: int, high: int, low: int, payload: bytes) -> None:
+    message = icmp.parse(memoryview(icmp.HEADER.pack(kind, code, 0, high, low) + payload))
+    assert tuple(message) == (kind, code, high, low, payload)
+
+
+# -- lies ---------------------------------------------------------------------------------------------
+
+
+PARSERS = [arp.parse, icmp.parse, ip.parse_ipv4, ip.parse_ipv6, tcp.parse, udp.parse]
+
+
+@given(st.sampled_from(PARSERS), st.binary(max_size=90), st.sampled_from([None, 0x45, 0x46, 0x60]))
+def test_bytes_raise_bad_packet_or_nothing(parse: object, data: bytes, first: int | None) -> None:
+    if first is not None and data:
+        data = bytes([first]) + data[1:]
+    assert callable(parse)
+    with suppress(BadPacket):
+        parse(memoryview(data))
+
+
+@given(st.binary(max_size=44))
+def test_options_never_raise(options: bytes) -> None:
+    mss, scale = tcp.parse_options(memoryview(options))
+    assert mss is None or 0 <= mss <= 0xFFFF
+    assert scale is None or 0 <= scale <= tcp.MAX_WINDOW_SCALE
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("", (None, None)),
+        ("020405b4 01030307", (1460, 7)),
+        ("0204 05b4 0402 080a 00000001 00000000 01 030309", (1460, 9)),
+        ("01 01 01 020405b4", (1460, None)),
+        ("00 020405b4", (None, None)),  # the end is the end
+        ("020405b4 0300", (1460, None)),  # a length of zero ends the list
+        ("020405b4 0301", (1460, None)),
+        ("020405b4 03ff07", (1460, None)),  # more than there is
+        ("02", (None, None)),
+        ("0203 05 030307", (None, 7)),  # an MSS of another length is none
+        ("030463 00 020405b4", (1460, None)),
+        ("0303ff", (None, 14)),  # RFC 7323 2.3: fourteen is the most
+        ("fe03aa 020405b4", (1460, None)),  # unknown: skipped
+    ],
+)
+def test_options(options: str, expected: tuple[int | None, int | None]) -> None:
+    assert tcp.parse_options(memoryview(bytes.fromhex(options))) == expected
+
+
+def test_no_options() -> None:
+    assert tcp.parse_options(None) == (None, None)
+
+
+V4 = ip.pack_ipv4(bytes(range(8)), ip.UDP, 4) + b"data"
+V6 = ip.pack_ipv6(bytes(range(32)), ip.UDP, 4) + b"data"
+
+
+def summed(header: bytes) -> bytes:
+    header = header[:10] + b"\0\0" + header[12:]
+    return header[:10] + rfc1071(header[: (header[0] & 15) * 4]).to_bytes(2, "big") + header[12:]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (V4[:19], "ipv4-truncated"),
+        (summed(b"\x44" + V4[1:]), "ipv4-header"),
+        (summed(b"\x65" + V4[1:]), "ipv4-header"),
+        (summed(b"\x4f" + V4[1:]), "ipv4-length"),
+        (summed(V4[:2] + b"\0\x13" + V4[4:]), "ipv4-length"),
+        (summed(V4[:2] + b"\0\x19" + V4[4:]), "ipv4-length"),
+        (V4[:8] + b"\0" + V4[9:], "ipv4-checksum"),
+    ],
+)
+def test_ipv4_that_lies(data: bytes, reason: str) -> None:
+    with pytest.raises(BadPacket, match=reason):
+        ip.parse_ipv4(memoryview(data))
+
+
+def test_ipv4_options_are_skipped() -> None:
+    header = summed(b"\x46\0\0\x1c" + V4[4:20] + b"\x94\x04\0\0")
+    assert bytes(ip.parse_ipv4(memoryview(header + b"data")).payload) == b"data"
+
+
+def extension(following: int, units: int = 0) -> bytes:
+    return bytes([following, units]) + bytes(6 + 8 * units)
+
+
+def v6(first: int, rest: bytes) -> bytes:
+    return ip.pack_ipv6(bytes(range(32)), first, len(rest)) + rest
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (V6[:39], "ipv6-truncated"),
+        (b"\x40" + V6[1:], "ipv6-header"),
+        (V6[:-1], "ipv6-length"),
+        (v6(0, b"\x11\0\0"), "ipv6-extension"),
+        (v6(0, extension(17)[:7]), "ipv6-extension"),
+        (v6(60, b"\x11\x05" + bytes(14)), "ipv6-extension"),
+        (v6(44, bytes(7)), "ipv6-extension"),
+        (v6(0, extension(43) + extension(60)[:4]), "ipv6-extension"),
+    ],
+)
+def test_ipv6_that_lies(data: bytes, reason: str) -> None:
+    with pytest.raises(BadPacket, match=reason):
+        ip.parse_ipv6(memoryview(data))
+
+
+def test_ipv6_extensions_are_skipped() -> None:
+    packet = parse_ip(v6(0, extension(43, 1) + extension(60) + extension(17) + b"data"))
+    assert (packet.protocol, bytes(packet.payload)) == (17, b"data")
+
+
+def test_what_follows_a_fragment_header_belongs_to_the_whole() -> None:
+    """Its offsets count from there, so a first fragment's destination options are not skipped."""
+    packet = parse_ip(v6(44, ip.pack_ipv6_fragment(60, 0, True, 1) + extension(17) + b"12345678"))
+    assert (packet.protocol, len(packet.payload)) == (60, 16)
+
+
+@pytest.mark.parametrize(
+    ("parse", "data", "reason"),
+    [
+        (tcp.parse, bytes(19), "tcp-truncated"),
+        (tcp.parse, bytes(12) + b"\x40" + bytes(7), "tcp-offset"),
+        (tcp.parse, bytes(12) + b"\x60" + bytes(7), "tcp-offset"),
+        (udp.parse, bytes(7), "udp-truncated"),
+        (udp.parse, b"\0\1\0\2\0\7\0\0", "udp-length"),
+        (udp.parse, b"\0\1\0\2\0\x09\0\0", "udp-length"),
+        (icmp.parse, bytes(7), "icmp-truncated"),
+        (arp.parse, bytes(27), "arp-truncated"),
+        (arp.parse, bytes(28), "arp-not-ethernet-ipv4"),
+    ],
+)
+def test_what_lies(parse: object, data: bytes, reason: str) -> None:
+    assert callable(parse)
+    with pytest.raises(BadPacket, match=reason):
+        parse(memoryview(data))
