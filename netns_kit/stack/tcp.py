@@ -22,17 +22,15 @@ by `_emit` and nowhere else; time is an argument.
 from __future__ import annotations
 
 import math
-from collections import deque
 from enum import Enum
-from struct import Struct
 from typing import TYPE_CHECKING, Protocol
 
 from . import seq as sequence
-from .header import FlowHeader
-from .rto import RetransmissionTimeout
+from .halves import ReceiveHalf, SendHalf
+from .segments import SegmentWriter
 from .seq import MASK, add, distance, less
 from .user import Closed, Refusal, TcpUser
-from .wire import checksum, ip, tcp, virtio
+from .wire import tcp
 from .wire.tcp import ACK, FIN, PSH, RST, SYN, Segment
 
 if TYPE_CHECKING:
@@ -42,16 +40,11 @@ if TYPE_CHECKING:
 
 DEFAULT_MSS = {8: 536, 32: 1220}  # 3.7.1, by length of the address pair
 WINDOW_SCALE = 8  # ours; the window moves in steps of 256 bytes
-MAX_PAYLOAD = 65535 - 40 - 20  # of one super-segment, either family
 DUPLICATE_ACKS = 3  # RFC 5681 3.2
 SYN_RETRIES = 5
 RETRIES = 10  # 102 s with the timer's floor: 3.8.3's R2 of at least 100 s
 PROBES = 5  # keepalive probes unanswered before the guest is taken for gone
 PROBE_INTERVAL = 30.0
-
-_PATCH = Struct("!IIHHHH").pack_into  # seq, ack, offset|flags, window, checksum, urgent
-_SUM_OFFSET = 16
-_NO_PAYLOAD = memoryview(b"")
 
 
 class State(Enum):
@@ -105,122 +98,6 @@ class Table(Protocol):
     def refuse(self, connection: TcpConnection, refusal: Refusal) -> None: ...
 
 
-class SendHalf:
-    """Towards the guest: SND of 3.3.1, and the bytes behind it."""
-
-    __slots__ = (
-        "blocked",
-        "burst",
-        "congestion",
-        "duplicates",
-        "fin",
-        "iss",
-        "max",
-        "mss",
-        "nxt",
-        "queue",
-        "recover",
-        "retries",
-        "rto",
-        "scale",
-        "timed",
-        "timed_at",
-        "una",
-        "wl1",
-        "wnd",
-        "wnd_max",
-    )
-
-    def __init__(self, iss: int, mss: int) -> None:
-        self.iss = iss
-        self.una = iss  # oldest unacknowledged
-        self.nxt = iss  # next to send; behind `max` while going back after a timeout
-        self.max = iss  # one past the last ever sent
-        self.wnd = 0
-        self.wnd_max = 0
-        self.wl1 = 0  # at most RCV.NXT; WL2 is not needed, since SND.UNA never lies before it
-        self.scale = 0
-        self.mss = mss
-        self.burst = mss
-        self.queue: deque[tuple[int, bytes]] = deque()  # (sequence number, bytes), from `una` to `max`
-        self.fin: int | None = None  # the sequence number of our FIN
-        self.blocked = False  # the user found no room and waits to be told
-        self.rto = RetransmissionTimeout()
-        self.retries = 0
-        self.timed: int | None = None  # an ACK of this number ends the round trip that began at `timed_at`
-        self.timed_at = 0.0
-        self.duplicates = 0
-        self.recover: int | None = None  # RFC 6582: recovering until this is acknowledged
-        self.congestion: float = math.inf  # a bound on flight, in bytes, only after a timeout
-
-    @property
-    def flight(self) -> int:
-        return (self.max - self.una) & MASK
-
-    def acknowledge(self, ack: int, now: float) -> None:
-        """`ack` lies in (una, max]: forget what it covers."""
-        queue = self.queue
-        self.congestion += 2 * distance(self.una, ack)
-        self.una = ack
-        while queue and distance(queue[0][0], ack) >= len(queue[0][1]) and not less(ack, queue[0][0]):
-            queue.popleft()
-        if less(self.nxt, ack):
-            self.nxt = ack
-        if self.timed is not None and not less(ack, self.timed):
-            self.rto.sample(now - self.timed_at)
-            self.timed = None
-        self.duplicates = 0
-        if self.retries:
-            self.retries = 0
-            self.rto.settle()
-
-    def at(self, position: int) -> memoryview:
-        """The queued bytes from `position` to the end of the chunk it lies in."""
-        for start, data in self.queue:
-            offset = distance(start, position)
-            if offset < len(data):
-                return memoryview(data)[offset:]
-        return _NO_PAYLOAD
-
-
-class ReceiveHalf:
-    """From the guest: RCV of 3.3.1, and the bytes before it that the user has not taken."""
-
-    __slots__ = ("ack", "fin", "held", "later", "nxt", "scale", "wnd")
-
-    def __init__(self, wnd: int) -> None:
-        self.nxt = 0  # next expected
-        self.ack = 0  # next to be taken by the user; what we acknowledge
-        self.wnd = wnd  # the window, counted from `ack`
-        self.scale = 0
-        self.held: deque[memoryview] = deque()  # from `ack` to `nxt`
-        self.later: list[tuple[int, bytearray, bool]] = []  # beyond a hole: number, bytes, FIN after them
-        self.fin = False  # the guest's FIN is at `nxt`, behind what is held
-
-    def start(self, irs: int) -> None:
-        self.nxt = self.ack = add(irs, 1)
-
-    def keep(self, seq: int, data: memoryview, fin: bool, limit: int) -> None:
-        """Bytes beyond a hole, in runs, in order of number.  Runs do not overlap: what a run has is cut
-        off, so that all of them together are never more than the window."""
-        later = self.later
-        at = len(later)
-        while at and less(seq, later[at - 1][0]):
-            at -= 1
-        if at < len(later) and (room := distance(seq, later[at][0])) < len(data) + fin:
-            data, fin = data[:room], False
-        if at:
-            start, run, ended = later[at - 1]
-            known = len(run) - distance(start, seq)
-            if known >= 0:  # it continues that run
-                if not ended and known <= len(data):
-                    run += data[known:]
-                    later[at - 1] = (start, run, fin)
-                return
-        if (data or fin) and len(later) < limit:
-            later.insert(at, (seq, bytearray(data), fin))
-
-
 class TcpConnection:
     """One connection.  `key` is guest address, other address, guest port, other port, as on the wire.
 
@@ -231,13 +108,10 @@ class TcpConnection:
     __slots__ = (
         "_ack_due",
         "_asked_at",
-        "_gso",
-        "_gso_set",
-        "_header",
         "_idle_since",
-        "_plain",
         "_probes",
         "_table",
+        "_writer",
         "key",
         "purpose",
         "rcv",
@@ -262,16 +136,7 @@ class TcpConnection:
         self._idle_since = 0.0
         self._probes = 0  # unanswered ones, the last at `_asked_at`
         self._asked_at = -math.inf
-        link = table.link
-        size = (len(key) - 4) // 2
-        addresses = key[size : 2 * size] + key[:size]  # ours to theirs
-        ports = key[-2:] + key[-4:-2]
-        self._header = FlowHeader(link, addresses, ip.TCP, ports + bytes(tcp.SIZE - 4))
-        self._plain = self._gso = b""
-        self._gso_set = False
-        if link.offloads.vnet_header and link.offloads.csum:
-            self._plain = self._header.virtio(_SUM_OFFSET)
-            self._header.buffer[: virtio.SIZE] = self._plain
+        self._writer = SegmentWriter(table.link, key)
         self._negotiate(mss)
 
     # -- opening ------------------------------------------------------------------------------------
@@ -305,7 +170,7 @@ class TcpConnection:
 
     def link_changed(self, mac: bytes) -> None:
         """The guest's link address is known, or another than it was."""
-        self._header.set_mac(mac)
+        self._writer.set_mac(mac)
 
     # -- the user's calls ---------------------------------------------------------------------------
 
@@ -723,32 +588,11 @@ class TcpConnection:
         self, seq: int, flags: int, payload: bytes | memoryview = b"", *, window: int | None = None
     ) -> None:
         """The one way out."""
-        rcv, header, link = self.rcv, self._header, self._table.link
-        size = len(payload)
-        buffer = header.buffer
-        length = tcp.SIZE + size
-        header.set_length(length)
+        rcv = self.rcv
         if window is None:
             window = min(rcv.wnd >> rcv.scale, 0xFFFF)
-        ack = rcv.ack if flags & ACK else 0
-        if link.offloads.csum:
-            gso = size > self.snd.mss
-            if gso is not self._gso_set:
-                self._gso_set = gso
-                buffer[: virtio.SIZE] = self._gso if gso else self._plain
-            check = (header.pseudo + length) % 0xFFFF
-            _PATCH(buffer, header.layer4 + 4, seq, ack, 0x5000 | flags, window, check, 0)
-        else:
-            at = header.layer4
-            _PATCH(buffer, at + 4, seq, ack, 0x5000 | flags, window, 0, 0)
-            parts = checksum.total(memoryview(buffer)[at:]) + checksum.total(payload)
-            check = checksum.checksum(header.pseudo, length, parts)
-            buffer[at + _SUM_OFFSET : at + _SUM_OFFSET + 2] = check.to_bytes(2, "big")
         self._ack_due = False
-        if size:
-            link.emit(buffer, payload)
-        else:
-            link.emit(buffer)
+        self._writer.write(seq, rcv.ack if flags & ACK else 0, flags, window, payload)
 
     def _open(self, flags: int, now: float) -> None:
         """SYN or SYN|ACK, for the first time.  It takes one sequence number."""
@@ -760,26 +604,11 @@ class TcpConnection:
 
     def _syn(self, flags: int) -> None:
         """SYN or SYN|ACK: the only segment with options, and its window is never scaled."""
-        snd, rcv, link = self.snd, self.rcv, self._table.link
-        size = (len(self.key) - 4) // 2
-        header = self._header
-        mss = link.mtu - (40 if size == 4 else 60)
-        options = tcp.pack_options(mss, WINDOW_SCALE if rcv.scale or flags == SYN else None)
-        segment = bytearray(
-            tcp.pack(
-                src_port=int.from_bytes(self.key[-2:], "big"),
-                dst_port=int.from_bytes(self.key[-4:-2], "big"),
-                seq=snd.iss,
-                ack=rcv.ack if flags & ACK else 0,
-                flags=flags,
-                window=min(rcv.wnd, 0xFFFF),
-                options=options,
-            )
+        rcv = self.rcv
+        scale = WINDOW_SCALE if rcv.scale or flags == SYN else None
+        self._writer.write_syn(
+            self.snd.iss, rcv.ack if flags & ACK else 0, flags, min(rcv.wnd, 0xFFFF), scale
         )
-        check = checksum.checksum(header.pseudo, len(segment), checksum.total(segment))
-        segment[_SUM_OFFSET : _SUM_OFFSET + 2] = check.to_bytes(2, "big")
-        guest = self.key[:size]
-        link.send(guest, link.prefix(guest) + ip.pack(header.addresses, ip.TCP, len(segment)) + segment)
 
     # -- options, timers, states --------------------------------------------------------------------
 
@@ -793,14 +622,7 @@ class TcpConnection:
         self._negotiate(mss or DEFAULT_MSS[len(self.key) - 4])
 
     def _negotiate(self, mss: int) -> None:
-        link, snd = self._table.link, self.snd
-        ipv4 = len(self.key) == 12
-        snd.mss = min(max(mss, 48), link.mtu - (40 if ipv4 else 60))
-        snd.burst = snd.mss
-        if link.offloads.csum and (link.offloads.tso4 if ipv4 else link.offloads.tso6):
-            snd.burst = max(MAX_PAYLOAD // snd.mss, 1) * snd.mss
-            kind = virtio.GSO_TCPV4 if ipv4 else virtio.GSO_TCPV6
-            self._gso = self._header.virtio(_SUM_OFFSET, kind, snd.mss)
+        self.snd.mss, self.snd.burst = self._writer.limit(mss)
 
     def _establish(self, now: float) -> None:
         self.snd.acknowledge(self.snd.max, now)

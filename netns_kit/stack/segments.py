@@ -1,0 +1,101 @@
+"""How a connection's segments are built: one header template, patched and sent with its payload.
+
+Where the link has offloads, a payload of up to `MAX_PAYLOAD` bytes leaves as one super-segment at any MTU, and
+the checksum field holds only the pseudo-header's sum; where it has none, segments are of the MSS at most, and
+summed here.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from .header import FlowHeader
+from .link import Link
+from .wire import checksum, ip, tcp, virtio
+
+MAX_PAYLOAD = 65535 - 40 - 20  # of one super-segment, either family
+SMALLEST_MSS = 48
+_PATCH = Struct("!IIHHHH").pack_into  # seq, ack, offset|flags, window, checksum, urgent
+_SUM_OFFSET = 16
+
+
+class SegmentWriter:
+    """Writes the segments of the connection named `key` (guest first) to its link."""
+
+    __slots__ = ("_gso", "_gso_set", "_guest", "_header", "_link", "_mss", "_plain")
+
+    def __init__(self, link: Link, key: bytes) -> None:
+        size = (len(key) - 4) // 2
+        self._link = link
+        self._guest = key[:size]
+        addresses = key[size : 2 * size] + key[:size]  # ours to theirs
+        ports = key[-2:] + key[-4:-2]
+        self._header = FlowHeader(link, addresses, ip.TCP, ports + bytes(tcp.SIZE - 4))
+        self._mss = 0
+        self._plain = self._gso = b""  # virtio headers: of a segment, of a super-segment
+        self._gso_set = False
+        if link.offloads.vnet_header and link.offloads.csum:
+            self._plain = self._header.virtio(_SUM_OFFSET)
+            self._header.buffer[: virtio.SIZE] = self._plain
+
+    def limit(self, mss: int) -> tuple[int, int]:
+        """The guest takes segments of `mss`.  The MSS that holds, and how much `write` takes at once."""
+        link, ipv4 = self._link, len(self._guest) == 4
+        self._mss = min(max(mss, SMALLEST_MSS), self._largest)
+        if not link.offloads.csum or not (link.offloads.tso4 if ipv4 else link.offloads.tso6):
+            return self._mss, self._mss
+        kind = virtio.GSO_TCPV4 if ipv4 else virtio.GSO_TCPV6
+        self._gso = self._header.virtio(_SUM_OFFSET, kind, self._mss)
+        return self._mss, max(MAX_PAYLOAD // self._mss, 1) * self._mss
+
+    @property
+    def _largest(self) -> int:
+        """What fits the MTU beside the smallest headers."""
+        return self._link.mtu - (40 if len(self._guest) == 4 else 60)
+
+    def set_mac(self, mac: bytes) -> None:
+        """The guest has a new link address."""
+        self._header.set_mac(mac)
+
+    def write(self, seq: int, ack: int, flags: int, window: int, payload: bytes | memoryview) -> None:
+        """One segment without options, or one super-segment."""
+        header, link = self._header, self._link
+        size = len(payload)
+        buffer = header.buffer
+        length = tcp.SIZE + size
+        header.set_length(length)
+        if link.offloads.csum:
+            gso = size > self._mss
+            if gso is not self._gso_set:
+                self._gso_set = gso
+                buffer[: virtio.SIZE] = self._gso if gso else self._plain
+            check = (header.pseudo + length) % 0xFFFF
+            _PATCH(buffer, header.layer4 + 4, seq, ack, 0x5000 | flags, window, check, 0)
+        else:
+            at = header.layer4
+            _PATCH(buffer, at + 4, seq, ack, 0x5000 | flags, window, 0, 0)
+            parts = checksum.total(memoryview(buffer)[at:]) + checksum.total(payload)
+            check = checksum.checksum(header.pseudo, length, parts)
+            buffer[at + _SUM_OFFSET : at + _SUM_OFFSET + 2] = check.to_bytes(2, "big")
+        if size:
+            link.emit(buffer, payload)
+        else:
+            link.emit(buffer)
+
+    def write_syn(self, seq: int, ack: int, flags: int, window: int, scale: int | None) -> None:
+        """A segment with the options of a SYN.  It waits if the guest's link address is not known yet."""
+        header, link, guest = self._header, self._link, self._guest
+        segment = bytearray(
+            tcp.pack(
+                src_port=int.from_bytes(header.buffer[header.layer4 : header.layer4 + 2], "big"),
+                dst_port=int.from_bytes(header.buffer[header.layer4 + 2 : header.layer4 + 4], "big"),
+                seq=seq,
+                ack=ack,
+                flags=flags,
+                window=window,
+                options=tcp.pack_options(self._largest, scale),
+            )
+        )
+        check = checksum.checksum(header.pseudo, len(segment), checksum.total(segment))
+        segment[_SUM_OFFSET : _SUM_OFFSET + 2] = check.to_bytes(2, "big")
+        link.send(guest, link.prefix(guest) + ip.pack(header.addresses, ip.TCP, len(segment)) + segment)
