@@ -7,8 +7,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netns_kit.stack.seq import add
 from netns_kit.stack.halves import ReceiveHalf
+from netns_kit.stack.seq import add
 
 TEXT = bytes(range(100, 160))
 FIRST = 0xFFFFFFE0  # so that the numbers wrap around
