@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 import anyio
 import anyio.abc
@@ -56,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 async def _run(network: Network, command: list[str]) -> int:
     async with network:
+        for forward in await network.forwarder.list():
+            if forward not in network.ports:  # it was asked for as port 0
+                print(f"netns-kit: {forward}", file=sys.stderr, flush=True)
         process = await network.popen(command, stdin=None, stdout=None, stderr=None)
         async with process, anyio.create_task_group() as tasks:
             tasks.start_soon(_pass_signals_on, process)
@@ -65,12 +69,26 @@ async def _run(network: Network, command: list[str]) -> int:
 
 
 async def _pass_signals_on(process: Process) -> None:
-    """SIGTERM and SIGHUP are for the command.  A terminal sends its signals to the command by itself."""
-    terminal = (signal.SIGINT, signal.SIGQUIT)
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP, *terminal) as signals:
+    """What is sent to us is for the command.  A terminal sends its signals to the command by itself."""
+    typed = (signal.SIGINT, signal.SIGQUIT)
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP, *typed) as signals:
         async for number in signals:
-            if number not in terminal:
+            if number not in typed or not _in_foreground():
                 process.send_signal(number)
+
+
+def _in_foreground() -> bool:
+    """Whether we and the command are what a terminal sends its signals to."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)
 
 
 def _fail(status: int, error: Exception) -> int:
@@ -94,12 +112,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="netns-kit", description="Unprivileged network namespaces with real connectivity."
     )
+    parser.add_argument("--version", action="version", version=f"netns-kit {version('netns-kit')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser(
         "run",
         help="run a command in a new namespace",
         description="Run a command in a new user and network namespace that reaches the world through "
-        "netns_kit's own TCP/IP stack.  Inside, 10.0.2.2 is the gateway and 10.0.2.3 answers DNS.",
+        "netns_kit's own TCP/IP stack.  Inside, 10.0.2.2 is the gateway and 10.0.2.3 answers DNS (with --cidr, the "
+        "same numbers of that network).  Signals are passed on to the command.",
         epilog="The exit status is the command's; 128+N if signal N ended it; 125 if netns-kit failed, 126 if the "
         "command cannot be executed, 127 if it is not found.",
     )
@@ -109,7 +129,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="SPEC",
-        help="forward a host port: [tcp:|udp:][ADDRESS:]PORT[-LAST][:[GUEST:]PORT[-LAST]][/PROTO]; repeatable",
+        help="forward a host port: [tcp:|udp:][ADDRESS:]PORT[-LAST][:[GUEST:]PORT[-LAST]][/PROTO]; without ADDRESS "
+        "on all of the host's IPv4 addresses; port 0: any that is free, told on standard error; repeatable",
     )
     run.add_argument(
         "--mtu", type=int, default=DEFAULT_MTU, help="of the namespace's interface (%(default)s)"

@@ -38,10 +38,6 @@ class Driver(Protocol):
         ...
 
 
-def make_driver(name: DriverName, engine: Engine) -> Driver:
-    return ThreadDriver(engine) if name == "thread" else LoopDriver(engine)
-
-
 class LoopDriver:
     """On the event loop.  Under asyncio the engine is one persistent reader; elsewhere each step waits anew."""
 
@@ -200,6 +196,16 @@ class _Call:
         self.finished = anyio.Event()
         self.error: Exception | None = None
         self.result: Any = None
+
+
+_DRIVERS: dict[str, Callable[[Engine], Driver]] = {"thread": ThreadDriver, "loop": LoopDriver}
+
+
+def driver_named(name: DriverName) -> Callable[[Engine], Driver]:
+    """What makes that driver.  Raises ValueError."""
+    if name not in _DRIVERS:
+        raise ValueError(f"driver {name!r} is unknown: expected one of {', '.join(_DRIVERS)}")
+    return _DRIVERS[name]
 
 
 def _crashed(error: Exception) -> StackCrashed:

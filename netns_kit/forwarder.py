@@ -19,7 +19,7 @@ from typing import Protocol, TypeVar
 from typing_extensions import Self
 
 from .engine import IN
-from .errors import AddressError, PortInUseError, PrivilegedPortError
+from .errors import AddressError, PortInUseError, PrivilegedPortError, StackClosed
 from .gateway import Gateway
 from .ports import PortForward, parse
 from .relay import DATAGRAMS_PER_STEP, MAX_DATAGRAM, TcpRelay
@@ -235,21 +235,24 @@ class Forwarder:
     def __init__(self, stack: Runner) -> None:
         self._stack = stack
         self._listeners: list[Listener] = []
+        self._open = False
 
     async def __aenter__(self) -> Self:
+        self._open = True
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
+        self._open = False
         await self._stack.finish(self._close)
 
     async def add(self, spec: str | PortForward) -> tuple[PortForward, ...]:
         """Listen as `spec` says (see `netns_kit.ports`), and return what is listening: a range's ports one by one.
 
         Either all of its ports listen, or none.  Raises `PortSpecError`; `PrivilegedPortError`, before anything is
-        bound, for a port that needs a privilege; `PortInUseError`; `AddressError`; OSError.  Cancelled, it may
-        have been added.
+        bound, for a port that needs a privilege; `PortInUseError`; `AddressError`; OSError; `StackClosed` outside the
+        block.  Cancelled, it may have been added.
         """
         forwards = parse(spec) if isinstance(spec, str) else (spec,)
         for forward in forwards:
@@ -268,6 +271,8 @@ class Forwarder:
         return await self._stack.call(lambda: tuple(listener.forward for listener in self._listeners))
 
     def _add(self, forwards: tuple[PortForward, ...]) -> tuple[PortForward, ...]:
+        if not self._open:
+            raise StackClosed("the forwarder is not open: it forwards while its `async with` block lasts")
         made: list[Listener] = []
         try:
             for forward in forwards:

@@ -75,6 +75,7 @@ class Gateway:
         self._dns = DnsRelay(engine, uplink)
         self._udp: dict[GuestEndpoint, UdpRelay] = {}
         self._noticed: set[str] = set()
+        self.refused = 0  # flows, by the uplink
         self._events = IN
         self._batch = 1  # frames to read before asking epoll again: one, while there is one at a time
         self._was_read = False
@@ -181,8 +182,20 @@ class Gateway:
             logger.warning(text)
 
     def _route(self, protocol: Protocol, key: bytes) -> Target | Refusal:
+        """What the uplink says.  If it fails, the flow is refused and the failure logged: never open, and one
+        bad flow does not end the others."""
         source, destination = self._endpoints(key)
-        return self.uplink.route(Flow(protocol, source, destination, self.subnet))
+        flow = Flow(protocol, source, destination, self.subnet)
+        try:
+            target = self.uplink.route(flow)
+            if not isinstance(target, Target | Refusal):
+                raise TypeError(f"Uplink.route returned {target!r}: expected a Target or a Refusal")
+        except Exception:
+            logger.exception("%s to %s is refused: the uplink failed to decide", protocol, destination)
+            target = Refusal.PROHIBITED
+        if isinstance(target, Refusal):
+            self.refused += 1
+        return target
 
     def _endpoints(self, key: bytes) -> tuple[Endpoint, Endpoint]:
         size = (len(key) - 4) // 2
@@ -205,7 +218,13 @@ class Gateway:
         """Counters and gauges by name."""
         filtered = sum(relay.filtered for relay in self._udp.values())
         dns = {f"dns_{name}": count for name, count in self._dns.stats().items()}
-        return {**self.stack.stats(), "udp_filtered": filtered, "tap_dropped": self._tap.dropped, **dns}
+        return {
+            **self.stack.stats(),
+            "flows_refused": self.refused,
+            "udp_filtered": filtered,
+            "tap_dropped": self._tap.dropped,
+            **dns,
+        }
 
     def close(self) -> None:
         """Reset every connection and close every socket.  The device stays its owner's."""

@@ -60,12 +60,14 @@ class Network:
         namespace: Namespace | None = None,
         driver: DriverName = "thread",
     ) -> None:
+        if isinstance(ports, str):
+            raise TypeError(f"ports {ports!r} is not a list of ports: write [{ports!r}]")
         self.subnet = Subnet.parse(subnet)
         self.namespace = namespace or Namespace.create()
         self.tap = TapDevice.open(self.namespace, mtu=mtu)
         self.stack = UserStack(self.tap, uplink, subnet=subnet, driver=driver)
         self.forwarder = Forwarder(self.stack)
-        self._ports = [
+        self.ports = [
             forward for spec in ports for forward in (parse(spec) if isinstance(spec, str) else [spec])
         ]
 
@@ -73,7 +75,7 @@ class Network:
         async with AsyncExitStack() as stack:
             for part in (self.namespace, self.tap, self.stack, self.forwarder):
                 await stack.enter_async_context(part)
-            for forward in self._ports:
+            for forward in self.ports:
                 await self.forwarder.add(forward)
             self._stack = stack.pop_all()
         return self

@@ -6,6 +6,8 @@ not.  `Uplink.open` makes the host's socket for it.  Subclass and override eithe
 
 from __future__ import annotations
 
+import errno
+import inspect
 import os
 import socket
 from collections.abc import Callable, Iterable, Sequence
@@ -76,10 +78,15 @@ class Uplink:
     `allow_host_loopback`: whether the gateway's address means the host's loopback: no (the default), yes, or
     these ports only.  `bind4`, `bind6`: source address of outgoing sockets; `device`: the interface they are
     bound to.  `dns`: the resolvers behind the namespace's DNS address, `ADDRESS[:PORT]`; by default those of
-    the host's resolv.conf, followed when it changes.  `policy`: asked about each flow that would go out;
-    what it returns, if anything, is how the flow is refused.
+    the host's resolv.conf, followed when it changes; empty: none, names are not resolved.
 
-    Raises `AddressError` for what is no address.
+    `policy`: a plain function, asked about each new flow that would otherwise be carried, queries to the
+    namespace's DNS address and connections to the gateway's included; what it returns, if not None, is how the
+    flow is refused.  It is called on the driver's thread and should be quick.  Its addresses are of the
+    `ipaddress` module: compare them with such, never with strings.  A policy that raises, or returns something
+    else, refuses the flow and is logged.
+
+    Raises `AddressError` for what is no address or port, TypeError for what is no plain function.
     """
 
     def __init__(
@@ -93,10 +100,10 @@ class Uplink:
         policy: Callable[[Flow], Refusal | None] | None = None,
         resolv_conf: str = RESOLV_CONF,
     ) -> None:
-        self._loopback: bool | frozenset[int]
-        self._loopback = (
-            allow_host_loopback if isinstance(allow_host_loopback, bool) else frozenset(allow_host_loopback)
-        )
+        _check_policy(policy)
+        if isinstance(dns, str):
+            raise TypeError(f"dns {dns!r} is not a list of addresses: write [{dns!r}]")
+        self._loopback = _ports(allow_host_loopback)
         self._bind = {socket.AF_INET: _address(bind4, 4), socket.AF_INET6: _address(bind6, 6)}
         self._device = device
         self._dns = None if dns is None else tuple(Endpoint.parse(text, DNS_PORT) for text in dns)
@@ -106,7 +113,18 @@ class Uplink:
         self._resolvers: tuple[Endpoint, ...] = ()
 
     def route(self, flow: Flow) -> Target | Refusal:
-        """Where `flow` goes, or why it does not.  No side effects."""
+        """Where `flow` goes, or why it does not.  No side effects but the policy's own."""
+        target = self._target(flow)
+        if isinstance(target, Refusal) or self._policy is None:
+            return target
+        refusal = self._policy(flow)
+        if not isinstance(refusal, Refusal | None):
+            raise TypeError(
+                f"the policy returned {refusal!r}: expected a Refusal, or None to let the flow pass"
+            )
+        return refusal or target
+
+    def _target(self, flow: Flow) -> Target | Refusal:
         address, port = flow.destination
         if address == flow.subnet.dns:
             if flow.protocol == "icmp" or port != DNS_PORT:
@@ -121,8 +139,7 @@ class Uplink:
             return Refusal.PROHIBITED
         if address in flow.subnet.network:
             return Refusal.HOST_UNREACHABLE  # nobody else lives there
-        refusal = self._policy(flow) if self._policy is not None else None
-        return refusal or Target((flow.destination,))
+        return Target((flow.destination,))
 
     def _host_port_allowed(self, port: int) -> bool:
         return self._loopback if isinstance(self._loopback, bool) else port in self._loopback
@@ -143,6 +160,24 @@ class Uplink:
             if not self._resolvers:  # as resolv.conf(5) has it when there is none
                 self._resolvers = (Endpoint(IPv4Address("127.0.0.1"), DNS_PORT),)
         return self._resolvers
+
+    def check(self) -> None:
+        """Raises `AddressError` if the host has no such address or device to send from."""
+        for family, address in self._bind.items():
+            if address is not None or self._device is not None:
+                version = 4 if family == socket.AF_INET else 6
+                anywhere = ip_address("192.0.2.1" if version == 4 else "2001:db8::1")  # never sent to
+                try:
+                    self.open("tcp", anywhere).close()
+                except OSError as error:
+                    if error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
+                        what = f"bind{version}" if error.errno == errno.EADDRNOTAVAIL else "device"
+                        value = address if error.errno == errno.EADDRNOTAVAIL else self._device
+                        fix = "choose one that `ip address` shows on the host"
+                        raise AddressError(
+                            "the host has no such address or interface", what, value, fix
+                        ) from error
+                    raise
 
     def open(self, protocol: Protocol, target: Address, port: int = 0) -> socket.socket:
         """A non-blocking socket that can reach `target`.  Raises OSError; nothing is left open then.
@@ -177,6 +212,23 @@ def _bind_port(sock: socket.socket, address: str, port: int) -> None:
         sock.bind((address, port))
     except OSError:
         sock.bind((address, 0))
+
+
+def _check_policy(policy: object) -> None:
+    if policy is not None and (not callable(policy) or inspect.iscoroutinefunction(policy)):
+        raise TypeError(f"policy {policy!r} is not a plain function of a Flow")
+
+
+def _ports(allowed: object) -> bool | frozenset[int]:
+    if isinstance(allowed, bool):
+        return allowed
+    if not isinstance(allowed, Iterable) or isinstance(allowed, str):
+        raise TypeError(f"allow_host_loopback={allowed!r}: expected a bool, or a list of ports")
+    ports = frozenset(allowed)
+    for port in ports:
+        if not isinstance(port, int) or not 0 < port < 65536:
+            raise AddressError(f"allow_host_loopback: {port!r} is no port, 1 to 65535")
+    return ports
 
 
 def _address(text: str | None, version: int) -> str | None:

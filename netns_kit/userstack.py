@@ -9,7 +9,7 @@ from typing import TypeVar
 import anyio
 from typing_extensions import Self
 
-from .drivers import DriverName, make_driver
+from .drivers import Driver, DriverName, driver_named
 from .engine import Engine
 from .errors import StackClosed
 from .gateway import FlowInfo, Gateway
@@ -33,7 +33,8 @@ class UserStack:
     cancelled and the error raised in its place: `DeviceGone`, or `StackCrashed` for a bug.  Leaving resets what is
     open and closes every socket.
 
-    Raises `AddressError` for a bad subnet, and what configuring the namespace raises.
+    It is entered once.  Raises `AddressError` for a bad subnet and for an uplink whose addresses the host does not
+    have, ValueError for an unknown driver, and what configuring the namespace raises.
     """
 
     def __init__(
@@ -49,18 +50,22 @@ class UserStack:
         self.tap = tap
         self.uplink = uplink or Uplink()
         self.subnet = Subnet.parse(subnet)
-        self._driver_name = driver
+        self._driver_class = driver_named(driver)
+        self._driver: Driver | None = None
         self._configure = configure
         self._limits = limits
 
     async def __aenter__(self) -> Self:
+        if self._driver is not None:
+            raise RuntimeError("a UserStack is entered once")
+        self.uplink.check()
         self._engine = Engine()
         self.gateway = Gateway(self._engine, self.tap, self.uplink, self.subnet, limits=self._limits)
-        self._driver = make_driver(self._driver_name, self._engine)
+        self._driver = driver = self._driver_class(self._engine)
         self._guard = Guard()
         await self._guard.__aenter__()
         try:
-            self._guard.start_soon(self._driver.run)
+            self._guard.start_soon(driver.run)
             if self.tap.namespace is not None and self._configure:
                 await self.tap.namespace.configure_link(
                     self.tap.name, address=self.subnet.guest, gateway=self.subnet.gateway
@@ -81,23 +86,25 @@ class UserStack:
 
     async def flows(self) -> tuple[FlowInfo, ...]:
         """The flows under way."""
-        return await self.call(self.gateway.flows)
+        return await self.call(lambda: self.gateway.flows())  # noqa: PLW0108 - there is none before entering
 
     async def stats(self) -> dict[str, int]:
         """Counters and gauges by name: tables, what was dropped and why, DNS."""
-        return await self.call(self.gateway.stats)
+        return await self.call(lambda: self.gateway.stats())  # noqa: PLW0108 - the same
 
     async def call(self, function: Callable[[], T]) -> T:
         """Run `function` on the engine's thread, between two steps.  For parts of this library.
 
         Raises what it raises, and `StackClosed` when the stack is not running.
         """
+        if self._driver is None:
+            raise StackClosed("the stack has not been entered")
         return await self._driver.call(function)
 
     async def finish(self, function: Callable[[], object]) -> None:
         """As `call`, for cleaning up: not to be cancelled, and done also when the stack has stopped."""
         with anyio.CancelScope(shield=True):
             try:
-                await self._driver.call(function)
+                await self.call(function)
             except StackClosed:
                 function()

@@ -447,7 +447,9 @@ class Stack:
             "udp_flows": len(self.udp),
             "echo_flows": len(self.echo),
             "fragment_bytes": self._reassembly.held,
-            **{f"dropped_{reason}": count for reason, count in sorted(self.dropped.items())},
+            **{
+                f"dropped_{reason.replace('-', '_')}": count for reason, count in sorted(self.dropped.items())
+            },
         }
 
 

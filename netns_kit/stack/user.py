@@ -16,20 +16,25 @@ if TYPE_CHECKING:
 
 
 class Refusal(Enum):
-    """How a flow is turned away; what the guest's program sees is in brackets."""
+    """How a flow is turned away, and what the guest's program sees.
 
-    RESET = "reset"  # TCP RST, else ICMP port unreachable (ECONNREFUSED)
-    NET_UNREACHABLE = "net unreachable"  # ICMP (ENETUNREACH)
-    HOST_UNREACHABLE = "host unreachable"  # ICMP (EHOSTUNREACH)
-    PROHIBITED = "administratively prohibited"  # ICMP (EHOSTUNREACH, at once)
-    DROP = "drop"  # nothing: as if the packet were lost (ETIMEDOUT)
+    RESET: TCP RST, else ICMP port unreachable; ECONNREFUSED.  NET_UNREACHABLE and HOST_UNREACHABLE: ICMP;
+    ENETUNREACH and EHOSTUNREACH.  PROHIBITED: ICMP administratively prohibited; EHOSTUNREACH, at once.
+    DROP: nothing, as if the packet were lost; ETIMEDOUT, late.
+    """
+
+    RESET = "reset"
+    NET_UNREACHABLE = "net unreachable"
+    HOST_UNREACHABLE = "host unreachable"
+    PROHIBITED = "administratively prohibited"
+    DROP = "drop"
 
 
 class Closed(Enum):
     """Why a TCP connection is no more."""
 
     NORMAL = "normal"
-    RESET = "reset"  # the guest sent RST
+    RESET = "reset"
     TIMED_OUT = "timed out"  # the guest stopped answering
     ABORTED = "aborted"  # our side gave it up
 
