@@ -34,6 +34,8 @@ from .tap import DeviceGone, TapDevice
 from .uplink import Endpoint, Flow, Target, Uplink
 from .userstack import UserStack
 
+__version__ = "0.1.0"
+
 __all__ = [
     "AddressError",
     "DeviceGone",

@@ -6,11 +6,12 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import AsyncIterator, Sequence
 
 import anyio
 import anyio.abc
+
+from netns_kit import __version__
 
 from .errors import NetnsKitError
 from .network import DEFAULT_MTU, Network
@@ -20,6 +21,7 @@ from .subnet import DEFAULT_CIDR
 from .uplink import Uplink
 
 FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127  # as env(1) and chroot(1) exit when it is their own failure
+TYPED = (signal.SIGINT, signal.SIGQUIT)  # the signals that a terminal sends to all in the foreground
 _ALL_PORTS = "all"
 
 
@@ -53,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(NOT_EXECUTABLE, error)
     except OSError as error:
         return _fail(FAILED, error)
+    except KeyboardInterrupt:  # before the command was there to have it
+        return 128 + signal.SIGINT
 
 
 async def _run(network: Network, command: list[str]) -> int:
@@ -60,21 +64,20 @@ async def _run(network: Network, command: list[str]) -> int:
         for forward in await network.forwarder.list():
             if forward not in network.ports:  # it was asked for as port 0
                 print(f"netns-kit: {forward}", file=sys.stderr, flush=True)
-        process = await network.popen(command, stdin=None, stdout=None, stderr=None)
-        async with process, anyio.create_task_group() as tasks:
-            tasks.start_soon(_pass_signals_on, process)
-            status = await process.wait()
-            tasks.cancel_scope.cancel()
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP, *TYPED) as signals:
+            process = await network.popen(command, stdin=None, stdout=None, stderr=None)
+            async with process, anyio.create_task_group() as tasks:
+                tasks.start_soon(_pass_on, signals, process)
+                status = await process.wait()
+                tasks.cancel_scope.cancel()
     return status if status >= 0 else 128 - status
 
 
-async def _pass_signals_on(process: Process) -> None:
+async def _pass_on(signals: AsyncIterator[signal.Signals], process: Process) -> None:
     """What is sent to us is for the command.  A terminal sends its signals to the command by itself."""
-    typed = (signal.SIGINT, signal.SIGQUIT)
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP, *typed) as signals:
-        async for number in signals:
-            if number not in typed or not _in_foreground():
-                process.send_signal(number)
+    async for number in signals:
+        if number not in TYPED or not _in_foreground():
+            process.send_signal(number)
 
 
 def _in_foreground() -> bool:
@@ -112,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="netns-kit", description="Unprivileged network namespaces with real connectivity."
     )
-    parser.add_argument("--version", action="version", version=f"netns-kit {version('netns-kit')}")
+    parser.add_argument("--version", action="version", version=f"netns-kit {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser(
         "run",
