@@ -632,7 +632,10 @@ def main() -> NoReturn:
         os.set_inheritable(start["fd"], False)
         attach(start["fd"], control)
     agent = Agent(control, owner, restore)
-    control.send(b'{"state": "ready"}')
+    try:
+        control.send(b'{"state": "ready"}')
+    except BrokenPipeError:  # the owner has given up already
+        sys.exit(1)
     control.setblocking(False)
     agent.run()
 

@@ -22,15 +22,16 @@ from .uplink import Uplink
 
 FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127  # as env(1) and chroot(1) exit when it is their own failure
 TYPED = (signal.SIGINT, signal.SIGQUIT)  # the signals that a terminal sends to all in the foreground
+VALUED = frozenset(
+    {"-p", "--publish", "--mtu", "--cidr", "--dns", "--bind4", "--device"}
+)  # the next word is theirs
 _ALL_PORTS = "all"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status.  A command's own, or 128 plus the signal that ended it."""
     words = list(sys.argv[1:] if argv is None else argv)
-    # argparse would take the command's first word for this option's value
-    words = [f"{word}={_ALL_PORTS}" if word == "--host-loopback" else word for word in words]
-    options = _parser().parse_args(words)
+    options = _parser().parse_args(_with_values(words))
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
         command = [os.environ.get("SHELL") or "/bin/sh"]
@@ -57,6 +58,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(FAILED, error)
     except KeyboardInterrupt:  # before the command was there to have it
         return 128 + signal.SIGINT
+
+
+def _with_values(words: list[str]) -> list[str]:
+    """Give a bare --host-loopback its value: argparse would take the next word, the command's first, for that.
+
+    The command's own words, from the first that is no option of ours, stay as they are.
+    """
+    done = words[:1]
+    rest = iter(words[1:])
+    for word in rest:
+        if word == "--" or not word.startswith("-"):
+            return [*done, word, *rest]
+        done.append(f"{word}={_ALL_PORTS}" if word == "--host-loopback" else word)
+        if word in VALUED:
+            done += [value for value in (next(rest, None),) if value is not None]
+    return done
 
 
 async def _run(network: Network, command: list[str]) -> int:
@@ -119,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser(
         "run",
+        allow_abbrev=False,
         help="run a command in a new namespace",
         description="Run a command in a new user and network namespace that reaches the world through "
         "netns_kit's own TCP/IP stack.  Inside, 10.0.2.2 is the gateway and 10.0.2.3 answers DNS (with --cidr, the "

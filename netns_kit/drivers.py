@@ -23,6 +23,7 @@ from .errors import NetnsKitError, StackClosed, StackCrashed
 
 T = TypeVar("T")
 DriverName = Literal["thread", "loop"]
+LONGEST_WAIT = 86400.0  # seconds; epoll takes no more than 24 days
 CLOSED = "the stack is not running: its block has been left, or it has failed"
 
 
@@ -123,14 +124,15 @@ class ThreadDriver:
         self._stopping = False
         self._ended = False
         self._failure: Exception | None = None
+        self._notify = -1
         self._asked: deque[_Call] = deque()
         self._done: deque[_Call] = deque()
 
     async def run(self) -> None:
-        self._notify = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         thread = threading.Thread(target=self._drive, name="netns_kit engine", daemon=True)
-        thread.start()
         try:
+            self._notify = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            thread.start()
             while self._failure is None:
                 await anyio.wait_readable(self._notify)
                 os.eventfd_read(self._notify)
@@ -141,8 +143,10 @@ class ThreadDriver:
         finally:
             self._stopping = True
             self._engine.call(_nothing)
-            thread.join()
-            os.close(self._notify)
+            if thread.ident is not None:
+                thread.join()
+            if self._notify >= 0:
+                os.close(self._notify)
             self._ended = True
             while self._asked:
                 call = self._asked.popleft()
@@ -181,7 +185,7 @@ class ThreadDriver:
         try:
             while not self._stopping:
                 wait = engine.deadline - clock()
-                events = poll(-1 if wait == math.inf else max(wait, 0.0))
+                events = poll(min(max(wait, 0.0), LONGEST_WAIT))
                 dispatch(events, clock())
         except Exception as error:
             self._failure = error

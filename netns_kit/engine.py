@@ -25,12 +25,13 @@ from collections.abc import Callable
 from .stack.timers import Timers
 
 EVENTS_PER_STEP = 64
-IN, OUT, ERROR, HANG_UP, READ_HANG_UP = (
+IN, OUT, ERROR, HANG_UP, READ_HANG_UP, URGENT = (
     select.EPOLLIN,
     select.EPOLLOUT,
     select.EPOLLERR,
     select.EPOLLHUP,
     select.EPOLLRDHUP,
+    select.EPOLLPRI,
 )
 EDGE = select.EPOLLET
 
@@ -47,6 +48,7 @@ class Engine:
         self.deadlines: list[Callable[[], float]] = []  # asked beside the timers
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
+        self._removed: set[int] = set()  # in this step: their numbers may be another's by now
         self._again: deque[Callable[[], None]] = deque()
         self._calls: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -78,6 +80,7 @@ class Engine:
     def remove(self, fd: int) -> None:
         """Before `fd` is closed.  Events of it that are already under way are dropped."""
         del self._handlers[fd]
+        self._removed.add(fd)
         self._epoll.unregister(fd)
 
     def again(self, callback: Callable[[], None]) -> None:
@@ -103,11 +106,11 @@ class Engine:
         the end of the step."""
         self.now = now
         leftover = len(self._again)
-        handlers = self._handlers
+        handlers, removed = self._handlers, self._removed
+        removed.clear()
         for fd, ready in events:
-            handler = handlers.get(fd)
-            if handler is not None:
-                handler(ready)
+            if fd not in removed:
+                handlers[fd](ready)
         for _ in range(leftover):
             self._again.popleft()()
         self.timers.expire(now)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import errno
 import math
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from ipaddress import ip_address
+from itertools import chain
 from types import TracebackType
 from typing import Protocol, TypeVar
 
@@ -32,6 +33,12 @@ OVERLOADED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 PORT_START = "net.ipv4.ip_unprivileged_port_start"
 CAP_NET_BIND_SERVICE = 10
 EPHEMERAL = range(32768, 61000)
+PKTINFO_SPACE = 64
+_PKTINFO = {  # answers leave from the address that was asked (ip(7), IP_PKTINFO): linux/in.h, linux/in6.h
+    int(socket.AF_INET): (socket.IPPROTO_IP, 8),
+    int(socket.AF_INET6): (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO),
+}
+Ancillary = list[tuple[int, int, bytes]]
 
 T = TypeVar("T")
 
@@ -40,7 +47,7 @@ class Listener:
     """One host port, listening.  Made and used on the engine's thread."""
 
     def __init__(self, gateway: Gateway, forward: PortForward) -> None:
-        """Raises `PrivilegedPortError`, `PortInUseError`, `AddressError` or OSError; nothing is left bound then."""
+        """Raises `PortInUseError`, `AddressError` or OSError; nothing is left bound then."""
         self._gateway = gateway
         self._engine = gateway.engine
         self._guest = (forward.guest or gateway.subnet.guest.ip).packed
@@ -48,6 +55,8 @@ class Listener:
             raise AddressError(
                 f"{forward}: the namespace has no IPv6 address", fix="forward to its IPv4 address"
             )
+        if not _is_host(self._guest) or self._guest in gateway.stack.addresses:
+            raise AddressError(f"{forward}: that cannot be an address of the namespace")
         self._socket = _listen(forward)
         self.forward = replace(forward, host_port=self._socket.getsockname()[1])
         self._engine.add(self._socket.fileno(), self._on_events, IN)
@@ -64,11 +73,18 @@ class Listener:
         """The flow's name on the guest's side, for a client of that address and port."""
         source = self._gateway.subnet.gateway
         client = ip_address(address)
-        mapped = client.ipv4_mapped if client.version == 6 else client
-        if mapped is not None and not mapped.is_loopback and mapped not in self._gateway.subnet.network:
-            source = mapped
+        if client.version == 4 and not client.is_loopback and client not in self._gateway.subnet.network:
+            source = client
         ports = self.forward.guest_port.to_bytes(2, "big") + port.to_bytes(2, "big")
         return self._guest + source.packed + ports
+
+    def _free_key(self, client: tuple[str, int], table: Mapping[bytes, object]) -> bytes:
+        """With the client's own port, unless another flow has that.  Raises `KeyError` if none is free."""
+        for port in chain((client[1],), EPHEMERAL):
+            key = self._key(client[0], port)
+            if key not in table:
+                return key
+        raise KeyError(client)
 
 
 class TcpListener(Listener):
@@ -105,11 +121,10 @@ class TcpListener(Listener):
         stack = self._gateway.stack
         relay = TcpRelay(self._engine)
         relay.run(sock)
-        ports = (client[1], *EPHEMERAL)  # the client's own, unless another client's is the same
-        free = (key for key in (self._key(client[0], port) for port in ports) if key not in stack.tcp)
         try:
-            relay.connection = stack.connect_tcp(next(free), relay, self._engine.now)
-        except (KeyError, StopIteration):  # the table is full
+            key = self._free_key(client, stack.tcp)
+            relay.connection = stack.connect_tcp(key, relay, self._engine.now)
+        except KeyError:  # the table is full
             relay.closed(Closed.ABORTED)
 
 
@@ -118,8 +133,10 @@ class UdpListener(Listener):
 
     def __init__(self, gateway: Gateway, forward: PortForward) -> None:
         self._flows: dict[tuple[str, int], UdpFlow] = {}
-        self._clients: dict[bytes, tuple[str, int]] = {}
+        self._clients: dict[bytes, tuple[tuple[str, int], Ancillary]] = {}
         super().__init__(gateway, forward)
+        level, option = _PKTINFO[self._socket.family]
+        self._socket.setsockopt(level, option, 1)
 
     def close(self) -> None:
         super().close()
@@ -130,41 +147,39 @@ class UdpListener(Listener):
         now = self._engine.now
         for _ in range(DATAGRAMS_PER_STEP):
             try:
-                payload, address = self._socket.recvfrom(MAX_DATAGRAM)
+                payload, ancillary, _, address = self._socket.recvmsg(MAX_DATAGRAM, PKTINFO_SPACE)
             except BlockingIOError:
                 return
             except OSError:
                 continue  # an ICMP error for an answer sent earlier
             client = (address[0], address[1])
-            flow = self._flows.get(client) or self._open(client, now)
+            flow = self._flows.get(client) or self._open(client, ancillary, now)
             flow.send(payload, now)
 
-    def _open(self, client: tuple[str, int], now: float) -> UdpFlow:
+    def _open(self, client: tuple[str, int], to: Ancillary, now: float) -> UdpFlow:
         stack = self._gateway.stack
-        key = self._key(*client)
-        if key in stack.udp:
-            stack.udp[key].close()  # a flow of the guest's own to that endpoint: the newer one has it
+        key = self._free_key(client, stack.udp)
         flow = stack.add_udp(key, now)
         flow.user = self
         self._flows[client] = flow
-        self._clients[key] = client
+        self._clients[key] = client, to
         return flow
 
     def datagram(self, flow: UdpFlow, payload: memoryview, ttl: int, segment_size: int) -> None:
-        for start in range(0, len(payload) or 1, segment_size or len(payload) or 1):
+        client, sent_to = self._clients[flow.key]
+        size = segment_size or len(payload) or 1
+        for start in range(0, len(payload) or 1, size):
             try:
-                self._socket.sendto(
-                    payload[start : start + (segment_size or len(payload))], self._clients[flow.key]
-                )
+                self._socket.sendmsg([payload[start : start + size]], sent_to, 0, client)
             except OSError:
                 return  # lost, as datagrams are
 
     def expired(self, flow: UdpFlow) -> None:
-        self._flows.pop(self._clients.pop(flow.key), None)
+        client, _ = self._clients.pop(flow.key)
+        self._flows.pop(client, None)
 
 
 def _listen(forward: PortForward) -> socket.socket:
-    _check_privilege(forward)
     family = socket.AF_INET if forward.host.version == 4 else socket.AF_INET6
     kind = socket.SOCK_STREAM if forward.protocol == "tcp" else socket.SOCK_DGRAM
     sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
@@ -194,6 +209,10 @@ def _listen(forward: PortForward) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def _is_host(address: bytes) -> bool:
+    return address[0] not in (0, 127) and address[0] < 224
 
 
 def _check_privilege(forward: PortForward) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import resource
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -17,11 +18,11 @@ from .engine import IN, OUT, Engine
 from .relay import DnsRelay, PingRelay, TcpRelay, UdpRelay, refusal_for
 from .stack import EchoFlow, Limits, Refusal, Stack, TcpConnection, UdpFlow
 from .subnet import Subnet
-from .tap import DeviceGone, TapDevice
+from .tap import FRAME_MAX, DeviceGone, TapDevice
 from .uplink import DNS_PORT, Endpoint, Flow, Protocol, Target, Uplink
 
 FRAMES_PER_STEP = 32
-MAX_FRAME = 10 + 14 + 65535
+RESERVE = 256  # descriptors that the guest cannot take from the process that runs us; half, if there are few
 MAC_PREFIX = b"\x52\x55"  # locally administered, followed by the gateway's address, as slirp4netns has it
 
 # a guest's address and port, and what a socket can reach: the family, and loopback or not
@@ -71,11 +72,13 @@ class Gateway:
         if tap.mac is not None:
             self.stack.link.learn(subnet.guest.ip.packed, tap.mac)
         self._tap = tap
-        self._frame = memoryview(bytearray(MAX_FRAME))
+        self._frame = memoryview(bytearray(FRAME_MAX))
         self._dns = DnsRelay(engine, uplink)
         self._udp: dict[GuestEndpoint, UdpRelay] = {}
         self._noticed: set[str] = set()
         self.refused = 0  # flows, by the uplink
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most_flows = max(soft - RESERVE, soft // 2)
         self._events = IN
         self._batch = 1  # frames to read before asking epoll again: one, while there is one at a time
         self._was_read = False
@@ -133,7 +136,7 @@ class Gateway:
             return target
         _, destination = self._endpoints(flow.key)
         if destination == Endpoint(self.subnet.dns, DNS_PORT):
-            flow.user = self._dns
+            self._dns.add(flow, target)
             return None
         endpoint = target.endpoints[0]
         size = (len(flow.key) - 4) // 2
@@ -145,7 +148,9 @@ class Gateway:
                 sock = self.uplink.open("udp", address, int.from_bytes(guest[1], "big"))
             except OSError as error:
                 return self._no_socket("udp", error)
-            relay = self._udp[guest] = UdpRelay(self.engine, sock, lambda: self._forget_udp(guest))
+            relay = self._udp[guest] = UdpRelay(
+                self.engine, sock, self.stack.dropped, lambda: self._forget_udp(guest)
+            )
         relay.add(flow, endpoint)
         return None
 
@@ -175,23 +180,28 @@ class Gateway:
             self._notice("out of file descriptors: new flows are refused")
         return refusal_for(error.errno or 0)
 
-    def _notice(self, text: str) -> None:
-        """Log it, once."""
-        if text not in self._noticed:
-            self._noticed.add(text)
-            logger.warning(text)
+    def _notice(self, text: str, error: Exception | None = None) -> None:
+        """Log it, once; of errors, one of each type."""
+        what = text if error is None else type(error).__name__
+        if what not in self._noticed:
+            self._noticed.add(what)
+            logger.warning(text, exc_info=error)
 
     def _route(self, protocol: Protocol, key: bytes) -> Target | Refusal:
         """What the uplink says.  If it fails, the flow is refused and the failure logged: never open, and one
-        bad flow does not end the others."""
+        bad flow does not end the others.  Nor may flows take every descriptor of the process."""
+        stack = self.stack
+        if len(stack.tcp) + len(stack.udp) + len(stack.echo) > self._most_flows:
+            self._notice("out of file descriptors (RLIMIT_NOFILE): new flows are refused")
+            return Refusal.RESET
         source, destination = self._endpoints(key)
         flow = Flow(protocol, source, destination, self.subnet)
         try:
             target = self.uplink.route(flow)
             if not isinstance(target, Target | Refusal):
                 raise TypeError(f"Uplink.route returned {target!r}: expected a Target or a Refusal")
-        except Exception:
-            logger.exception("%s to %s is refused: the uplink failed to decide", protocol, destination)
+        except Exception as error:
+            self._notice(f"flows are refused: the uplink failed to decide about {flow}", error)
             target = Refusal.PROHIBITED
         if isinstance(target, Refusal):
             self.refused += 1
@@ -216,12 +226,10 @@ class Gateway:
 
     def stats(self) -> dict[str, int]:
         """Counters and gauges by name."""
-        filtered = sum(relay.filtered for relay in self._udp.values())
         dns = {f"dns_{name}": count for name, count in self._dns.stats().items()}
         return {
             **self.stack.stats(),
             "flows_refused": self.refused,
-            "udp_filtered": filtered,
             "tap_dropped": self._tap.dropped,
             **dns,
         }

@@ -50,6 +50,11 @@ class PortForward:
     guest_port: int
     device: str | None = None
 
+    def __post_init__(self) -> None:
+        """Raises `PortSpecError` for what is no port."""
+        if not 0 <= self.host_port < 65536 or not 0 < self.guest_port < 65536:
+            raise PortSpecError(f"{self}: ports are 1 to 65535, and on the host also 0")
+
     @property
     def listens_on(self) -> str:
         """The host's side, for messages."""

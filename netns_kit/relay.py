@@ -12,14 +12,16 @@ stack has room for, and no more than a few buffers per step, so one busy flow st
 from __future__ import annotations
 
 import errno
+import math
 import os
 import socket
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 
 from .dns.proxy import Action, DnsProxy, Send, Upstream
-from .engine import EDGE, ERROR, HANG_UP, IN, OUT, READ_HANG_UP, Engine
+from .engine import EDGE, ERROR, HANG_UP, IN, OUT, READ_HANG_UP, URGENT, Engine
 from .stack import Closed, EchoFlow, Refusal, TcpConnection, UdpFlow
 from .uplink import Endpoint, Target, Uplink
 
@@ -27,6 +29,7 @@ BUFFERS_PER_STEP = 8
 DATAGRAMS_PER_STEP = 64
 MAX_DATAGRAM = 65536
 UDP_SEGMENT = 103  # linux/udp.h
+_NO_SEGMENTATION = frozenset({errno.EIO, errno.EINVAL, errno.EMSGSIZE})  # what UDP_SEGMENT meets at times
 IP_RECVTTL = 12  # linux/in.h
 ICMP_ECHO, ICMPV6_ECHO = 8, 128
 ERROR_SPACE = 512
@@ -47,6 +50,7 @@ _REFUSALS = {
     errno.EACCES: Refusal.PROHIBITED,
     errno.EPERM: Refusal.PROHIBITED,
     errno.ETIMEDOUT: Refusal.DROP,
+    errno.EMSGSIZE: Refusal.DROP,  # the host's kernel has learnt the path's MTU, and cuts the next one
 }
 
 
@@ -63,7 +67,7 @@ class TcpRelay:
         "_candidates",
         "_ended",
         "_engine",
-        "_hung_up",
+        "_read_to_end",
         "_readable",
         "_socket",
         "connection",
@@ -76,7 +80,7 @@ class TcpRelay:
         self._candidates: Iterator[Endpoint] | None = None  # while connecting: where else
         self._readable = False
         self._ended = False  # the host has sent FIN
-        self._hung_up = False  # no further event will tell of more to read
+        self._read_to_end = False  # a short read proves nothing: no further event will tell of the rest
         self._blocked = False
 
     # -- the host's side ----------------------------------------------------------------------------
@@ -93,7 +97,10 @@ class TcpRelay:
             except OSError as failure:
                 error = failure.errno or error
                 continue
-            error = sock.connect_ex((str(endpoint.address), endpoint.port))
+            try:
+                error = sock.connect_ex((str(endpoint.address), endpoint.port))
+            except socket.gaierror:  # its zone is no interface of ours
+                error = errno.ENETUNREACH
             if error in (0, errno.EINPROGRESS):
                 self._own(sock, lambda events: self._while_connecting(events, uplink))
                 return
@@ -122,17 +129,18 @@ class TcpRelay:
 
     def _own(self, sock: socket.socket, handler: Callable[[int], None]) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the guest's kernel has done Nagle's part
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self._socket = sock
-        self._engine.add(sock.fileno(), handler, IN | OUT | READ_HANG_UP | EDGE)
+        self._engine.add(sock.fileno(), handler, IN | OUT | READ_HANG_UP | URGENT | EDGE)
 
     def _on_events(self, events: int) -> None:
         if events & (IN | READ_HANG_UP | HANG_UP | ERROR):
             self._readable = not self._ended
-            if events & (READ_HANG_UP | HANG_UP | ERROR):
-                self._hung_up = True
-                if events & ERROR and self._failed():
-                    return
-            self._pump()
+            if events & (READ_HANG_UP | HANG_UP | ERROR | URGENT):
+                self._read_to_end = True
+            if events & ERROR and self._ended and self._failed():
+                return
+            self._pump()  # what came before an error is read before it
         if events & OUT and self._blocked and self.connection is not None:
             self._blocked = False
             self.connection.resume(self._engine.now)
@@ -170,7 +178,7 @@ class TcpRelay:
                 connection.shutdown(now)
                 return
             connection.send(data, now)
-            if len(data) < wanted and not self._hung_up:
+            if len(data) < wanted and not self._read_to_end:
                 self._readable = False
         if self._readable:
             self._engine.again(self._pump)
@@ -233,15 +241,17 @@ class UdpRelay:
     Datagrams come in only from where the guest has sent to.
     """
 
-    __slots__ = ("_engine", "_flows", "_forget", "_socket", "_targets", "filtered")
+    __slots__ = ("_dropped", "_engine", "_flows", "_forget", "_socket", "_targets")
 
-    def __init__(self, engine: Engine, sock: socket.socket, forget: Callable[[], None]) -> None:
+    def __init__(
+        self, engine: Engine, sock: socket.socket, dropped: Counter[str], forget: Callable[[], None]
+    ) -> None:
         self._engine = engine
+        self._dropped = dropped
         self._socket = sock
         self._forget = forget
         self._flows: dict[tuple[str, int], UdpFlow] = {}
         self._targets: dict[bytes, tuple[str, int]] = {}
-        self.filtered = 0
         sock.setsockopt(*_RECVERR[sock.family], 1)
         engine.add(sock.fileno(), self._on_events, IN)
 
@@ -253,26 +263,30 @@ class UdpRelay:
         self._targets[flow.key] = address
 
     def datagram(self, flow: UdpFlow, payload: memoryview, ttl: int, segment_size: int) -> None:
-        try:
-            self._send(flow, payload, segment_size)
-        except BlockingIOError:
-            pass  # the host's queue is full: lost, as datagrams are
-        except OSError as error:
-            if segment_size and error.errno in (errno.EIO, errno.EINVAL, errno.EMSGSIZE):
-                for start in range(0, len(payload), segment_size):
-                    self.datagram(flow, payload[start : start + segment_size], ttl, 0)
-            elif self._errors():  # an earlier datagram's: those are told, this one is sent
-                self.datagram(flow, payload, ttl, segment_size)
-            else:
-                flow.refuse(refusal_for(error.errno or 0))
+        error = self._send(flow, payload, segment_size)
+        if segment_size and error in _NO_SEGMENTATION:
+            for start in range(0, len(payload), segment_size):
+                self.datagram(flow, payload[start : start + segment_size], ttl, 0)
+            return
+        if error and self._errors():  # an earlier datagram's: those are told, this one is sent
+            error = self._send(flow, payload, segment_size)
+        if error:
+            flow.refuse(refusal_for(error))
 
-    def _send(self, flow: UdpFlow, payload: memoryview, segment_size: int) -> None:
+    def _send(self, flow: UdpFlow, payload: memoryview, segment_size: int) -> int:
+        """The errno, or 0: also when the host's queue is full.  Then it is lost, as datagrams are."""
         target = self._targets[flow.key]
-        if segment_size:
-            size = struct.pack("=H", segment_size)
-            self._socket.sendmsg([payload], [(socket.SOL_UDP, UDP_SEGMENT, size)], 0, target)
-        else:
-            self._socket.sendto(payload, target)
+        try:
+            if segment_size:
+                size = struct.pack("=H", segment_size)
+                self._socket.sendmsg([payload], [(socket.SOL_UDP, UDP_SEGMENT, size)], 0, target)
+            else:
+                self._socket.sendto(payload, target)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            return error.errno or errno.EIO
+        return 0
 
     def expired(self, flow: UdpFlow) -> None:
         self._flows.pop(self._targets.pop(flow.key), None)
@@ -297,7 +311,7 @@ class UdpRelay:
                 return  # nothing more, or an error that the next event tells of
             flow = self._flows.get(sender[:2])
             if flow is None:
-                self.filtered += 1
+                self._dropped["udp-filtered"] += 1
             else:
                 flow.send(payload, now)
 
@@ -376,15 +390,21 @@ class DnsRelay:
         self._uplink = uplink
         self._proxy = DnsProxy(random_id=lambda: int.from_bytes(os.urandom(2), "big"))
         self._sockets: dict[Upstream, socket.socket] = {}
-        self._waiting: dict[UdpFlow, int] = {}
         engine.deadlines.append(lambda: self._proxy.deadline)
         engine.after_step.append(self._on_time)
 
-    def datagram(self, flow: UdpFlow, payload: memoryview, ttl: int, segment_size: int) -> None:
-        upstreams = [(str(endpoint.address), endpoint.port) for endpoint in self._uplink.resolvers()]
-        if upstreams != list(self._proxy.upstreams):
+    def add(self, flow: UdpFlow, target: Target) -> None:
+        """`flow` brings queries for these resolvers, and so does every other from now on."""
+        upstreams = tuple((str(endpoint.address), endpoint.port) for endpoint in target.endpoints)
+        if upstreams != self._proxy.upstreams:
             self._proxy.set_upstreams(upstreams)
-        self._do(self._proxy.query(bytes(payload), flow, self._engine.now))
+        flow.user = self
+
+    def datagram(self, flow: UdpFlow, payload: memoryview, ttl: int, segment_size: int) -> None:
+        size = segment_size or len(payload) or 1
+        for start in range(0, len(payload), size):
+            query = bytes(payload[start : start + size])
+            self._do(self._proxy.query(query, flow, self._engine.now))
 
     def expired(self, flow: UdpFlow) -> None:
         pass  # its answer may still come, and can still be sent
@@ -401,6 +421,8 @@ class DnsRelay:
     def _on_time(self) -> None:
         if self._proxy.deadline <= self._engine.now:
             self._do(self._proxy.handle_timer(self._engine.now))
+        if self._proxy.deadline == math.inf:  # nothing is under way
+            self.close()
 
     def _do(self, actions: list[Action]) -> None:
         now = self._engine.now
@@ -411,6 +433,7 @@ class DnsRelay:
                     actions += self._proxy.upstream_failed(action.upstream, now)
             elif isinstance(action.client, UdpFlow):
                 action.client.send(action.message, now)
+                action.client.close()  # one question, one answer: DNS clients use a port once
 
     def _send(self, action: Send) -> bool:
         try:

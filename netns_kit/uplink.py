@@ -25,7 +25,7 @@ Protocol = Literal["tcp", "udp", "icmp"]
 DNS_PORT = 53
 RESOLV_CONF = "/etc/resolv.conf"
 _KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM, "icmp": socket.SOCK_DGRAM}
-_ICMP = {socket.AF_INET: socket.IPPROTO_ICMP, socket.AF_INET6: socket.getprotobyname("ipv6-icmp")}
+_ICMP = {socket.AF_INET: socket.IPPROTO_ICMP, socket.AF_INET6: socket.IPPROTO_ICMPV6}
 
 
 class Endpoint(NamedTuple):
@@ -71,6 +71,10 @@ class Target:
 
     endpoints: tuple[Endpoint, ...]
 
+    def __post_init__(self) -> None:
+        if not self.endpoints:
+            raise ValueError("a Target has at least one endpoint: to refuse a flow, return a Refusal")
+
 
 class Uplink:
     """Flows leave through sockets of the process that runs the stack.
@@ -105,6 +109,8 @@ class Uplink:
             raise TypeError(f"dns {dns!r} is not a list of addresses: write [{dns!r}]")
         self._loopback = _ports(allow_host_loopback)
         self._bind = {socket.AF_INET: _address(bind4, 4), socket.AF_INET6: _address(bind6, 6)}
+        if device is not None and not 0 < len(device.encode()) < 16:
+            raise AddressError(f"device={device!r}: expected the name of an interface, 1 to 15 bytes")
         self._device = device
         self._dns = None if dns is None else tuple(Endpoint.parse(text, DNS_PORT) for text in dns)
         self._policy = policy
@@ -113,7 +119,7 @@ class Uplink:
         self._resolvers: tuple[Endpoint, ...] = ()
 
     def route(self, flow: Flow) -> Target | Refusal:
-        """Where `flow` goes, or why it does not.  No side effects but the policy's own."""
+        """Where `flow` goes, or why it does not.  It changes nothing, but resolv.conf may be read again."""
         target = self._target(flow)
         if isinstance(target, Refusal) or self._policy is None:
             return target
@@ -129,12 +135,12 @@ class Uplink:
         if address == flow.subnet.dns:
             if flow.protocol == "icmp" or port != DNS_PORT:
                 return Refusal.RESET
-            return Target(self.resolvers())
+            resolvers = self.resolvers()
+            return Target(resolvers) if resolvers else Refusal.RESET
         if address == flow.subnet.gateway:
             if not self._host_port_allowed(port):
                 return Refusal.PROHIBITED
-            loopback = IPv4Address("127.0.0.1") if address.version == 4 else IPv6Address("::1")
-            return Target((Endpoint(loopback, port),))
+            return Target((Endpoint(IPv4Address("127.0.0.1"), port),))
         if not _reachable(address):
             return Refusal.PROHIBITED
         if address in flow.subnet.network:
@@ -247,9 +253,10 @@ def _reachable(address: Address) -> bool:
     """Whether it may leave at all.  An unspecified address would mean the host itself, and an embedded IPv4
     address is judged as what it is."""
     if isinstance(address, IPv6Address):
-        embedded = address.ipv4_mapped or address.sixtofour
-        if embedded is not None:
-            return _reachable(embedded)
+        if address.ipv4_mapped is not None:  # never on a wire; the host's kernel would make IPv4 of it
+            return False
+        if address.sixtofour is not None:
+            return _reachable(address.sixtofour)
     return not (address.is_loopback or address.is_unspecified or address.is_multicast or _is_class_e(address))
 
 

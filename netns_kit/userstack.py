@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TypeVar
 
 import anyio
+import anyio.lowlevel
 from typing_extensions import Self
 
 from .drivers import Driver, DriverName, driver_named
@@ -60,7 +61,11 @@ class UserStack:
             raise RuntimeError("a UserStack is entered once")
         self.uplink.check()
         self._engine = Engine()
-        self.gateway = Gateway(self._engine, self.tap, self.uplink, self.subnet, limits=self._limits)
+        try:
+            self.gateway = Gateway(self._engine, self.tap, self.uplink, self.subnet, limits=self._limits)
+        except BaseException:
+            self._engine.close()
+            raise
         self._driver = driver = self._driver_class(self._engine)
         self._guard = Guard()
         await self._guard.__aenter__()
@@ -81,8 +86,10 @@ class UserStack:
         try:
             await self._guard.__aexit__(exc_type, exc, tb)
         finally:
-            self.gateway.close()
-            self._engine.close()
+            try:
+                self.gateway.close()
+            finally:
+                self._engine.close()
 
     async def flows(self) -> tuple[FlowInfo, ...]:
         """The flows under way."""
@@ -99,7 +106,11 @@ class UserStack:
         """
         if self._driver is None:
             raise StackClosed("the stack has not been entered")
-        return await self._driver.call(function)
+        try:
+            return await self._driver.call(function)
+        except StackClosed:
+            await anyio.lowlevel.checkpoint_if_cancelled()  # by what ended the stack: that is to be raised
+            raise
 
     async def finish(self, function: Callable[[], object]) -> None:
         """As `call`, for cleaning up: not to be cancelled, and done also when the stack has stopped."""

@@ -23,10 +23,6 @@ def less(a: int, b: int) -> bool:
     return (a - b) & MASK >= _HALF
 
 
-def less_equal(a: int, b: int) -> bool:
-    return (b - a) & MASK < _HALF
-
-
 def in_window(seq: int, start: int, size: int) -> bool:
     """start <= seq < start + size."""
     return (seq - start) & MASK < size

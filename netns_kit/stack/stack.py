@@ -34,6 +34,7 @@ _ICMP_CODES = {
     Refusal.PROHIBITED: icmp.PROHIBITED,
 }
 _FRAGMENT_UNIT = 8
+MAX_SEGMENTS = 128  # of a UDP super-datagram (linux/udp.h): no kernel makes more, and each costs a call
 
 
 class Stack:
@@ -106,6 +107,8 @@ class Stack:
             summed = flags & (virtio.NEEDS_CSUM | virtio.DATA_VALID) != 0
             if gso_type == virtio.GSO_UDP_L4:
                 segment_size = gso_size
+                if len(frame) > at + ethernet.SIZE + ip.IPV6_SIZE + udp.SIZE + gso_size * MAX_SEGMENTS:
+                    raise BadPacket("udp-segments")
         if len(frame) < at + ethernet.SIZE:
             raise BadPacket("ethernet-truncated")
         destination, self._source_mac, kind = ethernet.parse(frame, at)
