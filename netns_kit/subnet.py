@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from .errors import AddressError
 
 DEFAULT_CIDR = "10.0.2.0/24"
+FIRST_NOT_UNICAST = 224
 _GATEWAY, _DNS, _POOL, _GUEST = 2, 3, 15, 100
 
 
@@ -37,6 +38,13 @@ class Subnet:
             )
         if str(network.network_address) != cidr.partition("/")[0]:
             raise AddressError(f"{cidr!r}: expected the network's own address, {network}")
+        if (
+            network.network_address.packed[0] in {0, 127}
+            or network.broadcast_address.packed[0] >= FIRST_NOT_UNICAST
+        ):
+            raise AddressError(
+                f"{cidr!r}: no host may have these addresses", fix=f"use a network like {DEFAULT_CIDR}"
+            )
         return cls(network)
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import inspect
 import os
+import re
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,13 @@ _KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM, "icmp": socket.SO
 _ICMP = {socket.AF_INET: socket.IPPROTO_ICMP, socket.AF_INET6: socket.IPPROTO_ICMPV6}
 
 
+_ENDPOINT = re.compile(
+    r"""^(?: (?: \[(?P<ipv6>[^\]]+)\] | (?P<ipv4>[0-9.]+) ) (?: :(?P<port>[0-9]{1,5}) )?
+    | (?P<bare>[^\[\]]*:[^\[\]]*:[^\[\]]*) )$""",
+    re.VERBOSE,
+)
+
+
 class Endpoint(NamedTuple):
     """An address and a port.  For ICMP the port is the identifier, or 0."""
 
@@ -41,16 +49,14 @@ class Endpoint(NamedTuple):
     @classmethod
     def parse(cls, text: str, default_port: int) -> Endpoint:
         """From ADDRESS, IPV4:PORT or [IPV6]:PORT.  Raises `AddressError`."""
-        host, port = text, str(default_port)
-        if text.startswith("["):
-            host, _, rest = text[1:].partition("]")
-            port = rest[1:] if rest.startswith(":") else port
-        elif text.count(":") == 1:
-            host, _, port = text.partition(":")
+        found = _ENDPOINT.match(text)
         try:
-            if not 0 < int(port) < 65536:
+            if found is None:
+                raise ValueError(text)
+            port = int(found["port"] or default_port)
+            if not 0 < port < 65536:
                 raise ValueError(port)
-            return cls(ip_address(host), int(port))
+            return cls(ip_address(found["ipv6"] or found["ipv4"] or found["bare"]), port)
         except ValueError as error:
             raise AddressError(f"{text!r}: expected ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT") from error
 

@@ -1,0 +1,322 @@
+"""`netns-kit run`, as people and scripts use it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from netns_kit.cli import FAILED, NOT_EXECUTABLE, NOT_FOUND, main
+from tests.servers import SECONDS, closed_port, digest, dns_server, host_address, http, tcp_server
+from tests.support import ROOT, missing, needs, needs_tun
+
+pytestmark = pytest.mark.usefixtures("leaks")
+
+NETNS_KIT = [sys.executable, "-m", "netns_kit"]
+RESOLV_CONF = Path("/etc/resolv.conf")
+
+SERVER = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = self.client_address[0].encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_):
+        pass
+server = http.server.ThreadingHTTPServer(("0.0.0.0", 80), Handler)
+print("ready", flush=True)
+server.serve_forever()
+"""
+NGINX = """
+user root; daemon off; master_process off; pid {0}/pid; error_log stderr;
+events {{ }}
+http {{
+    access_log off;
+    client_body_temp_path {0}/1; proxy_temp_path {0}/2; fastcgi_temp_path {0}/3;
+    uwsgi_temp_path {0}/4; scgi_temp_path {0}/5;
+    server {{ listen 80; return 200 $remote_addr; }}
+}}
+"""
+UNTIL_LISTENING = "until ss -Hltn 'sport = :80' | grep -q .; do :; done; echo ready;"
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def run(*words: str, input: str | None = None) -> subprocess.CompletedProcess[str]:
+    """`netns-kit run WORDS`."""
+    needs_tun()
+    return subprocess.run(
+        [*NETNS_KIT, "run", *words],
+        capture_output=True, text=True, timeout=SECONDS, check=False, env=environment(), input=input,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def running(*words: str) -> Iterator[subprocess.Popen[str]]:
+    """`netns-kit run WORDS` until its command has said that it is ready; ended at the end of the block."""
+    needs_tun()
+    command = [*NETNS_KIT, "run", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as process:
+        try:
+            assert process.stdout is not None
+            assert select.select([process.stdout], [], [], SECONDS)[0], "not ready in time"
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+# -- the command's own -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        (["true"], 0),
+        (["sh", "-c", "exit 7"], 7),
+        (["sh", "-c", "exit 255"], 255),
+        (["sh", "-c", "kill -TERM $$"], 128 + signal.SIGTERM),
+        (["sh", "-c", "kill -KILL $$"], 128 + signal.SIGKILL),
+        (["no-such-command-anywhere"], NOT_FOUND),
+        (["/etc/passwd"], NOT_EXECUTABLE),
+        (["/"], NOT_EXECUTABLE),
+    ],
+)
+def test_the_exit_status(command: Sequence[str], status: int) -> None:
+    done = run("--", *command)
+    assert done.returncode == status, done.stderr
+    if status in (NOT_FOUND, NOT_EXECUTABLE):
+        assert done.stderr.startswith("netns-kit: ")
+        assert command[0] in done.stderr
+        assert "Traceback" not in done.stderr
+    else:
+        assert done.stderr == ""
+
+
+def test_its_streams_are_the_callers() -> None:
+    done = run("--", "sh", "-c", "cat; echo problems >&2", input="one\ntwo\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "one\ntwo\n", "problems\n")
+
+
+@pytest.mark.parametrize(
+    "words", [["--mtu", "1400", "echo"], ["echo"], ["--", "echo"], ["--host-loopback", "echo"]]
+)
+def test_its_words_are_its_own(words: list[str]) -> None:
+    own = ["--host-loopback", "-p", "80:80", "--mtu=9", "--", "x y", ""]
+    done = run(*words, *own)
+    assert (done.returncode, done.stdout) == (0, " ".join(own) + "\n"), done.stderr
+
+
+def test_without_a_command_it_is_a_shell() -> None:
+    done = run(input="echo $((6 * 7))\n")
+    assert (done.returncode, done.stdout) == (0, "42\n"), done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_are_passed_on(number: signal.Signals) -> None:
+    script = f"trap 'echo caught; exit 9' {number.name[3:]}; echo ready; while :; do sleep 0.05; done"
+    with running("--", "bash", "-c", script) as process:
+        process.send_signal(number)
+        assert process.wait(SECONDS) == 9
+        assert process.stdout is not None
+        assert process.stdout.read() == "caught\n"
+
+
+def test_a_signal_that_ends_the_command_is_in_the_status() -> None:
+    with running("--", "sh", "-c", "echo ready; exec sleep 600") as process:
+        process.terminate()
+        assert process.wait(SECONDS) == 128 + signal.SIGTERM
+
+
+def test_killed_it_takes_the_command_along() -> None:
+    """Not even SIGKILL leaves something: the pipe that the command holds is closed."""
+    with running("--", "sh", "-c", "echo ready; sleep 600 & exec sleep 600") as process:
+        process.kill()
+        assert process.wait(SECONDS) == -signal.SIGKILL
+        assert process.stdout is not None
+        assert select.select([process.stdout], [], [], SECONDS)[0]
+        assert process.stdout.read() == ""
+
+
+# -- what is wrong -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-p", "80:80:80"], "80:80:80"),
+        (["--cidr", "10.0.2.0/30"], "10.0.2.0/30"),
+        (["--mtu", "67"], "mtu is 67"),
+        (["--dns", "resolver"], "resolver"),
+        (["--bind4", "::1"], "bind4"),
+    ],
+)
+def test_what_cannot_be_says_so(words: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", *words, "--", "echo", "started"]) == FAILED
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("netns-kit: ")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [], ["walk"], ["run", "--mtu", "big"], ["run", "--no-such-option"], ["run", "-p"],
+        ["run", "--host-loopback=http"], ["run", "--host-loopback=0"], ["run", "--host-loopback=65536"],
+    ],
+)  # fmt: skip
+def test_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert "usage: netns-kit" in capsys.readouterr().err
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["run", "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for option in ("--publish", "--mtu", "--cidr", "--host-loopback", "--dns", "--bind4", "--device"):
+        assert option in text
+
+
+def test_a_taken_port_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = run("-p", f"{address}:80", "--", "echo", "started")
+    assert (done.returncode, done.stdout) == (FAILED, "")
+    assert address in done.stderr
+    assert "taken" in done.stderr
+
+
+def test_a_privileged_port_names_the_sysctl() -> None:
+    """As an unprivileged uid; before anything is bound, so the free port beside it stays free."""
+    knob = "net.ipv4.ip_unprivileged_port_start"
+    if (start := int(Path("/proc/sys", knob.replace(".", "/")).read_text())) <= 80:
+        missing(f"{knob} is {start}")
+    if os.geteuid() == 0:
+        missing("root may; tests/system/test_forwarder.py drops the privilege")
+        return
+    done = run("-p", "127.0.0.1:80:80", "--", "echo", "started")
+    assert (done.returncode, done.stdout) == (FAILED, "")
+    assert f"{knob} is {start}" in done.stderr
+    assert f"sysctl {knob}=80" in done.stderr
+
+
+# -- the network -------------------------------------------------------------------------------------------
+
+
+def test_resolv_conf_inside_and_out() -> None:
+    before = RESOLV_CONF.read_bytes(), RESOLV_CONF.stat().st_mtime_ns
+    done = run("--", "sh", "-c", f"cat {RESOLV_CONF}; echo changed >{RESOLV_CONF}; ip -br address show tap0")
+    assert done.stdout.startswith("nameserver 10.0.2.3\n"), done.stderr
+    assert "10.0.2.100/24" in done.stdout
+    assert (RESOLV_CONF.read_bytes(), RESOLV_CONF.stat().st_mtime_ns) == before
+
+
+def test_options_reach_their_parts() -> None:
+    needs("ping", "dig", "curl")
+    with dns_server({"name.tld": "192.0.2.7"}) as resolver, tcp_server(http) as port:
+        script = (
+            "ip -o link show tap0 | grep -o 'mtu [0-9]*'; ping -qc1 -W5 172.20.0.2 >&2;"
+            "dig +short name.tld; dig +short +tcp name.tld;"
+            f"curl -sSf http://172.20.0.2:{port}/peer"
+        )
+        words = ["--mtu", "9000", "--cidr", "172.20.0.0/16", "--dns", f"127.0.0.1:{resolver}"]
+        done = run(*words, f"--host-loopback={port}", "--", "sh", "-ec", script)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["mtu", "9000", "192.0.2.7", "192.0.2.7", "127.0.0.1"]
+
+
+@pytest.mark.parametrize(
+    ("grant", "works"), [([], False), (["--host-loopback"], True), (["--host-loopback=1"], False)]
+)
+def test_the_hosts_loopback(grant: list[str], works: bool) -> None:
+    needs("curl")
+    with tcp_server(http) as port:
+        command = ["curl", "-sS", "-m", "20", "-w", "%{stderr}%{time_total}\n", f"http://10.0.2.2:{port}/1"]
+        with subprocess.Popen(
+            [*NETNS_KIT, "run", *grant, "--", *command],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(),
+        ) as process:  # fmt: skip
+            out, err = process.communicate(timeout=SECONDS)
+    if works:
+        assert process.returncode == 0
+        assert hashlib.sha256(out).hexdigest() == digest(1)
+    else:
+        assert process.returncode == 7, "CURLE_COULDNT_CONNECT"
+        assert b"No route to host" in err or b"ouldn't connect" in err or b"Failed to connect" in err
+        assert max(float(number) for number in re.findall(rb"^\d+\.\d+$", err, re.MULTILINE)) < 1.0
+
+
+@pytest.fixture(params=["nginx", "python"])
+def web_server(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
+    """A command that serves on port 80 the client's address, and says when it is ready."""
+    if request.param == "python":
+        return [sys.executable, "-ISuc", SERVER]
+    needs("nginx", "ss")
+    (tmp_path / "nginx.conf").write_text(NGINX.format(tmp_path))
+    nginx = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
+    serve = f"{nginx} -c {tmp_path}/nginx.conf -p {tmp_path} -e stderr & {UNTIL_LISTENING} wait"
+    return ["sh", "-c", f"trap 'kill %1 2>/dev/null' TERM; {serve}"]
+
+
+def get(address: str, port: int) -> str:
+    with urllib.request.urlopen(f"http://{address}:{port}/", timeout=SECONDS) as answer:
+        body: bytes = answer.read()
+    return body.decode()
+
+
+def test_a_web_server_inside(web_server: list[str]) -> None:
+    port = closed_port()
+    with running("-p", f"127.0.0.1:{port}:80", "--", *web_server):
+        assert get("127.0.0.1", port) == "10.0.2.2"
+        with socket.socket() as again, pytest.raises(OSError, match="in use"):
+            again.bind(("127.0.0.1", port))
+    with socket.create_server(("127.0.0.1", port)):
+        pass
+
+
+def test_a_web_server_inside_sees_who_asks(web_server: list[str]) -> None:
+    address = host_address()
+    if address is None:
+        missing("no address but the loopback's")
+        return
+    port = closed_port()
+    with running("-p", f"{port}:80", "--", *web_server):
+        assert get(address, port) == address
+        assert get("127.0.0.1", port) == "10.0.2.2"
+
+
+def test_importing_the_command_line_is_quick() -> None:
+    """pyroute2 alone takes longer than all else together; it is not imported."""
+    code = "import sys, netns_kit.cli; sys.exit('pyroute2' in sys.modules)"
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), timeout=SECONDS, check=False)
+    assert done.returncode == 0
+    assert time.monotonic() - start < 5

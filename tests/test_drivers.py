@@ -1,0 +1,315 @@
+"""The drivers: either makes an engine go on either event loop, and ends as it should."""
+
+# ruff: noqa: PT012 - what raises is a whole `async with` block
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from netns_kit.drivers import Driver, DriverName, LoopDriver, ThreadDriver, driver_named
+from netns_kit.engine import EDGE, IN, OUT, Engine
+from netns_kit.errors import NetnsKitError, StackClosed, StackCrashed
+from netns_kit.guard import Guard
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
+
+SECONDS = 20
+
+
+@pytest.fixture(params=["thread", "loop"])
+def name(request: pytest.FixtureRequest) -> DriverName:
+    name: DriverName = request.param
+    return name
+
+
+@pytest.fixture
+def engine(leaks: None) -> Iterator[Engine]:
+    engine = Engine()
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def pair(leaks: None) -> Iterator[tuple[socket.socket, socket.socket]]:
+    ends = socket.socketpair()
+    for end in ends:
+        end.setblocking(False)
+    yield ends
+    for end in ends:
+        end.close()
+
+
+@asynccontextmanager
+async def driven(name: DriverName, engine: Engine) -> AsyncIterator[Driver]:
+    """What goes wrong in the driver ends the block, as it ends `UserStack`'s."""
+    driver = driver_named(name)(engine)
+    with anyio.fail_after(SECONDS):
+        async with Guard() as guard:
+            guard.start_soon(driver.run)
+            yield driver
+
+
+class Timer:
+    def __init__(self, ring: Callable[[float], None]) -> None:
+        self.timer_at = self.timer_entry = math.inf
+        self.handle_timer = ring
+
+
+def test_there_are_two() -> None:
+    engine = Engine()
+    assert isinstance(driver_named("thread")(engine), ThreadDriver)
+    assert isinstance(driver_named("loop")(engine), LoopDriver)
+    engine.close()
+
+
+async def test_it_serves_what_is_ready(
+    name: DriverName, engine: Engine, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    here, there = pair
+
+    def shout(_: int) -> None:
+        here.send(here.recv(100).upper())
+
+    engine.add(here.fileno(), shout, IN)
+    async with driven(name, engine):
+        for word in (b"one", b"two", b"three"):
+            there.send(word)
+            await anyio.wait_readable(there)
+            assert there.recv(100) == word.upper()
+    engine.remove(here.fileno())
+
+
+async def test_where_it_runs(name: DriverName, engine: Engine) -> None:
+    async with driven(name, engine) as driver:
+        thread = await driver.call(threading.current_thread)
+        assert (thread is threading.current_thread()) == (name == "loop")
+        assert await driver.call(threading.current_thread) is thread
+
+
+async def test_calls_give_back_what_the_function_does(name: DriverName, engine: Engine) -> None:
+    async with driven(name, engine) as driver:
+        assert await driver.call(lambda: 42) == 42
+        with pytest.raises(ZeroDivisionError):
+            await driver.call(lambda: 1 // 0)
+        results: list[int] = []
+
+        async def ask(number: int) -> None:
+            results.append(await driver.call(lambda: number))
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(100):
+                tasks.start_soon(ask, number)
+        assert sorted(results) == list(range(100))
+
+
+async def test_now_is_the_drivers_clock(name: DriverName, engine: Engine) -> None:
+    async with driven(name, engine) as driver:
+        first = await driver.call(lambda: engine.now)
+        with anyio.move_on_after(0.02):
+            await anyio.sleep_forever()
+        second = await driver.call(lambda: engine.now)
+        assert 0.01 < second - first < SECONDS
+
+
+async def test_timers_ring_in_time(name: DriverName, engine: Engine) -> None:
+    rung: list[float] = []
+    done = os.eventfd(0, os.EFD_NONBLOCK)
+    try:
+
+        def ring(now: float) -> None:
+            rung.append(now)
+            os.eventfd_write(done, 1)
+
+        timers = [Timer(ring) for _ in range(3)]
+        async with driven(name, engine) as driver:
+
+            def arm() -> float:
+                for timer, delay in zip(timers, (0.03, 0.01, 60.0), strict=True):
+                    engine.timers.arm(timer, engine.now + delay)
+                return engine.now
+
+            start = await driver.call(arm)
+            while len(rung) < 2:
+                await anyio.wait_readable(done)
+                os.eventfd_read(done)
+        assert start + 0.01 <= rung[0] < rung[1] < start + 10
+        assert rung[1] >= start + 0.03
+    finally:
+        os.close(done)
+
+
+async def test_what_is_left_for_the_next_step_gets_one(name: DriverName, engine: Engine) -> None:
+    async with driven(name, engine) as driver:
+        done = os.eventfd(0, os.EFD_NONBLOCK)
+        left = 500
+
+        def more() -> None:
+            nonlocal left
+            left -= 1
+            if left:
+                engine.again(more)
+            else:
+                os.eventfd_write(done, 1)
+
+        await driver.call(more)
+        await anyio.wait_readable(done)
+        os.close(done)
+
+
+async def test_what_waits_for_the_end_of_a_step_gets_one_after_a_call(
+    name: DriverName, engine: Engine
+) -> None:
+    """An ACK made by a call leaves now, not with the next frame."""
+    done = os.eventfd(0, os.EFD_NONBLOCK)
+    waiting: list[int] = []
+
+    def flush() -> None:
+        while waiting:
+            os.eventfd_write(done, waiting.pop())
+
+    engine.after_step.append(flush)
+    async with driven(name, engine) as driver:
+        await driver.call(lambda: waiting.append(1))
+        await anyio.wait_readable(done)
+    os.close(done)
+
+
+async def test_a_crash_is_typed_and_keeps_its_cause(
+    name: DriverName, engine: Engine, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    def handler(_: int) -> None:
+        raise LookupError("a bug")
+
+    engine.add(pair[0].fileno(), handler, IN)
+    with pytest.raises(StackCrashed, match="LookupError: a bug") as caught:
+        async with driven(name, engine):
+            pair[1].send(b"x")
+            await anyio.sleep_forever()
+    assert isinstance(caught.value.__cause__, LookupError)
+    assert caught.value.fix
+
+
+async def test_a_typed_error_comes_as_it_is(name: DriverName, engine: Engine) -> None:
+    class Known(NetnsKitError):
+        pass
+
+    def fail(_: float) -> None:
+        raise Known("it")
+
+    timer = Timer(fail)
+    with pytest.raises(Known, match="it"):
+        async with driven(name, engine) as driver:
+            await driver.call(lambda: engine.timers.arm(timer, engine.now + 0.01))
+            await anyio.sleep_forever()
+
+
+async def test_a_crash_in_the_first_step(name: DriverName, engine: Engine) -> None:
+    def fail() -> None:
+        raise LookupError("at once")
+
+    engine.again(fail)
+    with pytest.raises(StackCrashed):
+        async with driven(name, engine):
+            await anyio.sleep_forever()
+
+
+async def test_a_call_does_not_wait_for_an_engine_that_crashed(name: DriverName, engine: Engine) -> None:
+    def fail() -> None:
+        raise LookupError("a bug")
+
+    with pytest.raises((StackCrashed, StackClosed)) as caught:
+        async with driven(name, engine) as driver:
+            await driver.call(lambda: engine.again(fail))
+            while True:
+                await driver.call(lambda: None)
+    crash = caught.value if isinstance(caught.value, StackCrashed) else caught.value.__context__
+    assert isinstance(crash, StackCrashed), "what has happened is not lost"
+    with pytest.raises(StackClosed):
+        await driver.call(lambda: None)
+
+
+async def test_cancelled_it_leaves_nothing(name: DriverName, engine: Engine) -> None:
+    for _ in range(20):
+        with anyio.CancelScope() as scope:
+            async with driven(name, engine) as driver:
+                await driver.call(lambda: None)
+                scope.cancel()
+                await anyio.sleep_forever()
+        assert scope.cancelled_caught
+    for _ in range(5):
+        async with driven(name, engine):
+            pass  # left before it has begun
+    assert not [thread for thread in threading.enumerate() if "engine" in thread.name]
+
+
+async def test_a_call_that_was_cancelled_does_no_harm_later(name: DriverName) -> None:
+    """It may be run yet, when the engine is closed: nobody is waiting any more."""
+    engine = Engine()
+    try:
+        driver = driver_named(name)(engine)
+        done: list[int] = []
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await driver.call(lambda: done.append(1))
+        assert len(done) <= 1
+    finally:
+        engine.close()
+
+
+async def test_the_loop_stays_responsive(engine: Engine) -> None:
+    """Sockets that are always ready, and handlers that take their time: other tasks have their turns."""
+    ends = [end for _ in range(8) for end in socket.socketpair()]
+    turns = 0
+
+    def busy(_: int) -> None:
+        nonlocal turns
+        turns += 1
+        sum(range(2000))
+
+    for end in ends:
+        engine.add(end.fileno(), busy, OUT)
+    async with driven("loop", engine):
+        longest = 0.0
+        for _ in range(50):
+            before = anyio.current_time()
+            await anyio.sleep(0.001)
+            longest = max(longest, anyio.current_time() - before)
+        assert turns > 50, "it worked meanwhile"
+        assert longest < 1.0
+    for end in ends:
+        engine.remove(end.fileno())
+        end.close()
+
+
+async def test_an_idle_engine_sleeps(
+    name: DriverName, engine: Engine, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """No step while there is nothing to do: it would be a busy loop."""
+    steps: list[float] = []
+    engine.after_step.append(lambda: steps.append(engine.now))
+    engine.add(pair[0].fileno(), lambda _: None, IN | EDGE)
+    async with driven(name, engine) as driver:
+        await driver.call(lambda: None)
+        with anyio.move_on_after(0.05):
+            await anyio.sleep_forever()
+        count = len(steps)
+        with anyio.move_on_after(0.1):
+            await anyio.sleep_forever()
+        assert len(steps) == count
+        pair[1].send(b"x")
+        pair[1].send(b"y")
+        with anyio.move_on_after(0.1):
+            await anyio.sleep_forever()
+        assert count < len(steps) <= count + 2
+        assert not select.select([engine.fileno()], [], [], 0)[0]
+    engine.remove(pair[0].fileno())
