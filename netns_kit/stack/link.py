@@ -39,7 +39,7 @@ class Link:
         mac: bytes,
         mtu: int,
         offloads: Offloads,
-        own: frozenset[bytes],
+        own: tuple[bytes, ...],
         neighbour_limit: int,
         waiting_limit: int,
     ) -> None:
@@ -47,7 +47,7 @@ class Link:
         self.mac = mac
         self.mtu = mtu
         self.offloads = offloads
-        self.own = own  # the addresses that are ours, packed; ARP is answered for these alone
+        self.own = own  # our addresses, packed, the gateway first; ARP is answered for these alone
         self._neighbours: dict[bytes, bytes] = {}
         self._waiting: dict[bytes, list[bytes]] = {}
         self._neighbour_limit = neighbour_limit

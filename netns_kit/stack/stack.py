@@ -73,7 +73,7 @@ class Stack:
             mac=mac,
             mtu=mtu,
             offloads=offloads or Offloads(),
-            own=frozenset(addresses),
+            own=addresses,
             neighbour_limit=self.limits.neighbours,
             waiting_limit=self.limits.waiting_frames,
         )

@@ -455,6 +455,6 @@ def test_stats_name_what_is_there(guest: Guest) -> None:
         "udp_flows": 1,
         "echo_flows": 1,
         "fragment_bytes": 0,
-        "dropped_ethernet-truncated": 1,
+        "dropped_ethernet_truncated": 1,
     }
     assert guest.state() is State.ESTABLISHED
