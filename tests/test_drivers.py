@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
 import anyio.lowlevel
@@ -146,6 +147,21 @@ async def test_timers_ring_in_time(name: DriverName, engine: Engine) -> None:
         assert rung[1] >= start + 0.03
     finally:
         os.close(done)
+
+
+async def test_an_earlier_timer_comes_first_though_armed_last(name: DriverName, engine: Engine) -> None:
+    done = os.eventfd(0, os.EFD_NONBLOCK)
+    timers = [Timer(lambda _: os.eventfd_write(done, 1)) for _ in range(3)]
+    async with driven(name, engine) as driver:
+
+        def arm(timer: Timer, delay: float) -> None:
+            engine.timers.arm(timer, engine.now + delay)
+
+        for timer, delay in zip(timers, (3600.0, 600.0, 0.01), strict=True):
+            await driver.call(partial(arm, timer, delay))
+            await driver.call(lambda: None)  # by now it waits for that one
+        await anyio.wait_readable(done)
+    os.close(done)
 
 
 async def test_what_is_left_for_the_next_step_gets_one(name: DriverName, engine: Engine) -> None:

@@ -53,7 +53,7 @@ http {{
     server {{ listen 80; return 200 $remote_addr; }}
 }}
 """
-UNTIL_LISTENING = "until ss -Hltn 'sport = :80' | grep -q .; do :; done; echo ready;"
+UNTIL_LISTENING = "until ss -Hltn 'sport = :80' | grep -q .; do kill -0 $! || exit 1; done; echo ready;"
 
 
 def environment() -> dict[str, str]:
@@ -282,7 +282,7 @@ def web_server(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
     (tmp_path / "nginx.conf").write_text(NGINX.format(tmp_path))
     nginx = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
     serve = f"{nginx} -c {tmp_path}/nginx.conf -p {tmp_path} -e stderr & {UNTIL_LISTENING} wait"
-    return ["sh", "-c", f"trap 'kill %1 2>/dev/null' TERM; {serve}"]
+    return ["sh", "-c", serve]  # ended, it leaves nginx for netns-kit to end
 
 
 def get(address: str, port: int) -> str:
