@@ -80,8 +80,6 @@ class Gateway:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most_flows = max(soft - RESERVE, soft // 2)
         self._events = IN
-        self._batch = 1  # frames to read before asking epoll again: one, while there is one at a time
-        self._was_read = False
         engine.add(tap.fileno(), self._on_tap, IN)
         engine.after_step.append(self._end_of_step)
         engine.deadlines.append(lambda: tap.deadline)
@@ -95,24 +93,17 @@ class Gateway:
 
     def _read_frames(self) -> None:
         tap, frame, receive, now = self._tap, self._frame, self.stack.receive, self.engine.now
-        self._was_read = True
-        for _ in range(self._batch):
+        for _ in range(FRAMES_PER_STEP):
             size = tap.read_into(frame)
             if size is None:
-                self._batch = 1
                 return
             receive(frame[:size], now)
-        self._batch = min(2 * self._batch, FRAMES_PER_STEP)
 
     def _end_of_step(self) -> None:
         tap, now = self._tap, self.engine.now
         if tap.deadline <= now:
             tap.advance(now)
             self._read_frames()
-        if self._was_read:
-            self._was_read = False
-        else:
-            self._batch = 1
         self.stack.flush()
         events = IN | OUT if tap.backlog else IN
         if events != self._events:

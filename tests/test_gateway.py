@@ -716,13 +716,9 @@ def test_a_step_reads_so_many_frames_and_no_more(make: Make) -> None:
     bench = make()
     for _ in range(3 * FRAMES_PER_STEP):
         bench.inject(echo_request(GATEWAY))
-    batches, before = [], 0
-    while before < 3 * FRAMES_PER_STEP:
+    for steps in (1, 2, 3):
         bench.step()
-        batches.append(bench.near.counters.received - before)
-        before = bench.near.counters.received
-    assert batches[:6] == [1, 2, 4, 8, 16, 32], "one, while there is one at a time; then more"
-    assert max(batches) == FRAMES_PER_STEP
+        assert bench.near.counters.received == steps * FRAMES_PER_STEP
     assert len(bench.answers()) == 3 * FRAMES_PER_STEP
 
 
@@ -745,7 +741,6 @@ def test_a_device_that_goes_away(make: Make, listener: socket.socket) -> None:
     bench = make()
     socks = [opened(bench, listener, PORT + number)[1] for number in range(3)]
     bench.far.close()
-    bench.engine.step(bench.now)
     with pytest.raises(DeviceGone):
         bench.engine.step(bench.now)
     bench.gateway.close()
