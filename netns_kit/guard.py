@@ -25,12 +25,15 @@ Args = TypeVarTuple("Args")
 class Guard:
     """An async context manager that runs tasks beside its body, for as long as the body runs.
 
-    Leaving, it cancels the tasks and waits for them.  Then it raises the first of: the body's own exception,
-    the error of the first task that failed, the cancellation that ended the body from outside.
+    A cancellation from outside ends the body first: the tasks are shielded from it, so that cleaning up in the body
+    finds what they serve.  Leaving, it cancels the tasks and waits for them.  Then it raises the first of: the
+    body's own exception, the error of the first task that failed, the cancellation that ended the body from
+    outside.
     """
 
     def __init__(self) -> None:
         self._failure: Exception | None = None
+        self._shields: list[anyio.CancelScope] = []
 
     async def __aenter__(self) -> Self:
         self._tasks = anyio.create_task_group()
@@ -43,17 +46,23 @@ class Guard:
         self, func: Callable[[Unpack[Args]], Awaitable[object]], *args: Unpack[Args], name: str | None = None
     ) -> None:
         """Start a task.  That it returns means nothing; that it raises ends the block."""
-        self._tasks.start_soon(self._supervise, func, args, name=name)
+        shield = anyio.CancelScope(shield=True)
+        self._shields.append(shield)
+        self._tasks.start_soon(self._supervise, shield, func, args, name=name)
 
     async def _supervise(
-        self, func: Callable[[Unpack[Args]], Awaitable[object]], args: tuple[Unpack[Args]]
+        self,
+        shield: anyio.CancelScope,
+        func: Callable[[Unpack[Args]], Awaitable[object]],
+        args: tuple[Unpack[Args]],
     ) -> None:
-        try:
-            await func(*args)
-        except Exception as exc:
-            if self._failure is None:
-                self._failure = exc
-            self._body.cancel()
+        with shield:
+            try:
+                await func(*args)
+            except Exception as exc:
+                if self._failure is None:
+                    self._failure = exc
+                self._body.cancel()
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
@@ -63,7 +72,8 @@ class Guard:
             self._body.__exit__(exc_type, exc, tb)  # what it takes back, a failure has caused: raised below
         except BaseException as rest:  # of a group, when our cancellation has been taken out of it
             outcome = rest
-        self._tasks.cancel_scope.cancel()
+        for shield in self._shields:
+            shield.cancel()
         try:
             await self._tasks.__aexit__(None, None, None)
         except anyio.get_cancelled_exc_class() as late:

@@ -340,3 +340,29 @@ async def test_asyncios_own_timeout() -> None:
             guard.start_soon(fail)
             await asyncio.sleep(60)
     await still_works()
+
+
+async def test_a_cancellation_from_outside_ends_the_body_before_the_tasks() -> None:
+    served: list[str] = []
+
+    async def serve() -> None:
+        asked.set()
+        await wanted.wait()
+        served.append("still there")
+        done.set()
+        await anyio.sleep_forever()
+
+    asked, wanted, done = anyio.Event(), anyio.Event(), anyio.Event()
+    with anyio.CancelScope() as outer:
+        async with Guard() as guard:
+            guard.start_soon(serve)
+            await asked.wait()
+            outer.cancel()
+            try:
+                await anyio.sleep_forever()
+            finally:
+                with anyio.CancelScope(shield=True), anyio.fail_after(5):
+                    wanted.set()
+                    await done.wait()
+    assert outer.cancelled_caught
+    assert served == ["still there"]
