@@ -76,7 +76,7 @@ class Gateway:
         self._dns = DnsRelay(engine, uplink)
         self._udp: dict[GuestEndpoint, UdpRelay] = {}
         self._noticed: set[str] = set()
-        self.refused = 0  # flows, by the uplink
+        self.refused = 0  # flows, by the uplink or for want of descriptors
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most_flows = max(soft - RESERVE, soft // 2)
         self._events = IN
@@ -184,6 +184,7 @@ class Gateway:
         stack = self.stack
         if len(stack.tcp) + len(stack.udp) + len(stack.echo) > self._most_flows:
             self._notice("out of file descriptors (RLIMIT_NOFILE): new flows are refused")
+            self.refused += 1
             return Refusal.RESET
         source, destination = self._endpoints(key)
         flow = Flow(protocol, source, destination, self.subnet)
