@@ -19,12 +19,23 @@ from typing import Protocol, TypeVar
 
 from typing_extensions import Self
 
-from .engine import IN
+from .engine import ERROR, IN
 from .errors import AddressError, PortInUseError, PrivilegedPortError, StackClosed
 from .gateway import Gateway
 from .ports import PortForward, parse
-from .relay import DATAGRAMS_PER_STEP, MAX_DATAGRAM, TcpRelay
+from .relay import TcpRelay
+from .relay.sockets import (
+    ANCILLARY_SPACE,
+    DATAGRAMS_PER_STEP,
+    MAX_DATAGRAM,
+    Ancillary,
+    ask_for_errors,
+    ask_for_marks,
+    marks_of,
+    read_errors,
+)
 from .stack import Closed, UdpFlow
+from .stack.wire.ip import Packet
 
 ACCEPTS_PER_STEP = 64
 BACKLOG = 4096
@@ -33,12 +44,11 @@ OVERLOADED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 PORT_START = "net.ipv4.ip_unprivileged_port_start"
 CAP_NET_BIND_SERVICE = 10
 EPHEMERAL = range(32768, 61000)
-PKTINFO_SPACE = 64
 _PKTINFO = {  # answers leave from the address that was asked (ip(7), IP_PKTINFO): linux/in.h, linux/in6.h
     int(socket.AF_INET): (socket.IPPROTO_IP, 8),
     int(socket.AF_INET6): (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO),
 }
-Ancillary = list[tuple[int, int, bytes]]
+_PKTINFO_MESSAGES = frozenset({(socket.IPPROTO_IP, 8), (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO)})
 
 T = TypeVar("T")
 
@@ -137,24 +147,34 @@ class UdpListener(Listener):
         super().__init__(gateway, forward)
         level, option = _PKTINFO[self._socket.family]
         self._socket.setsockopt(level, option, 1)
+        ask_for_marks(self._socket)
+        ask_for_errors(self._socket)
 
     def close(self) -> None:
         super().close()
         for flow in list(self._flows.values()):
             flow.close()
 
-    def _on_events(self, _: int) -> None:
+    def _on_events(self, events: int) -> None:
         now = self._engine.now
+        if events & ERROR:
+            self._errors()
         for _ in range(DATAGRAMS_PER_STEP):
             try:
-                payload, ancillary, _, address = self._socket.recvmsg(MAX_DATAGRAM, PKTINFO_SPACE)
-            except BlockingIOError:
-                return
+                payload, ancillary, _, address = self._socket.recvmsg(MAX_DATAGRAM, ANCILLARY_SPACE)
             except OSError:
-                continue  # an ICMP error for an answer sent earlier
+                return  # nothing more, or an error that the next event tells of
             client = (address[0], address[1])
             flow = self._flows.get(client) or self._open(client, ancillary, now)
-            flow.send(payload, now)
+            ttl, tos = marks_of(ancillary)
+            flow.send(payload, now, ttl=ttl, tos=tos)
+
+    def _errors(self) -> None:
+        """A client that is there no more, say: the guest's server is told."""
+        for each in read_errors(self._socket):
+            flow = self._flows.get(each.target)
+            if flow is not None:
+                flow.refuse(each.for_guest(flow.key), each.quoted)
 
     def _open(self, client: tuple[str, int], to: Ancillary, now: float) -> UdpFlow:
         stack = self._gateway.stack
@@ -162,17 +182,25 @@ class UdpListener(Listener):
         flow = stack.add_udp(key, now)
         flow.user = self
         self._flows[client] = flow
-        self._clients[key] = client, to
+        self._clients[key] = client, [each for each in to if each[:2] in _PKTINFO_MESSAGES]
         return flow
 
-    def datagram(self, flow: UdpFlow, payload: memoryview, ttl: int, segment_size: int) -> None:
+    def datagram(self, flow: UdpFlow, payload: memoryview, packet: Packet, segment_size: int) -> None:
         client, sent_to = self._clients[flow.key]
         size = segment_size or len(payload) or 1
         for start in range(0, len(payload) or 1, size):
+            self._send(payload[start : start + size], sent_to, client)
+
+    def _send(self, payload: memoryview, sent_to: Ancillary, client: tuple[str, int]) -> None:
+        for _ in range(2):  # an earlier datagram's error is raised in place of sending this one
             try:
-                self._socket.sendmsg([payload[start : start + size]], sent_to, 0, client)
-            except OSError:
+                self._socket.sendmsg([payload], sent_to, 0, client)
+            except BlockingIOError:
                 return  # lost, as datagrams are
+            except OSError:
+                self._errors()
+            else:
+                return
 
     def expired(self, flow: UdpFlow) -> None:
         client, _ = self._clients.pop(flow.key)

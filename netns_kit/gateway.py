@@ -77,8 +77,7 @@ class Gateway:
         self._udp: dict[GuestEndpoint, UdpRelay] = {}
         self._noticed: set[str] = set()
         self.refused = 0  # flows, by the uplink or for want of descriptors
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._most_flows = max(soft - RESERVE, soft // 2)
+        self._most_flows = _most_flows()
         self._events = IN
         engine.add(tap.fileno(), self._on_tap, IN)
         engine.after_step.append(self._end_of_step)
@@ -140,10 +139,26 @@ class Gateway:
             except OSError as error:
                 return self._no_socket("udp", error)
             relay = self._udp[guest] = UdpRelay(
-                self.engine, sock, self.stack.dropped, lambda: self._forget_udp(guest)
+                self.engine,
+                sock,
+                unsolicited=lambda relay, sender: self._unsolicited(guest, relay, sender),
+                forget=lambda: self._forget_udp(guest),
             )
         relay.add(flow, endpoint)
         return None
+
+    def _unsolicited(self, guest: GuestEndpoint, relay: UdpRelay, sender: tuple[str, int]) -> None:
+        """A datagram from where the guest has not sent to: it comes in if the guest could answer it."""
+        address, port = ip_address(sender[0].partition("%")[0]), sender[1]
+        seen_as = self.subnet.gateway if address.is_loopback else address
+        size = len(guest[0])
+        if self.uplink.udp_filtering == "endpoint-independent" and len(seen_as.packed) == size:
+            key = guest[0] + seen_as.packed + guest[1] + port.to_bytes(2, "big")
+            target = self._route("udp", key)
+            if isinstance(target, Target) and target.endpoints[0] == (address, port):
+                relay.add(self.stack.add_udp(key, self.engine.now), target.endpoints[0])
+                return
+        self.stack.dropped["udp-filtered"] += 1
 
     def _forget_udp(self, guest: GuestEndpoint) -> None:
         self._udp.pop(guest, None)
@@ -181,12 +196,11 @@ class Gateway:
     def _route(self, protocol: Protocol, key: bytes) -> Target | Refusal:
         """What the uplink says.  If it fails, the flow is refused and the failure logged: never open, and one
         bad flow does not end the others.  Nor may flows take every descriptor of the process."""
-        stack = self.stack
-        if len(stack.tcp) + len(stack.udp) + len(stack.echo) > self._most_flows:
+        source, destination = self._endpoints(key)
+        if destination.address != self.subnet.dns and not self._make_room(key):  # DNS shares its sockets
             self._notice("out of file descriptors (RLIMIT_NOFILE): new flows are refused")
             self.refused += 1
             return Refusal.RESET
-        source, destination = self._endpoints(key)
         flow = Flow(protocol, source, destination, self.subnet)
         try:
             target = self.uplink.route(flow)
@@ -198,6 +212,18 @@ class Gateway:
         if isinstance(target, Refusal):
             self.refused += 1
         return target
+
+    def _make_room(self, key: bytes) -> bool:
+        """Whether there is a descriptor for one more flow: the UDP flow idle longest may have to give its own."""
+        stack = self.stack
+        if len(stack.tcp) + len(stack.udp) + len(stack.echo) > self._most_flows:
+            self._most_flows = _most_flows()  # it may have been raised
+            if len(stack.tcp) + len(stack.udp) + len(stack.echo) > self._most_flows:
+                if not stack.udp.keys() - {key}:
+                    return False
+                stack.dropped["limit-descriptors"] += 1
+                stack.evict_udp(spare=key)
+        return True
 
     def _endpoints(self, key: bytes) -> tuple[Endpoint, Endpoint]:
         size = (len(key) - 4) // 2
@@ -243,6 +269,11 @@ class Gateway:
         for connection in list(self.stack.tcp.values()):
             if isinstance(connection.user, TcpRelay):
                 connection.user.abort()
+
+
+def _most_flows() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(soft - RESERVE, soft // 2)
 
 
 def _nowhere(*_: object) -> None:

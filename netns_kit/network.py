@@ -15,6 +15,7 @@ from .forwarder import Forwarder
 from .namespace import Namespace
 from .ports import PortForward, parse
 from .process import Command, Process, StandardStream, Word
+from .stack import Limits
 from .subnet import DEFAULT_CIDR, Subnet
 from .tap import TapDevice
 from .uplink import RESOLV_CONF, Uplink
@@ -59,13 +60,14 @@ class Network:
         mtu: int = DEFAULT_MTU,
         namespace: Namespace | None = None,
         driver: DriverName = "thread",
+        limits: Limits | None = None,
     ) -> None:
         if isinstance(ports, str):
             raise TypeError(f"ports {ports!r} is not a list of ports: write [{ports!r}]")
         self.subnet = Subnet.parse(subnet)
         self.namespace = namespace or Namespace.create()
         self.tap = TapDevice.open(self.namespace, mtu=mtu)
-        self.stack = UserStack(self.tap, uplink, subnet=subnet, driver=driver)
+        self.stack = UserStack(self.tap, uplink, subnet=subnet, driver=driver, limits=limits)
         self.forwarder = Forwarder(self.stack)
         self.ports = [
             forward for spec in ports for forward in (parse(spec) if isinstance(spec, str) else [spec])

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from .dns import resolvconf
 from .errors import AddressError
@@ -25,7 +25,8 @@ Address: TypeAlias = IPv4Address | IPv6Address
 Protocol = Literal["tcp", "udp", "icmp"]
 DNS_PORT = 53
 RESOLV_CONF = "/etc/resolv.conf"
-_KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM, "icmp": socket.SOCK_DGRAM}
+Filtering = Literal["address-and-port-dependent", "endpoint-independent"]
+_KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 _ICMP = {socket.AF_INET: socket.IPPROTO_ICMP, socket.AF_INET6: socket.IPPROTO_ICMPV6}
 
 
@@ -90,6 +91,10 @@ class Uplink:
     bound to.  `dns`: the resolvers behind the namespace's DNS address, `ADDRESS[:PORT]`; by default those of
     the host's resolv.conf, followed when it changes; empty: none, names are not resolved.
 
+    `udp_filtering`: whose datagrams may come in to a UDP port the namespace has opened, in the words of RFC 4787
+    5: "address-and-port-dependent" (the default), from where it has sent to; "endpoint-independent" ("full cone"),
+    from anywhere that `route` lets it answer.
+
     `policy`: a plain function, asked about each new flow that would otherwise be carried, queries to the
     namespace's DNS address and connections to the gateway's included; what it returns, if not None, is how the
     flow is refused.  It is called on the driver's thread and should be quick.  Its addresses are of the
@@ -108,6 +113,7 @@ class Uplink:
         device: str | None = None,
         dns: Sequence[str] | None = None,
         policy: Callable[[Flow], Refusal | None] | None = None,
+        udp_filtering: Filtering = "address-and-port-dependent",
         resolv_conf: str = RESOLV_CONF,
     ) -> None:
         _check_policy(policy)
@@ -119,6 +125,11 @@ class Uplink:
             raise AddressError(f"device={device!r}: expected the name of an interface, 1 to 15 bytes")
         self._device = device
         self._dns = None if dns is None else tuple(Endpoint.parse(text, DNS_PORT) for text in dns)
+        if udp_filtering not in get_args(Filtering):
+            raise ValueError(
+                f"udp_filtering={udp_filtering!r}: expected one of {', '.join(get_args(Filtering))}"
+            )
+        self.udp_filtering = udp_filtering
         self._policy = policy
         self._resolv_conf = resolv_conf
         self._read: tuple[int, int, int] | None = None
@@ -197,8 +208,7 @@ class Uplink:
         A UDP socket has `port` for its own, if that is free and permitted.
         """
         family = socket.AF_INET if target.version == 4 else socket.AF_INET6
-        number = _ICMP[family] if protocol == "icmp" else 0
-        sock = socket.socket(family, _KINDS[protocol] | socket.SOCK_NONBLOCK, number)
+        sock = _ping_socket(family) if protocol == "icmp" else _socket(family, _KINDS[protocol])
         try:
             loopback = target.is_loopback
             if self._device is not None and not loopback:
@@ -217,6 +227,21 @@ class Uplink:
 
 _ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 _IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h; ip(7)
+
+
+def _socket(family: socket.AddressFamily, kind: int, number: int = 0) -> socket.socket:
+    return socket.socket(family, kind | socket.SOCK_NONBLOCK, number)
+
+
+def _ping_socket(family: socket.AddressFamily) -> socket.socket:
+    """A ping socket, or the raw one that a privileged process has where net.ipv4.ping_group_range leaves it out."""
+    try:
+        return _socket(family, socket.SOCK_DGRAM, _ICMP[family])
+    except PermissionError as error:
+        try:
+            return _socket(family, socket.SOCK_RAW, _ICMP[family])
+        except PermissionError:
+            raise error from None
 
 
 def _bind_port(sock: socket.socket, address: str, port: int) -> None:

@@ -196,6 +196,18 @@ class Listener:
         self.on.get("deliver", lambda: None)()
         return taken
 
+    def urgent(self, data: memoryview) -> int:
+        taken = self.deliver(data)
+        if taken:
+            self.events.append(("urgent", bytes(data)))
+        return taken
+
+    def keepalive(self, idle: float) -> None:
+        self.events.append(("keepalive", idle))
+
+    def marked(self, tos: int) -> None:
+        self.events.append(("marked", tos))
+
     def end(self) -> None:
         self._told("end")
 
@@ -213,11 +225,11 @@ class Datagrams:
         self.got: list[tuple[object, ...]] = []
         self.expired_flows: list[UdpFlow | EchoFlow] = []
 
-    def datagram(self, flow: UdpFlow, payload: memoryview, ttl: int, segment_size: int) -> None:
-        self.got.append((bytes(payload), ttl, segment_size))
+    def datagram(self, flow: UdpFlow, payload: memoryview, packet: ip.Packet, segment_size: int) -> None:
+        self.got.append((bytes(payload), packet.ttl, segment_size))
 
-    def echo(self, flow: EchoFlow, sequence: int, payload: memoryview, ttl: int) -> None:
-        self.got.append((sequence, bytes(payload), ttl))
+    def echo(self, flow: EchoFlow, sequence: int, payload: memoryview, packet: ip.Packet) -> None:
+        self.got.append((sequence, bytes(payload), packet.ttl))
 
     def expired(self, flow: UdpFlow | EchoFlow) -> None:
         self.expired_flows.append(flow)
@@ -495,6 +507,15 @@ class End:
         self.bytes += data
         self.pair.progress()
         return len(data)
+
+    def urgent(self, data: memoryview) -> int:
+        return self.deliver(data)
+
+    def keepalive(self, idle: float) -> None:
+        pass
+
+    def marked(self, tos: int) -> None:
+        pass
 
     def end(self) -> None:
         self.ended = True

@@ -81,6 +81,15 @@ class Program:
         self.received += data
         return len(data)
 
+    def urgent(self, data: memoryview) -> int:
+        return self.deliver(data)
+
+    def keepalive(self, idle: float) -> None:
+        pass
+
+    def marked(self, tos: int) -> None:
+        pass
+
     def end(self) -> None:
         self.ended = True
 
@@ -97,7 +106,7 @@ class Mailbox:
     def __init__(self) -> None:
         self.received: list[bytes] = []
 
-    def datagram(self, flow: UdpFlow, payload: memoryview, ttl: int, segment_size: int) -> None:
+    def datagram(self, flow: UdpFlow, payload: memoryview, packet: ip.Packet, segment_size: int) -> None:
         self.received.append(bytes(payload))
 
     def expired(self, flow: UdpFlow) -> None:

@@ -24,6 +24,7 @@ from tests.test_gateway import (
     Bench,
     Make,
     datagram,
+    port_of,
     listener,
     make,
     opened,
@@ -133,7 +134,9 @@ def test_what_came_before_a_reset_is_delivered(make: Make, listener: socket.sock
     assert bytes(program.received) == b"413 too large"
 
 
-def test_a_guest_cannot_take_every_descriptor(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_guest_cannot_take_every_descriptor(
+    make: Make, monkeypatch: pytest.MonkeyPatch, listener: socket.socket
+) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (20, 20))
     bench = make()
     for port in range(1, 40):
@@ -141,7 +144,14 @@ def test_a_guest_cannot_take_every_descriptor(make: Make, monkeypatch: pytest.Mo
         bench.settle()
     stats = bench.gateway.stats()
     assert stats["udp_flows"] == 10, "half of the limit, where that is small"
-    assert stats["flows_refused"] == 29
+    assert stats["dropped_limit_descriptors"] == 29, "the ones idle longest make room"
+    programs = [bench.connect(GATEWAY, port_of(listener), source) for source in range(20001, 20016)]
+    bench.until(lambda: all(program.is_established or program.why for program in programs))
+    stats = bench.gateway.stats()
+    assert (stats["tcp_connections"], stats["udp_flows"]) == (10, 0), (
+        "connections are not taken from each other"
+    )
+    assert stats["flows_refused"] == 5
 
 
 def test_a_reused_descriptor_does_not_get_the_old_ones_event(engine: Engine) -> None:

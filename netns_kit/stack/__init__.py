@@ -25,13 +25,14 @@ from .offloads import Offloads
 from .stack import Stack
 from .tcp import State, TcpConnection
 from .udp import UdpFlow
-from .user import Closed, DatagramUser, EchoUser, Refusal, StackUser, TcpUser
+from .user import Closed, DatagramUser, EchoUser, IcmpError, Refusal, StackUser, TcpUser
 
 __all__ = [
     "Closed",
     "DatagramUser",
     "EchoFlow",
     "EchoUser",
+    "IcmpError",
     "Limits",
     "Offloads",
     "Refusal",

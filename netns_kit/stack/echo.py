@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Protocol
 
-from .user import EchoUser, Refusal
+from .user import EchoUser, IcmpError, Refusal
 
 if TYPE_CHECKING:
     from .limits import Limits
@@ -20,23 +20,23 @@ class Table(Protocol):
 
     def forget_echo(self, flow: EchoFlow) -> None: ...
 
-    def send_echo_reply(
-        self, flow: EchoFlow, sequence: int, payload: bytes | memoryview, ttl: int
-    ) -> None: ...
+    def reply_echo(self, flow: EchoFlow, sequence: int, payload: bytes | memoryview, ttl: int) -> None: ...
 
-    def refuse_echo(self, flow: EchoFlow, refusal: Refusal) -> None: ...
+    def refuse_echo(
+        self, flow: EchoFlow, why: Refusal | IcmpError, sequence: int, payload: bytes | memoryview
+    ) -> None: ...
 
 
 class EchoFlow:
     """`key` is guest address, other address, identifier as on the wire, and two zero bytes."""
 
-    __slots__ = ("_table", "key", "last", "timer_at", "timer_entry", "user")
+    __slots__ = ("_table", "key", "last", "looked_at", "timer_at", "timer_entry", "user")
 
     def __init__(self, table: Table, key: bytes, now: float) -> None:
         self._table = table
         self.key = key
         self.user: EchoUser | None = None
-        self.last = now
+        self.last = self.looked_at = now  # when it was used, and what that was when the table last looked
         self.timer_at = math.inf
         self.timer_entry = math.inf
         table.timers.arm(self, now + table.limits.echo)
@@ -48,11 +48,11 @@ class EchoFlow:
     def reply(self, sequence: int, payload: bytes | memoryview, ttl: int, now: float) -> None:
         """An echo reply to the guest, from the other address."""
         self.last = now
-        self._table.send_echo_reply(self, sequence, payload, ttl)
+        self._table.reply_echo(self, sequence, payload, ttl)
 
-    def refuse(self, refusal: Refusal) -> None:
-        """Tell the guest that its last request met `refusal`."""
-        self._table.refuse_echo(self, refusal)
+    def refuse(self, why: Refusal | IcmpError, sequence: int = 0, payload: bytes | memoryview = b"") -> None:
+        """Tell the guest what became of a request; `payload` is as much of it as is known."""
+        self._table.refuse_echo(self, why, sequence, payload)
 
     def handle_timer(self, now: float) -> None:
         due = self.last + self._table.limits.echo

@@ -13,29 +13,49 @@ from .wire import checksum, ip, virtio
 
 _IPV4_LENGTH = Struct("!HHHHH").pack_into  # total length, identification, fragment, ttl|protocol, checksum
 _LENGTH = Struct("!H").pack_into
+DEFAULT_TTL = 64
 
 
 class FlowHeader:
     """`buffer` is virtio header (if the link has one), Ethernet, IP and layer-4 header; `layer4` is where
     the last begins.  `pseudo` is the pseudo-header's sum with the length left out; `resolved`: the
-    guest's link address is in."""
+    guest's link address is in; `marks`: TTL and TOS, eight bits each."""
 
-    __slots__ = ("_ip", "_ip_sum", "_ttl_protocol", "addresses", "buffer", "layer4", "pseudo", "resolved")
+    __slots__ = (
+        "_ip",
+        "_ip_sum",
+        "_protocol",
+        "_ttl_protocol",
+        "addresses",
+        "buffer",
+        "layer4",
+        "marks",
+        "pseudo",
+        "resolved",
+    )
 
-    def __init__(self, link: Link, addresses: bytes, protocol: int, layer4: bytes, *, ttl: int = 64) -> None:
+    def __init__(self, link: Link, addresses: bytes, protocol: int, layer4: bytes) -> None:
         self.addresses = addresses
         destination = addresses[len(addresses) // 2 :]
         prefix = link.prefix(destination)
         self.resolved = link.mac_of(destination) != UNKNOWN_MAC
-        header = ip.pack(addresses, protocol, 0, ttl=ttl)
+        header = ip.pack(addresses, protocol, 0, ttl=DEFAULT_TTL)
         self.buffer = bytearray(prefix + header + layer4)
         self._ip = len(prefix)
         self.layer4 = len(prefix) + len(header)
         self.pseudo = checksum.pseudo_header(addresses, protocol)
-        self._ttl_protocol = ttl << 8 | protocol
+        self._protocol = protocol
+        self.mark(DEFAULT_TTL, 0)
+
+    def mark(self, ttl: int, tos: int) -> None:
+        """TTL and TOS, or hop limit and traffic class, of what is sent from now on."""
+        self.marks = ttl << 8 | tos
+        self._ttl_protocol = ttl << 8 | self._protocol
         # for IPv4: the header's sum without length and checksum; 0 tells IPv6, whose header has no sum
         self._ip_sum = 0
-        if len(addresses) == 8:
+        header = ip.pack(self.addresses, self._protocol, 0, ttl=ttl, tos=tos)
+        self.buffer[self._ip : self._ip + len(header)] = header
+        if len(self.addresses) == 8:
             self._ip_sum = (0xFFFF - int.from_bytes(header[10:12], "big")) or 0xFFFF
 
     def set_length(self, length: int) -> None:

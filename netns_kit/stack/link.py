@@ -68,6 +68,10 @@ class Link:
             self.emit(frame[:at] + mac + frame[at + 6 :])
         return True
 
+    def gateway(self, size: int) -> bytes:
+        """Our first address of `size` bytes."""
+        return next((own for own in self.own if len(own) == size), bytes(size))
+
     def prefix(self, address: bytes) -> bytes:
         """What goes in front of an IP packet to `address`: virtio header, if any, and Ethernet header."""
         kind = ethernet.IPV4 if len(address) == 4 else ethernet.IPV6
@@ -89,8 +93,8 @@ class Link:
     def request(self, address: bytes) -> None:
         """Ask who has `address`."""
         if len(address) == 4:
-            source = next((own for own in self.own if len(own) == 4), bytes(4))
-            self._send_arp(ethernet.BROADCAST, arp.Arp(arp.REQUEST, self.mac, source, UNKNOWN_MAC, address))
+            request = arp.Arp(arp.REQUEST, self.mac, self.gateway(4), UNKNOWN_MAC, address)
+            self._send_arp(ethernet.BROADCAST, request)
 
     def arp_arrives(self, frame: memoryview) -> bool:
         """Answers a request for one of our addresses.  Whether the sender's address was news."""

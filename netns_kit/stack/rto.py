@@ -1,39 +1,51 @@
 """The retransmission timer of RFC 6298, and only that.
 
 The floor is 0.2 s, not the 1 s of (2.4): the link is a tap to a kernel on the same machine, whose own
-floor that is (and RFC 6298 appendix A leaves the door open).
+floor that is (and RFC 6298 appendix A leaves the door open).  The ceiling is not the 60 s of (2.5) either: nobody
+else's network is spared by waiting longer, and a link that has come back is to be noticed.
+
+Before the timeout come probes, as RFC 8985 7 has them, where the guest tells by SACK what a probe has shown.
 """
 
 from __future__ import annotations
 
 INITIAL = 1.0  # (2.1)
 FLOOR = 0.2
-CEILING = 60.0  # (2.5)
+CEILING = 4.0
+PROBE_FLOOR = 0.05  # longer than a kernel delays an ACK for what it thinks is a dialogue, 0.04 s
 _ALPHA, _BETA, _K = 1 / 8, 1 / 4, 4
 
 
 class RetransmissionTimeout:
-    """`value` is the timeout in seconds; `sample` feeds it, `back_off` doubles it until `settle`."""
+    """`value` is the timeout in seconds; `sample` feeds it, `back_off` doubles it until `settle`.
+    `first` is when to probe, if `probing`, else the same as `value`.  `smallest` is the shortest round trip seen,
+    0 before the first."""
 
-    __slots__ = ("_rttvar", "_settled", "_srtt", "value")
+    __slots__ = ("_rttvar", "_settled", "_srtt", "first", "probing", "smallest", "value")
 
     def __init__(self) -> None:
         self._srtt = 0.0
         self._rttvar = 0.0
-        self.value = self._settled = INITIAL
+        self.smallest = 0.0
+        self.probing = False
+        self.value = self.first = self._settled = INITIAL
 
     def sample(self, rtt: float) -> None:
         """One round-trip time of a segment that was not retransmitted (Karn, section 3)."""
+        if rtt < self.smallest or not self.smallest:
+            self.smallest = rtt
         if self._srtt:  # (2.3)
             self._rttvar += _BETA * (abs(self._srtt - rtt) - self._rttvar)
             self._srtt += _ALPHA * (rtt - self._srtt)
         else:  # (2.2)
             self._srtt, self._rttvar = rtt, rtt / 2
-        self.value = self._settled = min(max(self._srtt + _K * self._rttvar, FLOOR), CEILING)
+        self.value = self.first = self._settled = min(max(self._srtt + _K * self._rttvar, FLOOR), CEILING)
+        if self.probing:
+            self.first = min(max(2 * self._srtt, PROBE_FLOOR), self.value)
 
-    def back_off(self) -> None:
+    def back_off(self, ceiling: float = CEILING) -> None:
         """(5.5)"""
-        self.value = min(self.value * 2, CEILING)
+        self.value = min(self.value * 2, ceiling)
 
     def settle(self) -> None:
         """The peer has acknowledged something new: as before the backing off.  The RFC would wait for a

@@ -57,7 +57,9 @@ class SegmentWriter:
         """The guest has a new link address."""
         self._header.set_mac(mac)
 
-    def write(self, seq: int, ack: int, flags: int, window: int, payload: bytes | memoryview) -> None:
+    def write(
+        self, seq: int, ack: int, flags: int, window: int, payload: bytes | memoryview, urgent: int = 0
+    ) -> None:
         """One segment without options, or one super-segment."""
         header, link = self._header, self._link
         size = len(payload)
@@ -70,10 +72,10 @@ class SegmentWriter:
                 self._gso_set = gso
                 buffer[: virtio.SIZE] = self._gso if gso else self._plain
             check = (header.pseudo + length) % 0xFFFF
-            _PATCH(buffer, header.layer4 + 4, seq, ack, 0x5000 | flags, window, check, 0)
+            _PATCH(buffer, header.layer4 + 4, seq, ack, 0x5000 | flags, window, check, urgent)
         else:
             at = header.layer4
-            _PATCH(buffer, at + 4, seq, ack, 0x5000 | flags, window, 0, 0)
+            _PATCH(buffer, at + 4, seq, ack, 0x5000 | flags, window, 0, urgent)
             parts = checksum.total(memoryview(buffer)[at:]) + checksum.total(payload)
             check = checksum.checksum(header.pseudo, length, parts)
             buffer[at + _SUM_OFFSET : at + _SUM_OFFSET + 2] = check.to_bytes(2, "big")
@@ -82,8 +84,18 @@ class SegmentWriter:
         else:
             link.emit(buffer)
 
-    def write_syn(self, seq: int, ack: int, flags: int, window: int, scale: int | None) -> None:
+    def write_syn(
+        self, seq: int, ack: int, flags: int, window: int, *, scale: int | None, sack_permitted: bool
+    ) -> None:
         """A segment with the options of a SYN.  It waits if the guest's link address is not known yet."""
+        options = tcp.pack_options(self._largest, scale, sack_permitted)
+        self._write_options(seq, ack, flags, window, options)
+
+    def write_sack(self, seq: int, ack: int, window: int, blocks: list[tuple[int, int]]) -> None:
+        """An ACK that tells what has arrived beyond a hole."""
+        self._write_options(seq, ack, tcp.ACK, window, tcp.pack_sack(blocks))
+
+    def _write_options(self, seq: int, ack: int, flags: int, window: int, options: bytes) -> None:
         header, link, guest = self._header, self._link, self._guest
         segment = bytearray(
             tcp.pack(
@@ -93,7 +105,7 @@ class SegmentWriter:
                 ack=ack,
                 flags=flags,
                 window=window,
-                options=tcp.pack_options(self._largest, scale),
+                options=options,
             )
         )
         check = checksum.checksum(header.pseudo, len(segment), checksum.total(segment))

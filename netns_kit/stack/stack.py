@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from hashlib import blake2b
-from itertools import islice
 from typing import TypeVar
 
 from . import seq
@@ -19,21 +18,23 @@ from .header import FlowHeader
 from .limits import Limits
 from .link import Link
 from .offloads import Offloads
+from .packets import PacketWriter
 from .reassembly import Reassembly
 from .tcp import LISTEN, SYN_SENT, TIME_WAIT, State, TcpConnection
 from .timers import Timers
 from .udp import UdpFlow
-from .user import Refusal, StackUser, TcpUser
+from .user import IcmpError, Refusal, StackUser, TcpUser
+from .windows import Memory
 from .wire import BadPacket, checksum, ethernet, icmp, ip, tcp, udp, virtio
 
 ISN_TICKS = 250_000  # per second: RFC 9293 3.4.1's 4-microsecond clock
-_ICMP_CODES = {
-    Refusal.RESET: icmp.PORT,
-    Refusal.NET_UNREACHABLE: icmp.NET,
-    Refusal.HOST_UNREACHABLE: icmp.HOST,
-    Refusal.PROHIBITED: icmp.PROHIBITED,
+SECOND_CHANCES = 64  # given in one search for a flow to evict
+_DSCP = 0xFC  # the traffic class without ECN's bits (RFC 3168 5)
+_ECHO = (bytes((icmp.ECHO,)), bytes((icmp.V6_ECHO,)))
+_NAMES = {  # by the length of the addresses
+    8: {ip.TCP: "tcp", ip.UDP: "udp", ip.ICMP: "icmp"},
+    32: {ip.TCP: "tcp", ip.UDP: "udp", ip.ICMPV6: "icmp"},
 }
-_FRAGMENT_UNIT = 8
 MAX_SEGMENTS = 128  # of a UDP super-datagram (linux/udp.h): no kernel makes more, and each costs a call
 
 
@@ -68,6 +69,8 @@ class Stack:
         self.echo: dict[bytes, EchoFlow] = {}
         self.dropped: Counter[str] = Counter()  # by reason
         self.addresses = addresses
+        self.pending: dict[bytes, TcpConnection] = {}  # those in LISTEN, the oldest first
+        self.memory = Memory(self.limits.tcp_memory)
         self.link = Link(
             emit,
             mac=mac,
@@ -79,7 +82,7 @@ class Stack:
         )
         self._secret = secret
         self._reassembly = Reassembly(self.limits.fragments, self.limits.reassembly)
-        self._identification = int.from_bytes(secret[:2], "big")
+        self._packets = PacketWriter(self.link, int.from_bytes(secret[:2], "big"))
         self._quoted = memoryview(b"")  # the packet being handled, should an ICMP error quote it
         self._source_mac = b""
 
@@ -112,7 +115,8 @@ class Stack:
         if len(frame) < at + ethernet.SIZE:
             raise BadPacket("ethernet-truncated")
         destination, self._source_mac, kind = ethernet.parse(frame, at)
-        if destination != self.link.mac and not destination[0] & 1:
+        to_group = destination != self.link.mac
+        if to_group and not destination[0] & 1:
             raise BadPacket("ethernet-not-ours")
         if kind == ethernet.IPV4:
             packet = ip.parse_ipv4(frame[at + ethernet.SIZE :])
@@ -123,6 +127,8 @@ class Stack:
             packet = ip.parse_ipv6(frame[at + ethernet.SIZE :])
         else:
             raise BadPacket("ethernet-type")
+        if to_group:
+            raise _to_group(packet)
         self._packet(packet, summed, segment_size, now)
 
     def flush(self) -> None:
@@ -169,6 +175,8 @@ class Stack:
             packet, summed = whole, False
         protocol = packet.protocol
         self._quoted = packet.whole
+        if packet.ttl <= 1 and packet.destination not in self.addresses:
+            self._expired(packet)
         if protocol == ip.TCP:
             self._tcp(packet, summed, now)
         elif protocol == ip.UDP:
@@ -177,6 +185,15 @@ class Stack:
             self._icmp(packet, summed, now)
         else:
             raise BadPacket("ip-protocol")
+
+    def _expired(self, packet: ip.Packet) -> None:
+        """A router's answer to a packet that has used up its hops (RFC 1812 5.3.1): we are the first."""
+        ipv4 = len(packet.addresses) == 8
+        is_error = packet.protocol in (ip.ICMP, ip.ICMPV6) and bytes(packet.payload[:1]) not in _ECHO
+        if ip.is_unicast(packet.source) and packet.source not in self.addresses and not is_error:
+            kind = icmp.TIME_EXCEEDED if ipv4 else icmp.V6_TIME_EXCEEDED
+            self._packets.error(packet.whole, IcmpError(kind, 0), by=packet.destination)
+        raise BadPacket("ip-ttl")
 
     def _verify(self, packet: ip.Packet, protocol: int, length: int) -> None:
         pseudo = checksum.pseudo_header(packet.addresses, protocol, length)
@@ -195,6 +212,8 @@ class Stack:
             connection.handle_timer(now)  # RFC 6191: its time is over early
             connection = None
         if connection is not None:
+            if packet.tos & _DSCP != connection.tos:
+                connection.mark(packet.tos & _DSCP)
             connection.segment_arrives(segment, now)
         elif segment.flags & (tcp.SYN | tcp.ACK | tcp.RST) == tcp.SYN:
             self._open(packet, key, segment, now)
@@ -206,7 +225,7 @@ class Stack:
         return is_syn and seq.less(connection.rcv.nxt, segment.seq)
 
     def _open(self, packet: ip.Packet, key: bytes, segment: tcp.Segment, now: float) -> None:
-        if _not_unicast(packet.destination) or _not_unicast(packet.source):
+        if not (ip.is_unicast(packet.destination) and ip.is_unicast(packet.source)):
             raise BadPacket("tcp-not-unicast")
         if len(self.tcp) >= self.limits.tcp_connections:
             self.dropped["limit-tcp-connections"] += 1
@@ -214,9 +233,13 @@ class Stack:
             return
         self._learn(packet)
         connection = TcpConnection(self, key, self._isn(key, now), LISTEN, self.link.mtu - 40)
+        connection.ttl, connection.tos = packet.ttl, packet.tos & _DSCP
         connection.syn_arrives(segment, now)
-        self.tcp[key] = connection
+        self.tcp[key] = self.pending[key] = connection
         self.user.tcp_opened(connection)
+        if len(self.pending) > self.limits.tcp_pending:
+            self.dropped["limit-tcp-pending"] += 1
+            next(iter(self.pending.values())).give_way()
 
     def connect_tcp(self, key: bytes, user: TcpUser, now: float) -> TcpConnection:
         """Open a connection to the guest.  Raises `KeyError` if that one exists or the table is full."""
@@ -233,40 +256,38 @@ class Stack:
         digest = blake2b(key, digest_size=4, key=self._secret).digest()
         return seq.add(int.from_bytes(digest, "big"), int(now * ISN_TICKS))
 
+    def decided(self, connection: TcpConnection) -> None:
+        self.pending.pop(connection.key, None)
+
     def forget(self, connection: TcpConnection) -> None:
         self.tcp.pop(connection.key, None)
 
-    def refuse(self, connection: TcpConnection, refusal: Refusal) -> None:
+    def refuse(self, connection: TcpConnection, why: Refusal | IcmpError) -> None:
         """The answer to a SYN that has been on hold: the original is gone, but its numbers are known."""
         size = (len(connection.key) - 4) // 2
         source, destination = connection.key[:size], connection.key[size : 2 * size]
         irs = seq.add(connection.rcv.nxt, -1)
-        if refusal is Refusal.RESET:
-            self._send_tcp(connection.key, 0, connection.rcv.nxt, tcp.RST | tcp.ACK)
-        elif refusal is not Refusal.DROP:
+        if why is Refusal.RESET:
+            self._packets.reset(connection.key, 0, connection.rcv.nxt, tcp.RST | tcp.ACK)
+        else:
+            header = ip.pack(source + destination, ip.TCP, tcp.SIZE, ttl=connection.ttl)
             ports = connection.key[-4:]
-            header = ip.pack(source + destination, ip.TCP, tcp.SIZE)
             quoted = header + ports + irs.to_bytes(4, "big") + bytes(4) + bytes((0x50, tcp.SYN)) + bytes(6)
-            self._unreachable(memoryview(quoted), refusal, by=destination)
+            self._packets.error(memoryview(quoted), why, by=destination)
 
     def _stray(self, packet: ip.Packet, segment: tcp.Segment) -> None:
         """3.10.7.1: a segment for no connection."""
         self.dropped["tcp-stray"] += 1
-        if segment.flags & tcp.RST or _not_unicast(packet.source) or _not_unicast(packet.destination):
+        unicast = ip.is_unicast(packet.source) and ip.is_unicast(packet.destination)
+        if segment.flags & tcp.RST or not unicast:
             return
         self._learn(packet)
         key = packet.addresses + packet.payload[:4]
         if segment.flags & tcp.ACK:
-            self._send_tcp(key, segment.ack, 0, tcp.RST)
+            self._packets.reset(key, segment.ack, 0, tcp.RST)
         else:
-            self._send_tcp(key, 0, seq.add(segment.seq, segment.length), tcp.RST | tcp.ACK)
-
-    def _send_tcp(self, key: bytes, number: int, ack: int, flags: int) -> None:
-        size = (len(key) - 4) // 2
-        source = int.from_bytes(key[-2:], "big")
-        target = int.from_bytes(key[-4:-2], "big")
-        segment = tcp.pack(src_port=source, dst_port=target, seq=number, ack=ack, flags=flags, window=0)
-        self._send(key[size : 2 * size] + key[:size], ip.TCP, segment, sum_at=16)
+            number = seq.add(segment.seq, segment.length)
+            self._packets.reset(key, 0, number, tcp.RST | tcp.ACK)
 
     # -- UDP ----------------------------------------------------------------------------------------
 
@@ -282,10 +303,12 @@ class Stack:
                 return
         flow.last = now
         if flow.user is not None:
-            flow.user.datagram(flow, payload, packet.ttl, segment_size if segment_size < len(payload) else 0)
+            flow.user.datagram(flow, payload, packet, segment_size if segment_size < len(payload) else 0)
 
     def _open_udp(self, packet: ip.Packet, key: bytes, now: float) -> UdpFlow | None:
-        if _not_unicast(packet.source):
+        if not ip.is_unicast(packet.destination):
+            raise _to_group(packet)
+        if not ip.is_unicast(packet.source):
             raise BadPacket("udp-source")
         self._learn(packet)
         flow = self.add_udp(key, now)
@@ -293,33 +316,38 @@ class Stack:
         if refusal is None:
             return flow
         flow.close()
-        self._unreachable(self._quoted, refusal, by=packet.destination)
+        self._packets.error(self._quoted, refusal, by=packet.destination)
         return None
 
     def add_udp(self, key: bytes, now: float) -> UdpFlow:
-        """The flow of that key, made if it is not there; the flow idle longest makes room."""
+        """The flow of that key, made if it is not there; one idle long makes room."""
         flow = self.udp.get(key)
         if flow is None:
             if len(self.udp) >= self.limits.udp_flows:
                 self.dropped["limit-udp-flows"] += 1
-                _idle_longest(self.udp).close()
+                self.evict_udp()
             flow = self.udp[key] = UdpFlow(self, key, now)
         return flow
+
+    def evict_udp(self, spare: bytes = b"") -> None:
+        """Close the UDP flow that least deserves its place, but not the one named `spare`."""
+        _idle_longest(self.udp, spare).close()
 
     def forget_udp(self, flow: UdpFlow) -> None:
         self.udp.pop(flow.key, None)
 
-    def refuse_udp(self, flow: UdpFlow, refusal: Refusal) -> None:
-        """An ICMP error about a datagram that is gone; its addresses and ports are what counts."""
+    def refuse_udp(self, flow: UdpFlow, why: Refusal | IcmpError, payload: bytes | memoryview) -> None:
         size = (len(flow.key) - 4) // 2
-        header = ip.pack(flow.key[: 2 * size], ip.UDP, udp.SIZE)
-        quoted = header + flow.key[-4:] + udp.SIZE.to_bytes(2, "big") + bytes(2)
-        self._unreachable(memoryview(quoted), refusal, by=flow.key[size : 2 * size])
+        length = udp.SIZE + len(payload)
+        header = ip.pack(flow.key[: 2 * size], ip.UDP, length)
+        quoted = header + flow.key[-4:] + length.to_bytes(2, "big") + bytes(2) + payload
+        self._packets.error(memoryview(quoted), why, by=flow.key[size : 2 * size])
 
-    def send_fragments(self, header: FlowHeader, payload: bytes | memoryview) -> None:
+    def send_udp(self, header: FlowHeader, payload: bytes | memoryview) -> None:
         """A UDP datagram that exceeds the MTU, or whose guest is not resolved yet."""
         layer4 = bytes(memoryview(header.buffer)[header.layer4 :]) + payload
-        self._send(header.addresses, ip.UDP, layer4)
+        ttl, tos = header.marks >> 8, header.marks & 0xFF
+        self._packets.send(header.addresses, ip.UDP, layer4, ttl=ttl, tos=tos)
 
     # -- ICMP ---------------------------------------------------------------------------------------
 
@@ -333,11 +361,11 @@ class Stack:
                 raise BadPacket("checksum")
         if message.type != (icmp.ECHO if ipv4 else icmp.V6_ECHO):
             raise BadPacket("icmp-type")
-        if _not_unicast(packet.destination) or _not_unicast(packet.source):
+        if not (ip.is_unicast(packet.destination) and ip.is_unicast(packet.source)):
             raise BadPacket("icmp-not-unicast")
         if packet.destination in self.addresses:
             self._learn(packet)
-            self._send_echo(packet.addresses, message.high, message.low, message.payload, 64)
+            self._packets.echo_reply(packet.addresses, message.high, message.low, message.payload)
             return
         key = packet.addresses + packet.payload[4:6] + bytes(2)
         flow = self.echo.get(key)
@@ -350,96 +378,26 @@ class Stack:
             refusal = self.user.echo_opened(flow)
             if refusal is not None:
                 flow.close()
-                self._unreachable(packet.whole, refusal, by=packet.destination)
+                self._packets.error(packet.whole, refusal, by=packet.destination)
                 return
         flow.last = now
         if flow.user is not None:
-            flow.user.echo(flow, message.low, message.payload, packet.ttl)
+            flow.user.echo(flow, message.low, message.payload, packet)
 
     def forget_echo(self, flow: EchoFlow) -> None:
         self.echo.pop(flow.key, None)
 
-    def refuse_echo(self, flow: EchoFlow, refusal: Refusal) -> None:
+    def refuse_echo(
+        self, flow: EchoFlow, why: Refusal | IcmpError, sequence: int, payload: bytes | memoryview
+    ) -> None:
         size = (len(flow.key) - 4) // 2
-        ipv4 = size == 4
-        kind, protocol = (icmp.ECHO, ip.ICMP) if ipv4 else (icmp.V6_ECHO, ip.ICMPV6)
-        header = ip.pack(flow.key[: 2 * size], protocol, icmp.SIZE)
-        quoted = header + icmp.HEADER.pack(kind, 0, 0, flow.identifier, 0)
-        self._unreachable(memoryview(quoted), refusal, by=flow.key[size : 2 * size])
+        kind, protocol = (icmp.ECHO, ip.ICMP) if size == 4 else (icmp.V6_ECHO, ip.ICMPV6)
+        header = ip.pack(flow.key[: 2 * size], protocol, icmp.SIZE + len(payload))
+        quoted = header + icmp.HEADER.pack(kind, 0, 0, flow.identifier, sequence) + payload
+        self._packets.error(memoryview(quoted), why, by=flow.key[size : 2 * size])
 
-    def send_echo_reply(self, flow: EchoFlow, sequence: int, payload: bytes | memoryview, ttl: int) -> None:
-        self._send_echo(flow.key[:-4], flow.identifier, sequence, payload, ttl)
-
-    def _send_echo(
-        self, addresses: bytes, identifier: int, sequence: int, payload: bytes | memoryview, ttl: int
-    ) -> None:
-        """The reply to a request that had these addresses."""
-        size = len(addresses) // 2
-        kind = icmp.ECHO_REPLY if size == 4 else icmp.V6_ECHO_REPLY
-        message = icmp.HEADER.pack(kind, 0, 0, identifier, sequence) + payload
-        protocol = ip.ICMP if size == 4 else ip.ICMPV6
-        self._send(addresses[size:] + addresses[:size], protocol, message, sum_at=2, ttl=ttl)
-
-    def _unreachable(self, quoted: memoryview, refusal: Refusal, *, by: bytes) -> None:
-        """Destination unreachable for a packet the guest sent (RFC 1812 5.2.7.1, RFC 4443 3.1).
-
-        A closed port is reported by the destination itself, everything else by the gateway.
-        """
-        if refusal is Refusal.DROP or _not_unicast(by):
-            return
-        ipv4 = len(by) == 4
-        source = by if refusal is Refusal.RESET else self._gateway(len(by))
-        code = _ICMP_CODES[refusal]
-        guest = bytes(quoted[12:16] if ipv4 else quoted[8:24])
-        if ipv4:
-            message = icmp.HEADER.pack(icmp.UNREACHABLE, code, 0, 0, 0) + quoted[: (quoted[0] & 15) * 4 + 8]
-            self._send(source + guest, ip.ICMP, message, sum_at=2)
-        else:
-            head = icmp.HEADER.pack(icmp.V6_UNREACHABLE, icmp.V6_CODES[code], 0, 0, 0)
-            self._send(source + guest, ip.ICMPV6, head + quoted[: 1280 - 48], sum_at=2)
-
-    def _gateway(self, size: int) -> bytes:
-        return next((own for own in self.addresses if len(own) == size), bytes(size))
-
-    # -- packets out, the unhurried way ---------------------------------------------------------------
-
-    def _send(
-        self, addresses: bytes, protocol: int, layer4: bytes, *, sum_at: int = -1, ttl: int = 64
-    ) -> None:
-        """A whole packet, summed here where `sum_at` says, in fragments where it exceeds the MTU."""
-        if sum_at >= 0:
-            pseudo = 0
-            if protocol != ip.ICMP:
-                pseudo = checksum.pseudo_header(addresses, protocol, len(layer4))
-            check = checksum.checksum(pseudo, checksum.total(layer4))
-            layer4 = layer4[:sum_at] + check.to_bytes(2, "big") + layer4[sum_at + 2 :]
-        size = len(addresses) // 2
-        guest = addresses[size:]
-        prefix = self.link.prefix(guest)
-        header_size = ip.IPV4_SIZE if size == 4 else ip.IPV6_SIZE
-        if header_size + len(layer4) <= self.link.mtu:
-            self.link.send(guest, prefix + ip.pack(addresses, protocol, len(layer4), ttl=ttl) + layer4)
-            return
-        self._identification = (self._identification + 1) & 0xFFFF
-        if size != 4:
-            header_size += _FRAGMENT_UNIT
-        step = (self.link.mtu - header_size) // _FRAGMENT_UNIT * _FRAGMENT_UNIT
-        for start in range(0, len(layer4), step):
-            piece = layer4[start : start + step]
-            more = start + step < len(layer4)
-            if size == 4:
-                header = ip.pack_ipv4(
-                    addresses,
-                    protocol,
-                    len(piece),
-                    ttl=ttl,
-                    identification=self._identification,
-                    fragment=start >> 3 | more << 13,
-                )
-            else:
-                header = ip.pack_ipv6(addresses, ip.FRAGMENT, _FRAGMENT_UNIT + len(piece), ttl=ttl)
-                header += ip.pack_ipv6_fragment(protocol, start, more, self._identification)
-            self.link.send(guest, prefix + header + piece)
+    def reply_echo(self, flow: EchoFlow, sequence: int, payload: bytes | memoryview, ttl: int) -> None:
+        self._packets.echo_reply(flow.key[:-4], flow.identifier, sequence, payload, ttl=ttl)
 
     def stats(self) -> dict[str, int]:
         """Gauges of the tables, then counts of what was dropped, by reason."""
@@ -459,13 +417,21 @@ class Stack:
 _FlowT = TypeVar("_FlowT", UdpFlow, EchoFlow)
 
 
-def _idle_longest(table: dict[bytes, _FlowT]) -> _FlowT:
-    """Among the oldest few, so that making room costs the same however large the table is."""
-    return min(islice(table.values(), 64), key=lambda flow: flow.last)
+def _idle_longest(table: dict[bytes, _FlowT], spare: bytes = b"") -> _FlowT:
+    """The least recently used, nearly, at the same cost however large the table: whoever has been used since
+    the last look goes to the end of the line (the "second chance" of page replacement)."""
+    for _ in range(SECOND_CHANCES):
+        flow = next(iter(table.values()))
+        if flow.last == flow.looked_at and flow.key != spare:
+            return flow
+        flow.looked_at = flow.last
+        table[flow.key] = table.pop(flow.key)
+    return next(flow for key, flow in table.items() if key != spare)
 
 
-def _not_unicast(address: bytes) -> bool:
-    """Multicast, broadcast, or no address at all."""
-    if len(address) == 4:
-        return address[0] >= 224 or address == bytes(4)
-    return address[0] == 0xFF or address == bytes(16)
+def _to_group(packet: ip.Packet) -> BadPacket:
+    """Broadcast and multicast end here: nobody else is on the link, and the host's groups are not the guest's."""
+    name = _NAMES[len(packet.addresses)].get(packet.protocol)
+    if name is None:
+        return BadPacket("ip-protocol")
+    return BadPacket(f"{name}-multicast" if ip.is_multicast(packet.destination) else f"{name}-broadcast")

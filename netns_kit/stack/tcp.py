@@ -12,8 +12,12 @@ may wait for as long as the user does.
 
 Sending.  We read from the user only what the guest's window has room for, so what is queued is in flight.
 There is no congestion control: the link is a tap into a kernel on this machine and drops nothing.  On a
-link that does drop, fast retransmit (RFC 5681 3.2, RFC 6582's partial ACKs) repairs a hole per round
-trip, and a timeout goes back to the first unacknowledged byte and opens up again by doubling.
+link that does drop, SACK (RFC 2018, RFC 6675) repairs all holes in a round trip; a guest without it has one
+repaired by fast retransmit (RFC 5681 3.2, RFC 6582's partial ACKs); and a timeout goes back to the first
+unacknowledged byte and opens up again by doubling.
+
+Urgent data (3.8.5) crosses as kernels have it: the urgent pointer points one past its byte (RFC 6093 3.1),
+and the last one to come is the one that counts.
 
 Law of this file: no socket, no clock, no log.  `state` changes in `_enter` and nowhere else; segments leave
 by `_emit` and nowhere else; time is an argument.
@@ -26,25 +30,33 @@ from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
 from . import seq as sequence
-from .halves import ReceiveHalf, SendHalf
+from .receive_half import ReceiveHalf
+from .rto import CEILING
 from .segments import SegmentWriter
+from .send_half import Piece, SendHalf
 from .seq import MASK, add, distance, less
-from .user import Closed, Refusal, TcpUser
+from .user import Closed, IcmpError, Refusal, TcpUser
 from .wire import tcp
-from .wire.tcp import ACK, FIN, PSH, RST, SYN, Segment
+from .wire.tcp import ACK, FIN, PSH, RST, SYN, URG, Segment
 
 if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Iterable
+
     from .limits import Limits
     from .link import Link
     from .timers import Timers
+    from .windows import Memory
 
 DEFAULT_MSS = {8: 536, 32: 1220}  # 3.7.1, by length of the address pair
 WINDOW_SCALE = 8  # ours; the window moves in steps of 256 bytes
-DUPLICATE_ACKS = 3  # RFC 5681 3.2
 SYN_RETRIES = 5
-RETRIES = 10  # 102 s with the timer's floor: 3.8.3's R2 of at least 100 s
+SYN_CEILING = 32.0  # 63 s in all
+RETRIES = 30  # 106 s with the timer's floor and ceiling: 3.8.3's R2 of at least 100 s
+LOSS_PROBES = 2  # before the timeout
 PROBES = 5  # keepalive probes unanswered before the guest is taken for gone
 PROBE_INTERVAL = 30.0
+KEEPALIVE = 0.9  # seconds idle: kernels count keepalive in whole ones
 
 
 class State(Enum):
@@ -79,6 +91,7 @@ class Purpose(Enum):
     """What the one timer is for.  No two of these can be due at once."""
 
     NONE = "none"
+    PENDING = "pending"
     RETRANSMIT = "retransmit"
     PERSIST = "persist"
     KEEPALIVE = "keepalive"
@@ -91,18 +104,24 @@ class Table(Protocol):
     link: Link
     limits: Limits
     timers: Timers
+    memory: Memory
+    dropped: Counter[str]
     acks: list[TcpConnection]
+
+    def decided(self, connection: TcpConnection) -> None: ...
 
     def forget(self, connection: TcpConnection) -> None: ...
 
-    def refuse(self, connection: TcpConnection, refusal: Refusal) -> None: ...
+    def refuse(self, connection: TcpConnection, why: Refusal | IcmpError) -> None: ...
 
 
 class TcpConnection:
     """One connection.  `key` is guest address, other address, guest port, other port, as on the wire.
 
+    `ttl` is that of the guest's SYN, `tos` the traffic class of its segments.
+
     The user drives it with `accept`, `refuse`, `room`, `send`, `shutdown`, `resume` and `abort`; the guest
-    with `segment_arrives`; time with `handle_timer`.
+    with `segment_arrives` and `mark`; time with `handle_timer`.
     """
 
     __slots__ = (
@@ -119,6 +138,8 @@ class TcpConnection:
         "state",
         "timer_at",
         "timer_entry",
+        "tos",
+        "ttl",
         "user",
     )
 
@@ -127,8 +148,9 @@ class TcpConnection:
         self.key = key
         self.state = state
         self.user: TcpUser | None = None
-        self.snd = SendHalf(iss, mss)
-        self.rcv = ReceiveHalf(table.limits.tcp_receive)
+        self.ttl, self.tos = 64, 0
+        self.snd = SendHalf(iss, mss, table.limits, table.memory)
+        self.rcv = ReceiveHalf(table.limits.tcp_receive, table.memory)
         self.purpose = Purpose.NONE
         self.timer_at = math.inf
         self.timer_entry = math.inf
@@ -143,16 +165,16 @@ class TcpConnection:
 
     def syn_arrives(self, seg: Segment, now: float) -> None:
         """The SYN that made this connection, or replaces it.  3.10.7.2, but the answer waits for `accept`."""
-        mss, scale = tcp.parse_options(seg.options)
-        self._options(mss, scale)
+        self._options(tcp.parse_options(seg.options))
         self.rcv.start(seg.seq)
         self.snd.wnd = self.snd.wnd_max = seg.window
         self.snd.wl1 = seg.seq
         self._idle_since = now
+        self._arm(Purpose.PENDING, now + self._table.limits.tcp_pending_time)
 
     def connect(self, now: float) -> None:
         """Active open, 3.10.1: the SYN leaves, or waits for the guest's link address."""
-        self.rcv.scale = WINDOW_SCALE
+        self.rcv.scale, self.rcv.sack = WINDOW_SCALE, True
         self._open(SYN, now)
 
     def accept(self, now: float) -> None:
@@ -161,12 +183,17 @@ class TcpConnection:
             self._enter(SYN_RECEIVED)
             self._open(SYN | ACK, now)
 
-    def refuse(self, refusal: Refusal) -> None:
-        """The user cannot: the guest is told as `refusal` says, and the connection is gone."""
+    def refuse(self, why: Refusal | IcmpError) -> None:
+        """The user cannot: the guest is told why, and the connection is gone."""
         if self.state is LISTEN:
             self.user = None
-            self._table.refuse(self, refusal)
+            self._table.refuse(self, why)
             self._enter(CLOSED)
+
+    def give_way(self) -> None:
+        """Nobody waits for it, or others wait: a connection on hold is gone, as if its SYN had been lost."""
+        if self.state is LISTEN:
+            self._close(Closed.TIMED_OUT)
 
     def link_changed(self, mac: bytes) -> None:
         """The guest's link address is known, or another than it was."""
@@ -181,7 +208,7 @@ class TcpConnection:
         """
         snd = self.snd
         flight = (snd.max - snd.una) & MASK
-        room = min(snd.wnd, self._table.limits.tcp_send) - flight
+        room = min(snd.wnd, snd.burst if snd.memory.full else snd.limit) - flight
         if snd.nxt != snd.max or self.state not in _SENDING:
             room = 0
         if room >= snd.mss or (room > 0 and (room >= snd.wnd_max >> 1 or not flight)):
@@ -192,15 +219,18 @@ class TcpConnection:
     def send(self, data: bytes, now: float) -> None:
         """Send `data`, no more than `room` of it.  It is kept until acknowledged."""
         snd = self.snd
-        seq = snd.max
-        snd.queue.append((seq, data))
-        snd.nxt = snd.max = (seq + len(data)) & MASK
+        seq = snd.append(data)
         if snd.timed is None:
             snd.timed = snd.max
             snd.timed_at = now
         if self.purpose is not Purpose.RETRANSMIT:
-            self._arm(Purpose.RETRANSMIT, now + snd.rto.value)
+            self._arm(Purpose.RETRANSMIT, now + snd.rto.first)
         self._segments(seq, data)
+
+    def send_urgent(self, data: bytes, now: float) -> None:
+        """As `send`, and the last byte of `data` is urgent."""
+        self.snd.urgent = add(self.snd.max, len(data))
+        self.send(data, now)
 
     def wait_for_room(self, now: float) -> None:
         """The user has data and `room` was 0: should the window stay shut, probe it (3.8.6.1)."""
@@ -227,15 +257,15 @@ class TcpConnection:
         held = rcv.held
         before = rcv.ack
         while held and user is not None:
-            taken = user.deliver(held[0])
+            size = len(held[0])
+            taken = self._deliver(user, held[0])
             if not self._alive:
                 return
-            rcv.ack = (rcv.ack + taken) & MASK
-            if taken < len(held[0]):
-                held[0] = held[0][taken:]
+            rcv.take(taken)
+            if taken < size:
                 break
-            held.popleft()
-        if rcv.ack != before:
+        if rcv.ack != before or rcv.starved:
+            rcv.starved = False
             self._ack_later()
         self._end_if_due(now)
 
@@ -248,6 +278,12 @@ class TcpConnection:
         self.user = None
         self._enter(CLOSED)
 
+    def mark(self, tos: int) -> None:
+        """The guest's segments have another traffic class."""
+        self.tos = tos
+        if self.user is not None:
+            self.user.marked(tos)
+
     # -- the guest's segments -----------------------------------------------------------------------
 
     def segment_arrives(self, seg: Segment, now: float) -> None:
@@ -256,9 +292,11 @@ class TcpConnection:
         rcv, snd = self.rcv, self.snd
         if (
             self.state is ESTABLISHED
-            and seg.flags & (SYN | FIN | RST | ACK) == ACK
+            and seg.flags & (SYN | FIN | RST | ACK | URG) == ACK
+            and seg.options is None
             and seg.seq == rcv.nxt == rcv.ack
             and not rcv.later
+            and rcv.urgent is None
             and len(seg.payload) <= rcv.wnd
             and snd.nxt == snd.max
             and snd.recover is None
@@ -282,13 +320,15 @@ class TcpConnection:
         size = len(seg.payload)
         if size and user is not None:
             taken = user.deliver(seg.payload)
-            rcv.nxt = (rcv.nxt + size) & MASK
             rcv.ack = (rcv.ack + taken) & MASK
             if taken < size and self._alive:
-                rcv.held.append(memoryview(bytes(seg.payload[taken:])))
+                size = taken + rcv.hold(seg.payload[taken:])
+            rcv.nxt = (rcv.nxt + size) & MASK
             if taken and not self._ack_due:
                 self._ack_due = True
                 self._table.acks.append(self)
+            if now >= rcv.tuner.due:
+                self._tune(now)
         if snd.blocked:
             self._unblock()
 
@@ -329,8 +369,7 @@ class TcpConnection:
             if ack_ok:
                 self._close(Closed.RESET)
         elif seg.flags & SYN:
-            mss, scale = tcp.parse_options(seg.options)
-            self._options(mss, scale)
+            self._options(tcp.parse_options(seg.options))
             self.rcv.start(seg.seq)
             snd.wnd = snd.wnd_max = seg.window
             snd.wl1 = seg.seq
@@ -361,12 +400,21 @@ class TcpConnection:
             self._arm(Purpose.TIME_WAIT, now + self._table.limits.tcp_time_wait)
         else:
             self._ack_at_once()
+            if seg.seq == add(rcv.nxt, -1) and seg.length <= 1 and rcv.ack == rcv.nxt:
+                self._is_kept_alive(now)
             # its ACK still counts: a guest may have nothing else to say while it probes
             if seg.flags & ACK and 0 < distance(self.snd.una, seg.ack) <= self.snd.flight:
                 self._ack_ok(seg, now)
                 if self.snd.blocked:
                     self._unblock()
         return False
+
+    def _is_kept_alive(self, now: float) -> None:
+        """A keepalive probe (3.8.4), if nothing has happened for as long as no retransmission waits."""
+        idle = now - self._idle_since
+        if idle >= KEEPALIVE and self.snd.una == self.snd.max and self.user is not None:
+            self._idle_since = now
+            self.user.keepalive(idle)
 
     def _ack_at_once(self) -> None:
         """The answer to what had arrived before.  If the user has not taken it yet, the guest is told to
@@ -416,11 +464,16 @@ class TcpConnection:
             if not partial:
                 snd.recover = None
             snd.acknowledge(seg.ack, now)
-            if partial:
-                self._resend()  # RFC 6582: the next hole
+            if partial and not self.rcv.sack:
+                self._pieces(snd.first())  # RFC 6582: the next hole
             self._acknowledged(now)
-        elif flight and snd.wnd == seg.window << snd.scale and not seg.payload and not seg.flags & FIN:
-            self._duplicate_ack()
+        if seg.options is not None and snd.flight and snd.sack(tcp.parse_options(seg.options).sack):
+            self._pieces(snd.duplicate())
+        elif (
+            not acked and flight and not seg.payload and not seg.flags & FIN
+            and snd.wnd == seg.window << snd.scale
+        ):  # fmt: skip
+            self._pieces(snd.duplicate())
         if not less(seg.seq, snd.wl1):
             snd.wnd = seg.window << snd.scale
             snd.wnd_max = max(snd.wnd_max, snd.wnd)
@@ -449,20 +502,28 @@ class TcpConnection:
         data, seq, fin = seg.payload, seg.seq, bool(seg.flags & FIN)
         if not data and not fin:
             return
+        if seg.flags & URG and seg.urgent:  # sixth; urgent data is acted upon as it is taken
+            rcv.urgent = add(seq, seg.urgent - 1)
         edge = distance(rcv.nxt, add(rcv.ack, rcv.wnd))
         if seq != rcv.nxt and less(rcv.nxt, seq):
             keep = data[: max(edge - distance(rcv.nxt, seq), 0)]
-            rcv.keep(seq, keep, fin and len(keep) == len(data), self._table.limits.tcp_out_of_order)
+            limit = self._table.limits.tcp_out_of_order
+            if not rcv.keep(seq, keep, fin and len(keep) == len(data), limit):
+                self._table.dropped["limit-tcp-out-of-order"] += 1
             self._emit(self.snd.nxt, ACK)  # a duplicate, which tells of the hole
             return
         again = seq != rcv.nxt or rcv.fin
         self._accept_text(seq, data, fin, edge)
-        while rcv.later and not less(rcv.nxt, rcv.later[0][0]):
-            seq, kept, fin = rcv.later.pop(0)
-            self._accept_text(seq, memoryview(kept), fin, distance(rcv.nxt, add(rcv.ack, rcv.wnd)))
+        while rcv.later and not rcv.starved and not less(rcv.nxt, rcv.later[0][0]):
+            self._accept_text(*rcv.first_later(), distance(rcv.nxt, add(rcv.ack, rcv.wnd)))
         if not self._alive:
             return
-        if again:
+        if data and now >= rcv.tuner.due:
+            self._tune(now)
+        if rcv.starved:
+            self._table.dropped["limit-tcp-memory"] += 1
+            self._emit(self.snd.nxt, ACK, window=0)
+        elif again:
             self._ack_at_once()
         elif rcv.later:
             self._emit(self.snd.nxt, ACK)
@@ -478,16 +539,33 @@ class TcpConnection:
         fin = fin and old + len(fresh) == len(data)
         taken = 0
         if fresh and not rcv.held and self.user is not None:
-            taken = self.user.deliver(fresh)
+            taken = self._deliver(self.user, fresh)
         if not self._alive:
             return
-        rcv.nxt = add(rcv.nxt, len(fresh))
         rcv.ack = add(rcv.ack, taken)
-        if taken < len(fresh):
-            rcv.held.append(memoryview(bytes(fresh[taken:])))
+        kept = rcv.hold(fresh[taken:]) if taken < len(fresh) else 0
+        rcv.nxt = add(rcv.nxt, taken + kept)
         if taken:
             self._ack_later()
-        rcv.fin = fin
+        rcv.fin = fin and taken + kept == len(fresh)
+
+    def _deliver(self, user: TcpUser, data: memoryview) -> int:
+        """What begins at RCV.ACK, to the user; the urgent byte, if it is among it, as such."""
+        rcv = self.rcv
+        if rcv.urgent is None:
+            return user.deliver(data)
+        before = distance(rcv.ack, rcv.urgent)
+        if before >= len(data):
+            if less(rcv.urgent, rcv.ack):
+                rcv.urgent = None
+            return user.deliver(data)
+        taken = user.deliver(data[:before]) if before else 0
+        if taken == before and self._alive and user.urgent(data[before : before + 1]):
+            rcv.urgent = None
+            taken += 1
+            if taken < len(data) and self._alive:
+                taken += user.deliver(data[taken:])
+        return taken
 
     def _end_if_due(self, now: float) -> None:
         """The guest's FIN takes effect when all before it has been taken."""
@@ -522,28 +600,18 @@ class TcpConnection:
     def _acknowledged(self, now: float) -> None:
         snd = self.snd
         if snd.una != snd.max:
-            self._arm(Purpose.RETRANSMIT, now + snd.rto.value)
+            self._arm(Purpose.RETRANSMIT, now + snd.rto.first)
         elif snd.blocked and self.state in _SENDING:  # it may be told of room in a moment, or have to ask
             self._persist(now)
         elif self.purpose is Purpose.RETRANSMIT:
             self._keepalive(now)
 
-    def _duplicate_ack(self) -> None:
-        """RFC 5681 2.  Going back makes duplicates of its own, and a shut window is no news of a loss."""
-        snd = self.snd
-        snd.duplicates += snd.nxt == snd.max and snd.wnd > 0
-        if snd.duplicates == DUPLICATE_ACKS and snd.recover is None:
-            snd.recover = snd.max
-            self._resend()
-
-    def _resend(self) -> None:
-        """The first unacknowledged segment, again.  Its round trip is not timed (Karn)."""
-        snd = self.snd
-        snd.timed = None
-        if snd.una == snd.fin:
-            self._emit(snd.una, FIN | ACK)
-        else:
-            self._segments(snd.una, snd.at(snd.una))
+    def _pieces(self, pieces: Iterable[Piece]) -> None:
+        for seq, data in pieces:
+            if data is None:
+                self._emit(seq, FIN | ACK)
+            else:
+                self._segments(seq, data)
 
     def _unblock(self) -> None:
         snd = self.snd
@@ -554,21 +622,7 @@ class TcpConnection:
     def _output(self, now: float) -> None:
         """Send what is queued from SND.NXT on, as far as window and timeout recovery allow."""
         snd = self.snd
-        bound = min(snd.wnd, snd.congestion)
-        while snd.nxt != snd.max:
-            if snd.nxt == snd.fin:
-                self._emit(snd.nxt, FIN | ACK)
-                snd.nxt = snd.max
-                break
-            data = snd.at(snd.nxt)
-            sent = distance(snd.una, snd.nxt)
-            room = bound - sent
-            if room < len(data) and (room <= 0 or (sent and room < snd.mss)):
-                break
-            data = data[: int(min(room, len(data)))]
-            at = snd.nxt
-            snd.nxt = add(at, len(data))
-            self._segments(at, data)
+        self._pieces(snd.onward())
         if self.purpose is not Purpose.RETRANSMIT and snd.una != snd.max:
             self._arm(Purpose.RETRANSMIT, now + snd.rto.value)
 
@@ -592,7 +646,14 @@ class TcpConnection:
         if window is None:
             window = min(rcv.wnd >> rcv.scale, 0xFFFF)
         self._ack_due = False
-        self._writer.write(seq, rcv.ack if flags & ACK else 0, flags, window, payload)
+        if rcv.later and rcv.sack and flags == ACK and not payload:
+            self._writer.write_sack(seq, rcv.ack, window, rcv.blocks())
+            return
+        urgent = 0
+        if self.snd.urgent is not None and 0 < distance(seq, self.snd.urgent) <= 0xFFFF:
+            urgent = distance(seq, self.snd.urgent)
+            flags |= URG
+        self._writer.write(seq, rcv.ack if flags & ACK else 0, flags, window, payload, urgent)
 
     def _open(self, flags: int, now: float) -> None:
         """SYN or SYN|ACK, for the first time.  It takes one sequence number."""
@@ -606,20 +667,25 @@ class TcpConnection:
         """SYN or SYN|ACK: the only segment with options, and its window is never scaled."""
         rcv = self.rcv
         scale = WINDOW_SCALE if rcv.scale or flags == SYN else None
-        self._writer.write_syn(
-            self.snd.iss, rcv.ack if flags & ACK else 0, flags, min(rcv.wnd, 0xFFFF), scale
-        )
+        ack, window = rcv.ack if flags & ACK else 0, min(rcv.wnd, 0xFFFF)
+        self._writer.write_syn(self.snd.iss, ack, flags, window, scale=scale, sack_permitted=rcv.sack)
 
     # -- options, timers, states --------------------------------------------------------------------
 
-    def _options(self, mss: int | None, scale: int | None) -> None:
-        """What the guest's SYN offered.  Scaling is used when both offer it (RFC 7323 2.2)."""
-        if scale is not None:
-            self.snd.scale, self.rcv.scale = scale, WINDOW_SCALE
+    def _options(self, offered: tcp.Options) -> None:
+        """What the guest's SYN offered.  Scaling is used when both offer it (RFC 7323 2.2), and so is SACK."""
+        if offered.scale is not None:
+            self.snd.scale, self.rcv.scale = offered.scale, WINDOW_SCALE
         else:
             self.rcv.scale = 0
             self.rcv.wnd = min(self.rcv.wnd, 0xFFFF)
-        self._negotiate(mss or DEFAULT_MSS[len(self.key) - 4])
+        self.rcv.sack = self.snd.rto.probing = offered.sack_permitted
+        self._negotiate(offered.mss or DEFAULT_MSS[len(self.key) - 4])
+
+    def _tune(self, now: float) -> None:
+        """Let the window grow with the path; without scaling it has to fit the field."""
+        most = self._table.limits.tcp_receive_max if self.rcv.scale else 0xFFFF
+        self.rcv.tune(now, self.snd.rto.smallest, most)
 
     def _negotiate(self, mss: int) -> None:
         self.snd.mss, self.snd.burst = self._writer.limit(mss)
@@ -633,12 +699,13 @@ class TcpConnection:
 
     def _enter(self, state: State) -> None:
         """The only assignment to `state`."""
+        if self.state is LISTEN:
+            self._table.decided(self)
         self.state = state
         if state is CLOSED:
             self.purpose, self.timer_at = Purpose.NONE, math.inf
-            self.snd.queue.clear()
-            self.rcv.held.clear()
-            self.rcv.later.clear()
+            self.snd.clear()
+            self.rcv.clear()
             self._table.forget(self)
 
     def _close(self, why: Closed) -> None:
@@ -688,6 +755,8 @@ class TcpConnection:
             self._persist_timeout(now)
         elif purpose is Purpose.KEEPALIVE:
             self._keepalive_timeout(now)
+        elif purpose is Purpose.PENDING:
+            self.give_way()
         elif purpose is Purpose.TIME_WAIT:
             self._enter(CLOSED)
 
@@ -695,20 +764,22 @@ class TcpConnection:
         """RFC 6298 (5.4) to (5.7)."""
         snd = self.snd
         opening = self.state is SYN_SENT or self.state is SYN_RECEIVED
+        if snd.rto.probing and snd.probes < LOSS_PROBES and snd.wnd and snd.nxt == snd.max and not opening:
+            self._pieces(snd.probe())
+            self._arm(Purpose.RETRANSMIT, now + min(snd.rto.first * 2**snd.probes, snd.rto.value))
+            return
         # 3.8.6.1: a window may stay shut for as long as the guest answers at all
         snd.retries = snd.retries + 1 if snd.wnd or opening else self._unanswered(now)
         if snd.retries > (SYN_RETRIES if opening else RETRIES):
             self._give_up()
             return
-        snd.rto.back_off()
+        snd.rto.back_off(SYN_CEILING if opening else CEILING)
         snd.timed = None
         if opening:
             self._syn(SYN if self.state is SYN_SENT else SYN | ACK)
             self._arm(Purpose.RETRANSMIT, now + snd.rto.value)
             return
-        snd.duplicates, snd.recover = 0, None
-        snd.nxt = snd.una
-        snd.congestion = snd.burst
+        snd.go_back()
         if snd.wnd:
             self._output(now)
         elif snd.una != snd.fin:

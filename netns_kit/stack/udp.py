@@ -3,7 +3,8 @@
 A flow exists so that packets towards the guest need no look-up and no building, and so that somebody is
 told when it falls idle.  Address translation, filtering and sockets are the user's business.
 
-The timers are RFC 4787's: short while nothing has been answered, long once something has.
+The timers are RFC 4787's: short while nothing has been answered, long once something has; a flow to a port
+whose protocol is one question and one answer ends soon after the answer.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import math
 from struct import Struct
 from typing import TYPE_CHECKING, Protocol
 
-from .header import FlowHeader
-from .user import DatagramUser, Refusal
+from .header import DEFAULT_TTL, FlowHeader
+from .user import DatagramUser, IcmpError, Refusal
 from .wire import checksum, ip, udp, virtio
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .link import Link
     from .timers import Timers
 
+ONE_SHOT = frozenset({53})  # ports of such protocols: DNS
 MAX_PAYLOAD = 65507  # of one datagram over IPv4; IPv6 would take 20 more
 _PATCH = Struct("!HH").pack_into  # length, checksum
 _SUM_OFFSET = 6
@@ -35,22 +37,33 @@ class Table(Protocol):
 
     def forget_udp(self, flow: UdpFlow) -> None: ...
 
-    def send_fragments(self, header: FlowHeader, payload: bytes | memoryview) -> None: ...
+    def send_udp(self, header: FlowHeader, payload: bytes | memoryview) -> None: ...
 
-    def refuse_udp(self, flow: UdpFlow, refusal: Refusal) -> None: ...
+    def refuse_udp(self, flow: UdpFlow, why: Refusal | IcmpError, payload: bytes | memoryview) -> None: ...
 
 
 class UdpFlow:
     """`key` is guest address, other address, guest port, other port, as on the wire."""
 
-    __slots__ = ("_header", "_plain", "_table", "answered", "key", "last", "timer_at", "timer_entry", "user")
+    __slots__ = (
+        "_header",
+        "_plain",
+        "_table",
+        "answered",
+        "key",
+        "last",
+        "looked_at",
+        "timer_at",
+        "timer_entry",
+        "user",
+    )
 
     def __init__(self, table: Table, key: bytes, now: float) -> None:
         self._table = table
         self.key = key
         self.user: DatagramUser | None = None
         self.answered = False
-        self.last = now
+        self.last = self.looked_at = now  # when it was used, and what that was when the table last looked
         self.timer_at = math.inf
         self.timer_entry = math.inf
         size = (len(key) - 4) // 2
@@ -61,11 +74,14 @@ class UdpFlow:
             self._header.buffer[: virtio.SIZE] = self._header.virtio(_SUM_OFFSET)
         table.timers.arm(self, now + table.limits.udp_one_way)
 
-    def send(self, payload: bytes | memoryview, now: float) -> None:
+    def send(self, payload: bytes | memoryview, now: float, *, ttl: int = DEFAULT_TTL, tos: int = 0) -> None:
         """One datagram to the guest, in fragments where it exceeds the MTU."""
         self.last = now
-        self.answered = True
+        if not self.answered:
+            self._is_answered(now)
         header, link = self._header, self._table.link
+        if header.marks != ttl << 8 | tos:
+            header.mark(ttl, tos)
         length = udp.SIZE + len(payload)
         at = header.layer4
         header.set_length(length)
@@ -77,19 +93,31 @@ class UdpFlow:
         _PATCH(header.buffer, at + 4, length, 0)
         parts = checksum.total(memoryview(header.buffer)[at:]) + checksum.total(payload)
         _PATCH(header.buffer, at + 4, length, checksum.checksum(header.pseudo, length, parts))
-        self._table.send_fragments(header, payload)
+        self._table.send_udp(header, payload)
 
-    def refuse(self, refusal: Refusal) -> None:
-        """Tell the guest that its last datagram met `refusal`, as an ICMP error."""
-        self._table.refuse_udp(self, refusal)
+    def refuse(self, why: Refusal | IcmpError, payload: bytes | memoryview = b"") -> None:
+        """Tell the guest, as an ICMP error, what became of a datagram; `payload` is as much of it as is known."""
+        self._table.refuse_udp(self, why, payload)
 
     def link_changed(self, mac: bytes) -> None:
         """The guest's link address is known, or another than it was."""
         self._header.set_mac(mac)
 
+    def _is_answered(self, now: float) -> None:
+        self.answered = True
+        if self._is_one_shot:
+            self._table.timers.arm(self, now + self._table.limits.udp_one_shot)
+
+    @property
+    def _is_one_shot(self) -> bool:
+        return int.from_bytes(self.key[-2:], "big") in ONE_SHOT
+
     def handle_timer(self, now: float) -> None:
         limits = self._table.limits
-        due = self.last + (limits.udp_stream if self.answered else limits.udp_one_way)
+        if not self.answered:
+            due = self.last + limits.udp_one_way
+        else:
+            due = self.last + (limits.udp_one_shot if self._is_one_shot else limits.udp_stream)
         if due > now:
             self._table.timers.arm(self, due)
         else:

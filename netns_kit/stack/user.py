@@ -6,6 +6,7 @@ lent until the call returns.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from .echo import EchoFlow
     from .tcp import TcpConnection
     from .udp import UdpFlow
+    from .wire.ip import Packet
 
 
 class Refusal(Enum):
@@ -28,6 +30,21 @@ class Refusal(Enum):
     HOST_UNREACHABLE = "host unreachable"
     PROHIBITED = "administratively prohibited"
     DROP = "drop"
+
+
+@dataclass(frozen=True, slots=True)
+class IcmpError:
+    """What became of a packet further on, as ICMP or ICMPv6 reported it (RFC 792, RFC 4443).
+
+    `type`, `code` and `mtu` (of a packet too big, else 0) are those of the flow's own family.  `offender`
+    is who said so, packed; empty: we do, the gateway.  `ttl` is what that message arrived with.
+    """
+
+    type: int
+    code: int
+    mtu: int = 0
+    offender: bytes = b""
+    ttl: int = 64
 
 
 class Closed(Enum):
@@ -50,11 +67,21 @@ class TcpUser(Protocol):
         when more can be taken.  The guest's ACK covers what has been taken and no more."""
         ...
 
+    def urgent(self, data: memoryview) -> int:
+        """As `deliver`, for the one byte that the guest's urgent pointer points out (RFC 9293 3.8.5)."""
+        ...
+
     def end(self) -> None:
         """The guest has sent FIN and all before it has been delivered."""
 
     def writable(self) -> None:
         """There is room again, after `TcpConnection.room` was 0."""
+
+    def keepalive(self, idle: float) -> None:
+        """The guest has sent a keepalive probe after so many seconds without anything else."""
+
+    def marked(self, tos: int) -> None:
+        """The guest's segments have this traffic class from now on; ECN's two bits are left out."""
 
     def closed(self, why: Closed) -> None:
         """The connection is over; nothing more is called."""
@@ -63,8 +90,9 @@ class TcpUser(Protocol):
 class DatagramUser(Protocol):
     """A UDP flow's other half."""
 
-    def datagram(self, flow: UdpFlow, payload: memoryview, ttl: int, segment_size: int) -> None:
-        """A datagram from the guest, or, when `segment_size` is not 0, several of that size end to end."""
+    def datagram(self, flow: UdpFlow, payload: memoryview, packet: Packet, segment_size: int) -> None:
+        """A datagram from the guest, or, when `segment_size` is not 0, several of that size end to end.
+        `packet` is what it came in."""
 
     def expired(self, flow: UdpFlow) -> None:
         """The flow was idle too long or had to make room; it is out of the table."""
@@ -73,7 +101,8 @@ class DatagramUser(Protocol):
 class EchoUser(Protocol):
     """An ICMP echo flow's other half."""
 
-    def echo(self, flow: EchoFlow, sequence: int, payload: memoryview, ttl: int) -> None: ...
+    def echo(self, flow: EchoFlow, sequence: int, payload: memoryview, packet: Packet) -> None:
+        """A request from the guest, and the packet it came in."""
 
     def expired(self, flow: EchoFlow) -> None: ...
 

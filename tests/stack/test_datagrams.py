@@ -186,9 +186,9 @@ def test_our_own_addresses_answer(guest: Guest, own: dict[int, bytes], size: int
 
 
 def test_echo_to_elsewhere_is_a_flow(guest: Guest) -> None:
-    guest.gives(echo_packet(guest.family, b"ping", ttl=1))
+    guest.gives(echo_packet(guest.family, b"ping", ttl=2))
     guest.quiet()
-    assert guest.users.datagrams.got == [(1, b"ping", 1)]
+    assert guest.users.datagrams.got == [(1, b"ping", 2)]
     (flow,) = guest.stack.echo.values()
     assert flow.identifier == 7
     flow.reply(1, b"ping", 55, guest.now)

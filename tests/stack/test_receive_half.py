@@ -7,8 +7,9 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netns_kit.stack.halves import ReceiveHalf
+from netns_kit.stack.receive_half import ReceiveHalf
 from netns_kit.stack.seq import add
+from netns_kit.stack.windows import Memory
 
 TEXT = bytes(range(100, 160))
 FIRST = 0xFFFFFFE0  # so that the numbers wrap around
@@ -19,7 +20,7 @@ spans = st.tuples(st.integers(1, 60), st.integers(0, 20)).map(lambda span: (span
 @given(st.lists(spans, max_size=15), st.integers(1, 5))
 def test_runs(pieces: list[tuple[int, int]], limit: int) -> None:
     """The FIN is behind the last byte of the text."""
-    rcv = ReceiveHalf(1 << 16)
+    rcv = ReceiveHalf(1 << 16, Memory(1 << 20))
     for start, end in pieces:
         rcv.keep(add(FIRST, start), memoryview(TEXT)[start:end], end == 60, limit)
     assert len(rcv.later) <= limit
@@ -37,7 +38,7 @@ def test_runs(pieces: list[tuple[int, int]], limit: int) -> None:
 
 
 def test_nothing_follows_a_fin() -> None:
-    rcv = ReceiveHalf(1 << 16)
+    rcv = ReceiveHalf(1 << 16, Memory(1 << 20))
     rcv.keep(10, memoryview(b"end"), True, 8)
     rcv.keep(12, memoryview(b"d of it"), False, 8)
     assert rcv.later == [(10, bytearray(b"end"), True)]

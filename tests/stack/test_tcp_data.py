@@ -431,8 +431,8 @@ def test_a_guest_that_is_gone_with_its_window_shut(tcp: Guest) -> None:
     tcp.gets(ACK, 1000, 9000, window=0)
     assert not tcp.connection.room()
     tcp.connection.wait_for_room(tcp.now)
-    tcp.passes(400)
-    for _ in range(10):
+    tcp.passes(111)
+    for _ in range(30):
         tcp.sends(ACK, 8999)
     tcp.sends(RST | ACK, 9000)
     assert tcp.listener.events[-1] is Closed.TIMED_OUT

@@ -241,7 +241,7 @@ def live(history: list[tuple[str, tuple[int, ...]]], *, fast: bool) -> list[obje
                 connection.timer_at,
                 connection._idle_since,
                 (rcv.nxt, rcv.ack, [bytes(data) for data in rcv.held], rcv.later, rcv.fin),
-                [getattr(snd, name) for name in type(snd).__slots__ if name not in ("queue", "rto")],
+                [getattr(snd, name) for name in type(snd).__slots__ if name not in APART],
                 (list(snd.queue), snd.rto.value),
                 (bytes(guest.listener.bytes), list(guest.listener.events)),
             )
@@ -252,6 +252,9 @@ def live(history: list[tuple[str, tuple[int, ...]]], *, fast: bool) -> list[obje
 
 def take_from_guest(data: bytes) -> memoryview:
     return memoryview(data)[14 + 20 :]
+
+
+APART = ("memory", "queue", "rto", "tuner")
 
 
 @settings(max_examples=800, deadline=None)

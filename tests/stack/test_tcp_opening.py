@@ -6,7 +6,7 @@ import pytest
 
 from netns_kit.stack import Closed, Limits, Refusal, State
 from netns_kit.stack.wire import icmp, ip
-from netns_kit.stack.wire.tcp import ACK, FIN, RST, SYN, pack_options, parse_options
+from netns_kit.stack.wire.tcp import ACK, FIN, RST, SYN, Options, pack_options, parse_options
 from tests.stack_support import GATEWAY, GUEST, OTHER, PORTS, Guest, key
 
 
@@ -113,7 +113,7 @@ def test_what_both_ends_offer(guest: Guest) -> None:
     guest.on_hold(window=4000, options=pack_options(1400, 7))
     guest.connection.accept(guest.now)
     segment = guest.sends(SYN | ACK, window=65535)  # a window in a SYN is not scaled
-    assert parse_options(segment.options) == (1460 if guest.family == 4 else 1440, 8)
+    assert parse_options(segment.options) == Options(1460 if guest.family == 4 else 1440, 8)
     guest.gets(ACK, 1000, 9000, window=100)
     assert guest.connection.room() == 100 << 7
     assert guest.connection.snd.mss == 1400
@@ -125,7 +125,7 @@ def test_no_window_scale_and_no_mss(guest: Guest) -> None:
     guest.on_hold(options=b"")
     guest.connection.accept(guest.now)
     segment = guest.sends(SYN | ACK)
-    assert parse_options(segment.options)[1] is None
+    assert parse_options(segment.options).scale is None
     guest.gets(ACK, 1000, 9000, b"x", window=100)
     guest.sends(ACK, window=65535)
     guest.gets(ACK, 1001 + 65536, 9000)  # our own window is no larger than we can say
@@ -199,7 +199,7 @@ def test_our_syn_is_sent_again_then_given_up(guest: Guest) -> None:
     guest.connecting()
     for wait in (1, 2, 4, 8, 16):
         guest.passes(wait)
-        assert parse_options(guest.sends(SYN, 8999, 0).options)[1] == 8
+        assert parse_options(guest.sends(SYN, 8999, 0).options).scale == 8
     guest.passes(32)
     guest.quiet()  # nobody to reset
     assert guest.listener.events == [Closed.TIMED_OUT]

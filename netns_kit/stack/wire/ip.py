@@ -30,6 +30,7 @@ class Packet:
 
     __slots__ = (
         "addresses",
+        "dont_fragment",
         "fragment_offset",
         "identification",
         "more_fragments",
@@ -51,6 +52,7 @@ class Packet:
         identification: int = 0,
         fragment_offset: int = 0,
         more_fragments: bool = False,
+        dont_fragment: bool = False,
     ) -> None:
         self.addresses = addresses
         self.protocol = protocol
@@ -61,6 +63,7 @@ class Packet:
         self.identification = identification
         self.fragment_offset = fragment_offset  # bytes
         self.more_fragments = more_fragments
+        self.dont_fragment = dont_fragment
 
     @property
     def source(self) -> bytes:
@@ -84,7 +87,9 @@ def parse_ipv4(view: memoryview) -> Packet:
     if int.from_bytes(view[:size], "big") % 0xFFFF:
         raise BadPacket("ipv4-checksum")
     if not fragment & (_MORE_FRAGMENTS | _OFFSET):
-        return Packet(addresses, protocol, view[size:length], view[:length], ttl, tos)
+        packet = Packet(addresses, protocol, view[size:length], view[:length], ttl, tos)
+        packet.dont_fragment = fragment & DONT_FRAGMENT != 0
+        return packet
     return Packet(
         addresses,
         protocol,
@@ -143,8 +148,9 @@ def parse_ipv6(view: memoryview) -> Packet:
             at += 8 + 8 * units
     if at > end:
         raise BadPacket("ipv6-extension")
+    tos, whole = word >> 20 & 0xFF, offset == 0 and not more
     return Packet(
-        addresses, protocol, view[at:end], view[:end], hops, word >> 20 & 0xFF, identification, offset, more
+        addresses, protocol, view[at:end], view[:end], hops, tos, identification, offset, more, whole
     )
 
 
@@ -162,3 +168,14 @@ def pack(addresses: bytes, protocol: int, length: int, *, ttl: int = 64, tos: in
     """The header of an unfragmented packet of either family."""
     header = pack_ipv4 if len(addresses) == 8 else pack_ipv6
     return header(addresses, protocol, length, ttl=ttl, tos=tos)
+
+
+def is_unicast(address: bytes) -> bool:
+    """Neither multicast, nor broadcast, nor no address at all."""
+    if len(address) == 4:
+        return address[0] < 224 and address != bytes(4)
+    return address[0] != 0xFF and address != bytes(16)
+
+
+def is_multicast(address: bytes) -> bool:
+    return 224 <= address[0] < 240 if len(address) == 4 else address[0] == 0xFF

@@ -1,15 +1,18 @@
-"""TCP segments (RFC 9293 section 3.1) and the options we speak (RFC 7323 window scale, MSS)."""
+"""TCP segments (RFC 9293 section 3.1) and the options we speak: MSS, window scale (RFC 7323), SACK (RFC 2018)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from struct import Struct
+from typing import NamedTuple
 
 from .errors import BadPacket
 
 SIZE = 20
 FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = 1, 2, 4, 8, 16, 32, 64, 128
 _HEADER = Struct("!HHIIHHHH")
-_END, _NOP, _MSS, _WINDOW_SCALE = 0, 1, 2, 3
+_END, _NOP, _MSS, _WINDOW_SCALE, _SACK_PERMITTED, _SACK = 0, 1, 2, 3, 4, 5
+_BLOCK = Struct("!II")
 MAX_WINDOW_SCALE = 14
 
 
@@ -55,11 +58,21 @@ def parse(view: memoryview) -> Segment:
     return Segment(seq, ack, offset_flags & 0xFF, window, view[size:], view[SIZE:size], urgent)
 
 
-def parse_options(options: memoryview | None) -> tuple[int | None, int | None]:
-    """The peer's MSS and window scale, None where not offered.  An option that lies about its length
-    ends the list, as the kernels do; it does not make the segment bad."""
+class Options(NamedTuple):
+    """What a segment's options say; None and empty where they say nothing."""
+
     mss: int | None = None
     scale: int | None = None
+    sack_permitted: bool = False
+    sack: tuple[tuple[int, int], ...] = ()  # blocks: first number, one past the last
+
+
+def parse_options(options: memoryview | None) -> Options:
+    """An option that lies about its length ends the list, as the kernels do; it does not make the segment bad."""
+    mss: int | None = None
+    scale: int | None = None
+    permitted = False
+    blocks: tuple[tuple[int, int], ...] = ()
     at, end = 0, len(options) if options is not None else 0
     while options is not None and at < end and options[at] != _END:
         if options[at] == _NOP:
@@ -72,14 +85,26 @@ def parse_options(options: memoryview | None) -> tuple[int | None, int | None]:
             mss = int.from_bytes(options[at + 2 : at + 4], "big")
         elif kind == _WINDOW_SCALE and size == 3:
             scale = min(options[at + 2], MAX_WINDOW_SCALE)
+        elif kind == _SACK_PERMITTED and size == 2:
+            permitted = True
+        elif kind == _SACK and size & 7 == 2:
+            blocks = tuple(_BLOCK.iter_unpack(options[at + 2 : at + size]))
         at += size
-    return mss, scale
+    return Options(mss, scale, permitted, blocks)
 
 
-def pack_options(mss: int | None, scale: int | None) -> bytes:
+def pack_options(mss: int | None, scale: int | None, sack_permitted: bool = False) -> bytes:
     """The options of a SYN, padded to a multiple of four."""
     options = b"" if mss is None else bytes((_MSS, 4)) + mss.to_bytes(2, "big")
+    if sack_permitted:
+        options += bytes((_NOP, _NOP, _SACK_PERMITTED, 2))
     return options if scale is None else options + bytes((_NOP, _WINDOW_SCALE, 3, scale))
+
+
+def pack_sack(blocks: Iterable[tuple[int, int]]) -> bytes:
+    """The option with these blocks, four at most, padded likewise."""
+    packed = b"".join(_BLOCK.pack(*block) for block in blocks)
+    return bytes((_NOP, _NOP, _SACK, 2 + len(packed))) + packed
 
 
 def pack(

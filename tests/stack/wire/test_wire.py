@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netns_kit.stack.wire import BadPacket, arp, checksum, ethernet, icmp, ip, tcp, udp, virtio
+from netns_kit.stack.wire.tcp import Options
 from tests.stack_support import pseudo_header, rfc1071
 
 u8, u16, u32 = st.integers(0, 0xFF), st.integers(0, 0xFFFF), st.integers(0, 0xFFFFFFFF)
@@ -96,19 +97,19 @@ def test_ipv6_fragment(addresses: bytes, identification: int, units: int, more: 
     )
 
 
-@given(u16, u16, u32, u32, u8, u16, st.none() | u16, st.none() | st.integers(0, 14), payloads)
+@given(u16, u16, u32, u32, u8, u16, st.none() | u16, st.none() | st.integers(0, 14), st.booleans(), payloads)
 def test_tcp(
     source: int, target: int, seq: int, ack: int, flags: int, window: int, mss: int | None, scale: int | None,
-    payload: bytes,
+    permitted: bool, payload: bytes,
 ) -> None:  # fmt: skip
     header = tcp.pack(
         src_port=source, dst_port=target, seq=seq, ack=ack, flags=flags, window=window,
-        options=tcp.pack_options(mss, scale),
+        options=tcp.pack_options(mss, scale, permitted),
     )  # fmt: skip
     segment = tcp.parse(memoryview(header + payload))
     assert header[:4] == source.to_bytes(2, "big") + target.to_bytes(2, "big")
     assert (segment.seq, segment.ack, segment.flags, segment.window) == (seq, ack, flags, window)
-    assert tcp.parse_options(segment.options) == (mss, scale)
+    assert tcp.parse_options(segment.options) == (mss, scale, permitted, ())
     assert bytes(segment.payload) == payload
     assert segment.length == len(payload) + bool(flags & tcp.SYN) + bool(flags & tcp.FIN)
 
@@ -143,7 +144,8 @@ def test_bytes_raise_bad_packet_or_nothing(parse: object, data: bytes, first: in
 
 @given(st.binary(max_size=44))
 def test_options_never_raise(options: bytes) -> None:
-    mss, scale = tcp.parse_options(memoryview(options))
+    mss, scale, _, blocks = tcp.parse_options(memoryview(options))
+    assert len(blocks) <= 5
     assert mss is None or 0 <= mss <= 0xFFFF
     assert scale is None or 0 <= scale <= tcp.MAX_WINDOW_SCALE
 
@@ -151,27 +153,40 @@ def test_options_never_raise(options: bytes) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ("", (None, None)),
-        ("020405b4 01030307", (1460, 7)),
-        ("0204 05b4 0402 080a 00000001 00000000 01 030309", (1460, 9)),
-        ("01 01 01 020405b4", (1460, None)),
-        ("00 020405b4", (None, None)),  # the end is the end
-        ("020405b4 0300", (1460, None)),  # a length of zero ends the list
-        ("020405b4 0301", (1460, None)),
-        ("020405b4 03ff07", (1460, None)),  # more than there is
-        ("02", (None, None)),
-        ("0203 05 030307", (None, 7)),  # an MSS of another length is none
-        ("030463 00 020405b4", (1460, None)),
-        ("0303ff", (None, 14)),  # RFC 7323 2.3: fourteen is the most
-        ("fe03aa 020405b4", (1460, None)),  # unknown: skipped
+        ("", Options()),
+        ("020405b4 01030307", Options(1460, 7)),
+        ("0204 05b4 0402 080a 00000001 00000000 01 030309", Options(1460, 9, True)),
+        ("01 01 01 020405b4", Options(1460)),
+        ("00 020405b4", Options()),  # the end is the end
+        ("020405b4 0300", Options(1460)),  # a length of zero ends the list
+        ("020405b4 0301", Options(1460)),
+        ("020405b4 03ff07", Options(1460)),  # more than there is
+        ("02", Options()),
+        ("0203 05 030307", Options(None, 7)),  # an MSS of another length is none
+        ("030463 00 020405b4", Options(1460)),
+        ("0303ff", Options(None, 14)),  # RFC 7323 2.3: fourteen is the most
+        ("fe03aa 020405b4", Options(1460)),  # unknown: skipped
+        ("0403ff", Options()),  # of another length: not permitted
+        ("0101 050a 00000001 00000002", Options(sack=((1, 2),))),
+        ("0512 00000001 00000002 fffffff0 00000003", Options(sack=((1, 2), (0xFFFFFFF0, 3)))),
+        ("050b 00000001 00000002 00", Options()),  # not a number of blocks
+        ("050a 00000001 000000", Options()),  # more than there is
+        ("0502", Options()),
     ],
 )
-def test_options(options: str, expected: tuple[int | None, int | None]) -> None:
+def test_options(options: str, expected: Options) -> None:
     assert tcp.parse_options(memoryview(bytes.fromhex(options))) == expected
 
 
+@given(st.lists(st.tuples(u32, u32), min_size=1, max_size=4))
+def test_sack(blocks: list[tuple[int, int]]) -> None:
+    packed = tcp.pack_sack(blocks)
+    assert len(packed) % 4 == 0
+    assert tcp.parse_options(memoryview(packed)) == Options(sack=tuple(blocks))
+
+
 def test_no_options() -> None:
-    assert tcp.parse_options(None) == (None, None)
+    assert tcp.parse_options(None) == Options()
 
 
 V4 = ip.pack_ipv4(bytes(range(8)), ip.UDP, 4) + b"data"

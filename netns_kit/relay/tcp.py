@@ -1,0 +1,247 @@
+"""One TCP connection of the stack beside one stream socket of the host.
+
+Urgent data: the socket keeps it in line (SO_OOBINLINE), and the kernel ends a read at its mark, where the ioctl
+SIOCATMARK says so: the byte behind the mark is the urgent one.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import socket
+import struct
+from collections.abc import Callable, Iterator
+
+from netns_kit.engine import EDGE, ERROR, HANG_UP, IN, OUT, READ_HANG_UP, URGENT, Engine
+from netns_kit.stack import Closed, IcmpError, Refusal, TcpConnection
+from netns_kit.uplink import Endpoint, Target, Uplink
+from .sockets import read_errors, refusal_for, set_tos, set_ttl
+
+BUFFERS_PER_STEP = 8
+KEEPALIVE_INTERVAL = 75  # seconds between probes, at most: the kernel's own
+MAX_KEEPIDLE = 32767  # tcp(7)
+SIOCATMARK = 0x8905  # asm-generic/sockios.h
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: close sends RST, and drops what is queued
+
+
+class TcpRelay:
+    """One connection.  Made connecting (`connect`) for the guest's flows, or running (`run`) for inbound ones."""
+
+    __slots__ = (
+        "_blocked",
+        "_candidates",
+        "_ended",
+        "_engine",
+        "_mark_ahead",
+        "_read_to_end",
+        "_readable",
+        "_socket",
+        "connection",
+    )
+
+    def __init__(self, engine: Engine, connection: TcpConnection | None = None) -> None:
+        self._engine = engine
+        self.connection = connection
+        self._socket: socket.socket | None = None
+        self._candidates: Iterator[Endpoint] | None = None  # while connecting: where else
+        self._readable = False
+        self._ended = False  # the host has sent FIN
+        self._read_to_end = False  # a short read proves nothing: no further event will tell of the rest
+        self._mark_ahead = False  # the host has sent urgent data that is not read yet
+        self._blocked = False
+
+    # -- the host's side ----------------------------------------------------------------------------
+
+    def connect(self, uplink: Uplink, target: Target) -> None:
+        """Connect to the first endpoint of `target` that answers; then, and only then, accept the guest."""
+        self._candidates = iter(target.endpoints)
+        self._connect_next(uplink, Refusal.NET_UNREACHABLE)
+
+    def _connect_next(self, uplink: Uplink, why: Refusal | IcmpError) -> None:
+        """`why` not to where it was tried last."""
+        connection = self.connection
+        if connection is None:
+            return
+        for endpoint in self._candidates or ():
+            try:
+                sock = uplink.open("tcp", endpoint.address)
+            except OSError as failure:
+                why = refusal_for(failure.errno or errno.EIO)
+                continue
+            set_ttl(sock, connection.ttl)
+            set_tos(sock, connection.tos)
+            try:
+                error = sock.connect_ex((str(endpoint.address), endpoint.port))
+            except socket.gaierror:  # its zone is no interface of ours
+                error = errno.ENETUNREACH
+            if error in (0, errno.EINPROGRESS):
+                self._own(sock, lambda events: self._while_connecting(events, uplink))
+                return
+            sock.close()
+            why = refusal_for(error)
+        self.connection = None
+        connection.refuse(why)
+
+    def _while_connecting(self, events: int, uplink: Uplink) -> None:
+        sock, connection = self._socket, self.connection
+        if sock is None or connection is None or not events & (OUT | ERROR | HANG_UP):
+            return
+        told = read_errors(sock) if events & ERROR else []
+        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if told or error:
+            self._close_socket()
+            self._connect_next(uplink, told[-1].for_guest(connection.key) if told else refusal_for(error))
+            return
+        self._candidates = None
+        self._engine.replace(sock.fileno(), self._on_events)
+        connection.accept(self._engine.now)
+        self._on_events(events)
+
+    def run(self, sock: socket.socket) -> None:
+        """`sock` is connected; the guest is being connected to."""
+        self._own(sock, self._on_events)
+
+    def _own(self, sock: socket.socket, handler: Callable[[int], None]) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the guest's kernel has done Nagle's part
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        self._socket = sock
+        self._engine.add(sock.fileno(), handler, IN | OUT | READ_HANG_UP | URGENT | EDGE)
+
+    def _on_events(self, events: int) -> None:
+        if events & (IN | READ_HANG_UP | HANG_UP | ERROR):
+            self._readable = not self._ended
+            if events & (READ_HANG_UP | HANG_UP | ERROR | URGENT):
+                self._read_to_end = True
+            if events & URGENT:
+                self._mark_ahead = True
+            if events & ERROR and self._ended and self._failed():
+                return
+            self._pump()  # what came before an error is read before it
+        if events & OUT and self._blocked and self.connection is not None:
+            self._blocked = False
+            self.connection.resume(self._engine.now)
+
+    def _failed(self) -> bool:
+        sock = self._socket
+        if sock is not None and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.abort()
+            return True
+        return False
+
+    def _pump(self) -> None:
+        """From the host to the guest, as far as there is room."""
+        connection, sock, now = self.connection, self._socket, self._engine.now
+        if connection is None or sock is None:
+            return
+        burst = connection.snd.burst
+        for _ in range(BUFFERS_PER_STEP):
+            if not self._readable:
+                return
+            wanted = min(connection.room(), burst)
+            if not wanted:
+                connection.wait_for_room(now)
+                return
+            urgent = self._mark_ahead and _at_mark(sock)
+            try:
+                data = sock.recv(1 if urgent else wanted)
+            except BlockingIOError:
+                self._readable = False
+                return
+            except OSError:
+                self.abort()
+                return
+            if not data:
+                self._readable, self._ended = False, True
+                connection.shutdown(now)
+                return
+            if urgent:
+                self._mark_ahead = False
+                connection.send_urgent(data, now)
+            else:
+                connection.send(data, now)
+            if len(data) < wanted and not self._read_to_end:
+                self._readable = False
+        if self._readable:
+            self._engine.again(self._pump)
+
+    def abort(self) -> None:
+        """The host's side is gone: RST to the guest."""
+        connection, self.connection = self.connection, None
+        self._close_socket()
+        if connection is not None:
+            connection.abort(self._engine.now)
+
+    def _close_socket(self, *, reset: bool = False) -> None:
+        sock, self._socket = self._socket, None
+        self._readable = False
+        if sock is not None:
+            self._engine.remove(sock.fileno())
+            if reset:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            sock.close()
+
+    # -- the guest's side: TcpUser ------------------------------------------------------------------
+
+    def established(self) -> None:
+        self._pump()
+
+    def deliver(self, data: memoryview) -> int:
+        sock = self._socket
+        if sock is None:
+            return 0
+        try:
+            taken = sock.send(data)
+        except BlockingIOError:
+            taken = 0
+        except OSError:
+            self.abort()
+            return 0
+        if taken < len(data):
+            self._blocked = True
+        return taken
+
+    def urgent(self, data: memoryview) -> int:
+        sock = self._socket
+        if sock is None:
+            return 0
+        try:
+            return sock.send(data, socket.MSG_OOB)
+        except BlockingIOError:
+            self._blocked = True
+        except OSError:
+            self.abort()
+        return 0
+
+    def end(self) -> None:
+        if self._socket is not None:
+            try:
+                self._socket.shutdown(socket.SHUT_WR)
+            except OSError:
+                self.abort()
+
+    def writable(self) -> None:
+        if self._readable:
+            self._pump()
+
+    def keepalive(self, idle: float) -> None:
+        """The guest wants to know whether its peer is there: so do we, as often."""
+        sock = self._socket
+        if sock is not None and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE):
+            seconds = max(round(idle), 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, min(seconds, MAX_KEEPIDLE))
+            interval = min(seconds, KEEPALIVE_INTERVAL)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    def marked(self, tos: int) -> None:
+        if self._socket is not None:
+            set_tos(self._socket, tos)
+
+    def closed(self, why: Closed) -> None:
+        self.connection = None
+        self._close_socket(reset=why is not Closed.NORMAL)
+
+
+def _at_mark(sock: socket.socket) -> bool:
+    """Whether the next byte is the urgent one (sockatmark(3))."""
+    return any(fcntl.ioctl(sock, SIOCATMARK, bytes(4)))
