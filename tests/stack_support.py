@@ -73,6 +73,7 @@ def packet(
     *,
     sum_at: int | None = None,
     ttl: int = 64,
+    tos: int = 0,
     vnet: bool = False,
 ) -> bytes:
     """A frame from the guest, `layer4` summed by the RFC's loop where `sum_at` says."""
@@ -82,7 +83,7 @@ def packet(
             covered = pseudo_header(addresses, protocol, len(layer4)) + layer4
         check = rfc1071(covered) or 0xFFFF
         layer4 = layer4[:sum_at] + check.to_bytes(2, "big") + layer4[sum_at + 2 :]
-    return frame(addresses, ip.pack(addresses, protocol, len(layer4), ttl=ttl) + layer4, vnet=vnet)
+    return frame(addresses, ip.pack(addresses, protocol, len(layer4), ttl=ttl, tos=tos) + layer4, vnet=vnet)
 
 
 def frame(addresses: bytes, datagram: bytes, *, vnet: bool = False) -> bytes:
@@ -91,11 +92,18 @@ def frame(addresses: bytes, datagram: bytes, *, vnet: bool = False) -> bytes:
 
 
 def udp_packet(
-    family: int, payload: bytes, *, port: int = 53, guest_port: int = GUEST_PORT, to: bytes = b""
+    family: int,
+    payload: bytes,
+    *,
+    port: int = 53,
+    guest_port: int = GUEST_PORT,
+    to: bytes = b"",
+    ttl: int = 64,
+    tos: int = 0,
 ) -> bytes:
     addresses = GUEST[family] + (to or OTHER[family])
     datagram = udp.HEADER.pack(guest_port, port, 8 + len(payload), 0) + payload
-    return packet(addresses, ip.UDP, datagram, sum_at=6)
+    return packet(addresses, ip.UDP, datagram, sum_at=6, ttl=ttl, tos=tos)
 
 
 def echo_packet(
@@ -115,24 +123,32 @@ def echo_packet(
 def fragments(datagram: bytes, size: int, identification: int = 77) -> list[bytes]:
     """The frames that carry one IP packet in pieces of `size` bytes."""
     if datagram[0] >> 4 == 4:
-        addresses, protocol, payload = datagram[12:20], datagram[9], datagram[20:]
+        addresses, protocol, ttl, payload = datagram[12:20], datagram[9], datagram[8], datagram[20:]
     else:
-        addresses, protocol, payload = datagram[8:40], datagram[6], datagram[40:]
+        addresses, protocol, ttl, payload = datagram[8:40], datagram[6], datagram[7], datagram[40:]
     found = []
     for at in range(0, len(payload), size):
         piece, more = payload[at : at + size], at + size < len(payload)
-        found.append(fragment(addresses, protocol, at, piece, more, identification))
+        found.append(fragment(addresses, protocol, at, piece, more, identification, ttl))
     return found
 
 
 def fragment(
-    addresses: bytes, protocol: int, at: int, piece: bytes, more: bool, identification: int = 77
+    addresses: bytes,
+    protocol: int,
+    at: int,
+    piece: bytes,
+    more: bool,
+    identification: int = 77,
+    ttl: int = 64,
 ) -> bytes:
     if len(addresses) == 8:
-        field = at >> 3 | more << 13
-        header = ip.pack_ipv4(addresses, protocol, len(piece), identification=identification, fragment=field)
+        field, length = at >> 3 | more << 13, len(piece)
+        header = ip.pack_ipv4(
+            addresses, protocol, length, identification=identification, fragment=field, ttl=ttl
+        )
     else:
-        header = ip.pack_ipv6(addresses, ip.FRAGMENT, 8 + len(piece))
+        header = ip.pack_ipv6(addresses, ip.FRAGMENT, 8 + len(piece), ttl=ttl)
         header += ip.pack_ipv6_fragment(protocol, at, more, identification)
     return frame(addresses, header + piece)
 
@@ -329,6 +345,8 @@ class Guest:
         window: int = 65535,
         options: bytes = b"",
         ports: bytes = PORTS,
+        urgent: int = 0,
+        tos: int = 0,
     ) -> bytes:
         header = tcp.pack(
             src_port=int.from_bytes(ports[:2], "big"),
@@ -340,7 +358,8 @@ class Guest:
             options=options,
         )
         addresses = GUEST[self.family] + OTHER[self.family]
-        return packet(addresses, ip.TCP, header + data, sum_at=16, vnet=self.vnet)
+        header = header[:18] + urgent.to_bytes(2, "big") + header[20:]
+        return packet(addresses, ip.TCP, header + data, sum_at=16, tos=tos, vnet=self.vnet)
 
     def gets(
         self,
@@ -352,9 +371,14 @@ class Guest:
         window: int = 65535,
         options: bytes = b"",
         ports: bytes = PORTS,
+        urgent: int = 0,
+        tos: int = 0,
     ) -> None:
         """The stack gets a segment from the guest."""
-        self.gives(self.segment(flags, seq, ack, data, window=window, options=options, ports=ports))
+        segment = self.segment(
+            flags, seq, ack, data, window=window, options=options, ports=ports, urgent=urgent, tos=tos
+        )
+        self.gives(segment)
 
     def sends(
         self,

@@ -12,6 +12,7 @@ from netns_kit.engine import IN, Engine
 from netns_kit.stack import UdpFlow
 from netns_kit.stack.wire.ip import Packet
 from netns_kit.uplink import Target, Uplink
+
 from .sockets import DATAGRAMS_PER_STEP, MAX_DATAGRAM
 
 

@@ -15,6 +15,7 @@ from netns_kit.stack import EchoFlow
 from netns_kit.stack.wire import checksum, icmp
 from netns_kit.stack.wire.ip import Packet
 from netns_kit.uplink import Endpoint
+
 from .sockets import (
     ANCILLARY_SPACE,
     DATAGRAMS_PER_STEP,

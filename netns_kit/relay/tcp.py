@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from netns_kit.engine import EDGE, ERROR, HANG_UP, IN, OUT, READ_HANG_UP, URGENT, Engine
 from netns_kit.stack import Closed, IcmpError, Refusal, TcpConnection
 from netns_kit.uplink import Endpoint, Target, Uplink
+
 from .sockets import read_errors, refusal_for, set_tos, set_ttl
 
 BUFFERS_PER_STEP = 8

@@ -11,6 +11,7 @@ from netns_kit.engine import ERROR, IN, Engine
 from netns_kit.stack import UdpFlow
 from netns_kit.stack.wire.ip import Packet
 from netns_kit.uplink import Endpoint
+
 from .sockets import (
     ANCILLARY_SPACE,
     DATAGRAMS_PER_STEP,

@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 
 DEFAULT_MSS = {8: 536, 32: 1220}  # 3.7.1, by length of the address pair
 WINDOW_SCALE = 8  # ours; the window moves in steps of 256 bytes
-SYN_RETRIES = 5
-SYN_CEILING = 32.0  # 63 s in all
+SYN_RETRIES = 7
+SYN_CEILING = 32.0  # 64 s in all
 RETRIES = 30  # 106 s with the timer's floor and ceiling: 3.8.3's R2 of at least 100 s
 LOSS_PROBES = 2  # before the timeout
 PROBES = 5  # keepalive probes unanswered before the guest is taken for gone
@@ -324,7 +324,9 @@ class TcpConnection:
             if taken < size and self._alive:
                 size = taken + rcv.hold(seg.payload[taken:])
             rcv.nxt = (rcv.nxt + size) & MASK
-            if taken and not self._ack_due:
+            if rcv.starved:
+                self._turn_away()
+            elif taken and not self._ack_due:
                 self._ack_due = True
                 self._table.acks.append(self)
             if now >= rcv.tuner.due:
@@ -409,6 +411,11 @@ class TcpConnection:
                     self._unblock()
         return False
 
+    def _turn_away(self) -> None:
+        """Memory is full: the guest keeps what it has sent, and asks for a window until there is one."""
+        self._table.dropped["limit-tcp-memory"] += 1
+        self._emit(self.snd.nxt, ACK, window=0)
+
     def _is_kept_alive(self, now: float) -> None:
         """A keepalive probe (3.8.4), if nothing has happened for as long as no retransmission waits."""
         idle = now - self._idle_since
@@ -467,12 +474,10 @@ class TcpConnection:
             if partial and not self.rcv.sack:
                 self._pieces(snd.first())  # RFC 6582: the next hole
             self._acknowledged(now)
-        if seg.options is not None and snd.flight and snd.sack(tcp.parse_options(seg.options).sack):
-            self._pieces(snd.duplicate())
-        elif (
-            not acked and flight and not seg.payload and not seg.flags & FIN
-            and snd.wnd == seg.window << snd.scale
-        ):  # fmt: skip
+        told = (
+            seg.options is not None and snd.una != snd.max and snd.sack(tcp.parse_options(seg.options).sack)
+        )
+        if told or self._is_duplicate(seg, acked, flight):
             self._pieces(snd.duplicate())
         if not less(seg.seq, snd.wl1):
             snd.wnd = seg.window << snd.scale
@@ -481,6 +486,18 @@ class TcpConnection:
         if snd.nxt != snd.max:
             self._output(now)
         return self._fin_acknowledged(now)
+
+    def _is_duplicate(self, seg: Segment, acked: int, flight: int) -> bool:
+        """RFC 5681 2.  A guest with SACK says more plainly what it is missing (RFC 6675 2)."""
+        snd = self.snd
+        return (
+            not acked
+            and flight > 0
+            and not self.rcv.sack
+            and not seg.payload
+            and not seg.flags & FIN
+            and snd.wnd == seg.window << snd.scale
+        )
 
     def _fin_acknowledged(self, now: float) -> bool:
         """Whether the connection lives on; an ACK of our FIN moves it along."""
@@ -521,8 +538,7 @@ class TcpConnection:
         if data and now >= rcv.tuner.due:
             self._tune(now)
         if rcv.starved:
-            self._table.dropped["limit-tcp-memory"] += 1
-            self._emit(self.snd.nxt, ACK, window=0)
+            self._turn_away()
         elif again:
             self._ack_at_once()
         elif rcv.later:

@@ -230,7 +230,7 @@ def test_a_frame_waits_for_the_link_address() -> None:
     guest = unresolved()
     guest.connecting()
     guest.stack.link._waiting.clear()
-    guest.passes(1)
+    guest.passes(0.25)
     request = guest.frames.popleft()
     assert ethernet.parse(request)[0] == ethernet.BROADCAST
     assert arp.parse(request[14:]) == (arp.REQUEST, OUR_MAC, GATEWAY[4], bytes(6), GUEST[4])

@@ -1,0 +1,217 @@
+"""What a connection may keep, how long it may wait, and how its windows follow the path."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from netns_kit.stack import Closed, Limits, State
+from netns_kit.stack.windows import Tuner
+from netns_kit.stack.wire.tcp import ACK, FIN, RST, SYN
+from tests.stack_support import Guest, key
+
+SMALL = Limits(tcp_pending=3, tcp_pending_time=75.0)
+
+
+# -- pending connections ------------------------------------------------------------------------------
+
+
+def syn_from(guest: Guest, port: int) -> None:
+    guest.gets(SYN, 999, ports=key(guest.family, port)[-4:])
+
+
+def test_the_oldest_pending_connection_makes_room(family: int) -> None:
+    guest = Guest(family, limits=SMALL)
+    for port in range(1, 5):
+        syn_from(guest, port)
+    guest.quiet()
+    assert [listener.events for listener in guest.users.listeners] == [[Closed.TIMED_OUT], [], [], []]
+    assert guest.stack.dropped["limit-tcp-pending"] == 1
+    assert list(guest.stack.pending) == [key(family, port) for port in (2, 3, 4)]
+
+
+def test_decided_connections_are_not_pending(family: int) -> None:
+    guest = Guest(family, limits=SMALL)
+    for port in range(1, 20):
+        syn_from(guest, port)
+        guest.connection.accept(guest.now)
+    assert not guest.stack.pending
+    assert not guest.stack.dropped
+    assert len(guest.stack.tcp) == 19
+
+
+def test_a_guest_that_has_stopped_asking(guest: Guest) -> None:
+    """Its program has given up; kernels tell nobody then."""
+    guest.on_hold()
+    guest.passes(60)
+    guest.gets(SYN, 999)
+    guest.passes(74)
+    assert guest.state() is State.LISTEN
+    guest.passes(1)
+    guest.quiet()
+    assert guest.listener.events == [Closed.TIMED_OUT]
+    assert not guest.stack.pending
+    assert guest.stack.deadline == math.inf
+
+
+# -- memory -------------------------------------------------------------------------------------------
+
+
+def held(guest: Guest) -> int:
+    """Counted the slow way."""
+    total = 0
+    for connection in guest.stack.tcp.values():
+        total += sum(len(data) for _, data in connection.snd.queue)
+        total += sum(map(len, connection.rcv.held))
+        total += sum(len(run) for _, run, _ in connection.rcv.later)
+    return total
+
+
+def test_what_is_kept_is_counted(tcp: Guest) -> None:
+    """In every place where bytes wait, and out again."""
+    memory = tcp.stack.memory
+    tcp.listener.room = 10
+    tcp.gets(ACK, 1000, 9000, bytes(100))
+    assert memory.held == held(tcp) == 90
+    tcp.gets(ACK, 1200, 9000, bytes(100))
+    tcp.gets(ACK, 1250, 9000, bytes(100))  # half of it is there
+    assert memory.held == held(tcp) == 90 + 150
+    tcp.send(bytes(1000))
+    assert memory.held == held(tcp) == 90 + 150 + 1000
+    tcp.gets(ACK, 1100, 9500, bytes(100))  # the hole
+    assert memory.held == held(tcp) == 340 + 1000
+    tcp.gets(ACK, 1350, 10000)
+    assert memory.held == held(tcp) == 340
+    tcp.resume(40)
+    assert memory.held == held(tcp) == 300
+    tcp.resume()
+    assert memory.held == held(tcp) == 0
+    tcp.send(bytes(10))
+    tcp.gets(ACK, 1400, 10000, bytes(7))
+    assert memory.held == 17
+    tcp.gets(RST, 1350)
+    assert memory.held == 0
+
+
+def test_when_memory_is_full_the_guest_keeps_its_bytes(family: int) -> None:
+    """It is shown a shut window, and goes on when the user has taken something."""
+    guest = Guest(family, limits=Limits(tcp_memory=1000)).established()
+    guest.listener.room = 0
+    guest.gets(ACK, 1000, 9000, bytes(1000))
+    guest.quiet()
+    guest.gets(ACK, 2000, 9000, b"no room for this")
+    guest.sends(ACK, 9000, 1000, window=0)
+    guest.gets(ACK, 3000, 9000, b"nor beyond a hole")
+    guest.sends(ACK, 9000, 1000)
+    assert guest.stack.memory.held == held(guest) == 1000
+    assert guest.stack.stats()["dropped_limit_tcp_memory"] == 1
+    guest.resume()
+    assert guest.sends(ACK, 9000, 2000).window > 0
+    guest.gets(FIN | ACK, 2000, 9000, b"no room for this")
+    guest.sends(ACK, 9000, 2017)
+    assert bytes(guest.listener.bytes)[1000:] == b"no room for this"
+    assert guest.listener.events[-1] == "end"
+
+
+def test_when_nothing_at_all_can_be_held(family: int) -> None:
+    """Not even then is the guest left waiting: its window opens when the user can take more."""
+    guest = Guest(family, limits=Limits(tcp_memory=0)).established()
+    guest.listener.room = 4
+    guest.gets(ACK, 1000, 9000, b"halfway")
+    guest.sends(ACK, 9000, 1004, window=0)
+    guest.gets(ACK, 1004, 9000, b"way")
+    guest.sends(ACK, 9000, 1004, window=0)
+    guest.resume()
+    assert guest.sends(ACK, 9000, 1004).window > 0
+    guest.gets(ACK, 1004, 9000, b"way")
+    guest.sends(ACK, 9000, 1007)
+    assert bytes(guest.listener.bytes) == b"halfway"
+
+
+def test_when_memory_is_full_little_is_in_flight(family: int) -> None:
+    guest = Guest(family, limits=Limits(tcp_memory=5000)).established()
+    assert guest.connection.room() == 65536
+    guest.send(bytes(5000))
+    assert guest.connection.room() == 0, "more than one burst is in flight"
+    guest.gets(ACK, 1000, 14000, window=512)
+    assert guest.connection.room() == 65536
+
+
+# -- windows ------------------------------------------------------------------------------------------
+
+
+def test_a_window_is_twice_what_a_round_trip_brings() -> None:
+    tuner = Tuner(100)
+    assert tuner.wanted(100, 5.0, 0.1) == 0, "the first look is for next time"
+    assert tuner.due == pytest.approx(5.1)
+    assert tuner.wanted(1_000_100, 5.2, 0.1) == pytest.approx(1_000_000, rel=0.01)
+    assert tuner.wanted(1_000_100, 5.3, 0.1) == 0
+    assert tuner.wanted(2_000_100, 5.301, 0.0001) == pytest.approx(200_000, rel=0.01)
+    assert tuner.due == pytest.approx(5.311), "no more often than every 10 ms"
+
+
+def far_away(family: int, limits: Limits | None = None) -> Guest:
+    """A guest 100 ms away."""
+    guest = Guest(family, limits=limits).opening()
+    guest.passes(0.1)
+    guest.gets(ACK, 1000, 9000, window=65535)
+    return guest
+
+
+def test_the_window_grows_with_a_long_path(family: int) -> None:
+    """As much as it allows comes in each round trip: it doubles, up to its bound, and never shrinks."""
+    guest = far_away(family, Limits(tcp_receive_max=6 << 20))
+    seq, shown = 1000, []
+    for _ in range(6):
+        guest.passes(0.1)
+        for _ in range(guest.connection.rcv.wnd // 65000):
+            guest.gives(guest.segment(ACK, seq, 9000, bytes(1000)))
+            guest.connection.rcv.nxt = guest.connection.rcv.ack = (
+                seq := seq + 65000
+            )  # as if so many had come
+        guest.frames.clear()
+        shown.append(guest.connection.rcv.wnd)
+    assert shown[0] == 1 << 20
+    assert shown == sorted(shown)
+    assert shown[-1] == 6 << 20
+
+
+def test_a_short_path_needs_no_more(family: int) -> None:
+    guest = Guest(family).opening()
+    guest.passes(0.0001)
+    guest.gets(ACK, 1000, 9000, window=65535)
+    seq = 1000
+    for _ in range(50):
+        guest.passes(0.01)
+        for _ in range(16):
+            guest.gets(ACK, seq, 9000, bytes(1000))
+            guest.connection.rcv.nxt = guest.connection.rcv.ack = (seq := seq + 65000)
+        guest.frames.clear()
+    assert guest.connection.rcv.wnd == 1 << 20
+
+
+def test_without_scaling_the_window_fits_its_field(family: int) -> None:
+    guest = Guest(family).opening(options=b"")
+    guest.passes(0.1)
+    guest.gets(ACK, 1000, 9000)
+    seq = 1000
+    for _ in range(20):
+        guest.passes(0.1)
+        for _ in range(40):
+            guest.gets(ACK, seq, 9000, bytes(1000))
+            seq += 1000
+        guest.frames.clear()
+    assert guest.connection.rcv.wnd == 0xFFFF
+
+
+def test_what_is_in_flight_grows_with_a_long_path(family: int) -> None:
+    guest = far_away(family)
+    connection = guest.connection
+    for _ in range(6):
+        while connection.room() >= 65000:
+            connection.send(bytes(65000), guest.now)
+        guest.frames.clear()
+        guest.passes(0.1)
+        guest.gets(ACK, 1000, connection.snd.max, window=65535)
+    assert connection.snd.limit > 4 << 20

@@ -1,0 +1,260 @@
+"""SACK (RFC 2018): what we tell the guest of what arrived beyond a hole, and what we make of what it tells us.
+
+Probes for a loss (RFC 8985 7), which SACK makes worth sending, are here as well.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netns_kit.stack import Closed, Limits
+from netns_kit.stack.send_half import SACKED, SendHalf
+from netns_kit.stack.seq import add
+from netns_kit.stack.windows import Memory
+from netns_kit.stack.wire import tcp as wire
+from netns_kit.stack.wire.tcp import ACK, FIN, RST, pack_options, pack_sack, parse_options
+from tests.stack_support import Guest, Listener, key
+
+WITH_SACK = pack_options(1460, 7, True)
+MSS = 1000
+
+
+@pytest.fixture
+def tcp(family: int) -> Guest:
+    """Established, SACK permitted by both ends."""
+    return Guest(family).established(options=WITH_SACK)
+
+
+def told(guest: Guest) -> list[tuple[int, int]]:
+    """The blocks of the ACK that the stack has sent."""
+    return list(parse_options(guest.sends(ACK).options).sack)
+
+
+def sends_pieces(guest: Guest, count: int) -> None:
+    for _ in range(count):
+        guest.send(bytes(MSS))
+    guest.frames.clear()
+
+
+def acks(guest: Guest, ack: int, *blocks: tuple[int, int]) -> None:
+    guest.gets(ACK, 1000, ack, window=512, options=pack_sack(blocks) if blocks else b"")
+
+
+def resent(guest: Guest) -> list[int]:
+    """The sequence numbers of the segments that the stack has sent."""
+    numbers = []
+    while guest.frames:
+        numbers.append(wire.parse(guest.taken().packet.payload).seq)
+    return numbers
+
+
+def test_permitted_when_offered(family: int) -> None:
+    for options, permitted in ((WITH_SACK, True), (pack_options(1460, 7), False)):
+        guest = Guest(family).on_hold(options=options)
+        guest.connection.accept(guest.now)
+        assert parse_options(guest.taken().packet.payload[20:]).sack_permitted is permitted
+
+
+def test_offered_when_we_connect(family: int) -> None:
+    guest = Guest(family)
+    guest.stack.connect_tcp(key(family), Listener(None), 0.0)  # type: ignore[arg-type]  # nothing is told
+    assert parse_options(guest.taken().packet.payload[20:]).sack_permitted
+
+
+# -- what we tell -------------------------------------------------------------------------------------
+
+
+def test_the_most_recent_block_comes_first(tcp: Guest) -> None:
+    tcp.gets(ACK, 1100, 9000, bytes(50))
+    assert told(tcp) == [(1100, 1150)]
+    tcp.gets(ACK, 1300, 9000, bytes(50))
+    assert told(tcp) == [(1300, 1350), (1100, 1150)]
+    tcp.gets(ACK, 1150, 9000, bytes(50))  # it continues the first
+    assert told(tcp) == [(1100, 1200), (1300, 1350)]
+
+
+def test_no_more_blocks_than_fit(tcp: Guest) -> None:
+    for start in range(1100, 1700, 100):
+        tcp.gets(ACK, start, 9000, b"x")
+    for _ in range(5):
+        tcp.taken()
+    assert told(tcp) == [(1600, 1601), (1100, 1101), (1200, 1201), (1300, 1301)]
+
+
+def test_none_once_the_hole_is_filled(tcp: Guest) -> None:
+    tcp.gets(ACK, 1100, 9000, bytes(50))
+    tcp.frames.clear()
+    tcp.gets(ACK, 1000, 9000, bytes(100))
+    assert told(tcp) == []
+    assert tcp.connection.rcv.ack == 1150
+
+
+def test_a_guest_that_did_not_ask_is_not_told(family: int) -> None:
+    guest = Guest(family).established()
+    guest.gets(ACK, 1100, 9000, bytes(50))
+    assert told(guest) == []
+
+
+# -- what we are told ---------------------------------------------------------------------------------
+
+
+def test_every_hole_is_filled_at_once(tcp: Guest) -> None:
+    """Six segments; the first, third and fifth are lost."""
+    sends_pieces(tcp, 6)
+    acks(tcp, 9000, (10000, 11000))
+    acks(tcp, 9000, (12000, 13000), (10000, 11000))
+    assert resent(tcp) == [], "twice is no loss yet"
+    tcp.gets(ACK, 1000, 9000, window=512, options=pack_sack([(14000, 15000), (12000, 13000), (10000, 11000)]))
+    assert resent(tcp) == [9000, 11000, 13000]
+    acks(tcp, 10000 + 1000, (14000, 15000), (12000, 13000))
+    assert resent(tcp) == [], "each of them once"
+    acks(tcp, 15000)
+    assert not tcp.connection.snd.queue
+    assert tcp.connection.snd.recover is None
+
+
+def test_the_tail_that_arrives_need_not_come_thrice(tcp: Guest) -> None:
+    sends_pieces(tcp, 2)
+    acks(tcp, 9000, (10000, 11000))
+    assert resent(tcp) == [9000]
+
+
+def test_news_of_more_holes_while_recovering(tcp: Guest) -> None:
+    sends_pieces(tcp, 8)
+    for end in (11000, 12000, 13000):
+        acks(tcp, 9000, (10000, end))
+    assert resent(tcp) == [9000]
+    acks(tcp, 9000, (14000, 15000), (10000, 13000))
+    assert resent(tcp) == [13000]
+
+
+def test_what_was_sent_again_and_lost_again(tcp: Guest) -> None:
+    """What is sent after it arrives: so it has been lost a second time."""
+    sends_pieces(tcp, 4)
+    for end in (11000, 12000, 13000):
+        acks(tcp, 9000, (10000, end))
+    assert resent(tcp) == [9000]
+    sends_pieces(tcp, 1)
+    acks(tcp, 9000, (10000, 14000))
+    assert resent(tcp) == [9000]
+
+
+def test_lies_are_not_believed(tcp: Guest) -> None:
+    """Blocks of what was never sent, of what is acknowledged, upside down, and of the whole circle."""
+    sends_pieces(tcp, 2)
+    for block in ((11001, 12000), (8000, 9000), (9000, 9500), (10500, 10200), (9500, 9499), (10000, 11001)):
+        acks(tcp, 9000, block)
+        assert tcp.connection.snd.sacked == []
+    assert resent(tcp) == []
+
+
+def test_after_a_timeout_what_arrived_is_not_sent_again(tcp: Guest) -> None:
+    sends_pieces(tcp, 4)
+    acks(tcp, 9000, (11000, 12000))
+    tcp.passes(0.049)
+    assert resent(tcp) == []
+    tcp.passes(0.4)
+    assert resent(tcp) == [9000, 10000, 9000, 10000, 9000], "two probes of the holes, then the timeout"
+    acks(tcp, 10000, (11000, 12000))
+    assert 11000 not in resent(tcp)
+    acks(tcp, 13000)
+    assert not tcp.connection.snd.queue
+
+
+def test_a_guest_may_throw_away_what_it_had(tcp: Guest) -> None:
+    """RFC 2018 8: after the second timeout nothing counts that is not acknowledged."""
+    sends_pieces(tcp, 3)
+    acks(tcp, 9000, (11000, 12000))
+    tcp.passes(2)
+    assert tcp.connection.snd.sacked == []
+    tcp.frames.clear()
+    acks(tcp, 11000)
+    assert resent(tcp) == [11000]
+
+
+# -- probes -------------------------------------------------------------------------------------------
+
+
+def test_a_lost_tail_is_probed_for(tcp: Guest) -> None:
+    sends_pieces(tcp, 3)
+    tcp.passes(0.049)
+    assert resent(tcp) == []
+    tcp.passes(0.001)
+    assert resent(tcp) == [11000], "the last one"
+    acks(tcp, 9000, (11000, 12000))
+    assert resent(tcp) == [9000, 10000]
+    acks(tcp, 12000)
+    tcp.passes(10)
+    assert resent(tcp) == []
+
+
+def test_a_lost_fin_is_probed_for(tcp: Guest) -> None:
+    sends_pieces(tcp, 1)
+    tcp.shutdown()
+    tcp.frames.clear()
+    tcp.passes(0.05)
+    tcp.sends(FIN | ACK, 10000)
+
+
+def test_probes_end_in_the_timeout(tcp: Guest) -> None:
+    sends_pieces(tcp, 1)
+    tcp.passes(200)
+    numbers = resent(tcp)
+    assert len(numbers) == 2 + 30 + 1
+    assert tcp.listener.events[-1] is Closed.TIMED_OUT
+
+
+def test_without_sack_a_probe_would_show_nothing(family: int) -> None:
+    guest = Guest(family).established()
+    sends_pieces(guest, 1)
+    guest.passes(0.199)
+    guest.quiet()
+
+
+# -- the scoreboard -----------------------------------------------------------------------------------
+
+BASE = 0xFFFFFFF0  # so that the numbers wrap around
+spans = st.tuples(st.integers(-5, 70), st.integers(-5, 70))
+
+
+@given(st.lists(st.lists(spans, max_size=4), max_size=8))
+def test_the_scoreboard_is_the_union_of_what_was_told(reports: list[list[tuple[int, int]]]) -> None:
+    snd = SendHalf(BASE, MSS, Limits(), Memory(1 << 20))
+    snd.append(bytes(64))
+    known: set[int] = set()
+    for report in reports:
+        blocks = [(add(BASE, start), add(BASE, end)) for start, end in report]
+        news = snd.sack(blocks)
+        before = set(known)
+        for start, end in report:
+            if 0 < start < end <= 64:
+                known |= set(range(start, end))
+        assert news == (known != before)
+        found = [((start - BASE) & 0xFFFFFFFF, (end - BASE) & 0xFFFFFFFF) for start, end in snd.sacked]
+        assert found == sorted(found)
+        assert {number for start, end in found for number in range(start, end)} == known
+        assert all(end < start for (_, end), (start, _) in pairwise(found))
+        missing, at = set[int](), BASE
+        while at != snd.max:
+            at, size = snd.hole(at)
+            missing |= {((at - BASE) & 0xFFFFFFFF) + offset for offset in range(size)}
+            at = add(at, size)
+        assert missing == set(range(64)) - known
+
+
+def test_the_scoreboard_is_bounded() -> None:
+    snd = SendHalf(0, MSS, Limits(), Memory(1 << 20))
+    snd.append(bytes(4 * SACKED))
+    snd.sack([(number, number + 1) for number in range(1, 4 * SACKED, 2)])
+    assert len(snd.sacked) == SACKED
+
+
+def test_reset_forgets_it_all(tcp: Guest) -> None:
+    sends_pieces(tcp, 4)
+    acks(tcp, 9000, (11000, 12000))
+    tcp.gets(RST, 1000)
+    assert tcp.stack.memory.held == 0
