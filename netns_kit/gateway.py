@@ -152,7 +152,8 @@ class Gateway:
         address, port = ip_address(sender[0].partition("%")[0]), sender[1]
         seen_as = self.subnet.gateway if address.is_loopback else address
         size = len(guest[0])
-        if self.uplink.udp_filtering == "endpoint-independent" and len(seen_as.packed) == size:
+        same_way = len(seen_as.packed) == size and address.is_loopback == guest[3]  # as an answer would take
+        if self.uplink.udp_filtering == "endpoint-independent" and same_way:
             key = guest[0] + seen_as.packed + guest[1] + port.to_bytes(2, "big")
             target = self._route("udp", key)
             if isinstance(target, Target) and target.endpoints[0] == (address, port):

@@ -96,11 +96,15 @@ class PingRelay:
         """Tell the guest of what is in the socket's error queue.  Whether that was about what is being sent."""
         is_about_this = False
         for each in read_errors(self._socket):
+            check: int | None = None
             if each.is_local:
                 about, quoted, is_about_this = sequence, bytes(payload), True
             elif len(each.quoted) >= icmp.SIZE:
-                about, quoted = icmp.HEADER.unpack_from(each.quoted)[4], each.quoted[icmp.SIZE :]
+                _, _, summed, identifier, about = icmp.HEADER.unpack_from(each.quoted)
+                quoted = each.quoted[icmp.SIZE :]
+                if self._kinds is _IPV4_KINDS:  # RFC 1624: as the guest had it
+                    check = (summed + identifier - self._flow.identifier) % 0xFFFF
             else:
                 continue
-            self._flow.refuse(each.for_guest(self._flow.key), about, quoted)
+            self._flow.refuse(each.for_guest(self._flow.key), about, quoted, check)
         return is_about_this

@@ -116,9 +116,10 @@ class Marks:
         if tos != self._tos:
             self._tos = tos
             self._socket.setsockopt(*self._options.tos, tos)
-        mode = _PMTUDISC_WANT
-        if self._exact or ttl <= PROBE_TTL:
-            mode = _PMTUDISC_PROBE if packet.dont_fragment else _PMTUDISC_DONT
+        if not packet.dont_fragment:
+            mode = _PMTUDISC_DONT
+        else:
+            mode = _PMTUDISC_PROBE if self._exact or ttl <= PROBE_TTL else _PMTUDISC_WANT
         if mode != self._mode:
             self._mode = mode
             self._socket.setsockopt(*self._options.mtu_discover, mode)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 from .user import EchoUser, IcmpError, Refusal
 
 if TYPE_CHECKING:
+    from collections import OrderedDict
+
     from .limits import Limits
     from .timers import Timers
 
@@ -17,26 +19,32 @@ class Table(Protocol):
 
     limits: Limits
     timers: Timers
+    echo: OrderedDict[bytes, EchoFlow]
 
     def forget_echo(self, flow: EchoFlow) -> None: ...
 
     def reply_echo(self, flow: EchoFlow, sequence: int, payload: bytes | memoryview, ttl: int) -> None: ...
 
     def refuse_echo(
-        self, flow: EchoFlow, why: Refusal | IcmpError, sequence: int, payload: bytes | memoryview
+        self,
+        flow: EchoFlow,
+        why: Refusal | IcmpError,
+        sequence: int,
+        payload: bytes | memoryview,
+        check: int | None,
     ) -> None: ...
 
 
 class EchoFlow:
     """`key` is guest address, other address, identifier as on the wire, and two zero bytes."""
 
-    __slots__ = ("_table", "key", "last", "looked_at", "timer_at", "timer_entry", "user")
+    __slots__ = ("_table", "key", "last", "timer_at", "timer_entry", "user")
 
     def __init__(self, table: Table, key: bytes, now: float) -> None:
         self._table = table
         self.key = key
         self.user: EchoUser | None = None
-        self.last = self.looked_at = now  # when it was used, and what that was when the table last looked
+        self.last = now
         self.timer_at = math.inf
         self.timer_entry = math.inf
         table.timers.arm(self, now + table.limits.echo)
@@ -47,12 +55,27 @@ class EchoFlow:
 
     def reply(self, sequence: int, payload: bytes | memoryview, ttl: int, now: float) -> None:
         """An echo reply to the guest, from the other address."""
-        self.last = now
+        self.used(now)
         self._table.reply_echo(self, sequence, payload, ttl)
 
-    def refuse(self, why: Refusal | IcmpError, sequence: int = 0, payload: bytes | memoryview = b"") -> None:
-        """Tell the guest what became of a request; `payload` is as much of it as is known."""
-        self._table.refuse_echo(self, why, sequence, payload)
+    def used(self, now: float) -> None:
+        """It is not idle: its time begins anew, and others make room before it."""
+        self.last = now
+        if self.user is not None:
+            self._table.echo.move_to_end(self.key)
+
+    def refuse(
+        self,
+        why: Refusal | IcmpError,
+        sequence: int = 0,
+        payload: bytes | memoryview = b"",
+        check: int | None = None,
+    ) -> None:
+        """Tell the guest what became of a request; `payload` is as much of it as is known.
+
+        `check` is the checksum of all of it; by default that of what is known.
+        """
+        self._table.refuse_echo(self, why, sequence, payload, check)
 
     def handle_timer(self, now: float) -> None:
         due = self.last + self._table.limits.echo

@@ -7,10 +7,9 @@ flows that its user carries on.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from hashlib import blake2b
-from typing import TypeVar
 
 from . import seq
 from .echo import EchoFlow
@@ -28,7 +27,6 @@ from .windows import Memory
 from .wire import BadPacket, checksum, ethernet, icmp, ip, tcp, udp, virtio
 
 ISN_TICKS = 250_000  # per second: RFC 9293 3.4.1's 4-microsecond clock
-SECOND_CHANCES = 64  # given in one search for a flow to evict
 _DSCP = 0xFC  # the traffic class without ECN's bits (RFC 3168 5)
 _ECHO = (bytes((icmp.ECHO,)), bytes((icmp.V6_ECHO,)))
 _NAMES = {  # by the length of the addresses
@@ -65,8 +63,8 @@ class Stack:
         )  # the caller's, if it has others to keep beside ours
         self.acks: list[TcpConnection] = []
         self.tcp: dict[bytes, TcpConnection] = {}
-        self.udp: dict[bytes, UdpFlow] = {}
-        self.echo: dict[bytes, EchoFlow] = {}
+        self.udp: OrderedDict[bytes, UdpFlow] = OrderedDict()  # the one idle longest first
+        self.echo: OrderedDict[bytes, EchoFlow] = OrderedDict()  # likewise
         self.dropped: Counter[str] = Counter()  # by reason
         self.addresses = addresses
         self.pending: dict[bytes, TcpConnection] = {}  # those in LISTEN, the oldest first
@@ -301,7 +299,7 @@ class Stack:
             flow = self._open_udp(packet, key, now)
             if flow is None:
                 return
-        flow.last = now
+        flow.used(now)
         if flow.user is not None:
             flow.user.datagram(flow, payload, packet, segment_size if segment_size < len(payload) else 0)
 
@@ -320,7 +318,7 @@ class Stack:
         return None
 
     def add_udp(self, key: bytes, now: float) -> UdpFlow:
-        """The flow of that key, made if it is not there; one idle long makes room."""
+        """The flow of that key, made if it is not there; the one idle longest makes room."""
         flow = self.udp.get(key)
         if flow is None:
             if len(self.udp) >= self.limits.udp_flows:
@@ -330,8 +328,8 @@ class Stack:
         return flow
 
     def evict_udp(self, spare: bytes = b"") -> None:
-        """Close the UDP flow that least deserves its place, but not the one named `spare`."""
-        _idle_longest(self.udp, spare).close()
+        """Close the UDP flow that has been idle longest, but for the one named `spare`."""
+        next(flow for key, flow in self.udp.items() if key != spare).close()
 
     def forget_udp(self, flow: UdpFlow) -> None:
         self.udp.pop(flow.key, None)
@@ -340,7 +338,10 @@ class Stack:
         size = (len(flow.key) - 4) // 2
         length = udp.SIZE + len(payload)
         header = ip.pack(flow.key[: 2 * size], ip.UDP, length)
-        quoted = header + flow.key[-4:] + length.to_bytes(2, "big") + bytes(2) + payload
+        datagram = flow.key[-4:] + length.to_bytes(2, "big") + bytes(2) + payload
+        pseudo = checksum.pseudo_header(flow.key[: 2 * size], ip.UDP, length)
+        check = checksum.checksum(pseudo, checksum.total(datagram))
+        quoted = header + datagram[:6] + check.to_bytes(2, "big") + datagram[8:]
         self._packets.error(memoryview(quoted), why, by=flow.key[size : 2 * size])
 
     def send_udp(self, header: FlowHeader, payload: bytes | memoryview) -> None:
@@ -373,14 +374,14 @@ class Stack:
             self._learn(packet)
             if len(self.echo) >= self.limits.echo_flows:
                 self.dropped["limit-echo-flows"] += 1
-                _idle_longest(self.echo).close()
+                next(iter(self.echo.values())).close()
             flow = self.echo[key] = EchoFlow(self, key, now)
             refusal = self.user.echo_opened(flow)
             if refusal is not None:
                 flow.close()
                 self._packets.error(packet.whole, refusal, by=packet.destination)
                 return
-        flow.last = now
+        flow.used(now)
         if flow.user is not None:
             flow.user.echo(flow, message.low, message.payload, packet)
 
@@ -388,12 +389,21 @@ class Stack:
         self.echo.pop(flow.key, None)
 
     def refuse_echo(
-        self, flow: EchoFlow, why: Refusal | IcmpError, sequence: int, payload: bytes | memoryview
+        self,
+        flow: EchoFlow,
+        why: Refusal | IcmpError,
+        sequence: int,
+        payload: bytes | memoryview,
+        check: int | None,
     ) -> None:
         size = (len(flow.key) - 4) // 2
         kind, protocol = (icmp.ECHO, ip.ICMP) if size == 4 else (icmp.V6_ECHO, ip.ICMPV6)
         header = ip.pack(flow.key[: 2 * size], protocol, icmp.SIZE + len(payload))
-        quoted = header + icmp.HEADER.pack(kind, 0, 0, flow.identifier, sequence) + payload
+        message = icmp.HEADER.pack(kind, 0, 0, flow.identifier, sequence) + payload
+        if check is None:
+            pseudo = 0 if size == 4 else checksum.pseudo_header(flow.key[:32], protocol, len(message))
+            check = checksum.checksum(pseudo, checksum.total(message))
+        quoted = header + message[:2] + check.to_bytes(2, "big") + message[4:]
         self._packets.error(memoryview(quoted), why, by=flow.key[size : 2 * size])
 
     def reply_echo(self, flow: EchoFlow, sequence: int, payload: bytes | memoryview, ttl: int) -> None:
@@ -412,21 +422,6 @@ class Stack:
                 f"dropped_{reason.replace('-', '_')}": count for reason, count in sorted(self.dropped.items())
             },
         }
-
-
-_FlowT = TypeVar("_FlowT", UdpFlow, EchoFlow)
-
-
-def _idle_longest(table: dict[bytes, _FlowT], spare: bytes = b"") -> _FlowT:
-    """The least recently used, nearly, at the same cost however large the table: whoever has been used since
-    the last look goes to the end of the line (the "second chance" of page replacement)."""
-    for _ in range(SECOND_CHANCES):
-        flow = next(iter(table.values()))
-        if flow.last == flow.looked_at and flow.key != spare:
-            return flow
-        flow.looked_at = flow.last
-        table[flow.key] = table.pop(flow.key)
-    return next(flow for key, flow in table.items() if key != spare)
 
 
 def _to_group(packet: ip.Packet) -> BadPacket:

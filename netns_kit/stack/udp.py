@@ -18,6 +18,8 @@ from .user import DatagramUser, IcmpError, Refusal
 from .wire import checksum, ip, udp, virtio
 
 if TYPE_CHECKING:
+    from collections import OrderedDict
+
     from .limits import Limits
     from .link import Link
     from .timers import Timers
@@ -34,6 +36,7 @@ class Table(Protocol):
     link: Link
     limits: Limits
     timers: Timers
+    udp: OrderedDict[bytes, UdpFlow]
 
     def forget_udp(self, flow: UdpFlow) -> None: ...
 
@@ -52,7 +55,6 @@ class UdpFlow:
         "answered",
         "key",
         "last",
-        "looked_at",
         "timer_at",
         "timer_entry",
         "user",
@@ -63,7 +65,7 @@ class UdpFlow:
         self.key = key
         self.user: DatagramUser | None = None
         self.answered = False
-        self.last = self.looked_at = now  # when it was used, and what that was when the table last looked
+        self.last = now
         self.timer_at = math.inf
         self.timer_entry = math.inf
         size = (len(key) - 4) // 2
@@ -76,7 +78,7 @@ class UdpFlow:
 
     def send(self, payload: bytes | memoryview, now: float, *, ttl: int = DEFAULT_TTL, tos: int = 0) -> None:
         """One datagram to the guest, in fragments where it exceeds the MTU."""
-        self.last = now
+        self.used(now)
         if not self.answered:
             self._is_answered(now)
         header, link = self._header, self._table.link
@@ -95,6 +97,12 @@ class UdpFlow:
         _PATCH(header.buffer, at + 4, length, checksum.checksum(header.pseudo, length, parts))
         self._table.send_udp(header, payload)
 
+    def used(self, now: float) -> None:
+        """It is not idle: its time begins anew, and others make room before it."""
+        self.last = now
+        if self.user is not None:
+            self._table.udp.move_to_end(self.key)
+
     def refuse(self, why: Refusal | IcmpError, payload: bytes | memoryview = b"") -> None:
         """Tell the guest, as an ICMP error, what became of a datagram; `payload` is as much of it as is known."""
         self._table.refuse_udp(self, why, payload)
@@ -105,19 +113,17 @@ class UdpFlow:
 
     def _is_answered(self, now: float) -> None:
         self.answered = True
-        if self._is_one_shot:
-            self._table.timers.arm(self, now + self._table.limits.udp_one_shot)
+        self._table.timers.arm(self, now + self._lifetime)
 
     @property
-    def _is_one_shot(self) -> bool:
-        return int.from_bytes(self.key[-2:], "big") in ONE_SHOT
-
-    def handle_timer(self, now: float) -> None:
+    def _lifetime(self) -> float:
         limits = self._table.limits
         if not self.answered:
-            due = self.last + limits.udp_one_way
-        else:
-            due = self.last + (limits.udp_one_shot if self._is_one_shot else limits.udp_stream)
+            return limits.udp_one_way
+        return limits.udp_one_shot if int.from_bytes(self.key[-2:], "big") in ONE_SHOT else limits.udp_stream
+
+    def handle_timer(self, now: float) -> None:
+        due = self.last + self._lifetime
         if due > now:
             self._table.timers.arm(self, due)
         else:

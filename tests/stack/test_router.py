@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from netns_kit.stack import IcmpError, Limits, Refusal
-from netns_kit.stack.stack import SECOND_CHANCES
 from netns_kit.stack.wire import ethernet, icmp, ip, udp
 from netns_kit.stack.wire.tcp import ACK, SYN
 from tests.stack_support import (
@@ -13,7 +12,6 @@ from tests.stack_support import (
     GATEWAY,
     GUEST,
     GUEST_MAC,
-    GUEST_PORT,
     OTHER,
     PORTS,
     SYN_OPTIONS,
@@ -124,8 +122,8 @@ def test_an_error_is_told_as_it_came(guest: Guest, name: str) -> None:
     echo.refuse(error, 5, b"ping")  # type: ignore[call-arg, arg-type]  # the second flow is the echo's
     guest.connection.refuse(error)
     layers = (
-        GUEST_PORT.to_bytes(2, "big") + b"\0\x35\0\x10\0\0question",
-        (b"\x08" if family == 4 else b"\x80") + b"\0\0\0\0\x07\0\x05ping",
+        udp_packet(family, b"question")[14 + HEADER[family] :],
+        echo_packet(family, b"ping", sequence=5)[14 + HEADER[family] :],
         PORTS + (999).to_bytes(4, "big") + bytes(4) + b"\x50\x02",
     )
     for protocol, layer4 in zip((ip.UDP, ip.ICMP if family == 4 else ip.ICMPV6, ip.TCP), layers, strict=True):
@@ -228,17 +226,19 @@ def test_who_is_used_is_not_evicted(family: int) -> None:
     assert guest.stack.dropped["limit-udp-flows"] == 1001 - 100
 
 
-def test_making_room_costs_the_same_in_a_large_table(family: int) -> None:
-    """All of them have been used since: the search still ends."""
-    guest = Guest(family, limits=Limits(udp_flows=1000))
-    for _ in range(2):
-        guest.now += 0.001
-        for port in range(1, 1001):
-            guest.gives(udp_packet(family, b"x", port=port))
-    before = list(guest.stack.udp)
-    guest.gives(udp_packet(family, b"x", port=5000))
-    after = list(guest.stack.udp)
-    assert after[:-1] == before[SECOND_CHANCES + 1 :] + before[:SECOND_CHANCES]
+def test_the_one_idle_longest_makes_room(family: int) -> None:
+    """Whichever way the last datagram went."""
+    guest = Guest(family, limits=Limits(udp_flows=3, echo_flows=2))
+    for port in (1, 2, 3):
+        guest.gives(udp_packet(family, b"x", port=port))
+        guest.gives(echo_packet(family, identifier=port))
+        if port == 2:
+            next(iter(guest.stack.echo.values())).reply(1, b"", 64, guest.now)
+    guest.stack.udp[key(family, port=1)].send(b"answer", guest.now)
+    guest.gives(udp_packet(family, b"x", port=2))
+    guest.gives(udp_packet(family, b"x", port=4))
+    assert list(guest.stack.udp) == [key(family, port=port) for port in (1, 2, 4)]
+    assert [flow.identifier for flow in guest.stack.echo.values()] == [1, 3]
 
 
 def test_one_is_spared(family: int) -> None:
@@ -255,7 +255,7 @@ def test_one_question_one_answer(guest: Guest) -> None:
         guest.gives(udp_packet(guest.family, b"question", port=port))
     guest.passes(25)
     assert len(guest.stack.udp) == 2
-    for flow in guest.stack.udp.values():
+    for flow in list(guest.stack.udp.values()):
         flow.send(b"answer", guest.now)
     guest.passes(9.9)
     assert len(guest.stack.udp) == 2
