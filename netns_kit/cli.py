@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
+from typing import get_args
 
 import anyio
 import anyio.abc
@@ -18,12 +20,12 @@ from .network import DEFAULT_MTU, Network
 from .ports import parse as parse_ports
 from .process import Process
 from .subnet import DEFAULT_CIDR
-from .uplink import Uplink
+from .uplink import Filtering, Uplink
 
 FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127  # as env(1) and chroot(1) exit when it is their own failure
 TYPED = (signal.SIGINT, signal.SIGQUIT)  # the signals that a terminal sends to all in the foreground
 VALUED = frozenset(
-    {"-p", "--publish", "--mtu", "--cidr", "--dns", "--bind4", "--device"}
+    {"-p", "--publish", "--mtu", "--cidr", "--dns", "--bind4", "--device", "--udp-filtering"}
 )  # the next word is theirs
 _ALL_PORTS = "all"
 
@@ -42,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 bind4=options.bind4,
                 device=options.device,
                 dns=options.dns,
+                udp_filtering=options.udp_filtering,
             ),
             ports=[forward for spec in options.publish for forward in parse_ports(spec)],
             subnet=options.cidr,
@@ -78,6 +81,7 @@ def _with_values(words: list[str]) -> list[str]:
 
 async def _run(network: Network, command: list[str]) -> int:
     async with network:
+        _raise_descriptor_limit()  # not the command's: that is the agent's child
         for forward in await network.forwarder.list():
             if forward not in network.ports:  # it was asked for as port 0
                 print(f"netns-kit: {forward}", file=sys.stderr, flush=True)
@@ -88,6 +92,12 @@ async def _run(network: Network, command: list[str]) -> int:
                 status = await process.wait()
                 tasks.cancel_scope.cancel()
     return status if status >= 0 else 128 - status
+
+
+def _raise_descriptor_limit() -> None:
+    """Each flow has a descriptor, and here is nobody else to want them."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _pass_on(signals: AsyncIterator[signal.Signals], process: Process) -> None:
@@ -171,6 +181,13 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         metavar="ADDRESS[:PORT]",
         help="a resolver to use instead of the host's; repeatable",
+    )
+    run.add_argument(
+        "--udp-filtering",
+        choices=get_args(Filtering),
+        default=get_args(Filtering)[0],
+        help="whose datagrams may come in to a UDP port opened inside: of those it has sent to (the default), or "
+        'anybody\'s ("full cone")',
     )
     run.add_argument("--bind4", metavar="ADDRESS", help="source address of outgoing connections")
     run.add_argument("--device", metavar="NAME", help="interface that outgoing connections are bound to")

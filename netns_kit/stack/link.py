@@ -14,17 +14,21 @@ from .offloads import Offloads
 from .wire import arp, ethernet, virtio
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     from typing_extensions import Buffer
+
+    from .limits import Limits
 
 UNKNOWN_MAC = bytes(6)
 
 
 class Link:
     __slots__ = (
-        "_neighbour_limit",
+        "_dropped",
+        "_limits",
         "_neighbours",
         "_waiting",
-        "_waiting_limit",
         "emit",
         "mac",
         "mtu",
@@ -40,8 +44,8 @@ class Link:
         mtu: int,
         offloads: Offloads,
         own: tuple[bytes, ...],
-        neighbour_limit: int,
-        waiting_limit: int,
+        limits: Limits,
+        dropped: Counter[str],
     ) -> None:
         self.emit = emit
         self.mac = mac
@@ -50,17 +54,24 @@ class Link:
         self.own = own  # our addresses, packed, the gateway first; ARP is answered for these alone
         self._neighbours: dict[bytes, bytes] = {}
         self._waiting: dict[bytes, list[bytes]] = {}
-        self._neighbour_limit = neighbour_limit
-        self._waiting_limit = waiting_limit
+        self._limits = limits
+        self._dropped = dropped
 
     def mac_of(self, address: bytes) -> bytes:
         return self._neighbours.get(address, UNKNOWN_MAC)
+
+    def stats(self) -> dict[str, int]:
+        return {
+            "neighbours": len(self._neighbours),
+            "waiting_frames": sum(map(len, self._waiting.values())),
+        }
 
     def learn(self, address: bytes, mac: bytes) -> bool:
         """Whether that was news.  Frames that waited for it leave now."""
         if self._neighbours.get(address) == mac or address in self.own or mac[0] & 1 or mac == UNKNOWN_MAC:
             return False
-        while len(self._neighbours) >= self._neighbour_limit:
+        while address not in self._neighbours and len(self._neighbours) >= self._limits.neighbours:
+            self._dropped["limit-neighbours"] += 1
             del self._neighbours[next(iter(self._neighbours))]
         self._neighbours[address] = mac
         at = self.offloads.vnet_header
@@ -83,11 +94,15 @@ class Link:
         if bytes(memoryview(buffers[0])[at : at + 6]) != UNKNOWN_MAC:
             self.emit(*buffers)
             return
-        if address not in self._waiting and len(self._waiting) >= self._waiting_limit:
-            del self._waiting[next(iter(self._waiting))]
+        limit = self._limits.waiting_frames
+        if address not in self._waiting and len(self._waiting) >= limit:
+            oldest = next(iter(self._waiting))
+            self._dropped["limit-waiting-frames"] += len(self._waiting.pop(oldest))
         frames = self._waiting.setdefault(address, [])
-        if len(frames) < self._waiting_limit:
+        if len(frames) < limit:
             frames.append(b"".join(buffers))
+        else:
+            self._dropped["limit-waiting-frames"] += 1
         self.request(address)
 
     def request(self, address: bytes) -> None:

@@ -6,7 +6,14 @@ Memory is bounded: beyond the bound the oldest incomplete packet goes.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .wire import BadPacket, ip
+
+if TYPE_CHECKING:
+    from collections import Counter
+
+    from .limits import Limits
 
 OVERHEAD = 256  # bytes counted for each fragment beside its own: small ones are not free
 QUOTED = 1280  # of the first fragment, for an ICMP error: RFC 4443 2.4 (c)
@@ -29,11 +36,11 @@ class _Partial:
 class Reassembly:
     """`add` a fragment; the whole packet comes back with its last one."""
 
-    __slots__ = ("_held", "_lifetime", "_limit", "_partials")
+    __slots__ = ("_dropped", "_held", "_lifetime", "_limit", "_partials")
 
-    def __init__(self, limit: int, lifetime: float) -> None:
-        self._limit = limit  # bytes
-        self._lifetime = lifetime  # seconds
+    def __init__(self, limits: Limits, dropped: Counter[str]) -> None:
+        self._limit, self._lifetime = limits.fragments, limits.reassembly
+        self._dropped = dropped
         self._partials: dict[tuple[bytes, int, int], _Partial] = {}
         self._held = 0
 
@@ -87,6 +94,7 @@ class Reassembly:
             partial.first.payload = memoryview(b"".join(partial.pieces[at] for at in sorted(partial.pieces)))
             return partial.first
         while self._held > self._limit:
+            self._dropped["limit-fragments"] += 1
             self._drop(next(iter(self._partials)))
         return None
 
@@ -95,6 +103,7 @@ class Reassembly:
             key = next(iter(self._partials))
             if self._partials[key].born + self._lifetime > now:
                 break
+            self._dropped["fragment-timeout"] += 1
             self._drop(key)
 
     def _drop(self, key: tuple[bytes, int, int]) -> None:

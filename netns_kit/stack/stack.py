@@ -75,11 +75,11 @@ class Stack:
             mtu=mtu,
             offloads=offloads or Offloads(),
             own=addresses,
-            neighbour_limit=self.limits.neighbours,
-            waiting_limit=self.limits.waiting_frames,
+            limits=self.limits,
+            dropped=self.dropped,
         )
         self._secret = secret
-        self._reassembly = Reassembly(self.limits.fragments, self.limits.reassembly)
+        self._reassembly = Reassembly(self.limits, self.dropped)
         self._packets = PacketWriter(self.link, int.from_bytes(secret[:2], "big"))
         self._quoted = memoryview(b"")  # the packet being handled, should an ICMP error quote it
         self._source_mac = b""
@@ -410,14 +410,17 @@ class Stack:
         self._packets.echo_reply(flow.key[:-4], flow.identifier, sequence, payload, ttl=ttl)
 
     def stats(self) -> dict[str, int]:
-        """Gauges of the tables, then counts of what was dropped, by reason."""
+        """Gauges, those that `Limits` bounds by its names; then counts of what was dropped, by reason."""
         states = Counter(connection.state for connection in self.tcp.values())
         return {
             "tcp_connections": len(self.tcp),
             **{f"tcp_{state.name.lower()}": states[state] for state in State if states[state]},
+            "tcp_pending": len(self.pending),
+            "tcp_memory": self.memory.held,
             "udp_flows": len(self.udp),
             "echo_flows": len(self.echo),
-            "fragment_bytes": self._reassembly.held,
+            "fragments": self._reassembly.held,
+            **self.link.stats(),
             **{
                 f"dropped_{reason.replace('-', '_')}": count for reason, count in sorted(self.dropped.items())
             },

@@ -73,7 +73,7 @@ def test_every_size_crosses(family: int, size: int, offloads: Offloads | None) -
             return
         back.gives(header + again)
     assert [payload for payload, *_ in back.users.datagrams.got] == [data[:size]]
-    assert back.stack.stats()["fragment_bytes"] == 0
+    assert back.stack.stats()["fragments"] == 0
 
 
 def test_a_super_datagram_is_passed_on_whole(family: int) -> None:
@@ -335,7 +335,7 @@ def test_fragments_in_any_order_and_twice(family: int, data: st.DataObject) -> N
     assert not guest.users.datagrams.got
     guest.gives(once[-1])
     assert guest.users.datagrams.got == [(bytes(range(250)) * 16, 64, 0)]
-    assert guest.stack.stats()["fragment_bytes"] == 0
+    assert guest.stack.stats()["fragments"] == 0
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_an_overlap_damns_the_packet(family: int, at: int, size: int, more: bool
         guest.gives(piece)
     assert not guest.users.datagrams.got
     assert guest.stack.dropped["fragment-overlap"] == 5
-    assert guest.stack.stats()["fragment_bytes"] == OVERHEAD
+    assert guest.stack.stats()["fragments"] == OVERHEAD
     (damned,) = guest.stack._reassembly._partials.values()
     assert (damned.pieces, damned.first) == ({}, None)
     guest.passes(31)
@@ -375,10 +375,10 @@ def test_packets_do_not_mix(family: int) -> None:
 def test_incomplete_packets_are_forgotten(family: int) -> None:
     guest = Guest(family)
     guest.gives(pieces_of(family)[0])
-    assert guest.stack.stats()["fragment_bytes"] > 1000
+    assert guest.stack.stats()["fragments"] > 1000
     guest.passes(31)
     guest.gives(fragment(GUEST[family] + OTHER[family], ip.UDP, 0, bytes(8), True, 99))
-    assert guest.stack.stats()["fragment_bytes"] < 1000
+    assert guest.stack.stats()["fragments"] < 1000
     guest.gives(pieces_of(family)[1])
     assert not guest.users.datagrams.got
 
@@ -390,7 +390,7 @@ def test_incomplete_packets_are_bounded(family: int) -> None:
     for identification in range(1000):
         guest.gives(fragment(addresses, ip.UDP, 8, bytes(8), True, identification))
         guest.gives(fragment(addresses, ip.UDP, 64, bytes(1000), True, identification))
-        assert guest.stack.stats()["fragment_bytes"] <= 100_000
+        assert guest.stack.stats()["fragments"] <= 100_000
     for piece in pieces_of(family)[1:]:
         guest.gives(piece)
     guest.gives(pieces_of(family)[0])
@@ -402,7 +402,7 @@ def test_a_packet_of_too_many_pieces(family: int) -> None:
     for at in range(0, 8 * 4000, 8):
         guest.gives(fragment(GUEST[family] + OTHER[family], ip.UDP, at, bytes(8), True))
     assert guest.stack.dropped["fragment-overlap"] > 2000
-    assert guest.stack.stats()["fragment_bytes"] == OVERHEAD
+    assert guest.stack.stats()["fragments"] == OVERHEAD
 
 
 @pytest.mark.parametrize(
@@ -452,9 +452,13 @@ def test_stats_name_what_is_there(guest: Guest) -> None:
     assert guest.stack.stats() == {
         "tcp_connections": 1,
         "tcp_established": 1,
+        "tcp_pending": 0,
+        "tcp_memory": 0,
         "udp_flows": 1,
         "echo_flows": 1,
-        "fragment_bytes": 0,
+        "fragments": 0,
+        "neighbours": 1,
+        "waiting_frames": 0,
         "dropped_ethernet_truncated": 1,
     }
     assert guest.state() is State.ESTABLISHED

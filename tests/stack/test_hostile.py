@@ -111,7 +111,7 @@ def bounded(guest: Guest) -> None:
     assert len(stack.tcp) <= LIMITS.tcp_connections
     assert len(stack.udp) <= LIMITS.udp_flows
     assert len(stack.echo) <= LIMITS.echo_flows
-    assert stack.stats()["fragment_bytes"] <= LIMITS.fragments
+    assert stack.stats()["fragments"] <= LIMITS.fragments
     assert len(stack.link._neighbours) <= LIMITS.neighbours
     assert sum(map(len, stack.link._waiting.values())) <= LIMITS.waiting_frames**2
     assert len(stack.timers) < 2000
