@@ -23,7 +23,8 @@ from .echo import EchoFlow
 from .limits import Limits
 from .offloads import Offloads
 from .stack import Stack
-from .tcp import State, TcpConnection
+from .states import State
+from .tcp import TcpConnection
 from .udp import UdpFlow
 from .user import Closed, DatagramUser, EchoUser, IcmpError, Refusal, StackUser, TcpUser
 

@@ -19,7 +19,8 @@ from .link import Link
 from .offloads import Offloads
 from .packets import PacketWriter
 from .reassembly import Reassembly
-from .tcp import LISTEN, SYN_SENT, TIME_WAIT, State, TcpConnection
+from .states import LISTEN, SYN_SENT, TIME_WAIT, State
+from .tcp import TcpConnection
 from .timers import Timers
 from .udp import UdpFlow
 from .user import IcmpError, Refusal, StackUser, TcpUser
@@ -360,6 +361,8 @@ class Stack:
                 self._verify(packet, ip.ICMPV6, len(packet.payload))
             elif checksum.total(packet.payload):
                 raise BadPacket("checksum")
+        if message.type == (icmp.UNREACHABLE if ipv4 else icmp.V6_UNREACHABLE):
+            self._unreachable(message.payload, ipv4)
         if message.type != (icmp.ECHO if ipv4 else icmp.V6_ECHO):
             raise BadPacket("icmp-type")
         if not (ip.is_unicast(packet.destination) and ip.is_unicast(packet.source)):
@@ -384,6 +387,18 @@ class Stack:
         flow.used(now)
         if flow.user is not None:
             flow.user.echo(flow, message.low, message.payload, packet)
+
+    def _unreachable(self, quoted: memoryview, ipv4: bool) -> None:
+        """What we have sent was not welcome: that ends a connection we are opening."""
+        size, header = (4, ip.IPV4_SIZE) if ipv4 else (16, ip.IPV6_SIZE)
+        if len(quoted) < header + 8 or quoted[9 if ipv4 else 6] != ip.TCP:
+            return
+        at = header - 2 * size  # of our address, then the guest's
+        ports = quoted[header : header + 4]
+        key = b"".join((quoted[at + size : header], quoted[at : at + size], ports[2:], ports[:2]))
+        connection = self.tcp.get(key)
+        if connection is not None:
+            connection.unreachable(int.from_bytes(quoted[header + 4 : header + 8], "big"))
 
     def forget_echo(self, flow: EchoFlow) -> None:
         self.echo.pop(flow.key, None)

@@ -26,7 +26,6 @@ by `_emit` and nowhere else; time is an argument.
 from __future__ import annotations
 
 import math
-from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
 from . import seq as sequence
@@ -35,6 +34,24 @@ from .rto import CEILING
 from .segments import SegmentWriter
 from .send_half import Piece, SendHalf
 from .seq import MASK, add, distance, less
+from .states import (
+    CLOSE_WAIT,
+    CLOSED,
+    CLOSING,
+    ESTABLISHED,
+    FIN_WAIT_1,
+    FIN_WAIT_2,
+    HALF_CLOSED,
+    LAST_ACK,
+    LISTEN,
+    RECEIVING,
+    SENDING,
+    SYN_RECEIVED,
+    SYN_SENT,
+    TIME_WAIT,
+    Purpose,
+    State,
+)
 from .user import Closed, IcmpError, Refusal, TcpUser
 from .wire import tcp
 from .wire.tcp import ACK, FIN, PSH, RST, SYN, URG, Segment
@@ -57,45 +74,6 @@ LOSS_PROBES = 2  # before the timeout
 PROBES = 5  # keepalive probes unanswered before the guest is taken for gone
 PROBE_INTERVAL = 30.0
 KEEPALIVE = 0.9  # seconds idle: kernels count keepalive in whole ones
-
-
-class State(Enum):
-    LISTEN = "LISTEN"  # the guest's SYN is on hold until the user can tell
-    SYN_SENT = "SYN-SENT"
-    SYN_RECEIVED = "SYN-RECEIVED"
-    ESTABLISHED = "ESTABLISHED"
-    FIN_WAIT_1 = "FIN-WAIT-1"
-    FIN_WAIT_2 = "FIN-WAIT-2"
-    CLOSE_WAIT = "CLOSE-WAIT"
-    CLOSING = "CLOSING"
-    LAST_ACK = "LAST-ACK"
-    TIME_WAIT = "TIME-WAIT"
-    CLOSED = "CLOSED"
-
-
-LISTEN, SYN_SENT, SYN_RECEIVED, ESTABLISHED = (
-    State.LISTEN,
-    State.SYN_SENT,
-    State.SYN_RECEIVED,
-    State.ESTABLISHED,
-)
-FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT = State.FIN_WAIT_1, State.FIN_WAIT_2, State.CLOSE_WAIT
-CLOSING, LAST_ACK, TIME_WAIT, CLOSED = State.CLOSING, State.LAST_ACK, State.TIME_WAIT, State.CLOSED
-
-_SENDING = frozenset({ESTABLISHED, CLOSE_WAIT})  # the user may still send
-_RECEIVING = frozenset({ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2})  # the guest may still send
-_HALF_CLOSED = frozenset({FIN_WAIT_2, CLOSE_WAIT})
-
-
-class Purpose(Enum):
-    """What the one timer is for.  No two of these can be due at once."""
-
-    NONE = "none"
-    PENDING = "pending"
-    RETRANSMIT = "retransmit"
-    PERSIST = "persist"
-    KEEPALIVE = "keepalive"
-    TIME_WAIT = "time wait"
 
 
 class Table(Protocol):
@@ -195,6 +173,11 @@ class TcpConnection:
         if self.state is LISTEN:
             self._close(Closed.TIMED_OUT)
 
+    def unreachable(self, seq: int) -> None:
+        """The guest has answered our SYN of that number with an ICMP error: a REJECT of its firewall, say."""
+        if self.state is SYN_SENT and seq == self.snd.iss:
+            self._close(Closed.RESET)
+
     def link_changed(self, mac: bytes) -> None:
         """The guest's link address is known, or another than it was."""
         self._writer.set_mac(mac)
@@ -209,7 +192,7 @@ class TcpConnection:
         snd = self.snd
         flight = (snd.max - snd.una) & MASK
         room = min(snd.wnd, snd.burst if snd.memory.full else snd.limit) - flight
-        if snd.nxt != snd.max or self.state not in _SENDING:
+        if snd.nxt != snd.max or self.state not in SENDING:
             room = 0
         if room >= snd.mss or (room > 0 and (room >= snd.wnd_max >> 1 or not flight)):
             return room
@@ -234,7 +217,7 @@ class TcpConnection:
 
     def wait_for_room(self, now: float) -> None:
         """The user has data and `room` was 0: should the window stay shut, probe it (3.8.6.1)."""
-        if self.state in _SENDING and self.purpose is Purpose.KEEPALIVE:
+        if self.state in SENDING and self.purpose is Purpose.KEEPALIVE:
             self._persist(now)
 
     def shutdown(self, now: float) -> None:
@@ -346,7 +329,7 @@ class TcpConnection:
             and self._not_syn(seg)
             and self._ack_ok(seg, now)
         ):
-            if self.state in _RECEIVING:
+            if self.state in RECEIVING:
                 self._text(seg, now)
             if self.snd.blocked:
                 self._unblock()
@@ -586,7 +569,7 @@ class TcpConnection:
     def _end_if_due(self, now: float) -> None:
         """The guest's FIN takes effect when all before it has been taken."""
         rcv = self.rcv
-        if not rcv.fin or rcv.held or self.state not in _RECEIVING:
+        if not rcv.fin or rcv.held or self.state not in RECEIVING:
             return
         rcv.nxt = rcv.ack = add(rcv.nxt, 1)
         self._ack_later()
@@ -617,7 +600,7 @@ class TcpConnection:
         snd = self.snd
         if snd.una != snd.max:
             self._arm(Purpose.RETRANSMIT, now + snd.rto.first)
-        elif snd.blocked and self.state in _SENDING:  # it may be told of room in a moment, or have to ask
+        elif snd.blocked and self.state in SENDING:  # it may be told of room in a moment, or have to ask
             self._persist(now)
         elif self.purpose is Purpose.RETRANSMIT:
             self._keepalive(now)
@@ -761,7 +744,7 @@ class TcpConnection:
     @property
     def _idle_time(self) -> float:
         limits = self._table.limits
-        return limits.tcp_half_closed if self.state in _HALF_CLOSED else limits.tcp_idle
+        return limits.tcp_half_closed if self.state in HALF_CLOSED else limits.tcp_idle
 
     def handle_timer(self, now: float) -> None:
         purpose, self.purpose = self.purpose, Purpose.NONE
@@ -807,7 +790,7 @@ class TcpConnection:
     def _persist_timeout(self, now: float) -> None:
         """3.8.6.1: an old number draws an ACK with the window as it is."""
         snd = self.snd
-        if not snd.blocked or self.state not in _SENDING:
+        if not snd.blocked or self.state not in SENDING:
             self._keepalive(now)
         elif self._unanswered(now) > RETRIES:
             self._give_up()

@@ -7,7 +7,7 @@ import pytest
 from netns_kit.stack import Closed, Limits, Refusal, State
 from netns_kit.stack.wire import icmp, ip
 from netns_kit.stack.wire.tcp import ACK, FIN, RST, SYN, Options, pack_options, parse_options
-from tests.stack_support import GATEWAY, GUEST, OTHER, PORTS, Guest, key
+from tests.stack_support import GATEWAY, GUEST, OTHER, PORTS, Guest, key, packet
 
 
 def test_a_syn_is_held_until_the_user_accepts(guest: Guest) -> None:
@@ -214,6 +214,23 @@ def test_the_guest_refuses_our_syn(guest: Guest) -> None:
     guest.gets(RST | ACK, 0, 9000)
     guest.quiet()
     assert guest.listener.events == [Closed.RESET]
+
+
+@pytest.mark.parametrize("wrong", [None, "number", "port", "protocol", "length"])
+def test_the_guest_rejects_our_syn(guest: Guest, wrong: str | None) -> None:
+    """By ICMP, as a firewall of its own does.  It ends that connection, opened by that SYN, and no other."""
+    guest.connecting()
+    family = guest.family
+    size = 20 if family == 4 else 40
+    ports = PORTS[2:] + (b"\0\1" if wrong == "port" else PORTS[:2])
+    number = 8998 if wrong == "number" else 8999
+    header = ip.pack(OTHER[family] + GUEST[family], ip.UDP if wrong == "protocol" else ip.TCP, 20)
+    about = header + ports + number.to_bytes(4, "big")
+    kind, protocol = (icmp.UNREACHABLE, ip.ICMP) if family == 4 else (icmp.V6_UNREACHABLE, ip.ICMPV6)
+    message = icmp.HEADER.pack(kind, 3, 0, 0, 0) + about[: size + (7 if wrong == "length" else 8)]
+    guest.gives(packet(GUEST[family] + OTHER[family], protocol, message, sum_at=2))
+    guest.quiet()
+    assert guest.listener.events == ([] if wrong else [Closed.RESET])
 
 
 def test_an_old_connection_of_the_guest_answers_our_syn(guest: Guest) -> None:

@@ -1,0 +1,44 @@
+"""The states of RFC 9293 3.3.2, and what a connection's one timer may be for."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class State(Enum):
+    LISTEN = "LISTEN"  # the guest's SYN is on hold until the user can tell
+    SYN_SENT = "SYN-SENT"
+    SYN_RECEIVED = "SYN-RECEIVED"
+    ESTABLISHED = "ESTABLISHED"
+    FIN_WAIT_1 = "FIN-WAIT-1"
+    FIN_WAIT_2 = "FIN-WAIT-2"
+    CLOSE_WAIT = "CLOSE-WAIT"
+    CLOSING = "CLOSING"
+    LAST_ACK = "LAST-ACK"
+    TIME_WAIT = "TIME-WAIT"
+    CLOSED = "CLOSED"
+
+
+LISTEN, SYN_SENT, SYN_RECEIVED, ESTABLISHED = (
+    State.LISTEN,
+    State.SYN_SENT,
+    State.SYN_RECEIVED,
+    State.ESTABLISHED,
+)
+FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT = State.FIN_WAIT_1, State.FIN_WAIT_2, State.CLOSE_WAIT
+CLOSING, LAST_ACK, TIME_WAIT, CLOSED = State.CLOSING, State.LAST_ACK, State.TIME_WAIT, State.CLOSED
+
+SENDING = frozenset({ESTABLISHED, CLOSE_WAIT})  # the user may still send
+RECEIVING = frozenset({ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2})  # the guest may still send
+HALF_CLOSED = frozenset({FIN_WAIT_2, CLOSE_WAIT})
+
+
+class Purpose(Enum):
+    """What the one timer is for.  No two of these can be due at once."""
+
+    NONE = "none"
+    PENDING = "pending"
+    RETRANSMIT = "retransmit"
+    PERSIST = "persist"
+    KEEPALIVE = "keepalive"
+    TIME_WAIT = "time wait"
