@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from netns_kit.stack import Refusal, State
-from netns_kit.stack.wire import arp, ethernet
-from netns_kit.stack.wire.tcp import ACK, FIN
+from netns_kit.impairment import Impairment
+from netns_kit.stack import IcmpError, Refusal, State
+from netns_kit.stack.wire import arp, ethernet, icmp
+from netns_kit.stack.wire.tcp import ACK, FIN, pack_options
 from tests.stack_support import (
     DNS,
     GATEWAY,
@@ -20,6 +21,7 @@ from tests.stack_support import (
     OTHER_PORT,
     OUR_MAC,
     Guest,
+    Pair,
     echo_packet,
     key,
     udp_packet,
@@ -179,3 +181,66 @@ def test_fragments(guest: Guest) -> None:
     del whole[scapy.UDP].chksum
     assert type(whole)(bytes(whole))[scapy.UDP].chksum == sum_found
     assert bytes(whole[scapy.UDP].payload) == data
+
+
+def test_sack(guest: Guest) -> None:
+    guest.established(options=pack_options(1460, 7, True))
+    guest.gets(ACK, 1100, 9000, bytes(50))
+    guest.gets(ACK, 1300, 9000, bytes(50))
+    _, segment = segments(guest)
+    assert ("SAck", (1300, 1350, 1100, 1150)) in segment.options
+    assert (segment.flags, segment.ack, segment.dataofs) == ("A", 1000, 10)
+
+
+def test_urgent(guest: Guest) -> None:
+    guest.established()
+    guest.connection.send_urgent(b"now!", guest.now)
+    layer = ours(oracle(guest.frames.popleft()), guest.family)
+    segment = layer[scapy.TCP]
+    assert (segment.flags, segment.urgptr, bytes(segment.payload)) == ("PAU", 4, b"now!")
+
+
+def test_hops_and_class(guest: Guest) -> None:
+    flow = guest.stack.add_udp(key(guest.family), guest.now)
+    flow.send(b"x", guest.now, ttl=3, tos=0xB9)
+    seen = oracle(guest.frames.popleft())[scapy.IP if guest.family == 4 else scapy.IPv6]
+    assert ((seen.ttl, seen.tos) if guest.family == 4 else (seen.hlim, seen.tc)) == (3, 0xB9)
+
+
+def test_errors_from_further_on(guest: Guest) -> None:
+    family, router = guest.family, OTHER[guest.family][:-1] + b"\x09"
+    guest.gives(udp_packet(family, b"probe", ttl=1))
+    guest.gives(udp_packet(family, b"question"))
+    (flow,) = guest.users.flows
+    too_big = (icmp.UNREACHABLE, 4) if family == 4 else (icmp.V6_TOO_BIG, 0)
+    flow.refuse(IcmpError(*too_big, 1400, router, 61), b"question")
+    exceeded, error = (oracle(frame) for frame in guest.frames)
+    if family == 4:
+        assert (exceeded[scapy.ICMP].type, exceeded[scapy.IP].src) == (11, name(GATEWAY[4]))
+        assert (error[scapy.ICMP].type, error[scapy.ICMP].code, error[scapy.ICMP].nexthopmtu) == (3, 4, 1400)
+        assert (error[scapy.IP].src, error[scapy.IP].ttl) == (name(router), 61)
+        quoted = error[scapy.UDPerror]
+    else:
+        assert (exceeded[scapy.ICMPv6TimeExceeded].code, exceeded[scapy.IPv6].src) == (0, name(GATEWAY[6]))
+        assert error[scapy.ICMPv6PacketTooBig].mtu == 1400
+        assert (error[scapy.IPv6].src, error[scapy.IPv6].hlim) == (name(router), 61)
+        quoted = error[scapy.UDPerror]
+    assert (quoted.sport, quoted.dport, quoted.len) == (GUEST_PORT, 53, 16)
+    assert bytes(quoted.payload) == b"question"
+
+
+def test_a_whole_conversation_over_a_bad_link() -> None:
+    """Both ends are ours; everything either of them says is taken apart."""
+    pair = Pair(Impairment(loss=0.1, duplicate=0.05, reorder=0.1, seed=3), 100_000, recorded=[])
+    pair.run().check()
+    assert pair.recorded is not None
+    kinds = set()
+    for frame in pair.recorded:
+        seen = scapy.Ether(frame)
+        again = seen.copy()
+        for layer, fields in ((scapy.IP, ("len", "chksum", "ihl")), (scapy.TCP, ("chksum", "dataofs"))):
+            for field in fields:
+                delattr(again[layer], field)
+        assert bytes(again) == frame
+        kinds |= {option for option, _ in seen[scapy.TCP].options}
+    assert kinds == {"MSS", "NOP", "SAckOK", "SAck", "WScale"}
