@@ -24,10 +24,10 @@ from tests.test_gateway import (
     Bench,
     Make,
     datagram,
-    port_of,
     listener,
     make,
     opened,
+    port_of,
     syn,
 )
 

@@ -89,8 +89,8 @@ class PingRelay:
                 continue
             kind, _, _, identifier, sequence = icmp.HEADER.unpack_from(message)
             if kind == self._kinds[1] and (not self._raw or identifier == self._identifier):
-                ttl, _ = marks_of(ancillary)
-                self._flow.reply(sequence, message[icmp.SIZE :], ttl, self._engine.now)
+                ttl, tos = marks_of(ancillary)
+                self._flow.reply(sequence, message[icmp.SIZE :], ttl, self._engine.now, tos=tos)
 
     def _errors(self, sequence: int = 0, payload: bytes | memoryview = b"") -> bool:
         """Tell the guest of what is in the socket's error queue.  Whether that was about what is being sent."""

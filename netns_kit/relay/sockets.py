@@ -81,11 +81,11 @@ def ask_for_marks(sock: socket.socket) -> None:
 
 
 def marks_of(ancillary: Ancillary) -> tuple[int, int]:
-    """TTL and traffic class that a datagram arrived with."""
+    """TTL and traffic class of a datagram that has arrived, as a router passes them on: one hop fewer."""
     ttl, tos = 64, 0
     for level, kind, data in ancillary:
         if (level, kind) in _TTLS:
-            ttl = int.from_bytes(data, sys.byteorder)
+            ttl = max(int.from_bytes(data, sys.byteorder) - 1, 1)
         elif (level, kind) in _TOSES:
             tos = int.from_bytes(data, sys.byteorder)
     return ttl, tos

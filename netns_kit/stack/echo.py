@@ -23,7 +23,9 @@ class Table(Protocol):
 
     def forget_echo(self, flow: EchoFlow) -> None: ...
 
-    def reply_echo(self, flow: EchoFlow, sequence: int, payload: bytes | memoryview, ttl: int) -> None: ...
+    def reply_echo(
+        self, flow: EchoFlow, sequence: int, payload: bytes | memoryview, ttl: int, tos: int
+    ) -> None: ...
 
     def refuse_echo(
         self,
@@ -53,10 +55,12 @@ class EchoFlow:
     def identifier(self) -> int:
         return int.from_bytes(self.key[-4:-2], "big")
 
-    def reply(self, sequence: int, payload: bytes | memoryview, ttl: int, now: float) -> None:
+    def reply(
+        self, sequence: int, payload: bytes | memoryview, ttl: int, now: float, *, tos: int = 0
+    ) -> None:
         """An echo reply to the guest, from the other address."""
         self.used(now)
-        self._table.reply_echo(self, sequence, payload, ttl)
+        self._table.reply_echo(self, sequence, payload, ttl, tos)
 
     def used(self, now: float) -> None:
         """It is not idle: its time begins anew, and others make room before it."""

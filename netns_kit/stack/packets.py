@@ -53,13 +53,20 @@ class PacketWriter:
         self.send(key[size : 2 * size] + key[:size], ip.TCP, segment, sum_at=16)
 
     def echo_reply(
-        self, addresses: bytes, identifier: int, sequence: int, payload: bytes | memoryview, *, ttl: int = 64
+        self,
+        addresses: bytes,
+        identifier: int,
+        sequence: int,
+        payload: bytes | memoryview,
+        *,
+        ttl: int = 64,
+        tos: int = 0,
     ) -> None:
         """The reply to a request that had these addresses."""
         size = len(addresses) // 2
         kind, protocol = (icmp.ECHO_REPLY, ip.ICMP) if size == 4 else (icmp.V6_ECHO_REPLY, ip.ICMPV6)
         message = icmp.HEADER.pack(kind, 0, 0, identifier, sequence) + payload
-        self.send(addresses[size:] + addresses[:size], protocol, message, sum_at=2, ttl=ttl)
+        self.send(addresses[size:] + addresses[:size], protocol, message, sum_at=2, ttl=ttl, tos=tos)
 
     def send(
         self, addresses: bytes, protocol: int, layer4: bytes, *, sum_at: int = -1, ttl: int = 64, tos: int = 0

@@ -369,7 +369,9 @@ class Stack:
             raise BadPacket("icmp-not-unicast")
         if packet.destination in self.addresses:
             self._learn(packet)
-            self._packets.echo_reply(packet.addresses, message.high, message.low, message.payload)
+            self._packets.echo_reply(
+                packet.addresses, message.high, message.low, message.payload, tos=packet.tos
+            )
             return
         key = packet.addresses + packet.payload[4:6] + bytes(2)
         flow = self.echo.get(key)
@@ -421,8 +423,10 @@ class Stack:
         quoted = header + message[:2] + check.to_bytes(2, "big") + message[4:]
         self._packets.error(memoryview(quoted), why, by=flow.key[size : 2 * size])
 
-    def reply_echo(self, flow: EchoFlow, sequence: int, payload: bytes | memoryview, ttl: int) -> None:
-        self._packets.echo_reply(flow.key[:-4], flow.identifier, sequence, payload, ttl=ttl)
+    def reply_echo(
+        self, flow: EchoFlow, sequence: int, payload: bytes | memoryview, ttl: int, tos: int
+    ) -> None:
+        self._packets.echo_reply(flow.key[:-4], flow.identifier, sequence, payload, ttl=ttl, tos=tos)
 
     def stats(self) -> dict[str, int]:
         """Gauges, those that `Limits` bounds by its names; then counts of what was dropped, by reason."""

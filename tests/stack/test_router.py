@@ -117,9 +117,8 @@ def test_an_error_is_told_as_it_came(guest: Guest, name: str) -> None:
     guest.gives(udp_packet(family, b"question"))
     guest.gives(echo_packet(family, b"ping", sequence=5))
     guest.gets(SYN, 999, options=SYN_OPTIONS)
-    datagrams, echo = guest.users.flows
-    datagrams.refuse(error, payload=b"question")
-    echo.refuse(error, 5, b"ping")  # type: ignore[call-arg, arg-type]  # the second flow is the echo's
+    next(iter(guest.stack.udp.values())).refuse(error, payload=b"question")
+    next(iter(guest.stack.echo.values())).refuse(error, 5, b"ping")
     guest.connection.refuse(error)
     layers = (
         udp_packet(family, b"question")[14 + HEADER[family] :],

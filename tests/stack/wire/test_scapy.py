@@ -211,9 +211,9 @@ def test_errors_from_further_on(guest: Guest) -> None:
     family, router = guest.family, OTHER[guest.family][:-1] + b"\x09"
     guest.gives(udp_packet(family, b"probe", ttl=1))
     guest.gives(udp_packet(family, b"question"))
-    (flow,) = guest.users.flows
+    (flow,) = guest.stack.udp.values()
     too_big = (icmp.UNREACHABLE, 4) if family == 4 else (icmp.V6_TOO_BIG, 0)
-    flow.refuse(IcmpError(*too_big, 1400, router, 61), b"question")
+    flow.refuse(IcmpError(*too_big, 1400, router, 61), payload=b"question")
     exceeded, error = (oracle(frame) for frame in guest.frames)
     if family == 4:
         assert (exceeded[scapy.ICMP].type, exceeded[scapy.IP].src) == (11, name(GATEWAY[4]))
