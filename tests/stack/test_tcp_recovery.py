@@ -162,3 +162,14 @@ def test_rfc_6298() -> None:
     for _ in range(200):
         rto.sample(0.0001)
     assert rto.value == FLOOR
+
+
+def test_the_shortest_round_trip_is_looked_for_anew() -> None:
+    """A path may have become longer, and windows follow it."""
+    timer = RetransmissionTimeout()
+    for rtt in (0.03, 0.01, 0.02):
+        timer.sample(rtt)
+    assert timer.smallest == 0.01
+    for _ in range(FORGET):
+        timer.sample(0.1)
+    assert timer.smallest == 0.1
