@@ -18,6 +18,8 @@ from heapq import heappop, heappush
 from itertools import count
 from random import Random
 
+import pytest
+
 from netns_kit.impairment import BadLink, Impairment
 from netns_kit.stack import Closed, EchoFlow, Limits, Refusal, Stack, TcpConnection, UdpFlow
 from netns_kit.stack.wire.ip import Packet
@@ -336,14 +338,18 @@ class World:
             self.links[0].send(packet, self.now)
 
     def _fragment(self) -> None:
-        """A datagram in pieces, in any order, and not always all of them."""
+        self.fragments(missing=self.random.choice((0, 0, 1)))
+
+    def fragments(self, missing: int) -> None:
+        """A datagram in pieces, in any order, and not all of them."""
         family, number = self.random.choice(FAMILIES), self.random.randrange(1 << 16)
         whole = udp_packet(family, WORDS[: self.random.randrange(3000, 9000)], to=OTHERS[family][0], port=9)
         pieces = fragments(whole[14:], 1440, number)
-        for piece in self.random.sample(pieces, len(pieces) - self.random.choice((0, 0, 1))):
+        for piece in self.random.sample(pieces, len(pieces) - missing):
             self.links[0].send(piece, self.now)
 
 
+@pytest.mark.timeout(600)
 def test_an_hour_of_everything() -> None:
     """At the end of each quarter every table is empty, every buffer given back and no timer runs; and the memory of
     the last quarters is that of the one before.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from netns_kit.stack import Closed
-from netns_kit.stack.rto import CEILING, FLOOR, INITIAL, RetransmissionTimeout
+from netns_kit.stack.rto import CEILING, FLOOR, FORGET, INITIAL, RetransmissionTimeout
 from netns_kit.stack.wire.tcp import ACK, FIN, RST
 from tests.stack_support import Guest
 
