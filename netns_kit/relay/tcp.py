@@ -1,7 +1,8 @@
 """One TCP connection of the stack beside one stream socket of the host.
 
 Urgent data: the socket keeps it in line (SO_OOBINLINE), and the kernel ends a read at its mark, where the ioctl
-SIOCATMARK says so: the byte behind the mark is the urgent one.
+SIOCATMARK says so: the byte behind the mark is the urgent one.  It is asked only where a mark may be, since it costs
+as much as reading: not after a read that ended for want of bytes, when the next event will tell.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class TcpRelay:
         "_candidates",
         "_ended",
         "_engine",
-        "_mark_ahead",
+        "_mark_near",
         "_read_to_end",
         "_readable",
         "_socket",
@@ -48,7 +49,7 @@ class TcpRelay:
         self._readable = False
         self._ended = False  # the host has sent FIN
         self._read_to_end = False  # a short read proves nothing: no further event will tell of the rest
-        self._mark_ahead = False  # the host has sent urgent data that is not read yet
+        self._mark_near = False  # what is read next may be urgent: told so, or nothing ended the last read
         self._blocked = False
 
     # -- the host's side ----------------------------------------------------------------------------
@@ -114,7 +115,7 @@ class TcpRelay:
             if events & (READ_HANG_UP | HANG_UP | ERROR | URGENT):
                 self._read_to_end = True
             if events & URGENT:
-                self._mark_ahead = True
+                self._mark_near = True
             if events & ERROR and self._ended and self._failed():
                 return
             self._pump()  # what came before an error is read before it
@@ -142,7 +143,7 @@ class TcpRelay:
             if not wanted:
                 connection.wait_for_room(now)
                 return
-            urgent = self._mark_ahead and _at_mark(sock)
+            urgent = self._mark_near and _at_mark(sock)
             try:
                 data = sock.recv(1 if urgent else wanted)
             except BlockingIOError:
@@ -156,10 +157,10 @@ class TcpRelay:
                 connection.shutdown(now)
                 return
             if urgent:
-                self._mark_ahead = False
                 connection.send_urgent(data, now)
-            else:
-                connection.send(data, now)
+                continue
+            connection.send(data, now)
+            self._mark_near = self._read_to_end or len(data) == wanted
             if len(data) < wanted and not self._read_to_end:
                 self._readable = False
         if self._readable:
