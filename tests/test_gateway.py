@@ -223,7 +223,6 @@ class Bench:
         self.guest.link.learn(address, GATEWAY_MAC)
         key = address + GUEST + port.to_bytes(2, "big") + source.to_bytes(2, "big")
         flow = self.guest.add_udp(key, self.now)
-        flow.link_changed(GATEWAY_MAC)
         flow.user = mailbox = Mailbox()
         return mailbox, flow
 

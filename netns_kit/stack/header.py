@@ -24,8 +24,10 @@ class FlowHeader:
     __slots__ = (
         "_ip",
         "_ip_sum",
+        "_link",
         "_protocol",
         "_ttl_protocol",
+        "_version",
         "addresses",
         "buffer",
         "layer4",
@@ -36,6 +38,7 @@ class FlowHeader:
 
     def __init__(self, link: Link, addresses: bytes, protocol: int, layer4: bytes) -> None:
         self.addresses = addresses
+        self._link, self._version = link, link.version
         destination = addresses[len(addresses) // 2 :]
         prefix = link.prefix(destination)
         self.resolved = link.mac_of(destination) != UNKNOWN_MAC
@@ -60,6 +63,8 @@ class FlowHeader:
 
     def set_length(self, length: int) -> None:
         """`length` is that of the layer-4 header and payload."""
+        if self._version != self._link.version:
+            self._look_up()
         if self._ip_sum:
             at = self._ip
             check = 0xFFFF - (self._ip_sum + length) % 0xFFFF
@@ -67,11 +72,14 @@ class FlowHeader:
         else:
             _LENGTH(self.buffer, self._ip + 4, length)
 
-    def set_mac(self, mac: bytes) -> None:
-        """The guest has a new link address."""
-        at = self._ip - 14
-        self.buffer[at : at + 6] = mac
-        self.resolved = True
+    def _look_up(self) -> None:
+        """Somebody has a new link address: the guest, perhaps."""
+        self._version = self._link.version
+        mac = self._link.mac_of(self.addresses[len(self.addresses) // 2 :])
+        if mac != UNKNOWN_MAC:  # forgotten is not gone
+            at = self._ip - 14
+            self.buffer[at : at + 6] = mac
+            self.resolved = True
 
     def virtio(self, sum_offset: int, gso_type: int = virtio.GSO_NONE, gso_size: int = 0) -> bytes:
         """The virtio header for a packet of this flow whose checksum field lies `sum_offset` into layer 4."""

@@ -34,6 +34,7 @@ class Link:
         "mtu",
         "offloads",
         "own",
+        "version",
     )
 
     def __init__(
@@ -51,6 +52,9 @@ class Link:
         self.mac = mac
         self.mtu = mtu
         self.offloads = offloads
+        self.version = (
+            0  # one more with each link address that is learnt: header templates look theirs up then
+        )
         self.own = own  # our addresses, packed, the gateway first; ARP is answered for these alone
         self._neighbours: dict[bytes, bytes] = {}
         self._waiting: dict[bytes, list[bytes]] = {}
@@ -66,18 +70,18 @@ class Link:
             "waiting_frames": sum(map(len, self._waiting.values())),
         }
 
-    def learn(self, address: bytes, mac: bytes) -> bool:
-        """Whether that was news.  Frames that waited for it leave now."""
+    def learn(self, address: bytes, mac: bytes) -> None:
+        """Frames that waited for it leave now."""
         if self._neighbours.get(address) == mac or address in self.own or mac[0] & 1 or mac == UNKNOWN_MAC:
-            return False
+            return
         while address not in self._neighbours and len(self._neighbours) >= self._limits.neighbours:
             self._dropped["limit-neighbours"] += 1
             del self._neighbours[next(iter(self._neighbours))]
         self._neighbours[address] = mac
+        self.version += 1
         at = self.offloads.vnet_header
         for frame in self._waiting.pop(address, ()):
             self.emit(frame[:at] + mac + frame[at + 6 :])
-        return True
 
     def gateway(self, size: int) -> bytes:
         """Our first address of `size` bytes."""
@@ -111,14 +115,14 @@ class Link:
             request = arp.Arp(arp.REQUEST, self.mac, self.gateway(4), UNKNOWN_MAC, address)
             self._send_arp(ethernet.BROADCAST, request)
 
-    def arp_arrives(self, frame: memoryview) -> bool:
-        """Answers a request for one of our addresses.  Whether the sender's address was news."""
+    def arp_arrives(self, frame: memoryview) -> None:
+        """Answers a request for one of our addresses, and learns the sender's."""
         packet = arp.parse(frame)
         if packet.target in self.own and packet.operation == arp.REQUEST:
             reply = arp.Arp(arp.REPLY, self.mac, packet.target, packet.sender_mac, packet.sender)
             self._send_arp(packet.sender_mac, reply)
-        probing = packet.sender == bytes(4)  # RFC 5227: it has no address yet
-        return not probing and self.learn(packet.sender, packet.sender_mac)
+        if packet.sender != bytes(4):  # RFC 5227: probing, it has no address yet
+            self.learn(packet.sender, packet.sender_mac)
 
     def _send_arp(self, destination: bytes, packet: arp.Arp) -> None:
         self.emit(self._virtio() + ethernet.pack(destination, self.mac, ethernet.ARP) + arp.pack(packet))

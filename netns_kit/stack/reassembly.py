@@ -6,6 +6,7 @@ Memory is bounded: beyond the bound the oldest incomplete packet goes.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from .wire import BadPacket, ip
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections import Counter
 
     from .limits import Limits
+    from .timers import Timers
 
 OVERHEAD = 256  # bytes counted for each fragment beside its own: small ones are not free
 QUOTED = 1280  # of the first fragment, for an ICMP error: RFC 4443 2.4 (c)
@@ -36,10 +38,21 @@ class _Partial:
 class Reassembly:
     """`add` a fragment; the whole packet comes back with its last one."""
 
-    __slots__ = ("_dropped", "_held", "_lifetime", "_limit", "_partials")
+    __slots__ = (
+        "_dropped",
+        "_held",
+        "_lifetime",
+        "_limit",
+        "_partials",
+        "_timers",
+        "timer_at",
+        "timer_entry",
+    )
 
-    def __init__(self, limits: Limits, dropped: Counter[str]) -> None:
+    def __init__(self, limits: Limits, dropped: Counter[str], timers: Timers) -> None:
         self._limit, self._lifetime = limits.fragments, limits.reassembly
+        self._timers = timers
+        self.timer_at = self.timer_entry = math.inf
         self._dropped = dropped
         self._partials: dict[tuple[bytes, int, int], _Partial] = {}
         self._held = 0
@@ -51,7 +64,6 @@ class Reassembly:
 
     def add(self, packet: ip.Packet, now: float) -> ip.Packet | None:
         """Raises `BadPacket` for a fragment that cannot be part of any packet, or damns one."""
-        self.expire(now)
         start, data = packet.fragment_offset, bytes(packet.payload)
         end = start + len(data)
         if packet.more_fragments and (len(data) & 7 or not data):
@@ -63,6 +75,8 @@ class Reassembly:
         if partial is None:
             partial = self._partials[key] = _Partial(now)
             self._held += partial.cost
+            if self.timer_at == math.inf:
+                self._timers.arm(self, now + self._lifetime)
         if partial.damned:
             raise BadPacket("fragment-overlap")
         if partial.pieces.get(start) == data:
@@ -98,10 +112,13 @@ class Reassembly:
             self._drop(next(iter(self._partials)))
         return None
 
-    def expire(self, now: float) -> None:
+    def handle_timer(self, now: float) -> None:
+        """Packets that have waited too long are given up."""
         while self._partials:
             key = next(iter(self._partials))
-            if self._partials[key].born + self._lifetime > now:
+            due = self._partials[key].born + self._lifetime
+            if due > now:
+                self._timers.arm(self, due)
                 break
             self._dropped["fragment-timeout"] += 1
             self._drop(key)

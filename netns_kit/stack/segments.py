@@ -53,10 +53,6 @@ class SegmentWriter:
         """What fits the MTU beside the smallest headers."""
         return self._link.mtu - (40 if len(self._guest) == 4 else 60)
 
-    def set_mac(self, mac: bytes) -> None:
-        """The guest has a new link address."""
-        self._header.set_mac(mac)
-
     def write(
         self, seq: int, ack: int, flags: int, window: int, payload: bytes | memoryview, urgent: int = 0
     ) -> None:

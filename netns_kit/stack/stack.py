@@ -80,7 +80,7 @@ class Stack:
             dropped=self.dropped,
         )
         self._secret = secret
-        self._reassembly = Reassembly(self.limits, self.dropped)
+        self._reassembly = Reassembly(self.limits, self.dropped, self.timers)
         self._packets = PacketWriter(self.link, int.from_bytes(secret[:2], "big"))
         self._quoted = memoryview(b"")  # the packet being handled, should an ICMP error quote it
         self._source_mac = b""
@@ -120,7 +120,7 @@ class Stack:
         if kind == ethernet.IPV4:
             packet = ip.parse_ipv4(frame[at + ethernet.SIZE :])
         elif kind == ethernet.ARP:
-            self._arp(frame[at + ethernet.SIZE :])
+            self.link.arp_arrives(frame[at + ethernet.SIZE :])
             return
         elif kind == ethernet.IPV6:
             packet = ip.parse_ipv6(frame[at + ethernet.SIZE :])
@@ -145,24 +145,12 @@ class Stack:
     def handle_timers(self, now: float) -> None:
         self.timers.expire(now)
 
-    def _arp(self, frame: memoryview) -> None:
-        if self.link.arp_arrives(frame):
-            address = bytes(frame[14:18])
-            self._neighbour_changed(address, self.link.mac_of(address))
-
-    def _neighbour_changed(self, address: bytes, mac: bytes) -> None:
-        flows: list[TcpConnection | UdpFlow] = [*self.tcp.values(), *self.udp.values()]
-        for flow in flows:
-            if flow.key.startswith(address) and len(flow.key) == 2 * len(address) + 4:
-                flow.link_changed(mac)
-
     def _learn(self, packet: ip.Packet) -> None:
         """A new flow tells whose link address it comes from, as good as ARP would."""
         source = packet.source
         if source in self.addresses:
             raise BadPacket("ip-source-ours")
-        if self.link.learn(source, self._source_mac):
-            self._neighbour_changed(source, self._source_mac)
+        self.link.learn(source, self._source_mac)
 
     # -- packets ------------------------------------------------------------------------------------
 

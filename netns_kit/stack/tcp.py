@@ -178,10 +178,6 @@ class TcpConnection:
         if self.state is SYN_SENT and seq == self.snd.iss:
             self._close(Closed.RESET)
 
-    def link_changed(self, mac: bytes) -> None:
-        """The guest's link address is known, or another than it was."""
-        self._writer.set_mac(mac)
-
     # -- the user's calls ---------------------------------------------------------------------------
 
     def room(self) -> int:

@@ -107,10 +107,6 @@ class UdpFlow:
         """Tell the guest, as an ICMP error, what became of a datagram; `payload` is as much of it as is known."""
         self._table.refuse_udp(self, why, payload)
 
-    def link_changed(self, mac: bytes) -> None:
-        """The guest's link address is known, or another than it was."""
-        self._header.set_mac(mac)
-
     def _is_answered(self, now: float) -> None:
         self.answered = True
         self._table.timers.arm(self, now + self._lifetime)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from tests.stack_support import (
     echo_packet,
     fragment,
     key,
-    packet,
     udp_packet,
 )
 
@@ -112,9 +112,14 @@ def test_a_known_neighbour_needs_no_room(family: int) -> None:
 
 
 def test_fragments_that_time_out_are_counted(family: int) -> None:
+    """And go by themselves: nobody has to ask."""
     guest = Guest(family)
-    guest.gives(fragment(OTHER[family] + GATEWAY[family], 17, 0, bytes(64), more=True))
-    guest.passes(31)
-    guest.gives(packet(OTHER[family] + GATEWAY[family], 99, b""))
-    guest.gives(fragment(OTHER[family] + GATEWAY[family], 17, 0, bytes(64), more=True, identification=1))
+    for number in (1, 2):
+        guest.gives(fragment(OTHER[family] + GATEWAY[family], 17, 0, bytes(64), True, number))
+        guest.passes(1)
+    guest.passes(28.5)
     assert guest.stack.stats()["dropped_fragment_timeout"] == 1
+    guest.passes(1)
+    assert guest.stack.stats()["dropped_fragment_timeout"] == 2
+    assert guest.stack.stats()["fragments"] == 0
+    assert guest.stack.deadline == math.inf
