@@ -54,6 +54,11 @@ class Engine:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.add(self._wake, self._run_calls, IN)
 
+    @property
+    def descriptors(self) -> int:
+        """How many are registered."""
+        return len(self._handlers)
+
     def fileno(self) -> int:
         """Readable when `step` has something to do."""
         return self._epoll.fileno()

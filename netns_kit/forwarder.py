@@ -29,6 +29,7 @@ from .relay.sockets import (
     DATAGRAMS_PER_STEP,
     MAX_DATAGRAM,
     Ancillary,
+    Marks,
     ask_for_errors,
     ask_for_marks,
     marks_of,
@@ -149,6 +150,7 @@ class UdpListener(Listener):
         self._socket.setsockopt(level, option, 1)
         ask_for_marks(self._socket)
         ask_for_errors(self._socket)
+        self._marks = Marks(self._socket)
 
     def close(self) -> None:
         super().close()
@@ -189,11 +191,12 @@ class UdpListener(Listener):
         client, sent_to = self._clients[flow.key]
         size = segment_size or len(payload) or 1
         for start in range(0, len(payload) or 1, size):
-            self._send(payload[start : start + size], sent_to, client)
+            self._send(payload[start : start + size], packet, sent_to, client)
 
-    def _send(self, payload: memoryview, sent_to: Ancillary, client: tuple[str, int]) -> None:
+    def _send(self, payload: memoryview, packet: Packet, sent_to: Ancillary, client: tuple[str, int]) -> None:
         for _ in range(2):  # an earlier datagram's error is raised in place of sending this one
             try:
+                self._marks.carry(packet)
                 self._socket.sendmsg([payload], sent_to, 0, client)
             except BlockingIOError:
                 return  # lost, as datagrams are

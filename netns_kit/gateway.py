@@ -23,6 +23,7 @@ from .uplink import DNS_PORT, Endpoint, Flow, Protocol, Target, Uplink
 
 FRAMES_PER_STEP = 32
 RESERVE = 256  # descriptors that the guest cannot take from the process that runs us; half, if there are few
+STRANGERS = 256  # flows of one UDP socket, beyond which nobody new is heard who was not asked
 MAC_PREFIX = b"\x52\x55"  # locally administered, followed by the gateway's address, as slirp4netns has it
 
 # a guest's address and port, and what a socket can reach: the family, and loopback or not
@@ -77,7 +78,7 @@ class Gateway:
         self._udp: dict[GuestEndpoint, UdpRelay] = {}
         self._noticed: set[str] = set()
         self.refused = 0  # flows, by the uplink or for want of descriptors
-        self._most_flows = _most_flows()
+        self._most_descriptors = _most_descriptors()
         self._events = IN
         engine.add(tap.fileno(), self._on_tap, IN)
         engine.after_step.append(self._end_of_step)
@@ -151,13 +152,21 @@ class Gateway:
         """A datagram from where the guest has not sent to: it comes in if the guest could answer it."""
         address, port = ip_address(sender[0].partition("%")[0]), sender[1]
         seen_as = self.subnet.gateway if address.is_loopback else address
-        size = len(guest[0])
-        same_way = len(seen_as.packed) == size and address.is_loopback == guest[3]  # as an answer would take
-        if self.uplink.udp_filtering == "endpoint-independent" and same_way:
-            key = guest[0] + seen_as.packed + guest[1] + port.to_bytes(2, "big")
-            target = self._route("udp", key)
+        key = guest[0] + seen_as.packed + guest[1] + port.to_bytes(2, "big")
+        same_way = len(seen_as.packed) == len(guest[0]) and address.is_loopback == guest[3]  # as an answer's
+        if (
+            self.uplink.udp_filtering == "endpoint-independent"
+            and same_way
+            and relay.flow_count < STRANGERS
+            and key not in self.stack.udp
+        ):
+            target = self._decide("udp", key)
             if isinstance(target, Target) and target.endpoints[0] == (address, port):
-                relay.add(self.stack.add_udp(key, self.engine.now), target.endpoints[0])
+                flow = self.stack.add_udp(key, self.engine.now)
+                if self._udp.get(guest) is relay:
+                    relay.add(flow, target.endpoints[0])
+                else:  # making room has ended it
+                    flow.close()
                 return
         self.stack.dropped["udp-filtered"] += 1
 
@@ -195,13 +204,21 @@ class Gateway:
             logger.warning(text, exc_info=error)
 
     def _route(self, protocol: Protocol, key: bytes) -> Target | Refusal:
-        """What the uplink says.  If it fails, the flow is refused and the failure logged: never open, and one
-        bad flow does not end the others.  Nor may flows take every descriptor of the process."""
-        source, destination = self._endpoints(key)
-        if destination.address != self.subnet.dns and not self._make_room(key):  # DNS shares its sockets
+        """Where a flow of the guest goes, if there is a descriptor for it.  DNS shares its own."""
+        target = self._decide(protocol, key)
+        size = (len(key) - 4) // 2
+        is_dns = key[size : 2 * size] == self.subnet.dns.packed
+        if isinstance(target, Target) and not is_dns and not self._make_room(key):
             self._notice("out of file descriptors (RLIMIT_NOFILE): new flows are refused")
+            target = Refusal.RESET
+        if isinstance(target, Refusal):
             self.refused += 1
-            return Refusal.RESET
+        return target
+
+    def _decide(self, protocol: Protocol, key: bytes) -> Target | Refusal:
+        """What the uplink says.  If it fails, the flow is refused and the failure logged: never open, and one
+        bad flow does not end the others."""
+        source, destination = self._endpoints(key)
         flow = Flow(protocol, source, destination, self.subnet)
         try:
             target = self.uplink.route(flow)
@@ -209,21 +226,27 @@ class Gateway:
                 raise TypeError(f"Uplink.route returned {target!r}: expected a Target or a Refusal")
         except Exception as error:
             self._notice(f"flows are refused: the uplink failed to decide about {flow}", error)
-            target = Refusal.PROHIBITED
-        if isinstance(target, Refusal):
-            self.refused += 1
+            return Refusal.PROHIBITED
         return target
 
     def _make_room(self, key: bytes) -> bool:
-        """Whether there is a descriptor for one more flow: the UDP flow idle longest may have to give its own."""
-        stack = self.stack
-        if len(stack.tcp) + len(stack.udp) + len(stack.echo) > self._most_flows:
-            self._most_flows = _most_flows()  # it may have been raised
-            if len(stack.tcp) + len(stack.udp) + len(stack.echo) > self._most_flows:
-                if not stack.udp.keys() - {key}:
-                    return False
-                stack.dropped["limit-descriptors"] += 1
+        """Whether there is a descriptor for the flow named `key`.
+
+        SYNs on hold have no more than half of them; else the UDP flow idle longest gives its own, then they.
+        """
+        stack, engine = self.stack, self.engine
+        if engine.descriptors >= self._most_descriptors:
+            self._most_descriptors = _most_descriptors()  # it may have been raised
+        while engine.descriptors >= self._most_descriptors:
+            pending = next((each for name, each in stack.pending.items() if name != key), None)
+            idle = next((name for name in stack.udp if name != key), None)
+            if pending is not None and (idle is None or len(stack.pending) > self._most_descriptors // 2):
+                pending.give_way()
+            elif idle is not None:
                 stack.evict_udp(spare=key)
+            else:
+                return False
+            stack.dropped["limit-descriptors"] += 1
         return True
 
     def _endpoints(self, key: bytes) -> tuple[Endpoint, Endpoint]:
@@ -272,7 +295,7 @@ class Gateway:
                 connection.user.abort()
 
 
-def _most_flows() -> int:
+def _most_descriptors() -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(soft - RESERVE, soft // 2)
 

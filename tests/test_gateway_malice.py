@@ -6,11 +6,12 @@ import logging
 import resource
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
 from netns_kit.engine import EDGE, IN, OUT, Engine
-from netns_kit.stack import Closed, Refusal
+from netns_kit.stack import Closed, Limits, Refusal
 from netns_kit.stack.wire import ethernet, icmp, ip, udp, virtio
 from netns_kit.uplink import Flow, Target, Uplink
 from tests.servers import reset
@@ -21,6 +22,7 @@ from tests.test_gateway import (
     GUEST_MAC,
     PORT,
     RESOLVER,
+    SECONDS,
     Bench,
     Make,
     datagram,
@@ -83,17 +85,126 @@ def test_a_policy_is_asked_about_names_too(make: Make) -> None:
 
 
 def test_a_datagram_too_long_for_the_host(make: Make) -> None:
-    """Fragments can add up to more than a datagram may carry; the error each send meets is that send's own."""
+    """Fragments can add up to more than a packet may carry (the "ping of death"); the largest is quoted."""
     bench = make()
-    size = 65520
-    layer4 = udp.HEADER.pack(PORT, 9, udp.SIZE + size, 0) + bytes(size)
+    for protocol, head, size in (
+        (ip.UDP, udp.HEADER.pack(PORT, 9, udp.SIZE + 65520, 0), 65520),
+        (ip.ICMP, icmp.HEADER.pack(icmp.ECHO, 0, 0, 7, 1), 65512),
+    ):
+        inject_fragments(bench, protocol, head + bytes(size), identification=size)
+    assert bench.gateway.stats()["dropped_fragment_too_long"] == 2
+    assert (bench.gateway.stats()["udp_flows"], bench.gateway.stats()["echo_flows"]) == (0, 0)
+    inject_fragments(bench, ip.UDP, udp.HEADER.pack(PORT, 9, udp.SIZE + 65507, 0) + bytes(65507), 1)
+    assert bench.gateway.stats()["udp_flows"] == 1
+    bench.until(bench.answers)  # nobody listens there
+
+
+def inject_fragments(bench: Bench, protocol: int, layer4: bytes, identification: int) -> None:
     for at in range(0, len(layer4), 1480):
         piece = layer4[at : at + 1480]
         field = at >> 3 | (at + 1480 < len(layer4)) << 13
-        header = ip.pack_ipv4(GUEST + GATEWAY, ip.UDP, len(piece), identification=7, fragment=field)
+        header = ip.pack_ipv4(
+            GUEST + GATEWAY, protocol, len(piece), identification=identification, fragment=field
+        )
         bench.inject(header + piece)
         bench.settle()
+
+
+def test_questions_that_overtake_each_other_on_one_port(make: Make) -> None:
+    """The first answer ends the flow of that port; the next question makes another, which the second leaves alone."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as resolver:
+        resolver.bind(("127.0.0.1", 0))
+        resolver.settimeout(SECONDS)
+        bench = make(Uplink(dns=[f"127.0.0.1:{port_of(resolver)}"]))
+
+        def ask(number: int) -> None:
+            header = bytes.fromhex("000001000001000000000000")
+            question = b"\x04name" + bytes((1, 97 + number)) + bytes.fromhex("0000010001")
+            bench.inject(datagram(RESOLVER, 53, number.to_bytes(2, "big") + header[2:] + question))
+            bench.settle()
+
+        def answer() -> None:
+            message, client = resolver.recvfrom(512)
+            resolver.sendto(message[:2] + bytes((message[2] | 0x80,)) + message[3:], client)
+            bench.settle()
+
+        ask(1)
+        ask(2)
+        answer()
+        ask(3)
+        answer()
+        answer()
+        bench.until(lambda: len(answered(bench)) == 3)
+    assert bench.gateway.stats()["udp_flows"] == 0
+
+
+def answered(bench: Bench) -> list[bytes]:
+    return [frame for frame in bench.frames if frame[12:14] == b"\x08\x00" and frame[23] == ip.UDP]
+
+
+def test_a_stranger_does_not_end_whom_it_speaks_to(make: Make) -> None:
+    """The table is full, and the relay it comes in by is the one idle longest."""
+    bench = make(
+        Uplink(allow_host_loopback=True, udp_filtering="endpoint-independent"), limits=Limits(udp_flows=1)
+    )
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as friend, friend_of(friend) as stranger:
+        friend.bind(("127.0.0.1", 0))
+        bench.inject(datagram(GATEWAY, port_of(friend)))
+        bench.settle()
+        _, address = friend.recvfrom(64)
+        stranger.sendto(b"hello?", address)
+        bench.settle()
+        bench.inject(datagram(GATEWAY, port_of(friend), b"still there?"))
+        bench.settle()
+        assert friend.recv(64) == b"still there?"
     assert bench.gateway.stats()["udp_flows"] == 1
+
+
+def friend_of(friend: socket.socket) -> socket.socket:
+    """A socket that nobody has sent to."""
+    friend.settimeout(SECONDS)
+    other = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    other.bind(("127.0.0.1", 0))
+    return other
+
+
+def test_a_crowd_of_strangers_is_bounded(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They push nobody out, are asked about first, and what they bring is no answer: they stay for a short time."""
+    monkeypatch.setattr("netns_kit.gateway.STRANGERS", 4)
+    bench = make(
+        Uplink(allow_host_loopback=True, udp_filtering="endpoint-independent"), limits=Limits(udp_flows=100)
+    )
+    with ExitStack() as stack:
+        crowd = [stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(9)]
+        crowd[0].bind(("127.0.0.1", 0))
+        crowd[0].settimeout(SECONDS)
+        bench.inject(datagram(GATEWAY, port_of(crowd[0])))
+        bench.settle()
+        _, address = crowd[0].recvfrom(64)
+        for stranger in crowd[1:]:
+            stranger.sendto(b"let me in", address)
+        bench.settle()
+        assert bench.gateway.stats()["udp_flows"] == 4
+        assert bench.gateway.stats()["dropped_udp_filtered"] == 5
+        assert not any(flow.answered for flow in bench.gateway.stack.udp.values())
+
+
+def test_syns_on_hold_do_not_take_every_descriptor(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (40, 40))
+    with socket.socket() as full, ExitStack() as stack, socket.create_server(("127.0.0.1", 0)) as live:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(3):
+            filling = stack.enter_context(socket.socket())
+            filling.setblocking(False)
+            filling.connect_ex(full.getsockname())
+        bench = make()
+        for source in range(20001, 20060):
+            bench.connect(GATEWAY, port_of(full), source)
+            bench.settle()
+        program = bench.connect(GATEWAY, port_of(live), 30000)
+        bench.until(lambda: program.is_established)
+        assert bench.gateway.stats()["tcp_pending"] <= 20, "half of them"
 
 
 def test_a_super_datagram_of_crumbs_is_dropped(make: Make) -> None:
@@ -139,19 +250,18 @@ def test_a_guest_cannot_take_every_descriptor(
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (20, 20))
     bench = make()
-    for port in range(1, 40):
-        bench.inject(datagram(GATEWAY, port))
+    spare = 10 - bench.engine.descriptors
+    for last in range(101, 140):
+        bench.inject(datagram(GATEWAY, 9, source=GUEST[:3] + bytes((last,))))
         bench.settle()
     stats = bench.gateway.stats()
-    assert stats["udp_flows"] == 10, "half of the limit, where that is small"
-    assert stats["dropped_limit_descriptors"] == 29, "the ones idle longest make room"
+    assert stats["udp_flows"] == spare, "half of the limit, where that is small"
+    assert stats["dropped_limit_descriptors"] == 39 - spare, "the ones idle longest make room"
     programs = [bench.connect(GATEWAY, port_of(listener), source) for source in range(20001, 20016)]
     bench.until(lambda: all(program.is_established or program.why for program in programs))
     stats = bench.gateway.stats()
-    assert (stats["tcp_connections"], stats["udp_flows"]) == (10, 0), (
-        "connections are not taken from each other"
-    )
-    assert stats["flows_refused"] == 5
+    assert (stats["tcp_connections"], stats["udp_flows"]) == (spare, 0), "they are not taken from each other"
+    assert stats["flows_refused"] == 15 - spare
 
 
 def test_a_reused_descriptor_does_not_get_the_old_ones_event(engine: Engine) -> None:

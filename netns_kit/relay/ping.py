@@ -51,19 +51,19 @@ class PingRelay:
         engine.add(sock.fileno(), self._on_events, IN)
 
     def echo(self, flow: EchoFlow, sequence: int, payload: memoryview, packet: Packet) -> None:
-        self._marks.carry(packet)
         message = icmp.HEADER.pack(self._kinds[0], 0, 0, self._identifier, sequence) + payload
         if self._raw:
             check = checksum.checksum(checksum.total(message))
             message = icmp.HEADER.pack(self._kinds[0], 0, check, self._identifier, sequence) + payload
-        error = self._send(message)
+        error = self._send(message, packet)
         if error and not self._errors(sequence, payload):
-            error = self._send(message)  # that was an earlier one's error
+            error = self._send(message, packet)  # that was an earlier one's error
             if error and not self._errors(sequence, payload):
                 flow.refuse(refusal_for(error), sequence, payload)
 
-    def _send(self, message: bytes) -> int:
+    def _send(self, message: bytes, packet: Packet) -> int:
         try:
+            self._marks.carry(packet)
             self._socket.send(message)
         except BlockingIOError:
             return 0  # lost, as packets are

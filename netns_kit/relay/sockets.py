@@ -28,6 +28,7 @@ DATAGRAMS_PER_STEP = 64
 MAX_DATAGRAM = 65536
 ANCILLARY_SPACE = 128
 ERROR_SPACE = 512
+ERRORS_AT_ONCE = 1024  # more than a receive buffer holds
 PROBE_TTL = 32  # what leaves with fewer hops is a traceroute's probe, and wants to know about its size too
 
 _ORIGIN_LOCAL, _ORIGIN_ICMP, _ORIGIN_ICMP6 = 1, 2, 3  # linux/errqueue.h
@@ -179,9 +180,9 @@ def ask_for_errors(sock: socket.socket) -> None:
 
 
 def read_errors(sock: socket.socket) -> list[HostError]:
-    """What is in the error queue of `sock`, a bounded number.  Having been read, it is raised by no send."""
+    """What is in the error queue of `sock`.  Having been read, it is raised by no send."""
     options, found = _OPTIONS[sock.family], list[HostError]()
-    for _ in range(DATAGRAMS_PER_STEP):
+    for _ in range(ERRORS_AT_ONCE):
         try:
             quoted, ancillary, _, target = sock.recvmsg(MAX_DATAGRAM, ERROR_SPACE, socket.MSG_ERRQUEUE)
         except OSError:

@@ -64,6 +64,10 @@ class UdpRelay:
         ask_for_marks(sock)
         engine.add(sock.fileno(), self._on_events, IN)
 
+    @property
+    def flow_count(self) -> int:
+        return len(self._targets)
+
     def add(self, flow: UdpFlow, target: Endpoint) -> None:
         """`flow` goes to `target`; what comes from there is an answer to it."""
         address = (str(target.address), target.port)
@@ -72,8 +76,7 @@ class UdpRelay:
         self._targets[flow.key] = address
 
     def datagram(self, flow: UdpFlow, payload: memoryview, packet: Packet, segment_size: int) -> None:
-        self._marks.carry(packet)
-        error = self._send(flow, payload, segment_size)
+        error = self._send(flow, payload, packet, segment_size)
         if not error:
             return
         if segment_size and error in _NO_SEGMENTATION:
@@ -82,14 +85,15 @@ class UdpRelay:
             return
         if self._errors(flow, payload):
             return
-        error = self._send(flow, payload, segment_size)  # that was an earlier one's error
+        error = self._send(flow, payload, packet, segment_size)  # that was an earlier one's error
         if error and not self._errors(flow, payload):
             flow.refuse(refusal_for(error), payload)
 
-    def _send(self, flow: UdpFlow, payload: memoryview, segment_size: int) -> int:
+    def _send(self, flow: UdpFlow, payload: memoryview, packet: Packet, segment_size: int) -> int:
         """The errno, or 0: also when the host's queue is full.  Then it is lost, as datagrams are."""
         target = self._targets[flow.key]
         try:
+            self._marks.carry(packet)
             if segment_size:
                 size = struct.pack("=H", segment_size)
                 self._socket.sendmsg([payload], [(socket.SOL_UDP, UDP_SEGMENT, size)], 0, target)
@@ -102,7 +106,9 @@ class UdpRelay:
         return 0
 
     def expired(self, flow: UdpFlow) -> None:
-        self._flows.pop(self._targets.pop(flow.key), None)
+        target = self._targets.pop(flow.key)
+        if self._flows.get(target) is flow:  # two of the guest's destinations may be one target
+            del self._flows[target]
         if not self._targets:
             self.close()
 

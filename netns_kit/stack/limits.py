@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+_LEAST = {"tcp_receive": 256, "tcp_send": 536, "tcp_memory": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +17,7 @@ class Limits:
     tcp_receive_max: int = (1 << 24) - 256  # and what it may grow to on a long path (RFC 7323: scaled by 8)
     tcp_send: int = 1 << 20  # per connection, in flight to the guest: the host socket is read no further
     tcp_send_max: int = 1 << 24  # and what that may grow to
-    tcp_memory: int = 256 << 20  # of all connections: beyond, 64 KiB in flight each, and nothing held
+    tcp_memory: int = 256 << 20  # of all connections: beyond, one burst in flight each, and nothing held
     tcp_out_of_order: int = 256  # runs of bytes per connection kept beyond a hole: dropped, sent again
     udp_flows: int = 4096  # beyond: the one idle longest is dropped
     echo_flows: int = 256  # beyond: the one idle longest is dropped
@@ -32,3 +34,14 @@ class Limits:
     udp_one_shot: float = 10.0  # answered, and of a protocol of one question and one answer (its REQ-5 a)
     echo: float = 60.0  # RFC 5508 REQ-2
     reassembly: float = 30.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, least = (
+                getattr(self, field.name),
+                _LEAST.get(field.name, 0 if field.type == "float" else 1),
+            )
+            if not value >= least:
+                raise ValueError(
+                    f"{field.name}={value!r}: expected {least} or more; a policy refuses what is not wanted"
+                )

@@ -31,12 +31,15 @@ class PacketWriter:
 
     def error(self, quoted: memoryview, why: Refusal | IcmpError, *, by: bytes) -> None:
         """An ICMP error about a packet that the guest sent to `by`, which `quoted` holds from its IP header on.
+        `Refusal.DROP` is none.
 
         A closed port is reported by the destination itself, what else we refuse by the gateway.
         """
-        if why is Refusal.DROP or not ip.is_unicast(by):
+        if not ip.is_unicast(by):
             return
         size = len(by)
+        if why is Refusal.DROP:
+            return
         if isinstance(why, Refusal):
             why = _told_by(by if why is Refusal.RESET else b"", _CODES[why], size)
         source = why.offender or self._link.gateway(size)

@@ -68,7 +68,7 @@ class Reassembly:
         end = start + len(data)
         if packet.more_fragments and (len(data) & 7 or not data):
             raise BadPacket("fragment-length")
-        if end > 0xFFFF:
+        if end > (0xFFFF - ip.IPV4_SIZE if len(packet.addresses) == 8 else 0xFFFF):
             raise BadPacket("fragment-too-long")
         key = (packet.addresses, packet.protocol if len(packet.addresses) == 8 else 0, packet.identification)
         partial = self._partials.get(key)

@@ -11,6 +11,8 @@ from collections import deque
 from .seq import MASK, add, distance, less
 from .windows import Memory, Tuner
 
+CHUNK = 16384  # bytes: what is smaller is joined with what it follows
+
 Range = tuple[int, int]
 
 
@@ -40,7 +42,7 @@ class ReceiveHalf:
         self.wnd = wnd  # the window, counted from `ack`
         self.scale = 0
         self.tuner = Tuner(0)
-        self.held: deque[memoryview] = deque()  # from `ack` to `nxt`
+        self.held: deque[bytes] = deque()  # from `ack` to `nxt`
         self.starved = False  # memory is full: the guest has been turned away, and waits for an ACK
         self.later: list[tuple[int, bytearray, bool]] = []  # beyond a hole: number, bytes, FIN after them
         self.sack = False  # the guest is told of those (RFC 2018)
@@ -52,18 +54,27 @@ class ReceiveHalf:
         self.nxt = self.ack = add(irs, 1)
         self.tuner = Tuner(self.nxt)
 
+    def point(self, urgent: int) -> None:
+        """RCV.UP (3.10.7.4, sixth): the furthest that is told, and nothing that has been taken."""
+        if not less(urgent, self.ack) and (self.urgent is None or less(self.urgent, urgent)):
+            self.urgent = urgent
+
     def tune(self, now: float, rtt: float, most: int) -> None:
         """Open the window to what crosses, `most` at most."""
-        wanted = self.tuner.wanted(self.ack, now, rtt)
-        if wanted > self.wnd and not self.memory.full:
-            self.wnd = min(wanted, most)
+        if not self.memory.full:
+            self.wnd = max(self.wnd, min(self.tuner.grown(self.wnd, self.ack, now, rtt), most))
 
     def hold(self, data: memoryview) -> int:
         """Keep a copy until the user takes it.  How much: all of it, or nothing if memory is full."""
         if self.memory.full:
             self.starved = True
             return 0
-        self.held.append(memoryview(bytes(data)))
+        if (
+            self.held and len(self.held[-1]) + len(data) <= CHUNK
+        ):  # many small ones would cost more than they hold
+            self.held[-1] += data
+        else:
+            self.held.append(bytes(data))
         self.memory.held += len(data)
         return len(data)
 
@@ -113,7 +124,7 @@ class ReceiveHalf:
 
     def blocks(self) -> list[Range]:
         """What there is beyond the hole, the most recent first, as an option has room for (RFC 2018 4)."""
-        runs = [(start, add(start, len(run))) for start, run, _ in self.later if run]
+        runs = [(start, add(start, len(run) + fin)) for start, run, fin in self.later]
         runs.sort(key=lambda run: distance(run[0], self.recent) >= distance(*run))
         return runs[:4]
 

@@ -13,30 +13,29 @@ INITIAL = 0.25  # (2.1) has 1 s
 FLOOR = 0.2
 CEILING = 4.0
 PROBE_FLOOR = 0.05  # longer than a kernel delays an ACK for what it thinks is a dialogue, 0.04 s
-FORGET = 32  # samples after which the shortest round trip is looked for anew
+FORGET = 10.0  # seconds after which the shortest round trip is looked for anew
 _ALPHA, _BETA, _K = 1 / 8, 1 / 4, 4
 
 
 class RetransmissionTimeout:
     """`value` is the timeout in seconds; `sample` feeds it, `back_off` doubles it until `settle`.
-    `first` is when to probe, if `probing`, else the same as `value`.  `smallest` is the shortest of the last round
-    trips, 0 before the first."""
+    `first` is when to probe, if `probing`, else at the timeout.  `smallest` is the shortest round trip of
+    late, 0 before the first."""
 
-    __slots__ = ("_rttvar", "_samples", "_settled", "_srtt", "first", "probing", "smallest", "value")
+    __slots__ = ("_rttvar", "_settled", "_smallest_at", "_srtt", "first", "probing", "smallest", "value")
 
     def __init__(self) -> None:
         self._srtt = 0.0
         self._rttvar = 0.0
         self.smallest = 0.0
-        self._samples = 0  # since `smallest` began anew: a path may become longer
+        self._smallest_at = 0.0  # a path may become longer
         self.probing = False
         self.value = self.first = self._settled = INITIAL
 
-    def sample(self, rtt: float) -> None:
+    def sample(self, rtt: float, now: float) -> None:
         """One round-trip time of a segment that was not retransmitted (Karn, section 3)."""
-        self._samples += 1
-        if rtt < self.smallest or not self.smallest or self._samples > FORGET:
-            self.smallest, self._samples = rtt, 0
+        if rtt <= self.smallest or not self.smallest or now - self._smallest_at > FORGET:
+            self.smallest, self._smallest_at = rtt, now
         if self._srtt:  # (2.3)
             self._rttvar += _BETA * (abs(self._srtt - rtt) - self._rttvar)
             self._srtt += _ALPHA * (rtt - self._srtt)

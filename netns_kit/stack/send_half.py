@@ -7,6 +7,7 @@ sends them.  Every byte kept is counted in the `Memory` of the stack.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from .limits import Limits
 
 DUPLICATE_ACKS = 3  # RFC 5681 3.2
+PIECES = 64  # what is queued beyond so many
+CHUNK = 16384  # bytes is joined with what it follows, up to so many
+RESENT = 1 << 18  # bytes, at one time: the rest when the next ACK comes
 SACKED = 256  # ranges remembered: a guest may acknowledge every other byte
 _NO_PAYLOAD = memoryview(b"")
 
@@ -97,8 +101,13 @@ class SendHalf:
 
     def append(self, data: bytes) -> int:
         """Queue `data`, to be sent at once; its sequence number."""
-        seq = self.max
-        self.queue.append((seq, data))
+        seq, queue = self.max, self.queue
+        if len(queue) > PIECES and len(queue[-1][1]) + len(data) <= CHUNK:
+            # many small ones would cost more than they hold; few are sent again as they were
+            start, last = queue[-1]
+            queue[-1] = start, last + data
+        else:
+            queue.append((seq, data))
         self.memory.held += len(data)
         self.nxt = self.max = (seq + len(data)) & MASK
         return seq
@@ -113,7 +122,7 @@ class SendHalf:
         if less(self.nxt, ack):
             self.nxt = ack
         if self.timed is not None and not less(ack, self.timed):
-            self.rto.sample(now - self.timed_at)
+            self.rto.sample(now - self.timed_at, now)
             self.timed = None
         self.duplicates = self.probes = 0
         if self.retries:
@@ -123,18 +132,18 @@ class SendHalf:
             self.urgent = None
         if self.sacked:
             self.sacked = [(start, end) for start, end in self.sacked if less(ack, start)]
-        if now >= self.tuner.due:
-            wanted = self.tuner.wanted(ack, now, self.rto.smallest)
-            if self.limit < wanted and not self.memory.full:
-                self.limit = min(wanted, self.most)
+        if now >= self.tuner.due and not self.memory.full:
+            self.limit = min(self.tuner.grown(self.limit, ack, now, self.rto.smallest), self.most)
 
     def at(self, position: int) -> memoryview:
         """The queued bytes from `position` to the end of the chunk it lies in."""
-        for start, data in self.queue:
-            offset = distance(start, position)
-            if offset < len(data):
-                return memoryview(data)[offset:]
-        return _NO_PAYLOAD
+        queue = self.queue
+        if not queue:
+            return _NO_PAYLOAD
+        base = queue[0][0]
+        index = bisect_right(queue, distance(base, position), key=lambda chunk: distance(base, chunk[0]))
+        start, data = queue[index - 1]
+        return memoryview(data)[distance(start, position) :]
 
     def sack(self, blocks: Iterable[Range]) -> bool:
         """The guest has `blocks`; whether that is news.  Old blocks, and lies, lie outside (una, max]."""
@@ -149,7 +158,9 @@ class SendHalf:
                 merged[-1] = merged[-1][0], max(end, merged[-1][1])
             else:
                 merged.append((start, end))
-        before, self.sacked = self.sacked, [(add(una, a), add(una, b)) for a, b in merged[:SACKED]]
+        if len(merged) > SACKED:
+            merged[SACKED - 1 : -1] = []  # the last is what is news
+        before, self.sacked = self.sacked, [(add(una, a), add(una, b)) for a, b in merged]
         return self.sacked != before
 
     def hole(self, position: int) -> tuple[int, int]:
@@ -199,8 +210,10 @@ class SendHalf:
         if less(self.resent_at, arrived) or less(self.resent, self.una):
             self.resent = self.una
         at, size = self.hole(self.resent)
-        while less(at, last):
+        budget = RESENT
+        while less(at, last) and budget > 0:
             yield from self._again(at, size)
+            budget -= size
             self.resent_at = self.max
             self.resent = add(at, size)
             at, size = self.hole(self.resent)
@@ -232,6 +245,8 @@ class SendHalf:
         bound = min(self.wnd, self.congestion)
         while self.nxt != self.max:
             self.nxt, size = self.hole(self.nxt)
+            if self.nxt == self.max:
+                break
             if self.nxt == self.fin:
                 yield self.fin, None
                 self.nxt = self.max

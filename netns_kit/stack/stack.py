@@ -247,7 +247,8 @@ class Stack:
         self.pending.pop(connection.key, None)
 
     def forget(self, connection: TcpConnection) -> None:
-        self.tcp.pop(connection.key, None)
+        if self.tcp.get(connection.key) is connection:
+            del self.tcp[connection.key]
 
     def refuse(self, connection: TcpConnection, why: Refusal | IcmpError) -> None:
         """The answer to a SYN that has been on hold: the original is gone, but its numbers are known."""
@@ -288,6 +289,8 @@ class Stack:
             flow = self._open_udp(packet, key, now)
             if flow is None:
                 return
+        if not flow.answered:
+            flow.heard(now)
         flow.used(now)
         if flow.user is not None:
             flow.user.datagram(flow, payload, packet, segment_size if segment_size < len(payload) else 0)
@@ -321,7 +324,8 @@ class Stack:
         next(flow for key, flow in self.udp.items() if key != spare).close()
 
     def forget_udp(self, flow: UdpFlow) -> None:
-        self.udp.pop(flow.key, None)
+        if self.udp.get(flow.key) is flow:  # another may have its name by now
+            del self.udp[flow.key]
 
     def refuse_udp(self, flow: UdpFlow, why: Refusal | IcmpError, payload: bytes | memoryview) -> None:
         size = (len(flow.key) - 4) // 2
@@ -391,7 +395,8 @@ class Stack:
             connection.unreachable(int.from_bytes(quoted[header + 4 : header + 8], "big"))
 
     def forget_echo(self, flow: EchoFlow) -> None:
-        self.echo.pop(flow.key, None)
+        if self.echo.get(flow.key) is flow:
+            del self.echo[flow.key]
 
     def refuse_echo(
         self,

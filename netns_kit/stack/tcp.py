@@ -6,7 +6,7 @@ guest has not acknowledged, `TcpConnection` joins them and is the only one that 
 
 Promises.  A guest's SYN is answered when the user calls `TcpConnection.accept`, never earlier; until then
 the connection is in LISTEN, its SYN on hold.  ACK covers bytes the user has taken: bytes received and
-*held* are acknowledged when taken.  The window is therefore constant, counted from that ACK.  A guest that
+*held* are acknowledged when taken.  The window is counted from that ACK, and never shrinks.  A guest that
 retransmits held bytes is shown a window of zero, which makes its retransmissions window probes, so that it
 may wait for as long as the user does.
 
@@ -237,7 +237,7 @@ class TcpConnection:
         before = rcv.ack
         while held and user is not None:
             size = len(held[0])
-            taken = self._deliver(user, held[0])
+            taken = self._deliver(user, memoryview(held[0]))
             if not self._alive:
                 return
             rcv.take(taken)
@@ -453,10 +453,7 @@ class TcpConnection:
             if partial and not self.rcv.sack:
                 self._pieces(snd.first())  # RFC 6582: the next hole
             self._acknowledged(now)
-        told = (
-            seg.options is not None and snd.una != snd.max and snd.sack(tcp.parse_options(seg.options).sack)
-        )
-        if told or self._is_duplicate(seg, acked, flight):
+        if self._is_told(seg) or self._is_duplicate(seg, acked, flight):
             self._pieces(snd.duplicate())
         if not less(seg.seq, snd.wl1):
             snd.wnd = seg.window << snd.scale
@@ -465,6 +462,13 @@ class TcpConnection:
         if snd.nxt != snd.max:
             self._output(now)
         return self._fin_acknowledged(now)
+
+    def _is_told(self, seg: Segment) -> bool:
+        """Whether the guest tells by SACK of something new that has arrived."""
+        snd = self.snd
+        if seg.options is None or not self.rcv.sack or snd.una == snd.max:
+            return False
+        return snd.sack(tcp.parse_options(seg.options).sack)
 
     def _is_duplicate(self, seg: Segment, acked: int, flight: int) -> bool:
         """RFC 5681 2.  A guest with SACK says more plainly what it is missing (RFC 6675 2)."""
@@ -499,13 +503,14 @@ class TcpConnection:
         if not data and not fin:
             return
         if seg.flags & URG and seg.urgent:  # sixth; urgent data is acted upon as it is taken
-            rcv.urgent = add(seq, seg.urgent - 1)
+            rcv.point(add(seq, seg.urgent - 1))
         edge = distance(rcv.nxt, add(rcv.ack, rcv.wnd))
         if seq != rcv.nxt and less(rcv.nxt, seq):
             keep = data[: max(edge - distance(rcv.nxt, seq), 0)]
             limit = self._table.limits.tcp_out_of_order
             if not rcv.keep(seq, keep, fin and len(keep) == len(data), limit):
-                self._table.dropped["limit-tcp-out-of-order"] += 1
+                full = rcv.memory.full
+                self._table.dropped["limit-tcp-memory" if full else "limit-tcp-out-of-order"] += 1
             self._emit(self.snd.nxt, ACK)  # a duplicate, which tells of the hole
             return
         again = seq != rcv.nxt or rcv.fin
@@ -659,7 +664,7 @@ class TcpConnection:
         self._syn(flags)
 
     def _syn(self, flags: int) -> None:
-        """SYN or SYN|ACK: the only segment with options, and its window is never scaled."""
+        """SYN or SYN|ACK: its window is never scaled."""
         rcv = self.rcv
         scale = WINDOW_SCALE if rcv.scale or flags == SYN else None
         ack, window = rcv.ack if flags & ACK else 0, min(rcv.wnd, 0xFFFF)

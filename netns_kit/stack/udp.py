@@ -50,7 +50,9 @@ class UdpFlow:
 
     __slots__ = (
         "_header",
+        "_heard",
         "_plain",
+        "_spoken",
         "_table",
         "answered",
         "key",
@@ -64,7 +66,8 @@ class UdpFlow:
         self._table = table
         self.key = key
         self.user: DatagramUser | None = None
-        self.answered = False
+        self.answered = False  # datagrams have crossed in both directions
+        self._heard = self._spoken = False
         self.last = now
         self.timer_at = math.inf
         self.timer_entry = math.inf
@@ -80,7 +83,7 @@ class UdpFlow:
         """One datagram to the guest, in fragments where it exceeds the MTU."""
         self.used(now)
         if not self.answered:
-            self._is_answered(now)
+            self._both_ways(now, spoken=True)
         header, link = self._header, self._table.link
         if header.marks != ttl << 8 | tos:
             header.mark(ttl, tos)
@@ -107,9 +110,16 @@ class UdpFlow:
         """Tell the guest, as an ICMP error, what became of a datagram; `payload` is as much of it as is known."""
         self._table.refuse_udp(self, why, payload)
 
-    def _is_answered(self, now: float) -> None:
-        self.answered = True
-        self._table.timers.arm(self, now + self._lifetime)
+    def heard(self, now: float) -> None:
+        """The guest has sent a datagram, which may be the answer to one of ours."""
+        self._both_ways(now, heard=True)
+
+    def _both_ways(self, now: float, *, heard: bool = False, spoken: bool = False) -> None:
+        self._heard |= heard
+        self._spoken |= spoken
+        if self._heard and self._spoken:
+            self.answered = True
+            self._table.timers.arm(self, now + self._lifetime)
 
     @property
     def _lifetime(self) -> float:

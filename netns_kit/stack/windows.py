@@ -1,7 +1,7 @@
 """How much a TCP connection may keep: its windows, and the memory that all connections share.
 
 Windows, and what is in flight, are sized by what crosses (dynamic right-sizing): twice what one round trip brings,
-the smallest round trip seen, so that a long path is not held up and a queue feeds nothing.
+the smallest of late, as long as that makes more cross: a long path is not held up, and a queue feeds nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 
 from .seq import distance
 
+GAIN = 1.1  # by which what crosses must have grown since a window last did
 TUNE_INTERVAL = 0.01  # seconds, at least, between two looks at what crosses
 
 
@@ -28,18 +29,23 @@ class Memory:
 
 
 class Tuner:
-    """What a window should be for what crosses."""
+    """What a window should be for what crosses.  It grows while that brings more: a queue would only get longer."""
 
-    __slots__ = ("_position", "_since", "due")
+    __slots__ = ("_position", "_rate", "_since", "due")
 
     def __init__(self, position: int) -> None:
         self.due = -math.inf
         self._since = -math.inf
         self._position = position
+        self._rate = 0.0  # at the last growth, bytes per second
 
-    def wanted(self, position: int, now: float, rtt: float) -> int:
-        """Twice what has crossed per `rtt` since the last look: `position` is how far it has got."""
+    def grown(self, window: int, position: int, now: float, rtt: float) -> int:
+        """`window`, or more: twice what has crossed per `rtt` since the last look.  `position`: how far it got."""
         crossed, elapsed = distance(self._position, position), now - self._since
         self.due = now + max(rtt, TUNE_INTERVAL)
         self._since, self._position = now, position
-        return int(2 * crossed * rtt / elapsed) if elapsed > 0 else 0
+        rate = crossed / elapsed if elapsed > 0 else 0.0
+        if 2 * rate * rtt <= window or rate < GAIN * self._rate:
+            return window
+        self._rate = rate
+        return int(2 * rate * rtt)

@@ -45,6 +45,16 @@ def test_every_limit_is_documented() -> None:
             assert documented[name] == f"{default}", name
 
 
+@pytest.mark.parametrize("name", sorted(TABLES))
+def test_what_cannot_be_is_refused(name: str) -> None:
+    """No ping, say, is a policy; a table without room would be a stack that cannot run."""
+    with pytest.raises(ValueError, match=rf"{name}=-1: expected \d+ or more"):
+        Limits(**{name: -1})
+    if name != "tcp_memory":
+        with pytest.raises(ValueError, match=name):
+            Limits(**{name: 0})
+
+
 def syn(guest: Guest, port: int) -> None:
     guest.gets(SYN, 999, ports=key(guest.family, port)[-4:])
 

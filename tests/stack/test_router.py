@@ -263,3 +263,33 @@ def test_one_question_one_answer(guest: Guest) -> None:
     guest.gets(ACK)
     guest.passes(170)
     assert not guest.stack.udp
+
+
+def test_what_comes_in_unasked_waits_for_an_answer(family: int) -> None:
+    """A flow that we have opened is answered when the guest has spoken."""
+    guest = Guest(family)
+    flow = guest.stack.add_udp(key(family, port=9), guest.now)
+    flow.user = guest.users.datagrams
+    flow.send(b"hello?", guest.now)
+    flow.send(b"hello??", guest.now)
+    assert not flow.answered
+    guest.passes(29)
+    guest.gives(udp_packet(family, b"here", port=9))
+    assert flow.answered
+    guest.passes(179)
+    assert flow.key in guest.stack.udp
+    guest.passes(1)
+    assert not guest.stack.udp
+
+
+def test_a_flow_that_has_ended_does_not_end_another_of_its_name(guest: Guest) -> None:
+    guest.gives(udp_packet(guest.family, b"x"))
+    guest.gives(echo_packet(guest.family))
+    first, second = guest.users.flows
+    first.close()
+    second.close()
+    guest.gives(udp_packet(guest.family, b"x"))
+    guest.gives(echo_packet(guest.family))
+    first.close()
+    second.close()
+    assert (len(guest.stack.udp), len(guest.stack.echo)) == (1, 1)

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from netns_kit.stack import Closed, Limits, State
+from netns_kit.stack.send_half import PIECES
 from netns_kit.stack.windows import Tuner
 from netns_kit.stack.wire.tcp import ACK, FIN, RST, SYN
 from tests.stack_support import Guest, key
@@ -105,7 +106,7 @@ def test_when_memory_is_full_the_guest_keeps_its_bytes(family: int) -> None:
     guest.gets(ACK, 3000, 9000, b"nor beyond a hole")
     guest.sends(ACK, 9000, 1000)
     assert guest.stack.memory.held == held(guest) == 1000
-    assert guest.stack.stats()["dropped_limit_tcp_memory"] == 1
+    assert guest.stack.stats()["dropped_limit_tcp_memory"] == 2
     guest.resume()
     assert guest.sends(ACK, 9000, 2000).window > 0
     guest.gets(FIN | ACK, 2000, 9000, b"no room for this")
@@ -138,17 +139,52 @@ def test_when_memory_is_full_little_is_in_flight(family: int) -> None:
     assert guest.connection.room() == 65536
 
 
+def test_many_small_ones_are_few_large_ones(family: int) -> None:
+    """Or each byte would cost hundreds, and finding one of them would take a walk past all others."""
+    guest = Guest(family).established()
+    connection = guest.connection
+    for _ in range(5000):
+        connection.send(b"x", guest.now)
+    guest.frames.clear()
+    assert len(connection.snd.queue) <= PIECES + 2
+    assert b"".join(bytes(data) for _, data in connection.snd.queue) == b"x" * 5000
+    guest.listener.room = 0
+    for number in range(5000):
+        guest.gets(ACK, 1000 + number, 9000, number.to_bytes(2, "big")[1:])
+    assert len(connection.rcv.held) == 1
+    guest.resume()
+    assert bytes(guest.listener.bytes) == b"".join(number.to_bytes(2, "big")[1:] for number in range(5000))
+    guest.gets(ACK, 6000, 9000 + 2500, window=512)
+    assert guest.stack.memory.held == held(guest)
+    guest.passes(0.3)
+    resent = b""
+    while guest.frames:
+        resent += bytes(guest.taken().packet.payload[20:])
+    assert resent
+    assert set(resent) == {ord("x")}
+
+
 # -- windows ------------------------------------------------------------------------------------------
 
 
 def test_a_window_is_twice_what_a_round_trip_brings() -> None:
     tuner = Tuner(100)
-    assert tuner.wanted(100, 5.0, 0.1) == 0, "the first look is for next time"
+    assert tuner.grown(5000, 100, 5.0, 0.1) == 5000, "the first look is for next time"
     assert tuner.due == pytest.approx(5.1)
-    assert tuner.wanted(1_000_100, 5.2, 0.1) == pytest.approx(1_000_000, rel=0.01)
-    assert tuner.wanted(1_000_100, 5.3, 0.1) == 0
-    assert tuner.wanted(2_000_100, 5.301, 0.0001) == pytest.approx(200_000, rel=0.01)
+    assert tuner.grown(5000, 1_000_100, 5.2, 0.1) == pytest.approx(1_000_000, rel=0.01)
+    assert tuner.grown(1_000_000, 1_000_100, 5.3, 0.1) == 1_000_000, "it never shrinks"
+    assert tuner.grown(1_000_000, 2_000_100, 5.301, 0.0001) == 1_000_000, "a short path needs less"
     assert tuner.due == pytest.approx(5.311), "no more often than every 10 ms"
+
+
+def test_a_queue_feeds_nothing() -> None:
+    """Round trips grow with what waits in them, and no more crosses: once is enough."""
+    tuner, window, position = Tuner(0), 1 << 20, 0
+    tuner.grown(window, position, 0.0, 0.2)
+    for second in range(1, 30):
+        position += 10_000_000
+        window = tuner.grown(window, position, float(second), window / 10_000_000)
+    assert window == 2 << 20
 
 
 def far_away(family: int, limits: Limits | None = None) -> Guest:

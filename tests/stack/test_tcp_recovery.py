@@ -150,9 +150,9 @@ def test_karn(tcp: Guest) -> None:
 def test_rfc_6298() -> None:
     rto = RetransmissionTimeout()
     assert rto.value == INITIAL
-    rto.sample(0.5)  # (2.2): SRTT 0.5, RTTVAR 0.25
+    rto.sample(0.5, 0.0)  # (2.2): SRTT 0.5, RTTVAR 0.25
     assert rto.value == pytest.approx(0.5 + 4 * 0.25)
-    rto.sample(0.9)  # (2.3): RTTVAR 3/4 * 0.25 + 1/4 * 0.4, then SRTT 7/8 * 0.5 + 1/8 * 0.9
+    rto.sample(0.9, 0.0)  # (2.3): RTTVAR 3/4 * 0.25 + 1/4 * 0.4, then SRTT 7/8 * 0.5 + 1/8 * 0.9
     assert rto.value == pytest.approx(0.55 + 4 * 0.2875)
     for _ in range(10):
         rto.back_off()
@@ -160,16 +160,17 @@ def test_rfc_6298() -> None:
     rto.settle()
     assert rto.value == pytest.approx(1.7)
     for _ in range(200):
-        rto.sample(0.0001)
+        rto.sample(0.0001, 0.0)
     assert rto.value == FLOOR
 
 
 def test_the_shortest_round_trip_is_looked_for_anew() -> None:
     """A path may have become longer, and windows follow it."""
     timer = RetransmissionTimeout()
-    for rtt in (0.03, 0.01, 0.02):
-        timer.sample(rtt)
+    for now, rtt in enumerate((0.03, 0.01, 0.02)):
+        timer.sample(rtt, now)
     assert timer.smallest == 0.01
-    for _ in range(FORGET):
-        timer.sample(0.1)
+    timer.sample(0.1, FORGET)
+    assert timer.smallest == 0.01
+    timer.sample(0.1, FORGET + 1.5)
     assert timer.smallest == 0.1

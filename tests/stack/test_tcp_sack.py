@@ -99,6 +99,13 @@ def test_a_guest_that_did_not_ask_is_not_told(family: int) -> None:
     assert told(guest) == []
 
 
+def test_a_fin_beyond_a_hole_has_a_number(tcp: Guest) -> None:
+    tcp.gets(FIN | ACK, 1100, 9000)
+    assert told(tcp) == [(1100, 1101)]
+    tcp.gets(ACK, 1050, 9000, bytes(50))
+    assert told(tcp) == [(1050, 1100), (1100, 1101)]
+
+
 # -- what we are told ---------------------------------------------------------------------------------
 
 
@@ -176,6 +183,26 @@ def test_a_guest_may_throw_away_what_it_had(tcp: Guest) -> None:
     assert resent(tcp) == [11000]
 
 
+def test_nothing_is_left_to_send_again(tcp: Guest) -> None:
+    """All behind the hole has arrived: after it there is no empty segment."""
+    sends_pieces(tcp, 3)
+    acks(tcp, 9000, (10000, 12000))
+    tcp.frames.clear()
+    tcp.passes(0.4)
+    tcp.frames.clear()
+    acks(tcp, 9500, (10000, 12000))
+    while tcp.frames:
+        assert tcp.taken().packet.payload[20:], "an empty segment"
+
+
+def test_a_guest_that_never_offered_it_is_not_believed(family: int) -> None:
+    guest = Guest(family).established()
+    sends_pieces(guest, 6)
+    for end in (11000, 12000, 13000, 14000, 15000):
+        acks(guest, 9000, (10000, end))
+    assert guest.connection.snd.sacked == []
+
+
 # -- probes -------------------------------------------------------------------------------------------
 
 
@@ -251,6 +278,7 @@ def test_the_scoreboard_is_bounded() -> None:
     snd.append(bytes(4 * SACKED))
     snd.sack([(number, number + 1) for number in range(1, 4 * SACKED, 2)])
     assert len(snd.sacked) == SACKED
+    assert snd.sacked[-1] == (4 * SACKED - 1, 4 * SACKED), "what is furthest is news"
 
 
 def test_reset_forgets_it_all(tcp: Guest) -> None:

@@ -191,3 +191,12 @@ def test_urgent_and_fin_together(tcp: Guest) -> None:
     tcp.gets(ACK | URG | FIN, 1000, 9000, b"x!", urgent=2)
     tcp.sends(ACK, 9000, 1003)
     assert tcp.listener.events[-2:] == [("urgent", b"!"), "end"]
+
+
+def test_the_pointer_never_goes_back(tcp: Guest) -> None:
+    """An older segment that comes late has an older pointer."""
+    tcp.gets(ACK | URG, 1006, 9000, b"b!", urgent=2)
+    tcp.gets(ACK | URG, 1000, 9000, b"befor!", urgent=6)
+    assert bytes(tcp.listener.bytes) == b"befor!b!"
+    assert [event for event in tcp.listener.events if event == ("urgent", b"!")] == [("urgent", b"!")]
+    assert tcp.connection.rcv.urgent is None
