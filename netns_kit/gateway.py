@@ -153,10 +153,9 @@ class Gateway:
         address, port = ip_address(sender[0].partition("%")[0]), sender[1]
         seen_as = self.subnet.gateway if address.is_loopback else address
         key = guest[0] + seen_as.packed + guest[1] + port.to_bytes(2, "big")
-        same_way = len(seen_as.packed) == len(guest[0]) and address.is_loopback == guest[3]  # as an answer's
         if (
             self.uplink.udp_filtering == "endpoint-independent"
-            and same_way
+            and len(seen_as.packed) == len(guest[0])
             and relay.flow_count < STRANGERS
             and key not in self.stack.udp
         ):
