@@ -8,8 +8,8 @@ What the host's sockets report becomes what the guest would have seen without us
 (`HostError`), else what `refusal_for` makes of the errno.  What the guest's packets ask of a router, TTL, traffic
 class and not to be fragmented, the host's packets carry (`Marks`).
 
-Stream sockets are edge-triggered: `TcpRelay` remembers that there may be more to read.  A relay reads no more than the
-stack has room for, and no more than a few buffers per step, so one busy flow starves nobody.
+Stream sockets are edge-triggered: `TcpRelay` remembers that there may be more to read.  A relay reads no more than
+the stack has room for, and no more than a few buffers per step, so one busy flow starves nobody.
 """
 
 from .dns import DnsRelay

@@ -7,6 +7,7 @@ wait, a few of them, until it is known.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -19,21 +20,27 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from .limits import Limits
+    from .timers import Timers
 
 UNKNOWN_MAC = bytes(6)
+RESOLUTION = 3.0  # seconds that frames wait for a link address: kernels ask three times, a second apart
 
 
 class Link:
     __slots__ = (
         "_dropped",
+        "_given_up_at",
         "_limits",
         "_neighbours",
+        "_timers",
         "_waiting",
         "emit",
         "mac",
         "mtu",
         "offloads",
         "own",
+        "timer_at",
+        "timer_entry",
         "version",
     )
 
@@ -47,6 +54,7 @@ class Link:
         own: tuple[bytes, ...],
         limits: Limits,
         dropped: Counter[str],
+        timers: Timers,
     ) -> None:
         self.emit = emit
         self.mac = mac
@@ -60,6 +68,9 @@ class Link:
         self._waiting: dict[bytes, list[bytes]] = {}
         self._limits = limits
         self._dropped = dropped
+        self._timers = timers
+        self._given_up_at = math.inf
+        self.timer_at = self.timer_entry = math.inf
 
     def mac_of(self, address: bytes) -> bytes:
         return self._neighbours.get(address, UNKNOWN_MAC)
@@ -102,12 +113,24 @@ class Link:
         if address not in self._waiting and len(self._waiting) >= limit:
             oldest = next(iter(self._waiting))
             self._dropped["limit-waiting-frames"] += len(self._waiting.pop(oldest))
+        if not self._waiting:
+            self._timers.arm(self, -math.inf)  # at the next occasion: that knows the time
         frames = self._waiting.setdefault(address, [])
         if len(frames) < limit:
             frames.append(b"".join(buffers))
         else:
             self._dropped["limit-waiting-frames"] += 1
         self.request(address)
+
+    def handle_timer(self, now: float) -> None:
+        """What has waited for long enough is given up: nobody has that address."""
+        if now >= self._given_up_at:
+            self._dropped["unresolved"] += sum(map(len, self._waiting.values()))
+            self._waiting.clear()
+        self._given_up_at = math.inf
+        if self._waiting:
+            self._given_up_at = now + RESOLUTION
+            self._timers.arm(self, self._given_up_at)
 
     def request(self, address: bytes) -> None:
         """Ask who has `address`."""

@@ -78,6 +78,7 @@ class Stack:
             own=addresses,
             limits=self.limits,
             dropped=self.dropped,
+            timers=self.timers,
         )
         self._secret = secret
         self._reassembly = Reassembly(self.limits, self.dropped, self.timers)

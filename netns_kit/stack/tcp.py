@@ -243,8 +243,13 @@ class TcpConnection:
             rcv.take(taken)
             if taken < size:
                 break
-        if rcv.ack != before or rcv.starved:
+        if rcv.starved:
             rcv.starved = False
+            self._accept_later()
+            if not self._alive:
+                return
+            self._ack_later()
+        elif rcv.ack != before:
             self._ack_later()
         self._end_if_due(now)
 
@@ -515,8 +520,7 @@ class TcpConnection:
             return
         again = seq != rcv.nxt or rcv.fin
         self._accept_text(seq, data, fin, edge)
-        while rcv.later and not rcv.starved and not less(rcv.nxt, rcv.later[0][0]):
-            self._accept_text(*rcv.first_later(), distance(rcv.nxt, add(rcv.ack, rcv.wnd)))
+        self._accept_later()
         if not self._alive:
             return
         if data and now >= rcv.tuner.due:
@@ -528,6 +532,12 @@ class TcpConnection:
         elif rcv.later:
             self._emit(self.snd.nxt, ACK)
         self._end_if_due(now)
+
+    def _accept_later(self) -> None:
+        """What was kept beyond a hole, as far as there is none any more."""
+        rcv = self.rcv
+        while rcv.later and not rcv.starved and not less(rcv.nxt, rcv.later[0][0]):
+            self._accept_text(*rcv.first_later(), distance(rcv.nxt, add(rcv.ack, rcv.wnd)))
 
     def _accept_text(self, seq: int, data: memoryview, fin: bool, edge: int) -> None:
         """Text that begins at or before RCV.NXT: take what is new and within the window."""
@@ -629,7 +639,9 @@ class TcpConnection:
     def _segments(self, seq: int, data: bytes | memoryview) -> None:
         """`data` as one super-segment, or cut to the MSS where the link takes none."""
         size = len(data)
-        step = self.snd.burst
+        step = (
+            self.snd.burst if self.snd.urgent is None else self.snd.mss
+        )  # pointers are one for each segment
         if size <= step:
             self._emit(seq, ACK | PSH, data)
             return

@@ -251,6 +251,22 @@ def test_a_datagram_waits_too(offloads: Offloads | None) -> None:
     assert bytes(udp.parse(guest.taken().packet.payload)[3]) == b"hello"
 
 
+def test_what_waits_in_vain_is_given_up() -> None:
+    """And not sent, long after, to whoever has the address then."""
+    guest = unresolved()
+    for start in (0.0, 10.0):
+        guest.passes(start)
+        guest.stack.add_udp(key(4, port=int(start) + 1), guest.now).send(b"hello", guest.now)
+        guest.passes(2.9)
+        assert guest.stack.stats()["waiting_frames"] == 1
+        guest.passes(0.1)
+        assert guest.stack.stats()["waiting_frames"] == 0
+    assert guest.stack.dropped["unresolved"] == 2
+    guest.frames.clear()
+    guest.stack.link.learn(GUEST[4], GUEST_MAC)
+    guest.quiet()
+
+
 def test_what_waits_is_bounded() -> None:
     """Few frames for an address, few addresses; the oldest address makes room."""
     guest = unresolved(limits=Limits(waiting_frames=4))

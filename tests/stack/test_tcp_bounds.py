@@ -251,3 +251,20 @@ def test_what_is_in_flight_grows_with_a_long_path(family: int) -> None:
         guest.passes(0.1)
         guest.gets(ACK, 1000, connection.snd.max, window=65535)
     assert connection.snd.limit > 4 << 20
+
+
+def test_what_was_kept_beyond_a_hole_goes_on_when_memory_allows(family: int) -> None:
+    """Memory was full when the hole was filled: nobody but `resume` will come back to it."""
+    guest = Guest(family, limits=Limits(tcp_memory=2500)).established()
+    guest.listener.room = 0
+    guest.gets(ACK, 3000, 9000, b"C" * 1000)
+    guest.gets(FIN | ACK, 4000, 9000)
+    guest.gets(ACK, 1000, 9000, b"A" * 1000)
+    guest.gets(ACK, 2000, 9000, b"B" * 1000)
+    guest.resume()
+    for start, text in ((2000, b"B"), (3000, b"C")):
+        guest.gets(ACK, start, 9000, text * 1000)
+    guest.gets(FIN | ACK, 4000, 9000)
+    assert bytes(guest.listener.bytes) == b"A" * 1000 + b"B" * 1000 + b"C" * 1000
+    assert guest.listener.events[-1] == "end"
+    assert guest.stack.memory.held == 0

@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netns_kit.stack import State
+from netns_kit.stack.wire import tcp as wire
+from netns_kit.stack.wire import virtio
 from netns_kit.stack.wire.tcp import ACK, FIN, SYN, URG
 from tests.stack_support import SYN_OPTIONS, VNET, Guest
 
@@ -119,6 +121,20 @@ def test_our_urgent_byte(family: int, offloads: object) -> None:
     guest.frames.clear()
     guest.passes(0.5)
     guest.sends(ACK, 9007, 1000, b"after")
+
+
+def test_no_super_segment_has_a_pointer(family: int) -> None:
+    """Whoever cuts it would give each piece the same one."""
+    guest = Guest(family, offloads=VNET).established()
+    guest.send(bytes(14000))
+    guest.connection.send_urgent(b"!", guest.now)
+    guest.frames.clear()
+    guest.passes(0.2)
+    while guest.frames:
+        sent = guest.taken()
+        assert sent.virtio[1] == virtio.GSO_NONE
+        segment = wire.parse(sent.packet.payload)
+        assert (segment.seq + segment.urgent) & 0xFFFFFFFF == 9000 + 14001
 
 
 def test_a_pointer_too_far_ahead_is_not_written(tcp: Guest) -> None:
