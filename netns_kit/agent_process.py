@@ -48,12 +48,17 @@ class Conversation:
         Raises the OSError the agent met, or NamespaceGone if the agent has ended.
         """
         space = socket.CMSG_SPACE(FDS_MAX * array.array("i").itemsize)
-        try:
-            data, ancillary, _, _ = self._sock.recvmsg(ANSWER_MAX, space, socket.MSG_CMSG_CLOEXEC)
-        except BlockingIOError:
-            return None
-        except ConnectionError:
-            data, ancillary = b"", []
+        # Fact: an end may be read though a message came just before it: Linux looks at the queue first and at the
+        # other end's having gone after that.  Behind it nothing more can come, so the second reading is final.
+        for _ in range(2):
+            try:
+                data, ancillary, _, _ = self._sock.recvmsg(ANSWER_MAX, space, socket.MSG_CMSG_CLOEXEC)
+            except BlockingIOError:
+                return None
+            except ConnectionError:
+                data, ancillary = b"", []
+            if data:
+                break
         fds = array.array("i")
         for _, _, payload in ancillary:
             fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
