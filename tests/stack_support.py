@@ -221,8 +221,8 @@ class Listener:
     def keepalive(self, idle: float) -> None:
         self.events.append(("keepalive", idle))
 
-    def marked(self, tos: int) -> None:
-        self.events.append(("marked", tos))
+    def traffic_class(self, tos: int) -> None:
+        self.events.append(("traffic class", tos))
 
     def end(self) -> None:
         self._told("end")
@@ -538,7 +538,7 @@ class End:
     def keepalive(self, idle: float) -> None:
         pass
 
-    def marked(self, tos: int) -> None:
+    def traffic_class(self, tos: int) -> None:
         pass
 
     def end(self) -> None:

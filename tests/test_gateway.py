@@ -87,7 +87,7 @@ class Program:
     def keepalive(self, idle: float) -> None:
         pass
 
-    def marked(self, tos: int) -> None:
+    def traffic_class(self, tos: int) -> None:
         pass
 
     def end(self) -> None:

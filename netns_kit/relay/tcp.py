@@ -235,7 +235,7 @@ class TcpRelay:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
-    def marked(self, tos: int) -> None:
+    def traffic_class(self, tos: int) -> None:
         if self._socket is not None:
             set_tos(self._socket, tos)
 

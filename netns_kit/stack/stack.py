@@ -201,7 +201,7 @@ class Stack:
             connection = None
         if connection is not None:
             if packet.tos & _DSCP != connection.tos:
-                connection.mark(packet.tos & _DSCP)
+                connection.traffic_class(packet.tos & _DSCP)
             connection.segment_arrives(segment, now)
         elif segment.flags & (tcp.SYN | tcp.ACK | tcp.RST) == tcp.SYN:
             self._open(packet, key, segment, now)

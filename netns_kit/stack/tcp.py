@@ -99,7 +99,7 @@ class TcpConnection:
     `ttl` is that of the guest's SYN, `tos` the traffic class of its segments.
 
     The user drives it with `accept`, `refuse`, `room`, `send`, `shutdown`, `resume` and `abort`; the guest
-    with `segment_arrives` and `mark`; time with `handle_timer`.
+    with `segment_arrives` and `traffic_class`; time with `handle_timer`.
     """
 
     __slots__ = (
@@ -262,11 +262,11 @@ class TcpConnection:
         self.user = None
         self._enter(CLOSED)
 
-    def mark(self, tos: int) -> None:
+    def traffic_class(self, tos: int) -> None:
         """The guest's segments have another traffic class."""
         self.tos = tos
         if self.user is not None:
-            self.user.marked(tos)
+            self.user.traffic_class(tos)
 
     # -- the guest's segments -----------------------------------------------------------------------
 

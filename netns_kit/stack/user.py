@@ -80,7 +80,7 @@ class TcpUser(Protocol):
     def keepalive(self, idle: float) -> None:
         """The guest has sent a keepalive probe after so many seconds without anything else."""
 
-    def marked(self, tos: int) -> None:
+    def traffic_class(self, tos: int) -> None:
         """The guest's segments have this traffic class from now on; ECN's two bits are left out."""
 
     def closed(self, why: Closed) -> None:

@@ -152,7 +152,7 @@ class Talker:
     def keepalive(self, idle: float) -> None:
         pass
 
-    def marked(self, tos: int) -> None:
+    def traffic_class(self, tos: int) -> None:
         pass
 
     def end(self) -> None:

@@ -192,7 +192,7 @@ def test_the_traffic_class_is_passed_on_when_it_changes(family: int) -> None:
     assert guest.listener.events == ["established"]
     guest.gets(ACK, 1001, 9000, b"b", tos=0xB8, window=512)
     guest.gets(ACK, 1002, 9000, b"c", tos=0xB9, window=512)
-    assert guest.listener.events == ["established", ("marked", 0xB8)]
+    assert guest.listener.events == ["established", ("traffic class", 0xB8)]
 
 
 def test_ecn_is_not_offered(family: int) -> None:
