@@ -111,18 +111,24 @@ class TcpListener(Listener):
 
     def _on_events(self, _: int) -> None:
         for _ in range(ACCEPTS_PER_STEP):
+            if not self._gateway.make_room():
+                self._pause()
+                return
             try:
                 sock, client = self._socket.accept()
             except BlockingIOError:
                 return
             except OSError as error:
                 if error.errno in OVERLOADED:
-                    self._engine.modify(self._socket.fileno(), 0)
-                    self._engine.timers.arm(self, self._engine.now + PAUSE)
+                    self._pause()
                     return
                 continue  # that client has gone again
             sock.setblocking(False)
             self._connect(sock, client)
+
+    def _pause(self) -> None:
+        self._engine.modify(self._socket.fileno(), 0)
+        self._engine.timers.arm(self, self._engine.now + PAUSE)
 
     def handle_timer(self, now: float) -> None:
         """The pause is over."""

@@ -207,7 +207,7 @@ class Gateway:
         target = self._decide(protocol, key)
         size = (len(key) - 4) // 2
         is_dns = key[size : 2 * size] == self.subnet.dns.packed
-        if isinstance(target, Target) and not is_dns and not self._make_room(key):
+        if isinstance(target, Target) and not is_dns and not self.make_room(key):
             self._notice("out of file descriptors (RLIMIT_NOFILE): new flows are refused")
             target = Refusal.RESET
         if isinstance(target, Refusal):
@@ -228,10 +228,11 @@ class Gateway:
             return Refusal.PROHIBITED
         return target
 
-    def _make_room(self, key: bytes) -> bool:
-        """Whether there is a descriptor for the flow named `key`.
+    def make_room(self, key: bytes = b"") -> bool:
+        """Whether there is a descriptor for one more flow, of the name `key` if it is the guest's.
 
-        SYNs on hold have no more than half of them; else the UDP flow idle longest gives its own, then they.
+        SYNs on hold have no more than half of them; else the UDP flow idle longest gives its own, then they, then the
+        oldest connection whose handshake the guest does not finish.
         """
         stack, engine = self.stack, self.engine
         if engine.descriptors >= self._most_descriptors:
@@ -243,6 +244,8 @@ class Gateway:
                 pending.give_way()
             elif idle is not None:
                 stack.evict_udp(spare=key)
+            elif half_open := next((each for each in stack.tcp.values() if each.is_abandoned), None):
+                half_open.give_way()
             else:
                 return False
             stack.dropped["limit-descriptors"] += 1

@@ -11,6 +11,8 @@ from contextlib import ExitStack
 import pytest
 
 from netns_kit.engine import EDGE, IN, OUT, Engine
+from netns_kit.forwarder import TcpListener
+from netns_kit.ports import parse
 from netns_kit.stack import Closed, Limits, Refusal
 from netns_kit.stack.wire import ethernet, icmp, ip, udp, virtio
 from netns_kit.uplink import Flow, Target, Uplink
@@ -243,6 +245,51 @@ def test_what_came_before_a_reset_is_delivered(make: Make, listener: socket.sock
     bench.until(lambda: program.why)
     assert program.why is Closed.RESET
     assert bytes(program.received) == b"413 too large"
+
+
+def test_an_early_answer_is_heard_though_sending_fails_first(make: Make, listener: socket.socket) -> None:
+    """A server refuses an upload and resets; the guest's bytes meet the reset before the event that tells of it."""
+    bench = make()
+    program, sock = opened(bench, listener)
+    sock.sendall(b"413 too large")
+    reset(sock)
+    program.send(bytes(100_000))
+    bench.gateway._read_frames()
+    bench.until(lambda: program.why)
+    assert program.why is Closed.RESET
+    assert bytes(program.received) == b"413 too large"
+
+
+def test_half_open_connections_give_way(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their guest, whose addresses may be made up, does not answer."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (40, 40))
+    with socket.create_server(("127.0.0.1", 0), backlog=200) as live:
+        bench = make()
+        for last in range(1, 61):
+            source = GUEST[:2] + bytes((9, last))
+            nobody = ethernet.pack(GATEWAY_MAC, bytes((2, 0, 0, 0, 9, last)), ethernet.IPV4)
+            bench.far.write(bench.header + nobody + syn(GATEWAY, port_of(live), source))
+            bench.settle()
+        assert bench.gateway.stats()["tcp_syn_received"] < 40
+        bench.ahead += 1.0  # SYN|ACKs are repeated
+        bench.settle()
+        program = bench.connect(GATEWAY, port_of(live), 30000)
+        bench.until(lambda: program.is_established)
+
+
+def test_clients_of_a_port_do_not_take_every_descriptor(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They wait in the kernel's queue for a while instead."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (40, 40))
+    bench = make()
+    port = TcpListener(bench.gateway, parse("127.0.0.1:0:80")[0])
+    with ExitStack() as stack:
+        stack.callback(port.close)
+        for _ in range(40):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", port.forward.host_port))
+        bench.settle()
+        assert bench.engine.descriptors <= 20
 
 
 def test_a_guest_cannot_take_every_descriptor(

@@ -31,6 +31,7 @@ class TcpRelay:
 
     __slots__ = (
         "_blocked",
+        "_broken",
         "_candidates",
         "_ended",
         "_engine",
@@ -51,6 +52,7 @@ class TcpRelay:
         self._read_to_end = False  # a short read proves nothing: no further event will tell of the rest
         self._mark_near = False  # what is read next may be urgent: told so, or nothing ended the last read
         self._blocked = False
+        self._broken = False  # sending has failed: what the host said before is still to be read
 
     # -- the host's side ----------------------------------------------------------------------------
 
@@ -148,8 +150,13 @@ class TcpRelay:
                 data = sock.recv(1 if urgent else wanted)
             except BlockingIOError:
                 self._readable = False
+                if self._broken:
+                    self.abort()
                 return
             except OSError:
+                self.abort()
+                return
+            if not data and self._broken:
                 self.abort()
                 return
             if not data:
@@ -173,6 +180,15 @@ class TcpRelay:
         if connection is not None:
             connection.abort(self._engine.now)
 
+    def _break(self) -> None:
+        """Sending has failed: the host's side is gone, once what it said before has been read."""
+        self._broken = True
+        if self._ended:
+            self.abort()
+        else:
+            self._readable = self._read_to_end = True
+            self._pump()
+
     def _close_socket(self, *, reset: bool = False) -> None:
         sock, self._socket = self._socket, None
         self._readable = False
@@ -189,14 +205,14 @@ class TcpRelay:
 
     def deliver(self, data: memoryview) -> int:
         sock = self._socket
-        if sock is None:
+        if sock is None or self._broken:
             return 0
         try:
             taken = sock.send(data)
         except BlockingIOError:
             taken = 0
         except OSError:
-            self.abort()
+            self._break()
             return 0
         if taken < len(data):
             self._blocked = True
@@ -204,22 +220,22 @@ class TcpRelay:
 
     def urgent(self, data: memoryview) -> int:
         sock = self._socket
-        if sock is None:
+        if sock is None or self._broken:
             return 0
         try:
             return sock.send(data, socket.MSG_OOB)
         except BlockingIOError:
             self._blocked = True
         except OSError:
-            self.abort()
+            self._break()
         return 0
 
     def end(self) -> None:
-        if self._socket is not None:
+        if self._socket is not None and not self._broken:
             try:
                 self._socket.shutdown(socket.SHUT_WR)
             except OSError:
-                self.abort()
+                self._break()
 
     def writable(self) -> None:
         if self._readable:

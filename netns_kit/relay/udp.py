@@ -26,6 +26,7 @@ from .sockets import (
 )
 
 UDP_SEGMENT = 103  # linux/udp.h
+ATTEMPTS = 8
 QUOTED = 1280  # bytes of a datagram: no ICMP error quotes more
 _NO_SEGMENTATION = frozenset({errno.EIO, errno.EINVAL, errno.EMSGSIZE})  # what UDP_SEGMENT meets at times
 
@@ -83,11 +84,13 @@ class UdpRelay:
             for start in range(0, len(payload), segment_size):
                 self.datagram(flow, payload[start : start + segment_size], packet, 0)
             return
-        if self._errors(flow, payload):
-            return
-        error = self._send(flow, payload, packet, segment_size)  # that was an earlier one's error
-        if error and not self._errors(flow, payload):
-            flow.refuse(refusal_for(error), payload)
+        for _ in range(ATTEMPTS):  # that was an earlier one's error; more of them may come in meanwhile
+            if self._errors(flow, payload):
+                return
+            error = self._send(flow, payload, packet, segment_size)
+            if not error:
+                return
+        flow.refuse(refusal_for(error), payload)
 
     def _send(self, flow: UdpFlow, payload: memoryview, packet: Packet, segment_size: int) -> int:
         """The errno, or 0: also when the host's queue is full.  Then it is lost, as datagrams are."""

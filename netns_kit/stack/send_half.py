@@ -212,6 +212,7 @@ class SendHalf:
         at, size = self.hole(self.resent)
         budget = RESENT
         while less(at, last) and budget > 0:
+            size = min(size, budget)
             yield from self._again(at, size)
             budget -= size
             self.resent_at = self.max

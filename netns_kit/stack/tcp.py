@@ -169,9 +169,12 @@ class TcpConnection:
             self._enter(CLOSED)
 
     def give_way(self) -> None:
-        """Nobody waits for it, or others wait: a connection on hold is gone, as if its SYN had been lost."""
+        """Nobody waits for it, or others wait: a connection on hold is gone, as if its SYN had been lost; one
+        that is half open is reset."""
         if self.state is LISTEN:
             self._close(Closed.TIMED_OUT)
+        elif self.state is SYN_RECEIVED:
+            self._give_up()
 
     def unreachable(self, seq: int) -> None:
         """The guest has answered our SYN of that number with an ICMP error: a REJECT of its firewall, say."""
@@ -748,6 +751,11 @@ class TcpConnection:
     def _keepalive(self, now: float) -> None:
         """Nothing is in flight: look after the guest now and then, so that none is waited for in vain."""
         self._arm(Purpose.KEEPALIVE, now + self._idle_time)
+
+    @property
+    def is_abandoned(self) -> bool:
+        """The guest has opened it and does not answer."""
+        return self.state is SYN_RECEIVED and self.snd.retries > 0
 
     @property
     def _alive(self) -> bool:
