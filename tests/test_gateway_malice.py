@@ -6,7 +6,7 @@ import logging
 import resource
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -258,6 +258,25 @@ def test_an_early_answer_is_heard_though_sending_fails_first(make: Make, listene
     bench.until(lambda: program.why)
     assert program.why is Closed.RESET
     assert bytes(program.received) == b"413 too large"
+
+
+def test_a_guest_that_only_sends_is_told_that_sending_has_failed(
+    make: Make, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads nothing meanwhile: what the host said before does not stand in the way."""
+    bench = make()
+    program, sock = opened(bench, listener)
+    monkeypatch.setattr(program, "deliver", lambda data: 0)
+    sock.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            sock.send(bytes(1 << 16))
+            bench.settle()
+    reset(sock)
+    program.send(bytes(100_000))
+    bench.gateway._read_frames()
+    bench.until(lambda: program.why)
+    assert program.why is Closed.RESET
 
 
 def test_half_open_connections_give_way(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

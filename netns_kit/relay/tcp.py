@@ -143,7 +143,10 @@ class TcpRelay:
                 return
             wanted = min(connection.room(), burst)
             if not wanted:
-                connection.wait_for_room(now)
+                if self._broken:  # what the guest has no room for, a reset would have overtaken
+                    self.abort()
+                else:
+                    connection.wait_for_room(now)
                 return
             urgent = self._mark_near and _at_mark(sock)
             try:
@@ -181,7 +184,8 @@ class TcpRelay:
             connection.abort(self._engine.now)
 
     def _break(self) -> None:
-        """Sending has failed: the host's side is gone, once what it said before has been read."""
+        """Sending has failed: the host's side is gone, once what it said before has been read, as far as the guest
+        has room for it."""
         self._broken = True
         if self._ended:
             self.abort()
