@@ -376,9 +376,13 @@ class TcpConnection:
         window = (rcv.wnd - distance(rcv.ack, rcv.nxt)) & MASK
         if sequence.acceptable(seg.seq, seg.length, rcv.nxt, window):
             return True
-        if seg.flags & RST:
-            # to the guest, RCV.NXT is what we have acknowledged: that counts as the window's beginning
-            return sequence.in_window(seg.seq, rcv.ack, distance(rcv.ack, rcv.nxt))
+        if seg.flags & RST or not seg.length:
+            # to the guest, RCV.NXT is what we have acknowledged: that counts as the window's beginning, and
+            # where its window is shut, the news of its own window's opening comes from there
+            if sequence.in_window(seg.seq, rcv.ack, distance(rcv.ack, rcv.nxt)):
+                return True
+            if seg.flags & RST:
+                return False
         if self.state is SYN_RECEIVED and seg.flags & SYN:
             if not seg.flags & ACK:
                 self._syn(SYN | ACK)  # ours was lost
@@ -466,7 +470,7 @@ class TcpConnection:
         if not less(seg.seq, snd.wl1):
             snd.wnd = seg.window << snd.scale
             snd.wnd_max = max(snd.wnd_max, snd.wnd)
-            snd.wl1 = self.rcv.nxt if less(self.rcv.nxt, seg.seq) else seg.seq
+            snd.wl1 = self.rcv.ack if less(self.rcv.ack, seg.seq) else seg.seq
         if snd.nxt != snd.max:
             self._output(now)
         return self._fin_acknowledged(now)

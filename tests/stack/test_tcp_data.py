@@ -95,6 +95,21 @@ def test_held_bytes_and_fin_again_are_answered_too(tcp: Guest) -> None:
     assert tcp.state() is State.CLOSE_WAIT
 
 
+def test_a_window_opens_while_bytes_are_held(tcp: Guest) -> None:
+    """Both sides full, and the guest reads first.  Its kernel has been shown a window of zero, so that its
+    ACKs come from that window's edge (tcp_acceptable_seq) and not from the end of what it has sent."""
+    tcp.listener.room = 0
+    tcp.gets(ACK, 1000, 9000, b"held", window=0)
+    tcp.gets(ACK, 1004, 9000, b" too", window=0)
+    tcp.gets(ACK, 1000, 9000, b"held", window=0)
+    tcp.sends(ACK, 9000, 1000, window=0)
+    assert not tcp.connection.room()
+    tcp.gets(ACK, 1000, 9000, window=512)
+    tcp.quiet()
+    assert "writable" in tcp.listener.events
+    assert tcp.connection.room()
+
+
 def test_held_bytes_fill_the_window(family: int) -> None:
     guest = Guest(family, limits=Limits(tcp_receive=1024)).established()
     guest.listener.room = 0
