@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, TypeVar
@@ -18,12 +17,13 @@ from typing import Any, Literal, Protocol, TypeVar
 import anyio
 import anyio.lowlevel
 
+from . import pump
 from .engine import Engine
 from .errors import NetnsKitError, StackClosed, StackCrashed
 
 T = TypeVar("T")
 DriverName = Literal["thread", "loop"]
-LONGEST_WAIT = 86400.0  # seconds; epoll takes no more than 24 days
+TURN = 1e-3  # seconds of the event loop's time, at most, before others have their turn
 CLOSED = "the stack is not running: its block has been left, or it has failed"
 
 
@@ -75,7 +75,7 @@ class LoopDriver:
             with anyio.CancelScope(deadline=engine.deadline):
                 await anyio.wait_readable(engine.fileno())
             await anyio.lowlevel.checkpoint()
-            engine.step(anyio.current_time())
+            _take_turn(engine, anyio.current_time)
 
     async def _run_on_asyncio(self) -> None:
         import asyncio
@@ -88,7 +88,7 @@ class LoopDriver:
         def step() -> None:
             nonlocal timer, timer_at
             try:
-                engine.step(loop.time())
+                _take_turn(engine, loop.time)
             except Exception as error:
                 loop.remove_reader(engine.fileno())
                 if not failed.done():
@@ -180,13 +180,8 @@ class ThreadDriver:
         os.eventfd_write(self._notify, 1)
 
     def _drive(self) -> None:
-        engine, clock = self._engine, time.monotonic
-        poll, dispatch = engine.poll, engine.dispatch
         try:
-            while not self._stopping:
-                wait = engine.deadline - clock()
-                events = poll(min(max(wait, 0.0), LONGEST_WAIT))
-                dispatch(events, clock())
+            pump.run(self._engine, lambda: self._stopping)
         except Exception as error:
             self._failure = error
             os.eventfd_write(self._notify, 1)
@@ -210,6 +205,21 @@ def driver_named(name: DriverName) -> Callable[[Engine], Driver]:
     if name not in _DRIVERS:
         raise ValueError(f"driver {name!r} is unknown: expected one of {', '.join(_DRIVERS)}")
     return _DRIVERS[name]
+
+
+def _take_turn(engine: Engine, clock: Callable[[], float]) -> None:
+    """One step after another while there is something to do, for a bounded time."""
+    now = clock()
+    until = now + TURN
+    events = engine.poll(0)
+    while True:
+        engine.dispatch(events, now)
+        now = clock()
+        if now > until:
+            break
+        events = engine.poll(0)
+        if not events and engine.deadline > now:
+            break
 
 
 def _crashed(error: Exception) -> StackCrashed:

@@ -44,8 +44,8 @@ class Engine:
     def __init__(self) -> None:
         self.now = 0.0
         self.timers = Timers()
+        self.steps = 0  # so far
         self.after_step: list[Callable[[], None]] = []  # run at the end of every step
-        self.deadlines: list[Callable[[], float]] = []  # asked beside the timers
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
         self._removed: set[int] = set()  # in this step: their numbers may be another's by now
@@ -66,9 +66,7 @@ class Engine:
     @property
     def deadline(self) -> float:
         """When `step` is wanted even if nothing is readable; minus infinity: at once."""
-        if self._again:
-            return -math.inf
-        return min([self.timers.deadline, *(deadline() for deadline in self.deadlines)])
+        return -math.inf if self._again else self.timers.deadline
 
     def add(self, fd: int, handler: Handler, events: int) -> None:
         """Call `handler` with the ready events of `fd` from now on."""
@@ -110,6 +108,7 @@ class Engine:
         """The other half: sockets and frames, then what was left over, then timers, then what waited for
         the end of the step."""
         self.now = now
+        self.steps += 1
         leftover = len(self._again)
         handlers, removed = self._handlers, self._removed
         removed.clear()

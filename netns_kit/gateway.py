@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import resource
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ class Gateway:
         self._events = IN
         engine.add(tap.fileno(), self._on_tap, IN)
         engine.after_step.append(self._end_of_step)
-        engine.deadlines.append(lambda: tap.deadline)
+        self.timer_at = self.timer_entry = math.inf
 
     # -- frames -------------------------------------------------------------------------------------
 
@@ -100,15 +101,19 @@ class Gateway:
             receive(frame[:size], now)
 
     def _end_of_step(self) -> None:
-        tap, now = self._tap, self.engine.now
-        if tap.deadline <= now:
-            tap.advance(now)
-            self._read_frames()
+        tap = self._tap
         self.stack.flush()
+        if tap.deadline < math.inf:
+            self.engine.timers.arm(self, tap.deadline)
         events = IN | OUT if tap.backlog else IN
         if events != self._events:
             self._events = events
             self.engine.modify(tap.fileno(), events)
+
+    def handle_timer(self, now: float) -> None:
+        """An impaired device has frames that have been under way."""
+        self._tap.advance(now)
+        self._read_frames()
 
     # -- the guest's flows: StackUser ---------------------------------------------------------------
 

@@ -290,6 +290,7 @@ class Guest:
         mtu: int = 1500,
         iss: int | None = OUR_ISS,
         addresses: tuple[bytes, ...] | None = None,
+        ack_delay: float = 0.0,
     ) -> None:
         self.family = family
         self.now = 0.0
@@ -304,7 +305,7 @@ class Guest:
             mtu=mtu,
             secret=SECRET,
             offloads=offloads,
-            limits=limits,
+            limits=replace(limits or Limits(), tcp_ack_delay=ack_delay),
         )
         if iss is not None:
             setattr(self.stack, "_isn", lambda key, now: iss)  # noqa: B010 - diagrams need fixed numbers

@@ -131,16 +131,15 @@ def test_again_is_the_next_step_and_not_this_one(engine: Engine) -> None:
 
 def test_the_deadline_is_the_earliest(engine: Engine) -> None:
     timer = Timer()
-    others = [math.inf]
-    engine.deadlines.append(lambda: others[0])
+    other = Timer()
     assert engine.deadline == math.inf
     engine.timers.arm(timer, 5.0)
     assert engine.deadline == 5.0
-    others[0] = 4.0
+    engine.timers.arm(other, 4.0)
     assert engine.deadline == 4.0
     engine.step(4.5)
     assert timer.rung == []
-    others[0] = math.inf
+    assert other.rung == [4.5]
     engine.step(5.0)
     assert timer.rung == [5.0]
     assert engine.deadline == math.inf

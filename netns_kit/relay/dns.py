@@ -24,8 +24,7 @@ class DnsRelay:
         self._uplink = uplink
         self._proxy = DnsProxy(random_id=lambda: int.from_bytes(os.urandom(2), "big"))
         self._sockets: dict[Upstream, socket.socket] = {}
-        engine.deadlines.append(lambda: self._proxy.deadline)
-        engine.after_step.append(self._on_time)
+        self.timer_at = self.timer_entry = math.inf
 
     def add(self, flow: UdpFlow, target: Target) -> None:
         """`flow` brings queries for these resolvers, and so does every other from now on."""
@@ -39,6 +38,7 @@ class DnsRelay:
         for start in range(0, len(payload), size):
             query = bytes(payload[start : start + size])
             self._do(self._proxy.query(query, flow, self._engine.now))
+        self._wait()
 
     def expired(self, flow: UdpFlow) -> None:
         pass  # its answer may still come, and can still be sent
@@ -52,11 +52,16 @@ class DnsRelay:
         """The proxy's counters."""
         return self._proxy.stats()
 
-    def _on_time(self) -> None:
-        if self._proxy.deadline <= self._engine.now:
-            self._do(self._proxy.handle_timer(self._engine.now))
-        if self._proxy.deadline == math.inf:  # nothing is under way
+    def handle_timer(self, now: float) -> None:
+        """What an upstream has not answered is asked again, or of another."""
+        self._do(self._proxy.handle_timer(now))
+        self._wait()
+
+    def _wait(self) -> None:
+        deadline = self._proxy.deadline
+        if deadline == math.inf:  # nothing is under way
             self.close()
+        self._engine.timers.arm(self, deadline)
 
     def _do(self, actions: list[Action]) -> None:
         now = self._engine.now
@@ -102,13 +107,14 @@ class DnsRelay:
         for _ in range(DATAGRAMS_PER_STEP):
             sock = self._sockets.get(upstream)
             if sock is None:
-                return
+                break
             try:
                 message = sock.recv(MAX_DATAGRAM)
             except BlockingIOError:
-                return
+                break
             except OSError:
                 self._close(upstream)
                 self._do(self._proxy.upstream_failed(upstream, now))
-                return
+                break
             self._do(self._proxy.response(message, upstream, now))
+        self._wait()

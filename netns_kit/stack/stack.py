@@ -12,6 +12,7 @@ from collections.abc import Callable
 from hashlib import blake2b
 
 from . import seq
+from .acks import Acks
 from .echo import EchoFlow
 from .header import FlowHeader
 from .limits import Limits
@@ -62,7 +63,7 @@ class Stack:
         self.timers = (
             Timers() if timers is None else timers
         )  # the caller's, if it has others to keep beside ours
-        self.acks: list[TcpConnection] = []
+        self.acks = Acks(self.limits.tcp_ack_delay, self.timers)
         self.tcp: dict[bytes, TcpConnection] = {}
         self.udp: OrderedDict[bytes, UdpFlow] = OrderedDict()  # the one idle longest first
         self.echo: OrderedDict[bytes, EchoFlow] = OrderedDict()  # likewise
@@ -132,11 +133,9 @@ class Stack:
         self._packet(packet, summed, segment_size, now)
 
     def flush(self) -> None:
-        """Send the ACKs that waited for company.  Call it after each batch of frames and user calls."""
-        if self.acks:
-            due, self.acks = self.acks, []
-            for connection in due:
-                connection.flush_ack()
+        """Send the ACKs that waited for more frames.  Call it after each batch of frames and user calls."""
+        if self.acks.at_once:
+            self.acks.flush()
 
     @property
     def deadline(self) -> float:

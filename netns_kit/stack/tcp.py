@@ -29,6 +29,7 @@ import math
 from typing import TYPE_CHECKING, Protocol
 
 from . import seq as sequence
+from .acks import AT_ONCE, MUCH, NOT_OWED, QUICK
 from .receive_half import ReceiveHalf
 from .rto import CEILING
 from .segments import SegmentWriter
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Iterable
 
+    from .acks import Acks
     from .limits import Limits
     from .link import Link
     from .timers import Timers
@@ -84,7 +86,7 @@ class Table(Protocol):
     timers: Timers
     memory: Memory
     dropped: Counter[str]
-    acks: list[TcpConnection]
+    acks: Acks
 
     def decided(self, connection: TcpConnection) -> None: ...
 
@@ -103,12 +105,13 @@ class TcpConnection:
     """
 
     __slots__ = (
-        "_ack_due",
         "_asked_at",
         "_idle_since",
         "_probes",
+        "_quick",
         "_table",
         "_writer",
+        "ack_at",
         "key",
         "purpose",
         "rcv",
@@ -132,7 +135,8 @@ class TcpConnection:
         self.purpose = Purpose.NONE
         self.timer_at = math.inf
         self.timer_entry = math.inf
-        self._ack_due = False
+        self.ack_at = NOT_OWED
+        self._quick = 0 if table.acks.delay else math.inf  # so many ACKs are not delayed
         self._idle_since = 0.0
         self._probes = 0  # unanswered ones, the last at `_asked_at`
         self._asked_at = -math.inf
@@ -251,9 +255,9 @@ class TcpConnection:
             self._accept_later()
             if not self._alive:
                 return
-            self._ack_later()
+            self._owe_ack(MUCH)
         elif rcv.ack != before:
-            self._ack_later()
+            self._owe_ack(MUCH)
         self._end_if_due(now)
 
     def abort(self, now: float) -> None:
@@ -313,9 +317,8 @@ class TcpConnection:
             rcv.nxt = (rcv.nxt + size) & MASK
             if rcv.starved:
                 self._turn_away()
-            elif taken and not self._ack_due:
-                self._ack_due = True
-                self._table.acks.append(self)
+            elif taken and self.ack_at != AT_ONCE:
+                self._owe_ack(taken)
             if now >= rcv.tuner.due:
                 self._tune(now)
         if snd.blocked:
@@ -364,7 +367,7 @@ class TcpConnection:
             snd.wl1 = seg.seq
             self._idle_since = now
             if ack_ok:
-                self._ack_later()
+                self._owe_ack(MUCH)
                 self._establish(now)
             else:  # simultaneous open, 3.5 figure 7
                 self._enter(SYN_RECEIVED)
@@ -387,7 +390,7 @@ class TcpConnection:
             if not seg.flags & ACK:
                 self._syn(SYN | ACK)  # ours was lost
             elif self._ack_ok(seg, now) and self._alive:
-                self._ack_later()  # both have opened, 3.5 figure 7
+                self._owe_ack(MUCH)  # both have opened, 3.5 figure 7
         elif self.state is TIME_WAIT and seg.flags & FIN:
             self._emit(self.snd.nxt, ACK)
             self._arm(Purpose.TIME_WAIT, now + self._table.limits.tcp_time_wait)
@@ -563,7 +566,7 @@ class TcpConnection:
         kept = rcv.hold(fresh[taken:]) if taken < len(fresh) else 0
         rcv.nxt = add(rcv.nxt, taken + kept)
         if taken:
-            self._ack_later()
+            self._owe_ack(taken)
         rcv.fin = fin and taken + kept == len(fresh)
 
     def _deliver(self, user: TcpUser, data: memoryview) -> int:
@@ -590,7 +593,7 @@ class TcpConnection:
         if not rcv.fin or rcv.held or self.state not in RECEIVING:
             return
         rcv.nxt = rcv.ack = add(rcv.nxt, 1)
-        self._ack_later()
+        self._owe_ack(0)  # our FIN may take it along
         if self.state is ESTABLISHED:
             self._enter(CLOSE_WAIT)
             if self.purpose is Purpose.KEEPALIVE:
@@ -604,15 +607,25 @@ class TcpConnection:
 
     # -- acknowledging and sending ------------------------------------------------------------------
 
-    def flush_ack(self) -> None:
-        """Send the ACK that is due, unless a segment has carried it meanwhile."""
-        if self._ack_due and self.state is not CLOSED:
+    def _owe_ack(self, size: int) -> None:
+        """For `size` bytes, which have just come: see `netns_kit.stack.acks`."""
+        if size >= MUCH or self._quick:
+            if size < MUCH:
+                self._quick -= 1
+            if self.ack_at != AT_ONCE:
+                self.ack_at = AT_ONCE
+                self._table.acks.at_once.append(self)
+        elif self.ack_at == NOT_OWED:
+            self.ack_at = self._idle_since + self._table.acks.delay
+            self._table.acks.later(self)
+
+    def send_ack(self) -> None:
+        if self.state is not CLOSED:
             self._emit(self.snd.nxt, ACK)
 
-    def _ack_later(self) -> None:
-        if not self._ack_due:
-            self._ack_due = True
-            self._table.acks.append(self)
+    def ack_is_overdue(self) -> None:
+        self._quick = QUICK
+        self.send_ack()
 
     def _acknowledged(self, now: float) -> None:
         snd = self.snd
@@ -664,7 +677,7 @@ class TcpConnection:
         rcv = self.rcv
         if window is None:
             window = min(rcv.wnd >> rcv.scale, 0xFFFF)
-        self._ack_due = False
+        self.ack_at = NOT_OWED
         if rcv.later and rcv.sack and flags == ACK and not payload:
             self._writer.write_sack(seq, rcv.ack, window, rcv.blocks())
             return

@@ -115,7 +115,7 @@ def bounded(guest: Guest) -> None:
     assert len(stack.link._neighbours) <= LIMITS.neighbours
     assert sum(map(len, stack.link._waiting.values())) <= LIMITS.waiting_frames**2
     assert len(stack.timers) < 2000
-    assert not stack.acks
+    assert not stack.acks.at_once
     assert len(stack.dropped) < 60  # reasons are words of ours
     for connection in stack.tcp.values():
         held = sum(map(len, connection.rcv.held)) + sum(len(run) for _, run, _ in connection.rcv.later)
