@@ -36,7 +36,6 @@ from .relay.sockets import (
     read_errors,
 )
 from .stack import Closed, UdpFlow
-from .stack.wire.ip import Packet
 
 ACCEPTS_PER_STEP = 64
 BACKLOG = 4096
@@ -193,16 +192,16 @@ class UdpListener(Listener):
         self._clients[key] = client, [each for each in to if each[:2] in _PKTINFO_MESSAGES]
         return flow
 
-    def datagram(self, flow: UdpFlow, payload: memoryview, packet: Packet, segment_size: int) -> None:
+    def datagram(self, flow: UdpFlow, payload: memoryview, marks: int, segment_size: int) -> None:
         client, sent_to = self._clients[flow.key]
         size = segment_size or len(payload) or 1
         for start in range(0, len(payload) or 1, size):
-            self._send(payload[start : start + size], packet, sent_to, client)
+            self._send(payload[start : start + size], marks, sent_to, client)
 
-    def _send(self, payload: memoryview, packet: Packet, sent_to: Ancillary, client: tuple[str, int]) -> None:
+    def _send(self, payload: memoryview, marks: int, sent_to: Ancillary, client: tuple[str, int]) -> None:
         for _ in range(2):  # an earlier datagram's error is raised in place of sending this one
             try:
-                self._marks.carry(packet)
+                self._marks.carry(marks)
                 self._socket.sendmsg([payload], sent_to, 0, client)
             except BlockingIOError:
                 return  # lost, as datagrams are

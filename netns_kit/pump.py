@@ -3,13 +3,18 @@
 Sleeping and being woken costs more than most of what is waited for: 5 to 50 microseconds, by machine and mood.  So
 while events come in quick succession the loop polls for the next one instead of sleeping, for `SPIN` at most, and
 sleeps as soon as they come less often than that.  A conversation of one question at a time is then about as fast
-as through the host's own loopback; what is idle or slow costs nothing.  With one processor only, whoever the next
-event is to come from needs it: there is no polling then.
+as through the host's own loopback; what is idle or slow costs nothing.
+
+There is no polling where another is in need of what it takes.  With one processor only, that is whoever the next
+event is to come from.  And the other threads of the process need the interpreter: a poll gives it back for too short
+a time for them to be woken, so they would get it only when they insist, after `sys.getswitchinterval`.  Where one
+has insisted, which shows as a poll for which this thread had to sleep, there is none for `CALM` seconds.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections.abc import Callable
 
@@ -17,6 +22,8 @@ from .engine import Engine
 
 LONGEST_WAIT = 86400.0  # seconds; epoll takes no more than 24 days
 SPIN = 100e-6  # seconds
+CALM = 1.0  # seconds
+_INTERRUPTED = 20e-6  # seconds: a poll takes less than one
 _SELDOM = 1e-3  # seconds: longer waits count as this
 _WEIGHT = 1 / 8  # of the last wait in the average
 
@@ -26,21 +33,27 @@ def run(engine: Engine, stopping: Callable[[], bool]) -> None:
     clock, poll, dispatch = time.monotonic, engine.poll, engine.dispatch
     alone = len(os.sched_getaffinity(0)) == 1
     usual = _SELDOM  # how long a wait takes lately
+    now = calm_until = clock()
     while not stopping():
-        busy = usual < SPIN
-        events = poll(0) if busy else []
-        now = clock()
-        if events or engine.deadline <= now:
-            dispatch(events, now)
-            continue
-        began = now
-        if busy and not alone:
-            until = min(now + SPIN, engine.deadline)
-            while not events and now < until:
-                events = poll(0)
+        busy = not alone and usual < SPIN and now >= calm_until
+        events: list[tuple[int, int]] = []
+        began = now = clock()
+        if busy:
+            slept = _times_slept()
+            until = now + SPIN
+            while not events and now < until and now < engine.deadline:
+                before, events = now, poll(0)
                 now = clock()
+                if now - before > _INTERRUPTED and _times_slept() != slept:
+                    calm_until = now + CALM
+                    break
         if not events:
             events = poll(min(max(engine.deadline - now, 0.0), LONGEST_WAIT))
             now = clock()
         usual += (min(now - began, _SELDOM) - usual) * _WEIGHT
         dispatch(events, now)
+
+
+def _times_slept() -> int:
+    """How often this thread has given up its processor to wait (getrusage(2), ru_nvcsw)."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw

@@ -241,8 +241,8 @@ class Datagrams:
         self.got: list[tuple[object, ...]] = []
         self.expired_flows: list[UdpFlow | EchoFlow] = []
 
-    def datagram(self, flow: UdpFlow, payload: memoryview, packet: ip.Packet, segment_size: int) -> None:
-        self.got.append((bytes(payload), packet.ttl, segment_size))
+    def datagram(self, flow: UdpFlow, payload: memoryview, marks: int, segment_size: int) -> None:
+        self.got.append((bytes(payload), marks >> 16, segment_size))
 
     def echo(self, flow: EchoFlow, sequence: int, payload: memoryview, packet: ip.Packet) -> None:
         self.got.append((sequence, bytes(payload), packet.ttl))

@@ -106,7 +106,7 @@ class Mailbox:
     def __init__(self) -> None:
         self.received: list[bytes] = []
 
-    def datagram(self, flow: UdpFlow, payload: memoryview, packet: ip.Packet, segment_size: int) -> None:
+    def datagram(self, flow: UdpFlow, payload: memoryview, marks: int, segment_size: int) -> None:
         self.received.append(bytes(payload))
 
     def expired(self, flow: UdpFlow) -> None:

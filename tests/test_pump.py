@@ -29,6 +29,9 @@ class Paced:
         """Before each event: how often there was nothing."""
         self.handled: list[float] = []
         self.then: dict[int, Callable[[], None]] = {}
+        self.insisted = 0
+        """How often another thread has taken the interpreter away from a poll."""
+        self.insist = False
         self._pauses = pauses
         self._next = next(pauses)
         self._timeout, self._count = 0.0, 0
@@ -40,6 +43,10 @@ class Paced:
         else:
             self._count += 1
             self.now += GLANCE
+            if self.insist:
+                self.now += 100 * GLANCE
+                self.insisted += 1
+                self.insist = False
         return [(0, 1)] if self.now >= self._next else []
 
     def dispatch(self, events: list[tuple[int, int]], now: float) -> None:
@@ -60,6 +67,7 @@ def paced(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Paced]:
     def make(*pauses: float, processors: int = 2) -> Paced:
         engine = Paced(iter(pauses))
         monkeypatch.setattr(time, "monotonic", lambda: engine.now)
+        monkeypatch.setattr(pump, "_times_slept", lambda: engine.insisted)
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)))
         return engine
 
@@ -109,3 +117,13 @@ def test_a_deadline_ends_the_polling_and_the_sleep(paced: Callable[..., Paced], 
     engine.then[30] = due
     engine.run(31)
     assert engine.handled[30] - engine.handled[29] == pytest.approx(seconds, abs=3 * GLANCE)
+
+
+def test_other_threads_have_their_way(paced: Callable[..., Paced]) -> None:
+    """Another thread had to insist on having the interpreter: no more polling, for a while."""
+    engine = paced(*QUICK, *QUICK, pump.CALM, *QUICK, *QUICK)
+    engine.then[30] = lambda: setattr(engine, "insist", True)
+    engine.run(120)
+    assert engine.slept[29] == 0
+    assert all(engine.slept[31:60])
+    assert not any(engine.slept[100:])

@@ -10,7 +10,6 @@ from ipaddress import ip_address
 from netns_kit.dns.proxy import Action, DnsProxy, Send, Upstream
 from netns_kit.engine import IN, Engine
 from netns_kit.stack import UdpFlow
-from netns_kit.stack.wire.ip import Packet
 from netns_kit.uplink import Target, Uplink
 
 from .sockets import DATAGRAMS_PER_STEP, MAX_DATAGRAM
@@ -33,7 +32,7 @@ class DnsRelay:
             self._proxy.set_upstreams(upstreams)
         flow.user = self
 
-    def datagram(self, flow: UdpFlow, payload: memoryview, packet: Packet, segment_size: int) -> None:
+    def datagram(self, flow: UdpFlow, payload: memoryview, marks: int, segment_size: int) -> None:
         size = segment_size or len(payload) or 1
         for start in range(0, len(payload), size):
             query = bytes(payload[start : start + size])

@@ -55,15 +55,15 @@ class PingRelay:
         if self._raw:
             check = checksum.checksum(checksum.total(message))
             message = icmp.HEADER.pack(self._kinds[0], 0, check, self._identifier, sequence) + payload
-        error = self._send(message, packet)
+        error = self._send(message, packet.marks)
         if error and not self._errors(sequence, payload):
-            error = self._send(message, packet)  # that was an earlier one's error
+            error = self._send(message, packet.marks)  # that was an earlier one's error
             if error and not self._errors(sequence, payload):
                 flow.refuse(refusal_for(error), sequence, payload)
 
-    def _send(self, message: bytes, packet: Packet) -> int:
+    def _send(self, message: bytes, marks: int) -> int:
         try:
-            self._marks.carry(packet)
+            self._marks.carry(marks)
             self._socket.send(message)
         except BlockingIOError:
             return 0  # lost, as packets are

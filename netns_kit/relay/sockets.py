@@ -22,7 +22,6 @@ from typing import NamedTuple
 
 from netns_kit.stack import IcmpError, Refusal
 from netns_kit.stack.wire import icmp
-from netns_kit.stack.wire.ip import Packet
 
 DATAGRAMS_PER_STEP = 64
 MAX_DATAGRAM = 65536
@@ -100,24 +99,27 @@ class Marks:
     because the host's MTU is smaller than the guest's.
     """
 
-    __slots__ = ("_exact", "_mode", "_options", "_socket", "_tos", "_ttl")
+    __slots__ = ("_carried", "_exact", "_mode", "_options", "_socket", "_tos", "_ttl")
 
     def __init__(self, sock: socket.socket, *, exact: bool = False) -> None:
         self._socket = sock
         self._options = _OPTIONS[sock.family]
         self._exact = exact
-        self._ttl = self._tos = self._mode = -1
+        self._carried = self._ttl = self._tos = self._mode = -1
 
-    def carry(self, packet: Packet) -> None:
-        """What is sent from now on has the marks of `packet`."""
-        ttl, tos = packet.ttl, packet.tos
+    def carry(self, marks: int) -> None:
+        """What is sent from now on has these marks (see `netns_kit.stack.wire.ip.marks`)."""
+        if marks == self._carried:
+            return
+        self._carried = marks
+        ttl, tos = marks >> 16, marks >> 8 & 0xFF
         if ttl != self._ttl:
             self._ttl = ttl
             self._socket.setsockopt(*self._options.ttl, max(ttl - 1, 1))
         if tos != self._tos:
             self._tos = tos
             self._socket.setsockopt(*self._options.tos, tos)
-        if not packet.dont_fragment:
+        if not marks & 1:
             mode = _PMTUDISC_DONT
         else:
             mode = _PMTUDISC_PROBE if self._exact or ttl <= PROBE_TTL else _PMTUDISC_WANT

@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 from netns_kit.engine import ERROR, IN, Engine
 from netns_kit.stack import UdpFlow
-from netns_kit.stack.wire.ip import Packet
 from netns_kit.uplink import Endpoint
 
 from .sockets import (
@@ -76,27 +75,27 @@ class UdpRelay:
         self._flows[address] = flow
         self._targets[flow.key] = address
 
-    def datagram(self, flow: UdpFlow, payload: memoryview, packet: Packet, segment_size: int) -> None:
-        error = self._send(flow, payload, packet, segment_size)
+    def datagram(self, flow: UdpFlow, payload: memoryview, marks: int, segment_size: int) -> None:
+        error = self._send(flow, payload, marks, segment_size)
         if not error:
             return
         if segment_size and error in _NO_SEGMENTATION:
             for start in range(0, len(payload), segment_size):
-                self.datagram(flow, payload[start : start + segment_size], packet, 0)
+                self.datagram(flow, payload[start : start + segment_size], marks, 0)
             return
         for _ in range(ATTEMPTS):  # that was an earlier one's error; more of them may come in meanwhile
             if self._errors(flow, payload):
                 return
-            error = self._send(flow, payload, packet, segment_size)
+            error = self._send(flow, payload, marks, segment_size)
             if not error:
                 return
         flow.refuse(refusal_for(error), payload)
 
-    def _send(self, flow: UdpFlow, payload: memoryview, packet: Packet, segment_size: int) -> int:
+    def _send(self, flow: UdpFlow, payload: memoryview, marks: int, segment_size: int) -> int:
         """The errno, or 0: also when the host's queue is full.  Then it is lost, as datagrams are."""
         target = self._targets[flow.key]
         try:
-            self._marks.carry(packet)
+            self._marks.carry(marks)
             if segment_size:
                 size = struct.pack("=H", segment_size)
                 self._socket.sendmsg([payload], [(socket.SOL_UDP, UDP_SEGMENT, size)], 0, target)

@@ -19,7 +19,10 @@ DEFAULT_TTL = 64
 class FlowHeader:
     """`buffer` is virtio header (if the link has one), Ethernet, IP and layer-4 header; `layer4` is where
     the last begins.  `pseudo` is the pseudo-header's sum with the length left out; `resolved`: the
-    guest's link address is in; `marks`: TTL and TOS, eight bits each."""
+    guest's link address is in; `marks`: TTL and TOS, eight bits each.
+
+    `length` is what `set_length` was last called with, and `check` the pseudo-header's sum for that: with both
+    that and the link's `version` as they were, there is nothing to be done anew."""
 
     __slots__ = (
         "_ip",
@@ -27,18 +30,21 @@ class FlowHeader:
         "_link",
         "_protocol",
         "_ttl_protocol",
-        "_version",
         "addresses",
         "buffer",
+        "check",
         "layer4",
+        "length",
         "marks",
         "pseudo",
         "resolved",
+        "version",
     )
 
     def __init__(self, link: Link, addresses: bytes, protocol: int, layer4: bytes) -> None:
         self.addresses = addresses
-        self._link, self._version = link, link.version
+        self._link, self.version = link, link.version
+        self.length = self.check = -1
         destination = addresses[len(addresses) // 2 :]
         prefix = link.prefix(destination)
         self.resolved = link.mac_of(destination) != UNKNOWN_MAC
@@ -56,6 +62,7 @@ class FlowHeader:
         self._ttl_protocol = ttl << 8 | self._protocol
         # for IPv4: the header's sum without length and checksum; 0 tells IPv6, whose header has no sum
         self._ip_sum = 0
+        self.length = -1
         header = ip.pack(self.addresses, self._protocol, 0, ttl=ttl, tos=tos)
         self.buffer[self._ip : self._ip + len(header)] = header
         if len(self.addresses) == 8:
@@ -63,8 +70,10 @@ class FlowHeader:
 
     def set_length(self, length: int) -> None:
         """`length` is that of the layer-4 header and payload."""
-        if self._version != self._link.version:
+        if self.version != self._link.version:
             self._look_up()
+        self.length = length
+        self.check = (self.pseudo + length) % 0xFFFF
         if self._ip_sum:
             at = self._ip
             check = 0xFFFF - (self._ip_sum + length) % 0xFFFF
@@ -74,7 +83,7 @@ class FlowHeader:
 
     def _look_up(self) -> None:
         """Somebody has a new link address: the guest, perhaps."""
-        self._version = self._link.version
+        self.version = self._link.version
         mac = self._link.mac_of(self.addresses[len(self.addresses) // 2 :])
         if mac != UNKNOWN_MAC:  # forgotten is not gone
             at = self._ip - 14

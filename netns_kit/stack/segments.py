@@ -61,14 +61,14 @@ class SegmentWriter:
         size = len(payload)
         buffer = header.buffer
         length = tcp.SIZE + size
-        header.set_length(length)
+        if length != header.length or link.version != header.version:
+            header.set_length(length)
         if link.offloads.csum:
             gso = size > self._mss
             if gso is not self._gso_set:
                 self._gso_set = gso
                 buffer[: virtio.SIZE] = self._gso if gso else self._plain
-            check = (header.pseudo + length) % 0xFFFF
-            _PATCH(buffer, header.layer4 + 4, seq, ack, 0x5000 | flags, window, check, urgent)
+            _PATCH(buffer, header.layer4 + 4, seq, ack, 0x5000 | flags, window, header.check, urgent)
         else:
             at = header.layer4
             _PATCH(buffer, at + 4, seq, ack, 0x5000 | flags, window, 0, urgent)

@@ -278,42 +278,45 @@ class TcpConnection:
     # -- the guest's segments -----------------------------------------------------------------------
 
     def segment_arrives(self, seg: Segment, now: float) -> None:
-        """The one door for segments.  The guard is 3.10.7.4 with every check passing and nothing in
-        the way; the text itself is `_segment_arrives`."""
-        rcv, snd = self.rcv, self.snd
+        """Any segment.  3.10.7.4 with every check passing and nothing in the way is `in_order`, the text itself
+        `_segment_arrives`."""
         if (
-            self.state is ESTABLISHED
-            and seg.flags & (SYN | FIN | RST | ACK | URG) == ACK
-            and seg.options is None
-            and seg.seq == rcv.nxt == rcv.ack
-            and not rcv.later
-            and rcv.urgent is None
-            and len(seg.payload) <= rcv.wnd
-            and snd.nxt == snd.max
-            and snd.recover is None
-            and (acked := (seg.ack - snd.una) & MASK) <= (flight := (snd.max - snd.una) & MASK)
-            and (acked or seg.payload or not flight)
+            seg.options is not None
+            or seg.flags & (SYN | FIN | RST | ACK | URG) != ACK
+            or not self.in_order(seg.seq, seg.ack, seg.window, seg.payload, now)
         ):
-            self._in_order(seg, now)
-        else:
             self._segment_arrives(seg, now)
 
-    def _in_order(self, seg: Segment, now: float) -> None:
+    def in_order(self, seq: int, ack: int, window: int, payload: memoryview, now: float) -> bool:
+        """A segment with ACK, PSH perhaps, and no options.  False: it is one for `segment_arrives`."""
         rcv, snd, user = self.rcv, self.snd, self.user
+        acked, flight = (ack - snd.una) & MASK, (snd.max - snd.una) & MASK
+        size = len(payload)
+        if not (
+            self.state is ESTABLISHED
+            and seq == rcv.nxt == rcv.ack
+            and not rcv.later
+            and rcv.urgent is None
+            and size <= rcv.wnd
+            and snd.nxt == snd.max
+            and snd.recover is None
+            and acked <= flight
+            and (acked or size or not flight)
+        ):
+            return False
         self._idle_since = now
-        snd.wnd = seg.window << snd.scale
-        snd.wl1 = seg.seq
+        snd.wnd = window << snd.scale
+        snd.wl1 = seq
         if snd.wnd > snd.wnd_max:  # noqa: PLR1730 - a call to max() costs as much as all of this
             snd.wnd_max = snd.wnd
-        if seg.ack != snd.una:
-            snd.acknowledge(seg.ack, now)
+        if acked:
+            snd.acknowledge(ack, now)
             self._acknowledged(now)
-        size = len(seg.payload)
         if size and user is not None:
-            taken = user.deliver(seg.payload)
+            taken = user.deliver(payload)
             rcv.ack = (rcv.ack + taken) & MASK
             if taken < size and self._alive:
-                size = taken + rcv.hold(seg.payload[taken:])
+                size = taken + rcv.hold(payload[taken:])
             rcv.nxt = (rcv.nxt + size) & MASK
             if rcv.starved:
                 self._turn_away()
@@ -323,6 +326,7 @@ class TcpConnection:
                 self._tune(now)
         if snd.blocked:
             self._unblock()
+        return True
 
     def _segment_arrives(self, seg: Segment, now: float) -> None:
         """3.10.7.3 and 3.10.7.4, in their order."""

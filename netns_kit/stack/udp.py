@@ -89,10 +89,11 @@ class UdpFlow:
             header.mark(ttl, tos)
         length = udp.SIZE + len(payload)
         at = header.layer4
-        header.set_length(length)
+        if length != header.length or link.version != header.version:
+            header.set_length(length)
         fits = len(header.buffer) - virtio.SIZE - 14 + len(payload) <= link.mtu
         if self._plain and header.resolved and fits:
-            _PATCH(header.buffer, at + 4, length, (header.pseudo + length) % 0xFFFF)
+            _PATCH(header.buffer, at + 4, length, header.check)
             link.emit(header.buffer, payload)
             return
         _PATCH(header.buffer, at + 4, length, 0)

@@ -90,9 +90,9 @@ class TcpUser(Protocol):
 class DatagramUser(Protocol):
     """A UDP flow's other half."""
 
-    def datagram(self, flow: UdpFlow, payload: memoryview, packet: Packet, segment_size: int) -> None:
+    def datagram(self, flow: UdpFlow, payload: memoryview, marks: int, segment_size: int) -> None:
         """A datagram from the guest, or, when `segment_size` is not 0, several of that size end to end.
-        `packet` is what it came in."""
+        `marks` are those of `netns_kit.stack.wire.ip.marks`."""
 
     def expired(self, flow: UdpFlow) -> None:
         """The flow was idle too long or had to make room; it is out of the table."""

@@ -177,7 +177,7 @@ class Program:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def datagram(self, flow: UdpFlow, payload: memoryview, packet: Packet, segment_size: int) -> None:
+    def datagram(self, flow: UdpFlow, payload: memoryview, marks: int, segment_size: int) -> None:
         self.world.seen["udp answers"] += 1
 
     def expired(self, flow: UdpFlow | EchoFlow) -> None:
@@ -187,7 +187,7 @@ class Program:
 class Server(Program):
     """Answers most, and every ping."""
 
-    def datagram(self, flow: UdpFlow, payload: memoryview, packet: Packet, segment_size: int) -> None:
+    def datagram(self, flow: UdpFlow, payload: memoryview, marks: int, segment_size: int) -> None:
         self.world.seen["udp questions"] += 1
         if self.world.random.random() < 0.8:
             flow.send(bytes(payload), self.world.now)

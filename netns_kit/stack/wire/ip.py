@@ -66,12 +66,22 @@ class Packet:
         self.dont_fragment = dont_fragment
 
     @property
+    def marks(self) -> int:
+        """What a router looks at beside the address: `marks` of TTL, TOS and DF."""
+        return marks(self.ttl, self.tos, self.dont_fragment)
+
+    @property
     def source(self) -> bytes:
         return self.addresses[: len(self.addresses) // 2]
 
     @property
     def destination(self) -> bytes:
         return self.addresses[len(self.addresses) // 2 :]
+
+
+def marks(ttl: int, tos: int, dont_fragment: bool) -> int:
+    """As one number: equal ones are equal in all three."""
+    return ttl << 16 | tos << 8 | dont_fragment
 
 
 def parse_ipv4(view: memoryview) -> Packet:

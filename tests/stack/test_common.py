@@ -1,0 +1,116 @@
+"""The short way for common frames does what the long way would do."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from netns_kit.stack import State
+from netns_kit.stack.wire import checksum, common, ip, udp, virtio
+from netns_kit.stack.wire.tcp import ACK, PSH
+from tests.stack_support import GUEST, GUEST_PORT, OTHER, VNET, Guest
+
+LEFT_TO_US = virtio.pack(virtio.NEEDS_CSUM, 0, 0, 0, 34, 16)
+STREAM = [ACK, ACK | PSH]
+
+
+def guests() -> list[Guest]:
+    """Two alike, with a connection and a flow each; the second knows no short way."""
+    both = []
+    for _ in range(2):
+        guest = Guest(offloads=VNET).established()
+        guest.gives(virtio_frame(datagram(b"first")))
+        guest.users.flows[0].user = guest.users.datagrams
+        both.append(guest)
+    both[1].stack._checksums_are_left_to_us = False
+    return both
+
+
+def datagram(payload: bytes) -> bytes:
+    addresses = GUEST[4] + OTHER[4]
+    header = udp.HEADER.pack(GUEST_PORT, 53, udp.SIZE + len(payload), 0)
+    return ip.pack(addresses, ip.UDP, udp.SIZE + len(payload)) + header + payload
+
+
+def virtio_frame(packet: bytes, link: bytes = b"") -> bytes:
+    guest = Guest(offloads=VNET)
+    return LEFT_TO_US + (link or guest.segment(ACK)[virtio.SIZE : common.IP_AT]) + packet
+
+
+def seen(guest: Guest) -> object:
+    connection = guest.stack.tcp.get(guest.connection.key)
+    rcv, snd = guest.connection.rcv, guest.connection.snd
+    return (
+        list(guest.frames),
+        guest.stack.stats(),
+        bytes(guest.listener.bytes),
+        guest.users.datagrams.got,
+        connection and (connection.state, connection.tos, connection.timer_at, connection.ack_at),
+        (rcv.nxt, rcv.ack, len(rcv.later), snd.una, snd.wnd, snd.blocked),
+        [flow.last for flow in guest.stack.udp.values()],
+    )
+
+
+def spoil(data: bytes, random: Random) -> bytes:
+    """At most one fault, with the header's sum right as a kernel makes it."""
+    frame = bytearray(data)
+    kind = random.random()
+    if kind < 0.4:
+        at = random.randrange(min(common.SIZE, len(frame)))
+        frame[at] ^= 1 << random.randrange(8)
+    elif kind < 0.5:
+        del frame[random.randrange(len(frame)) :]
+    elif kind < 0.6:
+        frame += bytes(random.randrange(1, 20))
+    elif kind < 0.65:
+        frame[common.IP_AT + 8] = random.randrange(3)  # TTL
+    elif kind < 0.7:
+        frame[0] = 0  # then the checksum counts, which is wrong now
+        frame[-1] ^= 1
+    if len(frame) >= common.IP_AT + 20:
+        header = frame[common.IP_AT : common.IP_AT + 4 * (frame[common.IP_AT] & 15)]
+        if len(header) >= 20:
+            frame[common.IP_AT + 10 : common.IP_AT + 12] = bytes(2)
+            header[10:12] = bytes(2)
+            check = checksum.checksum(checksum.total(header))
+            frame[common.IP_AT + 10 : common.IP_AT + 12] = check.to_bytes(2, "big")
+    return bytes(frame)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_the_short_way_is_the_long_one_taken_quickly(seed: int) -> None:
+    random = Random(seed)
+    both = guests()
+    short = [0]
+    way = both[0].stack._receive_common
+
+    def counted(frame: memoryview, now: float) -> bool:
+        taken = way(frame, now)
+        short[0] += taken
+        return taken
+
+    setattr(both[0].stack, "_receive_common", counted)  # noqa: B010
+    seq, sent = 1000, 9000
+    for step in range(60):
+        if both[0].connection.state is State.CLOSED:
+            break
+        data = random.randbytes(random.choice((0, 1, 60, 1000)))
+        if random.random() < 0.2:
+            for guest in both:
+                guest.send(b"out")
+            sent += 3
+        if random.random() < 0.5:
+            segment = both[0].segment(random.choice(STREAM), seq, sent, data, window=random.randrange(65536))
+            good = LEFT_TO_US + segment[virtio.SIZE :]
+        else:
+            good = virtio_frame(datagram(data))
+        frame = spoil(good, random)
+        for guest in both:
+            guest.now = step / 100
+            guest.gives(frame)
+        assert seen(both[0]) == seen(both[1])
+        for guest in both:
+            guest.frames.clear()
+        seq = both[0].connection.rcv.nxt
+    assert short[0] > 5
