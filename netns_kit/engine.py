@@ -38,6 +38,30 @@ EDGE = select.EPOLLET
 Handler = Callable[[int], None]
 
 
+class Appetite:
+    """How much to take of a level-triggered descriptor at once: little, but more while it has more at each step.
+
+    To find a descriptor empty costs as much as to read a small frame, and the next poll tells for nothing.
+    """
+
+    __slots__ = ("_engine", "_size", "_step")
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._size, self._step = 1, -1  # how much last, and in which step
+
+    def size(self, most: int) -> int:
+        """For this step, `most` at most."""
+        step = self._engine.steps
+        self._size = min(2 * self._size, most) if step == self._step + 1 else 1
+        self._step = step
+        return self._size
+
+    def is_sated(self) -> None:
+        """There was no more."""
+        self._step = -1
+
+
 class Engine:
     """`now` is the time of the current step, for handlers to use.  It starts at 0 and never goes back."""
 

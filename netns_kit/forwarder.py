@@ -19,20 +19,17 @@ from typing import Protocol, TypeVar
 
 from typing_extensions import Self
 
-from .engine import ERROR, IN
+from .engine import ERROR, IN, Appetite
 from .errors import AddressError, PortInUseError, PrivilegedPortError, StackClosed
 from .gateway import Gateway
 from .ports import PortForward, parse
 from .relay import TcpRelay
+from .relay.batches import ask_for_runs
 from .relay.sockets import (
-    ANCILLARY_SPACE,
-    DATAGRAMS_PER_STEP,
-    MAX_DATAGRAM,
     Ancillary,
     Marks,
     ask_for_errors,
     ask_for_marks,
-    marks_of,
     read_errors,
 )
 from .stack import Closed, UdpFlow
@@ -153,9 +150,11 @@ class UdpListener(Listener):
         super().__init__(gateway, forward)
         level, option = _PKTINFO[self._socket.family]
         self._socket.setsockopt(level, option, 1)
+        ask_for_runs(self._socket)
         ask_for_marks(self._socket)
         ask_for_errors(self._socket)
         self._marks = Marks(self._socket)
+        self._appetite = Appetite(self._engine)
 
     def close(self) -> None:
         super().close()
@@ -163,18 +162,12 @@ class UdpListener(Listener):
             flow.close()
 
     def _on_events(self, events: int) -> None:
-        now = self._engine.now
         if events & ERROR:
             self._errors()
-        for _ in range(DATAGRAMS_PER_STEP):
-            try:
-                payload, ancillary, _, address = self._socket.recvmsg(MAX_DATAGRAM, ANCILLARY_SPACE)
-            except OSError:
-                return  # nothing more, or an error that the next event tells of
-            client = (address[0], address[1])
-            flow = self._flows.get(client) or self._open(client, ancillary, now)
-            ttl, tos = marks_of(ancillary)
-            flow.send(payload, now, ttl=ttl, tos=tos)
+        self._gateway.inbox.read(self._socket, self._appetite, self._flow_from, self._engine.now)
+
+    def _flow_from(self, client: tuple[str, int], ancillary: Ancillary) -> UdpFlow:
+        return self._flows.get(client) or self._open(client, ancillary, self._engine.now)
 
     def _errors(self) -> None:
         """A client that is there no more, say: the guest's server is told."""

@@ -15,8 +15,8 @@ import resource
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from .engine import IN, OUT, Engine
-from .relay import DnsRelay, PingRelay, TcpRelay, UdpRelay, refusal_for
+from .engine import IN, OUT, Appetite, Engine
+from .relay import DnsRelay, Inbox, Outbox, PingRelay, TcpRelay, UdpRelay, refusal_for
 from .stack import EchoFlow, Limits, Refusal, Stack, TcpConnection, UdpFlow
 from .subnet import Subnet
 from .tap import FRAME_MAX, DeviceGone, TapDevice
@@ -74,7 +74,9 @@ class Gateway:
         if tap.mac is not None:
             self.stack.link.learn(subnet.guest.ip.packed, tap.mac)
         self._tap = tap
-        self._frame = memoryview(bytearray(FRAME_MAX))
+        self._buffer = memoryview(bytearray(2 * FRAME_MAX))
+        self._appetite = Appetite(engine)
+        self.inbox, self._outbox = Inbox(), Outbox()
         self._dns = DnsRelay(engine, uplink)
         self._udp: dict[GuestEndpoint, UdpRelay] = {}
         self._noticed: set[str] = set()
@@ -90,15 +92,25 @@ class Gateway:
     def _on_tap(self, events: int) -> None:
         if events & OUT:
             self._tap.flush()
-        self._read_frames()
+        self._read_frames(self._appetite.size(FRAMES_PER_STEP))
 
-    def _read_frames(self) -> None:
-        tap, frame, receive, now = self._tap, self._frame, self.stack.receive, self.engine.now
-        for _ in range(FRAMES_PER_STEP):
-            size = tap.read_into(frame)
+    def _read_frames(self, most: int) -> None:
+        read, receive, now = self._tap.read_into, self.stack.receive, self.engine.now
+        buffer, outbox = self._buffer, self._outbox
+        free = buffer
+        for _ in range(most):
+            size = read(free)
             if size is None:
-                return
-            receive(frame[:size], now)
+                self._appetite.is_sated()
+                break
+            receive(free[:size], now)
+            if outbox.relays:  # they keep what they have been lent until `flush`
+                free = free[size:]
+                if len(free) < FRAME_MAX:
+                    outbox.flush()
+                    free = buffer
+        if outbox.relays:
+            outbox.flush()
 
     def _end_of_step(self) -> None:
         tap = self._tap
@@ -113,7 +125,7 @@ class Gateway:
     def handle_timer(self, now: float) -> None:
         """An impaired device has frames that have been under way."""
         self._tap.advance(now)
-        self._read_frames()
+        self._read_frames(FRAMES_PER_STEP)
 
     # -- the guest's flows: StackUser ---------------------------------------------------------------
 
@@ -147,6 +159,8 @@ class Gateway:
             relay = self._udp[guest] = UdpRelay(
                 self.engine,
                 sock,
+                self.inbox,
+                self._outbox,
                 unsolicited=lambda relay, sender: self._unsolicited(guest, relay, sender),
                 forget=lambda: self._forget_udp(guest),
             )

@@ -6,7 +6,8 @@ sleeps as soon as they come less often than that.  A conversation of one questio
 as through the host's own loopback; what is idle or slow costs nothing.
 
 There is no polling where another is in need of what it takes.  With one processor only, that is whoever the next
-event is to come from.  And the other threads of the process need the interpreter: a poll gives it back for too short
+event is to come from; with several it may be waiting for just this one, so before each poll it is offered
+(sched_yield(2)).  And the other threads of the process need the interpreter: a poll gives it back for too short
 a time for them to be woken, so they would get it only when they insist, after `sys.getswitchinterval`.  Where one
 has insisted, which shows as a poll for which this thread had to sleep, there is none for `CALM` seconds.
 """
@@ -42,7 +43,8 @@ def run(engine: Engine, stopping: Callable[[], bool]) -> None:
             slept = _times_slept()
             until = now + SPIN
             while not events and now < until and now < engine.deadline:
-                before, events = now, poll(0)
+                os.sched_yield()
+                before, events = clock(), poll(0)
                 now = clock()
                 if now - before > _INTERRUPTED and _times_slept() != slept:
                     calm_until = now + CALM

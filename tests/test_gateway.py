@@ -724,9 +724,12 @@ def test_a_step_reads_so_many_frames_and_no_more(make: Make) -> None:
     bench = make()
     for _ in range(3 * FRAMES_PER_STEP):
         bench.inject(echo_request(GATEWAY))
-    for steps in (1, 2, 3):
+    taken = list[int]()
+    while sum(taken) < 3 * FRAMES_PER_STEP:
+        before = bench.near.counters.received
         bench.step()
-        assert bench.near.counters.received == steps * FRAMES_PER_STEP
+        taken.append(bench.near.counters.received - before)
+    assert taken[:7] == [1, 2, 4, 8, 16, FRAMES_PER_STEP, FRAMES_PER_STEP]
     assert len(bench.answers()) == 3 * FRAMES_PER_STEP
 
 
@@ -750,7 +753,7 @@ def test_a_device_that_goes_away(make: Make, listener: socket.socket) -> None:
     socks = [opened(bench, listener, PORT + number)[1] for number in range(3)]
     bench.far.close()
     with pytest.raises(DeviceGone):
-        bench.engine.step(bench.now)
+        bench.settle()
     bench.gateway.close()
     for sock in socks:
         with sock:

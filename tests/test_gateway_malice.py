@@ -254,7 +254,7 @@ def test_an_early_answer_is_heard_though_sending_fails_first(make: Make, listene
     sock.sendall(b"413 too large")
     reset(sock)
     program.send(bytes(100_000))
-    bench.gateway._read_frames()
+    bench.gateway._read_frames(32)
     bench.until(lambda: program.why)
     assert program.why is Closed.RESET
     assert bytes(program.received) == b"413 too large"
@@ -274,7 +274,7 @@ def test_a_guest_that_only_sends_is_told_that_sending_has_failed(
             bench.settle()
     reset(sock)
     program.send(bytes(100_000))
-    bench.gateway._read_frames()
+    bench.gateway._read_frames(32)
     bench.until(lambda: program.why)
     assert program.why is Closed.RESET
 

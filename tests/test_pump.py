@@ -29,6 +29,7 @@ class Paced:
         """Before each event: how often there was nothing."""
         self.handled: list[float] = []
         self.then: dict[int, Callable[[], None]] = {}
+        self.ways_given = 0
         self.insisted = 0
         """How often another thread has taken the interpreter away from a poll."""
         self.insist = False
@@ -58,6 +59,9 @@ class Paced:
         self.deadline = math.inf
         self.then.get(len(self.handled), lambda: None)()
 
+    def give_way(self) -> None:
+        self.ways_given += 1
+
     def run(self, events: int) -> None:
         pump.run(cast("Engine", self), lambda: len(self.handled) >= events)
 
@@ -68,6 +72,7 @@ def paced(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Paced]:
         engine = Paced(iter(pauses))
         monkeypatch.setattr(time, "monotonic", lambda: engine.now)
         monkeypatch.setattr(pump, "_times_slept", lambda: engine.insisted)
+        monkeypatch.setattr(os, "sched_yield", engine.give_way)
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)))
         return engine
 
@@ -83,6 +88,7 @@ def test_quick_events_are_polled_for(paced: Callable[..., Paced]) -> None:
     engine.run(60)
     assert any(engine.slept[:30])  # at first it does not know
     assert not any(engine.slept[30:])
+    assert engine.ways_given == sum(engine.glances)
 
 
 def test_slow_ones_are_slept_for(paced: Callable[..., Paced]) -> None:

@@ -12,10 +12,21 @@ Stream sockets are edge-triggered: `TcpRelay` remembers that there may be more t
 the stack has room for, and no more than a few buffers per step, so one busy flow starves nobody.
 """
 
+from .batches import Inbox, Outbox
 from .dns import DnsRelay
 from .ping import PingRelay
 from .sockets import HostError, Marks, refusal_for
 from .tcp import TcpRelay
 from .udp import UdpRelay
 
-__all__ = ["DnsRelay", "HostError", "Marks", "PingRelay", "TcpRelay", "UdpRelay", "refusal_for"]
+__all__ = [
+    "DnsRelay",
+    "HostError",
+    "Inbox",
+    "Marks",
+    "Outbox",
+    "PingRelay",
+    "TcpRelay",
+    "UdpRelay",
+    "refusal_for",
+]

@@ -5,26 +5,22 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from netns_kit.engine import ERROR, IN, Engine
+from netns_kit.engine import ERROR, IN, Appetite, Engine
 from netns_kit.stack import UdpFlow
 from netns_kit.uplink import Endpoint
 
+from .batches import LARGEST, MOST, UDP_SEGMENT, Inbox, Outbox, ask_for_runs
 from .sockets import (
-    ANCILLARY_SPACE,
-    DATAGRAMS_PER_STEP,
-    MAX_DATAGRAM,
     Ancillary,
     Marks,
     ask_for_errors,
     ask_for_marks,
-    marks_of,
     read_errors,
     refusal_for,
 )
 
-UDP_SEGMENT = 103  # linux/udp.h
 ATTEMPTS = 8
 QUOTED = 1280  # bytes of a datagram: no ICMP error quotes more
 _NO_SEGMENTATION = frozenset({errno.EIO, errno.EINVAL, errno.EMSGSIZE})  # what UDP_SEGMENT meets at times
@@ -39,29 +35,49 @@ class UdpRelay:
     does not.
     """
 
-    __slots__ = ("_arrived", "_engine", "_flows", "_forget", "_marks", "_socket", "_targets", "_unsolicited")
+    __slots__ = (
+        "_appetite",
+        "_engine",
+        "_flows",
+        "_forget",
+        "_inbox",
+        "_marks",
+        "_outbox",
+        "_socket",
+        "_targets",
+        "_unsolicited",
+        "_waiting",
+        "_waiting_flow",
+        "_waiting_marks",
+    )
 
     def __init__(
         self,
         engine: Engine,
         sock: socket.socket,
+        inbox: Inbox,
+        outbox: Outbox,
         *,
         unsolicited: Callable[[UdpRelay, Address], None],
         forget: Callable[[], None],
     ) -> None:
         self._engine = engine
         self._socket = sock
+        self._inbox, self._outbox = inbox, outbox
+        self._appetite = Appetite(engine)
         self._unsolicited = unsolicited
         self._forget = forget
         self._flows: dict[Address, UdpFlow] = {}
         self._targets: dict[bytes, Address] = {}
         self._marks = Marks(sock)
-        self._arrived: tuple[Ancillary, tuple[int, int]] = (
-            [],
-            (64, 0),
-        )  # of the last datagram: mostly the same
+        self._waiting: list[
+            memoryview
+        ] = []  # datagrams of one flow, equal in length and marks, to leave together
+        self._waiting_flow: UdpFlow | None = None
+        self._waiting_marks = 0
         ask_for_errors(sock)
         ask_for_marks(sock)
+        ask_for_runs(sock)
         engine.add(sock.fileno(), self._on_events, IN)
 
     @property
@@ -76,31 +92,59 @@ class UdpRelay:
         self._targets[flow.key] = address
 
     def datagram(self, flow: UdpFlow, payload: memoryview, marks: int, segment_size: int) -> None:
-        error = self._send(flow, payload, marks, segment_size)
-        if not error:
+        waiting, size = self._waiting, len(payload)
+        if waiting and (
+            flow is not self._waiting_flow
+            or marks != self._waiting_marks
+            or size != len(waiting[0])
+            or len(waiting) == MOST
+            or segment_size
+        ):
+            self.flush()
+            waiting = self._waiting
+        if segment_size or not 0 < size <= LARGEST:
+            self._datagrams(flow, (payload,), marks, segment_size)
             return
-        if segment_size and error in _NO_SEGMENTATION:
-            for start in range(0, len(payload), segment_size):
-                self.datagram(flow, payload[start : start + segment_size], marks, 0)
-            return
-        for _ in range(ATTEMPTS):  # that was an earlier one's error; more of them may come in meanwhile
-            if self._errors(flow, payload):
-                return
-            error = self._send(flow, payload, marks, segment_size)
+        if not waiting:
+            self._outbox.relays.append(self)
+            self._waiting_flow, self._waiting_marks = flow, marks
+        waiting.append(payload)
+
+    def flush(self) -> None:
+        """Send what waits for more of its kind."""
+        waiting, flow = self._waiting, self._waiting_flow
+        if waiting and flow is not None:
+            self._waiting, self._waiting_flow = [], None
+            segment_size = len(waiting[0]) if len(waiting) > 1 else 0
+            self._datagrams(flow, waiting, self._waiting_marks, segment_size)
+
+    def _datagrams(self, flow: UdpFlow, pieces: Sequence[memoryview], marks: int, segment_size: int) -> None:
+        """`pieces` end to end, as datagrams of `segment_size`, or one."""
+        error = 0
+        for _ in range(ATTEMPTS):
+            error = self._send(flow, pieces, marks, segment_size)
             if not error:
                 return
-        flow.refuse(refusal_for(error), payload)
+            if segment_size and error in _NO_SEGMENTATION:
+                for piece in pieces:
+                    for start in range(0, len(piece), segment_size):
+                        self._datagrams(flow, (piece[start : start + segment_size],), marks, 0)
+                return
+            if self._errors(flow, pieces[0]):
+                return
+            # that was an earlier one's error; more of them may come in meanwhile
+        flow.refuse(refusal_for(error), pieces[0])
 
-    def _send(self, flow: UdpFlow, payload: memoryview, marks: int, segment_size: int) -> int:
+    def _send(self, flow: UdpFlow, pieces: Sequence[memoryview], marks: int, segment_size: int) -> int:
         """The errno, or 0: also when the host's queue is full.  Then it is lost, as datagrams are."""
         target = self._targets[flow.key]
         try:
             self._marks.carry(marks)
             if segment_size:
                 size = struct.pack("=H", segment_size)
-                self._socket.sendmsg([payload], [(socket.SOL_UDP, UDP_SEGMENT, size)], 0, target)
+                self._socket.sendmsg(pieces, [(socket.SOL_UDP, UDP_SEGMENT, size)], 0, target)
             else:
-                self._socket.sendto(payload, target)
+                self._socket.sendto(pieces[0], target)
         except BlockingIOError:
             return 0
         except OSError as error:
@@ -108,6 +152,7 @@ class UdpRelay:
         return 0
 
     def expired(self, flow: UdpFlow) -> None:
+        self.flush()
         target = self._targets.pop(flow.key)
         if self._flows.get(target) is flow:  # two of the guest's destinations may be one target
             del self._flows[target]
@@ -122,22 +167,16 @@ class UdpRelay:
             self._forget()
 
     def _on_events(self, events: int) -> None:
-        now = self._engine.now
         if events & ERROR:
             self._errors()
-        for _ in range(DATAGRAMS_PER_STEP):
-            try:
-                payload, ancillary, _, sender = self._socket.recvmsg(MAX_DATAGRAM, ANCILLARY_SPACE)
-            except OSError:
-                return  # nothing more, or an error that the next event tells of
-            if sender[:2] not in self._flows:
-                self._unsolicited(self, sender[:2])
-            flow = self._flows.get(sender[:2])
-            if flow is not None:
-                if ancillary != self._arrived[0]:
-                    self._arrived = ancillary, marks_of(ancillary)
-                ttl, tos = self._arrived[1]
-                flow.send(payload, now, ttl=ttl, tos=tos)
+        self._inbox.read(self._socket, self._appetite, self._flow_from, self._engine.now)
+
+    def _flow_from(self, sender: Address, _: Ancillary) -> UdpFlow | None:
+        flow = self._flows.get(sender)
+        if flow is None:
+            self._unsolicited(self, sender)
+            flow = self._flows.get(sender)
+        return flow
 
     def _errors(self, sending: UdpFlow | None = None, payload: bytes | memoryview = b"") -> bool:
         """Tell the guest of what is in the socket's error queue.  Whether that was about what is being sent."""

@@ -52,7 +52,9 @@ class UdpFlow:
         "_header",
         "_heard",
         "_plain",
+        "_segment_size",
         "_spoken",
+        "_super",
         "_table",
         "answered",
         "key",
@@ -75,23 +77,48 @@ class UdpFlow:
         addresses = key[size : 2 * size] + key[:size]
         self._header = FlowHeader(table.link, addresses, ip.UDP, key[-2:] + key[-4:-2] + bytes(4))
         self._plain = table.link.offloads.vnet_header > 0 and table.link.offloads.csum
+        offloads = table.link.offloads
+        self._super = self._plain and (offloads.uso4 if size == 4 else offloads.uso6)
+        self._segment_size = 0  # of what is sent, as the virtio header says it
         if self._plain:
             self._header.buffer[: virtio.SIZE] = self._header.virtio(_SUM_OFFSET)
         table.timers.arm(self, now + table.limits.udp_one_way)
 
-    def send(self, payload: bytes | memoryview, now: float, *, ttl: int = DEFAULT_TTL, tos: int = 0) -> None:
-        """One datagram to the guest, in fragments where it exceeds the MTU."""
+    def send(
+        self,
+        payload: bytes | memoryview,
+        now: float,
+        *,
+        ttl: int = DEFAULT_TTL,
+        tos: int = 0,
+        segment_size: int = 0,
+    ) -> None:
+        """One datagram to the guest, in fragments where it exceeds the MTU; or, when `segment_size` is not 0, several
+        of that size end to end."""
         self.used(now)
         if not self.answered:
             self._both_ways(now, spoken=True)
         header, link = self._header, self._table.link
+        if 0 < segment_size < len(payload):
+            if (
+                self._super
+                and header.resolved
+                and len(header.buffer) - virtio.SIZE - 14 + segment_size <= link.mtu
+            ):
+                self._segments(segment_size)
+            else:
+                for start in range(0, len(payload), segment_size):
+                    self.send(payload[start : start + segment_size], now, ttl=ttl, tos=tos)
+                return
+        elif self._segment_size:
+            self._segments(0)
         if header.marks != ttl << 8 | tos:
             header.mark(ttl, tos)
         length = udp.SIZE + len(payload)
         at = header.layer4
         if length != header.length or link.version != header.version:
             header.set_length(length)
-        fits = len(header.buffer) - virtio.SIZE - 14 + len(payload) <= link.mtu
+        fits = self._segment_size or len(header.buffer) - virtio.SIZE - 14 + len(payload) <= link.mtu
         if self._plain and header.resolved and fits:
             _PATCH(header.buffer, at + 4, length, header.check)
             link.emit(header.buffer, payload)
@@ -100,6 +127,13 @@ class UdpFlow:
         parts = checksum.total(memoryview(header.buffer)[at:]) + checksum.total(payload)
         _PATCH(header.buffer, at + 4, length, checksum.checksum(header.pseudo, length, parts))
         self._table.send_udp(header, payload)
+
+    def _segments(self, size: int) -> None:
+        """What is sent from now on is taken apart by the guest's kernel, into datagrams of `size`; 0: it is one."""
+        if size != self._segment_size:
+            self._segment_size = size
+            kind = virtio.GSO_UDP_L4 if size else virtio.GSO_NONE
+            self._header.buffer[: virtio.SIZE] = self._header.virtio(_SUM_OFFSET, kind, size)
 
     def used(self, now: float) -> None:
         """It is not idle: its time begins anew, and others make room before it."""
