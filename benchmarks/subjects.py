@@ -1,0 +1,261 @@
+"""What is measured: us with each driver, the peers found on this machine, and the host's loopback as the limit.
+
+A `Subject` starts as a context manager of a `Running`: a namespace with connectivity, into which nsenter(1) takes any
+command.  One start serves all tasks of a round, so that what it costs is in none of them.  Each has one port of the
+host forwarded into the namespace, in its own way, from the start.
+
+Their command lines are those of their users (podman, rootlesskit), but that the gateway's address leads to the host's
+loopback.  Should this process be killed, all but pasta end with their standard input.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import get_args
+
+from netns_kit.drivers import DriverName
+
+from .processes import Child, Failed, answer, child, line, output, tell, wait_for, wait_readable
+
+ROOT = Path(__file__).resolve().parent.parent
+GATEWAY, GUEST = "10.0.2.2", "10.0.2.100"
+LOOPBACK = "127.0.0.1"
+MTUS = (1500, 65520)
+NO_MTU = 0
+HOST = "host"
+OURS = "netns_kit"
+GUEST_PORT = 5201
+PATIENCE = 15.0  # seconds to be ready in
+TRAFFIC = frozenset("bulk rr crr udp_rr udp_64 udp_1400 udp_gso".split())
+PEER = TRAFFIC | frozenset("forward memory idle start".split())
+OWN = PEER | {"heartbeat"}
+PEERS = ("slirp4netns", "pasta", "rootlesskit")
+
+
+@dataclass(frozen=True)
+class Running:
+    """A namespace with connectivity.
+
+    `enter` stands before a command that shall run inside, `pid` is the process whose time and memory count, with its
+    descendants, `gateway` is the host's loopback as seen from inside, and `forwarded` a port of the host and the
+    guest's that it leads to.  `lateness` tells, of us, how many seconds late a heartbeat on the event loop is, at the
+    99.9th percentile, in the seconds to come.
+    """
+
+    enter: tuple[str, ...]
+    pid: int
+    gateway: str
+    forwarded: tuple[int, int]
+    lateness: Callable[[float], float] | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """`mtus` are those worth measuring, `NO_MTU` for what has none.
+
+    `cold` gives seconds from nothing to ready, `warm` a number of such times with the library imported.
+    """
+
+    name: str
+    start: Callable[[int], AbstractContextManager[Running]]
+    tasks: frozenset[str]
+    mtus: tuple[int, ...] = MTUS
+    cold: Callable[[], float] | None = None
+    warm: Callable[[int], list[float]] | None = None
+
+
+def find(binaries: Mapping[str, str]) -> list[Subject]:
+    """All that this machine has; `binaries` are paths of peers by name, for those not to be found in PATH."""
+    found = [_netns_kit(driver, "asyncio") for driver in get_args(DriverName)]
+    if importlib.util.find_spec("trio") is not None:
+        found.append(_netns_kit("loop", "trio"))
+    paths = {name: binaries.get(name) or shutil.which(name) for name in PEERS}
+    slirp, pasta, rootlesskit = (paths[name] for name in PEERS)
+    if slirp:
+        found.append(
+            Subject("slirp4netns", partial(_slirp4netns, slirp), PEER, cold=partial(_cold_slirp, slirp))
+        )
+    if pasta:
+        found.append(Subject("pasta", partial(_pasta, pasta), PEER, cold=partial(_cold_pasta, pasta)))
+    if rootlesskit and slirp:
+        forward = frozenset({"forward"})
+        start = partial(_rootlesskit, rootlesskit, slirp)
+        found.append(Subject("rootlesskit", start, forward, (NO_MTU,)))
+    found.append(Subject(HOST, _host, TRAFFIC | {"forward", "calibrate"}, (NO_MTU,)))
+    return found
+
+
+def versions(binaries: Mapping[str, str]) -> dict[str, str]:
+    """What the peers say of themselves."""
+    found = {}
+    for name in (*PEERS, "iperf3", "sockperf"):
+        path = binaries.get(name) or shutil.which(name)
+        if path:
+            output = subprocess.run(
+                [path, "--version"], capture_output=True, text=True, timeout=10, check=False
+            )
+            found[name] = (output.stdout or output.stderr).strip().partition("\n")[0].rstrip(".")
+    return found
+
+
+def free_port() -> int:
+    with socket.create_server((LOOPBACK, 0)) as server:
+        return int(server.getsockname()[1])
+
+
+# Us
+
+
+def _netns_kit(driver: str, backend: str) -> Subject:
+    name = f"{OURS} {driver}" + (f" {backend}" if driver == "loop" else "")
+    return Subject(
+        name,
+        partial(_ours, driver, backend),
+        OWN,
+        cold=_cold_ours if driver == "thread" else None,
+        warm=partial(_warm_ours, driver, backend),
+    )
+
+
+@contextmanager
+def _ours(driver: str, backend: str, mtu: int) -> Iterator[Running]:
+    port = free_port()
+    spec = f"{LOOPBACK}:{port}:{GUEST_PORT}"
+    with child(*_our_command(driver, backend, mtu), spec, cwd=ROOT) as process:
+        inside = answer(process, PATIENCE)["pid"]
+        late = partial(_lateness, process)
+        yield Running(_enter(inside), process.pid, GATEWAY, (port, GUEST_PORT), late)
+
+
+def _lateness(process: Child, seconds: float) -> float:
+    tell(process, str(seconds))
+    return float(answer(process, seconds + PATIENCE)["late"])
+
+
+def _our_command(driver: str, backend: str, mtu: int) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.ours", backend, driver, str(mtu)]
+
+
+def _cold_ours() -> float:
+    return _timed([sys.executable, "-m", "netns_kit", "run", "--", "true"])
+
+
+def _warm_ours(driver: str, backend: str, count: int) -> list[float]:
+    with child(*_our_command(driver, backend, MTUS[0]), "--times", str(count), cwd=ROOT) as process:
+        return [float(each) for each in answer(process, PATIENCE + count)["times"]]
+
+
+# Peers
+
+
+@contextmanager
+def _holder() -> Iterator[Child]:
+    """A namespace, held by a process that ends with its standard input."""
+    with child("unshare", "--user", "--map-root-user", "--net", "cat") as process:
+        tell(process, "")
+        line(process, PATIENCE)  # the namespace is there
+        yield process
+
+
+def _enter(pid: int) -> tuple[str, ...]:
+    return ("nsenter", "--preserve-credentials", "--user", "--net", "--target", str(pid))
+
+
+@contextmanager
+def _slirp(path: str, holder: Child, *options: str) -> Iterator[Child]:
+    """slirp4netns, ready."""
+    ready, theirs = os.pipe()
+    command = [path, "-c", f"--ready-fd={theirs}", "--exit-fd=0", *options, str(holder.pid), "tap0"]
+    try:
+        with child(*command, pass_fds=[theirs]) as process:
+            os.close(theirs)
+            theirs = -1
+            wait_readable(ready, PATIENCE)
+            if os.read(ready, 1) != b"1":
+                raise Failed("slirp4netns did not become ready")
+            yield process
+    finally:
+        os.close(ready)
+        if theirs >= 0:
+            os.close(theirs)
+
+
+@contextmanager
+def _slirp4netns(path: str, mtu: int) -> Iterator[Running]:
+    port = free_port()
+    with tempfile.TemporaryDirectory() as directory, _holder() as holder:
+        api = f"{directory}/api"
+        with _slirp(path, holder, f"--mtu={mtu}", f"--api-socket={api}") as process:
+            _add_hostfwd(api, port)
+            yield Running(_enter(holder.pid), process.pid, GATEWAY, (port, GUEST_PORT))
+
+
+def _add_hostfwd(api: str, port: int) -> None:
+    arguments = {"proto": "tcp", "host_addr": LOOPBACK, "host_port": port, "guest_port": GUEST_PORT}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(PATIENCE)
+        sock.connect(api)
+        sock.sendall(json.dumps({"execute": "add_hostfwd", "arguments": arguments}).encode())
+        reply = sock.recv(4096)
+    if b"error" in reply:
+        raise Failed(reply.decode(errors="replace"))
+
+
+def _cold_slirp(path: str) -> float:
+    began = time.perf_counter()
+    with _holder() as holder, _slirp(path, holder):
+        return time.perf_counter() - began
+
+
+_ADDRESSES = ("-a", GUEST, "-n", "24", "-g", GATEWAY)
+
+
+@contextmanager
+def _pasta(path: str, mtu: int) -> Iterator[Running]:
+    port = free_port()
+    ports = ("-t", f"{LOOPBACK}/{port}:{GUEST_PORT}", "-u", "none", "-T", "none", "-U", "none")
+    with tempfile.TemporaryDirectory() as directory, _holder() as holder:
+        pid_file = Path(directory, "pid")  # written when it is ready
+        words = ["--foreground", "--quiet", "--config-net", "--pid", str(pid_file), "-m", str(mtu)]
+        with child(path, *words, *_ADDRESSES, *ports, str(holder.pid)) as process:
+            wait_for(pid_file, process, PATIENCE)
+            yield Running(_enter(holder.pid), process.pid, GATEWAY, (port, GUEST_PORT))
+
+
+def _cold_pasta(path: str) -> float:
+    return _timed([path, "--config-net", "--quiet", *_ADDRESSES, "--", "true"])
+
+
+@contextmanager
+def _rootlesskit(path: str, slirp: str, _: int) -> Iterator[Running]:
+    port = free_port()
+    words = ["--net=slirp4netns", f"--slirp4netns-binary={slirp}", "--port-driver=builtin", "--publish"]
+    words += [f"{LOOPBACK}:{port}:{GUEST_PORT}/tcp", "sh", "-c", "echo $$; exec cat"]
+    with tempfile.TemporaryDirectory() as state, child(path, f"--state-dir={state}", *words) as process:
+        pid = int(line(process, PATIENCE))
+        yield Running(_enter(pid), process.pid, GATEWAY, (port, GUEST_PORT))
+
+
+@contextmanager
+def _host(_: int) -> Iterator[Running]:
+    port = free_port()
+    yield Running((), 0, LOOPBACK, (port, port))
+
+
+def _timed(command: list[str]) -> float:
+    began = time.perf_counter()
+    output(command, PATIENCE, cwd=ROOT)
+    return time.perf_counter() - began
