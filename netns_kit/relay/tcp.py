@@ -137,7 +137,7 @@ class TcpRelay:
         connection, sock, now = self.connection, self._socket, self._engine.now
         if connection is None or sock is None:
             return
-        burst = connection.snd.burst
+        burst, memory = connection.snd.burst, connection.snd.memory
         for _ in range(BUFFERS_PER_STEP):
             if not self._readable:
                 return
@@ -150,7 +150,7 @@ class TcpRelay:
                 return
             urgent = self._mark_near and _at_mark(sock)
             try:
-                data = sock.recv(1 if urgent else wanted)
+                size = sock.recv_into(memory.buffer, 1 if urgent else wanted)
             except BlockingIOError:
                 self._readable = False
                 if self._broken:
@@ -159,19 +159,19 @@ class TcpRelay:
             except OSError:
                 self.abort()
                 return
-            if not data and self._broken:
+            if not size and self._broken:
                 self.abort()
                 return
-            if not data:
+            if not size:
                 self._readable, self._ended = False, True
                 connection.shutdown(now)
                 return
             if urgent:
-                connection.send_urgent(data, now)
+                connection.send_urgent(bytes(memory.buffer[:1]), now)
                 continue
-            connection.send(data, now)
-            self._mark_near = self._read_to_end or len(data) == wanted
-            if len(data) < wanted and not self._read_to_end:
+            connection.send(memory.take(size), now)
+            self._mark_near = self._read_to_end or size == wanted
+            if size < wanted and not self._read_to_end:
                 self._readable = False
         if self._readable:
             self._engine.again(self._pump)

@@ -79,7 +79,9 @@ class SendHalf:
         self.tuner = Tuner(iss)
         self.mss = mss
         self.burst = mss
-        self.queue: deque[tuple[int, bytes]] = deque()  # (sequence number, bytes), from `una` to `max`
+        self.queue: deque[tuple[int, bytes | memoryview]] = (
+            deque()
+        )  # (sequence number, bytes), from `una` to `max`
         self.fin: int | None = None  # the sequence number of our FIN
         self.urgent: int | None = None  # SND.UP: one past the last urgent byte, until that is acknowledged
         self.blocked = False  # the user found no room and waits to be told
@@ -99,13 +101,13 @@ class SendHalf:
     def flight(self) -> int:
         return (self.max - self.una) & MASK
 
-    def append(self, data: bytes) -> int:
-        """Queue `data`, to be sent at once; its sequence number."""
+    def append(self, data: bytes | memoryview) -> int:
+        """Queue `data`, to be sent at once; its sequence number.  A view is one that `Memory.take` has returned."""
         seq, queue = self.max, self.queue
         if len(queue) > PIECES and len(queue[-1][1]) + len(data) <= CHUNK:
             # many small ones would cost more than they hold; few are sent again as they were
             start, last = queue[-1]
-            queue[-1] = start, last + data
+            queue[-1] = start, b"".join((last, data))
         else:
             queue.append((seq, data))
         self.memory.held += len(data)
@@ -118,7 +120,7 @@ class SendHalf:
         self.congestion += 2 * distance(self.una, ack)
         self.una = ack
         while queue and distance(queue[0][0], ack) >= len(queue[0][1]) and not less(ack, queue[0][0]):
-            self.memory.held -= len(queue.popleft()[1])
+            self.memory.forget(queue.popleft()[1])
         if less(self.nxt, ack):
             self.nxt = ack
         if self.timed is not None and not less(ack, self.timed):
@@ -174,7 +176,7 @@ class SendHalf:
 
     def clear(self) -> None:
         while self.queue:
-            self.memory.held -= len(self.queue.pop()[1])
+            self.memory.forget(self.queue.pop()[1])
 
     # -- what is to be sent again ---------------------------------------------------------------------
 

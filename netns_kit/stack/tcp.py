@@ -202,8 +202,8 @@ class TcpConnection:
         snd.blocked = True
         return 0
 
-    def send(self, data: bytes, now: float) -> None:
-        """Send `data`, no more than `room` of it.  It is kept until acknowledged."""
+    def send(self, data: bytes | memoryview, now: float) -> None:
+        """Send `data`, no more than `room` of it.  It is kept until acknowledged; a view is one of `Memory.take`."""
         snd = self.snd
         seq = snd.append(data)
         if snd.timed is None:

@@ -10,18 +10,42 @@ import math
 
 from .seq import distance
 
+BUFFER = 1 << 16  # bytes: no burst is longer
+LARGE = BUFFER // 2  # bytes that are worth a buffer of their own
+SPARE = 64  # buffers kept for later
 GAIN = 1.1  # by which what crosses must have grown since a window last did
 TUNE_INTERVAL = 0.01  # seconds, at least, between two looks at what crosses
 
 
 class Memory:
-    """`held`: bytes kept for all connections of a stack.  `limit`: beyond it they get by with little."""
+    """`held`: bytes kept for all connections of a stack.  `limit`: beyond it they get by with little.
 
-    __slots__ = ("held", "limit")
+    `buffer`: where users read to what they are about to send, until `take` is called.  What is large stays in the
+    buffer that it was read to, and that is used again when it has been given back: fresh memory for each 64 KiB would
+    be taken from the kernel and given back to it over and over, at a page fault for each 4 KiB.
+    """
+
+    __slots__ = ("_spare", "buffer", "held", "limit")
 
     def __init__(self, limit: int) -> None:
         self.held = 0
         self.limit = limit
+        self.buffer = memoryview(bytearray(BUFFER))
+        self._spare: list[memoryview] = []
+
+    def take(self, size: int) -> bytes | memoryview:
+        """The first `size` bytes of `buffer`, to be kept: give it back to `forget`."""
+        data = self.buffer[:size]
+        if size < LARGE:
+            return bytes(data)
+        self.buffer = self._spare.pop() if self._spare else memoryview(bytearray(BUFFER))
+        return data
+
+    def forget(self, data: bytes | memoryview) -> None:
+        """It is held no more."""
+        self.held -= len(data)
+        if isinstance(data, memoryview) and len(self._spare) < SPARE:
+            self._spare.append(memoryview(data.obj))
 
     @property
     def full(self) -> bool:
