@@ -135,13 +135,15 @@ class Engine:
         self.steps += 1
         leftover = len(self._again)
         handlers, removed = self._handlers, self._removed
-        removed.clear()
+        if removed:
+            removed.clear()
         for fd, ready in events:
             if fd not in removed:
                 handlers[fd](ready)
         for _ in range(leftover):
             self._again.popleft()()
-        self.timers.expire(now)
+        if self.timers.deadline <= now:
+            self.timers.expire(now)
         for callback in self.after_step:
             callback()
 

@@ -13,6 +13,7 @@ import math
 import os
 import resource
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address
 
 from .engine import IN, OUT, Appetite, Engine
@@ -20,7 +21,7 @@ from .relay import DnsRelay, Inbox, Outbox, PingRelay, TcpRelay, UdpRelay, refus
 from .stack import EchoFlow, Limits, Refusal, Stack, TcpConnection, UdpFlow
 from .subnet import Subnet
 from .tap import FRAME_MAX, DeviceGone, TapDevice
-from .uplink import DNS_PORT, Endpoint, Flow, Protocol, Target, Uplink
+from .uplink import DNS_PORT, Address, Endpoint, Flow, Protocol, Target, Uplink
 
 FRAMES_PER_STEP = 32
 RESERVE = 256  # descriptors that the guest cannot take from the process that runs us; half, if there are few
@@ -114,7 +115,8 @@ class Gateway:
 
     def _end_of_step(self) -> None:
         tap = self._tap
-        self.stack.flush()
+        if self.stack.acks.at_once:
+            self.stack.flush()
         if tap.deadline < math.inf:
             self.engine.timers.arm(self, tap.deadline)
         events = IN | OUT if tap.backlog else IN
@@ -273,9 +275,7 @@ class Gateway:
     def _endpoints(self, key: bytes) -> tuple[Endpoint, Endpoint]:
         size = (len(key) - 4) // 2
         ports = int.from_bytes(key[-4:-2], "big"), int.from_bytes(key[-2:], "big")
-        return Endpoint(ip_address(key[:size]), ports[0]), Endpoint(
-            ip_address(key[size : 2 * size]), ports[1]
-        )
+        return Endpoint(_address(key[:size]), ports[0]), Endpoint(_address(key[size : 2 * size]), ports[1])
 
     # -- what people ask -----------------------------------------------------------------------------
 
@@ -314,6 +314,11 @@ class Gateway:
         for connection in list(self.stack.tcp.values()):
             if isinstance(connection.user, TcpRelay):
                 connection.user.abort()
+
+
+@lru_cache(maxsize=4096)
+def _address(packed: bytes) -> Address:
+    return ip_address(packed)
 
 
 def _most_descriptors() -> int:

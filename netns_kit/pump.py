@@ -35,25 +35,28 @@ def run(engine: Engine, stopping: Callable[[], bool]) -> None:
     alone = len(os.sched_getaffinity(0)) == 1
     usual = _SELDOM  # how long a wait takes lately
     now = calm_until = clock()
+    slept = _times_slept()
     while not stopping():
-        busy = not alone and usual < SPIN and now >= calm_until
         events: list[tuple[int, int]] = []
-        began = now = clock()
-        if busy:
-            slept = _times_slept()
-            until = now + SPIN
-            while not events and now < until and now < engine.deadline:
-                os.sched_yield()
-                before, events = clock(), poll(0)
+        began, deadline = now, engine.deadline
+        if not alone and usual < SPIN and now >= calm_until:
+            until = min(now + SPIN, deadline)
+            while True:
+                before, events = now, poll(0)
                 now = clock()
                 if now - before > _INTERRUPTED and _times_slept() != slept:
                     calm_until = now + CALM
                     break
+                if events or now >= until:
+                    break
+                os.sched_yield()
+                now = clock()
         if not events:
-            events = poll(min(max(engine.deadline - now, 0.0), LONGEST_WAIT))
-            now = clock()
+            events = poll(min(max(deadline - now, 0.0), LONGEST_WAIT))
+            now, slept = clock(), _times_slept()
         usual += (min(now - began, _SELDOM) - usual) * _WEIGHT
         dispatch(events, now)
+        now = clock()
 
 
 def _times_slept() -> int:

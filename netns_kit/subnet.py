@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from .errors import AddressError
@@ -22,6 +22,14 @@ class Subnet:
     """
 
     network: IPv4Network
+    gateway: IPv4Address = field(init=False, compare=False)
+    """Ours; on the host's side, its loopback."""
+    dns: IPv4Address = field(init=False, compare=False)
+    """Where DNS is answered."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "gateway", self.network[_GATEWAY])
+        object.__setattr__(self, "dns", self.network[_DNS])
 
     @classmethod
     def parse(cls, cidr: str) -> Subnet:
@@ -46,16 +54,6 @@ class Subnet:
                 f"{cidr!r}: no host may have these addresses", fix=f"use a network like {DEFAULT_CIDR}"
             )
         return cls(network)
-
-    @property
-    def gateway(self) -> IPv4Address:
-        """Ours; on the host's side, its loopback."""
-        return self.network[_GATEWAY]
-
-    @property
-    def dns(self) -> IPv4Address:
-        """Where DNS is answered."""
-        return self.network[_DNS]
 
     @property
     def guest(self) -> IPv4Interface:

@@ -13,6 +13,7 @@ import re
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
@@ -30,6 +31,7 @@ _KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 _ICMP = {socket.AF_INET: socket.IPPROTO_ICMP, socket.AF_INET6: socket.IPPROTO_ICMPV6}
 
 
+_LOOPBACK = IPv4Address("127.0.0.1")
 _ENDPOINT = re.compile(
     r"""^(?: (?: \[(?P<ipv6>[^\]]+)\] | (?P<ipv4>[0-9.]+) ) (?: :(?P<port>[0-9]{1,5}) )?
     | (?P<bare>[^\[\]]*:[^\[\]]*:[^\[\]]*) )$""",
@@ -157,7 +159,7 @@ class Uplink:
         if address == flow.subnet.gateway:
             if not self._host_port_allowed(port):
                 return Refusal.PROHIBITED
-            return Target((Endpoint(IPv4Address("127.0.0.1"), port),))
+            return Target((Endpoint(_LOOPBACK, port),))
         if not _reachable(address):
             return Refusal.PROHIBITED
         if address in flow.subnet.network:
@@ -181,7 +183,7 @@ class Uplink:
                 self._read = stamp
         except OSError:
             if not self._resolvers:  # as resolv.conf(5) has it when there is none
-                self._resolvers = (Endpoint(IPv4Address("127.0.0.1"), DNS_PORT),)
+                self._resolvers = (Endpoint(_LOOPBACK, DNS_PORT),)
         return self._resolvers
 
     def check(self) -> None:
@@ -280,6 +282,7 @@ def _address(text: str | None, version: int) -> str | None:
     return str(address)
 
 
+@lru_cache(maxsize=1024)
 def _reachable(address: Address) -> bool:
     """Whether it may leave at all.  An unspecified address would mean the host itself, and an embedded IPv4
     address is judged as what it is."""

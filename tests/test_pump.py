@@ -88,7 +88,7 @@ def test_quick_events_are_polled_for(paced: Callable[..., Paced]) -> None:
     engine.run(60)
     assert any(engine.slept[:30])  # at first it does not know
     assert not any(engine.slept[30:])
-    assert engine.ways_given == sum(engine.glances)
+    assert engine.ways_given >= sum(engine.glances) - 60
 
 
 def test_slow_ones_are_slept_for(paced: Callable[..., Paced]) -> None:

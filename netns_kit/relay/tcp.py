@@ -73,7 +73,8 @@ class TcpRelay:
                 why = refusal_for(failure.errno or errno.EIO)
                 continue
             set_ttl(sock, connection.ttl)
-            set_tos(sock, connection.tos)
+            if connection.tos:
+                set_tos(sock, connection.tos)
             try:
                 error = sock.connect_ex((str(endpoint.address), endpoint.port))
             except socket.gaierror:  # its zone is no interface of ours
@@ -91,7 +92,7 @@ class TcpRelay:
         if sock is None or connection is None or not events & (OUT | ERROR | HANG_UP):
             return
         told = read_errors(sock) if events & ERROR else []
-        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if events & (ERROR | HANG_UP) else 0
         if told or error:
             self._close_socket()
             self._connect_next(uplink, told[-1].for_guest(connection.key) if told else refusal_for(error))

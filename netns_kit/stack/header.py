@@ -6,6 +6,7 @@ per packet.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from struct import Struct
 
 from .link import UNKNOWN_MAC, Link
@@ -14,6 +15,12 @@ from .wire import checksum, ip, virtio
 _IPV4_LENGTH = Struct("!HHHHH").pack_into  # total length, identification, fragment, ttl|protocol, checksum
 _LENGTH = Struct("!H").pack_into
 DEFAULT_TTL = 64
+
+
+@lru_cache(maxsize=64)
+def _ip_header(addresses: bytes, protocol: int, ttl: int, tos: int) -> bytes:
+    """The same for every flow between two addresses, which are few."""
+    return ip.pack(addresses, protocol, 0, ttl=ttl, tos=tos)
 
 
 class FlowHeader:
@@ -48,7 +55,7 @@ class FlowHeader:
         destination = addresses[len(addresses) // 2 :]
         prefix = link.prefix(destination)
         self.resolved = link.mac_of(destination) != UNKNOWN_MAC
-        header = ip.pack(addresses, protocol, 0, ttl=DEFAULT_TTL)
+        header = _ip_header(addresses, protocol, DEFAULT_TTL, 0)
         self.buffer = bytearray(prefix + header + layer4)
         self._ip = len(prefix)
         self.layer4 = len(prefix) + len(header)
@@ -63,7 +70,7 @@ class FlowHeader:
         # for IPv4: the header's sum without length and checksum; 0 tells IPv6, whose header has no sum
         self._ip_sum = 0
         self.length = -1
-        header = ip.pack(self.addresses, self._protocol, 0, ttl=ttl, tos=tos)
+        header = _ip_header(self.addresses, self._protocol, ttl, tos)
         self.buffer[self._ip : self._ip + len(header)] = header
         if len(self.addresses) == 8:
             self._ip_sum = (0xFFFF - int.from_bytes(header[10:12], "big")) or 0xFFFF

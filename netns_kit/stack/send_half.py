@@ -89,7 +89,7 @@ class SendHalf:
         self.retries = 0
         self.probes = 0  # for a loss, since something was last acknowledged
         self.timed: int | None = None  # an ACK of this number ends the round trip that began at `timed_at`
-        self.timed_at = 0.0
+        self.timed_at = -math.inf
         self.duplicates = 0
         self.recover: int | None = None  # RFC 6582: recovering until this is acknowledged
         self.congestion: float = math.inf  # a bound on flight, in bytes, only after a timeout

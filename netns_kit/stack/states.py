@@ -28,9 +28,10 @@ LISTEN, SYN_SENT, SYN_RECEIVED, ESTABLISHED = (
 FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT = State.FIN_WAIT_1, State.FIN_WAIT_2, State.CLOSE_WAIT
 CLOSING, LAST_ACK, TIME_WAIT, CLOSED = State.CLOSING, State.LAST_ACK, State.TIME_WAIT, State.CLOSED
 
-SENDING = frozenset({ESTABLISHED, CLOSE_WAIT})  # the user may still send
-RECEIVING = frozenset({ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2})  # the guest may still send
-HALF_CLOSED = frozenset({FIN_WAIT_2, CLOSE_WAIT})
+# tuples: an Enum's hash is a call, its identity is not
+SENDING = (ESTABLISHED, CLOSE_WAIT)  # the user may still send
+RECEIVING = (ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2)  # the guest may still send
+HALF_CLOSED = (FIN_WAIT_2, CLOSE_WAIT)
 
 
 class Purpose(Enum):

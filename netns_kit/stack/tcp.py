@@ -72,6 +72,9 @@ WINDOW_SCALE = 8  # ours; the window moves in steps of 256 bytes
 SYN_RETRIES = 7
 SYN_CEILING = 32.0  # 64 s in all
 RETRIES = 30  # 106 s with the timer's floor and ceiling: 3.8.3's R2 of at least 100 s
+TIMING_INTERVAL = (
+    0.01  # seconds, at least, between two round trips that are timed (RFC 6298 3: one in each would do)
+)
 LOSS_PROBES = 2  # before the timeout
 PROBES = 5  # keepalive probes unanswered before the guest is taken for gone
 PROBE_INTERVAL = 30.0
@@ -206,7 +209,7 @@ class TcpConnection:
         """Send `data`, no more than `room` of it.  It is kept until acknowledged; a view is one of `Memory.take`."""
         snd = self.snd
         seq = snd.append(data)
-        if snd.timed is None:
+        if snd.timed is None and now - snd.timed_at >= TIMING_INTERVAL:
             snd.timed = snd.max
             snd.timed_at = now
         if self.purpose is not Purpose.RETRANSMIT:
@@ -771,7 +774,8 @@ class TcpConnection:
 
     def _keepalive(self, now: float) -> None:
         """Nothing is in flight: look after the guest now and then, so that none is waited for in vain."""
-        self._arm(Purpose.KEEPALIVE, now + self._idle_time)
+        idle = self._table.limits.tcp_idle if self.state is ESTABLISHED else self._idle_time
+        self._arm(Purpose.KEEPALIVE, now + idle)
 
     @property
     def is_abandoned(self) -> bool:

@@ -24,12 +24,14 @@ class Timed(Protocol):
 
 
 class Timers:
-    __slots__ = ("_heap", "_order", "_sweep_at")
+    __slots__ = ("_heap", "_order", "_sweep_at", "deadline")
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Timed]] = []
         self._order = 0
         self._sweep_at = SWEEP
+        self.deadline = math.inf
+        """When `expire` is wanted next; a little early at times, never late."""
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -42,6 +44,7 @@ class Timers:
             heappush(self._heap, (at, self._order, owner))
             if len(self._heap) > self._sweep_at:
                 self._sweep()
+            self.deadline = min(self.deadline, at)
 
     def _sweep(self) -> None:
         """Forget owners that have nothing due: a closed flow must not stay for its keepalive's two hours."""
@@ -55,12 +58,8 @@ class Timers:
                     owner.timer_entry = math.inf
         heapify(kept)
         self._heap[:] = kept
+        self.deadline = kept[0][0] if kept else math.inf
         self._sweep_at = max(SWEEP, 2 * len(kept))
-
-    @property
-    def deadline(self) -> float:
-        """When `expire` is wanted next; a little early at times, never late."""
-        return self._heap[0][0] if self._heap else math.inf
 
     def expire(self, now: float) -> None:
         heap = self._heap
@@ -79,3 +78,4 @@ class Timers:
                 owner.timer_entry = math.inf
                 owner.timer_at = math.inf
                 owner.handle_timer(now)
+        self.deadline = heap[0][0] if heap else math.inf
