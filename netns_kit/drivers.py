@@ -23,7 +23,7 @@ from .errors import NetnsKitError, StackClosed, StackCrashed
 
 T = TypeVar("T")
 DriverName = Literal["thread", "loop"]
-TURN = 1e-3  # seconds of the event loop's time, at most, before others have their turn
+TURN = 0.5e-3  # seconds of the event loop's time, at most, before others have their turn
 CLOSED = "the stack is not running: its block has been left, or it has failed"
 
 
