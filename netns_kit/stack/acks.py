@@ -58,9 +58,11 @@ class Acks:
 
     def handle_timer(self, now: float) -> None:
         later = self._later
-        while later and later[0][0] <= now:
-            at, debtor = later.popleft()
+        while later:
+            at, debtor = later[0]
             if debtor.ack_at == at:
+                if at > now:
+                    self._timers.arm(self, at)
+                    return
                 debtor.ack_is_overdue()
-        if later:
-            self._timers.arm(self, later[0][0])
+            later.popleft()
