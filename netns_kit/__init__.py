@@ -6,15 +6,18 @@
         await net.run(["curl", "http://example.com"])
 """
 
+from .control import FlowEvent
 from .errors import (
     AddressError,
     IdMapError,
     NamespaceGone,
     NetnsKitError,
+    NotImportable,
     NotPrivileged,
     PortInUseError,
     PortSpecError,
     PrivilegedPortError,
+    SandboxUnavailable,
     StackClosed,
     StackCrashed,
     SysctlError,
@@ -41,6 +44,7 @@ __all__ = [
     "DeviceGone",
     "Endpoint",
     "Flow",
+    "FlowEvent",
     "FlowInfo",
     "Forwarder",
     "IdMapError",
@@ -50,6 +54,7 @@ __all__ = [
     "NamespaceGone",
     "NetnsKitError",
     "Network",
+    "NotImportable",
     "NotPrivileged",
     "PortForward",
     "PortInUseError",
@@ -57,6 +62,7 @@ __all__ = [
     "PrivilegedPortError",
     "Process",
     "Refusal",
+    "SandboxUnavailable",
     "StackClosed",
     "StackCrashed",
     "Subnet",

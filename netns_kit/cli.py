@@ -15,6 +15,7 @@ import anyio.abc
 
 from netns_kit import __version__
 
+from .drivers import DriverName
 from .errors import NetnsKitError
 from .network import DEFAULT_MTU, Network
 from .ports import parse as parse_ports
@@ -25,7 +26,7 @@ from .uplink import Filtering, Uplink
 FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127  # as env(1) and chroot(1) exit when it is their own failure
 TYPED = (signal.SIGINT, signal.SIGQUIT)  # the signals that a terminal sends to all in the foreground
 VALUED = frozenset(
-    {"-p", "--publish", "--mtu", "--cidr", "--dns", "--bind4", "--device", "--udp-filtering"}
+    {"-p", "--publish", "--mtu", "--cidr", "--dns", "--bind4", "--device", "--udp-filtering", "--driver"}
 )  # the next word is theirs
 _ALL_PORTS = "all"
 
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 dns=options.dns,
                 udp_filtering=options.udp_filtering,
             ),
+            driver=options.driver,
             ports=[forward for spec in options.publish for forward in parse_ports(spec)],
             subnet=options.cidr,
             mtu=options.mtu,
@@ -188,6 +190,12 @@ def _parser() -> argparse.ArgumentParser:
         default=get_args(Filtering)[0],
         help="whose datagrams may come in to a UDP port opened inside: of those it has sent to (the default), or "
         'anybody\'s ("full cone")',
+    )
+    run.add_argument(
+        "--driver",
+        choices=get_args(DriverName),
+        default="thread",
+        help="where the stack runs: on a thread (the default), on the event loop, or in a sandboxed worker process",
     )
     run.add_argument("--bind4", metavar="ADDRESS", help="source address of outgoing connections")
     run.add_argument("--device", metavar="NAME", help="interface that outgoing connections are bound to")

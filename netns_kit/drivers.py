@@ -1,8 +1,9 @@
-"""Drivers: who calls `Engine.step`, and with which clock.
+"""Drivers: who calls `Engine.step` in this process, and with which clock.
 
 `LoopDriver` runs the engine on the caller's event loop: nothing to hand over, and the engine stands still while the
 loop does.  `ThreadDriver` runs it on a thread of its own: the lowest latency, and the caller may block as it likes.
 Both behave alike otherwise.  Start `run` as a task; it ends by raising, when the engine fails, or by cancellation.
+The third way to run an engine is a process of its own: `netns_kit.worker`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from .engine import Engine
 from .errors import NetnsKitError, StackClosed, StackCrashed
 
 T = TypeVar("T")
-DriverName = Literal["thread", "loop"]
+LocalDriverName = Literal["thread", "loop"]
+DriverName = Literal["thread", "loop", "worker"]
 TURN = 0.5e-3  # seconds of the event loop's time, at most, before others have their turn
 CLOSED = "the stack is not running: its block has been left, or it has failed"
 
@@ -37,6 +39,9 @@ class Driver(Protocol):
         Raises what it raises, and `StackClosed` when `run` has ended.  Cancelled, it may still be run.
         """
         ...
+
+    def post(self, callback: Callable[[], object]) -> None:
+        """Call it soon on the event loop that `run` runs on.  From the engine's side only; it must not raise."""
 
 
 class LoopDriver:
@@ -68,6 +73,9 @@ class LoopDriver:
             return function()
         finally:
             self._engine.call(_nothing)  # a step: what waits for its end should not wait for the next frame
+
+    def post(self, callback: Callable[[], object]) -> None:
+        callback()
 
     async def _run_anywhere(self) -> None:
         engine = self._engine
@@ -126,7 +134,7 @@ class ThreadDriver:
         self._failure: Exception | None = None
         self._notify = -1
         self._asked: deque[_Call] = deque()
-        self._done: deque[_Call] = deque()
+        self._posted: deque[Callable[[], object]] = deque()
 
     async def run(self) -> None:
         thread = threading.Thread(target=self._drive, name="netns_kit engine", daemon=True)
@@ -151,7 +159,7 @@ class ThreadDriver:
             while self._asked:
                 call = self._asked.popleft()
                 call.error = StackClosed(CLOSED)
-                self._done.append(call)
+                self._posted.append(call.finished.set)
             self._hand_over()
 
     async def call(self, function: Callable[[], T]) -> T:
@@ -166,9 +174,13 @@ class ThreadDriver:
         result: T = call.result
         return result
 
+    def post(self, callback: Callable[[], object]) -> None:
+        self._posted.append(callback)
+        os.eventfd_write(self._notify, 1)
+
     def _hand_over(self) -> None:
-        while self._done:
-            self._done.popleft().finished.set()
+        while self._posted:
+            self._posted.popleft()()
 
     def _serve(self) -> None:
         call = self._asked.popleft()
@@ -176,8 +188,7 @@ class ThreadDriver:
             call.result = call.function()
         except Exception as error:
             call.error = error
-        self._done.append(call)
-        os.eventfd_write(self._notify, 1)
+        self.post(call.finished.set)
 
     def _drive(self) -> None:
         try:
@@ -197,14 +208,9 @@ class _Call:
         self.result: Any = None
 
 
-_DRIVERS: dict[str, Callable[[Engine], Driver]] = {"thread": ThreadDriver, "loop": LoopDriver}
-
-
-def driver_named(name: DriverName) -> Callable[[Engine], Driver]:
-    """What makes that driver.  Raises ValueError."""
-    if name not in _DRIVERS:
-        raise ValueError(f"driver {name!r} is unknown: expected one of {', '.join(_DRIVERS)}")
-    return _DRIVERS[name]
+def driver_named(name: LocalDriverName) -> Callable[[Engine], Driver]:
+    """What makes that driver."""
+    return ThreadDriver if name == "thread" else LoopDriver
 
 
 def _take_turn(engine: Engine, clock: Callable[[], float]) -> None:

@@ -11,19 +11,22 @@ from __future__ import annotations
 import errno as _errno
 import os
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from typing_extensions import Self
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "AddressError",
     "IdMapError",
     "NamespaceGone",
     "NetnsKitError",
+    "NotImportable",
     "NotPrivileged",
     "PortInUseError",
     "PortSpecError",
     "PrivilegedPortError",
+    "SandboxUnavailable",
     "StackClosed",
     "StackCrashed",
     "SysctlError",
@@ -193,7 +196,17 @@ class StackClosed(NetnsKitError):
 
 
 class StackCrashed(NetnsKitError):
-    """The engine stopped on a bug; `__cause__` is the exception."""
+    """The engine stopped on a bug: `__cause__` is the exception.  Or its worker process ended: `cause` says how,
+    `value` what it wrote last.
+    """
+
+
+class NotImportable(NetnsKitError, TypeError):
+    """An `Uplink`, or a part of one, that a worker process cannot have: it is found by module and name there."""
+
+
+class SandboxUnavailable(NetnsKitError):
+    """A layer of the worker's sandbox that was required, and that this host does not give."""
 
 
 def _read(path: Path) -> str:

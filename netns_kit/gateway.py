@@ -144,7 +144,7 @@ class Gateway:
         target = self._route("udp", flow.key)
         if isinstance(target, Refusal):
             return target
-        _, destination = self._endpoints(flow.key)
+        _, destination = self.endpoints(flow.key)
         if destination == Endpoint(self.subnet.dns, DNS_PORT):
             self._dns.add(flow, target)
             return None
@@ -238,7 +238,7 @@ class Gateway:
     def _decide(self, protocol: Protocol, key: bytes) -> Target | Refusal:
         """What the uplink says.  If it fails, the flow is refused and the failure logged: never open, and one
         bad flow does not end the others."""
-        source, destination = self._endpoints(key)
+        source, destination = self.endpoints(key)
         flow = Flow(protocol, source, destination, self.subnet)
         try:
             target = self.uplink.route(flow)
@@ -272,7 +272,8 @@ class Gateway:
             stack.dropped["limit-descriptors"] += 1
         return True
 
-    def _endpoints(self, key: bytes) -> tuple[Endpoint, Endpoint]:
+    def endpoints(self, key: bytes) -> tuple[Endpoint, Endpoint]:
+        """The guest's and the other that a flow of this key is between."""
         size = (len(key) - 4) // 2
         ports = int.from_bytes(key[-4:-2], "big"), int.from_bytes(key[-2:], "big")
         return Endpoint(_address(key[:size]), ports[0]), Endpoint(_address(key[size : 2 * size]), ports[1])
@@ -282,9 +283,9 @@ class Gateway:
     def flows(self) -> tuple[FlowInfo, ...]:
         """All flows under way."""
         stack = self.stack
-        found = [FlowInfo("tcp", *self._endpoints(key), flow.state.value) for key, flow in stack.tcp.items()]
-        found += [FlowInfo("udp", *self._endpoints(key), "open") for key in stack.udp]
-        found += [FlowInfo("icmp", *self._endpoints(key), "open") for key in stack.echo]
+        found = [FlowInfo("tcp", *self.endpoints(key), flow.state.value) for key, flow in stack.tcp.items()]
+        found += [FlowInfo("udp", *self.endpoints(key), "open") for key in stack.udp]
+        found += [FlowInfo("icmp", *self.endpoints(key), "open") for key in stack.echo]
         return tuple(found)
 
     def stats(self) -> dict[str, int]:

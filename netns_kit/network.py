@@ -19,7 +19,7 @@ from .stack import Limits
 from .subnet import DEFAULT_CIDR, Subnet
 from .tap import TapDevice
 from .uplink import RESOLV_CONF, Uplink
-from .userstack import UserStack
+from .userstack import Layer, UserStack
 
 DEFAULT_MTU = 1500
 
@@ -61,13 +61,14 @@ class Network:
         namespace: Namespace | None = None,
         driver: DriverName = "thread",
         limits: Limits | None = None,
+        require: Iterable[Layer] = (),
     ) -> None:
         if isinstance(ports, str):
             raise TypeError(f"ports {ports!r} is not a list of ports: write [{ports!r}]")
         self.subnet = Subnet.parse(subnet)
         self.namespace = namespace or Namespace.create()
         self.tap = TapDevice.open(self.namespace, mtu=mtu)
-        self.stack = UserStack(self.tap, uplink, subnet=subnet, driver=driver, limits=limits)
+        self.stack = UserStack(self.tap, uplink, subnet=subnet, driver=driver, limits=limits, require=require)
         self.forwarder = Forwarder(self.stack)
         self.ports = [
             forward for spec in ports for forward in (parse(spec) if isinstance(spec, str) else [spec])

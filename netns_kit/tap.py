@@ -35,7 +35,7 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from netns_kit.errors import AddressError, NetnsKitError, TunUnavailable
+from netns_kit.errors import AddressError, NetnsKitError, NotImportable, TunUnavailable
 from netns_kit.impairment import BadLink, Impairment
 from netns_kit.stack.offloads import Offloads
 
@@ -252,6 +252,19 @@ class TapDevice:
         self.mac = _hardware_address(fd)
         self._owns(fd)
 
+    def at(self, fd: int) -> TapDevice:
+        """This device for another process, which will have it at the descriptor `fd`.  It can be pickled.
+
+        Raises `NotImportable` for a class of the caller's own, which would not be the same there.
+        """
+        if type(self) is not TapDevice:
+            raise NotImportable(
+                f"a worker process cannot have a {type(self).__name__}", fix='use driver="thread"'
+            )
+        twin = TapDevice(self.name, self.mtu)
+        twin.mac, twin.offloads, twin._fd = self.mac, self.offloads, fd
+        return twin
+
     def _owns(self, fd: int) -> None:
         os.set_blocking(fd, False)
         os.set_inheritable(fd, False)
@@ -405,6 +418,9 @@ class ImpairedTap(TapDevice):
 
     def fileno(self) -> int:
         return self._device.fileno()
+
+    def at(self, fd: int) -> TapDevice:
+        return ImpairedTap(self._device.at(fd), self.transmit.impairment, self.receive.impairment)
 
     def read_into(self, buffer: memoryview | bytearray) -> int | None:
         if self._arrived:

@@ -186,6 +186,10 @@ class Uplink:
                 self._resolvers = (Endpoint(_LOOPBACK, DNS_PORT),)
         return self._resolvers
 
+    def reads(self) -> tuple[str, ...]:
+        """The files that `route` and `open` read, now and again: what a worker's sandbox leaves readable."""
+        return (self._resolv_conf,) if self._dns is None else ()
+
     def check(self) -> None:
         """Raises `AddressError` if the host has no such address or device to send from."""
         for family, address in self._bind.items():

@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import suppress
+from itertools import count
 from types import TracebackType
-from typing import TypeVar
+from typing import Literal, Protocol, TypeVar, get_args
 
 import anyio
 import anyio.lowlevel
 from typing_extensions import Self
 
-from .drivers import Driver, DriverName, driver_named
-from .engine import Engine
+from .control import Control, FlowEvent
+from .drivers import DriverName
 from .errors import StackClosed
-from .gateway import FlowInfo, Gateway
+from .gateway import FlowInfo
 from .guard import Guard
+from .local import LocalStack
 from .stack import Limits
 from .subnet import DEFAULT_CIDR, Subnet
 from .tap import TapDevice
 from .uplink import Uplink
 
+Layer = Literal["core", "dumpable", "capabilities", "no_new_privs", "landlock", "seccomp"]
+
 T = TypeVar("T")
+_numbers = count()
+
+
+class Runner(Protocol):
+    """What runs the stack: a `LocalStack`, or a `WorkerProcess`."""
+
+    @property
+    def sandbox(self) -> Mapping[str, str]: ...
+
+    async def run(self) -> None: ...
+
+    async def ready(self) -> None: ...
+
+    async def ask(self, operation: Callable[..., T], *arguments: object) -> T: ...
+
+    async def close(self) -> None: ...
 
 
 class UserStack:
@@ -28,14 +49,21 @@ class UserStack:
 
     `tap` must be open.  If it lies in a namespace, that gets the subnet's guest address, a default route and its
     loopback brought up, unless `configure` is False.  `subnet` is a CIDR, see `Subnet`.  `driver` says where the
-    stack runs: "thread", on one of its own (the default), or "loop", on the caller's event loop.
+    stack runs: "thread", on one of its own (the default); "loop", on the caller's event loop; "worker", in a process
+    of its own, which the caller's load does not slow, and which enters a sandbox before it reads the first frame.
+
+    `sandbox` is then what the worker has given up, layer by layer (see `netns_kit.sandbox`): "on", or why this host
+    does not give it.  `require` names layers that are to be on, or else entering raises.  The worker imports the
+    uplink's policy, or a subclass of `Uplink`, by its name; they run in the sandbox, and are not seen to change from
+    here.
 
     Entering returns when the address is usable.  If the stack fails, or its device goes away, the block is
-    cancelled and the error raised in its place: `DeviceGone`, or `StackCrashed` for a bug.  Leaving resets what is
-    open and closes every socket.
+    cancelled and the error raised in its place: `DeviceGone`, or `StackCrashed` for a bug and for a worker that has
+    ended.  Leaving resets what is open and closes every socket.
 
     It is entered once.  Raises `AddressError` for a bad subnet and for an uplink whose addresses the host does not
-    have, ValueError for an unknown driver, and what configuring the namespace raises.
+    have, ValueError for an unknown driver or layer, `NotImportable`, already here, for an uplink that a worker cannot
+    have, `SandboxUnavailable`, and what configuring the namespace raises.
     """
 
     def __init__(
@@ -47,38 +75,56 @@ class UserStack:
         driver: DriverName = "thread",
         configure: bool = True,
         limits: Limits | None = None,
+        require: Iterable[Layer] = (),
     ) -> None:
+        if driver not in get_args(DriverName):
+            raise ValueError(
+                f"driver {driver!r} is unknown: expected one of {', '.join(get_args(DriverName))}"
+            )
         self.tap = tap
         self.uplink = uplink or Uplink()
         self.subnet = Subnet.parse(subnet)
-        self._driver_class = driver_named(driver)
-        self._driver: Driver | None = None
+        self.sandbox: Mapping[str, str] = {}
+        self._driver = driver
+        self._runner: Runner | None = None
+        self._news: dict[int, anyio.Event] = {}
         self._configure = configure
         self._limits = limits
+        self._required = _required(driver, require)
+        if driver == "worker":
+            from .worker_process import check
+
+            check(self.uplink)
 
     async def __aenter__(self) -> Self:
-        if self._driver is not None:
+        if self._runner is not None:
             raise RuntimeError("a UserStack is entered once")
         self.uplink.check()
-        self._engine = Engine()
-        try:
-            self.gateway = Gateway(self._engine, self.tap, self.uplink, self.subnet, limits=self._limits)
-        except BaseException:
-            self._engine.close()
-            raise
-        self._driver = driver = self._driver_class(self._engine)
+        self._runner = runner = self._start()
         self._guard = Guard()
         await self._guard.__aenter__()
         try:
-            self._guard.start_soon(driver.run)
+            self._guard.start_soon(runner.run)
             if self.tap.namespace is not None and self._configure:
                 await self.tap.namespace.configure_link(
                     self.tap.name, address=self.subnet.guest, gateway=self.subnet.gateway
                 )
+            await runner.ready()
+            self.sandbox = runner.sandbox
         except BaseException as error:
             await self.__aexit__(type(error), error, error.__traceback__)
             raise
         return self
+
+    def _start(self) -> Runner:
+        parts = self.tap, self.uplink, self.subnet, self._limits, self._tell
+        if self._driver == "worker":
+            from .worker_process import WorkerProcess
+
+            return WorkerProcess(*parts, required=self._required)
+        self.local = LocalStack(self._driver, *parts)
+        self.gateway = self.local.gateway
+        return self.local
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
@@ -86,36 +132,66 @@ class UserStack:
         try:
             await self._guard.__aexit__(exc_type, exc, tb)
         finally:
-            try:
-                self.gateway.close()
-            finally:
-                self._engine.close()
+            for number in self._news:
+                self._tell(number)
+            if self._runner is not None:
+                await self._runner.close()
 
     async def flows(self) -> tuple[FlowInfo, ...]:
         """The flows under way."""
-        return await self.call(lambda: self.gateway.flows())  # noqa: PLW0108 - there is none before entering
+        return await self.ask(Control.flows)
 
     async def stats(self) -> dict[str, int]:
         """Counters and gauges by name: tables, what was dropped and why, DNS."""
-        return await self.call(lambda: self.gateway.stats())  # noqa: PLW0108 - the same
+        return await self.ask(Control.stats)
 
-    async def call(self, function: Callable[[], T]) -> T:
-        """Run `function` on the engine's thread, between two steps.  For parts of this library.
+    async def events(self) -> AsyncIterator[FlowEvent]:
+        """What happens to flows, from the first `anext` on, until the stack ends.
+
+        Who is slow loses the oldest of more than `EVENTS_KEPT` events, and is told how many.  To stop before the end,
+        close it: `async with aclosing(stack.events()) as events`.  Raises `StackClosed` outside the block.
+        """
+        number = next(_numbers)
+        self._news[number] = anyio.Event()
+        try:
+            await self.ask(Control.subscribe, number)
+            while True:
+                await self._news[number].wait()
+                self._news[number] = anyio.Event()
+                try:
+                    events = await self.ask(Control.take_events, number)
+                except StackClosed:
+                    return
+                for event in events:
+                    yield event
+        finally:
+            del self._news[number]
+            with anyio.CancelScope(shield=True), suppress(StackClosed):
+                await self.ask(Control.unsubscribe, number)
+
+    def _tell(self, number: int) -> None:
+        if number in self._news:
+            self._news[number].set()
+
+    async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
+        """Have the stack's `Control` do one of its operations.  For parts of this library.
 
         Raises what it raises, and `StackClosed` when the stack is not running.
         """
-        if self._driver is None:
+        if self._runner is None:
             raise StackClosed("the stack has not been entered")
         try:
-            return await self._driver.call(function)
+            return await self._runner.ask(operation, *arguments)
         except StackClosed:
             await anyio.lowlevel.checkpoint_if_cancelled()  # by what ended the stack: that is to be raised
             raise
 
-    async def finish(self, function: Callable[[], object]) -> None:
-        """As `call`, for cleaning up: not to be cancelled, and done also when the stack has stopped."""
-        with anyio.CancelScope(shield=True):
-            try:
-                await self.call(function)
-            except StackClosed:
-                function()
+
+def _required(driver: DriverName, layers: Iterable[Layer]) -> tuple[Layer, ...]:
+    required = tuple(layers)
+    for layer in required:
+        if layer not in get_args(Layer):
+            raise ValueError(f"layer {layer!r} is unknown: expected one of {', '.join(get_args(Layer))}")
+        if driver != "worker":
+            raise ValueError(f'a sandbox is of the worker alone: driver="worker", not {driver!r}')
+    return required

@@ -17,7 +17,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from netns_kit.drivers import Driver, DriverName, LoopDriver, ThreadDriver, driver_named
+from netns_kit.drivers import Driver, LocalDriverName, LoopDriver, ThreadDriver, driver_named
 from netns_kit.engine import EDGE, IN, OUT, Engine
 from netns_kit.errors import NetnsKitError, StackClosed, StackCrashed
 from netns_kit.guard import Guard
@@ -28,8 +28,8 @@ SECONDS = 20
 
 
 @pytest.fixture(params=["thread", "loop"])
-def name(request: pytest.FixtureRequest) -> DriverName:
-    name: DriverName = request.param
+def name(request: pytest.FixtureRequest) -> LocalDriverName:
+    name: LocalDriverName = request.param
     return name
 
 
@@ -51,7 +51,7 @@ def pair(leaks: None) -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 @asynccontextmanager
-async def driven(name: DriverName, engine: Engine) -> AsyncIterator[Driver]:
+async def driven(name: LocalDriverName, engine: Engine) -> AsyncIterator[Driver]:
     """What goes wrong in the driver ends the block, as it ends `UserStack`'s."""
     driver = driver_named(name)(engine)
     with anyio.fail_after(SECONDS):
@@ -74,7 +74,7 @@ def test_there_are_two() -> None:
 
 
 async def test_it_serves_what_is_ready(
-    name: DriverName, engine: Engine, pair: tuple[socket.socket, socket.socket]
+    name: LocalDriverName, engine: Engine, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     here, there = pair
 
@@ -90,14 +90,14 @@ async def test_it_serves_what_is_ready(
     engine.remove(here.fileno())
 
 
-async def test_where_it_runs(name: DriverName, engine: Engine) -> None:
+async def test_where_it_runs(name: LocalDriverName, engine: Engine) -> None:
     async with driven(name, engine) as driver:
         thread = await driver.call(threading.current_thread)
         assert (thread is threading.current_thread()) == (name == "loop")
         assert await driver.call(threading.current_thread) is thread
 
 
-async def test_calls_give_back_what_the_function_does(name: DriverName, engine: Engine) -> None:
+async def test_calls_give_back_what_the_function_does(name: LocalDriverName, engine: Engine) -> None:
     async with driven(name, engine) as driver:
         assert await driver.call(lambda: 42) == 42
         with pytest.raises(ZeroDivisionError):
@@ -113,7 +113,7 @@ async def test_calls_give_back_what_the_function_does(name: DriverName, engine: 
         assert sorted(results) == list(range(100))
 
 
-async def test_now_is_the_drivers_clock(name: DriverName, engine: Engine) -> None:
+async def test_now_is_the_drivers_clock(name: LocalDriverName, engine: Engine) -> None:
     async with driven(name, engine) as driver:
         first = await driver.call(lambda: engine.now)
         with anyio.move_on_after(0.02):
@@ -122,7 +122,7 @@ async def test_now_is_the_drivers_clock(name: DriverName, engine: Engine) -> Non
         assert 0.01 < second - first < SECONDS
 
 
-async def test_timers_ring_in_time(name: DriverName, engine: Engine) -> None:
+async def test_timers_ring_in_time(name: LocalDriverName, engine: Engine) -> None:
     rung: list[float] = []
     done = os.eventfd(0, os.EFD_NONBLOCK)
     try:
@@ -149,7 +149,7 @@ async def test_timers_ring_in_time(name: DriverName, engine: Engine) -> None:
         os.close(done)
 
 
-async def test_an_earlier_timer_comes_first_though_armed_last(name: DriverName, engine: Engine) -> None:
+async def test_an_earlier_timer_comes_first_though_armed_last(name: LocalDriverName, engine: Engine) -> None:
     done = os.eventfd(0, os.EFD_NONBLOCK)
     timers = [Timer(lambda _: os.eventfd_write(done, 1)) for _ in range(3)]
     async with driven(name, engine) as driver:
@@ -164,7 +164,7 @@ async def test_an_earlier_timer_comes_first_though_armed_last(name: DriverName, 
     os.close(done)
 
 
-async def test_what_is_left_for_the_next_step_gets_one(name: DriverName, engine: Engine) -> None:
+async def test_what_is_left_for_the_next_step_gets_one(name: LocalDriverName, engine: Engine) -> None:
     async with driven(name, engine) as driver:
         done = os.eventfd(0, os.EFD_NONBLOCK)
         left = 500
@@ -183,7 +183,7 @@ async def test_what_is_left_for_the_next_step_gets_one(name: DriverName, engine:
 
 
 async def test_what_waits_for_the_end_of_a_step_gets_one_after_a_call(
-    name: DriverName, engine: Engine
+    name: LocalDriverName, engine: Engine
 ) -> None:
     """An ACK made by a call leaves now, not with the next frame."""
     done = os.eventfd(0, os.EFD_NONBLOCK)
@@ -201,7 +201,7 @@ async def test_what_waits_for_the_end_of_a_step_gets_one_after_a_call(
 
 
 async def test_a_crash_is_typed_and_keeps_its_cause(
-    name: DriverName, engine: Engine, pair: tuple[socket.socket, socket.socket]
+    name: LocalDriverName, engine: Engine, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     def handler(_: int) -> None:
         raise LookupError("a bug")
@@ -215,7 +215,7 @@ async def test_a_crash_is_typed_and_keeps_its_cause(
     assert caught.value.fix
 
 
-async def test_a_typed_error_comes_as_it_is(name: DriverName, engine: Engine) -> None:
+async def test_a_typed_error_comes_as_it_is(name: LocalDriverName, engine: Engine) -> None:
     class Known(NetnsKitError):
         pass
 
@@ -229,7 +229,7 @@ async def test_a_typed_error_comes_as_it_is(name: DriverName, engine: Engine) ->
             await anyio.sleep_forever()
 
 
-async def test_a_crash_in_the_first_step(name: DriverName, engine: Engine) -> None:
+async def test_a_crash_in_the_first_step(name: LocalDriverName, engine: Engine) -> None:
     def fail() -> None:
         raise LookupError("at once")
 
@@ -239,7 +239,7 @@ async def test_a_crash_in_the_first_step(name: DriverName, engine: Engine) -> No
             await anyio.sleep_forever()
 
 
-async def test_a_call_does_not_wait_for_an_engine_that_crashed(name: DriverName, engine: Engine) -> None:
+async def test_a_call_does_not_wait_for_an_engine_that_crashed(name: LocalDriverName, engine: Engine) -> None:
     def fail() -> None:
         raise LookupError("a bug")
 
@@ -254,7 +254,7 @@ async def test_a_call_does_not_wait_for_an_engine_that_crashed(name: DriverName,
         await driver.call(lambda: None)
 
 
-async def test_cancelled_it_leaves_nothing(name: DriverName, engine: Engine) -> None:
+async def test_cancelled_it_leaves_nothing(name: LocalDriverName, engine: Engine) -> None:
     for _ in range(20):
         with anyio.CancelScope() as scope:
             async with driven(name, engine) as driver:
@@ -268,7 +268,7 @@ async def test_cancelled_it_leaves_nothing(name: DriverName, engine: Engine) -> 
     assert not [thread for thread in threading.enumerate() if "engine" in thread.name]
 
 
-async def test_a_call_that_was_cancelled_does_no_harm_later(name: DriverName) -> None:
+async def test_a_call_that_was_cancelled_does_no_harm_later(name: LocalDriverName) -> None:
     """It may be run yet, when the engine is closed: nobody is waiting any more."""
     engine = Engine()
     try:
@@ -308,7 +308,7 @@ async def test_the_loop_stays_responsive(engine: Engine) -> None:
 
 
 async def test_an_idle_engine_sleeps(
-    name: DriverName, engine: Engine, pair: tuple[socket.socket, socket.socket]
+    name: LocalDriverName, engine: Engine, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     """No step while there is nothing to do: it would be a busy loop."""
     steps: list[float] = []

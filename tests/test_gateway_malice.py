@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 import pytest
 
 from netns_kit.engine import EDGE, IN, OUT, Engine
-from netns_kit.forwarder import TcpListener
+from netns_kit.listeners import TcpListener
 from netns_kit.ports import parse
 from netns_kit.stack import Closed, Limits, Refusal
 from netns_kit.stack.wire import ethernet, icmp, ip, udp, virtio

@@ -26,7 +26,7 @@ from .stack import Stack
 from .states import State
 from .tcp import TcpConnection
 from .udp import UdpFlow
-from .user import Closed, DatagramUser, EchoUser, IcmpError, Refusal, StackUser, TcpUser
+from .user import Closed, DatagramUser, EchoUser, IcmpError, Refusal, StackUser, TcpUser, Watcher
 
 __all__ = [
     "Closed",
@@ -43,4 +43,5 @@ __all__ = [
     "TcpConnection",
     "TcpUser",
     "UdpFlow",
+    "Watcher",
 ]

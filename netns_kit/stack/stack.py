@@ -24,7 +24,7 @@ from .states import LISTEN, SYN_SENT, TIME_WAIT, State
 from .tcp import TcpConnection
 from .timers import Timers
 from .udp import UdpFlow
-from .user import IcmpError, Refusal, StackUser, TcpUser
+from .user import IcmpError, Refusal, StackUser, TcpUser, Watcher
 from .windows import Memory
 from .wire import BadPacket, checksum, common, ethernet, icmp, ip, tcp, udp, virtio
 
@@ -59,6 +59,7 @@ class Stack:
         timers: Timers | None = None,
     ) -> None:
         self.user = user
+        self.watcher: Watcher | None = None
         self.limits = limits or Limits()
         self.timers = (
             Timers() if timers is None else timers
@@ -263,6 +264,8 @@ class Stack:
         connection.ttl, connection.tos = packet.ttl, packet.tos & _DSCP
         connection.syn_arrives(segment, now)
         self.tcp[key] = self.pending[key] = connection
+        if self.watcher is not None:
+            self.watcher.opened("tcp", key)
         self.user.tcp_opened(connection)
         if len(self.pending) > self.limits.tcp_pending:
             self.dropped["limit-tcp-pending"] += 1
@@ -275,6 +278,8 @@ class Stack:
         connection = TcpConnection(self, key, self._isn(key, now), SYN_SENT, self.link.mtu - 40)
         connection.user = user
         self.tcp[key] = connection
+        if self.watcher is not None:
+            self.watcher.opened("tcp", key)
         connection.connect(now)
         return connection
 
@@ -289,9 +294,13 @@ class Stack:
     def forget(self, connection: TcpConnection) -> None:
         if self.tcp.get(connection.key) is connection:
             del self.tcp[connection.key]
+            if self.watcher is not None:
+                self.watcher.closed("tcp", connection.key)
 
     def refuse(self, connection: TcpConnection, why: Refusal | IcmpError) -> None:
         """The answer to a SYN that has been on hold: the original is gone, but its numbers are known."""
+        if self.watcher is not None:
+            self.watcher.refused("tcp", connection.key, why)
         size = (len(connection.key) - 4) // 2
         source, destination = connection.key[:size], connection.key[size : 2 * size]
         irs = seq.add(connection.rcv.nxt, -1)
@@ -346,6 +355,8 @@ class Stack:
         refusal = self.user.udp_opened(flow)
         if refusal is None:
             return flow
+        if self.watcher is not None:
+            self.watcher.refused("udp", key, refusal)
         flow.close()
         self._packets.error(self._quoted, refusal, by=packet.destination)
         return None
@@ -358,6 +369,8 @@ class Stack:
                 self.dropped["limit-udp-flows"] += 1
                 self.evict_udp()
             flow = self.udp[key] = UdpFlow(self, key, now)
+            if self.watcher is not None:
+                self.watcher.opened("udp", key)
         return flow
 
     def evict_udp(self, spare: bytes = b"") -> None:
@@ -367,6 +380,8 @@ class Stack:
     def forget_udp(self, flow: UdpFlow) -> None:
         if self.udp.get(flow.key) is flow:  # another may have its name by now
             del self.udp[flow.key]
+            if self.watcher is not None:
+                self.watcher.closed("udp", flow.key)
 
     def refuse_udp(self, flow: UdpFlow, why: Refusal | IcmpError, payload: bytes | memoryview) -> None:
         size = (len(flow.key) - 4) // 2
@@ -414,8 +429,12 @@ class Stack:
                 self.dropped["limit-echo-flows"] += 1
                 next(iter(self.echo.values())).close()
             flow = self.echo[key] = EchoFlow(self, key, now)
+            if self.watcher is not None:
+                self.watcher.opened("icmp", key)
             refusal = self.user.echo_opened(flow)
             if refusal is not None:
+                if self.watcher is not None:
+                    self.watcher.refused("icmp", key, refusal)
                 flow.close()
                 self._packets.error(packet.whole, refusal, by=packet.destination)
                 return
@@ -438,6 +457,8 @@ class Stack:
     def forget_echo(self, flow: EchoFlow) -> None:
         if self.echo.get(flow.key) is flow:
             del self.echo[flow.key]
+            if self.watcher is not None:
+                self.watcher.closed("icmp", flow.key)
 
     def refuse_echo(
         self,

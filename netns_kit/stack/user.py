@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from .echo import EchoFlow
@@ -107,6 +107,9 @@ class EchoUser(Protocol):
     def expired(self, flow: EchoFlow) -> None: ...
 
 
+FlowProtocol = Literal["tcp", "udp", "icmp"]
+
+
 class StackUser(Protocol):
     """Told of every new flow.  It gives the flow a user, or refuses it, now or later."""
 
@@ -118,3 +121,17 @@ class StackUser(Protocol):
 
     def echo_opened(self, flow: EchoFlow) -> Refusal | None:
         """Set `EchoFlow.user`, or say why not."""
+
+
+class Watcher(Protocol):
+    """Told of every flow, by its protocol and key, while it is `Stack.watcher`: that it is opened, perhaps that it is
+    refused, in the end that it is closed.  It must not raise."""
+
+    def opened(self, protocol: FlowProtocol, key: bytes) -> None:
+        """It is in the table; whether it may stay is not decided yet."""
+
+    def refused(self, protocol: FlowProtocol, key: bytes, why: Refusal | IcmpError) -> None:
+        """It is turned away, and will be closed at once."""
+
+    def closed(self, protocol: FlowProtocol, key: bytes) -> None:
+        """It is out of the table."""

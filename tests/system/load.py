@@ -53,7 +53,7 @@ class Rig:
             tap.transmit.impairment = impairment
             tap.receive.impairment = impairment
 
-        await self.stack.call(change)
+        await self.stack.local.call(change)
 
     async def gone(self, seconds: float) -> None:
         """Wait until no flow is left, at most so long."""

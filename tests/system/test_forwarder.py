@@ -432,13 +432,17 @@ from netns_kit import PrivilegedPortError, PortForward
 from netns_kit.forwarder import Forwarder
 import asyncio
 
-class Runner:
-    gateway = None
-    async def call(self, function):
-        sys.exit("something would have been bound")
+class Stack:
+    async def ask(self, operation, *arguments):
+        if operation.__name__ == "add_forwards":
+            sys.exit("something would have been bound")
+
+async def main():
+    async with Forwarder(Stack()) as forwarder:
+        await forwarder.add(sys.argv[1])
 
 try:
-    asyncio.run(Forwarder(Runner()).add(sys.argv[1]))
+    asyncio.run(main())
 except PrivilegedPortError as error:
     print(error)
     print(error.errno, error.knob, error.value)

@@ -1,0 +1,170 @@
+"""Control: what people may ask of a stack that runs, on the engine's side.
+
+`Control` lives beside the `Gateway`, on the driver's thread or in the worker's process, and owns the listeners.  An
+*operation* is one of its public methods, known by its name; its arguments and its result are plain (see
+`netns_kit.plain`), because between it and who asks may lie a socket.  Drivers call an operation between two steps
+of the engine.
+
+Events.  Whoever wants to follow flows subscribes under a number, is told once that there is news (`tell`), and takes
+it; then he is told again.  Nobody's slowness holds the engine: of a full queue the oldest events are lost, and
+the next says how many.  While nobody listens nothing is done for it, but for one look per flow.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from .gateway import FlowInfo, Gateway
+from .listeners import Listener, TcpListener, UdpListener
+from .ports import PortForward
+from .stack import IcmpError, Refusal
+from .stack.user import FlowProtocol
+
+EVENTS_KEPT = 4096  # for each subscriber
+
+FlowEventKind = Literal["opened", "refused", "closed"]
+
+
+@dataclass(frozen=True, slots=True)
+class FlowEvent:
+    """Something that happened to a flow.
+
+    `kind` is "opened": its first packet is here, or a client of a forwarded port.  Then, in the end, "refused":
+    turned away, by the uplink, by what it wanted to reach, or for want of descriptors; or else "closed".  `refusal`
+    says how it was refused; None if an ICMP error from further on did, which the guest was told.  `missed` is how
+    many events were lost just before this one.
+    """
+
+    kind: FlowEventKind
+    flow: FlowInfo
+    refusal: Refusal | None = None
+    missed: int = 0
+
+
+class Control:
+    """Made with a gateway that it will close; `tell` is called, on the engine's side, with the number of a subscriber
+    for whom there is news.
+    """
+
+    def __init__(self, gateway: Gateway, tell: Callable[[int], None]) -> None:
+        self.gateway = gateway
+        self._tell = tell
+        self._listeners: dict[tuple[int, PortForward], Listener] = {}  # by owner and what he asked for
+        self._watch = _Watch(gateway)
+
+    def flows(self) -> tuple[FlowInfo, ...]:
+        """All flows under way."""
+        return self.gateway.flows()
+
+    def stats(self) -> dict[str, int]:
+        """Counters and gauges by name."""
+        return self.gateway.stats()
+
+    def add_forwards(self, owner: int, forwards: tuple[PortForward, ...]) -> tuple[PortForward, ...]:
+        """Listen on all of these, or on none; what is listening, with the port that the kernel has chosen.
+
+        Raises `PortInUseError`, `AddressError` and OSError.
+        """
+        made: list[Listener] = []
+        try:
+            for forward in forwards:
+                kind = TcpListener if forward.protocol == "tcp" else UdpListener
+                made.append(kind(self.gateway, forward))
+        except BaseException:
+            for listener in made:
+                listener.close()
+            raise
+        self._listeners |= {(owner, listener.forward): listener for listener in made}
+        return tuple(listener.forward for listener in made)
+
+    def remove_forward(self, owner: int, forward: PortForward) -> bool:
+        """Stop listening; whether there was one like that."""
+        listener = self._listeners.pop((owner, forward), None)
+        if listener is not None:
+            listener.close()
+        return listener is not None
+
+    def forwards(self, owner: int) -> tuple[PortForward, ...]:
+        """What listens for this owner, oldest first."""
+        return tuple(forward for whose, forward in self._listeners if whose == owner)
+
+    def close_forwards(self, owner: int) -> None:
+        """Stop all listening for this owner."""
+        for forward in self.forwards(owner):
+            self.remove_forward(owner, forward)
+
+    def subscribe(self, number: int) -> None:
+        """Keep events for the subscriber of that number from now on."""
+        self._watch.queues[number] = _Queue(lambda: self._tell(number))
+        self.gateway.stack.watcher = self._watch
+
+    def take_events(self, number: int) -> tuple[FlowEvent, ...]:
+        """What has happened since this was last asked."""
+        return self._watch.queues[number].take()
+
+    def unsubscribe(self, number: int) -> None:
+        """Keep no more for that subscriber."""
+        self._watch.queues.pop(number, None)
+        if not self._watch.queues:
+            self.gateway.stack.watcher = None
+
+    def close(self) -> None:
+        """End everything: listeners, connections, sockets.  Not to be called over a socket."""
+        self.gateway.stack.watcher = None
+        while self._listeners:
+            self._listeners.popitem()[1].close()
+        self.gateway.close()
+
+
+class _Queue:
+    """The events of one subscriber, who is told of the first that comes after he has taken what there was."""
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self._events: deque[FlowEvent] = deque()
+        self._missed = 0
+        self._tell = tell
+
+    def put(self, event: FlowEvent) -> None:
+        if not self._events:
+            self._tell()
+        elif len(self._events) >= EVENTS_KEPT:
+            self._events.popleft()
+            self._missed += 1
+        self._events.append(event)
+
+    def take(self) -> tuple[FlowEvent, ...]:
+        events, missed = tuple(self._events), self._missed
+        self._events.clear()
+        self._missed = 0
+        return (replace(events[0], missed=missed), *events[1:]) if missed else events
+
+
+class _Watch:
+    """The stack's `Watcher`, while somebody subscribes."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._refused: tuple[str, bytes] | None = None  # its end has been told of
+        self.queues: dict[int, _Queue] = {}
+
+    def opened(self, protocol: FlowProtocol, key: bytes) -> None:
+        self._happened("opened", protocol, key)
+
+    def refused(self, protocol: FlowProtocol, key: bytes, why: Refusal | IcmpError) -> None:
+        self._refused = protocol, key
+        self._happened("refused", protocol, key, why if isinstance(why, Refusal) else None)
+
+    def closed(self, protocol: FlowProtocol, key: bytes) -> None:
+        refused, self._refused = self._refused, None
+        if refused != (protocol, key):
+            self._happened("closed", protocol, key)
+
+    def _happened(
+        self, kind: FlowEventKind, protocol: FlowProtocol, key: bytes, refusal: Refusal | None = None
+    ) -> None:
+        event = FlowEvent(kind, FlowInfo(protocol, *self._gateway.endpoints(key), kind), refusal)
+        for queue in self.queues.values():
+            queue.put(event)

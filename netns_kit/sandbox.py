@@ -1,0 +1,317 @@
+"""What a worker gives up before it reads its first frame, so that a worker taken over has little to give.
+
+Layers, in the order they are laid; none can be taken off again.
+
+- core: no core dump, which would have everybody's bytes in it.
+- dumpable: other processes of the same user may not trace it or read its memory (PR_SET_DUMPABLE, prctl(2)).
+- capabilities: all are dropped, from every set, but for those that an `Uplink` or a listener of a privileged
+  caller uses: CAP_NET_BIND_SERVICE and CAP_NET_RAW, if they are there.
+- no_new_privs: no program gives any back (prctl(2)).
+- landlock: files can be read below a few directories, and no other be opened at all; with Linux 6.12 no process
+  outside can be sent a signal, and no abstract socket connected to (landlock(7)).  TCP is not restricted: the
+  policy of an `Uplink` is what decides there.
+- seccomp: a list of system calls, that of `ALLOWED` (seccomp(2)).
+
+Each layer is tried, looked at afterwards, and reported: "on", or why not.  What this kernel, or a container around
+us, does not give is missing, and whoever cannot do without says so (`netns_kit.UserStack`).
+
+What seccomp does with the rest.  Calls of `FATAL` are made by nobody here, nor by a policy that could mean well:
+the process is killed at once, before it can try the next.  All others fail with EPERM: libc and CPython probe for
+calls and have something else to fall back on, and a policy that oversteps raises, which refuses its flow.  A process
+or a thread is not started, memory never becomes executable, and sockets are IPv4's and IPv6's alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import resource
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+ON = "on"
+CAP_NET_BIND_SERVICE, CAP_NET_RAW = 10, 13
+KEPT = 1 << CAP_NET_BIND_SERVICE | 1 << CAP_NET_RAW
+
+# linux/prctl.h
+_GET_DUMPABLE, _SET_DUMPABLE = 3, 4
+_SET_NO_NEW_PRIVS, _GET_NO_NEW_PRIVS = 38, 39
+_CAPBSET_READ, _CAPBSET_DROP = 23, 24
+_CAP_AMBIENT, _CAP_AMBIENT_CLEAR_ALL = 47, 4
+_GET_SECCOMP = 21
+
+# linux/capability.h
+_CAPABILITY_HEADER = struct.pack("Ii", 0x20080522, 0)
+_CAPABILITIES = struct.Struct("6I")  # effective, permitted, inheritable: low words, then high
+
+# linux/landlock.h: the same numbers on every architecture
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
+_VERSION, _PATH_BENEATH = 1, 1
+_READ_FILE, _READ_DIR = 1 << 2, 1 << 3
+_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # how many there are, by ABI
+_SCOPES = 0b11  # abstract sockets, signals: since ABI 6
+_RULE = struct.Struct("=Qi")
+
+# linux/seccomp.h, linux/audit.h, linux/bpf_common.h
+_SET_MODE_FILTER, _SPEC_ALLOW = 1, 4  # a filter is not to slow down the branches of older kernels
+_KILL, _ALLOW, _DENY = 0x80000000, 0x7FFF0000, 0x00050000 | errno.EPERM
+_LOAD, _AND, _IF_EQUAL, _IF_AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06
+_INSTRUCTION = struct.Struct("=HBBI")
+_NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # in struct seccomp_data
+_X32 = 0x40000000
+_PROT_EXEC = 4
+
+
+class Machine(NamedTuple):
+    """`column` is that of a machine in the tables below; `seccomp` and `getppid` are numbers of calls."""
+
+    column: int
+    architecture: int
+    seccomp: int
+    getppid: int  # which cannot fail, unless it is not let
+
+
+MACHINES = {"x86_64": Machine(0, 0xC000003E, 317, 110), "aarch64": Machine(1, 0xC00000B7, 277, 173)}
+
+ALLOWED: Mapping[str, tuple[int | None, int | None]] = {
+    # for every frame and segment: they come first
+    "recvfrom": (45, 207), "sendto": (44, 206), "readv": (19, 65), "writev": (20, 66),
+    "epoll_wait": (232, None), "epoll_pwait": (281, 22), "recvmsg": (47, 212), "sendmsg": (46, 211),
+    "read": (0, 63), "write": (1, 64), "clock_gettime": (228, 113), "futex": (202, 98),
+    # for every flow
+    "epoll_ctl": (233, 21), "close": (3, 57), "connect": (42, 203), "accept4": (288, 242), "bind": (49, 200),
+    "listen": (50, 201), "shutdown": (48, 210), "getsockname": (51, 204), "getpeername": (52, 205),
+    "getsockopt": (55, 209), "setsockopt": (54, 208), "fcntl": (72, 25), "poll": (7, None), "ppoll": (271, 73),
+    "splice": (275, 76),
+    # memory and time
+    "munmap": (11, 215), "mremap": (25, 216), "madvise": (28, 233), "brk": (12, 214),
+    "gettimeofday": (96, 169), "sched_getaffinity": (204, 123), "time": (201, None), "getrandom": (318, 278),
+    # resolv.conf
+    "open": (2, None), "openat": (257, 56), "stat": (4, None), "lstat": (6, None), "fstat": (5, 80),
+    "newfstatat": (262, 79), "statx": (332, 291), "lseek": (8, 62), "getrlimit": (97, 163),
+    # the end
+    "rt_sigreturn": (15, 139), "rt_sigprocmask": (14, 135), "rt_sigaction": (13, 134), "sigaltstack": (131, 132),
+    "restart_syscall": (219, 128), "getpid": (39, 172), "gettid": (186, 178),
+    "exit": (60, 93), "exit_group": (231, 94),
+}  # fmt: skip
+"""Numbers of the system calls that a worker makes, per machine; None: it has no such call."""
+
+_BOUNDED: Mapping[str, tuple[int | None, int | None]] = {
+    "socket": (41, 198), "mmap": (9, 222), "mprotect": (10, 226), "ioctl": (16, 29), "prlimit64": (302, 261),
+    "tgkill": (234, 131),
+}  # fmt: skip
+
+FATAL: Mapping[str, tuple[int | None, int | None]] = {
+    "execve": (59, 221), "execveat": (322, 281), "ptrace": (101, 117), "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271), "pidfd_getfd": (438, 438), "setns": (308, 268), "unshare": (272, 97),
+    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "fsopen": (430, 430),
+    "fsconfig": (431, 431), "fsmount": (432, 432), "fspick": (433, 433), "move_mount": (429, 429),
+    "open_tree": (428, 428), "mount_setattr": (442, 442), "open_by_handle_at": (304, 265), "bpf": (321, 280),
+    "perf_event_open": (298, 241), "userfaultfd": (323, 282), "io_uring_setup": (425, 425), "keyctl": (250, 219),
+    "add_key": (248, 217), "request_key": (249, 218), "init_module": (175, 105), "finit_module": (313, 273),
+    "delete_module": (176, 106), "kexec_load": (246, 104), "kexec_file_load": (320, 294), "reboot": (169, 142),
+    "swapon": (167, 224), "swapoff": (168, 225),
+}  # fmt: skip
+"""The calls that end the process that makes them."""
+
+
+class Bound(NamedTuple):
+    """Of one argument, by the offset of its lower or upper half: masked, it is one of the values."""
+
+    offset: int
+    values: tuple[int, ...]
+    mask: int = 0xFFFFFFFF
+
+
+def _bounds() -> dict[str, tuple[Bound, ...]]:
+    def low(argument: int) -> int:
+        return _ARGUMENTS + 8 * argument
+
+    tcgets, fionbio, fioclex, siocatmark, siocgifindex = 0x5401, 0x5421, 0x5451, 0x8905, 0x8933
+    return {
+        "mmap": (Bound(low(2), (0,), _PROT_EXEC),),
+        "mprotect": (Bound(low(2), (0,), _PROT_EXEC),),
+        "ioctl": (Bound(low(1), (siocatmark, fionbio, fioclex, tcgets, siocgifindex)),),
+        "socket": (Bound(low(0), (2, 10)),),  # AF_INET, AF_INET6
+        "prlimit64": (
+            Bound(low(0), (0,)),
+            Bound(low(2), (0,)),
+            Bound(low(2) + 4, (0,)),
+        ),  # its own, to be read
+        "tgkill": (Bound(low(0), (os.getpid(),)),),  # abort(3)
+    }
+
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Missing(Exception):
+    """Why a layer is not on."""
+
+
+def enter(readable: Iterable[str] = ()) -> dict[str, str]:
+    """Lay every layer that can be laid; each one's name, with "on" or why it is not.  For the rest of this process.
+
+    `readable` are the files that will be read, anew whenever they change; so what lies beside them can be read too.
+    """
+    layers: dict[str, Callable[[], None]] = {
+        "core": _no_core,
+        "dumpable": _not_dumpable,
+        "capabilities": _no_capabilities,
+        "no_new_privs": _no_new_privileges,
+        "landlock": lambda: _few_files(readable),
+        "seccomp": _few_calls,
+    }
+    report = {}
+    for name, lay in layers.items():
+        try:
+            lay()
+            report[name] = ON
+        except (Missing, OSError) as error:
+            report[name] = str(error)
+    return report
+
+
+def _no_core() -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _not_dumpable() -> None:
+    _prctl(_SET_DUMPABLE, 0)
+    if _prctl(_GET_DUMPABLE):
+        raise Missing("it is still dumpable")
+
+
+def _no_capabilities() -> None:
+    """The bounding set too, where we may: it is of no use without a program to execute."""
+    held = _capabilities()[1]
+    capability = 0
+    while libc.prctl(_CAPBSET_READ, capability, 0, 0, 0) >= 0:
+        libc.prctl(_CAPBSET_DROP, capability, 0, 0, 0)
+        capability += 1
+    libc.prctl(_CAP_AMBIENT, _CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    kept = held & KEPT
+    wanted = (kept, kept, 0, 0, 0, 0)
+    _check(libc.capset(_CAPABILITY_HEADER, _CAPABILITIES.pack(*wanted)))
+    if _capabilities() != wanted:
+        raise Missing("some are still there")
+
+
+def _capabilities() -> tuple[int, ...]:
+    sets = ctypes.create_string_buffer(_CAPABILITIES.size)
+    _check(libc.capget(_CAPABILITY_HEADER, sets))
+    return _CAPABILITIES.unpack(sets.raw)
+
+
+def _no_new_privileges() -> None:
+    _prctl(_SET_NO_NEW_PRIVS, 1)
+    if _prctl(_GET_NO_NEW_PRIVS) != 1:
+        raise Missing("it is still off")
+
+
+def _few_files(readable: Iterable[str]) -> None:
+    abi = libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _VERSION)
+    if abi < 1:
+        number = ctypes.get_errno()
+        raise Missing(
+            {errno.ENOSYS: "unsupported", errno.EOPNOTSUPP: "disabled"}.get(number, os.strerror(number))
+        )
+    rights = (1 << _FILE_RIGHTS.get(abi, max(_FILE_RIGHTS.values()))) - 1
+    words = (rights,) if abi < 4 else (rights, 0) if abi < 6 else (rights, 0, _SCOPES)
+    wanted = struct.pack(f"={len(words)}Q", *words)
+    ruleset = _check(libc.syscall(_CREATE_RULESET, wanted, ctypes.c_size_t(len(wanted)), 0))
+    try:
+        for directory in _directories(readable):
+            _let_read(ruleset, directory)
+        _check(libc.syscall(_RESTRICT_SELF, ruleset, 0))
+    finally:
+        os.close(ruleset)
+    try:
+        os.close(os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    except PermissionError:
+        return
+    raise Missing("the root directory can still be read")
+
+
+def _directories(readable: Iterable[str]) -> set[str]:
+    """Where those files are, and where they may be when somebody has replaced a symbolic link."""
+    found = {
+        os.path.dirname(path) for each in readable for path in (os.path.abspath(each), os.path.realpath(each))
+    }
+    return found | {"/etc", "/run"} if found else found
+
+
+def _let_read(ruleset: int, directory: str) -> None:
+    try:
+        opened = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:  # what is not there cannot be read
+        return
+    try:
+        rule = _RULE.pack(_READ_FILE | _READ_DIR, opened)
+        _check(libc.syscall(_ADD_RULE, ruleset, _PATH_BENEATH, rule, 0))
+    finally:
+        os.close(opened)
+
+
+def _few_calls() -> None:
+    machine = MACHINES.get(os.uname().machine)
+    if machine is None or struct.calcsize("P") != 8:
+        raise Missing("unsupported")
+    filters = program(machine)
+    text = ctypes.create_string_buffer(filters, len(filters))
+    fprog = struct.pack("HP", len(filters) // _INSTRUCTION.size, ctypes.addressof(text))
+    _check(libc.syscall(machine.seccomp, _SET_MODE_FILTER, _SPEC_ALLOW, fprog))
+    if libc.syscall(machine.getppid) != -1:
+        raise Missing("a call that is not on the list still works")
+
+
+def program(machine: Machine) -> bytes:
+    """The filter in classic BPF: the machine, then the number, then for some the arguments."""
+    code = [
+        _INSTRUCTION.pack(_LOAD, 0, 0, _ARCHITECTURE),
+        _INSTRUCTION.pack(_IF_EQUAL, 1, 0, machine.architecture),
+        _INSTRUCTION.pack(_RETURN, 0, 0, _KILL),
+        _INSTRUCTION.pack(_LOAD, 0, 0, _NUMBER),
+        _INSTRUCTION.pack(_IF_AT_LEAST, 0, 1, _X32),  # the same calls under other numbers
+        _INSTRUCTION.pack(_RETURN, 0, 0, _KILL),
+    ]
+
+    def on(calls: Mapping[str, tuple[int | None, int | None]], body: Callable[[str], list[bytes]]) -> None:
+        for name, numbers in calls.items():
+            number = numbers[machine.column]
+            if number is not None:
+                then = body(name)
+                code.append(_INSTRUCTION.pack(_IF_EQUAL, 0, len(then), number))
+                code.extend(then)
+
+    bounds = _bounds()
+    on(ALLOWED, lambda _: [_INSTRUCTION.pack(_RETURN, 0, 0, _ALLOW)])
+    on(_BOUNDED, lambda name: [*_bounded(bounds[name]), _INSTRUCTION.pack(_RETURN, 0, 0, _ALLOW)])
+    on(FATAL, lambda _: [_INSTRUCTION.pack(_RETURN, 0, 0, _KILL)])
+    code.append(_INSTRUCTION.pack(_RETURN, 0, 0, _DENY))
+    return b"".join(code)
+
+
+def _bounded(bounds: tuple[Bound, ...]) -> list[bytes]:
+    """Goes on behind itself if all bounds hold."""
+    code = []
+    for bound in bounds:
+        code.append(_INSTRUCTION.pack(_LOAD, 0, 0, bound.offset))
+        code.append(_INSTRUCTION.pack(_AND, 0, 0, bound.mask))
+        for left, value in zip(range(len(bound.values), 0, -1), bound.values, strict=True):
+            code.append(_INSTRUCTION.pack(_IF_EQUAL, left, 0, value))
+        code.append(_INSTRUCTION.pack(_RETURN, 0, 0, _DENY))
+    return code
+
+
+def _prctl(option: int, argument: int = 0) -> int:
+    return _check(libc.prctl(option, argument, 0, 0, 0))
+
+
+def _check(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result

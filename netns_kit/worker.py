@@ -1,0 +1,187 @@
+"""The worker: the process that runs engine, gateway and control for an owner elsewhere, and nothing else.
+
+It is executed by `netns_kit.worker_process`, with BOOT there for its first words, and has from its owner one end of
+a `Channel`, a pidfd of the owner, and on standard input what to do (`Start`), pickled: the owner is trusted.  It
+makes everything that needs to open or import something, enters the sandbox, says so, and only then reads a frame.
+
+What it says is never pickled: see `netns_kit.plain`.  A message is a pair, of a word and of what belongs to it:
+"ready", once, with the layers of the sandbox; "result" or "error", answers to the owner's questions in their order;
+"news", the number of a subscriber who has events to take; "failed", the exception that ends the worker.  A question
+is the name of an operation of `Control` and its arguments.
+
+Death.  The worker ends when the channel or the owner does (a fork of the owner may hold a copy of the channel), and
+resets what is open; PR_SET_PDEATHSIG would not do, it follows the thread that started us.  A bug ends it as any
+Python program, with a traceback on standard error, where the owner listens.
+
+The package.  The `netns_kit` of this process is at first an empty one, for its own modules to be found in: what a
+caller imports with it, `anyio` first of all, is of no use here and costs more than all else.  Should a policy's
+module want a name of it, the package becomes whole.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import io
+import os
+import pickle
+import resource
+import socket
+import sys
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+from . import pump
+from .channel import Channel
+from .control import Control
+from .engine import IN, OUT, Engine
+from .errors import NetnsKitError, NotImportable, SandboxUnavailable
+from .gateway import Gateway
+from .plain import Failure, decode, dump, load
+from .stack import Limits
+from .subnet import Subnet
+from .tap import TapDevice
+from .uplink import Uplink
+
+FIX = 'give it a function at the top of a module that can be imported, or use driver="thread"'
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What to run.  `required` are layers of the sandbox."""
+
+    tap: TapDevice
+    uplink: Uplink
+    subnet: Subnet
+    limits: Limits | None
+    required: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What comes on standard input: a `Start`, and what it takes to unpickle that: where modules are found, and
+    which file each of those it names must be."""
+
+    path: tuple[str, ...]
+    modules: dict[str, str | None]
+    start: bytes
+
+    def unpack(self) -> Start:
+        """Raises `NotImportable`."""
+        sys.path[:] = self.path
+        _become_whole_when_asked()
+        try:
+            start: Start = pickle.loads(self.start)
+        except Exception as error:
+            raise NotImportable(
+                f"the worker process cannot import the uplink's parts: {type(error).__name__}: {error}",
+                fix=FIX,
+            ) from error
+        for name, file in self.modules.items():
+            found = getattr(sys.modules.get(name), "__file__", None)
+            if found != file:
+                raise NotImportable(f"the worker process finds {name} elsewhere, in {found}", name, file, FIX)
+        return start
+
+
+def main(control: int, owner: int) -> int:
+    """Serve until the owner is gone; the exit status."""
+    faulthandler.enable()
+    channel = Channel(socket.socket(fileno=control))
+    try:
+        _serve(channel, owner)
+    except NetnsKitError as error:
+        channel.send(dump(("failed", Failure.of(error))))
+        return 1
+    finally:
+        channel.finish()
+    return 0
+
+
+def _serve(channel: Channel, owner: int) -> None:
+    with io.FileIO(0, closefd=False) as given:
+        order: Order = pickle.loads(given.readall())
+    start = order.unpack()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each flow has one, and nobody else wants them
+    engine = Engine()
+    gateway = Gateway(engine, start.tap, start.uplink, start.subnet, limits=start.limits)
+    desk = Desk(channel, engine, gateway)
+    engine.add(owner, desk.on_owner, IN)
+    from .sandbox import ON, enter
+
+    layers = enter(start.uplink.reads())
+    for layer in start.required:
+        if layers.get(layer) != ON:
+            raise SandboxUnavailable(
+                f"this host gives the worker no {layer}", layer, layers.get(layer), "do not require it"
+            )
+    desk.say("ready", layers)
+    try:
+        pump.run(engine, lambda: desk.stopping)
+    finally:
+        desk.control.close()
+
+
+class Desk:
+    """Where the owner's questions are answered, between two handlers of the engine."""
+
+    def __init__(self, channel: Channel, engine: Engine, gateway: Gateway) -> None:
+        self.control = Control(gateway, lambda number: self.say("news", number))
+        self.stopping = False
+        self._channel = channel
+        self._engine = engine
+        self._events = IN
+        engine.add(channel.fileno(), self._on_channel, IN)
+
+    def on_owner(self, _: int) -> None:
+        """The owner has ended."""
+        self.stopping = True
+
+    def say(self, what: str, content: Any) -> None:
+        """Send it, now or when the channel takes it."""
+        self._channel.send(dump((what, content)))
+        self._watch_channel()
+
+    def _on_channel(self, _: int) -> None:
+        self._channel.flush()
+        while (question := self._channel.receive()) is not None:
+            self._answer(question)
+        self._watch_channel()
+        if self._channel.ended:
+            self.stopping = True
+
+    def _watch_channel(self) -> None:
+        events = IN | OUT if self._channel.backlog else IN
+        if events != self._events:
+            self._events = events
+            self._engine.modify(self._channel.fileno(), events)
+
+    def _answer(self, question: bytes) -> None:
+        try:
+            name, arguments = load(tuple[str, tuple[Any, ...]], question)
+            operation = getattr(Control, name)
+            kinds = [kind for each, kind in get_type_hints(operation).items() if each != "return"]
+            result = operation(self.control, *map(decode, kinds, arguments))
+            self._channel.send(dump(("result", result)))
+        except Exception as error:
+            self._channel.send(dump(("error", Failure.of(error))))
+
+
+def _become_whole_when_asked() -> None:
+    """Have `netns_kit`, so far empty, import what it exports as soon as somebody wants one of its names."""
+    package = sys.modules[__package__]
+    if package.__spec__ is not None:  # it is whole: this is no worker
+        return
+
+    def become_whole(name: str) -> Any:
+        from importlib.util import spec_from_file_location
+
+        del package.__getattr__
+        spec = spec_from_file_location(__package__, os.path.join(package.__path__[0], "__init__.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        package.__spec__, package.__file__ = spec, spec.origin
+        spec.loader.exec_module(package)
+        return getattr(package, name)
+
+    package.__getattr__ = become_whole  # type: ignore[method-assign]  # a module's own, PEP 562

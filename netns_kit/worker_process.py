@@ -1,0 +1,355 @@
+"""Our side of a worker, whose own text (worker.py) gives the protocol.
+
+`WorkerProcess` starts the worker, asks it, hears what it says and ends it.  It is started by a plain exec in the
+calling thread, in a session of its own: what a terminal sends to all in the foreground is not for it.
+
+The worker reads hostile packets, and may have been taken over by them.  So nothing it says is believed to be well
+formed: it is JSON, bounded in size, decoded by type, in the order of the protocol; what is not is the worker's end.
+What it writes on standard error, its log among it, is logged here line by line, up to a bound; the last of it goes
+into the error that tells of its end.
+
+Policies.  An `Uplink` is pickled; functions and classes travel by name, and are imported there.  So it takes
+what can be imported and is the same file there, which is checked, and what else it has is copied: changes made here
+while the worker runs are not seen there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import logging
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+from types import FunctionType
+from typing import Any, TypeVar, cast, get_type_hints
+
+import anyio
+import anyio.lowlevel
+
+from .channel import Channel
+from .drivers import CLOSED
+from .errors import NotImportable, StackClosed, StackCrashed
+from .plain import Failure, Nonsense, decode, dump, load
+from .stack import Limits
+from .subnet import Subnet
+from .tap import TapDevice
+from .uplink import Uplink
+from .worker import FIX, Order, Start
+
+STOP_SECONDS = 2.0  # how long it may take to end before it is killed
+MESSAGES_AT_ONCE = 64
+LINES_KEPT, LINE_MAX, LINES_LOGGED = 20, 500, 1000
+PIPE = 1 << 20
+BOOT = """\
+import sys, types
+sys.modules["netns_kit"] = types.ModuleType("netns_kit")
+sys.modules["netns_kit"].__path__ = [sys.argv[1]]
+from netns_kit.worker import main
+sys.exit(main(int(sys.argv[2]), int(sys.argv[3])))
+"""
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+class WorkerProcess:
+    """`news` is called on the event loop, with the number of a subscriber that has events to take.
+
+    `sandbox`: what the worker has given up, layer by layer: "on", or why it is not.  Empty until it is ready.
+    """
+
+    sandbox: Mapping[str, str] = {}
+
+    def __init__(
+        self,
+        tap: TapDevice,
+        uplink: Uplink,
+        subnet: Subnet,
+        limits: Limits | None,
+        news: Callable[[int], None],
+        *,
+        required: tuple[str, ...] = (),
+    ) -> None:
+        """Start it.  Raises `NotImportable`, `DeviceGone` and OSError; nothing is left then."""
+        self._news = news
+        self._ready = anyio.Event()
+        self._pending: deque[_Question] = deque()
+        self._writing = anyio.Lock()
+        self._ended = False
+        self._last_lines: deque[str] = deque(maxlen=LINES_KEPT)
+        self._logged = 0
+        self._line = b""
+        with ExitStack() as ours, ExitStack() as passed:
+            mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._channel = Channel(mine)
+            ours.callback(self._channel.close)
+            passed.callback(theirs.close)
+            owner = os.pidfd_open(os.getpid())
+            passed.callback(os.close, owner)
+            given = (theirs.fileno(), owner, tap.fileno())
+            fds = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in given]  # 0 to 2 are free in a daemon
+            for fd in fds:
+                passed.callback(os.close, fd)
+            order = os.memfd_create("order")
+            passed.callback(os.close, order)
+            with io.FileIO(order, "w", closefd=False) as file:
+                file.write(pack(Start(tap.at(fds[2]), uplink, subnet, limits, required)))
+            os.lseek(order, 0, os.SEEK_SET)
+            errors, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # it never waits for us
+            passed.callback(os.close, writing)
+            self._errors = io.FileIO(errors)
+            ours.callback(self._errors.close)
+            fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, PIPE)
+            self._popen = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-S",
+                    "-E",
+                    "-I",
+                    "-c",
+                    BOOT,
+                    str(Path(__file__).parent),
+                    *map(str, fds[:2]),
+                ],
+                stdin=order,
+                stdout=subprocess.DEVNULL,
+                stderr=writing,
+                pass_fds=fds,
+                start_new_session=True,
+            )
+            ours.callback(self._popen.wait)
+            ours.callback(self._popen.kill)
+            self._pidfd = io.FileIO(os.pidfd_open(self._popen.pid))
+            ours.pop_all()
+
+    @property
+    def pid(self) -> int:
+        """Of the worker."""
+        return self._popen.pid
+
+    async def run(self) -> None:
+        """Hear it.  Raises what has ended it: a `NetnsKitError` of its own, else `StackCrashed`."""
+        failure: Exception | None = None
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._hear_errors)
+                failure = await self._hear()
+                tasks.cancel_scope.cancel()
+        finally:
+            self._ended = True
+            while self._pending:
+                self._pending.popleft().fail(StackClosed(CLOSED))
+        if failure is not None:
+            raise failure
+
+    async def ready(self) -> None:
+        """Wait until it has entered its sandbox and reads frames.  `run` raises what keeps it."""
+        await self._ready.wait()
+
+    async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
+        """Have the worker's `Control` do it.  Raises what it raises, and `StackClosed`.  Cancelled, it may still be
+        done.
+        """
+        if self._ended:
+            raise StackClosed(CLOSED)
+        question = _Question(_result_of(operation))
+        self._channel.send(dump((operation.__name__, arguments)))
+        self._pending.append(question)
+        async with self._writing:
+            while self._channel.backlog:
+                await anyio.wait_writable(self._channel.fileno())
+                self._channel.flush()
+        await question.finished.wait()
+        if question.error is not None:
+            raise question.error
+        return cast("T", question.result)
+
+    async def close(self) -> None:
+        """End the worker, and wait until it has reset what was open; kill it if that takes too long.  Not to be
+        cancelled.  Again is fine.
+        """
+        if self._pidfd.closed:
+            return
+        with anyio.CancelScope(shield=True):
+            self._channel.shutdown()
+            await self._until_ended()
+        self._pidfd.close()
+        self._channel.close()
+        self._errors.close()
+
+    async def _until_ended(self) -> int:
+        """Its status, as `subprocess` has it."""
+        with anyio.move_on_after(STOP_SECONDS) as patience:
+            await anyio.wait_readable(self._pidfd)
+        if patience.cancelled_caught:
+            self._popen.kill()
+            await anyio.wait_readable(self._pidfd)
+        return self._popen.wait()  # at once: it has ended
+
+    # -- what it says ---------------------------------------------------------------------------------
+
+    async def _hear(self) -> Exception:
+        """What has ended it."""
+        while True:
+            await anyio.wait_readable(self._channel.fileno())
+            await anyio.lowlevel.checkpoint()  # however much it says
+            try:
+                for _ in range(MESSAGES_AT_ONCE):
+                    message = self._channel.receive()
+                    if message is None:
+                        break
+                    failure = self._take(message)
+                    if failure is not None:
+                        return failure
+            except ValueError as error:  # `Nonsense` is one
+                return StackCrashed(
+                    f"the worker process says what makes no sense: {error}", fix="please report it"
+                )
+            if self._channel.ended:
+                return await self._death()
+
+    def _take(self, message: bytes) -> Exception | None:
+        """What has ended it, if it says so.  Raises `Nonsense`."""
+        what, content = load(tuple[str, Any], message)
+        if what == "failed":
+            return decode_failure(content)
+        if what == "ready" and not self._ready.is_set():
+            self.sandbox = decode(dict[str, str], content)
+            self._ready.set()
+        elif what == "news":
+            self._news(decode(int, content))
+        elif what == "result" and self._pending:
+            result = decode(self._pending[0].kind, content)
+            self._pending.popleft().succeed(result)
+        elif what == "error" and self._pending:
+            error = decode_failure(content)
+            self._pending.popleft().fail(error)
+        else:
+            raise Nonsense(f"{what!r} was not expected")
+        return None
+
+    async def _death(self) -> StackCrashed:
+        status = await self._until_ended()
+        self._take_errors()
+        how = f"ended with status {status}" if status >= 0 else f"was killed by {_signal(-status)}"
+        said = "\n".join(self._last_lines) or None
+        return StackCrashed(
+            f"the worker process {how}", value=said, fix="please report it" if status > 0 else None
+        )
+
+    async def _hear_errors(self) -> None:
+        while self._take_errors():
+            await anyio.wait_readable(self._errors)
+
+    def _take_errors(self) -> bool:
+        """Log what it has written on standard error; whether there may be more."""
+        while (data := self._errors.read(PIPE)) is not None:
+            *lines, self._line = (self._line + data).split(b"\n")
+            if not data or len(self._line) > LINE_MAX:
+                lines.append(self._line)
+                self._line = b""
+            for line in lines:
+                self._take_line(line)
+            if not data:
+                return False
+        return True
+
+    def _take_line(self, line: bytes) -> None:
+        text = line[:LINE_MAX].decode(errors="replace").rstrip()
+        text = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
+        if text:
+            self._last_lines.append(text)
+            self._logged += 1
+            if self._logged <= LINES_LOGGED:
+                logger.warning("%s", text)
+
+
+class _Question:
+    """Asked, and not answered yet.  `kind` is the type of the answer."""
+
+    __slots__ = ("error", "finished", "kind", "result")
+
+    def __init__(self, kind: Any) -> None:
+        self.kind = kind
+        self.finished = anyio.Event()
+        self.result: Any = None
+        self.error: Exception | None = None
+
+    def succeed(self, result: Any) -> None:
+        self.result = result
+        self.finished.set()
+
+    def fail(self, error: Exception) -> None:
+        self.error = error
+        self.finished.set()
+
+
+def decode_failure(content: object) -> Exception:
+    failure: Failure = decode(Failure, content)
+    return failure.exception()
+
+
+@cache
+def _result_of(operation: Callable[..., object]) -> Any:
+    return get_type_hints(operation)["return"]
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+# -- what it is given ---------------------------------------------------------------------------------
+
+
+def check(uplink: Uplink) -> None:
+    """Raises `NotImportable` if no worker can have it."""
+    _pickled(uplink)
+
+
+def pack(start: Start) -> bytes:
+    """`start` for the worker's standard input.  Raises `NotImportable`."""
+    pickled, names = _pickled(start)
+    path = tuple(os.path.abspath(each) for each in sys.path)
+    modules = {name: getattr(sys.modules[name], "__file__", None) for name in names}
+    return pickle.dumps(Order(path, modules, pickled))
+
+
+def _pickled(value: object) -> tuple[bytes, set[str]]:
+    """And the names of the modules it needs."""
+    buffer = io.BytesIO()
+    pickler = _Pickler(buffer)
+    try:
+        pickler.dump(value)
+    except NotImportable:
+        raise
+    except Exception as error:  # pickle raises what it likes
+        raise NotImportable(f"a worker process cannot have this uplink: {error}", fix=FIX) from error
+    return buffer.getvalue(), pickler.modules
+
+
+class _Pickler(pickle.Pickler):
+    """Notes the modules that functions and classes are found in, and refuses `__main__`, which is another there."""
+
+    def __init__(self, buffer: io.BytesIO) -> None:
+        super().__init__(buffer)
+        self.modules: set[str] = set()
+
+    def reducer_override(self, value: object) -> Any:
+        if isinstance(value, type | FunctionType):
+            if value.__module__ == "__main__":
+                what = f"`{value.__qualname__}` of the program's own file"
+                raise NotImportable(f"a worker process cannot import {what}", fix=FIX)
+            self.modules.add(value.__module__)
+        return NotImplemented
