@@ -294,6 +294,9 @@ class Gateway:
         return {
             **self.stack.stats(),
             "flows_refused": self.refused,
+            "tap_received": self._tap.counters.received,
+            "tap_sent": self._tap.counters.sent,
+            "tap_refused": self._tap.counters.refused,
             "tap_dropped": self._tap.dropped,
             **dns,
         }

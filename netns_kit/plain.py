@@ -66,7 +66,8 @@ def encode(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: encode(each) for key, each in value.items()}
     if is_dataclass(value):
-        return [encode(getattr(value, name)) for name in _fields(type(value))]
+        record: Any = type(value)
+        return [encode(getattr(value, name)) for name in _fields(record)]
     raise TypeError(f"{value!r} is no plain value")
 
 
@@ -112,8 +113,11 @@ def _decode(kind: Any, value: Any) -> Any:
         if issubclass(kind, Enum | IPv4Address | IPv6Address):
             if isinstance(value, str):
                 return kind(value)
-        elif isinstance(value, list) and len(value) == len(types := _fields(kind)):
-            return kind(*map(_decode, types.values(), value))
+        else:
+            record: Any = kind
+            types = _fields(record)
+            if isinstance(value, list) and len(value) == len(types):
+                return record(*map(_decode, types.values(), value))
     raise Nonsense(f"{_shown(value)} is no {getattr(kind, '__name__', kind)}")
 
 

@@ -88,7 +88,7 @@ class DeviceGone(NetnsKitError):
 
 
 class TapCounters:
-    """Frames since the device was made.
+    """Frames since the device was made, counted in the process that reads and writes them (see `Gateway.stats`).
 
     `received` and `sent` crossed the descriptor.  `dropped` found the queue full.  `refused` were not taken
     by the guest's kernel: its link is down or the frame is malformed.

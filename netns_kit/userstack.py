@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import suppress
 from itertools import count
 from types import TracebackType
@@ -121,7 +121,8 @@ class UserStack:
         if self._driver == "worker":
             from .worker_process import WorkerProcess
 
-            return WorkerProcess(*parts, required=self._required)
+            self.worker = WorkerProcess(*parts, required=self._required)
+            return self.worker
         self.local = LocalStack(self._driver, *parts)
         self.gateway = self.local.gateway
         return self.local
@@ -145,7 +146,7 @@ class UserStack:
         """Counters and gauges by name: tables, what was dropped and why, DNS."""
         return await self.ask(Control.stats)
 
-    async def events(self) -> AsyncIterator[FlowEvent]:
+    async def events(self) -> AsyncGenerator[FlowEvent, None]:
         """What happens to flows, from the first `anext` on, until the stack ends.
 
         Who is slow loses the oldest of more than `EVENTS_KEPT` events, and is told how many.  To stop before the end,

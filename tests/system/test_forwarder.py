@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 GUEST = "10.0.2.100"
 
 
-@pytest.fixture(params=["thread", "loop"])
+@pytest.fixture(params=["thread", "loop", "worker"])
 def driver(request: pytest.FixtureRequest) -> DriverName:
     needs_tun()
     driver: DriverName = request.param

@@ -10,7 +10,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import anyio
 import anyio.abc
@@ -29,7 +29,7 @@ LONG = bool(os.environ.get("NETNS_KIT_LONG"))
 GATEWAY = "10.0.2.2"
 
 
-@pytest.fixture(params=["thread", "loop"])
+@pytest.fixture(params=["thread", "loop", "worker"])
 def driver(request: pytest.FixtureRequest) -> DriverName:
     needs_tun()
     driver: DriverName = request.param
@@ -110,6 +110,7 @@ async def test_a_link_that_is_down_is_no_error(driver: DriverName) -> None:
                 assert await stream.receive() == b"x"
 
 
+@pytest.mark.parametrize("driver", ["thread", "loop"])  # the worker's: tests/test_worker.py
 @bounded
 async def test_a_bug_in_the_stack(driver: DriverName, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StackCrashed, match="LookupError: a bug") as caught:
@@ -126,6 +127,7 @@ async def test_a_bug_in_the_stack(driver: DriverName, monkeypatch: pytest.Monkey
     assert isinstance(caught.value.__cause__, LookupError)
 
 
+@pytest.mark.parametrize("driver", ["thread", "loop"])
 @bounded
 async def test_a_bug_in_a_timer(driver: DriverName) -> None:
     class Timer:
@@ -214,7 +216,7 @@ async def test_hundreds_of_namespaces_leave_nothing(anyio_backend_name: str) -> 
             before = Possessions()
             async with anyio.create_task_group() as tasks:
                 for turn in range(number):
-                    tasks.start_soon(one, "thread" if turn % 2 else "loop")
+                    tasks.start_soon(one, get_args(DriverName)[turn % 3])
             assert not before.difference()
     assert _resident() - size < 16 << 20
 

@@ -58,7 +58,7 @@ def _tun() -> None:
     needs_tun()
 
 
-@pytest.fixture(params=["thread", "loop"])
+@pytest.fixture(params=["thread", "loop", "worker"])
 def driver(request: pytest.FixtureRequest) -> DriverName:
     driver: DriverName = request.param
     return driver
@@ -102,7 +102,7 @@ async def test_ready_means_ready(driver: DriverName) -> None:
             assert "10.0.2.100/24" in tap
 
 
-@pytest.mark.parametrize("driver", ["thread", "loop"])
+@pytest.mark.parametrize("driver", ["thread", "loop", "worker"])
 async def test_a_big_file_comes_and_goes(
     driver: DriverName,
     tmp_path: Path,
@@ -319,7 +319,7 @@ async def test_a_namespace_of_the_callers_choice() -> None:
 
 
 async def test_networks_side_by_side() -> None:
-    """Four, on either driver, on one loop; each has its own stack."""
+    """Six, on every driver, on one loop; each has its own stack."""
     with tcp_server(http) as port:
 
         async def one(driver: DriverName) -> None:
@@ -327,7 +327,7 @@ async def test_networks_side_by_side() -> None:
                 assert (await connect(net, "10.0.2.2", port))[0] == 0
 
         async with anyio.create_task_group() as tasks:
-            for driver in ("thread", "loop", "thread", "loop"):
+            for driver in ("thread", "loop", "worker", "thread", "loop", "worker"):
                 tasks.start_soon(one, driver)
 
 
