@@ -94,6 +94,7 @@ def main(control: int, owner: int) -> int:
         return 1
     finally:
         channel.finish()
+        sys.stderr.flush()
     return 0
 
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 
 from netns_kit import Flow, Refusal, Uplink
-from netns_kit.uplink import Address, Protocol
+from netns_kit.uplink import Address, Endpoint, Protocol
 
 # x86_64 and aarch64, asm/unistd.h
 _PTRACE, _MOUNT, _UNSHARE, _BPF, _SETNS, _IO_URING = {
@@ -124,3 +124,14 @@ class Stateful:
 
     def __call__(self, flow: Flow) -> Refusal | None:
         return self._refusal
+
+
+class Reading(Uplink):
+    """Reads resolv.conf, and finds its resolvers at another port than theirs."""
+
+    def __init__(self, resolv_conf: str, port: int) -> None:
+        super().__init__(resolv_conf=resolv_conf)
+        self._port = port
+
+    def resolvers(self) -> tuple[Endpoint, ...]:
+        return tuple(Endpoint(address, self._port) for address, _ in super().resolvers())

@@ -16,10 +16,12 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from netns_kit.cli import FAILED, NOT_EXECUTABLE, NOT_FOUND, main
+from netns_kit.drivers import DriverName
 from tests.servers import SECONDS, closed_port, digest, dns_server, host_address, http, tcp_server
 from tests.support import ROOT, missing, needs, needs_tun
 
@@ -150,9 +152,10 @@ def test_a_signal_that_ends_the_command_is_in_the_status() -> None:
         assert process.wait(SECONDS) == 128 + signal.SIGTERM
 
 
-def test_killed_it_takes_the_command_along() -> None:
+@pytest.mark.parametrize("driver", get_args(DriverName))
+def test_killed_it_takes_the_command_along(driver: DriverName) -> None:
     """Not even SIGKILL leaves something: the pipe that the command holds is closed."""
-    with running("--", "sh", "-c", "echo ready; sleep 600 & exec sleep 600") as process:
+    with running("--driver", driver, "--", "sh", "-c", "echo ready; sleep 600 & exec sleep 600") as process:
         process.kill()
         assert process.wait(SECONDS) == -signal.SIGKILL
         assert process.stdout is not None
@@ -187,6 +190,7 @@ def test_what_cannot_be_says_so(words: list[str], said: str, capfd: pytest.Captu
     [
         [], ["walk"], ["run", "--mtu", "big"], ["run", "--no-such-option"], ["run", "-p"],
         ["run", "--host-loopback=http"], ["run", "--host-loopback=0"], ["run", "--host-loopback=65536"],
+        ["run", "--driver", "horse"],
     ],
 )  # fmt: skip
 def test_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,7 +242,8 @@ def test_resolv_conf_inside_and_out() -> None:
     assert (RESOLV_CONF.read_bytes(), RESOLV_CONF.stat().st_mtime_ns) == before
 
 
-def test_options_reach_their_parts() -> None:
+@pytest.mark.parametrize("driver", get_args(DriverName))
+def test_options_reach_their_parts(driver: DriverName) -> None:
     needs("ping", "dig", "curl")
     with dns_server({"name.tld": "192.0.2.7"}) as resolver, tcp_server(http) as port:
         script = (
@@ -246,7 +251,16 @@ def test_options_reach_their_parts() -> None:
             "dig +short name.tld; dig +short +tcp name.tld;"
             f"curl -sSf http://172.20.0.2:{port}/peer"
         )
-        words = ["--mtu", "9000", "--cidr", "172.20.0.0/16", "--dns", f"127.0.0.1:{resolver}"]
+        words = [
+            "--mtu",
+            "9000",
+            "--cidr",
+            "172.20.0.0/16",
+            "--dns",
+            f"127.0.0.1:{resolver}",
+            "--driver",
+            driver,
+        ]
         done = run(*words, f"--host-loopback={port}", "--", "sh", "-ec", script)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["mtu", "9000", "192.0.2.7", "192.0.2.7", "127.0.0.1"]
