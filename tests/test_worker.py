@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import pickle
 import select
@@ -13,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import zoneinfo
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -44,7 +46,7 @@ from netns_kit.sandbox import KEPT, ON
 from netns_kit.stack.wire import ethernet
 from tests import uplinks
 from tests.servers import SECONDS, bounded
-from tests.support import ROOT, children
+from tests.support import ROOT, children, missing
 from tests.test_gateway import GATEWAY_MAC, GUEST_MAC, datagram
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
@@ -80,10 +82,10 @@ def status(pid: int) -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
-def core_limit(pid: int) -> list[str]:
-    """See proc_pid_limits(5)."""
+def limit(pid: int, name: str) -> list[str]:
+    """The soft and the hard one, see proc_pid_limits(5)."""
     lines = Path(f"/proc/{pid}/limits").read_text().splitlines()
-    return next(line.split()[4:6] for line in lines if line.startswith("Max core"))
+    return next(line[26:].split()[:2] for line in lines if line.startswith(f"Max {name} "))
 
 
 async def ended(pid: int) -> None:
@@ -107,6 +109,8 @@ async def test_it_is_another_process_in_a_session_of_its_own() -> None:
         pid = stack.worker.pid
         assert pid in children()
         assert os.getsid(pid) == pid, "what a terminal sends is not for it"
+        soft, hard = limit(pid, "open files")
+        assert soft == hard, "each flow has one"
     assert pid not in children()
 
 
@@ -220,6 +224,19 @@ async def test_a_policy_decides_there(policy: Any) -> None:
         assert (await stack.stats())["flows_refused"] == 1
 
 
+@bounded
+async def test_a_policy_knows_the_local_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it can read no file: CPython has read the zone when it imported `time`."""
+    if "Asia/Kathmandu" not in zoneinfo.available_timezones():
+        missing("no time zones")
+    monkeypatch.setenv("TZ", "Asia/Kathmandu")
+    async with worker(Uplink(policy=uplinks.out_of_hours, dns=[])) as (stack, guest):
+        send(guest)
+        while not (stats := await stack.stats())["tap_received"]:
+            await anyio.lowlevel.checkpoint()
+        assert stats["flows_refused"] == 0
+
+
 def _of_main(flow: Flow) -> None:
     """As one that a program's own file defines."""
 
@@ -305,7 +322,7 @@ async def test_every_layer_is_on() -> None:
             assert int(told["CapBnd"], 16) == 0
         else:
             assert os.stat(f"/proc/{pid}/mem").st_uid == 0, "not dumpable: it is not ours to look into"
-        assert core_limit(pid) == ["0", "0"]
+        assert limit(pid, "core file size") == ["0", "0"]
 
 
 @bounded
@@ -416,6 +433,13 @@ async def test_a_device_that_goes_away() -> None:
         async with worker() as (_, guest):
             guest.close()
             await anyio.sleep_forever()
+
+
+@bounded
+async def test_left_it_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_process, "STOP_SECONDS", math.inf)
+    async with worker() as (_, guest):
+        send(guest)
 
 
 @bounded

@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 from netns_kit import Flow, Refusal, Uplink
@@ -73,6 +74,11 @@ DEATHS: dict[str, Callable[[], object]] = {
     "SIGABRT": os.abort,
     "status 7": lambda: os._exit(7),
 }
+
+
+def out_of_hours(flow: Flow) -> Refusal | None:
+    """In the zone of `TZ`, which is somewhere else than Greenwich."""
+    return None if time.localtime().tm_gmtoff else Refusal.PROHIBITED
 
 
 def refuse(flow: Flow) -> Refusal | None:
