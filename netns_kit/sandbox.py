@@ -93,7 +93,7 @@ ALLOWED: Mapping[str, tuple[int | None, int | None]] = {
     "newfstatat": (262, 79), "statx": (332, 291), "lseek": (8, 62), "getrlimit": (97, 163),
     # the end
     "rt_sigreturn": (15, 139), "rt_sigprocmask": (14, 135), "rt_sigaction": (13, 134), "sigaltstack": (131, 132),
-    "restart_syscall": (219, 128), "getpid": (39, 172), "gettid": (186, 178),
+    "restart_syscall": (219, 128), "getpid": (39, 172), "getrusage": (98, 165), "gettid": (186, 178),
     "exit": (60, 93), "exit_group": (231, 94),
 }  # fmt: skip
 """Numbers of the system calls that a worker makes, per machine; None: it has no such call."""
