@@ -13,6 +13,7 @@ from contextlib import suppress
 
 RECORD = 32768
 MESSAGE_MAX = 64 << 20
+RECORDS_AT_ONCE = 64
 LAST_SECONDS = 1.0
 _LAST, _MORE = b"\0", b"\1"
 
@@ -60,9 +61,12 @@ class Channel:
     def receive(self) -> bytes | None:
         """The next whole message, or None if there is none yet, or no more.
 
-        Raises ValueError for what no `Channel` sends.
+        It reads no more than `RECORDS_AT_ONCE`: a descriptor that is still readable then has more.  Raises ValueError
+        for what no `Channel` sends.
         """
-        while not self.ended:
+        if self.ended:
+            return None
+        for _ in range(RECORDS_AT_ONCE):
             try:
                 record = self._socket.recv(RECORD + 2)
             except BlockingIOError:

@@ -48,7 +48,7 @@ from .worker import FIX, Order, Start
 STOP_SECONDS = 2.0  # how long it may take to end before it is killed
 MESSAGES_AT_ONCE = 64
 LINES_KEPT, LINE_MAX, LINES_LOGGED = 20, 500, 1000
-PIPE = 1 << 20
+PIPE, READ = 1 << 20, 1 << 16
 BOOT = """\
 import os, sys, types
 sys.modules["netns_kit"] = types.ModuleType("netns_kit")
@@ -239,7 +239,8 @@ class WorkerProcess:
 
     async def _death(self) -> StackCrashed:
         status = await self._until_ended()
-        self._take_errors()
+        while self._take_errors():
+            pass
         how = f"ended with status {status}" if status >= 0 else f"was killed by {_signal(-status)}"
         said = "\n".join(self._last_lines) or None
         return StackCrashed(
@@ -247,21 +248,20 @@ class WorkerProcess:
         )
 
     async def _hear_errors(self) -> None:
+        await anyio.wait_readable(self._errors)
         while self._take_errors():
             await anyio.wait_readable(self._errors)
 
     def _take_errors(self) -> bool:
-        """Log what it has written on standard error; whether there may be more."""
-        while (data := self._errors.read(PIPE)) is not None:
-            *lines, self._line = (self._line + data).split(b"\n")
-            if not data or len(self._line) > LINE_MAX:
-                lines.append(self._line)
-                self._line = b""
-            for line in lines:
-                self._take_line(line)
-            if not data:
-                return False
-        return True
+        """Log some of what it has written on standard error; whether there was any."""
+        data = self._errors.read(READ) or b""
+        *lines, self._line = (self._line + data).split(b"\n")
+        if not data or len(self._line) > LINE_MAX:
+            lines.append(self._line)
+            self._line = b""
+        for line in lines:
+            self._take_line(line)
+        return bool(data)
 
     def _take_line(self, line: bytes) -> None:
         text = line[:LINE_MAX].decode(errors="replace").rstrip()
