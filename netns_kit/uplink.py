@@ -101,7 +101,9 @@ class Uplink:
     namespace's DNS address and connections to the gateway's included; what it returns, if not None, is how the
     flow is refused.  It is called on the driver's thread and should be quick.  Its addresses are of the
     `ipaddress` module: compare them with such, never with strings.  A policy that raises, or returns something
-    else, refuses the flow and is logged.
+    else, refuses the flow and is logged.  A stack with `driver="worker"` imports it by name in another process, so it
+    is then a function at the top of a module, or a `functools.partial` or frozen dataclass that cannot change either:
+    what changes here later is not seen there, globals of its module included.
 
     Raises `AddressError` for what is no address or port, TypeError for what is no plain function.
     """
@@ -136,6 +138,11 @@ class Uplink:
         self._resolv_conf = resolv_conf
         self._read: tuple[int, int, int] | None = None
         self._resolvers: tuple[Endpoint, ...] = ()
+
+    @property
+    def policy(self) -> Callable[[Flow], Refusal | None] | None:
+        """The policy it was made with."""
+        return self._policy
 
     def route(self, flow: Flow) -> Target | Refusal:
         """Where `flow` goes, or why it does not.  It changes nothing, but resolv.conf may be read again."""

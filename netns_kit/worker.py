@@ -42,7 +42,7 @@ from .subnet import Subnet
 from .tap import TapDevice
 from .uplink import Uplink
 
-FIX = 'give it a function at the top of a module that can be imported, or use driver="thread"'
+FIX = 'use a function at the top of a module that can be imported, or driver="thread"'
 
 
 @dataclass(frozen=True, slots=True)

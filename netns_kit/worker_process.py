@@ -9,8 +9,9 @@ What it writes on standard error, its log among it, is logged here line by line,
 into the error that tells of its end.
 
 Policies.  An `Uplink` is pickled; functions and classes travel by name, and are imported there.  So it takes
-what can be imported and is the same file there, which is checked, and what else it has is copied: changes made here
-while the worker runs are not seen there.
+what can be imported and is the same file there, which is checked, and what else it has is copied: what is changed
+here while the worker runs is not changed there.  A policy that is made to change, an object with a list of who is blocked,
+would then let pass what its owner believes to be blocked: it is refused.  What cannot be seen from here are globals.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ import sys
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from functools import cache
+from dataclasses import is_dataclass
+from functools import cache, partial
 from pathlib import Path
 from types import FunctionType
 from typing import Any, TypeVar, cast, get_type_hints
@@ -315,7 +317,31 @@ def _signal(number: int) -> str:
 
 def check(uplink: Uplink) -> None:
     """Raises `NotImportable` if no worker can have it."""
+    if uplink.policy is not None:
+        _check_constant(uplink.policy)
     _pickled(uplink)
+
+
+def _check_constant(policy: Callable[..., object]) -> None:
+    """Whether it is one that says tomorrow what it says today, as far as objects tell."""
+    try:
+        if isinstance(policy, partial):
+            _check_constant(policy.func)
+            hash((policy.args, tuple(policy.keywords.items())))
+            return
+        if isinstance(policy, FunctionType) or (is_dataclass(policy) and _is_frozen(policy)):
+            hash(policy)
+            return
+    except TypeError as error:  # unhashable: a set, a list
+        raise NotImportable(f"the policy {policy!r} holds what may change: {error}", fix=FIX) from error
+    raise NotImportable(
+        f"the policy {policy!r} may change here, which a worker process would not see", fix=FIX
+    )
+
+
+def _is_frozen(record: Any) -> bool:
+    frozen: bool = record.__dataclass_params__.frozen
+    return frozen
 
 
 def pack(start: Start) -> bytes:

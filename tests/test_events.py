@@ -96,7 +96,7 @@ async def test_a_flow_opens_and_closes(driver: DriverName) -> None:
 async def test_what_a_policy_refuses_is_told_with_how(driver: DriverName, protocol: str) -> None:
     """It is opened and refused, and that is the end of it."""
     packets = {"tcp": syn(ELSEWHERE, 9), "udp": datagram(ELSEWHERE, 9), "icmp": echo_request(ELSEWHERE)}
-    policy = uplinks.Stateful(Refusal.PROHIBITED)
+    policy = uplinks.Saying(Refusal.PROHIBITED)
     async with stack_of(driver, Uplink(policy=policy)) as (stack, guest), followed(stack) as events:
         for _ in range(2):
             send(guest, packets[protocol])

@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,11 @@ async def test_a_question_that_is_taken_back_does_no_harm() -> None:
 # -- policies --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("policy", [uplinks.refuse, uplinks.Stateful(Refusal.PROHIBITED)])
+@pytest.mark.parametrize(
+    "policy",
+    [uplinks.refuse, uplinks.Saying(Refusal.PROHIBITED), partial(uplinks.refuse_ports, frozenset({9}))],
+    ids=["function", "object", "partial"],
+)
 @bounded
 async def test_a_policy_decides_there(policy: Any) -> None:
     async with worker(Uplink(policy=policy)) as (stack, guest):
@@ -249,10 +254,6 @@ def _of_main(flow: Flow) -> None:
 _of_main.__module__ = "__main__"
 
 
-def _renamed(flow: Flow) -> None:
-    """As one that the worker finds no more."""
-
-
 class _Unpicklable(Uplink):
     def __init__(self) -> None:
         super().__init__()
@@ -268,6 +269,11 @@ class _Unpicklable(Uplink):
         (Uplink(policy=lambda _: Refusal.PROHIBITED), "lambda"),
         (Uplink(policy=_of_main), "the program's own file"),
         (_Unpicklable(), "not me"),
+        (Uplink(policy=uplinks.Changing()), "may change"),
+        (Uplink(policy=uplinks.Changing().policy), "may change"),
+        (Uplink(policy=partial(uplinks.refuse_ports, {9})), "may change"),
+        (Uplink(policy=partial(uplinks.Changing())), "may change"),
+        (Uplink(policy={}.get), "may change"),
     ],
 )
 async def test_what_it_cannot_import_is_refused_before_anything_runs(uplink: Uplink, why: str) -> None:

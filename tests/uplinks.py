@@ -11,7 +11,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
 from netns_kit import Flow, Refusal, Uplink
 from netns_kit.uplink import Address, Endpoint, Protocol
@@ -122,14 +123,31 @@ class Broken(Uplink):
         raise LookupError("a bug")
 
 
-class Stateful:
-    """A policy that is an object: it is copied as it is."""
+@dataclass(frozen=True)
+class Saying:
+    """A policy that is an object, and cannot change."""
 
-    def __init__(self, refusal: Refusal) -> None:
-        self._refusal = refusal
+    refusal: Refusal
 
     def __call__(self, flow: Flow) -> Refusal | None:
-        return self._refusal
+        return self.refusal
+
+
+class Changing:
+    """One that can."""
+
+    refusal: Refusal | None = None
+
+    def __call__(self, flow: Flow) -> Refusal | None:
+        return self.refusal
+
+    def policy(self, flow: Flow) -> Refusal | None:
+        return self.refusal
+
+
+def refuse_ports(ports: Collection[int], flow: Flow) -> Refusal | None:
+    """For a `partial`."""
+    return Refusal.PROHIBITED if flow.destination.port in ports else None
 
 
 class Reading(Uplink):
