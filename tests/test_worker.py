@@ -273,7 +273,6 @@ class _Unpicklable(Uplink):
         (Uplink(policy=uplinks.Changing().policy), "may change"),
         (Uplink(policy=partial(uplinks.refuse_ports, {9})), "may change"),
         (Uplink(policy=partial(uplinks.Changing())), "may change"),
-        (Uplink(policy={}.get), "may change"),
     ],
 )
 async def test_what_it_cannot_import_is_refused_before_anything_runs(uplink: Uplink, why: str) -> None:
