@@ -10,8 +10,9 @@ into the error that tells of its end.
 
 Policies.  An `Uplink` is pickled; functions and classes travel by name, and are imported there.  So it takes
 what can be imported and is the same file there, which is checked, and what else it has is copied: what is changed
-here while the worker runs is not changed there.  A policy that is made to change, an object with a list of who is blocked,
-would then let pass what its owner believes to be blocked: it is refused.  What cannot be seen from here are globals.
+here while the worker runs is not changed there.  A policy that is made to change, an object with a list of who is
+blocked, would then let pass what its owner believes to be blocked: it is refused.  What cannot be seen from here are
+globals, and what a subclass of `Uplink` keeps.
 """
 
 from __future__ import annotations
