@@ -28,7 +28,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import is_dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -52,6 +52,7 @@ STOP_SECONDS = 2.0  # how long it may take to end before it is killed
 MESSAGES_AT_ONCE = 64
 LINES_KEPT, LINE_MAX, LINES_LOGGED = 20, 500, 1000
 PIPE, READ = 1 << 20, 1 << 16
+PACKAGE = Path(__file__).parent
 BOOT = """\
 import os, sys, types
 sys.modules["netns_kit"] = types.ModuleType("netns_kit")
@@ -98,10 +99,10 @@ class WorkerProcess:
             passed.callback(theirs.close)
             owner = os.pidfd_open(os.getpid())
             passed.callback(os.close, owner)
-            given = (theirs.fileno(), owner, tap.fileno())
-            fds = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in given]  # 0 to 2 are free in a daemon
-            for fd in fds:
-                passed.callback(os.close, fd)
+            fds: list[int] = []
+            for fd in (theirs.fileno(), owner, tap.fileno()):
+                fds.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))  # 0 to 2 are free in a daemon
+                passed.callback(os.close, fds[-1])
             order = os.memfd_create("order")
             passed.callback(os.close, order)
             with io.FileIO(order, "w", closefd=False) as file:
@@ -111,18 +112,10 @@ class WorkerProcess:
             passed.callback(os.close, writing)
             self._errors = io.FileIO(errors)
             ours.callback(self._errors.close)
-            fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, PIPE)
+            with suppress(OSError):  # a user may not have many as large as that, pipe(7)
+                fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, PIPE)
             self._popen = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-S",
-                    "-E",
-                    "-I",
-                    "-c",
-                    BOOT,
-                    str(Path(__file__).parent),
-                    *map(str, fds[:2]),
-                ],
+                [sys.executable, "-S", "-E", "-I", "-c", BOOT, str(PACKAGE), *map(str, fds[:2])],
                 stdin=order,
                 stdout=subprocess.DEVNULL,
                 stderr=writing,

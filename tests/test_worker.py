@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import logging
 import math
@@ -506,6 +508,21 @@ async def test_it_dies_with_its_owner(forks: tuple[str, ...]) -> None:
         owner.wait(SECONDS)
     with socket.create_server(("127.0.0.1", port)):
         pass
+
+
+@bounded
+async def test_a_user_who_has_many_pipes_has_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from the hundredth worker on: pipe(7), pipe-user-pages-soft."""
+    real = fcntl.fcntl
+
+    def refusing(fd: int, command: int, argument: int = 0) -> int:
+        if command == fcntl.F_SETPIPE_SZ:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        return real(fd, command, argument)
+
+    monkeypatch.setattr(fcntl, "fcntl", refusing)
+    async with worker() as (stack, _):
+        assert await stack.flows() == ()
 
 
 # -- a worker that has been taken over ------------------------------------------------------------------
