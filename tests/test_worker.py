@@ -50,7 +50,7 @@ from netns_kit.stack.wire import ethernet
 from tests import uplinks
 from tests.servers import SECONDS, bounded
 from tests.support import ROOT, children
-from tests.test_gateway import GATEWAY_MAC, GUEST_MAC, datagram
+from tests.test_gateway import GATEWAY, GATEWAY_MAC, GUEST_MAC, datagram, echo_request
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
@@ -194,6 +194,19 @@ async def test_limits_and_the_device_go_along() -> None:
         while (await stack.stats())["tap_received"] < 5:
             await anyio.lowlevel.checkpoint()
         assert (await stack.stats())["udp_flows"] == 2
+
+
+@bounded
+async def test_a_quick_conversation() -> None:
+    """Questions so quick that it polls for them, which takes calls of its own."""
+    async with worker() as (stack, guest):
+        frame = bytearray(2048)
+        for _ in range(1000):
+            header = ethernet.pack(GATEWAY_MAC, GUEST_MAC, ethernet.IPV4)
+            assert guest.write(header, echo_request(GATEWAY))
+            while guest.read_into(frame) is None:
+                assert select.select([guest.fileno()], [], [], SECONDS)[0]
+        assert (await stack.stats())["tap_received"] == 1000
 
 
 @bounded
