@@ -96,8 +96,8 @@ ALLOWED: Mapping[str, tuple[int | None, int | None]] = {
     "restart_syscall": (219, 128), "getpid": (39, 172), "gettid": (186, 178),
     "exit": (60, 93), "exit_group": (231, 94),
 }  # fmt: skip
-"""Numbers of the system calls that a worker makes, per machine; None: it has no such call.  Who has the engine, a relay
-or the pump make a new one puts it here."""
+"""Numbers of the system calls that a worker makes, per machine; None: it has no such call.  Whoever has the engine,
+a relay or the pump make a new one puts it here."""
 
 _BOUNDED: Mapping[str, tuple[int | None, int | None]] = {
     "socket": (41, 198), "mmap": (9, 222), "mprotect": (10, 226), "ioctl": (16, 29), "prlimit64": (302, 261),
