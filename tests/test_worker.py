@@ -8,7 +8,6 @@ import errno
 import fcntl
 import json
 import logging
-import math
 import os
 import pickle
 import select
@@ -462,9 +461,18 @@ async def test_a_device_that_goes_away() -> None:
 
 @bounded
 async def test_left_it_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_process, "STOP_SECONDS", math.inf)
+    killed: list[subprocess.Popen[bytes]] = []
+    real = subprocess.Popen.kill
+
+    def kill(process: subprocess.Popen[bytes]) -> None:
+        killed.append(process)
+        real(process)
+
+    monkeypatch.setattr(subprocess.Popen, "kill", kill)
+    monkeypatch.setattr(worker_process, "STOP_SECONDS", 10)
     async with worker() as (_, guest):
         send(guest)
+    assert killed == []
 
 
 @bounded
