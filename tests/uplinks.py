@@ -24,7 +24,7 @@ _PTRACE, _MOUNT, _UNSHARE, _BPF, _SETNS, _IO_URING = {
 }.get(os.uname().machine, (-1,) * 6)
 _libc = ctypes.CDLL(None, use_errno=True)
 _OWNER = os.getppid()
-NEW_FILE = "/tmp/netns_kit-was-here"
+NEW_FILE = f"/tmp/netns_kit-was-here-{os.getuid()}"
 
 
 def _call(number: int, *arguments: int) -> None:
