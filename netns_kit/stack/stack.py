@@ -175,8 +175,7 @@ class Stack:
 
     def flush(self) -> None:
         """Send the ACKs that waited for more frames.  Call it after each batch of frames and user calls."""
-        if self.acks.at_once:
-            self.acks.flush()
+        self.acks.flush()
 
     @property
     def deadline(self) -> float:
