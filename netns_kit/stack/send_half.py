@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from .rto import RetransmissionTimeout
-from .seq import MASK, add, distance, less
+from .seq import HALF, MASK, add, distance, less
 from .windows import Memory, Tuner
 
 if TYPE_CHECKING:
@@ -117,11 +117,16 @@ class SendHalf:
     def acknowledge(self, ack: int, now: float) -> None:
         """`ack` lies in (una, max]: forget what it covers."""
         queue = self.queue
-        self.congestion += 2 * distance(self.una, ack)
+        if self.congestion != math.inf:
+            self.congestion += 2 * distance(self.una, ack)
         self.una = ack
-        while queue and distance(queue[0][0], ack) >= len(queue[0][1]) and not less(ack, queue[0][0]):
-            self.memory.forget(queue.popleft()[1])
-        if less(self.nxt, ack):
+        while queue:
+            start, data = queue[0]
+            if not len(data) <= (ack - start) & MASK < HALF:
+                break
+            del queue[0]
+            self.memory.forget(data)
+        if (self.nxt - ack) & MASK >= HALF:
             self.nxt = ack
         if self.timed is not None and not less(ack, self.timed):
             self.rto.sample(now - self.timed_at, now)

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 MASK = 0xFFFFFFFF
-_HALF = 0x80000000
+HALF = 0x80000000
 
 
 def add(seq: int, count: int) -> int:
@@ -20,7 +20,7 @@ def distance(start: int, end: int) -> int:
 
 
 def less(a: int, b: int) -> bool:
-    return (a - b) & MASK >= _HALF
+    return (a - b) & MASK >= HALF
 
 
 def in_window(seq: int, start: int, size: int) -> bool:

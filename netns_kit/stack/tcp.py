@@ -197,7 +197,8 @@ class TcpConnection:
         """
         snd = self.snd
         flight = (snd.max - snd.una) & MASK
-        room = min(snd.wnd, snd.burst if snd.memory.full else snd.limit) - flight
+        bound = snd.burst if snd.memory.full else snd.limit
+        room = (min(snd.wnd, bound)) - flight
         if snd.nxt != snd.max or self.state not in SENDING:
             room = 0
         if room >= snd.mss or (room > 0 and (room >= snd.wnd_max >> 1 or not flight)):
@@ -214,7 +215,10 @@ class TcpConnection:
             snd.timed_at = now
         if self.purpose is not Purpose.RETRANSMIT:
             self._arm(Purpose.RETRANSMIT, now + snd.rto.first)
-        self._segments(seq, data)
+        if len(data) <= snd.burst and snd.urgent is None:
+            self._emit(seq, ACK | PSH, data)
+        else:
+            self._segments(seq, data)
 
     def send_urgent(self, data: bytes, now: float) -> None:
         """As `send`, and the last byte of `data` is urgent."""
@@ -683,7 +687,8 @@ class TcpConnection:
         """The one way out."""
         rcv = self.rcv
         if window is None:
-            window = min(rcv.wnd >> rcv.scale, 0xFFFF)
+            window = rcv.wnd >> rcv.scale
+            window = min(window, 0xFFFF)
         self.ack_at = NOT_OWED
         if rcv.later and rcv.sack and flags == ACK and not payload:
             self._writer.write_sack(seq, rcv.ack, window, rcv.blocks())
