@@ -198,7 +198,7 @@ class TcpConnection:
         snd = self.snd
         flight = (snd.max - snd.una) & MASK
         bound = snd.burst if snd.memory.full else snd.limit
-        room = (min(snd.wnd, bound)) - flight
+        room = min(snd.wnd, bound) - flight
         if snd.nxt != snd.max or self.state not in SENDING:
             room = 0
         if room >= snd.mss or (room > 0 and (room >= snd.wnd_max >> 1 or not flight)):
