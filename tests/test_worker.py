@@ -44,6 +44,7 @@ from netns_kit import (
     UserStack,
     worker_process,
 )
+from netns_kit.channel import Channel
 from netns_kit.ports import PortForward
 from netns_kit.sandbox import KEPT, ON
 from netns_kit.stack.wire import ethernet
@@ -648,6 +649,28 @@ async def test_a_flood_leaves_the_loop_its_turns(monkeypatch: pytest.MonkeyPatch
     except StackCrashed as error:
         assert "more than" in str(error)  # noqa: PT017 - it may come to this, or not
         assert turns
+
+
+@bounded
+async def test_however_much_it_says_others_have_their_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is always one more message, up to a point."""
+    said = turns = 0
+
+    def one_more(_: Channel) -> bytes:
+        nonlocal said
+        said += 1
+        if said > 100 * worker_process.MESSAGES_AT_ONCE:
+            raise ValueError("enough")
+        return b'["news",1]'
+
+    with pytest.raises(StackCrashed, match="enough"):
+        async with worker() as (stack, _), anyio.create_task_group() as tasks:
+            monkeypatch.setattr(Channel, "receive", one_more)
+            tasks.start_soon(stack.flows)  # the answer to which is never read
+            while True:
+                await anyio.lowlevel.checkpoint()
+                turns += said > 0
+    assert turns > 50
 
 
 @bounded
