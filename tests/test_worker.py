@@ -16,6 +16,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -43,6 +44,7 @@ from netns_kit import (
     UserStack,
     worker_process,
 )
+from netns_kit.channel import Channel
 from netns_kit.ports import PortForward
 from netns_kit.sandbox import KEPT, ON
 from netns_kit.stack.wire import ethernet
@@ -366,7 +368,7 @@ async def test_what_can_be_done_inside(caplog: pytest.LogCaptureFixture) -> None
     assert {name for name, outcome in outcomes.items() if outcome == "done"} == uplinks.ALLOWED
     assert set(outcomes.values()) == {"done", "EPERM", "EACCES"}
     with pytest.raises(FileNotFoundError):
-        os.stat(uplinks.NEW_FILE)
+        os.unlink(uplinks.new_file(os.getpid()))
 
 
 @pytest.mark.parametrize("call", uplinks.FATAL)
@@ -461,16 +463,22 @@ async def test_a_device_that_goes_away() -> None:
             await anyio.sleep_forever()
 
 
-@bounded
-async def test_left_it_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    killed: list[subprocess.Popen[bytes]] = []
+@pytest.fixture
+def killed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The processes that we had to kill."""
+    pids: list[int] = []
     real = subprocess.Popen.kill
 
     def kill(process: subprocess.Popen[bytes]) -> None:
-        killed.append(process)
+        pids.append(process.pid)
         real(process)
 
     monkeypatch.setattr(subprocess.Popen, "kill", kill)
+    return pids
+
+
+@bounded
+async def test_left_it_ends_by_itself(monkeypatch: pytest.MonkeyPatch, killed: list[int]) -> None:
     monkeypatch.setattr(worker_process, "STOP_SECONDS", 10)
     async with worker() as (_, guest):
         send(guest)
@@ -478,10 +486,16 @@ async def test_left_it_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @bounded
-async def test_one_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch, killed: list[int]) -> None:
     monkeypatch.setattr(worker_process, "STOP_SECONDS", 0.1)
     async with worker() as (stack, _):
-        os.kill(stack.worker.pid, signal.SIGSTOP)
+        pid = stack.worker.pid
+        os.kill(pid, signal.SIGSTOP)
+        late = threading.Timer(10, os.kill, (pid, signal.SIGCONT))
+        late.start()
+    late.cancel()
+    late.join()
+    assert killed == [pid]
 
 
 @bounded
@@ -635,6 +649,28 @@ async def test_a_flood_leaves_the_loop_its_turns(monkeypatch: pytest.MonkeyPatch
     except StackCrashed as error:
         assert "more than" in str(error)  # noqa: PT017 - it may come to this, or not
         assert turns
+
+
+@bounded
+async def test_however_much_it_says_others_have_their_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is always one more message, up to a point."""
+    said = turns = 0
+
+    def one_more(_: Channel) -> bytes:
+        nonlocal said
+        said += 1
+        if said > 100 * worker_process.MESSAGES_AT_ONCE:
+            raise ValueError("enough")
+        return b'["news",1]'
+
+    with pytest.raises(StackCrashed, match="enough"):
+        async with worker() as (stack, _), anyio.create_task_group() as tasks:
+            monkeypatch.setattr(Channel, "receive", one_more)
+            tasks.start_soon(stack.flows)  # the answer to which is never read
+            while True:
+                await anyio.lowlevel.checkpoint()
+                turns += said > 0
+    assert turns > 50
 
 
 @bounded

@@ -24,7 +24,11 @@ _PTRACE, _MOUNT, _UNSHARE, _BPF, _SETNS, _IO_URING = {
 }.get(os.uname().machine, (-1,) * 6)
 _libc = ctypes.CDLL(None, use_errno=True)
 _OWNER = os.getppid()
-NEW_FILE = f"/tmp/netns_kit-was-here-{os.getuid()}"
+
+
+def new_file(owner: int) -> str:
+    """What the worker of that process must not be able to make."""
+    return f"/tmp/netns_kit-worker-of-{owner}"
 
 
 def _call(number: int, *arguments: int) -> None:
@@ -47,7 +51,7 @@ ATTEMPTS: dict[str, Callable[[], object]] = {
     "a zone": lambda: _connect("fe80::1%lo"),
     "its own source": lambda: open(__file__, "rb").close(),
     "its own memory": lambda: open("/proc/self/mem", "r+b").close(),
-    "a new file": lambda: open(NEW_FILE, "wb").close(),
+    "a new file": lambda: open(new_file(_OWNER), "wb").close(),
     "a file of the readable": lambda: open("/etc/resolv.conf", "ab").close(),
     "a unix socket": lambda: socket.socket(socket.AF_UNIX).close(),
     "a netlink socket": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close(),
