@@ -687,8 +687,7 @@ class TcpConnection:
         """The one way out."""
         rcv = self.rcv
         if window is None:
-            window = rcv.wnd >> rcv.scale
-            window = min(window, 0xFFFF)
+            window = min(rcv.wnd >> rcv.scale, 0xFFFF)
         self.ack_at = NOT_OWED
         if rcv.later and rcv.sack and flags == ACK and not payload:
             self._writer.write_sack(seq, rcv.ack, window, rcv.blocks())
