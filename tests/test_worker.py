@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -355,8 +355,6 @@ async def test_every_layer_is_on() -> None:
 async def test_what_can_be_done_inside(caplog: pytest.LogCaptureFixture) -> None:
     """A policy tries; what it writes on standard error is logged here."""
     caplog.set_level(logging.WARNING, worker_process.__name__)
-    with suppress(FileNotFoundError):  # of a run that was to find it, see tests/mutations.py
-        os.unlink(uplinks.NEW_FILE)
     async with worker(Uplink(policy=uplinks.attempt)) as (stack, guest):
         send(guest)
         await answer(guest)
