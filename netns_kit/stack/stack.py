@@ -108,7 +108,7 @@ class Stack:
         """The short way, for frames of known flows with nothing about them to consider.  Whether it was one."""
         (
             flags, gso_type, destination, kind, version_length, tos, length, fragment, ttl,
-            protocol, addresses, ports, seq, ack, offset_flags, window,
+            protocol, addresses, ports, seq, ack, offset_flags, window, urgent,
         ) = common.parse(frame)  # fmt: skip
         end = common.IP_AT + length
         if (
@@ -123,13 +123,20 @@ class Stack:
             return False
         if protocol == ip.TCP:
             connection = self.tcp.get(addresses + ports)
-            return (
-                connection is not None
-                and offset_flags & common.CONTROL == common.DATA
-                and tos & _DSCP == connection.tos
-                and end >= common.TCP_PAYLOAD
-                and connection.in_order(seq, ack, window, frame[common.TCP_PAYLOAD : end], now)
-            )
+            if (
+                connection is None
+                or offset_flags & common.OPTIONS_OR_SYN != common.NEITHER
+                or tos & _DSCP != connection.tos
+                or end < common.TCP_PAYLOAD
+            ):
+                return False
+            payload = frame[common.TCP_PAYLOAD : end]
+            if offset_flags & common.CONTROL != tcp.ACK or not connection.in_order(
+                seq, ack, window, payload, now
+            ):
+                segment = tcp.Segment(seq, ack, offset_flags & 0xFF, window, payload, None, urgent)
+                connection.segment_arrives(segment, now)
+            return True
         if protocol == ip.UDP and gso_type == virtio.GSO_NONE and seq >> 16 == length - ip.IPV4_SIZE:
             flow = self.udp.get(addresses + ports)
             if flow is not None and flow.user is not None and length >= ip.IPV4_SIZE + udp.SIZE:

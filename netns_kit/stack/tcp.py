@@ -296,12 +296,13 @@ class TcpConnection:
 
     def in_order(self, seq: int, ack: int, window: int, payload: memoryview, now: float) -> bool:
         """A segment with ACK, PSH perhaps, and no options.  False: it is one for `segment_arrives`."""
+        if self.state is not ESTABLISHED:
+            return False
         rcv, snd, user = self.rcv, self.snd, self.user
         acked, flight = (ack - snd.una) & MASK, (snd.max - snd.una) & MASK
         size = len(payload)
         if not (
-            self.state is ESTABLISHED
-            and seq == rcv.nxt == rcv.ack
+            seq == rcv.nxt == rcv.ack
             and not rcv.later
             and rcv.urgent is None
             and size <= rcv.wnd

@@ -8,11 +8,11 @@ import pytest
 
 from netns_kit.stack import State
 from netns_kit.stack.wire import checksum, common, ip, udp, virtio
-from netns_kit.stack.wire.tcp import ACK, PSH
+from netns_kit.stack.wire.tcp import ACK, ECE, FIN, PSH, RST, SYN, URG
 from tests.stack_support import GUEST, GUEST_PORT, OTHER, VNET, Guest
 
 LEFT_TO_US = virtio.pack(virtio.NEEDS_CSUM, 0, 0, 0, 34, 16)
-STREAM = [ACK, ACK | PSH]
+STREAM = [ACK] * 12 + [ACK | PSH] * 12 + [ACK | FIN, ACK | URG, ACK | ECE, RST, SYN, SYN | ACK, 0]
 
 
 def guests() -> list[Guest]:
@@ -44,7 +44,7 @@ def seen(guest: Guest) -> object:
     return (
         list(guest.frames),
         guest.stack.stats(),
-        bytes(guest.listener.bytes),
+        (bytes(guest.listener.bytes), list(guest.listener.events)),
         guest.users.datagrams.got,
         connection and (connection.state, connection.tos, connection.timer_at, connection.ack_at),
         (rcv.nxt, rcv.ack, len(rcv.later), snd.una, snd.wnd, snd.blocked),
@@ -96,12 +96,13 @@ def test_the_short_way_is_the_long_one_taken_quickly(seed: int) -> None:
         if both[0].connection.state is State.CLOSED:
             break
         data = random.randbytes(random.choice((0, 1, 60, 1000)))
-        if random.random() < 0.2:
+        if random.random() < 0.2 and both[0].connection.state in (State.ESTABLISHED, State.CLOSE_WAIT):
             for guest in both:
                 guest.send(b"out")
             sent += 3
         if random.random() < 0.5:
-            segment = both[0].segment(random.choice(STREAM), seq, sent, data, window=random.randrange(65536))
+            window, urgent = random.randrange(65536), random.randrange(4)
+            segment = both[0].segment(random.choice(STREAM), seq, sent, data, window=window, urgent=urgent)
             good = LEFT_TO_US + segment[virtio.SIZE :]
         else:
             good = virtio_frame(datagram(data))
@@ -113,4 +114,14 @@ def test_the_short_way_is_the_long_one_taken_quickly(seed: int) -> None:
         for guest in both:
             guest.frames.clear()
         seq = both[0].connection.rcv.nxt
-    assert short[0] > 5
+    assert short[0] > 1
+
+
+def test_a_bare_syn_reopens_what_is_in_time_wait() -> None:
+    for guest in guests():
+        guest.shutdown()
+        for flags, seq, ack in ((ACK, 1000, 9001), (FIN | ACK, 1000, 9001)):
+            guest.gives(LEFT_TO_US + guest.segment(flags, seq, ack)[virtio.SIZE :])
+        assert guest.connection.state is State.TIME_WAIT
+        guest.gives(LEFT_TO_US + guest.segment(SYN, 500_000)[virtio.SIZE :])
+        assert len(guest.users.listeners) == 2

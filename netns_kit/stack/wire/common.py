@@ -11,19 +11,19 @@ from struct import Struct
 
 from . import ethernet, virtio
 
-SIZE = 62
-"""Bytes that such a frame has at least, but for datagrams of less than ten bytes."""
+SIZE = 64
+"""Bytes that such a frame has at least, but for datagrams of less than twelve bytes."""
 IP_AT = virtio.SIZE + ethernet.SIZE
 UDP_PAYLOAD = IP_AT + 28
 TCP_PAYLOAD = IP_AT + 40
-DATA = 0x5010  # of the offset and the flags: no options; ACK, and beside that PSH only
-CONTROL = 0xF037  # the bits that tell
+OPTIONS_OR_SYN, NEITHER = 0xF002, 0x5000  # in offset and flags
+CONTROL = 0x37  # flags: all but PSH, and those of ECN
 SUMMED = virtio.NEEDS_CSUM | virtio.DATA_VALID
 VERSION_LENGTH = 0x45
 PIECE = 0x3FFF  # of flags and offset: not the whole packet
 
-_COMMON = Struct("!BB8x6s6xHBBHxxHBBxx8s4sIIHH2x")
+_COMMON = Struct("!BB8x6s6xHBBHxxHBBxx8s4sIIHHxxH")
 parse = _COMMON.unpack_from
 """Virtio flags, GSO type, destination, type, version and header length, TOS, total length, flags and offset, TTL,
-protocol, addresses, ports; then sequence and ACK number, offset and flags, window (of UDP the first is length and
-checksum)."""
+protocol, addresses, ports; then sequence and ACK number, offset and flags, window, urgent pointer (of UDP the first
+is length and checksum)."""
