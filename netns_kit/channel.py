@@ -12,7 +12,7 @@ from collections import deque
 from contextlib import suppress
 
 RECORD = 32768
-MESSAGE_MAX = 64 << 20
+MESSAGE_MAX = 8 << 20  # bytes: a table of 20,000 flows takes two
 RECORDS_AT_ONCE = 64
 LAST_SECONDS = 1.0
 _LAST, _MORE = b"\0", b"\1"

@@ -24,6 +24,9 @@ from .stack import IcmpError, Refusal
 from .stack.user import FlowProtocol
 
 EVENTS_KEPT = 4096  # for each subscriber
+PATIENCE = (
+    2.0  # seconds that cleaning up waits for an engine that does not answer: what is left ends with the stack
+)
 
 FlowEventKind = Literal["opened", "refused", "closed"]
 

@@ -131,7 +131,7 @@ class ThreadDriver:
         self._engine = engine
         self._stopping = False
         self._ended = False
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self._notify = -1
         self._asked: deque[_Call] = deque()
         self._posted: deque[Callable[[], object]] = deque()
@@ -193,7 +193,7 @@ class ThreadDriver:
     def _drive(self) -> None:
         try:
             pump.run(self._engine, lambda: self._stopping)
-        except Exception as error:
+        except BaseException as error:  # whoever waits is to be told of any
             self._failure = error
             os.eventfd_write(self._notify, 1)
 
@@ -228,7 +228,7 @@ def _take_turn(engine: Engine, clock: Callable[[], float]) -> None:
             break
 
 
-def _crashed(error: Exception) -> StackCrashed:
+def _crashed(error: BaseException) -> StackCrashed:
     return StackCrashed(f"the stack stopped on {type(error).__name__}: {error}", fix="please report it")
 
 

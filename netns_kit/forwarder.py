@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 import anyio
 from typing_extensions import Self
 
-from .control import Control
+from .control import PATIENCE, Control
 from .errors import PrivilegedPortError, StackClosed
 from .ports import PortForward, parse
 
@@ -51,7 +51,7 @@ class Forwarder:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         self._open = False
-        with anyio.CancelScope(shield=True), suppress(StackClosed):  # which closes them itself
+        with anyio.move_on_after(PATIENCE, shield=True), suppress(StackClosed):  # which closes them itself
             await self._stack.ask(Control.close_forwards, self._number)
 
     async def add(self, spec: str | PortForward) -> tuple[PortForward, ...]:

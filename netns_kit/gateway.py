@@ -216,7 +216,7 @@ class Gateway:
             self._notice("out of file descriptors: new flows are refused")
         return refusal_for(error.errno or 0)
 
-    def _notice(self, text: str, error: Exception | None = None) -> None:
+    def _notice(self, text: str, error: BaseException | None = None) -> None:
         """Log it, once; of errors, one of each type."""
         what = text if error is None else type(error).__name__
         if what not in self._noticed:
@@ -244,7 +244,7 @@ class Gateway:
             target = self.uplink.route(flow)
             if not isinstance(target, Target | Refusal):
                 raise TypeError(f"Uplink.route returned {target!r}: expected a Target or a Refusal")
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a policy may end a program, but not this one
             self._notice(f"flows are refused: the uplink failed to decide about {flow}", error)
             return Refusal.PROHIBITED
         return target

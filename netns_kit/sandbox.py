@@ -29,6 +29,7 @@ import os
 import resource
 import struct
 from collections.abc import Callable, Iterable, Mapping
+from fcntl import F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_SETFD, F_SETFL
 from typing import NamedTuple
 
 ON = "on"
@@ -84,7 +85,7 @@ ALLOWED: Mapping[str, tuple[int | None, int | None]] = {
     # for every flow
     "epoll_ctl": (233, 21), "close": (3, 57), "connect": (42, 203), "accept4": (288, 242), "bind": (49, 200),
     "listen": (50, 201), "shutdown": (48, 210), "getsockname": (51, 204), "getpeername": (52, 205),
-    "getsockopt": (55, 209), "setsockopt": (54, 208), "fcntl": (72, 25), "poll": (7, None), "ppoll": (271, 73),
+    "getsockopt": (55, 209), "setsockopt": (54, 208), "poll": (7, None), "ppoll": (271, 73),
     # memory and time
     "munmap": (11, 215), "mremap": (25, 216), "madvise": (28, 233), "brk": (12, 214),
     "gettimeofday": (96, 169), "sched_getaffinity": (204, 123), "time": (201, None), "getrandom": (318, 278),
@@ -101,7 +102,7 @@ a relay or the pump make a new one puts it here."""
 
 _BOUNDED: Mapping[str, tuple[int | None, int | None]] = {
     "socket": (41, 198), "mmap": (9, 222), "mprotect": (10, 226), "ioctl": (16, 29), "prlimit64": (302, 261),
-    "tgkill": (234, 131),
+    "tgkill": (234, 131), "fcntl": (72, 25),
 }  # fmt: skip
 
 FATAL: Mapping[str, tuple[int | None, int | None]] = {
@@ -142,6 +143,8 @@ def _bounds() -> dict[str, tuple[Bound, ...]]:
             Bound(low(2) + 4, (0,)),
         ),  # its own, to be read
         "tgkill": (Bound(low(0), (os.getpid(),)),),  # abort(3)
+        # the kernel would send whom F_SETOWN names any signal that F_SETSIG does
+        "fcntl": (Bound(low(1), (F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC)),),
     }
 
 

@@ -12,7 +12,7 @@ import anyio
 import anyio.lowlevel
 from typing_extensions import Self
 
-from .control import Control, FlowEvent
+from .control import PATIENCE, Control, FlowEvent
 from .drivers import DriverName
 from .errors import StackClosed
 from .gateway import FlowInfo
@@ -167,7 +167,7 @@ class UserStack:
                     yield event
         finally:
             del self._news[number]
-            with anyio.CancelScope(shield=True), suppress(StackClosed):
+            with anyio.move_on_after(PATIENCE, shield=True), suppress(StackClosed):
                 await self.ask(Control.unsubscribe, number)
 
     def _tell(self, number: int) -> None:

@@ -22,17 +22,27 @@ import io
 import logging
 import os
 import pickle
+import re
 import signal
 import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
+from enum import Enum
 from functools import cache, partial
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, NoneType
 from typing import Any, TypeVar, cast, get_type_hints
 
 import anyio
@@ -316,21 +326,28 @@ def check(uplink: Uplink) -> None:
     _pickled(uplink)
 
 
-def _check_constant(policy: Callable[..., object]) -> None:
-    """Whether it is one that says tomorrow what it says today, as far as objects tell."""
-    try:
-        if isinstance(policy, partial):
-            _check_constant(policy.func)
-            hash((policy.args, tuple(policy.keywords.items())))
-            return
-        if isinstance(policy, FunctionType) or (is_dataclass(policy) and _is_frozen(policy)):
-            hash(policy)
-            return
-    except TypeError as error:  # unhashable: a set, a list
-        raise NotImportable(f"the policy {policy!r} holds what may change: {error}", fix=FIX) from error
-    raise NotImportable(
-        f"the policy {policy!r} may change here, which a worker process would not see", fix=FIX
-    )
+def _check_constant(value: object) -> None:
+    """Whether it says tomorrow what it says today, as far as objects tell: a copy of what may change would let pass
+    what the original has come to refuse."""
+    parts: Iterable[object] = ()
+    if isinstance(value, partial):
+        parts = (value.func, *value.args, *value.keywords.values())
+    elif isinstance(value, tuple | frozenset):
+        parts = value
+    elif is_dataclass(value) and not isinstance(value, type) and _is_frozen(value):
+        parts = (getattr(value, each.name) for each in fields(value))
+    elif type(value) not in _CONSTANTS and not isinstance(value, Enum | type):
+        raise NotImportable(
+            f"the policy has {value!r}, which may change here, and a worker process would not see it", fix=FIX
+        )
+    for part in parts:
+        _check_constant(part)
+
+
+_CONSTANTS = frozenset(
+    {NoneType, bool, int, float, str, bytes, FunctionType, re.Pattern}
+    | {IPv4Address, IPv6Address, IPv4Network, IPv6Network, IPv4Interface, IPv6Interface}
+)
 
 
 def _is_frozen(record: Any) -> bool:

@@ -215,6 +215,21 @@ async def test_a_crash_is_typed_and_keeps_its_cause(
     assert caught.value.fix
 
 
+async def test_a_thread_that_is_told_to_exit_is_missed(
+    engine: Engine, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """`SystemExit` ends a thread in silence: nobody would answer any more."""
+
+    def handler(_: int) -> None:
+        raise SystemExit
+
+    engine.add(pair[0].fileno(), handler, IN)
+    with pytest.raises(StackCrashed, match="SystemExit"):
+        async with driven("thread", engine):
+            pair[1].send(b"x")
+            await anyio.sleep_forever()
+
+
 async def test_a_typed_error_comes_as_it_is(name: LocalDriverName, engine: Engine) -> None:
     class Known(NetnsKitError):
         pass

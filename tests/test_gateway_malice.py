@@ -59,6 +59,10 @@ def raising(flow: Flow) -> Refusal | None:
     raise ValueError("a bug in the policy")
 
 
+def leaving(flow: Flow) -> Refusal | None:
+    raise SystemExit("what a program does, and a policy must not")
+
+
 def wrong(flow: Flow) -> Refusal | None:
     return True  # type: ignore[return-value]  # as callers who check no types do
 
@@ -68,7 +72,9 @@ class Nowhere(Uplink):
         return Target(())
 
 
-@pytest.mark.parametrize("uplink", [Uplink(policy=raising), Uplink(policy=wrong), Nowhere()])
+@pytest.mark.parametrize(
+    "uplink", [Uplink(policy=raising), Uplink(policy=leaving), Uplink(policy=wrong), Nowhere()]
+)
 def test_an_uplink_that_fails_refuses_and_is_logged_once(
     make: Make, uplink: Uplink, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -289,6 +289,8 @@ class _Unpicklable(Uplink):
         (Uplink(policy=uplinks.Changing().policy), "may change"),
         (Uplink(policy=partial(uplinks.refuse_ports, {9})), "may change"),
         (Uplink(policy=partial(uplinks.Changing())), "may change"),
+        (Uplink(policy=partial(uplinks.Holding([1]))), "may change"),
+        (Uplink(policy=uplinks.Holding(frozenset({(1, uplinks.Changing())}))), "may change"),
     ],
 )
 async def test_what_it_cannot_import_is_refused_before_anything_runs(uplink: Uplink, why: str) -> None:
@@ -367,6 +369,23 @@ async def test_what_can_be_done_inside(caplog: pytest.LogCaptureFixture) -> None
     assert set(outcomes.values()) == {"done", "EPERM", "EACCES"}
     with pytest.raises(FileNotFoundError):
         os.unlink(uplinks.new_file(os.getpid()))
+
+
+@pytest.mark.timeout(40)  # a shield is stronger than `bounded`
+@pytest.mark.parametrize("what", ["forwarder", "events"])
+@bounded
+async def test_one_that_does_not_answer_holds_nobody_up(what: str) -> None:
+    """Neither does it hold up leaving the block, which ends it."""
+    async with worker() as (stack, _):
+        if what == "forwarder":
+            async with Forwarder(stack):
+                os.kill(stack.worker.pid, signal.SIGSTOP)
+        else:
+            async with aclosing(stack.events()) as events, anyio.create_task_group() as tasks:
+                tasks.start_soon(events.__anext__)
+                await stack.flows()  # by then it has subscribed
+                os.kill(stack.worker.pid, signal.SIGSTOP)
+                tasks.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("call", uplinks.FATAL)
