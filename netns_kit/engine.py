@@ -25,6 +25,7 @@ from collections.abc import Callable
 from .stack.timers import Timers
 
 EVENTS_PER_STEP = 64
+NEVER = -(1 << 62)  # a step that is followed by none
 IN, OUT, ERROR, HANG_UP, READ_HANG_UP, URGENT = (
     select.EPOLLIN,
     select.EPOLLOUT,
@@ -48,18 +49,18 @@ class Appetite:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._size, self._step = 1, -1  # how much last, and in which step
+        self._size, self._step = 1, NEVER  # how much last, and in which step
 
     def size(self, most: int) -> int:
         """For this step, `most` at most."""
         step = self._engine.steps
-        self._size = min(2 * self._size, most) if step == self._step + 1 else 1
+        self._size = min(2 * self._size, most) if step <= self._step + self._engine.around else 1
         self._step = step
         return self._size
 
     def is_sated(self) -> None:
         """There was no more."""
-        self._step = -1
+        self._step = NEVER
 
 
 class Engine:
@@ -69,6 +70,7 @@ class Engine:
         self.now = 0.0
         self.timers = Timers()
         self.steps = 0  # so far
+        self.around = 1  # steps until every descriptor has had its turn
         self.after_step: list[Callable[[], None]] = []  # run at the end of every step
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
@@ -96,6 +98,7 @@ class Engine:
         """Call `handler` with the ready events of `fd` from now on."""
         self._epoll.register(fd, events)
         self._handlers[fd] = handler
+        self.around = 1 + len(self._handlers) // EVENTS_PER_STEP
 
     def modify(self, fd: int, events: int) -> None:
         self._epoll.modify(fd, events)
@@ -107,6 +110,7 @@ class Engine:
     def remove(self, fd: int) -> None:
         """Before `fd` is closed.  Events of it that are already under way are dropped."""
         del self._handlers[fd]
+        self.around = 1 + len(self._handlers) // EVENTS_PER_STEP
         self._removed.add(fd)
         self._epoll.unregister(fd)
 

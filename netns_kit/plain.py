@@ -139,6 +139,13 @@ def _no_number(text: str) -> NoReturn:
     raise ValueError(text)
 
 
+def printable(text: str) -> str:
+    """`text` as it may be shown on a terminal, whoever it came from."""
+    return "".join(
+        each if each.isprintable() or each == "\n" else "\N{REPLACEMENT CHARACTER}" for each in text
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """An exception: the name of its class, if that is known on the other side, and what it was made with."""
@@ -161,9 +168,10 @@ class Failure:
         """The exception, made anew; a RuntimeError if its class is not known here.  Raises `Nonsense`."""
         known = {each.__name__: each for each in _errors(NetnsKitError)}
         made = {**known, "OSError": OSError, "": RuntimeError}.get(self.kind)
+        arguments = [printable(each) if isinstance(each, str) else each for each in self.arguments]
         try:
             if made is not None:
-                error: Exception = made(*self.arguments)
+                error: Exception = made(*arguments)
                 return error
         except Exception as reason:
             raise Nonsense(f"{self} makes no exception") from reason

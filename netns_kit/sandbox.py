@@ -7,10 +7,12 @@ Layers, in the order they are laid; none can be taken off again.
 - capabilities: all are dropped, from every set, but for those that an `Uplink` or a listener of a privileged
   caller uses: CAP_NET_BIND_SERVICE and CAP_NET_RAW, if they are there.
 - no_new_privs: no program gives any back (prctl(2)).
-- landlock: files can be read below a few directories, and no other be opened at all; with Linux 6.12 no process
-  outside can be sent a signal, and no abstract socket connected to (landlock(7)).  TCP is not restricted: the
+- landlock: resolv.conf can be read, and what lies below /etc and the directories of those who write it, but no other
+  file be opened at all; with Linux 6.12 no process outside can be sent a signal, and no abstract socket connected to
+  (landlock(7)).  TCP is not restricted: the
   policy of an `Uplink` is what decides there.
-- seccomp: a list of system calls, that of `ALLOWED` (seccomp(2)).
+- seccomp: a list of system calls, that of `ALLOWED` (seccomp(2)).  Without landlock no file can be opened, and a
+  resolv.conf that has changed is not read.
 
 Each layer is tried, looked at afterwards, and reported: "on", or why not.  What this kernel, or a container around
 us, does not give is missing, and whoever cannot do without says so (`netns_kit.UserStack`).
@@ -63,6 +65,11 @@ _INSTRUCTION = struct.Struct("=HBBI")
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # in struct seccomp_data
 _X32 = 0x40000000
 _PROT_EXEC = 4
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_TMPFILE & ~os.O_DIRECTORY
+
+# where resolv.conf may come to be, by a new symbolic link
+_WRITERS = ("systemd/resolve", "NetworkManager", "resolvconf", "connman", "netconfig")
+_RESOLVERS = frozenset({"/etc", *(f"/run/{name}" for name in _WRITERS)})
 
 
 class Machine(NamedTuple):
@@ -90,7 +97,7 @@ ALLOWED: Mapping[str, tuple[int | None, int | None]] = {
     "munmap": (11, 215), "mremap": (25, 216), "madvise": (28, 233), "brk": (12, 214),
     "gettimeofday": (96, 169), "sched_getaffinity": (204, 123), "time": (201, None), "getrandom": (318, 278),
     # resolv.conf
-    "open": (2, None), "openat": (257, 56), "stat": (4, None), "lstat": (6, None), "fstat": (5, 80),
+    "stat": (4, None), "lstat": (6, None), "fstat": (5, 80),
     "newfstatat": (262, 79), "statx": (332, 291), "lseek": (8, 62), "getrlimit": (97, 163),
     # the end
     "rt_sigreturn": (15, 139), "rt_sigprocmask": (14, 135), "rt_sigaction": (13, 134), "sigaltstack": (131, 132),
@@ -104,6 +111,9 @@ _BOUNDED: Mapping[str, tuple[int | None, int | None]] = {
     "socket": (41, 198), "mmap": (9, 222), "mprotect": (10, 226), "ioctl": (16, 29), "prlimit64": (302, 261),
     "tgkill": (234, 131), "fcntl": (72, 25),
 }  # fmt: skip
+
+_OPENING: Mapping[str, tuple[int | None, int | None]] = {"open": (2, None), "openat": (257, 56)}
+"""Only with Landlock, and only to read: without it any process of the same user could be read by /proc/PID/mem."""
 
 FATAL: Mapping[str, tuple[int | None, int | None]] = {
     "execve": (59, 221), "execveat": (322, 281), "ptrace": (101, 117), "process_vm_readv": (310, 270),
@@ -143,6 +153,8 @@ def _bounds() -> dict[str, tuple[Bound, ...]]:
             Bound(low(2) + 4, (0,)),
         ),  # its own, to be read
         "tgkill": (Bound(low(0), (os.getpid(),)),),  # abort(3)
+        "open": (Bound(low(1), (0,), _WRITING),),
+        "openat": (Bound(low(2), (0,), _WRITING),),
         # the kernel would send whom F_SETOWN names any signal that F_SETSIG does
         "fcntl": (Bound(low(1), (F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC)),),
     }
@@ -158,7 +170,7 @@ class Missing(Exception):
 def enter(readable: Iterable[str] = ()) -> dict[str, str]:
     """Lay every layer that can be laid; each one's name, with "on" or why it is not.  For the rest of this process.
 
-    `readable` are the files that will be read, anew whenever they change; so what lies beside them can be read too.
+    `readable` are the files that will be read, anew whenever they change.
     """
     layers: dict[str, Callable[[], None]] = {
         "core": _no_core,
@@ -166,9 +178,9 @@ def enter(readable: Iterable[str] = ()) -> dict[str, str]:
         "capabilities": _no_capabilities,
         "no_new_privs": _no_new_privileges,
         "landlock": lambda: _few_files(readable),
-        "seccomp": _few_calls,
+        "seccomp": lambda: _few_calls(files=report["landlock"] == ON),
     }
-    report = {}
+    report: dict[str, str] = {}
     for name, lay in layers.items():
         try:
             lay()
@@ -227,8 +239,8 @@ def _few_files(readable: Iterable[str]) -> None:
     wanted = struct.pack(f"={len(words)}Q", *words)
     ruleset = _check(libc.syscall(_CREATE_RULESET, wanted, ctypes.c_size_t(len(wanted)), 0))
     try:
-        for directory in _directories(readable):
-            _let_read(ruleset, directory)
+        for path in _readable(readable):
+            _let_read(ruleset, path)
         _check(libc.syscall(_RESTRICT_SELF, ruleset, 0))
     finally:
         os.close(ruleset)
@@ -239,31 +251,29 @@ def _few_files(readable: Iterable[str]) -> None:
     raise Missing("the root directory can still be read")
 
 
-def _directories(readable: Iterable[str]) -> set[str]:
-    """Where those files are, and where they may be when somebody has replaced a symbolic link."""
-    found = {
-        os.path.dirname(path) for each in readable for path in (os.path.abspath(each), os.path.realpath(each))
-    }
-    return found | {"/etc", "/run"} if found else found
+def _readable(files: Iterable[str]) -> set[str]:
+    """Those files, and where they may come to be: a file that is replaced is found only where its directory is."""
+    paths = {path for each in files for path in (os.path.abspath(each), os.path.realpath(each))}
+    return paths | _RESOLVERS if paths else paths
 
 
-def _let_read(ruleset: int, directory: str) -> None:
+def _let_read(ruleset: int, path: str) -> None:
     try:
-        opened = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:  # what is not there cannot be read
         return
     try:
-        rule = _RULE.pack(_READ_FILE | _READ_DIR, opened)
-        _check(libc.syscall(_ADD_RULE, ruleset, _PATH_BENEATH, rule, 0))
+        rights = _READ_FILE | (_READ_DIR if os.path.isdir(path) else 0)
+        _check(libc.syscall(_ADD_RULE, ruleset, _PATH_BENEATH, _RULE.pack(rights, opened), 0))
     finally:
         os.close(opened)
 
 
-def _few_calls() -> None:
+def _few_calls(*, files: bool) -> None:
     machine = MACHINES.get(os.uname().machine)
     if machine is None or struct.calcsize("P") != 8:
         raise Missing("unsupported")
-    filters = program(machine)
+    filters = program(machine, files=files)
     text = ctypes.create_string_buffer(filters, len(filters))
     fprog = struct.pack("HP", len(filters) // _INSTRUCTION.size, ctypes.addressof(text))
     _check(libc.syscall(machine.seccomp, _SET_MODE_FILTER, _SPEC_ALLOW, fprog))
@@ -271,8 +281,9 @@ def _few_calls() -> None:
         raise Missing("a call that is not on the list still works")
 
 
-def program(machine: Machine) -> bytes:
-    """The filter in classic BPF: the machine, then the number, then for some the arguments."""
+def program(machine: Machine, *, files: bool = True) -> bytes:
+    """The filter in classic BPF: the machine, then the number, then for some the arguments.  `files`: whether any may
+    be opened."""
     code = [
         _INSTRUCTION.pack(_LOAD, 0, 0, _ARCHITECTURE),
         _INSTRUCTION.pack(_IF_EQUAL, 1, 0, machine.architecture),
@@ -292,7 +303,8 @@ def program(machine: Machine) -> bytes:
 
     bounds = _bounds()
     on(ALLOWED, lambda _: [_INSTRUCTION.pack(_RETURN, 0, 0, _ALLOW)])
-    on(_BOUNDED, lambda name: [*_bounded(bounds[name]), _INSTRUCTION.pack(_RETURN, 0, 0, _ALLOW)])
+    bounded = {**_BOUNDED, **_OPENING} if files else _BOUNDED
+    on(bounded, lambda name: [*_bounded(bounds[name]), _INSTRUCTION.pack(_RETURN, 0, 0, _ALLOW)])
     on(FATAL, lambda _: [_INSTRUCTION.pack(_RETURN, 0, 0, _KILL)])
     code.append(_INSTRUCTION.pack(_RETURN, 0, 0, _DENY))
     return b"".join(code)

@@ -51,7 +51,7 @@ import anyio.lowlevel
 from .channel import Channel
 from .drivers import CLOSED
 from .errors import NotImportable, StackClosed, StackCrashed
-from .plain import Failure, Nonsense, decode, dump, load
+from .plain import Failure, Nonsense, decode, dump, load, printable
 from .stack import Limits
 from .subnet import Subnet
 from .tap import TapDevice
@@ -270,8 +270,7 @@ class WorkerProcess:
         return bool(data)
 
     def _take_line(self, line: bytes) -> None:
-        text = line[:LINE_MAX].decode(errors="replace").rstrip()
-        text = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
+        text = printable(line[:LINE_MAX].decode(errors="replace").rstrip())
         if text:
             self._last_lines.append(text)
             self._logged += 1

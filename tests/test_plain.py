@@ -132,3 +132,10 @@ def test_an_error_of_a_callers_own_is_not_made_from_outside() -> None:
 
     with pytest.raises(Nonsense):
         Failure.of(Own("it")).exception()
+
+
+def test_what_a_failure_says_may_be_shown() -> None:
+    said = str(Failure("DeviceGone", ("\x1b]0;owned\x07 \ud800\nnext",)).exception())
+    assert (
+        said == "\N{REPLACEMENT CHARACTER}]0;owned\N{REPLACEMENT CHARACTER} \N{REPLACEMENT CHARACTER}\nnext"
+    )

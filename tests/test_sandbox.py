@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import struct
 from itertools import product
@@ -10,7 +11,7 @@ from itertools import product
 import pytest
 
 from netns_kit import sandbox
-from netns_kit.sandbox import _BOUNDED, ALLOWED, FATAL, MACHINES, program
+from netns_kit.sandbox import _BOUNDED, _OPENING, ALLOWED, FATAL, MACHINES, program
 
 ALLOW, KILL, DENY = 0x7FFF0000, 0x80000000, 0x00050000 | errno.EPERM
 MOST = 4096  # BPF_MAXINSNS
@@ -46,7 +47,7 @@ class Filter:
         return run(self.code, number, arguments, self.machine.architecture)
 
     def bounded(self, name: str, *arguments: int) -> int:
-        return self(_BOUNDED[name][self.machine.column], *arguments)
+        return self({**_BOUNDED, **_OPENING}[name][self.machine.column], *arguments)
 
 
 @pytest.fixture(params=MACHINES)
@@ -64,7 +65,13 @@ def test_what_is_on_a_list_is_judged_by_it(judge: Filter) -> None:
 
 def test_all_else_is_denied(judge: Filter) -> None:
     listed = {
-        numbers[judge.machine.column] for numbers in [*ALLOWED.values(), *FATAL.values(), *_BOUNDED.values()]
+        numbers[judge.machine.column]
+        for numbers in [
+            *ALLOWED.values(),
+            *FATAL.values(),
+            *_BOUNDED.values(),
+            *_OPENING.values(),
+        ]
     }
     assert {judge(number) for number in range(600) if number not in listed} == {DENY}
 
@@ -72,7 +79,7 @@ def test_all_else_is_denied(judge: Filter) -> None:
 def test_no_number_is_on_two_lists(judge: Filter) -> None:
     numbers = [
         numbers[judge.machine.column]
-        for table in (ALLOWED, FATAL, _BOUNDED)
+        for table in (ALLOWED, FATAL, _BOUNDED, _OPENING)
         for numbers in table.values()
         if numbers[judge.machine.column] is not None
     ]
@@ -117,6 +124,30 @@ def test_this_machine_is_known() -> None:
     assert os.uname().machine in MACHINES
 
 
-def test_what_is_read_leaves_its_directory_readable() -> None:
-    assert sandbox._directories([]) == set(), "nothing to read, nothing readable"
-    assert {"/etc", "/run", "/somewhere"} <= sandbox._directories(["/somewhere/resolv.conf"])
+def test_what_is_read_stays_readable_and_little_else() -> None:
+    assert sandbox._readable([]) == set(), "nothing to read, nothing readable"
+    readable = sandbox._readable(["/somewhere/resolv.conf"])
+    assert {"/etc", "/somewhere/resolv.conf"} <= readable
+    assert not {"/somewhere", "/run"} & readable
+
+
+def test_files_are_opened_to_read(judge: Filter) -> None:
+    for flags, verdict in (
+        (os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY, ALLOW),
+        (os.O_WRONLY, DENY),
+        (os.O_RDWR, DENY),
+        (os.O_CREAT, DENY),
+        (os.O_TRUNC, DENY),
+        (os.O_TMPFILE, DENY),
+    ):
+        assert judge.bounded("openat", 0, 0, flags) == verdict
+
+
+def test_without_landlock_no_file_is_opened(judge: Filter) -> None:
+    judge.code = program(judge.machine, files=False)
+    assert judge.bounded("openat", 0, 0, os.O_RDONLY) == DENY
+
+
+def test_no_signals_by_a_descriptor(judge: Filter) -> None:
+    assert judge.bounded("fcntl", 0, fcntl.F_GETFL) == ALLOW
+    assert judge.bounded("fcntl", 0, fcntl.F_SETOWN) == DENY

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+MAX_ACK_DELAY = 0.5  # seconds
 _LEAST = {"tcp_receive": 256, "tcp_send": 536, "tcp_memory": 0}
 
 
@@ -44,6 +45,8 @@ class Limits:
                 getattr(self, field.name),
                 _LEAST.get(field.name, 0 if field.type == "float" else 1),
             )
+            if field.name == "tcp_ack_delay" and value > MAX_ACK_DELAY:
+                raise ValueError(f"tcp_ack_delay={value!r}: expected {MAX_ACK_DELAY} or less (RFC 5681 4.2)")
             if not value >= least:
                 raise ValueError(
                     f"{field.name}={value!r}: expected {least} or more; a policy refuses what is not wanted"

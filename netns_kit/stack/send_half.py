@@ -110,7 +110,7 @@ class SendHalf:
             queue[-1] = start, b"".join((last, data))
         else:
             queue.append((seq, data))
-        self.memory.held += len(data)
+        self.memory.hold(data)
         self.nxt = self.max = (seq + len(data)) & MASK
         return seq
 

@@ -43,9 +43,16 @@ class Memory:
 
     def forget(self, data: bytes | memoryview) -> None:
         """It is held no more."""
-        self.held -= len(data)
-        if isinstance(data, memoryview) and len(self._spare) < SPARE:
+        if not isinstance(data, memoryview):
+            self.held -= len(data)
+            return
+        self.held -= BUFFER
+        if len(self._spare) < SPARE:
             self._spare.append(memoryview(data.obj))
+
+    def hold(self, data: bytes | memoryview) -> None:
+        """It is held from now on: of a view, the whole buffer."""
+        self.held += BUFFER if isinstance(data, memoryview) else len(data)
 
     @property
     def full(self) -> bool:

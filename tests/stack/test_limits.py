@@ -133,3 +133,8 @@ def test_fragments_that_time_out_are_counted(family: int) -> None:
     assert guest.stack.stats()["dropped_fragment_timeout"] == 2
     assert guest.stack.stats()["fragments"] == 0
     assert guest.stack.deadline == math.inf
+
+
+def test_an_ack_is_not_delayed_for_longer_than_it_may_be() -> None:
+    with pytest.raises(ValueError, match="RFC 5681"):
+        Limits(tcp_ack_delay=0.51)

@@ -9,8 +9,9 @@ from netns_kit.stack.windows import BUFFER, LARGE, SPARE, Memory
 
 def fill(memory: Memory, size: int, byte: int) -> bytes | memoryview:
     memory.buffer[:size] = bytes([byte]) * size
-    memory.held += size
-    return memory.take(size)
+    data = memory.take(size)
+    memory.hold(data)
+    return data
 
 
 def test_what_is_held_stays_as_it_was() -> None:
