@@ -7,8 +7,8 @@ Layers, in the order they are laid; none can be taken off again.
 - capabilities: all are dropped, from every set, but for those that an `Uplink` or a listener of a privileged
   caller uses: CAP_NET_BIND_SERVICE and CAP_NET_RAW, if they are there.
 - no_new_privs: no program gives any back (prctl(2)).
-- landlock: resolv.conf can be read, and what lies below /etc and the directories of those who write it, but no other
-  file be opened at all; with Linux 6.12 no process outside can be sent a signal, and no abstract socket connected to
+- landlock: files can be read below /etc, the directories of those who write resolv.conf, and that of another file
+  that an `Uplink` is told to follow (so that one should have a directory of its own), and no other be opened at all; with Linux 6.12 no process outside can be sent a signal, and no abstract socket connected to
   (landlock(7)).  TCP is not restricted: the
   policy of an `Uplink` is what decides there.
 - seccomp: a list of system calls, that of `ALLOWED` (seccomp(2)).  Without landlock no file can be opened, and a
@@ -170,7 +170,8 @@ class Missing(Exception):
 def enter(readable: Iterable[str] = ()) -> dict[str, str]:
     """Lay every layer that can be laid; each one's name, with "on" or why it is not.  For the rest of this process.
 
-    `readable` are the files that will be read, anew whenever they change.
+    `readable` are the files that will be read, anew whenever they change; so what lies beside and below them can be
+    read too.
     """
     layers: dict[str, Callable[[], None]] = {
         "core": _no_core,
@@ -239,8 +240,8 @@ def _few_files(readable: Iterable[str]) -> None:
     wanted = struct.pack(f"={len(words)}Q", *words)
     ruleset = _check(libc.syscall(_CREATE_RULESET, wanted, ctypes.c_size_t(len(wanted)), 0))
     try:
-        for path in _readable(readable):
-            _let_read(ruleset, path)
+        for directory in _readable(readable):
+            _let_read(ruleset, directory)
         _check(libc.syscall(_RESTRICT_SELF, ruleset, 0))
     finally:
         os.close(ruleset)
@@ -252,19 +253,20 @@ def _few_files(readable: Iterable[str]) -> None:
 
 
 def _readable(files: Iterable[str]) -> set[str]:
-    """Those files, and where they may come to be: a file that is replaced is found only where its directory is."""
+    """The directories of those files, for a file that is replaced is found only where its directory is; and where a
+    symbolic link may lead to some day."""
     paths = {path for each in files for path in (os.path.abspath(each), os.path.realpath(each))}
-    return paths | _RESOLVERS if paths else paths
+    return {os.path.dirname(path) for path in paths} | _RESOLVERS if paths else set()
 
 
-def _let_read(ruleset: int, path: str) -> None:
+def _let_read(ruleset: int, directory: str) -> None:
     try:
-        opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        opened = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:  # what is not there cannot be read
         return
     try:
-        rights = _READ_FILE | (_READ_DIR if os.path.isdir(path) else 0)
-        _check(libc.syscall(_ADD_RULE, ruleset, _PATH_BENEATH, _RULE.pack(rights, opened), 0))
+        rule = _RULE.pack(_READ_FILE | _READ_DIR, opened)
+        _check(libc.syscall(_ADD_RULE, ruleset, _PATH_BENEATH, rule, 0))
     finally:
         os.close(opened)
 
