@@ -10,8 +10,7 @@ Layers, in the order they are laid; none can be taken off again.
 - landlock: files can be read below /etc, the directories of those who write resolv.conf, and that of another file
   that an `Uplink` is told to follow (so that one should have a directory of its own), and no other be opened at all;
   with Linux 6.12 no process outside can be sent a signal, and no abstract socket connected to (landlock(7)).
-  TCP is not restricted: the
-  policy of an `Uplink` is what decides there.
+  TCP is not restricted: the policy of an `Uplink` is what decides there.
 - seccomp: a list of system calls, that of `ALLOWED` (seccomp(2)).  Without landlock no file can be opened, and a
   resolv.conf that has changed is not read.
 

@@ -70,9 +70,8 @@ class UdpRelay:
         self._flows: dict[Address, UdpFlow] = {}
         self._targets: dict[bytes, Address] = {}
         self._marks = Marks(sock)
-        self._waiting: list[
-            memoryview
-        ] = []  # datagrams of one flow, equal in length and marks, to leave together
+        # datagrams of one flow, equal in length and marks, to leave together
+        self._waiting: list[memoryview] = []
         self._waiting_flow: UdpFlow | None = None
         self._waiting_marks = 0
         ask_for_errors(sock)

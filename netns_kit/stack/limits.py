@@ -26,9 +26,7 @@ class Limits:
     neighbours: int = 1024  # learnt link addresses: the oldest is forgotten
     waiting_frames: int = 16  # per address not yet resolved: dropped; so many addresses: the oldest's go
 
-    tcp_ack_delay: float = (
-        0.004  # of little, for an answer to take it along; 0: never (RFC 5681 4.2: 0.5 at most)
-    )
+    tcp_ack_delay: float = 0.004  # of little, for an answer to take it along; 0: never, 0.5 at most
     tcp_pending_time: float = 75.0  # since the guest last repeated its SYN, which it does within 64 s
     tcp_time_wait: float = 10.0  # 2 MSL; a tap's MSL is not the Internet's
     tcp_idle: float = 7200.0  # then keepalive probes, RFC 9293 3.8.4

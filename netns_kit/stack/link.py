@@ -60,9 +60,8 @@ class Link:
         self.mac = mac
         self.mtu = mtu
         self.offloads = offloads
-        self.version = (
-            0  # one more with each link address that is learnt: header templates look theirs up then
-        )
+        # one more with each link address that is learnt: header templates look theirs up then
+        self.version = 0
         self.own = own  # our addresses, packed, the gateway first; ARP is answered for these alone
         self._neighbours: dict[bytes, bytes] = {}
         self._waiting: dict[bytes, list[bytes]] = {}

@@ -69,9 +69,8 @@ class ReceiveHalf:
         if self.memory.full:
             self.starved = True
             return 0
-        if (
-            self.held and len(self.held[-1]) + len(data) <= CHUNK
-        ):  # many small ones would cost more than they hold
+        # many small ones would cost more than they hold
+        if self.held and len(self.held[-1]) + len(data) <= CHUNK:
             self.held[-1] += data
         else:
             self.held.append(bytes(data))

@@ -79,9 +79,8 @@ class SendHalf:
         self.tuner = Tuner(iss)
         self.mss = mss
         self.burst = mss
-        self.queue: deque[tuple[int, bytes | memoryview]] = (
-            deque()
-        )  # (sequence number, bytes), from `una` to `max`
+        # (sequence number, bytes), from `una` to `max`
+        self.queue: deque[tuple[int, bytes | memoryview]] = deque()
         self.fin: int | None = None  # the sequence number of our FIN
         self.urgent: int | None = None  # SND.UP: one past the last urgent byte, until that is acknowledged
         self.blocked = False  # the user found no room and waits to be told

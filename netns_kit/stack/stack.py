@@ -61,9 +61,8 @@ class Stack:
         self.user = user
         self.watcher: Watcher | None = None
         self.limits = limits or Limits()
-        self.timers = (
-            Timers() if timers is None else timers
-        )  # the caller's, if it has others to keep beside ours
+        # the caller's, if it has others to keep beside ours
+        self.timers = Timers() if timers is None else timers
         self.acks = Acks(self.limits.tcp_ack_delay, self.timers)
         self.tcp: dict[bytes, TcpConnection] = {}
         self.udp: OrderedDict[bytes, UdpFlow] = OrderedDict()  # the one idle longest first
@@ -94,8 +93,9 @@ class Stack:
     def receive(self, frame: memoryview, now: float) -> None:
         """One frame from the guest, with its virtio header if the link has one.
 
-        `frame` is lent until the return.  Nothing a guest can send raises: what is malformed is counted
-        in `dropped`, by reason.  ACKs that can wait for more frames are sent by `flush`.
+        `frame` is lent until the return, or for as long as its owner and the users agree.  Nothing a guest can
+        send raises: what is malformed is counted in `dropped`, by reason.  ACKs that can wait for more frames are
+        sent by `flush`.
         """
         if len(frame) >= common.SIZE and self._checksums_are_left_to_us and self._receive_common(frame, now):
             return

@@ -72,9 +72,7 @@ WINDOW_SCALE = 8  # ours; the window moves in steps of 256 bytes
 SYN_RETRIES = 7
 SYN_CEILING = 32.0  # 64 s in all
 RETRIES = 30  # 106 s with the timer's floor and ceiling: 3.8.3's R2 of at least 100 s
-TIMING_INTERVAL = (
-    0.01  # seconds, at least, between two round trips that are timed (RFC 6298 3: one in each would do)
-)
+TIMING_INTERVAL = 0.01  # seconds, at least, from one round trip that is timed to the next
 LOSS_PROBES = 2  # before the timeout
 PROBES = 5  # keepalive probes unanswered before the guest is taken for gone
 PROBE_INTERVAL = 30.0
@@ -671,9 +669,8 @@ class TcpConnection:
     def _segments(self, seq: int, data: bytes | memoryview) -> None:
         """`data` as one super-segment, or cut to the MSS where the link takes none."""
         size = len(data)
-        step = (
-            self.snd.burst if self.snd.urgent is None else self.snd.mss
-        )  # pointers are one for each segment
+        # an urgent pointer is one segment's: a super-segment would repeat it
+        step = self.snd.burst if self.snd.urgent is None else self.snd.mss
         if size <= step:
             self._emit(seq, ACK | PSH, data)
             return
