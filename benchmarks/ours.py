@@ -23,19 +23,20 @@ from netns_kit import Network, Uplink
 from netns_kit.drivers import DriverName
 
 
-def network(driver: str, mtu: str, ports: list[str]) -> Network:
+def network(driver: str, mtu: str, queues: str, ports: list[str]) -> Network:
     return Network(
         uplink=Uplink(allow_host_loopback=True),
         ports=ports,
         mtu=int(mtu),
+        queues=int(queues),
         driver=cast("DriverName", driver),
     )
 
 
-async def hold(driver: str, mtu: str, ports: list[str]) -> None:
+async def hold(driver: str, mtu: str, queues: str, ports: list[str]) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    async with network(driver, mtu, ports) as net:
+    async with network(driver, mtu, queues, ports) as net:
         print(json.dumps({"pid": net.namespace.pid}), flush=True)
         await anyio.wait_readable(sys.stdin)
         while text := os.read(0, 64):
@@ -55,18 +56,18 @@ async def lateness(seconds: float) -> float:
     return sorted(found)[len(found) * 999 // 1000]
 
 
-async def times(driver: str, mtu: str, count: int) -> None:
+async def times(driver: str, mtu: str, queues: str, count: int) -> None:
     found = []
     for _ in range(count + 1):
         began = time.perf_counter()
-        async with network(driver, mtu, []):
+        async with network(driver, mtu, queues, []):
             found.append(time.perf_counter() - began)
     print(json.dumps({"times": found[1:]}), flush=True)  # the first one warms up
 
 
 if __name__ == "__main__":
-    backend, driver, mtu, *rest = sys.argv[1:]
+    backend, driver, mtu, queues, *rest = sys.argv[1:]
     if rest[:1] == ["--times"]:
-        anyio.run(times, driver, mtu, int(rest[1]), backend=backend)
+        anyio.run(times, driver, mtu, queues, int(rest[1]), backend=backend)
     else:
-        anyio.run(hold, driver, mtu, rest, backend=backend)
+        anyio.run(hold, driver, mtu, queues, rest, backend=backend)

@@ -35,6 +35,7 @@ GATEWAY, GUEST = "10.0.2.2", "10.0.2.100"
 LOOPBACK = "127.0.0.1"
 MTUS = (1500, 65520)
 NO_MTU = 0
+QUEUES = 2
 HOST = "host"
 OURS = "netns_kit"
 GUEST_PORT = 5201
@@ -80,6 +81,7 @@ class Subject:
 def find(binaries: Mapping[str, str]) -> list[Subject]:
     """All that this machine has; `binaries` are paths of peers by name, for those not to be found in PATH."""
     found = [_netns_kit(driver, "asyncio") for driver in get_args(DriverName)]
+    found.append(_netns_kit("worker", "asyncio", QUEUES))
     if importlib.util.find_spec("trio") is not None:
         found.append(_netns_kit("loop", "trio"))
     paths = {name: binaries.get(name) or shutil.which(name) for name in PEERS}
@@ -119,11 +121,13 @@ def free_port() -> int:
 # Us
 
 
-def _netns_kit(driver: str, backend: str) -> Subject:
+def _netns_kit(driver: str, backend: str, queues: int = 1) -> Subject:
     name = f"{OURS} {driver}" + (f" {backend}" if driver == "loop" else "")
+    if queues > 1:
+        return Subject(f"{name} x{queues}", partial(_ours, driver, backend, queues), TRAFFIC | {"forward"})
     return Subject(
         name,
-        partial(_ours, driver, backend),
+        partial(_ours, driver, backend, queues),
         OWN,
         cold=_cold_ours if driver == "thread" else None,
         warm=partial(_warm_ours, driver, backend),
@@ -131,10 +135,10 @@ def _netns_kit(driver: str, backend: str) -> Subject:
 
 
 @contextmanager
-def _ours(driver: str, backend: str, mtu: int) -> Iterator[Running]:
+def _ours(driver: str, backend: str, queues: int, mtu: int) -> Iterator[Running]:
     port = free_port()
     spec = f"{LOOPBACK}:{port}:{GUEST_PORT}"
-    with child(*_our_command(driver, backend, mtu), spec, cwd=ROOT) as process:
+    with child(*_our_command(driver, backend, mtu, queues), spec, cwd=ROOT) as process:
         inside = answer(process, PATIENCE)["pid"]
         late = partial(_lateness, process)
         yield Running(_enter(inside), process.pid, GATEWAY, (port, GUEST_PORT), late)
@@ -145,8 +149,8 @@ def _lateness(process: Child, seconds: float) -> float:
     return float(answer(process, seconds + PATIENCE)["late"])
 
 
-def _our_command(driver: str, backend: str, mtu: int) -> list[str]:
-    return [sys.executable, "-m", "benchmarks.ours", backend, driver, str(mtu)]
+def _our_command(driver: str, backend: str, mtu: int, queues: int = 1) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.ours", backend, driver, str(mtu), str(queues)]
 
 
 def _cold_ours() -> float:

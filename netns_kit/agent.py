@@ -248,8 +248,8 @@ def op_socket(request: dict[str, Any]) -> tuple[dict[str, object], list[int]]:
 
 
 def op_open_tap(request: dict[str, Any]) -> tuple[dict[str, object], list[int]]:
-    """Open a tap with the first of the flag words that the kernel takes; a persistent one that exists is
-    joined.
+    """Open so many queues of a tap, with the first of the flag words that the kernel takes; a persistent one that
+    exists is joined.
     """
     name = interface_name(request["name"])
     try:
@@ -257,21 +257,26 @@ def op_open_tap(request: dict[str, Any]) -> tuple[dict[str, object], list[int]]:
         existed = True
     except OSError:
         existed = False
-    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    words = request["flags"]
+    fds: list[int] = []
     try:
-        for flags in request["flags"]:
-            try:
-                fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name, flags & 0xFFFF))
-                break
-            except OSError as exc:
-                if exc.errno != errno.EINVAL or flags == request["flags"][-1]:
-                    exc.filename = request["name"]
-                    raise
-        actual, flags = struct.unpack("16sH22x", fcntl.ioctl(fd, TUNGETIFF, bytes(40)))
+        while len(fds) < request["queues"]:
+            fds.append(os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+            for flags in words:
+                try:
+                    fcntl.ioctl(fds[-1], TUNSETIFF, struct.pack("16sH22x", name, flags & 0xFFFF))
+                    break
+                except OSError as exc:
+                    if exc.errno != errno.EINVAL or flags == words[-1]:
+                        exc.filename = request["name"]
+                        raise
+            words = [flags]  # all alike
+        actual, flags = struct.unpack("16sH22x", fcntl.ioctl(fds[0], TUNGETIFF, bytes(40)))
     except BaseException:
-        os.close(fd)
+        for fd in fds:
+            os.close(fd)
         raise
-    return {"name": actual.rstrip(b"\0").decode(), "flags": flags, "existed": existed}, [fd]
+    return {"name": actual.rstrip(b"\0").decode(), "flags": flags, "existed": existed}, fds
 
 
 def op_configure_link(request: dict[str, Any]) -> tuple[dict[str, object], list[int]]:

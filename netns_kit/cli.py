@@ -26,7 +26,18 @@ from .uplink import Filtering, Uplink
 FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127  # as env(1) and chroot(1) exit when it is their own failure
 TYPED = (signal.SIGINT, signal.SIGQUIT)  # the signals that a terminal sends to all in the foreground
 VALUED = frozenset(
-    {"-p", "--publish", "--mtu", "--cidr", "--dns", "--bind4", "--device", "--udp-filtering", "--driver"}
+    {
+        "-p",
+        "--publish",
+        "--mtu",
+        "--cidr",
+        "--dns",
+        "--bind4",
+        "--device",
+        "--udp-filtering",
+        "--driver",
+        "--queues",
+    }
 )  # the next word is theirs
 _ALL_PORTS = "all"
 
@@ -51,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             ports=[forward for spec in options.publish for forward in parse_ports(spec)],
             subnet=options.cidr,
             mtu=options.mtu,
+            queues=options.queues,
         )
         return anyio.run(_run, network, command)
     except FileNotFoundError as error:
@@ -196,6 +208,13 @@ def _parser() -> argparse.ArgumentParser:
         choices=get_args(DriverName),
         default="thread",
         help="where the stack runs: on a thread (the default), on the event loop, or in a sandboxed worker process",
+    )
+    run.add_argument(
+        "--queues",
+        type=int,
+        default=1,
+        metavar="N",
+        help="with --driver worker: share the connections out among N processes (%(default)s)",
     )
     run.add_argument("--bind4", metavar="ADDRESS", help="source address of outgoing connections")
     run.add_argument("--device", metavar="NAME", help="interface that outgoing connections are bound to")

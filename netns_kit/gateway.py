@@ -12,13 +12,16 @@ import logging
 import math
 import os
 import resource
+import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address
 
 from .engine import IN, OUT, Appetite, Engine
+from .peers import Peers
 from .relay import DnsRelay, Inbox, Outbox, PingRelay, TcpRelay, UdpRelay, refusal_for
-from .stack import EchoFlow, Limits, Refusal, Stack, TcpConnection, UdpFlow
+from .stack import Closed, EchoFlow, Limits, Refusal, Stack, Steering, TcpConnection, UdpFlow
 from .subnet import Subnet
 from .tap import FRAME_MAX, DeviceGone, TapDevice
 from .uplink import DNS_PORT, Address, Endpoint, Flow, Protocol, Target, Uplink
@@ -26,6 +29,7 @@ from .uplink import DNS_PORT, Address, Endpoint, Flow, Protocol, Target, Uplink
 FRAMES_PER_STEP = 32
 RESERVE = 256  # descriptors that the guest cannot take from the process that runs us; half, if there are few
 STRANGERS = 256  # flows of one UDP socket, beyond which nobody new is heard who was not asked
+EPHEMERAL = range(32768, 61000)  # ports for clients whose own is taken
 MAC_PREFIX = b"\x52\x55"  # locally administered, followed by the gateway's address, as slirp4netns has it
 
 # a guest's address and port, and what a socket can reach: the family, and loopback or not
@@ -56,7 +60,9 @@ class Gateway:
         *,
         limits: Limits | None = None,
         secret: bytes | None = None,
+        peers: Peers | None = None,
     ) -> None:
+        """`peers` are the others that serve the same namespace, each by a queue of its own of the tap."""
         self.engine = engine
         self.uplink = uplink
         self.subnet = subnet
@@ -87,6 +93,11 @@ class Gateway:
         engine.add(tap.fileno(), self._on_tap, IN)
         engine.after_step.append(self._end_of_step)
         self.timer_at = self.timer_entry = math.inf
+        self._peers = peers
+        self._peers_appetite = Appetite(engine)
+        if peers is not None:
+            self.stack.steering = Steering(peers.index, peers.count, peers.hand_over)
+            engine.add(peers.fileno(), self._on_peers, IN)
 
     # -- frames -------------------------------------------------------------------------------------
 
@@ -112,6 +123,24 @@ class Gateway:
                     free = buffer
         if outbox.relays:
             outbox.flush()
+
+    def _on_peers(self, _: int) -> None:
+        peers, stack, buffer = self._peers, self.stack, self._buffer
+        assert peers is not None
+        assert stack.steering is not None
+        try:
+            for _ in range(self._peers_appetite.size(FRAMES_PER_STEP)):
+                size = peers.read_into(buffer, self.tcp_accepted)
+                if size is None:
+                    self._peers_appetite.is_sated()
+                    break
+                if size:
+                    stack.steering.hops = peers.hops
+                    stack.receive(buffer[:size], self.engine.now)
+                    if self._outbox.relays:
+                        self._outbox.flush()
+        finally:
+            stack.steering.hops = 0
 
     def _end_of_step(self) -> None:
         tap = self._tap
@@ -139,6 +168,36 @@ class Gateway:
             relay = TcpRelay(self.engine, connection)
             connection.user = relay
             relay.connect(self.uplink, target)
+
+    def tcp_accepted(self, key: bytes, sock: socket.socket) -> None:
+        """A client of a forwarded port, to be the flow of that name in the guest's sight; with another port for the
+        client's, if there is one already."""
+        stack, steering = self.stack, self.stack.steering
+        if (
+            steering is not None
+            and self._peers is not None
+            and (owner := steering.owner(key)) != steering.index
+        ):
+            self._peers.hand_over_connection(owner, key, sock)
+            return
+        relay = TcpRelay(self.engine)
+        relay.run(sock)
+        try:
+            name = self.free_key(key, stack.tcp)
+            relay.connection = stack.connect_tcp(name, relay, self.engine.now)
+        except KeyError:  # the table is full
+            relay.closed(Closed.ABORTED)
+
+    def free_key(self, key: bytes, table: Mapping[bytes, object]) -> bytes:
+        """It, or if it is taken one with another port for the client's.  Raises `KeyError` if there is none."""
+        if key not in table:
+            return key
+        steering = self.stack.steering if table is self.stack.tcp else None
+        for port in EPHEMERAL:
+            name = key[:-2] + port.to_bytes(2, "big")
+            if name not in table and (steering is None or steering.owner(name) == steering.index):
+                return name
+        raise KeyError(key)
 
     def udp_opened(self, flow: UdpFlow) -> Refusal | None:
         target = self._route("udp", flow.key)
@@ -299,6 +358,7 @@ class Gateway:
             "tap_refused": self._tap.counters.refused,
             "tap_dropped": self._tap.dropped,
             **dns,
+            **({} if self._peers is None else self._peers.stats()),
         }
 
     def close(self) -> None:

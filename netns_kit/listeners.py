@@ -10,16 +10,13 @@ from __future__ import annotations
 import errno
 import math
 import socket
-from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import ip_address
-from itertools import chain
 
 from .engine import ERROR, IN, Appetite
 from .errors import AddressError, PortInUseError
 from .gateway import Gateway
 from .ports import PortForward
-from .relay import TcpRelay
 from .relay.batches import ask_for_runs
 from .relay.sockets import (
     Ancillary,
@@ -28,13 +25,12 @@ from .relay.sockets import (
     ask_for_marks,
     read_errors,
 )
-from .stack import Closed, UdpFlow
+from .stack import UdpFlow
 
 ACCEPTS_PER_STEP = 64
 BACKLOG = 4096
 PAUSE = 1.0  # seconds without accepting when the process is out of descriptors or memory
 OVERLOADED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-EPHEMERAL = range(32768, 61000)
 _PKTINFO = {  # answers leave from the address that was asked (ip(7), IP_PKTINFO): linux/in.h, linux/in6.h
     int(socket.AF_INET): (socket.IPPROTO_IP, 8),
     int(socket.AF_INET6): (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO),
@@ -77,14 +73,6 @@ class Listener:
         ports = self.forward.guest_port.to_bytes(2, "big") + port.to_bytes(2, "big")
         return self._guest + source.packed + ports
 
-    def _free_key(self, client: tuple[str, int], table: Mapping[bytes, object]) -> bytes:
-        """With the client's own port, unless another flow has that.  Raises `KeyError` if none is free."""
-        for port in chain((client[1],), EPHEMERAL):
-            key = self._key(client[0], port)
-            if key not in table:
-                return key
-        raise KeyError(client)
-
 
 class TcpListener(Listener):
     """Accepts, and connects to the guest.  Closed, it leaves the connections it has made alone."""
@@ -112,7 +100,7 @@ class TcpListener(Listener):
                     return
                 continue  # that client has gone again
             sock.setblocking(False)
-            self._connect(sock, client)
+            self._gateway.tcp_accepted(self._key(*client[:2]), sock)
 
     def _pause(self) -> None:
         self._engine.modify(self._socket.fileno(), 0)
@@ -121,16 +109,6 @@ class TcpListener(Listener):
     def handle_timer(self, now: float) -> None:
         """The pause is over."""
         self._engine.modify(self._socket.fileno(), IN)
-
-    def _connect(self, sock: socket.socket, client: tuple[str, int]) -> None:
-        stack = self._gateway.stack
-        relay = TcpRelay(self._engine)
-        relay.run(sock)
-        try:
-            key = self._free_key(client, stack.tcp)
-            relay.connection = stack.connect_tcp(key, relay, self._engine.now)
-        except KeyError:  # the table is full
-            relay.closed(Closed.ABORTED)
 
 
 class UdpListener(Listener):
@@ -170,7 +148,7 @@ class UdpListener(Listener):
 
     def _open(self, client: tuple[str, int], to: Ancillary, now: float) -> UdpFlow:
         stack = self._gateway.stack
-        key = self._free_key(client, stack.udp)
+        key = self._gateway.free_key(self._key(*client[:2]), stack.udp)
         flow = stack.add_udp(key, now)
         flow.user = self
         self._flows[client] = flow

@@ -86,16 +86,21 @@ class Route:
 
 @dataclass(frozen=True)
 class OpenedTap:
-    """A tap device opened in the namespace: `fd` is the caller's, `flags` are what the kernel made of the
-    word.
+    """A tap device opened in the namespace: `fds`, one for each queue, are the caller's, `flags` are what the kernel
+    made of the word.
 
     `existed` tells whether the device was there before, a persistent one made by somebody else.
     """
 
-    fd: int
+    fds: tuple[int, ...]
     name: str
     flags: int
     existed: bool
+
+    @property
+    def fd(self) -> int:
+        """Of the first queue."""
+        return self.fds[0]
 
 
 class Namespace:
@@ -429,16 +434,17 @@ class Namespace:
 
         await anyio.to_thread.run_sync(move)
 
-    async def open_tap(self, name: str, flags: Sequence[int]) -> OpenedTap:
-        """Open a tap device with the first of the TUNSETIFF flag words that the kernel accepts.
+    async def open_tap(self, name: str, flags: Sequence[int], queues: int = 1) -> OpenedTap:
+        """Open a tap device with the first of the TUNSETIFF flag words that the kernel accepts, so many times: more
+        than once only with IFF_MULTI_QUEUE.
 
         A persistent device of that name is attached to.  Raises TunUnavailable.
         """
         try:
-            answer, (fd,) = await self._ask("open_tap", name=name, flags=list(flags))
+            answer, fds = await self._ask("open_tap", name=name, flags=list(flags), queues=queues)
         except OSError as exc:
             raise TunUnavailable.diagnose(exc, name) from exc
-        return OpenedTap(fd, answer["name"], answer["flags"], answer["existed"])
+        return OpenedTap(tuple(fds), answer["name"], answer["flags"], answer["existed"])
 
     async def configure_link(
         self,

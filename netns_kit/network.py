@@ -58,6 +58,7 @@ class Network:
         ports: Iterable[str | PortForward] = (),
         subnet: str = DEFAULT_CIDR,
         mtu: int = DEFAULT_MTU,
+        queues: int = 1,
         namespace: Namespace | None = None,
         driver: DriverName = "thread",
         limits: Limits | None = None,
@@ -67,7 +68,7 @@ class Network:
             raise TypeError(f"ports {ports!r} is not a list of ports: write [{ports!r}]")
         self.subnet = Subnet.parse(subnet)
         self.namespace = namespace or Namespace.create()
-        self.tap = TapDevice.open(self.namespace, mtu=mtu)
+        self.tap = TapDevice.open(self.namespace, mtu=mtu, queues=queues)
         self.stack = UserStack(self.tap, uplink, subnet=subnet, driver=driver, limits=limits, require=require)
         self.forwarder = Forwarder(self.stack)
         self.ports = [

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from netns_kit.namespace import Namespace
 
 # linux/if_tun.h
-IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+IFF_TAP, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x0100, 0x1000, 0x4000
 _TUNGETIFF, _TUNSETOFFLOAD, _TUNSETVNETHDRSZ = 0x800454D2, 0x400454D0, 0x400454D8
 _FPROG = struct.Struct("HP")  # struct sock_fprog
 _TUNATTACHFILTER, _TUNDETACHFILTER = 0x400054D5 | _FPROG.size << 16, 0x400054D6 | _FPROG.size << 16
@@ -67,6 +67,7 @@ VNET_HEADER = 10
 ETHERNET_HEADER = 14
 FRAME_MAX = VNET_HEADER + ETHERNET_HEADER + 4 + 0xFFFF
 """No frame is longer, vnet header and VLAN tag included: the size of a buffer for `TapDevice.read_into`."""
+QUEUES_MAX = 64
 MTU_MIN, MTU_MAX, TAP_MTU_MAX = 68, 0xFFFF, 0xFFFF - ETHERNET_HEADER
 GUEST_QUEUE = 16384
 """Packets the guest's kernel keeps for us while we are busy; of the usual 1000 it drops ACKs by the thousand when
@@ -109,13 +110,16 @@ class TapDevice:
     `name` is the interface's name in the guest.  `mtu` is the guest's, in bytes, without Ethernet header.
     `mac` is the guest's hardware address, None where unknown.  `offloads` says what a frame may ask of the
     other end.  `namespace` is where the device was opened, None for a descriptor that came ready-made.
+    `queues` are the devices of its queues, itself the first: what one of them is given comes in at the same
+    interface, and what the guest sends comes out of any one, a flow's packets where it was last written to.  They are
+    opened and closed with this one.
     `deadline` is when `advance` is wanted next, on the caller's clock: `math.inf`, a plain device has no
     timers (see `ImpairedTap`).
     """
 
     __slots__ = (
         "_backlog", "_fd", "_wanted_mac",
-        "counters", "deadline", "mac", "mtu", "name", "namespace", "offloads",
+        "counters", "deadline", "mac", "mtu", "name", "namespace", "offloads", "queues",
     )  # fmt: skip
 
     def __init__(
@@ -128,6 +132,7 @@ class TapDevice:
         self.namespace = namespace
         self.deadline = math.inf
         self.counters = TapCounters()
+        self.queues: tuple[TapDevice, ...] = (self,)
         self._wanted_mac = mac
         self._fd = -1
         self._backlog: deque[bytes] = deque()
@@ -145,7 +150,8 @@ class TapDevice:
         """A tap in `namespace`, made when the `async with` is entered.
 
         A persistent tap of that name is attached instead.  `mtu` is 68 to 65521 bytes; below 1280 the guest
-        has no IPv6.  `mac` is the guest's address, None lets its kernel choose.  `queues` must be 1.
+        has no IPv6.  `mac` is the guest's address, None lets its kernel choose.  With several `queues`
+        (IFF_MULTI_QUEUE) the device is for as many worker processes.
 
         Entering sets MTU and MAC and raises the link.  Cancelled while entering, it leaves no descriptor and,
         unless the tap was persistent, no device.
@@ -155,9 +161,11 @@ class TapDevice:
         """
         _check_name(name)
         _check_mtu(mtu, TAP_MTU_MAX)
-        if queues != 1:
-            raise AddressError("only one queue per tap is supported yet", "queues", queues, "use 1")
-        return cls(name, mtu, namespace=namespace, mac=mac)
+        if not 1 <= queues <= QUEUES_MAX:
+            raise AddressError("no such number of queues", "queues", queues, f"use 1 to {QUEUES_MAX}")
+        tap = cls(name, mtu, namespace=namespace, mac=mac)
+        tap.queues += tuple(cls(name, mtu, namespace=namespace) for _ in range(queues - 1))
+        return tap
 
     @classmethod
     def from_fd(cls, fd: int, *, mtu: int = 1500, name: str | None = None) -> TapDevice:
@@ -223,17 +231,26 @@ class TapDevice:
     async def _open(self) -> None:
         if self.namespace is None:
             raise DeviceGone(f"{self.name} is closed")
-        opened = await self.namespace.open_tap(self.name, TAP_FLAGS)
+        several = IFF_MULTI_QUEUE if len(self.queues) > 1 else 0
+        opened = await self.namespace.open_tap(
+            self.name, [flags | several for flags in TAP_FLAGS], len(self.queues)
+        )
+        unowned = list(opened.fds)
         try:
-            self._attached(opened.fd)
+            for queue in self.queues:
+                queue._attached(unowned[0])
+                del unowned[0]
         except BaseException:
-            os.close(opened.fd)
+            for fd in unowned:
+                os.close(fd)
+            self.close()
             raise
         try:
             await self.namespace.configure_link(
                 self.name, mtu=self.mtu, mac=self._wanted_mac, queue=GUEST_QUEUE
             )
-            self.mac = _hardware_address(self._fd)
+            for queue in self.queues:
+                queue.mac = _hardware_address(self._fd)
         except BaseException:
             self.close()
             raise
@@ -343,16 +360,20 @@ class TapDevice:
 
         May be called again.  A device made by `open` may be entered again and is then a new one.
         """
-        fd, self._fd = self._fd, -1
-        self._backlog.clear()
-        if fd >= 0:
-            os.close(fd)
+        for queue in self.queues:
+            fd, queue._fd = queue._fd, -1
+            queue._backlog.clear()
+            if fd >= 0:
+                os.close(fd)
 
     def impaired(self, transmit: Impairment, receive: Impairment | None = None) -> ImpairedTap:
         """This device behind a bad link: `transmit` for what we write, `receive` for what we read.
 
-        Without `receive` both directions are as bad, each with a seed of its own.
+        Without `receive` both directions are as bad, each with a seed of its own.  Raises `AddressError` for a device
+        with several queues.
         """
+        if len(self.queues) > 1:
+            raise AddressError("a bad link has one queue", "queues", len(self.queues), "use 1")
         return ImpairedTap(self, transmit, receive or replace(transmit, seed=transmit.seed + 1))
 
     def _keep(self, buffers: tuple[bytes | bytearray | memoryview, ...]) -> bool:

@@ -30,7 +30,7 @@ _numbers = count()
 
 
 class Runner(Protocol):
-    """What runs the stack: a `LocalStack`, or a `WorkerProcess`."""
+    """What runs the stack: a `LocalStack`, or `Workers`."""
 
     @property
     def sandbox(self) -> Mapping[str, str]: ...
@@ -50,7 +50,8 @@ class UserStack:
     `tap` must be open.  If it lies in a namespace, that gets the subnet's guest address, a default route and its
     loopback brought up, unless `configure` is False.  `subnet` is a CIDR, see `Subnet`.  `driver` says where the
     stack runs: "thread", on one of its own (the default); "loop", on the caller's event loop; "worker", in a process
-    of its own, which the caller's load does not slow, and which enters a sandbox before it reads the first frame.
+    of its own, which the caller's load does not slow, and which enters a sandbox before it reads the first frame.  A
+    device with several queues has as many workers, who share the connections out among them.
 
     `sandbox` is then what the worker has given up, layer by layer (see `netns_kit.sandbox`): "on", or why this host
     does not give it.  `require` names layers that are to be on, or else entering raises.  The worker imports the
@@ -91,6 +92,10 @@ class UserStack:
         self._configure = configure
         self._limits = limits
         self._required = _required(driver, require)
+        if len(tap.queues) > 1 and driver != "worker":
+            raise ValueError(
+                f'{len(tap.queues)} queues are for as many workers: driver="worker", not {driver!r}'
+            )
         if driver == "worker":
             from .worker_process import check
 
@@ -119,10 +124,10 @@ class UserStack:
     def _start(self) -> Runner:
         parts = self.tap, self.uplink, self.subnet, self._limits, self._tell
         if self._driver == "worker":
-            from .worker_process import WorkerProcess
+            from .workers import Workers
 
-            self.worker = WorkerProcess(*parts, required=self._required)
-            return self.worker
+            self.workers = Workers(*parts, required=self._required)
+            return self.workers
         self.local = LocalStack(self._driver, *parts)
         self.gateway = self.local.gateway
         return self.local

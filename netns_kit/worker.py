@@ -28,7 +28,7 @@ import resource
 import socket
 import sys
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 from . import pump
 from .channel import Channel
@@ -36,6 +36,7 @@ from .control import Control
 from .engine import IN, OUT, Engine
 from .errors import NetnsKitError, NotImportable, SandboxUnavailable
 from .gateway import Gateway
+from .peers import Peers
 from .plain import Failure, decode, dump, load
 from .stack import Limits
 from .subnet import Subnet
@@ -45,15 +46,33 @@ from .uplink import Uplink
 FIX = 'use a function at the top of a module that can be imported, or driver="thread"'
 
 
+class Seat(NamedTuple):
+    """A worker's place among those that share a namespace, see `Peers`."""
+
+    number: int
+    inbox: socket.socket
+    outboxes: tuple[socket.socket, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What to run.  `required` are layers of the sandbox."""
+    """What to run.  `required` are layers of the sandbox.  `seat` is a `Seat`, with descriptors for its sockets."""
 
     tap: TapDevice
     uplink: Uplink
     subnet: Subnet
     limits: Limits | None
     required: tuple[str, ...]
+    seat: tuple[int, int, tuple[int, ...]] | None = None
+
+    def peers(self) -> Peers | None:
+        """The others, if there are any."""
+        if self.seat is None:
+            return None
+        number, inbox, outboxes = self.seat
+        return Peers(
+            number, socket.socket(fileno=inbox), tuple(socket.socket(fileno=each) for each in outboxes)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +124,7 @@ def _serve(channel: Channel, owner: int) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each flow has one, and nobody else wants them
     engine = Engine()
-    gateway = Gateway(engine, start.tap, start.uplink, start.subnet, limits=start.limits)
+    gateway = Gateway(engine, start.tap, start.uplink, start.subnet, limits=start.limits, peers=start.peers())
     desk = Desk(channel, engine, gateway)
     engine.add(owner, desk.on_owner, IN)
     from .sandbox import ON, enter

@@ -56,7 +56,7 @@ from .stack import Limits
 from .subnet import Subnet
 from .tap import TapDevice
 from .uplink import Uplink
-from .worker import FIX, Order, Start
+from .worker import FIX, Order, Seat, Start
 
 STOP_SECONDS = 2.0  # how long it may take to end before it is killed
 MESSAGES_AT_ONCE = 64
@@ -92,8 +92,11 @@ class WorkerProcess:
         news: Callable[[int], None],
         *,
         required: tuple[str, ...] = (),
+        seat: Seat | None = None,
     ) -> None:
-        """Start it.  Raises `NotImportable`, `DeviceGone` and OSError; nothing is left then."""
+        """Start it, alone or at its `seat` among others, whose sockets stay the caller's.
+
+        Raises `NotImportable`, `DeviceGone` and OSError; nothing is left then."""
         self._news = news
         self._ready = anyio.Event()
         self._pending: deque[_Question] = deque()
@@ -110,13 +113,16 @@ class WorkerProcess:
             owner = os.pidfd_open(os.getpid())
             passed.callback(os.close, owner)
             fds: list[int] = []
-            for fd in (theirs.fileno(), owner, tap.fileno()):
+            sockets = () if seat is None else (seat.inbox, *seat.outboxes)
+            for fd in (theirs.fileno(), owner, tap.fileno(), *(each.fileno() for each in sockets)):
                 fds.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))  # 0 to 2 are free in a daemon
                 passed.callback(os.close, fds[-1])
+            taken = None if seat is None else (seat.number, fds[3], tuple(fds[4:]))
+            start = Start(tap.at(fds[2]), uplink, subnet, limits, required, taken)
             order = os.memfd_create("order")
             passed.callback(os.close, order)
             with io.FileIO(order, "w", closefd=False) as file:
-                file.write(pack(Start(tap.at(fds[2]), uplink, subnet, limits, required)))
+                file.write(pack(start))
             os.lseek(order, 0, os.SEEK_SET)
             errors, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # it never waits for us
             passed.callback(os.close, writing)
@@ -188,6 +194,14 @@ class WorkerProcess:
         with anyio.CancelScope(shield=True):
             self._channel.shutdown()
             await self._until_ended()
+        self._pidfd.close()
+        self._channel.close()
+        self._errors.close()
+
+    def kill(self) -> None:
+        """End it at once, where nothing can wait."""
+        self._popen.kill()
+        self._popen.wait()
         self._pidfd.close()
         self._channel.close()
         self._errors.close()

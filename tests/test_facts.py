@@ -18,6 +18,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -222,6 +223,34 @@ def test_a_persistent_tap_keeps_header_size_and_offloads() -> None:
     assert value[1] == 1
     os.close(tap)
     assert ioctl_int(attach("tap0", VNET), TUNGETVNETHDRSZ) == 12
+
+
+@in_namespace
+def test_a_flow_comes_by_the_queue_it_was_last_written_to() -> None:
+    """And a new one, or one not written for 3 seconds, by that which its name gives: always the same."""
+    queues = [attach("tap0", PLAIN | MULTI_QUEUE) for _ in range(2)]
+    up("tap0")
+    guest = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    guest.connect(("10.0.2.2", 7))
+
+    def queue_of_next() -> tuple[int, bytes]:
+        guest.send(b"x")
+        (ready,) = select.select(queues, [], [], 5)[0]
+        return queues.index(ready), os.read(ready, 1 << 17)
+
+    usual, sent = queue_of_next()
+    assert {queue_of_next()[0] for _ in range(10)} == {usual}
+    other = 1 - usual
+    answer = bytearray(sent)  # the other way round; its checksums stay right
+    answer[:12] = sent[6:12] + sent[:6]
+    answer[26:38] = sent[30:34] + sent[26:30] + sent[36:38] + sent[34:36]
+    os.write(queues[other], answer)
+    assert {queue_of_next()[0] for _ in range(10)} == {other}
+    end = time.monotonic() + 30
+    while queue_of_next()[0] == other:  # a packet out does not keep it: only one that is written does
+        assert time.monotonic() < end
+        time.sleep(0.5)
+    assert queue_of_next()[0] == usual
 
 
 @in_namespace

@@ -17,6 +17,7 @@ import pytest
 from netns_kit.engine import Engine
 from netns_kit.gateway import FRAMES_PER_STEP, Gateway
 from netns_kit.impairment import Impairment
+from netns_kit.peers import Peers
 from netns_kit.stack import Closed, Limits, Refusal, Stack, TcpConnection, UdpFlow
 from netns_kit.stack.echo import EchoFlow
 from netns_kit.stack.wire import checksum, ethernet, icmp, ip, tcp, udp, virtio
@@ -137,12 +138,13 @@ class Bench:
         mtu: int = 1500,
         bad: Impairment | None = None,
         limits: Limits | None = None,
+        peers: Peers | None = None,
     ) -> None:
         self.engine = Engine()
         self.near, self.far = TapDevice.pair(vnet_header=vnet_header, mtu=mtu)
         self.tap: TapDevice = self.near if bad is None else self.near.impaired(bad)
         self.uplink = uplink or Uplink(allow_host_loopback=True)
-        self.gateway = Gateway(self.engine, self.tap, self.uplink, SUBNET, limits=limits)
+        self.gateway = Gateway(self.engine, self.tap, self.uplink, SUBNET, limits=limits, peers=peers)
         self.guest = Stack(
             self,
             self.far.write,

@@ -270,7 +270,8 @@ def test_a_tap_without_header_has_its_offloads_switched_off(monkeypatch: pytest.
         ({"mac": "03:00:00:00:00:01"}, "mac is"),
         ({"mac": "00:00:00:00:00:00"}, "mac is"),
         ({"mac": "guest"}, "mac is 'guest'"),
-        ({"queues": 2}, "queues is 2; use 1"),
+        ({"queues": 0}, "queues is 0; use 1 to 64"),
+        ({"queues": 65}, "queues is 65"),
     ],
 )
 def test_arguments_no_kernel_takes_are_refused_before_anything_happens(
@@ -290,8 +291,8 @@ def test_the_mtu_of_a_fake_is_checked_too(mtu: int) -> None:
 async def test_a_descriptor_that_is_no_tap_is_closed_on_entering() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
-    async def open_tap(_name: str, _flags: object) -> SimpleNamespace:
-        return SimpleNamespace(fd=ours.detach())
+    async def open_tap(_name: str, _flags: object, _queues: int) -> SimpleNamespace:
+        return SimpleNamespace(fds=(ours.detach(),))
 
     tap = TapDevice.open(SimpleNamespace(open_tap=open_tap))  # type: ignore[arg-type]  # as much of one as is used
     with theirs:

@@ -110,7 +110,7 @@ async def ended(pid: int) -> None:
 @bounded
 async def test_it_is_another_process_in_a_session_of_its_own() -> None:
     async with worker() as (stack, _):
-        pid = stack.worker.pid
+        pid = stack.workers.processes[0].pid
         assert pid in children()
         assert os.getsid(pid) == pid, "what a terminal sends is not for it"
         soft, hard = limit(pid, "open files")
@@ -338,7 +338,7 @@ async def test_every_layer_is_on() -> None:
         assert dict(stack.sandbox) == dict.fromkeys(
             ("core", "dumpable", "capabilities", "no_new_privs", "landlock", "seccomp"), ON
         )
-        pid = stack.worker.pid
+        pid = stack.workers.processes[0].pid
         told = status(pid)
         assert told["NoNewPrivs"] == "1"
         assert told["Seccomp"] == "2"
@@ -379,12 +379,12 @@ async def test_one_that_does_not_answer_holds_nobody_up(what: str) -> None:
     async with worker() as (stack, _):
         if what == "forwarder":
             async with Forwarder(stack):
-                os.kill(stack.worker.pid, signal.SIGSTOP)
+                os.kill(stack.workers.processes[0].pid, signal.SIGSTOP)
         else:
             async with aclosing(stack.events()) as events, anyio.create_task_group() as tasks:
                 tasks.start_soon(events.__anext__)
                 await stack.flows()  # by then it has subscribed
-                os.kill(stack.worker.pid, signal.SIGSTOP)
+                os.kill(stack.workers.processes[0].pid, signal.SIGSTOP)
                 tasks.cancel_scope.cancel()
 
 
@@ -436,7 +436,7 @@ async def test_killed() -> None:
     with pytest.raises(StackCrashed, match="killed by SIGKILL"):
         async with worker() as (stack, _), Forwarder(stack) as forwarder:
             await forwarder.add("127.0.0.1:0:80")
-            os.kill(stack.worker.pid, signal.SIGKILL)
+            os.kill(stack.workers.processes[0].pid, signal.SIGKILL)
             await anyio.sleep_forever()
 
 
@@ -444,11 +444,11 @@ async def test_killed() -> None:
 async def test_killed_while_it_is_asked() -> None:
     with pytest.raises(StackCrashed, match="killed by SIGKILL"):
         async with worker() as (stack, _):
-            os.kill(stack.worker.pid, signal.SIGSTOP)
+            os.kill(stack.workers.processes[0].pid, signal.SIGSTOP)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(stack.flows)
                 await anyio.lowlevel.checkpoint()
-                os.kill(stack.worker.pid, signal.SIGKILL)
+                os.kill(stack.workers.processes[0].pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("death", uplinks.DEATHS)
@@ -506,7 +506,7 @@ async def test_left_it_ends_by_itself(monkeypatch: pytest.MonkeyPatch, killed: l
 async def test_one_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch, killed: list[int]) -> None:
     monkeypatch.setattr(worker_process, "STOP_SECONDS", 0.1)
     async with worker() as (stack, _):
-        pid = stack.worker.pid
+        pid = stack.workers.processes[0].pid
         os.kill(pid, signal.SIGSTOP)
         late = threading.Timer(10, os.kill, (pid, signal.SIGCONT))
         late.start()
@@ -539,7 +539,7 @@ async def main():
             if os.fork() == 0:  # it has a copy of everything
                 sys.stdin.read()
                 os._exit(0)
-        print(stack.worker.pid, forward.host_port, flush=True)
+        print(stack.workers.processes[0].pid, forward.host_port, flush=True)
         await anyio.sleep_forever()
 
 anyio.run(main)

@@ -24,6 +24,7 @@ from .limits import Limits
 from .offloads import Offloads
 from .stack import Stack
 from .states import State
+from .steering import Steering
 from .tcp import TcpConnection
 from .udp import UdpFlow
 from .user import Closed, DatagramUser, EchoUser, IcmpError, Refusal, StackUser, TcpUser, Watcher
@@ -40,6 +41,7 @@ __all__ = [
     "Stack",
     "StackUser",
     "State",
+    "Steering",
     "TcpConnection",
     "TcpUser",
     "UdpFlow",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 MAX_ACK_DELAY = 0.5  # seconds
 _LEAST = {"tcp_receive": 256, "tcp_send": 536, "tcp_memory": 0}
@@ -36,6 +36,11 @@ class Limits:
     udp_one_shot: float = 10.0  # answered, and of a protocol of one question and one answer (its REQ-5 a)
     echo: float = 60.0  # RFC 5508 REQ-2
     reassembly: float = 30.0
+
+    def divided(self, count: int) -> Limits:
+        """Each of so many stacks has its part of what all connections may have."""
+        shares = ("tcp_connections", "tcp_pending", "tcp_memory")
+        return replace(self, **{name: -(-getattr(self, name) // count) for name in shares})
 
     def __post_init__(self) -> None:
         for field in fields(self):

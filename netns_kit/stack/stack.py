@@ -21,6 +21,7 @@ from .offloads import Offloads
 from .packets import PacketWriter
 from .reassembly import Reassembly
 from .states import LISTEN, SYN_SENT, TIME_WAIT, State
+from .steering import Steering
 from .tcp import TcpConnection
 from .timers import Timers
 from .udp import UdpFlow
@@ -60,6 +61,7 @@ class Stack:
     ) -> None:
         self.user = user
         self.watcher: Watcher | None = None
+        self.steering: Steering | None = None  # while others share the link
         self.limits = limits or Limits()
         # the caller's, if it has others to keep beside ours
         self.timers = Timers() if timers is None else timers
@@ -84,6 +86,7 @@ class Stack:
         self._secret = secret
         self._reassembly = Reassembly(self.limits, self.dropped, self.timers)
         self._packets = PacketWriter(self.link, int.from_bytes(secret[:2], "big"))
+        self._frame = memoryview(b"")  # being handled, should it be for another on the link
         self._quoted = memoryview(b"")  # the packet being handled, should an ICMP error quote it
         self._source_mac = b""
         self._checksums_are_left_to_us = self.link.offloads.vnet_header == virtio.SIZE
@@ -149,6 +152,7 @@ class Stack:
         return False
 
     def _receive(self, frame: memoryview, now: float) -> None:
+        self._frame = frame
         summed = False
         segment_size = 0
         at = self.link.offloads.vnet_header
@@ -171,6 +175,8 @@ class Stack:
             packet = ip.parse_ipv4(frame[at + ethernet.SIZE :])
         elif kind == ethernet.ARP:
             self.link.arp_arrives(frame[at + ethernet.SIZE :])
+            if self.steering is not None:
+                self.steering.tell(frame)
             return
         elif kind == ethernet.IPV6:
             packet = ip.parse_ipv6(frame[at + ethernet.SIZE :])
@@ -202,11 +208,20 @@ class Stack:
     # -- packets ------------------------------------------------------------------------------------
 
     def _packet(self, packet: ip.Packet, summed: bool, segment_size: int, now: float) -> None:
-        if packet.more_fragments or packet.fragment_offset:
+        is_fragment = packet.more_fragments or packet.fragment_offset
+        if (
+            self.steering is not None
+            and (is_fragment or packet.protocol != ip.TCP)
+            and self.steering.give_to_first(self._frame)
+        ):
+            return
+        if is_fragment:
             whole = self._reassembly.add(packet, now)
             if whole is None:
                 return
             packet, summed = whole, False
+            if self.steering is not None:
+                self._frame = self._in_one(packet)
         protocol = packet.protocol
         self._quoted = packet.whole
         if packet.ttl <= 1 and packet.destination not in self.addresses:
@@ -219,6 +234,15 @@ class Stack:
             self._icmp(packet, summed, now)
         else:
             raise BadPacket("ip-protocol")
+
+    def _in_one(self, packet: ip.Packet) -> memoryview:
+        """The frame of a packet that came in pieces."""
+        size, kind = len(packet.payload), ethernet.IPV4 if len(packet.addresses) == 8 else ethernet.IPV6
+        header = ip.pack(packet.addresses, packet.protocol, size, ttl=packet.ttl, tos=packet.tos)
+        prefix = virtio.NONE[: self.link.offloads.vnet_header] + ethernet.pack(
+            self.link.mac, self._source_mac, kind
+        )
+        return memoryview(b"".join((prefix, header, packet.payload)))
 
     def _expired(self, packet: ip.Packet) -> None:
         """A router's answer to a packet that has used up its hops (RFC 1812 5.3.1): we are the first."""
@@ -251,7 +275,7 @@ class Stack:
             connection.segment_arrives(segment, now)
         elif segment.flags & (tcp.SYN | tcp.ACK | tcp.RST) == tcp.SYN:
             self._open(packet, key, segment, now)
-        else:
+        elif self.steering is None or not self.steering.pass_on(self._frame):
             self._stray(packet, segment)
 
     def _reopens(self, connection: TcpConnection, segment: tcp.Segment) -> bool:
@@ -457,6 +481,8 @@ class Stack:
         ports = quoted[header : header + 4]
         key = b"".join((quoted[at + size : header], quoted[at : at + size], ports[2:], ports[:2]))
         connection = self.tcp.get(key)
+        if connection is None and self.steering is not None:
+            self.steering.pass_on(self._frame)
         if connection is not None:
             connection.unreachable(int.from_bytes(quoted[header + 4 : header + 8], "big"))
 

@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import pytest
 
-from netns_kit.errors import TunUnavailable
+from netns_kit.errors import AddressError, TunUnavailable
 from netns_kit.impairment import Impairment
 from netns_kit.namespace import Namespace
 from netns_kit.stack.offloads import Offloads
@@ -143,6 +143,27 @@ async def test_a_persistent_tap_with_many_queues_is_an_error(ns: Namespace) -> N
     await ip(ns, "tuntap", "add", "mode", "tap", "name", "tap0", "multi_queue")
     with pytest.raises(TunUnavailable, match="tap0"):
         await TapDevice.open(ns, "tap0").__aenter__()
+
+
+async def test_a_persistent_tap_with_one_queue_has_no_more(ns: Namespace) -> None:
+    await ip(ns, "tuntap", "add", "mode", "tap", "name", "tap0")
+    with pytest.raises(TunUnavailable, match="tap0"):
+        await TapDevice.open(ns, "tap0", queues=2).__aenter__()
+
+
+async def test_queues_are_one_device(ns: Namespace) -> None:
+    device = TapDevice.open(ns, "tap0", queues=3)
+    with pytest.raises(AddressError, match="queues is 3; use 1"):
+        device.impaired(Impairment())
+    async with device as tap:
+        assert tap.queues[0] is tap
+        assert len({queue.fileno() for queue in tap.queues}) == 3
+        assert {(queue.name, queue.mac, queue.offloads) for queue in tap.queues} == {
+            ("tap0", tap.mac, accepted(tap))
+        }
+    for queue in tap.queues:
+        with pytest.raises(DeviceGone):
+            queue.fileno()
 
 
 async def test_a_tap_taken_by_somebody_else_is_an_error(ns: Namespace) -> None:

@@ -134,7 +134,7 @@ async def test_a_killed_worker_ends_the_block_and_frees_its_ports() -> None:
                 async with await net.namespace.connect_tcp(GATEWAY, port) as stream:
                     await stream.send(b"x")
                     assert await stream.receive() == b"x"
-                    os.kill(net.stack.worker.pid, signal.SIGKILL)
+                    os.kill(net.stack.workers.processes[0].pid, signal.SIGKILL)
                     await anyio.sleep_forever()
         with socket.create_server(("127.0.0.1", forward.host_port)):
             pass
