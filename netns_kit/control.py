@@ -122,6 +122,10 @@ class Control:
         self.gateway.close()
 
 
+OPERATIONS = frozenset(name for name in vars(Control) if not name.startswith("_") and name != "close")
+"""What may be asked over a socket, by name."""
+
+
 class _Queue:
     """The events of one subscriber, who is told of the first that comes after he has taken what there was."""
 

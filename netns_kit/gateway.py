@@ -83,7 +83,7 @@ class Gateway:
         self._tap = tap
         self._buffer = memoryview(bytearray(2 * FRAME_MAX))
         self._appetite = Appetite(engine)
-        self.inbox, self._outbox = Inbox(), Outbox()
+        self.inbox, self.outbox = Inbox(), Outbox()
         self._dns = DnsRelay(engine, uplink)
         self._udp: dict[GuestEndpoint, UdpRelay] = {}
         self._noticed: set[str] = set()
@@ -108,7 +108,7 @@ class Gateway:
 
     def _read_frames(self, most: int) -> None:
         read, receive, now = self._tap.read_into, self.stack.receive, self.engine.now
-        buffer, outbox = self._buffer, self._outbox
+        buffer, outbox = self._buffer, self.outbox
         free = buffer
         for _ in range(most):
             size = read(free)
@@ -137,8 +137,8 @@ class Gateway:
                 if size:
                     stack.steering.hops = peers.hops
                     stack.receive(buffer[:size], self.engine.now)
-                    if self._outbox.relays:
-                        self._outbox.flush()
+                    if self.outbox.relays:
+                        self.outbox.flush()
         finally:
             stack.steering.hops = 0
 
@@ -221,11 +221,11 @@ class Gateway:
                 self.engine,
                 sock,
                 self.inbox,
-                self._outbox,
-                unsolicited=lambda relay, sender: self._unsolicited(guest, relay, sender),
-                forget=lambda: self._forget_udp(guest),
+                self.outbox,
+                unsolicited=lambda relay, sender, _: self._unsolicited(guest, relay, sender),
+                idle=lambda relay: self._close_udp(guest, relay),
             )
-        relay.add(flow, endpoint)
+        relay.add(flow, _address_of(endpoint))
         return None
 
     def _unsolicited(self, guest: GuestEndpoint, relay: UdpRelay, sender: tuple[str, int]) -> None:
@@ -243,14 +243,15 @@ class Gateway:
             if isinstance(target, Target) and target.endpoints[0] == (address, port):
                 flow = self.stack.add_udp(key, self.engine.now)
                 if self._udp.get(guest) is relay:
-                    relay.add(flow, target.endpoints[0])
+                    relay.add(flow, _address_of(target.endpoints[0]))
                 else:  # making room has ended it
                     flow.close()
                 return
         self.stack.dropped["udp-filtered"] += 1
 
-    def _forget_udp(self, guest: GuestEndpoint) -> None:
-        self._udp.pop(guest, None)
+    def _close_udp(self, guest: GuestEndpoint, relay: UdpRelay) -> None:
+        del self._udp[guest]
+        relay.close()
 
     def echo_opened(self, flow: EchoFlow) -> Refusal | None:
         target = self._route("icmp", flow.key)
@@ -383,6 +384,10 @@ class Gateway:
 @lru_cache(maxsize=4096)
 def _address(packed: bytes) -> Address:
     return ip_address(packed)
+
+
+def _address_of(endpoint: Endpoint) -> tuple[str, int]:
+    return str(endpoint.address), endpoint.port
 
 
 def _most_descriptors() -> int:

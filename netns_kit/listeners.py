@@ -13,19 +13,12 @@ import socket
 from dataclasses import replace
 from ipaddress import ip_address
 
-from .engine import ERROR, IN, Appetite
+from .engine import IN
 from .errors import AddressError, PortInUseError
 from .gateway import Gateway
 from .ports import PortForward
-from .relay.batches import ask_for_runs
-from .relay.sockets import (
-    Ancillary,
-    Marks,
-    ask_for_errors,
-    ask_for_marks,
-    read_errors,
-)
-from .stack import UdpFlow
+from .relay import UdpRelay
+from .relay.sockets import Ancillary
 
 ACCEPTS_PER_STEP = 64
 BACKLOG = 4096
@@ -54,15 +47,10 @@ class Listener:
             raise AddressError(f"{forward}: that cannot be an address of the namespace")
         self._socket = _listen(forward)
         self.forward = replace(forward, host_port=self._socket.getsockname()[1])
-        self._engine.add(self._socket.fileno(), self._on_events, IN)
-
-    def _on_events(self, _: int) -> None:
-        raise NotImplementedError
 
     def close(self) -> None:
         """Stop listening: the port is free when this returns."""
-        self._engine.remove(self._socket.fileno())
-        self._socket.close()
+        raise NotImplementedError
 
     def _key(self, address: str, port: int) -> bytes:
         """The flow's name on the guest's side, for a client of that address and port."""
@@ -80,10 +68,12 @@ class TcpListener(Listener):
     def __init__(self, gateway: Gateway, forward: PortForward) -> None:
         self.timer_at = self.timer_entry = math.inf
         super().__init__(gateway, forward)
+        self._engine.add(self._socket.fileno(), self._on_events, IN)
 
     def close(self) -> None:
         self.timer_at = math.inf
-        super().close()
+        self._engine.remove(self._socket.fileno())
+        self._socket.close()
 
     def _on_events(self, _: int) -> None:
         for _ in range(ACCEPTS_PER_STEP):
@@ -115,67 +105,29 @@ class UdpListener(Listener):
     """Hands datagrams to the guest, and its answers back.  Closed, its flows end."""
 
     def __init__(self, gateway: Gateway, forward: PortForward) -> None:
-        self._flows: dict[tuple[str, int], UdpFlow] = {}
-        self._clients: dict[bytes, tuple[tuple[str, int], Ancillary]] = {}
         super().__init__(gateway, forward)
-        level, option = _PKTINFO[self._socket.family]
-        self._socket.setsockopt(level, option, 1)
-        ask_for_runs(self._socket)
-        ask_for_marks(self._socket)
-        ask_for_errors(self._socket)
-        self._marks = Marks(self._socket)
-        self._appetite = Appetite(self._engine)
+        self._socket.setsockopt(*_PKTINFO[self._socket.family], 1)
+        self._relay = UdpRelay(
+            self._engine,
+            self._socket,
+            gateway.inbox,
+            gateway.outbox,
+            unsolicited=self._open,
+            idle=lambda _: None,
+        )
 
     def close(self) -> None:
-        super().close()
-        for flow in list(self._flows.values()):
-            flow.close()
+        self._relay.close()
 
-    def _on_events(self, events: int) -> None:
-        if events & ERROR:
-            self._errors()
-        self._gateway.inbox.read(self._socket, self._appetite, self._flow_from, self._engine.now)
-
-    def _flow_from(self, client: tuple[str, int], ancillary: Ancillary) -> UdpFlow:
-        return self._flows.get(client) or self._open(client, ancillary, self._engine.now)
-
-    def _errors(self) -> None:
-        """A client that is there no more, say: the guest's server is told."""
-        for each in read_errors(self._socket):
-            flow = self._flows.get(each.target)
-            if flow is not None:
-                flow.refuse(each.for_guest(flow.key), each.quoted)
-
-    def _open(self, client: tuple[str, int], to: Ancillary, now: float) -> UdpFlow:
+    def _open(self, relay: UdpRelay, client: tuple[str, int], ancillary: Ancillary) -> None:
         stack = self._gateway.stack
-        key = self._gateway.free_key(self._key(*client[:2]), stack.udp)
-        flow = stack.add_udp(key, now)
-        flow.user = self
-        self._flows[client] = flow
-        self._clients[key] = client, [each for each in to if each[:2] in _PKTINFO_MESSAGES]
-        return flow
-
-    def datagram(self, flow: UdpFlow, payload: memoryview, marks: int, segment_size: int) -> None:
-        client, sent_to = self._clients[flow.key]
-        size = segment_size or len(payload) or 1
-        for start in range(0, len(payload) or 1, size):
-            self._send(payload[start : start + size], marks, sent_to, client)
-
-    def _send(self, payload: memoryview, marks: int, sent_to: Ancillary, client: tuple[str, int]) -> None:
-        for _ in range(2):  # an earlier datagram's error is raised in place of sending this one
-            try:
-                self._marks.carry(marks)
-                self._socket.sendmsg([payload], sent_to, 0, client)
-            except BlockingIOError:
-                return  # lost, as datagrams are
-            except OSError:
-                self._errors()
-            else:
-                return
-
-    def expired(self, flow: UdpFlow) -> None:
-        client, _ = self._clients.pop(flow.key)
-        self._flows.pop(client, None)
+        try:
+            key = self._gateway.free_key(self._key(*client), stack.udp)
+        except KeyError:
+            stack.dropped["udp-ports"] += 1
+            return
+        flow = stack.add_udp(key, self._engine.now)
+        relay.add(flow, client, [each for each in ancillary if each[:2] in _PKTINFO_MESSAGES])
 
 
 def _listen(forward: PortForward) -> socket.socket:

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 from . import pump
 from .channel import Channel
-from .control import Control
+from .control import OPERATIONS, Control
 from .engine import IN, OUT, Engine
 from .errors import NetnsKitError, NotImportable, SandboxUnavailable
 from .gateway import Gateway
@@ -179,6 +179,8 @@ class Desk:
     def _answer(self, question: bytes) -> None:
         try:
             name, arguments = load(tuple[str, tuple[Any, ...]], question)
+            if name not in OPERATIONS:
+                raise ValueError(f"{name!r} is no operation")
             operation = getattr(Control, name)
             kinds = [kind for each, kind in get_type_hints(operation).items() if each != "return"]
             result = operation(self.control, *map(decode, kinds, arguments))

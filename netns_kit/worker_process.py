@@ -241,7 +241,7 @@ class WorkerProcess:
         """What has ended it, if it says so.  Raises `Nonsense`."""
         what, content = load(tuple[str, Any], message)
         if what == "failed":
-            return decode_failure(content)
+            return _failure(content)
         if what == "ready" and not self._ready.is_set():
             self.sandbox = decode(dict[str, str], content)
             self._ready.set()
@@ -251,7 +251,7 @@ class WorkerProcess:
             result = decode(self._pending[0].kind, content)
             self._pending.popleft().succeed(result)
         elif what == "error" and self._pending:
-            error = decode_failure(content)
+            error = _failure(content)
             self._pending.popleft().fail(error)
         else:
             raise Nonsense(f"{what!r} was not expected")
@@ -290,6 +290,8 @@ class WorkerProcess:
             self._logged += 1
             if self._logged <= LINES_LOGGED:
                 logger.warning("%s", text)
+            elif self._logged == LINES_LOGGED + 1:
+                logger.warning("the worker process says so much that the rest is not logged")
 
 
 class _Question:
@@ -312,7 +314,7 @@ class _Question:
         self.finished.set()
 
 
-def decode_failure(content: object) -> Exception:
+def _failure(content: object) -> Exception:
     failure: Failure = decode(Failure, content)
     return failure.exception()
 

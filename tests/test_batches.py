@@ -11,6 +11,8 @@ from random import Random
 import pytest
 
 from netns_kit.gateway import FRAMES_PER_STEP
+from netns_kit.listeners import UdpListener
+from netns_kit.ports import parse
 from netns_kit.relay import UdpRelay
 from netns_kit.relay.batches import LARGEST, MOST, UDP_SEGMENT
 from netns_kit.stack import Limits, UdpFlow
@@ -165,6 +167,37 @@ def test_what_waits_leaves_before_its_flow_ends(bench: Bench, host: socket.socke
         bench.inject(frame(port_of(host), sent[-1], source=PORT + number // 5))
     bench.settle()
     assert everything(host) == sent
+
+
+def test_a_forwarded_port_answers_together(bench: Bench, host: socket.socket, calls: Calls) -> None:
+    """Each client with his own, from the address that he has asked."""
+    (forward,) = parse("127.0.0.2:0:7/udp")
+    listener = UdpListener(bench.gateway, forward)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 0))
+        other.setblocking(False)
+        asked = ("127.0.0.2", listener.forward.host_port)
+        for client in (host, other):
+            client.sendto(b"?", asked)
+        bench.settle()
+        ports = {flow.key[-2:]: flow for flow in bench.gateway.stack.udp.values()}
+        busy(bench)
+        sent = [os.urandom(64) for _ in range(100)]
+        for client in (host, other):
+            name = port_of(client).to_bytes(2, "big")
+            assert name in ports
+            for payload in sent:
+                bench.inject(frame(port_of(client), payload, source=7))
+        bench.settle()
+        assert everything(host) == everything(other) == sent
+        host.sendto(b"?", asked)
+        bench.settle()
+        bench.inject(frame(port_of(host), b"!", source=7))
+        bench.settle()
+        assert host.recvfrom(10) == (b"!", asked)
+    assert len(calls.pieces) < 30
+    listener.close()
+    assert not bench.gateway.stack.udp
 
 
 # -- to the guest ----------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""One guest endpoint beside one datagram socket of the host (RFC 4787: endpoint-independent mapping)."""
+"""Flows of the stack beside one datagram socket of the host: those of one guest endpoint (RFC 4787:
+endpoint-independent mapping), or those of the clients of a forwarded port."""
 
 from __future__ import annotations
 
@@ -9,7 +10,6 @@ from collections.abc import Callable, Sequence
 
 from netns_kit.engine import ERROR, IN, Appetite, Engine
 from netns_kit.stack import UdpFlow
-from netns_kit.uplink import Endpoint
 
 from .batches import LARGEST, MOST, UDP_SEGMENT, Inbox, Outbox, ask_for_runs
 from .sockets import (
@@ -25,21 +25,23 @@ ATTEMPTS = 8
 QUOTED = 1280  # bytes of a datagram: no ICMP error quotes more
 _NO_SEGMENTATION = frozenset({errno.EIO, errno.EINVAL, errno.EMSGSIZE})  # what UDP_SEGMENT meets at times
 
+NOTHING: Ancillary = []
+
 Address = tuple[str, int]
 
 
 class UdpRelay:
-    """A socket, and the flows of the guest endpoint it stands for.
+    """A socket, and the flows it is for, each with an address of its own on the host's side.
 
-    A datagram from an address that none of the flows goes to is for `unsolicited` to decide: it adds a flow, or
-    does not.
+    A datagram from an address that none of the flows goes to is for `unsolicited` to decide, told of the ancillary
+    data that came with it: it adds a flow, or does not.  `idle` is called when the last flow has gone.
     """
 
     __slots__ = (
         "_appetite",
         "_engine",
         "_flows",
-        "_forget",
+        "_idle",
         "_inbox",
         "_marks",
         "_outbox",
@@ -58,17 +60,17 @@ class UdpRelay:
         inbox: Inbox,
         outbox: Outbox,
         *,
-        unsolicited: Callable[[UdpRelay, Address], None],
-        forget: Callable[[], None],
+        unsolicited: Callable[[UdpRelay, Address, Ancillary], None],
+        idle: Callable[[UdpRelay], None],
     ) -> None:
         self._engine = engine
         self._socket = sock
         self._inbox, self._outbox = inbox, outbox
         self._appetite = Appetite(engine)
         self._unsolicited = unsolicited
-        self._forget = forget
+        self._idle = idle
         self._flows: dict[Address, UdpFlow] = {}
-        self._targets: dict[bytes, Address] = {}
+        self._targets: dict[bytes, tuple[Address, Ancillary]] = {}
         self._marks = Marks(sock)
         # datagrams of one flow, equal in length and marks, to leave together
         self._waiting: list[memoryview] = []
@@ -83,12 +85,11 @@ class UdpRelay:
     def flow_count(self) -> int:
         return len(self._targets)
 
-    def add(self, flow: UdpFlow, target: Endpoint) -> None:
-        """`flow` goes to `target`; what comes from there is an answer to it."""
-        address = (str(target.address), target.port)
+    def add(self, flow: UdpFlow, address: Address, ancillary: Ancillary = NOTHING) -> None:
+        """`flow` goes to `address`, with `ancillary` data; what comes from there is an answer to it."""
         flow.user = self
         self._flows[address] = flow
-        self._targets[flow.key] = address
+        self._targets[flow.key] = address, ancillary
 
     def datagram(self, flow: UdpFlow, payload: memoryview, marks: int, segment_size: int) -> None:
         waiting, size = self._waiting, len(payload)
@@ -136,14 +137,16 @@ class UdpRelay:
 
     def _send(self, flow: UdpFlow, pieces: Sequence[memoryview], marks: int, segment_size: int) -> int:
         """The errno, or 0: also when the host's queue is full.  Then it is lost, as datagrams are."""
-        target = self._targets[flow.key]
+        address, ancillary = self._targets[flow.key]
         try:
             self._marks.carry(marks)
             if segment_size:
                 size = struct.pack("=H", segment_size)
-                self._socket.sendmsg(pieces, [(socket.SOL_UDP, UDP_SEGMENT, size)], 0, target)
+                self._socket.sendmsg(pieces, [*ancillary, (socket.SOL_UDP, UDP_SEGMENT, size)], 0, address)
+            elif ancillary:
+                self._socket.sendmsg(pieces, ancillary, 0, address)
             else:
-                self._socket.sendto(pieces[0], target)
+                self._socket.sendto(pieces[0], address)
         except BlockingIOError:
             return 0
         except OSError as error:
@@ -152,28 +155,29 @@ class UdpRelay:
 
     def expired(self, flow: UdpFlow) -> None:
         self.flush()
-        target = self._targets.pop(flow.key)
-        if self._flows.get(target) is flow:  # two of the guest's destinations may be one target
-            del self._flows[target]
+        address, _ = self._targets.pop(flow.key)
+        if self._flows.get(address) is flow:  # two of the guest's destinations may be one address
+            del self._flows[address]
         if not self._targets:
-            self.close()
+            self._idle(self)
 
     def close(self) -> None:
-        """Close the socket.  Again is fine."""
+        """End the flows, and close the socket.  Again is fine."""
+        for flow in list(self._flows.values()):
+            flow.close()
         if self._socket.fileno() >= 0:
             self._engine.remove(self._socket.fileno())
             self._socket.close()
-            self._forget()
 
     def _on_events(self, events: int) -> None:
         if events & ERROR:
             self._errors()
         self._inbox.read(self._socket, self._appetite, self._flow_from, self._engine.now)
 
-    def _flow_from(self, sender: Address, _: Ancillary) -> UdpFlow | None:
+    def _flow_from(self, sender: Address, ancillary: Ancillary) -> UdpFlow | None:
         flow = self._flows.get(sender)
         if flow is None:
-            self._unsolicited(self, sender)
+            self._unsolicited(self, sender, ancillary)
             flow = self._flows.get(sender)
         return flow
 
