@@ -7,6 +7,7 @@
 """
 
 from .control import FlowEvent
+from .dhcp import DhcpSettings, Lease, StaticLease
 from .errors import (
     AddressError,
     IdMapError,
@@ -42,6 +43,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AddressError",
     "DeviceGone",
+    "DhcpSettings",
     "Endpoint",
     "Flow",
     "FlowEvent",
@@ -49,6 +51,7 @@ __all__ = [
     "Forwarder",
     "IdMapError",
     "Impairment",
+    "Lease",
     "Limits",
     "Namespace",
     "NamespaceGone",
@@ -65,6 +68,7 @@ __all__ = [
     "SandboxUnavailable",
     "StackClosed",
     "StackCrashed",
+    "StaticLease",
     "Subnet",
     "SysctlError",
     "TapDevice",

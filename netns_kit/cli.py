@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             subnet=options.cidr,
             mtu=options.mtu,
             queues=options.queues,
+            configure="link" if options.dhcp else True,
         )
         return anyio.run(_run, network, command)
     except FileNotFoundError as error:
@@ -181,6 +182,12 @@ def _parser() -> argparse.ArgumentParser:
         "--mtu", type=int, default=DEFAULT_MTU, help="of the namespace's interface (%(default)s)"
     )
     run.add_argument("--cidr", default=DEFAULT_CIDR, help="the namespace's network (%(default)s)")
+    run.add_argument(
+        "--dhcp",
+        action="store_true",
+        help="leave the interface without an address, for the command's own DHCP client; forwarded ports lead to "
+        "the address that it gets",
+    )
     run.add_argument(
         "--host-loopback",
         action="append",

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from .dhcp import Address, Lease, StaticLease
 from .gateway import FlowInfo, Gateway
 from .listeners import Listener, TcpListener, UdpListener
 from .ports import PortForward
@@ -65,6 +66,18 @@ class Control:
     def stats(self) -> dict[str, int]:
         """Counters and gauges by name."""
         return self.gateway.stats()
+
+    def leases(self) -> tuple[Lease, ...]:
+        """All leases of DHCP."""
+        return self.gateway.leasing.leases(self.gateway.engine.now)
+
+    def reserve_lease(self, static: StaticLease) -> None:
+        """Keep an address for one client.  Raises `AddressError`."""
+        self.gateway.leasing.reserve(static)
+
+    def revoke_lease(self, address: Address) -> bool:
+        """Take a lease away; whether there was one."""
+        return self.gateway.leasing.revoke(address, self.gateway.engine.now)
 
     def add_forwards(self, owner: int, forwards: tuple[PortForward, ...]) -> tuple[PortForward, ...]:
         """Listen on all of these, or on none; what is listening, with the port that the kernel has chosen.

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address
 
+from .dhcp import DEFAULT, DhcpSettings
 from .engine import IN, OUT, Appetite, Engine
+from .leasing import Leasing
 from .peers import Peers
 from .relay import DnsRelay, Inbox, Outbox, PingRelay, TcpRelay, UdpRelay, refusal_for
 from .stack import Closed, EchoFlow, Limits, Refusal, Stack, Steering, TcpConnection, UdpFlow
@@ -59,6 +61,7 @@ class Gateway:
         subnet: Subnet,
         *,
         limits: Limits | None = None,
+        dhcp: DhcpSettings | None = DEFAULT,
         secret: bytes | None = None,
         peers: Peers | None = None,
     ) -> None:
@@ -78,6 +81,7 @@ class Gateway:
             limits=limits,
             timers=engine.timers,
         )
+        self.leasing = Leasing(self.stack, subnet, dhcp)
         if tap.mac is not None:
             self.stack.link.learn(subnet.guest.ip.packed, tap.mac)
         self._tap = tap
@@ -348,6 +352,10 @@ class Gateway:
         found += [FlowInfo("icmp", *self.endpoints(key), "open") for key in stack.echo]
         return tuple(found)
 
+    def guest(self) -> Address:
+        """Where the namespace is: see `Leasing.guest`."""
+        return self.leasing.guest(self._tap.mac, self.engine.now)
+
     def stats(self) -> dict[str, int]:
         """Counters and gauges by name."""
         dns = {f"dns_{name}": count for name, count in self._dns.stats().items()}
@@ -360,6 +368,7 @@ class Gateway:
             "tap_dropped": self._tap.dropped,
             **dns,
             **({} if self._peers is None else self._peers.stats()),
+            **self.leasing.stats(),
         }
 
     def close(self) -> None:

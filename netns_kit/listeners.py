@@ -38,13 +38,14 @@ class Listener:
         """Raises `PortInUseError`, `AddressError` or OSError; nothing is left bound then."""
         self._gateway = gateway
         self._engine = gateway.engine
-        self._guest = (forward.guest or gateway.subnet.guest.ip).packed
-        if len(self._guest) != 4:
-            raise AddressError(
-                f"{forward}: the namespace has no IPv6 address", fix="forward to its IPv4 address"
-            )
-        if not _is_host(self._guest) or self._guest in gateway.stack.addresses:
-            raise AddressError(f"{forward}: that cannot be an address of the namespace")
+        if forward.guest is not None:
+            guest = forward.guest.packed
+            if len(guest) != 4:
+                raise AddressError(
+                    f"{forward}: the namespace has no IPv6 address", fix="forward to its IPv4 address"
+                )
+            if not _is_host(guest) or guest in gateway.stack.addresses:
+                raise AddressError(f"{forward}: that cannot be an address of the namespace")
         self._socket = _listen(forward)
         self.forward = replace(forward, host_port=self._socket.getsockname()[1])
 
@@ -59,7 +60,8 @@ class Listener:
         if client.version == 4 and not client.is_loopback and client not in self._gateway.subnet.network:
             source = client
         ports = self.forward.guest_port.to_bytes(2, "big") + port.to_bytes(2, "big")
-        return self._guest + source.packed + ports
+        guest = self.forward.guest or self._gateway.guest()
+        return guest.packed + source.packed + ports
 
 
 class TcpListener(Listener):

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TypeVar
 
 from .control import Control
+from .dhcp import DhcpSettings
 from .drivers import Driver, LocalDriverName, driver_named
 from .engine import Engine
 from .gateway import Gateway
@@ -33,12 +34,13 @@ class LocalStack:
         uplink: Uplink,
         subnet: Subnet,
         limits: Limits | None,
+        dhcp: DhcpSettings | None,
         news: Callable[[int], None],
     ) -> None:
         """Raises what a `Gateway` does; nothing is left open then."""
         self._engine = Engine()
         try:
-            self.gateway = Gateway(self._engine, tap, uplink, subnet, limits=limits)
+            self.gateway = Gateway(self._engine, tap, uplink, subnet, limits=limits, dhcp=dhcp)
         except BaseException:
             self._engine.close()
             raise

@@ -10,6 +10,7 @@ from typing import TypedDict
 
 from typing_extensions import Self, Unpack
 
+from .dhcp import DEFAULT, DhcpSettings
 from .drivers import DriverName
 from .forwarder import Forwarder
 from .namespace import Namespace
@@ -19,7 +20,7 @@ from .stack import Limits
 from .subnet import DEFAULT_CIDR, Subnet
 from .tap import TapDevice
 from .uplink import RESOLV_CONF, Uplink
-from .userstack import Layer, UserStack
+from .userstack import Configure, Layer, UserStack
 
 DEFAULT_MTU = 1500
 
@@ -61,7 +62,9 @@ class Network:
         queues: int = 1,
         namespace: Namespace | None = None,
         driver: DriverName = "thread",
+        configure: Configure = True,
         limits: Limits | None = None,
+        dhcp: DhcpSettings | None = DEFAULT,
         require: Iterable[Layer] = (),
     ) -> None:
         if isinstance(ports, str):
@@ -69,7 +72,16 @@ class Network:
         self.subnet = Subnet.parse(subnet)
         self.namespace = namespace or Namespace.create()
         self.tap = TapDevice.open(self.namespace, mtu=mtu, queues=queues)
-        self.stack = UserStack(self.tap, uplink, subnet=subnet, driver=driver, limits=limits, require=require)
+        self.stack = UserStack(
+            self.tap,
+            uplink,
+            subnet=subnet,
+            driver=driver,
+            configure=configure,
+            limits=limits,
+            dhcp=dhcp,
+            require=require,
+        )
         self.forwarder = Forwarder(self.stack)
         self.ports = [
             forward for spec in ports for forward in (parse(spec) if isinstance(spec, str) else [spec])

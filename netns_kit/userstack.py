@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address
 from itertools import count
 from types import TracebackType
 from typing import Literal, Protocol, TypeVar, get_args
@@ -13,16 +14,19 @@ import anyio.lowlevel
 from typing_extensions import Self
 
 from .control import PATIENCE, Control, FlowEvent
+from .dhcp import DEFAULT, DhcpSettings, Lease, StaticLease
 from .drivers import DriverName
 from .errors import StackClosed
 from .gateway import FlowInfo
 from .guard import Guard
+from .leasing import check as check_dhcp
 from .local import LocalStack
 from .stack import Limits
 from .subnet import DEFAULT_CIDR, Subnet
 from .tap import TapDevice
 from .uplink import Uplink
 
+Configure = bool | Literal["link"]
 Layer = Literal["core", "dumpable", "capabilities", "no_new_privs", "landlock", "seccomp"]
 
 T = TypeVar("T")
@@ -48,10 +52,13 @@ class UserStack:
     """A user-mode TCP/IP stack on a device, and the host's sockets behind it, for as long as the block is open.
 
     `tap` must be open.  If it lies in a namespace, that gets the subnet's guest address, a default route and its
-    loopback brought up, unless `configure` is False.  `subnet` is a CIDR, see `Subnet`.  `driver` says where the
+    loopback brought up, unless `configure` is False; with "link", interface and loopback are brought up and nothing
+    more, for a DHCP client to do the rest.  `subnet` is a CIDR, see `Subnet`.  `driver` says where the
     stack runs: "thread", on one of its own (the default); "loop", on the caller's event loop; "worker", in a process
     of its own, which the caller's load does not slow, and which enters a sandbox before it reads the first frame.  A
     device with several queues has as many workers, who share the connections out among them.
+
+    A DHCP server gives leases to whoever asks for one, as the settings `dhcp` say; None: there is none.
 
     `sandbox` is then what the worker has given up, layer by layer (see `netns_kit.sandbox`): "on", or why this host
     does not give it.  `require` names layers that are to be on, or else entering raises.  The worker imports the
@@ -74,8 +81,9 @@ class UserStack:
         *,
         subnet: str = DEFAULT_CIDR,
         driver: DriverName = "thread",
-        configure: bool = True,
+        configure: Configure = True,
         limits: Limits | None = None,
+        dhcp: DhcpSettings | None = DEFAULT,
         require: Iterable[Layer] = (),
     ) -> None:
         if driver not in get_args(DriverName):
@@ -91,6 +99,8 @@ class UserStack:
         self._news: dict[int, anyio.Event] = {}
         self._configure = configure
         self._limits = limits
+        self._dhcp = dhcp
+        check_dhcp(dhcp, self.subnet)
         self._required = _required(driver, require)
         if len(tap.queues) > 1 and driver != "worker":
             raise ValueError(
@@ -111,8 +121,11 @@ class UserStack:
         try:
             self._guard.start_soon(runner.run)
             if self.tap.namespace is not None and self._configure:
+                addressed = self._configure is True
                 await self.tap.namespace.configure_link(
-                    self.tap.name, address=self.subnet.guest, gateway=self.subnet.gateway
+                    self.tap.name,
+                    address=self.subnet.guest if addressed else None,
+                    gateway=self.subnet.gateway if addressed else None,
                 )
             await runner.ready()
             self.sandbox = runner.sandbox
@@ -122,7 +135,7 @@ class UserStack:
         return self
 
     def _start(self) -> Runner:
-        parts = self.tap, self.uplink, self.subnet, self._limits, self._tell
+        parts = self.tap, self.uplink, self.subnet, self._limits, self._dhcp, self._tell
         if self._driver == "worker":
             from .workers import Workers
 
@@ -150,6 +163,26 @@ class UserStack:
     async def stats(self) -> dict[str, int]:
         """Counters and gauges by name: tables, what was dropped and why, DNS."""
         return await self.ask(Control.stats)
+
+    async def leases(self) -> tuple[Lease, ...]:
+        """The addresses that DHCP has given away, offered or put aside, or keeps for somebody."""
+        return await self.ask(Control.leases)
+
+    async def reserve(self, static: StaticLease) -> None:
+        """Keep an address for one client, as `DhcpSettings.static` does from the start.
+
+        A client that has the address, or another than the one now kept for it, is told when it renews its lease.
+        Raises `AddressError` for an address that no client can have.
+        """
+        await self.ask(Control.reserve_lease, static)
+
+    async def revoke(self, address: IPv4Address | IPv6Address) -> bool:
+        """Take an address from who has it, and from whom it is kept for; whether there was anybody.
+
+        DHCP cannot tell a client before it renews its lease.  Until then, or until the lease would have ended, nobody
+        else gets the address.
+        """
+        return await self.ask(Control.revoke_lease, address)
 
     async def events(self) -> AsyncGenerator[FlowEvent, None]:
         """What happens to flows, from the first `anext` on, until the stack ends.

@@ -33,6 +33,7 @@ from typing import Any, NamedTuple, get_type_hints
 from . import pump
 from .channel import Channel
 from .control import OPERATIONS, Control
+from .dhcp import DhcpSettings
 from .engine import IN, OUT, Engine
 from .errors import NetnsKitError, NotImportable, SandboxUnavailable
 from .gateway import Gateway
@@ -62,6 +63,7 @@ class Start:
     uplink: Uplink
     subnet: Subnet
     limits: Limits | None
+    dhcp: DhcpSettings | None
     required: tuple[str, ...]
     seat: tuple[int, int, tuple[int, ...]] | None = None
 
@@ -124,7 +126,15 @@ def _serve(channel: Channel, owner: int) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each flow has one, and nobody else wants them
     engine = Engine()
-    gateway = Gateway(engine, start.tap, start.uplink, start.subnet, limits=start.limits, peers=start.peers())
+    gateway = Gateway(
+        engine,
+        start.tap,
+        start.uplink,
+        start.subnet,
+        limits=start.limits,
+        dhcp=start.dhcp,
+        peers=start.peers(),
+    )
     desk = Desk(channel, engine, gateway)
     engine.add(owner, desk.on_owner, IN)
     from .sandbox import ON, enter

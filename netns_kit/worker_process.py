@@ -49,6 +49,7 @@ import anyio
 import anyio.lowlevel
 
 from .channel import Channel
+from .dhcp import DhcpSettings
 from .drivers import CLOSED
 from .errors import NotImportable, StackClosed, StackCrashed
 from .plain import Failure, Nonsense, decode, dump, load, printable
@@ -89,6 +90,7 @@ class WorkerProcess:
         uplink: Uplink,
         subnet: Subnet,
         limits: Limits | None,
+        dhcp: DhcpSettings | None,
         news: Callable[[int], None],
         *,
         required: tuple[str, ...] = (),
@@ -118,7 +120,7 @@ class WorkerProcess:
                 fds.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))  # 0 to 2 are free in a daemon
                 passed.callback(os.close, fds[-1])
             taken = None if seat is None else (seat.number, fds[3], tuple(fds[4:]))
-            start = Start(tap.at(fds[2]), uplink, subnet, limits, required, taken)
+            start = Start(tap.at(fds[2]), uplink, subnet, limits, dhcp, required, taken)
             order = os.memfd_create("order")
             passed.callback(os.close, order)
             with io.FileIO(order, "w", closefd=False) as file:

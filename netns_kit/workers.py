@@ -1,8 +1,8 @@
 """Workers: one for each queue of the tap, asked as if they were one.
 
 A connection is the one worker's that `netns_kit.stack.steering` says; what there is once in a namespace (datagrams,
-DNS, forwarded ports) is the first's.  So what people ask is asked of the first, but for what each has its part of:
-those answers are put together here.  Events of one flow come in order, those of two workers as they are fetched.
+DNS, DHCP, forwarded ports) is the first's.  So what people ask is asked of the first, but for what each has its part
+of: those answers are put together here.  Events of one flow come in order, those of two workers as they are fetched.
 
 They live and die together: the end of one ends all.
 """
@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 import anyio
 
 from .control import Control
+from .dhcp import DhcpSettings
 from .errors import StackClosed
 from .peers import pairs
 from .stack import Limits
@@ -38,6 +39,7 @@ class Workers:
         uplink: Uplink,
         subnet: Subnet,
         limits: Limits | None,
+        dhcp: DhcpSettings | None,
         news: Callable[[int], None],
         *,
         required: tuple[str, ...] = (),
@@ -52,7 +54,7 @@ class Workers:
             for number, queue in enumerate(tap.queues):
                 seat = Seat(number, inboxes[number], tuple(outboxes)) if count > 1 else None
                 started.append(
-                    WorkerProcess(queue, uplink, subnet, limits, news, required=required, seat=seat)
+                    WorkerProcess(queue, uplink, subnet, limits, dhcp, news, required=required, seat=seat)
                 )
                 ours.callback(started[-1].kill)
             ours.pop_all()

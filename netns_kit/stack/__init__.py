@@ -11,6 +11,9 @@ datagrams and pings.  Its other half is a *user* (`TcpUser`, `DatagramUser`, `Ec
 plain calls: a relay to a host socket, or a test.  `StackUser` hears of each new flow and finds it a user or
 refuses it.
 
+Not every datagram makes a flow.  A `Service` answers those to a port of our own addresses, and to all or a group,
+which nobody else hears; it is asked first, but for flows that it has let pass.
+
 Offloads.  Where the link has a virtio header, a TCP segment in either direction may be 64 KiB long at any MTU
 and its checksum is left to the kernels; where it has none the same code cuts to the MSS and sums.
 
@@ -27,7 +30,7 @@ from .states import State
 from .steering import Steering
 from .tcp import TcpConnection
 from .udp import UdpFlow
-from .user import Closed, DatagramUser, EchoUser, IcmpError, Refusal, StackUser, TcpUser, Watcher
+from .user import Closed, DatagramUser, EchoUser, IcmpError, Refusal, Service, StackUser, TcpUser, Watcher
 
 __all__ = [
     "Closed",
@@ -38,6 +41,7 @@ __all__ = [
     "Limits",
     "Offloads",
     "Refusal",
+    "Service",
     "Stack",
     "StackUser",
     "State",

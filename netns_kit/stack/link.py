@@ -97,10 +97,11 @@ class Link:
         """Our first address of `size` bytes."""
         return next((own for own in self.own if len(own) == size), bytes(size))
 
-    def prefix(self, address: bytes) -> bytes:
-        """What goes in front of an IP packet to `address`: virtio header, if any, and Ethernet header."""
+    def prefix(self, address: bytes, mac: bytes = b"") -> bytes:
+        """What goes in front of an IP packet to `address`, or to that link address whoever has it: virtio header, if
+        any, and Ethernet header."""
         kind = ethernet.IPV4 if len(address) == 4 else ethernet.IPV6
-        return self._virtio() + ethernet.pack(self.mac_of(address), self.mac, kind)
+        return self._virtio() + ethernet.pack(mac or self.mac_of(address), self.mac, kind)
 
     def send(self, address: bytes, *buffers: Buffer) -> None:
         """One frame whose first buffer begins with `prefix(address)`.  It waits if that is not resolved."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .link import Link
 from .user import IcmpError, Refusal
-from .wire import checksum, icmp, ip, tcp
+from .wire import checksum, icmp, ip, tcp, udp
 
 _CODES = {
     Refusal.RESET: icmp.PORT,
@@ -71,8 +71,23 @@ class PacketWriter:
         message = icmp.HEADER.pack(kind, 0, 0, identifier, sequence) + payload
         self.send(addresses[size:] + addresses[:size], protocol, message, sum_at=2, ttl=ttl, tos=tos)
 
+    def datagram(
+        self, payload: bytes, source: bytes, destination: bytes, port: int, mac: bytes, *, from_port: int
+    ) -> None:
+        """A UDP datagram of no flow, to that link address; to whoever has the address if that is empty."""
+        layer4 = udp.HEADER.pack(from_port, port, udp.SIZE + len(payload), 0) + payload
+        self.send(source + destination, ip.UDP, layer4, sum_at=6, mac=mac)
+
     def send(
-        self, addresses: bytes, protocol: int, layer4: bytes, *, sum_at: int = -1, ttl: int = 64, tos: int = 0
+        self,
+        addresses: bytes,
+        protocol: int,
+        layer4: bytes,
+        *,
+        sum_at: int = -1,
+        ttl: int = 64,
+        tos: int = 0,
+        mac: bytes = b"",
     ) -> None:
         """A whole packet, summed here where `sum_at` says, in fragments where it exceeds the MTU."""
         link = self._link
@@ -84,7 +99,7 @@ class PacketWriter:
             layer4 = layer4[:sum_at] + check.to_bytes(2, "big") + layer4[sum_at + 2 :]
         size = len(addresses) // 2
         guest = addresses[size:]
-        prefix = link.prefix(guest)
+        prefix = link.prefix(guest, mac)
         header_size = ip.IPV4_SIZE if size == 4 else ip.IPV6_SIZE
         if header_size + len(layer4) <= link.mtu:
             header = ip.pack(addresses, protocol, len(layer4), ttl=ttl, tos=tos)

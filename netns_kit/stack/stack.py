@@ -25,7 +25,7 @@ from .steering import Steering
 from .tcp import TcpConnection
 from .timers import Timers
 from .udp import UdpFlow
-from .user import IcmpError, Refusal, StackUser, TcpUser, Watcher
+from .user import IcmpError, Refusal, Service, StackUser, TcpUser, Watcher
 from .windows import Memory
 from .wire import BadPacket, checksum, common, ethernet, icmp, ip, tcp, udp, virtio
 
@@ -62,6 +62,7 @@ class Stack:
         self.user = user
         self.watcher: Watcher | None = None
         self.steering: Steering | None = None  # while others share the link
+        self.services: dict[int, Service] = {}  # by UDP port
         self.limits = limits or Limits()
         # the caller's, if it has others to keep beside ours
         self.timers = Timers() if timers is None else timers
@@ -182,8 +183,8 @@ class Stack:
             packet = ip.parse_ipv6(frame[at + ethernet.SIZE :])
         else:
             raise BadPacket("ethernet-type")
-        if to_group:
-            raise _to_group(packet)
+        if to_group and (packet.protocol != ip.UDP or ip.is_unicast(packet.destination)):
+            raise _to_group(packet)  # but for what a service may want
         self._packet(packet, summed, segment_size, now)
 
     def flush(self) -> None:
@@ -224,7 +225,7 @@ class Stack:
                 self._frame = self._in_one(packet)
         protocol = packet.protocol
         self._quoted = packet.whole
-        if packet.ttl <= 1 and packet.destination not in self.addresses:
+        if packet.ttl <= 1 and packet.destination not in self.addresses and ip.is_unicast(packet.destination):
             self._expired(packet)
         if protocol == ip.TCP:
             self._tcp(packet, summed, now)
@@ -365,6 +366,8 @@ class Stack:
         key = packet.addresses + packet.payload[:4]
         flow = self.udp.get(key)
         if flow is None:
+            if self._is_served(packet, payload, segment_size, now):
+                return
             flow = self._open_udp(packet, key, now)
             if flow is None:
                 return
@@ -374,6 +377,20 @@ class Stack:
         if flow.user is not None:
             segment_size = segment_size if segment_size < len(payload) else 0
             flow.user.datagram(flow, payload, packet.marks, segment_size)
+
+    def _is_served(self, packet: ip.Packet, payload: memoryview, segment_size: int, now: float) -> bool:
+        """Whether it was for a service."""
+        source_port, port, _, _ = udp.HEADER.unpack_from(packet.payload)
+        service = self.services.get(port)
+        if service is None or segment_size:
+            return False
+        source, destination = packet.source, packet.destination
+        if source in self.addresses or (destination not in self.addresses and ip.is_unicast(destination)):
+            return False
+        replies = service.answer(bytes(payload), source, source_port, self._source_mac, destination, now)
+        for reply in replies or ():
+            self._packets.datagram(*reply, from_port=port)
+        return replies is not None
 
     def _open_udp(self, packet: ip.Packet, key: bytes, now: float) -> UdpFlow | None:
         if not ip.is_unicast(packet.destination):

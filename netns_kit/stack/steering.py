@@ -6,7 +6,8 @@ written to; those of a flow that is new, or was silent for three seconds, by one
 So a connection that the guest opens is the stack's that its SYN comes to: the rest comes there as well, at any time.
 One that is opened to the guest, at a stack of our choice, may after a silence have its packets come in elsewhere;
 what no connection is known for goes round, until one knows it, or the last has to answer it with a reset.  All that
-is no TCP, and fragments, are the first's: there is one mapping of a guest's port, one DNS.
+is no TCP, and fragments, are the first's: there is one mapping of a guest's port, one
+DNS, one DHCP.
 
     guest --SYN---> queue 1: stack 1                    it is its own from now on
           --data--> queue 0: stack 0 --frame--> stack 1 ...whose answer steers the next to queue 1

@@ -7,6 +7,7 @@ lent until the call returns; a user may keep one for longer if it has that from 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -122,6 +123,21 @@ class StackUser(Protocol):
 
     def echo_opened(self, flow: EchoFlow) -> Refusal | None:
         """Set `EchoFlow.user`, or say why not."""
+
+
+class Service(Protocol):
+    """A server of ours behind one UDP port, see `Stack.services`.  Addresses are packed, of either family."""
+
+    def answer(
+        self, payload: bytes, source: bytes, port: int, mac: bytes, destination: bytes, now: float
+    ) -> Sequence[tuple[bytes, bytes, bytes, int, bytes]] | None:
+        """A datagram from that address, port and link address, to one of ours, to all or to a multicast group.
+
+        What is to be sent back from the service's port: payload, source and destination address, port, link address
+        (empty: to be found out).  None: it is not the service's, and goes the way of any other.  It must not raise,
+        whatever the payload.
+        """
+        ...
 
 
 class Watcher(Protocol):
