@@ -32,7 +32,7 @@ from .network import Network
 from .ports import PortForward
 from .process import Process
 from .stack import Limits, Refusal
-from .subnet import Subnet
+from .subnet import Subnet, Subnet6
 from .tap import DeviceGone, TapDevice
 from .uplink import Endpoint, Flow, Target, Uplink
 from .userstack import UserStack
@@ -66,6 +66,7 @@ __all__ = [
     "StackClosed",
     "StackCrashed",
     "Subnet",
+    "Subnet6",
     "SysctlError",
     "TapDevice",
     "Target",
