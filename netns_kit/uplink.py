@@ -241,10 +241,8 @@ class Uplink:
         family = socket.AF_INET if target.version == 4 else socket.AF_INET6
         sock = _ping_socket(family) if protocol == "icmp" else _socket(family, _KINDS[protocol])
         try:
-            if protocol == "udp" and family == socket.AF_INET6:
-                sock.setsockopt(
-                    socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1
-                )  # else it has that port of IPv4 too
+            if protocol == "udp" and family == socket.AF_INET6:  # it would have that port of IPv4 too
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             loopback = target.is_loopback
             if self._device is not None and not loopback:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._device.encode())
