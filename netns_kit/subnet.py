@@ -65,6 +65,8 @@ class Subnet6:
 def _network6(cidr: str) -> IPv6Network:
     try:
         network = IPv6Network(cidr)
+        if network.network_address.scope_id is not None:
+            raise ValueError(cidr)
     except ValueError as error:
         raise AddressError(
             f"{cidr!r} is no IPv6 network: expected PREFIX/64, like {DEFAULT_CIDR6}"
