@@ -288,7 +288,7 @@ class Stack:
         if source in self.addresses:
             raise BadPacket("ip-source-ours")
         self.link.learn(source, self._source_mac)
-        if destination not in self.addresses:
+        if destination not in self.addresses and len(source) == 16:
             if ip.is_link_local(destination):  # it would be on this link: nobody is
                 self._packets.error(self._quoted, Refusal.HOST_UNREACHABLE, by=destination)
                 raise BadPacket("ip-link-local")
