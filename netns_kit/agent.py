@@ -70,7 +70,7 @@ RTM_SETLINK, IFLA_TXQLEN = 19, 13
 RTM_NEWADDR, IFA_ADDRESS, IFA_F_NODAD = 20, 1, 0x02
 RTM_NEWROUTE, RTA_OIF, RTA_GATEWAY = 24, 4, 5
 RT_TABLE_MAIN, RTPROT_BOOT, RTN_UNICAST = 254, 3, 1
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_CREATE = 1, 4, 0x400
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_EXCL, NLM_F_CREATE = 1, 4, 0x200, 0x400
 
 RECORD_MAX = 65536
 FDS_MAX = 253  # SCM_MAX_FD
@@ -257,7 +257,7 @@ def configure_ipv6(name: str, address: str, prefix: int, gateway: str) -> str | 
         RTA_OIF: struct.pack("=i", index),
     }
     try:
-        rtnetlink(name, RTM_NEWROUTE, NLM_F_CREATE, route, way)
+        rtnetlink(name, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, route, way)
     except OSError as exc:
         if exc.errno != errno.EEXIST:
             raise

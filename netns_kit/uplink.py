@@ -26,6 +26,7 @@ Address: TypeAlias = IPv4Address | IPv6Address
 Protocol = Literal["tcp", "udp", "icmp"]
 DNS_PORT = 53
 RESOLV_CONF = "/etc/resolv.conf"
+IF_INET6 = "/proc/net/if_inet6"  # every address of IPv6, if only loopback's
 Filtering = Literal["address-and-port-dependent", "endpoint-independent"]
 _KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 _ICMP = {socket.AF_INET: socket.IPPROTO_ICMP, socket.AF_INET6: socket.IPPROTO_ICMPV6}
@@ -225,13 +226,10 @@ class Uplink:
     def ipv6_missing(self) -> str | None:
         """Why this host has no IPv6; None: it has, wherever that leads."""
         try:
-            with _socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
-                sock.bind(("::1", 0))
-        except OSError as error:
-            if error.errno == errno.EADDRNOTAVAIL:
-                return "net.ipv6.conf.all.disable_ipv6 is 1"
-            return f"the kernel: {error.strerror}"
-        return None
+            with open(IF_INET6, "rb") as file:
+                return None if file.read(1) else "net.ipv6.conf.all.disable_ipv6 is 1"
+        except OSError:
+            return "its kernel has none"
 
     def open(self, protocol: Protocol, target: Address, port: int = 0) -> socket.socket:
         """A non-blocking socket that can reach `target`.  Raises OSError; nothing is left open then.
@@ -316,8 +314,8 @@ def _address(text: str | None, version: int) -> str | None:
 
 @lru_cache(maxsize=1024)
 def _reachable(address: Address) -> bool:
-    """Whether it may leave at all.  An unspecified address would mean the host itself, a link-local one of IPv6 is of
-    no link of its, and an embedded IPv4 address is judged as what it is."""
+    """Whether it may leave at all.  An unspecified address would mean the host itself, a link-local one of IPv6 somebody
+    beside it, and an embedded IPv4 address is judged as what it is."""
     if isinstance(address, IPv6Address):
         if address in _NAT64:
             return _reachable(IPv4Address(address.packed[12:]))

@@ -352,10 +352,15 @@ class WithoutIPv6(socket.socket):
         super().__init__(family, *rest, **named)  # type: ignore[arg-type]  # whatever it was called with
 
 
-def test_a_kernel_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Uplink().ipv6_missing() is None
+def test_a_kernel_without_ipv6(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    uplink, addresses = Uplink(), tmp_path / "if_inet6"
+    monkeypatch.setattr("netns_kit.uplink.IF_INET6", str(addresses))
+    assert uplink.ipv6_missing() == "its kernel has none"
+    addresses.write_text("")
+    assert uplink.ipv6_missing() == "net.ipv6.conf.all.disable_ipv6 is 1"
+    addresses.write_text("00000000000000000000000000000001 01 80 10 80       lo\n")
+    assert uplink.ipv6_missing() is None
     monkeypatch.setattr("socket.socket", WithoutIPv6)
-    assert "not supported" in (Uplink().ipv6_missing() or "")
     Uplink(device="lo").check()
     Uplink(bind4="127.0.0.1").check()
     with pytest.raises(OSError, match="not supported"):
