@@ -314,8 +314,8 @@ def _address(text: str | None, version: int) -> str | None:
 
 @lru_cache(maxsize=1024)
 def _reachable(address: Address) -> bool:
-    """Whether it may leave at all.  An unspecified address would mean the host itself, a link-local one of IPv6 somebody
-    beside it, and an embedded IPv4 address is judged as what it is."""
+    """Whether it may leave at all.  An unspecified address would mean the host itself, a link-local one of IPv6
+    somebody beside it, and an embedded IPv4 address is judged as what it is."""
     if isinstance(address, IPv6Address):
         if address in _NAT64:
             return _reachable(IPv4Address(address.packed[12:]))

@@ -112,6 +112,7 @@ async def test_ready_means_ready(driver: DriverName, record_property: Callable[[
             assert (
                 await output(net, "dig", "+short", "AAAA", "@fd00::3", "name.tld")
             ).strip() == "2001:db8::7"
+            assert "status: NXDOMAIN" in await output(net, "dig", "+tcp", "AAAA", "@fd00::3", "other.tld")
             for address in (GATEWAY_6, "fd00::3", "fe80::2%tap0"):
                 assert " 0% packet loss" in await output(net, "ping", "-6", "-c1", "-W5", address)
             shown = json.loads(await output(net, "ip", "-6", "-j", "address", "show", "dev", "tap0"))
@@ -226,6 +227,16 @@ async def test_a_ping_has_its_own_hops(hops: Hops) -> None:
             assert "Time exceeded: Hop limit" in said
         said = await output(net, "ping", "-6", "-n", "-c1", "-W5", S_6)
         assert f"64 bytes from {S_6}: icmp_seq=1 ttl=61" in said
+
+
+@in_h(ping=False, privileged=True)
+async def test_pings_by_raw_sockets(hops: Hops) -> None:
+    """Where ping sockets are closed and raw ones are not."""
+    async with Network(ipv6=True) as net:
+        said = await output(net, "ping", "-6", "-n", "-c1", "-W5", "-s", "1000", S_6)
+        assert f"1008 bytes from {S_6}: icmp_seq=1 ttl=61" in said
+        said = await output(net, "ping", "-6", "-n", "-c1", "-W5", "-t", "2", S_6)
+        assert f"From {R1_6} icmp_seq=1 Time exceeded: Hop limit" in said
 
 
 @in_h()
