@@ -6,15 +6,19 @@
         await net.run(["curl", "http://example.com"])
 """
 
+from typing import TYPE_CHECKING
+
 from .control import FlowEvent
 from .dhcp import DhcpSettings, Lease, StaticLease
 from .errors import (
     AddressError,
+    FeatureUnavailable,
     IdMapError,
     NamespaceGone,
     NetnsKitError,
     NotImportable,
     NotPrivileged,
+    PingNotPermitted,
     PortInUseError,
     PortSpecError,
     PrivilegedPortError,
@@ -38,6 +42,9 @@ from .tap import DeviceGone, TapDevice
 from .uplink import Endpoint, Flow, Target, Uplink
 from .userstack import UserStack
 
+if TYPE_CHECKING:
+    from .checkup import Finding, Report, doctor
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -45,6 +52,8 @@ __all__ = [
     "DeviceGone",
     "DhcpSettings",
     "Endpoint",
+    "FeatureUnavailable",
+    "Finding",
     "Flow",
     "FlowEvent",
     "FlowInfo",
@@ -59,12 +68,14 @@ __all__ = [
     "Network",
     "NotImportable",
     "NotPrivileged",
+    "PingNotPermitted",
     "PortForward",
     "PortInUseError",
     "PortSpecError",
     "PrivilegedPortError",
     "Process",
     "Refusal",
+    "Report",
     "SandboxUnavailable",
     "StackClosed",
     "StackCrashed",
@@ -78,4 +89,13 @@ __all__ = [
     "Uplink",
     "UserNamespaceDenied",
     "UserStack",
+    "doctor",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name in ("Finding", "Report", "doctor"):  # nothing else has a use for what they import
+        from . import checkup
+
+        return getattr(checkup, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

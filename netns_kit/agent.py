@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
+CAP_SYS_ADMIN = 21
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
@@ -138,7 +139,15 @@ def create(ids: str, control: socket.socket) -> None:
         step = "loopback"
         raise_link("lo")
     except OSError as exc:
-        fail(control, exc, step)
+        fail(control, exc, step, filtered=is_filtered(step))
+
+
+def is_filtered(step: str) -> bool:
+    """Whether a seccomp filter denies that.  Flags that cannot be are EINVAL to the kernel, before it asks who we
+    are; a filter answers first.
+    """
+    flag = {"unshare user": CLONE_NEWUSER, "unshare net": CLONE_NEWNET}.get(step)
+    return flag is not None and libc.unshare(flag | 1) < 0 and ctypes.get_errno() != errno.EINVAL
 
 
 def attach(fd: int, control: socket.socket) -> None:
@@ -177,8 +186,8 @@ def become_known() -> None:
             change(*to)
 
 
-def fail(control: socket.socket, exc: OSError, step: str) -> NoReturn:
-    control.send(json.dumps({"state": "failed", **failure(exc, step)}).encode())
+def fail(control: socket.socket, exc: OSError, step: str, *, filtered: bool = False) -> NoReturn:
+    control.send(json.dumps({"state": "failed", "filtered": filtered, **failure(exc, step)}).encode())
     os._exit(1)
 
 
@@ -406,6 +415,12 @@ def show_files(files: dict[str, str]) -> None:
     check(libc.umount2(where, MNT_DETACH), SCRATCH)
 
 
+def is_capable(capability: int) -> bool:
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        effective = next(line.split()[1] for line in file if line.startswith("CapEff:"))
+    return bool(int(effective, 16) >> capability & 1)
+
+
 def execute(argv: Sequence[str], env: dict[str, str]) -> NoReturn:
     """exec, searching PATH and choosing among the errors as `subprocess` does."""
     program = argv[0]
@@ -426,6 +441,7 @@ def execute(argv: Sequence[str], env: dict[str, str]) -> NoReturn:
 
 def become_command(request: dict[str, Any], fds: list[int], report: int, restore: Sequence[int]) -> NoReturn:
     """The child's side of `spawn`.  It ends in exec, or reports why not on the pipe `report`."""
+    step = "spawn"
     try:
         agent = os.getppid()
         check(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
@@ -437,7 +453,9 @@ def become_command(request: dict[str, Any], fds: list[int], report: int, restore
             os.fchdir(fds[request["here"]])
         if request["cwd"] is not None:
             os.chdir(to_bytes(request["cwd"]))
+        step = "mount" if is_capable(CAP_SYS_ADMIN) else "spawn"
         show_files(request["files"])
+        step = "spawn"
         numbers = {int(number): fds[index] for number, index in request["fds"].items()}
         above = max(2, *numbers) + 1
         report = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, above)
@@ -449,7 +467,7 @@ def become_command(request: dict[str, Any], fds: list[int], report: int, restore
             signal.signal(number, signal.SIG_DFL)
         execute(request["argv"], request["env"])
     except BaseException as exc:
-        problem = failure(exc, "spawn")
+        problem = failure(exc, step)
         record = json.dumps(problem).encode()
         os.write(
             report, record if len(record) < RECORD_MAX else json.dumps({**problem, "filename": None}).encode()

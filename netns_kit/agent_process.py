@@ -12,6 +12,7 @@ import fcntl
 import io
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -23,8 +24,10 @@ from typing import Any, Protocol
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 
-from netns_kit.errors import NamespaceGone, NotPrivileged, UserNamespaceDenied
+from netns_kit import diagnosis
+from netns_kit.errors import NamespaceGone, NotPrivileged
 from netns_kit.idmap import map_ranges
 
 __all__ = ["AgentProcess", "Asker", "Conversation", "Start"]
@@ -66,8 +69,7 @@ class Conversation:
             raise NamespaceGone("the agent of the namespace has ended")
         answer: dict[str, Any] = json.loads(data)
         if "errno" in answer:
-            filename = answer["filename"]
-            raise OSError(answer["errno"], answer["message"], *([] if filename is None else [filename]))
+            raise _failure(answer)
         return answer, fds.tolist()
 
     async def receive(self) -> tuple[dict[str, Any], list[int]]:
@@ -124,7 +126,11 @@ class AgentProcess:
         with ExitStack() as passed:
             self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             passed.callback(theirs.close)
-            owner = os.pidfd_open(os.getpid())
+            try:
+                owner = os.pidfd_open(os.getpid())
+            except OSError as exc:
+                self._control.close()
+                raise diagnosis.feature("pidfds", exc, "5.3", "pidfd_open") from exc
             passed.callback(os.close, owner)
             given = [theirs.fileno(), owner] + ([] if start.ns is None else [start.ns])
             fds = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in given]  # 0 to 2 are free in a daemon
@@ -158,14 +164,20 @@ class AgentProcess:
             except ConnectionError:
                 data = b""
             if not data:
-                raise NamespaceGone("the agent ended before it was ready")
+                raise await self._end_before_ready()
             message = json.loads(data)
             if message["state"] == "ready":
                 return
             if message["state"] == "failed":
                 raise _start_error(start, message)
-            await map_ranges(self.pid)
+            await anyio.to_thread.run_sync(map_ranges, self.pid)
             self._control.send(b"mapped")
+
+    async def _end_before_ready(self) -> Exception:
+        await anyio.wait_readable(self._pidfd)
+        if self._popen.wait() == -signal.SIGSYS:
+            return diagnosis.user_namespace(errno.EPERM, "unshare user", filtered=True)
+        return NamespaceGone("the agent ended before it was ready")
 
     async def watch(self) -> None:
         """Wait for the agent's end and raise NamespaceGone."""
@@ -232,12 +244,18 @@ class AgentProcess:
             self._pidfd.close()
 
 
+def _failure(answer: Mapping[str, Any]) -> OSError:
+    """What a request has met, by the agent's record of it."""
+    number, filename = answer["errno"], answer["filename"]
+    if answer["op"] == "mount" and number in diagnosis.DENIED | diagnosis.EXHAUSTED:
+        return diagnosis.user_namespace(number, "mount")
+    return OSError(number, answer["message"], *([] if filename is None else [filename]))
+
+
 def _start_error(start: Start, message: Mapping[str, Any]) -> Exception:
     number, step = message["errno"], message["op"]
     if start.mode == "create":
-        if step == "loopback":
-            return OSError(number, message["message"], "lo")
-        return UserNamespaceDenied.diagnose(number, step)
+        return diagnosis.user_namespace(number, step, filtered=message["filtered"])
     if number in {errno.EPERM, errno.EACCES}:
         return NotPrivileged(
             f"may not join the network namespace {start.name} ({step}: {message['message']})",

@@ -35,6 +35,10 @@ _ALL_PORTS = "all"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status.  A command's own, or 128 plus the signal that ended it."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["doctor"]:
+        from .doctor_command import main as doctor
+
+        return doctor(words[1:])
     options = _parser().parse_args(_with_values(words))
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
@@ -151,6 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"netns-kit {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser("doctor", help="what this host allows, and what would put it right")
     run = commands.add_parser(
         "run",
         allow_abbrev=False,

@@ -9,20 +9,17 @@ the exception is an `OSError` too.  Failures of a command's `exec` are not here:
 from __future__ import annotations
 
 import errno as _errno
-import os
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from typing import ClassVar
 
 __all__ = [
     "AddressError",
+    "FeatureUnavailable",
     "IdMapError",
     "NamespaceGone",
     "NetnsKitError",
     "NotImportable",
     "NotPrivileged",
+    "PingNotPermitted",
     "PortInUseError",
     "PortSpecError",
     "PrivilegedPortError",
@@ -76,48 +73,9 @@ class _SystemError(NetnsKitError, OSError):
 
 
 class UserNamespaceDenied(_SystemError, PermissionError):
-    """This host does not let the caller make a user or a network namespace."""
+    """This host does not let the caller make a user or a network namespace, or use the rights it gives."""
 
     usual_errno = _errno.EPERM
-
-    @classmethod
-    def diagnose(cls, errno: int, step: str, *, proc: Path = Path("/proc")) -> Self:
-        """Why `step` ("unshare user", "map" or "unshare net") failed with `errno`, by what this host says of
-        itself.
-        """
-        cause = f"{step}: {os.strerror(errno)}"
-
-        def setting(name: str) -> int | None:
-            try:
-                return int((proc / "sys" / name.replace(".", "/")).read_text())
-            except (OSError, ValueError):
-                return None
-
-        if errno in {_errno.ENOSPC, _errno.EUSERS}:
-            knob = "user.max_net_namespaces" if step == "unshare net" else "user.max_user_namespaces"
-            return cls(
-                cause,
-                knob,
-                setting(knob),
-                f"raise it here and in every user namespace above: sysctl -w {knob}=N",
-                errno,
-            )
-        if setting(knob := "kernel.unprivileged_userns_clone") == 0:
-            return cls(cause, knob, 0, f"sysctl -w {knob}=1", errno)
-        if setting(knob := "kernel.apparmor_restrict_unprivileged_userns"):
-            fix = f"give this Python an AppArmor profile that allows `userns,`, or sysctl -w {knob}=0"
-            return cls(cause, knob, 1, fix, errno)
-        if "\nSeccomp:\t2" in _read(proc / "self/status"):
-            fix = "allow unshare with CLONE_NEWUSER in the seccomp profile of the container or service"
-            return cls(cause, "Seccomp in /proc/self/status", 2, fix, errno)
-        knob = "user.max_user_namespaces"
-        return cls(
-            cause,
-            knob,
-            setting(knob),
-            "leave the chroot or container that forbids it, or let it allow it",
-            errno,
-        )
 
 
 class NotPrivileged(_SystemError, PermissionError):
@@ -137,29 +95,6 @@ class TunUnavailable(_SystemError):
 
     usual_errno = _errno.ENODEV
 
-    @classmethod
-    def diagnose(cls, exc: OSError, name: str) -> Self:
-        """What keeps the tap `name` from being opened: `exc.filename` tells the node from the device."""
-        node, errno = "/dev/net/tun", exc.errno or cls.usual_errno
-        cause = f"tap {name}: {exc.filename or node}: {exc.strerror}"
-        if exc.filename == node:
-            if errno == _errno.ENOENT:
-                return cls(
-                    cause, node, "missing", "modprobe tun, or give the container --device /dev/net/tun", errno
-                )
-            if errno in {_errno.EACCES, _errno.EPERM}:
-                fix = (
-                    "chmod 0666 /dev/net/tun and 0755 /dev/net, or allow the device in the container's cgroup"
-                )
-                return cls(cause, node, _mode(node), fix, errno)
-            return cls(cause, node, "without a driver", "modprobe tun (after a kernel update: reboot)", errno)
-        if errno == _errno.EBUSY:
-            return cls(cause, name, "in use", "close the program that has it, or choose another name", errno)
-        if errno in {_errno.EPERM, _errno.EACCES}:
-            fix = "use a namespace made by create(), or CAP_NET_ADMIN in this one"
-            return cls(cause, "CAP_NET_ADMIN", "missing", fix, errno)
-        return cls(cause, name, None, "choose the name of a tap, or one that does not exist", errno)
-
 
 class NamespaceGone(NetnsKitError):
     """The namespace was closed, its agent died, or the process whose namespace it was has ended."""
@@ -171,6 +106,18 @@ class PrivilegedPortError(_SystemError, PermissionError):
     usual_errno = _errno.EACCES
 
 
+class PingNotPermitted(_SystemError, PermissionError):
+    """The kernel gives the caller no ping socket: his group is not within `net.ipv4.ping_group_range`, say."""
+
+    usual_errno = _errno.EACCES
+
+
+class FeatureUnavailable(_SystemError):
+    """Something of the host that this library makes use of is not there, or is denied: the errno tells which."""
+
+    usual_errno = _errno.ENOSYS
+
+
 class PortInUseError(_SystemError):
     """Another socket has that address, port and protocol."""
 
@@ -178,7 +125,7 @@ class PortInUseError(_SystemError):
 
 
 class SysctlError(_SystemError):
-    """A sysctl could not be read or written in the namespace."""
+    """A sysctl could not be read or written, or is not what it was to be."""
 
     usual_errno = _errno.EINVAL
 
@@ -207,17 +154,3 @@ class NotImportable(NetnsKitError, TypeError):
 
 class SandboxUnavailable(NetnsKitError):
     """A layer of the worker's sandbox that was required, and that this host does not give."""
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
-
-
-def _mode(path: str) -> str:
-    try:
-        return f"mode {os.stat(path).st_mode & 0o7777:04o}"
-    except OSError as exc:
-        return exc.strerror or "unknown"

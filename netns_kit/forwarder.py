@@ -14,11 +14,11 @@ from typing import Protocol, TypeVar
 import anyio
 from typing_extensions import Self
 
+from . import diagnosis, sysctl
 from .control import PATIENCE, Control
-from .errors import PrivilegedPortError, StackClosed
+from .errors import StackClosed
 from .ports import PortForward, parse
 
-PORT_START = "net.ipv4.ip_unprivileged_port_start"
 CAP_NET_BIND_SERVICE = 10
 
 T = TypeVar("T")
@@ -82,16 +82,9 @@ class Forwarder:
 
 
 def _check_privilege(forward: PortForward) -> None:
-    with open("/proc/sys/net/ipv4/ip_unprivileged_port_start", encoding="ascii") as file:
-        start = int(file.read())
+    (start,) = sysctl.numbers(diagnosis.PORT_START)
     if 0 < forward.host_port < start and not _may_bind_low_ports():
-        raise PrivilegedPortError(
-            f"cannot listen on port {forward.host_port} of the host",
-            PORT_START,
-            start,
-            f"choose a port from {start} up, or lower it: sysctl {PORT_START}={forward.host_port}, "
-            "or give the interpreter CAP_NET_BIND_SERVICE: setcap cap_net_bind_service=ep PYTHON",
-        )
+        raise diagnosis.privileged_port(forward.host_port, "of the host", start)
 
 
 def _may_bind_low_ports() -> bool:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
+import subprocess
 from pathlib import Path
 
-import anyio
-
+from netns_kit import diagnosis
 from netns_kit.errors import IdMapError
 
 __all__ = ["map_ranges"]
 
 
-async def map_ranges(pid: int) -> None:
-    """Give the user namespace of `pid` all the ids its owner may give away."""
+def map_ranges(pid: int) -> None:
+    """Give the user namespace of `pid` all the ids its owner may give away.  Blocks; raises `IdMapError`."""
     for kind, own in (("uid", os.geteuid()), ("gid", os.getegid())):
         if os.geteuid() == 0:
             _map_all(pid, kind)
@@ -25,14 +26,13 @@ async def map_ranges(pid: int) -> None:
             words += [str(inside), str(first), str(count)]
             inside += count
         try:
-            done = await anyio.run_process(words, check=False)
+            done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False)
         except OSError as exc:
             fix = "install it: package uidmap or shadow-utils"
             raise IdMapError(f"{words[0]}: {exc.strerror}", fix=fix, errno=exc.errno) from exc
         if done.returncode != 0:
             said = done.stderr.decode(errors="replace").strip() or f"exit status {done.returncode}"
-            fix = f"{words[0]} must be setuid root or have cap_set{kind}, and no_new_privs must not be set"
-            raise IdMapError(said, fix=fix)
+            raise diagnosis.id_ranges(words[0], said, shutil.which(words[0]))
 
 
 def _map_all(pid: int, kind: str) -> None:
@@ -61,7 +61,8 @@ def _ranges(kind: str) -> list[tuple[int, int]]:
             if who in {user, str(uid)} and len(numbers) == 2:
                 found.append((int(numbers[0]), int(numbers[1])))
     except (OSError, ValueError) as exc:
-        raise IdMapError(f"{path} cannot be read: {exc}", path) from exc
+        fix = f"chmod 0644 {path}, with lines of the form {user}:100000:65536"
+        raise IdMapError(f"{path} cannot be read: {exc}", path, "not to be read", fix) from exc
     if not found:
         fix = f"usermod --add-sub{kind}s 100000-165535 {user}"
         raise IdMapError(f"{user} has no subordinate {kind}s", path, f"without a line for {user}", fix)

@@ -13,6 +13,7 @@ import socket
 from dataclasses import replace
 from ipaddress import ip_address
 
+from . import diagnosis
 from .engine import IN
 from .errors import AddressError, PortInUseError
 from .gateway import Gateway
@@ -168,6 +169,15 @@ def _listen(forward: PortForward) -> socket.socket:
             raise AddressError(
                 f"{forward.host} is no address of this host", fix="choose one of its own"
             ) from error
+        if error.errno == errno.ENODEV:
+            raise AddressError(
+                f"{forward.listens_on}: this host has no such interface",
+                "device",
+                forward.device,
+                "choose one that `ip link` shows on the host",
+            ) from error
+        if error.errno == errno.EAFNOSUPPORT:
+            raise diagnosis.ipv6(error.errno, {}) from error
         raise
     except BaseException:
         sock.close()

@@ -34,15 +34,14 @@ import anyio.abc
 import anyio.to_thread
 from typing_extensions import Self
 
+from netns_kit import diagnosis
 from netns_kit.agent_process import AgentProcess, Conversation, Start
 from netns_kit.errors import (
     AddressError,
     NamespaceGone,
     NotPrivileged,
     PortInUseError,
-    PrivilegedPortError,
     SysctlError,
-    TunUnavailable,
 )
 from netns_kit.guard import Guard
 from netns_kit.process import Command, Process, StandardStream, Word, open_process
@@ -346,13 +345,8 @@ class Namespace:
                     f"{address} port {port}/tcp is taken in the namespace", fix="choose another port, or 0"
                 ) from exc
             if exc.errno == errno.EACCES:
-                knob = "net.ipv4.ip_unprivileged_port_start"
-                raise PrivilegedPortError(
-                    f"{address} port {port}/tcp is privileged",
-                    knob,
-                    value := await self.get_sysctl(knob),
-                    f"use a port from {value} on",
-                ) from exc
+                start = int(await self.get_sysctl(diagnosis.PORT_START))
+                raise diagnosis.privileged_port(port, "in the namespace", start) from exc
             raise
         except BaseException:
             sock.close()
@@ -443,7 +437,7 @@ class Namespace:
         try:
             answer, fds = await self._ask("open_tap", name=name, flags=list(flags), queues=queues)
         except OSError as exc:
-            raise TunUnavailable.diagnose(exc, name) from exc
+            raise diagnosis.tun(exc, name) from exc
         return OpenedTap(tuple(fds), answer["name"], answer["flags"], answer["existed"])
 
     async def configure_link(

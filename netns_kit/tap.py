@@ -53,7 +53,7 @@ _FPROG = struct.Struct("HP")  # struct sock_fprog
 _TUNATTACHFILTER, _TUNDETACHFILTER = 0x400054D5 | _FPROG.size << 16, 0x400054D6 | _FPROG.size << 16
 _PASS_ALL = array("B", struct.pack("HBBI", 0x06, 0, 0, 0xFFFFFFFF))  # classic BPF: return everything
 _SIOCGIFHWADDR = 0x8927
-_CSUM, _TSO4, _TSO6, _TSO_ECN, _USO4, _USO6 = _OFFLOAD_BITS = 0x01, 0x02, 0x04, 0x08, 0x20, 0x40
+_CSUM, _TSO4, _TSO6, _TSO_ECN, _USO4, _USO6 = OFFLOAD_BITS = 0x01, 0x02, 0x04, 0x08, 0x20, 0x40
 _IFREQ = struct.Struct("16sH22x")
 
 TAP_FLAGS = (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, IFF_TAP | IFF_NO_PI)
@@ -549,7 +549,7 @@ def _negotiate(fd: int, flags: int) -> Offloads:
     for word in OFFLOAD_SETS:
         with contextlib.suppress(OSError):
             fcntl.ioctl(fd, _TUNSETOFFLOAD, word)
-            return Offloads(VNET_HEADER, *(bool(word & bit) for bit in _OFFLOAD_BITS))
+            return Offloads(VNET_HEADER, *(bool(word & bit) for bit in OFFLOAD_BITS))
     return Offloads(VNET_HEADER)
 
 

@@ -17,6 +17,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
+from . import diagnosis
 from .dns import resolvconf
 from .errors import AddressError
 from .stack import Refusal
@@ -221,6 +222,8 @@ class Uplink:
                         raise AddressError(
                             "the host has no such address or interface", what, value, fix
                         ) from error
+                    if error.errno == errno.EPERM and self._device is not None:
+                        raise diagnosis.feature("SO_BINDTODEVICE", error, "5.7", "setsockopt") from error
                     raise
 
     def ipv6_missing(self) -> str | None:

@@ -30,12 +30,12 @@ import sys
 from dataclasses import dataclass
 from typing import Any, NamedTuple, get_type_hints
 
-from . import pump
+from . import diagnosis, pump
 from .channel import Channel
 from .control import OPERATIONS, Control
 from .dhcp import DhcpSettings
 from .engine import IN, OUT, Engine
-from .errors import NetnsKitError, NotImportable, SandboxUnavailable
+from .errors import NetnsKitError, NotImportable
 from .gateway import Gateway
 from .peers import Peers
 from .plain import Failure, decode, dump, load
@@ -142,9 +142,7 @@ def _serve(channel: Channel, owner: int) -> None:
     layers = enter(start.uplink.reads())
     for layer in start.required:
         if layers.get(layer) != ON:
-            raise SandboxUnavailable(
-                f"this host gives the worker no {layer}", layer, layers.get(layer), "do not require it"
-            )
+            raise diagnosis.layer(layer, layers.get(layer))
     desk.say("ready", layers)
     try:
         pump.run(engine, lambda: desk.stopping)

@@ -30,7 +30,6 @@ from netns_kit.errors import (
     PortInUseError,
     SysctlError,
     TunUnavailable,
-    UserNamespaceDenied,
 )
 from netns_kit.namespace import Address, Link, Namespace, Route
 from tests.support import ROOT, Possessions, missing, needs, needs_tun, needs_userns
@@ -159,37 +158,6 @@ async def test_a_host_that_denies_namespaces_is_told_which_setting(anyio_backend
             argv = [sys.executable, "-c", code, kind, anyio_backend_name]
             said = (await ns.run(argv, cwd=ROOT, stderr=None)).stdout.decode()
             assert said.startswith(f"ENOSPC user.max_{kind}_namespaces 0 raise it"), said
-
-
-def test_the_cause_of_a_denial(tmp_path: Path) -> None:
-    def host(**settings: int) -> Path:
-        proc = tmp_path / str(len(os.listdir(tmp_path)))
-        for name, value in settings.items():
-            path = proc / "sys" / name.replace("__", "/")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"{value}\n")
-        (proc / "self").mkdir(parents=True)
-        (proc / "self/status").write_text(f"Name:\tx\nSeccomp:\t{settings.get('seccomp', 0)}\n")
-        return proc
-
-    def knob(number: int, step: str, **settings: int) -> tuple[str | None, object]:
-        denied = UserNamespaceDenied.diagnose(number, step, proc=host(**settings))
-        assert isinstance(denied, PermissionError)
-        assert denied.errno == number
-        assert str(denied.fix) in str(denied)
-        return denied.knob, denied.value
-
-    assert knob(errno.EPERM, "unshare user", kernel__unprivileged_userns_clone=0) == (
-        "kernel.unprivileged_userns_clone",
-        0,
-    )
-    apparmor = {"kernel__apparmor_restrict_unprivileged_userns": 1, "kernel__unprivileged_userns_clone": 1}
-    for number, step in ((errno.EACCES, "map"), (errno.EPERM, "unshare net")):
-        assert knob(number, step, **apparmor) == ("kernel.apparmor_restrict_unprivileged_userns", 1)
-    assert knob(errno.ENOSPC, "unshare user", user__max_user_namespaces=0) == ("user.max_user_namespaces", 0)
-    assert knob(errno.ENOSPC, "unshare net", user__max_net_namespaces=3) == ("user.max_net_namespaces", 3)
-    assert knob(errno.EPERM, "unshare user", seccomp=2) == ("Seccomp in /proc/self/status", 2)
-    assert knob(errno.EPERM, "unshare user", user__max_user_namespaces=9) == ("user.max_user_namespaces", 9)
 
 
 @pytest.mark.parametrize("name", errors.__all__)

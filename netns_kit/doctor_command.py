@@ -1,0 +1,32 @@
+"""The command line: `netns-kit doctor`, what this host allows."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from .checkup import doctor
+from .errors import NetnsKitError
+
+MISSING, FAILED = 1, 125
+
+
+def main(words: Sequence[str]) -> int:
+    """Print what `doctor` finds; 0 if all that is needed is there, 1 if not."""
+    parser = argparse.ArgumentParser(
+        prog="netns-kit doctor",
+        description="Try everything that netns_kit needs of this host, in processes of their own, and say what is "
+        "wrong, which setting has done it, and the least that would put it right.  Nothing is changed.",
+        epilog="The exit status is 0 if all that is needed is there, even if something is limited; 1 if not; "
+        "125 if netns-kit failed.",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object, for machines")
+    options = parser.parse_args(words)
+    try:
+        report = doctor()
+    except (NetnsKitError, OSError) as error:
+        print(f"netns-kit: {error}", file=sys.stderr)
+        return FAILED
+    print(report.json() if options.json else report)
+    return 0 if report.ok else MISSING
