@@ -263,7 +263,7 @@ CHECKS: Mapping[str, Check] = {
     "pidfds": Check(
         "pidfd_open(2), pidfd_send_signal(2)",
         "no namespace can be held: Namespace, Network, netns-kit run",
-        _feature("pidfds", "5.3", "pidfd_open and pidfd_send_signal"),
+        _feature("pidfds", "5.3", "pidfd_open"),
         needed=True,
     ),
     "user-namespace": Check(

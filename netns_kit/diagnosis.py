@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -150,10 +151,25 @@ def id_ranges(program: str, said: str, place: str | None, host: Host | None = No
     if host.no_new_privs:
         fix = f"start without no_new_privs, which takes {program} its privilege (prctl(2))"
         return IdMapError(said, "NoNewPrivs in /proc/self/status", 1, fix)
-    needs = f"{program} must be setuid root or have cap_set{kind}, on a file system without nosuid"
-    if place is None or (mode := _mode(place)) is None or mode & 0o4000:
-        return IdMapError(said, fix=f"{needs}, and the ranges of /etc/sub{kind} must be its caller's")
-    return IdMapError(said, place, f"mode {mode:04o}", needs)
+    fix = f"{program} must be setuid root or have cap_set{kind}, on a file system without nosuid"
+    if place is not None and (lack := _lacks(place)):
+        return IdMapError(said, place, lack, fix)
+    return IdMapError(said, fix=f"{fix}, and the ranges of /etc/sub{kind} its caller's alone")
+
+
+def _lacks(program: str) -> str | None:
+    """What is seen to be wrong with a program that is to have privileges."""
+    try:
+        status = os.stat(program)
+        if os.statvfs(program).f_flag & os.ST_NOSUID:
+            return "on a file system mounted nosuid"
+        if status.st_uid == 0 and status.st_mode & stat.S_ISUID:
+            return None
+        if "security.capability" in os.listxattr(program):
+            return None
+        return f"uid {status.st_uid}'s, mode {stat.S_IMODE(status.st_mode):04o}"
+    except OSError:
+        return None
 
 
 def tun(error: OSError, name: str) -> TunUnavailable:
@@ -238,6 +254,9 @@ def feature(
     cause = f"{what}{place}: {error.strerror or os.strerror(number)}"
     if number in DENIED:
         return FeatureUnavailable(cause, *_policy(host, calls), number)
+    if number == errno.EROFS:
+        fix = "mount it writable, or let the container do without masked paths: --security-opt unmask=ALL"
+        return FeatureUnavailable(cause, error.filename, "read-only", fix, number)
     return FeatureUnavailable(cause, "Linux", host.release, f"Linux {since} or newer", number)
 
 

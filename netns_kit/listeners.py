@@ -169,13 +169,6 @@ def _listen(forward: PortForward) -> socket.socket:
             raise AddressError(
                 f"{forward.host} is no address of this host", fix="choose one of its own"
             ) from error
-        if error.errno == errno.ENODEV:
-            raise AddressError(
-                f"{forward.listens_on}: this host has no such interface",
-                "device",
-                forward.device,
-                "choose one that `ip link` shows on the host",
-            ) from error
         if error.errno == errno.EAFNOSUPPORT:
             raise diagnosis.ipv6(error.errno, {}) from error
         raise

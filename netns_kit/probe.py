@@ -367,7 +367,7 @@ def main() -> None:
     layers = trial(lambda: sandbox(order["readable"]))
     outcomes.update({"seccomp": layers} if "signal" in layers else layers)
     outcomes.update(namespace(order))
-    if "detail" in outcomes["user-namespace"]:
+    if "detail" in outcomes.get("network-namespace", {}):
         ranges = id_ranges()
         outcomes.update({} if ranges is None else {"id-ranges": ranges})
     else:

@@ -133,7 +133,8 @@ async def test_subordinate_ids_that_cannot_be_had(monkeypatch: pytest.MonkeyPatc
     tool = tmp_path / "newuidmap"
     tool.write_text("#!/bin/sh\necho 'newuidmap: write to uid_map failed' >&2; exit 1\n")
     tool.chmod(0o755)
-    with pytest.raises(IdMapError, match="write to uid_map failed; newuidmap must be setuid"):
+    said = "write to uid_map failed; .*/newuidmap is uid .*, mode 0755; newuidmap must be setuid root"
+    with pytest.raises(IdMapError, match=said):
         async with Namespace.create(ids="subids"):
             pass
     assert not before.difference()
