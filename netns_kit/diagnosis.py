@@ -44,6 +44,7 @@ KNOBS = (*_BOUNDS.values(), CLONE, APPARMOR, PORT_START, PING_GROUPS, TCP_RECEIV
 
 TUN = "/dev/net/tun"
 SECCOMP, LABEL = "Seccomp in /proc/self/status", "/proc/self/attr/current"
+OVERFLOW = 65534  # user_namespaces(7), /proc/sys/kernel/overflowgid
 DENIED = frozenset({errno.EPERM, errno.EACCES})
 EXHAUSTED = frozenset({errno.ENOSPC, errno.EUSERS})
 _NO_IPV6 = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT})
@@ -224,7 +225,8 @@ def ping(number: int, host: Host | None = None) -> PingNotPermitted:
     if value is not None and number in DENIED:
         low, high = map(int, value.split())
         if not low <= host.gid <= high:
-            ends = (min(low, host.gid), max(high, host.gid)) if low <= high else (host.gid, host.gid)
+            anybody = low <= high and low != OVERFLOW  # as which a group without a name here is shown
+            ends = (min(low, host.gid), max(high, host.gid)) if anybody else (host.gid, host.gid)
             fix = f'sysctl -w {PING_GROUPS}="{ends[0]} {ends[1]}": the group is {host.gid}'
             return PingNotPermitted(cause, PING_GROUPS, value, fix, number)
     if number in DENIED:
