@@ -34,7 +34,7 @@ import anyio.abc
 import anyio.to_thread
 from typing_extensions import Self
 
-from netns_kit import diagnosis
+from netns_kit import diagnosis, sysctl
 from netns_kit.agent_process import AgentProcess, Conversation, Start
 from netns_kit.errors import (
     AddressError,
@@ -392,15 +392,17 @@ class Namespace:
 
     async def get_sysctl(self, name: str) -> str:
         """A `net.` sysctl as the namespace has it; names as sysctl(8) takes them.  Raises SysctlError."""
+        path = _sysctl_path(name)
         with _sysctl_errors(name):
-            answer, _ = await self._ask("sysctl_get", name=name)
+            answer, _ = await self._ask("sysctl_get", path=path)
         value: str = answer["value"]
         return value
 
     async def set_sysctl(self, name: str, value: str | int) -> None:
         """Set a `net.` sysctl of the namespace; the host's stays.  Raises SysctlError."""
+        path = _sysctl_path(name)
         with _sysctl_errors(name, value):
-            await self._ask("sysctl_set", name=name, value=str(value))
+            await self._ask("sysctl_set", path=path, value=str(value))
 
     async def move_link_in(self, name: str) -> None:
         """Move an interface of the caller's namespace into this one.
@@ -524,6 +526,13 @@ def _route(message: Any) -> Route:
         message.get_attr("RTA_OIF"),
         message.get_attr("RTA_PRIORITY") or 0,
     )
+
+
+def _sysctl_path(name: str) -> str:
+    path = sysctl.path(name)
+    if not path.startswith("net/"):
+        raise SysctlError(f"sysctl {name}: not one of a network namespace", errno=errno.EINVAL)
+    return path
 
 
 @contextmanager

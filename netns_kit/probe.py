@@ -252,10 +252,10 @@ def files() -> str:
 
 
 def set_sysctl() -> str:
-    name = "net.ipv4.ip_default_ttl"
-    AGENT["op_sysctl_set"]({"name": name, "value": "63"})
-    value = AGENT["op_sysctl_get"]({"name": name})[0]["value"]
-    return f"{name} set to {value}"
+    path = "net/ipv4/ip_default_ttl"
+    AGENT["op_sysctl_set"]({"path": path, "value": "63"})
+    value = AGENT["op_sysctl_get"]({"path": path})[0]["value"]
+    return f"{path} set to {value}"
 
 
 def transparent() -> str:
