@@ -443,7 +443,7 @@ def become_command(request: dict[str, Any], fds: list[int], report: int, restore
             os.fchdir(fds[request["here"]])
         if request["cwd"] is not None:
             os.chdir(to_bytes(request["cwd"]))
-        step = "mount" if is_capable(CAP_SYS_ADMIN) else "spawn"
+        step = "mount"
         show_files(request["files"])
         step = "spawn"
         numbers = {int(number): fds[index] for number, index in request["fds"].items()}
@@ -457,7 +457,7 @@ def become_command(request: dict[str, Any], fds: list[int], report: int, restore
             signal.signal(number, signal.SIG_DFL)
         execute(request["argv"], request["env"])
     except BaseException as exc:
-        problem = failure(exc, step)
+        problem = failure(exc, step if is_capable(CAP_SYS_ADMIN) else "spawn")
         record = json.dumps(problem).encode()
         os.write(
             report, record if len(record) < RECORD_MAX else json.dumps({**problem, "filename": None}).encode()

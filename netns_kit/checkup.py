@@ -180,7 +180,7 @@ def _particulars(finding: Finding) -> Iterator[tuple[str, str]]:
 class Check(NamedTuple):
     """What is tried; what one does without where it fails, and why it did; the checks that must have gone well.
 
-    `knobs` are the sysctls that decide.  `detail` makes text of an outcome's detail that is none.
+    `knobs` are the sysctls that decide.
     """
 
     tried: str
@@ -494,6 +494,7 @@ def doctor() -> Report:
     with subprocess.Popen(
         [sys.executable, "-S", "-E", "-I", str(PROBE)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        errors="replace",
     ) as probe:  # fmt: skip
         try:
             said = _converse(probe, json.dumps(order), errors)

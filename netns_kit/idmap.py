@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 import shutil
@@ -62,8 +63,11 @@ def _ranges(kind: str) -> list[tuple[int, int]]:
                 found.append((int(numbers[0]), int(numbers[1])))
     except (OSError, ValueError) as exc:
         fix = f"chmod 0644 {path}, with lines of the form {user}:100000:65536"
-        raise IdMapError(f"{path} cannot be read: {exc}", path, "not to be read", fix) from exc
+        number = exc.errno if isinstance(exc, OSError) else errno.EINVAL
+        raise IdMapError(f"{path} cannot be read: {exc}", path, "not to be read", fix, number) from exc
     if not found:
         fix = f"usermod --add-sub{kind}s 100000-165535 {user}"
-        raise IdMapError(f"{user} has no subordinate {kind}s", path, f"without a line for {user}", fix)
+        raise IdMapError(
+            f"{user} has no subordinate {kind}s", path, f"without a line for {user}", fix, errno.ENOENT
+        )
     return found

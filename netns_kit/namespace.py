@@ -124,8 +124,8 @@ class Namespace:
         to the ranges of /etc/subuid and /etc/subgid by newuidmap(1); for a caller who is root, every id he
         has to itself.
 
-        Entering raises UserNamespaceDenied or IdMapError, naming what forbids it; cancelled, it leaves
-        nothing.
+        Entering raises UserNamespaceDenied, IdMapError or FeatureUnavailable, naming what forbids it; cancelled, it
+        leaves nothing.
         """
         if ids not in {"root", "same", "subids"}:
             raise ValueError(f"ids is 'root', 'same' or 'subids', not {ids!r}")
@@ -228,7 +228,7 @@ class Namespace:
         existing files and what the command shall read there instead; nobody else sees it.
 
         Raises CalledProcessError if `check` and the status is not 0, FileNotFoundError and other OSErrors as
-        `subprocess` does, NamespaceGone.  Cancelled, it kills the command and what that started.
+        `subprocess` does, UserNamespaceDenied where `files` cannot be shown, NamespaceGone.  Cancelled, it kills the command and what that started.
         """
         if input is not None and stdin is not None:
             raise ValueError("only one of stdin and input is allowed")

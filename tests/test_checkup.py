@@ -57,7 +57,7 @@ def test_a_healthy_host_is_blamed_for_nothing() -> None:
         ("files", failed(errno.ENOENT, "", "/etc/resolv.conf"), "missing", "absent", "/etc/resolv.conf"),
         ("offloads", {"detail": OFFLOAD_SETS[1]}, "limited", "absent", "Linux"),
         ("queues", failed(errno.EINVAL, "", "probe1"), "limited", "absent", "probe1"),
-        ("sysctls", failed(errno.EROFS, "", "/proc/sys/x"), "limited", "denied", "Linux"),
+        ("sysctls", failed(errno.EROFS, "", "/proc/sys/x"), "limited", "denied", "/proc/sys/x"),
         ("ping", failed(errno.EACCES), "limited", "denied", PING_GROUPS),
         ("ping6", failed(errno.EACCES), "limited", "denied", PING_GROUPS),
         ("low-ports", failed(errno.EACCES), "limited", "denied", PORT_START),
