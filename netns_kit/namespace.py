@@ -228,7 +228,8 @@ class Namespace:
         existing files and what the command shall read there instead; nobody else sees it.
 
         Raises CalledProcessError if `check` and the status is not 0, FileNotFoundError and other OSErrors as
-        `subprocess` does, UserNamespaceDenied where `files` cannot be shown, NamespaceGone.  Cancelled, it kills the command and what that started.
+        `subprocess` does, UserNamespaceDenied where `files` cannot be shown, NamespaceGone.  Cancelled, it kills
+        the command and what that started.
         """
         if input is not None and stdin is not None:
             raise ValueError("only one of stdin and input is allowed")
