@@ -25,6 +25,7 @@ import signal
 import socket
 import struct
 import sys
+import traceback
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ def trial(function: Callable[[], object]) -> Any:
             signal.alarm(SECONDS)
             os.close(reading)
             os.write(writing, json.dumps(function()).encode())
+        except Exception:
+            traceback.print_exc()
         finally:
             os._exit(0)
     os.close(writing)
@@ -230,7 +233,7 @@ def tap(order: dict[str, Any]) -> dict[str, Outcome]:
     """A tap as TapDevice opens it, and what its kernel offers."""
     words = order["tap_flags"]
     link = {"name": "probe0", "mac": None, "mtu": 1500, "queue": 1000}
-    where = {"address": "10.0.2.100", "netmask": "255.255.255.0", "gateway": "10.0.2.2"}
+    where = {"address": "10.0.2.100", "netmask": "255.255.255.0", "gateway": "10.0.2.2", "ipv6": None}
     try:
         fd, flags = open_tap("probe0", 1, words)
         AGENT["op_configure_link"]({**link, **where})
