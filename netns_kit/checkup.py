@@ -351,10 +351,10 @@ CHECKS: Mapping[str, Check] = {
         knobs=("net.ipv6.conf.all.disable_ipv6", "net.ipv6.conf.lo.disable_ipv6"),
     ),
     "ipv6-inside": Check(
-        "in a namespace, a socket bound to ::1",
-        "no IPv6 in namespaces",
+        "in a namespace, an address and a route of a tap",
+        "no IPv6 in namespaces: Network(ipv6=True), --ipv6",
         _ipv6,
-        _INSIDE,
+        ("tun",),
     ),
     "transparent": Check(
         "in a namespace, IP_TRANSPARENT, and an address bound that is not its own",

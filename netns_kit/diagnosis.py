@@ -240,10 +240,11 @@ def ipv6(number: int, settings: Mapping[str, str]) -> FeatureUnavailable:
     if number in _NO_IPV6:
         fix = "boot without ipv6.disable=1, with a kernel that has CONFIG_IPV6"
         return FeatureUnavailable(cause, "IPv6", "not in the kernel", fix, number)
-    for knob in _IPV6_OFF:
-        if settings.get(knob) == "1":
+    for knob in settings:
+        if knob.endswith(".disable_ipv6") and settings[knob] == "1":
             return FeatureUnavailable(cause, knob, 1, f"sysctl -w {knob}=0", number)
-    return FeatureUnavailable(cause, fix="ip link set lo up", errno=number)
+    fix = "ip link set lo up" if number == errno.EADDRNOTAVAIL else None
+    return FeatureUnavailable(cause, fix=fix, errno=number)
 
 
 def feature(

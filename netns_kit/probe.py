@@ -14,6 +14,7 @@ Law of this file: that of the agent.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -229,6 +230,19 @@ def offloads(fd: int, flags: int, words: list[int]) -> int:
     return 0
 
 
+def ipv6_inside(name: str) -> Outcome:
+    """An address and a route of that link, or the switches that may be why there is none."""
+    outcome = report(AGENT["configure_ipv6"], name, "fd00::100", 64, "fd00::2")
+    if "detail" in outcome and outcome["detail"] is None:
+        return {"detail": "an address and a route"}
+    settings = {}
+    for each in ("all", "default", name):
+        with contextlib.suppress(OSError), open(f"/proc/sys/net/ipv6/conf/{each}/disable_ipv6") as file:
+            settings[f"net.ipv6.conf.{each}.disable_ipv6"] = file.read().strip()
+    outcome.pop("detail", None)  # in words of its own, why not
+    return {"errno": errno.EACCES, **outcome, "settings": settings}
+
+
 def tap(order: dict[str, Any]) -> dict[str, Outcome]:
     """A tap as TapDevice opens it, and what its kernel offers."""
     words = order["tap_flags"]
@@ -240,7 +254,9 @@ def tap(order: dict[str, Any]) -> dict[str, Outcome]:
     except OSError as exc:
         return {"tun": AGENT["failure"](exc, "tun")}
     several = [flags | IFF_MULTI_QUEUE for flags in words]
+    with_ipv6 = {"ipv6-inside": ipv6_inside("probe0")} if order["ipv6"] else {}
     return {
+        **with_ipv6,
         "tun": {"detail": "made, with an address and a route"},
         "offloads": report(offloads, fd, flags, order["offloads"]),
         "queues": report(lambda: bool(open_tap("probe1", 2, several)) and "two of one tap"),
@@ -271,18 +287,6 @@ def transparent() -> str:
     return "bound to 192.0.2.1, which is nobody's"
 
 
-def ipv6_switches() -> dict[str, str]:
-    """Why there may be none in a namespace."""
-    found = {}
-    for each in ("all", "lo"):
-        try:
-            with open(f"/proc/sys/net/ipv6/conf/{each}/disable_ipv6", encoding="ascii") as file:
-                found[f"net.ipv6.conf.{each}.disable_ipv6"] = file.read().strip()
-        except OSError:
-            continue
-    return found
-
-
 def inside(order: dict[str, Any]) -> dict[str, Outcome]:
     """What there is in a namespace of one's own."""
     outcomes: dict[str, Outcome] = {
@@ -294,8 +298,6 @@ def inside(order: dict[str, Any]) -> dict[str, Outcome]:
     outcomes["files"] = attempt(files)
     outcomes["sysctls"] = attempt(set_sysctl)
     outcomes["transparent"] = attempt(transparent)
-    if order["ipv6"]:
-        outcomes["ipv6-inside"] = {**attempt(ipv6), "settings": ipv6_switches()}
     return outcomes
 
 

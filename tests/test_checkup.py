@@ -22,6 +22,7 @@ SETTINGS = {
     "net.ipv4.tcp_wmem": "4096 16384 4194304", "user.max_user_namespaces": "7", "net.ipv6.conf.all.disable_ipv6": "1",
 }  # fmt: skip
 HOST = Host(SETTINGS, release="6.1", gid=1000)
+OFF = {"net.ipv6.conf.all.disable_ipv6": "0", "net.ipv6.conf.default.disable_ipv6": "1"}
 INSIDE = {"tun", "files", "offloads", "queues", "sysctls", "id-ranges", "ipv6-inside", "transparent"}
 
 
@@ -63,7 +64,7 @@ def test_a_healthy_host_is_blamed_for_nothing() -> None:
         ("low-ports", failed(errno.EACCES), "limited", "denied", PORT_START),
         ("ipv6", failed(errno.EAFNOSUPPORT), "limited", "absent", "IPv6"),
         ("ipv6", failed(errno.EADDRNOTAVAIL), "limited", "denied", "net.ipv6.conf.all.disable_ipv6"),
-        ("ipv6-inside", failed(errno.EADDRNOTAVAIL, settings={}), "limited", "denied", None),
+        ("ipv6-inside", failed(errno.EACCES, settings=OFF), "limited", "denied", [*OFF][1]),
         ("transparent", failed(errno.EPERM), "limited", "denied", None),
         ("udp-gro", failed(errno.ENOPROTOOPT), "limited", "absent", "Linux"),
         ("landlock", {"errno": 0, "op": "landlock", "message": "unsupported"}, "limited", "absent", "landlock"),
