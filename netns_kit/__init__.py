@@ -33,7 +33,7 @@ from .network import Network
 from .ports import PortForward
 from .process import Process
 from .stack import Limits, Refusal
-from .subnet import Subnet
+from .subnet import Subnet, Subnet6
 from .tap import DeviceGone, TapDevice
 from .uplink import Endpoint, Flow, Target, Uplink
 from .userstack import UserStack
@@ -70,6 +70,7 @@ __all__ = [
     "StackCrashed",
     "StaticLease",
     "Subnet",
+    "Subnet6",
     "SysctlError",
     "TapDevice",
     "Target",

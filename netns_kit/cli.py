@@ -20,24 +20,14 @@ from .errors import NetnsKitError
 from .network import DEFAULT_MTU, Network
 from .ports import parse as parse_ports
 from .process import Process
-from .subnet import DEFAULT_CIDR
+from .subnet import DEFAULT_CIDR, DEFAULT_CIDR6, Subnet6
 from .uplink import Filtering, Uplink
 
 FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127  # as env(1) and chroot(1) exit when it is their own failure
 TYPED = (signal.SIGINT, signal.SIGQUIT)  # the signals that a terminal sends to all in the foreground
 VALUED = frozenset(
-    {
-        "-p",
-        "--publish",
-        "--mtu",
-        "--cidr",
-        "--dns",
-        "--bind4",
-        "--device",
-        "--udp-filtering",
-        "--driver",
-        "--queues",
-    }
+    {"-p", "--publish", "--mtu", "--cidr", "--cidr6", "--dns", "--bind4", "--bind6", "--device"}
+    | {"--udp-filtering", "--driver", "--queues"}
 )  # the next word is theirs
 _ALL_PORTS = "all"
 
@@ -54,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             uplink=Uplink(
                 allow_host_loopback=_loopback(options.host_loopback),
                 bind4=options.bind4,
+                bind6=options.bind6,
                 device=options.device,
                 dns=options.dns,
                 udp_filtering=options.udp_filtering,
@@ -61,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             driver=options.driver,
             ports=[forward for spec in options.publish for forward in parse_ports(spec)],
             subnet=options.cidr,
+            ipv6=Subnet6(options.cidr6 or DEFAULT_CIDR6) if options.ipv6 or options.cidr6 else False,
             mtu=options.mtu,
             queues=options.queues,
             configure="link" if options.dhcp else True,
@@ -182,6 +174,10 @@ def _parser() -> argparse.ArgumentParser:
         "--mtu", type=int, default=DEFAULT_MTU, help="of the namespace's interface (%(default)s)"
     )
     run.add_argument("--cidr", default=DEFAULT_CIDR, help="the namespace's network (%(default)s)")
+    run.add_argument("--ipv6", action="store_true", help="IPv6 too; where there is none, IPv4 is served")
+    run.add_argument(
+        "--cidr6", metavar="PREFIX/64", help=f"the namespace's IPv6 network, with --ipv6 ({DEFAULT_CIDR6})"
+    )
     run.add_argument(
         "--dhcp",
         action="store_true",
@@ -194,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         type=_port,
         metavar="PORT",
-        help="let the gateway's address mean the host's 127.0.0.1: --host-loopback for all ports, "
+        help="let the gateway's address mean the host's 127.0.0.1, and of IPv6 ::1: --host-loopback for all ports, "
         "--host-loopback=PORT for one; repeatable",
     )
     run.add_argument(
@@ -224,6 +220,7 @@ def _parser() -> argparse.ArgumentParser:
         help="with --driver worker: share the connections out among N processes (%(default)s)",
     )
     run.add_argument("--bind4", metavar="ADDRESS", help="source address of outgoing connections")
+    run.add_argument("--bind6", metavar="ADDRESS", help="the same for IPv6")
     run.add_argument("--device", metavar="NAME", help="interface that outgoing connections are bound to")
     run.add_argument(
         "command", nargs=argparse.REMAINDER, help="the command and its arguments; default: a shell"

@@ -24,7 +24,8 @@ from .leasing import Leasing
 from .peers import Peers
 from .relay import DnsRelay, Inbox, Outbox, PingRelay, TcpRelay, UdpRelay, refusal_for
 from .stack import Closed, EchoFlow, Limits, Refusal, Stack, Steering, TcpConnection, UdpFlow
-from .subnet import Subnet
+from .stack.wire.ndp import Advertisement
+from .subnet import Subnet, Subnet6
 from .tap import FRAME_MAX, DeviceGone, TapDevice
 from .uplink import DNS_PORT, Address, Endpoint, Flow, Protocol, Target, Uplink
 
@@ -69,21 +70,24 @@ class Gateway:
         self.engine = engine
         self.uplink = uplink
         self.subnet = subnet
-        gateway = subnet.gateway.packed
         self.stack = Stack(
             self,
             tap.write,
-            addresses=(gateway, subnet.dns.packed),
-            mac=MAC_PREFIX + gateway,
+            addresses=_addresses(subnet),
+            mac=MAC_PREFIX + subnet.gateway.packed,
             mtu=tap.mtu,
             secret=secret or os.urandom(16),
             offloads=tap.offloads,
             limits=limits,
             timers=engine.timers,
+            advertised=_advertisement(subnet.ipv6) if peers is None or peers.index == 0 else None,
         )
         self.leasing = Leasing(self.stack, subnet, dhcp)
+        self._resolvers = tuple(address.packed for address in subnet.resolvers)
         if tap.mac is not None:
-            self.stack.link.learn(subnet.guest.ip.packed, tap.mac)
+            for network in (subnet, subnet.ipv6):
+                if network is not None:
+                    self.stack.link.learn(network.guest.ip.packed, tap.mac)
         self._tap = tap
         self._buffer = memoryview(bytearray(2 * FRAME_MAX))
         self._appetite = Appetite(engine)
@@ -208,7 +212,7 @@ class Gateway:
         if isinstance(target, Refusal):
             return target
         _, destination = self.endpoints(flow.key)
-        if destination == Endpoint(self.subnet.dns, DNS_PORT):
+        if destination.port == DNS_PORT and destination.address in self.subnet.resolvers:
             self._dns.add(flow, target)
             return None
         endpoint = target.endpoints[0]
@@ -235,7 +239,8 @@ class Gateway:
     def _unsolicited(self, guest: GuestEndpoint, relay: UdpRelay, sender: tuple[str, int]) -> None:
         """A datagram from where the guest has not sent to: it comes in if the guest could answer it."""
         address, port = ip_address(sender[0].partition("%")[0]), sender[1]
-        seen_as = self.subnet.gateway if address.is_loopback else address
+        local = self.subnet.of(address)
+        seen_as = local.gateway if local is not None and address.is_loopback else address
         key = guest[0] + seen_as.packed + guest[1] + port.to_bytes(2, "big")
         if (
             self.uplink.udp_filtering == "endpoint-independent"
@@ -291,7 +296,7 @@ class Gateway:
         """Where a flow of the guest goes, if there is a descriptor for it.  DNS shares its own."""
         target = self._decide(protocol, key)
         size = (len(key) - 4) // 2
-        is_dns = key[size : 2 * size] == self.subnet.dns.packed
+        is_dns = key[size : 2 * size] in self._resolvers
         if isinstance(target, Target) and not is_dns and not self.make_room(key):
             self._notice("out of file descriptors (RLIMIT_NOFILE): new flows are refused")
             target = Refusal.RESET
@@ -352,9 +357,9 @@ class Gateway:
         found += [FlowInfo("icmp", *self.endpoints(key), "open") for key in stack.echo]
         return tuple(found)
 
-    def guest(self) -> Address:
+    def guest(self, network: Subnet | Subnet6) -> Address:
         """Where the namespace is: see `Leasing.guest`."""
-        return self.leasing.guest(self._tap.mac, self.engine.now)
+        return self.leasing.guest(network, self._tap.mac, self.engine.now)
 
     def stats(self) -> dict[str, int]:
         """Counters and gauges by name."""
@@ -397,6 +402,27 @@ def _address(packed: bytes) -> Address:
 
 def _address_of(endpoint: Endpoint) -> tuple[str, int]:
     return str(endpoint.address), endpoint.port
+
+
+def _addresses(subnet: Subnet) -> tuple[bytes, ...]:
+    """Ours; of each family the gateway's first."""
+    ours: list[Address] = [subnet.gateway, subnet.dns]
+    if subnet.ipv6 is not None:
+        ours += [*subnet.ipv6.gateways, subnet.ipv6.dns]
+    return tuple(address.packed for address in ours)
+
+
+def _advertisement(subnet: Subnet6 | None) -> Advertisement | None:
+    if subnet is None:
+        return None
+    return Advertisement(
+        subnet.network.network_address.packed,
+        subnet.managed,
+        subnet.other,
+        subnet.autonomous,
+        (subnet.dns.packed,),
+        subnet.search,
+    )
 
 
 def _most_descriptors() -> int:

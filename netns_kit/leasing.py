@@ -6,20 +6,32 @@ questions about leases are answered.  Where a subnet has no server, because nobo
 
 from __future__ import annotations
 
-from .dhcp import Address, DhcpServer, DhcpSettings, Lease, StaticLease, check_static
+from ipaddress import IPv4Network, IPv6Network
+
+from .dhcp import Address, Dhcp6Server, DhcpServer, DhcpSettings, Lease, StaticLease, check_static
 from .dhcp.server import SERVER_PORT
+from .dhcp.server6 import SERVER_PORT as SERVER_PORT6
 from .errors import AddressError
 from .stack import Stack
-from .subnet import Subnet
+from .subnet import LINK_LOCAL, Subnet, Subnet6
 
 
 def check(settings: DhcpSettings | None, subnet: Subnet) -> None:
     """Raises `AddressError` if the settings do not fit the subnet."""
     for static in () if settings is None else settings.static:
-        check_static(static, (subnet.network,), (subnet.gateway, subnet.dns))
+        _check_static(static, subnet)
     for network, router in () if settings is None else settings.routes:
         if router not in subnet.network:
             raise AddressError(f"the route to {network}: {router} is outside of the subnet {subnet.network}")
+
+
+def _check_static(static: StaticLease, subnet: Subnet) -> None:
+    ours: list[Address] = [subnet.gateway, subnet.dns]
+    networks: list[IPv4Network | IPv6Network] = [subnet.network]
+    if subnet.ipv6 is not None:
+        ours += [subnet.ipv6.gateway, subnet.ipv6.dns]
+        networks.append(subnet.ipv6.network)
+    check_static(static, networks, ours)
 
 
 class Leasing:
@@ -28,7 +40,7 @@ class Leasing:
     def __init__(self, stack: Stack, subnet: Subnet, settings: DhcpSettings | None) -> None:
         check(settings, subnet)
         self._subnet = subnet
-        self._servers: dict[int, DhcpServer] = {}  # by the version of IP
+        self._servers: dict[int, DhcpServer | Dhcp6Server] = {}  # by the version of IP
         if settings is not None:
             self._servers[4] = stack.services[SERVER_PORT] = DhcpServer(
                 settings,
@@ -37,6 +49,15 @@ class Leasing:
                 pool=subnet.pool,
                 dns=subnet.dns,
                 mtu=stack.link.mtu,
+            )
+        if settings is not None and subnet.ipv6 is not None:
+            self._servers[6] = stack.services[SERVER_PORT6] = Dhcp6Server(
+                settings,
+                address=LINK_LOCAL,
+                mac=stack.link.mac,
+                network=subnet.ipv6.network,
+                pool=subnet.ipv6.pool,
+                dns=subnet.ipv6.dns,
             )
 
     def leases(self, now: float) -> tuple[Lease, ...]:
@@ -48,7 +69,7 @@ class Leasing:
         server = self._servers.get(static.address.version)
         if server is None:
             raise AddressError(f"{static.address} cannot be kept for anybody: no DHCP server is running")
-        check_static(static, (self._subnet.network,), (self._subnet.gateway, self._subnet.dns))
+        _check_static(static, self._subnet)
         server.leases.reserve(static)
 
     def revoke(self, address: Address, now: float) -> bool:
@@ -56,12 +77,13 @@ class Leasing:
         server = self._servers.get(address.version)
         return server is not None and server.leases.revoke(address, now)
 
-    def guest(self, mac: bytes | None, now: float) -> Address:
-        """The namespace's IPv4 address: the one its interface of that link address was leased last, if any, or any
-        client if that is not known; else the configured one."""
-        server = self._servers.get(4)
+    def guest(self, network: Subnet | Subnet6, mac: bytes | None, now: float) -> Address:
+        """The namespace's address in one of the networks: the one its interface of that link address was leased last,
+        if any, or any client if that is not known; else the configured one."""
+        configured = network.guest.ip
+        server = self._servers.get(configured.version)
         leased = None if server is None else server.leases.newest(now, mac)
-        return self._subnet.guest.ip if leased is None else leased
+        return configured if leased is None else leased
 
     def stats(self) -> dict[str, int]:
         """Counters of the servers, by name."""

@@ -1,8 +1,8 @@
 """Listeners: ports of the host, accepting on the engine's side.
 
 A `Listener` accepts on the host and connects to the guest through the stack, with the client's address, so the
-server inside sees who is there.  A client on the host's loopback, whose address would mean the guest itself, comes
-from the gateway's address instead.
+server inside sees who is there.  A client whose address would mean something else inside comes from the gateway's
+address instead: one on the host's loopback, one of the other family, one of IPv6 that is of a link only.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from .gateway import Gateway
 from .ports import PortForward
 from .relay import UdpRelay
 from .relay.sockets import Ancillary
+from .stack.wire.ip import is_link_local
+from .uplink import Address
 
 ACCEPTS_PER_STEP = 64
 BACKLOG = 4096
@@ -38,14 +40,18 @@ class Listener:
         """Raises `PortInUseError`, `AddressError` or OSError; nothing is left bound then."""
         self._gateway = gateway
         self._engine = gateway.engine
+        subnet = gateway.subnet
+        local = subnet.of(forward.guest) if forward.guest else subnet.of(forward.host) or subnet
+        if local is None:
+            raise AddressError(
+                f"{forward}: the namespace has no IPv6 address",
+                fix="forward to its IPv4 address, or turn IPv6 on",
+            )
         if forward.guest is not None:
             guest = forward.guest.packed
-            if len(guest) != 4:
-                raise AddressError(
-                    f"{forward}: the namespace has no IPv6 address", fix="forward to its IPv4 address"
-                )
             if not _is_host(guest) or guest in gateway.stack.addresses:
                 raise AddressError(f"{forward}: that cannot be an address of the namespace")
+        self._local = local
         self._socket = _listen(forward)
         self.forward = replace(forward, host_port=self._socket.getsockname()[1])
 
@@ -55,12 +61,17 @@ class Listener:
 
     def _key(self, address: str, port: int) -> bytes:
         """The flow's name on the guest's side, for a client of that address and port."""
-        source = self._gateway.subnet.gateway
+        source: Address = self._local.gateway
         client = ip_address(address)
-        if client.version == 4 and not client.is_loopback and client not in self._gateway.subnet.network:
+        if (
+            client.version == source.version
+            and not client.is_loopback
+            and not is_link_local(client.packed)
+            and client not in self._local.network
+        ):
             source = client
         ports = self.forward.guest_port.to_bytes(2, "big") + port.to_bytes(2, "big")
-        guest = self.forward.guest or self._gateway.guest()
+        guest = self.forward.guest or self._gateway.guest(self._local)
         return guest.packed + source.packed + ports
 
 
@@ -165,4 +176,6 @@ def _listen(forward: PortForward) -> socket.socket:
 
 
 def _is_host(address: bytes) -> bool:
+    if len(address) == 16:
+        return address[0] not in (0, 0xFF) and not is_link_local(address)
     return address[0] not in (0, 127) and address[0] < 224

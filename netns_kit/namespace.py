@@ -455,14 +455,18 @@ class Namespace:
         queue: int | None = None,
         address: IPv4Interface | None = None,
         gateway: IPv4Address | None = None,
-    ) -> None:
-        """Set what is given, bring the link and the loopback up, and add the default route; doing it again is
-        fine.  `queue` is the length of its transmit queue, in packets.
+        address6: IPv6Interface | None = None,
+        gateway6: IPv6Address | None = None,
+    ) -> str | None:
+        """Set what is given, bring the link and the loopback up, and add the default routes; doing it again is
+        fine.  `queue` is the length of its transmit queue, in packets.  Addresses are usable when this returns; one
+        of IPv6, which comes with its gateway, has the link accept no router advertisements.
 
-        Raises OSError naming the link, NotPrivileged without CAP_NET_ADMIN in the namespace.
+        Returns why there is no IPv6, if it was asked for and this namespace or its kernel has none; the rest is done
+        then.  Raises OSError naming the link, NotPrivileged without CAP_NET_ADMIN in the namespace.
         """
         try:
-            await self._ask(
+            answer, _ = await self._ask(
                 "configure_link",
                 name=name,
                 mtu=mtu,
@@ -471,12 +475,17 @@ class Namespace:
                 address=None if address is None else str(address.ip),
                 netmask=None if address is None else str(address.netmask),
                 gateway=None if gateway is None else str(gateway),
+                ipv6=None
+                if address6 is None
+                else (str(address6.ip), address6.network.prefixlen, str(gateway6)),
             )
         except PermissionError as exc:
             raise NotPrivileged(
                 f"may not configure {name}",
                 fix="use a namespace made by create(), or CAP_NET_ADMIN in this one",
             ) from exc
+        without: str | None = answer["without_ipv6"]
+        return without
 
 
 def _of_process(pid: int, stack: ExitStack) -> Start:

@@ -17,7 +17,7 @@ from .namespace import Namespace
 from .ports import PortForward, parse
 from .process import Command, Process, StandardStream, Word
 from .stack import Limits
-from .subnet import DEFAULT_CIDR, Subnet
+from .subnet import DEFAULT_CIDR, Subnet6
 from .tap import TapDevice
 from .uplink import RESOLV_CONF, Uplink
 from .userstack import Configure, Layer, UserStack
@@ -58,6 +58,7 @@ class Network:
         uplink: Uplink | None = None,
         ports: Iterable[str | PortForward] = (),
         subnet: str = DEFAULT_CIDR,
+        ipv6: bool | Subnet6 = False,
         mtu: int = DEFAULT_MTU,
         queues: int = 1,
         namespace: Namespace | None = None,
@@ -69,19 +70,20 @@ class Network:
     ) -> None:
         if isinstance(ports, str):
             raise TypeError(f"ports {ports!r} is not a list of ports: write [{ports!r}]")
-        self.subnet = Subnet.parse(subnet)
         self.namespace = namespace or Namespace.create()
         self.tap = TapDevice.open(self.namespace, mtu=mtu, queues=queues)
         self.stack = UserStack(
             self.tap,
             uplink,
             subnet=subnet,
+            ipv6=ipv6,
             driver=driver,
             configure=configure,
             limits=limits,
             dhcp=dhcp,
             require=require,
         )
+        self.subnet = self.stack.subnet
         self.forwarder = Forwarder(self.stack)
         self.ports = [
             forward for spec in ports for forward in (parse(spec) if isinstance(spec, str) else [spec])

@@ -1,20 +1,97 @@
-"""Every address from one CIDR, as slirp4netns numbers them."""
+"""Every address from one CIDR, as slirp4netns numbers them; and of IPv6 from one prefix."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 from .errors import AddressError
 
 DEFAULT_CIDR = "10.0.2.0/24"
+DEFAULT_CIDR6 = "fd00::/64"
+SMALLEST_IPV6_MTU = 1280  # RFC 8200 5: no kernel speaks IPv6 on a link with less
 FIRST_NOT_UNICAST = 224
-_GATEWAY, _DNS, _POOL, _GUEST = 2, 3, 15, 100
+_GATEWAY, _DNS, _POOL, _GUEST, _GUEST6 = 2, 3, 15, 100, 0x100
+_POOL6, _POOL6_SIZE = 0x1000, 256
+LINK_LOCAL = IPv6Address("fe80::2")
+"""The gateway's, on the link."""
+_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
+_NAME_MAX = 253
+
+
+@dataclass(frozen=True, slots=True)
+class Subnet6:
+    """The namespace's IPv6 network, a /64: gateway ::2 and fe80::2, DNS ::3, configured guest ::100, DHCPv6 pool from
+    ::1000.
+
+    Router advertisements tell of it.  `managed` and `other` are their flags M and O (RFC 4861 4.2): a DHCPv6 server
+    has addresses, or other things to tell.  `autonomous`: guests may make themselves an address (SLAAC, RFC 4862).
+    `search`: the domains that names are looked for in (RFC 8106).
+
+    >>> subnet = Subnet6("fd00:7::/64")
+    >>> str(subnet.gateway), str(subnet.dns), str(subnet.guest)
+    ('fd00:7::2', 'fd00:7::3', 'fd00:7::100/64')
+
+    Raises `AddressError` for a prefix that no hosts may have, and for a search domain that is no name.
+    """
+
+    cidr: str = DEFAULT_CIDR6
+    managed: bool = False
+    other: bool = False
+    autonomous: bool = True
+    search: tuple[str, ...] = ()
+    network: IPv6Network = field(init=False, compare=False)
+    gateway: IPv6Address = field(init=False, compare=False)
+    """Ours; on the host's side, its loopback."""
+    dns: IPv6Address = field(init=False, compare=False)
+    """Where DNS is answered."""
+    gateways: tuple[IPv6Address, ...] = field(init=False, compare=False)
+    """What means the gateway: its address, and its link-local one."""
+
+    def __post_init__(self) -> None:
+        network = _network6(self.cidr)
+        for name in self.search:
+            if len(name) > _NAME_MAX or not _NAME.fullmatch(name):
+                raise AddressError(f"search domain {name!r} is no name")
+        object.__setattr__(self, "network", network)
+        object.__setattr__(self, "gateway", network[_GATEWAY])
+        object.__setattr__(self, "dns", network[_DNS])
+        object.__setattr__(self, "gateways", (network[_GATEWAY], LINK_LOCAL))
+
+    @property
+    def guest(self) -> IPv6Interface:
+        """The namespace's, with the prefix."""
+        return IPv6Interface((self.network[_GUEST6], self.network.prefixlen))
+
+    @property
+    def pool(self) -> tuple[IPv6Address, ...]:
+        """The addresses that DHCPv6 gives away."""
+        return tuple(self.network[_POOL6 + i] for i in range(_POOL6_SIZE))
+
+
+def _network6(cidr: str) -> IPv6Network:
+    try:
+        network = IPv6Network(cidr)
+        if network.network_address.scope_id is not None:
+            raise ValueError(cidr)
+    except ValueError as error:
+        raise AddressError(
+            f"{cidr!r} is no IPv6 network: expected PREFIX/64, like {DEFAULT_CIDR6}"
+        ) from error
+    if network.prefixlen != 64:
+        raise AddressError(f"{cidr!r}: expected a /64, of which hosts make addresses, like {DEFAULT_CIDR6}")
+    if network.is_multicast or network.is_link_local or network.network_address.packed[0] == 0:
+        raise AddressError(
+            f"{cidr!r}: no host may have these addresses", fix=f"use a network like {DEFAULT_CIDR6}"
+        )
+    return network
 
 
 @dataclass(frozen=True, slots=True)
 class Subnet:
-    """The namespace's IPv4 network: gateway .2, DNS .3, DHCP pool from .15, configured guest .100.
+    """The namespace's IPv4 network: gateway .2, DNS .3, DHCP pool from .15, configured guest .100; `ipv6` is the
+    other one, if IPv6 is on.
 
     >>> subnet = Subnet.parse("10.0.135.128/25")
     >>> str(subnet.gateway), str(subnet.dns), str(subnet.guest)
@@ -22,18 +99,33 @@ class Subnet:
     """
 
     network: IPv4Network
+    ipv6: Subnet6 | None = None
     gateway: IPv4Address = field(init=False, compare=False)
     """Ours; on the host's side, its loopback."""
     dns: IPv4Address = field(init=False, compare=False)
     """Where DNS is answered."""
+    gateways: tuple[IPv4Address, ...] = field(init=False, compare=False)
+    """What means the gateway."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "gateway", self.network[_GATEWAY])
         object.__setattr__(self, "dns", self.network[_DNS])
+        object.__setattr__(self, "gateways", (self.gateway,))
+
+    def of(self, address: IPv4Address | IPv6Address) -> Subnet | Subnet6 | None:
+        """The network of that address's family; None: IPv6 is off."""
+        return self if address.version == 4 else self.ipv6
+
+    @property
+    def resolvers(self) -> tuple[IPv4Address | IPv6Address, ...]:
+        """Where DNS is answered, in both families."""
+        return (self.dns,) if self.ipv6 is None else (self.dns, self.ipv6.dns)
 
     @classmethod
-    def parse(cls, cidr: str) -> Subnet:
-        """Raises `AddressError` unless `cidr` is a network address with a prefix of 1 to 25."""
+    def parse(cls, cidr: str, ipv6: bool | Subnet6 = False) -> Subnet:
+        """With `ipv6` True: that of `DEFAULT_CIDR6` too.
+
+        Raises `AddressError` unless `cidr` is a network address with a prefix of 1 to 25."""
         try:
             network = IPv4Network(cidr, strict=False)
         except ValueError as error:
@@ -53,7 +145,7 @@ class Subnet:
             raise AddressError(
                 f"{cidr!r}: no host may have these addresses", fix=f"use a network like {DEFAULT_CIDR}"
             )
-        return cls(network)
+        return cls(network, Subnet6() if ipv6 is True else ipv6 or None)
 
     @property
     def guest(self) -> IPv4Interface:

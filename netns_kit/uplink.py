@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from .dns import resolvconf
@@ -26,12 +26,15 @@ Address: TypeAlias = IPv4Address | IPv6Address
 Protocol = Literal["tcp", "udp", "icmp"]
 DNS_PORT = 53
 RESOLV_CONF = "/etc/resolv.conf"
+IF_INET6 = "/proc/net/if_inet6"  # every address of IPv6, if only loopback's
 Filtering = Literal["address-and-port-dependent", "endpoint-independent"]
 _KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 _ICMP = {socket.AF_INET: socket.IPPROTO_ICMP, socket.AF_INET6: socket.IPPROTO_ICMPV6}
 
 
-_LOOPBACK = IPv4Address("127.0.0.1")
+_LOOPBACK: dict[int, Address] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
+_NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052
+_NAT64_LOCAL = bytes.fromhex("0064ff9b0001")  # RFC 8215: where IPv4 is embedded, only its translator knows
 _ENDPOINT = re.compile(
     r"""^(?: (?: \[(?P<ipv6>[^\]]+)\] | (?P<ipv4>[0-9.]+) ) (?: :(?P<port>[0-9]{1,5}) )?
     | (?P<bare>[^\[\]]*:[^\[\]]*:[^\[\]]*) )$""",
@@ -88,9 +91,9 @@ class Target:
 class Uplink:
     """Flows leave through sockets of the process that runs the stack.
 
-    `allow_host_loopback`: whether the gateway's address means the host's loopback: no (the default), yes, or
-    these ports only.  `bind4`, `bind6`: source address of outgoing sockets; `device`: the interface they are
-    bound to.  `dns`: the resolvers behind the namespace's DNS address, `ADDRESS[:PORT]`; by default those of
+    `allow_host_loopback`: whether the gateway's address means the host's loopback, 127.0.0.1 and of IPv6 ::1: no (the
+    default), yes, or these ports only.  `bind4`, `bind6`: source address of outgoing sockets; `device`: the interface
+    they are bound to.  `dns`: the resolvers behind the namespace's DNS address, `ADDRESS[:PORT]`; by default those of
     the host's resolv.conf, followed when it changes; empty: none, names are not resolved.
 
     `udp_filtering`: whose datagrams may come in to a UDP port the namespace has opened, in the words of RFC 4787
@@ -158,18 +161,21 @@ class Uplink:
 
     def _target(self, flow: Flow) -> Target | Refusal:
         address, port = flow.destination
-        if address == flow.subnet.dns:
+        local = flow.subnet.of(address)
+        if local is None:
+            return Refusal.NET_UNREACHABLE
+        if address == local.dns:
             if flow.protocol == "icmp" or port != DNS_PORT:
                 return Refusal.RESET
             resolvers = self.resolvers()
             return Target(resolvers) if resolvers else Refusal.RESET
-        if address == flow.subnet.gateway:
+        if address in local.gateways:
             if not self._host_port_allowed(port):
                 return Refusal.PROHIBITED
-            return Target((Endpoint(_LOOPBACK, port),))
+            return Target((Endpoint(_LOOPBACK[address.version], port),))
         if not _reachable(address):
             return Refusal.PROHIBITED
-        if address in flow.subnet.network:
+        if address in local.network:
             return Refusal.HOST_UNREACHABLE  # nobody else lives there
         return Target((flow.destination,))
 
@@ -190,7 +196,7 @@ class Uplink:
                 self._read = stamp
         except OSError:
             if not self._resolvers:  # as resolv.conf(5) has it when there is none
-                self._resolvers = (Endpoint(_LOOPBACK, DNS_PORT),)
+                self._resolvers = (Endpoint(_LOOPBACK[4], DNS_PORT),)
         return self._resolvers
 
     def reads(self) -> tuple[str, ...]:
@@ -206,6 +212,8 @@ class Uplink:
                 try:
                     self.open("tcp", anywhere).close()
                 except OSError as error:
+                    if error.errno == errno.EAFNOSUPPORT and address is None:
+                        continue  # a kernel without IPv6 has the device nevertheless
                     if error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
                         what = f"bind{version}" if error.errno == errno.EADDRNOTAVAIL else "device"
                         value = address if error.errno == errno.EADDRNOTAVAIL else self._device
@@ -215,6 +223,14 @@ class Uplink:
                         ) from error
                     raise
 
+    def ipv6_missing(self) -> str | None:
+        """Why this host has no IPv6; None: it has, wherever that leads."""
+        try:
+            with open(IF_INET6, "rb") as file:
+                return None if file.read(1) else "net.ipv6.conf.all.disable_ipv6 is 1"
+        except OSError:
+            return "its kernel has none"
+
     def open(self, protocol: Protocol, target: Address, port: int = 0) -> socket.socket:
         """A non-blocking socket that can reach `target`.  Raises OSError; nothing is left open then.
 
@@ -223,6 +239,8 @@ class Uplink:
         family = socket.AF_INET if target.version == 4 else socket.AF_INET6
         sock = _ping_socket(family) if protocol == "icmp" else _socket(family, _KINDS[protocol])
         try:
+            if protocol == "udp" and family == socket.AF_INET6:  # it would have that port of IPv4 too
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             loopback = target.is_loopback
             if self._device is not None and not loopback:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._device.encode())
@@ -230,7 +248,8 @@ class Uplink:
             if protocol == "udp":
                 _bind_port(sock, source or _ANY[family], port)
             elif source is not None:
-                sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+                if protocol == "tcp":
+                    sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
                 sock.bind((source, 0))
         except BaseException:
             sock.close()
@@ -295,15 +314,19 @@ def _address(text: str | None, version: int) -> str | None:
 
 @lru_cache(maxsize=1024)
 def _reachable(address: Address) -> bool:
-    """Whether it may leave at all.  An unspecified address would mean the host itself, and an embedded IPv4
-    address is judged as what it is."""
+    """Whether it may leave at all.  An unspecified address would mean the host itself, a link-local one of IPv6
+    somebody beside it, and an embedded IPv4 address is judged as what it is."""
     if isinstance(address, IPv6Address):
-        if address.ipv4_mapped is not None:  # never on a wire; the host's kernel would make IPv4 of it
+        if address in _NAT64:
+            return _reachable(IPv4Address(address.packed[12:]))
+        # beside that, no host has an address of ::/8; of an IPv4-mapped one the host's kernel would make IPv4
+        if address.packed[0] == 0 and not address.packed.startswith(_NAT64_LOCAL):
             return False
         if address.sixtofour is not None:
             return _reachable(address.sixtofour)
+        return not (address.is_multicast or address.is_link_local)
     return not (address.is_loopback or address.is_unspecified or address.is_multicast or _is_class_e(address))
 
 
-def _is_class_e(address: Address) -> bool:
-    return isinstance(address, IPv4Address) and (address.packed[0] >= 240 or address.packed[0] == 0)
+def _is_class_e(address: IPv4Address) -> bool:
+    return address.packed[0] >= 240 or address.packed[0] == 0

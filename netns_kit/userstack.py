@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
@@ -16,13 +17,13 @@ from typing_extensions import Self
 from .control import PATIENCE, Control, FlowEvent
 from .dhcp import DEFAULT, DhcpSettings, Lease, StaticLease
 from .drivers import DriverName
-from .errors import StackClosed
+from .errors import AddressError, StackClosed
 from .gateway import FlowInfo
 from .guard import Guard
 from .leasing import check as check_dhcp
 from .local import LocalStack
 from .stack import Limits
-from .subnet import DEFAULT_CIDR, Subnet
+from .subnet import DEFAULT_CIDR, SMALLEST_IPV6_MTU, Subnet, Subnet6
 from .tap import TapDevice
 from .uplink import Uplink
 
@@ -30,6 +31,7 @@ Configure = bool | Literal["link"]
 Layer = Literal["core", "dumpable", "capabilities", "no_new_privs", "landlock", "seccomp"]
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 _numbers = count()
 
 
@@ -53,10 +55,12 @@ class UserStack:
 
     `tap` must be open.  If it lies in a namespace, that gets the subnet's guest address, a default route and its
     loopback brought up, unless `configure` is False; with "link", interface and loopback are brought up and nothing
-    more, for a DHCP client to do the rest.  `subnet` is a CIDR, see `Subnet`.  `driver` says where the
-    stack runs: "thread", on one of its own (the default); "loop", on the caller's event loop; "worker", in a process
-    of its own, which the caller's load does not slow, and which enters a sandbox before it reads the first frame.  A
-    device with several queues has as many workers, who share the connections out among them.
+    more, for a DHCP client to do the rest.  `subnet` is a CIDR, see `Subnet`.  `ipv6`: whether there is IPv6 too;
+    True for the usual network, or a `Subnet6`.  A host or a namespace that has none is served with IPv4, and the log
+    tells why.  `driver` says where the stack runs: "thread", on one of its own (the default); "loop", on the caller's
+    event loop; "worker", in a process of its own, which the caller's load does not slow, and which enters a sandbox
+    before it reads the first frame.  A device with several queues has as many workers, who share the connections out
+    among them.
 
     A DHCP server gives leases to whoever asks for one, as the settings `dhcp` say; None: there is none.
 
@@ -69,9 +73,9 @@ class UserStack:
     cancelled and the error raised in its place: `DeviceGone`, or `StackCrashed` for a bug and for a worker that has
     ended.  Leaving resets what is open and closes every socket.
 
-    It is entered once.  Raises `AddressError` for a bad subnet and for an uplink whose addresses the host does not
-    have, ValueError for an unknown driver or layer, `NotImportable`, already here, for an uplink that a worker cannot
-    have, `SandboxUnavailable`, and what configuring the namespace raises.
+    It is entered once.  Raises `AddressError` for a bad subnet, for an MTU that leaves no IPv6, and for an uplink
+    whose addresses the host does not have, ValueError for an unknown driver or layer, `NotImportable`, already here,
+    for an uplink that a worker cannot have, `SandboxUnavailable`, and what configuring the namespace raises.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class UserStack:
         uplink: Uplink | None = None,
         *,
         subnet: str = DEFAULT_CIDR,
+        ipv6: bool | Subnet6 = False,
         driver: DriverName = "thread",
         configure: Configure = True,
         limits: Limits | None = None,
@@ -92,7 +97,9 @@ class UserStack:
             )
         self.tap = tap
         self.uplink = uplink or Uplink()
-        self.subnet = Subnet.parse(subnet)
+        self.subnet = Subnet.parse(subnet, ipv6)
+        if self.subnet.ipv6 is not None and tap.mtu < SMALLEST_IPV6_MTU:
+            raise AddressError("IPv6 needs a larger MTU", "mtu", tap.mtu, f"use {SMALLEST_IPV6_MTU} or more")
         self.sandbox: Mapping[str, str] = {}
         self._driver = driver
         self._runner: Runner | None = None
@@ -120,19 +127,32 @@ class UserStack:
         await self._guard.__aenter__()
         try:
             self._guard.start_soon(runner.run)
-            if self.tap.namespace is not None and self._configure:
-                addressed = self._configure is True
-                await self.tap.namespace.configure_link(
-                    self.tap.name,
-                    address=self.subnet.guest if addressed else None,
-                    gateway=self.subnet.gateway if addressed else None,
-                )
+            await self._configure_namespace()
             await runner.ready()
             self.sandbox = runner.sandbox
         except BaseException as error:
             await self.__aexit__(type(error), error, error.__traceback__)
             raise
         return self
+
+    async def _configure_namespace(self) -> None:
+        subnet, ipv6 = self.subnet, self.subnet.ipv6
+        missing = None
+        if self.tap.namespace is not None and self._configure == "link":
+            await self.tap.namespace.configure_link(self.tap.name)
+        elif self.tap.namespace is not None and self._configure:
+            missing = await self.tap.namespace.configure_link(
+                self.tap.name,
+                address=subnet.guest,
+                gateway=subnet.gateway,
+                address6=None if ipv6 is None else ipv6.guest,
+                gateway6=None if ipv6 is None else ipv6.gateway,
+            )
+        if ipv6 is not None:
+            if missing is not None:
+                logger.warning("IPv4 only: the namespace has no IPv6: %s", missing)
+            elif (missing := self.uplink.ipv6_missing()) is not None:
+                logger.warning("IPv4 only: the host has no IPv6: %s", missing)
 
     def _start(self) -> Runner:
         parts = self.tap, self.uplink, self.subnet, self._limits, self._dhcp, self._tell

@@ -17,7 +17,7 @@ from functools import wraps
 
 import anyio
 import anyio.to_thread
-from dnslib import QTYPE, RCODE, RR, A, DNSRecord
+from dnslib import AAAA, QTYPE, RCODE, RR, A, DNSRecord
 from typing_extensions import ParamSpec
 
 SECONDS = 30
@@ -62,6 +62,10 @@ class Hearing:
         return await anyio.to_thread.run_sync(lambda: self._heard.get(timeout=SECONDS))
 
 
+def _family(address: tuple[str, int]) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+
+
 @contextmanager
 def tcp_server(serve: Serve, address: tuple[str, int] = ("127.0.0.1", 0)) -> Iterator[int]:
     """Every connection is given to `serve` on a thread of its own, and closed after it.  Yields the port.
@@ -94,7 +98,7 @@ def tcp_server(serve: Serve, address: tuple[str, int] = ("127.0.0.1", 0)) -> Ite
             threads.append(threading.Thread(target=one, args=(sock,), daemon=True))
             threads[-1].start()
 
-    with socket.create_server(address, backlog=512) as listener:
+    with socket.create_server(address, family=_family(address), backlog=512) as listener:
         acceptor = threading.Thread(target=accept, args=(listener,), daemon=True)
         acceptor.start()
         try:
@@ -211,14 +215,14 @@ def udp_server(answer: Answer = send_back, address: tuple[str, int] = ("127.0.0.
             except Exception as error:
                 errors.append(error)
 
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    with socket.socket(_family(address), socket.SOCK_DGRAM) as sock:
         sock.bind(address)
         thread = threading.Thread(target=serve, args=(sock,), daemon=True)
         thread.start()
         try:
             yield sock.getsockname()[1]
         finally:
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stopper:
+            with socket.socket(_family(address), socket.SOCK_DGRAM) as stopper:
                 stopper.sendto(stop, sock.getsockname())
             thread.join(SECONDS)
     if errors:
@@ -244,8 +248,9 @@ def dns_server(
             reply.header.rcode = RCODE.NXDOMAIN
         elif rcode != "NOERROR":
             reply.header.rcode = getattr(RCODE, rcode)
-        elif query.q.qtype == QTYPE.A:
-            reply.add_answer(RR(query.q.qname, rdata=A(names[name]), ttl=60))
+        elif query.q.qtype == (QTYPE.AAAA if ":" in names[name] else QTYPE.A):
+            data = AAAA(names[name]) if ":" in names[name] else A(names[name])
+            reply.add_answer(RR(query.q.qname, query.q.qtype, rdata=data, ttl=60))
         packed: bytes = reply.pack()
         return packed
 

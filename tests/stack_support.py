@@ -26,13 +26,14 @@ from netns_kit.stack import (
     TcpConnection,
     UdpFlow,
 )
-from netns_kit.stack.wire import ethernet, icmp, ip, tcp, udp, virtio
+from netns_kit.stack.wire import ethernet, icmp, ip, ndp, tcp, udp, virtio
 from netns_kit.stack.wire.tcp import ACK, FIN, PSH, RST, SYN
 
 OUR_MAC = b"\x52\x55\x0a\x00\x02\x02"
 GUEST_MAC = b"\x52\x54\x00\x12\x34\x56"
 GATEWAY = {4: bytes([10, 0, 2, 2]), 6: bytes.fromhex("fd000000000000000000000000000002")}
 DNS = {4: bytes([10, 0, 2, 3]), 6: bytes.fromhex("fd000000000000000000000000000003")}
+LINK_LOCAL = bytes.fromhex("fe800000000000000000000000000002")  # ours
 GUEST = {4: bytes([10, 0, 2, 100]), 6: bytes.fromhex("fd000000000000000000000000000100")}
 OTHER = {4: bytes([192, 0, 2, 7]), 6: bytes.fromhex("20010db8000000000000000000000007")}
 GUEST_PORT, OTHER_PORT = 40000, 80
@@ -291,6 +292,7 @@ class Guest:
         iss: int | None = OUR_ISS,
         addresses: tuple[bytes, ...] | None = None,
         ack_delay: float = 0.0,
+        advertised: ndp.Advertisement | None = None,
     ) -> None:
         self.family = family
         self.now = 0.0
@@ -300,12 +302,13 @@ class Guest:
         self.stack = Stack(
             self.users,
             lambda *buffers: self.frames.append(b"".join(buffers)),
-            addresses=addresses or (GATEWAY[4], DNS[4], GATEWAY[6], DNS[6]),
+            addresses=addresses or (GATEWAY[4], DNS[4], GATEWAY[6], LINK_LOCAL, DNS[6]),
             mac=OUR_MAC,
             mtu=mtu,
             secret=SECRET,
             offloads=offloads,
             limits=replace(limits or Limits(), tcp_ack_delay=ack_delay),
+            advertised=advertised,
         )
         if iss is not None:
             setattr(self.stack, "_isn", lambda key, now: iss)  # noqa: B010 - diagrams need fixed numbers

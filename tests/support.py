@@ -44,6 +44,10 @@ _PING = """
 import socket
 socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP).close()
 """
+_IPV6 = """
+import socket
+socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).bind(("::1", 0))
+"""
 
 
 def files() -> list[str]:
@@ -84,6 +88,11 @@ def _refusal(code: str) -> str:
 def _needs_probe(what: str, code: str) -> None:
     if refusal := _refusal(code):
         missing(f"{what}: {refusal}")
+
+
+def needs_ipv6() -> None:
+    """The running test uses the host's ::1."""
+    _needs_probe("no IPv6 loopback", _IPV6)
 
 
 def needs_userns() -> None:

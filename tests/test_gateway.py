@@ -30,7 +30,7 @@ from tests.support import needs_ping
 pytestmark = pytest.mark.usefixtures("leaks")
 
 SECONDS = 20
-SUBNET = Subnet.parse("10.0.2.0/24")
+SUBNET = Subnet.parse("10.0.2.0/24", ipv6=True)
 GUEST, GATEWAY, RESOLVER = (bytes((10, 0, 2, last)) for last in (100, 2, 3))
 GUEST_MAC = bytes.fromhex("020000000064")
 GATEWAY_MAC = b"\x52\x55" + GATEWAY

@@ -106,17 +106,17 @@ class Link:
 
 def test_the_namespace_is_where_its_interface_was_leased_an_address_last() -> None:
     link = Link(DhcpSettings(lease_seconds=100))
-    assert link.leasing.guest(MAC, 0) == SUBNET.guest.ip
+    assert link.leasing.guest(SUBNET, MAC, 0) == SUBNET.guest.ip
     link.lease(OTHER_MAC, 0)
-    assert link.leasing.guest(MAC, 0) == SUBNET.guest.ip
-    assert link.leasing.guest(None, 0) == host(15)
+    assert link.leasing.guest(SUBNET, MAC, 0) == SUBNET.guest.ip
+    assert link.leasing.guest(SUBNET, None, 0) == host(15)
     link.lease(MAC, 1)
-    assert link.leasing.guest(MAC, 1) == link.leasing.guest(None, 1) == host(16)
+    assert link.leasing.guest(SUBNET, MAC, 1) == link.leasing.guest(SUBNET, None, 1) == host(16)
     link.lease(OTHER_MAC, 2)
-    assert link.leasing.guest(MAC, 2) == host(16)
-    assert link.leasing.guest(None, 2) == host(15)
-    assert link.leasing.guest(MAC, 101) == SUBNET.guest.ip
-    assert link.leasing.guest(None, 102) == SUBNET.guest.ip
+    assert link.leasing.guest(SUBNET, MAC, 2) == host(16)
+    assert link.leasing.guest(SUBNET, None, 2) == host(15)
+    assert link.leasing.guest(SUBNET, MAC, 101) == SUBNET.guest.ip
+    assert link.leasing.guest(SUBNET, None, 102) == SUBNET.guest.ip
 
 
 def test_an_offer_is_no_lease() -> None:
@@ -125,7 +125,7 @@ def test_an_offer_is_no_lease() -> None:
     del discover.options[m.RAPID_COMMIT]
     link.stack.receive(memoryview(frame(discover)), 0)
     assert [each.state for each in link.leasing.leases(0)] == ["offered"]
-    assert link.leasing.guest(MAC, 0) == SUBNET.guest.ip
+    assert link.leasing.guest(SUBNET, MAC, 0) == SUBNET.guest.ip
 
 
 def test_without_a_server() -> None:
@@ -134,7 +134,7 @@ def test_without_a_server() -> None:
     assert link.stack.dropped == {"udp-broadcast": 1}
     assert link.leasing.leases(0) == ()
     assert link.leasing.stats() == {}
-    assert link.leasing.guest(MAC, 0) == SUBNET.guest.ip
+    assert link.leasing.guest(SUBNET, MAC, 0) == SUBNET.guest.ip
     assert not link.leasing.revoke(host(15), 0)
     with pytest.raises(AddressError, match="no DHCP server"):
         link.leasing.reserve(StaticLease(host(50), client_id="0102"))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from netns_kit import DeviceGone, FlowInfo, NetnsKitError, PortForward, PortInUseError, Refusal
 from netns_kit.control import Control, FlowEvent
+from netns_kit.dhcp import Lease
 from netns_kit.plain import Failure, Nonsense, decode, dump, encode, load
 from netns_kit.uplink import Endpoint
 
@@ -28,10 +29,15 @@ events = st.builds(
     FlowEvent, st.sampled_from(["opened", "refused", "closed"]), flows,
     st.none() | st.sampled_from(Refusal), st.integers(0),
 )  # fmt: skip
+leases = st.builds(
+    Lease, st.ip_addresses(), st.sampled_from(["offered", "bound", "declined", "revoked", "reserved"]), st.text(),
+    st.text(), st.text(), st.none() | st.integers(0),
+)  # fmt: skip
 VALUES: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (tuple[FlowInfo, ...], st.lists(flows).map(tuple)),
     (tuple[PortForward, ...], st.lists(forwards).map(tuple)),
     (tuple[FlowEvent, ...], st.lists(events).map(tuple)),
+    (tuple[Lease, ...], st.lists(leases).map(tuple)),
     (dict[str, int], st.dictionaries(st.text(), st.integers())),
     (bool, st.booleans()),
     (None, st.none()),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, IPv6Network, ip_address
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from netns_kit.errors import AddressError
-from netns_kit.subnet import DEFAULT_CIDR, Subnet
+from netns_kit.subnet import DEFAULT_CIDR, Subnet, Subnet6
 
 
 def test_the_default_is_slirps() -> None:
@@ -58,3 +58,56 @@ def test_only_one_error_is_raised(cidr: str) -> None:
     except AddressError:
         return
     assert subnet.guest.ip in subnet.network
+
+
+# -- IPv6 ---------------------------------------------------------------------------------------------
+
+
+def test_ipv6_is_off_unless_it_is_asked_for() -> None:
+    subnet = Subnet.parse(DEFAULT_CIDR)
+    assert subnet.ipv6 is None
+    assert Subnet.parse(DEFAULT_CIDR, False) == subnet
+    assert subnet.resolvers == (subnet.dns,)
+    assert (subnet.of(ip_address("10.0.2.2")), subnet.of(ip_address("::1"))) == (subnet, None)
+
+
+def test_ipv6_as_slirp_has_it() -> None:
+    subnet = Subnet.parse(DEFAULT_CIDR, True)
+    ipv6 = subnet.ipv6
+    assert ipv6 == Subnet6()
+    assert ipv6.network == IPv6Network("fd00::/64")
+    assert ipv6.gateways == (IPv6Address("fd00::2"), IPv6Address("fe80::2"))
+    assert (ipv6.gateway, ipv6.dns, ipv6.guest) == (
+        IPv6Address("fd00::2"),
+        IPv6Address("fd00::3"),
+        IPv6Interface("fd00::100/64"),
+    )
+    assert subnet.resolvers == (subnet.dns, ipv6.dns)
+    assert subnet.of(ip_address("2001:db8::1")) is ipv6
+
+
+def test_another_prefix() -> None:
+    ipv6 = Subnet6("2001:db8:7:8::/64", search=("example.com", "a-b.example.org."))
+    assert str(ipv6.guest) == "2001:db8:7:8::100/64"
+    assert Subnet.parse(DEFAULT_CIDR, ipv6).ipv6 is ipv6
+
+
+@pytest.mark.parametrize(
+    "cidr",
+    [
+        "", "fd00::", "fd00::/48", "fd00::/65", "fd00::/128", "fd00::1/64", "10.0.2.0/24", "::/64", "::ffff:0:0/64",
+        "fe80::/64", "ff02::/64", "64:ff9b::/64", "fd00::/64 ", "fd00::%lo/64",
+    ],
+)  # fmt: skip
+def test_what_is_no_ipv6_subnet(cidr: str) -> None:
+    with pytest.raises(AddressError) as caught:
+        Subnet6(cidr)
+    assert repr(cidr) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "a..b", "-a", "a-", "a b", "a/b", "\u00e4", "a" * 64, ".".join(["a" * 60] * 5)]
+)
+def test_what_is_no_search_domain(name: str) -> None:
+    with pytest.raises(AddressError, match="search domain"):
+        Subnet6(search=(name,))

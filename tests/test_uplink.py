@@ -21,7 +21,7 @@ from tests.support import needs_ping
 
 pytestmark = pytest.mark.usefixtures("leaks")
 
-SUBNET = Subnet.parse("10.0.2.0/24")
+SUBNET = Subnet.parse("10.0.2.0/24", ipv6=True)
 RESOLVERS = ["192.0.2.53", "127.0.0.53:5353", "[2001:db8::53]:54"]
 DNS = Target(
     (
@@ -63,7 +63,13 @@ def target(to: str) -> Target:
         ("tcp", "10.0.2.3:80", REFUSED),
         ("udp", "10.0.2.3:5353", REFUSED),
         ("icmp", "10.0.2.3:53", REFUSED),
+        ("udp", "[fd00::3]:53", DNS),
+        ("tcp", "[fd00::3]:53", DNS),
+        ("udp", "[fd00::3]:5353", REFUSED),
+        ("icmp", "[fd00::3]:0", REFUSED),
         # the gateway is the host's loopback, and that is not granted
+        ("tcp", "[fd00::2]:80", PROHIBITED),
+        ("udp", "[fe80::2]:80", PROHIBITED),
         ("tcp", "10.0.2.2:80", PROHIBITED),
         ("udp", "10.0.2.2:53", PROHIBITED),
         # the subnet has nobody else
@@ -71,6 +77,10 @@ def target(to: str) -> Target:
         ("tcp", "10.0.2.100:80", NOBODY),
         ("udp", "10.0.2.255:137", NOBODY),
         ("tcp", "10.0.2.0:80", NOBODY),
+        ("tcp", "[fd00::1]:80", NOBODY),
+        ("icmp", "[fd00::100]:0", NOBODY),
+        ("tcp", "[fd00::]:80", NOBODY),
+        ("tcp", "[fd00:0:0:1::1]:80", target("[fd00:0:0:1::1]:80")),
         # what would mean the host itself, or no host
         ("tcp", "127.0.0.1:80", PROHIBITED),
         ("udp", "127.255.255.254:53", PROHIBITED),
@@ -85,7 +95,16 @@ def target(to: str) -> Target:
         ("tcp", "[::1]:80", PROHIBITED),
         ("tcp", "[::]:80", PROHIBITED),
         ("udp", "[ff02::fb]:5353", PROHIBITED),
-        # the same, dressed as IPv6
+        # the same, dressed as IPv6; what is of a link; what is nobody's
+        ("tcp", "[fe80::1]:80", PROHIBITED),
+        ("udp", "[febf::7]:5353", PROHIBITED),
+        ("tcp", "[::127.0.0.1]:80", PROHIBITED),
+        ("tcp", "[::192.0.2.1]:80", PROHIBITED),
+        ("tcp", "[100::1]:80", target("[100::1]:80")),
+        ("tcp", "[64:ff9b::127.0.0.1]:80", PROHIBITED),
+        ("udp", "[64:ff9b::224.0.0.1]:80", PROHIBITED),
+        ("tcp", "[64:ff9b::192.0.2.1]:80", target("[64:ff9b::192.0.2.1]:80")),
+        ("tcp", "[64:ff9b:1::7f00:1]:80", target("[64:ff9b:1::7f00:1]:80")),
         ("tcp", "[::ffff:127.0.0.1]:80", PROHIBITED),
         ("tcp", "[::ffff:0.0.0.0]:80", PROHIBITED),
         ("udp", "[::ffff:224.0.0.1]:80", PROHIBITED),
@@ -119,9 +138,20 @@ def test_an_ipv4_mapped_address_is_never_on_the_wire(to: str) -> None:
 )
 def test_the_hosts_loopback(granted: bool, port: int, expected: Target | Refusal) -> None:
     uplink = Uplink(allow_host_loopback=granted)
+    expected6 = target(f"[::1]:{port}") if isinstance(expected, Target) else expected
     for protocol in ("tcp", "udp"):
         assert uplink.route(flow(f"10.0.2.2:{port}", protocol)) == expected
+        assert uplink.route(flow(f"[fd00::2]:{port}", protocol)) == expected6
+        assert uplink.route(flow(f"[fe80::2]:{port}", protocol)) == expected6
+    assert uplink.route(flow(f"[::1]:{port}")) is PROHIBITED
     assert uplink.route(flow(f"127.0.0.1:{port}")) is PROHIBITED, "by its own name, never"
+
+
+@pytest.mark.parametrize("to", ["2001:db8::1", "fd00::2", "fd00::3", "::1", "fe80::2"])
+def test_without_ipv6_there_is_no_way(to: str) -> None:
+    without = Subnet.parse("10.0.2.0/24")
+    asked = Flow("tcp", flow(f"[{to}]:53").source, Endpoint(ip_address(to), 53), without)
+    assert Uplink(allow_host_loopback=True).route(asked) is Refusal.NET_UNREACHABLE
 
 
 def test_a_policy_is_asked_of_what_would_go_out() -> None:
@@ -302,6 +332,39 @@ def test_a_source_address_that_is_not_the_hosts() -> None:
     with pytest.raises(OSError, match="assign requested") as caught:
         Uplink(bind4="203.0.113.99").open("tcp", IPv4Address("192.0.2.1"))
     assert caught.value.errno == errno.EADDRNOTAVAIL
+
+
+def test_a_udp_port_of_ipv6_leaves_that_of_ipv4_free() -> None:
+    """And hears no IPv4, which would come from mapped addresses."""
+    uplink = Uplink()
+    with uplink.open("udp", IPv6Address("::1")) as sock:
+        port = sock.getsockname()[1]
+        with uplink.open("udp", IPv4Address("127.0.0.1"), port) as other:
+            assert other.getsockname()[1] == port
+
+
+class WithoutIPv6(socket.socket):
+    """As a kernel without IPv6 has it."""
+
+    def __init__(self, family: int = -1, *rest: int, **named: object) -> None:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+        super().__init__(family, *rest, **named)  # type: ignore[arg-type]  # whatever it was called with
+
+
+def test_a_kernel_without_ipv6(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    uplink, addresses = Uplink(), tmp_path / "if_inet6"
+    monkeypatch.setattr("netns_kit.uplink.IF_INET6", str(addresses))
+    assert uplink.ipv6_missing() == "its kernel has none"
+    addresses.write_text("")
+    assert uplink.ipv6_missing() == "net.ipv6.conf.all.disable_ipv6 is 1"
+    addresses.write_text("00000000000000000000000000000001 01 80 10 80       lo\n")
+    assert uplink.ipv6_missing() is None
+    monkeypatch.setattr("socket.socket", WithoutIPv6)
+    Uplink(device="lo").check()
+    Uplink(bind4="127.0.0.1").check()
+    with pytest.raises(OSError, match="not supported"):
+        Uplink(bind6="::1").check()
 
 
 def test_the_interface_of_what_goes_out() -> None:

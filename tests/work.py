@@ -54,9 +54,8 @@ COMMAND = "python -m tests.work --record"
 
 SECONDS = 20  # that the host's kernel gets for what takes it microseconds
 STEP = 25e-6  # seconds of the gateway's clock
-SUBNET = Subnet.parse("10.0.2.0/24")
-GUEST, GATEWAY, RESOLVER = (bytes((10, 0, 2, last)) for last in (100, 2, 3))
-GUEST_MAC, GATEWAY_MAC = bytes.fromhex("020000000064"), b"\x52\x55" + GATEWAY
+SUBNETS = {4: Subnet.parse("10.0.2.0/24"), 6: Subnet.parse("10.0.2.0/24", ipv6=True)}
+GUEST_MAC, GATEWAY_MAC = bytes.fromhex("020000000064"), bytes.fromhex("52550a000202")
 PORT = 40000
 MSS = 1460
 MIB = 1 << 20
@@ -186,19 +185,25 @@ class Remembering(Uplink):
 class Rig:
     """A gateway, the guest's end of its link, and sockets of the host."""
 
-    def __init__(self, *, vnet_header: bool) -> None:
+    def __init__(self, *, vnet_header: bool, family: int) -> None:
+        self.family = family
+        subnet = SUBNETS[family]
+        local = subnet.ipv6 or subnet
+        self.guest, self.target, self.dns = local.guest.ip.packed, local.gateway.packed, local.dns.packed
+        self.mss = MSS if family == 4 else MSS - 20
         self.meter: Meter | None = None
         """Counts what the gateway does, once it is there."""
         self._owned = ExitStack()
         self.resolver = self.host(socket.SOCK_DGRAM)
-        self.uplink = Remembering(f"127.0.0.1:{port_of(self.resolver)}")
+        loopback = "127.0.0.1" if family == 4 else "[::1]"
+        self.uplink = Remembering(f"{loopback}:{port_of(self.resolver)}")
         self.vnet_header = vnet_header
         self.near, self.far = TapDevice.pair(vnet_header=vnet_header)
         self.engine = Engine()
-        self.gateway = Gateway(self.engine, self.near, self.uplink, SUBNET, secret=bytes(16))
+        self.gateway = Gateway(self.engine, self.near, self.uplink, subnet, secret=bytes(16))
         for each in (self.near, self.far, self.engine, self.gateway):
             self._owned.callback(each.close)
-        self.gateway.stack.link.learn(GUEST, GUEST_MAC)
+        self.gateway.stack.link.learn(self.guest, GUEST_MAC)
         self.now = 1000.0
         self._buffer = memoryview(bytearray(FRAME_MAX))
 
@@ -214,8 +219,9 @@ class Rig:
 
     def host(self, kind: int) -> socket.socket:
         """A socket that has a port of loopback."""
-        sock = self.own(socket.socket(socket.AF_INET, kind))
-        sock.bind(("127.0.0.1", 0))
+        ipv4 = self.family == 4
+        sock = self.own(socket.socket(socket.AF_INET if ipv4 else socket.AF_INET6, kind))
+        sock.bind(("127.0.0.1" if ipv4 else "::1", 0))
         return sock
 
     def listener(self) -> socket.socket:
@@ -246,17 +252,18 @@ class Rig:
 
     def send(self, protocol: int, to: bytes, layer4: bytes, *, gso_size: int = 0) -> None:
         """A packet to the gateway, which is left the checksum if the link can say so."""
-        addresses, sum_at = GUEST + to, 16 if protocol == ip.TCP else 6
-        header = b""
+        addresses, sum_at = self.guest + to, 16 if protocol == ip.TCP else 6
+        header, ipv4 = b"", self.family == 4
         if self.vnet_header:
-            gso = virtio.GSO_TCPV4 if gso_size else virtio.GSO_NONE
-            start = ethernet.SIZE + ip.IPV4_SIZE
+            kind = virtio.GSO_TCPV4 if ipv4 else virtio.GSO_TCPV6
+            gso = kind if gso_size else virtio.GSO_NONE
+            start = ethernet.SIZE + (ip.IPV4_SIZE if ipv4 else ip.IPV6_SIZE)
             header = virtio.pack(virtio.NEEDS_CSUM, gso, start + tcp.SIZE, gso_size, start, sum_at)
         else:
             pseudo = checksum.pseudo_header(addresses, protocol, len(layer4))
             check = checksum.checksum(pseudo, checksum.total(layer4)).to_bytes(2, "big")
             layer4 = layer4[:sum_at] + check + layer4[sum_at + 2 :]
-        header += ethernet.pack(GATEWAY_MAC, GUEST_MAC, ethernet.IPV4)
+        header += ethernet.pack(GATEWAY_MAC, GUEST_MAC, ethernet.IPV4 if ipv4 else ethernet.IPV6)
         self.far.write(header, ip.pack(addresses, protocol, len(layer4)), layer4)
         assert not self.far.backlog, "more than the link holds"
 
@@ -266,8 +273,9 @@ class Rig:
     def heard(self, protocol: int) -> Iterator[memoryview]:
         """What the packets hold that the gateway has sent."""
         at = self.far.offloads.vnet_header + ethernet.SIZE
+        parse = ip.parse_ipv4 if self.family == 4 else ip.parse_ipv6
         while (size := self.far.read_into(self._buffer)) is not None:
-            packet = ip.parse_ipv4(self._buffer[at:size])
+            packet = parse(self._buffer[at:size])
             assert packet.protocol == protocol
             yield packet.payload
 
@@ -285,7 +293,7 @@ class Connection:
         self._seq, self._ack = 1000, 0
         self.received = self.segments = 0
         self.ended = False
-        self.send(flags=tcp.SYN, options=tcp.pack_options(MSS, 10, sack_permitted=True))
+        self.send(flags=tcp.SYN, options=tcp.pack_options(rig.mss, 10, sack_permitted=True))
         while not self._ack:  # the host's kernel has to answer first
             rig.work()
             self.hear()
@@ -298,7 +306,8 @@ class Connection:
         header = tcp.pack(
             **self._ports, seq=self._seq, ack=self._ack, flags=flags, window=0xFFFF, options=options
         )
-        self._rig.send(ip.TCP, GATEWAY, header + data, gso_size=MSS if len(data) > MSS else 0)
+        mss = self._rig.mss
+        self._rig.send(ip.TCP, self._rig.target, header + data, gso_size=mss if len(data) > mss else 0)
         self._seq += len(data) + (flags & (tcp.SYN | tcp.FIN) != 0)
 
     def hear(self, *, answer_each: int = 0) -> None:
@@ -446,7 +455,7 @@ def udp_exchange(rig: Rig, meter: Meter, *, rounds: int) -> float:
     host = rig.host(socket.SOCK_DGRAM)
     for number in range(4 + rounds):
         rig.meter = meter if number >= 4 else None
-        rig.send_datagram(GATEWAY, port_of(host), SMALL)
+        rig.send_datagram(rig.target, port_of(host), SMALL)
         rig.work()
         host.sendto(*host.recvfrom(100))
         rig.work()
@@ -461,7 +470,7 @@ def udp_out(rig: Rig, meter: Meter, *, rounds: int) -> float:
     for number in range(1 + rounds):
         rig.meter = meter if number >= 1 else None
         for _ in range(BURST):
-            rig.send_datagram(GATEWAY, port_of(host), SMALL)
+            rig.send_datagram(rig.target, port_of(host), SMALL)
         rig.work()
         for _ in range(BURST):
             host.recv(100)
@@ -471,7 +480,7 @@ def udp_out(rig: Rig, meter: Meter, *, rounds: int) -> float:
 def udp_in(rig: Rig, meter: Meter, *, rounds: int) -> float:
     """Datagrams of 64 bytes, many at once."""
     host = rig.host(socket.SOCK_DGRAM)
-    rig.send_datagram(GATEWAY, port_of(host), SMALL)
+    rig.send_datagram(rig.target, port_of(host), SMALL)
     rig.work()
     address = host.recvfrom(100)[1]
     (sock,) = rig.uplink.opened
@@ -492,7 +501,7 @@ def dns(rig: Rig, meter: Meter, *, rounds: int) -> float:
     for number in range(2 + rounds):
         rig.meter = meter if number >= 2 else None
         header = number.to_bytes(2, "big") + bytes.fromhex("0100 0001 0000 0000 0000")
-        rig.send_datagram(RESOLVER, 53, header + question, PORT + number)
+        rig.send_datagram(rig.dns, 53, header + question, PORT + number)
         rig.work()
         query, relay = rig.resolver.recvfrom(512)
         answer = query[:2] + bytes.fromhex("8180 0001 0001 0000 0000") + question
@@ -523,6 +532,7 @@ class Scenario(NamedTuple):
     drive: Callable[..., float]
     options: dict[str, int]
     vnet_header: bool = True
+    family: int = 4
 
     def work(self) -> Work:
         """What its units cost, the same each time."""
@@ -532,7 +542,7 @@ class Scenario(NamedTuple):
         return first
 
     def _measured(self) -> Work:
-        meter, rig = Meter(), Rig(vnet_header=self.vnet_header)
+        meter, rig = Meter(), Rig(vnet_header=self.vnet_header, family=self.family)
         gc.collect()
         gc.disable()  # what others have left behind is not ours to count
         try:
@@ -553,6 +563,10 @@ SCENARIOS = {
     "udp exchange": Scenario("exchange", udp_exchange, {"rounds": 64}),
     "udp out": Scenario("datagram", udp_out, {"rounds": 4}),
     "udp in": Scenario("datagram", udp_in, {"rounds": 4}),
+    "tcp out, IPv6": Scenario("MiB", tcp_out, {"segment": LARGE, "together": 4, "rounds": 4}, family=6),
+    "tcp exchange, IPv6": Scenario("exchange", tcp_exchange, {"rounds": 64}, family=6),
+    "udp exchange, IPv6": Scenario("exchange", udp_exchange, {"rounds": 64}, family=6),
+    "udp out, IPv6": Scenario("datagram", udp_out, {"rounds": 4}, family=6),
     "dns": Scenario("query", dns, {"rounds": 16}),
     "idle": Scenario("step", idle, {"connections": 16, "rounds": 16}),
 }

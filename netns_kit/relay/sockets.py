@@ -3,8 +3,8 @@
 Facts, each held by a test in tests/test_facts.py or tests/system:
 
 - A socket's error queue tells of ICMP errors with type, code, who sent it, and what it quotes of our packet
-  (ip(7), IP_RECVERR).  A TCP socket that is connecting has one without asking.  It is read before SO_ERROR: in
-  between the kernel may take the error back and go on trying.
+  (ip(7), IP_RECVERR).  A TCP socket that is connecting has one, of IPv4 without asking.  It is read before SO_ERROR:
+  in between the kernel may take the error back and go on trying.
 - An error that waits is raised by the next send, which then sends nothing.
 - What the kernel itself refuses for its size, it reports as of local origin, with the MTU and no offender.
 - IP_PMTUDISC_PROBE sends every datagram with DF, so each that is too big draws its own error; IP_PMTUDISC_DONT
@@ -38,6 +38,7 @@ _REFUSALS = {
     errno.ECONNREFUSED: Refusal.RESET,
     errno.ENETUNREACH: Refusal.NET_UNREACHABLE,
     errno.ENETDOWN: Refusal.NET_UNREACHABLE,
+    errno.EAFNOSUPPORT: Refusal.NET_UNREACHABLE,
     errno.EHOSTUNREACH: Refusal.HOST_UNREACHABLE,
     errno.EHOSTDOWN: Refusal.HOST_UNREACHABLE,
     errno.EACCES: Refusal.PROHIBITED,
@@ -176,9 +177,9 @@ class HostError(NamedTuple):
         return IcmpError(self.type, self.code, mtu, offender, self.ttl)
 
 
-def ask_for_errors(sock: socket.socket) -> None:
-    """Have ICMP errors queued, for `read_errors`, those too that are not the end of what the socket does."""
-    sock.setsockopt(*_OPTIONS[sock.family].errors, 1)
+def ask_for_errors(sock: socket.socket, *, wanted: bool = True) -> None:
+    """Have ICMP errors queued, for `read_errors`, those too that are not the end of what the socket does; or not."""
+    sock.setsockopt(*_OPTIONS[sock.family].errors, wanted)
 
 
 def read_errors(sock: socket.socket) -> list[HostError]:

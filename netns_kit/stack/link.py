@@ -1,8 +1,12 @@
-"""The link: Ethernet in and out, and who has which link address (ARP, RFC 826).
+"""The link: Ethernet in and out, and who has which link address (ARP, RFC 826; neighbour discovery, RFC 4861).
 
 Everything we emit leaves by `emit`, one call per frame, as one or more buffers.  They are lent for the
 duration of the call.  An address whose link address is unknown is asked for, and the frames for it
 wait, a few of them, until it is known.
+
+We answer for our own addresses and for no other, whoever asks; also one who is about to take such an address, and
+has found out that it is taken then (RFC 4862 5.4).  What we know of the guest is not probed: it tells us anew with
+every flow.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .offloads import Offloads
-from .wire import arp, ethernet, virtio
+from .wire import BadPacket, arp, checksum, ethernet, ip, ndp, virtio
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -35,6 +39,7 @@ class Link:
         "_timers",
         "_waiting",
         "emit",
+        "link_local",
         "mac",
         "mtu",
         "offloads",
@@ -62,7 +67,8 @@ class Link:
         self.offloads = offloads
         # one more with each link address that is learnt: header templates look theirs up then
         self.version = 0
-        self.own = own  # our addresses, packed, the gateway first; ARP is answered for these alone
+        self.own = own  # our addresses, packed, of each family the gateway first: the only ones we answer for
+        self.link_local = next((each for each in own if ip.is_link_local(each)), b"")
         self._neighbours: dict[bytes, bytes] = {}
         self._waiting: dict[bytes, list[bytes]] = {}
         self._limits = limits
@@ -93,9 +99,11 @@ class Link:
         for frame in self._waiting.pop(address, ()):
             self.emit(frame[:at] + mac + frame[at + 6 :])
 
-    def gateway(self, size: int) -> bytes:
-        """Our first address of `size` bytes."""
-        return next((own for own in self.own if len(own) == size), bytes(size))
+    def speaker(self, guest: bytes) -> bytes:
+        """The address we have ourselves for speaking to `guest`: of its family, and of its scope."""
+        if self.link_local and ip.is_link_local(guest):
+            return self.link_local
+        return next((own for own in self.own if len(own) == len(guest)), bytes(len(guest)))
 
     def prefix(self, address: bytes, mac: bytes = b"") -> bytes:
         """What goes in front of an IP packet to `address`, or to that link address whoever has it: virtio header, if
@@ -135,8 +143,12 @@ class Link:
     def request(self, address: bytes) -> None:
         """Ask who has `address`."""
         if len(address) == 4:
-            request = arp.Arp(arp.REQUEST, self.mac, self.gateway(4), UNKNOWN_MAC, address)
+            request = arp.Arp(arp.REQUEST, self.mac, self.speaker(address), UNKNOWN_MAC, address)
             self._send_arp(ethernet.BROADCAST, request)
+        else:
+            group = ndp.solicited_node(address)
+            question = ndp.pack(ndp.Neighbour(ndp.SOLICITATION, 0, address, self.mac))
+            self.send_ndp(ndp.group_mac(group), self.speaker(address) + group, question)
 
     def arp_arrives(self, frame: memoryview) -> None:
         """Answers a request for one of our addresses, and learns the sender's."""
@@ -146,6 +158,44 @@ class Link:
             self._send_arp(packet.sender_mac, reply)
         if packet.sender != bytes(4):  # RFC 5227: probing, it has no address yet
             self.learn(packet.sender, packet.sender_mac)
+
+    def neighbour_arrives(self, packet: ip.Packet, message: ndp.Neighbour, sender_mac: bytes) -> None:
+        """A neighbour's solicitation or advertisement, checked as RFC 4861 7.1 has it.  Raises `BadPacket`.
+
+        Answers a solicitation for one of our addresses, and learns the sender's; of an advertisement, that of an
+        address which we have asked for or know.
+        """
+        source, destination = packet.source, packet.destination
+        target, to_group = message.target, not ip.is_unicast(destination)
+        if not ip.is_unicast(target):
+            raise BadPacket("ndp-target")
+        if message.type == ndp.ADVERTISEMENT:
+            if to_group and message.flags & ndp.SOLICITED:
+                raise BadPacket("ndp-solicited")
+            known = self._neighbours.get(target)
+            if message.mac and (target in self._waiting or (known and message.flags & ndp.OVERRIDE)):
+                self.learn(target, message.mac)
+            return
+        is_probe = source == ndp.UNSPECIFIED
+        if is_probe and (message.mac or destination != ndp.solicited_node(target)):
+            raise BadPacket("ndp-probe")
+        if not is_probe and not ip.is_unicast(source):
+            raise BadPacket("ndp-source")
+        if target not in self.own:
+            return
+        flags, to, mac = ndp.ROUTER | ndp.OVERRIDE, ndp.ALL_NODES, ndp.group_mac(ndp.ALL_NODES)
+        if not is_probe:
+            self.learn(source, message.mac or sender_mac)
+            flags, to, mac = flags | ndp.SOLICITED, source, message.mac or sender_mac
+        self.send_ndp(mac, target + to, ndp.pack(ndp.Neighbour(ndp.ADVERTISEMENT, flags, target, self.mac)))
+
+    def send_ndp(self, mac: bytes, addresses: bytes, message: bytes) -> None:
+        """A message of `netns_kit.stack.wire.ndp`, which is summed here."""
+        pseudo = checksum.pseudo_header(addresses, ip.ICMPV6, len(message))
+        check = checksum.checksum(pseudo, checksum.total(message)).to_bytes(2, "big")
+        header = ip.pack_ipv6(addresses, ip.ICMPV6, len(message), ttl=ndp.HOP_LIMIT)
+        head = self._virtio() + ethernet.pack(mac, self.mac, ethernet.IPV6) + header
+        self.emit(head + message[:2] + check + message[4:])
 
     def _send_arp(self, destination: bytes, packet: arp.Arp) -> None:
         self.emit(self._virtio() + ethernet.pack(destination, self.mac, ethernet.ARP) + arp.pack(packet))

@@ -42,8 +42,8 @@ class PacketWriter:
             return
         if isinstance(why, Refusal):
             why = _told_by(by if why is Refusal.RESET else b"", _CODES[why], size)
-        source = why.offender or self._link.gateway(size)
         guest = bytes(quoted[12:16] if size == 4 else quoted[8:24])
+        source = why.offender or self._link.speaker(guest)
         head = icmp.HEADER.pack(why.type, why.code, 0, why.mtu >> 16, why.mtu & 0xFFFF)
         message = head + quoted[: QUOTED[size]]
         self.send(source + guest, ip.ICMP if size == 4 else ip.ICMPV6, message, sum_at=2, ttl=why.ttl)

@@ -1,8 +1,9 @@
 """The stack: frames in, frames out, and the tables of flows between them.
 
 `Stack.receive` is the way in for every frame, `Link.emit` the way out; `StackUser` hears of new flows.
-It looks like a small router: it answers for its own addresses (ARP, echo), and turns everything else into
-flows that its user carries on.
+It looks like a small router: it answers for its own addresses (ARP, neighbour discovery, echo), and turns everything
+else into flows that its user carries on.  IPv6 is spoken if it has an address of that family, else such frames are
+only counted.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from .link import Link
 from .offloads import Offloads
 from .packets import PacketWriter
 from .reassembly import Reassembly
+from .router import Router
 from .states import LISTEN, SYN_SENT, TIME_WAIT, State
 from .steering import Steering
 from .tcp import TcpConnection
@@ -27,7 +29,7 @@ from .timers import Timers
 from .udp import UdpFlow
 from .user import IcmpError, Refusal, Service, StackUser, TcpUser, Watcher
 from .windows import Memory
-from .wire import BadPacket, checksum, common, ethernet, icmp, ip, tcp, udp, virtio
+from .wire import BadPacket, BadParameter, checksum, common, ethernet, icmp, ip, ndp, tcp, udp, virtio
 
 ISN_TICKS = 250_000  # per second: RFC 9293 3.4.1's 4-microsecond clock
 _DSCP = 0xFC  # the traffic class without ECN's bits (RFC 3168 5)
@@ -43,7 +45,8 @@ class Stack:
     """A user-mode TCP/IP stack for one guest link.
 
     `emit` is called with the buffers of each frame to send.  `addresses` are ours, packed, the first of
-    each family being the gateway.  `secret` (16 random bytes) keys RFC 6528's sequence numbers.
+    each family being the gateway.  `secret` (16 random bytes) keys RFC 6528's sequence numbers.  `advertised` is what
+    router advertisements say; without, there are none.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Stack:
         offloads: Offloads | None = None,
         limits: Limits | None = None,
         timers: Timers | None = None,
+        advertised: ndp.Advertisement | None = None,
     ) -> None:
         self.user = user
         self.watcher: Watcher | None = None
@@ -84,6 +88,8 @@ class Stack:
             dropped=self.dropped,
             timers=self.timers,
         )
+        self._speaks_ipv6 = any(len(address) == 16 for address in addresses)
+        self._router = None if advertised is None else Router(self.link, advertised, self.timers)
         self._secret = secret
         self._reassembly = Reassembly(self.limits, self.dropped, self.timers)
         self._packets = PacketWriter(self.link, int.from_bytes(secret[:2], "big"))
@@ -124,7 +130,7 @@ class Stack:
             or end > len(frame)
             or destination != self.link.mac
         ):
-            return False
+            return kind == ethernet.IPV6 and len(frame) >= common.SIZE6 and self._receive_common6(frame, now)
         if protocol == ip.TCP:
             connection = self.tcp.get(addresses + ports)
             if (
@@ -149,6 +155,48 @@ class Stack:
                 flow.used(now)
                 marks = ttl << 16 | tos << 8 | fragment >> 14
                 flow.user.datagram(flow, frame[common.UDP_PAYLOAD : end], marks, 0)
+                return True
+        return False
+
+    def _receive_common6(self, frame: memoryview, now: float) -> bool:
+        """The same for IPv6, spelled out once more: every call in there is one for each frame."""
+        (
+            flags, gso_type, destination, _, word, length, protocol, ttl,
+            addresses, ports, seq, ack, offset_flags, window, urgent,
+        ) = common.parse6(frame)  # fmt: skip
+        end = common.IP_AT + ip.IPV6_SIZE + length
+        tos = word >> 20 & 0xFF
+        if (
+            not flags & common.SUMMED
+            or word >> 28 != 6
+            or ttl < 2
+            or end > len(frame)
+            or destination != self.link.mac
+        ):
+            return False
+        if protocol == ip.TCP:
+            connection = self.tcp.get(addresses + ports)
+            if (
+                connection is None
+                or offset_flags & common.OPTIONS_OR_SYN != common.NEITHER
+                or tos & _DSCP != connection.tos
+                or end < common.TCP_PAYLOAD6
+            ):
+                return False
+            payload = frame[common.TCP_PAYLOAD6 : end]
+            if offset_flags & common.CONTROL != tcp.ACK or not connection.in_order(
+                seq, ack, window, payload, now
+            ):
+                segment = tcp.Segment(seq, ack, offset_flags & 0xFF, window, payload, None, urgent)
+                connection.segment_arrives(segment, now)
+            return True
+        if protocol == ip.UDP and gso_type == virtio.GSO_NONE and seq >> 16 == length >= udp.SIZE:
+            flow = self.udp.get(addresses + ports)
+            if flow is not None and flow.user is not None:
+                if not flow.answered:
+                    flow.heard(now)
+                flow.used(now)
+                flow.user.datagram(flow, frame[common.UDP_PAYLOAD6 : end], ttl << 16 | tos << 8 | 1, 0)
                 return True
         return False
 
@@ -179,13 +227,49 @@ class Stack:
             if self.steering is not None:
                 self.steering.tell(frame)
             return
-        elif kind == ethernet.IPV6:
-            packet = ip.parse_ipv6(frame[at + ethernet.SIZE :])
-        else:
+        elif kind != ethernet.IPV6:
             raise BadPacket("ethernet-type")
+        elif self._speaks_ipv6:
+            packet = self._parse_ipv6(frame[at + ethernet.SIZE :], to_group)
+        else:
+            raise BadPacket("ipv6-off")
         if to_group and (packet.protocol != ip.UDP or ip.is_unicast(packet.destination)):
-            raise _to_group(packet)  # but for what a service may want
-        self._packet(packet, summed, segment_size, now)
+            self._group(packet, summed)
+        else:
+            self._packet(packet, summed, segment_size, now)
+
+    def _parse_ipv6(self, view: memoryview, to_group: bool) -> ip.Packet:
+        try:
+            return ip.parse_ipv6(view)
+        except BadParameter as bad:
+            if not to_group:
+                self._parameter_problem(view, bad.code, bad.pointer)
+            raise
+
+    def _parameter_problem(self, view: memoryview, code: int, pointer: int) -> None:
+        """RFC 4443 3.4, as from the destination, which would have said so.  What it is about is no error itself: the
+        errors that kernels send have no extension headers."""
+        source, destination = bytes(view[8:24]), bytes(view[24:40])
+        if ip.is_unicast(source) and source not in self.addresses:
+            error = IcmpError(icmp.V6_PARAMETER, code, pointer, offender=destination)
+            self._packets.error(view, error, by=destination)
+
+    def _group(self, packet: ip.Packet, summed: bool) -> None:
+        """Broadcast and multicast end here, but for neighbour discovery, and what a service may want: nobody else
+        is on the link, and the host's groups are not the guest's."""
+        if self.steering is not None and self.steering.give_to_first(self._frame):
+            return
+        if packet.protocol == ip.ICMPV6 and len(packet.addresses) == 32:
+            message = icmp.parse(packet.payload)
+            if message.type in ndp.TYPES or message.type in icmp.V6_GROUPS:
+                if not summed:
+                    self._verify(packet, ip.ICMPV6, len(packet.payload))
+                self._on_link(packet, message)
+                return
+        name = _NAMES[len(packet.addresses)].get(packet.protocol)
+        if name is None:
+            raise BadPacket("ip-protocol")
+        raise _to_group(packet, name)
 
     def flush(self) -> None:
         """Send the ACKs that waited for more frames.  Call it after each batch of frames and user calls."""
@@ -201,10 +285,18 @@ class Stack:
 
     def _learn(self, packet: ip.Packet) -> None:
         """A new flow tells whose link address it comes from, as good as ARP would."""
-        source = packet.source
+        source, destination = packet.source, packet.destination
         if source in self.addresses:
             raise BadPacket("ip-source-ours")
         self.link.learn(source, self._source_mac)
+        if destination not in self.addresses and len(source) == 16:
+            if ip.is_link_local(destination):  # it would be on this link: nobody is
+                self._packets.error(self._quoted, Refusal.HOST_UNREACHABLE, by=destination)
+                raise BadPacket("ip-link-local")
+            if ip.is_link_local(source):  # RFC 4291 2.5.6: not for us to forward
+                error = IcmpError(icmp.V6_UNREACHABLE, icmp.V6_BEYOND_SCOPE)
+                self._packets.error(self._quoted, error, by=destination)
+                raise BadPacket("ip-link-local")
 
     # -- packets ------------------------------------------------------------------------------------
 
@@ -221,6 +313,7 @@ class Stack:
             if whole is None:
                 return
             packet, summed = whole, False
+            ip.put_together(packet)
             if self.steering is not None:
                 self._frame = self._in_one(packet)
         protocol = packet.protocol
@@ -234,6 +327,8 @@ class Stack:
         elif protocol == (ip.ICMP if len(packet.addresses) == 8 else ip.ICMPV6):
             self._icmp(packet, summed, now)
         else:
+            if len(packet.addresses) == 32 and protocol != ip.NO_NEXT_HEADER:
+                self._parameter_problem(packet.whole, ip.UNKNOWN_HEADER, ip.next_header_at(packet.whole))
             raise BadPacket("ip-protocol")
 
     def _in_one(self, packet: ip.Packet) -> memoryview:
@@ -394,7 +489,7 @@ class Stack:
 
     def _open_udp(self, packet: ip.Packet, key: bytes, now: float) -> UdpFlow | None:
         if not ip.is_unicast(packet.destination):
-            raise _to_group(packet)
+            raise _to_group(packet, "udp")
         if not ip.is_unicast(packet.source):
             raise BadPacket("udp-source")
         self._learn(packet)
@@ -456,6 +551,9 @@ class Stack:
                 self._verify(packet, ip.ICMPV6, len(packet.payload))
             elif checksum.total(packet.payload):
                 raise BadPacket("checksum")
+        if not ipv4 and message.type in ndp.TYPES:
+            self._on_link(packet, message)
+            return
         if message.type == (icmp.UNREACHABLE if ipv4 else icmp.V6_UNREACHABLE):
             self._unreachable(message.payload, ipv4)
         if message.type != (icmp.ECHO if ipv4 else icmp.V6_ECHO):
@@ -488,6 +586,20 @@ class Stack:
         flow.used(now)
         if flow.user is not None:
             flow.user.echo(flow, message.low, message.payload, packet)
+
+    def _on_link(self, packet: ip.Packet, message: icmp.Message) -> None:
+        """Neighbour discovery, which comes from this link and in one piece (RFC 4861 6.1, 7.1; RFC 6980)."""
+        if message.type in icmp.V6_GROUPS:
+            return  # every group of this link is received here anyway
+        if packet.ttl != ndp.HOP_LIMIT or message.code or packet.whole[6] != ip.ICMPV6:
+            raise BadPacket("ndp-header")
+        neighbour = ndp.parse(packet.payload)
+        if neighbour.type == ndp.ADVERTISEMENT and self.steering is not None:
+            self.steering.tell(self._frame)
+        if neighbour.type != ndp.ROUTER_SOLICITATION:
+            self.link.neighbour_arrives(packet, neighbour, self._source_mac)
+        elif self._router is not None:
+            self._router.solicited(packet, neighbour, self._source_mac)
 
     def _unreachable(self, quoted: memoryview, ipv4: bool) -> None:
         """What we have sent was not welcome: that ends a connection we are opening."""
@@ -550,9 +662,5 @@ class Stack:
         }
 
 
-def _to_group(packet: ip.Packet) -> BadPacket:
-    """Broadcast and multicast end here: nobody else is on the link, and the host's groups are not the guest's."""
-    name = _NAMES[len(packet.addresses)].get(packet.protocol)
-    if name is None:
-        return BadPacket("ip-protocol")
+def _to_group(packet: ip.Packet, name: str) -> BadPacket:
     return BadPacket(f"{name}-multicast" if ip.is_multicast(packet.destination) else f"{name}-broadcast")

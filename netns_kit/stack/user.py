@@ -23,7 +23,7 @@ class Refusal(Enum):
     """How a flow is turned away, and what the guest's program sees.
 
     RESET: TCP RST, else ICMP port unreachable; ECONNREFUSED.  NET_UNREACHABLE and HOST_UNREACHABLE: ICMP;
-    ENETUNREACH and EHOSTUNREACH.  PROHIBITED: ICMP administratively prohibited; EHOSTUNREACH, at once.
+    ENETUNREACH and EHOSTUNREACH.  PROHIBITED: ICMP administratively prohibited; EHOSTUNREACH (IPv6: EACCES), at once.
     DROP: nothing, as if the packet were lost; ETIMEDOUT, late.
     """
 

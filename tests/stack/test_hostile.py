@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from netns_kit.impairment import Impairment
 from netns_kit.stack import Limits, Offloads, State
-from netns_kit.stack.wire import arp, checksum, ethernet, icmp, ip, virtio
+from netns_kit.stack.wire import arp, checksum, ethernet, icmp, ip, ndp, virtio
 from tests.stack_support import (
     DNS,
     GATEWAY,
@@ -26,6 +26,7 @@ from tests.stack_support import (
     Pair,
     echo_packet,
     fragments,
+    packet,
     udp_packet,
 )
 
@@ -52,9 +53,39 @@ def recorded(family: int) -> list[bytes]:
         frames.append(udp_packet(family, bytes(1000), to=to[family]))
     frames += fragments(udp_packet(family, bytes(4000))[14:], 1480)
     frames += fragments(echo_packet(family, bytes(3000))[14:], 504, 78)
+    if family == 6:
+        frames += discovery() + extended()
     request = arp.pack(arp.Arp(arp.REQUEST, GUEST_MAC, GUEST[4], bytes(6), GATEWAY[4]))
     frames.append(ethernet.pack(ethernet.BROADCAST, GUEST_MAC, ethernet.ARP) + request)
     return frames
+
+
+def discovery() -> list[bytes]:
+    """What hosts say to their neighbours and ask their router."""
+    said = [
+        (ndp.Neighbour(ndp.SOLICITATION, 0, GATEWAY[6], GUEST_MAC), ndp.solicited_node(GATEWAY[6])),
+        (ndp.Neighbour(ndp.SOLICITATION, 0, GATEWAY[6], GUEST_MAC), GATEWAY[6]),
+        (ndp.Neighbour(ndp.ADVERTISEMENT, 0xE0, GUEST[6], GUEST_MAC), GATEWAY[6]),
+        (ndp.Neighbour(ndp.ROUTER_SOLICITATION, mac=GUEST_MAC), ndp.ALL_NODES),
+    ]
+    frames = [packet(GUEST[6] + to, ip.ICMPV6, ndp.pack(each), sum_at=2, ttl=255) for each, to in said]
+    return [(b"\x33\x33" + each[2:] if each[38] == 0xFF else each) for each in frames]
+
+
+def extended() -> list[bytes]:
+    """Datagrams behind extension headers of every kind."""
+    datagram, addresses = udp_packet(6, b"question")[54:], GUEST[6] + OTHER[6]
+    options, route = bytes([ip.UDP, 0, 5, 2, 0, 0, 1, 0]), bytes([ip.UDP, 0, 0, 0, 0, 0, 0, 0])
+    atomic = ip.pack_ipv6_fragment(ip.UDP, 0, False, 7)
+    headers = (
+        (ip.HOP_BY_HOP, options),
+        (ip.DESTINATION, options),
+        (ip.ROUTING, route),
+        (ip.FRAGMENT, atomic),
+    )
+    frames = [packet(addresses, kind, header + datagram) for kind, header in headers]
+    chain = bytes([ip.DESTINATION]) + options[1:]
+    return [*frames, packet(addresses, ip.HOP_BY_HOP, chain + options + datagram)]
 
 
 SUMS = {(4, ip.TCP): 16, (4, ip.UDP): 6, (4, ip.ICMP): 2, (6, ip.TCP): 16, (6, ip.UDP): 6, (6, ip.ICMPV6): 2}
@@ -127,7 +158,8 @@ def bounded(guest: Guest) -> None:
 def test_mutated_frames(family: int, offloads: Offloads | None) -> None:
     """A quarter of all for each; the users accept, answer, refuse and hold back at random."""
     random = Random(f"{family} {offloads}")
-    guest = Guest(family, offloads=offloads, limits=LIMITS, iss=None)
+    advertised = ndp.Advertisement(GUEST[6][:8] + bytes(8)) if family == 6 else None
+    guest = Guest(family, offloads=offloads, limits=LIMITS, iss=None, advertised=advertised)
     frames = recorded(family)
     heads = [virtio.NONE, virtio.pack(1, 1, 54, 1460, 34, 16), virtio.pack(1, 5, 42, 100, 34, 6)]
     heads += [virtio.pack(2, 0, 0, 0, 0, 0), virtio.pack(255, 255, 65535, 65535, 65535, 65535)]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from netns_kit.stack import Closed, Steering
-from netns_kit.stack.wire import arp, ethernet, icmp, ip
+from netns_kit.stack.wire import arp, ethernet, icmp, ip, ndp
 from netns_kit.stack.wire.tcp import ACK, RST, SYN
 from tests.stack_support import (
     GATEWAY,
@@ -163,3 +163,28 @@ def test_alone_nothing_is_handed_over(hand_over: Callable[[int, int, memoryview]
     guest.sends(RST, 9000)
     guest.gives(udp_packet(4, b"x", port=7))
     assert guest.users.datagrams.got
+
+
+def said(message: ndp.Neighbour, source: bytes, to: bytes) -> bytes:
+    data = packet(source + to, ip.ICMPV6, ndp.pack(message), sum_at=2, ttl=ndp.HOP_LIMIT)
+    return (ndp.group_mac(to) if to[0] == 0xFF else OUR_MAC) + data[6:]
+
+
+@pytest.mark.parametrize("came_in", [0, 1])
+def test_neighbour_discovery_is_the_firsts(came_in: int) -> None:
+    """One answer to each question; but what is told of a neighbour may be what any of them has asked."""
+    shared = Shared(6, 3)
+    queue, rest = shared.queues[came_in], [0] * 2
+    question = ndp.Neighbour(ndp.SOLICITATION, 0, GATEWAY[6], GUEST_MAC)
+    queue.gives(said(question, GUEST[6], ndp.solicited_node(GATEWAY[6])))
+    assert shared.sent() == [1, *rest]
+    queue.gives(said(question, GUEST[6], GATEWAY[6]))
+    assert shared.sent() == [2, *rest]
+    stranger = GUEST[6][:15] + b"\7"
+    for each in shared.queues:
+        each.stack.add_udp(stranger + OTHER[6] + PORTS, 0.0).send(b"news", 0.0)
+        each.frames.clear()
+    answer = ndp.Neighbour(ndp.ADVERTISEMENT, ndp.SOLICITED, stranger, GUEST_MAC)
+    queue.gives(said(answer, stranger, GATEWAY[6]))
+    assert shared.sent() == [1, 1, 1]
+    assert [bytes(each.taken().packet.payload[8:]) for each in shared.queues] == [b"news"] * 3

@@ -3,6 +3,9 @@
     H 10.1.0.1 ------ 10.1.0.2 R1 10.2.0.1 ------ 10.2.0.2 R2 10.3.0.1 ------ 10.3.0.2 S
                                        (MTU 1400)
 
+IPv6 has the same numbers: fd01:0:0:1::1 and ::2, and so on.  It takes kernels a second or two to find such a link
+ready for IPv6.
+
 Each is a network namespace, all of them in one user namespace; `in_h` runs a test in a child process that
 makes them and lives in H.  There `Network` is what it would be on any unprivileged user's machine, while
 sockets of the others are a `with hops.at("S")` away, so that a test reads as one story of both ends.  Nothing
@@ -49,6 +52,11 @@ NO_ROUTE = "10.99.0.1"
 GUEST, GATEWAY, DNS = "10.0.2.100", "10.0.2.2", "10.0.2.3"
 """In the guest that H has."""
 
+H_6, R1_6, R2_6, S_6 = "fd01:0:0:1::1", "fd01:0:0:1::2", "fd01:0:0:2::2", "fd01:0:0:3::2"
+PROHIBITED_6, NO_ROUTE_6 = "fd08::1", "fd09::1"
+"""What R1 answers so for."""
+GUEST_6, GATEWAY_6, DNS_6 = "fd00::100", "fd00::2", "fd00::3"
+
 _ADDRESS = {"H": H, "R1": R1, "R2": R2, "S": S}
 _LINKS = (("H", "R1", 1500), ("R1", "R2", MTU), ("R2", "S", 1500))
 _ROUTES = {
@@ -62,6 +70,12 @@ _ROUTES = {
     "R2": {"10.1.0.0/24": "10.2.0.1", "10.9.1.0/24": "prohibit", "10.9.2.0/24": "unreachable"},
     "S": {"0.0.0.0/0": "10.3.0.1"},
 }
+_ROUTES_6 = {
+    "H": {"::/0": R1_6},
+    "R1": {"fd01:0:0:3::/64": R2_6, "fd08::/64": "prohibit"},
+    "R2": {"fd01:0:0:1::/64": "fd01:0:0:2::1"},
+    "S": {"::/0": "fd01:0:0:3::1"},
+}
 _SYSCTLS = {
     "net/ipv4/ip_forward": "1",
     # Routers say all they have to say.  Not by icmp_ratelimit: at 0 it takes away the budget, five and then one
@@ -70,8 +84,11 @@ _SYSCTLS = {
     "net/ipv4/icmp_msgs_per_sec": "100000",  # older kernels have but one, the machine's, and that is enough
     "net/ipv4/icmp_msgs_burst": "10000",
     "net/ipv4/ip_unprivileged_port_start": "0",
+    "net/ipv6/conf/all/forwarding": "1",
+    "net/ipv6/icmp/ratelimit": "0",
 }
 
+IFA_F_NODAD = 2  # linux/if_addr.h
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000  # linux/sched.h
 _CAPABILITY_VERSION = 0x20080522  # linux/capability.h, version 3: two words of 32 bits each
 CAP_NET_BIND_SERVICE, CAP_NET_BROADCAST, CAP_NET_ADMIN, CAP_NET_RAW = 10, 11, 12, 13
@@ -110,8 +127,8 @@ class Hops:
             self._join(number, left, right, mtu)
         for name, routes in _ROUTES.items():
             with self.at(name), IPRoute() as ip:
-                for destination, way in routes.items():
-                    how = {"gateway": way} if way[0].isdigit() else {"type": way}
+                for destination, way in (routes | _ROUTES_6[name]).items():
+                    how = {"type": way} if way.isalpha() else {"gateway": way}
                     ip.route("add", dst=destination, **how)
         self._enter("H")
         if ping:  # for our group, the only one that is mapped; a new namespace has it for none
@@ -138,6 +155,8 @@ class Hops:
                 (index,) = ip.link_lookup(ifname=there)
                 ip.addr("add", index=index, address=f"10.{number}.0.{host}", prefixlen=24)
                 ip.link("set", index=index, state="up")
+                address = f"fd01:0:0:{number}::{host}"
+                ip.addr("add", index=index, address=address, prefixlen=64, flags=IFA_F_NODAD)
 
     def _enter(self, name: str) -> None:
         _call("setns", self._namespaces[name], CLONE_NEWNET)
@@ -153,15 +172,17 @@ class Hops:
 
     def udp(self, name: str, port: int = 0, *, address: str | None = None) -> socket.socket:
         """A non-blocking socket of `name`, bound to its own address or to another."""
+        family = socket.AF_INET6 if ":" in (address or "") else socket.AF_INET
         with self.at(name):
-            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         sock.bind((address or _ADDRESS[name], port))
         return sock
 
-    def tcp(self, name: str, port: int = 0) -> socket.socket:
+    def tcp(self, name: str, port: int = 0, *, address: str | None = None) -> socket.socket:
         """A listener of `name`."""
+        family = socket.AF_INET6 if ":" in (address or "") else socket.AF_INET
         with self.at(name):
-            return socket.create_server((_ADDRESS[name], port))
+            return socket.create_server((address or _ADDRESS[name], port), family=family)
 
 
 Body = Callable[Concatenate[Hops, P], Awaitable[None]]

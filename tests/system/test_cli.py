@@ -23,7 +23,7 @@ import pytest
 from netns_kit.cli import FAILED, NOT_EXECUTABLE, NOT_FOUND, main
 from netns_kit.drivers import DriverName
 from tests.servers import SECONDS, closed_port, digest, dns_server, host_address, http, tcp_server
-from tests.support import ROOT, missing, needs, needs_tun
+from tests.support import ROOT, missing, needs, needs_ipv6, needs_tun
 
 pytestmark = pytest.mark.usefixtures("leaks")
 
@@ -123,7 +123,8 @@ def test_its_streams_are_the_callers() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--mtu", "1400", "echo"], ["echo"], ["--", "echo"], ["--host-loopback", "echo"]]
+    "words",
+    [["--mtu", "1400", "echo"], ["echo"], ["--", "echo"], ["--host-loopback", "echo"], ["--ipv6", "echo"]],
 )
 def test_its_words_are_its_own(words: list[str]) -> None:
     own = ["--host-loopback", "-p", "80:80", "--mtu=9", "--", "x y", ""]
@@ -163,6 +164,37 @@ def test_killed_it_takes_the_command_along(driver: DriverName) -> None:
         assert process.stdout.read() == ""
 
 
+# -- IPv6 -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "gateway"), [(["--ipv6"], "fd00::2"), (["--cidr6", "fd07::/64"], "fd07::2")]
+)
+def test_ipv6(words: list[str], gateway: str) -> None:
+    needs("curl")
+    needs_ipv6()
+    with tcp_server(http, ("::1", 0)) as port:
+        url = f"http://[{gateway}]:{port}/peer"
+        done = run(*words, f"--host-loopback={port}", "--", "curl", "-6sSf", url)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "::1", "")
+
+
+def test_without_ipv6_there_is_a_notice_and_ipv4() -> None:
+    """A host without IPv6, made by hand."""
+    needs("unshare", "curl")
+    needs_tun()
+    command = [*NETNS_KIT, "run", "--ipv6", "--host-loopback", "--", "curl", "-sS", "http://10.0.2.2:9/"]
+    host = 'ip link set lo up; echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6; exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-Urn", "sh", "-c", host, "sh", *command],
+        capture_output=True, text=True, timeout=SECONDS, check=False, env=environment(),
+    )  # fmt: skip
+    first, second = done.stderr.splitlines()
+    assert first == "IPv4 only: the host has no IPv6: net.ipv6.conf.all.disable_ipv6 is 1"
+    assert "Failed to connect to 10.0.2.2 port 9" in second
+    assert done.returncode == 7
+
+
 # -- what is wrong -----------------------------------------------------------------------------------------
 
 
@@ -174,6 +206,9 @@ def test_killed_it_takes_the_command_along(driver: DriverName) -> None:
         (["--mtu", "67"], "mtu is 67"),
         (["--dns", "resolver"], "resolver"),
         (["--bind4", "::1"], "bind4"),
+        (["--bind6", "127.0.0.1"], "bind6"),
+        (["--cidr6", "fd00::/48"], "fd00::/48"),
+        (["--ipv6", "--mtu", "1279"], "mtu is 1279"),
     ],
 )
 def test_what_cannot_be_says_so(words: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:
@@ -205,7 +240,18 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         main(["run", "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    for option in ("--publish", "--mtu", "--cidr", "--host-loopback", "--dns", "--bind4", "--device"):
+    for option in (
+        "--publish",
+        "--mtu",
+        "--cidr",
+        "--ipv6",
+        "--cidr6",
+        "--bind6",
+        "--host-loopback",
+        "--dns",
+        "--bind4",
+        "--device",
+    ):
         assert option in text
 
 

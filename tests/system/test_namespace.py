@@ -440,6 +440,26 @@ async def test_ipv6_addresses_and_routes() -> None:
         assert Route(IPv6Network("fd01::/48"), IPv6Address("fd00::1"), index, 1024) in await ns.routes()
 
 
+async def test_an_ipv6_address_is_usable_at_once() -> None:
+    """Or it is said why not; to do it again is fine."""
+    needs_tun()
+    address, gateway = IPv6Interface("fd00::100/64"), IPv6Address("fd00::2")
+    async with entered(Namespace.create()) as ns:
+        tap = await ns.open_tap("tap0", [IFF_TAP | IFF_NO_PI])
+        try:
+            for _ in range(2):
+                assert await ns.configure_link("tap0", address6=address, gateway6=gateway) is None
+                with await ns.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+                    sock.bind((str(address.ip), 0))
+            ways = [way for way in await ns.routes() if way.destination == IPv6Network("::/0")]
+            assert [way.gateway for way in ways] == [gateway]
+            await ns.set_sysctl("net.ipv6.conf.tap0.disable_ipv6", 1)
+            why = await ns.configure_link("tap0", address6=address, gateway6=gateway)
+            assert why == "net.ipv6.conf.tap0.disable_ipv6 is 1"
+        finally:
+            os.close(tap.fd)
+
+
 async def test_a_dead_agent_ends_the_block() -> None:
     before = Possessions()
     with anyio.fail_after(SECONDS):

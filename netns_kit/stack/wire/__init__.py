@@ -14,6 +14,6 @@ Traceback (most recent call last):
 netns_kit.stack.wire.errors.BadPacket: tcp-truncated
 """
 
-from .errors import BadPacket
+from .errors import BadPacket, BadParameter
 
-__all__ = ["BadPacket"]
+__all__ = ["BadPacket", "BadParameter"]

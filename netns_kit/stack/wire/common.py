@@ -1,4 +1,4 @@
-"""The frame that nearly all are, read at one go: virtio header, Ethernet, IPv4 without options, TCP or UDP.
+"""The frame that nearly all are, read at one go: virtio header, Ethernet, IP without options, TCP or UDP.
 
 `Stack.receive` takes the short way with those whose flow it knows, where nothing else is to be considered.  Every
 other frame takes the way through the modules of each layer, which would do the same with these too.  The header's
@@ -27,3 +27,13 @@ parse = _COMMON.unpack_from
 """Virtio flags, GSO type, destination, type, version and header length, TOS, total length, flags and offset, TTL,
 protocol, addresses, ports; then sequence and ACK number, offset and flags, window, urgent pointer (of UDP the first
 is length and checksum)."""
+
+SIZE6 = 84
+"""The same of IPv6, but for datagrams of less than twelve bytes."""
+UDP_PAYLOAD6 = IP_AT + 48
+TCP_PAYLOAD6 = IP_AT + 60
+
+_COMMON6 = Struct("!BB8x6s6xHIHBB32s4sIIHHxxH")
+parse6 = _COMMON6.unpack_from
+"""Virtio flags, GSO type, destination, type, version and traffic class and flow label, payload length, next header,
+hop limit, addresses, ports; the rest is as above."""

@@ -9,11 +9,19 @@ from __future__ import annotations
 from struct import Struct
 
 from . import checksum
-from .errors import BadPacket
+from .errors import BadPacket, BadParameter
 
 ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
-FRAGMENT = 44  # IPv6's fragment header
-_SKIPPED = frozenset({0, 43, 60})  # hop-by-hop, routing and destination options: skipped, never obeyed
+HOP_BY_HOP, ROUTING, FRAGMENT, NO_NEXT_HEADER, DESTINATION = 0, 43, 44, 59, 60  # IPv6's
+_EXTENSIONS = frozenset({HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION})
+MOST_EXTENSIONS = MOST_OPTIONS = 8  # of a packet, and of a header: RFC 8504 5.3; no kernel sends as many
+_PAD1, _PADN, _ROUTER_ALERT = 0, 1, 5
+WRONG_FIELD, UNKNOWN_HEADER, UNKNOWN_OPTION, INCOMPLETE_CHAIN = (
+    0,
+    1,
+    2,
+    3,
+)  # codes of BadParameter: RFC 4443, 7112
 _MORE_FRAGMENTS, _OFFSET = 0x2000, 0x1FFF
 DONT_FRAGMENT = 0x4000
 
@@ -132,7 +140,10 @@ def pack_ipv4(
 
 
 def parse_ipv6(view: memoryview) -> Packet:
-    """Raises `BadPacket`, and nothing else.  Extension headers are skipped safely (RFC 8200 section 4)."""
+    """Raises `BadPacket`, and nothing else; `BadParameter` of what RFC 8200 4 has the sender told of.
+
+    Extension headers are looked through: nobody is routed by them, and options are not obeyed.
+    """
     if len(view) < IPV6_SIZE:
         raise BadPacket("ipv6-truncated")
     word, length, protocol, hops, addresses = _IPV6.unpack_from(view)
@@ -141,27 +152,95 @@ def parse_ipv6(view: memoryview) -> Packet:
     end = IPV6_SIZE + length
     if end > len(view):
         raise BadPacket("ipv6-length")
-    at = IPV6_SIZE
-    identification = offset = 0
-    more = False
-    while protocol in _SKIPPED or protocol == FRAGMENT:
+    tos = word >> 20 & 0xFF
+    if protocol not in _EXTENSIONS:
+        return Packet(addresses, protocol, view[IPV6_SIZE:end], view[:end], hops, tos, 0, 0, False, True)
+    protocol, at, _, piece = _look_through(view, protocol, IPV6_SIZE, end, 6)
+    if piece is None:
+        return Packet(addresses, protocol, view[at:end], view[:end], hops, tos, 0, 0, False, True)
+    offset, more, identification = piece
+    if more and (end - at) & 7:
+        raise BadParameter("fragment-length", WRONG_FIELD, 4)
+    if offset + end - at > 0xFFFF:
+        raise BadParameter("fragment-too-long", WRONG_FIELD, at - 6)
+    if not offset:
+        try:
+            _look_through(view, protocol, at, end, at - 8)
+        except BadParameter:
+            raise
+        except BadPacket as bad:
+            raise BadParameter("fragment-headers", INCOMPLETE_CHAIN, 0) from bad
+    return Packet(addresses, protocol, view[at:end], view[:end], hops, tos, identification, offset, more)
+
+
+def put_together(packet: Packet) -> None:
+    """What was in fragments may begin with more extension headers, which its first has been refused for if they are
+    bad.  Raises `BadPacket`."""
+    if packet.protocol in _EXTENSIONS and len(packet.addresses) == 32:
+        view = packet.payload
+        packet.protocol, at, _, piece = _look_through(view, packet.protocol, 0, len(view), 0)
+        if piece is not None:
+            raise BadPacket("fragment-nested")
+        packet.payload = view[at:]
+
+
+def next_header_at(view: memoryview) -> int:
+    """Where an IPv6 packet, which `parse_ipv6` has let pass, names what is behind its extension headers."""
+    _, at, named_at, piece = _look_through(view, view[6], IPV6_SIZE, len(view), 6)
+    if piece is not None:
+        _, _, named_at, _ = _look_through(view, view[named_at], at, len(view), named_at)
+    return named_at
+
+
+def _look_through(
+    view: memoryview, protocol: int, at: int, end: int, named_at: int
+) -> tuple[int, int, int, tuple[int, bool, int] | None]:
+    """Past the extension headers, up to those that are in fragments: what follows, where, and where it is named; and
+    of a fragment offset, whether there is more, and identification.  `named_at` is where `protocol` is."""
+    for _ in range(MOST_EXTENSIONS + 1):
+        if protocol not in _EXTENSIONS:
+            return protocol, at, named_at, None
         if at + 8 > end:
             raise BadPacket("ipv6-extension")
         if protocol == FRAGMENT:
             protocol, field, identification = _FRAGMENT.unpack_from(view, at)
-            offset, more = field & 0xFFF8, bool(field & 1)
+            named_at = at
             at += 8
-            if offset or more:
-                break  # what follows are bytes of a whole that is not there yet
-        else:
-            protocol, units = _EXTENSION.unpack_from(view, at)
-            at += 8 + 8 * units
-    if at > end:
-        raise BadPacket("ipv6-extension")
-    tos, whole = word >> 20 & 0xFF, offset == 0 and not more
-    return Packet(
-        addresses, protocol, view[at:end], view[:end], hops, tos, identification, offset, more, whole
-    )
+            if field & 0xFFF9:  # one that is neither is the whole: RFC 6946
+                return protocol, at, named_at, (field & 0xFFF8, bool(field & 1), identification)
+            continue
+        following, units = _EXTENSION.unpack_from(view, at)
+        after = at + 8 + 8 * units
+        if after > end:
+            raise BadPacket("ipv6-extension")
+        if protocol == HOP_BY_HOP and at != IPV6_SIZE:
+            raise BadParameter("ipv6-next-header", UNKNOWN_HEADER, named_at)
+        if protocol != ROUTING:
+            _look_at_options(view, at + 2, after)
+        elif view[at + 3]:  # segments left: RFC 8200 4.4
+            raise BadParameter("ipv6-routing", WRONG_FIELD, at + 2)
+        protocol, named_at, at = following, at, after
+    raise BadPacket("ipv6-extensions")
+
+
+def _look_at_options(view: memoryview, at: int, end: int) -> None:
+    """RFC 8200 4.2: what is to be done with an option unknown, its type tells."""
+    for _ in range(2 * MOST_OPTIONS):  # as many, each with its padding
+        if at >= end:
+            return
+        kind = view[at]
+        if kind == _PAD1:
+            at += 1
+            continue
+        if at + 2 > end or at + 2 + view[at + 1] > end:
+            raise BadPacket("ipv6-option")
+        if kind not in (_PADN, _ROUTER_ALERT) and kind >> 6:
+            if kind >> 6 == 1:
+                raise BadPacket("ipv6-option")
+            raise BadParameter("ipv6-option", UNKNOWN_OPTION, at)
+        at += 2 + view[at + 1]
+    if at < end:
+        raise BadPacket("ipv6-options")
 
 
 def pack_ipv6(addresses: bytes, protocol: int, length: int, *, ttl: int = 64, tos: int = 0) -> bytes:
@@ -189,3 +268,8 @@ def is_unicast(address: bytes) -> bool:
 
 def is_multicast(address: bytes) -> bool:
     return 224 <= address[0] < 240 if len(address) == 4 else address[0] == 0xFF
+
+
+def is_link_local(address: bytes) -> bool:
+    """Of IPv6: fe80::/10, which no router lets pass (RFC 4291 2.5.6)."""
+    return len(address) == 16 and address[0] == 0xFE and address[1] & 0xC0 == 0x80

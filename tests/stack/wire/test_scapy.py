@@ -9,7 +9,7 @@ import pytest
 
 from netns_kit.impairment import Impairment
 from netns_kit.stack import IcmpError, Refusal, State
-from netns_kit.stack.wire import arp, ethernet, icmp
+from netns_kit.stack.wire import arp, ethernet, icmp, ndp
 from netns_kit.stack.wire.tcp import ACK, FIN, pack_options
 from tests.stack_support import (
     DNS,
@@ -114,6 +114,79 @@ def test_tcp_refused_stray_and_our_own(guest: Guest) -> None:
     assert (refused.flags, refused.seq, refused.ack, refused.window) == ("RA", 0, 1000, 0)
     assert (stray.flags, stray.seq, stray.ack) == ("R", 777, 0)
     assert (syn.flags, syn.seq, syn.ack) == ("S", 8999, 0)
+
+
+def advertised(data: bytes) -> Any:
+    """The same of what goes to all on the link."""
+    seen = oracle(GUEST_MAC + data[6:])
+    assert (seen[scapy.IPv6].src, seen[scapy.IPv6].hlim) == ("fe80::2", 255)
+    return seen
+
+
+def test_neighbour_discovery() -> None:
+    guest = Guest(6)
+    guest.stack.link._neighbours.clear()
+    guest.stack.add_udp(key(6), 0.0).send(b"news", 0.0)
+    data = guest.frames.popleft()
+    assert scapy.Ether(data).dst == scapy.in6_getnsmac(scapy.in6_getnsma(GUEST[6]))
+    asked = oracle(GUEST_MAC + data[6:])
+    assert asked[scapy.IPv6].dst == scapy.inet_ntop(scapy.socket.AF_INET6, scapy.in6_getnsma(GUEST[6]))
+    assert (asked[scapy.IPv6].src, asked[scapy.IPv6].hlim) == (name(GATEWAY[6]), 255)
+    assert asked[scapy.ICMPv6ND_NS].tgt == name(GUEST[6])
+    assert asked[scapy.ICMPv6NDOptSrcLLAddr].lladdr == mac(OUR_MAC)
+    answer = scapy.Ether(src=mac(GUEST_MAC), dst=mac(OUR_MAC))
+    answer /= scapy.IPv6(src=name(GUEST[6]), dst=name(GATEWAY[6]), hlim=255)
+    answer /= scapy.ICMPv6ND_NA(tgt=name(GUEST[6]), R=0, S=1, O=1)
+    guest.gives(bytes(answer / scapy.ICMPv6NDOptDstLLAddr(lladdr=mac(GUEST_MAC))))
+    assert bytes(oracle(guest.frames.popleft())[scapy.UDP].payload) == b"news"
+    question = scapy.Ether(src=mac(GUEST_MAC), dst="33:33:ff:00:00:02")
+    question /= scapy.IPv6(src=name(GUEST[6]), dst="ff02::1:ff00:2", hlim=255)
+    question /= scapy.ICMPv6ND_NS(tgt=name(GATEWAY[6]))
+    guest.gives(bytes(question / scapy.ICMPv6NDOptSrcLLAddr(lladdr=mac(GUEST_MAC))))
+    told = oracle(guest.frames.popleft())[scapy.ICMPv6ND_NA]
+    assert (told.code, told.R, told.S, told.O, told.tgt) == (0, 1, 1, 1, name(GATEWAY[6]))
+    assert told[scapy.ICMPv6NDOptDstLLAddr].lladdr == mac(OUR_MAC)
+
+
+@pytest.mark.parametrize(("managed", "other", "autonomous"), [(0, 0, 1), (1, 1, 0), (0, 1, 1)])
+def test_router_advertisements(managed: bool, other: bool, autonomous: bool) -> None:
+    search = ("example.com", "a.very.long.name.example.org.")
+    said = ndp.Advertisement(
+        GUEST[6][:8] + bytes(8), bool(managed), bool(other), bool(autonomous), (DNS[6],), search
+    )
+    guest = Guest(6, advertised=said, mtu=9000)
+    question = scapy.Ether(src=mac(GUEST_MAC), dst="33:33:00:00:00:02")
+    question /= scapy.IPv6(src="::", dst="ff02::2", hlim=255) / scapy.ICMPv6ND_RS()
+    guest.gives(bytes(question))
+    seen = advertised(guest.frames.popleft())
+    assert seen[scapy.IPv6].dst == "ff02::1"
+    told = seen[scapy.ICMPv6ND_RA]
+    assert (told.code, told.chlim, told.routerlifetime) == (0, 64, 1800)
+    flags = (told.M, told.O, told.H, told.P)
+    assert flags == (managed, other, 0, 0)
+    assert (told.reachabletime, told.retranstimer) == (0, 0)
+    assert told[scapy.ICMPv6NDOptSrcLLAddr].lladdr == mac(OUR_MAC)
+    assert told[scapy.ICMPv6NDOptMTU].mtu == 9000
+    prefix = told[scapy.ICMPv6NDOptPrefixInfo]
+    assert (prefix.prefix, prefix.prefixlen, prefix.L, prefix.A) == ("fd00::", 64, 1, autonomous)
+    assert (prefix.validlifetime, prefix.preferredlifetime) == (86400, 14400)
+    resolvers = told[scapy.ICMPv6NDOptRDNSS]
+    assert (resolvers.dns, resolvers.lifetime) == ([name(DNS[6])], 1800)
+    names = told[scapy.ICMPv6NDOptDNSSL]
+    assert [each.rstrip(".") for each in names.searchlist if each] == [each.rstrip(".") for each in search]
+    assert names.lifetime == 1800
+
+
+def test_parameter_problems() -> None:
+    guest = Guest(6)
+    bad = scapy.Ether(src=mac(GUEST_MAC), dst=mac(OUR_MAC)) / scapy.IPv6(
+        src=name(GUEST[6]), dst=name(OTHER[6])
+    )
+    bad /= scapy.IPv6ExtHdrRouting(addresses=["2001:db8::9"], segleft=1) / scapy.UDP(dport=53)
+    guest.gives(bytes(bad))
+    told = ours(oracle(guest.frames.popleft()), 6)[scapy.ICMPv6ParamProblem]
+    assert (told.code, told.ptr) == (0, 42)
+    assert bytes(told.payload) == bytes(bad)[14:]
 
 
 def test_arp() -> None:

@@ -8,7 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netns_kit.stack.wire import BadPacket, arp, checksum, ethernet, icmp, ip, tcp, udp, virtio
+from netns_kit.stack.wire import (
+    BadPacket,
+    BadParameter,
+    arp,
+    checksum,
+    ethernet,
+    icmp,
+    ip,
+    ndp,
+    tcp,
+    udp,
+    virtio,
+)
 from netns_kit.stack.wire.tcp import Options
 from tests.stack_support import pseudo_header, rfc1071
 
@@ -86,15 +98,20 @@ def test_ipv4_fragment(addresses: bytes, identification: int, units: int, more: 
 
 @given(st.binary(min_size=32, max_size=32), u32, st.integers(0, 0x1FFF), st.booleans(), payloads)
 def test_ipv6_fragment(addresses: bytes, identification: int, units: int, more: bool, payload: bytes) -> None:
+    if more:
+        payload = payload[: len(payload) & ~7]
     header = ip.pack_ipv6(addresses, ip.FRAGMENT, 8 + len(payload))
     header += ip.pack_ipv6_fragment(ip.UDP, units * 8, more, identification)
+    if units * 8 + len(payload) > 0xFFFF:
+        with pytest.raises(BadParameter) as raised:
+            parse_ip(header + payload)
+        assert (raised.value.code, raised.value.pointer) == (ip.WRONG_FIELD, 42)
+        return
     packet = parse_ip(header + payload)
     assert (packet.fragment_offset, packet.more_fragments) == (units * 8, more)
-    assert (packet.identification, packet.protocol, bytes(packet.payload)) == (
-        identification,
-        ip.UDP,
-        payload,
-    )
+    assert (packet.protocol, bytes(packet.payload)) == (ip.UDP, payload)
+    if units or more:
+        assert packet.identification == identification
 
 
 @given(u16, u16, u32, u32, u8, u16, st.none() | u16, st.none() | st.integers(0, 14), st.booleans(), payloads)
@@ -130,7 +147,7 @@ def test_icmp(kind: int, code: int, high: int, low: int, payload: bytes) -> None
 # -- lies ---------------------------------------------------------------------------------------------
 
 
-PARSERS = [arp.parse, icmp.parse, ip.parse_ipv4, ip.parse_ipv6, tcp.parse, udp.parse]
+PARSERS = [arp.parse, icmp.parse, ip.parse_ipv4, ip.parse_ipv6, ndp.parse, tcp.parse, udp.parse]
 
 
 @given(st.sampled_from(PARSERS), st.binary(max_size=90), st.sampled_from([None, 0x45, 0x46, 0x60]))
@@ -249,6 +266,115 @@ def test_ipv6_that_lies(data: bytes, reason: str) -> None:
 def test_ipv6_extensions_are_skipped() -> None:
     packet = parse_ip(v6(0, extension(43, 1) + extension(60) + extension(17) + b"data"))
     assert (packet.protocol, bytes(packet.payload)) == (17, b"data")
+
+
+def problem(data: bytes) -> tuple[str, int, int]:
+    """The reason, and what the sender is told: code and pointer."""
+    with pytest.raises(BadParameter) as raised:
+        ip.parse_ipv6(memoryview(data))
+    return raised.value.reason, raised.value.code, raised.value.pointer
+
+
+def options(following: int, *content: int) -> bytes:
+    """An extension header with these options, padded."""
+    size = -(-(2 + len(content)) // 8) * 8
+    left = size - 2 - len(content)
+    padding = b"" if not left else b"\0" if left == 1 else bytes([1, left - 2]) + bytes(left - 2)
+    return bytes([following, size // 8 - 1, *content]) + padding
+
+
+def test_what_the_sender_of_ipv6_is_told() -> None:
+    """RFC 8200 4, RFC 7112 5"""
+    hops = extension(0)
+    assert problem(v6(60, hops + extension(17))) == ("ipv6-next-header", ip.UNKNOWN_HEADER, 40)
+    source_route = bytes([17, 2, 0, 1]) + bytes(20)
+    assert problem(v6(43, source_route)) == ("ipv6-routing", ip.WRONG_FIELD, 42)
+    assert problem(v6(0, extension(43) + source_route)) == ("ipv6-routing", ip.WRONG_FIELD, 50)
+    for kind in (0x80, 0xC2):  # the second is the jumbo payload's
+        assert problem(v6(60, options(17, kind, 0))) == ("ipv6-option", ip.UNKNOWN_OPTION, 42)
+    assert problem(v6(0, options(17, 5, 2, 0, 0, 0xBF, 0))) == ("ipv6-option", ip.UNKNOWN_OPTION, 46)
+    piece = ip.pack_ipv6_fragment(17, 0, True, 1)
+    assert problem(v6(44, piece + bytes(9))) == ("fragment-length", ip.WRONG_FIELD, 4)
+    last = ip.pack_ipv6_fragment(17, 0xFFF8, False, 1)
+    assert problem(v6(44, last + bytes(8))) == ("fragment-too-long", ip.WRONG_FIELD, 42)
+    cut = ip.pack_ipv6_fragment(60, 0, True, 1) + bytes([17, 1]) + bytes(6)
+    assert problem(v6(44, cut)) == ("fragment-headers", ip.INCOMPLETE_CHAIN, 0)
+    nested = ip.pack_ipv6_fragment(43, 0, True, 1) + source_route
+    assert problem(v6(44, nested)) == ("ipv6-routing", ip.WRONG_FIELD, 50)
+
+
+def test_what_ipv6_options_may_do() -> None:
+    for content in ((0x1E, 0), (0x3F, 3, 1, 2, 3), (1, 1, 0), (0, 0, 0), (5, 2, 0, 0)):
+        assert parse_ip(v6(60, options(17, *content) + b"data")).protocol == 17
+    with pytest.raises(BadPacket, match="ipv6-option") as raised:
+        parse_ip(v6(60, options(17, 0x40, 0)))
+    assert not isinstance(raised.value, BadParameter), "dropped in silence"
+    for lie in ((1, 200), (0, 0, 0, 0, 0, 5), (0x1E, 5)):
+        with pytest.raises(BadPacket, match="ipv6-option"):
+            parse_ip(v6(60, bytes([17, 0, *lie]) + bytes(6 - len(lie))))
+
+
+def test_extension_headers_are_bounded() -> None:
+    """However many fit, no more than a few are looked at."""
+    assert parse_ip(v6(60, extension(60) * 7 + extension(17))).protocol == 17
+    with pytest.raises(BadPacket, match="ipv6-extensions"):
+        parse_ip(v6(60, extension(60) * 8 + extension(17)))
+    with pytest.raises(BadPacket, match="ipv6-extensions"):
+        parse_ip(v6(44, ip.pack_ipv6_fragment(44, 0, False, 1) * 500))
+    with pytest.raises(BadPacket, match="ipv6-options"):
+        parse_ip(v6(60, extension(17, 255)))
+
+
+def test_a_fragment_that_is_the_whole_is_none() -> None:
+    """RFC 6946"""
+    packet = parse_ip(v6(44, ip.pack_ipv6_fragment(60, 0, False, 1) + extension(17) + b"data"))
+    assert (packet.protocol, bytes(packet.payload)) == (17, b"data")
+    assert (packet.more_fragments, packet.fragment_offset) == (False, 0)
+
+
+@given(st.sampled_from([0, 43, 44, 60]), st.binary(max_size=200))
+def test_where_the_next_header_is_named(first: int, rest: bytes) -> None:
+    with suppress(BadPacket):
+        packet = parse_ip(v6(first, rest))
+        ip.put_together(packet)
+        assert packet.whole[ip.next_header_at(packet.whole)] == packet.protocol
+
+
+# -- neighbour discovery ------------------------------------------------------------------------------
+
+MAC = bytes(range(6))
+TARGET = bytes(range(16))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        ndp.Neighbour(ndp.SOLICITATION, 0, TARGET, MAC),
+        ndp.Neighbour(ndp.SOLICITATION, 0, TARGET),
+        ndp.Neighbour(ndp.ADVERTISEMENT, ndp.ROUTER | ndp.SOLICITED, TARGET, MAC),
+        ndp.Neighbour(ndp.ROUTER_SOLICITATION, mac=MAC),
+        ndp.Neighbour(ndp.ROUTER_SOLICITATION),
+    ],
+)
+def test_neighbours(message: ndp.Neighbour) -> None:
+    packed = ndp.pack(message)
+    assert ndp.parse(memoryview(packed)) == message
+    unknown = bytes([254, 2]) + bytes(14)
+    assert ndp.parse(memoryview(packed + unknown)) == message
+    for size in range(len(packed)):
+        with suppress(BadPacket):
+            assert ndp.parse(memoryview(packed[:size])) == message._replace(mac=b"")
+    for lie in (b"\x01", b"\x01\0", b"\xfe\0" + bytes(6), b"\xfe\x02" + bytes(6)):
+        with pytest.raises(BadPacket, match="ndp-option"):
+            ndp.parse(memoryview(packed + lie))
+
+
+def test_groups_of_the_link() -> None:
+    """The examples of RFC 4291 2.7.1 and RFC 2464 7."""
+    target = bytes.fromhex("403700000000000000010800200e8c6c")
+    assert ndp.solicited_node(target).hex() == "ff0200000000000000000001ff0e8c6c"
+    assert ndp.group_mac(ndp.solicited_node(target)) == bytes.fromhex("3333ff0e8c6c")
+    assert ndp.group_mac(ndp.ALL_NODES) == bytes.fromhex("333300000001")
 
 
 def test_what_follows_a_fragment_header_belongs_to_the_whole() -> None:

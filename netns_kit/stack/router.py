@@ -1,0 +1,62 @@
+"""Router advertisements (RFC 4861 6.2): we tell guests of IPv6 which prefix is theirs, and that we are the way out.
+
+Whoever asks is told at once, and alone: the answer goes to his link address, also where he has no address yet.
+So nobody has to wait for his turn as on a link of many (6.2.6), and nobody else is woken.  Besides, all are told
+now and then, sooner at the beginning; no chance is in it, for there is no other router to fall in step with.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import chain, repeat
+
+from .link import Link
+from .timers import Timers
+from .wire import BadPacket, ip, ndp
+
+PAUSES = (
+    1.0,
+    16.0,
+    16.0,
+)  # seconds before the first ones: not until whoever configures the guest by hand has done so
+INTERVAL = 300.0  # seconds, from then on: a sixth of what is told holds for
+
+
+class Router:
+    """Advertises `said` on `link`."""
+
+    __slots__ = ("_link", "_pauses", "_said", "_started", "_timers", "timer_at", "timer_entry")
+
+    def __init__(self, link: Link, said: ndp.Advertisement, timers: Timers) -> None:
+        self._link = link
+        self._said = said
+        self._timers = timers
+        self._pauses = chain(PAUSES, repeat(INTERVAL))
+        self._started = False
+        self.timer_at = self.timer_entry = math.inf
+        timers.arm(self, -math.inf)  # at the first occasion: that knows the time
+
+    def solicited(self, packet: ip.Packet, message: ndp.Neighbour, sender_mac: bytes) -> None:
+        """Answers a router solicitation, checked as RFC 4861 6.1.1 has it.  Raises `BadPacket`."""
+        source = packet.source
+        if source == ndp.UNSPECIFIED:
+            if message.mac:
+                raise BadPacket("ndp-probe")
+            self._advertise(ndp.ALL_NODES, sender_mac)
+            return
+        if not ip.is_unicast(source):
+            raise BadPacket("ndp-source")
+        self._link.learn(source, message.mac or sender_mac)
+        self._advertise(source, message.mac or sender_mac)
+
+    def handle_timer(self, now: float) -> None:
+        """All are told."""
+        if self._started:
+            self._advertise(ndp.ALL_NODES, ndp.group_mac(ndp.ALL_NODES))
+        self._started = True
+        self._timers.arm(self, now + next(self._pauses))
+
+    def _advertise(self, to: bytes, mac: bytes) -> None:
+        link = self._link
+        message = ndp.pack_advertisement(self._said, link.mac, link.mtu)
+        link.send_ndp(mac, link.link_local + to, message)
