@@ -35,10 +35,9 @@ def _check_static(static: StaticLease, subnet: Subnet) -> None:
 
 
 class Leasing:
-    """Has `stack` give leases of `subnet` as `settings` say; None: it gives none.  Raises what `check` does."""
+    """Has `stack` give leases of `subnet` as `settings` say, which `check` has passed; None: it gives none."""
 
     def __init__(self, stack: Stack, subnet: Subnet, settings: DhcpSettings | None) -> None:
-        check(settings, subnet)
         self._subnet = subnet
         self._servers: dict[int, DhcpServer | Dhcp6Server] = {}  # by the version of IP
         if settings is not None:

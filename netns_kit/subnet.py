@@ -13,7 +13,7 @@ DEFAULT_CIDR6 = "fd00::/64"
 SMALLEST_IPV6_MTU = 1280  # RFC 8200 5: no kernel speaks IPv6 on a link with less
 FIRST_NOT_UNICAST = 224
 _GATEWAY, _DNS, _POOL, _GUEST, _GUEST6 = 2, 3, 15, 100, 0x100
-_POOL6, _POOL6_SIZE = 0x1000, 256
+_POOL6, _POOL6_SIZE = 0x1000, 64
 LINK_LOCAL = IPv6Address("fe80::2")
 """The gateway's, on the link."""
 _NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")

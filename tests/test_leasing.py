@@ -9,14 +9,16 @@ import anyio
 import pytest
 
 from netns_kit import AddressError, DhcpSettings, Lease, StaticLease, TapDevice, UserStack
+from netns_kit.dhcp import Address
 from netns_kit.dhcp import message as m
+from netns_kit.dhcp import message6 as m6
 from netns_kit.dhcp.message import Message, parse
 from netns_kit.drivers import DriverName
 from netns_kit.leasing import Leasing, check
 from netns_kit.stack import Stack
 from netns_kit.stack.wire import ethernet, ip, udp
 from netns_kit.subnet import Subnet
-from tests.stack_support import Users
+from tests.stack_support import Users, pseudo_header, rfc1071
 
 pytestmark = pytest.mark.usefixtures("leaks")
 
@@ -89,16 +91,19 @@ async def test_leases_are_seen_and_changed_on_every_driver(driver: DriverName) -
 class Link:
     """A stack with leases, and clients without a sound."""
 
-    def __init__(self, settings: DhcpSettings | None) -> None:
+    def __init__(self, settings: DhcpSettings | None, subnet: Subnet = SUBNET) -> None:
+        ours: list[Address] = [subnet.gateway, subnet.dns]
+        if subnet.ipv6 is not None:
+            ours += [*subnet.ipv6.gateways, subnet.ipv6.dns]
         self.stack = Stack(
             Users(),
             lambda *_: None,
-            addresses=(SUBNET.gateway.packed, SUBNET.dns.packed),
+            addresses=tuple(each.packed for each in ours),
             mac=bytes(6),
             mtu=1500,
             secret=bytes(16),
         )
-        self.leasing = Leasing(self.stack, SUBNET, settings)
+        self.leasing = Leasing(self.stack, subnet, settings)
 
     def lease(self, mac: bytes, now: float) -> None:
         self.stack.receive(memoryview(frame(request(m.DISCOVER, mac))), now)
@@ -126,6 +131,38 @@ def test_an_offer_is_no_lease() -> None:
     link.stack.receive(memoryview(frame(discover)), 0)
     assert [each.state for each in link.leasing.leases(0)] == ["offered"]
     assert link.leasing.guest(SUBNET, MAC, 0) == SUBNET.guest.ip
+
+
+def test_ipv6_has_leases_of_its_own() -> None:
+    both = Subnet.parse("10.0.2.0/24", ipv6=True)
+    assert both.ipv6 is not None
+    link = Link(DhcpSettings(static=(StaticLease(IPv6Address("fd00::50"), mac=MAC.hex(":")),)), both)
+    asked = m6.pack_association(m6.Association(m6.IA_NA, b"1234", ()), [])
+    duid = (m6.CLIENT_ID, b"\0\x03\0\x01" + MAC)
+    payload = m6.Message6(m6.SOLICIT, b"xid", [duid, asked, (m6.RAPID_COMMIT, b"")]).pack()
+    addresses = IPv6Address("fe80::1").packed + IPv6Address("ff02::1:2").packed
+    datagram = udp.HEADER.pack(546, 547, 8 + len(payload), 0) + payload
+    check = rfc1071(pseudo_header(addresses, ip.UDP, len(datagram)) + datagram)
+    datagram = datagram[:6] + check.to_bytes(2, "big") + datagram[8:]
+    head = ethernet.pack(bytes.fromhex("333300010002"), MAC, ethernet.IPV6)
+    assert link.leasing.guest(both.ipv6, MAC, 0) == IPv6Address("fd00::100")
+    link.stack.receive(memoryview(head + ip.pack(addresses, ip.UDP, len(datagram), ttl=1) + datagram), 0)
+    assert [each.address for each in link.leasing.leases(0)] == [IPv6Address("fd00::50")]
+    assert link.leasing.guest(both.ipv6, MAC, 0) == IPv6Address("fd00::50")
+    assert link.leasing.guest(SUBNET, MAC, 0) == SUBNET.guest.ip
+    assert link.leasing.stats()["dhcp6_sent_reply"] == 1
+    assert link.leasing.revoke(IPv6Address("fd00::50"), 0)
+    link.leasing.reserve(StaticLease(IPv6Address("fd00::51"), mac=MAC.hex(":")))
+    for ours in "fd00::2", "fd00::3", "fe80::2", "fd01::1":
+        with pytest.raises(AddressError):
+            link.leasing.reserve(StaticLease(IPv6Address(ours), mac=MAC.hex(":")))
+
+
+def test_leases_of_ipv6_wait_where_a_namespace_turns_out_to_have_none() -> None:
+    link = Link(DhcpSettings(static=(StaticLease(IPv6Address("fd00::50"), mac=MAC.hex(":")),)))
+    assert link.leasing.leases(0) == ()
+    link.lease(MAC, 0)
+    assert [each.address for each in link.leasing.leases(0)] == [host(15)]
 
 
 def test_without_a_server() -> None:

@@ -1,7 +1,7 @@
 """Domain names as DHCP carries them (RFC 1035 3.1).
 
->>> pack_all(["eng.example.com", "example.com"]).hex(" ", 4)
-'03656e67 07657861 6d706c65 03636f6d 00c004'
+>>> pack_all(["eng.example.com", "example.com"]).hex()
+'03656e67076578616d706c6503636f6d00c004'
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from .settings import INFINITE, DhcpSettings
 
 SERVER_PORT, CLIENT_PORT = 547, 546
 ALL_SERVERS = IPv6Address("ff02::1:2")
-MOST_ASSOCIATIONS = 16  # of one message
+MOST_ASSOCIATIONS = 8  # of one message
 REFRESH_SECONDS = 86400  # until a client without a lease asks anew (21.23)
 _DUID_LL = b"\0\x03\0\x01"  # followed by an Ethernet address (11.4)
 _NAMES = {message6.ADVERTISE: "advertise", message6.REPLY: "reply"}

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +23,7 @@ import pytest
 from netns_kit import DhcpSettings, Network, StaticLease, Uplink
 from netns_kit.drivers import DriverName
 from tests.servers import http, tcp_server
-from tests.support import ROOT, needs, needs_tun
+from tests.support import ROOT, needs, needs_ipv6, needs_tun
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
@@ -184,6 +184,7 @@ esac"""
 
 
 class Dhclient(WithScript):
+    family = "-4"
     seconds = 6
     bound, renewed = frozenset({"BOUND"}), frozenset({"RENEW"})
     configure = """
@@ -219,7 +220,7 @@ request subnet-mask, routers, domain-name-servers, host-name, domain-name, domai
         (self.directory / "leases").touch()
         where = {"-cf": "conf", "-lf": "leases", "-pf": "pid"}
         paths = [word for option, name in where.items() for word in (option, f"{self.directory}/{name}")]
-        self.words = ["dhclient", "-4", *paths, "-sf", str(self.script), "tap0"]
+        self.words = ["dhclient", self.family, *paths, "-sf", str(self.script), "tap0"]
         return [*self.words[:-1], "-d", "-q", "tap0"]
 
     async def renew(self) -> None:
@@ -231,6 +232,7 @@ request subnet-mask, routers, domain-name-servers, host-name, domain-name, domai
 
 
 class Dhcpcd(WithScript):
+    family, renewal = "-4", "-n"
     bound, renewed = frozenset({"BOUND"}), frozenset({"RENEW"})
     told: ClassVar[dict[str, str]] = {
         "new_ip_address": str(KEPT),
@@ -264,14 +266,16 @@ noipv4ll
     def command(self) -> list[str]:
         conf = self.directory / "conf"
         conf.write_text(self.CONFIGURATION)
-        words = f"dhcpcd -4 -B -f {conf} -c {self.script} tap0"
+        words = f"dhcpcd {self.family} -B -f {conf} -c {self.script} tap0"
         return ["unshare", "-m", "sh", "-c", f"{self.OWN} {words}"]
 
     async def tell(self, option: str) -> None:
-        await output(self.net, "nsenter", "-m", f"-t{self.process.pid}", "dhcpcd", "-4", option, "tap0")
+        await output(
+            self.net, "nsenter", "-m", f"-t{self.process.pid}", "dhcpcd", self.family, option, "tap0"
+        )
 
     async def renew(self) -> None:
-        await self.tell("-n")
+        await self.tell(self.renewal)
 
     async def release(self) -> None:
         await self.tell("-k")
@@ -372,6 +376,107 @@ async def test_a_client_gets_renews_loses_and_releases_a_lease(
             assert (await net.stack.stats())["dhcp_sent_nak"] == 1
             assert [each.address for each in await net.stack.leases()] == [FIRST]
             await reaches_the_world()
+
+
+# -- IPv6 -----------------------------------------------------------------------------------------------
+
+KEPT6, FIRST6 = IPv6Address("fd00::50"), IPv6Address("fd00::1000")
+
+
+class Dhclient6(Dhclient):
+    family = "-6"
+    bound, renewed = frozenset({"BOUND6"}), frozenset({"RENEW6"})
+    configure = """
+case $event in
+BOUND6|RENEW6|REBIND6)
+    ip -6 addr replace $new_ip6_address/128 dev $interface nodad
+    ip -6 route replace default via fe80::2 dev $interface ;;
+RELEASE6|EXPIRE6|STOP6) ip -6 addr del $old_ip6_address/128 dev $interface ;;
+esac"""
+    told: ClassVar[dict[str, str]] = {
+        "new_ip6_address": str(KEPT6),
+        "new_ip6_prefixlen": "128",
+        "new_max_life": "6",
+        "new_preferred_life": "6",
+        "new_renew": "3",
+        "new_rebind": "4",
+        "new_dhcp6_name_servers": "fd00::3",
+        "new_dhcp6_domain_search": "eng.example.com. example.com.",
+        "new_dhcp6_server_id": "0:3:0:1:52:55:a:0:2:2",
+        "new_fqdn_fqdn": "me.example",
+    }
+    CONFIGURATION = """
+request dhcp6.name-servers, dhcp6.domain-search, dhcp6.fqdn;
+send fqdn.fqdn "me.example.";
+"""
+
+
+class Dhcpcd6(Dhcpcd):
+    family, renewal = "-6", "-N"
+    bound, renewed = frozenset({"BOUND6"}), frozenset({"RENEW6"})
+    told: ClassVar[dict[str, str]] = {
+        "new_dhcp6_ia_na1_ia_addr1": str(KEPT6),
+        "new_dhcp6_ia_na1_ia_addr1_pltime": "600",
+        "new_dhcp6_ia_na1_ia_addr1_vltime": "600",
+        "new_dhcp6_ia_na1_t1": "300",
+        "new_dhcp6_ia_na1_t2": "480",
+        "new_dhcp6_name_servers": "fd00::3",
+        "new_dhcp6_domain_search": "eng.example.com example.com",
+    }
+    CONFIGURATION = """
+duid
+noipv6rs
+ia_na 1
+option dhcp6_name_servers, dhcp6_domain_search
+nodelay
+"""
+
+
+@pytest.mark.parametrize("kind", [Dhclient6, Dhcpcd6])
+async def test_a_client_of_ipv6_gets_renews_and_releases_a_lease(
+    kind: type[WithScript], tmp_path: Path, driver: DriverName
+) -> None:
+    needs("curl", "ip", "busybox", "dhclient", "dhcpcd", "unshare", "nsenter")
+    needs_ipv6()
+    settings = DhcpSettings(kind.seconds, search=RICH.search)
+    with tcp_server(http, ("::1", 0)) as port:
+        uplink = Uplink(allow_host_loopback=[port])
+        async with (
+            unconfigured(uplink=uplink, dhcp=settings, ipv6=True, driver=driver) as net,
+            AsyncExitStack() as stack,
+        ):
+            await net.namespace.set_sysctl("net.ipv6.conf.tap0.accept_ra", 0)
+            await output(net, "ip", "addr", "add", "fe80::5/64", "dev", "tap0", "nodad")
+            assert net.tap.mac is not None
+            await net.stack.reserve(StaticLease(KEPT6, mac=net.tap.mac.hex(":")))
+            client = kind(net, tmp_path, stack)
+
+            await client.start()
+            said = await client.event(client.bound)
+            assert {word: said.get(word) for word in client.told} == client.told
+            (lease,) = await net.stack.leases()
+            assert (lease.address, lease.state) == (KEPT6, "bound")
+            if kind is Dhcpcd6:
+                await output(net, "ip", "route", "add", "default", "via", "fe80::2", "dev", "tap0")
+            assert await output(net, "curl", "-g", "-sSf", f"http://[fd00::2]:{port}/peer") == "::1"
+
+            before = (await net.stack.stats())["dhcp6_sent_reply"]
+            await client.renew()
+            said = await client.event(client.renewed)
+            assert {word: said.get(word) for word in client.told} == client.told
+            assert (await net.stack.stats())["dhcp6_sent_reply"] > before
+
+            await client.release()
+            await all_is_read(net)
+            assert [each.state for each in await net.stack.leases()] == ["reserved"]
+
+            assert await net.stack.revoke(KEPT6)
+            await client.start()
+            said = {}
+            while (
+                str(FIRST6) not in said.values()
+            ):  # who remembers the other address is told when it renews it
+                said = await client.event(client.bound | client.renewed)
 
 
 # -- around it ------------------------------------------------------------------------------------------
