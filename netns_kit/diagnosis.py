@@ -243,8 +243,8 @@ def ipv6(number: int, settings: Mapping[str, str]) -> FeatureUnavailable:
     for knob in settings:
         if knob.endswith(".disable_ipv6") and settings[knob] == "1":
             return FeatureUnavailable(cause, knob, 1, f"sysctl -w {knob}=0", number)
-    fix = "ip link set lo up" if number == errno.EADDRNOTAVAIL else None
-    return FeatureUnavailable(cause, fix=fix, errno=number)
+    is_down = number == errno.EADDRNOTAVAIL
+    return FeatureUnavailable(cause, fix="ip link set lo up" if is_down else None, errno=number)
 
 
 def feature(

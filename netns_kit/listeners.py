@@ -41,17 +41,15 @@ class Listener:
         """Raises `PortInUseError`, `AddressError` or OSError; nothing is left bound then."""
         self._gateway = gateway
         self._engine = gateway.engine
-        subnet = gateway.subnet
-        local = subnet.of(forward.guest) if forward.guest else subnet.of(forward.host) or subnet
+        subnet, guest = gateway.subnet, forward.guest
+        local = subnet.of(forward.host) or subnet if guest is None else subnet.of(guest)
         if local is None:
             raise AddressError(
                 f"{forward}: the namespace has no IPv6 address",
                 fix="forward to its IPv4 address, or turn IPv6 on",
             )
-        if forward.guest is not None:
-            guest = forward.guest.packed
-            if not _is_host(guest) or guest in gateway.stack.addresses:
-                raise AddressError(f"{forward}: that cannot be an address of the namespace")
+        if guest is not None and (not _is_host(guest.packed) or guest.packed in gateway.stack.addresses):
+            raise AddressError(f"{forward}: that cannot be an address of the namespace")
         self._local = local
         self._socket = _listen(forward)
         self.forward = replace(forward, host_port=self._socket.getsockname()[1])
@@ -62,17 +60,17 @@ class Listener:
 
     def _key(self, address: str, port: int) -> bytes:
         """The flow's name on the guest's side, for a client of that address and port."""
-        source: Address = self._local.gateway
-        client = ip_address(address)
+        local, client = self._local, ip_address(address)
+        guest = self.forward.guest or self._gateway.guest(local)
+        source: Address = local.gateway
         if (
-            client.version == source.version
+            client.version == guest.version
             and not client.is_loopback
             and not is_link_local(client.packed)
-            and client not in self._local.network
+            and client not in local.network
         ):
             source = client
         ports = self.forward.guest_port.to_bytes(2, "big") + port.to_bytes(2, "big")
-        guest = self.forward.guest or self._gateway.guest(self._local)
         return guest.packed + source.packed + ports
 
 

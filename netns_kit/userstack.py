@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from itertools import count
 from types import TracebackType
@@ -55,12 +56,14 @@ class UserStack:
 
     `tap` must be open.  If it lies in a namespace, that gets the subnet's guest address, a default route and its
     loopback brought up, unless `configure` is False; with "link", interface and loopback are brought up and nothing
-    more, for a DHCP client to do the rest.  `subnet` is a CIDR, see `Subnet`.  `ipv6`: whether there is IPv6 too;
-    True for the usual network, or a `Subnet6`.  A host or a namespace that has none is served with IPv4, and the log
-    tells why.  `driver` says where the stack runs: "thread", on one of its own (the default); "loop", on the caller's
-    event loop; "worker", in a process of its own, which the caller's load does not slow, and which enters a sandbox
-    before it reads the first frame.  A device with several queues has as many workers, who share the connections out
-    among them.
+    more, for a DHCP client or the kernel's own SLAAC to do the rest.  `subnet` is a CIDR, see `Subnet`.  `ipv6`:
+    whether there is IPv6 too; True for the usual network, or a `Subnet6`.  A host or a namespace that has none is
+    served with IPv4, and the log tells why.  `driver` says where the stack runs: "thread", on one of its own (the
+    default); "loop", on the caller's event loop; "worker", in a process of its own, which the caller's load does not
+    slow, and which enters a sandbox before it reads the first frame.  A device with several queues has as many
+    workers, who share the connections out among them.
+
+    Once entered, `subnet` is what the namespace has: its `ipv6` is None where that has none.
 
     A DHCP server gives leases to whoever asks for one, as the settings `dhcp` say; None: there is none.
 
@@ -122,12 +125,12 @@ class UserStack:
         if self._runner is not None:
             raise RuntimeError("a UserStack is entered once")
         self.uplink.check()
+        await self._configure_namespace()
         self._runner = runner = self._start()
         self._guard = Guard()
         await self._guard.__aenter__()
         try:
             self._guard.start_soon(runner.run)
-            await self._configure_namespace()
             await runner.ready()
             self.sandbox = runner.sandbox
         except BaseException as error:
@@ -138,18 +141,19 @@ class UserStack:
     async def _configure_namespace(self) -> None:
         subnet, ipv6 = self.subnet, self.subnet.ipv6
         missing = None
-        if self.tap.namespace is not None and self._configure == "link":
-            await self.tap.namespace.configure_link(self.tap.name)
-        elif self.tap.namespace is not None and self._configure:
+        if self.tap.namespace is not None and self._configure:
+            addressed = self._configure is True
+            addressed6 = ipv6 if addressed else None
             missing = await self.tap.namespace.configure_link(
                 self.tap.name,
-                address=subnet.guest,
-                gateway=subnet.gateway,
-                address6=None if ipv6 is None else ipv6.guest,
-                gateway6=None if ipv6 is None else ipv6.gateway,
+                address=subnet.guest if addressed else None,
+                gateway=subnet.gateway if addressed else None,
+                address6=None if addressed6 is None else addressed6.guest,
+                gateway6=None if addressed6 is None else addressed6.gateway,
             )
         if ipv6 is not None:
             if missing is not None:
+                self.subnet = replace(subnet, ipv6=None)
                 logger.warning("IPv4 only: the namespace has no IPv6: %s", missing)
             elif (missing := self.uplink.ipv6_missing()) is not None:
                 logger.warning("IPv4 only: the host has no IPv6: %s", missing)

@@ -235,7 +235,7 @@ class Stack:
             raise BadPacket("ipv6-off")
         if to_group and (packet.protocol != ip.UDP or ip.is_unicast(packet.destination)):
             self._group(packet, summed)
-        else:
+        else:  # a service may want what is to a group
             self._packet(packet, summed, segment_size, now)
 
     def _parse_ipv6(self, view: memoryview, to_group: bool) -> ip.Packet:
@@ -255,8 +255,8 @@ class Stack:
             self._packets.error(view, error, by=destination)
 
     def _group(self, packet: ip.Packet, summed: bool) -> None:
-        """Broadcast and multicast end here, but for neighbour discovery, and what a service may want: nobody else
-        is on the link, and the host's groups are not the guest's."""
+        """Broadcast and multicast end here, but for neighbour discovery: nobody else is on the link, and the host's
+        groups are not the guest's."""
         if self.steering is not None and self.steering.give_to_first(self._frame):
             return
         if packet.protocol == ip.ICMPV6 and len(packet.addresses) == 32:
