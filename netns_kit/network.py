@@ -17,7 +17,7 @@ from .namespace import Namespace
 from .ports import PortForward, parse
 from .process import Command, Process, StandardStream, Word
 from .stack import Limits
-from .subnet import DEFAULT_CIDR, Subnet6
+from .subnet import DEFAULT_CIDR, Subnet, Subnet6
 from .tap import TapDevice
 from .uplink import RESOLV_CONF, Uplink
 from .userstack import Configure, Layer, UserStack
@@ -83,11 +83,15 @@ class Network:
             dhcp=dhcp,
             require=require,
         )
-        self.subnet = self.stack.subnet
         self.forwarder = Forwarder(self.stack)
         self.ports = [
             forward for spec in ports for forward in (parse(spec) if isinstance(spec, str) else [spec])
         ]
+
+    @property
+    def subnet(self) -> Subnet:
+        """Its addresses."""
+        return self.stack.subnet
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from itertools import count
 from types import TracebackType
@@ -61,6 +62,8 @@ class UserStack:
     event loop; "worker", in a process of its own, which the caller's load does not slow, and which enters a sandbox
     before it reads the first frame.  A device with several queues has as many workers, who share the connections out
     among them.
+
+    Once entered, `subnet` is what the namespace has: its `ipv6` is None where that has none.
 
     A DHCP server gives leases to whoever asks for one, as the settings `dhcp` say; None: there is none.
 
@@ -122,12 +125,12 @@ class UserStack:
         if self._runner is not None:
             raise RuntimeError("a UserStack is entered once")
         self.uplink.check()
+        await self._configure_namespace()
         self._runner = runner = self._start()
         self._guard = Guard()
         await self._guard.__aenter__()
         try:
             self._guard.start_soon(runner.run)
-            await self._configure_namespace()
             await runner.ready()
             self.sandbox = runner.sandbox
         except BaseException as error:
@@ -150,6 +153,7 @@ class UserStack:
             )
         if ipv6 is not None:
             if missing is not None:
+                self.subnet = replace(subnet, ipv6=None)
                 logger.warning("IPv4 only: the namespace has no IPv6: %s", missing)
             elif (missing := self.uplink.ipv6_missing()) is not None:
                 logger.warning("IPv4 only: the host has no IPv6: %s", missing)

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from ipaddress import IPv6Address, IPv6Interface, IPv6Network, ip_address
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -19,6 +20,7 @@ import pytest
 
 from netns_kit import (
     AddressError,
+    Forwarder,
     Namespace,
     Network,
     Refusal,
@@ -431,6 +433,41 @@ async def test_who_takes_our_address_is_told_that_it_is_taken() -> None:
                 news.recv(1 << 16)
 
 
+LEASED = """#!/bin/sh
+env | grep ^new_dhcp6 >> {0}/told
+case $reason in BOUND6) ip -6 address replace $new_ip6_address/128 dev tap0 nodad;; esac
+"""
+
+
+@once
+async def test_dhcpv6(tmp_path: Path) -> None:
+    """The route is from router advertisements, the address from ISC's client; forwarded ports lead there."""
+    needs("dhclient", "ip", "curl")
+    script = tmp_path / "script"
+    script.write_text(LEASED.format(tmp_path))
+    script.chmod(0o755)
+    words = ["dhclient", "-6", "-lf", f"{tmp_path}/leases", "-pf", f"{tmp_path}/pid", "-sf", str(script)]
+    said = Subnet6(managed=True, other=True, autonomous=False)
+    with tcp_server(http, ("::1", 0)) as port:
+        uplink = Uplink(allow_host_loopback=True)
+        async with network(ipv6=said, configure="link", uplink=uplink, ports=["[::1]:0:80"]) as net:
+            await usable(net.namespace, lambda each: each.is_link_local)
+            await net.run([*words, "-1", "tap0"])
+            address = await usable(net.namespace, lambda each: not each.is_link_local)
+            assert [lease.address for lease in await net.stack.leases()] == [address.ip]
+            assert "new_dhcp6_name_servers=fd00::3" in (tmp_path / "told").read_text()
+            assert await output(net, "curl", "-6sSf", f"http://[{GATEWAY_6}]:{port}/peer") == "::1"
+            [forward] = await net.forwarder.list()
+            async with (
+                await net.namespace.listen_tcp(address.ip, 80) as listener,
+                await anyio.connect_tcp("::1", forward.host_port),
+                await listener.accept(),
+            ):
+                pass
+            await net.run([*words, "-r", "tap0"])
+            assert await net.stack.leases() == ()
+
+
 # -- without IPv6 -------------------------------------------------------------------------------------
 
 
@@ -449,9 +486,19 @@ async def test_a_namespace_with_ipv6_switched_off(
             uplink = Uplink(allow_host_loopback=True)
             async with (
                 TapDevice.open(ns, "tap0") as tap,
-                UserStack(tap, uplink, ipv6=True, driver=driver),
+                UserStack(tap, uplink, ipv6=True, driver=driver) as stack,
+                Forwarder(stack) as forwarder,
             ):
+                assert stack.subnet.ipv6 is None
                 assert await output(ns, "curl", "-sSf", f"http://10.0.2.2:{port}/peer") == "127.0.0.1"
+                [forward] = await forwarder.add("[::1]:0:80")
+                async with (
+                    await ns.listen_tcp("10.0.2.100", 80) as listener,
+                    await anyio.connect_tcp("::1", forward.host_port) as client,
+                ):
+                    await client.send(b"by IPv4, as without the switch")
+                    async with await listener.accept() as server:
+                        assert await server.receive() == b"by IPv4, as without the switch"
     assert notices(caplog) == ["IPv4 only: the namespace has no IPv6: net.ipv6.conf.tap0.disable_ipv6 is 1"]
 
 
