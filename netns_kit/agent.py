@@ -387,6 +387,9 @@ def show_files(files: dict[str, str]) -> None:
         return
     check(libc.unshare(CLONE_NEWNS), SCRATCH)
     check(libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None), "/")
+    for path in files:
+        if not os.path.exists(path):
+            make_room(path)
     targets = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in files}
     for path, fd in targets.items():
         if stat.S_ISDIR(os.fstat(fd).st_mode):
@@ -403,6 +406,33 @@ def show_files(files: dict[str, str]) -> None:
         source, target = f"{SCRATCH}/{number}".encode(), f"/proc/self/fd/{fd}".encode()
         check(libc.mount(source, target, None, MS_BIND, None), path)
     check(libc.umount2(where, MNT_DETACH), SCRATCH)
+
+
+def make_room(path: str) -> None:
+    """Let there be a file at `path`, where there is none or a link to nowhere: its directory becomes a read-only
+    tmpfs that has everything else of the old one, by links and bind mounts.
+    """
+    directory, name = os.path.split(os.path.abspath(path))
+    try:
+        old = f"/proc/self/fd/{os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)}"
+    except OSError as exc:
+        exc.filename = path
+        raise
+    entries = [entry for entry in os.scandir(old) if entry.name != name]
+    where, quiet = to_bytes(directory), MS_NOSUID | MS_NODEV
+    check(libc.mount(b"tmpfs", where, b"tmpfs", quiet, b"mode=0755"), directory)
+    for entry in entries:
+        new = f"{directory}/{entry.name}"
+        if entry.is_symlink():
+            os.symlink(os.readlink(entry.path), new)
+            continue
+        if entry.is_dir():
+            os.mkdir(new)
+        else:
+            os.mknod(new)
+        check(libc.mount(to_bytes(entry.path), to_bytes(new), None, MS_BIND | MS_REC, None), new)
+    os.mknod(path)
+    check(libc.mount(None, where, None, MS_REMOUNT | MS_BIND | MS_RDONLY | quiet, None), directory)
 
 
 def is_capable(capability: int) -> bool:

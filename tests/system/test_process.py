@@ -427,6 +427,42 @@ async def test_files_are_shown_to_the_command_alone(tmp_path: Path) -> None:
     assert below_tmp.read_text() == "the host's\n"
 
 
+async def test_a_file_that_is_not_there_is_shown_all_the_same(anyio_backend_name: str) -> None:
+    """A host may have no resolv.conf, or a link to one that nobody has written yet."""
+    needs("unshare")
+    code = """if True:
+        import anyio, os, subprocess, sys
+        subprocess.run(["mount", "-t", "tmpfs", "none", "/etc"], check=True)
+        os.mkdir("/etc/directory")
+        open("/etc/directory/file", "w").write("in a directory ")
+        os.symlink("directory/file", "/etc/link")
+        os.symlink("/nowhere/stub-resolv.conf", "/etc/resolv.conf")
+        from netns_kit.namespace import Namespace
+        show = "cat /etc/link /etc/hosts /etc/resolv.conf; ls /etc; touch /etc/new"
+        async def main():
+            async with Namespace.create() as ns:
+                files = {"/etc/resolv.conf": "shown\\n", "/etc/hosts": "too "}
+                done = await ns.run(["sh", "-c", show], files=files, check=False)
+                print(done.stdout, done.returncode)
+                print(sorted(os.listdir("/etc")))
+        anyio.run(main, backend=sys.argv[1])
+    """
+    apart = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--mount",
+        sys.executable,
+        "-c",
+        code,
+        anyio_backend_name,
+    ]
+    done = await anyio.run_process(apart, cwd=ROOT, stderr=None)
+    seen, _, after = done.stdout.decode().partition("\n")
+    assert seen == str(b"in a directory too shown\ndirectory\nhosts\nlink\nresolv.conf\n") + " 1"
+    assert after.strip() == "['directory', 'link', 'resolv.conf']"
+
+
 async def test_files_do_not_spread_to_the_callers_mounts(anyio_backend_name: str) -> None:
     needs("unshare")
     code = """if True:
