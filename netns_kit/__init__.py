@@ -8,6 +8,7 @@
 
 from .control import FlowEvent
 from .dhcp import DhcpSettings, Lease, StaticLease
+from .dns import DnsQuery, Rcode, Record
 from .errors import (
     AddressError,
     IdMapError,
@@ -18,6 +19,7 @@ from .errors import (
     PortInUseError,
     PortSpecError,
     PrivilegedPortError,
+    RecordError,
     SandboxUnavailable,
     StackClosed,
     StackCrashed,
@@ -44,6 +46,7 @@ __all__ = [
     "AddressError",
     "DeviceGone",
     "DhcpSettings",
+    "DnsQuery",
     "Endpoint",
     "Flow",
     "FlowEvent",
@@ -64,6 +67,9 @@ __all__ = [
     "PortSpecError",
     "PrivilegedPortError",
     "Process",
+    "Rcode",
+    "Record",
+    "RecordError",
     "Refusal",
     "SandboxUnavailable",
     "StackClosed",
