@@ -17,8 +17,20 @@ from netns_kit.relay import dns, dns_streams
 from netns_kit.relay.dns import QUERIES_PER_SOCKET, SOCKETS_PER_UPSTREAM
 from netns_kit.relay.dns_streams import IDLE, PIPELINED
 from netns_kit.stack import Closed
-from tests.servers import closed_port
-from tests.test_gateway import PORT, RESOLVER, Bench, Mailbox, Make, Program, Spy, feed, make, port_of
+from tests.servers import closed_port, reset
+from tests.test_gateway import (
+    PORT,
+    RESOLVER,
+    Bench,
+    Mailbox,
+    Make,
+    Program,
+    Spy,
+    feed,
+    make,
+    port_of,
+    readable,
+)
 
 __all__ = ["make"]
 
@@ -281,6 +293,24 @@ def test_a_server_that_hangs_up_after_an_answer_is_asked_the_rest_again(
         upstream.close()
     assert heard(bench, program, 4) == [reply(each) for each in queries]
     assert bench.gateway.stats()["dns_failovers"] == 0
+
+
+def test_what_a_server_said_before_a_reset_is_heard(bench: Bench, resolver: Resolver) -> None:
+    """It closes while there is more to read, and our next query meets the reset before its answers are taken."""
+    program = connected(bench)
+    program.send(framed(query("n0.example", 0)))
+    upstream = resolver.accept()
+    (first,) = resolver.messages(upstream, 1)
+    program.send(framed(query("n1.example", 1)))
+    bench.until(lambda: readable(upstream))
+    upstream.send(framed(reply(first)))
+    reset(upstream)  # the second query is not read
+    program.send(framed(query("n2.example", 2)))
+    again = resolver.accept()
+    asked = resolver.messages(again, 2)
+    again.send(b"".join(framed(reply(each)) for each in asked))
+    expected = sorted(reply(query(f"n{number}.example", number)) for number in range(3))
+    assert sorted(heard(bench, program, 3)) == expected
 
 
 def test_a_server_that_hangs_up_without_an_answer_has_failed(bench: Bench, resolver: Resolver) -> None:

@@ -255,12 +255,23 @@ class ResolverStream:
             self._engine.modify(self._socket.fileno(), events)
 
     def _on_events(self, events: int) -> None:
+        if events & OUT:
+            self._write()
+        if events & ~OUT:
+            self._read()
+
+    def _write(self) -> None:
         try:
-            if events & OUT:
-                del self._out[: self._socket.send(self._out) if self._out else 0]
-                self._watch()
-            if events & ~OUT:
-                self._take(self._socket.recv(READ))
+            del self._out[: self._socket.send(self._out) if self._out else 0]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._out.clear()  # what it said before it went is still to be read, and then its end
+        self._watch()
+
+    def _read(self) -> None:
+        try:
+            self._take(self._socket.recv(READ))
         except BlockingIOError:
             return
         except (OSError, EOFError):

@@ -23,7 +23,7 @@ from netns_kit import Network, Record, RecordError, Uplink
 from netns_kit.drivers import DriverName
 from tests import dnshooks
 from tests.servers import SECONDS, bounded, closed_port, dns_server, dnsmasq, tcp_server, udp_server
-from tests.support import needs, needs_tun
+from tests.support import needs, needs_ipv6, needs_tun
 from tests.uplinks import Reading
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
@@ -265,6 +265,7 @@ async def test_five_hundred_at_once(upstream: int, driver: DriverName) -> None:
     ]
     expected = [by_udp(host_socket(socket.SOCK_DGRAM), host, each) for each in messages]
     async with network(driver=driver, uplink=Uplink(dns=[f"127.0.0.1:{upstream}"], dns_cache=False)) as net:
+        assert await dig(net, "a.test")  # a kernel that does not know who 10.0.2.3 is loses some of a burst
         sockets = [await inside(net, socket.SOCK_DGRAM) for _ in range(50)]
         found = []
         for sock in sockets:
@@ -445,6 +446,23 @@ async def test_the_hook_is_asked_first(upstream: int, driver: DriverName) -> Non
             assert await status(net, transport, "boom.example") == "SERVFAIL"
             assert await status(net, transport, "bad.example") == "SERVFAIL"
             assert await dig(net, transport, "a.test") == ["192.0.2.1"]
+
+
+@bounded
+async def test_over_ipv6(upstream: int, driver: DriverName) -> None:
+    """The same at fd00::3, with an upstream that has IPv4 only; the gateway has its names there too."""
+    needs_ipv6()
+    records = [Record("db.internal", "2001:db8::5")]
+    async with network(upstream, driver=driver, ipv6=True, records=records, name="web") as net:
+        for transport in ("+notcp", "+tcp"):
+            assert await dig(net, "@fd00::3", transport, "a.test") == ["192.0.2.1"]
+            assert await dig(net, "@fd00::3", transport, "AAAA", "db.internal") == ["2001:db8::5"]
+            assert await dig(net, "@fd00::3", transport, "AAAA", "host.containers.internal") == ["fd00::2"]
+        assert await dig(net, "AAAA", "web") == ["fd00::100"]
+        assert await dig(net, "-x", "fd00::100") == ["web."]
+        assert await status(net, "-x", "fd00::77") == "NXDOMAIN"
+        resolv_conf = (await net.run(["cat", "/etc/resolv.conf"])).stdout.decode()
+        assert resolv_conf.splitlines()[:2] == [f"nameserver {RESOLVER}", "nameserver fd00::3"]
 
 
 # -- the files inside -------------------------------------------------------------------------------------
