@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from .control import FlowEvent
 from .dhcp import DhcpSettings, Lease, StaticLease
+from .dns import DnsQuery, Rcode, Record
 from .errors import (
     AddressError,
     FeatureUnavailable,
@@ -22,6 +23,7 @@ from .errors import (
     PortInUseError,
     PortSpecError,
     PrivilegedPortError,
+    RecordError,
     SandboxUnavailable,
     StackClosed,
     StackCrashed,
@@ -51,6 +53,7 @@ __all__ = [
     "AddressError",
     "DeviceGone",
     "DhcpSettings",
+    "DnsQuery",
     "Endpoint",
     "FeatureUnavailable",
     "Finding",
@@ -74,6 +77,9 @@ __all__ = [
     "PortSpecError",
     "PrivilegedPortError",
     "Process",
+    "Rcode",
+    "Record",
+    "RecordError",
     "Refusal",
     "Report",
     "SandboxUnavailable",

@@ -26,7 +26,8 @@ from .uplink import Filtering, Uplink
 FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127  # as env(1) and chroot(1) exit when it is their own failure
 TYPED = (signal.SIGINT, signal.SIGQUIT)  # the signals that a terminal sends to all in the foreground
 VALUED = frozenset(
-    {"-p", "--publish", "--mtu", "--cidr", "--cidr6", "--dns", "--bind4", "--bind6", "--device"}
+    {"-p", "--publish", "--mtu", "--cidr", "--cidr6", "--bind4", "--bind6", "--device"}
+    | {"--dns", "--dns-domain", "--dns-record", "--dns-search"}
     | {"--udp-filtering", "--driver", "--queues"}
 )  # the next word is theirs
 _ALL_PORTS = "all"
@@ -51,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 bind6=options.bind6,
                 device=options.device,
                 dns=options.dns,
+                dns_domains=_domains(options.dns_domain),
+                dns_search=options.dns_search,
+                dns_cache=not options.no_dns_cache,
                 udp_filtering=options.udp_filtering,
             ),
             driver=options.driver,
@@ -60,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             mtu=options.mtu,
             queues=options.queues,
             configure="link" if options.dhcp else True,
+            records=options.dns_record,
         )
         return anyio.run(_run, network, command)
     except FileNotFoundError as error:
@@ -137,6 +142,14 @@ def _fail(status: int, error: Exception) -> int:
     return status
 
 
+def _domains(values: list[str]) -> dict[str, list[str]]:
+    domains: dict[str, list[str]] = {}
+    for value in values:
+        domain, _, resolver = value.partition("=")
+        domains.setdefault(domain, []).append(resolver)
+    return domains
+
+
 def _loopback(values: list[str]) -> bool | frozenset[int]:
     if _ALL_PORTS in values:
         return True
@@ -204,6 +217,27 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ADDRESS[:PORT]",
         help="a resolver to use instead of the host's; repeatable",
     )
+    run.add_argument(
+        "--dns-domain",
+        action="append",
+        default=[],
+        metavar="DOMAIN=ADDRESS[:PORT]",
+        help="a resolver for names in that domain; repeatable",
+    )
+    run.add_argument(
+        "--dns-record",
+        action="append",
+        default=[],
+        metavar="NAME=ADDRESS",
+        help="a name that is resolved here; repeatable",
+    )
+    run.add_argument(
+        "--dns-search",
+        action="append",
+        metavar="DOMAIN",
+        help="where to look short names up, instead of the host's search list; . for nowhere; repeatable",
+    )
+    run.add_argument("--no-dns-cache", action="store_true", help="ask the resolvers each time")
     run.add_argument(
         "--udp-filtering",
         choices=get_args(Filtering),

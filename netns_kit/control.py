@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from .dhcp import Address, Lease, StaticLease
+from .dns import Record
 from .gateway import FlowInfo, Gateway
 from .listeners import Listener, TcpListener, UdpListener
 from .ports import PortForward
@@ -111,6 +112,18 @@ class Control:
         """Stop all listening for this owner."""
         for forward in self.forwards(owner):
             self.remove_forward(owner, forward)
+
+    def add_record(self, record: Record) -> None:
+        """Own the record's name, and answer for it, from now on."""
+        self.gateway.zone.add(record)
+
+    def remove_records(self, name: str, kind: str, value: str) -> int:
+        """Forget what is said of `name`, of that type and value if they are not empty; how many records it was."""
+        return self.gateway.zone.remove(name, kind, value)
+
+    def records(self) -> tuple[Record, ...]:
+        """What is said of the names that are ours."""
+        return self.gateway.zone.records()
 
     def subscribe(self, number: int) -> None:
         """Keep events for the subscriber of that number from now on."""

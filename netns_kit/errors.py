@@ -23,6 +23,7 @@ __all__ = [
     "PortInUseError",
     "PortSpecError",
     "PrivilegedPortError",
+    "RecordError",
     "SandboxUnavailable",
     "StackClosed",
     "StackCrashed",
@@ -136,6 +137,10 @@ class PortSpecError(NetnsKitError, ValueError):
 
 class AddressError(NetnsKitError, ValueError):
     """An address, prefix, MAC or MTU that cannot be used."""
+
+
+class RecordError(NetnsKitError, ValueError):
+    """A domain name, or a record of one, that cannot be understood."""
 
 
 class StackClosed(NetnsKitError):

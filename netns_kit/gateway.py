@@ -19,20 +19,24 @@ from functools import lru_cache
 from ipaddress import ip_address
 
 from .dhcp import DEFAULT, DhcpSettings
+from .dns import Record, Zone
 from .engine import IN, OUT, Appetite, Engine
 from .leasing import Leasing
 from .peers import Peers
-from .relay import DnsRelay, Inbox, Outbox, PingRelay, TcpRelay, UdpRelay, refusal_for
+from .relay import ClientStream, DnsRelay, Inbox, Outbox, PingRelay, TcpRelay, UdpRelay, refusal_for
 from .stack import Closed, EchoFlow, Limits, Refusal, Stack, Steering, TcpConnection, UdpFlow
 from .stack.wire.ndp import Advertisement
 from .subnet import Subnet, Subnet6
 from .tap import FRAME_MAX, DeviceGone, TapDevice
-from .uplink import DNS_PORT, Address, Endpoint, Flow, Protocol, Target, Uplink
+from .uplink import DNS_PORT, OURSELVES, Address, Endpoint, Flow, Protocol, Target, Uplink
 
 FRAMES_PER_STEP = 32
 RESERVE = 256  # descriptors that the guest cannot take from the process that runs us; half, if there are few
 STRANGERS = 256  # flows of one UDP socket, beyond which nobody new is heard who was not asked
 EPHEMERAL = range(32768, 61000)  # ports for clients whose own is taken
+DOMAINS = ("containers.internal", "docker.internal")  # where programs in containers look for their host
+NAMES = [f"{name}.{domain}" for name in ("gateway", "host") for domain in DOMAINS]  # the gateway's
+_DNS_PORT = DNS_PORT.to_bytes(2, "big")
 MAC_PREFIX = b"\x52\x55"  # locally administered, followed by the gateway's address, as slirp4netns has it
 
 # a guest's address and port, and what a socket can reach: the family, and loopback or not
@@ -92,7 +96,8 @@ class Gateway:
         self._buffer = memoryview(bytearray(2 * FRAME_MAX))
         self._appetite = Appetite(engine)
         self.inbox, self.outbox = Inbox(), Outbox()
-        self._dns = DnsRelay(engine, uplink)
+        self.zone = _zone(subnet)
+        self._dns = DnsRelay(engine, uplink, self.zone, self._hook_failed)
         self._udp: dict[GuestEndpoint, UdpRelay] = {}
         self._noticed: set[str] = set()
         self.refused = 0  # flows, by the uplink or for want of descriptors
@@ -172,6 +177,8 @@ class Gateway:
         target = self._route("tcp", connection.key)
         if isinstance(target, Refusal):
             connection.refuse(target)
+        elif self._is_dns(connection.key):
+            self._dns.accept(connection, _upstreams(target))
         else:
             relay = TcpRelay(self.engine, connection)
             connection.user = relay
@@ -211,9 +218,8 @@ class Gateway:
         target = self._route("udp", flow.key)
         if isinstance(target, Refusal):
             return target
-        _, destination = self.endpoints(flow.key)
-        if destination.port == DNS_PORT and destination.address in self.subnet.resolvers:
-            self._dns.add(flow, target)
+        if self._is_dns(flow.key):
+            self._dns.add(flow, _upstreams(target))
             return None
         endpoint = target.endpoints[0]
         size = (len(flow.key) - 4) // 2
@@ -235,6 +241,14 @@ class Gateway:
             )
         relay.add(flow, _address_of(endpoint))
         return None
+
+    def _is_dns(self, key: bytes) -> bool:
+        """Whether it is to be answered by us, if it is carried."""
+        size = (len(key) - 4) // 2
+        return key[size : 2 * size] in self._resolvers and key[-2:] == _DNS_PORT
+
+    def _hook_failed(self, error: BaseException) -> None:
+        self._notice("names are not resolved: the uplink's dns_hook failed", error)
 
     def _unsolicited(self, guest: GuestEndpoint, relay: UdpRelay, sender: tuple[str, int]) -> None:
         """A datagram from where the guest has not sent to: it comes in if the guest could answer it."""
@@ -295,9 +309,7 @@ class Gateway:
     def _route(self, protocol: Protocol, key: bytes) -> Target | Refusal:
         """Where a flow of the guest goes, if there is a descriptor for it.  DNS shares its own."""
         target = self._decide(protocol, key)
-        size = (len(key) - 4) // 2
-        is_dns = key[size : 2 * size] in self._resolvers
-        if isinstance(target, Target) and not is_dns and not self.make_room(key):
+        if isinstance(target, Target) and not self._is_dns(key) and not self.make_room(key):
             self._notice("out of file descriptors (RLIMIT_NOFILE): new flows are refused")
             target = Refusal.RESET
         if isinstance(target, Refusal):
@@ -391,13 +403,28 @@ class Gateway:
 
     def _reset_connections(self) -> None:
         for connection in list(self.stack.tcp.values()):
-            if isinstance(connection.user, TcpRelay):
+            if isinstance(connection.user, TcpRelay | ClientStream):
                 connection.user.abort()
 
 
 @lru_cache(maxsize=4096)
 def _address(packed: bytes) -> Address:
     return ip_address(packed)
+
+
+def _zone(subnet: Subnet) -> Zone:
+    """The gateway's names, and that nobody else is asked about its networks."""
+    networks = [each for each in (subnet, subnet.ipv6) if each is not None]
+    zone = Zone(domains=DOMAINS, networks=[each.network for each in networks])
+    for name in NAMES:
+        for each in networks:
+            zone.add(Record(name, str(each.gateway)))
+    return zone
+
+
+def _upstreams(target: Target) -> tuple[Endpoint, ...]:
+    """Whom to ask for names."""
+    return () if target.endpoints == (OURSELVES,) else target.endpoints
 
 
 def _address_of(endpoint: Endpoint) -> tuple[str, int]:

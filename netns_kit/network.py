@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from subprocess import CompletedProcess
@@ -11,6 +12,7 @@ from typing import TypedDict
 from typing_extensions import Self, Unpack
 
 from .dhcp import DEFAULT, DhcpSettings
+from .dns import Record, hosts
 from .drivers import DriverName
 from .forwarder import Forwarder
 from .namespace import Namespace
@@ -23,6 +25,7 @@ from .uplink import RESOLV_CONF, Uplink
 from .userstack import Configure, Layer, UserStack
 
 DEFAULT_MTU = 1500
+HOSTS = "/etc/hosts"
 
 
 class Options(TypedDict, total=False):
@@ -45,8 +48,8 @@ class Network:
             await net.run(["curl", "http://example.com"])
 
     `ports` are forwarded from the start (see `netns_kit.ports`).  `namespace` is one of the caller's making, not
-    entered yet; by default a new one.  The rest is as for `UserStack` and `TapDevice`.  The parts are there as
-    `namespace`, `tap`, `stack` and `forwarder`.
+    entered yet; by default a new one.  `name` is that of its address, one more of `records`.  The rest is as for
+    `UserStack` and `TapDevice`.  The parts are there as `namespace`, `tap`, `stack` and `forwarder`.
 
     Entering is ready when it returns: address, route, DNS and ports work.  It raises what its parts raise, and leaves
     nothing behind then or when cancelled.  Bad ports, addresses and sizes raise before anything is made.
@@ -67,11 +70,15 @@ class Network:
         limits: Limits | None = None,
         dhcp: DhcpSettings | None = DEFAULT,
         require: Iterable[Layer] = (),
+        records: Iterable[str | Record] = (),
+        name: str | None = None,
     ) -> None:
         if isinstance(ports, str):
             raise TypeError(f"ports {ports!r} is not a list of ports: write [{ports!r}]")
         self.namespace = namespace or Namespace.create()
         self.tap = TapDevice.open(self.namespace, mtu=mtu, queues=queues)
+        if name is not None:
+            records = [*_named(name, Subnet.parse(subnet, ipv6)), *records]
         self.stack = UserStack(
             self.tap,
             uplink,
@@ -82,6 +89,7 @@ class Network:
             limits=limits,
             dhcp=dhcp,
             require=require,
+            records=records,
         )
         self.forwarder = Forwarder(self.stack)
         self.ports = [
@@ -107,19 +115,45 @@ class Network:
     ) -> bool:
         return bool(await self._stack.__aexit__(exc_type, exc, tb))
 
-    def files(self) -> dict[str, str]:
-        """What commands see in place of the host's files: a resolv.conf that names our DNS address."""
-        return {RESOLV_CONF: f"nameserver {self.subnet.dns}\n"}
+    async def files(self) -> dict[str, str]:
+        """What commands see in place of the host's files, as it is now.
+
+        A resolv.conf that names our DNS address and the search list; and a hosts file with localhost, this machine's
+        name, the stack's records, and what else is in the host's, if it has one.
+        """
+        files = {RESOLV_CONF: self.stack.uplink.resolv_conf(*self.subnet.resolvers)}
+        outer = _text(HOSTS)
+        if outer is None:  # then there is no place for ours
+            return files
+        records = await self.stack.records()
+        ours = [
+            (each.name, each.value) for each in records if each.type in ("A", "AAAA") and "*" not in each.name
+        ]
+        return {**files, HOSTS: hosts.written(os.uname().nodename, ours, outer)}
 
     async def run(
         self, command: Command, *, input: bytes | None = None, check: bool = True, **options: Unpack[Options]
     ) -> CompletedProcess[bytes]:
-        """`Namespace.run`, with the namespace's own resolv.conf."""
-        return await self.namespace.run(command, input=input, check=check, **self._with_files(options))
+        """`Namespace.run`, with the namespace's own resolv.conf and hosts file: see `Network.files`."""
+        return await self.namespace.run(command, input=input, check=check, **await self._with_files(options))
 
     async def popen(self, command: Command, **options: Unpack[Options]) -> Process:
-        """`Namespace.popen`, with the namespace's own resolv.conf."""
-        return await self.namespace.popen(command, **self._with_files(options))
+        """`Namespace.popen`, with the namespace's own resolv.conf and hosts file: see `Network.files`."""
+        return await self.namespace.popen(command, **await self._with_files(options))
 
-    def _with_files(self, options: Options) -> Options:
-        return {**options, "files": {**self.files(), **(options.get("files") or {})}}
+    async def _with_files(self, options: Options) -> Options:
+        return {**options, "files": {**await self.files(), **(options.get("files") or {})}}
+
+
+def _named(name: str, subnet: Subnet) -> list[Record]:
+    """Its addresses, by that name."""
+    return [Record(name, str(each.guest.ip)) for each in (subnet, subnet.ipv6) if each is not None]
+
+
+def _text(path: str) -> str | None:
+    """Of a file, if it is there."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None

@@ -11,14 +11,16 @@ import inspect
 import os
 import re
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from . import diagnosis
-from .dns import resolvconf
+from .dns import ResolvConf, parse_resolv_conf
+from .dns.names import to_text, to_wire
+from .dns.server import Hook
 from .errors import AddressError
 from .stack import Refusal
 from .subnet import Subnet
@@ -68,6 +70,10 @@ class Endpoint(NamedTuple):
             raise AddressError(f"{text!r}: expected ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT") from error
 
 
+OURSELVES = Endpoint(IPv4Address("0.0.0.0"), 0)
+"""Where queries go that only we may answer: a `Target` of it alone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Flow:
     """A flow that the namespace opens, as its first packet names it, and the subnet it came from."""
@@ -94,8 +100,19 @@ class Uplink:
 
     `allow_host_loopback`: whether the gateway's address means the host's loopback, 127.0.0.1 and of IPv6 ::1: no (the
     default), yes, or these ports only.  `bind4`, `bind6`: source address of outgoing sockets; `device`: the interface
-    they are bound to.  `dns`: the resolvers behind the namespace's DNS address, `ADDRESS[:PORT]`; by default those of
-    the host's resolv.conf, followed when it changes; empty: none, names are not resolved.
+    they are bound to.
+
+    `dns`: the resolvers behind the namespace's DNS address, `ADDRESS[:PORT]`; by default those of the host's
+    resolv.conf, followed when it changes; empty: none, and only names of our own are resolved (see
+    `UserStack.add_record`).  `dns_domains`: resolvers for names in certain domains, like
+    `{"corp.example": ["10.1.0.53"]}`; the longest that fits counts, and an empty list is none.  `dns_search`: the
+    search list for programs inside; by default the host's.  `dns_cache`: whether answers are kept, for as long as
+    they allow.
+
+    `dns_hook`: a plain function, asked about each query before all else; see `netns_kit.dns.DnsQuery` and
+    `netns_kit.dns.server.Verdict` for what it is told and may say.  As for `policy`, below, it should be quick, and a
+    worker imports it by name.  If it raises, or says something else, the query is answered with SERVFAIL and that is
+    logged.
 
     `udp_filtering`: whose datagrams may come in to a UDP port the namespace has opened, in the words of RFC 4787
     5: "address-and-port-dependent" (the default), from where it has sent to; "endpoint-independent" ("full cone"),
@@ -109,7 +126,8 @@ class Uplink:
     is then a function at the top of a module, or a `functools.partial` or frozen dataclass that cannot change either:
     what changes here later is not seen there, globals of its module included.
 
-    Raises `AddressError` for what is no address or port, TypeError for what is no plain function.
+    Raises `AddressError` for what is no address or port, `RecordError` for what is no domain, TypeError for what is
+    no plain function.
     """
 
     def __init__(
@@ -120,19 +138,30 @@ class Uplink:
         bind6: str | None = None,
         device: str | None = None,
         dns: Sequence[str] | None = None,
+        dns_domains: Mapping[str, Sequence[str]] | None = None,
+        dns_search: Sequence[str] | None = None,
+        dns_hook: Hook | None = None,
+        dns_cache: bool = True,
         policy: Callable[[Flow], Refusal | None] | None = None,
         udp_filtering: Filtering = "address-and-port-dependent",
         resolv_conf: str = RESOLV_CONF,
     ) -> None:
-        _check_policy(policy)
-        if isinstance(dns, str):
-            raise TypeError(f"dns {dns!r} is not a list of addresses: write [{dns!r}]")
+        _check_plain("policy", policy)
+        _check_plain("dns_hook", dns_hook)
         self._loopback = _ports(allow_host_loopback)
         self._bind = {socket.AF_INET: _address(bind4, 4), socket.AF_INET6: _address(bind6, 6)}
         if device is not None and not 0 < len(device.encode()) < 16:
             raise AddressError(f"device={device!r}: expected the name of an interface, 1 to 15 bytes")
         self._device = device
-        self._dns = None if dns is None else tuple(Endpoint.parse(text, DNS_PORT) for text in dns)
+        self._dns = None if dns is None else _endpoints(dns)
+        self.dns_domains = {
+            to_text(to_wire(domain)): _endpoints(given) for domain, given in (dns_domains or {}).items()
+        }
+        if isinstance(dns_search, str):
+            raise TypeError(f"dns_search {dns_search!r} is not a list of domains: write [{dns_search!r}]")
+        self._search = None if dns_search is None else tuple(to_text(to_wire(each)) for each in dns_search)
+        self.dns_hook = dns_hook
+        self.dns_cache = dns_cache
         if udp_filtering not in get_args(Filtering):
             raise ValueError(
                 f"udp_filtering={udp_filtering!r}: expected one of {', '.join(get_args(Filtering))}"
@@ -141,7 +170,7 @@ class Uplink:
         self._policy = policy
         self._resolv_conf = resolv_conf
         self._read: tuple[int, int, int] | None = None
-        self._resolvers: tuple[Endpoint, ...] = ()
+        self._adopt(ResolvConf())
 
     @property
     def policy(self) -> Callable[[Flow], Refusal | None] | None:
@@ -168,8 +197,7 @@ class Uplink:
         if address == local.dns:
             if flow.protocol == "icmp" or port != DNS_PORT:
                 return Refusal.RESET
-            resolvers = self.resolvers()
-            return Target(resolvers) if resolvers else Refusal.RESET
+            return Target(self.resolvers() or (OURSELVES,))
         if address in local.gateways:
             if not self._host_port_allowed(port):
                 return Refusal.PROHIBITED
@@ -184,21 +212,39 @@ class Uplink:
         return self._loopback if isinstance(self._loopback, bool) else port in self._loopback
 
     def resolvers(self) -> tuple[Endpoint, ...]:
-        """The host's resolvers in order, as they are now."""
+        """The host's resolvers in order, as they are now; the same tuple as long as they are the same."""
         if self._dns is not None:
             return self._dns
+        self._host_conf()
+        return self._resolvers
+
+    def resolv_conf(self, *nameservers: Address) -> str:
+        """A resolv.conf that names these, and the search list."""
+        search, options = self.search(), tuple[str, ...]()
+        if self._search is None:
+            options = tuple(each for each in self._conf.options if each.startswith("ndots:"))
+        return ResolvConf(nameservers, search, options).written()
+
+    def search(self) -> tuple[str, ...]:
+        """The search list, as it is now: domains in which a short name is looked up.  A lone "." says: in none."""
+        return self._host_conf().search if self._search is None else self._search
+
+    def _host_conf(self) -> ResolvConf:
+        """The host's resolv.conf as it is now, or as it was last seen."""
         try:
             status = os.stat(self._resolv_conf)
             stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
             if stamp != self._read:
                 with open(self._resolv_conf, encoding="utf-8", errors="replace") as file:
-                    servers = resolvconf.parse(file.read()).nameservers
-                self._resolvers = tuple(Endpoint(server, DNS_PORT) for server in servers)
+                    self._adopt(parse_resolv_conf(file.read()))
                 self._read = stamp
-        except OSError:
-            if not self._resolvers:  # as resolv.conf(5) has it when there is none
-                self._resolvers = (Endpoint(_LOOPBACK[4], DNS_PORT),)
-        return self._resolvers
+        except OSError:  # then it is as resolv.conf(5) has it when there is none
+            pass
+        return self._conf
+
+    def _adopt(self, conf: ResolvConf) -> None:
+        self._conf = conf
+        self._resolvers = tuple(Endpoint(server, DNS_PORT) for server in conf.nameservers)
 
     def reads(self) -> tuple[str, ...]:
         """The files that `route` and `open` read, now and again: what a worker's sandbox leaves readable."""
@@ -286,9 +332,15 @@ def _bind_port(sock: socket.socket, address: str, port: int) -> None:
         sock.bind((address, 0))
 
 
-def _check_policy(policy: object) -> None:
-    if policy is not None and (not callable(policy) or inspect.iscoroutinefunction(policy)):
-        raise TypeError(f"policy {policy!r} is not a plain function of a Flow")
+def _check_plain(what: str, function: object) -> None:
+    if function is not None and (not callable(function) or inspect.iscoroutinefunction(function)):
+        raise TypeError(f"{what} {function!r} is not a plain function")
+
+
+def _endpoints(given: Sequence[str]) -> tuple[Endpoint, ...]:
+    if isinstance(given, str):
+        raise TypeError(f"dns {given!r} is not a list of addresses: write [{given!r}]")
+    return tuple(Endpoint.parse(text, DNS_PORT) for text in given)
 
 
 def _ports(allowed: object) -> bool | frozenset[int]:

@@ -17,6 +17,7 @@ from typing_extensions import Self
 
 from .control import PATIENCE, Control, FlowEvent
 from .dhcp import DEFAULT, DhcpSettings, Lease, StaticLease
+from .dns import Record
 from .drivers import DriverName
 from .errors import AddressError, StackClosed
 from .gateway import FlowInfo
@@ -74,13 +75,18 @@ class UserStack:
     uplink's policy, or a subclass of `Uplink`, by its name; they run in the sandbox, and are not seen to change from
     here.
 
+    `records` are answered for at the DNS address from the start, see `UserStack.add_record`.  The gateway has names
+    there without asking, those of `netns_kit.gateway.NAMES`: host.containers.internal is the host, if that is
+    allowed.
+
     Entering returns when the address is usable.  If the stack fails, or its device goes away, the block is
     cancelled and the error raised in its place: `DeviceGone`, or `StackCrashed` for a bug and for a worker that has
     ended.  Leaving resets what is open and closes every socket.
 
     It is entered once.  Raises `AddressError` for a bad subnet, for an MTU that leaves no IPv6, and for an uplink
     whose addresses the host does not have, ValueError for an unknown driver or layer, `NotImportable`, already here,
-    for an uplink that a worker cannot have, `SandboxUnavailable`, and what configuring the namespace raises.
+    for an uplink that a worker cannot have, `SandboxUnavailable`, `RecordError` for records that make no sense, and
+    what configuring the namespace raises.
     """
 
     def __init__(
@@ -95,7 +101,10 @@ class UserStack:
         limits: Limits | None = None,
         dhcp: DhcpSettings | None = DEFAULT,
         require: Iterable[Layer] = (),
+        records: Iterable[str | Record] = (),
     ) -> None:
+        if isinstance(records, str):
+            raise TypeError(f"records {records!r} is not a list of records: write [{records!r}]")
         if driver not in get_args(DriverName):
             raise ValueError(
                 f"driver {driver!r} is unknown: expected one of {', '.join(get_args(DriverName))}"
@@ -118,6 +127,7 @@ class UserStack:
             raise ValueError(
                 f'{len(tap.queues)} queues are for as many workers: driver="worker", not {driver!r}'
             )
+        self._records = [_record(each) for each in records]
         if driver == "worker":
             from .worker_process import check
 
@@ -135,6 +145,8 @@ class UserStack:
             self._guard.start_soon(runner.run)
             await runner.ready()
             self.sandbox = runner.sandbox
+            for record in self._records:
+                await self.add_record(record)
         except BaseException as error:
             await self.__aexit__(type(error), error, error.__traceback__)
             raise
@@ -210,6 +222,28 @@ class UserStack:
         """
         return await self.ask(Control.revoke_lease, address)
 
+    async def add_record(self, record: str | Record) -> Record:
+        """Answer for a name at the DNS address: `NAME=ADDRESS`, or a `Record` of any type.  What was added.
+
+        From now on nobody else is asked about that name, and of an address its name is told in return.  Adding it
+        again is fine.  Raises `RecordError` for what makes no sense, `StackClosed` outside the block.
+        """
+        made = _record(record)
+        await self.ask(Control.add_record, made)
+        return made
+
+    async def remove_record(self, name: str, *, type: str = "", value: str = "") -> None:
+        """Answer no more for `name`, or no more with what is of that type and value.
+
+        Raises `KeyError` if nothing like that was said, `StackClosed` outside the block.
+        """
+        if not await self.ask(Control.remove_records, name, type, value):
+            raise KeyError(name)
+
+    async def records(self) -> tuple[Record, ...]:
+        """What is answered at the DNS address for names of our own, oldest first.  Raises `StackClosed`."""
+        return await self.ask(Control.records)
+
     async def events(self) -> AsyncGenerator[FlowEvent, None]:
         """What happens to flows, from the first `anext` on, until the stack ends.
 
@@ -250,6 +284,10 @@ class UserStack:
         except StackClosed:
             await anyio.lowlevel.checkpoint_if_cancelled()  # by what ended the stack: that is to be raised
             raise
+
+
+def _record(record: str | Record) -> Record:
+    return Record.parse(record) if isinstance(record, str) else record
 
 
 def _required(driver: DriverName, layers: Iterable[Layer]) -> tuple[Layer, ...]:

@@ -34,6 +34,7 @@ from . import diagnosis, pump
 from .channel import Channel
 from .control import OPERATIONS, Control
 from .dhcp import DhcpSettings
+from .dns import records
 from .engine import IN, OUT, Engine
 from .errors import NetnsKitError, NotImportable
 from .gateway import Gateway
@@ -137,6 +138,8 @@ def _serve(channel: Channel, owner: int) -> None:
     )
     desk = Desk(channel, engine, gateway)
     engine.add(owner, desk.on_owner, IN)
+    if start.uplink.dns_hook is not None:
+        records.prepare()  # what it answers with may want to import something
     from .sandbox import ON, enter
 
     layers = enter(start.uplink.reads())

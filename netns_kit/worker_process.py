@@ -338,8 +338,9 @@ def _signal(number: int) -> str:
 
 def check(uplink: Uplink) -> None:
     """Raises `NotImportable` if no worker can have it."""
-    if uplink.policy is not None:
-        _check_constant(uplink.policy)
+    for function in (uplink.policy, uplink.dns_hook):
+        if function is not None:
+            _check_constant(function)
     _pickled(uplink)
 
 
@@ -355,7 +356,8 @@ def _check_constant(value: object) -> None:
         parts = (getattr(value, each.name) for each in fields(value))
     elif type(value) not in _CONSTANTS and not isinstance(value, Enum | type):
         raise NotImportable(
-            f"the policy has {value!r}, which may change here, and a worker process would not see it", fix=FIX
+            f"policy or hook has {value!r}, which may change here, and a worker process would not see it",
+            fix=FIX,
         )
     for part in parts:
         _check_constant(part)

@@ -1,7 +1,7 @@
 """Workers: one for each queue of the tap, asked as if they were one.
 
 A connection is the one worker's that `netns_kit.stack.steering` says; what there is once in a namespace (datagrams,
-DNS, DHCP, forwarded ports) is the first's.  So what people ask is asked of the first, but for what each has its part
+DHCP, forwarded ports) is the first's.  So what people ask is asked of the first, but for what each has its part
 of: those answers are put together here.  Events of one flow come in order, those of two workers as they are fetched.
 
 They live and die together: the end of one ends all.
@@ -10,7 +10,7 @@ They live and die together: the end of one ends all.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, TypeVar, cast
 
@@ -125,11 +125,17 @@ def _nothing(_: object) -> None:
     return None
 
 
+def _first(answers: Sequence[Any]) -> Any:
+    return answers[0]
+
+
 _JOINED: Mapping[str, Callable[[Any], Any]] = {
     Control.flows.__name__: _chained,
     Control.stats.__name__: _summed,
     Control.subscribe.__name__: _nothing,
     Control.take_events.__name__: _chained,
     Control.unsubscribe.__name__: _nothing,
+    Control.add_record.__name__: _nothing,
+    Control.remove_records.__name__: _first,
 }
 """What is asked of all, and how their answers become one."""

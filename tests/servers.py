@@ -10,6 +10,7 @@ import os
 import queue
 import socket
 import struct
+import subprocess
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -267,6 +268,32 @@ def dns_server(
         port = stack.enter_context(tcp_server(over_tcp))
         stack.enter_context(udp_server(over_udp, ("127.0.0.1", port)))
         yield port
+
+
+@contextmanager
+def dnsmasq(*options: str) -> Iterator[int]:
+    """A dnsmasq on 127.0.0.1 that knows what `options` say, and asks nobody.  Yields the port."""
+    port = closed_port()
+    command = ["dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=", "--log-facility=-"]
+    command += [
+        f"--port={port}",
+        "--listen-address=127.0.0.1",
+        "--bind-interfaces",
+        "--no-resolv",
+        "--no-hosts",
+    ]
+    command += ["--edns-packet-max=4096", "--local-ttl=60", "--max-tcp-connections=100", *options]
+    environment = {**os.environ, "PATH": os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) as process:
+        try:
+            assert process.stderr is not None
+            said = b""
+            while b"started" not in said:
+                said = process.stderr.readline()
+                assert said, "dnsmasq has ended"
+            yield port
+        finally:
+            process.kill()
 
 
 def closed_port() -> int:

@@ -227,9 +227,10 @@ def test_a_super_datagram_of_crumbs_is_dropped(make: Make) -> None:
 
 def test_a_resolver_on_an_interface_that_is_gone(make: Make) -> None:
     bench = make(Uplink(dns=["[fe80::1%nosuch0]:53"]))
-    bench.inject(syn(RESOLVER, 53))
-    bench.settle()
-    assert [answer.protocol for answer in bench.answers()] == [ip.ICMP], "unreachable, and no crash"
+    mailbox, flow = bench.socket(RESOLVER, 53)
+    flow.send(bytes.fromhex("abcd01000001000000000000 0161 00 00010001"), bench.now)
+    bench.until(lambda: mailbox.received)
+    assert mailbox.received[0][:4] == bytes.fromhex("abcd8182"), "a server failure, and no crash"
 
 
 def test_an_urgent_mark_does_not_stop_the_rest(make: Make, listener: socket.socket) -> None:

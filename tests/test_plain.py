@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from netns_kit import DeviceGone, FlowInfo, NetnsKitError, PortForward, PortInUseError, Refusal
 from netns_kit.control import Control, FlowEvent
 from netns_kit.dhcp import Lease
+from netns_kit.dns import Record
 from netns_kit.plain import Failure, Nonsense, decode, dump, encode, load
 from netns_kit.uplink import Endpoint
 
@@ -33,12 +34,17 @@ leases = st.builds(
     Lease, st.ip_addresses(), st.sampled_from(["offered", "bound", "declined", "revoked", "reserved"]), st.text(),
     st.text(), st.text(), st.none() | st.integers(0),
 )  # fmt: skip
+records = st.builds(
+    Record, st.sampled_from(["db.internal", "*.internal"]), addresses.map(str), ttl=st.integers(0, 1000)
+)
 VALUES: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (tuple[FlowInfo, ...], st.lists(flows).map(tuple)),
     (tuple[PortForward, ...], st.lists(forwards).map(tuple)),
     (tuple[FlowEvent, ...], st.lists(events).map(tuple)),
     (tuple[Lease, ...], st.lists(leases).map(tuple)),
     (dict[str, int], st.dictionaries(st.text(), st.integers())),
+    (tuple[Record, ...], st.lists(records).map(tuple)),
+    (int, st.integers()),
     (bool, st.booleans()),
     (None, st.none()),
 ]

@@ -8,15 +8,16 @@ import socket
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netns_kit.errors import AddressError
+from netns_kit.errors import AddressError, RecordError
 from netns_kit.stack import Refusal
 from netns_kit.subnet import Subnet
-from netns_kit.uplink import Endpoint, Flow, Protocol, Target, Uplink
+from netns_kit.uplink import OURSELVES, Endpoint, Flow, Protocol, Target, Uplink
 from tests.support import needs_ping
 
 pytestmark = pytest.mark.usefixtures("leaks")
@@ -277,6 +278,52 @@ def test_no_resolv_conf_means_the_local_machine(tmp_path: Path) -> None:
 def test_dns_replaces_the_hosts(tmp_path: Path) -> None:
     assert resolvers(Uplink(dns=RESOLVERS)) == ["192.0.2.53:53", "127.0.0.53:5353", "[2001:db8::53]:54"]
     assert resolvers(Uplink(dns=[])) == []
+
+
+def test_without_resolvers_names_are_resolved_where_they_are_asked_for() -> None:
+    assert Uplink(dns=[]).route(flow("10.0.2.3:53", "udp")) == Target((OURSELVES,))
+    assert Uplink(dns=[]).route(flow("10.0.2.3:54", "udp")) is REFUSED
+
+
+def test_domains_with_resolvers_of_their_own() -> None:
+    uplink = Uplink(dns_domains={"Corp.example.": ["192.0.2.1", "[::1]:5353"], "ads.example": []})
+    found = {domain: [str(each) for each in given] for domain, given in uplink.dns_domains.items()}
+    assert found == {"Corp.example": ["192.0.2.1:53", "[::1]:5353"], "ads.example": []}
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"dns": "192.0.2.1"}, TypeError),
+        ({"dns_domains": {"a.example": "192.0.2.1"}}, TypeError),
+        ({"dns_domains": {"a.example": ["resolver"]}}, AddressError),
+        ({"dns_domains": {"a..b": ["192.0.2.1"]}}, RecordError),
+        ({"dns_search": "a.example"}, TypeError),
+        ({"dns_search": ["a b"]}, RecordError),
+        ({"dns_hook": 7}, TypeError),
+    ],
+)
+def test_settings_of_dns_that_make_no_sense(options: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        Uplink(**options)
+
+
+def test_the_search_list_is_the_hosts_as_it_is_now(tmp_path: Path) -> None:
+    conf = tmp_path / "resolv.conf"
+    conf.write_text("search one.example\noptions ndots:2 edns0\n")
+    uplink, other = (
+        Uplink(resolv_conf=str(conf)),
+        Uplink(resolv_conf=str(conf), dns_search=["b.example", "."]),
+    )
+    assert uplink.search() == ("one.example",)
+    conf.write_text("search two.example three.example\n")
+    assert uplink.search() == ("two.example", "three.example")
+    assert other.search() == ("b.example", ".")
+    dns = ip_address("10.0.2.3")
+    assert uplink.resolv_conf(dns, ip_address("fd00::3")).splitlines() == [
+        "nameserver 10.0.2.3", "nameserver fd00::3", "search two.example three.example"
+    ]  # fmt: skip
+    assert Uplink(resolv_conf=str(tmp_path / "absent")).resolv_conf(dns) == "nameserver 10.0.2.3\n"
 
 
 # -- sockets ------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from netns_kit import (
     Limits,
     NotImportable,
     PortInUseError,
+    Record,
     Refusal,
     SandboxUnavailable,
     StackClosed,
@@ -48,7 +49,7 @@ from netns_kit.channel import Channel
 from netns_kit.ports import PortForward
 from netns_kit.sandbox import KEPT, ON
 from netns_kit.stack.wire import ethernet
-from tests import uplinks
+from tests import dnshooks, uplinks
 from tests.servers import SECONDS, bounded
 from tests.support import ROOT, children
 from tests.test_gateway import GATEWAY, GATEWAY_MAC, GUEST_MAC, datagram, echo_request
@@ -284,6 +285,8 @@ class _Unpicklable(Uplink):
     [
         (Uplink(policy=lambda _: Refusal.PROHIBITED), "lambda"),
         (Uplink(policy=_of_main), "the program's own file"),
+        (Uplink(dns_hook=lambda _: None), "lambda"),
+        (Uplink(dns_hook=partial(dnshooks.known, [])), "may change"),
         (_Unpicklable(), "not me"),
         (Uplink(policy=uplinks.Changing()), "may change"),
         (Uplink(policy=uplinks.Changing().policy), "may change"),
@@ -300,6 +303,13 @@ async def test_what_it_cannot_import_is_refused_before_anything_runs(uplink: Upl
     assert "thread" in str(caught.value.fix)
     async with guest, host:
         pass
+
+
+@bounded
+async def test_a_hook_may_have_what_does_not_change() -> None:
+    hook = partial(dnshooks.known, (Record("a.test", "192.0.2.1"), Record("a.test", "1 b.test", "MX")))
+    async with worker(Uplink(dns_hook=hook)) as (stack, _):
+        assert (await stack.stats())["dns_hooked"] == 0
 
 
 @bounded

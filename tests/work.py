@@ -496,9 +496,9 @@ def udp_in(rig: Rig, meter: Meter, *, rounds: int) -> float:
 
 
 def dns(rig: Rig, meter: Meter, *, rounds: int) -> float:
-    """A query to the namespace's DNS address, and its answer; each from a port of its own."""
-    question = b"\7netns-k\7example\0\0\1\0\1"
+    """A query to the namespace's DNS address, and its answer; each from a port of its own, and for another name."""
     for number in range(2 + rounds):
+        question = b"\7netns%02d\7example\0\0\1\0\1" % number
         rig.meter = meter if number >= 2 else None
         header = number.to_bytes(2, "big") + bytes.fromhex("0100 0001 0000 0000 0000")
         rig.send_datagram(rig.dns, 53, header + question, PORT + number)

@@ -1,27 +1,44 @@
 """The DNS forwarder at 10.0.2.3, without its sockets.
 
-`DnsProxy` relays queries and answers between clients and the host's resolvers, `parse_resolv_conf` says which
-resolvers those are, `parse_untrusted` reads as much of a hostile message as both need.  Only the UDP half is
-here: over TCP a resolver is an ordinary byte stream and is relayed as one.
+    query --> DnsServer: hook? --> Zone: ours? --> cache: known? --> DnsProxy: whom to ask --> Send
+                                                                                  Answer <-- response
+
+`DnsServer` decides who answers: a function of the caller's, the names we own (`Zone`, made of `Record`), a cache, or
+the host's resolvers, by way of `DnsProxy`, which relays byte for byte.  `parse_resolv_conf` says which resolvers they
+are, and `parse_untrusted` reads as much of a hostile message as all of them need.  How a message has come, in a
+datagram or in a stream (`Framing`), makes no difference.
 
 Law of this package: no socket, no clock, no log, no file.
 """
 
 from __future__ import annotations
 
-from netns_kit.dns.message import BadMessage, parse_untrusted
-from netns_kit.dns.proxy import Action, Answer, DnsProxy, Send, Upstream
+from netns_kit.dns.framing import Framing, framed
+from netns_kit.dns.message import BadMessage, Rcode, parse_untrusted
+from netns_kit.dns.proxy import Action, Answer, DnsProxy, Send, Transport, Upstream
+from netns_kit.dns.records import Record
 from netns_kit.dns.resolvconf import ResolvConf
 from netns_kit.dns.resolvconf import parse as parse_resolv_conf
+from netns_kit.dns.server import DnsQuery, DnsServer, Verdict
+from netns_kit.dns.zone import Zone
 
 __all__ = [
     "Action",
     "Answer",
     "BadMessage",
     "DnsProxy",
+    "DnsQuery",
+    "DnsServer",
+    "Framing",
+    "Rcode",
+    "Record",
     "ResolvConf",
     "Send",
+    "Transport",
     "Upstream",
+    "Verdict",
+    "Zone",
+    "framed",
     "parse_resolv_conf",
     "parse_untrusted",
 ]

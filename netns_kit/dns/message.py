@@ -1,19 +1,30 @@
-"""As much of a DNS message (RFC 1035 section 4.1) as relaying it needs: the id, the flags, the question.
+"""As much of a DNS message (RFC 1035 section 4.1) as relaying it needs, and as answering for ourselves does.
 
-The rest of a message is opaque here, so record types and options nobody has thought of yet pass through
-(RFC 5625 section 4).  Every byte comes from a guest or from the network: `parse_untrusted` raises
-`BadMessage` and nothing else.
+Relaying needs the id, the flags and the question; the rest of a message is opaque, so record types and options nobody
+has thought of yet pass through (RFC 5625 section 4).  Whoever keeps an answer, or puts an alias in front of it, looks
+at its records as well: `walk` finds them, `expanded` makes them whole, `reply` writes them.
+
+Every byte comes from a guest or from the network: what reads them raises `BadMessage` and nothing else, and takes
+time bounded by their number.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from enum import Enum
 from struct import Struct
+from typing import NamedTuple
+
+from .names import LABEL_MAX, NAME_MAX
 
 _HEADER = Struct("!6H")  # id, flags, and the counts of questions, answers, authorities, additionals
-_unpack_header = _HEADER.unpack_from
+_RECORD = Struct("!HHIH")  # type, class, TTL, length of the data
+_unpack_header, _unpack_record = _HEADER.unpack_from, _RECORD.unpack_from
+_TTL = 4  # where it lies in that
 
 QR = 0x8000  # set in a response
 OPCODE = 0x7800
+AA = 0x0400  # who answers owns the name
 TC = 0x0200  # truncated: the client is to ask again over TCP
 RD = 0x0100
 RA = 0x0080
@@ -26,12 +37,51 @@ NXDOMAIN = 3
 NOTIMP = 4
 REFUSED = 5
 
-_NAME_MAX = 255  # RFC 1035 section 2.3.4, length octets and the root's included
-_LABEL_MAX = 63  # above: a compression pointer, for which a question has no use, or a reserved type
+IN, ANY_CLASS = 1, 255
+TYPES = {
+    "A": 1, "NS": 2, "CNAME": 5, "SOA": 6, "PTR": 12, "MX": 15, "TXT": 16, "AAAA": 28, "SRV": 33, "NAPTR": 35,
+    "DNAME": 39, "OPT": 41, "DS": 43, "SSHFP": 44, "RRSIG": 46, "NSEC": 47, "DNSKEY": 48, "NSEC3": 50, "TLSA": 52,
+    "SVCB": 64, "HTTPS": 65, "IXFR": 251, "AXFR": 252, "ANY": 255, "URI": 256, "CAA": 257,
+}  # fmt: skip
+CNAME, SOA, PTR, OPT, ANY = (TYPES[name] for name in ("CNAME", "SOA", "PTR", "OPT", "ANY"))
+_TYPE_NAMES = {number: name for name, number in TYPES.items()}
+
+PLAIN_SIZE = (
+    512  # bytes of a message over UDP whose client does not say what it takes (RFC 1035 section 2.3.4)
+)
+OUR_SIZE = 1232  # what we take ourselves: no fragments on any path
+_DO = 0x8000  # in the lower half of an OPT record's TTL
+_OPT = Struct("!BHHHHH").pack  # the root, type, our size, extended code and version, flags, length
+_POINTER = 0xC000
+_FARTHEST = 0x3FFF  # that a pointer points
+
+# Names in the data of a record, which may be compressed, by its type: how many, behind how many bytes.  RFC 3597
+# section 4: no others are; and some that should not be are nevertheless (SRV, DNAME).
+_NAMES_IN = {TYPES[name]: at for name, at in {
+    "NS": (1, 0), "CNAME": (1, 0), "SOA": (2, 0), "PTR": (1, 0), "MX": (1, 2), "SRV": (1, 6), "DNAME": (1, 0),
+}.items()}  # fmt: skip
 
 
 class BadMessage(Exception):
     """These bytes are no DNS message we can relay."""
+
+
+class Rcode(Enum):
+    """What an answer says when it has no records to say it with.
+
+    NOERROR: the name has no record of that type.  NXDOMAIN: there is no such name.  REFUSED: nobody is told.
+    SERVFAIL: it could not be found out.
+    """
+
+    NOERROR = 0
+    SERVFAIL = SERVFAIL
+    NXDOMAIN = NXDOMAIN
+    REFUSED = REFUSED
+
+
+def type_name(number: int) -> str:
+    """What a type is called; one without a name here is TYPE and its number (RFC 3597 section 5)."""
+    return _TYPE_NAMES.get(number) or f"TYPE{number}"
 
 
 def parse_untrusted(message: bytes) -> tuple[int, int, bytes]:
@@ -51,13 +101,13 @@ def parse_untrusted(message: bytes) -> tuple[int, int, bytes]:
     if questions != 1:
         raise BadMessage("more than one question")
     at = _HEADER.size
-    end = min(at + _NAME_MAX, size - 4)  # the root label is before this, type and class behind it
+    end = min(at + NAME_MAX, size - 4)  # the root label is before this, type and class behind it
     while at < end:
         length = message[at]
         at += 1 + length
         if length == 0:
             return ident, flags, message[_HEADER.size : at + 4]
-        if length > _LABEL_MAX:
+        if length > LABEL_MAX:
             raise BadMessage("no plain label")
     raise BadMessage("question truncated or too long")
 
@@ -67,11 +117,182 @@ def with_id(ident: int, message: bytes) -> bytes:
     return ident.to_bytes(2, "big") + message[2:]
 
 
-def servfail(query: bytes, question: bytes) -> bytes:
-    """The answer "server failure" to a parsed query and its question.
+def with_name(message: bytes, question: bytes, name: bytes) -> bytes:
+    """The same query, whose question that is, about another name."""
+    at = _HEADER.size
+    return message[:at] + name + question[-4:] + message[at + len(question) :]
 
-    Keeps the id, the opcode, RD and CD (RFC 4035 section 3.2.2) and the question; has no records.
+
+# -- records ----------------------------------------------------------------------------------------------
+
+
+class Found(NamedTuple):
+    """Where a record lies in its message.  `section`: 1 answer, 2 authority, 3 additional, as in the header."""
+
+    section: int
+    kind: int
+    owner: int
+    ttl: int
+    data: int
+    end: int
+
+
+class Rr(NamedTuple):
+    """A record of class IN, its names whole."""
+
+    owner: bytes
+    kind: int
+    ttl: int
+    data: bytes
+
+
+def walk(message: bytes, question: bytes) -> Iterator[Found]:
+    """The records behind the question, in order.  Raises `BadMessage`, and nothing else."""
+    counts = _unpack_header(message)[3:]
+    at, size = _HEADER.size + len(question), len(message)
+    for section, count in enumerate(counts, 1):
+        for _ in range(count):
+            owner, at = at, _after_name(message, at)
+            if at + _RECORD.size > size:
+                raise BadMessage("record truncated")
+            kind, _, _, length = _unpack_record(message, at)
+            data = at + _RECORD.size
+            if data + length > size:
+                raise BadMessage("record truncated")
+            yield Found(section, kind, owner, at + _TTL, data, data + length)
+            at = data + length
+
+
+def ttl_at(message: bytes, at: int) -> int:
+    """A TTL; one with the first bit set counts as 0 (RFC 2181 section 8)."""
+    ttl = int.from_bytes(message[at : at + 4], "big")
+    return ttl if ttl < 1 << 31 else 0
+
+
+def _after_name(message: bytes, at: int) -> int:
+    """Where a name ends.  Raises `BadMessage`."""
+    size = len(message)
+    while at < size:
+        length = message[at]
+        if length == 0:
+            return at + 1
+        if length > LABEL_MAX:
+            if length < _POINTER >> 8:
+                raise BadMessage("a label of a reserved type")
+            return at + 2
+        at += 1 + length
+    raise BadMessage("name truncated")
+
+
+def _name_at(message: bytes, at: int) -> bytes:
+    """The whole of a name that may be compressed.  A pointer points backwards, so it comes to an end.  Raises
+    `BadMessage`."""
+    parts, length, size, lowest = list[bytes](), 1, len(message), at
+    while True:
+        if at >= size:
+            raise BadMessage("name truncated")
+        octets = message[at]
+        if octets == 0:
+            return b"".join(parts) + b"\0"
+        if octets > LABEL_MAX:
+            target = int.from_bytes(message[at : at + 2], "big") - _POINTER
+            if at + 1 >= size or not 0 <= target < lowest:
+                raise BadMessage("a pointer to nowhere")
+            at = lowest = target
+            continue
+        length += 1 + octets
+        if length > NAME_MAX or at + octets >= size:
+            raise BadMessage("name too long or truncated")
+        parts.append(message[at : at + 1 + octets])
+        at += 1 + octets
+
+
+def expanded(message: bytes, question: bytes) -> tuple[list[Rr], list[Rr]]:
+    """The records of the answer and of the authority, names whole.  Raises `BadMessage`, and nothing else."""
+    sections: tuple[list[Rr], list[Rr], list[Rr]] = ([], [], [])
+    for found in walk(message, question):
+        if found.section < 3:
+            data = _expanded_data(message, found)
+            record = Rr(_name_at(message, found.owner), found.kind, ttl_at(message, found.ttl), data)
+            sections[found.section - 1].append(record)
+    return sections[0], sections[1]
+
+
+def _expanded_data(message: bytes, found: Found) -> bytes:
+    count, skipped = _NAMES_IN.get(found.kind, (0, 0))
+    at = found.data + skipped
+    parts = [message[found.data : at]]
+    for _ in range(count):
+        parts.append(_name_at(message, at))
+        at = _after_name(message, at)
+    if at > found.end:
+        raise BadMessage("names beyond their record")
+    return b"".join(parts) + message[at : found.end]
+
+
+# -- answers of our own -----------------------------------------------------------------------------------
+
+
+class Edns(NamedTuple):
+    """What a query says in its OPT record (RFC 6891 section 6.1).  `plain`: it has no options."""
+
+    size: int
+    dnssec_ok: int
+    plain: bool
+
+
+def edns(query: bytes, question: bytes) -> Edns | None:
+    """The OPT record of a query; None if it has none, or nothing that could be read."""
+    if query[10:12] == b"\0\0":
+        return None
+    try:
+        for found in walk(query, question):
+            if found.kind == OPT and found.section == 3:
+                _, size, ttl, length = _unpack_record(query, found.ttl - _TTL)
+                return Edns(max(size, PLAIN_SIZE), ttl & _DO, not length)
+    except BadMessage:
+        pass
+    return None
+
+
+def reply(
+    query: bytes,
+    question: bytes,
+    rcode: int,
+    answers: Iterable[Rr] = (),
+    authority: Iterable[Rr] = (),
+    *,
+    flags: int = 0,
+    limit: int = 0xFFFF,
+) -> bytes:
+    """The answer to a parsed query and its question, truncated if it would be longer than `limit`.
+
+    Keeps the id, the opcode, RD and CD (RFC 4035 section 3.2.2) and the question.  Has an OPT record if the query
+    has one.
     """
-    ident, flags, *_ = _unpack_header(query)
-    flags = QR | flags & (OPCODE | RD | CD) | RA | SERVFAIL
-    return _HEADER.pack(ident, flags, 1 if question else 0, 0, 0, 0) + question
+    ident, asked, *_ = _unpack_header(query)
+    flags |= QR | asked & (OPCODE | RD | CD) | RA | rcode
+    about = edns(query, question)
+    opt = b"" if about is None else _OPT(0, OPT, OUR_SIZE, 0, about.dnssec_ok, 0)
+    counts = [0, 0]
+    message = bytearray(_HEADER.size) + question
+    names = {question[:-4].lower(): _HEADER.size}
+    for section, records in enumerate((answers, authority)):
+        for record in records:
+            counts[section] += 1
+            message += _owner(record.owner, names, len(message))
+            message += _RECORD.pack(record.kind, IN, record.ttl, len(record.data))
+            if record.kind == CNAME:
+                names.setdefault(record.data.lower(), len(message))
+            message += record.data
+    if len(message) + len(opt) > limit:
+        flags, counts = flags | TC, [0, 0]
+        del message[_HEADER.size + len(question) :]
+    _HEADER.pack_into(message, 0, ident, flags, 1 if question else 0, *counts, 1 if opt else 0)
+    return bytes(message + opt)
+
+
+def _owner(name: bytes, names: dict[bytes, int], at: int) -> bytes:
+    """The name, or where it lies already."""
+    known = names.setdefault(name.lower(), at)
+    return name if known == at or known > _FARTHEST else (_POINTER | known).to_bytes(2, "big")

@@ -1,7 +1,8 @@
 """The DNS proxy: queries of many clients, relayed to the few resolvers of the host.
 
-Words.  A *client* is whoever asked, by any hashable name the driver likes.  An *upstream* is a resolver's
-(address, port).  An *exchange* is one query under way: made by a query, ended by its answer.
+Words.  A *client* is whoever asked, by any hashable name the driver likes.  An *upstream* is a resolver's address
+and port, and how it is spoken to.  A *route* is a list of upstreams, by a name of the driver's: one for each domain
+that has resolvers of its own, say.  An *exchange* is one query under way: made by a query, ended by its answer.
 
     client                   DnsProxy                        upstreams
     id 0x0001 --query-->     id 0x8f3a --Send-->             A    no answer within the timeout
@@ -14,14 +15,18 @@ EDNS, DNSSEC, TC and unknown types just work.  The id is replaced by a random on
 few sockets: a client's id could clash, or be known to someone who wants to forge an answer (RFC 5452).
 
 Acceptance.  A response belongs to an exchange if upstream, id and question agree, the question byte for byte:
-case counts, which a client may use as a further secret.  Only an error response may omit it, as servers do
-which could not read it.  All upstreams asked may answer until the exchange ends, also those we gave up on.
+case counts, which a client may use as a further secret, and which we do not change.  Only an error response may omit
+it, as servers do which could not read it.  All upstreams asked may answer until the exchange
+ends, also those we gave up on.
 
 Failover.  No answer within the timeout, an error of the socket, or SERVFAIL or REFUSED: the next upstream is
 asked.  Everything else, NXDOMAIN included, is final.  An upstream that said no, or that cannot be reached,
 is not asked again in this exchange; a silent one is, until each was asked as often as there are attempts.
 Then we wait until the exchange is `PATIENCE` old, for a resolver may just be slow, and answer with the first
 SERVFAIL or REFUSED that came, or a SERVFAIL of ours.
+
+Transfers (AXFR, IXFR) over a stream are many messages (RFC 5936 section 2.2): each is handed on as it comes, and the
+exchange is over when none has come for the time of a timeout.
 
 Health.  An upstream that was silent for a whole timeout, towards everybody, is tried last for `HOLD_DOWN`
 seconds or until it is heard again: one query pays for its death, the following do not.  One that answers
@@ -39,21 +44,22 @@ What comes out is a list of what to do now, in order; the tables are consistent 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, KeysView, Sequence
 from itertools import takewhile
 from math import inf
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
-from netns_kit.dns.message import (
+from .message import (
     FORMERR,
     NOTIMP,
     QR,
     RCODE,
     REFUSED,
     SERVFAIL,
+    TYPES,
     BadMessage,
     parse_untrusted,
-    servfail,
+    reply,
     with_id,
 )
 
@@ -64,8 +70,17 @@ LIMIT_MAX = 0x8000  # exchanges; half of the ids stay free, so that they stay ha
 
 _TRY_ANOTHER = frozenset({SERVFAIL, REFUSED})
 _MAY_OMIT_QUESTION = frozenset({FORMERR, SERVFAIL, NOTIMP, REFUSED})
+_TRANSFERS = frozenset({TYPES["AXFR"], TYPES["IXFR"]})
 
-Upstream: TypeAlias = tuple[str, int]
+Transport: TypeAlias = Literal["udp", "tcp"]
+
+
+class Upstream(NamedTuple):
+    """A resolver: its address, with the zone if it has one, and port."""
+
+    address: str
+    port: int
+    transport: Transport = "udp"
 
 
 class Send(NamedTuple):
@@ -76,7 +91,7 @@ class Send(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Hand the message to the client now; its exchange is over."""
+    """Hand the message to the client now; its exchange is over, unless that is a transfer."""
 
     client: Hashable
     message: bytes
@@ -108,8 +123,10 @@ class _Exchange:
         "question",
         "refusal",
         "resolver",
+        "route",
         "sent",
         "started",
+        "transferred",
         "tries",
     )
 
@@ -117,10 +134,12 @@ class _Exchange:
     sent: float
     due: float
 
-    def __init__(self, client: Hashable, query: bytes, question: bytes, now: float) -> None:
+    def __init__(self, client: Hashable, query: bytes, question: bytes, route: Hashable, now: float) -> None:
         self.client = client
         self.query = query
         self.question = question
+        self.route = route
+        self.transferred = False  # more of the answer may come
         self.started = now
         self.ids: dict[_Resolver, int] = {}
         self.tries: dict[_Resolver, int] = {}
@@ -128,7 +147,7 @@ class _Exchange:
 
 
 class DnsProxy:
-    """Relay DNS over UDP to several upstreams; sans-IO.
+    """Relay DNS to several upstreams; sans-IO.
 
     The driver calls `DnsProxy.query`, `DnsProxy.response` and `DnsProxy.upstream_failed` when something
     happens and `DnsProxy.handle_timer` when `DnsProxy.deadline` has come, and does what they return.  None
@@ -136,18 +155,18 @@ class DnsProxy:
     own address and port, and to where the query was sent from: whoever owns the sockets checks that.
 
     random_id: returns 16 unpredictable bits, 0 to 65535; from the system's random source, but for tests.
-    upstreams: in order of preference; see `DnsProxy.set_upstreams`.
+    upstreams: of the route None, in order of preference; see `DnsProxy.set_upstreams`.
     timeout: seconds an upstream may take before the next one is asked, default 1.
     attempts: how often a silent upstream is asked for one query, default 2.
     limit: exchanges at a time, default 4096, at most `LIMIT_MAX`.
 
     Raises ValueError for a timeout, attempts or limit out of range.
 
-    >>> proxy = DnsProxy(random_id=lambda: 0xBEEF, upstreams=[("192.0.2.1", 53)])
+    >>> proxy = DnsProxy(random_id=lambda: 0xBEEF, upstreams=[Upstream("192.0.2.1", 53)])
     >>> query = bytes.fromhex("0001 0100 0001 0000 0000 0000 00 0002 0001")        # the root's name servers?
     >>> [(upstream, sent)] = proxy.query(query, "me", now=0.0)
-    >>> upstream, sent.hex(" ", 2)
-    (('192.0.2.1', 53), 'be ef01 0000 0100 0000 0000 0000 0002 0001')
+    >>> upstream.address, sent.hex(" ", 2)
+    ('192.0.2.1', 'be ef01 0000 0100 0000 0000 0000 0002 0001')
     >>> proxy.deadline
     1.0
     >>> forged = bytes.fromhex("dead 8180 0001 0000 0000 0000 00 0002 0001")
@@ -178,7 +197,7 @@ class DnsProxy:
         self.limit = limit
         self._random_id = random_id
         self._resolvers: dict[Upstream, _Resolver] = {}  # these may answer
-        self._order: list[_Resolver] = []  # of these, the ones to ask
+        self._routes: dict[Hashable, list[_Resolver]] = {}  # of these, the ones to ask
         self._exchanges: OrderedDict[tuple[Hashable, bytes], _Exchange] = OrderedDict()  # by due
         self.queries = 0
         self.repeated = 0
@@ -191,20 +210,27 @@ class DnsProxy:
         self.unmatched = 0
         self.set_upstreams(upstreams)
 
-    @property
-    def upstreams(self) -> tuple[Upstream, ...]:
-        """Whom new queries are sent to, in order of preference."""
-        return tuple(resolver.upstream for resolver in self._order)
+    def upstreams(self, route: Hashable = None) -> tuple[Upstream, ...]:
+        """Whom new queries of that route are sent to, in order of preference."""
+        return tuple(resolver.upstream for resolver in self._routes.get(route, ()))
 
-    def set_upstreams(self, upstreams: Sequence[Upstream]) -> None:
+    def set_upstreams(self, upstreams: Sequence[Upstream], route: Hashable = None) -> None:
         """Ask these from now on, in order of preference; duplicates count once.  Nothing is sent now.
 
         Exchanges under way go on: a former upstream may still answer, the next one asked is one of these.
         """
         known = self._resolvers
-        self._order = [known.get(upstream) or _Resolver(upstream) for upstream in dict.fromkeys(upstreams)]
+        self._routes[route] = [
+            known.get(upstream) or _Resolver(upstream) for upstream in dict.fromkeys(upstreams)
+        ]
         self._resolvers = {each.upstream: each for each in known.values() if each.pending}
-        self._resolvers.update((each.upstream, each) for each in self._order)
+        for order in self._routes.values():
+            self._resolvers.update((each.upstream, each) for each in order)
+
+    def awaited(self, upstream: Upstream) -> KeysView[int]:
+        """The ids of queries that this upstream may still answer."""
+        resolver = self._resolvers.get(upstream)
+        return (resolver.pending if resolver else {}).keys()
 
     @property
     def deadline(self) -> float:
@@ -213,8 +239,10 @@ class DnsProxy:
             return exchange.due
         return inf
 
-    def query(self, message: bytes, client: Hashable, now: float) -> list[Action]:
-        """A client asks.  Returns the query to send on, or a SERVFAIL if there is no upstream at all.
+    def query(self, message: bytes, client: Hashable, now: float, route: Hashable = None) -> list[Action]:
+        """A client asks, for one of the route's upstreams.
+
+        Returns the query to send on, or a SERVFAIL if there is no upstream at all.
 
         The same bytes from the same client while the exchange lasts are sent once more to the upstream
         being asked.  What is no query, or is longer than `LONGEST_KEPT`, is counted and dropped.
@@ -236,11 +264,11 @@ class DnsProxy:
         if len(self._exchanges) >= self.limit:
             self.evicted += 1
             self._end(next(iter(self._exchanges.values())))
-        exchange = _Exchange(client, message, question, now)
+        exchange = _Exchange(client, message, question, route, now)
         resolver = self._choose(exchange, now)
         if resolver is None:
             self.gave_up += 1
-            return [Answer(client, servfail(message, question))]
+            return [Answer(client, reply(message, question, SERVFAIL))]
         self._exchanges[client, message] = exchange
         return [self._ask(exchange, resolver, now)]
 
@@ -261,13 +289,20 @@ class DnsProxy:
             resolver is None
             or exchange is None
             or not flags & QR
-            or (question != exchange.question and (question or rcode not in _MAY_OMIT_QUESTION))
+            or (
+                question != exchange.question
+                and (question or not (rcode in _MAY_OMIT_QUESTION or exchange.transferred))
+            )
         ):
             self.unmatched += 1
             return []
         resolver.heard = now
         resolver.down_until = -inf
-        if rcode not in _TRY_ANOTHER:
+        if upstream.transport == "tcp" and not rcode and _kind(exchange.question) in _TRANSFERS:
+            exchange.transferred = True
+            self._wait(exchange, now)
+            return [Answer(exchange.client, exchange.query[:2] + message[2:])]
+        if rcode not in _TRY_ANOTHER or exchange.transferred:
             return [self._answer(exchange, message)]
         if not exchange.refusal and len(message) <= LONGEST_KEPT:
             exchange.refusal = message
@@ -294,6 +329,10 @@ class DnsProxy:
         """
         actions: list[Action] = []
         for exchange in list(takewhile(lambda each: each.due <= now, self._exchanges.values())):
+            if exchange.transferred:
+                self.answered += 1
+                self._end(exchange)
+                continue
             self.timeouts += 1
             resolver = exchange.resolver
             if resolver.heard < exchange.sent:
@@ -320,7 +359,7 @@ class DnsProxy:
         """Whom to ask next: the least asked, then the healthy, then in order."""
         tries = exchange.tries
         return min(
-            (each for each in self._order if tries.get(each, 0) < self.attempts),
+            (each for each in self._routes.get(exchange.route, ()) if tries.get(each, 0) < self.attempts),
             key=lambda each: (tries.get(each, 0), each.down_until > now),
             default=None,
         )
@@ -346,6 +385,9 @@ class DnsProxy:
 
     def _rule_out(self, exchange: _Exchange, resolver: _Resolver, now: float) -> list[Action]:
         """This one will not help in this exchange; go on if it is the one we were waiting for."""
+        if exchange.transferred:  # cut off: who has had a part of it will see that there is no end
+            self._end(exchange)
+            return []
         del resolver.pending[exchange.ids.pop(resolver)]
         exchange.tries[resolver] = self.attempts
         if exchange.ids and resolver is not exchange.resolver:
@@ -365,7 +407,7 @@ class DnsProxy:
             return [self._answer(exchange, exchange.refusal)]
         self._end(exchange)
         self.gave_up += 1
-        return [Answer(exchange.client, servfail(exchange.query, exchange.question))]
+        return [Answer(exchange.client, reply(exchange.query, exchange.question, SERVFAIL))]
 
     def _answer(self, exchange: _Exchange, message: bytes) -> Answer:
         self._end(exchange)
@@ -377,3 +419,7 @@ class DnsProxy:
         del self._exchanges[exchange.client, exchange.query]
         for resolver, ident in exchange.ids.items():
             del resolver.pending[ident]
+
+
+def _kind(question: bytes) -> int:
+    return int.from_bytes(question[-4:-2], "big")

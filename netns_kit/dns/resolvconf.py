@@ -1,4 +1,4 @@
-"""Read resolv.conf(5), the way the C library does.
+"""Read resolv.conf(5), the way the C library does, and write it.
 
 >>> conf = parse("search lan\\nnameserver fe80::1%eth0\\nnameserver 127.0.0.53\\noptions timeout:2 edns0")
 >>> conf.nameservers, conf.search, conf.timeout
@@ -32,6 +32,15 @@ class ResolvConf:
     options: tuple[str, ...] = ()
     timeout: int = DEFAULT_TIMEOUT
     attempts: int = DEFAULT_ATTEMPTS
+
+    def written(self) -> str:
+        """The text of a resolv.conf that says so; timeout and attempts where they are among the options."""
+        lines = [f"nameserver {each}" for each in self.nameservers]
+        if self.search:
+            lines.append(f"search {' '.join(self.search)}")
+        if self.options:
+            lines.append(f"options {' '.join(self.options)}")
+        return "".join(f"{line}\n" for line in lines)
 
 
 def parse(text: str) -> ResolvConf:

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from netns_kit.dns import BadMessage, parse_untrusted
-from netns_kit.dns.message import CD, OPCODE, QR, RD, TC, servfail, with_id
+from netns_kit.dns.message import CD, OPCODE, QR, RD, SERVFAIL, TC, reply, with_id
 
 HEADER = bytes.fromhex("1234 0100 0001 0000 0000 0000")
 LABELS = st.binary(min_size=1, max_size=63)
@@ -99,7 +99,7 @@ def test_with_id() -> None:
 def test_servfail_says_what_dnslib_expects(flags: int) -> None:
     question = bytes(DNSRecord.question("wWw.example.org", "MX").pack())
     query = question[:2] + flags.to_bytes(2, "big") + question[4:]
-    answer = servfail(query, parse_untrusted(query)[2])
+    answer = reply(query, parse_untrusted(query)[2], SERVFAIL)
     parsed = DNSRecord.parse(answer)
     assert (parsed.header.id, parsed.header.qr, parsed.header.ra) == (DNSRecord.parse(query).header.id, 1, 1)
     assert RCODE[parsed.header.rcode] == "SERVFAIL"
@@ -113,6 +113,6 @@ def test_servfail_says_what_dnslib_expects(flags: int) -> None:
 
 def test_servfail_without_a_question() -> None:
     query = bytes.fromhex("1234 0100 0000 0000 0000 0000")
-    answer = servfail(query, b"")
+    answer = reply(query, b"", SERVFAIL)
     assert parse_untrusted(answer) == (0x1234, QR | RD | 0x0082, b"")
     assert answer[4:] == bytes(8)

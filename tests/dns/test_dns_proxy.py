@@ -18,9 +18,9 @@ from netns_kit.dns import Action, Answer, DnsProxy, Send, Upstream, parse_untrus
 from netns_kit.dns.message import NXDOMAIN, REFUSED, SERVFAIL, TC
 from netns_kit.dns.proxy import HOLD_DOWN, LIMIT_MAX, LONGEST_KEPT, PATIENCE
 
-A: Upstream = ("192.0.2.1", 53)
-B: Upstream = ("fe80::1%eth0", 53)
-C: Upstream = ("127.0.0.1", 5353)
+A = Upstream("192.0.2.1", 53)
+B = Upstream("fe80::1%eth0", 53)
+C = Upstream("127.0.0.1", 5353)
 
 NOERROR, FORMERR = 0, 1
 
@@ -246,7 +246,7 @@ def forgeries(sent: bytes) -> dict[str, tuple[Upstream, bytes]]:
         "client's id": (A, b"\x00\x01" + good[2:]),
         "upstream never asked": (B, good),
         "upstream unknown": (C, good),
-        "another port": ((A[0], 5300), good),
+        "another port": (Upstream(A.address, 5300), good),
         "another name": (A, reply(sent[:2] + question("www.example.net")[2:])),
         "other case": (A, reply(sent[:2] + question("WWW.example.org")[2:])),
         "another type": (A, reply(sent[:-3] + b"\x1c" + sent[-2:])),
@@ -395,7 +395,7 @@ def test_a_failed_socket_of_an_earlier_upstream_disturbs_nobody() -> None:
     dns.idle()
     dns.waits(1.0)
     assert dns.sends(B) == [to_b]  # A is ruled out
-    dns.fails(("192.0.2.99", 53))
+    dns.fails(Upstream("192.0.2.99", 53))
     dns.idle()
 
 
@@ -564,7 +564,7 @@ def test_an_exchange_survives_new_upstreams() -> None:
     dns.asks(question())
     (to_a,) = dns.sends(A)
     dns.proxy.set_upstreams([B, B])
-    assert dns.proxy.upstreams == (B,)
+    assert dns.proxy.upstreams() == (B,)
     dns.idle()
     dns.says(A, reply(to_a))
     dns.gets(b"\x00\x01" + reply(to_a)[2:])

@@ -209,6 +209,11 @@ def test_without_ipv6_there_is_a_notice_and_ipv4() -> None:
         (["--bind6", "127.0.0.1"], "bind6"),
         (["--cidr6", "fd00::/48"], "fd00::/48"),
         (["--ipv6", "--mtu", "1279"], "mtu is 1279"),
+        (["--dns-record", "a"], "NAME=ADDRESS"),
+        (["--dns-record", "a..b=192.0.2.1"], "a..b"),
+        (["--dns-search", "a..b"], "a..b"),
+        (["--dns-domain", "a.example"], "ADDRESS"),
+        (["--dns-domain", "a..b=192.0.2.1"], "a..b"),
     ],
 )
 def test_what_cannot_be_says_so(words: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:
@@ -248,7 +253,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         "--cidr6",
         "--bind6",
         "--host-loopback",
-        "--dns",
+        "--dns-record",
         "--bind4",
         "--device",
     ):
@@ -310,6 +315,28 @@ def test_options_reach_their_parts(driver: DriverName) -> None:
         done = run(*words, f"--host-loopback={port}", "--", "sh", "-ec", script)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["mtu", "9000", "192.0.2.7", "192.0.2.7", "127.0.0.1"]
+
+
+def test_names() -> None:
+    needs("dig")
+    asked: list[str] = []
+    with dns_server({"name.tld": "192.0.2.7", "db.corp.tld": "192.0.2.8"}, asked) as resolver:
+        words = ["--dns", f"127.0.0.1:{closed_port()}", "--dns-domain", f"tld=127.0.0.1:{resolver}"]
+        words += ["--dns-record", "db.internal=192.0.2.5", "--dns-record", "db.internal=2001:db8::5"]
+        words += ["--dns-search", "nowhere.tld", "--dns-search", "corp.tld", "--no-dns-cache"]
+        script = (
+            "dig +short name.tld; dig +short name.tld; dig +short db.internal aaaa; getent ahostsv4 db.internal;"
+            "dig +short +search db; grep search /etc/resolv.conf; grep -w db.internal /etc/hosts"
+        )
+        done = run(*words, "--", "sh", "-ec", script)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[:3] == ["192.0.2.7", "192.0.2.7", "2001:db8::5"]
+    assert lines[3].split() == ["192.0.2.5", "STREAM", "db.internal"]
+    assert lines[6:] == [
+        "192.0.2.8", "search nowhere.tld corp.tld", "192.0.2.5 db.internal", "2001:db8::5 db.internal"
+    ]  # fmt: skip
+    assert asked.count("udp name.tld") == 2, "nothing was kept"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,137 @@
+"""A cache of answers: what upstream said lately is said again.
+
+An answer is kept for the query as it was, every byte of it but the id and the case of its name, so what a client
+says in flags and EDNS, and any record nobody has thought of yet, keeps its meaning.  It is told as it came, but for
+the id, the name as this client spells it, and the TTLs, which have become lower.
+
+What is kept, and for how long: answers with records, for the lowest TTL in them; answers without, and "no such name",
+for what their SOA record allows (RFC 2308 section 5), if they have one.  No failures, nothing truncated, nothing that
+was answered to a client's own EDNS options (cookies, client subnets), and nothing that has a TTL of 0.
+
+Limits.  So many answers, no longer than `LONGEST`; the one not asked for the longest makes room.  No answer is kept
+for more than a day, and no absence for more than an hour.
+
+Law of this file: no clock.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+from .message import (
+    ANY,
+    NXDOMAIN,
+    OPCODE,
+    OPT,
+    QR,
+    RCODE,
+    SOA,
+    TC,
+    BadMessage,
+    edns,
+    parse_untrusted,
+    ttl_at,
+    walk,
+)
+
+ENTRIES = 1024
+LONGEST = 4096  # bytes of an answer
+LONGEST_TTL = 86400
+LONGEST_ABSENCE = 3600  # RFC 2308 section 5 has one to three hours
+_QUESTION = 12  # where it begins
+
+
+class _Kept(NamedTuple):
+    """`ttls`: where they lie in the message."""
+
+    message: bytes
+    since: float
+    until: float
+    ttls: tuple[int, ...]
+
+
+class Cache:
+    """`entries`: how many answers at most."""
+
+    def __init__(self, entries: int = ENTRIES) -> None:
+        self._entries = entries
+        self._kept: OrderedDict[bytes, _Kept] = (
+            OrderedDict()
+        )  # by query; the one not asked for the longest first
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def clear(self) -> None:
+        """Forget everything: others are to be asked."""
+        self._kept.clear()
+
+    def get(self, query: bytes, question: bytes, now: float, *, limit: int = 0xFFFF) -> bytes | None:
+        """The answer to a query, if it is known and no longer than `limit`."""
+        key = _key(query, question)
+        kept = self._kept.get(key)
+        if kept is None or len(kept.message) > limit:
+            return None
+        if now >= kept.until:
+            del self._kept[key]
+            return None
+        self._kept.move_to_end(key)
+        age = int(now - kept.since)
+        message = bytearray(kept.message)
+        message[:2] = query[:2]
+        message[_QUESTION : _QUESTION + len(question)] = question
+        for at in kept.ttls:
+            message[at : at + 4] = (ttl_at(kept.message, at) - age).to_bytes(4, "big")
+        return bytes(message)
+
+    def put(self, query: bytes, question: bytes, message: bytes, now: float) -> None:
+        """Keep the answer to a query, if it may be kept.  Whatever upstream sent, this raises nothing."""
+        try:
+            ttl, ttls = _lifetime(query, question, message)
+        except BadMessage:
+            return
+        if ttl > 0:
+            key = _key(query, question)
+            self._kept[key] = _Kept(message, now, now + ttl, ttls)
+            self._kept.move_to_end(key)
+            if len(self._kept) > self._entries:
+                self._kept.popitem(last=False)
+
+
+def _key(query: bytes, question: bytes) -> bytes:
+    at = _QUESTION + len(question)
+    return query[2:_QUESTION] + question[:-4].lower() + query[at - 4 :]
+
+
+def _lifetime(query: bytes, question: bytes, message: bytes) -> tuple[int, tuple[int, ...]]:
+    """For how many seconds to keep the answer, and where its TTLs lie.  Raises `BadMessage`."""
+    _, flags, answered = parse_untrusted(message)
+    rcode = flags & RCODE
+    kind = int.from_bytes(question[-4:-2], "big")
+    about = edns(query, question)
+    if (
+        not flags & QR
+        or flags & (TC | OPCODE)
+        or rcode not in (0, NXDOMAIN)
+        or not question
+        or answered.lower() != question.lower()
+        or kind == ANY
+        or len(message) > LONGEST
+        or (about is not None and not about.plain)
+    ):
+        return 0, ()
+    ttl, absence, found_it, ttls = LONGEST_TTL, 0, False, []
+    for found in walk(message, answered):
+        if found.kind == OPT:
+            continue
+        ttls.append(found.ttl)
+        each = ttl_at(message, found.ttl)
+        ttl = min(ttl, each)
+        if found.section == 1 and found.kind == kind:
+            found_it = True
+        elif found.section == 2 and found.kind == SOA and found.end - found.data >= 20:
+            absence = min(each, ttl_at(message, found.end - 4), LONGEST_ABSENCE)
+    if rcode == NXDOMAIN or not found_it:
+        ttl = min(ttl, absence)
+    return ttl, tuple(ttls)

@@ -1,0 +1,305 @@
+"""The DNS server: who answers a query, and whom it is passed on to.
+
+A query goes through these in order, and the first that has an answer gives it:
+
+- the *hook*, a function of the caller's: it may answer, refuse, or have another name looked up instead;
+- the `Zone`: names we own;
+- the `Cache`: what upstream has said lately;
+- the upstreams of the longest domain the name lies in, or else those of all: `DnsProxy`.
+
+Aliases.  Where a CNAME of ours leads, or a hook, is asked for instead, in the same order but for the hook; the answer
+is told with the CNAMEs in front, so that it begins at the name that was asked for.
+
+Whether a query came in a datagram or in a stream, the same is said: what does not fit is truncated (RFC 1035 section
+4.2.1), and upstream is asked the way the client asks.
+
+Law of this file: no socket, no clock, no log, and hostile bytes raise nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import NamedTuple, TypeAlias
+
+from .cache import Cache
+from .message import (
+    AA,
+    ANY,
+    CNAME,
+    PLAIN_SIZE,
+    QR,
+    RCODE,
+    SERVFAIL,
+    TC,
+    BadMessage,
+    Rcode,
+    Rr,
+    edns,
+    expanded,
+    parse_untrusted,
+    reply,
+    type_name,
+    with_name,
+)
+from .names import suffixes, to_text, to_wire
+from .proxy import LONGEST_KEPT, Action, Answer, DnsProxy, Transport, Upstream
+from .records import DEFAULT_TTL, Record
+from .zone import Zone
+
+ALIASES = 8  # of ours, one behind the other
+
+
+@dataclass(frozen=True, slots=True)
+class DnsQuery:
+    """What a client asks for.
+
+    `name`: as it was spelt, without a dot at its end; "." is the root.  What is unusual in a name is escaped as in a
+    zone file.  `type`: "A", "AAAA", "MX"; "TYPE65280" for one without a name.  `client`: its address.
+    """
+
+    name: str
+    type: str
+    client: IPv4Address | IPv6Address
+    transport: Transport
+
+
+Verdict: TypeAlias = "Sequence[Record] | Rcode | str | None"
+"""What a hook says to a query: records, of which those that were asked for are told, by the name that was asked for;
+an `Rcode`; the name to look up instead; or None, as if it had not been asked."""
+
+Hook: TypeAlias = Callable[[DnsQuery], Verdict]
+
+
+class _Asked(NamedTuple):
+    """A query that upstream has, and who waits for the answer.
+
+    `original` is what the client asked, if that was another name: `aliases` lead from it to this one.
+    """
+
+    client: Hashable
+    query: bytes
+    question: bytes
+    limit: int
+    original: bytes
+    aliases: tuple[Rr, ...]
+
+
+class DnsServer:
+    """What a DNS address says; sans-IO.
+
+    It is driven as `DnsProxy` is, and returns what that returns.  Nothing a guest or an upstream sends makes it
+    raise, and neither does the hook.
+
+    zone: the names that are ours.
+    proxy: asks the upstreams; those to be asked are set here.
+    cache: None: nothing is kept.
+    hook: is asked first.  If it raises, or says what is no `Verdict`, the query is answered with SERVFAIL, and
+    `failed` is called with the exception.
+    """
+
+    def __init__(
+        self,
+        zone: Zone,
+        proxy: DnsProxy,
+        *,
+        cache: Cache | None = None,
+        hook: Hook | None = None,
+        failed: Callable[[BaseException], object] = lambda _: None,
+    ) -> None:
+        self.zone = zone
+        self.proxy = proxy
+        self._cache = cache
+        self._hook = hook
+        self._failed = failed
+        self._upstreams: dict[str, tuple[tuple[str, int], ...]] = {}
+        self._domains: frozenset[bytes] = frozenset()
+        self.hooked = 0
+        self.owned = 0
+        self.cached = 0
+        self.malformed = 0
+
+    def set_upstreams(self, resolvers: Mapping[str, Iterable[tuple[str, int]]]) -> None:
+        """Ask these from now on, by domain; those of "" are asked about all else.
+
+        What was kept is forgotten if they are others than before.  Raises `RecordError` for what is no domain.
+        """
+        upstreams = {domain: tuple(found) for domain, found in resolvers.items()}
+        if upstreams == self._upstreams:
+            return
+        self._upstreams = upstreams
+        if self._cache is not None:
+            self._cache.clear()
+        names = {to_wire(domain).lower(): found for domain, found in upstreams.items()}
+        for gone in self._domains - names.keys():
+            for transport in ("udp", "tcp"):
+                self.proxy.set_upstreams((), (gone, transport))
+        self._domains = frozenset(names) - {_ROOT}
+        for name, found in names.items():
+            self.proxy.set_upstreams([Upstream(*each) for each in found], (name, "udp"))
+            self.proxy.set_upstreams([Upstream(*each, "tcp") for each in found], (name, "tcp"))
+
+    @property
+    def deadline(self) -> float:
+        """When `DnsServer.handle_timer` wants to be called."""
+        return self.proxy.deadline
+
+    def query(
+        self,
+        message: bytes,
+        client: Hashable,
+        address: bytes,
+        now: float,
+        transport: Transport = "udp",
+    ) -> list[Action]:
+        """A client of that packed address asks: what is to be sent to whom.  Nothing: it was no query, or one that
+        upstream has already."""
+        try:
+            _, flags, question = parse_untrusted(message)
+        except BadMessage:
+            flags = QR
+        if flags & QR or len(message) > LONGEST_KEPT:
+            self.malformed += 1
+            return []
+        if not question:  # not about any name
+            return self._ask(_Asked(client, message, b"", 0, b"", ()), _ROOT, now, transport)
+        limit = 0xFFFF
+        if transport == "udp":
+            about = edns(message, question)
+            limit = PLAIN_SIZE if about is None else about.size
+        asked = _Asked(client, message, question, limit, b"", ())
+        if self._hook is not None:
+            try:
+                judged = self._judged(self._hook, asked, address, transport)
+            except (Exception, SystemExit) as error:  # it may end a program, but not this one
+                self._failed(error)
+                judged = self._answer(asked, SERVFAIL)
+            if isinstance(judged, Answer):
+                return [judged]
+            asked = judged
+        return self._look_up(asked, now, transport)
+
+    def _judged(self, hook: Hook, asked: _Asked, address: bytes, transport: Transport) -> _Asked | Answer:
+        """What becomes of the query by the hook.  Raises what that does, and for what it must not say."""
+        name, kind = asked.question[:-4], int.from_bytes(asked.question[-4:-2], "big")
+        verdict = hook(DnsQuery(to_text(name), type_name(kind), ip_address(address), transport))
+        if verdict is None:
+            return asked
+        self.hooked += 1
+        if isinstance(verdict, Rcode):
+            return self._answer(asked, verdict.value)
+        if isinstance(verdict, str):
+            return _renamed(asked, to_wire(verdict), DEFAULT_TTL)
+        records = [_checked(record).rr(name) for record in verdict]
+        return self._answer(asked, 0, [each for each in records if each.kind in (kind, CNAME) or kind == ANY])
+
+    def _look_up(self, asked: _Asked, now: float, transport: Transport) -> list[Action]:
+        for _ in range(ALIASES):
+            found = self.zone.find(asked.question)
+            if found is None:
+                break
+            if not found.alias:
+                self.owned += 1
+                return [self._answer(asked, found.rcode, found.records, flags=AA)]
+            asked = _renamed(asked, found.alias, found.records[0].ttl)
+        else:
+            return [self._answer(asked._replace(aliases=()), SERVFAIL)]
+        if self._cache is not None:
+            known = self._cache.get(asked.query, asked.question, now, limit=asked.limit)
+            if known is not None:
+                self.cached += 1
+                return [Answer(asked.client, self._aliased(asked, known))]
+        return self._ask(asked, self._domain_of(asked.question[:-4].lower()), now, transport)
+
+    def _domain_of(self, name: bytes) -> bytes:
+        """The longest domain with resolvers of its own that `name` lies in."""
+        if not self._domains:
+            return _ROOT
+        return next((each for each in suffixes(name) if each in self._domains), _ROOT)
+
+    def _ask(self, asked: _Asked, domain: bytes, now: float, transport: Transport) -> list[Action]:
+        return self._answered(self.proxy.query(asked.query, asked, now, (domain, transport)), now)
+
+    def response(self, message: bytes, upstream: Upstream, now: float) -> list[Action]:
+        """As `DnsProxy.response`."""
+        return self._answered(self.proxy.response(message, upstream, now), now)
+
+    def upstream_failed(self, upstream: Upstream, now: float) -> list[Action]:
+        """As `DnsProxy.upstream_failed`."""
+        return self._answered(self.proxy.upstream_failed(upstream, now), now)
+
+    def handle_timer(self, now: float) -> list[Action]:
+        """As `DnsProxy.handle_timer`."""
+        return self._answered(self.proxy.handle_timer(now), now)
+
+    def _answered(self, actions: list[Action], now: float) -> list[Action]:
+        """What the proxy wants done, and its answers made into those that clients wait for."""
+        for index, action in enumerate(actions):
+            if isinstance(action, Answer) and isinstance(asked := action.client, _Asked):
+                if self._cache is not None:
+                    self._cache.put(asked.query, asked.question, action.message, now)
+                actions[index] = Answer(asked.client, self._aliased(asked, action.message))
+        return actions
+
+    def _aliased(self, asked: _Asked, message: bytes) -> bytes:
+        """An answer as it is for the client, with the aliases in front."""
+        if not asked.aliases:
+            return message
+        try:
+            _, flags, question = parse_untrusted(message)
+            answers, authority = expanded(message, question)
+        except BadMessage:
+            self.malformed += 1
+            return self._answer(asked, SERVFAIL).message
+        return self._answer(asked, flags & RCODE, answers, authority, flags=flags & TC).message
+
+    def _answer(
+        self,
+        asked: _Asked,
+        rcode: int,
+        answers: Iterable[Rr] = (),
+        authority: Iterable[Rr] = (),
+        *,
+        flags: int = 0,
+    ) -> Answer:
+        """Our own answer, to what was asked first."""
+        query = asked.original or asked.query
+        _, _, question = parse_untrusted(query)
+        records = (*asked.aliases, *answers)
+        message = reply(query, question, rcode, records, authority, flags=flags, limit=asked.limit)
+        return Answer(asked.client, message)
+
+    def stats(self) -> dict[str, int]:
+        """The counters of `DnsProxy.stats`, of queries it relays, and our own."""
+        found = self.proxy.stats()
+        found["malformed"] += self.malformed
+        return {
+            **found,
+            "hooked": self.hooked,  # the hook has answered, refused or renamed
+            "owned": self.owned,  # names of ours
+            "cached": self.cached,  # answered from the cache
+            "cache_entries": 0 if self._cache is None else len(self._cache),
+        }
+
+
+_ROOT = b"\0"
+
+
+def _checked(record: object) -> Record:
+    if not isinstance(record, Record):
+        raise TypeError(f"the hook returned {record!r} among others: expected a Record")
+    return record
+
+
+def _renamed(asked: _Asked, name: bytes, ttl: int) -> _Asked:
+    """The same, for another name."""
+    alias = Rr(asked.question[:-4], CNAME, ttl, name)
+    return _Asked(
+        asked.client,
+        with_name(asked.query, asked.question, name),
+        name + asked.question[-4:],
+        asked.limit,
+        asked.original or asked.query,
+        (*asked.aliases, alias),
+    )

@@ -1,0 +1,474 @@
+"""Who answers a query: each test is a diagram, one line per message or per pause."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+import pytest
+from dnslib import EDNS0, QTYPE, RCODE, RR, TXT, A, DNSRecord
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from netns_kit import DnsQuery, Rcode, Record
+from netns_kit.dns import Action, Answer, DnsProxy, DnsServer, Send, Upstream, Zone
+from netns_kit.dns.cache import Cache
+from netns_kit.dns.message import TC
+from netns_kit.dns.proxy import LONGEST_KEPT, Transport
+
+RESOLVER, CORP, OTHER = ("192.0.2.1", 53), ("10.1.0.53", 53), ("192.0.2.2", 5353)
+CLIENT = bytes((10, 0, 2, 100))
+
+
+def question(name: str = "www.example", kind: str = "A", ident: int = 1, size: int = 0) -> bytes:
+    """A client's query; `size`: what it says it takes."""
+    record = DNSRecord.question(name, kind)
+    record.header.id = ident
+    if size:
+        record.add_ar(EDNS0(udp_len=size))
+    return bytes(record.pack())
+
+
+def reply(query: bytes, *addresses: str, rcode: str = "NOERROR") -> bytes:
+    made = DNSRecord.parse(query).reply()
+    made.header.rcode = getattr(RCODE, rcode)
+    for address in addresses:
+        made.add_answer(RR(made.q.qname, QTYPE.A, ttl=60, rdata=A(address)))
+    return bytes(made.pack())
+
+
+class Scene:
+    """A server, its clock, and what it wants done."""
+
+    def __init__(
+        self,
+        *records: Record,
+        hook: Any = None,
+        cache: bool = False,
+        domains: Mapping[str, Sequence[tuple[str, int]]] | None = None,
+        resolvers: Sequence[tuple[str, int]] = (RESOLVER,),
+    ) -> None:
+        self.errors: list[BaseException] = []
+        self.asked: list[DnsQuery] = []
+        zone = Zone(domains=["internal"], networks=[ip_network("10.0.2.0/24")])
+        for record in records:
+            zone.add(record)
+
+        def remembering(query: DnsQuery) -> Any:
+            self.asked.append(query)
+            return hook(query)
+
+        self.server = DnsServer(
+            zone,
+            DnsProxy(random_id=itertools.count(0x1000).__next__),
+            cache=Cache() if cache else None,
+            hook=remembering if hook else None,
+            failed=self.errors.append,
+        )
+        self.server.set_upstreams({"": resolvers, **(domains or {})})
+        self.now = 1000.0
+        self.out: list[Action] = []
+
+    def asks(self, query: bytes, client: str = "me", transport: Transport = "udp") -> None:
+        self.out += self.server.query(query, client, CLIENT, self.now, transport)
+
+    def sends(self, *upstreams: Upstream) -> list[bytes]:
+        done, self.out = self.out, []
+        assert [each.upstream if isinstance(each, Send) else each for each in done] == list(upstreams)
+        return [each.message for each in done]
+
+    def says(self, upstream: Upstream, message: bytes) -> None:
+        self.out += self.server.response(message, upstream, self.now)
+
+    def answer(self, client: str = "me") -> bytes:
+        """What the client has got, and nothing else has happened."""
+        (done,), self.out = self.out, []
+        assert isinstance(done, Answer)
+        assert done.client == client
+        return done.message
+
+    def told(self, client: str = "me") -> tuple[str, list[str]]:
+        """The code of what the client has got, and its answers."""
+        found = DNSRecord.parse(self.answer(client))
+        return RCODE[found.header.rcode], [
+            f"{each.rname} {QTYPE[each.rtype]} {each.rdata}" for each in found.rr
+        ]
+
+
+UDP, TCP = Upstream(*RESOLVER), Upstream(*RESOLVER, "tcp")
+
+
+def test_what_is_not_ours_is_passed_on_byte_for_byte() -> None:
+    dns = Scene()
+    query = question("wWw.example", size=4096)
+    dns.asks(query)
+    (sent,) = dns.sends(UDP)
+    assert sent[2:] == query[2:]
+    dns.says(UDP, reply(sent, "192.0.2.9"))
+    assert dns.answer() == reply(query, "192.0.2.9")
+
+
+def test_upstream_is_asked_the_way_the_client_asks() -> None:
+    dns = Scene()
+    dns.asks(question(), transport="tcp")
+    (sent,) = dns.sends(TCP)
+    dns.says(UDP, reply(sent, "192.0.2.66"))
+    assert dns.out == [], "that is not where it was asked"
+    dns.says(TCP, reply(sent, "192.0.2.9"))
+    assert dns.told() == ("NOERROR", ["www.example. A 192.0.2.9"])
+
+
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+def test_names_of_ours_are_answered_here(transport: Transport) -> None:
+    dns = Scene(Record("db.internal", "192.0.2.5"))
+    dns.asks(question("db.internal"), transport=transport)
+    assert DNSRecord.parse(dns.out[0].message).header.aa
+    assert dns.told() == ("NOERROR", ["db.internal. A 192.0.2.5"])
+    dns.asks(question("db.internal", "AAAA"), transport=transport)
+    assert dns.told() == ("NOERROR", [])
+    dns.asks(question("other.internal"), transport=transport)
+    assert dns.told() == ("NXDOMAIN", [])
+    dns.asks(question("5.2.0.192.in-addr.arpa", "PTR"), transport=transport)
+    assert dns.told() == ("NOERROR", ["5.2.0.192.in-addr.arpa. PTR db.internal."])
+    dns.asks(question("9.2.0.10.in-addr.arpa", "PTR"), transport=transport)
+    assert dns.told() == ("NXDOMAIN", [])
+    assert dns.server.stats()["owned"] == 5
+
+
+def test_an_answer_of_ours_is_cut_for_clients_that_take_little() -> None:
+    dns = Scene(*[Record("many.internal", f"192.0.2.{number}") for number in range(60)])
+    for size, whole in ((0, False), (600, False), (4096, True)):
+        dns.asks(question("many.internal", size=size))
+        message = dns.answer()
+        assert bool(int.from_bytes(message[2:4], "big") & TC) is not whole
+        assert len(message) <= max(size, 512)
+    dns.asks(question("many.internal"), transport="tcp")
+    assert len(dns.told()[1]) == 60
+
+
+# -- aliases ----------------------------------------------------------------------------------------------
+
+
+def test_an_alias_of_ours_leads_to_the_world() -> None:
+    dns = Scene(
+        Record("one.internal", "two.internal", "CNAME"), Record("two.internal", "www.example", "CNAME")
+    )
+    query = question("One.internal", size=1400)
+    dns.asks(query)
+    (sent,) = dns.sends(UDP)
+    assert sent[2:] == question("www.example", size=1400)[2:]
+    dns.says(UDP, reply(sent, "192.0.2.9"))
+    assert dns.out[0].message[:2] == query[:2]
+    assert DNSRecord.parse(dns.out[0].message).q == DNSRecord.parse(query).q
+    assert dns.told() == (
+        "NOERROR",
+        ["One.internal. CNAME two.internal.", "two.internal. CNAME www.example.", "www.example. A 192.0.2.9"],
+    )
+
+
+def test_an_alias_of_ours_leads_to_what_is_ours() -> None:
+    dns = Scene(Record("one.internal", "two.internal", "CNAME"), Record("two.internal", "192.0.2.5"))
+    dns.asks(question("one.internal"))
+    assert dns.told() == ("NOERROR", ["one.internal. CNAME two.internal.", "two.internal. A 192.0.2.5"])
+    dns.asks(question("one.internal", "MX"))
+    assert dns.told() == ("NOERROR", ["one.internal. CNAME two.internal."])
+
+
+def test_aliases_that_go_round_are_a_failure() -> None:
+    dns = Scene(
+        Record("one.internal", "two.internal", "CNAME"), Record("two.internal", "one.internal", "CNAME")
+    )
+    dns.asks(question("one.internal"))
+    assert dns.told() == ("SERVFAIL", [])
+
+
+@pytest.mark.parametrize("rcode", ["NXDOMAIN", "SERVFAIL"])
+def test_what_upstream_says_of_an_alias_is_said(rcode: str) -> None:
+    dns = Scene(Record("one.internal", "www.example", "CNAME"))
+    dns.asks(question("one.internal"))
+    (sent,) = dns.sends(UDP)
+    dns.says(UDP, reply(sent, rcode=rcode))
+    assert dns.told() == (rcode, ["one.internal. CNAME www.example."])
+
+
+def test_upstream_lies_about_an_alias() -> None:
+    dns = Scene(Record("one.internal", "www.example", "CNAME"))
+    dns.asks(question("one.internal"))
+    (sent,) = dns.sends(UDP)
+    dns.says(UDP, reply(sent, "192.0.2.9")[:-1])
+    assert dns.told()[0] == "SERVFAIL"
+    assert dns.server.stats()["malformed"] == 1
+
+
+# -- the hook ---------------------------------------------------------------------------------------------
+
+
+def test_the_hook_is_told_what_is_asked() -> None:
+    dns = Scene(hook=lambda query: None)
+    dns.asks(question("wWw.example", "AAAA"))
+    dns.asks(b"\0\1\1\0\0\1" + bytes(6) + b"\3a.b\0\xff\0\0\1", transport="tcp")
+    dns.sends(UDP, TCP)
+    assert dns.asked == [
+        DnsQuery("wWw.example", "AAAA", ip_address("10.0.2.100"), "udp"),
+        DnsQuery(r"a\.b", "TYPE65280", ip_address("10.0.2.100"), "tcp"),
+    ]
+
+
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+@pytest.mark.parametrize("rcode", Rcode)
+def test_the_hook_refuses(rcode: Rcode, transport: Transport) -> None:
+    dns = Scene(Record("db.internal", "192.0.2.5"), hook=lambda query: rcode)
+    for name in ("db.internal", "www.example"):
+        dns.asks(question(name), transport=transport)
+        assert dns.told() == (rcode.name, [])
+
+
+def test_the_hook_answers() -> None:
+    records = [
+        Record("x", "192.0.2.7", ttl=5),
+        Record("x", "2001:db8::7"),
+        Record("x", "1 mail.example", "MX"),
+    ]
+    dns = Scene(hook=lambda query: records)
+    for kind, value in ("A", "192.0.2.7"), ("AAAA", "2001:db8::7"), ("MX", "1 mail.example."):
+        dns.asks(question("www.example", kind))
+        assert dns.told() == ("NOERROR", [f"www.example. {kind} {value}"])
+    dns.asks(question("www.example", "TXT"))
+    assert dns.told() == ("NOERROR", [])
+    dns.asks(question("www.example", "ANY"))
+    assert len(dns.told()[1]) == 3
+    assert dns.server.stats()["hooked"] == 5
+
+
+def test_the_hook_has_another_name_looked_up() -> None:
+    dns = Scene(
+        Record("db.internal", "192.0.2.5"), hook=lambda query: {"a": "db.internal", "b": "c"}[query.name]
+    )
+    dns.asks(question("a"))
+    assert dns.told() == ("NOERROR", ["a. CNAME db.internal.", "db.internal. A 192.0.2.5"])
+    dns.asks(question("b"))
+    (sent,) = dns.sends(UDP)
+    dns.says(UDP, reply(sent, "192.0.2.9"))
+    assert dns.told() == ("NOERROR", ["b. CNAME c.", "c. A 192.0.2.9"])
+
+
+@pytest.mark.parametrize("wrong", [7, b"www", [1], "a..b", ["192.0.2.1"], True, object()])
+def test_a_hook_that_says_what_it_must_not(wrong: object) -> None:
+    dns = Scene(hook=lambda query: wrong)
+    dns.asks(question())
+    assert dns.told() == ("SERVFAIL", [])
+    assert len(dns.errors) == 1
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), SystemExit(1), RecursionError()])
+def test_a_hook_that_raises(error: BaseException) -> None:
+    def hook(_: DnsQuery) -> None:
+        raise error
+
+    dns = Scene(hook=hook)
+    dns.asks(question())
+    assert dns.told() == ("SERVFAIL", [])
+    assert dns.errors == [error]
+
+
+def test_no_opcode_gets_past_the_hook() -> None:
+    dns = Scene(hook=lambda query: Rcode.REFUSED)
+    for opcode in range(16):
+        message = bytearray(question())
+        message[2] |= opcode << 3
+        dns.asks(bytes(message))
+        assert dns.told()[0] == "REFUSED"
+
+
+# -- domains ----------------------------------------------------------------------------------------------
+
+
+def test_domains_have_resolvers_of_their_own() -> None:
+    dns = Scene(domains={"corp.example": [CORP], "Lab.corp.example.": [OTHER]})
+    for name, whose in {
+        "www.example": RESOLVER,
+        "notcorp.example": RESOLVER,
+        "corp.example": CORP,
+        "a.CORP.example": CORP,
+        "a.b.lab.corp.example": OTHER,
+    }.items():
+        dns.asks(question(name))
+        dns.sends(Upstream(*whose))
+        dns.asks(question(name), transport="tcp")
+        dns.sends(Upstream(*whose, "tcp"))
+
+
+def test_a_domain_without_resolvers_is_not_asked_about() -> None:
+    dns = Scene(domains={"ads.example": []})
+    dns.asks(question("x.ads.example"))
+    assert dns.told() == ("SERVFAIL", [])
+
+
+def test_new_resolvers_are_asked_from_now_on() -> None:
+    dns = Scene(domains={"corp.example": [CORP]}, cache=True)
+    dns.asks(question())
+    (sent,) = dns.sends(UDP)
+    dns.says(UDP, reply(sent, "192.0.2.9"))
+    dns.answer()
+    dns.server.set_upstreams({"": [OTHER]})
+    dns.asks(question())
+    dns.sends(Upstream(*OTHER))
+    dns.asks(question("corp.example"))
+    dns.sends(Upstream(*OTHER))
+
+
+# -- the cache --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+def test_what_upstream_has_said_is_said_again(transport: Transport) -> None:
+    dns = Scene(cache=True)
+    upstream = UDP if transport == "udp" else TCP
+    dns.asks(question(), transport=transport)
+    (sent,) = dns.sends(upstream)
+    dns.says(upstream, reply(sent, "192.0.2.9"))
+    dns.answer()
+    dns.asks(question(ident=2), "other", "tcp")
+    assert dns.answer("other") == reply(question(ident=2), "192.0.2.9")
+    dns.now += 60
+    dns.asks(question(ident=3), transport=transport)
+    dns.sends(upstream)
+    assert dns.server.stats()["cached"] == 1
+
+
+def test_what_came_over_tcp_may_be_too_long_for_udp() -> None:
+    dns = Scene(cache=True)
+    dns.asks(question(), transport="tcp")
+    (sent,) = dns.sends(TCP)
+    dns.says(TCP, reply(sent, *[f"192.0.2.{number}" for number in range(60)]))
+    dns.answer()
+    dns.asks(question())
+    dns.sends(UDP)
+
+
+def test_without_a_cache_each_is_asked() -> None:
+    dns = Scene()
+    for _ in range(3):
+        dns.asks(question())
+        (sent,) = dns.sends(UDP)
+        dns.says(UDP, reply(sent, "192.0.2.9"))
+        dns.answer()
+
+
+def test_what_is_cached_is_the_answer_to_an_alias_as_well() -> None:
+    dns = Scene(Record("one.internal", "www.example", "CNAME"), cache=True)
+    dns.asks(question("www.example"))
+    (sent,) = dns.sends(UDP)
+    dns.says(UDP, reply(sent, "192.0.2.9"))
+    dns.answer()
+    dns.asks(question("one.internal"))
+    assert dns.told() == ("NOERROR", ["one.internal. CNAME www.example.", "www.example. A 192.0.2.9"])
+
+
+def test_a_failure_is_not_kept() -> None:
+    dns = Scene(cache=True)
+    dns.asks(question())
+    (sent,) = dns.sends(UDP)
+    dns.says(UDP, reply(sent, rcode="SERVFAIL"))
+    assert dns.told()[0] == "SERVFAIL"
+    dns.asks(question(ident=2))
+    dns.sends(UDP)
+
+
+# -- transfers --------------------------------------------------------------------------------------------
+
+
+def test_a_transfer_is_as_many_messages_as_it_takes() -> None:
+    dns = Scene()
+    query = question("example", "AXFR", ident=5)
+    dns.asks(query, transport="tcp")
+    (sent,) = dns.sends(TCP)
+    for text in (b"one", b"two", b"three"):
+        made = DNSRecord.parse(sent).reply()
+        made.add_answer(RR("example", QTYPE.TXT, ttl=60, rdata=TXT(text)))
+        if text != b"one":
+            made.questions.clear()  # RFC 5936 section 2.2.1
+        packed = bytes(made.pack())
+        dns.now += 0.9
+        dns.says(TCP, packed)
+        assert dns.answer() == query[:2] + packed[2:]
+    dns.now = dns.server.deadline
+    assert dns.server.handle_timer(dns.now) == []
+    assert dns.server.stats()["pending"] == 0
+    dns.says(TCP, packed)
+    assert dns.out == []
+
+
+def test_a_transfer_over_udp_is_one_message() -> None:
+    dns = Scene()
+    dns.asks(question("example", "IXFR"))
+    (sent,) = dns.sends(UDP)
+    dns.says(UDP, reply(sent))
+    dns.answer()
+    assert dns.server.stats()["pending"] == 0
+
+
+def test_a_transfer_that_is_refused_or_cut_off() -> None:
+    dns = Scene(resolvers=[RESOLVER, OTHER])
+    dns.asks(question("example", "AXFR"), transport="tcp")
+    (sent,) = dns.sends(TCP)
+    dns.says(TCP, reply(sent, rcode="REFUSED"))
+    (sent,) = dns.sends(Upstream(*OTHER, "tcp"))
+    dns.says(Upstream(*OTHER, "tcp"), reply(sent))
+    dns.answer()
+    assert dns.server.upstream_failed(Upstream(*OTHER, "tcp"), dns.now) == []
+    assert dns.server.stats()["pending"] == 0
+
+
+# -- whatever comes ---------------------------------------------------------------------------------------
+
+
+def test_what_is_no_query_is_counted_and_not_answered() -> None:
+    dns = Scene(hook=lambda query: Rcode.REFUSED)
+    for message in (b"", b"x", reply(question()), question()[:-1], question() + bytes(LONGEST_KEPT)):
+        dns.asks(message)
+    assert dns.out == []
+    assert dns.asked == []
+    assert dns.server.stats()["malformed"] == 5
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_no_bytes_from_either_side_raise(data: st.DataObject) -> None:
+    """Queries and answers with bytes changed, through every part of the server: one answer each at most."""
+    dns = Scene(
+        Record("one.internal", "www.example", "CNAME"),
+        Record("*.wild.example", "192.0.2.1"),
+        hook=lambda query: "www.example" if query.name == "renamed" else None,
+        cache=True,
+        domains={"corp.example": [CORP]},
+    )
+
+    def damaged(message: bytes) -> bytes:
+        changed = bytearray(message)
+        for _ in range(data.draw(st.integers(0, 3))):
+            changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+        return bytes(changed[: data.draw(st.integers(0, len(changed)) | st.just(len(changed)))])
+
+    for _ in range(data.draw(st.integers(1, 6))):
+        name = data.draw(
+            st.sampled_from(["one.internal", "renamed", "www.example", "x.wild.example", "corp.example"])
+        )
+        transport: Transport = data.draw(st.sampled_from(("udp", "tcp")))
+        dns.asks(
+            damaged(question(name, size=data.draw(st.sampled_from((0, 512, 4096))))), transport=transport
+        )
+        for action in dns.out:
+            if isinstance(action, Send):
+                try:
+                    answered = reply(action.message, "192.0.2.9")
+                except Exception:  # dnslib does not understand what it is asked
+                    answered = action.message
+                dns.server.response(damaged(answered), action.upstream, dns.now)
+        dns.out.clear()
+        dns.now += data.draw(st.floats(0, 3))
+        dns.server.handle_timer(dns.now)
+    dns.server.handle_timer(dns.now + 100)
+    assert not dns.errors
