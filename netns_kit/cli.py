@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             driver=options.driver,
             ports=[forward for spec in options.publish for forward in parse_ports(spec)],
             subnet=options.cidr,
-            ipv6=Subnet6(options.cidr6 or DEFAULT_CIDR6) if options.ipv6 or options.cidr6 else False,
+            ipv6=_ipv6(options),
             mtu=options.mtu,
             queues=options.queues,
             configure="link" if options.dhcp else True,
@@ -154,6 +154,13 @@ def _loopback(values: list[str]) -> bool | frozenset[int]:
     if _ALL_PORTS in values:
         return True
     return frozenset(int(value) for value in values)
+
+
+def _ipv6(options: argparse.Namespace) -> Subnet6 | bool:
+    if not options.ipv6 and options.cidr6 is None:
+        return False
+    by_dhcp: bool = options.dhcp
+    return Subnet6(options.cidr6 or DEFAULT_CIDR6, managed=by_dhcp, other=by_dhcp)
 
 
 def _port(text: str) -> str:

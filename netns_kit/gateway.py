@@ -14,11 +14,12 @@ import os
 import resource
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from ipaddress import ip_address
 
 from .dhcp import DEFAULT, DhcpSettings
+from .dhcp.names import is_name
 from .dns import Record, Zone
 from .engine import IN, OUT, Appetite, Engine
 from .leasing import Leasing
@@ -74,6 +75,9 @@ class Gateway:
         self.engine = engine
         self.uplink = uplink
         self.subnet = subnet
+        search = tuple(filter(is_name, uplink.search()))
+        if dhcp is not None and dhcp.search is None:
+            dhcp = replace(dhcp, search=search)
         self.stack = Stack(
             self,
             tap.write,
@@ -84,7 +88,7 @@ class Gateway:
             offloads=tap.offloads,
             limits=limits,
             timers=engine.timers,
-            advertised=_advertisement(subnet.ipv6) if peers is None or peers.index == 0 else None,
+            advertised=_advertisement(subnet.ipv6, search) if peers is None or peers.index == 0 else None,
         )
         self.leasing = Leasing(self.stack, subnet, dhcp)
         self._resolvers = tuple(address.packed for address in subnet.resolvers)
@@ -439,7 +443,7 @@ def _addresses(subnet: Subnet) -> tuple[bytes, ...]:
     return tuple(address.packed for address in ours)
 
 
-def _advertisement(subnet: Subnet6 | None) -> Advertisement | None:
+def _advertisement(subnet: Subnet6 | None, search: tuple[str, ...]) -> Advertisement | None:
     if subnet is None:
         return None
     return Advertisement(
@@ -448,7 +452,7 @@ def _advertisement(subnet: Subnet6 | None) -> Advertisement | None:
         subnet.other,
         subnet.autonomous,
         (subnet.dns.packed,),
-        subnet.search,
+        search if subnet.search is None else subnet.search,
     )
 
 

@@ -121,15 +121,12 @@ class Network:
         A resolv.conf that names our DNS address and the search list; and a hosts file with localhost, this machine's
         name, the stack's records, and what else is in the host's, if it has one.
         """
-        files = {RESOLV_CONF: self.stack.uplink.resolv_conf(*self.subnet.resolvers)}
-        outer = _text(HOSTS)
-        if outer is None:  # then there is no place for ours
-            return files
+        resolv_conf = self.stack.uplink.resolv_conf(*self.subnet.resolvers)
         records = await self.stack.records()
         ours = [
             (each.name, each.value) for each in records if each.type in ("A", "AAAA") and "*" not in each.name
         ]
-        return {**files, HOSTS: hosts.written(os.uname().nodename, ours, outer)}
+        return {RESOLV_CONF: resolv_conf, HOSTS: hosts.written(os.uname().nodename, ours, _text(HOSTS))}
 
     async def run(
         self, command: Command, *, input: bytes | None = None, check: bool = True, **options: Unpack[Options]
@@ -150,10 +147,10 @@ def _named(name: str, subnet: Subnet) -> list[Record]:
     return [Record(name, str(each.guest.ip)) for each in (subnet, subnet.ipv6) if each is not None]
 
 
-def _text(path: str) -> str | None:
-    """Of a file, if it is there."""
+def _text(path: str) -> str:
+    """Of a file; none, if it is not there."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()
     except FileNotFoundError:
-        return None
+        return ""

@@ -27,7 +27,7 @@ class Subnet6:
 
     Router advertisements tell of it.  `managed` and `other` are their flags M and O (RFC 4861 4.2): a DHCPv6 server
     has addresses, or other things to tell.  `autonomous`: guests may make themselves an address (SLAAC, RFC 4862).
-    `search`: the domains that names are looked for in (RFC 8106).
+    `search`: the domains that names are looked for in (RFC 8106), None for those of the uplink.
 
     >>> subnet = Subnet6("fd00:7::/64")
     >>> str(subnet.gateway), str(subnet.dns), str(subnet.guest)
@@ -40,7 +40,7 @@ class Subnet6:
     managed: bool = False
     other: bool = False
     autonomous: bool = True
-    search: tuple[str, ...] = ()
+    search: tuple[str, ...] | None = None
     network: IPv6Network = field(init=False, compare=False)
     gateway: IPv6Address = field(init=False, compare=False)
     """Ours; on the host's side, its loopback."""
@@ -51,7 +51,7 @@ class Subnet6:
 
     def __post_init__(self) -> None:
         network = _network6(self.cidr)
-        for name in self.search:
+        for name in self.search or ():
             if len(name) > _NAME_MAX or not _NAME.fullmatch(name):
                 raise AddressError(f"search domain {name!r} is no name")
         object.__setattr__(self, "network", network)

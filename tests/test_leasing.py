@@ -8,16 +8,21 @@ from typing import get_args
 import anyio
 import pytest
 
-from netns_kit import AddressError, DhcpSettings, Lease, StaticLease, TapDevice, UserStack
+from netns_kit import AddressError, DhcpSettings, Lease, StaticLease, TapDevice, Uplink, UserStack
 from netns_kit.dhcp import Address
 from netns_kit.dhcp import message as m
 from netns_kit.dhcp import message6 as m6
 from netns_kit.dhcp.message import Message, parse
+from netns_kit.dhcp.names import pack, pack_all
+from netns_kit.dhcp.server import SERVER_PORT
 from netns_kit.drivers import DriverName
+from netns_kit.engine import Engine
+from netns_kit.gateway import Gateway
 from netns_kit.leasing import Leasing, check
 from netns_kit.stack import Stack
 from netns_kit.stack.wire import ethernet, ip, udp
-from netns_kit.subnet import Subnet
+from netns_kit.subnet import Subnet, Subnet6
+from netns_kit.tap import FRAME_MAX
 from tests.stack_support import Users, pseudo_header, rfc1071
 
 pytestmark = pytest.mark.usefixtures("leaks")
@@ -208,3 +213,47 @@ def test_addresses_that_nobody_can_have(number: int) -> None:
 def test_addresses_elsewhere(settings: DhcpSettings) -> None:
     with pytest.raises(AddressError, match="outside of the"):
         check(settings, SUBNET)
+
+
+# -- search domains -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "given6", "told", "told6"),
+    [
+        (None, None, ("corp.example", "example.com"), ("corp.example", "example.com")),
+        (("a.example",), ("b.example",), ("a.example",), ("b.example",)),
+        ((), (), (), ()),
+    ],
+)
+def test_search_domains_are_the_uplinks_unless_others_are_given(
+    given: tuple[str, ...] | None,
+    given6: tuple[str, ...] | None,
+    told: tuple[str, ...],
+    told6: tuple[str, ...],
+) -> None:
+    """What is no name of a host's, such as a command in a shell, is told to nobody."""
+    near, far = TapDevice.pair()
+    engine, uplink = Engine(), Uplink(dns_search=["corp.example", "$(reboot)", "example.com"])
+    subnet = Subnet.parse("10.0.2.0/24", Subnet6(search=given6))
+    gateway = Gateway(engine, near, uplink, subnet, dhcp=DhcpSettings(search=given))
+    try:
+        discover = request(m.DISCOVER)
+        discover.options[m.WANTED] = bytes((m.SEARCH,))
+        server = gateway.stack.services[SERVER_PORT]
+        ((payload, *_),) = server.answer(discover.pack(), bytes(4), 68, MAC, b"\xff" * 4, 0.0) or ()
+        assert parse(payload).options.get(m.SEARCH, b"") == pack_all(told)
+        for now in (0.0, 10.0):
+            gateway.stack.handle_timers(now)
+        advertised = memoryview(bytearray(FRAME_MAX))
+        assert far.read_into(advertised)
+        assert all(pack(name) in bytes(advertised) for name in told6)
+        assert [pack(name) in bytes(advertised) for name in ("corp.example", "a.example")] == [
+            given6 is None,
+            False,
+        ]
+    finally:
+        gateway.close()
+        engine.close()
+        near.close()
+        far.close()

@@ -86,7 +86,7 @@ class DhcpServer:
             message.DNS: dns.packed,
             message.DOMAIN: settings.domain.encode(),
             message.MTU: mtu.to_bytes(2, "big"),
-            message.SEARCH: names.pack_all(settings.search),
+            message.SEARCH: names.pack_all(settings.search or ()),
             message.ROUTES: b"".join(_route(*each) for each in routes),
         }
         self._parameters = {code: value for code, value in parameters.items() if value}

@@ -50,15 +50,15 @@ class DhcpSettings:
     """What the DHCP server of a namespace gives its clients, beside what the subnet says.
 
     `lease_seconds`: how long a lease is, and at most what a client gets that asks for less or more; `INFINITE`
-    (0xffffffff) never ends.  `domain`: of the client.  `search`: the domains in which it looks up names.  `routes`:
-    networks, and through which address of the namespace's subnet they are reached; the default route goes without
-    saying.  `static`: who always gets which address, within the subnet, in the pool or not.  Raises `AddressError`
-    for what is none, ValueError for seconds out of range.
+    (0xffffffff) never ends.  `domain`: of the client.  `search`: the domains in which it looks up names; None: those
+    of the uplink.  `routes`: networks, and through which address of the namespace's subnet they are reached; the
+    default route goes without saying.  `static`: who always gets which address, within the subnet, in the pool or
+    not.  Raises `AddressError` for what is none, ValueError for seconds out of range.
     """
 
     lease_seconds: int = 86400
     domain: str = ""
-    search: tuple[str, ...] = ()
+    search: tuple[str, ...] | None = None
     routes: tuple[tuple[IPv4Network, IPv4Address], ...] = ()
     static: tuple[StaticLease, ...] = ()
 
@@ -69,7 +69,8 @@ class DhcpSettings:
             raise TypeError(f"search {self.search!r} is not a list of domains: write [{self.search!r}]")
         if self.domain:
             object.__setattr__(self, "domain", names.check(self.domain))
-        object.__setattr__(self, "search", tuple(map(names.check, self.search)))
+        if self.search is not None:
+            object.__setattr__(self, "search", tuple(map(names.check, self.search)))
         object.__setattr__(self, "routes", tuple(self.routes))
         object.__setattr__(self, "static", tuple(self.static))
         if len({each.address for each in self.static}) < len(self.static):
