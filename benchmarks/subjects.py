@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -43,6 +43,7 @@ PATIENCE = 15.0  # seconds to be ready in
 TRAFFIC = frozenset("bulk rr crr udp_rr udp_64 udp_1400 udp_gso".split())
 PEER = TRAFFIC | frozenset("forward memory idle start".split())
 OWN = PEER | {"heartbeat"}
+DROP_IN = frozenset("bulk rr udp_rr memory start".split())  # in all else it is as a worker is
 PEERS = ("slirp4netns", "pasta", "rootlesskit")
 
 
@@ -86,10 +87,12 @@ def find(binaries: Mapping[str, str]) -> list[Subject]:
         found.append(_netns_kit("loop", "trio"))
     paths = {name: binaries.get(name) or shutil.which(name) for name in PEERS}
     slirp, pasta, rootlesskit = (paths[name] for name in PEERS)
-    if slirp:
-        found.append(
-            Subject("slirp4netns", partial(_slirp4netns, slirp), PEER, cold=partial(_cold_slirp, slirp))
-        )
+    drop_in = (sys.executable, "-m", "netns_kit", "slirp4netns")
+    programs = {f"{OURS} slirp4netns": (drop_in, DROP_IN), "slirp4netns": ((slirp or "",), PEER)}
+    for name, (program, tasks) in programs.items():
+        if name != "slirp4netns" or slirp:
+            start, cold = partial(_slirp4netns, program), partial(_cold_slirp, program)
+            found.append(Subject(name, start, tasks, cold=cold))
     if pasta:
         found.append(Subject("pasta", partial(_pasta, pasta), PEER, cold=partial(_cold_pasta, pasta)))
     if rootlesskit and slirp:
@@ -179,12 +182,12 @@ def _enter(pid: int) -> tuple[str, ...]:
 
 
 @contextmanager
-def _slirp(path: str, holder: Child, *options: str) -> Iterator[Child]:
+def _slirp(program: Sequence[str], holder: Child, *options: str) -> Iterator[Child]:
     """slirp4netns, ready."""
     ready, theirs = os.pipe()
-    command = [path, "-c", f"--ready-fd={theirs}", "--exit-fd=0", *options, str(holder.pid), "tap0"]
+    command = [*program, "-c", f"--ready-fd={theirs}", "--exit-fd=0", *options, str(holder.pid), "tap0"]
     try:
-        with child(*command, pass_fds=[theirs]) as process:
+        with child(*command, pass_fds=[theirs], cwd=ROOT) as process:
             os.close(theirs)
             theirs = -1
             wait_readable(ready, PATIENCE)
@@ -198,11 +201,11 @@ def _slirp(path: str, holder: Child, *options: str) -> Iterator[Child]:
 
 
 @contextmanager
-def _slirp4netns(path: str, mtu: int) -> Iterator[Running]:
+def _slirp4netns(program: Sequence[str], mtu: int) -> Iterator[Running]:
     port = free_port()
     with tempfile.TemporaryDirectory() as directory, _holder() as holder:
         api = f"{directory}/api"
-        with _slirp(path, holder, f"--mtu={mtu}", f"--api-socket={api}") as process:
+        with _slirp(program, holder, f"--mtu={mtu}", f"--api-socket={api}") as process:
             _add_hostfwd(api, port)
             yield Running(_enter(holder.pid), process.pid, GATEWAY, (port, GUEST_PORT))
 
@@ -218,10 +221,12 @@ def _add_hostfwd(api: str, port: int) -> None:
         raise Failed(reply.decode(errors="replace"))
 
 
-def _cold_slirp(path: str) -> float:
-    began = time.perf_counter()
-    with _holder() as holder, _slirp(path, holder):
-        return time.perf_counter() - began
+def _cold_slirp(program: Sequence[str]) -> float:
+    """Until it says that it is ready, for a namespace that is there."""
+    with _holder() as holder:
+        began = time.perf_counter()
+        with _slirp(program, holder):
+            return time.perf_counter() - began
 
 
 _ADDRESSES = ("-a", GUEST, "-n", "24", "-g", GATEWAY)

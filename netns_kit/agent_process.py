@@ -29,6 +29,7 @@ import anyio.to_thread
 from netns_kit import diagnosis
 from netns_kit.errors import NamespaceGone, NotPrivileged
 from netns_kit.idmap import map_ranges
+from netns_kit.inotify import Watch
 
 __all__ = ["AgentProcess", "Asker", "Conversation", "Start"]
 
@@ -98,7 +99,7 @@ class Start:
     """Where an agent goes: its mode ("create", "attach", "current"), and what that mode needs.
 
     `ns` is the descriptor of a network namespace, `name` what to call it in an error, `process` the pidfd of
-    the process whose it is.
+    the process whose it is, `watch` for the path it was found at.
     """
 
     mode: str
@@ -106,6 +107,7 @@ class Start:
     ns: int | None = None
     name: str = ""
     process: int | None = None
+    watch: Watch | None = None
 
 
 class AgentProcess:

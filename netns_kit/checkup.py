@@ -27,7 +27,8 @@ from . import diagnosis
 from .diagnosis import Host
 from .errors import FeatureUnavailable, IdMapError, NetnsKitError
 from .idmap import map_ranges
-from .tap import OFFLOAD_BITS, OFFLOAD_SETS, TAP_FLAGS
+from .tap import OFFLOAD_BITS, OFFLOAD_SETS
+from .tun import TAP_FLAGS
 from .uplink import RESOLV_CONF, Uplink
 
 __all__ = ["Finding", "Report", "doctor", "examine"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -17,7 +16,9 @@ from netns_kit import __version__
 
 from .drivers import DriverName
 from .errors import NetnsKitError
-from .network import DEFAULT_MTU, Network
+from .gateway import raise_descriptor_limit
+from .namespace import Namespace
+from .network import DEFAULT_IFNAME, DEFAULT_MTU, Network
 from .ports import parse as parse_ports
 from .process import Process
 from .subnet import DEFAULT_CIDR, DEFAULT_CIDR6, Subnet6
@@ -36,47 +37,56 @@ _ALL_PORTS = "all"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status.  A command's own, or 128 plus the signal that ended it."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["doctor"]:
-        from .doctor_command import main as doctor
-
-        return doctor(words[1:])
     options = _parser().parse_args(_with_values(words))
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
         command = [os.environ.get("SHELL") or "/bin/sh"]
     try:
-        network = Network(
-            uplink=Uplink(
-                allow_host_loopback=_loopback(options.host_loopback),
-                bind4=options.bind4,
-                bind6=options.bind6,
-                device=options.device,
-                dns=options.dns,
-                dns_domains=_domains(options.dns_domain),
-                dns_search=options.dns_search,
-                dns_cache=not options.no_dns_cache,
-                udp_filtering=options.udp_filtering,
-            ),
-            driver=options.driver,
-            ports=[forward for spec in options.publish for forward in parse_ports(spec)],
-            subnet=options.cidr,
-            ipv6=_ipv6(options),
-            mtu=options.mtu,
-            queues=options.queues,
-            configure="link" if options.dhcp else True,
-            records=options.dns_record,
-        )
-        return anyio.run(_run, network, command)
+        return anyio.run(_run, network_from(options), command)
     except FileNotFoundError as error:
-        return _fail(NOT_FOUND, error)
+        return complain(NOT_FOUND, error)
     except (NetnsKitError, ValueError) as error:
-        return _fail(FAILED, error)
+        return complain(FAILED, error)
     except PermissionError as error:
-        return _fail(NOT_EXECUTABLE, error)
+        return complain(NOT_EXECUTABLE, error)
     except OSError as error:
-        return _fail(FAILED, error)
+        return complain(FAILED, error)
     except KeyboardInterrupt:  # before the command was there to have it
         return 128 + signal.SIGINT
+
+
+def network_from(
+    options: argparse.Namespace, namespace: Namespace | None = None, ifname: str = DEFAULT_IFNAME
+) -> Network:
+    """What `add_network_options` ask for."""
+    return Network(
+        uplink=Uplink(
+            allow_host_loopback=_loopback(options.host_loopback),
+            bind4=options.bind4,
+            bind6=options.bind6,
+            device=options.device,
+            dns=options.dns,
+            dns_domains=_domains(options.dns_domain),
+            dns_search=options.dns_search,
+            dns_cache=not options.no_dns_cache,
+            udp_filtering=options.udp_filtering,
+        ),
+        driver=options.driver,
+        ports=[forward for spec in options.publish for forward in parse_ports(spec)],
+        subnet=options.cidr,
+        ipv6=_ipv6(options),
+        ifname=ifname,
+        mtu=options.mtu,
+        queues=options.queues,
+        namespace=namespace,
+        configure="link" if options.dhcp else True,
+        records=options.dns_record,
+    )
+
+
+def with_value(word: str) -> str:
+    """A bare --host-loopback is for all ports."""
+    return f"{word}={_ALL_PORTS}" if word == "--host-loopback" else word
 
 
 def _with_values(words: list[str]) -> list[str]:
@@ -89,7 +99,7 @@ def _with_values(words: list[str]) -> list[str]:
     for word in rest:
         if word == "--" or not word.startswith("-"):
             return [*done, word, *rest]
-        done.append(f"{word}={_ALL_PORTS}" if word == "--host-loopback" else word)
+        done.append(with_value(word))
         if word in VALUED:
             done += [value for value in (next(rest, None),) if value is not None]
     return done
@@ -97,10 +107,8 @@ def _with_values(words: list[str]) -> list[str]:
 
 async def _run(network: Network, command: list[str]) -> int:
     async with network:
-        _raise_descriptor_limit()  # not the command's: that is the agent's child
-        for forward in await network.forwarder.list():
-            if forward not in network.ports:  # it was asked for as port 0
-                print(f"netns-kit: {forward}", file=sys.stderr, flush=True)
+        raise_descriptor_limit()  # not the command's: that is the agent's child
+        await tell_ports(network)
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP, *TYPED) as signals:
             process = await network.popen(command, stdin=None, stdout=None, stderr=None)
             async with process, anyio.create_task_group() as tasks:
@@ -110,10 +118,11 @@ async def _run(network: Network, command: list[str]) -> int:
     return status if status >= 0 else 128 - status
 
 
-def _raise_descriptor_limit() -> None:
-    """Each flow has a descriptor, and here is nobody else to want them."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+async def tell_ports(network: Network) -> None:
+    """Those that were asked for as port 0."""
+    for forward in await network.forwarder.list():
+        if forward not in network.ports:
+            print(f"netns-kit: {forward}", file=sys.stderr, flush=True)
 
 
 async def _pass_on(signals: AsyncIterator[signal.Signals], process: Process) -> None:
@@ -137,7 +146,8 @@ def _in_foreground() -> bool:
         os.close(terminal)
 
 
-def _fail(status: int, error: Exception) -> int:
+def complain(status: int, error: Exception) -> int:
+    """Say so; the exit status."""
     print(f"netns-kit: {error}", file=sys.stderr)
     return status
 
@@ -176,6 +186,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"netns-kit {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("doctor", help="what this host allows, and what would put it right")
+    commands.add_parser("attach", help="give connectivity to an existing namespace")
+    commands.add_parser("slirp4netns", help="be slirp4netns, for podman, rootlesskit and others")
     run = commands.add_parser(
         "run",
         allow_abbrev=False,
@@ -186,6 +198,15 @@ def _parser() -> argparse.ArgumentParser:
         epilog="The exit status is the command's; 128+N if signal N ended it; 125 if netns-kit failed, 126 if the "
         "command cannot be executed, 127 if it is not found.",
     )
+    add_network_options(run)
+    run.add_argument(
+        "command", nargs=argparse.REMAINDER, help="the command and its arguments; default: a shell"
+    )
+    return parser
+
+
+def add_network_options(run: argparse.ArgumentParser) -> None:
+    """What the namespace's network is like."""
     run.add_argument(
         "-p",
         "--publish",
@@ -268,7 +289,3 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--bind4", metavar="ADDRESS", help="source address of outgoing connections")
     run.add_argument("--bind6", metavar="ADDRESS", help="the same for IPv6")
     run.add_argument("--device", metavar="NAME", help="interface that outgoing connections are bound to")
-    run.add_argument(
-        "command", nargs=argparse.REMAINDER, help="the command and its arguments; default: a shell"
-    )
-    return parser

@@ -456,6 +456,12 @@ def _advertisement(subnet: Subnet6 | None, search: tuple[str, ...]) -> Advertise
     )
 
 
+def raise_descriptor_limit() -> None:
+    """For a process that has nobody else to want them: each flow has one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def _most_descriptors() -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(soft - RESERVE, soft // 2)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -44,12 +45,14 @@ from netns_kit.errors import (
     SysctlError,
 )
 from netns_kit.guard import Guard
+from netns_kit.inotify import Watch
 from netns_kit.process import Command, Process, StandardStream, Word, open_process
 
 __all__ = ["Address", "Link", "Namespace", "OpenedTap", "Route"]
 
 Ids = Literal["root", "same", "subids"]
 
+_PROC = re.compile(r"/proc/([0-9]+)/ns/net")
 MAIN_TABLE = 254  # RT_TABLE_MAIN
 NETLINK_ROUTE = 0
 
@@ -138,8 +141,8 @@ class Namespace:
         """An existing network namespace: that of a process, or a path or descriptor of one (/run/netns/x).
 
         Exactly one is given; a descriptor stays the caller's and must be open until the block is entered.
-        The user namespace that owns it is joined first.  By `pid`, the block ends with NamespaceGone when the
-        process does.
+        The user namespace that owns it is joined first.  The block ends with NamespaceGone when the process does, of
+        `pid` or of a `path` in /proc, or when the path leads there no more, as after `ip netns delete`.
 
         Entering raises NamespaceGone if there is no such process, NotPrivileged, FileNotFoundError, or
         OSError with EINVAL for what is not a network namespace; cancelled, it leaves nothing.
@@ -152,9 +155,7 @@ class Namespace:
                 return _of_process(pid, stack)
             if path is None:
                 return Start("attach", ns=fd, name=f"of descriptor {fd}")
-            opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            stack.callback(os.close, opened)
-            return Start("attach", ns=opened, name=os.fspath(path))
+            return _at_path(os.fspath(path), stack)
 
         return cls(start)
 
@@ -176,6 +177,8 @@ class Namespace:
             self._guard.start_soon(self._agent.watch)
             if start.process is not None:
                 self._guard.start_soon(self._watch_process, start.process)
+            if start.watch is not None:
+                self._guard.start_soon(self._watch_path, start.watch)
             self._held = held.pop_all()
         return self
 
@@ -191,6 +194,11 @@ class Namespace:
     async def _watch_process(self, pidfd: int) -> None:
         await anyio.wait_readable(pidfd)
         raise self._agent.lost("the process whose namespace it was has ended")
+
+    async def _watch_path(self, watch: Watch) -> None:
+        while watch.is_there():
+            await anyio.wait_readable(watch)
+        raise self._agent.lost("the path of the namespace is gone")
 
     @property
     def pid(self) -> int:
@@ -500,6 +508,19 @@ def _of_process(pid: int, stack: ExitStack) -> Start:
             f"may not inspect process {pid}", fix="be root, or the user it runs as", errno=exc.errno
         ) from exc
     return Start("attach", ns=ns, name=f"of process {pid}", process=process)
+
+
+def _at_path(path: str, stack: ExitStack) -> Start:
+    """The namespace at a path, which is watched; from the end of whose process /proc tells nothing."""
+    if of_process := _PROC.fullmatch(path):
+        return _of_process(int(of_process[1]), stack)
+    opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    stack.callback(os.close, opened)
+    if path.startswith("/proc/"):
+        return Start("attach", ns=opened, name=path)
+    watch = Watch(path)
+    stack.callback(watch.close)
+    return Start("attach", ns=opened, name=path, watch=watch)
 
 
 def _address(host: str | IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:

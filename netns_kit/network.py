@@ -26,6 +26,7 @@ from .userstack import Configure, Layer, UserStack
 
 DEFAULT_MTU = 1500
 HOSTS = "/etc/hosts"
+DEFAULT_IFNAME = "tap0"
 
 
 class Options(TypedDict, total=False):
@@ -48,8 +49,9 @@ class Network:
             await net.run(["curl", "http://example.com"])
 
     `ports` are forwarded from the start (see `netns_kit.ports`).  `namespace` is one of the caller's making, not
-    entered yet; by default a new one.  `name` is that of its address, one more of `records`.  The rest is as for
-    `UserStack` and `TapDevice`.  The parts are there as `namespace`, `tap`, `stack` and `forwarder`.
+    entered yet; by default a new one.  `ifname` is the name of its interface, `name` that of its address, one more
+    of `records`.  The rest is as for `UserStack` and `TapDevice`.  The parts are there as `namespace`, `tap`, `stack`
+    and `forwarder`.
 
     Entering is ready when it returns: address, route, DNS and ports work.  It raises what its parts raise, and leaves
     nothing behind then or when cancelled.  Bad ports, addresses and sizes raise before anything is made.
@@ -62,6 +64,7 @@ class Network:
         ports: Iterable[str | PortForward] = (),
         subnet: str = DEFAULT_CIDR,
         ipv6: bool | Subnet6 = False,
+        ifname: str = DEFAULT_IFNAME,
         mtu: int = DEFAULT_MTU,
         queues: int = 1,
         namespace: Namespace | None = None,
@@ -76,7 +79,7 @@ class Network:
         if isinstance(ports, str):
             raise TypeError(f"ports {ports!r} is not a list of ports: write [{ports!r}]")
         self.namespace = namespace or Namespace.create()
-        self.tap = TapDevice.open(self.namespace, mtu=mtu, queues=queues)
+        self.tap = TapDevice.open(self.namespace, ifname, mtu=mtu, queues=queues)
         if name is not None:
             records = [*_named(name, Subnet.parse(subnet, ipv6)), *records]
         self.stack = UserStack(

@@ -167,13 +167,18 @@ class Missing(Exception):
     """Why a layer is not on."""
 
 
-def enter(readable: Iterable[str] = ()) -> dict[str, str]:
-    """Lay every layer that can be laid; each one's name, with "on" or why it is not.  For the rest of this process.
+LAYERS = ("core", "dumpable", "capabilities", "no_new_privs", "landlock", "seccomp")
+
+
+def enter(readable: Iterable[str] = (), layers: Iterable[str] = LAYERS) -> dict[str, str]:
+    """Lay every one of `layers` that can be laid; each one's name, with "on" or why it is not.  For the rest of
+    this process.
 
     `readable` are the files that will be read, anew whenever they change; so what lies beside and below them can be
     read too.
     """
-    layers: dict[str, Callable[[], None]] = {
+    report = dict.fromkeys(LAYERS, "not asked for")
+    lay: dict[str, Callable[[], None]] = {
         "core": _no_core,
         "dumpable": _not_dumpable,
         "capabilities": _no_capabilities,
@@ -181,10 +186,9 @@ def enter(readable: Iterable[str] = ()) -> dict[str, str]:
         "landlock": lambda: _few_files(readable),
         "seccomp": lambda: _few_calls(files=report["landlock"] == ON),
     }
-    report: dict[str, str] = {}
-    for name, lay in layers.items():
+    for name in sorted(layers, key=LAYERS.index):
         try:
-            lay()
+            lay[name]()
             report[name] = ON
         except (Missing, OSError) as error:
             report[name] = str(error)

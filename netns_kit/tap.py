@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING
 from netns_kit.errors import AddressError, NetnsKitError, NotImportable, TunUnavailable
 from netns_kit.impairment import BadLink, Impairment
 from netns_kit.stack.offloads import Offloads
+from netns_kit.tun import GUEST_QUEUE, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, TAP_FLAGS
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from netns_kit.namespace import Namespace
 
 # linux/if_tun.h
-IFF_TAP, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x0100, 0x1000, 0x4000
 _TUNGETIFF, _TUNSETOFFLOAD, _TUNSETVNETHDRSZ = 0x800454D2, 0x400454D0, 0x400454D8
 _FPROG = struct.Struct("HP")  # struct sock_fprog
 _TUNATTACHFILTER, _TUNDETACHFILTER = 0x400054D5 | _FPROG.size << 16, 0x400054D6 | _FPROG.size << 16
@@ -56,8 +56,6 @@ _SIOCGIFHWADDR = 0x8927
 _CSUM, _TSO4, _TSO6, _TSO_ECN, _USO4, _USO6 = OFFLOAD_BITS = 0x01, 0x02, 0x04, 0x08, 0x20, 0x40
 _IFREQ = struct.Struct("16sH22x")
 
-TAP_FLAGS = (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, IFF_TAP | IFF_NO_PI)
-"""How a tap is opened, best first."""
 _TSO = _CSUM | _TSO4 | _TSO6
 OFFLOAD_SETS = (_TSO | _TSO_ECN | _USO4 | _USO6, _TSO | _TSO_ECN, _TSO, _CSUM, 0)
 """The TUN_F_ words given to TUNSETOFFLOAD, best first; USO is in Linux since 6.2."""
@@ -69,9 +67,6 @@ FRAME_MAX = VNET_HEADER + ETHERNET_HEADER + 4 + 0xFFFF
 """No frame is longer, vnet header and VLAN tag included: the size of a buffer for `TapDevice.read_into`."""
 QUEUES_MAX = 64
 MTU_MIN, MTU_MAX, TAP_MTU_MAX = 68, 0xFFFF, 0xFFFF - ETHERNET_HEADER
-GUEST_QUEUE = 16384
-"""Packets the guest's kernel keeps for us while we are busy; of the usual 1000 it drops ACKs by the thousand when
-hundreds of connections receive at once."""
 TX_QUEUE = 1000
 """Frames kept for a device that pushes back."""
 _SEND_BUFFER = 4 << 20

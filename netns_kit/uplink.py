@@ -99,8 +99,8 @@ class Uplink:
     """Flows leave through sockets of the process that runs the stack.
 
     `allow_host_loopback`: whether the gateway's address means the host's loopback, 127.0.0.1 and of IPv6 ::1: no (the
-    default), yes, or these ports only.  `bind4`, `bind6`: source address of outgoing sockets; `device`: the interface
-    they are bound to.
+    default), yes, or these ports only.  `bind4`, `bind6`: source address of outgoing sockets, or the name of an
+    interface, for the first that it has now; `device`: the interface they are bound to.
 
     `dns`: the resolvers behind the namespace's DNS address, `ADDRESS[:PORT]`; by default those of the host's
     resolv.conf, followed when it changes; empty: none, and only names of our own are resolved (see
@@ -149,7 +149,10 @@ class Uplink:
         _check_plain("policy", policy)
         _check_plain("dns_hook", dns_hook)
         self._loopback = _ports(allow_host_loopback)
-        self._bind = {socket.AF_INET: _address(bind4, 4), socket.AF_INET6: _address(bind6, 6)}
+        self._bind = {
+            socket.AF_INET: None if bind4 is None else source_address(bind4, 4),
+            socket.AF_INET6: None if bind6 is None else source_address(bind6, 6),
+        }
         if device is not None and not 0 < len(device.encode()) < 16:
             raise AddressError(f"device={device!r}: expected the name of an interface, 1 to 15 bytes")
         self._device = device
@@ -355,16 +358,21 @@ def _ports(allowed: object) -> bool | frozenset[int]:
     return ports
 
 
-def _address(text: str | None, version: int) -> str | None:
-    if text is None:
-        return None
+def source_address(text: str, version: int) -> str:
+    """An address to send from, given as such or by the name of an interface that has one.  Raises `AddressError`."""
     try:
         address = ip_address(text)
     except ValueError:
-        address = None
-    if address is None or address.version != version:
-        raise AddressError(f"bind{version}={text!r}: expected an IPv{version} address of the host")
-    return str(address)
+        from .interfaces import first_address
+
+        found = first_address(text, version)
+    else:
+        found = str(address) if address.version == version else None
+    if found is None:
+        raise AddressError(
+            f"bind{version}={text!r}: expected an IPv{version} address of the host, or an interface that has one"
+        )
+    return found
 
 
 @lru_cache(maxsize=1024)

@@ -24,7 +24,6 @@ import faulthandler
 import io
 import os
 import pickle
-import resource
 import socket
 import sys
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ from .dhcp import DhcpSettings
 from .dns import records
 from .engine import IN, OUT, Engine
 from .errors import NetnsKitError, NotImportable
-from .gateway import Gateway
+from .gateway import Gateway, raise_descriptor_limit
 from .peers import Peers
 from .plain import Failure, decode, dump, load
 from .stack import Limits
@@ -124,8 +123,7 @@ def _serve(channel: Channel, owner: int) -> None:
     with io.FileIO(0, closefd=False) as given:
         order: Order = pickle.loads(given.readall())
     start = order.unpack()
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each flow has one, and nobody else wants them
+    raise_descriptor_limit()
     engine = Engine()
     gateway = Gateway(
         engine,

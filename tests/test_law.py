@@ -192,7 +192,7 @@ def test_imports_keep_the_law(file: str) -> None:
         ("tap.py", "from netns_kit import TapDevice", "not below"),
         ("tap.py", "import netns_kit.tap", "not below"),
         ("tap.py", "import netns_kit.nowhere", "not in the list"),
-        ("network.py", "from netns_kit.agent import main", "no module"),
+        ("network.py", "from netns_kit.agent import main", "only in"),
         ("agent.py", "from netns_kit.errors import NetnsError", "stands alone"),
         ("stack/stack.py", "from netns_kit.errors import NetnsError", "is pure"),
         ("stack/stack.py", "from ..errors import NetnsError", "is pure"),
@@ -256,8 +256,40 @@ def test_every_public_name_is_defined_once() -> None:
 
 
 def test_importing_the_package_is_cheap() -> None:
-    code = "import sys, netns_kit; print(*{'asyncio', 'dnslib', 'pyroute2', 'trio'} & sys.modules.keys())"
-    child = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    names = "import netns_kit; print([name for name in sys.modules if name.startswith('netns_kit.')])"
+    assert loaded(names) == "[]"
+    everything = (
+        "from netns_kit import *; print({'asyncio', 'dnslib', 'pyroute2', 'trio'} & sys.modules.keys())"
     )
-    assert child.stdout.split() == []
+    assert loaded(everything) == "set()"
+
+
+def test_the_command_that_callers_wait_for_imports_little() -> None:
+    code = """
+import netns_kit.slirp4netns, netns_kit.hostfwd, netns_kit.fetch, netns_kit.sandbox, netns_kit.pump
+print({"anyio", "argparse", "asyncio", "dnslib", "subprocess"} & sys.modules.keys())
+"""
+    assert loaded(code) == "set()"
+
+
+def loaded(code: str) -> str:
+    """What `code` prints in an interpreter of its own."""
+    command = [sys.executable, "-c", f"import sys\n{code}"]
+    child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    return child.stdout.strip()
+
+
+def test_each_public_name_is_where_the_package_looks_for_it() -> None:
+    package = import_module(PACKAGE)
+    tree = ast.parse((ROOT / PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    for_checkers = {
+        (node.module, alias.name)
+        for block in tree.body
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    homes = {(home, name) for home, names in vars(package)["_HOMES"].items() for name in names}
+    assert for_checkers == homes
+    assert {name for _, name in homes} == set(package.__all__)

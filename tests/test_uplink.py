@@ -227,7 +227,13 @@ def test_what_is_no_endpoint_either(text: str) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"bind4": "::1"}, {"bind4": "eth0"}, {"bind4": ""}, {"bind6": "127.0.0.1"}, {"dns": ["resolver"]}],
+    [
+        {"bind4": "::1"},
+        {"bind4": "no-such-device"},
+        {"bind4": ""},
+        {"bind6": "127.0.0.1"},
+        {"dns": ["resolver"]},
+    ],
 )
 def test_bad_addresses_are_refused_at_once(options: dict[str, str]) -> None:
     with pytest.raises(AddressError):

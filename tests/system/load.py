@@ -20,7 +20,8 @@ from netns_kit import Forwarder, Namespace, TapDevice, Uplink, UserStack
 from netns_kit.drivers import DriverName
 from netns_kit.impairment import Impairment
 from netns_kit.stack import Limits
-from netns_kit.tap import GUEST_QUEUE, TAP_FLAGS, ImpairedTap
+from netns_kit.tap import ImpairedTap
+from netns_kit.tun import GUEST_QUEUE, TAP_FLAGS
 
 LONG = bool(os.environ.get("NETNS_KIT_LONG"))
 GATEWAY, RESOLVER, GUEST = "10.0.2.2", "10.0.2.3", "10.0.2.100"

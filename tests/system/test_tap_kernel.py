@@ -18,7 +18,8 @@ from netns_kit.errors import AddressError, TunUnavailable
 from netns_kit.impairment import Impairment
 from netns_kit.namespace import Namespace
 from netns_kit.stack.offloads import Offloads
-from netns_kit.tap import FRAME_MAX, GUEST_QUEUE, OFFLOAD_SETS, TAP_FLAGS, DeviceGone, TapDevice
+from netns_kit.tap import FRAME_MAX, OFFLOAD_SETS, DeviceGone, TapDevice
+from netns_kit.tun import GUEST_QUEUE, TAP_FLAGS
 from tests.support import needs, needs_tun
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]

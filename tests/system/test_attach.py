@@ -1,0 +1,207 @@
+"""`netns-kit attach`: connectivity for a namespace that was there before, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from netns_kit import Namespace, NamespaceGone
+from netns_kit.cli import FAILED
+from tests.servers import bounded, closed_port, tcp_server
+from tests.support import ROOT, needs, needs_tun
+from tests.system.slirp import SECONDS, Held, Slirp, held, slirp
+from tests.system.test_slirp4netns import hello, server_inside
+
+pytestmark = pytest.mark.usefixtures("leaks")
+
+ATTACH = (sys.executable, "-m", "netns_kit", "attach")
+
+
+@contextmanager
+def attached(*words: str) -> Iterator[tuple[Held, Slirp]]:
+    with held() as ns, slirp("--host-loopback", *words, str(ns.pid), program=ATTACH) as running:
+        said = running.ready()
+        assert said == b"1", running.output()
+        yield ns, running
+
+
+def attach(*words: str) -> subprocess.CompletedProcess[str]:
+    """It fails before it is ready."""
+    return subprocess.run(
+        [*ATTACH, *words], cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+
+
+def links(ns: Held) -> set[str]:
+    return {link["ifname"] for link in json.loads(ns.run("ip", "-j", "link"))}
+
+
+def test_a_process_has_connectivity_until_the_exit_pipe_is_closed() -> None:
+    with attached() as (ns, running), tcp_server(hello) as port:
+        assert ns.connect("10.0.2.2", port) == "hello"
+        running.say(b"x")
+        assert ns.connect("10.0.2.2", port) == "hello"
+        assert running.leave() == 0
+        assert links(ns) == {"lo"}
+        assert running.output() == ("", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_is_an_orderly_end(number: signal.Signals) -> None:
+    with attached() as (ns, running):
+        running.process.send_signal(number)
+        assert running.process.wait(SECONDS) == 0
+        assert running.output() == ("", "")
+        assert links(ns) == {"lo"}
+
+
+def test_a_signal_before_it_is_ready_leaves_nothing() -> None:
+    with held() as ns, slirp(str(ns.pid), program=ATTACH) as running:
+        while not os.path.exists(f"/proc/{running.pid}/task/{running.pid}/children"):
+            pass
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(SECONDS) in (0, -signal.SIGTERM)
+        assert links(ns) == {"lo"}
+
+
+def test_it_ends_with_the_process() -> None:
+    with attached() as (ns, running):
+        os.kill(ns.pid, signal.SIGKILL)
+        assert running.process.wait(SECONDS) == 0
+        assert "has ended" in running.output()[1]
+
+
+def test_a_path_of_proc_is_its_process() -> None:
+    with held() as ns, slirp(ns.path, program=ATTACH) as running:
+        assert running.ready() == b"1"
+        os.kill(ns.pid, signal.SIGKILL)
+        assert running.process.wait(SECONDS) == 0
+
+
+def test_what_it_is_told_is_what_is_there(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    port = closed_port()
+    words = f"--ifname=eth7 --mtu=9000 --cidr=10.9.0.0/24 -p 127.0.0.1:{port}:80 --ipv6 --pid-file={pid_file}"
+    with attached(*words.split()) as (ns, running):
+        assert pid_file.read_text() == f"{running.pid}\n"
+        [link] = json.loads(ns.run("ip", "-j", "address", "show", "eth7"))
+        assert link["mtu"] == 9000
+        assert {each["local"] for each in link["addr_info"]} >= {"10.9.0.100", "fd00::100"}
+        with server_inside(ns), socket.create_connection(("127.0.0.1", port), timeout=SECONDS) as sock:
+            assert sock.recv(100) == b"10.9.0.2"
+        assert running.leave() == 0
+    assert not pid_file.exists()
+
+
+def test_two_of_them_by_different_names() -> None:
+    with attached() as (ns, _):
+        words = ["--ifname=tap1", "--cidr=10.0.3.0/24", str(ns.pid)]
+        with slirp(*words, program=ATTACH) as second:
+            assert second.ready() == b"1"
+            assert links(ns) == {"lo", "tap0", "tap1"}
+            assert second.leave() == 0
+        assert links(ns) == {"lo", "tap0"}
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["999999999"], "there is no such process"),
+        (["/nonexistent"], "/nonexistent"),
+        (["/etc/passwd"], "not a network namespace"),
+        (["--mtu=1", "1"], "no such MTU"),
+        (["-p", "x", "1"], "cannot be understood"),
+    ],
+)
+def test_what_fails_is_told(words: list[str], text: str) -> None:
+    needs_tun()
+    done = attach(*words)
+    assert done.returncode == FAILED
+    assert done.stderr.startswith("netns-kit: ")
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_taken_is_told() -> None:
+    with held() as ns, socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        done = attach("-p", f"127.0.0.1:{port}:80", str(ns.pid))
+        assert (done.returncode, f"127.0.0.1:{port}/tcp is taken" in done.stderr) == (FAILED, True)
+        assert links(ns) == {"lo"}
+
+
+def test_a_descriptor_that_is_not_open_is_told() -> None:
+    done = attach("--ready-fd=99", "1")
+    assert (done.returncode, "descriptor 99: Bad file descriptor" in done.stderr) == (2, True)
+
+
+# -- by a path, which goes ------------------------------------------------------------------------------
+
+BIND = """
+import ctypes, os, subprocess, sys
+libc = ctypes.CDLL(None, use_errno=True)
+path, *command = sys.argv[1:]
+open(path, "w").close()
+holder = subprocess.Popen(["unshare", "--net", "cat"], stdin=subprocess.PIPE)
+while os.readlink(f"/proc/{holder.pid}/ns/net") == os.readlink("/proc/self/ns/net"):
+    os.sched_yield()
+assert libc.mount(f"/proc/{holder.pid}/ns/net".encode(), path.encode(), None, 0x1000, None) == 0  # MS_BIND
+holder.kill(), holder.wait()
+ready, writing = os.pipe()
+attach = subprocess.Popen([*command, f"--ready-fd={writing}", path], pass_fds=[writing])
+os.close(writing)
+assert os.read(ready, 1) == b"1"
+open(path + ".other", "w").close()
+os.unlink(path + ".other")
+assert attach.poll() is None, "another file's end is not ours"
+assert libc.umount2(path.encode(), 2) == 0  # MNT_DETACH
+assert attach.poll() is None
+os.unlink(path)
+print(attach.wait(30))
+"""
+
+
+def test_it_ends_when_the_path_is_gone(tmp_path: Path) -> None:
+    """As by `ip netns delete`, here in a mount namespace of our own."""
+    needs("unshare")
+    needs_tun()
+    command = ["unshare", "--user", "--map-root-user", "--mount", sys.executable, "-c", BIND]
+    done = subprocess.run(
+        [*command, str(tmp_path / "ns"), *ATTACH],
+        cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+    assert "the path of the namespace is gone" in done.stderr
+
+
+@pytest.mark.anyio
+@bounded
+async def test_a_link_to_a_namespace_is_a_path_of_it(tmp_path: Path) -> None:
+    with held() as ns:
+        link = tmp_path / "ns"
+        link.symlink_to(ns.path)
+        with pytest.raises(NamespaceGone, match="the path of the namespace is gone"):
+            await until_gone(link, link.unlink)
+
+
+@pytest.mark.anyio
+@bounded
+async def test_the_block_of_a_namespace_by_a_path_of_proc_ends_with_the_process() -> None:
+    with held() as ns, pytest.raises(NamespaceGone, match="has ended"):
+        await until_gone(Path(ns.path), lambda: os.kill(ns.pid, signal.SIGKILL))
+
+
+async def until_gone(path: Path, end: Callable[[], object]) -> None:
+    async with Namespace.attach(path=path):
+        end()
+        await anyio.sleep_forever()
