@@ -74,7 +74,7 @@ Connectivity for a network namespace, by netns_kit's own TCP/IP stack.
 --enable-seccomp         have few system calls
 --outbound-addr=IPv4     send from this address, or from that of an interface of this name
 --outbound-addr6=IPv6    the same for IPv6
---disable-dns            resolve no names
+--disable-dns            ask none of the host's resolvers
 --macaddress=MAC         of the interface (only with -c)
 --target-type=TYPE       netns, or bess: PATH is a SOCK_SEQPACKET socket to listen at (default=netns)
 -h, --help               show this and exit
