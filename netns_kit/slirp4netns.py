@@ -16,6 +16,7 @@ Where the original stops, crashes or spins this does not: an API client that say
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import socket
@@ -124,6 +125,8 @@ def executable() -> NoReturn:
 def main(words: Sequence[str], program: str) -> NoReturn:
     """Be slirp4netns, with these arguments."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+        sys.stdout.reconfigure(line_buffering=False, write_through=False)  # whatever PYTHONUNBUFFERED says
     status = run(words, program)
     with suppress(OSError):
         sys.stdout.flush()

@@ -519,8 +519,9 @@ def test_what_is_asked_for_is_on(words: list[str]) -> None:
         if "--enable-sandbox" in words:
             assert not int(now["CapEff"], 16) & ~allowed
             assert not int(now["CapPrm"], 16) & ~allowed
-            with pytest.raises(PermissionError):
-                os.readlink(f"/proc/{running.pid}/root")
+            if os.geteuid() != 0:  # from whom nobody can hide
+                with pytest.raises(PermissionError):
+                    os.readlink(f"/proc/{running.pid}/root")
 
 
 IN_A_HOST_OF_ITS_OWN = """
