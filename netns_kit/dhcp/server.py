@@ -16,6 +16,9 @@ server name too.
 Where to (4.1): to the relay agent, if one has sent it; to the client's address, if it has one and hears of good; to
 all, if it asks for that or hears of bad; else to the address it is to have, at its link address.
 
+Who asks from another port than a client's or a relay's is nobody's client: it takes privilege in the namespace to
+have one, as it takes to give an interface the address.  Programs without could else have ports forwarded elsewhere.
+
 What is malformed, for others, or not to be answered is counted in `dropped`, by reason.
 """
 
@@ -96,6 +99,8 @@ class DhcpServer:
     ) -> tuple[Reply, ...]:
         """The answer to a client's datagram, if there is one.  Never raises."""
         try:
+            if port not in (CLIENT_PORT, SERVER_PORT):
+                raise BadMessage("port")
             request = parse(payload)
             room = self._room(request)
             answer = self._answer(request, now)

@@ -85,6 +85,8 @@ class Dhcp6Server:
     ) -> tuple[Reply, ...]:
         """The answer to a client's datagram, if there is one.  Never raises."""
         try:
+            if port != CLIENT_PORT:  # see `netns_kit.dhcp.server`
+                raise BadMessage("port")
             request = parse(payload)
             answer = self._answer(request, mac, destination == ALL_SERVERS.packed, now)
         except BadMessage as bad:

@@ -432,6 +432,13 @@ def test_who_talks_to_us_alone_too_early_is_not_answered(kind: int) -> None:
     assert me.server.dropped == {"unicast": 1}
 
 
+def test_only_who_may_have_the_clients_port_is_a_client() -> None:
+    dhcp = server()
+    for port in (0, 547, 40000):
+        assert dhcp.answer(HEAD, CLIENT.packed, port, MAC, ALL_SERVERS.packed, 0) == ()
+    assert dhcp.dropped == {"port": 3}
+
+
 @given(st.one_of(st.binary(max_size=300), st.binary(max_size=200).map(lambda tail: HEAD + tail)))
 def test_hostile_bytes_raise_one_exception(data: bytes) -> None:
     with suppress(BadMessage):

@@ -433,6 +433,16 @@ def test_whatever_is_sent_is_answered_once_or_counted(
 def test_hostile_bytes_are_counted(data: bytes) -> None:
     dhcp = server()
     assert dhcp.answer(data, bytes(4), 68, MAC, b"\xff" * 4, 0) == ()
+
+
+@pytest.mark.parametrize("port", [0, 66, 69, 1024, 40000])
+def test_only_who_may_have_the_clients_port_is_a_client(port: int) -> None:
+    """Any program inside can send from others."""
+    dhcp = server()
+    message = Message(m.REQUEST, 7, MAC, options={m.TYPE: bytes((m.DISCOVER,))})
+    assert dhcp.answer(message.pack(), bytes(4), port, MAC, b"\xff" * 4, 0) == ()
+    assert dhcp.dropped == {"port": 1}
+    assert dhcp.leases.list(0) == ()
     assert sum(dhcp.dropped.values()) == 1
 
 

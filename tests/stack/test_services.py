@@ -58,9 +58,16 @@ class Served(Guest):
 
 
 def asking(
-    source: bytes, to: bytes, payload: bytes, mac: bytes, ttl: int = 64, port: int = PORT, vnet: bool = False
+    source: bytes,
+    to: bytes,
+    payload: bytes,
+    mac: bytes,
+    ttl: int = 64,
+    port: int = PORT,
+    vnet: bool = False,
+    source_port: int = GUEST_PORT,
 ) -> bytes:
-    layer4 = udp.HEADER.pack(GUEST_PORT, port, 8 + len(payload), 0) + payload
+    layer4 = udp.HEADER.pack(source_port, port, 8 + len(payload), 0) + payload
     data = packet(source + to, ip.UDP, layer4, sum_at=6, ttl=ttl, vnet=vnet)
     at = 10 if vnet else 0
     return data[:at] + mac + data[at + 6 :]
@@ -201,7 +208,7 @@ def test_a_lease_over_the_link() -> None:
     ) -> message.Message:
         options = {message.TYPE: bytes((kind,)), **options}
         asked = message.Message(message.REQUEST, 1, GUEST_MAC, ciaddr=IPv4Address(source), options=options)
-        guest.gives(asking(source, to, asked.pack(), mac, port=67))
+        guest.gives(asking(source, to, asked.pack(), mac, port=67, source_port=68))
         sent = guest.taken()
         assert sent.packet.addresses == GATEWAY[4] + bytes([10, 0, 2, 15])
         assert udp.HEADER.unpack_from(sent.packet.payload)[:2] == (67, 68)
@@ -232,7 +239,9 @@ def test_a_lease_of_ipv6_over_the_link() -> None:
 
     def exchange(kind: int, *options: message6.Option) -> message6.Message6:
         asked = message6.Message6(kind, b"xid", [duid, *options])
-        guest.gives(asking(client, EVERYBODY[6], asked.pack(), GROUP_MAC[6], ttl=1, port=547))
+        guest.gives(
+            asking(client, EVERYBODY[6], asked.pack(), GROUP_MAC[6], ttl=1, port=547, source_port=546)
+        )
         sent = guest.taken()
         assert sent.packet.addresses == ours.packed + client
         assert udp.HEADER.unpack_from(sent.packet.payload)[:2] == (547, 546)
