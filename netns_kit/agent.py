@@ -413,6 +413,12 @@ def make_room(path: str) -> None:
     tmpfs that has everything else of the old one, by links and bind mounts.
     """
     directory, name = os.path.split(os.path.abspath(path))
+    if directory == "/" or directory.split("/")[1] in {
+        "proc",
+        "sys",
+        "dev",
+    }:  # all is in those, or is no file
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     try:
         old = f"/proc/self/fd/{os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)}"
     except OSError as exc:

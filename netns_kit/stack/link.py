@@ -150,10 +150,10 @@ class Link:
             question = ndp.pack(ndp.Neighbour(ndp.SOLICITATION, 0, address, self.mac))
             self.send_ndp(ndp.group_mac(group), self.speaker(address) + group, question)
 
-    def arp_arrives(self, frame: memoryview) -> None:
-        """Answers a request for one of our addresses, and learns the sender's."""
+    def arp_arrives(self, frame: memoryview, *, answered: bool = False) -> None:
+        """Answers a request for one of our addresses, unless another has `answered`, and learns the sender's."""
         packet = arp.parse(frame)
-        if packet.target in self.own and packet.operation == arp.REQUEST:
+        if packet.target in self.own and packet.operation == arp.REQUEST and not answered:
             reply = arp.Arp(arp.REPLY, self.mac, packet.target, packet.sender_mac, packet.sender)
             self._send_arp(packet.sender_mac, reply)
         if packet.sender != bytes(4):  # RFC 5227: probing, it has no address yet

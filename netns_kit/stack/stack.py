@@ -223,7 +223,8 @@ class Stack:
         if kind == ethernet.IPV4:
             packet = ip.parse_ipv4(frame[at + ethernet.SIZE :])
         elif kind == ethernet.ARP:
-            self.link.arp_arrives(frame[at + ethernet.SIZE :])
+            told = self.steering is not None and self.steering.hops > 0
+            self.link.arp_arrives(frame[at + ethernet.SIZE :], answered=told)
             if self.steering is not None:
                 self.steering.tell(frame)
             return

@@ -18,14 +18,14 @@ from .user import DatagramUser, IcmpError, Refusal
 from .wire import checksum, ip, udp, virtio
 
 if TYPE_CHECKING:
-    from collections import OrderedDict
+    from collections import Counter, OrderedDict
 
     from .limits import Limits
     from .link import Link
     from .timers import Timers
 
 ONE_SHOT = frozenset({53})  # ports of such protocols: DNS
-MAX_PAYLOAD = 65507  # of one datagram over IPv4; IPv6 would take 20 more
+MAX_PAYLOAD, MAX_PAYLOAD6 = 65507, 65527  # of one datagram over IPv4, and over IPv6
 _PATCH = Struct("!HH").pack_into  # length, checksum
 _SUM_OFFSET = 6
 
@@ -37,6 +37,7 @@ class Table(Protocol):
     limits: Limits
     timers: Timers
     udp: OrderedDict[bytes, UdpFlow]
+    dropped: Counter[str]
 
     def forget_udp(self, flow: UdpFlow) -> None: ...
 
@@ -94,7 +95,7 @@ class UdpFlow:
         segment_size: int = 0,
     ) -> None:
         """One datagram to the guest, in fragments where it exceeds the MTU; or, when `segment_size` is not 0, several
-        of that size end to end."""
+        of that size end to end.  What is longer than the family's longest, it may come from the other, is dropped."""
         self.used(now)
         if not self.answered:
             self._both_ways(now, spoken=True)
@@ -117,6 +118,9 @@ class UdpFlow:
         length = udp.SIZE + len(payload)
         at = header.layer4
         if length != header.length or link.version != header.version:
+            if len(payload) > (MAX_PAYLOAD if len(self.key) == 12 else MAX_PAYLOAD6):
+                self._table.dropped["udp-length"] += 1
+                return
             header.set_length(length)
         fits = self._segment_size or len(header.buffer) - virtio.SIZE - 14 + len(payload) <= link.mtu
         if self._plain and header.resolved and fits:

@@ -53,6 +53,20 @@ def test_a_datagram_each_way(guest: Guest) -> None:
     assert (source, target, bytes(payload)) == (53, GUEST_PORT, b"answer")
 
 
+@pytest.mark.parametrize("vnet", [False, True])
+def test_what_is_too_long_for_its_family_is_dropped(family: int, vnet: bool) -> None:
+    """A datagram of IPv6 may be meant for IPv4: from a resolver, or a client of a forwarded port."""
+    guest = Guest(family, offloads=VNET if vnet else None)
+    flow = guest.stack.add_udp(key(family), guest.now)
+    most = 65507 if family == 4 else 65527
+    for size in (most + 1, 65535, most + 1):
+        flow.send(bytes(size), guest.now)
+    guest.quiet()
+    assert guest.stack.dropped == {"udp-length": 3}
+    flow.send(bytes(most), guest.now)
+    assert len(guest.frames) > 40
+
+
 @pytest.mark.parametrize("size", [0, 1, 1471, 1473, 9000, 65507])
 @pytest.mark.parametrize("offloads", [None, VNET], ids=["plain", "offloads"])
 def test_every_size_crosses(family: int, size: int, offloads: Offloads | None) -> None:

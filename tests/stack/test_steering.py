@@ -128,6 +128,13 @@ def test_what_answers_a_question_for_a_link_address_is_told_to_all() -> None:
     assert sorted(shared.handed) == [(0, 1), (2, 1)], "and they tell nobody"
 
 
+def test_who_asks_for_our_link_address_is_answered_once() -> None:
+    shared = Shared(4, 3)
+    question = arp.Arp(arp.REQUEST, GUEST_MAC, GUEST[4], bytes(6), GATEWAY[4])
+    shared.queues[1].gives(ethernet.pack(ethernet.BROADCAST, GUEST_MAC, ethernet.ARP) + arp.pack(question))
+    assert shared.sent() == [0, 1, 0]
+
+
 def test_connections_to_the_guest_are_shared_out(shared: Shared) -> None:
     """Also where clients have but every other port, as Linux gives them."""
     steering = shared.queues[0].stack.steering

@@ -420,6 +420,10 @@ async def test_files_are_shown_to_the_command_alone(tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError) as caught:
             await ns.run("echo ran >&2; touch ran", cwd=tmp_path, files={"/etc/hosts": "", "/no/such": ""})
         assert caught.value.filename == "/no/such"
+        for impossible in ("/not-there", "/proc/not-there"):
+            with pytest.raises(FileNotFoundError) as caught:
+                await ns.run(["true"], files={impossible: ""})
+            assert caught.value.filename == impossible
         assert not (tmp_path / "ran").exists()
         with pytest.raises(ValueError, match="absolute"):
             await ns.run(["true"], files={"hosts": ""})
