@@ -168,7 +168,7 @@ class Namespace:
 
     async def __aenter__(self) -> Self:
         if self._prepare is None:
-            raise RuntimeError("a Namespace is entered once")
+            raise RuntimeError("a Namespace is entered once: a Network enters the one it is given")
         prepare, self._prepare = self._prepare, None
         with ExitStack() as held:
             start = prepare(held)

@@ -14,6 +14,7 @@ from typing_extensions import Self, Unpack
 from .dhcp import DEFAULT, DhcpSettings
 from .dns import Record, hosts
 from .drivers import DriverName
+from .errors import RecordError
 from .forwarder import Forwarder
 from .namespace import Namespace
 from .ports import PortForward, parse
@@ -146,7 +147,9 @@ class Network:
 
 
 def _named(name: str, subnet: Subnet) -> list[Record]:
-    """Its addresses, by that name."""
+    """Its addresses, by that name.  Raises `RecordError` for none."""
+    if not name.strip("."):
+        raise RecordError(f"name {name!r} is no name of a namespace")
     return [Record(name, str(each.guest.ip)) for each in (subnet, subnet.ipv6) if each is not None]
 
 

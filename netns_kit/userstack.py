@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import count
 from types import TracebackType
 from typing import Literal, Protocol, TypeVar, get_args
@@ -19,11 +19,12 @@ from .control import PATIENCE, Control, FlowEvent
 from .dhcp import DEFAULT, DhcpSettings, Lease, StaticLease
 from .dns import Record
 from .drivers import DriverName
-from .errors import AddressError, StackClosed
+from .errors import AddressError, StackClosed, SysctlError
 from .gateway import FlowInfo
 from .guard import Guard
 from .leasing import check as check_dhcp
 from .local import LocalStack
+from .namespace import Namespace
 from .stack import Limits
 from .subnet import DEFAULT_CIDR, SMALLEST_IPV6_MTU, Subnet, Subnet6
 from .tap import TapDevice
@@ -165,6 +166,8 @@ class UserStack:
                 address6=None if addressed6 is None else addressed6.guest,
                 gateway6=None if addressed6 is None else addressed6.gateway,
             )
+        if ipv6 is not None and self.tap.namespace is not None and self._configure is not True:
+            missing = await _ipv6_missing(self.tap.namespace, self.tap.name)
         if ipv6 is not None:
             if missing is not None:
                 self.subnet = replace(subnet, ipv6=None)
@@ -214,13 +217,13 @@ class UserStack:
         """
         await self.ask(Control.reserve_lease, static)
 
-    async def revoke(self, address: IPv4Address | IPv6Address) -> bool:
+    async def revoke(self, address: IPv4Address | IPv6Address | str) -> bool:
         """Take an address from who has it, and from whom it is kept for; whether there was anybody.
 
         DHCP cannot tell a client before it renews its lease.  Until then, or until the lease would have ended, nobody
         else gets the address.
         """
-        return await self.ask(Control.revoke_lease, address)
+        return await self.ask(Control.revoke_lease, ip_address(address))
 
     async def add_record(self, record: str | Record) -> Record:
         """Answer for a name at the DNS address: `NAME=ADDRESS`, or a `Record` of any type.  What was added.
@@ -288,6 +291,16 @@ class UserStack:
 
 def _record(record: str | Record) -> Record:
     return Record.parse(record) if isinstance(record, str) else record
+
+
+async def _ipv6_missing(namespace: Namespace, name: str) -> str | None:
+    """Why that interface has no IPv6, None if it may have."""
+    knob = f"net/ipv6/conf/{name}/disable_ipv6"
+    try:
+        disabled = await namespace.get_sysctl(knob)
+    except SysctlError:
+        return "the kernel has none"
+    return f"net.ipv6.conf.{name}.disable_ipv6 is 1" if disabled == "1" else None
 
 
 def _required(driver: DriverName, layers: Iterable[Layer]) -> tuple[Layer, ...]:

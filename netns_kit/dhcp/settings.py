@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import TypeAlias
 
 from netns_kit.errors import AddressError
@@ -33,6 +33,7 @@ class StaticLease:
     hostname: str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "address", _address(self.address))
         if (self.mac is None) == (self.client_id is None):
             raise AddressError(f"a lease of {self.address} is for whom?", fix="give either mac or client_id")
         if self.mac is not None:
@@ -71,13 +72,27 @@ class DhcpSettings:
             object.__setattr__(self, "domain", names.check(self.domain))
         if self.search is not None:
             object.__setattr__(self, "search", tuple(map(names.check, self.search)))
-        object.__setattr__(self, "routes", tuple(self.routes))
+        object.__setattr__(self, "routes", tuple(_route(*each) for each in self.routes))
         object.__setattr__(self, "static", tuple(self.static))
         if len({each.address for each in self.static}) < len(self.static):
             raise AddressError("an address is kept for two clients")
 
 
 DEFAULT = DhcpSettings()
+
+
+def _address(address: Address | str) -> Address:
+    try:
+        return ip_address(address)
+    except ValueError as error:
+        raise AddressError(f"{address!r} is no address", fix="write it like 10.0.2.50") from error
+
+
+def _route(network: IPv4Network | str, router: IPv4Address | str) -> tuple[IPv4Network, IPv4Address]:
+    try:
+        return IPv4Network(network), IPv4Address(router)
+    except ValueError as error:
+        raise AddressError(f"the route to {network} through {router}: {error}") from error
 
 
 def check_static(

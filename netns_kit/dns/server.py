@@ -55,7 +55,7 @@ ALIASES = 8  # of ours, one behind the other
 class DnsQuery:
     """What a client asks for.
 
-    `name`: as it was spelt, without a dot at its end; "." is the root.  What is unusual in a name is escaped as in a
+    `name`: in small letters, without a dot at its end; "." is the root.  What is unusual in a name is escaped as in a
     zone file.  `type`: "A", "AAAA", "MX"; "TYPE65280" for one without a name.  `client`: its address.
     """
 
@@ -183,7 +183,7 @@ class DnsServer:
     def _judged(self, hook: Hook, asked: _Asked, address: bytes, transport: Transport) -> _Asked | Answer:
         """What becomes of the query by the hook.  Raises what that does, and for what it must not say."""
         name, kind = asked.question[:-4], int.from_bytes(asked.question[-4:-2], "big")
-        verdict = hook(DnsQuery(to_text(name), type_name(kind), ip_address(address), transport))
+        verdict = hook(DnsQuery(to_text(name).lower(), type_name(kind), ip_address(address), transport))
         if verdict is None:
             return asked
         self.hooked += 1

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .timers import Timers
 
 ONE_SHOT = frozenset({53})  # ports of such protocols: DNS
-MAX_PAYLOAD, MAX_PAYLOAD6 = 65507, 65527  # of one datagram over IPv4, and over IPv6
+_LONGEST = {4: 0xFFFF - ip.IPV4_SIZE, 16: 0xFFFF}  # bytes with its header, by the size of addresses
 _PATCH = Struct("!HH").pack_into  # length, checksum
 _SUM_OFFSET = 6
 
@@ -52,6 +52,7 @@ class UdpFlow:
     __slots__ = (
         "_header",
         "_heard",
+        "_longest",
         "_plain",
         "_segment_size",
         "_spoken",
@@ -75,6 +76,7 @@ class UdpFlow:
         self.timer_at = math.inf
         self.timer_entry = math.inf
         size = (len(key) - 4) // 2
+        self._longest = _LONGEST[size]
         addresses = key[size : 2 * size] + key[:size]
         self._header = FlowHeader(table.link, addresses, ip.UDP, key[-2:] + key[-4:-2] + bytes(4))
         self._plain = table.link.offloads.vnet_header > 0 and table.link.offloads.csum
@@ -118,7 +120,7 @@ class UdpFlow:
         length = udp.SIZE + len(payload)
         at = header.layer4
         if length != header.length or link.version != header.version:
-            if len(payload) > (MAX_PAYLOAD if len(self.key) == 12 else MAX_PAYLOAD6):
+            if length > self._longest:
                 self._table.dropped["udp-length"] += 1
                 return
             header.set_length(length)

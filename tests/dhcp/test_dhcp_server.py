@@ -486,3 +486,14 @@ def test_no_settings() -> None:
 def test_leases_of_the_other_family_are_not_for_this_server() -> None:
     static = StaticLease(IPv6Address("fd00::50"), mac=MAC.hex(":"))
     assert Client(server(DhcpSettings(static=(static,)))).leases() == host(15)
+
+
+def test_addresses_may_be_given_as_text() -> None:
+    assert StaticLease("10.0.2.50", mac=MAC.hex(":")).address == host(50)  # type: ignore[arg-type]  # as people write it
+    assert DhcpSettings(routes=(("192.0.2.0/24", "10.0.2.7"),)).routes == (  # type: ignore[arg-type]  # the same
+        (IPv4Network("192.0.2.0/24"), host(7)),
+    )
+    with pytest.raises(AddressError, match=r"'10\.0\.2' is no address"):
+        StaticLease("10.0.2", mac=MAC.hex(":"))  # type: ignore[arg-type]  # the same
+    with pytest.raises(AddressError, match="host bits set"):
+        DhcpSettings(routes=(("192.0.2.1/24", "10.0.2.7"),))  # type: ignore[arg-type]  # the same

@@ -205,13 +205,20 @@ def test_upstream_lies_about_an_alias() -> None:
 # -- the hook ---------------------------------------------------------------------------------------------
 
 
+def test_the_hook_is_told_names_in_small_letters() -> None:
+    """A hook that blocks "ads.example" is not to be got round by ADS.example."""
+    dns = Scene(hook=lambda query: Rcode.REFUSED if query.name == "ads.example" else None)
+    dns.asks(question("ADS.Example"))
+    assert dns.server.stats()["hooked"] == 1
+
+
 def test_the_hook_is_told_what_is_asked() -> None:
     dns = Scene(hook=lambda query: None)
     dns.asks(question("wWw.example", "AAAA"))
     dns.asks(b"\0\1\1\0\0\1" + bytes(6) + b"\3a.b\0\xff\0\0\1", transport="tcp")
     dns.sends(UDP, TCP)
     assert dns.asked == [
-        DnsQuery("wWw.example", "AAAA", ip_address("10.0.2.100"), "udp"),
+        DnsQuery("www.example", "AAAA", ip_address("10.0.2.100"), "udp"),
         DnsQuery(r"a\.b", "TYPE65280", ip_address("10.0.2.100"), "tcp"),
     ]
 

@@ -30,6 +30,7 @@ from netns_kit import (
     UserStack,
 )
 from netns_kit.drivers import DriverName
+from netns_kit.userstack import Configure
 from tests.servers import dns_server, echo, http, tcp_server, udp_server
 from tests.support import needs, needs_ipv6, needs_ping, needs_tun
 from tests.system.multihop import (
@@ -499,6 +500,20 @@ async def test_a_namespace_with_ipv6_switched_off(
                     await client.send(b"by IPv4, as without the switch")
                     async with await listener.accept() as server:
                         assert await server.receive() == b"by IPv4, as without the switch"
+    assert notices(caplog) == ["IPv4 only: the namespace has no IPv6: net.ipv6.conf.tap0.disable_ipv6 is 1"]
+
+
+@pytest.mark.parametrize("configure", ["link", False])
+async def test_one_that_is_left_to_a_client_and_has_none(
+    configure: Configure, driver: DriverName, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Namespace.create() as ns:
+        await ns.set_sysctl("net.ipv6.conf.default.disable_ipv6", 1)
+        async with (
+            TapDevice.open(ns, "tap0") as tap,
+            UserStack(tap, ipv6=True, configure=configure, driver=driver) as stack,
+        ):
+            assert stack.subnet.ipv6 is None
     assert notices(caplog) == ["IPv4 only: the namespace has no IPv6: net.ipv6.conf.tap0.disable_ipv6 is 1"]
 
 
