@@ -154,9 +154,9 @@ def _named(name: str, subnet: Subnet) -> list[Record]:
 
 
 def _text(path: str) -> str:
-    """Of a file; none, if it is not there."""
+    """Of a file; none, if it is not there, or not for us."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()
-    except FileNotFoundError:
+    except OSError:
         return ""

@@ -38,6 +38,7 @@ _NAMES = {  # by the length of the addresses
     8: {ip.TCP: "tcp", ip.UDP: "udp", ip.ICMP: "icmp"},
     32: {ip.TCP: "tcp", ip.UDP: "udp", ip.ICMPV6: "icmp"},
 }
+LONGEST_SERVED = 65000  # bytes of what a service says: over either family there is room for that
 MAX_SEGMENTS = 128  # of a UDP super-datagram (linux/udp.h): no kernel makes more, and each costs a call
 
 
@@ -485,7 +486,10 @@ class Stack:
             return False
         replies = service.answer(bytes(payload), source, source_port, self._source_mac, destination, now)
         for reply in replies or ():
-            self._packets.datagram(*reply, from_port=port)
+            if len(reply[0]) > LONGEST_SERVED or len(reply[1]) != len(source):
+                self.dropped["service-reply"] += 1
+            else:
+                self._packets.datagram(*reply, from_port=port)
         return replies is not None
 
     def _open_udp(self, packet: ip.Packet, key: bytes, now: float) -> UdpFlow | None:

@@ -438,3 +438,11 @@ def test_whatever_is_said(said: list[tuple[int, int, bytes, bytes, bytes, bytes,
             answer = guest.frames.popleft()
             assert answer[22:38] in OURS
             assert answer[38:54] in (source, ndp.ALL_NODES)
+
+
+def test_more_search_domains_than_an_option_holds_are_cut() -> None:
+    said = SAID._replace(search=tuple(f"domain-{number:03}.example" for number in range(200)))
+    message = ndp.pack_advertisement(said, OUR_MAC, 1500)
+    assert len(message) < 1000
+    assert b"domain-000" in message
+    assert b"domain-199" not in message

@@ -191,6 +191,23 @@ def test_several_datagrams_in_one_are_not_for_it() -> None:
 # -- DHCP on the link -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("family", "payload", "source"), [(4, 65001, 4), (6, 65001, 6), (4, 1, 6), (6, 1, 4)]
+)
+def test_what_cannot_be_sent_is_dropped(family: int, payload: int, source: int) -> None:
+    """More than a datagram holds, or an answer in the other family: a service's mistake is not the stack's end."""
+    guest = Guest(family)
+
+    class Mistaken:
+        def answer(self, *_: object) -> list[tuple[bytes, bytes, bytes, int, bytes]]:
+            return [(bytes(payload), GATEWAY[source], GUEST[source], 68, GUEST_MAC)]
+
+    guest.stack.services[67] = Mistaken()
+    guest.gives(asking(GUEST[family], GATEWAY[family], b"x", OUR_MAC, port=67))
+    guest.quiet()
+    assert guest.stack.dropped == {"service-reply": 1}
+
+
 def test_a_lease_over_the_link() -> None:
     guest = Guest(4)
     server = DhcpServer(

@@ -28,6 +28,7 @@ _PREFIX_OPTION = Struct("!BBBBII4x16s")
 _MTU_OPTION = Struct("!BBHI")
 _LIST_OPTION = Struct("!BBHI")  # of RFC 8106: lifetime, and what lives as long
 _LINK_SIZE = 8
+_LIST_MAX = 500  # bytes of search domains: an option has 2032, and it is all to fit into the smallest MTU
 
 
 class Neighbour(NamedTuple):
@@ -105,7 +106,12 @@ def pack_advertisement(said: Advertisement, mac: bytes, mtu: int) -> bytes:
     flags = _ON_LINK | said.autonomous * _AUTONOMOUS
     message += _PREFIX_OPTION.pack(_PREFIX, 4, 64, flags, said.valid, said.preferred, said.prefix)
     message += _list(_DNS, said.lifetime, b"".join(said.resolvers))
-    return message + _list(_SEARCH, said.lifetime, b"".join(map(_labels, said.search)))
+    domains = b""
+    for name in said.search:
+        if len(domains) + len(labels := _labels(name)) > _LIST_MAX:
+            break  # the first ones count most
+        domains += labels
+    return message + _list(_SEARCH, said.lifetime, domains)
 
 
 def _list(kind: int, lifetime: int, content: bytes) -> bytes:
