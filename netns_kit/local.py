@@ -1,6 +1,6 @@
 """LocalStack: engine, gateway and control in this process, on a driver.
 
-It is one of the two things that `UserStack` may hold, the other being `WorkerProcess`; they are used alike.
+It is one of the two things that `UserStack` may hold, the other being `Workers`; they are used alike.
 """
 
 from __future__ import annotations

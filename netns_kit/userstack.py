@@ -67,8 +67,6 @@ class UserStack:
 
     Once entered, `subnet` is what the namespace has: its `ipv6` is None where that has none.
 
-    Once entered, `subnet` is what the namespace has: its `ipv6` is None where that has none.
-
     A DHCP server gives leases to whoever asks for one, as the settings `dhcp` say; None: there is none.
 
     `sandbox` is then what the worker has given up, layer by layer (see `netns_kit.sandbox`): "on", or why this host

@@ -50,7 +50,7 @@ class StaticLease:
 class DhcpSettings:
     """What the DHCP server of a namespace gives its clients, beside what the subnet says.
 
-    `lease_seconds`: how long a lease is, and at most what a client gets that asks for less or more; `INFINITE`
+    `lease_seconds`: how long a lease is; a client that asks for less has less, a minute or more; `INFINITE`
     (0xffffffff) never ends.  `domain`: of the client.  `search`: the domains in which it looks up names; None: those
     of the uplink.  `routes`: networks, and through which address of the namespace's subnet they are reached; the
     default route goes without saying.  `static`: who always gets which address, within the subnet, in the pool or
