@@ -337,8 +337,8 @@ class Gateway:
     def make_room(self, key: bytes = b"") -> bool:
         """Whether there is a descriptor for one more flow, of the name `key` if it is the guest's.
 
-        SYNs on hold have no more than half of them; else the UDP flow idle longest gives its own, then they, then the
-        oldest connection whose handshake the guest does not finish.
+        Connections whose handshake is not over have no more than half of them, the oldest gives its own; else the UDP
+        flow idle longest does, or they, if there is none.
         """
         stack, engine = self.stack, self.engine
         if engine.descriptors >= self._most_descriptors:
@@ -346,12 +346,12 @@ class Gateway:
         while engine.descriptors >= self._most_descriptors:
             pending = next((each for name, each in stack.pending.items() if name != key), None)
             idle = next((name for name in stack.udp if name != key), None)
-            if pending is not None and (idle is None or len(stack.pending) > self._most_descriptors // 2):
+            many = len(stack.pending) > self._most_descriptors // 2
+            late = pending is not None and pending.may_give_way(engine.now)
+            if pending is not None and (late or pending.is_on_hold) and (many or idle is None):
                 pending.give_way()
             elif idle is not None:
                 stack.evict_udp(spare=key)
-            elif half_open := next((each for each in stack.tcp.values() if each.is_abandoned), None):
-                half_open.give_way()
             else:
                 return False
             stack.dropped["limit-descriptors"] += 1

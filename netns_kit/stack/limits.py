@@ -12,8 +12,9 @@ _LEAST = {"tcp_receive": 256, "tcp_send": 536, "tcp_memory": 0}
 class Limits:
     """Bounds on what one guest can make us hold.  Sizes in bytes, times in seconds."""
 
-    tcp_connections: int = 16384  # beyond: the SYN is answered with RST
-    tcp_pending: int = 4096  # of these, SYNs whose host side is not decided: the oldest is forgotten
+    tcp_connections: int = 16384  # beyond: one whose handshake is not over gives way, or the SYN is reset
+    tcp_pending: int = 4096  # of these, whose handshake is not over: the oldest gives way
+    tcp_time_waits: int = 32768  # closed ones in TIME-WAIT, 150 bytes each: the oldest is forgotten
     tcp_receive: int = 1 << 20  # per connection, taken from the guest, not yet by the host: the first window
     tcp_receive_max: int = (1 << 24) - 256  # and what it may grow to on a long path (RFC 7323: scaled by 8)
     tcp_send: int = 1 << 20  # per connection, in flight to the guest: the host socket is read no further
@@ -39,7 +40,7 @@ class Limits:
 
     def divided(self, count: int) -> Limits:
         """Each of so many stacks has its part of what all connections may have."""
-        shares = ("tcp_connections", "tcp_pending", "tcp_memory")
+        shares = ("tcp_connections", "tcp_pending", "tcp_time_waits", "tcp_memory")
         return replace(self, **{name: -(-getattr(self, name) // count) for name in shares})
 
     def __post_init__(self) -> None:

@@ -22,9 +22,10 @@ from .offloads import Offloads
 from .packets import PacketWriter
 from .reassembly import Reassembly
 from .router import Router
-from .states import LISTEN, SYN_SENT, TIME_WAIT, State
+from .states import LISTEN, SYN_SENT, State
 from .steering import Steering
 from .tcp import TcpConnection
+from .time_wait import TimeWait
 from .timers import Timers
 from .udp import UdpFlow
 from .user import IcmpError, Refusal, Service, StackUser, TcpUser, Watcher
@@ -77,7 +78,8 @@ class Stack:
         self.echo: OrderedDict[bytes, EchoFlow] = OrderedDict()  # likewise
         self.dropped: Counter[str] = Counter()  # by reason
         self.addresses = addresses
-        self.pending: dict[bytes, TcpConnection] = {}  # those in LISTEN, the oldest first
+        # those the guest opens whose handshake is not over, in LISTEN or SYN-RECEIVED, the oldest first
+        self.pending: dict[bytes, TcpConnection] = {}
         self.memory = Memory(self.limits.tcp_memory)
         self.link = Link(
             emit,
@@ -94,6 +96,7 @@ class Stack:
         self._secret = secret
         self._reassembly = Reassembly(self.limits, self.dropped, self.timers)
         self._packets = PacketWriter(self.link, int.from_bytes(secret[:2], "big"))
+        self.time_wait = TimeWait(self.limits, self.dropped, self.timers, self._packets.segment)
         self._frame = memoryview(b"")  # being handled, should it be for another on the link
         self._quoted = memoryview(b"")  # the packet being handled, should an ICMP error quote it
         self._source_mac = b""
@@ -364,27 +367,21 @@ class Stack:
             self._verify(packet, ip.TCP, len(packet.payload))
         key = packet.addresses + packet.payload[:4]
         connection = self.tcp.get(key)
-        if connection is not None and connection.state is TIME_WAIT and self._reopens(connection, segment):
-            connection.handle_timer(now)  # RFC 6191: its time is over early
-            connection = None
         if connection is not None:
             if packet.tos & _DSCP != connection.tos:
                 connection.traffic_class(packet.tos & _DSCP)
             connection.segment_arrives(segment, now)
+        elif key in self.time_wait.records and self.time_wait.segment_arrives(key, segment, now):
+            pass
         elif segment.flags & (tcp.SYN | tcp.ACK | tcp.RST) == tcp.SYN:
             self._open(packet, key, segment, now)
         elif self.steering is None or not self.steering.pass_on(self._frame):
             self._stray(packet, segment)
 
-    def _reopens(self, connection: TcpConnection, segment: tcp.Segment) -> bool:
-        is_syn = segment.flags & (tcp.SYN | tcp.ACK | tcp.RST) == tcp.SYN
-        return is_syn and seq.less(connection.rcv.nxt, segment.seq)
-
     def _open(self, packet: ip.Packet, key: bytes, segment: tcp.Segment, now: float) -> None:
         if not (ip.is_unicast(packet.destination) and ip.is_unicast(packet.source)):
             raise BadPacket("tcp-not-unicast")
-        if len(self.tcp) >= self.limits.tcp_connections:
-            self.dropped["limit-tcp-connections"] += 1
+        if len(self.tcp) >= self.limits.tcp_connections and not self._make_room(now):
             self._stray(packet, segment)
             return
         self._learn(packet)
@@ -399,10 +396,22 @@ class Stack:
             self.dropped["limit-tcp-pending"] += 1
             next(iter(self.pending.values())).give_way()
 
+    def _make_room(self, now: float) -> bool:
+        """Return whether there is room in the table now, which was full: the oldest connection whose handshake is not
+        over has given way, unless it has only begun."""
+        self.dropped["limit-tcp-connections"] += 1
+        oldest = next(iter(self.pending.values()), None)
+        if oldest is None or not oldest.may_give_way(now):
+            return False
+        oldest.give_way()
+        return True
+
     def connect_tcp(self, key: bytes, user: TcpUser, now: float) -> TcpConnection:
         """Open a connection to the guest.  Raises `KeyError` if that one exists or the table is full."""
-        if key in self.tcp or len(self.tcp) >= self.limits.tcp_connections:
+        full = len(self.tcp) >= self.limits.tcp_connections
+        if key in self.tcp or (full and not self._make_room(now)):
             raise KeyError(key)
+        self.time_wait.discard(key)
         connection = TcpConnection(self, key, self._isn(key, now), SYN_SENT, self.link.mtu - 40)
         connection.user = user
         self.tcp[key] = connection
@@ -416,7 +425,8 @@ class Stack:
         digest = blake2b(key, digest_size=4, key=self._secret).digest()
         return seq.add(int.from_bytes(digest, "big"), int(now * ISN_TICKS))
 
-    def decided(self, connection: TcpConnection) -> None:
+    def opened(self, connection: TcpConnection) -> None:
+        """Its handshake is over, one way or the other."""
         self.pending.pop(connection.key, None)
 
     def forget(self, connection: TcpConnection) -> None:
@@ -433,7 +443,7 @@ class Stack:
         source, destination = connection.key[:size], connection.key[size : 2 * size]
         irs = seq.add(connection.rcv.nxt, -1)
         if why is Refusal.RESET:
-            self._packets.reset(connection.key, 0, connection.rcv.nxt, tcp.RST | tcp.ACK)
+            self._packets.segment(connection.key, 0, connection.rcv.nxt, tcp.RST | tcp.ACK)
         else:
             header = ip.pack(source + destination, ip.TCP, tcp.SIZE, ttl=connection.ttl)
             ports = connection.key[-4:]
@@ -449,10 +459,10 @@ class Stack:
         self._learn(packet)
         key = packet.addresses + packet.payload[:4]
         if segment.flags & tcp.ACK:
-            self._packets.reset(key, segment.ack, 0, tcp.RST)
+            self._packets.segment(key, segment.ack, 0, tcp.RST)
         else:
             number = seq.add(segment.seq, segment.length)
-            self._packets.reset(key, 0, number, tcp.RST | tcp.ACK)
+            self._packets.segment(key, 0, number, tcp.RST | tcp.ACK)
 
     # -- UDP ----------------------------------------------------------------------------------------
 
@@ -656,6 +666,7 @@ class Stack:
             "tcp_connections": len(self.tcp),
             **{f"tcp_{state.name.lower()}": states[state] for state in State if states[state]},
             "tcp_pending": len(self.pending),
+            "tcp_time_waits": len(self.time_wait),
             "tcp_memory": self.memory.held,
             "udp_flows": len(self.udp),
             "echo_flows": len(self.echo),

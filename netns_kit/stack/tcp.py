@@ -43,6 +43,7 @@ from .states import (
     FIN_WAIT_1,
     FIN_WAIT_2,
     HALF_CLOSED,
+    HANDSHAKE,
     LAST_ACK,
     LISTEN,
     RECEIVING,
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from .acks import Acks
     from .limits import Limits
     from .link import Link
+    from .time_wait import TimeWait
     from .timers import Timers
     from .windows import Memory
 
@@ -74,6 +76,7 @@ SYN_CEILING = 32.0  # 64 s in all
 RETRIES = 30  # 106 s with the timer's floor and ceiling: 3.8.3's R2 of at least 100 s
 TIMING_INTERVAL = 0.01  # seconds, at least, from one round trip that is timed to the next
 LOSS_PROBES = 2  # before the timeout
+PROMPT = 0.1  # seconds within which a handshake is over, or there is time to make room for others
 PROBES = 5  # keepalive probes unanswered before the guest is taken for gone
 PROBE_INTERVAL = 30.0
 KEEPALIVE = 0.9  # seconds idle: kernels count keepalive in whole ones
@@ -88,8 +91,9 @@ class Table(Protocol):
     memory: Memory
     dropped: Counter[str]
     acks: Acks
+    time_wait: TimeWait
 
-    def decided(self, connection: TcpConnection) -> None: ...
+    def opened(self, connection: TcpConnection) -> None: ...
 
     def forget(self, connection: TcpConnection) -> None: ...
 
@@ -180,6 +184,15 @@ class TcpConnection:
             self._close(Closed.TIMED_OUT)
         elif self.state is SYN_RECEIVED:
             self._give_up()
+
+    @property
+    def is_on_hold(self) -> bool:
+        """Whether the user cannot tell yet if it is accepted."""
+        return self.state is LISTEN
+
+    def may_give_way(self, now: float) -> bool:
+        """Return whether others may have its place: its handshake is not over, and has had time to be."""
+        return self.state in HANDSHAKE and now - self._idle_since >= PROMPT
 
     def unreachable(self, seq: int) -> None:
         """The guest has answered our SYN of that number with an ICMP error: a REJECT of its firewall, say."""
@@ -401,9 +414,6 @@ class TcpConnection:
                 self._syn(SYN | ACK)  # ours was lost
             elif self._ack_ok(seg, now) and self._alive:
                 self._owe_ack(MUCH)  # both have opened, 3.5 figure 7
-        elif self.state is TIME_WAIT and seg.flags & FIN:
-            self._emit(self.snd.nxt, ACK)
-            self._arm(Purpose.TIME_WAIT, now + self._table.limits.tcp_time_wait)
         else:
             self._ack_at_once()
             if seg.seq == add(rcv.nxt, -1) and seg.length <= 1 and rcv.ack == rcv.nxt:
@@ -740,10 +750,10 @@ class TcpConnection:
 
     def _enter(self, state: State) -> None:
         """The only assignment to `state`."""
-        if self.state is LISTEN:
-            self._table.decided(self)
+        if self.state in HANDSHAKE and state not in HANDSHAKE:
+            self._table.opened(self)
         self.state = state
-        if state is CLOSED:
+        if state is CLOSED or state is TIME_WAIT:
             self.purpose, self.timer_at = Purpose.NONE, math.inf
             self.snd.clear()
             self.rcv.clear()
@@ -756,9 +766,9 @@ class TcpConnection:
             user.closed(why)
 
     def _time_wait(self, now: float) -> None:
-        """Both have closed.  The user is done; we stay to answer a FIN that comes again."""
+        """Both have closed.  The user is done; a record in the table answers a FIN that comes again."""
         self._enter(TIME_WAIT)
-        self._arm(Purpose.TIME_WAIT, now + self._table.limits.tcp_time_wait)
+        self._table.time_wait.add(self.key, self.snd.nxt, self.rcv.nxt, now)
         user, self.user = self.user, None
         if user is not None:
             user.closed(Closed.NORMAL)
@@ -780,11 +790,6 @@ class TcpConnection:
         self._arm(Purpose.KEEPALIVE, now + idle)
 
     @property
-    def is_abandoned(self) -> bool:
-        """The guest has opened it and does not answer."""
-        return self.state is SYN_RECEIVED and self.snd.retries > 0
-
-    @property
     def _alive(self) -> bool:
         """False once the user has aborted: look after every call to it."""
         return self.state is not CLOSED
@@ -804,8 +809,6 @@ class TcpConnection:
             self._keepalive_timeout(now)
         elif purpose is Purpose.PENDING:
             self.give_way()
-        elif purpose is Purpose.TIME_WAIT:
-            self._enter(CLOSED)
 
     def _retransmission_timeout(self, now: float) -> None:
         """RFC 6298 (5.4) to (5.7)."""

@@ -35,7 +35,7 @@ def check(guest: Guest, connection: TcpConnection) -> None:
     snd, rcv = connection.snd, connection.rcv
     held = sum(len(data) for data in rcv.held)
     kept = sum(len(run) for _, run, _ in rcv.later)
-    if connection.state is State.CLOSED:
+    if connection.state in (State.CLOSED, State.TIME_WAIT):
         assert guest.stack.tcp.get(connection.key) is not connection
         assert [*snd.queue, *rcv.held, *rcv.later] == []
         assert connection.user is None
