@@ -16,9 +16,9 @@ from contextlib import contextmanager, suppress
 import anyio
 import anyio.abc
 
+from .admission import raise_descriptor_limit
 from .cli import FAILED, add_network_options, complain, network_from, tell_ports, with_value
 from .errors import NamespaceGone, NetnsKitError
-from .gateway import raise_descriptor_limit
 from .guard import Guard
 from .namespace import Namespace
 from .network import DEFAULT_IFNAME, Network

@@ -14,9 +14,9 @@ import anyio.abc
 
 from netns_kit import __version__
 
+from .admission import raise_descriptor_limit
 from .drivers import DriverName
 from .errors import NetnsKitError
-from .gateway import raise_descriptor_limit
 from .namespace import Namespace
 from .network import DEFAULT_IFNAME, DEFAULT_MTU, Network
 from .ports import parse as parse_ports

@@ -77,6 +77,7 @@ class Engine:
         self.now = 0.0
         self.timers = Timers()
         self.steps = 0  # so far
+        self.newest = 0  # the number of the last descriptor to be added
         self.around = 1  # steps until every descriptor has had its turn
         self.after_step: list[Callable[[], None]] = []  # run at the end of every step
         self._epoll = select.epoll()
@@ -105,6 +106,7 @@ class Engine:
         """Call `handler` with the ready events of `fd` from now on."""
         self._epoll.register(fd, events)
         self._handlers[fd] = handler
+        self.newest = fd
         self.around = 1 + len(self._handlers) // EVENTS_PER_STEP
 
     def modify(self, fd: int, events: int) -> None:

@@ -11,13 +11,13 @@ import errno
 import logging
 import math
 import os
-import resource
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from ipaddress import ip_address
 
+from .admission import Admission
 from .dhcp import DEFAULT, DhcpSettings
 from .dhcp.names import is_name
 from .dns import Record, Zone
@@ -32,7 +32,6 @@ from .tap import FRAME_MAX, DeviceGone, TapDevice
 from .uplink import DNS_PORT, OURSELVES, Address, Endpoint, Flow, Protocol, Target, Uplink
 
 FRAMES_PER_STEP = 32
-RESERVE = 256  # descriptors that the guest cannot take from the process that runs us; half, if there are few
 STRANGERS = 256  # flows of one UDP socket, beyond which nobody new is heard who was not asked
 EPHEMERAL = range(32768, 61000)  # ports for clients whose own is taken
 DOMAINS = ("containers.internal", "docker.internal")  # where programs in containers look for their host
@@ -105,7 +104,7 @@ class Gateway:
         self._udp: dict[GuestEndpoint, UdpRelay] = {}
         self._noticed: set[str] = set()
         self.refused = 0  # flows, by the uplink or for want of descriptors
-        self._most_descriptors = _most_descriptors()
+        self.admission = Admission(engine, self._give_up)
         self._events = IN
         engine.add(tap.fileno(), self._on_tap, IN)
         engine.after_step.append(self._end_of_step)
@@ -335,27 +334,37 @@ class Gateway:
         return target
 
     def make_room(self, key: bytes = b"") -> bool:
-        """Whether there is a descriptor for one more flow, of the name `key` if it is the guest's.
+        """Return whether there is a descriptor for one more flow, of the name `key` if it is the guest's.
 
-        Connections whose handshake is not over have no more than half of them, the oldest gives its own; else the UDP
-        flow idle longest does, or they, if there is none.
+        If there is none, a connection whose handshake is not over gives its own where they have more than half of
+        them all, else the UDP flow idle longest does, or they, if there is none.
         """
-        stack, engine = self.stack, self.engine
-        if engine.descriptors >= self._most_descriptors:
-            self._most_descriptors = _most_descriptors()  # it may have been raised
-        while engine.descriptors >= self._most_descriptors:
-            pending = next((each for name, each in stack.pending.items() if name != key), None)
-            idle = next((name for name in stack.udp if name != key), None)
-            many = len(stack.pending) > self._most_descriptors // 2
-            late = pending is not None and pending.may_give_way(engine.now)
-            if pending is not None and (late or pending.is_on_hold) and (many or idle is None):
-                pending.give_way()
-            elif idle is not None:
-                stack.evict_udp(spare=key)
-            else:
-                return False
-            stack.dropped["limit-descriptors"] += 1
+        return self.admission.admit(lambda: self._evict(key))
+
+    def _evict(self, key: bytes) -> bool:
+        """Close a flow, not that of the name `key`, which has not begun or is idle.  Return whether there was one."""
+        stack = self.stack
+        pending = next((each for name, each in stack.pending.items() if name != key), None)
+        idle = next((name for name in stack.udp if name != key), None)
+        many = len(stack.pending) > self.admission.most // 2
+        if pending is not None and not pending.is_on_hold and not pending.may_give_way(self.engine.now):
+            pending = None
+        if pending is not None and (many or idle is None):
+            pending.give_way()
+        elif idle is not None:
+            stack.evict_udp(spare=key)
+        else:
+            return False
+        stack.dropped["limit-descriptors"] += 1
         return True
+
+    def _give_up(self) -> None:
+        """Close a flow, for another gateway of this process that is owed its descriptor: an idle one, or the oldest
+        connection."""
+        oldest = next(iter(self.stack.tcp.values()), None)
+        if not self._evict(b"") and oldest is not None and isinstance(oldest.user, TcpRelay):
+            oldest.user.abort()
+            self.stack.dropped["limit-descriptors"] += 1
 
     def endpoints(self, key: bytes) -> tuple[Endpoint, Endpoint]:
         """The guest's and the other that a flow of this key is between."""
@@ -394,6 +403,7 @@ class Gateway:
 
     def close(self) -> None:
         """Reset every connection and close every socket.  The device stays its owner's."""
+        self.admission.close()
         try:
             self._reset_connections()
         except DeviceGone:
@@ -454,17 +464,6 @@ def _advertisement(subnet: Subnet6 | None, search: tuple[str, ...]) -> Advertise
         (subnet.dns.packed,),
         search if subnet.search is None else subnet.search,
     )
-
-
-def raise_descriptor_limit() -> None:
-    """For a process that has nobody else to want them: each flow has one."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def _most_descriptors() -> int:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(soft - RESERVE, soft // 2)
 
 
 def _nowhere(*_: object) -> None:

@@ -328,9 +328,10 @@ def serve(order: Order) -> int:
     fd = _tap(order)
 
     from . import pump
+    from .admission import raise_descriptor_limit
     from .control import Control
     from .engine import Engine
-    from .gateway import Gateway, raise_descriptor_limit
+    from .gateway import Gateway
     from .hostfwd import ApiSocket, HostForwards
     from .tap import TapDevice
     from .uplink import Uplink

@@ -30,13 +30,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, get_type_hints
 
 from . import diagnosis, pump
+from .admission import raise_descriptor_limit
 from .channel import Channel
 from .control import OPERATIONS, Control
 from .dhcp import DhcpSettings
 from .dns import records
 from .engine import IN, OUT, Engine
 from .errors import NetnsKitError, NotImportable
-from .gateway import Gateway, raise_descriptor_limit
+from .gateway import Gateway
 from .peers import Peers
 from .plain import Failure, decode, dump, load
 from .stack import Limits
