@@ -70,6 +70,8 @@ def network_from(
             dns_search=options.dns_search,
             dns_cache=not options.no_dns_cache,
             udp_filtering=options.udp_filtering,
+            allow_host_addresses=not options.no_host_addresses,
+            allow_link_local=not options.no_link_local,
         ),
         driver=options.driver,
         ports=[forward for spec in options.publish for forward in parse_ports(spec)],
@@ -238,6 +240,16 @@ def add_network_options(run: argparse.ArgumentParser) -> None:
         metavar="PORT",
         help="let the gateway's address mean the host's 127.0.0.1, and of IPv6 ::1: --host-loopback for all ports, "
         "--host-loopback=PORT for one; repeatable",
+    )
+    run.add_argument(
+        "--no-host-addresses",
+        action="store_true",
+        help="refuse the host's own addresses, at which its services listen; --host-loopback is apart from it",
+    )
+    run.add_argument(
+        "--no-link-local",
+        action="store_true",
+        help="refuse link-local addresses, and those at which clouds tell a machine its credentials",
     )
     run.add_argument(
         "--dns",

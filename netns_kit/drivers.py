@@ -215,6 +215,7 @@ def driver_named(name: LocalDriverName) -> Callable[[Engine], Driver]:
 
 def _take_turn(engine: Engine, clock: Callable[[], float]) -> None:
     """One step after another while there is something to do, for a bounded time."""
+    engine.clock = clock
     now = clock()
     until = now + TURN
     events = engine.poll(0)

@@ -9,7 +9,11 @@ Facts about epoll, each held by a test in tests/test_facts.py:
 
 So: sockets are registered once, edge-triggered, and their handlers remember what is ready; what a handler
 leaves for later it hands to `again`.  Whoever drives the engine waits for `fileno` to be readable or for
-`deadline` to pass, and calls `step`.  Each step does a bounded amount of work.
+`deadline` to pass, and calls `step`.
+
+Each step handles few events and takes a bounded time: a handler that does many things at once looks at `is_late`
+before the next of them, and leaves the rest to the next step.  So nobody who shares the thread, the event loop or the
+interpreter waits for long, however many sockets are ready and whatever a guest sends.
 
 Everything here runs on one thread, the driver's; only `call` may be used from another.
 """
@@ -24,7 +28,8 @@ from collections.abc import Callable
 
 from .stack.timers import Timers
 
-EVENTS_PER_STEP = 64
+EVENTS_PER_STEP = 8  # more of them make a step longer, and save little: a poll costs as much as a small read
+BUDGET = 0.5e-3  # seconds after which a step does not begin anything new
 NEVER = -(1 << 62)  # a step that is followed by none
 IN, OUT, ERROR, HANG_UP, READ_HANG_UP, URGENT = (
     select.EPOLLIN,
@@ -71,10 +76,14 @@ class Appetite:
 
 
 class Engine:
-    """`now` is the time of the current step, for handlers to use.  It starts at 0 and never goes back."""
+    """`now` is the time of the current step, for handlers to use.  It starts at 0 and never goes back.
+
+    `clock` is the driver's, by which a step is late.  Without one, no step is.
+    """
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.clock: Callable[[], float] = lambda: self.now
         self.timers = Timers()
         self.steps = 0  # so far
         self.newest = 0  # the number of the last descriptor to be added
@@ -101,6 +110,11 @@ class Engine:
     def deadline(self) -> float:
         """When `step` is wanted even if nothing is readable; minus infinity: at once."""
         return -math.inf if self._again else self.timers.deadline
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the step has used up its time."""
+        return self.clock() > self.now + BUDGET
 
     def add(self, fd: int, handler: Handler, events: int) -> None:
         """Call `handler` with the ready events of `fd` from now on."""

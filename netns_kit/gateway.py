@@ -87,6 +87,7 @@ class Gateway:
             offloads=tap.offloads,
             limits=limits,
             timers=engine.timers,
+            sources=None if uplink.any_source else _sources(subnet),
             advertised=_advertisement(subnet.ipv6, search) if peers is None or peers.index == 0 else None,
         )
         self.leasing = Leasing(self.stack, subnet, dhcp)
@@ -125,13 +126,17 @@ class Gateway:
     def _read_frames(self, most: int) -> None:
         read, receive, now = self._tap.read_into, self.stack.receive, self.engine.now
         buffer, outbox = self._buffer, self.outbox
-        free = buffer
+        free, stack, costly = buffer, self.stack, self.stack.costly
         for _ in range(most):
             size = read(free)
             if size is None:
                 self._appetite.is_sated()
                 break
             receive(free[:size], now)
+            if stack.costly != costly:
+                costly = stack.costly
+                if self.engine.is_late:
+                    break
             if outbox.relays:  # they keep what they have been lent until `flush`
                 free = free[size:]
                 if len(free) < FRAME_MAX:
@@ -443,6 +448,12 @@ def _upstreams(target: Target) -> tuple[Endpoint, ...]:
 
 def _address_of(endpoint: Endpoint) -> tuple[str, int]:
     return str(endpoint.address), endpoint.port
+
+
+def _sources(subnet: Subnet) -> tuple[tuple[bytes, int], ...]:
+    """The networks that guests are in."""
+    networks = [each.network for each in (subnet, subnet.ipv6) if each is not None]
+    return tuple((each.network_address.packed, each.prefixlen) for each in networks)
 
 
 def _addresses(subnet: Subnet) -> tuple[bytes, ...]:

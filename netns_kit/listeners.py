@@ -88,7 +88,9 @@ class TcpListener(Listener):
         self._socket.close()
 
     def _on_events(self, _: int) -> None:
-        for _ in range(ACCEPTS_PER_STEP):
+        for at in range(ACCEPTS_PER_STEP):
+            if at and self._engine.is_late:
+                return
             if not self._gateway.make_room():
                 self._pause()
                 return

@@ -11,17 +11,17 @@ import inspect
 import os
 import re
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
-from . import diagnosis
+from . import diagnosis, sysctl
 from .dns import ResolvConf, parse_resolv_conf
 from .dns.names import to_text, to_wire
 from .dns.server import Hook
-from .errors import AddressError
+from .errors import AddressError, SysctlError
 from .stack import Refusal
 from .subnet import Subnet
 
@@ -31,6 +31,7 @@ DNS_PORT = 53
 RESOLV_CONF = "/etc/resolv.conf"
 IF_INET6 = "/proc/net/if_inet6"  # every address of IPv6, if only loopback's
 Filtering = Literal["address-and-port-dependent", "endpoint-independent"]
+UdpPorts = Literal["ephemeral", "any"]
 _KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 _ICMP = {socket.AF_INET: socket.IPPROTO_ICMP, socket.AF_INET6: socket.IPPROTO_ICMPV6}
 
@@ -118,6 +119,10 @@ class Uplink:
     5: "address-and-port-dependent" (the default), from where it has sent to; "endpoint-independent" ("full cone"),
     from anywhere that `route` lets it answer.
 
+    `udp_ports`: which UDP ports of its own a guest keeps on the host, if they are free: "ephemeral" (the default),
+    those which the kernel gives to any program that asks for none, net.ipv4.ip_local_port_range without
+    net.ipv4.ip_local_reserved_ports, so that no guest has the port of a service; "any", all that this user may have.
+
     `policy`: a plain function, asked about each new flow that would otherwise be carried, queries to the
     namespace's DNS address and connections to the gateway's included; what it returns, if not None, is how the
     flow is refused.  It is called on the driver's thread and should be quick.  Its addresses are of the
@@ -125,6 +130,14 @@ class Uplink:
     else, refuses the flow and is logged.  A stack with `driver="worker"` imports it by name in another process, so it
     is then a function at the top of a module, or a `functools.partial` or frozen dataclass that cannot change either:
     what changes here later is not seen there, globals of its module included.
+
+    `allow_host_addresses`: whether the host's own addresses may be reached, at which its services listen: whatever
+    the kernel takes for local, on each interface and beyond 127.0.0.0/8, as it is when the flow is opened.
+    `allow_link_local`: whether link-local addresses may be reached, and the other addresses at which clouds tell a
+    machine its credentials, `METADATA`.  Both are True by default; docs/security.md tells what that means.
+
+    `any_source`: whether guests may open flows from addresses that are not of their subnet, where one routes for
+    others.  By default such packets are dropped and counted.
 
     Raises `AddressError` for what is no address or port, `RecordError` for what is no domain, TypeError for what is
     no plain function.
@@ -143,7 +156,11 @@ class Uplink:
         dns_hook: Hook | None = None,
         dns_cache: bool = True,
         policy: Callable[[Flow], Refusal | None] | None = None,
+        any_source: bool = False,
+        allow_host_addresses: bool = True,
+        allow_link_local: bool = True,
         udp_filtering: Filtering = "address-and-port-dependent",
+        udp_ports: UdpPorts = "ephemeral",
         resolv_conf: str = RESOLV_CONF,
     ) -> None:
         _check_plain("policy", policy)
@@ -169,7 +186,13 @@ class Uplink:
             raise ValueError(
                 f"udp_filtering={udp_filtering!r}: expected one of {', '.join(get_args(Filtering))}"
             )
+        if udp_ports not in get_args(UdpPorts):
+            raise ValueError(f"udp_ports={udp_ports!r}: expected one of {', '.join(get_args(UdpPorts))}")
         self.udp_filtering = udp_filtering
+        self._kept_ports = _ephemeral_ports() if udp_ports == "ephemeral" else range(1, 65536)
+        self.any_source = any_source
+        self._allow_host_addresses = allow_host_addresses
+        self._allow_link_local = allow_link_local
         self._policy = policy
         self._resolv_conf = resolv_conf
         self._read: tuple[int, int, int] | None = None
@@ -209,6 +232,11 @@ class Uplink:
             return Refusal.PROHIBITED
         if address in local.network:
             return Refusal.HOST_UNREACHABLE  # nobody else lives there
+        embedded = _embedded(address)
+        if not self._allow_link_local and (embedded.is_link_local or embedded in METADATA):
+            return Refusal.PROHIBITED
+        if not self._allow_host_addresses and (_is_of_host(address) or _is_of_host(embedded)):
+            return Refusal.PROHIBITED
         return Target((flow.destination,))
 
     def _host_port_allowed(self, port: int) -> bool:
@@ -298,7 +326,7 @@ class Uplink:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._device.encode())
             source = None if loopback else self._bind[family]
             if protocol == "udp":
-                _bind_port(sock, source or _ANY[family], port)
+                _bind_port(sock, source or _ANY[family], port if port in self._kept_ports else 0)
             elif source is not None:
                 if protocol == "tcp":
                     sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
@@ -333,6 +361,20 @@ def _bind_port(sock: socket.socket, address: str, port: int) -> None:
         sock.bind((address, port))
     except OSError:
         sock.bind((address, 0))
+
+
+def _ephemeral_ports() -> Container[int]:
+    """The ports that the kernel gives to programs that ask for none (ip_local_port_range in ip(7))."""
+    try:
+        first, last = sysctl.numbers("net.ipv4.ip_local_port_range")
+        reserved = sysctl.read("net.ipv4.ip_local_reserved_ports")
+    except (SysctlError, ValueError):
+        return range(0)  # it is not to be known: then none
+    ports = set(range(first, last + 1))
+    for each in filter(None, reserved.split(",")):
+        start, _, end = each.partition("-")
+        ports.difference_update(range(int(start), int(end or start) + 1))
+    return frozenset(ports)
 
 
 def _check_plain(what: str, function: object) -> None:
@@ -375,18 +417,51 @@ def source_address(text: str, version: int) -> str:
     return found
 
 
+METADATA = frozenset(
+    ip_address(text)
+    for text in (
+        "169.254.169.254",  # nearly all clouds
+        "fd00:ec2::254",  # Amazon, IPv6
+        "100.100.100.200",  # Alibaba
+        "168.63.129.16",  # Azure's wire server
+        "192.0.0.192",  # Oracle, the older one
+        "fd20:ce::254",  # Google, IPv6
+    )
+)
+"""Addresses at which a machine in a cloud is told who it is, its credentials among it."""
+
+
+def _is_of_host(address: Address) -> bool:
+    """Whether the kernel takes `address` for one of this host: only those may a socket be bound to (bind(2))."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with _socket(family, socket.SOCK_DGRAM) as sock:
+            sock.bind((str(address), 0))
+    except OSError as error:
+        # anything but a plain no is no answer, and what is not known to be elsewhere is not let through
+        return error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+    return True
+
+
+def _embedded(address: Address) -> Address:
+    """The IPv4 address that an IPv6 one stands for, if it does; else itself."""
+    if isinstance(address, IPv6Address):
+        if address in _NAT64:
+            return IPv4Address(address.packed[12:])
+        return address.sixtofour or address
+    return address
+
+
 @lru_cache(maxsize=1024)
 def _reachable(address: Address) -> bool:
     """Whether it may leave at all.  An unspecified address would mean the host itself, a link-local one of IPv6
     somebody beside it, and an embedded IPv4 address is judged as what it is."""
     if isinstance(address, IPv6Address):
-        if address in _NAT64:
-            return _reachable(IPv4Address(address.packed[12:]))
+        if _embedded(address) is not address:
+            return _reachable(_embedded(address))
         # beside that, no host has an address of ::/8; of an IPv4-mapped one the host's kernel would make IPv4
         if address.packed[0] == 0 and not address.packed.startswith(_NAT64_LOCAL):
             return False
-        if address.sixtofour is not None:
-            return _reachable(address.sixtofour)
         return not (address.is_multicast or address.is_link_local)
     return not (address.is_loopback or address.is_unspecified or address.is_multicast or _is_class_e(address))
 

@@ -11,10 +11,10 @@ import pytest
 
 from netns_kit import admission
 from netns_kit.admission import lowest_free
-from netns_kit.engine import EDGE, IN, OUT, Engine
+from netns_kit.engine import BUDGET, EDGE, IN, OUT, Engine
 from netns_kit.listeners import TcpListener
 from netns_kit.ports import parse
-from netns_kit.stack import Closed, Limits, Refusal
+from netns_kit.stack import Closed, Limits, Refusal, UdpFlow
 from netns_kit.stack.wire import ethernet, icmp, ip, udp, virtio
 from netns_kit.uplink import Flow, Target, Uplink
 from tests.servers import reset
@@ -300,7 +300,7 @@ def test_half_open_connections_give_way(make: Make, monkeypatch: pytest.MonkeyPa
         bench = make()
         room_for(20, bench, monkeypatch)
         for last in range(1, 61):
-            source = GUEST[:2] + bytes((9, last))
+            source = GUEST[:3] + bytes((100 + last,))
             nobody = ethernet.pack(GATEWAY_MAC, bytes((2, 0, 0, 0, 9, last)), ethernet.IPV4)
             bench.far.write(bench.header + nobody + syn(GATEWAY, port_of(live), source))
             bench.settle()
@@ -392,3 +392,26 @@ def test_a_reused_descriptor_does_not_get_the_old_ones_event(engine: Engine) -> 
         for sock in made:
             engine.remove(sock.fileno())
             sock.close()
+
+
+def test_new_flows_do_not_hold_up_a_step(make: Make) -> None:
+    """Each costs many times what a frame of a known flow does: the step ends, and others have their turn."""
+    bench = make()
+    for source in range(20001, 20033):  # as many flows
+        bench.far.write(
+            bench.header + ethernet.pack(GATEWAY_MAC, GUEST_MAC, ethernet.IPV4) + datagram(GATEWAY, source)
+        )
+    clock = bench.now
+    bench.engine.clock = lambda: clock
+
+    def opened(flow: UdpFlow) -> Refusal | None:
+        nonlocal clock
+        clock += BUDGET / 3
+        return Refusal.RESET
+
+    bench.gateway.udp_opened = opened  # type: ignore[method-assign]  # takes its time
+    steps = 0
+    while bench.gateway.stats()["tap_received"] < 32:
+        bench.engine.dispatch(bench.engine.poll(0), clock)
+        steps += 1
+    assert steps >= 8, "no more than four in a step"

@@ -48,7 +48,8 @@ class Stack:
 
     `emit` is called with the buffers of each frame to send.  `addresses` are ours, packed, the first of
     each family being the gateway.  `secret` (16 random bytes) keys RFC 6528's sequence numbers.  `advertised` is what
-    router advertisements say; without, there are none.
+    router advertisements say; without, there are none.  `sources` are the networks, packed address and prefix length,
+    from which guests may open flows; without, from anywhere (RFC 2827 is why not).
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Stack:
         limits: Limits | None = None,
         timers: Timers | None = None,
         advertised: ndp.Advertisement | None = None,
+        sources: tuple[tuple[bytes, int], ...] | None = None,
     ) -> None:
         self.user = user
         self.watcher: Watcher | None = None
@@ -77,6 +79,7 @@ class Stack:
         self.udp: OrderedDict[bytes, UdpFlow] = OrderedDict()  # the one idle longest first
         self.echo: OrderedDict[bytes, EchoFlow] = OrderedDict()  # likewise
         self.dropped: Counter[str] = Counter()  # by reason
+        self.costly = 0  # frames so far that cost many times what others do: of new flows, strays, fragments
         self.addresses = addresses
         # those the guest opens whose handshake is not over, in LISTEN or SYN-RECEIVED, the oldest first
         self.pending: dict[bytes, TcpConnection] = {}
@@ -91,6 +94,7 @@ class Stack:
             dropped=self.dropped,
             timers=self.timers,
         )
+        self._sources = None if sources is None else dict(_masked(*each) for each in sources)
         self._speaks_ipv6 = any(len(address) == 16 for address in addresses)
         self._router = None if advertised is None else Router(self.link, advertised, self.timers)
         self._secret = secret
@@ -290,9 +294,14 @@ class Stack:
 
     def _learn(self, packet: ip.Packet) -> None:
         """A new flow tells whose link address it comes from, as good as ARP would."""
+        self.costly += 1
         source, destination = packet.source, packet.destination
         if source in self.addresses:
             raise BadPacket("ip-source-ours")
+        if self._sources is not None and not ip.is_link_local(source):
+            mask, network = self._sources.get(len(source), (0, 1))
+            if int.from_bytes(source, "big") & mask != network:
+                raise BadPacket("ip-source-foreign")
         self.link.learn(source, self._source_mac)
         if destination not in self.addresses and len(source) == 16:
             if ip.is_link_local(destination):  # it would be on this link: nobody is
@@ -314,6 +323,7 @@ class Stack:
         ):
             return
         if is_fragment:
+            self.costly += 1
             whole = self._reassembly.add(packet, now)
             if whole is None:
                 return
@@ -676,6 +686,13 @@ class Stack:
                 f"dropped_{reason.replace('-', '_')}": count for reason, count in sorted(self.dropped.items())
             },
         }
+
+
+def _masked(address: bytes, prefix: int) -> tuple[int, tuple[int, int]]:
+    """A network by the size of its addresses: its mask, and its address."""
+    bits = 8 * len(address)
+    mask = ((1 << prefix) - 1) << (bits - prefix)
+    return len(address), (mask, int.from_bytes(address, "big") & mask)
 
 
 def _to_group(packet: ip.Packet, name: str) -> BadPacket:
