@@ -77,8 +77,12 @@ class Admission:
 
 
 def lowest_free(fd: int) -> int:
-    """The number that the next descriptor of this process will have.  `fd` is any that is open."""
-    number = fcntl(fd, F_DUPFD_CLOEXEC, 0)
+    """Return the number that the next descriptor of this process will have, or the limit if it will have none.  `fd`
+    is any that is open."""
+    try:
+        number = fcntl(fd, F_DUPFD_CLOEXEC, 0)
+    except OSError:  # EMFILE: not one is free
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     os.close(number)
     return number
 

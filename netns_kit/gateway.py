@@ -32,6 +32,9 @@ from .tap import FRAME_MAX, DeviceGone, TapDevice
 from .uplink import DNS_PORT, OURSELVES, Address, Endpoint, Flow, Protocol, Target, Uplink
 
 FRAMES_PER_STEP = 32
+FLOODED = 0.1  # seconds in which the guest's queue was never empty: then it is a flood,
+CALM = 0.5  # seconds for which it is taken for one,
+DRAINED = 256  # and frames that are looked at nevertheless, of a step that is late
 STRANGERS = 256  # flows of one UDP socket, beyond which nobody new is heard who was not asked
 EPHEMERAL = range(32768, 61000)  # ports for clients whose own is taken
 DOMAINS = ("containers.internal", "docker.internal")  # where programs in containers look for their host
@@ -99,6 +102,7 @@ class Gateway:
         self._tap = tap
         self._buffer = memoryview(bytearray(2 * FRAME_MAX))
         self._appetite = Appetite(engine)
+        self._busy_since, self._flooded_until = math.inf, -math.inf
         self.inbox, self.outbox = Inbox(), Outbox()
         self.zone = _zone(subnet)
         self._dns = DnsRelay(engine, uplink, self.zone, self._hook_failed)
@@ -121,7 +125,10 @@ class Gateway:
     def _on_tap(self, events: int) -> None:
         if events & OUT:
             self._tap.flush()
-        self._read_frames(self._appetite.size(FRAMES_PER_STEP))
+        most = self._appetite.size(FRAMES_PER_STEP)
+        if most == 1:  # it was empty
+            self._busy_since = self.engine.now
+        self._read_frames(most)
 
     def _read_frames(self, most: int) -> None:
         read, receive, now = self._tap.read_into, self.stack.receive, self.engine.now
@@ -133,17 +140,34 @@ class Gateway:
                 self._appetite.is_sated()
                 break
             receive(free[:size], now)
-            if stack.costly != costly:
-                costly = stack.costly
-                if self.engine.is_late:
-                    break
             if outbox.relays:  # they keep what they have been lent until `flush`
                 free = free[size:]
                 if len(free) < FRAME_MAX:
                     outbox.flush()
                     free = buffer
+            if stack.costly != costly:
+                costly = stack.costly
+                if self.engine.is_late:
+                    self._look_for_flood()
+                    break
         if outbox.relays:
             outbox.flush()
+
+    def _look_for_flood(self) -> None:
+        """Empty the guest's queue, if that has not been empty for long, lest what is under way gets lost in it.  What
+        belongs to no flow yet is dropped unseen, now and for a while."""
+        now, stack = self.engine.now, self.stack
+        if now - self._busy_since > FLOODED:
+            self._flooded_until = now + CALM
+        if now < self._flooded_until and stack.knows_at_a_glance:
+            buffer, outbox = self._buffer, self.outbox
+            for _ in range(DRAINED):
+                if outbox.relays:
+                    outbox.flush()
+                size = self._tap.read_into(buffer)
+                if size is None:
+                    break
+                stack.receive_known(buffer[:size], now)
 
     def _on_peers(self, _: int) -> None:
         peers, stack, buffer = self._peers, self.stack, self._buffer

@@ -415,3 +415,32 @@ def test_new_flows_do_not_hold_up_a_step(make: Make) -> None:
         bench.engine.dispatch(bench.engine.poll(0), clock)
         steps += 1
     assert steps >= 8, "no more than four in a step"
+
+
+def test_a_flood_does_not_take_the_place_of_what_is_under_way(make: Make, listener: socket.socket) -> None:
+    """A queue that has not been empty for long is emptied: what is known is handled, the rest is dropped."""
+    bench = make()
+    program = bench.connect(GATEWAY, port_of(listener), 20000)
+    bench.until(lambda: program.is_established)
+    host, _ = listener.accept()
+    clock = bench.now
+    bench.engine.clock = lambda: clock
+
+    def opened(flow: UdpFlow) -> Refusal | None:
+        nonlocal clock
+        clock += BUDGET * 2
+        return Refusal.RESET
+
+    bench.gateway.udp_opened = opened  # type: ignore[method-assign]  # takes its time
+    source = 20001
+    with host:
+        for step in range(300):
+            while bench.gateway.stats()["tap_received"] + 20 > source - 20001:  # the queue is never empty
+                bench.inject(datagram(GATEWAY, source))
+                source += 1
+            if step == 299:
+                program.send(b"still here")
+            bench.engine.dispatch(bench.engine.poll(0), clock)
+        assert bench.gateway.stats()["dropped_flooded"] > 0
+        host.settimeout(SECONDS)
+        assert host.recv(100) == b"still here"

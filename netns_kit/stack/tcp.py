@@ -146,7 +146,6 @@ class TcpConnection:
         self._probes = 0  # unanswered ones, the last at `_asked_at`
         self._asked_at = -math.inf
         self._writer = SegmentWriter(table.link, key)
-        self._negotiate(mss)
 
     # -- opening ------------------------------------------------------------------------------------
 
@@ -162,6 +161,7 @@ class TcpConnection:
     def connect(self, now: float) -> None:
         """Active open, 3.10.1: the SYN leaves, or waits for the guest's link address."""
         self.rcv.scale, self.rcv.sack = WINDOW_SCALE, True
+        self._negotiate(self.snd.mss)
         self._open(SYN, now)
 
     def accept(self, now: float) -> None:
