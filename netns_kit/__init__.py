@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .dns import DnsQuery, Rcode, Record
     from .errors import (
         AddressError,
+        AlreadyOpened,
         FeatureUnavailable,
         IdMapError,
         NamespaceGone,
@@ -50,6 +51,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AddressError",
+    "AlreadyOpened",
     "DeviceGone",
     "DhcpSettings",
     "DnsQuery",
@@ -104,6 +106,7 @@ _HOMES = {
     "dns": ("DnsQuery", "Rcode", "Record"),
     "errors": (
         "AddressError",
+        "AlreadyOpened",
         "FeatureUnavailable",
         "IdMapError",
         "NamespaceGone",

@@ -19,7 +19,6 @@ import anyio.abc
 from .cli import FAILED, add_network_options, complain, network_from, tell_ports, with_value
 from .errors import NamespaceGone, NetnsKitError
 from .gateway import raise_descriptor_limit
-from .guard import Guard
 from .namespace import Namespace
 from .network import DEFAULT_IFNAME, Network
 
@@ -39,10 +38,17 @@ def main(words: Sequence[str]) -> int:
 
 
 async def _attach(network: Network, options: argparse.Namespace) -> int:
-    with anyio.open_signal_receiver(*ENDING) as signals, anyio.CancelScope() as scope:
-        async with Guard() as guard:
-            guard.start_soon(_end_at_signal, signals, scope)
-            await _serve(network, options)
+    failure: Exception | None = None
+    with anyio.open_signal_receiver(*ENDING) as signals:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_end_at_signal, signals, tasks.cancel_scope)
+            try:
+                await _serve(network, options)
+            except Exception as error:
+                failure = error  # to be raised bare, not in the group's exception
+            tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
     return 0
 
 
@@ -65,8 +71,10 @@ async def _serve(network: Network, options: argparse.Namespace) -> None:
                         os.close(options.ready_fd)
                 ready = True
                 if options.exit_fd is None:
-                    await anyio.sleep_forever()
-                await _hang_up(options.exit_fd)
+                    await network.wait_closed()
+                else:
+                    with network.supervisor.guarding():
+                        await _hang_up(options.exit_fd)
     except NamespaceGone as error:
         if not ready:
             raise

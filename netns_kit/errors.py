@@ -13,6 +13,7 @@ from typing import ClassVar
 
 __all__ = [
     "AddressError",
+    "AlreadyOpened",
     "FeatureUnavailable",
     "IdMapError",
     "NamespaceGone",
@@ -99,6 +100,10 @@ class TunUnavailable(_SystemError):
 
 class NamespaceGone(NetnsKitError):
     """The namespace was closed, its agent died, or the process whose namespace it was has ended."""
+
+
+class AlreadyOpened(NetnsKitError, RuntimeError):
+    """The object was opened before: it is opened once, by `open` or by entering its `async with` block."""
 
 
 class PrivilegedPortError(_SystemError, PermissionError):

@@ -164,8 +164,8 @@ class Bench:
     def close(self) -> None:
         self.gateway.close()
         self.engine.close()
-        self.near.close()
-        self.far.close()
+        self.near.release()
+        self.far.release()
 
     @property
     def now(self) -> float:
@@ -753,7 +753,7 @@ def test_rubbish_is_counted_and_nothing_else(make: Make) -> None:
 def test_a_device_that_goes_away(make: Make, listener: socket.socket) -> None:
     bench = make()
     socks = [opened(bench, listener, PORT + number)[1] for number in range(3)]
-    bench.far.close()
+    bench.far.release()
     with pytest.raises(DeviceGone):
         bench.settle()
     bench.gateway.close()

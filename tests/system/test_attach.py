@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import anyio
 import pytest
 
 from netns_kit import Namespace, NamespaceGone
@@ -202,6 +201,6 @@ async def test_the_block_of_a_namespace_by_a_path_of_proc_ends_with_the_process(
 
 
 async def until_gone(path: Path, end: Callable[[], object]) -> None:
-    async with Namespace.attach(path=path):
+    async with Namespace.attach(path=path) as ns:
         end()
-        await anyio.sleep_forever()
+        await ns.wait_closed()

@@ -84,7 +84,7 @@ async def test_a_killed_agent(driver: DriverName) -> None:
     with pytest.raises(NamespaceGone, match="agent"):
         async with network(driver) as net, in_use(net):
             os.kill(net.namespace.pid, signal.SIGKILL)
-            await anyio.sleep_forever()
+            await net.wait_closed()
 
 
 @bounded
@@ -93,7 +93,7 @@ async def test_a_device_removed_inside(driver: DriverName) -> None:
     with pytest.raises(DeviceGone):
         async with network(driver) as net, in_use(net):
             await net.run(["ip", "link", "delete", "tap0"])
-            await anyio.sleep_forever()
+            await net.wait_closed()
 
 
 @bounded
@@ -123,7 +123,7 @@ async def test_a_bug_in_the_stack(driver: DriverName, monkeypatch: pytest.Monkey
             monkeypatch.setattr(Gateway, "_read_frames", crash)
             monkeypatch.setattr(type(net.stack.gateway.stack), "receive", crash)
             await stream.send(b"x")
-            await anyio.sleep_forever()
+            await net.wait_closed()
     assert isinstance(caught.value.__cause__, LookupError)
 
 
@@ -140,7 +140,7 @@ async def test_a_bug_in_a_timer(driver: DriverName) -> None:
         async with network(driver) as net, in_use(net):
             engine = net.stack.gateway.engine
             await net.stack.local.call(lambda: engine.timers.arm(Timer(), engine.now + 0.01))
-            await anyio.sleep_forever()
+            await net.wait_closed()
 
 
 @bounded
@@ -181,11 +181,11 @@ async def test_cancelled_at_any_moment_of_entering(driver: DriverName) -> None:
 @bounded
 async def test_a_stack_on_a_device_that_is_not_open(driver: DriverName) -> None:
     near, far = TapDevice.pair()
-    near.close()
+    await near.close()
     with pytest.raises(DeviceGone):
         async with UserStack(near, driver=driver):
             pass
-    far.close()
+    await far.close()
 
 
 @bounded
@@ -195,8 +195,8 @@ async def test_a_stack_needs_no_namespace(driver: DriverName) -> None:
     with pytest.raises(DeviceGone):
         async with near, UserStack(near, driver=driver) as stack:
             assert await stack.flows() == ()
-            far.close()
-            await anyio.sleep_forever()
+            await far.close()
+            await stack.wait_closed()
 
 
 async def test_hundreds_of_namespaces_leave_nothing(anyio_backend_name: str) -> None:

@@ -435,7 +435,7 @@ async def test_a_dead_agent_ends_the_block() -> None:
         with pytest.raises(NamespaceGone, match="agent"):
             async with Namespace.create() as ns:
                 os.kill(ns.pid, signal.SIGKILL)
-                await anyio.sleep_forever()
+                await ns.wait_closed()
         with pytest.raises(NamespaceGone):
             await ns.get_sysctl("net.ipv4.ip_forward")
         with pytest.raises(NamespaceGone):
@@ -445,14 +445,14 @@ async def test_a_dead_agent_ends_the_block() -> None:
 
 async def test_the_end_of_the_process_attached_to_ends_the_block() -> None:
     with stranger() as pid, anyio.fail_after(SECONDS), pytest.raises(NamespaceGone, match="process"):
-        async with Namespace.attach(pid=pid):
+        async with Namespace.attach(pid=pid) as ns:
             os.kill(pid, signal.SIGKILL)
-            await anyio.sleep_forever()
+            await ns.wait_closed()
 
 
 async def test_after_the_block_it_is_gone() -> None:
     ns = Namespace.create()
-    with pytest.raises(NamespaceGone, match="not been entered"):
+    with pytest.raises(NamespaceGone, match="not open"):
         await ns.run(["true"])
     async with entered(ns):
         pid = ns.pid

@@ -140,7 +140,7 @@ async def test_the_end_of_one_is_the_end_of_all(victim: int) -> None:
         async with Network(driver="worker", queues=2) as net:
             pids += [worker.pid for worker in workers(net)]
             os.kill(pids[victim], signal.SIGKILL)
-            await anyio.sleep_forever()
+            await net.wait_closed()
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
