@@ -84,6 +84,10 @@ class Conversation:
         with suppress(OSError):  # the agent has closed its end: there is nothing to kill
             self._sock.shutdown(socket.SHUT_WR)
 
+    @property
+    def is_closed(self) -> bool:
+        return self._sock.fileno() < 0
+
     def close(self) -> None:
         self._sock.close()
 

@@ -55,10 +55,6 @@ class _Pipe:
             self._file.close()
         await anyio.lowlevel.checkpoint()
 
-    def drop(self) -> None:
-        """Close our end where nothing can wait."""
-        self._file.close()
-
 
 class PipeReader(_Pipe, anyio.abc.ByteReceiveStream):
     """What the command writes to its standard output or error."""
@@ -108,6 +104,7 @@ class Process(anyio.abc.Process):
 
     supervisor: Supervisor
     """Of what it runs on, whose end is its end; for parts of this library."""
+    _forgotten = True  # ours no more, or not yet
 
     def __init__(
         self,
@@ -126,20 +123,19 @@ class Process(anyio.abc.Process):
         self._streams = stdin, stdout, stderr
         self._returncode: int | None = None
         self._waiting = anyio.Lock()
+        self._forgotten = False
 
     def __del__(self) -> None:
-        if self.returncode is None and not self._pidfd.closed:
+        # a collector may have closed the conversation before, and that has killed it
+        dropped = not self._forgotten and (self._conversation.is_closed or self.returncode is None)
+        if dropped:
+            self._forget()
             warnings.warn(
-                f"process {self._pid} is killed, for its Process was dropped while it runs: use `async with`, or "
-                "await its aclose()",
+                f"process {self._pid} is killed: its Process was dropped; use `async with`, or await its aclose()",
                 ResourceWarning,
                 source=self,
                 stacklevel=2,
             )
-            self._forget()
-        for stream in self._streams:
-            if stream is not None:
-                stream.drop()
 
     @property
     def pid(self) -> int:
@@ -229,6 +225,7 @@ class Process(anyio.abc.Process):
         await anyio.lowlevel.checkpoint_if_cancelled()
 
     def _forget(self) -> None:
+        self._forgotten = True
         self._conversation.close()
         self._pidfd.close()
 
