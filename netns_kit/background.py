@@ -20,7 +20,7 @@ import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from enum import Enum, auto
 from functools import partial
@@ -36,7 +36,7 @@ from .errors import AlreadyOpened, NetnsKitError
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["Openable", "Supervisor", "finish", "is_on_asyncio"]
+__all__ = ["Openable", "Supervisor", "asyncio_loop", "finish"]
 
 PATIENCE = (
     10.0  # seconds that closing waits for background tasks: they end sooner, but in a loop that has stopped
@@ -62,6 +62,21 @@ class _Task:
         self.ended = anyio.Event()
 
 
+class _Call:
+    """A call under way: how it is interrupted, on whatever event loop it is."""
+
+    def __init__(self, scope: anyio.CancelScope) -> None:
+        self._scope = scope
+        self._soon = _soon()
+
+    def interrupt(self) -> None:
+        if self._soon == _soon():
+            self._scope.cancel()
+            return
+        with suppress(RuntimeError):  # that loop has ended, and the call with it
+            self._soon(self._scope.cancel)
+
+
 class Supervisor:
     """The state of one object that is opened and closed, its background tasks, and what has gone wrong in them.
 
@@ -76,7 +91,7 @@ class Supervisor:
         self._state = _State.NEW
         self._failure: Exception | None = None
         self._tasks: set[_Task] = set()
-        self._calls: set[anyio.CancelScope] = set()  # of this object, and of those built on it
+        self._calls: set[_Call] = set()  # of this object, and of those built on it
 
     def __del__(self) -> None:
         if self._state in (_State.OPENING, _State.OPEN):
@@ -133,13 +148,14 @@ class Supervisor:
     def _interruptible(self) -> Iterator[anyio.CancelScope]:
         lineage = list(self._lineage())
         with anyio.CancelScope() as scope:
+            call = _Call(scope)
             for each in lineage:
-                each._calls.add(scope)
+                each._calls.add(call)
             try:
                 yield scope
             finally:
                 for each in lineage:
-                    each._calls.discard(scope)
+                    each._calls.discard(call)
 
     def _lineage(self) -> Iterator[Supervisor]:
         yield self
@@ -147,8 +163,8 @@ class Supervisor:
             yield from each._lineage()
 
     def _interrupt(self) -> None:
-        for scope in tuple(self._calls):
-            scope.cancel()
+        for call in tuple(self._calls):
+            call.interrupt()
 
     # -- the tasks ------------------------------------------------------------------------------------
 
@@ -165,9 +181,7 @@ class Supervisor:
         except Exception as error:
             self.fail(error)
         except anyio.get_cancelled_exc_class():
-            if (
-                not task.scope.cancel_called
-            ):  # by the end of the event loop, or by who cancels all of its tasks
+            if not task.scope.cancel_called:  # the loop ends, or somebody cancels all of its tasks
                 why = f"the event loop has cancelled the background tasks of the {self._what}"
                 self.fail(self._unusable(why, fix="close it before the event loop ends"))
             raise
@@ -360,27 +374,35 @@ async def finish(function: Callable[[], Awaitable[None]]) -> None:
         del interruption  # it holds this frame
 
 
-def is_on_asyncio() -> bool:
-    """Whether the running event loop is one of asyncio's; else it is trio's."""
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is None:
-        return False
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
+def asyncio_loop() -> asyncio.AbstractEventLoop | None:
+    """The running event loop, if it is one of asyncio's; else it is trio's."""
+    if "asyncio" in sys.modules:
+        import asyncio
+
+        with suppress(RuntimeError):
+            return asyncio.get_running_loop()
+    return None
+
+
+def _soon() -> Callable[..., object]:
+    """What has the running event loop call a function, from any thread."""
+    loop = asyncio_loop()
+    if loop is not None:
+        return loop.call_soon_threadsafe
+    import trio
+
+    return trio.lowlevel.current_trio_token().run_sync_soon
 
 
 def _spawn(function: Callable[[], Awaitable[None]], name: str) -> None:
     """Run it in a task that is nobody's child."""
-    if is_on_asyncio():
-        import asyncio
+    loop = asyncio_loop()
+    if loop is not None:
 
         async def run() -> None:
             await function()
 
-        task = asyncio.get_running_loop().create_task(run(), name=name)
+        task = loop.create_task(run(), name=name)
         _running.add(task)
         task.add_done_callback(_running.discard)
     else:

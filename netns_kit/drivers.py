@@ -13,15 +13,18 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import anyio
 import anyio.lowlevel
 
 from . import pump
-from .background import is_on_asyncio
+from .background import asyncio_loop
 from .engine import Engine
 from .errors import NetnsKitError, StackClosed, StackCrashed
+
+if TYPE_CHECKING:
+    import asyncio
 
 T = TypeVar("T")
 LocalDriverName = Literal["thread", "loop"]
@@ -60,8 +63,8 @@ class LoopDriver:
 
     async def run(self) -> None:
         try:
-            if is_on_asyncio():
-                await self._run_on_asyncio()
+            if (loop := asyncio_loop()) is not None:
+                await self._run_on_asyncio(loop)
             else:
                 await self._run_anywhere()
         except NetnsKitError:
@@ -95,10 +98,8 @@ class LoopDriver:
             await anyio.lowlevel.checkpoint()
             _take_turn(engine, anyio.current_time)
 
-    async def _run_on_asyncio(self) -> None:
-        import asyncio
-
-        engine, loop = self._engine, asyncio.get_running_loop()
+    async def _run_on_asyncio(self, loop: asyncio.AbstractEventLoop) -> None:
+        engine = self._engine
         failed: asyncio.Future[None] = loop.create_future()
         timer: asyncio.TimerHandle | None = None
         timer_at = math.inf

@@ -38,8 +38,13 @@ class Forwarder(Openable):
         async with Forwarder(stack) as forwarder:
             await forwarder.add("127.0.0.1:8080:80/tcp")
 
-    Opening raises `StackClosed` if the stack is not open.  What fails the stack fails its forwarders.  Closing frees
-    the ports; TCP connections already made go on.
+    Closing frees the ports; TCP connections already made go on.  What fails the stack fails its forwarders.
+
+    Args:
+        stack: The `UserStack` that the connections enter.
+
+    Raises:
+        StackClosed: On opening, if the stack is not open.
     """
 
     def __init__(self, stack: Asked) -> None:

@@ -105,9 +105,11 @@ class OpenedTap:
 class Namespace(Openable):
     """A network namespace, for as long as it is open.
 
-    Made by `create`, `attach` or `current`.  Closing kills every command started in it and ends the agent; the kernel
-    then drops the namespace if nobody else holds it.  If it vanishes while it is open, every call raises
-    NamespaceGone, those under way at once, and so does closing; commands that still run are killed then.
+    Made by `create`, `attach` or `current`; each says what opening raises.  Closing kills every command started in it
+    and ends the agent.  The kernel then drops the namespace if nobody else holds it.
+
+    If the namespace vanishes while it is open, every call raises `NamespaceGone`, those under way at once, and so
+    does closing.  Commands that still run are killed then.
     """
 
     def __init__(self, prepare: Callable[[ExitStack], Start]) -> None:

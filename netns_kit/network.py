@@ -48,13 +48,21 @@ class Network(Openable):
         async with Network(ports=["127.0.0.1:8080:80"]) as net:
             await net.run(["curl", "http://example.com"])
 
-    `ports` are forwarded from the start (see `netns_kit.ports`).  `namespace` is one of the caller's making, not
-    open yet; by default a new one.  `ifname` is the name of its interface, `name` that of its address, one more
-    of `records`.  The rest is as for `UserStack` and `TapDevice`.  The parts are there as `namespace`, `tap`, `stack`
-    and `forwarder`.
+    Opening returns when address, route, DNS and ports work.  The parts are there as `namespace`, `tap`, `stack` and
+    `forwarder`.
 
-    All is ready when opening returns: address, route, DNS and ports work.  It raises what its parts raise, and leaves
-    nothing behind then or when cancelled.  Bad ports, addresses and sizes raise before anything is made.
+    Args:
+        uplink: How flows leave.  By default the host's loopback cannot be reached.
+        ports: What is forwarded from the start, see `netns_kit.ports`.
+        ifname: The name of the interface inside.
+        namespace: One of the caller's making, which is not open yet.  By default a new one.
+        name: The namespace's own name at the DNS address, one more of `records`.
+
+    The other arguments are those of `UserStack` and of `TapDevice.open`.
+
+    Raises:
+        NetnsKitError, ValueError: Arguments that make no sense, before anything is made.
+        NetnsKitError, OSError: When it is opened, what its parts raise.
 
     If the namespace or the stack fails, every call raises that, those under way at once, and so does closing:
     `NamespaceGone`, `DeviceGone` or `StackCrashed`.

@@ -171,10 +171,14 @@ class Process(anyio.abc.Process):
         return self._streams[2]
 
     async def wait(self) -> int:
-        """Wait until it has ended: its `returncode`.
+        """Wait until the command has ended, and return its `returncode`.
 
-        Raises NamespaceGone if the agent ends first; the command was killed then.  What a `Network` has started ends
-        with the failure of its stack too.  Cancellation changes nothing.
+        Raises:
+            NamespaceGone: The namespace has gone, or was closed, and the command was killed.
+            NetnsKitError: The `Network` that has started the command has failed; the command may still run.
+
+        Cancellation:
+            It changes nothing.
         """
         if self.returncode is None:
             with self.supervisor.guarding():

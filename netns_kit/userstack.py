@@ -53,36 +53,41 @@ class Runner(Protocol):
 class UserStack(Openable):
     """A user-mode TCP/IP stack on a device, and the host's sockets behind it, for as long as it is open.
 
-    `tap` must be open.  If it lies in a namespace, that gets the subnet's guest address, a default route and its
-    loopback brought up, unless `configure` is False; with "link", interface and loopback are brought up and nothing
-    more, for a DHCP client or the kernel's own SLAAC to do the rest.  `subnet` is a CIDR, see `Subnet`.  `ipv6`:
-    whether there is IPv6 too; True for the usual network, or a `Subnet6`.  A host or a namespace that has none is
-    served with IPv4, and the log tells why.  `driver` says where the stack runs: "thread", on one of its own (the
-    default); "loop", on the caller's event loop; "worker", in a process of its own, which the caller's load does not
-    slow, and which enters a sandbox before it reads the first frame.  A device with several queues has as many
-    workers, who share the connections out among them.
+    Opening returns when the address is usable.  From then on `subnet` is what the namespace has: its `ipv6` is None
+    where that has none.  `sandbox` says what a worker has given up, layer by layer (see `netns_kit.sandbox`): "on",
+    or why this host does not give it.  Closing resets what is open and closes every socket.
 
-    Once open, `subnet` is what the namespace has: its `ipv6` is None where that has none.
+    The gateway has names at the DNS address without asking, those of `netns_kit.gateway.NAMES`:
+    host.containers.internal is the host, if that is allowed.
 
-    A DHCP server gives leases to whoever asks for one, as the settings `dhcp` say; None: there is none.
+    Args:
+        tap: An open device.  If it lies in a namespace, that is configured, see `configure`.
+        uplink: How flows leave.  A worker imports its policy, or a subclass of `Uplink`, by its name; they run in the
+            sandbox, and are not seen to change from here.
+        subnet: The addresses, as a CIDR, see `Subnet`.
+        ipv6: Whether there is IPv6 too: True for the usual network, or a `Subnet6`.  A host or a namespace that has
+            none is served with IPv4, and the log tells why.
+        driver: Where the stack runs.  "thread": on a thread of its own.  "loop": on the caller's event loop.
+            "worker": in a process of its own, which the caller's load does not slow, and which enters a sandbox before
+            it reads the first frame.  A device with several queues has as many workers, which share the connections.
+        configure: Whether the namespace gets the subnet's guest address, a default route and its loopback brought up.
+            "link": interface and loopback are brought up and nothing more, for a DHCP client or the kernel's SLAAC.
+        limits: The bounds of the stack's tables.
+        dhcp: The settings of the DHCP server; None: there is none.
+        require: Layers of the sandbox that are to be on, or else opening raises.
+        records: What is answered at the DNS address from the start, see `UserStack.add_record`.
 
-    `sandbox` is then what the worker has given up, layer by layer (see `netns_kit.sandbox`): "on", or why this host
-    does not give it.  `require` names layers that are to be on, or else opening raises.  The worker imports the
-    uplink's policy, or a subclass of `Uplink`, by its name; they run in the sandbox, and are not seen to change from
-    here.
+    Raises:
+        AddressError: A bad subnet, an MTU that leaves no IPv6; on opening, an uplink with addresses that the host has
+            not.
+        ValueError: An unknown driver or layer.
+        NotImportable: An uplink that a worker cannot have; already here.
+        RecordError: Records that make no sense.
+        SandboxUnavailable: On opening, a required layer that this host does not give.
+        NetnsKitError, OSError: On opening, what configuring the namespace raises.
 
-    `records` are answered for at the DNS address from the start, see `UserStack.add_record`.  The gateway has names
-    there without asking, those of `netns_kit.gateway.NAMES`: host.containers.internal is the host, if that is
-    allowed.
-
-    Opening returns when the address is usable.  If the stack fails, or its device goes away, every call raises that,
-    those under way at once, and so does closing: `DeviceGone`, `NamespaceGone`, or `StackCrashed` for a bug and for a
-    worker that has ended.  Closing resets what is open and closes every socket.
-
-    Raises `AddressError` for a bad subnet, for an MTU that leaves no IPv6, and for an uplink
-    whose addresses the host does not have, ValueError for an unknown driver or layer, `NotImportable`, already here,
-    for an uplink that a worker cannot have, `SandboxUnavailable`, `RecordError` for records that make no sense, and
-    what configuring the namespace raises.
+    If the stack fails, or its device goes away, every call raises that, those under way at once, and so does closing:
+    `DeviceGone`, `NamespaceGone`, or `StackCrashed` for a bug and for a worker that has ended.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ import pytest
 from netns_kit.background import Openable, Supervisor
 from netns_kit.errors import AlreadyOpened, NamespaceGone, NetnsKitError, StackClosed
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(30)]  # a shield is stronger than a scope
 
 
 class Boom(NetnsKitError):

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any, NoReturn, get_args
 
 import anyio
@@ -385,6 +386,30 @@ async def test_what_is_under_way_ends_with_the_stack(driver: DriverName) -> None
     await command.aclose()
     assert (await net.namespace.run(["echo", "inside"])).stdout == b"inside\n", "that is as good as it was"
     await ends(net.close)
+
+
+@bounded
+async def test_a_call_on_another_event_loop_ends_too() -> None:
+    """A namespace serves any number of loops and threads."""
+    ns = await Namespace.create().open()
+    running = threading.Event()
+
+    async def call() -> None:
+        async with await ns.popen(["cat"]) as command:
+            running.set()
+            with pytest.raises(NamespaceGone, match="agent"):
+                await command.wait()
+        with pytest.raises(NamespaceGone, match="agent"):
+            await ns.run(["true"])
+
+    async with anyio.create_task_group() as tasks:
+        for backend in ("asyncio", "trio"):
+            tasks.start_soon(anyio.to_thread.run_sync, partial(anyio.run, call, backend=backend))
+            await anyio.to_thread.run_sync(running.wait)
+            running.clear()
+        os.kill(ns.pid, signal.SIGKILL)
+    with pytest.raises(NamespaceGone):
+        await ns.close()
 
 
 @bounded
