@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from ipaddress import ip_address
+from typing import Protocol as Interface
 
 from .dhcp import DEFAULT, DhcpSettings
 from .dhcp.names import is_name
@@ -29,7 +30,7 @@ from .stack import Closed, EchoFlow, Limits, Refusal, Stack, Steering, TcpConnec
 from .stack.wire.ndp import Advertisement
 from .subnet import Subnet, Subnet6
 from .tap import FRAME_MAX, DeviceGone, TapDevice
-from .uplink import DNS_PORT, OURSELVES, Address, Endpoint, Flow, Protocol, Target, Uplink
+from .uplink import DNS_PORT, OURSELVES, Address, Endpoint, Flow, Protocol, Target, Uplink, Way, source_of
 
 FRAMES_PER_STEP = 32
 RESERVE = 256  # descriptors that the guest cannot take from the process that runs us; half, if there are few
@@ -54,6 +55,23 @@ class FlowInfo:
     guest: Endpoint
     remote: Endpoint
     state: str
+
+
+class Published(Interface):
+    """A UDP port of the host that leads to a port of the guest's, and that the guest's datagrams leave by."""
+
+    @property
+    def host(self) -> Address:
+        """The address that it is bound to."""
+        ...
+
+    def way_to(self, target: Address, guest: bytes) -> Way | None:
+        """Return how what the guest at that packed address sends to `target` leaves by it; None if it cannot."""
+        ...
+
+    def add(self, flow: UdpFlow, target: Endpoint, way: Way) -> None:
+        """Carry `flow`, which goes to `target`, from now on."""
+        ...
 
 
 class Gateway:
@@ -103,6 +121,7 @@ class Gateway:
         self.zone = _zone(subnet)
         self._dns = DnsRelay(engine, uplink, self.zone, self._hook_failed)
         self._udp: dict[GuestEndpoint, UdpRelay] = {}
+        self.published: dict[bytes, list[Published]] = {}  # by the guest's port, the oldest first
         self._noticed: set[str] = set()
         self.refused = 0  # flows, by the uplink or for want of descriptors
         self._most_descriptors = _most_descriptors()
@@ -226,6 +245,8 @@ class Gateway:
             self._dns.add(flow, _upstreams(target))
             return None
         endpoint = target.endpoints[0]
+        if self._leaves_by_published(flow, endpoint):
+            return None
         size = (len(flow.key) - 4) // 2
         address = endpoint.address
         guest = (flow.key[:size], flow.key[-4:-2], address.version, address.is_loopback)
@@ -245,6 +266,32 @@ class Gateway:
             )
         relay.add(flow, _address_of(endpoint))
         return None
+
+    def _leaves_by_published(self, flow: UdpFlow, endpoint: Endpoint) -> bool:
+        """Whether `flow` is carried by a published port that leads to the port it comes from.
+
+        Of several, the one that is bound to the address that the host would send from; else one bound to all
+        addresses; else the oldest.
+        """
+        published = self.published.get(flow.key[-4:-2])
+        if published is None:
+            return False
+        target, guest = endpoint.address, flow.key[: (len(flow.key) - 4) // 2]
+        found = [(each, way) for each in published if (way := each.way_to(target, guest)) is not None]
+        if len(found) > 1:
+            source = source_of(target)
+            found.sort(key=lambda one: (str(one[0].host) != source, not one[0].host.is_unspecified))
+        for each, way in found[:1]:
+            each.add(flow, endpoint, way)
+        return bool(found)
+
+    def leave_udp_port(self, port: int) -> bool:
+        """End what has that UDP port of the host for the guest's own flows, so that it can be published.  Whether
+        something had it; the guest's next datagrams go by what is there then."""
+        relays = [relay for relay in self._udp.values() if relay.port == port]
+        for relay in relays:
+            relay.close()
+        return bool(relays)
 
     def _is_dns(self, key: bytes) -> bool:
         """Whether it is to be answered by us, if it is carried."""
