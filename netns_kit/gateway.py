@@ -219,7 +219,11 @@ class Gateway:
             self._peers.hand_over_connection(owner, key, sock)
             return
         relay = TcpRelay(self.engine)
-        relay.run(sock)
+        try:
+            relay.run(sock)
+        except OSError:  # the kernel has no room for one more to be watched
+            sock.close()
+            return
         try:
             name = self.free_key(key, stack.tcp)
             relay.connection = stack.connect_tcp(name, relay, self.engine.now)
@@ -253,10 +257,17 @@ class Gateway:
         relay = self._udp.get(guest)
         if relay is None:
             try:
-                sock = self.uplink.open("udp", address, int.from_bytes(guest[1], "big"))
+                relay = self._udp[guest] = self._open_udp(guest, address)
             except OSError as error:
                 return self._no_socket("udp", error)
-            relay = self._udp[guest] = UdpRelay(
+        relay.add(flow, _address_of(endpoint))
+        return None
+
+    def _open_udp(self, guest: GuestEndpoint, address: Address) -> UdpRelay:
+        """Raises OSError; nothing is left open then."""
+        sock = self.uplink.open("udp", address, int.from_bytes(guest[1], "big"))
+        try:
+            return UdpRelay(
                 self.engine,
                 sock,
                 self.inbox,
@@ -264,8 +275,9 @@ class Gateway:
                 unsolicited=lambda relay, sender, _: self._unsolicited(guest, relay, sender),
                 idle=lambda relay: self._close_udp(guest, relay),
             )
-        relay.add(flow, _address_of(endpoint))
-        return None
+        except BaseException:
+            sock.close()
+            raise
 
     def _leaves_by_published(self, flow: UdpFlow, endpoint: Endpoint) -> bool:
         """Whether `flow` is carried by a published port that leads to the port it comes from.
@@ -362,7 +374,7 @@ class Gateway:
         target = self._decide(protocol, key)
         if isinstance(target, Target) and not self._is_dns(key) and not self.make_room(key):
             self._notice("out of file descriptors (RLIMIT_NOFILE): new flows are refused")
-            target = Refusal.RESET
+            target = Refusal.NET_UNREACHABLE
         if isinstance(target, Refusal):
             self.refused += 1
         return target
