@@ -39,7 +39,6 @@ EPHEMERAL = range(32768, 61000)  # ports for clients whose own is taken
 DOMAINS = ("containers.internal", "docker.internal")  # where programs in containers look for their host
 NAMES = [f"{name}.{domain}" for name in ("gateway", "host") for domain in DOMAINS]  # the gateway's
 _DNS_PORT = DNS_PORT.to_bytes(2, "big")
-MAC_PREFIX = b"\x52\x55"  # locally administered, followed by the gateway's address, as slirp4netns has it
 
 # a guest's address and port, and what a socket can reach: the family, and loopback or not
 GuestEndpoint = tuple[bytes, bytes, int, bool]
@@ -99,8 +98,8 @@ class Gateway:
         self.stack = Stack(
             self,
             tap.write,
-            addresses=_addresses(subnet),
-            mac=MAC_PREFIX + subnet.gateway.packed,
+            addresses=tuple(address.packed for address in subnet.neighbours),
+            mac=subnet.mac,
             mtu=tap.mtu,
             secret=secret or os.urandom(16),
             offloads=tap.offloads,
@@ -492,14 +491,6 @@ def _upstreams(target: Target) -> tuple[Endpoint, ...]:
 
 def _address_of(endpoint: Endpoint) -> tuple[str, int]:
     return str(endpoint.address), endpoint.port
-
-
-def _addresses(subnet: Subnet) -> tuple[bytes, ...]:
-    """Ours; of each family the gateway's first."""
-    ours: list[Address] = [subnet.gateway, subnet.dns]
-    if subnet.ipv6 is not None:
-        ours += [*subnet.ipv6.gateways, subnet.ipv6.dns]
-    return tuple(address.packed for address in ours)
 
 
 def _advertisement(subnet: Subnet6 | None, search: tuple[str, ...]) -> Advertisement | None:
