@@ -93,6 +93,7 @@ def _configuration(name: str, mtu: int, mac: str | None, subnet: Subnet) -> dict
         "address": str(subnet.guest.ip),
         "netmask": str(subnet.guest.netmask),
         "gateway": str(subnet.gateway),
+        "neighbours": {str(each): link.hex() for each, link in subnet.neighbours.items()},
         "ipv6": ipv6 and [str(ipv6.guest.ip), ipv6.guest.network.prefixlen, str(ipv6.gateway)],
     }
 

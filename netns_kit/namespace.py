@@ -456,10 +456,13 @@ class Namespace(Openable):
         gateway: IPv4Address | None = None,
         address6: IPv6Interface | None = None,
         gateway6: IPv6Address | None = None,
+        neighbours: Mapping[IPv4Address | IPv6Address, bytes] | None = None,
     ) -> str | None:
         """Set what is given, bring the link and the loopback up, and add the default routes; doing it again is
         fine.  `queue` is the length of its transmit queue, in packets.  Addresses are usable when this returns; one
         of IPv6, which comes with its gateway, has the link accept no router advertisements.
+        `neighbours` are addresses on the link, and the link address of each: six bytes.  The kernel asks for none of
+        them, so that no first burst is lost meanwhile.
 
         Returns why there is no IPv6, if it was asked for and this namespace or its kernel has none; the rest is done
         then.  Raises OSError naming the link, NotPrivileged without CAP_NET_ADMIN in the namespace.
@@ -477,6 +480,7 @@ class Namespace(Openable):
                 ipv6=None
                 if address6 is None
                 else (str(address6.ip), address6.network.prefixlen, str(gateway6)),
+                neighbours={str(each): link.hex() for each, link in (neighbours or {}).items()},
             )
         except PermissionError as exc:
             raise NotPrivileged(

@@ -246,7 +246,7 @@ def ipv6_inside(name: str) -> Outcome:
 def tap(order: dict[str, Any]) -> dict[str, Outcome]:
     """A tap as TapDevice opens it, and what its kernel offers."""
     words = order["tap_flags"]
-    link = {"name": "probe0", "mac": None, "mtu": 1500, "queue": 1000}
+    link: dict[str, object] = {"name": "probe0", "mac": None, "mtu": 1500, "queue": 1000, "neighbours": {}}
     where = {"address": "10.0.2.100", "netmask": "255.255.255.0", "gateway": "10.0.2.2", "ipv6": None}
     try:
         fd, flags = open_tap("probe0", 1, words)

@@ -95,6 +95,14 @@ class Target:
             raise ValueError("a Target has at least one endpoint: to refuse a flow, return a Refusal")
 
 
+class Way(NamedTuple):
+    """How datagrams leave by a socket that is there already: from that address, by the interface of that index; None
+    and 0: as the socket itself would."""
+
+    source: str | None
+    interface: int
+
+
 class Uplink:
     """Flows leave through sockets of the process that runs the stack.
 
@@ -288,15 +296,14 @@ class Uplink:
 
         A UDP socket has `port` for its own, if that is free and permitted.
         """
-        family = socket.AF_INET if target.version == 4 else socket.AF_INET6
+        family = _FAMILIES[target.version]
         sock = _ping_socket(family) if protocol == "icmp" else _socket(family, _KINDS[protocol])
         try:
             if protocol == "udp" and family == socket.AF_INET6:  # it would have that port of IPv4 too
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            loopback = target.is_loopback
-            if self._device is not None and not loopback:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._device.encode())
-            source = None if loopback else self._bind[family]
+            source, device = self._leaves_from(target)
+            if device is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
             if protocol == "udp":
                 _bind_port(sock, source or _ANY[family], port)
             elif source is not None:
@@ -308,13 +315,60 @@ class Uplink:
             raise
         return sock
 
+    def _leaves_from(self, target: Address) -> tuple[str | None, str | None]:
+        """The source address and the interface that the uplink is bound to, for what goes to `target`."""
+        if target.is_loopback:
+            return None, None
+        return self._bind[_FAMILIES[target.version]], self._device
+
+    def way_by(self, host: Address, device: str | None, target: Address) -> Way | None:
+        """Return how datagrams to `target` leave by a UDP socket bound to `host` and `device`, a published port's.
+
+        None: they must not, and a socket of their own is opened for them.  That is so where the bound address or
+        interface is not the uplink's, where the target is not reached from it, and where a subclass opens its
+        sockets itself.
+        """
+        if type(self).open is not Uplink.open or host.version != target.version:
+            return None
+        source, through = self._leaves_from(target)
+        if not host.is_unspecified:
+            if host.is_loopback != target.is_loopback or source not in (None, str(host)):
+                return None
+            source = None
+        if device is None:
+            try:
+                return Way(source, 0 if through is None else socket.if_nametoindex(through))
+            except OSError:  # it has gone
+                return None
+        if through not in (None, device) or target.is_loopback != (device == _LOOPBACK_DEVICE):
+            return None
+        if through is None and not target.is_loopback and source_of(target, device) != source_of(target):
+            return None  # that interface does not lead there
+        return Way(source, 0)
+
 
 _ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+_LOOPBACK_DEVICE = "lo"
+_DISCARD_PORT = 9  # of a socket that sends nothing
 _IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h; ip(7)
 
 
 def _socket(family: socket.AddressFamily, kind: int, number: int = 0) -> socket.socket:
     return socket.socket(family, kind | socket.SOCK_NONBLOCK, number)
+
+
+def source_of(target: Address, device: str | None = None) -> str:
+    """Return the address that the host's kernel would send from to `target`, by `device`; "" if by no way at all."""
+    with _socket(_FAMILIES[target.version], socket.SOCK_DGRAM) as sock:
+        try:
+            if device is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+            sock.connect((str(target), _DISCARD_PORT))
+        except OSError:
+            return ""
+        source: str = sock.getsockname()[0]
+        return source
 
 
 def _ping_socket(family: socket.AddressFamily) -> socket.socket:

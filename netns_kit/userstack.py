@@ -158,6 +158,7 @@ class UserStack(Openable):
                 gateway=subnet.gateway if addressed else None,
                 address6=None if addressed6 is None else addressed6.guest,
                 gateway6=None if addressed6 is None else addressed6.gateway,
+                neighbours=subnet.neighbours if addressed else None,
             )
         if ipv6 is not None and self.tap.namespace is not None and self._configure is not True:
             missing = await _ipv6_missing(self.tap.namespace, self.tap.name)

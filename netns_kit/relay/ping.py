@@ -47,8 +47,8 @@ class PingRelay:
         self._engine = engine
         self._socket = sock
         self._flow = flow
-        flow.user = self
         engine.add(sock.fileno(), self._on_events, IN)
+        flow.user = self
 
     def echo(self, flow: EchoFlow, sequence: int, payload: memoryview, packet: Packet) -> None:
         message = icmp.HEADER.pack(self._kinds[0], 0, 0, self._identifier, sequence) + payload

@@ -82,8 +82,11 @@ class TcpRelay:
             except socket.gaierror:  # its zone is no interface of ours
                 error = errno.ENETUNREACH
             if error in (0, errno.EINPROGRESS):
-                self._own(sock, lambda events: self._while_connecting(events, uplink))
-                return
+                try:
+                    self._own(sock, lambda events: self._while_connecting(events, uplink))
+                    return
+                except OSError as failure:
+                    error = failure.errno or errno.EIO
             sock.close()
             why = refusal_for(error)
         self.connection = None
@@ -107,14 +110,14 @@ class TcpRelay:
         self._on_events(events)
 
     def run(self, sock: socket.socket) -> None:
-        """`sock` is connected; the guest is being connected to."""
+        """`sock` is connected; the guest is being connected to.  Raises OSError, and `sock` is the caller's then."""
         self._own(sock, self._on_events)
 
     def _own(self, sock: socket.socket, handler: Callable[[int], None]) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the guest's kernel has done Nagle's part
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-        self._socket = sock
         self._engine.add(sock.fileno(), handler, IN | OUT | READ_HANG_UP | URGENT | EDGE)
+        self._socket = sock
 
     def _on_events(self, events: int) -> None:
         if events & (IN | READ_HANG_UP | HANG_UP | ERROR):

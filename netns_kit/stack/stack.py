@@ -385,7 +385,8 @@ class Stack:
             raise BadPacket("tcp-not-unicast")
         if len(self.tcp) >= self.limits.tcp_connections:
             self.dropped["limit-tcp-connections"] += 1
-            self._stray(packet, segment)
+            self._learn(packet)
+            self._packets.error(self._quoted, Refusal.NET_UNREACHABLE, by=packet.destination)
             return
         self._learn(packet)
         connection = TcpConnection(self, key, self._isn(key, now), LISTEN, self.link.mtu - 40)

@@ -270,7 +270,7 @@ class TcpConnection:
         if self.state in (SYN_RECEIVED, ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT):
             self._emit(self.snd.max, RST | ACK)
         elif self.state is LISTEN:
-            self._table.refuse(self, Refusal.RESET)
+            self._table.refuse(self, Refusal.NET_UNREACHABLE)
         self.user = None
         self._enter(CLOSED)
 

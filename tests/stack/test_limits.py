@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from netns_kit.stack import Limits
-from netns_kit.stack.wire.tcp import ACK, RST, SYN
+from netns_kit.stack.wire import ip
+from netns_kit.stack.wire.tcp import ACK, SYN
 from tests.stack_support import (
     GATEWAY,
     OTHER,
@@ -100,11 +101,14 @@ def test_a_bound_holds_and_is_counted(family: int, name: str, bound: int) -> Non
     assert guest.stack.stats()[f"dropped_limit_{name}"] >= 1
 
 
-def test_beyond_the_connections_a_syn_is_reset(family: int) -> None:
+def test_beyond_the_connections_there_is_no_way_out(family: int) -> None:
+    """And not a reset: nobody has refused."""
     guest = Guest(family, limits=Limits(tcp_connections=1))
     syn(guest, 1)
     syn(guest, 2)
-    assert guest.taken().packet.payload[13] & RST
+    packet = guest.taken().packet
+    told = (ip.ICMP, b"\3\0") if family == 4 else (ip.ICMPV6, b"\1\0")
+    assert (packet.protocol, bytes(packet.payload[:2])) == told
 
 
 def test_runs_beyond_a_hole_are_bounded(family: int) -> None:

@@ -352,6 +352,7 @@ async def test_a_tap_and_its_configuration() -> None:
                     mac="02:00:00:00:00:05",
                     address=IPv4Interface("10.0.2.100/24"),
                     gateway=IPv4Address("10.0.2.2"),
+                    neighbours={IPv4Address("10.0.2.2"): bytes((2, 0, 0, 0, 0, again))},
                 )
             link = (await ns.links())[-1]
             assert link == Link(link.index, "tap0", 9000, "02:00:00:00:00:05", True)
@@ -362,6 +363,8 @@ async def test_a_tap_and_its_configuration() -> None:
                 Route(IPv4Network("10.0.2.0/24"), None, link.index, 0),
                 Route(IPv4Network("10.9.0.0/16"), IPv4Address("10.0.2.7"), link.index, 0),
             ]
+            known = await ns.run(["ip", "neigh"], stdout=subprocess.PIPE)
+            assert known.stdout.split() == b"10.0.2.2 dev tap0 lladdr 02:00:00:00:00:01 PERMANENT".split()
             with pytest.raises(TunUnavailable, match="in use") as busy:
                 await ns.open_tap("tap0", [plain])
             assert busy.value.errno == errno.EBUSY
