@@ -118,7 +118,7 @@ class Gateway:
         self._appetite = Appetite(engine)
         self.inbox, self.outbox = Inbox(), Outbox()
         self.zone = _zone(subnet)
-        self._dns = DnsRelay(engine, uplink, self.zone, self._hook_failed)
+        self._dns = DnsRelay(engine, uplink, self.zone, self._hook_failed, self._resolvers_for)
         self._udp: dict[GuestEndpoint, UdpRelay] = {}
         self.published: dict[bytes, list[Published]] = {}  # by the guest's port, the oldest first
         self._noticed: set[str] = set()
@@ -308,6 +308,11 @@ class Gateway:
         """Whether it is to be answered by us, if it is carried."""
         size = (len(key) - 4) // 2
         return key[size : 2 * size] in self._resolvers and key[-2:] == _DNS_PORT
+
+    def _resolvers_for(self, protocol: Protocol, key: bytes) -> tuple[Endpoint, ...] | None:
+        """Whom a flow to the DNS address that was carried asks now; None: it would be refused."""
+        target = self._route(protocol, key)
+        return None if isinstance(target, Refusal) else _upstreams(target)
 
     def _hook_failed(self, error: BaseException) -> None:
         self._notice("names are not resolved: the uplink's dns_hook failed", error)

@@ -18,7 +18,8 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from . import diagnosis
-from .dns import ResolvConf, parse_resolv_conf
+from .dns import Manner, ResolvConf, parse_resolv_conf
+from .dns.manner import DEFAULT
 from .dns.names import to_text, to_wire
 from .dns.server import Hook
 from .errors import AddressError
@@ -51,6 +52,9 @@ class Endpoint(NamedTuple):
     address: Address
     port: int
 
+    def __reduce__(self) -> tuple[Callable[[str, int], Endpoint], tuple[str, int]]:
+        return _endpoint, (str(self.address), self.port)  # an IPv6Address leaves its zone behind
+
     def __str__(self) -> str:
         host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
         return f"{host}:{self.port}"
@@ -68,6 +72,10 @@ class Endpoint(NamedTuple):
             return cls(ip_address(found["ipv6"] or found["ipv4"] or found["bare"]), port)
         except ValueError as error:
             raise AddressError(f"{text!r}: expected ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT") from error
+
+
+def _endpoint(address: str, port: int) -> Endpoint:
+    return Endpoint(ip_address(address), port)
 
 
 OURSELVES = Endpoint(IPv4Address("0.0.0.0"), 0)
@@ -230,11 +238,20 @@ class Uplink:
         return self._resolvers
 
     def resolv_conf(self, *nameservers: Address) -> str:
-        """A resolv.conf that names these, and the search list."""
-        search, options = self.search(), tuple[str, ...]()
-        if self._search is None:
-            options = tuple(each for each in self._conf.options if each.startswith("ndots:"))
+        """A resolv.conf that names these, the search list, and those of the host's options that concern programs.
+
+        Left out is ndots if the search list is not the host's, and what is said of the host's resolvers if others are
+        asked.
+        """
+        search = self.search()
+        options = self._host_conf().options_for_clients(same_servers=self._dns is None)
+        if self._search is not None:
+            options = tuple(each for each in options if not each.startswith("ndots:"))
         return ResolvConf(nameservers, search, options).written()
+
+    def dns_manner(self) -> Manner:
+        """How resolvers are asked: as the options of the host's resolv.conf have it, if they are the host's."""
+        return DEFAULT if self._dns is not None else self._host_conf().manner()
 
     def search(self) -> tuple[str, ...]:
         """The search list, as it is now: domains in which a short name is looked up.  A lone "." says: in none."""

@@ -16,6 +16,7 @@ from .background import Openable, Supervisor
 from .control import PATIENCE, Control, FlowEvent
 from .dhcp import DEFAULT, DhcpSettings, Lease, StaticLease
 from .dns import Record
+from .dns.names import to_text, to_wire
 from .drivers import DriverName
 from .errors import AddressError, NetnsKitError, StackClosed, SysctlError
 from .gateway import FlowInfo
@@ -225,9 +226,11 @@ class UserStack(Openable):
     async def remove_record(self, name: str, *, type: str = "", value: str = "") -> None:
         """Answer no more for `name`, or no more with what is of that type and value.
 
-        Raises `KeyError` if nothing like that was said, `StackClosed` when the stack is not open.
+        Raises `KeyError` if nothing like that was said, `RecordError` for what is no name, `StackClosed` when the stack
+        is not open.
         """
-        if not await self.ask(Control.remove_records, name, type, value):
+        wire_name = to_wire(name)  # here: a worker cannot import what a name in another script takes
+        if not await self.ask(Control.remove_records, to_text(wire_name), type, value):
             raise KeyError(name)
 
     async def records(self) -> tuple[Record, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import socket
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -439,3 +440,9 @@ def test_a_ping_socket() -> None:
     with Uplink(bind4="127.0.0.9").open("icmp", IPv4Address("192.0.2.1")) as sock:
         assert sock.proto == socket.IPPROTO_ICMP
         assert not sock.getblocking()
+
+
+def test_a_resolver_keeps_its_zone_on_the_way_to_a_worker() -> None:
+    """An IPv6Address that is pickled does not."""
+    sent = pickle.loads(pickle.dumps(Uplink(dns=["[fe80::1%eth0]:53", "192.0.2.1"])))
+    assert [str(each) for each in sent.resolvers()] == ["[fe80::1%eth0]:53", "192.0.2.1:53"]

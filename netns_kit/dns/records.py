@@ -91,8 +91,8 @@ class Record:
 
 
 def prepare() -> None:
-    """Import now what records of any type take, for a process that will not be able to."""
-    Record("prepared", "0 prepared", "MX")
+    """Import now what records of any type take, and names in any script, for a process that will not be able to."""
+    Record("prepar\N{LATIN SMALL LETTER E WITH ACUTE}", "0 prepared", "MX")
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:

@@ -17,7 +17,7 @@ import errno
 import socket
 import struct
 import sys
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
 from netns_kit.stack import IcmpError, Refusal
@@ -65,6 +65,23 @@ _REFUSALS = {
         Refusal.NET_UNREACHABLE,
     ),
 }  # fmt: skip
+
+
+def socket_address(
+    address: IPv4Address | IPv6Address, port: int
+) -> tuple[str, int] | tuple[str, int, int, int]:
+    """What connect(2) takes for an address, which may have a zone.
+
+    Raises OSError (ENETUNREACH) if the zone is no interface of ours.
+    """
+    zone = address.scope_id if isinstance(address, IPv6Address) else None
+    if zone is None:
+        return str(address), port
+    try:
+        index = int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)
+    except OSError as error:
+        raise OSError(errno.ENETUNREACH, f"no interface {zone}") from error
+    return str(address).partition("%")[0], port, 0, index
 
 
 def refusal_for(error: int) -> Refusal:

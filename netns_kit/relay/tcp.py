@@ -17,7 +17,7 @@ from netns_kit.engine import EDGE, ERROR, HANG_UP, IN, OUT, READ_HANG_UP, URGENT
 from netns_kit.stack import Closed, IcmpError, Refusal, TcpConnection
 from netns_kit.uplink import Endpoint, Target, Uplink
 
-from .sockets import ask_for_errors, read_errors, refusal_for, set_tos, set_ttl
+from .sockets import ask_for_errors, read_errors, refusal_for, set_tos, set_ttl, socket_address
 
 BUFFERS_PER_STEP = 8
 KEEPALIVE_INTERVAL = 75  # seconds between probes, at most: the kernel's own
@@ -78,9 +78,9 @@ class TcpRelay:
             if connection.tos:
                 set_tos(sock, connection.tos)
             try:
-                error = sock.connect_ex((str(endpoint.address), endpoint.port))
-            except socket.gaierror:  # its zone is no interface of ours
-                error = errno.ENETUNREACH
+                error = sock.connect_ex(socket_address(*endpoint))
+            except OSError as failure:  # its zone is no interface of ours
+                error = failure.errno or errno.EIO
             if error in (0, errno.EINPROGRESS):
                 try:
                     self._own(sock, lambda events: self._while_connecting(events, uplink))
