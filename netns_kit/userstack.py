@@ -69,8 +69,8 @@ class UserStack(Openable):
         ipv6: Whether there is IPv6 too: True for the usual network, or a `Subnet6`.  A host or a namespace that has
             none is served with IPv4, and the log tells why.
         driver: Where the stack runs.  "thread": on a thread of its own.  "loop": on the caller's event loop.
-            "worker": in a process of its own, which the caller's load does not slow, and which enters a sandbox before
-            it reads the first frame.  A device with several queues has as many workers, which share the connections.
+            "worker": in a process of its own, which the caller's load does not slow, and which enters a sandbox
+            before it reads the first frame.  A device with several queues has as many workers, which share the connections.
         configure: Whether the namespace gets the subnet's guest address, a default route and its loopback brought up.
             "link": interface and loopback are brought up and nothing more, for a DHCP client or the kernel's SLAAC.
         limits: The bounds of the stack's tables.
@@ -226,8 +226,8 @@ class UserStack(Openable):
     async def remove_record(self, name: str, *, type: str = "", value: str = "") -> None:
         """Answer no more for `name`, or no more with what is of that type and value.
 
-        Raises `KeyError` if nothing like that was said, `RecordError` for what is no name, `StackClosed` when the stack
-        is not open.
+        Raises `KeyError` if nothing like that was said, `RecordError` for what is no name, and `StackClosed` when the
+        stack is not open.
         """
         wire_name = to_wire(name)  # here: a worker cannot import what a name in another script takes
         if not await self.ask(Control.remove_records, to_text(wire_name), type, value):

@@ -201,8 +201,8 @@ class Rig:
         self.near, self.far = TapDevice.pair(vnet_header=vnet_header)
         self.engine = Engine()
         self.gateway = Gateway(self.engine, self.near, self.uplink, subnet, secret=bytes(16))
-        for each in (self.near, self.far, self.engine, self.gateway):
-            self._owned.callback(each.close)
+        for release in (self.near.release, self.far.release, self.engine.close, self.gateway.close):
+            self._owned.callback(release)
         self.gateway.stack.link.learn(self.guest, GUEST_MAC)
         self.now = 1000.0
         self._buffer = memoryview(bytearray(FRAME_MAX))
