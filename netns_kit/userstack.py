@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import count
 from types import TracebackType
@@ -20,6 +19,7 @@ from .dhcp import DEFAULT, DhcpSettings, Lease, StaticLease
 from .dns import Record
 from .drivers import DriverName
 from .errors import AddressError, StackClosed, SysctlError
+from .frozen import replace
 from .gateway import FlowInfo
 from .guard import Guard
 from .leasing import check as check_dhcp

@@ -7,8 +7,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from netns_kit.frozen import frozen
 
 LOCAL = IPv4Address("127.0.0.1")  # resolv.conf(5): without a nameserver line, the one on the local machine
 
@@ -16,7 +17,7 @@ DEFAULT_TIMEOUT, MAX_TIMEOUT = 5, 30  # RES_TIMEOUT and its silent cap, seconds
 DEFAULT_ATTEMPTS, MAX_ATTEMPTS = 2, 5  # RES_DFLRETRY and its silent cap
 
 
-@dataclass(frozen=True)
+@frozen
 class ResolvConf:
     """What a resolv.conf says.
 

@@ -19,9 +19,10 @@ Law of this file: no socket, no clock, no log, and hostile bytes raise nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple, TypeAlias
+
+from netns_kit.frozen import frozen
 
 from .cache import Cache
 from .message import (
@@ -51,7 +52,7 @@ from .zone import Zone
 ALIASES = 8  # of ours, one behind the other
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DnsQuery:
     """What a client asks for.
 
