@@ -31,7 +31,7 @@ def executable(directory: Path, name: str = SCRIPT.name, first: str = "") -> str
     path = directory / name
     head, _, text = SCRIPT.read_text().partition("\n")
     assert head == "#!python"
-    path.write_text(f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\n{first}\n{text}")
+    path.write_text(f"#!{sys.executable}\nimport os, sys\nsys.path.insert(0, {str(ROOT)!r})\n{first}\n{text}")
     path.chmod(0o755)
     return str(path)
 
