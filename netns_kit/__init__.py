@@ -6,7 +6,7 @@
         await net.run(["curl", "http://example.com"])
 """
 
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False  # as type checkers know it: `typing` is not for everybody who needs one name of ours
 
 if TYPE_CHECKING:
     from .checkup import Finding, Report, doctor

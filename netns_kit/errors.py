@@ -9,7 +9,11 @@ the exception is an `OSError` too.  Failures of a command's `exec` are not here:
 from __future__ import annotations
 
 import errno as _errno
-from typing import ClassVar
+
+TYPE_CHECKING = False  # as type checkers know it, without importing `typing`
+
+if TYPE_CHECKING:
+    from typing import ClassVar
 
 __all__ = [
     "AddressError",

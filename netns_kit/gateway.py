@@ -8,13 +8,11 @@ else here is called from there, on the driver's thread.  `DeviceGone` passes thr
 from __future__ import annotations
 
 import errno
-import logging
 import math
 import os
 import resource
 import socket
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from ipaddress import ip_address
 from typing import Protocol as Interface
@@ -23,6 +21,7 @@ from .dhcp import DEFAULT, DhcpSettings
 from .dhcp.names import is_name
 from .dns import Record, Zone
 from .engine import IN, OUT, Appetite, Engine
+from .frozen import frozen, replace
 from .leasing import Leasing
 from .peers import Peers
 from .relay import ClientStream, DnsRelay, Inbox, Outbox, PingRelay, TcpRelay, UdpRelay, refusal_for
@@ -43,10 +42,8 @@ _DNS_PORT = DNS_PORT.to_bytes(2, "big")
 # a guest's address and port, and what a socket can reach: the family, and loopback or not
 GuestEndpoint = tuple[bytes, bytes, int, bool]
 
-logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
+@frozen
 class FlowInfo:
     """One flow, for people and logs.  `state` is TCP's, or "open"."""
 
@@ -87,8 +84,10 @@ class Gateway:
         dhcp: DhcpSettings | None = DEFAULT,
         secret: bytes | None = None,
         peers: Peers | None = None,
+        tell: Callable[[str, BaseException | None], None] | None = None,
     ) -> None:
-        """`peers` are the others that serve the same namespace, each by a queue of its own of the tap."""
+        """`peers` are the others that serve the same namespace, each by a queue of its own of the tap.  `tell` is
+        called with what somebody should know, and the error behind it; else that is logged."""
         self.engine = engine
         self.uplink = uplink
         self.subnet = subnet
@@ -122,6 +121,7 @@ class Gateway:
         self._udp: dict[GuestEndpoint, UdpRelay] = {}
         self.published: dict[bytes, list[Published]] = {}  # by the guest's port, the oldest first
         self._noticed: set[str] = set()
+        self._tell = tell or log
         self.refused = 0  # flows, by the uplink or for want of descriptors
         self._most_descriptors = _most_descriptors()
         self._events = IN
@@ -367,11 +367,11 @@ class Gateway:
         return refusal_for(error.errno or 0)
 
     def _notice(self, text: str, error: BaseException | None = None) -> None:
-        """Log it, once; of errors, one of each type."""
+        """Tell of it, once; of errors, one of each type."""
         what = text if error is None else type(error).__name__
         if what not in self._noticed:
             self._noticed.add(what)
-            logger.warning(text, exc_info=error)
+            self._tell(text, error)
 
     def _route(self, protocol: Protocol, key: bytes) -> Target | Refusal:
         """Where a flow of the guest goes, if there is a descriptor for it.  DNS shares its own."""
@@ -509,6 +509,13 @@ def _advertisement(subnet: Subnet6 | None, search: tuple[str, ...]) -> Advertise
         (subnet.dns.packed,),
         search if subnet.search is None else subnet.search,
     )
+
+
+def log(text: str, error: BaseException | None = None) -> None:
+    """Log it as a warning of this module."""
+    from logging import getLogger  # which costs as much as the whole stack: not everybody has it log
+
+    getLogger(__name__).warning(text, exc_info=error)
 
 
 def raise_descriptor_limit() -> None:

@@ -14,12 +14,12 @@ import errno
 import math
 import socket
 import struct
-from dataclasses import replace
 from ipaddress import ip_address
 
 from . import diagnosis
 from .engine import IN
 from .errors import AddressError, PortInUseError
+from .frozen import replace
 from .gateway import Gateway
 from .ports import PortForward
 from .relay import UdpRelay

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 from .errors import AddressError
+from .frozen import field, frozen
 
 DEFAULT_CIDR = "10.0.2.0/24"
 DEFAULT_CIDR6 = "fd00::/64"
@@ -22,7 +22,7 @@ _NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?
 _NAME_MAX = 253
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Subnet6:
     """The namespace's IPv6 network, a /64: gateway ::2 and fe80::2, DNS ::3, configured guest ::100, DHCPv6 pool from
     ::1000.
@@ -90,7 +90,7 @@ def _network6(cidr: str) -> IPv6Network:
     return network
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Subnet:
     """The namespace's IPv4 network: gateway .2, DNS .3, DHCP pool from .15, configured guest .100; `ipv6` is the
     other one, if IPv6 is on.

@@ -32,11 +32,10 @@ import stat
 import struct
 from array import array
 from collections import deque
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from netns_kit.errors import AddressError, NetnsKitError, NotImportable, TunUnavailable
-from netns_kit.impairment import BadLink, Impairment
+from netns_kit.frozen import replace
 from netns_kit.stack.offloads import Offloads
 from netns_kit.tun import GUEST_QUEUE, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, TAP_FLAGS
 
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from netns_kit.impairment import Impairment
     from netns_kit.namespace import Namespace
 
 # linux/if_tun.h
@@ -423,6 +423,8 @@ class ImpairedTap(TapDevice):
     def __init__(self, device: TapDevice, transmit: Impairment, receive: Impairment) -> None:
         super().__init__(device.name, device.mtu, namespace=device.namespace)
         self.counters = device.counters
+        from netns_kit.impairment import BadLink  # few links are bad: the others need not know how
+
         self.transmit = BadLink(transmit)
         self.receive = BadLink(receive)
         self._device = device

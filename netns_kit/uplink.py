@@ -7,12 +7,10 @@ not.  `Uplink.open` makes the host's socket for it.  Subclass and override eithe
 from __future__ import annotations
 
 import errno
-import inspect
 import os
 import re
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Literal, NamedTuple, TypeAlias, get_args
@@ -23,6 +21,7 @@ from .dns.manner import DEFAULT
 from .dns.names import to_text, to_wire
 from .dns.server import Hook
 from .errors import AddressError
+from .frozen import frozen
 from .stack import Refusal
 from .subnet import Subnet
 
@@ -33,6 +32,7 @@ RESOLV_CONF = "/etc/resolv.conf"
 IF_INET6 = "/proc/net/if_inet6"  # every address of IPv6, if only loopback's
 Filtering = Literal["address-and-port-dependent", "endpoint-independent"]
 _KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _ICMP = {socket.AF_INET: socket.IPPROTO_ICMP, socket.AF_INET6: socket.IPPROTO_ICMPV6}
 
 
@@ -82,7 +82,7 @@ OURSELVES = Endpoint(IPv4Address("0.0.0.0"), 0)
 """Where queries go that only we may answer: a `Target` of it alone."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Flow:
     """A flow that the namespace opens, as its first packet names it, and the subnet it came from."""
 
@@ -92,7 +92,7 @@ class Flow:
     subnet: Subnet
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Target:
     """Where on the host's side a flow goes: the first of these endpoints that answers."""
 
@@ -308,12 +308,16 @@ class Uplink:
         except OSError:
             return "its kernel has none"
 
+    def source(self, target: Address) -> str | None:
+        """The address that sockets to `target` are bound to: `bind4` or `bind6`, or any for the host's loopback."""
+        return None if target.is_loopback else self._bind[_FAMILY[target.version]]
+
     def open(self, protocol: Protocol, target: Address, port: int = 0) -> socket.socket:
         """A non-blocking socket that can reach `target`.  Raises OSError; nothing is left open then.
 
         A UDP socket has `port` for its own, if that is free and permitted.
         """
-        family = _FAMILIES[target.version]
+        family = _FAMILY[target.version]
         sock = _ping_socket(family) if protocol == "icmp" else _socket(family, _KINDS[protocol])
         try:
             if protocol == "udp" and family == socket.AF_INET6:  # it would have that port of IPv4 too
@@ -334,9 +338,7 @@ class Uplink:
 
     def _leaves_from(self, target: Address) -> tuple[str | None, str | None]:
         """The source address and the interface that the uplink is bound to, for what goes to `target`."""
-        if target.is_loopback:
-            return None, None
-        return self._bind[_FAMILIES[target.version]], self._device
+        return self.source(target), None if target.is_loopback else self._device
 
     def way_by(self, host: Address, device: str | None, target: Address) -> Way | None:
         """Return how datagrams to `target` leave by a UDP socket bound to `host` and `device`, a published port's.
@@ -365,7 +367,6 @@ class Uplink:
 
 
 _ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
-_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _LOOPBACK_DEVICE = "lo"
 _DISCARD_PORT = 9  # of a socket that sends nothing
 _IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h; ip(7)
@@ -377,7 +378,7 @@ def _socket(family: socket.AddressFamily, kind: int, number: int = 0) -> socket.
 
 def source_of(target: Address, device: str | None = None) -> str:
     """Return the address that the host's kernel would send from to `target`, by `device`; "" if by no way at all."""
-    with _socket(_FAMILIES[target.version], socket.SOCK_DGRAM) as sock:
+    with _socket(_FAMILY[target.version], socket.SOCK_DGRAM) as sock:
         try:
             if device is not None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
@@ -407,8 +408,11 @@ def _bind_port(sock: socket.socket, address: str, port: int) -> None:
 
 
 def _check_plain(what: str, function: object) -> None:
-    if function is not None and (not callable(function) or inspect.iscoroutinefunction(function)):
-        raise TypeError(f"{what} {function!r} is not a plain function")
+    if function is not None:
+        from inspect import iscoroutinefunction  # it reads source, for which it knows all of Python's grammar
+
+        if not callable(function) or iscoroutinefunction(function):
+            raise TypeError(f"{what} {function!r} is not a plain function")
 
 
 def _endpoints(given: Sequence[str]) -> tuple[Endpoint, ...]:

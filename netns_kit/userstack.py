@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import count
 from typing import Literal, Protocol, TypeVar, get_args
@@ -19,6 +18,7 @@ from .dns import Record
 from .dns.names import to_text, to_wire
 from .drivers import DriverName
 from .errors import AddressError, NetnsKitError, StackClosed, SysctlError
+from .frozen import replace
 from .gateway import FlowInfo
 from .leasing import check as check_dhcp
 from .local import LocalStack
@@ -70,7 +70,8 @@ class UserStack(Openable):
             none is served with IPv4, and the log tells why.
         driver: Where the stack runs.  "thread": on a thread of its own.  "loop": on the caller's event loop.
             "worker": in a process of its own, which the caller's load does not slow, and which enters a sandbox
-            before it reads the first frame.  A device with several queues has as many workers, which share the connections.
+            before it reads the first frame.  A device with several queues has as many workers, which share the
+            connections.
         configure: Whether the namespace gets the subnet's guest address, a default route and its loopback brought up.
             "link": interface and loopback are brought up and nothing more, for a DHCP client or the kernel's SLAAC.
         limits: The bounds of the stack's tables.

@@ -410,7 +410,7 @@ async def test_what_nobody_means_well_by_kills_it(call: str) -> None:
 
 WITHOUT = """
 from netns_kit import sandbox
-def missing(*, files):
+def missing(calls, *, files):
     raise sandbox.Missing("not on this kernel")
 sandbox._few_calls = missing
 """

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from netns_kit.frozen import frozen
 
 PATIENCE = 4.0  # seconds; stub resolvers ask again after 5, and they should hear the verdict before that
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Manner:
     """How the upstreams of a route are asked.
 

@@ -13,11 +13,12 @@ Options.  They are of three kinds, by whom they concern: see `ResolvConf.manner`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from math import ceil
 
 from .manner import DEFAULT, Manner
+
+from netns_kit.frozen import frozen
 
 LOCAL = IPv4Address("127.0.0.1")  # resolv.conf(5): without a nameserver line, the one on the local machine
 
@@ -30,7 +31,7 @@ _ONE_AT_A_TIME = ("single-request", "single-request-reopen")
 _OF_THE_SERVERS = ("edns0", "trust-ad", *_ONE_AT_A_TIME)
 
 
-@dataclass(frozen=True)
+@frozen
 class ResolvConf:
     """What a resolv.conf says.
 

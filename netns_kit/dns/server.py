@@ -19,9 +19,10 @@ Law of this file: no socket, no clock, no log, and hostile bytes raise nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple, TypeAlias
+
+from netns_kit.frozen import frozen
 
 from .cache import Cache
 from .manner import DEFAULT, Manner
@@ -57,7 +58,7 @@ TRANSFERS = 8  # at a time: each has a connection of its own
 _TRANSFERS = frozenset({TYPES["AXFR"], TYPES["IXFR"]})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DnsQuery:
     """What a client asks for.
 

@@ -8,9 +8,9 @@ only counted.
 
 from __future__ import annotations
 
+from _blake2 import blake2b  # what hashlib has for it, but for OpenSSL, which takes 2 ms to load
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from hashlib import blake2b
 
 from . import seq
 from .acks import Acks
