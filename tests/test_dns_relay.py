@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 import pytest
 
 from netns_kit import Flow, Record, Refusal, Uplink
-from netns_kit.dns import Framing, framed
+from netns_kit.dns import Framing, Manner, framed
 from netns_kit.dns.names import to_wire
 from netns_kit.dns.server import TRANSFERS
 from netns_kit.relay import dns, dns_streams
@@ -416,6 +416,21 @@ def test_ports_change(bench: Bench, resolver: Resolver) -> None:
     assert relays[-1] != relays[0]
 
 
+def test_no_two_in_a_row_leave_from_one_port_if_told_so(
+    benches: list[Bench], resolver: Resolver, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a resolver, or what is in front of it, that does not tell two questions of one port apart."""
+    uplink = Uplink(dns=[f"127.0.0.1:{resolver.port}"])
+    monkeypatch.setattr(uplink, "dns_manner", lambda: Manner(ports=True))
+    bench = make(uplink)
+    benches.append(bench)
+    for number in range(2 * SOCKETS_PER_UPSTREAM):
+        ask(bench, query(f"n{number}.example"), PORT + number)
+    relays = [resolver.datagram()[1] for _ in range(2 * SOCKETS_PER_UPSTREAM)]
+    assert len(set(relays[:SOCKETS_PER_UPSTREAM])) == SOCKETS_PER_UPSTREAM
+    assert relays[:SOCKETS_PER_UPSTREAM] == relays[SOCKETS_PER_UPSTREAM:], "they take turns"
+
+
 def test_forged_answers_are_ignored(bench: Bench, resolver: Resolver) -> None:
     """From another port, under another id, and to another of our own ports."""
     for number in range(QUERIES_PER_SOCKET):
@@ -548,7 +563,8 @@ def test_a_server_that_says_nothing_else_than_nonsense_is_given_up(
     upstream.sendall((NONSENSE_MAX + 1) * framed(bytes(size)))
     (answer,) = heard(bench, program, 1)
     assert answer[3] & 15 == 2, "SERVFAIL"
-    bench.until(lambda: bench.gateway.stats()["dns_sockets"] == 0)
+    assert bench.gateway.stats()["dns_timeouts"] == 0, "at once"
+    assert bench.gateway.stats()["dns_sockets"] == 0
 
 
 def test_a_server_that_ends_an_idle_connection_has_not_failed(bench: Bench, resolver: Resolver) -> None:
@@ -569,6 +585,8 @@ def test_a_server_that_ends_an_idle_connection_has_not_failed(bench: Bench, reso
         each for each in bench.gateway._dns._server.proxy._resolvers.values() if each.upstream[2] == "tcp"
     ]
     assert not known.has_failed
+    with pytest.raises(BlockingIOError):
+        resolver.listener.accept()
     assert not mailbox.received
 
 
@@ -663,7 +681,8 @@ def test_who_leaves_most_is_cut_off_and_not_who_comes_next(
         feed(bench, upstream, framed(reply(message, more=bytes(60000))))
     bench.settle()
     assert bench.gateway._dns.queued > 1 << 20
-    monkeypatch.setattr(dns_streams, "QUEUED_MAX", bench.gateway._dns.queued)
+    monkeypatch.setattr(dns_streams, "QUEUED_MAX", bench.gateway._dns.queued - 1)
+    monkeypatch.setattr(dns_streams, "IDLE", 1e9)
     modest.send(framed(query("modest.example", 9)))
     (message,) = resolver.messages(resolver.accept(), 1)
     feed(bench, resolver.streams[-1], framed(reply(message, more=bytes(60000))))

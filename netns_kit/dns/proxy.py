@@ -11,8 +11,9 @@ query, ended by its answer.
     id 0x0001 <--Answer--    id 0x21c7 <--response--         B    (one from A would do as well)
 
 Goal.  The guest's resolver library should not be able to tell us from the host's resolver, except that ours
-survives the loss of one.  A message passes byte for byte; we replace the id and nothing else (RFC 5625), so
-EDNS, DNSSEC, TC and unknown types just work.  The id is replaced by a random one because all clients share
+survives the loss of one.  A message passes byte for byte; we replace the id and nothing else (RFC 5625), and in an
+answer the question's letter case where it is not the client's.  So EDNS, DNSSEC, TC and unknown types just work.
+The id is replaced by a random one because all clients share
 few sockets: a client's id could clash, or be known to someone who wants to forge an answer (RFC 5452).
 
 Joining.  Clients that ask the same, in whatever letter case, share one exchange, and each gets the answer.  Otherwise
