@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 import anyio
 import anyio.abc
 
+from .background import beside
 from .cli import FAILED, add_network_options, complain, network_from, tell_ports, with_value
 from .errors import NamespaceGone, NetnsKitError
 from .gateway import raise_descriptor_limit
@@ -38,17 +39,9 @@ def main(words: Sequence[str]) -> int:
 
 
 async def _attach(network: Network, options: argparse.Namespace) -> int:
-    failure: Exception | None = None
-    with anyio.open_signal_receiver(*ENDING) as signals:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_end_at_signal, signals, tasks.cancel_scope)
-            try:
-                await _serve(network, options)
-            except Exception as error:
-                failure = error  # to be raised bare, not in the group's exception
-            tasks.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+    with anyio.open_signal_receiver(*ENDING) as signals, anyio.CancelScope() as scope:
+        async with beside(_end_at_signal, signals, scope):
+            await _serve(network, options)
     return 0
 
 

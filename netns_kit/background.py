@@ -19,13 +19,13 @@ import copy
 import sys
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import copy_context
 from enum import Enum, auto
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
@@ -36,7 +36,7 @@ from .errors import AlreadyOpened, NetnsKitError
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["Openable", "Supervisor", "asyncio_loop", "finish"]
+__all__ = ["Openable", "Supervisor", "asyncio_loop", "beside", "finish"]
 
 PATIENCE = (
     10.0  # seconds that closing waits for background tasks: they end sooner, but in a loop that has stopped
@@ -352,6 +352,27 @@ class Openable(ABC):
     @abstractmethod
     async def _close(self) -> None:
         """End what `_open` has made, as far as it has come.  It may be begun anew when it was interrupted."""
+
+
+@asynccontextmanager
+async def beside(
+    function: Callable[[Unpack[Args]], Coroutine[Any, Any, object]], *args: Unpack[Args]
+) -> AsyncIterator[None]:
+    """Run `function` in a task while the block runs.  The block's error is raised as it is, and
+    not in the exception of a group."""
+    failure: Exception | None = None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(function, *args)
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        tasks.cancel_scope.cancel()
+    try:
+        if failure is not None:
+            raise failure
+    finally:
+        del failure  # it holds this frame
 
 
 async def finish(function: Callable[[], Awaitable[None]]) -> None:

@@ -70,8 +70,7 @@ class UserStack(Openable):
             none is served with IPv4, and the log tells why.
         driver: Where the stack runs.  "thread": on a thread of its own.  "loop": on the caller's event loop.
             "worker": in a process of its own, which the caller's load does not slow, and which enters a sandbox
-            before it reads the first frame.  A device with several queues has as many workers, which share the
-            connections.
+            before it reads the first frame.  A device with several queues has as many workers, which share the flows.
         configure: Whether the namespace gets the subnet's guest address, a default route and its loopback brought up.
             "link": interface and loopback are brought up and nothing more, for a DHCP client or the kernel's SLAAC.
         limits: The bounds of the stack's tables.

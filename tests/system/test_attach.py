@@ -80,6 +80,16 @@ def test_it_ends_with_the_process() -> None:
         assert "has ended" in running.output()[1]
 
 
+@pytest.mark.parametrize("words", [(), ("--driver=worker",)])
+def test_it_ends_when_its_device_is_removed(words: tuple[str, ...]) -> None:
+    needs("ip")
+    with attached(*words) as (ns, running):
+        ns.run("ip", "link", "delete", "tap0")
+        assert running.process.wait(SECONDS) == FAILED
+        assert running.output()[1].startswith("netns-kit: tap0: ")
+        assert "Traceback" not in running.output()[1]
+
+
 def test_a_path_of_proc_is_its_process() -> None:
     with held() as ns, slirp(ns.path, program=ATTACH) as running:
         assert running.ready() == b"1"
