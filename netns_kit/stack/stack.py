@@ -117,35 +117,41 @@ class Stack:
 
     def _receive_common(self, frame: memoryview, now: float) -> bool:
         """The short way, for frames of known flows with nothing about them to consider.  Whether it was one."""
+        size = len(frame)
         (
-            flags, gso_type, destination, kind, version_length, tos, length, fragment, ttl,
-            protocol, addresses, ports, seq, ack, offset_flags, window, urgent,
-        ) = common.parse(frame)  # fmt: skip
+            flags, gso_type, destination, kind, tos, length, fragment, ttl,
+            protocol, addresses, ports, seq, ack, offset_flags, window, urgent, stamp,
+        ) = common.parse(frame) if size < common.SIZE_STAMPED else common.parse_stamped(frame)  # fmt: skip
         end = common.IP_AT + length
         if (
             not flags & common.SUMMED
-            or version_length != common.VERSION_LENGTH
-            or kind != ethernet.IPV4
+            or kind != common.PLAIN_IPV4
             or fragment & common.PIECE
             or ttl < 2
-            or end > len(frame)
+            or end > size
             or destination != self.link.mac
         ):
-            return kind == ethernet.IPV6 and len(frame) >= common.SIZE6 and self._receive_common6(frame, now)
+            return (
+                kind[:2] == common.IPV6 and size >= common.SIZE6 and self._receive_common6(frame, size, now)
+            )
         if protocol == ip.TCP:
             connection = self.tcp.get(addresses + ports)
             if (
                 connection is None
-                or offset_flags & common.OPTIONS_OR_SYN != common.NEITHER
+                or offset_flags & common.OFFSET_OR_SYN != connection.head
                 or tos & _DSCP != connection.tos
-                or end < common.TCP_PAYLOAD
+                or end < (at := connection.text_at)
             ):
                 return False
-            payload = frame[common.TCP_PAYLOAD : end]
-            if offset_flags & common.CONTROL != tcp.ACK or not connection.in_order(
-                seq, ack, window, payload, now
+            known = connection.stamp
+            payload = frame[at:end]
+            if (
+                offset_flags & common.CONTROL != tcp.ACK
+                or (known and known != stamp and not connection.restamp(stamp, seq, now))
+                or not connection.in_order(seq, ack, window, payload, now)
             ):
-                segment = tcp.Segment(seq, ack, offset_flags & 0xFF, window, payload, None, urgent)
+                options = frame[common.TCP_PAYLOAD : at] or None
+                segment = tcp.Segment(seq, ack, offset_flags & 0xFF, window, payload, options, urgent)
                 connection.segment_arrives(segment, now)
             return True
         if protocol == ip.UDP and gso_type == virtio.GSO_NONE and seq >> 16 == length - ip.IPV4_SIZE:
@@ -159,19 +165,19 @@ class Stack:
                 return True
         return False
 
-    def _receive_common6(self, frame: memoryview, now: float) -> bool:
+    def _receive_common6(self, frame: memoryview, size: int, now: float) -> bool:
         """The same for IPv6, spelled out once more: every call in there is one for each frame."""
         (
             flags, gso_type, destination, _, word, length, protocol, ttl,
-            addresses, ports, seq, ack, offset_flags, window, urgent,
-        ) = common.parse6(frame)  # fmt: skip
+            addresses, ports, seq, ack, offset_flags, window, urgent, stamp,
+        ) = common.parse6(frame) if size < common.SIZE6_STAMPED else common.parse6_stamped(frame)  # fmt: skip
         end = common.IP_AT + ip.IPV6_SIZE + length
         tos = word >> 20 & 0xFF
         if (
             not flags & common.SUMMED
             or word >> 28 != 6
             or ttl < 2
-            or end > len(frame)
+            or end > size
             or destination != self.link.mac
         ):
             return False
@@ -179,16 +185,20 @@ class Stack:
             connection = self.tcp.get(addresses + ports)
             if (
                 connection is None
-                or offset_flags & common.OPTIONS_OR_SYN != common.NEITHER
+                or offset_flags & common.OFFSET_OR_SYN != connection.head
                 or tos & _DSCP != connection.tos
-                or end < common.TCP_PAYLOAD6
+                or end < (at := connection.text_at)
             ):
                 return False
-            payload = frame[common.TCP_PAYLOAD6 : end]
-            if offset_flags & common.CONTROL != tcp.ACK or not connection.in_order(
-                seq, ack, window, payload, now
+            known = connection.stamp
+            payload = frame[at:end]
+            if (
+                offset_flags & common.CONTROL != tcp.ACK
+                or (known and known != stamp and not connection.restamp(stamp, seq, now))
+                or not connection.in_order(seq, ack, window, payload, now)
             ):
-                segment = tcp.Segment(seq, ack, offset_flags & 0xFF, window, payload, None, urgent)
+                options = frame[common.TCP_PAYLOAD6 : at] or None
+                segment = tcp.Segment(seq, ack, offset_flags & 0xFF, window, payload, options, urgent)
                 connection.segment_arrives(segment, now)
             return True
         if protocol == ip.UDP and gso_type == virtio.GSO_NONE and seq >> 16 == length >= udp.SIZE:
@@ -378,7 +388,10 @@ class Stack:
 
     def _reopens(self, connection: TcpConnection, segment: tcp.Segment) -> bool:
         is_syn = segment.flags & (tcp.SYN | tcp.ACK | tcp.RST) == tcp.SYN
-        return is_syn and seq.less(connection.rcv.nxt, segment.seq)
+        return is_syn and (
+            seq.less(connection.rcv.nxt, segment.seq)
+            or connection.is_newer(tcp.parse_options(segment.options).stamp)
+        )
 
     def _open(self, packet: ip.Packet, key: bytes, segment: tcp.Segment, now: float) -> None:
         if not (ip.is_unicast(packet.destination) and ip.is_unicast(packet.source)):
