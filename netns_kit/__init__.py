@@ -6,7 +6,7 @@
         await net.run(["curl", "http://example.com"])
 """
 
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False  # as type checkers know it: `typing` is not for everybody who needs one name of ours
 
 if TYPE_CHECKING:
     from .checkup import Finding, Report, doctor
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .dns import DnsQuery, Rcode, Record
     from .errors import (
         AddressError,
+        AlreadyOpened,
         FeatureUnavailable,
         IdMapError,
         NamespaceGone,
@@ -50,6 +51,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AddressError",
+    "AlreadyOpened",
     "DeviceGone",
     "DhcpSettings",
     "DnsQuery",
@@ -104,6 +106,7 @@ _HOMES = {
     "dns": ("DnsQuery", "Rcode", "Record"),
     "errors": (
         "AddressError",
+        "AlreadyOpened",
         "FeatureUnavailable",
         "IdMapError",
         "NamespaceGone",

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import resource
-import threading
+from _thread import allocate_lock  # of `threading`, all that is wanted here
 from collections.abc import Callable
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from typing import ClassVar
@@ -31,7 +31,7 @@ class Admission:
     """
 
     _members: ClassVar[list[Admission]] = []  # of the process, whose descriptors they share
-    _lock = threading.Lock()
+    _lock = allocate_lock()
 
     def __init__(self, engine: Engine, give_up: Callable[[], object]) -> None:
         self._engine = engine

@@ -17,9 +17,9 @@ import anyio
 import anyio.abc
 
 from .admission import raise_descriptor_limit
+from .background import beside
 from .cli import FAILED, add_network_options, complain, network_from, tell_ports, with_value
 from .errors import NamespaceGone, NetnsKitError
-from .guard import Guard
 from .namespace import Namespace
 from .network import DEFAULT_IFNAME, Network
 
@@ -40,8 +40,7 @@ def main(words: Sequence[str]) -> int:
 
 async def _attach(network: Network, options: argparse.Namespace) -> int:
     with anyio.open_signal_receiver(*ENDING) as signals, anyio.CancelScope() as scope:
-        async with Guard() as guard:
-            guard.start_soon(_end_at_signal, signals, scope)
+        async with beside(_end_at_signal, signals, scope):
             await _serve(network, options)
     return 0
 
@@ -65,8 +64,10 @@ async def _serve(network: Network, options: argparse.Namespace) -> None:
                         os.close(options.ready_fd)
                 ready = True
                 if options.exit_fd is None:
-                    await anyio.sleep_forever()
-                await _hang_up(options.exit_fd)
+                    await network.wait_closed()
+                else:
+                    with network.supervisor.guarding():
+                        await _hang_up(options.exit_fd)
     except NamespaceGone as error:
         if not ready:
             raise

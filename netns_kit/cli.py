@@ -15,6 +15,7 @@ import anyio.abc
 from netns_kit import __version__
 
 from .admission import raise_descriptor_limit
+from .background import beside
 from .drivers import DriverName
 from .errors import NetnsKitError
 from .namespace import Namespace
@@ -113,10 +114,8 @@ async def _run(network: Network, command: list[str]) -> int:
         await tell_ports(network)
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP, *TYPED) as signals:
             process = await network.popen(command, stdin=None, stdout=None, stderr=None)
-            async with process, anyio.create_task_group() as tasks:
-                tasks.start_soon(_pass_on, signals, process)
+            async with process, beside(_pass_on, signals, process):
                 status = await process.wait()
-                tasks.cancel_scope.cancel()
     return status if status >= 0 else 128 - status
 
 

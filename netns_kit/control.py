@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Literal
 
 from .dhcp import Address, Lease, StaticLease
 from .dns import Record
+from .frozen import frozen, replace
 from .gateway import FlowInfo, Gateway
 from .listeners import Listener, TcpListener, UdpListener
 from .ports import PortForward
@@ -33,7 +33,7 @@ PATIENCE = (
 FlowEventKind = Literal["opened", "refused", "closed"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FlowEvent:
     """Something that happened to a flow.
 

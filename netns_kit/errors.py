@@ -9,10 +9,15 @@ the exception is an `OSError` too.  Failures of a command's `exec` are not here:
 from __future__ import annotations
 
 import errno as _errno
-from typing import ClassVar
+
+TYPE_CHECKING = False  # as type checkers know it, without importing `typing`
+
+if TYPE_CHECKING:
+    from typing import ClassVar
 
 __all__ = [
     "AddressError",
+    "AlreadyOpened",
     "FeatureUnavailable",
     "IdMapError",
     "NamespaceGone",
@@ -99,6 +104,10 @@ class TunUnavailable(_SystemError):
 
 class NamespaceGone(NetnsKitError):
     """The namespace was closed, its agent died, or the process whose namespace it was has ended."""
+
+
+class AlreadyOpened(NetnsKitError, RuntimeError):
+    """The object was opened before: it is opened once, by `open` or by entering its `async with` block."""
 
 
 class PrivilegedPortError(_SystemError, PermissionError):

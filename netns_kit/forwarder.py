@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
-from types import TracebackType
 from typing import Protocol, TypeVar
 
 import anyio
-from typing_extensions import Self
 
 from . import diagnosis, sysctl
+from .background import Openable, Supervisor
 from .control import PATIENCE, Control
-from .errors import StackClosed
+from .errors import NetnsKitError, StackClosed
 from .ports import PortForward, parse
 
 CAP_NET_BIND_SERVICE = 10
@@ -28,57 +27,66 @@ _numbers = count()
 class Asked(Protocol):
     """What a forwarder needs of the stack it serves."""
 
+    supervisor: Supervisor
+
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T: ...
 
 
-class Forwarder:
-    """Ports of the host that lead into the namespace, for as long as the block is open.
+class Forwarder(Openable):
+    """Ports of the host that lead into the namespace, for as long as it is open.
 
-    async with Forwarder(stack) as forwarder:
-        await forwarder.add("127.0.0.1:8080:80/tcp")
+        async with Forwarder(stack) as forwarder:
+            await forwarder.add("127.0.0.1:8080:80/tcp")
+
+    Closing frees the ports; TCP connections already made go on.  What fails the stack fails its forwarders.
+
+    Args:
+        stack: The `UserStack` that the connections enter.
+
+    Raises:
+        StackClosed: On opening, if the stack is not open.
     """
 
     def __init__(self, stack: Asked) -> None:
         self._stack = stack
         self._number = next(_numbers)  # the listeners know whose they are
-        self._open = False
+        self.supervisor = Supervisor(type(self).__name__, StackClosed, stack.supervisor)
 
-    async def __aenter__(self) -> Self:
-        self._open = True
-        return self
+    async def _open(self) -> None:
+        self._stack.supervisor.check()
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self._open = False
-        with anyio.move_on_after(PATIENCE, shield=True), suppress(StackClosed):  # which closes them itself
+    async def _close(self) -> None:
+        # a stack that has ended has closed them itself
+        with anyio.move_on_after(PATIENCE, shield=True), suppress(NetnsKitError):
             await self._stack.ask(Control.close_forwards, self._number)
 
     async def add(self, spec: str | PortForward) -> tuple[PortForward, ...]:
         """Listen as `spec` says (see `netns_kit.ports`), and return what is listening: a range's ports one by one.
 
         Either all of its ports listen, or none.  Raises `PortSpecError`; `PrivilegedPortError`, before anything is
-        bound, for a port that needs a privilege; `PortInUseError`; `AddressError`; OSError; `StackClosed` outside the
-        block.  Cancelled, it may have been added.
+        bound, for a port that needs a privilege; `PortInUseError`; `AddressError`; OSError; `StackClosed` when it is
+        not open.  Cancelled, it may have been added.
         """
         forwards = parse(spec) if isinstance(spec, str) else (spec,)
         for forward in forwards:
             _check_privilege(forward)
-        if not self._open:
-            raise StackClosed("the forwarder is not open: it forwards while its `async with` block lasts")
-        return await self._stack.ask(Control.add_forwards, self._number, forwards)
+        return await self._ask(Control.add_forwards, forwards)
 
     async def remove(self, forward: PortForward) -> None:
         """Stop listening on a port that `add` returned; it is free when this returns.
 
         TCP connections already made go on.  Raises `KeyError` if there is no such forward.
         """
-        if not await self._stack.ask(Control.remove_forward, self._number, forward):
+        if not await self._ask(Control.remove_forward, forward):
             raise KeyError(forward)
 
     async def list(self) -> tuple[PortForward, ...]:
         """What is listening, oldest first."""
-        return await self._stack.ask(Control.forwards, self._number)
+        return await self._ask(Control.forwards)
+
+    async def _ask(self, operation: Callable[..., T], *arguments: object) -> T:
+        with self.supervisor.guarding():
+            return await self._stack.ask(operation, self._number, *arguments)
 
 
 def _check_privilege(forward: PortForward) -> None:

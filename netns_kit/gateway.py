@@ -8,20 +8,20 @@ else here is called from there, on the driver's thread.  `DeviceGone` passes thr
 from __future__ import annotations
 
 import errno
-import logging
 import math
 import os
 import socket
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from ipaddress import ip_address
+from typing import Protocol as Interface
 
 from .admission import Admission
 from .dhcp import DEFAULT, DhcpSettings
 from .dhcp.names import is_name
 from .dns import Record, Zone
 from .engine import IN, OUT, Appetite, Engine
+from .frozen import frozen, replace
 from .leasing import Leasing
 from .peers import Peers
 from .relay import ClientStream, DnsRelay, Inbox, Outbox, PingRelay, TcpRelay, UdpRelay, refusal_for
@@ -29,7 +29,7 @@ from .stack import Closed, EchoFlow, Limits, Refusal, Stack, Steering, TcpConnec
 from .stack.wire.ndp import Advertisement
 from .subnet import Subnet, Subnet6
 from .tap import FRAME_MAX, DeviceGone, TapDevice
-from .uplink import DNS_PORT, OURSELVES, Address, Endpoint, Flow, Protocol, Target, Uplink
+from .uplink import DNS_PORT, OURSELVES, Address, Endpoint, Flow, Protocol, Target, Uplink, Way, source_of
 
 FRAMES_PER_STEP = 32
 FLOODED = 0.1  # seconds in which the guest's queue was never empty: then it is a flood,
@@ -40,15 +40,12 @@ EPHEMERAL = range(32768, 61000)  # ports for clients whose own is taken
 DOMAINS = ("containers.internal", "docker.internal")  # where programs in containers look for their host
 NAMES = [f"{name}.{domain}" for name in ("gateway", "host") for domain in DOMAINS]  # the gateway's
 _DNS_PORT = DNS_PORT.to_bytes(2, "big")
-MAC_PREFIX = b"\x52\x55"  # locally administered, followed by the gateway's address, as slirp4netns has it
 
 # a guest's address and port, and what a socket can reach: the family, and loopback or not
 GuestEndpoint = tuple[bytes, bytes, int, bool]
 
-logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
+@frozen
 class FlowInfo:
     """One flow, for people and logs.  `state` is TCP's, or "open"."""
 
@@ -56,6 +53,23 @@ class FlowInfo:
     guest: Endpoint
     remote: Endpoint
     state: str
+
+
+class Published(Interface):
+    """A UDP port of the host that leads to a port of the guest's, and that the guest's datagrams leave by."""
+
+    @property
+    def host(self) -> Address:
+        """The address that it is bound to."""
+        ...
+
+    def way_to(self, target: Address, guest: bytes) -> Way | None:
+        """Return how what the guest at that packed address sends to `target` leaves by it; None if it cannot."""
+        ...
+
+    def add(self, flow: UdpFlow, target: Endpoint, way: Way) -> None:
+        """Carry `flow`, which goes to `target`, from now on."""
+        ...
 
 
 class Gateway:
@@ -72,8 +86,10 @@ class Gateway:
         dhcp: DhcpSettings | None = DEFAULT,
         secret: bytes | None = None,
         peers: Peers | None = None,
+        tell: Callable[[str, BaseException | None], None] | None = None,
     ) -> None:
-        """`peers` are the others that serve the same namespace, each by a queue of its own of the tap."""
+        """`peers` are the others that serve the same namespace, each by a queue of its own of the tap.  `tell` is
+        called with what somebody should know, and the error behind it; else that is logged."""
         self.engine = engine
         self.uplink = uplink
         self.subnet = subnet
@@ -83,8 +99,8 @@ class Gateway:
         self.stack = Stack(
             self,
             tap.write,
-            addresses=_addresses(subnet),
-            mac=MAC_PREFIX + subnet.gateway.packed,
+            addresses=tuple(address.packed for address in subnet.neighbours),
+            mac=subnet.mac,
             mtu=tap.mtu,
             secret=secret or os.urandom(16),
             offloads=tap.offloads,
@@ -105,9 +121,11 @@ class Gateway:
         self._busy_since, self._flooded_until = math.inf, -math.inf
         self.inbox, self.outbox = Inbox(), Outbox()
         self.zone = _zone(subnet)
-        self._dns = DnsRelay(engine, uplink, self.zone, self._hook_failed)
+        self._dns = DnsRelay(engine, uplink, self.zone, self._hook_failed, self._resolvers_for)
         self._udp: dict[GuestEndpoint, UdpRelay] = {}
+        self.published: dict[bytes, list[Published]] = {}  # by the guest's port, the oldest first
         self._noticed: set[str] = set()
+        self._tell = tell or log
         self.refused = 0  # flows, by the uplink or for want of descriptors
         self.admission = Admission(engine, self._give_up)
         self._events = IN
@@ -228,7 +246,11 @@ class Gateway:
             self._peers.hand_over_connection(owner, key, sock)
             return
         relay = TcpRelay(self.engine)
-        relay.run(sock)
+        try:
+            relay.run(sock)
+        except OSError:  # the kernel has no room for one more to be watched
+            sock.close()
+            return
         try:
             name = self.free_key(key, stack.tcp)
             relay.connection = stack.connect_tcp(name, relay, self.engine.now)
@@ -254,16 +276,25 @@ class Gateway:
             self._dns.add(flow, _upstreams(target))
             return None
         endpoint = target.endpoints[0]
+        if self._leaves_by_published(flow, endpoint):
+            return None
         size = (len(flow.key) - 4) // 2
         address = endpoint.address
         guest = (flow.key[:size], flow.key[-4:-2], address.version, address.is_loopback)
         relay = self._udp.get(guest)
         if relay is None:
             try:
-                sock = self.uplink.open("udp", address, int.from_bytes(guest[1], "big"))
+                relay = self._udp[guest] = self._open_udp(guest, address)
             except OSError as error:
                 return self._no_socket("udp", error)
-            relay = self._udp[guest] = UdpRelay(
+        relay.add(flow, _address_of(endpoint))
+        return None
+
+    def _open_udp(self, guest: GuestEndpoint, address: Address) -> UdpRelay:
+        """Raises OSError; nothing is left open then."""
+        sock = self.uplink.open("udp", address, int.from_bytes(guest[1], "big"))
+        try:
+            return UdpRelay(
                 self.engine,
                 sock,
                 self.inbox,
@@ -271,13 +302,45 @@ class Gateway:
                 unsolicited=lambda relay, sender, _: self._unsolicited(guest, relay, sender),
                 idle=lambda relay: self._close_udp(guest, relay),
             )
-        relay.add(flow, _address_of(endpoint))
-        return None
+        except BaseException:
+            sock.close()
+            raise
+
+    def _leaves_by_published(self, flow: UdpFlow, endpoint: Endpoint) -> bool:
+        """Whether `flow` is carried by a published port that leads to the port it comes from.
+
+        Of several, the one that is bound to the address that the host would send from; else one bound to all
+        addresses; else the oldest.
+        """
+        published = self.published.get(flow.key[-4:-2])
+        if published is None:
+            return False
+        target, guest = endpoint.address, flow.key[: (len(flow.key) - 4) // 2]
+        found = [(each, way) for each in published if (way := each.way_to(target, guest)) is not None]
+        if len(found) > 1:
+            source = source_of(target)
+            found.sort(key=lambda one: (str(one[0].host) != source, not one[0].host.is_unspecified))
+        for each, way in found[:1]:
+            each.add(flow, endpoint, way)
+        return bool(found)
+
+    def leave_udp_port(self, port: int) -> bool:
+        """End what has that UDP port of the host for the guest's own flows, so that it can be published.  Whether
+        something had it; the guest's next datagrams go by what is there then."""
+        relays = [relay for relay in self._udp.values() if relay.port == port]
+        for relay in relays:
+            relay.close()
+        return bool(relays)
 
     def _is_dns(self, key: bytes) -> bool:
         """Whether it is to be answered by us, if it is carried."""
         size = (len(key) - 4) // 2
         return key[size : 2 * size] in self._resolvers and key[-2:] == _DNS_PORT
+
+    def _resolvers_for(self, protocol: Protocol, key: bytes) -> tuple[Endpoint, ...] | None:
+        """Whom a flow to the DNS address that was carried asks now; None: it would be refused."""
+        target = self._route(protocol, key)
+        return None if isinstance(target, Refusal) else _upstreams(target)
 
     def _hook_failed(self, error: BaseException) -> None:
         self._notice("names are not resolved: the uplink's dns_hook failed", error)
@@ -332,18 +395,18 @@ class Gateway:
         return refusal_for(error.errno or 0)
 
     def _notice(self, text: str, error: BaseException | None = None) -> None:
-        """Log it, once; of errors, one of each type."""
+        """Tell of it, once; of errors, one of each type."""
         what = text if error is None else type(error).__name__
         if what not in self._noticed:
             self._noticed.add(what)
-            logger.warning(text, exc_info=error)
+            self._tell(text, error)
 
     def _route(self, protocol: Protocol, key: bytes) -> Target | Refusal:
         """Where a flow of the guest goes, if there is a descriptor for it.  DNS shares its own."""
         target = self._decide(protocol, key)
         if isinstance(target, Target) and not self._is_dns(key) and not self.make_room(key):
             self._notice("out of file descriptors (RLIMIT_NOFILE): new flows are refused")
-            target = Refusal.RESET
+            target = Refusal.NET_UNREACHABLE
         if isinstance(target, Refusal):
             self.refused += 1
         return target
@@ -480,14 +543,6 @@ def _sources(subnet: Subnet) -> tuple[tuple[bytes, int], ...]:
     return tuple((each.network_address.packed, each.prefixlen) for each in networks)
 
 
-def _addresses(subnet: Subnet) -> tuple[bytes, ...]:
-    """Ours; of each family the gateway's first."""
-    ours: list[Address] = [subnet.gateway, subnet.dns]
-    if subnet.ipv6 is not None:
-        ours += [*subnet.ipv6.gateways, subnet.ipv6.dns]
-    return tuple(address.packed for address in ours)
-
-
 def _advertisement(subnet: Subnet6 | None, search: tuple[str, ...]) -> Advertisement | None:
     if subnet is None:
         return None
@@ -499,6 +554,13 @@ def _advertisement(subnet: Subnet6 | None, search: tuple[str, ...]) -> Advertise
         (subnet.dns.packed,),
         search if subnet.search is None else subnet.search,
     )
+
+
+def log(text: str, error: BaseException | None = None) -> None:
+    """Log it as a warning of this module."""
+    from logging import getLogger  # which costs as much as the whole stack: not everybody has it log
+
+    getLogger(__name__).warning(text, exc_info=error)
 
 
 def _nowhere(*_: object) -> None:

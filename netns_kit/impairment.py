@@ -13,11 +13,11 @@ line is a FIFO: delay and jitter alone never reorder.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from heapq import heappop, heappush
 from random import Random
 
 from netns_kit.errors import NetnsKitError
+from netns_kit.frozen import frozen
 
 __all__ = ["REORDER_DEPTH", "REORDER_HOLD", "BadLink", "Impairment", "ImpairmentError"]
 
@@ -33,7 +33,7 @@ class ImpairmentError(NetnsKitError, ValueError):
     """An `Impairment` asks for what no link does; the message names field, value and range."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Impairment:
     """What one direction of a link does to frames.  The default does nothing.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 import subprocess
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from signal import SIGKILL, SIGTERM, pidfd_send_signal
@@ -21,6 +22,7 @@ import anyio.abc
 import anyio.lowlevel
 
 from netns_kit.agent_process import Asker, Conversation
+from netns_kit.background import Supervisor
 from netns_kit.errors import NamespaceGone
 
 __all__ = [
@@ -96,11 +98,17 @@ class PipeWriter(_Pipe, anyio.abc.ByteSendStream):
 class Process(anyio.abc.Process):
     """A running command, as `anyio.open_process` gives one.
 
-    `stdin`, `stdout` and `stderr` are streams where PIPE was asked for, else None.
+    `stdin`, `stdout` and `stderr` are streams where PIPE was asked for, else None.  One that is dropped while it runs
+    is killed, with a ResourceWarning.
     """
+
+    supervisor: Supervisor
+    """Of what it runs on, whose end is its end; for parts of this library."""
+    _forgotten = True  # ours no more, or not yet
 
     def __init__(
         self,
+        supervisor: Supervisor,
         pid: int,
         pidfd: int,
         conversation: Conversation,
@@ -108,12 +116,26 @@ class Process(anyio.abc.Process):
         stdout: PipeReader | None,
         stderr: PipeReader | None,
     ) -> None:
+        self.supervisor = supervisor
         self._pid = pid
         self._pidfd = io.FileIO(pidfd)
         self._conversation = conversation
         self._streams = stdin, stdout, stderr
         self._returncode: int | None = None
         self._waiting = anyio.Lock()
+        self._forgotten = False
+
+    def __del__(self) -> None:
+        # a collector may have closed the conversation before, and that has killed it
+        dropped = not self._forgotten and (self._conversation.is_closed or self.returncode is None)
+        if dropped:
+            self._forget()
+            warnings.warn(
+                f"process {self._pid} is killed: its Process was dropped; use `async with`, or await its aclose()",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
 
     @property
     def pid(self) -> int:
@@ -149,11 +171,21 @@ class Process(anyio.abc.Process):
         return self._streams[2]
 
     async def wait(self) -> int:
-        """Wait until it has ended: its `returncode`.
+        """Wait until the command has ended, and return its `returncode`.
 
-        Raises NamespaceGone if the agent ends first; the command was killed then.  Cancellation changes
-        nothing.
+        Raises:
+            NamespaceGone: The namespace has gone, or was closed, and the command was killed.
+            NetnsKitError: The `Network` that has started the command has failed; the command may still run.
+
+        Cancellation:
+            It changes nothing.
         """
+        if self.returncode is None:
+            with self.supervisor.guarding():
+                return await self._wait()
+        return await self._wait()
+
+    async def _wait(self) -> int:
         await anyio.lowlevel.checkpoint()
         async with self._waiting:
             while (code := self.returncode) is None:
@@ -189,7 +221,7 @@ class Process(anyio.abc.Process):
             try:
                 if self.returncode is None and not self._pidfd.closed:
                     self._conversation.give_up()
-                    await self.wait()
+                    await self._wait()
             except NamespaceGone:
                 pass
             finally:
@@ -197,12 +229,14 @@ class Process(anyio.abc.Process):
         await anyio.lowlevel.checkpoint_if_cancelled()
 
     def _forget(self) -> None:
+        self._forgotten = True
         self._conversation.close()
         self._pidfd.close()
 
 
 async def open_process(
     ask: Asker,
+    supervisor: Supervisor,
     command: Command,
     *,
     stdin: StandardStream,
@@ -246,7 +280,7 @@ async def open_process(
         ours.callback(conversation.close)
         answer, (pidfd,) = await conversation.receive()
         ours.pop_all()
-    return Process(answer["pid"], pidfd, conversation, *streams)
+    return Process(supervisor, answer["pid"], pidfd, conversation, *streams)
 
 
 def _standard_streams(

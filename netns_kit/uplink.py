@@ -7,21 +7,21 @@ not.  `Uplink.open` makes the host's socket for it.  Subclass and override eithe
 from __future__ import annotations
 
 import errno
-import inspect
 import os
 import re
 import socket
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from . import diagnosis, sysctl
-from .dns import ResolvConf, parse_resolv_conf
+from .dns import Manner, ResolvConf, parse_resolv_conf
+from .dns.manner import DEFAULT
 from .dns.names import to_text, to_wire
 from .dns.server import Hook
 from .errors import AddressError, SysctlError
+from .frozen import frozen
 from .stack import Refusal
 from .subnet import Subnet
 
@@ -33,6 +33,7 @@ IF_INET6 = "/proc/net/if_inet6"  # every address of IPv6, if only loopback's
 Filtering = Literal["address-and-port-dependent", "endpoint-independent"]
 UdpPorts = Literal["ephemeral", "any"]
 _KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _ICMP = {socket.AF_INET: socket.IPPROTO_ICMP, socket.AF_INET6: socket.IPPROTO_ICMPV6}
 
 
@@ -51,6 +52,9 @@ class Endpoint(NamedTuple):
 
     address: Address
     port: int
+
+    def __reduce__(self) -> tuple[Callable[[str, int], Endpoint], tuple[str, int]]:
+        return _endpoint, (str(self.address), self.port)  # an IPv6Address leaves its zone behind
 
     def __str__(self) -> str:
         host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
@@ -71,11 +75,15 @@ class Endpoint(NamedTuple):
             raise AddressError(f"{text!r}: expected ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT") from error
 
 
+def _endpoint(address: str, port: int) -> Endpoint:
+    return Endpoint(ip_address(address), port)
+
+
 OURSELVES = Endpoint(IPv4Address("0.0.0.0"), 0)
 """Where queries go that only we may answer: a `Target` of it alone."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Flow:
     """A flow that the namespace opens, as its first packet names it, and the subnet it came from."""
 
@@ -85,7 +93,7 @@ class Flow:
     subnet: Subnet
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Target:
     """Where on the host's side a flow goes: the first of these endpoints that answers."""
 
@@ -94,6 +102,14 @@ class Target:
     def __post_init__(self) -> None:
         if not self.endpoints:
             raise ValueError("a Target has at least one endpoint: to refuse a flow, return a Refusal")
+
+
+class Way(NamedTuple):
+    """How datagrams leave by a socket that is there already: from that address, by the interface of that index; None
+    and 0: as the socket itself would."""
+
+    source: str | None
+    interface: int
 
 
 class Uplink:
@@ -250,11 +266,20 @@ class Uplink:
         return self._resolvers
 
     def resolv_conf(self, *nameservers: Address) -> str:
-        """A resolv.conf that names these, and the search list."""
-        search, options = self.search(), tuple[str, ...]()
-        if self._search is None:
-            options = tuple(each for each in self._conf.options if each.startswith("ndots:"))
+        """A resolv.conf that names these, the search list, and those of the host's options that concern programs.
+
+        Left out is ndots if the search list is not the host's, and what is said of the host's resolvers if others are
+        asked.
+        """
+        search = self.search()
+        options = self._host_conf().options_for_clients(same_servers=self._dns is None)
+        if self._search is not None:
+            options = tuple(each for each in options if not each.startswith("ndots:"))
         return ResolvConf(nameservers, search, options).written()
+
+    def dns_manner(self) -> Manner:
+        """How resolvers are asked: as the options of the host's resolv.conf have it, if they are the host's."""
+        return DEFAULT if self._dns is not None else self._host_conf().manner()
 
     def search(self) -> tuple[str, ...]:
         """The search list, as it is now: domains in which a short name is looked up.  A lone "." says: in none."""
@@ -311,20 +336,23 @@ class Uplink:
         except OSError:
             return "its kernel has none"
 
+    def source(self, target: Address) -> str | None:
+        """The address that sockets to `target` are bound to: `bind4` or `bind6`, or any for the host's loopback."""
+        return None if target.is_loopback else self._bind[_FAMILY[target.version]]
+
     def open(self, protocol: Protocol, target: Address, port: int = 0) -> socket.socket:
         """A non-blocking socket that can reach `target`.  Raises OSError; nothing is left open then.
 
         A UDP socket has `port` for its own, if that is free and permitted.
         """
-        family = socket.AF_INET if target.version == 4 else socket.AF_INET6
+        family = _FAMILY[target.version]
         sock = _ping_socket(family) if protocol == "icmp" else _socket(family, _KINDS[protocol])
         try:
             if protocol == "udp" and family == socket.AF_INET6:  # it would have that port of IPv4 too
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            loopback = target.is_loopback
-            if self._device is not None and not loopback:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._device.encode())
-            source = None if loopback else self._bind[family]
+            source, device = self._leaves_from(target)
+            if device is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
             if protocol == "udp":
                 _bind_port(sock, source or _ANY[family], port if port in self._kept_ports else 0)
             elif source is not None:
@@ -336,13 +364,57 @@ class Uplink:
             raise
         return sock
 
+    def _leaves_from(self, target: Address) -> tuple[str | None, str | None]:
+        """The source address and the interface that the uplink is bound to, for what goes to `target`."""
+        return self.source(target), None if target.is_loopback else self._device
+
+    def way_by(self, host: Address, device: str | None, target: Address) -> Way | None:
+        """Return how datagrams to `target` leave by a UDP socket bound to `host` and `device`, a published port's.
+
+        None: they must not, and a socket of their own is opened for them.  That is so where the bound address or
+        interface is not the uplink's, where the target is not reached from it, and where a subclass opens its
+        sockets itself.
+        """
+        if type(self).open is not Uplink.open or host.version != target.version:
+            return None
+        source, through = self._leaves_from(target)
+        if not host.is_unspecified:
+            if host.is_loopback != target.is_loopback or source not in (None, str(host)):
+                return None
+            source = None
+        if device is None:
+            try:
+                return Way(source, 0 if through is None else socket.if_nametoindex(through))
+            except OSError:  # it has gone
+                return None
+        if through not in (None, device) or target.is_loopback != (device == _LOOPBACK_DEVICE):
+            return None
+        if through is None and not target.is_loopback and source_of(target, device) != source_of(target):
+            return None  # that interface does not lead there
+        return Way(source, 0)
+
 
 _ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
+_LOOPBACK_DEVICE = "lo"
+_DISCARD_PORT = 9  # of a socket that sends nothing
 _IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h; ip(7)
 
 
 def _socket(family: socket.AddressFamily, kind: int, number: int = 0) -> socket.socket:
     return socket.socket(family, kind | socket.SOCK_NONBLOCK, number)
+
+
+def source_of(target: Address, device: str | None = None) -> str:
+    """Return the address that the host's kernel would send from to `target`, by `device`; "" if by no way at all."""
+    with _socket(_FAMILY[target.version], socket.SOCK_DGRAM) as sock:
+        try:
+            if device is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+            sock.connect((str(target), _DISCARD_PORT))
+        except OSError:
+            return ""
+        source: str = sock.getsockname()[0]
+        return source
 
 
 def _ping_socket(family: socket.AddressFamily) -> socket.socket:
@@ -378,8 +450,11 @@ def _ephemeral_ports() -> Container[int]:
 
 
 def _check_plain(what: str, function: object) -> None:
-    if function is not None and (not callable(function) or inspect.iscoroutinefunction(function)):
-        raise TypeError(f"{what} {function!r} is not a plain function")
+    if function is not None:
+        from inspect import iscoroutinefunction  # it reads source, for which it knows all of Python's grammar
+
+        if not callable(function) or iscoroutinefunction(function):
+            raise TypeError(f"{what} {function!r} is not a plain function")
 
 
 def _endpoints(given: Sequence[str]) -> tuple[Endpoint, ...]:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import faulthandler
 import io
+import logging
 import os
 import pickle
 import socket
@@ -134,6 +135,7 @@ def _serve(channel: Channel, owner: int) -> None:
         limits=start.limits,
         dhcp=start.dhcp,
         peers=start.peers(),
+        tell=_tell,
     )
     desk = Desk(channel, engine, gateway)
     engine.add(owner, desk.on_owner, IN)
@@ -197,6 +199,11 @@ class Desk:
             self._channel.send(dump(("result", result)))
         except Exception as error:
             self._channel.send(dump(("error", Failure.of(error))))
+
+
+def _tell(text: str, error: BaseException | None) -> None:
+    """What the gateway has noticed, to standard error, where the owner listens."""
+    logging.getLogger(__package__).warning(text, exc_info=error)
 
 
 def _become_whole_when_asked() -> None:

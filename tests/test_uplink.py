@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import socket
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -496,3 +497,9 @@ def test_which_udp_ports_a_guest_keeps(
     )
     Uplink(udp_ports=ports).open("udp", IPv4Address("192.0.2.1"), asked).close()
     assert asking == [("0.0.0.0", asked if kept else 0)]
+
+
+def test_a_resolver_keeps_its_zone_on_the_way_to_a_worker() -> None:
+    """An IPv6Address that is pickled does not."""
+    sent = pickle.loads(pickle.dumps(Uplink(dns=["[fe80::1%eth0]:53", "192.0.2.1"])))
+    assert [str(each) for each in sent.resolvers()] == ["[fe80::1%eth0]:53", "192.0.2.1:53"]

@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Literal, NamedTuple, TypeGuard
+
+from netns_kit.frozen import frozen
 
 from .settings import Address, StaticLease
 
@@ -33,7 +34,7 @@ State = Literal["offered", "bound", "declined", "revoked"]
 LeaseState = Literal["offered", "bound", "declined", "revoked", "reserved"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Lease:
     """One address that is not free, for people.
 

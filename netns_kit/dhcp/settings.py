@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import TypeAlias
 
 from netns_kit.errors import AddressError
+from netns_kit.frozen import frozen
 
 from . import names
 
@@ -18,7 +18,7 @@ CLIENT_ID_MAX = 255  # bytes: of option 61; a DUID has 130 at most
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StaticLease:
     """An address kept for one client: whoever has that `mac`, or that `client_id`.
 
@@ -46,7 +46,7 @@ class StaticLease:
             object.__setattr__(self, "hostname", names.check(self.hostname))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DhcpSettings:
     """What the DHCP server of a namespace gives its clients, beside what the subnet says.
 

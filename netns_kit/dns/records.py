@@ -7,10 +7,10 @@ dnslib, which is imported for the first of them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from netns_kit.errors import RecordError
+from netns_kit.frozen import field, frozen
 
 from . import hosts
 from .message import TYPES, Rr
@@ -24,7 +24,7 @@ _ADDRESSES = {"A": IPv4Address, "AAAA": IPv6Address}
 _NAMES = frozenset({"CNAME", "NS", "PTR"})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Record:
     """What we say of a name.
 
@@ -91,8 +91,8 @@ class Record:
 
 
 def prepare() -> None:
-    """Import now what records of any type take, for a process that will not be able to."""
-    Record("prepared", "0 prepared", "MX")
+    """Import now what records of any type take, and names in any script, for a process that will not be able to."""
+    Record("prepar\N{LATIN SMALL LETTER E WITH ACUTE}", "0 prepared", "MX")
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:

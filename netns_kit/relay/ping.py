@@ -26,6 +26,7 @@ from .sockets import (
     marks_of,
     read_errors,
     refusal_for,
+    socket_address,
 )
 
 _IPV4_KINDS, _IPV6_KINDS = (icmp.ECHO, icmp.ECHO_REPLY), (icmp.V6_ECHO, icmp.V6_ECHO_REPLY)
@@ -43,12 +44,12 @@ class PingRelay:
         self._marks = Marks(sock, exact=True)
         ask_for_errors(sock)
         ask_for_marks(sock)
-        sock.connect((str(target.address), 0))
+        sock.connect(socket_address(target.address, 0))
         self._engine = engine
         self._socket = sock
         self._flow = flow
-        flow.user = self
         engine.add(sock.fileno(), self._on_events, IN)
+        flow.user = self
 
     def echo(self, flow: EchoFlow, sequence: int, payload: memoryview, packet: Packet) -> None:
         message = icmp.HEADER.pack(self._kinds[0], 0, 0, self._identifier, sequence) + payload

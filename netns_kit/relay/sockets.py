@@ -17,7 +17,7 @@ import errno
 import socket
 import struct
 import sys
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
 from netns_kit.stack import IcmpError, Refusal
@@ -35,22 +35,62 @@ _EXTENDED_ERROR = struct.Struct("=IBBBxII")  # struct sock_extended_err: errno, 
 _PMTUDISC_DONT, _PMTUDISC_WANT, _PMTUDISC_PROBE = 0, 1, 3  # linux/in.h
 
 _REFUSALS = {
+    # who was called has said so
     errno.ECONNREFUSED: Refusal.RESET,
+    errno.ECONNRESET: Refusal.RESET,
+    errno.ECONNABORTED: Refusal.RESET,
+    errno.EPIPE: Refusal.RESET,
+    # there is no way to it, as a route or a router says
     errno.ENETUNREACH: Refusal.NET_UNREACHABLE,
     errno.ENETDOWN: Refusal.NET_UNREACHABLE,
-    errno.EAFNOSUPPORT: Refusal.NET_UNREACHABLE,
     errno.EHOSTUNREACH: Refusal.HOST_UNREACHABLE,
     errno.EHOSTDOWN: Refusal.HOST_UNREACHABLE,
+    errno.ENONET: Refusal.HOST_UNREACHABLE,
+    errno.ENOPROTOOPT: Refusal.HOST_UNREACHABLE,
+    errno.EPROTO: Refusal.HOST_UNREACHABLE,
+    errno.EOPNOTSUPP: Refusal.HOST_UNREACHABLE,
+    # a firewall, a sandbox or a sysctl is against it
     errno.EACCES: Refusal.PROHIBITED,
     errno.EPERM: Refusal.PROHIBITED,
     errno.ETIMEDOUT: Refusal.DROP,
     errno.EMSGSIZE: Refusal.DROP,  # larger than any datagram
-}
+    # what the host lacks, for now or altogether: a port, a descriptor, memory, a family, an address, an interface
+    **dict.fromkeys(
+        (
+            errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS,
+            errno.ENOMEM, errno.ENOSPC, errno.ENOSR, errno.EUSERS, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT,
+            errno.ESOCKTNOSUPPORT, errno.EPFNOSUPPORT, errno.ENODEV, errno.ENXIO, errno.ENETRESET, errno.EINVAL,
+            errno.EINTR, errno.EIO, errno.ENOSYS,
+        ),
+        Refusal.NET_UNREACHABLE,
+    ),
+}  # fmt: skip
+
+
+def socket_address(
+    address: IPv4Address | IPv6Address, port: int
+) -> tuple[str, int] | tuple[str, int, int, int]:
+    """What connect(2) takes for an address, which may have a zone.
+
+    Raises OSError (ENETUNREACH) if the zone is no interface of ours.
+    """
+    zone = address.scope_id if isinstance(address, IPv6Address) else None
+    if zone is None:
+        return str(address), port
+    try:
+        index = int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)
+    except OSError as error:
+        raise OSError(errno.ENETUNREACH, f"no interface {zone}") from error
+    return str(address).partition("%")[0], port, 0, index
 
 
 def refusal_for(error: int) -> Refusal:
-    """What the guest is told when the host's socket fails with this errno."""
-    return _REFUSALS.get(error, Refusal.RESET)
+    """Return what the guest is told when a call of the host's socket fails with this errno.
+
+    A fault of ours is never "refused": nobody was asked.  Here, as with what is not in the table, the guest's network
+    has no way out for the moment.
+    """
+    return _REFUSALS.get(error, Refusal.NET_UNREACHABLE)
 
 
 class _Options(NamedTuple):

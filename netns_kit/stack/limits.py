@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from netns_kit.frozen import frozen, replace
 
 MAX_ACK_DELAY = 0.5  # seconds
 _LEAST = {"tcp_receive": 256, "tcp_send": 536, "tcp_memory": 0}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Limits:
     """Bounds on what one guest can make us hold.  Sizes in bytes, times in seconds."""
 
@@ -44,14 +44,11 @@ class Limits:
         return replace(self, **{name: -(-getattr(self, name) // count) for name in shares})
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value, least = (
-                getattr(self, field.name),
-                _LEAST.get(field.name, 0 if field.type == "float" else 1),
-            )
-            if field.name == "tcp_ack_delay" and value > MAX_ACK_DELAY:
+        for name, kind in Limits.__annotations__.items():
+            value, least = getattr(self, name), _LEAST.get(name, 0 if kind == "float" else 1)
+            if name == "tcp_ack_delay" and value > MAX_ACK_DELAY:
                 raise ValueError(f"tcp_ack_delay={value!r}: expected {MAX_ACK_DELAY} or less (RFC 5681 4.2)")
             if not value >= least:
                 raise ValueError(
-                    f"{field.name}={value!r}: expected {least} or more; a policy refuses what is not wanted"
+                    f"{name}={value!r}: expected {least} or more; a policy refuses what is not wanted"
                 )

@@ -48,11 +48,13 @@ class PacketWriter:
         message = head + quoted[: QUOTED[size]]
         self.send(source + guest, ip.ICMP if size == 4 else ip.ICMPV6, message, sum_at=2, ttl=why.ttl)
 
-    def segment(self, key: bytes, number: int, ack: int, flags: int) -> None:
+    def segment(self, key: bytes, number: int, ack: int, flags: int, options: bytes = b"") -> None:
         """Send a TCP segment that no connection sends; `key` is the guest's, as everywhere."""
         size = (len(key) - 4) // 2
         source, target = int.from_bytes(key[-2:], "big"), int.from_bytes(key[-4:-2], "big")
-        segment = tcp.pack(src_port=source, dst_port=target, seq=number, ack=ack, flags=flags, window=0)
+        segment = tcp.pack(
+            src_port=source, dst_port=target, seq=number, ack=ack, flags=flags, window=0, options=options
+        )
         self.send(key[size : 2 * size] + key[:size], ip.TCP, segment, sum_at=16)
 
     def echo_reply(

@@ -8,9 +8,9 @@ only counted.
 
 from __future__ import annotations
 
+from _blake2 import blake2b  # what hashlib has for it, but for OpenSSL, which takes 2 ms to load
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from hashlib import blake2b
 
 from . import seq
 from .acks import Acks
@@ -135,35 +135,41 @@ class Stack:
 
     def _receive_common(self, frame: memoryview, now: float) -> bool:
         """The short way, for frames of known flows with nothing about them to consider.  Whether it was one."""
+        size = len(frame)
         (
-            flags, gso_type, destination, kind, version_length, tos, length, fragment, ttl,
-            protocol, addresses, ports, seq, ack, offset_flags, window, urgent,
-        ) = common.parse(frame)  # fmt: skip
+            flags, gso_type, destination, kind, tos, length, fragment, ttl,
+            protocol, addresses, ports, seq, ack, offset_flags, window, urgent, stamp,
+        ) = common.parse(frame) if size < common.SIZE_STAMPED else common.parse_stamped(frame)  # fmt: skip
         end = common.IP_AT + length
         if (
             not flags & common.SUMMED
-            or version_length != common.VERSION_LENGTH
-            or kind != ethernet.IPV4
+            or kind != common.PLAIN_IPV4
             or fragment & common.PIECE
             or ttl < 2
-            or end > len(frame)
+            or end > size
             or destination != self.link.mac
         ):
-            return kind == ethernet.IPV6 and len(frame) >= common.SIZE6 and self._receive_common6(frame, now)
+            return (
+                kind[:2] == common.IPV6 and size >= common.SIZE6 and self._receive_common6(frame, size, now)
+            )
         if protocol == ip.TCP:
             connection = self.tcp.get(addresses + ports)
             if (
                 connection is None
-                or offset_flags & common.OPTIONS_OR_SYN != common.NEITHER
+                or offset_flags & common.OFFSET_OR_SYN != connection.head
                 or tos & _DSCP != connection.tos
-                or end < common.TCP_PAYLOAD
+                or end < (at := connection.text_at)
             ):
                 return False
-            payload = frame[common.TCP_PAYLOAD : end]
-            if offset_flags & common.CONTROL != tcp.ACK or not connection.in_order(
-                seq, ack, window, payload, now
+            known = connection.stamp
+            payload = frame[at:end]
+            if (
+                offset_flags & common.CONTROL != tcp.ACK
+                or (known and known != stamp and not connection.restamp(stamp, seq, now))
+                or not connection.in_order(seq, ack, window, payload, now)
             ):
-                segment = tcp.Segment(seq, ack, offset_flags & 0xFF, window, payload, None, urgent)
+                options = frame[common.TCP_PAYLOAD : at] or None
+                segment = tcp.Segment(seq, ack, offset_flags & 0xFF, window, payload, options, urgent)
                 connection.segment_arrives(segment, now)
             return True
         if protocol == ip.UDP and gso_type == virtio.GSO_NONE and seq >> 16 == length - ip.IPV4_SIZE:
@@ -177,19 +183,19 @@ class Stack:
                 return True
         return False
 
-    def _receive_common6(self, frame: memoryview, now: float) -> bool:
+    def _receive_common6(self, frame: memoryview, size: int, now: float) -> bool:
         """The same for IPv6, spelled out once more: every call in there is one for each frame."""
         (
             flags, gso_type, destination, _, word, length, protocol, ttl,
-            addresses, ports, seq, ack, offset_flags, window, urgent,
-        ) = common.parse6(frame)  # fmt: skip
+            addresses, ports, seq, ack, offset_flags, window, urgent, stamp,
+        ) = common.parse6(frame) if size < common.SIZE6_STAMPED else common.parse6_stamped(frame)  # fmt: skip
         end = common.IP_AT + ip.IPV6_SIZE + length
         tos = word >> 20 & 0xFF
         if (
             not flags & common.SUMMED
             or word >> 28 != 6
             or ttl < 2
-            or end > len(frame)
+            or end > size
             or destination != self.link.mac
         ):
             return False
@@ -197,16 +203,20 @@ class Stack:
             connection = self.tcp.get(addresses + ports)
             if (
                 connection is None
-                or offset_flags & common.OPTIONS_OR_SYN != common.NEITHER
+                or offset_flags & common.OFFSET_OR_SYN != connection.head
                 or tos & _DSCP != connection.tos
-                or end < common.TCP_PAYLOAD6
+                or end < (at := connection.text_at)
             ):
                 return False
-            payload = frame[common.TCP_PAYLOAD6 : end]
-            if offset_flags & common.CONTROL != tcp.ACK or not connection.in_order(
-                seq, ack, window, payload, now
+            known = connection.stamp
+            payload = frame[at:end]
+            if (
+                offset_flags & common.CONTROL != tcp.ACK
+                or (known and known != stamp and not connection.restamp(stamp, seq, now))
+                or not connection.in_order(seq, ack, window, payload, now)
             ):
-                segment = tcp.Segment(seq, ack, offset_flags & 0xFF, window, payload, None, urgent)
+                options = frame[common.TCP_PAYLOAD6 : at] or None
+                segment = tcp.Segment(seq, ack, offset_flags & 0xFF, window, payload, options, urgent)
                 connection.segment_arrives(segment, now)
             return True
         if protocol == ip.UDP and gso_type == virtio.GSO_NONE and seq >> 16 == length >= udp.SIZE:
@@ -403,7 +413,8 @@ class Stack:
         if not (ip.is_unicast(packet.destination) and ip.is_unicast(packet.source)):
             raise BadPacket("tcp-not-unicast")
         if len(self.tcp) >= self.limits.tcp_connections and not self._make_room(now):
-            self._stray(packet, segment)
+            self._learn(packet)
+            self._packets.error(self._quoted, Refusal.NET_UNREACHABLE, by=packet.destination)
             return
         self._learn(packet)
         connection = TcpConnection(self, key, self._isn(key, now), LISTEN, self.link.mtu - 40)

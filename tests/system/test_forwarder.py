@@ -428,17 +428,23 @@ if os.geteuid() == 0:
     os.setgroups([])
     os.setgid(65534)
     os.setuid(65534)
-from netns_kit import PrivilegedPortError, PortForward
+from netns_kit import PrivilegedPortError, PortForward, StackClosed
+from netns_kit.background import Openable, Supervisor
 from netns_kit.forwarder import Forwarder
 import asyncio
 
-class Stack:
+class Stack(Openable):
+    supervisor = Supervisor("stack", StackClosed)
+    async def _open(self):
+        pass
+    async def _close(self):
+        pass
     async def ask(self, operation, *arguments):
         if operation.__name__ == "add_forwards":
             sys.exit("something would have been bound")
 
 async def main():
-    async with Forwarder(Stack()) as forwarder:
+    async with Stack() as stack, Forwarder(stack) as forwarder:
         await forwarder.add(sys.argv[1])
 
 try:
