@@ -103,14 +103,15 @@ class PacketWriter:
         guest = addresses[size:]
         prefix = link.prefix(guest, mac)
         header_size = ip.IPV4_SIZE if size == 4 else ip.IPV6_SIZE
-        if header_size + len(layer4) <= link.mtu:
+        mtu = link.mtu_to(guest)
+        if header_size + len(layer4) <= mtu:
             header = ip.pack(addresses, protocol, len(layer4), ttl=ttl, tos=tos)
             link.send(guest, prefix + header + layer4)
             return
         self._identification = (self._identification + 1) & 0xFFFF
         if size != 4:
             header_size += _FRAGMENT_UNIT
-        step = (link.mtu - header_size) // _FRAGMENT_UNIT * _FRAGMENT_UNIT
+        step = (mtu - header_size) // _FRAGMENT_UNIT * _FRAGMENT_UNIT
         for start in range(0, len(layer4), step):
             piece = layer4[start : start + step]
             more = start + step < len(layer4)

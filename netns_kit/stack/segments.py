@@ -70,7 +70,10 @@ class SegmentWriter:
         """The guest takes segments of `mss`, options included (RFC 6691).  The bytes of a segment, and how many
         `write` takes at once."""
         link, ipv4 = self._link, len(self._guest) == 4
-        self._mss = min(max(mss, SMALLEST_MSS), self._largest) - len(self._stamp)
+        most = link.mtu_to(self._guest) - self._headers
+        self._mss = min(max(mss, SMALLEST_MSS), most) - len(self._stamp)
+        self._header.buffer[: len(self._plain)] = self._plain
+        self._gso_set = False
         if not link.offloads.csum or not (link.offloads.tso4 if ipv4 else link.offloads.tso6):
             return self._mss, self._mss
         kind = virtio.GSO_TCPV4 if ipv4 else virtio.GSO_TCPV6
@@ -78,9 +81,18 @@ class SegmentWriter:
         return self._mss, max(MAX_PAYLOAD // self._mss, 1) * self._mss
 
     @property
+    def _headers(self) -> int:
+        """The bytes of the smallest ones."""
+        return 40 if len(self._guest) == 4 else 60
+
+    @property
     def _largest(self) -> int:
-        """What fits the MTU beside the smallest headers."""
-        return self._link.mtu - (40 if len(self._guest) == 4 else 60)
+        """What fits the MTU beside them."""
+        return self._link.mtu - self._headers
+
+    def narrow(self, mtu: int) -> tuple[int, int]:
+        """The way behind the guest takes packets of `mtu` at most.  As `limit`."""
+        return self.limit(min(mtu - self._headers, self._mss + len(self._stamp)))
 
     def write(
         self, seq: int, ack: int, flags: int, window: int, payload: bytes | memoryview, urgent: int = 0

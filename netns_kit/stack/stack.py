@@ -17,7 +17,7 @@ from .acks import Acks
 from .echo import EchoFlow
 from .header import FlowHeader
 from .limits import Limits
-from .link import Link
+from .link import SMALLEST_MTU, Link
 from .offloads import Offloads
 from .packets import PacketWriter
 from .reassembly import Reassembly
@@ -601,6 +601,11 @@ class Stack:
         if not ipv4 and message.type in ndp.TYPES:
             self._on_link(packet, message)
             return
+        if message.type == (icmp.UNREACHABLE if ipv4 else icmp.V6_TOO_BIG) and (
+            not ipv4 or message.code == icmp.FRAGMENTATION_NEEDED
+        ):
+            self._too_big(message, ipv4, now)
+            return
         if message.type == (icmp.UNREACHABLE if ipv4 else icmp.V6_UNREACHABLE):
             self._unreachable(message.payload, ipv4)
         if message.type != (icmp.ECHO if ipv4 else icmp.V6_ECHO):
@@ -650,17 +655,31 @@ class Stack:
 
     def _unreachable(self, quoted: memoryview, ipv4: bool) -> None:
         """What we have sent was not welcome: that ends a connection we are opening."""
-        size, header = (4, ip.IPV4_SIZE) if ipv4 else (16, ip.IPV6_SIZE)
-        if len(quoted) < header + 8 or quoted[9 if ipv4 else 6] != ip.TCP:
+        protocol, key, number = _about(quoted, ipv4)
+        if protocol != ip.TCP:
             return
-        at = header - 2 * size  # of our address, then the guest's
-        ports = quoted[header : header + 4]
-        key = b"".join((quoted[at + size : header], quoted[at : at + size], ports[2:], ports[:2]))
         connection = self.tcp.get(key)
         if connection is None and self.steering is not None:
             self.steering.pass_on(self._frame)
         if connection is not None:
-            connection.unreachable(int.from_bytes(quoted[header + 4 : header + 8], "big"))
+            connection.unreachable(number)
+
+    def _too_big(self, message: icmp.Message, ipv4: bool, now: float) -> None:
+        """A router behind the guest has no room for what we have sent.  It is believed if we may have."""
+        mtu = message.low if ipv4 else message.high << 16 | message.low
+        if not mtu:  # said before RFC 1191 there was
+            mtu = SMALLEST_MTU[4]
+        protocol, key, number = _about(message.payload, ipv4)
+        size = 4 if ipv4 else 16
+        guest, ours = key[:size], key[size : 2 * size]
+        if protocol == ip.TCP:
+            connection = self.tcp.get(key)
+            if connection is not None:
+                connection.too_big(number, mtu, now)
+            elif self.steering is not None:
+                self.steering.pass_on(self._frame)
+        elif key in self.udp or key in self.echo or (ours in self.addresses and guest not in self.addresses):
+            self.link.narrow(guest, mtu)
 
     def forget_echo(self, flow: EchoFlow) -> None:
         if self.echo.get(flow.key) is flow:
@@ -715,6 +734,24 @@ def _masked(address: bytes, prefix: int) -> tuple[int, tuple[int, int]]:
     bits = 8 * len(address)
     mask = ((1 << prefix) - 1) << (bits - prefix)
     return len(address), (mask, int.from_bytes(address, "big") & mask)
+
+
+def _about(quoted: memoryview, ipv4: bool) -> tuple[int, bytes, int]:
+    """What an ICMP error of the guest's is about, which we have sent: protocol, the flow's key, sequence number.
+
+    Raises `BadPacket`.
+    """
+    size, header = (4, ip.IPV4_SIZE) if ipv4 else (16, ip.IPV6_SIZE)
+    if len(quoted) < header + 8:
+        raise BadPacket("icmp-quoted")
+    protocol = quoted[9 if ipv4 else 6]
+    at = header - 2 * size  # of our address, then the guest's
+    if protocol in (ip.ICMP, ip.ICMPV6):  # an echo's reply: its identifier
+        ports = bytes(quoted[header + 4 : header + 6]) + bytes(2)
+    else:
+        ports = bytes(quoted[header + 2 : header + 4]) + bytes(quoted[header : header + 2])
+    key = bytes(quoted[at + size : header]) + bytes(quoted[at : at + size]) + ports
+    return protocol, key, int.from_bytes(quoted[header + 4 : header + 8], "big")
 
 
 def _to_group(packet: ip.Packet, name: str) -> BadPacket:

@@ -214,6 +214,20 @@ class TcpConnection:
         if self.state is SYN_SENT and seq == self.snd.iss:
             self._close(Closed.RESET)
 
+    def too_big(self, seq: int, mtu: int, now: float) -> None:
+        """A router behind the guest has not let through what we have sent at that number (RFC 1191 6.4, RFC 8201
+        5.4): it is cut smaller, and what is in flight is sent again.  Only about what is in flight (RFC 5927 7.2),
+        and never for a larger MTU, so that nobody makes us send for ever."""
+        snd = self.snd
+        if self.state is LISTEN or distance(snd.una, seq) >= snd.flight:
+            return
+        before = snd.mss
+        snd.mss, snd.burst = self._writer.narrow(mtu)
+        if snd.mss < before and self.state not in (SYN_SENT, SYN_RECEIVED):
+            snd.timed = None
+            snd.nxt = snd.una
+            self._output(now)
+
     # -- the user's calls ---------------------------------------------------------------------------
 
     def room(self) -> int:
