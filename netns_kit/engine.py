@@ -16,6 +16,9 @@ before the next of them, and leaves the rest to the next step.  So nobody who sh
 interpreter waits for long, however many sockets are ready and whatever a guest sends.
 
 Everything here runs on one thread, the driver's; only `call` may be used from another.
+
+A fork of this process has copies of all descriptors, and would keep ports bound and connections open that we have
+closed.  So in the child every descriptor of an engine is replaced by one of /dev/null (`os.register_at_fork`).
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import os
 import select
 from collections import deque
 from collections.abc import Callable
+from typing import ClassVar
 
 from .stack.timers import Timers
 
@@ -81,6 +85,8 @@ class Engine:
     `clock` is the driver's, by which a step is late.  Without one, no step is.
     """
 
+    _open: ClassVar[list[Engine]] = []  # of the process
+
     def __init__(self) -> None:
         self.now = 0.0
         self.clock: Callable[[], float] = lambda: self.now
@@ -96,6 +102,7 @@ class Engine:
         self._calls: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.add(self._wake, self._run_calls, IN)
+        self._open.append(self)
 
     @property
     def descriptors(self) -> int:
@@ -181,8 +188,21 @@ class Engine:
             self._epoll.close()
             os.close(self._wake)
             self._handlers.clear()
+            self._open.remove(self)
+
+    @classmethod
+    def leave_to_parent(cls) -> None:
+        """In the child of a fork: have no copy of what the engines of the parent have."""
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for engine in cls._open:
+            for fd in (engine.fileno(), *engine._handlers):
+                os.dup2(null, fd, inheritable=False)
+        os.close(null)
 
     def _run_calls(self, _: int) -> None:
         os.eventfd_read(self._wake)
         for _ in range(len(self._calls)):
             self._calls.popleft()()
+
+
+os.register_at_fork(after_in_child=Engine.leave_to_parent)

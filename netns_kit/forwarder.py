@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import count
 from typing import Protocol, TypeVar
@@ -19,6 +19,7 @@ from .errors import NetnsKitError, StackClosed
 from .ports import PortForward, parse
 
 CAP_NET_BIND_SERVICE = 10
+AT_ONCE = 256  # ports that are added between two steps of the engine, which others wait for
 
 T = TypeVar("T")
 _numbers = count()
@@ -60,17 +61,26 @@ class Forwarder(Openable):
         with anyio.move_on_after(PATIENCE, shield=True), suppress(NetnsKitError):
             await self._stack.ask(Control.close_forwards, self._number)
 
-    async def add(self, spec: str | PortForward) -> tuple[PortForward, ...]:
-        """Listen as `spec` says (see `netns_kit.ports`), and return what is listening: a range's ports one by one.
+    async def add(self, *specs: str | PortForward) -> tuple[PortForward, ...]:
+        """Listen as `specs` say (see `netns_kit.ports`), and return what is listening: a range's ports one by one.
 
-        Either all of its ports listen, or none.  Raises `PortSpecError`; `PrivilegedPortError`, before anything is
+        Either all of the ports listen, or none.  Raises `PortSpecError`; `PrivilegedPortError`, before anything is
         bound, for a port that needs a privilege; `PortInUseError`; `AddressError`; OSError; `StackClosed` when it is
         not open.  Cancelled, it may have been added.
         """
-        forwards = parse(spec) if isinstance(spec, str) else (spec,)
-        for forward in forwards:
-            _check_privilege(forward)
-        return await self._ask(Control.add_forwards, forwards)
+        forwards = [
+            forward for spec in specs for forward in (parse(spec) if isinstance(spec, str) else (spec,))
+        ]
+        _check_privilege(forwards)
+        added: list[PortForward] = []
+        try:
+            for start in range(0, len(forwards), AT_ONCE):
+                added += await self._ask(Control.add_forwards, tuple(forwards[start : start + AT_ONCE]))
+        except Exception:
+            for forward in added:
+                await self._ask(Control.remove_forward, forward)
+            raise
+        return tuple(added)
 
     async def remove(self, forward: PortForward) -> None:
         """Stop listening on a port that `add` returned; it is free when this returns.
@@ -89,10 +99,11 @@ class Forwarder(Openable):
             return await self._stack.ask(operation, self._number, *arguments)
 
 
-def _check_privilege(forward: PortForward) -> None:
+def _check_privilege(forwards: Sequence[PortForward]) -> None:
     (start,) = sysctl.numbers(diagnosis.PORT_START)
-    if 0 < forward.host_port < start and not _may_bind_low_ports():
-        raise diagnosis.privileged_port(forward.host_port, "of the host", start)
+    low = next((each.host_port for each in forwards if 0 < each.host_port < start), None)
+    if low is not None and not _may_bind_low_ports():
+        raise diagnosis.privileged_port(low, "of the host", start)
 
 
 def _may_bind_low_ports() -> bool:

@@ -20,7 +20,7 @@ from .admission import Admission
 from .dhcp import DEFAULT, DhcpSettings
 from .dhcp.names import is_name
 from .dns import Record, Zone
-from .engine import IN, OUT, Appetite, Engine
+from .engine import IN, NEVER, OUT, Appetite, Engine
 from .frozen import frozen, replace
 from .leasing import Leasing
 from .peers import Peers
@@ -32,7 +32,7 @@ from .tap import FRAME_MAX, DeviceGone, TapDevice
 from .uplink import DNS_PORT, OURSELVES, Address, Endpoint, Flow, Protocol, Target, Uplink, Way, source_of
 
 FRAMES_PER_STEP = 32
-FLOODED = 0.1  # seconds in which the guest's queue was never empty: then it is a flood,
+FLOODED = 0.1  # seconds in which new flows made each step late: then it is a flood,
 CALM = 0.5  # seconds for which it is taken for one,
 DRAINED = 256  # and frames that are looked at nevertheless, of a step that is late
 STRANGERS = 256  # flows of one UDP socket, beyond which nobody new is heard who was not asked
@@ -118,7 +118,7 @@ class Gateway:
         self._tap = tap
         self._buffer = memoryview(bytearray(2 * FRAME_MAX))
         self._appetite = Appetite(engine)
-        self._busy_since, self._flooded_until = math.inf, -math.inf
+        self._late, self._late_since, self._flooded_until = NEVER, math.inf, -math.inf
         self.inbox, self.outbox = Inbox(), Outbox()
         self.zone = _zone(subnet)
         self._dns = DnsRelay(engine, uplink, self.zone, self._hook_failed, self._resolvers_for)
@@ -143,10 +143,7 @@ class Gateway:
     def _on_tap(self, events: int) -> None:
         if events & OUT:
             self._tap.flush()
-        most = self._appetite.size(FRAMES_PER_STEP)
-        if most == 1:  # it was empty
-            self._busy_since = self.engine.now
-        self._read_frames(most)
+        self._read_frames(self._appetite.size(FRAMES_PER_STEP))
 
     def _read_frames(self, most: int) -> None:
         read, receive, now = self._tap.read_into, self.stack.receive, self.engine.now
@@ -172,10 +169,14 @@ class Gateway:
             outbox.flush()
 
     def _look_for_flood(self) -> None:
-        """Empty the guest's queue, if that has not been empty for long, lest what is under way gets lost in it.  What
-        belongs to no flow yet is dropped unseen, now and for a while."""
-        now, stack = self.engine.now, self.stack
-        if now - self._busy_since > FLOODED:
+        """Empty the guest's queue, if all steps have been late for long, lest what is under way gets lost in it.
+
+        What belongs to no flow yet is dropped unseen, now and for a while."""
+        engine, now, stack = self.engine, self.engine.now, self.stack
+        if engine.steps > self._late + engine.around:
+            self._late_since = now
+        self._late = engine.steps
+        if now - self._late_since > FLOODED:
             self._flooded_until = now + CALM
         if now < self._flooded_until and stack.knows_at_a_glance:
             buffer, outbox = self._buffer, self.outbox

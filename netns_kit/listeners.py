@@ -14,6 +14,7 @@ import errno
 import math
 import socket
 import struct
+from contextlib import suppress
 from ipaddress import ip_address
 
 from . import diagnosis
@@ -23,7 +24,7 @@ from .frozen import replace
 from .gateway import Gateway
 from .ports import PortForward
 from .relay import UdpRelay
-from .relay.sockets import Ancillary
+from .relay.sockets import Ancillary, family_of
 from .stack import UdpFlow
 from .stack.wire.ip import is_link_local
 from .uplink import Address, Endpoint, Way
@@ -98,6 +99,8 @@ class TcpListener(Listener):
     def close(self) -> None:
         self.timer_at = math.inf
         self._engine.remove(self._socket.fileno())
+        with suppress(OSError):  # the port is free now, whoever else has a copy
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
     def _on_events(self, _: int) -> None:
@@ -133,7 +136,7 @@ class UdpListener(Listener):
 
     def __init__(self, gateway: Gateway, forward: PortForward) -> None:
         super().__init__(gateway, forward)
-        self._socket.setsockopt(*_PKTINFO[self._socket.family], 1)
+        self._socket.setsockopt(*_PKTINFO[family_of(self._socket)], 1)
         self._relay = UdpRelay(
             self._engine,
             self._socket,
@@ -167,7 +170,7 @@ class UdpListener(Listener):
         return self._gateway.uplink.way_by(self.forward.host, self.forward.device, target)
 
     def add(self, flow: UdpFlow, target: Endpoint, way: Way) -> None:
-        self._relay.add(flow, (str(target.address), target.port), _told(way, self._socket.family))
+        self._relay.add(flow, (str(target.address), target.port), _told(way, family_of(self._socket)))
 
     def _open(self, relay: UdpRelay, client: tuple[str, int], ancillary: Ancillary) -> None:
         stack = self._gateway.stack

@@ -123,8 +123,7 @@ class Network(Openable):
         self.tap = await self.tap
         await self.stack.open()
         await self.forwarder.open()
-        for forward in self.ports:
-            await self.forwarder.add(forward)
+        await self.forwarder.add(*self.ports)
 
     async def _close(self) -> None:
         await self.forwarder.supervisor.end()  # what has failed is raised by our own supervisor

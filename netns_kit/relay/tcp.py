@@ -17,7 +17,7 @@ from netns_kit.engine import EDGE, ERROR, HANG_UP, IN, OUT, READ_HANG_UP, URGENT
 from netns_kit.stack import Closed, IcmpError, Refusal, TcpConnection
 from netns_kit.uplink import Endpoint, Target, Uplink
 
-from .sockets import ask_for_errors, read_errors, refusal_for, set_tos, set_ttl, socket_address
+from .sockets import ask_for_errors, family_of, read_errors, refusal_for, set_tos, set_ttl, socket_address
 
 BUFFERS_PER_STEP = 8
 KEEPALIVE_INTERVAL = 75  # seconds between probes, at most: the kernel's own
@@ -72,7 +72,7 @@ class TcpRelay:
             except OSError as failure:
                 why = refusal_for(failure.errno or errno.EIO)
                 continue
-            if sock.family == socket.AF_INET6:
+            if family_of(sock) == socket.AF_INET6:
                 ask_for_errors(sock)
             set_ttl(sock, connection.ttl)
             if connection.tos:
@@ -103,7 +103,7 @@ class TcpRelay:
             self._connect_next(uplink, told[-1].for_guest(connection.key) if told else refusal_for(error))
             return
         self._candidates = None
-        if sock.family == socket.AF_INET6:
+        if family_of(sock) == socket.AF_INET6:
             ask_for_errors(sock, wanted=False)
         self._engine.replace(sock.fileno(), self._on_events)
         connection.accept(self._engine.now)
