@@ -50,7 +50,7 @@ from netns_kit.ports import PortForward
 from netns_kit.sandbox import KEPT, ON
 from netns_kit.stack.wire import ethernet
 from tests import dnshooks, uplinks
-from tests.servers import SECONDS, bounded
+from tests.servers import SECONDS, bounded, cancelled_at_any_moment
 from tests.support import ROOT, children
 from tests.test_gateway import GATEWAY, GATEWAY_MAC, GUEST_MAC, datagram, echo_request
 
@@ -534,13 +534,7 @@ async def test_one_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch, k
 
 @bounded
 async def test_cancelled_at_any_moment_of_entering() -> None:
-    entered = 0
-    for milliseconds in range(0, 120, 4):
-        with anyio.move_on_after(milliseconds / 1000):
-            async with worker():
-                entered += 1
-                await anyio.sleep_forever()
-    assert entered
+    await cancelled_at_any_moment(worker)
 
 
 OWNER = """

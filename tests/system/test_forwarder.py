@@ -208,14 +208,12 @@ def _connect(port: int) -> None:
 @bounded
 async def test_a_port_that_is_closed_inside_resets_the_client(net: Network) -> None:
     (forward,) = await net.forwarder.add("127.0.0.1:0:80")
-    start = anyio.current_time()
     with socket.socket() as sock:
         sock.setblocking(False)
         sock.connect_ex(("127.0.0.1", forward.host_port))
         await anyio.wait_readable(sock)
         with pytest.raises(ConnectionResetError):
             sock.recv(1)
-    assert anyio.current_time() - start < 1.0
 
 
 @bounded

@@ -138,8 +138,8 @@ out.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [ta
 
 
 def test_a_tap_that_is_open_already_without_offloads() -> None:
-    ours, theirs = socket.socketpair()
-    with held() as ns, ours, theirs:
+    with held() as ns, ExitStack() as stack:
+        ours, theirs = map(stack.enter_context, socket.socketpair())
         command = [
             *ENTER,
             str(ns.pid),
@@ -222,6 +222,7 @@ def test_what_is_written_to_the_exit_pipe_means_nothing() -> None:
         assert running.leave() == 0
 
 
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_signals_have_their_default_action(number: signal.Signals) -> None:
     with attached() as (_, running):
