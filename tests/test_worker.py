@@ -43,6 +43,8 @@ from netns_kit import (
     TapDevice,
     Uplink,
     UserStack,
+    forwarder,
+    userstack,
     worker_process,
 )
 from netns_kit.channel import Channel
@@ -385,8 +387,11 @@ async def test_what_can_be_done_inside(caplog: pytest.LogCaptureFixture) -> None
 @pytest.mark.timeout(40)  # a shield is stronger than `bounded`
 @pytest.mark.parametrize("what", ["forwarder", "events"])
 @bounded
-async def test_one_that_does_not_answer_holds_nobody_up(what: str) -> None:
+async def test_one_that_does_not_answer_holds_nobody_up(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither does it hold up leaving the block, which ends it."""
+    monkeypatch.setattr(worker_process, "STOP_SECONDS", 0.2)
+    for module in (forwarder, userstack):
+        monkeypatch.setattr(module, "PATIENCE", 0.2)
     async with worker() as (stack, _):
         if what == "forwarder":
             async with Forwarder(stack):
