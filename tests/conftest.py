@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -59,6 +61,13 @@ def default_signals() -> Iterator[None]:
     yield
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A directory for the path of a socket, which has room for 107 bytes (unix(7)): TMPDIR may be longer."""
+    with tempfile.TemporaryDirectory(prefix="nk", dir="/tmp") as directory:
+        yield Path(directory)
 
 
 @pytest.fixture
