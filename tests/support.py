@@ -7,12 +7,14 @@ the reason on a laptop, and fails it where the environment variable CI is set: t
 from __future__ import annotations
 
 import os
+import pwd
 import select
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -120,6 +122,24 @@ def needs_userns() -> None:
 def needs_tun() -> None:
     """The running test opens a tap in a namespace it made."""
     _needs_probe("no tap in a new namespace", _UNSHARE + _TUN)
+
+
+def subids() -> tuple[int, int] | None:
+    """Return the first subordinate uid of this user and how many there are (subuid(5)), or None."""
+    name = pwd.getpwuid(os.geteuid()).pw_name
+    with suppress(FileNotFoundError):
+        for line in Path("/etc/subuid").read_text().splitlines():
+            who, first, count = line.split(":")
+            if who == name:
+                return int(first), int(count)
+    return None
+
+
+def needs_subids() -> None:
+    """Require subordinate ids and who maps them; the running test is not root's, who needs neither."""
+    needs("newuidmap", "newgidmap")
+    if subids() is None:
+        missing("no range for this user in /etc/subuid")
 
 
 def needs_ping() -> None:

@@ -28,7 +28,7 @@ from netns_kit import (
 )
 from netns_kit.drivers import DriverName
 from tests.servers import SECONDS, bounded, closed_port, host_address
-from tests.support import ROOT, missing, needs_tun
+from tests.support import ROOT, missing, needs_ipv6, needs_tun
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
@@ -406,11 +406,8 @@ async def test_ports_of_one_interface(net: Network) -> None:
 
 @bounded
 async def test_an_ipv6_port_of_the_host(net: Network) -> None:
-    try:
-        (forward,) = await net.forwarder.add("[::1]:0:80")
-    except (OSError, AddressError) as error:
-        missing(f"no IPv6 loopback: {error}")
-        return
+    needs_ipv6()
+    (forward,) = await net.forwarder.add("[::1]:0:80")
     async with serving(net), client("::1", forward.host_port) as stream:
         assert (await peer(stream))[0] == "10.0.2.2"
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from tests.servers import tcp_server
-from tests.support import missing, needs, needs_tun
+from tests.support import needs, needs_subids, needs_tun
 from tests.system.slirp import SECONDS, executable
 from tests.system.test_slirp4netns import free_port, hello
 
@@ -145,12 +145,9 @@ def ordinary(*commands: str) -> None:
     """The running test is for an ordinary user, who has subordinate ids."""
     if os.geteuid() == 0:
         pytest.skip("rootless runtimes are an ordinary user's")
-    needs(*commands, "crun", "newuidmap", "busybox", "unshare")
+    needs(*commands, "crun", "busybox", "unshare")
+    needs_subids()
     needs_tun()
-    if subprocess.call(
-        ["unshare", "--user", "--map-root-user", "--map-auto", "true"], stderr=subprocess.DEVNULL
-    ):
-        missing("no subordinate ids (subuid(5))")
 
 
 @pytest.fixture(scope="module")
