@@ -327,6 +327,7 @@ CLIENTS: dict[str, tuple[type[Client], tuple[str, ...]]] = {
 }
 
 
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("name", CLIENTS)
 async def test_a_client_gets_renews_loses_and_releases_a_lease(
     name: str, tmp_path: Path, driver: DriverName
