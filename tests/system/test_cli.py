@@ -7,12 +7,10 @@ import hashlib
 import os
 import re
 import select
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -137,6 +135,7 @@ def test_without_a_command_it_is_a_shell() -> None:
     assert (done.returncode, done.stdout) == (0, "42\n"), done.stderr
 
 
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signals_are_passed_on(number: signal.Signals) -> None:
     script = f"trap 'echo caught; exit 9' {number.name[3:]}; echo ready; while :; do sleep 0.05; done"
@@ -304,6 +303,7 @@ def test_a_privileged_port_names_the_sysctl() -> None:
 
 
 def test_resolv_conf_inside_and_out() -> None:
+    needs("ip")
     before = RESOLV_CONF.read_bytes(), RESOLV_CONF.stat().st_mtime_ns
     done = run("--", "sh", "-c", f"cat {RESOLV_CONF}; echo changed >{RESOLV_CONF}; ip -br address show tap0")
     assert done.stdout.startswith("nameserver 10.0.2.3\n"), done.stderr
@@ -385,8 +385,7 @@ def web_server(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
         return [sys.executable, "-ISuc", SERVER]
     needs("nginx", "ss")
     (tmp_path / "nginx.conf").write_text(NGINX.format(tmp_path))
-    nginx = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
-    serve = f"{nginx} -c {tmp_path}/nginx.conf -p {tmp_path} -e stderr & {UNTIL_LISTENING} wait"
+    serve = f"nginx -c {tmp_path}/nginx.conf -p {tmp_path} -e stderr & {UNTIL_LISTENING} wait"
     return ["sh", "-c", serve]  # ended, it leaves nginx for netns-kit to end
 
 
@@ -417,10 +416,8 @@ def test_a_web_server_inside_sees_who_asks(web_server: list[str]) -> None:
         assert get("127.0.0.1", port) == "10.0.2.2"
 
 
-def test_importing_the_command_line_is_quick() -> None:
+def test_importing_the_command_line_leaves_out_what_is_slow() -> None:
     """pyroute2 alone takes longer than all else together; it is not imported."""
     code = "import sys, netns_kit.cli; sys.exit('pyroute2' in sys.modules)"
-    start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], env=environment(), timeout=SECONDS, check=False)
     assert done.returncode == 0
-    assert time.monotonic() - start < 5
