@@ -8,8 +8,14 @@ Words.  A *request* is one record on the control socket: JSON and descriptors.  
 far end of a fresh socketpair, the *conversation*, on which the answer goes; so requests need no numbers, no
 lock and no order, and whoever loses interest just closes his end.  A request of more than 32 KiB is the
 single byte `@` and its text is in a memfd, the last descriptor.  A *command* is a child made by `spawn`; its
-conversation stays open: the first record out says that it runs, the second how it ended.  If the client
-closes or shuts down its end in between, the command and its descendants are killed.
+conversation stays open: the first record out says that it runs, the last how it ended.  If the client
+closes or shuts down its end in between, the command and its descendants are killed.  A record in is one byte:
+the number of a signal that the client has received and passes on, or 0, and then a record goes out
+each time that the command has been stopped.
+
+Signals.  The agent is in its client's process group, as a command is unless it has gone to another, and reads the
+signals that come to it from a signalfd.  Such a one was sent to the group, by a terminal or by kill(2): the command
+has it already, and when the client passes it on it is not sent a second time.
 
 Death.  Two things end the agent: end of file on the control socket, and the owner's pidfd (a fork of the
 owner may hold a copy of the socket).  PR_SET_PDEATHSIG would not do, it follows the thread that started us.
@@ -35,6 +41,7 @@ import socket
 import stat
 import struct
 import sys
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -76,8 +83,21 @@ NLM_F_REQUEST, NLM_F_ACK, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 1, 4, 0x100,
 
 RECORD_MAX = 65536
 FDS_MAX = 253  # SCM_MAX_FD
+PENDING_MAX = 64  # of one signal, that nobody passes on
 SCRATCH = "/tmp"
-IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)  # meant for commands
+SHELL = b"/bin/sh"
+ELSEWHERE = {  # execvp(3) goes on to the next directory of PATH
+    *(errno.EACCES, errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT),
+}
+BLOCKED = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+STOPPING = {
+    signal.SIGTSTP,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+}  # who has stopped passes them on when it is continued
+PASSED_ON_WITHIN = 2.0  # seconds in which a client passes on what came to the group
+SIGINFO = 128  # bytes, signalfd(2)
+FOLLOW_STOPS = 0  # what is no signal: the client wants to know when its command has been stopped
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -460,24 +480,37 @@ def is_capable(capability: int) -> bool:
 
 
 def execute(argv: Sequence[str], env: dict[str, str]) -> NoReturn:
-    """exec, searching PATH and choosing among the errors as `subprocess` does."""
+    """Execute a program as execvp(3) does: searched in PATH, and given to the shell if it is a script that names no
+    interpreter.
+    """
     program = argv[0]
     places = [""] if "/" in program else env.get("PATH", os.defpath).split(":")
     arguments = [to_bytes(word) for word in argv]
     environment = {to_bytes(name): to_bytes(value) for name, value in env.items()}
-    telling = last = None
-    for place in places:
+    number = errno.ENOENT
+    for place in places if program else []:
+        path = to_bytes(os.path.join(place, program))
         try:
-            os.execve(to_bytes(os.path.join(place, program)), arguments, environment)
+            os.execve(path, arguments, environment)
         except OSError as exc:
-            last = exc.errno
-            if last not in {errno.ENOENT, errno.ENOTDIR}:
-                telling = telling or last
-    number = telling or last or errno.ENOENT
-    raise OSError(number, os.strerror(number), program)
+            if exc.errno == errno.ENOEXEC and is_text(path):
+                os.execve(SHELL, [SHELL, path, *arguments[1:]], environment)
+            if exc.errno not in ELSEWHERE:
+                raise
+            if number != errno.EACCES:
+                number = exc.errno
+    raise OSError(number, os.strerror(number))
 
 
-def become_command(request: dict[str, Any], fds: list[int], report: int, restore: Sequence[int]) -> NoReturn:
+def is_text(path: bytes) -> bool:
+    """Whether the first line of a file has no zero byte.  An executable of another machine's has."""
+    with open(path, "rb") as file:
+        return b"\0" not in file.readline(256)
+
+
+def become_command(
+    request: dict[str, Any], fds: list[int], report: int, restore: dict[signal.Signals, Any]
+) -> NoReturn:
     """The child's side of `spawn`.  It ends in exec, or reports why not on the pipe `report`."""
     step = "spawn"
     try:
@@ -495,17 +528,25 @@ def become_command(request: dict[str, Any], fds: list[int], report: int, restore
         show_files(request["files"])
         step = "spawn"
         numbers = {int(number): fds[index] for number, index in request["fds"].items()}
-        above = max(2, *numbers) + 1
+        above = max([2, *numbers]) + 1
         report = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, above)
         moved = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for number, fd in numbers.items()}
         os.closerange(0, 3)
         for number, fd in moved.items():
             os.dup2(fd, number)
-        for number in restore:
-            signal.signal(number, signal.SIG_DFL)
-        execute(request["argv"], request["env"])
+        env = request["env"]
+        if request["pid_variable"] is not None:
+            env[request["pid_variable"]] = str(os.getpid())
+        for number, action in restore.items():
+            signal.signal(number, action)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])  # what has come meanwhile, the command has
+        step = "exec"
+        execute(request["argv"], env)
     except BaseException as exc:
-        problem = failure(exc, step if is_capable(CAP_SYS_ADMIN) else "spawn")
+        if step == "exec" and isinstance(exc, OSError):
+            problem: dict[str, object] = {"unexecuted": exc.errno}
+        else:
+            problem = failure(exc, step if is_capable(CAP_SYS_ADMIN) else "spawn")
         record = json.dumps(problem).encode()
         os.write(
             report, record if len(record) < RECORD_MAX else json.dumps({**problem, "filename": None}).encode()
@@ -552,33 +593,53 @@ class Command:
     """A child and the conversation about it.
 
     Until its exec has happened or failed there are `report`, the pipe that exec closes, and a pidfd to hand
-    out.
+    out.  `had` are the signals that came to it with its group, and when.
     """
 
-    __slots__ = ("conversation", "pid", "pidfd", "report")
+    __slots__ = ("conversation", "follows", "had", "pid", "pidfd", "report", "stop", "told")
 
     def __init__(self, pid: int, conversation: socket.socket, report: int) -> None:
         self.pid = pid
         self.pidfd = os.pidfd_open(pid)
         self.conversation = conversation
         self.report: int | None = report
+        self.had: dict[int, list[float]] = {}
+        self.stop = 0  # the signal that has stopped it, 0 while it runs
+        self.follows = False  # the client wants to know
+        self.told = False  # and has been told, and not been heard since: it has stopped itself
+
+    def note(self, number: int) -> None:
+        """A signal has come to our group."""
+        if os.getpgid(self.pid) == os.getpgrp():
+            times = self.had.setdefault(number, [])
+            times.append(time.monotonic())
+            del times[:-PENDING_MAX]
+
+    def has_had(self, number: int) -> bool:
+        """Whether a signal that is passed on came to it with its group; true once for each that did."""
+        times = self.had.get(number, [])
+        if number not in STOPPING:
+            now = time.monotonic()
+            times[:] = [since for since in times if now - since < PASSED_ON_WITHIN]
+        return bool(times and times.pop(0))
 
 
 class Agent:
     """The poll loop.  Handlers tolerate being called for nothing, as a descriptor's number may be reused."""
 
-    def __init__(self, control: socket.socket, owner: int, restore: Sequence[int]) -> None:
+    def __init__(self, control: socket.socket, owner: int, restore: dict[signal.Signals, Any]) -> None:
         self.control = control
+        self.owner = owner
         self.restore = restore
         self.commands: dict[int, Command] = {}
         self.handlers: dict[int, Callable[[], None]] = {}
         self.poll = select.poll()
-        self.wakeup, signals = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(signals, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
+        blocked = sum(1 << (number - 1) for number in BLOCKED).to_bytes(128, sys.byteorder)  # sigset_t
+        self.signals: int = libc.signalfd(-1, blocked, os.O_CLOEXEC | os.O_NONBLOCK)
+        check(self.signals)
         self.watch(control.fileno(), self.serve)
         self.watch(owner, self.end)
-        self.watch(self.wakeup, self.reap)
+        self.watch(self.signals, self.on_signal)
 
     def watch(self, fd: int, handler: Callable[[], None]) -> None:
         self.handlers[fd] = handler
@@ -654,6 +715,7 @@ class Agent:
 
     def spawn(self, conversation: socket.socket, request: dict[str, Any], fds: list[int]) -> None:
         done, report = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.on_signal()  # what has come until now, the new command has not had
         try:
             pid = os.fork()
             if pid == 0:
@@ -665,7 +727,7 @@ class Agent:
         finally:
             os.close(report)
         self.watch(done, lambda: self.started(command))
-        self.watch(conversation.fileno(), lambda: self.hang_up(command))
+        self.watch(conversation.fileno(), lambda: self.hear(command))
 
     def started(self, command: Command) -> None:
         """The command's exec has happened, or failed."""
@@ -685,28 +747,79 @@ class Agent:
             tell(command.conversation, {"pid": command.pid}, [command.pidfd])
         os.close(command.pidfd)
 
-    def hang_up(self, command: Command) -> None:
-        """The client is not interested any more, or wants it killed; it may still wait for the status."""
-        if command.pid in self.commands:
+    def hear(self, command: Command) -> None:
+        """A signal to pass on.  Or the client is not interested any more, or wants the command killed; it may still
+        wait for the status.
+        """
+        self.on_signal()
+        if command.pid not in self.commands:
+            return
+        try:
+            said = command.conversation.recv(1)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            said = b""
+        command.told = False
+        if not said:
             self.forget(command.conversation.fileno())
             kill_tree(command.pid)
+        elif said[0] == FOLLOW_STOPS:
+            command.follows = True
+            self.tell_stop(command)
+        elif not command.has_had(said[0]):
+            with suppress(OSError):  # not ours to signal any more, or no signal
+                os.kill(command.pid, said[0])
+
+    def tell_stop(self, command: Command) -> None:
+        if command.follows and command.stop:
+            tell(command.conversation, {"stopped": command.stop})
+            command.told = True
+
+    def stopped(self, command: Command, number: int) -> None:
+        command.stop = number
+        if command.report is None:
+            self.tell_stop(command)
+        else:  # before its exec, for which the client waits
+            os.kill(command.pid, signal.SIGCONT)
+
+    def continued(self, command: Command) -> None:
+        """A client that has stopped itself with the command goes on with it, whoever has continued that."""
+        command.stop = 0
+        if command.told:
+            with suppress(OSError):  # not ours to signal
+                signal.pidfd_send_signal(self.owner, signal.SIGCONT)
+                command.note(signal.SIGCONT)
+        command.told = False
+
+    def on_signal(self) -> None:
+        """Note what has come to our group, or that something has become of our children."""
+        child = False
+        with suppress(BlockingIOError):
+            while data := os.read(self.signals, SIGINFO * 32):
+                for number, _, code in struct.iter_unpack(f"=Iii{SIGINFO - 12}x", data):
+                    child = child or number == signal.SIGCHLD
+                    for command in self.commands.values() if code <= 0 or number != signal.SIGCHLD else ():
+                        command.note(number)
+        if child:
+            self.reap()
 
     def reap(self) -> None:
         """Collect every child that has ended: our commands, and orphans that fell to us."""
-        try:
-            os.read(self.wakeup, 4096)
-        except BlockingIOError:
-            return
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
             except ChildProcessError:
                 return
             if pid == 0:
                 return
             if command := self.commands.get(pid):
                 self.started(command)  # if it was quick: its start is told before its end
-                if pid in self.commands:
+                if os.WIFSTOPPED(status):
+                    self.stopped(command, os.WSTOPSIG(status))
+                elif os.WIFCONTINUED(status):
+                    self.continued(command)
+                elif pid in self.commands:
                     tell(command.conversation, {"status": status})
                     self.drop(command)
 
@@ -729,12 +842,15 @@ def main() -> NoReturn:
     start = json.loads(sys.argv[3])
     for fd in (control.fileno(), owner):
         os.set_inheritable(fd, False)
-    # A command gets the defaults back, but what was ignored before us (nohup) stays ignored for it.
-    restore = [number for number in IGNORED if signal.getsignal(number) is not signal.SIG_IGN]
-    restore += [signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ]  # Python ignores the last two for itself
-    for number in IGNORED:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    signal.pthread_sigmask(signal.SIG_SETMASK, BLOCKED)
+    # A command has the defaults, but what was ignored before us (nohup) stays ignored for it.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    restore = {  # Python ignores two for itself, and we want to know of our children
+        signal.SIGPIPE: signal.SIG_DFL,
+        signal.SIGXFSZ: signal.SIG_DFL,
+        signal.SIGCHLD: signal.signal(signal.SIGCHLD, signal.SIG_DFL),
+    }
     check(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
     if start["mode"] == "create":
         create(start["ids"], control)
