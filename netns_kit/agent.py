@@ -59,6 +59,9 @@ PR_SET_CHILD_SUBREAPER = 36
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
 MNT_DETACH = 2
+OPEN_TREE, MOVE_MOUNT = 428, 429  # system calls, alike on all machines
+AT_FDCWD, OPEN_TREE_CLONE = -100, 1
+MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_SYMLINKS = 4, 0x10
 NS_GET_USERNS = 0xB701
 NS_GET_NSTYPE = 0xB703
 
@@ -80,6 +83,9 @@ RTM_NEWNEIGH, NDA_DST, NDA_LLADDR, NUD_PERMANENT = 28, 1, 2, 0x80
 RTM_NEWROUTE, RTA_OIF, RTA_GATEWAY = 24, 4, 5
 RT_TABLE_MAIN, RTPROT_BOOT, RTN_UNICAST = 254, 3, 1
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 1, 4, 0x100, 0x200, 0x400
+
+# <sys/inotify.h>
+IN_MOVED, IN_CREATE, IN_DELETE = 0xC0, 0x100, 0x200
 
 RECORD_MAX = 65536
 FDS_MAX = 253  # SCM_MAX_FD
@@ -409,6 +415,13 @@ OPERATIONS: dict[str, Callable[[dict[str, Any]], tuple[dict[str, object], list[i
 # Commands
 
 
+# Files.  A mount needs a name to be on, and belongs to that name: where somebody outside removes the name, or renames
+# another file over it, as programs do that replace resolv.conf, the kernel takes the mount off (detach_mounts).  So
+# the agent watches the names and mounts again.  A name that is not there is made, an empty file, for as long as a
+# command needs it: no mount can add a name to a directory and leave all else of it as it is, for what is new on a
+# tmpfs or in an overlayfs is not in the directory.  Where we may not write that loses nothing, so there it is done.
+
+
 def show_files(files: dict[str, str]) -> None:
     """In a mount namespace of our own, let each path read as the text given for it.
 
@@ -440,16 +453,75 @@ def show_files(files: dict[str, str]) -> None:
     check(libc.umount2(where, MNT_DETACH), SCRATCH)
 
 
+def has_places(directory: str) -> bool:
+    """Not where everything is, nor where nothing is a file."""
+    return directory != "/" and directory.split("/")[1] not in {"proc", "sys", "dev"}
+
+
+def make_place(path: str) -> tuple[str, tuple[int, int]] | None:
+    """Make an empty file where there is none, or where a link leads to nowhere, if we may: its own path, and which
+    it is.
+    """
+    target = os.path.realpath(path)
+    if not has_places(os.path.dirname(target)):
+        return None
+    try:
+        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    except OSError:  # it is there; or we may not, and `make_room` does it
+        return None
+    try:
+        status = os.fstat(fd)
+    finally:
+        os.close(fd)
+    return target, (status.st_dev, status.st_ino)
+
+
+def remove_place(target: str, identity: tuple[int, int]) -> None:
+    """What `make_place` has made, unless it has become somebody's file."""
+    with suppress(OSError):  # it is gone, or not ours to remove any more
+        status = os.lstat(target)
+        if (status.st_dev, status.st_ino) == identity and status.st_size == 0:
+            os.unlink(target)
+
+
+def copy_of(path: str) -> int:
+    """A mount of what is mounted at `path`, to be put somewhere else."""
+    flags = OPEN_TREE_CLONE | os.O_CLOEXEC
+    fd: int = libc.syscall(OPEN_TREE, AT_FDCWD, to_bytes(path), flags)
+    check(fd, path)
+    return fd
+
+
+def hand_over(out: socket.socket, paths: Sequence[str], fds: Sequence[int] = ()) -> None:
+    """Pass the agent a copy of what is at each of these, in the place of those that it has used."""
+    copies = [copy_of(path) for path in paths]
+    socket.send_fds(out, [json.dumps({"shown": list(paths)}).encode()], [*fds, *copies])
+
+
+def show_again(out: socket.socket, namespace: int, shown: dict[str, int]) -> NoReturn:
+    """In the mount namespace of a command, mount again what does not lead to its text any more.  A child of the
+    agent's.
+    """
+    try:
+        check(libc.setns(namespace, CLONE_NEWNS))
+        lost = []
+        for path, fd in shown.items():
+            with suppress(FileNotFoundError):  # until it is there again
+                if not os.path.samestat(os.stat(path), os.fstat(fd)):
+                    flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_SYMLINKS
+                    check(libc.syscall(MOVE_MOUNT, fd, b"", AT_FDCWD, to_bytes(path), flags), path)
+                    lost.append(path)
+        hand_over(out, lost)
+    finally:
+        os._exit(0)
+
+
 def make_room(path: str) -> None:
     """Let there be a file at `path`, where there is none or a link to nowhere: its directory becomes a read-only
     tmpfs that has everything else of the old one, by links and bind mounts.
     """
     directory, name = os.path.split(os.path.abspath(path))
-    if directory == "/" or directory.split("/")[1] in {
-        "proc",
-        "sys",
-        "dev",
-    }:  # all is in those, or is no file
+    if not has_places(directory):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     try:
         old = f"/proc/self/fd/{os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)}"
@@ -509,9 +581,9 @@ def is_text(path: bytes) -> bool:
 
 
 def become_command(
-    request: dict[str, Any], fds: list[int], report: int, restore: dict[signal.Signals, Any]
+    request: dict[str, Any], fds: list[int], report: socket.socket, restore: dict[signal.Signals, Any]
 ) -> NoReturn:
-    """The child's side of `spawn`.  It ends in exec, or reports why not on the pipe `report`."""
+    """The child's side of `spawn`.  It ends in exec, or reports why not on `report`."""
     step = "spawn"
     try:
         agent = os.getppid()
@@ -526,10 +598,13 @@ def become_command(
             os.chdir(to_bytes(request["cwd"]))
         step = "mount"
         show_files(request["files"])
+        if request["files"]:
+            with suppress(OSError):  # Linux before 5.2: then they are not shown again
+                hand_over(report, list(request["files"]), [os.open("/proc/self/ns/mnt", os.O_RDONLY)])
         step = "spawn"
         numbers = {int(number): fds[index] for number, index in request["fds"].items()}
         above = max([2, *numbers]) + 1
-        report = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, above)
+        report = socket.socket(fileno=fcntl.fcntl(report.detach(), fcntl.F_DUPFD_CLOEXEC, above))
         moved = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for number, fd in numbers.items()}
         os.closerange(0, 3)
         for number, fd in moved.items():
@@ -548,8 +623,8 @@ def become_command(
         else:
             problem = failure(exc, step if is_capable(CAP_SYS_ADMIN) else "spawn")
         record = json.dumps(problem).encode()
-        os.write(
-            report, record if len(record) < RECORD_MAX else json.dumps({**problem, "filename": None}).encode()
+        report.send(
+            record if len(record) < RECORD_MAX else json.dumps({**problem, "filename": None}).encode()
         )
     finally:
         os._exit(127)
@@ -592,21 +667,45 @@ def kill_tree(root: int) -> bool:
 class Command:
     """A child and the conversation about it.
 
-    Until its exec has happened or failed there are `report`, the pipe that exec closes, and a pidfd to hand
-    out.  `had` are the signals that came to it with its group, and when.
+    Until its exec has happened or failed there are `report`, a socket whose other end exec closes, and a pidfd to
+    hand out.  `had` are the signals that came to it with its group, and when.  `files` are the paths that it is
+    shown, `shown` a mount for each to use when it has to be shown again, `mounts` its mount namespace.
     """
 
-    __slots__ = ("conversation", "follows", "had", "pid", "pidfd", "report", "stop", "told")
+    __slots__ = (
+        *("conversation", "files", "follows", "had", "mounts", "pid", "pidfd", "report", "shown", "stop"),
+        "told",
+    )
 
-    def __init__(self, pid: int, conversation: socket.socket, report: int) -> None:
+    def __init__(
+        self, pid: int, conversation: socket.socket, report: socket.socket, files: Sequence[str]
+    ) -> None:
         self.pid = pid
         self.pidfd = os.pidfd_open(pid)
         self.conversation = conversation
-        self.report: int | None = report
+        self.report: socket.socket | None = report
+        self.files = files
+        self.shown: dict[str, int] = {}
+        self.mounts = -1
         self.had: dict[int, list[float]] = {}
         self.stop = 0  # the signal that has stopped it, 0 while it runs
         self.follows = False  # the client wants to know
         self.told = False  # and has been told, and not been heard since: it has stopped itself
+
+    def take(self, data: bytes, fds: list[int]) -> None:
+        """What `hand_over` has passed: at first with the namespace."""
+        if self.mounts < 0:
+            self.mounts = fds.pop(0)
+        for path, fd in zip(json.loads(data)["shown"], fds, strict=True):
+            if path in self.shown:
+                os.close(self.shown[path])
+            self.shown[path] = fd
+
+    def close(self) -> None:
+        self.conversation.close()
+        for fd in (self.mounts, *self.shown.values()):
+            if fd >= 0:
+                os.close(fd)
 
     def note(self, number: int) -> None:
         """A signal has come to our group."""
@@ -632,6 +731,8 @@ class Agent:
         self.owner = owner
         self.restore = restore
         self.commands: dict[int, Command] = {}
+        self.places: dict[str, tuple[int, int]] = {}  # made by us, for commands to be shown files at
+        self.changes = -1  # an inotify descriptor, once there are files
         self.handlers: dict[int, Callable[[], None]] = {}
         self.poll = select.poll()
         blocked = sum(1 << (number - 1) for number in BLOCKED).to_bytes(128, sys.byteorder)  # sigset_t
@@ -657,6 +758,8 @@ class Agent:
 
     def end(self) -> NoReturn:
         """Kill everything below us and leave.  What we may not kill (setuid, no namespace of ours) stays."""
+        for target, identity in self.places.items():
+            remove_place(target, identity)
         while children := children_of(os.getpid()):
             if not sum(kill_tree(pid) for pid in children):
                 break
@@ -714,19 +817,24 @@ class Agent:
                 os.close(fd)
 
     def spawn(self, conversation: socket.socket, request: dict[str, Any], fds: list[int]) -> None:
-        done, report = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        done, report = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        done.setblocking(False)
+        files = list(request["files"])
+        self.make_places(files)
         self.on_signal()  # what has come until now, the new command has not had
         try:
             pid = os.fork()
             if pid == 0:
                 become_command(request, fds, report, self.restore)
-            command = self.commands[pid] = Command(pid, conversation, done)
+            command = self.commands[pid] = Command(pid, conversation, done, files)
         except BaseException:
-            os.close(done)
+            done.close()
+            self.remove_places()
             raise
         finally:
-            os.close(report)
-        self.watch(done, lambda: self.started(command))
+            report.close()
+        self.watch_files(files)
+        self.watch(done.fileno(), lambda: self.started(command))
         self.watch(conversation.fileno(), lambda: self.hear(command))
 
     def started(self, command: Command) -> None:
@@ -734,15 +842,19 @@ class Agent:
         if command.report is None:
             return
         try:
-            problem = os.read(command.report, RECORD_MAX)
+            problem, fds, _, _ = socket.recv_fds(command.report, RECORD_MAX, FDS_MAX)
+            if fds:
+                command.take(problem, fds)
+                problem, _, _, _ = socket.recv_fds(command.report, RECORD_MAX, 0)
         except BlockingIOError:
             return
-        self.forget(command.report)
-        os.close(command.report)
+        except ConnectionError:
+            problem = b""
+        self.forget(command.report.fileno())
+        command.report.close()
         command.report = None
         if problem:
-            tell(command.conversation, json.loads(problem))
-            self.drop(command)
+            self.drop(command, json.loads(problem))
         else:
             tell(command.conversation, {"pid": command.pid}, [command.pidfd])
         os.close(command.pidfd)
@@ -820,13 +932,76 @@ class Agent:
                 elif os.WIFCONTINUED(status):
                     self.continued(command)
                 elif pid in self.commands:
-                    tell(command.conversation, {"status": status})
-                    self.drop(command)
+                    self.drop(command, {"status": status})
 
-    def drop(self, command: Command) -> None:
+    def drop(self, command: Command, last: dict[str, object]) -> None:
         del self.commands[command.pid]
+        self.remove_places()
         self.forget(command.conversation.fileno())
-        command.conversation.close()
+        tell(command.conversation, last)
+        command.close()
+
+    def make_places(self, files: Sequence[str]) -> None:
+        for path in files:
+            if not os.path.exists(path) and (made := make_place(path)):
+                self.places[made[0]] = made[1]
+
+    def remove_places(self) -> None:
+        """Those that no command needs any more."""
+        needed = {os.path.realpath(path) for command in self.commands.values() for path in command.files}
+        for target in self.places.keys() - needed:
+            remove_place(target, self.places.pop(target))
+
+    def watch_files(self, files: Sequence[str]) -> None:
+        if not files:
+            return
+        if self.changes < 0:
+            self.changes = libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+            if self.changes < 0:  # the user has too many: then files are not shown again
+                return
+            self.watch(self.changes, self.on_change)
+        for path in files:
+            for name in (path, os.path.realpath(path)):
+                directory = to_bytes(os.path.dirname(name))
+                libc.inotify_add_watch(self.changes, directory, IN_MOVED | IN_CREATE | IN_DELETE)
+
+    def on_change(self) -> None:
+        """Something has happened beside a file that is shown, or to it."""
+        names = set()
+        with suppress(BlockingIOError):
+            while data := os.read(self.changes, RECORD_MAX):
+                while data:
+                    _, _, _, size = struct.unpack_from("=iIII", data)
+                    names.add(data[16 : 16 + size].rstrip(b"\0").decode("utf-8", "surrogateescape"))
+                    data = data[16 + size :]
+        for command in list(self.commands.values()):
+            concerned = {
+                os.path.basename(name) for path in command.files for name in (path, os.path.realpath(path))
+            }
+            if command.shown and names & concerned:
+                self.show_again(command)
+
+    def show_again(self, command: Command) -> None:
+        self.make_places(command.files)
+        self.watch_files(command.files)  # a link may lead elsewhere now
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        with theirs:
+            if os.fork() == 0:
+                show_again(theirs, command.mounts, command.shown)
+
+        def shown() -> None:
+            with suppress(BlockingIOError):
+                data, fds, _, _ = socket.recv_fds(ours, RECORD_MAX, FDS_MAX)
+                if command.pid in self.commands and data:
+                    command.take(data, fds)
+                else:
+                    for fd in fds:
+                        os.close(fd)
+                self.forget(ours.fileno())
+                ours.close()
+
+        self.watch(ours.fileno(), shown)
 
 
 def tell(conversation: socket.socket, reply: dict[str, object], fds: Sequence[int] = ()) -> None:

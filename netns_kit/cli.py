@@ -264,8 +264,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Run a command in a new user and network namespace that reaches the world through "
         "netns_kit's own TCP/IP stack.  Inside, 10.0.2.2 is the gateway and 10.0.2.3 answers DNS (with --cidr, the "
         "same numbers of that network).  Signals are passed on to the command.",
-        epilog="The exit status is the command's; 128+N if signal N ended it; 125 if netns-kit failed, 126 if the "
-        "command cannot be executed, 127 if it is not found.",
+        epilog="The exit status is the command's, and a signal that ends the command ends netns-kit too (128+N to a "
+        "shell); 125 if netns-kit failed, 126 if the command cannot be executed, 127 if it is not found.",
     )
     add_network_options(run)
     run.add_argument(

@@ -83,9 +83,11 @@ class Lines:
 
     def rest(self) -> str:
         """All that is said until nobody can say more."""
-        with contextlib.suppress(OSError):
-            while select.select([self._fd], [], [], SECONDS)[0] and (piece := os.read(self._fd, 4096)):
-                self._rest += piece
+        while True:
+            assert select.select([self._fd], [], [], SECONDS)[0], "it is still open"
+            if not (piece := os.read(self._fd, 4096)):
+                break
+            self._rest += piece
         return self._rest.decode(errors="replace")
 
 
@@ -387,6 +389,13 @@ def test_it_ends_as_the_command_does(number: int, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (-number, b"")
 
 
+def test_its_core_is_not_dumped_for_the_command(tmp_path: Path) -> None:
+    done = shell(f"cd {tmp_path}; ulimit -c unlimited; $N run -- sh -c 'ulimit -c 0; kill -SEGV $$'; exit $?")
+    assert done.returncode == 128 + signal.SIGSEGV
+    assert "dumped" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_shell_says_128_and_the_signal() -> None:
     assert shell("$N run -- sh -c 'kill -TERM $$'; echo $?").stdout == f"{128 + signal.SIGTERM}\n"
 
@@ -679,6 +688,23 @@ def test_stopped_and_continued_by_others(interactive: tuple[int, Lines, int]) ->
     said.until("prompt> ")
     os.write(master, b"echo status $?\n")
     said.until("status 129\r\n")
+
+
+def test_a_stop_that_is_over_when_we_hear_of_it() -> None:
+    """We were stopped ourselves then; continued with the command, we do not stop again."""
+    code = "import signal, time; signal.signal(10, lambda *_: print('had 10')); print('ready')"
+    with running(sys.executable, "-u", "-c", f"{code}\nwhile True: time.sleep(60)") as (process, said):
+        said.until("ready\n")
+        (agent,) = children(process.pid)
+        (command,) = children(agent)
+        os.kill(process.pid, signal.SIGSTOP)
+        wait_state({process.pid: "T"})
+        os.kill(command, signal.SIGSTOP)
+        wait_state({command: "T", agent: "S"})
+        os.kill(command, signal.SIGCONT)
+        wait_state({command: "S", process.pid: "S"})
+        process.send_signal(signal.SIGUSR1)
+        said.until("had 10\n")
 
 
 def children(pid: int) -> list[int]:
