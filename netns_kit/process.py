@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 Word = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
+PASSED_MAX = FDS_MAX - 3  # beside the conversation, the current directory and a long request
 Command = Union[Word, Sequence[Word]]  # noqa: UP007 - a string cannot be joined by | before 3.14
 StandardStream = Union[int, IO[Any], None]  # noqa: UP007 - the same
 
@@ -309,6 +310,10 @@ async def open_process(
         streams, fds = _standard_streams(stdin, stdout, stderr, theirs, ours)
         fds.update({fd: fd for fd in pass_fds})
         sent = list(fds.values())
+        if len(sent) > PASSED_MAX:
+            raise ValueError(
+                f"a command can be given {PASSED_MAX} descriptors, not {len(sent)}: close some before"
+            )
         here = None
         with suppress(OSError):  # a directory that may not be searched: the one the agent has will do
             sent.append(os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))

@@ -252,6 +252,14 @@ def test_other_descriptors_are_the_commands() -> None:
     assert shell("$N run -- sh -c 'ls -l /proc/$$/fd | grep -c socket' ").stdout == "0\n"
 
 
+def test_more_descriptors_than_can_be_passed() -> None:
+    opened = "for i in {20..%d}; do eval \"exec $i</dev/null\"; done; exec $N run -- sh -c 'ls /proc/$$/fd | wc -l'"
+    assert int(shell(opened % 260).stdout) > 240
+    done = shell(opened % 290)
+    assert (done.returncode, done.stdout) == (FAILED, "")
+    assert "a command can be given 250 descriptors" in done.stderr
+
+
 LISTENED = (
     "import os; print(os.environ.get('LISTEN_PID') == str(os.getpid()), "
     "*map(os.environ.get, ('LISTEN_FDS', 'LISTEN_FDNAMES')), os.path.exists('/proc/self/fd/3'))"
@@ -378,7 +386,10 @@ def test_a_command_in_a_group_of_its_own_has_what_is_sent_to_ours() -> None:
         assert said.until("had .*\n") == f"had {int(signal.SIGINT)}\n"
 
 
-@pytest.mark.parametrize("number", [n for n in CATCHABLE if n not in STOPPING | HARMLESS])
+@pytest.mark.parametrize(
+    "number",
+    [n for n in CATCHABLE if n not in STOPPING | HARMLESS and not signal.SIGRTMIN < n < signal.SIGRTMAX],
+)
 def test_it_ends_as_the_command_does(number: int, tmp_path: Path) -> None:
     """By the same signal, and without a core dump."""
     code = f"import os, signal; signal.signal({number}, signal.SIG_DFL); os.kill(os.getpid(), {number})"
