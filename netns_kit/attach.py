@@ -9,8 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import anyio
@@ -22,6 +21,8 @@ from .cli import FAILED, add_network_options, complain, network_from, tell_ports
 from .errors import NamespaceGone, NetnsKitError
 from .namespace import Namespace
 from .network import DEFAULT_IFNAME, Network
+from .program import end, notice
+from .signals import Signals
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -33,20 +34,22 @@ def main(words: Sequence[str]) -> int:
         target = options.target
         namespace = Namespace.attach(pid=int(target)) if target.isdigit() else Namespace.attach(path=target)
         network = network_from(options, namespace, options.ifname)
-        return anyio.run(_attach, network, options)
+        with Signals(ENDING) as signals:
+            anyio.run(_attach, network, options, signals)
+            end(0)
     except (NetnsKitError, ValueError, OSError) as error:
         return complain(FAILED, error)
 
 
-async def _attach(network: Network, options: argparse.Namespace) -> int:
-    with anyio.open_signal_receiver(*ENDING) as signals, anyio.CancelScope() as scope:
+async def _attach(network: Network, options: argparse.Namespace, signals: Signals) -> None:
+    signals.keep()
+    with anyio.CancelScope() as scope:
         async with beside(_end_at_signal, signals, scope):
             await _serve(network, options)
-    return 0
 
 
-async def _end_at_signal(signals: AsyncIterator[signal.Signals], scope: anyio.CancelScope) -> None:
-    await anext(signals)
+async def _end_at_signal(signals: Signals, scope: anyio.CancelScope) -> None:
+    await anext(signals.received())
     scope.cancel()
 
 
@@ -71,7 +74,7 @@ async def _serve(network: Network, options: argparse.Namespace) -> None:
     except NamespaceGone as error:
         if not ready:
             raise
-        print(f"netns-kit: {error}", file=sys.stderr)
+        notice(f"netns-kit: {error}")
 
 
 async def _hang_up(fd: int) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from .checkup import doctor
 from .errors import NetnsKitError
+from .program import last_words
 
 MISSING, FAILED = 1, 125
 
@@ -26,7 +26,7 @@ def main(words: Sequence[str]) -> int:
     try:
         report = doctor()
     except (NetnsKitError, OSError) as error:
-        print(f"netns-kit: {error}", file=sys.stderr)
+        last_words(f"netns-kit: {error}")
         return FAILED
     print(report.json() if options.json else report)
     return 0 if report.ok else MISSING

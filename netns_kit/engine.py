@@ -48,13 +48,6 @@ EDGE = select.EPOLLET
 Handler = Callable[[int], None]
 
 
-def takes(fd: int) -> bool:
-    """Whether a few lines can be written to `fd` without blocking: a pipe of which that is so takes 4096 bytes."""
-    poll = select.poll()
-    poll.register(fd, select.POLLOUT)
-    return bool(poll.poll(0))
-
-
 class Appetite:
     """How much to take of a level-triggered descriptor at once: little, but more while it has more at each step.
 

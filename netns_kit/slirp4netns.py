@@ -21,16 +21,12 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from _signal import (  # type: ignore[import-not-found]  # of `signal`, what makes no enums of them: that takes 4 ms
-    SIG_DFL,
-    SIGINT,
-    signal,
-)
 
 from netns_kit import __version__
 
 from .fetch import TapFetch
 from .frozen import frozen
+from .program import begin, takes
 
 TYPE_CHECKING = False  # as type checkers know it, without importing `typing`
 
@@ -158,7 +154,7 @@ def executable() -> NoReturn:
 
 def main(words: Sequence[str], program: str) -> NoReturn:
     """Be slirp4netns, with these arguments."""
-    signal(SIGINT, SIG_DFL)
+    begin()
     if hasattr(sys.stdout, "reconfigure") and not sys.stdout.isatty():
         sys.stdout.reconfigure(line_buffering=False, write_through=False)  # whatever PYTHONUNBUFFERED says
     status = run(words, program)
@@ -618,8 +614,6 @@ def _say(text: str) -> None:
 
 def _trace(text: str) -> None:
     """The same when traffic would wait too: it is lost if standard error takes no more."""
-    from .engine import takes
-
     try:
         if takes(2):
             os.write(2, f"{text}\n".encode()[:LOG_MAX])

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from netns_kit.engine import takes
+from netns_kit.program import takes
 from tests.servers import tcp_server
 from tests.support import ROOT, needs, needs_ping, needs_tun, needs_userns
 from tests.system.slirp import (
