@@ -15,12 +15,12 @@ from contextlib import contextmanager, suppress
 import anyio
 import anyio.abc
 
-from .admission import raise_descriptor_limit
 from .background import beside
 from .cli import FAILED, add_network_options, complain, network_from, tell_ports, with_value
 from .errors import NamespaceGone, NetnsKitError
 from .namespace import Namespace
 from .network import DEFAULT_IFNAME, Network
+from .own_process import calm_collector, raise_descriptor_limit
 from .program import end, notice
 from .signals import Signals
 
@@ -59,6 +59,7 @@ async def _serve(network: Network, options: argparse.Namespace) -> None:
     try:
         async with network:
             raise_descriptor_limit()
+            calm_collector()
             await tell_ports(network)
             with _pid_file(options.pid_file):
                 if options.ready_fd is not None:

@@ -15,12 +15,12 @@ import anyio
 
 from netns_kit import __version__
 
-from .admission import raise_descriptor_limit
 from .background import beside
 from .drivers import DriverName
 from .errors import NetnsKitError
 from .namespace import Namespace
 from .network import DEFAULT_IFNAME, DEFAULT_MTU, Network
+from .own_process import calm_collector, raise_descriptor_limit
 from .ports import parse as parse_ports
 from .process import Process
 from .program import end, end_by, last_words, notice
@@ -128,6 +128,7 @@ async def _run(network: Network, command: list[str], given: list[int], signals: 
     """The command's `returncode`."""
     async with network:
         raise_descriptor_limit()  # not the command's: that is the agent's child
+        calm_collector()
         await tell_ports(network)
         signals.keep()
         process = await network.popen(command, stdin=None, stdout=None, stderr=None, pass_fds=given)

@@ -416,10 +416,10 @@ def serve(order: Order, fetch: TapFetch) -> int:
         fetch.configure(subnet if order.configure else None, mtu=order.mtu, mac=order.mac)
 
     from . import pump
-    from .admission import raise_descriptor_limit
     from .control import Control
     from .engine import Engine
     from .gateway import Gateway
+    from .own_process import calm_collector, raise_descriptor_limit
     from .slirp_uplink import SlirpUplink
     from .tap import TapDevice
 
@@ -454,8 +454,7 @@ def serve(order: Order, fetch: TapFetch) -> int:
             os.close(order.ready_fd)
         except OSError:  # who has closed it has no need to know
             pass
-    gc.freeze()
-    gc.enable()
+    calm_collector()
     try:
         pump.run(engine, lambda: ended.is_set)
     finally:
