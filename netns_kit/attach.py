@@ -22,6 +22,7 @@ from .gateway import raise_descriptor_limit
 from .guard import Guard
 from .namespace import Namespace
 from .network import DEFAULT_IFNAME, Network
+from .paths import write_pid_file
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -31,7 +32,8 @@ def main(words: Sequence[str]) -> int:
     options = _parser().parse_args([with_value(word) for word in words])
     try:
         target = options.target
-        namespace = Namespace.attach(pid=int(target)) if target.isdigit() else Namespace.attach(path=target)
+        where = {"pid": int(target)} if target.isdigit() else {"path": target}
+        namespace = Namespace.attach(**where, pids="host")  # no command runs there
         network = network_from(options, namespace, options.ifname)
         return anyio.run(_attach, network, options)
     except (NetnsKitError, ValueError, OSError) as error:
@@ -86,13 +88,11 @@ def _pid_file(path: str | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    with open(path, "w", encoding="ascii") as file:
-        file.write(f"{os.getpid()}\n")
+    made = write_pid_file(path)
     try:
         yield
     finally:
-        with suppress(FileNotFoundError):
-            os.unlink(path)
+        made.remove()
 
 
 def _descriptor(text: str) -> int:

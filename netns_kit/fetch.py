@@ -108,11 +108,9 @@ def _go(
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             if userns is not None:
+                agent.hide()
                 with suppress(OSError):
-                    agent.check(
-                        agent.libc.setns(os.open(userns, os.O_RDONLY | os.O_CLOEXEC), agent.CLONE_NEWUSER)
-                    )
-                    agent.become_known()
+                    agent.join_user(os.open(userns, os.O_RDONLY | os.O_CLOEXEC))
             agent.attach(fd, out)  # it reports for itself if it fails
             step = "tap"
             _, fds = agent.op_open_tap({"name": name, "flags": TAP_FLAGS, "queues": 1})

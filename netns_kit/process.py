@@ -117,7 +117,7 @@ class Process(anyio.abc.Process):
 
     @property
     def pid(self) -> int:
-        """As the host counts: the command is in no pid namespace of its own."""
+        """As the host counts; inside it has another one."""
         return self._pid
 
     @property
@@ -125,11 +125,10 @@ class Process(anyio.abc.Process):
         """None while it runs, the exit status, or minus the signal that ended it."""
         if self._returncode is None and not self._pidfd.closed:
             try:
-                answer = self._conversation.poll()
+                self._returncode = self._conversation.status()
             except NamespaceGone:
                 return None  # wait() tells
-            if answer is not None:
-                self._returncode = os.waitstatus_to_exitcode(answer[0]["status"])
+            if self._returncode is not None:
                 self._forget()
         return self._returncode
 
@@ -159,8 +158,7 @@ class Process(anyio.abc.Process):
             while (code := self.returncode) is None:
                 if self._pidfd.closed:
                     raise NamespaceGone("the agent ended before the command did, and killed it")
-                answer, _ = await self._conversation.receive()
-                self._returncode = os.waitstatus_to_exitcode(answer["status"])
+                self._returncode = await self._conversation.ended()
                 self._forget()
         return code
 
@@ -244,9 +242,9 @@ async def open_process(
             files=shown,
         )
         ours.callback(conversation.close)
-        answer, (pidfd,) = await conversation.receive()
+        pid, pidfd = await conversation.started()
         ours.pop_all()
-    return Process(answer["pid"], pidfd, conversation, *streams)
+    return Process(pid, pidfd, conversation, *streams)
 
 
 def _standard_streams(

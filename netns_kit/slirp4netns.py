@@ -20,7 +20,6 @@ import io
 import os
 import signal
 import socket
-import stat
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -419,12 +418,11 @@ def accept_frames(path: str) -> int:
     """Wait at a SOCK_SEQPACKET socket at `path` for one peer who speaks a frame per record, as BESS does and
     user-mode Linux; his descriptor.  A socket that was left there is replaced.  Raises OSError.
     """
-    with suppress(OSError):
-        if stat.S_ISSOCK(os.stat(path).st_mode):
-            os.unlink(path)
+    from .paths import bind
+
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         try:
-            listener.bind(path)
+            bind(listener, path)
             listener.listen(0)
             peer, _ = listener.accept()
         except OSError as error:
