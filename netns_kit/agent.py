@@ -720,6 +720,10 @@ def become_command(
                 os._exit(127)
         if request["start_new_session"]:
             os.setsid()
+        elif quarters.mounts is not None and not request["in_foreground"]:
+            os.setpgid(
+                0, 0
+            )  # Fact: kill(0, ...) reaches the members of the group outside the PID namespace too
         quarters.enter(None if request["here"] is None else fds[request["here"]])
         if request["cwd"] is not None:
             os.chdir(to_bytes(request["cwd"]))

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import get_args
 
 import anyio
@@ -109,12 +110,14 @@ async def _run(network: Network, command: list[str]) -> int:
     async with network:
         raise_descriptor_limit()  # not the command's: that is the agent's child
         await tell_ports(network)
+        foreground = _in_foreground()
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP, *TYPED) as signals:
             process = await network.popen(command, stdin=None, stdout=None, stderr=None)
             async with process, anyio.create_task_group() as tasks:
                 tasks.start_soon(_pass_on, signals, process)
                 status = await process.wait()
                 tasks.cancel_scope.cancel()
+            _take_terminal(foreground)
     return status if status >= 0 else 128 - status
 
 
@@ -130,6 +133,18 @@ async def _pass_on(signals: AsyncIterator[signal.Signals], process: Process) -> 
     async for number in signals:
         if number not in TYPED or not _in_foreground():
             process.send_signal(number)
+
+
+def _take_terminal(was_ours: bool) -> None:
+    """Be in the foreground again: a shell in a PID namespace has no number for us to give the terminal back to."""
+    if not was_ours or _in_foreground():
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTOU])
+    try:
+        with suppress(OSError), open("/dev/tty", "rb", buffering=0) as terminal:  # it may have hung up
+            os.tcsetpgrp(terminal.fileno(), os.getpgrp())
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _in_foreground() -> bool:

@@ -286,8 +286,11 @@ class Namespace:
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a command to its end, as `anyio.run_process` does; a string goes through the shell.
 
-        `input` is written to its standard input, which is then closed.  `files` are absolute paths of
-        existing files and what the command shall read there instead; nobody else sees it.
+        `input` is written to its standard input, which is then closed.  `files` are absolute paths of existing files
+        and what the command shall read there instead; nobody else sees it.
+
+        In a PID namespace of its own (`pids`) the command has a process group of its own too.  One that is given the
+        terminal we are in the foreground of is in our group, so that it may read there; then it can signal the group.
 
         Raises CalledProcessError if `check` and the status is not 0, FileNotFoundError and other OSErrors as
         `subprocess` does, UserNamespaceDenied where `files` cannot be shown, NamespaceGone.  Cancelled, it kills

@@ -239,6 +239,7 @@ async def open_process(
             here=here,
             fds={number: index for index, number in enumerate(fds)},
             start_new_session=start_new_session,
+            in_foreground=any(_has_our_terminal(fd) for number, fd in fds.items() if number <= 2),
             files=shown,
         )
         ours.callback(conversation.close)
@@ -281,6 +282,14 @@ def _standard_streams(
         PipeReader(second) if second else None,
         PipeReader(third) if third else None,
     ), fds
+
+
+def _has_our_terminal(fd: int) -> bool:
+    """Whether it is the terminal that we are in the foreground of: who may read there is in our process group."""
+    try:
+        return os.tcgetpgrp(fd) == os.getpgrp()
+    except OSError:
+        return False
 
 
 def _is_inherited(fd: int) -> bool:

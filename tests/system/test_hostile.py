@@ -145,7 +145,7 @@ async def test_no_signal_from_inside_reaches_whoever_is_outside_or_ends_the_name
     async with namespace() as ns:
         for target in ("1", "-1", "0"):
             argv = [sys.executable, "-ISc", every % target]
-            await ns.run(argv, check=False, start_new_session=True)
+            await ns.run(argv, check=False)
         numbers = f"{ns._agent.pid} {ns._agent._popen.pid} {os.getpid()}"
         await ns.run(f"kill -STOP {numbers}; kill -KILL {numbers}", check=False)
         assert not is_stopped(ns._agent.pid)
