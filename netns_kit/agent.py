@@ -721,9 +721,8 @@ def become_command(
         if request["start_new_session"]:
             os.setsid()
         elif quarters.mounts is not None and not request["in_foreground"]:
-            os.setpgid(
-                0, 0
-            )  # Fact: kill(0, ...) reaches the members of the group outside the PID namespace too
+            # Fact: kill(0, ...) reaches the members of the group that are outside the PID namespace too.
+            os.setpgid(0, 0)
         quarters.enter(None if request["here"] is None else fds[request["here"]])
         if request["cwd"] is not None:
             os.chdir(to_bytes(request["cwd"]))

@@ -317,7 +317,17 @@ def test_pids_are_own_or_the_hosts() -> None:
         Namespace.create(pids="mine")  # type: ignore[arg-type]  # that is the test
 
 
+MOUNT_OF_DOT = """
+import os
+fd = os.open(".", os.O_PATH)
+mounts = [line.split()[0] for line in open("/proc/self/mountinfo")]
+(mount,) = [line.split()[1] for line in open(f"/proc/self/fdinfo/{fd}") if line.startswith("mnt_id:")]
+print(mount in mounts)
+"""
+
+
 async def test_a_directory_has_its_name_inside(tmp_path: Path) -> None:
+    """Else getcwd(2) says that it is unreachable, which some C libraries cannot do anything with."""
     gone = tmp_path / "gone"
     gone.mkdir()
     async with namespace() as ns:
@@ -325,6 +335,7 @@ async def test_a_directory_has_its_name_inside(tmp_path: Path) -> None:
         try:
             os.chdir(tmp_path)
             assert (await ns.run(["/bin/pwd"])).stdout.decode().strip() == str(tmp_path)
+            assert (await ns.run([sys.executable, "-ISc", MOUNT_OF_DOT], stderr=None)).stdout == b"True\n"
             os.chdir(gone)
             gone.rmdir()
             assert (await ns.run(["true"])).returncode == 0
