@@ -1,7 +1,7 @@
 """The process inside: holds a namespace, opens things there and passes the descriptors out.
 
-This file is executed, never imported: `python -S -E -I agent.py CONTROL OWNER START`, with one end of a
-SOCK_SEQPACKET socketpair, a pidfd of the owner and a JSON object saying which namespace.  It enters the
+It is a program: `python -S -E -I -c BOOT CONTROL OWNER START PACKAGE`, with one end of a SOCK_SEQPACKET socketpair,
+a pidfd of the owner, a JSON object saying which namespace, and where this file is found.  It enters the
 namespace, says so with one record on the control socket, and then serves requests until its owner is gone.
 
 Words.  A *request* is one record on the control socket: JSON and descriptors.  The first descriptor is the
@@ -1005,7 +1005,3 @@ def main() -> NoReturn:
         check(libc.prctl(PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0))
     control.setblocking(False)
     agent.run()
-
-
-if __name__ == "__main__":
-    main()
