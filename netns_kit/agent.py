@@ -1,7 +1,7 @@
 """The process inside: holds a namespace, opens things there and passes the descriptors out.
 
-This file is executed, never imported: `python -S -E -I agent.py CONTROL OWNER START`, with one end of a
-SOCK_SEQPACKET socketpair, a pidfd of the owner and a JSON object saying which namespace.  It enters the
+It is a program: `python -S -E -I -c BOOT CONTROL OWNER START PACKAGE`, with one end of a SOCK_SEQPACKET socketpair,
+a pidfd of the owner, a JSON object saying which namespace, and where this file is found.  It enters the
 namespace, says so with one record on the control socket, and then serves requests until its owner is gone.
 
 Words.  A *request* is one record on the control socket: JSON and descriptors.  The first descriptor is the
@@ -17,11 +17,30 @@ Signals.  The agent is in its client's process group, as a command is unless it 
 signals that come to it from a signalfd.  Such a one was sent to the group, by a terminal or by kill(2): the command
 has it already, and when the client passes it on it is not sent a second time.
 
+Hostile commands.  A command may be root of the user namespace, and have the owner's own uid outside, so the agent
+counts on nothing that such a program could reach.  It is not dumpable (prctl(2)), from before the first command or
+the first step into somebody else's namespace: who wants its memory, environment or descriptors needs CAP_SYS_PTRACE
+in the user namespace it was executed in, which nobody inside has.  Commands live in a PID namespace where the agent
+has no number, so that no signal reaches it either.
+
+    parent                what the owner has executed, and waits for: it does nothing but end with one of the two
+      agent               process 1 of a PID namespace: what this file is about
+        holder            process 1 of a PID namespace below that, and of the mount namespace with its /proc
+        command, ...      in the holder's PID namespace and mount namespace
+
+The agent has PR_SET_PDEATHSIG, so it is killed with its parent however that dies; and the kernel kills everything in
+a PID namespace, and in those below it, with its process 1.  No command can see either, so none can keep this from
+happening.  The holder owns nothing and is open to all: it is the process by which others find the namespaces
+(`nsenter --target`), it inherits orphans, and as process 1 it takes no signal from a command.
+
+With `pids` "host" there is no PID namespace and no parent: the holder is a child of the agent beside the commands.
+They have PR_SET_PDEATHSIG, which a command can take back; and a command with the agent's uid can stop or kill the
+agent.
+
 Death.  Two things end the agent: end of file on the control socket, and the owner's pidfd (a fork of the
-owner may hold a copy of the socket).  PR_SET_PDEATHSIG would not do, it follows the thread that started us.
-As a child subreaper the agent inherits every orphan below it, so killing its children until there are none
-leaves nothing. Its commands do have PR_SET_PDEATHSIG: the agent has one thread, and so they die with it
-however it dies.
+owner may hold a copy of the socket).  PR_SET_PDEATHSIG would not do, it follows the thread that started us; but its
+signal is SIGCONT, so that who was stopped wakes up to find the owner gone.  As a child subreaper an agent that is not
+process 1 inherits every orphan below it, so killing its children until there are none leaves nothing.
 
 Law of this file: the standard library only, cheap imports only, one poll loop, one thread.  A bad request or
 a failing operation is answered with its errno; it never ends the agent.
@@ -52,18 +71,21 @@ if TYPE_CHECKING:
 # <linux/sched.h>, <linux/prctl.h>, <linux/mount.h>, <linux/nsfs.h>
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 CAP_SYS_ADMIN = 21
 PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
-MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
+MS_BIND, MS_REC, MS_PRIVATE, MS_SLAVE = 0x1000, 0x4000, 0x40000, 0x80000
 MNT_DETACH = 2
 OPEN_TREE, MOVE_MOUNT = 428, 429  # system calls, alike on all machines
 AT_FDCWD, OPEN_TREE_CLONE = -100, 1
 MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_SYMLINKS = 4, 0x10
 NS_GET_USERNS = 0xB701
 NS_GET_NSTYPE = 0xB703
+NS_GET_OWNER_UID = 0xB704
 
 # <linux/sockios.h>, <linux/if.h>, <linux/route.h>, <linux/if_tun.h>
 SIOCADDRT = 0x890B
@@ -89,6 +111,7 @@ IN_MOVED, IN_CREATE, IN_DELETE = 0xC0, 0x100, 0x200
 
 RECORD_MAX = 65536
 FDS_MAX = 253  # SCM_MAX_FD
+READY = b"{}"  # what the holder says
 PENDING_MAX = 64  # of one signal, that nobody passes on
 SCRATCH = "/tmp"
 SHELL = b"/bin/sh"
@@ -146,6 +169,11 @@ def write_file(path: str, text: str) -> None:
         os.close(fd)
 
 
+def read_file(path: str) -> str:
+    with open(path, encoding="ascii") as file:
+        return file.read()
+
+
 def create(ids: str, control: socket.socket) -> None:
     """Make a user and a network namespace.  The steps are named, for the error to name the cause."""
     uid, gid = os.geteuid(), os.getegid()
@@ -161,6 +189,7 @@ def create(ids: str, control: socket.socket) -> None:
             write_file("/proc/self/setgroups", "deny")
             write_file("/proc/self/uid_map", f"{uid if ids == 'same' else 0} {uid} 1")
             write_file("/proc/self/gid_map", f"{gid if ids == 'same' else 0} {gid} 1")
+        hide()  # not before: the maps of who is not dumpable are root's to write
         step = "unshare net"
         check(libc.unshare(CLONE_NEWNET))
         step = "loopback"
@@ -173,14 +202,25 @@ def is_filtered(step: str) -> bool:
     """Whether a seccomp filter denies that.  Flags that cannot be are EINVAL to the kernel, before it asks who we
     are; a filter answers first.
     """
-    flag = {"unshare user": CLONE_NEWUSER, "unshare net": CLONE_NEWNET}.get(step)
+    flag = {
+        "unshare user": CLONE_NEWUSER,
+        "unshare net": CLONE_NEWNET,
+        "unshare pids": CLONE_NEWPID,
+        "unshare mounts": CLONE_NEWNS,
+    }.get(step)
     return flag is not None and libc.unshare(flag | 1) < 0 and ctypes.get_errno() != errno.EINVAL
+
+
+def hide() -> None:
+    """Keep our memory, environment and descriptors from everybody who is not privileged outside the namespace."""
+    check(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
 
 
 def attach(fd: int, control: socket.socket) -> None:
     """Join a network namespace, and before it the user namespace that owns it if that is not ours."""
     step = "inspect"
     try:
+        hide()  # programs of that namespace may be waiting for us
         if fcntl.ioctl(fd, NS_GET_NSTYPE) != CLONE_NEWNET:
             raise OSError(errno.EINVAL, "not a network namespace")
         step = "owner"
@@ -188,34 +228,244 @@ def attach(fd: int, control: socket.socket) -> None:
         ours, theirs = os.stat("/proc/self/ns/user"), os.fstat(owner)
         if (ours.st_dev, ours.st_ino) != (theirs.st_dev, theirs.st_ino):
             step = "setns user"
-            check(libc.setns(owner, CLONE_NEWUSER))
-            become_known()
+            join_user(owner)
         os.close(owner)
         step = "setns net"
         check(libc.setns(fd, CLONE_NEWNET))
         os.close(fd)
     except OSError as exc:
-        fail(control, exc, step)
+        fail(control, exc, "identity" if isinstance(exc, Unmapped) else step)
 
 
-def become_known() -> None:
-    """Be root of the user namespace if our own ids mean nothing there."""
-    with open("/proc/sys/kernel/overflowuid", encoding="ascii") as file:
-        if os.getuid() != int(file.read()):
+class Unmapped(OSError):
+    """A user namespace that gives a caller who is not its owner no identity."""
+
+
+def join_user(fd: int) -> None:
+    """Join a user namespace and be its owner there: uid, gid and no group of the caller's.
+
+    The caller may be somebody else, root above all, whose ids mean more outside than the owner's.  Whoever is not the
+    owner becomes the owner, completely, or root of the namespace where the owner has no id in it.  Raises `Unmapped`
+    where that cannot be, and OSError.  The owner stays what it is, in the namespace's ids.
+    """
+    stranger = set(os.getresuid()) != {owner_of(fd)}
+    groups = os.getgroups() if stranger else []
+    if groups:
+        with suppress(PermissionError):  # without CAP_SETGID here, there may be a chance inside
+            os.setgroups([])
+            groups = []
+    check(libc.setns(fd, CLONE_NEWUSER))
+    uids, gids = mapped("uid"), mapped("gid")
+    uid = owner_of(fd)
+    if uid == int(read_file("/proc/sys/kernel/overflowuid")):  # the owner has no id here
+        uid = 0
+    elif not stranger:
+        return
+    if not any(uid in each for each in uids) or not gids:
+        if not stranger:  # nobody has an id here, and the owner needs none to be the owner
             return
-    changes: tuple[tuple[Callable[..., None], Any], ...] = (
-        (os.setgroups, [[]]),
-        (os.setresgid, [0] * 3),
-        (os.setresuid, [0] * 3),
-    )
-    for change, to in changes:
-        with suppress(OSError):  # nothing is mapped to 0, or setgroups is denied: then nobody it is
-            change(*to)
+        raise Unmapped(errno.EINVAL, "the user namespace has no id for its owner, nor for root")
+    if groups:
+        try:
+            os.setgroups([])
+        except OSError as exc:
+            raise Unmapped(exc.errno, "the caller's groups cannot be given up (setgroups is denied)") from exc
+    gid = uid if any(uid in each for each in gids) else gids[0].start
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+
+
+def owner_of(fd: int) -> int:
+    """The uid that made a user namespace, in the ids of the caller's."""
+    (uid,) = struct.unpack("I", fcntl.ioctl(fd, NS_GET_OWNER_UID, bytes(4)))
+    return int(uid)
+
+
+def mapped(kind: str) -> list[range]:
+    """The uids or gids that there are in the caller's user namespace."""
+    lines = [line.split() for line in read_file(f"/proc/self/{kind}_map").splitlines()]
+    return [range(int(first), int(first) + int(count)) for first, _, count in lines]
 
 
 def fail(control: socket.socket, exc: OSError, step: str, *, filtered: bool = False) -> NoReturn:
-    control.send(json.dumps({"state": "failed", "filtered": filtered, **failure(exc, step)}).encode())
+    control.send(failed(exc, step, filtered=filtered))
     os._exit(1)
+
+
+def failed(exc: OSError, step: str, *, filtered: bool = False) -> bytes:
+    return json.dumps({"state": "failed", "filtered": filtered, **failure(exc, step)}).encode()
+
+
+# Where commands live
+
+
+class Quarters:
+    """What commands are started in.
+
+    `holder` is the process by which others find the namespaces: the namespace ends with it.  `mounts` is a descriptor
+    of its mount namespace, if that is not ours; then `parent` is a pipe to our parent, which is asked to continue the
+    owner by it.
+    """
+
+    __slots__ = ("holder", "mounts", "parent")
+
+    def __init__(self, holder: int, mounts: int | None = None, parent: int | None = None) -> None:
+        self.holder = holder
+        self.mounts = mounts
+        self.parent = parent
+
+    def enter(self, here: int | None) -> None:
+        """Join the mount namespace, with the directory `here` of another one as the current directory: by its name
+        if that leads there, so that the directory has a name here, and to the root directory if we may not enter it.
+        """
+        name = None if here is None else os.readlink(f"/proc/self/fd/{here}")
+        if self.mounts is not None:
+            check(libc.setns(self.mounts, CLONE_NEWNS))  # from the root directory on
+        if here is None or name is None:
+            return
+        with suppress(OSError):
+            os.chdir(name)
+            if os.path.samestat(os.stat("."), os.fstat(here)):
+                return
+        try:
+            os.fchdir(here)
+        except PermissionError:
+            os.chdir("/")
+
+
+def open_quarters(pids: str, control: socket.socket, owner: int) -> Quarters:
+    """Start the holder and tell the owner that we are ready: with `pids` "own" by the parent that we then have."""
+    step = "unshare pids"
+    try:
+        if pids == "own":
+            check(libc.unshare(CLONE_NEWPID))
+            told, telling = os.pipe2(os.O_CLOEXEC)
+            asked, asking = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            agent = os.fork()
+            if agent == 0:
+                os.close(told)
+                os.close(asked)
+                return become_agent(telling, asking)
+            os.close(telling)
+            hear(told, control.send)
+            (holder,) = children_of(agent)
+            tell_ready(control, agent, holder)
+            become_parent(agent, owner, asked)
+        step = "holder"
+        told, telling = os.pipe2(os.O_CLOEXEC)
+        holder = os.fork()
+        if holder == 0:
+            os.close(told)
+            become_holder(telling, own=False)
+        os.close(telling)
+        hear(told, control.send)
+        tell_ready(control, os.getpid(), holder)
+        return Quarters(holder)
+    except OSError as exc:
+        fail(control, exc, step, filtered=is_filtered(step))
+
+
+def tell_ready(control: socket.socket, agent: int, holder: int) -> None:
+    try:
+        control.send(json.dumps({"state": "ready", "agent": agent, "holder": holder}).encode())
+    except BrokenPipeError:  # the owner has given up already
+        os._exit(1)
+
+
+def hear(told: int, pass_on: Callable[[bytes], object]) -> None:
+    """Wait for a child's report.  One that is not `READY` is passed on, and is our end."""
+    with open(told, "rb") as file:
+        said = file.read().lstrip()
+    if said != READY:
+        pass_on(said or failed(OSError(errno.EPERM, "killed"), "unshare pids"))
+        os._exit(1)
+
+
+def become_parent(agent: int, owner: int, asked: int) -> NoReturn:
+    """Be there until the agent or the owner is not.  When asked, continue the owner for the agent."""
+    poll = select.poll()
+    ended = os.pidfd_open(agent)
+    let_go({owner, ended, asked})
+    for fd in (owner, ended, asked):
+        poll.register(fd, select.POLLIN)
+    check(libc.prctl(PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0))
+    while not {owner, ended} & dict(poll.poll()).keys():
+        if os.read(asked, RECORD_MAX):
+            signal.pidfd_send_signal(owner, signal.SIGCONT)
+        else:  # it is about to end, and everything in its PID namespace before it
+            poll.unregister(asked)
+    os._exit(0)
+
+
+def become_agent(report: int, parent: int) -> Quarters:
+    """Be process 1 of a PID namespace that ends with our parent, and have the holder be process 1 of one below."""
+    step = "unshare mounts"
+    try:
+        die_with_parent(report)
+        mount_proc()
+        step = "unshare pids"
+        check(libc.unshare(CLONE_NEWPID))
+        step = "holder"
+        told, telling = os.pipe2(os.O_CLOEXEC)
+        holder = os.fork()
+        if holder == 0:
+            os.close(told)
+            os.close(report)
+            become_holder(telling, own=True)
+        os.close(telling)
+        hear(told, lambda said: os.write(report, said))
+        mounts = os.open(f"/proc/{holder}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        os.write(report, READY)
+        os.close(report)
+        return Quarters(holder, mounts, parent)
+    except OSError as exc:
+        os.write(report, failed(exc, exc.filename or step, filtered=is_filtered(step)))
+        os._exit(1)
+
+
+def become_holder(report: int, *, own: bool) -> NoReturn:
+    """Be the process by which others find the namespaces.  It has nothing that is not everybody's inside."""
+    step = "unshare mounts"
+    try:
+        if own:
+            mount_proc()
+        else:
+            die_with_parent(report)
+        os.chdir("/")
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # orphans that end are gone
+        let_go({report})
+        check(libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0))
+        os.write(report, READY)
+        os.close(report)
+        while True:
+            signal.pause()
+    except OSError as exc:
+        os.write(report, failed(exc, exc.filename or step, filtered=is_filtered(step)))
+    finally:
+        os._exit(1)
+
+
+def mount_proc() -> None:
+    """Have /proc show our PID namespace, in a mount namespace of our own.  What is mounted outside later is seen
+    inside, and not the other way round.
+    """
+    check(libc.unshare(CLONE_NEWNS))
+    check(libc.mount(None, b"/", None, MS_REC | MS_SLAVE, None))
+    check(libc.mount(b"proc", b"/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, None), "mount proc")
+
+
+def die_with_parent(report: int) -> None:
+    """Be killed when the parent ends.  It may have ended before: then nobody reads `report`."""
+    check(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
+    os.write(report, b" ")
+
+
+def let_go(kept: set[int]) -> None:
+    """Close every descriptor but these."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd not in kept:
+            with suppress(OSError):  # that of the directory was closed already
+                os.close(fd)
 
 
 # Links, by hand, mostly ioctls: importing a netlink library costs ten times our start
@@ -581,19 +831,26 @@ def is_text(path: bytes) -> bool:
 
 
 def become_command(
-    request: dict[str, Any], fds: list[int], report: socket.socket, restore: dict[signal.Signals, Any]
+    request: dict[str, Any],
+    fds: list[int],
+    report: socket.socket,
+    quarters: Quarters,
+    restore: dict[signal.Signals, Any],
 ) -> NoReturn:
     """The child's side of `spawn`.  It ends in exec, or reports why not on `report`."""
     step = "spawn"
     try:
-        agent = os.getppid()
-        check(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
-        if os.getppid() != agent:
-            os._exit(127)
+        if quarters.mounts is None:  # else the kernel sees to it
+            agent = os.getppid()
+            check(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
+            if os.getppid() != agent:
+                os._exit(127)
         if request["start_new_session"]:
             os.setsid()
-        if request["here"] is not None:
-            os.fchdir(fds[request["here"]])
+        elif quarters.mounts is not None and not request["at_terminal"]:
+            # Fact: kill(0, ...) reaches the members of the group that are outside the PID namespace too.
+            os.setpgid(0, 0)
+        quarters.enter(None if request["here"] is None else fds[request["here"]])
         if request["cwd"] is not None:
             os.chdir(to_bytes(request["cwd"]))
         step = "mount"
@@ -726,9 +983,12 @@ class Command:
 class Agent:
     """The poll loop.  Handlers tolerate being called for nothing, as a descriptor's number may be reused."""
 
-    def __init__(self, control: socket.socket, owner: int, restore: dict[signal.Signals, Any]) -> None:
+    def __init__(
+        self, control: socket.socket, owner: int, quarters: Quarters, restore: dict[signal.Signals, Any]
+    ) -> None:
         self.control = control
         self.owner = owner
+        self.quarters = quarters
         self.restore = restore
         self.commands: dict[int, Command] = {}
         self.places: dict[str, tuple[int, int]] = {}  # made by us, for commands to be shown files at
@@ -757,9 +1017,13 @@ class Agent:
                     handler()
 
     def end(self) -> NoReturn:
-        """Kill everything below us and leave.  What we may not kill (setuid, no namespace of ours) stays."""
+        """Kill everything below us and leave: by leaving, if we are process 1.  Else what we may not kill (setuid, no
+        namespace of ours) stays.
+        """
         for target, identity in self.places.items():
             remove_place(target, identity)
+        if self.quarters.mounts is not None:
+            os._exit(0)
         while children := children_of(os.getpid()):
             if not sum(kill_tree(pid) for pid in children):
                 break
@@ -810,7 +1074,8 @@ class Agent:
         except Exception as exc:
             reply, out = failure(exc, str(op)), []
         try:
-            tell(conversation, reply, out)
+            if untold := tell(conversation, reply, out):
+                tell(conversation, failure(untold, op))
         finally:
             conversation.close()
             for fd in out:
@@ -825,8 +1090,12 @@ class Agent:
         try:
             pid = os.fork()
             if pid == 0:
-                become_command(request, fds, report, self.restore)
-            command = self.commands[pid] = Command(pid, conversation, done, files)
+                become_command(request, fds, report, self.quarters, self.restore)
+            try:
+                command = self.commands[pid] = Command(pid, conversation, done, files)
+            except OSError:  # out of descriptors
+                os.kill(pid, signal.SIGKILL)
+                raise
         except BaseException:
             done.close()
             self.remove_places()
@@ -855,8 +1124,9 @@ class Agent:
         command.report = None
         if problem:
             self.drop(command, json.loads(problem))
-        else:
-            tell(command.conversation, {"pid": command.pid}, [command.pidfd])
+        elif untold := tell(command.conversation, {"pid": command.pid}, [command.pidfd]):
+            kill_tree(command.pid)
+            self.drop(command, failure(untold, "answer"))
         os.close(command.pidfd)
 
     def hear(self, command: Command) -> None:
@@ -900,7 +1170,10 @@ class Agent:
         command.stop = 0
         if command.told:
             with suppress(OSError):  # not ours to signal
-                signal.pidfd_send_signal(self.owner, signal.SIGCONT)
+                if self.quarters.parent is None:
+                    signal.pidfd_send_signal(self.owner, signal.SIGCONT)
+                else:
+                    os.write(self.quarters.parent, b" ")
                 command.note(signal.SIGCONT)
         command.told = False
 
@@ -925,6 +1198,8 @@ class Agent:
                 return
             if pid == 0:
                 return
+            if pid == self.quarters.holder:
+                self.end()
             if command := self.commands.get(pid):
                 self.started(command)  # if it was quick: its start is told before its end
                 if os.WIFSTOPPED(status):
@@ -1004,11 +1279,16 @@ class Agent:
         self.watch(ours.fileno(), shown)
 
 
-def tell(conversation: socket.socket, reply: dict[str, object], fds: Sequence[int] = ()) -> None:
-    """Send one record; a client that has gone takes the descriptors with it."""
+def tell(conversation: socket.socket, reply: dict[str, object], fds: Sequence[int] = ()) -> OSError | None:
+    """Send one record; the error that has kept it, if any: the client may have gone, and the kernel may take no
+    descriptors, if there are too many on their way already.
+    """
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    with suppress(OSError):
+    try:
         conversation.sendmsg([json.dumps(reply).encode()], rights, socket.MSG_NOSIGNAL)
+    except OSError as exc:
+        return exc
+    return None
 
 
 def main() -> NoReturn:
@@ -1032,14 +1312,11 @@ def main() -> NoReturn:
     elif start["mode"] == "attach":
         os.set_inheritable(start["fd"], False)
         attach(start["fd"], control)
-    agent = Agent(control, owner, restore)
-    try:
-        control.send(b'{"state": "ready"}')
-    except BrokenPipeError:  # the owner has given up already
-        sys.exit(1)
+    else:
+        hide()
+    quarters = open_quarters(start["pids"], control, owner)
+    agent = Agent(control, owner, quarters, restore)
+    if quarters.mounts is None:
+        check(libc.prctl(PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0))
     control.setblocking(False)
     agent.run()
-
-
-if __name__ == "__main__":
-    main()

@@ -21,6 +21,7 @@ from .errors import NamespaceGone, NetnsKitError
 from .namespace import Namespace
 from .network import DEFAULT_IFNAME, Network
 from .own_process import calm_collector, raise_descriptor_limit
+from .paths import write_pid_file
 from .program import end, notice
 from .signals import Signals
 
@@ -32,7 +33,8 @@ def main(words: Sequence[str]) -> int:
     options = _parser().parse_args([with_value(word) for word in words])
     try:
         target = options.target
-        namespace = Namespace.attach(pid=int(target)) if target.isdigit() else Namespace.attach(path=target)
+        where = {"pid": int(target)} if target.isdigit() else {"path": target}
+        namespace = Namespace.attach(**where, pids="host")  # no command runs there
         network = network_from(options, namespace, options.ifname)
         with Signals(ENDING) as signals:
             anyio.run(_attach, network, options, signals)
@@ -91,13 +93,11 @@ def _pid_file(path: str | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    with open(path, "w", encoding="ascii") as file:
-        file.write(f"{os.getpid()}\n")
+    made = write_pid_file(path)
     try:
         yield
     finally:
-        with suppress(FileNotFoundError):
-            os.unlink(path)
+        made.remove()
 
 
 def _descriptor(text: str) -> int:

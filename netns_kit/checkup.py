@@ -212,6 +212,11 @@ def _files(outcome: Outcome, host: Host) -> NetnsKitError:
     return FeatureUnavailable(cause, name, "not to be covered", fix, number)
 
 
+def _pids(outcome: Outcome, host: Host) -> NetnsKitError:
+    step = outcome["op"] or "unshare pids"  # a trial that was killed says none
+    return diagnosis.pid_namespace(outcome["errno"], step, host, filtered="signal" in outcome)
+
+
 def _feature(what: str, since: str, calls: str) -> Callable[[Outcome, Host], NetnsKitError]:
     return lambda outcome, host: diagnosis.feature(what, _os_error(outcome), since, calls, host)
 
@@ -296,6 +301,13 @@ CHECKS: Mapping[str, Check] = {
         _INSIDE,
         needed=True,
         knobs=("user.max_mnt_namespaces",),
+    ),
+    "pids": Check(
+        "in there, unshare(CLONE_NEWPID), and a /proc mounted for it",
+        "commands can signal the caller's processes, and outlive the block by stopping the agent (docs/security.md)",
+        _pids,
+        ("files",),  # and with it a mount namespace
+        knobs=("user.max_pid_namespaces",),
     ),
     "offloads": Check(
         "TUNSETOFFLOAD",

@@ -131,11 +131,14 @@ async def _run(network: Network, command: list[str], given: list[int], signals: 
         calm_collector()
         await tell_ports(network)
         signals.keep()
+        is_ours = _foreground() == os.getpgrp()
         process = await network.popen(command, stdin=None, stdout=None, stderr=None, pass_fds=given)
         _let_go(given)
         async with process, beside(_pass_on, signals, process):
             while (number := await process.wait_stopped()) is not None:
                 _stop_too(number, process.pid)
+        if is_ours:  # a shell in a PID namespace has no number for us to give the terminal back to
+            _foreground(give=os.getpgrp())
     return await process.wait()
 
 

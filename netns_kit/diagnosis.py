@@ -37,7 +37,10 @@ _BOUNDS = {
     "unshare user": "user.max_user_namespaces",
     "unshare net": "user.max_net_namespaces",
     "mount": "user.max_mnt_namespaces",
+    "unshare pids": "user.max_pid_namespaces",
+    "unshare mounts": "user.max_mnt_namespaces",
 }
+PID_STEPS = frozenset({"unshare pids", "unshare mounts", "mount proc"})
 _IPV6_OFF = ("net.ipv6.conf.all.disable_ipv6", "net.ipv6.conf.lo.disable_ipv6")
 KNOBS = (*_BOUNDS.values(), CLONE, APPARMOR, PORT_START, PING_GROUPS, TCP_RECEIVE, TCP_SEND, *_IPV6_OFF)
 """The sysctls that decide."""
@@ -129,6 +132,27 @@ _CALLS = {
     "unshare net": "unshare with CLONE_NEWNET",
     "mount": "unshare, mount and umount2",
 }  # what a filter may stand in the way of; the other steps are plain files and ioctls
+
+
+def pid_namespace(
+    number: int, step: str, host: Host | None = None, *, filtered: bool = False
+) -> FeatureUnavailable:
+    """Why commands get no PID namespace of their own: `step`, one of `PID_STEPS`, failed with the errno `number`."""
+    host = host or Host.here()
+    cause = f"no PID namespace: {step}: {os.strerror(number)}"
+    way_out = '; or do without it: pids="host"'
+    if number in EXHAUSTED:
+        knob = _BOUNDS[step]
+        return FeatureUnavailable(cause, knob, host.number(knob), f"sysctl -w {knob}=N{way_out}", number)
+    if step == "mount proc" and number in DENIED and not filtered:
+        fix = "let the container do without masked paths: --security-opt unmask=ALL or systempaths=unconfined"
+        return FeatureUnavailable(cause, "/proc", "masked", f"{fix}{way_out}", number)
+    if number in {errno.EINVAL, errno.ENOSYS} and step == "unshare pids" and not filtered:
+        fix = f"a kernel built with CONFIG_PID_NS=y{way_out}"
+        return FeatureUnavailable(cause, "CONFIG_PID_NS", "not set", fix, number)
+    calls = "unshare with CLONE_NEWPID and CLONE_NEWNS, and mount"
+    against, found, remedy = _policy(host, calls, filtered=filtered)
+    return FeatureUnavailable(cause, against, found, f"{remedy}{way_out}", number)
 
 
 def _policy(host: Host, calls: str | None, *, filtered: bool | None = None) -> tuple[str | None, object, str]:

@@ -34,6 +34,7 @@ _ENTER, _OPEN = "setns(CLONE_NEWNET)", "ioctl(TUNSETIFF)"  # what the kernel was
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _NS_GET_USERNS, _NS_GET_NSTYPE = 0xB701, 0xB703
 _TUNSETIFF = 0x400454CA
+_PR_SET_DUMPABLE = 4  # <linux/prctl.h>
 
 
 class TapFetch:
@@ -162,7 +163,11 @@ def _enter(path: str, userns: str | None) -> None:
 def _join(namespace: int, kind: int, what: str) -> None:
     import ctypes
 
-    if ctypes.CDLL(None, use_errno=True).setns(namespace, kind) < 0:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(
+        _PR_SET_DUMPABLE, 0, 0, 0, 0
+    )  # programs there may be waiting for us, and we have our caller's memory
+    if libc.setns(namespace, kind) < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), what)
 

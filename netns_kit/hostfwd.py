@@ -25,6 +25,7 @@ from contextlib import suppress
 from ipaddress import IPv4Address
 from typing import Any, Literal
 
+from . import paths
 from .control import Control
 from .engine import IN, OUT, Engine
 from .errors import NetnsKitError
@@ -121,8 +122,9 @@ class HostForwards:
 
 
 class ApiSocket:
-    """Serves `forwards` at `path` on an engine; a socket that was left there is replaced.  Clients may be silent,
-    slow, or gone: nobody else notices.
+    """Serves `forwards` at `path` on an engine; a socket left there, where nobody listens, is replaced.
+
+    Clients may be silent, slow, or gone: nobody else notices.
 
     `trace` is told of each request.  Raises OSError: the path cannot be bound, ENAMETOOLONG among it.
     """
@@ -135,14 +137,11 @@ class ApiSocket:
         self.trace = trace
         self.clients: dict[_Client, None] = {}  # who spoke last is last
         self.timer_at = self.timer_entry = math.inf
-        self._path = path
         if len(os.fsencode(path)) > PATH_MAX:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
-        with suppress(FileNotFoundError):
-            os.unlink(path)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            self._socket.bind(path)
+            self._made = paths.bind(self._socket, path)
             self._socket.listen()
         except BaseException:
             self._socket.close()
@@ -176,7 +175,7 @@ class ApiSocket:
         self.engine.remove(self._socket.fileno())
         self._socket.close()
         with suppress(OSError):
-            os.unlink(self._path)
+            self._made.remove()
 
 
 class _Client:

@@ -20,20 +20,21 @@ import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from subprocess import PIPE
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 import anyio
 import anyio.abc
 import anyio.to_thread
 
 from netns_kit import diagnosis, sysctl
-from netns_kit.agent_process import AgentProcess, Conversation, Start
+from netns_kit.agent_process import AgentProcess, Conversation, Done, Start
 from netns_kit.background import Openable, Supervisor
 from netns_kit.errors import (
     AddressError,
@@ -47,11 +48,15 @@ from netns_kit.process import Command, Process, StandardStream, Word, open_proce
 
 __all__ = ["Address", "Link", "Namespace", "OpenedTap", "Route"]
 
+T = TypeVar("T")
 Ids = Literal["root", "same", "subids"]
+Pids = Literal["own", "host"]
 
 _PROC = re.compile(r"/proc/([0-9]+)/ns/net")
 MAIN_TABLE = 254  # RT_TABLE_MAIN
 NETLINK_ROUTE = 0
+_TUN = 10, 200  # of /dev/net/tun, in the kernel's list of devices
+_SOCKET_FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,29 @@ class OpenedTap:
         return self.fds[0]
 
 
+@dataclass(frozen=True)
+class _Value:
+    """The agent's answer to what a sysctl is."""
+
+    value: str
+
+
+@dataclass(frozen=True)
+class _Tap:
+    """The agent's answer to the opening of a tap, beside the descriptors."""
+
+    name: str
+    flags: int
+    existed: bool
+
+
+@dataclass(frozen=True)
+class _Configured:
+    """The agent's answer to the configuration of a link."""
+
+    without_ipv6: str | None
+
+
 class Namespace(Openable):
     """A network namespace, for as long as it is open.
 
@@ -119,7 +147,7 @@ class Namespace(Openable):
         self.supervisor = Supervisor(type(self).__name__, NamespaceGone)
 
     @classmethod
-    def create(cls, *, ids: Ids = "root") -> Namespace:
+    def create(cls, *, ids: Ids = "root", pids: Pids | None = None) -> Namespace:
         """A new user and network namespace, its loopback up.
 
         `ids` says who commands are in there: "root" maps uid and gid 0 to the caller's, "same" maps the
@@ -127,35 +155,52 @@ class Namespace(Openable):
         to the ranges of /etc/subuid and /etc/subgid by newuidmap(1); for a caller who is root, every id he
         has to itself.
 
+        `pids` says which processes commands see.  "own": each other and nobody else.  They have a PID namespace, a
+        mount namespace and a /proc for themselves, and nothing a command does keeps it, or what it has started, from
+        ending when this is closed.  "host": what the caller sees.  Then a command with the caller's uid can signal
+        the caller's processes, and one that stops our agent can outlive us.  None, the default, is "own" where it can
+        be had, which it cannot in a container whose /proc is masked; the property `pids` tells.
+
         Opening raises UserNamespaceDenied, IdMapError or FeatureUnavailable, naming what forbids it; cancelled, it
         leaves nothing.
         """
-        if ids not in {"root", "same", "subids"}:
-            raise ValueError(f"ids is 'root', 'same' or 'subids', not {ids!r}")
-        return cls(lambda _: Start("create", ids=ids))
+        if ids not in get_args(Ids):
+            raise ValueError(f"ids must be 'root', 'same' or 'subids', not {ids!r}")
+        _check_pids(pids)
+        return cls(lambda _: Start("create", pids, ids=ids))
 
     @classmethod
     def attach(
-        cls, *, pid: int | None = None, path: str | os.PathLike[str] | None = None, fd: int | None = None
+        cls,
+        *,
+        pid: int | None = None,
+        path: str | os.PathLike[str] | None = None,
+        fd: int | None = None,
+        pids: Pids | None = None,
     ) -> Namespace:
         """An existing network namespace: that of a process, or a path or descriptor of one (/run/netns/x).
 
         Exactly one is given; a descriptor stays the caller's and must be open until the namespace is.
-        The user namespace that owns it is joined first.  It ends with NamespaceGone when the process does, of
-        `pid` or of a `path` in /proc, or when the path leads there no more, as after `ip netns delete`.
+        The user namespace that owns it is joined first, and commands are its owner there: uid, gid and no other
+        group, whoever the caller is (root of the namespace, if the owner has no id in it).  `pids` is as in `create`;
+        the processes of that namespace that others have started are neither seen nor ended.  It ends with
+        NamespaceGone when the process does, of `pid` or of a `path` in /proc, or when the path leads there no more,
+        as after `ip netns delete`.
 
-        Opening raises NamespaceGone if there is no such process, NotPrivileged, FileNotFoundError, or
-        OSError with EINVAL for what is not a network namespace; cancelled, it leaves nothing.
+        Opening raises NamespaceGone if there is no such process, NotPrivileged, FileNotFoundError, IdMapError where
+        there is no id to be, or a group of the caller's that cannot be given up, or OSError with EINVAL for what is
+        not a network namespace; cancelled, it leaves nothing.
         """
+        _check_pids(pids)
         if [pid, path, fd].count(None) != 2:
             raise ValueError("attach takes exactly one of pid, path and fd")
 
         def start(stack: ExitStack) -> Start:
             if pid is not None:
-                return _of_process(pid, stack)
+                return replace(_of_process(pid, stack), pids=pids)
             if path is None:
-                return Start("attach", ns=fd, name=f"of descriptor {fd}")
-            return _at_path(os.fspath(path), stack)
+                return Start("attach", pids, ns=fd, name=f"of descriptor {fd}")
+            return replace(_at_path(os.fspath(path), stack), pids=pids)
 
         return cls(start)
 
@@ -192,17 +237,26 @@ class Namespace(Openable):
 
     @property
     def pid(self) -> int:
-        """Of the agent: `/proc/<pid>/ns/net` is the namespace while it is open."""
-        return self._agent.pid
+        """Of a process that holds the namespaces while it is open, as the host counts: `/proc/<pid>/ns/net` is
+        the network namespace, and `nsenter --target <pid> --user --net --pid --mount` is where commands are.
+        """
+        return self._agent.holder
+
+    @property
+    def pids(self) -> Pids:
+        """Whose processes commands see, "own" or "host": see `create`."""
+        return self._agent.pids
 
     async def _converse(self, op: str, fds: Sequence[int] = (), /, **arguments: object) -> Conversation:
         return await self._agent.converse(op, fds, arguments)
 
-    async def _ask(self, op: str, **arguments: object) -> tuple[dict[str, Any], list[int]]:
+    async def _ask(
+        self, kind: type[T], op: str, /, *, descriptors: int = 0, **arguments: object
+    ) -> tuple[T, list[int]]:
         with self.supervisor.guarding():
             conversation = await self._converse(op, **arguments)
             try:
-                return await conversation.receive()
+                return await conversation.receive(kind, descriptors)
             finally:
                 conversation.close()
 
@@ -225,6 +279,9 @@ class Namespace(Openable):
 
         `input` is written to its standard input, which is then closed.  `files` are absolute paths,
         and what the command shall read there; nobody else sees it (docs/commands.md).
+
+        In a PID namespace of its own (`pids`) the command has a process group of its own too.  One that is given our
+        controlling terminal is in our group, for job control to work; then it can signal the group.
 
         Raises CalledProcessError if `check` and the status is not 0, FileNotFoundError and other OSErrors as
         `subprocess` does, UserNamespaceDenied where `files` cannot be shown, NamespaceGone.  Cancelled, it kills
@@ -302,8 +359,17 @@ class Namespace(Openable):
         """A non-blocking kernel socket of the namespace, the caller's to close.  Raises the OSError of
         socket(2).
         """
-        _, (fd,) = await self._ask("socket", family=int(family), type=int(type), proto=int(proto))
-        sock = socket.socket(fileno=fd)
+        _, (fd,) = await self._ask(
+            Done, "socket", descriptors=1, family=int(family), type=int(type), proto=int(proto)
+        )
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError as exc:
+            os.close(fd)
+            raise self._agent.betrayed("a descriptor that is no socket") from exc
+        if (sock.family, sock.type) != (family, type & ~_SOCKET_FLAGS):
+            sock.close()
+            raise self._agent.betrayed("another socket than was asked for")
         sock.setblocking(False)
         return sock
 
@@ -397,15 +463,14 @@ class Namespace(Openable):
         """A `net.` sysctl as the namespace has it; names as sysctl(8) takes them.  Raises SysctlError."""
         path = _sysctl_path(name)
         with _sysctl_errors(name):
-            answer, _ = await self._ask("sysctl_get", path=path)
-        value: str = answer["value"]
-        return value
+            answer, _ = await self._ask(_Value, "sysctl_get", path=path)
+        return answer.value
 
     async def set_sysctl(self, name: str, value: str | int) -> None:
         """Set a `net.` sysctl of the namespace; the host's stays.  Raises SysctlError."""
         path = _sysctl_path(name)
         with _sysctl_errors(name, value):
-            await self._ask("sysctl_set", path=path, value=str(value))
+            await self._ask(Done, "sysctl_set", path=path, value=str(value))
 
     async def move_link_in(self, name: str) -> None:
         """Move an interface of the caller's namespace into this one.
@@ -440,10 +505,16 @@ class Namespace(Openable):
         A persistent device of that name is attached to.  Raises TunUnavailable.
         """
         try:
-            answer, fds = await self._ask("open_tap", name=name, flags=list(flags), queues=queues)
+            tap, fds = await self._ask(
+                _Tap, "open_tap", descriptors=queues, name=name, flags=list(flags), queues=queues
+            )
         except OSError as exc:
             raise diagnosis.tun(exc, name) from exc
-        return OpenedTap(tuple(fds), answer["name"], answer["flags"], answer["existed"])
+        if not all(map(_is_tap, fds)):
+            for fd in fds:
+                os.close(fd)
+            raise self._agent.betrayed("a descriptor that is no tap")
+        return OpenedTap(tuple(fds), tap.name, tap.flags, tap.existed)
 
     async def configure_link(
         self,
@@ -469,6 +540,7 @@ class Namespace(Openable):
         """
         try:
             answer, _ = await self._ask(
+                _Configured,
                 "configure_link",
                 name=name,
                 mtu=mtu,
@@ -487,8 +559,18 @@ class Namespace(Openable):
                 f"may not configure {name}",
                 fix="use a namespace made by create(), or CAP_NET_ADMIN in this one",
             ) from exc
-        without: str | None = answer["without_ipv6"]
-        return without
+        return answer.without_ipv6
+
+
+def _check_pids(pids: object) -> None:
+    if pids is not None and pids not in get_args(Pids):
+        raise ValueError(f"pids must be 'own', 'host' or None, not {pids!r}")
+
+
+def _is_tap(fd: int) -> bool:
+    """Whether it is /dev/net/tun, opened."""
+    status = os.fstat(fd)
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(*_TUN)
 
 
 def _of_process(pid: int, stack: ExitStack) -> Start:
@@ -498,7 +580,8 @@ def _of_process(pid: int, stack: ExitStack) -> Start:
         stack.callback(os.close, process)
         ns = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, ns)
-        signal.pidfd_send_signal(process, 0)
+        with suppress(PermissionError):  # it is there, and somebody else's
+            signal.pidfd_send_signal(process, 0)
     except (ProcessLookupError, FileNotFoundError) as exc:
         raise NamespaceGone("there is no such process", "pid", pid) from exc
     except PermissionError as exc:

@@ -278,6 +278,27 @@ def files() -> str:
     return f"{path} replaced for one command"
 
 
+def pids() -> Outcome:
+    """A PID namespace, whose process 1 has a /proc for it."""
+    failure = AGENT["failure"]
+    try:
+        AGENT["check"](AGENT["libc"].unshare(AGENT["CLONE_NEWPID"]))
+    except OSError as exc:
+        outcome: Outcome = failure(exc, "unshare pids")
+        return outcome
+
+    def first() -> Outcome:
+        try:
+            AGENT["mount_proc"]()
+        except OSError as exc:
+            outcome: Outcome = failure(exc, exc.filename or "unshare mounts")
+            return outcome
+        return {"detail": f"made, with a /proc: {os.readlink('/proc/self')} is the first process"}
+
+    found: Outcome = trial(first)
+    return found
+
+
 def set_sysctl() -> str:
     path = "net/ipv4/ip_default_ttl"
     AGENT["op_sysctl_set"]({"path": path, "value": "63"})
@@ -301,6 +322,8 @@ def inside(order: dict[str, Any]) -> dict[str, Outcome]:
     tried = trial(lambda: tap(order))
     outcomes.update({"tun": tried} if "signal" in tried else tried)
     outcomes["files"] = attempt(files)
+    if "detail" in outcomes["files"]:
+        outcomes["pids"] = trial(pids)
     outcomes["sysctls"] = attempt(set_sysctl)
     outcomes["transparent"] = attempt(transparent)
     return outcomes

@@ -21,7 +21,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from netns_kit.agent_process import FDS_MAX, FOLLOW_STOPS, Asker, Conversation, is_inherited
+from netns_kit.agent_process import FDS_MAX, FOLLOW_STOPS, Asker, Conversation, Ended, Stopped, is_inherited
 from netns_kit.background import Supervisor
 from netns_kit.errors import NamespaceGone
 
@@ -142,15 +142,15 @@ class Process(anyio.abc.Process):
 
     @property
     def pid(self) -> int:
-        """As the host counts: the command is in no pid namespace of its own."""
+        """As the host counts; inside it has another one."""
         return self._pid
 
     @property
     def returncode(self) -> int | None:
         """None while it runs, the exit status, or minus the signal that ended it."""
         try:
-            while not self._pidfd.closed and (answer := self._conversation.poll()) is not None:
-                self._heard(answer[0])
+            while not self._pidfd.closed and (news := self._conversation.news()) is not None:
+                self._heard(news)
         except NamespaceGone:
             return None  # wait() tells
         return self._returncode
@@ -191,16 +191,15 @@ class Process(anyio.abc.Process):
             while (code := self.returncode) is None:
                 if self._pidfd.closed:
                     raise NamespaceGone("the agent ended before the command did, and killed it")
-                answer, _ = await self._conversation.receive()
-                self._heard(answer)
+                self._heard(await self._conversation.wait_news())
         return code
 
-    def _heard(self, answer: Mapping[str, Any]) -> None:
+    def _heard(self, news: Stopped | Ended) -> None:
         """Take a record of the agent's about the command."""
-        if "stopped" in answer:
-            self._stops.append(answer["stopped"])
+        if isinstance(news, Stopped):
+            self._stops.append(news.stopped)
         else:
-            self._returncode = os.waitstatus_to_exitcode(answer["status"])
+            self._returncode = os.waitstatus_to_exitcode(news.status)
             self._forget()
 
     async def wait_stopped(self) -> int | None:
@@ -230,7 +229,7 @@ class Process(anyio.abc.Process):
                 if self._pidfd.closed:
                     raise NamespaceGone("the agent ended before the command did, and killed it")
                 if not self._stops:  # else it has been heard of just now
-                    self._heard((await self._conversation.receive())[0])
+                    self._heard(await self._conversation.wait_news())
             return self._stops.pop(0)
 
     def pass_on(self, signal: int) -> None:
@@ -328,17 +327,14 @@ async def open_process(
             here=here,
             fds={number: index for index, number in enumerate(fds)},
             start_new_session=start_new_session,
+            at_terminal=any(_has_our_terminal(fd) for number, fd in fds.items() if number <= 2),
             files=shown,
             pid_variable=_settle_activation(environment, fds),
         )
         ours.callback(conversation.close)
-        answer, received = await conversation.receive()
-        if "unexecuted" in answer:
-            number = answer["unexecuted"]
-            raise OSError(number, os.strerror(number), _program(command))
-        (pidfd,) = received
+        pid, pidfd = await conversation.started(_program(command))
         ours.pop_all()
-    return Process(supervisor, answer["pid"], pidfd, conversation, *streams)
+    return Process(supervisor, pid, pidfd, conversation, *streams)
 
 
 def _settle_activation(environment: dict[str, str], fds: Mapping[int, int]) -> str | None:
@@ -391,6 +387,15 @@ def _standard_streams(
         PipeReader(second) if second else None,
         PipeReader(third) if third else None,
     ), fds
+
+
+def _has_our_terminal(fd: int) -> bool:
+    """Whether it is our controlling terminal: by process groups, of shells' jobs, it is said who may read there."""
+    try:
+        os.tcgetpgrp(fd)
+    except OSError:
+        return False
+    return True
 
 
 def _text(word: Word) -> str:

@@ -533,15 +533,12 @@ def accept_frames(path: str) -> int:
     user-mode Linux; his descriptor.  A socket that was left there is replaced.  Raises OSError.
     """
     import socket
-    import stat
-    from contextlib import suppress
 
-    with suppress(OSError):
-        if stat.S_ISSOCK(os.stat(path).st_mode):
-            os.unlink(path)
+    from .paths import bind
+
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         try:
-            listener.bind(path)
+            bind(listener, path)
             listener.listen(0)
             peer, _ = listener.accept()
         except OSError as error:

@@ -51,6 +51,7 @@ import anyio.lowlevel
 from .channel import Channel
 from .dhcp import DhcpSettings
 from .drivers import CLOSED
+from .environment import child_environment
 from .errors import NotImportable, StackClosed, StackCrashed
 from .plain import Failure, Nonsense, decode, dump, load, printable
 from .stack import Limits
@@ -138,6 +139,7 @@ class WorkerProcess:
                 stdout=subprocess.DEVNULL,
                 stderr=writing,
                 pass_fds=fds,
+                env=child_environment(),
                 start_new_session=True,
             )
             ours.callback(self._popen.wait)

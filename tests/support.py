@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import select
 import shutil
 import subprocess
@@ -186,6 +187,20 @@ def children() -> dict[int, str]:
             continue
     named = {int(pid): _stat(int(pid)) for pid in pids}
     return {pid: name for pid, (name, state) in named.items() if state not in "ZX"}
+
+
+def seen_outside(pid: int, holder: int) -> int:
+    """The pid here of what has `pid` in the PID namespace of the process `holder`."""
+    where = os.stat(f"/proc/{holder}/ns/pid")
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            numbers = re.search(r"^NSpid:\t(.*)$", status.read_text(), re.MULTILINE)
+            there = os.stat(status.with_name("ns") / "pid")
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        if os.path.samestat(where, there) and numbers and int(numbers[1].split()[-1]) == pid:
+            return int(status.parent.name)
+    raise ProcessLookupError(pid)
 
 
 def threads() -> set[threading.Thread]:

@@ -23,7 +23,7 @@ SETTINGS = {
 }  # fmt: skip
 HOST = Host(SETTINGS, release="6.1", gid=1000)
 OFF = {"net.ipv6.conf.all.disable_ipv6": "0", "net.ipv6.conf.default.disable_ipv6": "1"}
-INSIDE = {"tun", "files", "offloads", "queues", "sysctls", "id-ranges", "ipv6-inside", "transparent"}
+INSIDE = {"tun", "files", "pids", "offloads", "queues", "sysctls", "id-ranges", "ipv6-inside", "transparent"}
 
 
 def healthy() -> dict[str, Outcome]:
@@ -56,6 +56,8 @@ def test_a_healthy_host_is_blamed_for_nothing() -> None:
         ("files", failed(errno.EACCES, "", "/tmp"), "missing", "denied", APPARMOR),
         ("files", failed(errno.ENOSPC, "", "/tmp"), "missing", "exhausted", "user.max_mnt_namespaces"),
         ("files", failed(errno.ENOENT, "", "/etc/resolv.conf"), "missing", "absent", "/etc/resolv.conf"),
+        ("pids", failed(errno.EPERM, "mount proc", "mount proc"), "limited", "denied", "/proc"),
+        ("pids", failed(errno.ENOSPC, "unshare pids"), "limited", "exhausted", "user.max_pid_namespaces"),
         ("offloads", {"detail": OFFLOAD_SETS[1]}, "limited", "absent", "Linux"),
         ("queues", failed(errno.EINVAL, "", "probe1"), "limited", "absent", "probe1"),
         ("sysctls", failed(errno.EROFS, "", "/proc/sys/x"), "limited", "denied", "/proc/sys/x"),

@@ -42,8 +42,8 @@ class Bench:
         self.engine = Engine()
         stack.callback(self.engine.close)
         tap, guest = TapDevice.pair()
-        stack.callback(guest.close)
-        stack.callback(tap.close)
+        stack.callback(guest.release)
+        stack.callback(tap.release)
         self.control = Control(
             Gateway(self.engine, tap, Uplink(), Subnet.parse("10.0.2.0/24")), lambda _: None
         )
@@ -323,11 +323,20 @@ def test_requests_are_traced(bench: Bench) -> None:
 
 
 def test_a_stale_socket_is_replaced_and_its_own_removed(bench: Bench) -> None:
+    path = f"{bench.path}-left"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(path)
     with ExitStack() as stack:
-        other = Bench(bench.path, stack)
+        other = Bench(path, stack)
         assert other.ask(LIST) == EMPTY
-        assert stat.S_ISSOCK(Path(bench.path).stat().st_mode)
-    assert not Path(bench.path).exists()
+        assert stat.S_ISSOCK(Path(path).stat().st_mode)
+    assert not Path(path).exists()
+
+
+def test_the_socket_of_another_that_runs_is_not_replaced(bench: Bench) -> None:
+    with pytest.raises(OSError, match="in use"), ExitStack() as stack:
+        Bench(bench.path, stack)
+    assert bench.ask(LIST) == EMPTY
 
 
 def test_a_path_that_is_too_long_is_told(short_path: Path, bench: Bench) -> None:

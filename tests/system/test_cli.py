@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import pty
 import re
 import select
 import signal
@@ -165,7 +166,7 @@ def test_it_ends_at_once_when_its_device_does(driver: DriverName) -> None:
 def test_it_ends_at_once_when_its_agent_does(driver: DriverName) -> None:
     with running("--driver", driver, "--", "sh", "-c", "echo ready; exec sleep 600") as process:
         pids = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        [agent] = [pid for pid in pids if b"agent.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        [agent] = [pid for pid in pids if b"netns_kit.agent" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         os.kill(int(agent), signal.SIGKILL)
         assert process.wait(SECONDS) == FAILED
 
@@ -421,3 +422,40 @@ def test_importing_the_command_line_leaves_out_what_is_slow() -> None:
     code = "import sys, netns_kit.cli; sys.exit('pyroute2' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], env=environment(), timeout=SECONDS, check=False)
     assert done.returncode == 0
+
+
+def test_a_shell_that_ends_leaves_the_terminal_to_us() -> None:
+    """It had taken the terminal for its own process group, and ours has no number in its PID namespace."""
+    needs("bash")
+    script = f'{sys.executable} -m netns_kit run -- bash --norc -i; read word; echo "read $word"'
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.execv("/bin/sh", ["sh", "-c", script])
+    seen = b""
+    try:
+        for expected, typed in (
+            (b"# ", b"echo in$((3))side\n"),
+            (b"in3side", b"exit\n"),
+            (b"exit\r\n", b"back\n"),
+        ):
+            seen = until(terminal, expected)
+            os.write(terminal, typed)
+        seen = until(terminal, b"read back")
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(terminal)
+    assert b"read back" in seen
+
+
+def until(terminal: int, expected: bytes) -> bytes:
+    """Read until that has been written on a terminal; what has been, if it is not within a bound."""
+    seen = b""
+    while expected not in seen and select.select([terminal], [], [], SECONDS)[0]:
+        try:
+            data = os.read(terminal, 4096)
+        except OSError:  # nobody has it open any more
+            break
+        seen += data
+    return seen

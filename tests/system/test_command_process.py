@@ -170,12 +170,9 @@ def test_the_command_has_the_streams_that_were_given(
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-", ">&- 2>&-", "<&- 2>&-"])
 @pytest.mark.parametrize("driver", ["thread", "worker"])
 def test_nothing_private_takes_the_number_of_a_stream(driver: str, closed: str) -> None:
-    look = "; ".join(f"readlink /proc/$PPID/fd/{fd} /proc/$n/fd/{fd} >&7" for fd in range(3))
-    line = (
-        f"$N run --driver {driver} -- bash -c 'n=$(ps -o ppid= -p $PPID); n=${{n// /}}; {look}' 7>&1 {closed}"
-    )
-    needs("ps")
-    done = shell(line)
+    command = f"exec $N run --driver {driver} -- sh -c 'echo ready >&7; exec sleep 600' 7>&1 {closed}"
+    look = "; ".join(f"readlink /proc/$C_PID/fd/{fd}" for fd in range(3))
+    done = shell(f"coproc C {{ {command}; }}; read -u ${{C[0]}}; {look}; kill $C_PID; wait")
     assert set(done.stdout.split()) <= {"/dev/null", *re.findall(r"pipe:\S+", done.stdout)}
     assert done.stdout
     assert "socket" not in done.stdout
@@ -679,8 +676,7 @@ def test_stopped_and_continued_by_others(interactive: tuple[int, Lines, int]) ->
     os.write(master, b"$N run -- sh -c 'echo ready; exec sleep 600'\n")
     said.until("ready\r\n")
     (ours,) = children(shell_pid)
-    (agent,) = children(ours)
-    (command,) = children(agent)
+    _, command = agent_and_command(ours)
     for stopped, number in ((ours, signal.SIGTSTP), (command, signal.SIGSTOP), (command, signal.SIGTSTP)):
         os.kill(stopped, number)
         wait_state({ours: "T", command: "T"})
@@ -706,8 +702,7 @@ def test_a_stop_that_is_over_when_we_hear_of_it() -> None:
     code = "import signal, time; signal.signal(10, lambda *_: print('had 10')); print('ready')"
     with running(sys.executable, "-u", "-c", f"{code}\nwhile True: time.sleep(60)") as (process, said):
         said.until("ready\n")
-        (agent,) = children(process.pid)
-        (command,) = children(agent)
+        agent, command = agent_and_command(process.pid)
         os.kill(process.pid, signal.SIGSTOP)
         wait_state({process.pid: "T"})
         os.kill(command, signal.SIGSTOP)
@@ -720,6 +715,14 @@ def test_a_stop_that_is_over_when_we_hear_of_it() -> None:
 
 def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def agent_and_command(ours: int) -> tuple[int, int]:
+    """Of a `run`, see agent.py."""
+    (parent,) = children(ours)
+    (agent,) = children(parent)
+    _, command = children(agent)  # the holder is the first
+    return agent, command
 
 
 def wait_state(wanted: dict[int, str]) -> None:

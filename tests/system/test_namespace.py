@@ -21,6 +21,7 @@ import anyio.abc
 import pytest
 
 from netns_kit import errors
+from netns_kit.agent_process import Done
 from netns_kit.errors import (
     AddressError,
     IdMapError,
@@ -513,7 +514,7 @@ async def test_the_agent_survives_bad_requests() -> None:
                 ours.recv(4096)
             for op in ("open_tap", "configure_link", "sysctl_get", "sysctl_set", "socket", "nothing"):
                 with pytest.raises(OSError):
-                    await ns._ask(op, name=7, family=[], flags=None, mac="zz", value=None)
+                    await ns._ask(Done, op, name=7, family=[], flags=None, mac="zz", value=None)
         finally:
             for thing in (ours, theirs):
                 thing.close()

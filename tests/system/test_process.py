@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import select
 import signal
 import subprocess
@@ -26,11 +27,14 @@ import pytest
 from netns_kit.errors import NamespaceGone, NetnsKitError
 from netns_kit.namespace import Namespace
 from netns_kit.process import Process
-from tests.support import ROOT, Possessions, needs, needs_userns
+from tests.support import ROOT, Possessions, needs, needs_userns, seen_outside
 
 pytestmark = pytest.mark.anyio
 
 SECONDS = 20
+DESCRIPTORS = (
+    24  # the agent's own are eight: stdio, control, owner, signal pipe, mount namespace; a command's are ten
+)
 
 
 @pytest.fixture(autouse=True)
@@ -53,9 +57,15 @@ async def line(process: Process) -> str:
 
 
 async def at_rest(ns: Namespace) -> None:
-    """Wait until the agent has no child and no descriptor but its own: stdio, control, owner, signal pipe."""
-    while children_of(ns.pid) or len(os.listdir(f"/proc/{ns.pid}/fd")) > 7:
+    """Wait until the agent has no child but the holder, and see that it has few descriptors, not to be listed."""
+    agent = ns._agent.pid
+    while len(children_of(agent)) > 1:
         await anyio.lowlevel.checkpoint()
+    soft, hard = resource.prlimit(agent, resource.RLIMIT_NOFILE)
+    resource.prlimit(agent, resource.RLIMIT_NOFILE, (DESCRIPTORS, hard))
+    for _ in range(2):
+        await ns.run(["true"])
+    resource.prlimit(agent, resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def children_of(pid: int) -> list[str]:
@@ -342,7 +352,7 @@ async def test_cancelling_run_kills_the_command_and_what_it_started(tmp_path: Pa
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(ns.run, f"{{ {GENERATIONS}; }} > {fifo}")
                 await anyio.wait_readable(reader)
-                grandchild = int(os.read(reader, 100))
+                grandchild = seen_outside(int(os.read(reader, 100)), ns.pid)
                 with watching(grandchild) as pidfd:
                     assert not select.select([pidfd], [], [], 0)[0]
                     tasks.cancel_scope.cancel()
@@ -356,7 +366,7 @@ async def test_cancelling_run_kills_the_command_and_what_it_started(tmp_path: Pa
 async def test_leaving_the_block_of_a_process_kills_what_it_started() -> None:
     async with namespace() as ns:
         async with await ns.popen(GENERATIONS) as process:
-            grandchild = int(await line(process))
+            grandchild = seen_outside(int(await line(process)), ns.pid)
             pidfd = os.pidfd_open(grandchild)
         assert process.returncode == -signal.SIGKILL
         await ends(pidfd)
@@ -366,7 +376,7 @@ async def test_leaving_the_block_of_a_process_kills_what_it_started() -> None:
 async def test_leaving_the_namespace_kills_orphans_too() -> None:
     async with namespace() as ns:
         async with await ns.popen("setsid sh -c 'sleep 600 </dev/null >/dev/null 2>&1 & echo $!'") as process:
-            pidfd = os.pidfd_open(int(await line(process)))
+            pidfd = os.pidfd_open(seen_outside(int(await line(process)), ns.pid))
             assert await process.wait() == 0
         assert not select.select([pidfd], [], [], 0)[0]  # an orphan by now, and not the process's any more
     assert select.select([pidfd], [], [], 0)[0]
@@ -562,13 +572,15 @@ async def test_files_do_not_spread_to_the_callers_mounts(anyio_backend_name: str
         assert b"shown" in (await ns.run(shared, cwd=ROOT, stderr=None)).stdout
 
 
-async def test_a_killed_agent_takes_its_commands_along() -> None:
+@pytest.mark.parametrize("victim", ["agent", "parent"])
+async def test_a_killed_agent_takes_its_commands_along(victim: str) -> None:
     with anyio.fail_after(SECONDS), pytest.raises(NamespaceGone) as caught:
         async with Namespace.create() as ns:
             process = await ns.popen(["sleep", "60"])
             pidfd = os.pidfd_open(process.pid)
             try:
-                os.kill(ns.pid, signal.SIGKILL)
+                agent = ns._agent
+                os.kill(agent.pid if victim == "agent" else agent._popen.pid, signal.SIGKILL)
                 await process.wait()
             finally:
                 await process.aclose()
@@ -589,7 +601,7 @@ async def main():
             if (copy := os.fork()) == 0:  # it holds a copy of every descriptor of ours
                 time.sleep(600)
             print(copy, flush=True)
-        print(ns.pid, *pids, flush=True)
+        print(ns.pid, ns._agent.pid, *pids, flush=True)
         await anyio.sleep_forever()
 
 anyio.run(main, backend=sys.argv[1])
@@ -610,13 +622,15 @@ async def test_a_killed_owner_takes_agent_and_commands_along(anyio_backend_name:
         while text.count(b"\n") < 1 + copies:
             await anyio.wait_readable(owner.stdout)
             text += os.read(owner.stdout.fileno(), 1000)
-        pidfds = [stack.enter_context(watching(int(pid))) for pid in text.split()]
+        *outside, holder, agent, first, second = map(int, text.split())
+        inside = [seen_outside(pid, holder) for pid in (first, second)]
+        pidfds = [stack.enter_context(watching(pid)) for pid in (*outside, holder, agent, *inside)]
         for pidfd in pidfds[:copies]:
             stack.callback(signal.pidfd_send_signal, pidfd, signal.SIGKILL)
         owner.kill()
         for pidfd in pidfds[copies:]:
             await ends(pidfd)
-        assert len(pidfds) == 3 + copies
+        assert len(pidfds) == 4 + copies
 
 
 async def test_other_threads_do_not_matter() -> None:
