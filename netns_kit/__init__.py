@@ -9,18 +9,44 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .checkup import Finding, Report, doctor
-    from .control import FlowEvent
-    from .dhcp import DhcpSettings, Lease, StaticLease
-    from .dns import DnsQuery, Rcode, Record
+    from .arguments import AddressLike
+    from .checkup import (
+        Finding,
+        Report,
+        doctor,
+    )
+    from .control import (
+        FlowEvent,
+    )
+    from .dhcp import (
+        DhcpSettings,
+        Lease,
+        StaticLease,
+    )
+    from .diagnosis import (
+        Host,
+    )
+    from .dns import (
+        DnsQuery,
+        Hook,
+        Rcode,
+        Record,
+        Verdict,
+    )
+    from .drivers import (
+        DriverName,
+    )
     from .errors import (
         AddressError,
+        ArgumentError,
+        ArgumentTypeError,
         FeatureUnavailable,
         IdMapError,
         NamespaceGone,
         NetnsKitError,
         NotImportable,
         NotPrivileged,
+        OwnNamespace,
         PingNotPermitted,
         PortInUseError,
         PortSpecError,
@@ -33,26 +59,78 @@ if TYPE_CHECKING:
         TunUnavailable,
         UserNamespaceDenied,
     )
-    from .forwarder import Forwarder
-    from .gateway import FlowInfo
-    from .impairment import Impairment
-    from .namespace import Namespace
-    from .network import Network
-    from .ports import PortForward
-    from .process import Process
-    from .stack import Limits, Refusal
-    from .subnet import Subnet, Subnet6
-    from .tap import DeviceGone, TapDevice
-    from .uplink import Endpoint, Flow, Target, Uplink
-    from .userstack import UserStack
+    from .forwarder import (
+        Askable,
+        Forwarder,
+    )
+    from .gateway import (
+        FlowInfo,
+    )
+    from .impairment import (
+        Impairment,
+    )
+    from .namespace import (
+        Ids,
+        Interface,
+        InterfaceAddress,
+        Namespace,
+        OpenedTap,
+        Route,
+    )
+    from .network import (
+        CommandOptions,
+        Network,
+    )
+    from .ports import (
+        PortForward,
+    )
+    from .process import (
+        Command,
+        Process,
+        StandardStream,
+        Word,
+    )
+    from .stack import (
+        Limits,
+        Refusal,
+    )
+    from .subnet import (
+        Subnet,
+        Subnet6,
+    )
+    from .tap import (
+        DeviceGone,
+        ImpairedTap,
+        TapDevice,
+    )
+    from .uplink import (
+        Endpoint,
+        Flow,
+        Target,
+        UdpFiltering,
+        Uplink,
+    )
+    from .userstack import (
+        Configure,
+        SandboxLayer,
+        UserStack,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AddressError",
+    "AddressLike",
+    "ArgumentError",
+    "ArgumentTypeError",
+    "Askable",
+    "Command",
+    "CommandOptions",
+    "Configure",
     "DeviceGone",
     "DhcpSettings",
     "DnsQuery",
+    "DriverName",
     "Endpoint",
     "FeatureUnavailable",
     "Finding",
@@ -60,8 +138,14 @@ __all__ = [
     "FlowEvent",
     "FlowInfo",
     "Forwarder",
+    "Hook",
+    "Host",
     "IdMapError",
+    "Ids",
+    "ImpairedTap",
     "Impairment",
+    "Interface",
+    "InterfaceAddress",
     "Lease",
     "Limits",
     "Namespace",
@@ -70,6 +154,8 @@ __all__ = [
     "Network",
     "NotImportable",
     "NotPrivileged",
+    "OpenedTap",
+    "OwnNamespace",
     "PingNotPermitted",
     "PortForward",
     "PortInUseError",
@@ -81,9 +167,12 @@ __all__ = [
     "RecordError",
     "Refusal",
     "Report",
+    "Route",
+    "SandboxLayer",
     "SandboxUnavailable",
     "StackClosed",
     "StackCrashed",
+    "StandardStream",
     "StaticLease",
     "Subnet",
     "Subnet6",
@@ -91,25 +180,34 @@ __all__ = [
     "TapDevice",
     "Target",
     "TunUnavailable",
+    "UdpFiltering",
     "Uplink",
     "UserNamespaceDenied",
     "UserStack",
+    "Verdict",
+    "Word",
     "doctor",
 ]
 
 _HOMES = {
+    "arguments": ("AddressLike",),
     "checkup": ("Finding", "Report", "doctor"),
     "control": ("FlowEvent",),
     "dhcp": ("DhcpSettings", "Lease", "StaticLease"),
-    "dns": ("DnsQuery", "Rcode", "Record"),
+    "diagnosis": ("Host",),
+    "dns": ("DnsQuery", "Hook", "Rcode", "Record", "Verdict"),
+    "drivers": ("DriverName",),
     "errors": (
         "AddressError",
+        "ArgumentError",
+        "ArgumentTypeError",
         "FeatureUnavailable",
         "IdMapError",
         "NamespaceGone",
         "NetnsKitError",
         "NotImportable",
         "NotPrivileged",
+        "OwnNamespace",
         "PingNotPermitted",
         "PortInUseError",
         "PortSpecError",
@@ -122,18 +220,18 @@ _HOMES = {
         "TunUnavailable",
         "UserNamespaceDenied",
     ),
-    "forwarder": ("Forwarder",),
+    "forwarder": ("Askable", "Forwarder"),
     "gateway": ("FlowInfo",),
     "impairment": ("Impairment",),
-    "namespace": ("Namespace",),
-    "network": ("Network",),
+    "namespace": ("Ids", "InterfaceAddress", "Interface", "Namespace", "OpenedTap", "Route"),
+    "network": ("CommandOptions", "Network"),
     "ports": ("PortForward",),
-    "process": ("Process",),
+    "process": ("Command", "Process", "StandardStream", "Word"),
     "stack": ("Limits", "Refusal"),
     "subnet": ("Subnet", "Subnet6"),
-    "tap": ("DeviceGone", "TapDevice"),
-    "uplink": ("Endpoint", "Flow", "Target", "Uplink"),
-    "userstack": ("UserStack",),
+    "tap": ("DeviceGone", "ImpairedTap", "TapDevice"),
+    "uplink": ("Endpoint", "Flow", "Target", "UdpFiltering", "Uplink"),
+    "userstack": ("Configure", "SandboxLayer", "UserStack"),
 }
 
 

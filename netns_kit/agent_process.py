@@ -117,8 +117,15 @@ class AgentProcess:
         self._gone: str | None = "the namespace has not been entered"
 
     @property
+    def state(self) -> str:
+        """What became of it, for a repr."""
+        return self._gone or f"open, pid {self._popen.pid}"
+
+    @property
     def pid(self) -> int:
-        """Of the agent, as the host counts."""
+        """Process id of the agent, as the host counts.  Raises NamespaceGone while there is none."""
+        if self._gone is not None:
+            raise NamespaceGone(self._gone, fix="use it inside its `async with` block")
         return self._popen.pid
 
     async def start(self, start: Start) -> None:
@@ -172,7 +179,7 @@ class AgentProcess:
                 return
             if message["state"] == "failed":
                 raise _start_error(start, message)
-            await anyio.to_thread.run_sync(map_ranges, self.pid)
+            await anyio.to_thread.run_sync(map_ranges, self._popen.pid)
             self._control.send(b"mapped")
 
     async def _end_before_ready(self) -> Exception:

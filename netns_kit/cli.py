@@ -22,7 +22,7 @@ from .network import DEFAULT_IFNAME, DEFAULT_MTU, Network
 from .ports import parse as parse_ports
 from .process import Process
 from .subnet import DEFAULT_CIDR, DEFAULT_CIDR6, Subnet6
-from .uplink import Filtering, Uplink
+from .uplink import UdpFiltering, Uplink
 
 FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127  # as env(1) and chroot(1) exit when it is their own failure
 TYPED = (signal.SIGINT, signal.SIGQUIT)  # the signals that a terminal sends to all in the foreground
@@ -268,8 +268,8 @@ def add_network_options(run: argparse.ArgumentParser) -> None:
     run.add_argument("--no-dns-cache", action="store_true", help="ask the resolvers each time")
     run.add_argument(
         "--udp-filtering",
-        choices=get_args(Filtering),
-        default=get_args(Filtering)[0],
+        choices=get_args(UdpFiltering),
+        default=get_args(UdpFiltering)[0],
         help="whose datagrams may come in to a UDP port opened inside: of those it has sent to (the default), or "
         'anybody\'s ("full cone")',
     )

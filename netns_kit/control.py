@@ -17,7 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .dhcp import Address, Lease, StaticLease
+from .arguments import Address
+from .dhcp import Lease, StaticLease
 from .dns import Record
 from .gateway import FlowInfo, Gateway
 from .listeners import Listener, TcpListener, UdpListener
@@ -43,7 +44,7 @@ class FlowEvent:
     many events were lost just before this one.
     """
 
-    kind: FlowEventKind
+    kind: Literal["opened", "refused", "closed"]
     flow: FlowInfo
     refusal: Refusal | None = None
     missed: int = 0

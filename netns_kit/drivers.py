@@ -25,6 +25,7 @@ from .errors import NetnsKitError, StackClosed, StackCrashed
 T = TypeVar("T")
 LocalDriverName = Literal["thread", "loop"]
 DriverName = Literal["thread", "loop", "worker"]
+"""Where a stack runs: on a thread of its own, on the caller's event loop, in a process of its own."""
 TURN = 0.5e-3  # seconds of the event loop's time, at most, before others have their turn
 CLOSED = "the stack is not running: its block has been left, or it has failed"
 

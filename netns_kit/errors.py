@@ -13,12 +13,15 @@ from typing import ClassVar
 
 __all__ = [
     "AddressError",
+    "ArgumentError",
+    "ArgumentTypeError",
     "FeatureUnavailable",
     "IdMapError",
     "NamespaceGone",
     "NetnsKitError",
     "NotImportable",
     "NotPrivileged",
+    "OwnNamespace",
     "PingNotPermitted",
     "PortInUseError",
     "PortSpecError",
@@ -101,6 +104,10 @@ class NamespaceGone(NetnsKitError):
     """The namespace was closed, its agent died, or the process whose namespace it was has ended."""
 
 
+class OwnNamespace(NetnsKitError, ValueError):
+    """The namespace to attach to is the one the caller is in: of a process, say, that has not unshared yet."""
+
+
 class PrivilegedPortError(_SystemError, PermissionError):
     """The port is below `net.ipv4.ip_unprivileged_port_start` and the caller lacks CAP_NET_BIND_SERVICE."""
 
@@ -131,12 +138,27 @@ class SysctlError(_SystemError):
     usual_errno = _errno.EINVAL
 
 
+class ArgumentError(NetnsKitError, ValueError):
+    """An argument whose value cannot be used.
+
+    `knob` is the argument's name, `value` what was given, as `repr` shows it, and `cause` what was expected.
+    """
+
+    def __str__(self) -> str:
+        given = self.cause if self.knob is None else f"{self.knob}={self.value}: {self.cause}"
+        return given if self.fix is None else f"{given}; {self.fix}"
+
+
+class ArgumentTypeError(ArgumentError, TypeError):
+    """An argument of a type that cannot be used."""
+
+
 class PortSpecError(NetnsKitError, ValueError):
     """A port specification that cannot be understood."""
 
 
-class AddressError(NetnsKitError, ValueError):
-    """An address, prefix, MAC or MTU that cannot be used."""
+class AddressError(ArgumentError):
+    """An address, a network, a MAC address or the name of an interface that cannot be used."""
 
 
 class RecordError(NetnsKitError, ValueError):

@@ -90,10 +90,10 @@ def _configuration(name: str, mtu: int, mac: str | None, subnet: Subnet) -> dict
         "mtu": mtu,
         "mac": None if mac is None else mac.replace(":", ""),
         "queue": GUEST_QUEUE,
-        "address": str(subnet.guest.ip),
-        "netmask": str(subnet.guest.netmask),
+        "address": str(subnet.guest),
+        "netmask": str(subnet.network.netmask),
         "gateway": str(subnet.gateway),
-        "ipv6": ipv6 and [str(ipv6.guest.ip), ipv6.guest.network.prefixlen, str(ipv6.gateway)],
+        "ipv6": ipv6 and [str(ipv6.guest), ipv6.network.prefixlen, str(ipv6.gateway)],
     }
 
 

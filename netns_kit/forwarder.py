@@ -14,9 +14,9 @@ from typing import Protocol, TypeVar
 import anyio
 from typing_extensions import Self
 
-from . import diagnosis, sysctl
+from . import arguments, diagnosis, sysctl
 from .control import PATIENCE, Control
-from .errors import StackClosed
+from .errors import ArgumentTypeError, StackClosed
 from .ports import PortForward, parse
 
 CAP_NET_BIND_SERVICE = 10
@@ -25,10 +25,12 @@ T = TypeVar("T")
 _numbers = count()
 
 
-class Asked(Protocol):
+class Askable(Protocol):
     """What a forwarder needs of the stack it serves."""
 
-    async def ask(self, operation: Callable[..., T], *arguments: object) -> T: ...
+    async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
+        """Have the stack's `Control` do one of its operations, see `UserStack.ask`."""
+        ...
 
 
 class Forwarder:
@@ -38,10 +40,16 @@ class Forwarder:
         await forwarder.add("127.0.0.1:8080:80/tcp")
     """
 
-    def __init__(self, stack: Asked) -> None:
+    def __init__(self, stack: Askable) -> None:
+        """Raises `ArgumentTypeError` for what is no stack."""
+        if not callable(getattr(stack, "ask", None)):
+            raise ArgumentTypeError("expected a UserStack", "stack", arguments.shown(stack))
         self._stack = stack
         self._number = next(_numbers)  # the listeners know whose they are
         self._open = False
+
+    def __repr__(self) -> str:
+        return f"<Forwarder of {self._stack!r}: {'open' if self._open else 'not open'}>"
 
     async def __aenter__(self) -> Self:
         self._open = True
@@ -58,10 +66,10 @@ class Forwarder:
         """Listen as `spec` says (see `netns_kit.ports`), and return what is listening: a range's ports one by one.
 
         Either all of its ports listen, or none.  Raises `PortSpecError`; `PrivilegedPortError`, before anything is
-        bound, for a port that needs a privilege; `PortInUseError`; `AddressError`; OSError; `StackClosed` outside the
-        block.  Cancelled, it may have been added.
+        bound, for a port that needs a privilege; `PortInUseError`; `AddressError`; `ArgumentTypeError` for what is
+        neither text nor a PortForward; OSError; `StackClosed` outside the block.  Cancelled, it may have been added.
         """
-        forwards = parse(spec) if isinstance(spec, str) else (spec,)
+        forwards = (spec,) if isinstance(spec, PortForward) else parse(spec)
         for forward in forwards:
             _check_privilege(forward)
         if not self._open:
@@ -71,8 +79,11 @@ class Forwarder:
     async def remove(self, forward: PortForward) -> None:
         """Stop listening on a port that `add` returned; it is free when this returns.
 
-        TCP connections already made go on.  Raises `KeyError` if there is no such forward.
+        TCP connections already made go on.  Raises `KeyError` if there is no such forward, `ArgumentTypeError` for
+        what is none.
         """
+        fix = "give what `add` returned, or one of `list`"
+        arguments.instance("forward", forward, PortForward, "a PortForward", fix)
         if not await self._stack.ask(Control.remove_forward, self._number, forward):
             raise KeyError(forward)
 

@@ -17,7 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from ipaddress import ip_address
+from typing import Literal
 
+from .arguments import Address
 from .dhcp import DEFAULT, DhcpSettings
 from .dhcp.names import is_name
 from .dns import Record, Zone
@@ -29,7 +31,7 @@ from .stack import Closed, EchoFlow, Limits, Refusal, Stack, Steering, TcpConnec
 from .stack.wire.ndp import Advertisement
 from .subnet import Subnet, Subnet6
 from .tap import FRAME_MAX, DeviceGone, TapDevice
-from .uplink import DNS_PORT, OURSELVES, Address, Endpoint, Flow, Protocol, Target, Uplink
+from .uplink import DNS_PORT, OURSELVES, Endpoint, Flow, Protocol, Target, Uplink
 
 FRAMES_PER_STEP = 32
 RESERVE = 256  # descriptors that the guest cannot take from the process that runs us; half, if there are few
@@ -50,7 +52,7 @@ logger = logging.getLogger(__name__)
 class FlowInfo:
     """One flow, for people and logs.  `state` is TCP's, or "open"."""
 
-    protocol: Protocol
+    protocol: Literal["tcp", "udp", "icmp"]
     guest: Endpoint
     remote: Endpoint
     state: str
@@ -95,7 +97,7 @@ class Gateway:
         if tap.mac is not None:
             for network in (subnet, subnet.ipv6):
                 if network is not None:
-                    self.stack.link.learn(network.guest.ip.packed, tap.mac)
+                    self.stack.link.learn(network.guest.packed, tap.mac)
         self._tap = tap
         self._buffer = memoryview(bytearray(2 * FRAME_MAX))
         self._appetite = Appetite(engine)
@@ -361,7 +363,8 @@ class Gateway:
         """The guest's and the other that a flow of this key is between."""
         size = (len(key) - 4) // 2
         ports = int.from_bytes(key[-4:-2], "big"), int.from_bytes(key[-2:], "big")
-        return Endpoint(_address(key[:size]), ports[0]), Endpoint(_address(key[size : 2 * size]), ports[1])
+        made = Endpoint._make  # which checks nothing: there is nothing to check
+        return made((_address(key[:size]), ports[0])), made((_address(key[size : 2 * size]), ports[1]))
 
     # -- what people ask -----------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from ipaddress import ip_address
 
 from . import diagnosis
+from .arguments import Address
 from .engine import IN
 from .errors import AddressError, PortInUseError
 from .gateway import Gateway
@@ -21,7 +22,6 @@ from .ports import PortForward
 from .relay import UdpRelay
 from .relay.sockets import Ancillary
 from .stack.wire.ip import is_link_local
-from .uplink import Address
 
 ACCEPTS_PER_STEP = 64
 BACKLOG = 4096

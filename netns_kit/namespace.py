@@ -28,19 +28,22 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from subprocess import PIPE
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import anyio
 import anyio.abc
 import anyio.to_thread
 from typing_extensions import Self
 
-from netns_kit import diagnosis, sysctl
+from netns_kit import arguments, diagnosis, sysctl
 from netns_kit.agent_process import AgentProcess, Conversation, Start
+from netns_kit.arguments import AddressLike
 from netns_kit.errors import (
-    AddressError,
+    ArgumentError,
+    ArgumentTypeError,
     NamespaceGone,
     NotPrivileged,
+    OwnNamespace,
     PortInUseError,
     SysctlError,
 )
@@ -48,9 +51,10 @@ from netns_kit.guard import Guard
 from netns_kit.inotify import Watch
 from netns_kit.process import Command, Process, StandardStream, Word, open_process
 
-__all__ = ["Address", "Link", "Namespace", "OpenedTap", "Route"]
+__all__ = ["Interface", "InterfaceAddress", "Namespace", "OpenedTap", "Route"]
 
 Ids = Literal["root", "same", "subids"]
+"""Who commands are in a namespace of their own, see `Namespace.create`."""
 
 _PROC = re.compile(r"/proc/([0-9]+)/ns/net")
 MAIN_TABLE = 254  # RT_TABLE_MAIN
@@ -58,7 +62,7 @@ NETLINK_ROUTE = 0
 
 
 @dataclass(frozen=True)
-class Link:
+class Interface:
     """A network interface; `mac` is empty where there is none."""
 
     index: int
@@ -69,7 +73,7 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Address:
+class InterfaceAddress:
     """An address with its prefix, and the `index` of the link that has it."""
 
     index: int
@@ -113,8 +117,14 @@ class Namespace:
     vanishes while the block is open the body is cancelled and NamespaceGone raised in its place.
     """
 
-    def __init__(self, prepare: Callable[[ExitStack], Start]) -> None:
+    def __init__(self, prepare: Callable[[ExitStack], Start] | None = None, what: str = "") -> None:
+        """For `create`, `attach` and `current`, which say what it is.  Raises ArgumentTypeError without them."""
+        if not callable(prepare):
+            raise ArgumentTypeError(
+                "a Namespace is made by Namespace.create(), Namespace.attach(...) or Namespace.current()"
+            )
         self._prepare: Callable[[ExitStack], Start] | None = prepare
+        self._what = what
         self._agent = AgentProcess()
         self._guard = Guard()
 
@@ -130,13 +140,17 @@ class Namespace:
         Entering raises UserNamespaceDenied, IdMapError or FeatureUnavailable, naming what forbids it; cancelled, it
         leaves nothing.
         """
-        if ids not in {"root", "same", "subids"}:
-            raise ValueError(f"ids is 'root', 'same' or 'subids', not {ids!r}")
-        return cls(lambda _: Start("create", ids=ids))
+        arguments.one_of("ids", ids, get_args(Ids))
+        return cls(lambda _: Start("create", ids=ids), f"create(ids={ids!r})")
 
     @classmethod
     def attach(
-        cls, *, pid: int | None = None, path: str | os.PathLike[str] | None = None, fd: int | None = None
+        cls,
+        *,
+        pid: int | None = None,
+        path: str | os.PathLike[str] | None = None,
+        fd: int | None = None,
+        allow_current: bool = False,
     ) -> Namespace:
         """An existing network namespace: that of a process, or a path or descriptor of one (/run/netns/x).
 
@@ -144,27 +158,46 @@ class Namespace:
         The user namespace that owns it is joined first.  The block ends with NamespaceGone when the process does, of
         `pid` or of a `path` in /proc, or when the path leads there no more, as after `ip netns delete`.
 
-        Entering raises NamespaceGone if there is no such process, NotPrivileged, FileNotFoundError, or
-        OSError with EINVAL for what is not a network namespace; cancelled, it leaves nothing.
+        A process that has not unshared yet is still in the caller's own namespace, and what is done to that is done
+        to the caller.  So `allow_current` False, the default, refuses the caller's own namespace.
+
+        Entering raises OwnNamespace for that, NamespaceGone if there is no such process, NotPrivileged,
+        FileNotFoundError, or OSError with EINVAL for what is not a network namespace; cancelled, it leaves nothing.
         """
-        if [pid, path, fd].count(None) != 2:
-            raise ValueError("attach takes exactly one of pid, path and fd")
+        given = {name: each for name, each in (("pid", pid), ("path", path), ("fd", fd)) if each is not None}
+        what = ", ".join(f"{name}={arguments.shown(each)}" for name, each in given.items())
+        if len(given) != 1:
+            raise ArgumentError(f"attach({what}): expected exactly one of pid, path and fd")
+        if pid is not None:
+            arguments.whole_number("pid", pid, 1)
+        if fd is not None:
+            arguments.whole_number("fd", fd, 0)
+        if path is not None:
+            arguments.instance("path", path, (str, os.PathLike), "a path, like '/run/netns/NAME'")
+        arguments.boolean("allow_current", allow_current)
 
         def start(stack: ExitStack) -> Start:
             if pid is not None:
-                return _of_process(pid, stack)
-            if path is None:
-                return Start("attach", ns=fd, name=f"of descriptor {fd}")
-            return _at_path(os.fspath(path), stack)
+                start = _of_process(pid, stack)
+            elif path is None:
+                start = Start("attach", ns=fd, name=f"of descriptor {fd}")
+            else:
+                start = _at_path(os.fspath(path), stack)
+            if not allow_current and start.ns is not None:
+                _check_not_ours(start.ns, start.name)
+            return start
 
-        return cls(start)
+        return cls(start, f"attach({what})")
 
     @classmethod
     def current(cls) -> Namespace:
         """The namespace the caller is in, with the caller's own rights: what needs none works, the rest
         raises.
         """
-        return cls(lambda _: Start("current"))
+        return cls(lambda _: Start("current"), "current()")
+
+    def __repr__(self) -> str:
+        return f"<Namespace.{self._what}: {self._agent.state}>"
 
     async def __aenter__(self) -> Self:
         if self._prepare is None:
@@ -202,7 +235,10 @@ class Namespace:
 
     @property
     def pid(self) -> int:
-        """Of the agent: `/proc/<pid>/ns/net` is the namespace while the block is open."""
+        """Process id of the agent: `/proc/<pid>/ns/net` is the namespace while the block is open.
+
+        Raises NamespaceGone outside the block.
+        """
         return self._agent.pid
 
     async def _converse(self, op: str, fds: Sequence[int] = (), /, **arguments: object) -> Conversation:
@@ -314,13 +350,14 @@ class Namespace:
         sock.setblocking(False)
         return sock
 
-    async def connect_tcp(self, host: str | IPv4Address | IPv6Address, port: int) -> anyio.abc.SocketStream:
+    async def connect_tcp(self, host: AddressLike, port: int) -> anyio.abc.SocketStream:
         """A TCP connection made in the namespace.
 
-        Raises AddressError for a host that is no address (names mean nothing here), and the OSErrors of
-        connect(2).  Cancelled, it leaves no socket.
+        Raises AddressError for a host that is no address (names mean nothing here), ArgumentError for what is no
+        port, and the OSErrors of connect(2).  Cancelled, it leaves no socket.
         """
-        address = _address(host)
+        address = arguments.address(host, "host")
+        arguments.port("port", port, 1)
         sock = await self.socket(_family(address), socket.SOCK_STREAM)
         try:
             if (error := sock.connect_ex((str(address), port))) == errno.EINPROGRESS:
@@ -334,13 +371,16 @@ class Namespace:
             raise
 
     async def listen_tcp(
-        self, host: str | IPv4Address | IPv6Address = "127.0.0.1", port: int = 0, *, backlog: int = 128
+        self, host: AddressLike = "127.0.0.1", port: int = 0, *, backlog: int = 128
     ) -> anyio.abc.SocketListener:
         """Listen on an address of the namespace; port 0 lets the kernel choose.
 
-        Raises AddressError for a host that is no address, PortInUseError, PrivilegedPortError, OSError.
+        Raises AddressError for a host that is no address, ArgumentError for what is no port, PortInUseError,
+        PrivilegedPortError, OSError.
         """
-        address = _address(host)
+        address = arguments.address(host, "host")
+        arguments.port("port", port)
+        arguments.whole_number("backlog", backlog, 0)
         sock = await self.socket(_family(address), socket.SOCK_STREAM)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -361,10 +401,10 @@ class Namespace:
             sock.close()
             raise
 
-    async def links(self) -> tuple[Link, ...]:
-        """Its network interfaces."""
+    async def links(self) -> tuple[Interface, ...]:
+        """Return its network interfaces."""
         return tuple(
-            Link(
+            Interface(
                 message["index"],
                 message.get_attr("IFLA_IFNAME"),
                 message.get_attr("IFLA_MTU"),
@@ -374,7 +414,7 @@ class Namespace:
             for message in await self._dump(lambda route: route.get_links())
         )
 
-    async def addresses(self) -> tuple[Address, ...]:
+    async def addresses(self) -> tuple[InterfaceAddress, ...]:
         """The addresses of its interfaces, of both families."""
         return tuple(map(_interface, await self._dump(lambda route: route.get_addr())))
 
@@ -510,6 +550,20 @@ def _of_process(pid: int, stack: ExitStack) -> Start:
     return Start("attach", ns=ns, name=f"of process {pid}", process=process)
 
 
+def _check_not_ours(ns: int, name: str) -> None:
+    """Raises OwnNamespace if that descriptor is of the network namespace that the calling thread is in."""
+    try:
+        ours, theirs = os.stat("/proc/thread-self/ns/net"), os.fstat(ns)
+    except OSError:  # no descriptor, or no /proc: joining the namespace tells of it
+        return
+    if (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino):
+        raise OwnNamespace(
+            f"the network namespace {name} is the caller's own",
+            fix="attach when the process has made its namespace (unshare(2)); where the caller's own is meant, "
+            "say so by allow_current=True",
+        )
+
+
 def _at_path(path: str, stack: ExitStack) -> Start:
     """The namespace at a path, which is watched; from the end of whose process /proc tells nothing."""
     if of_process := _PROC.fullmatch(path):
@@ -523,20 +577,13 @@ def _at_path(path: str, stack: ExitStack) -> Start:
     return Start("attach", ns=opened, name=path, watch=watch)
 
 
-def _address(host: str | IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError as exc:
-        raise AddressError(f"{host!r} is no address", fix="resolve names first") from exc
-
-
 def _family(address: IPv4Address | IPv6Address) -> int:
     return socket.AF_INET if address.version == 4 else socket.AF_INET6
 
 
-def _interface(message: Any) -> Address:
+def _interface(message: Any) -> InterfaceAddress:
     address = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-    return Address(message["index"], ipaddress.ip_interface(f"{address}/{message['prefixlen']}"))
+    return InterfaceAddress(message["index"], ipaddress.ip_interface(f"{address}/{message['prefixlen']}"))
 
 
 def _route(message: Any) -> Route:

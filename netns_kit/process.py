@@ -34,8 +34,11 @@ __all__ = [
 ]
 
 Word = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
+"""One word of a command, or a path."""
 Command = Union[Word, Sequence[Word]]  # noqa: UP007 - a string cannot be joined by | before 3.14
+"""A command's words, or a line for the shell."""
 StandardStream = Union[int, IO[Any], None]  # noqa: UP007 - the same
+"""What a command has for a standard stream: PIPE, DEVNULL, STDOUT, a descriptor, a file; None: the caller's own."""
 
 
 class _Pipe:

@@ -35,7 +35,15 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from netns_kit.errors import AddressError, NetnsKitError, NotImportable, TunUnavailable
+from netns_kit import arguments
+from netns_kit.errors import (
+    AddressError,
+    ArgumentError,
+    ArgumentTypeError,
+    NetnsKitError,
+    NotImportable,
+    TunUnavailable,
+)
 from netns_kit.impairment import BadLink, Impairment
 from netns_kit.stack.offloads import Offloads
 from netns_kit.tun import GUEST_QUEUE, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, TAP_FLAGS
@@ -151,13 +159,15 @@ class TapDevice:
         Entering sets MTU and MAC and raises the link.  Cancelled while entering, it leaves no descriptor and,
         unless the tap was persistent, no device.
 
-        Raises `AddressError` here for a name, MTU, MAC or number of queues that no kernel takes;
-        `TunUnavailable` on entering where taps cannot be made.
+        Raises `AddressError` here for a name or MAC that no kernel takes, `ArgumentError` for an MTU or a number of
+        queues, `ArgumentTypeError` for what has no such type; `TunUnavailable` on entering where taps cannot be made.
         """
+        if not callable(getattr(namespace, "open_tap", None)):
+            fix = "make one: Namespace.create()"
+            raise ArgumentTypeError("expected a Namespace", "namespace", arguments.shown(namespace), fix)
         _check_name(name)
         _check_mtu(mtu, TAP_MTU_MAX)
-        if not 1 <= queues <= QUEUES_MAX:
-            raise AddressError("no such number of queues", "queues", queues, f"use 1 to {QUEUES_MAX}")
+        arguments.whole_number("queues", queues, 1, QUEUES_MAX)
         tap = cls(name, mtu, namespace=namespace, mac=mac)
         tap.queues += tuple(cls(name, mtu, namespace=namespace) for _ in range(queues - 1))
         return tap
@@ -171,12 +181,20 @@ class TapDevice:
         descriptor does not tell.  `name` is for messages; None takes the interface's.  The descriptor becomes
         non-blocking and is closed by `close`.
 
-        Raises `AddressError` for the MTU and `TunUnavailable` for a descriptor that carries no Ethernet
-        frames (a tun, a tap without IFF_NO_PI, a stream); the descriptor is then still the caller's.
+        Raises `ArgumentError` for the MTU and for what is no open descriptor, and `TunUnavailable` for one that
+        carries no Ethernet frames (a tun, a tap without IFF_NO_PI, a stream); the descriptor is then still the
+        caller's.
         """
         _check_mtu(mtu, MTU_MAX)
+        arguments.whole_number("fd", fd, 0)
+        if name is not None:
+            arguments.text("name", name, "text, or None")
+        try:
+            mode = os.fstat(fd).st_mode
+        except (OSError, OverflowError) as error:
+            raise ArgumentError("expected an open descriptor", "fd", repr(fd)) from error
         tap = cls(name or f"fd{fd}", mtu)
-        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        if not stat.S_ISSOCK(mode):
             tap._attached(fd)
             tap.name = name or tap.name
         else:
@@ -199,8 +217,9 @@ class TapDevice:
 
         With `vnet_header` both accept everything; without it both carry plain frames.  `mtu` is 68 to 65535.
 
-        Raises `AddressError` for the MTU.
+        Raises `ArgumentError` for the MTU.
         """
+        arguments.boolean("vnet_header", vnet_header)
         _check_mtu(mtu, MTU_MAX)
         offloads = Offloads(VNET_HEADER, True, True, True, True, True, True) if vnet_header else Offloads()
         ends = cls("pair0", mtu), cls("pair1", mtu)
@@ -211,7 +230,8 @@ class TapDevice:
         return ends
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name} mtu={self.mtu}>"
+        queues = f" queues={len(self.queues)}" if len(self.queues) > 1 else ""
+        return f"<{type(self).__name__} {self.name} mtu={self.mtu}{queues}: {'not open' if self._fd < 0 else 'open'}>"
 
     async def __aenter__(self) -> Self:
         if self._fd < 0:
@@ -364,11 +384,14 @@ class TapDevice:
     def impaired(self, transmit: Impairment, receive: Impairment | None = None) -> ImpairedTap:
         """This device behind a bad link: `transmit` for what we write, `receive` for what we read.
 
-        Without `receive` both directions are as bad, each with a seed of its own.  Raises `AddressError` for a device
-        with several queues.
+        Without `receive` both directions are as bad, each with a seed of its own.  Raises `ArgumentError` for a
+        device with several queues.
         """
         if len(self.queues) > 1:
-            raise AddressError("a bad link has one queue", "queues", len(self.queues), "use 1")
+            raise ArgumentError("a bad link has one queue", "queues", len(self.queues), "use 1")
+        arguments.instance("transmit", transmit, Impairment, "an Impairment")
+        if receive is not None:
+            arguments.instance("receive", receive, Impairment, "an Impairment, or None")
         return ImpairedTap(self, transmit, receive or replace(transmit, seed=transmit.seed + 1))
 
     def _keep(self, buffers: tuple[bytes | bytearray | memoryview, ...]) -> bool:
@@ -492,6 +515,7 @@ class ImpairedTap(TapDevice):
 
 def _check_name(name: str) -> None:
     """The kernel's dev_valid_name(), before the kernel is asked."""
+    arguments.text("name", name, "the name of an interface")
     size = len(os.fsencode(name))
     if not 1 <= size <= 15 or name in (".", "..") or any(c in "/:\0" or c.isspace() for c in name):
         raise AddressError(
@@ -503,11 +527,11 @@ def _check_name(name: str) -> None:
 
 
 def _check_mtu(mtu: int, largest: int) -> None:
-    if not MTU_MIN <= mtu <= largest:
-        raise AddressError("no such MTU", "mtu", mtu, f"use {MTU_MIN} to {largest}")
+    arguments.whole_number("mtu", mtu, MTU_MIN, largest)
 
 
 def _parse_mac(mac: str) -> bytes:
+    arguments.text("mac", mac, "a MAC address like '02:00:00:00:00:01', or None")
     with contextlib.suppress(ValueError):
         address = bytes.fromhex(mac.replace(":", ""))
         if len(mac) == 17 and len(address) == 6 and any(address) and not address[0] & 1:

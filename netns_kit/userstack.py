@@ -6,20 +6,23 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Network
 from itertools import count
-from types import TracebackType
+from types import NoneType, TracebackType
 from typing import Literal, Protocol, TypeVar, get_args
 
 import anyio
 import anyio.lowlevel
 from typing_extensions import Self
 
+from . import arguments
+from .arguments import AddressLike
 from .control import PATIENCE, Control, FlowEvent
 from .dhcp import DEFAULT, DhcpSettings, Lease, StaticLease
 from .dns import Record
+from .dns.records import as_text
 from .drivers import DriverName
-from .errors import AddressError, StackClosed, SysctlError
+from .errors import AddressError, ArgumentError, StackClosed, SysctlError
 from .gateway import FlowInfo
 from .guard import Guard
 from .leasing import check as check_dhcp
@@ -31,7 +34,9 @@ from .tap import TapDevice
 from .uplink import Uplink
 
 Configure = bool | Literal["link"]
-Layer = Literal["core", "dumpable", "capabilities", "no_new_privs", "landlock", "seccomp"]
+"""What entering does to the interface: all, nothing, or no more than to bring it up."""
+SandboxLayer = Literal["core", "dumpable", "capabilities", "no_new_privs", "landlock", "seccomp"]
+"""What a worker gives up before it reads a frame, see `netns_kit.sandbox`."""
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -83,9 +88,9 @@ class UserStack:
     ended.  Leaving resets what is open and closes every socket.
 
     It is entered once.  Raises `AddressError` for a bad subnet, for an MTU that leaves no IPv6, and for an uplink
-    whose addresses the host does not have, ValueError for an unknown driver or layer, `NotImportable`, already here,
-    for an uplink that a worker cannot have, `SandboxUnavailable`, `RecordError` for records that make no sense, and
-    what configuring the namespace raises.
+    whose addresses the host does not have, `ArgumentError` for an unknown driver or layer, `ArgumentTypeError` for
+    what has no such type, `NotImportable`, already here, for an uplink that a worker cannot have,
+    `SandboxUnavailable`, `RecordError` for records that make no sense, and what configuring the namespace raises.
     """
 
     def __init__(
@@ -93,21 +98,24 @@ class UserStack:
         tap: TapDevice,
         uplink: Uplink | None = None,
         *,
-        subnet: str = DEFAULT_CIDR,
+        subnet: str | IPv4Network = DEFAULT_CIDR,
         ipv6: bool | Subnet6 = False,
         driver: DriverName = "thread",
         configure: Configure = True,
         limits: Limits | None = None,
         dhcp: DhcpSettings | None = DEFAULT,
-        require: Iterable[Layer] = (),
+        require: Iterable[SandboxLayer] = (),
         records: Iterable[str | Record] = (),
     ) -> None:
-        if isinstance(records, str):
-            raise TypeError(f"records {records!r} is not a list of records: write [{records!r}]")
-        if driver not in get_args(DriverName):
-            raise ValueError(
-                f"driver {driver!r} is unknown: expected one of {', '.join(get_args(DriverName))}"
-            )
+        arguments.instance(
+            "tap", tap, TapDevice, "a TapDevice", 'make one: TapDevice.open(namespace, "tap0")'
+        )
+        arguments.instance("uplink", uplink, (Uplink, NoneType), "an Uplink, or None")
+        arguments.one_of("driver", driver, get_args(DriverName))
+        arguments.one_of("configure", configure, (True, False, "link"))
+        arguments.instance("limits", limits, (Limits, NoneType), "a Limits, or None")
+        arguments.instance("dhcp", dhcp, (DhcpSettings, NoneType), "a DhcpSettings, or None for no server")
+        arguments.items("records", records, "a list of records")
         self.tap = tap
         self.uplink = uplink or Uplink()
         self.subnet = Subnet.parse(subnet, ipv6)
@@ -123,8 +131,11 @@ class UserStack:
         check_dhcp(dhcp, self.subnet)
         self._required = _required(driver, require)
         if len(tap.queues) > 1 and driver != "worker":
-            raise ValueError(
-                f'{len(tap.queues)} queues are for as many workers: driver="worker", not {driver!r}'
+            raise ArgumentError(
+                f"{len(tap.queues)} queues are for as many worker processes",
+                "driver",
+                repr(driver),
+                'use driver="worker", or 1 queue',
             )
         self._records = [_record(each) for each in records]
         if driver == "worker":
@@ -151,6 +162,9 @@ class UserStack:
             raise
         return self
 
+    def __repr__(self) -> str:
+        return f"<UserStack on {self.tap.name}: {self.subnet}, driver={self._driver!r}>"
+
     async def _configure_namespace(self) -> None:
         subnet, ipv6 = self.subnet, self.subnet.ipv6
         missing = None
@@ -159,9 +173,9 @@ class UserStack:
             addressed6 = ipv6 if addressed else None
             missing = await self.tap.namespace.configure_link(
                 self.tap.name,
-                address=subnet.guest if addressed else None,
+                address=subnet.guest_interface if addressed else None,
                 gateway=subnet.gateway if addressed else None,
-                address6=None if addressed6 is None else addressed6.guest,
+                address6=None if addressed6 is None else addressed6.guest_interface,
                 gateway6=None if addressed6 is None else addressed6.gateway,
             )
         if ipv6 is not None and self.tap.namespace is not None and self._configure is not True:
@@ -211,17 +225,19 @@ class UserStack:
         """Keep an address for one client, as `DhcpSettings.static` does from the start.
 
         A client that has the address, or another than the one now kept for it, is told when it renews its lease.
-        Raises `AddressError` for an address that no client can have.
+        Raises `AddressError` for an address that no client can have, `ArgumentTypeError` for what is no StaticLease.
         """
+        fix = 'write it like StaticLease("10.0.2.50", mac="52:54:00:12:34:56")'
+        arguments.instance("static", static, StaticLease, "a StaticLease", fix)
         await self.ask(Control.reserve_lease, static)
 
-    async def revoke(self, address: IPv4Address | IPv6Address | str) -> bool:
+    async def revoke(self, address: AddressLike) -> bool:
         """Take an address from who has it, and from whom it is kept for; whether there was anybody.
 
         DHCP cannot tell a client before it renews its lease.  Until then, or until the lease would have ended, nobody
         else gets the address.
         """
-        return await self.ask(Control.revoke_lease, ip_address(address))
+        return await self.ask(Control.revoke_lease, arguments.address(address))
 
     async def add_record(self, record: str | Record) -> Record:
         """Answer for a name at the DNS address: `NAME=ADDRESS`, or a `Record` of any type.  What was added.
@@ -233,12 +249,14 @@ class UserStack:
         await self.ask(Control.add_record, made)
         return made
 
-    async def remove_record(self, name: str, *, type: str = "", value: str = "") -> None:
+    async def remove_record(self, name: str, *, type: str = "", value: AddressLike = "") -> None:
         """Answer no more for `name`, or no more with what is of that type and value.
 
         Raises `KeyError` if nothing like that was said, `StackClosed` outside the block.
         """
-        if not await self.ask(Control.remove_records, name, type, value):
+        arguments.text("name", name, "a domain name")
+        arguments.text("type", type, "the type of a record, like 'A'")
+        if not await self.ask(Control.remove_records, name, type, as_text(value)):
             raise KeyError(name)
 
     async def records(self) -> tuple[Record, ...]:
@@ -288,6 +306,7 @@ class UserStack:
 
 
 def _record(record: str | Record) -> Record:
+    arguments.instance("record", record, (str, Record), "NAME=ADDRESS or a Record")
     return Record.parse(record) if isinstance(record, str) else record
 
 
@@ -301,11 +320,13 @@ async def _ipv6_missing(namespace: Namespace, name: str) -> str | None:
     return f"net.ipv6.conf.{name}.disable_ipv6 is 1" if disabled == "1" else None
 
 
-def _required(driver: DriverName, layers: Iterable[Layer]) -> tuple[Layer, ...]:
+def _required(driver: DriverName, layers: Iterable[SandboxLayer]) -> tuple[SandboxLayer, ...]:
+    arguments.items("require", layers, "a list of layers")
     required = tuple(layers)
     for layer in required:
-        if layer not in get_args(Layer):
-            raise ValueError(f"layer {layer!r} is unknown: expected one of {', '.join(get_args(Layer))}")
+        arguments.one_of("require", layer, get_args(SandboxLayer))
         if driver != "worker":
-            raise ValueError(f'a sandbox is of the worker alone: driver="worker", not {driver!r}')
+            raise ArgumentError(
+                "only a worker process has a sandbox", "driver", repr(driver), 'use driver="worker"'
+            )
     return required

@@ -15,8 +15,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
+from typing import get_origin
 
 import pytest
 
@@ -196,15 +198,29 @@ def public() -> list[str]:
     return list(getattr(importlib.import_module(PACKAGE), "__all__", []))
 
 
+def described(file: str, name: str) -> bool:
+    """Whether the module assigns `name`, and says in the next line what it is."""
+    for node, after in pairwise(tree(file).body):
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if isinstance(node, ast.AnnAssign):
+            targets = [node.target]
+        if any(isinstance(each, ast.Name) and each.id == name for each in targets):
+            return isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+    return False
+
+
 @pytest.mark.parametrize("name", public())
 def test_what_is_public_is_documented(name: str) -> None:
     thing = getattr(importlib.import_module(PACKAGE), name)
     members = {name: thing}
+    if not callable(thing) or not hasattr(thing, "__module__") or get_origin(thing) is not None:
+        assert any(described(file, name) for file in files()), "an alias has its text behind it"
+        return
     if isinstance(thing, type):
         members |= {
-            f"{name}.{attribute}": value
+            f"{name}.{attribute}": getattr(thing, attribute)  # whose text it may have inherited
             for attribute, value in vars(thing).items()
             if not attribute.startswith("_")
             and (inspect.isroutine(value) or isinstance(value, property | classmethod | staticmethod))
         }
-    assert [path for path, value in members.items() if not (value.__doc__ or "").strip()] == []
+    assert [path for path, value in members.items() if not (inspect.getdoc(value) or "").strip()] == []

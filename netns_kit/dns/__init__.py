@@ -19,7 +19,7 @@ from netns_kit.dns.proxy import Action, Answer, DnsProxy, Send, Transport, Upstr
 from netns_kit.dns.records import Record
 from netns_kit.dns.resolvconf import ResolvConf
 from netns_kit.dns.resolvconf import parse as parse_resolv_conf
-from netns_kit.dns.server import DnsQuery, DnsServer, Verdict
+from netns_kit.dns.server import DnsQuery, DnsServer, Hook, Verdict
 from netns_kit.dns.zone import Zone
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "DnsQuery",
     "DnsServer",
     "Framing",
+    "Hook",
     "Rcode",
     "Record",
     "ResolvConf",

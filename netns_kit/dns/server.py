@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from .cache import Cache
 from .message import (
@@ -45,7 +45,7 @@ from .message import (
 )
 from .names import suffixes, to_text, to_wire
 from .proxy import LONGEST_KEPT, Action, Answer, DnsProxy, Transport, Upstream
-from .records import DEFAULT_TTL, Record
+from .records import DEFAULT_TTL, Record, as_rr
 from .zone import Zone
 
 ALIASES = 8  # of ours, one behind the other
@@ -62,7 +62,7 @@ class DnsQuery:
     name: str
     type: str
     client: IPv4Address | IPv6Address
-    transport: Transport
+    transport: Literal["udp", "tcp"]
 
 
 Verdict: TypeAlias = "Sequence[Record] | Rcode | str | None"
@@ -70,6 +70,7 @@ Verdict: TypeAlias = "Sequence[Record] | Rcode | str | None"
 an `Rcode`; the name to look up instead; or None, as if it had not been asked."""
 
 Hook: TypeAlias = Callable[[DnsQuery], Verdict]
+"""A plain function that is asked about each query before all else."""
 
 
 class _Asked(NamedTuple):
@@ -191,7 +192,7 @@ class DnsServer:
             return self._answer(asked, verdict.value)
         if isinstance(verdict, str):
             return _renamed(asked, to_wire(verdict), DEFAULT_TTL)
-        records = [_checked(record).rr(name) for record in verdict]
+        records = [as_rr(_checked(record), name) for record in verdict]
         return self._answer(asked, 0, [each for each in records if each.kind in (kind, CNAME) or kind == ANY])
 
     def _look_up(self, asked: _Asked, now: float, transport: Transport) -> list[Action]:

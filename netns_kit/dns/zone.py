@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from .message import ANY, ANY_CLASS, CNAME, IN, NXDOMAIN, PTR, Rr
 from .names import address_of, suffixes, to_wire
-from .records import Record
+from .records import Record, as_rr
 
 _ANYTHING = b"\1*"
 
@@ -126,7 +126,7 @@ class Zone:
 def _entries(record: Record) -> Iterator[tuple[bytes, Owned]]:
     """What `record` says, and of an address its name in return."""
     name = to_wire(record.name)
-    rr = record.rr(name)
+    rr = as_rr(record, name)
     yield name, Owned(rr, record)
     if record.type in ("A", "AAAA") and not name.startswith(_ANYTHING):
         reverse = to_wire(ip_address(rr.data).reverse_pointer)
