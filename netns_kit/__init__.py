@@ -94,6 +94,7 @@ if TYPE_CHECKING:
         Limits,
         Refusal,
     )
+    from .stats import Stats
     from .subnet import (
         Subnet,
         Subnet6,
@@ -174,6 +175,7 @@ __all__ = [
     "StackCrashed",
     "StandardStream",
     "StaticLease",
+    "Stats",
     "Subnet",
     "Subnet6",
     "SysctlError",
@@ -228,6 +230,7 @@ _HOMES = {
     "ports": ("PortForward",),
     "process": ("Command", "Process", "StandardStream", "Word"),
     "stack": ("Limits", "Refusal"),
+    "stats": ("Stats",),
     "subnet": ("Subnet", "Subnet6"),
     "tap": ("DeviceGone", "ImpairedTap", "TapDevice"),
     "uplink": ("Endpoint", "Flow", "Target", "UdpFiltering", "Uplink"),

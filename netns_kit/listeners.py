@@ -138,7 +138,7 @@ class UdpListener(Listener):
         except KeyError:
             stack.dropped["udp-ports"] += 1
             return
-        flow = stack.add_udp(key, self._engine.now)
+        flow = stack.add_udp(key, self._engine.now, client)
         relay.add(flow, client, [each for each in ancillary if each[:2] in _PKTINFO_MESSAGES])
 
 

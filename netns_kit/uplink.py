@@ -121,14 +121,11 @@ class Target:
     endpoints: tuple[Endpoint, ...]
 
     def __post_init__(self) -> None:
-        expected = "a tuple of one Endpoint or more"
-        arguments.instance("endpoints", self.endpoints, tuple, expected)
-        for each in self.endpoints:
-            arguments.instance("endpoints", each, Endpoint, expected)
-        if not self.endpoints:
-            raise ArgumentError(
-                f"expected {expected}", "endpoints", "()", "to refuse a flow, return a Refusal"
-            )
+        given: object = self.endpoints
+        if type(given) is not tuple or not given or type(given[0]) is not Endpoint:
+            arguments.instance("endpoints", given, tuple, "a tuple of one Endpoint or more")
+            fix = "to refuse a flow, return a Refusal"
+            raise ArgumentError("expected one Endpoint or more", "endpoints", arguments.shown(given), fix)
 
 
 class Uplink:

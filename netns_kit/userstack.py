@@ -16,7 +16,7 @@ import anyio.lowlevel
 from typing_extensions import Self
 
 from . import arguments
-from .arguments import AddressLike
+from .arguments import Address, AddressLike
 from .control import PATIENCE, Control, FlowEvent
 from .dhcp import DEFAULT, DhcpSettings, Lease, StaticLease
 from .dns import Record
@@ -29,6 +29,7 @@ from .leasing import check as check_dhcp
 from .local import LocalStack
 from .namespace import Namespace
 from .stack import Limits
+from .stats import Stats, complete
 from .subnet import DEFAULT_CIDR, SMALLEST_IPV6_MTU, Subnet, Subnet6
 from .tap import TapDevice
 from .uplink import Uplink
@@ -210,12 +211,38 @@ class UserStack:
                 await self._runner.close()
 
     async def flows(self) -> tuple[FlowInfo, ...]:
-        """The flows under way."""
-        return await self.ask(Control.flows)
+        """Return the flows that are under way.  Raises `StackClosed`."""
+        flows = await self.ask(Control.flows)
+        names = await self._names(flows)
+        if not names:
+            return flows
+        return tuple(replace(flow, name=flow.name or names.get(flow.remote.address)) for flow in flows)
 
-    async def stats(self) -> dict[str, int]:
-        """Counters and gauges by name: tables, what was dropped and why, DNS."""
-        return await self.ask(Control.stats)
+    async def _names(self, flows: Iterable[FlowInfo]) -> Mapping[Address, str | None]:
+        """What the first of several workers knows of the others' flows: it is the one that is asked for names."""
+        unknown = tuple({flow.remote.address for flow in flows if flow.name is None})
+        if len(self.tap.queues) == 1 or not unknown:
+            return {}
+        return dict(zip(unknown, await self.ask(Control.names, unknown), strict=True))
+
+    async def end_flow(self, number: int) -> bool:
+        """End the flow that has this `FlowInfo.id`, at once; whether it was still there.
+
+        A TCP connection is reset, towards the guest and towards the host's peer.  A UDP or ping flow is forgotten,
+        and its socket closed if nothing else uses it; the guest's next datagram opens a new one, if the uplink lets
+        it.
+
+        Args:
+            number: the id of one of `flows`, or of an event's flow.
+        Raises:
+            ArgumentTypeError: for what is no number.  StackClosed: outside the block.
+        """
+        arguments.instance("number", number, int, "the id of a FlowInfo, a whole number")
+        return await self.ask(Control.end_flow, number)
+
+    async def stats(self) -> Stats:
+        """Return all gauges and counters of the stack, each of them always there.  Raises `StackClosed`."""
+        return complete(await self.ask(Control.stats))
 
     async def leases(self) -> tuple[Lease, ...]:
         """The addresses that DHCP has given away, offered or put aside, or keeps for somebody."""
@@ -278,10 +305,12 @@ class UserStack:
                 self._news[number] = anyio.Event()
                 try:
                     events = await self.ask(Control.take_events, number)
+                    names = await self._names(event.flow for event in events)
                 except StackClosed:
                     return
                 for event in events:
-                    yield event
+                    name = names.get(event.flow.remote.address)
+                    yield event if name is None else replace(event, flow=replace(event.flow, name=name))
         finally:
             del self._news[number]
             with anyio.move_on_after(PATIENCE, shield=True), suppress(StackClosed):

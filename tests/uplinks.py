@@ -182,3 +182,8 @@ class Reading(Uplink):
 
     def resolvers(self) -> tuple[Endpoint, ...]:
         return tuple(Endpoint(address, self._port) for address, _ in super().resolvers())
+
+
+def names_only(flow: Flow) -> Refusal | None:
+    """A policy that lets nothing but DNS pass."""
+    return None if flow.destination.address in flow.subnet.resolvers else Refusal.PROHIBITED

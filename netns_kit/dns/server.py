@@ -121,6 +121,13 @@ class DnsServer:
         self.cached = 0
         self.malformed = 0
 
+    def name_of(self, address: bytes) -> str | None:
+        """What a packed address is called: by a record of ours, or by what was asked and answered with it of late."""
+        found = self.zone.name_of(address)
+        if found is None and self._cache is not None:
+            found = self._cache.name_of(address)
+        return None if found is None else to_text(found).lower()
+
     def set_upstreams(self, resolvers: Mapping[str, Iterable[tuple[str, int]]]) -> None:
         """Ask these from now on, by domain; those of "" are asked about all else.
 

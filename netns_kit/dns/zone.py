@@ -90,6 +90,11 @@ class Zone:
         """What was added, oldest first."""
         return tuple(self._records)
 
+    def name_of(self, address: bytes) -> bytes | None:
+        """The name of a packed address, if it is ours: the first that was given to it."""
+        owned = self._names.get(to_wire(ip_address(address).reverse_pointer))
+        return owned[0].rr.data if owned else None
+
     def find(self, question: bytes) -> Found | None:
         """What is known of the name in a question; None: it is not ours."""
         asked = question[:-4]

@@ -91,6 +91,10 @@ class DnsRelay:
         self._wait()
         return heard
 
+    def name_of(self, address: bytes) -> str | None:
+        """What the address is called, if that is known: see `DnsServer.name_of`."""
+        return self._server.name_of(address)
+
     def close(self) -> None:
         """Close the sockets.  Again is fine."""
         for upstream in [*self._sockets, *self._streams]:

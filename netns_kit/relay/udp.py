@@ -85,6 +85,11 @@ class UdpRelay:
     def flow_count(self) -> int:
         return len(self._targets)
 
+    def local(self) -> Address:
+        """Address and port of the host's socket."""
+        address, port, *_ = self._socket.getsockname()
+        return address, port
+
     def add(self, flow: UdpFlow, address: Address, ancillary: Ancillary = NOTHING) -> None:
         """`flow` goes to `address`, with `ancillary` data; what comes from there is an answer to it."""
         flow.user = self

@@ -9,8 +9,9 @@ only counted.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import blake2b
+from itertools import count
 
 from . import seq
 from .acks import Acks
@@ -77,6 +78,7 @@ class Stack:
         self.echo: OrderedDict[bytes, EchoFlow] = OrderedDict()  # likewise
         self.dropped: Counter[str] = Counter()  # by reason
         self.addresses = addresses
+        self.flow_ids: Iterator[int] = count(1)  # to come; stacks that share a link have their own
         self.pending: dict[bytes, TcpConnection] = {}  # those in LISTEN, the oldest first
         self.memory = Memory(self.limits.tcp_memory)
         self.link = Link(
@@ -153,7 +155,9 @@ class Stack:
             if flow is not None and flow.user is not None and length >= ip.IPV4_SIZE + udp.SIZE:
                 if not flow.answered:
                     flow.heard(now)
-                flow.used(now)
+                flow.last = now  # as `UdpFlow.used` has it
+                self.udp.move_to_end(flow.key)
+                flow.received += end - common.UDP_PAYLOAD
                 marks = ttl << 16 | tos << 8 | fragment >> 14
                 flow.user.datagram(flow, frame[common.UDP_PAYLOAD : end], marks, 0)
                 return True
@@ -196,7 +200,9 @@ class Stack:
             if flow is not None and flow.user is not None:
                 if not flow.answered:
                     flow.heard(now)
-                flow.used(now)
+                flow.last = now
+                self.udp.move_to_end(flow.key)
+                flow.received += end - common.UDP_PAYLOAD6
                 flow.user.datagram(flow, frame[common.UDP_PAYLOAD6 : end], ttl << 16 | tos << 8 | 1, 0)
                 return True
         return False
@@ -389,25 +395,30 @@ class Stack:
             return
         self._learn(packet)
         connection = TcpConnection(self, key, self._isn(key, now), LISTEN, self.link.mtu - 40)
+        connection.opened = now
         connection.ttl, connection.tos = packet.ttl, packet.tos & _DSCP
         connection.syn_arrives(segment, now)
         self.tcp[key] = self.pending[key] = connection
         if self.watcher is not None:
-            self.watcher.opened("tcp", key)
+            self.watcher.opened("tcp", connection)
         self.user.tcp_opened(connection)
         if len(self.pending) > self.limits.tcp_pending:
             self.dropped["limit-tcp-pending"] += 1
             next(iter(self.pending.values())).give_way()
 
-    def connect_tcp(self, key: bytes, user: TcpUser, now: float) -> TcpConnection:
-        """Open a connection to the guest.  Raises `KeyError` if that one exists or the table is full."""
+    def connect_tcp(
+        self, key: bytes, user: TcpUser, now: float, host: tuple[str, int] | None = None
+    ) -> TcpConnection:
+        """Open a connection to the guest, for a client at `host`.  Raises `KeyError` if that one exists or the table
+        is full.
+        """
         if key in self.tcp or len(self.tcp) >= self.limits.tcp_connections:
             raise KeyError(key)
         connection = TcpConnection(self, key, self._isn(key, now), SYN_SENT, self.link.mtu - 40)
-        connection.user = user
+        connection.user, connection.opened, connection.host = user, now, host
         self.tcp[key] = connection
         if self.watcher is not None:
-            self.watcher.opened("tcp", key)
+            self.watcher.opened("tcp", connection)
         connection.connect(now)
         return connection
 
@@ -423,12 +434,12 @@ class Stack:
         if self.tcp.get(connection.key) is connection:
             del self.tcp[connection.key]
             if self.watcher is not None:
-                self.watcher.closed("tcp", connection.key)
+                self.watcher.closed("tcp", connection)
 
     def refuse(self, connection: TcpConnection, why: Refusal | IcmpError) -> None:
         """The answer to a SYN that has been on hold: the original is gone, but its numbers are known."""
         if self.watcher is not None:
-            self.watcher.refused("tcp", connection.key, why)
+            self.watcher.refused("tcp", connection, why)
         size = (len(connection.key) - 4) // 2
         source, destination = connection.key[:size], connection.key[size : 2 * size]
         irs = seq.add(connection.rcv.nxt, -1)
@@ -439,6 +450,11 @@ class Stack:
             ports = connection.key[-4:]
             quoted = header + ports + irs.to_bytes(4, "big") + bytes(4) + bytes((0x50, tcp.SYN)) + bytes(6)
             self._packets.error(memoryview(quoted), why, by=destination)
+
+    def refused_inside(self, connection: TcpConnection, why: Refusal | IcmpError) -> None:
+        """The guest does not take a connection to it: it says so, or nothing."""
+        if self.watcher is not None:
+            self.watcher.refused("tcp", connection, why)
 
     def _stray(self, packet: ip.Packet, segment: tcp.Segment) -> None:
         """3.10.7.1: a segment for no connection."""
@@ -471,6 +487,7 @@ class Stack:
         if not flow.answered:
             flow.heard(now)
         flow.used(now)
+        flow.received += len(payload)
         if flow.user is not None:
             segment_size = segment_size if segment_size < len(payload) else 0
             flow.user.datagram(flow, payload, packet.marks, segment_size)
@@ -503,21 +520,22 @@ class Stack:
         if refusal is None:
             return flow
         if self.watcher is not None:
-            self.watcher.refused("udp", key, refusal)
+            self.watcher.refused("udp", flow, refusal)
         flow.close()
         self._packets.error(self._quoted, refusal, by=packet.destination)
         return None
 
-    def add_udp(self, key: bytes, now: float) -> UdpFlow:
-        """The flow of that key, made if it is not there; the one idle longest makes room."""
+    def add_udp(self, key: bytes, now: float, host: tuple[str, int] | None = None) -> UdpFlow:
+        """The flow of that key, made if it is not there; the one idle longest makes room.  `host`: the client on the
+        host's side that opens it."""
         flow = self.udp.get(key)
         if flow is None:
             if len(self.udp) >= self.limits.udp_flows:
                 self.dropped["limit-udp-flows"] += 1
                 self.evict_udp()
-            flow = self.udp[key] = UdpFlow(self, key, now)
+            flow = self.udp[key] = UdpFlow(self, key, now, host)
             if self.watcher is not None:
-                self.watcher.opened("udp", key)
+                self.watcher.opened("udp", flow)
         return flow
 
     def evict_udp(self, spare: bytes = b"") -> None:
@@ -528,7 +546,7 @@ class Stack:
         if self.udp.get(flow.key) is flow:  # another may have its name by now
             del self.udp[flow.key]
             if self.watcher is not None:
-                self.watcher.closed("udp", flow.key)
+                self.watcher.closed("udp", flow)
 
     def refuse_udp(self, flow: UdpFlow, why: Refusal | IcmpError, payload: bytes | memoryview) -> None:
         size = (len(flow.key) - 4) // 2
@@ -560,7 +578,7 @@ class Stack:
             self._on_link(packet, message)
             return
         if message.type == (icmp.UNREACHABLE if ipv4 else icmp.V6_UNREACHABLE):
-            self._unreachable(message.payload, ipv4)
+            self._unreachable(message, ipv4)
         if message.type != (icmp.ECHO if ipv4 else icmp.V6_ECHO):
             raise BadPacket("icmp-type")
         if not (ip.is_unicast(packet.destination) and ip.is_unicast(packet.source)):
@@ -580,15 +598,16 @@ class Stack:
                 next(iter(self.echo.values())).close()
             flow = self.echo[key] = EchoFlow(self, key, now)
             if self.watcher is not None:
-                self.watcher.opened("icmp", key)
+                self.watcher.opened("icmp", flow)
             refusal = self.user.echo_opened(flow)
             if refusal is not None:
                 if self.watcher is not None:
-                    self.watcher.refused("icmp", key, refusal)
+                    self.watcher.refused("icmp", flow, refusal)
                 flow.close()
                 self._packets.error(packet.whole, refusal, by=packet.destination)
                 return
         flow.used(now)
+        flow.received += len(message.payload)
         if flow.user is not None:
             flow.user.echo(flow, message.low, message.payload, packet)
 
@@ -606,8 +625,9 @@ class Stack:
         elif self._router is not None:
             self._router.solicited(packet, neighbour, self._source_mac)
 
-    def _unreachable(self, quoted: memoryview, ipv4: bool) -> None:
+    def _unreachable(self, message: icmp.Message, ipv4: bool) -> None:
         """What we have sent was not welcome: that ends a connection we are opening."""
+        quoted = message.payload
         size, header = (4, ip.IPV4_SIZE) if ipv4 else (16, ip.IPV6_SIZE)
         if len(quoted) < header + 8 or quoted[9 if ipv4 else 6] != ip.TCP:
             return
@@ -618,13 +638,14 @@ class Stack:
         if connection is None and self.steering is not None:
             self.steering.pass_on(self._frame)
         if connection is not None:
-            connection.unreachable(int.from_bytes(quoted[header + 4 : header + 8], "big"))
+            why = IcmpError(message.type, message.code)
+            connection.unreachable(int.from_bytes(quoted[header + 4 : header + 8], "big"), why)
 
     def forget_echo(self, flow: EchoFlow) -> None:
         if self.echo.get(flow.key) is flow:
             del self.echo[flow.key]
             if self.watcher is not None:
-                self.watcher.closed("icmp", flow.key)
+                self.watcher.closed("icmp", flow)
 
     def refuse_echo(
         self,

@@ -59,7 +59,7 @@ from .wire.tcp import ACK, FIN, PSH, RST, SYN, URG, Segment
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from .acks import Acks
     from .limits import Limits
@@ -88,6 +88,7 @@ class Table(Protocol):
     memory: Memory
     dropped: Counter[str]
     acks: Acks
+    flow_ids: Iterator[int]
 
     def decided(self, connection: TcpConnection) -> None: ...
 
@@ -95,11 +96,15 @@ class Table(Protocol):
 
     def refuse(self, connection: TcpConnection, why: Refusal | IcmpError) -> None: ...
 
+    def refused_inside(self, connection: TcpConnection, why: Refusal | IcmpError) -> None: ...
+
 
 class TcpConnection:
     """One connection.  `key` is guest address, other address, guest port, other port, as on the wire.
 
-    `ttl` is that of the guest's SYN, `tos` the traffic class of its segments.
+    `ttl` is that of the guest's SYN, `tos` the traffic class of its segments.  `id` is this connection's alone, also
+    when another has its key later; `opened` is when it was made, and `inbound` tells whether it leads to the guest.
+    `host` is for the user to say where its other end is: an address, as text, and a port.
 
     The user drives it with `accept`, `refuse`, `room`, `send`, `shutdown`, `resume` and `abort`; the guest
     with `segment_arrives` and `traffic_class`; time with `handle_timer`.
@@ -113,7 +118,11 @@ class TcpConnection:
         "_table",
         "_writer",
         "ack_at",
+        "host",
+        "id",
+        "inbound",
         "key",
+        "opened",
         "purpose",
         "rcv",
         "snd",
@@ -130,6 +139,10 @@ class TcpConnection:
         self.key = key
         self.state = state
         self.user: TcpUser | None = None
+        self.id = next(table.flow_ids)
+        self.opened = -math.inf
+        self.inbound = state is SYN_SENT
+        self.host: tuple[str, int] | None = None
         self.ttl, self.tos = 64, 0
         self.snd = SendHalf(iss, mss, table.limits, table.memory)
         self.rcv = ReceiveHalf(table.limits.tcp_receive, table.memory)
@@ -181,9 +194,10 @@ class TcpConnection:
         elif self.state is SYN_RECEIVED:
             self._give_up()
 
-    def unreachable(self, seq: int) -> None:
+    def unreachable(self, seq: int, why: IcmpError) -> None:
         """The guest has answered our SYN of that number with an ICMP error: a REJECT of its firewall, say."""
         if self.state is SYN_SENT and seq == self.snd.iss:
+            self._table.refused_inside(self, why)
             self._close(Closed.RESET)
 
     # -- the user's calls ---------------------------------------------------------------------------
@@ -369,6 +383,7 @@ class TcpConnection:
                 self._emit(seg.ack, RST)
         elif seg.flags & RST:
             if ack_ok:
+                self._table.refused_inside(self, Refusal.RESET)
                 self._close(Closed.RESET)
         elif seg.flags & SYN:
             self._options(tcp.parse_options(seg.options))
@@ -780,6 +795,17 @@ class TcpConnection:
         self._arm(Purpose.KEEPALIVE, now + idle)
 
     @property
+    def carried(self) -> tuple[int, int]:
+        """Bytes that the user has taken of the guest, and that the guest has acknowledged."""
+        rcv, snd = self.rcv, self.snd
+        taken, acknowledged = rcv.tuner.crossed(rcv.ack), snd.tuner.crossed(snd.una)
+        if rcv.fin and rcv.ack == rcv.nxt:
+            taken -= 1
+        if acknowledged:  # our SYN was the first
+            acknowledged -= 1 + (snd.fin is not None and snd.una == snd.max)
+        return max(taken, 0), acknowledged
+
+    @property
     def is_abandoned(self) -> bool:
         """The guest has opened it and does not answer."""
         return self.state is SYN_RECEIVED and self.snd.retries > 0
@@ -865,6 +891,8 @@ class TcpConnection:
         return self._probes
 
     def _give_up(self) -> None:
-        if self.state is not SYN_SENT:
+        if self.state is SYN_SENT:
+            self._table.refused_inside(self, Refusal.DROP)
+        else:
             self._emit(self.snd.max, RST | ACK)
         self._close(Closed.TIMED_OUT)
