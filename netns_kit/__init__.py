@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     )
     from .process import (
         Command,
+        CommandFailed,
         Process,
         StandardStream,
         Word,
@@ -126,6 +127,7 @@ __all__ = [
     "ArgumentTypeError",
     "Askable",
     "Command",
+    "CommandFailed",
     "CommandOptions",
     "Configure",
     "DeviceGone",
@@ -228,7 +230,7 @@ _HOMES = {
     "namespace": ("Ids", "InterfaceAddress", "Interface", "Namespace", "OpenedTap", "Route"),
     "network": ("CommandOptions", "Network"),
     "ports": ("PortForward",),
-    "process": ("Command", "Process", "StandardStream", "Word"),
+    "process": ("Command", "CommandFailed", "Process", "StandardStream", "Word"),
     "stack": ("Limits", "Refusal"),
     "stats": ("Stats",),
     "subnet": ("Subnet", "Subnet6"),

@@ -27,7 +27,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from subprocess import PIPE
-from types import TracebackType
+from types import NoneType, TracebackType
 from typing import Any, Literal, get_args
 
 import anyio
@@ -49,7 +49,7 @@ from netns_kit.errors import (
 )
 from netns_kit.guard import Guard
 from netns_kit.inotify import Watch
-from netns_kit.process import Command, Process, StandardStream, Word, open_process
+from netns_kit.process import Command, CommandFailed, Process, StandardStream, Word, open_process
 
 __all__ = ["Interface", "InterfaceAddress", "Namespace", "OpenedTap", "Route"]
 
@@ -271,12 +271,16 @@ class Namespace:
         `input` is written to its standard input, which is then closed.  `files` are absolute paths of
         existing files and what the command shall read there instead; nobody else sees it.
 
-        Raises CalledProcessError if `check` and the status is not 0, FileNotFoundError and other OSErrors as
-        `subprocess` does, UserNamespaceDenied where `files` cannot be shown, NamespaceGone.  Cancelled, it kills
-        the command and what that started.
+        Raises CommandFailed, a CalledProcessError, if `check` and the status is not 0, ArgumentError for what cannot
+        be used, FileNotFoundError and other OSErrors as `subprocess` does, UserNamespaceDenied where `files` cannot
+        be shown, NamespaceGone.  Cancelled, it kills the command and what that started.
         """
+        given: object = input
+        fix = "encode it: input=text.encode()" if isinstance(given, str) else None
+        arguments.instance("input", given, (bytes, bytearray, memoryview, NoneType), "bytes, or None", fix)
+        arguments.boolean("check", check)
         if input is not None and stdin is not None:
-            raise ValueError("only one of stdin and input is allowed")
+            raise ArgumentError("expected None where input is given", "stdin", arguments.shown(stdin))
         process = await self.popen(
             command,
             stdin=stdin if input is None else PIPE,
@@ -307,7 +311,7 @@ class Namespace:
                         tasks.start_soon(drain, stream, index)
             returncode = await process.wait()
         if check and returncode != 0:
-            raise subprocess.CalledProcessError(returncode, command, *output)
+            raise CommandFailed(returncode, command, *output)
         return subprocess.CompletedProcess(command, returncode, *output)
 
     async def popen(
@@ -343,8 +347,10 @@ class Namespace:
 
     async def socket(self, family: int, type: int, proto: int = 0) -> socket.socket:
         """A non-blocking kernel socket of the namespace, the caller's to close.  Raises the OSError of
-        socket(2).
+        socket(2), ArgumentTypeError for what is no number.
         """
+        for name, number in (("family", family), ("type", type), ("proto", proto)):
+            arguments.instance(name, number, int, "a whole number, as socket(2) has it")
         _, (fd,) = await self._ask("socket", family=int(family), type=int(type), proto=int(proto))
         sock = socket.socket(fileno=fd)
         sock.setblocking(False)
@@ -449,6 +455,7 @@ class Namespace:
 
     async def set_sysctl(self, name: str, value: str | int) -> None:
         """Set a `net.` sysctl of the namespace; the host's stays.  Raises SysctlError."""
+        arguments.instance("value", value, (str, int), "text or a whole number")
         path = _sysctl_path(name)
         with _sysctl_errors(name, value):
             await self._ask("sysctl_set", path=path, value=str(value))
@@ -458,6 +465,7 @@ class Namespace:
 
         Raises NotPrivileged without CAP_NET_ADMIN in both, OSError with ENODEV if there is no such interface.
         """
+        arguments.text("name", name, "the name of an interface")
         pid = self.pid
 
         def move() -> None:
@@ -598,9 +606,11 @@ def _route(message: Any) -> Route:
 
 
 def _sysctl_path(name: str) -> str:
+    arguments.text("name", name, "the name of a sysctl, like 'net.ipv4.ip_forward'")
     path = sysctl.path(name)
     if not path.startswith("net/"):
-        raise SysctlError(f"sysctl {name}: not one of a network namespace", errno=errno.EINVAL)
+        fix = "only those of net. are a network namespace's; read others by netns_kit.sysctl.read"
+        raise SysctlError(f"sysctl {name!r} is not of a network namespace", fix=fix, errno=errno.EINVAL)
     return path
 
 
@@ -609,4 +619,9 @@ def _sysctl_errors(name: str, value: str | int | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        raise SysctlError(f"sysctl {name}: {exc.strerror}", name, value, errno=exc.errno) from exc
+        fix = {
+            errno.ENOENT: "this kernel has no such sysctl here: look below /proc/sys/net in the namespace",
+            errno.EINVAL: "give a value that the kernel takes, see sysctl(8)",
+        }.get(exc.errno or 0)
+        knob = None if value is None else name
+        raise SysctlError(f"sysctl {name}: {exc.strerror}", knob, value, fix, errno=exc.errno) from exc

@@ -80,7 +80,7 @@ class PortForward:
             device=device,
         )
         if not 0 <= host_port < 65536 or not 0 < guest_port < 65536:
-            raise PortSpecError(f"{self}: ports are 1 to 65535, and on the host also 0")
+            raise PortSpecError(f"{self}: expected ports of 1 to 65535, and on the host also 0")
 
     @property
     def listens_on(self) -> str:

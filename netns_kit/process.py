@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 import subprocess
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from signal import SIGKILL, SIGTERM, pidfd_send_signal
@@ -20,11 +21,13 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
+from netns_kit import arguments
 from netns_kit.agent_process import Asker, Conversation
-from netns_kit.errors import NamespaceGone
+from netns_kit.errors import ArgumentError, ArgumentTypeError, NamespaceGone, NetnsKitError
 
 __all__ = [
     "Command",
+    "CommandFailed",
     "PipeReader",
     "PipeWriter",
     "Process",
@@ -41,6 +44,27 @@ StandardStream = Union[int, IO[Any], None]  # noqa: UP007 - the same
 """What a command has for a standard stream: PIPE, DEVNULL, STDOUT, a descriptor, a file; None: the caller's own."""
 
 
+class CommandFailed(NetnsKitError, subprocess.CalledProcessError):
+    """A command has ended with another status than 0.
+
+    It is a `subprocess.CalledProcessError`, with `returncode`, `cmd`, `output` and `stderr`, and its message shows
+    the end of what the command has written on standard error, if that was captured.
+    """
+
+    def __init__(
+        self, returncode: int, cmd: Command, output: bytes | None = None, stderr: bytes | None = None
+    ) -> None:
+        cause = str(subprocess.CalledProcessError(returncode, cmd)).rstrip(".")
+        lines = (stderr or b"").decode(errors="replace").strip().splitlines()
+        said = "\n".join(line[:_LINE_SHOWN] for line in lines[-_LINES_SHOWN:])
+        NetnsKitError.__init__(self, cause, value=f"it says:\n{said}" if said else None)
+        self.returncode, self.cmd, self.output, self.stderr = returncode, cmd, output, stderr
+        self.args = (returncode, cmd, output, stderr)  # what pickle hands to __init__
+
+
+_LINES_SHOWN, _LINE_SHOWN = 20, 500  # characters each
+
+
 class _Pipe:
     """Our end of a pipe, non-blocking."""
 
@@ -48,6 +72,10 @@ class _Pipe:
         os.set_blocking(file.fileno(), False)
         self._file = file
         self._guard = anyio.ResourceGuard("using")
+
+    def forget(self) -> None:
+        """Close our end, where nobody can wait for it."""
+        self._file.close()
 
     async def aclose(self) -> None:
         """Close our end; whoever waits for it gets ClosedResourceError."""
@@ -117,6 +145,30 @@ class Process(anyio.abc.Process):
         self._streams = stdin, stdout, stderr
         self._returncode: int | None = None
         self._waiting = anyio.Lock()
+
+    def __repr__(self) -> str:
+        status = self.returncode
+        return f"<Process pid={self._pid}: {'running' if status is None else f'ended with {status}'}>"
+
+    def __del__(self) -> None:
+        """Whoever drops it while the command runs, has it killed: he is told."""
+        if getattr(self, "_pidfd", None) is None or self._pidfd.closed:
+            return
+        try:
+            runs = self._conversation.poll() is None
+        except (NamespaceGone, OSError):  # the namespace has ended, and the command with it
+            runs = False
+        if runs:
+            warnings.warn(
+                f"Process {self._pid} was dropped while its command runs: it is killed; keep it, in an `async with`",
+                RuntimeWarning,
+                stacklevel=2,
+                source=self,
+            )
+        for stream in self._streams:
+            if stream is not None:
+                stream.forget()
+        self._forget()
 
     @property
     def pid(self) -> int:
@@ -220,12 +272,15 @@ async def open_process(
     """`Namespace.popen`, for any way to ask an agent."""
     argv = _argv(command)
     environment = _environment(env)
-    shown = {
-        _text(path): content if isinstance(content, str) else content.decode("utf-8", "surrogateescape")
-        for path, content in (files or {}).items()
-    }
-    if not all(path.startswith("/") for path in shown):
-        raise ValueError("files are named by absolute paths")
+    shown = _files(files)
+    if cwd is not None:
+        arguments.instance(
+            "cwd", cwd, (str, bytes, os.PathLike), "a path, or None for the caller's own directory"
+        )
+    arguments.boolean("start_new_session", start_new_session)
+    arguments.items("pass_fds", pass_fds, "a list of descriptors")
+    for fd in pass_fds:
+        _check_open("pass_fds", fd)
     with ExitStack() as theirs, ExitStack() as ours:
         streams, fds = _standard_streams(stdin, stdout, stderr, theirs, ours)
         fds.update({fd: fd for fd in pass_fds})
@@ -240,7 +295,7 @@ async def open_process(
             sent,
             argv=argv,
             env=environment,
-            cwd=None if cwd is None else _text(cwd),
+            cwd=None if cwd is None else _text(cwd, "cwd"),
             here=here,
             fds={number: index for index, number in enumerate(fds)},
             start_new_session=start_new_session,
@@ -271,14 +326,20 @@ def _standard_streams(
             theirs.callback(os.close, fds[number])
         elif wanted == subprocess.STDOUT:
             if number != 2:
-                raise ValueError("STDOUT can only be used for stderr")
+                raise ArgumentError("STDOUT can only be used for stderr", _STREAMS[number], "STDOUT")
             if 1 in fds:
                 fds[2] = fds[1]
         elif wanted is None:
             if _is_inherited(number):
                 fds[number] = number
+        elif isinstance(wanted, int):
+            _check_open(_STREAMS[number], wanted)
+            fds[number] = wanted
+        elif callable(getattr(wanted, "fileno", None)):
+            fds[number] = wanted.fileno()
         else:
-            fds[number] = wanted if isinstance(wanted, int) else wanted.fileno()
+            expected = "expected PIPE, DEVNULL, a descriptor, a file, or None for the caller's own"
+            raise ArgumentTypeError(expected, _STREAMS[number], arguments.shown(wanted))
         ends.append(end)
     first, second, third = ends
     return (
@@ -286,6 +347,17 @@ def _standard_streams(
         PipeReader(second) if second else None,
         PipeReader(third) if third else None,
     ), fds
+
+
+_STREAMS = ("stdin", "stdout", "stderr")
+
+
+def _check_open(name: str, fd: int) -> None:
+    arguments.whole_number(name, fd, 0)
+    try:
+        os.fstat(fd)
+    except (OSError, OverflowError) as error:
+        raise ArgumentError("expected an open descriptor", name, repr(fd)) from error
 
 
 def _is_inherited(fd: int) -> bool:
@@ -296,26 +368,51 @@ def _is_inherited(fd: int) -> bool:
         return False
 
 
-def _text(word: Word) -> str:
+def _files(files: Mapping[str, str | bytes] | None) -> dict[str, str]:
+    """What is to be shown, by path."""
+    expected = "absolute paths and what is to be read there, text or bytes"
+    found = {}
+    if files is not None:
+        arguments.mapping("files", files, expected)
+    for path, content in (files or {}).items():
+        name = _text(path, "files", expected)
+        if not name.startswith("/"):
+            raise ArgumentError("expected absolute paths", "files", arguments.shown(path))
+        arguments.instance(f"files[{path!r}]", content, (str, bytes), "text or bytes")
+        found[name] = content if isinstance(content, str) else content.decode("utf-8", "surrogateescape")
+    return found
+
+
+def _text(word: Word, name: str = "command", expected: str = "a word: text, bytes or a path") -> str:
     """Any bytes, in JSON: what the agent undoes with utf-8 and surrogates."""
+    arguments.instance(name, word, (str, bytes, os.PathLike), expected)
     text = os.fsencode(word).decode("utf-8", "surrogateescape")
     if "\0" in text:
-        raise ValueError("embedded null byte")
+        raise ArgumentError("expected no null byte", name, arguments.shown(word))
     return text
 
 
 def _argv(command: Command) -> list[str]:
     if isinstance(command, (str, bytes)):
         return ["/bin/sh", "-c", _text(command)]
-    argv = [_text(command)] if isinstance(command, os.PathLike) else [_text(word) for word in command]
+    if isinstance(command, os.PathLike):
+        return [_text(command)]
+    arguments.sequence("command", command, "a list of words, or a line for the shell")
+    argv = [_text(word) for word in command]
     if not argv:
-        raise ValueError("no command")
+        raise ArgumentError("expected a word at least", "command", "[]")
     return argv
 
 
 def _environment(env: Mapping[str, str] | None) -> dict[str, str]:
-    environment = {_text(name): _text(value) for name, value in (os.environ if env is None else env).items()}
+    expected = "names and values, as text"
+    if env is not None:
+        arguments.mapping("env", env, f"{expected}, or None for the caller's own")
+    environment = {
+        _text(name, "env", expected): _text(value, f"env[{name!r}]", "text")
+        for name, value in (os.environ if env is None else env).items()
+    }
     for name in environment:
         if "=" in name:
-            raise ValueError("illegal environment variable name")
+            raise ArgumentError("expected names without =", "env", arguments.shown(name))
     return environment

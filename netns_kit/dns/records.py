@@ -59,7 +59,7 @@ class Record:
         arguments.instance("ttl", ttl, int, "a whole number of seconds")
         arguments.text("wire", wire)
         if not 0 <= ttl <= TTL_MAX:
-            raise RecordError(f"{name}: a TTL of {ttl!r} is not within 0 and {TTL_MAX} seconds")
+            raise RecordError(f"{name}: expected a TTL of 0 to {TTL_MAX} seconds, not {ttl!r}")
         address = _address(value)
         kind = type.upper() or ("AAAA" if isinstance(address, IPv6Address) else "A")
         name, value = to_text(wire_name).lower(), as_text(value)

@@ -48,6 +48,12 @@ class Limits:
                 getattr(self, field.name),
                 _LEAST.get(field.name, 0 if field.type == "float" else 1),
             )
+            if isinstance(value, bool) or not isinstance(
+                value, int | float if field.type == "float" else int
+            ):
+                raise TypeError(
+                    f"{field.name}={value!r}: expected a number{'' if field.type == 'float' else ', whole'}"
+                )
             if field.name == "tcp_ack_delay" and value > MAX_ACK_DELAY:
                 raise ValueError(f"tcp_ack_delay={value!r}: expected {MAX_ACK_DELAY} or less (RFC 5681 4.2)")
             if not value >= least:
