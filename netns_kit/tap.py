@@ -165,8 +165,8 @@ class TapDevice:
         if not callable(getattr(namespace, "open_tap", None)):
             fix = "make one: Namespace.create()"
             raise ArgumentTypeError("expected a Namespace", "namespace", arguments.shown(namespace), fix)
-        _check_name(name)
-        _check_mtu(mtu, TAP_MTU_MAX)
+        check_name(name)
+        check_mtu(mtu, TAP_MTU_MAX)
         arguments.whole_number("queues", queues, 1, QUEUES_MAX)
         tap = cls(name, mtu, namespace=namespace, mac=mac)
         tap.queues += tuple(cls(name, mtu, namespace=namespace) for _ in range(queues - 1))
@@ -185,7 +185,7 @@ class TapDevice:
         carries no Ethernet frames (a tun, a tap without IFF_NO_PI, a stream); the descriptor is then still the
         caller's.
         """
-        _check_mtu(mtu, MTU_MAX)
+        check_mtu(mtu, MTU_MAX)
         arguments.whole_number("fd", fd, 0)
         if name is not None:
             arguments.text("name", name, "text, or None")
@@ -220,7 +220,7 @@ class TapDevice:
         Raises `ArgumentError` for the MTU.
         """
         arguments.boolean("vnet_header", vnet_header)
-        _check_mtu(mtu, MTU_MAX)
+        check_mtu(mtu, MTU_MAX)
         offloads = Offloads(VNET_HEADER, True, True, True, True, True, True) if vnet_header else Offloads()
         ends = cls("pair0", mtu), cls("pair1", mtu)
         for end, sock in zip(ends, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET), strict=True):
@@ -513,8 +513,8 @@ class ImpairedTap(TapDevice):
         self._device.close()
 
 
-def _check_name(name: str) -> None:
-    """The kernel's dev_valid_name(), before the kernel is asked."""
+def check_name(name: str) -> None:
+    """Raises `AddressError` for what is no name of an interface: the kernel's dev_valid_name(), without asking it."""
     arguments.text("name", name, "the name of an interface")
     size = len(os.fsencode(name))
     if not 1 <= size <= 15 or name in (".", "..") or any(c in "/:\0" or c.isspace() for c in name):
@@ -526,7 +526,8 @@ def _check_name(name: str) -> None:
         )
 
 
-def _check_mtu(mtu: int, largest: int) -> None:
+def check_mtu(mtu: int, largest: int) -> None:
+    """Raises `ArgumentError` unless that is an MTU."""
     arguments.whole_number("mtu", mtu, MTU_MIN, largest)
 
 
