@@ -58,10 +58,6 @@ class LoopDriver:
                 await self._run_on_asyncio()
             else:
                 await self._run_anywhere()
-        except NetnsKitError:
-            raise
-        except Exception as error:
-            raise _crashed(error) from error
         finally:
             self._ended = True
 
@@ -84,7 +80,7 @@ class LoopDriver:
             with anyio.CancelScope(deadline=engine.deadline):
                 await anyio.wait_readable(engine.fileno())
             await anyio.lowlevel.checkpoint()
-            _take_turn(engine, anyio.current_time)
+            _take_turn_or_crash(engine, anyio.current_time)
 
     async def _run_on_asyncio(self) -> None:
         import asyncio
@@ -97,7 +93,7 @@ class LoopDriver:
         def step() -> None:
             nonlocal timer, timer_at
             try:
-                _take_turn(engine, loop.time)
+                _take_turn_or_crash(engine, loop.time)
             except Exception as error:
                 loop.remove_reader(engine.fileno())
                 if not failed.done():
@@ -227,6 +223,20 @@ def _take_turn(engine: Engine, clock: Callable[[], float]) -> None:
         events = engine.poll(0)
         if not events and engine.deadline > now:
             break
+
+
+def _take_turn_or_crash(engine: Engine, clock: Callable[[], float]) -> None:
+    """The same.  Whatever is raised leaves a step half done, and then nothing is driven any more: asyncio would
+    report what is no `Exception`, and call again.
+
+    Raises `StackCrashed`, an engine's own `NetnsKitError`, and Ctrl-C and `SystemExit`, which mean the program.
+    """
+    try:
+        _take_turn(engine, clock)
+    except (NetnsKitError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise _crashed(error) from error
 
 
 def _crashed(error: BaseException) -> StackCrashed:

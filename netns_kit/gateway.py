@@ -354,7 +354,9 @@ class Gateway:
             target = self.uplink.route(flow)
             if not isinstance(target, Target | Refusal):
                 raise TypeError(f"Uplink.route returned {target!r}: expected a Target or a Refusal")
-        except (Exception, SystemExit) as error:  # a policy may end a program, but not this one
+        except KeyboardInterrupt:  # that is for the program
+            raise
+        except BaseException as error:  # even what ends a task or a program: it ends no stack
             self._notice(f"flows are refused: the uplink failed to decide about {flow}", error)
             return Refusal.PROHIBITED
         return target

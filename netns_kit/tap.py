@@ -241,7 +241,11 @@ class TapDevice:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except DeviceGone:
+            if error is None:  # else that is what ended the block
+                raise
 
     async def _open(self) -> None:
         if self.namespace is None:
@@ -374,12 +378,23 @@ class TapDevice:
         """Give the descriptor back and forget what waits; a tap that is not persistent vanishes.
 
         May be called again.  A device made by `open` may be entered again and is then a new one.
+
+        Raises `DeviceGone` if somebody else has closed the descriptor; all others are closed then.
         """
+        stolen = False
         for queue in self.queues:
             fd, queue._fd = queue._fd, -1
             queue._backlog.clear()
             if fd >= 0:
-                os.close(fd)
+                try:
+                    os.close(fd)
+                except OSError:
+                    stolen = True
+        if stolen:
+            raise DeviceGone(
+                f"{self.name}: somebody else has closed its descriptor",
+                fix="a descriptor given to from_fd belongs to the device: close the device instead",
+            )
 
     def impaired(self, transmit: Impairment, receive: Impairment | None = None) -> ImpairedTap:
         """This device behind a bad link: `transmit` for what we write, `receive` for what we read.

@@ -410,3 +410,19 @@ def test_reading_into_any_writable_buffer(pair: tuple[TapDevice, TapDevice]) -> 
     pair[0].write(b"0123456789more")
     assert pair[1].read_into(memoryview(buffer)) == 10
     assert buffer.tobytes() == b"0123456789"
+
+
+@pytest.mark.anyio
+async def test_a_descriptor_that_somebody_else_closes_is_told() -> None:
+    """Not as an error of the system's, and not in the place of what has ended the block."""
+    near, far = TapDevice.pair()
+    with pytest.raises(DeviceGone, match="pair0: somebody else has closed its descriptor"):
+        async with near:
+            os.close(near.fileno())
+    near.close()
+    with pytest.raises(KeyError):  # noqa: PT012 - what the block raises, and not its end
+        async with far:
+            os.close(far.fileno())
+            raise KeyError
+    with pytest.raises(ArgumentError, match="expected an open descriptor"):
+        TapDevice.from_fd(1 << 20)

@@ -180,7 +180,9 @@ class DnsServer:
         if self._hook is not None:
             try:
                 judged = self._judged(self._hook, asked, address, transport)
-            except (Exception, SystemExit) as error:  # it may end a program, but not this one
+            except KeyboardInterrupt:  # that is for the program
+                raise
+            except BaseException as error:  # even what ends a task or a program: it ends no stack
                 self._failed(error)
                 judged = self._answer(asked, SERVFAIL)
             if isinstance(judged, Answer):
