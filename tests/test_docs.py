@@ -78,6 +78,24 @@ def test_make_has_the_targets_that_the_pages_name() -> None:
         assert named <= targets, f"{page.name} names {named - targets}"
 
 
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in [*PAGES, *ROOT.glob("*.md")]])
+def test_links_lead_somewhere(page: Path) -> None:
+    """Those within the repository: there is no other address yet."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" not in link:
+            path = page.parent / link.partition("#")[0]
+            assert path.exists(), f"{page.name}: {link}"
+            assert path.resolve().is_relative_to(ROOT)
+
+
+def test_the_readme_begins_with_the_short_form() -> None:
+    """`Network`, in a few lines, and only then the five objects it is made of."""
+    first, second, *_ = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert "Network(" in first
+    assert len([line for line in first.splitlines() if line.strip()]) <= 8
+    assert all(f"{name}" in second for name in ("Namespace", "TapDevice", "UserStack", "Uplink", "Forwarder"))
+
+
 # Names in docstrings
 
 
