@@ -179,7 +179,9 @@ def tun(error: OSError, name: str) -> TunUnavailable:
     cause = f"tap {name}: {error.filename or TUN}: {error.strerror}"
     if number == errno.ENOTTY or (number in DENIED and _is_file(TUN)):
         fix = f"remove it, then modprobe tun or mknod {TUN} c 10 200; or bind the host's node there"
-        return TunUnavailable(f"tap {name}: {TUN}: {error.strerror}", TUN, "not the tun device", fix, number)
+        return TunUnavailable(
+            f"tap {name}: {TUN}: {os.strerror(errno.ENOTTY)}", TUN, "not the tun device", fix, errno.ENOTTY
+        )
     if error.filename == TUN:
         if number in {errno.ENOENT, errno.ENOTDIR}:
             fix = f"modprobe tun, or give the container --device {TUN}"
