@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -247,3 +247,22 @@ async def test_a_flow_has_the_name_that_was_looked_up_for_it(options: dict[str, 
                     guest.connect_ex((str(ELSEWHERE), port))
                     assert (await next_event("opened", "tcp")).flow.name == "www.example.com"
             tasks.cancel_scope.cancel()
+
+
+@bounded
+async def test_an_id_is_one_flow_of_all_workers() -> None:
+    needs_userns()
+    needs_tun()
+    uplink = Uplink(allow_host_loopback=True)
+    async with Network(uplink=uplink, driver="worker", queues=2) as net:
+        listener = await listening()
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        async with listener, AsyncExitStack() as held:
+            for _ in range(8):
+                guest = await net.namespace.connect_tcp(net.subnet.gateway, port)
+                await held.enter_async_context(guest)
+                await held.enter_async_context(await listener.accept())
+            flows = {flow.id: flow for flow in await net.stack.flows()}
+            assert len(flows) == 8
+            assert await net.stack.end_flow(next(iter(flows)))
+            assert {flow.id for flow in await net.stack.flows()} == flows.keys() - {next(iter(flows))}
