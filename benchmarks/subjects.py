@@ -68,7 +68,8 @@ class Running:
 class Subject:
     """`mtus` are those worth measuring, `NO_MTU` for what has none.
 
-    `cold` gives seconds from nothing to ready, `warm` a number of such times with the library imported.
+    `cold` gives seconds from nothing to ready, `warm` a number of such times with the library imported, `tap` seconds
+    until there is an interface.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Subject:
     mtus: tuple[int, ...] = MTUS
     cold: Callable[[], float] | None = None
     warm: Callable[[int], list[float]] | None = None
+    tap: Callable[[], float] | None = None
 
 
 def find(binaries: Mapping[str, str]) -> list[Subject]:
@@ -87,12 +89,14 @@ def find(binaries: Mapping[str, str]) -> list[Subject]:
         found.append(_netns_kit("loop", "trio"))
     paths = {name: binaries.get(name) or shutil.which(name) for name in PEERS}
     slirp, pasta, rootlesskit = (paths[name] for name in PEERS)
-    drop_in = (sys.executable, "-m", "netns_kit", "slirp4netns")
+    installed = Path(sys.executable).with_name("netns-kit-slirp4netns")
+    drop_in = (str(installed),) if installed.exists() else (sys.executable, "-m", "netns_kit", "slirp4netns")
     programs = {f"{OURS} slirp4netns": (drop_in, DROP_IN), "slirp4netns": ((slirp or "",), PEER)}
     for name, (program, tasks) in programs.items():
         if name != "slirp4netns" or slirp:
             start, cold = partial(_slirp4netns, program), partial(_cold_slirp, program)
-            found.append(Subject(name, start, tasks, cold=cold))
+            tap = partial(_tap_of_slirp, program)
+            found.append(Subject(name, start, tasks, cold=cold, tap=tap))
     if pasta:
         found.append(Subject("pasta", partial(_pasta, pasta), PEER, cold=partial(_cold_pasta, pasta)))
     if rootlesskit and slirp:
@@ -227,6 +231,25 @@ def _cold_slirp(program: Sequence[str]) -> float:
         began = time.perf_counter()
         with _slirp(program, holder):
             return time.perf_counter() - began
+
+
+def _tap_of_slirp(program: Sequence[str]) -> float:
+    """Until a program inside would find the tap, asked again and again."""
+    with _holder() as holder:
+        devices = Path(f"/proc/{holder.pid}/net/dev")
+        theirs, ready = os.pipe()
+        began = time.perf_counter()
+        try:
+            words = [f"--ready-fd={ready}", "--exit-fd=0", str(holder.pid), "tap0"]
+            with child(*program, *words, pass_fds=[ready], cwd=ROOT) as process:
+                while "tap0" not in devices.read_text():
+                    if process.poll() is not None or time.perf_counter() > began + PATIENCE:
+                        raise Failed("slirp4netns made no tap")
+                    os.sched_yield()
+                return time.perf_counter() - began
+        finally:
+            os.close(theirs)
+            os.close(ready)
 
 
 _ADDRESSES = ("-a", GUEST, "-n", "24", "-g", GATEWAY)

@@ -344,6 +344,10 @@ def start(settings: Settings) -> Iterator[Measurement]:
         assert subject.cold is not None
         return [median(subject.cold() for _ in range(settings.starts)) * 1000]
 
+    def tap(subject: Subject, _: Running) -> Values:
+        assert subject.tap is not None
+        return [median(subject.tap() for _ in range(settings.starts)) * 1000]
+
     def warm(subject: Subject, _: Running) -> Values:
         assert subject.warm is not None
         return [median(subject.warm(settings.starts)) * 1000]
@@ -352,6 +356,8 @@ def start(settings: Settings) -> Iterator[Measurement]:
     yield Measurement(
         "start", (figure,), cold, any_mtu=True, applies=lambda subject: subject.cold is not None
     )
+    figure = Figure("start", "until the tap is there", "ms", "less")
+    yield Measurement("start", (figure,), tap, any_mtu=True, applies=lambda subject: subject.tap is not None)
     figure = Figure("start", "with the library imported", "ms", "neither")
     yield Measurement(
         "start", (figure,), warm, any_mtu=True, applies=lambda subject: subject.warm is not None

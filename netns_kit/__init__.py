@@ -6,7 +6,7 @@
         await net.run(["curl", "http://example.com"])
 """
 
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False  # as type checkers know it: `typing` is not for everybody who needs one name of ours
 
 if TYPE_CHECKING:
     from .arguments import AddressLike
@@ -26,18 +26,13 @@ if TYPE_CHECKING:
     from .diagnosis import (
         Host,
     )
-    from .dns import (
-        DnsQuery,
-        Hook,
-        Rcode,
-        Record,
-        Verdict,
-    )
+    from .dns import DnsQuery, Hook, Manner, Rcode, Record, Verdict
     from .drivers import (
         DriverName,
     )
     from .errors import (
         AddressError,
+        AlreadyOpened,
         ArgumentError,
         ArgumentTypeError,
         FeatureUnavailable,
@@ -105,13 +100,7 @@ if TYPE_CHECKING:
         ImpairedTap,
         TapDevice,
     )
-    from .uplink import (
-        Endpoint,
-        Flow,
-        Target,
-        UdpFiltering,
-        Uplink,
-    )
+    from .uplink import Endpoint, Flow, Target, UdpFiltering, UdpPorts, Uplink, Way
     from .userstack import (
         Configure,
         SandboxLayer,
@@ -123,6 +112,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AddressError",
     "AddressLike",
+    "AlreadyOpened",
     "ArgumentError",
     "ArgumentTypeError",
     "Askable",
@@ -151,6 +141,7 @@ __all__ = [
     "InterfaceAddress",
     "Lease",
     "Limits",
+    "Manner",
     "Namespace",
     "NamespaceGone",
     "NetnsKitError",
@@ -185,10 +176,12 @@ __all__ = [
     "Target",
     "TunUnavailable",
     "UdpFiltering",
+    "UdpPorts",
     "Uplink",
     "UserNamespaceDenied",
     "UserStack",
     "Verdict",
+    "Way",
     "Word",
     "doctor",
 ]
@@ -199,10 +192,11 @@ _HOMES = {
     "control": ("FlowEvent",),
     "dhcp": ("DhcpSettings", "Lease", "StaticLease"),
     "diagnosis": ("Host",),
-    "dns": ("DnsQuery", "Hook", "Rcode", "Record", "Verdict"),
+    "dns": ("DnsQuery", "Hook", "Manner", "Rcode", "Record", "Verdict"),
     "drivers": ("DriverName",),
     "errors": (
         "AddressError",
+        "AlreadyOpened",
         "ArgumentError",
         "ArgumentTypeError",
         "FeatureUnavailable",
@@ -235,7 +229,7 @@ _HOMES = {
     "stats": ("Stats",),
     "subnet": ("Subnet", "Subnet6"),
     "tap": ("DeviceGone", "ImpairedTap", "TapDevice"),
-    "uplink": ("Endpoint", "Flow", "Target", "UdpFiltering", "Uplink"),
+    "uplink": ("Endpoint", "Flow", "Target", "UdpFiltering", "UdpPorts", "Uplink", "Way"),
     "userstack": ("Configure", "SandboxLayer", "UserStack"),
 }
 

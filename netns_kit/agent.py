@@ -69,9 +69,10 @@ RTF_UP, RTF_GATEWAY = 1, 2
 ARPHRD_ETHER = 1
 RTM_SETLINK, IFLA_TXQLEN = 19, 13
 RTM_NEWADDR, IFA_ADDRESS, IFA_F_NODAD = 20, 1, 0x02
+RTM_NEWNEIGH, NDA_DST, NDA_LLADDR, NUD_PERMANENT = 28, 1, 2, 0x80
 RTM_NEWROUTE, RTA_OIF, RTA_GATEWAY = 24, 4, 5
 RT_TABLE_MAIN, RTPROT_BOOT, RTN_UNICAST = 254, 3, 1
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_EXCL, NLM_F_CREATE = 1, 4, 0x200, 0x400
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 1, 4, 0x100, 0x200, 0x400
 
 RECORD_MAX = 65536
 FDS_MAX = 253  # SCM_MAX_FD
@@ -225,7 +226,7 @@ def index_of(name: str) -> int:
 def rtnetlink(name: str, kind: int, flags: int, message: bytes, attributes: dict[int, bytes]) -> None:
     """One message of rtnetlink(7) about the link `name`."""
     for number, value in attributes.items():
-        message += struct.pack("=HH", 4 + len(value), number) + value  # all of ours are aligned
+        message += struct.pack("=HH", 4 + len(value), number) + value  # all of ours are aligned, or the last
     header = struct.pack("=IHHII", 16 + len(message), kind, flags | NLM_F_REQUEST | NLM_F_ACK, 1, 0)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as sock:
         sock.send(header + message)
@@ -271,6 +272,14 @@ def configure_ipv6(name: str, address: str, prefix: int, gateway: str) -> str | 
         if exc.errno != errno.EEXIST:
             raise
     return None
+
+
+def set_neighbour(name: str, address: str, mac: str) -> None:
+    """Have the kernel know whose `address` is, for good: what is sent there waits for no answer."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    new = struct.pack("=BxxxiHBB", family, index_of(name), NUD_PERMANENT, 0, 0)  # struct ndmsg
+    known = {NDA_DST: socket.inet_pton(family, address), NDA_LLADDR: bytes.fromhex(mac)}
+    rtnetlink(name, RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, new, known)
 
 
 def sockaddr_in(address: str) -> bytes:
@@ -352,6 +361,9 @@ def op_configure_link(request: dict[str, Any]) -> tuple[dict[str, object], list[
     without = None
     if request["ipv6"] is not None:
         without = configure_ipv6(name, *request["ipv6"])
+    for address, mac in request["neighbours"].items():
+        if ":" not in address or without is None:
+            set_neighbour(name, address, mac)
     return {"without_ipv6": without}, []
 
 

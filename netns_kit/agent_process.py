@@ -84,6 +84,10 @@ class Conversation:
         with suppress(OSError):  # the agent has closed its end: there is nothing to kill
             self._sock.shutdown(socket.SHUT_WR)
 
+    @property
+    def is_closed(self) -> bool:
+        return self._sock.fileno() < 0
+
     def close(self) -> None:
         self._sock.close()
 
@@ -114,12 +118,8 @@ class AgentProcess:
     """The agent of one namespace, seen from its owner."""
 
     def __init__(self) -> None:
-        self._gone: str | None = "the namespace has not been entered"
-
-    @property
-    def state(self) -> str:
-        """What became of it, for a repr."""
-        return self._gone or f"open, pid {self._popen.pid}"
+        self._gone: str | None = "the namespace is not open"
+        self._started = False
 
     @property
     def pid(self) -> int:
@@ -155,6 +155,7 @@ class AgentProcess:
                     pass_fds=fds,
                 )
                 self._pidfd = io.FileIO(os.pidfd_open(self._popen.pid))
+                self._started = True
             except BaseException:
                 self._control.close()
                 raise
@@ -237,12 +238,18 @@ class AgentProcess:
             if self._gone:
                 raise NamespaceGone(self._gone)
 
+    def hang_up(self) -> None:
+        """Have the agent end, and all that it started."""
+        with suppress(OSError):  # closed already
+            self._control.shutdown(socket.SHUT_RDWR)  # a fork of ours may hold a copy
+
     async def stop(self) -> None:
-        """End the agent and all that it started, and wait for it, even if cancelled."""
+        """End the agent and all that it started, and wait for it, even if cancelled.  Again is fine."""
         self._gone = self._gone or "the namespace has been closed"
+        if not self._started:
+            return
         with anyio.CancelScope(shield=True):
-            with suppress(OSError):
-                self._control.shutdown(socket.SHUT_RDWR)  # a fork of ours may hold a copy
+            self.hang_up()
             self._control.close()
             with anyio.move_on_after(STOP_SECONDS) as patience:
                 await anyio.wait_readable(self._pidfd)
@@ -251,6 +258,7 @@ class AgentProcess:
                 await anyio.wait_readable(self._pidfd)
             self._popen.wait()  # at once: it has ended
             self._pidfd.close()
+            self._started = False
 
 
 def _failure(answer: Mapping[str, Any]) -> OSError:

@@ -17,12 +17,12 @@ import anyio
 import anyio.abc
 
 from . import arguments
+from .admission import raise_descriptor_limit
+from .background import beside
 from .cli import add_network_options, check_options, complain, network_from, tell_ports, with_value
 from .command_line import FAILED, HOST_LOOPBACK, ONE_PORT, Parser, value
 from .engine import is_waitable
 from .errors import NamespaceGone, NetnsKitError, OwnNamespace
-from .gateway import raise_descriptor_limit
-from .guard import Guard
 from .namespace import Namespace
 from .network import DEFAULT_IFNAME, Network
 from .tap import check_name
@@ -55,8 +55,7 @@ def main(words: Sequence[str]) -> int:
 
 async def _attach(network: Network, options: argparse.Namespace) -> int:
     with anyio.open_signal_receiver(*ENDING) as signals, anyio.CancelScope() as scope:
-        async with Guard() as guard:
-            guard.start_soon(_end_at_signal, signals, scope)
+        async with beside(_end_at_signal, signals, scope):
             await _serve(network, options)
     return 0
 
@@ -80,8 +79,10 @@ async def _serve(network: Network, options: argparse.Namespace) -> None:
                         os.close(options.ready_fd)
                 ready = True
                 if options.exit_fd is None:
-                    await anyio.sleep_forever()
-                await _hang_up(options.exit_fd)
+                    await network.wait_closed()
+                else:
+                    with network.supervisor.guarding():
+                        await _hang_up(options.exit_fd)
     except NamespaceGone as error:
         if not ready:
             raise

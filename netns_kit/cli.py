@@ -15,11 +15,12 @@ import anyio.abc
 from netns_kit import __version__
 
 from . import arguments
+from .admission import raise_descriptor_limit
+from .background import beside
 from .command_line import FAILED, HOST_LOOPBACK, ONE_PORT, Parser, as_option, value, whole_number
 from .dns import Record
 from .drivers import DriverName
 from .errors import NetnsKitError
-from .gateway import raise_descriptor_limit
 from .namespace import Namespace
 from .network import DEFAULT_IFNAME, DEFAULT_MTU, Network
 from .ports import parse as parse_ports
@@ -78,6 +79,8 @@ def network_from(
             dns_search=options.dns_search,
             dns_cache=not options.no_dns_cache,
             udp_filtering=options.udp_filtering,
+            allow_host_addresses=not options.no_host_addresses,
+            allow_link_local=not options.no_link_local,
         ),
         driver=options.driver,
         ports=[forward for spec in options.publish for forward in parse_ports(spec)],
@@ -131,10 +134,8 @@ async def _run(network: Network, command: list[str]) -> int:
         await tell_ports(network)
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP, *TYPED) as signals:
             process = await network.popen(command, stdin=None, stdout=None, stderr=None)
-            async with process, anyio.create_task_group() as tasks:
-                tasks.start_soon(_pass_on, signals, process)
+            async with process, beside(_pass_on, signals, process):
                 status = await process.wait()
-                tasks.cancel_scope.cancel()
     return status if status >= 0 else 128 - status
 
 
@@ -283,6 +284,16 @@ def add_network_options(run: argparse.ArgumentParser) -> None:
         metavar="PORT",
         help="let the gateway's address mean the host's 127.0.0.1, and of IPv6 ::1: on all ports or, with =PORT, on "
         "that one; repeatable",
+    )
+    run.add_argument(
+        "--no-host-addresses",
+        action="store_true",
+        help="refuse the host's own addresses, at which its services listen; --host-loopback is apart from it",
+    )
+    run.add_argument(
+        "--no-link-local",
+        action="store_true",
+        help="refuse link-local addresses, and those at which clouds tell a machine its credentials",
     )
     run.add_argument(
         "--dns",

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Literal
 
 from .arguments import Address
 from .dhcp import Lease, StaticLease
 from .dns import Record
+from .frozen import frozen, replace
 from .gateway import FlowInfo, Gateway
 from .listeners import Listener, TcpListener, UdpListener
 from .ports import PortForward
@@ -34,7 +34,7 @@ PATIENCE = (
 FlowEventKind = Literal["opened", "refused", "closed"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FlowEvent:
     """Something that happened to a flow.
 

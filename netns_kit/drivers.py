@@ -13,21 +13,26 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import anyio
 import anyio.lowlevel
 
 from . import pump
+from .background import asyncio_loop
 from .engine import Engine
 from .errors import NetnsKitError, StackClosed, StackCrashed
+
+if TYPE_CHECKING:
+    import asyncio
 
 T = TypeVar("T")
 LocalDriverName = Literal["thread", "loop"]
 DriverName = Literal["thread", "loop", "worker"]
 """Where a stack runs: on a thread of its own, on the caller's event loop, in a process of its own."""
 TURN = 0.5e-3  # seconds of the event loop's time, at most, before others have their turn
-CLOSED = "the stack is not running: its block has been left, or it has failed"
+STOP_SECONDS = 5.0  # how long a policy or hook may hold up the thread before it is left behind
+CLOSED = "the stack is not running: it has been closed, or it has failed"
 
 
 class Driver(Protocol):
@@ -44,6 +49,11 @@ class Driver(Protocol):
     def post(self, callback: Callable[[], object]) -> None:
         """Call it soon on the event loop that `run` runs on.  From the engine's side only; it must not raise."""
 
+    def finish(self, function: Callable[[], object]) -> None:
+        """Call it when `run` has ended and nothing drives the engine any more: now, or as soon as a policy lets go of
+        the thread that `run` has left behind.
+        """
+
 
 class LoopDriver:
     """On the event loop.  Under asyncio the engine is one persistent reader; elsewhere each step waits anew."""
@@ -54,8 +64,8 @@ class LoopDriver:
 
     async def run(self) -> None:
         try:
-            if _on_asyncio():
-                await self._run_on_asyncio()
+            if (loop := asyncio_loop()) is not None:
+                await self._run_on_asyncio(loop)
             else:
                 await self._run_anywhere()
         finally:
@@ -74,6 +84,9 @@ class LoopDriver:
     def post(self, callback: Callable[[], object]) -> None:
         callback()
 
+    def finish(self, function: Callable[[], object]) -> None:
+        function()
+
     async def _run_anywhere(self) -> None:
         engine = self._engine
         while True:
@@ -82,10 +95,8 @@ class LoopDriver:
             await anyio.lowlevel.checkpoint()
             _take_turn_or_crash(engine, anyio.current_time)
 
-    async def _run_on_asyncio(self) -> None:
-        import asyncio
-
-        engine, loop = self._engine, asyncio.get_running_loop()
+    async def _run_on_asyncio(self, loop: asyncio.AbstractEventLoop) -> None:
+        engine = self._engine
         failed: asyncio.Future[None] = loop.create_future()
         timer: asyncio.TimerHandle | None = None
         timer_at = math.inf
@@ -130,6 +141,9 @@ class ThreadDriver:
         self._ended = False
         self._failure: BaseException | None = None
         self._notify = -1
+        self._handing = threading.Lock()  # of the engine, from the thread to whoever finishes it
+        self._driving = False
+        self._left: list[Callable[[], object]] | None = None  # for a thread that was left behind to call
         self._asked: deque[_Call] = deque()
         self._posted: deque[Callable[[], object]] = deque()
 
@@ -137,6 +151,7 @@ class ThreadDriver:
         thread = threading.Thread(target=self._drive, name="netns_kit engine", daemon=True)
         try:
             self._notify = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self._driving = True
             thread.start()
             while self._failure is None:
                 await anyio.wait_readable(self._notify)
@@ -148,16 +163,46 @@ class ThreadDriver:
         finally:
             self._stopping = True
             self._engine.call(_nothing)
-            if thread.ident is not None:
-                thread.join()
-            if self._notify >= 0:
-                os.close(self._notify)
-            self._ended = True
-            while self._asked:
-                call = self._asked.popleft()
-                call.error = StackClosed(CLOSED)
-                self._posted.append(call.finished.set)
-            self._hand_over()
+            try:
+                await self._until_stopped(thread)
+            finally:
+                self._ended = True
+                while self._asked:
+                    call = self._asked.popleft()
+                    call.error = StackClosed(CLOSED)
+                    self._posted.append(call.finished.set)
+                self._hand_over()
+
+    async def _until_stopped(self, thread: threading.Thread) -> None:
+        """Wait for the thread's end, without blocking the event loop.  Raises `StackCrashed` if it is held up."""
+        try:
+            with anyio.move_on_after(STOP_SECONDS, shield=True):
+                while self._driving:
+                    await anyio.wait_readable(self._notify)
+                    os.eventfd_read(self._notify)
+        finally:
+            with self._handing:
+                held_up = self._driving
+                if held_up:
+                    self._left = []
+            if not held_up:
+                if thread.ident is not None:
+                    thread.join()  # at once: it has said its last word
+                if self._notify >= 0:
+                    os.close(self._notify)
+        if held_up:
+            raise StackCrashed(
+                f"a policy or a hook has held up the stack's thread for {STOP_SECONDS:g} s: what is open stays so "
+                "until it returns",
+                fix='have policies and hooks return at once, or use driver="worker", which is killed then',
+            )
+
+    def finish(self, function: Callable[[], object]) -> None:
+        with self._handing:
+            if self._left is not None and self._driving:
+                self._left.append(function)
+                return
+        function()
 
     async def call(self, function: Callable[[], T]) -> T:
         if self._ended:
@@ -192,7 +237,15 @@ class ThreadDriver:
             pump.run(self._engine, lambda: self._stopping)
         except BaseException as error:  # whoever waits is to be told of any
             self._failure = error
-            os.eventfd_write(self._notify, 1)
+        with self._handing:
+            self._driving = False
+            left = self._left
+            if left is None:
+                os.eventfd_write(self._notify, 1)
+        if left is not None:
+            for function in left:
+                function()
+            os.close(self._notify)
 
 
 class _Call:
@@ -212,6 +265,7 @@ def driver_named(name: LocalDriverName) -> Callable[[Engine], Driver]:
 
 def _take_turn(engine: Engine, clock: Callable[[], float]) -> None:
     """One step after another while there is something to do, for a bounded time."""
+    engine.clock = clock
     now = clock()
     until = now + TURN
     events = engine.poll(0)
@@ -245,16 +299,3 @@ def _crashed(error: BaseException) -> StackCrashed:
 
 def _nothing() -> None:
     pass
-
-
-def _on_asyncio() -> bool:
-    import sys
-
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is None:
-        return False
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

@@ -9,9 +9,16 @@ Facts about epoll, each held by a test in tests/test_facts.py:
 
 So: sockets are registered once, edge-triggered, and their handlers remember what is ready; what a handler
 leaves for later it hands to `again`.  Whoever drives the engine waits for `fileno` to be readable or for
-`deadline` to pass, and calls `step`.  Each step does a bounded amount of work.
+`deadline` to pass, and calls `step`.
+
+Each step handles few events and takes a bounded time: a handler that does many things at once looks at `is_late`
+before the next of them, and leaves the rest to the next step.  So nobody who shares the thread, the event loop or the
+interpreter waits for long, however many sockets are ready and whatever a guest sends.
 
 Everything here runs on one thread, the driver's; only `call` may be used from another.
+
+A fork of this process has copies of all descriptors, and would keep ports bound and connections open that we have
+closed.  So in the child every descriptor of an engine is replaced by one of /dev/null (`os.register_at_fork`).
 """
 
 from __future__ import annotations
@@ -21,10 +28,12 @@ import os
 import select
 from collections import deque
 from collections.abc import Callable
+from typing import ClassVar
 
 from .stack.timers import Timers
 
-EVENTS_PER_STEP = 64
+EVENTS_PER_STEP = 8  # more of them make a step longer, and save little: a poll costs as much as a small read
+BUDGET = 0.5e-3  # seconds after which a step does not begin anything new
 NEVER = -(1 << 62)  # a step that is followed by none
 IN, OUT, ERROR, HANG_UP, READ_HANG_UP, URGENT = (
     select.EPOLLIN,
@@ -81,12 +90,19 @@ class Appetite:
 
 
 class Engine:
-    """`now` is the time of the current step, for handlers to use.  It starts at 0 and never goes back."""
+    """`now` is the time of the current step, for handlers to use.  It starts at 0 and never goes back.
+
+    `clock` is the driver's, by which a step is late.  Without one, no step is.
+    """
+
+    _open: ClassVar[list[Engine]] = []  # of the process
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.clock: Callable[[], float] = lambda: self.now
         self.timers = Timers()
         self.steps = 0  # so far
+        self.newest = 0  # the number of the last descriptor to be added
         self.around = 1  # steps until every descriptor has had its turn
         self.after_step: list[Callable[[], None]] = []  # run at the end of every step
         self._epoll = select.epoll()
@@ -96,6 +112,7 @@ class Engine:
         self._calls: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.add(self._wake, self._run_calls, IN)
+        self._open.append(self)
 
     @property
     def descriptors(self) -> int:
@@ -111,10 +128,16 @@ class Engine:
         """When `step` is wanted even if nothing is readable; minus infinity: at once."""
         return -math.inf if self._again else self.timers.deadline
 
+    @property
+    def is_late(self) -> bool:
+        """Whether the step has used up its time."""
+        return self.clock() > self.now + BUDGET
+
     def add(self, fd: int, handler: Handler, events: int) -> None:
         """Call `handler` with the ready events of `fd` from now on."""
         self._epoll.register(fd, events)
         self._handlers[fd] = handler
+        self.newest = fd
         self.around = 1 + len(self._handlers) // EVENTS_PER_STEP
 
     def modify(self, fd: int, events: int) -> None:
@@ -175,8 +198,21 @@ class Engine:
             self._epoll.close()
             os.close(self._wake)
             self._handlers.clear()
+            self._open.remove(self)
+
+    @classmethod
+    def leave_to_parent(cls) -> None:
+        """In the child of a fork: have no copy of what the engines of the parent have."""
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for engine in cls._open:
+            for fd in (engine.fileno(), *engine._handlers):
+                os.dup2(null, fd, inheritable=False)
+        os.close(null)
 
     def _run_calls(self, _: int) -> None:
         os.eventfd_read(self._wake)
         for _ in range(len(self._calls)):
             self._calls.popleft()()
+
+
+os.register_at_fork(after_in_child=Engine.leave_to_parent)

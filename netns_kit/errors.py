@@ -9,10 +9,15 @@ the exception is an `OSError` too.  Failures of a command's `exec` are not here:
 from __future__ import annotations
 
 import errno as _errno
-from typing import ClassVar
+
+TYPE_CHECKING = False  # as type checkers know it, without importing `typing`
+
+if TYPE_CHECKING:
+    from typing import ClassVar
 
 __all__ = [
     "AddressError",
+    "AlreadyOpened",
     "ArgumentError",
     "ArgumentTypeError",
     "FeatureUnavailable",
@@ -106,6 +111,10 @@ class NamespaceGone(NetnsKitError):
 
 class OwnNamespace(NetnsKitError, ValueError):
     """The namespace to attach to is the one the caller is in: of a process, say, that has not unshared yet."""
+
+
+class AlreadyOpened(NetnsKitError, RuntimeError):
+    """The object was opened before: it is opened once, by `open` or by entering its `async with` block."""
 
 
 class PrivilegedPortError(_SystemError, PermissionError):

@@ -5,21 +5,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import count
-from types import TracebackType
 from typing import Protocol, TypeVar
 
 import anyio
-from typing_extensions import Self
 
 from . import arguments, diagnosis, sysctl
+from .background import Openable, Supervisor
 from .control import PATIENCE, Control
-from .errors import ArgumentTypeError, StackClosed
+from .errors import ArgumentTypeError, NetnsKitError, StackClosed
 from .ports import PortForward, parse
 
 CAP_NET_BIND_SERVICE = 10
+AT_ONCE = 256  # ports that are added between two steps of the engine, which others wait for
 
 T = TypeVar("T")
 _numbers = count()
@@ -28,16 +28,26 @@ _numbers = count()
 class Askable(Protocol):
     """What a forwarder needs of the stack it serves."""
 
+    supervisor: Supervisor
+
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
         """Have the stack's `Control` do one of its operations, see `UserStack.ask`."""
         ...
 
 
-class Forwarder:
-    """Ports of the host that lead into the namespace, for as long as the block is open.
+class Forwarder(Openable):
+    """Ports of the host that lead into the namespace, for as long as it is open.
 
-    async with Forwarder(stack) as forwarder:
-        await forwarder.add("127.0.0.1:8080:80/tcp")
+        async with Forwarder(stack) as forwarder:
+            await forwarder.add("127.0.0.1:8080:80/tcp")
+
+    Closing frees the ports; TCP connections already made go on.  What fails the stack fails its forwarders.
+
+    Args:
+        stack: The `UserStack` that the connections enter.
+
+    Raises:
+        StackClosed: On opening, if the stack is not open.
     """
 
     def __init__(self, stack: Askable) -> None:
@@ -46,35 +56,42 @@ class Forwarder:
             raise ArgumentTypeError("expected a UserStack", "stack", arguments.shown(stack))
         self._stack = stack
         self._number = next(_numbers)  # the listeners know whose they are
-        self._open = False
+        self.supervisor = Supervisor(type(self).__name__, StackClosed, stack.supervisor)
 
     def __repr__(self) -> str:
-        return f"<Forwarder of {self._stack!r}: {'open' if self._open else 'not open'}>"
+        return f"<Forwarder of {self._stack!r}: {self.supervisor.condition}>"
 
-    async def __aenter__(self) -> Self:
-        self._open = True
-        return self
+    async def _open(self) -> None:
+        self._stack.supervisor.check()
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self._open = False
-        with anyio.move_on_after(PATIENCE, shield=True), suppress(StackClosed):  # which closes them itself
+    async def _close(self) -> None:
+        # a stack that has ended has closed them itself
+        with anyio.move_on_after(PATIENCE, shield=True), suppress(NetnsKitError):
             await self._stack.ask(Control.close_forwards, self._number)
 
-    async def add(self, spec: str | PortForward) -> tuple[PortForward, ...]:
-        """Listen as `spec` says (see `netns_kit.ports`), and return what is listening: a range's ports one by one.
+    async def add(self, *specs: str | PortForward) -> tuple[PortForward, ...]:
+        """Listen as `specs` say (see `netns_kit.ports`), and return what is listening: a range's ports one by one.
 
-        Either all of its ports listen, or none.  Raises `PortSpecError`; `PrivilegedPortError`, before anything is
+        Either all of the ports listen, or none.  Raises `PortSpecError`; `PrivilegedPortError`, before anything is
         bound, for a port that needs a privilege; `PortInUseError`; `AddressError`; `ArgumentTypeError` for what is
-        neither text nor a PortForward; OSError; `StackClosed` outside the block.  Cancelled, it may have been added.
+        neither text nor a PortForward; OSError; `StackClosed` when it is not open.  Cancelled, it may have been
+        added.
         """
-        forwards = (spec,) if isinstance(spec, PortForward) else parse(spec)
-        for forward in forwards:
-            _check_privilege(forward)
-        if not self._open:
-            raise StackClosed("the forwarder is not open: it forwards while its `async with` block lasts")
-        return await self._stack.ask(Control.add_forwards, self._number, forwards)
+        forwards = [
+            forward
+            for spec in specs
+            for forward in ((spec,) if isinstance(spec, PortForward) else parse(spec))
+        ]
+        _check_privilege(forwards)
+        added: list[PortForward] = []
+        try:
+            for start in range(0, len(forwards), AT_ONCE):
+                added += await self._ask(Control.add_forwards, tuple(forwards[start : start + AT_ONCE]))
+        except Exception:
+            for forward in added:
+                await self._ask(Control.remove_forward, forward)
+            raise
+        return tuple(added)
 
     async def remove(self, forward: PortForward) -> None:
         """Stop listening on a port that `add` returned; it is free when this returns.
@@ -84,18 +101,23 @@ class Forwarder:
         """
         fix = "give what `add` returned, or one of `list`"
         arguments.instance("forward", forward, PortForward, "a PortForward", fix)
-        if not await self._stack.ask(Control.remove_forward, self._number, forward):
+        if not await self._ask(Control.remove_forward, forward):
             raise KeyError(forward)
 
     async def list(self) -> tuple[PortForward, ...]:
         """What is listening, oldest first."""
-        return await self._stack.ask(Control.forwards, self._number)
+        return await self._ask(Control.forwards)
+
+    async def _ask(self, operation: Callable[..., T], *arguments: object) -> T:
+        with self.supervisor.guarding():
+            return await self._stack.ask(operation, self._number, *arguments)
 
 
-def _check_privilege(forward: PortForward) -> None:
+def _check_privilege(forwards: Sequence[PortForward]) -> None:
     (start,) = sysctl.numbers(diagnosis.PORT_START)
-    if 0 < forward.host_port < start and not _may_bind_low_ports():
-        raise diagnosis.privileged_port(forward.host_port, "of the host", start)
+    low = next((each.host_port for each in forwards if 0 < each.host_port < start), None)
+    if low is not None and not _may_bind_low_ports():
+        raise diagnosis.privileged_port(low, "of the host", start)
 
 
 def _may_bind_low_ports() -> bool:

@@ -8,23 +8,23 @@ else here is called from there, on the driver's thread.  `DeviceGone` passes thr
 from __future__ import annotations
 
 import errno
-import logging
 import math
 import os
-import resource
 import socket
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from ipaddress import ip_address
 from itertools import count
 from typing import Literal
+from typing import Protocol as Interface
 
+from .admission import Admission
 from .arguments import Address
 from .dhcp import DEFAULT, DhcpSettings
 from .dhcp.names import is_name
 from .dns import Record, Zone
-from .engine import IN, OUT, Appetite, Engine
+from .engine import IN, NEVER, OUT, Appetite, Engine
+from .frozen import frozen, replace
 from .leasing import Leasing
 from .peers import Peers
 from .relay import ClientStream, DnsRelay, Inbox, Outbox, PingRelay, TcpRelay, UdpRelay, refusal_for
@@ -32,24 +32,23 @@ from .stack import AnyFlow, Closed, EchoFlow, Limits, Refusal, Stack, Steering, 
 from .stack.wire.ndp import Advertisement
 from .subnet import Subnet, Subnet6
 from .tap import FRAME_MAX, DeviceGone, TapDevice
-from .uplink import DNS_PORT, OURSELVES, Endpoint, Flow, Protocol, Target, Uplink
+from .uplink import DNS_PORT, OURSELVES, Endpoint, Flow, Protocol, Target, Uplink, Way, source_of
 
 FRAMES_PER_STEP = 32
-RESERVE = 256  # descriptors that the guest cannot take from the process that runs us; half, if there are few
+FLOODED = 0.1  # seconds in which new flows made each step late: then it is a flood,
+CALM = 0.5  # seconds for which it is taken for one,
+DRAINED = 256  # and frames that are looked at nevertheless, of a step that is late
 STRANGERS = 256  # flows of one UDP socket, beyond which nobody new is heard who was not asked
 EPHEMERAL = range(32768, 61000)  # ports for clients whose own is taken
 DOMAINS = ("containers.internal", "docker.internal")  # where programs in containers look for their host
 NAMES = [f"{name}.{domain}" for name in ("gateway", "host") for domain in DOMAINS]  # the gateway's
 _DNS_PORT = DNS_PORT.to_bytes(2, "big")
-MAC_PREFIX = b"\x52\x55"  # locally administered, followed by the gateway's address, as slirp4netns has it
 
 # a guest's address and port, and what a socket can reach: the family, and loopback or not
 GuestEndpoint = tuple[bytes, bytes, int, bool]
 
-logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
+@frozen
 class FlowInfo:
     """One flow, as it was when this was asked for, or when the event happened."""
 
@@ -80,6 +79,23 @@ class FlowInfo:
     """Seconds since it was opened."""
 
 
+class Published(Interface):
+    """A UDP port of the host that leads to a port of the guest's, and that the guest's datagrams leave by."""
+
+    @property
+    def host(self) -> Address:
+        """The address that it is bound to."""
+        ...
+
+    def way_to(self, target: Address, guest: bytes) -> Way | None:
+        """Return how what the guest at that packed address sends to `target` leaves by it; None if it cannot."""
+        ...
+
+    def add(self, flow: UdpFlow, target: Endpoint, way: Way) -> None:
+        """Carry `flow`, which goes to `target`, from now on."""
+        ...
+
+
 class Gateway:
     """What the guest has for a gateway."""
 
@@ -94,8 +110,10 @@ class Gateway:
         dhcp: DhcpSettings | None = DEFAULT,
         secret: bytes | None = None,
         peers: Peers | None = None,
+        tell: Callable[[str, BaseException | None], None] | None = None,
     ) -> None:
-        """`peers` are the others that serve the same namespace, each by a queue of its own of the tap."""
+        """`peers` are the others that serve the same namespace, each by a queue of its own of the tap.  `tell` is
+        called with what somebody should know, and the error behind it; else that is logged."""
         self.engine = engine
         self.uplink = uplink
         self.subnet = subnet
@@ -105,13 +123,14 @@ class Gateway:
         self.stack = Stack(
             self,
             tap.write,
-            addresses=_addresses(subnet),
-            mac=MAC_PREFIX + subnet.gateway.packed,
+            addresses=tuple(address.packed for address in subnet.neighbours),
+            mac=subnet.mac,
             mtu=tap.mtu,
             secret=secret or os.urandom(16),
             offloads=tap.offloads,
             limits=limits,
             timers=engine.timers,
+            sources=None if uplink.any_source else _sources(subnet),
             advertised=_advertisement(subnet.ipv6, search) if peers is None or peers.index == 0 else None,
         )
         self.leasing = Leasing(self.stack, subnet, dhcp)
@@ -123,13 +142,16 @@ class Gateway:
         self._tap = tap
         self._buffer = memoryview(bytearray(2 * FRAME_MAX))
         self._appetite = Appetite(engine)
+        self._late, self._late_since, self._flooded_until = NEVER, math.inf, -math.inf
         self.inbox, self.outbox = Inbox(), Outbox()
         self.zone = _zone(subnet)
-        self._dns = DnsRelay(engine, uplink, self.zone, self._hook_failed)
+        self._dns = DnsRelay(engine, uplink, self.zone, self._hook_failed, self._resolvers_for)
         self._udp: dict[GuestEndpoint, UdpRelay] = {}
+        self.published: dict[bytes, list[Published]] = {}  # by the guest's port, the oldest first
         self._noticed: set[str] = set()
+        self._tell = tell or log
         self.refused = 0  # flows, by the uplink or for want of descriptors
-        self._most_descriptors = _most_descriptors()
+        self.admission = Admission(engine, self._give_up)
         self._events = IN
         engine.add(tap.fileno(), self._on_tap, IN)
         engine.after_step.append(self._end_of_step)
@@ -151,7 +173,7 @@ class Gateway:
     def _read_frames(self, most: int) -> None:
         read, receive, now = self._tap.read_into, self.stack.receive, self.engine.now
         buffer, outbox = self._buffer, self.outbox
-        free = buffer
+        free, stack, costly = buffer, self.stack, self.stack.costly
         for _ in range(most):
             size = read(free)
             if size is None:
@@ -163,8 +185,33 @@ class Gateway:
                 if len(free) < FRAME_MAX:
                     outbox.flush()
                     free = buffer
+            if stack.costly != costly:
+                costly = stack.costly
+                if self.engine.is_late:
+                    self._look_for_flood()
+                    break
         if outbox.relays:
             outbox.flush()
+
+    def _look_for_flood(self) -> None:
+        """Empty the guest's queue, if all steps have been late for long, lest what is under way gets lost in it.
+
+        What belongs to no flow yet is dropped unseen, now and for a while."""
+        engine, now, stack = self.engine, self.engine.now, self.stack
+        if engine.steps > self._late + engine.around:
+            self._late_since = now
+        self._late = engine.steps
+        if now - self._late_since > FLOODED:
+            self._flooded_until = now + CALM
+        if now < self._flooded_until and stack.knows_at_a_glance:
+            buffer, outbox = self._buffer, self.outbox
+            for _ in range(DRAINED):
+                if outbox.relays:
+                    outbox.flush()
+                size = self._tap.read_into(buffer)
+                if size is None:
+                    break
+                stack.receive_known(buffer[:size], now)
 
     def _on_peers(self, _: int) -> None:
         peers, stack, buffer = self._peers, self.stack, self._buffer
@@ -225,7 +272,11 @@ class Gateway:
             self._peers.hand_over_connection(owner, key, sock)
             return
         relay = TcpRelay(self.engine)
-        relay.run(sock)
+        try:
+            relay.run(sock)
+        except OSError:  # the kernel has no room for one more to be watched
+            sock.close()
+            return
         try:
             name = self.free_key(key, stack.tcp)
             relay.connection = stack.connect_tcp(name, relay, self.engine.now, relay.peer())
@@ -251,16 +302,25 @@ class Gateway:
             self._dns.add(flow, _upstreams(target))
             return None
         endpoint = target.endpoints[0]
+        if self._leaves_by_published(flow, endpoint):
+            return None
         size = (len(flow.key) - 4) // 2
         address = endpoint.address
         guest = (flow.key[:size], flow.key[-4:-2], address.version, address.is_loopback)
         relay = self._udp.get(guest)
         if relay is None:
             try:
-                sock = self.uplink.open("udp", address, int.from_bytes(guest[1], "big"))
+                relay = self._udp[guest] = self._open_udp(guest, address)
             except OSError as error:
                 return self._no_socket("udp", error)
-            relay = self._udp[guest] = UdpRelay(
+        relay.add(flow, _address_of(endpoint))
+        return None
+
+    def _open_udp(self, guest: GuestEndpoint, address: Address) -> UdpRelay:
+        """Raises OSError; nothing is left open then."""
+        sock = self.uplink.open("udp", address, int.from_bytes(guest[1], "big"))
+        try:
+            return UdpRelay(
                 self.engine,
                 sock,
                 self.inbox,
@@ -268,13 +328,45 @@ class Gateway:
                 unsolicited=lambda relay, sender, _: self._unsolicited(guest, relay, sender),
                 idle=lambda relay: self._close_udp(guest, relay),
             )
-        relay.add(flow, _address_of(endpoint))
-        return None
+        except BaseException:
+            sock.close()
+            raise
+
+    def _leaves_by_published(self, flow: UdpFlow, endpoint: Endpoint) -> bool:
+        """Whether `flow` is carried by a published port that leads to the port it comes from.
+
+        Of several, the one that is bound to the address that the host would send from; else one bound to all
+        addresses; else the oldest.
+        """
+        published = self.published.get(flow.key[-4:-2])
+        if published is None:
+            return False
+        target, guest = endpoint.address, flow.key[: (len(flow.key) - 4) // 2]
+        found = [(each, way) for each in published if (way := each.way_to(target, guest)) is not None]
+        if len(found) > 1:
+            source = source_of(target)
+            found.sort(key=lambda one: (str(one[0].host) != source, not one[0].host.is_unspecified))
+        for each, way in found[:1]:
+            each.add(flow, endpoint, way)
+        return bool(found)
+
+    def leave_udp_port(self, port: int) -> bool:
+        """End what has that UDP port of the host for the guest's own flows, so that it can be published.  Whether
+        something had it; the guest's next datagrams go by what is there then."""
+        relays = [relay for relay in self._udp.values() if relay.port == port]
+        for relay in relays:
+            relay.close()
+        return bool(relays)
 
     def _is_dns(self, key: bytes) -> bool:
         """Whether it is to be answered by us, if it is carried."""
         size = (len(key) - 4) // 2
         return key[size : 2 * size] in self._resolvers and key[-2:] == _DNS_PORT
+
+    def _resolvers_for(self, protocol: Protocol, key: bytes) -> tuple[Endpoint, ...] | None:
+        """Whom a flow to the DNS address that was carried asks now; None: it would be refused."""
+        target = self._route(protocol, key)
+        return None if isinstance(target, Refusal) else _upstreams(target)
 
     def _hook_failed(self, error: BaseException) -> None:
         self._notice("names are not resolved: the uplink's dns_hook failed", error)
@@ -329,18 +421,18 @@ class Gateway:
         return refusal_for(error.errno or 0)
 
     def _notice(self, text: str, error: BaseException | None = None) -> None:
-        """Log it, once; of errors, one of each type."""
+        """Tell of it, once; of errors, one of each type."""
         what = text if error is None else type(error).__name__
         if what not in self._noticed:
             self._noticed.add(what)
-            logger.warning(text, exc_info=error)
+            self._tell(text, error)
 
     def _route(self, protocol: Protocol, key: bytes) -> Target | Refusal:
         """Where a flow of the guest goes, if there is a descriptor for it.  DNS shares its own."""
         target = self._decide(protocol, key)
         if isinstance(target, Target) and not self._is_dns(key) and not self.make_room(key):
             self._notice("out of file descriptors (RLIMIT_NOFILE): new flows are refused")
-            target = Refusal.RESET
+            target = Refusal.NET_UNREACHABLE
         if isinstance(target, Refusal):
             self.refused += 1
         return target
@@ -362,27 +454,37 @@ class Gateway:
         return target
 
     def make_room(self, key: bytes = b"") -> bool:
-        """Whether there is a descriptor for one more flow, of the name `key` if it is the guest's.
+        """Return whether there is a descriptor for one more flow, of the name `key` if it is the guest's.
 
-        SYNs on hold have no more than half of them; else the UDP flow idle longest gives its own, then they, then the
-        oldest connection whose handshake the guest does not finish.
+        If there is none, a connection whose handshake is not over gives its own where they have more than half of
+        them all, else the UDP flow idle longest does, or they, if there is none.
         """
-        stack, engine = self.stack, self.engine
-        if engine.descriptors >= self._most_descriptors:
-            self._most_descriptors = _most_descriptors()  # it may have been raised
-        while engine.descriptors >= self._most_descriptors:
-            pending = next((each for name, each in stack.pending.items() if name != key), None)
-            idle = next((name for name in stack.udp if name != key), None)
-            if pending is not None and (idle is None or len(stack.pending) > self._most_descriptors // 2):
-                pending.give_way()
-            elif idle is not None:
-                stack.evict_udp(spare=key)
-            elif half_open := next((each for each in stack.tcp.values() if each.is_abandoned), None):
-                half_open.give_way()
-            else:
-                return False
-            stack.dropped["limit-descriptors"] += 1
+        return self.admission.admit(lambda: self._evict(key))
+
+    def _evict(self, key: bytes) -> bool:
+        """Close a flow, not that of the name `key`, which has not begun or is idle.  Return whether there was one."""
+        stack = self.stack
+        pending = next((each for name, each in stack.pending.items() if name != key), None)
+        idle = next((name for name in stack.udp if name != key), None)
+        many = len(stack.pending) > self.admission.most // 2
+        if pending is not None and not pending.is_on_hold and not pending.may_give_way(self.engine.now):
+            pending = None
+        if pending is not None and (many or idle is None):
+            pending.give_way()
+        elif idle is not None:
+            stack.evict_udp(spare=key)
+        else:
+            return False
+        stack.dropped["limit-descriptors"] += 1
         return True
+
+    def _give_up(self) -> None:
+        """Close a flow, for another gateway of this process that is owed its descriptor: an idle one, or the oldest
+        connection."""
+        oldest = next(iter(self.stack.tcp.values()), None)
+        if not self._evict(b"") and oldest is not None and isinstance(oldest.user, TcpRelay):
+            oldest.user.abort()
+            self.stack.dropped["limit-descriptors"] += 1
 
     def endpoints(self, key: bytes) -> tuple[Endpoint, Endpoint]:
         """The guest's and the other that a flow of this key is between."""
@@ -440,7 +542,7 @@ class Gateway:
                     user.abort(reset=True)
                 elif isinstance(user, ClientStream):
                     user.abort()
-                else:  # both ends have closed it: it only lingers
+                else:  # nobody has it any more, or yet
                     connection.abort(self.engine.now)
                 return True
         others: list[UdpFlow | EchoFlow] = [*stack.udp.values(), *stack.echo.values()]
@@ -470,6 +572,7 @@ class Gateway:
 
     def close(self) -> None:
         """Reset every connection and close every socket.  The device stays its owner's."""
+        self.admission.close()
         try:
             self._reset_connections()
         except DeviceGone:
@@ -511,12 +614,10 @@ def _address_of(endpoint: Endpoint) -> tuple[str, int]:
     return str(endpoint.address), endpoint.port
 
 
-def _addresses(subnet: Subnet) -> tuple[bytes, ...]:
-    """Ours; of each family the gateway's first."""
-    ours: list[Address] = [subnet.gateway, subnet.dns]
-    if subnet.ipv6 is not None:
-        ours += [*subnet.ipv6.gateways, subnet.ipv6.dns]
-    return tuple(address.packed for address in ours)
+def _sources(subnet: Subnet) -> tuple[tuple[bytes, int], ...]:
+    """The networks that guests are in."""
+    networks = [each.network for each in (subnet, subnet.ipv6) if each is not None]
+    return tuple((each.network_address.packed, each.prefixlen) for each in networks)
 
 
 def _advertisement(subnet: Subnet6 | None, search: tuple[str, ...]) -> Advertisement | None:
@@ -532,15 +633,11 @@ def _advertisement(subnet: Subnet6 | None, search: tuple[str, ...]) -> Advertise
     )
 
 
-def raise_descriptor_limit() -> None:
-    """For a process that has nobody else to want them: each flow has one."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+def log(text: str, error: BaseException | None = None) -> None:
+    """Log it as a warning of this module."""
+    from logging import getLogger  # which costs as much as the whole stack: not everybody has it log
 
-
-def _most_descriptors() -> int:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(soft - RESERVE, soft // 2)
+    getLogger(__name__).warning(text, exc_info=error)
 
 
 def _nowhere(*_: object) -> None:

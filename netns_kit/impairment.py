@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from heapq import heappop, heappush
 from random import Random
 
 from netns_kit import arguments
 from netns_kit.errors import ArgumentError
+from netns_kit.frozen import frozen
 
 __all__ = ["REORDER_DEPTH", "REORDER_HOLD", "BadLink", "Impairment"]
 
@@ -31,7 +31,7 @@ REORDER_HOLD = 0.02
 """...or released this many seconds after its time, when fewer follow."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Impairment:
     """What one direction of a link does to frames.  The default does nothing.
 

@@ -3,6 +3,9 @@
 A `Listener` accepts on the host and connects to the guest through the stack, with the client's address, so the
 server inside sees who is there.  A client whose address would mean something else inside comes from the gateway's
 address instead: one on the host's loopback, one of the other family, one of IPv6 that is of a link only.
+
+A published UDP port is a full cone (RFC 4787 4.1, 5): anybody's datagrams come in, and what the guest sends from the
+port that it leads to leaves by it, asked or not, wherever it goes: the peers of a server know it by that port.
 """
 
 from __future__ import annotations
@@ -10,28 +13,33 @@ from __future__ import annotations
 import errno
 import math
 import socket
-from dataclasses import replace
+import struct
+from contextlib import suppress
 from ipaddress import ip_address
 
 from . import diagnosis
 from .arguments import Address
 from .engine import IN
 from .errors import AddressError, PortInUseError
+from .frozen import replace
 from .gateway import Gateway
 from .ports import PortForward
 from .relay import UdpRelay
-from .relay.sockets import Ancillary
+from .relay.sockets import Ancillary, family_of
+from .stack import UdpFlow
 from .stack.wire.ip import is_link_local
+from .uplink import Endpoint, Way
 
 ACCEPTS_PER_STEP = 64
 BACKLOG = 4096
 PAUSE = 1.0  # seconds without accepting when the process is out of descriptors or memory
 OVERLOADED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_PKTINFO = {  # answers leave from the address that was asked (ip(7), IP_PKTINFO): linux/in.h, linux/in6.h
-    int(socket.AF_INET): (socket.IPPROTO_IP, 8),
+IP_PKTINFO = 8  # linux/in.h
+_PKTINFO = {  # answers leave from the address that was asked (ip(7), IP_PKTINFO; linux/in6.h)
+    int(socket.AF_INET): (socket.IPPROTO_IP, IP_PKTINFO),
     int(socket.AF_INET6): (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO),
 }
-_PKTINFO_MESSAGES = frozenset({(socket.IPPROTO_IP, 8), (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO)})
+_PKTINFO_MESSAGES = frozenset({(socket.IPPROTO_IP, IP_PKTINFO), (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO)})
 
 
 class Listener:
@@ -51,17 +59,24 @@ class Listener:
         if guest is not None and (not _is_host(guest.packed) or guest.packed in gateway.stack.addresses):
             raise AddressError(f"{forward}: that cannot be an address of the namespace")
         self._local = local
-        self._socket = _listen(forward)
+        self._socket = self._listen(forward)
         self.forward = replace(forward, host_port=self._socket.getsockname()[1])
 
     def close(self) -> None:
         """Stop listening: the port is free when this returns."""
         raise NotImplementedError
 
+    def _listen(self, forward: PortForward) -> socket.socket:
+        return _listen(forward)
+
+    def _guest(self) -> Address:
+        """The address inside that it leads to."""
+        return self.forward.guest or self._gateway.guest(self._local)
+
     def _key(self, address: str, port: int) -> bytes:
         """The flow's name on the guest's side, for a client of that address and port."""
         local, client = self._local, ip_address(address)
-        guest = self.forward.guest or self._gateway.guest(local)
+        guest = self._guest()
         source: Address = local.gateway
         if (
             client.version == guest.version
@@ -85,10 +100,14 @@ class TcpListener(Listener):
     def close(self) -> None:
         self.timer_at = math.inf
         self._engine.remove(self._socket.fileno())
+        with suppress(OSError):  # the port is free now, whoever else has a copy
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
     def _on_events(self, _: int) -> None:
-        for _ in range(ACCEPTS_PER_STEP):
+        for at in range(ACCEPTS_PER_STEP):
+            if at and self._engine.is_late:
+                return
             if not self._gateway.make_room():
                 self._pause()
                 return
@@ -118,7 +137,7 @@ class UdpListener(Listener):
 
     def __init__(self, gateway: Gateway, forward: PortForward) -> None:
         super().__init__(gateway, forward)
-        self._socket.setsockopt(*_PKTINFO[self._socket.family], 1)
+        self._socket.setsockopt(*_PKTINFO[family_of(self._socket)], 1)
         self._relay = UdpRelay(
             self._engine,
             self._socket,
@@ -127,9 +146,32 @@ class UdpListener(Listener):
             unsolicited=self._open,
             idle=lambda _: None,
         )
+        self._published = gateway.published.setdefault(forward.guest_port.to_bytes(2, "big"), [])
+        self._published.append(self)
 
     def close(self) -> None:
+        self._published.remove(self)
         self._relay.close()
+
+    def _listen(self, forward: PortForward) -> socket.socket:
+        try:
+            return _listen(forward)
+        except PortInUseError:  # perhaps the guest has it, since it has sent from the same port
+            if not self._gateway.leave_udp_port(forward.host_port):
+                raise
+            return _listen(forward)
+
+    @property
+    def host(self) -> Address:
+        return self.forward.host
+
+    def way_to(self, target: Address, guest: bytes) -> Way | None:
+        if self._guest().packed != guest:
+            return None
+        return self._gateway.uplink.way_by(self.forward.host, self.forward.device, target)
+
+    def add(self, flow: UdpFlow, target: Endpoint, way: Way) -> None:
+        self._relay.add(flow, (str(target.address), target.port), _told(way, family_of(self._socket)))
 
     def _open(self, relay: UdpRelay, client: tuple[str, int], ancillary: Ancillary) -> None:
         stack = self._gateway.stack
@@ -140,6 +182,17 @@ class UdpListener(Listener):
             return
         flow = stack.add_udp(key, self._engine.now, client)
         relay.add(flow, client, [each for each in ancillary if each[:2] in _PKTINFO_MESSAGES])
+
+
+def _told(way: Way, family: int) -> Ancillary:
+    """What a datagram that goes this way is told."""
+    if way == (None, 0):
+        return []
+    if family == socket.AF_INET:
+        source = socket.inet_aton(way.source or "0.0.0.0")
+        return [(socket.IPPROTO_IP, IP_PKTINFO, struct.pack("=i4s4x", way.interface, source))]
+    source = socket.inet_pton(socket.AF_INET6, way.source or "::")
+    return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, struct.pack("=16sI", source, way.interface))]
 
 
 def _listen(forward: PortForward) -> socket.socket:

@@ -64,6 +64,9 @@ class LocalStack:
 
     async def close(self) -> None:
         """End what `run` has left when it ended."""
+        self._driver.finish(self._end)
+
+    def _end(self) -> None:
         try:
             self._control.close()
         finally:

@@ -6,9 +6,8 @@ belong to the namespace wherever they are used.  A request is one datagram out a
 own, so any number of tasks, threads and event loops may ask at once, and a cancelled one leaves nothing
 behind.
 
-A namespace that goes away under the block (the agent killed, the process ended that was attached to) is
-noticed by pidfd: the block is cancelled and NamespaceGone raised in its place, and by whatever is asked of it
-later.
+A namespace that goes away while it is open (the agent killed, the process ended that was attached to) is noticed by
+pidfd: calls that are under way end with NamespaceGone, as does whatever is asked later, and closing raises it.
 
 The only import of pyroute2, where it is used: it costs more than all else here together.
 """
@@ -27,17 +26,17 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from subprocess import PIPE
-from types import NoneType, TracebackType
+from types import NoneType
 from typing import Any, Literal, get_args
 
 import anyio
 import anyio.abc
 import anyio.to_thread
-from typing_extensions import Self
 
 from netns_kit import arguments, diagnosis, sysctl
 from netns_kit.agent_process import AgentProcess, Conversation, Start
 from netns_kit.arguments import AddressLike
+from netns_kit.background import Openable, Supervisor
 from netns_kit.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -47,7 +46,6 @@ from netns_kit.errors import (
     PortInUseError,
     SysctlError,
 )
-from netns_kit.guard import Guard
 from netns_kit.inotify import Watch
 from netns_kit.process import Command, CommandFailed, Process, StandardStream, Word, open_process
 
@@ -109,12 +107,14 @@ class OpenedTap:
         return self.fds[0]
 
 
-class Namespace:
-    """A network namespace, for as long as the `async with` block is open.
+class Namespace(Openable):
+    """A network namespace, for as long as it is open.
 
-    Made by `create`, `attach` or `current`, entered once.  Leaving kills every command started in it and ends
-    the agent, also when cancelled; the kernel then drops the namespace if nobody else holds it.  If it
-    vanishes while the block is open the body is cancelled and NamespaceGone raised in its place.
+    Made by `create`, `attach` or `current`; each says what opening raises.  Closing kills every command started in it
+    and ends the agent.  The kernel then drops the namespace if nobody else holds it.
+
+    If the namespace vanishes while it is open, every call raises `NamespaceGone`, those under way at once, and so
+    does closing.  Commands that still run are killed then.
     """
 
     def __init__(self, prepare: Callable[[ExitStack], Start] | None = None, what: str = "") -> None:
@@ -123,10 +123,11 @@ class Namespace:
             raise ArgumentTypeError(
                 "a Namespace is made by Namespace.create(), Namespace.attach(...) or Namespace.current()"
             )
-        self._prepare: Callable[[ExitStack], Start] | None = prepare
+        self._prepare = prepare
         self._what = what
         self._agent = AgentProcess()
-        self._guard = Guard()
+        self._held = ExitStack()
+        self.supervisor = Supervisor(type(self).__name__, NamespaceGone)
 
     @classmethod
     def create(cls, *, ids: Ids = "root") -> Namespace:
@@ -137,7 +138,7 @@ class Namespace:
         to the ranges of /etc/subuid and /etc/subgid by newuidmap(1); for a caller who is root, every id he
         has to itself.
 
-        Entering raises UserNamespaceDenied, IdMapError or FeatureUnavailable, naming what forbids it; cancelled, it
+        Opening raises UserNamespaceDenied, IdMapError or FeatureUnavailable, naming what forbids it; cancelled, it
         leaves nothing.
         """
         arguments.one_of("ids", ids, get_args(Ids))
@@ -154,14 +155,14 @@ class Namespace:
     ) -> Namespace:
         """An existing network namespace: that of a process, or a path or descriptor of one (/run/netns/x).
 
-        Exactly one is given; a descriptor stays the caller's and must be open until the block is entered.
-        The user namespace that owns it is joined first.  The block ends with NamespaceGone when the process does, of
+        Exactly one is given; a descriptor stays the caller's and must be open until the namespace is.
+        The user namespace that owns it is joined first.  It ends with NamespaceGone when the process does, of
         `pid` or of a `path` in /proc, or when the path leads there no more, as after `ip netns delete`.
 
         A process that has not unshared yet is still in the caller's own namespace, and what is done to that is done
         to the caller.  So `allow_current` False, the default, refuses the caller's own namespace.
 
-        Entering raises OwnNamespace for that, NamespaceGone if there is no such process, NotPrivileged,
+        Opening raises OwnNamespace for that, NamespaceGone if there is no such process, NotPrivileged,
         FileNotFoundError, or OSError with EINVAL for what is not a network namespace; cancelled, it leaves nothing.
         """
         given = {name: each for name, each in (("pid", pid), ("path", path), ("fd", fd)) if each is not None}
@@ -197,47 +198,37 @@ class Namespace:
         return cls(lambda _: Start("current"), "current()")
 
     def __repr__(self) -> str:
-        return f"<Namespace.{self._what}: {self._agent.state}>"
+        return f"<Namespace.{self._what}: {self.supervisor.condition}>"
 
-    async def __aenter__(self) -> Self:
-        if self._prepare is None:
-            raise RuntimeError("a Namespace is entered once: a Network enters the one it is given")
-        prepare, self._prepare = self._prepare, None
-        with ExitStack() as held:
-            start = prepare(held)
-            await self._agent.start(start)
-            await self._guard.__aenter__()
-            self._guard.start_soon(self._agent.watch)
-            if start.process is not None:
-                self._guard.start_soon(self._watch_process, start.process)
-            if start.watch is not None:
-                self._guard.start_soon(self._watch_path, start.watch)
-            self._held = held.pop_all()
-        return self
+    async def _open(self) -> None:
+        start = self._prepare(self._held)
+        await self._agent.start(start)
+        self.supervisor.start(self._agent.watch)
+        if start.process is not None:
+            self.supervisor.start(self._watch_process, start.process)
+        if start.watch is not None:
+            self.supervisor.start(self._watch_path, start.watch)
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        try:
-            await self._guard.__aexit__(exc_type, exc, tb)
-        finally:
-            await self._agent.stop()
-            self._held.close()
+    async def _close(self) -> None:
+        await self._agent.stop()
+        self._held.close()
 
     async def _watch_process(self, pidfd: int) -> None:
         await anyio.wait_readable(pidfd)
+        self._agent.hang_up()
         raise self._agent.lost("the process whose namespace it was has ended")
 
     async def _watch_path(self, watch: Watch) -> None:
         while watch.is_there():
             await anyio.wait_readable(watch)
+        self._agent.hang_up()
         raise self._agent.lost("the path of the namespace is gone")
 
     @property
     def pid(self) -> int:
-        """Process id of the agent: `/proc/<pid>/ns/net` is the namespace while the block is open.
+        """Process id of the agent: `/proc/<pid>/ns/net` is the namespace while it is open.
 
-        Raises NamespaceGone outside the block.
+        Raises NamespaceGone while it is not.
         """
         return self._agent.pid
 
@@ -245,11 +236,12 @@ class Namespace:
         return await self._agent.converse(op, fds, arguments)
 
     async def _ask(self, op: str, **arguments: object) -> tuple[dict[str, Any], list[int]]:
-        conversation = await self._converse(op, **arguments)
-        try:
-            return await conversation.receive()
-        finally:
-            conversation.close()
+        with self.supervisor.guarding():
+            conversation = await self._converse(op, **arguments)
+            try:
+                return await conversation.receive()
+            finally:
+                conversation.close()
 
     async def run(
         self,
@@ -332,18 +324,20 @@ class Namespace:
         It has been executed when this returns.  Cancelled before that, it is killed.  Close the Process, or
         use it in an `async with`: that kills it if it still runs.
         """
-        return await open_process(
-            self._converse,
-            command,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            cwd=cwd,
-            env=env,
-            start_new_session=start_new_session,
-            pass_fds=pass_fds,
-            files=files,
-        )
+        with self.supervisor.guarding():
+            return await open_process(
+                self._converse,
+                self.supervisor,
+                command,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                cwd=cwd,
+                env=env,
+                start_new_session=start_new_session,
+                pass_fds=pass_fds,
+                files=files,
+            )
 
     async def socket(self, family: int, type: int, proto: int = 0) -> socket.socket:
         """A non-blocking kernel socket of the namespace, the caller's to close.  Raises the OSError of
@@ -367,7 +361,8 @@ class Namespace:
         sock = await self.socket(_family(address), socket.SOCK_STREAM)
         try:
             if (error := sock.connect_ex((str(address), port))) == errno.EINPROGRESS:
-                await anyio.wait_writable(sock)
+                with self.supervisor.guarding():
+                    await anyio.wait_writable(sock)
                 error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if error:
                 raise OSError(error, f"{os.strerror(error)}: {address} port {port}")
@@ -510,10 +505,13 @@ class Namespace:
         gateway: IPv4Address | None = None,
         address6: IPv6Interface | None = None,
         gateway6: IPv6Address | None = None,
+        neighbours: Mapping[IPv4Address | IPv6Address, bytes] | None = None,
     ) -> str | None:
         """Set what is given, bring the link and the loopback up, and add the default routes; doing it again is
         fine.  `queue` is the length of its transmit queue, in packets.  Addresses are usable when this returns; one
         of IPv6, which comes with its gateway, has the link accept no router advertisements.
+        `neighbours` are addresses on the link, and the link address of each: six bytes.  The kernel asks for none of
+        them, so that no first burst is lost meanwhile.
 
         Returns why there is no IPv6, if it was asked for and this namespace or its kernel has none; the rest is done
         then.  Raises OSError naming the link, NotPrivileged without CAP_NET_ADMIN in the namespace.
@@ -531,6 +529,7 @@ class Namespace:
                 ipv6=None
                 if address6 is None
                 else (str(address6.ip), address6.network.prefixlen, str(gateway6)),
+                neighbours={str(each): link.hex() for each, link in (neighbours or {}).items()},
             )
         except PermissionError as exc:
             raise NotPrivileged(

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
 from ipaddress import IPv4Network
 from subprocess import CompletedProcess
-from types import NoneType, TracebackType
+from types import NoneType
 from typing import TypedDict
 
-from typing_extensions import Self, Unpack
+from typing_extensions import Unpack
 
 from . import arguments
+from .background import Openable, Supervisor
 from .dhcp import DEFAULT, DhcpSettings
 from .dns import Record, hosts
 from .drivers import DriverName
-from .errors import RecordError
+from .errors import NamespaceGone, RecordError
 from .forwarder import Forwarder
 from .namespace import Namespace
 from .ports import PortForward, parse
@@ -45,19 +45,30 @@ class CommandOptions(TypedDict, total=False):
     files: Mapping[str, str | bytes] | None
 
 
-class Network:
-    """A namespace with real connectivity, for as long as the block is open.
+class Network(Openable):
+    """A namespace with real connectivity, for as long as it is open.
 
         async with Network(ports=["127.0.0.1:8080:80"]) as net:
             await net.run(["curl", "http://example.com"])
 
-    `ports` are forwarded from the start (see `netns_kit.ports`).  `namespace` is one of the caller's making, not
-    entered yet; by default a new one.  `ifname` is the name of its interface, `name` that of its address, one more
-    of `records`.  The rest is as for `UserStack` and `TapDevice`.  The parts are there as `namespace`, `tap`, `stack`
-    and `forwarder`.
+    Opening returns when address, route, DNS and ports work.  The parts are there as `namespace`, `tap`, `stack` and
+    `forwarder`.
 
-    Entering is ready when it returns: address, route, DNS and ports work.  It raises what its parts raise, and leaves
-    nothing behind then or when cancelled.  Bad ports, addresses and sizes raise before anything is made.
+    Args:
+        uplink: How flows leave.  By default the host's loopback cannot be reached.
+        ports: What is forwarded from the start, see `netns_kit.ports`.
+        ifname: The name of the interface inside.
+        namespace: One of the caller's making, which is not open yet.  By default a new one.
+        name: The namespace's own name at the DNS address, one more of `records`.
+
+    The other arguments are those of `UserStack` and of `TapDevice.open`.
+
+    Raises:
+        NetnsKitError, ValueError: Arguments that make no sense, before anything is made.
+        NetnsKitError, OSError: When it is opened, what its parts raise.
+
+    If the namespace or the stack fails, every call raises that, those under way at once, and so does closing:
+    `NamespaceGone`, `DeviceGone` or `StackCrashed`.
     """
 
     def __init__(
@@ -101,6 +112,9 @@ class Network:
             records=records,
         )
         self.forwarder = Forwarder(self.stack)
+        self.supervisor = Supervisor(
+            type(self).__name__, NamespaceGone, self.namespace.supervisor, self.stack.supervisor
+        )
         self.ports = [
             forward
             for spec in ports
@@ -109,26 +123,25 @@ class Network:
 
     def __repr__(self) -> str:
         ports = f", {len(self.ports)} forwarded" if self.ports else ""
-        return f"<Network {self.subnet}{ports}: {self.namespace!r}>"
+        return f"<Network {self.subnet}{ports}: {self.supervisor.condition}>"
 
     @property
     def subnet(self) -> Subnet:
         """Its addresses."""
         return self.stack.subnet
 
-    async def __aenter__(self) -> Self:
-        async with AsyncExitStack() as stack:
-            for part in (self.namespace, self.tap, self.stack, self.forwarder):
-                await stack.enter_async_context(part)
-            for forward in self.ports:
-                await self.forwarder.add(forward)
-            self._stack = stack.pop_all()
-        return self
+    async def _open(self) -> None:
+        await self.namespace.open()
+        self.tap = await self.tap
+        await self.stack.open()
+        await self.forwarder.open()
+        await self.forwarder.add(*self.ports)
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> bool:
-        return bool(await self._stack.__aexit__(exc_type, exc, tb))
+    async def _close(self) -> None:
+        await self.forwarder.supervisor.end()  # what has failed is raised by our own supervisor
+        await self.stack.supervisor.end()
+        await self.tap.close()
+        await self.namespace.supervisor.end()
 
     async def files(self) -> dict[str, str]:
         """What commands see in place of the host's files, as it is now.
@@ -152,11 +165,17 @@ class Network:
         **options: Unpack[CommandOptions],
     ) -> CompletedProcess[bytes]:
         """`Namespace.run`, with the namespace's own resolv.conf and hosts file: see `Network.files`."""
-        return await self.namespace.run(command, input=input, check=check, **await self._with_files(options))
+        with self.supervisor.guarding():
+            return await self.namespace.run(
+                command, input=input, check=check, **await self._with_files(options)
+            )
 
     async def popen(self, command: Command, **options: Unpack[CommandOptions]) -> Process:
         """`Namespace.popen`, with the namespace's own resolv.conf and hosts file: see `Network.files`."""
-        return await self.namespace.popen(command, **await self._with_files(options))
+        with self.supervisor.guarding():
+            process = await self.namespace.popen(command, **await self._with_files(options))
+        process.supervisor = self.supervisor
+        return process
 
     async def _with_files(self, options: CommandOptions) -> CommandOptions:
         return {**options, "files": {**await self.files(), **(options.get("files") or {})}}

@@ -14,13 +14,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Literal, cast
 
 from . import arguments
 from .arguments import Address, AddressLike
 from .errors import PortSpecError
+from .frozen import frozen
 
 EXAMPLE = (
     "expected [tcp:|udp:][ADDRESS:]PORT[-LAST][:[GUEST:]PORT[-LAST]][/PROTO], like 127.0.0.1:8080:80/tcp"
@@ -38,7 +38,7 @@ _SPEC = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True, init=False)
+@frozen
 class PortForward:
     """One host port that leads to one guest port.
 

@@ -168,7 +168,12 @@ def resolver(address: str, port: int) -> str:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
         try:
-            sock.connect((address, port))
+            numeric = socket.AI_NUMERICHOST
+            try:
+                found = socket.getaddrinfo(address, port, family, socket.SOCK_DGRAM, flags=numeric)
+            except socket.gaierror as exc:  # its zone is no interface
+                raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH)) from exc
+            sock.connect(found[0][4])
             if sock.getsockname()[0] != sock.getpeername()[0] and not address.startswith("127."):
                 return f"a route to {address}"
             sock.settimeout(1)
@@ -246,7 +251,7 @@ def ipv6_inside(name: str) -> Outcome:
 def tap(order: dict[str, Any]) -> dict[str, Outcome]:
     """A tap as TapDevice opens it, and what its kernel offers."""
     words = order["tap_flags"]
-    link = {"name": "probe0", "mac": None, "mtu": 1500, "queue": 1000}
+    link: dict[str, object] = {"name": "probe0", "mac": None, "mtu": 1500, "queue": 1000, "neighbours": {}}
     where = {"address": "10.0.2.100", "netmask": "255.255.255.0", "gateway": "10.0.2.2", "ipv6": None}
     try:
         fd, flags = open_tap("probe0", 1, words)

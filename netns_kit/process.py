@@ -23,6 +23,7 @@ import anyio.lowlevel
 
 from netns_kit import arguments
 from netns_kit.agent_process import Asker, Conversation
+from netns_kit.background import Supervisor
 from netns_kit.errors import ArgumentError, ArgumentTypeError, NamespaceGone, NetnsKitError
 
 __all__ = [
@@ -72,10 +73,6 @@ class _Pipe:
         os.set_blocking(file.fileno(), False)
         self._file = file
         self._guard = anyio.ResourceGuard("using")
-
-    def forget(self) -> None:
-        """Close our end, where nobody can wait for it."""
-        self._file.close()
 
     async def aclose(self) -> None:
         """Close our end; whoever waits for it gets ClosedResourceError."""
@@ -127,11 +124,17 @@ class PipeWriter(_Pipe, anyio.abc.ByteSendStream):
 class Process(anyio.abc.Process):
     """A running command, as `anyio.open_process` gives one.
 
-    `stdin`, `stdout` and `stderr` are streams where PIPE was asked for, else None.
+    `stdin`, `stdout` and `stderr` are streams where PIPE was asked for, else None.  One that is dropped while it runs
+    is killed, with a ResourceWarning.
     """
+
+    supervisor: Supervisor
+    """Of what it runs on, whose end is its end; for parts of this library."""
+    _forgotten = True  # ours no more, or not yet
 
     def __init__(
         self,
+        supervisor: Supervisor,
         pid: int,
         pidfd: int,
         conversation: Conversation,
@@ -139,36 +142,30 @@ class Process(anyio.abc.Process):
         stdout: PipeReader | None,
         stderr: PipeReader | None,
     ) -> None:
+        self.supervisor = supervisor
         self._pid = pid
         self._pidfd = io.FileIO(pidfd)
         self._conversation = conversation
         self._streams = stdin, stdout, stderr
         self._returncode: int | None = None
         self._waiting = anyio.Lock()
+        self._forgotten = False
+
+    def __del__(self) -> None:
+        # a collector may have closed the conversation before, and that has killed it
+        dropped = not self._forgotten and (self._conversation.is_closed or self.returncode is None)
+        if dropped:
+            self._forget()
+            warnings.warn(
+                f"process {self._pid} is killed: its Process was dropped; use `async with`, or await its aclose()",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
 
     def __repr__(self) -> str:
         status = self.returncode
         return f"<Process pid={self._pid}: {'running' if status is None else f'ended with {status}'}>"
-
-    def __del__(self) -> None:
-        """Whoever drops it while the command runs, has it killed: he is told."""
-        if getattr(self, "_pidfd", None) is None or self._pidfd.closed:
-            return
-        try:
-            runs = self._conversation.poll() is None
-        except (NamespaceGone, OSError):  # the namespace has ended, and the command with it
-            runs = False
-        if runs:
-            warnings.warn(
-                f"Process {self._pid} was dropped while its command runs: it is killed; keep it, in an `async with`",
-                RuntimeWarning,
-                stacklevel=2,
-                source=self,
-            )
-        for stream in self._streams:
-            if stream is not None:
-                stream.forget()
-        self._forget()
 
     @property
     def pid(self) -> int:
@@ -204,11 +201,21 @@ class Process(anyio.abc.Process):
         return self._streams[2]
 
     async def wait(self) -> int:
-        """Wait until it has ended: its `returncode`.
+        """Wait until the command has ended, and return its `returncode`.
 
-        Raises NamespaceGone if the agent ends first; the command was killed then.  Cancellation changes
-        nothing.
+        Raises:
+            NamespaceGone: The namespace has gone, or was closed, and the command was killed.
+            NetnsKitError: The `Network` that has started the command has failed; the command may still run.
+
+        Cancellation:
+            It changes nothing.
         """
+        if self.returncode is None:
+            with self.supervisor.guarding():
+                return await self._wait()
+        return await self._wait()
+
+    async def _wait(self) -> int:
         await anyio.lowlevel.checkpoint()
         async with self._waiting:
             while (code := self.returncode) is None:
@@ -244,7 +251,7 @@ class Process(anyio.abc.Process):
             try:
                 if self.returncode is None and not self._pidfd.closed:
                     self._conversation.give_up()
-                    await self.wait()
+                    await self._wait()
             except NamespaceGone:
                 pass
             finally:
@@ -252,12 +259,14 @@ class Process(anyio.abc.Process):
         await anyio.lowlevel.checkpoint_if_cancelled()
 
     def _forget(self) -> None:
+        self._forgotten = True
         self._conversation.close()
         self._pidfd.close()
 
 
 async def open_process(
     ask: Asker,
+    supervisor: Supervisor,
     command: Command,
     *,
     stdin: StandardStream,
@@ -304,7 +313,7 @@ async def open_process(
         ours.callback(conversation.close)
         answer, (pidfd,) = await conversation.receive()
         ours.pop_all()
-    return Process(answer["pid"], pidfd, conversation, *streams)
+    return Process(supervisor, answer["pid"], pidfd, conversation, *streams)
 
 
 def _standard_streams(

@@ -24,6 +24,8 @@ from .engine import Engine
 LONGEST_WAIT = 86400.0  # seconds; epoll takes no more than 24 days
 SPIN = 100e-6  # seconds
 CALM = 1.0  # seconds
+TURN = 1e-3  # seconds of work without a wait, after which others have their turn, if they insist
+REST = 50e-6  # seconds: a thread that waits for the interpreter is woken within that
 _INTERRUPTED = 20e-6  # seconds: a poll takes less than one
 _SELDOM = 1e-3  # seconds: longer waits count as this
 _WEIGHT = 1 / 8  # of the last wait in the average
@@ -34,7 +36,8 @@ def run(engine: Engine, stopping: Callable[[], bool]) -> None:
     clock, poll, dispatch = time.monotonic, engine.poll, engine.dispatch
     alone = len(os.sched_getaffinity(0)) == 1
     usual = _SELDOM  # how long a wait takes lately
-    now = calm_until = clock()
+    now = calm_until = resting_at = clock()
+    engine.clock = clock
     slept = _times_slept()
     while not stopping():
         events: list[tuple[int, int]] = []
@@ -54,6 +57,14 @@ def run(engine: Engine, stopping: Callable[[], bool]) -> None:
         if not events:
             events = poll(min(max(deadline - now, 0.0), LONGEST_WAIT))
             now, slept = clock(), _times_slept()
+            resting_at = now
+        elif now - resting_at > TURN:
+            if _times_slept() != slept:
+                slept, calm_until = _times_slept(), now + CALM
+            if now < calm_until:
+                time.sleep(REST)
+                now = clock()
+            resting_at = now
         usual += (min(now - began, _SELDOM) - usual) * _WEIGHT
         dispatch(events, now)
         now = clock()

@@ -3,6 +3,9 @@
 Layers, in the order they are laid; none can be taken off again.
 
 - core: no core dump, which would have everybody's bytes in it.
+- root: a mount namespace in whose root are /etc and /run, to be read, what those need, and an empty /tmp: no other
+  file has a name there (pivot_root(2)).  A process that may not make one makes a user namespace first, in which it
+  may.  Workers go without it, for they have landlock.
 - dumpable: other processes of the same user may not trace it or read its memory (PR_SET_DUMPABLE, prctl(2)).
 - capabilities: all are dropped, from every set, but for those that an `Uplink` or a listener of a privileged
   caller uses: CAP_NET_BIND_SERVICE and CAP_NET_RAW, if they are there.
@@ -37,6 +40,7 @@ from typing import NamedTuple
 ON = "on"
 CAP_NET_BIND_SERVICE, CAP_NET_RAW = 10, 13
 KEPT = 1 << CAP_NET_BIND_SERVICE | 1 << CAP_NET_RAW
+_CAP_SYS_ADMIN = 21
 
 # linux/prctl.h
 _GET_DUMPABLE, _SET_DUMPABLE = 3, 4
@@ -48,6 +52,17 @@ _GET_SECCOMP = 21
 # linux/capability.h
 _CAPABILITY_HEADER = struct.pack("Ii", 0x20080522, 0)
 _CAPABILITIES = struct.Struct("6I")  # effective, permitted, inheritable: low words, then high
+
+# linux/sched.h, linux/mount.h
+_CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
+_READ_ONLY, _QUIET, _REMOUNT = 1, 2 | 4 | 8, 32  # nosuid, nodev, noexec
+_BIND, _RECURSIVE, _SLAVE, _DETACH = 0x1000, 0x4000, 1 << 19, 2
+_PIVOT_ROOT = {
+    "x86_64": 155, "aarch64": 41, "riscv64": 41, "loongarch64": 41, "ppc64le": 203, "s390x": 217,
+}  # fmt: skip
+_NEW_ROOT = "/tmp"  # the place where it is made: one that every host has
+_SHOWN = ("/etc", "/run")
+_ROOT_SIZE = "mode=0755,size=64k,nr_inodes=256"
 
 # linux/landlock.h: the same numbers on every architecture
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
@@ -106,6 +121,9 @@ ALLOWED: Mapping[str, tuple[int | None, int | None]] = {
 }  # fmt: skip
 """Numbers of the system calls that a worker makes, per machine; None: it has no such call.  Whoever has the engine,
 a relay or the pump make a new one puts it here."""
+
+WATCHING: Mapping[str, tuple[int | None, int | None]] = {"getdents64": (217, 61), "pidfd_open": (434, 434)}
+"""The calls of who wants to know whether processes live in a namespace still, see `netns_kit.occupants`."""
 
 _BOUNDED: Mapping[str, tuple[int | None, int | None]] = {
     "socket": (41, 198), "mmap": (9, 222), "mprotect": (10, 226), "ioctl": (16, 29), "prlimit64": (302, 261),
@@ -170,23 +188,31 @@ class Missing(Exception):
 LAYERS = ("core", "dumpable", "capabilities", "no_new_privs", "landlock", "seccomp")
 
 
-def enter(readable: Iterable[str] = (), layers: Iterable[str] = LAYERS) -> dict[str, str]:
+def enter(
+    readable: Iterable[str] = (),
+    layers: Iterable[str] = LAYERS,
+    *,
+    kept: int = KEPT,
+    calls: Mapping[str, tuple[int | None, int | None]] = ALLOWED,
+) -> dict[str, str]:
     """Lay every one of `layers` that can be laid; each one's name, with "on" or why it is not.  For the rest of
     this process.
 
     `readable` are the files that will be read, anew whenever they change; so what lies beside and below them can be
-    read too.
+    read too.  `kept` is the set of capabilities that are not dropped, `calls` are the system calls that are allowed
+    whatever their arguments.
     """
     report = dict.fromkeys(LAYERS, "not asked for")
     lay: dict[str, Callable[[], None]] = {
         "core": _no_core,
+        "root": lambda: _bare_root(readable),
         "dumpable": _not_dumpable,
-        "capabilities": _no_capabilities,
+        "capabilities": lambda: _no_capabilities(kept),
         "no_new_privs": _no_new_privileges,
         "landlock": lambda: _few_files(readable),
-        "seccomp": lambda: _few_calls(files=report["landlock"] == ON),
+        "seccomp": lambda: _few_calls(calls, files=ON in (report["landlock"], report.get("root"))),
     }
-    for name in sorted(layers, key=LAYERS.index):
+    for name in sorted(layers, key=list(lay).index):
         try:
             lay[name]()
             report[name] = ON
@@ -199,21 +225,89 @@ def _no_core() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
+def _bare_root(readable: Iterable[str]) -> None:
+    number = _PIVOT_ROOT.get(os.uname().machine)
+    if number is None or struct.calcsize("P") != 8:
+        raise Missing("unsupported")
+    shown = [path for path in sorted(_on_the_way(readable)) if os.path.isdir(path)]
+    if _capabilities()[0] >> _CAP_SYS_ADMIN & 1:
+        _check(libc.unshare(_CLONE_NEWNS))
+    else:
+        _in_user_namespace(_CLONE_NEWNS)
+    _mount(None, "/", None, _SLAVE | _RECURSIVE)  # what the host unmounts goes here too
+    sources = {path: os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in shown}
+    _mount("tmpfs", _NEW_ROOT, "tmpfs", _QUIET, _ROOT_SIZE)
+    for path, fd in sources.items():
+        os.makedirs(_NEW_ROOT + path, exist_ok=True)
+        _mount(f"/proc/self/fd/{fd}", _NEW_ROOT + path, None, _BIND | _RECURSIVE)
+        os.close(fd)
+    os.makedirs(f"{_NEW_ROOT}/tmp", exist_ok=True)
+    for path in _mounts_below(_NEW_ROOT):  # one by one: a bind mount of a tree is changed at its top alone
+        try:
+            _mount(None, path, None, _REMOUNT | _BIND | _READ_ONLY | _QUIET)
+        except FileNotFoundError:  # it is being unmounted
+            continue
+    os.chdir(_NEW_ROOT)
+    _check(libc.syscall(number, b".", b"."))
+    _check(libc.umount2(b".", _DETACH))
+    os.chdir("/")
+    if os.path.exists("/proc"):
+        raise Missing("the host's files are still there")
+
+
+def _on_the_way(files: Iterable[str]) -> set[str]:
+    """The directories through which the names of these files lead, beside and outside of those that are shown."""
+    found = set(_SHOWN)
+    for path in files:
+        for _ in range(40):  # as many links as the kernel follows
+            directory = os.path.dirname(os.path.abspath(path))
+            if not any(f"{directory}/".startswith(f"{each}/") for each in found):
+                found.add(directory)
+            try:
+                path = os.path.join(directory, os.readlink(path))
+            except OSError:  # it is no link
+                break
+    return found
+
+
+def _in_user_namespace(flags: int) -> None:
+    """Make one, with the same ids, and with it what `flags` say: in there we may."""
+    uid, gid = os.geteuid(), os.getegid()
+    _check(libc.unshare(_CLONE_NEWUSER | flags))
+    for name, text in ("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1"):
+        with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+            file.write(text)
+
+
+def _mounts_below(path: str) -> list[str]:
+    with open("/proc/self/mountinfo", "rb") as file:
+        escaped = [line.split()[4] for line in file]
+    points = [os.fsdecode(each.decode("unicode_escape").encode("latin-1")) for each in escaped]
+    return [point for point in points if f"{point}/".startswith(f"{path}/")]
+
+
+def _mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
+    words = [None if word is None else os.fsencode(word) for word in (source, target, kind, options)]
+    if libc.mount(*words[:3], ctypes.c_ulong(flags), words[3]) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), target)
+
+
 def _not_dumpable() -> None:
     _prctl(_SET_DUMPABLE, 0)
     if _prctl(_GET_DUMPABLE):
         raise Missing("it is still dumpable")
 
 
-def _no_capabilities() -> None:
-    """The bounding set too, where we may: it is of no use without a program to execute."""
-    held = _capabilities()[1]
+def _no_capabilities(kept: int) -> None:
+    """The bounding set too, where we may."""
     capability = 0
     while libc.prctl(_CAPBSET_READ, capability, 0, 0, 0) >= 0:
-        libc.prctl(_CAPBSET_DROP, capability, 0, 0, 0)
+        if not kept >> capability & 1:
+            libc.prctl(_CAPBSET_DROP, capability, 0, 0, 0)
         capability += 1
     libc.prctl(_CAP_AMBIENT, _CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    kept = held & KEPT
+    kept &= _capabilities()[1]
     wanted = (kept, kept, 0, 0, 0, 0)
     _check(libc.capset(_CAPABILITY_HEADER, _CAPABILITIES.pack(*wanted)))
     if _capabilities() != wanted:
@@ -275,11 +369,11 @@ def _let_read(ruleset: int, directory: str) -> None:
         os.close(opened)
 
 
-def _few_calls(*, files: bool) -> None:
+def _few_calls(calls: Mapping[str, tuple[int | None, int | None]], *, files: bool) -> None:
     machine = MACHINES.get(os.uname().machine)
     if machine is None or struct.calcsize("P") != 8:
         raise Missing("unsupported")
-    filters = program(machine, files=files)
+    filters = program(machine, calls, files=files)
     text = ctypes.create_string_buffer(filters, len(filters))
     fprog = struct.pack("HP", len(filters) // _INSTRUCTION.size, ctypes.addressof(text))
     _check(libc.syscall(machine.seccomp, _SET_MODE_FILTER, _SPEC_ALLOW, fprog))
@@ -287,9 +381,11 @@ def _few_calls(*, files: bool) -> None:
         raise Missing("a call that is not on the list still works")
 
 
-def program(machine: Machine, *, files: bool = True) -> bytes:
-    """The filter in classic BPF: the machine, then the number, then for some the arguments.  `files`: whether any may
-    be opened."""
+def program(
+    machine: Machine, calls: Mapping[str, tuple[int | None, int | None]] = ALLOWED, *, files: bool = True
+) -> bytes:
+    """The filter in classic BPF: the machine, then the number, then for some the arguments.  `calls` are allowed
+    whatever theirs are.  `files`: whether any may be opened."""
     code = [
         _INSTRUCTION.pack(_LOAD, 0, 0, _ARCHITECTURE),
         _INSTRUCTION.pack(_IF_EQUAL, 1, 0, machine.architecture),
@@ -308,7 +404,7 @@ def program(machine: Machine, *, files: bool = True) -> bytes:
                 code.extend(then)
 
     bounds = _bounds()
-    on(ALLOWED, lambda _: [_INSTRUCTION.pack(_RETURN, 0, 0, _ALLOW)])
+    on(calls, lambda _: [_INSTRUCTION.pack(_RETURN, 0, 0, _ALLOW)])
     bounded = {**_BOUNDED, **_OPENING} if files else _BOUNDED
     on(bounded, lambda name: [*_bounded(bounds[name]), _INSTRUCTION.pack(_RETURN, 0, 0, _ALLOW)])
     on(FATAL, lambda _: [_INSTRUCTION.pack(_RETURN, 0, 0, _KILL)])

@@ -5,37 +5,42 @@ told its path and nothing else.  All that it does is the library's: it opens a t
 `Gateway`, `Uplink` and `Control`, serves the API (`ApiSocket`), enters the sandbox, and drives the engine.
 
 It is one process, with one thread, and that for its callers' sake: they kill the very pid they have started, or have
-the kernel do it (PR_SET_PDEATHSIG).  Signals have their default action.  Callers wait for it with every container, so
-it imports little, and most of that while a child of it opens the tap.  What is written on standard output stays in
+the kernel do it (PR_SET_PDEATHSIG).  Signals have their default action.  What is written on standard output stays in
 its buffer until the end, unless that is a terminal: callers have their own output there.
 
-Where the original stops, crashes or spins this does not: an API client that says nothing, a request without its
-"proto", a tap that is removed.
+Callers wait for it with every container, and some do not even wait.  So this module imports next to nothing: first
+a child is forked, which opens the tap as soon as the command line has been read (see `TapFetch`), and meanwhile all
+else is imported.  tests/test_law.py says what may be loaded at which moment.
+
+Where the original stops, crashes, spins or stays behind this does not: an API client that says nothing, a request
+without its "proto", a tap that is removed, a namespace whose last process has ended.
 """
 
 from __future__ import annotations
 
 import errno
-import io
 import os
-import signal
-import socket
-import stat
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from getopt import GetoptError, gnu_getopt
-from ipaddress import AddressValueError, IPv4Address, IPv4Network
-from typing import TYPE_CHECKING, Any, NoReturn
+from _signal import (  # type: ignore[import-not-found]  # of `signal`, what makes no enums of them: that takes 4 ms
+    SIG_DFL,
+    SIGINT,
+    signal,
+)
 
 from netns_kit import __version__
 
-from .errors import NetnsKitError
-from .subnet import DEFAULT_CIDR, SMALLEST_IPV6_MTU, Subnet
+from .fetch import TapFetch
+from .frozen import frozen
+
+TYPE_CHECKING = False  # as type checkers know it, without importing `typing`
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any, NoReturn
+
     from .engine import Engine
+    from .inotify import Watch
+    from .subnet import Subnet
 
 VERSION = "1.3.2"  # of slirp4netns: what callers who look at it may expect
 CONFIG_VERSION = (
@@ -44,13 +49,24 @@ CONFIG_VERSION = (
 MTU_MAX = 65521
 API_PATH_MAX = 107
 LOG_MAX = 4000  # bytes of a line: a pipe that takes any takes so many
-SHORT = "ce:r:m:6a:hv"
-LONG = [
-    *("configure", "exit-fd=", "ready-fd=", "mtu=", "enable-ipv6", "api-socket=", "cidr="),
-    *("disable-host-loopback", "no-host-loopback", "netns-type=", "userns-path=", "enable-sandbox"),
-    *("create-sandbox", "enable-seccomp", "outbound-addr=", "outbound-addr6=", "disable-dns", "macaddress="),
-    *("target-type=", "help", "version"),
-]
+DEFAULT_CIDR = "10.0.2.0/24"
+SMALLEST_IPV6_MTU = 1280  # RFC 8200 5
+SHORT = {
+    "c": 0,
+    "e": 1,
+    "r": 1,
+    "m": 1,
+    "6": 0,
+    "a": 1,
+    "h": 0,
+    "v": 0,
+}  # the options, and whether they have a value
+LONG = {
+    "configure": 0, "exit-fd": 1, "ready-fd": 1, "mtu": 1, "enable-ipv6": 0, "api-socket": 1, "cidr": 1,
+    "disable-host-loopback": 0, "no-host-loopback": 0, "netns-type": 1, "userns-path": 1, "enable-sandbox": 0,
+    "create-sandbox": 0, "enable-seccomp": 0, "outbound-addr": 1, "outbound-addr6": 1, "disable-dns": 0,
+    "macaddress": 1, "target-type": 1, "help": 0, "version": 0,
+}  # fmt: skip
 SAME = {
     "-c": "--configure", "-e": "--exit-fd", "-r": "--ready-fd", "-m": "--mtu", "-6": "--enable-ipv6",
     "-a": "--api-socket", "-h": "--help", "-v": "--version",
@@ -70,12 +86,12 @@ Connectivity for a network namespace, by netns_kit's own TCP/IP stack.
 --disable-host-loopback  keep the gateway's address from meaning the host's 127.0.0.1
 --netns-type=TYPE        what the first argument is: path, pid or tapfd (default=pid)
 --userns-path=PATH       user namespace to join before the network namespace
---enable-sandbox         open no file but what names resolvers; keep no privilege but CAP_NET_BIND_SERVICE and
-                         CAP_NET_RAW
+--enable-sandbox         have a root directory of its own, with /etc and /run, and open no file but what names
+                         resolvers; keep no privilege but CAP_NET_BIND_SERVICE
 --enable-seccomp         have few system calls
 --outbound-addr=IPv4     send from this address, or from that of an interface of this name
 --outbound-addr6=IPv6    the same for IPv6
---disable-dns            ask none of the host's resolvers
+--disable-dns            answer nothing at the DNS address
 --macaddress=MAC         of the interface (only with -c)
 --target-type=TYPE       netns, or bess: PATH is a SOCK_SEQPACKET socket to listen at (default=netns)
 -h, --help               show this and exit
@@ -95,14 +111,15 @@ class Failed(Exception):
     """What cannot be had, as perror(3) says it, and then whose failure that was."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Order:
     """What the command line asks for."""
 
     target: str
     tap: str
     kind: str  # "pid", "path", "tapfd" or "bess"
-    subnet: Subnet
+    cidr: str
+    ipv6: bool
     mtu: int
     configure: bool
     exit_fd: int | None
@@ -116,6 +133,23 @@ class Order:
     sandbox: bool
     seccomp: bool
 
+    @property
+    def subnet(self) -> Subnet:
+        """The namespace's addresses."""
+        from .subnet import Subnet
+
+        return Subnet.parse(self.cidr, self.ipv6)
+
+    @property
+    def has_namespace(self) -> bool:
+        """Whether the tap is to be fetched from one: `path`."""
+        return self.kind in ("pid", "path")
+
+    @property
+    def path(self) -> str:
+        """The network namespace."""
+        return self.target if self.kind == "path" else f"/proc/{self.target}/ns/net"
+
 
 def executable() -> NoReturn:
     """`netns-kit-slirp4netns`."""
@@ -124,28 +158,39 @@ def executable() -> NoReturn:
 
 def main(words: Sequence[str], program: str) -> NoReturn:
     """Be slirp4netns, with these arguments."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+    signal(SIGINT, SIG_DFL)
+    if hasattr(sys.stdout, "reconfigure") and not sys.stdout.isatty():
         sys.stdout.reconfigure(line_buffering=False, write_through=False)  # whatever PYTHONUNBUFFERED says
     status = run(words, program)
-    with suppress(OSError):
+    try:
         sys.stdout.flush()
+    except OSError:  # nobody reads it
+        pass
     os._exit(status)  # what Python does at its end takes longer than all else at ours
 
 
 def run(words: Sequence[str], program: str) -> int:
     """The exit status."""
+    fetch = TapFetch()
     try:
         order = parse(words, program)
+        if order is None:
+            fetch.cancel()
+            return 0
     except Wrong as error:
+        fetch.cancel()
         _say(str(error))
         if error.usage:
             print(USAGE.format(program), end="")
         return 1
-    if order is None:
-        return 0
+    if order.has_namespace:
+        fetch.open(order.path, order.tap, order.userns)
+    else:
+        fetch.cancel()
+    from .errors import NetnsKitError
+
     try:
-        return serve(order)
+        return serve(order, fetch)
     except Failed as error:
         _say(str(error))
     except OSError as error:
@@ -160,11 +205,7 @@ def run(words: Sequence[str], program: str) -> int:
 
 def parse(words: Sequence[str], program: str) -> Order | None:
     """None: it asked for nothing but to be told.  Raises `Wrong`."""
-    try:
-        found, arguments = gnu_getopt(list(words), SHORT, LONG)
-    except GetoptError as error:
-        raise Wrong(f"{program}: {_as_getopt_long(error, words)}") from None
-    options = {SAME.get(name, name): value for name, value in found}
+    options, arguments = _read(words, program)
     if "--help" in options:
         print(USAGE.format(program), end="")
         return None
@@ -191,8 +232,9 @@ def parse(words: Sequence[str], program: str) -> Order | None:
         _integer(target, 0, 1 << 30, "TAPFD must a file descriptor")
     elif kind == "path" and not os.path.exists(target):
         raise Wrong(f"existing path expected when --netns-type=path: {os.strerror(errno.ENOENT)}")
-    ipv6 = "--enable-ipv6" in options and mtu >= SMALLEST_IPV6_MTU
-    subnet = _subnet(options.get("--cidr", DEFAULT_CIDR), ipv6)
+    cidr = options.get("--cidr", DEFAULT_CIDR)
+    if cidr != DEFAULT_CIDR:
+        _check_cidr(cidr)
     for name, what in {
         "--enable-seccomp": "seccomp",
         "--enable-ipv6": "IPv6",
@@ -205,7 +247,8 @@ def parse(words: Sequence[str], program: str) -> Order | None:
         target=target,
         tap=rest[0],
         kind=kind,
-        subnet=subnet,
+        cidr=cidr,
+        ipv6="--enable-ipv6" in options and mtu >= SMALLEST_IPV6_MTU,
         mtu=mtu,
         configure="--configure" in options,
         exit_fd=fds.get("exit-fd"),
@@ -221,24 +264,60 @@ def parse(words: Sequence[str], program: str) -> Order | None:
     )
 
 
-def _as_getopt_long(error: GetoptError, words: Sequence[str]) -> str:
-    """What the C library says of the same."""
-    name, short = error.opt, f"option -{error.opt} " in f"{error.msg} "
-    if short:
-        return (
-            f"option requires an argument -- '{name}'"
-            if "requires" in error.msg
-            else f"invalid option -- '{name}'"
-        )
-    if "requires" in error.msg:
-        return f"option '--{name}' requires an argument"
-    if "must not have" in error.msg:
-        return f"option '--{name}' doesn't allow an argument"
-    if "unique" in error.msg:
-        others = (f"'--{each.rstrip('=')}'" for each in LONG if each.startswith(name))
-        return f"option '--{name}' is ambiguous; possibilities: {' '.join(others)}"
-    given = next((word for word in words if word.partition("=")[0] == f"--{name}"), f"--{name}")
-    return f"unrecognized option '{given}'"
+def _read(words: Sequence[str], program: str) -> tuple[dict[str, str], list[str]]:
+    """Options by their long names, and arguments, as getopt_long(3) tells them apart, and with its messages."""
+    options: dict[str, str] = {}
+    arguments: list[str] = []
+    rest = list(words)
+
+    def take(name: str, has_value: int, value: str, wrong: str) -> None:
+        if has_value and not value:
+            if not rest:
+                raise Wrong(f"{program}: {wrong}")
+            value = rest.pop(0)
+        options[SAME.get(name, name)] = value
+
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            arguments += rest
+            break
+        if word.startswith("--"):
+            given, equals, value = word[2:].partition("=")
+            name = _whole(given, word, program)
+            if equals and not LONG[name]:
+                raise Wrong(f"{program}: option '--{name}' doesn't allow an argument")
+            if equals and not value:
+                options[SAME.get(f"--{name}", f"--{name}")] = ""
+            else:
+                take(f"--{name}", LONG[name], value, f"option '--{name}' requires an argument")
+        elif word.startswith("-") and word != "-":
+            letters = word[1:]
+            while letters:
+                letter, letters = letters[0], letters[1:]
+                if letter not in SHORT:
+                    raise Wrong(f"{program}: invalid option -- '{letter}'")
+                value, letters = (letters, "") if SHORT[letter] else ("", letters)
+                take(f"-{letter}", SHORT[letter], value, f"option requires an argument -- '{letter}'")
+        else:
+            arguments.append(word)
+            if "POSIXLY_CORRECT" in os.environ:
+                arguments += rest
+                break
+    return options, arguments
+
+
+def _whole(given: str, word: str, program: str) -> str:
+    """The name of an option of which that is the beginning."""
+    if given in LONG:
+        return given
+    names = [name for name in LONG if name.startswith(given)]
+    if not names:
+        raise Wrong(f"{program}: unrecognized option '{word}'")
+    if len(names) > 1:
+        possible = " ".join(f"'--{name}'" for name in names)
+        raise Wrong(f"{program}: option '--{given}' is ambiguous; possibilities: {possible}")
+    return names[0]
 
 
 def _integer(text: str, least: int, most: int, message: str) -> int:
@@ -258,7 +337,12 @@ def _kind(options: dict[str, str]) -> str:
     return "bess" if target == "bess" else kind if kind in ("pid", "tapfd") else "path"
 
 
-def _subnet(cidr: str, ipv6: bool) -> Subnet:
+def _check_cidr(cidr: str) -> None:
+    from ipaddress import AddressValueError, IPv4Address, IPv4Network
+
+    from .errors import NetnsKitError
+    from .subnet import Subnet
+
     address, slash, prefix = cidr.partition("/")
     if not slash or not prefix.isdigit() or len(prefix) > 2:
         raise Wrong(f"invalid CIDR: {cidr}", usage=False)
@@ -275,7 +359,7 @@ def _subnet(cidr: str, ipv6: bool) -> Subnet:
             f"CIDR needs to be a network address like {network}, not like {address}/{prefix}", usage=False
         )
     try:
-        return Subnet.parse(str(network), ipv6)
+        Subnet.parse(cidr)
     except NetnsKitError as error:
         raise Wrong(str(error), usage=False) from None
 
@@ -301,6 +385,7 @@ def _outbound(options: dict[str, str]) -> dict[int, str]:
     found = {}
     for version, name in ((4, "--outbound-addr"), (6, "--outbound-addr6")):
         if name in options:
+            from .errors import NetnsKitError
             from .uplink import source_address
 
             try:
@@ -323,31 +408,42 @@ def _version() -> str:
 # -- the work -------------------------------------------------------------------------------------------
 
 
-def serve(order: Order) -> int:
-    """Until the exit pipe is closed; the exit status.  Raises `Failed`, OSError and what the parts raise."""
-    fd = _tap(order)
+def serve(order: Order, fetch: TapFetch) -> int:
+    """Until the exit pipe is closed, or nobody is left in the namespace; the exit status.  Raises `Failed`, OSError
+    and what the parts raise.
+    """
+    import gc
+
+    gc.disable()  # while all is new, nothing is garbage
+    subnet = order.subnet
+    if order.has_namespace:
+        fetch.configure(subnet if order.configure else None, mtu=order.mtu, mac=order.mac)
 
     from . import pump
+    from .admission import raise_descriptor_limit
     from .control import Control
     from .engine import Engine
-    from .gateway import Gateway, raise_descriptor_limit
-    from .hostfwd import ApiSocket, HostForwards
+    from .gateway import Gateway
+    from .slirp_uplink import SlirpUplink
     from .tap import TapDevice
-    from .uplink import Uplink
 
-    tap = TapDevice.from_fd(fd(), mtu=order.mtu, name=order.tap or None)
-    print(_banner(order))
-    raise_descriptor_limit()
-    uplink = Uplink(
-        allow_host_loopback=order.loopback,
-        bind4=order.outbound.get(4),
-        bind6=order.outbound.get(6),
-        dns=None if order.dns else (),
-    )
     engine = Engine()
-    control = Control(Gateway(engine, tap, uplink, order.subnet), lambda _: None)
+    ended = _Ended(engine)
+    if order.exit_fd is not None:
+        ended.watch_pipe(order.exit_fd)
+    elif order.has_namespace:
+        ended.watch_namespace(order)
+    tap = TapDevice.from_fd(_tap(order, fetch), mtu=order.mtu, name=order.tap or None)
+    print(_banner(order, subnet))
+    raise_descriptor_limit()
+    uplink = SlirpUplink(
+        loopback=order.loopback, dns=order.dns, bind4=order.outbound.get(4), bind6=order.outbound.get(6)
+    )
+    control = Control(Gateway(engine, tap, uplink, subnet, tell=_tell), lambda _: None)
     api = None
     if order.api is not None:
+        from .hostfwd import ApiSocket, HostForwards
+
         try:
             api = ApiSocket(engine, HostForwards(control), order.api, _trace)
         except OSError as error:
@@ -355,12 +451,15 @@ def serve(order: Order) -> int:
             if error.errno != errno.ENAMETOOLONG:
                 what = f"api_bindlisten: bind: {error.strerror}"
             raise Failed(f"{what}\ndo_slirp is exiting\ndo_slirp failed\nparent failed") from error
-    ended = _Ended(engine, order.exit_fd)
     _sandbox(order, uplink.reads())
     if order.ready_fd is not None:
-        with suppress(OSError):  # who has closed it has no need to know
+        try:
             os.write(order.ready_fd, b"1")
             os.close(order.ready_fd)
+        except OSError:  # who has closed it has no need to know
+            pass
+    gc.freeze()
+    gc.enable()
     try:
         pump.run(engine, lambda: ended.is_set)
     finally:
@@ -372,53 +471,76 @@ def serve(order: Order) -> int:
 
 
 class _Ended:
-    """Whether the other end of the exit pipe is closed.  What is written to it means nothing."""
+    """Whether there is nothing left to do, and what says so."""
 
-    def __init__(self, engine: Engine, fd: int | None) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.is_set = False
-        if fd is not None:
-            try:
-                engine.add(fd, self._on_hang_up, 0)
-            except PermissionError:  # a file, say, which is never closed by anybody
-                pass
-            except OSError as error:
-                raise Failed(f"exit-fd: {error.strerror}\ndo_slirp failed\nparent failed") from error
+        self._engine = engine
 
-    def _on_hang_up(self, _: int) -> None:
+    def watch_pipe(self, fd: int) -> None:
+        """Until the other end of the exit pipe is closed.  What is written to it means nothing."""
+        try:
+            self._engine.add(fd, lambda _: self._set("exitfd event"), 0)
+        except PermissionError:  # a file, say, which is never closed by anybody
+            pass
+        except OSError as error:
+            raise Failed(f"exit-fd: {error.strerror}\ndo_slirp failed\nparent failed") from error
+
+    def watch_namespace(self, order: Order) -> None:
+        """Until no process is in the namespace, or the file that it is known by has gone.  Where that cannot be known
+        it goes on for ever, as slirp4netns does.
+        """
+        try:
+            if pid := _pid_of(order):
+                from .occupants import Occupants
+
+                Occupants(self._engine, pid, lambda: self._set("the namespace has no process left"))
+            elif not os.path.islink(order.path) and not order.sandbox:  # in which the path leads nowhere
+                from .inotify import Watch
+
+                self._watch_path(Watch(order.path))
+        except OSError:
+            pass
+
+    def _watch_path(self, watch: Watch) -> None:
+        def look(_: int) -> None:
+            if not watch.is_there():
+                self._set("the namespace's path is gone")
+
+        self._engine.add(watch.fileno(), look, 1)  # EPOLLIN
+
+    def _set(self, why: str) -> None:
         self.is_set = True
-        _trace("exitfd event")
+        _trace(why)
 
 
-def _tap(order: Order) -> Callable[[], int]:
-    """What waits for the descriptor, which is being opened."""
+def _pid_of(order: Order) -> int:
+    """The process by which the namespace is named, or 0."""
+    parts = order.path.split("/")
+    if parts[:2] == ["", "proc"] and parts[3:] == ["ns", "net"] and parts[2].isdigit():
+        return int(parts[2])
+    return 0
+
+
+def _tap(order: Order, fetch: TapFetch) -> int:
+    """Its descriptor."""
     if order.kind == "tapfd":
-        return lambda: int(order.target)
+        return int(order.target)
     if order.kind == "bess":
-        return lambda: accept_frames(order.target)
-    from .fetch import TapFetch
-
-    path = order.target if order.kind == "path" else f"/proc/{order.target}/ns/net"
-    fetch = TapFetch(
-        path,
-        order.tap,
-        mtu=order.mtu,
-        userns=order.userns,
-        subnet=order.subnet if order.configure else None,
-        mac=order.mac,
-    )
-
-    def result() -> int:
-        fd, there = fetch.result()
-        _say(f"sent tapfd={there} for {order.tap}\nreceived tapfd={fd}")
-        return fd
-
-    return result
+        return accept_frames(order.target)
+    fd, there = fetch.result()
+    _say(f"sent tapfd={there} for {order.tap}\nreceived tapfd={fd}")
+    return fd
 
 
 def accept_frames(path: str) -> int:
     """Wait at a SOCK_SEQPACKET socket at `path` for one peer who speaks a frame per record, as BESS does and
     user-mode Linux; his descriptor.  A socket that was left there is replaced.  Raises OSError.
     """
+    import socket
+    import stat
+    from contextlib import suppress
+
     with suppress(OSError):
         if stat.S_ISSOCK(os.stat(path).st_mode):
             os.unlink(path)
@@ -433,8 +555,7 @@ def accept_frames(path: str) -> int:
     return peer.detach()
 
 
-def _banner(order: Order) -> str:
-    subnet = order.subnet
+def _banner(order: Order, subnet: Subnet) -> str:
     lines: list[tuple[str, Any]] = [
         ("MTU", order.mtu),
         ("Network", subnet.network.network_address),
@@ -465,37 +586,47 @@ def _wider(address: str | None) -> str | None:
 
 def _sandbox(order: Order, readable: Sequence[str]) -> None:
     """Enter what is asked for.  Raises `Failed` where this host does not give it."""
-    wanted = [
-        *(["core", "dumpable", "capabilities", "no_new_privs", "landlock"] if order.sandbox else ()),
-        *(["no_new_privs", "landlock", "seccomp"] if order.seccomp else ()),
+    needed = [
+        *(["core", "root", "capabilities", "no_new_privs"] if order.sandbox else ()),
+        *(["no_new_privs", "seccomp"] if order.seccomp else ()),
     ]
-    if not wanted:
+    if not needed:
         return
-    from .sandbox import FATAL, ON, enter
+    from .sandbox import ALLOWED, CAP_NET_BIND_SERVICE, FATAL, ON, WATCHING, enter
 
     if order.seccomp:
         print(
             "seccomp: The following syscalls are blocked: all but those of netns_kit's list; fatal:",
             *FATAL,
         )
-    layers = enter(readable, set(wanted))
-    if order.sandbox and (lacking := [name for name in wanted if name != "seccomp" and layers[name] != ON]):
+    layers = enter(
+        readable, {*needed, "landlock"}, kept=1 << CAP_NET_BIND_SERVICE, calls={**ALLOWED, **WATCHING}
+    )
+    if lacking := [name for name in dict.fromkeys(needed) if layers[name] != ON]:
+        what = "create_sandbox" if lacking != ["seccomp"] else "enable_seccomp"
         why = ", ".join(f"{name} is {layers[name]}" for name in lacking)
-        raise Failed(f"create_sandbox failed: {why}\ndo_slirp failed\nparent failed")
-    if order.seccomp and layers["seccomp"] != ON:
-        raise Failed(f"enable_seccomp failed: {layers['seccomp']}\ndo_slirp failed\nparent failed")
+        raise Failed(f"{what} failed: {why}\ndo_slirp failed\nparent failed")
 
 
 def _say(text: str) -> None:
     """Told on standard error while the caller waits."""
-    with suppress(OSError):
+    try:
         os.write(2, f"{text}\n".encode() if text else b"")
+    except OSError:  # there is nobody
+        pass
 
 
 def _trace(text: str) -> None:
     """The same when traffic would wait too: it is lost if standard error takes no more."""
     from .engine import takes
 
-    with suppress(OSError):
+    try:
         if takes(2):
             os.write(2, f"{text}\n".encode()[:LOG_MAX])
+    except OSError:
+        pass
+
+
+def _tell(text: str, error: BaseException | None) -> None:
+    """What the gateway has noticed."""
+    _trace(text if error is None else f"{text}: {error!r}")

@@ -1,7 +1,7 @@
 """Stats: what a stack counts, as one record that is always complete.
 
-Internally each part counts what it meets, by name; `complete` makes the record of that.  tests/test_stats.py holds
-that every name which a part can count is here, and the table of docs/observing.md is made of this file.
+Each part counts what it meets, by name, and `complete` makes the record of that.  tests/test_stats.py holds that
+every name which a part can count is here, and the table of docs/observing.md is made of this file.
 """
 
 from __future__ import annotations
@@ -41,8 +41,10 @@ class Stats(TypedDict):
     """TCP connections that have ended and only linger, at this moment."""
     tcp_closed: int
     """TCP connections that are being forgotten: 0, but in the middle of that, at this moment."""
+    tcp_time_waits: int
+    """TCP connections that have ended and are only remembered at this moment."""
     tcp_pending: int
-    """TCP connections on hold at this moment: SYNs whose host side is not decided."""
+    """TCP connections of the guest at this moment whose handshake is not over."""
     tcp_memory: int
     """Bytes that all TCP connections keep at this moment, see `Limits.tcp_memory`."""
     udp_flows: int
@@ -71,6 +73,12 @@ class Stats(TypedDict):
     """Those of them that found the other worker's inbox full."""
     dns_queries: int
     """DNS queries accepted to be relayed, repetitions not counted."""
+    dns_joined: int
+    """Of these, those that waited for the answer to the same query of another."""
+    dns_clients: int
+    """Connections of clients to the DNS address at this moment."""
+    dns_probes: int
+    """Copies of DNS queries sent to see whether an upstream is back."""
     dns_repeated: int
     """DNS queries that came again while they were under way."""
     dns_answered: int
@@ -111,6 +119,8 @@ class Stats(TypedDict):
     """Frames cut short."""
     dropped_ethernet_type: int
     """Frames of another protocol than IP and ARP."""
+    dropped_flooded: int
+    """Frames not looked at in a flood of new flows."""
     dropped_fragment_headers: int
     """First fragments that do not have all the headers."""
     dropped_fragment_length: int
@@ -129,6 +139,8 @@ class Stats(TypedDict):
     """Pings to a multicast group."""
     dropped_icmp_not_unicast: int
     """Pings from or to an address that is nobody's."""
+    dropped_icmp_quoted: int
+    """ICMP errors that quote nothing of ours."""
     dropped_icmp_truncated: int
     """ICMP messages cut short."""
     dropped_icmp_type: int
@@ -137,6 +149,8 @@ class Stats(TypedDict):
     """Packets of IPv6 from or to a link-local address, which are not for others."""
     dropped_ip_protocol: int
     """Packets of a protocol that is not carried."""
+    dropped_ip_source_foreign: int
+    """Packets from an address that is not of the subnet, see `Uplink`."""
     dropped_ip_source_ours: int
     """Packets from an address of ours."""
     dropped_ip_ttl: int
@@ -185,6 +199,8 @@ class Stats(TypedDict):
     """Segments beyond a hole not kept, see `Limits.tcp_out_of_order`."""
     dropped_limit_tcp_pending: int
     """SYNs on hold forgotten, see `Limits.tcp_pending`."""
+    dropped_limit_tcp_time_waits: int
+    """Ended connections forgotten for others, see `Limits.tcp_time_waits`."""
     dropped_limit_udp_flows: int
     """UDP flows ended for others, see `Limits.udp_flows`."""
     dropped_limit_waiting_frames: int
@@ -213,8 +229,12 @@ class Stats(TypedDict):
     """TCP segments to a multicast group."""
     dropped_tcp_not_unicast: int
     """SYNs from or to an address that is nobody's."""
+    dropped_tcp_no_timestamp: int
+    """TCP segments without the timestamp that was agreed on."""
     dropped_tcp_offset: int
     """TCP headers that lie about their length."""
+    dropped_tcp_old_timestamp: int
+    """TCP segments with a timestamp of the past (PAWS)."""
     dropped_tcp_stray: int
     """TCP segments of no connection, answered with RST."""
     dropped_tcp_truncated: int
@@ -249,6 +269,8 @@ class Stats(TypedDict):
     """DHCP messages with a client identifier that makes no sense."""
     dhcp_dropped_exhausted: int
     """DHCP messages for which there was no address left."""
+    dhcp_dropped_hardware_address: int
+    """DHCP messages whose link address is not the frame's."""
     dhcp_dropped_hardware_length: int
     """DHCP messages whose link address is not of Ethernet."""
     dhcp_dropped_magic: int

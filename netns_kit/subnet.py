@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from types import NoneType
 
 from . import arguments
 from .errors import AddressError
+from .frozen import field, frozen
 
 DEFAULT_CIDR = "10.0.2.0/24"
 DEFAULT_CIDR6 = "fd00::/64"
 SMALLEST_IPV6_MTU = 1280  # RFC 8200 5: no kernel speaks IPv6 on a link with less
 FIRST_NOT_UNICAST = 224
+MAC_PREFIX = b"\x52\x55"
+"""Of the gateway's link address: locally administered, followed by its address, as slirp4netns has it."""
 _GATEWAY, _DNS, _POOL, _GUEST, _GUEST6 = 2, 3, 15, 100, 0x100
 _POOL6, _POOL6_SIZE = 0x1000, 64
 LINK_LOCAL = IPv6Address("fe80::2")
@@ -23,7 +25,7 @@ _NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?
 _NAME_MAX = 253
 
 
-@dataclass(frozen=True, slots=True, init=False)
+@frozen
 class Subnet6:
     """The namespace's IPv6 network, a /64: gateway ::2 and fe80::2, DNS ::3, configured guest ::100, DHCPv6 pool from
     ::1000.
@@ -121,7 +123,7 @@ def _network6(cidr: str | IPv6Network) -> IPv6Network:
     return network
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Subnet:
     """The namespace's IPv4 network: gateway .2, DNS .3, DHCP pool from .15, configured guest .100; `ipv6` is the
     other one, if IPv6 is on.
@@ -153,6 +155,19 @@ class Subnet:
 
     def __str__(self) -> str:
         return str(self.network) if self.ipv6 is None else f"{self.network} and {self.ipv6.network}"
+
+    @property
+    def mac(self) -> bytes:
+        """The gateway's link address."""
+        return MAC_PREFIX + self.gateway.packed
+
+    @property
+    def neighbours(self) -> dict[IPv4Address | IPv6Address, bytes]:
+        """Every address of ours, and its link address."""
+        ours: list[IPv4Address | IPv6Address] = [self.gateway, self.dns]
+        if self.ipv6 is not None:
+            ours += [*self.ipv6.gateways, self.ipv6.dns]
+        return dict.fromkeys(ours, self.mac)
 
     def of(self, address: IPv4Address | IPv6Address) -> Subnet | Subnet6 | None:
         """The network of that address's family; None: IPv6 is off."""

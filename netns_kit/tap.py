@@ -32,8 +32,7 @@ import stat
 import struct
 from array import array
 from collections import deque
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from netns_kit import arguments
 from netns_kit.errors import (
@@ -44,15 +43,17 @@ from netns_kit.errors import (
     NotImportable,
     TunUnavailable,
 )
-from netns_kit.impairment import BadLink, Impairment
+from netns_kit.frozen import replace
 from netns_kit.stack.offloads import Offloads
 from netns_kit.tun import GUEST_QUEUE, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, TAP_FLAGS
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from types import TracebackType
 
     from typing_extensions import Self
 
+    from netns_kit.impairment import Impairment
     from netns_kit.namespace import Namespace
 
 # linux/if_tun.h
@@ -107,8 +108,12 @@ class TapCounters:
 class TapDevice:
     """One end of a link that carries Ethernet frames; owns its descriptor.
 
-    Made by `open`, `from_fd` or `pair`.  An async context manager: leaving it closes the device, and so does
-    `close`.  Not safe for use by two threads at a time.
+    Made by `open`, `from_fd` or `pair`.  One that is made by `open` is opened when it is awaited, or entered:
+
+        tap = await TapDevice.open(ns)          # ... and `await tap.close()`, in any task
+        async with TapDevice.open(ns) as tap:   # the same in a block, which closes it
+
+    Those made otherwise are open.  Not safe for use by two threads at a time.
 
     `name` is the interface's name in the guest.  `mtu` is the guest's, in bytes, without Ethernet header.
     `mac` is the guest's hardware address, None where unknown.  `offloads` says what a frame may ask of the
@@ -150,17 +155,17 @@ class TapDevice:
         mac: str | None = None,
         queues: int = 1,
     ) -> TapDevice:
-        """A tap in `namespace`, made when the `async with` is entered.
+        """A tap in `namespace`, made when it is awaited or its `async with` is entered.
 
         A persistent tap of that name is attached instead.  `mtu` is 68 to 65521 bytes; below 1280 the guest
         has no IPv6.  `mac` is the guest's address, None lets its kernel choose.  With several `queues`
         (IFF_MULTI_QUEUE) the device is for as many worker processes.
 
-        Entering sets MTU and MAC and raises the link.  Cancelled while entering, it leaves no descriptor and,
+        Opening sets MTU and MAC and raises the link.  Cancelled while opening, it leaves no descriptor and,
         unless the tap was persistent, no device.
 
         Raises `AddressError` here for a name or MAC that no kernel takes, `ArgumentError` for an MTU or a number of
-        queues, `ArgumentTypeError` for what has no such type; `TunUnavailable` on entering where taps cannot be made.
+        queues, `ArgumentTypeError` for what has no such type; `TunUnavailable` on opening where taps cannot be made.
         """
         if not callable(getattr(namespace, "open_tap", None)):
             fix = "make one: Namespace.create()"
@@ -233,6 +238,9 @@ class TapDevice:
         queues = f" queues={len(self.queues)}" if len(self.queues) > 1 else ""
         return f"<{type(self).__name__} {self.name} mtu={self.mtu}{queues}: {'not open' if self._fd < 0 else 'open'}>"
 
+    def __await__(self) -> Generator[Any, Any, Self]:
+        return self.__aenter__().__await__()
+
     async def __aenter__(self) -> Self:
         if self._fd < 0:
             await self._open()
@@ -242,10 +250,18 @@ class TapDevice:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self.close()
+            self.release()
         except DeviceGone:
             if error is None:  # else that is what ended the block
                 raise
+
+    async def close(self) -> None:
+        """Close the device; a tap that is not persistent vanishes.  Any task may call it, and again.
+
+        A device made by `open` may be opened again and is then a new one.  Raises `DeviceGone` if somebody else has
+        closed the descriptor.
+        """
+        self.release()
 
     async def _open(self) -> None:
         if self.namespace is None:
@@ -262,7 +278,7 @@ class TapDevice:
         except BaseException:
             for fd in unowned:
                 os.close(fd)
-            self.close()
+            self.release()
             raise
         try:
             await self.namespace.configure_link(
@@ -271,7 +287,7 @@ class TapDevice:
             for queue in self.queues:
                 queue.mac = _hardware_address(self._fd)
         except BaseException:
-            self.close()
+            self.release()
             raise
 
     def _attached(self, fd: int) -> None:
@@ -374,10 +390,8 @@ class TapDevice:
     def advance(self, now: float) -> None:
         """Let time pass; nothing happens in a plain device."""
 
-    def close(self) -> None:
-        """Give the descriptor back and forget what waits; a tap that is not persistent vanishes.
-
-        May be called again.  A device made by `open` may be entered again and is then a new one.
+    def release(self) -> None:
+        """Close the descriptor and forget what waits: `close` for a program without an event loop.
 
         Raises `DeviceGone` if somebody else has closed the descriptor; all others are closed then.
         """
@@ -404,6 +418,8 @@ class TapDevice:
         """
         if len(self.queues) > 1:
             raise ArgumentError("a bad link has one queue", "queues", len(self.queues), "use 1")
+        from netns_kit.impairment import Impairment
+
         arguments.instance("transmit", transmit, Impairment, "an Impairment")
         if receive is not None:
             arguments.instance("receive", receive, Impairment, "an Impairment, or None")
@@ -449,6 +465,8 @@ class ImpairedTap(TapDevice):
     def __init__(self, device: TapDevice, transmit: Impairment, receive: Impairment) -> None:
         super().__init__(device.name, device.mtu, namespace=device.namespace)
         self.counters = device.counters
+        from netns_kit.impairment import BadLink  # few links are bad: the others need not know how
+
         self.transmit = BadLink(transmit)
         self.receive = BadLink(receive)
         self._device = device
@@ -460,7 +478,7 @@ class ImpairedTap(TapDevice):
         self._mirror()
 
     async def __aenter__(self) -> Self:
-        await self._device.__aenter__()
+        self._device = await self._device
         self._mirror()
         return self
 
@@ -524,8 +542,8 @@ class ImpairedTap(TapDevice):
     def backlog(self) -> bool:
         return self._device.backlog
 
-    def close(self) -> None:
-        self._device.close()
+    def release(self) -> None:
+        self._device.release()
 
 
 def check_name(name: str) -> None:

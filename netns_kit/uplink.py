@@ -7,22 +7,22 @@ not.  `Uplink.open` makes the host's socket for it.  Subclass and override eithe
 from __future__ import annotations
 
 import errno
-import inspect
 import os
 import re
 import socket
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Mapping
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
-from . import arguments, diagnosis
+from . import arguments, diagnosis, sysctl
 from .arguments import Address, AddressLike
-from .dns import ResolvConf, parse_resolv_conf
+from .dns import Manner, ResolvConf, parse_resolv_conf
+from .dns.manner import DEFAULT
 from .dns.names import to_text, to_wire
 from .dns.server import Hook
-from .errors import AddressError, ArgumentError, ArgumentTypeError
+from .errors import AddressError, ArgumentError, ArgumentTypeError, SysctlError
+from .frozen import frozen
 from .stack import Refusal
 from .subnet import Subnet
 
@@ -35,7 +35,10 @@ RESOLV_CONF = "/etc/resolv.conf"
 IF_INET6 = "/proc/net/if_inet6"  # every address of IPv6, if only loopback's
 UdpFiltering = Literal["address-and-port-dependent", "endpoint-independent"]
 """Whose datagrams may come in, in the words of RFC 4787 5: see `Uplink`."""
+UdpPorts = Literal["ephemeral", "any"]
+"""Which ports of the host's datagrams may leave by: see `Uplink`."""
 _KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _ICMP = {socket.AF_INET: socket.IPPROTO_ICMP, socket.AF_INET6: socket.IPPROTO_ICMPV6}
 
 
@@ -69,6 +72,9 @@ class Endpoint(_Endpoint):
         arguments.port("port", port)
         return cls._make((arguments.address(address), port))
 
+    def __reduce__(self) -> tuple[Callable[[str, int], Endpoint], tuple[str, int]]:
+        return _endpoint, (str(self.address), self.port)  # an IPv6Address leaves its zone behind
+
     def __str__(self) -> str:
         host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
         return f"{host}:{self.port}"
@@ -97,11 +103,15 @@ class Endpoint(_Endpoint):
             ) from error
 
 
+def _endpoint(address: str, port: int) -> Endpoint:
+    return Endpoint(address, port)
+
+
 OURSELVES = Endpoint("0.0.0.0", 0)
 """Where queries go that only we may answer: a `Target` of it alone."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Flow:
     """A flow that the namespace opens, as its first packet names it, and the subnet it came from."""
 
@@ -111,7 +121,7 @@ class Flow:
     subnet: Subnet
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Target:
     """Where on the host's side a flow goes: the first of these endpoints that answers.
 
@@ -126,6 +136,14 @@ class Target:
             arguments.instance("endpoints", given, tuple, "a tuple of one Endpoint or more")
             fix = "to refuse a flow, return a Refusal"
             raise ArgumentError("expected one Endpoint or more", "endpoints", arguments.shown(given), fix)
+
+
+class Way(NamedTuple):
+    """How datagrams leave by a socket that is there already: from that address, by the interface of that index; None
+    and 0: as the socket itself would."""
+
+    source: str | None
+    interface: int
 
 
 class Uplink:
@@ -151,6 +169,10 @@ class Uplink:
     5: "address-and-port-dependent" (the default), from where it has sent to; "endpoint-independent" ("full cone"),
     from anywhere that `route` lets it answer.
 
+    `udp_ports`: which UDP ports of its own a guest keeps on the host, if they are free: "ephemeral" (the default),
+    those which the kernel gives to any program that asks for none, net.ipv4.ip_local_port_range without
+    net.ipv4.ip_local_reserved_ports, so that no guest has the port of a service; "any", all that this user may have.
+
     `policy`: a plain function, asked about each new flow that would otherwise be carried, queries to the
     namespace's DNS address and connections to the gateway's included; what it returns, if not None, is how the
     flow is refused.  It is called on the driver's thread and should be quick.  Its addresses are of the
@@ -158,6 +180,14 @@ class Uplink:
     else, refuses the flow and is logged.  A stack with `driver="worker"` imports it by name in another process, so it
     is then a function at the top of a module, or a `functools.partial` or frozen dataclass that cannot change either:
     what changes here later is not seen there, globals of its module included.
+
+    `allow_host_addresses`: whether the host's own addresses may be reached, at which its services listen: whatever
+    the kernel takes for local, on each interface and beyond 127.0.0.0/8, as it is when the flow is opened.
+    `allow_link_local`: whether link-local addresses may be reached, and the other addresses at which clouds tell a
+    machine its credentials, `METADATA`.  Both are True by default; docs/security.md tells what that means.
+
+    `any_source`: whether guests may open flows from addresses that are not of their subnet, where one routes for
+    others.  By default such packets are dropped and counted.
 
     Raises `AddressError` for what is no address or port, `RecordError` for what is no domain, `ArgumentError` for
     another value that cannot be used, `ArgumentTypeError` for what has no such type, a coroutine function among them.
@@ -176,7 +206,11 @@ class Uplink:
         dns_hook: Hook | None = None,
         dns_cache: bool = True,
         policy: Callable[[Flow], Refusal | None] | None = None,
+        any_source: bool = False,
+        allow_host_addresses: bool = True,
+        allow_link_local: bool = True,
         udp_filtering: UdpFiltering = "address-and-port-dependent",
+        udp_ports: UdpPorts = "ephemeral",
         resolv_conf: str = RESOLV_CONF,
     ) -> None:
         _check_plain("policy", policy)
@@ -207,8 +241,19 @@ class Uplink:
         self._search = None if dns_search is None else tuple(to_text(to_wire(each)) for each in dns_search)
         self.dns_hook = dns_hook
         self.dns_cache = dns_cache
+        for name, flag in (
+            ("any_source", any_source),
+            ("allow_host_addresses", allow_host_addresses),
+            ("allow_link_local", allow_link_local),
+        ):
+            arguments.boolean(name, flag)
         arguments.one_of("udp_filtering", udp_filtering, get_args(UdpFiltering))
+        arguments.one_of("udp_ports", udp_ports, get_args(UdpPorts))
         self.udp_filtering = udp_filtering
+        self._kept_ports = _ephemeral_ports() if udp_ports == "ephemeral" else range(1, 65536)
+        self.any_source = any_source
+        self._allow_host_addresses = allow_host_addresses
+        self._allow_link_local = allow_link_local
         self._policy = policy
         self._resolv_conf = resolv_conf
         self._read: tuple[int, int, int] | None = None
@@ -266,6 +311,11 @@ class Uplink:
             return Refusal.PROHIBITED
         if address in local.network:
             return Refusal.HOST_UNREACHABLE  # nobody else lives there
+        embedded = _embedded(address)
+        if not self._allow_link_local and (embedded.is_link_local or embedded in METADATA):
+            return Refusal.PROHIBITED
+        if not self._allow_host_addresses and (_is_of_host(address) or _is_of_host(embedded)):
+            return Refusal.PROHIBITED
         return Target((flow.destination,))
 
     def _host_port_allowed(self, port: int) -> bool:
@@ -279,11 +329,20 @@ class Uplink:
         return self._resolvers
 
     def resolv_conf(self, *nameservers: IPv4Address | IPv6Address) -> str:
-        """A resolv.conf that names these, and the search list."""
-        search, options = self.search(), tuple[str, ...]()
-        if self._search is None:
-            options = tuple(each for each in self._conf.options if each.startswith("ndots:"))
+        """A resolv.conf that names these, the search list, and those of the host's options that concern programs.
+
+        Left out is ndots if the search list is not the host's, and what is said of the host's resolvers if others are
+        asked.
+        """
+        search = self.search()
+        options = self._host_conf().options_for_clients(same_servers=self._dns is None)
+        if self._search is not None:
+            options = tuple(each for each in options if not each.startswith("ndots:"))
         return ResolvConf(nameservers, search, options).written()
+
+    def dns_manner(self) -> Manner:
+        """How resolvers are asked: as the options of the host's resolv.conf have it, if they are the host's."""
+        return DEFAULT if self._dns is not None else self._host_conf().manner()
 
     def search(self) -> tuple[str, ...]:
         """The search list, as it is now: domains in which a short name is looked up.  A lone "." says: in none."""
@@ -340,6 +399,10 @@ class Uplink:
         except OSError:
             return "its kernel has none"
 
+    def source(self, target: IPv4Address | IPv6Address) -> str | None:
+        """The address that sockets to `target` are bound to: `bind4` or `bind6`, or any for the host's loopback."""
+        return None if target.is_loopback else self._bind[_FAMILY[target.version]]
+
     def open(
         self, protocol: Literal["tcp", "udp", "icmp"], target: IPv4Address | IPv6Address, port: int = 0
     ) -> socket.socket:
@@ -347,17 +410,16 @@ class Uplink:
 
         A UDP socket has `port` for its own, if that is free and permitted.
         """
-        family = socket.AF_INET if target.version == 4 else socket.AF_INET6
+        family = _FAMILY[target.version]
         sock = _ping_socket(family) if protocol == "icmp" else _socket(family, _KINDS[protocol])
         try:
             if protocol == "udp" and family == socket.AF_INET6:  # it would have that port of IPv4 too
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            loopback = target.is_loopback
-            if self._device is not None and not loopback:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._device.encode())
-            source = None if loopback else self._bind[family]
+            source, device = self._leaves_from(target)
+            if device is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
             if protocol == "udp":
-                _bind_port(sock, source or _ANY[family], port)
+                _bind_port(sock, source or _ANY[family], port if port in self._kept_ports else 0)
             elif source is not None:
                 if protocol == "tcp":
                     sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
@@ -367,13 +429,59 @@ class Uplink:
             raise
         return sock
 
+    def _leaves_from(self, target: Address) -> tuple[str | None, str | None]:
+        """The source address and the interface that the uplink is bound to, for what goes to `target`."""
+        return self.source(target), None if target.is_loopback else self._device
+
+    def way_by(
+        self, host: IPv4Address | IPv6Address, device: str | None, target: IPv4Address | IPv6Address
+    ) -> Way | None:
+        """Return how datagrams to `target` leave by a UDP socket bound to `host` and `device`, a published port's.
+
+        None: they must not, and a socket of their own is opened for them.  That is so where the bound address or
+        interface is not the uplink's, where the target is not reached from it, and where a subclass opens its
+        sockets itself.
+        """
+        if type(self).open is not Uplink.open or host.version != target.version:
+            return None
+        source, through = self._leaves_from(target)
+        if not host.is_unspecified:
+            if host.is_loopback != target.is_loopback or source not in (None, str(host)):
+                return None
+            source = None
+        if device is None:
+            try:
+                return Way(source, 0 if through is None else socket.if_nametoindex(through))
+            except OSError:  # it has gone
+                return None
+        if through not in (None, device) or target.is_loopback != (device == _LOOPBACK_DEVICE):
+            return None
+        if through is None and not target.is_loopback and source_of(target, device) != source_of(target):
+            return None  # that interface does not lead there
+        return Way(source, 0)
+
 
 _ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
+_LOOPBACK_DEVICE = "lo"
+_DISCARD_PORT = 9  # of a socket that sends nothing
 _IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h; ip(7)
 
 
 def _socket(family: socket.AddressFamily, kind: int, number: int = 0) -> socket.socket:
     return socket.socket(family, kind | socket.SOCK_NONBLOCK, number)
+
+
+def source_of(target: Address, device: str | None = None) -> str:
+    """Return the address that the host's kernel would send from to `target`, by `device`; "" if by no way at all."""
+    with _socket(_FAMILY[target.version], socket.SOCK_DGRAM) as sock:
+        try:
+            if device is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+            sock.connect((str(target), _DISCARD_PORT))
+        except OSError:
+            return ""
+        source: str = sock.getsockname()[0]
+        return source
 
 
 def _ping_socket(family: socket.AddressFamily) -> socket.socket:
@@ -394,9 +502,26 @@ def _bind_port(sock: socket.socket, address: str, port: int) -> None:
         sock.bind((address, 0))
 
 
+def _ephemeral_ports() -> Container[int]:
+    """The ports that the kernel gives to programs that ask for none (ip_local_port_range in ip(7))."""
+    try:
+        first, last = sysctl.numbers("net.ipv4.ip_local_port_range")
+        reserved = sysctl.read("net.ipv4.ip_local_reserved_ports")
+    except (SysctlError, ValueError):
+        return range(0)  # it is not to be known: then none
+    ports = set(range(first, last + 1))
+    for each in filter(None, reserved.split(",")):
+        start, _, end = each.partition("-")
+        ports.difference_update(range(int(start), int(end or start) + 1))
+    return frozenset(ports)
+
+
 def _check_plain(what: str, function: object) -> None:
-    if function is not None and (not callable(function) or inspect.iscoroutinefunction(function)):
-        raise ArgumentTypeError("expected a plain function, or None", what, arguments.shown(function))
+    if function is not None:
+        from inspect import iscoroutinefunction  # it reads source, for which it knows all of Python's grammar
+
+        if not callable(function) or iscoroutinefunction(function):
+            raise ArgumentTypeError("expected a plain function, or None", what, arguments.shown(function))
 
 
 def _endpoints(what: str, given: Iterable[AddressLike | Endpoint]) -> tuple[Endpoint, ...]:
@@ -440,18 +565,51 @@ def source_address(given: AddressLike, version: int) -> str:
     return found
 
 
+METADATA = frozenset(
+    ip_address(text)
+    for text in (
+        "169.254.169.254",  # nearly all clouds
+        "fd00:ec2::254",  # Amazon, IPv6
+        "100.100.100.200",  # Alibaba
+        "168.63.129.16",  # Azure's wire server
+        "192.0.0.192",  # Oracle, the older one
+        "fd20:ce::254",  # Google, IPv6
+    )
+)
+"""Addresses at which a machine in a cloud is told who it is, its credentials among it."""
+
+
+def _is_of_host(address: Address) -> bool:
+    """Whether the kernel takes `address` for one of this host: only those may a socket be bound to (bind(2))."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with _socket(family, socket.SOCK_DGRAM) as sock:
+            sock.bind((str(address), 0))
+    except OSError as error:
+        # anything but a plain no is no answer, and what is not known to be elsewhere is not let through
+        return error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+    return True
+
+
+def _embedded(address: Address) -> Address:
+    """The IPv4 address that an IPv6 one stands for, if it does; else itself."""
+    if isinstance(address, IPv6Address):
+        if address in _NAT64:
+            return IPv4Address(address.packed[12:])
+        return address.sixtofour or address
+    return address
+
+
 @lru_cache(maxsize=1024)
 def _reachable(address: Address) -> bool:
     """Whether it may leave at all.  An unspecified address would mean the host itself, a link-local one of IPv6
     somebody beside it, and an embedded IPv4 address is judged as what it is."""
     if isinstance(address, IPv6Address):
-        if address in _NAT64:
-            return _reachable(IPv4Address(address.packed[12:]))
+        if _embedded(address) is not address:
+            return _reachable(_embedded(address))
         # beside that, no host has an address of ::/8; of an IPv4-mapped one the host's kernel would make IPv4
         if address.packed[0] == 0 and not address.packed.startswith(_NAT64_LOCAL):
             return False
-        if address.sixtofour is not None:
-            return _reachable(address.sixtofour)
         return not (address.is_multicast or address.is_link_local)
     return not (address.is_loopback or address.is_unspecified or address.is_multicast or _is_class_e(address))
 

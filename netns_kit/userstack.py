@@ -5,26 +5,25 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from ipaddress import IPv4Network
 from itertools import count
-from types import NoneType, TracebackType
+from types import NoneType
 from typing import Literal, Protocol, TypeVar, get_args
 
 import anyio
-import anyio.lowlevel
-from typing_extensions import Self
 
 from . import arguments
 from .arguments import Address, AddressLike
+from .background import Openable, Supervisor
 from .control import PATIENCE, Control, FlowEvent
 from .dhcp import DEFAULT, DhcpSettings, Lease, StaticLease
 from .dns import Record
+from .dns.names import to_text, to_wire
 from .dns.records import as_text
 from .drivers import DriverName
-from .errors import AddressError, ArgumentError, StackClosed, SysctlError
+from .errors import AddressError, ArgumentError, NetnsKitError, StackClosed, SysctlError
+from .frozen import replace
 from .gateway import FlowInfo
-from .guard import Guard
 from .leasing import check as check_dhcp
 from .local import LocalStack
 from .namespace import Namespace
@@ -59,39 +58,44 @@ class Runner(Protocol):
     async def close(self) -> None: ...
 
 
-class UserStack:
-    """A user-mode TCP/IP stack on a device, and the host's sockets behind it, for as long as the block is open.
+class UserStack(Openable):
+    """A user-mode TCP/IP stack on a device, and the host's sockets behind it, for as long as it is open.
 
-    `tap` must be open.  If it lies in a namespace, that gets the subnet's guest address, a default route and its
-    loopback brought up, unless `configure` is False; with "link", interface and loopback are brought up and nothing
-    more, for a DHCP client or the kernel's own SLAAC to do the rest.  `subnet` is a CIDR, see `Subnet`.  `ipv6`:
-    whether there is IPv6 too; True for the usual network, or a `Subnet6`.  A host or a namespace that has none is
-    served with IPv4, and the log tells why.  `driver` says where the stack runs: "thread", on one of its own (the
-    default); "loop", on the caller's event loop; "worker", in a process of its own, which the caller's load does not
-    slow, and which enters a sandbox before it reads the first frame.  A device with several queues has as many
-    workers, who share the connections out among them.
+    Opening returns when the address is usable.  From then on `subnet` is what the namespace has: its `ipv6` is None
+    where that has none.  `sandbox` says what a worker has given up, layer by layer (see `netns_kit.sandbox`): "on",
+    or why this host does not give it.  Closing resets what is open and closes every socket.
 
-    Once entered, `subnet` is what the namespace has: its `ipv6` is None where that has none.
+    The gateway has names at the DNS address without asking, those of `netns_kit.gateway.NAMES`:
+    host.containers.internal is the host, if that is allowed.
 
-    A DHCP server gives leases to whoever asks for one, as the settings `dhcp` say; None: there is none.
+    Args:
+        tap: An open device.  If it lies in a namespace, that is configured, see `configure`.
+        uplink: How flows leave.  A worker imports its policy, or a subclass of `Uplink`, by its name; they run in the
+            sandbox, and are not seen to change from here.
+        subnet: The addresses, as a CIDR, see `Subnet`.
+        ipv6: Whether there is IPv6 too: True for the usual network, or a `Subnet6`.  A host or a namespace that has
+            none is served with IPv4, and the log tells why.
+        driver: Where the stack runs.  "thread": on a thread of its own.  "loop": on the caller's event loop.
+            "worker": in a process of its own, which the caller's load does not slow, and which enters a sandbox
+            before it reads the first frame.  A device with several queues has as many workers, which share the flows.
+        configure: Whether the namespace gets the subnet's guest address, a default route and its loopback brought up.
+            "link": interface and loopback are brought up and nothing more, for a DHCP client or the kernel's SLAAC.
+        limits: The bounds of the stack's tables.
+        dhcp: The settings of the DHCP server; None: there is none.
+        require: Layers of the sandbox that are to be on, or else opening raises.
+        records: What is answered at the DNS address from the start, see `UserStack.add_record`.
 
-    `sandbox` is then what the worker has given up, layer by layer (see `netns_kit.sandbox`): "on", or why this host
-    does not give it.  `require` names layers that are to be on, or else entering raises.  The worker imports the
-    uplink's policy, or a subclass of `Uplink`, by its name; they run in the sandbox, and are not seen to change from
-    here.
+    Raises:
+        AddressError: A bad subnet, an MTU that leaves no IPv6; on opening, an uplink with addresses that the host has
+            not.
+        ArgumentError: An unknown driver or layer; ArgumentTypeError: what has no such type.
+        NotImportable: An uplink that a worker cannot have; already here.
+        RecordError: Records that make no sense.
+        SandboxUnavailable: On opening, a required layer that this host does not give.
+        NetnsKitError, OSError: On opening, what configuring the namespace raises.
 
-    `records` are answered for at the DNS address from the start, see `UserStack.add_record`.  The gateway has names
-    there without asking, those of `netns_kit.gateway.NAMES`: host.containers.internal is the host, if that is
-    allowed.
-
-    Entering returns when the address is usable.  If the stack fails, or its device goes away, the block is
-    cancelled and the error raised in its place: `DeviceGone`, or `StackCrashed` for a bug and for a worker that has
-    ended.  Leaving resets what is open and closes every socket.
-
-    It is entered once.  Raises `AddressError` for a bad subnet, for an MTU that leaves no IPv6, and for an uplink
-    whose addresses the host does not have, `ArgumentError` for an unknown driver or layer, `ArgumentTypeError` for
-    what has no such type, `NotImportable`, already here, for an uplink that a worker cannot have,
-    `SandboxUnavailable`, `RecordError` for records that make no sense, and what configuring the namespace raises.
+    If the stack fails, or its device goes away, every call raises that, those under way at once, and so does closing:
+    `DeviceGone`, `NamespaceGone`, or `StackCrashed` for a bug and for a worker that has ended.
     """
 
     def __init__(
@@ -118,6 +122,8 @@ class UserStack:
         arguments.instance("dhcp", dhcp, (DhcpSettings, NoneType), "a DhcpSettings, or None for no server")
         arguments.items("records", records, "a list of records")
         self.tap = tap
+        above = [] if tap.namespace is None else [tap.namespace.supervisor]
+        self.supervisor = Supervisor(type(self).__name__, StackClosed, *above)
         self.uplink = uplink or Uplink()
         self.subnet = Subnet.parse(subnet, ipv6)
         if self.subnet.ipv6 is not None and tap.mtu < SMALLEST_IPV6_MTU:
@@ -144,27 +150,18 @@ class UserStack:
 
             check(self.uplink)
 
-    async def __aenter__(self) -> Self:
-        if self._runner is not None:
-            raise RuntimeError("a UserStack is entered once")
+    async def _open(self) -> None:
         self.uplink.check()
         await self._configure_namespace()
         self._runner = runner = self._start()
-        self._guard = Guard()
-        await self._guard.__aenter__()
-        try:
-            self._guard.start_soon(runner.run)
-            await runner.ready()
-            self.sandbox = runner.sandbox
-            for record in self._records:
-                await self.add_record(record)
-        except BaseException as error:
-            await self.__aexit__(type(error), error, error.__traceback__)
-            raise
-        return self
+        self.supervisor.start(runner.run)
+        await runner.ready()
+        self.sandbox = runner.sandbox
+        for record in self._records:
+            await self.add_record(record)
 
     def __repr__(self) -> str:
-        return f"<UserStack on {self.tap.name}: {self.subnet}, driver={self._driver!r}>"
+        return f"<UserStack on {self.tap.name}: {self.subnet}, driver={self._driver!r}: {self.supervisor.condition}>"
 
     async def _configure_namespace(self) -> None:
         subnet, ipv6 = self.subnet, self.subnet.ipv6
@@ -178,6 +175,7 @@ class UserStack:
                 gateway=subnet.gateway if addressed else None,
                 address6=None if addressed6 is None else addressed6.guest_interface,
                 gateway6=None if addressed6 is None else addressed6.gateway,
+                neighbours=subnet.neighbours if addressed else None,
             )
         if ipv6 is not None and self.tap.namespace is not None and self._configure is not True:
             missing = await _ipv6_missing(self.tap.namespace, self.tap.name)
@@ -199,16 +197,9 @@ class UserStack:
         self.gateway = self.local.gateway
         return self.local
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        try:
-            await self._guard.__aexit__(exc_type, exc, tb)
-        finally:
-            for number in self._news:
-                self._tell(number)
-            if self._runner is not None:
-                await self._runner.close()
+    async def _close(self) -> None:
+        if self._runner is not None:
+            await self._runner.close()
 
     async def flows(self) -> tuple[FlowInfo, ...]:
         """Return the flows that are under way.  Raises `StackClosed`."""
@@ -270,7 +261,7 @@ class UserStack:
         """Answer for a name at the DNS address: `NAME=ADDRESS`, or a `Record` of any type.  What was added.
 
         From now on nobody else is asked about that name, and of an address its name is told in return.  Adding it
-        again is fine.  Raises `RecordError` for what makes no sense, `StackClosed` outside the block.
+        again is fine.  Raises `RecordError` for what makes no sense, `StackClosed` when the stack is not open.
         """
         made = _record(record)
         await self.ask(Control.add_record, made)
@@ -279,11 +270,12 @@ class UserStack:
     async def remove_record(self, name: str, *, type: str = "", value: AddressLike = "") -> None:
         """Answer no more for `name`, or no more with what is of that type and value.
 
-        Raises `KeyError` if nothing like that was said, `StackClosed` outside the block.
+        Raises `KeyError` if nothing like that was said, `RecordError` for what is no name, and `StackClosed` when the
+        stack is not open.
         """
-        arguments.text("name", name, "a domain name")
+        wire_name = to_wire(name)  # here: a worker cannot import what a name in another script takes
         arguments.text("type", type, "the type of a record, like 'A'")
-        if not await self.ask(Control.remove_records, name, type, as_text(value)):
+        if not await self.ask(Control.remove_records, to_text(wire_name), type, as_text(value)):
             raise KeyError(name)
 
     async def records(self) -> tuple[Record, ...]:
@@ -291,19 +283,21 @@ class UserStack:
         return await self.ask(Control.records)
 
     async def events(self) -> AsyncGenerator[FlowEvent, None]:
-        """What happens to flows, from the first `anext` on, until the stack ends.
+        """What happens to flows, from the first `anext` on, until the stack is closed.
 
         Who is slow loses the oldest of more than `EVENTS_KEPT` events, and is told how many.  To stop before the end,
-        close it: `async with aclosing(stack.events()) as events`.  Raises `StackClosed` outside the block.
+        close it: `async with aclosing(stack.events()) as events`.  Raises the stack's failure, at once, and
+        `StackClosed` before it is open and after it was closed.
         """
         number = next(_numbers)
         self._news[number] = anyio.Event()
         try:
             await self.ask(Control.subscribe, number)
             while True:
-                await self._news[number].wait()
-                self._news[number] = anyio.Event()
                 try:
+                    with self.supervisor.guarding():
+                        await self._news[number].wait()
+                    self._news[number] = anyio.Event()
                     events = await self.ask(Control.take_events, number)
                     names = await self._names(event.flow for event in events)
                 except StackClosed:
@@ -313,7 +307,7 @@ class UserStack:
                     yield event if name is None else replace(event, flow=replace(event.flow, name=name))
         finally:
             del self._news[number]
-            with anyio.move_on_after(PATIENCE, shield=True), suppress(StackClosed):
+            with anyio.move_on_after(PATIENCE, shield=True), suppress(NetnsKitError):  # its end ends that too
                 await self.ask(Control.unsubscribe, number)
 
     def _tell(self, number: int) -> None:
@@ -323,15 +317,12 @@ class UserStack:
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
         """Have the stack's `Control` do one of its operations.  For parts of this library.
 
-        Raises what it raises, and `StackClosed` when the stack is not running.
+        Raises what it raises, what has ended the stack, and `StackClosed` when that is not open.
         """
-        if self._runner is None:
-            raise StackClosed("the stack has not been entered")
-        try:
+        with self.supervisor.guarding():
+            if self._runner is None:
+                raise StackClosed("the stack is not open yet", fix="await its open() first")
             return await self._runner.ask(operation, *arguments)
-        except StackClosed:
-            await anyio.lowlevel.checkpoint_if_cancelled()  # by what ended the stack: that is to be raised
-            raise
 
 
 def _record(record: str | Record) -> Record:

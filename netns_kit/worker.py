@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import faulthandler
 import io
+import logging
 import os
 import pickle
 import socket
@@ -30,13 +31,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, get_type_hints
 
 from . import diagnosis, pump
+from .admission import raise_descriptor_limit
 from .channel import Channel
 from .control import OPERATIONS, Control
 from .dhcp import DhcpSettings
 from .dns import records
 from .engine import IN, OUT, Engine
 from .errors import NetnsKitError, NotImportable
-from .gateway import Gateway, raise_descriptor_limit
+from .gateway import Gateway
 from .peers import Peers
 from .plain import Failure, decode, dump, load
 from .stack import Limits
@@ -133,6 +135,7 @@ def _serve(channel: Channel, owner: int) -> None:
         limits=start.limits,
         dhcp=start.dhcp,
         peers=start.peers(),
+        tell=_tell,
     )
     desk = Desk(channel, engine, gateway)
     engine.add(owner, desk.on_owner, IN)
@@ -196,6 +199,11 @@ class Desk:
             self._channel.send(dump(("result", result)))
         except Exception as error:
             self._channel.send(dump(("error", Failure.of(error))))
+
+
+def _tell(text: str, error: BaseException | None) -> None:
+    """What the gateway has noticed, to standard error, where the owner listens."""
+    logging.getLogger(__package__).warning(text, exc_info=error)
 
 
 def _become_whole_when_asked() -> None:

@@ -101,8 +101,8 @@ class WorkerProcess:
         Raises `NotImportable`, `DeviceGone` and OSError; nothing is left then."""
         self._news = news
         self._ready = anyio.Event()
-        self._pending: deque[_Question] = deque()
-        self._writing = anyio.Lock()
+        self._pending: deque[Question] = deque()
+        self._unsent = anyio.Event()
         self._ended = False
         self._last_lines: deque[str] = deque(maxlen=LINES_KEPT)
         self._logged = 0
@@ -156,6 +156,7 @@ class WorkerProcess:
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._hear_errors)
+                tasks.start_soon(self._send_rest)
                 failure = await self._hear()
                 tasks.cancel_scope.cancel()
         finally:
@@ -170,22 +171,28 @@ class WorkerProcess:
         await self._ready.wait()
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
-        """Have the worker's `Control` do it.  Raises what it raises, and `StackClosed`.  Cancelled, it may still be
-        done.
-        """
+        """Have the worker's `Control` do it, also when cancelled.  Raises what it raises, and `StackClosed`."""
+        return cast("T", await self.put(operation, *arguments).answer())
+
+    def put(self, operation: Callable[..., object], *arguments: object) -> Question:
+        """Ask it, and let the caller wait for the answer later, or never.  Raises `StackClosed`."""
         if self._ended:
             raise StackClosed(CLOSED)
-        question = _Question(_result_of(operation))
+        question = Question(_result_of(operation))
         self._channel.send(dump((operation.__name__, arguments)))
         self._pending.append(question)
-        async with self._writing:
+        if self._channel.backlog:
+            self._unsent.set()
+        return question
+
+    async def _send_rest(self) -> None:
+        """Send what the channel did not take at once, whatever has become of who asked."""
+        while True:
+            await self._unsent.wait()
+            self._unsent = anyio.Event()
             while self._channel.backlog:
                 await anyio.wait_writable(self._channel.fileno())
                 self._channel.flush()
-        await question.finished.wait()
-        if question.error is not None:
-            raise question.error
-        return cast("T", question.result)
 
     async def close(self) -> None:
         """End the worker, and wait until it has reset what was open; kill it if that takes too long.  Not to be
@@ -296,8 +303,8 @@ class WorkerProcess:
                 logger.warning("the worker process says so much that the rest is not logged")
 
 
-class _Question:
-    """Asked, and not answered yet.  `kind` is the type of the answer."""
+class Question:
+    """A question to a worker, whose answer is of the type `kind`."""
 
     __slots__ = ("error", "finished", "kind", "result")
 
@@ -306,6 +313,13 @@ class _Question:
         self.finished = anyio.Event()
         self.result: Any = None
         self.error: Exception | None = None
+
+    async def answer(self) -> Any:
+        """Wait for the answer.  Raises the error that it is, and `StackClosed` if the worker ends before."""
+        await self.finished.wait()
+        if self.error is not None:
+            raise self.error
+        return self.result
 
     def succeed(self, result: Any) -> None:
         self.result = result

@@ -92,11 +92,12 @@ class Workers:
             await process.ready()
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
-        """Have `Control` do it: the first's, or everybody's.  As `WorkerProcess.ask`."""
+        """Have `Control` do it: the first's, or everybody's, also when cancelled.  Raises as `WorkerProcess.ask`."""
         join = _JOINED.get(operation.__name__)
         asked = self.processes if join is not None else self.processes[:1]
         try:
-            answers = [await process.ask(operation, *arguments) for process in asked]
+            questions = [process.put(operation, *arguments) for process in asked]  # of all, or of none
+            answers = [await question.answer() for question in questions]
         except StackClosed:
             await self._ended.wait()  # what has ended it is to be raised first
             raise

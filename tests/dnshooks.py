@@ -25,6 +25,8 @@ def hook(query: DnsQuery) -> Verdict:
         return Rcode.REFUSED
     if name == "answered.example":
         return [Record(query.name, "192.0.2.99"), Record(query.name, "5 mail.example", "MX")]
+    if name == "idna.example":
+        return "b\N{LATIN SMALL LETTER U WITH DIAERESIS}cher.test"
     if name == "boom.example":
         raise ValueError("boom")
     if name == "bad.example":

@@ -419,7 +419,9 @@ class Guest:
         return self.listener.connection
 
     def state(self) -> State:
-        return self.connection.state
+        state = self.connection.state
+        waits = self.connection.key in self.stack.time_wait.records
+        return State.CLOSED if state is State.TIME_WAIT and not waits else state
 
     def send(self, data: bytes) -> None:
         """The user sends."""

@@ -146,6 +146,8 @@ EVERYWHERE: list[tuple[Callable[..., Any], tuple[Any, ...] | dict[str, Any], dic
         "dns_domains": [[], {"a": "192.0.2.1"}, {"a": [5]}, {5: []}, {"a b": []}],
         "dns_search": ["a", 5, [5], ["a b"]], "dns_hook": ["hook", 5], "dns_cache": ["no", 1],
         "policy": ["policy", 5], "udp_filtering": ["none", None],
+        "udp_ports": ["none", None], "any_source": ["no", 1], "allow_host_addresses": ["no", None],
+        "allow_link_local": ["no", 0],
         "resolv_conf": [5, None],
     }),
     (Endpoint, ("192.0.2.1",), {"port": ["80", -1, 65536, True, None]}),
@@ -238,12 +240,9 @@ def test_a_member_of_the_library_says_what_it_is() -> None:
              Namespace.attach(pid=12), Namespace.current(), TAP, TAP.impaired(Impairment(loss=0.1))]  # fmt: skip
     for each in shown:
         assert " object at 0x" not in repr(each), repr(each)
-    assert repr(network) == (
-        "<Network 10.0.2.0/24 and fd00::/64, 1 forwarded: <Namespace.create(ids='root'): "
-        "the namespace has not been entered>>"
-    )
+    assert repr(network) == ("<Network 10.0.2.0/24 and fd00::/64, 1 forwarded: not open>")
     assert repr(network.tap) == "<TapDevice tap0 mtu=1500: not open>"
-    assert repr(network.stack) == "<UserStack on tap0: 10.0.2.0/24 and fd00::/64, driver='thread'>"
+    assert repr(network.stack) == "<UserStack on tap0: 10.0.2.0/24 and fd00::/64, driver='thread': not open>"
     policy = uplinks.names_only
     assert repr(Uplink(allow_host_loopback=True, dns=["192.0.2.53"], policy=policy)) == (
         f"Uplink(allow_host_loopback=True, dns=['192.0.2.53:53'], policy={policy!r})"

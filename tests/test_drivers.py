@@ -17,10 +17,10 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from netns_kit.background import Openable, Supervisor
 from netns_kit.drivers import Driver, LocalDriverName, LoopDriver, ThreadDriver, driver_named
 from netns_kit.engine import EDGE, IN, OUT, Engine
 from netns_kit.errors import NetnsKitError, StackClosed, StackCrashed
-from netns_kit.guard import Guard
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
@@ -50,14 +50,27 @@ def pair(leaks: None) -> Iterator[tuple[socket.socket, socket.socket]]:
         end.close()
 
 
+class Driven(Openable):
+    """An engine on a driver, as `UserStack` has it."""
+
+    def __init__(self, name: LocalDriverName, engine: Engine) -> None:
+        self.driver = driver_named(name)(engine)
+        self.supervisor = Supervisor("engine", StackClosed)
+
+    async def _open(self) -> None:
+        self.supervisor.start(self.driver.run)
+
+    async def _close(self) -> None:
+        pass
+
+
 @asynccontextmanager
 async def driven(name: LocalDriverName, engine: Engine) -> AsyncIterator[Driver]:
-    """What goes wrong in the driver ends the block, as it ends `UserStack`'s."""
-    driver = driver_named(name)(engine)
+    """What goes wrong in the driver ends the block."""
     with anyio.fail_after(SECONDS):
-        async with Guard() as guard:
-            guard.start_soon(driver.run)
-            yield driver
+        async with Driven(name, engine) as made:
+            with made.supervisor.guarding():
+                yield made.driver
 
 
 class Timer:

@@ -162,6 +162,16 @@ class Peer:
 
 
 @in_namespace
+def test_a_new_descriptor_has_the_lowest_free_number() -> None:
+    """So the number tells how many are open, at the least (open(2), dup(2))."""
+    with socket.socket() as first, socket.socket() as second, socket.socket() as third:
+        freed = second.detach()
+        os.close(freed)
+        with socket.socket() as again:
+            assert again.fileno() == freed
+            assert first.fileno() < freed < third.fileno()
+
+
 def test_a_user_without_privilege_is_offered_vnet_header_and_queues() -> None:
     fd = os.open("/dev/net/tun", os.O_RDWR)
     assert ioctl_int(fd, TUNGETFEATURES) & (VNET | MULTI_QUEUE) == VNET | MULTI_QUEUE

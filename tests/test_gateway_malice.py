@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import resource
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 
 import pytest
 
-from netns_kit.engine import EDGE, IN, OUT, Engine
+from netns_kit import admission
+from netns_kit.admission import lowest_free
+from netns_kit.engine import BUDGET, EDGE, IN, OUT, Engine
 from netns_kit.listeners import TcpListener
 from netns_kit.ports import parse
-from netns_kit.stack import Closed, Limits, Refusal
+from netns_kit.stack import Closed, Limits, Refusal, UdpFlow
 from netns_kit.stack.wire import ethernet, icmp, ip, udp, virtio
 from netns_kit.uplink import Flow, Target, Uplink
 from tests.servers import reset
@@ -209,8 +210,14 @@ def test_a_crowd_of_strangers_is_bounded(make: Make, monkeypatch: pytest.MonkeyP
         assert not any(flow.answered for flow in bench.gateway.stack.udp.values())
 
 
+def room_for(count: int, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the process have so many descriptors more before flows are refused."""
+    most = lowest_free(bench.engine.fileno()) + count
+    monkeypatch.setattr(admission, "most_descriptors", lambda: most)
+    bench.gateway.admission.most = most
+
+
 def test_syns_on_hold_do_not_take_every_descriptor(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (40, 40))
     with socket.socket() as full, ExitStack() as stack, socket.create_server(("127.0.0.1", 0)) as live:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -219,12 +226,13 @@ def test_syns_on_hold_do_not_take_every_descriptor(make: Make, monkeypatch: pyte
             filling.setblocking(False)
             filling.connect_ex(full.getsockname())
         bench = make()
+        room_for(20, bench, monkeypatch)
         for source in range(20001, 20060):
             bench.connect(GATEWAY, port_of(full), source)
             bench.settle()
         program = bench.connect(GATEWAY, port_of(live), 30000)
         bench.until(lambda: program.is_established)
-        assert bench.gateway.stats()["tcp_pending"] <= 20, "half of them"
+        assert bench.gateway.stats()["tcp_pending"] <= 20
 
 
 def test_a_super_datagram_of_crumbs_is_dropped(make: Make) -> None:
@@ -300,11 +308,11 @@ def test_a_guest_that_only_sends_is_told_that_sending_has_failed(
 
 def test_half_open_connections_give_way(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their guest, whose addresses may be made up, does not answer."""
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (40, 40))
     with socket.create_server(("127.0.0.1", 0), backlog=200) as live:
         bench = make()
+        room_for(20, bench, monkeypatch)
         for last in range(1, 61):
-            source = GUEST[:2] + bytes((9, last))
+            source = GUEST[:3] + bytes((100 + last,))
             nobody = ethernet.pack(GATEWAY_MAC, bytes((2, 0, 0, 0, 9, last)), ethernet.IPV4)
             bench.far.write(bench.header + nobody + syn(GATEWAY, port_of(live), source))
             bench.settle()
@@ -317,7 +325,6 @@ def test_half_open_connections_give_way(make: Make, monkeypatch: pytest.MonkeyPa
 
 def test_clients_of_a_port_do_not_take_every_descriptor(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """They wait in the kernel's queue for a while instead."""
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (40, 40))
     bench = make()
     port = TcpListener(bench.gateway, parse("127.0.0.1:0:80")[0])
     with ExitStack() as stack:
@@ -326,27 +333,50 @@ def test_clients_of_a_port_do_not_take_every_descriptor(make: Make, monkeypatch:
             client = stack.enter_context(socket.socket())
             client.setblocking(False)
             client.connect_ex(("127.0.0.1", port.forward.host_port))
+        room_for(20, bench, monkeypatch)
+        before = bench.engine.descriptors
         bench.settle()
-        assert bench.engine.descriptors <= 20
+        assert bench.engine.descriptors - before == 20
 
 
 def test_a_guest_cannot_take_every_descriptor(
     make: Make, monkeypatch: pytest.MonkeyPatch, listener: socket.socket
 ) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (20, 20))
     bench = make()
-    spare = 10 - bench.engine.descriptors
+    spare = 6
+    room_for(spare, bench, monkeypatch)
     for last in range(101, 140):
         bench.inject(datagram(GATEWAY, 9, source=GUEST[:3] + bytes((last,))))
         bench.settle()
     stats = bench.gateway.stats()
-    assert stats["udp_flows"] == spare, "half of the limit, where that is small"
+    assert stats["udp_flows"] == spare
     assert stats["dropped_limit_descriptors"] == 39 - spare, "the ones idle longest make room"
     programs = [bench.connect(GATEWAY, port_of(listener), source) for source in range(20001, 20016)]
     bench.until(lambda: all(program.is_established or program.why for program in programs))
     stats = bench.gateway.stats()
     assert (stats["tcp_connections"], stats["udp_flows"]) == (spare, 0), "they are not taken from each other"
     assert stats["flows_refused"] == 15 - spare
+
+
+def test_the_descriptors_are_the_whole_process_s(
+    make: Make, monkeypatch: pytest.MonkeyPatch, listener: socket.socket
+) -> None:
+    """Not each network's: a flood in one leaves the program its own, and another network its share."""
+    flood, other = make(), make()
+    room_for(20, flood, monkeypatch)
+    other.gateway.admission.most = flood.gateway.admission.most
+    sources = range(41000, 41040)
+    programs = [flood.connect(GATEWAY, port_of(listener), source) for source in sources]
+    flood.until(lambda: all(program.is_established or program.why for program in programs))
+    assert sum(program.is_established for program in programs) == 20
+    assert lowest_free(flood.engine.fileno()) == flood.gateway.admission.most, "the program has the rest"
+    late = [other.connect(GATEWAY, port_of(listener), source) for source in range(42000, 42005)]
+    other.until(lambda: all(program.is_established for program in late))
+    flood.settle()
+    given_back = flood.gateway.stats()["dropped_limit_descriptors"]
+    assert given_back >= 4, "all but the first, which found out that there are no more"
+    assert len(flood.gateway.stack.tcp) == 20 - given_back
+    assert lowest_free(flood.engine.fileno()) <= flood.gateway.admission.most + 1
 
 
 def test_a_reused_descriptor_does_not_get_the_old_ones_event(engine: Engine) -> None:
@@ -374,3 +404,55 @@ def test_a_reused_descriptor_does_not_get_the_old_ones_event(engine: Engine) -> 
         for sock in made:
             engine.remove(sock.fileno())
             sock.close()
+
+
+def test_new_flows_do_not_hold_up_a_step(make: Make) -> None:
+    """Each costs many times what a frame of a known flow does: the step ends, and others have their turn."""
+    bench = make()
+    for source in range(20001, 20033):  # as many flows
+        bench.far.write(
+            bench.header + ethernet.pack(GATEWAY_MAC, GUEST_MAC, ethernet.IPV4) + datagram(GATEWAY, source)
+        )
+    clock = bench.now
+    bench.engine.clock = lambda: clock
+
+    def opened(flow: UdpFlow) -> Refusal | None:
+        nonlocal clock
+        clock += BUDGET / 3
+        return Refusal.RESET
+
+    bench.gateway.udp_opened = opened  # type: ignore[method-assign]  # takes its time
+    steps = 0
+    while bench.gateway.stats()["tap_received"] < 32:
+        bench.engine.dispatch(bench.engine.poll(0), clock)
+        steps += 1
+    assert steps >= 8, "no more than four in a step"
+
+
+def test_a_flood_does_not_take_the_place_of_what_is_under_way(make: Make, listener: socket.socket) -> None:
+    """A queue that has not been empty for long is emptied: what is known is handled, the rest is dropped."""
+    bench = make()
+    program = bench.connect(GATEWAY, port_of(listener), 20000)
+    bench.until(lambda: program.is_established)
+    host, _ = listener.accept()
+    clock = bench.now
+    bench.engine.clock = lambda: clock
+
+    def opened(flow: UdpFlow) -> Refusal | None:
+        nonlocal clock
+        clock += BUDGET * 2
+        return Refusal.RESET
+
+    bench.gateway.udp_opened = opened  # type: ignore[method-assign]  # takes its time
+    source = 20001
+    with host:
+        for step in range(300):
+            while bench.gateway.stats()["tap_received"] + 20 > source - 20001:  # the queue is never empty
+                bench.inject(datagram(GATEWAY, source))
+                source += 1
+            if step == 299:
+                program.send(b"still here")
+            bench.engine.dispatch(bench.engine.poll(0), clock)
+        assert bench.gateway.stats()["dropped_flooded"] > 0
+        host.settimeout(SECONDS)
+        assert host.recv(100) == b"still here"

@@ -42,8 +42,8 @@ class Bench:
         self.engine = Engine()
         stack.callback(self.engine.close)
         tap, guest = TapDevice.pair()
-        stack.callback(guest.close)
-        stack.callback(tap.close)
+        stack.callback(guest.release)
+        stack.callback(tap.release)
         self.control = Control(
             Gateway(self.engine, tap, Uplink(), Subnet.parse("10.0.2.0/24")), lambda _: None
         )

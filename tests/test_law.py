@@ -265,17 +265,65 @@ def test_importing_the_package_is_cheap() -> None:
     assert loaded(everything) == "set()"
 
 
-def test_the_command_that_callers_wait_for_imports_little() -> None:
-    code = """
-import netns_kit.slirp4netns, netns_kit.hostfwd, netns_kit.fetch, netns_kit.sandbox, netns_kit.pump
-print({"anyio", "argparse", "asyncio", "dnslib", "subprocess"} & sys.modules.keys())
+TAP_WITHOUT = set(
+    "collections contextlib ctypes dataclasses enum functools ipaddress json re selectors signal socket"
+    " typing".split()
+)
+READY_WITHOUT = set(
+    "anyio argparse ast asyncio dataclasses dnslib getopt gettext hashlib inspect json linecache logging random"
+    " subprocess textwrap threading tokenize traceback weakref".split()
+)
+AT_BOTH_MOMENTS = """
+import _socket, os
+ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+before = set(sys.modules)
+from netns_kit import fetch, slirp4netns
+
+def show(*_):
+    print(*sorted(set(sys.modules) - before))
+
+fetch.TapFetch.__init__ = lambda self: None
+fetch.TapFetch.open = show
+fetch.TapFetch.configure = lambda *_, **__: None
+fetch.TapFetch.result = lambda self: (ours.fileno(), 3)
+slirp4netns.print = lambda *_, **__: None  # the banner
+os.write = lambda fd, data: show() or os._exit(0) if fd == 99 else None
+sys.stdout.reconfigure(line_buffering=True)
+slirp4netns.run(["-c", "--ready-fd=99", "1", "tap0"], "slirp4netns")
 """
-    assert loaded(code) == "set()"
 
 
-def loaded(code: str) -> str:
+def test_what_is_loaded_when_the_tap_is_asked_for_and_at_ready() -> None:
+    """Callers wait for both: each module here takes a millisecond, more or less, of every container's start."""
+    at_tap, at_ready = loaded(AT_BOTH_MOMENTS, "-S", "-E", "-I").splitlines()
+    ours = {name for name in at_tap.split() if name.startswith(PACKAGE)}
+    assert ours == {f"{PACKAGE}{name}" for name in ("", ".fetch", ".frozen", ".slirp4netns")}
+    assert TAP_WITHOUT & set(at_tap.split()) == set()
+    assert READY_WITHOUT & set(at_ready.split()) == set()
+    later = {"agent", "hostfwd", "impairment", "inotify", "namespace", "sandbox", "userstack", "worker"}
+    assert {f"{PACKAGE}.{name}" for name in later} & set(at_ready.split()) == set()
+
+
+def test_the_child_that_opens_the_tap_imports_next_to_nothing() -> None:
+    code = """
+before = set(sys.modules)
+from netns_kit import fetch
+import os
+def opened(*_):
+    print(*sorted(set(sys.modules) - before), flush=True)
+    os._exit(0)
+fetch._opened = opened
+fetch._join = lambda *_: __import__("ctypes")
+fetch._fetch(None, "/proc/self/ns/net", "tap0", None)
+"""
+    found = set(loaded(code, "-S", "-E", "-I").split())
+    assert {name for name in found if name.startswith(PACKAGE)} == {PACKAGE, f"{PACKAGE}.fetch"}
+    assert (TAP_WITHOUT - {"ctypes"}) & found == set()
+
+
+def loaded(code: str, *flags: str) -> str:
     """What `code` prints in an interpreter of its own."""
-    command = [sys.executable, "-c", f"import sys\n{code}"]
+    command = [sys.executable, *flags, "-c", f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{code}"]
     child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     return child.stdout.strip()
 

@@ -255,5 +255,5 @@ def test_search_domains_are_the_uplinks_unless_others_are_given(
     finally:
         gateway.close()
         engine.close()
-        near.close()
-        far.close()
+        near.release()
+        far.release()

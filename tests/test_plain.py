@@ -61,6 +61,7 @@ VALUES: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (bool, st.booleans()),
     (float, st.floats(allow_nan=False, allow_infinity=False)),
     (None, st.none()),
+    (tuple[str | None, ...], st.lists(st.none() | st.text()).map(tuple)),
 ]
 KINDS = [kind for kind, _ in VALUES]
 json = st.recursive(

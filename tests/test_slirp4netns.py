@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -227,3 +228,13 @@ def test_it_is_a_command_of_netns_kit(words: Sequence[str]) -> None:
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert "slirp4netns" in done.stdout
+
+
+def test_the_installed_command_is_a_script_of_the_wheel() -> None:
+    """Its first line is what every installer puts an interpreter in: no flags, which pip drops and uv garbles."""
+    script = "scripts/netns-kit-slirp4netns"
+    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert "[tool.hatch.build.targets.wheel.shared-scripts]\n# no entry" in settings
+    assert f'"{script}" = "netns-kit-slirp4netns"\n' in settings
+    assert (ROOT / script).read_text(encoding="utf-8").startswith("#!python\n")
+    assert os.access(ROOT / script, os.X_OK)

@@ -30,7 +30,7 @@ def pair() -> Iterator[tuple[TapDevice, TapDevice]]:
     ends = TapDevice.pair(vnet_header=False)
     yield ends
     for end in ends:
-        end.close()
+        end.release()
 
 
 def read(tap: TapDevice) -> bytes | None:
@@ -74,7 +74,7 @@ def test_a_pair_has_every_offload_or_none(vnet_header: bool, offloads: Offloads)
         assert not os.get_blocking(end.fileno())
         assert not os.get_inheritable(end.fileno())
         assert end.deadline == math.inf
-        end.close()
+        end.release()
 
 
 @pytest.mark.anyio
@@ -86,7 +86,7 @@ async def test_the_block_closes_the_device() -> None:
     with pytest.raises(DeviceGone, match="pair0 is not open"):
         one.fileno()
     with pytest.raises(DeviceGone, match="closed"):
-        await one.__aenter__()
+        _ = await one
 
 
 def test_frames_wait_in_order_while_the_device_pushes_back(pair: tuple[TapDevice, TapDevice]) -> None:
@@ -156,37 +156,37 @@ def test_a_refused_frame_is_counted_and_lost(
 
 def test_a_device_whose_other_end_closed_is_gone() -> None:
     one, other = TapDevice.pair()
-    other.close()
+    other.release()
     with pytest.raises(DeviceGone, match="pair0: closed by its other end"):
         read(one)
     with pytest.raises(DeviceGone, match="pair0: Broken pipe"):
         one.write(b"frame")
-    one.close()
+    one.release()
 
 
 def test_unread_frames_do_not_hide_that_the_other_end_closed() -> None:
     one, other = TapDevice.pair()
     one.write(b"unread")
-    other.close()
+    other.release()
     with pytest.raises(DeviceGone):
         read(one)
-    one.close()
+    one.release()
 
 
 def test_a_backlog_ends_with_the_device() -> None:
     one, other = TapDevice.pair()
     fill(one)
-    other.close()
+    other.release()
     with pytest.raises(DeviceGone):
         one.flush()
-    one.close()
+    one.release()
     assert not one.backlog
 
 
 def test_a_closed_device_is_gone_and_closing_again_is_nothing(pair: tuple[TapDevice, TapDevice]) -> None:
     one, _ = pair
-    one.close()
-    one.close()
+    one.release()
+    one.release()
     with pytest.raises(DeviceGone, match="pair0: closed"):
         read(one)
     with pytest.raises(DeviceGone, match="pair0: closed"):
@@ -206,16 +206,16 @@ def test_a_message_socket_is_a_device_without_header(kind: socket.SocketKind) ->
     theirs.close()
     with pytest.raises(DeviceGone):
         tap.write(b"nobody")
-    tap.close()
+    tap.release()
 
 
 def test_what_carries_no_frames_is_refused_and_stays_the_callers(tmp_path: Any) -> None:
     stream, peer = socket.socketpair()
     with stream, peer, pytest.raises(TunUnavailable, match="SOCK_STREAM"):
-        TapDevice.from_fd(stream.fileno())
+        _ = TapDevice.from_fd(stream.fileno())
     with (tmp_path / "file").open("wb") as file:
         with pytest.raises(TunUnavailable, match=f"fd {file.fileno()} is no tap") as caught:
-            TapDevice.from_fd(file.fileno())
+            _ = TapDevice.from_fd(file.fileno())
         assert caught.value.errno == errno.ENOTTY
         file.write(b"still open")
 
@@ -279,7 +279,7 @@ def test_arguments_no_kernel_takes_are_refused_before_anything_happens(
     arguments: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(ArgumentError, match=complaint):
-        TapDevice.open(Namespace.create(), **arguments)
+        _ = TapDevice.open(Namespace.create(), **arguments)
 
 
 @pytest.mark.parametrize("mtu", [67, 65536])
@@ -298,7 +298,7 @@ async def test_a_descriptor_that_is_no_tap_is_closed_on_entering() -> None:
     tap = TapDevice.open(SimpleNamespace(open_tap=open_tap))  # type: ignore[arg-type]  # as much of one as is used
     with theirs:
         with pytest.raises(TunUnavailable, match="is no tap"):
-            await tap.__aenter__()
+            _ = await tap
         assert theirs.recv(1) == b"", "our end is closed"
 
 
@@ -377,8 +377,8 @@ def test_neither_vnet_header_nor_ethernet_header_is_damaged() -> None:
     frames = read_all(other)
     assert len(frames) == 50
     assert all(not any(frame[:24]) and frame[24].bit_count() == 1 for frame in frames)
-    bad.close()
-    other.close()
+    bad.release()
+    other.release()
 
 
 def test_an_impaired_device_pushes_back_as_the_device(pair: tuple[TapDevice, TapDevice]) -> None:
@@ -419,10 +419,10 @@ async def test_a_descriptor_that_somebody_else_closes_is_told() -> None:
     with pytest.raises(DeviceGone, match="pair0: somebody else has closed its descriptor"):
         async with near:
             os.close(near.fileno())
-    near.close()
+    await near.close()
     with pytest.raises(KeyError):  # noqa: PT012 - what the block raises, and not its end
         async with far:
             os.close(far.fileno())
             raise KeyError
     with pytest.raises(ArgumentError, match="expected an open descriptor"):
-        TapDevice.from_fd(1 << 20)
+        _ = TapDevice.from_fd(1 << 20)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import socket
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -14,10 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from netns_kit import sysctl
 from netns_kit.errors import AddressError, RecordError
 from netns_kit.stack import Refusal
 from netns_kit.subnet import Subnet
-from netns_kit.uplink import OURSELVES, Endpoint, Flow, Protocol, Target, Uplink
+from netns_kit.uplink import OURSELVES, Endpoint, Flow, Protocol, Target, UdpPorts, Uplink, _is_of_host
 from tests.support import needs_ping
 
 pytestmark = pytest.mark.usefixtures("leaks")
@@ -439,3 +441,65 @@ def test_a_ping_socket() -> None:
     with Uplink(bind4="127.0.0.9").open("icmp", IPv4Address("192.0.2.1")) as sock:
         assert sock.proto == socket.IPPROTO_ICMP
         assert not sock.getblocking()
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp", "icmp"])
+def test_the_hosts_own_addresses_may_be_refused(protocol: Protocol) -> None:
+    """What is local is the kernel's to say: all of 127.0.0.0/8 is, for one."""
+    assert _is_of_host(IPv4Address("127.9.9.9"))
+    assert not _is_of_host(IPv4Address("192.0.2.1"))
+    uplink = Uplink(allow_host_addresses=False)
+    assert uplink.route(flow("192.0.2.1:80", protocol)) == target("192.0.2.1:80")
+
+
+def test_what_cannot_be_found_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_more(*_: object) -> socket.socket:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("netns_kit.uplink._socket", no_more)
+    assert Uplink(allow_host_addresses=False).route(flow("192.0.2.1:80")) is PROHIBITED
+
+
+@pytest.mark.parametrize(
+    "to",
+    [
+        "169.254.169.254:80",
+        "169.254.0.1:1",
+        "100.100.100.200:80",
+        "[fd00:ec2::254]:80",
+        "[64:ff9b::a9fe:a9fe]:80",
+        "[2002:a9fe:a9fe::1]:80",
+    ],
+)
+def test_link_local_and_metadata_may_be_refused(to: str) -> None:
+    assert isinstance(Uplink().route(flow(to)), Target)
+    assert Uplink(allow_link_local=False).route(flow(to)) is PROHIBITED
+
+
+@pytest.mark.parametrize(
+    ("ports", "kept", "asked"),
+    [
+        ("ephemeral", True, 41234),
+        ("ephemeral", False, 5353),
+        ("ephemeral", False, 51820),
+        ("any", True, 5353),
+    ],
+)
+def test_which_udp_ports_a_guest_keeps(
+    monkeypatch: pytest.MonkeyPatch, ports: UdpPorts, kept: bool, asked: int
+) -> None:
+    """Not one that a service of the host would want."""
+    known = {"ip_local_port_range": "32768 60999", "ip_local_reserved_ports": "51820,52000-52010"}
+    monkeypatch.setattr(sysctl, "read", lambda name: known[name.rpartition(".")[2]])
+    asking: list[tuple[str, int]] = []
+    monkeypatch.setattr(
+        "netns_kit.uplink._bind_port", lambda _, address, port: asking.append((address, port))
+    )
+    Uplink(udp_ports=ports).open("udp", IPv4Address("192.0.2.1"), asked).close()
+    assert asking == [("0.0.0.0", asked if kept else 0)]
+
+
+def test_a_resolver_keeps_its_zone_on_the_way_to_a_worker() -> None:
+    """An IPv6Address that is pickled does not."""
+    sent = pickle.loads(pickle.dumps(Uplink(dns=["[fe80::1%eth0]:53", "192.0.2.1"])))
+    assert [str(each) for each in sent.resolvers()] == ["[fe80::1%eth0]:53", "192.0.2.1:53"]

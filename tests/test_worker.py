@@ -169,7 +169,8 @@ async def test_many_ports_at_once() -> None:
                     tasks.start_soon(forwarder.add, forward)
             listening = await forwarder.list()
             assert sorted(each.guest_port for each in listening) == list(range(1, 900))
-        assert await Forwarder(stack).list() == ()
+        async with Forwarder(stack) as other:
+            assert await other.list() == ()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.bind(("127.0.0.1", listening[0].host_port))
 
@@ -402,14 +403,14 @@ async def test_one_that_does_not_answer_holds_nobody_up(what: str) -> None:
 @bounded
 async def test_what_nobody_means_well_by_kills_it(call: str) -> None:
     with pytest.raises(StackCrashed, match="SIGSYS"):
-        async with worker(Uplink(policy=uplinks.die)) as (_, guest):
+        async with worker(Uplink(policy=uplinks.die)) as (stack, guest):
             send(guest, 1000 + list(uplinks.FATAL).index(call))
-            await anyio.sleep_forever()
+            await stack.wait_closed()
 
 
 WITHOUT = """
 from netns_kit import sandbox
-def missing(*, files):
+def missing(calls, *, files):
     raise sandbox.Missing("not on this kernel")
 sandbox._few_calls = missing
 """
@@ -447,7 +448,7 @@ async def test_killed() -> None:
         async with worker() as (stack, _), Forwarder(stack) as forwarder:
             await forwarder.add("127.0.0.1:0:80")
             os.kill(stack.workers.processes[0].pid, signal.SIGKILL)
-            await anyio.sleep_forever()
+            await stack.wait_closed()
 
 
 @bounded
@@ -456,18 +457,24 @@ async def test_killed_while_it_is_asked() -> None:
         async with worker() as (stack, _):
             os.kill(stack.workers.processes[0].pid, signal.SIGSTOP)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(stack.flows)
-                await anyio.lowlevel.checkpoint()
+                tasks.start_soon(_crashes, stack)
+                await anyio.wait_all_tasks_blocked()
                 os.kill(stack.workers.processes[0].pid, signal.SIGKILL)
+
+
+async def _crashes(stack: UserStack) -> None:
+    """What is asked ends with the failure, at once."""
+    with pytest.raises(StackCrashed):
+        await stack.flows()
 
 
 @pytest.mark.parametrize("death", uplinks.DEATHS)
 @bounded
 async def test_a_death_is_told_by_its_name(death: str) -> None:
     with pytest.raises(StackCrashed, match=death) as caught:
-        async with worker(Uplink(policy=uplinks.die)) as (_, guest):
+        async with worker(Uplink(policy=uplinks.die)) as (stack, guest):
             send(guest, 2000 + list(uplinks.DEATHS).index(death))
-            await anyio.sleep_forever()
+            await stack.wait_closed()
     if death.startswith("SIG"):
         assert "uplinks.py" in str(caught.value.value), "and where it was, by faulthandler"
 
@@ -475,9 +482,9 @@ async def test_a_death_is_told_by_its_name(death: str) -> None:
 @bounded
 async def test_a_bug_is_told_with_its_traceback() -> None:
     with pytest.raises(StackCrashed, match="LookupError: a bug") as caught:
-        async with worker(uplinks.Broken()) as (_, guest):
+        async with worker(uplinks.Broken()) as (stack, guest):
             send(guest)
-            await anyio.sleep_forever()
+            await stack.wait_closed()
     assert "uplinks.py" in str(caught.value)
     assert "status 1" in str(caught.value)
 
@@ -485,9 +492,9 @@ async def test_a_bug_is_told_with_its_traceback() -> None:
 @bounded
 async def test_a_device_that_goes_away() -> None:
     with pytest.raises(DeviceGone):
-        async with worker() as (_, guest):
-            guest.close()
-            await anyio.sleep_forever()
+        async with worker() as (stack, guest):
+            await guest.close()
+            await stack.wait_closed()
 
 
 @pytest.fixture
@@ -629,8 +636,8 @@ sock.recv(1)
 async def test_what_it_says_is_data(monkeypatch: pytest.MonkeyPatch, records: list[bytes]) -> None:
     monkeypatch.setattr(worker_process, "BOOT", EVIL.format(records=records))
     with pytest.raises(StackCrashed, match="makes no sense"):
-        async with worker():
-            await anyio.sleep_forever()
+        async with worker() as (stack, _):
+            await stack.wait_closed()
 
 
 @pytest.mark.parametrize(
@@ -693,8 +700,8 @@ async def test_however_much_it_says_others_have_their_turns(monkeypatch: pytest.
     with pytest.raises(StackCrashed, match="enough"):
         async with worker() as (stack, _), anyio.create_task_group() as tasks:
             monkeypatch.setattr(Channel, "receive", one_more)
-            tasks.start_soon(stack.flows)  # the answer to which is never read
-            while True:
+            tasks.start_soon(_crashes, stack)  # the answer is never read
+            while stack.supervisor.failure is None:
                 await anyio.lowlevel.checkpoint()
                 turns += said > 0
     assert turns > 50

@@ -202,8 +202,8 @@ class Rig:
         self.near, self.far = TapDevice.pair(vnet_header=vnet_header)
         self.engine = Engine()
         self.gateway = Gateway(self.engine, self.near, self.uplink, subnet, secret=bytes(16))
-        for each in (self.near, self.far, self.engine, self.gateway):
-            self._owned.callback(each.close)
+        for release in (self.near.release, self.far.release, self.engine.close, self.gateway.close):
+            self._owned.callback(release)
         self.gateway.stack.link.learn(self.guest, GUEST_MAC)
         self.now = 1000.0
         self._buffer = memoryview(bytearray(FRAME_MAX))
@@ -288,13 +288,20 @@ class Rig:
 class Connection:
     """A TCP connection of the guest's to the host's loopback: the guest's end, and `host`, its peer."""
 
-    def __init__(self, rig: Rig, listener: socket.socket, source: int = PORT) -> None:
+    def __init__(
+        self, rig: Rig, listener: socket.socket, source: int = PORT, *, stamped: int = False
+    ) -> None:
+        """`stamped`: it speaks timestamps, as kernels do by default."""
         self._rig = rig
+        self._stamped = stamped
         self._ports = {"src_port": source, "dst_port": port_of(listener)}
         self._seq, self._ack = 1000, 0
         self.received = self.segments = 0
         self.ended = False
-        self.send(flags=tcp.SYN, options=tcp.pack_options(rig.mss, 10, sack_permitted=True))
+        self.send(
+            flags=tcp.SYN,
+            options=tcp.pack_options(rig.mss, 10, sack_permitted=True, stamp=(0, 0) if stamped else None),
+        )
         while not self._ack:  # the host's kernel has to answer first
             rig.work()
             self.hear()
@@ -308,8 +315,17 @@ class Connection:
             **self._ports, seq=self._seq, ack=self._ack, flags=flags, window=0xFFFF, options=options
         )
         mss = self._rig.mss
+        if self._stamped and not options:
+            header = self._stamp(header)
+            mss -= tcp.STAMP_SIZE
         self._rig.send(ip.TCP, self._rig.target, header + data, gso_size=mss if len(data) > mss else 0)
         self._seq += len(data) + (flags & (tcp.SYN | tcp.FIN) != 0)
+
+    def _stamp(self, header: bytes) -> bytes:
+        """With the options of every segment, by a clock of a millisecond."""
+        offset = (tcp.SIZE + tcp.STAMP_SIZE) << 2
+        value = int(self._rig.now * 1000)
+        return header[:12] + bytes((offset,)) + header[13:] + tcp.pack_stamp(value, value)
 
     def hear(self, *, answer_each: int = 0) -> None:
         """Whatever has come; with an ACK for each so many segments that have data."""
@@ -382,9 +398,11 @@ def take(sock: socket.socket, size: int) -> None:
 # -- scenarios --------------------------------------------------------------------------------------------
 
 
-def tcp_out(rig: Rig, meter: Meter, *, segment: int, together: int, rounds: int) -> float:
+def tcp_out(
+    rig: Rig, meter: Meter, *, segment: int, together: int, rounds: int, stamped: int = False
+) -> float:
     """MiB from the guest: `together` segments wait in the tap each time."""
-    connection = Connection(rig, rig.listener())
+    connection = Connection(rig, rig.listener(), stamped=stamped)
     data = bytes(segment)
     for number in range(2 + rounds):
         rig.meter = meter if number >= 2 else None
@@ -396,9 +414,9 @@ def tcp_out(rig: Rig, meter: Meter, *, segment: int, together: int, rounds: int)
     return rounds * together * segment / MIB
 
 
-def tcp_in(rig: Rig, meter: Meter, *, answer_each: int, rounds: int) -> float:
+def tcp_in(rig: Rig, meter: Meter, *, answer_each: int, rounds: int, stamped: int = False) -> float:
     """MiB to the guest, which acknowledges each so many segments."""
-    connection = Connection(rig, rig.listener())
+    connection = Connection(rig, rig.listener(), stamped=stamped)
     connection.send()
     rig.work()
     connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
@@ -414,9 +432,9 @@ def tcp_in(rig: Rig, meter: Meter, *, answer_each: int, rounds: int) -> float:
     return rounds * BLOCK / MIB
 
 
-def tcp_exchange(rig: Rig, meter: Meter, *, rounds: int) -> float:
+def tcp_exchange(rig: Rig, meter: Meter, *, rounds: int, stamped: int = False) -> float:
     """A question of 64 bytes and its answer."""
-    connection = Connection(rig, rig.listener())
+    connection = Connection(rig, rig.listener(), stamped=stamped)
     for number in range(16 + rounds):
         rig.meter = meter if number >= 16 else None
         connection.send(SMALL, flags=tcp.ACK | tcp.PSH)
@@ -561,6 +579,11 @@ SCENARIOS = {
     "tcp in at 1500": Scenario("MiB", tcp_in, {"answer_each": 2, "rounds": 2}, False),
     "tcp exchange": Scenario("exchange", tcp_exchange, {"rounds": 64}),
     "tcp connection": Scenario("connection", tcp_connection, {"rounds": 16}),
+    "tcp out, timestamps": Scenario(
+        "MiB", tcp_out, {"segment": LARGE, "together": 4, "rounds": 4, "stamped": True}
+    ),
+    "tcp in, timestamps": Scenario("MiB", tcp_in, {"answer_each": 1, "rounds": 8, "stamped": True}),
+    "tcp exchange, timestamps": Scenario("exchange", tcp_exchange, {"rounds": 64, "stamped": True}),
     "udp exchange": Scenario("exchange", udp_exchange, {"rounds": 64}),
     "udp out": Scenario("datagram", udp_out, {"rounds": 4}),
     "udp in": Scenario("datagram", udp_in, {"rounds": 4}),

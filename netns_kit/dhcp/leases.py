@@ -19,12 +19,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from itertools import chain
 from typing import Literal, NamedTuple, TypeGuard
 
 from netns_kit.arguments import Address
+from netns_kit.frozen import frozen
 
 from .settings import StaticLease
 
@@ -35,7 +35,7 @@ DECLINE_SECONDS = 600.0  # that one is nobody's which somebody uses unasked
 State = Literal["offered", "bound", "declined", "revoked"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Lease:
     """One address that is not free, for people.
 

@@ -12,7 +12,6 @@ True
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from struct import Struct
 
@@ -40,19 +39,42 @@ _FILE, _SNAME = 1, 2  # bits of option 52: which fields hold options; read in th
 _LONGEST = 255
 
 
-@dataclass(slots=True)
 class Message:
     """One message, its fields named as in RFC 2131; `options` in the order in which they are to be packed."""
 
-    op: int
-    xid: int
-    chaddr: bytes
-    htype: int = ETHERNET
-    flags: int = 0
-    ciaddr: IPv4Address = NOWHERE
-    yiaddr: IPv4Address = NOWHERE
-    giaddr: IPv4Address = NOWHERE
-    options: dict[int, bytes] = field(default_factory=dict)
+    __slots__ = ("chaddr", "ciaddr", "flags", "giaddr", "htype", "op", "options", "xid", "yiaddr")
+
+    def __init__(
+        self,
+        op: int,
+        xid: int,
+        chaddr: bytes,
+        htype: int = ETHERNET,
+        flags: int = 0,
+        ciaddr: IPv4Address = NOWHERE,
+        yiaddr: IPv4Address = NOWHERE,
+        giaddr: IPv4Address = NOWHERE,
+        options: dict[int, bytes] | None = None,
+    ) -> None:
+        self.op = op
+        self.xid = xid
+        self.chaddr = chaddr
+        self.htype = htype
+        self.flags = flags
+        self.ciaddr = ciaddr
+        self.yiaddr = yiaddr
+        self.giaddr = giaddr
+        self.options = {} if options is None else options
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Message) and all(
+            getattr(self, name) == getattr(other, name) for name in self.__slots__
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
+
+    def __repr__(self) -> str:
+        return f"Message({', '.join(f'{name}={getattr(self, name)!r}' for name in self.__slots__)})"
 
     @property
     def type(self) -> int:

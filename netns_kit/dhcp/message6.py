@@ -7,7 +7,6 @@ options of one are pairs of code and value, in their order: some come more than 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from ipaddress import IPv6Address
 from struct import Struct
 from typing import NamedTuple, TypeAlias
@@ -44,13 +43,27 @@ class Association(NamedTuple):
     addresses: tuple[IPv6Address, ...]
 
 
-@dataclass(slots=True)
 class Message6:
     """One message between client and server."""
 
-    type: int
-    xid: bytes
-    options: list[Option]
+    __slots__ = ("options", "type", "xid")
+
+    def __init__(self, type: int, xid: bytes, options: list[Option]) -> None:
+        self.type = type
+        self.xid = xid
+        self.options = options
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Message6) and (self.type, self.xid, self.options) == (
+            other.type,
+            other.xid,
+            other.options,
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
+
+    def __repr__(self) -> str:
+        return f"Message6({self.type}, {self.xid!r}, {self.options!r})"
 
     def get(self, code: int) -> bytes | None:
         """The value of an option that comes once."""

@@ -7,7 +7,8 @@ begins anew; one that wants an address it can have gets it, also if we have neve
 restarted.  That is more than RFC 2131 4.3.2 asks for, and what makes clients recover at once.
 
 Who is who: the client identifier, or else the hardware's type and address (4.2).  A client that sends its hardware
-address as the identifier, as many do, is the same as without.
+address as the identifier, as many do, is the same as without.  An Ethernet address is that of the frame, but for what
+a relay agent sends: who has another's in the message would have its lease, and the ports that are forwarded there.
 
 What is sent: always the type, the server, the lease's time and the netmask; else what the parameter request list
 names and we have, in its order, or all without one.  As much as the client has room for, in the fields of file and
@@ -103,6 +104,7 @@ class DhcpServer:
                 raise BadMessage("port")
             request = parse(payload)
             room = self._room(request)
+            _check_hardware(request, mac)
             answer = self._answer(request, now)
         except BadMessage as bad:
             self.dropped[bad.reason] += 1
@@ -251,8 +253,6 @@ class DhcpServer:
             to, port, mac = EVERYBODY, CLIENT_PORT, EVERYBODY_MAC
         else:
             to, port = answer.yiaddr, CLIENT_PORT
-            if request.htype == ETHERNET and len(request.chaddr) == len(EVERYBODY_MAC):
-                mac = request.chaddr
         return Reply(payload, self._address.packed, to.packed, port, mac)
 
     def stats(self) -> dict[str, int]:
@@ -264,6 +264,12 @@ class DhcpServer:
 
 
 _NAMES = {message.OFFER: "offer", message.ACK: "ack", message.NAK: "nak"}
+
+
+def _check_hardware(request: Message, mac: bytes) -> None:
+    """Hold the client's Ethernet address against the frame's.  Raises `BadMessage`."""
+    if request.giaddr == NOWHERE and request.htype == ETHERNET and request.chaddr != mac:
+        raise BadMessage("hardware-address")
 
 
 def _client(request: Message) -> Client:

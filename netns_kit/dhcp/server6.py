@@ -6,8 +6,8 @@ client there is one address.  Temporary addresses and prefixes are not to be had
 the status that says so.
 
 With addresses or without (INFORMATION-REQUEST), clients learn the name server (option 23), the domains to look up
-names in (24), and their own name as they gave it (39): nobody updates a DNS with it.  If a client says what it wants
-(option 6), that, and else all.
+names in (24), and their own name as they gave it (39), if it is one: nobody updates a DNS with it.  If a client says
+what it wants (option 6), that, and else all.
 
 What is malformed, for others, or not to be answered (16) is counted in `dropped`, by reason.
 """
@@ -229,7 +229,7 @@ class Dhcp6Server:
         if request.type == message6.INFORMATION_REQUEST:
             have[message6.REFRESH_TIME] = REFRESH_SECONDS.to_bytes(4, "big")
         given = request.get(message6.FQDN)
-        if given:
+        if given and _is_domain(given[1:]):
             overridden = _OVERRIDDEN if given[0] & _SERVER_UPDATES else 0
             have[message6.FQDN] = bytes((_NOT_UPDATED | overridden,)) + given[1:]
         codes = have if wanted is None else dict.fromkeys(wanted)
@@ -244,6 +244,14 @@ class Dhcp6Server:
 
 
 def _name(request: Message6) -> str:
-    """What the client calls itself (RFC 4704).  Raises `BadMessage`."""
+    """What the client calls itself (RFC 4704), if that is a name: what is none is no reason not to answer."""
     value = request.get(message6.FQDN)
-    return names.parse(value[1:]) if value and value[1:] else ""
+    return names.parse(value[1:]) if value and value[1:] and _is_domain(value[1:]) else ""
+
+
+def _is_domain(data: bytes) -> bool:
+    """Whether it is a name, or none at all, for us to give one."""
+    try:
+        return not data or bool(names.parse(data))
+    except BadMessage:
+        return False

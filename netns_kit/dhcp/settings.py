@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from netns_kit import arguments
 from netns_kit.arguments import Address, AddressLike
 from netns_kit.errors import AddressError, ArgumentTypeError
+from netns_kit.frozen import frozen
 
 from . import names
 
@@ -18,7 +18,7 @@ CLIENT_ID_MAX = 255  # bytes: of option 61; a DUID has 130 at most
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
-@dataclass(frozen=True, slots=True, init=False)
+@frozen
 class StaticLease:
     """An address kept for one client: whoever has that `mac`, or that `client_id`.
 
@@ -58,7 +58,7 @@ class StaticLease:
         arguments.fill(self, address=address, mac=mac, client_id=client_id, hostname=hostname)
 
 
-@dataclass(frozen=True, slots=True, init=False)
+@frozen
 class DhcpSettings:
     """What the DHCP server of a namespace gives its clients, beside what the subnet says.
 

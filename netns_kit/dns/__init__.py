@@ -14,6 +14,7 @@ Law of this package: no socket, no clock, no log, no file.
 from __future__ import annotations
 
 from netns_kit.dns.framing import Framing, framed
+from netns_kit.dns.manner import Manner
 from netns_kit.dns.message import BadMessage, Rcode, parse_untrusted
 from netns_kit.dns.proxy import Action, Answer, DnsProxy, Send, Transport, Upstream
 from netns_kit.dns.records import Record
@@ -31,6 +32,7 @@ __all__ = [
     "DnsServer",
     "Framing",
     "Hook",
+    "Manner",
     "Rcode",
     "Record",
     "ResolvConf",

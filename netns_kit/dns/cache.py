@@ -31,7 +31,8 @@ from .message import (
     TYPES,
     BadMessage,
     edns,
-    parse_untrusted,
+    identity,
+    same_question,
     ttl_at,
     walk,
 )
@@ -79,7 +80,7 @@ class Cache:
 
     def get(self, query: bytes, question: bytes, now: float, *, limit: int = 0xFFFF) -> bytes | None:
         """The answer to a query, if it is known and no longer than `limit`."""
-        key = _key(query, question)
+        key = identity(query, question)
         kept = self._kept.get(key)
         if kept is None or len(kept.message) > limit:
             return None
@@ -102,7 +103,7 @@ class Cache:
         except BadMessage:
             return
         if ttl > 0:
-            key = _key(query, question)
+            key = identity(query, question)
             self._kept[key] = _Kept(message, now, now + ttl, ttls)
             self._kept.move_to_end(key)
             if len(self._kept) > self._entries:
@@ -114,16 +115,11 @@ class Cache:
                     self._names.popitem(last=False)
 
 
-def _key(query: bytes, question: bytes) -> bytes:
-    at = _QUESTION + len(question)
-    return query[2:_QUESTION] + question[:-4].lower() + query[at - 4 :]
-
-
 def _lifetime(query: bytes, question: bytes, message: bytes) -> tuple[int, tuple[int, ...], list[bytes]]:
     """For how many seconds to keep the answer, where its TTLs lie, and the addresses in it that were asked for.
 
     Raises `BadMessage`."""
-    _, flags, answered = parse_untrusted(message)
+    flags = int.from_bytes(message[2:4], "big")
     rcode = flags & RCODE
     kind = int.from_bytes(question[-4:-2], "big")
     about = edns(query, question)
@@ -132,7 +128,8 @@ def _lifetime(query: bytes, question: bytes, message: bytes) -> tuple[int, tuple
         or flags & (TC | OPCODE)
         or rcode not in (0, NXDOMAIN)
         or not question
-        or answered.lower() != question.lower()
+        or message[4:6] != b"\0\1"
+        or not same_question(message[_QUESTION : _QUESTION + len(question)], question)
         or kind == ANY
         or len(message) > LONGEST
         or (about is not None and not about.plain)
@@ -140,7 +137,7 @@ def _lifetime(query: bytes, question: bytes, message: bytes) -> tuple[int, tuple
         return 0, (), []
     ttl, absence, found_it, ttls = LONGEST_TTL, 0, False, []
     addresses: list[bytes] = []
-    for found in walk(message, answered):
+    for found in walk(message, question):
         if found.kind == OPT:
             continue
         ttls.append(found.ttl)

@@ -123,6 +123,29 @@ def with_name(message: bytes, question: bytes, name: bytes) -> bytes:
     return message[:at] + name + question[-4:] + message[at + len(question) :]
 
 
+def answering(query: bytes, question: bytes, message: bytes) -> bytes:
+    """Return an answer as the client of `query` expects it: with its id, and its name in the letter case of `query`.
+
+    `question`: that of the query.  The answer has the same question, in any letter case, or none.
+    """
+    at, end = _HEADER.size, _HEADER.size + len(question)
+    if message[at:end] == question or message[4:6] == b"\0\0":
+        return query[:2] + message[2:]
+    return query[:2] + message[2:at] + question + message[end:]
+
+
+def same_question(one: bytes, other: bytes) -> bool:
+    """Whether two questions are the same: names compare without regard to case (RFC 4343), types and classes do
+    not."""
+    return one == other or (one[-4:] == other[-4:] and one[:-4].lower() == other[:-4].lower())
+
+
+def identity(query: bytes, question: bytes) -> bytes:
+    """Return what two queries have in common if the same answer serves both: all but the id and the name's case."""
+    at = _HEADER.size
+    return query[2:at] + question[:-4].lower() + query[at + len(question) - 4 :]
+
+
 # -- records ----------------------------------------------------------------------------------------------
 
 
@@ -184,46 +207,76 @@ def _after_name(message: bytes, at: int) -> int:
     raise BadMessage("name truncated")
 
 
-def _name_at(message: bytes, at: int) -> bytes:
-    """The whole of a name that may be compressed.  A pointer points backwards, so it comes to an end.  Raises
-    `BadMessage`."""
-    parts, length, size, lowest = list[bytes](), 1, len(message), at
-    while True:
-        if at >= size:
-            raise BadMessage("name truncated")
-        octets = message[at]
-        if octets == 0:
-            return b"".join(parts) + b"\0"
-        if octets > LABEL_MAX:
-            target = int.from_bytes(message[at : at + 2], "big") - _POINTER
-            if at + 1 >= size or not 0 <= target < lowest:
-                raise BadMessage("a pointer to nowhere")
-            at = lowest = target
-            continue
-        length += 1 + octets
-        if length > NAME_MAX or at + octets >= size:
-            raise BadMessage("name too long or truncated")
-        parts.append(message[at : at + 1 + octets])
-        at += 1 + octets
+class _Names:
+    """The names of one message, which may be compressed.
+
+    Each is read once, however many pointers lead to it, so all of them together take time bounded by the length of
+    the message.
+    """
+
+    __slots__ = ("_known", "_message")
+
+    def __init__(self, message: bytes) -> None:
+        self._message = message
+        # by where they begin, the ends of longer ones included; and where the first pointer in each leads, or -1
+        self._known: dict[int, tuple[bytes, int]] = {}
+
+    def at(self, at: int) -> bytes:
+        """Return the whole of a name.
+
+        A pointer points before the labels that lead to it, so a name comes to an end.  Raises `BadMessage`.
+        """
+        message, known = self._message, self._known
+        passed, length, size, lowest = list[tuple[int, bytes, int]](), 1, len(message), at
+        while (end := known.get(at)) is None:
+            if at >= size:
+                raise BadMessage("name truncated")
+            octets = message[at]
+            if octets == 0:
+                end = b"\0", -1
+                break
+            if octets > LABEL_MAX:
+                target = int.from_bytes(message[at : at + 2], "big") - _POINTER
+                if at + 1 >= size or not 0 <= target < lowest:
+                    raise BadMessage("a pointer to nowhere")
+                passed.append((at, b"", target))
+                at = lowest = target
+                continue
+            length += 1 + octets
+            if length > NAME_MAX or at + octets >= size:
+                raise BadMessage("name too long or truncated")
+            passed.append((at, message[at : at + 1 + octets], -1))
+            at += 1 + octets
+        name, target = end
+        if target >= lowest:
+            raise BadMessage("a pointer to nowhere")
+        for begin, label, leads_to in reversed(passed):
+            name = label + name
+            target = target if label else leads_to
+            known[begin] = name, target
+        if len(name) > NAME_MAX:
+            raise BadMessage("name too long")
+        return name
 
 
 def expanded(message: bytes, question: bytes) -> tuple[list[Rr], list[Rr]]:
     """The records of the answer and of the authority, names whole.  Raises `BadMessage`, and nothing else."""
     sections: tuple[list[Rr], list[Rr], list[Rr]] = ([], [], [])
+    names = _Names(message)
     for found in walk(message, question):
         if found.section < 3:
-            data = _expanded_data(message, found)
-            record = Rr(_name_at(message, found.owner), found.kind, ttl_at(message, found.ttl), data)
+            data = _expanded_data(message, found, names)
+            record = Rr(names.at(found.owner), found.kind, ttl_at(message, found.ttl), data)
             sections[found.section - 1].append(record)
     return sections[0], sections[1]
 
 
-def _expanded_data(message: bytes, found: Found) -> bytes:
+def _expanded_data(message: bytes, found: Found, names: _Names) -> bytes:
     count, skipped = _NAMES_IN.get(found.kind, (0, 0))
     at = found.data + skipped
     parts = [message[found.data : at]]
     for _ in range(count):
-        parts.append(_name_at(message, at))
+        parts.append(names.at(at))
         at = _after_name(message, at)
     if at > found.end:
         raise BadMessage("names beyond their record")

@@ -7,12 +7,12 @@ dnslib, which is imported for the first of them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 
 from netns_kit import arguments
 from netns_kit.arguments import Address, AddressLike
 from netns_kit.errors import AddressError, RecordError
+from netns_kit.frozen import field, frozen
 
 from . import hosts
 from .message import TYPES, Rr
@@ -26,7 +26,7 @@ _ADDRESSES = {"A": IPv4Address, "AAAA": IPv6Address}
 _NAMES = frozenset({"CNAME", "NS", "PTR"})
 
 
-@dataclass(frozen=True, slots=True, init=False)
+@frozen
 class Record:
     """What we say of a name.
 
@@ -104,8 +104,8 @@ def as_rr(record: Record, owner: bytes) -> Rr:
 
 
 def prepare() -> None:
-    """Import now what records of any type take, for a process that will not be able to."""
-    Record("prepared", "0 prepared", "MX")
+    """Import now what records of any type take, and names in any script, for a process that will not be able to."""
+    Record("prepar\N{LATIN SMALL LETTER E WITH ACUTE}", "0 prepared", "MX")
 
 
 def as_text(value: AddressLike) -> str:

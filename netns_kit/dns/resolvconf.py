@@ -3,20 +3,35 @@
 >>> conf = parse("search lan\\nnameserver fe80::1%eth0\\nnameserver 127.0.0.53\\noptions timeout:2 edns0")
 >>> conf.nameservers, conf.search, conf.timeout
 ((IPv6Address('fe80::1%eth0'), IPv4Address('127.0.0.53')), ('lan',), 2)
+
+Options.  They are of three kinds, by whom they concern: see `ResolvConf.manner` and `ResolvConf.options_for_clients`.
+
+- the way to the servers, which we go: timeout, attempts, rotate, use-vc, single-request, single-request-reopen;
+- what the servers can do, or may be trusted with: edns0, trust-ad, and again the two of single requests;
+- the program that asks, whoever answers: ndots, no-aaaa, debug, inet6, and all that nobody here knows.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from math import ceil
+
+from netns_kit.frozen import frozen
+
+from .manner import DEFAULT, Manner
 
 LOCAL = IPv4Address("127.0.0.1")  # resolv.conf(5): without a nameserver line, the one on the local machine
 
 DEFAULT_TIMEOUT, MAX_TIMEOUT = 5, 30  # RES_TIMEOUT and its silent cap, seconds
 DEFAULT_ATTEMPTS, MAX_ATTEMPTS = 2, 5  # RES_DFLRETRY and its silent cap
+LONGEST_PATIENCE = MAX_TIMEOUT - 5  # a client cannot be told to wait for longer than the cap
+
+_OF_THE_WAY = ("timeout:", "attempts:", "rotate", "use-vc")
+_ONE_AT_A_TIME = ("single-request", "single-request-reopen")
+_OF_THE_SERVERS = ("edns0", "trust-ad", *_ONE_AT_A_TIME)
 
 
-@dataclass(frozen=True)
+@frozen
 class ResolvConf:
     """What a resolv.conf says.
 
@@ -32,6 +47,46 @@ class ResolvConf:
     options: tuple[str, ...] = ()
     timeout: int = DEFAULT_TIMEOUT
     attempts: int = DEFAULT_ATTEMPTS
+
+    def manner(self) -> Manner:
+        """How to ask the servers as the options have it.
+
+        A timeout counts if it is not the C library's own, which is that long for want of a memory of who is silent.
+        Then a query is given up when the C library would.
+        """
+        given = frozenset(self.options)
+        timeout, patience = DEFAULT.timeout, DEFAULT.patience
+        if self.timeout != DEFAULT_TIMEOUT:
+            timeout = min(self.timeout, LONGEST_PATIENCE)
+            patience = min(self.timeout * self.attempts * len(self.nameservers), LONGEST_PATIENCE)
+        return Manner(
+            timeout=timeout,
+            attempts=self.attempts,
+            patience=patience,
+            rotate="rotate" in given,
+            streams="use-vc" in given,
+            ports=not given.isdisjoint(_ONE_AT_A_TIME),
+        )
+
+    def options_for_clients(self, *, same_servers: bool) -> tuple[str, ...]:
+        """The options for programs that ask us.
+
+        `same_servers`: whether these servers are asked in the end, so that what is said of them holds.  If the way to
+        them takes longer than usual, the programs are to wait for us as long.
+        """
+        options = tuple(
+            each
+            for each in self.options
+            if not each.startswith(_OF_THE_WAY[:2])
+            and each not in _OF_THE_WAY
+            and (same_servers or each not in _OF_THE_SERVERS)
+        )
+        if same_servers:
+            if self.timeout != DEFAULT_TIMEOUT:
+                options += (f"timeout:{ceil(self.manner().patience) + 1}",)
+            if self.attempts != DEFAULT_ATTEMPTS:
+                options += (f"attempts:{self.attempts}",)
+        return options
 
     def written(self) -> str:
         """The text of a resolv.conf that says so; timeout and attempts where they are among the options."""

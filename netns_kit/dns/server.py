@@ -11,7 +11,7 @@ Aliases.  Where a CNAME of ours leads, or a hook, is asked for instead, in the s
 is told with the CNAMEs in front, so that it begins at the name that was asked for.
 
 Whether a query came in a datagram or in a stream, the same is said: what does not fit is truncated (RFC 1035 section
-4.2.1), and upstream is asked the way the client asks.
+4.2.1), and upstream is asked the way the client asks, unless its `Manner` is to be asked over TCP.
 
 Law of this file: no socket, no clock, no log, and hostile bytes raise nothing.
 """
@@ -19,11 +19,13 @@ Law of this file: no socket, no clock, no log, and hostile bytes raise nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Literal, NamedTuple, TypeAlias
 
+from netns_kit.frozen import frozen
+
 from .cache import Cache
+from .manner import DEFAULT, Manner
 from .message import (
     AA,
     ANY,
@@ -33,11 +35,14 @@ from .message import (
     RCODE,
     SERVFAIL,
     TC,
+    TYPES,
     BadMessage,
     Rcode,
     Rr,
+    answering,
     edns,
     expanded,
+    identity,
     parse_untrusted,
     reply,
     type_name,
@@ -49,9 +54,11 @@ from .records import DEFAULT_TTL, Record, as_rr
 from .zone import Zone
 
 ALIASES = 8  # of ours, one behind the other
+TRANSFERS = 8  # at a time: each has a connection of its own
+_TRANSFERS = frozenset({TYPES["AXFR"], TYPES["IXFR"]})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DnsQuery:
     """What a client asks for.
 
@@ -76,7 +83,8 @@ Hook: TypeAlias = Callable[[DnsQuery], Verdict]
 class _Asked(NamedTuple):
     """A query that upstream has, and who waits for the answer.
 
-    `original` is what the client asked, if that was another name: `aliases` lead from it to this one.
+    `original` is what the client asked, if that was another name: `aliases` lead from it to this one.  `epoch`: which
+    upstreams are asked, by a number of the server's.
     """
 
     client: Hashable
@@ -85,6 +93,7 @@ class _Asked(NamedTuple):
     limit: int
     original: bytes
     aliases: tuple[Rr, ...]
+    epoch: int
 
 
 class DnsServer:
@@ -115,6 +124,8 @@ class DnsServer:
         self._hook = hook
         self._failed = failed
         self._upstreams: dict[str, tuple[tuple[str, int], ...]] = {}
+        self._manner = DEFAULT
+        self._epoch = 0
         self._domains: frozenset[bytes] = frozenset()
         self.hooked = 0
         self.owned = 0
@@ -128,15 +139,18 @@ class DnsServer:
             found = self._cache.name_of(address)
         return None if found is None else to_text(found).lower()
 
-    def set_upstreams(self, resolvers: Mapping[str, Iterable[tuple[str, int]]]) -> None:
-        """Ask these from now on, by domain; those of "" are asked about all else.
+    def set_upstreams(
+        self, resolvers: Mapping[str, Iterable[tuple[str, int]]], manner: Manner = DEFAULT
+    ) -> None:
+        """Ask these from now on, by domain; those of "" are asked about all else, and in that manner.
 
         What was kept is forgotten if they are others than before.  Raises `RecordError` for what is no domain.
         """
         upstreams = {domain: tuple(found) for domain, found in resolvers.items()}
-        if upstreams == self._upstreams:
+        if (upstreams, manner) == (self._upstreams, self._manner):
             return
-        self._upstreams = upstreams
+        self._upstreams, self._manner = upstreams, manner
+        self._epoch += 1
         if self._cache is not None:
             self._cache.clear()
         names = {to_wire(domain).lower(): found for domain, found in upstreams.items()}
@@ -145,8 +159,11 @@ class DnsServer:
                 self.proxy.set_upstreams((), (gone, transport))
         self._domains = frozenset(names) - {_ROOT}
         for name, found in names.items():
-            self.proxy.set_upstreams([Upstream(*each) for each in found], (name, "udp"))
-            self.proxy.set_upstreams([Upstream(*each, "tcp") for each in found], (name, "tcp"))
+            how = manner if name == _ROOT else DEFAULT
+            streams = [Upstream(*each, "tcp") for each in found]
+            datagrams = [Upstream(*each) for each in found]
+            self.proxy.set_upstreams(streams if how.streams else datagrams, (name, "udp"), how)
+            self.proxy.set_upstreams(streams, (name, "tcp"), how)
 
     @property
     def deadline(self) -> float:
@@ -160,23 +177,25 @@ class DnsServer:
         address: bytes,
         now: float,
         transport: Transport = "udp",
-    ) -> list[Action]:
-        """A client of that packed address asks: what is to be sent to whom.  Nothing: it was no query, or one that
-        upstream has already."""
+    ) -> list[Action] | None:
+        """A client of that packed address asks: what is to be sent to whom, which may be nothing.  None: it was no
+        query."""
         try:
             _, flags, question = parse_untrusted(message)
         except BadMessage:
             flags = QR
         if flags & QR or len(message) > LONGEST_KEPT:
             self.malformed += 1
-            return []
+            return None
         if not question:  # not about any name
-            return self._ask(_Asked(client, message, b"", 0, b"", ()), _ROOT, now, transport)
+            return self._ask(
+                _Asked(client, message, b"", 0xFFFF, b"", (), self._epoch), _ROOT, now, transport
+            )
         limit = 0xFFFF
         if transport == "udp":
             about = edns(message, question)
             limit = PLAIN_SIZE if about is None else about.size
-        asked = _Asked(client, message, question, limit, b"", ())
+        asked = _Asked(client, message, question, limit, b"", (), self._epoch)
         if self._hook is not None:
             try:
                 judged = self._judged(self._hook, asked, address, transport)
@@ -219,7 +238,7 @@ class DnsServer:
             known = self._cache.get(asked.query, asked.question, now, limit=asked.limit)
             if known is not None:
                 self.cached += 1
-                return [Answer(asked.client, self._aliased(asked, known))]
+                return [Answer(asked.client, self._aliased(asked, known) if asked.aliases else known)]
         return self._ask(asked, self._domain_of(asked.question[:-4].lower()), now, transport)
 
     def _domain_of(self, name: bytes) -> bytes:
@@ -229,7 +248,12 @@ class DnsServer:
         return next((each for each in suffixes(name) if each in self._domains), _ROOT)
 
     def _ask(self, asked: _Asked, domain: bytes, now: float, transport: Transport) -> list[Action]:
-        return self._answered(self.proxy.query(asked.query, asked, now, (domain, transport)), now)
+        transfer = transport == "tcp" and int.from_bytes(asked.question[-4:-2], "big") in _TRANSFERS
+        if transfer and self.proxy.transfers >= TRANSFERS:
+            return [self._answer(asked, SERVFAIL)]
+        route = domain, transport
+        actions = self.proxy.query(asked.query, asked.question, asked, now, route, transfer=transfer)
+        return self._answered(actions, now)
 
     def response(self, message: bytes, upstream: Upstream, now: float) -> list[Action]:
         """As `DnsProxy.response`."""
@@ -239,23 +263,39 @@ class DnsServer:
         """As `DnsProxy.upstream_failed`."""
         return self._answered(self.proxy.upstream_failed(upstream, now), now)
 
+    def query_failed(self, upstream: Upstream, ident: int, now: float) -> list[Action]:
+        """As `DnsProxy.query_failed`."""
+        return self._answered(self.proxy.query_failed(upstream, ident, now), now)
+
     def handle_timer(self, now: float) -> list[Action]:
         """As `DnsProxy.handle_timer`."""
         return self._answered(self.proxy.handle_timer(now), now)
 
     def _answered(self, actions: list[Action], now: float) -> list[Action]:
         """What the proxy wants done, and its answers made into those that clients wait for."""
+        told: dict[
+            bytes, bytes
+        ] = {}  # of one message, which may be long: whoever asks the same is told the same
         for index, action in enumerate(actions):
             if isinstance(action, Answer) and isinstance(asked := action.client, _Asked):
-                if self._cache is not None:
-                    self._cache.put(asked.query, asked.question, action.message, now)
-                actions[index] = Answer(asked.client, self._aliased(asked, action.message))
+                message = action.message
+                if not action.shared:  # else it was looked at for the client before
+                    told.clear()
+                    if self._cache is not None and asked.epoch == self._epoch:
+                        self._cache.put(asked.query, asked.question, message, now)
+                if asked.aliases:
+                    _, _, question = parse_untrusted(asked.original)
+                    key = identity(asked.original, question)
+                    if key not in told:
+                        told[key] = self._aliased(asked, message)
+                    message = answering(asked.original, question, told[key])
+                elif len(message) > asked.limit and self._manner.streams:
+                    message = self._answer(asked, message[3] & RCODE, flags=TC).message
+                actions[index] = Answer(asked.client, message)
         return actions
 
     def _aliased(self, asked: _Asked, message: bytes) -> bytes:
         """An answer as it is for the client, with the aliases in front."""
-        if not asked.aliases:
-            return message
         try:
             _, flags, question = parse_untrusted(message)
             answers, authority = expanded(message, question)
@@ -312,4 +352,5 @@ def _renamed(asked: _Asked, name: bytes, ttl: int) -> _Asked:
         asked.limit,
         asked.original or asked.query,
         (*asked.aliases, alias),
+        asked.epoch,
     )

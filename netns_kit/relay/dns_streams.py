@@ -4,8 +4,10 @@
 accepted at once: it is us that it talks to, and its queries go where those in datagrams do.
 
 What a client can make us hold: one query that has not come in whole, `PIPELINED` that are not answered, and answers
-that it does not read, of all clients no more than `QUEUED_MAX`: then whoever is next to get one is cut off.  Who has
-nothing to ask for `IDLE` seconds is hung up on.  An upstream that does not read is given up when `UNREAD_MAX` waits.
+that it does not read, of all clients no more than `QUEUED_MAX`: then whoever leaves most is cut off.  Of a zone
+transfer no more is read from the upstream while `FULL` bytes wait.  Who has nothing to ask for `IDLE` seconds, or
+reads nothing for so long, is hung up on.  An upstream that does not read is given up when `UNREAD_MAX` waits, and one
+that talks nonsense when it has said `NONSENSE_MAX` messages that answer nothing.
 """
 
 from __future__ import annotations
@@ -24,9 +26,13 @@ from netns_kit.stack import Closed, TcpConnection
 
 PIPELINED = 64
 QUEUED_MAX = 8 << 20  # bytes
+FULL = 1 << 18  # bytes
 UNREAD_MAX = 1 << 20  # bytes
+NONSENSE_MAX = 64  # messages since the last that was an answer
 UNANSWERED_MAX = 4096  # the oldest is asked again no more
 IDLE = 10.0
+LONGEST_WAIT = 60.0  # seconds that a client with nothing but queries under way is kept
+HEADER = 12  # bytes that no message is shorter than
 READ = 1 << 16
 
 
@@ -35,7 +41,13 @@ class Server(Protocol):
 
     queued: int
 
-    def ask(self, query: bytes, turn: Turn, address: bytes) -> bool: ...
+    def ask(self, query: bytes, turn: Turn, key: bytes) -> bool: ...
+
+    def opened(self, stream: ClientStream) -> None: ...
+
+    def gone(self, stream: ClientStream) -> None: ...
+
+    def relieve(self) -> None: ...
 
 
 class Turn:
@@ -57,26 +69,27 @@ class ClientStream:
     """A guest's connection to the DNS address."""
 
     __slots__ = (
-        "_address",
         "_blocked",
         "_closing",
         "_connection",
         "_ended",
         "_engine",
         "_framing",
+        "_key",
         "_last",
         "_out",
         "_server",
         "_waiting",
         "timer_at",
         "timer_entry",
+        "when_read",
     )
 
     def __init__(self, engine: Engine, connection: TcpConnection, server: Server) -> None:
         self._engine = engine
         self._connection: TcpConnection | None = connection
         self._server = server
-        self._address = connection.key[: (len(connection.key) - 4) // 2]
+        self._key = connection.key
         self._framing = Framing(LONGEST_KEPT)
         self._out = bytearray()  # what the guest has no room for yet
         self._waiting = 0  # for so many answers
@@ -84,7 +97,23 @@ class ClientStream:
         self._ended = False  # the guest has no more queries
         self._closing = False  # it had none for too long
         self._last = engine.now
+        self.when_read: list[Callable[[], None]] = []  # called once when it is full no more, or over
         self.timer_at = self.timer_entry = math.inf
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an answer still reaches anybody."""
+        return self._connection is not None
+
+    @property
+    def unread(self) -> int:
+        """Bytes of answers that the guest has no room for."""
+        return len(self._out)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is to be spared more of a transfer."""
+        return len(self._out) >= FULL
 
     def answer(self, message: bytes, now: float, *, first: bool) -> None:
         """Hand it to the guest.  `first`: of all that answer the same query."""
@@ -96,7 +125,7 @@ class ClientStream:
             self._server.queued += len(answer)
             self._flush()
             if self._server.queued > QUEUED_MAX:
-                self.abort()
+                self._server.relieve()
 
     def abort(self) -> None:
         """RST to the guest."""
@@ -108,6 +137,8 @@ class ClientStream:
     def handle_timer(self, now: float) -> None:
         """Nothing has crossed for a while."""
         connection, due = self._connection, self._last + IDLE
+        if self._waiting and not self._out:
+            due = self._last + LONGEST_WAIT
         if connection is None:
             return
         if due > now:
@@ -132,6 +163,9 @@ class ClientStream:
             del self._out[:room]
             self._server.queued -= len(piece)
             connection.send(piece, now)
+            self._last = now
+        if len(self._out) <= FULL // 2:
+            self._wake()
         if connection is not None and self._blocked and self._waiting < PIPELINED:
             self._blocked = False
             connection.resume(now)
@@ -141,15 +175,23 @@ class ClientStream:
         if self._ended and self._connection is not None and not (self._waiting or self._out or self._blocked):
             self._connection.shutdown(self._engine.now)
 
+    def _wake(self) -> None:
+        waiting, self.when_read = self.when_read, []
+        for wake in waiting:
+            wake()
+
     def _forget(self) -> None:
         self._connection = None
         self._server.queued -= len(self._out)
+        self._server.gone(self)
         self._out.clear()
         self.timer_at = math.inf
+        self._wake()
 
     # -- the guest's side: TcpUser ------------------------------------------------------------------
 
     def established(self) -> None:
+        self._server.opened(self)
         self._engine.timers.arm(self, self._engine.now + IDLE)
 
     def deliver(self, data: memoryview) -> int:
@@ -169,7 +211,7 @@ class ClientStream:
             taken += size
             if query is not None:
                 self._waiting += 1
-                if not self._server.ask(query, Turn(self), self._address):
+                if not self._server.ask(query, Turn(self), self._key):
                     self.abort()
         return taken
 
@@ -196,8 +238,8 @@ class ClientStream:
 class ResolverStream:
     """A connection to an upstream, which may still be under way.
 
-    `unanswered` are queries by their ids, in order; `answered` tells whether any was.  `heard` is called with each
-    message, `ended` when the connection is over and the socket closed.
+    `unanswered` are queries by their ids, in order; `has_answered` tells whether any was.  `heard` is called with
+    each message, and tells whether it was an answer; `ended` is called when all is over and the socket closed.
     """
 
     __slots__ = (
@@ -206,9 +248,11 @@ class ResolverStream:
         "_events",
         "_framing",
         "_heard",
+        "_nonsense",
         "_out",
         "_socket",
-        "answered",
+        "has_answered",
+        "is_paused",
         "unanswered",
     )
 
@@ -217,7 +261,7 @@ class ResolverStream:
         engine: Engine,
         sock: socket.socket,
         *,
-        heard: Callable[[bytes], None],
+        heard: Callable[[bytes], bool],
         ended: Callable[[], None],
     ) -> None:
         self._engine = engine
@@ -226,7 +270,9 @@ class ResolverStream:
         self._heard, self._ended = heard, ended
         self._out = bytearray()
         self.unanswered: dict[bytes, bytes] = {}
-        self.answered = False
+        self.has_answered = False
+        self.is_paused = False
+        self._nonsense = 0  # messages since the last answer
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._events = IN | OUT  # it is writable when it is connected
         engine.add(sock.fileno(), self._on_events, self._events)
@@ -245,8 +291,21 @@ class ResolverStream:
     def close(self) -> None:
         """Again is fine."""
         if self._socket.fileno() >= 0:
-            self._engine.remove(self._socket.fileno())
+            if not self.is_paused:
+                self._engine.remove(self._socket.fileno())
             self._socket.close()
+
+    def pause(self) -> None:
+        """Read no more until `resume`, not even that it is over.  Again is fine."""
+        if not self.is_paused and self._socket.fileno() >= 0:
+            self.is_paused = True
+            self._engine.remove(self._socket.fileno())
+
+    def resume(self) -> None:
+        """Again is fine."""
+        if self.is_paused and self._socket.fileno() >= 0:
+            self.is_paused = False
+            self._engine.add(self._socket.fileno(), self._on_events, self._events)
 
     def _watch(self) -> None:
         events = IN | OUT if self._out else IN
@@ -279,13 +338,22 @@ class ResolverStream:
             self._ended()
 
     def _take(self, data: bytes) -> None:
-        """Raises EOFError if that is all."""
+        """Raises EOFError if that is all, or the rest is not worth hearing."""
         if not data:
             raise EOFError
-        while data and self._socket.fileno() >= 0:
-            size, message = self._framing.take(data)
-            data = data[size:]
-            if message is not None:
-                self.answered = True
-                self.unanswered.pop(message[:2], None)
-                self._heard(message)
+        rest = memoryview(data)
+        while rest and self._socket.fileno() >= 0:
+            size, message = self._framing.take(rest)
+            rest = rest[size:]
+            if message is None:
+                continue
+            asked = self.unanswered.get(message[:2])
+            if len(message) >= HEADER and self._heard(message):
+                self._nonsense = 0
+                self.has_answered = True
+                if self.unanswered.get(message[:2]) is asked:
+                    self.unanswered.pop(message[:2], None)
+            else:
+                self._nonsense += 1
+                if self._nonsense > NONSENSE_MAX:
+                    raise EOFError

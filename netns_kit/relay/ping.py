@@ -23,9 +23,11 @@ from .sockets import (
     Marks,
     ask_for_errors,
     ask_for_marks,
+    family_of,
     marks_of,
     read_errors,
     refusal_for,
+    socket_address,
 )
 
 _IPV4_KINDS, _IPV6_KINDS = (icmp.ECHO, icmp.ECHO_REPLY), (icmp.V6_ECHO, icmp.V6_ECHO_REPLY)
@@ -37,18 +39,18 @@ class PingRelay:
     __slots__ = ("_engine", "_flow", "_identifier", "_kinds", "_marks", "_raw", "_socket")
 
     def __init__(self, engine: Engine, sock: socket.socket, flow: EchoFlow, target: Endpoint) -> None:
-        self._kinds = _IPV4_KINDS if sock.family == socket.AF_INET else _IPV6_KINDS
+        self._kinds = _IPV4_KINDS if family_of(sock) == socket.AF_INET else _IPV6_KINDS
         self._raw = sock.type == socket.SOCK_RAW
         self._identifier = int.from_bytes(os.urandom(2), "big")  # what a ping socket is given, it replaces
         self._marks = Marks(sock, exact=True)
         ask_for_errors(sock)
         ask_for_marks(sock)
-        sock.connect((str(target.address), 0))
+        sock.connect(socket_address(target.address, 0))
         self._engine = engine
         self._socket = sock
         self._flow = flow
-        flow.user = self
         engine.add(sock.fileno(), self._on_events, IN)
+        flow.user = self
 
     def local(self) -> tuple[str, int]:
         """Address of the host's socket, and its identifier."""
@@ -88,7 +90,7 @@ class PingRelay:
                 message, ancillary, _, _ = self._socket.recvmsg(MAX_DATAGRAM, ANCILLARY_SPACE)
             except OSError:
                 return  # nothing more, or an error that the next event tells of
-            if self._raw and self._socket.family == socket.AF_INET:
+            if self._raw and family_of(self._socket) == socket.AF_INET:
                 message = message[(message[0] & 15) * 4 :]
             if len(message) < icmp.SIZE:
                 continue

@@ -17,7 +17,8 @@ import errno
 import socket
 import struct
 import sys
-from ipaddress import ip_address
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
 from netns_kit.stack import IcmpError, Refusal
@@ -35,22 +36,62 @@ _EXTENDED_ERROR = struct.Struct("=IBBBxII")  # struct sock_extended_err: errno, 
 _PMTUDISC_DONT, _PMTUDISC_WANT, _PMTUDISC_PROBE = 0, 1, 3  # linux/in.h
 
 _REFUSALS = {
+    # who was called has said so
     errno.ECONNREFUSED: Refusal.RESET,
+    errno.ECONNRESET: Refusal.RESET,
+    errno.ECONNABORTED: Refusal.RESET,
+    errno.EPIPE: Refusal.RESET,
+    # there is no way to it, as a route or a router says
     errno.ENETUNREACH: Refusal.NET_UNREACHABLE,
     errno.ENETDOWN: Refusal.NET_UNREACHABLE,
-    errno.EAFNOSUPPORT: Refusal.NET_UNREACHABLE,
     errno.EHOSTUNREACH: Refusal.HOST_UNREACHABLE,
     errno.EHOSTDOWN: Refusal.HOST_UNREACHABLE,
+    errno.ENONET: Refusal.HOST_UNREACHABLE,
+    errno.ENOPROTOOPT: Refusal.HOST_UNREACHABLE,
+    errno.EPROTO: Refusal.HOST_UNREACHABLE,
+    errno.EOPNOTSUPP: Refusal.HOST_UNREACHABLE,
+    # a firewall, a sandbox or a sysctl is against it
     errno.EACCES: Refusal.PROHIBITED,
     errno.EPERM: Refusal.PROHIBITED,
     errno.ETIMEDOUT: Refusal.DROP,
     errno.EMSGSIZE: Refusal.DROP,  # larger than any datagram
-}
+    # what the host lacks, for now or altogether: a port, a descriptor, memory, a family, an address, an interface
+    **dict.fromkeys(
+        (
+            errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS,
+            errno.ENOMEM, errno.ENOSPC, errno.ENOSR, errno.EUSERS, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT,
+            errno.ESOCKTNOSUPPORT, errno.EPFNOSUPPORT, errno.ENODEV, errno.ENXIO, errno.ENETRESET, errno.EINVAL,
+            errno.EINTR, errno.EIO, errno.ENOSYS,
+        ),
+        Refusal.NET_UNREACHABLE,
+    ),
+}  # fmt: skip
+
+
+def socket_address(
+    address: IPv4Address | IPv6Address, port: int
+) -> tuple[str, int] | tuple[str, int, int, int]:
+    """What connect(2) takes for an address, which may have a zone.
+
+    Raises OSError (ENETUNREACH) if the zone is no interface of ours.
+    """
+    zone = address.scope_id if isinstance(address, IPv6Address) else None
+    if zone is None:
+        return str(address), port
+    try:
+        index = int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)
+    except OSError as error:
+        raise OSError(errno.ENETUNREACH, f"no interface {zone}") from error
+    return str(address).partition("%")[0], port, 0, index
 
 
 def refusal_for(error: int) -> Refusal:
-    """What the guest is told when the host's socket fails with this errno."""
-    return _REFUSALS.get(error, Refusal.RESET)
+    """Return what the guest is told when a call of the host's socket fails with this errno.
+
+    A fault of ours is never "refused": nobody was asked.  Here, as with what is not in the table, the guest's network
+    has no way out for the moment.
+    """
+    return _REFUSALS.get(error, Refusal.NET_UNREACHABLE)
 
 
 class _Options(NamedTuple):
@@ -74,10 +115,14 @@ _TTLS, _TOSES = frozenset({(0, 2), (41, 52)}), frozenset({(0, 1), (41, 67)})  # 
 
 Ancillary = list[tuple[int, int, bytes]]
 
+family_of: Callable[[socket.socket], int] = vars(socket.SocketType)["family"].__get__
+"""Returns the address family of a socket as a number.  `socket.socket.family` makes an enum of it, which takes longer
+than a system call."""
+
 
 def ask_for_marks(sock: socket.socket) -> None:
     """Have TTL and traffic class come with each datagram, for `marks_of`."""
-    for option in _OPTIONS[sock.family].receive:
+    for option in _OPTIONS[family_of(sock)].receive:
         sock.setsockopt(*option, 1)
 
 
@@ -104,7 +149,7 @@ class Marks:
 
     def __init__(self, sock: socket.socket, *, exact: bool = False) -> None:
         self._socket = sock
-        self._options = _OPTIONS[sock.family]
+        self._options = _OPTIONS[family_of(sock)]
         self._exact = exact
         self._carried = self._ttl = self._tos = self._mode = -1
 
@@ -131,12 +176,12 @@ class Marks:
 
 def set_tos(sock: socket.socket, tos: int) -> None:
     """Traffic class of what `sock` sends from now on."""
-    sock.setsockopt(*_OPTIONS[sock.family].tos, tos)
+    sock.setsockopt(*_OPTIONS[family_of(sock)].tos, tos)
 
 
 def set_ttl(sock: socket.socket, ttl: int) -> None:
     """TTL of what `sock` sends from now on, for packets that came to us with `ttl`."""
-    sock.setsockopt(*_OPTIONS[sock.family].ttl, max(ttl - 1, 1))
+    sock.setsockopt(*_OPTIONS[family_of(sock)].ttl, max(ttl - 1, 1))
 
 
 class HostError(NamedTuple):
@@ -179,12 +224,12 @@ class HostError(NamedTuple):
 
 def ask_for_errors(sock: socket.socket, *, wanted: bool = True) -> None:
     """Have ICMP errors queued, for `read_errors`, those too that are not the end of what the socket does; or not."""
-    sock.setsockopt(*_OPTIONS[sock.family].errors, wanted)
+    sock.setsockopt(*_OPTIONS[family_of(sock)].errors, wanted)
 
 
 def read_errors(sock: socket.socket) -> list[HostError]:
     """What is in the error queue of `sock`.  Having been read, it is raised by no send."""
-    options, found = _OPTIONS[sock.family], list[HostError]()
+    options, found = _OPTIONS[family_of(sock)], list[HostError]()
     for _ in range(ERRORS_AT_ONCE):
         try:
             quoted, ancillary, _, target = sock.recvmsg(MAX_DATAGRAM, ERROR_SPACE, socket.MSG_ERRQUEUE)

@@ -17,7 +17,7 @@ from netns_kit.engine import EDGE, ERROR, HANG_UP, IN, OUT, READ_HANG_UP, URGENT
 from netns_kit.stack import Closed, IcmpError, Refusal, TcpConnection
 from netns_kit.uplink import Endpoint, Target, Uplink
 
-from .sockets import ask_for_errors, read_errors, refusal_for, set_tos, set_ttl
+from .sockets import ask_for_errors, family_of, read_errors, refusal_for, set_tos, set_ttl, socket_address
 
 BUFFERS_PER_STEP = 8
 KEEPALIVE_INTERVAL = 75  # seconds between probes, at most: the kernel's own
@@ -72,18 +72,21 @@ class TcpRelay:
             except OSError as failure:
                 why = refusal_for(failure.errno or errno.EIO)
                 continue
-            if sock.family == socket.AF_INET6:
+            if family_of(sock) == socket.AF_INET6:
                 ask_for_errors(sock)
             set_ttl(sock, connection.ttl)
             if connection.tos:
                 set_tos(sock, connection.tos)
             try:
-                error = sock.connect_ex((str(endpoint.address), endpoint.port))
-            except socket.gaierror:  # its zone is no interface of ours
-                error = errno.ENETUNREACH
+                error = sock.connect_ex(socket_address(*endpoint))
+            except OSError as failure:  # its zone is no interface of ours
+                error = failure.errno or errno.EIO
             if error in (0, errno.EINPROGRESS):
-                self._own(sock, lambda events: self._while_connecting(events, uplink))
-                return
+                try:
+                    self._own(sock, lambda events: self._while_connecting(events, uplink))
+                    return
+                except OSError as failure:
+                    error = failure.errno or errno.EIO
             sock.close()
             why = refusal_for(error)
         self.connection = None
@@ -101,14 +104,14 @@ class TcpRelay:
             return
         self._candidates = None
         connection.host = sock.getsockname()[:2]
-        if sock.family == socket.AF_INET6:
+        if family_of(sock) == socket.AF_INET6:
             ask_for_errors(sock, wanted=False)
         self._engine.replace(sock.fileno(), self._on_events)
         connection.accept(self._engine.now)
         self._on_events(events)
 
     def run(self, sock: socket.socket) -> None:
-        """`sock` is connected; the guest is being connected to."""
+        """`sock` is connected; the guest is being connected to.  Raises OSError, and `sock` is the caller's then."""
         self._own(sock, self._on_events)
 
     def peer(self) -> tuple[str, int] | None:
@@ -122,8 +125,8 @@ class TcpRelay:
     def _own(self, sock: socket.socket, handler: Callable[[int], None]) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the guest's kernel has done Nagle's part
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-        self._socket = sock
         self._engine.add(sock.fileno(), handler, IN | OUT | READ_HANG_UP | URGENT | EDGE)
+        self._socket = sock
 
     def _on_events(self, events: int) -> None:
         if events & (IN | READ_HANG_UP | HANG_UP | ERROR):

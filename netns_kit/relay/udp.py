@@ -70,7 +70,7 @@ class UdpRelay:
         self._unsolicited = unsolicited
         self._idle = idle
         self._flows: dict[Address, UdpFlow] = {}
-        self._targets: dict[bytes, tuple[Address, Ancillary]] = {}
+        self._targets: dict[bytes, tuple[Address, Ancillary, UdpFlow]] = {}
         self._marks = Marks(sock)
         # datagrams of one flow, equal in length and marks, to leave together
         self._waiting: list[memoryview] = []
@@ -90,11 +90,17 @@ class UdpRelay:
         address, port, *_ = self._socket.getsockname()
         return address, port
 
+    @property
+    def port(self) -> int:
+        """The host's port."""
+        port: int = self._socket.getsockname()[1]
+        return port
+
     def add(self, flow: UdpFlow, address: Address, ancillary: Ancillary = NOTHING) -> None:
         """`flow` goes to `address`, with `ancillary` data; what comes from there is an answer to it."""
         flow.user = self
         self._flows[address] = flow
-        self._targets[flow.key] = address, ancillary
+        self._targets[flow.key] = address, ancillary, flow
 
     def datagram(self, flow: UdpFlow, payload: memoryview, marks: int, segment_size: int) -> None:
         waiting, size = self._waiting, len(payload)
@@ -142,7 +148,7 @@ class UdpRelay:
 
     def _send(self, flow: UdpFlow, pieces: Sequence[memoryview], marks: int, segment_size: int) -> int:
         """The errno, or 0: also when the host's queue is full.  Then it is lost, as datagrams are."""
-        address, ancillary = self._targets[flow.key]
+        address, ancillary, _ = self._targets[flow.key]
         try:
             self._marks.carry(marks)
             if segment_size:
@@ -160,7 +166,7 @@ class UdpRelay:
 
     def expired(self, flow: UdpFlow) -> None:
         self.flush()
-        address, _ = self._targets.pop(flow.key)
+        address, _, _ = self._targets.pop(flow.key)
         if self._flows.get(address) is flow:  # two of the guest's destinations may be one address
             del self._flows[address]
         if not self._targets:
@@ -168,7 +174,7 @@ class UdpRelay:
 
     def close(self) -> None:
         """End the flows, and close the socket.  Again is fine."""
-        for flow in list(self._flows.values()):
+        for _, _, flow in list(self._targets.values()):
             flow.close()
         if self._socket.fileno() >= 0:
             self._engine.remove(self._socket.fileno())

@@ -26,7 +26,7 @@ def _ip_header(addresses: bytes, protocol: int, ttl: int, tos: int) -> bytes:
 class FlowHeader:
     """`buffer` is virtio header (if the link has one), Ethernet, IP and layer-4 header; `layer4` is where
     the last begins.  `pseudo` is the pseudo-header's sum with the length left out; `resolved`: the
-    guest's link address is in; `marks`: TTL and TOS, eight bits each.
+    guest's link address is in; `mtu`: of the way to the guest; `marks`: TTL and TOS, eight bits each.
 
     `length` is what `set_length` was last called with, and `check` the pseudo-header's sum for that: with both
     that and the link's `version` as they were, there is nothing to be done anew."""
@@ -43,6 +43,7 @@ class FlowHeader:
         "layer4",
         "length",
         "marks",
+        "mtu",
         "pseudo",
         "resolved",
         "version",
@@ -55,6 +56,7 @@ class FlowHeader:
         destination = addresses[len(addresses) // 2 :]
         prefix = link.prefix(destination)
         self.resolved = link.mac_of(destination) != UNKNOWN_MAC
+        self.mtu = link.mtu_to(destination)
         header = _ip_header(addresses, protocol, DEFAULT_TTL, 0)
         self.buffer = bytearray(prefix + header + layer4)
         self._ip = len(prefix)
@@ -78,7 +80,7 @@ class FlowHeader:
     def set_length(self, length: int) -> None:
         """`length` is that of the layer-4 header and payload."""
         if self.version != self._link.version:
-            self._look_up()
+            self.look_up()
         self.length = length
         self.check = (self.pseudo + length) % 0xFFFF
         if self._ip_sum:
@@ -88,10 +90,12 @@ class FlowHeader:
         else:
             _LENGTH(self.buffer, self._ip + 4, length)
 
-    def _look_up(self) -> None:
-        """Somebody has a new link address: the guest, perhaps."""
+    def look_up(self) -> None:
+        """Somebody has a new link address, or another way to it: the guest, perhaps."""
         self.version = self._link.version
-        mac = self._link.mac_of(self.addresses[len(self.addresses) // 2 :])
+        destination = self.addresses[len(self.addresses) // 2 :]
+        self.mtu = self._link.mtu_to(destination)
+        mac = self._link.mac_of(destination)
         if mac != UNKNOWN_MAC:  # forgotten is not gone
             at = self._ip - 14
             self.buffer[at : at + 6] = mac

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from netns_kit.frozen import frozen, replace
 
 MAX_ACK_DELAY = 0.5  # seconds
 _LEAST = {"tcp_receive": 256, "tcp_send": 536, "tcp_memory": 0}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Limits:
     """Bounds on what one guest can make us hold.  Sizes in bytes, times in seconds."""
 
-    tcp_connections: int = 16384  # beyond: the SYN is answered with RST
-    tcp_pending: int = 4096  # of these, SYNs whose host side is not decided: the oldest is forgotten
+    tcp_connections: int = 16384  # beyond: one whose handshake is not over gives way, or the SYN is reset
+    tcp_pending: int = 4096  # of these, whose handshake is not over: the oldest gives way
+    tcp_time_waits: int = 32768  # closed ones in TIME-WAIT, 150 bytes each: the oldest is forgotten
     tcp_receive: int = 1 << 20  # per connection, taken from the guest, not yet by the host: the first window
     tcp_receive_max: int = (1 << 24) - 256  # and what it may grow to on a long path (RFC 7323: scaled by 8)
     tcp_send: int = 1 << 20  # per connection, in flight to the guest: the host socket is read no further
@@ -39,24 +40,17 @@ class Limits:
 
     def divided(self, count: int) -> Limits:
         """Each of so many stacks has its part of what all connections may have."""
-        shares = ("tcp_connections", "tcp_pending", "tcp_memory")
+        shares = ("tcp_connections", "tcp_pending", "tcp_time_waits", "tcp_memory")
         return replace(self, **{name: -(-getattr(self, name) // count) for name in shares})
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value, least = (
-                getattr(self, field.name),
-                _LEAST.get(field.name, 0 if field.type == "float" else 1),
-            )
-            if isinstance(value, bool) or not isinstance(
-                value, int | float if field.type == "float" else int
-            ):
-                raise TypeError(
-                    f"{field.name}={value!r}: expected a number{'' if field.type == 'float' else ', whole'}"
-                )
-            if field.name == "tcp_ack_delay" and value > MAX_ACK_DELAY:
+        for name, kind in Limits.__annotations__.items():
+            value, least = getattr(self, name), _LEAST.get(name, 0 if kind == "float" else 1)
+            if isinstance(value, bool) or not isinstance(value, int | float if kind == "float" else int):
+                raise TypeError(f"{name}={value!r}: expected a number{'' if kind == 'float' else ', whole'}")
+            if name == "tcp_ack_delay" and value > MAX_ACK_DELAY:
                 raise ValueError(f"tcp_ack_delay={value!r}: expected {MAX_ACK_DELAY} or less (RFC 5681 4.2)")
             if not value >= least:
                 raise ValueError(
-                    f"{field.name}={value!r}: expected {least} or more; a policy refuses what is not wanted"
+                    f"{name}={value!r}: expected {least} or more; a policy refuses what is not wanted"
                 )

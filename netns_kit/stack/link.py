@@ -7,6 +7,9 @@ wait, a few of them, until it is known.
 We answer for our own addresses and for no other, whoever asks; also one who is about to take such an address, and
 has found out that it is taken then (RFC 4862 5.4).  What we know of the guest is not probed: it tells us anew with
 every flow.
+
+Behind the guest there may be other links, with a smaller MTU, of which a router tells (RFC 1191, RFC 8201).  That is
+kept by address, as many as there may be neighbours, until others are told of.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from .timers import Timers
 
 UNKNOWN_MAC = bytes(6)
+SMALLEST_MTU = {4: 552, 16: 1280}  # by length of addresses: Linux's net.ipv4.route.min_pmtu; RFC 8200 5
 RESOLUTION = 3.0  # seconds that frames wait for a link address: kernels ask three times, a second apart
 
 
@@ -36,6 +40,7 @@ class Link:
         "_given_up_at",
         "_limits",
         "_neighbours",
+        "_paths",
         "_timers",
         "_waiting",
         "emit",
@@ -65,11 +70,12 @@ class Link:
         self.mac = mac
         self.mtu = mtu
         self.offloads = offloads
-        # one more with each link address that is learnt: header templates look theirs up then
+        # one more with each link address or MTU that is learnt: header templates look theirs up then
         self.version = 0
         self.own = own  # our addresses, packed, of each family the gateway first: the only ones we answer for
         self.link_local = next((each for each in own if ip.is_link_local(each)), b"")
         self._neighbours: dict[bytes, bytes] = {}
+        self._paths: dict[bytes, int] = {}  # MTUs of the ways to addresses, where they are smaller than ours
         self._waiting: dict[bytes, list[bytes]] = {}
         self._limits = limits
         self._dropped = dropped
@@ -79,6 +85,21 @@ class Link:
 
     def mac_of(self, address: bytes) -> bytes:
         return self._neighbours.get(address, UNKNOWN_MAC)
+
+    def mtu_to(self, address: bytes) -> int:
+        """The most that a packet to `address` may have."""
+        return self._paths.get(address, self.mtu)
+
+    def narrow(self, address: bytes, mtu: int) -> None:
+        """The way to `address` takes packets of `mtu` at most; no fewer than `SMALLEST_MTU` are believed."""
+        mtu = max(mtu, SMALLEST_MTU[len(address)])
+        if mtu < self.mtu_to(address):
+            self._paths.pop(address, None)
+            while len(self._paths) >= self._limits.neighbours:
+                self._dropped["limit-neighbours"] += 1
+                del self._paths[next(iter(self._paths))]
+            self._paths[address] = mtu
+            self.version += 1
 
     def stats(self) -> dict[str, int]:
         return {

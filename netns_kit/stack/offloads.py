@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from netns_kit.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Offloads:
     """What a device's other end accepts from us and may send us.  The default is a plain wire.
 

@@ -48,11 +48,13 @@ class PacketWriter:
         message = head + quoted[: QUOTED[size]]
         self.send(source + guest, ip.ICMP if size == 4 else ip.ICMPV6, message, sum_at=2, ttl=why.ttl)
 
-    def reset(self, key: bytes, number: int, ack: int, flags: int) -> None:
-        """A segment without a connection behind it; `key` is the guest's, as everywhere."""
+    def segment(self, key: bytes, number: int, ack: int, flags: int, options: bytes = b"") -> None:
+        """Send a TCP segment that no connection sends; `key` is the guest's, as everywhere."""
         size = (len(key) - 4) // 2
         source, target = int.from_bytes(key[-2:], "big"), int.from_bytes(key[-4:-2], "big")
-        segment = tcp.pack(src_port=source, dst_port=target, seq=number, ack=ack, flags=flags, window=0)
+        segment = tcp.pack(
+            src_port=source, dst_port=target, seq=number, ack=ack, flags=flags, window=0, options=options
+        )
         self.send(key[size : 2 * size] + key[:size], ip.TCP, segment, sum_at=16)
 
     def echo_reply(
@@ -101,14 +103,15 @@ class PacketWriter:
         guest = addresses[size:]
         prefix = link.prefix(guest, mac)
         header_size = ip.IPV4_SIZE if size == 4 else ip.IPV6_SIZE
-        if header_size + len(layer4) <= link.mtu:
+        mtu = link.mtu_to(guest)
+        if header_size + len(layer4) <= mtu:
             header = ip.pack(addresses, protocol, len(layer4), ttl=ttl, tos=tos)
             link.send(guest, prefix + header + layer4)
             return
         self._identification = (self._identification + 1) & 0xFFFF
         if size != 4:
             header_size += _FRAGMENT_UNIT
-        step = (link.mtu - header_size) // _FRAGMENT_UNIT * _FRAGMENT_UNIT
+        step = (mtu - header_size) // _FRAGMENT_UNIT * _FRAGMENT_UNIT
         for start in range(0, len(layer4), step):
             piece = layer4[start : start + step]
             more = start + step < len(layer4)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from .limits import Limits
     from .timers import Timers
 
-OVERHEAD = 256  # bytes counted for each fragment beside its own: small ones are not free
+PACKET = 768  # bytes counted for each packet, and
+PIECE = 128  # for each of its fragments, beside its own: small ones are not free
 QUOTED = 1280  # of the first fragment, for an ICMP error: RFC 4443 2.4 (c)
 PIECES = 1500  # of one packet, enough for 64 KiB at an MTU of 68; beyond: as if they overlapped
 
@@ -29,7 +30,7 @@ class _Partial:
         self.born = born
         self.pieces: dict[int, bytes] = {}
         self.bytes = 0
-        self.cost = OVERHEAD
+        self.cost = PACKET
         self.total: int | None = None
         self.first: ip.Packet | None = None
         self.damned = False
@@ -86,15 +87,15 @@ class Reassembly:
         conflicts = partial.total is not None and (end > partial.total or not packet.more_fragments)
         beyond = not packet.more_fragments and any(at + len(p) > end for at, p in partial.pieces.items())
         if overlaps or conflicts or beyond:
-            self._held -= partial.cost - OVERHEAD
+            self._held -= partial.cost - PACKET
             partial.pieces.clear()
             partial.first = None
-            partial.cost, partial.damned = OVERHEAD, True
+            partial.cost, partial.damned = PACKET, True
             raise BadPacket("fragment-overlap")
         partial.pieces[start] = data
         partial.bytes += len(data)
-        partial.cost += len(data) + OVERHEAD
-        self._held += len(data) + OVERHEAD
+        partial.cost += len(data) + PIECE
+        self._held += len(data) + PIECE
         if not packet.more_fragments:
             partial.total = end
         if start == 0:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 
 from .seq import MASK, add, distance, less
-from .windows import Memory, Tuner
+from .windows import OVERHEAD, Memory, Tuner
 
 CHUNK = 16384  # bytes: what is smaller is joined with what it follows
 
@@ -75,6 +75,7 @@ class ReceiveHalf:
             self.held[-1] += data
         else:
             self.held.append(bytes(data))
+            self.memory.held += OVERHEAD
         self.memory.held += len(data)
         return len(data)
 
@@ -86,6 +87,7 @@ class ReceiveHalf:
             self.held[0] = self.held[0][size:]
         else:
             self.held.popleft()
+            self.memory.held -= OVERHEAD
 
     def keep(self, seq: int, data: memoryview, fin: bool, limit: int) -> bool:
         """Bytes beyond a hole, in runs, in order of number.  Runs do not overlap: what a run has is cut
@@ -112,14 +114,14 @@ class ReceiveHalf:
             return True
         if len(later) < limit:
             later.insert(at, (seq, bytearray(data), fin))
-            self.memory.held += len(data)
+            self.memory.held += len(data) + OVERHEAD
             return True
         return False
 
     def first_later(self) -> tuple[int, memoryview, bool]:
         """The first of what is kept beyond a hole, which it keeps no longer."""
         seq, run, fin = self.later.pop(0)
-        self.memory.held -= len(run)
+        self.memory.held -= len(run) + OVERHEAD
         return seq, memoryview(run), fin
 
     def blocks(self) -> list[Range]:
@@ -129,6 +131,8 @@ class ReceiveHalf:
         return runs[:4]
 
     def clear(self) -> None:
-        self.memory.held -= sum(map(len, self.held)) + sum(len(run) for _, run, _ in self.later)
-        self.held.clear()
-        self.later.clear()
+        if self.held or self.later:
+            pieces = [*self.held, *(run for _, run, _ in self.later)]
+            self.memory.held -= sum(len(each) + OVERHEAD for each in pieces)
+            self.held.clear()
+            self.later.clear()

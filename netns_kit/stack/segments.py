@@ -13,16 +13,28 @@ from .header import FlowHeader
 from .link import Link
 from .wire import checksum, ip, tcp, virtio
 
-MAX_PAYLOAD = 65535 - 40 - 20  # of one super-segment, either family
+MAX_PAYLOAD = 65535 - 40 - 20 - tcp.STAMP_SIZE  # of one super-segment, either family
 SMALLEST_MSS = 48
 _PATCH = Struct("!IIHHHH").pack_into  # seq, ack, offset|flags, window, checksum, urgent
+_STAMP = Struct("!II").pack_into
 _SUM_OFFSET = 16
 
 
 class SegmentWriter:
     """Writes the segments of the connection named `key` (guest first) to its link."""
 
-    __slots__ = ("_gso", "_gso_set", "_guest", "_header", "_link", "_mss", "_plain")
+    __slots__ = (
+        "_gso",
+        "_gso_set",
+        "_guest",
+        "_header",
+        "_link",
+        "_mss",
+        "_offset",
+        "_plain",
+        "_size",
+        "_stamp",
+    )
 
     def __init__(self, link: Link, key: bytes) -> None:
         size = (len(key) - 4) // 2
@@ -32,16 +44,36 @@ class SegmentWriter:
         ports = key[-2:] + key[-4:-2]
         self._header = FlowHeader(link, addresses, ip.TCP, ports + bytes(tcp.SIZE - 4))
         self._mss = 0
+        self._size = tcp.SIZE  # of the header, with what options each segment has
+        self._offset = tcp.SIZE << 10  # as it says so itself
+        self._stamp = b""  # those options: the timestamps, if they are spoken
         self._plain = self._gso = b""  # virtio headers: of a segment, of a super-segment
         self._gso_set = False
         if link.offloads.vnet_header and link.offloads.csum:
             self._plain = self._header.virtio(_SUM_OFFSET)
             self._header.buffer[: virtio.SIZE] = self._plain
 
+    def speak_timestamps(self, wanted: bool) -> None:
+        """Whether each segment has them.  To be followed by `limit`, and by `stamp`."""
+        self._stamp = tcp.pack_stamp(0, 0) if wanted else b""
+        self._size = tcp.SIZE + len(self._stamp)
+        self._offset = self._size << 10
+        self._header.buffer[self._header.layer4 + tcp.SIZE :] = self._stamp
+        self._header.length = -1
+
+    def stamp(self, value: int, echo: int) -> None:
+        """The timestamps of what is sent from now on, which are spoken."""
+        self._stamp = tcp.pack_stamp(value, echo)
+        _STAMP(self._header.buffer, self._header.layer4 + tcp.SIZE + len(tcp.STAMP), value, echo)
+
     def limit(self, mss: int) -> tuple[int, int]:
-        """The guest takes segments of `mss`.  The MSS that holds, and how much `write` takes at once."""
+        """The guest takes segments of `mss`, options included (RFC 6691).  The bytes of a segment, and how many
+        `write` takes at once."""
         link, ipv4 = self._link, len(self._guest) == 4
-        self._mss = min(max(mss, SMALLEST_MSS), self._largest)
+        most = link.mtu_to(self._guest) - self._headers
+        self._mss = min(max(mss, SMALLEST_MSS), most) - len(self._stamp)
+        self._header.buffer[: len(self._plain)] = self._plain
+        self._gso_set = False
         if not link.offloads.csum or not (link.offloads.tso4 if ipv4 else link.offloads.tso6):
             return self._mss, self._mss
         kind = virtio.GSO_TCPV4 if ipv4 else virtio.GSO_TCPV6
@@ -49,18 +81,27 @@ class SegmentWriter:
         return self._mss, max(MAX_PAYLOAD // self._mss, 1) * self._mss
 
     @property
+    def _headers(self) -> int:
+        """The bytes of the smallest ones."""
+        return 40 if len(self._guest) == 4 else 60
+
+    @property
     def _largest(self) -> int:
-        """What fits the MTU beside the smallest headers."""
-        return self._link.mtu - (40 if len(self._guest) == 4 else 60)
+        """What fits the MTU beside them."""
+        return self._link.mtu - self._headers
+
+    def narrow(self, mtu: int) -> tuple[int, int]:
+        """The way behind the guest takes packets of `mtu` at most.  As `limit`."""
+        return self.limit(min(mtu - self._headers, self._mss + len(self._stamp)))
 
     def write(
         self, seq: int, ack: int, flags: int, window: int, payload: bytes | memoryview, urgent: int = 0
     ) -> None:
-        """One segment without options, or one super-segment."""
+        """One segment without options but timestamps, or one super-segment."""
         header, link = self._header, self._link
         size = len(payload)
         buffer = header.buffer
-        length = tcp.SIZE + size
+        length = self._size + size
         if length != header.length or link.version != header.version:
             header.set_length(length)
         if link.offloads.csum:
@@ -68,10 +109,10 @@ class SegmentWriter:
             if gso is not self._gso_set:
                 self._gso_set = gso
                 buffer[: virtio.SIZE] = self._gso if gso else self._plain
-            _PATCH(buffer, header.layer4 + 4, seq, ack, 0x5000 | flags, window, header.check, urgent)
+            _PATCH(buffer, header.layer4 + 4, seq, ack, self._offset | flags, window, header.check, urgent)
         else:
             at = header.layer4
-            _PATCH(buffer, at + 4, seq, ack, 0x5000 | flags, window, 0, urgent)
+            _PATCH(buffer, at + 4, seq, ack, self._offset | flags, window, 0, urgent)
             parts = checksum.total(memoryview(buffer)[at:]) + checksum.total(payload)
             check = checksum.checksum(header.pseudo, length, parts)
             buffer[at + _SUM_OFFSET : at + _SUM_OFFSET + 2] = check.to_bytes(2, "big")
@@ -81,15 +122,24 @@ class SegmentWriter:
             link.emit(buffer)
 
     def write_syn(
-        self, seq: int, ack: int, flags: int, window: int, *, scale: int | None, sack_permitted: bool
+        self,
+        seq: int,
+        ack: int,
+        flags: int,
+        window: int,
+        *,
+        scale: int | None,
+        sack_permitted: bool,
+        stamp: tuple[int, int] | None,
     ) -> None:
         """A segment with the options of a SYN.  It waits if the guest's link address is not known yet."""
-        options = tcp.pack_options(self._largest, scale, sack_permitted)
+        options = tcp.pack_options(self._largest, scale, sack_permitted, stamp)
         self._write_options(seq, ack, flags, window, options)
 
     def write_sack(self, seq: int, ack: int, window: int, blocks: list[tuple[int, int]]) -> None:
         """An ACK that tells what has arrived beyond a hole."""
-        self._write_options(seq, ack, tcp.ACK, window, tcp.pack_sack(blocks))
+        fitting = blocks[:3] if self._stamp else blocks  # RFC 2018 3
+        self._write_options(seq, ack, tcp.ACK, window, self._stamp + tcp.pack_sack(fitting))
 
     def _write_options(self, seq: int, ack: int, flags: int, window: int, options: bytes) -> None:
         header, link, guest = self._header, self._link, self._guest

@@ -107,9 +107,10 @@ class SendHalf:
             # many small ones would cost more than they hold; few are sent again as they were
             start, last = queue[-1]
             queue[-1] = start, b"".join((last, data))
+            self.memory.held += len(data)
         else:
             queue.append((seq, data))
-        self.memory.hold(data)
+            self.memory.hold(data)
         self.nxt = self.max = (seq + len(data)) & MASK
         return seq
 

@@ -8,9 +8,9 @@ only counted.
 
 from __future__ import annotations
 
+from _blake2 import blake2b  # what hashlib has for it, but for OpenSSL, which takes 2 ms to load
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
-from hashlib import blake2b
 from itertools import count
 
 from . import seq
@@ -18,14 +18,15 @@ from .acks import Acks
 from .echo import EchoFlow
 from .header import FlowHeader
 from .limits import Limits
-from .link import Link
+from .link import SMALLEST_MTU, Link
 from .offloads import Offloads
 from .packets import PacketWriter
 from .reassembly import Reassembly
 from .router import Router
-from .states import LISTEN, SYN_SENT, TIME_WAIT, State
+from .states import LISTEN, SYN_SENT, State
 from .steering import Steering
 from .tcp import TcpConnection
+from .time_wait import TimeWait
 from .timers import Timers
 from .udp import UdpFlow
 from .user import IcmpError, Refusal, Service, StackUser, TcpUser, Watcher
@@ -48,7 +49,8 @@ class Stack:
 
     `emit` is called with the buffers of each frame to send.  `addresses` are ours, packed, the first of
     each family being the gateway.  `secret` (16 random bytes) keys RFC 6528's sequence numbers.  `advertised` is what
-    router advertisements say; without, there are none.
+    router advertisements say; without, there are none.  `sources` are the networks, packed address and prefix length,
+    from which guests may open flows; without, from anywhere (RFC 2827 is why not).
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Stack:
         limits: Limits | None = None,
         timers: Timers | None = None,
         advertised: ndp.Advertisement | None = None,
+        sources: tuple[tuple[bytes, int], ...] | None = None,
     ) -> None:
         self.user = user
         self.watcher: Watcher | None = None
@@ -77,9 +80,11 @@ class Stack:
         self.udp: OrderedDict[bytes, UdpFlow] = OrderedDict()  # the one idle longest first
         self.echo: OrderedDict[bytes, EchoFlow] = OrderedDict()  # likewise
         self.dropped: Counter[str] = Counter()  # by reason
+        self.costly = 0  # frames so far that cost many times what others do: of new flows, strays, fragments
         self.addresses = addresses
         self.flow_ids: Iterator[int] = count(1)  # to come; stacks that share a link have their own
-        self.pending: dict[bytes, TcpConnection] = {}  # those in LISTEN, the oldest first
+        # those the guest opens whose handshake is not over, in LISTEN or SYN-RECEIVED, the oldest first
+        self.pending: dict[bytes, TcpConnection] = {}
         self.memory = Memory(self.limits.tcp_memory)
         self.link = Link(
             emit,
@@ -91,11 +96,13 @@ class Stack:
             dropped=self.dropped,
             timers=self.timers,
         )
+        self._sources = None if sources is None else dict(_masked(*each) for each in sources)
         self._speaks_ipv6 = any(len(address) == 16 for address in addresses)
         self._router = None if advertised is None else Router(self.link, advertised, self.timers)
         self._secret = secret
         self._reassembly = Reassembly(self.limits, self.dropped, self.timers)
         self._packets = PacketWriter(self.link, int.from_bytes(secret[:2], "big"))
+        self.time_wait = TimeWait(self.limits, self.dropped, self.timers, self._packets.segment)
         self._frame = memoryview(b"")  # being handled, should it be for another on the link
         self._quoted = memoryview(b"")  # the packet being handled, should an ICMP error quote it
         self._source_mac = b""
@@ -117,37 +124,54 @@ class Stack:
         except BadPacket as bad:
             self.dropped[bad.reason] += 1
 
+    def receive_known(self, frame: memoryview, now: float) -> None:
+        """Receive a frame of a known flow, and drop any other: for when they come faster than they can be looked at.
+        Only where the link `knows_at_a_glance`."""
+        if len(frame) < common.SIZE or not self._receive_common(frame, now):
+            self.dropped["flooded"] += 1
+
+    @property
+    def knows_at_a_glance(self) -> bool:
+        """Whether the link's frames can go the short way."""
+        return self._checksums_are_left_to_us
+
     def _receive_common(self, frame: memoryview, now: float) -> bool:
         """The short way, for frames of known flows with nothing about them to consider.  Whether it was one."""
+        size = len(frame)
         (
-            flags, gso_type, destination, kind, version_length, tos, length, fragment, ttl,
-            protocol, addresses, ports, seq, ack, offset_flags, window, urgent,
-        ) = common.parse(frame)  # fmt: skip
+            flags, gso_type, destination, kind, tos, length, fragment, ttl,
+            protocol, addresses, ports, seq, ack, offset_flags, window, urgent, stamp,
+        ) = common.parse(frame) if size < common.SIZE_STAMPED else common.parse_stamped(frame)  # fmt: skip
         end = common.IP_AT + length
         if (
             not flags & common.SUMMED
-            or version_length != common.VERSION_LENGTH
-            or kind != ethernet.IPV4
+            or kind != common.PLAIN_IPV4
             or fragment & common.PIECE
             or ttl < 2
-            or end > len(frame)
+            or end > size
             or destination != self.link.mac
         ):
-            return kind == ethernet.IPV6 and len(frame) >= common.SIZE6 and self._receive_common6(frame, now)
+            return (
+                kind[:2] == common.IPV6 and size >= common.SIZE6 and self._receive_common6(frame, size, now)
+            )
         if protocol == ip.TCP:
             connection = self.tcp.get(addresses + ports)
             if (
                 connection is None
-                or offset_flags & common.OPTIONS_OR_SYN != common.NEITHER
+                or offset_flags & common.OFFSET_OR_SYN != connection.head
                 or tos & _DSCP != connection.tos
-                or end < common.TCP_PAYLOAD
+                or end < (at := connection.text_at)
             ):
                 return False
-            payload = frame[common.TCP_PAYLOAD : end]
-            if offset_flags & common.CONTROL != tcp.ACK or not connection.in_order(
-                seq, ack, window, payload, now
+            known = connection.stamp
+            payload = frame[at:end]
+            if (
+                offset_flags & common.CONTROL != tcp.ACK
+                or (known and known != stamp and not connection.restamp(stamp, seq, now))
+                or not connection.in_order(seq, ack, window, payload, now)
             ):
-                segment = tcp.Segment(seq, ack, offset_flags & 0xFF, window, payload, None, urgent)
+                options = frame[common.TCP_PAYLOAD : at] or None
+                segment = tcp.Segment(seq, ack, offset_flags & 0xFF, window, payload, options, urgent)
                 connection.segment_arrives(segment, now)
             return True
         if protocol == ip.UDP and gso_type == virtio.GSO_NONE and seq >> 16 == length - ip.IPV4_SIZE:
@@ -163,19 +187,19 @@ class Stack:
                 return True
         return False
 
-    def _receive_common6(self, frame: memoryview, now: float) -> bool:
+    def _receive_common6(self, frame: memoryview, size: int, now: float) -> bool:
         """The same for IPv6, spelled out once more: every call in there is one for each frame."""
         (
             flags, gso_type, destination, _, word, length, protocol, ttl,
-            addresses, ports, seq, ack, offset_flags, window, urgent,
-        ) = common.parse6(frame)  # fmt: skip
+            addresses, ports, seq, ack, offset_flags, window, urgent, stamp,
+        ) = common.parse6(frame) if size < common.SIZE6_STAMPED else common.parse6_stamped(frame)  # fmt: skip
         end = common.IP_AT + ip.IPV6_SIZE + length
         tos = word >> 20 & 0xFF
         if (
             not flags & common.SUMMED
             or word >> 28 != 6
             or ttl < 2
-            or end > len(frame)
+            or end > size
             or destination != self.link.mac
         ):
             return False
@@ -183,16 +207,20 @@ class Stack:
             connection = self.tcp.get(addresses + ports)
             if (
                 connection is None
-                or offset_flags & common.OPTIONS_OR_SYN != common.NEITHER
+                or offset_flags & common.OFFSET_OR_SYN != connection.head
                 or tos & _DSCP != connection.tos
-                or end < common.TCP_PAYLOAD6
+                or end < (at := connection.text_at)
             ):
                 return False
-            payload = frame[common.TCP_PAYLOAD6 : end]
-            if offset_flags & common.CONTROL != tcp.ACK or not connection.in_order(
-                seq, ack, window, payload, now
+            known = connection.stamp
+            payload = frame[at:end]
+            if (
+                offset_flags & common.CONTROL != tcp.ACK
+                or (known and known != stamp and not connection.restamp(stamp, seq, now))
+                or not connection.in_order(seq, ack, window, payload, now)
             ):
-                segment = tcp.Segment(seq, ack, offset_flags & 0xFF, window, payload, None, urgent)
+                options = frame[common.TCP_PAYLOAD6 : at] or None
+                segment = tcp.Segment(seq, ack, offset_flags & 0xFF, window, payload, options, urgent)
                 connection.segment_arrives(segment, now)
             return True
         if protocol == ip.UDP and gso_type == virtio.GSO_NONE and seq >> 16 == length >= udp.SIZE:
@@ -293,9 +321,14 @@ class Stack:
 
     def _learn(self, packet: ip.Packet) -> None:
         """A new flow tells whose link address it comes from, as good as ARP would."""
+        self.costly += 1
         source, destination = packet.source, packet.destination
         if source in self.addresses:
             raise BadPacket("ip-source-ours")
+        if self._sources is not None:
+            mask, network = self._sources[len(source)]
+            if int.from_bytes(source, "big") & mask != network and not ip.is_link_local(source):
+                raise BadPacket("ip-source-foreign")
         self.link.learn(source, self._source_mac)
         if destination not in self.addresses and len(source) == 16:
             if ip.is_link_local(destination):  # it would be on this link: nobody is
@@ -317,6 +350,7 @@ class Stack:
         ):
             return
         if is_fragment:
+            self.costly += 1
             whole = self._reassembly.add(packet, now)
             if whole is None:
                 return
@@ -370,28 +404,23 @@ class Stack:
             self._verify(packet, ip.TCP, len(packet.payload))
         key = packet.addresses + packet.payload[:4]
         connection = self.tcp.get(key)
-        if connection is not None and connection.state is TIME_WAIT and self._reopens(connection, segment):
-            connection.handle_timer(now)  # RFC 6191: its time is over early
-            connection = None
         if connection is not None:
             if packet.tos & _DSCP != connection.tos:
                 connection.traffic_class(packet.tos & _DSCP)
             connection.segment_arrives(segment, now)
+        elif key in self.time_wait.records and self.time_wait.segment_arrives(key, segment, now):
+            pass
         elif segment.flags & (tcp.SYN | tcp.ACK | tcp.RST) == tcp.SYN:
             self._open(packet, key, segment, now)
         elif self.steering is None or not self.steering.pass_on(self._frame):
             self._stray(packet, segment)
 
-    def _reopens(self, connection: TcpConnection, segment: tcp.Segment) -> bool:
-        is_syn = segment.flags & (tcp.SYN | tcp.ACK | tcp.RST) == tcp.SYN
-        return is_syn and seq.less(connection.rcv.nxt, segment.seq)
-
     def _open(self, packet: ip.Packet, key: bytes, segment: tcp.Segment, now: float) -> None:
         if not (ip.is_unicast(packet.destination) and ip.is_unicast(packet.source)):
             raise BadPacket("tcp-not-unicast")
-        if len(self.tcp) >= self.limits.tcp_connections:
-            self.dropped["limit-tcp-connections"] += 1
-            self._stray(packet, segment)
+        if len(self.tcp) >= self.limits.tcp_connections and not self._make_room(now):
+            self._learn(packet)
+            self._packets.error(self._quoted, Refusal.NET_UNREACHABLE, by=packet.destination)
             return
         self._learn(packet)
         connection = TcpConnection(self, key, self._isn(key, now), LISTEN, self.link.mtu - 40)
@@ -406,14 +435,26 @@ class Stack:
             self.dropped["limit-tcp-pending"] += 1
             next(iter(self.pending.values())).give_way()
 
+    def _make_room(self, now: float) -> bool:
+        """Return whether there is room in the table now, which was full: the oldest connection whose handshake is not
+        over has given way, unless it has only begun."""
+        self.dropped["limit-tcp-connections"] += 1
+        oldest = next(iter(self.pending.values()), None)
+        if oldest is None or not oldest.may_give_way(now):
+            return False
+        oldest.give_way()
+        return True
+
     def connect_tcp(
         self, key: bytes, user: TcpUser, now: float, host: tuple[str, int] | None = None
     ) -> TcpConnection:
         """Open a connection to the guest, for a client at `host`.  Raises `KeyError` if that one exists or the table
         is full.
         """
-        if key in self.tcp or len(self.tcp) >= self.limits.tcp_connections:
+        full = len(self.tcp) >= self.limits.tcp_connections
+        if key in self.tcp or (full and not self._make_room(now)):
             raise KeyError(key)
+        self.time_wait.discard(key)
         connection = TcpConnection(self, key, self._isn(key, now), SYN_SENT, self.link.mtu - 40)
         connection.user, connection.opened, connection.host = user, now, host
         self.tcp[key] = connection
@@ -427,7 +468,8 @@ class Stack:
         digest = blake2b(key, digest_size=4, key=self._secret).digest()
         return seq.add(int.from_bytes(digest, "big"), int(now * ISN_TICKS))
 
-    def decided(self, connection: TcpConnection) -> None:
+    def opened(self, connection: TcpConnection) -> None:
+        """Its handshake is over, one way or the other."""
         self.pending.pop(connection.key, None)
 
     def forget(self, connection: TcpConnection) -> None:
@@ -444,7 +486,7 @@ class Stack:
         source, destination = connection.key[:size], connection.key[size : 2 * size]
         irs = seq.add(connection.rcv.nxt, -1)
         if why is Refusal.RESET:
-            self._packets.reset(connection.key, 0, connection.rcv.nxt, tcp.RST | tcp.ACK)
+            self._packets.segment(connection.key, 0, connection.rcv.nxt, tcp.RST | tcp.ACK)
         else:
             header = ip.pack(source + destination, ip.TCP, tcp.SIZE, ttl=connection.ttl)
             ports = connection.key[-4:]
@@ -465,10 +507,10 @@ class Stack:
         self._learn(packet)
         key = packet.addresses + packet.payload[:4]
         if segment.flags & tcp.ACK:
-            self._packets.reset(key, segment.ack, 0, tcp.RST)
+            self._packets.segment(key, segment.ack, 0, tcp.RST)
         else:
             number = seq.add(segment.seq, segment.length)
-            self._packets.reset(key, 0, number, tcp.RST | tcp.ACK)
+            self._packets.segment(key, 0, number, tcp.RST | tcp.ACK)
 
     # -- UDP ----------------------------------------------------------------------------------------
 
@@ -577,6 +619,11 @@ class Stack:
         if not ipv4 and message.type in ndp.TYPES:
             self._on_link(packet, message)
             return
+        if message.type == (icmp.UNREACHABLE if ipv4 else icmp.V6_TOO_BIG) and (
+            not ipv4 or message.code == icmp.FRAGMENTATION_NEEDED
+        ):
+            self._too_big(message, ipv4, now)
+            return
         if message.type == (icmp.UNREACHABLE if ipv4 else icmp.V6_UNREACHABLE):
             self._unreachable(message, ipv4)
         if message.type != (icmp.ECHO if ipv4 else icmp.V6_ECHO):
@@ -628,18 +675,31 @@ class Stack:
     def _unreachable(self, message: icmp.Message, ipv4: bool) -> None:
         """What we have sent was not welcome: that ends a connection we are opening."""
         quoted = message.payload
-        size, header = (4, ip.IPV4_SIZE) if ipv4 else (16, ip.IPV6_SIZE)
-        if len(quoted) < header + 8 or quoted[9 if ipv4 else 6] != ip.TCP:
+        protocol, key, number = _about(quoted, ipv4)
+        if protocol != ip.TCP:
             return
-        at = header - 2 * size  # of our address, then the guest's
-        ports = quoted[header : header + 4]
-        key = b"".join((quoted[at + size : header], quoted[at : at + size], ports[2:], ports[:2]))
         connection = self.tcp.get(key)
         if connection is None and self.steering is not None:
             self.steering.pass_on(self._frame)
         if connection is not None:
-            why = IcmpError(message.type, message.code)
-            connection.unreachable(int.from_bytes(quoted[header + 4 : header + 8], "big"), why)
+            connection.unreachable(number, IcmpError(message.type, message.code))
+
+    def _too_big(self, message: icmp.Message, ipv4: bool, now: float) -> None:
+        """A router behind the guest has no room for what we have sent.  It is believed if we may have."""
+        mtu = message.low if ipv4 else message.high << 16 | message.low
+        if not mtu:  # said before RFC 1191 there was
+            mtu = SMALLEST_MTU[4]
+        protocol, key, number = _about(message.payload, ipv4)
+        size = 4 if ipv4 else 16
+        guest, ours = key[:size], key[size : 2 * size]
+        if protocol == ip.TCP:
+            connection = self.tcp.get(key)
+            if connection is not None:
+                connection.too_big(number, mtu, now)
+            elif self.steering is not None:
+                self.steering.pass_on(self._frame)
+        elif key in self.udp or key in self.echo or (ours in self.addresses and guest not in self.addresses):
+            self.link.narrow(guest, mtu)
 
     def forget_echo(self, flow: EchoFlow) -> None:
         if self.echo.get(flow.key) is flow:
@@ -677,6 +737,7 @@ class Stack:
             "tcp_connections": len(self.tcp),
             **{f"tcp_{state.name.lower()}": states[state] for state in State if states[state]},
             "tcp_pending": len(self.pending),
+            "tcp_time_waits": len(self.time_wait),
             "tcp_memory": self.memory.held,
             "udp_flows": len(self.udp),
             "echo_flows": len(self.echo),
@@ -686,6 +747,31 @@ class Stack:
                 f"dropped_{reason.replace('-', '_')}": count for reason, count in sorted(self.dropped.items())
             },
         }
+
+
+def _masked(address: bytes, prefix: int) -> tuple[int, tuple[int, int]]:
+    """A network by the size of its addresses: its mask, and its address."""
+    bits = 8 * len(address)
+    mask = ((1 << prefix) - 1) << (bits - prefix)
+    return len(address), (mask, int.from_bytes(address, "big") & mask)
+
+
+def _about(quoted: memoryview, ipv4: bool) -> tuple[int, bytes, int]:
+    """What an ICMP error of the guest's is about, which we have sent: protocol, the flow's key, sequence number.
+
+    Raises `BadPacket`.
+    """
+    size, header = (4, ip.IPV4_SIZE) if ipv4 else (16, ip.IPV6_SIZE)
+    if len(quoted) < header + 8:
+        raise BadPacket("icmp-quoted")
+    protocol = quoted[9 if ipv4 else 6]
+    at = header - 2 * size  # of our address, then the guest's
+    if protocol in (ip.ICMP, ip.ICMPV6):  # an echo's reply: its identifier
+        ports = bytes(quoted[header + 4 : header + 6]) + bytes(2)
+    else:
+        ports = bytes(quoted[header + 2 : header + 4]) + bytes(quoted[header : header + 2])
+    key = bytes(quoted[at + size : header]) + bytes(quoted[at : at + size]) + ports
+    return protocol, key, int.from_bytes(quoted[header + 4 : header + 8], "big")
 
 
 def _to_group(packet: ip.Packet, name: str) -> BadPacket:

@@ -32,6 +32,7 @@ CLOSING, LAST_ACK, TIME_WAIT, CLOSED = State.CLOSING, State.LAST_ACK, State.TIME
 SENDING = (ESTABLISHED, CLOSE_WAIT)  # the user may still send
 RECEIVING = (ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2)  # the guest may still send
 HALF_CLOSED = (FIN_WAIT_2, CLOSE_WAIT)
+HANDSHAKE = (LISTEN, SYN_RECEIVED)  # the guest has opened it, and may not be there
 
 
 class Purpose(Enum):
@@ -42,4 +43,3 @@ class Purpose(Enum):
     RETRANSMIT = "retransmit"
     PERSIST = "persist"
     KEEPALIVE = "keepalive"
-    TIME_WAIT = "time wait"

@@ -16,6 +16,11 @@ link that does drop, SACK (RFC 2018, RFC 6675) repairs all holes in a round trip
 repaired by fast retransmit (RFC 5681 3.2, RFC 6582's partial ACKs); and a timeout goes back to the first
 unacknowledged byte and opens up again by doubling.
 
+Timestamps (RFC 7323) are spoken where the guest offers them, and offered to it: a kernel reuses the port of a
+connection in TIME-WAIT only where it has seen them (tcp_tw_reuse), and an old segment is known by its own (PAWS).
+Our clock is the machine's, so that another stack, worker or run of ours goes on where the last one was.  It is looked
+at when the guest's has moved on, every 10 ms that we send, and before anything is sent again.
+
 Urgent data (3.8.5) crosses as kernels have it: the urgent pointer points one past its byte (RFC 6093 3.1),
 and the last one to come is the one that counts.
 
@@ -43,6 +48,7 @@ from .states import (
     FIN_WAIT_1,
     FIN_WAIT_2,
     HALF_CLOSED,
+    HANDSHAKE,
     LAST_ACK,
     LISTEN,
     RECEIVING,
@@ -54,7 +60,7 @@ from .states import (
     State,
 )
 from .user import Closed, IcmpError, Refusal, TcpUser
-from .wire import tcp
+from .wire import common, tcp
 from .wire.tcp import ACK, FIN, PSH, RST, SYN, URG, Segment
 
 if TYPE_CHECKING:
@@ -64,18 +70,22 @@ if TYPE_CHECKING:
     from .acks import Acks
     from .limits import Limits
     from .link import Link
+    from .time_wait import TimeWait
     from .timers import Timers
     from .windows import Memory
 
 DEFAULT_MSS = {8: 536, 32: 1220}  # 3.7.1, by length of the address pair
+_TEXT_AT = {8: common.TCP_PAYLOAD, 32: common.TCP_PAYLOAD6}  # likewise
 WINDOW_SCALE = 8  # ours; the window moves in steps of 256 bytes
 SYN_RETRIES = 7
 SYN_CEILING = 32.0  # 64 s in all
 RETRIES = 30  # 106 s with the timer's floor and ceiling: 3.8.3's R2 of at least 100 s
 TIMING_INTERVAL = 0.01  # seconds, at least, from one round trip that is timed to the next
 LOSS_PROBES = 2  # before the timeout
+PROMPT = 0.1  # seconds within which a handshake is over, or there is time to make room for others
 PROBES = 5  # keepalive probes unanswered before the guest is taken for gone
 PROBE_INTERVAL = 30.0
+STAMP_VALID = 24 * 86400.0  # seconds without a segment, after which the last timestamp says nothing (5.5)
 KEEPALIVE = 0.9  # seconds idle: kernels count keepalive in whole ones
 
 
@@ -88,9 +98,10 @@ class Table(Protocol):
     memory: Memory
     dropped: Counter[str]
     acks: Acks
+    time_wait: TimeWait
     flow_ids: Iterator[int]
 
-    def decided(self, connection: TcpConnection) -> None: ...
+    def opened(self, connection: TcpConnection) -> None: ...
 
     def forget(self, connection: TcpConnection) -> None: ...
 
@@ -104,7 +115,10 @@ class TcpConnection:
 
     `ttl` is that of the guest's SYN, `tos` the traffic class of its segments.  `id` is this connection's alone, also
     when another has its key later; `opened` is when it was made, and `inbound` tells whether it leads to the guest.
-    `host` is for the user to say where its other end is: an address, as text, and a port.
+    `host` is for the user to say where its other end is: an address, as text, and a port.  For
+    `netns_kit.stack.wire.common`: `head` is the offset in headers of segments with nothing about them to consider,
+    `text_at` where the text is in such a frame, `stamp` what their options begin with: the timestamps' kind, and the
+    last value (TS.Recent); empty: timestamps are not spoken.
 
     The user drives it with `accept`, `refuse`, `room`, `send`, `shutdown`, `resume` and `abort`; the guest
     with `segment_arrives` and `traffic_class`; time with `handle_timer`.
@@ -118,6 +132,7 @@ class TcpConnection:
         "_table",
         "_writer",
         "ack_at",
+        "head",
         "host",
         "id",
         "inbound",
@@ -126,7 +141,9 @@ class TcpConnection:
         "purpose",
         "rcv",
         "snd",
+        "stamp",
         "state",
+        "text_at",
         "timer_at",
         "timer_entry",
         "tos",
@@ -144,6 +161,8 @@ class TcpConnection:
         self.inbound = state is SYN_SENT
         self.host: tuple[str, int] | None = None
         self.ttl, self.tos = 64, 0
+        self.stamp = b""
+        self.head, self.text_at = common.PLAIN, _TEXT_AT[len(key) - 4]
         self.snd = SendHalf(iss, mss, table.limits, table.memory)
         self.rcv = ReceiveHalf(table.limits.tcp_receive, table.memory)
         self.purpose = Purpose.NONE
@@ -155,13 +174,12 @@ class TcpConnection:
         self._probes = 0  # unanswered ones, the last at `_asked_at`
         self._asked_at = -math.inf
         self._writer = SegmentWriter(table.link, key)
-        self._negotiate(mss)
 
     # -- opening ------------------------------------------------------------------------------------
 
     def syn_arrives(self, seg: Segment, now: float) -> None:
         """The SYN that made this connection, or replaces it.  3.10.7.2, but the answer waits for `accept`."""
-        self._options(tcp.parse_options(seg.options))
+        self._options(tcp.parse_options(seg.options), now)
         self.rcv.start(seg.seq)
         self.snd.wnd = self.snd.wnd_max = seg.window
         self.snd.wl1 = seg.seq
@@ -171,6 +189,7 @@ class TcpConnection:
     def connect(self, now: float) -> None:
         """Active open, 3.10.1: the SYN leaves, or waits for the guest's link address."""
         self.rcv.scale, self.rcv.sack = WINDOW_SCALE, True
+        self._negotiate(self.snd.mss)
         self._open(SYN, now)
 
     def accept(self, now: float) -> None:
@@ -194,11 +213,34 @@ class TcpConnection:
         elif self.state is SYN_RECEIVED:
             self._give_up()
 
+    @property
+    def is_on_hold(self) -> bool:
+        """Whether the user cannot tell yet if it is accepted."""
+        return self.state is LISTEN
+
+    def may_give_way(self, now: float) -> bool:
+        """Return whether others may have its place: its handshake is not over, and has had time to be."""
+        return self.state in HANDSHAKE and now - self._idle_since >= PROMPT
+
     def unreachable(self, seq: int, why: IcmpError) -> None:
         """The guest has answered our SYN of that number with an ICMP error: a REJECT of its firewall, say."""
         if self.state is SYN_SENT and seq == self.snd.iss:
             self._table.refused_inside(self, why)
             self._close(Closed.RESET)
+
+    def too_big(self, seq: int, mtu: int, now: float) -> None:
+        """A router behind the guest has not let through what we have sent at that number (RFC 1191 6.4, RFC 8201
+        5.4): it is cut smaller, and what is in flight is sent again.  Only about what is in flight (RFC 5927 7.2),
+        and never for a larger MTU, so that nobody makes us send for ever."""
+        snd = self.snd
+        if self.state is LISTEN or distance(snd.una, seq) >= snd.flight:
+            return
+        before = snd.mss
+        snd.mss, snd.burst = self._writer.narrow(mtu)
+        if snd.mss < before and self.state not in (SYN_SENT, SYN_RECEIVED):
+            snd.timed = None
+            snd.nxt = snd.una
+            self._output(now)
 
     # -- the user's calls ---------------------------------------------------------------------------
 
@@ -225,6 +267,8 @@ class TcpConnection:
         if snd.timed is None and now - snd.timed_at >= TIMING_INTERVAL:
             snd.timed = snd.max
             snd.timed_at = now
+            if self.stamp:
+                self._tick(now)
         if self.purpose is not Purpose.RETRANSMIT:
             self._arm(Purpose.RETRANSMIT, now + snd.rto.first)
         if len(data) <= snd.burst and snd.urgent is None:
@@ -284,7 +328,7 @@ class TcpConnection:
         if self.state in (SYN_RECEIVED, ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT):
             self._emit(self.snd.max, RST | ACK)
         elif self.state is LISTEN:
-            self._table.refuse(self, Refusal.RESET)
+            self._table.refuse(self, Refusal.NET_UNREACHABLE)
         self.user = None
         self._enter(CLOSED)
 
@@ -300,14 +344,51 @@ class TcpConnection:
         """Any segment.  3.10.7.4 with every check passing and nothing in the way is `in_order`, the text itself
         `_segment_arrives`."""
         if (
-            seg.options is not None
-            or seg.flags & (SYN | FIN | RST | ACK | URG) != ACK
+            seg.flags & (SYN | FIN | RST | ACK | URG) != ACK
+            or ((seg.options is not None or self.stamp) and not self._is_plain(seg, now))
             or not self.in_order(seg.seq, seg.ack, seg.window, seg.payload, now)
         ):
             self._segment_arrives(seg, now)
 
+    def _is_plain(self, seg: Segment, now: float) -> bool:
+        """Whether it has no options but a timestamp, if they are spoken, that is not old."""
+        if seg.options is None or not self.stamp:
+            return False
+        stamp = bytes(seg.options[: len(self.stamp)])
+        plain = len(seg.options) == tcp.STAMP_SIZE
+        return plain and (stamp == self.stamp or self.restamp(stamp, seg.seq, now))
+
+    def restamp(self, stamp: bytes, seq: int, now: float) -> bool:
+        """The segment `seq` has another timestamp than the last one had.  False: it has none, or an old one, or what
+        it echoes is of interest, since we have sent something again."""
+        return not (self.snd.retries or self.snd.probes) and self._restamp(stamp, seq, now)
+
+    def _restamp(self, stamp: bytes, seq: int, now: float) -> bool:
+        """False: there is none, or an old one.
+
+        RFC 7323 4.3: what is echoed is that of the first segment that our next ACK is for.  Only of one that begins
+        where that will end: from elsewhere, a forged one would make old ones of all that follow.
+        """
+        value = int.from_bytes(stamp[len(tcp.STAMP) :], "big")
+        if not stamp.startswith(tcp.STAMP) or less(value, self._recent):
+            return False
+        if self.ack_at == NOT_OWED and seq == self.rcv.ack:
+            self.stamp = stamp
+            self._tick(now)
+        return True
+
+    @property
+    def _recent(self) -> int:
+        """TS.Recent."""
+        return int.from_bytes(self.stamp[len(tcp.STAMP) :], "big")
+
+    def _tick(self, now: float) -> None:
+        """Look at our clock, for what is sent from now on."""
+        self._writer.stamp(tcp.ticks(now), self._recent)
+
     def in_order(self, seq: int, ack: int, window: int, payload: memoryview, now: float) -> bool:
-        """A segment with ACK, PSH perhaps, and no options.  False: it is one for `segment_arrives`."""
+        """A segment with ACK, PSH perhaps, and no options but a timestamp that is one.  False: it is one for
+        `segment_arrives`."""
         if self.state is not ESTABLISHED:
             return False
         rcv, snd, user = self.rcv, self.snd, self.user
@@ -355,7 +436,8 @@ class TcpConnection:
         elif self.state is SYN_SENT:
             self._in_syn_sent(seg, now)
         elif (
-            self._sequence_ok(seg, now)
+            self._is_timely(seg, now)
+            and self._sequence_ok(seg, now)
             and self._not_reset(seg)
             and self._not_syn(seg)
             and self._ack_ok(seg, now)
@@ -386,7 +468,7 @@ class TcpConnection:
                 self._table.refused_inside(self, Refusal.RESET)
                 self._close(Closed.RESET)
         elif seg.flags & SYN:
-            self._options(tcp.parse_options(seg.options))
+            self._options(tcp.parse_options(seg.options), now)
             self.rcv.start(seg.seq)
             snd.wnd = snd.wnd_max = seg.window
             snd.wl1 = seg.seq
@@ -396,7 +478,24 @@ class TcpConnection:
                 self._establish(now)
             else:  # simultaneous open, 3.5 figure 7
                 self._enter(SYN_RECEIVED)
-                self._syn(SYN | ACK)
+                self._syn(SYN | ACK, now)
+
+    def _is_timely(self, seg: Segment, now: float) -> bool:
+        """RFC 7323 5.3, R1 to R3, before all else: an old duplicate is known by its timestamp.  3.2: one that has
+        none is not the guest's."""
+        if not self.stamp or seg.flags & RST:
+            return True
+        stamp = tcp.parse_options(seg.options).stamp
+        if stamp is None:
+            self._table.dropped["tcp-no-timestamp"] += 1
+            return False
+        if now - self._idle_since > STAMP_VALID:
+            self.stamp = tcp.pack_stamp(*stamp)[: len(self.stamp)]
+        if not self._restamp(tcp.pack_stamp(*stamp)[: len(self.stamp)], seg.seq, now):
+            self._table.dropped["tcp-old-timestamp"] += 1
+            self._emit(self.snd.nxt, ACK)
+            return False
+        return True
 
     def _sequence_ok(self, seg: Segment, now: float) -> bool:
         """First, check the sequence number."""
@@ -413,12 +512,9 @@ class TcpConnection:
                 return False
         if self.state is SYN_RECEIVED and seg.flags & SYN:
             if not seg.flags & ACK:
-                self._syn(SYN | ACK)  # ours was lost
+                self._syn(SYN | ACK, now)  # ours was lost
             elif self._ack_ok(seg, now) and self._alive:
                 self._owe_ack(MUCH)  # both have opened, 3.5 figure 7
-        elif self.state is TIME_WAIT and seg.flags & FIN:
-            self._emit(self.snd.nxt, ACK)
-            self._arm(Purpose.TIME_WAIT, now + self._table.limits.tcp_time_wait)
         else:
             self._ack_at_once()
             if seg.seq == add(rcv.nxt, -1) and seg.length <= 1 and rcv.ack == rcv.nxt:
@@ -489,6 +585,8 @@ class TcpConnection:
             partial = snd.recover is not None and less(seg.ack, snd.recover)
             if not partial:
                 snd.recover = None
+            if snd.timed is None and self.stamp and (snd.retries or snd.probes or partial):
+                self._time_by_stamp(seg, now)
             snd.acknowledge(seg.ack, now)
             if partial and not self.rcv.sack:
                 self._pieces(snd.first())  # RFC 6582: the next hole
@@ -502,6 +600,14 @@ class TcpConnection:
         if snd.nxt != snd.max:
             self._output(now)
         return self._fin_acknowledged(now)
+
+    def _time_by_stamp(self, seg: Segment, now: float) -> None:
+        """RFC 7323 4.1: what has been sent again cannot be timed, but by what the guest echoes."""
+        stamp = tcp.parse_options(seg.options).stamp
+        if stamp is not None and stamp[1]:
+            ticks = distance(stamp[1], tcp.ticks(now))
+            if ticks < CEILING * tcp.TICKS:
+                self.snd.rto.sample(max(ticks, 1) / tcp.TICKS, now)
 
     def _is_told(self, seg: Segment) -> bool:
         """Whether the guest tells by SACK of something new that has arrived."""
@@ -677,6 +783,8 @@ class TcpConnection:
     def _output(self, now: float) -> None:
         """Send what is queued from SND.NXT on, as far as window and timeout recovery allow."""
         snd = self.snd
+        if self.stamp:
+            self._tick(now)
         self._pieces(snd.onward())
         if self.purpose is not Purpose.RETRANSMIT and snd.una != snd.max:
             self._arm(Purpose.RETRANSMIT, now + snd.rto.value)
@@ -717,19 +825,27 @@ class TcpConnection:
         snd.nxt = snd.max = snd.timed = add(snd.iss, 1)
         snd.timed_at = now
         self._arm(Purpose.RETRANSMIT, now + snd.rto.value)
-        self._syn(flags)
+        self._syn(flags, now)
 
-    def _syn(self, flags: int) -> None:
+    def _syn(self, flags: int, now: float) -> None:
         """SYN or SYN|ACK: its window is never scaled."""
         rcv = self.rcv
+        stamp = None
+        if self.stamp or flags == SYN:
+            stamp = tcp.ticks(now), self._recent if flags & ACK else 0
         scale = WINDOW_SCALE if rcv.scale or flags == SYN else None
         ack, window = rcv.ack if flags & ACK else 0, min(rcv.wnd, 0xFFFF)
-        self._writer.write_syn(self.snd.iss, ack, flags, window, scale=scale, sack_permitted=rcv.sack)
+        self._writer.write_syn(
+            self.snd.iss, ack, flags, window, scale=scale, sack_permitted=rcv.sack, stamp=stamp
+        )
 
     # -- options, timers, states --------------------------------------------------------------------
 
-    def _options(self, offered: tcp.Options) -> None:
-        """What the guest's SYN offered.  Scaling is used when both offer it (RFC 7323 2.2), and so is SACK."""
+    def _options(self, offered: tcp.Options, now: float) -> None:
+        """What the guest's SYN offered.  Scaling is used when both offer it (RFC 7323 2.2), and so are SACK and
+        timestamps (3.2)."""
+        if self.stamp or offered.stamp is not None:
+            self._speak_timestamps(offered.stamp, now)
         if offered.scale is not None:
             self.snd.scale, self.rcv.scale = offered.scale, WINDOW_SCALE
         else:
@@ -737,6 +853,14 @@ class TcpConnection:
             self.rcv.wnd = min(self.rcv.wnd, 0xFFFF)
         self.rcv.sack = self.snd.rto.probing = offered.sack_permitted
         self._negotiate(offered.mss or DEFAULT_MSS[len(self.key) - 4])
+
+    def _speak_timestamps(self, offered: tuple[int, int] | None, now: float) -> None:
+        self._writer.speak_timestamps(offered is not None)
+        self.stamp = b"" if offered is None else tcp.pack_stamp(*offered)[: -len(tcp.STAMP)]
+        self.head, self.text_at = common.PLAIN, _TEXT_AT[len(self.key) - 4]
+        if self.stamp:
+            self.head, self.text_at = common.STAMPED, self.text_at + tcp.STAMP_SIZE
+            self._tick(now)
 
     def _tune(self, now: float) -> None:
         """Let the window grow with the path; without scaling it has to fit the field."""
@@ -755,10 +879,10 @@ class TcpConnection:
 
     def _enter(self, state: State) -> None:
         """The only assignment to `state`."""
-        if self.state is LISTEN:
-            self._table.decided(self)
+        if self.state in HANDSHAKE and state not in HANDSHAKE:
+            self._table.opened(self)
         self.state = state
-        if state is CLOSED:
+        if state is CLOSED or state is TIME_WAIT:
             self.purpose, self.timer_at = Purpose.NONE, math.inf
             self.snd.clear()
             self.rcv.clear()
@@ -771,9 +895,9 @@ class TcpConnection:
             user.closed(why)
 
     def _time_wait(self, now: float) -> None:
-        """Both have closed.  The user is done; we stay to answer a FIN that comes again."""
+        """Both have closed.  The user is done; a record in the table answers a FIN that comes again."""
         self._enter(TIME_WAIT)
-        self._arm(Purpose.TIME_WAIT, now + self._table.limits.tcp_time_wait)
+        self._table.time_wait.add(self.key, self.snd.nxt, self.rcv.nxt, self.stamp, now)
         user, self.user = self.user, None
         if user is not None:
             user.closed(Closed.NORMAL)
@@ -806,11 +930,6 @@ class TcpConnection:
         return max(taken, 0), acknowledged
 
     @property
-    def is_abandoned(self) -> bool:
-        """The guest has opened it and does not answer."""
-        return self.state is SYN_RECEIVED and self.snd.retries > 0
-
-    @property
     def _alive(self) -> bool:
         """False once the user has aborted: look after every call to it."""
         return self.state is not CLOSED
@@ -822,6 +941,8 @@ class TcpConnection:
 
     def handle_timer(self, now: float) -> None:
         purpose, self.purpose = self.purpose, Purpose.NONE
+        if self.stamp:
+            self._tick(now)
         if purpose is Purpose.RETRANSMIT:
             self._retransmission_timeout(now)
         elif purpose is Purpose.PERSIST:
@@ -830,8 +951,6 @@ class TcpConnection:
             self._keepalive_timeout(now)
         elif purpose is Purpose.PENDING:
             self.give_way()
-        elif purpose is Purpose.TIME_WAIT:
-            self._enter(CLOSED)
 
     def _retransmission_timeout(self, now: float) -> None:
         """RFC 6298 (5.4) to (5.7)."""
@@ -849,7 +968,7 @@ class TcpConnection:
         snd.rto.back_off(SYN_CEILING if opening else CEILING)
         snd.timed = None
         if opening:
-            self._syn(SYN if self.state is SYN_SENT else SYN | ACK)
+            self._syn(SYN if self.state is SYN_SENT else SYN | ACK, now)
             self._arm(Purpose.RETRANSMIT, now + snd.rto.value)
             return
         snd.go_back()

@@ -10,7 +10,7 @@ import math
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import Protocol
 
-SWEEP = 1024  # entries in the heap before looking for dead ones; from then on, at each doubling
+SWEEP = 256  # entries in the heap before looking for dead ones; from then on, at each doubling
 
 
 class Timed(Protocol):

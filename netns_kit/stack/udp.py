@@ -119,10 +119,13 @@ class UdpFlow:
             self._both_ways(now, spoken=True)
         header, link = self._header, self._table.link
         if 0 < segment_size < len(payload):
+            if link.version != header.version:
+                header.look_up()
+                header.length = -1
             if (
                 self._super
                 and header.resolved
-                and len(header.buffer) - virtio.SIZE - 14 + segment_size <= link.mtu
+                and len(header.buffer) - virtio.SIZE - 14 + segment_size <= header.mtu
             ):
                 self._segments(segment_size)
             else:
@@ -142,7 +145,7 @@ class UdpFlow:
                 self._table.dropped["udp-length"] += 1
                 return
             header.set_length(length)
-        fits = self._segment_size or len(header.buffer) - virtio.SIZE - 14 + size <= link.mtu
+        fits = self._segment_size or len(header.buffer) - virtio.SIZE - 14 + size <= header.mtu
         if self._plain and header.resolved and fits:
             _PATCH(header.buffer, at + 4, length, header.check)
             link.emit(header.buffer, payload)

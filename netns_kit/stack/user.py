@@ -8,9 +8,10 @@ lent until the call returns; a user may keep one for longer if it has that from 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+
+from netns_kit.frozen import frozen
 
 if TYPE_CHECKING:
     from .echo import EchoFlow
@@ -34,7 +35,7 @@ class Refusal(Enum):
     DROP = "drop"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class IcmpError:
     """What became of a packet further on, as ICMP or ICMPv6 reported it (RFC 792, RFC 4443).
 

@@ -15,10 +15,12 @@ LARGE = BUFFER // 2  # bytes that are worth a buffer of their own
 SPARE = 64  # buffers kept for later
 GAIN = 1.1  # by which what crosses must have grown since a window last did
 TUNE_INTERVAL = 0.01  # seconds, at least, between two looks at what crosses
+OVERHEAD = 192  # bytes counted for each piece that is kept, beside its own: small ones are not free
 
 
 class Memory:
-    """`held`: bytes kept for all connections of a stack.  `limit`: beyond it they get by with little.
+    """`held`: bytes kept for all connections of a stack, with the cost of keeping them.  `limit`: beyond it
+    they get by with little.
 
     `buffer`: where users read to what they are about to send, until `take` is called.  What is large stays in the
     buffer that it was read to, and that is used again when it has been given back: fresh memory for each 64 KiB would
@@ -44,7 +46,7 @@ class Memory:
     def forget(self, data: bytes | memoryview) -> None:
         """It is held no more."""
         if not isinstance(data, memoryview):
-            self.held -= len(data)
+            self.held -= len(data) + OVERHEAD
             return
         self.held -= BUFFER
         if len(self._spare) < SPARE:
@@ -52,7 +54,7 @@ class Memory:
 
     def hold(self, data: bytes | memoryview) -> None:
         """It is held from now on: of a view, the whole buffer."""
-        self.held += BUFFER if isinstance(data, memoryview) else len(data)
+        self.held += BUFFER if isinstance(data, memoryview) else len(data) + OVERHEAD
 
     @property
     def full(self) -> bool:

@@ -354,12 +354,29 @@ def test_to_whom_an_answer_goes() -> None:
         assert to(me.says(m.REQUEST_ADDRESS, {m.ADDRESS: host(99).packed}, **fields)) == EVERYBODY
 
 
-def test_to_its_own_hardware_if_it_is_not_the_senders() -> None:
+@pytest.mark.parametrize("chaddr", [OTHER_MAC, MAC[:5], MAC + b"\0", b""])
+@pytest.mark.parametrize("kind", [m.DISCOVER, m.REQUEST_ADDRESS, m.RELEASE, m.DECLINE, m.INFORM])
+def test_nobody_speaks_for_anothers_hardware(kind: int, chaddr: bytes) -> None:
+    """The frame says who sends it; its lease is not another's to have, to give back or to decline."""
     me = Client(server())
-    discover = Message(m.REQUEST, me.xid, OTHER_MAC, options={m.TYPE: b"\x01"})
-    assert to(me.sends(discover.pack())) == (host(15), 68, OTHER_MAC)
+    address = me.leases()
+    options = {m.TYPE: bytes((kind,)), m.ADDRESS: address.packed, m.CLIENT_ID: b"\x01" + MAC}
+    before = me.server.leases.list(0)
+    assert me.sends(Message(m.REQUEST, me.xid, chaddr, options=options).pack()) is None
+    assert me.server.dropped == {"hardware-address": 1}
+    assert me.server.leases.list(0) == before
+
+
+def test_hardware_of_another_kind_is_answered_at_the_frames_address() -> None:
+    me = Client(server())
     elsewhere = Message(m.REQUEST, me.xid, b"\x09", htype=7, options={m.TYPE: b"\x01", m.CLIENT_ID: b"\0a"})
-    assert to(me.sends(elsewhere.pack())) == (host(16), 68, MAC)
+    assert to(me.sends(elsewhere.pack())) == (host(15), 68, MAC)
+
+
+def test_a_relay_agent_speaks_for_others() -> None:
+    me = Client(server())
+    discover = Message(m.REQUEST, me.xid, OTHER_MAC, giaddr=host(9), options={m.TYPE: b"\x01"})
+    assert to(me.sends(discover.pack())) == (host(9), 67, MAC)
 
 
 def test_through_a_relay_agent() -> None:

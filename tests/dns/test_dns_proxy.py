@@ -14,9 +14,10 @@ from dnslib import CLASS, EDNS0, QTYPE, RCODE, RR, TXT, DNSRecord
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netns_kit.dns import Action, Answer, DnsProxy, Send, Upstream, parse_untrusted
+from netns_kit.dns import Action, Answer, DnsProxy, Manner, Send, Upstream, parse_untrusted
+from netns_kit.dns.manner import PATIENCE
 from netns_kit.dns.message import NXDOMAIN, REFUSED, SERVFAIL, TC
-from netns_kit.dns.proxy import HOLD_DOWN, LIMIT_MAX, LONGEST_KEPT, PATIENCE
+from netns_kit.dns.proxy import CONDEMNED, HEDGE, LIMIT_MAX, LONGEST_KEPT, PROBE
 
 A = Upstream("192.0.2.1", 53)
 B = Upstream("fe80::1%eth0", 53)
@@ -58,15 +59,14 @@ class Scene:
         self.proxy = DnsProxy(
             random_id=random_id or counting(),
             upstreams=upstreams,
-            timeout=timeout,
-            attempts=attempts,
+            manner=Manner(timeout, attempts),
             limit=limit,
         )
         self.now = 1000.0
         self.out: list[Action] = []
 
     def asks(self, query: bytes, client: Hashable = "me") -> None:
-        self.out += self.proxy.query(query, client, self.now)
+        self.out += self.proxy.query(query, parse_untrusted(query)[2], client, self.now)
 
     def says(self, upstream: Upstream, message: bytes) -> None:
         self.out += self.proxy.response(message, upstream, self.now)
@@ -182,12 +182,99 @@ def test_a_repeated_query_is_sent_again_to_the_same_upstream_under_the_same_id()
     assert_over(dns.proxy)
 
 
-def test_the_same_query_of_another_client_or_id_is_another_exchange() -> None:
+def test_the_same_question_of_many_is_asked_once_and_told_to_each() -> None:
+    """RFC 5452 section 5: whoever may ask has no second copy under way, whatever he does to the case."""
     dns = Scene(A)
-    dns.asks(question(ident=1), "one")
-    dns.asks(question(ident=1), "two")
-    dns.asks(question(ident=2), "two")
-    assert len({sent[:2] for sent in dns.sends(A, A, A)}) == 3
+    asked = {
+        ("one", 1): question("www.example.org", 1),
+        ("two", 1): question("www.example.org", 1),
+        ("two", 2): question("WWW.example.ORG", 2),
+    }
+    for (client, _), message in asked.items():
+        dns.asks(message, client)
+    (sent,) = dns.sends(A)
+    dns.asks(asked["two", 2], "two")
+    assert dns.sends(A) == [sent], "he repeats it"
+    dns.says(A, reply(sent))
+    told = [(each.client, each.message) for each in dns.out if isinstance(each, Answer)]
+    assert told == [(client, reply(message)) for (client, _), message in asked.items()]
+    assert [each.shared for each in dns.out if isinstance(each, Answer)] == [False, True, True]
+    assert_over(dns.proxy)
+    stats = dns.proxy.stats()
+    assert (stats["queries"], stats["joined"], stats["answered"]) == (3, 2, 3)
+
+
+@pytest.mark.parametrize("verdict", ["silence", "failure", "refusal"])
+def test_who_has_joined_hears_of_a_failure_too(verdict: str) -> None:
+    dns = Scene(A)
+    for client in ("one", "two"):
+        dns.asks(question(), client)
+    (sent,) = dns.sends(A)
+    if verdict == "silence":
+        dns.waits(PATIENCE)
+        dns.out = [each for each in dns.out if isinstance(each, Answer)]
+    elif verdict == "failure":
+        dns.fails(A)
+    else:
+        dns.says(A, reply(sent, REFUSED))
+    assert [each.client for each in dns.out if isinstance(each, Answer)] == ["one", "two"]
+    assert_over(dns.proxy)
+
+
+def other_words() -> dict[str, bytes]:
+    """Queries that need another answer than `question()`, or may."""
+    asked = question()
+    about = DNSRecord.parse(asked)
+    about.add_ar(EDNS0(udp_len=1232))
+    return {
+        "another type": asked[:-4] + b"\0\x1c\0\1",
+        "a type that is the letter of another": asked[:-4] + b"\0\x61\0\1",
+        "another class": asked[:-1] + b"\3",
+        "CD": asked[:3] + b"\x10" + asked[4:],
+        "EDNS": bytes(about.pack()),
+        "more": asked + b"\0",
+    }
+
+
+@pytest.mark.parametrize("words", other_words())
+def test_what_may_have_another_answer_is_not_joined(words: str) -> None:
+    dns = Scene(A)
+    dns.asks(question()[:-4] + b"\0\x41\0\1" if "letter" in words else question(), "one")
+    dns.asks(other_words()[words], "two")
+    assert len({sent[:2] for sent in dns.sends(A, A)}) == 2
+
+
+def test_nobody_joins_what_is_asked_of_former_upstreams() -> None:
+    dns = Scene(A)
+    dns.asks(question(), "one")
+    (to_a,) = dns.sends(A)
+    dns.proxy.set_upstreams([B])
+    dns.asks(question(), "two")
+    (to_b,) = dns.sends(B)
+    dns.says(A, reply(to_a))
+    dns.gets(reply(question()), "one")
+    dns.says(B, reply(to_b))
+    dns.gets(reply(question()), "two")
+
+
+def test_a_transfer_is_not_joined() -> None:
+    """Who comes later would miss its beginning."""
+    stream = A._replace(transport="tcp")
+    dns = Scene(stream)
+    for client in ("one", "two"):
+        dns.out += dns.proxy.query(question(), question()[12:], client, dns.now, transfer=True)
+    assert [each.transfer for each in dns.out if isinstance(each, Send)] == [True, True]
+    first, second = dns.sends(stream, stream)
+    for sent, client in ((first, "one"), (second, "two"), (first, "one")):
+        dns.says(stream, reply(sent))
+        dns.gets(reply(question()), client)
+    dns.waits(0.9)
+    dns.proxy.prolong(stream, int.from_bytes(first[:2], "big"), dns.now)
+    dns.waits(0.9)
+    assert list(dns.proxy.awaited(stream)) == [int.from_bytes(first[:2], "big")]
+    assert dns.proxy.query_failed(stream, int.from_bytes(first[:2], "big"), dns.now) == []
+    assert_over(dns.proxy)
+    assert dns.proxy.transfers == 0
 
 
 def test_a_silent_upstream_is_asked_again_and_given_up_on_when_patience_ends() -> None:
@@ -248,7 +335,6 @@ def forgeries(sent: bytes) -> dict[str, tuple[Upstream, bytes]]:
         "upstream unknown": (C, good),
         "another port": (Upstream(A.address, 5300), good),
         "another name": (A, reply(sent[:2] + question("www.example.net")[2:])),
-        "other case": (A, reply(sent[:2] + question("WWW.example.org")[2:])),
         "another type": (A, reply(sent[:-3] + b"\x1c" + sent[-2:])),
         "another class": (A, reply(sent[:-1] + b"\x03")),
         "not a response": (A, sent),
@@ -291,21 +377,10 @@ def test_a_server_that_could_not_read_the_question_may_omit_it() -> None:
 def test_an_id_under_way_is_not_given_out_twice() -> None:
     dns = Scene(A, B, random_id=lambda: 0xFFFF)
     for n in range(3):
-        dns.asks(question(ident=n))
+        dns.asks(question(f"{n}.example"))
     assert [sent[:2].hex() for sent in dns.sends(A, A, A)] == ["ffff", "0000", "0001"]
     dns.waits(1.0)
     assert [sent[:2].hex() for sent in dns.sends(B, B, B)] == ["ffff", "0000", "0001"]  # B's own
-
-
-@pytest.mark.parametrize(
-    "junk", [b"", b"x" * 11, question()[:-1], reply(question()), question() + bytes(LONGEST_KEPT)]
-)
-def test_what_is_no_query_is_counted_and_dropped(junk: bytes) -> None:
-    dns = Scene(A)
-    dns.asks(junk)
-    dns.idle()
-    assert dns.proxy.stats()["malformed"] == 1
-    assert_over(dns.proxy)
 
 
 def test_a_malformed_response_is_counted_and_dropped() -> None:
@@ -362,13 +437,14 @@ def test_the_whole_of_giving_up() -> None:
 
 def test_a_refused_socket_moves_everybody_on_at_once() -> None:
     dns = Scene(A, B)
-    for n in range(3):
-        dns.asks(question(ident=n))
+    asked = [question(f"{n}.example") for n in range(3)]
+    for each in asked:
+        dns.asks(each)
     dns.sends(A, A, A)
     dns.fails(A)
-    assert [sent[2:] for sent in dns.sends(B, B, B)] == [question()[2:]] * 3
-    dns.asks(question(ident=4))
-    dns.sends(B)  # A is held down
+    assert [sent[2:] for sent in dns.sends(B, B, B)] == [each[2:] for each in asked]
+    dns.asks(question("4.example"))
+    dns.sends(B)  # A is asked last
     dns.fails(A)
     dns.idle()
 
@@ -484,34 +560,119 @@ def test_a_refusal_too_long_to_keep_becomes_ours() -> None:
 # Health ----------------------------------------------------------------------------------------------
 
 
-def test_only_the_first_query_pays_for_a_dead_upstream() -> None:
-    dns = Scene(A, B)
-    dns.asks(question(ident=1))
-    dns.waits(1.0)
-    _, to_b = dns.sends(A, B)
-    dns.says(B, reply(to_b))
+def unanswered(dns: Scene, name: str, first: Upstream = A, second: Upstream = B) -> float:
+    """A query that the first does not answer and the second does; how long the first was waited for."""
+    begun = dns.now
+    dns.asks(question(name))
+    dns.sends(first)
+    dns.now = dns.proxy.deadline
+    dns.out += dns.proxy.handle_timer(dns.now)
+    waited = dns.now - begun
+    (sent,) = dns.sends(second)
+    dns.says(second, reply(sent))
     dns.out.clear()
-    dns.waits(HOLD_DOWN - 0.001)
-    dns.asks(question(ident=2))
+    return waited
+
+
+def test_a_name_without_an_answer_does_not_cost_an_upstream_its_place() -> None:
+    """However often it is asked for; but nobody waits long for who has not answered."""
+    dns = Scene(A, B)
+    waits = [unanswered(dns, "drops.example") for _ in range(9)]
+    assert waits == [1.0, *[HEDGE] * 8]
+    dns.asks(question("other.example"))
+    (sent,) = dns.sends(A)
+    dns.says(A, reply(sent))
+    dns.out.clear()
+    assert unanswered(dns, "drops.example") == 1.0, "it answers others"
+
+
+def test_who_answers_no_name_at_all_is_asked_last_and_nobody_waits_for_it() -> None:
+    dns = Scene(A, B)
+    waits = [unanswered(dns, f"{n}.example") for n in range(CONDEMNED)]
+    assert waits == [1.0, *[HEDGE] * (CONDEMNED - 1)]
+    for n in range(9):
+        dns.asks(question(f"later{n}.example"))
+        (sent,) = dns.sends(B)
+        dns.says(B, reply(sent))
+        dns.out.clear()
+
+
+def test_one_answer_in_between_and_the_count_begins_anew() -> None:
+    dns = Scene(A, B)
+    for n in range(4 * CONDEMNED):
+        if n % CONDEMNED == CONDEMNED - 1:
+            dns.asks(question(f"{n}.example"))
+            (sent,) = dns.sends(A)
+            dns.says(A, reply(sent, NXDOMAIN))
+            dns.out.clear()
+        else:
+            unanswered(dns, f"{n}.example")
+
+
+def test_who_is_asked_last_is_tried_beside_the_others_and_has_its_place_back_when_heard() -> None:
+    dns = Scene(A, B)
+    for n in range(CONDEMNED):
+        unanswered(dns, f"{n}.example")
+    dns.waits(PROBE - 0.1)
+    dns.asks(question("too.early"))
+    dns.sends(B)
+    dns.waits(0.1)
+    for heard in (False, True):
+        dns.asks(question(f"{heard}.example"))
+        to_b, to_a = dns.sends(B, A)
+        dns.asks(question(f"{heard}.other"))
+        dns.sends(B)  # one is enough
+        if heard:
+            dns.says(A, reply(to_a))
+            dns.gets(b"\x00\x01" + reply(to_a)[2:])
+        else:
+            dns.says(B, reply(to_b))
+            dns.out.clear()
+            dns.waits(PROBE)
+            dns.out.clear()
+    dns.asks(question("next.example"))
+    dns.sends(A)
+    assert dns.proxy.stats()["probes"] == 2
+
+
+def test_an_answer_that_comes_too_late_is_not_told_but_proves_life() -> None:
+    """It was waited for too short, and is waited for longer; it is not asked last."""
+    dns = Scene(A, B)
+    waits = []
+    for n in range(2 * CONDEMNED):
+        begun = dns.now
+        dns.asks(question(f"{n}.example"))
+        (to_a,) = dns.sends(A)
+        dns.now = dns.proxy.deadline
+        dns.out += dns.proxy.handle_timer(dns.now)
+        waits.append(dns.now - begun)
+        (to_b,) = dns.sends(B)
+        dns.says(B, reply(to_b))
+        dns.gets(b"\x00\x01" + reply(to_b)[2:])
+        dns.says(A, reply(to_a))
+        dns.idle()
+    assert waits == [1.0, 2 * HEDGE, *[1.0] * (2 * CONDEMNED - 2)]
+
+
+def test_a_forged_late_answer_proves_nothing() -> None:
+    dns = Scene(A, B)
+    for n in range(CONDEMNED):
+        dns.asks(question(f"{n}.example"))
+        (to_a,) = dns.sends(A)
+        dns.waits(1.0)
+        dns.says(B, reply(dns.sends(B)[0]))
+        dns.out.clear()
+        dns.says(A, b"\xde\xad" + reply(to_a)[2:])
+        dns.says(A, reply(to_a[:2] + question("other.example")[2:]))
+        dns.says(A, to_a)
+    dns.asks(question("next.example"))
     dns.sends(B)
 
 
-def test_after_the_hold_down_the_order_is_as_before() -> None:
+def test_a_failed_socket_costs_its_place_at_once_until_it_is_heard() -> None:
     dns = Scene(A, B)
     dns.asks(question(ident=1))
-    dns.waits(1.0)
-    _, to_b = dns.sends(A, B)
-    dns.says(B, reply(to_b))
-    dns.waits(HOLD_DOWN)
-    dns.out.clear()
-    dns.asks(question(ident=2))
     dns.sends(A)
-
-
-def test_an_upstream_heard_again_has_its_place_back() -> None:
-    dns = Scene(A, B)
-    dns.asks(question(ident=1))
-    (to_a,) = dns.sends(A)
     dns.fails(A)
     (to_b,) = dns.sends(B)
     dns.says(B, reply(to_b, SERVFAIL))
@@ -523,6 +684,36 @@ def test_an_upstream_heard_again_has_its_place_back() -> None:
     dns.says(A, reply(to_a))
     dns.out.clear()
     dns.asks(question(ident=3))
+    dns.sends(A)
+
+
+@pytest.mark.parametrize("rcode", [SERVFAIL, REFUSED])
+def test_who_refuses_keeps_its_place(rcode: int) -> None:
+    """The order may mean something: it may be the only one that knows the next name."""
+    dns = Scene(A, B)
+    for n in range(9):
+        dns.asks(question(f"{n}.example"))
+        (to_a,) = dns.sends(A)
+        dns.says(A, reply(to_a, rcode))
+        (to_b,) = dns.sends(B)
+        dns.says(B, reply(to_b, NXDOMAIN))
+        dns.out.clear()
+    dns.asks(question("corp.example"))
+    (to_a,) = dns.sends(A)
+    dns.says(A, reply(to_a))
+    dns.gets(b"\x00\x01" + reply(to_a)[2:])
+
+
+def test_with_nobody_else_to_ask_a_doubted_one_has_its_time() -> None:
+    dns = Scene(A)
+    dns.asks(question("one.example"))
+    dns.waits(PATIENCE)
+    dns.out.clear()
+    dns.asks(question("two.example"))
+    dns.sends(A)
+    dns.waits(0.999)
+    dns.idle()
+    dns.waits(0.001)
     dns.sends(A)
 
 
@@ -541,18 +732,188 @@ def test_one_slow_name_does_not_cost_a_living_upstream_its_place() -> None:
 
 
 def test_to_have_been_heard_before_it_was_asked_proves_nothing() -> None:
-    dns = Scene(A)
+    dns = Scene(A, B)
     dns.asks(question("one.example"))
-    dns.sends(A)
-    dns.waits(0.5)
-    dns.proxy.set_upstreams([B, A, C])
-    dns.asks(question("two.example"))
-    (to_b,) = dns.sends(B)
-    dns.says(B, reply(to_b))
+    (sent,) = dns.sends(A)
+    dns.says(A, reply(sent))
     dns.out.clear()
-    dns.waits(1.5)
-    dns.sends(B, C)  # where "one" went when A was silent, and when B was
-    dns.asks(question("three.example"))
+    assert [unanswered(dns, f"{n}.example") for n in range(2)] == [1.0, HEDGE]
+
+
+# UDP and TCP of one server ---------------------------------------------------------------------------
+
+
+BOTH = {
+    "udp": (A, B),
+    "tcp": (A._replace(transport="tcp"), B._replace(transport="tcp")),
+}
+
+
+class Ways(Scene):
+    """Two servers, each spoken to both ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for way, upstreams in BOTH.items():
+            self.proxy.set_upstreams(upstreams, way)
+
+    def asks_by(self, way: str, name: str) -> Upstream:
+        """A query, and who is asked."""
+        self.out += self.proxy.query(question(name), question(name)[12:], "me", self.now, way)
+        found = [each.upstream for each in self.out if isinstance(each, Send)]
+        return found[0]
+
+    def silence(self, way: str) -> None:
+        """The first server says nothing that way."""
+        for n in range(CONDEMNED):
+            self.asks_by(way, f"{n}.{way}.example")
+            self.out.clear()
+            self.now = self.proxy.deadline
+            (move,) = self.proxy.handle_timer(self.now)
+            assert isinstance(move, Send)
+            self.proxy.response(reply(move.message), move.upstream, self.now)
+
+
+@pytest.mark.parametrize(("way", "other"), [("udp", "tcp"), ("tcp", "udp")])
+def test_a_host_that_is_silent_one_way_is_not_waited_for_the_other_way(way: str, other: str) -> None:
+    dns = Ways()
+    dns.silence(way)
+    assert dns.asks_by(other, "next.example") == BOTH[other][1]
+    _, probe = dns.out
+    assert isinstance(probe, Send)
+    assert probe.upstream == BOTH[other][0], "it is tried beside"
+    dns.says(probe.upstream, reply(probe.message))
+    dns.out.clear()
+    assert dns.asks_by(other, "again.example") == BOTH[other][0], "it answers that way"
+    dns.out.clear()
+    assert dns.asks_by(way, "still.example") == BOTH[way][1], "and the other way it does not"
+
+
+def test_who_is_doubted_one_way_is_doubted_the_other_way() -> None:
+    dns = Ways()
+    dns.asks_by("udp", "one.example")
+    dns.waits(1.0)
+    dns.out.clear()
+    dns.asks_by("tcp", "two.example")
+    dns.waits(HEDGE)
+    assert [each.upstream for each in dns.out if isinstance(each, Send)] == list(BOTH["tcp"])
+
+
+def test_a_port_that_is_closed_one_way_says_nothing_of_the_other() -> None:
+    dns = Ways()
+    dns.asks_by("tcp", "one.example")
+    dns.out.clear()
+    dns.fails(BOTH["tcp"][0])
+    dns.out.clear()
+    assert dns.asks_by("tcp", "two.example") == BOTH["tcp"][1]
+    dns.out.clear()
+    assert dns.asks_by("udp", "three.example") == BOTH["udp"][0]
+
+
+def test_who_has_answered_the_other_way_since_is_believed_there() -> None:
+    """Datagrams do not get through, connections do."""
+    dns = Ways()
+    dns.silence("udp")
+    dns.waits(0.1)
+    dns.asks_by("tcp", "one.example")
+    _, probe = dns.out
+    assert isinstance(probe, Send)
+    dns.says(probe.upstream, reply(probe.message))
+    dns.out.clear()
+    for n in range(3):
+        assert dns.asks_by("tcp", f"{n}.example") == BOTH["tcp"][0]
+        dns.out.clear()
+
+
+# Letter case -----------------------------------------------------------------------------------------
+
+
+def test_an_answer_in_another_case_is_an_answer() -> None:
+    """RFC 4343.  The client sees its own, also in what points there."""
+    dns = Scene(A, B)
+    asked = question("wWw.example.ORG")
+    dns.asks(asked)
+    (sent,) = dns.sends(A)
+    lowered = reply(sent[:2] + question("www.example.org")[2:])
+    dns.says(A, lowered)
+    dns.gets(reply(asked))
+    dns.waits(60.0)
+    dns.idle()
+    dns.asks(question("another.example"))
+    dns.sends(A)
+    assert dns.proxy.stats()["unmatched"] == 0
+
+
+def test_who_has_kept_the_case_is_asked_again_when_it_does_not() -> None:
+    """A forger has to guess a second id; a server that has changed its ways is believed then."""
+    dns = Scene(A, B)
+    mixed = "wWw.example.ORG"
+    dns.asks(question(mixed))
+    (sent,) = dns.sends(A)
+    dns.says(A, reply(sent))
+    dns.gets(reply(question(mixed)))
+
+    dns.asks(question(mixed, ident=2))
+    (sent,) = dns.sends(A)
+    dns.says(A, reply(sent[:2] + question(mixed.lower())[2:]))
+    (again,) = dns.sends(A)
+    assert again[:2] != sent[:2]
+    assert dns.proxy.stats()["unmatched"] == 1
+    dns.says(A, reply(sent))
+    dns.idle()  # that id is worth nothing any more
+    dns.says(A, reply(again[:2] + question(mixed.lower())[2:]))
+    dns.gets(reply(question(mixed, ident=2)))
+    assert_over(dns.proxy)
+
+    dns.asks(question(mixed, ident=3))
+    (sent,) = dns.sends(A)
+    dns.says(A, reply(sent[:2] + question(mixed.lower())[2:]))
+    dns.gets(reply(question(mixed, ident=3)))
+
+
+@pytest.mark.parametrize("name", ["www.example.org", "WWW.EXAMPLE.ORG", "1.2.3.4"])
+def test_a_name_of_one_case_shows_nothing(name: str) -> None:
+    dns = Scene(A)
+    dns.asks(question(name))
+    (sent,) = dns.sends(A)
+    dns.says(A, reply(sent))
+    dns.out.clear()
+    dns.asks(question("wWw.example"))
+    (sent,) = dns.sends(A)
+    dns.says(A, reply(sent[:2] + question("www.example")[2:]))
+    dns.gets(reply(question("wWw.example")))
+
+
+# How they are asked ----------------------------------------------------------------------------------
+
+
+def test_they_take_turns_if_told_so() -> None:
+    dns = Scene()
+    dns.proxy.set_upstreams([A, B, C], manner=Manner(rotate=True))
+    for n, first in enumerate((A, B, C, A, B)):
+        dns.asks(question(f"{n}.example"))
+        (sent,) = dns.sends(first)
+        dns.says(first, reply(sent))
+        dns.out.clear()
+    dns.asks(question("last.example"))
+    dns.waits(2.0)
+    dns.sends(C, A, B)
+
+
+def test_waits_of_different_lengths_end_in_their_own_time() -> None:
+    dns = Scene(A)
+    dns.proxy.set_upstreams([B, C], "slow", Manner(timeout=5.0, attempts=1, patience=10.0))
+    slow = question("slow.example")
+    dns.out += dns.proxy.query(slow, slow[12:], "me", dns.now, "slow")
+    dns.asks(question("fast.example"))
+    dns.sends(B, A)
+    dns.waits(1.0)
+    dns.sends(A)
+    dns.waits(3.0)
+    dns.gets(question("fast.example")[:2] + b"\x81\x82" + question("fast.example")[4:])
+    dns.waits(0.999)
+    dns.idle()
+    dns.waits(0.001)
     dns.sends(C)
 
 
@@ -614,11 +975,9 @@ def test_without_upstreams_a_pending_exchange_still_waits_for_the_old_one() -> N
 
 def test_over_the_limit_the_oldest_is_dropped() -> None:
     dns = Scene(A, limit=2)
-    dns.asks(question(), "one")
-    dns.waits(0.1)
-    dns.asks(question(), "two")
-    dns.waits(0.1)
-    dns.asks(question(), "three")
+    for client in ("one", "two", "three"):
+        dns.asks(question(f"{client}.example"), client)
+        dns.waits(0.1)
     one, two, three = dns.sends(A, A, A)
     assert dns.proxy.stats()["evicted"] == 1
     dns.says(A, reply(one))
@@ -627,6 +986,16 @@ def test_over_the_limit_the_oldest_is_dropped() -> None:
     dns.gets(b"\x00\x01" + reply(two)[2:], "two")
     dns.says(A, reply(three))
     dns.gets(b"\x00\x01" + reply(three)[2:], "three")
+    assert_over(dns.proxy)
+
+
+def test_over_the_limit_the_others_who_ask_the_same_still_wait() -> None:
+    dns = Scene(A, limit=2)
+    for client in ("one", "two", "three"):
+        dns.asks(question(), client)
+    (sent,) = dns.sends(A)
+    dns.says(A, reply(sent))
+    assert [each.client for each in dns.out if isinstance(each, Answer)] == ["two", "three"]
     assert_over(dns.proxy)
 
 
@@ -642,32 +1011,29 @@ def test_a_storm_stays_in_bounds() -> None:
     assert_over(dns.proxy)
 
 
+@pytest.mark.parametrize("limit", [0, LIMIT_MAX + 1])
+def test_a_limit_out_of_range(limit: int) -> None:
+    with pytest.raises(ValueError, match="limit"):
+        DnsProxy(random_id=int, limit=limit)
+
+
 @pytest.mark.parametrize(
-    "wrong",
-    [
-        {"timeout": 0.0},
-        {"timeout": float("nan")},
-        {"attempts": 0},
-        {"limit": 0},
-        {"limit": LIMIT_MAX + 1},
-    ],
+    "wrong", [{"timeout": 0.0}, {"timeout": float("nan")}, {"attempts": 0}, {"patience": -1.0}]
 )
-def test_arguments_out_of_range(wrong: dict[str, float]) -> None:
+def test_a_manner_out_of_range(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        DnsProxy(random_id=int, **wrong)  # type: ignore[arg-type]  # one of them is an int
+        Manner(**wrong)  # type: ignore[arg-type]  # one of them is an int
 
 
 # Anything at all -------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.tuples(st.booleans(), st.binary() | st.binary().map(question()[:12].__add__))))
-def test_no_bytes_from_either_side_raise(messages: list[tuple[bool, bytes]]) -> None:
+@given(st.lists(st.binary() | st.binary().map(question()[:12].__add__)))
+def test_no_bytes_of_an_upstream_raise(messages: list[bytes]) -> None:
     dns = Scene(A, B, random_id=lambda: 0)
-    for from_client, message in messages:
-        if from_client:
-            dns.asks(message)
-        else:
-            dns.says(A, message)
+    for message in messages:
+        dns.asks(question())
+        dns.says(A, message)
     dns.waits(60.0)
     assert_over(dns.proxy)
 
@@ -679,6 +1045,13 @@ STEPS = st.one_of(
     st.tuples(st.just("waits"), st.sampled_from([1, 10, 25, 100, 450]), st.just(0)),
     st.tuples(st.just("set"), st.integers(0, 7), st.just(0)),
 )
+
+
+def spelt(n: int, client: int) -> bytes:
+    """Two clients ask the same of some names, each in a case of its own, and different things of others."""
+    return question(f"{n}.eXample" if n % 2 else f"{n}{client}.example", ident=n).replace(
+        b"eX", b"Ex" if client else b"eX"
+    )
 
 
 @settings(max_examples=300)
@@ -699,18 +1072,23 @@ def test_whatever_happens_each_query_is_answered_once_by_its_own_answer(
                 assert isinstance(action.client, tuple)
                 n, client = action.client
                 ident, _, asked = parse_untrusted(action.message)
-                assert (ident, asked) == (n, question(f"{n}{client}.example")[12:])
+                assert (ident, asked) == (n, spelt(n, client)[12:])
                 answers[action.client] += 1
         dns.out.clear()
         pending = sum(len(each.pending) for each in dns.proxy._resolvers.values())
         held = sum(len(each.ids) for each in dns.proxy._exchanges.values())
         assert pending == held
-        dues = [each.due for each in dns.proxy._exchanges.values()]
-        assert dues == sorted(dues)
+        assert sum(map(len, dns.proxy._waits.values())) == len(dns.proxy._exchanges)
+        for wait in dns.proxy._waits.values():
+            dues = [each.due for each in wait]
+            assert dues == sorted(dues)
+        waiters = [each for exchange in dns.proxy._exchanges.values() for each in exchange.waiters]
+        assert sorted(waiters) == sorted(dns.proxy._waiters)
+        assert dns.proxy.deadline == min((each.due for each in dns.proxy._exchanges.values()), default=inf)
 
     for step, n, m in steps:
         if step == "asks":
-            dns.asks(question(f"{n}{m}.example", ident=n), (n, m))
+            dns.asks(spelt(n, m), (n, m))
         elif step == "says" and wire:
             upstream, sent = wire[n % len(wire)]
             dns.says(upstream, reply(sent, m))

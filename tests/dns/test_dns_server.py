@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netns_kit import DnsQuery, Rcode, Record
-from netns_kit.dns import Action, Answer, DnsProxy, DnsServer, Send, Upstream, Zone
+from netns_kit.dns import Action, Answer, DnsProxy, DnsServer, Manner, Send, Upstream, Zone, server
 from netns_kit.dns.cache import Cache
-from netns_kit.dns.message import TC
+from netns_kit.dns.message import TC, expanded
 from netns_kit.dns.proxy import LONGEST_KEPT, Transport
 
 RESOLVER, CORP, OTHER = ("192.0.2.1", 53), ("10.1.0.53", 53), ("192.0.2.2", 5353)
@@ -72,7 +72,7 @@ class Scene:
         self.out: list[Action] = []
 
     def asks(self, query: bytes, client: str = "me", transport: Transport = "udp") -> None:
-        self.out += self.server.query(query, client, CLIENT, self.now, transport)
+        self.out += self.server.query(query, client, CLIENT, self.now, transport) or []
 
     def sends(self, *upstreams: Upstream) -> list[bytes]:
         done, self.out = self.out, []
@@ -439,6 +439,77 @@ def test_what_is_no_query_is_counted_and_not_answered() -> None:
     assert dns.out == []
     assert dns.asked == []
     assert dns.server.stats()["malformed"] == 5
+
+
+def test_an_old_resolvers_answer_is_not_kept() -> None:
+    """It was under way when others were set."""
+    dns = Scene(cache=True)
+    dns.asks(question())
+    (sent,) = dns.sends(UDP)
+    dns.server.set_upstreams({"": [OTHER]})
+    dns.says(UDP, reply(sent, "192.0.2.66"))
+    assert dns.told() == ("NOERROR", ["www.example. A 192.0.2.66"])
+    dns.asks(question())
+    dns.sends(Upstream(*OTHER))
+
+
+def test_many_who_come_by_aliases_are_asked_for_once_and_told_by_their_own_names() -> None:
+    dns = Scene(
+        Record("one.internal", "www.example", "CNAME"),
+        Record("two.internal", "www.example", "CNAME"),
+        cache=True,
+    )
+    names = {
+        "a": "one.internal",
+        "b": "ONE.internal",
+        "c": "two.internal",
+        "d": "www.example",
+        "e": "Www.example",
+    }
+    for number, (client, name) in enumerate(names.items()):
+        dns.asks(question(name, ident=number), client)
+    (sent,) = dns.sends(UDP)
+    dns.says(UDP, reply(sent, "192.0.2.9"))
+    answers, dns.out = dns.out, []
+    for number, (action, (client, name)) in enumerate(zip(answers, names.items(), strict=True)):
+        assert isinstance(action, Answer)
+        assert action.client == client
+        found = DNSRecord.parse(action.message)
+        assert (found.header.id, str(found.q.qname)) == (number, f"{name}.")
+        assert [str(each.rname).lower() for each in found.rr][-1] == "www.example."
+        assert len(found.rr) == 1 + name.lower().endswith("internal")
+    assert dns.server.stats()["cache_entries"] == 1
+
+
+def test_a_hostile_answer_to_many_aliases_is_taken_apart_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[bytes] = []
+
+    def counting(message: bytes, asked: bytes) -> Any:
+        taken.append(message)
+        return expanded(message, asked)
+
+    monkeypatch.setattr(server, "expanded", counting)
+    dns = Scene(Record("one.internal", "www.example", "CNAME"))
+    for number in range(100):
+        dns.asks(question("one.internal", ident=number), f"client {number}")
+    (sent,) = dns.sends(UDP)
+    dns.says(UDP, reply(sent, "192.0.2.9"))
+    assert len(dns.out) == 100
+    assert len(taken) == 1
+
+
+@pytest.mark.parametrize(("size", "cut"), [(0, True), (1232, True), (4096, False)])
+def test_what_is_too_long_for_a_datagram_is_cut_when_it_came_by_a_stream(size: int, cut: bool) -> None:
+    dns = Scene()
+    dns.server.set_upstreams({"": [RESOLVER]}, Manner(streams=True))
+    asked = question(size=size)
+    dns.asks(asked)
+    (sent,) = dns.sends(TCP)
+    long = reply(sent, *(f"192.0.2.{n}" for n in range(200)))
+    dns.says(TCP, long)
+    told = dns.answer()
+    assert bool(int.from_bytes(told[2:4], "big") & TC) is cut
+    assert told == asked[:2] + long[2:] or len(told) <= max(size, 512)
 
 
 @settings(max_examples=300)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
+from struct import Struct
 
 import pytest
 from dnslib import EDNS0, MX, NS, QTYPE, RR, SOA, SRV, TXT, A, DNSRecord
@@ -10,8 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netns_kit.dns import BadMessage, Framing, framed, parse_untrusted
-from netns_kit.dns.message import AA, TC, Edns, Rr, edns, expanded, reply, walk, with_name
+from netns_kit.dns.message import AA, TC, Edns, Rr, edns, expanded, reply, same_question, walk, with_name
 from netns_kit.dns.names import to_wire
+from tests.work import Meter
+
+RECORD = Struct("!HHIH")  # type, class, TTL, length of the data
 
 QUERY = bytes(DNSRecord.question("www.example", "MX").pack())
 QUESTION = parse_untrusted(QUERY)[2]
@@ -42,6 +47,92 @@ def test_names_are_made_whole() -> None:
         to_wire("ns.example") + to_wire("root.example") + times,
         to_wire("ns.example"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        (b"\3WWW\0\0\x41\0\1", True),
+        (b"\3www\0\0\x41\0\1", True),
+        (b"\3wwx\0\0\x41\0\1", False),
+        (b"\3www\0\0\x61\0\1", False),
+        (b"\3www\0\0\x41\0\3", False),
+        (b"", False),
+    ],
+)
+def test_questions_are_the_same_but_for_the_case_of_the_name(other: bytes, same: bool) -> None:
+    """0x41 and 0x61 are types, and not letters."""
+    assert same_question(b"\3wWw\0\0\x41\0\1", other) is same
+
+
+def chained(size: int) -> bytes:
+    """An answer of about that length: a long chain of pointers, and records all of whose names are its end."""
+    about = to_wire("a") + b"\0\1\0\1"
+    message = bytearray(b"\0\1\x81\x80\0\1\0\0\0\0\0\0" + about + b"\0" + RECORD.pack(65280, 1, 0, 0))
+    begin = last = len(message)
+    message += b"\0"
+    while len(message) < size // 4:
+        message += (0xC000 | last).to_bytes(2, "big")
+        last = len(message) - 2
+    RECORD.pack_into(message, begin - RECORD.size, 65280, 1, 0, len(message) - begin)
+    count = 1
+    while len(message) < size:
+        end = (0xC000 | last).to_bytes(2, "big")
+        message += end + RECORD.pack(QTYPE.NS, 1, 0, 2) + end
+        count += 1
+    message[6:8] = count.to_bytes(2, "big")
+    return bytes(message)
+
+
+def long_names(size: int) -> bytes:
+    """Records whose owners are the longest name there is, one label further each."""
+    about = to_wire("a") + b"\0\1\0\1"
+    message = bytearray(b"\0\1\x81\x80\0\1\0\0\0\0\0\0" + about)
+    begin = len(message)
+    message += 120 * b"\1x" + b"\0" + RECORD.pack(65280, 1, 0, 0)
+    count = 1
+    while len(message) < size:
+        message += (0xC000 | begin + 2 * (count % 100)).to_bytes(2, "big") + RECORD.pack(65280, 1, 0, 0)
+        count += 1
+    message[6:8] = count.to_bytes(2, "big")
+    return bytes(message)
+
+
+@pytest.mark.parametrize("hostile", [chained, long_names])
+def test_names_take_time_bounded_by_the_message(hostile: Callable[[int], bytes]) -> None:
+    """Twice the bytes are twice the work, and no byte is much of it."""
+
+    def work(size: int) -> int:
+        message, meter = hostile(size), Meter()
+        meter.run(expanded, message, parse_untrusted(message)[2])
+        return meter.work.instructions
+
+    small, large = work(2000), work(4000)
+    assert large < 2.2 * small
+    assert large < 60 * 4000
+
+
+@pytest.mark.parametrize(
+    ("owners", "names"), [([4], [b"\1q\0"]), ([0], None), ([4, 0], None), ([0, 4], None)]
+)
+def test_a_pointer_into_the_labels_before_it_leads_nowhere(
+    owners: list[int], names: list[bytes] | None
+) -> None:
+    """Also where what it leads to was read before: whether a message is one does not hang on its order."""
+    about = to_wire("a") + b"\0\1\0\1"
+    at = 12 + len(about) + 11
+    labels = b"\3\1q\0" + (0xC000 | at + 1).to_bytes(
+        2, "big"
+    )  # of three octets; the pointer leads to q in them
+    message = b"\0\1\x81\x80\0\1" + (1 + len(owners)).to_bytes(2, "big") + bytes(4) + about
+    message += b"\0" + RECORD.pack(65280, 1, 0, len(labels)) + labels
+    for owner in owners:
+        message += (0xC000 | at + owner).to_bytes(2, "big") + RECORD.pack(65280, 1, 0, 0)
+    if names is None:
+        with pytest.raises(BadMessage):
+            expanded(message, about)
+    else:
+        assert [each.owner for each in expanded(message, about)[0]][1:] == names
 
 
 def test_where_records_lie() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netns_kit.dns import ResolvConf, parse_resolv_conf
+from netns_kit.dns import Manner, ResolvConf, parse_resolv_conf
 
 LOCAL = IPv4Address("127.0.0.1")
 
@@ -113,6 +113,52 @@ def test_options(text: str, timeout: int, attempts: int) -> None:
 def test_options_are_kept_in_order() -> None:
     conf = parse_resolv_conf("options ndots:2 rotate\noptions unheard-of:7\n")
     assert conf.options == ("ndots:2", "rotate", "unheard-of:7")
+
+
+@pytest.mark.parametrize(
+    ("options", "manner"),
+    [
+        ("", Manner()),
+        ("ndots:3 edns0 trust-ad no-aaaa unheard-of", Manner()),
+        ("use-vc", Manner(streams=True)),
+        ("rotate", Manner(rotate=True)),
+        ("single-request", Manner(ports=True)),
+        ("single-request-reopen", Manner(ports=True)),
+        ("attempts:4", Manner(attempts=4)),
+        ("timeout:5", Manner()),
+        ("timeout:soon", Manner()),
+        ("timeout:1 attempts:1", Manner(timeout=1, attempts=1, patience=2)),
+        ("timeout:3", Manner(timeout=3, patience=12)),
+        ("timeout:30 attempts:5", Manner(timeout=25, attempts=5, patience=25)),
+    ],
+)
+def test_how_two_servers_are_asked(options: str, manner: Manner) -> None:
+    conf = parse_resolv_conf(f"nameserver 192.0.2.1\nnameserver 192.0.2.2\noptions {options}\n")
+    assert conf.manner() == manner
+
+
+@pytest.mark.parametrize(
+    ("options", "kept", "kept_with_others"),
+    [
+        ("ndots:3 no-aaaa", "ndots:3 no-aaaa", "ndots:3 no-aaaa"),
+        ("debug inet6 no-tld-query unheard-of:7", "debug inet6 no-tld-query unheard-of:7", None),
+        ("edns0 trust-ad", "edns0 trust-ad", ""),
+        ("single-request", "single-request", ""),
+        ("single-request-reopen", "single-request-reopen", ""),
+        ("use-vc rotate", "", ""),
+        ("timeout:1 attempts:1", "timeout:3 attempts:1", ""),
+        ("timeout:3", "timeout:13", ""),
+        ("timeout:30 attempts:5", "timeout:26 attempts:5", ""),
+        ("timeout:5 attempts:2", "", ""),
+        ("attempts:3", "attempts:3", ""),
+    ],
+)
+def test_what_programs_inside_are_told(options: str, kept: str, kept_with_others: str | None) -> None:
+    """Nothing of servers that are not asked.  They wait for us a little longer than we wait for the servers."""
+    conf = parse_resolv_conf(f"nameserver 192.0.2.1\nnameserver 192.0.2.2\noptions {options}\n")
+    assert " ".join(conf.options_for_clients(same_servers=True)) == kept
+    others = kept if kept_with_others is None else kept_with_others
+    assert " ".join(conf.options_for_clients(same_servers=False)) == others
 
 
 KEYWORDS = ["nameserver", "search", "domain", "options", "timeout:", "attempts:3"]

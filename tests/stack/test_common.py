@@ -8,18 +8,36 @@ import pytest
 
 from netns_kit.stack import State
 from netns_kit.stack.wire import checksum, common, ip, udp, virtio
-from netns_kit.stack.wire.tcp import ACK, ECE, FIN, PSH, RST, SYN, URG
+from netns_kit.stack.wire.tcp import (
+    ACK,
+    ECE,
+    FIN,
+    PSH,
+    RST,
+    STAMP_SIZE,
+    SYN,
+    URG,
+    pack_options,
+    pack_sack,
+    pack_stamp,
+)
 from tests.stack_support import GUEST, GUEST_PORT, OTHER, VNET, Guest
 
+THEIRS = 5000  # the guest's clock, to begin with
 LEFT_TO_US = virtio.pack(virtio.NEEDS_CSUM, 0, 0, 0, 34, 16)
 STREAM = [ACK] * 12 + [ACK | PSH] * 12 + [ACK | FIN, ACK | URG, ACK | ECE, RST, SYN, SYN | ACK, 0]
 
 
-def guests(family: int) -> list[Guest]:
+def guests(family: int, *, stamped: bool = False) -> list[Guest]:
     """Two alike, with a connection and a flow each; the second knows no short way."""
     both = []
     for _ in range(2):
-        guest = Guest(family, offloads=VNET).established()
+        guest = Guest(family, offloads=VNET)
+        if stamped:
+            guest.opening(options=pack_options(1460, 7, True, (THEIRS, 0)))
+            guest.gets(ACK, 1000, 9000, window=512, options=pack_stamp(THEIRS, 0))
+        else:
+            guest.established()
         guest.gives(virtio_frame(datagram(family, b"first")))
         guest.users.flows[0].user = guest.users.datagrams
         both.append(guest)
@@ -47,6 +65,7 @@ def seen(guest: Guest) -> object:
         (bytes(guest.listener.bytes), list(guest.listener.events)),
         guest.users.datagrams.got,
         connection and (connection.state, connection.tos, connection.timer_at, connection.ack_at),
+        guest.connection.stamp,
         (rcv.nxt, rcv.ack, len(rcv.later), snd.una, snd.wnd, snd.blocked),
         [flow.last for flow in guest.stack.udp.values()],
     )
@@ -57,7 +76,7 @@ def spoil(data: bytes, random: Random) -> bytes:
     frame = bytearray(data)
     kind = random.random()
     if kind < 0.4:
-        at = random.randrange(min(common.SIZE6, len(frame)))
+        at = random.randrange(min(common.SIZE6 + STAMP_SIZE, len(frame)))
         frame[at] ^= 1 << random.randrange(8)
     elif kind < 0.5:
         del frame[random.randrange(len(frame)) :]
@@ -78,10 +97,26 @@ def spoil(data: bytes, random: Random) -> bytes:
     return bytes(frame)
 
 
+def options(random: Random, step: int) -> bytes:
+    """Mostly the timestamps of a clock that ticks now and then; else old ones, none, or others in their place."""
+    stamp = pack_stamp(THEIRS + step // 4, step)
+    return random.choice(
+        [stamp] * 12
+        + [
+            pack_stamp(THEIRS - 1, 0),
+            b"",
+            pack_sack([(9, 12)]),
+            stamp + pack_sack([(9, 12)]),
+            stamp[2:] + b"\1\1",
+        ]
+    )
+
+
+@pytest.mark.parametrize("stamped", [False, True])
 @pytest.mark.parametrize("seed", range(60))
-def test_the_short_way_is_the_long_one_taken_quickly(family: int, seed: int) -> None:
+def test_the_short_way_is_the_long_one_taken_quickly(family: int, seed: int, stamped: bool) -> None:
     random = Random(seed)
-    both = guests(family)
+    both = guests(family, stamped=stamped)
     short = [0]
     way = both[0].stack._receive_common
 
@@ -103,7 +138,15 @@ def test_the_short_way_is_the_long_one_taken_quickly(family: int, seed: int) -> 
             sent += 3
         if random.random() < 0.5:
             window, urgent = random.randrange(65536), random.randrange(4)
-            segment = both[0].segment(random.choice(STREAM), seq, sent, data, window=window, urgent=urgent)
+            segment = both[0].segment(
+                random.choice(STREAM),
+                seq,
+                sent,
+                data,
+                window=window,
+                urgent=urgent,
+                options=options(random, step) if stamped else b"",
+            )
             good = LEFT_TO_US + segment[virtio.SIZE :]
         else:
             good = virtio_frame(datagram(family, data))
@@ -115,7 +158,7 @@ def test_the_short_way_is_the_long_one_taken_quickly(family: int, seed: int) -> 
         for guest in both:
             guest.frames.clear()
         seq = both[0].connection.rcv.nxt
-    assert short[0] > 1
+    assert short[0] > (not stamped)
 
 
 def test_a_bare_syn_reopens_what_is_in_time_wait(family: int) -> None:

@@ -272,4 +272,4 @@ def test_an_error_message_is_not_answered(guest: Guest) -> None:
     echo[at + 2 : at + 4] = ((total & 0xFFFF) + (total >> 16)).to_bytes(2, "big")
     guest.gives(bytes(echo))
     guest.quiet()
-    assert guest.stack.dropped == {"icmp-type": 1}
+    assert guest.stack.dropped == {"icmp-quoted": 1}

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from netns_kit.stack import Limits
+from netns_kit.stack.windows import OVERHEAD
+from netns_kit.stack.wire import ip
 from netns_kit.stack.wire.tcp import ACK, RST, SYN
 from tests.stack_support import (
     GATEWAY,
@@ -64,7 +66,8 @@ def syn(guest: Guest, port: int) -> None:
     [
         ("tcp_connections", 3),
         ("tcp_pending", 3),
-        ("tcp_memory", 100),
+        ("tcp_memory", OVERHEAD + 8 * 20),
+        ("tcp_time_waits", 3),
         ("udp_flows", 3),
         ("echo_flows", 3),
         ("fragments", 3000),
@@ -80,6 +83,8 @@ def test_a_bound_holds_and_is_counted(family: int, name: str, bound: int) -> Non
         guest.listener.room = 0
     for number in range(20):
         match name:
+            case "tcp_time_waits":
+                guest.stack.time_wait.add(key(family, number), 9001, 1001, b"", guest.now)
             case "tcp_connections" | "tcp_pending":
                 syn(guest, 1 + number)
             case "tcp_memory":
@@ -100,11 +105,31 @@ def test_a_bound_holds_and_is_counted(family: int, name: str, bound: int) -> Non
     assert guest.stack.stats()[f"dropped_limit_{name}"] >= 1
 
 
-def test_beyond_the_connections_a_syn_is_reset(family: int) -> None:
+def test_beyond_the_connections_there_is_no_way_out(family: int) -> None:
+    """And not a reset: nobody has refused."""
+    guest = Guest(family, limits=Limits(tcp_connections=1)).established()
+    syn(guest, 2)
+    packet = guest.taken().packet
+    told = (ip.ICMP, b"\3\0") if family == 4 else (ip.ICMPV6, b"\1\0")
+    assert (packet.protocol, bytes(packet.payload[:2])) == told
+
+
+def test_beyond_the_connections_one_whose_handshake_is_not_over_gives_way(family: int) -> None:
     guest = Guest(family, limits=Limits(tcp_connections=1))
     syn(guest, 1)
+    guest.passes(0.1)
     syn(guest, 2)
-    assert guest.taken().packet.payload[13] & RST
+    guest.quiet()
+    assert list(guest.stack.tcp) == [key(family, 2)]
+    guest.connection.accept(guest.now)
+    guest.frames.clear()
+    syn(guest, 3)
+    assert guest.taken().packet.protocol in (ip.ICMP, ip.ICMPV6), "it has had no time yet"
+    guest.passes(0.1)
+    guest.frames.clear()
+    syn(guest, 4)
+    guest.sends(RST | ACK, 9000)
+    assert list(guest.stack.tcp) == [key(family, 4)]
 
 
 def test_runs_beyond_a_hole_are_bounded(family: int) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from netns_kit.stack import Closed, Limits, State
 from netns_kit.stack.send_half import PIECES
-from netns_kit.stack.windows import Tuner
+from netns_kit.stack.windows import OVERHEAD, Tuner
 from netns_kit.stack.wire.tcp import ACK, FIN, RST, SYN
 from tests.stack_support import Guest, key
 
@@ -32,14 +32,29 @@ def test_the_oldest_pending_connection_makes_room(family: int) -> None:
     assert list(guest.stack.pending) == [key(family, port) for port in (2, 3, 4)]
 
 
-def test_decided_connections_are_not_pending(family: int) -> None:
+def test_established_connections_are_not_pending(family: int) -> None:
     guest = Guest(family, limits=SMALL)
     for port in range(1, 20):
         syn_from(guest, port)
         guest.connection.accept(guest.now)
+        guest.gets(ACK, 1000, guest.connection.snd.max, ports=key(family, port)[-4:])
     assert not guest.stack.pending
     assert not guest.stack.dropped
     assert len(guest.stack.tcp) == 19
+
+
+def test_the_oldest_half_open_connection_makes_room(family: int) -> None:
+    """A flood of SYNs that nobody stands behind: it keeps nobody out, and the bound holds."""
+    guest = Guest(family, limits=SMALL)
+    for port in range(1, 5):
+        syn_from(guest, port)
+        guest.connection.accept(guest.now)
+    assert guest.stack.dropped["limit-tcp-pending"] == 1
+    assert list(guest.stack.pending) == list(guest.stack.tcp) == [key(family, port) for port in (2, 3, 4)]
+    assert guest.users.listeners[0].events == [Closed.TIMED_OUT]
+    guest.frames.clear()
+    guest.gets(ACK, 1000, guest.connection.snd.max, ports=key(family, 4)[-4:])
+    assert guest.state() is State.ESTABLISHED
 
 
 def test_a_guest_that_has_stopped_asking(guest: Guest) -> None:
@@ -60,13 +75,13 @@ def test_a_guest_that_has_stopped_asking(guest: Guest) -> None:
 
 
 def held(guest: Guest) -> int:
-    """Counted the slow way."""
-    total = 0
+    """Counted the slow way: the bytes, and what the pieces they are kept in take."""
+    pieces: list[bytes | bytearray | memoryview] = []
     for connection in guest.stack.tcp.values():
-        total += sum(len(data) for _, data in connection.snd.queue)
-        total += sum(map(len, connection.rcv.held))
-        total += sum(len(run) for _, run, _ in connection.rcv.later)
-    return total
+        pieces += [data for _, data in connection.snd.queue]
+        pieces += connection.rcv.held
+        pieces += [run for _, run, _ in connection.rcv.later]
+    return sum(len(each) + OVERHEAD for each in pieces)
 
 
 def test_what_is_kept_is_counted(tcp: Guest) -> None:
@@ -74,23 +89,23 @@ def test_what_is_kept_is_counted(tcp: Guest) -> None:
     memory = tcp.stack.memory
     tcp.listener.room = 10
     tcp.gets(ACK, 1000, 9000, bytes(100))
-    assert memory.held == held(tcp) == 90
+    assert memory.held == held(tcp) == 90 + OVERHEAD
     tcp.gets(ACK, 1200, 9000, bytes(100))
     tcp.gets(ACK, 1250, 9000, bytes(100))  # half of it is there
-    assert memory.held == held(tcp) == 90 + 150
+    assert memory.held == held(tcp) == 90 + 150 + 2 * OVERHEAD
     tcp.send(bytes(1000))
-    assert memory.held == held(tcp) == 90 + 150 + 1000
+    assert memory.held == held(tcp) == 90 + 150 + 1000 + 3 * OVERHEAD
     tcp.gets(ACK, 1100, 9500, bytes(100))  # the hole
-    assert memory.held == held(tcp) == 340 + 1000
+    assert memory.held == held(tcp) == 340 + 1000 + 2 * OVERHEAD
     tcp.gets(ACK, 1350, 10000)
-    assert memory.held == held(tcp) == 340
+    assert memory.held == held(tcp) == 340 + OVERHEAD
     tcp.resume(40)
-    assert memory.held == held(tcp) == 300
+    assert memory.held == held(tcp) == 300 + OVERHEAD
     tcp.resume()
     assert memory.held == held(tcp) == 0
     tcp.send(bytes(10))
     tcp.gets(ACK, 1400, 10000, bytes(7))
-    assert memory.held == 17
+    assert memory.held == 17 + 2 * OVERHEAD
     tcp.gets(RST, 1350)
     assert memory.held == 0
 
@@ -105,7 +120,7 @@ def test_when_memory_is_full_the_guest_keeps_its_bytes(family: int) -> None:
     guest.sends(ACK, 9000, 1000, window=0)
     guest.gets(ACK, 3000, 9000, b"nor beyond a hole")
     guest.sends(ACK, 9000, 1000)
-    assert guest.stack.memory.held == held(guest) == 1000
+    assert guest.stack.memory.held == held(guest) == 1000 + OVERHEAD
     assert guest.stack.stats()["dropped_limit_tcp_memory"] == 2
     guest.resume()
     assert guest.sends(ACK, 9000, 2000).window > 0

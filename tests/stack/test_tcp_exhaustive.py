@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from netns_kit.stack import Limits, State, TcpConnection
 from netns_kit.stack.seq import less
+from netns_kit.stack.wire import ip
 from netns_kit.stack.wire import tcp as wire
 from netns_kit.stack.wire.tcp import ACK, FIN, RST, SYN
 from tests.stack_support import VNET, Guest, take_apart
@@ -25,7 +26,8 @@ ACKS = [8998, 8999, 9000, 9001, 9002, 9010, 0x80000000 + 9000]
 
 
 def sent(guest: Guest) -> list[wire.Segment]:
-    found = [wire.parse(take_apart(data, guest.vnet).packet.payload) for data in guest.frames]
+    packets = [take_apart(data, guest.vnet).packet for data in guest.frames]
+    found = [wire.parse(packet.payload) for packet in packets if packet.protocol == ip.TCP]
     guest.frames.clear()
     return found
 
@@ -35,7 +37,7 @@ def check(guest: Guest, connection: TcpConnection) -> None:
     snd, rcv = connection.snd, connection.rcv
     held = sum(len(data) for data in rcv.held)
     kept = sum(len(run) for _, run, _ in rcv.later)
-    if connection.state is State.CLOSED:
+    if connection.state in (State.CLOSED, State.TIME_WAIT):
         assert guest.stack.tcp.get(connection.key) is not connection
         assert [*snd.queue, *rcv.held, *rcv.later] == []
         assert connection.user is None

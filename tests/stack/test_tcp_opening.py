@@ -102,10 +102,17 @@ def test_refused_with_silence(guest: Guest) -> None:
     assert len(guest.users.listeners) == 2
 
 
+def no_way_out(guest: Guest) -> None:
+    """It is told that its network is unreachable: that is a fault of ours, and nobody's refusal."""
+    packet = guest.taken().packet
+    told = (ip.ICMP, b"\3\0") if guest.family == 4 else (ip.ICMPV6, b"\1\0")
+    assert (packet.protocol, bytes(packet.payload[:2])) == told
+
+
 def test_aborted_while_on_hold(guest: Guest) -> None:
     guest.on_hold()
     guest.connection.abort(guest.now)
-    guest.sends(RST | ACK, 0, 1000)
+    no_way_out(guest)
     assert not guest.stack.tcp
 
 
@@ -287,11 +294,14 @@ def test_the_user_aborts_when_its_own_connection_is_established(guest: Guest) ->
     guest.quiet()
 
 
-def test_beyond_the_limit_of_the_table_a_syn_is_reset(family: int) -> None:
+def test_beyond_the_limit_of_the_table_there_is_no_way_out(family: int) -> None:
     guest = Guest(family, limits=Limits(tcp_connections=2))
-    for port in (1, 2, 3):
+    for port in (1, 2):
         guest.gets(SYN, 999, ports=bytes([80, port]) + PORTS[2:])
-    guest.sends(RST | ACK, 0, 1000)
+        guest.connection.accept(guest.now)
+    guest.frames.clear()
+    guest.gets(SYN, 999, ports=bytes([80, 3]) + PORTS[2:])
+    no_way_out(guest)
     assert len(guest.stack.tcp) == len(guest.users.listeners) == 2
     assert guest.stack.dropped["limit-tcp-connections"] == 1
     with pytest.raises(KeyError):

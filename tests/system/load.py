@@ -87,7 +87,7 @@ async def rig(
             tap = TapDevice.from_fd((await namespace.open_tap("tap0", _PLAIN)).fd)
         if impaired is not None:
             tap = tap.impaired(impaired, replace(impaired, seed=impaired.seed + 1))
-        await stack.enter_async_context(tap)
+        _ = await stack.enter_async_context(tap)
         assert bool(tap.offloads.vnet_header) is offloads
         user = UserStack(tap, uplink or Uplink(allow_host_loopback=True), driver=driver, limits=limits)
         await stack.enter_async_context(user)

@@ -23,9 +23,9 @@ import pytest
 from netns_kit import Limits, Namespace, Network, Uplink
 from netns_kit.arguments import Address
 from netns_kit.drivers import DriverName
-from netns_kit.gateway import MAC_PREFIX
 from netns_kit.stack.wire import checksum, ethernet, ip, tcp, virtio
 from netns_kit.stack.wire.tcp import Segment
+from netns_kit.subnet import MAC_PREFIX
 from netns_kit.uplink import Protocol
 from tests.support import needs_tun
 
@@ -335,12 +335,15 @@ class Wire:
         flags: int,
         data: bytes = b"",
         host: str = GATEWAY,
+        stamp: bytes = b"",
     ) -> None:
-        """A segment as from the guest, that its kernel knows nothing of."""
+        """A segment as from the guest, that its kernel knows nothing of; at that time of the guest's clock."""
         addresses = socket.inet_aton(GUEST) + socket.inet_aton(host)
-        segment = (
-            tcp.pack(src_port=source, dst_port=target, seq=seq, ack=ack, flags=flags, window=1000) + data
+        options = tcp.pack_stamp(int.from_bytes(stamp, "big"), 0) if stamp else b""
+        header = tcp.pack(
+            src_port=source, dst_port=target, seq=seq, ack=ack, flags=flags, window=1000, options=options
         )
+        segment = header + data
         pseudo = checksum.pseudo_header(addresses, ip.TCP, len(segment))
         check = checksum.checksum(pseudo, checksum.total(segment))
         segment = segment[:16] + check.to_bytes(2, "big") + segment[18:]

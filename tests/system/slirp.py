@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -22,13 +23,15 @@ SECONDS = 30
 ENTER = ("nsenter", "--preserve-credentials", "--user", "--net", "--target")
 
 
-def executable(directory: Path, name: str = "netns-kit-slirp4netns", first: str = "") -> str:
-    """The installed command, as pip writes it, for this checkout.  `first` is a line that it runs before."""
+SCRIPT = ROOT / "scripts" / "netns-kit-slirp4netns"
+
+
+def executable(directory: Path, name: str = SCRIPT.name, first: str = "") -> str:
+    """The installed command, as pip installs it, for this checkout.  `first` is a line that it runs before."""
     path = directory / name
-    path.write_text(
-        f"#!{sys.executable}\nimport os, sys\nsys.path.insert(0, {str(ROOT)!r})\n{first}\n"
-        "from netns_kit.slirp4netns import executable\nexecutable()\n"
-    )
+    head, _, text = SCRIPT.read_text().partition("\n")
+    assert head == "#!python"
+    path.write_text(f"#!{sys.executable}\nimport os, sys\nsys.path.insert(0, {str(ROOT)!r})\n{first}\n{text}")
     path.chmod(0o755)
     return str(path)
 
@@ -39,6 +42,10 @@ class Held:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.path = f"/proc/{pid}/ns/net"
+
+    def kill(self) -> None:
+        """End the process that it is known by."""
+        os.kill(self.pid, signal.SIGKILL)
 
     def run(self, *command: str, check: bool = True) -> str:
         done = subprocess.run(
@@ -126,6 +133,7 @@ def slirp(
 ) -> Iterator[Slirp]:
     """Started; killed at the end of the block.  Its pipes are descriptors 3 and 4 as far as it can tell: READY and
     EXIT in `words` become their numbers."""
+    needs(*program[:1])
     with ExitStack() as theirs:
         ready, writing = os.pipe()
         reading, exit_ = os.pipe()

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import anyio
 import pytest
 
 from netns_kit import Namespace, NamespaceGone
@@ -85,6 +84,16 @@ def test_it_ends_with_the_process() -> None:
         os.kill(ns.pid, signal.SIGKILL)
         assert running.process.wait(SECONDS) == 0
         assert "has ended" in running.output()[1]
+
+
+@pytest.mark.parametrize("words", [(), ("--driver=worker",)])
+def test_it_ends_when_its_device_is_removed(words: tuple[str, ...]) -> None:
+    needs("ip")
+    with attached(*words) as (ns, running):
+        ns.run("ip", "link", "delete", "tap0")
+        assert running.process.wait(SECONDS) == FAILED
+        assert running.output()[1].startswith("netns-kit: tap0: ")
+        assert "Traceback" not in running.output()[1]
 
 
 def test_a_path_of_proc_is_its_process() -> None:
@@ -235,6 +244,6 @@ async def test_the_block_of_a_namespace_by_a_path_of_proc_ends_with_the_process(
 
 
 async def until_gone(path: Path, end: Callable[[], object]) -> None:
-    async with Namespace.attach(path=path):
+    async with Namespace.attach(path=path) as ns:
         end()
-        await anyio.sleep_forever()
+        await ns.wait_closed()

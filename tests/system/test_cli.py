@@ -156,6 +156,24 @@ def test_a_signal_that_ends_the_command_is_in_the_status() -> None:
 
 
 @pytest.mark.parametrize("driver", get_args(DriverName))
+def test_it_ends_at_once_when_its_device_does(driver: DriverName) -> None:
+    needs("ip")
+    done = run("--driver", driver, "--", "sh", "-c", "ip link delete tap0; exec sleep 600")
+    assert done.returncode == FAILED
+    assert done.stderr.startswith("netns-kit: tap0: "), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("driver", get_args(DriverName))
+def test_it_ends_at_once_when_its_agent_does(driver: DriverName) -> None:
+    with running("--driver", driver, "--", "sh", "-c", "echo ready; exec sleep 600") as process:
+        pids = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        [agent] = [pid for pid in pids if b"agent.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        os.kill(int(agent), signal.SIGKILL)
+        assert process.wait(SECONDS) == FAILED
+
+
+@pytest.mark.parametrize("driver", get_args(DriverName))
 def test_killed_it_takes_the_command_along(driver: DriverName) -> None:
     """Not even SIGKILL leaves something: the pipe that the command holds is closed."""
     with running("--driver", driver, "--", "sh", "-c", "echo ready; sleep 600 & exec sleep 600") as process:

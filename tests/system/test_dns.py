@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
@@ -19,11 +20,12 @@ import anyio.to_thread
 import pytest
 from dnslib import DNSKEY, EDNS0, QTYPE, RR, RRSIG, TXT, A, DNSRecord
 
-from netns_kit import Network, Record, RecordError, Uplink
+from netns_kit import Namespace, Network, Record, RecordError, Uplink
+from netns_kit.dns.proxy import CONDEMNED
 from netns_kit.drivers import DriverName
 from tests import dnshooks
 from tests.servers import SECONDS, bounded, closed_port, dns_server, dnsmasq, tcp_server, udp_server
-from tests.support import needs, needs_ipv6, needs_tun
+from tests.support import ROOT, missing, needs, needs_ipv6, needs_tun
 from tests.uplinks import Reading
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
@@ -34,6 +36,7 @@ ZONE = [
     "--local=/test/",
     "--host-record=a.test,192.0.2.1,2001:db8::1",
     "--host-record=b.a.test,192.0.2.2",
+    "--host-record=xn--bcher-kva.test,192.0.2.8",
     "--mx-host=m.test,b.a.test,10",
     "--cname=c.test,a.test",
     "--txt-record=t.test,some text",
@@ -295,16 +298,64 @@ async def test_five_hundred_at_once(upstream: int, driver: DriverName) -> None:
 
 
 @bounded
-async def test_a_dead_resolver_is_waited_for_once(upstream: int) -> None:
-    """The first query waits for one timeout, which is 1 s; those that follow do not."""
+async def test_a_dead_resolver_is_waited_for_a_few_times_and_then_no_more(upstream: int) -> None:
+    """The first query waits for one timeout, which is 1 s, and those that follow not even that."""
     with udp_server(lambda *_: None) as silent:
         async with network(silent, upstream) as net:
-            first = (await net.run(["dig", "+short", "+tries=1", "+time=2", "a.test"])).stdout
-            assert first == b"192.0.2.1\n"
-            for _ in range(5):
-                assert await dig(net, "b.a.test") == ["192.0.2.2"]
+            for name, address in {
+                "a.test": "192.0.2.1",
+                "b.a.test": "192.0.2.2",
+                "c.test": "192.0.2.1",
+            }.items():
+                found = (await net.run(["dig", "+short", "+tries=1", "+time=2", name])).stdout
+                assert found.decode().split()[-1] == address
+            for name in ("t.test", "m.test", "n.test", "big.test", "mid.test"):
+                await dig(net, "ANY", name)
             stats = await net.stack.stats()
-            assert (stats["dns_timeouts"], stats["dns_failovers"]) == (1, 1)
+            assert (stats["dns_timeouts"], stats["dns_failovers"]) == (CONDEMNED, CONDEMNED)
+
+
+@bounded
+async def test_a_name_that_is_dropped_costs_the_others_nothing(upstream: int) -> None:
+    """A resolver that does not answer for one name keeps all others, however often that is asked for."""
+    asked: list[str] = []
+
+    def dropping(sock: socket.socket, message: bytes, sender: tuple[str, int]) -> None:
+        query = DNSRecord.parse(message)
+        asked.append(str(query.q.qname))
+        if asked[-1] != "dropped.test.":
+            made = query.reply()
+            made.add_answer(RR(query.q.qname, ttl=60, rdata=A("192.0.2.77")))
+            sock.sendto(made.pack(), sender)
+
+    with udp_server(dropping) as first:
+        async with network(first, upstream) as net:
+            for _ in range(2 * CONDEMNED):
+                assert await status(net, "dropped.test") == "NXDOMAIN", "the second says so"
+            assert await dig(net, "a.test") == ["192.0.2.77"]
+            assert (await net.stack.stats())["dns_pending"] == 0
+
+
+@bounded
+async def test_a_resolver_that_changes_the_case_is_heard(driver: DriverName) -> None:
+    """By the C library and by dig, with names of any case, at once and without another's help."""
+    needs("dig", "getent")
+
+    def lowering(message: bytes) -> bytes:
+        query = DNSRecord.parse(message)
+        query.q.qname = str(query.q.qname).lower()
+        made = query.reply()
+        if query.q.qtype == QTYPE.A:
+            made.add_answer(RR(query.q.qname, ttl=60, rdata=A("192.0.2.7")))
+        return bytes(made.pack())
+
+    with resolver(lowering) as port:
+        async with network(port, driver=driver) as net:
+            for name in ("NAME.tld", "nAmE.tld", "name.TLD"):
+                assert await dig(net, name) == await dig(net, "+tcp", name) == ["192.0.2.7"]
+                found = await net.run(["getent", "ahostsv4", name])
+                assert found.stdout.startswith(b"192.0.2.7 ")
+            assert (await net.stack.stats())["dns_timeouts"] == 0
 
 
 @pytest.mark.parametrize("rcode", ["SERVFAIL", "REFUSED"])
@@ -384,6 +435,208 @@ async def test_domains_have_their_own_resolvers(upstream: int, driver: DriverNam
     assert asked == ["udp name.tld"]
 
 
+# -- the options of the host's resolv.conf ----------------------------------------------------------------
+
+
+class Noting:
+    """A resolver on several addresses of the loopback, UDP and TCP, that notes what it is asked and by whom."""
+
+    def __init__(self) -> None:
+        self.queries: list[DNSRecord] = []
+        self.senders: list[tuple[str, int]] = []
+        self.asked: list[str] = []  # by what, and at which address
+
+    def _answer(self, message: bytes) -> bytes:
+        query = DNSRecord.parse(message)
+        self.queries.append(query)
+        made = query.reply()
+        made.header.ad = 1
+        if query.q.qtype == QTYPE.A:
+            made.add_answer(RR(query.q.qname, ttl=60, rdata=A("192.0.2.7")))
+        elif query.q.qtype == QTYPE.TXT:
+            made.add_answer(RR(query.q.qname, QTYPE.TXT, ttl=60, rdata=TXT([b"x" * 250] * 8)))
+        return bytes(made.pack())
+
+    @contextmanager
+    def serving(self, *addresses: str) -> Iterator[int]:
+        """The port, which is the same everywhere."""
+        with ExitStack() as stack:
+            port = 0
+            for address in addresses:
+
+                def over_tcp(sock: socket.socket, address: str = address) -> None:
+                    while length := sock.recv(2, socket.MSG_WAITALL):
+                        self.asked.append(f"tcp {address}")
+                        made = self._answer(sock.recv(int.from_bytes(length, "big"), socket.MSG_WAITALL))
+                        sock.sendall(len(made).to_bytes(2, "big") + made)
+
+                def over_udp(
+                    sock: socket.socket, message: bytes, sender: tuple[str, int], address: str = address
+                ) -> None:
+                    self.asked.append(f"udp {address}")
+                    self.senders.append(sender)
+                    sock.sendto(self._answer(message), sender)
+
+                port = stack.enter_context(tcp_server(over_tcp, (address, port)))
+                stack.enter_context(udp_server(over_udp, (address, port)))
+            yield port
+
+
+@asynccontextmanager
+async def with_options(
+    tmp_path: Path, port: int, options: str, *addresses: str, **more: Any
+) -> AsyncIterator[Network]:
+    """A network of a host whose resolv.conf has these options."""
+    conf = tmp_path / "resolv.conf"
+    servers = "".join(f"nameserver {each}\n" for each in addresses or ("127.0.0.1",))
+    conf.write_text(f"{servers}options {options}\n")
+    async with network(uplink=Reading(str(conf), port), **more) as net:
+        yield net
+
+
+@bounded
+async def test_use_vc_asks_over_tcp_whatever_is_asked_in_datagrams(
+    tmp_path: Path, driver: DriverName
+) -> None:
+    """The host's resolver hears of no datagram; what does not fit the client's is asked for by a stream."""
+    needs("dig", "getent")
+    noting = Noting()
+    with noting.serving("127.0.0.1") as port:
+        async with with_options(tmp_path, port, "use-vc", driver=driver) as net:
+            assert (await net.run(["getent", "ahostsv4", "a.test"])).stdout.startswith(b"192.0.2.7 ")
+            assert await dig(net, "a.test") == ["192.0.2.7"]
+            cut = (await net.run(["dig", "+tries=1", "+ignore", "+bufsize=1232", "TXT", "b.test"])).stdout
+            assert b"flags: qr tc" in cut
+            assert len((await dig(net, "TXT", "b.test"))[0]) > 2000
+            assert b"use-vc" not in (await net.run(["cat", "/etc/resolv.conf"])).stdout
+            assert (await net.stack.stats())["dns_timeouts"] == 0
+    assert set(noting.asked) == {"tcp 127.0.0.1"}
+
+
+@bounded
+async def test_rotate_asks_one_after_the_other(tmp_path: Path) -> None:
+    needs("dig")
+    noting, addresses = Noting(), ("127.0.0.1", "127.0.0.2", "127.0.0.3")
+    with noting.serving(*addresses) as port:
+        async with with_options(tmp_path, port, "rotate", *addresses) as net:
+            for number in range(6):
+                assert await dig(net, f"n{number}.test") == ["192.0.2.7"]
+    assert noting.asked == 2 * [f"udp {each}" for each in addresses]
+
+
+@bounded
+async def test_the_hosts_timeout_and_attempts_are_ours(tmp_path: Path) -> None:
+    """One attempt of one second, at each of two that are silent."""
+    needs("dig")
+    with udp_server(lambda *_: None) as silent:
+        options = "timeout:1 attempts:1"
+        async with with_options(tmp_path, silent, options, "127.0.0.1", driver="worker") as net:
+            assert await status(net, "a.test") == "SERVFAIL"
+            assert (await net.stack.stats())["dns_timeouts"] == 1
+            found = (await net.run(["cat", "/etc/resolv.conf"])).stdout
+            assert found.endswith(b"options timeout:2 attempts:1\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "sees"),
+    [
+        ("", "A AAAA"),
+        ("no-aaaa", "A"),
+        ("edns0", "A+opt AAAA+opt"),
+        ("trust-ad", "A+ad AAAA+ad"),
+        ("single-request", "A AAAA"),
+        ("single-request-reopen", "A AAAA"),
+    ],
+)
+@bounded
+async def test_options_for_programs_are_theirs(tmp_path: Path, options: str, sees: str) -> None:
+    """What the C library makes of them, seen by the host's resolver."""
+    needs("getent")
+    if os.confstr("CS_GNU_LIBC_VERSION") is None:
+        missing("not the GNU C library")
+    noting = Noting()
+    with noting.serving("127.0.0.1") as port:
+        async with with_options(tmp_path, port, options) as net:
+            found = await net.run(["getent", "ahosts", "a.test"])
+            assert found.stdout.startswith(b"192.0.2.7 ")
+    seen = [QTYPE[each.q.qtype] + "+ad" * each.header.ad + "+opt" * bool(each.ar) for each in noting.queries]
+    assert sorted(seen) == sees.split()
+    if options.startswith("single-request"):
+        assert len(set(noting.senders)) == 2, "from a port each"
+
+
+@bounded
+async def test_the_authentic_bit_passes(tmp_path: Path) -> None:
+    """To whoever asks for it, from the resolver and from the cache."""
+    noting = Noting()
+    with noting.serving("127.0.0.1") as port:
+        async with with_options(tmp_path, port, "trust-ad") as net:
+            for _ in range(2):
+                sock = await inside(net, socket.SOCK_DGRAM)
+                asked = question("a.test", flags=0x0120)
+                found = await anyio.to_thread.run_sync(by_udp, sock, (RESOLVER, 53), asked)
+                assert found[3] & 0x20
+    assert len(noting.queries) == 1
+
+
+LINK_LOCAL = """
+import socket, sys, threading
+import anyio
+from dnslib import RR, A, DNSRecord
+from pyroute2 import IPRoute
+from netns_kit import Network, Uplink
+
+with IPRoute() as ip:
+    ip.link("set", index=1, state="up")
+    ip.addr("add", index=1, address="fe80::53", prefixlen=64, flags=2)  # IFA_F_NODAD
+
+def serve(sock):
+    while True:
+        message, sender = sock.recvfrom(512)
+        made = DNSRecord.parse(message).reply()
+        made.add_answer(RR(made.q.qname, ttl=60, rdata=A("192.0.2.7")))
+        sock.sendto(made.pack(), sender)
+
+def serve_streams(listener):
+    while True:
+        with listener.accept()[0] as sock:
+            length = sock.recv(2, socket.MSG_WAITALL)
+            made = DNSRecord.parse(sock.recv(int.from_bytes(length, "big"), socket.MSG_WAITALL)).reply()
+            made.add_answer(RR(made.q.qname, ttl=60, rdata=A("192.0.2.8")))
+            packed = made.pack()
+            sock.sendall(len(packed).to_bytes(2, "big") + packed)
+
+def bound(kind):
+    sock = socket.socket(socket.AF_INET6, kind)
+    sock.bind(("fe80::53", 5353, 0, 1))
+    return sock
+
+datagrams, streams = bound(socket.SOCK_DGRAM), bound(socket.SOCK_STREAM)
+streams.listen()
+threading.Thread(target=serve, args=(datagrams,), daemon=True).start()
+threading.Thread(target=serve_streams, args=(streams,), daemon=True).start()
+
+async def main():
+    uplink = Uplink(dns=["[fe80::53%lo]:5353"], dns_cache=False)
+    async with Network(uplink=uplink, driver=sys.argv[1]) as net:
+        for way in "+notcp", "+tcp":
+            command = ["dig", "+short", "+tries=1", "+time=9", way, "a.test"]
+            print((await net.run(command)).stdout.decode().strip())
+
+anyio.run(main)
+"""
+
+
+@bounded
+async def test_a_resolver_on_the_link_is_asked_there(driver: DriverName) -> None:
+    """Its address has a zone.  The host is a namespace whose loopback has a link-local address."""
+    needs("dig")
+    needs_ipv6()
+    async with Namespace.create() as host:
+        found = await host.run([sys.executable, "-c", LINK_LOCAL, driver], cwd=str(ROOT), check=False)
+    assert (found.stdout.split(), found.stderr) == ([b"192.0.2.7", b"192.0.2.8"], b"")
+
+
 # -- names of our own -------------------------------------------------------------------------------------
 
 
@@ -414,6 +667,10 @@ async def test_records_come_and_go(driver: DriverName) -> None:
         assert resolved.startswith(b"192.0.2.6 ")
         await net.stack.remove_record("late.internal")
         assert await status(net, "late.internal") == await status(net, "+tcp", "late.internal") == "SERVFAIL"
+        await net.stack.add_record("b\N{LATIN SMALL LETTER U WITH DIAERESIS}cher.internal=192.0.2.6")
+        assert await dig(net, "xn--bcher-kva.internal") == ["192.0.2.6"]
+        await net.stack.remove_record("B\N{LATIN SMALL LETTER U WITH DIAERESIS}cher.internal")
+        assert await status(net, "xn--bcher-kva.internal") == "SERVFAIL"
         with pytest.raises(KeyError, match="late"):
             await net.stack.remove_record("late.internal")
         with pytest.raises(RecordError):
@@ -440,6 +697,7 @@ async def test_the_hook_is_asked_first(upstream: int, driver: DriverName) -> Non
     async with network(uplink=uplink, driver=driver) as net:
         for transport in ("+notcp", "+tcp"):
             assert await dig(net, transport, "renamed.example") == ["a.test.", "192.0.2.1"]
+            assert await dig(net, transport, "idna.example") == ["xn--bcher-kva.test.", "192.0.2.8"]
             assert await status(net, transport, "refused.example") == "REFUSED"
             assert await dig(net, transport, "answered.example") == ["192.0.2.99"]
             assert await dig(net, transport, "MX", "answered.example") == ["5 mail.example."]
@@ -502,7 +760,7 @@ async def test_the_files_inside(tmp_path: Path, upstream: int) -> None:
 @bounded
 async def test_the_search_list_is_the_hosts(tmp_path: Path) -> None:
     conf = tmp_path / "resolv.conf"
-    conf.write_text("nameserver 127.0.0.53\nsearch lan corp.example\noptions ndots:3 timeout:9\n")
+    conf.write_text("nameserver 127.0.0.53\nsearch lan corp.example\noptions ndots:3 rotate\n")
     async with network(uplink=Uplink(resolv_conf=str(conf))) as net:
         found = (await net.run(["cat", "/etc/resolv.conf"])).stdout.decode()
         assert found == f"nameserver {RESOLVER}\nsearch lan corp.example\noptions ndots:3\n"

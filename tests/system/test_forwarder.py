@@ -428,17 +428,23 @@ if os.geteuid() == 0:
     os.setgroups([])
     os.setgid(65534)
     os.setuid(65534)
-from netns_kit import PrivilegedPortError, PortForward
+from netns_kit import PrivilegedPortError, PortForward, StackClosed
+from netns_kit.background import Openable, Supervisor
 from netns_kit.forwarder import Forwarder
 import asyncio
 
-class Stack:
+class Stack(Openable):
+    supervisor = Supervisor("stack", StackClosed)
+    async def _open(self):
+        pass
+    async def _close(self):
+        pass
     async def ask(self, operation, *arguments):
         if operation.__name__ == "add_forwards":
             sys.exit("something would have been bound")
 
 async def main():
-    async with Forwarder(Stack()) as forwarder:
+    async with Stack() as stack, Forwarder(stack) as forwarder:
         await forwarder.add(sys.argv[1])
 
 try:
@@ -500,3 +506,52 @@ async def test_cancelled_it_still_frees_the_ports(net: Network) -> None:
     await net.stack.flows()
     with socket.create_server(("127.0.0.1", forward.host_port)):
         pass
+
+
+FORKING = """
+import os, socket, sys
+import anyio
+from netns_kit import Network
+
+async def main():
+    async with Network(driver=sys.argv[1]) as net:
+        forwards = await net.forwarder.add("127.0.0.1:0:80", "127.0.0.1:0:80/udp")
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(writer)
+            os.read(reader, 1)  # until its parent is done
+            os._exit(0)
+        for forward, kind in zip(forwards, (socket.SOCK_STREAM, socket.SOCK_DGRAM)):
+            await net.forwarder.remove(forward)
+            with socket.socket(socket.AF_INET, kind) as sock:
+                sock.bind(("127.0.0.1", forward.host_port))
+        (again,) = await net.forwarder.add("127.0.0.1:0:80")
+        print(len(await net.forwarder.list()), "goes on")
+        os.close(writer)
+        os.waitpid(child, 0)
+
+anyio.run(main)
+"""
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_fork_of_the_program_keeps_no_port(driver: DriverName) -> None:
+    """Neither TCP's nor UDP's: they are free when `remove` returns, though a child has copies of all descriptors."""
+    with anyio.fail_after(SECONDS):
+        command = [sys.executable, "-W", "ignore", "-c", FORKING, driver]
+        done = await anyio.run_process(command, cwd=ROOT, check=False)
+    assert done.stdout == b"1 goes on\n", done.stderr
+
+
+async def test_many_ports_are_added_together_or_not_at_all(net: Network) -> None:
+    """More than fit between two steps of the engine."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        first = next(base for base in range(20000, 60000, 700) if base + 600 < port or base > port)
+        with pytest.raises(PortInUseError):
+            await net.forwarder.add(f"127.0.0.1:{first}-{first + 599}:1000-1599", f"127.0.0.1:{port}:80")
+        assert await net.forwarder.list() == ()
+    forwards = await net.forwarder.add(f"127.0.0.1:{first}-{first + 599}:1000-1599", f"127.0.0.1:{port}:80")
+    assert await net.forwarder.list() == forwards
+    assert len(forwards) == 601

@@ -383,6 +383,7 @@ async def test_a_tap_and_its_configuration() -> None:
                     mac="02:00:00:00:00:05",
                     address=IPv4Interface("10.0.2.100/24"),
                     gateway=IPv4Address("10.0.2.2"),
+                    neighbours={IPv4Address("10.0.2.2"): bytes((2, 0, 0, 0, 0, again))},
                 )
             link = (await ns.links())[-1]
             assert link == Interface(link.index, "tap0", 9000, "02:00:00:00:00:05", True)
@@ -393,6 +394,8 @@ async def test_a_tap_and_its_configuration() -> None:
                 Route(IPv4Network("10.0.2.0/24"), None, link.index, 0),
                 Route(IPv4Network("10.9.0.0/16"), IPv4Address("10.0.2.7"), link.index, 0),
             ]
+            known = await ns.run(["ip", "neigh"], stdout=subprocess.PIPE)
+            assert known.stdout.split() == b"10.0.2.2 dev tap0 lladdr 02:00:00:00:00:01 PERMANENT".split()
             with pytest.raises(TunUnavailable, match="in use") as busy:
                 await ns.open_tap("tap0", [plain])
             assert busy.value.errno == errno.EBUSY
@@ -466,7 +469,7 @@ async def test_a_dead_agent_ends_the_block() -> None:
         with pytest.raises(NamespaceGone, match="agent"):
             async with Namespace.create() as ns:
                 os.kill(ns.pid, signal.SIGKILL)
-                await anyio.sleep_forever()
+                await ns.wait_closed()
         with pytest.raises(NamespaceGone):
             await ns.get_sysctl("net.ipv4.ip_forward")
         with pytest.raises(NamespaceGone):
@@ -476,14 +479,14 @@ async def test_a_dead_agent_ends_the_block() -> None:
 
 async def test_the_end_of_the_process_attached_to_ends_the_block() -> None:
     with stranger() as pid, anyio.fail_after(SECONDS), pytest.raises(NamespaceGone, match="process"):
-        async with Namespace.attach(pid=pid):
+        async with Namespace.attach(pid=pid) as ns:
             os.kill(pid, signal.SIGKILL)
-            await anyio.sleep_forever()
+            await ns.wait_closed()
 
 
 async def test_after_the_block_it_is_gone() -> None:
     ns = Namespace.create()
-    with pytest.raises(NamespaceGone, match="not been entered"):
+    with pytest.raises(NamespaceGone, match="not open"):
         await ns.run(["true"])
     async with entered(ns):
         pid = ns.pid

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import warnings
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
@@ -603,21 +602,3 @@ async def test_what_a_command_said_is_in_the_error() -> None:
         assert "SIGKILL" in str(long.value)
         assert "line 1000" in str(long.value)
         assert "line 1\n" not in str(long.value)
-
-
-async def test_whoever_drops_a_running_command_is_told() -> None:
-    async with namespace() as ns:
-        process = await ns.popen(["/bin/cat"])
-        pid = process.pid
-        assert repr(process) == f"<Process pid={pid}: running>"
-        with pytest.warns(
-            RuntimeWarning, match=f"Process {pid} was dropped while its command runs: it is killed"
-        ):
-            del process
-        process = await ns.popen(["/bin/true"])
-        await process.wait()
-        assert repr(process).endswith("ended with 0>")
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            await process.aclose()
-            del process

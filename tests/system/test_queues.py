@@ -140,7 +140,7 @@ async def test_the_end_of_one_is_the_end_of_all(victim: int) -> None:
         async with Network(driver="worker", queues=2) as net:
             pids += [worker.pid for worker in workers(net)]
             os.kill(pids[victim], signal.SIGKILL)
-            await anyio.sleep_forever()
+            await net.wait_closed()
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
@@ -175,3 +175,24 @@ async def test_other_drivers_take_one_queue() -> None:
     device = TapDevice.open(Network().namespace, queues=2)
     with pytest.raises(ValueError, match="driver='loop': 2 queues are for"):
         UserStack(device, driver="loop")
+
+
+@bounded
+@pytest.mark.parametrize("silent", [0, 1])
+async def test_a_record_is_everybodys_or_nobodys_also_when_adding_it_is_cancelled(
+    net: Network, silent: int
+) -> None:
+    """Whoever of them has not answered yet, and though the channel to him is full."""
+    pid = workers(net)[silent].pid
+    os.kill(pid, signal.SIGSTOP)
+    names = [f"{'x' * 60}.{'y' * 60}.{number}.test" for number in range(300)]
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as tasks:
+            for name in names:
+                tasks.start_soon(net.stack.add_record, f"{name}=192.0.2.7")
+            await anyio.wait_all_tasks_blocked()
+            scope.cancel()
+    os.kill(pid, signal.SIGCONT)
+    one, other = [await worker.ask(Control.records) for worker in workers(net)]
+    assert one == other
+    assert len(one) >= len(names)

@@ -23,7 +23,7 @@ from netns_kit.arguments import Address
 from netns_kit.drivers import DriverName
 from netns_kit.impairment import BadLink
 from netns_kit.stack.segments import MAX_PAYLOAD
-from netns_kit.stack.wire.tcp import SYN, Segment
+from netns_kit.stack.wire.tcp import STAMP_SIZE, SYN, Segment
 from netns_kit.tap import ImpairedTap
 from netns_kit.uplink import Protocol
 from tests.servers import bounded, content, digest
@@ -105,24 +105,26 @@ async def test_row_71_not_if_the_guest_does_not(net: Network) -> None:
 
 
 @bounded
-async def test_row_72_sack_is_agreed_on_and_timestamps_are_not(net: Network) -> None:
+async def test_row_72_sack_and_timestamps_are_agreed_on(net: Network) -> None:
     async with watching(net.namespace) as wire, pair(net.namespace) as (guest, _):
         [(offer, _), (answer, _)] = wire.tcp(is_syn)
         assert {SACK_PERMITTED, TIMESTAMPS} <= offer.options.keys()
         assert answer.options[SACK_PERMITTED] == b""
-        assert TIMESTAMPS not in answer.options
+        assert answer.options[TIMESTAMPS][4:] == offer.options[TIMESTAMPS][:4]
         options = tcp_info(guest).options
         assert options & TCPI_OPT_SACK
-        assert not options & TCPI_OPT_TIMESTAMPS
+        assert options & TCPI_OPT_TIMESTAMPS
 
 
 @bounded
 async def test_row_72_not_if_the_guest_does_not(net: Network) -> None:
     await net.namespace.set_sysctl("net.ipv4.tcp_sack", 0)
+    await net.namespace.set_sysctl("net.ipv4.tcp_timestamps", 0)
     async with watching(net.namespace) as wire, pair(net.namespace) as (guest, host):
         [(answer, _)] = wire.tcp(is_answer)
-        assert SACK_PERMITTED not in answer.options
+        assert not {SACK_PERMITTED, TIMESTAMPS} & answer.options.keys()
         await echoes(guest, host)
+        assert not any(TIMESTAMPS in frame.options for frame in wire.seen)
 
 
 @bounded
@@ -131,9 +133,16 @@ async def test_row_72_what_has_arrived_beyond_a_hole_is_told(net: Network) -> No
         await echoes(guest, host)
         source, target = guest.getsockname()[1], port_of(host)
         _, last = wire.tcp(lambda frame, _: not frame.from_guest)[-1]
+        theirs, _ = wire.tcp(lambda frame, _: frame.from_guest)[-1]
         beyond = last.ack + 100
         wire.put(
-            source, target, seq=beyond, ack=last.seq + len(last.payload), flags=last.flags, data=bytes(50)
+            source,
+            target,
+            seq=beyond,
+            ack=last.seq + len(last.payload),
+            flags=last.flags,
+            data=bytes(50),
+            stamp=theirs.options[TIMESTAMPS][:4],
         )
         told, segment = await wire.next(lambda frame, _: not frame.from_guest)
         assert segment.ack == last.ack
@@ -159,7 +168,8 @@ async def test_row_73_a_segment_is_what_the_mtu_leaves(driver: DriverName, mtu: 
                         for frame, segment in wire.tcp(lambda _, segment: segment.payload)
                         if frame.from_guest is (near is guest)
                     }
-                    assert (size if near is host else least) <= max(cut) <= size
+                    text = size - STAMP_SIZE
+                    assert (text if near is host else least - STAMP_SIZE) <= max(cut) <= text
 
 
 @bounded
@@ -173,7 +183,9 @@ async def test_row_73_a_guest_that_wants_them_smaller_gets_them_smaller(net: Net
                 await send(host, bytes(9000))
                 assert await exactly(guest, 9000) == bytes(9000)
             to_guest = wire.tcp(lambda frame, segment: not frame.from_guest and bool(segment.payload))
-            assert max(frame.gso_size or len(segment.payload) for frame, segment in to_guest) == 900
+            assert (
+                max(frame.gso_size or len(segment.payload) for frame, segment in to_guest) == 900 - STAMP_SIZE
+            )
 
 
 # -- 74: nobody reads ----------------------------------------------------------------------------------

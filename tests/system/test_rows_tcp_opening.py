@@ -60,6 +60,25 @@ PROMPT = 0.3
 TCP_USER_TIMEOUT = 18  # linux/tcp.h
 
 
+OTHERS_WORD = (errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE)
+SILENT = (errno.ETIMEDOUT, errno.EMSGSIZE)
+NO_HOST = (
+    errno.EHOSTUNREACH,
+    errno.EHOSTDOWN,
+    errno.ENONET,
+    errno.ENOPROTOOPT,
+    errno.EPROTO,
+    errno.EOPNOTSUPP,
+)
+FORBIDDEN = (errno.EACCES, errno.EPERM)  # administratively prohibited
+WHAT_GUESTS_SEE = {
+    **dict.fromkeys(sorted(errno.errorcode.keys() - set(SILENT)), errno.ENETUNREACH),
+    **dict.fromkeys(NO_HOST + FORBIDDEN, errno.EHOSTUNREACH),
+    **dict.fromkeys(OTHERS_WORD, errno.ECONNREFUSED),
+}
+"""By what the host's socket fails with: "refused" is what the other end says, and never a fault of ours."""
+
+
 class Failing(Uplink):
     """Has no sockets for what leaves this machine."""
 
@@ -155,13 +174,7 @@ async def test_row_64_refused_is_refused_at_once(net: Network) -> None:
 async def test_row_65_what_the_hosts_socket_cannot_is_what_the_guests_cannot(driver: DriverName) -> None:
     uplink = Failing()
     async with network(driver, uplink) as net:
-        for error, seen in {
-            errno.ECONNREFUSED: errno.ECONNREFUSED,
-            errno.ENETUNREACH: errno.ENETUNREACH,
-            errno.EHOSTUNREACH: errno.EHOSTUNREACH,
-            errno.EACCES: errno.EHOSTUNREACH,  # administratively prohibited
-            errno.EADDRNOTAVAIL: errno.ECONNREFUSED,
-        }.items():
+        for error, seen in WHAT_GUESTS_SEE.items():
             uplink.error = error
             assert await connecting_fails(net.namespace, 80, ELSEWHERE) == seen, os.strerror(error)
         assert (await net.stack.stats())["tcp_connections"] == 0

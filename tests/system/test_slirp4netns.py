@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import pytest
 
 from netns_kit.engine import takes
 from tests.servers import tcp_server
-from tests.support import ROOT, needs, needs_ping, needs_tun
+from tests.support import ROOT, needs, needs_ping, needs_tun, needs_userns
 from tests.system.slirp import (
     ENTER,
     SECONDS,
@@ -51,6 +53,9 @@ to 127.0.0.1:*)
 """
 
 
+THEIRS = ["slirp4netns"]
+BOTH = pytest.mark.parametrize("program", [pytest.param([], id="ours"), pytest.param(THEIRS, id="theirs")])
+"""The same is asked of slirp4netns, where it is installed."""
 SANDBOXES: list[list[str]] = [
     [],
     ["--enable-sandbox"],
@@ -280,6 +285,71 @@ def test_it_ends_when_its_tap_is_removed() -> None:
         assert running.output()[1].endswith("do_slirp failed\nparent failed\n")
 
 
+@pytest.mark.parametrize("words", SANDBOXES)
+def test_it_ends_with_the_last_process_of_the_namespace(words: list[str]) -> None:
+    """Not with the one that it was told, while others are there; nor because of one that is elsewhere."""
+    with attached("-c", *words, "-r", "READY", "PID", "tap0") as (ns, running), conversation(ns) as inside:
+        with held():
+            ns.kill()
+            exchange(inside, "still there")
+        assert running.process.poll() is None
+        inside.kill()
+        assert running.process.wait(SECONDS) == 0
+        assert running.output()[1].endswith("the namespace has no process left\ndo_slirp is exiting\n")
+
+
+def test_an_exit_pipe_that_is_open_keeps_it() -> None:
+    """Whoever holds one says when: there may be a process again."""
+    with (
+        attached("-c", "-r", "READY", "PID", "tap0") as (ns, other),
+        slirp("-c", "-e", "EXIT", "-r", "READY", str(ns.pid), "tap1") as running,
+    ):
+        assert running.ready() == b"1"
+        ns.kill()
+        assert other.process.wait(SECONDS) == 0  # it would have noticed too
+        assert running.process.poll() is None
+        assert running.leave() == 0
+        assert running.output()[1].endswith("for tap1\nreceived tapfd=6\nexitfd event\ndo_slirp is exiting\n")
+
+
+def test_a_namespace_that_is_a_file_ends_with_the_file(tmp_path: Path) -> None:
+    """In a mount namespace of its own, for it takes privilege to mount one."""
+    needs("unshare", "ip")
+    needs_tun()
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--net", "--mount", sys.executable, "-c", FILE, str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.stdout.split() == ["1", "None", "0"], done.stderr
+
+
+FILE = """
+import ctypes, os, subprocess, sys
+libc = ctypes.CDLL(None, use_errno=True)
+path = os.path.join(sys.argv[1], "net")
+open(path, "w").close()
+holder = subprocess.Popen(["unshare", "--net", "cat"], stdin=subprocess.PIPE)
+while os.readlink(f"/proc/{holder.pid}/ns/net") == os.readlink("/proc/self/ns/net"):
+    os.sched_yield()
+assert libc.mount(f"/proc/{holder.pid}/ns/net".encode(), path.encode(), None, 0x1000, None) == 0  # MS_BIND
+ready, writing = os.pipe()
+program = [sys.executable, "-m", "netns_kit", "slirp4netns"]
+slirp = subprocess.Popen(
+    [*program, f"--ready-fd={writing}", "--netns-type=path", "-c", path, "tap0"],
+    pass_fds=[writing], stdout=subprocess.DEVNULL,
+)
+os.close(writing)
+print(os.read(ready, 1).decode())
+holder.kill(), holder.wait()
+open(path + "2", "w").close()  # something happens beside it
+print(slirp.poll())
+assert libc.umount2(path.encode(), 2) == 0  # MNT_DETACH
+os.unlink(path)
+print(slirp.wait(20))
+"""
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
@@ -319,20 +389,94 @@ def test_an_api_socket_that_cannot_be_made_is_told(path: str, text: str) -> None
 # -- traffic ----------------------------------------------------------------------------------------------------
 
 
-def test_the_hosts_loopback_can_be_closed() -> None:
-    with attached("-c", "--disable-host-loopback", "PID", "tap0") as (ns, running):
+@BOTH
+def test_the_hosts_loopback_can_be_closed(program: list[str]) -> None:
+    """A connection to the gateway, or to another port of the DNS address, fails as one without a route does."""
+    with attached("-c", "-6", "--disable-host-loopback", "PID", "tap0", program=program) as (ns, running):
+        ns.run("ip", "-6", "address", "replace", "fd00::100/64", "dev", "tap0", "nodad")
         with tcp_server(hello) as port:
-            assert ns.connect("10.0.2.2", port) in ("EHOSTUNREACH", "ENETUNREACH")
+            assert ns.connect("10.0.2.2", port) == "ENETUNREACH"
+            assert ns.connect("fd00::2", port) == "ENETUNREACH"
+        assert ns.connect("10.0.2.3", 80) == "ENETUNREACH"
+        assert ns.connect("fd00::3", 80) == "ENETUNREACH"
         assert running.leave() == 0
-        assert "WARNING" not in running.output()[0]
+        assert "WARNING: 127.0.0.1" not in running.output()[0]
+
+
+def test_curl_and_ncat_say_why_the_gateway_is_closed() -> None:
+    needs("curl")
+    with attached("-c", "--disable-host-loopback", "PID", "tap0") as (ns, _):
+        done = ns.run("curl", "--verbose", "--stderr", "-", "http://10.0.2.2:80/", check=False)
+        assert "Network is unreachable" in done or "Couldn't connect" in done
+        if shutil.which("ncat"):
+            assert "Network is unreachable" in ns.run("sh", "-c", "ncat 10.0.2.2 80 2>&1", check=False)
+
+
+LISTENS = """
+import socket
+for family, address in (socket.AF_INET, "10.0.2.3"), (socket.AF_INET6, "fd00::3"):
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        with socket.socket(family, kind) as sock:
+            sock.settimeout(1)
+            try:
+                sock.connect((address, 53))
+                sock.send(bytes.fromhex("00070100000100000000000003646e730000010001"))
+                print("answered", sock.recv(1) if kind == socket.SOCK_DGRAM else "")
+            except OSError as error:
+                print(type(error).__name__)
+"""
 
 
 def test_dns_can_be_closed() -> None:
-    """No server of the host's is asked; the gateway's own names need none."""
+    """Nothing at all answers at its address, over neither transport; the world is where it was."""
     needs("dig")
-    with attached("-c", "--disable-dns", "PID", "tap0") as (ns, _):
-        assert "status: SERVFAIL" in ns.run("dig", "+tries=1", "@10.0.2.3", "example.com")
-        assert ns.run("dig", "+short", "@10.0.2.3", "gateway.containers.internal") == "10.0.2.2\n"
+    with works("-c", "-6", "--disable-dns", "PID", "tap0") as (ns, _):
+        assert ns.python(LISTENS).split() == ["TimeoutError"] * 4
+        names = ("example.com", "gateway.containers.internal")
+        for words in [(name, way) for name in names for way in ("+notcp", "+tcp")]:
+            said = ns.run("dig", "+tries=1", "+time=1", "@10.0.2.3", *words, check=False)
+            assert "timed out" in said or "no servers could be reached" in said
+            assert "status:" not in said
+
+
+@BOTH
+def test_answers_from_another_port_are_heard(program: list[str]) -> None:
+    """As those of a TFTP server are (RFC 1350 4), which answers each request from a port of its own."""
+    with attached(program=program) as (ns, _), tftp_server() as port:
+        said = ns.python(
+            f"""
+import socket
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    sock.settimeout(10)
+    sock.sendto(b"read", ("10.0.2.2", {port}))
+    data, sender = sock.recvfrom(100)
+    print(data.decode(), sender[0], sender[1] != {port})
+    sock.sendto(b"ack", sender)
+    print(sock.recvfrom(100)[0].decode())
+"""
+        )
+        assert said.split("\n") == ["data 10.0.2.2 True", "end"]
+
+
+@contextmanager
+def tftp_server() -> Iterator[int]:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(SECONDS)
+
+        def serve() -> None:
+            _, client = server.recvfrom(100)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as transfer:
+                transfer.settimeout(SECONDS)
+                transfer.bind(("127.0.0.1", 0))
+                transfer.sendto(b"data", client)
+                assert transfer.recvfrom(100)[0] == b"ack"
+                transfer.sendto(b"end", client)
+
+        with ThreadPoolExecutor(1) as thread:
+            served = thread.submit(serve)
+            yield server.getsockname()[1]
+            served.result(SECONDS)
 
 
 def test_the_gateway_answers_pings() -> None:
@@ -342,18 +486,27 @@ def test_the_gateway_answers_pings() -> None:
         assert "1 received" in ns.run("ping", "-c1", "-W5", "10.0.2.2")
 
 
-def test_flows_leave_from_the_address_that_was_asked_for() -> None:
+@BOTH
+def test_flows_leave_from_the_address_that_was_asked_for(program: list[str]) -> None:
+    """Those to the host's loopback too, of every protocol."""
     seen: list[str] = []
 
     def whose(sock: socket.socket) -> None:
         seen.append(sock.getpeername()[0])
         sock.sendall(b"hello")
 
-    with attached("-c", "--outbound-addr=lo", "PID", "tap0") as (ns, running):
+    with attached("-c", "--outbound-addr=127.0.0.9", "PID", "tap0", program=program) as (ns, running):
         with tcp_server(whose) as port:
             assert ns.connect("10.0.2.2", port) == "hello"
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+            server.bind(("127.0.0.1", 0))
+            server.settimeout(SECONDS)
+            send = "import socket; socket.socket(2, 2).sendto(b'x', ('10.0.2.2', {}))"
+            ns.python(send.format(server.getsockname()[1]))
+            seen.append(server.recvfrom(100)[1][0])
+        assert seen == ["127.0.0.9"] * 2
         assert running.leave() == 0
-        assert "* Outbound IPv4:    127.0.0.1\n" in running.output()[0]
+        assert "* Outbound IPv4:    127.0.0.9\n" in running.output()[0]
 
 
 SERVER = """
@@ -515,13 +668,93 @@ def test_what_is_asked_for_is_on(words: list[str]) -> None:
         now = status(running.pid)
         assert now["NoNewPrivs"] == "1"
         assert now["Seccomp"] == ("2" if "--enable-seccomp" in words else "0")
-        allowed = 1 << 10 | 1 << 13  # CAP_NET_BIND_SERVICE, CAP_NET_RAW
-        if "--enable-sandbox" in words:
-            assert not int(now["CapEff"], 16) & ~allowed
-            assert not int(now["CapPrm"], 16) & ~allowed
-            if os.geteuid() != 0:  # from whom nobody can hide
-                with pytest.raises(PermissionError):
-                    os.readlink(f"/proc/{running.pid}/root")
+
+
+CAP_NET_BIND_SERVICE = 1 << 10
+
+
+@BOTH
+def test_the_sandbox_seen_from_outside(program: list[str]) -> None:
+    """A root directory with nothing in it that is not needed, mounted to be read, and one capability."""
+    with attached("-c", "--enable-sandbox", "PID", "tap0", program=program) as (ns, running):
+        now = status(running.pid)
+        sets = [int(now[name], 16) for name in ("CapBnd", "CapPrm", "CapEff", "CapAmb")]
+        assert sets == [CAP_NET_BIND_SERVICE] * 3 + [0]
+        root = f"/proc/{running.pid}/root"
+        assert {"etc", "run"} <= set(os.listdir(root)) <= {"etc", "run", "tmp"}
+        assert os.path.exists(f"{root}/etc/passwd")
+        if not program:
+            assert os.listdir(f"{root}/tmp") == []
+        mounts = [line.split() for line in Path(f"/proc/{running.pid}/mountinfo").read_text().splitlines()]
+        points = {words[4]: words[5].split(",") for words in mounts}
+        assert {"/", "/etc", "/run"} <= set(points)
+        assert [where for where, flags in points.items() if "ro" not in flags] == []
+        assert os.readlink(f"/proc/{running.pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt")
+        assert ns.connect("10.0.2.2", 1) == "ECONNREFUSED"
+
+
+WITH_PRIVILEGE = """
+import os, subprocess, sys
+holder = subprocess.Popen(["unshare", "--net", "cat"], stdin=subprocess.PIPE)
+while os.readlink(f"/proc/{holder.pid}/ns/net") == os.readlink("/proc/self/ns/net"):
+    os.sched_yield()
+ready, writing = os.pipe()
+slirp = subprocess.Popen(
+    [*sys.argv[1:], "--enable-sandbox", f"--ready-fd={writing}", "-c", str(holder.pid), "tap0"],
+    pass_fds=[writing], stdout=subprocess.DEVNULL,
+)
+os.close(writing)
+assert os.read(ready, 1) == b"1"
+lines = open(f"/proc/{slirp.pid}/status").read().splitlines()
+print(*(line.split()[1] for line in lines if line.startswith(("CapBnd", "CapPrm", "CapEff"))))
+print(*sorted(set(os.listdir(f"/proc/{slirp.pid}/root")) - {"tmp"}))
+print(os.readlink(f"/proc/{slirp.pid}/ns/user") == os.readlink("/proc/self/ns/user"))
+holder.kill(), slirp.kill(), holder.wait(), slirp.wait()
+"""
+
+
+@BOTH
+def test_the_sandbox_of_a_caller_with_privilege(program: list[str]) -> None:
+    """podman's: in its user namespace all capabilities are there, and one is left, of that very namespace."""
+    needs("unshare", *program)
+    needs_tun()
+    command = program or [sys.executable, "-m", "netns_kit", "slirp4netns"]
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--net", sys.executable, "-c", WITH_PRIVILEGE, *command],
+        cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    one = f"{CAP_NET_BIND_SERVICE:016x}"
+    assert done.stdout.splitlines() == [f"{one} {one} {one}", "etc run", "True"], done.stderr
+
+
+def test_what_resolv_conf_leads_to_is_shown(tmp_path: Path) -> None:
+    """Whatever directories the links on the way are in."""
+    first, second = tmp_path / "one" / "resolv.conf", tmp_path / "two" / "real"
+    for path in (first, second):
+        path.parent.mkdir()
+    second.write_text("nameserver 192.0.2.53\n")
+    first.symlink_to("../two/real")
+    code = f"""
+from netns_kit.sandbox import enter
+print(enter([{str(first)!r}], ["root"], kept=0)["root"])
+print(open({str(first)!r}).read(), end="")
+import os
+print(*sorted(os.listdir("/")))
+try:
+    open({str(second)!r}, "a")
+except OSError as error:
+    print(error.strerror)
+"""
+    needs_userns()
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    top = first.parts[1]
+    shown = " ".join(sorted({"etc", "run", "tmp", top}))
+    assert done.stdout.splitlines() == ["on", "nameserver 192.0.2.53", shown, "Read-only file system"], (
+        done.stderr
+    )
 
 
 IN_A_HOST_OF_ITS_OWN = """
@@ -619,16 +852,23 @@ def test_resolv_conf_is_followed_whatever_is_on(tmp_path: Path, words: list[str]
             process.kill()
 
 
-def test_a_sandbox_that_cannot_be_had_is_no_sandbox(tmp_path: Path) -> None:
-    """A kernel without Landlock, which a filter pretends to be: nothing is run then."""
+def test_the_sandbox_does_without_landlock(tmp_path: Path) -> None:
     without = "import netns_kit.sandbox as sandbox; sandbox._CREATE_RULESET = 9999"
+    program = [executable(tmp_path, first=without)]
+    with works("-c", "--enable-sandbox", "--enable-seccomp", "PID", "tap0", program=program) as (_, running):
+        assert set(os.listdir(f"/proc/{running.pid}/root")) == {"etc", "run", "tmp"}
+
+
+def test_a_sandbox_that_cannot_be_had_is_no_sandbox(tmp_path: Path) -> None:
+    """A machine whose root directory cannot be exchanged: nothing is run then."""
+    without = "import netns_kit.sandbox as sandbox; sandbox._PIVOT_ROOT = {}"
     program = executable(tmp_path, first=without)
     with held() as ns, slirp(
         "-c", "--enable-sandbox", str(ns.pid), "tap0", program=[program]
     ) as running:  # fmt: skip
         assert running.ready() == b""
         assert running.process.wait(SECONDS) == 1
-        assert "create_sandbox failed: landlock is unsupported" in running.output()[1]
+        assert "create_sandbox failed: root is unsupported" in running.output()[1]
 
 
 def test_the_installed_command_is_the_same(tmp_path: Path) -> None:

@@ -143,19 +143,19 @@ async def test_the_header_size_another_left_on_a_persistent_tap_is_corrected(ns:
 async def test_a_persistent_tap_with_many_queues_is_an_error(ns: Namespace) -> None:
     await ip(ns, "tuntap", "add", "mode", "tap", "name", "tap0", "multi_queue")
     with pytest.raises(TunUnavailable, match="tap0"):
-        await TapDevice.open(ns, "tap0").__aenter__()
+        _ = await TapDevice.open(ns, "tap0")
 
 
 async def test_a_persistent_tap_with_one_queue_has_no_more(ns: Namespace) -> None:
     await ip(ns, "tuntap", "add", "mode", "tap", "name", "tap0")
     with pytest.raises(TunUnavailable, match="tap0"):
-        await TapDevice.open(ns, "tap0", queues=2).__aenter__()
+        _ = await TapDevice.open(ns, "tap0", queues=2)
 
 
 async def test_queues_are_one_device(ns: Namespace) -> None:
     device = TapDevice.open(ns, "tap0", queues=3)
     with pytest.raises(ArgumentError, match="queues=3: a bad link has one queue; use 1"):
-        device.impaired(Impairment())
+        _ = device.impaired(Impairment())
     async with device as tap:
         assert tap.queues[0] is tap
         assert len({queue.fileno() for queue in tap.queues}) == 3
@@ -170,7 +170,7 @@ async def test_queues_are_one_device(ns: Namespace) -> None:
 async def test_a_tap_taken_by_somebody_else_is_an_error(ns: Namespace) -> None:
     async with TapDevice.open(ns, "tap0"):
         with pytest.raises(TunUnavailable, match="tap0"):
-            await TapDevice.open(ns, "tap0").__aenter__()
+            _ = await TapDevice.open(ns, "tap0")
 
 
 @pytest.mark.parametrize(("flags", "header"), [(VNET, 10), (PLAIN, 0)])
@@ -190,7 +190,7 @@ async def test_a_descriptor_keeps_the_flags_it_came_with(ns: Namespace, flags: i
 async def test_a_tap_with_packet_information_is_refused(ns: Namespace) -> None:
     opened = await ns.open_tap("tap0", [0x0002])
     with pytest.raises(TunUnavailable, match=r"use IFF_TAP\|IFF_NO_PI"):
-        TapDevice.from_fd(opened.fd)
+        _ = TapDevice.from_fd(opened.fd)
     _, flags = struct.unpack_from("16sH", fcntl.ioctl(opened.fd, TUNGETIFF, bytes(40)))
     assert flags & 0x1000, "IFF_NOFILTER: the question left no filter behind"
     os.close(opened.fd)
@@ -249,7 +249,7 @@ async def test_a_block_that_is_not_entered_leaves_no_tap(
     with monkeypatch.context() as patch:
         patch.setattr(Namespace, "configure_link", refuse)
         with pytest.raises(PermissionError, match="as if"):
-            await tap.__aenter__()
+            _ = await tap
     assert [entry["ifname"] for entry in await ip(ns, "link")] == ["lo"]
 
 

@@ -135,7 +135,7 @@ async def test_a_killed_worker_ends_the_block_and_frees_its_ports() -> None:
                     await stream.send(b"x")
                     assert await stream.receive() == b"x"
                     os.kill(net.stack.workers.processes[0].pid, signal.SIGKILL)
-                    await anyio.sleep_forever()
+                    await net.wait_closed()
         with socket.create_server(("127.0.0.1", forward.host_port)):
             pass
 

@@ -1,4 +1,5 @@
-"""TCP segments (RFC 9293 section 3.1) and the options we speak: MSS, window scale (RFC 7323), SACK (RFC 2018)."""
+"""TCP segments (RFC 9293 section 3.1) and the options we speak: MSS, window scale and timestamps (RFC 7323), SACK
+(RFC 2018)."""
 
 from __future__ import annotations
 
@@ -11,8 +12,13 @@ from .errors import BadPacket
 SIZE = 20
 FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = 1, 2, 4, 8, 16, 32, 64, 128
 _HEADER = Struct("!HHIIHHHH")
-_END, _NOP, _MSS, _WINDOW_SCALE, _SACK_PERMITTED, _SACK = 0, 1, 2, 3, 4, 5
+_END, _NOP, _MSS, _WINDOW_SCALE, _SACK_PERMITTED, _SACK, _TIMESTAMPS = 0, 1, 2, 3, 4, 5, 8
 _BLOCK = Struct("!II")
+_STAMP = Struct("!II")
+STAMP = bytes((_NOP, _NOP, _TIMESTAMPS, 10))
+"""What the timestamps begin with, as RFC 7323 appendix A lays them."""
+TICKS = 1000  # of our clock, per second
+STAMP_SIZE = len(STAMP) + _STAMP.size
 MAX_WINDOW_SCALE = 14
 
 
@@ -65,6 +71,7 @@ class Options(NamedTuple):
     scale: int | None = None
     sack_permitted: bool = False
     sack: tuple[tuple[int, int], ...] = ()  # blocks: first number, one past the last
+    stamp: tuple[int, int] | None = None  # TSval and TSecr
 
 
 def parse_options(options: memoryview | None) -> Options:
@@ -73,6 +80,7 @@ def parse_options(options: memoryview | None) -> Options:
     scale: int | None = None
     permitted = False
     blocks: tuple[tuple[int, int], ...] = ()
+    stamp: tuple[int, int] | None = None
     at, end = 0, len(options) if options is not None else 0
     while options is not None and at < end and options[at] != _END:
         if options[at] == _NOP:
@@ -89,16 +97,36 @@ def parse_options(options: memoryview | None) -> Options:
             permitted = True
         elif kind == _SACK and size & 7 == 2:
             blocks = tuple(_BLOCK.iter_unpack(options[at + 2 : at + size]))
+        elif kind == _TIMESTAMPS and size == 10:
+            value, echo = _STAMP.unpack_from(options, at + 2)
+            stamp = value, echo
         at += size
-    return Options(mss, scale, permitted, blocks)
+    return Options(mss, scale, permitted, blocks, stamp)
 
 
-def pack_options(mss: int | None, scale: int | None, sack_permitted: bool = False) -> bytes:
+def pack_options(
+    mss: int | None,
+    scale: int | None,
+    sack_permitted: bool = False,
+    stamp: tuple[int, int] | None = None,
+) -> bytes:
     """The options of a SYN, padded to a multiple of four."""
     options = b"" if mss is None else bytes((_MSS, 4)) + mss.to_bytes(2, "big")
     if sack_permitted:
         options += bytes((_NOP, _NOP, _SACK_PERMITTED, 2))
+    if stamp is not None:
+        options += pack_stamp(*stamp)
     return options if scale is None else options + bytes((_NOP, _WINDOW_SCALE, 3, scale))
+
+
+def ticks(now: float) -> int:
+    """Our clock for timestamps, at a time in seconds (RFC 7323 5.4)."""
+    return int(now * TICKS) & 0xFFFFFFFF
+
+
+def pack_stamp(value: int, echo: int) -> bytes:
+    """The timestamps, padded likewise."""
+    return STAMP + _STAMP.pack(value, echo)
 
 
 def pack_sack(blocks: Iterable[tuple[int, int]]) -> bytes:

@@ -316,4 +316,4 @@ def test_a_whole_conversation_over_a_bad_link() -> None:
                 delattr(again[layer], field)
         assert bytes(again) == frame
         kinds |= {option for option, _ in seen[scapy.TCP].options}
-    assert kinds == {"MSS", "NOP", "SAckOK", "SAck", "WScale"}
+    assert kinds == {"MSS", "NOP", "SAckOK", "SAck", "WScale", "Timestamp"}

@@ -114,19 +114,22 @@ def test_ipv6_fragment(addresses: bytes, identification: int, units: int, more: 
         assert packet.identification == identification
 
 
-@given(u16, u16, u32, u32, u8, u16, st.none() | u16, st.none() | st.integers(0, 14), st.booleans(), payloads)
+@given(
+    u16, u16, u32, u32, u8, u16, st.none() | u16, st.none() | st.integers(0, 14), st.booleans(),
+    st.none() | st.tuples(u32, u32), payloads,
+)  # fmt: skip
 def test_tcp(
     source: int, target: int, seq: int, ack: int, flags: int, window: int, mss: int | None, scale: int | None,
-    permitted: bool, payload: bytes,
+    permitted: bool, stamp: tuple[int, int] | None, payload: bytes,
 ) -> None:  # fmt: skip
     header = tcp.pack(
         src_port=source, dst_port=target, seq=seq, ack=ack, flags=flags, window=window,
-        options=tcp.pack_options(mss, scale, permitted),
+        options=tcp.pack_options(mss, scale, permitted, stamp),
     )  # fmt: skip
     segment = tcp.parse(memoryview(header + payload))
     assert header[:4] == source.to_bytes(2, "big") + target.to_bytes(2, "big")
     assert (segment.seq, segment.ack, segment.flags, segment.window) == (seq, ack, flags, window)
-    assert tcp.parse_options(segment.options) == (mss, scale, permitted, ())
+    assert tcp.parse_options(segment.options) == (mss, scale, permitted, (), stamp)
     assert bytes(segment.payload) == payload
     assert segment.length == len(payload) + bool(flags & tcp.SYN) + bool(flags & tcp.FIN)
 
@@ -161,7 +164,7 @@ def test_bytes_raise_bad_packet_or_nothing(parse: object, data: bytes, first: in
 
 @given(st.binary(max_size=44))
 def test_options_never_raise(options: bytes) -> None:
-    mss, scale, _, blocks = tcp.parse_options(memoryview(options))
+    mss, scale, _, blocks, _ = tcp.parse_options(memoryview(options))
     assert len(blocks) <= 5
     assert mss is None or 0 <= mss <= 0xFFFF
     assert scale is None or 0 <= scale <= tcp.MAX_WINDOW_SCALE
@@ -172,7 +175,9 @@ def test_options_never_raise(options: bytes) -> None:
     [
         ("", Options()),
         ("020405b4 01030307", Options(1460, 7)),
-        ("0204 05b4 0402 080a 00000001 00000000 01 030309", Options(1460, 9, True)),
+        ("0204 05b4 0402 080a 00000001 00000000 01 030309", Options(1460, 9, True, stamp=(1, 0))),
+        ("0101 080a 00000001 ffffffff", Options(stamp=(1, 0xFFFFFFFF))),
+        ("0809 00000001 000000", Options()),  # of another length: none
         ("01 01 01 020405b4", Options(1460)),
         ("00 020405b4", Options()),  # the end is the end
         ("020405b4 0300", Options(1460)),  # a length of zero ends the list

@@ -1,0 +1,63 @@
+"""The first burst is not lost: who we are need not be asked where we have configured the namespace."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from ipaddress import ip_address
+
+import pytest
+
+from netns_kit import Network
+from netns_kit.drivers import DriverName
+from netns_kit.stack.wire import ethernet, ip
+from netns_kit.subnet import Subnet
+from tests.servers import bounded
+from tests.support import needs_ipv6
+
+from .rows import ETH_P_ALL, FRAME_MAX, PACKET_OUTGOING, TAP, driver
+
+__all__ = ["driver"]  # a fixture
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
+
+BURST = 400  # datagrams: more than a kernel keeps for an address that it has asked for
+AT_ONCE = 50  # of them, before we look at the wire
+SUBNET = Subnet.parse("10.0.2.0/24", ipv6=True)
+SOLICITATION = 135  # RFC 4861
+
+
+def frames(wire: socket.socket) -> Iterator[tuple[bytes, int]]:
+    """What the guest has sent since, and its EtherType."""
+    while True:
+        try:
+            frame, (_, kind, way, *_) = wire.recvfrom(FRAME_MAX)
+        except BlockingIOError:
+            return
+        if way == PACKET_OUTGOING:
+            yield frame[ethernet.SIZE :], kind
+
+
+@pytest.mark.parametrize("address", [str(each) for each in SUBNET.neighbours])
+@bounded
+async def test_a_burst_to_any_address_of_ours(driver: DriverName, address: str) -> None:
+    """All of it leaves at once, and nobody is asked for."""
+    needs_ipv6()
+    family = socket.AF_INET if ip_address(address).version == 4 else socket.AF_INET6
+    left = asked = 0
+    async with Network(ipv6=True, driver=driver) as net:
+        [tap] = [link.index for link in await net.namespace.links() if link.name == TAP]
+        to = (address, 9) if family == socket.AF_INET else (address, 9, 0, tap)
+        with (
+            await net.namespace.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire,
+            await net.namespace.socket(family, socket.SOCK_DGRAM) as sock,
+        ):
+            wire.bind((TAP, ETH_P_ALL))
+            for _ in range(BURST // AT_ONCE):
+                for _ in range(AT_ONCE):
+                    sock.sendto(b"burst", to)
+                for packet, kind in frames(wire):
+                    left += packet.endswith(b"burst") and kind in (ethernet.IPV4, ethernet.IPV6)
+                    asked += kind == ethernet.ARP
+                    asked += kind == ethernet.IPV6 and packet[6] == ip.ICMPV6 and packet[40] == SOLICITATION
+    assert (left, asked) == (BURST, 0)

@@ -1,0 +1,85 @@
+"""What a guest may reach of the host by default, what takes that away, and whose name a guest may speak in.
+
+In a host of its own, with a server on every address: nothing here leads out.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from ipaddress import IPv4Address
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from netns_kit import Flow, Network, Uplink
+from tests.servers import SECONDS
+from tests.system.multihop import GUEST, H_6, H, Hops, S, in_h
+
+FORGED = "198.51.100.7"
+
+
+async def reached(net: Network, host: str, port: int) -> int:
+    """0, or the error with which connecting there fails."""
+    try:
+        stream = await net.namespace.connect_tcp(host, port)
+    except OSError as error:
+        return error.errno or -1
+    await stream.aclose()
+    return 0
+
+
+@in_h(ping=False)
+async def test_the_hosts_own_addresses_are_reached_unless_they_are_refused(hops: Hops) -> None:
+    with hops.at("S"):
+        elsewhere = socket.create_server((S, 0))
+    with elsewhere, socket.create_server(("0.0.0.0", 0)) as own:
+        port, other = own.getsockname()[1], elsewhere.getsockname()[1]
+        async with Network() as net:
+            assert await reached(net, H, port) == 0, "so it is by default: docs/security.md"
+        async with Network(uplink=Uplink(allow_host_addresses=False)) as net:
+            assert await reached(net, H, port) == errno.EHOSTUNREACH
+            assert await reached(net, S, other) == 0
+            assert (await net.stack.stats())["flows_refused"] == 1
+
+
+@in_h(ping=False)
+async def test_the_hosts_own_addresses_of_ipv6(hops: Hops) -> None:
+    with socket.create_server(("::", 0), family=socket.AF_INET6) as own:
+        port = own.getsockname()[1]
+        async with Network(ipv6=True, uplink=Uplink(allow_host_addresses=False)) as net:
+            assert await reached(net, H_6, port) == errno.EACCES
+            assert await reached(net, f"2002:{IPv4Address(H).packed.hex(':', 2)}::1", port) == errno.EACCES
+
+
+@in_h(ping=False, privileged=True)
+async def test_nobody_speaks_in_anothers_name(hops: Hops) -> None:
+    """Unless it is allowed, for guests that route for others."""
+    with hops.at("S"):
+        server = socket.create_server((S, 0))
+    with server:
+        for allowed in (False, True):
+            asked: list[Flow] = []
+            async with Network(uplink=Uplink(any_source=allowed, policy=asked.append)) as net:
+                await net.run(["ip", "address", "add", f"{FORGED}/32", "dev", "lo"])
+                for source in (GUEST, FORGED):
+                    with await net.namespace.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+                        sock.bind((source, 0))
+                        sock.connect_ex(server.getsockname())
+                        if source == FORGED and not allowed:
+                            assert await counted(net, "dropped_ip_source_foreign")
+                        else:
+                            client, _ = await anyio.to_thread.run_sync(server.accept)
+                            client.close()
+            sources = [str(each.source.address) for each in asked]
+            assert sources == ([GUEST, FORGED] if allowed else [GUEST])
+
+
+async def counted(net: Network, name: str) -> Any:
+    """The counter of that name, once it is not 0."""
+    for _ in range(SECONDS * 100):
+        if count := dict[str, Any](await net.stack.stats())[name]:
+            return count
+        await anyio.sleep(0.01)
+    return 0
