@@ -1,5 +1,6 @@
 # `make run` and `make test` are all a fresh clone needs: python3 with its venv module, git and make.
 PYTHON ?= python3
+WORKERS ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -10,7 +11,7 @@ run: $(VENV)/run  ## the README's first example, with no internet needed
 	$(BIN)/python docs/run_readme.py
 
 test: lint types  ## everything
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 lint: $(VENV)/test
 	$(BIN)/ruff check

@@ -87,12 +87,6 @@ def lowest_free(fd: int) -> int:
     return number
 
 
-def raise_descriptor_limit() -> None:
-    """Raise the soft limit to the hard one: for a process that has nobody else to want them."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
 def most_descriptors() -> int:
     """How many descriptors the process may have before flows are refused."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -8,8 +8,14 @@ Words.  A *request* is one record on the control socket: JSON and descriptors.  
 far end of a fresh socketpair, the *conversation*, on which the answer goes; so requests need no numbers, no
 lock and no order, and whoever loses interest just closes his end.  A request of more than 32 KiB is the
 single byte `@` and its text is in a memfd, the last descriptor.  A *command* is a child made by `spawn`; its
-conversation stays open: the first record out says that it runs, the second how it ended.  If the client
-closes or shuts down its end in between, the command and its descendants are killed.
+conversation stays open: the first record out says that it runs, the last how it ended.  If the client
+closes or shuts down its end in between, the command and its descendants are killed.  A record in is one byte:
+the number of a signal that the client has received and passes on, or 0, and then a record goes out
+each time that the command has been stopped.
+
+Signals.  The agent is in its client's process group, as a command is unless it has gone to another, and reads the
+signals that come to it from a signalfd.  Such a one was sent to the group, by a terminal or by kill(2): the command
+has it already, and when the client passes it on it is not sent a second time.
 
 Death.  Two things end the agent: end of file on the control socket, and the owner's pidfd (a fork of the
 owner may hold a copy of the socket).  PR_SET_PDEATHSIG would not do, it follows the thread that started us.
@@ -35,6 +41,7 @@ import socket
 import stat
 import struct
 import sys
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -52,6 +59,9 @@ PR_SET_CHILD_SUBREAPER = 36
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
 MNT_DETACH = 2
+OPEN_TREE, MOVE_MOUNT = 428, 429  # system calls, alike on all machines
+AT_FDCWD, OPEN_TREE_CLONE = -100, 1
+MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_SYMLINKS = 4, 0x10
 NS_GET_USERNS = 0xB701
 NS_GET_NSTYPE = 0xB703
 
@@ -74,10 +84,26 @@ RTM_NEWROUTE, RTA_OIF, RTA_GATEWAY = 24, 4, 5
 RT_TABLE_MAIN, RTPROT_BOOT, RTN_UNICAST = 254, 3, 1
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 1, 4, 0x100, 0x200, 0x400
 
+# <sys/inotify.h>
+IN_MOVED, IN_CREATE, IN_DELETE = 0xC0, 0x100, 0x200
+
 RECORD_MAX = 65536
 FDS_MAX = 253  # SCM_MAX_FD
+PENDING_MAX = 64  # of one signal, that nobody passes on
 SCRATCH = "/tmp"
-IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)  # meant for commands
+SHELL = b"/bin/sh"
+ELSEWHERE = {  # execvp(3) goes on to the next directory of PATH
+    *(errno.EACCES, errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT),
+}
+BLOCKED = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+STOPPING = {
+    signal.SIGTSTP,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+}  # who has stopped passes them on when it is continued
+PASSED_ON_WITHIN = 2.0  # seconds in which a client passes on what came to the group
+SIGINFO = 128  # bytes, signalfd(2)
+FOLLOW_STOPS = 0  # what is no signal: the client wants to know when its command has been stopped
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -389,6 +415,13 @@ OPERATIONS: dict[str, Callable[[dict[str, Any]], tuple[dict[str, object], list[i
 # Commands
 
 
+# Files.  A mount needs a name to be on, and belongs to that name: where somebody outside removes the name, or renames
+# another file over it, as programs do that replace resolv.conf, the kernel takes the mount off (detach_mounts).  So
+# the agent watches the names and mounts again.  A name that is not there is made, an empty file, for as long as a
+# command needs it: no mount can add a name to a directory and leave all else of it as it is, for what is new on a
+# tmpfs or in an overlayfs is not in the directory.  Where we may not write that loses nothing, so there it is done.
+
+
 def show_files(files: dict[str, str]) -> None:
     """In a mount namespace of our own, let each path read as the text given for it.
 
@@ -420,16 +453,75 @@ def show_files(files: dict[str, str]) -> None:
     check(libc.umount2(where, MNT_DETACH), SCRATCH)
 
 
+def has_places(directory: str) -> bool:
+    """Not where everything is, nor where nothing is a file."""
+    return directory != "/" and directory.split("/")[1] not in {"proc", "sys", "dev"}
+
+
+def make_place(path: str) -> tuple[str, tuple[int, int]] | None:
+    """Make an empty file where there is none, or where a link leads to nowhere, if we may: its own path, and which
+    it is.
+    """
+    target = os.path.realpath(path)
+    if not has_places(os.path.dirname(target)):
+        return None
+    try:
+        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    except OSError:  # it is there; or we may not, and `make_room` does it
+        return None
+    try:
+        status = os.fstat(fd)
+    finally:
+        os.close(fd)
+    return target, (status.st_dev, status.st_ino)
+
+
+def remove_place(target: str, identity: tuple[int, int]) -> None:
+    """What `make_place` has made, unless it has become somebody's file."""
+    with suppress(OSError):  # it is gone, or not ours to remove any more
+        status = os.lstat(target)
+        if (status.st_dev, status.st_ino) == identity and status.st_size == 0:
+            os.unlink(target)
+
+
+def copy_of(path: str) -> int:
+    """A mount of what is mounted at `path`, to be put somewhere else."""
+    flags = OPEN_TREE_CLONE | os.O_CLOEXEC
+    fd: int = libc.syscall(OPEN_TREE, AT_FDCWD, to_bytes(path), flags)
+    check(fd, path)
+    return fd
+
+
+def hand_over(out: socket.socket, paths: Sequence[str], fds: Sequence[int] = ()) -> None:
+    """Pass the agent a copy of what is at each of these, in the place of those that it has used."""
+    copies = [copy_of(path) for path in paths]
+    socket.send_fds(out, [json.dumps({"shown": list(paths)}).encode()], [*fds, *copies])
+
+
+def show_again(out: socket.socket, namespace: int, shown: dict[str, int]) -> NoReturn:
+    """In the mount namespace of a command, mount again what does not lead to its text any more.  A child of the
+    agent's.
+    """
+    try:
+        check(libc.setns(namespace, CLONE_NEWNS))
+        lost = []
+        for path, fd in shown.items():
+            with suppress(FileNotFoundError):  # until it is there again
+                if not os.path.samestat(os.stat(path), os.fstat(fd)):
+                    flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_SYMLINKS
+                    check(libc.syscall(MOVE_MOUNT, fd, b"", AT_FDCWD, to_bytes(path), flags), path)
+                    lost.append(path)
+        hand_over(out, lost)
+    finally:
+        os._exit(0)
+
+
 def make_room(path: str) -> None:
     """Let there be a file at `path`, where there is none or a link to nowhere: its directory becomes a read-only
     tmpfs that has everything else of the old one, by links and bind mounts.
     """
     directory, name = os.path.split(os.path.abspath(path))
-    if directory == "/" or directory.split("/")[1] in {
-        "proc",
-        "sys",
-        "dev",
-    }:  # all is in those, or is no file
+    if not has_places(directory):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     try:
         old = f"/proc/self/fd/{os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)}"
@@ -460,25 +552,38 @@ def is_capable(capability: int) -> bool:
 
 
 def execute(argv: Sequence[str], env: dict[str, str]) -> NoReturn:
-    """exec, searching PATH and choosing among the errors as `subprocess` does."""
+    """Execute a program as execvp(3) does: searched in PATH, and given to the shell if it is a script that names no
+    interpreter.
+    """
     program = argv[0]
     places = [""] if "/" in program else env.get("PATH", os.defpath).split(":")
     arguments = [to_bytes(word) for word in argv]
     environment = {to_bytes(name): to_bytes(value) for name, value in env.items()}
-    telling = last = None
-    for place in places:
+    number = errno.ENOENT
+    for place in places if program else []:
+        path = to_bytes(os.path.join(place, program))
         try:
-            os.execve(to_bytes(os.path.join(place, program)), arguments, environment)
+            os.execve(path, arguments, environment)
         except OSError as exc:
-            last = exc.errno
-            if last not in {errno.ENOENT, errno.ENOTDIR}:
-                telling = telling or last
-    number = telling or last or errno.ENOENT
-    raise OSError(number, os.strerror(number), program)
+            if exc.errno == errno.ENOEXEC and is_text(path):
+                os.execve(SHELL, [SHELL, path, *arguments[1:]], environment)
+            if exc.errno not in ELSEWHERE:
+                raise
+            if number != errno.EACCES:
+                number = exc.errno
+    raise OSError(number, os.strerror(number))
 
 
-def become_command(request: dict[str, Any], fds: list[int], report: int, restore: Sequence[int]) -> NoReturn:
-    """The child's side of `spawn`.  It ends in exec, or reports why not on the pipe `report`."""
+def is_text(path: bytes) -> bool:
+    """Whether the first line of a file has no zero byte.  An executable of another machine's has."""
+    with open(path, "rb") as file:
+        return b"\0" not in file.readline(256)
+
+
+def become_command(
+    request: dict[str, Any], fds: list[int], report: socket.socket, restore: dict[signal.Signals, Any]
+) -> NoReturn:
+    """The child's side of `spawn`.  It ends in exec, or reports why not on `report`."""
     step = "spawn"
     try:
         agent = os.getppid()
@@ -493,22 +598,33 @@ def become_command(request: dict[str, Any], fds: list[int], report: int, restore
             os.chdir(to_bytes(request["cwd"]))
         step = "mount"
         show_files(request["files"])
+        if request["files"]:
+            with suppress(OSError):  # Linux before 5.2: then they are not shown again
+                hand_over(report, list(request["files"]), [os.open("/proc/self/ns/mnt", os.O_RDONLY)])
         step = "spawn"
         numbers = {int(number): fds[index] for number, index in request["fds"].items()}
-        above = max(2, *numbers) + 1
-        report = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, above)
+        above = max([2, *numbers]) + 1
+        report = socket.socket(fileno=fcntl.fcntl(report.detach(), fcntl.F_DUPFD_CLOEXEC, above))
         moved = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for number, fd in numbers.items()}
         os.closerange(0, 3)
         for number, fd in moved.items():
             os.dup2(fd, number)
-        for number in restore:
-            signal.signal(number, signal.SIG_DFL)
-        execute(request["argv"], request["env"])
+        env = request["env"]
+        if request["pid_variable"] is not None:
+            env[request["pid_variable"]] = str(os.getpid())
+        for number, action in restore.items():
+            signal.signal(number, action)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])  # what has come meanwhile, the command has
+        step = "exec"
+        execute(request["argv"], env)
     except BaseException as exc:
-        problem = failure(exc, step if is_capable(CAP_SYS_ADMIN) else "spawn")
+        if step == "exec" and isinstance(exc, OSError):
+            problem: dict[str, object] = {"unexecuted": exc.errno}
+        else:
+            problem = failure(exc, step if is_capable(CAP_SYS_ADMIN) else "spawn")
         record = json.dumps(problem).encode()
-        os.write(
-            report, record if len(record) < RECORD_MAX else json.dumps({**problem, "filename": None}).encode()
+        report.send(
+            record if len(record) < RECORD_MAX else json.dumps({**problem, "filename": None}).encode()
         )
     finally:
         os._exit(127)
@@ -551,34 +667,80 @@ def kill_tree(root: int) -> bool:
 class Command:
     """A child and the conversation about it.
 
-    Until its exec has happened or failed there are `report`, the pipe that exec closes, and a pidfd to hand
-    out.
+    Until its exec has happened or failed there are `report`, a socket whose other end exec closes, and a pidfd to
+    hand out.  `had` are the signals that came to it with its group, and when.  `files` are the paths that it is
+    shown, `shown` a mount for each to use when it has to be shown again, `mounts` its mount namespace.
     """
 
-    __slots__ = ("conversation", "pid", "pidfd", "report")
+    __slots__ = (
+        *("conversation", "files", "follows", "had", "mounts", "pid", "pidfd", "report", "shown", "stop"),
+        "told",
+    )
 
-    def __init__(self, pid: int, conversation: socket.socket, report: int) -> None:
+    def __init__(
+        self, pid: int, conversation: socket.socket, report: socket.socket, files: Sequence[str]
+    ) -> None:
         self.pid = pid
         self.pidfd = os.pidfd_open(pid)
         self.conversation = conversation
-        self.report: int | None = report
+        self.report: socket.socket | None = report
+        self.files = files
+        self.shown: dict[str, int] = {}
+        self.mounts = -1
+        self.had: dict[int, list[float]] = {}
+        self.stop = 0  # the signal that has stopped it, 0 while it runs
+        self.follows = False  # the client wants to know
+        self.told = False  # and has been told, and not been heard since: it has stopped itself
+
+    def take(self, data: bytes, fds: list[int]) -> None:
+        """What `hand_over` has passed: at first with the namespace."""
+        if self.mounts < 0:
+            self.mounts = fds.pop(0)
+        for path, fd in zip(json.loads(data)["shown"], fds, strict=True):
+            if path in self.shown:
+                os.close(self.shown[path])
+            self.shown[path] = fd
+
+    def close(self) -> None:
+        self.conversation.close()
+        for fd in (self.mounts, *self.shown.values()):
+            if fd >= 0:
+                os.close(fd)
+
+    def note(self, number: int) -> None:
+        """A signal has come to our group."""
+        if os.getpgid(self.pid) == os.getpgrp():
+            times = self.had.setdefault(number, [])
+            times.append(time.monotonic())
+            del times[:-PENDING_MAX]
+
+    def has_had(self, number: int) -> bool:
+        """Whether a signal that is passed on came to it with its group; true once for each that did."""
+        times = self.had.get(number, [])
+        if number not in STOPPING:
+            now = time.monotonic()
+            times[:] = [since for since in times if now - since < PASSED_ON_WITHIN]
+        return bool(times and times.pop(0))
 
 
 class Agent:
     """The poll loop.  Handlers tolerate being called for nothing, as a descriptor's number may be reused."""
 
-    def __init__(self, control: socket.socket, owner: int, restore: Sequence[int]) -> None:
+    def __init__(self, control: socket.socket, owner: int, restore: dict[signal.Signals, Any]) -> None:
         self.control = control
+        self.owner = owner
         self.restore = restore
         self.commands: dict[int, Command] = {}
+        self.places: dict[str, tuple[int, int]] = {}  # made by us, for commands to be shown files at
+        self.changes = -1  # an inotify descriptor, once there are files
         self.handlers: dict[int, Callable[[], None]] = {}
         self.poll = select.poll()
-        self.wakeup, signals = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(signals, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
+        blocked = sum(1 << (number - 1) for number in BLOCKED).to_bytes(128, sys.byteorder)  # sigset_t
+        self.signals: int = libc.signalfd(-1, blocked, os.O_CLOEXEC | os.O_NONBLOCK)
+        check(self.signals)
         self.watch(control.fileno(), self.serve)
         self.watch(owner, self.end)
-        self.watch(self.wakeup, self.reap)
+        self.watch(self.signals, self.on_signal)
 
     def watch(self, fd: int, handler: Callable[[], None]) -> None:
         self.handlers[fd] = handler
@@ -596,6 +758,8 @@ class Agent:
 
     def end(self) -> NoReturn:
         """Kill everything below us and leave.  What we may not kill (setuid, no namespace of ours) stays."""
+        for target, identity in self.places.items():
+            remove_place(target, identity)
         while children := children_of(os.getpid()):
             if not sum(kill_tree(pid) for pid in children):
                 break
@@ -653,67 +817,191 @@ class Agent:
                 os.close(fd)
 
     def spawn(self, conversation: socket.socket, request: dict[str, Any], fds: list[int]) -> None:
-        done, report = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        done, report = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        done.setblocking(False)
+        files = list(request["files"])
+        self.make_places(files)
+        self.on_signal()  # what has come until now, the new command has not had
         try:
             pid = os.fork()
             if pid == 0:
                 become_command(request, fds, report, self.restore)
-            command = self.commands[pid] = Command(pid, conversation, done)
+            command = self.commands[pid] = Command(pid, conversation, done, files)
         except BaseException:
-            os.close(done)
+            done.close()
+            self.remove_places()
             raise
         finally:
-            os.close(report)
-        self.watch(done, lambda: self.started(command))
-        self.watch(conversation.fileno(), lambda: self.hang_up(command))
+            report.close()
+        self.watch_files(files)
+        self.watch(done.fileno(), lambda: self.started(command))
+        self.watch(conversation.fileno(), lambda: self.hear(command))
 
     def started(self, command: Command) -> None:
         """The command's exec has happened, or failed."""
         if command.report is None:
             return
         try:
-            problem = os.read(command.report, RECORD_MAX)
+            problem, fds, _, _ = socket.recv_fds(command.report, RECORD_MAX, FDS_MAX)
+            if fds:
+                command.take(problem, fds)
+                problem, _, _, _ = socket.recv_fds(command.report, RECORD_MAX, 0)
         except BlockingIOError:
             return
-        self.forget(command.report)
-        os.close(command.report)
+        except ConnectionError:
+            problem = b""
+        self.forget(command.report.fileno())
+        command.report.close()
         command.report = None
         if problem:
-            tell(command.conversation, json.loads(problem))
-            self.drop(command)
+            self.drop(command, json.loads(problem))
         else:
             tell(command.conversation, {"pid": command.pid}, [command.pidfd])
         os.close(command.pidfd)
 
-    def hang_up(self, command: Command) -> None:
-        """The client is not interested any more, or wants it killed; it may still wait for the status."""
-        if command.pid in self.commands:
+    def hear(self, command: Command) -> None:
+        """A signal to pass on.  Or the client is not interested any more, or wants the command killed; it may still
+        wait for the status.
+        """
+        self.on_signal()
+        if command.pid not in self.commands:
+            return
+        try:
+            said = command.conversation.recv(1)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            said = b""
+        command.told = False
+        if not said:
             self.forget(command.conversation.fileno())
             kill_tree(command.pid)
+        elif said[0] == FOLLOW_STOPS:
+            command.follows = True
+            self.tell_stop(command)
+        elif not command.has_had(said[0]):
+            with suppress(OSError):  # not ours to signal any more, or no signal
+                os.kill(command.pid, said[0])
+
+    def tell_stop(self, command: Command) -> None:
+        if command.follows and command.stop:
+            tell(command.conversation, {"stopped": command.stop})
+            command.told = True
+
+    def stopped(self, command: Command, number: int) -> None:
+        command.stop = number
+        if command.report is None:
+            self.tell_stop(command)
+        else:  # before its exec, for which the client waits
+            os.kill(command.pid, signal.SIGCONT)
+
+    def continued(self, command: Command) -> None:
+        """A client that has stopped itself with the command goes on with it, whoever has continued that."""
+        command.stop = 0
+        if command.told:
+            with suppress(OSError):  # not ours to signal
+                signal.pidfd_send_signal(self.owner, signal.SIGCONT)
+                command.note(signal.SIGCONT)
+        command.told = False
+
+    def on_signal(self) -> None:
+        """Note what has come to our group, or that something has become of our children."""
+        child = False
+        with suppress(BlockingIOError):
+            while data := os.read(self.signals, SIGINFO * 32):
+                for number, _, code in struct.iter_unpack(f"=Iii{SIGINFO - 12}x", data):
+                    child = child or number == signal.SIGCHLD
+                    for command in self.commands.values() if code <= 0 or number != signal.SIGCHLD else ():
+                        command.note(number)
+        if child:
+            self.reap()
 
     def reap(self) -> None:
         """Collect every child that has ended: our commands, and orphans that fell to us."""
-        try:
-            os.read(self.wakeup, 4096)
-        except BlockingIOError:
-            return
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
             except ChildProcessError:
                 return
             if pid == 0:
                 return
             if command := self.commands.get(pid):
                 self.started(command)  # if it was quick: its start is told before its end
-                if pid in self.commands:
-                    tell(command.conversation, {"status": status})
-                    self.drop(command)
+                if os.WIFSTOPPED(status):
+                    self.stopped(command, os.WSTOPSIG(status))
+                elif os.WIFCONTINUED(status):
+                    self.continued(command)
+                elif pid in self.commands:
+                    self.drop(command, {"status": status})
 
-    def drop(self, command: Command) -> None:
+    def drop(self, command: Command, last: dict[str, object]) -> None:
         del self.commands[command.pid]
+        self.remove_places()
         self.forget(command.conversation.fileno())
-        command.conversation.close()
+        tell(command.conversation, last)
+        command.close()
+
+    def make_places(self, files: Sequence[str]) -> None:
+        for path in files:
+            if not os.path.exists(path) and (made := make_place(path)):
+                self.places[made[0]] = made[1]
+
+    def remove_places(self) -> None:
+        """Those that no command needs any more."""
+        needed = {os.path.realpath(path) for command in self.commands.values() for path in command.files}
+        for target in self.places.keys() - needed:
+            remove_place(target, self.places.pop(target))
+
+    def watch_files(self, files: Sequence[str]) -> None:
+        if not files:
+            return
+        if self.changes < 0:
+            self.changes = libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+            if self.changes < 0:  # the user has too many: then files are not shown again
+                return
+            self.watch(self.changes, self.on_change)
+        for path in files:
+            for name in (path, os.path.realpath(path)):
+                directory = to_bytes(os.path.dirname(name))
+                libc.inotify_add_watch(self.changes, directory, IN_MOVED | IN_CREATE | IN_DELETE)
+
+    def on_change(self) -> None:
+        """Something has happened beside a file that is shown, or to it."""
+        names = set()
+        with suppress(BlockingIOError):
+            while data := os.read(self.changes, RECORD_MAX):
+                while data:
+                    _, _, _, size = struct.unpack_from("=iIII", data)
+                    names.add(data[16 : 16 + size].rstrip(b"\0").decode("utf-8", "surrogateescape"))
+                    data = data[16 + size :]
+        for command in list(self.commands.values()):
+            concerned = {
+                os.path.basename(name) for path in command.files for name in (path, os.path.realpath(path))
+            }
+            if command.shown and names & concerned:
+                self.show_again(command)
+
+    def show_again(self, command: Command) -> None:
+        self.make_places(command.files)
+        self.watch_files(command.files)  # a link may lead elsewhere now
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        with theirs:
+            if os.fork() == 0:
+                show_again(theirs, command.mounts, command.shown)
+
+        def shown() -> None:
+            with suppress(BlockingIOError):
+                data, fds, _, _ = socket.recv_fds(ours, RECORD_MAX, FDS_MAX)
+                if command.pid in self.commands and data:
+                    command.take(data, fds)
+                else:
+                    for fd in fds:
+                        os.close(fd)
+                self.forget(ours.fileno())
+                ours.close()
+
+        self.watch(ours.fileno(), shown)
 
 
 def tell(conversation: socket.socket, reply: dict[str, object], fds: Sequence[int] = ()) -> None:
@@ -729,12 +1017,15 @@ def main() -> NoReturn:
     start = json.loads(sys.argv[3])
     for fd in (control.fileno(), owner):
         os.set_inheritable(fd, False)
-    # A command gets the defaults back, but what was ignored before us (nohup) stays ignored for it.
-    restore = [number for number in IGNORED if signal.getsignal(number) is not signal.SIG_IGN]
-    restore += [signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ]  # Python ignores the last two for itself
-    for number in IGNORED:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    signal.pthread_sigmask(signal.SIG_SETMASK, BLOCKED)
+    # A command has the defaults, but what was ignored before us (nohup) stays ignored for it.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    restore = {  # Python ignores two for itself, and we want to know of our children
+        signal.SIGPIPE: signal.SIG_DFL,
+        signal.SIGXFSZ: signal.SIG_DFL,
+        signal.SIGCHLD: signal.signal(signal.SIGCHLD, signal.SIG_DFL),
+    }
     check(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
     if start["mode"] == "create":
         create(start["ids"], control)

@@ -16,8 +16,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,6 +37,7 @@ AGENT = Path(__file__).with_name("agent.py")
 FDS_MAX = 253  # SCM_MAX_FD
 ANSWER_MAX = 1 << 18
 REQUEST_MAX = 32768  # a longer one travels as a memfd
+FOLLOW_STOPS = 0  # to be told when the command has been stopped
 STOP_SECONDS = 2.0  # how long a closed agent may take before it is killed
 
 
@@ -78,6 +79,11 @@ class Conversation:
         while (answer := self.poll()) is None:
             await anyio.wait_readable(self._sock)
         return answer
+
+    def send(self, number: int) -> None:
+        """Send the agent a signal to pass on to the command, or `FOLLOW_STOPS`."""
+        with suppress(OSError):  # the agent has closed its end: the command has ended
+            self._sock.send(bytes([number]), socket.MSG_NOSIGNAL)
 
     def give_up(self) -> None:
         """Have the agent kill the command; its status still arrives."""
@@ -148,12 +154,14 @@ class AgentProcess:
             order = json.dumps({"mode": start.mode, "ids": start.ids, "fd": fds[-1]})
             try:
                 self._control.setblocking(False)
-                self._popen = subprocess.Popen(  # noqa: ASYNC220 - in the calling thread by design
-                    [sys.executable, "-S", "-E", "-I", str(AGENT), *map(str, fds[:2]), order],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    pass_fds=fds,
-                )
+                with _signals_blocked():
+                    self._popen = subprocess.Popen(  # noqa: ASYNC220 - in the calling thread by design
+                        [sys.executable, "-S", "-E", "-I", str(AGENT), *map(str, fds[:2]), order],
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.DEVNULL,
+                        stderr=None if is_inherited(2) else subprocess.DEVNULL,
+                        pass_fds=fds,
+                    )
                 self._pidfd = io.FileIO(os.pidfd_open(self._popen.pid))
                 self._started = True
             except BaseException:
@@ -259,6 +267,26 @@ class AgentProcess:
             self._popen.wait()  # at once: it has ended
             self._pidfd.close()
             self._started = False
+
+
+def is_inherited(fd: int) -> bool:
+    """Whether a child is to have this standard stream of ours: not a closed one, nor a number that went to something
+    private (a daemon's event loop).
+    """
+    try:
+        return os.get_inheritable(fd)
+    except OSError:
+        return False
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """A child that is started has them blocked from its first instruction on: none ends it before it has its way."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _failure(answer: Mapping[str, Any]) -> OSError:

@@ -9,15 +9,13 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import anyio
 import anyio.abc
 
 from . import arguments
-from .admission import raise_descriptor_limit
 from .background import beside
 from .cli import add_network_options, check_options, complain, network_from, tell_ports, with_value
 from .command_line import FAILED, HOST_LOOPBACK, ONE_PORT, Parser, value
@@ -25,6 +23,9 @@ from .engine import is_waitable
 from .errors import NamespaceGone, NetnsKitError, OwnNamespace
 from .namespace import Namespace
 from .network import DEFAULT_IFNAME, Network
+from .own_process import calm_collector, raise_descriptor_limit
+from .program import end, notice
+from .signals import Signals
 from .tap import check_name
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -45,7 +46,9 @@ def main(words: Sequence[str]) -> int:
         else:
             namespace = Namespace.attach(path=target, allow_current=own)
         network = network_from(options, namespace, options.ifname)
-        return anyio.run(_attach, network, options)
+        with Signals(ENDING) as signals:
+            anyio.run(_attach, network, options, signals)
+            end(0)
     except OwnNamespace as error:
         fix = "attach when the process has made its own (unshare(2)), or say --allow-current if that is what is meant"
         return complain(FAILED, OwnNamespace(error.cause, fix=fix))
@@ -53,15 +56,15 @@ def main(words: Sequence[str]) -> int:
         return complain(FAILED, error)
 
 
-async def _attach(network: Network, options: argparse.Namespace) -> int:
-    with anyio.open_signal_receiver(*ENDING) as signals, anyio.CancelScope() as scope:
+async def _attach(network: Network, options: argparse.Namespace, signals: Signals) -> None:
+    signals.keep()
+    with anyio.CancelScope() as scope:
         async with beside(_end_at_signal, signals, scope):
             await _serve(network, options)
-    return 0
 
 
-async def _end_at_signal(signals: AsyncIterator[signal.Signals], scope: anyio.CancelScope) -> None:
-    await anext(signals)
+async def _end_at_signal(signals: Signals, scope: anyio.CancelScope) -> None:
+    await anext(signals.received())
     scope.cancel()
 
 
@@ -71,6 +74,7 @@ async def _serve(network: Network, options: argparse.Namespace) -> None:
     try:
         async with network:
             raise_descriptor_limit()
+            calm_collector()
             await tell_ports(network)
             with _pid_file(options.pid_file):
                 if options.ready_fd is not None:
@@ -86,7 +90,7 @@ async def _serve(network: Network, options: argparse.Namespace) -> None:
     except NamespaceGone as error:
         if not ready:
             raise
-        print(f"netns-kit: {error}", file=sys.stderr)
+        notice(f"netns-kit: {error}")
 
 
 async def _hang_up(fd: int) -> None:

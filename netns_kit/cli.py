@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import get_args
 
 import anyio
-import anyio.abc
 
 from netns_kit import __version__
 
 from . import arguments
-from .admission import raise_descriptor_limit
 from .background import beside
 from .command_line import FAILED, HOST_LOOPBACK, ONE_PORT, Parser, as_option, value, whole_number
 from .dns import Record
@@ -23,14 +23,16 @@ from .drivers import DriverName
 from .errors import NetnsKitError
 from .namespace import Namespace
 from .network import DEFAULT_IFNAME, DEFAULT_MTU, Network
+from .own_process import calm_collector, raise_descriptor_limit
 from .ports import parse as parse_ports
 from .process import Process
+from .program import end, end_by, last_words, notice
+from .signals import Signals
 from .subnet import DEFAULT_CIDR, DEFAULT_CIDR6, SMALLEST_IPV6_MTU, Subnet, Subnet6
 from .tap import QUEUES_MAX, TAP_MTU_MAX, check_mtu
 from .uplink import DNS_PORT, Endpoint, UdpFiltering, Uplink, source_address
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # as env(1) and chroot(1) have them
-TYPED = (signal.SIGINT, signal.SIGQUIT)  # the signals that a terminal sends to all in the foreground
 VALUED = frozenset(
     {"-p", "--publish", "--mtu", "--cidr", "--cidr6", "--bind4", "--bind6", "--device"}
     | {"--dns", "--dns-domain", "--dns-record", "--dns-search"}
@@ -40,7 +42,7 @@ _ALL_PORTS = "all"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status.  A command's own, or 128 plus the signal that ended it."""
+    """Run the command line; the exit status if it does not come to a command.  Else end this process as that ends."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] != ["run"]:
         _overview().parse_args(words)
@@ -50,18 +52,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
         command = [os.environ.get("SHELL") or "/bin/sh"]
+    given = _inherited()
     try:
-        return anyio.run(_run, network_from(options), command)
-    except FileNotFoundError as error:
-        return complain(NOT_FOUND, error)
-    except (NetnsKitError, ValueError) as error:
-        return complain(FAILED, error)
-    except PermissionError as error:
-        return complain(NOT_EXECUTABLE, error)
-    except OSError as error:
-        return complain(FAILED, error)
-    except KeyboardInterrupt:  # before the command was there to have it
-        return 128 + signal.SIGINT
+        with Signals() as signals:
+            status = anyio.run(_run, network_from(options), command, given, signals)
+            if status < 0:
+                end_by(-status)
+            end(status)
+    except (NetnsKitError, ValueError, OSError) as error:
+        return complain(_status_of(error, command), error)
+
+
+def _inherited() -> list[int]:
+    """The descriptors that were given to us for the command, beside the standard streams."""
+    found = []
+    for number in map(int, os.listdir("/proc/self/fd")):
+        with suppress(OSError):  # of the one that has listed them
+            if number > 2 and os.get_inheritable(number):
+                found.append(number)
+    return found
+
+
+def _status_of(error: Exception, command: Sequence[str]) -> int:
+    """As env(1) has it.  An error of executing the command names it by the very word that was given."""
+    if not isinstance(error, OSError) or error.filename is not command[0]:
+        return FAILED
+    return NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTABLE
 
 
 def network_from(
@@ -128,48 +144,101 @@ def _with_values(words: list[str], parser: Parser) -> list[str]:
     return done
 
 
-async def _run(network: Network, command: list[str]) -> int:
+async def _run(network: Network, command: list[str], given: list[int], signals: Signals) -> int:
+    """The command's `returncode`."""
     async with network:
         raise_descriptor_limit()  # not the command's: that is the agent's child
+        calm_collector()
         await tell_ports(network)
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP, *TYPED) as signals:
-            process = await network.popen(command, stdin=None, stdout=None, stderr=None)
-            async with process, beside(_pass_on, signals, process):
-                status = await process.wait()
-    return status if status >= 0 else 128 - status
+        signals.keep()
+        process = await network.popen(command, stdin=None, stdout=None, stderr=None, pass_fds=given)
+        _let_go(given)
+        async with process, beside(_pass_on, signals, process):
+            while (number := await process.wait_stopped()) is not None:
+                _stop_too(number, process.pid)
+    return await process.wait()
+
+
+def _let_go(given: Sequence[int]) -> None:
+    """Leave what the command has to the command: whoever reads from it shall see when it closes that.
+
+    Standard error is kept, for notices.
+    """
+    for fd in given:
+        os.close(fd)
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for fd in (0, 1):
+        os.dup2(nothing, fd, inheritable=False)
+    os.close(nothing)
+
+
+def _stop_too(number: int, command: int) -> None:
+    """Stop as the command has: a shell that waits for us is told that its job has stopped, and will continue it.
+
+    A command that is a shell has a process group of its own, to which the terminal is given again.
+    """
+    theirs = _foreground() == _group(command)
+    if number == signal.SIGSTOP:  # which could not be taken back, as below
+        number = signal.SIGTSTP
+    signal.raise_signal(
+        number
+    )  # it is blocked, so it is pending: until the next SIGCONT, which takes it back
+    if _is_stopped(command):
+        signal.pthread_sigmask(signal.SIG_SETMASK, signal.pthread_sigmask(signal.SIG_UNBLOCK, [number]))
+    else:  # it has been continued meanwhile
+        signal.sigtimedwait([number], 0)
+    if theirs and _foreground() == os.getpgrp():
+        _foreground(give=_group(command))
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b") ")[2].startswith(b"T")
+    except OSError:  # it has ended
+        return False
+
+
+def _group(pid: int) -> int:
+    """The process group of a command; 0 if it has ended."""
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return 0
+
+
+def _foreground(give: int = 0) -> int | None:
+    """The process group that reads from our terminal, once it is given to `give`; None without a terminal."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        if give:
+            os.tcsetpgrp(terminal, give)
+        return os.tcgetpgrp(terminal)
+    except OSError:  # it has hung up, or the group has ended
+        return None
+    finally:
+        os.close(terminal)
 
 
 async def tell_ports(network: Network) -> None:
     """Those that were asked for as port 0."""
     for forward in await network.forwarder.list():
         if forward not in network.ports:
-            print(f"netns-kit: {forward}", file=sys.stderr, flush=True)
+            notice(f"netns-kit: {forward}")
 
 
-async def _pass_on(signals: AsyncIterator[signal.Signals], process: Process) -> None:
-    """What is sent to us is for the command.  A terminal sends its signals to the command by itself."""
-    async for number in signals:
-        if number not in TYPED or not _in_foreground():
-            process.send_signal(number)
-
-
-def _in_foreground() -> bool:
-    """Whether we and the command are what a terminal sends its signals to."""
-    try:
-        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        return os.tcgetpgrp(terminal) == os.getpgrp()
-    except OSError:
-        return False
-    finally:
-        os.close(terminal)
+async def _pass_on(signals: Signals, process: Process) -> None:
+    """What is sent to us is for the command."""
+    async for number in signals.received():
+        process.pass_on(number)
 
 
 def complain(status: int, error: Exception) -> int:
     """Say so; the exit status."""
-    print(f"netns-kit: {as_option(error)}", file=sys.stderr)
+    last_words(f"netns-kit: {as_option(error)}")
     return status
 
 
@@ -232,8 +301,9 @@ def _parser() -> Parser:
         description="Run a command in a new user and network namespace that reaches the world through "
         "netns_kit's own TCP/IP stack.  Inside, 10.0.2.2 is the gateway and 10.0.2.3 answers DNS (with --cidr, the "
         "same numbers of that network).  Signals are passed on to the command.",
-        epilog="The exit status is the command's; 128+N if signal N ended it; 125 if netns-kit failed, or if its "
-        "words have a mistake, 126 if the command cannot be executed, 127 if it is not found.",
+        epilog="The exit status is the command's, and a signal that ends the command ends netns-kit too (128+N to a "
+        "shell); 125 if netns-kit failed, or if its words have a mistake, 126 if the command cannot be executed, 127 "
+        "if it is not found.",
     )
     add_network_options(run)
     run.add_argument(

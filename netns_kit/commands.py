@@ -2,15 +2,39 @@
 the others need.
 """
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Sequence
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import NoReturn
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status."""
-    words = list(sys.argv[1:] if argv is None else argv)
+def main() -> "NoReturn":
+    """Run the command line, and end this process."""
+    sys.excepthook = _without_a_traceback
+    from .program import begin, end, end_unread
+
+    begin()
+    try:
+        status = _run(sys.argv[1:])
+    except SystemExit as exit:  # argparse's
+        status = exit.code if isinstance(exit.code, int) else 0
+    except OSError as error:  # of printing: commands tell of all others
+        end_unread(error)
+    end(status)
+
+
+def _without_a_traceback(
+    kind: type[BaseException], error: BaseException, traceback: "TracebackType | None"
+) -> None:
+    """Ctrl-C before `begin` has come that far: Python then ends as SIGINT ends a process, by itself."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, traceback)
+
+
+def _run(words: list[str]) -> int:
+    """The exit status."""
     if words[:1] == ["slirp4netns"]:
         from . import slirp4netns
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from .checkup import doctor
 from .command_line import FAILED, Parser
 from .errors import NetnsKitError
+from .program import last_words
 
 MISSING = 1
 
@@ -27,7 +27,7 @@ def main(words: Sequence[str]) -> int:
     try:
         report = doctor()
     except (NetnsKitError, OSError) as error:
-        print(f"netns-kit: {error}", file=sys.stderr)
+        last_words(f"netns-kit: {error}")
         return FAILED
     print(report.json() if options.json else report)
     return 0 if report.ok else MISSING

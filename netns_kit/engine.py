@@ -48,13 +48,6 @@ EDGE = select.EPOLLET
 Handler = Callable[[int], None]
 
 
-def takes(fd: int) -> bool:
-    """Whether a few lines can be written to `fd` without blocking: a pipe of which that is so takes 4096 bytes."""
-    poll = select.poll()
-    poll.register(fd, select.POLLOUT)
-    return bool(poll.poll(0))
-
-
 def is_waitable(fd: int) -> bool:
     """Whether the kernel tells of `fd` when something happens there: of a file or a directory it does not."""
     with select.epoll() as poll:

@@ -574,6 +574,7 @@ class Gateway:
         """Reset every connection and close every socket.  The device stays its owner's."""
         self.admission.close()
         try:
+            self.outbox.flush()  # what cannot be sent is refused, by a frame
             self._reset_connections()
         except DeviceGone:
             self.stack.link.emit = _nowhere

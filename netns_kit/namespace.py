@@ -260,8 +260,8 @@ class Namespace(Openable):
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a command to its end, as `anyio.run_process` does; a string goes through the shell.
 
-        `input` is written to its standard input, which is then closed.  `files` are absolute paths of
-        existing files and what the command shall read there instead; nobody else sees it.
+        `input` is written to its standard input, which is then closed.  `files` are absolute paths,
+        and what the command shall read there; nobody else sees it (docs/commands.md).
 
         Raises CommandFailed, a CalledProcessError, if `check` and the status is not 0, ArgumentError for what cannot
         be used, FileNotFoundError and other OSErrors as `subprocess` does, UserNamespaceDenied where `files` cannot

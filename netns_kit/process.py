@@ -22,7 +22,7 @@ import anyio.abc
 import anyio.lowlevel
 
 from netns_kit import arguments
-from netns_kit.agent_process import Asker, Conversation
+from netns_kit.agent_process import FDS_MAX, FOLLOW_STOPS, Asker, Conversation, is_inherited
 from netns_kit.background import Supervisor
 from netns_kit.errors import ArgumentError, ArgumentTypeError, NamespaceGone, NetnsKitError
 
@@ -43,6 +43,7 @@ Command = Union[Word, Sequence[Word]]  # noqa: UP007 - a string cannot be joined
 """A command's words, or a line for the shell."""
 StandardStream = Union[int, IO[Any], None]  # noqa: UP007 - the same
 """What a command has for a standard stream: PIPE, DEVNULL, STDOUT, a descriptor, a file; None: the caller's own."""
+PASSED_MAX = FDS_MAX - 3  # beside the conversation, the current directory and a long request
 
 
 class CommandFailed(NetnsKitError, subprocess.CalledProcessError):
@@ -149,6 +150,8 @@ class Process(anyio.abc.Process):
         self._streams = stdin, stdout, stderr
         self._returncode: int | None = None
         self._waiting = anyio.Lock()
+        self._follows = False
+        self._stops: list[int] = []
         self._forgotten = False
 
     def __del__(self) -> None:
@@ -175,14 +178,11 @@ class Process(anyio.abc.Process):
     @property
     def returncode(self) -> int | None:
         """None while it runs, the exit status, or minus the signal that ended it."""
-        if self._returncode is None and not self._pidfd.closed:
-            try:
-                answer = self._conversation.poll()
-            except NamespaceGone:
-                return None  # wait() tells
-            if answer is not None:
-                self._returncode = os.waitstatus_to_exitcode(answer[0]["status"])
-                self._forget()
+        try:
+            while not self._pidfd.closed and (answer := self._conversation.poll()) is not None:
+                self._heard(answer[0])
+        except NamespaceGone:
+            return None  # wait() tells
         return self._returncode
 
     @property
@@ -222,9 +222,58 @@ class Process(anyio.abc.Process):
                 if self._pidfd.closed:
                     raise NamespaceGone("the agent ended before the command did, and killed it")
                 answer, _ = await self._conversation.receive()
-                self._returncode = os.waitstatus_to_exitcode(answer["status"])
-                self._forget()
+                self._heard(answer)
         return code
+
+    def _heard(self, answer: Mapping[str, Any]) -> None:
+        """Take a record of the agent's about the command."""
+        if "stopped" in answer:
+            self._stops.append(answer["stopped"])
+        else:
+            self._returncode = os.waitstatus_to_exitcode(answer["status"])
+            self._forget()
+
+    async def wait_stopped(self) -> int | None:
+        """Wait until a signal stops the command, as Ctrl-Z does: the number of the signal, or None when the command
+        has ended.
+
+        Raises:
+            NamespaceGone, NetnsKitError: As `wait` does.
+
+        Cancellation:
+            It changes nothing.
+        """
+        if self.returncode is not None:
+            return None
+        if not self._follows:
+            self._follows = True
+            self._conversation.send(FOLLOW_STOPS)
+        with self.supervisor.guarding():
+            return await self._wait_stopped()
+
+    async def _wait_stopped(self) -> int | None:
+        await anyio.lowlevel.checkpoint()
+        async with self._waiting:
+            while not self._stops:
+                if self.returncode is not None:
+                    return None
+                if self._pidfd.closed:
+                    raise NamespaceGone("the agent ended before the command did, and killed it")
+                if not self._stops:  # else it has been heard of just now
+                    self._heard((await self._conversation.receive())[0])
+            return self._stops.pop(0)
+
+    def pass_on(self, signal: int) -> None:
+        """Send the command a signal that this process has received, unless the command has received it too.
+
+        A terminal sends its signals to all processes of the foreground process group, and `kill -- -GROUP` to all of
+        that group: then it is not sent a second time.  A command that has ended is left alone.
+
+        Args:
+            signal: Its number.
+        """
+        if not self._pidfd.closed:
+            self._conversation.send(signal)
 
     def send_signal(self, signal: int) -> None:
         """Send it a signal; one that has ended already is left alone."""
@@ -294,6 +343,10 @@ async def open_process(
         streams, fds = _standard_streams(stdin, stdout, stderr, theirs, ours)
         fds.update({fd: fd for fd in pass_fds})
         sent = list(fds.values())
+        if len(sent) > PASSED_MAX:
+            raise ValueError(
+                f"a command can be given {PASSED_MAX} descriptors, not {len(sent)}: close some before"
+            )
         here = None
         with suppress(OSError):  # a directory that may not be searched: the one the agent has will do
             sent.append(os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
@@ -309,11 +362,32 @@ async def open_process(
             fds={number: index for index, number in enumerate(fds)},
             start_new_session=start_new_session,
             files=shown,
+            pid_variable=_settle_activation(environment, fds),
         )
         ours.callback(conversation.close)
-        answer, (pidfd,) = await conversation.receive()
+        answer, received = await conversation.receive()
+        if "unexecuted" in answer:
+            number = answer["unexecuted"]
+            raise OSError(number, os.strerror(number), _program(command))
+        (pidfd,) = received
         ours.pop_all()
     return Process(supervisor, answer["pid"], pidfd, conversation, *streams)
+
+
+def _settle_activation(environment: dict[str, str], fds: Mapping[int, int]) -> str | None:
+    """Keep what sd_listen_fds(3) reads only where it is true: the variable that is to hold the command's pid, if any.
+
+    Variables that name another process than this one are nobody's business here.
+    """
+    if environment.get("LISTEN_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    count = environment.get("LISTEN_FDS", "")
+    if count.isdecimal() and all(number in fds for number in range(3, 3 + min(int(count), FDS_MAX + 1))):
+        environment.pop("LISTEN_PIDFDID", None)  # of this process's pidfd
+        return "LISTEN_PID"
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID"):
+        environment.pop(name, None)
+    return None
 
 
 def _standard_streams(
@@ -339,7 +413,7 @@ def _standard_streams(
             if 1 in fds:
                 fds[2] = fds[1]
         elif wanted is None:
-            if _is_inherited(number):
+            if is_inherited(number):
                 fds[number] = number
         elif isinstance(wanted, int):
             _check_open(_STREAMS[number], wanted)
@@ -369,14 +443,6 @@ def _check_open(name: str, fd: int) -> None:
         raise ArgumentError("expected an open descriptor", name, repr(fd)) from error
 
 
-def _is_inherited(fd: int) -> bool:
-    """Not a closed one, nor a number that went to something private: a daemon's event loop."""
-    try:
-        return os.get_inheritable(fd)
-    except OSError:
-        return False
-
-
 def _files(files: Mapping[str, str | bytes] | None) -> dict[str, str]:
     """What is to be shown, by path."""
     expected = "absolute paths and what is to be read there, text or bytes"
@@ -399,6 +465,13 @@ def _text(word: Word, name: str = "command", expected: str = "a word: text, byte
     if "\0" in text:
         raise ArgumentError("expected no null byte", name, arguments.shown(word))
     return text
+
+
+def _program(command: Command) -> Word:
+    """What is executed, as it was given."""
+    if isinstance(command, (str, bytes)):
+        return "/bin/sh"
+    return command if isinstance(command, os.PathLike) else command[0]
 
 
 def _argv(command: Command) -> list[str]:

@@ -21,16 +21,12 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from _signal import (  # type: ignore[import-not-found]  # of `signal`, what makes no enums of them: that takes 4 ms
-    SIG_DFL,
-    SIGINT,
-    signal,
-)
 
 from netns_kit import __version__
 
 from .fetch import TapFetch
 from .frozen import frozen
+from .program import begin, takes
 
 TYPE_CHECKING = False  # as type checkers know it, without importing `typing`
 
@@ -158,7 +154,7 @@ def executable() -> NoReturn:
 
 def main(words: Sequence[str], program: str) -> NoReturn:
     """Be slirp4netns, with these arguments."""
-    signal(SIGINT, SIG_DFL)
+    begin()
     if hasattr(sys.stdout, "reconfigure") and not sys.stdout.isatty():
         sys.stdout.reconfigure(line_buffering=False, write_through=False)  # whatever PYTHONUNBUFFERED says
     status = run(words, program)
@@ -420,10 +416,10 @@ def serve(order: Order, fetch: TapFetch) -> int:
         fetch.configure(subnet if order.configure else None, mtu=order.mtu, mac=order.mac)
 
     from . import pump
-    from .admission import raise_descriptor_limit
     from .control import Control
     from .engine import Engine
     from .gateway import Gateway
+    from .own_process import calm_collector, raise_descriptor_limit
     from .slirp_uplink import SlirpUplink
     from .tap import TapDevice
 
@@ -458,8 +454,7 @@ def serve(order: Order, fetch: TapFetch) -> int:
             os.close(order.ready_fd)
         except OSError:  # who has closed it has no need to know
             pass
-    gc.freeze()
-    gc.enable()
+    calm_collector()
     try:
         pump.run(engine, lambda: ended.is_set)
     finally:
@@ -618,8 +613,6 @@ def _say(text: str) -> None:
 
 def _trace(text: str) -> None:
     """The same when traffic would wait too: it is lost if standard error takes no more."""
-    from .engine import takes
-
     try:
         if takes(2):
             os.write(2, f"{text}\n".encode()[:LOG_MAX])

@@ -31,7 +31,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, get_type_hints
 
 from . import diagnosis, pump
-from .admission import raise_descriptor_limit
 from .channel import Channel
 from .control import OPERATIONS, Control
 from .dhcp import DhcpSettings
@@ -39,6 +38,7 @@ from .dns import records
 from .engine import IN, OUT, Engine
 from .errors import NetnsKitError, NotImportable
 from .gateway import Gateway
+from .own_process import calm_collector, raise_descriptor_limit
 from .peers import Peers
 from .plain import Failure, decode, dump, load
 from .stack import Limits
@@ -148,6 +148,7 @@ def _serve(channel: Channel, owner: int) -> None:
         if layers.get(layer) != ON:
             raise diagnosis.layer(layer, layers.get(layer))
     desk.say("ready", layers)
+    calm_collector()
     try:
         pump.run(engine, lambda: desk.stopping)
     finally:

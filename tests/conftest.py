@@ -5,19 +5,26 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
-from tests.support import GRACE, Possessions, children, wait_exit
+from tests.support import GRACE, Possessions, children, see_administrators_programs, wait_exit
 
 PR_SET_CHILD_SUBREAPER = 36
 
 
 def pytest_configure() -> None:
-    """Become the parent of whatever a test orphans, so that `no_process_left` sees it (prctl(2))."""
+    """Prepare this process: it is the parent of whatever a test orphans (prctl(2)), for `no_process_left` to see."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    see_administrators_programs()
+    # How long an example may take says more about what else the machine does than about the code.
+    settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="module", params=["asyncio", "trio"])
@@ -38,6 +45,29 @@ def no_process_left() -> Iterator[None]:
         os.kill(pid, signal.SIGKILL)
     wait_exit(running, time.monotonic() + GRACE)
     assert not names, f"processes left: {', '.join(names)}"
+
+
+@pytest.fixture
+def default_signals() -> Iterator[None]:
+    """Give what the test starts the default action of SIGHUP and SIGINT, of which nohup or a shell's `&` rob it.
+
+    A handler that does nothing becomes the default with exec(2), while this process goes on ignoring the signal.
+    """
+    ignored = [
+        number for number in (signal.SIGHUP, signal.SIGINT) if signal.getsignal(number) is signal.SIG_IGN
+    ]
+    for number in ignored:
+        signal.signal(number, lambda number, frame: None)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A directory for the path of a socket, which has room for 107 bytes (unix(7)): TMPDIR may be longer."""
+    with tempfile.TemporaryDirectory(prefix="nk", dir="/tmp") as directory:
+        yield Path(directory)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ What a handler raises is raised by the block, unless it is the connection's end.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import queue
 import socket
@@ -13,7 +14,7 @@ import struct
 import subprocess
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager, suppress
 from functools import wraps
 
 import anyio
@@ -39,6 +40,20 @@ def bounded(test: Callable[P, Awaitable[None]]) -> Callable[P, Coroutine[object,
             await test(*args, **kwargs)
 
     return run
+
+
+async def cancelled_at_any_moment(block: Callable[[], AbstractAsyncContextManager[object]]) -> None:
+    """Enter `block` and cancel that a little later each time, until it has been entered before.
+
+    The moments are spread over the time that entering takes here and now.
+    """
+    start = anyio.current_time()
+    async with block():
+        took = anyio.current_time() - start
+    for number in itertools.count():
+        with anyio.move_on_after(took * number / 25):
+            async with block():
+                return
 
 
 class Hearing:
@@ -283,8 +298,7 @@ def dnsmasq(*options: str) -> Iterator[int]:
         "--no-hosts",
     ]
     command += ["--edns-packet-max=4096", "--local-ttl=60", "--max-tcp-connections=100", *options]
-    environment = {**os.environ, "PATH": os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
         try:
             assert process.stderr is not None
             said = b""
@@ -301,6 +315,15 @@ def closed_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
     return port
+
+
+def sent_again(sock: socket.socket) -> int:
+    """Return how many segments this socket's kernel has sent again (`tcpi_total_retrans`, linux/tcp.h).
+
+    0 after a connect has ended means that the first SYN was answered, before the kernel sent another.
+    """
+    [count] = struct.unpack_from("=I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256), 100)
+    return int(count)
 
 
 def host_address() -> str | None:

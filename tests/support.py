@@ -7,12 +7,14 @@ the reason on a laptop, and fails it where the environment variable CI is set: t
 from __future__ import annotations
 
 import os
+import pwd
 import select
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -21,6 +23,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "netns_kit"
+
+SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
 GRACE = 5.0
 """Seconds that what is already on its way out gets to be gone."""
@@ -43,6 +47,10 @@ fcntl.ioctl(tap, TUNSETIFF, struct.pack("16sH22x", b"probe", IFF_TAP | IFF_NO_PI
 _PING = """
 import socket
 socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP).close()
+"""
+_CONGESTION = """
+import socket
+socket.socket().setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, {!r})
 """
 _IPV6 = """
 import socket
@@ -70,11 +78,22 @@ def missing(reason: str) -> None:
 
 
 def needs(*commands: str) -> None:
-    """The running test starts these programs."""
-    path = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
-    absent = [command for command in commands if shutil.which(command, path=path) is None]
+    """Require the programs that the running test starts.
+
+    They are sought in `PATH` as it is, which the programs of a test inherit; see `see_administrators_programs`.
+    """
+    absent = [command for command in commands if shutil.which(command) is None]
     if absent:
         missing(f"not installed: {', '.join(absent)}")
+
+
+def see_administrators_programs() -> None:
+    """Append to `PATH` the directories of programs that an ordinary user's lacks, such as dnsmasq and dhclient.
+
+    From then on the tests and whatever they start look for programs in the same places.
+    """
+    path = os.environ.get("PATH", os.defpath).split(":")
+    os.environ["PATH"] = ":".join([*path, *(sbin for sbin in SBIN if sbin not in path)])
 
 
 @cache
@@ -105,9 +124,32 @@ def needs_tun() -> None:
     _needs_probe("no tap in a new namespace", _UNSHARE + _TUN)
 
 
+def subids() -> tuple[int, int] | None:
+    """Return the first subordinate uid of this user and how many there are (subuid(5)), or None."""
+    name = pwd.getpwuid(os.geteuid()).pw_name
+    with suppress(FileNotFoundError):
+        for line in Path("/etc/subuid").read_text().splitlines():
+            who, first, count = line.split(":")
+            if who == name:
+                return int(first), int(count)
+    return None
+
+
+def needs_subids() -> None:
+    """Require subordinate ids and who maps them; the running test is not root's, who needs neither."""
+    needs("newuidmap", "newgidmap")
+    if subids() is None:
+        missing("no range for this user in /etc/subuid")
+
+
 def needs_ping() -> None:
     """The running test opens an unprivileged ping socket (icmp(7), ping_group_range)."""
     _needs_probe("no ping socket", _PING)
+
+
+def needs_congestion_control(name: str) -> None:
+    """Require a congestion control that the running test chooses (tcp_allowed_congestion_control, tcp(7))."""
+    _needs_probe(f"no TCP congestion control {name}", _CONGESTION.format(name.encode()))
 
 
 def descriptors() -> dict[int, str]:

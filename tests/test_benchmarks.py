@@ -34,7 +34,7 @@ from benchmarks.report import (
 )
 from benchmarks.subjects import HOST, MTUS, NO_MTU, Running, Subject, find
 from benchmarks.tasks import TASKS, Figure, Measurement, Settings, Values
-from tests.support import ROOT, needs, needs_tun
+from tests.support import ROOT, needs, needs_congestion_control, needs_tun
 
 RECORDED = ROOT / "tests" / "benchmarks.json"
 TINY = Settings(
@@ -56,6 +56,7 @@ def quickly(name: str, *tasks: str, mtu: int = MTUS[0]) -> list[Sample]:
     """One round of these tasks; nothing has failed."""
     needs("unshare", "nsenter")
     needs_tun()
+    needs_congestion_control("cubic")
     tests = [test for task in tasks for test in TASKS[task](TINY)]
     samples = list(measure([SUBJECTS[name]], tests, 1, [mtu]))
     assert not [(sample.row, sample.error) for sample in samples if sample.error]
@@ -155,6 +156,7 @@ def test_rounds_interleave_subjects_and_what_is_fresh_has_a_start_of_its_own() -
     assert [sample.round for sample in samples] == [1] * len(turn) + [2] * len(turn)
 
 
+@pytest.mark.usefixtures("default_signals")
 def test_interrupted_it_leaves_nothing_running() -> None:
     needs("unshare", "nsenter")
     needs_tun()
@@ -236,6 +238,7 @@ def test_the_warm_up_is_forgotten_and_percentiles_are_of_all_the_rest(
 
 
 def test_both_ends_speak_cubic() -> None:
+    needs_congestion_control("cubic")
     with tcp() as server:
         assert server.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0") == b"cubic"
         server.bind(("127.0.0.1", 0))

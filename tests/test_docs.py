@@ -23,10 +23,12 @@ from typing import get_origin
 import pytest
 
 from docs.run_readme import blocks
-from tests.support import PACKAGE, ROOT, dotted, files, needs_tun, needs_userns
+from tests.support import PACKAGE, ROOT, dotted, files, needs, needs_tun, needs_userns
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+PROGRAM = re.compile(r'(?:run|popen)\(\[?"([\w-]+)')
+"""A command that a page runs, whose first word is a program's name."""
 
 # Words in backticks which are not Python: programs, constants of the kernel.  Sysctls (`net.ipv4.x`) need no
 # mention here.
@@ -55,6 +57,7 @@ def run_page(page: Path, *options: str) -> None:
 @pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES])
 def test_every_block_of_a_page_runs(page: Path) -> None:
     if any(block.run for block in blocks(page)):
+        needs(*PROGRAM.findall(page.read_text(encoding="utf-8")))
         needs_userns()
         needs_tun()
         run_page(page, "--all")

@@ -155,8 +155,8 @@ async def test_who_is_slow_loses_the_oldest_and_is_told(driver: DriverName) -> N
             tasks.start_soon(begin)
             await anyio.wait_all_tasks_blocked()
             await stack.flows()
-            send(guest, echo_request(ELSEWHERE))
-        assert first[0].flow.protocol == "icmp"
+            send(guest, datagram(ELSEWHERE, more + 1))
+        assert first[0].flow.remote.port == more + 1
         await stack.flows()
         await quick.receive()
         for number in range(more):

@@ -19,6 +19,7 @@ from netns_kit.engine import Engine
 from netns_kit.gateway import FRAMES_PER_STEP, Gateway
 from netns_kit.impairment import Impairment
 from netns_kit.peers import Peers
+from netns_kit.relay.udp import UdpRelay
 from netns_kit.stack import Closed, Limits, Refusal, Stack, TcpConnection, UdpFlow
 from netns_kit.stack.echo import EchoFlow
 from netns_kit.stack.wire import checksum, ethernet, icmp, ip, tcp, udp, virtio
@@ -160,6 +161,7 @@ class Bench:
         self.frames: list[bytes] = []
         """What the gateway sent, without virtio header."""
         self.accepted: list[Program] = []
+        self.clock = time.monotonic
         self.ahead = 0.0
 
     def close(self) -> None:
@@ -170,7 +172,12 @@ class Bench:
 
     @property
     def now(self) -> float:
-        return time.monotonic() + self.ahead
+        return self.clock() + self.ahead
+
+    def stop_the_clock(self) -> None:
+        """Let no time pass: what takes this machine long takes the gateway none."""
+        now = self.clock()
+        self.clock = lambda: now
 
     # -- the guest's stack tells us ---------------------------------------------------------------
 
@@ -784,6 +791,22 @@ def test_a_device_that_goes_away(make: Make, listener: socket.socket) -> None:
     for sock in socks:
         with sock:
             assert readable(sock), "each is closed"
+
+
+def test_a_device_that_goes_away_while_a_datagram_waits_that_cannot_be_sent(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its refusal reaches nobody any more, and the socket is closed."""
+    bench = make()
+    monkeypatch.setattr(UdpRelay, "_send", lambda *_: errno.ENETUNREACH)
+    frame = b"".join(
+        (ethernet.pack(GATEWAY_MAC, GUEST_MAC, ethernet.IPV4), datagram(bytes((203, 0, 113, 9)), 9))
+    )
+    bench.gateway.stack.receive(memoryview(bench.header + frame), bench.now)
+    assert len(bench.gateway.outbox.relays) == 1
+    bench.far.release()
+    bench.gateway.close()
+    assert bench.gateway.flows() == ()
 
 
 def test_closing_resets_and_gives_everything_back(

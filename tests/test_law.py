@@ -297,7 +297,7 @@ def test_what_is_loaded_when_the_tap_is_asked_for_and_at_ready() -> None:
     """Callers wait for both: each module here takes a millisecond, more or less, of every container's start."""
     at_tap, at_ready = loaded(AT_BOTH_MOMENTS, "-S", "-E", "-I").splitlines()
     ours = {name for name in at_tap.split() if name.startswith(PACKAGE)}
-    assert ours == {f"{PACKAGE}{name}" for name in ("", ".fetch", ".frozen", ".slirp4netns")}
+    assert ours == {f"{PACKAGE}{name}" for name in ("", ".fetch", ".frozen", ".program", ".slirp4netns")}
     assert TAP_WITHOUT & set(at_tap.split()) == set()
     assert READY_WITHOUT & set(at_ready.split()) == set()
     later = {"agent", "hostfwd", "impairment", "inotify", "namespace", "sandbox", "userstack", "worker"}

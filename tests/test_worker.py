@@ -43,6 +43,8 @@ from netns_kit import (
     TapDevice,
     Uplink,
     UserStack,
+    forwarder,
+    userstack,
     worker_process,
 )
 from netns_kit.channel import Channel
@@ -50,7 +52,7 @@ from netns_kit.ports import PortForward
 from netns_kit.sandbox import KEPT, ON
 from netns_kit.stack.wire import ethernet
 from tests import dnshooks, uplinks
-from tests.servers import SECONDS, bounded
+from tests.servers import SECONDS, bounded, cancelled_at_any_moment
 from tests.support import ROOT, children
 from tests.test_gateway import GATEWAY, GATEWAY_MAC, GUEST_MAC, datagram, echo_request
 
@@ -385,8 +387,11 @@ async def test_what_can_be_done_inside(caplog: pytest.LogCaptureFixture) -> None
 @pytest.mark.timeout(40)  # a shield is stronger than `bounded`
 @pytest.mark.parametrize("what", ["forwarder", "events"])
 @bounded
-async def test_one_that_does_not_answer_holds_nobody_up(what: str) -> None:
+async def test_one_that_does_not_answer_holds_nobody_up(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither does it hold up leaving the block, which ends it."""
+    monkeypatch.setattr(worker_process, "STOP_SECONDS", 0.2)
+    for module in (forwarder, userstack):
+        monkeypatch.setattr(module, "PATIENCE", 0.2)
     async with worker() as (stack, _):
         if what == "forwarder":
             async with Forwarder(stack):
@@ -534,13 +539,7 @@ async def test_one_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch, k
 
 @bounded
 async def test_cancelled_at_any_moment_of_entering() -> None:
-    entered = 0
-    for milliseconds in range(0, 120, 4):
-        with anyio.move_on_after(milliseconds / 1000):
-            async with worker():
-                entered += 1
-                await anyio.sleep_forever()
-    assert entered
+    await cancelled_at_any_moment(worker)
 
 
 OWNER = """

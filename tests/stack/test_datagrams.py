@@ -352,7 +352,7 @@ def pieces_of(family: int, size: int = 3000, step: int = 1000) -> list[bytes]:
     return fragments(udp_packet(family, bytes(range(250)) * (size // 250))[14:], step)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from([4, 6]), st.data())
 def test_fragments_in_any_order_and_twice(family: int, data: st.DataObject) -> None:
     guest, pieces = Guest(family), pieces_of(family, 4000, 504)

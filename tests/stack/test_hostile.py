@@ -206,7 +206,7 @@ def live(guest: Guest, random: Random) -> None:
     del guest.users.flows[:], guest.users.datagrams.got[:], guest.users.listeners[:-1]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     st.lists(
         st.tuples(

@@ -406,7 +406,7 @@ def test_options_in_front_of_what_comes_in_fragments() -> None:
 ADDRESSES = st.sampled_from([*OURS, GUEST[6], GUEST_LOCAL, UNSPECIFIED, ndp.ALL_NODES, ALL_ROUTERS, STRANGER])
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.lists(
         st.tuples(

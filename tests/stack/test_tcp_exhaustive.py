@@ -184,7 +184,7 @@ class Life(RuleBasedStateMachine):
             check(self.guest, self.connection)
 
 
-Life.TestCase.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+Life.TestCase.settings = settings(max_examples=200, stateful_step_count=30)
 test_random_lives = Life.TestCase
 
 
@@ -259,7 +259,7 @@ def take_from_guest(data: bytes) -> memoryview:
 APART = ("memory", "queue", "rto", "tuner")
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=800)
 @given(histories())
 def test_the_fast_path_is_the_readable_one_taken_quickly(history: list[tuple[str, tuple[int, ...]]]) -> None:
     assert live(history, fast=True) == live(history, fast=False)

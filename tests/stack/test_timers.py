@@ -29,7 +29,7 @@ steps = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(steps, max_size=40))
 def test_whatever_is_due_fires_once_and_in_time(script: list[tuple[str, int, float]]) -> None:
     timers, owners, now = Timers(), [Owner() for _ in range(4)], 0.0

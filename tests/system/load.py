@@ -8,9 +8,10 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal, TypeAlias
 
 import anyio
@@ -184,6 +185,15 @@ def open_descriptors() -> int:
 
 
 def resident() -> int:
-    """Bytes of memory of this process, see proc_pid_statm(5)."""
+    """Return the bytes of memory of this process, see proc_pid_statm(5)."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def leaked(sizes: Sequence[int]) -> int:
+    """Return what each round of some work added to `sizes` at the least: a leak adds to every round.
+
+    What is only made once, such as caches and arenas, adds to the first rounds, or to none if an earlier test has
+    made it already.
+    """
+    return min(later - earlier for earlier, later in pairwise(sizes))

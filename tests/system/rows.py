@@ -27,6 +27,7 @@ from netns_kit.stack.wire import checksum, ethernet, ip, tcp, virtio
 from netns_kit.stack.wire.tcp import Segment
 from netns_kit.subnet import MAC_PREFIX
 from netns_kit.uplink import Protocol
+from tests.servers import sent_again
 from tests.support import needs_tun
 
 __all__ = ["driver", "every_descriptor", "net"]  # fixtures
@@ -248,10 +249,9 @@ def tcp_info(sock: socket.socket) -> TcpInfo:
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
     probes, options, scales = info[3], info[5], info[6]
     send_mss, receive_mss = struct.unpack_from("=II", info, 16)
-    [retransmitted] = struct.unpack_from("=I", info, 100)
     [send_window] = struct.unpack_from("=I", info, 228)
     return TcpInfo(
-        probes, options, scales & 15, scales >> 4, send_mss, receive_mss, retransmitted, send_window
+        probes, options, scales & 15, scales >> 4, send_mss, receive_mss, sent_again(sock), send_window
     )
 
 

@@ -61,6 +61,7 @@ def test_a_process_has_connectivity_until_the_exit_pipe_is_closed() -> None:
         assert running.output() == ("", "")
 
 
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_an_orderly_end(number: signal.Signals) -> None:
     with attached() as (ns, running):

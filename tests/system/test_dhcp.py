@@ -36,7 +36,6 @@ RICH = DhcpSettings(
     search=("eng.example.com", "example.com"),
     routes=((IPv4Network("192.0.2.0/25"), IPv4Address("10.0.2.7")),),
 )
-SBIN = {**os.environ, "PATH": os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"}
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +58,7 @@ async def unconfigured(**options: Any) -> AsyncIterator[Network]:
 
 async def output(net: Network, *command: str) -> str:
     try:
-        return (await net.run(command, env=SBIN)).stdout.decode().strip()
+        return (await net.run(command)).stdout.decode().strip()
     except subprocess.CalledProcessError as error:
         raise AssertionError(f"{command}: {error.returncode}\n{error.stderr.decode()}") from error
 
@@ -127,7 +126,7 @@ class WithScript(Client):
         self.script.chmod(0o755)
 
     async def start(self) -> None:
-        process = await self.net.popen(self.command(), env=SBIN, stdout=None, stderr=None)
+        process = await self.net.popen(self.command(), stdout=None, stderr=None)
         self.process = await self.stack.enter_async_context(process)
 
     def command(self) -> list[str]:
@@ -328,6 +327,7 @@ CLIENTS: dict[str, tuple[type[Client], tuple[str, ...]]] = {
 }
 
 
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("name", CLIENTS)
 async def test_a_client_gets_renews_loses_and_releases_a_lease(
     name: str, tmp_path: Path, driver: DriverName
@@ -568,7 +568,7 @@ def test_the_command_line_leaves_the_interface_to_a_client(script: str) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "netns_kit", "run", "--dhcp", f"--host-loopback={port}", "sh", "-c", inside],
             capture_output=True, text=True, timeout=SECONDS, check=False,
-            env={**SBIN, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     address, peer = done.stdout.splitlines()

@@ -24,7 +24,7 @@ import pytest
 import netns_kit
 from netns_kit.checkup import CHECKS
 from netns_kit.diagnosis import PING_GROUPS, PORT_START, SECCOMP, TUN
-from tests.support import ROOT, missing, needs_tun
+from tests.support import ROOT, missing, needs_subids, needs_tun
 
 pytestmark = pytest.mark.usefixtures("leaks")
 
@@ -363,8 +363,7 @@ def as_user(how: str, env: dict[str, str] | None = None) -> dict[str, Any]:
     if os.geteuid() == 0:
         pytest.skip("root needs no newuidmap")
     needs_tun()
-    if as_usual()["id-ranges"]["status"] != "ok":
-        missing(f"no subordinate ids: {as_usual()['id-ranges']['cause']}")
+    needs_subids()
     found = examined([sys.executable, "-c", AS_USER, how, *DOCTOR[1:]], env)[1]
     assert {name for name in found if found[name]["status"] != as_usual()[name]["status"]} == {"id-ranges"}
     assert found["id-ranges"]["status"] == "limited"

@@ -28,7 +28,7 @@ from netns_kit import (
 )
 from netns_kit.drivers import DriverName
 from tests.servers import SECONDS, bounded, closed_port, host_address
-from tests.support import ROOT, missing, needs_tun
+from tests.support import ROOT, missing, needs_ipv6, needs_tun
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
@@ -208,14 +208,12 @@ def _connect(port: int) -> None:
 @bounded
 async def test_a_port_that_is_closed_inside_resets_the_client(net: Network) -> None:
     (forward,) = await net.forwarder.add("127.0.0.1:0:80")
-    start = anyio.current_time()
     with socket.socket() as sock:
         sock.setblocking(False)
         sock.connect_ex(("127.0.0.1", forward.host_port))
         await anyio.wait_readable(sock)
         with pytest.raises(ConnectionResetError):
             sock.recv(1)
-    assert anyio.current_time() - start < 1.0
 
 
 @bounded
@@ -408,11 +406,8 @@ async def test_ports_of_one_interface(net: Network) -> None:
 
 @bounded
 async def test_an_ipv6_port_of_the_host(net: Network) -> None:
-    try:
-        (forward,) = await net.forwarder.add("[::1]:0:80")
-    except (OSError, AddressError) as error:
-        missing(f"no IPv6 loopback: {error}")
-        return
+    needs_ipv6()
+    (forward,) = await net.forwarder.add("[::1]:0:80")
     async with serving(net), client("::1", forward.host_port) as stream:
         assert (await peer(stream))[0] == "10.0.2.2"
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import errno
 import os
 import pickle
-import shutil
 import signal
 import socket
 import subprocess
@@ -34,7 +33,7 @@ from netns_kit.errors import (
     TunUnavailable,
 )
 from netns_kit.namespace import Interface, InterfaceAddress, Namespace, Route
-from tests.support import ROOT, Possessions, missing, needs, needs_tun, needs_userns
+from tests.support import ROOT, Possessions, needs, needs_subids, needs_tun, needs_userns, subids
 
 pytestmark = pytest.mark.anyio
 
@@ -103,25 +102,17 @@ async def test_ids() -> None:
 
 
 async def test_subordinate_ids() -> None:
-    if not ROOT_USER and not (shutil.which("newuidmap") and _subuids()):
-        missing("no newuidmap, or no range in /etc/subuid")
+    if not ROOT_USER:
+        needs_subids()
     async with entered(Namespace.create(ids="subids")) as ns:
         if ROOT_USER:
             expected = [line.split() for line in Path("/proc/self/uid_map").read_text().splitlines()]  # noqa: ASYNC240
             assert await uid_map(ns) == [[int(first), int(first), int(count)] for first, _, count in expected]
         else:
-            assert await uid_map(ns) == [[0, os.getuid(), 1], [1, *_subuids()]]
+            assert await uid_map(ns) == [[0, os.getuid(), 1], [1, *(subids() or ())]]
         assert (await ns.run("id -u; id -g")).stdout == b"0\n0\n"
         drop = "import os; os.setgroups([]); os.setgid(7); os.setuid(7); print(os.getuid(), os.getgid())"
         assert (await ns.run([sys.executable, "-S", "-c", drop])).stdout == b"7 7\n"
-
-
-def _subuids() -> list[int]:
-    import pwd
-
-    name = pwd.getpwuid(os.getuid()).pw_name
-    lines = [line.split(":") for line in Path("/etc/subuid").read_text().splitlines()]
-    return next(([int(first), int(count)] for who, first, count in lines if who == name), [])
 
 
 @pytest.mark.skipif(ROOT_USER, reason="root needs no newuidmap")

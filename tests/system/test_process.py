@@ -468,6 +468,75 @@ async def test_a_file_that_is_not_there_is_shown_all_the_same(anyio_backend_name
     assert after.strip() == "['directory', 'link', 'resolv.conf']"
 
 
+async def test_a_file_that_is_not_there_leaves_its_directory_as_it_is(tmp_path: Path) -> None:
+    """Writable, and without the file afterwards; there is one, empty, while a command is shown it."""
+    missing, link = tmp_path / "missing", tmp_path / "link"
+    link.symlink_to("target")
+    files: dict[str, str | bytes] = {str(missing): "shown\n", str(link): "by a link\n"}
+    async with namespace() as ns:
+        done = await ns.run("cat missing link target; echo written > other; ls", cwd=tmp_path, files=files)
+        assert done.stdout.decode().split("\n") == [
+            *("shown", "by a link", "by a link", "link", "missing", "other", "target", ""),
+        ]
+        assert sorted(os.listdir(tmp_path)) == ["link", "other"]
+        assert (tmp_path / "other").read_text() == "written\n"
+        async with await ns.popen(
+            "echo; while read x; do cat missing; echo; done", cwd=tmp_path, files=files
+        ) as first:
+            await line(first)
+            assert missing.read_bytes() == b""
+            assert (await ns.run(["cat", str(missing)], files=files)).stdout == b"shown\n"
+            assert first.stdin is not None
+            await first.stdin.send(b"\n")
+            assert await line(first) == "shown", "another command has ended that was shown it"
+            missing.unlink()
+            seen = ""
+            while seen != "shown":
+                await first.stdin.send(b"\n")
+                seen = await line(first)
+        assert not missing.exists()
+        async with await ns.popen("echo; exec sleep 60", cwd=tmp_path, files=files) as second:
+            await line(second)
+            missing.write_text("somebody's\n")
+        assert missing.read_text() == "somebody's\n"
+        missing.unlink()
+        last = await ns.popen("exec sleep 60", files=files)
+        assert missing.exists()
+    await last.aclose()
+    assert sorted(os.listdir(tmp_path)) == ["link", "other"]
+
+
+async def test_a_file_is_shown_though_the_hosts_is_replaced(tmp_path: Path) -> None:
+    """By renaming, as programs do that write resolv.conf; removed and made anew; or led elsewhere by its link."""
+    path, link, other = tmp_path / "file", tmp_path / "link", tmp_path / "other"
+    for each in (path, other):
+        each.write_text("the host's\n")
+    link.symlink_to(path)
+    show = f"while read x; do cat {link}; echo; done"
+
+    def rename() -> None:
+        (tmp_path / "new").write_text("the host's new one\n")
+        os.replace(tmp_path / "new", path)
+
+    def anew() -> None:
+        path.unlink()
+        path.write_text("made anew\n")
+
+    def elsewhere() -> None:
+        os.symlink(other, tmp_path / "new")
+        os.replace(tmp_path / "new", link)
+
+    async with namespace() as ns, await ns.popen(show, files={str(link): "shown\n"}) as command:
+        assert command.stdin is not None
+        for change in (rename, anew, rename, elsewhere):
+            change()
+            seen = ""
+            while seen != "shown":
+                await command.stdin.send(b"\n")
+                seen = await line(command)
+        assert other.read_text() == "the host's\n"
+
+
 async def test_files_do_not_spread_to_the_callers_mounts(anyio_backend_name: str) -> None:
     needs("unshare")
     code = """if True:

@@ -36,7 +36,7 @@ from .multihop import (
     told,
 )
 
-PORT, OTHER_PORT = 5060, 5070
+PORT, OTHER_PORT = 50060, 50070  # a mapping of the guest's own keeps such a port, see `netns_kit.uplink`
 SECOND = "10.1.0.7"  # another address of H, which S has a way to
 
 

@@ -224,7 +224,7 @@ async def test_row_87_a_flow_that_is_answered_lives_longer(hops: Hops) -> None:
             one_way = await ask(unanswered, server)
             with hops.udp("R2") as other:
                 await gone(other, one_way)
-            assert 0.2 <= anyio.current_time() - start < 2
+            assert anyio.current_time() - start >= 0.2
             server.sendto(b"later", stream)
             assert await received(answered) == (b"later", server.getsockname())
 
@@ -238,7 +238,7 @@ async def test_row_87_a_stream_ends_after_its_time(hops: Hops) -> None:
             server.sendto(b"answer", stream)
             with hops.udp("R2") as other:
                 await gone(other, stream)
-            assert 0.2 <= anyio.current_time() - start < 2
+            assert anyio.current_time() - start >= 0.2
             server.sendto(b"a slow answer", one_way)
             assert await received(unanswered) == (b"a slow answer", server.getsockname())
 
@@ -262,7 +262,7 @@ async def test_row_87_one_question_one_answer_at_port_53(hops: Hops) -> None:
             resolver.sendto(b"answer", mappings[0])
             assert (await received(asking))[0] == b"answer"
             await gone(other, mappings[0])
-            assert 0.2 <= anyio.current_time() - start < 2
+            assert anyio.current_time() - start >= 0.2
             resolver.sendto(b"a slow answer", mappings[1])
             assert (await received(waiting))[0] == b"a slow answer"
             server.sendto(b"more", stream)

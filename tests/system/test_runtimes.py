@@ -23,13 +23,12 @@ from pathlib import Path
 import pytest
 
 from tests.servers import tcp_server
-from tests.support import missing, needs, needs_tun
+from tests.support import needs, needs_subids, needs_tun
 from tests.system.slirp import SECONDS, executable
 from tests.system.test_slirp4netns import free_port, hello
 
 pytestmark = pytest.mark.usefixtures("leaks")
 
-PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 APPLETS = "sh ip ping nc cat nslookup sleep httpd ls grep hostname true".split()
 PODMAN = "--disable-host-loopback --mtu=65520 --enable-sandbox --enable-seccomp --enable-ipv6".split()
 LOG = 'open("{}/started", "a").write(__import__("json").dumps([os.getpid(), *sys.argv[1:]]) + "\\n")'
@@ -47,7 +46,7 @@ class Machine:
             directory.mkdir(parents=True, mode=0o700)
         for name in ("etc", "proc", "sys", "dev", "tmp", "run"):
             (self.rootfs / name).mkdir()
-        busybox = shutil.which("busybox", path=PATH)
+        busybox = shutil.which("busybox")
         assert busybox is not None
         shutil.copy(busybox, self.rootfs / "bin/busybox")
         for applet in APPLETS:
@@ -67,7 +66,7 @@ class Machine:
         self.environment = {
             "_CONTAINERS_USERNS_CONFIGURED": "done",
             **{f"_CONTAINERS_ROOTLESS_{name}": str(number) for name, number in ids.items()},
-            "PATH": f"{self.bin}:{PATH}",
+            "PATH": f"{self.bin}:{os.environ['PATH']}",
             "HOME": str(top / "home"),
             "XDG_RUNTIME_DIR": str(self.runtime),
             "CONTAINERS_CONF": str(top / "containers.conf"),
@@ -146,12 +145,9 @@ def ordinary(*commands: str) -> None:
     """The running test is for an ordinary user, who has subordinate ids."""
     if os.geteuid() == 0:
         pytest.skip("rootless runtimes are an ordinary user's")
-    needs(*commands, "crun", "newuidmap", "busybox", "unshare")
+    needs(*commands, "crun", "busybox", "unshare")
+    needs_subids()
     needs_tun()
-    if subprocess.call(
-        ["unshare", "--user", "--map-root-user", "--map-auto", "true"], stderr=subprocess.DEVNULL
-    ):
-        missing("no subordinate ids (subuid(5))")
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +231,7 @@ def test_ports_are_published_and_the_end_of_the_container_is_ours(machine: Machi
 
 def test_containers_of_a_network_know_each_other_and_the_world(machine: Machine) -> None:
     """The rootless network namespace: one of us for all containers, without an exit pipe, killed by its pid."""
-    needs("netavark" if shutil.which("netavark", path=PATH) else "/usr/lib/podman/netavark", "iptables")
+    needs("netavark" if shutil.which("netavark") else "/usr/lib/podman/netavark", "iptables")
     needs("/usr/lib/podman/aardvark-dns")
     machine.podman("network", "create", "net1")
     try:

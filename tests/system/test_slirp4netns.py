@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from netns_kit.engine import takes
+from netns_kit.program import takes
 from tests.servers import tcp_server
 from tests.support import ROOT, needs, needs_ping, needs_tun, needs_userns
 from tests.system.slirp import (
@@ -138,8 +138,8 @@ out.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [ta
 
 
 def test_a_tap_that_is_open_already_without_offloads() -> None:
-    ours, theirs = socket.socketpair()
-    with held() as ns, ours, theirs:
+    with held() as ns, ExitStack() as stack:
+        ours, theirs = map(stack.enter_context, socket.socketpair())
         command = [
             *ENTER,
             str(ns.pid),
@@ -163,8 +163,8 @@ def test_a_tap_that_is_open_already_without_offloads() -> None:
             os.close(tap)
 
 
-def test_a_peer_of_the_bess_kind_speaks_a_frame_per_record(tmp_path: Path) -> None:
-    path = str(tmp_path / "bess.sock")
+def test_a_peer_of_the_bess_kind_speaks_a_frame_per_record(short_path: Path) -> None:
+    path = str(short_path / "bess.sock")
     with slirp("--target-type=bess", path) as running, ExitStack() as stack:
         deadline = time.monotonic() + SECONDS
         peer = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
@@ -222,6 +222,7 @@ def test_what_is_written_to_the_exit_pipe_means_nothing() -> None:
         assert running.leave() == 0
 
 
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_signals_have_their_default_action(number: signal.Signals) -> None:
     with attached() as (_, running):
@@ -544,8 +545,8 @@ def free_port() -> int:
 
 
 @pytest.mark.parametrize("sandbox", [[], ["--enable-sandbox", "--enable-seccomp"]])
-def test_a_port_is_forwarded_by_the_api(tmp_path: Path, sandbox: list[str]) -> None:
-    api = str(tmp_path / "api")
+def test_a_port_is_forwarded_by_the_api(short_path: Path, sandbox: list[str]) -> None:
+    api = str(short_path / "api")
     with attached("-c", *sandbox, "-a", api, "PID", "tap0") as (ns, running), server_inside(ns):
         port = free_port()
         assert ask(api, add(port)) == {"return": {"id": 1}}
@@ -555,8 +556,8 @@ def test_a_port_is_forwarded_by_the_api(tmp_path: Path, sandbox: list[str]) -> N
         assert os.path.exists(api) is bool(sandbox), "the sandbox has no right to remove files"
 
 
-def test_a_socket_that_a_killed_one_has_left_is_replaced(tmp_path: Path) -> None:
-    api = str(tmp_path / "api")
+def test_a_socket_that_a_killed_one_has_left_is_replaced(short_path: Path) -> None:
+    api = str(short_path / "api")
     for _ in range(2):
         with attached("-c", "-a", api, "PID", "tap0") as (_, running):
             assert ask(api, {"execute": "list_hostfwd"})["entries"] == []
@@ -603,9 +604,9 @@ def exchange(inside: subprocess.Popen[str], text: str) -> None:
     assert inside.stdout.readline() == f"{text}\n"
 
 
-def test_traffic_goes_on_whatever_clients_of_the_api_do(tmp_path: Path) -> None:
+def test_traffic_goes_on_whatever_clients_of_the_api_do(short_path: Path) -> None:
     """Silent, byte by byte, too much, gone: where slirp4netns waits for each of them."""
-    api = str(tmp_path / "api")
+    api = str(short_path / "api")
     with (
         attached("-c", "-a", api, "PID", "tap0") as (ns, _),
         conversation(ns) as inside,
@@ -635,8 +636,8 @@ def test_traffic_goes_on_whatever_clients_of_the_api_do(tmp_path: Path) -> None:
         assert silent
 
 
-def test_traffic_goes_on_though_nobody_reads_what_it_says(tmp_path: Path) -> None:
-    api = str(tmp_path / "api")
+def test_traffic_goes_on_though_nobody_reads_what_it_says(short_path: Path) -> None:
+    api = str(short_path / "api")
     with attached("-c", "-a", api, "PID", "tap0") as (ns, running), conversation(ns) as inside:
         assert running.process.stderr is not None
         for _ in range(40):  # more than the pipe has room for

@@ -53,8 +53,8 @@ IDLE = 30.0 if LONG else 1.0
 WINDOWS = 10
 HELD = 50
 """Connections held open in silence, of each of the two ways."""
-PATIENCE = 10.0 if LONG else 1.0
-"""How long a flow may be idle; less than a busy machine takes for an answer, and the answer would be lost."""
+PATIENCE = 10.0 if LONG else 3.0
+"""How long a flow may be idle: if a busy machine took longer for an answer, it would be lost."""
 LIMITS = Limits(
     tcp_time_wait=0.2, udp_one_way=PATIENCE, udp_stream=PATIENCE, udp_one_shot=PATIENCE, echo=PATIENCE
 )
@@ -65,7 +65,7 @@ NAMES = {"a.example": "192.0.2.1", "b.example": "192.0.2.2"}
 
 @dataclass
 class Traffic:
-    """What goes on until the time is over, and how often each has been done."""
+    """What goes on until the time is over, or longer, until each has been done three times."""
 
     network: Rig
     doors: tuple[Door, Door]
@@ -76,7 +76,7 @@ class Traffic:
 
     def goes_on(self, what: str) -> bool:
         self.done[what] += 1
-        return anyio.current_time() < self.until
+        return self.done[what] <= 3 or anyio.current_time() < self.until
 
     async def hear(self, sock: socket.socket) -> bytes:
         """What comes next, and it comes soon."""
@@ -185,7 +185,6 @@ async def test_a_soak(anyio_backend_name: str, record_property: Any) -> None:
                 record_property("done", dict(traffic.done))
                 record_property("resident_mib", [round(size / MIB) for size in sizes])
                 record_property("descriptors", descriptors)
-                assert min(traffic.done.values()) > 2
                 for values, most in (sizes, 8 * MIB), (descriptors, 60):
                     middle, end = values[WINDOWS // 2 : WINDOWS * 3 // 4], values[WINDOWS * 3 // 4 :]
                     assert max(end) - max(middle) < most, values

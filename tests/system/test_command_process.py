@@ -1,0 +1,733 @@
+"""Commands of ours as processes among others: streams, signals, job control, exit statuses, as with env(1)."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netns_kit.cli import NOT_EXECUTABLE, NOT_FOUND
+from netns_kit.command_line import FAILED
+from tests.servers import SECONDS
+from tests.support import ROOT, needs, needs_tun
+
+pytestmark = pytest.mark.usefixtures("leaks")
+
+NETNS_KIT = [sys.executable, "-m", "netns_kit"]
+CATCHABLE = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+STOPPING = {signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+HARMLESS = {signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH}
+TOLD = """
+import os, signal, sys
+wanted = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
+print("ready", os.getpid(), flush=True)
+while True:
+    number = signal.sigwaitinfo(wanted).si_signo
+    print("had", number, flush=True)
+    if number == signal.SIGTERM:
+        break
+"""
+
+
+@pytest.fixture(autouse=True)
+def _tun() -> None:
+    needs_tun()
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **more}
+
+
+def default_signals() -> None:
+    """However the tests were started: nohup and shells without job control leave some ignored."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+class Lines:
+    """A file's lines, each waited for, with a bound."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._rest = b""
+
+    def until(self, wanted: str) -> str:
+        """All that is said until `wanted`, a pattern, matches; it is taken with that."""
+        while True:
+            text = self._rest.decode(errors="replace")
+            if found := re.search(wanted, text):
+                self._rest = text[found.end() :].encode()
+                return text[: found.end()]
+            assert select.select([self._fd], [], [], SECONDS)[0], f"no {wanted!r} in {text!r}"
+            try:
+                piece = os.read(self._fd, 4096)
+            except OSError:  # of a terminal that nobody has open any more
+                piece = b""
+            assert piece, f"it ended without {wanted!r}: {text!r}"
+            self._rest += piece
+
+    def rest(self) -> str:
+        """All that is said until nobody can say more."""
+        while True:
+            assert select.select([self._fd], [], [], SECONDS)[0], "it is still open"
+            if not (piece := os.read(self._fd, 4096)):
+                break
+            self._rest += piece
+        return self._rest.decode(errors="replace")
+
+
+@contextlib.contextmanager
+def running(*command: str, **options: Any) -> Iterator[tuple[subprocess.Popen[bytes], Lines]]:
+    """`netns-kit run -- COMMAND` and what it says; killed at the end of the block."""
+    with subprocess.Popen(
+        [*NETNS_KIT, "run", "--", *command],
+        stdout=subprocess.PIPE, env=environment(), preexec_fn=default_signals, **options,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        try:
+            yield process, Lines(process.stdout.fileno())
+        finally:
+            process.kill()
+
+
+# ruff: noqa: PLW1509 - no test here has threads when it forks
+
+# -- standard streams -----------------------------------------------------------------------------------
+
+WHOLE = "given", "closed", "full", "unread"
+
+
+def shell(line: str) -> subprocess.CompletedProcess[str]:
+    """What a shell makes of a line in which `$N` is netns-kit."""
+    return subprocess.run(
+        ["bash", "-c", line],
+        capture_output=True, text=True, timeout=SECONDS, check=False, stdin=subprocess.DEVNULL,
+        env=environment(N=" ".join(NETNS_KIT)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("stdin", "stdout", "stderr"), list(itertools.product((True, False), WHOLE, WHOLE)))
+def test_the_command_has_the_streams_that_were_given(
+    stdin: bool, stdout: str, stderr: str, tmp_path: Path
+) -> None:
+    """And runs, whatever they are; a notice of ours (the port) is never in its files."""
+    streams: dict[int, str] = {}
+    ways = {"given": str(tmp_path / "file"), "full": "/dev/full", "unread": "pipe"}
+    code = (
+        "import os, sys, errno\n"
+        "def way(fd):\n"
+        "    try:\n"
+        "        return os.readlink(f'/proc/self/fd/{fd}').partition(':')[0]\n"
+        "    except OSError:\n"
+        "        return 'closed'\n"
+        "ways = ' '.join(map(way, range(3)))\n"
+        "open(sys.argv[1], 'w').write(ways)\n"
+        "sys.exit(7)"
+    )
+    said = tmp_path / "said"
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    def arrange() -> None:
+        for number, wanted in ((0, "given" if stdin else "closed"), (1, stdout), (2, stderr)):
+            if wanted == "closed":
+                os.close(number)
+            else:
+                fd = writer if wanted == "unread" else os.open(ways[wanted], os.O_RDWR | os.O_CREAT)
+                os.dup2(fd, number)
+
+    try:
+        done = subprocess.run(
+            [*NETNS_KIT, "run", "-p", "127.0.0.1:0:80", "--", sys.executable, "-I", "-S", "-c", code, said],
+            preexec_fn=arrange, timeout=SECONDS, check=False, env=environment(), pass_fds=[writer],
+        )  # fmt: skip
+    finally:
+        os.close(writer)
+    assert done.returncode == 7
+    for number, wanted in ((0, "given" if stdin else "closed"), (1, stdout), (2, stderr)):
+        streams[number] = "closed" if wanted == "closed" else ways[wanted]
+    assert said.read_text().split() == [streams[0], streams[1], streams[2]]
+    if stdin or stdout == "given":
+        notices = (tmp_path / "file").read_text()
+        assert bool(notices) == (stderr == "given"), "the port, on standard error and nowhere else"
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-", ">&- 2>&-", "<&- 2>&-"])
+@pytest.mark.parametrize("driver", ["thread", "worker"])
+def test_nothing_private_takes_the_number_of_a_stream(driver: str, closed: str) -> None:
+    look = "; ".join(f"readlink /proc/$PPID/fd/{fd} /proc/$n/fd/{fd} >&7" for fd in range(3))
+    line = (
+        f"$N run --driver {driver} -- bash -c 'n=$(ps -o ppid= -p $PPID); n=${{n// /}}; {look}' 7>&1 {closed}"
+    )
+    needs("ps")
+    done = shell(line)
+    assert set(done.stdout.split()) <= {"/dev/null", *re.findall(r"pipe:\S+", done.stdout)}
+    assert done.stdout
+    assert "socket" not in done.stdout
+    assert "anon" not in done.stdout
+
+
+COMMANDS = {
+    "doctor": "$N doctor",
+    "help": "$N run --help",
+    "attach": "$N attach 4194305",
+    "slirp4netns": "$N slirp4netns 4194305 tap0",
+    "slirp4netns help": "$N slirp4netns --help",
+    "a wrong option": "$N run --bogus",
+    "not found": "$N run -- no-such-command",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_streams_change_no_status(command: str) -> None:
+    status = shell(command).returncode
+    for streams in ("<&-", ">&-", "2>&-", "2>/dev/full", "<&- >&- 2>&-", "2> >(true)"):
+        done = shell(f"{command} {streams}; exit $?")
+        assert done.returncode == status, (streams, done.stderr)
+        assert "Traceback" not in done.stdout + done.stderr
+        if streams == "2>&-":
+            assert "netns-kit: " not in done.stdout, "what was for standard error"
+
+
+@pytest.mark.parametrize("command", ["$N doctor", "$N --help", "$N run --help"])
+def test_what_cannot_be_printed_is_a_failure(command: str) -> None:
+    done = shell(f"{command} >/dev/full")
+    assert (done.returncode, done.stderr) == (
+        FAILED,
+        "netns-kit: standard output: No space left on device\n",
+    )
+    done = shell(f"{command} > >(exit) 2>&1; exit $?")
+    done = shell(f"set -o pipefail; {command} | exec true; exit ${{PIPESTATUS[0]}}")
+    assert done.returncode in (0, 1, 128 + signal.SIGPIPE), "printed in time, or not"
+    assert done.stderr == ""
+
+
+def test_who_reads_from_the_command_sees_it_close() -> None:
+    with running("sh", "-c", "exec >&- <&-; sleep 600", stdin=subprocess.PIPE) as (process, said):
+        assert said.rest() == ""
+        assert process.poll() is None
+        process.terminate()
+        assert process.wait(SECONDS) == -signal.SIGTERM
+
+
+def test_a_notice_waits_for_nobody() -> None:
+    """Standard error is a pipe that somebody has filled, and nobody reads."""
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    try:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writer, bytes(4096))
+        os.set_blocking(writer, True)
+        done = subprocess.run(
+            [*NETNS_KIT, "run", "-p", "127.0.0.1:0:80", "--", "true"],
+            stderr=writer, timeout=SECONDS, check=False, env=environment(),
+        )  # fmt: skip
+        assert done.returncode == 0
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+# -- descriptors ----------------------------------------------------------------------------------------
+
+
+def test_other_descriptors_are_the_commands() -> None:
+    assert shell("$N run -- cat /dev/fd/9 9<<<nine").stdout == "nine\n"
+    assert shell("$N run -- diff <(echo one) <(echo two)").stdout == "1c1\n< one\n---\n> two\n"
+    assert shell("$N run -- sh -c 'ls -l /proc/$$/fd | grep -c socket' ").stdout == "0\n"
+
+
+def test_more_descriptors_than_can_be_passed() -> None:
+    opened = "for i in {20..%d}; do eval \"exec $i</dev/null\"; done; exec $N run -- sh -c 'ls /proc/$$/fd | wc -l'"
+    assert int(shell(opened % 260).stdout) > 240
+    done = shell(opened % 290)
+    assert (done.returncode, done.stdout) == (FAILED, "")
+    assert "a command can be given 250 descriptors" in done.stderr
+
+
+LISTENED = (
+    "import os; print(os.environ.get('LISTEN_PID') == str(os.getpid()), "
+    "*map(os.environ.get, ('LISTEN_FDS', 'LISTEN_FDNAMES')), os.path.exists('/proc/self/fd/3'))"
+)
+
+
+@pytest.mark.parametrize(
+    ("before", "seen"),
+    [
+        ("exec 3</dev/null; export LISTEN_FDS=1 LISTEN_FDNAMES=web LISTEN_PID=$BASHPID;", "True 1 web True"),
+        ("export LISTEN_FDS=1 LISTEN_FDNAMES=web LISTEN_PID=$BASHPID;", "False None None False"),
+        ("exec 3</dev/null; export LISTEN_FDS=1 LISTEN_PID=1;", "False 1 None True"),
+        ("export LISTEN_FDS=nonsense LISTEN_PID=$BASHPID;", "False None None False"),
+    ],
+)
+def test_socket_activation(before: str, seen: str) -> None:
+    """Variables and descriptors come together; those that are for another process are as they were."""
+    done = shell(f'{before} exec $N run -- {sys.executable} -S -E -I -c "{LISTENED}"')
+    assert done.stdout == f"{seen}\n", done.stderr
+
+
+# -- what cannot be executed ----------------------------------------------------------------------------
+
+
+def test_a_script_without_an_interpreter_is_the_shells(tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text('echo "$0: $*"\n')
+    script.chmod(0o755)
+    (tmp_path / "empty").touch(0o755)
+    done = shell(f"$N run -- {script} one 'two three'")
+    assert (done.returncode, done.stdout) == (0, f"{script}: one two three\n")
+    assert shell(f"PATH=/nowhere:{tmp_path}:$PATH; $N run -- script").stdout == f"{script}: \n"
+    assert shell(f"$N run -- {tmp_path}/empty").returncode == 0
+
+
+def statuses(tmp_path: Path) -> dict[str, str]:
+    """Words after `run --` or `env`, by what is wrong with them."""
+    plain, folder, busy = tmp_path / "plain", tmp_path / "folder", tmp_path / "busy"
+    plain.write_text("true\n")
+    folder.mkdir()
+    shutil.copy("/bin/true", busy)
+    binary, lost, shut = tmp_path / "binary", tmp_path / "lost", tmp_path / "shut"
+    binary.write_bytes(b"\x7fELF\2\1\1" + bytes(64))
+    lost.write_text("#!/nowhere/interpreter\n")
+    for path in (binary, lost):
+        path.chmod(0o755)
+    (tmp_path / "loop").symlink_to("loop")
+    shut.mkdir()
+    return {
+        "not found": "no-such-command",
+        "no such path": "/no/such/command",
+        "empty": "''",
+        "not executable": str(plain),
+        "a folder": str(folder),
+        "a folder in PATH": "folder",
+        "below a file": f"{plain}/x",
+        "a loop": str(tmp_path / "loop"),
+        "no interpreter": str(lost),
+        "being written": f"{busy} 9>>{busy}",
+        "too long a word": "true $(head -c 131072 /dev/zero | tr '\\0' x)",
+        "too long a name": "$(head -c 5000 /dev/zero | tr '\\0' x)",
+    }
+
+
+def test_statuses_are_those_of_env(tmp_path: Path) -> None:
+    for what, words in statuses(tmp_path).items():
+        path = f"export PATH=$PATH:{tmp_path};"
+        theirs = shell(f"{path} exec env {words}")
+        ours = shell(f"{path} $N run -- {words}")
+        if "too long a word" in what:  # by the shell, which could not execute us either
+            theirs.returncode = ours.returncode = NOT_EXECUTABLE
+        assert ours.returncode == theirs.returncode, (what, ours.stderr, theirs.stderr)
+        assert ours.returncode in (NOT_FOUND, NOT_EXECUTABLE)
+
+
+def test_a_binary_of_another_machine_is_no_script(tmp_path: Path) -> None:
+    words = statuses(tmp_path)
+    assert words
+    done = shell(f"$N run -- {tmp_path}/binary")
+    assert done.returncode == NOT_EXECUTABLE
+    assert done.stderr.startswith("netns-kit: [Errno 8]")
+
+
+# -- signals --------------------------------------------------------------------------------------------
+
+
+def test_every_signal_goes_on_to_the_command_once() -> None:
+    with running(sys.executable, "-S", "-c", TOLD) as (process, said):
+        said.until("ready .*\n")
+        for number in CATCHABLE:
+            if number not in {signal.SIGTERM, signal.SIGCONT}:
+                process.send_signal(number)
+                assert said.until("had .*\n") == f"had {number}\n"
+        process.send_signal(signal.SIGCONT)
+        said.until(f"had {int(signal.SIGCONT)}\n")
+        for _ in range(5):
+            process.send_signal(signal.SIGRTMIN)
+        for _ in range(5):
+            assert said.until("had .*\n") == f"had {int(signal.SIGRTMIN)}\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) == 0
+        assert said.rest() == f"had {int(signal.SIGTERM)}\n"
+
+
+def test_a_signal_to_the_group_comes_once() -> None:
+    """From kill(2) with a negative pid, as shells have it; the command has it from there."""
+    with running(sys.executable, "-S", "-c", TOLD, start_new_session=True) as (process, said):
+        said.until("ready .*\n")
+        numbers = [signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT, signal.SIGRTMIN]
+        for number in numbers:
+            os.killpg(process.pid, number)
+            assert said.until("had .*\n") == f"had {int(number)}\n"
+        process.send_signal(signal.SIGUSR2)  # when this has come, so has all that was passed on before
+        assert said.until("had .*\n") == f"had {int(signal.SIGUSR2)}\n"
+        process.send_signal(signal.SIGINT)
+        assert said.until("had .*\n") == f"had {int(signal.SIGINT)}\n"
+
+
+def test_a_command_in_a_group_of_its_own_has_what_is_sent_to_ours() -> None:
+    code = "import os; os.setpgid(0, 0)\n" + TOLD
+    with running(sys.executable, "-S", "-c", code, start_new_session=True) as (process, said):
+        said.until("ready .*\n")
+        os.killpg(process.pid, signal.SIGINT)
+        assert said.until("had .*\n") == f"had {int(signal.SIGINT)}\n"
+
+
+@pytest.mark.parametrize(
+    "number",
+    [n for n in CATCHABLE if n not in STOPPING | HARMLESS and not signal.SIGRTMIN < n < signal.SIGRTMAX],
+)
+def test_it_ends_as_the_command_does(number: int, tmp_path: Path) -> None:
+    """By the same signal, and without a core dump."""
+    code = f"import os, signal; signal.signal({number}, signal.SIG_DFL); os.kill(os.getpid(), {number})"
+    done = subprocess.run(
+        [*NETNS_KIT, "run", "--", sys.executable, "-S", "-c", code],
+        stderr=subprocess.PIPE, timeout=SECONDS, check=False, env=environment(), cwd=tmp_path,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (-number, b"")
+
+
+def test_its_core_is_not_dumped_for_the_command(tmp_path: Path) -> None:
+    done = shell(f"cd {tmp_path}; ulimit -c unlimited; $N run -- sh -c 'ulimit -c 0; kill -SEGV $$'; exit $?")
+    assert done.returncode == 128 + signal.SIGSEGV
+    assert "dumped" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_shell_says_128_and_the_signal() -> None:
+    assert shell("$N run -- sh -c 'kill -TERM $$'; echo $?").stdout == f"{128 + signal.SIGTERM}\n"
+
+
+def test_ignored_signals_stay_ignored() -> None:
+    numbers = [signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGTSTP, signal.SIGUSR1, signal.SIGCHLD]
+
+    def ignore() -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+
+    code = "import sys; print(open('/proc/self/status').read(), flush=True); sys.stdin.read(1); sys.exit(4)"
+    with subprocess.Popen(
+        [*NETNS_KIT, "run", "--", sys.executable, "-S", "-c", code],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(), preexec_fn=ignore,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        said = Lines(process.stdout.fileno())
+        mask = int(said.until("SigIgn.*\n").split()[-1], 16)
+        assert {number for number in range(1, 65) if mask >> number - 1 & 1} >= {int(n) for n in numbers}
+        for number in numbers:
+            process.send_signal(number)
+        assert process.stdin is not None
+        process.stdin.write(b"\n")
+        process.stdin.close()
+        assert process.wait(SECONDS) == 4
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["run", "--", "sleep", "600"], ["attach", str(os.getppid())], ["doctor"], ["--help"],
+     ["slirp4netns", "--help"], ["run", "--driver", "worker", "--", "sleep", "600"]],
+    ids=lambda words: " ".join(words[:3]),
+)  # fmt: skip
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_no_signal_at_any_moment_makes_a_traceback(words: list[str], number: signal.Signals) -> None:
+    """Sent when a command of ours opens its n-th module, to all of it, as a terminal does."""
+    moments = range(0, 60, 6)
+    code = (
+        "import os, sys, signal\n"
+        "left = int(sys.argv.pop(1))\n"
+        "class Finder:\n"
+        "    def find_spec(self, *_):\n"
+        "        global left\n"
+        "        left -= 1\n"
+        f"        if left == 0: os.killpg(0, {int(number)})\n"
+        "from netns_kit import commands\n"
+        "sys.argv[0] = 'netns-kit'\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "commands.main()\n"
+    )
+    for moment in moments:
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(moment or 1), *words],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment(),
+            preexec_fn=default_signals, start_new_session=True,
+        ) as process:  # fmt: skip
+            assert process.stderr is not None
+            seen = select.select([process.stderr], [], [], 1.0 if "sleep" in words else SECONDS)[0]
+            if not seen:  # its last module was an earlier one
+                os.killpg(process.pid, number)
+            assert process.wait(SECONDS) in (-number, 0, 1, 125), words
+            assert "Traceback" not in process.stderr.read()
+
+
+def test_no_traceback_of_the_agent_either() -> None:
+    """Which is an interpreter that has just been started when the signal comes."""
+    code = (
+        "import os, signal, subprocess, sys\n"
+        "class Popen(subprocess.Popen):\n"
+        "    def __init__(self, *arguments, **options):\n"
+        "        super().__init__(*arguments, **options)\n"
+        "        if library:\n"
+        "            signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "        os.killpg(0, signal.SIGINT)\n"
+        "library = sys.argv[1] == 'library'\n"
+        "subprocess.Popen = Popen\n"
+        "if library:\n"
+        "    import anyio\n"
+        "    from netns_kit import Namespace\n"
+        "    async def main():\n"
+        "        async with Namespace.create() as ns:\n"
+        "            await ns.run(['true'])\n"
+        "    anyio.run(main)\n"
+        "else:\n"
+        "    from netns_kit import commands\n"
+        "    commands.main()\n"
+    )
+    for words, status in ((["library"], 0), (["run", "--", "true"], -signal.SIGINT)):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True, check=False,
+            env=environment(), timeout=SECONDS, preexec_fn=default_signals, start_new_session=True,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (status, "")
+
+
+# -- job control ----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def terminal(*argv: str) -> Iterator[tuple[int, Lines, int]]:
+    """An interactive shell on a terminal of its own: the other side, what it says, its pid."""
+    needs(argv[0])
+    pid, master = pty.fork()
+    if pid == 0:
+        default_signals()
+        os.chdir("/")
+        os.execvpe(
+            argv[0], argv, environment(PS1="prompt> ", PS2="", ENV="", N=" ".join(NETNS_KIT), TERM="dumb")
+        )
+    try:
+        settings = termios.tcgetattr(master)
+        settings[3] &= ~termios.ECHO
+        termios.tcsetattr(master, termios.TCSANOW, settings)
+        said = Lines(master)
+        said.until("prompt> ")
+        yield master, said, pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.close(master)
+        os.waitpid(pid, 0)
+
+
+SHELLS = [("bash", "--norc", "--noprofile", "--noediting", "-i"), ("dash", "-i")]
+COUNTER = r"""
+import os, signal, sys
+n = 0
+def count(*_):
+    global n
+    n += 1
+    print("interrupted", n, flush=True)
+signal.signal(signal.SIGINT, count)
+print("ready", flush=True)
+for line in sys.stdin:
+    print("heard", n, line, flush=True)
+    if line == "end\n":
+        break
+"""
+
+
+@pytest.fixture(params=SHELLS, ids=lambda words: words[0])
+def interactive(request: pytest.FixtureRequest) -> Iterator[tuple[int, Lines, int]]:
+    with terminal(*request.param) as opened:
+        yield opened
+
+
+def test_ctrl_c_comes_once(interactive: tuple[int, Lines, int], tmp_path: Path) -> None:
+    master, said, _ = interactive
+    (tmp_path / "counter.py").write_text(COUNTER)
+    os.write(master, f"$N run -- {sys.executable} {tmp_path}/counter.py\n".encode())
+    said.until("ready\r\n")
+    for number in range(1, 4):
+        os.write(master, b"\x03")
+        said.until(f"interrupted {number}\r\n")
+    os.write(master, b"end\n")
+    assert "heard 3 end" in said.until("prompt> ")
+
+
+def test_ctrl_c_ends_what_it_ends(interactive: tuple[int, Lines, int]) -> None:
+    master, said, _ = interactive
+    os.write(master, b"$N run -- sh -c 'echo ready; exec sleep 600'\n")
+    said.until("ready\r\n")
+    os.write(master, b"\x03")
+    said.until("prompt> ")
+    os.write(master, b"echo status $?\n")
+    said.until("status 130\r\n")
+
+
+def test_ctrl_z_and_on_again(interactive: tuple[int, Lines, int]) -> None:
+    """Stopped with its command, continued in the foreground, and in the background, where it may not read."""
+    master, said, shell_pid = interactive
+    os.write(master, b"$N run -- sh -c 'echo ready; read x; echo got $x; read x; echo got $x; exit 9'\n")
+    said.until("ready\r\n")
+    os.write(master, b"\x1a")
+    assert "topped" in said.until("prompt> ")
+    os.write(master, b"fg\n")
+    said.until("\r\n")
+    os.write(master, b"one\n")
+    said.until("got one\r\n")
+    os.write(master, b"\x1a")
+    said.until("prompt> ")
+    job = children(shell_pid)[0]
+    os.write(master, b"bg\n")
+    said.until("prompt> ")
+    wait_state({job: "T"})  # SIGTTIN
+    os.write(master, b"fg\n")
+    said.until("\r\n")
+    os.write(master, b"two\n")
+    said.until("got two\r\n")
+    said.until("prompt> ")
+    os.write(master, b"echo status $?\n")
+    said.until("status 9\r\n")
+
+
+def test_in_the_background_with_tostop(interactive: tuple[int, Lines, int]) -> None:
+    """SIGTTOU stops the command, and us with it; not our notice."""
+    master, said, shell_pid = interactive
+    os.write(master, b"stty tostop; $N run -p 127.0.0.1:0:80 -- sh -c 'echo written' &\n")
+    said.until("netns-kit: .*\r\n")
+    wait_state({children(shell_pid)[0]: "T"})
+    os.write(master, b"echo seen\n")
+    assert "written\r" not in said.until("seen\r\n")
+    os.write(master, b"fg\n")
+    said.until("written\r\n")
+
+
+def test_a_program_that_minds_ctrl_z_stops_when_it_is_ready(interactive: tuple[int, Lines, int]) -> None:
+    """As full-screen programs do: they put the terminal in order, and stop then.  We stop with them, not before."""
+    master, said, _ = interactive
+    code = (
+        "trap \"trap - TSTP; echo tidy; kill -TSTP \\$\\$; echo back; exit 5\" TSTP; echo ready; "
+        "while :; do :; done"
+    )  # fmt: skip
+    os.write(master, f"$N run -- bash -c '{code}'\n".encode())
+    said.until("ready\r\n")
+    os.write(master, b"\x1a")
+    text = said.until("prompt> ")
+    assert text.index("tidy") < text.index("topped")
+    os.write(master, b"fg\n")
+    said.until("back\r\n")
+    said.until("prompt> ")
+    os.write(master, b"echo status $?\n")
+    said.until("status 5\r\n")
+
+
+def test_a_program_that_ignores_ctrl_z_goes_on(interactive: tuple[int, Lines, int]) -> None:
+    master, said, _ = interactive
+    os.write(master, b"$N run -- sh -c 'trap \"\" TSTP; echo ready; read x; echo got $x'\n")
+    said.until("ready\r\n")
+    os.write(master, b"\x1a")
+    os.write(master, b"one\n")
+    said.until("got one\r\n")
+
+
+def test_a_shell_inside_has_jobs_of_its_own(interactive: tuple[int, Lines, int]) -> None:
+    """And suspends itself: its group is another than ours, so the continuing shell outside does not reach it."""
+    master, said, _ = interactive
+    os.write(master, b"PS1='inner> ' $N run -- bash --norc --noprofile --noediting -i\n")
+    said.until("inner> ")
+    for key in (b"\x03", b"\x1a"):
+        os.write(master, b"sh -c 'echo started; exec sleep 600'\n")
+        said.until("started\r\n")
+        os.write(master, key)
+        if key == b"\x03":
+            said.until("inner> ")
+    assert "topped" in said.until("inner> ")
+    os.write(master, b"kill %1; suspend\n")
+    said.until("prompt> ")
+    os.write(master, b"fg\n")
+    said.until("inner> ")
+    os.write(master, b"exit 6\n")
+    said.until("prompt> ")
+    os.write(master, b"echo status $?\n")
+    said.until("status 6\r\n")
+
+
+def test_the_window_changes_once(interactive: tuple[int, Lines, int]) -> None:
+    master, said, _ = interactive
+    os.write(master, f"$N run -- {sys.executable} -S -c '{TOLD}'\n".encode())
+    said.until("ready .*\r\n")
+    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("4H", 33, 44, 0, 0))
+    said.until(f"had {int(signal.SIGWINCH)}\r\n")
+    os.write(master, b"\x03")
+    assert said.until(f"had {int(signal.SIGINT)}\r\n").count("had") == 1
+
+
+def test_stopped_and_continued_by_others(interactive: tuple[int, Lines, int]) -> None:
+    """Who stops us alone has the command stopped, and the reverse; continuing is the same."""
+    master, said, shell_pid = interactive
+    os.write(master, b"$N run -- sh -c 'echo ready; exec sleep 600'\n")
+    said.until("ready\r\n")
+    (ours,) = children(shell_pid)
+    (agent,) = children(ours)
+    (command,) = children(agent)
+    for stopped, number in ((ours, signal.SIGTSTP), (command, signal.SIGSTOP), (command, signal.SIGTSTP)):
+        os.kill(stopped, number)
+        wait_state({ours: "T", command: "T"})
+        said.until("prompt> ")
+        os.write(master, b"fg\n")
+        said.until("\r\n")
+        wait_state({ours: "S", command: "S"})
+    os.kill(command, signal.SIGSTOP)
+    wait_state({ours: "T", command: "T"})
+    os.kill(command, signal.SIGCONT)
+    wait_state({ours: "S", command: "S"})
+    said.until("prompt> ")
+    os.write(master, b"fg\n")
+    said.until("\r\n")
+    os.kill(command, signal.SIGHUP)
+    said.until("prompt> ")
+    os.write(master, b"echo status $?\n")
+    said.until("status 129\r\n")
+
+
+def test_a_stop_that_is_over_when_we_hear_of_it() -> None:
+    """We were stopped ourselves then; continued with the command, we do not stop again."""
+    code = "import signal, time; signal.signal(10, lambda *_: print('had 10')); print('ready')"
+    with running(sys.executable, "-u", "-c", f"{code}\nwhile True: time.sleep(60)") as (process, said):
+        said.until("ready\n")
+        (agent,) = children(process.pid)
+        (command,) = children(agent)
+        os.kill(process.pid, signal.SIGSTOP)
+        wait_state({process.pid: "T"})
+        os.kill(command, signal.SIGSTOP)
+        wait_state({command: "T", agent: "S"})
+        os.kill(command, signal.SIGCONT)
+        wait_state({command: "S", process.pid: "S"})
+        process.send_signal(signal.SIGUSR1)
+        said.until("had 10\n")
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wait_state(wanted: dict[int, str]) -> None:
+    """Wait until these processes are in these states (proc_pid_stat(5)); bounded."""
+    seen: dict[int, str] = {}
+    for _ in range(200_000):
+        seen = {pid: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in wanted}
+        if seen == wanted:
+            return
+    raise AssertionError(f"{seen}, not {wanted}")
