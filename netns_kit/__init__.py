@@ -9,19 +9,39 @@
 TYPE_CHECKING = False  # as type checkers know it: `typing` is not for everybody who needs one name of ours
 
 if TYPE_CHECKING:
-    from .checkup import Finding, Report, doctor
-    from .control import FlowEvent
-    from .dhcp import DhcpSettings, Lease, StaticLease
-    from .dns import DnsQuery, Rcode, Record
+    from .arguments import AddressLike
+    from .checkup import (
+        Finding,
+        Report,
+        doctor,
+    )
+    from .control import (
+        FlowEvent,
+    )
+    from .dhcp import (
+        DhcpSettings,
+        Lease,
+        StaticLease,
+    )
+    from .diagnosis import (
+        Host,
+    )
+    from .dns import DnsQuery, Hook, Manner, Rcode, Record, Verdict
+    from .drivers import (
+        DriverName,
+    )
     from .errors import (
         AddressError,
         AlreadyOpened,
+        ArgumentError,
+        ArgumentTypeError,
         FeatureUnavailable,
         IdMapError,
         NamespaceGone,
         NetnsKitError,
         NotImportable,
         NotPrivileged,
+        OwnNamespace,
         PingNotPermitted,
         PortInUseError,
         PortSpecError,
@@ -34,27 +54,76 @@ if TYPE_CHECKING:
         TunUnavailable,
         UserNamespaceDenied,
     )
-    from .forwarder import Forwarder
-    from .gateway import FlowInfo
-    from .impairment import Impairment
-    from .namespace import Namespace
-    from .network import Network
-    from .ports import PortForward
-    from .process import Process
-    from .stack import Limits, Refusal
-    from .subnet import Subnet, Subnet6
-    from .tap import DeviceGone, TapDevice
-    from .uplink import Endpoint, Flow, Target, Uplink
-    from .userstack import UserStack
+    from .forwarder import (
+        Askable,
+        Forwarder,
+    )
+    from .gateway import (
+        FlowInfo,
+    )
+    from .impairment import (
+        Impairment,
+    )
+    from .namespace import (
+        Ids,
+        Interface,
+        InterfaceAddress,
+        Namespace,
+        OpenedTap,
+        Route,
+    )
+    from .network import (
+        CommandOptions,
+        Network,
+    )
+    from .ports import (
+        PortForward,
+    )
+    from .process import (
+        Command,
+        CommandFailed,
+        Process,
+        StandardStream,
+        Word,
+    )
+    from .stack import (
+        Limits,
+        Refusal,
+    )
+    from .stats import Stats
+    from .subnet import (
+        Subnet,
+        Subnet6,
+    )
+    from .tap import (
+        DeviceGone,
+        ImpairedTap,
+        TapDevice,
+    )
+    from .uplink import Endpoint, Flow, Target, UdpFiltering, UdpPorts, Uplink, Way
+    from .userstack import (
+        Configure,
+        SandboxLayer,
+        UserStack,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AddressError",
+    "AddressLike",
     "AlreadyOpened",
+    "ArgumentError",
+    "ArgumentTypeError",
+    "Askable",
+    "Command",
+    "CommandFailed",
+    "CommandOptions",
+    "Configure",
     "DeviceGone",
     "DhcpSettings",
     "DnsQuery",
+    "DriverName",
     "Endpoint",
     "FeatureUnavailable",
     "Finding",
@@ -62,16 +131,25 @@ __all__ = [
     "FlowEvent",
     "FlowInfo",
     "Forwarder",
+    "Hook",
+    "Host",
     "IdMapError",
+    "Ids",
+    "ImpairedTap",
     "Impairment",
+    "Interface",
+    "InterfaceAddress",
     "Lease",
     "Limits",
+    "Manner",
     "Namespace",
     "NamespaceGone",
     "NetnsKitError",
     "Network",
     "NotImportable",
     "NotPrivileged",
+    "OpenedTap",
+    "OwnNamespace",
     "PingNotPermitted",
     "PortForward",
     "PortInUseError",
@@ -83,36 +161,51 @@ __all__ = [
     "RecordError",
     "Refusal",
     "Report",
+    "Route",
+    "SandboxLayer",
     "SandboxUnavailable",
     "StackClosed",
     "StackCrashed",
+    "StandardStream",
     "StaticLease",
+    "Stats",
     "Subnet",
     "Subnet6",
     "SysctlError",
     "TapDevice",
     "Target",
     "TunUnavailable",
+    "UdpFiltering",
+    "UdpPorts",
     "Uplink",
     "UserNamespaceDenied",
     "UserStack",
+    "Verdict",
+    "Way",
+    "Word",
     "doctor",
 ]
 
 _HOMES = {
+    "arguments": ("AddressLike",),
     "checkup": ("Finding", "Report", "doctor"),
     "control": ("FlowEvent",),
     "dhcp": ("DhcpSettings", "Lease", "StaticLease"),
-    "dns": ("DnsQuery", "Rcode", "Record"),
+    "diagnosis": ("Host",),
+    "dns": ("DnsQuery", "Hook", "Manner", "Rcode", "Record", "Verdict"),
+    "drivers": ("DriverName",),
     "errors": (
         "AddressError",
         "AlreadyOpened",
+        "ArgumentError",
+        "ArgumentTypeError",
         "FeatureUnavailable",
         "IdMapError",
         "NamespaceGone",
         "NetnsKitError",
         "NotImportable",
         "NotPrivileged",
+        "OwnNamespace",
         "PingNotPermitted",
         "PortInUseError",
         "PortSpecError",
@@ -125,18 +218,19 @@ _HOMES = {
         "TunUnavailable",
         "UserNamespaceDenied",
     ),
-    "forwarder": ("Forwarder",),
+    "forwarder": ("Askable", "Forwarder"),
     "gateway": ("FlowInfo",),
     "impairment": ("Impairment",),
-    "namespace": ("Namespace",),
-    "network": ("Network",),
+    "namespace": ("Ids", "InterfaceAddress", "Interface", "Namespace", "OpenedTap", "Route"),
+    "network": ("CommandOptions", "Network"),
     "ports": ("PortForward",),
-    "process": ("Process",),
+    "process": ("Command", "CommandFailed", "Process", "StandardStream", "Word"),
     "stack": ("Limits", "Refusal"),
+    "stats": ("Stats",),
     "subnet": ("Subnet", "Subnet6"),
-    "tap": ("DeviceGone", "TapDevice"),
-    "uplink": ("Endpoint", "Flow", "Target", "Uplink"),
-    "userstack": ("UserStack",),
+    "tap": ("DeviceGone", "ImpairedTap", "TapDevice"),
+    "uplink": ("Endpoint", "Flow", "Target", "UdpFiltering", "UdpPorts", "Uplink", "Way"),
+    "userstack": ("Configure", "SandboxLayer", "UserStack"),
 }
 
 

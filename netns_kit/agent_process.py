@@ -327,18 +327,24 @@ class AgentProcess:
 
     @property
     def pid(self) -> int:
-        """Process id of the agent, as the host counts."""
-        return self._ready.agent
+        """Process id of the agent, as the host counts.  Raises NamespaceGone while there is none."""
+        return self._present().agent
 
     @property
     def holder(self) -> int:
-        """Process id of the holder (see agent.py), as the host counts."""
-        return self._ready.holder
+        """Process id of the holder (see agent.py), as the host counts.  Raises NamespaceGone while there is none."""
+        return self._present().holder
 
     @property
     def pids(self) -> Literal["own", "host"]:
-        """Whose PID namespace commands are in."""
+        """Whose PID namespace commands are in.  Raises NamespaceGone while there is none."""
+        self._present()
         return self._pids
+
+    def _present(self) -> Ready:
+        if self._gone is not None:
+            raise NamespaceGone(self._gone, fix="use it inside its `async with` block")
+        return self._ready
 
     async def start(self, start: Start) -> None:
         """Execute the agent and wait until it is in its namespace.  Raises what keeps it; then nothing is

@@ -15,30 +15,42 @@ from contextlib import contextmanager, suppress
 import anyio
 import anyio.abc
 
+from . import arguments
 from .background import beside
-from .cli import FAILED, add_network_options, complain, network_from, tell_ports, with_value
-from .errors import NamespaceGone, NetnsKitError
+from .cli import add_network_options, check_options, complain, network_from, tell_ports, with_value
+from .command_line import FAILED, HOST_LOOPBACK, ONE_PORT, Parser, value
+from .engine import is_waitable
+from .errors import NamespaceGone, NetnsKitError, OwnNamespace
 from .namespace import Namespace
 from .network import DEFAULT_IFNAME, Network
 from .own_process import calm_collector, raise_descriptor_limit
 from .paths import write_pid_file
 from .program import end, notice
 from .signals import Signals
+from .tap import check_name
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def main(words: Sequence[str]) -> int:
     """Run with these arguments; the exit status."""
-    options = _parser().parse_args([with_value(word) for word in words])
+    parser = _parser()
+    options, more = parser.parse_known_args([with_value(word) for word in words])
+    if more:
+        hint = f"; {ONE_PORT}" if HOST_LOOPBACK in words and any(map(str.isdigit, more)) else ""
+        parser.error(f"unrecognized arguments: {' '.join(more)}{hint}")
+    check_options(parser, options)
     try:
-        target = options.target
+        target, own = options.target, options.allow_current
         where = {"pid": int(target)} if target.isdigit() else {"path": target}
-        namespace = Namespace.attach(**where, pids="host")  # no command runs there
+        namespace = Namespace.attach(**where, pids="host", allow_current=own)  # no command runs there
         network = network_from(options, namespace, options.ifname)
         with Signals(ENDING) as signals:
             anyio.run(_attach, network, options, signals)
             end(0)
+    except OwnNamespace as error:
+        fix = "attach when the process has made its own (unshare(2)), or say --allow-current if that is what is meant"
+        return complain(FAILED, OwnNamespace(error.cause, fix=fix))
     except (NetnsKitError, ValueError, OSError) as error:
         return complain(FAILED, error)
 
@@ -102,37 +114,66 @@ def _pid_file(path: str | None) -> Iterator[None]:
 
 def _descriptor(text: str) -> int:
     if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of a descriptor")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected the number of a descriptor")
     fd = int(text)
     try:
         os.set_inheritable(fd, False)
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"descriptor {fd}: {error.strerror}") from None
+    except (OSError, OverflowError):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected an open descriptor") from None
     return fd
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="netns-kit attach",
-        allow_abbrev=False,
+def _check_target(text: str) -> None:
+    if text.isdigit():
+        arguments.whole_number("pid", int(text), 1)
+
+
+def _pipe(text: str) -> int:
+    """A descriptor whose other end may be closed."""
+    fd = _descriptor(text)
+    if not is_waitable(fd):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected a pipe or a socket; a file is closed by nobody else"
+        )
+    return fd
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "netns-kit attach",
+        "[OPTION]... PID|PATH",
         description="Give an existing network namespace an interface with real connectivity.  It stays until the "
         "process, or the path, that named the namespace is gone, until the exit pipe is closed, or until a SIGTERM, "
         "SIGINT or SIGHUP; then the interface is removed.  Inside, 10.0.2.2 is the gateway and 10.0.2.3 answers DNS "
         "(with --cidr, the same numbers of that network); /etc/resolv.conf is the caller's business.",
-        epilog="The exit status is 0, or 125 if netns-kit failed.",
+        epilog="The exit status is 0, or 125 if netns-kit failed, or if its words have a mistake.",
     )
     parser.add_argument(
-        "--ifname", default=DEFAULT_IFNAME, metavar="NAME", help="of the interface (%(default)s)"
+        "--ifname",
+        type=value(check_name),
+        default=DEFAULT_IFNAME,
+        metavar="NAME",
+        help="of the interface (%(default)s)",
     )
     parser.add_argument(
         "--ready-fd", type=_descriptor, metavar="FD", help='write "1" there when all is ready, and close it'
     )
     parser.add_argument(
-        "--exit-fd", type=_descriptor, metavar="FD", help="end when the other end of this pipe is closed"
+        "--exit-fd", type=_pipe, metavar="FD", help="end when the other end of this pipe is closed"
     )
     parser.add_argument(
         "--pid-file", metavar="FILE", help="write our pid there when all is ready; removed at the end"
     )
+    parser.add_argument(
+        "--allow-current",
+        action="store_true",
+        help="attach also where we are ourselves: to a process that has not unshared, say",
+    )
     add_network_options(parser)
-    parser.add_argument("target", metavar="PID|PATH", help="a process inside, or a path like /run/netns/NAME")
+    parser.add_argument(
+        "target",
+        type=value(_check_target),
+        metavar="PID|PATH",
+        help="a process inside, or a path like /run/netns/NAME",
+    )
     return parser

@@ -103,6 +103,15 @@ class Supervisor:
             )
 
     @property
+    def condition(self) -> str:
+        """Whether the object can be used, for a repr."""
+        if self._state is not _State.NEW and self.failure is not None:
+            return f"failed: {self.failure}"
+        return {_State.NEW: "not open", _State.OPENING: "opening", _State.OPEN: "open"}.get(
+            self._state, "closed"
+        )
+
+    @property
     def failure(self) -> Exception | None:
         """The first error in the background, here or above."""
         for each in self._above:

@@ -60,7 +60,7 @@ class Finding:
     """
 
     name: str
-    status: Status
+    status: Literal["ok", "limited", "missing", "untried"]
     tried: str
     detail: str
     limits: str
@@ -68,7 +68,7 @@ class Finding:
     settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def reason(self) -> Reason | None:
+    def reason(self) -> Literal["denied", "absent", "exhausted", "unreachable"] | None:
         """Why not: "denied" by a policy or a switch, "absent" from the kernel or the machine, "exhausted" where a
         bound is reached, "unreachable" for what the network does not lead to.  None where there is nothing wrong.
         """

@@ -15,7 +15,10 @@ import anyio
 
 from netns_kit import __version__
 
+from . import arguments
 from .background import beside
+from .command_line import FAILED, HOST_LOOPBACK, ONE_PORT, Parser, as_option, value, whole_number
+from .dns import Record
 from .drivers import DriverName
 from .errors import NetnsKitError
 from .namespace import Namespace
@@ -25,10 +28,11 @@ from .ports import parse as parse_ports
 from .process import Process
 from .program import end, end_by, last_words, notice
 from .signals import Signals
-from .subnet import DEFAULT_CIDR, DEFAULT_CIDR6, Subnet6
-from .uplink import Filtering, Uplink
+from .subnet import DEFAULT_CIDR, DEFAULT_CIDR6, SMALLEST_IPV6_MTU, Subnet, Subnet6
+from .tap import QUEUES_MAX, TAP_MTU_MAX, check_mtu
+from .uplink import DNS_PORT, Endpoint, UdpFiltering, Uplink, source_address
 
-FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127  # as env(1) and chroot(1) exit when it is their own failure
+NOT_EXECUTABLE, NOT_FOUND = 126, 127  # as env(1) and chroot(1) have them
 VALUED = frozenset(
     {"-p", "--publish", "--mtu", "--cidr", "--cidr6", "--bind4", "--bind6", "--device"}
     | {"--dns", "--dns-domain", "--dns-record", "--dns-search"}
@@ -40,7 +44,11 @@ _ALL_PORTS = "all"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status if it does not come to a command.  Else end this process as that ends."""
     words = list(sys.argv[1:] if argv is None else argv)
-    options = _parser().parse_args(_with_values(words))
+    if words[:1] != ["run"]:
+        _overview().parse_args(words)
+    parser = _parser()
+    options = parser.parse_args(_with_values(words[1:], parser))
+    check_options(parser, options)
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
         command = [os.environ.get("SHELL") or "/bin/sh"]
@@ -105,19 +113,31 @@ def network_from(
 
 def with_value(word: str) -> str:
     """A bare --host-loopback is for all ports."""
-    return f"{word}={_ALL_PORTS}" if word == "--host-loopback" else word
+    return f"{word}={_ALL_PORTS}" if word == HOST_LOOPBACK else word
 
 
-def _with_values(words: list[str]) -> list[str]:
+def check_options(parser: Parser, options: argparse.Namespace) -> None:
+    """Complain of options that need others."""
+    if options.queues > 1 and options.driver != "worker":
+        parser.error(f"--queues {options.queues}: it needs --driver worker")
+    if (options.ipv6 or options.cidr6 is not None) and options.mtu < SMALLEST_IPV6_MTU:
+        parser.error(f"--mtu {options.mtu}: --ipv6 needs {SMALLEST_IPV6_MTU} or more")
+
+
+def _with_values(words: list[str], parser: Parser) -> list[str]:
     """Give a bare --host-loopback its value: argparse would take the next word, the command's first, for that.
 
     The command's own words, from the first that is no option of ours, stay as they are.
     """
-    done = words[:1]
-    rest = iter(words[1:])
+    done: list[str] = []
+    rest = iter(words)
+    bare = False
     for word in rest:
+        if bare and word.isdigit():
+            parser.error(f"{HOST_LOOPBACK} {word}: {ONE_PORT}; before a command of that name write --")
         if word == "--" or not word.startswith("-"):
             return [*done, word, *rest]
+        bare = word == HOST_LOOPBACK
         done.append(with_value(word))
         if word in VALUED:
             done += [value for value in (next(rest, None),) if value is not None]
@@ -221,14 +241,14 @@ async def _pass_on(signals: Signals, process: Process) -> None:
 
 def complain(status: int, error: Exception) -> int:
     """Say so; the exit status."""
-    last_words(f"netns-kit: {error}")
+    last_words(f"netns-kit: {as_option(error)}")
     return status
 
 
 def _domains(values: list[str]) -> dict[str, list[str]]:
     domains: dict[str, list[str]] = {}
-    for value in values:
-        domain, _, resolver = value.partition("=")
+    for each in values:
+        domain, _, resolver = each.partition("=")
         domains.setdefault(domain, []).append(resolver)
     return domains
 
@@ -248,34 +268,51 @@ def _ipv6(options: argparse.Namespace) -> Subnet6 | bool:
 
 def _port(text: str) -> str:
     if text != _ALL_PORTS and not (text.isdigit() and 0 < int(text) < 65536):
-        raise argparse.ArgumentTypeError(f"{text!r} is no port, 1 to 65535")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a port, 1 to 65535")
     return text
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="netns-kit", description="Unprivileged network namespaces with real connectivity."
+def _resolver_of(text: str) -> None:
+    domain, _, resolver = text.partition("=")
+    if not resolver:
+        raise ValueError(f"{text!r}: expected DOMAIN=ADDRESS[:PORT]")
+    Uplink(dns_domains={domain: [resolver]})
+
+
+def _overview() -> Parser:
+    """For who asks what there is, and who asks for what there is not."""
+    parser = Parser(
+        "netns-kit",
+        "[--help] [--version] COMMAND ...",
+        description="Unprivileged network namespaces with real connectivity.",
+        epilog="`netns-kit COMMAND --help` tells of a command.  The exit status is 125 if netns-kit failed, or if "
+        "the command line has a mistake.",
     )
     parser.add_argument("--version", action="version", version=f"netns-kit {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser)
+    commands.add_parser("run", help="run a command in a new namespace")
     commands.add_parser("doctor", help="what this host allows, and what would put it right")
     commands.add_parser("attach", help="give connectivity to an existing namespace")
     commands.add_parser("slirp4netns", help="be slirp4netns, for podman, rootlesskit and others")
-    run = commands.add_parser(
-        "run",
-        allow_abbrev=False,
-        help="run a command in a new namespace",
+    return parser
+
+
+def _parser() -> Parser:
+    run = Parser(
+        "netns-kit run",
+        "[OPTION]... [--] [COMMAND [ARGUMENT]...]",
         description="Run a command in a new user and network namespace that reaches the world through "
         "netns_kit's own TCP/IP stack.  Inside, 10.0.2.2 is the gateway and 10.0.2.3 answers DNS (with --cidr, the "
         "same numbers of that network).  Signals are passed on to the command.",
         epilog="The exit status is the command's, and a signal that ends the command ends netns-kit too (128+N to a "
-        "shell); 125 if netns-kit failed, 126 if the command cannot be executed, 127 if it is not found.",
+        "shell); 125 if netns-kit failed, or if its words have a mistake, 126 if the command cannot be executed, 127 "
+        "if it is not found.",
     )
     add_network_options(run)
     run.add_argument(
         "command", nargs=argparse.REMAINDER, help="the command and its arguments; default: a shell"
     )
-    return parser
+    return run
 
 
 def add_network_options(run: argparse.ArgumentParser) -> None:
@@ -285,17 +322,26 @@ def add_network_options(run: argparse.ArgumentParser) -> None:
         "--publish",
         action="append",
         default=[],
+        type=value(parse_ports),
         metavar="SPEC",
         help="forward a host port: [tcp:|udp:][ADDRESS:]PORT[-LAST][:[GUEST:]PORT[-LAST]][/PROTO]; without ADDRESS "
         "on all of the host's IPv4 addresses; port 0: any that is free, told on standard error; repeatable",
     )
     run.add_argument(
-        "--mtu", type=int, default=DEFAULT_MTU, help="of the namespace's interface (%(default)s)"
+        "--mtu",
+        type=whole_number(lambda number: check_mtu(number, TAP_MTU_MAX)),
+        default=DEFAULT_MTU,
+        help="of the namespace's interface (%(default)s)",
     )
-    run.add_argument("--cidr", default=DEFAULT_CIDR, help="the namespace's network (%(default)s)")
+    run.add_argument(
+        "--cidr", type=value(Subnet.parse), default=DEFAULT_CIDR, help="the namespace's network (%(default)s)"
+    )
     run.add_argument("--ipv6", action="store_true", help="IPv6 too; where there is none, IPv4 is served")
     run.add_argument(
-        "--cidr6", metavar="PREFIX/64", help=f"the namespace's IPv6 network, with --ipv6 ({DEFAULT_CIDR6})"
+        "--cidr6",
+        type=value(Subnet6),
+        metavar="PREFIX/64",
+        help=f"the namespace's IPv6 network ({DEFAULT_CIDR6}); it implies --ipv6",
     )
     run.add_argument(
         "--dhcp",
@@ -309,8 +355,8 @@ def add_network_options(run: argparse.ArgumentParser) -> None:
         default=[],
         type=_port,
         metavar="PORT",
-        help="let the gateway's address mean the host's 127.0.0.1, and of IPv6 ::1: --host-loopback for all ports, "
-        "--host-loopback=PORT for one; repeatable",
+        help="let the gateway's address mean the host's 127.0.0.1, and of IPv6 ::1: on all ports or, with =PORT, on "
+        "that one; repeatable",
     )
     run.add_argument(
         "--no-host-addresses",
@@ -325,6 +371,7 @@ def add_network_options(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--dns",
         action="append",
+        type=value(lambda text: Endpoint.parse(text, DNS_PORT)),
         metavar="ADDRESS[:PORT]",
         help="a resolver to use instead of the host's; repeatable",
     )
@@ -332,6 +379,7 @@ def add_network_options(run: argparse.ArgumentParser) -> None:
         "--dns-domain",
         action="append",
         default=[],
+        type=value(_resolver_of),
         metavar="DOMAIN=ADDRESS[:PORT]",
         help="a resolver for names in that domain; repeatable",
     )
@@ -339,20 +387,22 @@ def add_network_options(run: argparse.ArgumentParser) -> None:
         "--dns-record",
         action="append",
         default=[],
+        type=value(Record.parse),
         metavar="NAME=ADDRESS",
         help="a name that is resolved here; repeatable",
     )
     run.add_argument(
         "--dns-search",
         action="append",
+        type=value(lambda text: Uplink(dns_search=[text])),
         metavar="DOMAIN",
         help="where to look short names up, instead of the host's search list; . for nowhere; repeatable",
     )
     run.add_argument("--no-dns-cache", action="store_true", help="ask the resolvers each time")
     run.add_argument(
         "--udp-filtering",
-        choices=get_args(Filtering),
-        default=get_args(Filtering)[0],
+        choices=get_args(UdpFiltering),
+        default=get_args(UdpFiltering)[0],
         help="whose datagrams may come in to a UDP port opened inside: of those it has sent to (the default), or "
         'anybody\'s ("full cone")',
     )
@@ -364,11 +414,26 @@ def add_network_options(run: argparse.ArgumentParser) -> None:
     )
     run.add_argument(
         "--queues",
-        type=int,
+        type=whole_number(lambda number: arguments.whole_number("queues", number, 1, QUEUES_MAX)),
         default=1,
         metavar="N",
         help="with --driver worker: share the connections out among N processes (%(default)s)",
     )
-    run.add_argument("--bind4", metavar="ADDRESS", help="source address of outgoing connections")
-    run.add_argument("--bind6", metavar="ADDRESS", help="the same for IPv6")
-    run.add_argument("--device", metavar="NAME", help="interface that outgoing connections are bound to")
+    run.add_argument(
+        "--bind4",
+        type=value(lambda text: source_address(text, 4)),
+        metavar="ADDRESS",
+        help="source address of outgoing connections",
+    )
+    run.add_argument(
+        "--bind6",
+        type=value(lambda text: source_address(text, 6)),
+        metavar="ADDRESS",
+        help="the same for IPv6",
+    )
+    run.add_argument(
+        "--device",
+        type=value(lambda text: Uplink(device=text)),
+        metavar="NAME",
+        help="interface that outgoing connections are bound to",
+    )

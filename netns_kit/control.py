@@ -16,13 +16,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Literal
 
-from .dhcp import Address, Lease, StaticLease
+from .arguments import Address
+from .dhcp import Lease, StaticLease
 from .dns import Record
 from .frozen import frozen, replace
 from .gateway import FlowInfo, Gateway
 from .listeners import Listener, TcpListener, UdpListener
 from .ports import PortForward
-from .stack import IcmpError, Refusal
+from .stack import AnyFlow, IcmpError, Refusal
 from .stack.user import FlowProtocol
 
 EVENTS_KEPT = 4096  # for each subscriber
@@ -38,12 +39,14 @@ class FlowEvent:
     """Something that happened to a flow.
 
     `kind` is "opened": its first packet is here, or a client of a forwarded port.  Then, in the end, "refused":
-    turned away, by the uplink, by what it wanted to reach, or for want of descriptors; or else "closed".  `refusal`
-    says how it was refused; None if an ICMP error from further on did, which the guest was told.  `missed` is how
-    many events were lost just before this one.
+    turned away, by the uplink, by what it wanted to reach, or for want of descriptors; if it is inbound, by the
+    guest, where nobody listens or answers; or else "closed".  `refusal` says how it was refused; None if an ICMP
+    error did: from further on, which the guest was told, or from the guest itself.  `missed` is how many events were
+    lost just before this one.  `flow` is the flow at that moment: in its last event are all the bytes that it has
+    carried.
     """
 
-    kind: FlowEventKind
+    kind: Literal["opened", "refused", "closed"]
     flow: FlowInfo
     refusal: Refusal | None = None
     missed: int = 0
@@ -63,6 +66,14 @@ class Control:
     def flows(self) -> tuple[FlowInfo, ...]:
         """All flows under way."""
         return self.gateway.flows()
+
+    def end_flow(self, number: int) -> bool:
+        """End the flow of that id; whether there is one."""
+        return self.gateway.end_flow(number)
+
+    def names(self, addresses: tuple[Address, ...]) -> tuple[str | None, ...]:
+        """What these addresses are called, as far as is known here: see `FlowInfo.name`."""
+        return tuple(self.gateway.name_of(address) for address in addresses)
 
     def stats(self) -> dict[str, int]:
         """Counters and gauges by name."""
@@ -180,24 +191,24 @@ class _Watch:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._refused: tuple[str, bytes] | None = None  # its end has been told of
+        self._refused: AnyFlow | None = None  # its end has been told of
         self.queues: dict[int, _Queue] = {}
 
-    def opened(self, protocol: FlowProtocol, key: bytes) -> None:
-        self._happened("opened", protocol, key)
+    def opened(self, protocol: FlowProtocol, flow: AnyFlow) -> None:
+        self._happened("opened", protocol, flow)
 
-    def refused(self, protocol: FlowProtocol, key: bytes, why: Refusal | IcmpError) -> None:
-        self._refused = protocol, key
-        self._happened("refused", protocol, key, why if isinstance(why, Refusal) else None)
+    def refused(self, protocol: FlowProtocol, flow: AnyFlow, why: Refusal | IcmpError) -> None:
+        self._refused = flow
+        self._happened("refused", protocol, flow, why if isinstance(why, Refusal) else None)
 
-    def closed(self, protocol: FlowProtocol, key: bytes) -> None:
+    def closed(self, protocol: FlowProtocol, flow: AnyFlow) -> None:
         refused, self._refused = self._refused, None
-        if refused != (protocol, key):
-            self._happened("closed", protocol, key)
+        if refused is not flow:
+            self._happened("closed", protocol, flow)
 
     def _happened(
-        self, kind: FlowEventKind, protocol: FlowProtocol, key: bytes, refusal: Refusal | None = None
+        self, kind: FlowEventKind, protocol: FlowProtocol, flow: AnyFlow, refusal: Refusal | None = None
     ) -> None:
-        event = FlowEvent(kind, FlowInfo(protocol, *self._gateway.endpoints(key), kind), refusal)
+        event = FlowEvent(kind, self._gateway.info(protocol, flow, kind), refusal)
         for queue in self.queues.values():
             queue.put(event)

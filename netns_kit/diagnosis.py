@@ -201,6 +201,11 @@ def tun(error: OSError, name: str) -> TunUnavailable:
     """What keeps the tap `name` from being opened: `error.filename` tells the node from the device."""
     number = error.errno or errno.ENODEV
     cause = f"tap {name}: {error.filename or TUN}: {error.strerror}"
+    if number == errno.ENOTTY or (number in DENIED and _is_file(TUN)):
+        fix = f"remove it, then modprobe tun or mknod {TUN} c 10 200; or bind the host's node there"
+        return TunUnavailable(
+            f"tap {name}: {TUN}: {os.strerror(errno.ENOTTY)}", TUN, "not the tun device", fix, errno.ENOTTY
+        )
     if error.filename == TUN:
         if number in {errno.ENOENT, errno.ENOTDIR}:
             fix = f"modprobe tun, or give the container --device {TUN}"
@@ -306,6 +311,14 @@ def _text(path: str) -> str:
             return file.read()
     except OSError:  # an attr/current without a security module, say
         return ""
+
+
+def _is_file(path: str) -> bool:
+    """Whether an ordinary file is there, where a device should be."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:
+        return False
 
 
 def _mode(path: str) -> int | None:

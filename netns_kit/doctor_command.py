@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from .checkup import doctor
+from .command_line import FAILED, Parser
 from .errors import NetnsKitError
 from .program import last_words
 
-MISSING, FAILED = 1, 125
+MISSING = 1
 
 
 def main(words: Sequence[str]) -> int:
     """Print what `doctor` finds; 0 if all that is needed is there, 1 if not."""
-    parser = argparse.ArgumentParser(
-        prog="netns-kit doctor",
+    parser = Parser(
+        "netns-kit doctor",
+        "[--json]",
         description="Try everything that netns_kit needs of this host, in processes of their own, and say what is "
         "wrong, which setting has done it, and the least that would put it right.  Nothing is changed.",
         epilog="The exit status is 0 if all that is needed is there, even if something is limited; 1 if not; "
-        "125 if netns-kit failed.",
+        "125 if netns-kit failed, or if its words have a mistake.",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object, for machines")
     options = parser.parse_args(words)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 LocalDriverName = Literal["thread", "loop"]
 DriverName = Literal["thread", "loop", "worker"]
+"""Where a stack runs: on a thread of its own, on the caller's event loop, in a process of its own."""
 TURN = 0.5e-3  # seconds of the event loop's time, at most, before others have their turn
 STOP_SECONDS = 5.0  # how long a policy or hook may hold up the thread before it is left behind
 CLOSED = "the stack is not running: it has been closed, or it has failed"
@@ -67,10 +68,6 @@ class LoopDriver:
                 await self._run_on_asyncio(loop)
             else:
                 await self._run_anywhere()
-        except NetnsKitError:
-            raise
-        except Exception as error:
-            raise _crashed(error) from error
         finally:
             self._ended = True
 
@@ -96,7 +93,7 @@ class LoopDriver:
             with anyio.CancelScope(deadline=engine.deadline):
                 await anyio.wait_readable(engine.fileno())
             await anyio.lowlevel.checkpoint()
-            _take_turn(engine, anyio.current_time)
+            _take_turn_or_crash(engine, anyio.current_time)
 
     async def _run_on_asyncio(self, loop: asyncio.AbstractEventLoop) -> None:
         engine = self._engine
@@ -107,7 +104,7 @@ class LoopDriver:
         def step() -> None:
             nonlocal timer, timer_at
             try:
-                _take_turn(engine, loop.time)
+                _take_turn_or_crash(engine, loop.time)
             except Exception as error:
                 loop.remove_reader(engine.fileno())
                 if not failed.done():
@@ -280,6 +277,20 @@ def _take_turn(engine: Engine, clock: Callable[[], float]) -> None:
         events = engine.poll(0)
         if not events and engine.deadline > now:
             break
+
+
+def _take_turn_or_crash(engine: Engine, clock: Callable[[], float]) -> None:
+    """The same.  Whatever is raised leaves a step half done, and then nothing is driven any more: asyncio would
+    report what is no `Exception`, and call again.
+
+    Raises `StackCrashed`, an engine's own `NetnsKitError`, and Ctrl-C and `SystemExit`, which mean the program.
+    """
+    try:
+        _take_turn(engine, clock)
+    except (NetnsKitError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise _crashed(error) from error
 
 
 def _crashed(error: BaseException) -> StackCrashed:

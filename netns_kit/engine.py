@@ -48,6 +48,16 @@ EDGE = select.EPOLLET
 Handler = Callable[[int], None]
 
 
+def is_waitable(fd: int) -> bool:
+    """Whether the kernel tells of `fd` when something happens there: of a file or a directory it does not."""
+    with select.epoll() as poll:
+        try:
+            poll.register(fd, 0)
+        except PermissionError:
+            return False
+    return True
+
+
 class Appetite:
     """How much to take of a level-triggered descriptor at once: little, but more while it has more at each step.
 

@@ -18,12 +18,15 @@ if TYPE_CHECKING:
 __all__ = [
     "AddressError",
     "AlreadyOpened",
+    "ArgumentError",
+    "ArgumentTypeError",
     "FeatureUnavailable",
     "IdMapError",
     "NamespaceGone",
     "NetnsKitError",
     "NotImportable",
     "NotPrivileged",
+    "OwnNamespace",
     "PingNotPermitted",
     "PortInUseError",
     "PortSpecError",
@@ -106,6 +109,10 @@ class NamespaceGone(NetnsKitError):
     """The namespace was closed, its agent died, or the process whose namespace it was has ended."""
 
 
+class OwnNamespace(NetnsKitError, ValueError):
+    """The namespace to attach to is the one the caller is in: of a process, say, that has not unshared yet."""
+
+
 class AlreadyOpened(NetnsKitError, RuntimeError):
     """The object was opened before: it is opened once, by `open` or by entering its `async with` block."""
 
@@ -140,12 +147,27 @@ class SysctlError(_SystemError):
     usual_errno = _errno.EINVAL
 
 
+class ArgumentError(NetnsKitError, ValueError):
+    """An argument whose value cannot be used.
+
+    `knob` is the argument's name, `value` what was given, as `repr` shows it, and `cause` what was expected.
+    """
+
+    def __str__(self) -> str:
+        given = self.cause if self.knob is None else f"{self.knob}={self.value}: {self.cause}"
+        return given if self.fix is None else f"{given}; {self.fix}"
+
+
+class ArgumentTypeError(ArgumentError, TypeError):
+    """An argument of a type that cannot be used."""
+
+
 class PortSpecError(NetnsKitError, ValueError):
     """A port specification that cannot be understood."""
 
 
-class AddressError(NetnsKitError, ValueError):
-    """An address, prefix, MAC or MTU that cannot be used."""
+class AddressError(ArgumentError):
+    """An address, a network, a MAC address or the name of an interface that cannot be used."""
 
 
 class RecordError(NetnsKitError, ValueError):

@@ -103,11 +103,11 @@ def _configuration(subnet: Subnet, mtu: int, mac: str | None) -> dict[str, objec
     return {
         "mtu": mtu,
         "mac": None if mac is None else mac.replace(":", ""),
-        "address": str(subnet.guest.ip),
-        "netmask": str(subnet.guest.netmask),
+        "address": str(subnet.guest),
+        "netmask": str(subnet.network.netmask),
         "gateway": str(subnet.gateway),
         "neighbours": {str(each): link.hex() for each, link in subnet.neighbours.items()},
-        "ipv6": ipv6 and [str(ipv6.guest.ip), ipv6.guest.network.prefixlen, str(ipv6.gateway)],
+        "ipv6": ipv6 and [str(ipv6.guest), ipv6.network.prefixlen, str(ipv6.gateway)],
     }
 
 

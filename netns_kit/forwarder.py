@@ -12,10 +12,10 @@ from typing import Protocol, TypeVar
 
 import anyio
 
-from . import diagnosis, sysctl
+from . import arguments, diagnosis, sysctl
 from .background import Openable, Supervisor
 from .control import PATIENCE, Control
-from .errors import NetnsKitError, StackClosed
+from .errors import ArgumentTypeError, NetnsKitError, StackClosed
 from .ports import PortForward, parse
 
 CAP_NET_BIND_SERVICE = 10
@@ -25,12 +25,14 @@ T = TypeVar("T")
 _numbers = count()
 
 
-class Asked(Protocol):
+class Askable(Protocol):
     """What a forwarder needs of the stack it serves."""
 
     supervisor: Supervisor
 
-    async def ask(self, operation: Callable[..., T], *arguments: object) -> T: ...
+    async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
+        """Have the stack's `Control` do one of its operations, see `UserStack.ask`."""
+        ...
 
 
 class Forwarder(Openable):
@@ -48,10 +50,16 @@ class Forwarder(Openable):
         StackClosed: On opening, if the stack is not open.
     """
 
-    def __init__(self, stack: Asked) -> None:
+    def __init__(self, stack: Askable) -> None:
+        """Raises `ArgumentTypeError` for what is no stack."""
+        if not callable(getattr(stack, "ask", None)):
+            raise ArgumentTypeError("expected a UserStack", "stack", arguments.shown(stack))
         self._stack = stack
         self._number = next(_numbers)  # the listeners know whose they are
         self.supervisor = Supervisor(type(self).__name__, StackClosed, stack.supervisor)
+
+    def __repr__(self) -> str:
+        return f"<Forwarder of {self._stack!r}: {self.supervisor.condition}>"
 
     async def _open(self) -> None:
         self._stack.supervisor.check()
@@ -65,11 +73,14 @@ class Forwarder(Openable):
         """Listen as `specs` say (see `netns_kit.ports`), and return what is listening: a range's ports one by one.
 
         Either all of the ports listen, or none.  Raises `PortSpecError`; `PrivilegedPortError`, before anything is
-        bound, for a port that needs a privilege; `PortInUseError`; `AddressError`; OSError; `StackClosed` when it is
-        not open.  Cancelled, it may have been added.
+        bound, for a port that needs a privilege; `PortInUseError`; `AddressError`; `ArgumentTypeError` for what is
+        neither text nor a PortForward; OSError; `StackClosed` when it is not open.  Cancelled, it may have been
+        added.
         """
         forwards = [
-            forward for spec in specs for forward in (parse(spec) if isinstance(spec, str) else (spec,))
+            forward
+            for spec in specs
+            for forward in ((spec,) if isinstance(spec, PortForward) else parse(spec))
         ]
         _check_privilege(forwards)
         added: list[PortForward] = []
@@ -85,8 +96,11 @@ class Forwarder(Openable):
     async def remove(self, forward: PortForward) -> None:
         """Stop listening on a port that `add` returned; it is free when this returns.
 
-        TCP connections already made go on.  Raises `KeyError` if there is no such forward.
+        TCP connections already made go on.  Raises `KeyError` if there is no such forward, `ArgumentTypeError` for
+        what is none.
         """
+        fix = "give what `add` returned, or one of `list`"
+        arguments.instance("forward", forward, PortForward, "a PortForward", fix)
         if not await self._ask(Control.remove_forward, forward):
             raise KeyError(forward)
 

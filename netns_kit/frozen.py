@@ -100,7 +100,8 @@ class _Layout:
 def frozen(cls: type[T]) -> type[T]:
     """Make a class of annotations one whose instances have these fields in slots, and never change.
 
-    Its method __post_init__ is called as that of a dataclass is, and sets a field by `object.__setattr__`.
+    Its method __post_init__ is called as that of a dataclass is, and sets a field by `object.__setattr__`.  One that
+    takes other types than its fields have has an __init__ of its own instead (`netns_kit.arguments.fill`).
     """
     body = dict(cls.__dict__)
     fields = {}
@@ -112,9 +113,10 @@ def frozen(cls: type[T]) -> type[T]:
         body.pop(name, None)
     body["__slots__"] = tuple(fields)
     body["__match_args__"] = tuple(name for name, each in fields.items() if each.init)
+    asked = _ASKED_OF_DATACLASSES[:-1] if "__init__" in body else _ASKED_OF_DATACLASSES
     for name, method in _METHODS.items():
         body.setdefault(name, method)
-    body.update((name, _ForDataclasses(name)) for name in _ASKED_OF_DATACLASSES)
+    body.update((name, _ForDataclasses(name)) for name in asked)
     meta: Any = type(cls)
     made = meta(cls.__name__, cls.__bases__, body)
     made._layout_ = _Layout(made, fields)
@@ -237,5 +239,6 @@ class _ForDataclasses:
         twin: Any = dataclasses.dataclass(frozen=True)(type(owner.__name__, (), body))
         owner.__dataclass_fields__ = twin.__dataclass_fields__
         owner.__dataclass_params__ = twin.__dataclass_params__
-        owner.__signature__ = inspect.signature(twin)
+        if owner.__init__ is _init:
+            owner.__signature__ = inspect.signature(twin)
         return getattr(owner, self._name)

@@ -14,9 +14,12 @@ import socket
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from ipaddress import ip_address
+from itertools import count
+from typing import Literal
 from typing import Protocol as Interface
 
 from .admission import Admission
+from .arguments import Address
 from .dhcp import DEFAULT, DhcpSettings
 from .dhcp.names import is_name
 from .dns import Record, Zone
@@ -25,11 +28,11 @@ from .frozen import frozen, replace
 from .leasing import Leasing
 from .peers import Peers
 from .relay import ClientStream, DnsRelay, Inbox, Outbox, PingRelay, TcpRelay, UdpRelay, refusal_for
-from .stack import Closed, EchoFlow, Limits, Refusal, Stack, Steering, TcpConnection, UdpFlow
+from .stack import AnyFlow, Closed, EchoFlow, Limits, Refusal, Stack, Steering, TcpConnection, UdpFlow
 from .stack.wire.ndp import Advertisement
 from .subnet import Subnet, Subnet6
 from .tap import FRAME_MAX, DeviceGone, TapDevice
-from .uplink import DNS_PORT, OURSELVES, Address, Endpoint, Flow, Protocol, Target, Uplink, Way, source_of
+from .uplink import DNS_PORT, OURSELVES, Endpoint, Flow, Protocol, Target, Uplink, Way, source_of
 
 FRAMES_PER_STEP = 32
 FLOODED = 0.1  # seconds in which new flows made each step late: then it is a flood,
@@ -47,12 +50,33 @@ GuestEndpoint = tuple[bytes, bytes, int, bool]
 
 @frozen
 class FlowInfo:
-    """One flow, for people and logs.  `state` is TCP's, or "open"."""
+    """One flow, as it was when this was asked for, or when the event happened."""
 
-    protocol: Protocol
+    id: int
+    """This flow's alone for as long as the stack runs, also when another has its endpoints later: for
+    `UserStack.end_flow`."""
+    protocol: Literal["tcp", "udp", "icmp"]
     guest: Endpoint
+    """The namespace's end."""
     remote: Endpoint
+    """The other end, as the guest sees it: of a client on the host's loopback, the gateway."""
     state: str
+    """TCP's state, or "open"; of an event, its kind."""
+    direction: Literal["outbound", "inbound"]
+    """Who opened it: the guest, or a client outside."""
+    host: Endpoint | None
+    """The end of it on the host: the local address of the host's socket or, of an inbound flow, its client.
+
+    None while there is none, or where it ends at ourselves, as DNS does."""
+    name: str | None
+    """What `remote` is called, if that is known: by a record of ours, or by what the guest last asked of DNS and was
+    answered with that address, as long as answers are kept (`dns_cache`)."""
+    bytes_from_guest: int
+    """Bytes of payload that the guest has sent and the host's socket has taken."""
+    bytes_to_guest: int
+    """Bytes of payload sent to the guest; by TCP, and acknowledged by it."""
+    age: float
+    """Seconds since it was opened."""
 
 
 class Published(Interface):
@@ -114,7 +138,7 @@ class Gateway:
         if tap.mac is not None:
             for network in (subnet, subnet.ipv6):
                 if network is not None:
-                    self.stack.link.learn(network.guest.ip.packed, tap.mac)
+                    self.stack.link.learn(network.guest.packed, tap.mac)
         self._tap = tap
         self._buffer = memoryview(bytearray(2 * FRAME_MAX))
         self._appetite = Appetite(engine)
@@ -136,6 +160,7 @@ class Gateway:
         self._peers_appetite = Appetite(engine)
         if peers is not None:
             self.stack.steering = Steering(peers.index, peers.count, peers.hand_over)
+            self.stack.flow_ids = count(1 + peers.index, peers.count)
             engine.add(peers.fileno(), self._on_peers, IN)
 
     # -- frames -------------------------------------------------------------------------------------
@@ -254,7 +279,7 @@ class Gateway:
             return
         try:
             name = self.free_key(key, stack.tcp)
-            relay.connection = stack.connect_tcp(name, relay, self.engine.now)
+            relay.connection = stack.connect_tcp(name, relay, self.engine.now, relay.peer())
         except KeyError:  # the table is full
             relay.closed(Closed.ABORTED)
 
@@ -360,7 +385,7 @@ class Gateway:
         ):
             target = self._decide("udp", key)
             if isinstance(target, Target) and target.endpoints[0] == (address, port):
-                flow = self.stack.add_udp(key, self.engine.now)
+                flow = self.stack.add_udp(key, self.engine.now, _address_of(target.endpoints[0]))
                 if self._udp.get(guest) is relay:
                     relay.add(flow, _address_of(target.endpoints[0]))
                 else:  # making room has ended it
@@ -421,7 +446,9 @@ class Gateway:
             target = self.uplink.route(flow)
             if not isinstance(target, Target | Refusal):
                 raise TypeError(f"Uplink.route returned {target!r}: expected a Target or a Refusal")
-        except (Exception, SystemExit) as error:  # a policy may end a program, but not this one
+        except KeyboardInterrupt:  # that is for the program
+            raise
+        except BaseException as error:  # even what ends a task or a program: it ends no stack
             self._notice(f"flows are refused: the uplink failed to decide about {flow}", error)
             return Refusal.PROHIBITED
         return target
@@ -463,17 +490,66 @@ class Gateway:
         """The guest's and the other that a flow of this key is between."""
         size = (len(key) - 4) // 2
         ports = int.from_bytes(key[-4:-2], "big"), int.from_bytes(key[-2:], "big")
-        return Endpoint(_address(key[:size]), ports[0]), Endpoint(_address(key[size : 2 * size]), ports[1])
+        made = Endpoint._make  # which checks nothing: there is nothing to check
+        return made((_address(key[:size]), ports[0])), made((_address(key[size : 2 * size]), ports[1]))
 
     # -- what people ask -----------------------------------------------------------------------------
 
     def flows(self) -> tuple[FlowInfo, ...]:
         """All flows under way."""
         stack = self.stack
-        found = [FlowInfo("tcp", *self.endpoints(key), flow.state.value) for key, flow in stack.tcp.items()]
-        found += [FlowInfo("udp", *self.endpoints(key), "open") for key in stack.udp]
-        found += [FlowInfo("icmp", *self.endpoints(key), "open") for key in stack.echo]
+        found = [self.info("tcp", flow, flow.state.value) for flow in stack.tcp.values()]
+        found += [self.info("udp", flow, "open") for flow in stack.udp.values()]
+        found += [self.info("icmp", flow, "open") for flow in stack.echo.values()]
         return tuple(found)
+
+    def info(self, protocol: Protocol, flow: AnyFlow, state: str) -> FlowInfo:
+        """What is known of a flow."""
+        guest, remote = self.endpoints(flow.key)
+        inbound, host = False, None
+        if isinstance(flow, EchoFlow):
+            carried = flow.received, flow.sent
+        else:
+            host = flow.host
+            inbound = flow.inbound if isinstance(flow, TcpConnection) else host is not None
+            carried = flow.carried if isinstance(flow, TcpConnection) else (flow.received, flow.sent)
+        if host is None and isinstance(flow.user, UdpRelay | PingRelay):
+            host = flow.user.local()
+        return FlowInfo(
+            flow.id,
+            protocol,
+            guest,
+            remote,
+            state,
+            "inbound" if inbound else "outbound",
+            None if host is None else Endpoint(*host),
+            self.name_of(remote.address),
+            *carried,
+            max(self.engine.now - flow.opened, 0.0),
+        )
+
+    def name_of(self, address: Address) -> str | None:
+        """What an address is called, if that is known."""
+        return self._dns.name_of(address.packed)
+
+    def end_flow(self, number: int) -> bool:
+        """End the flow of that id at once; whether there is one."""
+        stack = self.stack
+        for connection in stack.tcp.values():
+            if connection.id == number:
+                user = connection.user
+                if isinstance(user, TcpRelay):
+                    user.abort(reset=True)
+                elif isinstance(user, ClientStream):
+                    user.abort()
+                else:  # nobody has it any more, or yet
+                    connection.abort(self.engine.now)
+                return True
+        others: list[UdpFlow | EchoFlow] = [*stack.udp.values(), *stack.echo.values()]
+        found = next((flow for flow in others if flow.id == number), None)
+        if found is not None:
+            found.close()
+        return found is not None
 
     def guest(self, network: Subnet | Subnet6) -> Address:
         """Where the namespace is: see `Leasing.guest`."""

@@ -89,7 +89,7 @@ class HostForwards:
             except (ValueError, OverflowError):
                 raise Refused(f"add_hostfwd: bad arguments.{name}") from None
 
-        guest = self._control.gateway.subnet.guest.ip
+        guest = self._control.gateway.subnet.guest
         protocol = take("proto", _protocol)
         host = take("host_addr", lambda text: _address(text, IPv4Address(0)))
         host_port = take("host_port", _port)

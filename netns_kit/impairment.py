@@ -13,13 +13,15 @@ line is a FIFO: delay and jitter alone never reorder.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from heapq import heappop, heappush
 from random import Random
 
-from netns_kit.errors import NetnsKitError
+from netns_kit import arguments
+from netns_kit.errors import ArgumentError
 from netns_kit.frozen import frozen
 
-__all__ = ["REORDER_DEPTH", "REORDER_HOLD", "BadLink", "Impairment", "ImpairmentError"]
+__all__ = ["REORDER_DEPTH", "REORDER_HOLD", "BadLink", "Impairment"]
 
 # Law of this file: no descriptor, no clock, no log; every random number comes from the seed.
 
@@ -27,10 +29,6 @@ REORDER_DEPTH = 3
 """A frame held back is overtaken by one to this many later frames..."""
 REORDER_HOLD = 0.02
 """...or released this many seconds after its time, when fewer follow."""
-
-
-class ImpairmentError(NetnsKitError, ValueError):
-    """An `Impairment` asks for what no link does; the message names field, value and range."""
 
 
 @frozen
@@ -44,7 +42,7 @@ class Impairment:
     no limit.  `queue` is how many frames the link holds, those under way included; one more is dropped.
     `seed` decides everything that is chance.
 
-    Raises `ImpairmentError` for a value out of range.
+    Raises `ArgumentError` for a value out of range, `ArgumentTypeError` for what is no number.
     """
 
     loss: float = 0.0
@@ -59,18 +57,20 @@ class Impairment:
 
     def __post_init__(self) -> None:
         for name in ("loss", "duplicate", "reorder", "corrupt"):
-            value = getattr(self, name)
-            _require(name, value, 0 <= value <= 1, "a probability, 0 to 1")
-        _require("delay", self.delay, 0 <= self.delay < math.inf, "seconds, 0 or more")
-        _require("jitter", self.jitter, 0 <= self.jitter < math.inf, "seconds, 0 or more")
+            _require(name, getattr(self, name), lambda value: 0 <= value <= 1, "a probability, 0 to 1")
+        _require("delay", self.delay, lambda value: 0 <= value < math.inf, "seconds, 0 or more")
+        _require("jitter", self.jitter, lambda value: 0 <= value < math.inf, "seconds, 0 or more")
         if self.rate is not None:
-            _require("rate", self.rate, 0 < self.rate < math.inf, "bytes per second, more than 0, or None")
-        _require("queue", self.queue, self.queue >= 1, "frames, 1 or more")
+            expected = "bytes per second, more than 0, or None"
+            _require("rate", self.rate, lambda value: 0 < value < math.inf, expected)
+        arguments.whole_number("queue", self.queue, 1)
+        arguments.instance("seed", self.seed, int, "a whole number")
 
 
-def _require(name: str, value: float, holds: bool, range_: str) -> None:
-    if not holds:
-        raise ImpairmentError("no link does that", name, value, f"use {range_}")
+def _require(name: str, value: float, holds: Callable[[float], bool], expected: str) -> None:
+    arguments.instance(name, value, (int, float), expected)
+    if not holds(value):
+        raise ArgumentError(f"expected {expected}", name, repr(value))
 
 
 class _Held:

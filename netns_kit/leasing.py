@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from ipaddress import IPv4Network, IPv6Network
 
-from .dhcp import Address, Dhcp6Server, DhcpServer, DhcpSettings, Lease, StaticLease, check_static
+from .arguments import Address
+from .dhcp import Dhcp6Server, DhcpServer, DhcpSettings, Lease, StaticLease, check_static
 from .dhcp.server import SERVER_PORT
 from .dhcp.server6 import SERVER_PORT as SERVER_PORT6
 from .errors import AddressError
@@ -79,7 +80,7 @@ class Leasing:
     def guest(self, network: Subnet | Subnet6, mac: bytes | None, now: float) -> Address:
         """The namespace's address in one of the networks: the one its interface of that link address was leased last,
         if any, or any client if that is not known; else the configured one."""
-        configured = network.guest.ip
+        configured = network.guest
         server = self._servers.get(configured.version)
         leased = None if server is None else server.leases.newest(now, mac)
         return configured if leased is None else leased

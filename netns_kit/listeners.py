@@ -18,6 +18,7 @@ from contextlib import suppress
 from ipaddress import ip_address
 
 from . import diagnosis
+from .arguments import Address
 from .engine import IN
 from .errors import AddressError, PortInUseError
 from .frozen import replace
@@ -27,7 +28,7 @@ from .relay import UdpRelay
 from .relay.sockets import Ancillary, family_of
 from .stack import UdpFlow
 from .stack.wire.ip import is_link_local
-from .uplink import Address, Endpoint, Way
+from .uplink import Endpoint, Way
 
 ACCEPTS_PER_STEP = 64
 BACKLOG = 4096
@@ -179,7 +180,7 @@ class UdpListener(Listener):
         except KeyError:
             stack.dropped["udp-ports"] += 1
             return
-        flow = stack.add_udp(key, self._engine.now)
+        flow = stack.add_udp(key, self._engine.now, client)
         relay.add(flow, client, [each for each in ancillary if each[:2] in _PKTINFO_MESSAGES])
 
 

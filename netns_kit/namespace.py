@@ -27,30 +27,36 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from subprocess import PIPE
+from types import NoneType
 from typing import Any, Literal, TypeVar, get_args
 
 import anyio
 import anyio.abc
 import anyio.to_thread
 
-from netns_kit import diagnosis, sysctl
+from netns_kit import arguments, diagnosis, sysctl
 from netns_kit.agent_process import AgentProcess, Conversation, Done, Start
+from netns_kit.arguments import AddressLike
 from netns_kit.background import Openable, Supervisor
 from netns_kit.errors import (
-    AddressError,
+    ArgumentError,
+    ArgumentTypeError,
     NamespaceGone,
     NotPrivileged,
+    OwnNamespace,
     PortInUseError,
     SysctlError,
 )
 from netns_kit.inotify import Watch
-from netns_kit.process import Command, Process, StandardStream, Word, open_process
+from netns_kit.process import Command, CommandFailed, Process, StandardStream, Word, open_process
 
-__all__ = ["Address", "Link", "Namespace", "OpenedTap", "Route"]
+__all__ = ["Interface", "InterfaceAddress", "Namespace", "OpenedTap", "Route"]
 
 T = TypeVar("T")
 Ids = Literal["root", "same", "subids"]
+"""Who commands are in a namespace of their own, see `Namespace.create`."""
 Pids = Literal["own", "host"]
+"""Whose processes commands see, see `Namespace.create`."""
 
 _PROC = re.compile(r"/proc/([0-9]+)/ns/net")
 MAIN_TABLE = 254  # RT_TABLE_MAIN
@@ -60,7 +66,7 @@ _SOCKET_FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
 
 @dataclass(frozen=True)
-class Link:
+class Interface:
     """A network interface; `mac` is empty where there is none."""
 
     index: int
@@ -71,7 +77,7 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Address:
+class InterfaceAddress:
     """An address with its prefix, and the `index` of the link that has it."""
 
     index: int
@@ -140,8 +146,14 @@ class Namespace(Openable):
     does closing.  Commands that still run are killed then.
     """
 
-    def __init__(self, prepare: Callable[[ExitStack], Start]) -> None:
+    def __init__(self, prepare: Callable[[ExitStack], Start] | None = None, what: str = "") -> None:
+        """For `create`, `attach` and `current`, which say what it is.  Raises ArgumentTypeError without them."""
+        if not callable(prepare):
+            raise ArgumentTypeError(
+                "a Namespace is made by Namespace.create(), Namespace.attach(...) or Namespace.current()"
+            )
         self._prepare = prepare
+        self._what = what
         self._agent = AgentProcess()
         self._held = ExitStack()
         self.supervisor = Supervisor(type(self).__name__, NamespaceGone)
@@ -164,10 +176,9 @@ class Namespace(Openable):
         Opening raises UserNamespaceDenied, IdMapError or FeatureUnavailable, naming what forbids it; cancelled, it
         leaves nothing.
         """
-        if ids not in get_args(Ids):
-            raise ValueError(f"ids must be 'root', 'same' or 'subids', not {ids!r}")
+        arguments.one_of("ids", ids, get_args(Ids))
         _check_pids(pids)
-        return cls(lambda _: Start("create", pids, ids=ids))
+        return cls(lambda _: Start("create", pids, ids=ids), f"create(ids={ids!r})")
 
     @classmethod
     def attach(
@@ -177,6 +188,7 @@ class Namespace(Openable):
         path: str | os.PathLike[str] | None = None,
         fd: int | None = None,
         pids: Pids | None = None,
+        allow_current: bool = False,
     ) -> Namespace:
         """An existing network namespace: that of a process, or a path or descriptor of one (/run/netns/x).
 
@@ -187,29 +199,48 @@ class Namespace(Openable):
         NamespaceGone when the process does, of `pid` or of a `path` in /proc, or when the path leads there no more,
         as after `ip netns delete`.
 
-        Opening raises NamespaceGone if there is no such process, NotPrivileged, FileNotFoundError, IdMapError where
-        there is no id to be, or a group of the caller's that cannot be given up, or OSError with EINVAL for what is
-        not a network namespace; cancelled, it leaves nothing.
+        A process that has not unshared yet is still in the caller's own namespace, and what is done to that is done
+        to the caller.  So `allow_current` False, the default, refuses the caller's own namespace.
+
+        Opening raises OwnNamespace for that, NamespaceGone if there is no such process, NotPrivileged,
+        FileNotFoundError, IdMapError where there is no id to be, or a group of the caller's that cannot be given up,
+        or OSError with EINVAL for what is not a network namespace; cancelled, it leaves nothing.
         """
         _check_pids(pids)
-        if [pid, path, fd].count(None) != 2:
-            raise ValueError("attach takes exactly one of pid, path and fd")
+        given = {name: each for name, each in (("pid", pid), ("path", path), ("fd", fd)) if each is not None}
+        what = ", ".join(f"{name}={arguments.shown(each)}" for name, each in given.items())
+        if len(given) != 1:
+            raise ArgumentError(f"attach({what}): expected exactly one of pid, path and fd")
+        if pid is not None:
+            arguments.whole_number("pid", pid, 1)
+        if fd is not None:
+            arguments.whole_number("fd", fd, 0)
+        if path is not None:
+            arguments.instance("path", path, (str, os.PathLike), "a path, like '/run/netns/NAME'")
+        arguments.boolean("allow_current", allow_current)
 
         def start(stack: ExitStack) -> Start:
             if pid is not None:
-                return replace(_of_process(pid, stack), pids=pids)
-            if path is None:
-                return Start("attach", pids, ns=fd, name=f"of descriptor {fd}")
-            return replace(_at_path(os.fspath(path), stack), pids=pids)
+                start = _of_process(pid, stack)
+            elif path is None:
+                start = Start("attach", ns=fd, name=f"of descriptor {fd}")
+            else:
+                start = _at_path(os.fspath(path), stack)
+            if not allow_current and start.ns is not None:
+                _check_not_ours(start.ns, start.name)
+            return replace(start, pids=pids)
 
-        return cls(start)
+        return cls(start, f"attach({what})")
 
     @classmethod
     def current(cls) -> Namespace:
         """The namespace the caller is in, with the caller's own rights: what needs none works, the rest
         raises.
         """
-        return cls(lambda _: Start("current"))
+        return cls(lambda _: Start("current"), "current()")
+
+    def __repr__(self) -> str:
+        return f"<Namespace.{self._what}: {self.supervisor.condition}>"
 
     async def _open(self) -> None:
         start = self._prepare(self._held)
@@ -239,6 +270,8 @@ class Namespace(Openable):
     def pid(self) -> int:
         """Of a process that holds the namespaces while it is open, as the host counts: `/proc/<pid>/ns/net` is
         the network namespace, and `nsenter --target <pid> --user --net --pid --mount` is where commands are.
+
+        Raises NamespaceGone while it is not open.
         """
         return self._agent.holder
 
@@ -283,12 +316,16 @@ class Namespace(Openable):
         In a PID namespace of its own (`pids`) the command has a process group of its own too.  One that is given our
         controlling terminal is in our group, for job control to work; then it can signal the group.
 
-        Raises CalledProcessError if `check` and the status is not 0, FileNotFoundError and other OSErrors as
-        `subprocess` does, UserNamespaceDenied where `files` cannot be shown, NamespaceGone.  Cancelled, it kills
-        the command and what that started.
+        Raises CommandFailed, a CalledProcessError, if `check` and the status is not 0, ArgumentError for what cannot
+        be used, FileNotFoundError and other OSErrors as `subprocess` does, UserNamespaceDenied where `files` cannot
+        be shown, NamespaceGone.  Cancelled, it kills the command and what that started.
         """
+        given: object = input
+        fix = "encode it: input=text.encode()" if isinstance(given, str) else None
+        arguments.instance("input", given, (bytes, bytearray, memoryview, NoneType), "bytes, or None", fix)
+        arguments.boolean("check", check)
         if input is not None and stdin is not None:
-            raise ValueError("only one of stdin and input is allowed")
+            raise ArgumentError("expected None where input is given", "stdin", arguments.shown(stdin))
         process = await self.popen(
             command,
             stdin=stdin if input is None else PIPE,
@@ -319,7 +356,7 @@ class Namespace(Openable):
                         tasks.start_soon(drain, stream, index)
             returncode = await process.wait()
         if check and returncode != 0:
-            raise subprocess.CalledProcessError(returncode, command, *output)
+            raise CommandFailed(returncode, command, *output)
         return subprocess.CompletedProcess(command, returncode, *output)
 
     async def popen(
@@ -357,8 +394,10 @@ class Namespace(Openable):
 
     async def socket(self, family: int, type: int, proto: int = 0) -> socket.socket:
         """A non-blocking kernel socket of the namespace, the caller's to close.  Raises the OSError of
-        socket(2).
+        socket(2), ArgumentTypeError for what is no number.
         """
+        for name, number in (("family", family), ("type", type), ("proto", proto)):
+            arguments.instance(name, number, int, "a whole number, as socket(2) has it")
         _, (fd,) = await self._ask(
             Done, "socket", descriptors=1, family=int(family), type=int(type), proto=int(proto)
         )
@@ -373,13 +412,14 @@ class Namespace(Openable):
         sock.setblocking(False)
         return sock
 
-    async def connect_tcp(self, host: str | IPv4Address | IPv6Address, port: int) -> anyio.abc.SocketStream:
+    async def connect_tcp(self, host: AddressLike, port: int) -> anyio.abc.SocketStream:
         """A TCP connection made in the namespace.
 
-        Raises AddressError for a host that is no address (names mean nothing here), and the OSErrors of
-        connect(2).  Cancelled, it leaves no socket.
+        Raises AddressError for a host that is no address (names mean nothing here), ArgumentError for what is no
+        port, and the OSErrors of connect(2).  Cancelled, it leaves no socket.
         """
-        address = _address(host)
+        address = arguments.address(host, "host")
+        arguments.port("port", port, 1)
         sock = await self.socket(_family(address), socket.SOCK_STREAM)
         try:
             if (error := sock.connect_ex((str(address), port))) == errno.EINPROGRESS:
@@ -394,13 +434,16 @@ class Namespace(Openable):
             raise
 
     async def listen_tcp(
-        self, host: str | IPv4Address | IPv6Address = "127.0.0.1", port: int = 0, *, backlog: int = 128
+        self, host: AddressLike = "127.0.0.1", port: int = 0, *, backlog: int = 128
     ) -> anyio.abc.SocketListener:
         """Listen on an address of the namespace; port 0 lets the kernel choose.
 
-        Raises AddressError for a host that is no address, PortInUseError, PrivilegedPortError, OSError.
+        Raises AddressError for a host that is no address, ArgumentError for what is no port, PortInUseError,
+        PrivilegedPortError, OSError.
         """
-        address = _address(host)
+        address = arguments.address(host, "host")
+        arguments.port("port", port)
+        arguments.whole_number("backlog", backlog, 0)
         sock = await self.socket(_family(address), socket.SOCK_STREAM)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -421,10 +464,10 @@ class Namespace(Openable):
             sock.close()
             raise
 
-    async def links(self) -> tuple[Link, ...]:
-        """Its network interfaces."""
+    async def links(self) -> tuple[Interface, ...]:
+        """Return its network interfaces."""
         return tuple(
-            Link(
+            Interface(
                 message["index"],
                 message.get_attr("IFLA_IFNAME"),
                 message.get_attr("IFLA_MTU"),
@@ -434,7 +477,7 @@ class Namespace(Openable):
             for message in await self._dump(lambda route: route.get_links())
         )
 
-    async def addresses(self) -> tuple[Address, ...]:
+    async def addresses(self) -> tuple[InterfaceAddress, ...]:
         """The addresses of its interfaces, of both families."""
         return tuple(map(_interface, await self._dump(lambda route: route.get_addr())))
 
@@ -468,6 +511,7 @@ class Namespace(Openable):
 
     async def set_sysctl(self, name: str, value: str | int) -> None:
         """Set a `net.` sysctl of the namespace; the host's stays.  Raises SysctlError."""
+        arguments.instance("value", value, (str, int), "text or a whole number")
         path = _sysctl_path(name)
         with _sysctl_errors(name, value):
             await self._ask(Done, "sysctl_set", path=path, value=str(value))
@@ -477,6 +521,7 @@ class Namespace(Openable):
 
         Raises NotPrivileged without CAP_NET_ADMIN in both, OSError with ENODEV if there is no such interface.
         """
+        arguments.text("name", name, "the name of an interface")
         pid = self.pid
 
         def move() -> None:
@@ -563,8 +608,8 @@ class Namespace(Openable):
 
 
 def _check_pids(pids: object) -> None:
-    if pids is not None and pids not in get_args(Pids):
-        raise ValueError(f"pids must be 'own', 'host' or None, not {pids!r}")
+    if pids is not None:
+        arguments.one_of("pids", pids, get_args(Pids))
 
 
 def _is_tap(fd: int) -> bool:
@@ -591,6 +636,20 @@ def _of_process(pid: int, stack: ExitStack) -> Start:
     return Start("attach", ns=ns, name=f"of process {pid}", process=process)
 
 
+def _check_not_ours(ns: int, name: str) -> None:
+    """Raises OwnNamespace if that descriptor is of the network namespace that the calling thread is in."""
+    try:
+        ours, theirs = os.stat("/proc/thread-self/ns/net"), os.fstat(ns)
+    except OSError:  # no descriptor, or no /proc: joining the namespace tells of it
+        return
+    if (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino):
+        raise OwnNamespace(
+            f"the network namespace {name} is the caller's own",
+            fix="attach when the process has made its namespace (unshare(2)); where the caller's own is meant, "
+            "say so by allow_current=True",
+        )
+
+
 def _at_path(path: str, stack: ExitStack) -> Start:
     """The namespace at a path, which is watched; from the end of whose process /proc tells nothing."""
     if of_process := _PROC.fullmatch(path):
@@ -604,20 +663,13 @@ def _at_path(path: str, stack: ExitStack) -> Start:
     return Start("attach", ns=opened, name=path, watch=watch)
 
 
-def _address(host: str | IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError as exc:
-        raise AddressError(f"{host!r} is no address", fix="resolve names first") from exc
-
-
 def _family(address: IPv4Address | IPv6Address) -> int:
     return socket.AF_INET if address.version == 4 else socket.AF_INET6
 
 
-def _interface(message: Any) -> Address:
+def _interface(message: Any) -> InterfaceAddress:
     address = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-    return Address(message["index"], ipaddress.ip_interface(f"{address}/{message['prefixlen']}"))
+    return InterfaceAddress(message["index"], ipaddress.ip_interface(f"{address}/{message['prefixlen']}"))
 
 
 def _route(message: Any) -> Route:
@@ -632,9 +684,11 @@ def _route(message: Any) -> Route:
 
 
 def _sysctl_path(name: str) -> str:
+    arguments.text("name", name, "the name of a sysctl, like 'net.ipv4.ip_forward'")
     path = sysctl.path(name)
     if not path.startswith("net/"):
-        raise SysctlError(f"sysctl {name}: not one of a network namespace", errno=errno.EINVAL)
+        fix = "only those of net. are a network namespace's; read others by netns_kit.sysctl.read"
+        raise SysctlError(f"sysctl {name!r} is not of a network namespace", fix=fix, errno=errno.EINVAL)
     return path
 
 
@@ -643,4 +697,9 @@ def _sysctl_errors(name: str, value: str | int | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        raise SysctlError(f"sysctl {name}: {exc.strerror}", name, value, errno=exc.errno) from exc
+        fix = {
+            errno.ENOENT: "this kernel has no such sysctl here: look below /proc/sys/net in the namespace",
+            errno.EINVAL: "give a value that the kernel takes, see sysctl(8)",
+        }.get(exc.errno or 0)
+        knob = None if value is None else name
+        raise SysctlError(f"sysctl {name}: {exc.strerror}", knob, value, fix, errno=exc.errno) from exc

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import IPv4Network
 from subprocess import CompletedProcess
+from types import NoneType
 from typing import TypedDict
 
 from typing_extensions import Unpack
 
+from . import arguments
 from .background import Openable, Supervisor
 from .dhcp import DEFAULT, DhcpSettings
 from .dns import Record, hosts
@@ -22,14 +25,14 @@ from .stack import Limits
 from .subnet import DEFAULT_CIDR, Subnet, Subnet6
 from .tap import TapDevice
 from .uplink import RESOLV_CONF, Uplink
-from .userstack import Configure, Layer, UserStack
+from .userstack import Configure, SandboxLayer, UserStack
 
 DEFAULT_MTU = 1500
 HOSTS = "/etc/hosts"
 DEFAULT_IFNAME = "tap0"
 
 
-class Options(TypedDict, total=False):
+class CommandOptions(TypedDict, total=False):
     """The keyword arguments of `Namespace.popen`, which has their meaning."""
 
     stdin: StandardStream
@@ -73,7 +76,7 @@ class Network(Openable):
         *,
         uplink: Uplink | None = None,
         ports: Iterable[str | PortForward] = (),
-        subnet: str = DEFAULT_CIDR,
+        subnet: str | IPv4Network = DEFAULT_CIDR,
         ipv6: bool | Subnet6 = False,
         ifname: str = DEFAULT_IFNAME,
         mtu: int = DEFAULT_MTU,
@@ -83,12 +86,15 @@ class Network(Openable):
         configure: Configure = True,
         limits: Limits | None = None,
         dhcp: DhcpSettings | None = DEFAULT,
-        require: Iterable[Layer] = (),
+        require: Iterable[SandboxLayer] = (),
         records: Iterable[str | Record] = (),
         name: str | None = None,
     ) -> None:
-        if isinstance(ports, str):
-            raise TypeError(f"ports {ports!r} is not a list of ports: write [{ports!r}]")
+        arguments.items("ports", ports, "a list of ports")
+        arguments.items("records", records, "a list of records")
+        arguments.instance(
+            "namespace", namespace, (Namespace, NoneType), "a Namespace, or None for a new one"
+        )
         self.namespace = namespace or Namespace.create()
         self.tap = TapDevice.open(self.namespace, ifname, mtu=mtu, queues=queues)
         if name is not None:
@@ -110,8 +116,14 @@ class Network(Openable):
             type(self).__name__, NamespaceGone, self.namespace.supervisor, self.stack.supervisor
         )
         self.ports = [
-            forward for spec in ports for forward in (parse(spec) if isinstance(spec, str) else [spec])
+            forward
+            for spec in ports
+            for forward in ([spec] if isinstance(spec, PortForward) else parse(spec))
         ]
+
+    def __repr__(self) -> str:
+        ports = f", {len(self.ports)} forwarded" if self.ports else ""
+        return f"<Network {self.subnet}{ports}: {self.supervisor.condition}>"
 
     @property
     def subnet(self) -> Subnet:
@@ -145,7 +157,12 @@ class Network(Openable):
         return {RESOLV_CONF: resolv_conf, HOSTS: hosts.written(os.uname().nodename, ours, _text(HOSTS))}
 
     async def run(
-        self, command: Command, *, input: bytes | None = None, check: bool = True, **options: Unpack[Options]
+        self,
+        command: Command,
+        *,
+        input: bytes | None = None,
+        check: bool = True,
+        **options: Unpack[CommandOptions],
     ) -> CompletedProcess[bytes]:
         """`Namespace.run`, with the namespace's own resolv.conf and hosts file: see `Network.files`."""
         with self.supervisor.guarding():
@@ -153,22 +170,23 @@ class Network(Openable):
                 command, input=input, check=check, **await self._with_files(options)
             )
 
-    async def popen(self, command: Command, **options: Unpack[Options]) -> Process:
+    async def popen(self, command: Command, **options: Unpack[CommandOptions]) -> Process:
         """`Namespace.popen`, with the namespace's own resolv.conf and hosts file: see `Network.files`."""
         with self.supervisor.guarding():
             process = await self.namespace.popen(command, **await self._with_files(options))
         process.supervisor = self.supervisor
         return process
 
-    async def _with_files(self, options: Options) -> Options:
+    async def _with_files(self, options: CommandOptions) -> CommandOptions:
         return {**options, "files": {**await self.files(), **(options.get("files") or {})}}
 
 
 def _named(name: str, subnet: Subnet) -> list[Record]:
     """Its addresses, by that name.  Raises `RecordError` for none."""
+    arguments.text("name", name, "a domain name, or None")
     if not name.strip("."):
         raise RecordError(f"name {name!r} is no name of a namespace")
-    return [Record(name, str(each.guest.ip)) for each in (subnet, subnet.ipv6) if each is not None]
+    return [Record(name, str(each.guest)) for each in (subnet, subnet.ipv6) if each is not None]
 
 
 def _text(path: str) -> str:

@@ -6,8 +6,8 @@ it reads: what it says is data, checked against the type that was to come, and n
 A *failure* is an exception on its way: those of `netns_kit.errors` and of the system arrive as what they were, and
 of any other its text.
 
-A value is None, a bool, an int, a string, an address, an Enum, a tuple, a dict with strings for keys, a dataclass or
-a NamedTuple of such; the last two lose their names and are lists of their fields.
+A value is None, a bool, an int, a finite float, a string, an address, an Enum, a tuple, a dict with strings for keys,
+a dataclass or a NamedTuple of such; the last two lose their names and are lists of their fields.
 
 >>> encode((IPv4Address("10.0.2.2"), None))
 ['10.0.2.2', None]
@@ -27,6 +27,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address
+from math import isfinite
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
@@ -55,7 +56,7 @@ def load(kind: Any, text: bytes) -> Any:
 
 def encode(value: Any) -> Any:
     """`value` as what `json` takes.  Raises TypeError for what is no plain value."""
-    if value is None or (isinstance(value, bool | int | str) and not isinstance(value, Enum)):
+    if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, Enum)):
         return value
     if isinstance(value, Enum):
         return value.value
@@ -99,6 +100,9 @@ def _decode(kind: Any, value: Any) -> Any:
             return None
     elif kind in (bool, int, str):
         if type(value) is kind:
+            return value
+    elif kind is float:
+        if type(value) is float and isfinite(value):
             return value
     elif origin is dict:
         if isinstance(value, dict):

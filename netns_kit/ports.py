@@ -17,6 +17,8 @@ import re
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Literal, cast
 
+from . import arguments
+from .arguments import Address, AddressLike
 from .errors import PortSpecError
 from .frozen import frozen
 
@@ -38,9 +40,13 @@ _SPEC = re.compile(
 
 @frozen
 class PortForward:
-    """One host port that leads to one guest port.  `guest` None: the namespace's configured address.
+    """One host port that leads to one guest port.
 
-    `host_port` 0: the kernel chooses; what `Forwarder.add` returns has the number.
+    `host_port` 0: the kernel chooses; what `Forwarder.add` returns has the number.  `guest` None: the namespace's
+    configured address.  `device`: the host's interface that it listens on, None for any.
+
+    Raises `PortSpecError` for what is no port, `AddressError` for what is no address, `ArgumentError` for another
+    protocol and `ArgumentTypeError` for what has no such type.
     """
 
     protocol: Literal["tcp", "udp"]
@@ -48,12 +54,33 @@ class PortForward:
     host_port: int
     guest: IPv4Address | IPv6Address | None
     guest_port: int
-    device: str | None = None
+    device: str | None
 
-    def __post_init__(self) -> None:
-        """Raises `PortSpecError` for what is no port."""
-        if not 0 <= self.host_port < 65536 or not 0 < self.guest_port < 65536:
-            raise PortSpecError(f"{self}: ports are 1 to 65535, and on the host also 0")
+    def __init__(
+        self,
+        protocol: Literal["tcp", "udp"],
+        host: AddressLike,
+        host_port: int,
+        guest: AddressLike | None,
+        guest_port: int,
+        device: str | None = None,
+    ) -> None:
+        arguments.one_of("protocol", protocol, ("tcp", "udp"))
+        for name, port in (("host_port", host_port), ("guest_port", guest_port)):
+            arguments.instance(name, port, int, "a port, as a number")
+        if device is not None:
+            arguments.text("device", device, "the name of an interface, or None")
+        arguments.fill(
+            self,
+            protocol=protocol,
+            host=arguments.address(host, "host"),
+            host_port=host_port,
+            guest=None if guest is None else arguments.address(guest, "guest"),
+            guest_port=guest_port,
+            device=device,
+        )
+        if not 0 <= host_port < 65536 or not 0 < guest_port < 65536:
+            raise PortSpecError(f"{self}: expected ports of 1 to 65535, and on the host also 0")
 
     @property
     def listens_on(self) -> str:
@@ -69,7 +96,11 @@ class PortForward:
 
 
 def parse(spec: str) -> tuple[PortForward, ...]:
-    """The forwards that `spec` asks for, a range one by one.  Raises `PortSpecError`."""
+    """Return the forwards that `spec` asks for, a range one by one.
+
+    Raises `PortSpecError`, and `ArgumentTypeError` for what is no text.
+    """
+    arguments.text("spec", spec, "text or a PortForward", 'write it like "127.0.0.1:8080:80/tcp"')
     protocol, rest = "tcp", spec
     prefix, suffix = _PREFIX.fullmatch(spec), _SUFFIX.fullmatch(spec)
     if prefix:
@@ -100,7 +131,7 @@ def parse(spec: str) -> tuple[PortForward, ...]:
     )
 
 
-def _address(spec: str, text: str) -> IPv4Address | IPv6Address:
+def _address(spec: str, text: str) -> Address:
     try:
         return ip_address(text.strip("[]"))
     except ValueError as error:

@@ -21,12 +21,14 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
+from netns_kit import arguments
 from netns_kit.agent_process import FDS_MAX, FOLLOW_STOPS, Asker, Conversation, Ended, Stopped, is_inherited
 from netns_kit.background import Supervisor
-from netns_kit.errors import NamespaceGone
+from netns_kit.errors import ArgumentError, ArgumentTypeError, NamespaceGone, NetnsKitError
 
 __all__ = [
     "Command",
+    "CommandFailed",
     "PipeReader",
     "PipeWriter",
     "Process",
@@ -36,9 +38,33 @@ __all__ = [
 ]
 
 Word = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
-PASSED_MAX = FDS_MAX - 3  # beside the conversation, the current directory and a long request
+"""One word of a command, or a path."""
 Command = Union[Word, Sequence[Word]]  # noqa: UP007 - a string cannot be joined by | before 3.14
+"""A command's words, or a line for the shell."""
 StandardStream = Union[int, IO[Any], None]  # noqa: UP007 - the same
+"""What a command has for a standard stream: PIPE, DEVNULL, STDOUT, a descriptor, a file; None: the caller's own."""
+PASSED_MAX = FDS_MAX - 3  # beside the conversation, the current directory and a long request
+
+
+class CommandFailed(NetnsKitError, subprocess.CalledProcessError):
+    """A command has ended with another status than 0.
+
+    It is a `subprocess.CalledProcessError`, with `returncode`, `cmd`, `output` and `stderr`, and its message shows
+    the end of what the command has written on standard error, if that was captured.
+    """
+
+    def __init__(
+        self, returncode: int, cmd: Command, output: bytes | None = None, stderr: bytes | None = None
+    ) -> None:
+        cause = str(subprocess.CalledProcessError(returncode, cmd)).rstrip(".")
+        lines = (stderr or b"").decode(errors="replace").strip().splitlines()
+        said = "\n".join(line[:_LINE_SHOWN] for line in lines[-_LINES_SHOWN:])
+        NetnsKitError.__init__(self, cause, value=f"it says:\n{said}" if said else None)
+        self.returncode, self.cmd, self.output, self.stderr = returncode, cmd, output, stderr
+        self.args = (returncode, cmd, output, stderr)  # what pickle hands to __init__
+
+
+_LINES_SHOWN, _LINE_SHOWN = 20, 500  # characters each
 
 
 class _Pipe:
@@ -139,6 +165,10 @@ class Process(anyio.abc.Process):
                 source=self,
                 stacklevel=2,
             )
+
+    def __repr__(self) -> str:
+        status = self.returncode
+        return f"<Process pid={self._pid}: {'running' if status is None else f'ended with {status}'}>"
 
     @property
     def pid(self) -> int:
@@ -299,12 +329,15 @@ async def open_process(
     """`Namespace.popen`, for any way to ask an agent."""
     argv = _argv(command)
     environment = _environment(env)
-    shown = {
-        _text(path): content if isinstance(content, str) else content.decode("utf-8", "surrogateescape")
-        for path, content in (files or {}).items()
-    }
-    if not all(path.startswith("/") for path in shown):
-        raise ValueError("files are named by absolute paths")
+    shown = _files(files)
+    if cwd is not None:
+        arguments.instance(
+            "cwd", cwd, (str, bytes, os.PathLike), "a path, or None for the caller's own directory"
+        )
+    arguments.boolean("start_new_session", start_new_session)
+    arguments.items("pass_fds", pass_fds, "a list of descriptors")
+    for fd in pass_fds:
+        _check_open("pass_fds", fd)
     with ExitStack() as theirs, ExitStack() as ours:
         streams, fds = _standard_streams(stdin, stdout, stderr, theirs, ours)
         fds.update({fd: fd for fd in pass_fds})
@@ -323,7 +356,7 @@ async def open_process(
             sent,
             argv=argv,
             env=environment,
-            cwd=None if cwd is None else _text(cwd),
+            cwd=None if cwd is None else _text(cwd, "cwd"),
             here=here,
             fds={number: index for index, number in enumerate(fds)},
             start_new_session=start_new_session,
@@ -372,14 +405,20 @@ def _standard_streams(
             theirs.callback(os.close, fds[number])
         elif wanted == subprocess.STDOUT:
             if number != 2:
-                raise ValueError("STDOUT can only be used for stderr")
+                raise ArgumentError("STDOUT can only be used for stderr", _STREAMS[number], "STDOUT")
             if 1 in fds:
                 fds[2] = fds[1]
         elif wanted is None:
             if is_inherited(number):
                 fds[number] = number
+        elif isinstance(wanted, int):
+            _check_open(_STREAMS[number], wanted)
+            fds[number] = wanted
+        elif callable(getattr(wanted, "fileno", None)):
+            fds[number] = wanted.fileno()
         else:
-            fds[number] = wanted if isinstance(wanted, int) else wanted.fileno()
+            expected = "expected PIPE, DEVNULL, a descriptor, a file, or None for the caller's own"
+            raise ArgumentTypeError(expected, _STREAMS[number], arguments.shown(wanted))
         ends.append(end)
     first, second, third = ends
     return (
@@ -398,11 +437,38 @@ def _has_our_terminal(fd: int) -> bool:
     return True
 
 
-def _text(word: Word) -> str:
+_STREAMS = ("stdin", "stdout", "stderr")
+
+
+def _check_open(name: str, fd: int) -> None:
+    arguments.whole_number(name, fd, 0)
+    try:
+        os.fstat(fd)
+    except (OSError, OverflowError) as error:
+        raise ArgumentError("expected an open descriptor", name, repr(fd)) from error
+
+
+def _files(files: Mapping[str, str | bytes] | None) -> dict[str, str]:
+    """What is to be shown, by path."""
+    expected = "absolute paths and what is to be read there, text or bytes"
+    found = {}
+    if files is not None:
+        arguments.mapping("files", files, expected)
+    for path, content in (files or {}).items():
+        name = _text(path, "files", expected)
+        if not name.startswith("/"):
+            raise ArgumentError("expected absolute paths", "files", arguments.shown(path))
+        arguments.instance(f"files[{path!r}]", content, (str, bytes), "text or bytes")
+        found[name] = content if isinstance(content, str) else content.decode("utf-8", "surrogateescape")
+    return found
+
+
+def _text(word: Word, name: str = "command", expected: str = "a word: text, bytes or a path") -> str:
     """Any bytes, in JSON: what the agent undoes with utf-8 and surrogates."""
+    arguments.instance(name, word, (str, bytes, os.PathLike), expected)
     text = os.fsencode(word).decode("utf-8", "surrogateescape")
     if "\0" in text:
-        raise ValueError("embedded null byte")
+        raise ArgumentError("expected no null byte", name, arguments.shown(word))
     return text
 
 
@@ -416,15 +482,24 @@ def _program(command: Command) -> Word:
 def _argv(command: Command) -> list[str]:
     if isinstance(command, (str, bytes)):
         return ["/bin/sh", "-c", _text(command)]
-    argv = [_text(command)] if isinstance(command, os.PathLike) else [_text(word) for word in command]
+    if isinstance(command, os.PathLike):
+        return [_text(command)]
+    arguments.sequence("command", command, "a list of words, or a line for the shell")
+    argv = [_text(word) for word in command]
     if not argv:
-        raise ValueError("no command")
+        raise ArgumentError("expected a word at least", "command", "[]")
     return argv
 
 
 def _environment(env: Mapping[str, str] | None) -> dict[str, str]:
-    environment = {_text(name): _text(value) for name, value in (os.environ if env is None else env).items()}
+    expected = "names and values, as text"
+    if env is not None:
+        arguments.mapping("env", env, f"{expected}, or None for the caller's own")
+    environment = {
+        _text(name, "env", expected): _text(value, f"env[{name!r}]", "text")
+        for name, value in (os.environ if env is None else env).items()
+    }
     for name in environment:
         if "=" in name:
-            raise ValueError("illegal environment variable name")
+            raise ArgumentError("expected names without =", "env", arguments.shown(name))
     return environment

@@ -556,7 +556,7 @@ def _banner(order: Order, subnet: Subnet) -> str:
         ("DNS", subnet.dns),
         ("DHCP begin", subnet.pool[0]),
         ("DHCP end", subnet.pool[-1]),
-        ("Recommended IP", subnet.guest.ip),
+        ("Recommended IP", subnet.guest),
         ("API Socket", order.api),
         ("Outbound IPv4", _wider(order.outbound.get(4))),
         ("Outbound IPv6", _wider(order.outbound.get(6))),

@@ -8,9 +8,10 @@
 
 from __future__ import annotations
 
+from .arguments import Address
 from .stack import Refusal
 from .subnet import Subnet
-from .uplink import DNS_PORT, Address, Flow, Target, Uplink
+from .uplink import DNS_PORT, Flow, Target, Uplink
 
 
 class SlirpUplink(Uplink):

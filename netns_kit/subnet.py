@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from types import NoneType
 
+from . import arguments
 from .errors import AddressError
 from .frozen import field, frozen
 
@@ -33,16 +36,17 @@ class Subnet6:
 
     >>> subnet = Subnet6("fd00:7::/64")
     >>> str(subnet.gateway), str(subnet.dns), str(subnet.guest)
-    ('fd00:7::2', 'fd00:7::3', 'fd00:7::100/64')
+    ('fd00:7::2', 'fd00:7::3', 'fd00:7::100')
 
-    Raises `AddressError` for a prefix that no hosts may have, and for a search domain that is no name.
+    Raises `AddressError` for a prefix that no hosts may have, and for a search domain that is no name;
+    `ArgumentTypeError` for what has no such type.
     """
 
-    cidr: str = DEFAULT_CIDR6
-    managed: bool = False
-    other: bool = False
-    autonomous: bool = True
-    search: tuple[str, ...] | None = None
+    cidr: str
+    managed: bool
+    other: bool
+    autonomous: bool
+    search: tuple[str, ...] | None
     network: IPv6Network = field(init=False, compare=False)
     gateway: IPv6Address = field(init=False, compare=False)
     """Ours; on the host's side, its loopback."""
@@ -51,20 +55,46 @@ class Subnet6:
     gateways: tuple[IPv6Address, ...] = field(init=False, compare=False)
     """What means the gateway: its address, and its link-local one."""
 
-    def __post_init__(self) -> None:
-        network = _network6(self.cidr)
-        for name in self.search or ():
-            if len(name) > _NAME_MAX or not _NAME.fullmatch(name):
-                raise AddressError(f"search domain {name!r} is no name")
-        object.__setattr__(self, "network", network)
-        object.__setattr__(self, "gateway", network[_GATEWAY])
-        object.__setattr__(self, "dns", network[_DNS])
-        object.__setattr__(self, "gateways", (network[_GATEWAY], LINK_LOCAL))
+    def __init__(
+        self,
+        cidr: str | IPv6Network = DEFAULT_CIDR6,
+        managed: bool = False,
+        other: bool = False,
+        autonomous: bool = True,
+        search: Iterable[str] | None = None,
+    ) -> None:
+        network = _network6(cidr)
+        for name, flag in (("managed", managed), ("other", other), ("autonomous", autonomous)):
+            arguments.boolean(name, flag)
+        if search is not None:
+            arguments.items("search", search, "a list of domains, or None")
+            search = tuple(search)
+            for domain in search:
+                arguments.text("search", domain, "a list of domains")
+                if len(domain) > _NAME_MAX or not _NAME.fullmatch(domain):
+                    raise AddressError(f"search domain {domain!r} is no name")
+        arguments.fill(
+            self,
+            cidr=str(cidr),
+            managed=managed,
+            other=other,
+            autonomous=autonomous,
+            search=search,
+            network=network,
+            gateway=network[_GATEWAY],
+            dns=network[_DNS],
+            gateways=(network[_GATEWAY], LINK_LOCAL),
+        )
 
     @property
-    def guest(self) -> IPv6Interface:
-        """The namespace's, with the prefix."""
-        return IPv6Interface((self.network[_GUEST6], self.network.prefixlen))
+    def guest(self) -> IPv6Address:
+        """The namespace's address."""
+        return self.network[_GUEST6]
+
+    @property
+    def guest_interface(self) -> IPv6Interface:
+        """The namespace's address with the prefix, as its interface has it."""
+        return IPv6Interface((self.guest, self.network.prefixlen))
 
     @property
     def pool(self) -> tuple[IPv6Address, ...]:
@@ -72,20 +102,23 @@ class Subnet6:
         return tuple(self.network[_POOL6 + i] for i in range(_POOL6_SIZE))
 
 
-def _network6(cidr: str) -> IPv6Network:
+def _network6(cidr: str | IPv6Network) -> IPv6Network:
+    arguments.instance("cidr", cidr, (str, IPv6Network), f"an IPv6 network, like {DEFAULT_CIDR6!r}")
     try:
         network = IPv6Network(cidr)
         if network.network_address.scope_id is not None:
             raise ValueError(cidr)
     except ValueError as error:
         raise AddressError(
-            f"{cidr!r} is no IPv6 network: expected PREFIX/64, like {DEFAULT_CIDR6}"
+            f"{str(cidr)!r} is no IPv6 network: expected PREFIX/64, like {DEFAULT_CIDR6}"
         ) from error
     if network.prefixlen != 64:
-        raise AddressError(f"{cidr!r}: expected a /64, of which hosts make addresses, like {DEFAULT_CIDR6}")
+        raise AddressError(
+            f"{str(cidr)!r}: expected a /64, of which hosts make addresses, like {DEFAULT_CIDR6}"
+        )
     if network.is_multicast or network.is_link_local or network.network_address.packed[0] == 0:
         raise AddressError(
-            f"{cidr!r}: no host may have these addresses", fix=f"use a network like {DEFAULT_CIDR6}"
+            f"{str(cidr)!r}: no host may have these addresses", fix=f"use a network like {DEFAULT_CIDR6}"
         )
     return network
 
@@ -97,7 +130,9 @@ class Subnet:
 
     >>> subnet = Subnet.parse("10.0.135.128/25")
     >>> str(subnet.gateway), str(subnet.dns), str(subnet.guest)
-    ('10.0.135.130', '10.0.135.131', '10.0.135.228/25')
+    ('10.0.135.130', '10.0.135.131', '10.0.135.228')
+    >>> str(subnet.guest_interface)
+    '10.0.135.228/25'
     """
 
     network: IPv4Network
@@ -110,9 +145,16 @@ class Subnet:
     """What means the gateway."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "gateway", self.network[_GATEWAY])
-        object.__setattr__(self, "dns", self.network[_DNS])
-        object.__setattr__(self, "gateways", (self.gateway,))
+        """Raises `ArgumentTypeError` for what is no network: `parse` makes one of text."""
+        given: object = self.network
+        fix = f"write Subnet.parse({given!r})" if isinstance(given, str) else None
+        arguments.instance("network", given, IPv4Network, "an ipaddress.IPv4Network", fix)
+        arguments.instance("ipv6", self.ipv6, (Subnet6, NoneType), "a Subnet6, or None")
+        gateway, dns = self.network[_GATEWAY], self.network[_DNS]
+        arguments.fill(self, gateway=gateway, dns=dns, gateways=(gateway,))
+
+    def __str__(self) -> str:
+        return str(self.network) if self.ipv6 is None else f"{self.network} and {self.ipv6.network}"
 
     @property
     def mac(self) -> bytes:
@@ -137,10 +179,15 @@ class Subnet:
         return (self.dns,) if self.ipv6 is None else (self.dns, self.ipv6.dns)
 
     @classmethod
-    def parse(cls, cidr: str, ipv6: bool | Subnet6 = False) -> Subnet:
-        """With `ipv6` True: that of `DEFAULT_CIDR6` too.
+    def parse(cls, cidr: str | IPv4Network, ipv6: bool | Subnet6 = False) -> Subnet:
+        """Return the addresses of the network `cidr`; with `ipv6` True, those of `DEFAULT_CIDR6` too.
 
-        Raises `AddressError` unless `cidr` is a network address with a prefix of 1 to 25."""
+        Raises `AddressError` unless `cidr` is a network address with a prefix of 1 to 25, `ArgumentTypeError` for
+        what has no such type.
+        """
+        arguments.instance("subnet", cidr, (str, IPv4Network), f"an IPv4 network, like {DEFAULT_CIDR!r}")
+        arguments.instance("ipv6", ipv6, (bool, Subnet6), "True, False or a Subnet6")
+        cidr = str(cidr)
         try:
             network = IPv4Network(cidr, strict=False)
         except ValueError as error:
@@ -163,9 +210,14 @@ class Subnet:
         return cls(network, Subnet6() if ipv6 is True else ipv6 or None)
 
     @property
-    def guest(self) -> IPv4Interface:
-        """The namespace's, with the prefix."""
-        return IPv4Interface((self.network[_GUEST], self.network.prefixlen))
+    def guest(self) -> IPv4Address:
+        """The namespace's address."""
+        return self.network[_GUEST]
+
+    @property
+    def guest_interface(self) -> IPv4Interface:
+        """The namespace's address with the prefix, as its interface has it."""
+        return IPv4Interface((self.guest, self.network.prefixlen))
 
     @property
     def pool(self) -> tuple[IPv4Address, ...]:

@@ -34,7 +34,15 @@ from array import array
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from netns_kit.errors import AddressError, NetnsKitError, NotImportable, TunUnavailable
+from netns_kit import arguments
+from netns_kit.errors import (
+    AddressError,
+    ArgumentError,
+    ArgumentTypeError,
+    NetnsKitError,
+    NotImportable,
+    TunUnavailable,
+)
 from netns_kit.frozen import replace
 from netns_kit.stack.offloads import Offloads
 from netns_kit.tun import GUEST_QUEUE, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, TAP_FLAGS
@@ -156,13 +164,15 @@ class TapDevice:
         Opening sets MTU and MAC and raises the link.  Cancelled while opening, it leaves no descriptor and,
         unless the tap was persistent, no device.
 
-        Raises `AddressError` here for a name, MTU, MAC or number of queues that no kernel takes;
-        `TunUnavailable` on opening where taps cannot be made.
+        Raises `AddressError` here for a name or MAC that no kernel takes, `ArgumentError` for an MTU or a number of
+        queues, `ArgumentTypeError` for what has no such type; `TunUnavailable` on opening where taps cannot be made.
         """
-        _check_name(name)
-        _check_mtu(mtu, TAP_MTU_MAX)
-        if not 1 <= queues <= QUEUES_MAX:
-            raise AddressError("no such number of queues", "queues", queues, f"use 1 to {QUEUES_MAX}")
+        if not callable(getattr(namespace, "open_tap", None)):
+            fix = "make one: Namespace.create()"
+            raise ArgumentTypeError("expected a Namespace", "namespace", arguments.shown(namespace), fix)
+        check_name(name)
+        check_mtu(mtu, TAP_MTU_MAX)
+        arguments.whole_number("queues", queues, 1, QUEUES_MAX)
         tap = cls(name, mtu, namespace=namespace, mac=mac)
         tap.queues += tuple(cls(name, mtu, namespace=namespace) for _ in range(queues - 1))
         return tap
@@ -176,12 +186,20 @@ class TapDevice:
         descriptor does not tell.  `name` is for messages; None takes the interface's.  The descriptor becomes
         non-blocking and is closed by `close`.
 
-        Raises `AddressError` for the MTU and `TunUnavailable` for a descriptor that carries no Ethernet
-        frames (a tun, a tap without IFF_NO_PI, a stream); the descriptor is then still the caller's.
+        Raises `ArgumentError` for the MTU and for what is no open descriptor, and `TunUnavailable` for one that
+        carries no Ethernet frames (a tun, a tap without IFF_NO_PI, a stream); the descriptor is then still the
+        caller's.
         """
-        _check_mtu(mtu, MTU_MAX)
+        check_mtu(mtu, MTU_MAX)
+        arguments.whole_number("fd", fd, 0)
+        if name is not None:
+            arguments.text("name", name, "text, or None")
+        try:
+            mode = os.fstat(fd).st_mode
+        except (OSError, OverflowError) as error:
+            raise ArgumentError("expected an open descriptor", "fd", repr(fd)) from error
         tap = cls(name or f"fd{fd}", mtu)
-        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        if not stat.S_ISSOCK(mode):
             tap._attached(fd)
             tap.name = name or tap.name
         else:
@@ -204,9 +222,10 @@ class TapDevice:
 
         With `vnet_header` both accept everything; without it both carry plain frames.  `mtu` is 68 to 65535.
 
-        Raises `AddressError` for the MTU.
+        Raises `ArgumentError` for the MTU.
         """
-        _check_mtu(mtu, MTU_MAX)
+        arguments.boolean("vnet_header", vnet_header)
+        check_mtu(mtu, MTU_MAX)
         offloads = Offloads(VNET_HEADER, True, True, True, True, True, True) if vnet_header else Offloads()
         ends = cls("pair0", mtu), cls("pair1", mtu)
         for end, sock in zip(ends, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET), strict=True):
@@ -216,7 +235,8 @@ class TapDevice:
         return ends
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name} mtu={self.mtu}>"
+        queues = f" queues={len(self.queues)}" if len(self.queues) > 1 else ""
+        return f"<{type(self).__name__} {self.name} mtu={self.mtu}{queues}: {'not open' if self._fd < 0 else 'open'}>"
 
     def __await__(self) -> Generator[Any, Any, Self]:
         return self.__aenter__().__await__()
@@ -229,12 +249,17 @@ class TapDevice:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.release()
+        try:
+            self.release()
+        except DeviceGone:
+            if error is None:  # else that is what ended the block
+                raise
 
     async def close(self) -> None:
         """Close the device; a tap that is not persistent vanishes.  Any task may call it, and again.
 
-        A device made by `open` may be opened again and is then a new one.
+        A device made by `open` may be opened again and is then a new one.  Raises `DeviceGone` if somebody else has
+        closed the descriptor.
         """
         self.release()
 
@@ -366,21 +391,38 @@ class TapDevice:
         """Let time pass; nothing happens in a plain device."""
 
     def release(self) -> None:
-        """Close the descriptor and forget what waits: `close` for a program without an event loop."""
+        """Close the descriptor and forget what waits: `close` for a program without an event loop.
+
+        Raises `DeviceGone` if somebody else has closed the descriptor; all others are closed then.
+        """
+        stolen = False
         for queue in self.queues:
             fd, queue._fd = queue._fd, -1
             queue._backlog.clear()
             if fd >= 0:
-                os.close(fd)
+                try:
+                    os.close(fd)
+                except OSError:
+                    stolen = True
+        if stolen:
+            raise DeviceGone(
+                f"{self.name}: somebody else has closed its descriptor",
+                fix="a descriptor given to from_fd belongs to the device: close the device instead",
+            )
 
     def impaired(self, transmit: Impairment, receive: Impairment | None = None) -> ImpairedTap:
         """This device behind a bad link: `transmit` for what we write, `receive` for what we read.
 
-        Without `receive` both directions are as bad, each with a seed of its own.  Raises `AddressError` for a device
-        with several queues.
+        Without `receive` both directions are as bad, each with a seed of its own.  Raises `ArgumentError` for a
+        device with several queues.
         """
         if len(self.queues) > 1:
-            raise AddressError("a bad link has one queue", "queues", len(self.queues), "use 1")
+            raise ArgumentError("a bad link has one queue", "queues", len(self.queues), "use 1")
+        from netns_kit.impairment import Impairment
+
+        arguments.instance("transmit", transmit, Impairment, "an Impairment")
+        if receive is not None:
+            arguments.instance("receive", receive, Impairment, "an Impairment, or None")
         return ImpairedTap(self, transmit, receive or replace(transmit, seed=transmit.seed + 1))
 
     def _keep(self, buffers: tuple[bytes | bytearray | memoryview, ...]) -> bool:
@@ -504,8 +546,9 @@ class ImpairedTap(TapDevice):
         self._device.release()
 
 
-def _check_name(name: str) -> None:
-    """The kernel's dev_valid_name(), before the kernel is asked."""
+def check_name(name: str) -> None:
+    """Raises `AddressError` for what is no name of an interface: the kernel's dev_valid_name(), without asking it."""
+    arguments.text("name", name, "the name of an interface")
     size = len(os.fsencode(name))
     if not 1 <= size <= 15 or name in (".", "..") or any(c in "/:\0" or c.isspace() for c in name):
         raise AddressError(
@@ -516,12 +559,13 @@ def _check_name(name: str) -> None:
         )
 
 
-def _check_mtu(mtu: int, largest: int) -> None:
-    if not MTU_MIN <= mtu <= largest:
-        raise AddressError("no such MTU", "mtu", mtu, f"use {MTU_MIN} to {largest}")
+def check_mtu(mtu: int, largest: int) -> None:
+    """Raises `ArgumentError` unless that is an MTU."""
+    arguments.whole_number("mtu", mtu, MTU_MIN, largest)
 
 
 def _parse_mac(mac: str) -> bytes:
+    arguments.text("mac", mac, "a MAC address like '02:00:00:00:00:01', or None")
     with contextlib.suppress(ValueError):
         address = bytes.fromhex(mac.replace(":", ""))
         if len(mac) == 17 and len(address) == 6 and any(address) and not address[0] & 1:

@@ -10,28 +10,33 @@ import errno
 import os
 import re
 import socket
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
-from . import diagnosis, sysctl
+from . import arguments, diagnosis, sysctl
+from .arguments import Address, AddressLike
 from .dns import Manner, ResolvConf, parse_resolv_conf
 from .dns.manner import DEFAULT
 from .dns.names import to_text, to_wire
 from .dns.server import Hook
-from .errors import AddressError, SysctlError
+from .errors import AddressError, ArgumentError, ArgumentTypeError, SysctlError
 from .frozen import frozen
 from .stack import Refusal
 from .subnet import Subnet
 
-Address: TypeAlias = IPv4Address | IPv6Address
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 Protocol = Literal["tcp", "udp", "icmp"]
 DNS_PORT = 53
 RESOLV_CONF = "/etc/resolv.conf"
 IF_INET6 = "/proc/net/if_inet6"  # every address of IPv6, if only loopback's
-Filtering = Literal["address-and-port-dependent", "endpoint-independent"]
+UdpFiltering = Literal["address-and-port-dependent", "endpoint-independent"]
+"""Whose datagrams may come in, in the words of RFC 4787 5: see `Uplink`."""
 UdpPorts = Literal["ephemeral", "any"]
+"""Which ports of the host's datagrams may leave by: see `Uplink`."""
 _KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _ICMP = {socket.AF_INET: socket.IPPROTO_ICMP, socket.AF_INET6: socket.IPPROTO_ICMPV6}
@@ -47,11 +52,25 @@ _ENDPOINT = re.compile(
 )
 
 
-class Endpoint(NamedTuple):
-    """An address and a port.  For ICMP the port is the identifier, or 0."""
-
+class _Endpoint(NamedTuple):
     address: Address
     port: int
+
+
+class Endpoint(_Endpoint):
+    """An address and a port.  For ICMP the port is the identifier, or 0.
+
+    Raises `AddressError` for text that is no address, `ArgumentError` and `ArgumentTypeError` for what is no port.
+
+    >>> str(Endpoint("2001:db8::1", 443))
+    '[2001:db8::1]:443'
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, address: AddressLike, port: int) -> Self:
+        arguments.port("port", port)
+        return cls._make((arguments.address(address), port))
 
     def __reduce__(self) -> tuple[Callable[[str, int], Endpoint], tuple[str, int]]:
         return _endpoint, (str(self.address), self.port)  # an IPv6Address leaves its zone behind
@@ -61,8 +80,15 @@ class Endpoint(NamedTuple):
         return f"{host}:{self.port}"
 
     @classmethod
-    def parse(cls, text: str, default_port: int) -> Endpoint:
-        """From ADDRESS, IPV4:PORT or [IPV6]:PORT.  Raises `AddressError`."""
+    def parse(cls, text: AddressLike | Endpoint, default_port: int) -> Endpoint:
+        """Return the endpoint that ADDRESS, IPV4:PORT or [IPV6]:PORT means, or an address, or an endpoint.
+
+        Raises `AddressError`, and `ArgumentTypeError` for what has no such type.
+        """
+        if isinstance(text, Endpoint):
+            return text
+        if not isinstance(text, str):
+            return cls(text, default_port)
         found = _ENDPOINT.match(text)
         try:
             if found is None:
@@ -72,14 +98,16 @@ class Endpoint(NamedTuple):
                 raise ValueError(port)
             return cls(ip_address(found["ipv6"] or found["ipv4"] or found["bare"]), port)
         except ValueError as error:
-            raise AddressError(f"{text!r}: expected ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT") from error
+            raise AddressError(
+                f"{text!r}: expected ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT", fix="resolve names first"
+            ) from error
 
 
 def _endpoint(address: str, port: int) -> Endpoint:
-    return Endpoint(ip_address(address), port)
+    return Endpoint(address, port)
 
 
-OURSELVES = Endpoint(IPv4Address("0.0.0.0"), 0)
+OURSELVES = Endpoint("0.0.0.0", 0)
 """Where queries go that only we may answer: a `Target` of it alone."""
 
 
@@ -87,7 +115,7 @@ OURSELVES = Endpoint(IPv4Address("0.0.0.0"), 0)
 class Flow:
     """A flow that the namespace opens, as its first packet names it, and the subnet it came from."""
 
-    protocol: Protocol
+    protocol: Literal["tcp", "udp", "icmp"]
     source: Endpoint
     destination: Endpoint
     subnet: Subnet
@@ -95,13 +123,19 @@ class Flow:
 
 @frozen
 class Target:
-    """Where on the host's side a flow goes: the first of these endpoints that answers."""
+    """Where on the host's side a flow goes: the first of these endpoints that answers.
+
+    Raises `ArgumentError` for none, `ArgumentTypeError` for what is no tuple of them.
+    """
 
     endpoints: tuple[Endpoint, ...]
 
     def __post_init__(self) -> None:
-        if not self.endpoints:
-            raise ValueError("a Target has at least one endpoint: to refuse a flow, return a Refusal")
+        given: object = self.endpoints
+        if type(given) is not tuple or not given or type(given[0]) is not Endpoint:
+            arguments.instance("endpoints", given, tuple, "a tuple of one Endpoint or more")
+            fix = "to refuse a flow, return a Refusal"
+            raise ArgumentError("expected one Endpoint or more", "endpoints", arguments.shown(given), fix)
 
 
 class Way(NamedTuple):
@@ -155,27 +189,27 @@ class Uplink:
     `any_source`: whether guests may open flows from addresses that are not of their subnet, where one routes for
     others.  By default such packets are dropped and counted.
 
-    Raises `AddressError` for what is no address or port, `RecordError` for what is no domain, TypeError for what is
-    no plain function.
+    Raises `AddressError` for what is no address or port, `RecordError` for what is no domain, `ArgumentError` for
+    another value that cannot be used, `ArgumentTypeError` for what has no such type, a coroutine function among them.
     """
 
     def __init__(
         self,
         *,
         allow_host_loopback: bool | Iterable[int] = False,
-        bind4: str | None = None,
-        bind6: str | None = None,
+        bind4: AddressLike | None = None,
+        bind6: AddressLike | None = None,
         device: str | None = None,
-        dns: Sequence[str] | None = None,
-        dns_domains: Mapping[str, Sequence[str]] | None = None,
-        dns_search: Sequence[str] | None = None,
+        dns: Iterable[AddressLike | Endpoint] | None = None,
+        dns_domains: Mapping[str, Iterable[AddressLike | Endpoint]] | None = None,
+        dns_search: Iterable[str] | None = None,
         dns_hook: Hook | None = None,
         dns_cache: bool = True,
         policy: Callable[[Flow], Refusal | None] | None = None,
         any_source: bool = False,
         allow_host_addresses: bool = True,
         allow_link_local: bool = True,
-        udp_filtering: Filtering = "address-and-port-dependent",
+        udp_filtering: UdpFiltering = "address-and-port-dependent",
         udp_ports: UdpPorts = "ephemeral",
         resolv_conf: str = RESOLV_CONF,
     ) -> None:
@@ -186,24 +220,35 @@ class Uplink:
             socket.AF_INET: None if bind4 is None else source_address(bind4, 4),
             socket.AF_INET6: None if bind6 is None else source_address(bind6, 6),
         }
-        if device is not None and not 0 < len(device.encode()) < 16:
-            raise AddressError(f"device={device!r}: expected the name of an interface, 1 to 15 bytes")
+        if device is not None:
+            arguments.text("device", device, "the name of an interface, or None")
+            if not 0 < len(device.encode()) < 16:
+                raise AddressError(f"device={device!r}: expected the name of an interface, 1 to 15 bytes")
         self._device = device
-        self._dns = None if dns is None else _endpoints(dns)
+        self._dns = None if dns is None else _endpoints("dns", dns)
+        if dns_domains is not None:
+            arguments.mapping(
+                "dns_domains", dns_domains, 'domains and their resolvers, like {"corp.example": [...]}'
+            )
         self.dns_domains = {
-            to_text(to_wire(domain)): _endpoints(given) for domain, given in (dns_domains or {}).items()
+            to_text(to_wire(domain)): _endpoints(f"dns_domains[{domain!r}]", given)
+            for domain, given in (dns_domains or {}).items()
         }
-        if isinstance(dns_search, str):
-            raise TypeError(f"dns_search {dns_search!r} is not a list of domains: write [{dns_search!r}]")
+        if dns_search is not None:
+            arguments.items("dns_search", dns_search, "a list of domains, or None")
+        arguments.boolean("dns_cache", dns_cache)
+        arguments.text("resolv_conf", resolv_conf, "the path of a file")
         self._search = None if dns_search is None else tuple(to_text(to_wire(each)) for each in dns_search)
         self.dns_hook = dns_hook
         self.dns_cache = dns_cache
-        if udp_filtering not in get_args(Filtering):
-            raise ValueError(
-                f"udp_filtering={udp_filtering!r}: expected one of {', '.join(get_args(Filtering))}"
-            )
-        if udp_ports not in get_args(UdpPorts):
-            raise ValueError(f"udp_ports={udp_ports!r}: expected one of {', '.join(get_args(UdpPorts))}")
+        for name, flag in (
+            ("any_source", any_source),
+            ("allow_host_addresses", allow_host_addresses),
+            ("allow_link_local", allow_link_local),
+        ):
+            arguments.boolean(name, flag)
+        arguments.one_of("udp_filtering", udp_filtering, get_args(UdpFiltering))
+        arguments.one_of("udp_ports", udp_ports, get_args(UdpPorts))
         self.udp_filtering = udp_filtering
         self._kept_ports = _ephemeral_ports() if udp_ports == "ephemeral" else range(1, 65536)
         self.any_source = any_source
@@ -213,6 +258,24 @@ class Uplink:
         self._resolv_conf = resolv_conf
         self._read: tuple[int, int, int] | None = None
         self._adopt(ResolvConf())
+
+    def __repr__(self) -> str:
+        settings = {
+            "allow_host_loopback": True if self._loopback is True else sorted(self._loopback or ()) or None,
+            "bind4": self._bind[socket.AF_INET],
+            "bind6": self._bind[socket.AF_INET6],
+            "device": self._device,
+            "dns": None if self._dns is None else [*map(str, self._dns)],
+            "dns_domains": {domain: [*map(str, servers)] for domain, servers in self.dns_domains.items()}
+            or None,
+            "dns_search": None if self._search is None else list(self._search),
+            "dns_hook": self.dns_hook,
+            "dns_cache": None if self.dns_cache else False,
+            "policy": self._policy,
+            "udp_filtering": None if self.udp_filtering == get_args(UdpFiltering)[0] else self.udp_filtering,
+        }
+        told = (f"{name}={value!r}" for name, value in settings.items() if value is not None)
+        return f"{type(self).__name__}({', '.join(told)})"
 
     @property
     def policy(self) -> Callable[[Flow], Refusal | None] | None:
@@ -243,7 +306,7 @@ class Uplink:
         if address in local.gateways:
             if not self._host_port_allowed(port):
                 return Refusal.PROHIBITED
-            return Target((Endpoint(_LOOPBACK[address.version], port),))
+            return Target((Endpoint._make((_LOOPBACK[address.version], port)),))
         if not _reachable(address):
             return Refusal.PROHIBITED
         if address in local.network:
@@ -265,7 +328,7 @@ class Uplink:
         self._host_conf()
         return self._resolvers
 
-    def resolv_conf(self, *nameservers: Address) -> str:
+    def resolv_conf(self, *nameservers: IPv4Address | IPv6Address) -> str:
         """A resolv.conf that names these, the search list, and those of the host's options that concern programs.
 
         Left out is ndots if the search list is not the host's, and what is said of the host's resolvers if others are
@@ -336,11 +399,13 @@ class Uplink:
         except OSError:
             return "its kernel has none"
 
-    def source(self, target: Address) -> str | None:
+    def source(self, target: IPv4Address | IPv6Address) -> str | None:
         """The address that sockets to `target` are bound to: `bind4` or `bind6`, or any for the host's loopback."""
         return None if target.is_loopback else self._bind[_FAMILY[target.version]]
 
-    def open(self, protocol: Protocol, target: Address, port: int = 0) -> socket.socket:
+    def open(
+        self, protocol: Literal["tcp", "udp", "icmp"], target: IPv4Address | IPv6Address, port: int = 0
+    ) -> socket.socket:
         """A non-blocking socket that can reach `target`.  Raises OSError; nothing is left open then.
 
         A UDP socket has `port` for its own, if that is free and permitted.
@@ -368,7 +433,9 @@ class Uplink:
         """The source address and the interface that the uplink is bound to, for what goes to `target`."""
         return self.source(target), None if target.is_loopback else self._device
 
-    def way_by(self, host: Address, device: str | None, target: Address) -> Way | None:
+    def way_by(
+        self, host: IPv4Address | IPv6Address, device: str | None, target: IPv4Address | IPv6Address
+    ) -> Way | None:
         """Return how datagrams to `target` leave by a UDP socket bound to `host` and `device`, a published port's.
 
         None: they must not, and a socket of their own is opened for them.  That is so where the bound address or
@@ -454,40 +521,46 @@ def _check_plain(what: str, function: object) -> None:
         from inspect import iscoroutinefunction  # it reads source, for which it knows all of Python's grammar
 
         if not callable(function) or iscoroutinefunction(function):
-            raise TypeError(f"{what} {function!r} is not a plain function")
+            raise ArgumentTypeError("expected a plain function, or None", what, arguments.shown(function))
 
 
-def _endpoints(given: Sequence[str]) -> tuple[Endpoint, ...]:
-    if isinstance(given, str):
-        raise TypeError(f"dns {given!r} is not a list of addresses: write [{given!r}]")
-    return tuple(Endpoint.parse(text, DNS_PORT) for text in given)
+def _endpoints(what: str, given: Iterable[AddressLike | Endpoint]) -> tuple[Endpoint, ...]:
+    arguments.items(what, given, "a list of addresses")
+    return tuple(Endpoint.parse(each, DNS_PORT) for each in given)
 
 
 def _ports(allowed: object) -> bool | frozenset[int]:
     if isinstance(allowed, bool):
         return allowed
-    if not isinstance(allowed, Iterable) or isinstance(allowed, str):
-        raise TypeError(f"allow_host_loopback={allowed!r}: expected a bool, or a list of ports")
-    ports = frozenset(allowed)
+    fix = f"write [{allowed}]" if isinstance(allowed, int) else None
+    if not isinstance(allowed, Iterable) or isinstance(allowed, str | bytes):
+        raise ArgumentTypeError(
+            "expected a bool, or a list of ports", "allow_host_loopback", arguments.shown(allowed), fix
+        )
+    ports = tuple(allowed)
     for port in ports:
-        if not isinstance(port, int) or not 0 < port < 65536:
-            raise AddressError(f"allow_host_loopback: {port!r} is no port, 1 to 65535")
-    return ports
+        arguments.port("allow_host_loopback", port, 1)
+    return frozenset(ports)
 
 
-def source_address(text: str, version: int) -> str:
-    """An address to send from, given as such or by the name of an interface that has one.  Raises `AddressError`."""
+def source_address(given: AddressLike, version: int) -> str:
+    """An address to send from, given as such or by the name of an interface that has one.
+
+    Raises `AddressError`, and `ArgumentTypeError` for what is neither.
+    """
     try:
-        address = ip_address(text)
-    except ValueError:
+        address = arguments.address(given, f"bind{version}")
+    except AddressError:
         from .interfaces import first_address
 
-        found = first_address(text, version)
+        found = first_address(str(given), version)
     else:
         found = str(address) if address.version == version else None
     if found is None:
         raise AddressError(
-            f"bind{version}={text!r}: expected an IPv{version} address of the host, or an interface that has one"
+            f"expected an IPv{version} address of the host, or an interface that has one",
+            f"bind{version}",
+            arguments.shown(str(given)),
         )
     return found
 

@@ -5,31 +5,38 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Network
 from itertools import count
+from types import NoneType
 from typing import Literal, Protocol, TypeVar, get_args
 
 import anyio
 
+from . import arguments
+from .arguments import Address, AddressLike
 from .background import Openable, Supervisor
 from .control import PATIENCE, Control, FlowEvent
 from .dhcp import DEFAULT, DhcpSettings, Lease, StaticLease
 from .dns import Record
 from .dns.names import to_text, to_wire
+from .dns.records import as_text
 from .drivers import DriverName
-from .errors import AddressError, NetnsKitError, StackClosed, SysctlError
+from .errors import AddressError, ArgumentError, NetnsKitError, StackClosed, SysctlError
 from .frozen import replace
 from .gateway import FlowInfo
 from .leasing import check as check_dhcp
 from .local import LocalStack
 from .namespace import Namespace
 from .stack import Limits
+from .stats import Stats, complete
 from .subnet import DEFAULT_CIDR, SMALLEST_IPV6_MTU, Subnet, Subnet6
 from .tap import TapDevice
 from .uplink import Uplink
 
 Configure = bool | Literal["link"]
-Layer = Literal["core", "dumpable", "capabilities", "no_new_privs", "landlock", "seccomp"]
+"""What entering does to the interface: all, nothing, or no more than to bring it up."""
+SandboxLayer = Literal["core", "dumpable", "capabilities", "no_new_privs", "landlock", "seccomp"]
+"""What a worker gives up before it reads a frame, see `netns_kit.sandbox`."""
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -81,7 +88,7 @@ class UserStack(Openable):
     Raises:
         AddressError: A bad subnet, an MTU that leaves no IPv6; on opening, an uplink with addresses that the host has
             not.
-        ValueError: An unknown driver or layer.
+        ArgumentError: An unknown driver or layer; ArgumentTypeError: what has no such type.
         NotImportable: An uplink that a worker cannot have; already here.
         RecordError: Records that make no sense.
         SandboxUnavailable: On opening, a required layer that this host does not give.
@@ -96,21 +103,24 @@ class UserStack(Openable):
         tap: TapDevice,
         uplink: Uplink | None = None,
         *,
-        subnet: str = DEFAULT_CIDR,
+        subnet: str | IPv4Network = DEFAULT_CIDR,
         ipv6: bool | Subnet6 = False,
         driver: DriverName = "thread",
         configure: Configure = True,
         limits: Limits | None = None,
         dhcp: DhcpSettings | None = DEFAULT,
-        require: Iterable[Layer] = (),
+        require: Iterable[SandboxLayer] = (),
         records: Iterable[str | Record] = (),
     ) -> None:
-        if isinstance(records, str):
-            raise TypeError(f"records {records!r} is not a list of records: write [{records!r}]")
-        if driver not in get_args(DriverName):
-            raise ValueError(
-                f"driver {driver!r} is unknown: expected one of {', '.join(get_args(DriverName))}"
-            )
+        arguments.instance(
+            "tap", tap, TapDevice, "a TapDevice", 'make one: TapDevice.open(namespace, "tap0")'
+        )
+        arguments.instance("uplink", uplink, (Uplink, NoneType), "an Uplink, or None")
+        arguments.one_of("driver", driver, get_args(DriverName))
+        arguments.one_of("configure", configure, (True, False, "link"))
+        arguments.instance("limits", limits, (Limits, NoneType), "a Limits, or None")
+        arguments.instance("dhcp", dhcp, (DhcpSettings, NoneType), "a DhcpSettings, or None for no server")
+        arguments.items("records", records, "a list of records")
         self.tap = tap
         above = [] if tap.namespace is None else [tap.namespace.supervisor]
         self.supervisor = Supervisor(type(self).__name__, StackClosed, *above)
@@ -128,8 +138,11 @@ class UserStack(Openable):
         check_dhcp(dhcp, self.subnet)
         self._required = _required(driver, require)
         if len(tap.queues) > 1 and driver != "worker":
-            raise ValueError(
-                f'{len(tap.queues)} queues are for as many workers: driver="worker", not {driver!r}'
+            raise ArgumentError(
+                f"{len(tap.queues)} queues are for as many worker processes",
+                "driver",
+                repr(driver),
+                'use driver="worker", or 1 queue',
             )
         self._records = [_record(each) for each in records]
         if driver == "worker":
@@ -147,6 +160,9 @@ class UserStack(Openable):
         for record in self._records:
             await self.add_record(record)
 
+    def __repr__(self) -> str:
+        return f"<UserStack on {self.tap.name}: {self.subnet}, driver={self._driver!r}: {self.supervisor.condition}>"
+
     async def _configure_namespace(self) -> None:
         subnet, ipv6 = self.subnet, self.subnet.ipv6
         missing = None
@@ -155,9 +171,9 @@ class UserStack(Openable):
             addressed6 = ipv6 if addressed else None
             missing = await self.tap.namespace.configure_link(
                 self.tap.name,
-                address=subnet.guest if addressed else None,
+                address=subnet.guest_interface if addressed else None,
                 gateway=subnet.gateway if addressed else None,
-                address6=None if addressed6 is None else addressed6.guest,
+                address6=None if addressed6 is None else addressed6.guest_interface,
                 gateway6=None if addressed6 is None else addressed6.gateway,
                 neighbours=subnet.neighbours if addressed else None,
             )
@@ -186,12 +202,38 @@ class UserStack(Openable):
             await self._runner.close()
 
     async def flows(self) -> tuple[FlowInfo, ...]:
-        """The flows under way."""
-        return await self.ask(Control.flows)
+        """Return the flows that are under way.  Raises `StackClosed`."""
+        flows = await self.ask(Control.flows)
+        names = await self._names(flows)
+        if not names:
+            return flows
+        return tuple(replace(flow, name=flow.name or names.get(flow.remote.address)) for flow in flows)
 
-    async def stats(self) -> dict[str, int]:
-        """Counters and gauges by name: tables, what was dropped and why, DNS."""
-        return await self.ask(Control.stats)
+    async def _names(self, flows: Iterable[FlowInfo]) -> Mapping[Address, str | None]:
+        """What the first of several workers knows of the others' flows: it is the one that is asked for names."""
+        unknown = tuple({flow.remote.address for flow in flows if flow.name is None})
+        if len(self.tap.queues) == 1 or not unknown:
+            return {}
+        return dict(zip(unknown, await self.ask(Control.names, unknown), strict=True))
+
+    async def end_flow(self, number: int) -> bool:
+        """End the flow that has this `FlowInfo.id`, at once; whether it was still there.
+
+        A TCP connection is reset, towards the guest and towards the host's peer.  A UDP or ping flow is forgotten,
+        and its socket closed if nothing else uses it; the guest's next datagram opens a new one, if the uplink lets
+        it.
+
+        Args:
+            number: the id of one of `flows`, or of an event's flow.
+        Raises:
+            ArgumentTypeError: for what is no number.  StackClosed: outside the block.
+        """
+        arguments.instance("number", number, int, "the id of a FlowInfo, a whole number")
+        return await self.ask(Control.end_flow, number)
+
+    async def stats(self) -> Stats:
+        """Return all gauges and counters of the stack, each of them always there.  Raises `StackClosed`."""
+        return complete(await self.ask(Control.stats))
 
     async def leases(self) -> tuple[Lease, ...]:
         """The addresses that DHCP has given away, offered or put aside, or keeps for somebody."""
@@ -201,17 +243,19 @@ class UserStack(Openable):
         """Keep an address for one client, as `DhcpSettings.static` does from the start.
 
         A client that has the address, or another than the one now kept for it, is told when it renews its lease.
-        Raises `AddressError` for an address that no client can have.
+        Raises `AddressError` for an address that no client can have, `ArgumentTypeError` for what is no StaticLease.
         """
+        fix = 'write it like StaticLease("10.0.2.50", mac="52:54:00:12:34:56")'
+        arguments.instance("static", static, StaticLease, "a StaticLease", fix)
         await self.ask(Control.reserve_lease, static)
 
-    async def revoke(self, address: IPv4Address | IPv6Address | str) -> bool:
+    async def revoke(self, address: AddressLike) -> bool:
         """Take an address from who has it, and from whom it is kept for; whether there was anybody.
 
         DHCP cannot tell a client before it renews its lease.  Until then, or until the lease would have ended, nobody
         else gets the address.
         """
-        return await self.ask(Control.revoke_lease, ip_address(address))
+        return await self.ask(Control.revoke_lease, arguments.address(address))
 
     async def add_record(self, record: str | Record) -> Record:
         """Answer for a name at the DNS address: `NAME=ADDRESS`, or a `Record` of any type.  What was added.
@@ -223,14 +267,15 @@ class UserStack(Openable):
         await self.ask(Control.add_record, made)
         return made
 
-    async def remove_record(self, name: str, *, type: str = "", value: str = "") -> None:
+    async def remove_record(self, name: str, *, type: str = "", value: AddressLike = "") -> None:
         """Answer no more for `name`, or no more with what is of that type and value.
 
         Raises `KeyError` if nothing like that was said, `RecordError` for what is no name, and `StackClosed` when the
         stack is not open.
         """
         wire_name = to_wire(name)  # here: a worker cannot import what a name in another script takes
-        if not await self.ask(Control.remove_records, to_text(wire_name), type, value):
+        arguments.text("type", type, "the type of a record, like 'A'")
+        if not await self.ask(Control.remove_records, to_text(wire_name), type, as_text(value)):
             raise KeyError(name)
 
     async def records(self) -> tuple[Record, ...]:
@@ -254,10 +299,12 @@ class UserStack(Openable):
                         await self._news[number].wait()
                     self._news[number] = anyio.Event()
                     events = await self.ask(Control.take_events, number)
+                    names = await self._names(event.flow for event in events)
                 except StackClosed:
                     return
                 for event in events:
-                    yield event
+                    name = names.get(event.flow.remote.address)
+                    yield event if name is None else replace(event, flow=replace(event.flow, name=name))
         finally:
             del self._news[number]
             with anyio.move_on_after(PATIENCE, shield=True), suppress(NetnsKitError):  # its end ends that too
@@ -279,6 +326,7 @@ class UserStack(Openable):
 
 
 def _record(record: str | Record) -> Record:
+    arguments.instance("record", record, (str, Record), "NAME=ADDRESS or a Record")
     return Record.parse(record) if isinstance(record, str) else record
 
 
@@ -292,11 +340,13 @@ async def _ipv6_missing(namespace: Namespace, name: str) -> str | None:
     return f"net.ipv6.conf.{name}.disable_ipv6 is 1" if disabled == "1" else None
 
 
-def _required(driver: DriverName, layers: Iterable[Layer]) -> tuple[Layer, ...]:
+def _required(driver: DriverName, layers: Iterable[SandboxLayer]) -> tuple[SandboxLayer, ...]:
+    arguments.items("require", layers, "a list of layers")
     required = tuple(layers)
     for layer in required:
-        if layer not in get_args(Layer):
-            raise ValueError(f"layer {layer!r} is unknown: expected one of {', '.join(get_args(Layer))}")
+        arguments.one_of("require", layer, get_args(SandboxLayer))
         if driver != "worker":
-            raise ValueError(f'a sandbox is of the worker alone: driver="worker", not {driver!r}')
+            raise ArgumentError(
+                "only a worker process has a sandbox", "driver", repr(driver), 'use driver="worker"'
+            )
     return required

@@ -132,6 +132,7 @@ def _first(answers: Sequence[Any]) -> Any:
 
 _JOINED: Mapping[str, Callable[[Any], Any]] = {
     Control.flows.__name__: _chained,
+    Control.end_flow.__name__: any,
     Control.stats.__name__: _summed,
     Control.subscribe.__name__: _nothing,
     Control.take_events.__name__: _chained,

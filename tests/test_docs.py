@@ -15,8 +15,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
+from typing import get_origin
 
 import pytest
 
@@ -77,6 +79,24 @@ def test_make_has_the_targets_that_the_pages_name() -> None:
     for page in [README, ROOT / "CONTRIBUTING.md"]:
         named = set(re.findall(r"(?:^|`)make ([a-z]+)", page.read_text(encoding="utf-8"), re.MULTILINE))
         assert named <= targets, f"{page.name} names {named - targets}"
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in [*PAGES, *ROOT.glob("*.md")]])
+def test_links_lead_somewhere(page: Path) -> None:
+    """Those within the repository: there is no other address yet."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" not in link:
+            path = page.parent / link.partition("#")[0]
+            assert path.exists(), f"{page.name}: {link}"
+            assert path.resolve().is_relative_to(ROOT)
+
+
+def test_the_readme_begins_with_the_short_form() -> None:
+    """`Network`, in a few lines, and only then the five objects it is made of."""
+    first, second, *_ = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert "Network(" in first
+    assert len([line for line in first.splitlines() if line.strip()]) <= 8
+    assert all(f"{name}" in second for name in ("Namespace", "TapDevice", "UserStack", "Uplink", "Forwarder"))
 
 
 # Names in docstrings
@@ -199,15 +219,29 @@ def public() -> list[str]:
     return list(getattr(importlib.import_module(PACKAGE), "__all__", []))
 
 
+def described(file: str, name: str) -> bool:
+    """Whether the module assigns `name`, and says in the next line what it is."""
+    for node, after in pairwise(tree(file).body):
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if isinstance(node, ast.AnnAssign):
+            targets = [node.target]
+        if any(isinstance(each, ast.Name) and each.id == name for each in targets):
+            return isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+    return False
+
+
 @pytest.mark.parametrize("name", public())
 def test_what_is_public_is_documented(name: str) -> None:
     thing = getattr(importlib.import_module(PACKAGE), name)
     members = {name: thing}
+    if not callable(thing) or not hasattr(thing, "__module__") or get_origin(thing) is not None:
+        assert any(described(file, name) for file in files()), "an alias has its text behind it"
+        return
     if isinstance(thing, type):
         members |= {
-            f"{name}.{attribute}": value
+            f"{name}.{attribute}": getattr(thing, attribute)  # whose text it may have inherited
             for attribute, value in vars(thing).items()
             if not attribute.startswith("_")
             and (inspect.isroutine(value) or isinstance(value, property | classmethod | staticmethod))
         }
-    assert [path for path, value in members.items() if not (value.__doc__ or "").strip()] == []
+    assert [path for path, value in members.items() if not (inspect.getdoc(value) or "").strip()] == []

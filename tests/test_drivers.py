@@ -231,6 +231,30 @@ async def test_a_crash_is_typed_and_keeps_its_cause(
     assert caught.value.fix
 
 
+async def test_a_step_that_is_left_by_what_is_no_exception_is_the_last(
+    name: LocalDriverName, engine: Engine, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """asyncio reports such a thing and goes on, with whatever the step has left half done."""
+
+    class Stop(BaseException):
+        pass
+
+    calls = 0
+
+    def handler(_: int) -> None:
+        nonlocal calls
+        calls += 1
+        raise Stop("wherever this comes from")
+
+    engine.add(pair[0].fileno(), handler, IN)
+    with pytest.raises(StackCrashed, match="Stop: wherever this comes from") as caught:
+        async with driven(name, engine):
+            pair[1].send(b"x")
+            await anyio.sleep_forever()
+    assert isinstance(caught.value.__cause__, Stop)
+    assert calls == 1
+
+
 async def test_a_thread_that_is_told_to_exit_is_missed(
     engine: Engine, pair: tuple[socket.socket, socket.socket]
 ) -> None:

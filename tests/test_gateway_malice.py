@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 from collections.abc import Iterator
@@ -64,6 +65,10 @@ def leaving(flow: Flow) -> Refusal | None:
     raise SystemExit("what a program does, and a policy must not")
 
 
+def cancelling(flow: Flow) -> Refusal | None:
+    raise asyncio.CancelledError  # which asyncio takes for the end of a task, and goes on
+
+
 def wrong(flow: Flow) -> Refusal | None:
     return True  # type: ignore[return-value]  # as callers who check no types do
 
@@ -74,7 +79,14 @@ class Nowhere(Uplink):
 
 
 @pytest.mark.parametrize(
-    "uplink", [Uplink(policy=raising), Uplink(policy=leaving), Uplink(policy=wrong), Nowhere()]
+    "uplink",
+    [
+        Uplink(policy=raising),
+        Uplink(policy=leaving),
+        Uplink(policy=cancelling),
+        Uplink(policy=wrong),
+        Nowhere(),
+    ],
 )
 def test_an_uplink_that_fails_refuses_and_is_logged_once(
     make: Make, uplink: Uplink, caplog: pytest.LogCaptureFixture

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netns_kit.errors import NetnsKitError
-from netns_kit.impairment import REORDER_DEPTH, REORDER_HOLD, BadLink, Impairment, ImpairmentError
+from netns_kit.errors import ArgumentError, NetnsKitError
+from netns_kit.impairment import REORDER_DEPTH, REORDER_HOLD, BadLink, Impairment
 
 chances = st.sampled_from([0.0, 0.05, 0.3, 1.0])
 seconds = st.sampled_from([0.0, 0.001, 0.1])
@@ -211,7 +211,7 @@ def test_one_fault_does_not_change_whom_another_strikes() -> None:
     ],
 )  # fmt: skip
 def test_a_value_out_of_range_names_itself(name: str, value: float) -> None:
-    with pytest.raises(ImpairmentError, match=f"{name} is {value}") as caught:
+    with pytest.raises(ArgumentError, match=f"{name}={value}") as caught:
         Impairment(**{name: value})  # type: ignore[arg-type]  # the wrong type is the point
     assert isinstance(caught.value, NetnsKitError)
     assert isinstance(caught.value, ValueError)

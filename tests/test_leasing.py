@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from netns_kit import AddressError, DhcpSettings, Lease, StaticLease, TapDevice, Uplink, UserStack
-from netns_kit.dhcp import Address
+from netns_kit.arguments import Address
 from netns_kit.dhcp import message as m
 from netns_kit.dhcp import message6 as m6
 from netns_kit.dhcp.message import Message, parse
@@ -116,17 +116,17 @@ class Link:
 
 def test_the_namespace_is_where_its_interface_was_leased_an_address_last() -> None:
     link = Link(DhcpSettings(lease_seconds=100))
-    assert link.leasing.guest(SUBNET, MAC, 0) == SUBNET.guest.ip
+    assert link.leasing.guest(SUBNET, MAC, 0) == SUBNET.guest
     link.lease(OTHER_MAC, 0)
-    assert link.leasing.guest(SUBNET, MAC, 0) == SUBNET.guest.ip
+    assert link.leasing.guest(SUBNET, MAC, 0) == SUBNET.guest
     assert link.leasing.guest(SUBNET, None, 0) == host(15)
     link.lease(MAC, 1)
     assert link.leasing.guest(SUBNET, MAC, 1) == link.leasing.guest(SUBNET, None, 1) == host(16)
     link.lease(OTHER_MAC, 2)
     assert link.leasing.guest(SUBNET, MAC, 2) == host(16)
     assert link.leasing.guest(SUBNET, None, 2) == host(15)
-    assert link.leasing.guest(SUBNET, MAC, 101) == SUBNET.guest.ip
-    assert link.leasing.guest(SUBNET, None, 102) == SUBNET.guest.ip
+    assert link.leasing.guest(SUBNET, MAC, 101) == SUBNET.guest
+    assert link.leasing.guest(SUBNET, None, 102) == SUBNET.guest
 
 
 def test_an_offer_is_no_lease() -> None:
@@ -135,7 +135,7 @@ def test_an_offer_is_no_lease() -> None:
     del discover.options[m.RAPID_COMMIT]
     link.stack.receive(memoryview(frame(discover)), 0)
     assert [each.state for each in link.leasing.leases(0)] == ["offered"]
-    assert link.leasing.guest(SUBNET, MAC, 0) == SUBNET.guest.ip
+    assert link.leasing.guest(SUBNET, MAC, 0) == SUBNET.guest
 
 
 def test_ipv6_has_leases_of_its_own() -> None:
@@ -154,7 +154,7 @@ def test_ipv6_has_leases_of_its_own() -> None:
     link.stack.receive(memoryview(head + ip.pack(addresses, ip.UDP, len(datagram), ttl=1) + datagram), 0)
     assert [each.address for each in link.leasing.leases(0)] == [IPv6Address("fd00::50")]
     assert link.leasing.guest(both.ipv6, MAC, 0) == IPv6Address("fd00::50")
-    assert link.leasing.guest(SUBNET, MAC, 0) == SUBNET.guest.ip
+    assert link.leasing.guest(SUBNET, MAC, 0) == SUBNET.guest
     assert link.leasing.stats()["dhcp6_sent_reply"] == 1
     assert link.leasing.revoke(IPv6Address("fd00::50"), 0)
     link.leasing.reserve(StaticLease(IPv6Address("fd00::51"), mac=MAC.hex(":")))
@@ -176,7 +176,7 @@ def test_without_a_server() -> None:
     assert link.stack.dropped == {"udp-broadcast": 1}
     assert link.leasing.leases(0) == ()
     assert link.leasing.stats() == {}
-    assert link.leasing.guest(SUBNET, MAC, 0) == SUBNET.guest.ip
+    assert link.leasing.guest(SUBNET, MAC, 0) == SUBNET.guest
     assert not link.leasing.revoke(host(15), 0)
     with pytest.raises(AddressError, match="no DHCP server"):
         link.leasing.reserve(StaticLease(host(50), client_id="0102"))

@@ -30,11 +30,13 @@ def test_every_option_of_slirp4netns_is_on_the_page(option: str) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_of_the_page_is_taken(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attach, "_descriptor", int)
+    monkeypatch.setattr(attach, "_pipe", int)
     program, name, *words = shlex.split(command.replace("$PID", "1"))
     assert program == "netns-kit"
     match name:
         case "run":
-            cli.network_from(cli._parser().parse_args(cli._with_values([name, *words])))
+            parser = cli._parser()
+            cli.network_from(parser.parse_args(cli._with_values(words, parser)))
         case "attach":
             options = attach._parser().parse_args([cli.with_value(word) for word in words])
             cli.network_from(options, ifname=options.ifname)
@@ -55,7 +57,4 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]:
     found = set()
     for action in parser._actions:
         found |= set(action.option_strings)
-        if isinstance(action, argparse._SubParsersAction):
-            for each in action.choices.values():
-                found |= options_of(each)
     return found

@@ -21,7 +21,20 @@ from netns_kit.uplink import Endpoint
 addresses = st.ip_addresses()
 ports = st.integers(1, 65535)
 endpoints = st.builds(Endpoint, addresses, ports)
-flows = st.builds(FlowInfo, st.sampled_from(["tcp", "udp", "icmp"]), endpoints, endpoints, st.text())
+flows = st.builds(
+    FlowInfo,
+    st.integers(),
+    st.sampled_from(["tcp", "udp", "icmp"]),
+    endpoints,
+    endpoints,
+    st.text(),
+    st.sampled_from(["outbound", "inbound"]),
+    st.none() | endpoints,
+    st.none() | st.text(),
+    st.integers(),
+    st.integers(),
+    st.floats(allow_nan=False, allow_infinity=False),
+)
 forwards = st.builds(
     PortForward, st.sampled_from(["tcp", "udp"]), addresses, ports, st.none() | addresses, ports,
     st.none() | st.text(min_size=1),
@@ -46,7 +59,9 @@ VALUES: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (tuple[Record, ...], st.lists(records).map(tuple)),
     (int, st.integers()),
     (bool, st.booleans()),
+    (float, st.floats(allow_nan=False, allow_infinity=False)),
     (None, st.none()),
+    (tuple[str | None, ...], st.lists(st.none() | st.text()).map(tuple)),
 ]
 KINDS = [kind for kind, _ in VALUES]
 json = st.recursive(
@@ -85,10 +100,16 @@ def test_so_is_what_is_no_json(text: bytes) -> None:
         load(dict[str, int], text)
 
 
+def test_so_is_a_number_beyond_all_numbers() -> None:
+    with pytest.raises(Nonsense):
+        load(float, b"1e999")
+
+
 @pytest.mark.parametrize(
     ("kind", "value"),
     [
-        (int, True), (int, 1.0), (bool, 1), (str, 1), (None, 0), (dict[str, int], {"a": "b"}),
+        (int, True), (int, 1.0), (float, 1), (float, True), (float, float("inf")),
+        (bool, 1), (str, 1), (None, 0), (dict[str, int], {"a": "b"}),
         (tuple[int, ...], {"a": 1}), (tuple[int, int], [1]), (tuple[int, int], [1, 2, 3]), (Endpoint, ["10.0.2.2"]),
         (Endpoint, ["10.0.2.256", 1]), (Endpoint, [167772674, 1]), (Refusal, "open"), (Refusal, ["reset"]),
         (PortForward, ["tcp", "10.0.2.2", 0, None, 70000, None]),

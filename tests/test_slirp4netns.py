@@ -160,7 +160,7 @@ def test_options_come_in_every_form_of_getopt_long(line: str) -> None:
     )
     assert (found.exit_fd, found.ready_fd, found.mtu, found.api) == (3, 4, 65520, "/api")
     assert (found.kind, found.target, found.tap, found.configure) == ("pid", "1", "tap0", True)
-    assert str(found.subnet.ipv6 and found.subnet.ipv6.guest) == "fd00::100/64"
+    assert str(found.subnet.ipv6 and found.subnet.ipv6.guest_interface) == "fd00::100/64"
 
 
 def test_defaults() -> None:

@@ -16,7 +16,8 @@ def test_the_default_is_slirps() -> None:
     subnet = Subnet.parse(DEFAULT_CIDR)
     assert str(subnet.gateway) == "10.0.2.2"
     assert str(subnet.dns) == "10.0.2.3"
-    assert subnet.guest == IPv4Interface("10.0.2.100/24")
+    assert subnet.guest == IPv4Address("10.0.2.100")
+    assert subnet.guest_interface == IPv4Interface("10.0.2.100/24")
     assert subnet.pool == tuple(IPv4Address(f"10.0.2.{last}") for last in range(15, 31))
 
 
@@ -25,7 +26,7 @@ def test_every_size(cidr: str) -> None:
     subnet = Subnet.parse(cidr)
     assert str(subnet.network) == cidr
     assert int(subnet.gateway) - int(subnet.network.network_address) == 2
-    addresses = {subnet.gateway, subnet.dns, subnet.guest.ip, *subnet.pool}
+    addresses = {subnet.gateway, subnet.dns, subnet.guest, *subnet.pool}
     assert len(addresses) == 3 + len(subnet.pool)
     assert all(address in subnet.network for address in addresses)
     assert subnet.network.broadcast_address not in addresses
@@ -57,7 +58,7 @@ def test_only_one_error_is_raised(cidr: str) -> None:
         subnet = Subnet.parse(cidr)
     except AddressError:
         return
-    assert subnet.guest.ip in subnet.network
+    assert subnet.guest in subnet.network
 
 
 # -- IPv6 ---------------------------------------------------------------------------------------------
@@ -80,15 +81,16 @@ def test_ipv6_as_slirp_has_it() -> None:
     assert (ipv6.gateway, ipv6.dns, ipv6.guest) == (
         IPv6Address("fd00::2"),
         IPv6Address("fd00::3"),
-        IPv6Interface("fd00::100/64"),
+        IPv6Address("fd00::100"),
     )
+    assert ipv6.guest_interface == IPv6Interface("fd00::100/64")
     assert subnet.resolvers == (subnet.dns, ipv6.dns)
     assert subnet.of(ip_address("2001:db8::1")) is ipv6
 
 
 def test_another_prefix() -> None:
     ipv6 = Subnet6("2001:db8:7:8::/64", search=("example.com", "a-b.example.org."))
-    assert str(ipv6.guest) == "2001:db8:7:8::100/64"
+    assert str(ipv6.guest_interface) == "2001:db8:7:8::100/64"
     assert Subnet.parse(DEFAULT_CIDR, ipv6).ipv6 is ipv6
 
 

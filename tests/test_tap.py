@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from netns_kit.errors import AddressError, TunUnavailable
+from netns_kit.errors import ArgumentError, TunUnavailable
 from netns_kit.impairment import Impairment
+from netns_kit.namespace import Namespace
 from netns_kit.stack.offloads import Offloads
 from netns_kit.tap import FRAME_MAX, OFFLOAD_SETS, TX_QUEUE, DeviceGone, TapDevice, _negotiate
 
@@ -257,33 +258,33 @@ def test_a_tap_without_header_has_its_offloads_switched_off(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"mtu": 67}, "mtu is 67; use 68 to 65521"),
-        ({"mtu": 65522}, "mtu is 65522; use 68 to 65521"),
-        ({"name": ""}, "name is ''; use 1 to 15 bytes"),
-        ({"name": "sixteen-bytes-xx"}, "name is 'sixteen-bytes-xx'"),
-        ({"name": "é" * 8}, "name is"),
-        ({"name": "a/b"}, "name is 'a/b'"),
-        ({"name": "a b"}, "name is 'a b'"),
-        ({"name": ".."}, r"name is '\.\.'"),
-        ({"name": "a\0"}, "name is"),
-        ({"mac": "02:00:00:00:00"}, "mac is '02:00:00:00:00'"),
-        ({"mac": "03:00:00:00:00:01"}, "mac is"),
-        ({"mac": "00:00:00:00:00:00"}, "mac is"),
-        ({"mac": "guest"}, "mac is 'guest'"),
-        ({"queues": 0}, "queues is 0; use 1 to 64"),
-        ({"queues": 65}, "queues is 65"),
+        ({"mtu": 67}, "mtu=67: expected a whole number from 68 to 65521"),
+        ({"mtu": 65522}, "mtu=65522: expected"),
+        ({"name": ""}, "name='': no interface can have this name; use 1 to 15 bytes"),
+        ({"name": "sixteen-bytes-xx"}, "name='sixteen-bytes-xx'"),
+        ({"name": "é" * 8}, "name="),
+        ({"name": "a/b"}, "name='a/b'"),
+        ({"name": "a b"}, "name='a b'"),
+        ({"name": ".."}, r"name='\.\.'"),
+        ({"name": "a\0"}, "name="),
+        ({"mac": "02:00:00:00:00"}, "mac='02:00:00:00:00'"),
+        ({"mac": "03:00:00:00:00:01"}, "mac="),
+        ({"mac": "00:00:00:00:00:00"}, "mac="),
+        ({"mac": "guest"}, "mac='guest'"),
+        ({"queues": 0}, "queues=0: expected a whole number from 1 to 64"),
+        ({"queues": 65}, "queues=65"),
     ],
 )
 def test_arguments_no_kernel_takes_are_refused_before_anything_happens(
     arguments: dict[str, Any], complaint: str
 ) -> None:
-    with pytest.raises(AddressError, match=complaint):
-        _ = TapDevice.open(SimpleNamespace(), **arguments)  # type: ignore[arg-type]  # never used
+    with pytest.raises(ArgumentError, match=complaint):
+        _ = TapDevice.open(Namespace.create(), **arguments)
 
 
 @pytest.mark.parametrize("mtu", [67, 65536])
 def test_the_mtu_of_a_fake_is_checked_too(mtu: int) -> None:
-    with pytest.raises(AddressError, match=f"mtu is {mtu}; use 68 to 65535"):
+    with pytest.raises(ArgumentError, match=f"mtu={mtu}: expected a whole number from 68 to 65535"):
         TapDevice.pair(mtu=mtu)
 
 
@@ -409,3 +410,19 @@ def test_reading_into_any_writable_buffer(pair: tuple[TapDevice, TapDevice]) -> 
     pair[0].write(b"0123456789more")
     assert pair[1].read_into(memoryview(buffer)) == 10
     assert buffer.tobytes() == b"0123456789"
+
+
+@pytest.mark.anyio
+async def test_a_descriptor_that_somebody_else_closes_is_told() -> None:
+    """Not as an error of the system's, and not in the place of what has ended the block."""
+    near, far = TapDevice.pair()
+    with pytest.raises(DeviceGone, match="pair0: somebody else has closed its descriptor"):
+        async with near:
+            os.close(near.fileno())
+    await near.close()
+    with pytest.raises(KeyError):  # noqa: PT012 - what the block raises, and not its end
+        async with far:
+            os.close(far.fileno())
+            raise KeyError
+    with pytest.raises(ArgumentError, match="expected an open descriptor"):
+        _ = TapDevice.from_fd(1 << 20)

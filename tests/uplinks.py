@@ -16,7 +16,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from netns_kit import Flow, Refusal, Uplink
-from netns_kit.uplink import Address, Endpoint, Protocol
+from netns_kit.arguments import Address
+from netns_kit.uplink import Endpoint, Protocol
 
 # x86_64 and aarch64, asm/unistd.h
 _PTRACE, _MOUNT, _UNSHARE, _BPF, _SETNS, _IO_URING = {
@@ -181,3 +182,8 @@ class Reading(Uplink):
 
     def resolvers(self) -> tuple[Endpoint, ...]:
         return tuple(Endpoint(address, self._port) for address, _ in super().resolvers())
+
+
+def names_only(flow: Flow) -> Refusal | None:
+    """A policy that lets nothing but DNS pass."""
+    return None if flow.destination.address in flow.subnet.resolvers else Refusal.PROHIBITED

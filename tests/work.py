@@ -38,12 +38,13 @@ from functools import partial
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
+from netns_kit.arguments import Address
 from netns_kit.engine import Engine
 from netns_kit.gateway import Gateway
 from netns_kit.stack.wire import checksum, ethernet, ip, tcp, udp, virtio
 from netns_kit.subnet import Subnet
 from netns_kit.tap import FRAME_MAX, TapDevice
-from netns_kit.uplink import Address, Protocol, Uplink
+from netns_kit.uplink import Protocol, Uplink
 from tests.support import ROOT
 
 RECORD = ROOT / "tests" / "work.json"
@@ -189,7 +190,7 @@ class Rig:
         self.family = family
         subnet = SUBNETS[family]
         local = subnet.ipv6 or subnet
-        self.guest, self.target, self.dns = local.guest.ip.packed, local.gateway.packed, local.dns.packed
+        self.guest, self.target, self.dns = local.guest.packed, local.gateway.packed, local.dns.packed
         self.mss = MSS if family == 4 else MSS - 20
         self.meter: Meter | None = None
         """Counts what the gateway does, once it is there."""

@@ -15,11 +15,10 @@ from .errors import BadMessage
 from .leases import Lease, Leases
 from .server import DhcpServer, Reply
 from .server6 import Dhcp6Server
-from .settings import DEFAULT, Address, DhcpSettings, StaticLease, check_static
+from .settings import DEFAULT, DhcpSettings, StaticLease, check_static
 
 __all__ = [
     "DEFAULT",
-    "Address",
     "BadMessage",
     "Dhcp6Server",
     "DhcpServer",

@@ -19,19 +19,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import IPv4Address, IPv6Address
 from itertools import chain
 from typing import Literal, NamedTuple, TypeGuard
 
+from netns_kit.arguments import Address
 from netns_kit.frozen import frozen
 
-from .settings import Address, StaticLease
+from .settings import StaticLease
 
 OFFER_SECONDS = 10.0  # that an address is kept for who it was offered to
 DECLINE_SECONDS = 600.0  # that one is nobody's which somebody uses unasked
 
 
 State = Literal["offered", "bound", "declined", "revoked"]
-LeaseState = Literal["offered", "bound", "declined", "revoked", "reserved"]
 
 
 @frozen
@@ -45,8 +46,8 @@ class Lease:
     end.
     """
 
-    address: Address
-    state: LeaseState
+    address: IPv4Address | IPv6Address
+    state: Literal["offered", "bound", "declined", "revoked", "reserved"]
     client_id: str
     mac: str
     hostname: str

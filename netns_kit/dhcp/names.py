@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from netns_kit import arguments
 from netns_kit.errors import AddressError
 
 from .errors import BadMessage
@@ -24,7 +25,9 @@ def is_name(text: str) -> bool:
 
 
 def check(text: str) -> str:
-    """`text`, a dot at its end left out.  Raises `AddressError` for what is no name."""
+    """`text`, a dot at its end left out.  Raises `AddressError` for what is no name, `ArgumentTypeError` for what is
+    no text."""
+    arguments.text("domain", text, "a domain name")
     name = text.removesuffix(".")
     if not is_name(name):
         raise AddressError(

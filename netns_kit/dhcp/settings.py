@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import TypeAlias
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from netns_kit.errors import AddressError
+from netns_kit import arguments
+from netns_kit.arguments import Address, AddressLike
+from netns_kit.errors import AddressError, ArgumentTypeError
 from netns_kit.frozen import frozen
 
 from . import names
 
-Address: TypeAlias = IPv4Address | IPv6Address
 INFINITE = 0xFFFFFFFF  # seconds, RFC 2131 3.3
 CLIENT_ID_MAX = 255  # bytes: of option 61; a DUID has 130 at most
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
@@ -27,23 +27,35 @@ class StaticLease:
     identifier or no name, and for none of the two.
     """
 
-    address: Address
-    mac: str | None = None
-    client_id: str | None = None
-    hostname: str | None = None
+    address: IPv4Address | IPv6Address
+    mac: str | None
+    client_id: str | None
+    hostname: str | None
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "address", _address(self.address))
-        if (self.mac is None) == (self.client_id is None):
-            raise AddressError(f"a lease of {self.address} is for whom?", fix="give either mac or client_id")
-        if self.mac is not None:
-            object.__setattr__(self, "mac", self.mac.lower())
-            if not _MAC.fullmatch(self.mac):
-                raise AddressError(f"{self.mac!r} is no MAC address", fix="write it like 52:54:00:12:34:56")
-        if self.client_id is not None:
-            object.__setattr__(self, "client_id", _identifier(self.client_id))
-        if self.hostname is not None:
-            object.__setattr__(self, "hostname", names.check(self.hostname))
+    def __init__(
+        self,
+        address: AddressLike,
+        mac: str | None = None,
+        client_id: str | None = None,
+        hostname: str | None = None,
+    ) -> None:
+        address = arguments.address(address)
+        for name, given in (("mac", mac), ("client_id", client_id), ("hostname", hostname)):
+            if given is not None:
+                arguments.text(name, given)
+        if (mac is None) == (client_id is None):
+            raise AddressError(
+                f"a lease of {address} needs to know its client", fix="give either mac or client_id"
+            )
+        if mac is not None:
+            mac = mac.lower()
+            if not _MAC.fullmatch(mac):
+                raise AddressError(f"{mac!r} is no MAC address", fix="write it like 52:54:00:12:34:56")
+        if client_id is not None:
+            client_id = _identifier(client_id)
+        if hostname is not None:
+            hostname = names.check(hostname)
+        arguments.fill(self, address=address, mac=mac, client_id=client_id, hostname=hostname)
 
 
 @frozen
@@ -54,43 +66,59 @@ class DhcpSettings:
     (0xffffffff) never ends.  `domain`: of the client.  `search`: the domains in which it looks up names; None: those
     of the uplink.  `routes`: networks, and through which address of the namespace's subnet they are reached; the
     default route goes without saying.  `static`: who always gets which address, within the subnet, in the pool or
-    not.  Raises `AddressError` for what is none, ValueError for seconds out of range.
+    not.  Raises `AddressError` for what is none, `ArgumentError` for seconds
+    out of range, `ArgumentTypeError` for what has no such type.
     """
 
-    lease_seconds: int = 86400
-    domain: str = ""
-    search: tuple[str, ...] | None = None
-    routes: tuple[tuple[IPv4Network, IPv4Address], ...] = ()
-    static: tuple[StaticLease, ...] = ()
+    lease_seconds: int
+    domain: str
+    search: tuple[str, ...] | None
+    routes: tuple[tuple[IPv4Network, IPv4Address], ...]
+    static: tuple[StaticLease, ...]
 
-    def __post_init__(self) -> None:
-        if not 1 <= self.lease_seconds <= INFINITE:
-            raise ValueError(f"lease_seconds={self.lease_seconds!r}: expected 1 to {INFINITE}")
-        if isinstance(self.search, str):
-            raise TypeError(f"search {self.search!r} is not a list of domains: write [{self.search!r}]")
-        if self.domain:
-            object.__setattr__(self, "domain", names.check(self.domain))
-        if self.search is not None:
-            object.__setattr__(self, "search", tuple(map(names.check, self.search)))
-        object.__setattr__(self, "routes", tuple(_route(*each) for each in self.routes))
-        object.__setattr__(self, "static", tuple(self.static))
-        if len({each.address for each in self.static}) < len(self.static):
-            raise AddressError("an address is kept for two clients")
+    def __init__(
+        self,
+        lease_seconds: int = 86400,
+        domain: str = "",
+        search: Iterable[str] | None = None,
+        routes: Iterable[tuple[str | IPv4Network, AddressLike]] = (),
+        static: Iterable[StaticLease] = (),
+    ) -> None:
+        arguments.whole_number("lease_seconds", lease_seconds, 1, INFINITE)
+        arguments.text("domain", domain)
+        arguments.items("routes", routes, "a list of pairs: a network, and an address that leads there")
+        arguments.items("static", static, "a list of StaticLease")
+        if search is not None:
+            arguments.items("search", search, "a list of domains, or None")
+            search = tuple(map(names.check, search))
+        static = tuple(static)
+        for each in static:
+            arguments.instance("static", each, StaticLease, "a list of StaticLease")
+        if len({each.address for each in static}) < len(static):
+            raise AddressError(
+                "an address is kept for two clients", fix="give each client an address of its own"
+            )
+        arguments.fill(
+            self,
+            lease_seconds=lease_seconds,
+            domain=names.check(domain) if domain else "",
+            search=search,
+            routes=tuple(map(_route, routes)),
+            static=static,
+        )
 
 
-DEFAULT = DhcpSettings()
-
-
-def _address(address: Address | str) -> Address:
+def _route(route: tuple[str | IPv4Network, AddressLike]) -> tuple[IPv4Network, IPv4Address]:
+    expected = "a list of pairs: a network, and an address that leads there"
+    arguments.instance("routes", route, tuple, expected)
+    if len(route) != 2:
+        raise ArgumentTypeError(f"expected {expected}", "routes", arguments.shown(route))
+    network, router = route
+    arguments.instance("routes", network, (str, IPv4Network), expected)
+    address = arguments.address(router, f"the router to {network}", version=4)
+    assert isinstance(address, IPv4Address)
     try:
-        return ip_address(address)
-    except ValueError as error:
-        raise AddressError(f"{address!r} is no address", fix="write it like 10.0.2.50") from error
-
-
-def _route(network: IPv4Network | str, router: IPv4Address | str) -> tuple[IPv4Network, IPv4Address]:
-    try:
-        return IPv4Network(network), IPv4Address(router)
+        return IPv4Network(network), address
     except ValueError as error:
         raise AddressError(f"the route to {network} through {router}: {error}") from error
 
@@ -122,3 +150,6 @@ def _identifier(text: str) -> str:
             f"{text!r} is no client identifier", fix=f"write 2 to {CLIENT_ID_MAX} bytes in hexadecimal"
         )
     return identifier.hex(":")
+
+
+DEFAULT = DhcpSettings()

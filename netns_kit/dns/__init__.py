@@ -20,7 +20,7 @@ from netns_kit.dns.proxy import Action, Answer, DnsProxy, Send, Transport, Upstr
 from netns_kit.dns.records import Record
 from netns_kit.dns.resolvconf import ResolvConf
 from netns_kit.dns.resolvconf import parse as parse_resolv_conf
-from netns_kit.dns.server import DnsQuery, DnsServer, Verdict
+from netns_kit.dns.server import DnsQuery, DnsServer, Hook, Verdict
 from netns_kit.dns.zone import Zone
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "DnsQuery",
     "DnsServer",
     "Framing",
+    "Hook",
     "Manner",
     "Rcode",
     "Record",

@@ -28,6 +28,7 @@ from .message import (
     RCODE,
     SOA,
     TC,
+    TYPES,
     BadMessage,
     edns,
     identity,
@@ -37,9 +38,11 @@ from .message import (
 )
 
 ENTRIES = 1024
+NAMES = 4096  # of addresses, remembered beyond the answers
 LONGEST = 4096  # bytes of an answer
 LONGEST_TTL = 86400
 LONGEST_ABSENCE = 3600  # RFC 2308 section 5 has one to three hours
+_ADDRESSES = (TYPES["A"], TYPES["AAAA"])
 _QUESTION = 12  # where it begins
 
 
@@ -60,6 +63,9 @@ class Cache:
         self._kept: OrderedDict[bytes, _Kept] = (
             OrderedDict()
         )  # by query; the one not asked for the longest first
+        self._names: OrderedDict[bytes, bytes] = (
+            OrderedDict()
+        )  # that were asked for, by address; the oldest first
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -67,6 +73,10 @@ class Cache:
     def clear(self) -> None:
         """Forget everything: others are to be asked."""
         self._kept.clear()
+
+    def name_of(self, address: bytes) -> bytes | None:
+        """The name that was asked for last and answered with that address, packed, if it is remembered."""
+        return self._names.get(address)
 
     def get(self, query: bytes, question: bytes, now: float, *, limit: int = 0xFFFF) -> bytes | None:
         """The answer to a query, if it is known and no longer than `limit`."""
@@ -89,7 +99,7 @@ class Cache:
     def put(self, query: bytes, question: bytes, message: bytes, now: float) -> None:
         """Keep the answer to a query, if it may be kept.  Whatever upstream sent, this raises nothing."""
         try:
-            ttl, ttls = _lifetime(query, question, message)
+            ttl, ttls, addresses = _lifetime(query, question, message)
         except BadMessage:
             return
         if ttl > 0:
@@ -98,10 +108,17 @@ class Cache:
             self._kept.move_to_end(key)
             if len(self._kept) > self._entries:
                 self._kept.popitem(last=False)
+            for address in addresses:
+                self._names[address] = question[:-4]
+                self._names.move_to_end(address)
+                if len(self._names) > NAMES:
+                    self._names.popitem(last=False)
 
 
-def _lifetime(query: bytes, question: bytes, message: bytes) -> tuple[int, tuple[int, ...]]:
-    """For how many seconds to keep the answer, and where its TTLs lie.  Raises `BadMessage`."""
+def _lifetime(query: bytes, question: bytes, message: bytes) -> tuple[int, tuple[int, ...], list[bytes]]:
+    """For how many seconds to keep the answer, where its TTLs lie, and the addresses in it that were asked for.
+
+    Raises `BadMessage`."""
     flags = int.from_bytes(message[2:4], "big")
     rcode = flags & RCODE
     kind = int.from_bytes(question[-4:-2], "big")
@@ -117,8 +134,9 @@ def _lifetime(query: bytes, question: bytes, message: bytes) -> tuple[int, tuple
         or len(message) > LONGEST
         or (about is not None and not about.plain)
     ):
-        return 0, ()
+        return 0, (), []
     ttl, absence, found_it, ttls = LONGEST_TTL, 0, False, []
+    addresses: list[bytes] = []
     for found in walk(message, question):
         if found.kind == OPT:
             continue
@@ -127,8 +145,10 @@ def _lifetime(query: bytes, question: bytes, message: bytes) -> tuple[int, tuple
         ttl = min(ttl, each)
         if found.section == 1 and found.kind == kind:
             found_it = True
+            if kind in _ADDRESSES:
+                addresses.append(message[found.data : found.end])
         elif found.section == 2 and found.kind == SOA and found.end - found.data >= 20:
             absence = min(each, ttl_at(message, found.end - 4), LONGEST_ABSENCE)
     if rcode == NXDOMAIN or not found_it:
         ttl = min(ttl, absence)
-    return ttl, tuple(ttls)
+    return ttl, tuple(ttls), addresses

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 
+from netns_kit import arguments
 from netns_kit.errors import RecordError
 
 NAME_MAX = 255  # RFC 1035 section 2.3.4, length octets and the root's included
@@ -27,8 +28,10 @@ _NIBBLES = 32
 def to_wire(name: str) -> bytes:
     """The name that `name` spells, a dot at its end or not; what is not ASCII as IDNA has it.
 
-    Raises `RecordError` for an empty or too long label or name, spaces, control characters and backslashes.
+    Raises `RecordError` for an empty or too long label or name, spaces, control characters and backslashes;
+    `ArgumentTypeError` for what is no text.
     """
+    arguments.text("name", name, "a domain name")
     text = name.removesuffix(".")
     wire = b""
     for label in text.split(".") if text else ():

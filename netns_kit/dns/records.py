@@ -7,9 +7,11 @@ dnslib, which is imported for the first of them.
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address
 
-from netns_kit.errors import RecordError
+from netns_kit import arguments
+from netns_kit.arguments import Address, AddressLike
+from netns_kit.errors import AddressError, RecordError
 from netns_kit.frozen import field, frozen
 
 from . import hosts
@@ -29,11 +31,12 @@ class Record:
     """What we say of a name.
 
     `name`: with `*` for its first label, it stands for all names below that have no records of their own.
-    `value`: an address, or what a zone file has for a record of that `type` (RFC 1035 section 5.1), names in it being
-    whole.  `type`: "A" or "AAAA" for an address, if not given.  `ttl`: seconds that it may be kept.
+    `value`: an address, as text or not, or what a zone file has for a record of that `type` (RFC 1035 section 5.1),
+    names in it being whole.  `type`: "A" or "AAAA" for an address, if not given.  `ttl`: seconds that it may be kept.
 
     An address is given its name back: queries for the reverse name are answered too.  A CNAME leads on, to a name of
-    ours or of the world.  Raises `RecordError` for what makes no sense.
+    ours or of the world.  Raises `RecordError` for what makes no sense, `ArgumentTypeError` for what has no such
+    type.
 
     >>> Record("db.internal", "192.0.2.5")
     Record(name='db.internal', value='192.0.2.5', type='A', ttl=10)
@@ -43,27 +46,36 @@ class Record:
 
     name: str
     value: str
-    type: str = ""
-    ttl: int = DEFAULT_TTL
-    wire: str = field(default="", repr=False, compare=False)
+    type: str
+    ttl: int
+    wire: str = field(repr=False, compare=False)
     """Type and data as they lie in a message, in hexadecimal digits."""
 
-    def __post_init__(self) -> None:
-        wire_name = to_wire(self.name)
-        if not 0 <= self.ttl <= TTL_MAX:
-            raise RecordError(f"{self.name}: a TTL of {self.ttl!r} is not within 0 and {TTL_MAX} seconds")
-        address = _address(self.value)
-        kind = self.type.upper() or ("AAAA" if isinstance(address, IPv6Address) else "A")
-        object.__setattr__(self, "name", to_text(wire_name).lower())
-        object.__setattr__(self, "type", kind)
-        if address is not None:
-            object.__setattr__(self, "value", str(address))
-        if not self.wire:
-            object.__setattr__(self, "wire", _compiled(self.name, kind, self.value, address).hex())
+    def __init__(
+        self, name: str, value: AddressLike, type: str = "", ttl: int = DEFAULT_TTL, wire: str = ""
+    ) -> None:
+        wire_name = to_wire(name)
+        arguments.text("type", type, "the type of a record, like 'A'")
+        arguments.instance("ttl", ttl, int, "a whole number of seconds")
+        arguments.text("wire", wire)
+        if not 0 <= ttl <= TTL_MAX:
+            raise RecordError(f"{name}: expected a TTL of 0 to {TTL_MAX} seconds, not {ttl!r}")
+        address = _address(value)
+        kind = type.upper() or ("AAAA" if isinstance(address, IPv6Address) else "A")
+        name, value = to_text(wire_name).lower(), as_text(value)
+        arguments.fill(
+            self,
+            name=name,
+            value=value,
+            type=kind,
+            ttl=ttl,
+            wire=wire or _compiled(name, kind, value, address).hex(),
+        )
 
     @classmethod
     def parse(cls, text: str) -> Record:
-        """From NAME=ADDRESS.  Raises `RecordError`."""
+        """Return the record that NAME=ADDRESS means.  Raises `RecordError`, for no text `ArgumentTypeError`."""
+        arguments.text("record", text, "NAME=ADDRESS or a Record")
         name, _, address = text.partition("=")
         if not name or _address(address) is None:
             raise RecordError(f"{text!r}: expected NAME=ADDRESS")
@@ -81,13 +93,14 @@ class Record:
                     continue
         return tuple(made)
 
-    def rr(self, owner: bytes) -> Rr:
-        """It, as a record of the name `owner`."""
-        wire = bytes.fromhex(self.wire)
-        return Rr(owner, int.from_bytes(wire[:2], "big"), self.ttl, wire[2:])
-
     def __str__(self) -> str:
         return f"{self.name} {self.ttl} {self.type} {self.value}"
+
+
+def as_rr(record: Record, owner: bytes) -> Rr:
+    """Return `record` as one of the name `owner` that lies in a message."""
+    wire = bytes.fromhex(record.wire)
+    return Rr(owner, int.from_bytes(wire[:2], "big"), record.ttl, wire[2:])
 
 
 def prepare() -> None:
@@ -95,15 +108,23 @@ def prepare() -> None:
     Record("prepar\N{LATIN SMALL LETTER E WITH ACUTE}", "0 prepared", "MX")
 
 
-def _address(text: str) -> IPv4Address | IPv6Address | None:
+def as_text(value: AddressLike) -> str:
+    """Return a record's value as `Record.value` has it.  Raises `ArgumentTypeError` for what is neither text nor
+    address.
+    """
+    address = _address(value)
+    return str(value if address is None else address)
+
+
+def _address(value: AddressLike) -> Address | None:
     try:
-        address = ip_address(text)
-    except ValueError:
+        address = arguments.address(value, "value")
+    except AddressError:
         return None
     return None if isinstance(address, IPv6Address) and address.scope_id else address
 
 
-def _compiled(name: str, kind: str, value: str, address: IPv4Address | IPv6Address | None) -> bytes:
+def _compiled(name: str, kind: str, value: str, address: Address | None) -> bytes:
     """Type and data on the wire."""
     if kind in _ADDRESSES:
         if not isinstance(address, _ADDRESSES[kind]):

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from netns_kit.frozen import frozen
 
@@ -50,7 +50,7 @@ from .message import (
 )
 from .names import suffixes, to_text, to_wire
 from .proxy import LONGEST_KEPT, Action, Answer, DnsProxy, Transport, Upstream
-from .records import DEFAULT_TTL, Record
+from .records import DEFAULT_TTL, Record, as_rr
 from .zone import Zone
 
 ALIASES = 8  # of ours, one behind the other
@@ -69,7 +69,7 @@ class DnsQuery:
     name: str
     type: str
     client: IPv4Address | IPv6Address
-    transport: Transport
+    transport: Literal["udp", "tcp"]
 
 
 Verdict: TypeAlias = "Sequence[Record] | Rcode | str | None"
@@ -77,6 +77,7 @@ Verdict: TypeAlias = "Sequence[Record] | Rcode | str | None"
 an `Rcode`; the name to look up instead; or None, as if it had not been asked."""
 
 Hook: TypeAlias = Callable[[DnsQuery], Verdict]
+"""A plain function that is asked about each query before all else."""
 
 
 class _Asked(NamedTuple):
@@ -130,6 +131,13 @@ class DnsServer:
         self.owned = 0
         self.cached = 0
         self.malformed = 0
+
+    def name_of(self, address: bytes) -> str | None:
+        """What a packed address is called: by a record of ours, or by what was asked and answered with it of late."""
+        found = self.zone.name_of(address)
+        if found is None and self._cache is not None:
+            found = self._cache.name_of(address)
+        return None if found is None else to_text(found).lower()
 
     def set_upstreams(
         self, resolvers: Mapping[str, Iterable[tuple[str, int]]], manner: Manner = DEFAULT
@@ -191,7 +199,9 @@ class DnsServer:
         if self._hook is not None:
             try:
                 judged = self._judged(self._hook, asked, address, transport)
-            except (Exception, SystemExit) as error:  # it may end a program, but not this one
+            except KeyboardInterrupt:  # that is for the program
+                raise
+            except BaseException as error:  # even what ends a task or a program: it ends no stack
                 self._failed(error)
                 judged = self._answer(asked, SERVFAIL)
             if isinstance(judged, Answer):
@@ -210,7 +220,7 @@ class DnsServer:
             return self._answer(asked, verdict.value)
         if isinstance(verdict, str):
             return _renamed(asked, to_wire(verdict), DEFAULT_TTL)
-        records = [_checked(record).rr(name) for record in verdict]
+        records = [as_rr(_checked(record), name) for record in verdict]
         return self._answer(asked, 0, [each for each in records if each.kind in (kind, CNAME) or kind == ANY])
 
     def _look_up(self, asked: _Asked, now: float, transport: Transport) -> list[Action]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from .message import ANY, ANY_CLASS, CNAME, IN, NXDOMAIN, PTR, Rr
 from .names import address_of, suffixes, to_wire
-from .records import Record
+from .records import Record, as_rr
 
 _ANYTHING = b"\1*"
 
@@ -90,6 +90,11 @@ class Zone:
         """What was added, oldest first."""
         return tuple(self._records)
 
+    def name_of(self, address: bytes) -> bytes | None:
+        """The name of a packed address, if it is ours: the first that was given to it."""
+        owned = self._names.get(to_wire(ip_address(address).reverse_pointer))
+        return owned[0].rr.data if owned else None
+
     def find(self, question: bytes) -> Found | None:
         """What is known of the name in a question; None: it is not ours."""
         asked = question[:-4]
@@ -126,7 +131,7 @@ class Zone:
 def _entries(record: Record) -> Iterator[tuple[bytes, Owned]]:
     """What `record` says, and of an address its name in return."""
     name = to_wire(record.name)
-    rr = record.rr(name)
+    rr = as_rr(record, name)
     yield name, Owned(rr, record)
     if record.type in ("A", "AAAA") and not name.startswith(_ANYTHING):
         reverse = to_wire(ip_address(rr.data).reverse_pointer)

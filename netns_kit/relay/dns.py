@@ -34,7 +34,7 @@ IDS_KEPT = 256  # of a socket, beyond those that are awaited
 HALF_OPEN_MAX = 256  # connections whose handshake the guest has not finished: the oldest is reset
 CLIENTS_MAX = 1024  # connections of the guest: the one that has been quiet longest is reset
 
-Route = Callable[[Protocol, bytes], "tuple[Endpoint, ...] | None"]
+_Route = Callable[[Protocol, bytes], "tuple[Endpoint, ...] | None"]
 """Whom to ask for a flow of that key, as it is now; None: the flow is refused."""
 
 
@@ -51,7 +51,7 @@ class DnsRelay:
         uplink: Uplink,
         zone: Zone,
         failed: Callable[[BaseException], object],
-        route: Route,
+        route: _Route,
     ) -> None:
         self.queued = 0  # bytes of answers that clients do not read: see `ClientStream`
         self._half_open: dict[ClientStream, None] = {}  # the oldest first
@@ -150,6 +150,10 @@ class DnsRelay:
         self._do(actions)
         self._wait()
         return True
+
+    def name_of(self, address: bytes) -> str | None:
+        """What the address is called, if that is known: see `DnsServer.name_of`."""
+        return self._server.name_of(address)
 
     def close(self) -> None:
         """Close the sockets.  Again is fine."""

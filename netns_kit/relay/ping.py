@@ -52,6 +52,11 @@ class PingRelay:
         engine.add(sock.fileno(), self._on_events, IN)
         flow.user = self
 
+    def local(self) -> tuple[str, int]:
+        """Address of the host's socket, and its identifier."""
+        address, identifier, *_ = self._socket.getsockname()
+        return address, identifier
+
     def echo(self, flow: EchoFlow, sequence: int, payload: memoryview, packet: Packet) -> None:
         message = icmp.HEADER.pack(self._kinds[0], 0, 0, self._identifier, sequence) + payload
         if self._raw:

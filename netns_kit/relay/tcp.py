@@ -103,6 +103,7 @@ class TcpRelay:
             self._connect_next(uplink, told[-1].for_guest(connection.key) if told else refusal_for(error))
             return
         self._candidates = None
+        connection.host = sock.getsockname()[:2]
         if family_of(sock) == socket.AF_INET6:
             ask_for_errors(sock, wanted=False)
         self._engine.replace(sock.fileno(), self._on_events)
@@ -112,6 +113,14 @@ class TcpRelay:
     def run(self, sock: socket.socket) -> None:
         """`sock` is connected; the guest is being connected to.  Raises OSError, and `sock` is the caller's then."""
         self._own(sock, self._on_events)
+
+    def peer(self) -> tuple[str, int] | None:
+        """Address and port of the host's peer; None if it has gone already."""
+        try:
+            address, port, *_ = ("", 0) if self._socket is None else self._socket.getpeername()
+        except OSError:
+            return None
+        return address, port
 
     def _own(self, sock: socket.socket, handler: Callable[[int], None]) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the guest's kernel has done Nagle's part
@@ -184,10 +193,10 @@ class TcpRelay:
         if self._readable:
             self._engine.again(self._pump)
 
-    def abort(self) -> None:
-        """The host's side is gone: RST to the guest."""
+    def abort(self, *, reset: bool = False) -> None:
+        """The host's side is gone: RST to the guest; with `reset`, to the host's peer too."""
         connection, self.connection = self.connection, None
-        self._close_socket()
+        self._close_socket(reset=reset)
         if connection is not None:
             connection.abort(self._engine.now)
 

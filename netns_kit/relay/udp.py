@@ -85,6 +85,11 @@ class UdpRelay:
     def flow_count(self) -> int:
         return len(self._targets)
 
+    def local(self) -> Address:
+        """Address and port of the host's socket."""
+        address, port, *_ = self._socket.getsockname()
+        return address, port
+
     @property
     def port(self) -> int:
         """The host's port."""

@@ -30,9 +30,21 @@ from .states import State
 from .steering import Steering
 from .tcp import TcpConnection
 from .udp import UdpFlow
-from .user import Closed, DatagramUser, EchoUser, IcmpError, Refusal, Service, StackUser, TcpUser, Watcher
+from .user import (
+    AnyFlow,
+    Closed,
+    DatagramUser,
+    EchoUser,
+    IcmpError,
+    Refusal,
+    Service,
+    StackUser,
+    TcpUser,
+    Watcher,
+)
 
 __all__ = [
+    "AnyFlow",
     "Closed",
     "DatagramUser",
     "EchoFlow",

@@ -9,6 +9,7 @@ from .user import EchoUser, IcmpError, Refusal
 
 if TYPE_CHECKING:
     from collections import OrderedDict
+    from collections.abc import Iterator
 
     from .limits import Limits
     from .timers import Timers
@@ -20,6 +21,7 @@ class Table(Protocol):
     limits: Limits
     timers: Timers
     echo: OrderedDict[bytes, EchoFlow]
+    flow_ids: Iterator[int]
 
     def forget_echo(self, flow: EchoFlow) -> None: ...
 
@@ -38,13 +40,21 @@ class Table(Protocol):
 
 
 class EchoFlow:
-    """`key` is guest address, other address, identifier as on the wire, and two zero bytes."""
+    """`key` is guest address, other address, identifier as on the wire, and two zero bytes.
 
-    __slots__ = ("_table", "key", "last", "timer_at", "timer_entry", "user")
+    `id`, `opened`, `received` and `sent` are as those of a `UdpFlow`.
+    """
+
+    __slots__ = (
+        "_table", "id", "key", "last", "opened", "received", "sent", "timer_at", "timer_entry", "user"
+    )  # fmt: skip
 
     def __init__(self, table: Table, key: bytes, now: float) -> None:
         self._table = table
         self.key = key
+        self.id = next(table.flow_ids)
+        self.opened = now
+        self.received = self.sent = 0
         self.user: EchoUser | None = None
         self.last = now
         self.timer_at = math.inf
@@ -60,6 +70,7 @@ class EchoFlow:
     ) -> None:
         """An echo reply to the guest, from the other address."""
         self.used(now)
+        self.sent += len(payload)
         self._table.reply_echo(self, sequence, payload, ttl, tos)
 
     def used(self, now: float) -> None:

@@ -46,6 +46,8 @@ class Limits:
     def __post_init__(self) -> None:
         for name, kind in Limits.__annotations__.items():
             value, least = getattr(self, name), _LEAST.get(name, 0 if kind == "float" else 1)
+            if isinstance(value, bool) or not isinstance(value, int | float if kind == "float" else int):
+                raise TypeError(f"{name}={value!r}: expected a number{'' if kind == 'float' else ', whole'}")
             if name == "tcp_ack_delay" and value > MAX_ACK_DELAY:
                 raise ValueError(f"tcp_ack_delay={value!r}: expected {MAX_ACK_DELAY} or less (RFC 5681 4.2)")
             if not value >= least:

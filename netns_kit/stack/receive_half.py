@@ -61,8 +61,9 @@ class ReceiveHalf:
 
     def tune(self, now: float, rtt: float, most: int) -> None:
         """Open the window to what crosses, `most` at most."""
-        if not self.memory.full:
-            self.wnd = max(self.wnd, min(self.tuner.grown(self.wnd, self.ack, now, rtt), most))
+        if self.memory.full:
+            rtt = 0.0
+        self.wnd = max(self.wnd, min(self.tuner.grown(self.wnd, self.ack, now, rtt), most))
 
     def hold(self, data: memoryview) -> int:
         """Keep a copy until the user takes it.  How much: all of it, or nothing if memory is full."""

@@ -139,8 +139,9 @@ class SendHalf:
             self.urgent = None
         if self.sacked:
             self.sacked = [(start, end) for start, end in self.sacked if less(ack, start)]
-        if now >= self.tuner.due and not self.memory.full:
-            self.limit = min(self.tuner.grown(self.limit, ack, now, self.rto.smallest), self.most)
+        if now >= self.tuner.due:
+            rtt = 0.0 if self.memory.full else self.rto.smallest
+            self.limit = min(self.tuner.grown(self.limit, ack, now, rtt), self.most)
 
     def at(self, position: int) -> memoryview:
         """The queued bytes from `position` to the end of the chunk it lies in."""

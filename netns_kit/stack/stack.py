@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from _blake2 import blake2b  # what hashlib has for it, but for OpenSSL, which takes 2 ms to load
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count
 
 from . import seq
 from .acks import Acks
@@ -81,6 +82,7 @@ class Stack:
         self.dropped: Counter[str] = Counter()  # by reason
         self.costly = 0  # frames so far that cost many times what others do: of new flows, strays, fragments
         self.addresses = addresses
+        self.flow_ids: Iterator[int] = count(1)  # to come; stacks that share a link have their own
         # those the guest opens whose handshake is not over, in LISTEN or SYN-RECEIVED, the oldest first
         self.pending: dict[bytes, TcpConnection] = {}
         self.memory = Memory(self.limits.tcp_memory)
@@ -177,7 +179,9 @@ class Stack:
             if flow is not None and flow.user is not None and length >= ip.IPV4_SIZE + udp.SIZE:
                 if not flow.answered:
                     flow.heard(now)
-                flow.used(now)
+                flow.last = now  # as `UdpFlow.used` has it
+                self.udp.move_to_end(flow.key)
+                flow.received += end - common.UDP_PAYLOAD
                 marks = ttl << 16 | tos << 8 | fragment >> 14
                 flow.user.datagram(flow, frame[common.UDP_PAYLOAD : end], marks, 0)
                 return True
@@ -224,7 +228,9 @@ class Stack:
             if flow is not None and flow.user is not None:
                 if not flow.answered:
                     flow.heard(now)
-                flow.used(now)
+                flow.last = now
+                self.udp.move_to_end(flow.key)
+                flow.received += end - common.UDP_PAYLOAD6
                 flow.user.datagram(flow, frame[common.UDP_PAYLOAD6 : end], ttl << 16 | tos << 8 | 1, 0)
                 return True
         return False
@@ -418,11 +424,12 @@ class Stack:
             return
         self._learn(packet)
         connection = TcpConnection(self, key, self._isn(key, now), LISTEN, self.link.mtu - 40)
+        connection.opened = now
         connection.ttl, connection.tos = packet.ttl, packet.tos & _DSCP
         connection.syn_arrives(segment, now)
         self.tcp[key] = self.pending[key] = connection
         if self.watcher is not None:
-            self.watcher.opened("tcp", key)
+            self.watcher.opened("tcp", connection)
         self.user.tcp_opened(connection)
         if len(self.pending) > self.limits.tcp_pending:
             self.dropped["limit-tcp-pending"] += 1
@@ -438,17 +445,21 @@ class Stack:
         oldest.give_way()
         return True
 
-    def connect_tcp(self, key: bytes, user: TcpUser, now: float) -> TcpConnection:
-        """Open a connection to the guest.  Raises `KeyError` if that one exists or the table is full."""
+    def connect_tcp(
+        self, key: bytes, user: TcpUser, now: float, host: tuple[str, int] | None = None
+    ) -> TcpConnection:
+        """Open a connection to the guest, for a client at `host`.  Raises `KeyError` if that one exists or the table
+        is full.
+        """
         full = len(self.tcp) >= self.limits.tcp_connections
         if key in self.tcp or (full and not self._make_room(now)):
             raise KeyError(key)
         self.time_wait.discard(key)
         connection = TcpConnection(self, key, self._isn(key, now), SYN_SENT, self.link.mtu - 40)
-        connection.user = user
+        connection.user, connection.opened, connection.host = user, now, host
         self.tcp[key] = connection
         if self.watcher is not None:
-            self.watcher.opened("tcp", key)
+            self.watcher.opened("tcp", connection)
         connection.connect(now)
         return connection
 
@@ -465,12 +476,12 @@ class Stack:
         if self.tcp.get(connection.key) is connection:
             del self.tcp[connection.key]
             if self.watcher is not None:
-                self.watcher.closed("tcp", connection.key)
+                self.watcher.closed("tcp", connection)
 
     def refuse(self, connection: TcpConnection, why: Refusal | IcmpError) -> None:
         """The answer to a SYN that has been on hold: the original is gone, but its numbers are known."""
         if self.watcher is not None:
-            self.watcher.refused("tcp", connection.key, why)
+            self.watcher.refused("tcp", connection, why)
         size = (len(connection.key) - 4) // 2
         source, destination = connection.key[:size], connection.key[size : 2 * size]
         irs = seq.add(connection.rcv.nxt, -1)
@@ -481,6 +492,11 @@ class Stack:
             ports = connection.key[-4:]
             quoted = header + ports + irs.to_bytes(4, "big") + bytes(4) + bytes((0x50, tcp.SYN)) + bytes(6)
             self._packets.error(memoryview(quoted), why, by=destination)
+
+    def refused_inside(self, connection: TcpConnection, why: Refusal | IcmpError) -> None:
+        """The guest does not take a connection to it: it says so, or nothing."""
+        if self.watcher is not None:
+            self.watcher.refused("tcp", connection, why)
 
     def _stray(self, packet: ip.Packet, segment: tcp.Segment) -> None:
         """3.10.7.1: a segment for no connection."""
@@ -513,6 +529,7 @@ class Stack:
         if not flow.answered:
             flow.heard(now)
         flow.used(now)
+        flow.received += len(payload)
         if flow.user is not None:
             segment_size = segment_size if segment_size < len(payload) else 0
             flow.user.datagram(flow, payload, packet.marks, segment_size)
@@ -545,21 +562,22 @@ class Stack:
         if refusal is None:
             return flow
         if self.watcher is not None:
-            self.watcher.refused("udp", key, refusal)
+            self.watcher.refused("udp", flow, refusal)
         flow.close()
         self._packets.error(self._quoted, refusal, by=packet.destination)
         return None
 
-    def add_udp(self, key: bytes, now: float) -> UdpFlow:
-        """The flow of that key, made if it is not there; the one idle longest makes room."""
+    def add_udp(self, key: bytes, now: float, host: tuple[str, int] | None = None) -> UdpFlow:
+        """The flow of that key, made if it is not there; the one idle longest makes room.  `host`: the client on the
+        host's side that opens it."""
         flow = self.udp.get(key)
         if flow is None:
             if len(self.udp) >= self.limits.udp_flows:
                 self.dropped["limit-udp-flows"] += 1
                 self.evict_udp()
-            flow = self.udp[key] = UdpFlow(self, key, now)
+            flow = self.udp[key] = UdpFlow(self, key, now, host)
             if self.watcher is not None:
-                self.watcher.opened("udp", key)
+                self.watcher.opened("udp", flow)
         return flow
 
     def evict_udp(self, spare: bytes = b"") -> None:
@@ -570,7 +588,7 @@ class Stack:
         if self.udp.get(flow.key) is flow:  # another may have its name by now
             del self.udp[flow.key]
             if self.watcher is not None:
-                self.watcher.closed("udp", flow.key)
+                self.watcher.closed("udp", flow)
 
     def refuse_udp(self, flow: UdpFlow, why: Refusal | IcmpError, payload: bytes | memoryview) -> None:
         size = (len(flow.key) - 4) // 2
@@ -607,7 +625,7 @@ class Stack:
             self._too_big(message, ipv4, now)
             return
         if message.type == (icmp.UNREACHABLE if ipv4 else icmp.V6_UNREACHABLE):
-            self._unreachable(message.payload, ipv4)
+            self._unreachable(message, ipv4)
         if message.type != (icmp.ECHO if ipv4 else icmp.V6_ECHO):
             raise BadPacket("icmp-type")
         if not (ip.is_unicast(packet.destination) and ip.is_unicast(packet.source)):
@@ -627,15 +645,16 @@ class Stack:
                 next(iter(self.echo.values())).close()
             flow = self.echo[key] = EchoFlow(self, key, now)
             if self.watcher is not None:
-                self.watcher.opened("icmp", key)
+                self.watcher.opened("icmp", flow)
             refusal = self.user.echo_opened(flow)
             if refusal is not None:
                 if self.watcher is not None:
-                    self.watcher.refused("icmp", key, refusal)
+                    self.watcher.refused("icmp", flow, refusal)
                 flow.close()
                 self._packets.error(packet.whole, refusal, by=packet.destination)
                 return
         flow.used(now)
+        flow.received += len(message.payload)
         if flow.user is not None:
             flow.user.echo(flow, message.low, message.payload, packet)
 
@@ -653,8 +672,9 @@ class Stack:
         elif self._router is not None:
             self._router.solicited(packet, neighbour, self._source_mac)
 
-    def _unreachable(self, quoted: memoryview, ipv4: bool) -> None:
+    def _unreachable(self, message: icmp.Message, ipv4: bool) -> None:
         """What we have sent was not welcome: that ends a connection we are opening."""
+        quoted = message.payload
         protocol, key, number = _about(quoted, ipv4)
         if protocol != ip.TCP:
             return
@@ -662,7 +682,7 @@ class Stack:
         if connection is None and self.steering is not None:
             self.steering.pass_on(self._frame)
         if connection is not None:
-            connection.unreachable(number)
+            connection.unreachable(number, IcmpError(message.type, message.code))
 
     def _too_big(self, message: icmp.Message, ipv4: bool, now: float) -> None:
         """A router behind the guest has no room for what we have sent.  It is believed if we may have."""
@@ -685,7 +705,7 @@ class Stack:
         if self.echo.get(flow.key) is flow:
             del self.echo[flow.key]
             if self.watcher is not None:
-                self.watcher.closed("icmp", flow.key)
+                self.watcher.closed("icmp", flow)
 
     def refuse_echo(
         self,

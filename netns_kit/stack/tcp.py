@@ -65,7 +65,7 @@ from .wire.tcp import ACK, FIN, PSH, RST, SYN, URG, Segment
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from .acks import Acks
     from .limits import Limits
@@ -99,6 +99,7 @@ class Table(Protocol):
     dropped: Counter[str]
     acks: Acks
     time_wait: TimeWait
+    flow_ids: Iterator[int]
 
     def opened(self, connection: TcpConnection) -> None: ...
 
@@ -106,14 +107,18 @@ class Table(Protocol):
 
     def refuse(self, connection: TcpConnection, why: Refusal | IcmpError) -> None: ...
 
+    def refused_inside(self, connection: TcpConnection, why: Refusal | IcmpError) -> None: ...
+
 
 class TcpConnection:
     """One connection.  `key` is guest address, other address, guest port, other port, as on the wire.
 
-    `ttl` is that of the guest's SYN, `tos` the traffic class of its segments.  For `netns_kit.stack.wire.common`:
-    `head` is the offset in headers of segments with nothing about them to consider, `text_at` where the text is in
-    such a frame, `stamp` what their options begin with: the timestamps' kind, and the last value (TS.Recent); empty:
-    timestamps are not spoken.
+    `ttl` is that of the guest's SYN, `tos` the traffic class of its segments.  `id` is this connection's alone, also
+    when another has its key later; `opened` is when it was made, and `inbound` tells whether it leads to the guest.
+    `host` is for the user to say where its other end is: an address, as text, and a port.  For
+    `netns_kit.stack.wire.common`: `head` is the offset in headers of segments with nothing about them to consider,
+    `text_at` where the text is in such a frame, `stamp` what their options begin with: the timestamps' kind, and the
+    last value (TS.Recent); empty: timestamps are not spoken.
 
     The user drives it with `accept`, `refuse`, `room`, `send`, `shutdown`, `resume` and `abort`; the guest
     with `segment_arrives` and `traffic_class`; time with `handle_timer`.
@@ -128,7 +133,11 @@ class TcpConnection:
         "_writer",
         "ack_at",
         "head",
+        "host",
+        "id",
+        "inbound",
         "key",
+        "opened",
         "purpose",
         "rcv",
         "snd",
@@ -147,6 +156,10 @@ class TcpConnection:
         self.key = key
         self.state = state
         self.user: TcpUser | None = None
+        self.id = next(table.flow_ids)
+        self.opened = -math.inf
+        self.inbound = state is SYN_SENT
+        self.host: tuple[str, int] | None = None
         self.ttl, self.tos = 64, 0
         self.stamp = b""
         self.head, self.text_at = common.PLAIN, _TEXT_AT[len(key) - 4]
@@ -209,9 +222,10 @@ class TcpConnection:
         """Return whether others may have its place: its handshake is not over, and has had time to be."""
         return self.state in HANDSHAKE and now - self._idle_since >= PROMPT
 
-    def unreachable(self, seq: int) -> None:
+    def unreachable(self, seq: int, why: IcmpError) -> None:
         """The guest has answered our SYN of that number with an ICMP error: a REJECT of its firewall, say."""
         if self.state is SYN_SENT and seq == self.snd.iss:
+            self._table.refused_inside(self, why)
             self._close(Closed.RESET)
 
     def too_big(self, seq: int, mtu: int, now: float) -> None:
@@ -451,6 +465,7 @@ class TcpConnection:
                 self._emit(seg.ack, RST)
         elif seg.flags & RST:
             if ack_ok:
+                self._table.refused_inside(self, Refusal.RESET)
                 self._close(Closed.RESET)
         elif seg.flags & SYN:
             self._options(tcp.parse_options(seg.options), now)
@@ -904,6 +919,17 @@ class TcpConnection:
         self._arm(Purpose.KEEPALIVE, now + idle)
 
     @property
+    def carried(self) -> tuple[int, int]:
+        """Bytes that the user has taken of the guest, and that the guest has acknowledged."""
+        rcv, snd = self.rcv, self.snd
+        taken, acknowledged = rcv.tuner.crossed(rcv.ack), snd.tuner.crossed(snd.una)
+        if rcv.fin and rcv.ack == rcv.nxt:
+            taken -= 1
+        if acknowledged:  # our SYN was the first
+            acknowledged -= 1 + (snd.fin is not None and snd.una == snd.max)
+        return max(taken, 0), acknowledged
+
+    @property
     def _alive(self) -> bool:
         """False once the user has aborted: look after every call to it."""
         return self.state is not CLOSED
@@ -984,6 +1010,8 @@ class TcpConnection:
         return self._probes
 
     def _give_up(self) -> None:
-        if self.state is not SYN_SENT:
+        if self.state is SYN_SENT:
+            self._table.refused_inside(self, Refusal.DROP)
+        else:
             self._emit(self.snd.max, RST | ACK)
         self._close(Closed.TIMED_OUT)

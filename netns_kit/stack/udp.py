@@ -19,6 +19,7 @@ from .wire import checksum, ip, udp, virtio
 
 if TYPE_CHECKING:
     from collections import Counter, OrderedDict
+    from collections.abc import Iterator
 
     from .limits import Limits
     from .link import Link
@@ -38,6 +39,7 @@ class Table(Protocol):
     timers: Timers
     udp: OrderedDict[bytes, UdpFlow]
     dropped: Counter[str]
+    flow_ids: Iterator[int]
 
     def forget_udp(self, flow: UdpFlow) -> None: ...
 
@@ -47,7 +49,12 @@ class Table(Protocol):
 
 
 class UdpFlow:
-    """`key` is guest address, other address, guest port, other port, as on the wire."""
+    """`key` is guest address, other address, guest port, other port, as on the wire.
+
+    `id` is this flow's alone, also when another has its key later.  `opened` is when it was made.  `host` is the
+    client on the host's side of an inbound flow, an address as text and a port; None: the guest has opened it.
+    `received` and `sent` are bytes of payload, from the guest and to it.
+    """
 
     __slots__ = (
         "_header",
@@ -59,16 +66,25 @@ class UdpFlow:
         "_super",
         "_table",
         "answered",
+        "host",
+        "id",
         "key",
         "last",
+        "opened",
+        "received",
+        "sent",
         "timer_at",
         "timer_entry",
         "user",
     )
 
-    def __init__(self, table: Table, key: bytes, now: float) -> None:
+    def __init__(self, table: Table, key: bytes, now: float, host: tuple[str, int] | None = None) -> None:
         self._table = table
         self.key = key
+        self.id = next(table.flow_ids)
+        self.opened = now
+        self.host = host
+        self.received = self.sent = 0
         self.user: DatagramUser | None = None
         self.answered = False  # datagrams have crossed in both directions
         self._heard = self._spoken = False
@@ -120,14 +136,16 @@ class UdpFlow:
             self._segments(0)
         if header.marks != ttl << 8 | tos:
             header.mark(ttl, tos)
-        length = udp.SIZE + len(payload)
+        size = len(payload)
+        self.sent += size
+        length = udp.SIZE + size
         at = header.layer4
         if length != header.length or link.version != header.version:
             if length > self._longest:
                 self._table.dropped["udp-length"] += 1
                 return
             header.set_length(length)
-        fits = self._segment_size or len(header.buffer) - virtio.SIZE - 14 + len(payload) <= header.mtu
+        fits = self._segment_size or len(header.buffer) - virtio.SIZE - 14 + size <= header.mtu
         if self._plain and header.resolved and fits:
             _PATCH(header.buffer, at + 4, length, header.check)
             link.emit(header.buffer, payload)

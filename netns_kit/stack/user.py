@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from netns_kit.frozen import frozen
 
@@ -111,6 +111,7 @@ class EchoUser(Protocol):
 
 
 FlowProtocol = Literal["tcp", "udp", "icmp"]
+AnyFlow: TypeAlias = "TcpConnection | UdpFlow | EchoFlow"
 
 
 class StackUser(Protocol):
@@ -142,14 +143,15 @@ class Service(Protocol):
 
 
 class Watcher(Protocol):
-    """Told of every flow, by its protocol and key, while it is `Stack.watcher`: that it is opened, perhaps that it is
-    refused, in the end that it is closed.  It must not raise."""
+    """Told of every flow while it is `Stack.watcher`: that it is opened, perhaps that it is refused, in the end that
+    it is closed.  It must not raise.
+    """
 
-    def opened(self, protocol: FlowProtocol, key: bytes) -> None:
+    def opened(self, protocol: FlowProtocol, flow: AnyFlow) -> None:
         """It is in the table; whether it may stay is not decided yet."""
 
-    def refused(self, protocol: FlowProtocol, key: bytes, why: Refusal | IcmpError) -> None:
-        """It is turned away, and will be closed at once."""
+    def refused(self, protocol: FlowProtocol, flow: AnyFlow, why: Refusal | IcmpError) -> None:
+        """It is turned away, by the user or, if it is inbound, by the guest, and will be closed at once."""
 
-    def closed(self, protocol: FlowProtocol, key: bytes) -> None:
+    def closed(self, protocol: FlowProtocol, flow: AnyFlow) -> None:
         """It is out of the table."""

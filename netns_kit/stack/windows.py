@@ -62,23 +62,34 @@ class Memory:
 
 
 class Tuner:
-    """What a window should be for what crosses.  It grows while that brings more: a queue would only get longer."""
+    """What a window should be for what crosses.  It grows while that brings more: a queue would only get longer.
 
-    __slots__ = ("_position", "_rate", "_since", "due")
+    It looks once in a round trip at least, and so can count what has crossed beyond the 32 bits of sequence numbers.
+    """
+
+    __slots__ = ("_crossed", "_position", "_rate", "_since", "due")
 
     def __init__(self, position: int) -> None:
         self.due = -math.inf
         self._since = -math.inf
         self._position = position
+        self._crossed = 0  # until `_position`
         self._rate = 0.0  # at the last growth, bytes per second
 
     def grown(self, window: int, position: int, now: float, rtt: float) -> int:
-        """`window`, or more: twice what has crossed per `rtt` since the last look.  `position`: how far it got."""
+        """`window`, or more: twice what has crossed per `rtt` since the last look.  `position`: how far it got.  An
+        `rtt` of 0 is none to grow for.
+        """
         crossed, elapsed = distance(self._position, position), now - self._since
         self.due = now + max(rtt, TUNE_INTERVAL)
         self._since, self._position = now, position
+        self._crossed += crossed
         rate = crossed / elapsed if elapsed > 0 else 0.0
         if 2 * rate * rtt <= window or rate < GAIN * self._rate:
             return window
         self._rate = rate
         return int(2 * rate * rtt)
+
+    def crossed(self, position: int) -> int:
+        """How much has crossed since the beginning, sequence numbers that are no bytes included."""
+        return self._crossed + distance(self._position, position)

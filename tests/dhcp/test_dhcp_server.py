@@ -469,8 +469,8 @@ def test_only_who_may_have_the_clients_port_is_a_client(port: int) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({}, "for whom"),
-        ({"mac": "02:00:00:00:00:01", "client_id": "0102"}, "for whom"),
+        ({}, "needs to know its client"),
+        ({"mac": "02:00:00:00:00:01", "client_id": "0102"}, "needs to know its client"),
         ({"mac": "02:00:00:00:00"}, "is no MAC"),
         ({"mac": "020000000001"}, "is no MAC"),
         ({"client_id": "xy"}, "is no client identifier"),
@@ -486,13 +486,13 @@ def test_no_static_lease(given: dict[str, str], said: str) -> None:
 
 @pytest.mark.parametrize("seconds", [0, -1, 1 << 32])
 def test_no_time(seconds: int) -> None:
-    with pytest.raises(ValueError, match="expected 1 to 4294967295"):
+    with pytest.raises(ValueError, match="from 1 to 4294967295"):
         DhcpSettings(lease_seconds=seconds)
 
 
 def test_no_settings() -> None:
-    with pytest.raises(TypeError, match="is not a list of domains"):
-        DhcpSettings(search="example.com")  # type: ignore[arg-type]  # what is tested
+    with pytest.raises(TypeError, match="expected a list of domains"):
+        DhcpSettings(search="example.com")
     with pytest.raises(AddressError, match="is no domain name"):
         DhcpSettings(domain="a b")
     twice = StaticLease(host(50), client_id="0102"), StaticLease(host(50), client_id="0103")
@@ -506,11 +506,11 @@ def test_leases_of_the_other_family_are_not_for_this_server() -> None:
 
 
 def test_addresses_may_be_given_as_text() -> None:
-    assert StaticLease("10.0.2.50", mac=MAC.hex(":")).address == host(50)  # type: ignore[arg-type]  # as people write it
-    assert DhcpSettings(routes=(("192.0.2.0/24", "10.0.2.7"),)).routes == (  # type: ignore[arg-type]  # the same
+    assert StaticLease("10.0.2.50", mac=MAC.hex(":")).address == host(50)
+    assert DhcpSettings(routes=(("192.0.2.0/24", "10.0.2.7"),)).routes == (
         (IPv4Network("192.0.2.0/24"), host(7)),
     )
-    with pytest.raises(AddressError, match=r"'10\.0\.2' is no address"):
-        StaticLease("10.0.2", mac=MAC.hex(":"))  # type: ignore[arg-type]  # the same
+    with pytest.raises(AddressError, match=r"address='10\.0\.2': expected an IPv4 or IPv6 address"):
+        StaticLease("10.0.2", mac=MAC.hex(":"))
     with pytest.raises(AddressError, match="host bits set"):
-        DhcpSettings(routes=(("192.0.2.1/24", "10.0.2.7"),))  # type: ignore[arg-type]  # the same
+        DhcpSettings(routes=(("192.0.2.1/24", "10.0.2.7"),))

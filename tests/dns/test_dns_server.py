@@ -269,7 +269,7 @@ def test_a_hook_that_says_what_it_must_not(wrong: object) -> None:
     assert len(dns.errors) == 1
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), SystemExit(1), RecursionError()])
+@pytest.mark.parametrize("error", [ValueError("no"), SystemExit(1), RecursionError(), GeneratorExit()])
 def test_a_hook_that_raises(error: BaseException) -> None:
     def hook(_: DnsQuery) -> None:
         raise error

@@ -95,7 +95,7 @@ async def rig(
         if not offloads:  # a descriptor that came ready-made does not tell which namespace it is of
             subnet = user.subnet
             await namespace.configure_link(
-                "tap0", queue=GUEST_QUEUE, address=subnet.guest, gateway=subnet.gateway
+                "tap0", queue=GUEST_QUEUE, address=subnet.guest_interface, gateway=subnet.gateway
             )
         forwarder = await stack.enter_async_context(Forwarder(user))
         await user.flows()  # by now it has all its own descriptors

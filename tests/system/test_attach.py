@@ -8,14 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from netns_kit import Namespace, NamespaceGone
-from netns_kit.cli import FAILED
+from netns_kit.command_line import FAILED
 from tests.servers import bounded, closed_port, tcp_server
 from tests.support import ROOT, needs, needs_tun
 from tests.system.slirp import SECONDS, Held, Slirp, held, slirp
@@ -34,10 +34,16 @@ def attached(*words: str) -> Iterator[tuple[Held, Slirp]]:
         yield ns, running
 
 
-def attach(*words: str) -> subprocess.CompletedProcess[str]:
+def attach(*words: str, pass_fds: Sequence[int] = ()) -> subprocess.CompletedProcess[str]:
     """It fails before it is ready."""
     return subprocess.run(
-        [*ATTACH, *words], cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False
+        [*ATTACH, *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+        pass_fds=pass_fds,
     )
 
 
@@ -129,7 +135,7 @@ def test_two_of_them_by_different_names() -> None:
         (["999999999"], "there is no such process"),
         (["/nonexistent"], "/nonexistent"),
         (["/etc/passwd"], "not a network namespace"),
-        (["--mtu=1", "1"], "no such MTU"),
+        (["--mtu=1", "1"], "--mtu: '1': expected a whole number from 68 to 65521"),
         (["-p", "x", "1"], "cannot be understood"),
     ],
 )
@@ -137,7 +143,7 @@ def test_what_fails_is_told(words: list[str], text: str) -> None:
     needs_tun()
     done = attach(*words)
     assert done.returncode == FAILED
-    assert done.stderr.startswith("netns-kit: ")
+    assert done.stderr.splitlines()[-1].startswith("netns-kit")
     assert text in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -152,7 +158,34 @@ def test_a_port_that_is_taken_is_told() -> None:
 
 def test_a_descriptor_that_is_not_open_is_told() -> None:
     done = attach("--ready-fd=99", "1")
-    assert (done.returncode, "descriptor 99: Bad file descriptor" in done.stderr) == (2, True)
+    assert (done.returncode, "--ready-fd: '99': expected an open descriptor" in done.stderr) == (FAILED, True)
+
+
+@pytest.mark.parametrize("what", ["/etc/passwd", "/", "/dev/null"])
+def test_an_exit_descriptor_that_nobody_can_close_is_told(what: str) -> None:
+    fd = os.open(what, os.O_RDONLY)
+    try:
+        done = attach(f"--exit-fd={fd}", "1", pass_fds=[fd])
+    finally:
+        os.close(fd)
+    assert done.returncode == FAILED
+    assert f"--exit-fd: '{fd}': expected a pipe or a socket" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_process_that_has_not_unshared_is_told() -> None:
+    done = attach(str(os.getpid()))
+    assert done.returncode == FAILED
+    assert done.stderr == (
+        f"netns-kit: the network namespace of process {os.getpid()} is the caller's own; attach when the process has "
+        "made its own (unshare(2)), or say --allow-current if that is what is meant\n"
+    )
+
+
+def test_a_port_beside_an_option_that_takes_none() -> None:
+    done = attach("--host-loopback", "5432", "1")
+    assert done.returncode == FAILED
+    assert done.stderr.endswith("unrecognized arguments: 1; for one port write --host-loopback=PORT\n")
 
 
 # -- by a path, which goes ------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from typing import get_args
 
 import pytest
 
-from netns_kit.cli import FAILED, NOT_EXECUTABLE, NOT_FOUND, main
+from netns_kit.cli import NOT_EXECUTABLE, NOT_FOUND, main
+from netns_kit.command_line import FAILED
 from netns_kit.drivers import DriverName
 from tests.servers import SECONDS, closed_port, digest, dns_server, host_address, http, tcp_server
 from tests.support import ROOT, missing, needs, needs_ipv6, needs_tun
@@ -219,43 +220,77 @@ def test_without_ipv6_there_is_a_notice_and_ipv4() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["-p", "80:80:80"], "80:80:80"),
-        (["--cidr", "10.0.2.0/30"], "10.0.2.0/30"),
-        (["--mtu", "67"], "mtu is 67"),
-        (["--dns", "resolver"], "resolver"),
-        (["--bind4", "::1"], "bind4"),
-        (["--bind6", "127.0.0.1"], "bind6"),
-        (["--cidr6", "fd00::/48"], "fd00::/48"),
-        (["--ipv6", "--mtu", "1279"], "mtu is 1279"),
-        (["--dns-record", "a"], "NAME=ADDRESS"),
-        (["--dns-record", "a..b=192.0.2.1"], "a..b"),
-        (["--dns-search", "a..b"], "a..b"),
-        (["--dns-domain", "a.example"], "ADDRESS"),
-        (["--dns-domain", "a..b=192.0.2.1"], "a..b"),
+        (["-p", "80:80:80"], "-p/--publish: port '80:80:80' cannot be understood"),
+        (["--cidr", "10.0.2.0/30"], "--cidr: '10.0.2.0/30': expected a prefix of 1 to 25"),
+        (["--mtu", "67"], "--mtu: '67': expected a whole number from 68 to 65521"),
+        (["--mtu", "big"], "--mtu: 'big': expected a whole number"),
+        (["--dns", "resolver"], "--dns: 'resolver': expected ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT"),
+        (["--bind4", "::1"], "--bind4: '::1': expected an IPv4 address of the host"),
+        (["--bind6", "127.0.0.1"], "--bind6: '127.0.0.1': expected an IPv6 address of the host"),
+        (["--device", "a" * 16], "--device: "),
+        (["--cidr6", "fd00::/48"], "--cidr6: 'fd00::/48': expected a /64"),
+        (["--cidr6", "fd00:7::/64", "--mtu", "1279"], "--mtu 1279: --ipv6 needs 1280 or more"),
+        (["--ipv6", "--mtu", "1279"], "--mtu 1279: --ipv6 needs 1280 or more"),
+        (["--dns-record", "a"], "--dns-record: 'a': expected NAME=ADDRESS"),
+        (["--dns-record", "a..b=192.0.2.1"], "--dns-record: 'a..b' is no domain name"),
+        (["--dns-search", "a..b"], "--dns-search: 'a..b' is no domain name"),
+        (["--dns-domain", "a.example"], "--dns-domain: 'a.example': expected DOMAIN=ADDRESS[:PORT]"),
+        (["--dns-domain", "a..b=192.0.2.1"], "--dns-domain: 'a..b' is no domain name"),
+        (["--queues", "0"], "--queues: '0': expected a whole number from 1 to 64"),
+        (["--queues", "2"], "--queues 2: it needs --driver worker"),
+        (["--driver", "horse"], "--driver: invalid choice: 'horse'"),
+        (["--host-loopback=http"], "--host-loopback: 'http': expected a port, 1 to 65535"),
+        (["--host-loopback=0"], "--host-loopback: '0': expected a port"),
+        (["--host-loopback=65536"], "--host-loopback: '65536': expected a port"),
+        (["--host-loopback", "5432"], "--host-loopback 5432: for one port write --host-loopback=PORT"),
+        (["--no-such-option"], "unrecognized arguments: --no-such-option"),
+        (["-p"], "-p/--publish: port 'echo' cannot be understood"),
     ],
 )
-def test_what_cannot_be_says_so(words: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", *words, "--", "echo", "started"]) == FAILED
+def test_a_mistake_in_its_words_is_told_by_the_options_name(
+    words: list[str], said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One line, behind the usage of that very command; and no word of Python's."""
+    command = ["--", "echo", "started"] if words != ["-p"] else ["echo"]
+    with pytest.raises(SystemExit) as caught:
+        main(["run", *words, *command])
+    assert caught.value.code == FAILED
+    out, err = capfd.readouterr()
+    usage, mistake = err.splitlines()
+    assert (out, usage) == ("", "usage: netns-kit run [OPTION]... [--] [COMMAND [ARGUMENT]...]")
+    assert mistake.startswith(f"netns-kit run: {said}")
+    assert not re.search(r"\w=\d|driver=|bind[46]=|mtu=", mistake)
+
+
+@pytest.mark.parametrize(("option", "value"), [("--device", "nosuch0"), ("--bind4", "192.0.2.9")])
+def test_so_is_what_only_the_host_can_tell(
+    option: str, value: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", option, value, "--", "echo", "started"]) == FAILED
     out, err = capfd.readouterr()
     assert out == ""
-    assert err.startswith("netns-kit: ")
-    assert said in err
-    assert err.count("\n") == 1
+    assert err == (
+        f"netns-kit: {option} '{value}': the host has no such address or interface; "
+        "choose one that `ip address` shows on the host\n"
+    )
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        [], ["walk"], ["run", "--mtu", "big"], ["run", "--no-such-option"], ["run", "-p"],
-        ["run", "--host-loopback=http"], ["run", "--host-loopback=0"], ["run", "--host-loopback=65536"],
-        ["run", "--driver", "horse"],
+        [], ["walk"], ["--no-such-option"], ["run", "-p"], ["doctor", "--no-such-option"], ["attach"],
+        ["attach", "0"], ["attach", "--mtu", "1", "1"],
     ],
 )  # fmt: skip
-def test_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(words)
-    assert caught.value.code == 2
-    assert "usage: netns-kit" in capsys.readouterr().err
+def test_usage(words: list[str]) -> None:
+    done = subprocess.run(
+        [*NETNS_KIT, *words], capture_output=True, text=True, timeout=SECONDS, check=False, env=environment()
+    )
+    assert (done.returncode, done.stdout) == (FAILED, "")
+    program = f"netns-kit {words[0]}" if words and words[0] in ("run", "doctor", "attach") else "netns-kit"
+    usage, mistake = done.stderr.splitlines()
+    assert usage.startswith(f"usage: {program} [")
+    assert mistake.startswith(f"{program}: ")
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -265,6 +300,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for option in (
         "--publish",
+        "--host-loopback[=PORT]",
         "--mtu",
         "--cidr",
         "--ipv6",

@@ -21,7 +21,8 @@ from typing import Any
 
 import pytest
 
-from netns_kit.cli import FAILED, NOT_EXECUTABLE, NOT_FOUND
+from netns_kit.cli import NOT_EXECUTABLE, NOT_FOUND
+from netns_kit.command_line import FAILED
 from tests.servers import SECONDS
 from tests.support import ROOT, needs, needs_tun
 

@@ -202,7 +202,11 @@ mount("none", "/dev/net/tun", None, 0x1024)     # MS_REMOUNT | MS_BIND | MS_NODE
     ),
     "a node of tun that is something else": (
         "root", 'private(); mount("/dev/null", "/dev/net/tun", None, 0x1000)',
-        "tun", "missing", "absent", "probe0", None,
+        "tun", "missing", "absent", TUN, "not the tun device",
+    ),
+    "a node of tun that is an ordinary file": (
+        "root", 'private(); mount("/etc/hostname", "/dev/net/tun", None, 0x1000)',
+        "tun", "missing", "absent", TUN, "not the tun device",
     ),
     "sysctls that are read-only": (
         "root", """

@@ -313,7 +313,7 @@ async def test_who_takes_the_agents_place_is_not_believed() -> None:
 
 
 def test_pids_are_own_or_the_hosts() -> None:
-    with pytest.raises(ValueError, match="'own', 'host' or None, not 'mine'"):
+    with pytest.raises(ValueError, match="pids='mine': expected 'own' or 'host'"):
         Namespace.create(pids="mine")  # type: ignore[arg-type]  # that is the test
 
 

@@ -143,7 +143,7 @@ async def test_another_prefix() -> None:
 
 
 def test_an_mtu_that_leaves_no_ipv6() -> None:
-    with pytest.raises(AddressError, match="mtu is 1279; use 1280"):
+    with pytest.raises(AddressError, match="mtu=1279: IPv6 needs a larger MTU; use 1280"):
         Network(ipv6=True, mtu=1279)
 
 

@@ -12,9 +12,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.abc
@@ -27,11 +28,12 @@ from netns_kit.errors import (
     IdMapError,
     NamespaceGone,
     NotPrivileged,
+    OwnNamespace,
     PortInUseError,
     SysctlError,
     TunUnavailable,
 )
-from netns_kit.namespace import Address, Link, Namespace, Route
+from netns_kit.namespace import Interface, InterfaceAddress, Namespace, Route
 from tests.support import ROOT, Possessions, needs, needs_subids, needs_tun, needs_userns, subids
 
 pytestmark = pytest.mark.anyio
@@ -83,8 +85,8 @@ async def test_a_new_namespace() -> None:
         assert inode(ns.pid) != inode("self")
         assert inode(ns.pid, "user") != inode("self", "user")
         assert int((await ns.run(["stat", "-L", "-c", "%i", "/proc/self/ns/net"])).stdout) == inode(ns.pid)
-        assert await ns.links() == (Link(1, "lo", 65536, "00:00:00:00:00:00", True),)
-        assert Address(1, IPv4Interface("127.0.0.1/8")) in await ns.addresses()
+        assert await ns.links() == (Interface(1, "lo", 65536, "00:00:00:00:00:00", True),)
+        assert InterfaceAddress(1, IPv4Interface("127.0.0.1/8")) in await ns.addresses()
         assert await ns.routes() == ()
 
 
@@ -156,7 +158,10 @@ async def test_a_host_that_denies_namespaces_is_told_which_setting(anyio_backend
 @pytest.mark.parametrize("name", errors.__all__)
 def test_errors_say_their_parts_and_travel(name: str) -> None:
     error = getattr(errors, name)("it failed", "some.knob", 3, "turn it")
-    assert str(error) == "it failed; some.knob is 3; turn it"
+    is_argument = isinstance(error, errors.ArgumentError)
+    assert str(error) == (
+        "some.knob=3: it failed; turn it" if is_argument else "it failed; some.knob is 3; turn it"
+    )
     copy = pickle.loads(pickle.dumps(error))
     assert (str(copy), copy.knob, copy.value) == (str(error), "some.knob", 3)
     assert getattr(copy, "errno", None) == getattr(error, "errno", None)
@@ -222,10 +227,36 @@ async def test_attach_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(NamespaceGone, match="no such process"):
         await enter(Namespace.attach(pid=int(process.stdout)))
     if not ROOT_USER:
-        for denied in (Namespace.attach(pid=1), Namespace.attach(path="/proc/self/ns/net")):
+        ours = Namespace.attach(path="/proc/self/ns/net", allow_current=True)
+        for denied in (Namespace.attach(pid=1), ours):
             with pytest.raises(NotPrivileged) as refused:
                 await enter(denied)
             assert refused.value.errno in {errno.EPERM, errno.EACCES}
+    assert not before.difference()
+
+
+@pytest.mark.parametrize("way", ["pid", "path", "proc", "fd"])
+async def test_attaching_to_the_callers_own_namespace_is_refused(way: str) -> None:
+    """A process that has not unshared yet would have its taps and routes made where the caller is."""
+    before = Possessions()
+    late = await anyio.open_process(["/bin/cat"])
+    async with late, AsyncExitStack() as held:
+        fd = os.open("/proc/self/ns/net", os.O_RDONLY)
+        held.callback(os.close, fd)
+        targets: dict[str, dict[str, Any]] = {
+            "pid": {"pid": late.pid},
+            "path": {"path": f"/proc/self/fd/{fd}"},
+            "proc": {"path": f"/proc/{late.pid}/ns/net"},
+            "fd": {"fd": fd},
+        }
+        target = targets[way]
+        with pytest.raises(OwnNamespace, match=r"is the caller's own; .* allow_current=True"):
+            async with Namespace.attach(**target):
+                pass
+        if ROOT_USER:
+            async with Namespace.attach(**target, allow_current=True) as ns:
+                assert os.stat(f"/proc/{ns.pid}/ns/net").st_ino == os.fstat(fd).st_ino
+        late.kill()
     assert not before.difference()
 
 
@@ -274,7 +305,7 @@ async def test_sockets_that_cannot_be_had() -> None:
         with pytest.raises(OSError) as caught:
             await ns.connect_tcp(IPv4Address("192.0.2.1"), 9)
         assert caught.value.errno == errno.ENETUNREACH
-        with pytest.raises(AddressError, match="no address"):
+        with pytest.raises(AddressError, match="expected an IPv4 or IPv6 address; resolve names first"):
             await ns.connect_tcp("localhost", 9)
         async with await ns.listen_tcp(port=80):  # its root may
             with pytest.raises(PortInUseError, match="port 80/tcp") as taken:
@@ -347,8 +378,8 @@ async def test_a_tap_and_its_configuration() -> None:
                     neighbours={IPv4Address("10.0.2.2"): bytes((2, 0, 0, 0, 0, again))},
                 )
             link = (await ns.links())[-1]
-            assert link == Link(link.index, "tap0", 9000, "02:00:00:00:00:05", True)
-            assert Address(link.index, IPv4Interface("10.0.2.100/24")) in await ns.addresses()
+            assert link == Interface(link.index, "tap0", 9000, "02:00:00:00:00:05", True)
+            assert InterfaceAddress(link.index, IPv4Interface("10.0.2.100/24")) in await ns.addresses()
             routes = [route for route in await ns.routes() if route.destination.version == 4]
             assert routes == [
                 Route(IPv4Network("0.0.0.0/0"), IPv4Address("10.0.2.2"), link.index, 0),
@@ -400,7 +431,7 @@ async def test_ipv6_addresses_and_routes() -> None:
             "ip -6 route add fd01::/48 via fd00::1"
         )
         index = (await ns.links())[-1].index
-        assert Address(index, IPv6Interface("fd00::100/64")) in await ns.addresses()
+        assert InterfaceAddress(index, IPv6Interface("fd00::100/64")) in await ns.addresses()
         assert Route(IPv6Network("fd01::/48"), IPv6Address("fd00::1"), index, 1024) in await ns.routes()
 
 

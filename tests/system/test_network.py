@@ -20,6 +20,7 @@ import pytest
 
 from netns_kit import (
     AddressError,
+    ArgumentError,
     Namespace,
     Network,
     PortInUseError,
@@ -273,8 +274,8 @@ async def test_a_policy_decides_what_the_program_sees(refusal: Refusal, number: 
     [
         ({"ports": ["80:80:80"]}, PortSpecError),
         ({"subnet": "10.0.2.0/30"}, AddressError),
-        ({"mtu": 67}, AddressError),
-        ({"mtu": 65522}, AddressError),
+        ({"mtu": 67}, ArgumentError),
+        ({"mtu": 65522}, ArgumentError),
     ],
 )
 async def test_bad_arguments_raise_before_anything_is_made(

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import resource
 import select
@@ -26,7 +27,7 @@ import pytest
 
 from netns_kit.errors import NamespaceGone, NetnsKitError
 from netns_kit.namespace import Namespace
-from netns_kit.process import Process
+from netns_kit.process import CommandFailed, Process
 from tests.support import ROOT, Possessions, needs, needs_userns, seen_outside
 
 pytestmark = pytest.mark.anyio
@@ -105,7 +106,7 @@ async def test_input_bigger_than_a_pipe() -> None:
         assert (await ns.run(["cat"], input=text)).stdout == text
         assert (await ns.run(["head", "-c", "5"], input=text)).stdout == text[:5]
         assert (await ns.run(["cat"], input=b"")).stdout == b""
-        with pytest.raises(ValueError, match="stdin and input"):
+        with pytest.raises(ValueError, match="stdin=-3: expected None where input is given"):
             await ns.run(["cat"], input=b"", stdin=DEVNULL)
 
 
@@ -119,9 +120,9 @@ async def test_arguments_and_environment_are_bytes() -> None:
         assert set(done.stdout.decode().split()) == {f"{name}={value}" for name, value in environment.items()}
         with pytest.raises(ValueError, match="null"):
             await ns.run(["a\0b"])
-        with pytest.raises(ValueError, match="environment"):
+        with pytest.raises(ValueError, match="expected names without ="):
             await ns.run(["true"], env={"a=b": ""})
-        with pytest.raises(ValueError, match="no command"):
+        with pytest.raises(ValueError, match="expected a word at least"):
             await ns.run([])
 
 
@@ -668,3 +669,19 @@ async def test_requests_from_another_thread_and_loop() -> None:
                 call = partial(anyio.run, elsewhere, ns, backend=backend)
                 outputs.append(await anyio.to_thread.run_sync(call))
         assert sorted(outputs) == [b"here\n"] * 10 + [b"there\n"] * 2
+
+
+async def test_what_a_command_said_is_in_the_error() -> None:
+    async with namespace() as ns:
+        command = ["/bin/sh", "-c", "echo kept; echo why >&2; exit 3"]
+        with pytest.raises(subprocess.CalledProcessError, match="exit status 3; it says:\nwhy") as failed:
+            await ns.run(command)
+        assert isinstance(failed.value, CommandFailed)
+        assert (failed.value.returncode, failed.value.output, failed.value.stderr) == (3, b"kept\n", b"why\n")
+        copy = pickle.loads(pickle.dumps(failed.value))
+        assert (str(copy), copy.returncode, copy.cmd) == (str(failed.value), 3, command)
+        with pytest.raises(CommandFailed) as long:
+            await ns.run("for i in $(seq 1000); do echo line $i >&2; done; kill -9 $$")
+        assert "SIGKILL" in str(long.value)
+        assert "line 1000" in str(long.value)
+        assert "line 1\n" not in str(long.value)

@@ -15,8 +15,9 @@ import anyio.lowlevel
 import pytest
 
 from netns_kit import Limits, Network, Uplink
+from netns_kit.arguments import Address
 from netns_kit.drivers import DriverName
-from netns_kit.uplink import Address, Protocol
+from netns_kit.uplink import Protocol
 
 from .multihop import (
     GATEWAY,

@@ -170,10 +170,10 @@ async def _exchange(net: Network, port: int, data: bytes) -> None:
 
 
 async def test_other_drivers_take_one_queue() -> None:
-    with pytest.raises(ValueError, match=r"2 queues .* not 'thread'"):
+    with pytest.raises(ValueError, match=r"driver='thread': 2 queues are for as many worker processes"):
         Network(queues=2)
     device = TapDevice.open(Network().namespace, queues=2)
-    with pytest.raises(ValueError, match="not 'loop'"):
+    with pytest.raises(ValueError, match="driver='loop': 2 queues are for"):
         UserStack(device, driver="loop")
 
 

@@ -12,6 +12,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -479,8 +480,8 @@ Dropped = Callable[[str], int]
 @asynccontextmanager
 async def dropping(net: Network, server: socket.socket) -> AsyncIterator[Dropped]:
     """What is sent in the block has been dealt with after it; then the answer counts what was dropped."""
-    before, after = await net.stack.stats(), dict[str, int]()
-    yield lambda name: after.get(name, 0) - before.get(name, 0)
+    before, after = dict[str, Any](await net.stack.stats()), dict[str, Any]()
+    yield lambda name: after[name] - before[name]
     with await udp(net) as guest:
         await ask(guest, server, b"the last to be sent")
     after.update(await net.stack.stats())

@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import pytest
 
-from netns_kit.errors import AddressError, TunUnavailable
+from netns_kit.errors import ArgumentError, TunUnavailable
 from netns_kit.impairment import Impairment
 from netns_kit.namespace import Namespace
 from netns_kit.stack.offloads import Offloads
@@ -154,7 +154,7 @@ async def test_a_persistent_tap_with_one_queue_has_no_more(ns: Namespace) -> Non
 
 async def test_queues_are_one_device(ns: Namespace) -> None:
     device = TapDevice.open(ns, "tap0", queues=3)
-    with pytest.raises(AddressError, match="queues is 3; use 1"):
+    with pytest.raises(ArgumentError, match="queues=3: a bad link has one queue; use 1"):
         _ = device.impaired(Impairment())
     async with device as tap:
         assert tap.queues[0] is tap
