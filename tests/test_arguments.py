@@ -109,6 +109,7 @@ EVERYWHERE: list[tuple[Callable[..., Any], tuple[Any, ...] | dict[str, Any], dic
     (Namespace.create, (), {"ids": ["nobody", None, True], "pids": ["mine", True, 1]}),
     (Namespace.attach, (), {
         "pid": ["1", 0, -1, True, 1.5], "fd": ["0", -1, True], "path": [5, b"/"], "allow_current": [],
+        "pids": ["mine"],
     }),
     (TapDevice.open, (NEW,), {
         "name": ["", None, 5, "a" * 16], "mtu": ["1500", 67, True, None], "mac": [5, "mac", b"\1"],
