@@ -91,6 +91,20 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert path.resolve().is_relative_to(ROOT)
 
 
+def test_every_test_that_the_threat_model_names_is_there() -> None:
+    """A claim without a test is a hope."""
+    tests = {path: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py")}
+    named = re.findall(
+        r"`(tests/[\w/.]+|test_\w+)`", (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    )
+    assert len(named) > 20
+    for name in named:
+        if name.startswith("tests/"):
+            assert (ROOT / name).exists(), name
+        else:
+            assert any(re.search(rf"def {name}\(", text) for text in tests.values()), name
+
+
 def test_the_readme_begins_with_the_short_form() -> None:
     """`Network`, in a few lines, and only then the five objects it is made of."""
     first, second, *_ = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
