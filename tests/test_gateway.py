@@ -710,21 +710,37 @@ def test_no_socket_is_the_error_the_guest_would_have_seen(
     assert len(caplog.records) == (number in (errno.EMFILE, errno.EACCES)), "said, and once"
 
 
-def test_what_the_kernel_does_not_watch_is_not_the_end(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """epoll_ctl(2) may lack memory, or watches: then the flow does not come to be, and its socket is closed."""
+def unwatched(make: Make, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """Make one for whom epoll_ctl(2) lacks memory, or watches: no flow comes to be, and its socket is closed."""
     bench = make()
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    far = bytes((192, 0, 2, 1))
     monkeypatch.setattr(bench.engine, "add", full)
-    for sent in datagram(far, 9), syn(GATEWAY, closed_port()), echo_request(far):
-        bench.inject(sent)
-        bench.settle()
-        (answer,) = bench.answers()
-        message = icmp.parse(answer.payload)
-        assert (message.type, message.code) == (icmp.UNREACHABLE, icmp.NET)
+    return bench
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp", "icmp"])
+def test_what_the_kernel_does_not_watch_is_refused(
+    make: Make, monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    if protocol == "icmp":
+        needs_ping()
+    bench, far = unwatched(make, monkeypatch), bytes((192, 0, 2, 1))
+    sent = {"tcp": syn(GATEWAY, closed_port()), "udp": datagram(far, 9), "icmp": echo_request(far)}
+    bench.inject(sent[protocol])
+    bench.settle()
+    (answer,) = bench.answers()
+    message = icmp.parse(answer.payload)
+    assert (message.type, message.code) == (icmp.UNREACHABLE, icmp.NET)
+    assert not bench.gateway.flows()
+
+
+def test_a_client_that_the_kernel_does_not_watch_is_closed(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = unwatched(make, monkeypatch)
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
         socket.create_connection(server.getsockname()) as client,

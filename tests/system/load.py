@@ -58,9 +58,9 @@ class Rig:
         await self.stack.local.call(change)
 
     async def gone(self, seconds: float) -> None:
-        """Wait until no flow is left, at most so long."""
+        """Wait until no flow is left, nor a connection in TIME-WAIT, at most so long."""
         with anyio.move_on_after(seconds):
-            while await self.stack.flows():  # noqa: ASYNC110 - timers tell nobody
+            while await self.stack.flows() or (await self.stack.stats())["tcp_time_waits"]:  # noqa: ASYNC110 - timers tell nobody
                 await anyio.sleep(0.02)
         left = await self.stack.flows()
         assert not left, f"{len(left)} flows are left, the first is {left[0]}"

@@ -343,7 +343,8 @@ def left() -> list[object]:
     the entry of a timer it has needed no more, a minute at most."""
     gc.collect()
     things = [thing for thing in gc.get_objects() if type(thing).__name__ in ("TcpConnection", "TcpRelay")]
-    return [thing for thing in things if getattr(thing, "state", None) is not State.CLOSED]
+    over = State.CLOSED, State.TIME_WAIT  # of which the table keeps a record, and no connection
+    return [thing for thing in things if getattr(thing, "state", None) not in over]
 
 
 MOST = 60_000  # bytes: two that say all before they hear anything wait for nobody, if buffers hold it

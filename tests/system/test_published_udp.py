@@ -18,6 +18,7 @@ from netns_kit import Limits, Network, Uplink
 from netns_kit.arguments import Address
 from netns_kit.drivers import DriverName
 from netns_kit.uplink import Protocol
+from tests.support import needs
 
 from .multihop import (
     GATEWAY,
@@ -258,4 +259,5 @@ async def test_an_uplink_of_another_kind_is_never_passed_by(hops: Hops) -> None:
 
 
 async def second_address() -> None:
+    needs("ip")
     await anyio.run_process(["ip", "address", "add", f"{SECOND}/24", "dev", "R1"])

@@ -15,6 +15,7 @@ import anyio.to_thread
 
 from netns_kit import Flow, Network, Uplink
 from tests.servers import SECONDS
+from tests.support import needs
 from tests.system.multihop import GUEST, H_6, H, Hops, S, in_h
 
 FORGED = "198.51.100.7"
@@ -56,6 +57,7 @@ async def test_the_hosts_own_addresses_of_ipv6(hops: Hops) -> None:
 @in_h(ping=False, privileged=True)
 async def test_nobody_speaks_in_anothers_name(hops: Hops) -> None:
     """Unless it is allowed, for guests that route for others."""
+    needs("ip")
     with hops.at("S"):
         server = socket.create_server((S, 0))
     with server:
