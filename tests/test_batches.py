@@ -14,7 +14,7 @@ from netns_kit.gateway import FRAMES_PER_STEP
 from netns_kit.listeners import UdpListener
 from netns_kit.ports import parse
 from netns_kit.relay import UdpRelay
-from netns_kit.relay.batches import LARGEST, MOST, UDP_SEGMENT
+from netns_kit.relay.batches import LARGEST, MOST, ROOM, UDP_SEGMENT
 from netns_kit.stack import Limits, UdpFlow
 from netns_kit.stack.wire import ip, udp, virtio
 from netns_kit.uplink import Uplink
@@ -23,6 +23,8 @@ from tests.test_gateway import GATEWAY, GUEST, PORT, Bench, Make, make, port_of
 __all__ = ["make"]
 
 pytestmark = pytest.mark.usefixtures("leaks")
+
+UDP = socket.AF_INET, socket.SOCK_DGRAM
 
 
 @pytest.fixture
@@ -254,6 +256,41 @@ def test_a_mixture_comes_in_order(make: Make, host: socket.socket, seed: int, vn
     assert b"".join(got) == b"".join(sent)
     if not vnet_header:
         assert got == sent
+
+
+def room_for(burst: Sequence[bytes]) -> int:
+    """How much of `burst` a socket of this host keeps that has asked for as much room as a relay does."""
+    with socket.socket(*UDP) as sock, socket.socket(*UDP) as sender:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, ROOM)
+        sock.bind(("127.0.0.1", 0))
+        sock.setblocking(False)
+        for payload in burst:
+            sender.sendto(payload, sock.getsockname())
+        return len(everything(sock))
+
+
+@pytest.mark.parametrize(("count", "size"), [(700, 1400), (1000, 40)])
+def test_a_burst_is_kept_until_it_is_read(bench: Bench, host: socket.socket, count: int, size: int) -> None:
+    """Answers of a server to a flow of the guest's, while the gateway is at something else."""
+    say = heard(bench, host)
+    burst = [number.to_bytes(4, "big") + bytes(size - 4) for number in range(count)]
+    kept = room_for(burst)
+    for payload in burst:
+        say(payload)
+    bench.settle()
+    assert b"".join(datagrams(bench)) == b"".join(burst[:kept])
+
+
+def test_a_burst_to_a_forwarded_port_is_kept_until_it_is_read(bench: Bench, host: socket.socket) -> None:
+    (forward,) = parse("127.0.0.1:0:7/udp")
+    listener = UdpListener(bench.gateway, forward)
+    burst = [number.to_bytes(4, "big") + bytes(36) for number in range(1000)]
+    kept = room_for(burst)
+    for payload in burst:
+        host.sendto(payload, ("127.0.0.1", listener.forward.host_port))
+    bench.settle()
+    assert b"".join(datagrams(bench)) == b"".join(burst[:kept])
+    listener.close()
 
 
 def test_each_comes_from_where_it_was_sent(bench: Bench, host: socket.socket) -> None:

@@ -24,6 +24,7 @@ from .sockets import ANCILLARY_SPACE, DATAGRAMS_PER_STEP, MAX_DATAGRAM, Ancillar
 UDP_SEGMENT, UDP_GRO = 103, 104  # linux/udp.h
 MOST = DATAGRAMS_PER_STEP  # together: no more than UDP_MAX_SEGMENTS, 64 in kernels before 6.9
 RUN = 65000  # bytes together
+ROOM = 1 << 20  # bytes that have arrived and are not read yet
 LARGEST = 1472  # bytes of a datagram that is sent together with others: no path splits it
 
 Sender = tuple[str, int]
@@ -114,6 +115,15 @@ def ask_for_runs(sock: socket.socket) -> None:
     """Have the kernel hand over what it has together, for `Inbox`; without, if it cannot."""
     with suppress(OSError):  # Linux before 5.0
         sock.setsockopt(socket.SOL_UDP, UDP_GRO, 1)
+
+
+def ask_for_room(sock: socket.socket) -> None:
+    """Have the kernel keep a burst until it is read: its default holds 25 datagrams of 8 KiB, or 270 small ones.
+
+    It gives no more than net.core.rmem_max.  A default that is larger stays.
+    """
+    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) < ROOM:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, ROOM)
 
 
 def _segment_size(ancillary: Ancillary) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from netns_kit.engine import ERROR, IN, Appetite, Engine
 from netns_kit.stack import UdpFlow
 
-from .batches import LARGEST, MOST, UDP_SEGMENT, Inbox, Outbox, ask_for_runs
+from .batches import LARGEST, MOST, UDP_SEGMENT, Inbox, Outbox, ask_for_room, ask_for_runs
 from .sockets import (
     Ancillary,
     Marks,
@@ -78,6 +78,7 @@ class UdpRelay:
         self._waiting_marks = 0
         ask_for_errors(sock)
         ask_for_marks(sock)
+        ask_for_room(sock)
         ask_for_runs(sock)
         engine.add(sock.fileno(), self._on_events, IN)
 
