@@ -481,8 +481,10 @@ class Gateway:
     def _give_up(self) -> None:
         """Close a flow, for another gateway of this process that is owed its descriptor: an idle one, or the oldest
         connection."""
+        if self.admission.close_one(lambda: self._evict(b"")):
+            return
         oldest = next(iter(self.stack.tcp.values()), None)
-        if not self._evict(b"") and oldest is not None and isinstance(oldest.user, TcpRelay):
+        if oldest is not None and isinstance(oldest.user, TcpRelay):
             oldest.user.abort()
             self.stack.dropped["limit-descriptors"] += 1
 

@@ -358,6 +358,34 @@ def test_a_guest_cannot_take_every_descriptor(
     assert stats["flows_refused"] == 15 - spare
 
 
+def test_flows_that_share_a_socket_are_not_taken_for_descriptors(
+    make: Make, monkeypatch: pytest.MonkeyPatch, listener: socket.socket
+) -> None:
+    """A flow that makes room has closed none while others have its socket."""
+    bench, other = make(), make()
+    with ExitStack() as stack:
+        for _ in range(100):
+            server = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            server.bind(("127.0.0.1", 0))
+            bench.inject(datagram(GATEWAY, port_of(server)))
+        bench.settle()
+        assert bench.gateway.stats()["udp_flows"] == 100
+        room_for(6, bench, monkeypatch)
+        other.gateway.admission.most = bench.gateway.admission.most
+        for each in (bench, other):
+            for source in range(20001, 20031):
+                each.connect(GATEWAY, port_of(listener), source)
+                each.settle()
+                bench.settle()
+            if each is bench:
+                assert lowest_free(bench.engine.fileno()) == bench.gateway.admission.most, (
+                    "the rest is the program's"
+                )
+                assert bench.gateway.stats()["udp_flows"] == 0, "in the end all of them have made room"
+        shares = [each.gateway.stats()["tcp_connections"] for each in (bench, other)]
+        assert max(shares) - min(shares) <= 1, "of what gateways have, however much the program has"
+
+
 def test_the_descriptors_are_the_whole_process_s(
     make: Make, monkeypatch: pytest.MonkeyPatch, listener: socket.socket
 ) -> None:
