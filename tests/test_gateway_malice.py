@@ -7,6 +7,7 @@ import logging
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from itertools import islice
 
 import pytest
 
@@ -455,6 +456,32 @@ def test_new_flows_do_not_hold_up_a_step(make: Make) -> None:
         bench.engine.dispatch(bench.engine.poll(0), clock)
         steps += 1
     assert steps >= 8, "no more than four in a step"
+
+
+def test_a_storm_of_new_flows_is_no_flood(make: Make) -> None:
+    """However late all steps are: what the guest's queue holds is handled, in its order."""
+    bench = make()
+    clock = bench.now
+    bench.engine.clock = lambda: clock
+    asked: list[int] = []
+
+    def opened(flow: UdpFlow) -> Refusal | None:
+        nonlocal clock
+        clock += BUDGET * 2
+        asked.append(int.from_bytes(flow.key[-2:], "big"))
+        return Refusal.RESET
+
+    bench.gateway.udp_opened = opened  # type: ignore[method-assign]  # takes its time
+    ports = iter(range(20001, 30000))
+    expected: list[int] = []
+    for _ in range(20):
+        for port in islice(ports, 64):
+            bench.inject(datagram(GATEWAY, port))
+            expected.append(port)
+        for _ in range(70):  # a frame a step
+            bench.engine.dispatch(bench.engine.poll(0), clock)
+    assert asked == expected
+    assert not bench.gateway.stack.dropped["flooded"]
 
 
 def test_a_flood_does_not_take_the_place_of_what_is_under_way(make: Make, listener: socket.socket) -> None:
