@@ -74,6 +74,7 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 CAP_SYS_ADMIN = 21
+PF_EXITING = 4  # among the flags that proc_pid_stat(5) shows
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
@@ -313,6 +314,14 @@ class Quarters:
         self.holder = holder
         self.mounts = mounts
         self.parent = parent
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the holder has begun to end.  If it is process 1 of a PID namespace the kernel then kills the others
+        there, and it has ended when they are collected."""
+        with open(f"/proc/{self.holder}/stat", "rb") as file:
+            flags = int(file.read().rpartition(b")")[2].split()[6])
+        return flags & PF_EXITING != 0
 
     def enter(self, here: int | None) -> None:
         """Join the mount namespace, with the directory `here` of another one as the current directory: by its name
@@ -1218,6 +1227,8 @@ class Agent:
                 elif os.WIFCONTINUED(status):
                     self.continued(command)
                 elif pid in self.commands:
+                    if os.WIFSIGNALED(status) and self.quarters.is_ending:
+                        self.end()
                     self.drop(command, {"status": status})
 
     def drop(self, command: Command, last: dict[str, object]) -> None:
