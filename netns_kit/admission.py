@@ -5,9 +5,10 @@ and every other network in it live by the same one.  So no gateway counts for it
 number that is free (POSIX; tests/test_facts.py), so its number tells how many there are at the least, whoever has
 opened them.  `RESERVE` of them are left to the program.
 
-When all others are taken, a gateway that wants one gives up one of its own: what is idle, or has not begun.  One
-that has less than its fair share gets one nevertheless, and the gateway that has most gives one back for it.  So a
-flood in one network does not end the others.
+When all others are taken, a gateway that wants one gives up one of its own: what is idle, or has not begun.  Flows
+may share a socket, or have none, so what counts is that a descriptor is closed, and not how many flows are.  A
+gateway with less than its share of what all gateways have gets one nevertheless, and the gateway that has most gives
+one back for it.  So a flood in one network does not end the others.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import ClassVar
 from .engine import Engine
 
 RESERVE = 256  # descriptors that no guest can take from the program; half, if there are few
+CLOSED_FOR_ONE = 64  # flows that may be closed for one descriptor
 
 
 class Admission:
@@ -33,7 +35,7 @@ class Admission:
     _members: ClassVar[list[Admission]] = []  # of the process, whose descriptors they share
     _lock = allocate_lock()
 
-    def __init__(self, engine: Engine, give_up: Callable[[], object]) -> None:
+    def __init__(self, engine: Engine, give_up: Callable[[], None]) -> None:
         self._engine = engine
         self._give_up = give_up
         self.most = most_descriptors()
@@ -57,23 +59,30 @@ class Admission:
         self._met = True
         self.most = most_descriptors()  # it may have been raised
         free = lowest_free(self._engine.fileno())
-        return free < self.most or make_room() or self._is_owed_one(free)
+        return free < self.most or self.close_one(make_room) or self._is_owed_one(free)
+
+    def close_one(self, make_room: Callable[[], bool]) -> bool:
+        """Return whether a descriptor of this gateway has been closed, by `make_room` as in `admit`."""
+        had = self._engine.descriptors
+        for _ in range(CLOSED_FOR_ONE):
+            if not make_room():
+                return False
+            if self._engine.descriptors < had:
+                return True
+        return False
 
     def _is_owed_one(self, free: int) -> bool:
         """Whether another gateway has been asked for a descriptor, since this one has less than its share."""
         with self._lock:
             members = list(self._members)
-        share = self.most // len(members)
-        richest = max(members, key=lambda each: each._engine.descriptors)
-        if self._engine.descriptors >= share or richest._engine.descriptors <= share:
+        share = sum(each._engine.descriptors for each in members) // len(members)
+        if self._engine.descriptors >= share:
             return False
+        richest = max(members, key=lambda each: each._engine.descriptors)
         if free >= self.most + RESERVE // 2:  # those that are asked have not answered yet
             return False
-        richest._engine.call(richest._answer)
+        richest._engine.call(richest._give_up)
         return True
-
-    def _answer(self) -> None:
-        self._give_up()
 
 
 def lowest_free(fd: int) -> int:

@@ -74,6 +74,7 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 CAP_SYS_ADMIN = 21
+PF_EXITING = 4  # among the flags that proc_pid_stat(5) shows
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
@@ -313,6 +314,14 @@ class Quarters:
         self.holder = holder
         self.mounts = mounts
         self.parent = parent
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the holder has begun to end.  If it is process 1 of a PID namespace the kernel then kills the others
+        there, and it has ended when they are collected."""
+        with open(f"/proc/{self.holder}/stat", "rb") as file:
+            flags = int(file.read().rpartition(b")")[2].split()[6])
+        return flags & PF_EXITING != 0
 
     def enter(self, here: int | None) -> None:
         """Join the mount namespace, with the directory `here` of another one as the current directory: by its name
@@ -861,7 +870,7 @@ def become_command(
         step = "spawn"
         numbers = {int(number): fds[index] for number, index in request["fds"].items()}
         above = max([2, *numbers]) + 1
-        report = socket.socket(fileno=fcntl.fcntl(report.detach(), fcntl.F_DUPFD_CLOEXEC, above))
+        report = socket.socket(fileno=fcntl.fcntl(report.fileno(), fcntl.F_DUPFD_CLOEXEC, above))
         moved = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for number, fd in numbers.items()}
         os.closerange(0, 3)
         for number, fd in moved.items():
@@ -878,6 +887,7 @@ def become_command(
         if step == "exec" and isinstance(exc, OSError):
             problem: dict[str, object] = {"unexecuted": exc.errno}
         else:
+            os.closerange(0, 3)  # it may be that there are too many to look at anything
             problem = failure(exc, step if is_capable(CAP_SYS_ADMIN) else "spawn")
         record = json.dumps(problem).encode()
         report.send(
@@ -949,11 +959,18 @@ class Command:
         self.follows = False  # the client wants to know
         self.told = False  # and has been told, and not been heard since: it has stopped itself
 
-    def take(self, data: bytes, fds: list[int]) -> None:
-        """What `hand_over` has passed: at first with the namespace."""
+    def take(self, paths: Sequence[str], fds: list[int]) -> None:
+        """Own the descriptors that `hand_over` has passed for these paths: at first with the namespace.
+
+        If we had no room for all of them, they are closed, and the files are not shown again.
+        """
+        if len(fds) != len(paths) + (self.mounts < 0):
+            for fd in fds:
+                os.close(fd)
+            return
         if self.mounts < 0:
             self.mounts = fds.pop(0)
-        for path, fd in zip(json.loads(data)["shown"], fds, strict=True):
+        for path, fd in zip(paths, fds, strict=True):
             if path in self.shown:
                 os.close(self.shown[path])
             self.shown[path] = fd
@@ -1048,21 +1065,24 @@ class Agent:
         for _, _, payload in ancillary:
             fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
         try:
-            if fds and not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            if fds:
                 conversation = socket.socket(fileno=fds[0])
                 del fds[0]
-                self.answer(conversation, data, fds.tolist())
+                complete = not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
+                self.answer(conversation, data, fds.tolist(), complete=complete)
         except OSError:
             pass  # not a socket: nobody to answer to
         finally:
             for fd in fds:
                 os.close(fd)
 
-    def answer(self, conversation: socket.socket, data: bytes, fds: list[int]) -> None:
-        """Do what is asked; the descriptors are closed by the caller."""
+    def answer(self, conversation: socket.socket, data: bytes, fds: list[int], *, complete: bool) -> None:
+        """Do what is asked; the descriptors are closed by the caller.  Not `complete`: there was no room for all."""
         op = "request"
         conversation.setblocking(False)
         try:
+            if not complete:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             if data == b"@":
                 data = os.pread(fds[-1], os.fstat(fds[-1]).st_size, 0)
             request = json.loads(data)
@@ -1111,19 +1131,19 @@ class Agent:
         if command.report is None:
             return
         try:
-            problem, fds, _, _ = socket.recv_fds(command.report, RECORD_MAX, FDS_MAX)
-            if fds:
-                command.take(problem, fds)
-                problem, _, _, _ = socket.recv_fds(command.report, RECORD_MAX, 0)
+            said, fds, _, _ = socket.recv_fds(command.report, RECORD_MAX, FDS_MAX)
+            if said and "shown" in (record := json.loads(said)):
+                command.take(record["shown"], fds)
+                said = command.report.recv(RECORD_MAX)
         except BlockingIOError:
             return
         except ConnectionError:
-            problem = b""
+            said = b""
         self.forget(command.report.fileno())
         command.report.close()
         command.report = None
-        if problem:
-            self.drop(command, json.loads(problem))
+        if said:
+            self.drop(command, json.loads(said))
         elif untold := tell(command.conversation, {"pid": command.pid}, [command.pidfd]):
             kill_tree(command.pid)
             self.drop(command, failure(untold, "answer"))
@@ -1198,7 +1218,7 @@ class Agent:
                 return
             if pid == 0:
                 return
-            if pid == self.quarters.holder:
+            if pid == self.quarters.holder and not os.WIFSTOPPED(status) and not os.WIFCONTINUED(status):
                 self.end()
             if command := self.commands.get(pid):
                 self.started(command)  # if it was quick: its start is told before its end
@@ -1207,6 +1227,8 @@ class Agent:
                 elif os.WIFCONTINUED(status):
                     self.continued(command)
                 elif pid in self.commands:
+                    if os.WIFSIGNALED(status) and self.quarters.is_ending:
+                        self.end()
                     self.drop(command, {"status": status})
 
     def drop(self, command: Command, last: dict[str, object]) -> None:
@@ -1254,7 +1276,8 @@ class Agent:
                 os.path.basename(name) for path in command.files for name in (path, os.path.realpath(path))
             }
             if command.shown and names & concerned:
-                self.show_again(command)
+                with suppress(OSError):  # out of descriptors or processes: it is not shown again
+                    self.show_again(command)
 
     def show_again(self, command: Command) -> None:
         self.make_places(command.files)
@@ -1262,14 +1285,19 @@ class Agent:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         with theirs:
-            if os.fork() == 0:
+            try:
+                child = os.fork()
+            except OSError:
+                ours.close()
+                raise
+            if child == 0:
                 show_again(theirs, command.mounts, command.shown)
 
         def shown() -> None:
             with suppress(BlockingIOError):
                 data, fds, _, _ = socket.recv_fds(ours, RECORD_MAX, FDS_MAX)
                 if command.pid in self.commands and data:
-                    command.take(data, fds)
+                    command.take(json.loads(data)["shown"], fds)
                 else:
                     for fd in fds:
                         os.close(fd)

@@ -237,7 +237,11 @@ class Conversation:
         return self._sock.fileno() < 0
 
     def close(self) -> None:
-        self._sock.close()
+        """Close our end.  Whoever waits for an answer gets ClosedResourceError."""
+        if not self.is_closed:
+            with suppress(RuntimeError):  # no event loop runs, so nobody waits
+                anyio.notify_closing(self._sock)
+            self._sock.close()
 
 
 def _is_status(number: int) -> bool:

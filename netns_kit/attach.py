@@ -93,11 +93,12 @@ async def _serve(network: Network, options: argparse.Namespace) -> None:
 
 
 async def _hang_up(fd: int) -> None:
-    """What is written there means nothing."""
-    while True:
-        await anyio.wait_readable(fd)
-        if not os.read(fd, 4096):
-            return
+    """Wait until the other end is closed.  What is written there means nothing."""
+    with suppress(ConnectionResetError):  # a socket's, closed with something unread in it
+        while True:
+            await anyio.wait_readable(fd)
+            if not os.read(fd, 4096):
+                return
 
 
 @contextmanager

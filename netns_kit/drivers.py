@@ -152,7 +152,11 @@ class ThreadDriver:
         try:
             self._notify = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             self._driving = True
-            thread.start()
+            try:
+                thread.start()
+            except BaseException:  # the host has no room for one more thread
+                self._driving = False
+                raise
             while self._failure is None:
                 await anyio.wait_readable(self._notify)
                 os.eventfd_read(self._notify)

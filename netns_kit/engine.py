@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 import os
 import select
+from _thread import allocate_lock  # of `threading`, all that is wanted here
 from collections import deque
 from collections.abc import Callable
 from typing import ClassVar
@@ -103,6 +104,9 @@ class Engine:
         self._removed: set[int] = set()  # in this step: their numbers may be another's by now
         self._again: deque[Callable[[], None]] = deque()
         self._calls: deque[Callable[[], None]] = deque()
+        self._calling = (
+            allocate_lock()
+        )  # lest what `call` writes to is closed, and its number somebody else's
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.add(self._wake, self._run_calls, IN)
         self._open.append(self)
@@ -153,9 +157,10 @@ class Engine:
 
     def call(self, callback: Callable[[], None]) -> None:
         """Run `callback` in the next step.  From any thread; it must not raise.  A closed engine forgets it."""
-        if not self._epoll.closed:
-            self._calls.append(callback)
-            os.eventfd_write(self._wake, 1)
+        with self._calling:
+            if not self._epoll.closed:
+                self._calls.append(callback)
+                os.eventfd_write(self._wake, 1)
 
     def step(self, now: float) -> None:
         """Do what is ready, a bounded amount of it, and return without blocking."""
@@ -186,12 +191,14 @@ class Engine:
 
     def close(self) -> None:
         """Close the engine's own descriptors and forget what waits.  Again is fine.  Nothing may drive it now."""
-        if not self._epoll.closed:
-            self._calls.clear()
+        with self._calling:
+            if self._epoll.closed:
+                return
+            self._open.remove(self)  # first: a fork may come at any moment
             self._epoll.close()
             os.close(self._wake)
-            self._handlers.clear()
-            self._open.remove(self)
+        self._calls.clear()
+        self._handlers.clear()
 
     @classmethod
     def leave_to_parent(cls) -> None:

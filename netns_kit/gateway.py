@@ -11,6 +11,7 @@ import errno
 import math
 import os
 import socket
+from collections import deque
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from ipaddress import ip_address
@@ -37,7 +38,10 @@ from .uplink import DNS_PORT, OURSELVES, Endpoint, Flow, Protocol, Target, Uplin
 FRAMES_PER_STEP = 32
 FLOODED = 0.1  # seconds in which new flows made each step late: then it is a flood,
 CALM = 0.5  # seconds for which it is taken for one,
-DRAINED = 256  # and frames that are looked at nevertheless, of a step that is late
+DRAINED = 256  # frames that are looked at nevertheless, of a step that is late,
+STRANGE_FRAMES = (
+    256  # and of these such as belong to no flow yet, which wait for their turn; more are dropped
+)
 STRANGERS = 256  # flows of one UDP socket, beyond which nobody new is heard who was not asked
 EPHEMERAL = range(32768, 61000)  # ports for clients whose own is taken
 DOMAINS = ("containers.internal", "docker.internal")  # where programs in containers look for their host
@@ -143,6 +147,7 @@ class Gateway:
         self._buffer = memoryview(bytearray(2 * FRAME_MAX))
         self._appetite = Appetite(engine)
         self._late, self._late_since, self._flooded_until = NEVER, math.inf, -math.inf
+        self._strange: deque[bytes] = deque()  # frames that wait, in a flood
         self.inbox, self.outbox = Inbox(), Outbox()
         self.zone = _zone(subnet)
         self._dns = DnsRelay(engine, uplink, self.zone, self._hook_failed, self._resolvers_for)
@@ -171,6 +176,9 @@ class Gateway:
         self._read_frames(self._appetite.size(FRAMES_PER_STEP))
 
     def _read_frames(self, most: int) -> None:
+        if self._strange:  # others have come before
+            self._drain()
+            return
         read, receive, now = self._tap.read_into, self.stack.receive, self.engine.now
         buffer, outbox = self._buffer, self.outbox
         free, stack, costly = buffer, self.stack, self.stack.costly
@@ -194,24 +202,50 @@ class Gateway:
             outbox.flush()
 
     def _look_for_flood(self) -> None:
-        """Empty the guest's queue, if all steps have been late for long, lest what is under way gets lost in it.
-
-        What belongs to no flow yet is dropped unseen, now and for a while."""
-        engine, now, stack = self.engine, self.engine.now, self.stack
+        """Empty the guest's queue, if all steps have been late for long, lest what is under way gets lost in it."""
+        engine, now = self.engine, self.engine.now
         if engine.steps > self._late + engine.around:
             self._late_since = now
         self._late = engine.steps
         if now - self._late_since > FLOODED:
             self._flooded_until = now + CALM
-        if now < self._flooded_until and stack.knows_at_a_glance:
-            buffer, outbox = self._buffer, self.outbox
-            for _ in range(DRAINED):
-                if outbox.relays:
-                    outbox.flush()
-                size = self._tap.read_into(buffer)
-                if size is None:
-                    break
-                stack.receive_known(buffer[:size], now)
+        if now < self._flooded_until and self.stack.knows_at_a_glance:
+            self._drain()
+
+    def _drain(self) -> None:
+        """Receive what the guest's queue has of known flows.
+
+        What belongs to no flow yet waits for `_receive_strange`, and is dropped unseen if there is too much of it."""
+        buffer, outbox, stack, strange = self._buffer, self.outbox, self.stack, self._strange
+        has_waited = bool(strange)
+        for _ in range(DRAINED):
+            if outbox.relays:
+                outbox.flush()
+            size = self._tap.read_into(buffer)
+            if size is None:
+                break
+            if stack.receive_known(buffer[:size], self.engine.now):
+                continue
+            if len(strange) < STRANGE_FRAMES:
+                strange.append(bytes(buffer[:size]))
+            else:
+                stack.dropped["flooded"] += 1
+        if outbox.relays:
+            outbox.flush()
+        if strange and not has_waited:
+            self.engine.again(self._receive_strange)
+
+    def _receive_strange(self) -> None:
+        """Receive what waits, until the step has used up its time: one frame at least."""
+        strange, outbox = self._strange, self.outbox
+        while strange:
+            self.stack.receive(memoryview(strange.popleft()), self.engine.now)
+            if self.engine.is_late:
+                break
+        if outbox.relays:
+            outbox.flush()
+        if strange:
+            self.engine.again(self._receive_strange)
 
     def _on_peers(self, _: int) -> None:
         peers, stack, buffer = self._peers, self.stack, self._buffer
@@ -481,8 +515,10 @@ class Gateway:
     def _give_up(self) -> None:
         """Close a flow, for another gateway of this process that is owed its descriptor: an idle one, or the oldest
         connection."""
+        if self.admission.close_one(lambda: self._evict(b"")):
+            return
         oldest = next(iter(self.stack.tcp.values()), None)
-        if not self._evict(b"") and oldest is not None and isinstance(oldest.user, TcpRelay):
+        if oldest is not None and isinstance(oldest.user, TcpRelay):
             oldest.user.abort()
             self.stack.dropped["limit-descriptors"] += 1
 

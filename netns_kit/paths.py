@@ -66,9 +66,14 @@ def write_pid_file(path: str) -> Made:
             ) from None
         os.unlink(path)
         fd = os.open(path, flags, 0o666)
-    with open(fd, "w", encoding="ascii") as file:
-        file.write(f"{os.getpid()}\n")
-    return Made(path)
+    made = Made(path)
+    try:
+        with open(fd, "w", encoding="ascii") as file:
+            file.write(f"{os.getpid()}\n")
+    except OSError:
+        made.remove()
+        raise
+    return made
 
 
 def _identity(path: str) -> tuple[int, int]:

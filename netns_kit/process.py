@@ -219,10 +219,15 @@ class Process(anyio.abc.Process):
         await anyio.lowlevel.checkpoint()
         async with self._waiting:
             while (code := self.returncode) is None:
-                if self._pidfd.closed:
-                    raise NamespaceGone("the agent ended before the command did, and killed it")
-                self._heard(await self._conversation.wait_news())
+                await self._wait_news()
         return code
+
+    async def _wait_news(self) -> None:
+        """Wait until the agent has said something of the command, or `returncode` has heard it meanwhile."""
+        if self._pidfd.closed:
+            raise NamespaceGone("the agent ended before the command did, and killed it")
+        with suppress(anyio.ClosedResourceError):
+            self._heard(await self._conversation.wait_news())
 
     def _heard(self, news: Stopped | Ended) -> None:
         """Take a record of the agent's about the command."""
@@ -256,10 +261,8 @@ class Process(anyio.abc.Process):
             while not self._stops:
                 if self.returncode is not None:
                     return None
-                if self._pidfd.closed:
-                    raise NamespaceGone("the agent ended before the command did, and killed it")
                 if not self._stops:  # else it has been heard of just now
-                    self._heard(await self._conversation.wait_news())
+                    await self._wait_news()
             return self._stops.pop(0)
 
     def pass_on(self, signal: int) -> None:

@@ -43,7 +43,6 @@ CONFIG_VERSION = (
     4  # of libslirp's configuration, by which some tell whether --outbound-addr and --disable-dns work
 )
 MTU_MAX = 65521
-API_PATH_MAX = 107
 LOG_MAX = 4000  # bytes of a line: a pipe that takes any takes so many
 DEFAULT_CIDR = "10.0.2.0/24"
 SMALLEST_IPV6_MTU = 1280  # RFC 8200 5

@@ -120,7 +120,7 @@ class Stats(TypedDict):
     dropped_ethernet_type: int
     """Frames of another protocol than IP and ARP."""
     dropped_flooded: int
-    """Frames not looked at in a flood of new flows."""
+    """Frames of no known flow not looked at in a flood, when too many wait already."""
     dropped_fragment_headers: int
     """First fragments that do not have all the headers."""
     dropped_fragment_length: int

@@ -294,6 +294,20 @@ async def test_a_crash_in_the_first_step(name: LocalDriverName, engine: Engine) 
             await anyio.sleep_forever()
 
 
+async def test_a_thread_that_cannot_be_started_holds_nobody_up(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where RLIMIT_NPROC is reached."""
+
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError, match="can't start"):
+            await ThreadDriver(engine).run()
+
+
 async def test_a_call_does_not_wait_for_an_engine_that_crashed(name: LocalDriverName, engine: Engine) -> None:
     def fail() -> None:
         raise LookupError("a bug")

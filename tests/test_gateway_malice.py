@@ -7,6 +7,7 @@ import logging
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from itertools import islice
 
 import pytest
 
@@ -358,6 +359,34 @@ def test_a_guest_cannot_take_every_descriptor(
     assert stats["flows_refused"] == 15 - spare
 
 
+def test_flows_that_share_a_socket_are_not_taken_for_descriptors(
+    make: Make, monkeypatch: pytest.MonkeyPatch, listener: socket.socket
+) -> None:
+    """A flow that makes room has closed none while others have its socket."""
+    bench, other = make(), make()
+    with ExitStack() as stack:
+        for _ in range(100):
+            server = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            server.bind(("127.0.0.1", 0))
+            bench.inject(datagram(GATEWAY, port_of(server)))
+        bench.settle()
+        assert bench.gateway.stats()["udp_flows"] == 100
+        room_for(6, bench, monkeypatch)
+        other.gateway.admission.most = bench.gateway.admission.most
+        for each in (bench, other):
+            for source in range(20001, 20031):
+                each.connect(GATEWAY, port_of(listener), source)
+                each.settle()
+                bench.settle()
+            if each is bench:
+                assert lowest_free(bench.engine.fileno()) == bench.gateway.admission.most, (
+                    "the rest is the program's"
+                )
+                assert bench.gateway.stats()["udp_flows"] == 0, "in the end all of them have made room"
+        shares = [each.gateway.stats()["tcp_connections"] for each in (bench, other)]
+        assert max(shares) - min(shares) <= 1, "of what gateways have, however much the program has"
+
+
 def test_the_descriptors_are_the_whole_process_s(
     make: Make, monkeypatch: pytest.MonkeyPatch, listener: socket.socket
 ) -> None:
@@ -427,6 +456,32 @@ def test_new_flows_do_not_hold_up_a_step(make: Make) -> None:
         bench.engine.dispatch(bench.engine.poll(0), clock)
         steps += 1
     assert steps >= 8, "no more than four in a step"
+
+
+def test_a_storm_of_new_flows_is_no_flood(make: Make) -> None:
+    """However late all steps are: what the guest's queue holds is handled, in its order."""
+    bench = make()
+    clock = bench.now
+    bench.engine.clock = lambda: clock
+    asked: list[int] = []
+
+    def opened(flow: UdpFlow) -> Refusal | None:
+        nonlocal clock
+        clock += BUDGET * 2
+        asked.append(int.from_bytes(flow.key[-2:], "big"))
+        return Refusal.RESET
+
+    bench.gateway.udp_opened = opened  # type: ignore[method-assign]  # takes its time
+    ports = iter(range(20001, 30000))
+    expected: list[int] = []
+    for _ in range(20):
+        for port in islice(ports, 64):
+            bench.inject(datagram(GATEWAY, port))
+            expected.append(port)
+        for _ in range(70):  # a frame a step
+            bench.engine.dispatch(bench.engine.poll(0), clock)
+    assert asked == expected
+    assert not bench.gateway.stack.dropped["flooded"]
 
 
 def test_a_flood_does_not_take_the_place_of_what_is_under_way(make: Make, listener: socket.socket) -> None:

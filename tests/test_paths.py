@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -31,6 +32,19 @@ def test_a_pid_file_is_made_and_removed(tmp_path: Path) -> None:
     made.remove()
     assert not path.exists()
     made.remove()  # it has gone already
+
+
+def test_a_pid_file_that_cannot_be_written_is_not_left(tmp_path: Path) -> None:
+    """As on a full disk: nobody could tell it from a file of somebody else's, and it would stay for ever."""
+    path = tmp_path / "pid"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            write_pid_file(str(path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not path.exists()
 
 
 def test_the_pid_file_of_a_process_that_has_ended_is_replaced(tmp_path: Path) -> None:

@@ -43,7 +43,6 @@ HEADERS = 28  # bytes of IP and UDP, which a client's maximum message size inclu
 EVERYBODY = IPv4Address("255.255.255.255")
 EVERYBODY_MAC = b"\xff" * 6
 UNAVAILABLE = b"requested address not available"
-_NOT_FOR_INFORM = frozenset({message.LEASE_TIME, message.RENEWAL, message.REBINDING})
 
 
 class Reply(NamedTuple):

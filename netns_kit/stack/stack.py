@@ -124,11 +124,11 @@ class Stack:
         except BadPacket as bad:
             self.dropped[bad.reason] += 1
 
-    def receive_known(self, frame: memoryview, now: float) -> None:
-        """Receive a frame of a known flow, and drop any other: for when they come faster than they can be looked at.
+    def receive_known(self, frame: memoryview, now: float) -> bool:
+        """Receive a frame if it is of a known flow, and return whether it was.
+
         Only where the link `knows_at_a_glance`."""
-        if len(frame) < common.SIZE or not self._receive_common(frame, now):
-            self.dropped["flooded"] += 1
+        return len(frame) >= common.SIZE and self._receive_common(frame, now)
 
     @property
     def knows_at_a_glance(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -171,6 +172,23 @@ def test_an_exit_descriptor_that_nobody_can_close_is_told(what: str) -> None:
     assert done.returncode == FAILED
     assert f"--exit-fd: '{fd}': expected a pipe or a socket" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_exit_socket_may_be_closed_with_something_unread() -> None:
+    """As by a caller who is told of ready by the same socket, and does not look."""
+    ours, theirs = socket.socketpair()
+    with theirs, ours:
+        ready = os.dup(theirs.fileno())
+        with held() as ns:
+            process = subprocess.Popen(
+                [*ATTACH, f"--ready-fd={ready}", f"--exit-fd={theirs.fileno()}", str(ns.pid)],
+                cwd=ROOT,
+                pass_fds=(ready, theirs.fileno()),
+            )
+            os.close(ready)
+            select.select([ours], [], [], SECONDS)
+            ours.close()
+            assert process.wait(SECONDS) == 0
 
 
 def test_a_process_that_has_not_unshared_is_told() -> None:

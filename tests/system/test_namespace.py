@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import anyio.abc
@@ -467,6 +467,23 @@ async def test_a_dead_agent_ends_the_block() -> None:
         with pytest.raises(NamespaceGone):
             await ns.run(["true"])
     assert not before.difference()
+
+
+def state_of(pid: int) -> str:
+    """As proc_pid_stat(5) has it."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+@pytest.mark.parametrize("pids", ["own", "host"])
+async def test_a_holder_that_is_stopped_and_continued_stays(pids: Literal["own", "host"]) -> None:
+    """As `kill -STOP %1` in a shell does it to all of a job."""
+    with anyio.fail_after(SECONDS):
+        async with Namespace.create(pids=pids) as ns:
+            for number, state in ((signal.SIGSTOP, "T"), (signal.SIGCONT, "S")):
+                os.kill(ns.pid, number)
+                while state_of(ns.pid) != state:
+                    await anyio.lowlevel.checkpoint()
+                await ns.run(["true"])  # whose end the agent learns together with that
 
 
 async def test_the_end_of_the_process_attached_to_ends_the_block() -> None:

@@ -341,6 +341,27 @@ async def test_several_may_wait() -> None:
     assert codes == [5, 5, 5]
 
 
+async def test_who_waits_is_told_though_another_has_looked_before() -> None:
+    """`returncode` may take the news of the end that `wait` waits for."""
+    codes = []
+
+    async def wait(process: Process) -> None:
+        codes.append(await process.wait())
+
+    async with (
+        namespace() as ns,
+        await ns.popen("read x; exit 5") as process,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(wait, process)
+        await anyio.wait_all_tasks_blocked()
+        assert process.stdin is not None
+        await process.stdin.send(b"\n")
+        while process.returncode is None:  # the loop does not run in between
+            select.select([], [], [], 0.01)
+    assert codes == [5]
+
+
 GENERATIONS = "sh -c 'sleep 600 & echo $!; wait' & wait"
 
 
@@ -403,6 +424,36 @@ async def test_fifty_at_once() -> None:
         assert seen == set(range(50))
         assert not before.difference()
         await at_rest(ns)
+
+
+@pytest.mark.parametrize("limit", [40, 64, 90])
+async def test_an_agent_that_is_short_of_descriptors_goes_on(limit: int) -> None:
+    """A command runs, or its error says what is short; the namespace and the other commands stay."""
+    files = {f"/etc/{name}": "x" for name in ("hosts", "passwd", "group", "resolv.conf", "services")}
+    running: list[Process] = []
+    errors: list[Exception] = []
+
+    async def start(ns: Namespace) -> None:
+        try:
+            running.append(await ns.popen(["sleep", "600"], stdin=DEVNULL, files=files))
+        except (OSError, NamespaceGone) as error:  # the conversation itself may be what there was no room for
+            errors.append(error)
+
+    async with namespace() as ns:
+        agent = ns._agent.pid
+        soft, hard = resource.prlimit(agent, resource.RLIMIT_NOFILE)
+        resource.prlimit(agent, resource.RLIMIT_NOFILE, (limit, hard))
+        for _ in range(10):  # one by one,
+            await start(ns)
+        async with anyio.create_task_group() as tasks:  # and at the same time
+            for _ in range(20):
+                tasks.start_soon(start, ns)
+        resource.prlimit(agent, resource.RLIMIT_NOFILE, (soft, hard))
+        assert errors
+        await ns.run(["true"])
+        assert not [process.returncode for process in running if process.returncode is not None]
+        for process in running:
+            await process.aclose()
 
 
 async def test_cancelled_at_any_moment_nothing_is_left() -> None:
