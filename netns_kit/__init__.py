@@ -70,6 +70,7 @@ if TYPE_CHECKING:
         InterfaceAddress,
         Namespace,
         OpenedTap,
+        Pids,
         Route,
     )
     from .network import (
@@ -150,6 +151,7 @@ __all__ = [
     "NotPrivileged",
     "OpenedTap",
     "OwnNamespace",
+    "Pids",
     "PingNotPermitted",
     "PortForward",
     "PortInUseError",
@@ -221,7 +223,7 @@ _HOMES = {
     "forwarder": ("Askable", "Forwarder"),
     "gateway": ("FlowInfo",),
     "impairment": ("Impairment",),
-    "namespace": ("Ids", "InterfaceAddress", "Interface", "Namespace", "OpenedTap", "Route"),
+    "namespace": ("Ids", "InterfaceAddress", "Interface", "Namespace", "OpenedTap", "Pids", "Route"),
     "network": ("CommandOptions", "Network"),
     "ports": ("PortForward",),
     "process": ("Command", "CommandFailed", "Process", "StandardStream", "Word"),

@@ -317,8 +317,8 @@ class Quarters:
 
     @property
     def is_ending(self) -> bool:
-        """Whether the holder has begun to end.  If it is process 1 of a PID namespace the kernel then kills the others
-        there, and it has ended when they are collected."""
+        """Whether the holder has begun to end.  If it is process 1 of a PID namespace the kernel kills the others
+        there then, and it has ended when they are collected."""
         with open(f"/proc/{self.holder}/stat", "rb") as file:
             flags = int(file.read().rpartition(b")")[2].split()[6])
         return flags & PF_EXITING != 0

@@ -189,6 +189,13 @@ def children() -> dict[int, str]:
     return {pid: name for pid, (name, state) in named.items() if state not in "ZX"}
 
 
+def seen_inside(pid: int) -> int:
+    """The pid that a process has in the PID namespace it is in."""
+    return int(
+        re.findall(r"^NSpid:\t(.*)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)[0].split()[-1]
+    )
+
+
 def seen_outside(pid: int, holder: int) -> int:
     """The pid here of what has `pid` in the PID namespace of the process `holder`."""
     where = os.stat(f"/proc/{holder}/ns/pid")

@@ -363,6 +363,7 @@ def test_flows_that_share_a_socket_are_not_taken_for_descriptors(
     make: Make, monkeypatch: pytest.MonkeyPatch, listener: socket.socket
 ) -> None:
     """A flow that makes room has closed none while others have its socket."""
+    monkeypatch.setattr(admission.Admission, "_members", [])
     bench, other = make(), make()
     with ExitStack() as stack:
         for _ in range(100):
@@ -391,6 +392,7 @@ def test_the_descriptors_are_the_whole_process_s(
     make: Make, monkeypatch: pytest.MonkeyPatch, listener: socket.socket
 ) -> None:
     """Not each network's: a flood in one leaves the program its own, and another network its share."""
+    monkeypatch.setattr(admission.Admission, "_members", [])
     flood, other = make(), make()
     room_for(20, flood, monkeypatch)
     other.gateway.admission.most = flood.gateway.admission.most

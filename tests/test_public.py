@@ -80,7 +80,17 @@ def test_public_signatures_have_public_names() -> None:
 
 def test_exceptions_that_callers_meet_are_public() -> None:
     """Every class of exception that the library's modules define, but for those that end where they are caught."""
-    inner = {"Missing", "Refused", "BadPacket", "BadParameter", "BadMessage", "Nonsense", "Wrong", "Failed"}
+    inner = {
+        "Missing",
+        "Refused",
+        "BadPacket",
+        "BadParameter",
+        "BadMessage",
+        "Nonsense",
+        "Wrong",
+        "Failed",
+        "Unmapped",
+    }
     found = set()
     for path in Path(netns_kit.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

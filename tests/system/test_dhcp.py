@@ -23,7 +23,7 @@ import pytest
 from netns_kit import DhcpSettings, Network, StaticLease, Uplink
 from netns_kit.drivers import DriverName
 from tests.servers import http, tcp_server
-from tests.support import ROOT, needs, needs_ipv6, needs_tun
+from tests.support import ROOT, needs, needs_ipv6, needs_tun, seen_inside
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
@@ -269,9 +269,8 @@ noipv4ll
         return ["unshare", "-m", "sh", "-c", f"{self.OWN} {words}"]
 
     async def tell(self, option: str) -> None:
-        await output(
-            self.net, "nsenter", "-m", f"-t{self.process.pid}", "dhcpcd", self.family, option, "tap0"
-        )
+        inside = seen_inside(self.process.pid)
+        await output(self.net, "nsenter", "-m", f"-t{inside}", "dhcpcd", self.family, option, "tap0")
 
     async def renew(self) -> None:
         await self.tell(self.renewal)
