@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         SysctlError,
         TunUnavailable,
         UserNamespaceDenied,
+        WrongEventLoop,
     )
     from .forwarder import (
         Askable,
@@ -185,6 +186,7 @@ __all__ = [
     "Verdict",
     "Way",
     "Word",
+    "WrongEventLoop",
     "doctor",
 ]
 
@@ -219,6 +221,7 @@ _HOMES = {
         "SysctlError",
         "TunUnavailable",
         "UserNamespaceDenied",
+        "WrongEventLoop",
     ),
     "forwarder": ("Askable", "Forwarder"),
     "gateway": ("FlowInfo",),

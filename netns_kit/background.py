@@ -31,7 +31,7 @@ import anyio
 import anyio.lowlevel
 from typing_extensions import Self, TypeVarTuple, Unpack
 
-from .errors import AlreadyOpened, NetnsKitError
+from .errors import AlreadyOpened, NetnsKitError, WrongEventLoop
 
 if TYPE_CHECKING:
     import asyncio
@@ -81,13 +81,20 @@ class Supervisor:
     """The state of one object that is opened and closed, its background tasks, and what has gone wrong in them.
 
     `what` names the object in errors.  `unusable` is the exception for a call before `open` or after `close`.
-    `above` are the supervisors of what the object is built on, those whose errors explain most first.
+    `above` are the supervisors of what the object is built on, those whose errors explain most first.  `one_loop`
+    says that the object is used on the event loop it was opened on: elsewhere, calls would wait for ever.
     """
 
-    def __init__(self, what: str, unusable: type[NetnsKitError], *above: Supervisor) -> None:
+    def __init__(
+        self, what: str, unusable: type[NetnsKitError], *above: Supervisor, one_loop: bool = False
+    ) -> None:
         self._what = what
         self._unusable = unusable
         self._above = above
+        self._one_loop = one_loop
+        self._home: Callable[..., object] | None = (
+            None  # calls a function on the event loop of an object of one loop
+        )
         self._state = _State.NEW
         self._failure: Exception | None = None
         self._tasks: set[_Task] = set()
@@ -133,8 +140,23 @@ class Supervisor:
             return self._unusable(f"the {self._what} is not open", fix=fix)
         if self._state in (_State.CLOSING, _State.CLOSED):
             return self._unusable(f"the {self._what} has been closed", fix="make a new one")
+        if self._is_elsewhere():
+            fix = (
+                "use it there, and close it; in tests, give what uses it the same loop scope as what opens it"
+            )
+            return WrongEventLoop(f"the {self._what} was opened on another event loop", fix=fix)
         refusals = (each._refusal() for each in self._above)
         return next((refusal for refusal in refusals if refusal is not None), None)
+
+    def _is_elsewhere(self) -> bool:
+        """Whether this is another event loop than the object's, which has not ended."""
+        if self._home is None or self._home == _soon():
+            return False
+        try:
+            self._home(_nothing)
+        except RuntimeError:  # it has ended
+            return False
+        return True
 
     @contextmanager
     def guarding(self) -> Iterator[None]:
@@ -222,6 +244,7 @@ class Supervisor:
                 fix="make a new one" if closed else "use it as it is",
             )
         self._closing = closing
+        self._home = _soon() if self._one_loop else None
         self._opened, self._closed = anyio.Event(), anyio.Event()
         self._state = _State.OPENING
         try:
@@ -242,6 +265,8 @@ class Supervisor:
     async def close(self) -> None:
         """End the object.  Raises the error in the background, once: what has been closed is left alone."""
         first = self._state in (_State.OPENING, _State.OPEN)
+        if first and self._is_elsewhere():
+            self.check()
         await self.end()
         if first and self.failure is not None:
             raise _fresh(self.failure)
@@ -412,6 +437,10 @@ def asyncio_loop() -> asyncio.AbstractEventLoop | None:
         with suppress(RuntimeError):
             return asyncio.get_running_loop()
     return None
+
+
+def _nothing() -> None:
+    """For an event loop to call, if it can."""
 
 
 def _soon() -> Callable[..., object]:

@@ -38,6 +38,7 @@ __all__ = [
     "SysctlError",
     "TunUnavailable",
     "UserNamespaceDenied",
+    "WrongEventLoop",
 ]
 
 
@@ -115,6 +116,10 @@ class OwnNamespace(NetnsKitError, ValueError):
 
 class AlreadyOpened(NetnsKitError, RuntimeError):
     """The object was opened before: it is opened once, by `open` or by entering its `async with` block."""
+
+
+class WrongEventLoop(NetnsKitError, RuntimeError):
+    """The object was opened on another event loop, which has not ended: it is used and closed on that one."""
 
 
 class PrivilegedPortError(_SystemError, PermissionError):

@@ -113,7 +113,11 @@ class Network(Openable):
         )
         self.forwarder = Forwarder(self.stack)
         self.supervisor = Supervisor(
-            type(self).__name__, NamespaceGone, self.namespace.supervisor, self.stack.supervisor
+            type(self).__name__,
+            NamespaceGone,
+            self.namespace.supervisor,
+            self.stack.supervisor,
+            one_loop=True,
         )
         self.ports = [
             forward

@@ -123,7 +123,7 @@ class UserStack(Openable):
         arguments.items("records", records, "a list of records")
         self.tap = tap
         above = [] if tap.namespace is None else [tap.namespace.supervisor]
-        self.supervisor = Supervisor(type(self).__name__, StackClosed, *above)
+        self.supervisor = Supervisor(type(self).__name__, StackClosed, *above, one_loop=True)
         self.uplink = uplink or Uplink()
         self.subnet = Subnet.parse(subnet, ipv6)
         if self.subnet.ipv6 is not None and tap.mtu < SMALLEST_IPV6_MTU:

@@ -37,6 +37,7 @@ from netns_kit import (
     TapDevice,
     Uplink,
     UserStack,
+    WrongEventLoop,
     drivers,
 )
 from netns_kit.drivers import DriverName
@@ -404,6 +405,21 @@ async def test_a_call_on_another_event_loop_ends_too() -> None:
         os.kill(ns.pid, signal.SIGKILL)
     with pytest.raises(NamespaceGone):
         await ns.close()
+
+
+@bounded
+async def test_a_network_is_used_on_the_event_loop_it_was_opened_on(driver: DriverName) -> None:
+    """Elsewhere a call, or closing, says so at once; it would wait for ever."""
+    async with Network(driver=driver) as net:
+
+        async def elsewhere() -> None:
+            for call in (lambda: net.run(["true"]), net.stack.stats, net.forwarder.list, net.close):
+                with pytest.raises(WrongEventLoop, match="opened on another event loop; use it there"):
+                    await call()
+
+        for backend in ("asyncio", "trio"):
+            await anyio.to_thread.run_sync(partial(anyio.run, elsewhere, backend=backend))
+        assert (await net.run(["echo", "inside"])).stdout == b"inside\n"
 
 
 @bounded
