@@ -1137,6 +1137,8 @@ class Agent:
                 os.kill(pid, signal.SIGKILL)
                 raise
         except BaseException:
+            if self.quarters.is_ending:  # then nothing is forked any more
+                self.end()
             done.close()
             self.remove_places()
             raise
