@@ -82,7 +82,7 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
 MS_BIND, MS_REC, MS_PRIVATE, MS_SLAVE = 0x1000, 0x4000, 0x40000, 0x80000
 MNT_DETACH = 2
 OPEN_TREE, MOVE_MOUNT = 428, 429  # system calls, alike on all machines
-AT_FDCWD, OPEN_TREE_CLONE = -100, 1
+AT_FDCWD, AT_EMPTY_PATH, OPEN_TREE_CLONE = -100, 0x1000, 1
 MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_SYMLINKS = 4, 0x10
 NS_GET_USERNS = 0xB701
 NS_GET_NSTYPE = 0xB703
@@ -317,8 +317,9 @@ class Quarters:
 
     @property
     def is_ending(self) -> bool:
-        """Whether the holder has begun to end.  If it is process 1 of a PID namespace the kernel kills the others
-        there then, and it has ended when they are collected."""
+        """Whether the holder has begun to end.
+
+        As process 1 of a PID namespace it takes the others there along, and waits until they have been collected."""
         with open(f"/proc/{self.holder}/stat", "rb") as file:
             flags = int(file.read().rpartition(b")")[2].split()[6])
         return flags & PF_EXITING != 0
@@ -681,14 +682,16 @@ OPERATIONS: dict[str, Callable[[dict[str, Any]], tuple[dict[str, object], list[i
 # tmpfs or in an overlayfs is not in the directory.  Where we may not write that loses nothing, so there it is done.
 
 
-def show_files(files: dict[str, str]) -> None:
-    """In a mount namespace of our own, let each path read as the text given for it.
+def show_files(files: dict[str, str]) -> dict[str, int]:
+    """In a mount namespace of our own, let each path read as the text given for it.  Return a mount more for each, to
+    be put there again; none before Linux 5.2, where there are no such mounts.
 
     The texts lie on a tmpfs that covers `SCRATCH` only while we work.  The targets are held by descriptor
     from before, so a target may itself be below `SCRATCH`.
     """
+    copies: dict[str, int] = {}
     if not files:
-        return
+        return copies
     check(libc.unshare(CLONE_NEWNS), SCRATCH)
     check(libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None), "/")
     for path in files:
@@ -709,7 +712,12 @@ def show_files(files: dict[str, str]) -> None:
     for number, (path, fd) in enumerate(targets.items()):
         source, target = f"{SCRATCH}/{number}".encode(), f"/proc/self/fd/{fd}".encode()
         check(libc.mount(source, target, None, MS_BIND, None), path)
+        copy: int = libc.syscall(OPEN_TREE, AT_FDCWD, source, OPEN_TREE_CLONE | os.O_CLOEXEC)
+        if copy >= 0 or ctypes.get_errno() != errno.ENOSYS:
+            check(copy, path)
+            copies[path] = copy
     check(libc.umount2(where, MNT_DETACH), SCRATCH)
+    return copies
 
 
 def has_places(directory: str) -> bool:
@@ -743,18 +751,9 @@ def remove_place(target: str, identity: tuple[int, int]) -> None:
             os.unlink(target)
 
 
-def copy_of(path: str) -> int:
-    """A mount of what is mounted at `path`, to be put somewhere else."""
-    flags = OPEN_TREE_CLONE | os.O_CLOEXEC
-    fd: int = libc.syscall(OPEN_TREE, AT_FDCWD, to_bytes(path), flags)
-    check(fd, path)
-    return fd
-
-
-def hand_over(out: socket.socket, paths: Sequence[str], fds: Sequence[int] = ()) -> None:
-    """Pass the agent a copy of what is at each of these, in the place of those that it has used."""
-    copies = [copy_of(path) for path in paths]
-    socket.send_fds(out, [json.dumps({"shown": list(paths)}).encode()], [*fds, *copies])
+def hand_over(out: socket.socket, copies: dict[str, int], fds: Sequence[int] = ()) -> None:
+    """Pass the agent a mount for each of these paths, in the place of those that it has used."""
+    socket.send_fds(out, [json.dumps({"shown": list(copies)}).encode()], [*fds, *copies.values()])
 
 
 def show_again(out: socket.socket, namespace: int, shown: dict[str, int]) -> NoReturn:
@@ -763,16 +762,25 @@ def show_again(out: socket.socket, namespace: int, shown: dict[str, int]) -> NoR
     """
     try:
         check(libc.setns(namespace, CLONE_NEWNS))
-        lost = []
+        copies = {}
         for path, fd in shown.items():
             with suppress(FileNotFoundError):  # until it is there again
                 if not os.path.samestat(os.stat(path), os.fstat(fd)):
+                    copy = copy_of(fd)  # Linux before 6.15 does not copy what is mounted nowhere
                     flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_SYMLINKS
                     check(libc.syscall(MOVE_MOUNT, fd, b"", AT_FDCWD, to_bytes(path), flags), path)
-                    lost.append(path)
-        hand_over(out, lost)
+                    if copy < 0:  # it is mounted now, unless the host has replaced the file again
+                        check(copy := copy_of(fd), path)
+                    copies[path] = copy
+        hand_over(out, copies)
     finally:
         os._exit(0)
+
+
+def copy_of(mount: int) -> int:
+    """Return a mount like the one that this is a descriptor of, mounted nowhere; -1 if there can be none."""
+    fd: int = libc.syscall(OPEN_TREE, mount, b"", OPEN_TREE_CLONE | AT_EMPTY_PATH | os.O_CLOEXEC)
+    return fd
 
 
 def make_room(path: str) -> None:
@@ -863,10 +871,9 @@ def become_command(
         if request["cwd"] is not None:
             os.chdir(to_bytes(request["cwd"]))
         step = "mount"
-        show_files(request["files"])
-        if request["files"]:
-            with suppress(OSError):  # Linux before 5.2: then they are not shown again
-                hand_over(report, list(request["files"]), [os.open("/proc/self/ns/mnt", os.O_RDONLY)])
+        if copies := show_files(request["files"]):
+            with suppress(OSError):  # too many are on their way: then they are not shown again
+                hand_over(report, copies, [os.open("/proc/self/ns/mnt", os.O_RDONLY)])
         step = "spawn"
         numbers = {int(number): fds[index] for number, index in request["fds"].items()}
         above = max([2, *numbers]) + 1
@@ -940,8 +947,18 @@ class Command:
     """
 
     __slots__ = (
-        *("conversation", "files", "follows", "had", "mounts", "pid", "pidfd", "report", "shown", "stop"),
-        "told",
+        *(
+            "conversation",
+            "files",
+            "follows",
+            "had",
+            "is_being_shown",
+            "looks_again",
+            "mounts",
+            "pid",
+            "pidfd",
+        ),
+        *("report", "shown", "stop", "told"),
     )
 
     def __init__(
@@ -953,6 +970,9 @@ class Command:
         self.report: socket.socket | None = report
         self.files = files
         self.shown: dict[str, int] = {}
+        self.is_being_shown = self.looks_again = (
+            False  # a child sees to it; it is to look once more after that
+        )
         self.mounts = -1
         self.had: dict[int, list[float]] = {}
         self.stop = 0  # the signal that has stopped it, 0 while it runs
@@ -1117,6 +1137,8 @@ class Agent:
                 os.kill(pid, signal.SIGKILL)
                 raise
         except BaseException:
+            if self.quarters.is_ending:  # then nothing is forked any more
+                self.end()
             done.close()
             self.remove_places()
             raise
@@ -1276,10 +1298,19 @@ class Agent:
                 os.path.basename(name) for path in command.files for name in (path, os.path.realpath(path))
             }
             if command.shown and names & concerned:
-                with suppress(OSError):  # out of descriptors or processes: it is not shown again
-                    self.show_again(command)
+                self.show_again(command)
 
     def show_again(self, command: Command) -> None:
+        """Have what the command does not see any more be shown again.
+
+        One child at a time sees to that, for each mount can be used once: else it looks once more after this one.
+        """
+        command.looks_again = command.is_being_shown
+        if not command.is_being_shown:
+            with suppress(OSError):  # out of descriptors or processes: it is not shown again
+                self.begin_to_show(command)
+
+    def begin_to_show(self, command: Command) -> None:
         self.make_places(command.files)
         self.watch_files(command.files)  # a link may lead elsewhere now
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -1296,14 +1327,18 @@ class Agent:
         def shown() -> None:
             with suppress(BlockingIOError):
                 data, fds, _, _ = socket.recv_fds(ours, RECORD_MAX, FDS_MAX)
-                if command.pid in self.commands and data:
+                if self.commands.get(command.pid) is command and data:
                     command.take(json.loads(data)["shown"], fds)
                 else:
                     for fd in fds:
                         os.close(fd)
                 self.forget(ours.fileno())
                 ours.close()
+                command.is_being_shown = False
+                if command.looks_again and self.commands.get(command.pid) is command:
+                    self.show_again(command)
 
+        command.is_being_shown = True
         self.watch(ours.fileno(), shown)
 
 

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
 from typing import Any, Literal
@@ -484,6 +484,29 @@ async def test_a_holder_that_is_stopped_and_continued_stays(pids: Literal["own",
                 while state_of(ns.pid) != state:
                     await anyio.lowlevel.checkpoint()
                 await ns.run(["true"])  # whose end the agent learns together with that
+
+
+async def test_the_end_is_one_error_whatever_is_being_started() -> None:
+    """And none of the kernel's, which starts nothing any more in a PID namespace that is ending."""
+    errors: list[Exception] = []
+
+    async def command(ns: Namespace) -> None:
+        try:
+            await ns.run(["sleep", "600"])
+        except Exception as error:
+            errors.append(error)
+
+    with anyio.fail_after(SECONDS):
+        for spared in range(20):
+            with suppress(NamespaceGone):
+                async with Namespace.create() as ns, anyio.create_task_group() as tasks:
+                    for _ in range(6):
+                        tasks.start_soon(command, ns)
+                    for _ in range(spared):
+                        await anyio.lowlevel.checkpoint()
+                    os.kill(ns.pid, signal.SIGKILL)
+    assert len(errors) == 120
+    assert not [error for error in errors if not isinstance(error, NamespaceGone)]
 
 
 async def test_the_end_of_the_process_attached_to_ends_the_block() -> None:
