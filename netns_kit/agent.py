@@ -1184,12 +1184,11 @@ class Agent:
             return
         except ConnectionError:
             said = b""
-        command.told = False
         if not said:
             self.forget(command.conversation.fileno())
             kill_tree(command.pid)
         elif said[0] == FOLLOW_STOPS:
-            command.follows = True
+            command.told, command.follows = False, True
             self.tell_stop(command)
         elif not command.has_had(said[0]):
             with suppress(OSError):  # not ours to signal any more, or no signal

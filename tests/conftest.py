@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support import GRACE, Possessions, children, see_administrators_programs, wait_exit
+from tests.support import (
+    GRACE,
+    Possessions,
+    children,
+    see_administrators_programs,
+    wait_exit,
+    wait_new_children,
+)
 
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -39,7 +46,7 @@ def no_process_left() -> Iterator[None]:
     """No test leaves a child process running, nor a descendant; what is left is named and killed."""
     before = children().keys()
     yield
-    running = wait_exit(children().keys() - before, time.monotonic() + GRACE)
+    running = wait_new_children(before, time.monotonic() + GRACE)
     names = [f"{pid} {name}" for pid, name in children().items() if pid in running]
     for pid in running:
         os.kill(pid, signal.SIGKILL)

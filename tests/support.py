@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -237,6 +238,17 @@ def wait_exit(pids: set[int], deadline: float) -> set[int]:
     return running
 
 
+def wait_new_children(before: Collection[int], deadline: float) -> set[int]:
+    """Wait until this process has no children but these; return the others when the time is over.
+
+    A child that ends hands its own children to this process, which are waited for too.
+    """
+    while new := children().keys() - set(before):
+        if running := wait_exit(new, deadline):
+            return running
+    return set()
+
+
 @dataclass
 class Possessions:
     """What this process has: descriptors, child processes, threads."""
@@ -251,7 +263,7 @@ class Possessions:
         What is already ending gets `GRACE` seconds.
         """
         deadline = time.monotonic() + GRACE
-        wait_exit(children().keys() - self.children.keys(), deadline)
+        wait_new_children(self.children, deadline)
         for thread in threads() - self.threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         now = Possessions()

@@ -523,7 +523,8 @@ def terminal(*argv: str) -> Iterator[tuple[int, Lines, int]]:
         said.until("prompt> ")
         yield master, said, pid
     finally:
-        os.kill(pid, signal.SIGKILL)
+        for each in (*children(pid), pid):  # a command that minds the hang-up does not end by it
+            os.kill(each, signal.SIGKILL)
         os.close(master)
         os.waitpid(pid, 0)
 
@@ -651,7 +652,7 @@ def test_a_shell_inside_has_jobs_of_its_own(interactive: tuple[int, Lines, int])
         if key == b"\x03":
             said.until("inner> ")
     assert "topped" in said.until("inner> ")
-    os.write(master, b"kill %1; suspend\n")
+    os.write(master, b"kill -9 %1; wait %1; suspend\n")
     said.until("prompt> ")
     os.write(master, b"fg\n")
     said.until("inner> ")
