@@ -512,11 +512,14 @@ async def main():
     async with Network(driver=sys.argv[1]) as net:
         forwards = await net.forwarder.add("127.0.0.1:0:80", "127.0.0.1:0:80/udp")
         reader, writer = os.pipe()
+        ours, theirs = socket.socketpair()
         child = os.fork()
         if not child:
+            theirs.send(b"x")  # fork(2) has returned in the child, so its copies are closed
             os.close(writer)
             os.read(reader, 1)  # until its parent is done
             os._exit(0)
+        ours.recv(1)
         for forward, kind in zip(forwards, (socket.SOCK_STREAM, socket.SOCK_DGRAM)):
             await net.forwarder.remove(forward)
             with socket.socket(socket.AF_INET, kind) as sock:
