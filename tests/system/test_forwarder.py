@@ -544,12 +544,13 @@ async def test_a_fork_of_the_program_keeps_no_port(driver: DriverName) -> None:
 
 async def test_many_ports_are_added_together_or_not_at_all(net: Network) -> None:
     """More than fit between two steps of the engine."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    host = IPv4Address(0x7F000000 + os.getpid())  # no other worker of pytest-xdist has it
+    with socket.create_server((str(host), 0)) as taken:
         port = taken.getsockname()[1]
         first = next(base for base in range(20000, 60000, 700) if base + 600 < port or base > port)
         with pytest.raises(PortInUseError):
-            await net.forwarder.add(f"127.0.0.1:{first}-{first + 599}:1000-1599", f"127.0.0.1:{port}:80")
+            await net.forwarder.add(f"{host}:{first}-{first + 599}:1000-1599", f"{host}:{port}:80")
         assert await net.forwarder.list() == ()
-    forwards = await net.forwarder.add(f"127.0.0.1:{first}-{first + 599}:1000-1599", f"127.0.0.1:{port}:80")
+    forwards = await net.forwarder.add(f"{host}:{first}-{first + 599}:1000-1599", f"{host}:{port}:80")
     assert await net.forwarder.list() == forwards
     assert len(forwards) == 601
