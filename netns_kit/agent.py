@@ -21,7 +21,9 @@ Hostile commands.  A command may be root of the user namespace, and have the own
 counts on nothing that such a program could reach.  It is not dumpable (prctl(2)), from before the first command or
 the first step into somebody else's namespace: who wants its memory, environment or descriptors needs CAP_SYS_PTRACE
 in the user namespace it was executed in, which nobody inside has.  Commands live in a PID namespace where the agent
-has no number, so that no signal reaches it either.
+has no number, so that no signal reaches it either, and are in sessions of their own, as the holder is, without the
+owner's process group and terminal.  What is forked for a command enters the mounts of commands before it has let go
+of what is the agent's, so it loads nothing from there (`load_nothing`).
 
     parent                what the owner has executed, and waits for: it does nothing but end with one of the two
       agent               process 1 of a PID namespace: what this file is about
@@ -441,6 +443,7 @@ def become_holder(report: int, *, own: bool) -> NoReturn:
             mount_proc()
         else:
             die_with_parent(report)
+        os.setsid()  # who traces us could signal our group, which is the owner's, and use our terminal
         os.chdir("/")
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # orphans that end are gone
         let_go({report})
@@ -761,6 +764,7 @@ def show_again(out: socket.socket, namespace: int, shown: dict[str, int]) -> NoR
     agent's.
     """
     try:
+        load_nothing()
         check(libc.setns(namespace, CLONE_NEWNS))
         copies = {}
         for path, fd in shown.items():
@@ -812,9 +816,16 @@ def make_room(path: str) -> None:
     check(libc.mount(None, where, None, MS_REMOUNT | MS_BIND | MS_RDONLY | quiet, None), directory)
 
 
+def load_nothing() -> None:
+    """Import nothing any more, codecs included: we enter a mount namespace where commands may have mounted modules of
+    theirs, and still have all that is the agent's.
+    """
+    sys.meta_path.clear()
+
+
 def is_capable(capability: int) -> bool:
-    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-        effective = next(line.split()[1] for line in file if line.startswith("CapEff:"))
+    with open("/proc/self/status", "rb") as file:
+        effective = next(line.split()[1] for line in file if line.startswith(b"CapEff:"))
     return bool(int(effective, 16) >> capability & 1)
 
 
@@ -862,11 +873,11 @@ def become_command(
             check(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
             if os.getppid() != agent:
                 os._exit(127)
-        if request["start_new_session"]:
+        if request["start_new_session"] or (quarters.mounts is not None and not request["at_terminal"]):
+            # Fact: kill(0, ...) reaches the members of the group that are outside the PID namespace too, and
+            # /dev/tty is the terminal of the session, whatever the standard streams are.
             os.setsid()
-        elif quarters.mounts is not None and not request["at_terminal"]:
-            # Fact: kill(0, ...) reaches the members of the group that are outside the PID namespace too.
-            os.setpgid(0, 0)
+        load_nothing()
         quarters.enter(None if request["here"] is None else fds[request["here"]])
         if request["cwd"] is not None:
             os.chdir(to_bytes(request["cwd"]))

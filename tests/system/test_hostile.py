@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import encodings
 import errno
 import json
 import os
@@ -118,6 +119,35 @@ async def test_of_our_processes_a_command_sees_only_the_holder_which_has_nothing
         assert "PATH" not in "".join(environment)
         assert (parent, first, second) == ("0", "/proc/1", "/proc/2")
         assert not (await ns.run("ls /proc/1/fd")).stdout
+
+
+async def test_nobody_inside_is_in_the_owners_session() -> None:
+    """Its group could be signalled by kill(0, ...), its terminal opened as /dev/tty: by a command that has pipes, and
+    by one that traces the holder.
+    """
+    async with namespace() as ns, await ns.popen(["sleep", "600"]) as process:
+        for pid in (ns.pid, process.pid):
+            assert os.getsid(pid) == os.getpgid(pid) == pid
+    async with namespace("host") as ns:
+        assert os.getsid(ns.pid) == os.getpgid(ns.pid) == ns.pid
+
+
+async def test_nothing_of_ours_loads_what_commands_have_mounted(tmp_path: Path) -> None:
+    """It would run with the agent's memory and descriptors: codecs, say, are modules, loaded when first used."""
+    needs("mount")
+    mark, modules = tmp_path / "loaded", tmp_path / "modules"
+    modules.mkdir()
+    library = Path(encodings.__file__).parent
+    for each in library.glob("*.py"):
+        (modules / each.name).write_text(f"import os\nos.open({str(mark)!r}, os.O_CREAT)\n")
+    async with namespace() as ns:
+        await ns.run(["mount", "--bind", modules, library])
+        with pytest.raises(FileNotFoundError):
+            await ns.run(["true"], cwd=tmp_path / "nowhere")
+        with pytest.raises(IsADirectoryError):
+            await ns.run(["true"], files={str(tmp_path): ""})
+        assert (await ns.run(["true"])).returncode == 0
+    assert not mark.exists()
 
 
 @pytest.mark.parametrize("pids", ["own", "host"])
