@@ -86,6 +86,17 @@ MNT_DETACH = 2
 OPEN_TREE, MOVE_MOUNT = 428, 429  # system calls, alike on all machines
 AT_FDCWD, AT_EMPTY_PATH, OPEN_TREE_CLONE = -100, 0x1000, 1
 MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_SYMLINKS = 4, 0x10
+KEYCTL_JOIN_SESSION_KEYRING = 1
+KEYCTL = {
+    "x86_64": 250,
+    "i686": 288,
+    "armv6l": 311,
+    "armv7l": 311,
+    "ppc64": 271,
+    "ppc64le": 271,
+    "s390x": 280,
+}
+KEYCTL_ELSEWHERE = 219  # asm-generic/unistd.h
 NS_GET_USERNS = 0xB701
 NS_GET_NSTYPE = 0xB703
 NS_GET_OWNER_UID = 0xB704
@@ -185,6 +196,7 @@ def create(ids: str, control: socket.socket) -> None:
         check(libc.unshare(CLONE_NEWUSER))
         step = "map"
         if ids == "subids":  # it takes privilege outside to map other ids than one's own
+            leave_keys()
             control.send(b'{"state": "map"}')
             if not control.recv(RECORD_MAX):
                 os._exit(0)
@@ -217,6 +229,19 @@ def is_filtered(step: str) -> bool:
 def hide() -> None:
     """Keep our memory, environment and descriptors from everybody who is not privileged outside the namespace."""
     check(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
+
+
+def leave_keys() -> None:
+    """Have a session keyring of our own, with nothing in it: keys in the caller's are for whoever has inherited it,
+    whatever its uid is (session-keyring(7)).
+    """
+    if libc.syscall(KEYCTL.get(os.uname().machine, KEYCTL_ELSEWHERE), KEYCTL_JOIN_SESSION_KEYRING, None) < 0:
+        number = ctypes.get_errno()
+        if number not in {
+            errno.ENOSYS,
+            errno.EPERM,
+        }:  # no keys in this kernel, or a filter for us and commands
+            raise OSError(number, os.strerror(number), "session keyring")
 
 
 def attach(fd: int, control: socket.socket) -> None:
@@ -253,6 +278,8 @@ def join_user(fd: int) -> None:
     """
     stranger = set(os.getresuid()) != {owner_of(fd)}
     groups = os.getgroups() if stranger else []
+    if stranger:
+        leave_keys()
     if groups:
         with suppress(PermissionError):  # without CAP_SETGID here, there may be a chance inside
             os.setgroups([])

@@ -20,7 +20,7 @@ import pytest
 
 from netns_kit.errors import NamespaceGone
 from netns_kit.namespace import Namespace, Pids
-from tests.support import ROOT, needs, needs_userns, seen_outside
+from tests.support import ROOT, finds_the_callers_keys, needs, needs_subids, needs_userns, seen_outside
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
@@ -148,6 +148,13 @@ async def test_nothing_of_ours_loads_what_commands_have_mounted(tmp_path: Path) 
             await ns.run(["true"], files={str(tmp_path): ""})
         assert (await ns.run(["true"])).returncode == 0
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("pids", ["own", "host"])
+def test_subordinate_ids_do_not_have_the_callers_keys(pids: Pids) -> None:
+    needs_subids()
+    assert finds_the_callers_keys(f"Namespace.create(ids='subids', pids={pids!r})") == "False"
+    assert finds_the_callers_keys(f"Namespace.create(pids={pids!r})") == "True", "docs/security.md says so"
 
 
 @pytest.mark.parametrize("pids", ["own", "host"])
