@@ -21,7 +21,9 @@ Hostile commands.  A command may be root of the user namespace, and have the own
 counts on nothing that such a program could reach.  It is not dumpable (prctl(2)), from before the first command or
 the first step into somebody else's namespace: who wants its memory, environment or descriptors needs CAP_SYS_PTRACE
 in the user namespace it was executed in, which nobody inside has.  Commands live in a PID namespace where the agent
-has no number, so that no signal reaches it either.
+has no number, so that no signal reaches it either, and are in sessions of their own, as the holder is, without the
+owner's process group and terminal.  What is forked for a command enters the mounts of commands before it has let go
+of what is the agent's, so it loads nothing from there (`load_nothing`).
 
     parent                what the owner has executed, and waits for: it does nothing but end with one of the two
       agent               process 1 of a PID namespace: what this file is about
@@ -84,6 +86,17 @@ MNT_DETACH = 2
 OPEN_TREE, MOVE_MOUNT = 428, 429  # system calls, alike on all machines
 AT_FDCWD, AT_EMPTY_PATH, OPEN_TREE_CLONE = -100, 0x1000, 1
 MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_SYMLINKS = 4, 0x10
+KEYCTL_JOIN_SESSION_KEYRING = 1
+KEYCTL = {
+    "x86_64": 250,
+    "i686": 288,
+    "armv6l": 311,
+    "armv7l": 311,
+    "ppc64": 271,
+    "ppc64le": 271,
+    "s390x": 280,
+}
+KEYCTL_ELSEWHERE = 219  # asm-generic/unistd.h
 NS_GET_USERNS = 0xB701
 NS_GET_NSTYPE = 0xB703
 NS_GET_OWNER_UID = 0xB704
@@ -183,6 +196,7 @@ def create(ids: str, control: socket.socket) -> None:
         check(libc.unshare(CLONE_NEWUSER))
         step = "map"
         if ids == "subids":  # it takes privilege outside to map other ids than one's own
+            leave_keys()
             control.send(b'{"state": "map"}')
             if not control.recv(RECORD_MAX):
                 os._exit(0)
@@ -215,6 +229,19 @@ def is_filtered(step: str) -> bool:
 def hide() -> None:
     """Keep our memory, environment and descriptors from everybody who is not privileged outside the namespace."""
     check(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
+
+
+def leave_keys() -> None:
+    """Have a session keyring of our own, with nothing in it: keys in the caller's are for whoever has inherited it,
+    whatever its uid is (session-keyring(7)).
+    """
+    if libc.syscall(KEYCTL.get(os.uname().machine, KEYCTL_ELSEWHERE), KEYCTL_JOIN_SESSION_KEYRING, None) < 0:
+        number = ctypes.get_errno()
+        if number not in {
+            errno.ENOSYS,
+            errno.EPERM,
+        }:  # no keys in this kernel, or a filter for us and commands
+            raise OSError(number, os.strerror(number), "session keyring")
 
 
 def attach(fd: int, control: socket.socket) -> None:
@@ -251,6 +278,8 @@ def join_user(fd: int) -> None:
     """
     stranger = set(os.getresuid()) != {owner_of(fd)}
     groups = os.getgroups() if stranger else []
+    if stranger:
+        leave_keys()
     if groups:
         with suppress(PermissionError):  # without CAP_SETGID here, there may be a chance inside
             os.setgroups([])
@@ -441,6 +470,7 @@ def become_holder(report: int, *, own: bool) -> NoReturn:
             mount_proc()
         else:
             die_with_parent(report)
+        os.setsid()  # who traces us could signal our group, which is the owner's, and use our terminal
         os.chdir("/")
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # orphans that end are gone
         let_go({report})
@@ -761,6 +791,7 @@ def show_again(out: socket.socket, namespace: int, shown: dict[str, int]) -> NoR
     agent's.
     """
     try:
+        load_nothing()
         check(libc.setns(namespace, CLONE_NEWNS))
         copies = {}
         for path, fd in shown.items():
@@ -812,9 +843,16 @@ def make_room(path: str) -> None:
     check(libc.mount(None, where, None, MS_REMOUNT | MS_BIND | MS_RDONLY | quiet, None), directory)
 
 
+def load_nothing() -> None:
+    """Import nothing any more, codecs included: we enter a mount namespace where commands may have mounted modules of
+    theirs, and still have all that is the agent's.
+    """
+    sys.meta_path.clear()
+
+
 def is_capable(capability: int) -> bool:
-    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-        effective = next(line.split()[1] for line in file if line.startswith("CapEff:"))
+    with open("/proc/self/status", "rb") as file:
+        effective = next(line.split()[1] for line in file if line.startswith(b"CapEff:"))
     return bool(int(effective, 16) >> capability & 1)
 
 
@@ -862,11 +900,11 @@ def become_command(
             check(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
             if os.getppid() != agent:
                 os._exit(127)
-        if request["start_new_session"]:
+        if request["start_new_session"] or (quarters.mounts is not None and not request["at_terminal"]):
+            # Fact: kill(0, ...) reaches the members of the group that are outside the PID namespace too, and
+            # /dev/tty is the terminal of the session, whatever the standard streams are.
             os.setsid()
-        elif quarters.mounts is not None and not request["at_terminal"]:
-            # Fact: kill(0, ...) reaches the members of the group that are outside the PID namespace too.
-            os.setpgid(0, 0)
+        load_nothing()
         quarters.enter(None if request["here"] is None else fds[request["here"]])
         if request["cwd"] is not None:
             os.chdir(to_bytes(request["cwd"]))

@@ -313,8 +313,9 @@ class Namespace(Openable):
         `input` is written to its standard input, which is then closed.  `files` are absolute paths,
         and what the command shall read there; nobody else sees it (docs/commands.md).
 
-        In a PID namespace of its own (`pids`) the command has a process group of its own too.  One that is given our
-        controlling terminal is in our group, for job control to work; then it can signal the group.
+        In a PID namespace of its own (`pids`) the command has a session of its own too, so that /dev/tty is not our
+        terminal.  One that is given our controlling terminal as a standard stream is in our session and group, for
+        job control to work; then it can signal the group.
 
         Raises CommandFailed, a CalledProcessError, if `check` and the status is not 0, ArgumentError for what cannot
         be used, FileNotFoundError and other OSErrors as `subprocess` does, UserNamespaceDenied where `files` cannot

@@ -25,6 +25,7 @@ from netns_kit import arguments
 from netns_kit.agent_process import FDS_MAX, FOLLOW_STOPS, Asker, Conversation, Ended, Stopped, is_inherited
 from netns_kit.background import Supervisor
 from netns_kit.errors import ArgumentError, ArgumentTypeError, NamespaceGone, NetnsKitError
+from netns_kit.plain import printable
 
 __all__ = [
     "Command",
@@ -49,8 +50,8 @@ PASSED_MAX = FDS_MAX - 3  # beside the conversation, the current directory and a
 class CommandFailed(NetnsKitError, subprocess.CalledProcessError):
     """A command has ended with another status than 0.
 
-    It is a `subprocess.CalledProcessError`, with `returncode`, `cmd`, `output` and `stderr`, and its message shows
-    the end of what the command has written on standard error, if that was captured.
+    It is a `subprocess.CalledProcessError`, with `returncode`, `cmd`, `output` and `stderr`.  Its message shows the
+    end of what the command has written on standard error, if that was captured, without what a terminal would obey.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class CommandFailed(NetnsKitError, subprocess.CalledProcessError):
     ) -> None:
         cause = str(subprocess.CalledProcessError(returncode, cmd)).rstrip(".")
         lines = (stderr or b"").decode(errors="replace").strip().splitlines()
-        said = "\n".join(line[:_LINE_SHOWN] for line in lines[-_LINES_SHOWN:])
+        said = printable("\n".join(line[:_LINE_SHOWN].expandtabs() for line in lines[-_LINES_SHOWN:]))
         NetnsKitError.__init__(self, cause, value=f"it says:\n{said}" if said else None)
         self.returncode, self.cmd, self.output, self.stderr = returncode, cmd, output, stderr
         self.args = (returncode, cmd, output, stderr)  # what pickle hands to __init__

@@ -465,6 +465,8 @@ _ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 _LOOPBACK_DEVICE = "lo"
 _DISCARD_PORT = 9  # of a socket that sends nothing
 _IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h; ip(7)
+_IPV6_MTU = 24  # linux/in6.h; ipv6(7)
+_LARGEST_OF_LINKS = 65535  # bytes; 65536 have "lo" and what stands for it in a VRF
 
 
 def _socket(family: socket.AddressFamily, kind: int, number: int = 0) -> socket.socket:
@@ -580,15 +582,28 @@ METADATA = frozenset(
 
 
 def _is_of_host(address: Address) -> bool:
-    """Whether the kernel takes `address` for one of this host: only those may a socket be bound to (bind(2))."""
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    """Return whether the kernel takes `address` for one of this host's.
+
+    Only those may a socket be bound to (bind(2)).  Fact: of IPv6 only those of interfaces, and not what else is
+    delivered here: by routes of the type "local", and to the anycast address that a router has in each of its
+    networks.  The way to these is the loopback's, which has the MTU of no link.
+    """
     try:
-        with _socket(family, socket.SOCK_DGRAM) as sock:
-            sock.bind((str(address), 0))
+        with _socket(_FAMILY[address.version], socket.SOCK_DGRAM) as sock:
+            try:
+                sock.bind((str(address), 0))
+            except OSError as error:
+                if error.errno != errno.EADDRNOTAVAIL:
+                    raise
+            else:
+                return True
+            if address.version == 4:
+                return False
+            sock.connect((str(address), _DISCARD_PORT))
+            return sock.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU) > _LARGEST_OF_LINKS
     except OSError as error:
         # anything but a plain no is no answer, and what is not known to be elsewhere is not let through
-        return error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-    return True
+        return error.errno not in (errno.EAFNOSUPPORT, errno.ENETUNREACH, errno.EHOSTUNREACH)
 
 
 def _embedded(address: Address) -> Address:

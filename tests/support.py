@@ -144,6 +144,39 @@ def needs_subids() -> None:
         missing("no range for this user in /etc/subuid")
 
 
+_KEYS = """
+import ctypes, os, sys
+from netns_kit.agent import KEYCTL, KEYCTL_ELSEWHERE, KEYCTL_JOIN_SESSION_KEYRING
+keyctl = KEYCTL.get(os.uname().machine, KEYCTL_ELSEWHERE)
+libc = ctypes.CDLL(None)
+if libc.syscall(keyctl, KEYCTL_JOIN_SESSION_KEYRING, None) < 0:
+    sys.exit(99)
+assert libc.syscall(keyctl - 2, b"user", b"netns_kit", b"secret", 6, -3) > 0  # add_key(2), to the session keyring
+
+import anyio
+from netns_kit import Namespace
+
+SEARCH = f"import ctypes; print(ctypes.CDLL(None).syscall({keyctl}, 10, -3, b'user', b'netns_kit', 0) > 0)"
+
+async def main():
+    async with NAMESPACE as ns:
+        done = await ns.run(["/usr/bin/env", "python3", "-ISc", SEARCH], stderr=None)
+        print(done.stdout.decode().strip())
+
+anyio.run(main)
+"""
+
+
+def finds_the_callers_keys(namespace: str) -> str:
+    """Tell whether a command in `namespace`, an expression, finds a key in the session keyring of its caller's."""
+    argv = [sys.executable, "-c", _KEYS.replace("NAMESPACE", namespace)]
+    done = subprocess.run(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False, timeout=60)
+    if done.returncode == 99:
+        missing("no session keyring here")
+    done.check_returncode()
+    return done.stdout.strip()
+
+
 def needs_ping() -> None:
     """The running test opens an unprivileged ping socket (icmp(7), ping_group_range)."""
     _needs_probe("no ping socket", _PING)

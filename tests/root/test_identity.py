@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, needs
+from tests.support import ROOT, finds_the_callers_keys, needs
 
 OWNER, GROUP, CALLER, OTHER_GROUP = 42420, 42430, 42440, 42450
 MINE, SPARE = 500_000, 600_000  # subordinate uids and gids
@@ -141,6 +141,14 @@ def test_root_is_the_owner_there(how: str, pids: str, secrets: list[Path]) -> No
         else:
             assert "\n".join(said[:3]) == EXPECTED[how]
             assert said[3] != "0", "the secret was read"
+
+
+@pytest.mark.parametrize("pids", ["own", "host"])
+def test_root_does_not_lend_its_keys(pids: str) -> None:
+    """Those of its session keyring are for whoever has it, whatever his uid: also for the owner, who may trace the
+    holder."""
+    with made("root") as pid:
+        assert finds_the_callers_keys(f"Namespace.attach(pid={pid}, pids={pids!r})") == "False"
 
 
 def privileged(*capabilities: str, uid: int = CALLER) -> list[str]:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import encodings
 import errno
 import json
 import os
@@ -19,7 +20,7 @@ import pytest
 
 from netns_kit.errors import NamespaceGone
 from netns_kit.namespace import Namespace, Pids
-from tests.support import ROOT, needs, needs_userns, seen_outside
+from tests.support import ROOT, finds_the_callers_keys, needs, needs_subids, needs_userns, seen_outside
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
@@ -118,6 +119,42 @@ async def test_of_our_processes_a_command_sees_only_the_holder_which_has_nothing
         assert "PATH" not in "".join(environment)
         assert (parent, first, second) == ("0", "/proc/1", "/proc/2")
         assert not (await ns.run("ls /proc/1/fd")).stdout
+
+
+async def test_nobody_inside_is_in_the_owners_session() -> None:
+    """Its group could be signalled by kill(0, ...), its terminal opened as /dev/tty: by a command that has pipes, and
+    by one that traces the holder.
+    """
+    async with namespace() as ns, await ns.popen(["sleep", "600"]) as process:
+        for pid in (ns.pid, process.pid):
+            assert os.getsid(pid) == os.getpgid(pid) == pid
+    async with namespace("host") as ns:
+        assert os.getsid(ns.pid) == os.getpgid(ns.pid) == ns.pid
+
+
+async def test_nothing_of_ours_loads_what_commands_have_mounted(tmp_path: Path) -> None:
+    """It would run with the agent's memory and descriptors: codecs, say, are modules, loaded when first used."""
+    needs("mount")
+    mark, modules = tmp_path / "loaded", tmp_path / "modules"
+    modules.mkdir()
+    library = Path(encodings.__file__).parent
+    for each in library.glob("*.py"):
+        (modules / each.name).write_text(f"import os\nos.open({str(mark)!r}, os.O_CREAT)\n")
+    async with namespace() as ns:
+        await ns.run(["mount", "--bind", modules, library])
+        with pytest.raises(FileNotFoundError):
+            await ns.run(["true"], cwd=tmp_path / "nowhere")
+        with pytest.raises(IsADirectoryError):
+            await ns.run(["true"], files={str(tmp_path): ""})
+        assert (await ns.run(["true"])).returncode == 0
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("pids", ["own", "host"])
+def test_subordinate_ids_do_not_have_the_callers_keys(pids: Pids) -> None:
+    needs_subids()
+    assert finds_the_callers_keys(f"Namespace.create(ids='subids', pids={pids!r})") == "False"
+    assert finds_the_callers_keys(f"Namespace.create(pids={pids!r})") == "True", "docs/security.md says so"
 
 
 @pytest.mark.parametrize("pids", ["own", "host"])

@@ -736,3 +736,7 @@ async def test_what_a_command_said_is_in_the_error() -> None:
         assert "SIGKILL" in str(long.value)
         assert "line 1000" in str(long.value)
         assert "line 1\n" not in str(long.value)
+        with pytest.raises(CommandFailed) as obeyed:
+            await ns.run(r"printf '\033[2J\033]0;title\007a\tb\r\342\200\256' >&2; exit 1")
+        assert not set("\x1b\x07\t\r\u202e") & set(str(obeyed.value)), "a terminal would obey it"
+        assert "title" in str(obeyed.value)

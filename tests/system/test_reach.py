@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_network
 from typing import Any
 
 import anyio
@@ -16,7 +16,7 @@ import anyio.to_thread
 from netns_kit import Flow, Network, Uplink
 from tests.servers import SECONDS
 from tests.support import needs
-from tests.system.multihop import GUEST, H_6, H, Hops, S, in_h
+from tests.system.multihop import GUEST, H_6, S_6, H, Hops, S, in_h
 
 FORGED = "198.51.100.7"
 
@@ -52,6 +52,25 @@ async def test_the_hosts_own_addresses_of_ipv6(hops: Hops) -> None:
         async with Network(ipv6=True, uplink=Uplink(allow_host_addresses=False)) as net:
             assert await reached(net, H_6, port) == errno.EACCES
             assert await reached(net, f"2002:{IPv4Address(H).packed.hex(':', 2)}::1", port) == errno.EACCES
+
+
+@in_h(ping=False, privileged=True)
+async def test_what_else_of_ipv6_is_delivered_to_the_host(hops: Hops) -> None:
+    """What no socket may be bound to, but who listens on "::" hears: local routes, a router's anycast addresses."""
+    needs("ip")
+    await anyio.run_process(["ip", "-6", "route", "add", "local", "2001:db8:77::/64", "dev", "lo"])
+    anycast = str(ip_network(f"{H_6}/64", strict=False).network_address)
+    with socket.create_server(("::", 0), family=socket.AF_INET6) as own:
+        port = own.getsockname()[1]
+        async with Network(ipv6=True) as net:
+            assert await reached(net, "2001:db8:77::5", port) == 0, "it is the host's"
+        async with Network(ipv6=True, uplink=Uplink(allow_host_addresses=False)) as net:
+            assert await reached(net, "2001:db8:77::5", port) == errno.EACCES
+            assert await reached(net, anycast, port) == errno.EACCES
+            with hops.at("S"):
+                elsewhere = socket.create_server((S_6, 0), family=socket.AF_INET6)
+            with elsewhere:
+                assert await reached(net, S_6, elsewhere.getsockname()[1]) == 0
 
 
 @in_h(ping=False, privileged=True)
