@@ -16,6 +16,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -728,10 +729,19 @@ def agent_and_command(ours: int) -> tuple[int, int]:
 
 
 def wait_state(wanted: dict[int, str]) -> None:
-    """Wait until these processes are in these states (proc_pid_stat(5)); bounded."""
-    seen: dict[int, str] = {}
+    """Wait until these processes are in these states (proc_pid_stat(5)), all threads of those that shall be stopped.
+
+    Fact: a process has stopped, and its shell is told of it, when the last of its threads has.
+    """
+    seen: dict[int, set[str]] = {}
     for _ in range(200_000):
-        seen = {pid: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in wanted}
-        if seen == wanted:
+        seen = {pid: set(_states(pid)) for pid in wanted}
+        if all(seen[pid] == {state} if state == "T" else state in seen[pid] for pid, state in wanted.items()):
             return
     raise AssertionError(f"{seen}, not {wanted}")
+
+
+def _states(pid: int) -> Iterator[str]:
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            yield (thread / "stat").read_text().rpartition(")")[2].split()[0]
