@@ -1,8 +1,8 @@
 """What this host allows: everything the library needs is tried, and what fails is named with its cause.
 
-`doctor` has a script of its own executed (probe.py, whose text tells what is done), which does each thing as the
-library does it, in processes of its own, and tells what came of it.  `examine` makes findings of that: a pure
-function. The causes are those that the library's exceptions name, made by the same functions (`diagnosis`).
+`doctor` executes a program (probe.py), which does each thing as the library does it, in processes of its own, and
+tells the outcomes.  `examine`, a pure function, makes findings of them.  Their causes are those that the library's
+exceptions name, made by the same functions (`diagnosis`).
 
 What needs something that failed is not tried, or not blamed: a host without user namespaces is not told that its
 tun driver is bad.
@@ -14,16 +14,13 @@ import errno
 import json
 import os
 import platform
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from html import escape
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from . import diagnosis
+from .child import Child
 from .diagnosis import Host
 from .errors import FeatureUnavailable, IdMapError, NetnsKitError
 from .idmap import map_ranges
@@ -37,7 +34,6 @@ Status = Literal["ok", "limited", "missing", "untried"]
 Reason = Literal["denied", "absent", "exhausted", "unreachable"]
 Outcome = Mapping[str, Any]
 
-PROBE = Path(__file__).with_name("probe.py")
 HTTP = 80
 BUFFER_WANTED, BUFFER_USUAL = 1 << 20, 4 << 20
 DESCRIPTORS_WANTED = 1024
@@ -504,38 +500,30 @@ def doctor() -> Report:
         "offloads": OFFLOAD_SETS,
     }
     errors: dict[str, NetnsKitError] = {}
-    with subprocess.Popen(
-        [sys.executable, "-S", "-E", "-I", str(PROBE)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        errors="replace",
-    ) as probe:  # fmt: skip
-        try:
-            said = _converse(probe, json.dumps(order), errors)
-        except BaseException:
-            probe.kill()
-            raise
-    if "outcomes" not in said:
-        end = f"the probe ended with status {probe.returncode}"
-        raise NetnsKitError(end, value=said.get("errors") or None, fix="please report it")
+    probe = Child(f"{__package__}.probe", watched=False, errors=True)
+    try:
+        said = _converse(probe, json.dumps(order).encode(), errors)
+        if "outcomes" not in said:
+            end = f"the probe ended with status {probe.wait()}"
+            written = (probe.errors.read() or b"").decode(errors="replace").strip()
+            raise NetnsKitError(end, value=written or None, fix="please report it")
+    finally:
+        probe.close()
     return examine(said["outcomes"], host, errors)
 
 
-def _converse(probe: subprocess.Popen[str], order: str, errors: dict[str, NetnsKitError]) -> dict[str, Any]:
-    """What the probe says in the end; the ids it asks for are mapped."""
-    assert probe.stdin is not None
-    assert probe.stdout is not None
-    assert probe.stderr is not None
+def _converse(probe: Child, order: bytes, errors: dict[str, NetnsKitError]) -> dict[str, Any]:
+    """Return the last message of the probe; map the ids that it asks for."""
     said: dict[str, Any] = {}
-    with suppress(BrokenPipeError):
-        print(order, file=probe.stdin, flush=True)
-        for line in probe.stdout:
-            said = json.loads(line)
-            if "map" in said:
-                try:
-                    map_ranges(said["map"])
-                    answer = "mapped"
-                except IdMapError as error:
-                    errors["id-ranges"] = error
-                    answer = "failed"
-                print(answer, file=probe.stdin, flush=True)
-    return {**said, "errors": probe.stderr.read().strip()}
+    probe.channel.send(order)
+    while (message := probe.channel.wait()) is not None:
+        said = json.loads(message)
+        if "map" in said:
+            try:
+                map_ranges(said["map"])
+                answer = b"mapped"
+            except IdMapError as error:
+                errors["id-ranges"] = error
+                answer = b"failed"
+            probe.channel.send(answer)
+    return said

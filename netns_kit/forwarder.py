@@ -13,12 +13,12 @@ from typing import Protocol, TypeVar
 import anyio
 
 from . import arguments, diagnosis, sysctl
+from .abi import CAP_NET_BIND_SERVICE
 from .background import Openable, Supervisor
 from .control import PATIENCE, Control
 from .errors import ArgumentTypeError, NetnsKitError, StackClosed
 from .ports import PortForward, parse
 
-CAP_NET_BIND_SERVICE = 10
 AT_ONCE = 256  # ports that are added between two steps of the engine, which others wait for
 
 T = TypeVar("T")

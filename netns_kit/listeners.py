@@ -18,6 +18,7 @@ from contextlib import suppress
 from ipaddress import ip_address
 
 from . import diagnosis
+from .abi import IP_PKTINFO
 from .arguments import Address
 from .engine import IN
 from .errors import AddressError, PortInUseError
@@ -34,7 +35,6 @@ ACCEPTS_PER_STEP = 64
 BACKLOG = 4096
 PAUSE = 1.0  # seconds without accepting when the process is out of descriptors or memory
 OVERLOADED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-IP_PKTINFO = 8  # linux/in.h
 _PKTINFO = {  # answers leave from the address that was asked (ip(7), IP_PKTINFO; linux/in6.h)
     int(socket.AF_INET): (socket.IPPROTO_IP, IP_PKTINFO),
     int(socket.AF_INET6): (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO),

@@ -35,6 +35,7 @@ import anyio.abc
 import anyio.to_thread
 
 from netns_kit import arguments, diagnosis, sysctl
+from netns_kit.abi import NETLINK_ROUTE, RT_TABLE_MAIN, TUN_MAJOR, TUN_MINOR
 from netns_kit.agent_process import AgentProcess, Conversation, Done, Start
 from netns_kit.arguments import AddressLike
 from netns_kit.background import Openable, Supervisor
@@ -59,9 +60,6 @@ Pids = Literal["own", "host"]
 """Whose processes commands see, see `Namespace.create`."""
 
 _PROC = re.compile(r"/proc/([0-9]+)/ns/net")
-MAIN_TABLE = 254  # RT_TABLE_MAIN
-NETLINK_ROUTE = 0
-_TUN = 10, 200  # of /dev/net/tun, in the kernel's list of devices
 _SOCKET_FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
 
@@ -484,7 +482,7 @@ class Namespace(Openable):
 
     async def routes(self) -> tuple[Route, ...]:
         """The unicast routes of its main table, of both families."""
-        messages = await self._dump(lambda route: route.get_routes(table=MAIN_TABLE))
+        messages = await self._dump(lambda route: route.get_routes(table=RT_TABLE_MAIN))
         return tuple(map(_route, messages))
 
     async def _dump(self, question: Callable[[Any], Any]) -> list[Any]:
@@ -616,7 +614,7 @@ def _check_pids(pids: object) -> None:
 def _is_tap(fd: int) -> bool:
     """Whether it is /dev/net/tun, opened."""
     status = os.fstat(fd)
-    return stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(*_TUN)
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(TUN_MAJOR, TUN_MINOR)
 
 
 def _of_process(pid: int, stack: ExitStack) -> Start:

@@ -16,7 +16,7 @@ a dataclass or a NamedTuple of such; the last two lose their names and are lists
 >>> decode(int, True)
 Traceback (most recent call last):
     ...
-netns_kit.plain.Nonsense: True is no int
+netns_kit.plain.DecodeError: True is no int
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .errors import NetnsKitError
 _SHOWN = 80  # characters of what was not understood
 
 
-class Nonsense(ValueError):
+class DecodeError(ValueError):
     """What came is not what was to come."""
 
 
@@ -46,11 +46,11 @@ def dump(value: object) -> bytes:
 
 
 def load(kind: Any, text: bytes) -> Any:
-    """The value of type `kind` that `text` says.  Raises `Nonsense`, and nothing else, whatever `text` is."""
+    """The value of type `kind` that `text` says.  Raises `DecodeError`, and nothing else, whatever `text` is."""
     try:
         value = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
-        raise Nonsense(f"no JSON: {_shown(text)}") from error
+        raise DecodeError(f"no JSON: {_shown(text)}") from error
     return decode(kind, value)
 
 
@@ -73,13 +73,13 @@ def encode(value: Any) -> Any:
 
 
 def decode(kind: Any, value: Any) -> Any:
-    """What `encode` has made of a value of type `kind`.  Raises `Nonsense`, and nothing else."""
+    """What `encode` has made of a value of type `kind`.  Raises `DecodeError`, and nothing else."""
     try:
         return _decode(kind, value)
-    except Nonsense:
+    except DecodeError:
         raise
     except Exception as error:  # of the record's own making: it may raise anything
-        raise Nonsense(f"{_shown(value)} is no {kind}: {error}") from error
+        raise DecodeError(f"{_shown(value)} is no {kind}: {error}") from error
 
 
 def _decode(kind: Any, value: Any) -> Any:
@@ -88,7 +88,7 @@ def _decode(kind: Any, value: Any) -> Any:
         for part in parts:
             try:
                 return decode(part, value)
-            except Nonsense:
+            except DecodeError:
                 continue
     elif origin is Literal:
         if any(type(value) is type(part) and value == part for part in parts):
@@ -122,7 +122,7 @@ def _decode(kind: Any, value: Any) -> Any:
             types = _fields(record)
             if isinstance(value, list) and len(value) == len(types):
                 return record(*map(_decode, types.values(), value))
-    raise Nonsense(f"{_shown(value)} is no {getattr(kind, '__name__', kind)}")
+    raise DecodeError(f"{_shown(value)} is no {getattr(kind, '__name__', kind)}")
 
 
 @cache
@@ -169,7 +169,7 @@ class Failure:
         return cls("", (f"{type(error).__name__}: {error}",))
 
     def exception(self) -> Exception:
-        """The exception, made anew; a RuntimeError if its class is not known here.  Raises `Nonsense`."""
+        """The exception, made anew; a RuntimeError if its class is not known here.  Raises `DecodeError`."""
         known = {each.__name__: each for each in _errors(NetnsKitError)}
         made = {**known, "OSError": OSError, "": RuntimeError}.get(self.kind)
         arguments = [printable(each) if isinstance(each, str) else each for each in self.arguments]
@@ -178,8 +178,8 @@ class Failure:
                 error: Exception = made(*arguments)
                 return error
         except Exception as reason:
-            raise Nonsense(f"{self} makes no exception") from reason
-        raise Nonsense(f"{self.kind!r} is no exception")
+            raise DecodeError(f"{self} makes no exception") from reason
+        raise DecodeError(f"{self.kind!r} is no exception")
 
 
 _TOLD = (str, int, NoneType)

@@ -22,8 +22,11 @@ import anyio.abc
 import anyio.lowlevel
 
 from netns_kit import arguments
-from netns_kit.agent_process import FDS_MAX, FOLLOW_STOPS, Asker, Conversation, Ended, Stopped, is_inherited
+from netns_kit.abi import SCM_MAX_FD
+from netns_kit.agent_common import FOLLOW_STOPS
+from netns_kit.agent_process import Conversation, Ended, StartConversation, Stopped
 from netns_kit.background import Supervisor
+from netns_kit.child import is_inherited
 from netns_kit.errors import ArgumentError, ArgumentTypeError, NamespaceGone, NetnsKitError
 from netns_kit.plain import printable
 
@@ -44,7 +47,7 @@ Command = Union[Word, Sequence[Word]]  # noqa: UP007 - a string cannot be joined
 """A command's words, or a line for the shell."""
 StandardStream = Union[int, IO[Any], None]  # noqa: UP007 - the same
 """What a command has for a standard stream: PIPE, DEVNULL, STDOUT, a descriptor, a file; None: the caller's own."""
-PASSED_MAX = FDS_MAX - 3  # beside the conversation, the current directory and a long request
+PASSED_MAX = SCM_MAX_FD - 3  # beside the conversation, the current directory and a long request
 
 
 class CommandFailed(NetnsKitError, subprocess.CalledProcessError):
@@ -317,7 +320,7 @@ class Process(anyio.abc.Process):
 
 
 async def open_process(
-    ask: Asker,
+    ask: StartConversation,
     supervisor: Supervisor,
     command: Command,
     *,
@@ -382,7 +385,7 @@ def _settle_activation(environment: dict[str, str], fds: Mapping[int, int]) -> s
     if environment.get("LISTEN_PID", str(os.getpid())) != str(os.getpid()):
         return None
     count = environment.get("LISTEN_FDS", "")
-    if count.isdecimal() and all(number in fds for number in range(3, 3 + min(int(count), FDS_MAX + 1))):
+    if count.isdecimal() and all(number in fds for number in range(3, 3 + min(int(count), SCM_MAX_FD + 1))):
         environment.pop("LISTEN_PIDFDID", None)  # of this process's pidfd
         return "LISTEN_PID"
     for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID"):

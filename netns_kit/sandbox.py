@@ -37,48 +37,29 @@ from collections.abc import Callable, Iterable, Mapping
 from fcntl import F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_SETFD, F_SETFL
 from typing import NamedTuple
 
+from . import abi
+from .libc import check, libc
+
 ON = "on"
-CAP_NET_BIND_SERVICE, CAP_NET_RAW = 10, 13
-KEPT = 1 << CAP_NET_BIND_SERVICE | 1 << CAP_NET_RAW
-_CAP_SYS_ADMIN = 21
+KEPT = 1 << abi.CAP_NET_BIND_SERVICE | 1 << abi.CAP_NET_RAW
 
-# linux/prctl.h
-_GET_DUMPABLE, _SET_DUMPABLE = 3, 4
-_SET_NO_NEW_PRIVS, _GET_NO_NEW_PRIVS = 38, 39
-_CAPBSET_READ, _CAPBSET_DROP = 23, 24
-_CAP_AMBIENT, _CAP_AMBIENT_CLEAR_ALL = 47, 4
-
-# linux/capability.h
-_CAPABILITY_HEADER = struct.pack("Ii", 0x20080522, 0)
+_CAPABILITY_HEADER = struct.pack("Ii", abi.CAPABILITY_VERSION_3, 0)
 _CAPABILITIES = struct.Struct("6I")  # effective, permitted, inheritable: low words, then high
 
-# linux/sched.h, linux/mount.h
-_CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
-_READ_ONLY, _QUIET, _REMOUNT = 1, 2 | 4 | 8, 32  # nosuid, nodev, noexec
-_BIND, _RECURSIVE, _SLAVE, _DETACH = 0x1000, 0x4000, 1 << 19, 2
-_PIVOT_ROOT = {
-    "x86_64": 155, "aarch64": 41, "riscv64": 41, "loongarch64": 41, "ppc64le": 203, "s390x": 217,
-}  # fmt: skip
+_QUIET = abi.MS_NOSUID | abi.MS_NODEV | abi.MS_NOEXEC
 _NEW_ROOT = "/tmp"  # the place where it is made: one that every host has
 _SHOWN = ("/etc", "/run")
 _ROOT_SIZE = "mode=0755,size=64k,nr_inodes=256"
 
-# linux/landlock.h: the same numbers on every architecture
-_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
-_VERSION, _PATH_BENEATH = 1, 1
-_READ_FILE, _READ_DIR = 1 << 2, 1 << 3
-_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # how many there are, by ABI
-_SCOPES = 0b11  # abstract sockets, signals: since ABI 6
+_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # how many there are, by Landlock's ABI
+_READ = abi.LANDLOCK_ACCESS_FS_READ_FILE | abi.LANDLOCK_ACCESS_FS_READ_DIR
+_SCOPES = abi.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | abi.LANDLOCK_SCOPE_SIGNAL  # since ABI 6
 _RULE = struct.Struct("=Qi")
 
-# linux/seccomp.h, linux/audit.h, linux/bpf_common.h
-_SET_MODE_FILTER, _SPEC_ALLOW = 1, 4  # a filter is not to slow down the branches of older kernels
-_KILL, _ALLOW, _DENY = 0x80000000, 0x7FFF0000, 0x00050000 | errno.EPERM
-_LOAD, _AND, _IF_EQUAL, _IF_AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06
+_DENY = abi.SECCOMP_RET_ERRNO | errno.EPERM
 _INSTRUCTION = struct.Struct("=HBBI")
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # in struct seccomp_data
 _X32 = 0x40000000
-_PROT_EXEC = 4
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_TMPFILE & ~os.O_DIRECTORY
 
 # where resolv.conf may come to be, by a new symbolic link
@@ -95,7 +76,10 @@ class Machine(NamedTuple):
     getppid: int  # which cannot fail, unless it is not let
 
 
-MACHINES = {"x86_64": Machine(0, 0xC000003E, 317, 110), "aarch64": Machine(1, 0xC00000B7, 277, 173)}
+MACHINES = {
+    "x86_64": Machine(0, abi.AUDIT_ARCH_X86_64, 317, 110),
+    "aarch64": Machine(1, abi.AUDIT_ARCH_AARCH64, 277, 173),
+}
 
 ALLOWED: Mapping[str, tuple[int | None, int | None]] = {
     # for every frame and segment: they come first
@@ -135,13 +119,16 @@ _OPENING: Mapping[str, tuple[int | None, int | None]] = {"open": (2, None), "ope
 FATAL: Mapping[str, tuple[int | None, int | None]] = {
     "execve": (59, 221), "execveat": (322, 281), "ptrace": (101, 117), "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271), "pidfd_getfd": (438, 438), "setns": (308, 268), "unshare": (272, 97),
-    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "fsopen": (430, 430),
-    "fsconfig": (431, 431), "fsmount": (432, 432), "fspick": (433, 433), "move_mount": (429, 429),
-    "open_tree": (428, 428), "mount_setattr": (442, 442), "open_by_handle_at": (304, 265), "bpf": (321, 280),
-    "perf_event_open": (298, 241), "userfaultfd": (323, 282), "io_uring_setup": (425, 425), "keyctl": (250, 219),
+    "mount": (165, 40), "umount2": (166, 39), "chroot": (161, 51), "fsopen": (430, 430),
+    "fsconfig": (431, 431), "fsmount": (432, 432), "fspick": (433, 433),
+    "mount_setattr": (442, 442), "open_by_handle_at": (304, 265), "bpf": (321, 280),
+    "perf_event_open": (298, 241), "userfaultfd": (323, 282), "io_uring_setup": (425, 425),
     "add_key": (248, 217), "request_key": (249, 218), "init_module": (175, 105), "finit_module": (313, 273),
     "delete_module": (176, 106), "kexec_load": (246, 104), "kexec_file_load": (320, 294), "reboot": (169, 142),
     "swapon": (167, 224), "swapoff": (168, 225),
+    "open_tree": (abi.SYS_OPEN_TREE,) * 2, "move_mount": (abi.SYS_MOVE_MOUNT,) * 2,
+    "pivot_root": (abi.SYS_PIVOT_ROOT["x86_64"], abi.SYS_PIVOT_ROOT["aarch64"]),
+    "keyctl": (abi.SYS_KEYCTL["x86_64"], abi.SYS_KEYCTL_ELSEWHERE),
 }  # fmt: skip
 """The calls that end the process that makes them."""
 
@@ -158,11 +145,11 @@ def _bounds() -> dict[str, tuple[Bound, ...]]:
     def low(argument: int) -> int:
         return _ARGUMENTS + 8 * argument
 
-    tcgets, fionbio, fioclex, siocatmark, siocgifindex = 0x5401, 0x5421, 0x5451, 0x8905, 0x8933
+    ioctls = (abi.SIOCATMARK, abi.FIONBIO, abi.FIOCLEX, abi.TCGETS, abi.SIOCGIFINDEX)
     return {
-        "mmap": (Bound(low(2), (0,), _PROT_EXEC),),
-        "mprotect": (Bound(low(2), (0,), _PROT_EXEC),),
-        "ioctl": (Bound(low(1), (siocatmark, fionbio, fioclex, tcgets, siocgifindex)),),
+        "mmap": (Bound(low(2), (0,), abi.PROT_EXEC),),
+        "mprotect": (Bound(low(2), (0,), abi.PROT_EXEC),),
+        "ioctl": (Bound(low(1), ioctls),),
         "socket": (Bound(low(0), (2, 10)),),  # AF_INET, AF_INET6
         "prlimit64": (
             Bound(low(0), (0,)),
@@ -175,9 +162,6 @@ def _bounds() -> dict[str, tuple[Bound, ...]]:
         # the kernel would send whom F_SETOWN names any signal that F_SETSIG does
         "fcntl": (Bound(low(1), (F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC)),),
     }
-
-
-libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Missing(Exception):
@@ -225,30 +209,30 @@ def _no_core() -> None:
 
 
 def _bare_root(readable: Iterable[str]) -> None:
-    number = _PIVOT_ROOT.get(os.uname().machine)
+    number = abi.SYS_PIVOT_ROOT.get(os.uname().machine)
     if number is None or struct.calcsize("P") != 8:
         raise Missing("unsupported")
     shown = [path for path in sorted(_on_the_way(readable)) if os.path.isdir(path)]
-    if _capabilities()[0] >> _CAP_SYS_ADMIN & 1:
-        _check(libc.unshare(_CLONE_NEWNS))
+    if _capabilities()[0] >> abi.CAP_SYS_ADMIN & 1:
+        check(libc.unshare(abi.CLONE_NEWNS))
     else:
-        _in_user_namespace(_CLONE_NEWNS)
-    _mount(None, "/", None, _SLAVE | _RECURSIVE)  # what the host unmounts goes here too
+        _in_user_namespace(abi.CLONE_NEWNS)
+    _mount(None, "/", None, abi.MS_SLAVE | abi.MS_REC)  # what the host unmounts goes here too
     sources = {path: os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in shown}
     _mount("tmpfs", _NEW_ROOT, "tmpfs", _QUIET, _ROOT_SIZE)
     for path, fd in sources.items():
         os.makedirs(_NEW_ROOT + path, exist_ok=True)
-        _mount(f"/proc/self/fd/{fd}", _NEW_ROOT + path, None, _BIND | _RECURSIVE)
+        _mount(f"/proc/self/fd/{fd}", _NEW_ROOT + path, None, abi.MS_BIND | abi.MS_REC)
         os.close(fd)
     os.makedirs(f"{_NEW_ROOT}/tmp", exist_ok=True)
     for path in _mounts_below(_NEW_ROOT):  # one by one: a bind mount of a tree is changed at its top alone
         try:
-            _mount(None, path, None, _REMOUNT | _BIND | _READ_ONLY | _QUIET)
+            _mount(None, path, None, abi.MS_REMOUNT | abi.MS_BIND | abi.MS_RDONLY | _QUIET)
         except FileNotFoundError:  # it is being unmounted
             continue
     os.chdir(_NEW_ROOT)
-    _check(libc.syscall(number, b".", b"."))
-    _check(libc.umount2(b".", _DETACH))
+    check(libc.syscall(number, b".", b"."))
+    check(libc.umount2(b".", abi.MNT_DETACH))
     os.chdir("/")
     if os.path.exists("/proc"):
         raise Missing("the host's files are still there")
@@ -272,7 +256,7 @@ def _on_the_way(files: Iterable[str]) -> set[str]:
 def _in_user_namespace(flags: int) -> None:
     """Make one, with the same ids, and with it what `flags` say: in there we may."""
     uid, gid = os.geteuid(), os.getegid()
-    _check(libc.unshare(_CLONE_NEWUSER | flags))
+    check(libc.unshare(abi.CLONE_NEWUSER | flags))
     for name, text in ("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1"):
         with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
             file.write(text)
@@ -287,59 +271,59 @@ def _mounts_below(path: str) -> list[str]:
 
 def _mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
     words = [None if word is None else os.fsencode(word) for word in (source, target, kind, options)]
-    if libc.mount(*words[:3], ctypes.c_ulong(flags), words[3]) < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), target)
+    check(libc.mount(*words[:3], ctypes.c_ulong(flags), words[3]), target)
 
 
 def _not_dumpable() -> None:
-    _prctl(_SET_DUMPABLE, 0)
-    if _prctl(_GET_DUMPABLE):
+    _prctl(abi.PR_SET_DUMPABLE, 0)
+    if _prctl(abi.PR_GET_DUMPABLE):
         raise Missing("it is still dumpable")
 
 
 def _no_capabilities(kept: int) -> None:
     """The bounding set too, where we may."""
     capability = 0
-    while libc.prctl(_CAPBSET_READ, capability, 0, 0, 0) >= 0:
+    while libc.prctl(abi.PR_CAPBSET_READ, capability, 0, 0, 0) >= 0:
         if not kept >> capability & 1:
-            libc.prctl(_CAPBSET_DROP, capability, 0, 0, 0)
+            libc.prctl(abi.PR_CAPBSET_DROP, capability, 0, 0, 0)
         capability += 1
-    libc.prctl(_CAP_AMBIENT, _CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    libc.prctl(abi.PR_CAP_AMBIENT, abi.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     kept &= _capabilities()[1]
     wanted = (kept, kept, 0, 0, 0, 0)
-    _check(libc.capset(_CAPABILITY_HEADER, _CAPABILITIES.pack(*wanted)))
+    check(libc.capset(_CAPABILITY_HEADER, _CAPABILITIES.pack(*wanted)))
     if _capabilities() != wanted:
         raise Missing("some are still there")
 
 
 def _capabilities() -> tuple[int, ...]:
     sets = ctypes.create_string_buffer(_CAPABILITIES.size)
-    _check(libc.capget(_CAPABILITY_HEADER, sets))
+    check(libc.capget(_CAPABILITY_HEADER, sets))
     return _CAPABILITIES.unpack(sets.raw)
 
 
 def _no_new_privileges() -> None:
-    _prctl(_SET_NO_NEW_PRIVS, 1)
-    if _prctl(_GET_NO_NEW_PRIVS) != 1:
+    _prctl(abi.PR_SET_NO_NEW_PRIVS, 1)
+    if _prctl(abi.PR_GET_NO_NEW_PRIVS) != 1:
         raise Missing("it is still off")
 
 
 def _few_files(readable: Iterable[str]) -> None:
-    abi = libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _VERSION)
-    if abi < 1:
+    version = libc.syscall(
+        abi.SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), abi.LANDLOCK_CREATE_RULESET_VERSION
+    )
+    if version < 1:
         number = ctypes.get_errno()
         raise Missing(
             {errno.ENOSYS: "unsupported", errno.EOPNOTSUPP: "disabled"}.get(number, os.strerror(number))
         )
-    rights = (1 << _FILE_RIGHTS.get(abi, max(_FILE_RIGHTS.values()))) - 1
-    words = (rights,) if abi < 4 else (rights, 0) if abi < 6 else (rights, 0, _SCOPES)
+    rights = (1 << _FILE_RIGHTS.get(version, max(_FILE_RIGHTS.values()))) - 1
+    words = (rights,) if version < 4 else (rights, 0) if version < 6 else (rights, 0, _SCOPES)
     wanted = struct.pack(f"={len(words)}Q", *words)
-    ruleset = _check(libc.syscall(_CREATE_RULESET, wanted, ctypes.c_size_t(len(wanted)), 0))
+    ruleset = check(libc.syscall(abi.SYS_LANDLOCK_CREATE_RULESET, wanted, ctypes.c_size_t(len(wanted)), 0))
     try:
         for directory in _readable(readable):
             _let_read(ruleset, directory)
-        _check(libc.syscall(_RESTRICT_SELF, ruleset, 0))
+        check(libc.syscall(abi.SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0))
     finally:
         os.close(ruleset)
     try:
@@ -362,8 +346,8 @@ def _let_read(ruleset: int, directory: str) -> None:
     except OSError:  # what is not there cannot be read
         return
     try:
-        rule = _RULE.pack(_READ_FILE | _READ_DIR, opened)
-        _check(libc.syscall(_ADD_RULE, ruleset, _PATH_BENEATH, rule, 0))
+        rule = _RULE.pack(_READ, opened)
+        check(libc.syscall(abi.SYS_LANDLOCK_ADD_RULE, ruleset, abi.LANDLOCK_RULE_PATH_BENEATH, rule, 0))
     finally:
         os.close(opened)
 
@@ -375,7 +359,9 @@ def _few_calls(calls: Mapping[str, tuple[int | None, int | None]], *, files: boo
     filters = program(machine, calls, files=files)
     text = ctypes.create_string_buffer(filters, len(filters))
     fprog = struct.pack("HP", len(filters) // _INSTRUCTION.size, ctypes.addressof(text))
-    _check(libc.syscall(machine.seccomp, _SET_MODE_FILTER, _SPEC_ALLOW, fprog))
+    check(
+        libc.syscall(machine.seccomp, abi.SECCOMP_SET_MODE_FILTER, abi.SECCOMP_FILTER_FLAG_SPEC_ALLOW, fprog)
+    )
     if libc.syscall(machine.getppid) != -1:
         raise Missing("a call that is not on the list still works")
 
@@ -386,12 +372,12 @@ def program(
     """The filter in classic BPF: the machine, then the number, then for some the arguments.  `calls` are allowed
     whatever theirs are.  `files`: whether any may be opened."""
     code = [
-        _INSTRUCTION.pack(_LOAD, 0, 0, _ARCHITECTURE),
-        _INSTRUCTION.pack(_IF_EQUAL, 1, 0, machine.architecture),
-        _INSTRUCTION.pack(_RETURN, 0, 0, _KILL),
-        _INSTRUCTION.pack(_LOAD, 0, 0, _NUMBER),
-        _INSTRUCTION.pack(_IF_AT_LEAST, 0, 1, _X32),  # the same calls under other numbers
-        _INSTRUCTION.pack(_RETURN, 0, 0, _KILL),
+        _INSTRUCTION.pack(abi.BPF_LD_W_ABS, 0, 0, _ARCHITECTURE),
+        _INSTRUCTION.pack(abi.BPF_JMP_JEQ_K, 1, 0, machine.architecture),
+        _verdict(abi.SECCOMP_RET_KILL_PROCESS),
+        _INSTRUCTION.pack(abi.BPF_LD_W_ABS, 0, 0, _NUMBER),
+        _INSTRUCTION.pack(abi.BPF_JMP_JGE_K, 0, 1, _X32),  # the same calls under other numbers
+        _verdict(abi.SECCOMP_RET_KILL_PROCESS),
     ]
 
     def on(calls: Mapping[str, tuple[int | None, int | None]], body: Callable[[str], list[bytes]]) -> None:
@@ -399,36 +385,33 @@ def program(
             number = numbers[machine.column]
             if number is not None:
                 then = body(name)
-                code.append(_INSTRUCTION.pack(_IF_EQUAL, 0, len(then), number))
+                code.append(_INSTRUCTION.pack(abi.BPF_JMP_JEQ_K, 0, len(then), number))
                 code.extend(then)
 
     bounds = _bounds()
-    on(calls, lambda _: [_INSTRUCTION.pack(_RETURN, 0, 0, _ALLOW)])
+    on(calls, lambda _: [_verdict(abi.SECCOMP_RET_ALLOW)])
     bounded = {**_BOUNDED, **_OPENING} if files else _BOUNDED
-    on(bounded, lambda name: [*_bounded(bounds[name]), _INSTRUCTION.pack(_RETURN, 0, 0, _ALLOW)])
-    on(FATAL, lambda _: [_INSTRUCTION.pack(_RETURN, 0, 0, _KILL)])
-    code.append(_INSTRUCTION.pack(_RETURN, 0, 0, _DENY))
+    on(bounded, lambda name: [*_bounded(bounds[name]), _verdict(abi.SECCOMP_RET_ALLOW)])
+    on(FATAL, lambda _: [_verdict(abi.SECCOMP_RET_KILL_PROCESS)])
+    code.append(_verdict(_DENY))
     return b"".join(code)
+
+
+def _verdict(value: int) -> bytes:
+    return _INSTRUCTION.pack(abi.BPF_RET_K, 0, 0, value)
 
 
 def _bounded(bounds: tuple[Bound, ...]) -> list[bytes]:
     """Goes on behind itself if all bounds hold."""
     code = []
     for bound in bounds:
-        code.append(_INSTRUCTION.pack(_LOAD, 0, 0, bound.offset))
-        code.append(_INSTRUCTION.pack(_AND, 0, 0, bound.mask))
+        code.append(_INSTRUCTION.pack(abi.BPF_LD_W_ABS, 0, 0, bound.offset))
+        code.append(_INSTRUCTION.pack(abi.BPF_ALU_AND_K, 0, 0, bound.mask))
         for left, value in zip(range(len(bound.values), 0, -1), bound.values, strict=True):
-            code.append(_INSTRUCTION.pack(_IF_EQUAL, left, 0, value))
-        code.append(_INSTRUCTION.pack(_RETURN, 0, 0, _DENY))
+            code.append(_INSTRUCTION.pack(abi.BPF_JMP_JEQ_K, left, 0, value))
+        code.append(_verdict(_DENY))
     return code
 
 
 def _prctl(option: int, argument: int = 0) -> int:
-    return _check(libc.prctl(option, argument, 0, 0, 0))
-
-
-def _check(result: int) -> int:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return result
+    return check(libc.prctl(option, argument, 0, 0, 0))

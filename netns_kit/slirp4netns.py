@@ -583,7 +583,8 @@ def _sandbox(order: Order, readable: Sequence[str]) -> None:
     ]
     if not needed:
         return
-    from .sandbox import ALLOWED, CAP_NET_BIND_SERVICE, FATAL, ON, WATCHING, enter
+    from .abi import CAP_NET_BIND_SERVICE
+    from .sandbox import ALLOWED, FATAL, ON, WATCHING, enter
 
     if order.seccomp:
         print(

@@ -16,6 +16,7 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from . import arguments, diagnosis, sysctl
+from .abi import IP_BIND_ADDRESS_NO_PORT, IPV6_MTU
 from .arguments import Address, AddressLike
 from .dns import Manner, ResolvConf, parse_resolv_conf
 from .dns.manner import DEFAULT
@@ -422,7 +423,7 @@ class Uplink:
                 _bind_port(sock, source or _ANY[family], port if port in self._kept_ports else 0)
             elif source is not None:
                 if protocol == "tcp":
-                    sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+                    sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
                 sock.bind((source, 0))
         except BaseException:
             sock.close()
@@ -464,8 +465,6 @@ class Uplink:
 _ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 _LOOPBACK_DEVICE = "lo"
 _DISCARD_PORT = 9  # of a socket that sends nothing
-_IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h; ip(7)
-_IPV6_MTU = 24  # linux/in6.h; ipv6(7)
 _LARGEST_OF_LINKS = 65535  # bytes; 65536 have "lo" and what stands for it in a VRF
 
 
@@ -600,7 +599,7 @@ def _is_of_host(address: Address) -> bool:
             if address.version == 4:
                 return False
             sock.connect((str(address), _DISCARD_PORT))
-            return sock.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU) > _LARGEST_OF_LINKS
+            return sock.getsockopt(socket.IPPROTO_IPV6, IPV6_MTU) > _LARGEST_OF_LINKS
     except OSError as error:
         # anything but a plain no is no answer, and what is not known to be elsewhere is not let through
         return error.errno not in (errno.EAFNOSUPPORT, errno.ENETUNREACH, errno.EHOSTUNREACH)

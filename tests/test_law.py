@@ -142,8 +142,6 @@ def verdict(file: str, found: Import) -> str | None:
         if restriction.lazy and not (found.lazy or found.types):
             return f"{found.module} is imported lazily: inside a function"
     if root == PACKAGE:
-        if name == "agent":
-            return "the agent stands alone"
         if found.module not in order:
             return f"{found.module} is not in the list"
         if found.types and any(dotted(each) == found.module for each in law().types.get(name, ())):
@@ -193,7 +191,7 @@ def test_imports_keep_the_law(file: str) -> None:
         ("tap.py", "import netns_kit.tap", "not below"),
         ("tap.py", "import netns_kit.nowhere", "not in the list"),
         ("network.py", "from netns_kit.agent import main", "only in"),
-        ("agent.py", "from netns_kit.errors import NetnsError", "stands alone"),
+        ("agent.py", "from netns_kit.errors import NetnsError", "not below"),
         ("stack/stack.py", "from netns_kit.errors import NetnsError", "is pure"),
         ("stack/stack.py", "from ..errors import NetnsError", "is pure"),
         ("stack/wire/__init__.py", "from ..stack import Stack", "not below"),
@@ -226,7 +224,7 @@ def test_the_law_forbids(file: str, source: str, why: str) -> None:
             "stack/stack.py",
             "import struct\nfrom collections.abc import Iterator\nfrom netns_kit.stack import wire",
         ),
-        ("agent.py", "import ctypes, os, select, socket, time"),
+        ("agent.py", "import os, select, socket"),
     ],
 )
 def test_the_law_allows(file: str, source: str) -> None:
@@ -249,8 +247,7 @@ def definitions(file: str) -> Iterator[str]:
 
 def test_every_public_name_is_defined_once() -> None:
     package = import_module(PACKAGE)
-    shared = [file for file in files() if file not in ("agent.py", "probe.py")]  # which are executed alone
-    everywhere = Counter(name for file in shared for name in definitions(file))
+    everywhere = Counter(name for file in files() for name in definitions(file))
     assert [name for name, times in Counter(package.__all__).items() if times > 1] == []
     assert {name: everywhere[name] for name in package.__all__ if everywhere[name] != 1} == {}
     assert [name for name in package.__all__ if not hasattr(package, name)] == []
@@ -317,8 +314,23 @@ fetch._join = lambda *_: __import__("ctypes")
 fetch._fetch(None, "/proc/self/ns/net", "tap0", None)
 """
     found = set(loaded(code, "-S", "-E", "-I").split())
-    assert {name for name in found if name.startswith(PACKAGE)} == {PACKAGE, f"{PACKAGE}.fetch"}
+    assert {name for name in found if name.startswith(PACKAGE)} == {
+        f"{PACKAGE}{name}" for name in ("", ".abi", ".fetch")
+    }
     assert (TAP_WITHOUT - {"ctypes"}) & found == set()
+
+
+def test_a_program_loads_what_the_page_says_and_the_standard_library() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    programs = {name: quoted(cell) for names, cell in rows(text, "program") for name in quoted(names)}
+    assert programs
+    for program, expected in programs.items():
+        code = f"import {PACKAGE}.{program}; print(*sys.modules)"
+        found = loaded(code, "-S", "-E", "-I").split()
+        ours = {name for name in found if name.startswith(f"{PACKAGE}.")}
+        assert ours == {f"{PACKAGE}.{name}" for name in expected}
+        others = {name.partition(".")[0] for name in found} - {PACKAGE, "__main__"}
+        assert others <= sys.stdlib_module_names
 
 
 def loaded(code: str, *flags: str) -> str:

@@ -8,10 +8,11 @@ import socket
 import struct
 from collections.abc import Callable, Sequence
 
+from netns_kit.abi import UDP_SEGMENT
 from netns_kit.engine import ERROR, IN, Appetite, Engine
 from netns_kit.stack import UdpFlow
 
-from .batches import LARGEST, MOST, UDP_SEGMENT, Inbox, Outbox, ask_for_room, ask_for_runs
+from .batches import LARGEST, MOST, Inbox, Outbox, ask_for_room, ask_for_runs
 from .sockets import (
     Ancillary,
     Marks,

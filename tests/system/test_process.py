@@ -632,7 +632,7 @@ async def test_a_killed_agent_takes_its_commands_along(victim: str) -> None:
             pidfd = os.pidfd_open(process.pid)
             try:
                 agent = ns._agent
-                os.kill(agent.pid if victim == "agent" else agent._popen.pid, signal.SIGKILL)
+                os.kill(agent.pid if victim == "agent" else agent._child.pid, signal.SIGKILL)
                 await process.wait()
             finally:
                 await process.aclose()
