@@ -146,7 +146,7 @@ def needs_subids() -> None:
 
 _KEYS = """
 import ctypes, os, sys
-from netns_kit.abi import KEYCTL_JOIN_SESSION_KEYRING, SYS_KEYCTL, SYS_KEYCTL_ELSEWHERE
+from netns_kit.host.abi import KEYCTL_JOIN_SESSION_KEYRING, SYS_KEYCTL, SYS_KEYCTL_ELSEWHERE
 keyctl = SYS_KEYCTL.get(os.uname().machine, SYS_KEYCTL_ELSEWHERE)
 libc = ctypes.CDLL(None)
 if libc.syscall(keyctl, KEYCTL_JOIN_SESSION_KEYRING, None) < 0:

@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import pytest
 
-from netns_kit import channel
-from netns_kit.channel import MESSAGE_MAX, RECORD, Channel, send_record
+from netns_kit.child import channel
+from netns_kit.child.channel import MESSAGE_MAX, RECORD, Channel, send_record
 
 pytestmark = pytest.mark.usefixtures("leaks")
 

@@ -42,15 +42,15 @@ from netns_kit import (
     TapDevice,
     Uplink,
     UserStack,
-    child,
-    forwarder,
-    userstack,
-    worker_process,
 )
-from netns_kit.channel import Channel
-from netns_kit.ports import PortForward
-from netns_kit.sandbox import KEPT, ON
+from netns_kit.child import child
+from netns_kit.child.channel import Channel
+from netns_kit.forwarder import forwarder
+from netns_kit.forwarder.ports import PortForward
 from netns_kit.stack.wire import ethernet
+from netns_kit.userstack import userstack
+from netns_kit.userstack.worker import owner
+from netns_kit.userstack.worker.sandbox import KEPT, ON
 from tests import dnshooks, uplinks
 from tests.servers import SECONDS, bounded, cancelled_at_any_moment
 from tests.support import ROOT, children
@@ -369,7 +369,7 @@ async def test_every_layer_is_on() -> None:
 @bounded
 async def test_what_can_be_done_inside(caplog: pytest.LogCaptureFixture) -> None:
     """A policy tries; what it writes on standard error is logged here."""
-    caplog.set_level(logging.WARNING, worker_process.__name__)
+    caplog.set_level(logging.WARNING, owner.__name__)
     async with worker(Uplink(policy=uplinks.attempt)) as (stack, guest):
         send(guest)
         await answer(guest)
@@ -414,7 +414,7 @@ async def test_what_nobody_means_well_by_kills_it(call: str) -> None:
 
 
 WITHOUT = """
-from netns_kit import sandbox
+from netns_kit.userstack.worker import sandbox
 def missing(calls, *, files):
     raise sandbox.Missing("not on this kernel")
 sandbox._few_calls = missing
@@ -539,7 +539,7 @@ async def test_one_that_does_not_end_is_ended(
     monkeypatch: pytest.MonkeyPatch, killed: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(child, "PATIENCE", 0.1)
-    caplog.set_level(logging.WARNING, worker_process.__name__)
+    caplog.set_level(logging.WARNING, owner.__name__)
     async with worker(Uplink(policy=uplinks.stuck)) as (stack, guest):
         pid = stack.workers.processes[0].pid
         send(guest)
@@ -704,7 +704,7 @@ async def test_however_much_it_says_others_have_their_turns(monkeypatch: pytest.
     def one_more(_: Channel) -> bytes:
         nonlocal said
         said += 1
-        if said > 100 * worker_process.MESSAGES_AT_ONCE:
+        if said > 100 * owner.MESSAGES_AT_ONCE:
             raise ValueError("enough")
         return b'["news",1]'
 
@@ -721,11 +721,11 @@ async def test_however_much_it_says_others_have_their_turns(monkeypatch: pytest.
 @bounded
 async def test_what_it_writes_is_bounded_and_harmless(caplog: pytest.LogCaptureFixture) -> None:
     """Its owner does not listen for a while: it goes on, and what nobody reads is lost."""
-    caplog.set_level(logging.WARNING, worker_process.__name__)
+    caplog.set_level(logging.WARNING, owner.__name__)
     async with worker(Uplink(policy=uplinks.chatter)) as (stack, guest):
         send(guest)
         assert select.select([guest.fileno()], [], [], SECONDS)[0], "our loop stood still meanwhile"
         await stack.flows()
-    assert 0 < len(caplog.messages) <= worker_process.LINES_LOGGED + 1
+    assert 0 < len(caplog.messages) <= owner.LINES_LOGGED + 1
     assert caplog.messages[-1].endswith("the rest is not logged")
     assert not any("\x1b" in line for line in caplog.messages)
