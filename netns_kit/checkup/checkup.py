@@ -1,11 +1,11 @@
-"""What this host allows: everything the library needs is tried, and what fails is named with its cause.
+"""doctor: everything that the library needs of this host is tried, and what fails is named with its cause.
 
 `doctor` executes a program (probe.py), which does each thing as the library does it, in processes of its own, and
 tells the outcomes.  `examine`, a pure function, makes findings of them.  Their causes are those that the library's
 exceptions name, made by the same functions (`diagnosis`).
 
-What needs something that failed is not tried, or not blamed: a host without user namespaces is not told that its
-tun driver is bad.
+What depends on something that failed is not tried, or not blamed: a host without user namespaces is not said to have
+a bad tun driver.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ _REASONS: Mapping[int | None, Reason] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that this library makes use of, and what came of trying it.
+    """The result of trying one thing that this library uses.
 
-    `status`: "ok"; "limited", it does not work but most does without; "missing", it does not work and is needed;
-    "untried", for something that it needs does not work.  `tried` is what was done, `detail` what came of it,
-    `limits` what cannot be had without it.  `error` is the exception that a user of the library would meet, None
-    where there is nothing wrong; its parts are the diagnosis (`NetnsKitError`).  `settings` are the sysctls that have
-    a say, with their values, also where all is well.
+    `status`: "ok"; "limited", it does not work, but most of the library does without; "missing", it does not work and
+    is needed; "untried", something that it needs does not work.  `tried` is what was done, `detail` its outcome,
+    `limits` what cannot be had without it.  `error` is the exception that a user of the library would meet, None if
+    nothing is wrong; its parts are the diagnosis (`NetnsKitError`).  `settings` are the sysctls that have a say, with
+    their values, also if all is well.
     """
 
     name: str
@@ -65,8 +65,10 @@ class Finding:
 
     @property
     def reason(self) -> Literal["denied", "absent", "exhausted", "unreachable"] | None:
-        """Why not: "denied" by a policy or a switch, "absent" from the kernel or the machine, "exhausted" where a
-        bound is reached, "unreachable" for what the network does not lead to.  None where there is nothing wrong.
+        """Why it does not work, in one word; None if nothing is wrong.
+
+        "denied" by a policy or a switch, "absent" from the kernel or the machine, "exhausted": a bound is reached,
+        "unreachable": the network does not lead there.
         """
         if self.error is None:
             return None
@@ -77,7 +79,7 @@ class Finding:
         return "absent" if self.error.value == "unsupported" else "denied"
 
     def record(self) -> dict[str, object]:
-        """As plain values, for JSON."""
+        """Return the finding as plain values, for JSON."""
         parts = ("cause", "knob", "value", "fix")
         return {
             "name": self.name, "status": self.status, "reason": self.reason, "tried": self.tried,
@@ -89,16 +91,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """What `doctor` has found: `findings`, in order, and by name as `report["tun"]`.  Printed it is a table, in a
-    notebook too.
-    """
+    """The findings of `doctor`: in order, and by name as `report["tun"]`.  It prints as a table."""
 
     host: Host
     findings: tuple[Finding, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether all that is needed works.  What is limited does not count."""
+        """Whether all that is needed works.  Limited findings do not count."""
         return all(finding.status in ("ok", "limited") for finding in self.findings if _needed(finding))
 
     def __iter__(self) -> Iterator[Finding]:
@@ -108,10 +108,15 @@ class Report:
         return {finding.name: finding for finding in self.findings}[name]
 
     def require(self, *names: str) -> None:
-        """Raises what a user of the first of these that does not work would meet; without names, of all that is
-        needed.
+        """Raise the error of the first of these findings that does not work.
 
-        Raises `FeatureUnavailable` for what could not be tried, and KeyError for a name that there is not.
+        Args:
+            names: The names of findings; without any, all that are needed.
+
+        Raises:
+            NetnsKitError: That which a user of the library would meet.
+            FeatureUnavailable: It could not be tried.
+            KeyError: There is no finding of that name.
         """
         for name in names or [finding.name for finding in self.findings if _needed(finding)]:
             finding = self[name]
@@ -121,7 +126,7 @@ class Report:
                 raise FeatureUnavailable(f"{name}: {finding.detail}")
 
     def json(self) -> str:
-        """All of it, as one JSON object."""
+        """Return the report as one JSON object."""
         host = {
             "kernel": self.host.release, "python": platform.python_version(), "uid": os.geteuid(),
             "gid": self.host.gid, "seccomp": self.host.seccomp, "no_new_privs": self.host.no_new_privs,
@@ -161,7 +166,7 @@ class Report:
 
 
 def _particulars(finding: Finding) -> Iterator[tuple[str, str]]:
-    """What there is to say of one that is not right."""
+    """Yield what there is to say of a finding that is not right."""
     if finding.error is None:
         return
     if finding.error.knob is not None:
@@ -175,9 +180,9 @@ def _particulars(finding: Finding) -> Iterator[tuple[str, str]]:
 
 
 class Check(NamedTuple):
-    """What is tried; what one does without where it fails, and why it did; the checks that must have gone well.
+    """A check: what is tried, what cannot be had without it, why it has failed, and the checks that it depends on.
 
-    `knobs` are the sysctls that decide.
+    `knobs` are the sysctls that have a say.
     """
 
     tried: str
@@ -424,7 +429,13 @@ CHECKS: Mapping[str, Check] = {
 def examine(
     outcomes: Mapping[str, Outcome], host: Host, errors: Mapping[str, NetnsKitError] | None = None
 ) -> Report:
-    """What to make of the outcomes of the probe, and of `errors` that were met beside it, on such a `host`."""
+    """Make a report of the outcomes of the probe on a host.
+
+    Args:
+        outcomes: What the probe tells, by the names of the checks.
+        host: The host that it ran on.
+        errors: Exceptions that were met beside it, by the same names.
+    """
     outcomes = {**outcomes, **dict(_weighed(outcomes, host))}
     errors = errors or {}
     findings = []
@@ -445,7 +456,7 @@ def examine(
 
 
 def _weighed(outcomes: Mapping[str, Outcome], host: Host) -> Iterator[tuple[str, Outcome]]:
-    """Of what is a matter of degree: whether it is enough."""
+    """Yield the outcomes of what is a matter of degree: whether it is enough."""
     if "detail" in outcomes.get("offloads", {}):
         word = outcomes["offloads"]["detail"]
         lacking = [name for name, bit in _OFFLOADS.items() if not word & bit]
@@ -472,7 +483,7 @@ def _needed(finding: Finding) -> bool:
 
 
 def _low_port(host: Host) -> int:
-    """One that needs a privilege, if any does."""
+    """Return a port that needs a privilege, if any does."""
     start = host.number(diagnosis.PORT_START) or 0
     return start - 1 if 1 < start <= HTTP else HTTP
 
@@ -481,14 +492,15 @@ def _low_port(host: Host) -> int:
 
 
 def doctor() -> Report:
-    """Try everything that the library needs of this host, and say what is wrong and what would put it right.
+    """Try everything that the library needs of this host, and tell what is wrong and what would put it right.
 
-    It is all done in processes of their own, as the caller's user and under what the calling thread is under, and
-    takes about a fifth of a second, during which it blocks: from a coroutine, `await
-    anyio.to_thread.run_sync(doctor)`.  It changes nothing, opens no connection and sends nothing to another
-    machine.
+    It is all done in processes of their own, as the caller's user and under the restrictions of the calling thread.
+    It takes about a fifth of a second, and blocks meanwhile: in a coroutine, `await
+    anyio.to_thread.run_sync(doctor)`.  It changes nothing, opens no connection and sends nothing to another machine.
 
-    Raises NetnsKitError if even the probe cannot run, and the OSErrors of executing a program.
+    Raises:
+        NetnsKitError: The probe itself cannot run.
+        OSError: That of executing a program.
     """
     host = Host.here()
     uplink = Uplink()

@@ -3,7 +3,7 @@
 The agent of a namespace, a worker and the doctor's probe are started here, by a plain exec in the calling thread.
 The child has one end of a `Channel`, a pidfd of this process, by which it learns of its owner's end, and the
 descriptors that it is given, all above 2; standard input and output are /dev/null.  Of our environment it has what it
-needs (`netns_kit.environment`), and all signals are blocked until it decides on them.
+needs (`netns_kit.host.environment`), and all signals are blocked until it decides on them.
 
 A fork may hold a copy of our end of the channel, so the channel is shut down, not only closed, and the child watches
 the pidfd beside it.  PR_SET_PDEATHSIG would not do: it follows the thread that has started the child.

@@ -2,7 +2,7 @@
 
 The file holds nothing but whole numbers and imports nothing, so that programs whose start is waited for can have it.
 Numbers that differ between machines are tables by `os.uname().machine`; those of the calls that a sandbox lets pass
-are the sandbox's own table (`netns_kit.sandbox`).
+are the sandbox's own table (`netns_kit.userstack.worker.sandbox`).
 """
 
 # linux/sched.h

@@ -1,10 +1,10 @@
-"""Why a host says no: from what failed, and what the host says of itself, to the exception that names the cause.
+"""Diagnosis of what this host refuses: from an errno and what the host says of itself to an exception with the cause.
 
-Whoever tries something and is refused makes the exception here: the library where it fails, and `doctor`, which tries
-everything.  So both say the same.  An errno alone seldom tells: EPERM of unshare(2) may come of a sysctl, of a
-security module, of a seccomp filter or of a chroot.  What is asked, in that order: is there such a thing at all; is
-a bound reached; does a filter judge the call before the kernel does; is there a switch, and is it off; does a
-security module confine us.  A knob is named only if it is set against the caller.
+The library makes its exceptions here where it fails, and so does `doctor`, which tries everything; so both say the
+same.  An errno alone seldom tells: EPERM of unshare(2) may come from a sysctl, a security module, a seccomp filter or
+a chroot.  The questions, in that order: does the kernel have it; is a bound reached; does a filter judge the call
+before the kernel does; is there a switch, and is it off; does a security module confine the process.  A knob is named
+only if it is set against the caller.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _BOUNDS = {
 PID_STEPS = frozenset({"unshare pids", "unshare mounts", "mount proc"})
 _IPV6_OFF = ("net.ipv6.conf.all.disable_ipv6", "net.ipv6.conf.lo.disable_ipv6")
 KNOBS = (*_BOUNDS.values(), CLONE, APPARMOR, PORT_START, PING_GROUPS, TCP_RECEIVE, TCP_SEND, *_IPV6_OFF)
-"""The sysctls that decide."""
+"""The sysctls that have a say."""
 
 TUN = "/dev/net/tun"
 SECCOMP, LABEL = "Seccomp in /proc/self/status", "/proc/self/attr/current"
@@ -56,12 +56,12 @@ _FREE = frozenset({"", "unconfined", "kernel"})
 
 
 class Host(NamedTuple):
-    """What a host says of itself, of the calling thread and of the namespaces that it is in.
+    """A host, as the calling thread and its namespaces see it.
 
-    `settings` are the values of those of the `KNOBS` that the kernel has.  `release` is the kernel's.  `seccomp`:
-    whether a filter judges our system calls.  `no_new_privs`: whether setuid programs are without effect (prctl(2)).
-    `label` is how a security module confines us, "unconfined" or nothing if none does.  `chrooted`: whether our root
-    directory is seen not to be that of the mount namespace.  `gid` is our effective group.
+    `settings` are the values of those of the `KNOBS` that the kernel has.  `release` is the kernel's.  `seccomp`: a
+    filter judges system calls.  `no_new_privs`: setuid programs have no effect (prctl(2)).  `label` is the profile
+    of a security module, "unconfined" or empty if none confines the process.  `chrooted`: the root directory is known
+    not to be that of the mount namespace.  `gid` is the effective group.
     """
 
     settings: Mapping[str, str] = MappingProxyType({})
@@ -74,7 +74,7 @@ class Host(NamedTuple):
 
     @classmethod
     def here(cls) -> Host:
-        """This one, as the calling thread sees it."""
+        """Return this host, as the calling thread sees it."""
         settings = {}
         for name in KNOBS:
             try:
@@ -94,7 +94,11 @@ class Host(NamedTuple):
         )
 
     def number(self, name: str) -> int | None:
-        """The value of a sysctl that is one number; None if there is none."""
+        """Return the value of a sysctl that is one number, or None.
+
+        Args:
+            name: Its name.
+        """
         try:
             return int(self.settings[name])
         except (KeyError, ValueError):
@@ -104,10 +108,10 @@ class Host(NamedTuple):
 def user_namespace(
     number: int, step: str, host: Host | None = None, *, filtered: bool | None = None
 ) -> UserNamespaceDenied:
-    """Why `step` failed with the errno `number`: "unshare user", "map", "unshare net", "loopback", or "mount" in
-    there.
+    """Return why a step failed with the errno `number`.
 
-    `filtered`: whether a seccomp filter is what denies it, if that is known.
+    `step` is "unshare user", "map", "unshare net", "loopback", or "mount" in there.  `filtered`: whether a seccomp
+    filter denies it, if that is known.
     """
     host = host or Host.here()
     cause = f"{step}: {os.strerror(number)}"
@@ -138,7 +142,7 @@ _CALLS = {
 def pid_namespace(
     number: int, step: str, host: Host | None = None, *, filtered: bool = False
 ) -> FeatureUnavailable:
-    """Why commands get no PID namespace of their own: `step`, one of `PID_STEPS`, failed with the errno `number`."""
+    """Return why commands get no PID namespace: `step`, one of `PID_STEPS`, failed with the errno `number`."""
     host = host or Host.here()
     cause = f"no PID namespace: {step}: {os.strerror(number)}"
     way_out = '; or do without it: pids="host"'
@@ -157,7 +161,7 @@ def pid_namespace(
 
 
 def _policy(host: Host, calls: str | None, *, filtered: bool | None = None) -> tuple[str | None, object, str]:
-    """Knob, value and fix, where a permission was denied and no sysctl has done it."""
+    """Return knob, value and fix, where a permission was denied and no sysctl has done it."""
     by_filter = SECCOMP, 2, f"allow {calls} in the seccomp profile of the container or service"
     if filtered or (filtered is None and calls and host.seccomp):
         return by_filter
@@ -171,7 +175,7 @@ def _policy(host: Host, calls: str | None, *, filtered: bool | None = None) -> t
 
 
 def id_ranges(program: str, said: str, place: str | None, host: Host | None = None) -> IdMapError:
-    """Why `program`, newuidmap or newgidmap, found at `place`, has mapped nothing and `said` that."""
+    """Return why newuidmap or newgidmap, found at `place`, has mapped nothing, but has `said` something."""
     host = host or Host.here()
     kind = program[3:6]
     if host.no_new_privs:
@@ -184,7 +188,7 @@ def id_ranges(program: str, said: str, place: str | None, host: Host | None = No
 
 
 def _lacks(program: str) -> str | None:
-    """What is seen to be wrong with a program that is to have privileges."""
+    """Return what is visibly wrong with a program that needs privileges, or None."""
     try:
         status = os.stat(program)
         if os.statvfs(program).f_flag & os.ST_NOSUID:
@@ -199,7 +203,7 @@ def _lacks(program: str) -> str | None:
 
 
 def tun(error: OSError, name: str) -> TunUnavailable:
-    """What keeps the tap `name` from being opened: `error.filename` tells the node from the device."""
+    """Return why the tap `name` cannot be opened: `error.filename` tells the node from the device."""
     number = error.errno or errno.ENODEV
     cause = f"tap {name}: {error.filename or TUN}: {error.strerror}"
     if number == errno.ENOTTY or (number in DENIED and _is_file(TUN)):
@@ -225,7 +229,7 @@ def tun(error: OSError, name: str) -> TunUnavailable:
 
 
 def _closed_node(number: int) -> tuple[str, str, str]:
-    """Knob, value and fix, where /dev/net/tun is there, but not for us."""
+    """Return knob, value and fix, where /dev/net/tun exists, but not for this process."""
     mode = _mode(TUN)
     if number == errno.EPERM:
         return TUN, "denied", "allow the device in the container's cgroup: --device /dev/net/tun"
@@ -237,7 +241,7 @@ def _closed_node(number: int) -> tuple[str, str, str]:
 
 
 def privileged_port(port: int, where: str, start: object) -> PrivilegedPortError:
-    """Nobody but the privileged may listen on `port`; `start` is the first that others may."""
+    """Return the error of a port that takes privilege to listen on; `start` is the first that takes none."""
     return PrivilegedPortError(
         f"cannot listen on port {port} {where}",
         PORT_START,
@@ -248,7 +252,7 @@ def privileged_port(port: int, where: str, start: object) -> PrivilegedPortError
 
 
 def ping(number: int, host: Host | None = None) -> PingNotPermitted:
-    """Why neither a ping socket nor a raw one could be opened."""
+    """Return why neither a ping socket nor a raw one could be opened."""
     host = host or Host.here()
     cause = f"ping is not permitted: {os.strerror(number)}"
     value = host.settings.get(PING_GROUPS)
@@ -265,7 +269,7 @@ def ping(number: int, host: Host | None = None) -> PingNotPermitted:
 
 
 def ipv6(number: int, settings: Mapping[str, str]) -> FeatureUnavailable:
-    """Why there is no socket of IPv6's, or no address; `settings` are those of the network namespace."""
+    """Return why there is no IPv6 socket, or no address; `settings` are those of the network namespace."""
     cause = f"no IPv6: {os.strerror(number)}"
     if number in _NO_IPV6:
         fix = "boot without ipv6.disable=1, with a kernel that has CONFIG_IPV6"
@@ -280,7 +284,7 @@ def ipv6(number: int, settings: Mapping[str, str]) -> FeatureUnavailable:
 def feature(
     what: str, error: OSError, since: str, calls: str | None = None, host: Host | None = None
 ) -> FeatureUnavailable:
-    """Why `what` does not work: Linux has it from version `since` on, and `calls` are made for it."""
+    """Return why `what` does not work: Linux has it from version `since` on, and `calls` are made for it."""
     host = host or Host.here()
     number = error.errno or errno.ENOSYS
     place = f": {error.filename}" if error.filename else ""
@@ -294,7 +298,7 @@ def feature(
 
 
 def layer(name: str, reason: str | None) -> SandboxUnavailable:
-    """Why a worker is without that layer of its sandbox; `reason` is what `sandbox.enter` says."""
+    """Return why a worker has not a layer of its sandbox; `reason` is what `sandbox.enter` says."""
     fixes = {
         ("landlock", "unsupported"): "Linux 5.13 or newer, with CONFIG_SECURITY_LANDLOCK",
         ("landlock", "disabled"): "add landlock to lsm= on the kernel's command line",

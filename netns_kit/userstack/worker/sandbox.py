@@ -1,29 +1,29 @@
-"""What a worker gives up before it reads its first frame, so that a worker taken over has little to give.
+"""The sandbox of a worker: what it gives up before its first frame, so that taking it over gains little.
 
-Layers, in the order they are laid; none can be taken off again.
+These are its layers, in the order in which they are laid; none can be taken off again.
 
 - core: no core dump, which would have everybody's bytes in it.
 - root: a mount namespace in whose root are /etc and /run, to be read, what those need, and an empty /tmp: no other
-  file has a name there (pivot_root(2)).  A process that may not make one makes a user namespace first, in which it
-  may.  Workers go without it, for they have landlock.
+  file has a name there (pivot_root(2)).  A process that may not make one makes a user namespace first, where it may.
+  Workers do without it, since they have landlock.
 - dumpable: other processes of the same user may not trace it or read its memory (PR_SET_DUMPABLE, prctl(2)).
 - capabilities: all are dropped, from every set, but for those that an `Uplink` or a listener of a privileged
   caller uses: CAP_NET_BIND_SERVICE and CAP_NET_RAW, if they are there.
 - no_new_privs: no program gives any back (prctl(2)).
-- landlock: files can be read below /etc, the directories of those who write resolv.conf, and that of another file
-  that an `Uplink` is told to follow (so that one should have a directory of its own), and no other be opened at all;
-  with Linux 6.12 no process outside can be sent a signal, and no abstract socket connected to (landlock(7)).
-  TCP is not restricted: the policy of an `Uplink` is what decides there.
+- landlock: files can be read below /etc, in the directories of programs that write resolv.conf, and in that of
+  another file that an `Uplink` follows (which should have a directory of its own); no other file can be opened.
+  From Linux 6.12 on no process outside can be sent a signal, and no abstract socket connected to (landlock(7)).
+  TCP is not restricted: there the policy of an `Uplink` decides.
 - seccomp: a list of system calls, that of `ALLOWED` (seccomp(2)).  Without landlock no file can be opened, and a
   resolv.conf that has changed is not read.
 
-Each layer is tried, looked at afterwards, and reported: "on", or why not.  What this kernel, or a container around
-us, does not give is missing, and whoever cannot do without says so (`netns_kit.UserStack`).
+Each layer is tried, verified, and reported: "on", or why not.  A layer that this kernel or a container does not allow
+is missing, and a caller that cannot do without it says so (`netns_kit.UserStack`).
 
-What seccomp does with the rest.  Calls of `FATAL` are made by nobody here, nor by a policy that could mean well:
-the process is killed at once, before it can try the next.  All others fail with EPERM: libc and CPython probe for
-calls and have something else to fall back on, and a policy that oversteps raises, which refuses its flow.  A process
-or a thread is not started, memory never becomes executable, and sockets are IPv4's and IPv6's alone.
+Calls that are not on the list.  Neither this code nor a well-meaning policy makes those of `FATAL`: they kill the
+process at once, before it can try another.  All others fail with EPERM: libc and CPython probe for calls and can do
+without, and a policy that makes one raises, which refuses its flow.  No process or thread can be started, memory
+never becomes executable, and sockets are those of IPv4 and IPv6.
 """
 
 from __future__ import annotations
@@ -102,11 +102,11 @@ ALLOWED: Mapping[str, tuple[int | None, int | None]] = {
     "restart_syscall": (219, 128), "getpid": (39, 172), "gettid": (186, 178),
     "exit": (60, 93), "exit_group": (231, 94),
 }  # fmt: skip
-"""Numbers of the system calls that a worker makes, per machine; None: it has no such call.  Whoever has the engine,
-a relay or the pump make a new one puts it here."""
+"""Numbers of the system calls that a worker makes, per machine; None: it has no such call.  A new one that engine,
+relay or blocking loop makes has its place here."""
 
 WATCHING: Mapping[str, tuple[int | None, int | None]] = {"getdents64": (217, 61), "pidfd_open": (434, 434)}
-"""The calls of who wants to know whether processes live in a namespace still, see `occupants`."""
+"""The calls by which processes of a namespace are found, as `occupants` does."""
 
 _BOUNDED: Mapping[str, tuple[int | None, int | None]] = {
     "socket": (41, 198), "mmap": (9, 222), "mprotect": (10, 226), "ioctl": (16, 29), "prlimit64": (302, 261),
@@ -114,7 +114,7 @@ _BOUNDED: Mapping[str, tuple[int | None, int | None]] = {
 }  # fmt: skip
 
 _OPENING: Mapping[str, tuple[int | None, int | None]] = {"open": (2, None), "openat": (257, 56)}
-"""Only with Landlock, and only to read: without it any process of the same user could be read by /proc/PID/mem."""
+"""Allowed only with Landlock, and only to read: else /proc/PID/mem would open every process of the same user."""
 
 FATAL: Mapping[str, tuple[int | None, int | None]] = {
     "execve": (59, 221), "execveat": (322, 281), "ptrace": (101, 117), "process_vm_readv": (310, 270),
@@ -134,7 +134,7 @@ FATAL: Mapping[str, tuple[int | None, int | None]] = {
 
 
 class Bound(NamedTuple):
-    """Of one argument, by the offset of its lower or upper half: masked, it is one of the values."""
+    """A condition on one argument, by the offset of its lower or upper half: masked, it is one of the values."""
 
     offset: int
     values: tuple[int, ...]
@@ -165,7 +165,7 @@ def _bounds() -> dict[str, tuple[Bound, ...]]:
 
 
 class Missing(Exception):
-    """Why a layer is not on."""
+    """An error: why a layer is not on."""
 
 
 LAYERS = ("core", "dumpable", "capabilities", "no_new_privs", "landlock", "seccomp")
@@ -178,12 +178,13 @@ def enter(
     kept: int = KEPT,
     calls: Mapping[str, tuple[int | None, int | None]] = ALLOWED,
 ) -> dict[str, str]:
-    """Lay every one of `layers` that can be laid; each one's name, with "on" or why it is not.  For the rest of
-    this process.
+    """Lay those layers that can be laid, for the rest of this process.  Return "on" or the reason for each layer.
 
-    `readable` are the files that will be read, anew whenever they change; so what lies beside and below them can be
-    read too.  `kept` is the set of capabilities that are not dropped, `calls` are the system calls that are allowed
-    whatever their arguments.
+    Args:
+        readable: Files that will be read, again whenever they change; so what lies beside and below them can be read.
+        layers: The names of those to lay.
+        kept: The set of capabilities that are not dropped.
+        calls: The system calls that are allowed with any arguments.
     """
     report = dict.fromkeys(LAYERS, "not asked for")
     lay: dict[str, Callable[[], None]] = {
@@ -239,7 +240,7 @@ def _bare_root(readable: Iterable[str]) -> None:
 
 
 def _on_the_way(files: Iterable[str]) -> set[str]:
-    """The directories through which the names of these files lead, beside and outside of those that are shown."""
+    """Return the directories that are shown, and those outside of them through which the names of `files` lead."""
     found = set(_SHOWN)
     for path in files:
         for _ in range(40):  # as many links as the kernel follows
@@ -254,7 +255,7 @@ def _on_the_way(files: Iterable[str]) -> set[str]:
 
 
 def _in_user_namespace(flags: int) -> None:
-    """Make one, with the same ids, and with it what `flags` say: in there we may."""
+    """Make a user namespace, with the same ids, and with it the namespaces of `flags`, which is allowed in there."""
     uid, gid = os.geteuid(), os.getegid()
     check(libc.unshare(abi.CLONE_NEWUSER | flags))
     for name, text in ("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1"):
@@ -281,7 +282,7 @@ def _not_dumpable() -> None:
 
 
 def _no_capabilities(kept: int) -> None:
-    """The bounding set too, where we may."""
+    """Drop all capabilities but those `kept`, from the bounding set too if that is permitted."""
     capability = 0
     while libc.prctl(abi.PR_CAPBSET_READ, capability, 0, 0, 0) >= 0:
         if not kept >> capability & 1:
@@ -334,8 +335,7 @@ def _few_files(readable: Iterable[str]) -> None:
 
 
 def _readable(files: Iterable[str]) -> set[str]:
-    """The directories of those files, for a file that is replaced is found only where its directory is; and where a
-    symbolic link may lead to some day."""
+    """Return the directories of `files`, in which replaced files are found, and those where links may lead later."""
     paths = {path for each in files for path in (os.path.abspath(each), os.path.realpath(each))}
     return {os.path.dirname(path) for path in paths} | _RESOLVERS if paths else set()
 
@@ -369,8 +369,13 @@ def _few_calls(calls: Mapping[str, tuple[int | None, int | None]], *, files: boo
 def program(
     machine: Machine, calls: Mapping[str, tuple[int | None, int | None]] = ALLOWED, *, files: bool = True
 ) -> bytes:
-    """The filter in classic BPF: the machine, then the number, then for some the arguments.  `calls` are allowed
-    whatever theirs are.  `files`: whether any may be opened."""
+    """Return the filter in classic BPF: it looks at the machine, then the number, then for some calls the arguments.
+
+    Args:
+        machine: The machine that it runs on.
+        calls: Those that are allowed with any arguments.
+        files: Whether files may be opened, to be read.
+    """
     code = [
         _INSTRUCTION.pack(abi.BPF_LD_W_ABS, 0, 0, _ARCHITECTURE),
         _INSTRUCTION.pack(abi.BPF_JMP_JEQ_K, 1, 0, machine.architecture),
@@ -402,7 +407,7 @@ def _verdict(value: int) -> bytes:
 
 
 def _bounded(bounds: tuple[Bound, ...]) -> list[bytes]:
-    """Goes on behind itself if all bounds hold."""
+    """Return instructions that deny the call unless all bounds hold; else the next ones follow."""
     code = []
     for bound in bounds:
         code.append(_INSTRUCTION.pack(abi.BPF_LD_W_ABS, 0, 0, bound.offset))
