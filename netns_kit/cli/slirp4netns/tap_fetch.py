@@ -168,9 +168,8 @@ def _join(namespace: int, kind: int, what: str) -> None:
     from netns_kit.host.abi import PR_SET_DUMPABLE
     from netns_kit.host.libc import check, libc
 
-    libc.prctl(
-        PR_SET_DUMPABLE, 0, 0, 0, 0
-    )  # programs there may be waiting for this process, a copy of its caller
+    # Programs there may be waiting for this process, which is a copy of its caller.
+    check(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), what)
     check(libc.setns(namespace, kind), what)
 
 
