@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class State(Enum):
-    LISTEN = "LISTEN"  # the guest's SYN is on hold until the user can tell
+    SYN_HELD = "SYN-HELD"  # RFC 9293 has LISTEN: the guest's SYN is on hold until the user can tell
     SYN_SENT = "SYN-SENT"
     SYN_RECEIVED = "SYN-RECEIVED"
     ESTABLISHED = "ESTABLISHED"
@@ -19,8 +19,8 @@ class State(Enum):
     CLOSED = "CLOSED"
 
 
-LISTEN, SYN_SENT, SYN_RECEIVED, ESTABLISHED = (
-    State.LISTEN,
+SYN_HELD, SYN_SENT, SYN_RECEIVED, ESTABLISHED = (
+    State.SYN_HELD,
     State.SYN_SENT,
     State.SYN_RECEIVED,
     State.ESTABLISHED,
@@ -32,7 +32,7 @@ CLOSING, LAST_ACK, TIME_WAIT, CLOSED = State.CLOSING, State.LAST_ACK, State.TIME
 SENDING = (ESTABLISHED, CLOSE_WAIT)  # the user may still send
 RECEIVING = (ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2)  # the guest may still send
 HALF_CLOSED = (FIN_WAIT_2, CLOSE_WAIT)
-HANDSHAKE = (LISTEN, SYN_RECEIVED)  # the guest has opened it, and may not be there
+HANDSHAKE = (SYN_HELD, SYN_RECEIVED)  # the guest has opened it, and may not be there
 
 
 class Purpose(Enum):

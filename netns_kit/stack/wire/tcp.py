@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from struct import Struct
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ MAX_WINDOW_SCALE = 14
 
 
 class Segment:
-    """One segment.  `payload` and `options` are views lent by the caller of `parse`."""
+    """A segment.  `payload` and `options` are views lent by the caller of `parse`."""
 
     __slots__ = ("ack", "flags", "options", "payload", "seq", "urgent", "window")
 
@@ -52,7 +53,11 @@ class Segment:
 
 
 def parse(view: memoryview) -> Segment:
-    """Raises `BadPacket`, and nothing else."""
+    """Parse a TCP header and what follows it.
+
+    Raises:
+        BadPacket: Nothing else, whatever the bytes are.
+    """
     if len(view) < SIZE:
         raise BadPacket("tcp-truncated")
     _, _, seq, ack, offset_flags, window, _, urgent = _HEADER.unpack_from(view)
@@ -74,32 +79,43 @@ class Options(NamedTuple):
     stamp: tuple[int, int] | None = None  # TSval and TSecr
 
 
+NO_OPTIONS = Options()
+
+
 def parse_options(options: memoryview | None) -> Options:
-    """An option that lies about its length ends the list, as the kernels do; it does not make the segment bad."""
+    """Return what these options say.
+
+    An option that lies about its length ends the list, as the kernels do; it does not make the segment bad.
+    """
+    if options is None:
+        return NO_OPTIONS
     mss: int | None = None
     scale: int | None = None
+    stamp: tuple[int, int] | None = None
     permitted = False
     blocks: tuple[tuple[int, int], ...] = ()
-    stamp: tuple[int, int] | None = None
-    at, end = 0, len(options) if options is not None else 0
-    while options is not None and at < end and options[at] != _END:
-        if options[at] == _NOP:
+    at, end = 0, len(options)
+    while at < end:
+        kind = options[at]
+        if kind == _NOP:
             at += 1
             continue
-        if at + 2 > end or not 2 <= options[at + 1] <= end - at:
+        if kind == _END or at + 2 > end:
             break
-        kind, size = options[at], options[at + 1]
+        size = options[at + 1]
+        if not 2 <= size <= end - at:
+            break
         if kind == _MSS and size == 4:
-            mss = int.from_bytes(options[at + 2 : at + 4], "big")
+            mss = options[at + 2] << 8 | options[at + 3]
         elif kind == _WINDOW_SCALE and size == 3:
             scale = min(options[at + 2], MAX_WINDOW_SCALE)
         elif kind == _SACK_PERMITTED and size == 2:
             permitted = True
-        elif kind == _SACK and size & 7 == 2:
-            blocks = tuple(_BLOCK.iter_unpack(options[at + 2 : at + size]))
         elif kind == _TIMESTAMPS and size == 10:
             value, echo = _STAMP.unpack_from(options, at + 2)
             stamp = value, echo
+        elif kind == _SACK and size & 7 == 2:
+            blocks = tuple(_BLOCK.iter_unpack(options[at + 2 : at + size]))
         at += size
     return Options(mss, scale, permitted, blocks, stamp)
 
@@ -110,27 +126,32 @@ def pack_options(
     sack_permitted: bool = False,
     stamp: tuple[int, int] | None = None,
 ) -> bytes:
-    """The options of a SYN, padded to a multiple of four."""
+    """Return the options of a SYN, padded to a multiple of four."""
+    options = _pack_fixed(mss, scale, sack_permitted)
+    return options if stamp is None else options + pack_stamp(*stamp)
+
+
+@lru_cache(maxsize=64)
+def _pack_fixed(mss: int | None, scale: int | None, sack_permitted: bool) -> bytes:
+    """Return those that are the same for every connection of a link."""
     options = b"" if mss is None else bytes((_MSS, 4)) + mss.to_bytes(2, "big")
     if sack_permitted:
         options += bytes((_NOP, _NOP, _SACK_PERMITTED, 2))
-    if stamp is not None:
-        options += pack_stamp(*stamp)
     return options if scale is None else options + bytes((_NOP, _WINDOW_SCALE, 3, scale))
 
 
 def ticks(now: float) -> int:
-    """Our clock for timestamps, at a time in seconds (RFC 7323 5.4)."""
+    """Return what our clock for timestamps shows at a time in seconds (RFC 7323 5.4)."""
     return int(now * TICKS) & 0xFFFFFFFF
 
 
 def pack_stamp(value: int, echo: int) -> bytes:
-    """The timestamps, padded likewise."""
+    """Return the timestamps option, padded likewise."""
     return STAMP + _STAMP.pack(value, echo)
 
 
 def pack_sack(blocks: Iterable[tuple[int, int]]) -> bytes:
-    """The option with these blocks, four at most, padded likewise."""
+    """Return the SACK option with these blocks, four at most, padded likewise."""
     packed = b"".join(_BLOCK.pack(*block) for block in blocks)
     return bytes((_NOP, _NOP, _SACK, 2 + len(packed))) + packed
 
@@ -138,6 +159,6 @@ def pack_sack(blocks: Iterable[tuple[int, int]]) -> bytes:
 def pack(
     *, src_port: int, dst_port: int, seq: int, ack: int, flags: int, window: int, options: bytes = b""
 ) -> bytes:
-    """A header with its checksum field zero: the sum needs the addresses, which are the caller's."""
+    """Return a header whose checksum field is zero: the sum needs the addresses, which are the caller's."""
     offset_flags = (SIZE + len(options)) << 10 | flags
     return _HEADER.pack(src_port, dst_port, seq, ack, offset_flags, window, 0, 0) + options
