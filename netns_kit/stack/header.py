@@ -30,6 +30,7 @@ def _ip_header(addresses: bytes, protocol: int, ttl: int, tos: int) -> tuple[byt
 
 @lru_cache(maxsize=64)
 def _virtio_header(layer4: int, size: int, sum_offset: int, gso_type: int, gso_size: int) -> bytes:
+    """Return what is the same for every flow of a family; `size` is that of all headers."""
     header_size = size - virtio.SIZE if gso_type else 0
     return virtio.pack(virtio.NEEDS_CSUM, gso_type, header_size, gso_size, layer4 - virtio.SIZE, sum_offset)
 
@@ -102,7 +103,7 @@ class FlowHeader:
             _LENGTH(self.buffer, self._ip + 4, length)
 
     def look_up(self) -> None:
-        """Look the way to the guest up: somebody, the guest perhaps, has a new link address or another MTU."""
+        """Look up the way to the guest: an address, the guest's perhaps, has a new link address or MTU."""
         self.version = self._link.version
         destination = self.addresses[len(self.addresses) // 2 :]
         self.mtu = self._link.mtu_to(destination)

@@ -55,10 +55,10 @@ class ReceiveHalf:
         self.urgent: int | None = None  # the number of a byte yet to be taken, the last that is urgent
         self.fin = False  # the guest's FIN is at `nxt`, behind what is unread
 
-    def start(self, irs: int) -> None:
-        """The guest's SYN has the number `irs`."""
+    def start(self, irs: int, now: float) -> None:
+        """Begin behind the guest's SYN, which has the number `irs`."""
         self.nxt = self.ack = (irs + 1) & MASK
-        self.tuner.position = self.nxt
+        self.tuner.begin(self.nxt, now)
 
     def set_scale(self, scale: int) -> None:
         """Show the window with this scale from now on; without one it has to fit its field."""
@@ -68,12 +68,12 @@ class ReceiveHalf:
         self.field = min(self.wnd >> scale, 0xFFFF)
 
     def set_urgent_pointer(self, urgent: int) -> None:
-        """RCV.UP (3.10.7.4, sixth): the furthest that is told, and nothing that has been taken."""
+        """Set RCV.UP to the furthest that is told, and to nothing that has been taken (3.10.7.4, sixth)."""
         if not less(urgent, self.ack) and (self.urgent is None or less(self.urgent, urgent)):
             self.urgent = urgent
 
     def tune(self, now: float, rtt: float, most: int) -> None:
-        """Open the window to what crosses, `most` at most."""
+        """Open the window as far as throughput calls for, to `most` at most."""
         if self.memory.full:
             rtt = 0.0
         self.wnd = max(self.wnd, min(self.tuner.grown(self.wnd, self.ack, now, rtt), most))
@@ -94,7 +94,7 @@ class ReceiveHalf:
         return len(data)
 
     def take(self, size: int) -> None:
-        """The user has taken that many of the first unread bytes."""
+        """Remove the first `size` unread bytes, which the user has taken."""
         self.ack = (self.ack + size) & MASK
         self.memory.held -= size
         if size < len(self.unread[0]):
@@ -173,6 +173,7 @@ class OutOfOrder:
         return True
 
     def _insert(self, start: int, data: memoryview, limit: int) -> bool:
+        """Keep text that is not here.  Return False if it would be one piece too many."""
         pieces = self.pieces
         at = len(pieces)
         while at and less(start, pieces[at - 1][0]):

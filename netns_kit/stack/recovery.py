@@ -129,7 +129,7 @@ class Recovery:
             snd.timed = None
             yield snd.una, None
         else:
-            yield from self._again(snd.una, len(snd.at(snd.una)))
+            yield from self._again(snd.una, min(len(snd.at(snd.una)), snd.burst))
 
     def _holes(self) -> Iterator[Piece]:
         """Return every hole before what has arrived, once; and all of them once more when something has arrived that

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 
 from .rto import RetransmissionTimeout
 from .seq import HALF, MASK, distance, less
-from .windows import Memory, Tuner
+from .windows import BUFFER, OVERHEAD, Memory, Tuner
 
 if TYPE_CHECKING:
     from .limits import Limits
 
 PIECES = 64  # beyond so many, small ones are joined:
 CHUNK = 16384  # bytes of a joined one, at most
+SEGMENTS = 8  # read from the user at once where the link takes one at a time
 _NO_PAYLOAD = memoryview(b"")
 
 
@@ -27,12 +28,14 @@ class SendHalf:
     """What goes to the guest.
 
     `una` is the oldest number not acknowledged, `max` one past the last ever sent, `nxt` the next to send: it lies
-    behind `max` only while a `Recovery` goes back.
+    behind `max` only while a `Recovery` goes back.  `mss` is the bytes of a segment, `burst` those that the link
+    takes at once, and `chunk` those to hand to `TcpConnection.send` at once.
     """
 
     __slots__ = (
         "blocked",
         "burst",
+        "chunk",
         "fin",
         "iss",
         "limit",
@@ -62,7 +65,7 @@ class SendHalf:
         self.scale = 0
         self.limit, self.most = limits.tcp_send, limits.tcp_send_max  # our own bound on flight, and its own
         self.tuner = Tuner(iss)
-        self.mss = self.burst = mss
+        self.mss = self.burst = self.chunk = mss
         # (sequence number, bytes), from `una` to `max`
         self.queue: deque[tuple[int, bytes | memoryview]] = deque()
         self.fin: int | None = None  # the sequence number of our FIN
@@ -71,6 +74,11 @@ class SendHalf:
         self.rto = RetransmissionTimeout()
         self.timed: int | None = None  # an ACK of this number ends the round trip that began at `timed_at`
         self.timed_at = -math.inf
+
+    def set_mss(self, mss: int, burst: int) -> None:
+        """Set what a segment has, and what the link takes at once."""
+        self.mss, self.burst = mss, burst
+        self.chunk = max(burst, min(SEGMENTS, BUFFER // mss) * mss)
 
     @property
     def flight(self) -> int:
@@ -87,20 +95,24 @@ class SendHalf:
             self.memory.held += len(data)
         else:
             queue.append((seq, data))
-            self.memory.hold(data)
+            self.memory.held += BUFFER if isinstance(data, memoryview) else len(data) + OVERHEAD
         self.nxt = self.max = (seq + len(data)) & MASK
         return seq
 
     def acknowledge(self, ack: int, now: float) -> None:
         """Forget what lies before `ack`, a number in (una, max]."""
-        queue = self.queue
+        queue, forget = self.queue, self.memory.forget
         self.una = ack
+        if ack == self.max:
+            for _, data in queue:
+                forget(data)
+            queue.clear()
         while queue:
             start, data = queue[0]
             if not len(data) <= (ack - start) & MASK < HALF:
                 break
             del queue[0]
-            self.memory.forget(data)
+            forget(data)
         if self.timed is not None and not less(ack, self.timed):
             self.rto.sample(now - self.timed_at, now)
             self.timed = None

@@ -1,4 +1,4 @@
-"""The states of RFC 9293 3.3.2, and what a connection's one timer may be for."""
+"""The states of RFC 9293 3.3.2, and the purposes of a connection's one timer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from enum import Enum
 
 
 class State(Enum):
+    """The state of a connection."""
+
     SYN_HELD = "SYN-HELD"  # RFC 9293 has LISTEN: the guest's SYN is on hold until the user can tell
     SYN_SENT = "SYN-SENT"
     SYN_RECEIVED = "SYN-RECEIVED"
@@ -36,7 +38,7 @@ HANDSHAKE = (SYN_HELD, SYN_RECEIVED)  # the guest has opened it, and may not be 
 
 
 class Purpose(Enum):
-    """What the one timer is for.  No two of these can be due at once."""
+    """The purpose of a connection's one timer.  No two of these can be due at once."""
 
     NONE = "none"
     PENDING = "pending"

@@ -88,6 +88,7 @@ PROBES = 5  # keepalive probes unanswered before the guest is taken for gone
 PROBE_INTERVAL = 30.0
 STAMP_VALID = 24 * 86400.0  # seconds without a segment, after which the last timestamp says nothing (5.5)
 KEEPALIVE = 0.9  # seconds idle: kernels count keepalive in whole ones
+_CONTROL = SYN | FIN | RST | ACK | URG  # of these, a segment with nothing to consider has ACK alone
 
 
 class Table(Protocol):
@@ -186,10 +187,11 @@ class TcpConnection:
 
     def syn_arrives(self, seg: Segment, now: float) -> None:
         """Take the SYN that made this connection, or replaces it.  3.10.7.2, but the answer waits for `accept`."""
+        snd = self.snd
         self._options(tcp.parse_options(seg.options), now)
-        self.rcv.start(seg.seq)
-        self.snd.wnd = self.snd.wnd_max = seg.window
-        self.snd.wl1 = seg.seq
+        self.rcv.start(seg.seq, now)
+        snd.wnd = snd.wnd_max = seg.window
+        snd.wl1 = seg.seq
         self._idle_since = now
         self._arm(Purpose.PENDING, now + self._table.limits.tcp_pending_time)
 
@@ -239,17 +241,16 @@ class TcpConnection:
             self._close(Closed.RESET)
 
     def too_big(self, seq: int, mtu: int, now: float) -> None:
-        """Cut segments smaller: a router behind the guest has stopped the one of that number (RFC 1191 6.4, RFC 8201
-        5.4).
+        """Cut segments smaller: a router behind the guest has stopped the one of that number.
 
-        What is in flight is sent again.  A router is only heeded about what is in flight (RFC 5927 7.2), and never
-        for a larger MTU, so that nobody makes us send for ever.
+        What is in flight is sent again (RFC 1191 6.4, RFC 8201 5.4).  A router is only heeded about what is in flight
+        (RFC 5927 7.2), and never for a larger MTU, so that nobody makes us send for ever.
         """
         snd = self.snd
         if self.state is SYN_HELD or distance(snd.una, seq) >= snd.flight:
             return
         before = snd.mss
-        snd.mss, snd.burst = self._writer.narrow(mtu)
+        snd.set_mss(*self._writer.narrow(mtu))
         if snd.mss < before and self.state not in (SYN_SENT, SYN_RECEIVED):
             recovery = self._recovering()
             snd.timed = None
@@ -372,7 +373,7 @@ class TcpConnection:
         3.10.7.4 with every check passing and nothing in the way is `in_order`, the text itself `_segment_arrives`.
         """
         if (
-            seg.flags & (SYN | FIN | RST | ACK | URG) != ACK
+            seg.flags & _CONTROL != ACK
             or ((seg.options is not None or self.stamp) and not self._is_plain(seg, now))
             or not self.in_order(seg.seq, seg.ack, seg.window, seg.payload, now)
         ):
@@ -409,7 +410,7 @@ class TcpConnection:
 
     @property
     def _recent(self) -> int:
-        """TS.Recent."""
+        """The last timestamp of the guest, TS.Recent."""
         return int.from_bytes(self.stamp[len(tcp.STAMP) :], "big")
 
     def _tick(self, now: float) -> None:
@@ -449,10 +450,11 @@ class TcpConnection:
                 self._persist(now)
         if size and self.user is not None:
             taken = self.user.deliver(payload)
-            rcv.ack = (rcv.ack + taken) & MASK
-            if taken < size and self._alive:
-                size = taken + rcv.hold(payload[taken:])
-            rcv.nxt = (rcv.nxt + size) & MASK
+            if taken == size:
+                rcv.nxt = rcv.ack = (seq + size) & MASK
+            else:
+                rcv.ack = (seq + taken) & MASK
+                rcv.nxt = (rcv.ack + (rcv.hold(payload[taken:]) if self._alive else 0)) & MASK
             if rcv.over_limit:
                 self._turn_away()
             elif taken and self.ack_at != AT_ONCE:
@@ -464,7 +466,7 @@ class TcpConnection:
         return True
 
     def _segment_arrives(self, seg: Segment, now: float) -> None:
-        """3.10.7.3 and 3.10.7.4, in their order."""
+        """Take a segment as 3.10.7.3 and 3.10.7.4 have it, in their order."""
         if self.state is SYN_HELD:
             self._while_on_hold(seg, now)
         elif self.state is SYN_SENT:
@@ -506,7 +508,7 @@ class TcpConnection:
                 self._close(Closed.RESET)
         elif seg.flags & SYN:
             self._options(tcp.parse_options(seg.options), now)
-            self.rcv.start(seg.seq)
+            self.rcv.start(seg.seq, now)
             snd.wnd = snd.wnd_max = seg.window
             snd.wl1 = seg.seq
             self._idle_since = now
@@ -537,7 +539,7 @@ class TcpConnection:
         return True
 
     def _sequence_ok(self, seg: Segment, now: float) -> bool:
-        """First, check the sequence number."""
+        """Check the sequence number: first."""
         rcv = self.rcv
         window = (rcv.wnd - distance(rcv.ack, rcv.nxt)) & MASK
         if (seg.seq == rcv.nxt and window) or sequence.acceptable(seg.seq, seg.length, rcv.nxt, window):
@@ -583,7 +585,7 @@ class TcpConnection:
         self._emit(self.snd.nxt, ACK, window=0 if rcv.ack != rcv.nxt else None)
 
     def _not_reset(self, seg: Segment) -> bool:
-        """Second, the RST bit is set: check it as RFC 5961 3.2 has it."""
+        """Check a RST as RFC 5961 3.2 has it: second."""
         if seg.seq in (self.rcv.nxt, self.rcv.ack):
             self._close(Closed.RESET)
         else:
@@ -591,12 +593,12 @@ class TcpConnection:
         return False
 
     def _not_syn(self, seg: Segment) -> bool:
-        """Fourth, the SYN bit is set: answer as RFC 5961 4.2 has it."""
+        """Answer a SYN as RFC 5961 4.2 has it: fourth."""
         self._emit(self.snd.nxt, ACK)
         return False
 
     def _ack_ok(self, seg: Segment, now: float) -> bool:
-        """Fifth, check the ACK field."""
+        """Check the ACK field: fifth."""
         snd = self.snd
         if not seg.flags & ACK:
             return False
@@ -689,7 +691,7 @@ class TcpConnection:
         return True
 
     def _text(self, seg: Segment, now: float) -> None:
-        """Seventh and eighth, process the segment text and the FIN bit."""
+        """Process the segment text and the FIN bit: seventh and eighth."""
         rcv = self.rcv
         data, seq, fin = seg.payload, seg.seq, bool(seg.flags & FIN)
         if not data and not fin:
@@ -824,6 +826,7 @@ class TcpConnection:
         return self.recovery
 
     def _pieces(self, pieces: Iterable[Piece]) -> None:
+        """Send what a `Recovery` has chosen."""
         for seq, data in pieces:
             if data is None:
                 self._emit(seq, FIN | ACK)
@@ -831,6 +834,7 @@ class TcpConnection:
                 self._segments(seq, data)
 
     def _unblock(self) -> None:
+        """Tell the user if there is room, which it waits for."""
         snd = self.snd
         snd.blocked = False
         if self.user is not None and self.room():
@@ -880,6 +884,7 @@ class TcpConnection:
         snd = self.snd
         snd.nxt = snd.max = snd.timed = add(snd.iss, 1)
         snd.timed_at = now
+        snd.tuner.begin(snd.iss, now)
         self._arm(Purpose.RETRANSMIT, now + snd.rto.value)
         self._syn(flags, now)
 
@@ -913,6 +918,7 @@ class TcpConnection:
         self._negotiate(offered.mss or DEFAULT_MSS[len(self.key) - 4])
 
     def _speak_timestamps(self, offered: tuple[int, int] | None, now: float) -> None:
+        """Begin to speak timestamps; None: not to, since the guest does not."""
         self._writer.speak_timestamps(offered is not None)
         self.stamp = b"" if offered is None else tcp.pack_stamp(*offered)[: -len(tcp.STAMP)]
         self.head, self.text_at = common.PLAIN, _TEXT_AT[len(self.key) - 4]
@@ -926,9 +932,11 @@ class TcpConnection:
         self.rcv.tune(now, self.snd.rto.smallest, most)
 
     def _negotiate(self, mss: int) -> None:
-        self.snd.mss, self.snd.burst = self._writer.limit(mss)
+        """Send no larger segments than the guest takes."""
+        self.snd.set_mss(*self._writer.limit(mss))
 
     def _establish(self, now: float) -> None:
+        """Enter ESTABLISHED: our SYN is acknowledged."""
         snd = self.snd
         if self.recovery is None:
             snd.acknowledge(snd.max, now)
@@ -941,7 +949,7 @@ class TcpConnection:
             self.user.established()
 
     def _enter(self, state: State) -> None:
-        """The only assignment to `state`."""
+        """Change the state: this is the only assignment to `state`."""
         if self.state in HANDSHAKE and state not in HANDSHAKE:
             self._table.opened(self)
         self.state = state
@@ -953,6 +961,7 @@ class TcpConnection:
             self._table.forget(self)
 
     def _close(self, why: Closed) -> None:
+        """End the connection, and tell the user."""
         user, self.user = self.user, None
         self._enter(CLOSED)
         if user is not None:
@@ -967,6 +976,7 @@ class TcpConnection:
             user.closed(Closed.NORMAL)
 
     def _arm(self, purpose: Purpose, at: float) -> None:
+        """Set the timer."""
         self.purpose = purpose
         if at < self.timer_entry:
             self._table.timers.arm(self, at)
@@ -999,6 +1009,7 @@ class TcpConnection:
 
     @property
     def _idle_time(self) -> float:
+        """How long the guest may be silent before it is probed."""
         limits = self._table.limits
         return limits.tcp_half_closed if self.state in HALF_CLOSED else limits.tcp_idle
 
@@ -1080,6 +1091,7 @@ class TcpConnection:
         return self._probes
 
     def _give_up(self) -> None:
+        """End the connection: the guest has not answered for too long."""
         if self.state is SYN_SENT:
             self._table.refused_inside(self, Refusal.DROP)
         else:

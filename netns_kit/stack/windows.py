@@ -37,7 +37,10 @@ class Memory:
         self._spare: list[memoryview] = []
 
     def take(self, size: int) -> bytes | memoryview:
-        """Return the first `size` bytes of `buffer`, to be kept until `forget` is called with them."""
+        """Return the first `size` bytes of `buffer`, to be kept until `forget` is called with them.
+
+        Whoever keeps them counts them: of a view, the whole buffer.
+        """
         data = self.buffer[:size]
         if size < LARGE:
             return bytes(data)
@@ -53,10 +56,6 @@ class Memory:
         if len(self._spare) < SPARE:
             self._spare.append(memoryview(data.obj))
 
-    def hold(self, data: bytes | memoryview) -> None:
-        """Count it: of a view, the whole buffer."""
-        self.held += BUFFER if isinstance(data, memoryview) else len(data) + OVERHEAD
-
     @property
     def full(self) -> bool:
         """Whether the limit is reached."""
@@ -67,16 +66,20 @@ class Tuner:
     """The size that a window should have.
 
     It counts what is delivered, once per round trip at least, and so beyond the 32 bits of sequence numbers.
-    `position` is the sequence number that it has counted up to, `due` when to call `grown` next.
+    `due` is when to call `grown` next.
     """
 
-    __slots__ = ("_crossed", "_rate", "_since", "due", "position")
+    __slots__ = ("_crossed", "_position", "_rate", "_since", "due")
 
     def __init__(self, position: int) -> None:
         self.due = self._since = -math.inf
-        self.position = position
+        self._position = position
         self._crossed = 0  # bytes, up to `position`
         self._rate = 0.0  # bytes per second at the last growth
+
+    def begin(self, position: int, now: float) -> None:
+        """Count from here on."""
+        self._position, self._since, self.due = position, now, now + TUNE_INTERVAL
 
     def grown(self, window: int, position: int, now: float, rtt: float) -> int:
         """Return `window`, or more if throughput calls for it.
@@ -87,9 +90,9 @@ class Tuner:
             now: The time.
             rtt: The minimum round-trip time of late; 0 is none to grow for.
         """
-        crossed, elapsed = (position - self.position) & MASK, now - self._since
+        crossed, elapsed = (position - self._position) & MASK, now - self._since
         self.due = now + max(rtt, TUNE_INTERVAL)
-        self._since, self.position = now, position
+        self._since, self._position = now, position
         self._crossed += crossed
         rate = crossed / elapsed if elapsed > 0 else 0.0
         if 2 * rate * rtt <= window or rate < GAIN * self._rate:
@@ -99,4 +102,4 @@ class Tuner:
 
     def crossed(self, position: int) -> int:
         """Return how much has been delivered since the beginning, sequence numbers that are no bytes included."""
-        return self._crossed + ((position - self.position) & MASK)
+        return self._crossed + ((position - self._position) & MASK)

@@ -22,7 +22,7 @@ def test_pieces(arriving: list[tuple[int, int]], limit: int) -> None:
     """The FIN is behind the last byte of the text."""
     memory = Memory(1 << 20)
     rcv = ReceiveHalf(1 << 16, memory)
-    rcv.start(add(FIRST, -1))
+    rcv.start(add(FIRST, -1), 0.0)
     complete = True
     for start, end in arriving:
         complete &= rcv.keep(add(FIRST, start), memoryview(TEXT)[start:end], end == 60, limit)

@@ -65,6 +65,19 @@ def test_three_duplicates_bring_the_segment_again(tcp: Guest) -> None:
     assert tcp.connection.recovery is None
 
 
+def test_of_what_was_handed_over_at_once_one_segment_comes_again(tcp: Guest) -> None:
+    """The link takes one at a time, the user hands over several."""
+    snd = tcp.connection.snd
+    assert snd.chunk == 8 * snd.mss
+    tcp.send(bytes(snd.chunk))
+    assert len(tcp.frames) == 8
+    tcp.frames.clear()
+    for _ in range(3):
+        tcp.gets(ACK, 1000, 9000, window=512)
+    tcp.sends(ACK, 9000, 1000, bytes(snd.mss))
+    tcp.quiet()
+
+
 @pytest.mark.parametrize(
     "change",
     [

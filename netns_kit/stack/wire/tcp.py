@@ -21,6 +21,9 @@ STAMP = bytes((_NOP, _NOP, _TIMESTAMPS, 10))
 TICKS = 1000  # of our clock, per second
 STAMP_SIZE = len(STAMP) + _STAMP.size
 MAX_WINDOW_SCALE = 14
+# the options of a SYN as Linux lays them: MSS, SACK permitted (or with it timestamps), window scale
+_SYN_PLAIN, _PLAIN_KINDS = Struct("!2sH4s3sB"), (b"\x02\x04", b"\x01\x01\x04\x02", b"\x01\x03\x03")
+_SYN_STAMPED, _STAMPED_KINDS = Struct("!2sH4sII3sB"), (b"\x02\x04", b"\x04\x02\x08\x0a", b"\x01\x03\x03")
 
 
 class Segment:
@@ -48,7 +51,7 @@ class Segment:
 
     @property
     def length(self) -> int:
-        """SEG.LEN: the sequence space it takes, SYN and FIN included."""
+        """The sequence space it takes, SYN and FIN included: SEG.LEN."""
         return len(self.payload) + (self.flags & SYN != 0) + (self.flags & FIN != 0)
 
 
@@ -70,7 +73,7 @@ def parse(view: memoryview) -> Segment:
 
 
 class Options(NamedTuple):
-    """What a segment's options say; None and empty where they say nothing."""
+    """The options of a segment; None and empty where they say nothing."""
 
     mss: int | None = None
     scale: int | None = None
@@ -89,33 +92,44 @@ def parse_options(options: memoryview | None) -> Options:
     """
     if options is None:
         return NO_OPTIONS
+    end = len(options)
+    if end == _SYN_STAMPED.size:
+        first, mss, second, value, echo, third, scale = _SYN_STAMPED.unpack(options)
+        if (first, second, third) == _STAMPED_KINDS:
+            return Options(mss, min(scale, MAX_WINDOW_SCALE), True, (), (value, echo))
+    elif end == _SYN_PLAIN.size:
+        first, mss, second, third, scale = _SYN_PLAIN.unpack(options)
+        if (first, second, third) == _PLAIN_KINDS:
+            return Options(mss, min(scale, MAX_WINDOW_SCALE), True)
+    return _parse_each(options, end)
+
+
+def _parse_each(options: memoryview, end: int) -> Options:
+    """Parse options in any layout."""
     mss: int | None = None
     scale: int | None = None
     stamp: tuple[int, int] | None = None
     permitted = False
     blocks: tuple[tuple[int, int], ...] = ()
-    at, end = 0, len(options)
-    while at < end:
-        kind = options[at]
-        if kind == _NOP:
+    at = 0
+    while at < end and options[at] != _END:
+        if options[at] == _NOP:
             at += 1
             continue
-        if kind == _END or at + 2 > end:
+        if at + 2 > end or not 2 <= options[at + 1] <= end - at:
             break
-        size = options[at + 1]
-        if not 2 <= size <= end - at:
-            break
+        kind, size = options[at], options[at + 1]
         if kind == _MSS and size == 4:
-            mss = options[at + 2] << 8 | options[at + 3]
+            mss = int.from_bytes(options[at + 2 : at + 4], "big")
         elif kind == _WINDOW_SCALE and size == 3:
             scale = min(options[at + 2], MAX_WINDOW_SCALE)
         elif kind == _SACK_PERMITTED and size == 2:
             permitted = True
+        elif kind == _SACK and size & 7 == 2:
+            blocks = tuple(_BLOCK.iter_unpack(options[at + 2 : at + size]))
         elif kind == _TIMESTAMPS and size == 10:
             value, echo = _STAMP.unpack_from(options, at + 2)
             stamp = value, echo
-        elif kind == _SACK and size & 7 == 2:
-            blocks = tuple(_BLOCK.iter_unpack(options[at + 2 : at + size]))
         at += size
     return Options(mss, scale, permitted, blocks, stamp)
 
@@ -126,18 +140,23 @@ def pack_options(
     sack_permitted: bool = False,
     stamp: tuple[int, int] | None = None,
 ) -> bytes:
-    """Return the options of a SYN, padded to a multiple of four."""
-    options = _pack_fixed(mss, scale, sack_permitted)
-    return options if stamp is None else options + pack_stamp(*stamp)
+    """Return the options of a SYN, laid out as Linux does, padded to a multiple of four."""
+    before, after = _pack_around_stamp(mss, scale, sack_permitted, stamp is not None)
+    return before + after if stamp is None else before + _STAMP.pack(*stamp) + after
 
 
 @lru_cache(maxsize=64)
-def _pack_fixed(mss: int | None, scale: int | None, sack_permitted: bool) -> bytes:
-    """Return those that are the same for every connection of a link."""
-    options = b"" if mss is None else bytes((_MSS, 4)) + mss.to_bytes(2, "big")
-    if sack_permitted:
-        options += bytes((_NOP, _NOP, _SACK_PERMITTED, 2))
-    return options if scale is None else options + bytes((_NOP, _WINDOW_SCALE, 3, scale))
+def _pack_around_stamp(
+    mss: int | None, scale: int | None, sack_permitted: bool, stamped: bool
+) -> tuple[bytes, bytes]:
+    """Return what stands before and behind the timestamps: the same for every connection of a link."""
+    before = b"" if mss is None else bytes((_MSS, 4)) + mss.to_bytes(2, "big")
+    padding = bytes((_SACK_PERMITTED, 2)) if sack_permitted else bytes((_NOP, _NOP))
+    if stamped:
+        before += padding + STAMP[2:]
+    elif sack_permitted:
+        before += bytes((_NOP, _NOP)) + padding
+    return before, b"" if scale is None else bytes((_NOP, _WINDOW_SCALE, 3, scale))
 
 
 def ticks(now: float) -> int:
