@@ -47,22 +47,9 @@ class FlowHeader:
     """
 
     __slots__ = (
-        "_ip",
-        "_ip_sum",
-        "_link",
-        "_protocol",
-        "_ttl_protocol",
-        "addresses",
-        "buffer",
-        "check",
-        "layer4",
-        "length",
-        "marks",
-        "mtu",
-        "pseudo",
-        "resolved",
-        "version",
-    )
+        "_ip", "_ip_sum", "_link", "_protocol", "_ttl_protocol", "addresses", "buffer", "check",
+        "layer4", "length", "marks", "mtu", "pseudo", "resolved", "version"
+    )  # fmt: skip
 
     def __init__(self, link: Link, addresses: bytes, protocol: int, layer4: bytes) -> None:
         self.addresses = addresses

@@ -51,15 +51,8 @@ class Reassembly:
     """The packets whose fragments have not all come."""
 
     __slots__ = (
-        "_dropped",
-        "_held",
-        "_lifetime",
-        "_limit",
-        "_partials",
-        "_timers",
-        "timer_at",
-        "timer_entry",
-    )
+        "_dropped", "_held", "_lifetime", "_limit", "_partials", "_timers", "timer_at", "timer_entry"
+    )  # fmt: skip
 
     def __init__(self, limits: Limits, dropped: Counter[str], timers: Timers) -> None:
         self._limit, self._lifetime = limits.fragments, limits.reassembly

@@ -25,20 +25,9 @@ class ReceiveHalf:
     """
 
     __slots__ = (
-        "ack",
-        "field",
-        "fin",
-        "memory",
-        "nxt",
-        "out_of_order",
-        "over_limit",
-        "sack",
-        "scale",
-        "tuner",
-        "unread",
-        "urgent",
-        "wnd",
-    )
+        "ack", "field", "fin", "memory", "nxt", "out_of_order", "over_limit", "sack", "scale", "tuner",
+        "unread", "urgent", "wnd"
+    )  # fmt: skip
 
     def __init__(self, wnd: int, memory: Memory) -> None:
         self.memory = memory

@@ -33,16 +33,9 @@ class Recovery:
     """
 
     __slots__ = (
-        "_congestion",
-        "_duplicates",
-        "_point",
-        "_resent",
-        "_resent_at",
-        "_snd",
-        "probes",
-        "retries",
-        "sacked",
-    )
+        "_congestion", "_duplicates", "_point", "_resent", "_resent_at", "_snd", "probes", "retries",
+        "sacked"
+    )  # fmt: skip
 
     def __init__(self, snd: SendHalf) -> None:
         self._snd = snd

@@ -33,29 +33,9 @@ class SendHalf:
     """
 
     __slots__ = (
-        "blocked",
-        "burst",
-        "chunk",
-        "fin",
-        "iss",
-        "limit",
-        "max",
-        "memory",
-        "most",
-        "mss",
-        "nxt",
-        "queue",
-        "rto",
-        "scale",
-        "timed",
-        "timed_at",
-        "tuner",
-        "una",
-        "urgent",
-        "wl1",
-        "wnd",
-        "wnd_max",
-    )
+        "blocked", "burst", "chunk", "fin", "iss", "limit", "max", "memory", "most", "mss", "nxt",
+        "queue", "rto", "scale", "timed", "timed_at", "tuner", "una", "urgent", "wl1", "wnd", "wnd_max"
+    )  # fmt: skip
 
     def __init__(self, iss: int, mss: int, limits: Limits, memory: Memory) -> None:
         self.memory = memory

@@ -21,14 +21,10 @@ class State(Enum):
     CLOSED = "CLOSED"
 
 
-SYN_HELD, SYN_SENT, SYN_RECEIVED, ESTABLISHED = (
-    State.SYN_HELD,
-    State.SYN_SENT,
-    State.SYN_RECEIVED,
-    State.ESTABLISHED,
-)
-FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT = State.FIN_WAIT_1, State.FIN_WAIT_2, State.CLOSE_WAIT
-CLOSING, LAST_ACK, TIME_WAIT, CLOSED = State.CLOSING, State.LAST_ACK, State.TIME_WAIT, State.CLOSED
+(
+    SYN_HELD, SYN_SENT, SYN_RECEIVED, ESTABLISHED,
+    FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT, CLOSING, LAST_ACK, TIME_WAIT, CLOSED,
+) = State  # fmt: skip
 
 # tuples: an Enum's hash is a call, its identity is not
 SENDING = (ESTABLISHED, CLOSE_WAIT)  # the user may still send

@@ -129,33 +129,10 @@ class TcpConnection:
     """
 
     __slots__ = (
-        "_asked_at",
-        "_idle_since",
-        "_probes",
-        "_quick",
-        "_table",
-        "_writer",
-        "ack_at",
-        "ack_is_listed",
-        "head",
-        "host",
-        "id",
-        "inbound",
-        "key",
-        "opened",
-        "purpose",
-        "rcv",
-        "recovery",
-        "snd",
-        "stamp",
-        "state",
-        "text_at",
-        "timer_at",
-        "timer_entry",
-        "tos",
-        "ttl",
-        "user",
-    )
+        "_asked_at", "_idle_since", "_probes", "_quick", "_table", "_writer", "ack_at", "ack_is_listed",
+        "head", "host", "id", "inbound", "key", "opened", "purpose", "rcv", "recovery", "snd", "stamp",
+        "state", "text_at", "timer_at", "timer_entry", "tos", "ttl", "user"
+    )  # fmt: skip
 
     def __init__(self, table: Table, key: bytes, iss: int, state: State, mss: int) -> None:
         self._table = table
