@@ -1,9 +1,8 @@
 """One TCP connection of the stack beside one stream socket of the host.
 
 Urgent data: the socket keeps it in line (SO_OOBINLINE), and the kernel ends a read at its mark, where the ioctl
-SIOCATMARK says so: the byte behind the mark is the urgent one.  The ioctl costs as much as a small read, so it is
-called only where a mark may be.  An event tells of each mark (EPOLLPRI), and the one that tells of the end does too.
-Before it comes, a mark may only be where a read has filled its buffer, not where it ended for want of bytes.
+SIOCATMARK says so: the byte behind the mark is the urgent one.  It is asked only where a mark may be, since it costs
+as much as reading: not after a read that ended for want of bytes, when the next event will tell.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ BUFFERS_PER_STEP = 8
 KEEPALIVE_INTERVAL = 75  # seconds between probes, at most: the kernel's own
 MAX_KEEPIDLE = 32767  # tcp(7)
 SIOCATMARK = 0x8905  # asm-generic/sockios.h
-_NOT_THERE = bytes(4)  # what it says then
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: close sends RST, and drops what is queued
 
 
@@ -52,7 +50,7 @@ class TcpRelay:
         self._readable = False
         self._ended = False  # the host has sent FIN
         self._read_to_end = False  # a short read proves nothing: no further event will tell of the rest
-        self._mark_near = False  # what is read next may be urgent: told so, or a buffer was filled
+        self._mark_near = False  # what is read next may be urgent: told so, or nothing ended the last read
         self._blocked = False
         self._broken = False  # sending has failed: what the host said before is still to be read
 
@@ -189,7 +187,7 @@ class TcpRelay:
                 connection.send_urgent(bytes(memory.buffer[:1]), now)
                 continue
             connection.send(memory.take(size), now)
-            self._mark_near = size == wanted or (self._mark_near and self._read_to_end)
+            self._mark_near = self._read_to_end or size == wanted
             if size < wanted and not self._read_to_end:
                 self._readable = False
         if self._readable:
@@ -209,7 +207,7 @@ class TcpRelay:
         if self._ended:
             self.abort()
         else:
-            self._readable = self._read_to_end = self._mark_near = True
+            self._readable = self._read_to_end = True
             self._pump()
 
     def _close_socket(self, *, reset: bool = False) -> None:
@@ -285,4 +283,4 @@ class TcpRelay:
 
 def _at_mark(sock: socket.socket) -> bool:
     """Whether the next byte is the urgent one (sockatmark(3))."""
-    return fcntl.ioctl(sock, SIOCATMARK, _NOT_THERE) != _NOT_THERE
+    return any(fcntl.ioctl(sock, SIOCATMARK, bytes(4)))
