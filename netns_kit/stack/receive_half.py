@@ -96,11 +96,11 @@ class ReceiveHalf:
         """Keep text from beyond a hole, in `limit` pieces at most.  Return False if there was no room for all."""
         if self.memory.full:
             return False
-        if self.out_of_order is None:
-            self.out_of_order = OutOfOrder()
-        before = self.out_of_order.cost
-        complete = self.out_of_order.keep(seq, data, fin, limit)
-        self.memory.held += self.out_of_order.cost - before
+        kept = self.out_of_order or OutOfOrder()
+        before = kept.cost
+        complete = kept.keep(seq, data, fin, limit)
+        self.memory.held += kept.cost - before
+        self.out_of_order = kept if kept.pieces else None
         return complete
 
     def next_piece(self) -> tuple[int, memoryview, bool] | None:

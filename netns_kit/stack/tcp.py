@@ -365,14 +365,7 @@ class TcpConnection:
         return plain and (stamp == self.stamp or self.restamp(stamp, seg.seq, now))
 
     def restamp(self, stamp: bytes, seq: int, now: float) -> bool:
-        """Take the timestamp of the segment `seq`, which is another than the last one had.
-
-        False: there is none, or an old one, or what it echoes is of interest, since we have sent something again.
-        """
-        return self.recovery is None and self._restamp(stamp, seq, now)
-
-    def _restamp(self, stamp: bytes, seq: int, now: float) -> bool:
-        """Take a timestamp.  False: there is none, or an old one.
+        """Take the timestamp of the segment `seq`.  False: there is none, or an old one.
 
         RFC 7323 4.3: what is echoed is that of the first segment that our next ACK is for.  Only of one that begins
         where that will end: from elsewhere, a forged one would make old ones of all that follow.
@@ -509,7 +502,7 @@ class TcpConnection:
             return False
         if now - self._idle_since > STAMP_VALID:
             self.stamp = tcp.pack_stamp(*stamp)[: len(self.stamp)]
-        if not self._restamp(tcp.pack_stamp(*stamp)[: len(self.stamp)], seg.seq, now):
+        if not self.restamp(tcp.pack_stamp(*stamp)[: len(self.stamp)], seg.seq, now):
             self._table.dropped["tcp-old-timestamp"] += 1
             self._emit(self.snd.nxt, ACK)
             return False

@@ -27,9 +27,10 @@ def test_pieces(arriving: list[tuple[int, int]], limit: int) -> None:
     for start, end in arriving:
         complete &= rcv.keep(add(FIRST, start), memoryview(TEXT)[start:end], end == 60, limit)
     kept = rcv.out_of_order
-    assert kept is not None or not arriving
-    if kept is None or not kept.pieces:
+    assert (kept is None) == all(start == end < 60 for start, end in arriving)
+    if kept is None:
         return
+    assert kept.pieces
     assert len(kept.pieces) <= limit
     found = [(distance(FIRST, seq), bytes(data)) for seq, data in kept.pieces]
     for (start, data), (following, _) in pairwise(found):

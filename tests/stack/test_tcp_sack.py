@@ -84,6 +84,15 @@ def test_no_more_blocks_than_fit(tcp: Guest) -> None:
     assert told(tcp) == [(1600, 1601), (1100, 1101), (1200, 1201), (1300, 1301)]
 
 
+def test_what_is_acknowledged_is_told_no_more(tcp: Guest) -> None:
+    tcp.gets(ACK, 1100, 9000, bytes(50))
+    tcp.gets(ACK, 1300, 9000, bytes(50))
+    tcp.frames.clear()
+    tcp.gets(ACK, 1000, 9000, bytes(100))
+    assert told(tcp) == [(1300, 1350)]
+    assert tcp.connection.rcv.ack == 1150
+
+
 def test_none_once_the_hole_is_filled(tcp: Guest) -> None:
     tcp.gets(ACK, 1100, 9000, bytes(50))
     tcp.frames.clear()
