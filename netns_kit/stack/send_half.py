@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 PIECES = 64  # beyond so many, small ones are joined:
 CHUNK = 16384  # bytes of a joined one, at most
-SEGMENTS = 8  # read from the user at once where the link takes one at a time
 _NO_PAYLOAD = memoryview(b"")
 
 
@@ -29,11 +28,11 @@ class SendHalf:
 
     `una` is the oldest number not acknowledged, `max` one past the last ever sent, `nxt` the next to send: it lies
     behind `max` only while a `Recovery` goes back.  `mss` is the bytes of a segment, `burst` those that the link
-    takes at once, and `chunk` those to hand to `TcpConnection.send` at once.
+    takes at once.
     """
 
     __slots__ = (
-        "blocked", "burst", "chunk", "fin", "iss", "limit", "max", "memory", "most", "mss", "nxt",
+        "blocked", "burst", "fin", "iss", "limit", "max", "memory", "most", "mss", "nxt",
         "queue", "rto", "scale", "timed", "timed_at", "tuner", "una", "urgent", "wl1", "wnd", "wnd_max"
     )  # fmt: skip
 
@@ -45,7 +44,7 @@ class SendHalf:
         self.scale = 0
         self.limit, self.most = limits.tcp_send, limits.tcp_send_max  # our own bound on flight, and its own
         self.tuner = Tuner(iss)
-        self.mss = self.burst = self.chunk = mss
+        self.mss = self.burst = mss
         # (sequence number, bytes), from `una` to `max`
         self.queue: deque[tuple[int, bytes | memoryview]] = deque()
         self.fin: int | None = None  # the sequence number of our FIN
@@ -54,11 +53,6 @@ class SendHalf:
         self.rto = RetransmissionTimeout()
         self.timed: int | None = None  # an ACK of this number ends the round trip that began at `timed_at`
         self.timed_at = -math.inf
-
-    def set_mss(self, mss: int, burst: int) -> None:
-        """Set what a segment has, and what the link takes at once."""
-        self.mss, self.burst = mss, burst
-        self.chunk = max(burst, min(SEGMENTS, BUFFER // mss) * mss)
 
     @property
     def flight(self) -> int:

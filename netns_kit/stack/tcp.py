@@ -227,7 +227,7 @@ class TcpConnection:
         if self.state is SYN_HELD or distance(snd.una, seq) >= snd.flight:
             return
         before = snd.mss
-        snd.set_mss(*self._writer.narrow(mtu))
+        snd.mss, snd.burst = self._writer.narrow(mtu)
         if snd.mss < before and self.state not in (SYN_SENT, SYN_RECEIVED):
             recovery = self._recovering()
             snd.timed = None
@@ -903,7 +903,7 @@ class TcpConnection:
 
     def _negotiate(self, mss: int) -> None:
         """Send no larger segments than the guest takes."""
-        self.snd.set_mss(*self._writer.limit(mss))
+        self.snd.mss, self.snd.burst = self._writer.limit(mss)
 
     def _establish(self, now: float) -> None:
         """Enter ESTABLISHED: our SYN is acknowledged."""

@@ -154,11 +154,11 @@ class TcpRelay:
         connection, sock, now = self.connection, self._socket, self._engine.now
         if connection is None or sock is None:
             return
-        chunk, memory = connection.snd.chunk, connection.snd.memory
+        burst, memory = connection.snd.burst, connection.snd.memory
         for _ in range(BUFFERS_PER_STEP):
             if not self._readable:
                 return
-            wanted = min(connection.room(), chunk)
+            wanted = min(connection.room(), burst)
             if not wanted:
                 if self._broken:  # what the guest has no room for, a reset would have overtaken
                     self.abort()
