@@ -24,7 +24,7 @@ _SUM_OFFSET = 16
 class SegmentWriter(FlowHeader):
     """The template of the connection named `key` (guest first), which writes segments to its link."""
 
-    __slots__ = ("_gso", "_gso_set", "_guest", "_mss", "_offset", "_plain", "_size", "_stamp")
+    __slots__ = ("_gso", "_gso_set", "_guest", "_headers", "_mss", "_offset", "_plain", "_size", "_stamp")
 
     def __init__(self, link: Link, key: bytes) -> None:
         size = (len(key) - 4) // 2
@@ -33,6 +33,7 @@ class SegmentWriter(FlowHeader):
         FlowHeader.__init__(
             self, link, key[size:-4] + self._guest, ip.TCP, key[-2:] + key[-4:-2] + bytes(tcp.SIZE - 4)
         )
+        self._headers = 40 if size == 4 else 60  # bytes, at least
         self._mss = 0
         self._size = tcp.SIZE  # of the header, with what options each segment has
         self._offset = tcp.SIZE << 10  # as it says so itself
@@ -68,6 +69,7 @@ class SegmentWriter(FlowHeader):
         most = self._link.mtu_to(self._guest) - self._headers
         self._mss = min(max(mss, SMALLEST_MSS), most) - len(self._stamp)
         self._gso_set = False
+        self.length = -1
         if not self._plain:
             return self._mss, self._mss
         self.buffer[: virtio.SIZE] = self._plain
@@ -75,16 +77,6 @@ class SegmentWriter(FlowHeader):
             return self._mss, self._mss
         self._gso = self.virtio(_SUM_OFFSET, virtio.GSO_TCPV4 if ipv4 else virtio.GSO_TCPV6, self._mss)
         return self._mss, max(MAX_PAYLOAD // self._mss, 1) * self._mss
-
-    @property
-    def _headers(self) -> int:
-        """The bytes of the smallest headers."""
-        return 40 if len(self._guest) == 4 else 60
-
-    @property
-    def _largest(self) -> int:
-        """What fits the MTU beside them."""
-        return self._link.mtu - self._headers
 
     def narrow(self, mtu: int) -> tuple[int, int]:
         """Cut segments to what a way behind the guest takes, packets of `mtu`.  It returns what `limit` does."""
@@ -98,11 +90,11 @@ class SegmentWriter(FlowHeader):
         length = self._size + size
         if length != self.length or link.version != self.version:
             self.set_length(length)
-        if self._plain:
             gso = size > self._mss
-            if gso is not self._gso_set:
+            if gso is not self._gso_set and self._plain:
                 self._gso_set = gso
                 buffer[: virtio.SIZE] = self._gso if gso else self._plain
+        if self._plain:
             _PATCH(
                 buffer, self.layer4 + _PATCHED_AT, seq, ack, self._offset | flags, window, self.check, urgent
             )
@@ -126,7 +118,7 @@ class SegmentWriter(FlowHeader):
         stamp: tuple[int, int] | None,
     ) -> None:
         """Send a segment with the options of a SYN.  It waits if the guest's link address is not known yet."""
-        options = tcp.pack_options(self._largest, scale, sack_permitted, stamp)
+        options = tcp.pack_options(self._link.mtu - self._headers, scale, sack_permitted, stamp)
         self._write_options(seq, ack, flags, window, options)
 
     def write_sack(self, seq: int, ack: int, window: int, blocks: list[tuple[int, int]]) -> None:
@@ -145,6 +137,7 @@ class SegmentWriter(FlowHeader):
         else:
             _PATCH(frame, self.layer4 + _PATCHED_AT, seq, ack, size << 10 | flags, window, 0, 0)
             self._sum(frame, 0)
+        self.length = -1  # the template's is another
         if self.resolved:
             self._link.emit(frame)
         else:

@@ -61,16 +61,16 @@ class SendHalf:
 
     def append(self, data: bytes | memoryview) -> int:
         """Queue `data`, to be sent at once, and return its number.  A view is one that `Memory.take` has returned."""
-        seq, queue = self.max, self.queue
-        if len(queue) > PIECES and len(queue[-1][1]) + len(data) <= CHUNK:
+        seq, queue, size = self.max, self.queue, len(data)
+        if len(queue) > PIECES and len(queue[-1][1]) + size <= CHUNK:
             # many small ones would cost more than they hold; few are sent again as they were
             start, last = queue[-1]
             queue[-1] = start, b"".join((last, data))
-            self.memory.held += len(data)
+            self.memory.held += size
         else:
             queue.append((seq, data))
-            self.memory.held += BUFFER if isinstance(data, memoryview) else len(data) + OVERHEAD
-        self.nxt = self.max = (seq + len(data)) & MASK
+            self.memory.held += BUFFER if isinstance(data, memoryview) else size + OVERHEAD
+        self.nxt = self.max = (seq + size) & MASK
         return seq
 
     def acknowledge(self, ack: int, now: float) -> None:

@@ -15,8 +15,9 @@ from netns_kit.stack.send_half import SendHalf
 from netns_kit.stack.seq import add, distance
 from netns_kit.stack.windows import Memory
 from netns_kit.stack.wire import tcp as wire
+from netns_kit.stack.wire import virtio
 from netns_kit.stack.wire.tcp import ACK, FIN, RST, pack_options, pack_sack, parse_options
-from tests.stack_support import Guest, Listener, key
+from tests.stack_support import VNET, Guest, Listener, key
 
 WITH_SACK = pack_options(1460, 7, True)
 MSS = 1000
@@ -82,6 +83,17 @@ def test_no_more_blocks_than_fit(tcp: Guest) -> None:
     for _ in range(5):
         tcp.taken()
     assert told(tcp) == [(1600, 1601), (1100, 1101), (1200, 1201), (1300, 1301)]
+
+
+def test_a_super_segment_before_it_leaves_nothing_in_the_template(family: int) -> None:
+    """The one behind it is as long as the ACK with SACK, which is no super-segment either."""
+    guest = Guest(family, offloads=VNET).established(options=WITH_SACK)
+    guest.send(bytes(3000))
+    guest.gets(ACK, 1100, 9000, bytes(50))
+    guest.send(bytes(12))
+    sent = [guest.taken() for _ in range(3)]
+    assert [len(each.packet.payload) for each in sent] == [3020, 32, 32]
+    assert [each.virtio[1] != virtio.GSO_NONE for each in sent] == [True, False, False]
 
 
 def test_what_is_acknowledged_is_told_no_more(tcp: Guest) -> None:
