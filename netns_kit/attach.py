@@ -20,7 +20,7 @@ from .background import beside
 from .cli import add_network_options, check_options, complain, network_from, tell_ports, with_value
 from .command_line import FAILED, HOST_LOOPBACK, ONE_PORT, Parser, value
 from .engine import is_waitable
-from .errors import NamespaceGone, NetnsKitError, OwnNamespace
+from .errors import ArgumentError, NamespaceGone, NetnsKitError, OwnNamespace
 from .namespace import Namespace
 from .network import DEFAULT_IFNAME, Network
 from .own_process import calm_collector, raise_descriptor_limit
@@ -30,6 +30,7 @@ from .signals import Signals
 from .tap import check_name
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+TARGETS = "give the id of a process, or the path of a network namespace, like /run/netns/NAME"
 
 
 def main(words: Sequence[str]) -> int:
@@ -52,6 +53,8 @@ def main(words: Sequence[str]) -> int:
         fix = "attach when the process has made its own (unshare(2)), or say --allow-current if that is what is meant"
         return complain(FAILED, OwnNamespace(error.cause, fix=fix))
     except (NetnsKitError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.filename == target:
+            return complain(FAILED, ArgumentError(f"{target}: {error.strerror}", fix=TARGETS))
         return complain(FAILED, error)
 
 
@@ -106,7 +109,11 @@ def _pid_file(path: str | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    made = write_pid_file(path)
+    try:
+        made = write_pid_file(path)
+    except OSError as error:
+        fix = None if isinstance(error, FileExistsError) else "name a file in a directory that you may write"
+        raise ArgumentError(error.strerror or str(error), "pid_file", repr(path), fix) from error
     try:
         yield
     finally:

@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 
 from . import diagnosis
 from .diagnosis import Host
-from .errors import FeatureUnavailable, IdMapError, NetnsKitError
+from .errors import FeatureUnavailable, IdMapError, NetnsKitError, NotFound
 from .idmap import map_ranges
 from .tap import OFFLOAD_BITS, OFFLOAD_SETS
 from .tun import TAP_FLAGS
@@ -109,13 +109,16 @@ class Report:
         return iter(self.findings)
 
     def __getitem__(self, name: str) -> Finding:
-        return {finding.name: finding for finding in self.findings}[name]
+        found = {finding.name: finding for finding in self.findings}
+        if name not in found:
+            raise NotFound(f"there is no finding {name!r}", fix=f"choose one of {', '.join(found)}")
+        return found[name]
 
     def require(self, *names: str) -> None:
         """Raises what a user of the first of these that does not work would meet; without names, of all that is
         needed.
 
-        Raises `FeatureUnavailable` for what could not be tried, and KeyError for a name that there is not.
+        Raises `FeatureUnavailable` for what could not be tried, and `NotFound`, a KeyError, for a name that there is not.
         """
         for name in names or [finding.name for finding in self.findings if _needed(finding)]:
             finding = self[name]

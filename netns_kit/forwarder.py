@@ -15,7 +15,7 @@ import anyio
 from . import arguments, diagnosis, sysctl
 from .background import Openable, Supervisor
 from .control import PATIENCE, Control
-from .errors import ArgumentTypeError, NetnsKitError, StackClosed
+from .errors import ArgumentTypeError, NetnsKitError, NotFound, StackClosed
 from .ports import PortForward, parse
 
 CAP_NET_BIND_SERVICE = 10
@@ -96,13 +96,13 @@ class Forwarder(Openable):
     async def remove(self, forward: PortForward) -> None:
         """Stop listening on a port that `add` returned; it is free when this returns.
 
-        TCP connections already made go on.  Raises `KeyError` if there is no such forward, `ArgumentTypeError` for
-        what is none.
+        TCP connections already made go on.  Raises `NotFound`, a KeyError, if there is no such forward,
+        `ArgumentTypeError` for what is none.
         """
         fix = "give what `add` returned, or one of `list`"
         arguments.instance("forward", forward, PortForward, "a PortForward", fix)
         if not await self._ask(Control.remove_forward, forward):
-            raise KeyError(forward)
+            raise NotFound(f"there is no forward {forward}", fix=fix)
 
     async def list(self) -> tuple[PortForward, ...]:
         """What is listening, oldest first."""
