@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netns_kit.errors import NetnsKitError, PortSpecError
-from netns_kit.ports import PortForward, parse
+from netns_kit.forwarder.ports import PortForward, parse
 
 ANY = IPv4Address("0.0.0.0")
 LOCAL = IPv4Address("127.0.0.1")
@@ -80,7 +80,10 @@ def test_what_cannot_be_understood_says_so(spec: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("localhost:80:80", "cannot be understood: localhost is no address, and neither tcp nor udp; expected [tcp:"),
+        (
+            "localhost:80:80",
+            "cannot be understood: localhost is no address, and neither tcp nor udp; expected [tcp:",
+        ),
         ("sctp:80", "cannot be understood: sctp is no address, and neither tcp nor udp"),
         ("80/sctp", "cannot be understood: 'sctp' is neither tcp nor udp"),
         ("80/tcp/tcp", "cannot be understood; expected [tcp:"),

@@ -22,8 +22,8 @@ from typing import Any
 
 import pytest
 
-from netns_kit.cli import NOT_EXECUTABLE, NOT_FOUND
-from netns_kit.command_line import FAILED
+from netns_kit.cli.command_line import FAILED
+from netns_kit.cli.run import NOT_EXECUTABLE, NOT_FOUND
 from tests.servers import SECONDS
 from tests.support import ROOT, needs, needs_tun
 
@@ -353,13 +353,19 @@ def test_an_interpreter_that_is_not_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "foreign").write_bytes(binary.replace(found[0], elsewhere))
     for name in ("crlf", "foreign"):
         (tmp_path / name).chmod(0o755)
-    for name, interpreter in (("lost", "/nowhere/interpreter"), ("crlf", r"/bin/sh\r"), ("foreign", "/nowhere/ld")):
+    for name, interpreter in (
+        ("lost", "/nowhere/interpreter"),
+        ("crlf", r"/bin/sh\r"),
+        ("foreign", "/nowhere/ld"),
+    ):
         done = shell(f"PATH={tmp_path}:$PATH; $N run -- {name}")
         assert done.returncode == NOT_FOUND
         said = f"netns-kit: {name}: its interpreter '{interpreter}': No such file or directory\n"
         assert done.stderr == said
     done = shell("$N run -- no-such-command")
-    assert done.stderr == "netns-kit: 'no-such-command' is not found in PATH; install it, or write where it is\n"
+    assert (
+        done.stderr == "netns-kit: 'no-such-command' is not found in PATH; install it, or write where it is\n"
+    )
     done = shell(f"$N run -- {tmp_path}/plain")
     assert done.stderr == f"netns-kit: {tmp_path}/plain: Permission denied\n"
 

@@ -22,7 +22,7 @@ from dnslib import DNSKEY, EDNS0, QTYPE, RR, RRSIG, TXT, A, DNSRecord
 
 from netns_kit import Namespace, Network, NotFound, Record, RecordError, Uplink
 from netns_kit.dns.proxy import CONDEMNED
-from netns_kit.drivers import DriverName
+from netns_kit.userstack.drivers import DriverName
 from tests import dnshooks
 from tests.servers import SECONDS, bounded, closed_port, dns_server, dnsmasq, tcp_server, udp_server
 from tests.support import ROOT, missing, needs, needs_ipv6, needs_tun
@@ -669,10 +669,10 @@ async def test_records_come_and_go(driver: DriverName) -> None:
         assert await dig(net, "xn--bcher-kva.internal") == ["192.0.2.6"]
         await net.stack.remove_record("B\N{LATIN SMALL LETTER U WITH DIAERESIS}cher.internal")
         assert await status(net, "xn--bcher-kva.internal") == "SERVFAIL"
-        with pytest.raises(NotFound, match="there is no record of late.internal; ") as caught:
+        with pytest.raises(NotFound, match=r"there is no record of late\.internal; ") as caught:
             await net.stack.remove_record("late.internal")
         assert isinstance(caught.value, KeyError)
-        with pytest.raises(NotFound, match="there is no record of a.internal TXT x; "):
+        with pytest.raises(NotFound, match=r"there is no record of a\.internal TXT x; "):
             await net.stack.remove_record("a.internal", type="TXT", value="x")
         with pytest.raises(RecordError):
             await net.stack.add_record("late.internal")
