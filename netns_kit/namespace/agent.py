@@ -861,14 +861,14 @@ def make_room(path: str) -> None:
     check(libc.mount(None, where, None, MS_REMOUNT | MS_BIND | MS_RDONLY | quiet, None), directory)
 
 
-def raise_descriptor_limit(before: ctypes.Array[ctypes.c_ulong]) -> None:
-    """Let the agent itself have as many descriptors as the hard limit allows: each command takes some.
-
-    The limits as they were are for commands, and are kept in `before`.
+def raise_descriptor_limit() -> ctypes.Array[ctypes.c_ulong]:
+    """Let the agent itself have as many descriptors as the hard limit allows: each command takes some.  Return the
+    limits as they were, which are for commands.
     """
+    before = (ctypes.c_ulong * 2)()
     check(libc.getrlimit(RLIMIT_NOFILE, before))
-    _, hard = before
-    check(libc.setrlimit(RLIMIT_NOFILE, (ctypes.c_ulong * 2)(hard, hard)))
+    check(libc.setrlimit(RLIMIT_NOFILE, (ctypes.c_ulong * 2)(before[1], before[1])))
+    return before
 
 
 def load_nothing() -> None:
@@ -1519,9 +1519,9 @@ def main() -> NoReturn:
         stranger = attach(start["fd"], control)
     else:
         hide()
+    limits = raise_descriptor_limit()  # before anybody is told that we are ready, and may set another
     quarters = open_quarters(start["pids"], control, owner)
-    quarters.of_stranger = stranger
-    raise_descriptor_limit(quarters.limits)
+    quarters.of_stranger, quarters.limits = stranger, limits
     agent = Agent(control, owner, quarters, restore)
     if quarters.mounts is None:
         check(libc.prctl(PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0))
