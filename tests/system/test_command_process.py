@@ -581,10 +581,12 @@ def interactive(request: pytest.FixtureRequest) -> Iterator[tuple[int, Lines, in
         yield opened
 
 
-def test_ctrl_c_comes_once(interactive: tuple[int, Lines, int], tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", ["{}", 'sh -c "trap : INT; {}; true"'], ids=["alone", "in a script"])
+def test_ctrl_c_comes_once(interactive: tuple[int, Lines, int], line: str, tmp_path: Path) -> None:
+    """In a process group of the command's own, and in that of a script, which is ours too."""
     master, said, _ = interactive
     (tmp_path / "counter.py").write_text(COUNTER)
-    os.write(master, f"$N run -- {sys.executable} {tmp_path}/counter.py\n".encode())
+    os.write(master, (line.format(f"$N run -- {sys.executable} {tmp_path}/counter.py") + "\n").encode())
     said.until("ready\r\n")
     for number in range(1, 4):
         os.write(master, b"\x03")
