@@ -393,9 +393,12 @@ def failures(tests: Iterable[str], modules: Iterable[tuple[Path, ast.AST]]) -> s
         names = sorted({located(each) for each in tests})
         first = ["-x"] if len(names) == 1 else []  # of its cases the first that fails will do
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *first, *names]
-        child = subprocess.run(
-            command, cwd=copy, capture_output=True, text=True, timeout=SECONDS * len(names), check=False
-        )
+        try:
+            child = subprocess.run(
+                command, cwd=copy, capture_output=True, text=True, timeout=SECONDS * len(names), check=False
+            )
+        except subprocess.TimeoutExpired as hanging:
+            return str(hanging)
         if child.returncode not in (PASSED, FAILED):
             raise ChildProcessError(child.stdout + child.stderr)
         return child.stdout if child.returncode else ""

@@ -452,7 +452,7 @@ def test_no_signal_at_any_moment_makes_a_traceback(words: list[str], number: sig
         "        global left\n"
         "        left -= 1\n"
         f"        if left == 0: os.killpg(0, {int(number)})\n"
-        "from netns_kit import commands\n"
+        "from netns_kit.cli import commands\n"
         "sys.argv[0] = 'netns-kit'\n"
         "sys.meta_path.insert(0, Finder())\n"
         "commands.main()\n"
@@ -491,7 +491,7 @@ def test_no_traceback_of_the_agent_either() -> None:
         "            await ns.run(['true'])\n"
         "    anyio.run(main)\n"
         "else:\n"
-        "    from netns_kit import commands\n"
+        "    from netns_kit.cli import commands\n"
         "    commands.main()\n"
     )
     for words, status in ((["library"], 0), (["run", "--", "true"], -signal.SIGINT)):
