@@ -1,6 +1,6 @@
 """Stats: what a stack counts, as one record that is always complete.
 
-Each part counts what it meets, by name, and `complete` makes the record of that.  tests/test_stats.py holds that
+Each part counts what it meets, by name; `complete` makes the record of that.  tests/gateway/test_stats.py holds that
 every name which a part can count is here, and the table of docs/observing.md is made of this file.
 """
 
@@ -19,7 +19,7 @@ class Stats(TypedDict):
 
     tcp_connections: int
     """TCP connections in the table at this moment, in whatever state."""
-    tcp_listen: int
+    tcp_syn_held: int
     """TCP connections whose SYN waits for the host's side to be decided, at this moment."""
     tcp_syn_sent: int
     """TCP connections that the guest has not answered yet, at this moment."""

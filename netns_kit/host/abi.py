@@ -64,6 +64,10 @@ AUDIT_ARCH_X86_64, AUDIT_ARCH_AARCH64 = 0xC000003E, 0xC00000B7
 BPF_LD_W_ABS, BPF_ALU_AND_K, BPF_RET_K = 0x20, 0x54, 0x06
 BPF_JMP_JEQ_K, BPF_JMP_JGE_K = 0x15, 0x35
 
+# asm-generic/resource.h, linux/elf.h
+RLIMIT_NOFILE = 7  # `resource` would take longer to import than to use
+PT_INTERP = 3
+
 # linux/mman.h
 PROT_EXEC = 4
 

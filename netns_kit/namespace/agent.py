@@ -50,6 +50,7 @@ loop, one thread.  A bad request or a failing operation is answered with its err
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -64,7 +65,7 @@ from netns_kit.child.channel import RECORD, receive_record, records, send_record
 from netns_kit.host import abi
 from netns_kit.host.libc import check, libc
 
-from .agent_command import RunningCommand, become_command, kill_tree
+from .agent_command import ECHO, RunningCommand, become_command, kill_tree
 from .agent_common import FOLLOW_STOPS, IN_MEMFD, children_of, failure, to_bytes, write_file
 from .agent_files import make_place, remove_place, show_again
 from .agent_namespaces import Quarters, attach, create, hide, open_quarters
@@ -222,7 +223,9 @@ class Agent:
             if pid == 0:
                 become_command(request, fds, report, self.quarters, self.restore)
             try:
-                command = self.commands[pid] = RunningCommand(pid, conversation, done, files)
+                command = self.commands[pid] = RunningCommand(
+                    pid, conversation, done, files, leads=request["foreground"]
+                )
             except OSError:  # out of descriptors
                 os.kill(pid, signal.SIGKILL)
                 raise
@@ -281,9 +284,8 @@ class Agent:
         elif said[0] == FOLLOW_STOPS:
             command.told, command.follows = False, True
             self.tell_stop(command)
-        elif not command.has_had(said[0]):
-            with suppress(OSError):  # not ours to signal any more, or no signal
-                os.kill(command.pid, said[0])
+        else:
+            command.pass_on(said[0])
 
     def tell_stop(self, command: RunningCommand) -> None:
         if command.follows and command.stop:
@@ -306,7 +308,7 @@ class Agent:
                     signal.pidfd_send_signal(self.owner, signal.SIGCONT)
                 else:
                     os.write(self.quarters.parent, b" ")
-                command.note(signal.SIGCONT)
+                command.note(ECHO if command.has_own_group else signal.SIGCONT)
         command.told = False
 
     def on_signal(self) -> None:
@@ -446,6 +448,17 @@ def tell(conversation: socket.socket, reply: dict[str, object], fds: Sequence[in
     return None
 
 
+def raise_descriptor_limit() -> ctypes.Array[ctypes.c_ulong]:
+    """Raise the soft limit on descriptors to the hard one: each command takes some.
+
+    Return the limits as they were, which are for commands.
+    """
+    before = (ctypes.c_ulong * 2)()
+    check(libc.getrlimit(abi.RLIMIT_NOFILE, before))
+    check(libc.setrlimit(abi.RLIMIT_NOFILE, (ctypes.c_ulong * 2)(before[1], before[1])))
+    return before
+
+
 def main(control_fd: int, owner: int, namespace: int = -1) -> NoReturn:
     for fd in (control_fd, owner, namespace):
         if fd >= 0:
@@ -462,13 +475,16 @@ def main(control_fd: int, owner: int, namespace: int = -1) -> NoReturn:
     }
     check(libc.prctl(abi.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
     start = json.loads(control.recv(RECORD))
+    stranger = False
     if start["mode"] == "create":
         create(start["ids"], control)
     elif start["mode"] == "attach":
-        attach(namespace, control)
+        stranger = attach(namespace, control)
     else:
         hide()
+    limits = raise_descriptor_limit()  # before anybody is told that the agent is ready, and may set another
     quarters = open_quarters(start["pids"], control, owner)
+    quarters.of_stranger, quarters.limits = stranger, limits
     agent = Agent(control, owner, quarters, restore)
     if quarters.mounts is None:
         check(libc.prctl(abi.PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0))

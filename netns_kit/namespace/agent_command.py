@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import time
 from contextlib import suppress
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
     from .agent_namespaces import Quarters
 
+OF_PATHS = {errno.EACCES, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+ECHO = -signal.SIGCONT
+"""What comes back from a client that the agent has continued, for a command with a process group of its own."""
 PENDING_MAX = 64  # of one signal, that nobody passes on
 SHELL = b"/bin/sh"
 ELSEWHERE = {  # execvp(3) goes on to the next directory of PATH
@@ -46,24 +50,55 @@ def is_capable(capability: int) -> bool:
 
 
 def execute(argv: Sequence[str], env: dict[str, str]) -> NoReturn:
-    """Execute a program as execvp(3) does: searched in PATH, and by the shell if it names no interpreter."""
+    """Execute a program as execvp(3) does: searched in PATH, and by the shell if it names no interpreter.
+
+    Raises:
+        OSError: The program cannot be executed.  It names the interpreter, if that is lacking.
+    """
     program = argv[0]
     places = [""] if "/" in program else env.get("PATH", os.defpath).split(":")
     arguments = [to_bytes(word) for word in argv]
     environment = {to_bytes(name): to_bytes(value) for name, value in env.items()}
-    number = errno.ENOENT
+    number, lacking = errno.ENOENT, None
     for place in places if program else []:
         path = to_bytes(os.path.join(place, program))
         try:
-            os.execve(path, arguments, environment)
+            try:
+                os.execve(path, arguments, environment)
+            except OSError as exc:
+                if exc.errno != errno.ENOEXEC or not is_text(path):
+                    raise
+            os.execve(SHELL, [SHELL, path, *arguments[1:]], environment)
         except OSError as exc:
-            if exc.errno == errno.ENOEXEC and is_text(path):
-                os.execve(SHELL, [SHELL, path, *arguments[1:]], environment)
+            interpreter = lacking_interpreter(path, exc.errno)
             if exc.errno not in ELSEWHERE:
-                raise
+                raise OSError(exc.errno, exc.strerror, interpreter) from exc
             if number != errno.EACCES:
                 number = exc.errno
-    raise OSError(number, os.strerror(number))
+            lacking = lacking or interpreter
+    raise OSError(number, os.strerror(number), lacking)
+
+
+def lacking_interpreter(path: bytes, number: int | None) -> str | None:
+    """Return the interpreter that a script or a binary names, if that is why its execution failed with `number`."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4096)
+    except OSError:  # the program itself is lacking, or may not be read
+        return None
+    if number not in OF_PATHS or not os.access(path, os.X_OK):
+        return None
+    name = b""
+    if head.startswith(b"#!"):
+        name = head[2:].split(b"\n")[0].strip(b" \t").replace(b"\t", b" ").split(b" ")[0]
+    elif head.startswith(b"\x7fELF\2") and len(head) >= 64:  # elf(5), of 64 bits
+        (table,) = struct.unpack_from("=Q", head, 32)
+        size, count = struct.unpack_from("=HH", head, 54)
+        for at in range(table, min(table + size * count, len(head) - 55), size or 1):
+            kind, start, length = struct.unpack_from("=I4xQ16xQ", head, at)
+            if kind == abi.PT_INTERP:
+                name = head[start : start + length].rstrip(b"\0")
+    return name.decode("utf-8", "surrogateescape") or None
 
 
 def is_text(path: bytes) -> bool:
@@ -95,6 +130,8 @@ def become_command(
         quarters.enter(None if request["here"] is None else fds[request["here"]])
         if request["cwd"] is not None:
             os.chdir(to_bytes(request["cwd"]))
+        elif quarters.of_stranger:  # to whom no directory above the caller's may be open
+            os.chdir("/")
         step = "mount"
         if copies := show_files(request["files"]):
             with suppress(OSError):  # too many are on their way: then they are not shown again
@@ -107,6 +144,9 @@ def become_command(
         os.closerange(0, 3)
         for number, fd in moved.items():
             os.dup2(fd, number)
+        if request["foreground"]:
+            take_terminal()
+        check(libc.setrlimit(abi.RLIMIT_NOFILE, quarters.limits))
         env = request["env"]
         if request["pid_variable"] is not None:
             env[request["pid_variable"]] = str(os.getpid())
@@ -117,7 +157,7 @@ def become_command(
         execute(request["argv"], env)
     except BaseException as exc:
         if step == "exec" and isinstance(exc, OSError):
-            problem: dict[str, object] = {"unexecuted": exc.errno}
+            problem: dict[str, object] = {"unexecuted": exc.errno, "interpreter": exc.filename}
         else:
             os.closerange(0, 3)  # it may be that there are too many to look at anything
             problem = failure(exc, step if is_capable(abi.CAP_SYS_ADMIN) else "spawn")
@@ -125,6 +165,17 @@ def become_command(
         report.send(record if len(record) < RECORD else json.dumps({**problem, "filename": None}).encode())
     finally:
         os._exit(127)
+
+
+def take_terminal() -> None:
+    """Take a process group of one's own, and the terminal, which is the standard input, for that.
+
+    The owner's group has no number in a PID namespace of commands, and a shell that ends gives the terminal back to
+    the group that it has found there.
+    """
+    with suppress(OSError):  # a session's leader has both; the terminal may have hung up
+        os.setpgid(0, 0)
+        os.tcsetpgrp(0, os.getpgrp())
 
 
 def kill_tree(root: int) -> bool:
@@ -153,19 +204,27 @@ class RunningCommand:
     """A child and the conversation about it.
 
     Until its exec has happened or failed there are `report`, a socket whose other end exec closes, and a pidfd to
-    hand out.  `had` are the signals that came to it with its process group, and when.  `files` are the paths that it
-    is shown, `shown` a mount for each to use when it has to be shown again, `mounts` its mount namespace.
+    hand out.  `had` are the signals that came to the agent's process group, if the command had them by that, and
+    when.  `leads`: it was given a group of its own, which gets all that comes to the agent's.  `files` are the paths
+    that it is shown, `shown` a mount for each to use when it has to be shown again, `mounts` its mount namespace.
     """
 
     __slots__ = (
-        "conversation", "files", "follows", "had", "is_being_shown", "looks_again", "mounts", "pid", "pidfd",
-        "report", "shown", "stop", "told",
+        "conversation", "files", "follows", "had", "is_being_shown", "leads", "looks_again", "mounts", "pid",
+        "pidfd", "report", "shown", "stop", "told",
     )  # fmt: skip
 
     def __init__(
-        self, pid: int, conversation: socket.socket, report: socket.socket, files: Sequence[str]
+        self,
+        pid: int,
+        conversation: socket.socket,
+        report: socket.socket,
+        files: Sequence[str],
+        *,
+        leads: bool,
     ) -> None:
         self.pid = pid
+        self.leads = leads
         self.pidfd = os.pidfd_open(pid)
         self.conversation = conversation
         self.report: socket.socket | None = report
@@ -203,10 +262,31 @@ class RunningCommand:
 
     def note(self, number: int) -> None:
         """Note a signal that has come to the agent's process group, if the command is in it."""
-        if os.getpgid(self.pid) == os.getpgrp():
+        if self.has_own_group or os.getpgid(self.pid) == os.getpgrp():
             times = self.had.setdefault(number, [])
             times.append(time.monotonic())
             del times[:-PENDING_MAX]
+
+    @property
+    def has_own_group(self) -> bool:
+        """Whether the command is still in the process group that it was given."""
+        return self.leads and os.getpgid(self.pid) == self.pid
+
+    def pass_on(self, number: int) -> None:
+        """Send the command a signal that the client has received, unless it came to the command with its group.
+
+        To a group of its own goes what came to the agent's group.
+        """
+        had = self.has_had(number)
+        with suppress(OSError):  # it may not be signalled any more, or that is no signal
+            if not self.has_own_group:
+                if not had:
+                    os.kill(self.pid, number)
+            elif number != signal.SIGCONT:
+                (os.killpg if had else os.kill)(self.pid, number)
+            elif not self.has_had(ECHO):
+                self.told = False  # the client goes on already
+                os.killpg(self.pid, number)  # a terminal has stopped all of the group
 
     def has_had(self, number: int) -> bool:
         """Whether a signal that is passed on came to the command with its group; true once for each that did."""

@@ -7,6 +7,7 @@ failed, and ends the agent.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import json
@@ -93,9 +94,13 @@ def leave_keys() -> None:
             raise
 
 
-def attach(fd: int, control: socket.socket) -> None:
-    """Join a network namespace, and before it the user namespace that owns it, if that is another."""
+def attach(fd: int, control: socket.socket) -> bool:
+    """Join a network namespace, and before it the user namespace that owns it, if that is another.
+
+    Return whether that is another user's.
+    """
     step = "inspect"
+    stranger = False
     try:
         hide()  # programs of that namespace may be waiting for it
         if fcntl.ioctl(fd, abi.NS_GET_NSTYPE) != abi.CLONE_NEWNET:
@@ -105,21 +110,24 @@ def attach(fd: int, control: socket.socket) -> None:
         ours, theirs = os.stat("/proc/self/ns/user"), os.fstat(owner)
         if (ours.st_dev, ours.st_ino) != (theirs.st_dev, theirs.st_ino):
             step = "setns user"
-            join_user(owner)
+            stranger = join_user(owner)
         os.close(owner)
         step = "setns net"
         check(libc.setns(fd, abi.CLONE_NEWNET))
         os.close(fd)
     except OSError as exc:
         fail(control, exc, "identity" if isinstance(exc, Unmapped) else step)
+    return stranger
 
 
 class Unmapped(OSError):
     """A user namespace that has no identity for a caller who is not its owner."""
 
 
-def join_user(fd: int) -> None:
+def join_user(fd: int) -> bool:
     """Join a user namespace and be its owner there: uid, gid and no group of the caller's.
+
+    Return whether the caller was another user.
 
     The caller may be another user, root above all, whose ids mean more outside than the owner's.  Such a caller
     becomes the owner completely, or root of the namespace if that has no id for its owner.  The owner keeps its ids,
@@ -138,15 +146,16 @@ def join_user(fd: int) -> None:
             os.setgroups([])
             groups = []
     check(libc.setns(fd, abi.CLONE_NEWUSER))
+    hide()  # Fact: other ids, or capabilities, make a process as dumpable as the sysctl fs.suid_dumpable has it
     uids, gids = mapped("uid"), mapped("gid")
     uid = owner_of(fd)
     if uid == int(read_file("/proc/sys/kernel/overflowuid")):  # the owner has no id here
         uid = 0
     elif not stranger:
-        return
+        return False
     if not any(uid in each for each in uids) or not gids:
         if not stranger:  # nobody has an id here, and the owner needs none to be the owner
-            return
+            return False
         raise Unmapped(errno.EINVAL, "the user namespace has no id for its owner, nor for root")
     if groups:
         try:
@@ -155,7 +164,10 @@ def join_user(fd: int) -> None:
             raise Unmapped(exc.errno, "the caller's groups cannot be given up (setgroups is denied)") from exc
     gid = uid if any(uid in each for each in gids) else gids[0].start
     os.setresgid(gid, gid, gid)
+    hide()
     os.setresuid(uid, uid, uid)
+    hide()
+    return stranger
 
 
 def owner_of(fd: int) -> int:
@@ -187,15 +199,18 @@ class Quarters:
 
     `holder` is the process by which others find them: the agent ends with it.  `mounts` is a descriptor of its mount
     namespace, if that is not the agent's; then `parent` is a pipe by which the agent asks its parent to continue the
-    owner.
+    owner.  `of_stranger`: commands are another user than the owner.  `limits` are how many descriptors commands may
+    have: the soft limit and the hard one.
     """
 
-    __slots__ = ("holder", "mounts", "parent")
+    __slots__ = ("holder", "limits", "mounts", "of_stranger", "parent")
 
     def __init__(self, holder: int, mounts: int | None = None, parent: int | None = None) -> None:
         self.holder = holder
         self.mounts = mounts
         self.parent = parent
+        self.of_stranger = False
+        self.limits = (ctypes.c_ulong * 2)()
 
     @property
     def is_ending(self) -> bool:

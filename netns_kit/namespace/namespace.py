@@ -197,9 +197,10 @@ class Namespace(Openable):
         """Return an existing network namespace, for exactly one of `pid`, `path` and `fd`.
 
         The user namespace that owns it is joined first, and commands are its owner there: uid, gid and no other
-        group, whoever the caller is (root of the namespace, if the owner has no id in it).  Processes of that
-        namespace that others have started are neither seen nor ended.  It ends with NamespaceGone when the process of
-        `pid`, or of a `path` in /proc, has ended, or when the path leads there no more, as after `ip netns delete`.
+        group, whoever the caller is (root of the namespace, if the owner has no id in it).  In another user's they
+        begin in the root directory, if no `cwd` is given.  Processes of the namespace that others have started are
+        neither seen nor ended.  It ends with NamespaceGone when the process of `pid`, or of a `path` in /proc, has
+        ended, or when the path leads there no more, as after `ip netns delete`.
 
         Args:
             pid: A process that is in the namespace.
@@ -324,6 +325,7 @@ class Namespace(Openable):
         cwd: Word | None = None,
         env: Mapping[str, str] | None = None,
         start_new_session: bool = False,
+        foreground: bool = False,
         pass_fds: Sequence[int] = (),
         files: Mapping[str, str | bytes] | None = None,
     ) -> subprocess.CompletedProcess[bytes]:
@@ -333,6 +335,9 @@ class Namespace(Openable):
         caller's terminal.  A command that is given the caller's controlling terminal as a standard stream is in the
         caller's session and process group, so that job control works; then it can signal the group.
 
+        What the command writes is kept until it has ended, however much that is, and until all that it has started
+        has closed its streams too (docs/commands.md).
+
         Args:
             command: Its words, or a line for the shell.
             input: Bytes that are written to its standard input, which is then closed.
@@ -341,6 +346,8 @@ class Namespace(Openable):
             cwd: Its current directory, instead of the caller's.
             env: Its environment, instead of the caller's.
             start_new_session: It has a session of its own in any case.
+            foreground: It is in the caller's session and in a process group of its own, which has the terminal; the
+                caller takes that back.
             pass_fds: Descriptors that it has by the same numbers.
             files: Absolute paths, and what is to be read there; only this command sees it (docs/commands.md).
 
@@ -368,6 +375,7 @@ class Namespace(Openable):
             cwd=cwd,
             env=env,
             start_new_session=start_new_session,
+            foreground=foreground,
             pass_fds=pass_fds,
             files=files,
         )
@@ -403,6 +411,7 @@ class Namespace(Openable):
         cwd: Word | None = None,
         env: Mapping[str, str] | None = None,
         start_new_session: bool = False,
+        foreground: bool = False,
         pass_fds: Sequence[int] = (),
         files: Mapping[str, str | bytes] | None = None,
     ) -> Process:
@@ -411,7 +420,7 @@ class Namespace(Openable):
         Close the Process, or use it in an `async with`: that kills the command if it still runs.
 
         Args:
-            command, stdin, stdout, stderr, cwd, env, start_new_session, pass_fds, files: As in `run`.
+            command, stdin, stdout, stderr, cwd, env, start_new_session, foreground, pass_fds, files: As in `run`.
 
         Raises:
             ArgumentError, OSError, UserNamespaceDenied, NamespaceGone: As in `run`.
@@ -430,6 +439,7 @@ class Namespace(Openable):
                 cwd=cwd,
                 env=env,
                 start_new_session=start_new_session,
+                foreground=foreground,
                 pass_fds=pass_fds,
                 files=files,
             )
@@ -779,7 +789,8 @@ def _of_process(pid: int, stack: ExitStack) -> Start:
         with suppress(PermissionError):  # it is there, and somebody else's
             signal.pidfd_send_signal(process, 0)
     except (ProcessLookupError, FileNotFoundError) as exc:
-        raise NamespaceGone("there is no such process", "pid", pid) from exc
+        fix = "give the id of a process that runs"
+        raise NamespaceGone("there is no such process", "pid", pid, fix) from exc
     except PermissionError as exc:
         raise NotPrivileged(
             f"may not inspect process {pid}", fix="be root, or the user it runs as", errno=exc.errno

@@ -10,7 +10,7 @@ from netns_kit.stack import Limits, Offloads, Refusal, State
 from netns_kit.stack.reassembly import PACKET
 from netns_kit.stack.wire import arp, ethernet, icmp, ip, udp, virtio
 from netns_kit.stack.wire.tcp import ACK, SYN
-from tests.stack_support import (
+from tests.support.stack import (
     DNS,
     GATEWAY,
     GUEST,
@@ -390,6 +390,15 @@ def test_an_overlap_damns_the_packet(family: int, at: int, size: int, more: bool
     for piece in pieces:
         guest.gives(piece)
     assert len(guest.users.datagrams.got) == 1
+
+
+def test_what_ends_before_what_has_come_damns_the_packet(family: int) -> None:
+    guest, pieces = Guest(family), pieces_of(family)
+    guest.gives(pieces[2])
+    guest.gives(fragment(GUEST[family] + OTHER[family], ip.UDP, 1000, bytes(8), False))
+    assert guest.stack.dropped["fragment-overlap"] == 1
+    guest.gives(pieces[0])
+    assert guest.stack.dropped["fragment-overlap"] == 2
 
 
 def test_packets_do_not_mix(family: int) -> None:

@@ -20,13 +20,12 @@ import anyio.to_thread
 import pytest
 from dnslib import DNSKEY, EDNS0, QTYPE, RR, RRSIG, TXT, A, DNSRecord
 
-from netns_kit import Namespace, Network, Record, RecordError, Uplink
+from netns_kit import Namespace, Network, NotFound, Record, RecordError, Uplink
 from netns_kit.dns.proxy import CONDEMNED
 from netns_kit.userstack.drivers import DriverName
-from tests import dnshooks
-from tests.servers import SECONDS, bounded, closed_port, dns_server, dnsmasq, tcp_server, udp_server
-from tests.support import ROOT, missing, needs, needs_ipv6, needs_tun
-from tests.uplinks import Reading
+from tests.support import ROOT, dns_hooks, missing, needs, needs_ipv6, needs_tun
+from tests.support.servers import SECONDS, bounded, closed_port, dns_server, dnsmasq, tcp_server, udp_server
+from tests.support.uplinks import Reading
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
@@ -669,8 +668,11 @@ async def test_records_come_and_go(driver: DriverName) -> None:
         assert await dig(net, "xn--bcher-kva.internal") == ["192.0.2.6"]
         await net.stack.remove_record("B\N{LATIN SMALL LETTER U WITH DIAERESIS}cher.internal")
         assert await status(net, "xn--bcher-kva.internal") == "SERVFAIL"
-        with pytest.raises(KeyError, match="late"):
+        with pytest.raises(NotFound, match=r"there is no record of late\.internal; ") as caught:
             await net.stack.remove_record("late.internal")
+        assert isinstance(caught.value, KeyError)
+        with pytest.raises(NotFound, match=r"there is no record of a\.internal TXT x; "):
+            await net.stack.remove_record("a.internal", type="TXT", value="x")
         with pytest.raises(RecordError):
             await net.stack.add_record("late.internal")
 
@@ -691,7 +693,7 @@ async def test_every_worker_knows_the_names() -> None:
 
 @bounded
 async def test_the_hook_is_asked_first(upstream: int, driver: DriverName) -> None:
-    uplink = Uplink(dns=[f"127.0.0.1:{upstream}"], dns_hook=dnshooks.hook)
+    uplink = Uplink(dns=[f"127.0.0.1:{upstream}"], dns_hook=dns_hooks.hook)
     async with network(uplink=uplink, driver=driver) as net:
         for transport in ("+notcp", "+tcp"):
             assert await dig(net, transport, "renamed.example") == ["a.test.", "192.0.2.1"]

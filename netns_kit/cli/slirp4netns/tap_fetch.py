@@ -171,6 +171,9 @@ def _join(namespace: int, kind: int, what: str) -> None:
     # Programs there may be waiting for this process, which is a copy of its caller.
     check(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), what)
     check(libc.setns(namespace, kind), what)
+    check(
+        libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), what
+    )  # other capabilities make it as fs.suid_dumpable has it
 
 
 def _opened(name: str) -> int:

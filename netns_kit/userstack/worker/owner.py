@@ -58,6 +58,11 @@ from .main import FIX, Order, Seat, Start
 MESSAGES_AT_ONCE = 64
 LINES_KEPT, LINE_MAX, LINES_LOGGED = 20, 500, 1000
 READ = 1 << 16
+FIX_OF_MAIN = (
+    "define it in a module beside the program, say policies.py, and import it from there; or use "
+    'driver="thread"'
+)
+
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
@@ -366,7 +371,9 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, value: object) -> Any:
         if isinstance(value, type | FunctionType):
             if value.__module__ == "__main__":
-                what = f"`{value.__qualname__}` of the program's own file"
-                raise NotImportable(f"a worker process cannot import {what}", fix=FIX)
+                what = (
+                    f"`{value.__qualname__}`, which is of the program's own file or a notebook (`__main__`)"
+                )
+                raise NotImportable(f"a worker process cannot import {what}", fix=FIX_OF_MAIN)
             self.modules.add(value.__module__)
         return NotImplemented

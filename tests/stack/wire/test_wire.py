@@ -22,7 +22,7 @@ from netns_kit.stack.wire import (
     virtio,
 )
 from netns_kit.stack.wire.tcp import Options
-from tests.stack_support import pseudo_header, rfc1071
+from tests.support.stack import pseudo_header, rfc1071
 
 u8, u16, u32 = st.integers(0, 0xFF), st.integers(0, 0xFFFF), st.integers(0, 0xFFFFFFFF)
 macs, ipv4 = st.binary(min_size=6, max_size=6), st.binary(min_size=4, max_size=4)
@@ -198,6 +198,16 @@ def test_options_never_raise(options: bytes) -> None:
 )
 def test_options(options: str, expected: Options) -> None:
     assert tcp.parse_options(memoryview(bytes.fromhex(options))) == expected
+
+
+@given(u16, u8, st.none() | st.tuples(u32, u32), st.none() | st.tuples(st.integers(0, 19), u8))
+def test_options_read_at_one_go_are_those_read_one_by_one(
+    mss: int, scale: int, stamp: tuple[int, int] | None, spoilt: tuple[int, int] | None
+) -> None:
+    options = bytearray(tcp.pack_options(mss, scale, True, stamp))
+    if spoilt is not None and spoilt[0] < len(options):
+        options[spoilt[0]] = spoilt[1]
+    assert tcp.parse_options(memoryview(options)) == tcp._parse_each(memoryview(options), len(options))
 
 
 @given(st.lists(st.tuples(u32, u32), min_size=1, max_size=4))
