@@ -152,7 +152,7 @@ def test_root_does_not_lend_its_directory(pids: str, tmp_path: Path) -> None:
     (here / "secret").write_text("secret")
     code = """if True:
         import anyio, os, sys
-        from netns_kit.namespace import Namespace
+        from netns_kit import Namespace
         async def main():
             os.chdir(sys.argv[3])
             async with Namespace.attach(pid=int(sys.argv[1]), pids=sys.argv[2]) as ns:
