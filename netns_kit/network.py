@@ -16,7 +16,7 @@ from .background import Openable, Supervisor
 from .dhcp import DEFAULT, DhcpSettings
 from .dns import Record, hosts
 from .drivers import DriverName
-from .errors import NamespaceGone, RecordError
+from .errors import DomainNameError, NamespaceGone
 from .forwarder import Forwarder
 from .namespace import Namespace
 from .ports import PortForward, parse
@@ -186,10 +186,10 @@ class Network(Openable):
 
 
 def _named(name: str, subnet: Subnet) -> list[Record]:
-    """Its addresses, by that name.  Raises `RecordError` for none."""
+    """Its addresses, by that name.  Raises `DomainNameError` for none."""
     arguments.text("name", name, "a domain name, or None")
     if not name.strip("."):
-        raise RecordError(f"name {name!r} is no name of a namespace")
+        raise DomainNameError("expected a domain name, or None", "name", repr(name))
     return [Record(name, str(each.guest)) for each in (subnet, subnet.ipv6) if each is not None]
 
 

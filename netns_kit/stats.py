@@ -275,8 +275,6 @@ class Stats(TypedDict):
     """DHCP messages whose link address is not of Ethernet."""
     dhcp_dropped_magic: int
     """DHCP messages without DHCP's magic number."""
-    dhcp_dropped_name: int
-    """DHCP messages with a name that is none."""
     dhcp_dropped_no_address: int
     """DHCP messages without an address that they need."""
     dhcp_dropped_no_lease: int
@@ -307,8 +305,6 @@ class Stats(TypedDict):
     """DHCPv6 messages with a DUID that makes no sense."""
     dhcp6_dropped_exhausted: int
     """DHCPv6 messages for which there was no address left."""
-    dhcp6_dropped_name: int
-    """DHCPv6 messages with a name that is none."""
     dhcp6_dropped_no_address: int
     """DHCPv6 messages without an address that they need."""
     dhcp6_dropped_no_client_id: int

@@ -18,10 +18,10 @@ from .background import Openable, Supervisor
 from .control import PATIENCE, Control, FlowEvent
 from .dhcp import DEFAULT, DhcpSettings, Lease, StaticLease
 from .dns import Record
-from .dns.names import to_text, to_wire
 from .dns.records import as_text
+from .domain_names import to_text, to_wire
 from .drivers import DriverName
-from .errors import AddressError, ArgumentError, NetnsKitError, StackClosed, SysctlError
+from .errors import ArgumentError, NetnsKitError, StackClosed, SysctlError
 from .frozen import replace
 from .gateway import FlowInfo
 from .leasing import check as check_dhcp
@@ -127,7 +127,7 @@ class UserStack(Openable):
         self.uplink = uplink or Uplink()
         self.subnet = Subnet.parse(subnet, ipv6)
         if self.subnet.ipv6 is not None and tap.mtu < SMALLEST_IPV6_MTU:
-            raise AddressError("IPv6 needs a larger MTU", "mtu", tap.mtu, f"use {SMALLEST_IPV6_MTU} or more")
+            raise ArgumentError(f"expected {SMALLEST_IPV6_MTU} or more for IPv6", "mtu", tap.mtu)
         self.sandbox: Mapping[str, str] = {}
         self._driver = driver
         self._runner: Runner | None = None
@@ -139,7 +139,7 @@ class UserStack(Openable):
         self._required = _required(driver, require)
         if len(tap.queues) > 1 and driver != "worker":
             raise ArgumentError(
-                f"{len(tap.queues)} queues are for as many worker processes",
+                f"expected worker processes for {len(tap.queues)} queues",
                 "driver",
                 repr(driver),
                 'use driver="worker", or 1 queue',
@@ -346,7 +346,5 @@ def _required(driver: DriverName, layers: Iterable[SandboxLayer]) -> tuple[Sandb
     for layer in required:
         arguments.one_of("require", layer, get_args(SandboxLayer))
         if driver != "worker":
-            raise ArgumentError(
-                "only a worker process has a sandbox", "driver", repr(driver), 'use driver="worker"'
-            )
+            raise ArgumentError("expected 'worker', which alone has a sandbox", "driver", repr(driver))
     return required
