@@ -45,9 +45,8 @@ MADE_BY_CALLS = {"Namespace", "Process", "Flow", "FlowInfo", "FlowEvent"}
 """Classes whose objects are returned by calls: nobody is to call their constructors."""
 
 NOT_YET = set(
-    "CommandOptions Endpoint Finding Flow FlowEvent FlowInfo Host ImpairedTap Impairment Interface "
-    "InterfaceAddress Limits Namespace Network OpenedTap Process Refusal Report Route Stats "
-    "TapDevice Target Uplink UserStack Way doctor".split()
+    "CommandOptions Endpoint Flow FlowEvent FlowInfo ImpairedTap Interface InterfaceAddress Namespace "
+    "Network OpenedTap Process Refusal Route TapDevice Target Uplink UserStack Way".split()
 )
 """Public names whose docstrings do not keep the law yet.
 
