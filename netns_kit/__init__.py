@@ -6,7 +6,7 @@
         await net.run(["curl", "http://example.com"])
 """
 
-TYPE_CHECKING = False  # as type checkers know it: `typing` is not for everybody who needs one name of ours
+TYPE_CHECKING = False  # as type checkers know it, without importing `typing`
 
 if TYPE_CHECKING:
     from .arguments import AddressLike
@@ -209,10 +209,10 @@ _HOMES = {
 }
 
 
-if not TYPE_CHECKING:  # for whom a module with a __getattr__ has every name there is
+if not TYPE_CHECKING:  # to a type checker, a module with a __getattr__ has every name
 
     def __getattr__(name: str) -> object:
-        """A public name, imported when it is first asked for: not everybody needs what all of them need."""
+        """Import a public name when it is first used: importing all of them is slow."""
         from importlib import import_module
 
         for home, names in _HOMES.items():

@@ -22,9 +22,7 @@ from .ports import PortForward, parse
 CAP_NET_BIND_SERVICE = 10
 AT_ONCE = 256  # ports that are added between two steps of the engine
 
-PATIENCE = (
-    2.0  # seconds that closing waits for an engine that does not answer: what is left ends with the stack
-)
+CLOSING_SECONDS = 2.0  # for an engine that does not answer; the listeners then end with the stack
 
 T = TypeVar("T")
 _numbers = count()
@@ -88,7 +86,7 @@ class Forwarder(Openable):
 
     async def _close(self) -> None:
         # a stack that has ended has closed them itself
-        with anyio.move_on_after(PATIENCE, shield=True), suppress(NetnsKitError):
+        with anyio.move_on_after(CLOSING_SECONDS, shield=True), suppress(NetnsKitError):
             await self._stack.ask(Operations.close_forwards, self._number)
 
     async def add(self, *specs: str | PortForward) -> tuple[PortForward, ...]:

@@ -1,6 +1,6 @@
-"""What a process sets for itself that has nobody else in it: a worker, and the commands.
+"""Settings of a process that runs nothing but our code: a worker, and the commands.
 
-A program that imports netns_kit decides these things for itself; docs/performance.md tells what helps.
+A program that imports netns_kit decides about these itself; docs/performance.md tells what helps.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ THRESHOLDS = (2000, 20, 100)
 
 
 def raise_descriptor_limit() -> None:
-    """Raise the soft limit on descriptors to the hard one: nearly each flow has one."""
+    """Raise the soft limit on descriptors to the hard one, because nearly each flow has a descriptor."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def calm_collector() -> None:
-    """Have the garbage collector look seldom, and never at what has been made so far, which stays.
+    """Have the garbage collector run seldom, and never visit the objects that exist so far.
 
-    A flow is no cycle and goes by its reference count, so there is little for the collector to find.  What it would
-    visit are the flows that are alive, and nothing else happens in the meantime.
+    A flow is no cycle and is freed by its reference count, so the collector finds little.  It would visit the live
+    flows, and the process would do nothing else meanwhile.
     """
     gc.freeze()
     gc.set_threshold(*THRESHOLDS)

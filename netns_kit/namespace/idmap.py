@@ -1,4 +1,4 @@
-"""Which ids a user namespace has: all that its maker may give away (user_namespaces(7), subuid(5))."""
+"""The ids of a user namespace: all that its maker may map (user_namespaces(7), subuid(5))."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["map_ranges"]
 
 
 def map_ranges(pid: int) -> None:
-    """Give the user namespace of `pid` all the ids its owner may give away.  Blocks; raises `IdMapError`."""
+    """Map all ids that the caller may map into the user namespace of `pid`.  Blocks.  Raises `IdMapError`."""
     for kind, own in (("uid", os.geteuid()), ("gid", os.getegid())):
         if os.geteuid() == 0:
             _map_all(pid, kind)
@@ -37,7 +37,7 @@ def map_ranges(pid: int) -> None:
 
 
 def _map_all(pid: int, kind: str) -> None:
-    """Every id that we, being root, have ourselves."""
+    """Map every id that this process, being root, has itself."""
     held = [line.split() for line in Path(f"/proc/self/{kind}_map").read_text().splitlines()]
     target = Path(f"/proc/{pid}/{kind}_map")
     try:
@@ -48,7 +48,7 @@ def _map_all(pid: int, kind: str) -> None:
 
 
 def _ranges(kind: str) -> list[tuple[int, int]]:
-    """(first, count) of every subordinate range of the caller, see subuid(5)."""
+    """Return first id and count of every subordinate range of the caller, see subuid(5)."""
     path = f"/etc/sub{kind}"
     uid = os.getuid()
     try:
