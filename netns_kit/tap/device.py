@@ -104,23 +104,29 @@ class TapCounters:
 
 
 class TapDevice:
-    """One end of a link that carries Ethernet frames; owns its descriptor.
+    """An end of a link that carries Ethernet frames; it owns its descriptor.
 
-    Made by `open`, `from_fd` or `pair`.  One that is made by `open` is opened when it is awaited, or entered:
+    It is made by `open`, `from_fd` or `pair`.  A device made by `open` is opened when it is awaited or entered:
 
         tap = await TapDevice.open(ns)          # ... and `await tap.close()`, in any task
         async with TapDevice.open(ns) as tap:   # the same in a block, which closes it
 
-    Those made otherwise are open.  Not safe for use by two threads at a time.
+    The others are open.  A device is not safe for use by two threads at a time.
 
-    `name` is the interface's name in the guest.  `mtu` is the guest's, in bytes, without Ethernet header.
-    `mac` is the guest's hardware address, None where unknown.  `offloads` says what a frame may ask of the
-    other end.  `namespace` is where the device was opened, None for a descriptor that came ready-made.
-    `queues` are the devices of its queues, itself the first: what one of them is given comes in at the same
-    interface, and what the guest sends comes out of any one, a flow's packets where it was last written to.  They are
-    opened and closed with this one.
-    `deadline` is when `advance` is wanted next, on the caller's clock: `math.inf`, a plain device has no
-    timers (see `ImpairedTap`).
+    Args:
+        name: The interface's name in the guest.
+        mtu: The guest's MTU, in bytes, without Ethernet header.
+        namespace: The namespace of the device, None for a descriptor that came ready-made.
+        mac: The guest's hardware address; the attribute is None where it is unknown.
+
+    Raises:
+        AddressError: No interface can have the MAC.
+        ArgumentTypeError: An argument has another type.
+
+    `offloads` says what a frame may ask of the other end.  `queues` are the devices of its queues, itself the first:
+    they are opened and closed with it.  A frame written to any of them arrives at the same interface, and the guest's
+    frames come out of the one to which their flow was last written.  `deadline` is when `advance` is due, on the
+    caller's clock: `math.inf`, because a plain device has no timers (see `ImpairedTap`).
     """
 
     __slots__ = (
@@ -153,17 +159,24 @@ class TapDevice:
         mac: str | None = None,
         queues: int = 1,
     ) -> TapDevice:
-        """A tap in `namespace`, made when it is awaited or its `async with` is entered.
+        """Return a tap in a namespace, which is made when it is awaited or its `async with` block is entered.
 
-        A persistent tap of that name is attached instead.  `mtu` is 68 to 65521 bytes; below 1280 the guest
-        has no IPv6.  `mac` is the guest's address, None lets its kernel choose.  With several `queues`
-        (IFF_MULTI_QUEUE) the device is for as many worker processes.
+        A persistent tap of that name is attached instead.  Opening sets MTU and MAC and raises the link.
 
-        Opening sets MTU and MAC and raises the link.  Cancelled while opening, it leaves no descriptor and,
-        unless the tap was persistent, no device.
+        Args:
+            namespace: The namespace, which is open by then.
+            name: The interface's name inside.
+            mtu: Bytes of a packet, 68 to 65521; below 1280 the guest has no IPv6.
+            mac: The guest's address, like 02:00:00:00:00:01.  None: its kernel chooses.
+            queues: The number of queues (IFF_MULTI_QUEUE), each for a worker process.
 
-        Raises `AddressError` here for a MAC that no kernel takes, `ArgumentError` for a name, an MTU or a number of
-        queues, `ArgumentTypeError` for what has no such type; `TunUnavailable` on opening where taps cannot be made.
+        Raises:
+            AddressError: No interface can have the MAC.
+            ArgumentError: The name, the MTU or the number of queues is out of range.
+            ArgumentTypeError: An argument has another type.
+            TunUnavailable: On opening, if taps cannot be made.
+
+        Cancellation: Opening leaves no descriptor and, unless the tap was persistent, no device.
         """
         if not callable(getattr(namespace, "open_tap", None)):
             fix = "make one: Namespace.create()"
@@ -177,16 +190,22 @@ class TapDevice:
 
     @classmethod
     def from_fd(cls, fd: int, *, mtu: int = 1500, name: str | None = None) -> TapDevice:
-        """Take over a ready-made descriptor: an attached tap, or a SEQPACKET or DGRAM socket.
+        """Take over a descriptor: an attached tap, or a SEQPACKET or DGRAM socket.
 
-        A tap keeps the flags it was attached with; with IFF_VNET_HDR it has every offload its kernel accepts.
-        A socket carries one plain frame per message, no header.  `mtu` is what the guest uses, 68 to 65535: a
-        descriptor does not tell.  `name` is for messages; None takes the interface's.  The descriptor becomes
-        non-blocking and is closed by `close`.
+        A tap keeps the flags it was attached with; with IFF_VNET_HDR it has every offload that its kernel accepts.  A
+        socket carries one plain frame per message, without a header.  The descriptor becomes non-blocking and is
+        closed by `close`.
 
-        Raises `ArgumentError` for the MTU and for what is no open descriptor, and `TunUnavailable` for one that
-        carries no Ethernet frames (a tun, a tap without IFF_NO_PI, a stream); the descriptor is then still the
-        caller's.
+        Args:
+            fd: The descriptor.
+            mtu: The guest's MTU, 68 to 65535, which a descriptor does not tell.
+            name: The name in messages.  None: the interface's.
+
+        Raises:
+            ArgumentError: The MTU is out of range, or the descriptor is not open.
+            ArgumentTypeError: An argument has another type.
+            TunUnavailable: The descriptor carries no Ethernet frames (a tun, a tap without IFF_NO_PI, a stream).  It
+                still belongs to the caller.
         """
         check_mtu(mtu, MTU_MAX)
         arguments.whole_number("fd", fd, 0)
@@ -216,11 +235,15 @@ class TapDevice:
 
     @classmethod
     def pair(cls, *, vnet_header: bool = True, mtu: int = 1500) -> tuple[TapDevice, TapDevice]:
-        """Two devices that face each other, as two kernels would; a SOCK_SEQPACKET pair, no privilege.
+        """Return two devices that face each other as two kernels would: a SOCK_SEQPACKET pair, without privilege.
 
-        With `vnet_header` both accept everything; without it both carry plain frames.  `mtu` is 68 to 65535.
+        Args:
+            vnet_header: Whether both accept every offload; if not, both carry plain frames.
+            mtu: The MTU of both, 68 to 65535.
 
-        Raises `ArgumentError` for the MTU.
+        Raises:
+            ArgumentError: The MTU is out of range.
+            ArgumentTypeError: An argument has another type.
         """
         arguments.boolean("vnet_header", vnet_header)
         check_mtu(mtu, MTU_MAX)
@@ -254,10 +277,14 @@ class TapDevice:
                 raise
 
     async def close(self) -> None:
-        """Close the device; a tap that is not persistent vanishes.  Any task may call it, and again.
+        """Close the device, from any task; a tap that is not persistent vanishes.  Closing it again does nothing.
 
-        A device made by `open` may be opened again and is then a new one.  Raises `DeviceGone` if somebody else has
-        closed the descriptor.
+        A device made by `open` can be opened again and is then a new one.
+
+        Raises:
+            DeviceGone: Other code has closed the descriptor.
+
+        Cancellation: The device is closed: the call does not wait.
         """
         self.release()
 
@@ -303,9 +330,13 @@ class TapDevice:
         self._owns(fd)
 
     def at(self, fd: int) -> TapDevice:
-        """This device for another process, which will have it at the descriptor `fd`.  It can be pickled.
+        """Return this device for another process; it can be pickled.
 
-        Raises `NotImportable` for a class of the caller's own, which would not be the same there.
+        Args:
+            fd: The number of the descriptor there.
+
+        Raises:
+            NotImportable: The device is of a class of the caller's own, which would not be the same there.
         """
         if type(self) is not TapDevice:
             raise NotImportable(
@@ -321,18 +352,23 @@ class TapDevice:
         self._fd = fd
 
     def fileno(self) -> int:
-        """The descriptor to wait on.  Raises `DeviceGone` when the device is not open."""
+        """Return the descriptor to wait on.
+
+        Raises:
+            DeviceGone: The device is not open.
+        """
         if self._fd < 0:
             raise DeviceGone(f"{self.name} is not open")
         return self._fd
 
     def read_into(self, buffer: memoryview | bytearray) -> int | None:
-        """Read one frame, its vnet header first, into `buffer`; return its length, or None when there is
-        none.
+        """Read a frame, its vnet header first; return its length, or None if there is none.
 
-        A frame longer than `buffer` loses its end: give it `FRAME_MAX` bytes.
+        Args:
+            buffer: Where the frame is put.  A longer frame loses its end: give it `FRAME_MAX` bytes.
 
-        Raises `DeviceGone` when no frame will come any more.
+        Raises:
+            DeviceGone: No frame will come any more.
         """
         try:
             length = os.readv(self._fd, (buffer,))
@@ -348,12 +384,18 @@ class TapDevice:
         return length
 
     def write(self, *buffers: bytes | bytearray | memoryview) -> bool:
-        """Send one frame, its vnet header first, given in pieces; never blocks.
+        """Send a frame, its vnet header first; never block.
 
-        A frame the device has no room for is copied and kept, at most `TX_QUEUE` of them, for `flush`.  True:
-        sent or kept.  False: lost and counted, the queue is full or the guest refuses the frame.
+        A frame that the device has no room for is copied and kept for `flush`, at most `TX_QUEUE` of them.
 
-        Raises `DeviceGone` when the device takes no frames any more.
+        Args:
+            buffers: The pieces of the frame.
+
+        Returns True if it was sent or kept, False if it is lost and counted: the queue is full or the guest refuses
+        it.
+
+        Raises:
+            DeviceGone: The device takes no frames any more.
         """
         if self._backlog:
             return self._keep(buffers)
@@ -365,7 +407,11 @@ class TapDevice:
         return True
 
     def flush(self) -> None:
-        """Send what waits, until the device pushes back again.  Raises `DeviceGone`."""
+        """Send the frames that wait, until the device pushes back again.
+
+        Raises:
+            DeviceGone: The device takes no frames any more.
+        """
         while self._backlog:
             try:
                 os.write(self._fd, self._backlog[0])
@@ -377,7 +423,7 @@ class TapDevice:
 
     @property
     def backlog(self) -> bool:
-        """Whether frames wait for the descriptor to become writable; then call `flush`."""
+        """True while frames wait for the descriptor to become writable; then call `flush`."""
         return bool(self._backlog)
 
     @property
@@ -389,9 +435,10 @@ class TapDevice:
         """Let time pass; nothing happens in a plain device."""
 
     def release(self) -> None:
-        """Close the descriptor and forget what waits: `close` for a program without an event loop.
+        """Close the descriptors and forget the frames that wait: `close` for a program without an event loop.
 
-        Raises `DeviceGone` if somebody else has closed the descriptor; all others are closed then.
+        Raises:
+            DeviceGone: Other code has closed a descriptor; all others are closed then.
         """
         stolen = False
         for queue in self.queues:
