@@ -29,6 +29,7 @@ __all__ = [
     "IdMapError",
     "NamespaceGone",
     "NetnsKitError",
+    "NotFound",
     "NotImportable",
     "NotPrivileged",
     "OwnNamespace",
@@ -202,6 +203,10 @@ class RecordError(ArgumentError):
 
 class PortSpecError(ArgumentError):
     """A port specification cannot be understood, or has a port out of range."""
+
+
+class NotFound(NetnsKitError, KeyError):
+    """There is no such thing: a forward or a record that is to be removed, a finding that is asked for."""
 
 
 class StackClosed(NetnsKitError):

@@ -23,7 +23,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from netns_kit.errors import FeatureUnavailable, IdMapError, NetnsKitError
+from netns_kit.errors import FeatureUnavailable, IdMapError, NetnsKitError, NotFound
 from netns_kit.host import diagnosis
 from netns_kit.host.diagnosis import Host
 from netns_kit.namespace.idmap import map_ranges
@@ -112,7 +112,10 @@ class Report:
         return iter(self.findings)
 
     def __getitem__(self, name: str) -> Finding:
-        return {finding.name: finding for finding in self.findings}[name]
+        found = {finding.name: finding for finding in self.findings}
+        if name not in found:
+            raise NotFound(f"there is no finding {name!r}", fix=f"choose one of {', '.join(found)}")
+        return found[name]
 
     def require(self, *names: str) -> None:
         """Raise the error of the first of these findings that does not work.
@@ -123,7 +126,7 @@ class Report:
         Raises:
             NetnsKitError: The exception that a user of the library would meet, `Finding.error`.
             FeatureUnavailable: It could not be tried.
-            KeyError: There is no finding of that name.
+            NotFound: There is no finding of that name.
         """
         for name in names or [finding.name for finding in self.findings if _needed(finding)]:
             finding = self[name]

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 import anyio
 
 from netns_kit import arguments
-from netns_kit.errors import ArgumentTypeError, NetnsKitError, StackClosed
+from netns_kit.errors import ArgumentTypeError, NetnsKitError, NotFound, StackClosed
 from netns_kit.host import diagnosis, sysctl
 from netns_kit.namespace.background import Openable, Supervisor
 
@@ -129,7 +129,7 @@ class Forwarder(Openable):
             forward: What `add` returned, or one of `list`.
 
         Raises:
-            KeyError: There is no such forward.
+            NotFound: There is no such forward.
             ArgumentTypeError: The argument is no PortForward.
             StackClosed: The forwarder is not open.
 
@@ -138,7 +138,7 @@ class Forwarder(Openable):
         fix = "give what `add` returned, or one of `list`"
         arguments.instance("forward", forward, PortForward, "a PortForward", fix)
         if not await self._ask(Operations.remove_forward, forward):
-            raise KeyError(forward)
+            raise NotFound(f"there is no forward {forward}", fix=fix)
 
     async def list(self) -> tuple[PortForward, ...]:
         """Return the forwards that are listening, oldest first.

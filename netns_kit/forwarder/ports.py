@@ -120,7 +120,7 @@ def parse(spec: str) -> tuple[PortForward, ...]:
         protocol = named
     found = _SPEC.fullmatch(rest)
     if found is None:
-        raise _unusable(spec, SYNTAX)
+        raise _unusable(spec, f"{SYNTAX}{_hint(rest)}")
     host = ANY if found["host"] is None else _address(spec, found["host"])
     guest = None if found["guest"] is None else _address(spec, found["guest"])
     ports = _range(spec, found["port"], lowest=0)
@@ -128,7 +128,9 @@ def parse(spec: str) -> tuple[PortForward, ...]:
     if len(ports) != len(targets):
         raise _unusable(spec, f"as many guest ports ({len(targets)}) as host ports ({len(ports)})")
     if targets[0] == 0:
-        raise _unusable(spec, "a guest port from 1 to 65535, like 0:80")
+        raise _unusable(
+            spec, "a guest port from 1 to 65535, not 0; host port 0 is any that is free, like 0:80"
+        )
     kind = cast("Literal['tcp', 'udp']", protocol)
     return tuple(
         PortForward(kind, host, port, guest, target, found["device"])
@@ -144,12 +146,23 @@ def _address(spec: str, text: str) -> Address:
     try:
         return ip_address(text.strip("[]"))
     except ValueError as error:
-        raise _unusable(spec, f"an address instead of {text}") from error
+        raise _unusable(spec, f"an address, not {text}") from error
+
+
+def _hint(rest: str) -> str:
+    """Return what is probably wrong with a specification, for frequent mistakes."""
+    if found := re.match(r"(?!tcp:|udp:)([A-Za-z][\w.-]*):", rest):
+        return f": {found[1]} is no address, and neither tcp nor udp"
+    if found := re.search(r"/(?!tcp$|udp$)([^/]*)$", rest):
+        return f": {found[1]!r} is neither tcp nor udp"
+    if "::" in rest:
+        return ": an IPv6 address stands in brackets, like [::1]:8080:80"
+    return ""
 
 
 def _range(spec: str, text: str, *, lowest: int) -> range:
     first, _, last = text.partition("-")
     start, end = int(first), int(last or first)
     if not lowest <= start <= end <= 65535 or (start == 0 and last):
-        raise _unusable(spec, f"a port or a range of ports from 1 to 65535 instead of {text}")
+        raise _unusable(spec, f"a port or a range of ports from 1 to 65535, not {text}")
     return range(start, end + 1)
