@@ -6,7 +6,7 @@
         await net.run(["curl", "http://example.com"])
 """
 
-TYPE_CHECKING = False  # as type checkers know it: `typing` is not for everybody who needs one name of ours
+TYPE_CHECKING = False  # as type checkers know it, without importing `typing`
 
 if TYPE_CHECKING:
     from .arguments import AddressLike
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         AlreadyOpened,
         ArgumentError,
         ArgumentTypeError,
+        DeviceGone,
+        DomainNameError,
         FeatureUnavailable,
         IdMapError,
         NamespaceGone,
@@ -59,7 +61,7 @@ if TYPE_CHECKING:
         Subnet,
         Subnet6,
     )
-    from .tap.device import DeviceGone, ImpairedTap, TapDevice
+    from .tap.device import ImpairedTap, TapDevice
     from .tap.impairment import Impairment
     from .uplink.uplink import METADATA, Endpoint, Flow, Target, UdpFiltering, UdpPorts, Uplink, Way
     from .userstack.control import FlowEvent
@@ -83,6 +85,7 @@ __all__ = [
     "DeviceGone",
     "DhcpSettings",
     "DnsQuery",
+    "DomainNameError",
     "DriverName",
     "Endpoint",
     "FeatureUnavailable",
@@ -162,6 +165,8 @@ _HOMES = {
         "AlreadyOpened",
         "ArgumentError",
         "ArgumentTypeError",
+        "DeviceGone",
+        "DomainNameError",
         "FeatureUnavailable",
         "IdMapError",
         "NamespaceGone",
@@ -201,16 +206,16 @@ _HOMES = {
     "stack": ("Limits", "Refusal"),
     "gateway.stats": ("Stats",),
     "subnet": ("Subnet", "Subnet6"),
-    "tap.device": ("DeviceGone", "ImpairedTap", "TapDevice"),
+    "tap.device": ("ImpairedTap", "TapDevice"),
     "uplink.uplink": ("METADATA", "Endpoint", "Flow", "Target", "UdpFiltering", "UdpPorts", "Uplink", "Way"),
     "userstack.userstack": ("Configure", "SandboxLayer", "UserStack"),
 }
 
 
-if not TYPE_CHECKING:  # for whom a module with a __getattr__ has every name there is
+if not TYPE_CHECKING:  # to a type checker, a module with a __getattr__ has every name
 
     def __getattr__(name: str) -> object:
-        """A public name, imported when it is first asked for: not everybody needs what all of them need."""
+        """Import a public name when it is first used: importing all of them is slow."""
         from importlib import import_module
 
         for home, names in _HOMES.items():

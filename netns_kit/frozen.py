@@ -1,10 +1,10 @@
-"""Frozen records: what `dataclasses` makes, without its price at every start.
+"""Frozen records: dataclasses that cost little to define.
 
 `@dataclass(frozen=True, slots=True)` compiles half a dozen methods for each class, and its module imports a parser of
 Python.  That was a third of the start of a program that its callers wait for.  `@frozen` makes such a class from
-methods that are written once, here.  For everybody who asks it is a dataclass: `dataclasses.fields`,
-`dataclasses.replace` and `dataclasses.asdict`, `inspect.signature`, `help`, match statements and type checkers find
-what they look for, and what needs `dataclasses` is made when it is first looked for.
+methods that are written once, here.  The class behaves as a dataclass: `dataclasses.fields`, `dataclasses.replace`,
+`dataclasses.asdict`, `inspect.signature`, `help`, match statements and type checkers work, and what needs
+`dataclasses` is made when it is first used.
 
 >>> @frozen
 ... class Point:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 else:
 
     def dataclass_transform(**_):
-        """Let the function be: it is meant for type checkers."""
+        """Return a decorator that changes nothing; this one is for type checkers."""
         return lambda function: function
 
 
@@ -39,7 +39,7 @@ _ASKED_OF_DATACLASSES = ("__dataclass_fields__", "__dataclass_params__", "__sign
 
 
 class Field:
-    """What `field` says of one."""
+    """The options of a field, as `field` takes them."""
 
     __slots__ = ("compare", "default", "factory", "init", "repr")
 
@@ -63,7 +63,7 @@ class Field:
         return self.default is _MISSING and self.factory is None
 
     def made(self) -> object:
-        """A value for who gives none."""
+        """Return the value of a field that was not given."""
         return self.default if self.factory is None else self.factory()
 
 
@@ -75,12 +75,12 @@ def field(
     compare: bool = True,
     repr: bool = True,
 ) -> Any:
-    """Say more of a field than a default, as `dataclasses.field` does."""
+    """Give a field options, as `dataclasses.field` does."""
     return Field(default, default_factory, init=init, compare=compare, repr=repr)
 
 
 class _Layout:
-    """What the methods need to know of a class; `setters` are those of its slots, past `__setattr__`."""
+    """The layout of a class, for the methods; `setters` are those of its slots, which bypass `__setattr__`."""
 
     __slots__ = ("compared", "fields", "prepares", "setters", "unset")
 
@@ -98,10 +98,10 @@ class _Layout:
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def frozen(cls: type[T]) -> type[T]:
-    """Make a class of annotations one whose instances have these fields in slots, and never change.
+    """Make an immutable record of a class with annotations, its fields in slots.
 
-    Its method __post_init__ is called as that of a dataclass is, and sets a field by `object.__setattr__`.  One that
-    takes other types than its fields have has an __init__ of its own instead (`netns_kit.arguments.fill`).
+    A method __post_init__ is called as a dataclass's is, and sets fields by `object.__setattr__`.  A class that takes
+    other types than its fields have has an __init__ of its own instead (`netns_kit.arguments.fill`).
     """
     body = dict(cls.__dict__)
     fields = {}
@@ -120,11 +120,11 @@ def frozen(cls: type[T]) -> type[T]:
     meta: Any = type(cls)
     made = meta(cls.__name__, cls.__bases__, body)
     made._layout_ = _Layout(made, fields)
-    return made  # type: ignore[no-any-return]  # made anew, it is the same to whoever uses it
+    return made  # type: ignore[no-any-return]  # a new class, but for its users the same
 
 
 def replace(record: T, **changes: Any) -> T:
-    """Return a record like this one, but for `changes`."""
+    """Return a copy of a record with some fields changed."""
     layout: _Layout = record._layout_  # type: ignore[attr-defined]  # T is what `frozen` has made
     same = {name: getattr(record, name) for name, each in layout.fields.items() if each.init}
     return type(record)(**{**same, **changes})
@@ -152,7 +152,7 @@ def _init(self: Any, *values: object, **named: object) -> None:
 
 
 def _complete(self: Any, values: tuple[object, ...], named: dict[str, object]) -> Iterator[object]:
-    """All values in order.  Raises TypeError as a function would."""
+    """Yield all values in order.  Raises TypeError as a function call does."""
     name, wanted = type(self).__name__, self.__match_args__
     if len(values) > len(wanted):
         raise TypeError(f"{name}() takes {len(wanted)} arguments but {len(values)} were given")
@@ -203,7 +203,7 @@ def _reduce(self: Any) -> tuple[object, ...]:
 
 
 def _revived(cls: Any, *values: object) -> object:
-    """A copy, or what was pickled: it is what it was, so nothing is checked."""
+    """Make a copy, or restore a pickled record, without checking it again."""
     self = object.__new__(cls)
     for name, value in zip(cls._layout_.fields, values, strict=True):
         object.__setattr__(self, name, value)
@@ -217,7 +217,7 @@ _METHODS = {
 
 
 class _ForDataclasses:
-    """Something that `dataclasses` or `inspect` looks for in a class, made when they do."""
+    """An attribute that `dataclasses` or `inspect` looks for in a class, made on first access."""
 
     __slots__ = ("_name",)
 

@@ -56,12 +56,20 @@ class Finding:
     """
 
     name: str
+    """Name of the finding, like "tun"."""
     status: Literal["ok", "limited", "missing", "untried"]
+    """Outcome: it works ("ok"), does not work but is seldom needed ("limited"), does not work and is needed
+    ("missing"), or needs something that does not work ("untried")."""
     tried: str
+    """Description of the attempt."""
     detail: str
+    """Description of the outcome."""
     limits: str
+    """Description of what cannot be had without it."""
     error: NetnsKitError | None = None
+    """Exception that a user of the library would meet, with the diagnosis in its parts; None if nothing is wrong."""
     settings: Mapping[str, str] = field(default_factory=dict)
+    """Sysctls that can decide, with their values, even if nothing is wrong."""
 
     @property
     def reason(self) -> Literal["denied", "absent", "exhausted", "unreachable"] | None:
@@ -94,7 +102,9 @@ class Report:
     """The findings of `doctor`: in order, and by name as `report["tun"]`.  It prints as a table."""
 
     host: Host
+    """Settings and limits of the host."""
     findings: tuple[Finding, ...]
+    """Findings in the order in which they were tried."""
 
     @property
     def ok(self) -> bool:

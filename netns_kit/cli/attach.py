@@ -55,7 +55,7 @@ def main(words: Sequence[str]) -> int:
         return complain(FAILED, OwnNamespace(error.cause, fix=fix))
     except (NetnsKitError, ValueError, OSError) as error:
         if isinstance(error, OSError) and error.filename == target:
-            return complain(FAILED, ArgumentError(f"{target}: {error.strerror}", fix=TARGETS))
+            return complain(FAILED, NetnsKitError(f"{target}: {error.strerror}", fix=TARGETS))
         return complain(FAILED, error)
 
 
@@ -114,7 +114,8 @@ def _pid_file(path: str | None) -> Iterator[None]:
         made = write_pid_file(path)
     except OSError as error:
         fix = None if isinstance(error, FileExistsError) else "name a file in a directory that you may write"
-        raise ArgumentError(error.strerror or str(error), "pid_file", repr(path), fix) from error
+        expected = f"expected a file that can be made: {error.strerror or error}"
+        raise ArgumentError(expected, "pid_file", repr(path), fix) from error
     try:
         yield
     finally:

@@ -1,5 +1,6 @@
-"""The command line, `netns-kit COMMAND`: each command is imported when it is called, for not all can wait for what
-the others need.
+"""The command line, `netns-kit COMMAND`.
+
+Each command is imported when it is called, so that a fast one does not wait for the imports of the others.
 """
 
 import sys
@@ -20,7 +21,7 @@ def main() -> "NoReturn":
         status = _run(sys.argv[1:])
     except SystemExit as exit:  # argparse's
         status = exit.code if isinstance(exit.code, int) else 0
-    except OSError as error:  # of printing: commands tell of all others
+    except OSError as error:  # printing has failed: commands report all other errors
         end_unread(error)
     end(status)
 
@@ -28,13 +29,13 @@ def main() -> "NoReturn":
 def _without_a_traceback(
     kind: type[BaseException], error: BaseException, traceback: "TracebackType | None"
 ) -> None:
-    """Ctrl-C before `begin` has come that far: Python then ends as SIGINT ends a process, by itself."""
+    """Print no traceback for Ctrl-C before `begin` is done: Python then ends by SIGINT itself."""
     if not issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, traceback)
 
 
 def _run(words: list[str]) -> int:
-    """The exit status."""
+    """Run a command; return its exit status."""
     if words[:1] == ["slirp4netns"]:
         from .slirp4netns import command
 

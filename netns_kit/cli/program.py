@@ -1,6 +1,6 @@
-"""What every command of ours does as a process: its standard streams, its notices, how it ends.
+"""The process of a command of ours: its standard streams, its notices, and its end.
 
-It imports next to nothing, for the sake of those commands that others wait for.
+It imports almost nothing, because some commands must start fast.
 """
 
 from __future__ import annotations
@@ -32,12 +32,11 @@ UNBLOCKABLE = {SIGKILL, SIGSTOP}
 
 
 def begin() -> None:
-    """Have SIGINT end this process without a word, as it ends other programs; and reserve the numbers of standard
-    streams that are closed.
+    """Have SIGINT end this process without a traceback, and reserve the numbers of closed standard streams.
 
-    Their place is taken by /dev/null, which no child inherits: a command that is started finds them closed, as they
-    were given, and nothing private comes to be where somebody writes what he has to say.  `sys.stderr` is one that
-    never fails, whoever writes there: the parser of the command line, a log.
+    /dev/null takes the place of a closed stream, and no child inherits it.  So a command finds the stream closed, as
+    it was given, and no private descriptor gets a number to which a library writes messages.  `sys.stderr` becomes a
+    stream that never fails, for the parser of the command line and for logs.
     """
     if getsignal(SIGINT) is default_int_handler:
         signal(SIGINT, SIG_DFL)
@@ -50,7 +49,7 @@ def begin() -> None:
 
 
 class _Notices(io.TextIOBase):
-    """Standard error; see `notice`."""
+    """A standard error that never fails; see `notice`."""
 
     def fileno(self) -> int:
         return 2
@@ -62,25 +61,25 @@ class _Notices(io.TextIOBase):
 
 
 def notice(text: str) -> None:
-    """Write a line to standard error.  It is lost if that is closed, full or not read: no command waits for it."""
+    """Write a line to standard error.  It is lost if that is closed, full or not read, so that no command waits."""
     if takes(2):
         _write(f"{text}\n")
 
 
 def last_words(text: str) -> None:
-    """Write the same where there is nothing to wait: if it is not read, this process waits for that."""
+    """Write a line to standard error before this process ends, and wait until it is read."""
     _write(f"{text}\n")
 
 
 def _write(text: str) -> None:
     try:
         os.write(2, text.encode(errors="backslashreplace"))
-    except OSError:  # nobody can be told
+    except OSError:  # it is closed
         pass
 
 
 def takes(fd: int) -> bool:
-    """Whether a few lines can be written to `fd` without blocking: a pipe of which that is so takes 4096 bytes."""
+    """Return whether a few lines can be written to `fd` without blocking: a writable pipe takes 4096 bytes."""
     import select
 
     poll = select.poll()
@@ -89,7 +88,7 @@ def takes(fd: int) -> bool:
 
 
 def end(status: int) -> NoReturn:
-    """End this process now, once what it has printed is written."""
+    """End this process now, after its output is written."""
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -98,7 +97,7 @@ def end(status: int) -> NoReturn:
 
 
 def end_unread(error: OSError) -> NoReturn:
-    """End this process since standard output takes no more: with 125, or by SIGPIPE if nobody reads."""
+    """End this process because standard output failed: with status 125, or by SIGPIPE if the reader has gone."""
     if isinstance(error, BrokenPipeError):
         end_by(SIGPIPE)
     last_words(f"netns-kit: standard output: {error.strerror}")
@@ -106,9 +105,9 @@ def end_unread(error: OSError) -> NoReturn:
 
 
 def end_by(number: int) -> NoReturn:
-    """End this process as signal `number` ends one, but without a core dump: that would not be the command's.
+    """End this process by a signal, without a core dump, which would not be the command's.
 
-    Where no signal can, in the first process of a container, the exit status is what a shell makes of that.
+    In the first process of a container, which no signal ends, the exit status is the one that a shell reports for it.
     """
     import resource
 
@@ -124,7 +123,7 @@ def end_by(number: int) -> NoReturn:
 
 
 def raise_unblocked(number: int) -> None:
-    """Do to this process what signal `number` does where it is not blocked: end it, stop it, or nothing."""
+    """Send this process a signal with its effect as if it were not blocked: end it, stop it, or nothing."""
     before = pthread_sigmask(SIG_UNBLOCK, [number])
     raise_signal(number)
     pthread_sigmask(SIG_SETMASK, before)

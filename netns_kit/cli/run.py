@@ -15,7 +15,7 @@ import anyio
 
 from netns_kit import __version__, arguments
 from netns_kit.dns import Record
-from netns_kit.errors import ArgumentError, NetnsKitError
+from netns_kit.errors import NetnsKitError
 from netns_kit.forwarder.ports import parse as parse_ports
 from netns_kit.host.limits import calm_collector, raise_descriptor_limit
 from netns_kit.namespace.background import beside
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _status_of(error, command)
         if status == NOT_FOUND and "/" not in command[0] and str(error).count(":") == 1:
             fix = "install it, or write where it is"
-            return complain(status, ArgumentError(f"{command[0]!r} is not found in PATH", fix=fix))
+            return complain(status, NetnsKitError(f"{command[0]!r} is not found in PATH", fix=fix))
         return complain(status, error)
 
 

@@ -1,9 +1,8 @@
-"""Signals: those that are sent to this process, for somebody else to be told of them.
+"""Signals that are sent to this process and passed on.
 
 They are blocked, in this thread and in all that it starts, and a thread waits for them (sigwaitinfo(2)).  So they
-interrupt nothing, whatever the program does at that moment; a fault of the program's own still ends it; each of the
-real-time signals counts; and a notice can be written to a terminal from the background, where a handler of SIGTTOU
-would be called for ever.
+never interrupt the program, a fault of the program itself still ends it, each real-time signal counts, and a notice
+can be written to a terminal from the background, where a handler of SIGTTOU would be called for ever.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from typing_extensions import Self
 from .program import UNBLOCKABLE, raise_unblocked
 
 ALL = frozenset(signal.valid_signals() - UNBLOCKABLE)
-_WAKE = signal.SIGURG  # which does nothing to anybody
+_WAKE = signal.SIGURG  # which has no effect by default
 _CHILD_CHANGED = range(1, 7)  # CLD_EXITED to CLD_CONTINUED, sigaction(2)
 
 
 class Signals:
     """The signals `numbers` that this process does not ignore, while the block is open.
 
-    Until `keep` is called each has its default effect, at once.  From then on they are what `received` gives.  To be
-    entered in the main thread, before any other is started.
+    Until `keep` is called each has its default effect, at once.  From then on `received` yields them.  The block is
+    entered in the main thread, before any other thread is started.
     """
 
     def __init__(self, numbers: Iterable[int] = ALL) -> None:
@@ -49,7 +48,7 @@ class Signals:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        """What is pending still has its default effect."""
+        """Stop waiting; pending signals still have their default effect."""
         self._ended = True
         signal.pthread_kill(self._thread.ident or 0, _WAKE)
         self._thread.join()
@@ -77,11 +76,11 @@ class Signals:
             os.write(self._in, bytes([number]))
 
     def keep(self) -> None:
-        """Have them do nothing from now on, but be told by `received`."""
+        """Have the signals reported by `received` from now on, without other effect."""
         self._kept = True
 
     async def received(self) -> AsyncIterator[int]:
-        """Iterate over those that come: their numbers, for ever."""
+        """Yield the numbers of the signals that come, for ever."""
         while True:
             await anyio.wait_readable(self._out)
             for number in os.read(self._out, 4096):

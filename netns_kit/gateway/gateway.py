@@ -21,8 +21,9 @@ from typing import Protocol as Interface
 
 from netns_kit.arguments import Address
 from netns_kit.dhcp import DEFAULT, DhcpSettings
-from netns_kit.dhcp.names import is_name
 from netns_kit.dns import Record, Zone
+from netns_kit.domain_names import is_host_name, to_wire
+from netns_kit.errors import DeviceGone
 from netns_kit.frozen import frozen, replace
 from netns_kit.stack import (
     AnyFlow,
@@ -37,7 +38,7 @@ from netns_kit.stack import (
 )
 from netns_kit.stack.wire.ndp import Advertisement
 from netns_kit.subnet import Subnet, Subnet6
-from netns_kit.tap.device import FRAME_MAX, DeviceGone, TapDevice
+from netns_kit.tap.device import FRAME_MAX, TapDevice
 from netns_kit.uplink.uplink import (
     DNS_PORT,
     OURSELVES,
@@ -143,7 +144,7 @@ class Gateway:
         self.engine = engine
         self.uplink = uplink
         self.subnet = subnet
-        search = tuple(filter(is_name, uplink.search()))
+        search = tuple(filter(is_host_name, uplink.search()))
         if dhcp is not None and dhcp.search is None:
             dhcp = replace(dhcp, search=search)
         self.stack = Stack(
@@ -688,7 +689,7 @@ def _advertisement(subnet: Subnet6 | None, search: tuple[str, ...]) -> Advertise
         subnet.other,
         subnet.autonomous,
         (subnet.dns.packed,),
-        search if subnet.search is None else subnet.search,
+        tuple(map(to_wire, search if subnet.search is None else subnet.search)),
     )
 
 

@@ -1,1 +1,1 @@
-"""This machine: its sysctls, addresses, limits and files, and why it refuses."""
+"""This machine: its sysctls, addresses, limits and files, and the diagnosis of refused calls."""

@@ -65,12 +65,19 @@ class Host(NamedTuple):
     """
 
     settings: Mapping[str, str] = MappingProxyType({})
+    """Values of those of the `KNOBS` that the kernel has."""
     release: str = ""
+    """Release of the kernel."""
     seccomp: bool = False
+    """True if a filter judges the thread's system calls."""
     no_new_privs: bool = False
+    """True if setuid programs have no effect (prctl(2))."""
     label: str = ""
+    """Profile of a security module that confines the thread; "unconfined" or "" if there is none."""
     chrooted: bool = False
+    """True if the root directory is seen not to be that of the mount namespace."""
     gid: int = 0
+    """Effective group of the thread."""
 
     @classmethod
     def here(cls) -> Host:
@@ -136,7 +143,7 @@ _CALLS = {
     "unshare user": "unshare with CLONE_NEWUSER",
     "unshare net": "unshare with CLONE_NEWNET",
     "mount": "unshare, mount and umount2",
-}  # what a filter may stand in the way of; the other steps are plain files and ioctls
+}  # calls that a filter may deny; the other steps are plain files and ioctls
 
 
 def pid_namespace(
@@ -169,9 +176,9 @@ def _policy(host: Host, calls: str | None, *, filtered: bool | None = None) -> t
         return LABEL, host.label, "allow it in that profile, or run under another"
     if host.chrooted:
         return "the root directory", "a chroot's", "leave the chroot, or make it with pivot_root(2)"
-    if calls and host.seccomp:  # one that knows those very arguments
+    if calls and host.seccomp:  # a filter that looks at the arguments
         return by_filter
-    return None, None, "leave the chroot or container that forbids it, or let it allow it"
+    return None, None, "leave the chroot or container that forbids it, or have it allowed there"
 
 
 def id_ranges(program: str, said: str, place: str | None, host: Host | None = None) -> IdMapError:
@@ -259,7 +266,7 @@ def ping(number: int, host: Host | None = None) -> PingNotPermitted:
     if value is not None and number in DENIED:
         low, high = map(int, value.split())
         if not low <= host.gid <= high:
-            anybody = low <= high and low != OVERFLOW  # as which a group without a name here is shown
+            anybody = low <= high and low != OVERFLOW  # the id by which a group without a mapping is shown
             ends = (min(low, host.gid), max(high, host.gid)) if anybody else (host.gid, host.gid)
             fix = f'sysctl -w {PING_GROUPS}="{ends[0]} {ends[1]}": the group is {host.gid}'
             return PingNotPermitted(cause, PING_GROUPS, value, fix, number)
@@ -306,7 +313,7 @@ def layer(name: str, reason: str | None) -> SandboxUnavailable:
     }
     fix = fixes.get((name, reason or ""), "let the container or service around us allow it")
     return SandboxUnavailable(
-        f"this host gives the worker no {name}", name, reason, f"{fix}; or do not require it"
+        f"the worker's sandbox has no {name} on this host", name, reason, f"{fix}; or do not require it"
     )
 
 
@@ -319,7 +326,7 @@ def _text(path: str) -> str:
 
 
 def _is_file(path: str) -> bool:
-    """Whether an ordinary file is there, where a device should be."""
+    """Return whether an ordinary file is in the place of a device."""
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except OSError:

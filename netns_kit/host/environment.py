@@ -1,7 +1,7 @@
-"""What a process of ours is told of its parent's environment: no more than it takes to be executed.
+"""The environment of our own child processes: no more than they need to be executed.
 
-An environment is full of secrets.  The agent runs beside hostile commands and the worker reads hostile packets: what
-they do not have they cannot lose.  The environment of a command travels with the request to start it.
+An environment is full of secrets.  The agent runs beside hostile commands and the worker reads hostile packets: they
+cannot lose what they do not have.  The environment of a command travels with the request to start it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import os
 __all__ = ["child_environment"]
 
 KEPT = ("LD_LIBRARY_PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ")
-"""Where the interpreter's libraries are, how file names are spelled, and which time a policy goes by."""
+"""Variables for the interpreter's libraries, the encoding of file names, and the time zone of a policy."""
 
 
 def child_environment() -> dict[str, str]:
-    """The environment for a process of ours."""
+    """Return the environment for a child process of ours."""
     return {name: os.environ[name] for name in KEPT if name in os.environ}

@@ -1,6 +1,6 @@
 """Settings of a process that is wholly this library's: a worker, and the commands.
 
-A program that imports netns_kit decides these things for itself; docs/performance.md tells what helps.
+A program that imports netns_kit decides about these itself; docs/performance.md tells what helps.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ THRESHOLDS = (2000, 20, 100)
 
 
 def raise_descriptor_limit() -> None:
-    """Raise the soft limit on descriptors to the hard one: nearly each flow has one."""
+    """Raise the soft limit on descriptors to the hard one, because nearly each flow has a descriptor."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 

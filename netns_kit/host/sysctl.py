@@ -84,4 +84,4 @@ def check(name: str, wanted: str | int | Sequence[int]) -> None:
     text = " ".join(words)
     value = read(name)
     if value != text:
-        raise SysctlError(f"sysctl {name} is to be {text}", name, value, f'sysctl -w {name}="{text}"')
+        raise SysctlError(f"sysctl {name}: expected {text}", name, value, f'sysctl -w {name}="{text}"')

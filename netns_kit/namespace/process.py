@@ -376,8 +376,8 @@ async def open_process(
         fds.update({fd: fd for fd in pass_fds})
         sent = list(fds.values())
         if len(sent) > PASSED_MAX:
-            raise ValueError(
-                f"a command can be given {PASSED_MAX} descriptors, not {len(sent)}: close some before"
+            raise ArgumentError(
+                f"expected at most {PASSED_MAX} descriptors", "pass_fds", len(sent), "close some"
             )
         here = None
         with suppress(OSError):  # a directory that may not be searched: the one the agent has will do
@@ -440,7 +440,9 @@ def _standard_streams(
             theirs.callback(os.close, fds[number])
         elif wanted == subprocess.STDOUT:
             if number != 2:
-                raise ArgumentError("STDOUT can only be used for stderr", _STREAMS[number], "STDOUT")
+                raise ArgumentError(
+                    "expected another value: only stderr can be STDOUT", _STREAMS[number], "STDOUT"
+                )
             if 1 in fds:
                 fds[2] = fds[1]
         elif wanted is None:

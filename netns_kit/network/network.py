@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 from netns_kit import arguments
 from netns_kit.dhcp import DEFAULT, DhcpSettings
 from netns_kit.dns import Record, hosts
-from netns_kit.errors import NamespaceGone, RecordError
+from netns_kit.errors import DomainNameError, NamespaceGone
 from netns_kit.forwarder.forwarder import Forwarder
 from netns_kit.forwarder.ports import PortForward, parse
 from netns_kit.namespace.background import Openable, Supervisor
@@ -187,10 +187,10 @@ class Network(Openable):
 
 
 def _named(name: str, subnet: Subnet) -> list[Record]:
-    """Its addresses, by that name.  Raises `RecordError` for none."""
+    """Its addresses, by that name.  Raises `DomainNameError` for none."""
     arguments.text("name", name, "a domain name, or None")
     if not name.strip("."):
-        raise RecordError(f"name {name!r} is no name of a namespace")
+        raise DomainNameError("expected a domain name, or None", "name", repr(name))
     return [Record(name, str(each.guest)) for each in (subnet, subnet.ipv6) if each is not None]
 
 

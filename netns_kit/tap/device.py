@@ -39,7 +39,7 @@ from netns_kit.errors import (
     AddressError,
     ArgumentError,
     ArgumentTypeError,
-    NetnsKitError,
+    DeviceGone,
     NotImportable,
     TunUnavailable,
 )
@@ -91,10 +91,6 @@ _GONE = frozenset(
 )
 
 
-class DeviceGone(NetnsKitError):
-    """The device carries no more frames: it was removed, or closed by its other end, or closed here."""
-
-
 class TapCounters:
     """Frames since the device was made, counted in the process that reads and writes them (see `Gateway.stats`).
 
@@ -109,23 +105,29 @@ class TapCounters:
 
 
 class TapDevice:
-    """One end of a link that carries Ethernet frames; owns its descriptor.
+    """An end of a link that carries Ethernet frames; it owns its descriptor.
 
-    Made by `open`, `from_fd` or `pair`.  One that is made by `open` is opened when it is awaited, or entered:
+    It is made by `open`, `from_fd` or `pair`.  A device made by `open` is opened when it is awaited or entered:
 
         tap = await TapDevice.open(ns)          # ... and `await tap.close()`, in any task
         async with TapDevice.open(ns) as tap:   # the same in a block, which closes it
 
-    Those made otherwise are open.  Not safe for use by two threads at a time.
+    The others are open.  A device is not safe for use by two threads at a time.
 
-    `name` is the interface's name in the guest.  `mtu` is the guest's, in bytes, without Ethernet header.
-    `mac` is the guest's hardware address, None where unknown.  `offloads` says what a frame may ask of the
-    other end.  `namespace` is where the device was opened, None for a descriptor that came ready-made.
-    `queues` are the devices of its queues, itself the first: what one of them is given comes in at the same
-    interface, and what the guest sends comes out of any one, a flow's packets where it was last written to.  They are
-    opened and closed with this one.
-    `deadline` is when `advance` is wanted next, on the caller's clock: `math.inf`, a plain device has no
-    timers (see `ImpairedTap`).
+    Args:
+        name: The interface's name in the guest.
+        mtu: The guest's MTU, in bytes, without Ethernet header.
+        namespace: The namespace of the device, None for a descriptor that came ready-made.
+        mac: The guest's hardware address; the attribute is None where it is unknown.
+
+    Raises:
+        AddressError: No interface can have the MAC.
+        ArgumentTypeError: An argument has another type.
+
+    `offloads` says what a frame may ask of the other end.  `queues` are the devices of its queues, itself the first:
+    they are opened and closed with it.  A frame written to any of them arrives at the same interface, and the guest's
+    frames come out of the one to which their flow was last written.  `deadline` is when `advance` is due, on the
+    caller's clock: `math.inf`, because a plain device has no timers (see `ImpairedTap`).
     """
 
     __slots__ = (
@@ -158,17 +160,24 @@ class TapDevice:
         mac: str | None = None,
         queues: int = 1,
     ) -> TapDevice:
-        """A tap in `namespace`, made when it is awaited or its `async with` is entered.
+        """Return a tap in a namespace, which is made when it is awaited or its `async with` block is entered.
 
-        A persistent tap of that name is attached instead.  `mtu` is 68 to 65521 bytes; below 1280 the guest
-        has no IPv6.  `mac` is the guest's address, None lets its kernel choose.  With several `queues`
-        (IFF_MULTI_QUEUE) the device is for as many worker processes.
+        A persistent tap of that name is attached instead.  Opening sets MTU and MAC and raises the link.
 
-        Opening sets MTU and MAC and raises the link.  Cancelled while opening, it leaves no descriptor and,
-        unless the tap was persistent, no device.
+        Args:
+            namespace: The namespace, which is open by then.
+            name: The interface's name inside.
+            mtu: Bytes of a packet, 68 to 65521; below 1280 the guest has no IPv6.
+            mac: The guest's address, like 02:00:00:00:00:01.  None: its kernel chooses.
+            queues: The number of queues (IFF_MULTI_QUEUE), each for a worker process.
 
-        Raises `AddressError` here for a name or MAC that no kernel takes, `ArgumentError` for an MTU or a number of
-        queues, `ArgumentTypeError` for what has no such type; `TunUnavailable` on opening where taps cannot be made.
+        Raises:
+            AddressError: No interface can have the MAC.
+            ArgumentError: The name, the MTU or the number of queues is out of range.
+            ArgumentTypeError: An argument has another type.
+            TunUnavailable: On opening, if taps cannot be made.
+
+        Cancellation: Opening leaves no descriptor and, unless the tap was persistent, no device.
         """
         if not callable(getattr(namespace, "open_tap", None)):
             fix = "make one: Namespace.create()"
@@ -182,16 +191,22 @@ class TapDevice:
 
     @classmethod
     def from_fd(cls, fd: int, *, mtu: int = 1500, name: str | None = None) -> TapDevice:
-        """Take over a ready-made descriptor: an attached tap, or a SEQPACKET or DGRAM socket.
+        """Take over a descriptor: an attached tap, or a SEQPACKET or DGRAM socket.
 
-        A tap keeps the flags it was attached with; with IFF_VNET_HDR it has every offload its kernel accepts.
-        A socket carries one plain frame per message, no header.  `mtu` is what the guest uses, 68 to 65535: a
-        descriptor does not tell.  `name` is for messages; None takes the interface's.  The descriptor becomes
-        non-blocking and is closed by `close`.
+        A tap keeps the flags it was attached with; with IFF_VNET_HDR it has every offload that its kernel accepts.  A
+        socket carries one plain frame per message, without a header.  The descriptor becomes non-blocking and is
+        closed by `close`.
 
-        Raises `ArgumentError` for the MTU and for what is no open descriptor, and `TunUnavailable` for one that
-        carries no Ethernet frames (a tun, a tap without IFF_NO_PI, a stream); the descriptor is then still the
-        caller's.
+        Args:
+            fd: The descriptor.
+            mtu: The guest's MTU, 68 to 65535, which a descriptor does not tell.
+            name: The name in messages.  None: the interface's.
+
+        Raises:
+            ArgumentError: The MTU is out of range, or the descriptor is not open.
+            ArgumentTypeError: An argument has another type.
+            TunUnavailable: The descriptor carries no Ethernet frames (a tun, a tap without IFF_NO_PI, a stream).  It
+                still belongs to the caller.
         """
         check_mtu(mtu, MTU_MAX)
         arguments.whole_number("fd", fd, 0)
@@ -221,11 +236,15 @@ class TapDevice:
 
     @classmethod
     def pair(cls, *, vnet_header: bool = True, mtu: int = 1500) -> tuple[TapDevice, TapDevice]:
-        """Two devices that face each other, as two kernels would; a SOCK_SEQPACKET pair, no privilege.
+        """Return two devices that face each other as two kernels would: a SOCK_SEQPACKET pair, without privilege.
 
-        With `vnet_header` both accept everything; without it both carry plain frames.  `mtu` is 68 to 65535.
+        Args:
+            vnet_header: Whether both accept every offload; if not, both carry plain frames.
+            mtu: The MTU of both, 68 to 65535.
 
-        Raises `ArgumentError` for the MTU.
+        Raises:
+            ArgumentError: The MTU is out of range.
+            ArgumentTypeError: An argument has another type.
         """
         arguments.boolean("vnet_header", vnet_header)
         check_mtu(mtu, MTU_MAX)
@@ -259,10 +278,14 @@ class TapDevice:
                 raise
 
     async def close(self) -> None:
-        """Close the device; a tap that is not persistent vanishes.  Any task may call it, and again.
+        """Close the device, from any task; a tap that is not persistent vanishes.  Closing it again does nothing.
 
-        A device made by `open` may be opened again and is then a new one.  Raises `DeviceGone` if somebody else has
-        closed the descriptor.
+        A device made by `open` can be opened again and is then a new one.
+
+        Raises:
+            DeviceGone: Other code has closed the descriptor.
+
+        Cancellation: The device is closed: the call does not wait.
         """
         self.release()
 
@@ -308,9 +331,13 @@ class TapDevice:
         self._owns(fd)
 
     def at(self, fd: int) -> TapDevice:
-        """This device for another process, which will have it at the descriptor `fd`.  It can be pickled.
+        """Return this device for another process; it can be pickled.
 
-        Raises `NotImportable` for a class of the caller's own, which would not be the same there.
+        Args:
+            fd: The number of the descriptor there.
+
+        Raises:
+            NotImportable: The device is of a class of the caller's own, which would not be the same there.
         """
         if type(self) is not TapDevice:
             raise NotImportable(
@@ -326,18 +353,23 @@ class TapDevice:
         self._fd = fd
 
     def fileno(self) -> int:
-        """The descriptor to wait on.  Raises `DeviceGone` when the device is not open."""
+        """Return the descriptor to wait on.
+
+        Raises:
+            DeviceGone: The device is not open.
+        """
         if self._fd < 0:
             raise DeviceGone(f"{self.name} is not open")
         return self._fd
 
     def read_into(self, buffer: memoryview | bytearray) -> int | None:
-        """Read one frame, its vnet header first, into `buffer`; return its length, or None when there is
-        none.
+        """Read a frame, its vnet header first; return its length, or None if there is none.
 
-        A frame longer than `buffer` loses its end: give it `FRAME_MAX` bytes.
+        Args:
+            buffer: Where the frame is put.  A longer frame loses its end: give it `FRAME_MAX` bytes.
 
-        Raises `DeviceGone` when no frame will come any more.
+        Raises:
+            DeviceGone: No frame will come any more.
         """
         try:
             length = os.readv(self._fd, (buffer,))
@@ -353,12 +385,18 @@ class TapDevice:
         return length
 
     def write(self, *buffers: bytes | bytearray | memoryview) -> bool:
-        """Send one frame, its vnet header first, given in pieces; never blocks.
+        """Send a frame, its vnet header first; never block.
 
-        A frame the device has no room for is copied and kept, at most `TX_QUEUE` of them, for `flush`.  True:
-        sent or kept.  False: lost and counted, the queue is full or the guest refuses the frame.
+        A frame that the device has no room for is copied and kept for `flush`, at most `TX_QUEUE` of them.
 
-        Raises `DeviceGone` when the device takes no frames any more.
+        Args:
+            buffers: The pieces of the frame.
+
+        Returns True if it was sent or kept, False if it is lost and counted: the queue is full or the guest refuses
+        it.
+
+        Raises:
+            DeviceGone: The device takes no frames any more.
         """
         if self._backlog:
             return self._keep(buffers)
@@ -370,7 +408,11 @@ class TapDevice:
         return True
 
     def flush(self) -> None:
-        """Send what waits, until the device pushes back again.  Raises `DeviceGone`."""
+        """Send the frames that wait, until the device pushes back again.
+
+        Raises:
+            DeviceGone: The device takes no frames any more.
+        """
         while self._backlog:
             try:
                 os.write(self._fd, self._backlog[0])
@@ -382,7 +424,7 @@ class TapDevice:
 
     @property
     def backlog(self) -> bool:
-        """Whether frames wait for the descriptor to become writable; then call `flush`."""
+        """True while frames wait for the descriptor to become writable; then call `flush`."""
         return bool(self._backlog)
 
     @property
@@ -394,9 +436,10 @@ class TapDevice:
         """Let time pass; nothing happens in a plain device."""
 
     def release(self) -> None:
-        """Close the descriptor and forget what waits: `close` for a program without an event loop.
+        """Close the descriptors and forget the frames that wait: `close` for a program without an event loop.
 
-        Raises `DeviceGone` if somebody else has closed the descriptor; all others are closed then.
+        Raises:
+            DeviceGone: Other code has closed a descriptor; all others are closed then.
         """
         stolen = False
         for queue in self.queues:
@@ -420,7 +463,7 @@ class TapDevice:
         device with several queues.
         """
         if len(self.queues) > 1:
-            raise ArgumentError("a bad link has one queue", "queues", len(self.queues), "use 1")
+            raise ArgumentError("expected 1 for an impaired link", "queues", len(self.queues))
         from .impairment import Impairment
 
         arguments.instance("transmit", transmit, Impairment, "an Impairment")
@@ -550,16 +593,11 @@ class ImpairedTap(TapDevice):
 
 
 def check_name(name: str) -> None:
-    """Raises `AddressError` for what is no name of an interface: the kernel's dev_valid_name(), without asking it."""
+    """Raise `ArgumentError` unless an interface can have this name, by the rules of the kernel's dev_valid_name()."""
     arguments.text("name", name, "the name of an interface")
     size = len(os.fsencode(name))
     if not 1 <= size <= 15 or name in (".", "..") or any(c in "/:\0" or c.isspace() for c in name):
-        raise AddressError(
-            "no interface can have this name",
-            "name",
-            repr(name),
-            "use 1 to 15 bytes without '/', ':' or whitespace",
-        )
+        raise ArgumentError("expected 1 to 15 bytes without '/', ':' or whitespace", "name", repr(name))
 
 
 def check_mtu(mtu: int, largest: int) -> None:
@@ -573,9 +611,7 @@ def _parse_mac(mac: str) -> bytes:
         address = bytes.fromhex(mac.replace(":", ""))
         if len(mac) == 17 and len(address) == 6 and any(address) and not address[0] & 1:
             return address
-    raise AddressError(
-        "no interface can have this address", "mac", repr(mac), "use one like 02:00:00:00:00:01"
-    )
+    raise AddressError("expected an interface's address, like 02:00:00:00:00:01", "mac", repr(mac))
 
 
 def _interface(fd: int) -> tuple[str, int]:

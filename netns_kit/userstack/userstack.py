@@ -16,9 +16,9 @@ from netns_kit import arguments
 from netns_kit.arguments import Address, AddressLike
 from netns_kit.dhcp import DEFAULT, DhcpSettings, Lease, StaticLease
 from netns_kit.dns import Record
-from netns_kit.dns.names import to_text, to_wire
 from netns_kit.dns.records import as_text
-from netns_kit.errors import AddressError, ArgumentError, NetnsKitError, NotFound, StackClosed, SysctlError
+from netns_kit.domain_names import to_text, to_wire
+from netns_kit.errors import ArgumentError, NetnsKitError, NotFound, StackClosed, SysctlError
 from netns_kit.frozen import replace
 from netns_kit.gateway.gateway import FlowInfo
 from netns_kit.gateway.leasing import check as check_dhcp
@@ -129,7 +129,7 @@ class UserStack(Openable):
         self.uplink = uplink or Uplink()
         self.subnet = Subnet.parse(subnet, ipv6)
         if self.subnet.ipv6 is not None and tap.mtu < SMALLEST_IPV6_MTU:
-            raise AddressError("IPv6 needs a larger MTU", "mtu", tap.mtu, f"use {SMALLEST_IPV6_MTU} or more")
+            raise ArgumentError(f"expected {SMALLEST_IPV6_MTU} or more for IPv6", "mtu", tap.mtu)
         self.sandbox: Mapping[str, str] = {}
         self._driver = driver
         self._runner: Runner | None = None
@@ -141,7 +141,7 @@ class UserStack(Openable):
         self._required = _required(driver, require)
         if len(tap.queues) > 1 and driver != "worker":
             raise ArgumentError(
-                f"{len(tap.queues)} queues are for as many worker processes",
+                f"expected worker processes for {len(tap.queues)} queues",
                 "driver",
                 repr(driver),
                 'use driver="worker", or 1 queue',
@@ -349,7 +349,5 @@ def _required(driver: DriverName, layers: Iterable[SandboxLayer]) -> tuple[Sandb
     for layer in required:
         arguments.one_of("require", layer, get_args(SandboxLayer))
         if driver != "worker":
-            raise ArgumentError(
-                "only a worker process has a sandbox", "driver", repr(driver), 'use driver="worker"'
-            )
+            raise ArgumentError("expected 'worker', which alone has a sandbox", "driver", repr(driver))
     return required

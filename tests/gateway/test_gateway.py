@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 import pytest
 
 from netns_kit.arguments import Address
+from netns_kit.errors import DeviceGone
 from netns_kit.gateway.engine import Engine
 from netns_kit.gateway.gateway import FRAMES_PER_STEP, Gateway
 from netns_kit.gateway.relay.udp import UdpRelay
@@ -23,7 +24,7 @@ from netns_kit.stack import Closed, Limits, Refusal, Stack, TcpConnection, UdpFl
 from netns_kit.stack.echo import EchoFlow
 from netns_kit.stack.wire import checksum, ethernet, icmp, ip, tcp, udp, virtio
 from netns_kit.subnet import Subnet
-from netns_kit.tap.device import FRAME_MAX, DeviceGone, TapDevice
+from netns_kit.tap.device import FRAME_MAX, TapDevice
 from netns_kit.tap.impairment import Impairment
 from netns_kit.uplink.uplink import Protocol, Uplink
 from tests.support import needs_ping

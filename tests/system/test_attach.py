@@ -140,7 +140,7 @@ TARGETS = "give the id of a process, or the path of a network namespace, like /r
         (["/nonexistent"], f"netns-kit: /nonexistent: No such file or directory; {TARGETS}\n"),
         (["/etc/passwd"], f"netns-kit: /etc/passwd: not a network namespace; {TARGETS}\n"),
         (["--mtu=1", "1"], "--mtu: '1': expected a whole number from 68 to 65521"),
-        (["-p", "x", "1"], "cannot be understood"),
+        (["-p", "x", "1"], "'x': expected [tcp:|udp:]"),
     ],
 )
 def test_what_fails_is_told(words: list[str], text: str) -> None:
@@ -162,7 +162,7 @@ def test_a_pid_file_that_cannot_be_made_is_told(tmp_path: Path) -> None:
             done = attach(f"--pid-file={tmp_path}/{name}", str(ns.pid))
             assert (done.returncode, done.stderr) == (
                 FAILED,
-                f"netns-kit: --pid-file '{tmp_path}/{name}': {said}\n",
+                f"netns-kit: --pid-file '{tmp_path}/{name}': expected a file that can be made: {said}\n",
             )
         assert links(ns) == {"lo"}
     assert (tmp_path / "there").read_text() == "precious"
