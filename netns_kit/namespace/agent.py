@@ -474,7 +474,10 @@ def main(control_fd: int, owner: int, namespace: int = -1) -> NoReturn:
         signal.SIGCHLD: signal.signal(signal.SIGCHLD, signal.SIG_DFL),
     }
     check(libc.prctl(abi.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
-    start = json.loads(control.recv(RECORD))
+    order = control.recv(RECORD)
+    if not order:  # the owner has ended already
+        os._exit(0)
+    start = json.loads(order)
     stranger = False
     if start["mode"] == "create":
         create(start["ids"], control)
