@@ -73,7 +73,7 @@ class Finding:
 
     @property
     def reason(self) -> Literal["denied", "absent", "exhausted", "unreachable"] | None:
-        """Why it does not work, in one word; None if nothing is wrong.
+        """Reason why it does not work, in one word; None if nothing is wrong.
 
         "denied" by a policy or a switch, "absent" from the kernel or the machine, "exhausted": a bound is reached,
         "unreachable": the network does not lead there.
@@ -108,7 +108,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether all that is needed works.  Limited findings do not count."""
+        """True if all that is needed works.  Limited findings do not count."""
         return all(finding.status in ("ok", "limited") for finding in self.findings if _needed(finding))
 
     def __iter__(self) -> Iterator[Finding]:

@@ -48,7 +48,7 @@ MADE_BY_CALLS = {"Namespace", "Process", "Flow", "FlowInfo", "FlowEvent"}
 
 NOT_YET = set(
     "CommandOptions Endpoint Flow FlowEvent FlowInfo ImpairedTap Interface InterfaceAddress Namespace "
-    "Network OpenedTap Process Refusal Route TapDevice Target Uplink UserStack Way".split()
+    "Network OpenedTap Refusal Route TapDevice Target Uplink UserStack Way".split()
 )
 """Public names whose docstrings do not keep the law yet.
 

@@ -448,7 +448,7 @@ async def test_a_policy_that_holds_up_the_thread_does_not_hold_up_the_loop(
     """Closing is bounded, others have their turns meanwhile, and the thread cleans up when it is let go."""
     needs_tun()
     monkeypatch.setattr(drivers, "STOP_SECONDS", 1.0)
-    monkeypatch.setattr("netns_kit.forwarder.forwarder.PATIENCE", 0.1)
+    monkeypatch.setattr("netns_kit.forwarder.forwarder.CLOSING_SECONDS", 0.1)
     asked, let_go = threading.Event(), threading.Event()
 
     def policy(_: Flow) -> None:
