@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .diagnosis import (
         Host,
     )
+    from .dial import Dial
     from .dns import DnsQuery, Hook, Manner, Rcode, Record, Verdict
     from .drivers import (
         DriverName,
@@ -124,6 +125,7 @@ __all__ = [
     "Configure",
     "DeviceGone",
     "DhcpSettings",
+    "Dial",
     "DnsQuery",
     "DriverName",
     "Endpoint",
@@ -196,6 +198,7 @@ _HOMES = {
     "control": ("FlowEvent",),
     "dhcp": ("DhcpSettings", "Lease", "StaticLease"),
     "diagnosis": ("Host",),
+    "dial": ("Dial",),
     "dns": ("DnsQuery", "Hook", "Manner", "Rcode", "Record", "Verdict"),
     "drivers": ("DriverName",),
     "errors": (

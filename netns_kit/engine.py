@@ -59,7 +59,7 @@ def is_waitable(fd: int) -> bool:
     return True
 
 
-class Appetite:
+class ReadBudget:
     """How much to take of a level-triggered descriptor at once: little, but more while it has more at each step.
 
     To find a descriptor empty costs as much as to read a small frame, and the next poll tells for nothing.
@@ -78,7 +78,7 @@ class Appetite:
         self._step = step
         return self._size
 
-    def is_sated(self) -> None:
+    def exhausted(self) -> None:
         """There was no more."""
         self._step = NEVER
 

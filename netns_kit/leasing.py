@@ -1,7 +1,8 @@
-"""Leasing: the DHCP servers of a subnet, as services of its stack.
+"""Leasing: the DHCP servers of a subnet, as endpoints of its gateway.
 
-The servers are pure and know no stack; the stack asks a service and knows no DHCP.  Here they meet, and here people's
-questions about leases are answered.  Where a subnet has no server, because nobody wants one, it has no leases.
+The servers are pure and know no stack; the stack asks a link service and knows no DHCP.  Here they meet, and here
+people's questions about leases are answered.  Where a subnet has no server, because nobody wants one, there are no
+leases.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from .arguments import Address
 from .dhcp import Dhcp6Server, DhcpServer, DhcpSettings, Lease, StaticLease, check_static
 from .dhcp.server import SERVER_PORT
 from .dhcp.server6 import SERVER_PORT as SERVER_PORT6
+from .endpoints import Endpoints
 from .errors import AddressError
-from .stack import Stack
+from .stack import LinkDatagram, Stack
 from .subnet import LINK_LOCAL, Subnet, Subnet6
 
 
@@ -35,14 +37,33 @@ def _check_static(static: StaticLease, subnet: Subnet) -> None:
     check_static(static, networks, ours)
 
 
-class Leasing:
-    """Has `stack` give leases of `subnet` as `settings` say, which `check` has passed; None: it gives none."""
+class _DhcpEndpoint:
+    """A DHCP server as a `LinkService`."""
 
-    def __init__(self, stack: Stack, subnet: Subnet, settings: DhcpSettings | None) -> None:
+    def __init__(self, stack: Stack, server: DhcpServer | Dhcp6Server, port: int) -> None:
+        self._stack, self._server, self._port = stack, server, port
+
+    def datagram(self, asked: LinkDatagram, now: float) -> bool:
+        payload, source, source_port, destination, _, mac = asked
+        for reply in self._server.answer(payload, source, source_port, mac, destination, now):
+            self._stack.send_datagram(
+                LinkDatagram(
+                    reply.payload, reply.source, self._port, reply.destination, reply.port, reply.mac
+                )
+            )
+        return True
+
+
+class Leasing:
+    """The leases of `subnet`, given as `settings` say, which `check` has passed; None: it gives none."""
+
+    def __init__(
+        self, stack: Stack, endpoints: Endpoints, subnet: Subnet, settings: DhcpSettings | None
+    ) -> None:
         self._subnet = subnet
         self._servers: dict[int, DhcpServer | Dhcp6Server] = {}  # by the version of IP
         if settings is not None:
-            self._servers[4] = stack.services[SERVER_PORT] = DhcpServer(
+            self._servers[4] = server = DhcpServer(
                 settings,
                 address=subnet.gateway,
                 network=subnet.network,
@@ -50,8 +71,9 @@ class Leasing:
                 dns=subnet.dns,
                 mtu=stack.link.mtu,
             )
+            endpoints.serve_link(SERVER_PORT, _DhcpEndpoint(stack, server, SERVER_PORT))
         if settings is not None and subnet.ipv6 is not None:
-            self._servers[6] = stack.services[SERVER_PORT6] = Dhcp6Server(
+            self._servers[6] = server6 = Dhcp6Server(
                 settings,
                 address=LINK_LOCAL,
                 mac=stack.link.mac,
@@ -59,6 +81,7 @@ class Leasing:
                 pool=subnet.ipv6.pool,
                 dns=subnet.ipv6.dns,
             )
+            endpoints.serve_link(SERVER_PORT6, _DhcpEndpoint(stack, server6, SERVER_PORT6))
 
     def leases(self, now: float) -> tuple[Lease, ...]:
         """Of both families."""

@@ -25,7 +25,7 @@ from .frozen import replace
 from .gateway import Gateway
 from .ports import PortForward
 from .relay import UdpRelay
-from .relay.sockets import Ancillary, family_of
+from .sockets import Ancillary, family_of
 from .stack import UdpFlow
 from .stack.wire.ip import is_link_local
 from .uplink import Endpoint, Way
@@ -108,7 +108,7 @@ class TcpListener(Listener):
         for at in range(ACCEPTS_PER_STEP):
             if at and self._engine.is_late:
                 return
-            if not self._gateway.make_room():
+            if not self._gateway.router.make_room():
                 self._pause()
                 return
             try:
@@ -121,7 +121,7 @@ class TcpListener(Listener):
                     return
                 continue  # that client has gone again
             sock.setblocking(False)
-            self._gateway.tcp_accepted(self._key(*client[:2]), sock)
+            self._gateway.router.tcp_accepted(self._key(*client[:2]), sock)
 
     def _pause(self) -> None:
         self._engine.modify(self._socket.fileno(), 0)
@@ -141,12 +141,12 @@ class UdpListener(Listener):
         self._relay = UdpRelay(
             self._engine,
             self._socket,
-            gateway.inbox,
-            gateway.outbox,
+            gateway.router.inbox,
+            gateway.router.outbox,
             unsolicited=self._open,
             idle=lambda _: None,
         )
-        self._published = gateway.published.setdefault(forward.guest_port.to_bytes(2, "big"), [])
+        self._published = gateway.router.published.setdefault(forward.guest_port.to_bytes(2, "big"), [])
         self._published.append(self)
 
     def close(self) -> None:
@@ -157,7 +157,7 @@ class UdpListener(Listener):
         try:
             return _listen(forward)
         except PortInUseError:  # perhaps the guest has it, since it has sent from the same port
-            if not self._gateway.leave_udp_port(forward.host_port):
+            if not self._gateway.router.leave_udp_port(forward.host_port):
                 raise
             return _listen(forward)
 
@@ -176,7 +176,7 @@ class UdpListener(Listener):
     def _open(self, relay: UdpRelay, client: tuple[str, int], ancillary: Ancillary) -> None:
         stack = self._gateway.stack
         try:
-            key = self._gateway.free_key(self._key(*client), stack.udp)
+            key = self._gateway.router.free_key(self._key(*client), stack.udp)
         except KeyError:
             stack.dropped["udp-ports"] += 1
             return

@@ -1,7 +1,8 @@
 """The uplink: how flows leave the namespace.
 
 `Uplink.route` is the policy, one pure function read from top to bottom: where a flow goes, or why it does
-not.  `Uplink.open` makes the host's socket for it.  Subclass and override either to send flows elsewhere.
+not.  `Uplink.dial` connects a TCP flow, `Uplink.open` makes the host's socket for any.  Subclass and override one of
+them to send flows elsewhere.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import os
 import re
 import socket
 from collections.abc import Callable, Container, Iterable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from . import arguments, diagnosis, sysctl
 from .arguments import Address, AddressLike
+from .dial import Dial
+from .direct import DirectDial
 from .dns import Manner, ResolvConf, parse_resolv_conf
 from .dns.manner import DEFAULT
 from .dns.names import to_text, to_wire
@@ -107,10 +110,6 @@ def _endpoint(address: str, port: int) -> Endpoint:
     return Endpoint(address, port)
 
 
-OURSELVES = Endpoint("0.0.0.0", 0)
-"""Where queries go that only we may answer: a `Target` of it alone."""
-
-
 @frozen
 class Flow:
     """A flow that the namespace opens, as its first packet names it, and the subnet it came from."""
@@ -119,23 +118,29 @@ class Flow:
     source: Endpoint
     destination: Endpoint
     subnet: Subnet
+    served: bool = False
+    """Whether the process that runs the stack answers it itself, as it does at the DNS address, if it may pass."""
 
 
 @frozen
 class Target:
     """Where on the host's side a flow goes: the first of these endpoints that answers.
 
-    Raises `ArgumentError` for none, `ArgumentTypeError` for what is no tuple of them.
+    None of them: to nobody outside.  So a flow may go that is answered here (`Flow.served`); any other is refused.
+
+    Raises:
+        ArgumentError: something in the tuple is no `Endpoint`.
+        ArgumentTypeError: it is no tuple.
     """
 
-    endpoints: tuple[Endpoint, ...]
+    endpoints: tuple[Endpoint, ...] = ()
 
     def __post_init__(self) -> None:
         given: object = self.endpoints
-        if type(given) is not tuple or not given or type(given[0]) is not Endpoint:
-            arguments.instance("endpoints", given, tuple, "a tuple of one Endpoint or more")
+        if type(given) is not tuple or (given and type(given[0]) is not Endpoint):
+            arguments.instance("endpoints", given, tuple, "a tuple of Endpoint")
             fix = "to refuse a flow, return a Refusal"
-            raise ArgumentError("expected one Endpoint or more", "endpoints", arguments.shown(given), fix)
+            raise ArgumentError("expected a tuple of Endpoint", "endpoints", arguments.shown(given), fix)
 
 
 class Way(NamedTuple):
@@ -299,10 +304,12 @@ class Uplink:
         local = flow.subnet.of(address)
         if local is None:
             return Refusal.NET_UNREACHABLE
+        if address == local.dns and port == DNS_PORT and flow.protocol != "icmp":
+            return Target(self.resolvers())
+        if flow.served:
+            return Target()
         if address == local.dns:
-            if flow.protocol == "icmp" or port != DNS_PORT:
-                return Refusal.RESET
-            return Target(self.resolvers() or (OURSELVES,))
+            return Refusal.RESET
         if address in local.gateways:
             if not self._host_port_allowed(port):
                 return Refusal.PROHIBITED
@@ -428,6 +435,17 @@ class Uplink:
             sock.close()
             raise
         return sock
+
+    def dial(self, flow: Flow, target: Target, *, ttl: int = 64, tos: int = 0) -> Dial:
+        """Begin to connect a TCP flow, to the first endpoint of `target` that answers.  It never blocks.
+
+        Args:
+            flow: as the guest has opened it.
+            target: what `route` has said of it.
+            ttl, tos: of the guest's SYN, which the host's carries on as a router would.
+        """
+        open_socket = partial(self.open, "tcp")
+        return DirectDial(open_socket, target.endpoints, flow.destination.address.packed, ttl, tos).begin()
 
     def _leaves_from(self, target: Address) -> tuple[str | None, str | None]:
         """The source address and the interface that the uplink is bound to, for what goes to `target`."""

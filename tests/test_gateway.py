@@ -16,7 +16,8 @@ import pytest
 
 from netns_kit.arguments import Address
 from netns_kit.engine import Engine
-from netns_kit.gateway import FRAMES_PER_STEP, Gateway
+from netns_kit.frame_pump import FRAMES_PER_STEP
+from netns_kit.gateway import Gateway
 from netns_kit.impairment import Impairment
 from netns_kit.peers import Peers
 from netns_kit.relay.udp import UdpRelay
@@ -745,7 +746,7 @@ def test_a_client_that_the_kernel_does_not_watch_is_closed(
         socket.create_server(("127.0.0.1", 0)) as server,
         socket.create_connection(server.getsockname()) as client,
     ):
-        bench.gateway.tcp_accepted(GUEST + GATEWAY + bytes(4), server.accept()[0])
+        bench.gateway.router.tcp_accepted(GUEST + GATEWAY + bytes(4), server.accept()[0])
         client.settimeout(SECONDS)
         assert client.recv(1) == b""
     assert not bench.gateway.flows()
@@ -819,7 +820,7 @@ def test_a_device_that_goes_away_while_a_datagram_waits_that_cannot_be_sent(
         (ethernet.pack(GATEWAY_MAC, GUEST_MAC, ethernet.IPV4), datagram(bytes((203, 0, 113, 9)), 9))
     )
     bench.gateway.stack.receive(memoryview(bench.header + frame), bench.now)
-    assert len(bench.gateway.outbox.relays) == 1
+    assert len(bench.gateway.router.outbox.relays) == 1
     bench.far.release()
     bench.gateway.close()
     assert bench.gateway.flows() == ()

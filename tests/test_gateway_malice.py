@@ -192,7 +192,7 @@ def friend_of(friend: socket.socket) -> socket.socket:
 
 def test_a_crowd_of_strangers_is_bounded(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """They push nobody out, are asked about first, and what they bring is no answer: they stay for a short time."""
-    monkeypatch.setattr("netns_kit.gateway.STRANGERS", 4)
+    monkeypatch.setattr("netns_kit.flow_router.STRANGERS", 4)
     bench = make(
         Uplink(allow_host_loopback=True, udp_filtering="endpoint-independent"), limits=Limits(udp_flows=100)
     )
@@ -215,7 +215,7 @@ def room_for(count: int, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the process have so many descriptors more before flows are refused."""
     most = lowest_free(bench.engine.fileno()) + count
     monkeypatch.setattr(admission, "most_descriptors", lambda: most)
-    bench.gateway.admission.most = most
+    bench.gateway.router.admission.most = most
 
 
 def test_syns_on_hold_do_not_take_every_descriptor(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,7 +282,7 @@ def test_an_early_answer_is_heard_though_sending_fails_first(make: Make, listene
     sock.sendall(b"413 too large")
     reset(sock)
     program.send(bytes(100_000))
-    bench.gateway._read_frames(32)
+    bench.gateway._pump.read_frames(32)
     bench.until(lambda: program.why)
     assert program.why is Closed.RESET
     assert bytes(program.received) == b"413 too large"
@@ -302,7 +302,7 @@ def test_a_guest_that_only_sends_is_told_that_sending_has_failed(
             bench.settle()
     reset(sock)
     program.send(bytes(100_000))
-    bench.gateway._read_frames(32)
+    bench.gateway._pump.read_frames(32)
     bench.until(lambda: program.why)
     assert program.why is Closed.RESET
 
@@ -373,14 +373,14 @@ def test_flows_that_share_a_socket_are_not_taken_for_descriptors(
         bench.settle()
         assert bench.gateway.stats()["udp_flows"] == 100
         room_for(6, bench, monkeypatch)
-        other.gateway.admission.most = bench.gateway.admission.most
+        other.gateway.router.admission.most = bench.gateway.router.admission.most
         for each in (bench, other):
             for source in range(20001, 20031):
                 each.connect(GATEWAY, port_of(listener), source)
                 each.settle()
                 bench.settle()
             if each is bench:
-                assert lowest_free(bench.engine.fileno()) == bench.gateway.admission.most, (
+                assert lowest_free(bench.engine.fileno()) == bench.gateway.router.admission.most, (
                     "the rest is the program's"
                 )
                 assert bench.gateway.stats()["udp_flows"] == 0, "in the end all of them have made room"
@@ -395,19 +395,21 @@ def test_the_descriptors_are_the_whole_process_s(
     monkeypatch.setattr(admission.Admission, "_members", [])
     flood, other = make(), make()
     room_for(20, flood, monkeypatch)
-    other.gateway.admission.most = flood.gateway.admission.most
+    other.gateway.router.admission.most = flood.gateway.router.admission.most
     sources = range(41000, 41040)
     programs = [flood.connect(GATEWAY, port_of(listener), source) for source in sources]
     flood.until(lambda: all(program.is_established or program.why for program in programs))
     assert sum(program.is_established for program in programs) == 20
-    assert lowest_free(flood.engine.fileno()) == flood.gateway.admission.most, "the program has the rest"
+    assert lowest_free(flood.engine.fileno()) == flood.gateway.router.admission.most, (
+        "the program has the rest"
+    )
     late = [other.connect(GATEWAY, port_of(listener), source) for source in range(42000, 42005)]
     other.until(lambda: all(program.is_established for program in late))
     flood.settle()
     given_back = flood.gateway.stats()["dropped_limit_descriptors"]
     assert given_back >= 4, "all but the first, which found out that there are no more"
     assert len(flood.gateway.stack.tcp) == 20 - given_back
-    assert lowest_free(flood.engine.fileno()) <= flood.gateway.admission.most + 1
+    assert lowest_free(flood.engine.fileno()) <= flood.gateway.router.admission.most + 1
 
 
 def test_a_reused_descriptor_does_not_get_the_old_ones_event(engine: Engine) -> None:
@@ -452,7 +454,7 @@ def test_new_flows_do_not_hold_up_a_step(make: Make) -> None:
         clock += BUDGET / 3
         return Refusal.RESET
 
-    bench.gateway.udp_opened = opened  # type: ignore[method-assign]  # takes its time
+    bench.gateway.router.udp_opened = opened  # type: ignore[method-assign]  # takes its time
     steps = 0
     while bench.gateway.stats()["tap_received"] < 32:
         bench.engine.dispatch(bench.engine.poll(0), clock)
@@ -473,7 +475,7 @@ def test_a_storm_of_new_flows_is_no_flood(make: Make) -> None:
         asked.append(int.from_bytes(flow.key[-2:], "big"))
         return Refusal.RESET
 
-    bench.gateway.udp_opened = opened  # type: ignore[method-assign]  # takes its time
+    bench.gateway.router.udp_opened = opened  # type: ignore[method-assign]  # takes its time
     ports = iter(range(20001, 30000))
     expected: list[int] = []
     for _ in range(20):
@@ -500,7 +502,7 @@ def test_a_flood_does_not_take_the_place_of_what_is_under_way(make: Make, listen
         clock += BUDGET * 2
         return Refusal.RESET
 
-    bench.gateway.udp_opened = opened  # type: ignore[method-assign]  # takes its time
+    bench.gateway.router.udp_opened = opened  # type: ignore[method-assign]  # takes its time
     source = 20001
     with host:
         for step in range(300):

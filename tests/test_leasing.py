@@ -16,10 +16,11 @@ from netns_kit.dhcp.message import Message, parse
 from netns_kit.dhcp.names import pack, pack_all
 from netns_kit.dhcp.server import SERVER_PORT
 from netns_kit.drivers import DriverName
+from netns_kit.endpoints import Endpoints
 from netns_kit.engine import Engine
 from netns_kit.gateway import Gateway
 from netns_kit.leasing import Leasing, check
-from netns_kit.stack import Stack
+from netns_kit.stack import LinkDatagram, Stack
 from netns_kit.stack.wire import ethernet, ip, udp
 from netns_kit.subnet import Subnet, Subnet6
 from netns_kit.tap import FRAME_MAX
@@ -108,7 +109,9 @@ class Link:
             mtu=1500,
             secret=bytes(16),
         )
-        self.leasing = Leasing(self.stack, subnet, settings)
+        endpoints = Endpoints()
+        self.leasing = Leasing(self.stack, endpoints, subnet, settings)
+        self.stack.services = endpoints.link
 
     def lease(self, mac: bytes, now: float) -> None:
         self.stack.receive(memoryview(frame(request(m.DISCOVER, mac))), now)
@@ -231,6 +234,7 @@ def test_search_domains_are_the_uplinks_unless_others_are_given(
     given6: tuple[str, ...] | None,
     told: tuple[str, ...],
     told6: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What is no name of a host's, such as a command in a shell, is told to nobody."""
     near, far = TapDevice.pair()
@@ -240,9 +244,12 @@ def test_search_domains_are_the_uplinks_unless_others_are_given(
     try:
         discover = request(m.DISCOVER)
         discover.options[m.WANTED] = bytes((m.SEARCH,))
-        server = gateway.stack.services[SERVER_PORT]
-        ((payload, *_),) = server.answer(discover.pack(), bytes(4), 68, MAC, b"\xff" * 4, 0.0) or ()
-        assert parse(payload).options.get(m.SEARCH, b"") == pack_all(told)
+        everybody = b"\xff" * 4
+        asked = LinkDatagram(discover.pack(), bytes(4), 68, everybody, SERVER_PORT, MAC)
+        sent: list[LinkDatagram] = []
+        monkeypatch.setattr(gateway.stack, "send_datagram", sent.append)
+        assert gateway.stack.services[SERVER_PORT].datagram(asked, 0.0)
+        assert parse(sent[0].payload).options.get(m.SEARCH, b"") == pack_all(told)
         for now in (0.0, 10.0):
             gateway.stack.handle_timers(now)
         advertised = memoryview(bytearray(FRAME_MAX))

@@ -94,7 +94,7 @@ def test_an_accepted_connection_is_opened_by_whose_it_is(benches: list[Bench]) -
         for _ in clients:
             sock, _ = server.accept()
             sock.setblocking(False)
-            benches[0].gateway.tcp_accepted(name(theirs), sock)
+            benches[0].gateway.router.tcp_accepted(name(theirs), sock)
             benches[1].settle()
         keys = list(benches[1].gateway.stack.tcp)
         assert keys[0] == name(theirs)

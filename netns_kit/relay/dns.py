@@ -22,11 +22,11 @@ from ipaddress import ip_address
 from netns_kit.dns import Action, Answer, DnsProxy, DnsServer, Send, Upstream, Zone
 from netns_kit.dns.cache import Cache
 from netns_kit.engine import IN, Engine
-from netns_kit.stack import TcpConnection, UdpFlow
-from netns_kit.uplink import Endpoint, Protocol, Uplink
+from netns_kit.sockets import DATAGRAMS_PER_STEP, MAX_DATAGRAM, socket_address
+from netns_kit.stack import Refusal, TcpConnection, UdpFlow
+from netns_kit.uplink import Endpoint, Protocol, Target, Uplink
 
 from .dns_streams import ClientStream, ResolverStream, Turn
-from .sockets import DATAGRAMS_PER_STEP, MAX_DATAGRAM, socket_address
 
 QUERIES_PER_SOCKET = 64
 SOCKETS_PER_UPSTREAM = 8
@@ -34,8 +34,8 @@ IDS_KEPT = 256  # of a socket, beyond those that are awaited
 HALF_OPEN_MAX = 256  # connections whose handshake the guest has not finished: the oldest is reset
 CLIENTS_MAX = 1024  # connections of the guest: the one that has been quiet longest is reset
 
-_Route = Callable[[Protocol, bytes], "tuple[Endpoint, ...] | None"]
-"""Whom to ask for a flow of that key, as it is now; None: the flow is refused."""
+_Route = Callable[[Protocol, bytes], Target | Refusal]
+"""Returns the resolvers for a flow of that key, as they are now, or how it would be refused."""
 
 
 class DnsRelay:
@@ -74,15 +74,15 @@ class DnsRelay:
         self._per_socket = QUERIES_PER_SOCKET
         self.timer_at = self.timer_entry = math.inf
 
-    def add(self, flow: UdpFlow, resolvers: tuple[Endpoint, ...]) -> None:
-        """`flow` brings queries for these resolvers, and so does everybody from now on."""
-        self._set_resolvers(resolvers)
+    def udp_opened(self, flow: UdpFlow, target: Target) -> None:
+        """Take the queries of `flow`.  The resolvers are those of `target`, for everybody from now on."""
+        self._set_resolvers(target.endpoints)
         flow.user = self
         self._opening = flow
 
-    def accept(self, connection: TcpConnection, resolvers: tuple[Endpoint, ...]) -> None:
-        """The same, of a connection."""
-        self._set_resolvers(resolvers)
+    def tcp_opened(self, connection: TcpConnection, target: Target) -> None:
+        """Accept `connection` and take its queries, as `udp_opened` does."""
+        self._set_resolvers(target.endpoints)
         if len(self._half_open) >= HALF_OPEN_MAX:
             next(iter(self._half_open)).abort()
         if len(self._clients) >= CLIENTS_MAX:
@@ -130,10 +130,10 @@ class DnsRelay:
         if client is self._opening:
             self._opening = None
             return True
-        resolvers = self._route(protocol, key)
-        if resolvers is None:
+        found = self._route(protocol, key)
+        if isinstance(found, Refusal):
             return False
-        self._set_resolvers(resolvers)
+        self._set_resolvers(found.endpoints)
         return True
 
     def expired(self, flow: UdpFlow) -> None:

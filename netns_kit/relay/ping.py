@@ -11,12 +11,7 @@ import os
 import socket
 
 from netns_kit.engine import ERROR, IN, Engine
-from netns_kit.stack import EchoFlow
-from netns_kit.stack.wire import checksum, icmp
-from netns_kit.stack.wire.ip import Packet
-from netns_kit.uplink import Endpoint
-
-from .sockets import (
+from netns_kit.sockets import (
     ANCILLARY_SPACE,
     DATAGRAMS_PER_STEP,
     MAX_DATAGRAM,
@@ -29,6 +24,10 @@ from .sockets import (
     refusal_for,
     socket_address,
 )
+from netns_kit.stack import EchoFlow
+from netns_kit.stack.wire import checksum, icmp
+from netns_kit.stack.wire.ip import Packet
+from netns_kit.uplink import Endpoint
 
 _IPV4_KINDS, _IPV6_KINDS = (icmp.ECHO, icmp.ECHO_REPLY), (icmp.V6_ECHO, icmp.V6_ECHO_REPLY)
 
@@ -113,5 +112,7 @@ class PingRelay:
                     check = (summed + identifier - self._flow.identifier) % 0xFFFF
             else:
                 continue
-            self._flow.refuse(each.for_guest(self._flow.key), about, quoted, check)
+            self._flow.refuse(
+                each.for_guest(self._flow.key[(len(self._flow.key) - 4) // 2 : -4]), about, quoted, check
+            )
         return is_about_this

@@ -8,18 +8,11 @@ import socket
 import struct
 from collections.abc import Callable, Sequence
 
-from netns_kit.engine import ERROR, IN, Appetite, Engine
+from netns_kit.engine import ERROR, IN, Engine, ReadBudget
+from netns_kit.sockets import Ancillary, Marks, ask_for_errors, ask_for_marks, read_errors, refusal_for
 from netns_kit.stack import UdpFlow
 
 from .batches import LARGEST, MOST, UDP_SEGMENT, Inbox, Outbox, ask_for_room, ask_for_runs
-from .sockets import (
-    Ancillary,
-    Marks,
-    ask_for_errors,
-    ask_for_marks,
-    read_errors,
-    refusal_for,
-)
 
 ATTEMPTS = 8
 QUOTED = 1280  # bytes of a datagram: no ICMP error quotes more
@@ -38,7 +31,7 @@ class UdpRelay:
     """
 
     __slots__ = (
-        "_appetite",
+        "_budget",
         "_engine",
         "_flows",
         "_idle",
@@ -66,7 +59,7 @@ class UdpRelay:
         self._engine = engine
         self._socket = sock
         self._inbox, self._outbox = inbox, outbox
-        self._appetite = Appetite(engine)
+        self._budget = ReadBudget(engine)
         self._unsolicited = unsolicited
         self._idle = idle
         self._flows: dict[Address, UdpFlow] = {}
@@ -184,7 +177,7 @@ class UdpRelay:
     def _on_events(self, events: int) -> None:
         if events & ERROR:
             self._errors()
-        self._inbox.read(self._socket, self._appetite, self._flow_from, self._engine.now)
+        self._inbox.read(self._socket, self._budget, self._flow_from, self._engine.now)
 
     def _flow_from(self, sender: Address, ancillary: Ancillary) -> UdpFlow | None:
         flow = self._flows.get(sender)
@@ -201,5 +194,5 @@ class UdpRelay:
             if each.is_local:  # the kernel would not take it; it does not say whose it was
                 flow, quoted, is_about_this = sending, bytes(payload[:QUOTED]), True
             if flow is not None:
-                flow.refuse(each.for_guest(flow.key), quoted)
+                flow.refuse(each.for_guest(flow.key[(len(flow.key) - 4) // 2 : -4]), quoted)
         return is_about_this

@@ -1,4 +1,4 @@
-"""What relays ask of the host's sockets beside carrying bytes: errors, TTL, traffic class, not to fragment.
+"""What the host's sockets are asked beside carrying bytes: errors, TTL, traffic class, not to fragment.
 
 Facts, each held by a test in tests/test_facts.py or tests/system:
 
@@ -120,6 +120,26 @@ family_of: Callable[[socket.socket], int] = vars(socket.SocketType)["family"].__
 than a system call."""
 
 
+def is_internet(sock: socket.socket) -> bool:
+    """Return whether what `sock` sends leaves in packets; else it is a pair's, in memory."""
+    return family_of(sock) in _OPTIONS
+
+
+def prepare_stream(sock: socket.socket) -> None:
+    """Have a stream socket send what it is given at once, and keep urgent data in line."""
+    if is_internet(sock):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the guest's kernel has done Nagle's part
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+
+
+def local_address(sock: socket.socket) -> tuple[str, int] | None:
+    """Return the address and port of the host that `sock` has; None for one that has no such thing."""
+    if not is_internet(sock):
+        return None
+    address, port, *_ = sock.getsockname()
+    return address, port
+
+
 def ask_for_marks(sock: socket.socket) -> None:
     """Have TTL and traffic class come with each datagram, for `marks_of`."""
     for option in _OPTIONS[family_of(sock)].receive:
@@ -175,8 +195,10 @@ class Marks:
 
 
 def set_tos(sock: socket.socket, tos: int) -> None:
-    """Traffic class of what `sock` sends from now on."""
-    sock.setsockopt(*_OPTIONS[family_of(sock)].tos, tos)
+    """Set the traffic class of what `sock` sends from now on, if it sends packets."""
+    options = _OPTIONS.get(family_of(sock))
+    if options is not None:
+        sock.setsockopt(*options.tos, tos)
 
 
 def set_ttl(sock: socket.socket, ttl: int) -> None:
@@ -202,13 +224,13 @@ class HostError(NamedTuple):
         """The host's kernel refused to send it."""
         return self.origin == _ORIGIN_LOCAL
 
-    def for_guest(self, key: bytes) -> Refusal | IcmpError:
-        """What the guest is told whose flow is named `key`.
+    def for_guest(self, other: bytes) -> Refusal | IcmpError:
+        """Return what the guest is told whose flow goes to the packed address `other`.
 
-        Where the flow's target stands for another address, as loopback does for the gateway's, that address is
-        put in its place.
+        Where the flow's target stands for that address, as loopback does for the gateway's, `other` is put in its
+        place.
         """
-        size = (len(key) - 4) // 2
+        size = len(other)
         if self.is_local and self.error == errno.EMSGSIZE:
             if size == 4:
                 return IcmpError(icmp.UNREACHABLE, icmp.FRAGMENTATION_NEEDED, mtu=self.mtu)
@@ -217,7 +239,7 @@ class HostError(NamedTuple):
             return refusal_for(self.error)
         offender = self.offender
         if ip_address(offender) == ip_address(self.target[0].partition("%")[0]):
-            offender = key[size : 2 * size]
+            offender = other
         mtu = self.mtu if self.error == errno.EMSGSIZE else 0
         return IcmpError(self.type, self.code, mtu, offender, self.ttl)
 
