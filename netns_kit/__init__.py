@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from .dial import Dial
     from .dns import DnsQuery, Hook, Manner, Rcode, Record, Verdict
+    from .dns_settings import DnsSettings
     from .drivers import (
         DriverName,
     )
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
         UserNamespaceDenied,
         WrongEventLoop,
     )
+    from .flow import Endpoint, Flow, Target, Way
     from .forwarder import (
         Askable,
         Forwarder,
@@ -103,7 +105,7 @@ if TYPE_CHECKING:
         ImpairedTap,
         TapDevice,
     )
-    from .uplink import Endpoint, Flow, Target, UdpFiltering, UdpPorts, Uplink, Way
+    from .uplink import UdpFiltering, UdpPorts, Uplink
     from .userstack import (
         Configure,
         SandboxLayer,
@@ -127,6 +129,7 @@ __all__ = [
     "DhcpSettings",
     "Dial",
     "DnsQuery",
+    "DnsSettings",
     "DriverName",
     "Endpoint",
     "FeatureUnavailable",
@@ -200,6 +203,7 @@ _HOMES = {
     "diagnosis": ("Host",),
     "dial": ("Dial",),
     "dns": ("DnsQuery", "Hook", "Manner", "Rcode", "Record", "Verdict"),
+    "dns_settings": ("DnsSettings",),
     "drivers": ("DriverName",),
     "errors": (
         "AddressError",
@@ -237,7 +241,8 @@ _HOMES = {
     "stats": ("Stats",),
     "subnet": ("Subnet", "Subnet6"),
     "tap": ("DeviceGone", "ImpairedTap", "TapDevice"),
-    "uplink": ("Endpoint", "Flow", "Target", "UdpFiltering", "UdpPorts", "Uplink", "Way"),
+    "flow": ("Endpoint", "Flow", "Target", "Way"),
+    "uplink": ("UdpFiltering", "UdpPorts", "Uplink"),
     "userstack": ("Configure", "SandboxLayer", "UserStack"),
 }
 

@@ -123,6 +123,15 @@ def sequence(name: str, given: object, expected: str) -> None:
     instance(name, given, Sequence, expected)
 
 
+def plain_function(name: str, given: object) -> None:
+    """Raises `ArgumentTypeError` unless it is None, or can be called and returns at once what it returns."""
+    if given is not None:
+        from inspect import iscoroutinefunction  # it reads source, for which it knows all of Python's grammar
+
+        if not callable(given) or iscoroutinefunction(given):
+            raise ArgumentTypeError("expected a plain function, or None", name, shown(given))
+
+
 def shown(given: object) -> str:
     """`given` as a message shows it."""
     whole = repr(given)

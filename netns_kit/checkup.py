@@ -25,11 +25,12 @@ from typing import Any, Literal, NamedTuple
 
 from . import diagnosis
 from .diagnosis import Host
+from .dns_settings import RESOLV_CONF
 from .errors import FeatureUnavailable, IdMapError, NetnsKitError
 from .idmap import map_ranges
 from .tap import OFFLOAD_BITS, OFFLOAD_SETS
 from .tun import TAP_FLAGS
-from .uplink import RESOLV_CONF, Uplink
+from .uplink import Uplink
 
 __all__ = ["Finding", "Report", "doctor", "examine"]
 

@@ -19,8 +19,10 @@ from . import arguments
 from .background import beside
 from .command_line import FAILED, HOST_LOOPBACK, ONE_PORT, Parser, as_option, value, whole_number
 from .dns import Record
+from .dns_settings import DnsSettings
 from .drivers import DriverName
 from .errors import NetnsKitError
+from .flow import DNS_PORT, Endpoint
 from .namespace import Namespace
 from .network import DEFAULT_IFNAME, DEFAULT_MTU, Network
 from .own_process import calm_collector, raise_descriptor_limit
@@ -30,7 +32,7 @@ from .program import end, end_by, last_words, notice
 from .signals import Signals
 from .subnet import DEFAULT_CIDR, DEFAULT_CIDR6, SMALLEST_IPV6_MTU, Subnet, Subnet6
 from .tap import QUEUES_MAX, TAP_MTU_MAX, check_mtu
-from .uplink import DNS_PORT, Endpoint, UdpFiltering, Uplink, source_address
+from .uplink import UdpFiltering, Uplink, source_address
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # as env(1) and chroot(1) have them
 VALUED = frozenset(
@@ -90,10 +92,12 @@ def network_from(
             bind4=options.bind4,
             bind6=options.bind6,
             device=options.device,
-            dns=options.dns,
-            dns_domains=_domains(options.dns_domain),
-            dns_search=options.dns_search,
-            dns_cache=not options.no_dns_cache,
+            dns=DnsSettings(
+                options.dns,
+                domains=_domains(options.dns_domain),
+                search=options.dns_search,
+                cache=not options.no_dns_cache,
+            ),
             udp_filtering=options.udp_filtering,
             allow_host_addresses=not options.no_host_addresses,
             allow_link_local=not options.no_link_local,
@@ -276,7 +280,7 @@ def _resolver_of(text: str) -> None:
     domain, _, resolver = text.partition("=")
     if not resolver:
         raise ValueError(f"{text!r}: expected DOMAIN=ADDRESS[:PORT]")
-    Uplink(dns_domains={domain: [resolver]})
+    DnsSettings(domains={domain: [resolver]})
 
 
 def _overview() -> Parser:
@@ -394,7 +398,7 @@ def add_network_options(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--dns-search",
         action="append",
-        type=value(lambda text: Uplink(dns_search=[text])),
+        type=value(lambda text: DnsSettings(search=[text])),
         metavar="DOMAIN",
         help="where to look short names up, instead of the host's search list; . for nowhere; repeatable",
     )

@@ -60,7 +60,7 @@ class FlowInfo:
     None while there is none, or where it ends at ourselves, as DNS does."""
     name: str | None
     """What `remote` is called, if that is known: by a record of ours, or by what the guest last asked of DNS and was
-    answered with that address, as long as answers are kept (`dns_cache`)."""
+    answered with that address, as long as answers are kept (`DnsSettings.cache`)."""
     bytes_from_guest: int
     """Bytes of payload that the guest has sent and the host's socket has taken."""
     bytes_to_guest: int
@@ -139,7 +139,7 @@ class Gateway:
             LinkPump(engine, peers, stack, self.router.outbox, self.router.tcp_accepted)
 
     def _hook_failed(self, error: BaseException) -> None:
-        self.router.notice("names are not resolved: the uplink's dns_hook failed", error)
+        self.router.notice("names are not resolved: the uplink's DNS hook failed", error)
 
     # -- what people ask ----------------------------------------------------------------------------
 

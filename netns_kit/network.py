@@ -15,6 +15,7 @@ from . import arguments
 from .background import Openable, Supervisor
 from .dhcp import DEFAULT, DhcpSettings
 from .dns import Record, hosts
+from .dns_settings import RESOLV_CONF
 from .drivers import DriverName
 from .errors import NamespaceGone, RecordError
 from .forwarder import Forwarder
@@ -24,7 +25,7 @@ from .process import Command, Process, StandardStream, Word
 from .stack import Limits
 from .subnet import DEFAULT_CIDR, Subnet, Subnet6
 from .tap import TapDevice
-from .uplink import RESOLV_CONF, Uplink
+from .uplink import Uplink
 from .userstack import Configure, SandboxLayer, UserStack
 
 DEFAULT_MTU = 1500

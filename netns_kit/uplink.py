@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import socket
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable
 from functools import lru_cache, partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 from . import arguments, diagnosis, sysctl
 from .arguments import Address, AddressLike
@@ -22,19 +21,27 @@ from .dial import Dial
 from .direct import DirectDial
 from .dns import Manner, ResolvConf, parse_resolv_conf
 from .dns.manner import DEFAULT
-from .dns.names import to_text, to_wire
-from .dns.server import Hook
-from .errors import AddressError, ArgumentError, ArgumentTypeError, SysctlError
-from .frozen import frozen
+from .dns_settings import DnsSettings
+from .errors import AddressError, ArgumentTypeError, SysctlError
+from .flow import DNS_PORT, Endpoint, Flow, Protocol, Target, Way
 from .stack import Refusal
-from .subnet import Subnet
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
+__all__ = [
+    "DNS_PORT",
+    "IF_INET6",
+    "METADATA",
+    "Endpoint",
+    "Flow",
+    "Protocol",
+    "Target",
+    "UdpFiltering",
+    "UdpPorts",
+    "Uplink",
+    "Way",
+    "source_address",
+    "source_of",
+]
 
-Protocol = Literal["tcp", "udp", "icmp"]
-DNS_PORT = 53
-RESOLV_CONF = "/etc/resolv.conf"
 IF_INET6 = "/proc/net/if_inet6"  # every address of IPv6, if only loopback's
 UdpFiltering = Literal["address-and-port-dependent", "endpoint-independent"]
 """Whose datagrams may come in, in the words of RFC 4787 5: see `Uplink`."""
@@ -48,107 +55,6 @@ _ICMP = {socket.AF_INET: socket.IPPROTO_ICMP, socket.AF_INET6: socket.IPPROTO_IC
 _LOOPBACK: dict[int, Address] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
 _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052
 _NAT64_LOCAL = bytes.fromhex("0064ff9b0001")  # RFC 8215: where IPv4 is embedded, only its translator knows
-_ENDPOINT = re.compile(
-    r"""^(?: (?: \[(?P<ipv6>[^\]]+)\] | (?P<ipv4>[0-9.]+) ) (?: :(?P<port>[0-9]{1,5}) )?
-    | (?P<bare>[^\[\]]*:[^\[\]]*:[^\[\]]*) )$""",
-    re.VERBOSE,
-)
-
-
-class _Endpoint(NamedTuple):
-    address: Address
-    port: int
-
-
-class Endpoint(_Endpoint):
-    """An address and a port.  For ICMP the port is the identifier, or 0.
-
-    Raises `AddressError` for text that is no address, `ArgumentError` and `ArgumentTypeError` for what is no port.
-
-    >>> str(Endpoint("2001:db8::1", 443))
-    '[2001:db8::1]:443'
-    """
-
-    __slots__ = ()
-
-    def __new__(cls, address: AddressLike, port: int) -> Self:
-        arguments.port("port", port)
-        return cls._make((arguments.address(address), port))
-
-    def __reduce__(self) -> tuple[Callable[[str, int], Endpoint], tuple[str, int]]:
-        return _endpoint, (str(self.address), self.port)  # an IPv6Address leaves its zone behind
-
-    def __str__(self) -> str:
-        host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
-        return f"{host}:{self.port}"
-
-    @classmethod
-    def parse(cls, text: AddressLike | Endpoint, default_port: int) -> Endpoint:
-        """Return the endpoint that ADDRESS, IPV4:PORT or [IPV6]:PORT means, or an address, or an endpoint.
-
-        Raises `AddressError`, and `ArgumentTypeError` for what has no such type.
-        """
-        if isinstance(text, Endpoint):
-            return text
-        if not isinstance(text, str):
-            return cls(text, default_port)
-        found = _ENDPOINT.match(text)
-        try:
-            if found is None:
-                raise ValueError(text)
-            port = int(found["port"] or default_port)
-            if not 0 < port < 65536:
-                raise ValueError(port)
-            return cls(ip_address(found["ipv6"] or found["ipv4"] or found["bare"]), port)
-        except ValueError as error:
-            raise AddressError(
-                f"{text!r}: expected ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT", fix="resolve names first"
-            ) from error
-
-
-def _endpoint(address: str, port: int) -> Endpoint:
-    return Endpoint(address, port)
-
-
-@frozen
-class Flow:
-    """A flow that the namespace opens, as its first packet names it, and the subnet it came from."""
-
-    protocol: Literal["tcp", "udp", "icmp"]
-    source: Endpoint
-    destination: Endpoint
-    subnet: Subnet
-    served: bool = False
-    """Whether the process that runs the stack answers it itself, as it does at the DNS address, if it may pass."""
-
-
-@frozen
-class Target:
-    """Where on the host's side a flow goes: the first of these endpoints that answers.
-
-    None of them: to nobody outside.  So a flow may go that is answered here (`Flow.served`); any other is refused.
-
-    Raises:
-        ArgumentError: something in the tuple is no `Endpoint`.
-        ArgumentTypeError: it is no tuple.
-    """
-
-    endpoints: tuple[Endpoint, ...] = ()
-
-    def __post_init__(self) -> None:
-        given: object = self.endpoints
-        if type(given) is not tuple or (given and type(given[0]) is not Endpoint):
-            arguments.instance("endpoints", given, tuple, "a tuple of Endpoint")
-            fix = "to refuse a flow, return a Refusal"
-            raise ArgumentError("expected a tuple of Endpoint", "endpoints", arguments.shown(given), fix)
-
-
-class Way(NamedTuple):
-    """How datagrams leave by a socket that is there already: from that address, by the interface of that index; None
-    and 0: as the socket itself would."""
-
-    source: str | None
-    interface: int
 
 
 class Uplink:
@@ -158,17 +64,9 @@ class Uplink:
     default), yes, or these ports only.  `bind4`, `bind6`: source address of outgoing sockets, or the name of an
     interface, for the first that it has now; `device`: the interface they are bound to.
 
-    `dns`: the resolvers behind the namespace's DNS address, `ADDRESS[:PORT]`; by default those of the host's
-    resolv.conf, followed when it changes; empty: none, and only names of our own are resolved (see
-    `UserStack.add_record`).  `dns_domains`: resolvers for names in certain domains, like
-    `{"corp.example": ["10.1.0.53"]}`; the longest that fits counts, and an empty list is none.  `dns_search`: the
-    search list for programs inside; by default the host's.  `dns_cache`: whether answers are kept, for as long as
-    they allow.
-
-    `dns_hook`: a plain function, asked about each query before all else; see `netns_kit.dns.DnsQuery` and
-    `netns_kit.dns.server.Verdict` for what it is told and may say.  As for `policy`, below, it should be quick, and a
-    worker imports it by name.  If it raises, or says something else, the query is answered with SERVFAIL and that is
-    logged.
+    `dns`: how names are resolved, `DnsSettings`; or a list of resolvers, `ADDRESS[:PORT]`.  By default they are those
+    of the host's resolv.conf, followed when it changes; an empty list is nobody, and only names of our own are
+    resolved (see `UserStack.add_record`).
 
     `udp_filtering`: whose datagrams may come in to a UDP port the namespace has opened, in the words of RFC 4787
     5: "address-and-port-dependent" (the default), from where it has sent to; "endpoint-independent" ("full cone"),
@@ -205,21 +103,15 @@ class Uplink:
         bind4: AddressLike | None = None,
         bind6: AddressLike | None = None,
         device: str | None = None,
-        dns: Iterable[AddressLike | Endpoint] | None = None,
-        dns_domains: Mapping[str, Iterable[AddressLike | Endpoint]] | None = None,
-        dns_search: Iterable[str] | None = None,
-        dns_hook: Hook | None = None,
-        dns_cache: bool = True,
+        dns: DnsSettings | Iterable[AddressLike | Endpoint] | None = None,
         policy: Callable[[Flow], Refusal | None] | None = None,
         any_source: bool = False,
         allow_host_addresses: bool = True,
         allow_link_local: bool = True,
         udp_filtering: UdpFiltering = "address-and-port-dependent",
         udp_ports: UdpPorts = "ephemeral",
-        resolv_conf: str = RESOLV_CONF,
     ) -> None:
-        _check_plain("policy", policy)
-        _check_plain("dns_hook", dns_hook)
+        arguments.plain_function("policy", policy)
         self._loopback = _ports(allow_host_loopback)
         self._bind = {
             socket.AF_INET: None if bind4 is None else source_address(bind4, 4),
@@ -230,22 +122,7 @@ class Uplink:
             if not 0 < len(device.encode()) < 16:
                 raise AddressError(f"device={device!r}: expected the name of an interface, 1 to 15 bytes")
         self._device = device
-        self._dns = None if dns is None else _endpoints("dns", dns)
-        if dns_domains is not None:
-            arguments.mapping(
-                "dns_domains", dns_domains, 'domains and their resolvers, like {"corp.example": [...]}'
-            )
-        self.dns_domains = {
-            to_text(to_wire(domain)): _endpoints(f"dns_domains[{domain!r}]", given)
-            for domain, given in (dns_domains or {}).items()
-        }
-        if dns_search is not None:
-            arguments.items("dns_search", dns_search, "a list of domains, or None")
-        arguments.boolean("dns_cache", dns_cache)
-        arguments.text("resolv_conf", resolv_conf, "the path of a file")
-        self._search = None if dns_search is None else tuple(to_text(to_wire(each)) for each in dns_search)
-        self.dns_hook = dns_hook
-        self.dns_cache = dns_cache
+        self.dns = DnsSettings.of(dns)
         for name, flag in (
             ("any_source", any_source),
             ("allow_host_addresses", allow_host_addresses),
@@ -260,7 +137,6 @@ class Uplink:
         self._allow_host_addresses = allow_host_addresses
         self._allow_link_local = allow_link_local
         self._policy = policy
-        self._resolv_conf = resolv_conf
         self._read: tuple[int, int, int] | None = None
         self._adopt(ResolvConf())
 
@@ -270,12 +146,7 @@ class Uplink:
             "bind4": self._bind[socket.AF_INET],
             "bind6": self._bind[socket.AF_INET6],
             "device": self._device,
-            "dns": None if self._dns is None else [*map(str, self._dns)],
-            "dns_domains": {domain: [*map(str, servers)] for domain, servers in self.dns_domains.items()}
-            or None,
-            "dns_search": None if self._search is None else list(self._search),
-            "dns_hook": self.dns_hook,
-            "dns_cache": None if self.dns_cache else False,
+            "dns": self.dns.shown(),
             "policy": self._policy,
             "udp_filtering": None if self.udp_filtering == get_args(UdpFiltering)[0] else self.udp_filtering,
         }
@@ -330,8 +201,8 @@ class Uplink:
 
     def resolvers(self) -> tuple[Endpoint, ...]:
         """The host's resolvers in order, as they are now; the same tuple as long as they are the same."""
-        if self._dns is not None:
-            return self._dns
+        if self.dns.servers is not None:
+            return self.dns.servers
         self._host_conf()
         return self._resolvers
 
@@ -342,26 +213,26 @@ class Uplink:
         asked.
         """
         search = self.search()
-        options = self._host_conf().options_for_clients(same_servers=self._dns is None)
-        if self._search is not None:
+        options = self._host_conf().options_for_clients(same_servers=self.dns.servers is None)
+        if self.dns.search is not None:
             options = tuple(each for each in options if not each.startswith("ndots:"))
         return ResolvConf(nameservers, search, options).written()
 
     def dns_manner(self) -> Manner:
         """How resolvers are asked: as the options of the host's resolv.conf have it, if they are the host's."""
-        return DEFAULT if self._dns is not None else self._host_conf().manner()
+        return DEFAULT if self.dns.servers is not None else self._host_conf().manner()
 
     def search(self) -> tuple[str, ...]:
         """The search list, as it is now: domains in which a short name is looked up.  A lone "." says: in none."""
-        return self._host_conf().search if self._search is None else self._search
+        return self._host_conf().search if self.dns.search is None else self.dns.search
 
     def _host_conf(self) -> ResolvConf:
         """The host's resolv.conf as it is now, or as it was last seen."""
         try:
-            status = os.stat(self._resolv_conf)
+            status = os.stat(self.dns.resolv_conf)
             stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
             if stamp != self._read:
-                with open(self._resolv_conf, encoding="utf-8", errors="replace") as file:
+                with open(self.dns.resolv_conf, encoding="utf-8", errors="replace") as file:
                     self._adopt(parse_resolv_conf(file.read()))
                 self._read = stamp
         except OSError:  # then it is as resolv.conf(5) has it when there is none
@@ -374,7 +245,7 @@ class Uplink:
 
     def reads(self) -> tuple[str, ...]:
         """The files that `route` and `open` read, now and again: what a worker's sandbox leaves readable."""
-        return (self._resolv_conf,) if self._dns is None else ()
+        return (self.dns.resolv_conf,) if self.dns.servers is None else ()
 
     def check(self) -> None:
         """Raises `AddressError` if the host has no such address or device to send from."""
@@ -534,19 +405,6 @@ def _ephemeral_ports() -> Container[int]:
         start, _, end = each.partition("-")
         ports.difference_update(range(int(start), int(end or start) + 1))
     return frozenset(ports)
-
-
-def _check_plain(what: str, function: object) -> None:
-    if function is not None:
-        from inspect import iscoroutinefunction  # it reads source, for which it knows all of Python's grammar
-
-        if not callable(function) or iscoroutinefunction(function):
-            raise ArgumentTypeError("expected a plain function, or None", what, arguments.shown(function))
-
-
-def _endpoints(what: str, given: Iterable[AddressLike | Endpoint]) -> tuple[Endpoint, ...]:
-    arguments.items(what, given, "a list of addresses")
-    return tuple(Endpoint.parse(each, DNS_PORT) for each in given)
 
 
 def _ports(allowed: object) -> bool | frozenset[int]:

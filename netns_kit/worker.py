@@ -139,7 +139,7 @@ def _serve(channel: Channel, owner: int) -> None:
     )
     desk = Desk(channel, engine, gateway)
     engine.add(owner, desk.on_owner, IN)
-    if start.uplink.dns_hook is not None:
+    if start.uplink.dns.hook is not None:
         records.prepare()  # what it answers with may want to import something
     from .sandbox import ON, enter
 

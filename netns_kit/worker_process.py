@@ -354,7 +354,7 @@ def _signal(number: int) -> str:
 
 def check(uplink: Uplink) -> None:
     """Raises `NotImportable` if no worker can have it."""
-    for function in (uplink.policy, uplink.dns_hook):
+    for function in (uplink.policy, uplink.dns.hook):
         if function is not None:
             _check_constant(function)
     _pickled(uplink)

@@ -13,6 +13,7 @@ import pytest
 from netns_kit import (
     ArgumentError,
     DhcpSettings,
+    DnsSettings,
     Endpoint,
     Forwarder,
     Impairment,
@@ -61,9 +62,7 @@ def test_text_addresses_and_interfaces_are_alike(given: AddressLike) -> None:
         Endpoint(found, 53),
         Endpoint(found, 5353),
     )
-    assert Uplink(dns_domains={"corp.example": [given]}).dns_domains == {
-        "corp.example": (Endpoint(found, 53),)
-    }
+    assert DnsSettings(domains={"corp.example": [given]}).domains == {"corp.example": (Endpoint(found, 53),)}
     if found.version == 4:
         assert repr(Uplink(bind4=given)) == "Uplink(bind4='10.0.2.100')"
         assert DhcpSettings(routes=[("192.0.2.0/24", given)]).routes == ((IPv4Network("192.0.2.0/24"), V4),)
@@ -144,12 +143,14 @@ EVERYWHERE: list[tuple[Callable[..., Any], tuple[Any, ...] | dict[str, Any], dic
         "allow_host_loopback": [5432, "5432", None, ["5432"], [0], [True]],
         "bind4": [5, "fd00::1", "no such interface"],
         "bind6": [5, "10.0.2.1"], "device": [5, "", "a" * 16], "dns": ["192.0.2.1", 5, [5], ["name"], [None]],
-        "dns_domains": [[], {"a": "192.0.2.1"}, {"a": [5]}, {5: []}, {"a b": []}],
-        "dns_search": ["a", 5, [5], ["a b"]], "dns_hook": ["hook", 5], "dns_cache": ["no", 1],
         "policy": ["policy", 5], "udp_filtering": ["none", None],
         "udp_ports": ["none", None], "any_source": ["no", 1], "allow_host_addresses": ["no", None],
         "allow_link_local": ["no", 0],
-        "resolv_conf": [5, None],
+    }),
+    (DnsSettings, (), {
+        "servers": ["192.0.2.1", 5, [5], ["name"], [None]],
+        "domains": [[], {"a": "192.0.2.1"}, {"a": [5]}, {5: []}, {"a b": []}],
+        "search": ["a", 5, [5], ["a b"]], "hook": ["hook", 5], "cache": ["no", 1], "resolv_conf": [5, None],
     }),
     (Endpoint, ("192.0.2.1",), {"port": ["80", -1, 65536, True, None]}),
     (Endpoint, {"port": 80}, {"address": ["name", 5, None]}),

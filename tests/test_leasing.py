@@ -8,7 +8,16 @@ from typing import get_args
 import anyio
 import pytest
 
-from netns_kit import AddressError, DhcpSettings, Lease, StaticLease, TapDevice, Uplink, UserStack
+from netns_kit import (
+    AddressError,
+    DhcpSettings,
+    DnsSettings,
+    Lease,
+    StaticLease,
+    TapDevice,
+    Uplink,
+    UserStack,
+)
 from netns_kit.arguments import Address
 from netns_kit.dhcp import message as m
 from netns_kit.dhcp import message6 as m6
@@ -238,7 +247,7 @@ def test_search_domains_are_the_uplinks_unless_others_are_given(
 ) -> None:
     """What is no name of a host's, such as a command in a shell, is told to nobody."""
     near, far = TapDevice.pair()
-    engine, uplink = Engine(), Uplink(dns_search=["corp.example", "$(reboot)", "example.com"])
+    engine, uplink = Engine(), Uplink(dns=DnsSettings(search=["corp.example", "$(reboot)", "example.com"]))
     subnet = Subnet.parse("10.0.2.0/24", Subnet6(search=given6))
     gateway = Gateway(engine, near, uplink, subnet, dhcp=DhcpSettings(search=given))
     try:

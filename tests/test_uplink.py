@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netns_kit import sysctl
+from netns_kit.dns_settings import DnsSettings
 from netns_kit.errors import AddressError, RecordError
 from netns_kit.stack import Refusal
 from netns_kit.subnet import Subnet
@@ -252,7 +253,7 @@ def resolvers(uplink: Uplink) -> list[str]:
 def test_the_hosts_resolvers_are_followed(tmp_path: Path) -> None:
     conf = tmp_path / "resolv.conf"
     conf.write_text("nameserver 192.0.2.1\nnameserver 127.0.0.53\n")
-    uplink = Uplink(resolv_conf=str(conf))
+    uplink = Uplink(dns=DnsSettings(resolv_conf=str(conf)))
     assert resolvers(uplink) == ["192.0.2.1:53", "127.0.0.53:53"]
     assert uplink.route(flow("10.0.2.3:53", "udp")) == Target(uplink.resolvers())
     conf.write_text("nameserver 2001:db8::1\n")
@@ -270,14 +271,14 @@ def test_the_hosts_resolvers_are_followed(tmp_path: Path) -> None:
 def test_the_file_is_read_only_when_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     conf = tmp_path / "resolv.conf"
     conf.write_text("nameserver 192.0.2.1\n")
-    uplink = Uplink(resolv_conf=str(conf))
+    uplink = Uplink(dns=DnsSettings(resolv_conf=str(conf)))
     first = uplink.resolvers()
     monkeypatch.setattr("builtins.open", None)
     assert uplink.resolvers() is first
 
 
 def test_no_resolv_conf_means_the_local_machine(tmp_path: Path) -> None:
-    uplink = Uplink(resolv_conf=str(tmp_path / "absent"))
+    uplink = Uplink(dns=DnsSettings(resolv_conf=str(tmp_path / "absent")))
     assert resolvers(uplink) == ["127.0.0.1:53"]
     (tmp_path / "absent").write_text("nameserver 192.0.2.1\n")
     assert resolvers(uplink) == ["192.0.2.1:53"]
@@ -294,34 +295,34 @@ def test_without_resolvers_names_are_resolved_where_they_are_asked_for() -> None
 
 
 def test_domains_with_resolvers_of_their_own() -> None:
-    uplink = Uplink(dns_domains={"Corp.example.": ["192.0.2.1", "[::1]:5353"], "ads.example": []})
-    found = {domain: [str(each) for each in given] for domain, given in uplink.dns_domains.items()}
+    settings = DnsSettings(domains={"Corp.example.": ["192.0.2.1", "[::1]:5353"], "ads.example": []})
+    found = {domain: [str(each) for each in given] for domain, given in settings.domains.items()}
     assert found == {"Corp.example": ["192.0.2.1:53", "[::1]:5353"], "ads.example": []}
 
 
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ({"dns": "192.0.2.1"}, TypeError),
-        ({"dns_domains": {"a.example": "192.0.2.1"}}, TypeError),
-        ({"dns_domains": {"a.example": ["resolver"]}}, AddressError),
-        ({"dns_domains": {"a..b": ["192.0.2.1"]}}, RecordError),
-        ({"dns_search": "a.example"}, TypeError),
-        ({"dns_search": ["a b"]}, RecordError),
-        ({"dns_hook": 7}, TypeError),
+        ({"servers": "192.0.2.1"}, TypeError),
+        ({"domains": {"a.example": "192.0.2.1"}}, TypeError),
+        ({"domains": {"a.example": ["resolver"]}}, AddressError),
+        ({"domains": {"a..b": ["192.0.2.1"]}}, RecordError),
+        ({"search": "a.example"}, TypeError),
+        ({"search": ["a b"]}, RecordError),
+        ({"hook": 7}, TypeError),
     ],
 )
 def test_settings_of_dns_that_make_no_sense(options: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
-        Uplink(**options)
+        DnsSettings(**options)
 
 
 def test_the_search_list_is_the_hosts_as_it_is_now(tmp_path: Path) -> None:
     conf = tmp_path / "resolv.conf"
     conf.write_text("search one.example\noptions ndots:2 edns0\n")
     uplink, other = (
-        Uplink(resolv_conf=str(conf)),
-        Uplink(resolv_conf=str(conf), dns_search=["b.example", "."]),
+        Uplink(dns=DnsSettings(resolv_conf=str(conf))),
+        Uplink(dns=DnsSettings(resolv_conf=str(conf), search=["b.example", "."])),
     )
     assert uplink.search() == ("one.example",)
     conf.write_text("search two.example three.example\n")
@@ -331,7 +332,10 @@ def test_the_search_list_is_the_hosts_as_it_is_now(tmp_path: Path) -> None:
     assert uplink.resolv_conf(dns, ip_address("fd00::3")).splitlines() == [
         "nameserver 10.0.2.3", "nameserver fd00::3", "search two.example three.example"
     ]  # fmt: skip
-    assert Uplink(resolv_conf=str(tmp_path / "absent")).resolv_conf(dns) == "nameserver 10.0.2.3\n"
+    assert (
+        Uplink(dns=DnsSettings(resolv_conf=str(tmp_path / "absent"))).resolv_conf(dns)
+        == "nameserver 10.0.2.3\n"
+    )
 
 
 # -- sockets ------------------------------------------------------------------------------------------

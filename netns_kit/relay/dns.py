@@ -63,8 +63,8 @@ class DnsRelay:
         self._server = DnsServer(
             zone,
             DnsProxy(random_id=lambda: int.from_bytes(os.urandom(2), "big")),
-            cache=Cache() if uplink.dns_cache else None,
-            hook=uplink.dns_hook,
+            cache=Cache() if uplink.dns.cache else None,
+            hook=uplink.dns.hook,
             failed=failed,
         )
         self._resolvers: tuple[Endpoint, ...] | None = None
@@ -108,7 +108,7 @@ class DnsRelay:
     def _set_resolvers(self, resolvers: tuple[Endpoint, ...]) -> None:
         if resolvers is not self._resolvers:
             self._resolvers = resolvers
-            found = {"": resolvers, **self._uplink.dns_domains}
+            found = {"": resolvers, **self._uplink.dns.domains}
             manner = self._uplink.dns_manner()
             self._per_socket = 1 if manner.ports else QUERIES_PER_SOCKET
             self._server.set_upstreams(

@@ -44,8 +44,8 @@ MAX_KEEPIDLE = 32767  # tcp(7)
 SIOCATMARK = 0x8905  # asm-generic/sockios.h
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: close sends RST, and drops what is queued
 _EVENTS = IN | OUT | READ_HANG_UP | URGENT | EDGE
-_INPUT = IN | READ_HANG_UP | HANG_UP | ERROR
 _NO_MORE = READ_HANG_UP | HANG_UP | ERROR
+_UNUSUAL = _NO_MORE | URGENT
 
 
 class RelayState(Enum):
@@ -62,6 +62,7 @@ class RelayState(Enum):
 
 DIALLING, IDLE, READABLE, LAST, BROKEN, ENDED, CLOSED = RelayState
 _TO_BE_READ = (READABLE, LAST, BROKEN)
+_ENDING = (BROKEN, ENDED)
 NO_MARK, UNKNOWN, A_MARK = range(3)
 
 
@@ -167,41 +168,50 @@ class TcpRelay:
         return address, port
 
     def _on_events(self, events: int) -> None:
-        if events & _INPUT:
-            state = self.state
-            if state is ENDED:
-                if events & ERROR and self._failed():
-                    return
-            else:
-                if events & URGENT:
-                    self._ahead = A_MARK
-                elif events & IN and self._full_at != self._engine.steps:  # it was told after that read
-                    self._ahead = NO_MARK
-                if state is not BROKEN:
-                    self.state = LAST if events & _NO_MORE else READABLE
-                self._pump()  # what came before an error is read before it
+        if events & _UNUSUAL or self.state in _ENDING:
+            self._on_unusual(events)
+        elif events & IN:
+            if self._ahead and self._full_at != self._engine.steps:  # it was told after that read
+                self._ahead = NO_MARK
+            self.state = READABLE
+            self._pump()
         if events & OUT and self._blocked and self.connection is not None:
             self._blocked = False
             self.connection.resume(self._engine.now)
 
-    def _failed(self) -> bool:
+    def _on_unusual(self, events: int) -> None:
+        """The host's side tells of urgent data, of its end, or of anything near its end."""
+        if self.state is ENDED:
+            if events & ERROR:
+                self._look_for_failure()
+            return
+        if events & URGENT:
+            self._ahead = A_MARK
+        elif events & IN and self._full_at != self._engine.steps:
+            self._ahead = NO_MARK
+        if self.state is not BROKEN and events & (_NO_MORE | IN):
+            self.state = LAST if events & _NO_MORE else READABLE
+        self._pump()  # what came before an error is read before it
+
+    def _look_for_failure(self) -> None:
         sock = self._socket
         if sock is not None and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self.abort()
-            return True
-        return False
 
     def _pump(self) -> None:
         """Carry bytes from the host to the guest, as far as there is room."""
-        connection, sock, now = self.connection, self._socket, self._engine.now
-        if connection is None or sock is None:
+        connection, sock, engine = self.connection, self._socket, self._engine
+        if connection is None or sock is None or self.state not in _TO_BE_READ:
             return
-        burst, memory = connection.snd.burst, connection.snd.memory
-        for _ in range(BUFFERS_PER_STEP):
-            if self.state not in _TO_BE_READ:
-                return
-            wanted = min(connection.room(), burst)
-            if not wanted:
+        now, snd = engine.now, connection.snd
+        memory, burst = snd.memory, snd.burst
+        left = BUFFERS_PER_STEP
+        while left:
+            left -= 1
+            wanted = connection.room()
+            if wanted > burst:
+                wanted = burst
+            elif not wanted:
                 if self.state is BROKEN:  # what the guest has no room for, a reset would have overtaken
                     self.abort()
                 else:
@@ -211,38 +221,42 @@ class TcpRelay:
             try:
                 size = sock.recv_into(memory.buffer, 1 if urgent else wanted)
             except BlockingIOError:
-                self._ahead = NO_MARK
-                if self.state is BROKEN:
-                    self.abort()
-                else:
-                    self.state = IDLE
+                self._all_read()
                 return
             except OSError:
                 self.abort()
                 return
             if not size:
-                if self.state is BROKEN:
-                    self.abort()
-                else:
-                    self.state = ENDED
-                    connection.shutdown(now)
+                self._end_read(connection, now)
                 return
             if urgent:
                 self._ahead = NO_MARK
                 connection.send_urgent(bytes(memory.buffer[:1]), now)
                 continue
             connection.send(memory.take(size), now)
-            if self._ahead is A_MARK:
-                continue
             if size == wanted:
-                self._ahead, self._full_at = UNKNOWN, self._engine.steps
-                continue
-            self._ahead = NO_MARK
-            if self.state is READABLE:
+                if self._ahead is not A_MARK:
+                    self._ahead, self._full_at = UNKNOWN, engine.steps
+            elif self.state is READABLE and self._ahead is not A_MARK:
                 self.state = IDLE
                 return
-        if self.state in _TO_BE_READ:
-            self._engine.again(self._pump)
+            elif self._ahead is UNKNOWN:
+                self._ahead = NO_MARK
+        engine.again(self._pump)
+
+    def _all_read(self) -> None:
+        self._ahead = NO_MARK
+        if self.state is BROKEN:
+            self.abort()
+        else:
+            self.state = IDLE
+
+    def _end_read(self, connection: TcpConnection, now: float) -> None:
+        if self.state is BROKEN:
+            self.abort()
+        else:
+            self.state = ENDED
+            connection.shutdown(now)
 
     def abort(self, *, reset: bool = False) -> None:
         """Give up the host's side: RST to the guest; with `reset`, to the host's peer too."""
@@ -315,8 +329,7 @@ class TcpRelay:
                 self._break()
 
     def writable(self) -> None:
-        if self.state in _TO_BE_READ:
-            self._pump()
+        self._pump()
 
     def keepalive(self, idle: float) -> None:
         """The guest wants to know whether its peer is there: so do we, as often."""
