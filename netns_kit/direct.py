@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable, Iterable
+from typing import Literal
 
 from .arguments import Address
 from .dial import Connected, Dial, Refused
@@ -16,25 +17,25 @@ class DirectDial:
     """A `Pending` dial to the first of several addresses that answers.
 
     Args:
-        open_socket: makes the socket for an address; raises OSError.
+        open_socket: makes the socket for a transport and an address; raises OSError.
         candidates: addresses and ports, tried in this order.
-        other: the packed address that the guest has dialled, for what ICMP tells of it.
+        dialled: the address that the guest has dialled, for what ICMP tells of it.
         ttl, tos: of the guest's SYN, which the host's carries on.
     """
 
-    __slots__ = ("_candidates", "_open_socket", "_other", "_socket", "_tos", "_ttl")
+    __slots__ = ("_candidates", "_dialled", "_open_socket", "_socket", "_tos", "_ttl")
 
     def __init__(
         self,
-        open_socket: Callable[[Address], socket.socket],
+        open_socket: Callable[[Literal["tcp"], Address], socket.socket],
         candidates: Iterable[tuple[Address, int]],
-        other: bytes,
+        dialled: Address,
         ttl: int,
         tos: int,
     ) -> None:
         self._open_socket = open_socket
         self._candidates = iter(candidates)
-        self._other = other
+        self._dialled = dialled
         self._ttl, self._tos = ttl, tos
         self._socket: socket.socket | None = None
 
@@ -42,7 +43,7 @@ class DirectDial:
         """Connect to the next candidate.  `why` the one before was not reached."""
         for address, port in self._candidates:
             try:
-                sock = self._open_socket(address)
+                sock = self._open_socket("tcp", address)
             except OSError as failure:
                 why = refusal_for(failure.errno or errno.EIO)
                 continue
@@ -73,8 +74,8 @@ class DirectDial:
             told = read_errors(sock)
             error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if told or error:
-                why = told[-1].for_guest(self._other) if told else refusal_for(error)
-                rest = DirectDial(self._open_socket, self._candidates, self._other, self._ttl, self._tos)
+                why = told[-1].for_guest(self._dialled.packed) if told else refusal_for(error)
+                rest = DirectDial(self._open_socket, self._candidates, self._dialled, self._ttl, self._tos)
                 return rest.begin(why)
         if family_of(sock) == socket.AF_INET6:
             ask_for_errors(sock, wanted=False)

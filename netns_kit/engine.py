@@ -74,9 +74,12 @@ class ReadBudget:
     def size(self, most: int) -> int:
         """For this step, `most` at most."""
         step = self._engine.steps
-        self._size = min(2 * self._size, most) if step <= self._step + self._engine.around else 1
-        self._step = step
-        return self._size
+        size = 1
+        if step <= self._step + self._engine.around:
+            size = 2 * self._size
+            size = min(size, most)
+        self._size, self._step = size, step
+        return size
 
     def exhausted(self) -> None:
         """There was no more."""
@@ -182,7 +185,8 @@ class Engine:
         for fd, ready in events:
             if fd not in removed:
                 handlers[fd](ready)
-        for _ in range(leftover):
+        while leftover:
+            leftover -= 1
             self._again.popleft()()
         if self.timers.deadline <= now:
             self.timers.expire(now)

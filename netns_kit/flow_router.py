@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from ipaddress import ip_address
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from .admission import Admission
 from .arguments import Address
@@ -36,11 +36,8 @@ GuestEndpoint = tuple[bytes, bytes, int, bool]
 """A guest's address and port, and what a socket can reach: the family, and loopback or not."""
 
 
-class Routed(NamedTuple):
-    """A flow that may pass, and where it goes."""
-
-    flow: Flow
-    target: Target
+Routed = tuple[Flow, Target]
+"""A flow that may pass, and where it goes."""
 
 
 class Published(Protocol):
@@ -107,11 +104,12 @@ class FlowRouter:
             served: whether a handler of ours has it: then it needs no descriptor.
         """
         found = self._decide(transport, key, served)
-        if isinstance(found, Routed) and not served and not self.make_room(key):
+        if not isinstance(found, Refusal):
+            if served or self.make_room(key):
+                return found
             self.notice("out of file descriptors (RLIMIT_NOFILE): new flows are refused")
             found = Refusal.NET_UNREACHABLE
-        if isinstance(found, Refusal):
-            self.refused += 1
+        self.refused += 1
         return found
 
     def _decide(self, transport: Transport, key: bytes, served: bool = False) -> Routed | Refusal:
@@ -130,12 +128,12 @@ class FlowRouter:
         except BaseException as error:  # even what ends a task or a program: it ends no stack
             self.notice(f"flows are refused: the uplink failed to decide about {flow}", error)
             return Refusal.PROHIBITED
-        return target if isinstance(target, Refusal) else Routed(flow, target)
+        return target if isinstance(target, Refusal) else (flow, target)
 
     def route_served(self, transport: Transport, key: bytes) -> Target | Refusal:
         """Return what the uplink says now of a flow that a handler has had for a while."""
         found = self.route(transport, key, served=True)
-        return found if isinstance(found, Refusal) else found.target
+        return found if isinstance(found, Refusal) else found[1]
 
     # -- the guest's flows: StackUser ---------------------------------------------------------------
 
@@ -144,20 +142,23 @@ class FlowRouter:
         found = self.route("tcp", connection.key, served=handler is not None)
         if isinstance(found, Refusal):
             connection.refuse(found)
-        elif handler is not None:
-            handler(connection, found.target)
+            return
+        flow, target = found
+        if handler is not None:
+            handler(connection, target)
         else:
             connection.user = relay = TcpRelay(self._engine, connection)
-            relay.begin(self._uplink.dial(*found, ttl=connection.ttl, tos=connection.tos))
+            relay.begin(self._uplink.dial(flow, target, ttl=connection.ttl, tos=connection.tos))
 
     def udp_opened(self, flow: UdpFlow) -> Refusal | None:
         handler = self._endpoints.claim_udp(flow.key)
         found = self.route("udp", flow.key, served=handler is not None)
         if isinstance(found, Refusal):
             return found
+        _, target = found
         if handler is not None:
-            return handler(flow, found.target)
-        endpoint = found.target.endpoints[0]
+            return handler(flow, target)
+        endpoint = target.endpoints[0]
         if self._leaves_by_published(flow, endpoint):
             return None
         size = (len(flow.key) - 4) // 2
@@ -176,7 +177,7 @@ class FlowRouter:
         found = self.route("icmp", flow.key)
         if isinstance(found, Refusal):
             return found
-        endpoint = found.target.endpoints[0]
+        endpoint = found[1].endpoints[0]
         try:
             sock = self._uplink.open("icmp", endpoint.address)
         except OSError as error:
@@ -239,10 +240,10 @@ class FlowRouter:
             and key not in self.stack.udp
         ):
             found = self._decide("udp", key)
-            if isinstance(found, Routed) and found.target.endpoints[0] == (address, port):
-                flow = self.stack.add_udp(key, self._engine.now, _socket_name(found.target.endpoints[0]))
+            if not isinstance(found, Refusal) and (target := found[1].endpoints[0]) == (address, port):
+                flow = self.stack.add_udp(key, self._engine.now, _socket_name(target))
                 if self._udp.get(guest) is relay:
-                    relay.add(flow, _socket_name(found.target.endpoints[0]))
+                    relay.add(flow, _socket_name(target))
                 else:  # making room has ended it
                     flow.close()
                 return
@@ -384,8 +385,11 @@ def endpoints_of(key: bytes) -> tuple[Endpoint, Endpoint]:
     """Return the guest's endpoint and the other one of a flow of that key."""
     size = (len(key) - 4) // 2
     ports = int.from_bytes(key[-4:-2], "big"), int.from_bytes(key[-2:], "big")
-    made = Endpoint._make  # which checks nothing: there is nothing to check
-    return made((_address(key[:size]), ports[0])), made((_address(key[size : 2 * size]), ports[1]))
+    made = tuple.__new__  # which checks nothing: there is nothing to check
+    return (
+        made(Endpoint, (_address(key[:size]), ports[0])),
+        made(Endpoint, (_address(key[size : 2 * size]), ports[1])),
+    )
 
 
 @lru_cache(maxsize=4096)

@@ -23,6 +23,7 @@ from .relay import Outbox
 from .stack import Stack
 from .tap import FRAME_MAX, TapDevice
 
+NO_DEADLINE = math.inf
 FRAMES_PER_STEP = 32
 FLOODED = 0.1  # seconds in which new flows made each step late: then it is a flood,
 CALM = 0.5  # seconds for which it is taken for one,
@@ -48,7 +49,8 @@ class FramePump:
         self._budget = ReadBudget(engine)
         self._late, self._late_since, self._flooded_until = NEVER, math.inf, -math.inf
         self._strange: deque[bytes] = deque()  # frames that wait, in a flood
-        self._events = IN
+        self._acks = stack.acks
+        self._is_behind = False  # there are frames to be written when the device is writable
         self.timer_at = self.timer_entry = math.inf
         engine.add(tap.fileno(), self._on_tap, IN)
         engine.after_step.append(self._end_of_step)
@@ -63,9 +65,9 @@ class FramePump:
         if self._strange:  # others have come before
             self._drain()
             return
-        read, receive, now = self._tap.read_into, self._stack.receive, self._engine.now
-        buffer, outbox = self._buffer, self._outbox
-        free, stack, costly = buffer, self._stack, self._stack.costly
+        stack, outbox, now = self._stack, self._outbox, self._engine.now
+        read, receive, costly = self._tap.read_into, stack.receive, stack.costly
+        free = buffer = self._buffer
         for _ in range(most):
             size = read(free)
             if size is None:
@@ -133,14 +135,13 @@ class FramePump:
 
     def _end_of_step(self) -> None:
         tap = self._tap
-        if self._stack.acks.at_once:
-            self._stack.flush()
-        if tap.deadline < math.inf:
+        if self._acks.at_once:
+            self._acks.flush()
+        if tap.deadline != NO_DEADLINE:
             self._engine.timers.arm(self, tap.deadline)
-        events = IN | OUT if tap.backlog else IN
-        if events != self._events:
-            self._events = events
-            self._engine.modify(tap.fileno(), events)
+        if tap.backlog is not self._is_behind:
+            self._is_behind = not self._is_behind
+            self._engine.modify(tap.fileno(), IN | OUT if self._is_behind else IN)
 
     def handle_timer(self, now: float) -> None:
         """Read the frames of an impaired device that have been under way until now."""

@@ -127,17 +127,15 @@ def is_internet(sock: socket.socket) -> bool:
 
 def prepare_stream(sock: socket.socket) -> None:
     """Have a stream socket send what it is given at once, and keep urgent data in line."""
-    if is_internet(sock):
+    if family_of(sock) in _OPTIONS:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the guest's kernel has done Nagle's part
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
 
 def local_address(sock: socket.socket) -> tuple[str, int] | None:
     """Return the address and port of the host that `sock` has; None for one that has no such thing."""
-    if not is_internet(sock):
-        return None
-    address, port, *_ = sock.getsockname()
-    return address, port
+    name: tuple[str, int] | None = sock.getsockname()[:2] if family_of(sock) in _OPTIONS else None
+    return name
 
 
 def ask_for_marks(sock: socket.socket) -> None:

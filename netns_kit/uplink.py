@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Container, Iterable
-from functools import lru_cache, partial
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Literal, get_args
 
@@ -175,12 +175,12 @@ class Uplink:
         local = flow.subnet.of(address)
         if local is None:
             return Refusal.NET_UNREACHABLE
-        if address == local.dns and port == DNS_PORT and flow.protocol != "icmp":
-            return Target(self.resolvers())
+        if address == local.dns:
+            if port == DNS_PORT and flow.protocol != "icmp":
+                return Target(self.resolvers())
+            return Target() if flow.served else Refusal.RESET
         if flow.served:
             return Target()
-        if address == local.dns:
-            return Refusal.RESET
         if address in local.gateways:
             if not self._host_port_allowed(port):
                 return Refusal.PROHIBITED
@@ -315,8 +315,7 @@ class Uplink:
             target: what `route` has said of it.
             ttl, tos: of the guest's SYN, which the host's carries on as a router would.
         """
-        open_socket = partial(self.open, "tcp")
-        return DirectDial(open_socket, target.endpoints, flow.destination.address.packed, ttl, tos).begin()
+        return DirectDial(self.open, target.endpoints, flow.destination.address, ttl, tos).begin()
 
     def _leaves_from(self, target: Address) -> tuple[str | None, str | None]:
         """The source address and the interface that the uplink is bound to, for what goes to `target`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -16,6 +17,7 @@ from netns_kit.admission import lowest_free
 from netns_kit.engine import BUDGET, EDGE, IN, OUT, Engine
 from netns_kit.listeners import TcpListener
 from netns_kit.ports import parse
+from netns_kit.relay.tcp import RelayState, TcpRelay
 from netns_kit.stack import Closed, Limits, Refusal, UdpFlow
 from netns_kit.stack.wire import ethernet, icmp, ip, udp, virtio
 from netns_kit.uplink import Flow, Target, Uplink
@@ -515,3 +517,40 @@ def test_a_flood_does_not_take_the_place_of_what_is_under_way(make: Make, listen
         assert bench.gateway.stats()["dropped_flooded"] > 0
         host.settimeout(SECONDS)
         assert host.recv(100) == b"still here"
+
+
+def test_urgent_data_is_told_from_older_events(make: Make, listener: socket.socket) -> None:
+    """The socket's event tells of data; before it is handled the data is read, since the guest has room again, and
+    an urgent byte comes."""
+    bench = make()
+    program, sock = opened(bench, listener)
+    urgent: list[bytes] = []
+
+    def note(data: memoryview) -> int:
+        urgent.append(bytes(data))
+        return program.deliver(data)
+
+    program.urgent = note  # type: ignore[method-assign]  # to be told
+    bench.settle()
+    (connection,) = bench.gateway.stack.tcp.values()
+    relay = connection.user
+    assert isinstance(relay, TcpRelay)
+    assert relay._socket is not None
+    watched = relay._socket.fileno()
+    with sock:
+        sock.send(b"abc")
+        bench.until(lambda: (watched, IN | OUT) in bench.engine.poll(0))
+
+        def before(_: int) -> None:
+            relay.state = RelayState.READABLE  # as an earlier event has told
+            relay.writable()
+            sock.send(b"!", socket.MSG_OOB)
+
+        other, ours = os.pipe()
+        bench.engine.add(other, before, IN)
+        bench.engine.dispatch([(other, IN), (watched, IN | OUT)], bench.now)
+        bench.engine.remove(other)
+        os.close(other)
+        os.close(ours)
+        bench.until(lambda: len(program.received) == 4)
+    assert urgent == [b"!"]

@@ -21,7 +21,8 @@ mark is the urgent one.  A read that begins at a mark passes over it, so the ioc
 a small read, is asked first wherever a mark may be (`_ahead`):
 
     NO_MARK    the next byte is not urgent: it was there when an event told of data and of nothing urgent
-    UNKNOWN    a read was as long as it could be, so it may have ended at a mark that came after the last event
+    UNKNOWN    the last read may have ended at a mark that no event has told of: it was as long as it could be, or an
+               event is still to be handled that is older than the read
     A_MARK     an event has told of an urgent byte: a read may be short because that ends it
 """
 
@@ -37,13 +38,15 @@ from netns_kit.dial import Connected, Dial, Pending, Refused
 from netns_kit.engine import EDGE, ERROR, HANG_UP, IN, OUT, READ_HANG_UP, URGENT, Engine
 from netns_kit.sockets import is_internet, local_address, prepare_stream, refusal_for, set_tos
 from netns_kit.stack import Closed, IcmpError, Refusal, TcpConnection
+from netns_kit.stack.windows import BUFFER
 
-BUFFERS_PER_STEP = 8
+BURSTS_PER_STEP = 8
 KEEPALIVE_INTERVAL = 75  # seconds between probes, at most: the kernel's own
 MAX_KEEPIDLE = 32767  # tcp(7)
 SIOCATMARK = 0x8905  # asm-generic/sockios.h
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: close sends RST, and drops what is queued
 _EVENTS = IN | OUT | READ_HANG_UP | URGENT | EDGE
+_FAILURE = ERROR | HANG_UP
 _NO_MORE = READ_HANG_UP | HANG_UP | ERROR
 _UNUSUAL = _NO_MORE | URGENT
 
@@ -62,6 +65,7 @@ class RelayState(Enum):
 
 DIALLING, IDLE, READABLE, LAST, BROKEN, ENDED, CLOSED = RelayState
 _TO_BE_READ = (READABLE, LAST, BROKEN)
+_PLAINLY_READ = (READABLE, LAST)
 _ENDING = (BROKEN, ENDED)
 NO_MARK, UNKNOWN, A_MARK = range(3)
 
@@ -73,16 +77,31 @@ class TcpRelay:
     (`run`), and its connection when that has been opened to the guest.
     """
 
-    __slots__ = ("_ahead", "_blocked", "_engine", "_full_at", "_pending", "_socket", "connection", "state")
+    __slots__ = (
+        "_ahead",
+        "_at_once",
+        "_blocked",
+        "_doubted_at",
+        "_engine",
+        "_pending",
+        "_sink",
+        "_socket",
+        "_watched",
+        "connection",
+        "state",
+    )
 
     def __init__(self, engine: Engine, connection: TcpConnection | None = None) -> None:
         self._engine = engine
         self.connection = connection
         self.state = DIALLING
         self._pending: Pending | None = None
+        self._watched = -1  # the descriptor that is polled for `_pending`
         self._socket: socket.socket | None = None
+        self._sink: socket.socket | None = None  # the same, as long as it takes what the guest sends
         self._ahead = NO_MARK
-        self._full_at = 0  # the step of the engine in which that became UNKNOWN
+        self._at_once = 1  # bursts to read at once: more, while each read brings as much as it can
+        self._doubted_at = 0  # the step of the engine in which that became UNKNOWN
         self._blocked = False  # the host's socket has not taken all
 
     # -- the host's side ----------------------------------------------------------------------------
@@ -100,15 +119,16 @@ class TcpRelay:
                 dial.socket.close()
                 self._refuse(refusal_for(failure.errno or errno.EIO))
             else:
-                self._accept(connection)
+                self._accept(connection, dial.socket)
         else:
+            watched = dial.fileno()
             try:
-                self._engine.add(dial.fileno(), self._while_dialling, _EVENTS)
+                self._engine.add(watched, self._while_dialling, _EVENTS)
             except OSError as failure:
                 dial.close()
                 self._refuse(refusal_for(failure.errno or errno.EIO))
             else:
-                self._pending = dial
+                self._pending, self._watched = dial, watched
 
     def _refuse(self, why: Refusal | IcmpError) -> None:
         connection, self.connection = self.connection, None
@@ -120,25 +140,22 @@ class TcpRelay:
         pending, connection = self._pending, self.connection
         if pending is None or connection is None:
             return
-        watched = pending.fileno()
-        dial = pending.advance(failed=events & (ERROR | HANG_UP) != 0)
+        dial = pending.advance(failed=events & _FAILURE != 0)
         if dial is pending:
             return
         self._pending = None
-        if isinstance(dial, Connected) and dial.socket.fileno() == watched:
-            prepare_stream(dial.socket)
-            self._engine.replace(watched, self._on_events)
-            self._socket = dial.socket
-            self._accept(connection)
+        if isinstance(dial, Connected) and dial.socket.fileno() == self._watched:
+            sock = self._socket = self._sink = dial.socket
+            prepare_stream(sock)
+            self._engine.replace(self._watched, self._on_events)
+            self._accept(connection, sock)
             self._on_events(events)
         else:
-            self._engine.remove(watched)
+            self._engine.remove(self._watched)
             pending.close()
             self.begin(dial)
 
-    def _accept(self, connection: TcpConnection) -> None:
-        sock = self._socket
-        assert sock is not None
+    def _accept(self, connection: TcpConnection, sock: socket.socket) -> None:
         self.state = IDLE
         connection.host = local_address(sock)
         if connection.tos:  # it may have changed since it was dialled
@@ -157,7 +174,7 @@ class TcpRelay:
     def _own(self, sock: socket.socket) -> None:
         prepare_stream(sock)
         self._engine.add(sock.fileno(), self._on_events, _EVENTS)
-        self._socket = sock
+        self._socket = self._sink = sock
 
     def peer(self) -> tuple[str, int] | None:
         """Return the address and port of the host's peer; None if it has gone already."""
@@ -171,7 +188,7 @@ class TcpRelay:
         if events & _UNUSUAL or self.state in _ENDING:
             self._on_unusual(events)
         elif events & IN:
-            if self._ahead and self._full_at != self._engine.steps:  # it was told after that read
+            if self._ahead and self._doubted_at != self._engine.steps:  # the event is younger than the doubt
                 self._ahead = NO_MARK
             self.state = READABLE
             self._pump()
@@ -187,7 +204,7 @@ class TcpRelay:
             return
         if events & URGENT:
             self._ahead = A_MARK
-        elif events & IN and self._full_at != self._engine.steps:
+        elif events & IN and self._doubted_at != self._engine.steps:
             self._ahead = NO_MARK
         if self.state is not BROKEN and events & (_NO_MORE | IN):
             self.state = LAST if events & _NO_MORE else READABLE
@@ -199,19 +216,55 @@ class TcpRelay:
             self.abort()
 
     def _pump(self) -> None:
-        """Carry bytes from the host to the guest, as far as there is room."""
-        connection, sock, engine = self.connection, self._socket, self._engine
-        if connection is None or sock is None or self.state not in _TO_BE_READ:
+        """Carry bytes from the host to the guest, as far as there is room.
+
+        This is the short way, for a read that brings all there is; `_pump_long` is the long one.
+        """
+        connection, sock = self.connection, self._socket
+        if connection is None or sock is None:
             return
-        now, snd = engine.now, connection.snd
+        if self.state not in _PLAINLY_READ or self._at_once > 1 or self._ahead:
+            self._pump_long()
+            return
+        now, snd = self._engine.now, connection.snd
+        wanted = connection.room()
+        if wanted > snd.burst:
+            wanted = snd.burst
+        elif not wanted:
+            connection.wait_for_room(now)
+            return
+        memory = snd.memory
+        try:
+            size = sock.recv_into(memory.buffer, wanted)
+        except BlockingIOError:
+            self.state = IDLE
+        except OSError:
+            self.abort()
+        else:
+            if not size:
+                self.state = ENDED
+                connection.shutdown(now)
+                return
+            connection.send(memory.take(size), now)
+            if size == wanted:
+                self._ahead, self._doubted_at, self._at_once = UNKNOWN, self._engine.steps, 2
+            elif self.state is READABLE:
+                self.state = IDLE
+                return
+            self._pump_long(BURSTS_PER_STEP - 1)
+
+    def _pump_long(self, left: int = BURSTS_PER_STEP) -> None:
+        """Carry bytes from the host to the guest, `left` bursts of them: the long way, which knows all cases."""
+        connection, sock, engine = self.connection, self._socket, self._engine
+        if connection is None or sock is None:
+            return
+        now, snd, carried = engine.now, connection.snd, 0
         memory, burst = snd.memory, snd.burst
-        left = BUFFERS_PER_STEP
-        while left:
-            left -= 1
-            wanted = connection.room()
-            if wanted > burst:
-                wanted = burst
-            elif not wanted:
+        while left > 0 and self.state in _TO_BE_READ:
+            at_once = min(self._at_once, left)
+            left -= at_once
+            wanted = min(connection.room(), burst * at_once)
+            if not wanted:
                 if self.state is BROKEN:  # what the guest has no room for, a reset would have overtaken
                     self.abort()
                 else:
@@ -219,44 +272,51 @@ class TcpRelay:
                 return
             urgent = self._ahead and _at_mark(sock)
             try:
-                size = sock.recv_into(memory.buffer, 1 if urgent else wanted)
+                if urgent:
+                    size = sock.recv_into(memory.buffer, 1)
+                elif wanted <= BUFFER:
+                    size = sock.recv_into(memory.buffer, wanted)
+                else:
+                    size, _, _, _ = sock.recvmsg_into(memory.buffers(burst, wanted))
             except BlockingIOError:
-                self._all_read()
+                self._ahead = NO_MARK
+                if self.state is BROKEN:
+                    self.abort()
+                else:
+                    self.state = IDLE
                 return
             except OSError:
                 self.abort()
                 return
             if not size:
-                self._end_read(connection, now)
+                if self.state is BROKEN:
+                    self.abort()
+                else:
+                    self.state = ENDED
+                    connection.shutdown(now)
                 return
             if urgent:
                 self._ahead = NO_MARK
                 connection.send_urgent(bytes(memory.buffer[:1]), now)
                 continue
-            connection.send(memory.take(size), now)
+            rest = size
+            while wanted > BUFFER and rest > burst:
+                connection.send(memory.take(burst), now)
+                rest -= burst
+            connection.send(memory.take(rest), now)
+            carried += size
             if size == wanted:
+                self._at_once = min(2 * self._at_once, BURSTS_PER_STEP)
                 if self._ahead is not A_MARK:
-                    self._ahead, self._full_at = UNKNOWN, engine.steps
-            elif self.state is READABLE and self._ahead is not A_MARK:
-                self.state = IDLE
-                return
-            elif self._ahead is UNKNOWN:
+                    self._ahead, self._doubted_at = UNKNOWN, engine.steps
+                continue
+            self._at_once = min(-(-carried // burst), BURSTS_PER_STEP)
+            if self._ahead is not A_MARK:
                 self._ahead = NO_MARK
-        engine.again(self._pump)
-
-    def _all_read(self) -> None:
-        self._ahead = NO_MARK
-        if self.state is BROKEN:
-            self.abort()
-        else:
-            self.state = IDLE
-
-    def _end_read(self, connection: TcpConnection, now: float) -> None:
-        if self.state is BROKEN:
-            self.abort()
-        else:
-            self.state = ENDED
-            connection.shutdown(now)
+                if self.state is READABLE:
+                    self.state = IDLE
+        if self.state in _TO_BE_READ:
+            engine.again(self._pump)
 
     def abort(self, *, reset: bool = False) -> None:
         """Give up the host's side: RST to the guest; with `reset`, to the host's peer too."""
@@ -268,6 +328,7 @@ class TcpRelay:
     def _break(self) -> None:
         """Sending has failed: the host's side is gone, once what it said before has been read, as far as the guest
         has room for it."""
+        self._sink = None
         if self.state is ENDED:
             self.abort()
         else:
@@ -275,12 +336,12 @@ class TcpRelay:
             self._pump()
 
     def _close(self, *, reset: bool = False) -> None:
-        sock, self._socket = self._socket, None
-        pending, self._pending = self._pending, None
+        sock, self._socket, self._sink = self._socket, None, None
         self.state = CLOSED
-        if pending is not None:
-            self._engine.remove(pending.fileno())
-            pending.close()
+        if self._pending is not None:
+            self._engine.remove(self._watched)
+            self._pending.close()
+            self._pending = None
         if sock is not None:
             self._engine.remove(sock.fileno())
             if reset:
@@ -290,11 +351,11 @@ class TcpRelay:
     # -- the guest's side: TcpUser ------------------------------------------------------------------
 
     def established(self) -> None:
-        self._pump()
+        self.writable()
 
     def deliver(self, data: memoryview) -> int:
-        sock = self._socket
-        if sock is None or self.state is BROKEN:
+        sock = self._sink
+        if sock is None:
             return 0
         try:
             taken = sock.send(data)
@@ -308,8 +369,8 @@ class TcpRelay:
         return taken
 
     def urgent(self, data: memoryview) -> int:
-        sock = self._socket
-        if sock is None or self.state is BROKEN:
+        sock = self._sink
+        if sock is None:
             return 0
         if not is_internet(sock):  # it knows nothing urgent
             return self.deliver(data)
@@ -322,14 +383,17 @@ class TcpRelay:
         return 0
 
     def end(self) -> None:
-        if self._socket is not None and self.state is not BROKEN:
+        if self._sink is not None:
             try:
-                self._socket.shutdown(socket.SHUT_WR)
+                self._sink.shutdown(socket.SHUT_WR)
             except OSError:
                 self._break()
 
     def writable(self) -> None:
-        self._pump()
+        if self.state in _TO_BE_READ:
+            self._pump()
+            if not self._ahead:  # an event of this step may be older than what comes now
+                self._ahead, self._doubted_at = UNKNOWN, self._engine.steps
 
     def keepalive(self, idle: float) -> None:
         """The guest wants to know whether its peer is there: so do we, as often."""

@@ -586,7 +586,7 @@ import socket, sys, threading
 import anyio
 from dnslib import RR, A, DNSRecord
 from pyroute2 import IPRoute
-from netns_kit import Network, Uplink
+from netns_kit import DnsSettings, Network, Uplink
 
 with IPRoute() as ip:
     ip.link("set", index=1, state="up")
