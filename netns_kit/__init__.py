@@ -10,28 +10,13 @@ TYPE_CHECKING = False  # as type checkers know it: `typing` is not for everybody
 
 if TYPE_CHECKING:
     from .arguments import AddressLike
-    from .checkup import (
-        Finding,
-        Report,
-        doctor,
-    )
-    from .control import (
-        FlowEvent,
-    )
+    from .checkup.checkup import Finding, Report, doctor
     from .dhcp import (
         DhcpSettings,
         Lease,
         StaticLease,
     )
-    from .diagnosis import (
-        Host,
-    )
-    from .dial import Dial
     from .dns import DnsQuery, Hook, Manner, Rcode, Record, Verdict
-    from .dns_settings import DnsSettings
-    from .drivers import (
-        DriverName,
-    )
     from .errors import (
         AddressError,
         AlreadyOpened,
@@ -57,64 +42,36 @@ if TYPE_CHECKING:
         UserNamespaceDenied,
         WrongEventLoop,
     )
-    from .flow import Endpoint, Flow, Target, Way
-    from .forwarder import (
-        Askable,
-        Forwarder,
-    )
-    from .gateway import (
-        FlowInfo,
-    )
-    from .impairment import (
-        Impairment,
-    )
-    from .namespace import (
-        Ids,
-        Interface,
-        InterfaceAddress,
-        Namespace,
-        OpenedTap,
-        Pids,
-        Route,
-    )
-    from .network import (
-        CommandOptions,
-        Network,
-    )
-    from .ports import (
-        PortForward,
-    )
-    from .process import (
-        Command,
-        CommandFailed,
-        Process,
-        StandardStream,
-        Word,
-    )
+    from .forwarder.forwarder import Askable, Forwarder
+    from .forwarder.ports import PortForward
+    from .gateway.gateway import FlowInfo
+    from .gateway.stats import Stats
+    from .host.diagnosis import Host
+    from .namespace.namespace import Ids, Interface, InterfaceAddress, Namespace, OpenedTap, Pids, Route
+    from .namespace.process import Command, CommandFailed, Process, StandardStream, Word
+    from .network.network import CommandOptions, Network
     from .stack import (
         Limits,
         Refusal,
     )
-    from .stats import Stats
     from .subnet import (
         Subnet,
         Subnet6,
     )
-    from .tap import (
-        DeviceGone,
-        ImpairedTap,
-        TapDevice,
-    )
-    from .uplink import UdpFiltering, UdpPorts, Uplink
-    from .userstack import (
-        Configure,
-        SandboxLayer,
-        UserStack,
-    )
+    from .tap.device import DeviceGone, ImpairedTap, TapDevice
+    from .tap.impairment import Impairment
+    from .uplink.dial import Dial
+    from .uplink.dns_settings import DnsSettings
+    from .uplink.flow import Endpoint, Flow, Target, Way
+    from .uplink.uplink import METADATA, UdpFiltering, UdpPorts, Uplink
+    from .userstack.control import FlowEvent
+    from .userstack.drivers import DriverName
+    from .userstack.userstack import Configure, SandboxLayer, UserStack
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "METADATA",
     "AddressError",
     "AddressLike",
     "AlreadyOpened",
@@ -197,14 +154,12 @@ __all__ = [
 
 _HOMES = {
     "arguments": ("AddressLike",),
-    "checkup": ("Finding", "Report", "doctor"),
-    "control": ("FlowEvent",),
+    "checkup.checkup": ("Finding", "Report", "doctor"),
+    "userstack.control": ("FlowEvent",),
     "dhcp": ("DhcpSettings", "Lease", "StaticLease"),
-    "diagnosis": ("Host",),
-    "dial": ("Dial",),
+    "host.diagnosis": ("Host",),
     "dns": ("DnsQuery", "Hook", "Manner", "Rcode", "Record", "Verdict"),
-    "dns_settings": ("DnsSettings",),
-    "drivers": ("DriverName",),
+    "userstack.drivers": ("DriverName",),
     "errors": (
         "AddressError",
         "AlreadyOpened",
@@ -230,20 +185,30 @@ _HOMES = {
         "UserNamespaceDenied",
         "WrongEventLoop",
     ),
-    "forwarder": ("Askable", "Forwarder"),
-    "gateway": ("FlowInfo",),
-    "impairment": ("Impairment",),
-    "namespace": ("Ids", "InterfaceAddress", "Interface", "Namespace", "OpenedTap", "Pids", "Route"),
-    "network": ("CommandOptions", "Network"),
-    "ports": ("PortForward",),
-    "process": ("Command", "CommandFailed", "Process", "StandardStream", "Word"),
+    "forwarder.forwarder": ("Askable", "Forwarder"),
+    "gateway.gateway": ("FlowInfo",),
+    "tap.impairment": ("Impairment",),
+    "namespace.namespace": (
+        "Ids",
+        "InterfaceAddress",
+        "Interface",
+        "Namespace",
+        "OpenedTap",
+        "Pids",
+        "Route",
+    ),
+    "network.network": ("CommandOptions", "Network"),
+    "forwarder.ports": ("PortForward",),
+    "namespace.process": ("Command", "CommandFailed", "Process", "StandardStream", "Word"),
     "stack": ("Limits", "Refusal"),
-    "stats": ("Stats",),
+    "gateway.stats": ("Stats",),
     "subnet": ("Subnet", "Subnet6"),
-    "tap": ("DeviceGone", "ImpairedTap", "TapDevice"),
-    "flow": ("Endpoint", "Flow", "Target", "Way"),
-    "uplink": ("UdpFiltering", "UdpPorts", "Uplink"),
-    "userstack": ("Configure", "SandboxLayer", "UserStack"),
+    "tap.device": ("DeviceGone", "ImpairedTap", "TapDevice"),
+    "uplink.dial": ("Dial",),
+    "uplink.dns_settings": ("DnsSettings",),
+    "uplink.flow": ("Endpoint", "Flow", "Target", "Way"),
+    "uplink.uplink": ("METADATA", "UdpFiltering", "UdpPorts", "Uplink"),
+    "userstack.userstack": ("Configure", "SandboxLayer", "UserStack"),
 }
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from netns_kit import Flow, Uplink
 from netns_kit.arguments import Address
-from netns_kit.dial import Connected, Dial, Refused
 from netns_kit.stack import Closed, Refusal
-from netns_kit.uplink import Protocol, Target
+from netns_kit.uplink.dial import Connected, Dial, Refused
+from netns_kit.uplink.uplink import Protocol, Target
 from tests.test_gateway import Bench, Make, Program, feed, make, receive
 
 __all__ = ["make"]  # a fixture

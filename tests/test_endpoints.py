@@ -7,9 +7,9 @@ from ipaddress import IPv4Address
 import pytest
 
 from netns_kit import Flow, PortInUseError, Refusal, Uplink
-from netns_kit.endpoints import Endpoints
+from netns_kit.gateway.endpoints import Endpoints
 from netns_kit.stack import Closed, TcpConnection, UdpFlow
-from netns_kit.uplink import Target
+from netns_kit.uplink.uplink import Target
 from tests.test_gateway import GATEWAY, GUEST, RESOLVER, Bench, Make, make
 
 __all__ = ["make"]  # a fixture

@@ -12,19 +12,10 @@ import anyio
 import pytest
 from anyio.streams.memory import MemoryObjectReceiveStream
 
-from netns_kit import (
-    FlowEvent,
-    Forwarder,
-    Limits,
-    Refusal,
-    StackClosed,
-    TapDevice,
-    Uplink,
-    UserStack,
-    control,
-)
-from netns_kit.drivers import DriverName
+from netns_kit import FlowEvent, Forwarder, Limits, Refusal, StackClosed, TapDevice, Uplink, UserStack
 from netns_kit.stack.wire import ethernet
+from netns_kit.userstack import control
+from netns_kit.userstack.drivers import DriverName
 from tests import uplinks
 from tests.servers import bounded, closed_port
 from tests.test_gateway import GATEWAY, GATEWAY_MAC, GUEST_MAC, datagram, echo_request, syn

@@ -24,15 +24,15 @@ from netns_kit.dhcp import message6 as m6
 from netns_kit.dhcp.message import Message, parse
 from netns_kit.dhcp.names import pack, pack_all
 from netns_kit.dhcp.server import SERVER_PORT
-from netns_kit.drivers import DriverName
-from netns_kit.endpoints import Endpoints
-from netns_kit.engine import Engine
-from netns_kit.gateway import Gateway
-from netns_kit.leasing import Leasing, check
+from netns_kit.gateway.endpoints import Endpoints
+from netns_kit.gateway.engine import Engine
+from netns_kit.gateway.gateway import Gateway
+from netns_kit.gateway.leasing import Leasing, check
 from netns_kit.stack import LinkDatagram, Stack
 from netns_kit.stack.wire import ethernet, ip, udp
 from netns_kit.subnet import Subnet, Subnet6
-from netns_kit.tap import FRAME_MAX
+from netns_kit.tap.device import FRAME_MAX
+from netns_kit.userstack.drivers import DriverName
 from tests.stack_support import Users, pseudo_header, rfc1071
 
 pytestmark = pytest.mark.usefixtures("leaks")

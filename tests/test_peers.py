@@ -8,26 +8,26 @@ from contextlib import ExitStack
 
 import pytest
 
-from netns_kit.peers import Peers, pairs
+from netns_kit.gateway.worker_links import WorkerLinks, pairs
 from netns_kit.stack.wire import udp
-from netns_kit.tap import FRAME_MAX
+from netns_kit.tap.device import FRAME_MAX
 from tests.test_gateway import GATEWAY, GUEST, GUEST_MAC, Bench
 
 pytestmark = pytest.mark.usefixtures("leaks")
 
 
 @pytest.fixture
-def two() -> Iterator[tuple[Peers, Peers]]:
+def two() -> Iterator[tuple[WorkerLinks, WorkerLinks]]:
     with ExitStack() as stack:
         inboxes, outboxes = pairs(2, stack)
-        yield Peers(0, inboxes[0], tuple(outboxes)), Peers(1, inboxes[1], tuple(outboxes))
+        yield WorkerLinks(0, inboxes[0], tuple(outboxes)), WorkerLinks(1, inboxes[1], tuple(outboxes))
 
 
 def nobody(key: bytes, sock: socket.socket) -> None:
     raise AssertionError(key)
 
 
-def test_a_frame_of_any_size_comes_with_its_hops(two: tuple[Peers, Peers]) -> None:
+def test_a_frame_of_any_size_comes_with_its_hops(two: tuple[WorkerLinks, WorkerLinks]) -> None:
     first, second = two
     buffer = memoryview(bytearray(FRAME_MAX))
     assert second.read_into(buffer, nobody) is None
@@ -39,7 +39,7 @@ def test_a_frame_of_any_size_comes_with_its_hops(two: tuple[Peers, Peers]) -> No
     assert first.stats() == {"handed_over": 2, "handed_over_lost": 0}
 
 
-def test_a_connection_comes_with_its_name(two: tuple[Peers, Peers]) -> None:
+def test_a_connection_comes_with_its_name(two: tuple[WorkerLinks, WorkerLinks]) -> None:
     first, second = two
     ours, theirs = socket.socketpair()
     got: list[tuple[bytes, socket.socket]] = []
@@ -54,7 +54,7 @@ def test_a_connection_comes_with_its_name(two: tuple[Peers, Peers]) -> None:
         assert not sock.get_inheritable()
 
 
-def test_what_finds_an_inbox_full_is_lost_and_counted(two: tuple[Peers, Peers]) -> None:
+def test_what_finds_an_inbox_full_is_lost_and_counted(two: tuple[WorkerLinks, WorkerLinks]) -> None:
     first, _ = two
     for _ in range(10_000):
         first.hand_over(1, 0, memoryview(bytes(4096)))
@@ -74,7 +74,7 @@ def benches() -> Iterator[list[Bench]]:
         inboxes, outboxes = pairs(2, stack)
         found = []
         for number in range(2):
-            bench = Bench(peers=Peers(number, inboxes[number], tuple(outboxes)))
+            bench = Bench(peers=WorkerLinks(number, inboxes[number], tuple(outboxes)))
             stack.callback(bench.close)
             bench.gateway.stack.link.learn(GUEST, GUEST_MAC)
             found.append(bench)

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netns_kit import DeviceGone, FlowInfo, NetnsKitError, PortForward, PortInUseError, Refusal
-from netns_kit.control import Control, FlowEvent
+from netns_kit.child.codec import Failure, Nonsense, decode, dump, encode, load
 from netns_kit.dhcp import Lease
 from netns_kit.dns import Record
-from netns_kit.plain import Failure, Nonsense, decode, dump, encode, load
-from netns_kit.uplink import Endpoint
+from netns_kit.uplink.uplink import Endpoint
+from netns_kit.userstack.control import Control, FlowEvent
 
 addresses = st.ip_addresses()
 ports = st.integers(1, 65535)

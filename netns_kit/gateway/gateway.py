@@ -1,0 +1,265 @@
+"""The gateway: a pure `Stack`, a device and an `Uplink`, joined on an `Engine`.
+
+    TapDevice <--> FramePump <--> Stack --> FlowRouter --> a relay <--> a socket of the host
+                                                  +--> a handler of `Endpoints`: DNS, ...
+    other workers <--> LinkPump
+
+A driver calls `Engine.step`; everything else here is called from there, on the driver's thread.  `Gateway` puts the
+parts together, answers what people ask of flows, and takes the parts down.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from itertools import count
+from typing import Literal
+
+from netns_kit.arguments import Address
+from netns_kit.dhcp import DEFAULT, DhcpSettings
+from netns_kit.dhcp.names import is_name
+from netns_kit.dns import Record, Zone
+from netns_kit.frozen import frozen, replace
+from netns_kit.stack import AnyFlow, EchoFlow, Limits, Stack, StackUser, Steering, TcpConnection, UdpFlow
+from netns_kit.stack.wire.ndp import Advertisement
+from netns_kit.subnet import Subnet, Subnet6
+from netns_kit.tap.device import DeviceGone, TapDevice
+from netns_kit.uplink.uplink import DNS_PORT, Endpoint, Uplink
+from netns_kit.uplink.uplink import Protocol as Transport
+
+from .endpoints import Endpoints
+from .engine import Engine
+from .flow_router import FlowRouter, endpoints_of
+from .frame_pump import FramePump, LinkPump
+from .leasing import Leasing
+from .relay import DnsRelay, PingRelay, UdpRelay
+from .worker_links import WorkerLinks
+
+DOMAINS = ("containers.internal", "docker.internal")  # where programs in containers look for their host
+NAMES = [f"{name}.{domain}" for name in ("gateway", "host") for domain in DOMAINS]  # the gateway's
+
+
+@frozen
+class FlowInfo:
+    """One flow, as it was when this was asked for, or when the event happened."""
+
+    id: int
+    """This flow's alone for as long as the stack runs, also when another has its endpoints later: for
+    `UserStack.end_flow`."""
+    protocol: Literal["tcp", "udp", "icmp"]
+    guest: Endpoint
+    """The namespace's end."""
+    remote: Endpoint
+    """The other end, as the guest sees it: of a client on the host's loopback, the gateway."""
+    state: str
+    """TCP's state, or "open"; of an event, its kind."""
+    direction: Literal["outbound", "inbound"]
+    """Who opened it: the guest, or a client outside."""
+    host: Endpoint | None
+    """The end of it on the host: the local address of the host's socket or, of an inbound flow, its client.
+
+    None while there is none, or where it ends at ourselves, as DNS does."""
+    name: str | None
+    """What `remote` is called, if that is known: by a record of ours, or by what the guest last asked of DNS and was
+    answered with that address, as long as answers are kept (`DnsSettings.cache`)."""
+    bytes_from_guest: int
+    """Bytes of payload that the guest has sent and the host's socket has taken."""
+    bytes_to_guest: int
+    """Bytes of payload sent to the guest; by TCP, and acknowledged by it."""
+    age: float
+    """Seconds since it was opened."""
+
+
+class Gateway:
+    """What the guest has for a gateway.
+
+    Args:
+        limits, dhcp: as `UserStack` has them.
+        secret: keys the stack's sequence numbers; else it is drawn.
+        peers: the other workers that serve the same namespace, each by a queue of its own of the tap.
+        tell: called with what somebody should know, and the error behind it; else that is logged.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tap: TapDevice,
+        uplink: Uplink,
+        subnet: Subnet,
+        *,
+        limits: Limits | None = None,
+        dhcp: DhcpSettings | None = DEFAULT,
+        secret: bytes | None = None,
+        peers: WorkerLinks | None = None,
+        tell: Callable[[str, BaseException | None], None] | None = None,
+    ) -> None:
+        self.engine = engine
+        self.uplink = uplink
+        self.subnet = subnet
+        self._tap = tap
+        self._links = peers
+        search = tuple(filter(is_name, uplink.search()))
+        if dhcp is not None and dhcp.search is None:
+            dhcp = replace(dhcp, search=search)
+
+        def stack_for(user: StackUser) -> Stack:
+            return Stack(
+                user,
+                tap.write,
+                addresses=tuple(address.packed for address in subnet.neighbours),
+                mac=subnet.mac,
+                mtu=tap.mtu,
+                secret=secret or os.urandom(16),
+                offloads=tap.offloads,
+                limits=limits,
+                timers=engine.timers,
+                sources=None if uplink.any_source else _sources(subnet),
+                advertised=_advertisement(subnet.ipv6, search) if peers is None or peers.index == 0 else None,
+            )
+
+        self.endpoints = Endpoints()
+        self.router = FlowRouter(
+            engine, uplink, subnet, self.endpoints, stack_for, links=peers, tell=tell or log
+        )
+        self.stack = stack = self.router.stack
+        stack.services = self.endpoints.link
+        self.leasing = Leasing(stack, self.endpoints, subnet, dhcp)
+        if tap.mac is not None:
+            for network in (subnet, subnet.ipv6):
+                if network is not None:
+                    stack.link.learn(network.guest.packed, tap.mac)
+        self.zone = _zone(subnet)
+        self._dns = DnsRelay(engine, uplink, self.zone, self._hook_failed, self.router.route_served)
+        for address in subnet.resolvers:
+            self.endpoints.serve_tcp(address, DNS_PORT, self._dns.tcp_opened)
+            self.endpoints.serve_udp(address, DNS_PORT, self._dns.udp_opened)
+        self._pump = FramePump(engine, tap, stack, self.router.outbox)
+        if peers is not None:
+            stack.steering = Steering(peers.index, peers.count, peers.hand_over)
+            stack.flow_ids = count(1 + peers.index, peers.count)
+            LinkPump(engine, peers, stack, self.router.outbox, self.router.tcp_accepted)
+
+    def _hook_failed(self, error: BaseException) -> None:
+        self.router.notice("names are not resolved: the uplink's DNS hook failed", error)
+
+    # -- what people ask ----------------------------------------------------------------------------
+
+    def flows(self) -> tuple[FlowInfo, ...]:
+        """Return all flows under way."""
+        stack = self.stack
+        found = [self.info("tcp", flow, flow.state.value) for flow in stack.tcp.values()]
+        found += [self.info("udp", flow, "open") for flow in stack.udp.values()]
+        found += [self.info("icmp", flow, "open") for flow in stack.echo.values()]
+        return tuple(found)
+
+    def info(self, protocol: Transport, flow: AnyFlow, state: str) -> FlowInfo:
+        """Return what is known of a flow."""
+        guest, remote = endpoints_of(flow.key)
+        inbound, host = False, None
+        if isinstance(flow, EchoFlow):
+            carried = flow.received, flow.sent
+        else:
+            host = flow.host
+            inbound = flow.inbound if isinstance(flow, TcpConnection) else host is not None
+            carried = flow.carried if isinstance(flow, TcpConnection) else (flow.received, flow.sent)
+        if host is None and isinstance(flow.user, UdpRelay | PingRelay):
+            host = flow.user.local()
+        return FlowInfo(
+            flow.id,
+            protocol,
+            guest,
+            remote,
+            state,
+            "inbound" if inbound else "outbound",
+            None if host is None else Endpoint(*host),
+            self.name_of(remote.address),
+            *carried,
+            max(self.engine.now - flow.opened, 0.0),
+        )
+
+    def name_of(self, address: Address) -> str | None:
+        """Return what an address is called, if that is known."""
+        return self._dns.name_of(address.packed)
+
+    def end_flow(self, number: int) -> bool:
+        """End the flow of that id at once; return whether there is one."""
+        stack = self.stack
+        for connection in stack.tcp.values():
+            if connection.id == number:
+                self.router.abort(connection, reset=True)
+                return True
+        others: list[UdpFlow | EchoFlow] = [*stack.udp.values(), *stack.echo.values()]
+        found = next((flow for flow in others if flow.id == number), None)
+        if found is not None:
+            found.close()
+        return found is not None
+
+    def guest(self, network: Subnet | Subnet6) -> Address:
+        """Return where the namespace is: see `Leasing.guest`."""
+        return self.leasing.guest(network, self._tap.mac, self.engine.now)
+
+    def stats(self) -> dict[str, int]:
+        """Return counters and gauges by name."""
+        dns = {f"dns_{name}": count for name, count in self._dns.stats().items()}
+        return {
+            **self.stack.stats(),
+            "flows_refused": self.router.refused,
+            "tap_received": self._tap.counters.received,
+            "tap_sent": self._tap.counters.sent,
+            "tap_refused": self._tap.counters.refused,
+            "tap_dropped": self._tap.dropped,
+            **dns,
+            **({} if self._links is None else self._links.stats()),
+            **self.leasing.stats(),
+        }
+
+    def close(self) -> None:
+        """Reset every connection and close every socket.  The device stays its owner's."""
+        try:
+            self.router.outbox.flush()  # what cannot be sent is refused, by a frame
+            self.router.reset_connections()
+        except DeviceGone:
+            self.stack.link.emit = _nowhere
+            self.router.reset_connections()
+        self.router.close()
+        self._dns.close()
+
+
+def _zone(subnet: Subnet) -> Zone:
+    """The gateway's names, and that nobody else is asked about its networks."""
+    networks = [each for each in (subnet, subnet.ipv6) if each is not None]
+    zone = Zone(domains=DOMAINS, networks=[each.network for each in networks])
+    for name in NAMES:
+        for each in networks:
+            zone.add(Record(name, str(each.gateway)))
+    return zone
+
+
+def _sources(subnet: Subnet) -> tuple[tuple[bytes, int], ...]:
+    """The networks that guests are in."""
+    networks = [each.network for each in (subnet, subnet.ipv6) if each is not None]
+    return tuple((each.network_address.packed, each.prefixlen) for each in networks)
+
+
+def _advertisement(subnet: Subnet6 | None, search: tuple[str, ...]) -> Advertisement | None:
+    if subnet is None:
+        return None
+    return Advertisement(
+        subnet.network.network_address.packed,
+        subnet.managed,
+        subnet.other,
+        subnet.autonomous,
+        (subnet.dns.packed,),
+        search if subnet.search is None else subnet.search,
+    )
+
+
+def log(text: str, error: BaseException | None = None) -> None:
+    """Log it as a warning of this module."""
+    from logging import getLogger  # which costs as much as the whole stack: not everybody has it log
+
+    getLogger(__name__).warning(text, exc_info=error)
+
+
+def _nowhere(*_: object) -> None:
+    """Where frames go when the device has gone."""
