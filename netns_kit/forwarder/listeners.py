@@ -44,10 +44,16 @@ _PKTINFO_MESSAGES = frozenset({(socket.IPPROTO_IP, IP_PKTINFO), (socket.IPPROTO_
 
 
 class Listener:
-    """One host port, listening.  Made and used on the engine's thread."""
+    """One host port that listens.  It is made and used on the engine's thread."""
 
     def __init__(self, gateway: Gateway, forward: PortForward) -> None:
-        """Raises `PortInUseError`, `AddressError` or OSError; nothing is left bound then."""
+        """Listen as `forward` says.
+
+        Raises:
+            PortInUseError: another socket has the port.
+            AddressError: the address is none of the host's, or none that the namespace may have.
+            OSError: as the host's kernel says; nothing is left bound then.
+        """
         self._gateway = gateway
         self._engine = gateway.engine
         subnet, guest = gateway.subnet, forward.guest
@@ -71,11 +77,11 @@ class Listener:
         return _listen(forward)
 
     def _guest(self) -> Address:
-        """The address inside that it leads to."""
+        """Return the address inside that the port leads to."""
         return self.forward.guest or self._gateway.guest(self._local)
 
     def _key(self, address: str, port: int) -> bytes:
-        """The flow's name on the guest's side, for a client of that address and port."""
+        """Return the key of the flow, on the guest's side, of a client with that address and port."""
         local, client = self._local, ip_address(address)
         guest = self._guest()
         source: Address = local.gateway
@@ -91,7 +97,7 @@ class Listener:
 
 
 class TcpListener(Listener):
-    """Accepts, and connects to the guest.  Closed, it leaves the connections it has made alone."""
+    """A TCP port.  When it is closed, the connections that it has made go on."""
 
     def __init__(self, gateway: Gateway, forward: PortForward) -> None:
         self.timer_at = self.timer_entry = math.inf
@@ -129,12 +135,12 @@ class TcpListener(Listener):
         self._engine.timers.arm(self, self._engine.now + PAUSE)
 
     def handle_timer(self, now: float) -> None:
-        """The pause is over."""
+        """Accept again: the pause is over."""
         self._engine.modify(self._socket.fileno(), IN)
 
 
 class UdpListener(Listener):
-    """Hands datagrams to the guest, and its answers back.  Closed, its flows end."""
+    """A UDP port.  When it is closed, its flows end."""
 
     def __init__(self, gateway: Gateway, forward: PortForward) -> None:
         super().__init__(gateway, forward)
@@ -186,7 +192,7 @@ class UdpListener(Listener):
 
 
 def _told(way: Way, family: int) -> Ancillary:
-    """What a datagram that goes this way is told."""
+    """Return the ancillary data of a datagram that goes this way."""
     if way == (None, 0):
         return []
     if family == socket.AF_INET:

@@ -71,7 +71,7 @@ class FlowInfo:
 
 
 class Gateway:
-    """What the guest has for a gateway.
+    """The gateway of one guest: stack, device, uplink and what lies between.
 
     Args:
         limits, dhcp: as `UserStack` has them.
@@ -226,7 +226,7 @@ class Gateway:
 
 
 def _zone(subnet: Subnet) -> Zone:
-    """The gateway's names, and that nobody else is asked about its networks."""
+    """Return a zone with the gateway's names, which also answers for the addresses of its networks."""
     networks = [each for each in (subnet, subnet.ipv6) if each is not None]
     zone = Zone(domains=DOMAINS, networks=[each.network for each in networks])
     for name in NAMES:
@@ -236,7 +236,7 @@ def _zone(subnet: Subnet) -> Zone:
 
 
 def _sources(subnet: Subnet) -> tuple[tuple[bytes, int], ...]:
-    """The networks that guests are in."""
+    """Return the networks that guests are in: packed address, and prefix length."""
     networks = [each.network for each in (subnet, subnet.ipv6) if each is not None]
     return tuple((each.network_address.packed, each.prefixlen) for each in networks)
 
@@ -262,4 +262,4 @@ def log(text: str, error: BaseException | None = None) -> None:
 
 
 def _nowhere(*_: object) -> None:
-    """Where frames go when the device has gone."""
+    """Drop a frame: the device has gone."""

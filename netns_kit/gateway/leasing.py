@@ -21,7 +21,11 @@ from .endpoints import Endpoints
 
 
 def check(settings: DhcpSettings | None, subnet: Subnet) -> None:
-    """Raises `AddressError` if the settings do not fit the subnet."""
+    """Check that settings fit their subnet.
+
+    Raises:
+        AddressError: an address of theirs lies outside, or is taken by the gateway.
+    """
     for static in () if settings is None else settings.static:
         _check_static(static, subnet)
     for network, router in () if settings is None else settings.routes:
@@ -56,7 +60,12 @@ class _DhcpEndpoint:
 
 
 class Leasing:
-    """The leases of `subnet`, given as `settings` say, which `check` has passed; None: it gives none."""
+    """The leases of a subnet.
+
+    Args:
+        endpoints: where the servers are registered.
+        settings: as `check` has passed them; None: there are no servers.
+    """
 
     def __init__(
         self, stack: Stack, endpoints: Endpoints, subnet: Subnet, settings: DhcpSettings | None
@@ -85,11 +94,15 @@ class Leasing:
             endpoints.serve_link(SERVER_PORT6, _DhcpEndpoint(stack, server6, SERVER_PORT6))
 
     def leases(self, now: float) -> tuple[Lease, ...]:
-        """Of both families."""
+        """Return the leases of both families."""
         return tuple(lease for server in self._servers.values() for lease in server.leases.list(now))
 
     def reserve(self, static: StaticLease) -> None:
-        """Keep an address for a client from now on.  Raises `AddressError`."""
+        """Keep an address for a client from now on.
+
+        Raises:
+            AddressError: no server has that address to give.
+        """
         server = self._servers.get(static.address.version)
         if server is None:
             raise AddressError(f"{static.address} cannot be kept for anybody: no DHCP server is running")
@@ -97,20 +110,23 @@ class Leasing:
         server.leases.reserve(static)
 
     def revoke(self, address: Address, now: float) -> bool:
-        """See `Leases.revoke`."""
+        """Take a lease away and return whether there was one, see `Leases.revoke`."""
         server = self._servers.get(address.version)
         return server is not None and server.leases.revoke(address, now)
 
     def guest(self, network: Subnet | Subnet6, mac: bytes | None, now: float) -> Address:
-        """The namespace's address in one of the networks: the one its interface of that link address was leased last,
-        if any, or any client if that is not known; else the configured one."""
+        """Return the namespace's address in one of the networks.
+
+        That is the one leased last by the interface of that link address, or by anybody if `mac` is None; where there
+        is no lease, the configured one.
+        """
         configured = network.guest
         server = self._servers.get(configured.version)
         leased = None if server is None else server.leases.newest(now, mac)
         return configured if leased is None else leased
 
     def stats(self) -> dict[str, int]:
-        """Counters of the servers, by name."""
+        """Return the counters of the servers, by name."""
         return {
             f"dhcp{'' if version == 4 else version}_{name}": count
             for version, server in self._servers.items()

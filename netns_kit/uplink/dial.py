@@ -6,8 +6,8 @@
     Refused(why)         it is not to be had: the guest is told why
     Pending              it is under way: its descriptor is polled, and `Pending.advance` answers again
 
-A kind of uplink is a class with a `dial` of its own.  `netns_kit.uplink.direct` connects sockets of the host; a proxy's
-protocol would be spoken in `Pending.advance`; an uplink in memory returns one end of a socket pair.
+A kind of uplink is a class with a `dial` of its own.  `netns_kit.uplink.direct` connects sockets of the host; a
+proxy's protocol would be spoken in `Pending.advance`; an uplink in memory returns one end of a socket pair.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ class Flow:
 
 @frozen
 class Target:
-    """Where on the host's side a flow goes: the first of these endpoints that answers.
+    """The host's side of a flow: the first of these endpoints that answers.
 
     None of them: to nobody outside.  So a flow may go that is answered here (`Flow.served`); any other is refused.
 
@@ -114,8 +114,9 @@ class Target:
 
 
 class Way(NamedTuple):
-    """How datagrams leave by a socket that is there already: from that address, by the interface of that index; None
-    and 0: as the socket itself would."""
+    """The way that datagrams leave by a socket that is there already."""
 
     source: str | None
+    """The address they leave from; None: the socket's own."""
     interface: int
+    """The index of the interface; 0: whichever the socket would take."""

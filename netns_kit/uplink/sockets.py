@@ -71,9 +71,10 @@ _REFUSALS = {
 def socket_address(
     address: IPv4Address | IPv6Address, port: int
 ) -> tuple[str, int] | tuple[str, int, int, int]:
-    """What connect(2) takes for an address, which may have a zone.
+    """Return what connect(2) takes for an address, which may have a zone.
 
-    Raises OSError (ENETUNREACH) if the zone is no interface of ours.
+    Raises:
+        OSError: the zone is no interface of this host (ENETUNREACH).
     """
     zone = address.scope_id if isinstance(address, IPv6Address) else None
     if zone is None:
@@ -95,7 +96,7 @@ def refusal_for(error: int) -> Refusal:
 
 
 class _Options(NamedTuple):
-    """Of one family: (level, option) of each thing a socket can be told."""
+    """The socket options of one address family, each as (level, option)."""
 
     errors: tuple[int, int]
     ttl: tuple[int, int]
@@ -125,17 +126,16 @@ def is_internet(sock: socket.socket) -> bool:
     return family_of(sock) in _OPTIONS
 
 
-def prepare_stream(sock: socket.socket) -> None:
-    """Have a stream socket send what it is given at once, and keep urgent data in line."""
-    if family_of(sock) in _OPTIONS:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the guest's kernel has done Nagle's part
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+def prepare_stream(sock: socket.socket) -> bool:
+    """Have a stream socket send what it is given at once, and keep urgent data in line.
 
-
-def local_address(sock: socket.socket) -> tuple[str, int] | None:
-    """Return the address and port of the host that `sock` has; None for one that has no such thing."""
-    name: tuple[str, int] | None = sock.getsockname()[:2] if family_of(sock) in _OPTIONS else None
-    return name
+    Returns whether it `is_internet`; any other kind knows neither.
+    """
+    if family_of(sock) not in _OPTIONS:
+        return False
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the guest's kernel has done Nagle's part
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    return True
 
 
 def ask_for_marks(sock: socket.socket) -> None:
@@ -145,7 +145,7 @@ def ask_for_marks(sock: socket.socket) -> None:
 
 
 def marks_of(ancillary: Ancillary) -> tuple[int, int]:
-    """TTL and traffic class of a datagram that has arrived, as a router passes them on: one hop fewer."""
+    """Return TTL and traffic class of a datagram that has arrived, as a router passes them on: one hop fewer."""
     ttl, tos = 64, 0
     for level, kind, data in ancillary:
         if (level, kind) in _TTLS:
@@ -156,7 +156,7 @@ def marks_of(ancillary: Ancillary) -> tuple[int, int]:
 
 
 class Marks:
-    """What the guest's packets ask of a router, as options of a host's socket, set when they change.
+    """TTL, traffic class and DF of the guest's packets, as options of a host's socket that are set when they change.
 
     We are a router: TTL goes down by one.  `exact`: whether a packet may be fragmented is always as the guest
     says.  Otherwise only for probes: a kernel sets DF by default, and its first large datagram is not to be lost
@@ -172,7 +172,7 @@ class Marks:
         self._carried = self._ttl = self._tos = self._mode = -1
 
     def carry(self, marks: int) -> None:
-        """What is sent from now on has these marks (see `netns_kit.stack.wire.ip.marks`)."""
+        """Give these marks to what is sent from now on (see `netns_kit.stack.wire.ip.marks`)."""
         if marks == self._carried:
             return
         self._carried = marks
@@ -200,7 +200,7 @@ def set_tos(sock: socket.socket, tos: int) -> None:
 
 
 def set_ttl(sock: socket.socket, ttl: int) -> None:
-    """TTL of what `sock` sends from now on, for packets that came to us with `ttl`."""
+    """Set the TTL of what `sock` sends from now on, for packets that came to us with `ttl`."""
     sock.setsockopt(*_OPTIONS[family_of(sock)].ttl, max(ttl - 1, 1))
 
 
@@ -219,7 +219,7 @@ class HostError(NamedTuple):
 
     @property
     def is_local(self) -> bool:
-        """The host's kernel refused to send it."""
+        """True when the host's own kernel refused to send it."""
         return self.origin == _ORIGIN_LOCAL
 
     def for_guest(self, other: bytes) -> Refusal | IcmpError:
@@ -243,12 +243,12 @@ class HostError(NamedTuple):
 
 
 def ask_for_errors(sock: socket.socket, *, wanted: bool = True) -> None:
-    """Have ICMP errors queued, for `read_errors`, those too that are not the end of what the socket does; or not."""
+    """Have ICMP errors queued for `read_errors`, those too that do not end what the socket does; or not."""
     sock.setsockopt(*_OPTIONS[family_of(sock)].errors, wanted)
 
 
 def read_errors(sock: socket.socket) -> list[HostError]:
-    """What is in the error queue of `sock`.  Having been read, it is raised by no send."""
+    """Return what is in the error queue of `sock`.  Once read, no send raises it."""
     options, found = _OPTIONS[family_of(sock)], list[HostError]()
     for _ in range(ERRORS_AT_ONCE):
         try:

@@ -157,11 +157,14 @@ class Uplink:
 
     @property
     def policy(self) -> Callable[[Flow], Refusal | None] | None:
-        """The policy it was made with."""
+        """The policy, as it was given."""
         return self._policy
 
     def route(self, flow: Flow) -> Target | Refusal:
-        """Where `flow` goes, or why it does not.  It changes nothing, but resolv.conf may be read again."""
+        """Return where `flow` goes, or how it is refused.
+
+        It changes nothing, but may read resolv.conf again.  What it raises refuses the flow.
+        """
         target = self._target(flow)
         if isinstance(target, Refusal) or self._policy is None:
             return target
@@ -202,14 +205,14 @@ class Uplink:
         return self._loopback if isinstance(self._loopback, bool) else port in self._loopback
 
     def resolvers(self) -> tuple[Endpoint, ...]:
-        """The host's resolvers in order, as they are now; the same tuple as long as they are the same."""
+        """Return the resolvers in order, as they are now; the same tuple as long as they are the same."""
         if self.dns.servers is not None:
             return self.dns.servers
         self._host_conf()
         return self._resolvers
 
     def resolv_conf(self, *nameservers: IPv4Address | IPv6Address) -> str:
-        """A resolv.conf that names these, the search list, and those of the host's options that concern programs.
+        """Return a resolv.conf with these nameservers, the search list, and the host's options that concern programs.
 
         Left out is ndots if the search list is not the host's, and what is said of the host's resolvers if others are
         asked.
@@ -221,15 +224,15 @@ class Uplink:
         return ResolvConf(nameservers, search, options).written()
 
     def dns_manner(self) -> Manner:
-        """How resolvers are asked: as the options of the host's resolv.conf have it, if they are the host's."""
+        """Return how resolvers are asked: as the host's resolv.conf says, if they are the host's."""
         return DEFAULT if self.dns.servers is not None else self._host_conf().manner()
 
     def search(self) -> tuple[str, ...]:
-        """The search list, as it is now: domains in which a short name is looked up.  A lone "." says: in none."""
+        """Return the domains in which a short name is looked up, as they are now.  A lone "." stands for none."""
         return self._host_conf().search if self.dns.search is None else self.dns.search
 
     def _host_conf(self) -> ResolvConf:
-        """The host's resolv.conf as it is now, or as it was last seen."""
+        """Return the host's resolv.conf as it is now, or as it was last seen."""
         try:
             status = os.stat(self.dns.resolv_conf)
             stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
@@ -246,11 +249,16 @@ class Uplink:
         self._resolvers = tuple(Endpoint(server, DNS_PORT) for server in conf.nameservers)
 
     def reads(self) -> tuple[str, ...]:
-        """The files that `route` and `open` read, now and again: what a worker's sandbox leaves readable."""
+        """Return the files that `route` and `open` may read again: a worker's sandbox leaves them readable."""
         return (self.dns.resolv_conf,) if self.dns.servers is None else ()
 
     def check(self) -> None:
-        """Raises `AddressError` if the host has no such address or device to send from."""
+        """Check that the host has the address and the device to send from.
+
+        Raises:
+            AddressError: it has not.
+            FeatureUnavailable: the kernel is too old to bind sockets to a device.
+        """
         for family, address in self._bind.items():
             if address is not None or self._device is not None:
                 version = 4 if family == socket.AF_INET else 6
@@ -272,7 +280,7 @@ class Uplink:
                     raise
 
     def ipv6_missing(self) -> str | None:
-        """Why this host has no IPv6; None: it has, wherever that leads."""
+        """Return why this host has no IPv6; None if it has, wherever that leads."""
         try:
             with open(IF_INET6, "rb") as file:
                 return None if file.read(1) else "net.ipv6.conf.all.disable_ipv6 is 1"
@@ -280,15 +288,19 @@ class Uplink:
             return "its kernel has none"
 
     def source(self, target: IPv4Address | IPv6Address) -> str | None:
-        """The address that sockets to `target` are bound to: `bind4` or `bind6`, or any for the host's loopback."""
+        """Return the source address of sockets to `target`; None: any, as for the host's loopback."""
         return None if target.is_loopback else self._bind[_FAMILY[target.version]]
 
     def open(
         self, protocol: Literal["tcp", "udp", "icmp"], target: IPv4Address | IPv6Address, port: int = 0
     ) -> socket.socket:
-        """A non-blocking socket that can reach `target`.  Raises OSError; nothing is left open then.
+        """Return a non-blocking socket that can reach `target`.
 
-        A UDP socket has `port` for its own, if that is free and permitted.
+        Args:
+            port: the local port that a UDP socket gets, if it is free and permitted.
+
+        Raises:
+            OSError: as the host's kernel says; nothing is left open then.
         """
         family = _FAMILY[target.version]
         sock = _ping_socket(family) if protocol == "icmp" else _socket(family, _KINDS[protocol])
@@ -320,7 +332,7 @@ class Uplink:
         return DirectDial(self.open, target.endpoints, flow.destination.address, ttl, tos).begin()
 
     def _leaves_from(self, target: Address) -> tuple[str | None, str | None]:
-        """The source address and the interface that the uplink is bound to, for what goes to `target`."""
+        """Return the source address and the interface that the uplink is bound to, for what goes to `target`."""
         return self.source(target), None if target.is_loopback else self._device
 
     def way_by(
@@ -377,7 +389,7 @@ def source_of(target: Address, device: str | None = None) -> str:
 
 
 def _ping_socket(family: socket.AddressFamily) -> socket.socket:
-    """A ping socket, or the raw one that a privileged process has where net.ipv4.ping_group_range leaves it out."""
+    """Return a ping socket, or a raw one where net.ipv4.ping_group_range forbids that and privilege allows it."""
     try:
         return _socket(family, socket.SOCK_DGRAM, _ICMP[family])
     except PermissionError as error:
@@ -395,7 +407,7 @@ def _bind_port(sock: socket.socket, address: str, port: int) -> None:
 
 
 def _ephemeral_ports() -> Container[int]:
-    """The ports that the kernel gives to programs that ask for none (ip_local_port_range in ip(7))."""
+    """Return the ports that the kernel gives to programs that ask for none (ip_local_port_range in ip(7))."""
     try:
         first, last = sysctl.numbers("net.ipv4.ip_local_port_range")
         reserved = sysctl.read("net.ipv4.ip_local_reserved_ports")
@@ -484,7 +496,7 @@ def _is_of_host(address: Address) -> bool:
 
 
 def _embedded(address: Address) -> Address:
-    """The IPv4 address that an IPv6 one stands for, if it does; else itself."""
+    """Return the IPv4 address that an IPv6 one stands for, if it does; else `address`."""
     if isinstance(address, IPv6Address):
         if address in _NAT64:
             return IPv4Address(address.packed[12:])
@@ -494,8 +506,11 @@ def _embedded(address: Address) -> Address:
 
 @lru_cache(maxsize=1024)
 def _reachable(address: Address) -> bool:
-    """Whether it may leave at all.  An unspecified address would mean the host itself, a link-local one of IPv6
-    somebody beside it, and an embedded IPv4 address is judged as what it is."""
+    """Return whether packets to `address` may leave at all.
+
+    An unspecified address would mean the host itself, and a link-local one of IPv6 somebody beside it.  An embedded
+    IPv4 address is judged as what it is.
+    """
     if isinstance(address, IPv6Address):
         if _embedded(address) is not address:
             return _reachable(_embedded(address))

@@ -36,7 +36,7 @@ class Sending(Protocol):
 
 
 class Outbox:
-    """`relays`: those that have datagrams waiting for more of their kind."""
+    """The relays that have datagrams waiting for more of their kind."""
 
     __slots__ = ("relays",)
 
@@ -51,7 +51,7 @@ class Outbox:
 
 
 class Inbox:
-    """Where datagrams of the host's sockets are read to.  One will do for all of them."""
+    """The buffer that datagrams of the host's sockets are read to.  One does for all sockets."""
 
     __slots__ = ("_arrived", "_buffer", "_marks")
 

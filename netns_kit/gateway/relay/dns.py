@@ -41,8 +41,9 @@ _Route = Callable[[Protocol, bytes], Target | Refusal]
 class DnsRelay:
     """The DNS server and its sockets.
 
-    `failed` is called with what the uplink's hook has raised.  `route` is asked again for each query but the first of
-    a flow, so that an old connection asks new resolvers.
+    Args:
+        failed: called with what the uplink's hook has raised.
+        route: asked again for each query but the first of a flow, so that an old connection asks new resolvers.
     """
 
     def __init__(
@@ -93,11 +94,11 @@ class DnsRelay:
         connection.accept(self._engine.now)
 
     def opened(self, stream: ClientStream) -> None:
-        """The guest has finished the handshake."""
+        """Note that the guest has finished the handshake."""
         self._half_open.pop(stream, None)
 
     def gone(self, stream: ClientStream) -> None:
-        """That connection is over."""
+        """Forget a connection that is over."""
         self._half_open.pop(stream, None)
         self._clients.pop(stream, None)
 
@@ -126,7 +127,7 @@ class DnsRelay:
         self._wait()
 
     def _may_ask(self, protocol: Protocol, client: UdpFlow | ClientStream, key: bytes) -> bool:
-        """Whether the client's flow is still carried; if so, the resolvers are as they are now."""
+        """Return whether the client's flow is still carried; if so, the resolvers are as they are now."""
         if client is self._opening:
             self._opening = None
             return True
@@ -140,7 +141,7 @@ class DnsRelay:
         pass  # its answer may still come, and can still be sent
 
     def ask(self, query: bytes, turn: Turn, key: bytes) -> bool:
-        """A client's stream has brought a query.  False: it was none, or is not allowed any more."""
+        """Take a query of a client's stream.  Return False if it was none, or is not allowed any more."""
         self._clients.move_to_end(turn.stream)
         if not self._may_ask("tcp", turn.stream, key):
             return False
@@ -152,23 +153,23 @@ class DnsRelay:
         return True
 
     def name_of(self, address: bytes) -> str | None:
-        """What the address is called, if that is known: see `DnsServer.name_of`."""
+        """Return what the address is called, if that is known: see `DnsServer.name_of`."""
         return self._server.name_of(address)
 
     def close(self) -> None:
-        """Close the sockets.  Again is fine."""
+        """Close the sockets.  Calling it again is fine."""
         for upstream in [*self._sockets, *self._streams]:
             self._close(upstream)
         for transfer in list(self._transfers):
             self._transfers.pop(transfer).close()
 
     def stats(self) -> dict[str, int]:
-        """The server's counters, and how many sockets there are."""
+        """Return the server's counters, and how many sockets there are."""
         sockets = sum(map(len, self._sockets.values())) + len(self._streams) + len(self._transfers)
         return {**self._server.stats(), "sockets": sockets, "clients": len(self._clients)}
 
     def handle_timer(self, now: float) -> None:
-        """What an upstream has not answered is asked again, or of another."""
+        """Ask again, or another upstream, what has not been answered."""
         for (upstream, ident), stream in self._transfers.items():
             if stream.is_paused:
                 self._server.proxy.prolong(upstream, ident, now)
@@ -223,7 +224,7 @@ class DnsRelay:
         return True
 
     def _socket_for(self, upstream: Upstream) -> _Socket:
-        """The one to ask from now."""
+        """Return the socket to ask from now."""
         sockets = self._sockets.setdefault(upstream, [])
         if not sockets or sockets[-1].asked >= self._per_socket:
             sockets.append(self._another(upstream, sockets))
@@ -231,7 +232,7 @@ class DnsRelay:
         return sockets[-1]
 
     def _another(self, upstream: Upstream, sockets: list[_Socket]) -> _Socket:
-        """A new one, or the oldest if there are enough, or no more to be had."""
+        """Return a new socket; the oldest, if there are enough or no more to be had."""
         if len(sockets) < SOCKETS_PER_UPSTREAM:
             try:
                 asking = _Socket(self._open(upstream))
@@ -294,7 +295,7 @@ class DnsRelay:
         return stream
 
     def _heard(self, upstream: Upstream, message: bytes) -> bool:
-        """A stream has brought a message.  True: it answers something that was awaited."""
+        """Take a message of a stream.  Return whether it answers something that was awaited."""
         ident, awaited = int.from_bytes(message[:2], "big"), self._server.proxy.awaited
         was_awaited = ident in awaited(upstream)
         self._do(self._server.response(message, upstream, self._engine.now))
@@ -302,8 +303,11 @@ class DnsRelay:
         return was_awaited and ident not in awaited(upstream)
 
     def _ended(self, upstream: Upstream) -> None:
-        """The connection is over.  A server may end any after a while, or after so many queries (RFC 7766 section
-        6.2.4): one that has answered is asked the rest on another.  One that has not has failed."""
+        """Go on without a connection that is over.
+
+        A server may end any after a while, or after so many queries (RFC 7766 section 6.2.4): one that has answered
+        is asked the rest on another.  One that has not has failed.
+        """
         stream, awaited = self._streams.pop(upstream), self._server.proxy.awaited(upstream)
         rest = [
             message for ident, message in stream.unanswered.items() if int.from_bytes(ident, "big") in awaited
@@ -352,7 +356,7 @@ _parsed = lru_cache(maxsize=64)(ip_address)
 
 
 def _client(key: bytes) -> bytes:
-    """The guest's address in a flow's key."""
+    """Return the guest's address in a flow's key."""
     return key[: (len(key) - 4) // 2]
 
 

@@ -33,7 +33,11 @@ _IPV4_KINDS, _IPV6_KINDS = (icmp.ECHO, icmp.ECHO_REPLY), (icmp.V6_ECHO, icmp.V6_
 
 
 class PingRelay:
-    """Raises OSError if `target` cannot be reached at all; `sock` is still the caller's then."""
+    """One echo flow, and its socket.
+
+    Raises:
+        OSError: `target` cannot be reached at all; `sock` is still the caller's then.
+    """
 
     __slots__ = ("_engine", "_flow", "_identifier", "_kinds", "_marks", "_raw", "_socket")
 
@@ -52,7 +56,7 @@ class PingRelay:
         flow.user = self
 
     def local(self) -> tuple[str, int]:
-        """Address of the host's socket, and its identifier."""
+        """Return the address of the host's socket, and its identifier."""
         address, identifier, *_ = self._socket.getsockname()
         return address, identifier
 
@@ -99,7 +103,7 @@ class PingRelay:
                 self._flow.reply(sequence, message[icmp.SIZE :], ttl, self._engine.now, tos=tos)
 
     def _errors(self, sequence: int = 0, payload: bytes | memoryview = b"") -> bool:
-        """Tell the guest of what is in the socket's error queue.  Whether that was about what is being sent."""
+        """Tell the guest what is in the socket's error queue; return whether that was about what is being sent."""
         is_about_this = False
         for each in read_errors(self._socket):
             check: int | None = None

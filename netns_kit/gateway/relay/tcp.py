@@ -38,7 +38,7 @@ from netns_kit.gateway.engine import EDGE, ERROR, HANG_UP, IN, OUT, READ_HANG_UP
 from netns_kit.stack import Closed, IcmpError, Refusal, TcpConnection
 from netns_kit.stack.windows import BUFFER
 from netns_kit.uplink.dial import Connected, Dial, Pending, Refused
-from netns_kit.uplink.sockets import is_internet, local_address, prepare_stream, refusal_for, set_tos
+from netns_kit.uplink.sockets import is_internet, prepare_stream, refusal_for, set_tos
 
 BURSTS_PER_STEP = 8
 KEEPALIVE_INTERVAL = 75  # seconds between probes, at most: the kernel's own
@@ -114,7 +114,7 @@ class TcpRelay:
             self._refuse(dial.why)
         elif isinstance(dial, Connected):
             try:
-                self._own(dial.socket)
+                self._watch(dial.socket)
             except OSError as failure:
                 dial.socket.close()
                 self._refuse(refusal_for(failure.errno or errno.EIO))
@@ -146,7 +146,6 @@ class TcpRelay:
         self._pending = None
         if isinstance(dial, Connected) and dial.socket.fileno() == self._watched:
             sock = self._socket = self._sink = dial.socket
-            prepare_stream(sock)
             self._engine.replace(self._watched, self._on_events)
             self._accept(connection, sock)
             self._on_events(events)
@@ -157,7 +156,8 @@ class TcpRelay:
 
     def _accept(self, connection: TcpConnection, sock: socket.socket) -> None:
         self.state = IDLE
-        connection.host = local_address(sock)
+        if prepare_stream(sock):
+            connection.host = sock.getsockname()[:2]
         if connection.tos:  # it may have changed since it was dialled
             set_tos(sock, connection.tos)
         connection.accept(self._engine.now)
@@ -168,11 +168,11 @@ class TcpRelay:
         Raises:
             OSError: it cannot be watched; it is the caller's then.
         """
-        self._own(sock)
+        prepare_stream(sock)
+        self._watch(sock)
         self.state = IDLE
 
-    def _own(self, sock: socket.socket) -> None:
-        prepare_stream(sock)
+    def _watch(self, sock: socket.socket) -> None:
         self._engine.add(sock.fileno(), self._on_events, _EVENTS)
         self._socket = self._sink = sock
 
@@ -248,10 +248,11 @@ class TcpRelay:
             connection.send(memory.take(size), now)
             if size == wanted:
                 self._ahead, self._doubted_at, self._at_once = UNKNOWN, self._engine.steps, 2
+                self._pump_long(BURSTS_PER_STEP - 1)
             elif self.state is READABLE:
                 self.state = IDLE
-                return
-            self._pump_long(BURSTS_PER_STEP - 1)
+            else:  # the end is next
+                self._pump()
 
     def _pump_long(self, left: int = BURSTS_PER_STEP) -> None:
         """Carry bytes from the host to the guest, `left` bursts of them: the long way, which knows all cases."""
@@ -351,7 +352,8 @@ class TcpRelay:
     # -- the guest's side: TcpUser ------------------------------------------------------------------
 
     def established(self) -> None:
-        self.writable()
+        if self.state in _TO_BE_READ:
+            self._pump()
 
     def deliver(self, data: memoryview) -> int:
         sock = self._sink
