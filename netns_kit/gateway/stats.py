@@ -1,6 +1,6 @@
 """Stats: what a stack counts, as one record that is always complete.
 
-Each part counts what it meets, by name, and `complete` makes the record of that.  tests/test_stats.py holds that
+Each part counts what it meets, by name; `complete` makes the record of that.  tests/gateway/test_stats.py holds that
 every name which a part can count is here, and the table of docs/observing.md is made of this file.
 """
 

@@ -10,7 +10,7 @@ from netns_kit import Flow, PortInUseError, Refusal, Uplink
 from netns_kit.gateway.endpoints import Endpoints
 from netns_kit.stack import Closed, TcpConnection, UdpFlow
 from netns_kit.uplink.uplink import Target
-from tests.test_gateway import GATEWAY, GUEST, RESOLVER, Bench, Make, make
+from tests.gateway.test_gateway import GATEWAY, GUEST, RESOLVER, Bench, Make, make
 
 __all__ = ["make"]  # a fixture
 

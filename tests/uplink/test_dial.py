@@ -14,7 +14,7 @@ from netns_kit.arguments import Address
 from netns_kit.stack import Closed, Refusal
 from netns_kit.uplink.dial import Connected, Dial, Refused
 from netns_kit.uplink.uplink import Protocol, Target
-from tests.test_gateway import Bench, Make, Program, feed, make, receive
+from tests.gateway.test_gateway import Bench, Make, Program, feed, make, receive
 
 __all__ = ["make"]  # a fixture
 

@@ -33,7 +33,7 @@ from netns_kit.stack.wire import ethernet, ip, udp
 from netns_kit.subnet import Subnet, Subnet6
 from netns_kit.tap.device import FRAME_MAX
 from netns_kit.userstack.drivers import DriverName
-from tests.stack_support import Users, pseudo_header, rfc1071
+from tests.support.stack import Users, pseudo_header, rfc1071
 
 pytestmark = pytest.mark.usefixtures("leaks")
 
