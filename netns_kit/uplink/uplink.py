@@ -60,42 +60,44 @@ _NAT64_LOCAL = bytes.fromhex("0064ff9b0001")  # RFC 8215: where IPv4 is embedded
 
 
 class Uplink:
-    """Flows leave through sockets of the process that runs the stack.
+    """The way out for flows: through sockets of the process that runs the stack.
 
-    `allow_host_loopback`: whether the gateway's address means the host's loopback, 127.0.0.1 and of IPv6 ::1: no (the
-    default), yes, or these ports only.  `bind4`, `bind6`: source address of outgoing sockets, or the name of an
-    interface, for the first that it has now; `device`: the interface they are bound to.
+    Args:
+        allow_host_loopback: whether the gateway's address means the host's loopback, 127.0.0.1 and of IPv6 ::1: no
+            (the default), yes, or these ports only.
+        bind4, bind6: source address of outgoing sockets, or the name of an interface, for the first address that it
+            has now.
+        device: the interface that outgoing sockets are bound to.
+        dns: how names are resolved, `DnsSettings`; or a list of resolvers, `ADDRESS[:PORT]`.  By default they are
+            those of the host's resolv.conf, followed when it changes; an empty list is nobody, and only names of our
+            own are resolved (see `UserStack.add_record`).
+        policy: a plain function, asked about each new flow that would otherwise be carried, also about those that
+            this process answers itself (`Flow.served`: queries to the DNS address) and those to the gateway.  What it
+            returns, if not None, is how the flow is refused.  It is called on the driver's thread and should be
+            quick.  Its addresses are of the `ipaddress` module: compare them with such, never with strings.  A policy
+            that raises, or returns something else, refuses the flow and is logged.  A stack with `driver="worker"`
+            imports it by name in another process, so it is then a function at the top of a module, or a
+            `functools.partial` or frozen dataclass that cannot change either: what changes here later is not seen
+            there, globals of its module included.
+        any_source: whether guests may open flows from addresses that are not of their subnet, where one routes for
+            others.  By default such packets are dropped and counted.
+        allow_host_addresses: whether the host's own addresses may be reached, at which its services listen: whatever
+            the kernel takes for local, on each interface and beyond 127.0.0.0/8, as it is when the flow is opened.
+            True by default; docs/security.md tells what that means.
+        allow_link_local: whether link-local addresses may be reached, and the other addresses at which clouds tell a
+            machine its credentials, `METADATA`.  True by default, as above.
+        udp_filtering: whose datagrams may come in to a UDP port the namespace has opened, in the words of RFC 4787 5:
+            "address-and-port-dependent" (the default), from where it has sent to; "endpoint-independent" ("full
+            cone"), from anywhere that `route` lets it answer.
+        udp_ports: which UDP ports of its own a guest keeps on the host, if they are free: "ephemeral" (the default),
+            those which the kernel gives to any program that asks for none, net.ipv4.ip_local_port_range without
+            net.ipv4.ip_local_reserved_ports, so that no guest has the port of a service; "any", all that this user
+            may have.
 
-    `dns`: how names are resolved, `DnsSettings`; or a list of resolvers, `ADDRESS[:PORT]`.  By default they are those
-    of the host's resolv.conf, followed when it changes; an empty list is nobody, and only names of our own are
-    resolved (see `UserStack.add_record`).
-
-    `udp_filtering`: whose datagrams may come in to a UDP port the namespace has opened, in the words of RFC 4787
-    5: "address-and-port-dependent" (the default), from where it has sent to; "endpoint-independent" ("full cone"),
-    from anywhere that `route` lets it answer.
-
-    `udp_ports`: which UDP ports of its own a guest keeps on the host, if they are free: "ephemeral" (the default),
-    those which the kernel gives to any program that asks for none, net.ipv4.ip_local_port_range without
-    net.ipv4.ip_local_reserved_ports, so that no guest has the port of a service; "any", all that this user may have.
-
-    `policy`: a plain function, asked about each new flow that would otherwise be carried, queries to the
-    namespace's DNS address and connections to the gateway's included; what it returns, if not None, is how the
-    flow is refused.  It is called on the driver's thread and should be quick.  Its addresses are of the
-    `ipaddress` module: compare them with such, never with strings.  A policy that raises, or returns something
-    else, refuses the flow and is logged.  A stack with `driver="worker"` imports it by name in another process, so it
-    is then a function at the top of a module, or a `functools.partial` or frozen dataclass that cannot change either:
-    what changes here later is not seen there, globals of its module included.
-
-    `allow_host_addresses`: whether the host's own addresses may be reached, at which its services listen: whatever
-    the kernel takes for local, on each interface and beyond 127.0.0.0/8, as it is when the flow is opened.
-    `allow_link_local`: whether link-local addresses may be reached, and the other addresses at which clouds tell a
-    machine its credentials, `METADATA`.  Both are True by default; docs/security.md tells what that means.
-
-    `any_source`: whether guests may open flows from addresses that are not of their subnet, where one routes for
-    others.  By default such packets are dropped and counted.
-
-    Raises `AddressError` for what is no address or port, `RecordError` for what is no domain, `ArgumentError` for
-    another value that cannot be used, `ArgumentTypeError` for what has no such type, a coroutine function among them.
+    Raises:
+        AddressError: what is given for an address is none.
+        ArgumentError: another value cannot be used.
+        ArgumentTypeError: something has no such type, a coroutine function among them.
     """
 
     def __init__(
