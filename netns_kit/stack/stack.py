@@ -23,7 +23,7 @@ from .offloads import Offloads
 from .packets import PacketWriter
 from .reassembly import Reassembly
 from .router import Router
-from .states import LISTEN, SYN_SENT, State
+from .states import SYN_HELD, SYN_SENT, State
 from .steering import Steering
 from .tcp import TcpConnection
 from .time_wait import TimeWait
@@ -83,7 +83,7 @@ class Stack:
         self.costly = 0  # frames so far that cost many times what others do: of new flows, strays, fragments
         self.addresses = addresses
         self.flow_ids: Iterator[int] = count(1)  # to come; stacks that share a link have their own
-        # those the guest opens whose handshake is not over, in LISTEN or SYN-RECEIVED, the oldest first
+        # those the guest opens whose handshake is not over, in SYN-HELD or SYN-RECEIVED, the oldest first
         self.pending: dict[bytes, TcpConnection] = {}
         self.memory = Memory(self.limits.tcp_memory)
         self.link = Link(
@@ -423,7 +423,7 @@ class Stack:
             self._packets.error(self._quoted, Refusal.NET_UNREACHABLE, by=packet.destination)
             return
         self._learn(packet)
-        connection = TcpConnection(self, key, self._isn(key, now), LISTEN, self.link.mtu - 40)
+        connection = TcpConnection(self, key, self._isn(key, now), SYN_HELD, self.link.mtu - 40)
         connection.opened = now
         connection.ttl, connection.tos = packet.ttl, packet.tos & _DSCP
         connection.syn_arrives(segment, now)

@@ -127,7 +127,7 @@ def test_the_guest_waits_until_the_dial_is_over(make: Make) -> None:
     with peer:
         bench.settle()
         assert not program.is_established
-        assert bench.gateway.stats()["tcp_listen"] == 1
+        assert bench.gateway.stats()["tcp_syn_held"] == 1
         peer.send(b"y")
         exchange(bench, program, peer)
 
