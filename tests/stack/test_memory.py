@@ -59,5 +59,4 @@ def test_many_buffers_at_once_are_taken_in_their_order() -> None:
             bytes([number + 1]) * len(each) for number, each in enumerate(buffers)
         ]
         for data in taken:
-            memory.hold(data)
             memory.forget(data)
