@@ -27,9 +27,6 @@ if TYPE_CHECKING:
         Host,
     )
     from .dns import DnsQuery, Hook, Manner, Rcode, Record, Verdict
-    from .drivers import (
-        DriverName,
-    )
     from .errors import (
         AddressError,
         AlreadyOpened,
@@ -74,19 +71,24 @@ if TYPE_CHECKING:
         Pids,
         Route,
     )
-    from .network import (
-        CommandOptions,
-        Network,
-    )
+    from .network import Network
     from .ports import (
         PortForward,
     )
     from .process import (
         Command,
         CommandFailed,
+        CommandOptions,
         Process,
+        RunOptions,
         StandardStream,
         Word,
+    )
+    from .setup import (
+        Configure,
+        DriverName,
+        SandboxLayer,
+        StackOptions,
     )
     from .stack import (
         Limits,
@@ -103,11 +105,7 @@ if TYPE_CHECKING:
         TapDevice,
     )
     from .uplink import Endpoint, Flow, Target, UdpFiltering, UdpPorts, Uplink, Way
-    from .userstack import (
-        Configure,
-        SandboxLayer,
-        UserStack,
-    )
+    from .userstack import UserStack
 
 __version__ = "0.1.0"
 
@@ -165,10 +163,12 @@ __all__ = [
     "Refusal",
     "Report",
     "Route",
+    "RunOptions",
     "SandboxLayer",
     "SandboxUnavailable",
     "StackClosed",
     "StackCrashed",
+    "StackOptions",
     "StandardStream",
     "StaticLease",
     "Stats",
@@ -197,7 +197,6 @@ _HOMES = {
     "dhcp": ("DhcpSettings", "Lease", "StaticLease"),
     "diagnosis": ("Host",),
     "dns": ("DnsQuery", "Hook", "Manner", "Rcode", "Record", "Verdict"),
-    "drivers": ("DriverName",),
     "errors": (
         "AddressError",
         "AlreadyOpened",
@@ -227,15 +226,24 @@ _HOMES = {
     "gateway": ("FlowInfo",),
     "impairment": ("Impairment",),
     "namespace": ("Ids", "InterfaceAddress", "Interface", "Namespace", "OpenedTap", "Pids", "Route"),
-    "network": ("CommandOptions", "Network"),
+    "network": ("Network",),
     "ports": ("PortForward",),
-    "process": ("Command", "CommandFailed", "Process", "StandardStream", "Word"),
+    "process": (
+        "Command",
+        "CommandFailed",
+        "CommandOptions",
+        "Process",
+        "RunOptions",
+        "StandardStream",
+        "Word",
+    ),
+    "setup": ("Configure", "DriverName", "SandboxLayer", "StackOptions"),
     "stack": ("Limits", "Refusal"),
     "stats": ("Stats",),
     "subnet": ("Subnet", "Subnet6"),
     "tap": ("DeviceGone", "ImpairedTap", "TapDevice"),
     "uplink": ("Endpoint", "Flow", "Target", "UdpFiltering", "UdpPorts", "Uplink", "Way"),
-    "userstack": ("Configure", "SandboxLayer", "UserStack"),
+    "userstack": ("UserStack",),
 }
 
 

@@ -19,7 +19,6 @@ from . import arguments
 from .background import beside
 from .command_line import FAILED, HOST_LOOPBACK, ONE_PORT, Parser, as_option, value, whole_number
 from .dns import Record
-from .drivers import DriverName
 from .errors import NetnsKitError
 from .namespace import Namespace
 from .network import DEFAULT_IFNAME, DEFAULT_MTU, Network
@@ -27,6 +26,7 @@ from .own_process import calm_collector, raise_descriptor_limit
 from .ports import parse as parse_ports
 from .process import Process
 from .program import end, end_by, last_words, notice
+from .setup import DriverName
 from .signals import Signals
 from .subnet import DEFAULT_CIDR, DEFAULT_CIDR6, SMALLEST_IPV6_MTU, Subnet, Subnet6
 from .tap import QUEUES_MAX, TAP_MTU_MAX, check_mtu

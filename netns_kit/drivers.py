@@ -13,7 +13,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -22,14 +22,12 @@ from . import pump
 from .background import asyncio_loop
 from .engine import Engine
 from .errors import NetnsKitError, StackClosed, StackCrashed
+from .setup import DriverName
 
 if TYPE_CHECKING:
     import asyncio
 
 T = TypeVar("T")
-LocalDriverName = Literal["thread", "loop"]
-DriverName = Literal["thread", "loop", "worker"]
-"""Where a stack runs: on a thread of its own, on the caller's event loop, in a process of its own."""
 TURN = 0.5e-3  # seconds of the event loop's time, at most, before others have their turn
 STOP_SECONDS = 5.0  # how long a policy or hook may hold up the thread before it is left behind
 CLOSED = "the stack is not running: it has been closed, or it has failed"
@@ -262,7 +260,7 @@ class _Call:
         self.result: Any = None
 
 
-def driver_named(name: LocalDriverName) -> Callable[[Engine], Driver]:
+def driver_named(name: DriverName) -> Callable[[Engine], Driver]:
     """What makes that driver."""
     return ThreadDriver if name == "thread" else LoopDriver
 

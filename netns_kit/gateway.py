@@ -21,7 +21,6 @@ from typing import Protocol as Interface
 
 from .admission import Admission
 from .arguments import Address
-from .dhcp import DEFAULT, DhcpSettings
 from .dhcp.names import is_name
 from .dns import Record, Zone
 from .engine import IN, NEVER, OUT, Appetite, Engine
@@ -29,11 +28,12 @@ from .frozen import frozen, replace
 from .leasing import Leasing
 from .peers import Peers
 from .relay import ClientStream, DnsRelay, Inbox, Outbox, PingRelay, TcpRelay, UdpRelay, refusal_for
-from .stack import AnyFlow, Closed, EchoFlow, Limits, Refusal, Stack, Steering, TcpConnection, UdpFlow
+from .setup import Setup
+from .stack import AnyFlow, Closed, EchoFlow, Refusal, Stack, Steering, TcpConnection, UdpFlow
 from .stack.wire.ndp import Advertisement
 from .subnet import Subnet, Subnet6
-from .tap import FRAME_MAX, DeviceGone, TapDevice
-from .uplink import DNS_PORT, OURSELVES, Endpoint, Flow, Protocol, Target, Uplink, Way, source_of
+from .tap import FRAME_MAX, DeviceGone
+from .uplink import DNS_PORT, OURSELVES, Endpoint, Flow, Protocol, Target, Way, source_of
 
 FRAMES_PER_STEP = 32
 FLOODED = 0.1  # seconds in which new flows made each step late: then it is a flood,
@@ -106,18 +106,15 @@ class Gateway:
     def __init__(
         self,
         engine: Engine,
-        tap: TapDevice,
-        uplink: Uplink,
-        subnet: Subnet,
+        setup: Setup,
         *,
-        limits: Limits | None = None,
-        dhcp: DhcpSettings | None = DEFAULT,
         secret: bytes | None = None,
         peers: Peers | None = None,
         tell: Callable[[str, BaseException | None], None] | None = None,
     ) -> None:
         """`peers` are the others that serve the same namespace, each by a queue of its own of the tap.  `tell` is
         called with what somebody should know, and the error behind it; else that is logged."""
+        tap, uplink, subnet, dhcp = setup.tap, setup.uplink, setup.subnet, setup.dhcp
         self.engine = engine
         self.uplink = uplink
         self.subnet = subnet
@@ -132,7 +129,7 @@ class Gateway:
             mtu=tap.mtu,
             secret=secret or os.urandom(16),
             offloads=tap.offloads,
-            limits=limits,
+            limits=setup.limits,
             timers=engine.timers,
             sources=None if uplink.any_source else _sources(subnet),
             advertised=_advertisement(subnet.ipv6, search) if peers is None or peers.index == 0 else None,
@@ -150,6 +147,8 @@ class Gateway:
         self._strange: deque[bytes] = deque()  # frames that wait, in a flood
         self.inbox, self.outbox = Inbox(), Outbox()
         self.zone = _zone(subnet)
+        for record in setup.records:
+            self.zone.add(record)
         self._dns = DnsRelay(engine, uplink, self.zone, self._hook_failed, self._resolvers_for)
         self._udp: dict[GuestEndpoint, UdpRelay] = {}
         self.published: dict[bytes, list[Published]] = {}  # by the guest's port, the oldest first

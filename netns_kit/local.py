@@ -10,14 +10,10 @@ from functools import partial
 from typing import TypeVar
 
 from .control import Control
-from .dhcp import DhcpSettings
-from .drivers import Driver, LocalDriverName, driver_named
+from .drivers import Driver, driver_named
 from .engine import Engine
 from .gateway import Gateway
-from .stack import Limits
-from .subnet import Subnet
-from .tap import TapDevice
-from .uplink import Uplink
+from .setup import Setup
 
 T = TypeVar("T")
 
@@ -27,24 +23,15 @@ class LocalStack:
 
     sandbox: Mapping[str, str] = {}  # it is not to be had for a part of a process
 
-    def __init__(
-        self,
-        driver: LocalDriverName,
-        tap: TapDevice,
-        uplink: Uplink,
-        subnet: Subnet,
-        limits: Limits | None,
-        dhcp: DhcpSettings | None,
-        news: Callable[[int], None],
-    ) -> None:
+    def __init__(self, setup: Setup, news: Callable[[int], None]) -> None:
         """Raises what a `Gateway` does; nothing is left open then."""
         self._engine = Engine()
         try:
-            self.gateway = Gateway(self._engine, tap, uplink, subnet, limits=limits, dhcp=dhcp)
+            self.gateway = Gateway(self._engine, setup)
         except BaseException:
             self._engine.close()
             raise
-        self._driver: Driver = driver_named(driver)(self._engine)
+        self._driver: Driver = driver_named(setup.driver)(self._engine)
         self._control = Control(self.gateway, lambda number: self._driver.post(partial(news, number)))
 
     async def run(self) -> None:

@@ -3,46 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from ipaddress import IPv4Network
+from collections.abc import Iterable, Mapping
 from subprocess import CompletedProcess
 from types import NoneType
-from typing import TypedDict
 
 from typing_extensions import Unpack
 
 from . import arguments
 from .background import Openable, Supervisor
-from .dhcp import DEFAULT, DhcpSettings
-from .dns import Record, hosts
-from .drivers import DriverName
-from .errors import NamespaceGone, RecordError
+from .dns import hosts
+from .errors import NamespaceGone
 from .forwarder import Forwarder
 from .namespace import Namespace
 from .ports import PortForward, parse
-from .process import Command, Process, StandardStream, Word
-from .stack import Limits
-from .subnet import DEFAULT_CIDR, Subnet, Subnet6
+from .process import Command, CommandOptions, Process, RunOptions
+from .setup import Setup, StackOptions
+from .subnet import Subnet
 from .tap import TapDevice
 from .uplink import RESOLV_CONF, Uplink
-from .userstack import Configure, SandboxLayer, UserStack
+from .userstack import UserStack
 
 DEFAULT_MTU = 1500
 HOSTS = "/etc/hosts"
 DEFAULT_IFNAME = "tap0"
-
-
-class CommandOptions(TypedDict, total=False):
-    """The keyword arguments of `Namespace.popen`, which has their meaning."""
-
-    stdin: StandardStream
-    stdout: StandardStream
-    stderr: StandardStream
-    cwd: Word | None
-    env: Mapping[str, str] | None
-    start_new_session: bool
-    pass_fds: Sequence[int]
-    files: Mapping[str, str | bytes] | None
 
 
 class Network(Openable):
@@ -58,10 +41,10 @@ class Network(Openable):
         uplink: How flows leave.  By default the host's loopback cannot be reached.
         ports: What is forwarded from the start, see `netns_kit.ports`.
         ifname: The name of the interface inside.
+        mtu: The MTU of the interface, see `TapDevice.open`.
+        queues: The number of queues of the interface, see `TapDevice.open`.
         namespace: One of the caller's making, which is not open yet.  By default a new one.
-        name: The namespace's own name at the DNS address, one more of `records`.
-
-    The other arguments are those of `UserStack` and of `TapDevice.open`.
+        options: Settings of the stack, see `StackOptions`.
 
     Raises:
         NetnsKitError, ValueError: Arguments that make no sense, before anything is made.
@@ -71,46 +54,25 @@ class Network(Openable):
     `NamespaceGone`, `DeviceGone` or `StackCrashed`.
     """
 
+    @arguments.spelled_out(Setup.of)
     def __init__(
         self,
         *,
         uplink: Uplink | None = None,
         ports: Iterable[str | PortForward] = (),
-        subnet: str | IPv4Network = DEFAULT_CIDR,
-        ipv6: bool | Subnet6 = False,
         ifname: str = DEFAULT_IFNAME,
         mtu: int = DEFAULT_MTU,
         queues: int = 1,
         namespace: Namespace | None = None,
-        driver: DriverName = "thread",
-        configure: Configure = True,
-        limits: Limits | None = None,
-        dhcp: DhcpSettings | None = DEFAULT,
-        require: Iterable[SandboxLayer] = (),
-        records: Iterable[str | Record] = (),
-        name: str | None = None,
+        **options: Unpack[StackOptions],
     ) -> None:
         arguments.items("ports", ports, "a list of ports")
-        arguments.items("records", records, "a list of records")
         arguments.instance(
             "namespace", namespace, (Namespace, NoneType), "a Namespace, or None for a new one"
         )
         self.namespace = namespace or Namespace.create()
         self.tap = TapDevice.open(self.namespace, ifname, mtu=mtu, queues=queues)
-        if name is not None:
-            records = [*_named(name, Subnet.parse(subnet, ipv6)), *records]
-        self.stack = UserStack(
-            self.tap,
-            uplink,
-            subnet=subnet,
-            ipv6=ipv6,
-            driver=driver,
-            configure=configure,
-            limits=limits,
-            dhcp=dhcp,
-            require=require,
-            records=records,
-        )
+        self.stack = UserStack(self.tap, uplink, **options)
         self.forwarder = Forwarder(self.stack)
         self.supervisor = Supervisor(
             type(self).__name__,
@@ -160,37 +122,24 @@ class Network(Openable):
         ]
         return {RESOLV_CONF: resolv_conf, HOSTS: hosts.written(os.uname().nodename, ours, _text(HOSTS))}
 
-    async def run(
-        self,
-        command: Command,
-        *,
-        input: bytes | None = None,
-        check: bool = True,
-        **options: Unpack[CommandOptions],
-    ) -> CompletedProcess[bytes]:
+    @arguments.spelled_out(Namespace.run)
+    async def run(self, command: Command, **options: Unpack[RunOptions]) -> CompletedProcess[bytes]:
         """`Namespace.run`, with the namespace's own resolv.conf and hosts file: see `Network.files`."""
         with self.supervisor.guarding():
-            return await self.namespace.run(
-                command, input=input, check=check, **await self._with_files(options)
-            )
+            options["files"] = await self._files_for(options)
+            return await self.namespace.run(command, **options)
 
+    @arguments.spelled_out(Namespace.popen)
     async def popen(self, command: Command, **options: Unpack[CommandOptions]) -> Process:
         """`Namespace.popen`, with the namespace's own resolv.conf and hosts file: see `Network.files`."""
         with self.supervisor.guarding():
-            process = await self.namespace.popen(command, **await self._with_files(options))
+            options["files"] = await self._files_for(options)
+            process = await self.namespace.popen(command, **options)
         process.supervisor = self.supervisor
         return process
 
-    async def _with_files(self, options: CommandOptions) -> CommandOptions:
-        return {**options, "files": {**await self.files(), **(options.get("files") or {})}}
-
-
-def _named(name: str, subnet: Subnet) -> list[Record]:
-    """Its addresses, by that name.  Raises `RecordError` for none."""
-    arguments.text("name", name, "a domain name, or None")
-    if not name.strip("."):
-        raise RecordError(f"name {name!r} is no name of a namespace")
-    return [Record(name, str(each.guest)) for each in (subnet, subnet.ipv6) if each is not None]
+    async def _files_for(self, options: CommandOptions) -> Mapping[str, str | bytes]:
+        return {**await self.files(), **(options.get("files") or {})}
 
 
 def _text(path: str) -> str:

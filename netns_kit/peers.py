@@ -81,12 +81,13 @@ class Peers:
         return size - 1
 
 
-def pairs(count: int, stack: ExitStack) -> tuple[list[socket.socket], list[socket.socket]]:
-    """Inboxes and outboxes for so many workers, closed by `stack`."""
+def connect(count: int, stack: ExitStack) -> list[Peers]:
+    """The links of so many workers, each with those of all, whose sockets `stack` closes."""
     made = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(count)]
     for ends in made:
         ends[1].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ROOM)
         for end in ends:
             end.setblocking(False)
             stack.callback(end.close)
-    return [inbox for inbox, _ in made], [outbox for _, outbox in made]
+    outboxes = tuple(outbox for _, outbox in made)
+    return [Peers(index, inbox, outboxes) for index, (inbox, _) in enumerate(made)]

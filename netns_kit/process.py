@@ -15,7 +15,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from signal import SIGKILL, SIGTERM, pidfd_send_signal
-from typing import IO, Any, Union
+from subprocess import PIPE
+from typing import IO, Any, TypedDict, Union
 
 import anyio
 import anyio.abc
@@ -30,9 +31,11 @@ from netns_kit.plain import printable
 __all__ = [
     "Command",
     "CommandFailed",
+    "CommandOptions",
     "PipeReader",
     "PipeWriter",
     "Process",
+    "RunOptions",
     "StandardStream",
     "Word",
     "open_process",
@@ -44,6 +47,38 @@ Command = Union[Word, Sequence[Word]]  # noqa: UP007 - a string cannot be joined
 """A command's words, or a line for the shell."""
 StandardStream = Union[int, IO[Any], None]  # noqa: UP007 - the same
 """What a command has for a standard stream: PIPE, DEVNULL, STDOUT, a descriptor, a file; None: the caller's own."""
+
+
+class CommandOptions(TypedDict, total=False):
+    """Keyword arguments of `Namespace.popen` and `Network.popen`: how a command is started."""
+
+    stdin: StandardStream
+    """Its standard input.  Default: PIPE; where it is run to its end, the caller's own."""
+    stdout: StandardStream
+    """Its standard output.  Default: PIPE."""
+    stderr: StandardStream
+    """Its standard error.  Default: PIPE."""
+    cwd: Word | None
+    """The directory where it starts.  Default: the caller's own."""
+    env: Mapping[str, str] | None
+    """Its environment.  Default: the caller's own."""
+    start_new_session: bool
+    """Whether it has a session of its own, see setsid(2).  Default: False."""
+    pass_fds: Sequence[int]
+    """Descriptors that it inherits, under the numbers that they have here.  Default: none."""
+    files: Mapping[str, str | bytes] | None
+    """Absolute paths, and what the command shall read there; nobody else sees it (docs/commands.md)."""
+
+
+class RunOptions(CommandOptions, total=False):
+    """Keyword arguments of `Namespace.run` and `Network.run`: how a command is run to its end."""
+
+    input: bytes | None
+    """What is written to its standard input, which is then closed.  Default: nothing is written."""
+    check: bool
+    """Whether another status than 0 raises `CommandFailed`.  Default: True."""
+
+
 PASSED_MAX = FDS_MAX - 3  # beside the conversation, the current directory and a long request
 
 
@@ -321,14 +356,14 @@ async def open_process(
     supervisor: Supervisor,
     command: Command,
     *,
-    stdin: StandardStream,
-    stdout: StandardStream,
-    stderr: StandardStream,
-    cwd: Word | None,
-    env: Mapping[str, str] | None,
-    start_new_session: bool,
-    pass_fds: Sequence[int],
-    files: Mapping[str, str | bytes] | None,
+    stdin: StandardStream = PIPE,
+    stdout: StandardStream = PIPE,
+    stderr: StandardStream = PIPE,
+    cwd: Word | None = None,
+    env: Mapping[str, str] | None = None,
+    start_new_session: bool = False,
+    pass_fds: Sequence[int] = (),
+    files: Mapping[str, str | bytes] | None = None,
 ) -> Process:
     """`Namespace.popen`, for any way to ask an agent."""
     argv = _argv(command)

@@ -419,6 +419,7 @@ def serve(order: Order, fetch: TapFetch) -> int:
     from .engine import Engine
     from .gateway import Gateway
     from .own_process import calm_collector, raise_descriptor_limit
+    from .setup import Setup
     from .slirp_uplink import SlirpUplink
     from .tap import TapDevice
 
@@ -434,7 +435,7 @@ def serve(order: Order, fetch: TapFetch) -> int:
     uplink = SlirpUplink(
         loopback=order.loopback, dns=order.dns, bind4=order.outbound.get(4), bind6=order.outbound.get(6)
     )
-    control = Control(Gateway(engine, tap, uplink, subnet, tell=_tell), lambda _: None)
+    control = Control(Gateway(engine, Setup(tap, uplink, subnet), tell=_tell), lambda _: None)
     api = None
     if order.api is not None:
         from .hostfwd import ApiSocket, HostForwards

@@ -5,38 +5,30 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import suppress
-from ipaddress import IPv4Network
 from itertools import count
-from types import NoneType
-from typing import Literal, Protocol, TypeVar, get_args
+from typing import Protocol, TypeVar
 
 import anyio
+from typing_extensions import Unpack
 
 from . import arguments
 from .arguments import Address, AddressLike
 from .background import Openable, Supervisor
 from .control import PATIENCE, Control, FlowEvent
-from .dhcp import DEFAULT, DhcpSettings, Lease, StaticLease
+from .dhcp import Lease, StaticLease
 from .dns import Record
 from .dns.names import to_text, to_wire
 from .dns.records import as_text
-from .drivers import DriverName
-from .errors import AddressError, ArgumentError, NetnsKitError, StackClosed, SysctlError
+from .errors import NetnsKitError, StackClosed, SysctlError
 from .frozen import replace
 from .gateway import FlowInfo
-from .leasing import check as check_dhcp
 from .local import LocalStack
 from .namespace import Namespace
-from .stack import Limits
+from .setup import Setup, StackOptions, as_record
 from .stats import Stats, complete
-from .subnet import DEFAULT_CIDR, SMALLEST_IPV6_MTU, Subnet, Subnet6
+from .subnet import Subnet
 from .tap import TapDevice
 from .uplink import Uplink
-
-Configure = bool | Literal["link"]
-"""What entering does to the interface: all, nothing, or no more than to bring it up."""
-SandboxLayer = Literal["core", "dumpable", "capabilities", "no_new_privs", "landlock", "seccomp"]
-"""What a worker gives up before it reads a frame, see `netns_kit.sandbox`."""
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -72,18 +64,7 @@ class UserStack(Openable):
         tap: An open device.  If it lies in a namespace, that is configured, see `configure`.
         uplink: How flows leave.  A worker imports its policy, or a subclass of `Uplink`, by its name; they run in the
             sandbox, and are not seen to change from here.
-        subnet: The addresses, as a CIDR, see `Subnet`.
-        ipv6: Whether there is IPv6 too: True for the usual network, or a `Subnet6`.  A host or a namespace that has
-            none is served with IPv4, and the log tells why.
-        driver: Where the stack runs.  "thread": on a thread of its own.  "loop": on the caller's event loop.
-            "worker": in a process of its own, which the caller's load does not slow, and which enters a sandbox
-            before it reads the first frame.  A device with several queues has as many workers, which share the flows.
-        configure: Whether the namespace gets the subnet's guest address, a default route and its loopback brought up.
-            "link": interface and loopback are brought up and nothing more, for a DHCP client or the kernel's SLAAC.
-        limits: The bounds of the stack's tables.
-        dhcp: The settings of the DHCP server; None: there is none.
-        require: Layers of the sandbox that are to be on, or else opening raises.
-        records: What is answered at the DNS address from the start, see `UserStack.add_record`.
+        options: Settings, see `StackOptions`.
 
     Raises:
         AddressError: A bad subnet, an MTU that leaves no IPv6; on opening, an uplink with addresses that the host has
@@ -98,57 +79,21 @@ class UserStack(Openable):
     `DeviceGone`, `NamespaceGone`, or `StackCrashed` for a bug and for a worker that has ended.
     """
 
-    def __init__(
-        self,
-        tap: TapDevice,
-        uplink: Uplink | None = None,
-        *,
-        subnet: str | IPv4Network = DEFAULT_CIDR,
-        ipv6: bool | Subnet6 = False,
-        driver: DriverName = "thread",
-        configure: Configure = True,
-        limits: Limits | None = None,
-        dhcp: DhcpSettings | None = DEFAULT,
-        require: Iterable[SandboxLayer] = (),
-        records: Iterable[str | Record] = (),
-    ) -> None:
-        arguments.instance(
-            "tap", tap, TapDevice, "a TapDevice", 'make one: TapDevice.open(namespace, "tap0")'
-        )
-        arguments.instance("uplink", uplink, (Uplink, NoneType), "an Uplink, or None")
-        arguments.one_of("driver", driver, get_args(DriverName))
-        arguments.one_of("configure", configure, (True, False, "link"))
-        arguments.instance("limits", limits, (Limits, NoneType), "a Limits, or None")
-        arguments.instance("dhcp", dhcp, (DhcpSettings, NoneType), "a DhcpSettings, or None for no server")
-        arguments.items("records", records, "a list of records")
+    @arguments.spelled_out(Setup.of)
+    def __init__(self, tap: TapDevice, uplink: Uplink | None = None, **options: Unpack[StackOptions]) -> None:
+        self.setup = Setup.of(tap, uplink, **options)
         self.tap = tap
+        self.uplink = self.setup.uplink
         above = [] if tap.namespace is None else [tap.namespace.supervisor]
         self.supervisor = Supervisor(type(self).__name__, StackClosed, *above, one_loop=True)
-        self.uplink = uplink or Uplink()
-        self.subnet = Subnet.parse(subnet, ipv6)
-        if self.subnet.ipv6 is not None and tap.mtu < SMALLEST_IPV6_MTU:
-            raise AddressError("IPv6 needs a larger MTU", "mtu", tap.mtu, f"use {SMALLEST_IPV6_MTU} or more")
         self.sandbox: Mapping[str, str] = {}
-        self._driver = driver
         self._runner: Runner | None = None
         self._news: dict[int, anyio.Event] = {}
-        self._configure = configure
-        self._limits = limits
-        self._dhcp = dhcp
-        check_dhcp(dhcp, self.subnet)
-        self._required = _required(driver, require)
-        if len(tap.queues) > 1 and driver != "worker":
-            raise ArgumentError(
-                f"{len(tap.queues)} queues are for as many worker processes",
-                "driver",
-                repr(driver),
-                'use driver="worker", or 1 queue',
-            )
-        self._records = [_record(each) for each in records]
-        if driver == "worker":
-            from .worker_process import check
 
-            check(self.uplink)
+    @property
+    def subnet(self) -> Subnet:
+        """Addresses of the namespace; once it is open, without IPv6 where the namespace has none."""
+        return self.setup.subnet
 
     async def _open(self) -> None:
         self.uplink.check()
@@ -157,17 +102,16 @@ class UserStack(Openable):
         self.supervisor.start(runner.run)
         await runner.ready()
         self.sandbox = runner.sandbox
-        for record in self._records:
-            await self.add_record(record)
 
     def __repr__(self) -> str:
-        return f"<UserStack on {self.tap.name}: {self.subnet}, driver={self._driver!r}: {self.supervisor.condition}>"
+        driver, condition = self.setup.driver, self.supervisor.condition
+        return f"<UserStack on {self.tap.name}: {self.subnet}, driver={driver!r}: {condition}>"
 
     async def _configure_namespace(self) -> None:
-        subnet, ipv6 = self.subnet, self.subnet.ipv6
+        subnet, ipv6, configure = self.subnet, self.subnet.ipv6, self.setup.configure
         missing = None
-        if self.tap.namespace is not None and self._configure:
-            addressed = self._configure is True
+        if self.tap.namespace is not None and configure:
+            addressed = configure is True
             addressed6 = ipv6 if addressed else None
             missing = await self.tap.namespace.configure_link(
                 self.tap.name,
@@ -177,23 +121,22 @@ class UserStack(Openable):
                 gateway6=None if addressed6 is None else addressed6.gateway,
                 neighbours=subnet.neighbours if addressed else None,
             )
-        if ipv6 is not None and self.tap.namespace is not None and self._configure is not True:
+        if ipv6 is not None and self.tap.namespace is not None and configure is not True:
             missing = await _ipv6_missing(self.tap.namespace, self.tap.name)
         if ipv6 is not None:
             if missing is not None:
-                self.subnet = replace(subnet, ipv6=None)
+                self.setup = replace(self.setup, subnet=replace(subnet, ipv6=None))
                 logger.warning("IPv4 only: the namespace has no IPv6: %s", missing)
             elif (missing := self.uplink.ipv6_missing()) is not None:
                 logger.warning("IPv4 only: the host has no IPv6: %s", missing)
 
     def _start(self) -> Runner:
-        parts = self.tap, self.uplink, self.subnet, self._limits, self._dhcp, self._tell
-        if self._driver == "worker":
+        if self.setup.driver == "worker":
             from .workers import Workers
 
-            self.workers = Workers(*parts, required=self._required)
+            self.workers = Workers(self.setup, self._tell)
             return self.workers
-        self.local = LocalStack(self._driver, *parts)
+        self.local = LocalStack(self.setup, self._tell)
         self.gateway = self.local.gateway
         return self.local
 
@@ -263,7 +206,7 @@ class UserStack(Openable):
         From now on nobody else is asked about that name, and of an address its name is told in return.  Adding it
         again is fine.  Raises `RecordError` for what makes no sense, `StackClosed` when the stack is not open.
         """
-        made = _record(record)
+        made = as_record(record)
         await self.ask(Control.add_record, made)
         return made
 
@@ -325,11 +268,6 @@ class UserStack(Openable):
             return await self._runner.ask(operation, *arguments)
 
 
-def _record(record: str | Record) -> Record:
-    arguments.instance("record", record, (str, Record), "NAME=ADDRESS or a Record")
-    return Record.parse(record) if isinstance(record, str) else record
-
-
 async def _ipv6_missing(namespace: Namespace, name: str) -> str | None:
     """Why that interface has no IPv6, None if it may have."""
     knob = f"net/ipv6/conf/{name}/disable_ipv6"
@@ -338,15 +276,3 @@ async def _ipv6_missing(namespace: Namespace, name: str) -> str | None:
     except SysctlError:
         return "the kernel has none"
     return f"net.ipv6.conf.{name}.disable_ipv6 is 1" if disabled == "1" else None
-
-
-def _required(driver: DriverName, layers: Iterable[SandboxLayer]) -> tuple[SandboxLayer, ...]:
-    arguments.items("require", layers, "a list of layers")
-    required = tuple(layers)
-    for layer in required:
-        arguments.one_of("require", layer, get_args(SandboxLayer))
-        if driver != "worker":
-            raise ArgumentError(
-                "only a worker process has a sandbox", "driver", repr(driver), 'use driver="worker"'
-            )
-    return required

@@ -1,7 +1,7 @@
 """The worker: the process that runs engine, gateway and control for an owner elsewhere, and nothing else.
 
 It is executed by `netns_kit.worker_process`, with BOOT there for its first words, and has from its owner one end of
-a `Channel`, a pidfd of the owner, and on standard input what to do (`Start`), pickled: the owner is trusted.  It
+a `Channel`, a pidfd of the owner, and on standard input what to do, see `netns_kit.worker_input`.  It
 makes everything that needs to open or import something, enters the sandbox, says so, and only then reads a frame.
 
 What it says is never pickled: see `netns_kit.plain`.  A message is a pair, of a word and of what belongs to it:
@@ -24,86 +24,19 @@ import faulthandler
 import io
 import logging
 import os
-import pickle
 import socket
 import sys
-from dataclasses import dataclass
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, get_type_hints
 
-from . import diagnosis, pump
+from . import diagnosis, pump, worker_input
 from .channel import Channel
 from .control import OPERATIONS, Control
-from .dhcp import DhcpSettings
 from .dns import records
 from .engine import IN, OUT, Engine
-from .errors import NetnsKitError, NotImportable
+from .errors import NetnsKitError
 from .gateway import Gateway
 from .own_process import calm_collector, raise_descriptor_limit
-from .peers import Peers
 from .plain import Failure, decode, dump, load
-from .stack import Limits
-from .subnet import Subnet
-from .tap import TapDevice
-from .uplink import Uplink
-
-FIX = 'use a function at the top of a module that can be imported, or driver="thread"'
-
-
-class Seat(NamedTuple):
-    """A worker's place among those that share a namespace, see `Peers`."""
-
-    number: int
-    inbox: socket.socket
-    outboxes: tuple[socket.socket, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """What to run.  `required` are layers of the sandbox.  `seat` is a `Seat`, with descriptors for its sockets."""
-
-    tap: TapDevice
-    uplink: Uplink
-    subnet: Subnet
-    limits: Limits | None
-    dhcp: DhcpSettings | None
-    required: tuple[str, ...]
-    seat: tuple[int, int, tuple[int, ...]] | None = None
-
-    def peers(self) -> Peers | None:
-        """The others, if there are any."""
-        if self.seat is None:
-            return None
-        number, inbox, outboxes = self.seat
-        return Peers(
-            number, socket.socket(fileno=inbox), tuple(socket.socket(fileno=each) for each in outboxes)
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What comes on standard input: a `Start`, and what it takes to unpickle that: where modules are found, and
-    which file each of those it names must be."""
-
-    path: tuple[str, ...]
-    modules: dict[str, str | None]
-    start: bytes
-
-    def unpack(self) -> Start:
-        """Raises `NotImportable`."""
-        sys.path[:] = self.path
-        _become_whole_when_asked()
-        try:
-            start: Start = pickle.loads(self.start)
-        except Exception as error:
-            raise NotImportable(
-                f"the worker process cannot import the uplink's parts: {type(error).__name__}: {error}",
-                fix=FIX,
-            ) from error
-        for name, file in self.modules.items():
-            found = getattr(sys.modules.get(name), "__file__", None)
-            if found != file:
-                raise NotImportable(f"the worker process finds {name} elsewhere, in {found}", name, file, FIX)
-        return start
 
 
 def main(control: int, owner: int) -> int:
@@ -122,40 +55,31 @@ def main(control: int, owner: int) -> int:
 
 
 def _serve(channel: Channel, owner: int) -> None:
+    _become_whole_when_asked()
     with io.FileIO(0, closefd=False) as given:
-        order: Order = pickle.loads(given.readall())
-    start = order.unpack()
+        setup, peers = worker_input.decode(given.readall())
     raise_descriptor_limit()
     engine = Engine()
-    gateway = Gateway(
-        engine,
-        start.tap,
-        start.uplink,
-        start.subnet,
-        limits=start.limits,
-        dhcp=start.dhcp,
-        peers=start.peers(),
-        tell=_tell,
-    )
-    desk = Desk(channel, engine, gateway)
-    engine.add(owner, desk.on_owner, IN)
-    if start.uplink.dns_hook is not None:
+    gateway = Gateway(engine, setup, peers=peers, tell=_tell)
+    server = ControlServer(channel, engine, gateway)
+    engine.add(owner, server.on_owner, IN)
+    if setup.uplink.dns_hook is not None:
         records.prepare()  # what it answers with may want to import something
     from .sandbox import ON, enter
 
-    layers = enter(start.uplink.reads())
-    for layer in start.required:
+    layers = enter(setup.uplink.reads())
+    for layer in setup.require:
         if layers.get(layer) != ON:
             raise diagnosis.layer(layer, layers.get(layer))
-    desk.say("ready", layers)
+    server.say("ready", layers)
     calm_collector()
     try:
-        pump.run(engine, lambda: desk.stopping)
+        pump.run(engine, lambda: server.stopping)
     finally:
-        desk.control.close()
+        server.control.close()
 
 
-class Desk:
+class ControlServer:
     """Where the owner's questions are answered, between two handlers of the engine."""
 
     def __init__(self, channel: Channel, engine: Engine, gateway: Gateway) -> None:

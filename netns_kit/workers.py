@@ -17,45 +17,28 @@ from typing import Any, TypeVar, cast
 import anyio
 
 from .control import Control
-from .dhcp import DhcpSettings
 from .errors import StackClosed
-from .peers import pairs
-from .stack import Limits
-from .subnet import Subnet
-from .tap import TapDevice
-from .uplink import Uplink
-from .worker import Seat
+from .frozen import replace
+from .peers import Peers, connect
+from .setup import Setup
 from .worker_process import WorkerProcess
 
 T = TypeVar("T")
 
 
 class Workers:
-    """A `WorkerProcess` for each queue of `tap`, with the same arguments."""
+    """A `WorkerProcess` for each queue of the tap, with the same settings."""
 
-    def __init__(
-        self,
-        tap: TapDevice,
-        uplink: Uplink,
-        subnet: Subnet,
-        limits: Limits | None,
-        dhcp: DhcpSettings | None,
-        news: Callable[[int], None],
-        *,
-        required: tuple[str, ...] = (),
-    ) -> None:
+    def __init__(self, setup: Setup, news: Callable[[int], None]) -> None:
         """Start them.  Raises what a `WorkerProcess` does; nothing is left then."""
-        count = len(tap.queues)
-        if count > 1:
-            limits = (limits or Limits()).divided(count)
+        queues = setup.tap.queues
+        count = len(queues)
         started: list[WorkerProcess] = []
         with ExitStack() as passed, ExitStack() as ours:
-            inboxes, outboxes = pairs(count, passed) if count > 1 else ([], [])
-            for number, queue in enumerate(tap.queues):
-                seat = Seat(number, inboxes[number], tuple(outboxes)) if count > 1 else None
-                started.append(
-                    WorkerProcess(queue, uplink, subnet, limits, dhcp, news, required=required, seat=seat)
-                )
+            links: list[Peers] | list[None] = connect(count, passed) if count > 1 else [None]
+            for queue, peers in zip(queues, links, strict=True):
+                share = replace(setup, tap=queue, limits=setup.limits.divided(count))
+                started.append(WorkerProcess(share, news, peers))
                 ours.callback(started[-1].kill)
             ours.pop_all()
         self.processes = tuple(started)

@@ -131,6 +131,7 @@ EVERYWHERE: list[tuple[Callable[..., Any], tuple[Any, ...] | dict[str, Any], dic
         "driver": ["worker thread", None, 5], "configure": ["no", None, 5], "limits": [5, {}],
         "dhcp": [True, {}, "no"],
         "require": ["seccomp", 5, [5], ["armour"], ["seccomp"]], "records": ["a=192.0.2.1", 5, [5], ["a"], [None]],
+        "name": [5, ""],
     }),
     (UserStack, (), {"tap": ["tap0", None, 5, TapDevice]}),
     (Network, (), {

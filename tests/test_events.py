@@ -23,7 +23,7 @@ from netns_kit import (
     UserStack,
     control,
 )
-from netns_kit.drivers import DriverName
+from netns_kit.setup import DriverName
 from netns_kit.stack.wire import ethernet
 from tests import uplinks
 from tests.servers import bounded, closed_port

@@ -20,6 +20,7 @@ from netns_kit.gateway import FRAMES_PER_STEP, Gateway
 from netns_kit.impairment import Impairment
 from netns_kit.peers import Peers
 from netns_kit.relay.udp import UdpRelay
+from netns_kit.setup import Setup
 from netns_kit.stack import Closed, Limits, Refusal, Stack, TcpConnection, UdpFlow
 from netns_kit.stack.echo import EchoFlow
 from netns_kit.stack.wire import checksum, ethernet, icmp, ip, tcp, udp, virtio
@@ -146,7 +147,8 @@ class Bench:
         self.near, self.far = TapDevice.pair(vnet_header=vnet_header, mtu=mtu)
         self.tap: TapDevice = self.near if bad is None else self.near.impaired(bad)
         self.uplink = uplink or Uplink(allow_host_loopback=True)
-        self.gateway = Gateway(self.engine, self.tap, self.uplink, SUBNET, limits=limits, peers=peers)
+        setup = Setup(self.tap, self.uplink, SUBNET, limits=limits or Limits())
+        self.gateway = Gateway(self.engine, setup, peers=peers)
         self.guest = Stack(
             self,
             self.far.write,

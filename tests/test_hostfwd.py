@@ -22,6 +22,7 @@ from netns_kit.engine import Engine
 from netns_kit.gateway import Gateway
 from netns_kit.hostfwd import CLIENTS_MAX, PATIENCE, REQUEST_MAX, ApiSocket, HostForwards, _Brackets
 from netns_kit.ports import parse
+from netns_kit.setup import Setup
 from netns_kit.subnet import Subnet
 from netns_kit.tap import TapDevice
 from netns_kit.uplink import Uplink
@@ -45,7 +46,7 @@ class Bench:
         stack.callback(guest.release)
         stack.callback(tap.release)
         self.control = Control(
-            Gateway(self.engine, tap, Uplink(), Subnet.parse("10.0.2.0/24")), lambda _: None
+            Gateway(self.engine, Setup(tap, Uplink(), Subnet.parse("10.0.2.0/24"))), lambda _: None
         )
         stack.callback(self.control.close)
         self.traced: list[str] = []

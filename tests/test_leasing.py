@@ -15,10 +15,10 @@ from netns_kit.dhcp import message6 as m6
 from netns_kit.dhcp.message import Message, parse
 from netns_kit.dhcp.names import pack, pack_all
 from netns_kit.dhcp.server import SERVER_PORT
-from netns_kit.drivers import DriverName
 from netns_kit.engine import Engine
 from netns_kit.gateway import Gateway
 from netns_kit.leasing import Leasing, check
+from netns_kit.setup import DriverName, Setup
 from netns_kit.stack import Stack
 from netns_kit.stack.wire import ethernet, ip, udp
 from netns_kit.subnet import Subnet, Subnet6
@@ -236,7 +236,7 @@ def test_search_domains_are_the_uplinks_unless_others_are_given(
     near, far = TapDevice.pair()
     engine, uplink = Engine(), Uplink(dns_search=["corp.example", "$(reboot)", "example.com"])
     subnet = Subnet.parse("10.0.2.0/24", Subnet6(search=given6))
-    gateway = Gateway(engine, near, uplink, subnet, dhcp=DhcpSettings(search=given))
+    gateway = Gateway(engine, Setup(near, uplink, subnet, dhcp=DhcpSettings(search=given)))
     try:
         discover = request(m.DISCOVER)
         discover.options[m.WANTED] = bytes((m.SEARCH,))

@@ -11,6 +11,7 @@ import netns_kit
 from netns_kit import Stats, Subnet, TapDevice, Uplink
 from netns_kit.engine import Engine
 from netns_kit.gateway import Gateway
+from netns_kit.setup import Setup
 from netns_kit.stack.seq import MASK
 from netns_kit.stack.states import State
 from netns_kit.stack.windows import Tuner
@@ -82,7 +83,7 @@ def test_whatever_the_dhcp_servers_drop_is_in_the_record() -> None:
 def test_whatever_else_is_counted_is_in_the_record() -> None:
     near, far = TapDevice.pair()
     engine = Engine()
-    gateway = Gateway(engine, near, Uplink(dns=[]), Subnet.parse("10.0.2.0/24", ipv6=True))
+    gateway = Gateway(engine, Setup(near, Uplink(dns=[]), Subnet.parse("10.0.2.0/24", ipv6=True)))
     counted = gateway.stats()
     gateway.close()
     engine.close()

@@ -18,8 +18,8 @@ import anyio
 import anyio.lowlevel
 
 from netns_kit import Forwarder, Namespace, TapDevice, Uplink, UserStack
-from netns_kit.drivers import DriverName
 from netns_kit.impairment import Impairment
+from netns_kit.setup import DriverName
 from netns_kit.stack import Limits
 from netns_kit.tap import ImpairedTap
 from netns_kit.tun import GUEST_QUEUE, TAP_FLAGS

@@ -22,7 +22,7 @@ import pytest
 
 from netns_kit import Limits, Namespace, Network, Uplink
 from netns_kit.arguments import Address
-from netns_kit.drivers import DriverName
+from netns_kit.setup import DriverName
 from netns_kit.stack.wire import checksum, ethernet, ip, tcp, virtio
 from netns_kit.stack.wire.tcp import Segment
 from netns_kit.subnet import MAC_PREFIX

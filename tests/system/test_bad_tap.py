@@ -20,8 +20,8 @@ from typing import Any
 import anyio
 import pytest
 
-from netns_kit.drivers import DriverName
 from netns_kit.impairment import Impairment
+from netns_kit.setup import DriverName
 from netns_kit.tap import ImpairedTap
 from tests.support import needs_tun
 from tests.system.load import LONG, MIB, Ends, Rig, Way, door, receive, rig, send

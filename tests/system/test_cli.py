@@ -21,7 +21,7 @@ import pytest
 
 from netns_kit.cli import NOT_EXECUTABLE, NOT_FOUND, main
 from netns_kit.command_line import FAILED
-from netns_kit.drivers import DriverName
+from netns_kit.setup import DriverName
 from tests.servers import SECONDS, closed_port, digest, dns_server, host_address, http, tcp_server
 from tests.support import ROOT, missing, needs, needs_ipv6, needs_tun
 

@@ -26,7 +26,7 @@ from netns_kit import (
     PortSpecError,
     PrivilegedPortError,
 )
-from netns_kit.drivers import DriverName
+from netns_kit.setup import DriverName
 from tests.servers import SECONDS, bounded, closed_port, host_address
 from tests.support import ROOT, missing, needs_ipv6, needs_tun
 

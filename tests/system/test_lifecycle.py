@@ -40,9 +40,9 @@ from netns_kit import (
     WrongEventLoop,
     drivers,
 )
-from netns_kit.drivers import DriverName
 from netns_kit.errors import NetnsKitError
 from netns_kit.gateway import Gateway
+from netns_kit.setup import DriverName
 from tests.servers import SECONDS, bounded, cancelled_at_any_moment, echo, tcp_server, udp_server
 from tests.support import ROOT, Possessions, needs, needs_tun, wait_exit
 from tests.system.load import leaked, resident

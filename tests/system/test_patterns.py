@@ -20,8 +20,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from netns_kit.drivers import DriverName
 from netns_kit.impairment import Impairment
+from netns_kit.setup import DriverName
 from netns_kit.stack import Limits, State
 from netns_kit.tap import ImpairedTap
 from tests.servers import content, digest, reset

@@ -16,7 +16,7 @@ import pytest
 
 from netns_kit import Limits, Network, Uplink
 from netns_kit.arguments import Address
-from netns_kit.drivers import DriverName
+from netns_kit.setup import DriverName
 from netns_kit.uplink import Protocol
 from tests.support import needs
 

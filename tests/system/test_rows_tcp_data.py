@@ -17,8 +17,8 @@ import pytest
 
 from netns_kit import Impairment, Namespace, Network, TapDevice, Uplink, UserStack
 from netns_kit.arguments import Address
-from netns_kit.drivers import DriverName
 from netns_kit.impairment import BadLink
+from netns_kit.setup import DriverName
 from netns_kit.stack.segments import MAX_PAYLOAD
 from netns_kit.stack.wire.tcp import STAMP_SIZE, SYN, Segment
 from netns_kit.tap import ImpairedTap

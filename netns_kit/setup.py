@@ -1,0 +1,165 @@
+"""Setup: what a stack is told, as one record that is checked once and passed down whole.
+
+`StackOptions` are the settings as callers give them, `Setup.of` checks them, and every part that runs a stack takes
+the `Setup`: `UserStack`, the driver in this process, the pool of workers, each worker, and the `Gateway`.  A new
+setting is added here, and used where it has its effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Network
+from types import NoneType
+from typing import Literal, TypedDict, get_args
+
+from . import arguments
+from .dhcp import DEFAULT, DhcpSettings
+from .dns import Record
+from .errors import AddressError, ArgumentError, RecordError
+from .frozen import field, frozen
+from .leasing import check as check_dhcp
+from .stack import Limits
+from .subnet import DEFAULT_CIDR, SMALLEST_IPV6_MTU, Subnet, Subnet6
+from .tap import TapDevice
+from .uplink import Uplink
+
+DriverName = Literal["thread", "loop", "worker"]
+"""Where a stack runs: on a thread of its own, on the caller's event loop, in a process of its own."""
+Configure = bool | Literal["link"]
+"""What opening a stack does to the interface: everything, nothing, or no more than to bring it up."""
+SandboxLayer = Literal["core", "dumpable", "capabilities", "no_new_privs", "landlock", "seccomp"]
+"""What a worker gives up before it reads a frame, see `netns_kit.sandbox`."""
+
+
+class StackOptions(TypedDict, total=False):
+    """Keyword arguments of `UserStack` and `Network`: the settings of a stack."""
+
+    subnet: str | IPv4Network
+    """The addresses, as a CIDR, see `Subnet`.  Default: 10.0.2.0/24."""
+    ipv6: bool | Subnet6
+    """Whether there is IPv6 too: True for the usual network, or a `Subnet6`.  A host or a namespace without IPv6 is
+    served with IPv4, and the log says why.  Default: False."""
+    driver: DriverName
+    """Where the stack runs.  "thread", the default: on a thread of its own.  "loop": on the caller's event loop.
+    "worker": in a process of its own, which the caller's load does not slow, and which enters a sandbox before it
+    reads the first frame.  A device with several queues has as many workers, which share the flows."""
+    configure: Configure
+    """What opening does to the interface.  True, the default: it gets the subnet's guest address and a default route,
+    and is brought up, as is the loopback.  "link": both are brought up and nothing more, for a DHCP client or the
+    kernel's SLAAC.  False: nothing."""
+    limits: Limits | None
+    """The bounds of the stack's tables."""
+    dhcp: DhcpSettings | None
+    """The settings of the DHCP server; None: there is none."""
+    require: Iterable[SandboxLayer]
+    """Layers of the worker's sandbox without which opening raises.  Default: none."""
+    records: Iterable[str | Record]
+    """What is answered at the DNS address from the start, see `UserStack.add_record`.  Default: nothing."""
+    name: str | None
+    """The namespace's own name at the DNS address, one more of `records`.  Default: none."""
+
+
+@frozen
+class Setup:
+    """The settings of one stack, as `Setup.of` has checked them."""
+
+    tap: TapDevice
+    uplink: Uplink
+    subnet: Subnet
+    driver: DriverName = "thread"
+    configure: Configure = True
+    limits: Limits = field(default_factory=Limits)
+    dhcp: DhcpSettings | None = DEFAULT
+    require: tuple[SandboxLayer, ...] = ()
+    records: tuple[Record, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        tap: TapDevice,
+        uplink: Uplink | None = None,
+        *,
+        subnet: str | IPv4Network = DEFAULT_CIDR,
+        ipv6: bool | Subnet6 = False,
+        driver: DriverName = "thread",
+        configure: Configure = True,
+        limits: Limits | None = None,
+        dhcp: DhcpSettings | None = DEFAULT,
+        require: Iterable[SandboxLayer] = (),
+        records: Iterable[str | Record] = (),
+        name: str | None = None,
+    ) -> Setup:
+        """Check what a caller gives, and return it as a record.
+
+        Raises:
+            AddressError, ArgumentError, ArgumentTypeError, NotImportable, RecordError: As `UserStack` says.
+        """
+        fix = 'make one: TapDevice.open(namespace, "tap0")'
+        arguments.instance("tap", tap, TapDevice, "a TapDevice", fix)
+        arguments.instance("uplink", uplink, (Uplink, NoneType), "an Uplink, or None")
+        network = Subnet.parse(subnet, ipv6)
+        arguments.one_of("driver", driver, get_args(DriverName))
+        arguments.one_of("configure", configure, (True, False, "link"))
+        arguments.instance("limits", limits, (Limits, NoneType), "a Limits, or None")
+        arguments.instance("dhcp", dhcp, (DhcpSettings, NoneType), "a DhcpSettings, or None for no server")
+        arguments.items("require", require, "a list of layers")
+        layers = tuple(require)
+        for layer in layers:
+            arguments.one_of("require", layer, get_args(SandboxLayer))
+        arguments.items("records", records, "a list of records")
+        setup = cls(
+            tap,
+            uplink or Uplink(),
+            network,
+            driver,
+            configure,
+            limits or Limits(),
+            dhcp,
+            layers,
+            (*_named(name, network), *map(as_record, records)),
+        )
+        setup._check_together()
+        return setup
+
+    def _check_together(self) -> None:
+        """Raise for settings each of which is possible, but not beside the others."""
+        tap, driver = self.tap, self.driver
+        if self.subnet.ipv6 is not None and tap.mtu < SMALLEST_IPV6_MTU:
+            raise AddressError("IPv6 needs a larger MTU", "mtu", tap.mtu, f"use {SMALLEST_IPV6_MTU} or more")
+        check_dhcp(self.dhcp, self.subnet)
+        if driver == "worker":
+            from .policy_check import check as check_policy
+
+            check_policy(self.uplink)
+        elif self.require:
+            raise ArgumentError(
+                "only a worker process has a sandbox", "driver", repr(driver), 'use driver="worker"'
+            )
+        elif len(tap.queues) > 1:
+            raise ArgumentError(
+                f"{len(tap.queues)} queues are for as many worker processes",
+                "driver",
+                repr(driver),
+                'use driver="worker", or 1 queue',
+            )
+
+
+def as_record(record: str | Record) -> Record:
+    """Return the record that NAME=ADDRESS means, or a `Record` as it is.
+
+    Raises:
+        RecordError: Text that means none.
+        ArgumentTypeError: Neither text nor a `Record`.
+    """
+    arguments.instance("record", record, (str, Record), "NAME=ADDRESS or a Record")
+    return Record.parse(record) if isinstance(record, str) else record
+
+
+def _named(name: str | None, subnet: Subnet) -> list[Record]:
+    """Return the records by which the guest's addresses have that name.  Raises `RecordError`."""
+    if name is None:
+        return []
+    arguments.text("name", name, "a domain name, or None")
+    if not name.strip("."):
+        raise RecordError(f"name {name!r} is no name of a namespace")
+    return [Record(name, str(each.guest)) for each in (subnet, subnet.ipv6) if each is not None]
