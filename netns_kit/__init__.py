@@ -15,9 +15,6 @@ if TYPE_CHECKING:
         Report,
         doctor,
     )
-    from .control import (
-        FlowEvent,
-    )
     from .dhcp import (
         DhcpSettings,
         Lease,
@@ -52,6 +49,7 @@ if TYPE_CHECKING:
         UserNamespaceDenied,
         WrongEventLoop,
     )
+    from .events import FlowEvent
     from .forwarder import (
         Askable,
         Forwarder,
@@ -193,7 +191,6 @@ __all__ = [
 _HOMES = {
     "arguments": ("AddressLike",),
     "checkup": ("Finding", "Report", "doctor"),
-    "control": ("FlowEvent",),
     "dhcp": ("DhcpSettings", "Lease", "StaticLease"),
     "diagnosis": ("Host",),
     "dns": ("DnsQuery", "Hook", "Manner", "Rcode", "Record", "Verdict"),
@@ -222,6 +219,7 @@ _HOMES = {
         "UserNamespaceDenied",
         "WrongEventLoop",
     ),
+    "events": ("FlowEvent",),
     "forwarder": ("Askable", "Forwarder"),
     "gateway": ("FlowInfo",),
     "impairment": ("Impairment",),

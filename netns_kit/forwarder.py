@@ -14,8 +14,9 @@ import anyio
 
 from . import arguments, diagnosis, sysctl
 from .background import Openable, Supervisor
-from .control import PATIENCE, Control
+from .control import PATIENCE
 from .errors import ArgumentTypeError, NetnsKitError, StackClosed
+from .listeners import Forwards
 from .ports import PortForward, parse
 
 CAP_NET_BIND_SERVICE = 10
@@ -31,7 +32,7 @@ class Askable(Protocol):
     supervisor: Supervisor
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
-        """Have the stack's `Control` do one of its operations, see `UserStack.ask`."""
+        """Have the stack do an operation, see `UserStack.ask`."""
         ...
 
 
@@ -67,7 +68,7 @@ class Forwarder(Openable):
     async def _close(self) -> None:
         # a stack that has ended has closed them itself
         with anyio.move_on_after(PATIENCE, shield=True), suppress(NetnsKitError):
-            await self._stack.ask(Control.close_forwards, self._number)
+            await self._stack.ask(Forwards.remove_all, self._number)
 
     async def add(self, *specs: str | PortForward) -> tuple[PortForward, ...]:
         """Listen as `specs` say (see `netns_kit.ports`), and return what is listening: a range's ports one by one.
@@ -86,10 +87,10 @@ class Forwarder(Openable):
         added: list[PortForward] = []
         try:
             for start in range(0, len(forwards), AT_ONCE):
-                added += await self._ask(Control.add_forwards, tuple(forwards[start : start + AT_ONCE]))
+                added += await self._ask(Forwards.add, tuple(forwards[start : start + AT_ONCE]))
         except Exception:
             for forward in added:
-                await self._ask(Control.remove_forward, forward)
+                await self._ask(Forwards.remove, forward)
             raise
         return tuple(added)
 
@@ -101,12 +102,12 @@ class Forwarder(Openable):
         """
         fix = "give what `add` returned, or one of `list`"
         arguments.instance("forward", forward, PortForward, "a PortForward", fix)
-        if not await self._ask(Control.remove_forward, forward):
+        if not await self._ask(Forwards.remove, forward):
             raise KeyError(forward)
 
     async def list(self) -> tuple[PortForward, ...]:
         """What is listening, oldest first."""
-        return await self._ask(Control.forwards)
+        return await self._ask(Forwards.list)
 
     async def _ask(self, operation: Callable[..., T], *arguments: object) -> T:
         with self.supervisor.guarding():

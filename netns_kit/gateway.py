@@ -26,6 +26,7 @@ from .dns import Record, Zone
 from .engine import IN, NEVER, OUT, Appetite, Engine
 from .frozen import frozen, replace
 from .leasing import Leasing
+from .operations import chained, operation, summed
 from .peers import Peers
 from .relay import ClientStream, DnsRelay, Inbox, Outbox, PingRelay, TcpRelay, UdpRelay, refusal_for
 from .setup import Setup
@@ -530,6 +531,7 @@ class Gateway:
 
     # -- what people ask -----------------------------------------------------------------------------
 
+    @operation(chained)
     def flows(self) -> tuple[FlowInfo, ...]:
         """All flows under way."""
         stack = self.stack
@@ -567,6 +569,12 @@ class Gateway:
         """What an address is called, if that is known."""
         return self._dns.name_of(address.packed)
 
+    @operation()
+    def names(self, addresses: tuple[Address, ...]) -> tuple[str | None, ...]:
+        """Return what these addresses are called, as far as is known: see `FlowInfo.name`."""
+        return tuple(map(self.name_of, addresses))
+
+    @operation(any)
     def end_flow(self, number: int) -> bool:
         """End the flow of that id at once; whether there is one."""
         stack = self.stack
@@ -590,6 +598,7 @@ class Gateway:
         """Where the namespace is: see `Leasing.guest`."""
         return self.leasing.guest(network, self._tap.mac, self.engine.now)
 
+    @operation(summed)
     def stats(self) -> dict[str, int]:
         """Counters and gauges by name."""
         dns = {f"dns_{name}": count for name, count in self._dns.stats().items()}

@@ -13,6 +13,7 @@ from .dhcp import Dhcp6Server, DhcpServer, DhcpSettings, Lease, StaticLease, che
 from .dhcp.server import SERVER_PORT
 from .dhcp.server6 import SERVER_PORT as SERVER_PORT6
 from .errors import AddressError
+from .operations import operation
 from .stack import Stack
 from .subnet import LINK_LOCAL, Subnet, Subnet6
 
@@ -60,10 +61,12 @@ class Leasing:
                 dns=subnet.ipv6.dns,
             )
 
+    @operation()
     def leases(self, now: float) -> tuple[Lease, ...]:
-        """Of both families."""
+        """Return the leases of both families."""
         return tuple(lease for server in self._servers.values() for lease in server.leases.list(now))
 
+    @operation()
     def reserve(self, static: StaticLease) -> None:
         """Keep an address for a client from now on.  Raises `AddressError`."""
         server = self._servers.get(static.address.version)
@@ -72,8 +75,9 @@ class Leasing:
         _check_static(static, self._subnet)
         server.leases.reserve(static)
 
+    @operation()
     def revoke(self, address: Address, now: float) -> bool:
-        """See `Leases.revoke`."""
+        """Take a lease away, see `Leases.revoke`.  Return whether there was one."""
         server = self._servers.get(address.version)
         return server is not None and server.leases.revoke(address, now)
 

@@ -23,6 +23,7 @@ from .engine import IN
 from .errors import AddressError, PortInUseError
 from .frozen import replace
 from .gateway import Gateway
+from .operations import operation
 from .ports import PortForward
 from .relay import UdpRelay
 from .relay.sockets import Ancillary, family_of
@@ -40,6 +41,57 @@ _PKTINFO = {  # answers leave from the address that was asked (ip(7), IP_PKTINFO
     int(socket.AF_INET6): (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO),
 }
 _PKTINFO_MESSAGES = frozenset({(socket.IPPROTO_IP, IP_PKTINFO), (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO)})
+
+
+class Forwards:
+    """The listening ports of one stack, each with the owner who has asked for it."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._listeners: dict[tuple[int, PortForward], Listener] = {}
+
+    @operation()
+    def add(self, owner: int, forwards: tuple[PortForward, ...]) -> tuple[PortForward, ...]:
+        """Listen on all of these, or on none.  Return what is listening, with the ports that the kernel has chosen.
+
+        Raises:
+            PortInUseError, AddressError, OSError: A port that cannot be had.
+        """
+        made: list[Listener] = []
+        try:
+            for forward in forwards:
+                kind = TcpListener if forward.protocol == "tcp" else UdpListener
+                made.append(kind(self._gateway, forward))
+        except BaseException:
+            for listener in made:
+                listener.close()
+            raise
+        self._listeners |= {(owner, listener.forward): listener for listener in made}
+        return tuple(listener.forward for listener in made)
+
+    @operation()
+    def remove(self, owner: int, forward: PortForward) -> bool:
+        """Stop listening.  Return whether the owner had a listener like that."""
+        listener = self._listeners.pop((owner, forward), None)
+        if listener is not None:
+            listener.close()
+        return listener is not None
+
+    @operation()
+    def list(self, owner: int) -> tuple[PortForward, ...]:
+        """Return what listens for this owner, oldest first."""
+        return tuple(forward for whose, forward in self._listeners if whose == owner)
+
+    @operation()
+    def remove_all(self, owner: int) -> None:
+        """Stop all listening for this owner."""
+        for forward in self.list(owner):
+            self.remove(owner, forward)
+
+    def close(self) -> None:
+        """Stop all listening."""
+        while self._listeners:
+            self._listeners.popitem()[1].close()
 
 
 class Listener:

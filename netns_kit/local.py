@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from .control import Control
 from .drivers import Driver, driver_named
@@ -47,7 +47,9 @@ class LocalStack:
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
         """Have `Control` do it.  Raises what it raises, and `StackClosed`."""
-        return await self._driver.call(lambda: operation(self._control, *arguments))
+        return cast(
+            "T", await self._driver.call(lambda: self._control.do(operation.__qualname__, *arguments))
+        )
 
     async def close(self) -> None:
         """End what `run` has left when it ended."""

@@ -14,14 +14,16 @@ from typing_extensions import Unpack
 from . import arguments
 from .arguments import Address, AddressLike
 from .background import Openable, Supervisor
-from .control import PATIENCE, Control, FlowEvent
+from .control import PATIENCE
 from .dhcp import Lease, StaticLease
-from .dns import Record
+from .dns import Record, Zone
 from .dns.names import to_text, to_wire
 from .dns.records import as_text
 from .errors import NetnsKitError, StackClosed, SysctlError
+from .events import Events, FlowEvent
 from .frozen import replace
-from .gateway import FlowInfo
+from .gateway import FlowInfo, Gateway
+from .leasing import Leasing
 from .local import LocalStack
 from .namespace import Namespace
 from .setup import Setup, StackOptions, as_record
@@ -146,7 +148,7 @@ class UserStack(Openable):
 
     async def flows(self) -> tuple[FlowInfo, ...]:
         """Return the flows that are under way.  Raises `StackClosed`."""
-        flows = await self.ask(Control.flows)
+        flows = await self.ask(Gateway.flows)
         names = await self._names(flows)
         if not names:
             return flows
@@ -157,7 +159,7 @@ class UserStack(Openable):
         unknown = tuple({flow.remote.address for flow in flows if flow.name is None})
         if len(self.tap.queues) == 1 or not unknown:
             return {}
-        return dict(zip(unknown, await self.ask(Control.names, unknown), strict=True))
+        return dict(zip(unknown, await self.ask(Gateway.names, unknown), strict=True))
 
     async def end_flow(self, number: int) -> bool:
         """End the flow that has this `FlowInfo.id`, at once; whether it was still there.
@@ -172,15 +174,15 @@ class UserStack(Openable):
             ArgumentTypeError: for what is no number.  StackClosed: outside the block.
         """
         arguments.instance("number", number, int, "the id of a FlowInfo, a whole number")
-        return await self.ask(Control.end_flow, number)
+        return await self.ask(Gateway.end_flow, number)
 
     async def stats(self) -> Stats:
         """Return all gauges and counters of the stack, each of them always there.  Raises `StackClosed`."""
-        return complete(await self.ask(Control.stats))
+        return complete(await self.ask(Gateway.stats))
 
     async def leases(self) -> tuple[Lease, ...]:
         """The addresses that DHCP has given away, offered or put aside, or keeps for somebody."""
-        return await self.ask(Control.leases)
+        return await self.ask(Leasing.leases)
 
     async def reserve(self, static: StaticLease) -> None:
         """Keep an address for one client, as `DhcpSettings.static` does from the start.
@@ -190,7 +192,7 @@ class UserStack(Openable):
         """
         fix = 'write it like StaticLease("10.0.2.50", mac="52:54:00:12:34:56")'
         arguments.instance("static", static, StaticLease, "a StaticLease", fix)
-        await self.ask(Control.reserve_lease, static)
+        await self.ask(Leasing.reserve, static)
 
     async def revoke(self, address: AddressLike) -> bool:
         """Take an address from who has it, and from whom it is kept for; whether there was anybody.
@@ -198,7 +200,7 @@ class UserStack(Openable):
         DHCP cannot tell a client before it renews its lease.  Until then, or until the lease would have ended, nobody
         else gets the address.
         """
-        return await self.ask(Control.revoke_lease, arguments.address(address))
+        return await self.ask(Leasing.revoke, arguments.address(address))
 
     async def add_record(self, record: str | Record) -> Record:
         """Answer for a name at the DNS address: `NAME=ADDRESS`, or a `Record` of any type.  What was added.
@@ -207,7 +209,7 @@ class UserStack(Openable):
         again is fine.  Raises `RecordError` for what makes no sense, `StackClosed` when the stack is not open.
         """
         made = as_record(record)
-        await self.ask(Control.add_record, made)
+        await self.ask(Zone.add, made)
         return made
 
     async def remove_record(self, name: str, *, type: str = "", value: AddressLike = "") -> None:
@@ -218,12 +220,12 @@ class UserStack(Openable):
         """
         wire_name = to_wire(name)  # here: a worker cannot import what a name in another script takes
         arguments.text("type", type, "the type of a record, like 'A'")
-        if not await self.ask(Control.remove_records, to_text(wire_name), type, as_text(value)):
+        if not await self.ask(Zone.remove, to_text(wire_name), type, as_text(value)):
             raise KeyError(name)
 
     async def records(self) -> tuple[Record, ...]:
         """What is answered at the DNS address for names of our own, oldest first.  Raises `StackClosed`."""
-        return await self.ask(Control.records)
+        return await self.ask(Zone.records)
 
     async def events(self) -> AsyncGenerator[FlowEvent, None]:
         """What happens to flows, from the first `anext` on, until the stack is closed.
@@ -235,13 +237,13 @@ class UserStack(Openable):
         number = next(_numbers)
         self._news[number] = anyio.Event()
         try:
-            await self.ask(Control.subscribe, number)
+            await self.ask(Events.subscribe, number)
             while True:
                 try:
                     with self.supervisor.guarding():
                         await self._news[number].wait()
                     self._news[number] = anyio.Event()
-                    events = await self.ask(Control.take_events, number)
+                    events = await self.ask(Events.take, number)
                     names = await self._names(event.flow for event in events)
                 except StackClosed:
                     return
@@ -251,14 +253,14 @@ class UserStack(Openable):
         finally:
             del self._news[number]
             with anyio.move_on_after(PATIENCE, shield=True), suppress(NetnsKitError):  # its end ends that too
-                await self.ask(Control.unsubscribe, number)
+                await self.ask(Events.unsubscribe, number)
 
     def _tell(self, number: int) -> None:
         if number in self._news:
             self._news[number].set()
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
-        """Have the stack's `Control` do one of its operations.  For parts of this library.
+        """Have the stack do an operation (see `netns_kit.operations`).  For parts of this library.
 
         Raises what it raises, what has ended the stack, and `StackClosed` when that is not open.
         """

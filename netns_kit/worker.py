@@ -26,7 +26,7 @@ import logging
 import os
 import socket
 import sys
-from typing import Any, get_type_hints
+from typing import Any
 
 from . import diagnosis, pump, worker_input
 from .channel import Channel
@@ -35,6 +35,7 @@ from .dns import records
 from .engine import IN, OUT, Engine
 from .errors import NetnsKitError
 from .gateway import Gateway
+from .operations import types_of
 from .own_process import calm_collector, raise_descriptor_limit
 from .plain import Failure, decode, dump, load
 
@@ -116,11 +117,8 @@ class ControlServer:
     def _answer(self, question: bytes) -> None:
         try:
             name, arguments = load(tuple[str, tuple[Any, ...]], question)
-            if name not in OPERATIONS:
-                raise ValueError(f"{name!r} is no operation")
-            operation = getattr(Control, name)
-            kinds = [kind for each, kind in get_type_hints(operation).items() if each != "return"]
-            result = operation(self.control, *map(decode, kinds, arguments))
+            kinds, _ = types_of(OPERATIONS[name])
+            result = self.control.do(name, *map(decode, kinds, arguments))
             self._channel.send(dump(("result", result)))
         except Exception as error:
             self._channel.send(dump(("error", Failure.of(error))))

@@ -22,9 +22,8 @@ import sys
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, TypeVar, cast
 
 import anyio
 import anyio.lowlevel
@@ -33,6 +32,7 @@ from .channel import Channel
 from .drivers import CLOSED
 from .environment import child_environment
 from .errors import StackClosed, StackCrashed
+from .operations import types_of
 from .peers import Peers
 from .plain import Failure, Nonsense, decode, dump, load, printable
 from .setup import Setup
@@ -148,8 +148,9 @@ class WorkerProcess:
         """Ask it, and let the caller wait for the answer later, or never.  Raises `StackClosed`."""
         if self._ended:
             raise StackClosed(CLOSED)
-        question = Question(_result_of(operation))
-        self._channel.send(dump((operation.__name__, arguments)))
+        _, answer = types_of(operation)
+        question = Question(answer)
+        self._channel.send(dump((operation.__qualname__, arguments)))
         self._pending.append(question)
         if self._channel.backlog:
             self._unsent.set()
@@ -303,11 +304,6 @@ class Question:
 def _failure(content: object) -> Exception:
     failure: Failure = decode(Failure, content)
     return failure.exception()
-
-
-@cache
-def _result_of(operation: Callable[..., object]) -> Any:
-    return get_type_hints(operation)["return"]
 
 
 def _signal(number: int) -> str:

@@ -9,16 +9,15 @@ They live and die together: the end of one ends all.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import anyio
 
-from .control import Control
 from .errors import StackClosed
 from .frozen import replace
+from .operations import join_of
 from .peers import Peers, connect
 from .setup import Setup
 from .worker_process import WorkerProcess
@@ -76,7 +75,7 @@ class Workers:
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
         """Have `Control` do it: the first's, or everybody's, also when cancelled.  Raises as `WorkerProcess.ask`."""
-        join = _JOINED.get(operation.__name__)
+        join = join_of(operation)
         asked = self.processes if join is not None else self.processes[:1]
         try:
             questions = [process.put(operation, *arguments) for process in asked]  # of all, or of none
@@ -92,35 +91,3 @@ class Workers:
             async with anyio.create_task_group() as tasks:
                 for process in self.processes:
                     tasks.start_soon(process.close)
-
-
-def _chained(answers: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
-    return tuple(each for answer in answers for each in answer)
-
-
-def _summed(answers: Iterable[dict[str, int]]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for answer in answers:
-        total.update(answer)
-    return dict(total)
-
-
-def _nothing(_: object) -> None:
-    return None
-
-
-def _first(answers: Sequence[Any]) -> Any:
-    return answers[0]
-
-
-_JOINED: Mapping[str, Callable[[Any], Any]] = {
-    Control.flows.__name__: _chained,
-    Control.end_flow.__name__: any,
-    Control.stats.__name__: _summed,
-    Control.subscribe.__name__: _nothing,
-    Control.take_events.__name__: _chained,
-    Control.unsubscribe.__name__: _nothing,
-    Control.add_record.__name__: _nothing,
-    Control.remove_records.__name__: _first,
-}
-"""What is asked of all, and how their answers become one."""

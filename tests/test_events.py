@@ -21,8 +21,8 @@ from netns_kit import (
     TapDevice,
     Uplink,
     UserStack,
-    control,
 )
+from netns_kit.events import EVENTS_KEPT
 from netns_kit.setup import DriverName
 from netns_kit.stack.wire import ethernet
 from tests import uplinks
@@ -139,7 +139,7 @@ async def test_a_client_of_a_forwarded_port_opens_a_flow(driver: DriverName) -> 
 @bounded
 async def test_who_is_slow_loses_the_oldest_and_is_told(driver: DriverName) -> None:
     """Two are following: the quick one has them all."""
-    kept = control.EVENTS_KEPT
+    kept = EVENTS_KEPT
     more = kept + 100
     async with (
         stack_of(driver, limits=Limits(udp_flows=2 * kept)) as (stack, guest),

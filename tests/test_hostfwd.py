@@ -173,7 +173,7 @@ def test_a_forward_is_added_listed_and_removed(bench: Bench, how: str) -> None:
     assert ask(LIST) == {"entries": [entry], "return": {"entries": [entry]}}
     with socket.create_connection(("127.0.0.1", port)):
         bench.step()
-        assert [str(flow.guest) for flow in bench.control.flows()] == ["10.0.2.100:80"]
+        assert [str(flow.guest) for flow in bench.control.gateway.flows()] == ["10.0.2.100:80"]
     assert ask(b'{"execute":"remove_hostfwd","arguments":{"id":1}}') == {"return": {}}
     assert ask(LIST) == EMPTY
     with pytest.raises(ConnectionRefusedError):

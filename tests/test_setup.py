@@ -52,7 +52,9 @@ OPTIONS: StackOptions = {
 def keywords(call: Callable[..., Any]) -> set[str]:
     """The names of the keyword arguments that a notebook or help() shows."""
     parameters = inspect.signature(call).parameters.values()
-    assert not [each for each in parameters if each.kind is inspect.Parameter.VAR_KEYWORD], "it is spelled out"
+    assert not [each for each in parameters if each.kind is inspect.Parameter.VAR_KEYWORD], (
+        "it is spelled out"
+    )
     return {each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY}
 
 

@@ -12,6 +12,8 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 from itertools import islice
 from typing import NamedTuple
 
+from netns_kit.operations import operation, same
+
 from .message import ANY, ANY_CLASS, CNAME, IN, NXDOMAIN, PTR, Rr
 from .names import address_of, suffixes, to_wire
 from .records import Record, as_rr
@@ -60,6 +62,7 @@ class Zone:
         self._names: dict[bytes, list[Owned]] = {}
         self._records: dict[Record, None] = {}
 
+    @operation(same)
     def add(self, record: Record) -> None:
         """Own the record's name from now on.  Again is fine, and its TTL is then the new one."""
         self.remove(record.name, record.type, record.value)
@@ -67,6 +70,7 @@ class Zone:
         for name, owned in _entries(record):
             self._names.setdefault(name, []).append(owned)
 
+    @operation(same)
     def remove(self, name: str, kind: str = "", value: str = "") -> int:
         """Forget what is said of `name`, all or only of that type and value; how many records that was.
 
@@ -86,6 +90,7 @@ class Zone:
                     del self._names[each]
         return len(gone)
 
+    @operation()
     def records(self) -> tuple[Record, ...]:
         """What was added, oldest first."""
         return tuple(self._records)
