@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import errno
+import inspect
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import get_args
+from typing import Any, get_args
 
 import anyio
 
@@ -33,11 +34,6 @@ from .tap import QUEUES_MAX, TAP_MTU_MAX, check_mtu
 from .uplink import DNS_PORT, Endpoint, UdpFiltering, Uplink, source_address
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # as env(1) and chroot(1) have them
-VALUED = frozenset(
-    {"-p", "--publish", "--mtu", "--cidr", "--cidr6", "--bind4", "--bind6", "--device"}
-    | {"--dns", "--dns-domain", "--dns-record", "--dns-search"}
-    | {"--udp-filtering", "--driver", "--queues"}
-)  # the next word is theirs
 _ALL_PORTS = "all"
 
 
@@ -83,32 +79,22 @@ def _status_of(error: Exception, command: Sequence[str]) -> int:
 def network_from(
     options: argparse.Namespace, namespace: Namespace | None = None, ifname: str = DEFAULT_IFNAME
 ) -> Network:
-    """What `add_network_options` ask for."""
-    return Network(
-        uplink=Uplink(
-            allow_host_loopback=_loopback(options.host_loopback),
-            bind4=options.bind4,
-            bind6=options.bind6,
-            device=options.device,
-            dns=options.dns,
-            dns_domains=_domains(options.dns_domain),
-            dns_search=options.dns_search,
-            dns_cache=not options.no_dns_cache,
-            udp_filtering=options.udp_filtering,
-            allow_host_addresses=not options.no_host_addresses,
-            allow_link_local=not options.no_link_local,
-        ),
-        driver=options.driver,
-        ports=[forward for spec in options.publish for forward in parse_ports(spec)],
-        subnet=options.cidr,
-        ipv6=_ipv6(options),
-        ifname=ifname,
-        mtu=options.mtu,
-        queues=options.queues,
-        namespace=namespace,
-        configure="link" if options.dhcp else True,
-        records=options.dns_record,
-    )
+    """Return the network that `add_network_options` ask for: each option is the argument of that name."""
+    asked = {
+        **vars(options),
+        "allow_host_loopback": _loopback(options.allow_host_loopback),
+        "dns_domains": _domains(options.dns_domains),
+        "ipv6": _ipv6(options),
+        "configure": "link" if options.by_dhcp else True,
+        "namespace": namespace,
+        "ifname": ifname,
+    }
+    uplink = Uplink(**_arguments_of(Uplink, asked))
+    return Network(**{**_arguments_of(Network, asked), "uplink": uplink})
+
+
+def _arguments_of(kind: type, asked: dict[str, Any]) -> dict[str, Any]:
+    return {name: asked[name] for name in inspect.signature(kind).parameters if name in asked}
 
 
 def with_value(word: str) -> str:
@@ -139,7 +125,7 @@ def _with_values(words: list[str], parser: Parser) -> list[str]:
             return [*done, word, *rest]
         bare = word == HOST_LOOPBACK
         done.append(with_value(word))
-        if word in VALUED:
+        if word in parser.valued and not bare:
             done += [value for value in (next(rest, None),) if value is not None]
     return done
 
@@ -262,7 +248,7 @@ def _loopback(values: list[str]) -> bool | frozenset[int]:
 def _ipv6(options: argparse.Namespace) -> Subnet6 | bool:
     if not options.ipv6 and options.cidr6 is None:
         return False
-    by_dhcp: bool = options.dhcp
+    by_dhcp: bool = options.by_dhcp
     return Subnet6(options.cidr6 or DEFAULT_CIDR6, managed=by_dhcp, other=by_dhcp)
 
 
@@ -320,6 +306,7 @@ def add_network_options(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "-p",
         "--publish",
+        dest="ports",
         action="append",
         default=[],
         type=value(parse_ports),
@@ -334,7 +321,12 @@ def add_network_options(run: argparse.ArgumentParser) -> None:
         help="of the namespace's interface (%(default)s)",
     )
     run.add_argument(
-        "--cidr", type=value(Subnet.parse), default=DEFAULT_CIDR, help="the namespace's network (%(default)s)"
+        "--cidr",
+        dest="subnet",
+        type=value(Subnet.parse),
+        default=DEFAULT_CIDR,
+        metavar="CIDR",
+        help="the namespace's network (%(default)s)",
     )
     run.add_argument("--ipv6", action="store_true", help="IPv6 too; where there is none, IPv4 is served")
     run.add_argument(
@@ -345,12 +337,14 @@ def add_network_options(run: argparse.ArgumentParser) -> None:
     )
     run.add_argument(
         "--dhcp",
+        dest="by_dhcp",
         action="store_true",
         help="leave the interface without an address, for the command's own DHCP client; forwarded ports lead to "
         "the address that it gets",
     )
     run.add_argument(
         "--host-loopback",
+        dest="allow_host_loopback",
         action="append",
         default=[],
         type=_port,
@@ -360,12 +354,14 @@ def add_network_options(run: argparse.ArgumentParser) -> None:
     )
     run.add_argument(
         "--no-host-addresses",
-        action="store_true",
+        dest="allow_host_addresses",
+        action="store_false",
         help="refuse the host's own addresses, at which its services listen; --host-loopback is apart from it",
     )
     run.add_argument(
         "--no-link-local",
-        action="store_true",
+        dest="allow_link_local",
+        action="store_false",
         help="refuse link-local addresses, and those at which clouds tell a machine its credentials",
     )
     run.add_argument(
@@ -377,6 +373,7 @@ def add_network_options(run: argparse.ArgumentParser) -> None:
     )
     run.add_argument(
         "--dns-domain",
+        dest="dns_domains",
         action="append",
         default=[],
         type=value(_resolver_of),
@@ -385,6 +382,7 @@ def add_network_options(run: argparse.ArgumentParser) -> None:
     )
     run.add_argument(
         "--dns-record",
+        dest="records",
         action="append",
         default=[],
         type=value(Record.parse),
@@ -398,7 +396,9 @@ def add_network_options(run: argparse.ArgumentParser) -> None:
         metavar="DOMAIN",
         help="where to look short names up, instead of the host's search list; . for nowhere; repeatable",
     )
-    run.add_argument("--no-dns-cache", action="store_true", help="ask the resolvers each time")
+    run.add_argument(
+        "--no-dns-cache", dest="dns_cache", action="store_false", help="ask the resolvers each time"
+    )
     run.add_argument(
         "--udp-filtering",
         choices=get_args(UdpFiltering),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .errors import ArgumentError, NetnsKitError
 
@@ -22,9 +22,18 @@ class Parser(argparse.ArgumentParser):
     """Reads the words of one command; an option is to be written in full."""
 
     def __init__(self, prog: str, usage: str, *, description: str, epilog: str) -> None:
+        self.valued: set[str] = set()
+        """The options whose value is the next word."""
         super().__init__(
             prog=prog, usage=f"{prog} {usage}", description=description, epilog=epilog, allow_abbrev=False
         )
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        """Declare an option, or an argument, as `argparse.ArgumentParser.add_argument` does."""
+        action = super().add_argument(*names, **options)
+        if action.nargs is None:
+            self.valued.update(action.option_strings)
+        return action
 
     def error(self, message: str) -> NoReturn:
         """Tell of a mistake in the words, and end with status 125."""
