@@ -435,7 +435,7 @@ class Stack(Openable):
     async def _close(self):
         pass
     async def ask(self, operation, *arguments):
-        if operation.__name__ == "add_forwards":
+        if operation.__qualname__ == "Forwards.add":
             sys.exit("something would have been bound")
 
 async def main():
