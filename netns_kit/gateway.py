@@ -136,6 +136,7 @@ class Gateway:
             advertised=_advertisement(subnet.ipv6, search) if peers is None or peers.index == 0 else None,
         )
         self.leasing = Leasing(self.stack, subnet, dhcp)
+        self._intercepts_dns = setup.intercept_dns
         self._resolvers = tuple(address.packed for address in subnet.resolvers)
         if tap.mac is not None:
             for network in (subnet, subnet.ipv6):
@@ -394,8 +395,8 @@ class Gateway:
 
     def _is_dns(self, key: bytes) -> bool:
         """Whether it is to be answered by us, if it is carried."""
-        size = (len(key) - 4) // 2
-        return key[size : 2 * size] in self._resolvers and key[-2:] == _DNS_PORT
+        end = len(key) - 4
+        return key[-2:] == _DNS_PORT and (self._intercepts_dns or key[end // 2 : end] in self._resolvers)
 
     def _resolvers_for(self, protocol: Protocol, key: bytes) -> tuple[Endpoint, ...] | None:
         """Whom a flow to the DNS address that was carried asks now; None: it would be refused."""
@@ -475,6 +476,8 @@ class Gateway:
         """What the uplink says.  If it fails, the flow is refused and the failure logged: never open, and one
         bad flow does not end the others."""
         source, destination = self.endpoints(key)
+        if self._intercepts_dns and self._is_dns(key) and (local := self.subnet.of(destination.address)):
+            destination = Endpoint(local.dns, DNS_PORT)
         flow = Flow(protocol, source, destination, self.subnet)
         try:
             target = self.uplink.route(flow)

@@ -55,6 +55,10 @@ class StackOptions(TypedDict, total=False):
     """Layers of the worker's sandbox without which opening raises.  Default: none."""
     records: Iterable[str | Record]
     """What is answered at the DNS address from the start, see `UserStack.add_record`.  Default: nothing."""
+    intercept_dns: bool
+    """Whether DNS (port 53) to any other address is answered as it is at the DNS address, by the same records, hook,
+    cache and resolvers: programs with a resolver of their own get those answers too, and nothing reaches the address
+    that they ask.  The uplink's policy is asked about the DNS address then.  Default: False."""
     name: str | None
     """The namespace's own name at the DNS address, one more of `records`.  Default: none."""
 
@@ -72,6 +76,7 @@ class Setup:
     dhcp: DhcpSettings | None = DEFAULT
     require: tuple[SandboxLayer, ...] = ()
     records: tuple[Record, ...] = ()
+    intercept_dns: bool = False
 
     @classmethod
     def of(
@@ -87,6 +92,7 @@ class Setup:
         dhcp: DhcpSettings | None = DEFAULT,
         require: Iterable[SandboxLayer] = (),
         records: Iterable[str | Record] = (),
+        intercept_dns: bool = False,
         name: str | None = None,
     ) -> Setup:
         """Check what a caller gives, and return it as a record.
@@ -107,6 +113,7 @@ class Setup:
         for layer in layers:
             arguments.one_of("require", layer, get_args(SandboxLayer))
         arguments.items("records", records, "a list of records")
+        arguments.boolean("intercept_dns", intercept_dns)
         setup = cls(
             tap,
             uplink or Uplink(),
@@ -117,6 +124,7 @@ class Setup:
             dhcp,
             layers,
             (*_named(name, network), *map(as_record, records)),
+            intercept_dns,
         )
         setup._check_together()
         return setup

@@ -44,6 +44,7 @@ OPTIONS: StackOptions = {
     "dhcp": DhcpSettings(lease_seconds=777),
     "require": ["seccomp"],
     "records": ["db.internal=192.0.2.7"],
+    "intercept_dns": True,
     "name": "seven.internal",
 }
 """Each of them, with a value that is not its default."""
