@@ -29,6 +29,8 @@ if TYPE_CHECKING:
         AlreadyOpened,
         ArgumentError,
         ArgumentTypeError,
+        DeviceGone,
+        DomainNameError,
         FeatureUnavailable,
         IdMapError,
         NamespaceGone,
@@ -98,7 +100,6 @@ if TYPE_CHECKING:
         Subnet6,
     )
     from .tap import (
-        DeviceGone,
         ImpairedTap,
         TapDevice,
     )
@@ -121,6 +122,7 @@ __all__ = [
     "DeviceGone",
     "DhcpSettings",
     "DnsQuery",
+    "DomainNameError",
     "DriverName",
     "Endpoint",
     "FeatureUnavailable",
@@ -199,6 +201,8 @@ _HOMES = {
         "AlreadyOpened",
         "ArgumentError",
         "ArgumentTypeError",
+        "DeviceGone",
+        "DomainNameError",
         "FeatureUnavailable",
         "IdMapError",
         "NamespaceGone",
@@ -239,7 +243,7 @@ _HOMES = {
     "stack": ("Limits", "Refusal"),
     "stats": ("Stats",),
     "subnet": ("Subnet", "Subnet6"),
-    "tap": ("DeviceGone", "ImpairedTap", "TapDevice"),
+    "tap": ("ImpairedTap", "TapDevice"),
     "uplink": ("Endpoint", "Flow", "Target", "UdpFiltering", "UdpPorts", "Uplink", "Way"),
     "userstack": ("UserStack",),
 }

@@ -74,13 +74,14 @@ def whole_number(check: Callable[[int], object]) -> Callable[[str], int]:
 
 def said_of(error: Exception, text: str) -> str:
     """What is wrong with a value, without the name that the library's argument has in Python."""
-    if not isinstance(error, ArgumentError) or error.knob is None:
+    if not isinstance(error, ArgumentError):
         return str(error)
     return "; ".join(part for part in (f"{text!r}: {error.cause}", error.fix) if part is not None)
 
 
 def as_option(error: Exception) -> str:
     """The text of an error that came later: an argument of the library is told as the option that gave it."""
-    if not isinstance(error, ArgumentError) or error.knob is None:
+    if not isinstance(error, ArgumentError):
         return str(error)
-    return f"--{error.knob.replace('_', '-')} {said_of(error, str(error.value).strip(chr(39)))}"
+    option = "publish" if error.knob == "port" else error.knob.replace("_", "-")
+    return f"--{option} {said_of(error, str(error.value).strip(chr(39)))}"

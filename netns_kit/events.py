@@ -24,18 +24,18 @@ FlowEventKind = Literal["opened", "refused", "closed"]
 
 @frozen
 class FlowEvent:
-    """Something that happened to a flow."""
+    """A change in the life of a flow."""
 
     kind: Literal["opened", "refused", "closed"]
-    """What has happened.  "opened": the flow's first packet is here, or a client of a forwarded port.  Then, in the
+    """The change.  "opened": the flow's first packet is here, or a client of a forwarded port.  Then, in the
     end, "refused": turned away, by the uplink, by what it wanted to reach, or for want of descriptors; an inbound
     flow, by the guest, where nobody listens or answers.  Or else "closed"."""
     flow: FlowInfo
     """The flow at that moment: in its last event are all the bytes that it has carried."""
     refusal: Refusal | None = None
-    """How it was refused.  None if it was an ICMP error, from further on or from the guest."""
+    """The refusal, of an event of that kind.  None if it was an ICMP error, from further on or from the guest."""
     missed: int = 0
-    """How many events were lost just before this one."""
+    """The number of events that were lost just before this one."""
 
 
 class Events:

@@ -21,9 +21,10 @@ from typing import Protocol as Interface
 
 from .admission import Admission
 from .arguments import Address
-from .dhcp.names import is_name
 from .dns import Record, Zone
+from .domain_names import is_host_name, to_wire
 from .engine import IN, NEVER, OUT, Appetite, Engine
+from .errors import DeviceGone
 from .frozen import frozen, replace
 from .leasing import Leasing
 from .operations import chained, operation, summed
@@ -33,7 +34,7 @@ from .setup import Setup
 from .stack import AnyFlow, Closed, EchoFlow, Refusal, Stack, Steering, TcpConnection, UdpFlow
 from .stack.wire.ndp import Advertisement
 from .subnet import Subnet, Subnet6
-from .tap import FRAME_MAX, DeviceGone
+from .tap import FRAME_MAX
 from .uplink import DNS_PORT, OURSELVES, Endpoint, Flow, Protocol, Target, Way, source_of
 
 FRAMES_PER_STEP = 32
@@ -119,7 +120,7 @@ class Gateway:
         self.engine = engine
         self.uplink = uplink
         self.subnet = subnet
-        search = tuple(filter(is_name, uplink.search()))
+        search = tuple(filter(is_host_name, uplink.search()))
         if dhcp is not None and dhcp.search is None:
             dhcp = replace(dhcp, search=search)
         self.stack = Stack(
@@ -677,7 +678,7 @@ def _advertisement(subnet: Subnet6 | None, search: tuple[str, ...]) -> Advertise
         subnet.other,
         subnet.autonomous,
         (subnet.dns.packed,),
-        search if subnet.search is None else subnet.search,
+        tuple(map(to_wire, search if subnet.search is None else subnet.search)),
     )
 
 

@@ -24,7 +24,8 @@ def check(settings: DhcpSettings | None, subnet: Subnet) -> None:
         _check_static(static, subnet)
     for network, router in () if settings is None else settings.routes:
         if router not in subnet.network:
-            raise AddressError(f"the route to {network}: {router} is outside of the subnet {subnet.network}")
+            expected = f"expected a router within the subnet, {subnet.network}"
+            raise AddressError(expected, "routes", f"{network} by {router}")
 
 
 def _check_static(static: StaticLease, subnet: Subnet) -> None:
@@ -71,7 +72,8 @@ class Leasing:
         """Keep an address for a client from now on.  Raises `AddressError`."""
         server = self._servers.get(static.address.version)
         if server is None:
-            raise AddressError(f"{static.address} cannot be kept for anybody: no DHCP server is running")
+            expected = "expected an address of a family with a DHCP server"
+            raise AddressError(expected, "static", str(static.address))
         _check_static(static, self._subnet)
         server.leases.reserve(static)
 

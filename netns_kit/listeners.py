@@ -104,12 +104,10 @@ class Listener:
         subnet, guest = gateway.subnet, forward.guest
         local = subnet.of(forward.host) or subnet if guest is None else subnet.of(guest)
         if local is None:
-            raise AddressError(
-                f"{forward}: the namespace has no IPv6 address",
-                fix="forward to its IPv4 address, or turn IPv6 on",
-            )
+            expected = "expected an address of the namespace, which has no IPv6"
+            raise AddressError(expected, "port", str(forward), "forward to its IPv4 address, or turn IPv6 on")
         if guest is not None and (not _is_host(guest.packed) or guest.packed in gateway.stack.addresses):
-            raise AddressError(f"{forward}: that cannot be an address of the namespace")
+            raise AddressError("expected an address that the namespace can have", "port", str(forward))
         self._local = local
         self._socket = self._listen(forward)
         self.forward = replace(forward, host_port=self._socket.getsockname()[1])
@@ -269,9 +267,7 @@ def _listen(forward: PortForward) -> socket.socket:
                 fix="choose another host port, or 0 for any that is free",
             ) from error
         if error.errno == errno.EADDRNOTAVAIL:
-            raise AddressError(
-                f"{forward.host} is no address of this host", fix="choose one of its own"
-            ) from error
+            raise AddressError("expected an address of this host", "port", str(forward)) from error
         if error.errno == errno.EAFNOSUPPORT:
             raise diagnosis.ipv6(error.errno, {}) from error
         raise

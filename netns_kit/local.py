@@ -1,6 +1,6 @@
 """LocalStack: engine, gateway and control in this process, on a driver.
 
-It is one of the two things that `UserStack` may hold, the other being `Workers`; they are used alike.
+A `UserStack` has either this or `Workers`, and uses both in the same way.
 """
 
 from __future__ import annotations
@@ -19,12 +19,19 @@ T = TypeVar("T")
 
 
 class LocalStack:
-    """`news` is called on the event loop, with the number of a subscriber that has events to take."""
+    """A stack in this process.
 
-    sandbox: Mapping[str, str] = {}  # it is not to be had for a part of a process
+    Args:
+        setup: What to run.
+        news: Called on the event loop, with the number of a subscriber that has events to take.
+
+    Raises:
+        OSError: The kernel has no room for the engine; nothing is left open then.
+    """
+
+    sandbox: Mapping[str, str] = {}  # a part of a process cannot have one
 
     def __init__(self, setup: Setup, news: Callable[[int], None]) -> None:
-        """Raises what a `Gateway` does; nothing is left open then."""
         self._engine = Engine()
         try:
             self.gateway = Gateway(self._engine, setup)
@@ -35,24 +42,24 @@ class LocalStack:
         self._control = Control(self.gateway, lambda number: self._driver.post(partial(news, number)))
 
     async def run(self) -> None:
-        """Drive it.  Raises what ends it."""
+        """Drive the engine.  Raises what ends it."""
         await self._driver.run()
 
     async def ready(self) -> None:
-        """It is, at once."""
+        """Ready immediately."""
 
     async def call(self, function: Callable[[], T]) -> T:
         """Run `function` between two steps, see `Driver.call`."""
         return await self._driver.call(function)
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
-        """Have `Control` do it.  Raises what it raises, and `StackClosed`."""
+        """Have `Control` do an operation.  Raises what that raises, and `StackClosed`."""
         return cast(
             "T", await self._driver.call(lambda: self._control.do(operation.__qualname__, *arguments))
         )
 
     async def close(self) -> None:
-        """End what `run` has left when it ended."""
+        """Close the gateway and the engine, when nothing drives them any more."""
         self._driver.finish(self._end)
 
     def _end(self) -> None:

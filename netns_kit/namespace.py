@@ -150,9 +150,8 @@ class Namespace(Openable):
     def __init__(self, prepare: Callable[[ExitStack], Start] | None = None, what: str = "") -> None:
         """For `create`, `attach` and `current`, which say what it is.  Raises ArgumentTypeError without them."""
         if not callable(prepare):
-            raise ArgumentTypeError(
-                "a Namespace is made by Namespace.create(), Namespace.attach(...) or Namespace.current()"
-            )
+            expected = "expected a call of Namespace.create, Namespace.attach or Namespace.current"
+            raise ArgumentTypeError(expected, "prepare", arguments.shown(prepare))
         self._prepare = prepare
         self._what = what
         self._agent = AgentProcess()
@@ -211,7 +210,7 @@ class Namespace(Openable):
         given = {name: each for name, each in (("pid", pid), ("path", path), ("fd", fd)) if each is not None}
         what = ", ".join(f"{name}={arguments.shown(each)}" for name, each in given.items())
         if len(given) != 1:
-            raise ArgumentError(f"attach({what}): expected exactly one of pid, path and fd")
+            raise ArgumentError("expected exactly one of pid, path and fd", "attach", f"({what})")
         if pid is not None:
             arguments.whole_number("pid", pid, 1)
         if fd is not None:

@@ -29,29 +29,32 @@ DEFAULT_IFNAME = "tap0"
 
 
 class Network(Openable):
-    """A namespace with real connectivity, for as long as it is open.
+    """A namespace with real connectivity, while the object is open.
 
         async with Network(ports=["127.0.0.1:8080:80"]) as net:
             await net.run(["curl", "http://example.com"])
 
-    Opening returns when address, route, DNS and ports work.  The parts are there as `namespace`, `tap`, `stack` and
-    `forwarder`.
-
-    Args:
-        uplink: How flows leave.  By default the host's loopback cannot be reached.
-        ports: What is forwarded from the start, see `netns_kit.ports`.
-        ifname: The name of the interface inside.
-        mtu: The MTU of the interface, see `TapDevice.open`.
-        queues: The number of queues of the interface, see `TapDevice.open`.
-        namespace: One of the caller's making, which is not open yet.  By default a new one.
-        options: Settings of the stack, see `StackOptions`.
-
-    Raises:
-        NetnsKitError, ValueError: Arguments that make no sense, before anything is made.
-        NetnsKitError, OSError: When it is opened, what its parts raise.
+    Opening returns when address, route, DNS and ports work.  The parts are the attributes `namespace`, `tap`, `stack`
+    and `forwarder`.
 
     If the namespace or the stack fails, every call raises that, those under way at once, and so does closing:
     `NamespaceGone`, `DeviceGone` or `StackCrashed`.
+
+    Args:
+        uplink: The way out for flows; None: an `Uplink` without options, by which the host's loopback cannot be
+            reached.
+        ports: The host ports that are forwarded from the start, see `netns_kit.ports`.
+        ifname: The name of the interface inside.
+        mtu: The MTU of the interface, see `TapDevice.open`.
+        queues: The number of queues of the interface, see `TapDevice.open`.
+        namespace: A namespace that is not open yet; None: a new one, see `Namespace.create`.
+        options: The settings of the stack, see `StackOptions`.
+
+    Raises:
+        ArgumentError: An argument that cannot be used, or not together with another.
+        ArgumentTypeError: An argument of another type.
+        AddressError, DomainNameError, NotImportable, PortSpecError, RecordError: As its parts raise them.
+        NetnsKitError, OSError: On opening, what its parts raise.
     """
 
     @arguments.spelled_out(Setup.of)
@@ -93,7 +96,7 @@ class Network(Openable):
 
     @property
     def subnet(self) -> Subnet:
-        """Its addresses."""
+        """The addresses of the namespace."""
         return self.stack.subnet
 
     async def _open(self) -> None:
@@ -110,10 +113,15 @@ class Network(Openable):
         await self.namespace.supervisor.end()
 
     async def files(self) -> dict[str, str]:
-        """What commands see in place of the host's files, as it is now.
+        """Return the files that commands see in place of the host's, by path, as they are now.
 
-        A resolv.conf that names our DNS address and the search list; and a hosts file with localhost, this machine's
-        name, the stack's records, and what else is in the host's, if it has one.
+        These are a resolv.conf with our DNS address and the search list; and a hosts file with localhost, this
+        machine's name, the stack's records, and the other names of the host's file, if there is one.
+
+        Raises:
+            StackClosed: The network is not open.
+
+        Cancellation: Nothing is changed.
         """
         resolv_conf = self.stack.uplink.resolv_conf(*self.subnet.resolvers)
         records = await self.stack.records()
@@ -124,14 +132,46 @@ class Network(Openable):
 
     @arguments.spelled_out(Namespace.run)
     async def run(self, command: Command, **options: Unpack[RunOptions]) -> CompletedProcess[bytes]:
-        """`Namespace.run`, with the namespace's own resolv.conf and hosts file: see `Network.files`."""
+        """Run a command to its end, with the namespace's own resolv.conf and hosts file, see `Network.files`.
+
+        Args:
+            command: The words of the command, or a line for the shell.
+            options: See `RunOptions`.
+
+        Raises:
+            CommandFailed: The status is not 0, unless `check` is False.
+            ArgumentError: An option that cannot be used.
+            ArgumentTypeError: An option of another type.
+            OSError: The command cannot be executed, as `subprocess` raises it.
+            UserNamespaceDenied: `files` cannot be shown.
+            NamespaceGone, StackClosed: The network is not open.
+
+        Cancellation: The command is killed, and what it has started.
+        """
         with self.supervisor.guarding():
             options["files"] = await self._files_for(options)
             return await self.namespace.run(command, **options)
 
     @arguments.spelled_out(Namespace.popen)
     async def popen(self, command: Command, **options: Unpack[CommandOptions]) -> Process:
-        """`Namespace.popen`, with the namespace's own resolv.conf and hosts file: see `Network.files`."""
+        """Start a command with the namespace's own resolv.conf and hosts file, see `Network.files`.
+
+        The command has been executed when this returns.  Close the Process, or use it in an `async with`: that kills
+        the command if it still runs.
+
+        Args:
+            command: The words of the command, or a line for the shell.
+            options: See `CommandOptions`.
+
+        Raises:
+            ArgumentError: An option that cannot be used.
+            ArgumentTypeError: An option of another type.
+            OSError: The command cannot be executed, as `subprocess` raises it.
+            UserNamespaceDenied: `files` cannot be shown.
+            NamespaceGone, StackClosed: The network is not open.
+
+        Cancellation: The command is killed if it has been started.
+        """
         with self.supervisor.guarding():
             options["files"] = await self._files_for(options)
             process = await self.namespace.popen(command, **options)
@@ -143,7 +183,7 @@ class Network(Openable):
 
 
 def _text(path: str) -> str:
-    """Of a file; none, if it is not there, or not for us."""
+    """Return the text of a file; none if it is not there, or cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()

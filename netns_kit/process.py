@@ -50,33 +50,34 @@ StandardStream = Union[int, IO[Any], None]  # noqa: UP007 - the same
 
 
 class CommandOptions(TypedDict, total=False):
-    """Keyword arguments of `Namespace.popen` and `Network.popen`: how a command is started."""
+    """The options of a command, as keyword arguments of `Namespace.popen` and `Network.popen`."""
 
     stdin: StandardStream
-    """Its standard input.  Default: PIPE; where it is run to its end, the caller's own."""
+    """The standard input.  Default: PIPE; for `Namespace.run` the caller's own."""
     stdout: StandardStream
-    """Its standard output.  Default: PIPE."""
+    """The standard output.  Default: PIPE."""
     stderr: StandardStream
-    """Its standard error.  Default: PIPE."""
+    """The standard error.  Default: PIPE."""
     cwd: Word | None
-    """The directory where it starts.  Default: the caller's own."""
+    """The directory to start in.  Default: the caller's own."""
     env: Mapping[str, str] | None
-    """Its environment.  Default: the caller's own."""
+    """The environment.  Default: the caller's own."""
     start_new_session: bool
-    """Whether it has a session of its own, see setsid(2).  Default: False."""
+    """True: the command has a session of its own, see setsid(2).  Default: False."""
     pass_fds: Sequence[int]
-    """Descriptors that it inherits, under the numbers that they have here.  Default: none."""
+    """Descriptors that the command inherits, under the numbers that they have here.  Default: none."""
     files: Mapping[str, str | bytes] | None
-    """Absolute paths, and what the command shall read there; nobody else sees it (docs/commands.md)."""
+    """Absolute paths, and the content that the command reads there; nobody else sees it (docs/commands.md).
+    Default: none."""
 
 
 class RunOptions(CommandOptions, total=False):
-    """Keyword arguments of `Namespace.run` and `Network.run`: how a command is run to its end."""
+    """The options of a command that is run to its end, as keyword arguments of `Namespace.run` and `Network.run`."""
 
     input: bytes | None
-    """What is written to its standard input, which is then closed.  Default: nothing is written."""
+    """Bytes to write to the standard input, which is then closed.  Default: nothing is written."""
     check: bool
-    """Whether another status than 0 raises `CommandFailed`.  Default: True."""
+    """True: another status than 0 raises `CommandFailed`.  Default: True."""
 
 
 PASSED_MAX = FDS_MAX - 3  # beside the conversation, the current directory and a long request
@@ -382,8 +383,8 @@ async def open_process(
         fds.update({fd: fd for fd in pass_fds})
         sent = list(fds.values())
         if len(sent) > PASSED_MAX:
-            raise ValueError(
-                f"a command can be given {PASSED_MAX} descriptors, not {len(sent)}: close some before"
+            raise ArgumentError(
+                f"expected at most {PASSED_MAX} descriptors", "pass_fds", len(sent), "close some"
             )
         here = None
         with suppress(OSError):  # a directory that may not be searched: the one the agent has will do
@@ -444,7 +445,9 @@ def _standard_streams(
             theirs.callback(os.close, fds[number])
         elif wanted == subprocess.STDOUT:
             if number != 2:
-                raise ArgumentError("STDOUT can only be used for stderr", _STREAMS[number], "STDOUT")
+                raise ArgumentError(
+                    "expected another value: only stderr can be STDOUT", _STREAMS[number], "STDOUT"
+                )
             if 1 in fds:
                 fds[2] = fds[1]
         elif wanted is None:

@@ -15,7 +15,7 @@ from typing import Literal, TypedDict, get_args
 from . import arguments
 from .dhcp import DEFAULT, DhcpSettings
 from .dns import Record
-from .errors import AddressError, ArgumentError, RecordError
+from .errors import ArgumentError, DomainNameError
 from .frozen import field, frozen
 from .leasing import check as check_dhcp
 from .stack import Limits
@@ -32,33 +32,33 @@ SandboxLayer = Literal["core", "dumpable", "capabilities", "no_new_privs", "land
 
 
 class StackOptions(TypedDict, total=False):
-    """Keyword arguments of `UserStack` and `Network`: the settings of a stack."""
+    """The settings of a stack, as keyword arguments of `UserStack` and `Network`."""
 
     subnet: str | IPv4Network
-    """The addresses, as a CIDR, see `Subnet`.  Default: 10.0.2.0/24."""
+    """The IPv4 network, as a CIDR, see `Subnet`.  Default: 10.0.2.0/24."""
     ipv6: bool | Subnet6
-    """Whether there is IPv6 too: True for the usual network, or a `Subnet6`.  A host or a namespace without IPv6 is
-    served with IPv4, and the log says why.  Default: False."""
+    """IPv6 beside IPv4: True for the usual network, or a `Subnet6`.  Without IPv6 on the host or in the namespace,
+    IPv4 alone is served, and the log says why.  Default: False."""
     driver: DriverName
-    """Where the stack runs.  "thread", the default: on a thread of its own.  "loop": on the caller's event loop.
-    "worker": in a process of its own, which the caller's load does not slow, and which enters a sandbox before it
-    reads the first frame.  A device with several queues has as many workers, which share the flows."""
+    """The place where the stack runs.  "thread", the default: a thread of its own.  "loop": the caller's event loop.
+    "worker": a process of its own, which the caller's load does not slow, and which enters a sandbox before it reads
+    the first frame.  A device with several queues has as many workers, which share the flows."""
     configure: Configure
-    """What opening does to the interface.  True, the default: it gets the subnet's guest address and a default route,
-    and is brought up, as is the loopback.  "link": both are brought up and nothing more, for a DHCP client or the
-    kernel's SLAAC.  False: nothing."""
+    """Changes to the interface on opening.  True, the default: it gets the subnet's guest address and a default
+    route, and is brought up, as is the loopback.  "link": both are brought up and nothing more, for a DHCP client or
+    the kernel's SLAAC.  False: nothing."""
     limits: Limits | None
-    """The bounds of the stack's tables."""
+    """Bounds of the stack's tables.  Default: those of `Limits`."""
     dhcp: DhcpSettings | None
-    """The settings of the DHCP server; None: there is none."""
+    """Settings of the DHCP server; None: there is no server.  Default: those of `DhcpSettings`."""
     require: Iterable[SandboxLayer]
     """Layers of the worker's sandbox without which opening raises.  Default: none."""
     records: Iterable[str | Record]
-    """What is answered at the DNS address from the start, see `UserStack.add_record`.  Default: nothing."""
+    """Names that are answered at the DNS address from the start, see `UserStack.add_record`.  Default: none."""
     intercept_dns: bool
-    """Whether DNS (port 53) to any other address is answered as it is at the DNS address, by the same records, hook,
-    cache and resolvers: programs with a resolver of their own get those answers too, and nothing reaches the address
-    that they ask.  The uplink's policy is asked about the DNS address then.  Default: False."""
+    """True: DNS (port 53) to any other address is answered as it is at the DNS address, by the same records, hook,
+    cache and resolvers.  Programs with a resolver of their own get those answers too, and nothing is sent to the
+    address that they ask.  The uplink's policy is asked about the DNS address then.  Default: False."""
     name: str | None
     """The namespace's own name at the DNS address, one more of `records`.  Default: none."""
 
@@ -133,19 +133,17 @@ class Setup:
         """Raise for settings each of which is possible, but not beside the others."""
         tap, driver = self.tap, self.driver
         if self.subnet.ipv6 is not None and tap.mtu < SMALLEST_IPV6_MTU:
-            raise AddressError("IPv6 needs a larger MTU", "mtu", tap.mtu, f"use {SMALLEST_IPV6_MTU} or more")
+            raise ArgumentError(f"expected {SMALLEST_IPV6_MTU} or more for IPv6", "mtu", tap.mtu)
         check_dhcp(self.dhcp, self.subnet)
         if driver == "worker":
             from .policy_check import check as check_policy
 
             check_policy(self.uplink)
         elif self.require:
-            raise ArgumentError(
-                "only a worker process has a sandbox", "driver", repr(driver), 'use driver="worker"'
-            )
+            raise ArgumentError("expected 'worker', which alone has a sandbox", "driver", repr(driver))
         elif len(tap.queues) > 1:
             raise ArgumentError(
-                f"{len(tap.queues)} queues are for as many worker processes",
+                f"expected worker processes for {len(tap.queues)} queues",
                 "driver",
                 repr(driver),
                 'use driver="worker", or 1 queue',
@@ -164,10 +162,10 @@ def as_record(record: str | Record) -> Record:
 
 
 def _named(name: str | None, subnet: Subnet) -> list[Record]:
-    """Return the records by which the guest's addresses have that name.  Raises `RecordError`."""
+    """Return the records by which the guest's addresses have that name.  Raises `DomainNameError`."""
     if name is None:
         return []
     arguments.text("name", name, "a domain name, or None")
     if not name.strip("."):
-        raise RecordError(f"name {name!r} is no name of a namespace")
+        raise DomainNameError("expected a domain name, or None", "name", repr(name))
     return [Record(name, str(each.guest)) for each in (subnet, subnet.ipv6) if each is not None]

@@ -19,8 +19,8 @@ from . import arguments, diagnosis, sysctl
 from .arguments import Address, AddressLike
 from .dns import Manner, ResolvConf, parse_resolv_conf
 from .dns.manner import DEFAULT
-from .dns.names import to_text, to_wire
 from .dns.server import Hook
+from .domain_names import to_text, to_wire
 from .errors import AddressError, ArgumentError, ArgumentTypeError, SysctlError
 from .frozen import frozen
 from .stack import Refusal
@@ -98,9 +98,8 @@ class Endpoint(_Endpoint):
                 raise ValueError(port)
             return cls(ip_address(found["ipv6"] or found["ipv4"] or found["bare"]), port)
         except ValueError as error:
-            raise AddressError(
-                f"{text!r}: expected ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT", fix="resolve names first"
-            ) from error
+            expected = "expected ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT"
+            raise AddressError(expected, "address", arguments.shown(text), "resolve names first") from error
 
 
 def _endpoint(address: str, port: int) -> Endpoint:
@@ -223,7 +222,9 @@ class Uplink:
         if device is not None:
             arguments.text("device", device, "the name of an interface, or None")
             if not 0 < len(device.encode()) < 16:
-                raise AddressError(f"device={device!r}: expected the name of an interface, 1 to 15 bytes")
+                raise ArgumentError(
+                    "expected the name of an interface, 1 to 15 bytes", "device", repr(device)
+                )
         self._device = device
         self._dns = None if dns is None else _endpoints("dns", dns)
         if dns_domains is not None:
@@ -231,14 +232,16 @@ class Uplink:
                 "dns_domains", dns_domains, 'domains and their resolvers, like {"corp.example": [...]}'
             )
         self.dns_domains = {
-            to_text(to_wire(domain)): _endpoints(f"dns_domains[{domain!r}]", given)
+            to_text(to_wire(domain, "dns_domains")): _endpoints(f"dns_domains[{domain!r}]", given)
             for domain, given in (dns_domains or {}).items()
         }
         if dns_search is not None:
             arguments.items("dns_search", dns_search, "a list of domains, or None")
         arguments.boolean("dns_cache", dns_cache)
         arguments.text("resolv_conf", resolv_conf, "the path of a file")
-        self._search = None if dns_search is None else tuple(to_text(to_wire(each)) for each in dns_search)
+        self._search = (
+            None if dns_search is None else tuple(to_text(to_wire(each, "dns_search")) for each in dns_search)
+        )
         self.dns_hook = dns_hook
         self.dns_cache = dns_cache
         for name, flag in (
@@ -370,7 +373,7 @@ class Uplink:
         return (self._resolv_conf,) if self._dns is None else ()
 
     def check(self) -> None:
-        """Raises `AddressError` if the host has no such address or device to send from."""
+        """Raises `ArgumentError` if the host has no such address or device to send from."""
         for family, address in self._bind.items():
             if address is not None or self._device is not None:
                 version = 4 if family == socket.AF_INET else 6
@@ -384,8 +387,8 @@ class Uplink:
                         what = f"bind{version}" if error.errno == errno.EADDRNOTAVAIL else "device"
                         value = address if error.errno == errno.EADDRNOTAVAIL else self._device
                         fix = "choose one that `ip address` shows on the host"
-                        raise AddressError(
-                            "the host has no such address or interface", what, value, fix
+                        raise ArgumentError(
+                            "expected an address or interface of the host", what, value, fix
                         ) from error
                     if error.errno == errno.EPERM and self._device is not None:
                         raise diagnosis.feature("SO_BINDTODEVICE", error, "5.7", "setsockopt") from error

@@ -17,8 +17,8 @@ from .background import Openable, Supervisor
 from .control import PATIENCE
 from .dhcp import Lease, StaticLease
 from .dns import Record, Zone
-from .dns.names import to_text, to_wire
 from .dns.records import as_text
+from .domain_names import to_text, to_wire
 from .errors import NetnsKitError, StackClosed, SysctlError
 from .events import Events, FlowEvent
 from .frozen import replace
@@ -38,7 +38,7 @@ _numbers = count()
 
 
 class Runner(Protocol):
-    """What runs the stack: a `LocalStack`, or `Workers`."""
+    """A place where the stack runs: a `LocalStack`, or `Workers`."""
 
     @property
     def sandbox(self) -> Mapping[str, str]: ...
@@ -53,33 +53,34 @@ class Runner(Protocol):
 
 
 class UserStack(Openable):
-    """A user-mode TCP/IP stack on a device, and the host's sockets behind it, for as long as it is open.
+    """A user-mode TCP/IP stack on a device, and the host's sockets behind it, while the object is open.
 
-    Opening returns when the address is usable.  From then on `subnet` is what the namespace has: its `ipv6` is None
-    where that has none.  `sandbox` says what a worker has given up, layer by layer (see `netns_kit.sandbox`): "on",
-    or why this host does not give it.  Closing resets what is open and closes every socket.
+    Opening returns when the address is usable.  Closing resets the open connections, and closes every socket.
 
-    The gateway has names at the DNS address without asking, those of `netns_kit.gateway.NAMES`:
-    host.containers.internal is the host, if that is allowed.
+    The gateway's names are answered at the DNS address, see `netns_kit.gateway.NAMES`: host.containers.internal is
+    the host, if its loopback is allowed.
+
+    If the stack fails, or its device vanishes, every call raises that, those under way at once, and so does closing:
+    `DeviceGone`, `NamespaceGone`, or `StackCrashed` for a bug and for a worker that has ended.
 
     Args:
-        tap: An open device.  If it lies in a namespace, that is configured, see `configure`.
-        uplink: How flows leave.  A worker imports its policy, or a subclass of `Uplink`, by its name; they run in the
-            sandbox, and are not seen to change from here.
-        options: Settings, see `StackOptions`.
+        tap: An open device.  If it is in a namespace, that is configured, see `StackOptions`.
+        uplink: The way out for flows; None: an `Uplink` without options.  A worker imports its policy, or a subclass
+            of `Uplink`, by name, runs it in the sandbox, and sees no later change of it.
+        options: The settings, see `StackOptions`.
 
     Raises:
-        AddressError: A bad subnet, an MTU that leaves no IPv6; on opening, an uplink with addresses that the host has
-            not.
-        ArgumentError: An unknown driver or layer; ArgumentTypeError: what has no such type.
-        NotImportable: An uplink that a worker cannot have; already here.
-        RecordError: Records that make no sense.
+        ArgumentError: An argument that cannot be used, or not together with another.
+        ArgumentTypeError: An argument of another type.
+        AddressError: A subnet or an address that cannot be used; on opening, an uplink's address that the host lacks.
+        DomainNameError, RecordError: A name or a record that makes no sense.
+        NotImportable: An uplink that a worker cannot have.
         SandboxUnavailable: On opening, a required layer that this host does not give.
         NetnsKitError, OSError: On opening, what configuring the namespace raises.
-
-    If the stack fails, or its device goes away, every call raises that, those under way at once, and so does closing:
-    `DeviceGone`, `NamespaceGone`, or `StackCrashed` for a bug and for a worker that has ended.
     """
+
+    sandbox: Mapping[str, str] = {}
+    """The layers that a worker has given up (see `netns_kit.sandbox`): "on", or why this host does not give one."""
 
     @arguments.spelled_out(Setup.of)
     def __init__(self, tap: TapDevice, uplink: Uplink | None = None, **options: Unpack[StackOptions]) -> None:
@@ -88,13 +89,12 @@ class UserStack(Openable):
         self.uplink = self.setup.uplink
         above = [] if tap.namespace is None else [tap.namespace.supervisor]
         self.supervisor = Supervisor(type(self).__name__, StackClosed, *above, one_loop=True)
-        self.sandbox: Mapping[str, str] = {}
         self._runner: Runner | None = None
         self._news: dict[int, anyio.Event] = {}
 
     @property
     def subnet(self) -> Subnet:
-        """Addresses of the namespace; once it is open, without IPv6 where the namespace has none."""
+        """The addresses of the namespace.  On opening, `ipv6` becomes None if the namespace has no IPv6."""
         return self.setup.subnet
 
     async def _open(self) -> None:
@@ -147,7 +147,13 @@ class UserStack(Openable):
             await self._runner.close()
 
     async def flows(self) -> tuple[FlowInfo, ...]:
-        """Return the flows that are under way.  Raises `StackClosed`."""
+        """Return the flows that are under way.
+
+        Raises:
+            StackClosed: The stack is not open.
+
+        Cancellation: Nothing is changed.
+        """
         flows = await self.ask(Gateway.flows)
         names = await self._names(flows)
         if not names:
@@ -155,68 +161,123 @@ class UserStack(Openable):
         return tuple(replace(flow, name=flow.name or names.get(flow.remote.address)) for flow in flows)
 
     async def _names(self, flows: Iterable[FlowInfo]) -> Mapping[Address, str | None]:
-        """What the first of several workers knows of the others' flows: it is the one that is asked for names."""
+        """Return the names that the first of several workers, of which names are asked, has for others' flows."""
         unknown = tuple({flow.remote.address for flow in flows if flow.name is None})
         if len(self.tap.queues) == 1 or not unknown:
             return {}
         return dict(zip(unknown, await self.ask(Gateway.names, unknown), strict=True))
 
     async def end_flow(self, number: int) -> bool:
-        """End the flow that has this `FlowInfo.id`, at once; whether it was still there.
+        """End a flow at once, and return whether it was there.
 
         A TCP connection is reset, towards the guest and towards the host's peer.  A UDP or ping flow is forgotten,
-        and its socket closed if nothing else uses it; the guest's next datagram opens a new one, if the uplink lets
-        it.
+        and its socket closed if no other flow uses it; the guest's next datagram opens a new flow, if the uplink
+        allows it.
 
         Args:
-            number: the id of one of `flows`, or of an event's flow.
+            number: The `FlowInfo.id` of the flow.
+
         Raises:
-            ArgumentTypeError: for what is no number.  StackClosed: outside the block.
+            ArgumentTypeError: The argument is no whole number.
+            StackClosed: The stack is not open.
+
+        Cancellation: The flow may have been ended.
         """
         arguments.instance("number", number, int, "the id of a FlowInfo, a whole number")
         return await self.ask(Gateway.end_flow, number)
 
     async def stats(self) -> Stats:
-        """Return all gauges and counters of the stack, each of them always there.  Raises `StackClosed`."""
+        """Return all gauges and counters of the stack; none is ever left out.
+
+        Raises:
+            StackClosed: The stack is not open.
+
+        Cancellation: Nothing is changed.
+        """
         return complete(await self.ask(Gateway.stats))
 
     async def leases(self) -> tuple[Lease, ...]:
-        """The addresses that DHCP has given away, offered or put aside, or keeps for somebody."""
+        """Return the addresses that DHCP has given away, offered, put aside, or keeps for a client.
+
+        Raises:
+            StackClosed: The stack is not open.
+
+        Cancellation: Nothing is changed.
+        """
         return await self.ask(Leasing.leases)
 
     async def reserve(self, static: StaticLease) -> None:
-        """Keep an address for one client, as `DhcpSettings.static` does from the start.
+        """Set an address aside for one client, as `DhcpSettings.static` does from the start.
 
-        A client that has the address, or another than the one now kept for it, is told when it renews its lease.
-        Raises `AddressError` for an address that no client can have, `ArgumentTypeError` for what is no StaticLease.
+        A client that has this address, or another address than the one reserved for it, learns that when it renews
+        its lease.
+
+        Args:
+            static: The address, and its client.
+
+        Raises:
+            AddressError: No client can have the address.
+            ArgumentTypeError: The argument is no StaticLease.
+            StackClosed: The stack is not open.
+
+        Cancellation: The address may have been reserved.
         """
         fix = 'write it like StaticLease("10.0.2.50", mac="52:54:00:12:34:56")'
         arguments.instance("static", static, StaticLease, "a StaticLease", fix)
         await self.ask(Leasing.reserve, static)
 
     async def revoke(self, address: AddressLike) -> bool:
-        """Take an address from who has it, and from whom it is kept for; whether there was anybody.
+        """Take an address from the client that has it or that it is reserved for, and return whether there was one.
 
-        DHCP cannot tell a client before it renews its lease.  Until then, or until the lease would have ended, nobody
-        else gets the address.
+        DHCP cannot tell a client before it renews its lease.  Until then, or until the lease would have ended, no
+        other client gets the address.
+
+        Args:
+            address: The address.
+
+        Raises:
+            AddressError, ArgumentTypeError: The argument is no address.
+            StackClosed: The stack is not open.
+
+        Cancellation: The address may have been revoked.
         """
         return await self.ask(Leasing.revoke, arguments.address(address))
 
     async def add_record(self, record: str | Record) -> Record:
-        """Answer for a name at the DNS address: `NAME=ADDRESS`, or a `Record` of any type.  What was added.
+        """Answer for a name at the DNS address, and return the record that does so.
 
-        From now on nobody else is asked about that name, and of an address its name is told in return.  Adding it
-        again is fine.  Raises `RecordError` for what makes no sense, `StackClosed` when the stack is not open.
+        From now on no resolver is asked about the name.  The reverse name of an address is answered too.  A record
+        that is there already may be added again.
+
+        Args:
+            record: Text like NAME=ADDRESS, or a `Record` of any type.
+
+        Raises:
+            DomainNameError, RecordError: The record makes no sense.
+            ArgumentTypeError: The argument is neither text nor a Record.
+            StackClosed: The stack is not open.
+
+        Cancellation: The record may have been added.
         """
         made = as_record(record)
         await self.ask(Zone.add, made)
         return made
 
     async def remove_record(self, name: str, *, type: str = "", value: AddressLike = "") -> None:
-        """Answer no more for `name`, or no more with what is of that type and value.
+        """Remove the records of a name, all or only those of one type or value.
 
-        Raises `KeyError` if nothing like that was said, `RecordError` for what is no name, and `StackClosed` when the
-        stack is not open.
+        Args:
+            name: The name.
+            type: The type of the records, like "A"; empty: any.
+            value: The value of the records, as `Record.value`; empty: any.
+
+        Raises:
+            KeyError: There is no such record.
+            DomainNameError: The name is none.
+            ArgumentTypeError: An argument of another type.
+            StackClosed: The stack is not open.
+
+        Cancellation: The records may have been removed.
         """
         wire_name = to_wire(name)  # here: a worker cannot import what a name in another script takes
         arguments.text("type", type, "the type of a record, like 'A'")
@@ -224,15 +285,26 @@ class UserStack(Openable):
             raise KeyError(name)
 
     async def records(self) -> tuple[Record, ...]:
-        """What is answered at the DNS address for names of our own, oldest first.  Raises `StackClosed`."""
+        """Return the records that are answered at the DNS address, oldest first.
+
+        Raises:
+            StackClosed: The stack is not open.
+
+        Cancellation: Nothing is changed.
+        """
         return await self.ask(Zone.records)
 
     async def events(self) -> AsyncGenerator[FlowEvent, None]:
-        """What happens to flows, from the first `anext` on, until the stack is closed.
+        """Yield the changes of flows, from the first `anext` on, until the stack is closed.
 
-        Who is slow loses the oldest of more than `EVENTS_KEPT` events, and is told how many.  To stop before the end,
-        close it: `async with aclosing(stack.events()) as events`.  Raises the stack's failure, at once, and
-        `StackClosed` before it is open and after it was closed.
+        A slow reader loses the oldest of more than `EVENTS_KEPT` events, and the next event says how many.  To stop
+        before the end, close the generator: `async with aclosing(stack.events()) as events`.  A failure of the stack
+        is raised at once.
+
+        Raises:
+            StackClosed: The stack is not open yet, or was closed.
+
+        Cancellation: The generator has ended, and keeps no more events.
         """
         number = next(_numbers)
         self._news[number] = anyio.Event()
@@ -252,7 +324,7 @@ class UserStack(Openable):
                     yield event if name is None else replace(event, flow=replace(event.flow, name=name))
         finally:
             del self._news[number]
-            with anyio.move_on_after(PATIENCE, shield=True), suppress(NetnsKitError):  # its end ends that too
+            with anyio.move_on_after(PATIENCE, shield=True), suppress(NetnsKitError):  # or its end does
                 await self.ask(Events.unsubscribe, number)
 
     def _tell(self, number: int) -> None:
@@ -260,9 +332,18 @@ class UserStack(Openable):
             self._news[number].set()
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
-        """Have the stack do an operation (see `netns_kit.operations`).  For parts of this library.
+        """Have the stack do an operation, see `netns_kit.operations`.  For parts of this library.
 
-        Raises what it raises, what has ended the stack, and `StackClosed` when that is not open.
+        Args:
+            operation: A method that is marked as one.
+            arguments: What it is called with.
+
+        Raises:
+            StackClosed: The stack is not open.
+
+        Other errors are those of the operation, and what has ended the stack.
+
+        Cancellation: The operation may have been done.
         """
         with self.supervisor.guarding():
             if self._runner is None:
@@ -271,7 +352,7 @@ class UserStack(Openable):
 
 
 async def _ipv6_missing(namespace: Namespace, name: str) -> str | None:
-    """Why that interface has no IPv6, None if it may have."""
+    """Return why the interface has no IPv6; None if it can have it."""
     knob = f"net/ipv6/conf/{name}/disable_ipv6"
     try:
         disabled = await namespace.get_sysctl(knob)

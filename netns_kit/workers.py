@@ -1,10 +1,11 @@
 """Workers: one for each queue of the tap, asked as if they were one.
 
-A connection is the one worker's that `netns_kit.stack.steering` says; what there is once in a namespace (datagrams,
-DHCP, forwarded ports) is the first's.  So what people ask is asked of the first, but for what each has its part
-of: those answers are put together here.  Events of one flow come in order, those of two workers as they are fetched.
+`netns_kit.stack.steering` says which worker has a connection.  What exists once in a namespace (datagrams, DHCP,
+forwarded ports) belongs to the first worker.  So an operation is asked of the first worker, or of all if each has a
+part of the answer; the operation says how the answers are joined (see `netns_kit.operations`).  Events of one flow
+come in order, events of different workers as they are fetched.
 
-They live and die together: the end of one ends all.
+The end of one worker ends all.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Workers:
     """A `WorkerProcess` for each queue of the tap, with the same settings."""
 
     def __init__(self, setup: Setup, news: Callable[[int], None]) -> None:
-        """Start them.  Raises what a `WorkerProcess` does; nothing is left then."""
+        """Start the workers.  Raises what a `WorkerProcess` does; nothing is left then."""
         queues = setup.tap.queues
         count = len(queues)
         started: list[WorkerProcess] = []
@@ -45,17 +46,17 @@ class Workers:
 
     @property
     def sandbox(self) -> Mapping[str, str]:
-        """What they have given up: they are all alike."""
+        """The layers that the workers have given up: all are alike."""
         return self.processes[0].sandbox
 
     async def run(self) -> None:
-        """Hear them.  Raises what has ended the first of them that has."""
+        """Listen to the workers.  Raises what has ended the first that ended."""
         failures: list[Exception] = []
 
         async def run(process: WorkerProcess) -> None:
             try:
                 await process.run()
-            except Exception as error:  # it ends by nothing else
+            except Exception as error:  # `run` ends by raising
                 failures.append(error)
                 tasks.cancel_scope.cancel()
 
@@ -69,24 +70,24 @@ class Workers:
             raise failures[0]
 
     async def ready(self) -> None:
-        """Wait until all are."""
+        """Wait until all workers are ready."""
         for process in self.processes:
             await process.ready()
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
-        """Have `Control` do it: the first's, or everybody's, also when cancelled.  Raises as `WorkerProcess.ask`."""
+        """Have an operation done, by the first worker or all, even when cancelled.  Raises as `WorkerProcess.ask`."""
         join = join_of(operation)
         asked = self.processes if join is not None else self.processes[:1]
         try:
             questions = [process.put(operation, *arguments) for process in asked]  # of all, or of none
             answers = [await question.answer() for question in questions]
         except StackClosed:
-            await self._ended.wait()  # what has ended it is to be raised first
+            await self._ended.wait()  # `run` raises the reason first
             raise
         return answers[0] if join is None else cast("T", join(answers))
 
     async def close(self) -> None:
-        """End them, see `WorkerProcess.close`."""
+        """End the workers, see `WorkerProcess.close`."""
         with anyio.CancelScope(shield=True):
             async with anyio.create_task_group() as tasks:
                 for process in self.processes:

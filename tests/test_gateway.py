@@ -16,6 +16,7 @@ import pytest
 
 from netns_kit.arguments import Address
 from netns_kit.engine import Engine
+from netns_kit.errors import DeviceGone
 from netns_kit.gateway import FRAMES_PER_STEP, Gateway
 from netns_kit.impairment import Impairment
 from netns_kit.peers import Peers
@@ -25,7 +26,7 @@ from netns_kit.stack import Closed, Limits, Refusal, Stack, TcpConnection, UdpFl
 from netns_kit.stack.echo import EchoFlow
 from netns_kit.stack.wire import checksum, ethernet, icmp, ip, tcp, udp, virtio
 from netns_kit.subnet import Subnet
-from netns_kit.tap import FRAME_MAX, DeviceGone, TapDevice
+from netns_kit.tap import FRAME_MAX, TapDevice
 from netns_kit.uplink import Protocol, Uplink
 from tests.servers import closed_port, dns_server, reset
 from tests.support import needs_ping

@@ -86,6 +86,7 @@ def test_exceptions_that_callers_meet_are_public() -> None:
         "BadPacket",
         "BadParameter",
         "BadMessage",
+        "BadDhcpMessage",
         "Nonsense",
         "Wrong",
         "Failed",

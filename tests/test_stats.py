@@ -22,7 +22,7 @@ PACKAGE = Path(netns_kit.__file__).parent
 PAGE = ROOT / "docs" / "observing.md"
 NAMES = set(Stats.__annotations__)
 SERVERS = {"dhcp/server.py": ("dhcp",), "dhcp/message.py": ("dhcp",), "dhcp/server6.py": ("dhcp6",),
-           "dhcp/message6.py": ("dhcp6",), "dhcp/names.py": ("dhcp", "dhcp6")}  # fmt: skip
+           "dhcp/message6.py": ("dhcp6",)}  # fmt: skip
 
 
 def described() -> dict[str, str]:
@@ -40,13 +40,13 @@ def described() -> dict[str, str]:
 
 
 def reasons(file: str) -> set[str]:
-    """Why a module drops things: what it says to `BadPacket` or `BadMessage`, and counts under `dropped`."""
+    """Why a module drops things: what it says to `BadPacket` or `BadDhcpMessage`, and counts under `dropped`."""
     found = set()
     for node in ast.walk(ast.parse((PACKAGE / file).read_text(encoding="utf-8"))):
         said: list[ast.expr] = []
         if isinstance(node, ast.Call) and ast.unparse(node.func) in (
             "BadPacket",
-            "BadMessage",
+            "BadDhcpMessage",
             "BadParameter",
         ):
             said = node.args[:1]

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netns_kit import sysctl
-from netns_kit.errors import AddressError, RecordError
+from netns_kit.errors import AddressError, DomainNameError
 from netns_kit.stack import Refusal
 from netns_kit.subnet import Subnet
 from netns_kit.uplink import OURSELVES, Endpoint, Flow, Protocol, Target, UdpPorts, Uplink, _is_of_host
@@ -305,9 +305,9 @@ def test_domains_with_resolvers_of_their_own() -> None:
         ({"dns": "192.0.2.1"}, TypeError),
         ({"dns_domains": {"a.example": "192.0.2.1"}}, TypeError),
         ({"dns_domains": {"a.example": ["resolver"]}}, AddressError),
-        ({"dns_domains": {"a..b": ["192.0.2.1"]}}, RecordError),
+        ({"dns_domains": {"a..b": ["192.0.2.1"]}}, DomainNameError),
         ({"dns_search": "a.example"}, TypeError),
-        ({"dns_search": ["a b"]}, RecordError),
+        ({"dns_search": ["a b"]}, DomainNameError),
         ({"dns_hook": 7}, TypeError),
     ],
 )

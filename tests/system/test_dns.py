@@ -21,7 +21,7 @@ import pytest
 from dnslib import DNSKEY, EDNS0, QTYPE, RR, RRSIG, TXT, A, DNSRecord
 
 from netns_kit import Namespace, Network, Record, RecordError, Uplink
-from netns_kit.dns.proxy import CONDEMNED
+from netns_kit.dns.exchanges import CONDEMNED
 from netns_kit.setup import DriverName
 from tests import dnshooks
 from tests.servers import SECONDS, bounded, closed_port, dns_server, dnsmasq, tcp_server, udp_server

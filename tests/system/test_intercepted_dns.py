@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from netns_kit import DriverName, Network, Subnet6, Uplink
-from netns_kit.dns.names import to_wire
+from netns_kit.domain_names import to_wire
 from tests import uplinks
 from tests.servers import bounded, dns_server
 from tests.support import needs_tun, needs_userns

@@ -170,7 +170,7 @@ async def _exchange(net: Network, port: int, data: bytes) -> None:
 
 
 async def test_other_drivers_take_one_queue() -> None:
-    with pytest.raises(ValueError, match=r"driver='thread': 2 queues are for as many worker processes"):
+    with pytest.raises(ValueError, match=r"driver='thread': expected worker processes for 2 queues"):
         Network(queues=2)
     device = TapDevice.open(Network().namespace, queues=2)
     with pytest.raises(ValueError, match="driver='loop': 2 queues are for"):
