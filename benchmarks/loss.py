@@ -26,8 +26,8 @@ import anyio
 import anyio.to_thread
 
 from netns_kit import Impairment, Namespace, TapDevice, Uplink, UserStack
-from netns_kit.engine import IN, Engine
-from netns_kit.tap import FRAME_MAX, ImpairedTap
+from netns_kit.gateway.engine import IN, Engine
+from netns_kit.tap.device import FRAME_MAX, ImpairedTap
 
 LOSSES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
 COLUMNS = ("out", "in", "kernels")

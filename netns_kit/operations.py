@@ -3,7 +3,7 @@
 A *feature* is a class on the engine's side that serves one subject: leases, records, forwards, flows, events.  Its
 methods that may be asked for from outside are marked with `operation`, and nothing else has to know of them: the
 name, the types of the arguments and of the answer, and how the answers of several workers become one are all said
-there.  Arguments and answers are plain values (see `netns_kit.plain`), because a socket may lie in between.  An
+there.  Arguments and answers are plain values (see `netns_kit.child.codec`), because a socket may lie in between.  An
 operation that has a parameter of the name "now" is given the engine's time.
 """
 

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from random import Random
 
-from netns_kit.impairment import BadLink, Impairment
 from netns_kit.stack import (
     Closed,
     EchoFlow,
@@ -28,6 +27,7 @@ from netns_kit.stack import (
 )
 from netns_kit.stack.wire import ethernet, icmp, ip, ndp, tcp, udp, virtio
 from netns_kit.stack.wire.tcp import ACK, FIN, PSH, RST, SYN
+from netns_kit.tap.impairment import BadLink, Impairment
 
 OUR_MAC = b"\x52\x55\x0a\x00\x02\x02"
 GUEST_MAC = b"\x52\x54\x00\x12\x34\x56"

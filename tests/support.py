@@ -146,7 +146,7 @@ def needs_subids() -> None:
 
 _KEYS = """
 import ctypes, os, sys
-from netns_kit.agent import KEYCTL, KEYCTL_ELSEWHERE, KEYCTL_JOIN_SESSION_KEYRING
+from netns_kit.namespace.agent import KEYCTL, KEYCTL_ELSEWHERE, KEYCTL_JOIN_SESSION_KEYRING
 keyctl = KEYCTL.get(os.uname().machine, KEYCTL_ELSEWHERE)
 libc = ctypes.CDLL(None)
 if libc.syscall(keyctl, KEYCTL_JOIN_SESSION_KEYRING, None) < 0:

@@ -17,7 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netns_kit.agent_process import (
+from netns_kit.child.codec import Nonsense
+from netns_kit.errors import NamespaceGone
+from netns_kit.namespace.agent_client import (
     AgentProcess,
     Conversation,
     Done,
@@ -27,8 +29,6 @@ from netns_kit.agent_process import (
     Unmapped,
     parse,
 )
-from netns_kit.errors import NamespaceGone
-from netns_kit.plain import Nonsense
 from tests.support import Possessions
 
 

@@ -16,8 +16,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from netns_kit.background import Openable, Supervisor
 from netns_kit.errors import AlreadyOpened, NamespaceGone, NetnsKitError, StackClosed
+from netns_kit.namespace.background import Openable, Supervisor
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(30)]  # a shield is stronger than a scope
 

@@ -10,14 +10,14 @@ from random import Random
 
 import pytest
 
-from netns_kit.gateway import FRAMES_PER_STEP
-from netns_kit.listeners import UdpListener
-from netns_kit.ports import parse
-from netns_kit.relay import UdpRelay
-from netns_kit.relay.batches import LARGEST, MOST, ROOM, UDP_SEGMENT
+from netns_kit.forwarder.listeners import UdpListener
+from netns_kit.forwarder.ports import parse
+from netns_kit.gateway.gateway import FRAMES_PER_STEP
+from netns_kit.gateway.relay import UdpRelay
+from netns_kit.gateway.relay.batches import LARGEST, MOST, ROOM, UDP_SEGMENT
 from netns_kit.stack import Limits, UdpFlow
 from netns_kit.stack.wire import ip, udp, virtio
-from netns_kit.uplink import Uplink
+from netns_kit.uplink.uplink import Uplink
 from tests.test_gateway import GATEWAY, GUEST, PORT, Bench, Make, make, port_of
 
 __all__ = ["make"]

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from netns_kit import channel
-from netns_kit.channel import MESSAGE_MAX, RECORD, Channel
+from netns_kit.child import channel
+from netns_kit.child.channel import MESSAGE_MAX, RECORD, Channel
 
 pytestmark = pytest.mark.usefixtures("leaks")
 

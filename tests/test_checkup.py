@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from netns_kit.checkup import CHECKS, Finding, Outcome, Report, examine
-from netns_kit.diagnosis import APPARMOR, CLONE, PING_GROUPS, PORT_START, SECCOMP, TUN, Host
+from netns_kit.checkup.checkup import CHECKS, Finding, Outcome, Report, examine
 from netns_kit.errors import FeatureUnavailable, IdMapError, TunUnavailable, UserNamespaceDenied
-from netns_kit.tap import OFFLOAD_SETS
+from netns_kit.host.diagnosis import APPARMOR, CLONE, PING_GROUPS, PORT_START, SECCOMP, TUN, Host
+from netns_kit.tap.device import OFFLOAD_SETS
 from tests.support import ROOT
 
 SETTINGS = {
@@ -176,7 +176,7 @@ def test_there_is_no_such_finding() -> None:
 
 
 def test_importing_the_package_does_not_bring_what_only_the_doctor_uses() -> None:
-    code = "import sys, netns_kit; print(*{'html', 'platform', 'netns_kit.checkup'} & sys.modules.keys())"
+    code = "import sys, netns_kit; print(*{'html', 'platform', 'netns_kit.checkup.checkup'} & sys.modules.keys())"
     child = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )

@@ -7,9 +7,9 @@ import os
 
 import pytest
 
-from netns_kit import diagnosis, sysctl
-from netns_kit.diagnosis import APPARMOR, CLONE, LABEL, PING_GROUPS, SECCOMP, TUN, Host
 from netns_kit.errors import NetnsKitError, SysctlError
+from netns_kit.host import diagnosis, sysctl
+from netns_kit.host.diagnosis import APPARMOR, CLONE, LABEL, PING_GROUPS, SECCOMP, TUN, Host
 
 UBUNTU = Host({CLONE: "1", APPARMOR: "1", "user.max_user_namespaces": "9"})
 DEBIAN = Host({CLONE: "0", "user.max_user_namespaces": "9"})

@@ -19,11 +19,11 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from netns_kit.background import Openable, Supervisor
-from netns_kit.drivers import TURN, Driver, LoopDriver, ThreadDriver, driver_named
-from netns_kit.engine import EDGE, IN, OUT, Engine
 from netns_kit.errors import NetnsKitError, StackClosed, StackCrashed
-from netns_kit.setup import DriverName
+from netns_kit.gateway.engine import EDGE, IN, OUT, Engine
+from netns_kit.gateway.setup import DriverName
+from netns_kit.namespace.background import Openable, Supervisor
+from netns_kit.userstack.drivers import TURN, Driver, LoopDriver, ThreadDriver, driver_named
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 

@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 
-from netns_kit.engine import EDGE, EVENTS_PER_STEP, HANG_UP, IN, OUT, READ_HANG_UP, Appetite, Engine
+from netns_kit.gateway.engine import EDGE, EVENTS_PER_STEP, HANG_UP, IN, OUT, READ_HANG_UP, Appetite, Engine
 
 pytestmark = pytest.mark.usefixtures("leaks")
 

@@ -12,19 +12,10 @@ import anyio
 import pytest
 from anyio.streams.memory import MemoryObjectReceiveStream
 
-from netns_kit import (
-    FlowEvent,
-    Forwarder,
-    Limits,
-    Refusal,
-    StackClosed,
-    TapDevice,
-    Uplink,
-    UserStack,
-)
-from netns_kit.events import EVENTS_KEPT
-from netns_kit.setup import DriverName
+from netns_kit import FlowEvent, Forwarder, Limits, Refusal, StackClosed, TapDevice, Uplink, UserStack
+from netns_kit.gateway.setup import DriverName
 from netns_kit.stack.wire import ethernet
+from netns_kit.userstack.events import EVENTS_KEPT
 from tests import uplinks
 from tests.servers import bounded, closed_port
 from tests.test_gateway import GATEWAY, GATEWAY_MAC, GUEST_MAC, datagram, echo_request, syn

@@ -15,19 +15,19 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 import pytest
 
 from netns_kit.arguments import Address
-from netns_kit.engine import Engine
 from netns_kit.errors import DeviceGone
-from netns_kit.gateway import FRAMES_PER_STEP, Gateway
-from netns_kit.impairment import Impairment
-from netns_kit.peers import Peers
-from netns_kit.relay.udp import UdpRelay
-from netns_kit.setup import Setup
+from netns_kit.gateway.engine import Engine
+from netns_kit.gateway.gateway import FRAMES_PER_STEP, Gateway
+from netns_kit.gateway.relay.udp import UdpRelay
+from netns_kit.gateway.setup import Setup
+from netns_kit.gateway.worker_links import Peers
 from netns_kit.stack import Closed, Limits, Refusal, Stack, TcpConnection, UdpFlow
 from netns_kit.stack.echo import EchoFlow
 from netns_kit.stack.wire import checksum, ethernet, icmp, ip, tcp, udp, virtio
 from netns_kit.subnet import Subnet
-from netns_kit.tap import FRAME_MAX, TapDevice
-from netns_kit.uplink import Protocol, Uplink
+from netns_kit.tap.device import FRAME_MAX, TapDevice
+from netns_kit.tap.impairment import Impairment
+from netns_kit.uplink.uplink import Protocol, Uplink
 from tests.servers import closed_port, dns_server, reset
 from tests.support import needs_ping
 

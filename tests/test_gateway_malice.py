@@ -11,14 +11,14 @@ from itertools import islice
 
 import pytest
 
-from netns_kit import admission
-from netns_kit.admission import lowest_free
-from netns_kit.engine import BUDGET, EDGE, IN, OUT, Engine
-from netns_kit.listeners import TcpListener
-from netns_kit.ports import parse
+from netns_kit.forwarder.listeners import TcpListener
+from netns_kit.forwarder.ports import parse
+from netns_kit.gateway import admission
+from netns_kit.gateway.admission import lowest_free
+from netns_kit.gateway.engine import BUDGET, EDGE, IN, OUT, Engine
 from netns_kit.stack import Closed, Limits, Refusal, UdpFlow
 from netns_kit.stack.wire import ethernet, icmp, ip, udp, virtio
-from netns_kit.uplink import Flow, Target, Uplink
+from netns_kit.uplink.uplink import Flow, Target, Uplink
 from tests.servers import reset
 from tests.test_gateway import (
     GATEWAY,
@@ -192,7 +192,7 @@ def friend_of(friend: socket.socket) -> socket.socket:
 
 def test_a_crowd_of_strangers_is_bounded(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """They push nobody out, are asked about first, and what they bring is no answer: they stay for a short time."""
-    monkeypatch.setattr("netns_kit.gateway.STRANGERS", 4)
+    monkeypatch.setattr("netns_kit.gateway.gateway.STRANGERS", 4)
     bench = make(
         Uplink(allow_host_loopback=True, udp_filtering="endpoint-independent"), limits=Limits(udp_flows=100)
     )

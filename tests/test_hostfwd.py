@@ -17,15 +17,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netns_kit.control import Control
-from netns_kit.engine import Engine
-from netns_kit.gateway import Gateway
-from netns_kit.hostfwd import CLIENTS_MAX, PATIENCE, REQUEST_MAX, ApiSocket, HostForwards, _Brackets
-from netns_kit.ports import parse
-from netns_kit.setup import Setup
+from netns_kit.cli.slirp4netns.api_socket import (
+    CLIENTS_MAX,
+    PATIENCE,
+    REQUEST_MAX,
+    ApiSocket,
+    HostForwards,
+    _Brackets,
+)
+from netns_kit.forwarder.ports import parse
+from netns_kit.gateway.engine import Engine
+from netns_kit.gateway.gateway import Gateway
+from netns_kit.gateway.setup import Setup
 from netns_kit.subnet import Subnet
-from netns_kit.tap import TapDevice
-from netns_kit.uplink import Uplink
+from netns_kit.tap.device import TapDevice
+from netns_kit.uplink.uplink import Uplink
+from netns_kit.userstack.control import Control
 from tests.servers import closed_port
 
 pytestmark = pytest.mark.usefixtures("leaks")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netns_kit.errors import ArgumentError, NetnsKitError
-from netns_kit.impairment import REORDER_DEPTH, REORDER_HOLD, BadLink, Impairment
+from netns_kit.tap.impairment import REORDER_DEPTH, REORDER_HOLD, BadLink, Impairment
 
 chances = st.sampled_from([0.0, 0.05, 0.3, 1.0])
 seconds = st.sampled_from([0.0, 0.001, 0.1])

@@ -19,6 +19,7 @@ import pytest
 
 from tests.support import PACKAGE, ROOT, dotted, files
 
+SLIRP = ".cli.slirp4netns"
 ALWAYS = {"__future__", "typing", "types"}
 
 
@@ -64,6 +65,25 @@ def law() -> Law:
     pure = {name: set(quoted(allowed)) for names, allowed in rows(text, "pure") for name in quoted(names)}
     types = {name: set(quoted(named)) for names, named in rows(text, "module") for name in quoted(names)}
     return Law([line.split()[0] for line in block[1].splitlines() if line.strip()], restricted, pure, types)
+
+
+FOLDER_HEADINGS = "| folder | what it is | imports |\n|---|---|---|\n"
+
+
+def folder(file: str) -> str:
+    """The folder below the package that a file is in; a file at the top is a folder of its own."""
+    return file.partition("/")[0].removesuffix(".py")
+
+
+def folder_graph() -> dict[str, set[str]]:
+    """Which folders each folder imports from, also for type checkers alone."""
+    known = {dotted(file): folder(file) for file in files()}
+    graph: dict[str, set[str]] = {}
+    for file in files():
+        source = (ROOT / PACKAGE / file).read_text(encoding="utf-8")
+        found = {known[each.module] for each in imports(file, source) if each.module in known}
+        graph.setdefault(folder(file), set()).update(found - {folder(file)})
+    return graph
 
 
 class Import(NamedTuple):
@@ -142,7 +162,7 @@ def verdict(file: str, found: Import) -> str | None:
         if restriction.lazy and not (found.lazy or found.types):
             return f"{found.module} is imported lazily: inside a function"
     if root == PACKAGE:
-        if name == "agent":
+        if name == "namespace/agent":
             return "the agent stands alone"
         if found.module not in order:
             return f"{found.module} is not in the list"
@@ -169,6 +189,30 @@ def test_every_module_is_listed_and_every_listed_module_exists() -> None:
     assert sorted(set(order) - set(files())) == [], "in the list, but no such file"
 
 
+def test_the_folders_are_drawn_as_they_are() -> None:
+    """The table of folders has every folder, in an order in which each imports only from those below it."""
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    drawn = {
+        name: {each for cell in (cells[1],) for each in quoted(cell)}
+        for names, *cells in rows(text, "folder")
+        for name in quoted(names)
+    }
+    assert drawn == folder_graph()
+    order = list(drawn)
+    assert [
+        f"{above} -> {below}"
+        for above in drawn
+        for below in drawn[above]
+        if order.index(below) <= order.index(above)
+    ] == []
+
+
+def test_each_folder_stands_together_in_the_list() -> None:
+    folders = [folder(file) for file in law().order]
+    together = [name for name, before in zip(folders, [None, *folders], strict=False) if name != before]
+    assert sorted(together) == sorted(set(folders))
+
+
 def test_every_pattern_of_the_tables_means_a_module() -> None:
     names = [file.removesuffix(".py") for file in files()]
     patterns = {pattern for rule in law().restricted.values() for pattern in rule.only_in} | law().pure.keys()
@@ -185,27 +229,27 @@ def test_imports_keep_the_law(file: str) -> None:
 @pytest.mark.parametrize(
     ("file", "source", "why"),
     [
-        ("errors.py", "import netns_kit.tap", "not below"),
-        ("errors.py", "from netns_kit import tap", "not below"),
-        ("errors.py", "def f():\n    from netns_kit import tap", "not below"),
-        ("errors.py", "if TYPE_CHECKING:\n    from netns_kit.tap import TapDevice", "not below"),
-        ("tap.py", "from netns_kit import TapDevice", "not below"),
-        ("tap.py", "import netns_kit.tap", "not below"),
-        ("tap.py", "import netns_kit.nowhere", "not in the list"),
-        ("network.py", "from netns_kit.agent import main", "only in"),
-        ("agent.py", "from netns_kit.errors import NetnsError", "stands alone"),
+        ("errors.py", "import netns_kit.tap.device", "not below"),
+        ("errors.py", "from netns_kit.tap import device", "not below"),
+        ("errors.py", "def f():\n    from netns_kit.tap import device", "not below"),
+        ("errors.py", "if TYPE_CHECKING:\n    from netns_kit.tap.device import TapDevice", "not below"),
+        ("tap/device.py", "from netns_kit import TapDevice", "not below"),
+        ("tap/device.py", "import netns_kit.tap.device", "not below"),
+        ("tap/device.py", "import netns_kit.nowhere", "not in the list"),
+        ("network/network.py", "from netns_kit.namespace.agent import main", "only in"),
+        ("namespace/agent.py", "from netns_kit.errors import NetnsError", "stands alone"),
         ("stack/stack.py", "from netns_kit.errors import NetnsError", "is pure"),
         ("stack/stack.py", "from ..errors import NetnsError", "is pure"),
         ("stack/wire/__init__.py", "from ..stack import Stack", "not below"),
         ("stack/stack.py", "import socket", "only in"),
         ("stack/stack.py", "import ipaddress", "is pure"),
         ("stack/stack.py", "import os.path", "is pure"),
-        ("engine.py", "import anyio.abc", "only in"),
-        ("engine.py", "import time", "only in"),
-        ("network.py", "import select", "only in"),
-        ("network.py", "async def f():\n    import pyroute2.netlink", "only in"),
-        ("namespace.py", "import pyroute2", "lazily"),
-        ("namespace.py", "import requests", "neither"),
+        ("gateway/engine.py", "import anyio.abc", "only in"),
+        ("gateway/engine.py", "import time", "only in"),
+        ("network/network.py", "import select", "only in"),
+        ("network/network.py", "async def f():\n    import pyroute2.netlink", "only in"),
+        ("namespace/namespace.py", "import pyroute2", "lazily"),
+        ("namespace/namespace.py", "import requests", "neither"),
     ],
 )
 def test_the_law_forbids(file: str, source: str, why: str) -> None:
@@ -216,17 +260,17 @@ def test_the_law_forbids(file: str, source: str, why: str) -> None:
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("namespace.py", "import socket\ndef f():\n    from pyroute2 import IPRoute"),
+        ("namespace/namespace.py", "import socket\ndef f():\n    from pyroute2 import IPRoute"),
         (
-            "network.py",
-            "import anyio.abc\nfrom netns_kit import tap\nfrom netns_kit.errors import NetnsError",
+            "network/network.py",
+            "import anyio.abc\nfrom netns_kit.tap import device\nfrom netns_kit.errors import NetnsError",
         ),
-        ("network.py", "if TYPE_CHECKING:\n    from typing_extensions import Self"),
+        ("network/network.py", "if TYPE_CHECKING:\n    from typing_extensions import Self"),
         (
             "stack/stack.py",
             "import struct\nfrom collections.abc import Iterator\nfrom netns_kit.stack import wire",
         ),
-        ("agent.py", "import ctypes, os, select, socket, time"),
+        ("namespace/agent.py", "import ctypes, os, select, socket, time"),
     ],
 )
 def test_the_law_allows(file: str, source: str) -> None:
@@ -249,7 +293,9 @@ def definitions(file: str) -> Iterator[str]:
 
 def test_every_public_name_is_defined_once() -> None:
     package = import_module(PACKAGE)
-    shared = [file for file in files() if file not in ("agent.py", "probe.py")]  # which are executed alone
+    shared = [
+        file for file in files() if file not in ("namespace/agent.py", "checkup/probe.py")
+    ]  # which are executed alone
     everywhere = Counter(name for file in shared for name in definitions(file))
     assert [name for name, times in Counter(package.__all__).items() if times > 1] == []
     assert {name: everywhere[name] for name in package.__all__ if everywhere[name] != 1} == {}
@@ -277,19 +323,19 @@ AT_BOTH_MOMENTS = """
 import _socket, os
 ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
 before = set(sys.modules)
-from netns_kit import fetch, slirp4netns
+from netns_kit.cli.slirp4netns import command, tap_fetch
 
 def show(*_):
     print(*sorted(set(sys.modules) - before))
 
-fetch.TapFetch.__init__ = lambda self: None
-fetch.TapFetch.open = show
-fetch.TapFetch.configure = lambda *_, **__: None
-fetch.TapFetch.result = lambda self: (ours.fileno(), 3)
-slirp4netns.print = lambda *_, **__: None  # the banner
+tap_fetch.TapFetch.__init__ = lambda self: None
+tap_fetch.TapFetch.open = show
+tap_fetch.TapFetch.configure = lambda *_, **__: None
+tap_fetch.TapFetch.result = lambda self: (ours.fileno(), 3)
+command.print = lambda *_, **__: None  # the banner
 os.write = lambda fd, data: show() or os._exit(0) if fd == 99 else None
 sys.stdout.reconfigure(line_buffering=True)
-slirp4netns.run(["-c", "--ready-fd=99", "1", "tap0"], "slirp4netns")
+command.run(["-c", "--ready-fd=99", "1", "tap0"], "slirp4netns")
 """
 
 
@@ -297,27 +343,41 @@ def test_what_is_loaded_when_the_tap_is_asked_for_and_at_ready() -> None:
     """Callers wait for both: each module here takes a millisecond, more or less, of every container's start."""
     at_tap, at_ready = loaded(AT_BOTH_MOMENTS, "-S", "-E", "-I").splitlines()
     ours = {name for name in at_tap.split() if name.startswith(PACKAGE)}
-    assert ours == {f"{PACKAGE}{name}" for name in ("", ".fetch", ".frozen", ".program", ".slirp4netns")}
+    assert ours == {
+        f"{PACKAGE}{name}"
+        for name in ("", ".cli", ".cli.program", SLIRP, f"{SLIRP}.command", f"{SLIRP}.tap_fetch", ".frozen")
+    }
     assert TAP_WITHOUT & set(at_tap.split()) == set()
     assert READY_WITHOUT & set(at_ready.split()) == set()
-    later = {"agent", "hostfwd", "impairment", "inotify", "namespace", "sandbox", "userstack", "worker"}
+    later = {
+        *(
+            "cli.slirp4netns.api_socket",
+            "tap.impairment",
+            "namespace.agent",
+            "namespace.namespace",
+            "namespace.watch",
+        ),
+        *("userstack.userstack", "userstack.worker.main", "userstack.worker.sandbox"),
+    }
     assert {f"{PACKAGE}.{name}" for name in later} & set(at_ready.split()) == set()
 
 
 def test_the_child_that_opens_the_tap_imports_next_to_nothing() -> None:
     code = """
 before = set(sys.modules)
-from netns_kit import fetch
+from netns_kit.cli.slirp4netns import tap_fetch
 import os
 def opened(*_):
     print(*sorted(set(sys.modules) - before), flush=True)
     os._exit(0)
-fetch._opened = opened
-fetch._join = lambda *_: __import__("ctypes")
-fetch._fetch(None, "/proc/self/ns/net", "tap0", None)
+tap_fetch._opened = opened
+tap_fetch._join = lambda *_: __import__("ctypes")
+tap_fetch._fetch(None, "/proc/self/ns/net", "tap0", None)
 """
     found = set(loaded(code, "-S", "-E", "-I").split())
-    assert {name for name in found if name.startswith(PACKAGE)} == {PACKAGE, f"{PACKAGE}.fetch"}
+    assert {name for name in found if name.startswith(PACKAGE)} == {
+        f"{PACKAGE}{name}" for name in ("", ".cli", SLIRP, f"{SLIRP}.tap_fetch")
+    }
     assert (TAP_WITHOUT - {"ctypes"}) & found == set()
 
 
@@ -339,6 +399,6 @@ def test_each_public_name_is_where_the_package_looks_for_it() -> None:
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    homes = {(home, name) for home, names in vars(package)["_HOMES"].items() for name in names}
+    homes = {(home, name) for home, names in vars(package)["_HOMES"].items() for name in names.split()}
     assert for_checkers == homes
     assert {name for _, name in homes} == set(package.__all__)

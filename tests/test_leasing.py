@@ -15,14 +15,14 @@ from netns_kit.dhcp import message6 as m6
 from netns_kit.dhcp.message import Message, parse
 from netns_kit.dhcp.server import SERVER_PORT
 from netns_kit.domain_names import pack_compressed, to_wire
-from netns_kit.engine import Engine
-from netns_kit.gateway import Gateway
-from netns_kit.leasing import Leasing, check
-from netns_kit.setup import DriverName, Setup
+from netns_kit.gateway.engine import Engine
+from netns_kit.gateway.gateway import Gateway
+from netns_kit.gateway.leasing import Leasing, check
+from netns_kit.gateway.setup import DriverName, Setup
 from netns_kit.stack import Stack
 from netns_kit.stack.wire import ethernet, ip, udp
 from netns_kit.subnet import Subnet, Subnet6
-from netns_kit.tap import FRAME_MAX
+from netns_kit.tap.device import FRAME_MAX
 from tests.stack_support import Users, pseudo_header, rfc1071
 
 pytestmark = pytest.mark.usefixtures("leaks")

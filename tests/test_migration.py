@@ -8,7 +8,8 @@ import shlex
 
 import pytest
 
-from netns_kit import attach, cli, slirp4netns
+from netns_kit.cli import attach, run
+from netns_kit.cli.slirp4netns import command as slirp4netns
 from tests.support import ROOT
 
 PAGE = (ROOT / "docs/migration.md").read_text(encoding="utf-8")
@@ -35,11 +36,11 @@ def test_every_command_of_the_page_is_taken(command: str, monkeypatch: pytest.Mo
     assert program == "netns-kit"
     match name:
         case "run":
-            parser = cli._parser()
-            cli.network_from(parser.parse_args(cli._with_values(words, parser)))
+            parser = run._parser()
+            run.network_from(parser.parse_args(run._with_values(words, parser)))
         case "attach":
-            options = attach._parser().parse_args([cli.with_value(word) for word in words])
-            cli.network_from(options, ifname=options.ifname)
+            options = attach._parser().parse_args([run.with_value(word) for word in words])
+            run.network_from(options, ifname=options.ifname)
         case _:
             assert slirp4netns.parse(words, name) is not None
 
@@ -49,7 +50,7 @@ def test_every_option_of_ours_that_the_page_names_is_one() -> None:
         cell for row in re.findall(r"^\|.*\|$", PAGE, re.MULTILINE) for cell in row.split("|")[2:3]
     )
     named = set(re.findall(r"(--[a-z][a-z0-9-]*)", ours))
-    taken = options_of(attach._parser()) | options_of(cli._parser())
+    taken = options_of(attach._parser()) | options_of(run._parser())
     assert named - taken == set()
 
 

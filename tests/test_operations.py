@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from netns_kit.control import OPERATIONS
-from netns_kit.gateway import Gateway
-from netns_kit.leasing import Leasing
+from netns_kit.gateway.gateway import Gateway
+from netns_kit.gateway.leasing import Leasing
 from netns_kit.operations import chained, join_of, operation, operations_of, same, summed, types_of
+from netns_kit.userstack.control import OPERATIONS
 
 
 class Shop:

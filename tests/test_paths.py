@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from netns_kit.paths import bind, write_pid_file
+from netns_kit.host.paths import bind, write_pid_file
 from tests.support import Possessions
 
 pytestmark = pytest.mark.usefixtures("leaks")

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netns_kit import DeviceGone, FlowInfo, NetnsKitError, PortForward, PortInUseError, Refusal
-from netns_kit.control import OPERATIONS
+from netns_kit.child.codec import Failure, Nonsense, decode, dump, encode, load
 from netns_kit.dhcp import Lease
 from netns_kit.dns import Record
-from netns_kit.events import FlowEvent
 from netns_kit.operations import types_of
-from netns_kit.plain import Failure, Nonsense, decode, dump, encode, load
-from netns_kit.uplink import Endpoint
+from netns_kit.uplink.uplink import Endpoint
+from netns_kit.userstack.control import OPERATIONS
+from netns_kit.userstack.events import FlowEvent
 
 addresses = st.ip_addresses()
 ports = st.integers(1, 65535)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netns_kit.errors import NetnsKitError, PortSpecError
-from netns_kit.ports import PortForward, parse
+from netns_kit.forwarder.ports import PortForward, parse
 
 ANY = IPv4Address("0.0.0.0")
 LOCAL = IPv4Address("127.0.0.1")

@@ -29,6 +29,8 @@ import netns_kit
 from netns_kit import ArgumentError, Forwarder, errors
 from tests.support import PACKAGE, ROOT, dotted, files
 
+PUBLIC: list[str] = vars(netns_kit)["__all__"]
+
 VERBS = set(
     "Add Answer Apply Attach Bind Change Check Close Connect Copy Create Do End Enter Find Forget Forward Have Kill"
     " Leave Let Listen Make Open Parse Pass Raise Read Remove Reserve Return Run Send Set Show Start Stop Take Tell"
@@ -133,7 +135,7 @@ def public(name: str) -> Iterator[Public]:
 Raised = frozenset[str]
 OURS = {
     name: value
-    for name in netns_kit.__all__
+    for name in PUBLIC
     if inspect.isclass(value := getattr(netns_kit, name)) and issubclass(value, netns_kit.NetnsKitError)
 }
 
@@ -350,7 +352,7 @@ def not_told(name: str, told: dict[str, str], raised: Raised) -> Iterator[str]:
             yield f"{name}: {each} is not under Raises"
 
 
-@pytest.mark.parametrize("name", netns_kit.__all__)
+@pytest.mark.parametrize("name", PUBLIC)
 def test_public_docstrings_keep_the_law(name: str) -> None:
     found = [each for thing in public(name) for each in faults(thing)]
     if name in NOT_YET:
@@ -360,7 +362,7 @@ def test_public_docstrings_keep_the_law(name: str) -> None:
 
 
 def test_the_list_of_exceptions_names_public_names() -> None:
-    assert set(netns_kit.__all__) >= NOT_YET | ELSEWHERE
+    assert set(PUBLIC) >= NOT_YET | ELSEWHERE
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from typing import cast
 
 import pytest
 
-from netns_kit import pump
-from netns_kit.engine import Engine
+from netns_kit.gateway.engine import Engine
+from netns_kit.userstack import blocking_loop
 
 GLANCE = 1e-6
 """What a poll that does not wait takes."""
@@ -63,7 +63,7 @@ class Paced:
         self.ways_given += 1
 
     def run(self, events: int) -> None:
-        pump.run(cast("Engine", self), lambda: len(self.handled) >= events)
+        blocking_loop.run(cast("Engine", self), lambda: len(self.handled) >= events)
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def paced(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Paced]:
     def make(*pauses: float, processors: int = 2) -> Paced:
         engine = Paced(iter(pauses))
         monkeypatch.setattr(time, "monotonic", lambda: engine.now)
-        monkeypatch.setattr(pump, "_times_slept", lambda: engine.insisted)
+        monkeypatch.setattr(blocking_loop, "_times_slept", lambda: engine.insisted)
         monkeypatch.setattr(os, "sched_yield", engine.give_way)
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)))
         return engine
@@ -79,8 +79,8 @@ def paced(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Paced]:
     return make
 
 
-QUICK = [pump.SPIN / 2] * 30
-SLOW = [pump.SPIN * 20] * 30
+QUICK = [blocking_loop.SPIN / 2] * 30
+SLOW = [blocking_loop.SPIN * 20] * 30
 
 
 def test_quick_events_are_polled_for(paced: Callable[..., Paced]) -> None:
@@ -94,15 +94,15 @@ def test_quick_events_are_polled_for(paced: Callable[..., Paced]) -> None:
 def test_slow_ones_are_slept_for(paced: Callable[..., Paced]) -> None:
     engine = paced(*SLOW)
     engine.run(30)
-    assert engine.slept == [pump.LONGEST_WAIT] * 30
+    assert engine.slept == [blocking_loop.LONGEST_WAIT] * 30
     assert engine.glances == [0] * 30
 
 
 def test_one_long_pause_ends_the_polling(paced: Callable[..., Paced]) -> None:
     engine = paced(*QUICK, *SLOW)
     engine.run(60)
-    assert engine.glances[30] * GLANCE == pytest.approx(pump.SPIN, rel=0.1)
-    assert engine.slept[30] == pump.LONGEST_WAIT
+    assert engine.glances[30] * GLANCE == pytest.approx(blocking_loop.SPIN, rel=0.1)
+    assert engine.slept[30] == blocking_loop.LONGEST_WAIT
     assert engine.glances[31:] == [0] * 29
 
 
@@ -113,7 +113,7 @@ def test_alone_it_never_polls(paced: Callable[..., Paced]) -> None:
     assert all(engine.slept)
 
 
-@pytest.mark.parametrize("seconds", [pump.SPIN / 3, 5.0])
+@pytest.mark.parametrize("seconds", [blocking_loop.SPIN / 3, 5.0])
 def test_a_deadline_ends_the_polling_and_the_sleep(paced: Callable[..., Paced], seconds: float) -> None:
     engine = paced(*QUICK, math.inf)
 
@@ -127,7 +127,7 @@ def test_a_deadline_ends_the_polling_and_the_sleep(paced: Callable[..., Paced], 
 
 def test_other_threads_have_their_way(paced: Callable[..., Paced]) -> None:
     """Another thread had to insist on having the interpreter: no more polling, for a while."""
-    engine = paced(*QUICK, *QUICK, pump.CALM, *QUICK, *QUICK)
+    engine = paced(*QUICK, *QUICK, blocking_loop.CALM, *QUICK, *QUICK)
     engine.then[30] = lambda: setattr(engine, "insist", True)
     engine.run(120)
     assert engine.slept[29] == 0

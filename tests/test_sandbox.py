@@ -10,8 +10,8 @@ from itertools import product
 
 import pytest
 
-from netns_kit import sandbox
-from netns_kit.sandbox import _BOUNDED, _OPENING, ALLOWED, FATAL, MACHINES, program
+from netns_kit.userstack.worker import sandbox
+from netns_kit.userstack.worker.sandbox import _BOUNDED, _OPENING, ALLOWED, FATAL, MACHINES, program
 
 ALLOW, KILL, DENY = 0x7FFF0000, 0x80000000, 0x00050000 | errno.EPERM
 MOST = 4096  # BPF_MAXINSNS

@@ -28,11 +28,11 @@ from netns_kit import (
     UserStack,
 )
 from netns_kit.frozen import names
-from netns_kit.peers import connect
-from netns_kit.policy_check import check, pickled
-from netns_kit.process import open_process
-from netns_kit.setup import Setup
-from netns_kit.worker_input import decode, encode
+from netns_kit.gateway.setup import Setup
+from netns_kit.gateway.worker_links import connect
+from netns_kit.namespace.process import open_process
+from netns_kit.userstack.worker.input import decode, encode
+from netns_kit.userstack.worker.policy_check import check, pickled
 from tests import uplinks
 
 OPTIONS: StackOptions = {

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from netns_kit.slirp4netns import Order, Wrong, parse, run
+from netns_kit.cli.slirp4netns.command import Order, Wrong, parse, run
 from tests.support import ROOT, needs
 
 PODMAN = """

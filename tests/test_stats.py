@@ -9,13 +9,13 @@ from pathlib import Path
 
 import netns_kit
 from netns_kit import Stats, Subnet, TapDevice, Uplink
-from netns_kit.engine import Engine
-from netns_kit.gateway import Gateway
-from netns_kit.setup import Setup
+from netns_kit.gateway.engine import Engine
+from netns_kit.gateway.gateway import Gateway
+from netns_kit.gateway.setup import Setup
+from netns_kit.gateway.stats import complete
 from netns_kit.stack.seq import MASK
 from netns_kit.stack.states import State
 from netns_kit.stack.windows import Tuner
-from netns_kit.stats import complete
 from tests.support import ROOT, files
 
 PACKAGE = Path(netns_kit.__file__).parent
@@ -27,7 +27,7 @@ SERVERS = {"dhcp/server.py": ("dhcp",), "dhcp/message.py": ("dhcp",), "dhcp/serv
 
 def described() -> dict[str, str]:
     """What the text behind each field says."""
-    tree = ast.parse((PACKAGE / "stats.py").read_text(encoding="utf-8"))
+    tree = ast.parse((PACKAGE / "gateway" / "stats.py").read_text(encoding="utf-8"))
     (record,) = (node for node in tree.body if isinstance(node, ast.ClassDef))
     found = {}
     for field, text in zip(record.body[1::2], record.body[2::2], strict=True):
@@ -66,7 +66,7 @@ def reasons(file: str) -> set[str]:
 def test_whatever_can_be_dropped_is_in_the_record() -> None:
     expected = {f"{name}_{to}" for name in ("tcp", "udp", "icmp") for to in ("broadcast", "multicast")}
     for file in files():
-        if file.startswith("stack/") or file in ("gateway.py", "listeners.py"):
+        if file.startswith("stack/") or file in ("gateway/gateway.py", "forwarder/listeners.py"):
             expected |= reasons(file)
     assert {name for name in NAMES if name.startswith("dropped_")} == {f"dropped_{each}" for each in expected}
 

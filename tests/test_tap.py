@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from netns_kit.errors import ArgumentError, DeviceGone, TunUnavailable
-from netns_kit.impairment import Impairment
-from netns_kit.namespace import Namespace
+from netns_kit.namespace.namespace import Namespace
 from netns_kit.stack.offloads import Offloads
-from netns_kit.tap import FRAME_MAX, OFFLOAD_SETS, TX_QUEUE, TapDevice, _negotiate
+from netns_kit.tap.device import FRAME_MAX, OFFLOAD_SETS, TX_QUEUE, TapDevice, _negotiate
+from netns_kit.tap.impairment import Impairment
 
 pytestmark = pytest.mark.usefixtures("leaks")
 

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netns_kit import sysctl
 from netns_kit.errors import AddressError, DomainNameError
+from netns_kit.host import sysctl
 from netns_kit.stack import Refusal
 from netns_kit.subnet import Subnet
-from netns_kit.uplink import OURSELVES, Endpoint, Flow, Protocol, Target, UdpPorts, Uplink, _is_of_host
+from netns_kit.uplink.uplink import OURSELVES, Endpoint, Flow, Protocol, Target, UdpPorts, Uplink, _is_of_host
 from tests.support import needs_ping
 
 pytestmark = pytest.mark.usefixtures("leaks")
@@ -409,7 +409,7 @@ class WithoutIPv6(socket.socket):
 
 def test_a_kernel_without_ipv6(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     uplink, addresses = Uplink(), tmp_path / "if_inet6"
-    monkeypatch.setattr("netns_kit.uplink.IF_INET6", str(addresses))
+    monkeypatch.setattr("netns_kit.uplink.uplink.IF_INET6", str(addresses))
     assert uplink.ipv6_missing() == "its kernel has none"
     addresses.write_text("")
     assert uplink.ipv6_missing() == "net.ipv6.conf.all.disable_ipv6 is 1"
@@ -456,7 +456,7 @@ def test_what_cannot_be_found_out_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     def no_more(*_: object) -> socket.socket:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr("netns_kit.uplink._socket", no_more)
+    monkeypatch.setattr("netns_kit.uplink.uplink._socket", no_more)
     assert Uplink(allow_host_addresses=False).route(flow("192.0.2.1:80")) is PROHIBITED
 
 
@@ -493,7 +493,7 @@ def test_which_udp_ports_a_guest_keeps(
     monkeypatch.setattr(sysctl, "read", lambda name: known[name.rpartition(".")[2]])
     asking: list[tuple[str, int]] = []
     monkeypatch.setattr(
-        "netns_kit.uplink._bind_port", lambda _, address, port: asking.append((address, port))
+        "netns_kit.uplink.uplink._bind_port", lambda _, address, port: asking.append((address, port))
     )
     Uplink(udp_ports=ports).open("udp", IPv4Address("192.0.2.1"), asked).close()
     assert asking == [("0.0.0.0", asked if kept else 0)]

@@ -43,14 +43,14 @@ from netns_kit import (
     TapDevice,
     Uplink,
     UserStack,
-    forwarder,
-    userstack,
-    worker_process,
 )
-from netns_kit.channel import Channel
-from netns_kit.ports import PortForward
-from netns_kit.sandbox import KEPT, ON
+from netns_kit.child.channel import Channel
+from netns_kit.forwarder import forwarder
+from netns_kit.forwarder.ports import PortForward
 from netns_kit.stack.wire import ethernet
+from netns_kit.userstack import userstack
+from netns_kit.userstack.worker import owner
+from netns_kit.userstack.worker.sandbox import KEPT, ON
 from tests import dnshooks, uplinks
 from tests.servers import SECONDS, bounded, cancelled_at_any_moment
 from tests.support import ROOT, children
@@ -369,7 +369,7 @@ async def test_every_layer_is_on() -> None:
 @bounded
 async def test_what_can_be_done_inside(caplog: pytest.LogCaptureFixture) -> None:
     """A policy tries; what it writes on standard error is logged here."""
-    caplog.set_level(logging.WARNING, worker_process.__name__)
+    caplog.set_level(logging.WARNING, owner.__name__)
     async with worker(Uplink(policy=uplinks.attempt)) as (stack, guest):
         send(guest)
         await answer(guest)
@@ -389,7 +389,7 @@ async def test_what_can_be_done_inside(caplog: pytest.LogCaptureFixture) -> None
 @bounded
 async def test_one_that_does_not_answer_holds_nobody_up(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither does it hold up leaving the block, which ends it."""
-    monkeypatch.setattr(worker_process, "STOP_SECONDS", 0.2)
+    monkeypatch.setattr(owner, "STOP_SECONDS", 0.2)
     for module in (forwarder, userstack):
         monkeypatch.setattr(module, "PATIENCE", 0.2)
     async with worker() as (stack, _):
@@ -414,7 +414,7 @@ async def test_what_nobody_means_well_by_kills_it(call: str) -> None:
 
 
 WITHOUT = """
-from netns_kit import sandbox
+from netns_kit.userstack.worker import sandbox
 def missing(calls, *, files):
     raise sandbox.Missing("not on this kernel")
 sandbox._few_calls = missing
@@ -423,8 +423,8 @@ sandbox._few_calls = missing
 
 @bounded
 async def test_a_layer_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    before, after = worker_process.BOOT.split("from netns_kit")
-    monkeypatch.setattr(worker_process, "BOOT", f"{before}{WITHOUT}from netns_kit{after}")
+    before, after = owner.BOOT.split("from netns_kit")
+    monkeypatch.setattr(owner, "BOOT", f"{before}{WITHOUT}from netns_kit{after}")
     async with worker() as (stack, _):
         assert stack.sandbox["seccomp"] == "not on this kernel"
         assert stack.sandbox["landlock"] == ON
@@ -518,7 +518,7 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @bounded
 async def test_left_it_ends_by_itself(monkeypatch: pytest.MonkeyPatch, killed: list[int]) -> None:
-    monkeypatch.setattr(worker_process, "STOP_SECONDS", 10)
+    monkeypatch.setattr(owner, "STOP_SECONDS", 10)
     async with worker() as (_, guest):
         send(guest)
     assert killed == []
@@ -526,7 +526,7 @@ async def test_left_it_ends_by_itself(monkeypatch: pytest.MonkeyPatch, killed: l
 
 @bounded
 async def test_one_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch, killed: list[int]) -> None:
-    monkeypatch.setattr(worker_process, "STOP_SECONDS", 0.1)
+    monkeypatch.setattr(owner, "STOP_SECONDS", 0.1)
     async with worker() as (stack, _):
         pid = stack.workers.processes[0].pid
         os.kill(pid, signal.SIGSTOP)
@@ -633,7 +633,7 @@ sock.recv(1)
 )
 @bounded
 async def test_what_it_says_is_data(monkeypatch: pytest.MonkeyPatch, records: list[bytes]) -> None:
-    monkeypatch.setattr(worker_process, "BOOT", EVIL.format(records=records))
+    monkeypatch.setattr(owner, "BOOT", EVIL.format(records=records))
     with pytest.raises(StackCrashed, match="makes no sense"):
         async with worker() as (stack, _):
             await stack.wait_closed()
@@ -654,7 +654,7 @@ async def test_an_answer_is_of_the_type_that_was_asked_for(
     monkeypatch: pytest.MonkeyPatch, answer: bytes
 ) -> None:
     evil = EVIL.replace("sock.recv(1)", "sock.recv(9999)\nsock.send({answer!r})\nsock.recv(1)")
-    monkeypatch.setattr(worker_process, "BOOT", evil.format(records=[READY], answer=b"\0" + answer))
+    monkeypatch.setattr(owner, "BOOT", evil.format(records=[READY], answer=b"\0" + answer))
     with pytest.raises(StackCrashed, match="makes no sense"):
         async with worker() as (stack, _):
             await stack.flows()
@@ -672,7 +672,7 @@ while True:
 @pytest.mark.parametrize("record", [b'\0["news",1]', b"\1" + b"x" * 32768])
 @bounded
 async def test_a_flood_leaves_the_loop_its_turns(monkeypatch: pytest.MonkeyPatch, record: bytes) -> None:
-    monkeypatch.setattr(worker_process, "BOOT", FLOOD.format(ready=READY, record=record))
+    monkeypatch.setattr(owner, "BOOT", FLOOD.format(ready=READY, record=record))
     turns = 0
     try:
         async with worker():
@@ -692,7 +692,7 @@ async def test_however_much_it_says_others_have_their_turns(monkeypatch: pytest.
     def one_more(_: Channel) -> bytes:
         nonlocal said
         said += 1
-        if said > 100 * worker_process.MESSAGES_AT_ONCE:
+        if said > 100 * owner.MESSAGES_AT_ONCE:
             raise ValueError("enough")
         return b'["news",1]'
 
@@ -709,11 +709,11 @@ async def test_however_much_it_says_others_have_their_turns(monkeypatch: pytest.
 @bounded
 async def test_what_it_writes_is_bounded_and_harmless(caplog: pytest.LogCaptureFixture) -> None:
     """Its owner does not listen for a while: it goes on, and what nobody reads is lost."""
-    caplog.set_level(logging.WARNING, worker_process.__name__)
+    caplog.set_level(logging.WARNING, owner.__name__)
     async with worker(Uplink(policy=uplinks.chatter)) as (stack, guest):
         send(guest)
         assert select.select([guest.fileno()], [], [], SECONDS)[0], "our loop stood still meanwhile"
         await stack.flows()
-    assert 0 < len(caplog.messages) <= worker_process.LINES_LOGGED + 1
+    assert 0 < len(caplog.messages) <= owner.LINES_LOGGED + 1
     assert caplog.messages[-1].endswith("the rest is not logged")
     assert not any("\x1b" in line for line in caplog.messages)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from netns_kit import Flow, Refusal, Uplink
 from netns_kit.arguments import Address
-from netns_kit.uplink import Endpoint, Protocol
+from netns_kit.uplink.uplink import Endpoint, Protocol
 
 # x86_64 and aarch64, asm/unistd.h
 _PTRACE, _MOUNT, _UNSHARE, _BPF, _SETNS, _IO_URING = {

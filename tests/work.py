@@ -39,13 +39,13 @@ from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 from netns_kit.arguments import Address
-from netns_kit.engine import Engine
-from netns_kit.gateway import Gateway
-from netns_kit.setup import Setup
+from netns_kit.gateway.engine import Engine
+from netns_kit.gateway.gateway import Gateway
+from netns_kit.gateway.setup import Setup
 from netns_kit.stack.wire import checksum, ethernet, ip, tcp, udp, virtio
 from netns_kit.subnet import Subnet
-from netns_kit.tap import FRAME_MAX, TapDevice
-from netns_kit.uplink import Protocol, Uplink
+from netns_kit.tap.device import FRAME_MAX, TapDevice
+from netns_kit.uplink.uplink import Protocol, Uplink
 from tests.support import ROOT
 
 RECORD = ROOT / "tests" / "work.json"

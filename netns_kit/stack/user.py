@@ -2,7 +2,7 @@
 
 These are plain synchronous calls, made while a frame is handled or a timer expires.  Views passed in are
 lent until the call returns; a user may keep one for longer if it has that from whoever owns the frames, as
-`netns_kit.relay.UdpRelay` has it from the gateway.
+`netns_kit.gateway.relay.UdpRelay` has it from the gateway.
 """
 
 from __future__ import annotations

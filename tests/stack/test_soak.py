@@ -20,9 +20,9 @@ from random import Random
 
 import pytest
 
-from netns_kit.impairment import BadLink, Impairment
 from netns_kit.stack import Closed, EchoFlow, Limits, Refusal, Stack, TcpConnection, UdpFlow
 from netns_kit.stack.wire.ip import Packet
+from netns_kit.tap.impairment import BadLink, Impairment
 from tests.stack_support import (
     DNS,
     GATEWAY,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from netns_kit.impairment import Impairment
 from netns_kit.stack import Limits, Offloads
+from netns_kit.tap.impairment import Impairment
 from tests.stack_support import VNET, Pair
 
 MIB = 1 << 20

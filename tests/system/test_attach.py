@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from netns_kit import Namespace, NamespaceGone
-from netns_kit.command_line import FAILED
+from netns_kit.cli.command_line import FAILED
 from tests.servers import bounded, closed_port, tcp_server
 from tests.support import ROOT, needs, needs_tun
 from tests.system.slirp import SECONDS, Held, Slirp, held, slirp

@@ -22,7 +22,7 @@ from dnslib import DNSKEY, EDNS0, QTYPE, RR, RRSIG, TXT, A, DNSRecord
 
 from netns_kit import Namespace, Network, Record, RecordError, Uplink
 from netns_kit.dns.exchanges import CONDEMNED
-from netns_kit.setup import DriverName
+from netns_kit.gateway.setup import DriverName
 from tests import dnshooks
 from tests.servers import SECONDS, bounded, closed_port, dns_server, dnsmasq, tcp_server, udp_server
 from tests.support import ROOT, missing, needs, needs_ipv6, needs_tun

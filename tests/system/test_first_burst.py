@@ -9,7 +9,7 @@ from ipaddress import ip_address
 import pytest
 
 from netns_kit import Network
-from netns_kit.setup import DriverName
+from netns_kit.gateway.setup import DriverName
 from netns_kit.stack.wire import ethernet, ip
 from netns_kit.subnet import Subnet
 from tests.servers import bounded

@@ -26,7 +26,7 @@ from netns_kit import (
     PortSpecError,
     PrivilegedPortError,
 )
-from netns_kit.setup import DriverName
+from netns_kit.gateway.setup import DriverName
 from tests.servers import SECONDS, bounded, closed_port, host_address
 from tests.support import ROOT, missing, needs_ipv6, needs_tun
 
@@ -424,8 +424,8 @@ if os.geteuid() == 0:
     os.setgid(65534)
     os.setuid(65534)
 from netns_kit import PrivilegedPortError, PortForward, StackClosed
-from netns_kit.background import Openable, Supervisor
-from netns_kit.forwarder import Forwarder
+from netns_kit.namespace.background import Openable, Supervisor
+from netns_kit.forwarder.forwarder import Forwarder
 import asyncio
 
 class Stack(Openable):

@@ -29,7 +29,7 @@ from netns_kit import (
     Uplink,
     UserStack,
 )
-from netns_kit.setup import Configure, DriverName
+from netns_kit.gateway.setup import Configure, DriverName
 from tests.servers import dns_server, echo, http, sent_again, tcp_server, udp_server
 from tests.support import needs, needs_ipv6, needs_ping, needs_tun
 from tests.system.multihop import (

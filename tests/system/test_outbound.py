@@ -21,7 +21,7 @@ import anyio.lowlevel
 import pytest
 
 from netns_kit import Network, Uplink
-from netns_kit.setup import DriverName
+from netns_kit.gateway.setup import DriverName
 from tests.servers import (
     SECONDS,
     Hearing,

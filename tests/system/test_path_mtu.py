@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from netns_kit import Network, Uplink
-from netns_kit.setup import DriverName
+from netns_kit.gateway.setup import DriverName
 from tests.servers import bounded, tcp_server, udp_server
 from tests.support import needs, needs_ipv6
 

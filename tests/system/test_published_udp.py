@@ -16,8 +16,8 @@ import pytest
 
 from netns_kit import Limits, Network, Uplink
 from netns_kit.arguments import Address
-from netns_kit.setup import DriverName
-from netns_kit.uplink import Protocol
+from netns_kit.gateway.setup import DriverName
+from netns_kit.uplink.uplink import Protocol
 from tests.support import needs
 
 from .multihop import (
@@ -37,7 +37,10 @@ from .multihop import (
     told,
 )
 
-PORT, OTHER_PORT = 50060, 50070  # a mapping of the guest's own keeps such a port, see `netns_kit.uplink`
+PORT, OTHER_PORT = (
+    50060,
+    50070,
+)  # a mapping of the guest's own keeps such a port, see `netns_kit.uplink.uplink`
 SECOND = "10.1.0.7"  # another address of H, which S has a way to
 
 

@@ -16,8 +16,8 @@ from anyio.abc import ByteStream
 
 from netns_kit import Network, StackCrashed, TapDevice, Uplink, UserStack
 from netns_kit.dns import Zone
-from netns_kit.gateway import FlowInfo, Gateway
-from netns_kit.worker_process import WorkerProcess
+from netns_kit.gateway.gateway import FlowInfo, Gateway
+from netns_kit.userstack.worker.owner import WorkerProcess
 from tests.servers import bounded, dns_server, echo, tcp_server, udp_server
 from tests.support import needs, needs_tun
 
@@ -173,7 +173,7 @@ async def test_other_drivers_take_one_queue() -> None:
     with pytest.raises(ValueError, match=r"driver='thread': expected worker processes for 2 queues"):
         Network(queues=2)
     device = TapDevice.open(Network().namespace, queues=2)
-    with pytest.raises(ValueError, match="driver='loop': 2 queues are for"):
+    with pytest.raises(ValueError, match="driver='loop': expected worker processes for 2 queues"):
         UserStack(device, driver="loop")
 
 

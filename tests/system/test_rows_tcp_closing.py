@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from netns_kit import Limits, Network
-from netns_kit.setup import DriverName
+from netns_kit.gateway.setup import DriverName
 from netns_kit.stack import tcp
 from netns_kit.stack.wire.tcp import ACK, FIN, PSH, RST, SYN, Segment
 from tests.servers import bounded, closed_port

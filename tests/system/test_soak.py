@@ -26,7 +26,7 @@ import pytest
 from dnslib import DNSRecord
 
 from netns_kit import Uplink
-from netns_kit.setup import DriverName
+from netns_kit.gateway.setup import DriverName
 from netns_kit.stack import Limits
 from tests.servers import dns_server, host_address, udp_server
 from tests.support import needs_ping, needs_tun

@@ -21,7 +21,7 @@ import anyio
 import pytest
 
 from netns_kit import Uplink
-from netns_kit.setup import DriverName
+from netns_kit.gateway.setup import DriverName
 from netns_kit.stack import Limits
 from tests.servers import udp_server
 from tests.support import ROOT, descriptors, needs_tun

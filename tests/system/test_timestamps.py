@@ -9,7 +9,7 @@ from subprocess import PIPE
 import pytest
 
 from netns_kit import Namespace, Network, TapDevice, Uplink, UserStack
-from netns_kit.setup import DriverName
+from netns_kit.gateway.setup import DriverName
 from tests.servers import bounded, tcp_server
 
 from .rows import GATEWAY, driver, network

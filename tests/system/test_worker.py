@@ -18,7 +18,7 @@ import anyio
 import pytest
 
 from netns_kit import Impairment, Network, StackCrashed, TapDevice, Uplink, UserStack
-from netns_kit.sandbox import ON
+from netns_kit.userstack.worker.sandbox import ON
 from tests.servers import SECONDS, bounded, dns_server, echo, tcp_server
 from tests.support import needs, needs_tun
 from tests.system.load import rig

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from netns_kit.domain_names import to_wire
-from netns_kit.impairment import Impairment
 from netns_kit.stack import IcmpError, Refusal, State
 from netns_kit.stack.wire import arp, ethernet, icmp, ndp
 from netns_kit.stack.wire.tcp import ACK, FIN, pack_options
+from netns_kit.tap.impairment import Impairment
 from tests.stack_support import (
     DNS,
     GATEWAY,

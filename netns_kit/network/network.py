@@ -1,0 +1,191 @@
+"""Network: the five objects wired, for the common case."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from subprocess import CompletedProcess
+from types import NoneType
+
+from typing_extensions import Unpack
+
+from netns_kit import arguments
+from netns_kit.dns import hosts
+from netns_kit.errors import NamespaceGone
+from netns_kit.forwarder.forwarder import Forwarder
+from netns_kit.forwarder.ports import PortForward, parse
+from netns_kit.gateway.setup import Setup, StackOptions
+from netns_kit.namespace.background import Openable, Supervisor
+from netns_kit.namespace.namespace import Namespace
+from netns_kit.namespace.process import Command, CommandOptions, Process, RunOptions
+from netns_kit.subnet import Subnet
+from netns_kit.tap.device import TapDevice
+from netns_kit.uplink.uplink import RESOLV_CONF, Uplink
+from netns_kit.userstack.userstack import UserStack
+
+DEFAULT_MTU = 1500
+HOSTS = "/etc/hosts"
+DEFAULT_IFNAME = "tap0"
+
+
+class Network(Openable):
+    """A namespace with real connectivity, while the object is open.
+
+        async with Network(ports=["127.0.0.1:8080:80"]) as net:
+            await net.run(["curl", "http://example.com"])
+
+    Opening returns when address, route, DNS and ports work.  The parts are the attributes `namespace`, `tap`, `stack`
+    and `forwarder`.
+
+    If the namespace or the stack fails, every call raises that, those under way at once, and so does closing:
+    `NamespaceGone`, `DeviceGone` or `StackCrashed`.
+
+    Args:
+        uplink: The way out for flows; None: an `Uplink` without options, by which the host's loopback cannot be
+            reached.
+        ports: The host ports that are forwarded from the start, see `netns_kit.forwarder.ports`.
+        ifname: The name of the interface inside.
+        mtu: The MTU of the interface, see `TapDevice.open`.
+        queues: The number of queues of the interface, see `TapDevice.open`.
+        namespace: A namespace that is not open yet; None: a new one, see `Namespace.create`.
+        options: The settings of the stack, see `StackOptions`.
+
+    Raises:
+        ArgumentError: An argument that cannot be used, or not together with another.
+        ArgumentTypeError: An argument of another type.
+        AddressError, DomainNameError, NotImportable, PortSpecError, RecordError: As its parts raise them.
+        NetnsKitError, OSError: On opening, what its parts raise.
+    """
+
+    @arguments.spelled_out(Setup.of)
+    def __init__(
+        self,
+        *,
+        uplink: Uplink | None = None,
+        ports: Iterable[str | PortForward] = (),
+        ifname: str = DEFAULT_IFNAME,
+        mtu: int = DEFAULT_MTU,
+        queues: int = 1,
+        namespace: Namespace | None = None,
+        **options: Unpack[StackOptions],
+    ) -> None:
+        arguments.items("ports", ports, "a list of ports")
+        arguments.instance(
+            "namespace", namespace, (Namespace, NoneType), "a Namespace, or None for a new one"
+        )
+        self.namespace = namespace or Namespace.create()
+        self.tap = TapDevice.open(self.namespace, ifname, mtu=mtu, queues=queues)
+        self.stack = UserStack(self.tap, uplink, **options)
+        self.forwarder = Forwarder(self.stack)
+        self.supervisor = Supervisor(
+            type(self).__name__,
+            NamespaceGone,
+            self.namespace.supervisor,
+            self.stack.supervisor,
+            one_loop=True,
+        )
+        self.ports = [
+            forward
+            for spec in ports
+            for forward in ([spec] if isinstance(spec, PortForward) else parse(spec))
+        ]
+
+    def __repr__(self) -> str:
+        ports = f", {len(self.ports)} forwarded" if self.ports else ""
+        return f"<Network {self.subnet}{ports}: {self.supervisor.condition}>"
+
+    @property
+    def subnet(self) -> Subnet:
+        """The addresses of the namespace."""
+        return self.stack.subnet
+
+    async def _open(self) -> None:
+        await self.namespace.open()
+        self.tap = await self.tap
+        await self.stack.open()
+        await self.forwarder.open()
+        await self.forwarder.add(*self.ports)
+
+    async def _close(self) -> None:
+        await self.forwarder.supervisor.end()  # what has failed is raised by our own supervisor
+        await self.stack.supervisor.end()
+        await self.tap.close()
+        await self.namespace.supervisor.end()
+
+    async def files(self) -> dict[str, str]:
+        """Return the files that commands see in place of the host's, by path, as they are now.
+
+        These are a resolv.conf with our DNS address and the search list; and a hosts file with localhost, this
+        machine's name, the stack's records, and the other names of the host's file, if there is one.
+
+        Raises:
+            StackClosed: The network is not open.
+
+        Cancellation: Nothing is changed.
+        """
+        resolv_conf = self.stack.uplink.resolv_conf(*self.subnet.resolvers)
+        records = await self.stack.records()
+        ours = [
+            (each.name, each.value) for each in records if each.type in ("A", "AAAA") and "*" not in each.name
+        ]
+        return {RESOLV_CONF: resolv_conf, HOSTS: hosts.written(os.uname().nodename, ours, _text(HOSTS))}
+
+    @arguments.spelled_out(Namespace.run)
+    async def run(self, command: Command, **options: Unpack[RunOptions]) -> CompletedProcess[bytes]:
+        """Run a command to its end, with the namespace's own resolv.conf and hosts file, see `Network.files`.
+
+        Args:
+            command: The words of the command, or a line for the shell.
+            options: See `RunOptions`.
+
+        Raises:
+            CommandFailed: The status is not 0, unless `check` is False.
+            ArgumentError: An option that cannot be used.
+            ArgumentTypeError: An option of another type.
+            OSError: The command cannot be executed, as `subprocess` raises it.
+            UserNamespaceDenied: `files` cannot be shown.
+            NamespaceGone, StackClosed: The network is not open.
+
+        Cancellation: The command is killed, and what it has started.
+        """
+        with self.supervisor.guarding():
+            options["files"] = await self._files_for(options)
+            return await self.namespace.run(command, **options)
+
+    @arguments.spelled_out(Namespace.popen)
+    async def popen(self, command: Command, **options: Unpack[CommandOptions]) -> Process:
+        """Start a command with the namespace's own resolv.conf and hosts file, see `Network.files`.
+
+        The command has been executed when this returns.  Close the Process, or use it in an `async with`: that kills
+        the command if it still runs.
+
+        Args:
+            command: The words of the command, or a line for the shell.
+            options: See `CommandOptions`.
+
+        Raises:
+            ArgumentError: An option that cannot be used.
+            ArgumentTypeError: An option of another type.
+            OSError: The command cannot be executed, as `subprocess` raises it.
+            UserNamespaceDenied: `files` cannot be shown.
+            NamespaceGone, StackClosed: The network is not open.
+
+        Cancellation: The command is killed if it has been started.
+        """
+        with self.supervisor.guarding():
+            options["files"] = await self._files_for(options)
+            process = await self.namespace.popen(command, **options)
+        process.supervisor = self.supervisor
+        return process
+
+    async def _files_for(self, options: CommandOptions) -> Mapping[str, str | bytes]:
+        return {**await self.files(), **(options.get("files") or {})}
+
+
+def _text(path: str) -> str:
+    """Return the text of a file; none if it is not there, or cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""

@@ -1,0 +1,367 @@
+"""UserStack: the user-mode stack as an object one enters."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import suppress
+from itertools import count
+from typing import Protocol, TypeVar
+
+import anyio
+from typing_extensions import Unpack
+
+from netns_kit import arguments
+from netns_kit.arguments import Address, AddressLike
+from netns_kit.dhcp import Lease, StaticLease
+from netns_kit.dns import Record, Zone
+from netns_kit.dns.records import as_text
+from netns_kit.domain_names import to_text, to_wire
+from netns_kit.errors import NetnsKitError, StackClosed, SysctlError
+from netns_kit.forwarder.forwarder import PATIENCE
+from netns_kit.frozen import replace
+from netns_kit.gateway.gateway import FlowInfo, Gateway
+from netns_kit.gateway.leasing import Leasing
+from netns_kit.gateway.setup import Setup, StackOptions, as_record
+from netns_kit.gateway.stats import Stats, complete
+from netns_kit.namespace.background import Openable, Supervisor
+from netns_kit.namespace.namespace import Namespace
+from netns_kit.subnet import Subnet
+from netns_kit.tap.device import TapDevice
+from netns_kit.uplink.uplink import Uplink
+
+from .events import Events, FlowEvent
+from .in_process import LocalStack
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+_numbers = count()
+
+
+class Runner(Protocol):
+    """A place where the stack runs: a `LocalStack`, or `Workers`."""
+
+    @property
+    def sandbox(self) -> Mapping[str, str]: ...
+
+    async def run(self) -> None: ...
+
+    async def ready(self) -> None: ...
+
+    async def ask(self, operation: Callable[..., T], *arguments: object) -> T: ...
+
+    async def close(self) -> None: ...
+
+
+class UserStack(Openable):
+    """A user-mode TCP/IP stack on a device, and the host's sockets behind it, while the object is open.
+
+    Opening returns when the address is usable.  Closing resets the open connections, and closes every socket.
+
+    The gateway's names are answered at the DNS address, see `netns_kit.gateway.gateway.NAMES`:
+    host.containers.internal is the host, if its loopback is allowed.
+
+    If the stack fails, or its device vanishes, every call raises that, those under way at once, and so does closing:
+    `DeviceGone`, `NamespaceGone`, or `StackCrashed` for a bug and for a worker that has ended.
+
+    Args:
+        tap: An open device.  If it is in a namespace, that is configured, see `StackOptions`.
+        uplink: The way out for flows; None: an `Uplink` without options.  A worker imports its policy, or a subclass
+            of `Uplink`, by name, runs it in the sandbox, and sees no later change of it.
+        options: The settings, see `StackOptions`.
+
+    Raises:
+        ArgumentError: An argument that cannot be used, or not together with another.
+        ArgumentTypeError: An argument of another type.
+        AddressError: A subnet or an address that cannot be used; on opening, an uplink's address that the host lacks.
+        DomainNameError, RecordError: A name or a record that makes no sense.
+        NotImportable: An uplink that a worker cannot have.
+        SandboxUnavailable: On opening, a required layer that this host does not give.
+        NetnsKitError, OSError: On opening, what configuring the namespace raises.
+    """
+
+    sandbox: Mapping[str, str] = {}
+    """The layers of the worker's sandbox (see `netns_kit.userstack.worker.sandbox`): "on", or why this host does not
+    give one."""
+
+    @arguments.spelled_out(Setup.of)
+    def __init__(self, tap: TapDevice, uplink: Uplink | None = None, **options: Unpack[StackOptions]) -> None:
+        self.setup = Setup.of(tap, uplink, **options)
+        if self.setup.driver == "worker":
+            from .worker.policy_check import check
+
+            check(self.setup.uplink)
+        self.tap = tap
+        self.uplink = self.setup.uplink
+        above = [] if tap.namespace is None else [tap.namespace.supervisor]
+        self.supervisor = Supervisor(type(self).__name__, StackClosed, *above, one_loop=True)
+        self._runner: Runner | None = None
+        self._news: dict[int, anyio.Event] = {}
+
+    @property
+    def subnet(self) -> Subnet:
+        """The addresses of the namespace.  On opening, `ipv6` becomes None if the namespace has no IPv6."""
+        return self.setup.subnet
+
+    async def _open(self) -> None:
+        self.uplink.check()
+        await self._configure_namespace()
+        self._runner = runner = self._start()
+        self.supervisor.start(runner.run)
+        await runner.ready()
+        self.sandbox = runner.sandbox
+
+    def __repr__(self) -> str:
+        driver, condition = self.setup.driver, self.supervisor.condition
+        return f"<UserStack on {self.tap.name}: {self.subnet}, driver={driver!r}: {condition}>"
+
+    async def _configure_namespace(self) -> None:
+        subnet, ipv6, configure = self.subnet, self.subnet.ipv6, self.setup.configure
+        missing = None
+        if self.tap.namespace is not None and configure:
+            addressed = configure is True
+            addressed6 = ipv6 if addressed else None
+            missing = await self.tap.namespace.configure_link(
+                self.tap.name,
+                address=subnet.guest_interface if addressed else None,
+                gateway=subnet.gateway if addressed else None,
+                address6=None if addressed6 is None else addressed6.guest_interface,
+                gateway6=None if addressed6 is None else addressed6.gateway,
+                neighbours=subnet.neighbours if addressed else None,
+            )
+        if ipv6 is not None and self.tap.namespace is not None and configure is not True:
+            missing = await _ipv6_missing(self.tap.namespace, self.tap.name)
+        if ipv6 is not None:
+            if missing is not None:
+                self.setup = replace(self.setup, subnet=replace(subnet, ipv6=None))
+                logger.warning("IPv4 only: the namespace has no IPv6: %s", missing)
+            elif (missing := self.uplink.ipv6_missing()) is not None:
+                logger.warning("IPv4 only: the host has no IPv6: %s", missing)
+
+    def _start(self) -> Runner:
+        if self.setup.driver == "worker":
+            from .worker.pool import Workers
+
+            self.workers = Workers(self.setup, self._tell)
+            return self.workers
+        self.local = LocalStack(self.setup, self._tell)
+        self.gateway = self.local.gateway
+        return self.local
+
+    async def _close(self) -> None:
+        if self._runner is not None:
+            await self._runner.close()
+
+    async def flows(self) -> tuple[FlowInfo, ...]:
+        """Return the flows that are under way.
+
+        Raises:
+            StackClosed: The stack is not open.
+
+        Cancellation: Nothing is changed.
+        """
+        flows = await self.ask(Gateway.flows)
+        names = await self._names(flows)
+        if not names:
+            return flows
+        return tuple(replace(flow, name=flow.name or names.get(flow.remote.address)) for flow in flows)
+
+    async def _names(self, flows: Iterable[FlowInfo]) -> Mapping[Address, str | None]:
+        """Return the names that the first of several workers, of which names are asked, has for others' flows."""
+        unknown = tuple({flow.remote.address for flow in flows if flow.name is None})
+        if len(self.tap.queues) == 1 or not unknown:
+            return {}
+        return dict(zip(unknown, await self.ask(Gateway.names, unknown), strict=True))
+
+    async def end_flow(self, number: int) -> bool:
+        """End a flow at once, and return whether it was there.
+
+        A TCP connection is reset, towards the guest and towards the host's peer.  A UDP or ping flow is forgotten,
+        and its socket closed if no other flow uses it; the guest's next datagram opens a new flow, if the uplink
+        allows it.
+
+        Args:
+            number: The `FlowInfo.id` of the flow.
+
+        Raises:
+            ArgumentTypeError: The argument is no whole number.
+            StackClosed: The stack is not open.
+
+        Cancellation: The flow may have been ended.
+        """
+        arguments.instance("number", number, int, "the id of a FlowInfo, a whole number")
+        return await self.ask(Gateway.end_flow, number)
+
+    async def stats(self) -> Stats:
+        """Return all gauges and counters of the stack; none is ever left out.
+
+        Raises:
+            StackClosed: The stack is not open.
+
+        Cancellation: Nothing is changed.
+        """
+        return complete(await self.ask(Gateway.stats))
+
+    async def leases(self) -> tuple[Lease, ...]:
+        """Return the addresses that DHCP has given away, offered, put aside, or keeps for a client.
+
+        Raises:
+            StackClosed: The stack is not open.
+
+        Cancellation: Nothing is changed.
+        """
+        return await self.ask(Leasing.leases)
+
+    async def reserve(self, static: StaticLease) -> None:
+        """Set an address aside for one client, as `DhcpSettings.static` does from the start.
+
+        A client that has this address, or another address than the one reserved for it, learns that when it renews
+        its lease.
+
+        Args:
+            static: The address, and its client.
+
+        Raises:
+            AddressError: No client can have the address.
+            ArgumentTypeError: The argument is no StaticLease.
+            StackClosed: The stack is not open.
+
+        Cancellation: The address may have been reserved.
+        """
+        fix = 'write it like StaticLease("10.0.2.50", mac="52:54:00:12:34:56")'
+        arguments.instance("static", static, StaticLease, "a StaticLease", fix)
+        await self.ask(Leasing.reserve, static)
+
+    async def revoke(self, address: AddressLike) -> bool:
+        """Take an address from the client that has it or that it is reserved for, and return whether there was one.
+
+        DHCP cannot tell a client before it renews its lease.  Until then, or until the lease would have ended, no
+        other client gets the address.
+
+        Args:
+            address: The address.
+
+        Raises:
+            AddressError, ArgumentTypeError: The argument is no address.
+            StackClosed: The stack is not open.
+
+        Cancellation: The address may have been revoked.
+        """
+        return await self.ask(Leasing.revoke, arguments.address(address))
+
+    async def add_record(self, record: str | Record) -> Record:
+        """Answer for a name at the DNS address, and return the record that does so.
+
+        From now on no resolver is asked about the name.  The reverse name of an address is answered too.  A record
+        that is there already may be added again.
+
+        Args:
+            record: Text like NAME=ADDRESS, or a `Record` of any type.
+
+        Raises:
+            DomainNameError, RecordError: The record makes no sense.
+            ArgumentTypeError: The argument is neither text nor a Record.
+            StackClosed: The stack is not open.
+
+        Cancellation: The record may have been added.
+        """
+        made = as_record(record)
+        await self.ask(Zone.add, made)
+        return made
+
+    async def remove_record(self, name: str, *, type: str = "", value: AddressLike = "") -> None:
+        """Remove the records of a name, all or only those of one type or value.
+
+        Args:
+            name: The name.
+            type: The type of the records, like "A"; empty: any.
+            value: The value of the records, as `Record.value`; empty: any.
+
+        Raises:
+            KeyError: There is no such record.
+            DomainNameError: The name is none.
+            ArgumentTypeError: An argument of another type.
+            StackClosed: The stack is not open.
+
+        Cancellation: The records may have been removed.
+        """
+        wire_name = to_wire(name)  # here: a worker cannot import what a name in another script takes
+        arguments.text("type", type, "the type of a record, like 'A'")
+        if not await self.ask(Zone.remove, to_text(wire_name), type, as_text(value)):
+            raise KeyError(name)
+
+    async def records(self) -> tuple[Record, ...]:
+        """Return the records that are answered at the DNS address, oldest first.
+
+        Raises:
+            StackClosed: The stack is not open.
+
+        Cancellation: Nothing is changed.
+        """
+        return await self.ask(Zone.records)
+
+    async def events(self) -> AsyncGenerator[FlowEvent, None]:
+        """Yield the changes of flows, from the first `anext` on, until the stack is closed.
+
+        A slow reader loses the oldest of more than `EVENTS_KEPT` events, and the next event says how many.  To stop
+        before the end, close the generator: `async with aclosing(stack.events()) as events`.  A failure of the stack
+        is raised at once.
+
+        Raises:
+            StackClosed: The stack is not open yet, or was closed.
+
+        Cancellation: The generator has ended, and keeps no more events.
+        """
+        number = next(_numbers)
+        self._news[number] = anyio.Event()
+        try:
+            await self.ask(Events.subscribe, number)
+            while True:
+                try:
+                    with self.supervisor.guarding():
+                        await self._news[number].wait()
+                    self._news[number] = anyio.Event()
+                    events = await self.ask(Events.take, number)
+                    names = await self._names(event.flow for event in events)
+                except StackClosed:
+                    return
+                for event in events:
+                    name = names.get(event.flow.remote.address)
+                    yield event if name is None else replace(event, flow=replace(event.flow, name=name))
+        finally:
+            del self._news[number]
+            with anyio.move_on_after(PATIENCE, shield=True), suppress(NetnsKitError):  # or its end does
+                await self.ask(Events.unsubscribe, number)
+
+    def _tell(self, number: int) -> None:
+        if number in self._news:
+            self._news[number].set()
+
+    async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
+        """Have the stack do an operation, see `netns_kit.operations`.  For parts of this library.
+
+        Args:
+            operation: A method that is marked as one.
+            arguments: What it is called with.
+
+        Raises:
+            StackClosed: The stack is not open.
+
+        Other errors are those of the operation, and what has ended the stack.
+
+        Cancellation: The operation may have been done.
+        """
+        with self.supervisor.guarding():
+            if self._runner is None:
+                raise StackClosed("the stack is not open yet", fix="await its open() first")
+            return await self._runner.ask(operation, *arguments)
+
+
+async def _ipv6_missing(namespace: Namespace, name: str) -> str | None:
+    """Return why the interface has no IPv6; None if it can have it."""
+    knob = f"net/ipv6/conf/{name}/disable_ipv6"
+    try:
+        disabled = await namespace.get_sysctl(knob)
+    except SysctlError:
+        return "the kernel has none"
+    return f"net.ipv6.conf.{name}.disable_ipv6 is 1" if disabled == "1" else None

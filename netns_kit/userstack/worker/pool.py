@@ -1,0 +1,95 @@
+"""Workers: one for each queue of the tap, asked as if they were one.
+
+`netns_kit.stack.steering` says which worker has a connection.  What exists once in a namespace (datagrams, DHCP,
+forwarded ports) belongs to the first worker.  So an operation is asked of the first worker, or of all if each has a
+part of the answer; the operation says how the answers are joined (see `netns_kit.operations`).  Events of one flow
+come in order, events of different workers as they are fetched.
+
+The end of one worker ends all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import TypeVar, cast
+
+import anyio
+
+from netns_kit.errors import StackClosed
+from netns_kit.frozen import replace
+from netns_kit.gateway.setup import Setup
+from netns_kit.gateway.worker_links import Peers, connect
+from netns_kit.operations import join_of
+
+from .owner import WorkerProcess
+
+T = TypeVar("T")
+
+
+class Workers:
+    """A `WorkerProcess` for each queue of the tap, with the same settings."""
+
+    def __init__(self, setup: Setup, news: Callable[[int], None]) -> None:
+        """Start the workers.  Raises what a `WorkerProcess` does; nothing is left then."""
+        queues = setup.tap.queues
+        count = len(queues)
+        started: list[WorkerProcess] = []
+        with ExitStack() as passed, ExitStack() as ours:
+            links: list[Peers] | list[None] = connect(count, passed) if count > 1 else [None]
+            for queue, peers in zip(queues, links, strict=True):
+                share = replace(setup, tap=queue, limits=setup.limits.divided(count))
+                started.append(WorkerProcess(share, news, peers))
+                ours.callback(started[-1].kill)
+            ours.pop_all()
+        self.processes = tuple(started)
+        self._ended = anyio.Event()
+
+    @property
+    def sandbox(self) -> Mapping[str, str]:
+        """The layers that the workers have given up: all are alike."""
+        return self.processes[0].sandbox
+
+    async def run(self) -> None:
+        """Listen to the workers.  Raises what has ended the first that ended."""
+        failures: list[Exception] = []
+
+        async def run(process: WorkerProcess) -> None:
+            try:
+                await process.run()
+            except Exception as error:  # `run` ends by raising
+                failures.append(error)
+                tasks.cancel_scope.cancel()
+
+        try:
+            async with anyio.create_task_group() as tasks:
+                for process in self.processes:
+                    tasks.start_soon(run, process)
+        finally:
+            self._ended.set()
+        if failures:
+            raise failures[0]
+
+    async def ready(self) -> None:
+        """Wait until all workers are ready."""
+        for process in self.processes:
+            await process.ready()
+
+    async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
+        """Have an operation done, by the first worker or all, even when cancelled.  Raises as `WorkerProcess.ask`."""
+        join = join_of(operation)
+        asked = self.processes if join is not None else self.processes[:1]
+        try:
+            questions = [process.put(operation, *arguments) for process in asked]  # of all, or of none
+            answers = [await question.answer() for question in questions]
+        except StackClosed:
+            await self._ended.wait()  # `run` raises the reason first
+            raise
+        return answers[0] if join is None else cast("T", join(answers))
+
+    async def close(self) -> None:
+        """End the workers, see `WorkerProcess.close`."""
+        with anyio.CancelScope(shield=True):
+            async with anyio.create_task_group() as tasks:
+                for process in self.processes:
+                    tasks.start_soon(process.close)
