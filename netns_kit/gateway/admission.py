@@ -2,7 +2,7 @@
 
 Nearly every flow has a descriptor, and the limit on them (RLIMIT_NOFILE) is the process's: the program that embeds us
 and every other network in it live by the same one.  So no gateway counts for itself.  A new descriptor has the lowest
-number that is free (POSIX; tests/test_facts.py), so its number tells how many there are at the least, whoever has
+number that is free (tests/laws/test_facts.py), so its number tells how many there are at the least, whoever has
 opened them.  `RESERVE` of them are left to the program.
 
 When all others are taken, a gateway that wants one gives up one of its own: what is idle, or has not begun.  Flows

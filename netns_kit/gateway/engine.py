@@ -1,6 +1,6 @@
 """The engine: one epoll descriptor, one heap of timers, one step at a time.
 
-Facts about epoll, each held by a test in tests/test_facts.py:
+Facts about epoll, each held by a test in tests/laws/test_facts.py:
 
 - An epoll descriptor is itself readable while a member is ready, so an event loop waits for the whole
   engine with one call of anyio's wait_readable.

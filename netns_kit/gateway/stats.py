@@ -1,7 +1,7 @@
 """Stats: the counters of a stack, as one record that is always complete.
 
-Each part counts by name, and `complete` makes the record.  tests/test_stats.py checks that every name which a part
-can count is here, and the table of docs/observing.md is made of this file.
+Each part counts by name, and `complete` makes the record.  tests/gateway/test_stats.py checks that every name which a
+part can count is here, and the table of docs/observing.md is made of this file.
 """
 
 from __future__ import annotations

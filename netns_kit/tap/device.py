@@ -8,7 +8,7 @@ may be a super-frame of up to 64 KiB, whatever the MTU, and may leave its checks
 What the guest's kernel accepts is asked, never assumed: the flags are tried in the order of `TAP_FLAGS`, the
 offloads in the order of `OFFLOAD_SETS`, and `TapDevice.offloads` says what it took.
 
-Facts about Linux's tun driver (each a test in tests/test_facts.py):
+Facts about Linux's tun driver (each a test in tests/laws/test_facts.py):
  - A tap descriptor keeps its network namespace alive; it fails with EBADFD only when the device itself is
    removed.  Who wants to end with the namespace's processes must watch those.
  - The flags of a persistent tap are replaced by whoever attaches; only IFF_MULTI_QUEUE must match its

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from netns_kit.stack import Limits, Offloads, State
 from netns_kit.stack.wire import arp, checksum, ethernet, icmp, ip, ndp, virtio
 from netns_kit.tap.impairment import Impairment
-from tests.stack_support import (
+from tests.support.stack import (
     DNS,
     GATEWAY,
     GUEST,

@@ -23,7 +23,7 @@ import pytest
 from netns_kit.stack import Closed, EchoFlow, Limits, Refusal, Stack, TcpConnection, UdpFlow
 from netns_kit.stack.wire.ip import Packet
 from netns_kit.tap.impairment import BadLink, Impairment
-from tests.stack_support import (
+from tests.support.stack import (
     DNS,
     GATEWAY,
     GUEST,

@@ -6,7 +6,7 @@ import pytest
 
 from netns_kit.stack import Limits, Offloads
 from netns_kit.tap.impairment import Impairment
-from tests.stack_support import VNET, Pair
+from tests.support.stack import VNET, Pair
 
 MIB = 1 << 20
 

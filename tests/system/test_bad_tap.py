@@ -24,7 +24,7 @@ from netns_kit.gateway.setup import DriverName
 from netns_kit.tap.device import ImpairedTap
 from netns_kit.tap.impairment import Impairment
 from tests.support import needs_tun
-from tests.system.load import LONG, MIB, Ends, Rig, Way, door, receive, rig, send
+from tests.support.load import LONG, MIB, Ends, Rig, Way, door, receive, rig, send
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks"), pytest.mark.timeout(900 if LONG else 120)]
 

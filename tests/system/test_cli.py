@@ -22,8 +22,8 @@ import pytest
 from netns_kit.cli.command_line import FAILED
 from netns_kit.cli.run import NOT_EXECUTABLE, NOT_FOUND, main
 from netns_kit.gateway.setup import DriverName
-from tests.servers import SECONDS, closed_port, digest, dns_server, host_address, http, tcp_server
 from tests.support import ROOT, missing, needs, needs_ipv6, needs_tun
+from tests.support.servers import SECONDS, closed_port, digest, dns_server, host_address, http, tcp_server
 
 pytestmark = pytest.mark.usefixtures("leaks")
 

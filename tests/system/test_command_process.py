@@ -24,8 +24,8 @@ import pytest
 
 from netns_kit.cli.command_line import FAILED
 from netns_kit.cli.run import NOT_EXECUTABLE, NOT_FOUND
-from tests.servers import SECONDS
 from tests.support import ROOT, needs, needs_tun
+from tests.support.servers import SECONDS
 
 pytestmark = pytest.mark.usefixtures("leaks")
 

@@ -22,8 +22,8 @@ import pytest
 
 from netns_kit import DhcpSettings, Network, StaticLease, Uplink
 from netns_kit.gateway.setup import DriverName
-from tests.servers import http, tcp_server
 from tests.support import ROOT, needs, needs_ipv6, needs_tun, seen_inside
+from tests.support.servers import http, tcp_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 

@@ -12,10 +12,9 @@ from netns_kit import Network
 from netns_kit.gateway.setup import DriverName
 from netns_kit.stack.wire import ethernet, ip
 from netns_kit.subnet import Subnet
-from tests.servers import bounded
 from tests.support import needs_ipv6
-
-from .rows import ETH_P_ALL, FRAME_MAX, PACKET_OUTGOING, TAP, driver
+from tests.support.rows import ETH_P_ALL, FRAME_MAX, PACKET_OUTGOING, TAP, driver
+from tests.support.servers import bounded
 
 __all__ = ["driver"]  # a fixture
 

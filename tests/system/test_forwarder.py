@@ -27,8 +27,8 @@ from netns_kit import (
     PrivilegedPortError,
 )
 from netns_kit.gateway.setup import DriverName
-from tests.servers import SECONDS, bounded, closed_port, host_address
 from tests.support import ROOT, missing, needs_ipv6, needs_tun
+from tests.support.servers import SECONDS, bounded, closed_port, host_address
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 

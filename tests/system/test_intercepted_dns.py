@@ -11,9 +11,8 @@ import pytest
 
 from netns_kit import DriverName, Network, Subnet6, Uplink
 from netns_kit.domain_names import to_wire
-from tests import uplinks
-from tests.servers import bounded, dns_server
-from tests.support import needs_tun, needs_userns
+from tests.support import needs_tun, needs_userns, uplinks
+from tests.support.servers import bounded, dns_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 

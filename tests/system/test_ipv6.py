@@ -30,9 +30,8 @@ from netns_kit import (
     UserStack,
 )
 from netns_kit.gateway.setup import Configure, DriverName
-from tests.servers import dns_server, echo, http, sent_again, tcp_server, udp_server
 from tests.support import needs, needs_ipv6, needs_ping, needs_tun
-from tests.system.multihop import (
+from tests.support.multihop import (
     GATEWAY_6,
     GUEST_6,
     H_6,
@@ -46,7 +45,8 @@ from tests.system.multihop import (
     in_h,
     received,
 )
-from tests.system.rows import once
+from tests.support.rows import once
+from tests.support.servers import dns_server, echo, http, sent_again, tcp_server, udp_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 

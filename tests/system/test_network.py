@@ -29,9 +29,9 @@ from netns_kit import (
     Uplink,
 )
 from netns_kit.gateway.setup import DriverName
-from tests.servers import closed_port, dns_server, echo, host_address, http, tcp_server, udp_server
-from tests.servers import digest as expected
 from tests.support import ROOT, missing, needs, needs_ping, needs_tun
+from tests.support.servers import closed_port, dns_server, echo, host_address, http, tcp_server, udp_server
+from tests.support.servers import digest as expected
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 

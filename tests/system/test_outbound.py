@@ -22,7 +22,8 @@ import pytest
 
 from netns_kit import Network, Uplink
 from netns_kit.gateway.setup import DriverName
-from tests.servers import (
+from tests.support import missing, needs, needs_tun
+from tests.support.servers import (
     SECONDS,
     Hearing,
     bounded,
@@ -36,7 +37,6 @@ from tests.servers import (
     tcp_server,
     udp_server,
 )
-from tests.support import missing, needs, needs_tun
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 

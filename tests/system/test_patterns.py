@@ -24,9 +24,8 @@ from netns_kit.gateway.setup import DriverName
 from netns_kit.stack import Limits, State
 from netns_kit.tap.device import ImpairedTap
 from netns_kit.tap.impairment import Impairment
-from tests.servers import content, digest, reset
 from tests.support import needs_tun
-from tests.system.load import (
+from tests.support.load import (
     LONG,
     MIB,
     Door,
@@ -40,6 +39,7 @@ from tests.system.load import (
     rig,
     send,
 )
+from tests.support.servers import content, digest, reset
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks"), pytest.mark.timeout(300 if LONG else 90)]
 

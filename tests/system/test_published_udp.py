@@ -1,6 +1,6 @@
 """A published UDP port is the source of all that is sent from the port inside that it leads to, as its peers see it.
 
-They are hops away, see `tests.system.multihop`: H is the host, S and the routers are who its server talks to.
+They are hops away, see `tests.support.multihop`: H is the host, S and the routers are who its server talks to.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from netns_kit.arguments import Address
 from netns_kit.gateway.setup import DriverName
 from netns_kit.uplink.uplink import Protocol
 from tests.support import needs
-
-from .multihop import (
+from tests.support.multihop import (
     GATEWAY,
     GUEST,
     GUEST_6,

@@ -18,8 +18,8 @@ from netns_kit import Network, StackCrashed, TapDevice, Uplink, UserStack
 from netns_kit.dns import Zone
 from netns_kit.gateway.gateway import FlowInfo, Gateway
 from netns_kit.userstack.worker.owner import WorkerProcess
-from tests.servers import bounded, dns_server, echo, tcp_server, udp_server
 from tests.support import needs, needs_tun
+from tests.support.servers import bounded, dns_server, echo, tcp_server, udp_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 

@@ -13,9 +13,8 @@ from netns_kit import Limits, Network
 from netns_kit.gateway.setup import DriverName
 from netns_kit.stack import tcp
 from netns_kit.stack.wire.tcp import ACK, FIN, PSH, RST, SYN, Segment
-from tests.servers import bounded, closed_port
 from tests.support import needs
-from tests.system.rows import (
+from tests.support.rows import (
     GATEWAY,
     PATIENCE,
     Frame,
@@ -36,6 +35,7 @@ from tests.system.rows import (
     tcp_info,
     watching,
 )
+from tests.support.servers import bounded, closed_port
 
 __all__ = ["driver", "net"]  # fixtures
 

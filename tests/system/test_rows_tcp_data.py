@@ -23,9 +23,8 @@ from netns_kit.stack.wire.tcp import STAMP_SIZE, SYN, Segment
 from netns_kit.tap.device import ImpairedTap
 from netns_kit.tap.impairment import BadLink
 from netns_kit.uplink.uplink import Protocol
-from tests.servers import bounded, content, digest
-from tests.system.load import resident
-from tests.system.rows import (
+from tests.support.load import resident
+from tests.support.rows import (
     GATEWAY,
     MSS,
     SACK,
@@ -57,6 +56,7 @@ from tests.system.rows import (
     tcp_socket,
     watching,
 )
+from tests.support.servers import bounded, content, digest
 
 __all__ = ["driver", "net"]  # fixtures
 

@@ -21,9 +21,8 @@ from netns_kit.arguments import Address
 from netns_kit.gateway.setup import DriverName
 from netns_kit.stack.wire.tcp import ACK, RST, SYN
 from netns_kit.uplink.uplink import Protocol
-from tests.servers import SECONDS, bounded, closed_port, sent_again
 from tests.support import needs
-from tests.system.rows import (
+from tests.support.rows import (
     GATEWAY,
     GUEST,
     LONG,
@@ -49,6 +48,7 @@ from tests.system.rows import (
     tcp_socket,
     watching,
 )
+from tests.support.servers import SECONDS, bounded, closed_port, sent_again
 
 __all__ = ["driver", "every_descriptor", "net"]  # fixtures
 

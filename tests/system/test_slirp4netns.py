@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from netns_kit.cli.program import takes
-from tests.servers import tcp_server
 from tests.support import ROOT, needs, needs_ping, needs_tun, needs_userns
-from tests.system.slirp import (
+from tests.support.servers import tcp_server
+from tests.support.slirp import (
     ENTER,
     SECONDS,
     Held,

@@ -28,9 +28,8 @@ from dnslib import DNSRecord
 from netns_kit import Uplink
 from netns_kit.gateway.setup import DriverName
 from netns_kit.stack import Limits
-from tests.servers import dns_server, host_address, udp_server
 from tests.support import needs_ping, needs_tun
-from tests.system.load import (
+from tests.support.load import (
     GATEWAY,
     LONG,
     MIB,
@@ -45,6 +44,7 @@ from tests.system.load import (
     rig,
     send,
 )
+from tests.support.servers import dns_server, host_address, udp_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks"), pytest.mark.timeout(900 if LONG else 60)]
 

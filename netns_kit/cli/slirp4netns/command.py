@@ -10,7 +10,7 @@ its buffer until the end, unless that is a terminal: callers have their own outp
 
 Callers wait for it with every container, and some do not even wait.  So this module imports next to nothing: first
 a child is forked, which opens the tap as soon as the command line has been read (see `TapFetch`), and meanwhile all
-else is imported.  tests/test_law.py says what may be loaded at which moment.
+else is imported.  tests/laws/test_law.py says what may be loaded at which moment.
 
 Where the original stops, crashes, spins or stays behind this does not: an API client that says nothing, a request
 without its "proto", a tap that is removed, a namespace whose last process has ended.

@@ -1,6 +1,6 @@
 """What relays ask of the host's sockets beside carrying bytes: errors, TTL, traffic class, not to fragment.
 
-Facts, each held by a test in tests/test_facts.py or tests/system:
+Facts, each held by a test in tests/laws/test_facts.py or tests/system:
 
 - A socket's error queue tells of ICMP errors with type, code, who sent it, and what it quotes of our packet
   (ip(7), IP_RECVERR).  A TCP socket that is connecting has one, of IPv4 without asking.  It is read before SO_ERROR:

@@ -12,7 +12,7 @@ from netns_kit.stack import IcmpError, Refusal, State
 from netns_kit.stack.wire import arp, ethernet, icmp, ndp
 from netns_kit.stack.wire.tcp import ACK, FIN, pack_options
 from netns_kit.tap.impairment import Impairment
-from tests.stack_support import (
+from tests.support.stack import (
     DNS,
     GATEWAY,
     GUEST,

@@ -19,8 +19,7 @@ from netns_kit.gateway.engine import BUDGET, EDGE, IN, OUT, Engine
 from netns_kit.stack import Closed, Limits, Refusal, UdpFlow
 from netns_kit.stack.wire import ethernet, icmp, ip, udp, virtio
 from netns_kit.uplink.uplink import Flow, Target, Uplink
-from tests.servers import reset
-from tests.test_gateway import (
+from tests.gateway.test_gateway import (
     GATEWAY,
     GATEWAY_MAC,
     GUEST,
@@ -37,6 +36,7 @@ from tests.test_gateway import (
     port_of,
     syn,
 )
+from tests.support.servers import reset
 
 __all__ = ["listener", "make"]  # fixtures
 

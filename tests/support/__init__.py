@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "netns_kit"
 
 SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")

@@ -104,7 +104,7 @@ def test_the_record_is_always_complete() -> None:
 
 
 def test_the_page_has_each_of_them() -> None:
-    """To make the table anew: `python -m tests.test_stats`."""
+    """To make the table anew: `python -m tests.gateway.test_stats`."""
     found = re.search(
         r"<!-- stats: begin -->\n(.*)<!-- stats: end -->", PAGE.read_text(encoding="utf-8"), re.DOTALL
     )

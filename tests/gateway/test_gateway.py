@@ -28,8 +28,8 @@ from netns_kit.subnet import Subnet
 from netns_kit.tap.device import FRAME_MAX, TapDevice
 from netns_kit.tap.impairment import Impairment
 from netns_kit.uplink.uplink import Protocol, Uplink
-from tests.servers import closed_port, dns_server, reset
 from tests.support import needs_ping
+from tests.support.servers import closed_port, dns_server, reset
 
 pytestmark = pytest.mark.usefixtures("leaks")
 

@@ -33,7 +33,7 @@ from netns_kit.gateway.worker_links import connect
 from netns_kit.namespace.process import open_process
 from netns_kit.userstack.worker.input import decode, encode
 from netns_kit.userstack.worker.policy_check import check, pickled
-from tests import uplinks
+from tests.support import uplinks
 
 OPTIONS: StackOptions = {
     "subnet": "10.7.0.0/24",

@@ -104,8 +104,8 @@ class Public(NamedTuple):
 
 
 def public(name: str) -> Iterator[Public]:
-    """What is public under one name of `netns_kit.__all__`; nothing for an alias, whose text tests/test_docs.py asks
-    for.
+    """What is public under one name of `netns_kit.__all__`; nothing for an alias, whose text tests/laws/test_docs.py
+    asks for.
     """
     thing = getattr(netns_kit, name)
     if not (inspect.isclass(thing) or inspect.isfunction(thing)) or not thing.__module__.startswith(PACKAGE):

@@ -23,7 +23,7 @@ from netns_kit.stack import Stack
 from netns_kit.stack.wire import ethernet, ip, udp
 from netns_kit.subnet import Subnet, Subnet6
 from netns_kit.tap.device import FRAME_MAX
-from tests.stack_support import Users, pseudo_header, rfc1071
+from tests.support.stack import Users, pseudo_header, rfc1071
 
 pytestmark = pytest.mark.usefixtures("leaks")
 

@@ -27,8 +27,8 @@ from netns_kit.stack.wire import checksum, ethernet, ip, tcp, virtio
 from netns_kit.stack.wire.tcp import Segment
 from netns_kit.subnet import MAC_PREFIX
 from netns_kit.uplink.uplink import Protocol
-from tests.servers import sent_again
 from tests.support import needs_tun
+from tests.support.servers import sent_again
 
 __all__ = ["driver", "every_descriptor", "net"]  # fixtures
 

@@ -34,8 +34,8 @@ import pytest
 from pyroute2 import IPRoute
 from typing_extensions import ParamSpec
 
-from tests.servers import SECONDS
 from tests.support import Possessions, needs_tun
+from tests.support.servers import SECONDS
 
 P = ParamSpec("P")
 

@@ -33,7 +33,7 @@ from netns_kit.subnet import Subnet
 from netns_kit.tap.device import TapDevice
 from netns_kit.uplink.uplink import Uplink
 from netns_kit.userstack.control import Control
-from tests.servers import closed_port
+from tests.support.servers import closed_port
 
 pytestmark = pytest.mark.usefixtures("leaks")
 

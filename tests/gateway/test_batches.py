@@ -18,7 +18,7 @@ from netns_kit.gateway.relay.batches import LARGEST, MOST, ROOM, UDP_SEGMENT
 from netns_kit.stack import Limits, UdpFlow
 from netns_kit.stack.wire import ip, udp, virtio
 from netns_kit.uplink.uplink import Uplink
-from tests.test_gateway import GATEWAY, GUEST, PORT, Bench, Make, make, port_of
+from tests.gateway.test_gateway import GATEWAY, GUEST, PORT, Bench, Make, make, port_of
 
 __all__ = ["make"]
 

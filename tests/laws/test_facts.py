@@ -60,7 +60,7 @@ def in_namespace(fact: Callable[[], None]) -> Callable[[], None]:
         needs_tun()
         child = subprocess.run(
             [sys.executable, __file__, fact.__name__],
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
             capture_output=True, text=True, timeout=30, check=False,
         )  # fmt: skip
         if child.returncode:

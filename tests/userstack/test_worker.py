@@ -51,10 +51,9 @@ from netns_kit.stack.wire import ethernet
 from netns_kit.userstack import userstack
 from netns_kit.userstack.worker import owner
 from netns_kit.userstack.worker.sandbox import KEPT, ON
-from tests import dnshooks, uplinks
-from tests.servers import SECONDS, bounded, cancelled_at_any_moment
-from tests.support import ROOT, children
-from tests.test_gateway import GATEWAY, GATEWAY_MAC, GUEST_MAC, datagram, echo_request
+from tests.gateway.test_gateway import GATEWAY, GATEWAY_MAC, GUEST_MAC, datagram, echo_request
+from tests.support import ROOT, children, dns_hooks, uplinks
+from tests.support.servers import SECONDS, bounded, cancelled_at_any_moment
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
@@ -289,7 +288,7 @@ class _Unpicklable(Uplink):
         (Uplink(policy=lambda _: Refusal.PROHIBITED), "lambda"),
         (Uplink(policy=_of_main), "the program's own file"),
         (Uplink(dns_hook=lambda _: None), "lambda"),
-        (Uplink(dns_hook=partial(dnshooks.known, [])), "may change"),
+        (Uplink(dns_hook=partial(dns_hooks.known, [])), "may change"),
         (_Unpicklable(), "not me"),
         (Uplink(policy=uplinks.Changing()), "may change"),
         (Uplink(policy=uplinks.Changing().policy), "may change"),
@@ -310,7 +309,7 @@ async def test_what_it_cannot_import_is_refused_before_anything_runs(uplink: Upl
 
 @bounded
 async def test_a_hook_may_have_what_does_not_change() -> None:
-    hook = partial(dnshooks.known, (Record("a.test", "192.0.2.1"), Record("a.test", "1 b.test", "MX")))
+    hook = partial(dns_hooks.known, (Record("a.test", "192.0.2.1"), Record("a.test", "1 b.test", "MX")))
     async with worker(Uplink(dns_hook=hook)) as (stack, _):
         assert (await stack.stats())["dns_hooked"] == 0
 

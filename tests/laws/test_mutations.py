@@ -96,6 +96,6 @@ def test_a_line_that_is_none(line: str) -> None:
 
 def test_a_test_is_named_so_that_there_is_one() -> None:
     name = "test_a_line_that_is_none[f]"
-    assert located(name) == located(f"test_mutations.py::{name}") == f"tests/test_mutations.py::{name}"
+    assert located(name) == located(f"test_mutations.py::{name}") == f"tests/laws/test_mutations.py::{name}"
     with pytest.raises(LookupError, match="must be in one file, and is in"):
         located("test_law.py::test_a_line_that_is_none[f]")

@@ -31,8 +31,7 @@ from netns_kit import (
     UserStack,
 )
 from netns_kit.arguments import AddressLike, address
-from tests import uplinks
-from tests.support import needs_tun, needs_userns
+from tests.support import needs_tun, needs_userns, uplinks
 
 V4, V6 = IPv4Address("10.0.2.100"), IPv6Address("fd00::100")
 

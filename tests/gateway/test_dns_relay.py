@@ -22,8 +22,7 @@ from netns_kit.gateway.relay.sockets import socket_address
 from netns_kit.stack import Closed
 from netns_kit.tap.device import FRAME_MAX
 from netns_kit.uplink.uplink import Endpoint
-from tests.servers import closed_port, reset
-from tests.test_gateway import (
+from tests.gateway.test_gateway import (
     PORT,
     RESOLVER,
     Bench,
@@ -37,6 +36,7 @@ from tests.test_gateway import (
     readable,
     syn,
 )
+from tests.support.servers import closed_port, reset
 
 __all__ = ["make"]
 

@@ -11,7 +11,7 @@ import pytest
 from netns_kit.gateway.worker_links import Peers, connect
 from netns_kit.stack.wire import udp
 from netns_kit.tap.device import FRAME_MAX
-from tests.test_gateway import GATEWAY, GUEST, GUEST_MAC, Bench
+from tests.gateway.test_gateway import GATEWAY, GUEST, GUEST_MAC, Bench
 
 pytestmark = pytest.mark.usefixtures("leaks")
 
