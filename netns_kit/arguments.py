@@ -1,7 +1,7 @@
-"""What callers give: checked before anything is made, and turned into one kind of thing.
+"""Checks of what callers give, made before anything is changed.
 
-Every public call that takes an address takes text, an address or an interface alike, by `address`.  Whatever cannot
-be used raises an `ArgumentError` that names the argument, what was given and what was expected.
+A public call that takes an address takes text, an address or an interface alike, by `address`.  Whatever cannot be
+used raises an `ArgumentError` that names the argument, what was given and what was expected.
 
 >>> address("10.0.2.100") == address(IPv4Interface("10.0.2.100/24"))
 True
@@ -17,15 +17,17 @@ netns_kit.errors.ArgumentError: driver='fast': expected 'thread' or 'loop'
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from .errors import AddressError, ArgumentError, ArgumentTypeError
 
 Address: TypeAlias = IPv4Address | IPv6Address
 AddressLike: TypeAlias = str | IPv4Address | IPv6Address
-"""An address as callers may give it.  An `ipaddress` interface is one of these: its prefix is left out."""
+"""An address as callers may give it.  An `ipaddress` interface counts as one: its prefix is ignored."""
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 SHOWN = 200  # characters of a value in a message
 LARGEST_PORT = 65535
@@ -34,8 +36,8 @@ LARGEST_PORT = 65535
 def address(given: AddressLike, name: str = "address", *, version: int | None = None) -> Address:
     """Return the address that text, an address or an interface means.
 
-    Raises `AddressError` for text that is no address, and for one of another family than `version`;
-    `ArgumentTypeError` for anything else.
+    Raises `AddressError` for text that is not an address and for an address of another family than `version`,
+    `ArgumentTypeError` for any other type.
     """
     kind = type(given)
     if kind is IPv4Address or kind is IPv6Address:
@@ -49,37 +51,37 @@ def address(given: AddressLike, name: str = "address", *, version: int | None = 
             found = ip_address(given)
         except ValueError as error:
             fix = "give one address, without a prefix" if "/" in given else "resolve names first"
-            raise AddressError(f"{name}={shown(given)}: expected an IPv4 or IPv6 address", fix=fix) from error
+            raise AddressError("expected an IPv4 or IPv6 address", name, shown(given), fix) from error
     else:
         raise ArgumentTypeError("expected an address: text, or an object of ipaddress", name, shown(given))
     if version is not None and found.version != version:
-        raise AddressError(f"{name}={shown(str(found))}: expected an IPv{version} address")
+        raise AddressError(f"expected an IPv{version} address", name, shown(str(found)))
     return found
 
 
 def instance(
     name: str, given: object, kinds: type | tuple[type, ...], expected: str, fix: str | None = None
 ) -> None:
-    """Raises `ArgumentTypeError` unless `given` is of one of the types.  A bool is no int here."""
+    """Raise `ArgumentTypeError` unless `given` has one of the types.  A bool is no int here."""
     allowed = kinds if isinstance(kinds, tuple) else (kinds,)
     if not isinstance(given, allowed) or (isinstance(given, bool) and bool not in allowed):
         raise ArgumentTypeError(f"expected {expected}", name, shown(given), fix)
 
 
 def boolean(name: str, given: object) -> None:
-    """Raises `ArgumentTypeError` for what is neither True nor False."""
+    """Raise `ArgumentTypeError` for anything but True and False."""
     instance(name, given, bool, "True or False")
 
 
 def text(name: str, given: object, expected: str = "text", fix: str | None = None) -> None:
-    """Raises `ArgumentTypeError` for what is no str."""
+    """Raise `ArgumentTypeError` for anything but a str."""
     instance(name, given, str, expected, fix)
 
 
 def whole_number(
     name: str, given: object, least: int, most: int | None = None, fix: str | None = None
 ) -> None:
-    """Raises `ArgumentTypeError` for what is no int, `ArgumentError` for one out of range."""
+    """Raise `ArgumentTypeError` for anything but an int, `ArgumentError` for one out of range."""
     expected = (
         f"a whole number from {least} to {most}" if most is not None else f"a whole number, {least} or more"
     )
@@ -90,12 +92,12 @@ def whole_number(
 
 
 def port(name: str, given: object, least: int = 0) -> None:
-    """Raises `ArgumentTypeError` or `ArgumentError` for what is no port."""
+    """Raise `ArgumentTypeError` for anything but an int, `ArgumentError` for one that is not a port."""
     whole_number(name, given, least, LARGEST_PORT)
 
 
 def one_of(name: str, given: object, choices: Iterable[object]) -> None:
-    """Raises `ArgumentError` unless `given` is one of the choices, `ArgumentTypeError` if it is of no such type."""
+    """Raise `ArgumentError` unless `given` is one of the choices, `ArgumentTypeError` if none has its type."""
     known = tuple(choices)
     if not any(type(given) is type(each) and given == each for each in known):
         *others, last = map(repr, known)
@@ -105,7 +107,7 @@ def one_of(name: str, given: object, choices: Iterable[object]) -> None:
 
 
 def items(name: str, given: object, expected: str = "a list") -> None:
-    """Raises `ArgumentTypeError` for what is no iterable, and for text: that would be a list of its letters."""
+    """Raise `ArgumentTypeError` for what cannot be iterated, and for text, which would be a list of its letters."""
     if isinstance(given, str | bytes):
         raise ArgumentTypeError(f"expected {expected}", name, shown(given), f"write [{shown(given)}]")
     if not isinstance(given, Iterable):
@@ -113,12 +115,12 @@ def items(name: str, given: object, expected: str = "a list") -> None:
 
 
 def mapping(name: str, given: object, expected: str) -> None:
-    """Raises `ArgumentTypeError` for what is no mapping."""
+    """Raise `ArgumentTypeError` for anything but a mapping."""
     instance(name, given, Mapping, expected)
 
 
 def sequence(name: str, given: object, expected: str) -> None:
-    """Raises `ArgumentTypeError` for what is no list or tuple, or the like; and for text."""
+    """Raise `ArgumentTypeError` for anything but a sequence, and for text."""
     items(name, given, expected)
     instance(name, given, Sequence, expected)
 
@@ -133,12 +135,37 @@ def plain_function(name: str, given: object) -> None:
 
 
 def shown(given: object) -> str:
-    """`given` as a message shows it."""
+    """Return the value as a message shows it: its `repr`, cut after `SHOWN` characters."""
     whole = repr(given)
     return whole if len(whole) <= SHOWN else f"{whole[:SHOWN]}..."
 
 
 def fill(record: object, **values: object) -> None:
-    """Set the fields of a frozen dataclass that is being made."""
+    """Set fields of a frozen record while it is being made."""
     for name, value in values.items():
         object.__setattr__(record, name, value)
+
+
+def spelled_out(source: Callable[..., object], **defaults: object) -> Callable[[F], F]:
+    """Let `inspect.signature`, and with it help() and notebooks, show what `**options` of a function may be.
+
+    Args:
+        source: The function whose keyword arguments they are.
+        defaults: Where this function has others than `source`.
+    """
+    from inspect import Parameter, signature  # which whoever shows a function has
+
+    def spell_out(function: F) -> F:
+        declared = signature(function)
+        own = {
+            name: each for name, each in declared.parameters.items() if each.kind is not Parameter.VAR_KEYWORD
+        }
+        options = [
+            each.replace(default=defaults.get(name, each.default))
+            for name, each in signature(source).parameters.items()
+            if each.kind is Parameter.KEYWORD_ONLY and name not in own
+        ]
+        vars(function)["__signature__"] = declared.replace(parameters=[*own.values(), *options])
+        return function
+
+    return spell_out

@@ -1,8 +1,11 @@
 """The exceptions a caller may catch.
 
-Every one says what failed (`cause`), which setting decided it (`knob`) with the `value` it has, and the least
-that would put it right (`fix`); the message is those parts in a row.  Where a caller would look at an errno
-the exception is an `OSError` too.  Failures of a command's `exec` are not here: they are the plain
+Each has four parts: what failed (`cause`), the setting that decided it (`knob`) with its `value`, and the least
+change that helps (`fix`).  The message is those parts in a row.  An exception is an `OSError` as well where a caller
+would look at an errno.
+
+Two kinds are defined elsewhere.  `CommandFailed` is a `subprocess.CalledProcessError` and stands beside `Process`:
+importing `subprocess` costs more than all of this.  A command that cannot be executed raises the plain
 `FileNotFoundError`, `PermissionError` and so on that `subprocess` raises.
 """
 
@@ -20,6 +23,8 @@ __all__ = [
     "AlreadyOpened",
     "ArgumentError",
     "ArgumentTypeError",
+    "DeviceGone",
+    "DomainNameError",
     "FeatureUnavailable",
     "IdMapError",
     "NamespaceGone",
@@ -43,10 +48,13 @@ __all__ = [
 
 
 class NetnsKitError(Exception):
-    """Base of all errors of this library.
+    """The base of all errors of this library.
 
-    `cause` is what failed, `knob` the name of the setting behind it (a sysctl, a file, an argument), `value`
-    what it is now and `fix` what to do; all but the cause may be None.
+    Args:
+        cause: What failed.
+        knob: The name of the setting behind it: a sysctl, a file, an argument.  None if there is none.
+        value: What that setting is now, or None.
+        fix: What to do about it, or None.
     """
 
     def __init__(
@@ -64,7 +72,7 @@ class NetnsKitError(Exception):
 
 
 class _SystemError(NetnsKitError, OSError):
-    """One with an errno: the kernel's if it is known, else the one usual for the class."""
+    """An error with an errno: the kernel's if that is known, else the class's usual one."""
 
     usual_errno: ClassVar[int]
 
@@ -95,13 +103,13 @@ class NotPrivileged(_SystemError, PermissionError):
 
 
 class IdMapError(_SystemError):
-    """The uids and gids asked for could not be mapped."""
+    """The requested uids and gids could not be mapped."""
 
     usual_errno = _errno.EPERM
 
 
 class TunUnavailable(_SystemError):
-    """/dev/net/tun gives no tap device."""
+    """No tap device can be had from /dev/net/tun."""
 
     usual_errno = _errno.ENODEV
 
@@ -110,16 +118,20 @@ class NamespaceGone(NetnsKitError):
     """The namespace was closed, its agent died, or the process whose namespace it was has ended."""
 
 
+class DeviceGone(NetnsKitError):
+    """The device carries no more frames: it was removed, or closed by its other end, or closed here."""
+
+
 class OwnNamespace(NetnsKitError, ValueError):
-    """The namespace to attach to is the one the caller is in: of a process, say, that has not unshared yet."""
+    """The namespace to attach to is the caller's own: a process that has not unshared yet still has it."""
 
 
 class AlreadyOpened(NetnsKitError, RuntimeError):
-    """The object was opened before: it is opened once, by `open` or by entering its `async with` block."""
+    """The object was opened before.  It can be opened once, by `open` or by entering its `async with` block."""
 
 
 class WrongEventLoop(NetnsKitError, RuntimeError):
-    """The object was opened on another event loop, which has not ended: it is used and closed on that one."""
+    """The object was opened on another event loop, which still runs.  Use and close the object there."""
 
 
 class PrivilegedPortError(_SystemError, PermissionError):
@@ -129,13 +141,13 @@ class PrivilegedPortError(_SystemError, PermissionError):
 
 
 class PingNotPermitted(_SystemError, PermissionError):
-    """The kernel gives the caller no ping socket: his group is not within `net.ipv4.ping_group_range`, say."""
+    """The kernel refuses a ping socket, mostly because the caller's group is not in `net.ipv4.ping_group_range`."""
 
     usual_errno = _errno.EACCES
 
 
 class FeatureUnavailable(_SystemError):
-    """Something of the host that this library makes use of is not there, or is denied: the errno tells which."""
+    """A feature of the host that this library needs is missing or denied; the errno tells which of the two."""
 
     usual_errno = _errno.ENOSYS
 
@@ -147,51 +159,65 @@ class PortInUseError(_SystemError):
 
 
 class SysctlError(_SystemError):
-    """A sysctl could not be read or written, or is not what it was to be."""
+    """A sysctl could not be read or written, or does not have the required value."""
 
     usual_errno = _errno.EINVAL
 
 
 class ArgumentError(NetnsKitError, ValueError):
-    """An argument whose value cannot be used.
+    """An argument has a value that cannot be used.
 
-    `knob` is the argument's name, `value` what was given, as `repr` shows it, and `cause` what was expected.
+    Args:
+        cause: What was expected; it begins with that word.
+        knob: The name of the argument.
+        value: What was given, as `repr` shows it.
+        fix: What to write instead, or None.
     """
 
+    knob: str
+
+    def __init__(self, cause: str, knob: str, value: object, fix: str | None = None) -> None:
+        super().__init__(cause, knob, value, fix)
+
     def __str__(self) -> str:
-        given = self.cause if self.knob is None else f"{self.knob}={self.value}: {self.cause}"
+        given = f"{self.knob}={self.value}: {self.cause}"
         return given if self.fix is None else f"{given}; {self.fix}"
 
 
 class ArgumentTypeError(ArgumentError, TypeError):
-    """An argument of a type that cannot be used."""
-
-
-class PortSpecError(NetnsKitError, ValueError):
-    """A port specification that cannot be understood."""
+    """An argument has a type that cannot be used."""
 
 
 class AddressError(ArgumentError):
-    """An address, a network, a MAC address or the name of an interface that cannot be used."""
+    """An IP address, a network or a MAC address cannot be read, or cannot be used there."""
 
 
-class RecordError(NetnsKitError, ValueError):
-    """A domain name, or a record of one, that cannot be understood."""
+class DomainNameError(ArgumentError):
+    """A domain name cannot be read, or is not allowed there."""
+
+
+class RecordError(ArgumentError):
+    """A DNS record cannot be understood."""
+
+
+class PortSpecError(ArgumentError):
+    """A port specification cannot be understood, or has a port out of range."""
 
 
 class StackClosed(NetnsKitError):
-    """The stack is not running: its block has been left, or it has failed."""
+    """The stack is not running: its block was left, or it failed."""
 
 
 class StackCrashed(NetnsKitError):
-    """The engine stopped on a bug: `__cause__` is the exception.  Or its worker process ended: `cause` says how,
-    `value` what it wrote last.
+    """The engine stopped on a bug, which is the `__cause__`; or its worker process ended.
+
+    Of a worker process, `cause` says how it ended and `value` what it wrote last.
     """
 
 
 class NotImportable(NetnsKitError, TypeError):
-    """An `Uplink`, or a part of one, that a worker process cannot have: it is found by module and name there."""
+    """An `Uplink`, or a part of one, cannot be imported in a worker process by its module and name."""
 
 
 class SandboxUnavailable(NetnsKitError):
-    """A layer of the worker's sandbox that was required, and that this host does not give."""
+    """A required layer of the worker's sandbox is not available on this host."""

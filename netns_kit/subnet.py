@@ -1,13 +1,13 @@
-"""Every address from one CIDR, as slirp4netns numbers them; and of IPv6 from one prefix."""
+"""Every address of a network from one CIDR, numbered as slirp4netns does; those of IPv6 from one prefix."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from types import NoneType
 
 from . import arguments
+from .domain_names import check_host_name
 from .errors import AddressError
 from .frozen import field, frozen
 
@@ -16,30 +16,37 @@ DEFAULT_CIDR6 = "fd00::/64"
 SMALLEST_IPV6_MTU = 1280  # RFC 8200 5: no kernel speaks IPv6 on a link with less
 FIRST_NOT_UNICAST = 224
 MAC_PREFIX = b"\x52\x55"
-"""Of the gateway's link address: locally administered, followed by its address, as slirp4netns has it."""
+"""First bytes of the gateway's link address, which is locally administered; its IPv4 address follows, as with
+slirp4netns."""
+_FOR_HOSTS = "a network whose addresses hosts may have"
 _GATEWAY, _DNS, _POOL, _GUEST, _GUEST6 = 2, 3, 15, 100, 0x100
 _POOL6, _POOL6_SIZE = 0x1000, 64
 LINK_LOCAL = IPv6Address("fe80::2")
-"""The gateway's, on the link."""
-_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
-_NAME_MAX = 253
+"""The gateway's link-local address."""
 
 
 @frozen
 class Subnet6:
-    """The namespace's IPv6 network, a /64: gateway ::2 and fe80::2, DNS ::3, configured guest ::100, DHCPv6 pool from
-    ::1000.
+    """The namespace's IPv6 network, a /64.
 
-    Router advertisements tell of it.  `managed` and `other` are their flags M and O (RFC 4861 4.2): a DHCPv6 server
-    has addresses, or other things to tell.  `autonomous`: guests may make themselves an address (SLAAC, RFC 4862).
-    `search`: the domains that names are looked for in (RFC 8106), None for those of the uplink.
+    The gateway has ::2 and fe80::2, DNS ::3, the configured guest ::100; the DHCPv6 pool begins at ::1000.  Router
+    advertisements announce the prefix.
+
+    Args:
+        cidr: The network, as text or as an `ipaddress.IPv6Network`.
+        managed: The advertisements' flag M: a DHCPv6 server has addresses (RFC 4861 4.2).
+        other: Their flag O: a DHCPv6 server has other settings.
+        autonomous: Guests may make themselves an address from the prefix (SLAAC, RFC 4862).
+        search: Search domains in the advertisements (RFC 8106).  None: those of the uplink.
+
+    Raises:
+        AddressError: The network is no /64, or hosts may not have its addresses.
+        DomainNameError: A search domain cannot be one.
+        ArgumentTypeError: An argument has another type.
 
     >>> subnet = Subnet6("fd00:7::/64")
     >>> str(subnet.gateway), str(subnet.dns), str(subnet.guest)
     ('fd00:7::2', 'fd00:7::3', 'fd00:7::100')
-
-    Raises `AddressError` for a prefix that no hosts may have, and for a search domain that is no name;
-    `ArgumentTypeError` for what has no such type.
     """
 
     cidr: str
@@ -49,11 +56,11 @@ class Subnet6:
     search: tuple[str, ...] | None
     network: IPv6Network = field(init=False, compare=False)
     gateway: IPv6Address = field(init=False, compare=False)
-    """Ours; on the host's side, its loopback."""
+    """The gateway's address; it leads to the host's loopback where that is allowed."""
     dns: IPv6Address = field(init=False, compare=False)
-    """Where DNS is answered."""
+    """The address of the DNS server."""
     gateways: tuple[IPv6Address, ...] = field(init=False, compare=False)
-    """What means the gateway: its address, and its link-local one."""
+    """The gateway's addresses: the global one and the link-local one."""
 
     def __init__(
         self,
@@ -68,11 +75,7 @@ class Subnet6:
             arguments.boolean(name, flag)
         if search is not None:
             arguments.items("search", search, "a list of domains, or None")
-            search = tuple(search)
-            for domain in search:
-                arguments.text("search", domain, "a list of domains")
-                if len(domain) > _NAME_MAX or not _NAME.fullmatch(domain):
-                    raise AddressError(f"search domain {domain!r} is no name")
+            search = tuple(check_host_name(each, "search") for each in search)
         arguments.fill(
             self,
             cidr=str(cidr),
@@ -93,12 +96,12 @@ class Subnet6:
 
     @property
     def guest_interface(self) -> IPv6Interface:
-        """The namespace's address with the prefix, as its interface has it."""
+        """The namespace's address with the prefix length, as its interface has it."""
         return IPv6Interface((self.guest, self.network.prefixlen))
 
     @property
     def pool(self) -> tuple[IPv6Address, ...]:
-        """The addresses that DHCPv6 gives away."""
+        """The addresses that DHCPv6 assigns."""
         return tuple(self.network[_POOL6 + i] for i in range(_POOL6_SIZE))
 
 
@@ -109,24 +112,27 @@ def _network6(cidr: str | IPv6Network) -> IPv6Network:
         if network.network_address.scope_id is not None:
             raise ValueError(cidr)
     except ValueError as error:
-        raise AddressError(
-            f"{str(cidr)!r} is no IPv6 network: expected PREFIX/64, like {DEFAULT_CIDR6}"
-        ) from error
+        raise _unusable(cidr, "an IPv6 network, PREFIX/64", DEFAULT_CIDR6) from error
     if network.prefixlen != 64:
-        raise AddressError(
-            f"{str(cidr)!r}: expected a /64, of which hosts make addresses, like {DEFAULT_CIDR6}"
-        )
+        raise _unusable(cidr, "a /64, of which hosts make addresses", DEFAULT_CIDR6)
     if network.is_multicast or network.is_link_local or network.network_address.packed[0] == 0:
-        raise AddressError(
-            f"{str(cidr)!r}: no host may have these addresses", fix=f"use a network like {DEFAULT_CIDR6}"
-        )
+        raise _unusable(cidr, _FOR_HOSTS, DEFAULT_CIDR6)
     return network
+
+
+def _unusable(cidr: str | IPv4Network | IPv6Network, expected: str, example: str) -> AddressError:
+    return AddressError(f"expected {expected}, like {example}", "cidr", arguments.shown(str(cidr)))
 
 
 @frozen
 class Subnet:
-    """The namespace's IPv4 network: gateway .2, DNS .3, DHCP pool from .15, configured guest .100; `ipv6` is the
-    other one, if IPv6 is on.
+    """The namespace's IPv4 network, and its IPv6 network if there is one.
+
+    The gateway has .2, DNS .3, the configured guest .100; the DHCP pool begins at .15.  `Subnet.parse` makes one from
+    text.
+
+    Raises:
+        ArgumentTypeError: An argument has another type.
 
     >>> subnet = Subnet.parse("10.0.135.128/25")
     >>> str(subnet.gateway), str(subnet.dns), str(subnet.guest)
@@ -136,16 +142,17 @@ class Subnet:
     """
 
     network: IPv4Network
+    """The IPv4 network."""
     ipv6: Subnet6 | None = None
+    """The IPv6 network, None if IPv6 is off."""
     gateway: IPv4Address = field(init=False, compare=False)
-    """Ours; on the host's side, its loopback."""
+    """The gateway's address; it leads to the host's loopback where that is allowed."""
     dns: IPv4Address = field(init=False, compare=False)
-    """Where DNS is answered."""
+    """The address of the DNS server."""
     gateways: tuple[IPv4Address, ...] = field(init=False, compare=False)
-    """What means the gateway."""
+    """The gateway's addresses: the one that it has."""
 
     def __post_init__(self) -> None:
-        """Raises `ArgumentTypeError` for what is no network: `parse` makes one of text."""
         given: object = self.network
         fix = f"write Subnet.parse({given!r})" if isinstance(given, str) else None
         arguments.instance("network", given, IPv4Network, "an ipaddress.IPv4Network", fix)
@@ -163,27 +170,36 @@ class Subnet:
 
     @property
     def neighbours(self) -> dict[IPv4Address | IPv6Address, bytes]:
-        """Every address of ours, and its link address."""
+        """All addresses of the stack, each with its link address."""
         ours: list[IPv4Address | IPv6Address] = [self.gateway, self.dns]
         if self.ipv6 is not None:
             ours += [*self.ipv6.gateways, self.ipv6.dns]
         return dict.fromkeys(ours, self.mac)
 
     def of(self, address: IPv4Address | IPv6Address) -> Subnet | Subnet6 | None:
-        """The network of that address's family; None: IPv6 is off."""
+        """Return the network of an address's family, None if IPv6 is off.
+
+        Args:
+            address: The address.
+        """
         return self if address.version == 4 else self.ipv6
 
     @property
     def resolvers(self) -> tuple[IPv4Address | IPv6Address, ...]:
-        """Where DNS is answered, in both families."""
+        """The addresses of the DNS server, in both families."""
         return (self.dns,) if self.ipv6 is None else (self.dns, self.ipv6.dns)
 
     @classmethod
     def parse(cls, cidr: str | IPv4Network, ipv6: bool | Subnet6 = False) -> Subnet:
-        """Return the addresses of the network `cidr`; with `ipv6` True, those of `DEFAULT_CIDR6` too.
+        """Return the addresses of a network.
 
-        Raises `AddressError` unless `cidr` is a network address with a prefix of 1 to 25, `ArgumentTypeError` for
-        what has no such type.
+        Args:
+            cidr: The IPv4 network, as text or as an `ipaddress.IPv4Network`, with a prefix length of 1 to 25.
+            ipv6: The IPv6 network, True for that of `DEFAULT_CIDR6`, False for none.
+
+        Raises:
+            AddressError: The network cannot be used.
+            ArgumentTypeError: An argument has another type.
         """
         arguments.instance("subnet", cidr, (str, IPv4Network), f"an IPv4 network, like {DEFAULT_CIDR!r}")
         arguments.instance("ipv6", ipv6, (bool, Subnet6), "True, False or a Subnet6")
@@ -191,22 +207,14 @@ class Subnet:
         try:
             network = IPv4Network(cidr, strict=False)
         except ValueError as error:
-            raise AddressError(
-                f"{cidr!r} is no IPv4 network: expected ADDRESS/PREFIX, like {DEFAULT_CIDR}"
-            ) from error
+            raise _unusable(cidr, "an IPv4 network, ADDRESS/PREFIX", DEFAULT_CIDR) from error
+        first, last = network.network_address, network.broadcast_address
         if "/" not in cidr or not 1 <= network.prefixlen <= 25:
-            raise AddressError(
-                f"{cidr!r}: expected a prefix of 1 to 25, so that .100 lies within, like {DEFAULT_CIDR}"
-            )
-        if str(network.network_address) != cidr.partition("/")[0]:
-            raise AddressError(f"{cidr!r}: expected the network's own address, {network}")
-        if (
-            network.network_address.packed[0] in {0, 127}
-            or network.broadcast_address.packed[0] >= FIRST_NOT_UNICAST
-        ):
-            raise AddressError(
-                f"{cidr!r}: no host may have these addresses", fix=f"use a network like {DEFAULT_CIDR}"
-            )
+            raise _unusable(cidr, "a prefix of 1 to 25, so that .100 lies within", DEFAULT_CIDR)
+        if str(first) != cidr.partition("/")[0]:
+            raise _unusable(cidr, "the network's own address", str(network))
+        if first.packed[0] in {0, 127} or last.packed[0] >= FIRST_NOT_UNICAST:
+            raise _unusable(cidr, _FOR_HOSTS, DEFAULT_CIDR)
         return cls(network, Subnet6() if ipv6 is True else ipv6 or None)
 
     @property
@@ -216,10 +224,10 @@ class Subnet:
 
     @property
     def guest_interface(self) -> IPv4Interface:
-        """The namespace's address with the prefix, as its interface has it."""
+        """The namespace's address with the prefix length, as its interface has it."""
         return IPv4Interface((self.guest, self.network.prefixlen))
 
     @property
     def pool(self) -> tuple[IPv4Address, ...]:
-        """The addresses that DHCP gives away."""
+        """The addresses that DHCP assigns."""
         return tuple(self.network[_POOL + i] for i in range(16))

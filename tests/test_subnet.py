@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netns_kit.errors import AddressError
+from netns_kit.errors import AddressError, DomainNameError
 from netns_kit.subnet import DEFAULT_CIDR, Subnet, Subnet6
 
 
@@ -111,5 +111,5 @@ def test_what_is_no_ipv6_subnet(cidr: str) -> None:
     "name", ["", ".", "a..b", "-a", "a-", "a b", "a/b", "\u00e4", "a" * 64, ".".join(["a" * 60] * 5)]
 )
 def test_what_is_no_search_domain(name: str) -> None:
-    with pytest.raises(AddressError, match="search domain"):
+    with pytest.raises(DomainNameError, match=r"search=.*expected a domain name"):
         Subnet6(search=(name,))

@@ -1,11 +1,11 @@
-"""What this host allows: everything the library needs is tried, and what fails is named with its cause.
+"""The checkup: everything that the library needs of a host is tried, and each failure is reported with its cause.
 
-`doctor` has a script of its own executed (probe.py, whose text tells what is done), which does each thing as the
-library does it, in processes of its own, and tells what came of it.  `examine` makes findings of that: a pure
-function. The causes are those that the library's exceptions name, made by the same functions (`diagnosis`).
+`doctor` executes probe.py, which does each thing as the library does it, in processes of its own, and reports the
+outcomes.  `examine` is a pure function that turns them into findings.  The causes are those that the library's
+exceptions name, made by the same functions (`diagnosis`).
 
-What needs something that failed is not tried, or not blamed: a host without user namespaces is not told that its
-tun driver is bad.
+If something fails, what depends on it is not tried, or not blamed: a host without user namespaces is not reported as
+having a bad tun driver.
 """
 
 from __future__ import annotations
@@ -51,27 +51,30 @@ _REASONS: Mapping[int | None, Reason] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that this library makes use of, and what came of trying it.
-
-    `status`: "ok"; "limited", it does not work but most does without; "missing", it does not work and is needed;
-    "untried", for something that it needs does not work.  `tried` is what was done, `detail` what came of it,
-    `limits` what cannot be had without it.  `error` is the exception that a user of the library would meet, None
-    where there is nothing wrong; its parts are the diagnosis (`NetnsKitError`).  `settings` are the sysctls that have
-    a say, with their values, also where all is well.
-    """
+    """A thing that the library needs of the host, and the outcome of trying it."""
 
     name: str
+    """Name of the finding, like "tun"."""
     status: Literal["ok", "limited", "missing", "untried"]
+    """Outcome: it works ("ok"), does not work but is seldom needed ("limited"), does not work and is needed
+    ("missing"), or needs something that does not work ("untried")."""
     tried: str
+    """Description of the attempt."""
     detail: str
+    """Description of the outcome."""
     limits: str
+    """Description of what cannot be had without it."""
     error: NetnsKitError | None = None
+    """Exception that a user of the library would meet, with the diagnosis in its parts; None if nothing is wrong."""
     settings: Mapping[str, str] = field(default_factory=dict)
+    """Sysctls that can decide, with their values, even if nothing is wrong."""
 
     @property
     def reason(self) -> Literal["denied", "absent", "exhausted", "unreachable"] | None:
-        """Why not: "denied" by a policy or a switch, "absent" from the kernel or the machine, "exhausted" where a
-        bound is reached, "unreachable" for what the network does not lead to.  None where there is nothing wrong.
+        """Kind of the failure, None if nothing is wrong.
+
+        "denied" by a policy or a switch, "absent" from the kernel or the machine, "exhausted" if a bound is reached,
+        "unreachable" if the network does not lead there.
         """
         if self.error is None:
             return None
@@ -82,7 +85,7 @@ class Finding:
         return "absent" if self.error.value == "unsupported" else "denied"
 
     def record(self) -> dict[str, object]:
-        """As plain values, for JSON."""
+        """Return the finding as plain values, for JSON."""
         parts = ("cause", "knob", "value", "fix")
         return {
             "name": self.name, "status": self.status, "reason": self.reason, "tried": self.tried,
@@ -94,16 +97,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """What `doctor` has found: `findings`, in order, and by name as `report["tun"]`.  Printed it is a table, in a
-    notebook too.
-    """
+    """The findings of `doctor`, in order, and by name as in `report["tun"]`.  A notebook shows them as a table."""
 
     host: Host
+    """Settings and limits of the host."""
     findings: tuple[Finding, ...]
+    """Findings in the order in which they were tried."""
 
     @property
     def ok(self) -> bool:
-        """Whether all that is needed works.  What is limited does not count."""
+        """True if everything that is needed works; a "limited" finding does not count."""
         return all(finding.status in ("ok", "limited") for finding in self.findings if _needed(finding))
 
     def __iter__(self) -> Iterator[Finding]:
@@ -113,10 +116,15 @@ class Report:
         return {finding.name: finding for finding in self.findings}[name]
 
     def require(self, *names: str) -> None:
-        """Raises what a user of the first of these that does not work would meet; without names, of all that is
-        needed.
+        """Raise the error of the first of these findings that does not work.
 
-        Raises `FeatureUnavailable` for what could not be tried, and KeyError for a name that there is not.
+        Args:
+            names: Names of findings; by default all that are needed.
+
+        Raises:
+            NetnsKitError: The exception that a user of the library would meet, `Finding.error`.
+            FeatureUnavailable: It could not be tried.
+            KeyError: There is no finding of that name.
         """
         for name in names or [finding.name for finding in self.findings if _needed(finding)]:
             finding = self[name]
@@ -126,7 +134,7 @@ class Report:
                 raise FeatureUnavailable(f"{name}: {finding.detail}")
 
     def json(self) -> str:
-        """All of it, as one JSON object."""
+        """Return the report as a JSON object."""
         host = {
             "kernel": self.host.release, "python": platform.python_version(), "uid": os.geteuid(),
             "gid": self.host.gid, "seccomp": self.host.seccomp, "no_new_privs": self.host.no_new_privs,
@@ -477,7 +485,7 @@ def _needed(finding: Finding) -> bool:
 
 
 def _low_port(host: Host) -> int:
-    """One that needs a privilege, if any does."""
+    """Return a port that needs a privilege, if any does."""
     start = host.number(diagnosis.PORT_START) or 0
     return start - 1 if 1 < start <= HTTP else HTTP
 
@@ -486,14 +494,16 @@ def _low_port(host: Host) -> int:
 
 
 def doctor() -> Report:
-    """Try everything that the library needs of this host, and say what is wrong and what would put it right.
+    """Try everything that the library needs of this host, and report what is wrong and what would help.
 
-    It is all done in processes of their own, as the caller's user and under what the calling thread is under, and
-    takes about a fifth of a second, during which it blocks: from a coroutine, `await
-    anyio.to_thread.run_sync(doctor)`.  It changes nothing, opens no connection and sends nothing to another
+    The attempts are made in processes of their own, as the caller's user and with the calling thread's restrictions.
+    They take about a fifth of a second, for which the call blocks: from a coroutine, call `await
+    anyio.to_thread.run_sync(doctor)`.  Nothing is changed, no connection is opened and nothing is sent to another
     machine.
 
-    Raises NetnsKitError if even the probe cannot run, and the OSErrors of executing a program.
+    Raises:
+        NetnsKitError: The probe itself has failed.
+        OSError: The probe could not be executed.
     """
     host = Host.here()
     uplink = Uplink()
@@ -522,7 +532,7 @@ def doctor() -> Report:
 
 
 def _converse(probe: subprocess.Popen[str], order: str, errors: dict[str, NetnsKitError]) -> dict[str, Any]:
-    """What the probe says in the end; the ids it asks for are mapped."""
+    """Map the ids that the probe asks for, and return its outcomes."""
     assert probe.stdin is not None
     assert probe.stdout is not None
     assert probe.stderr is not None

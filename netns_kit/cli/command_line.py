@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from netns_kit.errors import ArgumentError, NetnsKitError
 
@@ -22,9 +22,18 @@ class Parser(argparse.ArgumentParser):
     """Reads the words of one command; an option is to be written in full."""
 
     def __init__(self, prog: str, usage: str, *, description: str, epilog: str) -> None:
+        self.valued: set[str] = set()
+        """The options whose value is the next word."""
         super().__init__(
             prog=prog, usage=f"{prog} {usage}", description=description, epilog=epilog, allow_abbrev=False
         )
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        """Declare an option, or an argument, as `argparse.ArgumentParser.add_argument` does."""
+        action = super().add_argument(*names, **options)
+        if action.nargs is None:
+            self.valued.update(action.option_strings)
+        return action
 
     def error(self, message: str) -> NoReturn:
         """Tell of a mistake in the words, and end with status 125."""
@@ -65,13 +74,14 @@ def whole_number(check: Callable[[int], object]) -> Callable[[str], int]:
 
 def said_of(error: Exception, text: str) -> str:
     """What is wrong with a value, without the name that the library's argument has in Python."""
-    if not isinstance(error, ArgumentError) or error.knob is None:
+    if not isinstance(error, ArgumentError):
         return str(error)
     return "; ".join(part for part in (f"{text!r}: {error.cause}", error.fix) if part is not None)
 
 
 def as_option(error: Exception) -> str:
     """The text of an error that came later: an argument of the library is told as the option that gave it."""
-    if not isinstance(error, ArgumentError) or error.knob is None:
+    if not isinstance(error, ArgumentError):
         return str(error)
-    return f"--{error.knob.replace('_', '-')} {said_of(error, str(error.value).strip(chr(39)))}"
+    option = "publish" if error.knob == "port" else error.knob.replace("_", "-")
+    return f"--{option} {said_of(error, str(error.value).strip(chr(39)))}"

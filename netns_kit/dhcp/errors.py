@@ -1,10 +1,13 @@
-"""The one exception that hostile bytes can raise."""
+"""The one exception that a client's bytes can raise."""
 
 from __future__ import annotations
 
 
-class BadMessage(Exception):
-    """These bytes are no DHCP message we can answer.  `reason` is a short fixed word, made for counting."""
+class BadDhcpMessage(Exception):
+    """A DHCP message that gets no answer.
+
+    `reason` is a short fixed word, by which it is counted.
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

@@ -1,18 +1,19 @@
-"""Who has which address, and until when.
+"""The table of leases: which client has which address, and until when.
 
-Words.  A *client* is who asks: an identifier, and for DHCPv6 which of its interfaces' needs.  Its *binding* is the
-one address it is offered or has.  *Static* is a lease kept for somebody, whether he has it at the moment or not.
+Words.  A *client* is an identifier, and for DHCPv6 also one of its identity associations.  Its *binding* is the one
+address that it is offered or has.  A *static* lease is reserved for one client, whether that has it at the moment or
+not.
 
     (nothing) --offer--> offered --grant--> bound --release, or time--> past
                                               +---- decline --> declined --time--> past
                                               +---- revoke ---> revoked --time, or its client knows--> past
 
-The table has one entry for an address at most, so the pool and the static leases bound it: a flood of clients gets
-what is free, and nothing more is kept of them.  What is past is kept until the address is another's, and its client
-gets the same again.  Nothing expires by itself: time is looked at where it is asked about.
+The table has at most one entry for each address, so the pool and the static leases bound it: a flood of clients gets
+the free addresses and makes the table no larger.  A past binding is kept until another client gets the address, so
+that its client gets the same address again.  No timer is needed: each call is given the time and compares.
 
-An address that was declined is used by somebody who was not given it, and one that was revoked is perhaps still used
-by who had it: neither is anybody's for a time.
+A declined address is in use by somebody who was not given it, and a revoked one may still be in use by its former
+client.  Neither is given to anybody for a time.
 """
 
 from __future__ import annotations
@@ -28,34 +29,35 @@ from netns_kit.frozen import frozen
 
 from .settings import StaticLease
 
-OFFER_SECONDS = 10.0  # that an address is kept for who it was offered to
-DECLINE_SECONDS = 600.0  # that one is nobody's which somebody uses unasked
-
+OFFER_SECONDS = 10.0  # for which an offered address is kept for its client
+DECLINE_SECONDS = 600.0  # for which a declined address is given to nobody
 
 State = Literal["offered", "bound", "declined", "revoked"]
 
 
 @frozen
 class Lease:
-    """One address that is not free, for people.
-
-    `state`: "bound", somebody has it; "offered", somebody is to decide whether he wants it; "declined", it was found
-    in use by somebody else; "revoked", who had it may use it still; "reserved", it is kept for somebody who does not
-    have it.  `client_id` is DHCPv4's client identifier (the hardware's type and address if it sent none) or DHCPv6's
-    DUID, in hexadecimal.  `hostname` is what the client calls itself, or is told to.  `seconds` are left; None: no
-    end.
-    """
+    """An address that is not free, and the client it belongs to."""
 
     address: IPv4Address | IPv6Address
+    """The address."""
     state: Literal["offered", "bound", "declined", "revoked", "reserved"]
+    """State of the lease: the client has the address ("bound"), has not answered the offer yet ("offered"), found the
+    address in use by somebody else ("declined"), may still use it after it was taken away ("revoked"), or does not
+    have it though it is kept for it ("reserved")."""
     client_id: str
+    """DHCPv4's client identifier (hardware type and address if the client sent none), or DHCPv6's DUID, in
+    hexadecimal digits."""
     mac: str
+    """The client's MAC address, "" if it is not known."""
     hostname: str
+    """The name that a static lease gives the client, else the client's own name for itself, else ""."""
     seconds: int | None
+    """Seconds that are left; None if the lease does not end."""
 
 
 class Client(NamedTuple):
-    """Who asks.  `mac` is not what it is known by, but what a static lease may be for."""
+    """A client, known by its identifier and association.  A static lease may also be for its `mac`."""
 
     identifier: bytes
     mac: bytes
@@ -63,12 +65,12 @@ class Client(NamedTuple):
 
     @property
     def key(self) -> tuple[bytes, bytes]:
-        """What it is known by."""
+        """The key of the client in the table."""
         return self.identifier, self.association
 
 
 class Binding:
-    """One address of one client."""
+    """An address of one client."""
 
     __slots__ = ("address", "client", "hostname", "state", "until")
 
@@ -81,7 +83,7 @@ class Binding:
 
 
 class Leases:
-    """The table.  `pool` are the addresses for everybody, in the order in which they are given."""
+    """The table of one subnet's leases.  `pool` has the addresses for any client, in the order of assignment."""
 
     def __init__(self, pool: Sequence[Address], static: Iterable[StaticLease]) -> None:
         self._pool = dict.fromkeys(pool)
@@ -92,8 +94,10 @@ class Leases:
             self.reserve(each)
 
     def choose(self, client: Client, wanted: Iterable[Address], now: float) -> Address | None:
-        """The address for `client`: the one kept for it, the one it has or had, one that it wants, one that nobody
-        has had, the one that nobody has had for longest.  None: all are taken.
+        """Return an address for the client, None if all are taken.
+
+        In this order: the one reserved for it; the one it has or had; one that it asks for; one that nobody has had;
+        the one that has been free for longest.
         """
         candidates = chain(self._kept_for(client), self._had_by(client), wanted, self._by_age())
         return next((each for each in candidates if self._may_have(client, each, now)), None)
@@ -119,23 +123,23 @@ class Leases:
         return binding is None or binding.until <= now or self._of.get(client.key) is binding
 
     def offer(self, client: Client, address: Address, now: float) -> None:
-        """Keep a chosen address for a while.  Nothing changes for who has it."""
+        """Keep a chosen address for the client for a while.  A client that has it already is not affected."""
         binding = self._of.get(client.key)
         if not (_is_bound(binding, now) and binding.address == address):
             self._put(Binding(address, client, "offered", now + OFFER_SECONDS, ""))
 
     def not_taken(self, client: Client, now: float) -> None:
-        """What the client was offered it does not want."""
+        """Withdraw the client's offer: it has taken another server's."""
         binding = self._of.get(client.key)
         if binding is not None and binding.state == "offered":
             binding.until = min(binding.until, now)
 
     def grant(self, client: Client, address: Address, until: float, hostname: str) -> None:
-        """A chosen address is the client's.  What else it had or was offered is not."""
+        """Give a chosen address to the client, in place of whatever it had or was offered."""
         self._put(Binding(address, client, "bound", until, hostname))
 
     def renounce(self, client: Client, address: Address, now: float) -> bool:
-        """The client does not have it, or will not any more; whether it had.  It is remembered."""
+        """End the client's binding of an address, and remember it; return whether the client had it."""
         binding = self._bindings.get(address)
         if binding is None or binding.client.key != client.key or binding.until <= now:
             return False
@@ -145,7 +149,7 @@ class Leases:
         return True
 
     def decline(self, client: Client, address: Address, now: float) -> bool:
-        """The client has found it in use; whether it was the client's, who alone can say so."""
+        """Set an address aside that its client has found in use; return False if it is not that client's."""
         binding = self._of.get(client.key)
         if binding is None or binding.address != address or binding.until <= now:
             return False
@@ -166,16 +170,16 @@ class Leases:
             del self._bindings[other.address]
         self._bindings[address] = self._of[key] = binding  # the newest is the last
 
-    # -- what people ask ------------------------------------------------------------------------------
+    # -- calls by the owner of the namespace ------------------------------------------------------------
 
     def reserve(self, static: StaticLease) -> None:
-        """Keep an address for somebody.  Whoever else has it loses it when he renews."""
+        """Reserve an address for a client.  Another client that has it loses it at its next renewal."""
         self._static[static.address] = static
 
     def revoke(self, address: Address, now: float) -> bool:
-        """Take it away from who has it or for whom it is kept; whether there was anybody.
+        """Take an address away from its client and end its reservation; return whether it had any of the two.
 
-        It is nobody's until its lease would have ended, or its client has been told.
+        Nobody gets it until its lease would have ended, or its client has learnt of it.
         """
         static = self._static.pop(address, None)
         binding = self._bindings.get(address)
@@ -185,19 +189,19 @@ class Leases:
         return static is not None or alive
 
     def hostname(self, client: Client, address: Address) -> str:
-        """The name that a static lease gives the client."""
+        """Return the name that a static lease gives the client, "" if none does."""
         static = self._static.get(address)
         return (static.hostname or "") if static is not None and _is_for(static, client) else ""
 
     def newest(self, now: float, mac: bytes | None) -> Address | None:
-        """The address granted last, to that link address if one is given."""
+        """Return the bound address that was granted last, to that link address if one is given; None if none was."""
         for binding in reversed(self._bindings.values()):
             if _is_bound(binding, now) and (mac is None or binding.client.mac == mac):
                 return binding.address
         return None
 
     def list(self, now: float) -> tuple[Lease, ...]:
-        """What is not free, the oldest first; then what is kept for somebody who does not have it."""
+        """Return the leases that are not free, oldest first, and then the reservations that no client has taken."""
         found = [
             Lease(
                 each.address,

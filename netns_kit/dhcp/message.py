@@ -1,8 +1,8 @@
 """DHCPv4 messages (RFC 2131 2, RFC 2132).
 
-`parse` reads what hostile clients send, and raises `BadMessage` and nothing else; `Message.pack` is its mirror.
-Options are their values by their codes: pieces of one (RFC 3396), and those that lie in the fields of a boot file and
-of a server's name (overload, option 52), are put together where they are read, and taken apart where they are packed.
+`parse` reads what hostile clients send and raises `BadDhcpMessage` and nothing else; `Message.pack` is its inverse.
+Options are a dictionary of values by code.  An option in several pieces (RFC 3396), and options in the fields of boot
+file and server name (overload, option 52), are joined when they are read and split when they are packed.
 
 >>> discover = Message(op=REQUEST, xid=7, chaddr=bytes(6), options={TYPE: b"\\x01", CLIENT_ID: b"\\x01me"})
 >>> parse(discover.pack()) == discover
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address
 from struct import Struct
 
-from .errors import BadMessage
+from .errors import BadDhcpMessage
 
 REQUEST, REPLY = 1, 2  # op
 ETHERNET = 1  # htype
@@ -40,7 +40,7 @@ _LONGEST = 255
 
 
 class Message:
-    """One message, its fields named as in RFC 2131; `options` in the order in which they are to be packed."""
+    """A message, its fields named as in RFC 2131; `options` are packed in their order."""
 
     __slots__ = ("chaddr", "ciaddr", "flags", "giaddr", "htype", "op", "options", "xid", "yiaddr")
 
@@ -78,25 +78,25 @@ class Message:
 
     @property
     def type(self) -> int:
-        """Of DHCP; 0 if it is BOOTP's.  Raises `BadMessage`."""
+        """The DHCP message type, 0 for a BOOTP message.  Raises `BadDhcpMessage`."""
         return self.number(TYPE, 1) or 0
 
     def number(self, option: int, size: int) -> int | None:
-        """The value of an option that is a number of `size` bytes, None if it is not there.  Raises `BadMessage`."""
+        """Return an option that is a number of `size` bytes, None if it is absent.  Raises `BadDhcpMessage`."""
         value = self.options.get(option)
         if value is None:
             return None
         if len(value) != size:
-            raise BadMessage("option-length")
+            raise BadDhcpMessage("option-length")
         return int.from_bytes(value, "big")
 
     def address(self, option: int) -> IPv4Address | None:
-        """The value of an option that is an address.  Raises `BadMessage`."""
+        """Return an option that is an address, None if it is absent.  Raises `BadDhcpMessage`."""
         number = self.number(option, 4)
         return None if number is None else IPv4Address(number)
 
     def pack(self, most: int = MAX_MESSAGE) -> bytes:
-        """In `most` bytes, 548 or more; the last options are left out if they do not fit, each as a whole."""
+        """Encode the message in at most `most` bytes, 548 or more, without the last options that do not fit."""
         fields, file, sname = _lay(self.options, most - _FIXED.size)
         fixed = _FIXED.pack(
             self.op,
@@ -119,7 +119,7 @@ class Message:
 
 
 def _lay(options: Mapping[int, bytes], room: int) -> tuple[bytes, bytes, bytes]:
-    """Options behind the fixed fields, in `room` bytes, and in the two fields that are free for them."""
+    """Lay options out: behind the fixed fields, in `room` bytes, and in the two fields that may hold options."""
     areas, rooms = [bytearray(), bytearray(), bytearray()], [room - 4, 128 - 1, 64 - 1]  # 52, and the ends
     for code, value in options.items():
         packed = b"".join(_pieces(code, value))
@@ -141,21 +141,21 @@ def _pieces(code: int, value: bytes) -> Iterator[bytes]:
 
 
 def parse(data: bytes) -> Message:
-    """Raises `BadMessage`, and nothing else."""
+    """Decode a message.  Raises `BadDhcpMessage`, and nothing else."""
     if len(data) < _FIXED.size:
-        raise BadMessage("truncated")
+        raise BadDhcpMessage("truncated")
     op, htype, hlen, _, xid, _, flags, ciaddr, yiaddr, _, giaddr, chaddr, sname, file, magic = (
         _FIXED.unpack_from(data)
     )
     if magic != _MAGIC:
-        raise BadMessage("magic")
+        raise BadDhcpMessage("magic")
     if hlen > len(chaddr):
-        raise BadMessage("hardware-length")
+        raise BadDhcpMessage("hardware-length")
     found: dict[int, bytearray] = {}
     _read(data[_FIXED.size :], found)
     overload = bytes(found.pop(OVERLOAD, b"\0"))
     if len(overload) != 1 or overload[0] > _FILE | _SNAME:
-        raise BadMessage("overload")
+        raise BadDhcpMessage("overload")
     for bit, area in (_FILE, file), (_SNAME, sname):
         if overload[0] & bit:
             _read(area, found)
@@ -174,7 +174,7 @@ def parse(data: bytes) -> Message:
 
 
 def _read(area: bytes, found: dict[int, bytearray]) -> None:
-    """Add the options of `area` to `found`; more of the same code are one, in pieces."""
+    """Add the options of `area` to `found`; several with the same code are pieces of one."""
     at, end = 0, len(area)
     while at < end:
         code = area[at]
@@ -184,6 +184,6 @@ def _read(area: bytes, found: dict[int, bytearray]) -> None:
         if code == END:
             return
         if at == end or at + 1 + area[at] > end:
-            raise BadMessage("option-length")
+            raise BadDhcpMessage("option-length")
         found.setdefault(code, bytearray()).extend(area[at + 1 : at + 1 + area[at]])
         at += 1 + area[at]

@@ -1,7 +1,7 @@
 """DHCPv6 messages (RFC 8415 8, 21).
 
-`parse` reads what hostile clients send, and raises `BadMessage` and nothing else; `Message6.pack` is its mirror.  The
-options of one are pairs of code and value, in their order: some come more than once, and hold others.
+`parse` reads what hostile clients send and raises `BadDhcpMessage` and nothing else; `Message6.pack` is its inverse.
+Options are a list of codes and values in their order, because some occur more than once, and some hold others.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from ipaddress import IPv6Address
 from struct import Struct
 from typing import NamedTuple, TypeAlias
 
-from .errors import BadMessage
+from .errors import BadDhcpMessage
 
 # types
 SOLICIT, ADVERTISE, REQUEST, CONFIRM, RENEW, REBIND, REPLY, RELEASE, DECLINE = range(1, 10)
@@ -35,8 +35,10 @@ Option: TypeAlias = tuple[int, bytes]
 
 
 class Association(NamedTuple):
-    """An identity association: what a client needs one address for, and which it has or would like.  `code` is its
-    option's, IA_NA, IA_TA or IA_PD; of the prefixes in the last nothing is told."""
+    """An identity association: one of a client's needs for an address, with the addresses it has or asks for.
+
+    `code` is the option's: IA_NA, IA_TA or IA_PD.  The prefixes in the last are not read.
+    """
 
     code: int
     iaid: bytes
@@ -44,7 +46,7 @@ class Association(NamedTuple):
 
 
 class Message6:
-    """One message between client and server."""
+    """A message between client and server."""
 
     __slots__ = ("options", "type", "xid")
 
@@ -66,38 +68,38 @@ class Message6:
         return f"Message6({self.type}, {self.xid!r}, {self.options!r})"
 
     def get(self, code: int) -> bytes | None:
-        """The value of an option that comes once."""
+        """Return the value of an option that occurs once, None if it is absent."""
         return next((value for each, value in self.options if each == code), None)
 
     def duid(self, code: int) -> bytes | None:
-        """The DUID in that option.  Raises `BadMessage`."""
+        """Return the DUID in that option, None if it is absent.  Raises `BadDhcpMessage`."""
         value = self.get(code)
         if value is not None and len(value) not in _DUID:
-            raise BadMessage("duid")
+            raise BadDhcpMessage("duid")
         return value
 
     def wanted(self) -> tuple[int, ...] | None:
-        """The codes that the client asks for; None if it does not say.  Raises `BadMessage`."""
+        """Return the option codes that the client requests, None if it has no list.  Raises `BadDhcpMessage`."""
         value = self.get(WANTED)
         if value is None:
             return None
         if len(value) % 2:
-            raise BadMessage("option-length")
+            raise BadDhcpMessage("option-length")
         return tuple(int.from_bytes(value[at : at + 2], "big") for at in range(0, len(value), 2))
 
     def associations(self) -> list[Association]:
-        """Of all three kinds.  Raises `BadMessage`."""
+        """Return the identity associations of all three kinds.  Raises `BadDhcpMessage`."""
         return [_association(code, value) for code, value in self.options if code in ASSOCIATIONS]
 
     def pack(self) -> bytes:
-        """Raises nothing: what we say is short."""
+        """Encode the message."""
         return bytes((self.type,)) + self.xid + pack_options(self.options)
 
 
 def parse(data: bytes) -> Message6:
-    """Raises `BadMessage`, and nothing else."""
+    """Decode a message.  Raises `BadDhcpMessage`, and nothing else."""
     if len(data) < 4:
-        raise BadMessage("truncated")
+        raise BadDhcpMessage("truncated")
     return Message6(data[0], data[1:4], list(_options(data[4:])))
 
 
@@ -105,11 +107,11 @@ def _options(data: bytes) -> Iterator[Option]:
     at = 0
     while at < len(data):
         if at + _OPTION.size > len(data):
-            raise BadMessage("option-length")
+            raise BadDhcpMessage("option-length")
         code, length = _OPTION.unpack_from(data, at)
         at += _OPTION.size
         if at + length > len(data):
-            raise BadMessage("option-length")
+            raise BadDhcpMessage("option-length")
         yield code, data[at : at + length]
         at += length
 
@@ -117,34 +119,34 @@ def _options(data: bytes) -> Iterator[Option]:
 def _association(code: int, value: bytes) -> Association:
     head = _HEADS[code]
     if len(value) < head:
-        raise BadMessage("option-length")
+        raise BadDhcpMessage("option-length")
     addresses = []
     for each, inner in _options(value[head:]):
         if each == IA_ADDRESS:
             if len(inner) < _LIFETIMES.size:
-                raise BadMessage("option-length")
+                raise BadDhcpMessage("option-length")
             addresses.append(IPv6Address(inner[:16]))
     return Association(code, value[:4], tuple(addresses))
 
 
 def pack_options(options: Iterable[Option]) -> bytes:
-    """One after the other."""
+    """Encode options, one after the other."""
     return b"".join(_OPTION.pack(code, len(value)) + value for code, value in options)
 
 
 def pack_association(
     association: Association, options: Iterable[Option], renewal: int = 0, rebinding: int = 0
 ) -> Option:
-    """The answer to it; times in seconds."""
+    """Make the answer to an association; times are seconds."""
     times = b"" if association.code == IA_TA else _TIMES.pack(renewal, rebinding)
     return association.code, association.iaid + times + pack_options(options)
 
 
 def pack_address(address: IPv6Address, seconds: int) -> Option:
-    """An address, preferred and valid for so long."""
+    """Make the option of an address, preferred and valid for so many seconds."""
     return IA_ADDRESS, _LIFETIMES.pack(address.packed, seconds, seconds)
 
 
 def pack_status(code: int, text: str) -> Option:
-    """A status, and what people are told of it."""
+    """Make a status option; the text is for people."""
     return STATUS, code.to_bytes(2, "big") + text.encode()

@@ -1,26 +1,28 @@
-"""The DHCPv4 server (RFC 2131), for one link that is all ours.
+"""The DHCPv4 server (RFC 2131) of a link that is entirely ours.
 
-Theory of operation.  `DhcpServer.answer` takes a datagram and returns what is to be sent, at once: an address is free
-when `Leases` says so, nobody is asked by ICMP first, for nobody else gives addresses away here.  For the same reason
-we are authoritative.  A client that wants an address it cannot have hears so (DHCPNAK) whatever state it is in, and
-begins anew; one that wants an address it can have gets it, also if we have never heard of the lease: we may have been
-restarted.  That is more than RFC 2131 4.3.2 asks for, and what makes clients recover at once.
+Theory of operation.  `DhcpServer.answer` takes a datagram and returns the answer at once.  An address is free when
+`Leases` says so: it is not probed by ICMP first, because nobody else assigns addresses on this link.  For the same
+reason the server is authoritative.  A client that wants an address which it cannot have gets a DHCPNAK in any state,
+and starts again.  A client that wants a free address gets it, even if the lease is not known: the server may have
+been restarted.  RFC 2131 4.3.2 asks for less; this makes clients recover at once.
 
-Who is who: the client identifier, or else the hardware's type and address (4.2).  A client that sends its hardware
-address as the identifier, as many do, is the same as without.  An Ethernet address is that of the frame, but for what
-a relay agent sends: who has another's in the message would have its lease, and the ports that are forwarded there.
+A client is known by its client identifier, or else by the hardware's type and address (4.2).  Many clients send their
+hardware address as the identifier; both forms are the same client.  The Ethernet address in the message must be the
+frame's, unless a relay agent has sent it: otherwise a client could name another's address and take over its lease,
+and the ports that are forwarded to it.
 
-What is sent: always the type, the server, the lease's time and the netmask; else what the parameter request list
-names and we have, in its order, or all without one.  As much as the client has room for, in the fields of file and
-server name too.
+An answer always has the type, the server, the lease's time and the netmask.  The rest is what the parameter request
+list names and the server has, in the list's order, or everything if there is no list.  It is as much as the client
+has room for, with the fields of file and server name used for options too.
 
-Where to (4.1): to the relay agent, if one has sent it; to the client's address, if it has one and hears of good; to
-all, if it asks for that or hears of bad; else to the address it is to have, at its link address.
+An answer goes (4.1) to the relay agent, if one has sent the message; to the client's address, if the client has one
+and the answer is positive; to everybody, if the client asks for that or the answer is negative; else to the assigned
+address, at the client's link address.
 
-Who asks from another port than a client's or a relay's is nobody's client: it takes privilege in the namespace to
-have one, as it takes to give an interface the address.  Programs without could else have ports forwarded elsewhere.
+A message from any other port than a client's or a relay's is dropped.  Binding such a port takes a privilege in the
+namespace, as setting an address does; a program without it could else have ports forwarded elsewhere.
 
-What is malformed, for others, or not to be answered is counted in `dropped`, by reason.
+Malformed messages, those for other servers and those that get no answer are counted in `dropped`, by reason.
 """
 
 from __future__ import annotations
@@ -31,8 +33,10 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
-from . import message, names
-from .errors import BadMessage
+from netns_kit.domain_names import is_host_name, pack_compressed
+
+from . import message
+from .errors import BadDhcpMessage
 from .leases import Client, Leases
 from .message import BROADCAST, ETHERNET, NOWHERE, Message, parse
 from .settings import CLIENT_ID_MAX, INFINITE, DhcpSettings
@@ -46,7 +50,7 @@ UNAVAILABLE = b"requested address not available"
 
 
 class Reply(NamedTuple):
-    """A datagram to send, from our port: packed addresses, the other's port and link address."""
+    """A datagram to send from the server's port: packed addresses, the receiver's port and link address."""
 
     payload: bytes
     source: bytes
@@ -56,10 +60,10 @@ class Reply(NamedTuple):
 
 
 class DhcpServer:
-    """Gives the addresses of `pool`, and those of static leases, to the clients of `network`.
+    """A DHCPv4 server that assigns the addresses of `pool`, and those of static leases, to clients of `network`.
 
-    `address` is ours and the router's, `dns` the name server's, `mtu` the link's.  Times are seconds of any clock
-    that is not set back.
+    `address` belongs to the server and the router, `dns` to the name server; `mtu` is the link's.  Times are seconds
+    of any monotonic clock.
     """
 
     def __init__(
@@ -82,14 +86,14 @@ class DhcpServer:
         routes = (
             *settings.routes,
             (IPv4Network("0.0.0.0/0"), address),
-        )  # who obeys these ignores the router (RFC 3442)
+        )  # a client that uses these ignores the router option (RFC 3442)
         parameters = {
             message.NETMASK: network.netmask.packed,
             message.ROUTER: address.packed,
             message.DNS: dns.packed,
             message.DOMAIN: settings.domain.encode(),
             message.MTU: mtu.to_bytes(2, "big"),
-            message.SEARCH: names.pack_all(settings.search or ()),
+            message.SEARCH: pack_compressed(settings.search or ()),
             message.ROUTES: b"".join(_route(*each) for each in routes),
         }
         self._parameters = {code: value for code, value in parameters.items() if value}
@@ -97,15 +101,15 @@ class DhcpServer:
     def answer(
         self, payload: bytes, source: bytes, port: int, mac: bytes, destination: bytes, now: float
     ) -> tuple[Reply, ...]:
-        """The answer to a client's datagram, if there is one.  Never raises."""
+        """Return the answer to a client's datagram, or nothing.  Never raises."""
         try:
             if port not in (CLIENT_PORT, SERVER_PORT):
-                raise BadMessage("port")
+                raise BadDhcpMessage("port")
             request = parse(payload)
             room = self._room(request)
             _check_hardware(request, mac)
             answer = self._answer(request, now)
-        except BadMessage as bad:
+        except BadDhcpMessage as bad:
             self.dropped[bad.reason] += 1
             return ()
         if answer is None:
@@ -113,12 +117,12 @@ class DhcpServer:
         return (self._reply(request, answer, mac, room),)
 
     def _answer(self, request: Message, now: float) -> Message | None:
-        """Raises `BadMessage`."""
+        """Return the answer to a request, None if it gets none.  Raises `BadDhcpMessage`."""
         kind = request.type
         if request.op != message.REQUEST or kind == 0:
-            raise BadMessage("no-request")
+            raise BadDhcpMessage("no-request")
         if request.giaddr != NOWHERE and request.giaddr not in self._network:
-            raise BadMessage("relay-foreign")
+            raise BadDhcpMessage("relay-foreign")
         client = _client(request)
         ours = request.address(message.SERVER) in (None, self._address)
         match kind:
@@ -128,25 +132,25 @@ class DhcpServer:
                 return self._requested(request, client, now)
             case message.REQUEST_ADDRESS:  # the client has chosen another server
                 self.leases.not_taken(client, now)
-                raise BadMessage("other-server")
+                raise BadDhcpMessage("other-server")
             case message.RELEASE if ours:
                 self.leases.renounce(client, request.ciaddr, now)
             case message.DECLINE if ours:
                 if not self.leases.decline(client, request.address(message.ADDRESS) or NOWHERE, now):
-                    raise BadMessage("no-lease")
+                    raise BadDhcpMessage("no-lease")
             case message.INFORM:
                 return self._informed(request, client)
             case message.RELEASE | message.DECLINE:
-                raise BadMessage("other-server")
+                raise BadDhcpMessage("other-server")
             case _:
-                raise BadMessage("type")
+                raise BadDhcpMessage("type")
         return None
 
     def _discovered(self, request: Message, client: Client, now: float) -> Message:
         wanted = request.address(message.ADDRESS)
         address = self._choose(client, wanted, now)
         if address is None:
-            raise BadMessage("exhausted")
+            raise BadDhcpMessage("exhausted")
         if message.RAPID_COMMIT in request.options:  # RFC 4039
             return self._granted(request, client, address, now)
         seconds = self._lease_time(request)
@@ -154,10 +158,10 @@ class DhcpServer:
         return self._message(message.OFFER, request, client, address, seconds)
 
     def _requested(self, request: Message, client: Client, now: float) -> Message:
-        """Whatever state the client is in (RFC 2131 4.3.2): they differ in where the address stands."""
+        """Answer a DHCPREQUEST (RFC 2131 4.3.2): the states of a client differ in where the address stands."""
         wanted = request.address(message.ADDRESS) or request.ciaddr
         if wanted == NOWHERE:
-            raise BadMessage("no-address")
+            raise BadDhcpMessage("no-address")
         if self._choose(client, wanted, now) != wanted:
             self.leases.renounce(client, wanted, now)
             return self._message(message.NAK, request, client)
@@ -176,7 +180,7 @@ class DhcpServer:
 
     def _informed(self, request: Message, client: Client) -> Message:
         if request.ciaddr not in self._network or request.ciaddr == self._address:
-            raise BadMessage("no-address")
+            raise BadDhcpMessage("no-address")
         return self._message(message.ACK, request, client)
 
     def _lease_time(self, request: Message) -> int:
@@ -186,11 +190,11 @@ class DhcpServer:
         return min(max(asked, LEAST_SECONDS), self._seconds)
 
     def _room(self, request: Message) -> int:
-        """Bytes that the answer may have."""
+        """Return how many bytes the answer may have."""
         most = request.number(message.MAX_SIZE, 2) or 0
         return max(min(most, self._mtu) - HEADERS, message.MAX_MESSAGE)
 
-    # -- what is said -----------------------------------------------------------------------------------
+    # -- contents of answers ----------------------------------------------------------------------------
 
     def _message(
         self,
@@ -200,7 +204,7 @@ class DhcpServer:
         address: IPv4Address = NOWHERE,
         seconds: int | None = None,
     ) -> Message:
-        """`seconds` None: of no lease."""
+        """Make a message to the client; `seconds` is None if it is about no lease."""
         options = {message.TYPE: bytes((kind,)), message.SERVER: self._address.packed}
         if kind == message.NAK:
             options[message.TEXT] = UNAVAILABLE
@@ -226,7 +230,7 @@ class DhcpServer:
     def _parameters_for(
         self, request: Message, client: Client, address: IPv4Address, seconds: int | None
     ) -> dict[int, bytes]:
-        """What the client asks for, in the order of its asking."""
+        """Return the options that the client asks for, in the order of its request."""
         have = dict(self._parameters)
         if hostname := self.leases.hostname(client, request.ciaddr if address == NOWHERE else address):
             have[message.HOSTNAME] = hostname.encode()
@@ -238,7 +242,7 @@ class DhcpServer:
         return {code: have[code] for code in codes if code in have}
 
     def _reply(self, request: Message, answer: Message, mac: bytes, room: int) -> Reply:
-        """RFC 2131 4.1."""
+        """Address an answer (RFC 2131 4.1)."""
         kind = answer.type
         self.sent[_NAMES[kind]] += 1
         payload = answer.pack(room)
@@ -255,7 +259,7 @@ class DhcpServer:
         return Reply(payload, self._address.packed, to.packed, port, mac)
 
     def stats(self) -> dict[str, int]:
-        """What was sent, by its type, and what was not answered, by reason."""
+        """Return how many messages were sent, by type, and how many dropped, by reason."""
         dropped = {
             f"dropped_{reason.replace('-', '_')}": count for reason, count in sorted(self.dropped.items())
         }
@@ -266,28 +270,28 @@ _NAMES = {message.OFFER: "offer", message.ACK: "ack", message.NAK: "nak"}
 
 
 def _check_hardware(request: Message, mac: bytes) -> None:
-    """Hold the client's Ethernet address against the frame's.  Raises `BadMessage`."""
+    """Raise `BadDhcpMessage` unless the client's Ethernet address is that of the frame."""
     if request.giaddr == NOWHERE and request.htype == ETHERNET and request.chaddr != mac:
-        raise BadMessage("hardware-address")
+        raise BadDhcpMessage("hardware-address")
 
 
 def _client(request: Message) -> Client:
-    """Who it is.  Raises `BadMessage` for nobody."""
+    """Return the client that has sent the message.  Raises `BadDhcpMessage` for an identifier of a wrong length."""
     identifier = request.options.get(message.CLIENT_ID)
     if identifier is None:
         identifier = bytes((request.htype,)) + request.chaddr
     if not 2 <= len(identifier) <= CLIENT_ID_MAX:  # RFC 2132 9.14
-        raise BadMessage("client-id")
+        raise BadDhcpMessage("client-id")
     return Client(identifier, request.chaddr if request.htype == ETHERNET else b"")
 
 
 def _hostname(request: Message) -> str:
-    """What the client calls itself, if that is a name."""
+    """Return the client's own name for itself, "" if it is no host name."""
     name = request.options.get(message.HOSTNAME, b"").rstrip(b"\0.").decode("latin-1")
-    return name if names.is_name(name) else ""
+    return name if is_host_name(name) else ""
 
 
 def _route(network: IPv4Network, router: IPv4Address) -> bytes:
-    """RFC 3442: no more of the network's address than counts."""
+    """Encode a route with only the significant bytes of the network's address (RFC 3442)."""
     significant = (network.prefixlen + 7) // 8
     return bytes((network.prefixlen,)) + network.network_address.packed[:significant] + router.packed

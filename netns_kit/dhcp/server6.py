@@ -1,15 +1,15 @@
-"""The DHCPv6 server (RFC 8415), for one link that is all ours.
+"""The DHCPv6 server (RFC 8415) of a link that is entirely ours.
 
-Theory of operation.  As `DhcpServer`: an answer to each message at once, from a table of leases; and like it we are
-authoritative, so an address that can be a client's is given to who renews it, known or not.  For each IA_NA of a
-client there is one address.  Temporary addresses and prefixes are not to be had: their associations are answered with
-the status that says so.
+Theory of operation.  It works as `DhcpServer` does: each message is answered at once from a table of leases, and the
+server is authoritative, so a client that renews an address gets it, known or not, if it can be a client's.  Each
+IA_NA of a client has one address.  Temporary addresses and prefixes are not available: their associations are
+answered with the status that says so.
 
-With addresses or without (INFORMATION-REQUEST), clients learn the name server (option 23), the domains to look up
-names in (24), and their own name as they gave it (39), if it is one: nobody updates a DNS with it.  If a client says
-what it wants (option 6), that, and else all.
+Clients with and without addresses (INFORMATION-REQUEST) learn the name server (option 23), the search domains (24),
+and their own name as they gave it (39), if it is a host name; no DNS is updated with it.  A client that says what it
+wants (option 6) gets that, any other gets everything.
 
-What is malformed, for others, or not to be answered (16) is counted in `dropped`, by reason.
+Malformed messages, those for other servers and those that get no answer (16) are counted in `dropped`, by reason.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv6Address, IPv6Network
 
-from . import message6, names
-from .errors import BadMessage
+from netns_kit.domain_names import read_host_name, to_wire
+
+from . import message6
+from .errors import BadDhcpMessage
 from .leases import Client, Leases
 from .message6 import Association, Message6, Option, pack_address, pack_association, pack_status, parse
 from .server import Reply
@@ -47,10 +49,10 @@ _NOT_UPDATED, _OVERRIDDEN, _SERVER_UPDATES = 4, 2, 1  # flags of a name, RFC 470
 
 
 class Dhcp6Server:
-    """Gives the addresses of `pool`, and those of static leases, to the clients of `network`.
+    """A DHCPv6 server that assigns the addresses of `pool`, and those of static leases, to clients of `network`.
 
-    `address` is ours, of the link; `mac` too: the server is known by it.  `dns` is the name server's address.  Times
-    are seconds of any clock that is not set back.
+    `address` is the server's link-local address, `mac` its link address, which identifies it.  `dns` is the name
+    server's address.  Times are seconds of any monotonic clock.
     """
 
     def __init__(
@@ -78,30 +80,30 @@ class Dhcp6Server:
         self._parameters: dict[int, bytes] = {message6.DNS: dns.packed}
         if settings.search or settings.domain:
             domains = settings.search or (settings.domain,)
-            self._parameters[message6.SEARCH] = b"".join(map(names.pack, domains))
+            self._parameters[message6.SEARCH] = b"".join(map(to_wire, domains))
 
     def answer(
         self, payload: bytes, source: bytes, port: int, mac: bytes, destination: bytes, now: float
     ) -> tuple[Reply, ...]:
-        """The answer to a client's datagram, if there is one.  Never raises."""
+        """Return the answer to a client's datagram, or nothing.  Never raises."""
         try:
             if port != CLIENT_PORT:  # see `netns_kit.dhcp.server`
-                raise BadMessage("port")
+                raise BadDhcpMessage("port")
             request = parse(payload)
             answer = self._answer(request, mac, destination == ALL_SERVERS.packed, now)
-        except BadMessage as bad:
+        except BadDhcpMessage as bad:
             self.dropped[bad.reason] += 1
             return ()
         self.sent[_NAMES[answer.type]] += 1
         return (Reply(answer.pack(), self._address.packed, source, CLIENT_PORT, mac),)
 
     def _answer(self, request: Message6, mac: bytes, to_all: bool, now: float) -> Message6:
-        """Raises `BadMessage`."""
+        """Return the answer to a request.  Raises `BadDhcpMessage` if it gets none."""
         self._check(request, to_all)
         duid = request.duid(message6.CLIENT_ID)
         head = [] if duid is None else [(message6.CLIENT_ID, duid)]
         answer = Message6(message6.REPLY, request.xid, [*head, (message6.SERVER_ID, self._duid)])
-        if not to_all:  # 18.3: nobody was told that he may
+        if not to_all:  # 18.3: no client was allowed to send unicast
             answer.options.append(pack_status(message6.USE_MULTICAST, "use multicast"))
             return answer
         if request.type == message6.SOLICIT:
@@ -135,29 +137,29 @@ class Dhcp6Server:
         return answer
 
     def _check(self, request: Message6, to_all: bool) -> None:
-        """Whether it is to be answered (16).  Raises `BadMessage`."""
+        """Raise `BadDhcpMessage` unless the request gets an answer (16)."""
         kind = request.type
         server = request.duid(message6.SERVER_ID)
         associations = request.associations()
         if kind not in _FROM_CLIENTS:
-            raise BadMessage("type")
+            raise BadDhcpMessage("type")
         if len(associations) > (0 if kind == message6.INFORMATION_REQUEST else MOST_ASSOCIATIONS):
-            raise BadMessage("associations")
+            raise BadDhcpMessage("associations")
         if kind != message6.INFORMATION_REQUEST and request.duid(message6.CLIENT_ID) is None:
-            raise BadMessage("no-client-id")
+            raise BadDhcpMessage("no-client-id")
         if kind in _TO_ALL_SERVERS and server is not None:
-            raise BadMessage("server-id")
+            raise BadDhcpMessage("server-id")
         if server != self._duid and (kind in _TO_THIS_SERVER or server is not None):
-            raise BadMessage("other-server")
+            raise BadDhcpMessage("other-server")
         if not to_all and kind not in _TO_THIS_SERVER:
-            raise BadMessage("unicast")
+            raise BadDhcpMessage("unicast")
 
-    # -- what becomes of an association ---------------------------------------------------------------
+    # -- answers to associations ------------------------------------------------------------------------
 
     def _assigned(
         self, association: Association, client: Client, name: str, now: float, *, offer: bool = False
     ) -> Option:
-        """18.3.1"""
+        """Answer an association of a SOLICIT or a REQUEST (18.3.1) with an address."""
         if association.code in _REFUSED:
             return pack_association(association, [_REFUSED[association.code]])
         address = self._choose(association, client, now)
@@ -171,13 +173,16 @@ class Dhcp6Server:
         return self._given(association, [pack_address(address, self._seconds)])
 
     def _requested(self, association: Association, client: Client, name: str, now: float) -> Option:
-        """18.3.2"""
+        """Answer an association of a REQUEST (18.3.2)."""
         if association.code == message6.IA_NA and not self._on_link(association.addresses):
             return pack_association(association, [_NOT_ON_LINK])
         return self._assigned(association, client, name, now)
 
     def _renewed(self, association: Association, client: Client, name: str, now: float) -> Option:
-        """18.3.4, 18.3.5: what the client is not to have any more ends now, and it gets something better."""
+        """Answer an association of a RENEW or REBIND (18.3.4, 18.3.5).
+
+        An address that the client must not keep ends now, and the client gets another.
+        """
         if association.code in _REFUSED:
             return pack_association(association, [_NO_BINDING])
         address = self._choose(association, client, now)
@@ -193,17 +198,17 @@ class Dhcp6Server:
     def _given_up(
         self, association: Association, client: Client, now: float, *, declined: bool
     ) -> list[Option]:
-        """18.3.7, 18.3.8: only what was not the client's is mentioned."""
+        """Answer an association of a RELEASE or DECLINE (18.3.7, 18.3.8): only an unknown one is mentioned."""
         give_up = self.leases.decline if declined else self.leases.renounce
         if any(give_up(client, each, now) for each in association.addresses):
             return []
         return [pack_association(association, [_NO_BINDING])]
 
     def _confirmed(self, request: Message6) -> Option:
-        """18.3.3"""
+        """Answer a CONFIRM (18.3.3).  Raises `BadDhcpMessage` if it has no address."""
         addresses = [address for each in request.associations() for address in each.addresses]
         if not addresses:
-            raise BadMessage("no-address")
+            raise BadDhcpMessage("no-address")
         return pack_status(message6.SUCCESS, "") if self._on_link(addresses) else _NOT_ON_LINK
 
     def _on_link(self, addresses: Iterable[IPv6Address]) -> bool:
@@ -221,22 +226,22 @@ class Dhcp6Server:
     def _given(self, association: Association, options: list[Option]) -> Option:
         return pack_association(association, options, self._renewal, self._rebinding)
 
-    # -- what else is said ------------------------------------------------------------------------------
+    # -- other options ----------------------------------------------------------------------------------
 
     def _parameters_for(self, request: Message6, wanted: tuple[int, ...] | None) -> list[Option]:
-        """What the client asks for, in the order of its asking."""
+        """Return the options that the client asks for, in the order of its request."""
         have = dict(self._parameters)
         if request.type == message6.INFORMATION_REQUEST:
             have[message6.REFRESH_TIME] = REFRESH_SECONDS.to_bytes(4, "big")
         given = request.get(message6.FQDN)
-        if given and _is_domain(given[1:]):
+        if given and (len(given) == 1 or _name(request)):  # without a name the client asks for one
             overridden = _OVERRIDDEN if given[0] & _SERVER_UPDATES else 0
             have[message6.FQDN] = bytes((_NOT_UPDATED | overridden,)) + given[1:]
         codes = have if wanted is None else dict.fromkeys(wanted)
         return [(code, have[code]) for code in codes if code in have]
 
     def stats(self) -> dict[str, int]:
-        """What was sent, by its type, and what was not answered, by reason."""
+        """Return how many messages were sent, by type, and how many dropped, by reason."""
         dropped = {
             f"dropped_{reason.replace('-', '_')}": count for reason, count in sorted(self.dropped.items())
         }
@@ -244,14 +249,5 @@ class Dhcp6Server:
 
 
 def _name(request: Message6) -> str:
-    """What the client calls itself (RFC 4704), if that is a name: what is none is no reason not to answer."""
-    value = request.get(message6.FQDN)
-    return names.parse(value[1:]) if value and value[1:] and _is_domain(value[1:]) else ""
-
-
-def _is_domain(data: bytes) -> bool:
-    """Whether it is a name, or none at all, for us to give one."""
-    try:
-        return not data or bool(names.parse(data))
-    except BadMessage:
-        return False
+    """Return the client's own name for itself (RFC 4704), "" if it is no host name."""
+    return read_host_name((request.get(message6.FQDN) or b"")[1:])

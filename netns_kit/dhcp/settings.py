@@ -1,4 +1,4 @@
-"""What a DHCP server is told: settings, and leases kept for somebody."""
+"""The settings of a DHCP server, and the leases that are reserved for one client each."""
 
 from __future__ import annotations
 
@@ -8,23 +8,32 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from netns_kit import arguments
 from netns_kit.arguments import Address, AddressLike
-from netns_kit.errors import AddressError, ArgumentTypeError
+from netns_kit.domain_names import check_host_name
+from netns_kit.errors import AddressError, ArgumentError, ArgumentTypeError
 from netns_kit.frozen import frozen
-
-from . import names
 
 INFINITE = 0xFFFFFFFF  # seconds, RFC 2131 3.3
 CLIENT_ID_MAX = 255  # bytes: of option 61; a DUID has 130 at most
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_ROUTES = "a list of pairs: a network, and the address of its router"
 
 
 @frozen
 class StaticLease:
-    """An address kept for one client: whoever has that `mac`, or that `client_id`.
+    """An address that is reserved for one client, known by its MAC or by its client identifier.
 
-    `client_id` is DHCPv4's client identifier (option 61, its type first) or DHCPv6's DUID, in hexadecimal, with or
-    without colons.  `hostname` is the name that the client is told.  Raises `AddressError` for what is no MAC, no
-    identifier or no name, and for none of the two.
+    Args:
+        address: The address.
+        mac: The client's MAC address, like 52:54:00:12:34:56.  Either this or `client_id` is given.
+        client_id: DHCPv4's client identifier (option 61, its type first) or DHCPv6's DUID, in hexadecimal digits,
+            with or without colons.
+        hostname: The name that the client is told, None for none.
+
+    Raises:
+        AddressError: The address or the MAC cannot be read.
+        DomainNameError: The host name cannot be one.
+        ArgumentError: The client identifier cannot be read; or both or none of MAC and identifier are given.
+        ArgumentTypeError: An argument has another type.
     """
 
     address: IPv4Address | IPv6Address
@@ -40,34 +49,43 @@ class StaticLease:
         hostname: str | None = None,
     ) -> None:
         address = arguments.address(address)
-        for name, given in (("mac", mac), ("client_id", client_id), ("hostname", hostname)):
+        for name, given in (("mac", mac), ("client_id", client_id)):
             if given is not None:
                 arguments.text(name, given)
         if (mac is None) == (client_id is None):
-            raise AddressError(
-                f"a lease of {address} needs to know its client", fix="give either mac or client_id"
-            )
+            fix = f"of the client that {address} is for, give either `mac` or `client_id`"
+            raise ArgumentError("expected one of MAC and client identifier", "mac", repr(mac), fix)
         if mac is not None:
             mac = mac.lower()
             if not _MAC.fullmatch(mac):
-                raise AddressError(f"{mac!r} is no MAC address", fix="write it like 52:54:00:12:34:56")
+                raise AddressError(
+                    "expected a MAC address, like 52:54:00:12:34:56", "mac", arguments.shown(mac)
+                )
         if client_id is not None:
             client_id = _identifier(client_id)
         if hostname is not None:
-            hostname = names.check(hostname)
+            hostname = check_host_name(hostname, "hostname")
         arguments.fill(self, address=address, mac=mac, client_id=client_id, hostname=hostname)
 
 
 @frozen
 class DhcpSettings:
-    """What the DHCP server of a namespace gives its clients, beside what the subnet says.
+    """The settings of a namespace's DHCP server, beside those that follow from the subnet.
 
-    `lease_seconds`: how long a lease is; a client that asks for less has less, a minute or more; `INFINITE`
-    (0xffffffff) never ends.  `domain`: of the client.  `search`: the domains in which it looks up names; None: those
-    of the uplink.  `routes`: networks, and through which address of the namespace's subnet they are reached; the
-    default route goes without saying.  `static`: who always gets which address, within the subnet, in the pool or
-    not.  Raises `AddressError` for what is none, `ArgumentError` for seconds
-    out of range, `ArgumentTypeError` for what has no such type.
+    Args:
+        lease_seconds: Length of a lease, from 1 to `INFINITE` (0xffffffff), which never ends.  A client may ask for a
+            shorter one, down to a minute.
+        domain: The domain name that clients are told, "" for none.
+        search: The search domains that clients are told.  None: those of the uplink.
+        routes: Pairs of a network and the address of its router, in the namespace's subnet.  The default route is
+            always there.
+        static: The leases that are reserved for one client each, within the subnet, inside or outside of the pool.
+
+    Raises:
+        AddressError: A network or an address cannot be read, or two reservations have the same address.
+        DomainNameError: A domain cannot be one.
+        ArgumentError: The seconds are out of range.
+        ArgumentTypeError: An argument has another type.
     """
 
     lease_seconds: int
@@ -86,22 +104,22 @@ class DhcpSettings:
     ) -> None:
         arguments.whole_number("lease_seconds", lease_seconds, 1, INFINITE)
         arguments.text("domain", domain)
-        arguments.items("routes", routes, "a list of pairs: a network, and an address that leads there")
+        arguments.items("routes", routes, _ROUTES)
         arguments.items("static", static, "a list of StaticLease")
         if search is not None:
             arguments.items("search", search, "a list of domains, or None")
-            search = tuple(map(names.check, search))
+            search = tuple(check_host_name(each, "search") for each in search)
         static = tuple(static)
+        seen = set[Address]()
         for each in static:
             arguments.instance("static", each, StaticLease, "a list of StaticLease")
-        if len({each.address for each in static}) < len(static):
-            raise AddressError(
-                "an address is kept for two clients", fix="give each client an address of its own"
-            )
+            if each.address in seen:
+                raise AddressError("expected one client for each address", "static", str(each.address))
+            seen.add(each.address)
         arguments.fill(
             self,
             lease_seconds=lease_seconds,
-            domain=names.check(domain) if domain else "",
+            domain=check_host_name(domain, "domain") if domain else "",
             search=search,
             routes=tuple(map(_route, routes)),
             static=static,
@@ -109,45 +127,44 @@ class DhcpSettings:
 
 
 def _route(route: tuple[str | IPv4Network, AddressLike]) -> tuple[IPv4Network, IPv4Address]:
-    expected = "a list of pairs: a network, and an address that leads there"
-    arguments.instance("routes", route, tuple, expected)
+    arguments.instance("routes", route, tuple, _ROUTES)
     if len(route) != 2:
-        raise ArgumentTypeError(f"expected {expected}", "routes", arguments.shown(route))
+        raise ArgumentTypeError(f"expected {_ROUTES}", "routes", arguments.shown(route))
     network, router = route
-    arguments.instance("routes", network, (str, IPv4Network), expected)
-    address = arguments.address(router, f"the router to {network}", version=4)
+    arguments.instance("routes", network, (str, IPv4Network), _ROUTES)
+    address = arguments.address(router, "routes", version=4)
     assert isinstance(address, IPv4Address)
     try:
         return IPv4Network(network), address
     except ValueError as error:
-        raise AddressError(f"the route to {network} through {router}: {error}") from error
+        raise AddressError(f"expected a network ({error})", "routes", arguments.shown(network)) from error
 
 
 def check_static(
     lease: StaticLease, networks: Iterable[IPv4Network | IPv6Network], ours: Iterable[Address]
 ) -> None:
-    """Raises `AddressError` for an address that no client of these networks can have."""
+    """Raise `AddressError` unless a client in these networks can have the lease's address."""
     address = lease.address
+    networks = tuple(networks)
     for network in networks:
         if address in network:
             ends = {network.network_address, network.broadcast_address}
             if address in ours or address in ends:
-                raise AddressError(f"{address} cannot be an address of the namespace")
+                raise AddressError("expected an address that a client can have", "address", str(address))
             return
-    raise AddressError(
-        f"{address} is outside of the namespace's subnet", fix="choose an address within the subnet"
-    )
+    subnet = " or ".join(map(str, networks))
+    raise AddressError(f"expected an address within the subnet, {subnet}", "address", str(address))
 
 
 def _identifier(text: str) -> str:
-    """Colons between the bytes, in lower case."""
+    """Return the identifier in lower case, with colons between the bytes."""
     try:
         identifier = bytes.fromhex(text.replace(":", ""))
     except ValueError:
         identifier = b""
     if not 2 <= len(identifier) <= CLIENT_ID_MAX:
-        raise AddressError(
-            f"{text!r} is no client identifier", fix=f"write 2 to {CLIENT_ID_MAX} bytes in hexadecimal"
+        raise ArgumentError(
+            f"expected 2 to {CLIENT_ID_MAX} bytes in hexadecimal digits", "client_id", arguments.shown(text)
         )
     return identifier.hex(":")
 

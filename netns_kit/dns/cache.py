@@ -1,15 +1,15 @@
-"""A cache of answers: what upstream said lately is said again.
+"""A cache of the answers of upstreams.
 
-An answer is kept for the query as it was, every byte of it but the id and the case of its name, so what a client
-says in flags and EDNS, and any record nobody has thought of yet, keeps its meaning.  It is told as it came, but for
-the id, the name as this client spells it, and the TTLs, which have become lower.
+An answer is kept for the exact query, all bytes of it except the id and the letter case of its name, so that flags,
+EDNS and unknown records of a client keep their meaning.  It is returned as it came, except for the id, the client's
+spelling of the name, and the TTLs, which are reduced by its age.
 
-What is kept, and for how long: answers with records, for the lowest TTL in them; answers without, and "no such name",
-for what their SOA record allows (RFC 2308 section 5), if they have one.  No failures, nothing truncated, nothing that
-was answered to a client's own EDNS options (cookies, client subnets), and nothing that has a TTL of 0.
+Answers with records are kept for the lowest TTL in them; answers without, and "no such name", for as long as their
+SOA record allows (RFC 2308 section 5), if they have one.  Not kept are failures, truncated answers, answers to a
+client's own EDNS options (cookies, client subnets), and answers with a TTL of 0.
 
-Limits.  So many answers, no longer than `LONGEST`; the one not asked for the longest makes room.  No answer is kept
-for more than a day, and no absence for more than an hour.
+Limits.  The number of answers is bounded, and so is their length, by `LONGEST`; the one that was unused for longest
+makes room.  No answer is kept for more than a day, and no negative one for more than an hour.
 
 Law of this file: no clock.
 """
@@ -38,16 +38,16 @@ from .message import (
 )
 
 ENTRIES = 1024
-NAMES = 4096  # of addresses, remembered beyond the answers
+NAMES = 4096  # names of addresses, remembered longer than the answers
 LONGEST = 4096  # bytes of an answer
 LONGEST_TTL = 86400
 LONGEST_ABSENCE = 3600  # RFC 2308 section 5 has one to three hours
 _ADDRESSES = (TYPES["A"], TYPES["AAAA"])
-_QUESTION = 12  # where it begins
+_QUESTION = 12  # its offset
 
 
 class _Kept(NamedTuple):
-    """`ttls`: where they lie in the message."""
+    """An answer.  `ttls`: the offsets of its TTLs."""
 
     message: bytes
     since: float
@@ -56,30 +56,26 @@ class _Kept(NamedTuple):
 
 
 class Cache:
-    """`entries`: how many answers at most."""
+    """A cache of at most `entries` answers."""
 
     def __init__(self, entries: int = ENTRIES) -> None:
         self._entries = entries
-        self._kept: OrderedDict[bytes, _Kept] = (
-            OrderedDict()
-        )  # by query; the one not asked for the longest first
-        self._names: OrderedDict[bytes, bytes] = (
-            OrderedDict()
-        )  # that were asked for, by address; the oldest first
+        self._kept: OrderedDict[bytes, _Kept] = OrderedDict()  # by query; the longest unused first
+        self._names: OrderedDict[bytes, bytes] = OrderedDict()  # by address; the oldest first
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def clear(self) -> None:
-        """Forget everything: others are to be asked."""
+        """Forget all answers, because other resolvers are asked from now on."""
         self._kept.clear()
 
     def name_of(self, address: bytes) -> bytes | None:
-        """The name that was asked for last and answered with that address, packed, if it is remembered."""
+        """Return the name that was last answered with a packed address, None if it is not remembered."""
         return self._names.get(address)
 
     def get(self, query: bytes, question: bytes, now: float, *, limit: int = 0xFFFF) -> bytes | None:
-        """The answer to a query, if it is known and no longer than `limit`."""
+        """Return the answer to a query, None if it is not known or longer than `limit`."""
         key = identity(query, question)
         kept = self._kept.get(key)
         if kept is None or len(kept.message) > limit:
@@ -97,7 +93,7 @@ class Cache:
         return bytes(message)
 
     def put(self, query: bytes, question: bytes, message: bytes, now: float) -> None:
-        """Keep the answer to a query, if it may be kept.  Whatever upstream sent, this raises nothing."""
+        """Keep the answer to a query, if it may be kept.  Never raises."""
         try:
             ttl, ttls, addresses = _lifetime(query, question, message)
         except BadMessage:
@@ -116,9 +112,10 @@ class Cache:
 
 
 def _lifetime(query: bytes, question: bytes, message: bytes) -> tuple[int, tuple[int, ...], list[bytes]]:
-    """For how many seconds to keep the answer, where its TTLs lie, and the addresses in it that were asked for.
+    """Return for how many seconds to keep the answer, the offsets of its TTLs, and its addresses that were asked for.
 
-    Raises `BadMessage`."""
+    Raises `BadMessage`.
+    """
     flags = int.from_bytes(message[2:4], "big")
     rcode = flags & RCODE
     kind = int.from_bytes(question[-4:-2], "big")

@@ -1,4 +1,4 @@
-"""Messages of a byte stream: each behind its length (RFC 1035 section 4.2.2)."""
+"""DNS messages in a byte stream, each behind its length (RFC 1035 section 4.2.2)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _LENGTH = 2
 
 
 class Framing:
-    """Cuts what comes into messages.
+    """A splitter of a byte stream into messages.
 
     >>> framing = Framing(longest=512)
     >>> framing.take(b"\\0\\3ab"), framing.take(b"c\\0\\1d"), framing.take(b"\\0\\1d")
@@ -22,10 +22,10 @@ class Framing:
         self._held = bytearray()
 
     def take(self, data: bytes | memoryview) -> tuple[int, bytes | None]:
-        """Take of `data` what belongs to the next message: how much that was, and the message if it is whole.
+        """Take the next message's part of `data`; return its size, and the message if it is complete.
 
-        No more is kept than one message of the longest length.  Raises `BadMessage`, and nothing else, for a length
-        that is above it.
+        At most one message of the longest length is kept.  Raises `BadMessage`, and nothing else, for a length above
+        it.
         """
         held, taken = self._held, 0
         if len(held) < _LENGTH:
@@ -48,5 +48,5 @@ class Framing:
 
 
 def framed(message: bytes) -> bytes:
-    """The message behind its length."""
+    """Return the message behind its length."""
     return len(message).to_bytes(_LENGTH, "big") + message

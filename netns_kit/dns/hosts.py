@@ -14,14 +14,14 @@ LOCAL = "127.0.0.1", "::1"
 
 
 class Entry(NamedTuple):
-    """One line."""
+    """A line: an address and its names."""
 
     address: IPv4Address | IPv6Address
     names: tuple[str, ...]
 
 
 def parse(text: str) -> list[Entry]:
-    """The entries of a hosts file's text, in order.  Never raises: what makes no sense is left out."""
+    """Return the entries of a hosts file's text, in order.  Never raises: invalid lines are left out."""
     entries = []
     for line in text.splitlines():
         words = line.partition("#")[0].split()
@@ -34,8 +34,10 @@ def parse(text: str) -> list[Entry]:
 
 
 def written(hostname: str, ours: Iterable[tuple[str, str]], outer: str) -> str:
-    """A hosts file: localhost and `hostname`, which are the machine itself; `ours`, as name and address; then the
-    entries of the file `outer`, but for names that have been told of.
+    """Return the text of a hosts file.
+
+    It has localhost and `hostname`, which are the machine itself; `ours`, pairs of name and address; and the entries
+    of the text `outer`, without names that are there already.
     """
     lines = [
         (LOCAL[0], ["localhost", hostname]),

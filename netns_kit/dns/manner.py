@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
+from netns_kit import arguments
+from netns_kit.errors import ArgumentError
 from netns_kit.frozen import frozen
 
-PATIENCE = 4.0  # seconds; stub resolvers ask again after 5, and they should hear the verdict before that
+DEFAULT_PATIENCE = 4.0  # seconds; stub resolvers ask again after 5, and should hear the verdict before that
 
 
 @frozen
 class Manner:
-    """How the upstreams of a route are asked.
+    """A way of asking resolvers.
 
-    timeout: seconds an upstream may take before the next one is asked.
-    attempts: how often a silent upstream is asked for one query.
-    patience: seconds after which a query that all were asked about is given up.
-    rotate: begin with another upstream each time.
-    streams: ask over TCP, also what clients ask in datagrams.
-    ports: send no two queries in a row from the same port.
-
-    Raises ValueError for a number out of range.
+    Raises:
+        ArgumentError: A number is out of range.
+        ArgumentTypeError: An argument has another type.
     """
 
     timeout: float = 1.0
+    """Seconds that an upstream may take before the next one is asked."""
     attempts: int = 2
-    patience: float = PATIENCE
+    """Number of times that a silent upstream is asked for one query."""
+    patience: float = DEFAULT_PATIENCE
+    """Seconds after which a query is given up that all upstreams were asked."""
     rotate: bool = False
+    """Begin with another upstream for each query."""
     streams: bool = False
+    """Ask over TCP, even for clients that ask over UDP."""
     ports: bool = False
+    """Send no two queries in a row from the same port."""
 
     def __post_init__(self) -> None:
-        if not self.timeout > 0:
-            raise ValueError(f"timeout must be positive, not {self.timeout}")
-        if self.attempts < 1:
-            raise ValueError(f"attempts must be at least 1, not {self.attempts}")
-        if not self.patience >= 0:
-            raise ValueError(f"patience must not be negative, but is {self.patience}")
+        arguments.whole_number("attempts", self.attempts, 1)
+        for name, seconds in ("timeout", self.timeout), ("patience", self.patience):
+            arguments.instance(name, seconds, (int, float), "a number of seconds")
+            if not (seconds > 0 or (seconds == 0 and name == "patience")):
+                raise ArgumentError("expected a positive number of seconds", name, arguments.shown(seconds))
 
 
 DEFAULT = Manner()

@@ -1,11 +1,11 @@
-"""As much of a DNS message (RFC 1035 section 4.1) as relaying it needs, and as answering for ourselves does.
+"""DNS messages (RFC 1035 section 4.1): as much of them as relaying needs, and answering for names of our own.
 
-Relaying needs the id, the flags and the question; the rest of a message is opaque, so record types and options nobody
-has thought of yet pass through (RFC 5625 section 4).  Whoever keeps an answer, or puts an alias in front of it, looks
-at its records as well: `walk` finds them, `expanded` makes them whole, `reply` writes them.
+Relaying needs the id, the flags and the question.  The rest of a message is opaque, so unknown record types and
+options pass through (RFC 5625 section 4).  The cache, and an answer that begins with an alias of ours, need the
+records as well: `walk` finds them, `expanded` decompresses them, `reply` writes them.
 
-Every byte comes from a guest or from the network: what reads them raises `BadMessage` and nothing else, and takes
-time bounded by their number.
+Every byte comes from a guest or from the network.  Reading them raises `BadMessage` and nothing else, and takes time
+bounded by their number.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from enum import Enum
 from struct import Struct
 from typing import NamedTuple
 
-from .names import LABEL_MAX, NAME_MAX
+from netns_kit.domain_names import LABEL_MAX, NAME_MAX, POINTER
 
 _HEADER = Struct("!6H")  # id, flags, and the counts of questions, answers, authorities, additionals
 _RECORD = Struct("!HHIH")  # type, class, TTL, length of the data
 _unpack_header, _unpack_record = _HEADER.unpack_from, _RECORD.unpack_from
-_TTL = 4  # where it lies in that
+_TTL = 4  # offset of the TTL in it
 
 QR = 0x8000  # set in a response
 OPCODE = 0x7800
-AA = 0x0400  # who answers owns the name
-TC = 0x0200  # truncated: the client is to ask again over TCP
+AA = 0x0400  # the answer comes from the owner of the name
+TC = 0x0200  # truncated: the client asks again over TCP
 RD = 0x0100
 RA = 0x0080
 CD = 0x0010
@@ -46,51 +46,49 @@ TYPES = {
 CNAME, SOA, PTR, OPT, ANY = (TYPES[name] for name in ("CNAME", "SOA", "PTR", "OPT", "ANY"))
 _TYPE_NAMES = {number: name for name, number in TYPES.items()}
 
-PLAIN_SIZE = (
-    512  # bytes of a message over UDP whose client does not say what it takes (RFC 1035 section 2.3.4)
-)
-OUR_SIZE = 1232  # what we take ourselves: no fragments on any path
+PLAIN_SIZE = 512  # bytes of a UDP message to a client that names no other size (RFC 1035 section 2.3.4)
+OUR_SIZE = 1232  # bytes of a UDP message to us: no path fragments that
 _DO = 0x8000  # in the lower half of an OPT record's TTL
 _OPT = Struct("!BHHHHH").pack  # the root, type, our size, extended code and version, flags, length
-_POINTER = 0xC000
-_FARTHEST = 0x3FFF  # that a pointer points
+_FARTHEST = 0x3FFF  # the largest offset in a pointer
 
-# Names in the data of a record, which may be compressed, by its type: how many, behind how many bytes.  RFC 3597
-# section 4: no others are; and some that should not be are nevertheless (SRV, DNAME).
+# Names in a record's data that may be compressed, by its type: how many, behind how many bytes.  RFC 3597 section 4
+# allows no others; SRV and DNAME should not be compressed either, but sometimes are.
 _NAMES_IN = {TYPES[name]: at for name, at in {
     "NS": (1, 0), "CNAME": (1, 0), "SOA": (2, 0), "PTR": (1, 0), "MX": (1, 2), "SRV": (1, 6), "DNAME": (1, 0),
 }.items()}  # fmt: skip
 
 
 class BadMessage(Exception):
-    """These bytes are no DNS message we can relay."""
+    """A DNS message that cannot be relayed."""
 
 
 class Rcode(Enum):
-    """What an answer says when it has no records to say it with.
-
-    NOERROR: the name has no record of that type.  NXDOMAIN: there is no such name.  REFUSED: nobody is told.
-    SERVFAIL: it could not be found out.
-    """
+    """The result code of an answer without records."""
 
     NOERROR = 0
+    """The name has no record of that type."""
     SERVFAIL = SERVFAIL
+    """The answer could not be found out."""
     NXDOMAIN = NXDOMAIN
+    """There is no such name."""
     REFUSED = REFUSED
+    """The server does not answer this client."""
 
 
 def type_name(number: int) -> str:
-    """What a type is called; one without a name here is TYPE and its number (RFC 3597 section 5)."""
+    """Return a type's name; an unknown one is TYPE and its number (RFC 3597 section 5)."""
     return _TYPE_NAMES.get(number) or f"TYPE{number}"
 
 
 def parse_untrusted(message: bytes) -> tuple[int, int, bytes]:
-    """The id, the flags and the question section: name, type and class exactly as sent, case included.
+    """Return the id, the flags and the question: name, type and class exactly as sent, letter case included.
 
-    The question is empty where the message has none (DNS cookies, RFC 7873 section 5.4; some errors).
-    Nothing behind the question is looked at.  Takes time bounded by the 255 octets of the longest name.
-    Raises `BadMessage`, and nothing else, whatever the bytes: a truncated header or question, more than one
-    question (RFC 9619), an overlong or compressed name.
+    The question is empty if the message has none (DNS cookies, RFC 7873 section 5.4; some errors).  Nothing behind it
+    is read.  Takes time bounded by the 255 bytes of the longest name.
+
+    Raises `BadMessage`, and nothing else: for a truncated header or question, more than one question (RFC 9619), and
+    a name that is too long or compressed.
     """
     size = len(message)
     if size < _HEADER.size:
@@ -113,12 +111,12 @@ def parse_untrusted(message: bytes) -> tuple[int, int, bytes]:
 
 
 def with_id(ident: int, message: bytes) -> bytes:
-    """The same message under another id."""
+    """Return the message with another id."""
     return ident.to_bytes(2, "big") + message[2:]
 
 
 def with_name(message: bytes, question: bytes, name: bytes) -> bytes:
-    """The same query, whose question that is, about another name."""
+    """Return a query, given with its question, for another name."""
     at = _HEADER.size
     return message[:at] + name + question[-4:] + message[at + len(question) :]
 
@@ -135,13 +133,12 @@ def answering(query: bytes, question: bytes, message: bytes) -> bytes:
 
 
 def same_question(one: bytes, other: bytes) -> bool:
-    """Whether two questions are the same: names compare without regard to case (RFC 4343), types and classes do
-    not."""
+    """Return whether two questions are the same; the letter case of names does not count (RFC 4343)."""
     return one == other or (one[-4:] == other[-4:] and one[:-4].lower() == other[:-4].lower())
 
 
 def identity(query: bytes, question: bytes) -> bytes:
-    """Return what two queries have in common if the same answer serves both: all but the id and the name's case."""
+    """Return a key that is equal for queries with the same answer: all but the id and the letter case of the name."""
     at = _HEADER.size
     return query[2:at] + question[:-4].lower() + query[at + len(question) - 4 :]
 
@@ -149,8 +146,11 @@ def identity(query: bytes, question: bytes) -> bytes:
 # -- records ----------------------------------------------------------------------------------------------
 
 
-class Found(NamedTuple):
-    """Where a record lies in its message.  `section`: 1 answer, 2 authority, 3 additional, as in the header."""
+class RecordSpan(NamedTuple):
+    """The place of a record in its message: offsets of its parts.
+
+    `section`: 1 answer, 2 authority, 3 additional, in the order of the header.
+    """
 
     section: int
     kind: int
@@ -161,7 +161,7 @@ class Found(NamedTuple):
 
 
 class Rr(NamedTuple):
-    """A record of class IN, its names whole."""
+    """A record of class IN with its names decompressed."""
 
     owner: bytes
     kind: int
@@ -169,8 +169,8 @@ class Rr(NamedTuple):
     data: bytes
 
 
-def walk(message: bytes, question: bytes) -> Iterator[Found]:
-    """The records behind the question, in order.  Raises `BadMessage`, and nothing else."""
+def walk(message: bytes, question: bytes) -> Iterator[RecordSpan]:
+    """Yield the records behind the question, in order.  Raises `BadMessage`, and nothing else."""
     counts = _unpack_header(message)[3:]
     at, size = _HEADER.size + len(question), len(message)
     for section, count in enumerate(counts, 1):
@@ -182,49 +182,49 @@ def walk(message: bytes, question: bytes) -> Iterator[Found]:
             data = at + _RECORD.size
             if data + length > size:
                 raise BadMessage("record truncated")
-            yield Found(section, kind, owner, at + _TTL, data, data + length)
+            yield RecordSpan(section, kind, owner, at + _TTL, data, data + length)
             at = data + length
 
 
 def ttl_at(message: bytes, at: int) -> int:
-    """A TTL; one with the first bit set counts as 0 (RFC 2181 section 8)."""
+    """Return the TTL at an offset; one with the first bit set counts as 0 (RFC 2181 section 8)."""
     ttl = int.from_bytes(message[at : at + 4], "big")
     return ttl if ttl < 1 << 31 else 0
 
 
 def _after_name(message: bytes, at: int) -> int:
-    """Where a name ends.  Raises `BadMessage`."""
+    """Return the offset behind a name.  Raises `BadMessage`."""
     size = len(message)
     while at < size:
         length = message[at]
         if length == 0:
             return at + 1
         if length > LABEL_MAX:
-            if length < _POINTER >> 8:
+            if length < POINTER >> 8:
                 raise BadMessage("a label of a reserved type")
             return at + 2
         at += 1 + length
     raise BadMessage("name truncated")
 
 
-class _Names:
-    """The names of one message, which may be compressed.
+class _NameReader:
+    """A reader of one message's names, which may be compressed.
 
-    Each is read once, however many pointers lead to it, so all of them together take time bounded by the length of
-    the message.
+    Each name is read once, however many pointers lead to it, so reading all takes time bounded by the length of the
+    message.
     """
 
     __slots__ = ("_known", "_message")
 
     def __init__(self, message: bytes) -> None:
         self._message = message
-        # by where they begin, the ends of longer ones included; and where the first pointer in each leads, or -1
+        # by offset, the ends of longer names included; with the target of the first pointer in each, or -1
         self._known: dict[int, tuple[bytes, int]] = {}
 
     def at(self, at: int) -> bytes:
-        """Return the whole of a name.
+        """Return the name at an offset, decompressed.
 
-        A pointer points before the labels that lead to it, so a name comes to an end.  Raises `BadMessage`.
+        A pointer leads to before the labels in front of it, so a name comes to an end.  Raises `BadMessage`.
         """
         message, known = self._message, self._known
         passed, length, size, lowest = list[tuple[int, bytes, int]](), 1, len(message), at
@@ -236,7 +236,7 @@ class _Names:
                 end = b"\0", -1
                 break
             if octets > LABEL_MAX:
-                target = int.from_bytes(message[at : at + 2], "big") - _POINTER
+                target = int.from_bytes(message[at : at + 2], "big") - POINTER
                 if at + 1 >= size or not 0 <= target < lowest:
                     raise BadMessage("a pointer to nowhere")
                 passed.append((at, b"", target))
@@ -260,9 +260,9 @@ class _Names:
 
 
 def expanded(message: bytes, question: bytes) -> tuple[list[Rr], list[Rr]]:
-    """The records of the answer and of the authority, names whole.  Raises `BadMessage`, and nothing else."""
+    """Return the records of answer and authority, decompressed.  Raises `BadMessage`, and nothing else."""
     sections: tuple[list[Rr], list[Rr], list[Rr]] = ([], [], [])
-    names = _Names(message)
+    names = _NameReader(message)
     for found in walk(message, question):
         if found.section < 3:
             data = _expanded_data(message, found, names)
@@ -271,7 +271,7 @@ def expanded(message: bytes, question: bytes) -> tuple[list[Rr], list[Rr]]:
     return sections[0], sections[1]
 
 
-def _expanded_data(message: bytes, found: Found, names: _Names) -> bytes:
+def _expanded_data(message: bytes, found: RecordSpan, names: _NameReader) -> bytes:
     count, skipped = _NAMES_IN.get(found.kind, (0, 0))
     at = found.data + skipped
     parts = [message[found.data : at]]
@@ -287,7 +287,7 @@ def _expanded_data(message: bytes, found: Found, names: _Names) -> bytes:
 
 
 class Edns(NamedTuple):
-    """What a query says in its OPT record (RFC 6891 section 6.1).  `plain`: it has no options."""
+    """The OPT record of a query (RFC 6891 section 6.1).  `plain`: it has no options."""
 
     size: int
     dnssec_ok: int
@@ -295,7 +295,7 @@ class Edns(NamedTuple):
 
 
 def edns(query: bytes, question: bytes) -> Edns | None:
-    """The OPT record of a query; None if it has none, or nothing that could be read."""
+    """Return the OPT record of a query, None if it has none or cannot be read."""
     if query[10:12] == b"\0\0":
         return None
     try:
@@ -318,10 +318,10 @@ def reply(
     flags: int = 0,
     limit: int = 0xFFFF,
 ) -> bytes:
-    """The answer to a parsed query and its question, truncated if it would be longer than `limit`.
+    """Return an answer to a query, given with its question, truncated if it would be longer than `limit`.
 
-    Keeps the id, the opcode, RD and CD (RFC 4035 section 3.2.2) and the question.  Has an OPT record if the query
-    has one.
+    It keeps the id, the opcode, RD and CD (RFC 4035 section 3.2.2) and the question, and has an OPT record if the
+    query has one.
     """
     ident, asked, *_ = _unpack_header(query)
     flags |= QR | asked & (OPCODE | RD | CD) | RA | rcode
@@ -346,6 +346,6 @@ def reply(
 
 
 def _owner(name: bytes, names: dict[bytes, int], at: int) -> bytes:
-    """The name, or where it lies already."""
+    """Encode a name, as a pointer if it is in the message already."""
     known = names.setdefault(name.lower(), at)
-    return name if known == at or known > _FARTHEST else (_POINTER | known).to_bytes(2, "big")
+    return name if known == at or known > _FARTHEST else (POINTER | known).to_bytes(2, "big")

@@ -1,14 +1,14 @@
-"""Read resolv.conf(5), the way the C library does, and write it.
+"""Read resolv.conf(5) as the C library does, and write it.
 
 >>> conf = parse("search lan\\nnameserver fe80::1%eth0\\nnameserver 127.0.0.53\\noptions timeout:2 edns0")
 >>> conf.nameservers, conf.search, conf.timeout
 ((IPv6Address('fe80::1%eth0'), IPv4Address('127.0.0.53')), ('lan',), 2)
 
-Options.  They are of three kinds, by whom they concern: see `ResolvConf.manner` and `ResolvConf.options_for_clients`.
+Options are of three kinds, see `ResolvConf.manner` and `ResolvConf.options_for_clients`:
 
-- the way to the servers, which we go: timeout, attempts, rotate, use-vc, single-request, single-request-reopen;
-- what the servers can do, or may be trusted with: edns0, trust-ad, and again the two of single requests;
-- the program that asks, whoever answers: ndots, no-aaaa, debug, inet6, and all that nobody here knows.
+- how the servers are asked, which we do: timeout, attempts, rotate, use-vc, single-request, single-request-reopen;
+- what the servers can do or may be trusted with: edns0, trust-ad, and again the two of single requests;
+- the program that asks, independent of the servers: ndots, no-aaaa, debug, inet6, and all unknown ones.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LOCAL = IPv4Address("127.0.0.1")  # resolv.conf(5): without a nameserver line, t
 
 DEFAULT_TIMEOUT, MAX_TIMEOUT = 5, 30  # RES_TIMEOUT and its silent cap, seconds
 DEFAULT_ATTEMPTS, MAX_ATTEMPTS = 2, 5  # RES_DFLRETRY and its silent cap
-LONGEST_PATIENCE = MAX_TIMEOUT - 5  # a client cannot be told to wait for longer than the cap
+LONGEST_PATIENCE = MAX_TIMEOUT - 5  # a client cannot be told to wait longer than the cap
 
 _OF_THE_WAY = ("timeout:", "attempts:", "rotate", "use-vc")
 _ONE_AT_A_TIME = ("single-request", "single-request-reopen")
@@ -33,26 +33,24 @@ _OF_THE_SERVERS = ("edns0", "trust-ad", *_ONE_AT_A_TIME)
 
 @frozen
 class ResolvConf:
-    """What a resolv.conf says.
-
-    nameservers: in order, never empty, scope ids kept; all of them, where the C library stops at three.
-    search: the search list, as written.  A lone "." is kept: it says "no search list".
-    options: every option in order, as written, known or not.
-    timeout: seconds to wait for one nameserver, 1 to 30, default 5.
-    attempts: rounds through the nameservers, 1 to 5, default 2.
-    """
+    """The contents of a resolv.conf."""
 
     nameservers: tuple[IPv4Address | IPv6Address, ...] = (LOCAL,)
+    """All nameservers in order, with scope ids; never empty.  The C library uses only three."""
     search: tuple[str, ...] = ()
+    """The search list as written.  A single "." is kept: it means "no search list"."""
     options: tuple[str, ...] = ()
+    """All options in order, as written, known or not."""
     timeout: int = DEFAULT_TIMEOUT
+    """Seconds to wait for one nameserver, 1 to 30."""
     attempts: int = DEFAULT_ATTEMPTS
+    """Rounds through the nameservers, 1 to 5."""
 
     def manner(self) -> Manner:
-        """How to ask the servers as the options have it.
+        """Return how to ask the servers, according to the options.
 
-        A timeout counts if it is not the C library's own, which is that long for want of a memory of who is silent.
-        Then a query is given up when the C library would.
+        The C library's default timeout is ignored: it is long because the library does not remember which server is
+        silent.  With any other timeout a query is given up when the C library would give it up.
         """
         given = frozenset(self.options)
         timeout, patience = DEFAULT.timeout, DEFAULT.patience
@@ -69,10 +67,10 @@ class ResolvConf:
         )
 
     def options_for_clients(self, *, same_servers: bool) -> tuple[str, ...]:
-        """The options for programs that ask us.
+        """Return the options for programs that ask us.
 
-        `same_servers`: whether these servers are asked in the end, so that what is said of them holds.  If the way to
-        them takes longer than usual, the programs are to wait for us as long.
+        `same_servers`: whether these servers are asked in the end, so that statements about them hold.  Programs are
+        told to wait for us as long as these servers may take.
         """
         options = tuple(
             each
@@ -89,7 +87,7 @@ class ResolvConf:
         return options
 
     def written(self) -> str:
-        """The text of a resolv.conf that says so; timeout and attempts where they are among the options."""
+        """Return the text of this resolv.conf; timeout and attempts appear if they are among the options."""
         lines = [f"nameserver {each}" for each in self.nameservers]
         if self.search:
             lines.append(f"search {' '.join(self.search)}")
@@ -99,11 +97,11 @@ class ResolvConf:
 
 
 def parse(text: str) -> ResolvConf:
-    """Read the text of a resolv.conf.  Never raises: what makes no sense is ignored, as by the C library.
+    """Read the text of a resolv.conf.  Never raises: invalid lines are ignored, as by the C library.
 
-    A keyword counts only in the first column; # and ; begin a comment there, and before a later word.  Of
-    several search (or domain) lines the last one wins, options add up.  An IPv4 nameserver must be a dotted
-    quad: the shorter forms of inet_aton(3) are ignored.
+    A keyword counts only in the first column; # and ; begin a comment there and before a later word.  The last of
+    several search (or domain) lines counts; options add up.  An IPv4 nameserver must have four numbers: the shorter
+    forms of inet_aton(3) are ignored.
     """
     nameservers: list[IPv4Address | IPv6Address] = []
     search: list[str] = []
@@ -133,7 +131,7 @@ def parse(text: str) -> ResolvConf:
 
 
 def _words(line: str) -> list[str]:
-    """The line's words up to a comment; one empty word for a line without any."""
+    """Return the line's words up to a comment; one empty word if there are none."""
     words = line.split()
     for index, word in enumerate(words):
         if word[0] in "#;":
@@ -143,7 +141,7 @@ def _words(line: str) -> list[str]:
 
 
 def _number(options: list[str], name: str, default: int, most: int) -> int:
-    """The last readable value of an option, between 1 and its cap."""
+    """Return the last readable value of an option, between 1 and its cap."""
     number = default
     for option in options:
         if option.startswith(name):

@@ -1,17 +1,17 @@
-"""The DNS server: who answers a query, and whom it is passed on to.
+"""The DNS server: it decides what answers a query.
 
-A query goes through these in order, and the first that has an answer gives it:
+The first of these that has an answer gives it:
 
 - the *hook*, a function of the caller's: it may answer, refuse, or have another name looked up instead;
 - the `Zone`: names we own;
-- the `Cache`: what upstream has said lately;
-- the upstreams of the longest domain the name lies in, or else those of all: `DnsProxy`.
+- the `Cache`: recent answers of upstreams;
+- the upstreams of the longest domain that the name is in, or else those of all others, through `DnsProxy`.
 
-Aliases.  Where a CNAME of ours leads, or a hook, is asked for instead, in the same order but for the hook; the answer
-is told with the CNAMEs in front, so that it begins at the name that was asked for.
+Aliases.  The target of a CNAME of ours, and a name that the hook returns, are looked up in the same order, without
+the hook.  The CNAMEs are put in front of the answer, so that it begins at the name that was asked for.
 
-Whether a query came in a datagram or in a stream, the same is said: what does not fit is truncated (RFC 1035 section
-4.2.1), and upstream is asked the way the client asks, unless its `Manner` is to be asked over TCP.
+A query gets the same answer over UDP and TCP; an answer that does not fit is truncated (RFC 1035 section 4.2.1).
+Upstreams are asked over the client's transport, unless their `Manner` says TCP.
 
 Law of this file: no socket, no clock, no log, and hostile bytes raise nothing.
 """
@@ -22,9 +22,11 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Literal, NamedTuple, TypeAlias
 
+from netns_kit.domain_names import suffixes, to_text, to_wire
 from netns_kit.frozen import frozen
 
 from .cache import Cache
+from .exchanges import Transport, Upstream
 from .manner import DEFAULT, Manner
 from .message import (
     AA,
@@ -48,43 +50,43 @@ from .message import (
     type_name,
     with_name,
 )
-from .names import suffixes, to_text, to_wire
-from .proxy import LONGEST_KEPT, Action, Answer, DnsProxy, Transport, Upstream
+from .proxy import LONGEST_KEPT, Action, Answer, DnsProxy
 from .records import DEFAULT_TTL, Record, as_rr
 from .zone import Zone
 
-ALIASES = 8  # of ours, one behind the other
-TRANSFERS = 8  # at a time: each has a connection of its own
+ALIASES = 8  # names of ours that a query may be led through
+TRANSFERS = 8  # zone transfers at a time: each has a connection of its own
 _TRANSFERS = frozenset({TYPES["AXFR"], TYPES["IXFR"]})
 
 
 @frozen
 class DnsQuery:
-    """What a client asks for.
-
-    `name`: in small letters, without a dot at its end; "." is the root.  What is unusual in a name is escaped as in a
-    zone file.  `type`: "A", "AAAA", "MX"; "TYPE65280" for one without a name.  `client`: its address.
-    """
+    """A query, as a hook gets it."""
 
     name: str
+    """The name in small letters, without a dot at its end; "." is the root.  Unusual bytes are escaped as in a zone
+    file."""
     type: str
+    """The record type, like "AAAA"; "TYPE65280" for one without a name."""
     client: IPv4Address | IPv6Address
+    """The client's address."""
     transport: Literal["udp", "tcp"]
+    """The transport by which the query came."""
 
 
 Verdict: TypeAlias = "Sequence[Record] | Rcode | str | None"
-"""What a hook says to a query: records, of which those that were asked for are told, by the name that was asked for;
-an `Rcode`; the name to look up instead; or None, as if it had not been asked."""
+"""A hook's answer: records, of which those of the type asked for are returned under the name asked for; an `Rcode`;
+the name to look up instead; or None, to have the query answered as if there were no hook."""
 
 Hook: TypeAlias = Callable[[DnsQuery], Verdict]
-"""A plain function that is asked about each query before all else."""
+"""A plain function that is called with each query first."""
 
 
 class _Asked(NamedTuple):
-    """A query that upstream has, and who waits for the answer.
+    """A query under way, and the client that waits for its answer.
 
-    `original` is what the client asked, if that was another name: `aliases` lead from it to this one.  `epoch`: which
-    upstreams are asked, by a number of the server's.
+    `original` is the client's own query, if that has another name: `aliases` lead from it to this one.  `epoch` tells
+    which set of upstreams is asked.
     """
 
     client: Hashable
@@ -97,16 +99,17 @@ class _Asked(NamedTuple):
 
 
 class DnsServer:
-    """What a DNS address says; sans-IO.
+    """A DNS server without its sockets.
 
-    It is driven as `DnsProxy` is, and returns what that returns.  Nothing a guest or an upstream sends makes it
-    raise, and neither does the hook.
+    It is driven as `DnsProxy` is, and returns the same actions.  Nothing that a guest, an upstream or the hook does
+    makes it raise.
 
-    zone: the names that are ours.
-    proxy: asks the upstreams; those to be asked are set here.
-    cache: None: nothing is kept.
-    hook: is asked first.  If it raises, or says what is no `Verdict`, the query is answered with SERVFAIL, and
-    `failed` is called with the exception.
+    Args:
+        zone: The names that are ours.
+        proxy: The proxy that asks the upstreams, whose routes are set here.
+        cache: The cache, None for none.
+        hook: The hook, None for none.  If it raises, or returns no `Verdict`, the query is answered with SERVFAIL.
+        failed: Called with the exception when the hook fails.
     """
 
     def __init__(
@@ -133,7 +136,7 @@ class DnsServer:
         self.malformed = 0
 
     def name_of(self, address: bytes) -> str | None:
-        """What a packed address is called: by a record of ours, or by what was asked and answered with it of late."""
+        """Return the name of a packed address: that of our record, or the last one answered with it; else None."""
         found = self.zone.name_of(address)
         if found is None and self._cache is not None:
             found = self._cache.name_of(address)
@@ -142,9 +145,9 @@ class DnsServer:
     def set_upstreams(
         self, resolvers: Mapping[str, Iterable[tuple[str, int]]], manner: Manner = DEFAULT
     ) -> None:
-        """Ask these from now on, by domain; those of "" are asked about all else, and in that manner.
+        """Set the upstreams by domain; those of "" are asked about all other names, in that manner.
 
-        What was kept is forgotten if they are others than before.  Raises `RecordError` for what is no domain.
+        The cache is cleared if they have changed.  Raises `DomainNameError` for what is no domain.
         """
         upstreams = {domain: tuple(found) for domain, found in resolvers.items()}
         if (upstreams, manner) == (self._upstreams, self._manner):
@@ -167,7 +170,7 @@ class DnsServer:
 
     @property
     def deadline(self) -> float:
-        """When `DnsServer.handle_timer` wants to be called."""
+        """The time at which `DnsServer.handle_timer` is due, or infinity."""
         return self.proxy.deadline
 
     def query(
@@ -178,8 +181,10 @@ class DnsServer:
         now: float,
         transport: Transport = "udp",
     ) -> list[Action] | None:
-        """A client of that packed address asks: what is to be sent to whom, which may be nothing.  None: it was no
-        query."""
+        """Take a query of a client with that packed address.
+
+        Returns what to send, which may be nothing; None if the message is no query.
+        """
         try:
             _, flags, question = parse_untrusted(message)
         except BadMessage:
@@ -210,7 +215,10 @@ class DnsServer:
         return self._look_up(asked, now, transport)
 
     def _judged(self, hook: Hook, asked: _Asked, address: bytes, transport: Transport) -> _Asked | Answer:
-        """What becomes of the query by the hook.  Raises what that does, and for what it must not say."""
+        """Return the hook's answer, or the query to go on with.
+
+        Raises what the hook raises, and TypeError for what it must not return.
+        """
         name, kind = asked.question[:-4], int.from_bytes(asked.question[-4:-2], "big")
         verdict = hook(DnsQuery(to_text(name).lower(), type_name(kind), ip_address(address), transport))
         if verdict is None:
@@ -242,7 +250,7 @@ class DnsServer:
         return self._ask(asked, self._domain_of(asked.question[:-4].lower()), now, transport)
 
     def _domain_of(self, name: bytes) -> bytes:
-        """The longest domain with resolvers of its own that `name` lies in."""
+        """Return the longest domain with its own resolvers that the name is in."""
         if not self._domains:
             return _ROOT
         return next((each for each in suffixes(name) if each in self._domains), _ROOT)
@@ -256,30 +264,28 @@ class DnsServer:
         return self._answered(actions, now)
 
     def response(self, message: bytes, upstream: Upstream, now: float) -> list[Action]:
-        """As `DnsProxy.response`."""
+        """Do as `DnsProxy.response` does."""
         return self._answered(self.proxy.response(message, upstream, now), now)
 
     def upstream_failed(self, upstream: Upstream, now: float) -> list[Action]:
-        """As `DnsProxy.upstream_failed`."""
+        """Do as `DnsProxy.upstream_failed` does."""
         return self._answered(self.proxy.upstream_failed(upstream, now), now)
 
     def query_failed(self, upstream: Upstream, ident: int, now: float) -> list[Action]:
-        """As `DnsProxy.query_failed`."""
+        """Do as `DnsProxy.query_failed` does."""
         return self._answered(self.proxy.query_failed(upstream, ident, now), now)
 
     def handle_timer(self, now: float) -> list[Action]:
-        """As `DnsProxy.handle_timer`."""
+        """Do as `DnsProxy.handle_timer` does."""
         return self._answered(self.proxy.handle_timer(now), now)
 
     def _answered(self, actions: list[Action], now: float) -> list[Action]:
-        """What the proxy wants done, and its answers made into those that clients wait for."""
-        told: dict[
-            bytes, bytes
-        ] = {}  # of one message, which may be long: whoever asks the same is told the same
+        """Turn the proxy's answers into those that the clients wait for."""
+        told: dict[bytes, bytes] = {}  # answers made of one message, which may be long, by what was asked
         for index, action in enumerate(actions):
             if isinstance(action, Answer) and isinstance(asked := action.client, _Asked):
                 message = action.message
-                if not action.shared:  # else it was looked at for the client before
+                if not action.shared:  # else it was handled for the previous client
                     told.clear()
                     if self._cache is not None and asked.epoch == self._epoch:
                         self._cache.put(asked.query, asked.question, message, now)
@@ -295,7 +301,7 @@ class DnsServer:
         return actions
 
     def _aliased(self, asked: _Asked, message: bytes) -> bytes:
-        """An answer as it is for the client, with the aliases in front."""
+        """Return an upstream's answer with the aliases in front."""
         try:
             _, flags, question = parse_untrusted(message)
             answers, authority = expanded(message, question)
@@ -313,7 +319,7 @@ class DnsServer:
         *,
         flags: int = 0,
     ) -> Answer:
-        """Our own answer, to what was asked first."""
+        """Make our own answer to the client's original query."""
         query = asked.original or asked.query
         _, _, question = parse_untrusted(query)
         records = (*asked.aliases, *answers)
@@ -321,7 +327,7 @@ class DnsServer:
         return Answer(asked.client, message)
 
     def stats(self) -> dict[str, int]:
-        """The counters of `DnsProxy.stats`, of queries it relays, and our own."""
+        """Return the counters of `DnsProxy.stats` and the server's own."""
         found = self.proxy.stats()
         found["malformed"] += self.malformed
         return {
@@ -343,7 +349,7 @@ def _checked(record: object) -> Record:
 
 
 def _renamed(asked: _Asked, name: bytes, ttl: int) -> _Asked:
-    """The same, for another name."""
+    """Return the query for another name, with an alias that leads there."""
     alias = Rr(asked.question[:-4], CNAME, ttl, name)
     return _Asked(
         asked.client,

@@ -1,8 +1,8 @@
-"""Names we own: who may ask for them is not asked, and nobody else is asked about them.
+"""The zone: names that we own, which no resolver is asked about.
 
-A name is ours if it has a record, if it lies in a domain that is all ours, or if it is the reverse name of an address
-within our networks.  What is ours and has no record of the type asked for has none at all; what is not ours is
-declined, and somebody else answers.
+A name is ours if it has a record, if it is in a domain that is entirely ours, or if it is the reverse name of an
+address in our networks.  If one of our names has no record of the type asked for, it has none at all.  Any other name
+is declined, and a resolver is asked.
 """
 
 from __future__ import annotations
@@ -12,22 +12,24 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 from itertools import islice
 from typing import NamedTuple
 
+from netns_kit.domain_names import address_of, suffixes, to_wire
+from netns_kit.operations import operation, same
+
 from .message import ANY, ANY_CLASS, CNAME, IN, NXDOMAIN, PTR, Rr
-from .names import address_of, suffixes, to_wire
 from .records import Record, as_rr
 
 _ANYTHING = b"\1*"
 
 
 class Owned(NamedTuple):
-    """One record, as it lies in a message; whose it is."""
+    """A record as it is in a message, and the `Record` that it was made of."""
 
     rr: Rr
     record: Record
 
 
-class Found(NamedTuple):
-    """What is known of a name.  `alias` is where a CNAME among the records leads, if that was not asked for."""
+class Lookup(NamedTuple):
+    """The zone's answer for a name.  `alias`: the target of a CNAME, if another type was asked for."""
 
     rcode: int
     records: tuple[Rr, ...]
@@ -37,7 +39,7 @@ class Found(NamedTuple):
 class Zone:
     """The names that are ours.
 
-    `domains`: nothing in these is anybody else's.  `networks`: nor are the names of addresses in these.
+    `domains`: all names in these are ours.  `networks`: so are the reverse names of all addresses in these.
 
     >>> zone = Zone(domains=["internal"])
     >>> zone.add(Record("db.internal", "192.0.2.5"))
@@ -45,7 +47,7 @@ class Zone:
     >>> zone.find(question).records[0].data.hex()
     'c0000205'
     >>> zone.find(to_wire("db.internal") + bytes.fromhex("001c 0001"))
-    Found(rcode=0, records=(), alias=b'')
+    Lookup(rcode=0, records=(), alias=b'')
     >>> zone.find(to_wire("other.internal") + bytes.fromhex("0001 0001")).rcode
     3
     >>> zone.find(to_wire("example.com") + bytes.fromhex("0001 0001")) is None
@@ -60,17 +62,19 @@ class Zone:
         self._names: dict[bytes, list[Owned]] = {}
         self._records: dict[Record, None] = {}
 
+    @operation(same)
     def add(self, record: Record) -> None:
-        """Own the record's name from now on.  Again is fine, and its TTL is then the new one."""
+        """Add a record.  It replaces an equal one, whose TTL may differ."""
         self.remove(record.name, record.type, record.value)
         self._records[record] = None
         for name, owned in _entries(record):
             self._names.setdefault(name, []).append(owned)
 
+    @operation(same)
     def remove(self, name: str, kind: str = "", value: str = "") -> int:
-        """Forget what is said of `name`, all or only of that type and value; how many records that was.
+        """Remove the records of a name, all or only those of that type and value; return how many there were.
 
-        Raises `RecordError` for what is no name.
+        Raises `DomainNameError` for what is no name.
         """
         wanted = to_wire(name).lower()
         gone = [
@@ -86,17 +90,18 @@ class Zone:
                     del self._names[each]
         return len(gone)
 
+    @operation()
     def records(self) -> tuple[Record, ...]:
-        """What was added, oldest first."""
+        """Return the records that were added, oldest first."""
         return tuple(self._records)
 
     def name_of(self, address: bytes) -> bytes | None:
-        """The name of a packed address, if it is ours: the first that was given to it."""
+        """Return the first name that was given to a packed address, None if it has none."""
         owned = self._names.get(to_wire(ip_address(address).reverse_pointer))
         return owned[0].rr.data if owned else None
 
-    def find(self, question: bytes) -> Found | None:
-        """What is known of the name in a question; None: it is not ours."""
+    def find(self, question: bytes) -> Lookup | None:
+        """Return the answer for the name in a question, None if the name is not ours."""
         asked = question[:-4]
         kind, kind_of_class = int.from_bytes(question[-4:-2], "big"), int.from_bytes(question[-2:], "big")
         if kind_of_class not in (IN, ANY_CLASS):
@@ -114,22 +119,22 @@ class Zone:
             owned.rr._replace(owner=asked) for owned in known if owned.rr.kind in (kind, CNAME) or kind == ANY
         )
         if records and kind not in (CNAME, ANY) and records[0].kind == CNAME:
-            return Found(0, records[:1], records[0].data)
-        return Found(0, records)
+            return Lookup(0, records[:1], records[0].data)
+        return Lookup(0, records)
 
-    def _unknown(self, name: bytes) -> Found | None:
+    def _unknown(self, name: bytes) -> Lookup | None:
         if name in self._domains:
-            return Found(0, ())
+            return Lookup(0, ())
         if self._domains and any(suffix in self._domains for suffix in suffixes(name)):
-            return Found(NXDOMAIN, ())
+            return Lookup(NXDOMAIN, ())
         address = address_of(name)
         if address is not None and any(address in network for network in self._networks):
-            return Found(NXDOMAIN, ())
+            return Lookup(NXDOMAIN, ())
         return None
 
 
 def _entries(record: Record) -> Iterator[tuple[bytes, Owned]]:
-    """What `record` says, and of an address its name in return."""
+    """Yield the names and records that a record makes: itself, and the reverse of an address."""
     name = to_wire(record.name)
     rr = as_rr(record, name)
     yield name, Owned(rr, record)

@@ -1,6 +1,6 @@
 """The forwarder: ports of the host that lead into the namespace.
 
-`Forwarder` is what callers hold; the listeners live beside the engine, wherever that is.
+`Forwarder` is the caller's object.  The listeners are beside the engine, in whatever thread or process that runs.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from netns_kit.errors import ArgumentTypeError, NetnsKitError, StackClosed
 from netns_kit.host import diagnosis, sysctl
 from netns_kit.namespace.background import Openable, Supervisor
 
+from .listeners import Forwards
 from .ports import PortForward, parse
 
 CAP_NET_BIND_SERVICE = 10
-AT_ONCE = 256  # ports that are added between two steps of the engine, which others wait for
+AT_ONCE = 256  # ports that are added between two steps of the engine
 
 PATIENCE = (
     2.0  # seconds that closing waits for an engine that does not answer: what is left ends with the stack
@@ -30,46 +31,45 @@ T = TypeVar("T")
 _numbers = count()
 
 
-class Operations(Protocol):
-    """Operations of the stack by which a forwarder works, for `ask`; `owner` tells forwarders apart."""
-
-    def add_forwards(self, owner: int, forwards: tuple[PortForward, ...]) -> tuple[PortForward, ...]: ...
-    def remove_forward(self, owner: int, forward: PortForward) -> bool: ...
-    def forwards(self, owner: int) -> tuple[PortForward, ...]: ...
-    def close_forwards(self, owner: int) -> None: ...
-
-
 class Askable(Protocol):
-    """What a forwarder needs of the stack it serves."""
+    """A stack as a forwarder needs it: a `UserStack` is one."""
 
     supervisor: Supervisor
+    """The stack's life: whether it is open, and what it failed with.  For parts of the library."""
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
-        """Have the stack do the operation of that name, see `UserStack.ask`."""
+        """Have the stack do an operation, see `UserStack.ask`.
+
+        Args:
+            operation: A method that is marked as one, see `netns_kit.operations`.
+            arguments: What it is called with.
+
+        Cancellation: The operation may have been done.
+        """
         ...
 
 
 class Forwarder(Openable):
-    """Ports of the host that lead into the namespace, for as long as it is open.
+    """Ports of the host that lead into the namespace while the object is open.
 
         async with Forwarder(stack) as forwarder:
             await forwarder.add("127.0.0.1:8080:80/tcp")
 
-    Closing frees the ports; TCP connections already made go on.  What fails the stack fails its forwarders.
+    Closing frees the ports; TCP connections that exist go on.  A failure of the stack fails its forwarders.
 
     Args:
         stack: The `UserStack` that the connections enter.
 
     Raises:
+        ArgumentTypeError: The argument is no stack.
         StackClosed: On opening, if the stack is not open.
     """
 
     def __init__(self, stack: Askable) -> None:
-        """Raises `ArgumentTypeError` for what is no stack."""
         if not callable(getattr(stack, "ask", None)):
             raise ArgumentTypeError("expected a UserStack", "stack", arguments.shown(stack))
         self._stack = stack
-        self._number = next(_numbers)  # the listeners know whose they are
+        self._number = next(_numbers)  # by which its listeners are known
         self.supervisor = Supervisor(type(self).__name__, StackClosed, stack.supervisor)
 
     def __repr__(self) -> str:
@@ -81,15 +81,24 @@ class Forwarder(Openable):
     async def _close(self) -> None:
         # a stack that has ended has closed them itself
         with anyio.move_on_after(PATIENCE, shield=True), suppress(NetnsKitError):
-            await self._stack.ask(Operations.close_forwards, self._number)
+            await self._stack.ask(Forwards.remove_all, self._number)
 
     async def add(self, *specs: str | PortForward) -> tuple[PortForward, ...]:
-        """Listen as `specs` say (see `ports`), and return what is listening: a range's ports one by one.
+        """Listen on ports, and return one forward for each; a range has several.  Either all listen or none.
 
-        Either all of the ports listen, or none.  Raises `PortSpecError`; `PrivilegedPortError`, before anything is
-        bound, for a port that needs a privilege; `PortInUseError`; `AddressError`; `ArgumentTypeError` for what is
-        neither text nor a PortForward; OSError; `StackClosed` when it is not open.  Cancelled, it may have been
-        added.
+        Args:
+            specs: The ports, as text (see `netns_kit.forwarder.ports`) or as `PortForward` objects.
+
+        Raises:
+            PortSpecError, ArgumentError: A specification cannot be understood.
+            PrivilegedPortError: A port needs a privilege; raised before anything is bound.
+            PortInUseError: Another socket has the port.
+            AddressError: The host has no such address, or the namespace cannot have the one inside.
+            ArgumentTypeError: An argument is neither text nor a PortForward.
+            StackClosed: The forwarder is not open.
+            OSError: Listening failed otherwise.
+
+        Cancellation: The ports may have been added; `list` shows them.
         """
         forwards = [
             forward
@@ -100,27 +109,40 @@ class Forwarder(Openable):
         added: list[PortForward] = []
         try:
             for start in range(0, len(forwards), AT_ONCE):
-                added += await self._ask(Operations.add_forwards, tuple(forwards[start : start + AT_ONCE]))
+                added += await self._ask(Forwards.add, tuple(forwards[start : start + AT_ONCE]))
         except Exception:
             for forward in added:
-                await self._ask(Operations.remove_forward, forward)
+                await self._ask(Forwards.remove, forward)
             raise
         return tuple(added)
 
     async def remove(self, forward: PortForward) -> None:
-        """Stop listening on a port that `add` returned; it is free when this returns.
+        """Stop listening on a port.  It is free when this returns; TCP connections that exist go on.
 
-        TCP connections already made go on.  Raises `KeyError` if there is no such forward, `ArgumentTypeError` for
-        what is none.
+        Args:
+            forward: What `add` returned, or one of `list`.
+
+        Raises:
+            KeyError: There is no such forward.
+            ArgumentTypeError: The argument is no PortForward.
+            StackClosed: The forwarder is not open.
+
+        Cancellation: The port may have been freed.
         """
         fix = "give what `add` returned, or one of `list`"
         arguments.instance("forward", forward, PortForward, "a PortForward", fix)
-        if not await self._ask(Operations.remove_forward, forward):
+        if not await self._ask(Forwards.remove, forward):
             raise KeyError(forward)
 
     async def list(self) -> tuple[PortForward, ...]:
-        """What is listening, oldest first."""
-        return await self._ask(Operations.forwards)
+        """Return the forwards that are listening, oldest first.
+
+        Raises:
+            StackClosed: The forwarder is not open.
+
+        Cancellation: Nothing is changed.
+        """
+        return await self._ask(Forwards.list)
 
     async def _ask(self, operation: Callable[..., T], *arguments: object) -> T:
         with self.supervisor.guarding():

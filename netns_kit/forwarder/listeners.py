@@ -24,6 +24,7 @@ from netns_kit.gateway.engine import IN
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.relay import UdpRelay
 from netns_kit.host import diagnosis
+from netns_kit.operations import operation
 from netns_kit.stack import UdpFlow
 from netns_kit.stack.wire.ip import is_link_local
 from netns_kit.uplink.sockets import Ancillary, family_of
@@ -43,6 +44,57 @@ _PKTINFO = {  # answers leave from the address that was asked (ip(7), IP_PKTINFO
 _PKTINFO_MESSAGES = frozenset({(socket.IPPROTO_IP, IP_PKTINFO), (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO)})
 
 
+class Forwards:
+    """The listening ports of one stack, each with the owner who has asked for it."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._listeners: dict[tuple[int, PortForward], Listener] = {}
+
+    @operation()
+    def add(self, owner: int, forwards: tuple[PortForward, ...]) -> tuple[PortForward, ...]:
+        """Listen on all of these, or on none.  Return what is listening, with the ports that the kernel has chosen.
+
+        Raises:
+            PortInUseError, AddressError, OSError: A port that cannot be had.
+        """
+        made: list[Listener] = []
+        try:
+            for forward in forwards:
+                kind = TcpListener if forward.protocol == "tcp" else UdpListener
+                made.append(kind(self._gateway, forward))
+        except BaseException:
+            for listener in made:
+                listener.close()
+            raise
+        self._listeners |= {(owner, listener.forward): listener for listener in made}
+        return tuple(listener.forward for listener in made)
+
+    @operation()
+    def remove(self, owner: int, forward: PortForward) -> bool:
+        """Stop listening.  Return whether the owner had a listener like that."""
+        listener = self._listeners.pop((owner, forward), None)
+        if listener is not None:
+            listener.close()
+        return listener is not None
+
+    @operation()
+    def list(self, owner: int) -> tuple[PortForward, ...]:
+        """Return what listens for this owner, oldest first."""
+        return tuple(forward for whose, forward in self._listeners if whose == owner)
+
+    @operation()
+    def remove_all(self, owner: int) -> None:
+        """Stop all listening for this owner."""
+        for forward in self.list(owner):
+            self.remove(owner, forward)
+
+    def close(self) -> None:
+        """Stop all listening."""
+        while self._listeners:
+            self._listeners.popitem()[1].close()
+
+
 class Listener:
     """One host port that listens.  It is made and used on the engine's thread."""
 
@@ -59,12 +111,10 @@ class Listener:
         subnet, guest = gateway.subnet, forward.guest
         local = subnet.of(forward.host) or subnet if guest is None else subnet.of(guest)
         if local is None:
-            raise AddressError(
-                f"{forward}: the namespace has no IPv6 address",
-                fix="forward to its IPv4 address, or turn IPv6 on",
-            )
+            expected = "expected an address of the namespace, which has no IPv6"
+            raise AddressError(expected, "port", str(forward), "forward to its IPv4 address, or turn IPv6 on")
         if guest is not None and (not _is_host(guest.packed) or guest.packed in gateway.stack.addresses):
-            raise AddressError(f"{forward}: that cannot be an address of the namespace")
+            raise AddressError("expected an address that the namespace can have", "port", str(forward))
         self._local = local
         self._socket = self._listen(forward)
         self.forward = replace(forward, host_port=self._socket.getsockname()[1])
@@ -224,9 +274,7 @@ def _listen(forward: PortForward) -> socket.socket:
                 fix="choose another host port, or 0 for any that is free",
             ) from error
         if error.errno == errno.EADDRNOTAVAIL:
-            raise AddressError(
-                f"{forward.host} is no address of this host", fix="choose one of its own"
-            ) from error
+            raise AddressError("expected an address of this host", "port", str(forward)) from error
         if error.errno == errno.EAFNOSUPPORT:
             raise diagnosis.ipv6(error.errno, {}) from error
         raise

@@ -1,4 +1,4 @@
-"""Port specifications, as people write them.
+"""Port specifications as text, and what they mean.
 
     [tcp:|udp:][host address][%device][:]host port[-last][:[guest address:]guest port[-last]][/tcp|/udp]
 
@@ -22,9 +22,8 @@ from netns_kit.arguments import Address, AddressLike
 from netns_kit.errors import PortSpecError
 from netns_kit.frozen import frozen
 
-EXAMPLE = (
-    "expected [tcp:|udp:][ADDRESS:]PORT[-LAST][:[GUEST:]PORT[-LAST]][/PROTO], like 127.0.0.1:8080:80/tcp"
-)
+SYNTAX = "[tcp:|udp:][ADDRESS:]PORT[-LAST][:[GUEST:]PORT[-LAST]][/PROTO]"
+EXAMPLE = "write it like 127.0.0.1:8080:80/tcp"
 ANY = IPv4Address("0.0.0.0")
 _PREFIX = re.compile(r"(tcp|udp):(.*)")
 _SUFFIX = re.compile(r"(.*)/(tcp|udp)")
@@ -40,13 +39,21 @@ _SPEC = re.compile(
 
 @frozen
 class PortForward:
-    """One host port that leads to one guest port.
+    """A host port that leads to a guest port.
 
-    `host_port` 0: the kernel chooses; what `Forwarder.add` returns has the number.  `guest` None: the namespace's
-    configured address.  `device`: the host's interface that it listens on, None for any.
+    Args:
+        protocol: "tcp" or "udp".
+        host: The host's address to listen on.
+        host_port: The port to listen on, or 0: the kernel chooses, and what `Forwarder.add` returns has the number.
+        guest: The address inside, or None for the namespace's own.
+        guest_port: The port inside, from 1.
+        device: The host's interface to listen on, None for all.
 
-    Raises `PortSpecError` for what is no port, `AddressError` for what is no address, `ArgumentError` for another
-    protocol and `ArgumentTypeError` for what has no such type.
+    Raises:
+        PortSpecError: A port is out of range.
+        AddressError: An address cannot be read.
+        ArgumentError: There is no such protocol.
+        ArgumentTypeError: An argument has another type.
     """
 
     protocol: Literal["tcp", "udp"]
@@ -80,11 +87,11 @@ class PortForward:
             device=device,
         )
         if not 0 <= host_port < 65536 or not 0 < guest_port < 65536:
-            raise PortSpecError(f"{self}: expected ports of 1 to 65535, and on the host also 0")
+            raise PortSpecError("expected ports from 1 to 65535, and on the host also 0", "port", str(self))
 
     @property
     def listens_on(self) -> str:
-        """The host's side, for messages."""
+        """The host's side, as messages show it."""
         host = f"[{self.host}]" if self.host.version == 6 else str(self.host)
         return f"{host}{'%' + self.device if self.device else ''}:{self.host_port}"
 
@@ -96,11 +103,11 @@ class PortForward:
 
 
 def parse(spec: str) -> tuple[PortForward, ...]:
-    """Return the forwards that `spec` asks for, a range one by one.
+    """Return the forwards that `spec` means, one for each port of a range.
 
-    Raises `PortSpecError`, and `ArgumentTypeError` for what is no text.
+    Raises `PortSpecError`, and `ArgumentTypeError` for what is not text.
     """
-    arguments.text("spec", spec, "text or a PortForward", 'write it like "127.0.0.1:8080:80/tcp"')
+    arguments.text("port", spec, "text or a PortForward", 'write it like "127.0.0.1:8080:80/tcp"')
     protocol, rest = "tcp", spec
     prefix, suffix = _PREFIX.fullmatch(spec), _SUFFIX.fullmatch(spec)
     if prefix:
@@ -109,21 +116,19 @@ def parse(spec: str) -> tuple[PortForward, ...]:
     if suffix:
         rest, named = suffix.groups()
         if prefix and named != protocol:
-            raise PortSpecError(f"port {spec!r} says both {protocol} and {named}", fix=EXAMPLE)
+            raise _unusable(spec, f"one protocol, not both {protocol} and {named}")
         protocol = named
     found = _SPEC.fullmatch(rest)
     if found is None:
-        raise PortSpecError(f"port {spec!r} cannot be understood", fix=EXAMPLE)
+        raise _unusable(spec, SYNTAX)
     host = ANY if found["host"] is None else _address(spec, found["host"])
     guest = None if found["guest"] is None else _address(spec, found["guest"])
     ports = _range(spec, found["port"], lowest=0)
     targets = ports if found["to"] is None else _range(spec, found["to"], lowest=1)
     if len(ports) != len(targets):
-        raise PortSpecError(
-            f"port {spec!r}: {len(ports)} host ports for {len(targets)} guest ports", fix=EXAMPLE
-        )
+        raise _unusable(spec, f"as many guest ports ({len(targets)}) as host ports ({len(ports)})")
     if targets[0] == 0:
-        raise PortSpecError(f"port {spec!r}: which guest port?  0 is none", fix="write it, like 0:80")
+        raise _unusable(spec, "a guest port from 1 to 65535, like 0:80")
     kind = cast("Literal['tcp', 'udp']", protocol)
     return tuple(
         PortForward(kind, host, port, guest, target, found["device"])
@@ -131,16 +136,20 @@ def parse(spec: str) -> tuple[PortForward, ...]:
     )
 
 
+def _unusable(spec: str, expected: str) -> PortSpecError:
+    return PortSpecError(f"expected {expected}", "port", arguments.shown(spec), EXAMPLE)
+
+
 def _address(spec: str, text: str) -> Address:
     try:
         return ip_address(text.strip("[]"))
     except ValueError as error:
-        raise PortSpecError(f"port {spec!r}: {text} is no address", fix=EXAMPLE) from error
+        raise _unusable(spec, f"an address instead of {text}") from error
 
 
 def _range(spec: str, text: str, *, lowest: int) -> range:
     first, _, last = text.partition("-")
     start, end = int(first), int(last or first)
     if not lowest <= start <= end <= 65535 or (start == 0 and last):
-        raise PortSpecError(f"port {spec!r}: {text} is no port or range of ports, 1 to 65535", fix=EXAMPLE)
+        raise _unusable(spec, f"a port or a range of ports from 1 to 65535 instead of {text}")
     return range(start, end + 1)

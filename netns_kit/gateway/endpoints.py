@@ -40,6 +40,7 @@ class Endpoints:
         self.link: dict[int, LinkService] = {}
         self._tcp: dict[bytes, TcpHandler] = {}  # by packed address and port
         self._udp: dict[bytes, UdpHandler] = {}
+        self._redirected: dict[bytes, dict[int, bytes]] = {}  # by port: addresses by their size
 
     def serve_tcp(self, address: Address, port: int, handler: TcpHandler) -> None:
         """Hand `handler` the connections that the guest opens to that address and port.
@@ -60,6 +61,18 @@ class Endpoints:
     def serve_link(self, port: int, service: LinkService) -> None:
         """Hand `service` the datagrams to that UDP port of ours, of a group or of all, before they are flows."""
         self.link[port] = service
+
+    def redirect(self, port: int, addresses: tuple[Address, ...]) -> None:
+        """Treat flows to that port of any address as flows to the one of its family among `addresses`."""
+        self._redirected[port.to_bytes(2, "big")] = {len(each.packed): each.packed for each in addresses}
+
+    def meant(self, key: bytes) -> bytes:
+        """Return `key`, or what it stands for where its destination is redirected."""
+        if not self._redirected:
+            return key
+        size = (len(key) - 4) // 2
+        address = self._redirected.get(key[-2:], {}).get(size)
+        return key if address is None else key[:size] + address + key[-4:]
 
     def claim_tcp(self, key: bytes) -> TcpHandler | None:
         """Return the handler of a connection of that key; None: nobody here answers."""

@@ -133,14 +133,15 @@ class FlowRouter:
 
     def route_served(self, transport: Transport, key: bytes) -> Target | Refusal:
         """Return what the uplink says now of a flow that a handler has had for a while."""
-        found = self.route(transport, key, served=True)
+        found = self.route(transport, self._endpoints.meant(key), served=True)
         return found if isinstance(found, Refusal) else found[1]
 
     # -- the guest's flows: StackUser ---------------------------------------------------------------
 
     def tcp_opened(self, connection: TcpConnection) -> None:
-        handler = self._endpoints.claim_tcp(connection.key)
-        found = self.route("tcp", connection.key, served=handler is not None)
+        key = self._endpoints.meant(connection.key)
+        handler = self._endpoints.claim_tcp(key)
+        found = self.route("tcp", key, served=handler is not None)
         if isinstance(found, Refusal):
             connection.refuse(found)
             return
@@ -152,8 +153,9 @@ class FlowRouter:
             relay.begin(self._uplink.dial(flow, target, ttl=connection.ttl, tos=connection.tos))
 
     def udp_opened(self, flow: UdpFlow) -> Refusal | None:
-        handler = self._endpoints.claim_udp(flow.key)
-        found = self.route("udp", flow.key, served=handler is not None)
+        key = self._endpoints.meant(flow.key)
+        handler = self._endpoints.claim_udp(key)
+        found = self.route("udp", key, served=handler is not None)
         if isinstance(found, Refusal):
             return found
         _, target = found

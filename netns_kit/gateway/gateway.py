@@ -16,16 +16,16 @@ from itertools import count
 from typing import Literal
 
 from netns_kit.arguments import Address
-from netns_kit.dhcp import DEFAULT, DhcpSettings
-from netns_kit.dhcp.names import is_name
 from netns_kit.dns import Record, Zone
+from netns_kit.domain_names import is_host_name, to_wire
+from netns_kit.errors import DeviceGone
 from netns_kit.frozen import frozen, replace
-from netns_kit.stack import AnyFlow, EchoFlow, Limits, Stack, StackUser, Steering, TcpConnection, UdpFlow
+from netns_kit.operations import chained, operation, summed
+from netns_kit.stack import AnyFlow, EchoFlow, Stack, StackUser, Steering, TcpConnection, UdpFlow
 from netns_kit.stack.wire.ndp import Advertisement
 from netns_kit.subnet import Subnet, Subnet6
-from netns_kit.tap.device import DeviceGone, TapDevice
-from netns_kit.uplink.uplink import DNS_PORT, Endpoint, Uplink
-from netns_kit.uplink.uplink import Protocol as Transport
+from netns_kit.uplink.flow import DNS_PORT, Endpoint
+from netns_kit.uplink.flow import Protocol as Transport
 
 from .endpoints import Endpoints
 from .engine import Engine
@@ -33,6 +33,7 @@ from .flow_router import FlowRouter, endpoints_of
 from .frame_pump import FramePump, LinkPump
 from .leasing import Leasing
 from .relay import DnsRelay, PingRelay, UdpRelay
+from .setup import Setup
 from .worker_links import WorkerLinks
 
 DOMAINS = ("containers.internal", "docker.internal")  # where programs in containers look for their host
@@ -41,12 +42,13 @@ NAMES = [f"{name}.{domain}" for name in ("gateway", "host") for domain in DOMAIN
 
 @frozen
 class FlowInfo:
-    """One flow, as it was when this was asked for, or when the event happened."""
+    """A flow, as it was when this was asked for, or when the event happened."""
 
     id: int
-    """This flow's alone for as long as the stack runs, also when another has its endpoints later: for
+    """Number of this flow alone for as long as the stack runs, also when another has its endpoints later: for
     `UserStack.end_flow`."""
     protocol: Literal["tcp", "udp", "icmp"]
+    """Transport of the flow."""
     guest: Endpoint
     """The namespace's end."""
     remote: Endpoint
@@ -54,13 +56,13 @@ class FlowInfo:
     state: str
     """TCP's state, or "open"; of an event, its kind."""
     direction: Literal["outbound", "inbound"]
-    """Who opened it: the guest, or a client outside."""
+    """Direction of its opening: by the guest, or by a client outside."""
     host: Endpoint | None
     """The end of it on the host: the local address of the host's socket or, of an inbound flow, its client.
 
     None while there is none, or where it ends at ourselves, as DNS does."""
     name: str | None
-    """What `remote` is called, if that is known: by a record of ours, or by what the guest last asked of DNS and was
+    """Name of `remote`, if that is known: by a record of ours, or by what the guest last asked of DNS and was
     answered with that address, as long as answers are kept (`DnsSettings.cache`)."""
     bytes_from_guest: int
     """Bytes of payload that the guest has sent and the host's socket has taken."""
@@ -74,7 +76,7 @@ class Gateway:
     """The gateway of one guest: stack, device, uplink and what lies between.
 
     Args:
-        limits, dhcp: as `UserStack` has them.
+        setup: what the stack is told.
         secret: keys the stack's sequence numbers; else it is drawn.
         peers: the other workers that serve the same namespace, each by a queue of its own of the tap.
         tell: called with what somebody should know, and the error behind it; else that is logged.
@@ -83,22 +85,19 @@ class Gateway:
     def __init__(
         self,
         engine: Engine,
-        tap: TapDevice,
-        uplink: Uplink,
-        subnet: Subnet,
+        setup: Setup,
         *,
-        limits: Limits | None = None,
-        dhcp: DhcpSettings | None = DEFAULT,
         secret: bytes | None = None,
         peers: WorkerLinks | None = None,
         tell: Callable[[str, BaseException | None], None] | None = None,
     ) -> None:
+        tap, uplink, subnet, dhcp = setup.tap, setup.uplink, setup.subnet, setup.dhcp
         self.engine = engine
         self.uplink = uplink
         self.subnet = subnet
         self._tap = tap
         self._links = peers
-        search = tuple(filter(is_name, uplink.search()))
+        search = tuple(filter(is_host_name, uplink.search()))
         if dhcp is not None and dhcp.search is None:
             dhcp = replace(dhcp, search=search)
 
@@ -111,7 +110,7 @@ class Gateway:
                 mtu=tap.mtu,
                 secret=secret or os.urandom(16),
                 offloads=tap.offloads,
-                limits=limits,
+                limits=setup.limits,
                 timers=engine.timers,
                 sources=None if uplink.any_source else _sources(subnet),
                 advertised=_advertisement(subnet.ipv6, search) if peers is None or peers.index == 0 else None,
@@ -129,10 +128,14 @@ class Gateway:
                 if network is not None:
                     stack.link.learn(network.guest.packed, tap.mac)
         self.zone = _zone(subnet)
+        for record in setup.records:
+            self.zone.add(record)
         self._dns = DnsRelay(engine, uplink, self.zone, self._hook_failed, self.router.route_served)
         for address in subnet.resolvers:
             self.endpoints.serve_tcp(address, DNS_PORT, self._dns.tcp_opened)
             self.endpoints.serve_udp(address, DNS_PORT, self._dns.udp_opened)
+        if setup.intercept_dns:
+            self.endpoints.redirect(DNS_PORT, subnet.resolvers)
         self._pump = FramePump(engine, tap, stack, self.router.outbox)
         if peers is not None:
             stack.steering = Steering(peers.index, peers.count, peers.hand_over)
@@ -144,6 +147,7 @@ class Gateway:
 
     # -- what people ask ----------------------------------------------------------------------------
 
+    @operation(chained)
     def flows(self) -> tuple[FlowInfo, ...]:
         """Return all flows under way."""
         stack = self.stack
@@ -181,6 +185,12 @@ class Gateway:
         """Return what an address is called, if that is known."""
         return self._dns.name_of(address.packed)
 
+    @operation()
+    def names(self, addresses: tuple[Address, ...]) -> tuple[str | None, ...]:
+        """Return what these addresses are called, as far as is known: see `FlowInfo.name`."""
+        return tuple(map(self.name_of, addresses))
+
+    @operation(any)
     def end_flow(self, number: int) -> bool:
         """End the flow of that id at once; return whether there is one."""
         stack = self.stack
@@ -198,6 +208,7 @@ class Gateway:
         """Return where the namespace is: see `Leasing.guest`."""
         return self.leasing.guest(network, self._tap.mac, self.engine.now)
 
+    @operation(summed)
     def stats(self) -> dict[str, int]:
         """Return counters and gauges by name."""
         dns = {f"dns_{name}": count for name, count in self._dns.stats().items()}
@@ -250,7 +261,7 @@ def _advertisement(subnet: Subnet6 | None, search: tuple[str, ...]) -> Advertise
         subnet.other,
         subnet.autonomous,
         (subnet.dns.packed,),
-        search if subnet.search is None else subnet.search,
+        tuple(map(to_wire, search if subnet.search is None else subnet.search)),
     )
 
 

@@ -14,6 +14,7 @@ from netns_kit.dhcp import Dhcp6Server, DhcpServer, DhcpSettings, Lease, StaticL
 from netns_kit.dhcp.server import SERVER_PORT
 from netns_kit.dhcp.server6 import SERVER_PORT as SERVER_PORT6
 from netns_kit.errors import AddressError
+from netns_kit.operations import operation
 from netns_kit.stack import LinkDatagram, Stack
 from netns_kit.subnet import LINK_LOCAL, Subnet, Subnet6
 
@@ -30,7 +31,8 @@ def check(settings: DhcpSettings | None, subnet: Subnet) -> None:
         _check_static(static, subnet)
     for network, router in () if settings is None else settings.routes:
         if router not in subnet.network:
-            raise AddressError(f"the route to {network}: {router} is outside of the subnet {subnet.network}")
+            expected = f"expected a router within the subnet, {subnet.network}"
+            raise AddressError(expected, "routes", f"{network} by {router}")
 
 
 def _check_static(static: StaticLease, subnet: Subnet) -> None:
@@ -93,10 +95,12 @@ class Leasing:
             )
             endpoints.serve_link(SERVER_PORT6, _DhcpEndpoint(stack, server6, SERVER_PORT6))
 
+    @operation()
     def leases(self, now: float) -> tuple[Lease, ...]:
         """Return the leases of both families."""
         return tuple(lease for server in self._servers.values() for lease in server.leases.list(now))
 
+    @operation()
     def reserve(self, static: StaticLease) -> None:
         """Keep an address for a client from now on.
 
@@ -105,12 +109,14 @@ class Leasing:
         """
         server = self._servers.get(static.address.version)
         if server is None:
-            raise AddressError(f"{static.address} cannot be kept for anybody: no DHCP server is running")
+            expected = "expected an address of a family with a DHCP server"
+            raise AddressError(expected, "static", str(static.address))
         _check_static(static, self._subnet)
         server.leases.reserve(static)
 
+    @operation()
     def revoke(self, address: Address, now: float) -> bool:
-        """Take a lease away and return whether there was one, see `Leases.revoke`."""
+        """Take a lease away, see `Leases.revoke`.  Return whether there was one."""
         server = self._servers.get(address.version)
         return server is not None and server.leases.revoke(address, now)
 

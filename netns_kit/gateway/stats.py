@@ -1,7 +1,7 @@
-"""Stats: what a stack counts, as one record that is always complete.
+"""Stats: the counters of a stack, as one record that is always complete.
 
-Each part counts what it meets, by name; `complete` makes the record of that.  tests/gateway/test_stats.py holds that
-every name which a part can count is here, and the table of docs/observing.md is made of this file.
+Each part counts by name, and `complete` makes the record.  tests/gateway/test_stats.py checks that every name which a
+part can count is here, and the table of docs/observing.md is made of this file.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import TypedDict, cast
 
 
 class Stats(TypedDict):
-    """Gauges and counters of a stack, by name: each is always there.
+    """Gauges and counters of a stack by name; every key is always present.
 
-    A gauge says "at this moment"; all others count since the stack was entered, and never become less.  With several
-    workers each is the sum of theirs.
+    The text of a gauge says "at this moment".  All others count since the stack was opened and never decrease.  With
+    several workers each value is the sum of theirs.
     """
 
     tcp_connections: int
-    """TCP connections in the table at this moment, in whatever state."""
+    """TCP connections in the table in any state at this moment."""
     tcp_syn_held: int
     """TCP connections whose SYN waits for the host's side to be decided, at this moment."""
     tcp_syn_sent: int
@@ -40,7 +40,7 @@ class Stats(TypedDict):
     tcp_time_wait: int
     """TCP connections that have ended and only linger, at this moment."""
     tcp_closed: int
-    """TCP connections that are being forgotten: 0, but in the middle of that, at this moment."""
+    """TCP connections that are being removed at this moment: mostly 0."""
     tcp_time_waits: int
     """TCP connections that have ended and are only remembered at this moment."""
     tcp_pending: int
@@ -58,7 +58,7 @@ class Stats(TypedDict):
     waiting_frames: int
     """Frames that wait at this moment for the guest's link address."""
     flows_refused: int
-    """Flows of the guest refused by the uplink, or for want of descriptors."""
+    """Flows of the guest refused by the uplink, or because descriptors had run out."""
     tap_received: int
     """Frames read from the device."""
     tap_sent: int
@@ -70,11 +70,11 @@ class Stats(TypedDict):
     handed_over: int
     """Frames and connections handed from one worker to another; 0 with one."""
     handed_over_lost: int
-    """Those of them that found the other worker's inbox full."""
+    """Frames and connections lost because the other worker's inbox was full."""
     dns_queries: int
     """DNS queries accepted to be relayed, repetitions not counted."""
     dns_joined: int
-    """Of these, those that waited for the answer to the same query of another."""
+    """DNS queries that waited for the answer to the same query of another client."""
     dns_clients: int
     """Connections of clients to the DNS address at this moment."""
     dns_probes: int
@@ -92,7 +92,7 @@ class Stats(TypedDict):
     dns_evicted: int
     """DNS queries dropped for younger ones."""
     dns_malformed: int
-    """DNS messages from either side that made no sense, never relayed."""
+    """DNS messages from either side that were invalid and not relayed."""
     dns_unmatched: int
     """Answers of an upstream to no query: forged, repeated or late."""
     dns_pending: int
@@ -120,7 +120,7 @@ class Stats(TypedDict):
     dropped_ethernet_type: int
     """Frames of another protocol than IP and ARP."""
     dropped_flooded: int
-    """Frames of no known flow not looked at in a flood, when too many wait already."""
+    """Frames of unknown flows dropped in a flood, when too many wait already."""
     dropped_fragment_headers: int
     """First fragments that do not have all the headers."""
     dropped_fragment_length: int
@@ -138,15 +138,15 @@ class Stats(TypedDict):
     dropped_icmp_multicast: int
     """Pings to a multicast group."""
     dropped_icmp_not_unicast: int
-    """Pings from or to an address that is nobody's."""
+    """Pings from or to an address that no host may have."""
     dropped_icmp_quoted: int
     """ICMP errors that quote nothing of ours."""
     dropped_icmp_truncated: int
     """ICMP messages cut short."""
     dropped_icmp_type: int
-    """ICMP messages that nothing is done about."""
+    """ICMP messages of a type that is ignored."""
     dropped_ip_link_local: int
-    """Packets of IPv6 from or to a link-local address, which are not for others."""
+    """Packets of IPv6 from or to a link-local address, which are not forwarded."""
     dropped_ip_protocol: int
     """Packets of a protocol that is not carried."""
     dropped_ip_source_foreign: int
@@ -154,29 +154,29 @@ class Stats(TypedDict):
     dropped_ip_source_ours: int
     """Packets from an address of ours."""
     dropped_ip_ttl: int
-    """Packets whose hops are used up."""
+    """Packets whose TTL or hop limit ran out."""
     dropped_ipv4_checksum: int
     """IPv4 headers with a wrong checksum."""
     dropped_ipv4_header: int
-    """IPv4 headers that make no sense."""
+    """IPv4 headers that are invalid."""
     dropped_ipv4_length: int
-    """IPv4 packets that lie about their length."""
+    """IPv4 packets with a wrong length."""
     dropped_ipv4_truncated: int
     """IPv4 packets cut short."""
     dropped_ipv6_extension: int
-    """Extension headers of IPv6 that make no sense."""
+    """Extension headers of IPv6 that are invalid."""
     dropped_ipv6_extensions: int
     """IPv6 packets with too many extension headers."""
     dropped_ipv6_header: int
-    """IPv6 headers that make no sense."""
+    """IPv6 headers that are invalid."""
     dropped_ipv6_length: int
-    """IPv6 packets that lie about their length."""
+    """IPv6 packets with a wrong length."""
     dropped_ipv6_next_header: int
     """IPv6 headers that name no header that may follow."""
     dropped_ipv6_off: int
     """IPv6 packets while IPv6 is off."""
     dropped_ipv6_option: int
-    """Options of IPv6 that forbid to go on."""
+    """Options of IPv6 that forbid further processing."""
     dropped_ipv6_options: int
     """IPv6 packets with too many options."""
     dropped_ipv6_routing: int
@@ -208,31 +208,31 @@ class Stats(TypedDict):
     dropped_ndp_header: int
     """Neighbour discovery that does not come from this link."""
     dropped_ndp_option: int
-    """Options of neighbour discovery that make no sense."""
+    """Options of neighbour discovery that are invalid."""
     dropped_ndp_probe: int
-    """Probes for duplicates, ARP's included, that make no sense."""
+    """Probes for duplicates, ARP's included, that are invalid."""
     dropped_ndp_solicited: int
     """Solicited advertisements to a group."""
     dropped_ndp_source: int
-    """Neighbour discovery, or ARP, from an address that is nobody's."""
+    """Neighbour discovery, or ARP, from an address that no host may have."""
     dropped_ndp_target: int
-    """Neighbour discovery about an address that is nobody's."""
+    """Neighbour discovery about an address that no host may have."""
     dropped_ndp_truncated: int
     """Neighbour discovery cut short."""
     dropped_ndp_type: int
     """Neighbour discovery of a type that is not known."""
     dropped_service_reply: int
-    """Answers of a service of ours that could not be sent."""
+    """Answers of a service that could not be sent."""
     dropped_tcp_broadcast: int
     """TCP segments to a broadcast address."""
     dropped_tcp_multicast: int
     """TCP segments to a multicast group."""
     dropped_tcp_not_unicast: int
-    """SYNs from or to an address that is nobody's."""
+    """SYNs from or to an address that no host may have."""
     dropped_tcp_no_timestamp: int
     """TCP segments without the timestamp that was agreed on."""
     dropped_tcp_offset: int
-    """TCP headers that lie about their length."""
+    """TCP headers with a wrong length."""
     dropped_tcp_old_timestamp: int
     """TCP segments with a timestamp of the past (PAWS)."""
     dropped_tcp_stray: int
@@ -242,21 +242,21 @@ class Stats(TypedDict):
     dropped_udp_broadcast: int
     """Datagrams to a broadcast address."""
     dropped_udp_filtered: int
-    """Datagrams for the guest from where it has not sent to."""
+    """Datagrams for the guest from an address that it has not sent to."""
     dropped_udp_length: int
-    """Datagrams that lie about their length, or are too long to be sent to the guest."""
+    """Datagrams with a wrong length, or too long to be sent to the guest."""
     dropped_udp_multicast: int
     """Datagrams to a multicast group."""
     dropped_udp_ports: int
-    """Datagrams of clients of a forwarded port for whom there was no port left."""
+    """Datagrams of clients of a forwarded port, dropped because no port was left."""
     dropped_udp_segments: int
     """Super-datagrams of more segments than a kernel makes."""
     dropped_udp_source: int
-    """Datagrams from an address that is nobody's."""
+    """Datagrams from an address that no host may have."""
     dropped_udp_truncated: int
     """Datagrams cut short."""
     dropped_unresolved: int
-    """Frames for the guest dropped because it did not tell its link address."""
+    """Frames for the guest dropped because its link address is unknown."""
     dropped_virtio_truncated: int
     """Frames without a whole virtio header."""
     dhcp_sent_offer: int
@@ -266,7 +266,7 @@ class Stats(TypedDict):
     dhcp_sent_nak: int
     """DHCPNAK messages sent."""
     dhcp_dropped_client_id: int
-    """DHCP messages with a client identifier that makes no sense."""
+    """DHCP messages with a client identifier that is invalid."""
     dhcp_dropped_exhausted: int
     """DHCP messages for which there was no address left."""
     dhcp_dropped_hardware_address: int
@@ -275,24 +275,22 @@ class Stats(TypedDict):
     """DHCP messages whose link address is not of Ethernet."""
     dhcp_dropped_magic: int
     """DHCP messages without DHCP's magic number."""
-    dhcp_dropped_name: int
-    """DHCP messages with a name that is none."""
     dhcp_dropped_no_address: int
     """DHCP messages without an address that they need."""
     dhcp_dropped_no_lease: int
-    """DHCP messages about a lease that there is not."""
+    """DHCP messages about an unknown lease."""
     dhcp_dropped_no_request: int
     """DHCP messages that are no requests."""
     dhcp_dropped_option_length: int
-    """DHCP messages with an option that lies about its length."""
+    """DHCP messages with an option of a wrong length."""
     dhcp_dropped_other_server: int
     """DHCP messages meant for another server."""
     dhcp_dropped_overload: int
-    """DHCP messages with an overload option that makes no sense."""
+    """DHCP messages with an overload option that is invalid."""
     dhcp_dropped_port: int
     """DHCP messages from another port than a client's."""
     dhcp_dropped_relay_foreign: int
-    """DHCP messages by a relay, which there is not here."""
+    """DHCP messages by a relay agent of another network."""
     dhcp_dropped_truncated: int
     """DHCP messages cut short."""
     dhcp_dropped_type: int
@@ -304,17 +302,15 @@ class Stats(TypedDict):
     dhcp6_dropped_associations: int
     """DHCPv6 messages with more associations than are served."""
     dhcp6_dropped_duid: int
-    """DHCPv6 messages with a DUID that makes no sense."""
+    """DHCPv6 messages with a DUID that is invalid."""
     dhcp6_dropped_exhausted: int
     """DHCPv6 messages for which there was no address left."""
-    dhcp6_dropped_name: int
-    """DHCPv6 messages with a name that is none."""
     dhcp6_dropped_no_address: int
     """DHCPv6 messages without an address that they need."""
     dhcp6_dropped_no_client_id: int
     """DHCPv6 messages without the client's DUID."""
     dhcp6_dropped_option_length: int
-    """DHCPv6 messages with an option that lies about its length."""
+    """DHCPv6 messages with an option of a wrong length."""
     dhcp6_dropped_other_server: int
     """DHCPv6 messages meant for another server."""
     dhcp6_dropped_port: int
@@ -326,9 +322,9 @@ class Stats(TypedDict):
     dhcp6_dropped_type: int
     """DHCPv6 messages of a type that no client sends."""
     dhcp6_dropped_unicast: int
-    """DHCPv6 messages sent to us alone, which was not allowed."""
+    """DHCPv6 messages sent by unicast, which was not allowed."""
 
 
 def complete(counted: Mapping[str, int]) -> Stats:
-    """Make the record of what was counted: what was not counted is 0."""
+    """Make the complete record; what was not counted is 0."""
     return cast("Stats", {name: counted.get(name, 0) for name in Stats.__annotations__})

@@ -88,12 +88,13 @@ class WorkerLinks:
         return size - 1
 
 
-def pairs(count: int, stack: ExitStack) -> tuple[list[socket.socket], list[socket.socket]]:
-    """Return the inboxes and outboxes of so many workers, which `stack` closes."""
+def connect(count: int, stack: ExitStack) -> list[WorkerLinks]:
+    """Return the links of so many workers, each with sockets to all of them, which `stack` closes."""
     made = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(count)]
     for ends in made:
         ends[1].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ROOM)
         for end in ends:
             end.setblocking(False)
             stack.callback(end.close)
-    return [inbox for inbox, _ in made], [outbox for _, outbox in made]
+    outboxes = tuple(outbox for _, outbox in made)
+    return [WorkerLinks(index, inbox, outboxes) for index, (inbox, _) in enumerate(made)]

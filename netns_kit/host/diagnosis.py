@@ -1,10 +1,10 @@
-"""Why a host says no: from what failed, and what the host says of itself, to the exception that names the cause.
+"""Diagnosis: from a failed call and the state of the host to the exception that names the cause.
 
-Whoever tries something and is refused makes the exception here: the library where it fails, and `doctor`, which tries
-everything.  So both say the same.  An errno alone seldom tells: EPERM of unshare(2) may come of a sysctl, of a
-security module, of a seccomp filter or of a chroot.  What is asked, in that order: is there such a thing at all; is
-a bound reached; does a filter judge the call before the kernel does; is there a switch, and is it off; does a
-security module confine us.  A knob is named only if it is set against the caller.
+The library makes its exceptions here where it fails, and `doctor`, which tries everything, makes the same ones.  An
+errno alone seldom tells the cause: EPERM of unshare(2) may come from a sysctl, a security module, a seccomp filter or
+a chroot.  The questions are, in this order: does the kernel have it; is a bound reached; does a filter judge the call
+before the kernel does; is there a switch that is off; does a security module confine the caller.  A knob is named
+only if it is set against the caller.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _BOUNDS = {
 PID_STEPS = frozenset({"unshare pids", "unshare mounts", "mount proc"})
 _IPV6_OFF = ("net.ipv6.conf.all.disable_ipv6", "net.ipv6.conf.lo.disable_ipv6")
 KNOBS = (*_BOUNDS.values(), CLONE, APPARMOR, PORT_START, PING_GROUPS, TCP_RECEIVE, TCP_SEND, *_IPV6_OFF)
-"""The sysctls that decide."""
+"""The sysctls that can decide."""
 
 TUN = "/dev/net/tun"
 SECCOMP, LABEL = "Seccomp in /proc/self/status", "/proc/self/attr/current"
@@ -56,25 +56,26 @@ _FREE = frozenset({"", "unconfined", "kernel"})
 
 
 class Host(NamedTuple):
-    """What a host says of itself, of the calling thread and of the namespaces that it is in.
-
-    `settings` are the values of those of the `KNOBS` that the kernel has.  `release` is the kernel's.  `seccomp`:
-    whether a filter judges our system calls.  `no_new_privs`: whether setuid programs are without effect (prctl(2)).
-    `label` is how a security module confines us, "unconfined" or nothing if none does.  `chrooted`: whether our root
-    directory is seen not to be that of the mount namespace.  `gid` is our effective group.
-    """
+    """The state of a host, as far as it decides what the calling thread may do."""
 
     settings: Mapping[str, str] = MappingProxyType({})
+    """Values of those of the `KNOBS` that the kernel has."""
     release: str = ""
+    """Release of the kernel."""
     seccomp: bool = False
+    """True if a filter judges the thread's system calls."""
     no_new_privs: bool = False
+    """True if setuid programs have no effect (prctl(2))."""
     label: str = ""
+    """Profile of a security module that confines the thread; "unconfined" or "" if there is none."""
     chrooted: bool = False
+    """True if the root directory is seen not to be that of the mount namespace."""
     gid: int = 0
+    """Effective group of the thread."""
 
     @classmethod
     def here(cls) -> Host:
-        """This one, as the calling thread sees it."""
+        """Return the state of this host, as the calling thread sees it."""
         settings = {}
         for name in KNOBS:
             try:
@@ -94,7 +95,11 @@ class Host(NamedTuple):
         )
 
     def number(self, name: str) -> int | None:
-        """The value of a sysctl that is one number; None if there is none."""
+        """Return the value of a sysctl that is one number, None if there is none.
+
+        Args:
+            name: The sysctl's name, with dots.
+        """
         try:
             return int(self.settings[name])
         except (KeyError, ValueError):
@@ -104,10 +109,10 @@ class Host(NamedTuple):
 def user_namespace(
     number: int, step: str, host: Host | None = None, *, filtered: bool | None = None
 ) -> UserNamespaceDenied:
-    """Why `step` failed with the errno `number`: "unshare user", "map", "unshare net", "loopback", or "mount" in
-    there.
+    """Explain why a step of making a namespace failed with the errno `number`.
 
-    `filtered`: whether a seccomp filter is what denies it, if that is known.
+    `step` is "unshare user", "map", "unshare net", "loopback", or "mount" inside.  `filtered`: whether a seccomp
+    filter denies it, if that is known.
     """
     host = host or Host.here()
     cause = f"{step}: {os.strerror(number)}"
@@ -132,13 +137,13 @@ _CALLS = {
     "unshare user": "unshare with CLONE_NEWUSER",
     "unshare net": "unshare with CLONE_NEWNET",
     "mount": "unshare, mount and umount2",
-}  # what a filter may stand in the way of; the other steps are plain files and ioctls
+}  # calls that a filter may deny; the other steps are plain files and ioctls
 
 
 def pid_namespace(
     number: int, step: str, host: Host | None = None, *, filtered: bool = False
 ) -> FeatureUnavailable:
-    """Why commands get no PID namespace of their own: `step`, one of `PID_STEPS`, failed with the errno `number`."""
+    """Explain why commands get no PID namespace: a step of `PID_STEPS` failed with the errno `number`."""
     host = host or Host.here()
     cause = f"no PID namespace: {step}: {os.strerror(number)}"
     way_out = '; or do without it: pids="host"'
@@ -157,7 +162,7 @@ def pid_namespace(
 
 
 def _policy(host: Host, calls: str | None, *, filtered: bool | None = None) -> tuple[str | None, object, str]:
-    """Knob, value and fix, where a permission was denied and no sysctl has done it."""
+    """Return knob, value and fix of a denied permission that no sysctl explains."""
     by_filter = SECCOMP, 2, f"allow {calls} in the seccomp profile of the container or service"
     if filtered or (filtered is None and calls and host.seccomp):
         return by_filter
@@ -165,13 +170,13 @@ def _policy(host: Host, calls: str | None, *, filtered: bool | None = None) -> t
         return LABEL, host.label, "allow it in that profile, or run under another"
     if host.chrooted:
         return "the root directory", "a chroot's", "leave the chroot, or make it with pivot_root(2)"
-    if calls and host.seccomp:  # one that knows those very arguments
+    if calls and host.seccomp:  # a filter that looks at the arguments
         return by_filter
-    return None, None, "leave the chroot or container that forbids it, or let it allow it"
+    return None, None, "leave the chroot or container that forbids it, or have it allowed there"
 
 
 def id_ranges(program: str, said: str, place: str | None, host: Host | None = None) -> IdMapError:
-    """Why `program`, newuidmap or newgidmap, found at `place`, has mapped nothing and `said` that."""
+    """Explain why newuidmap or newgidmap, found at `place`, has mapped nothing and written `said`."""
     host = host or Host.here()
     kind = program[3:6]
     if host.no_new_privs:
@@ -184,7 +189,7 @@ def id_ranges(program: str, said: str, place: str | None, host: Host | None = No
 
 
 def _lacks(program: str) -> str | None:
-    """What is seen to be wrong with a program that is to have privileges."""
+    """Return what keeps a program from having privileges, None if nothing is seen."""
     try:
         status = os.stat(program)
         if os.statvfs(program).f_flag & os.ST_NOSUID:
@@ -199,7 +204,7 @@ def _lacks(program: str) -> str | None:
 
 
 def tun(error: OSError, name: str) -> TunUnavailable:
-    """What keeps the tap `name` from being opened: `error.filename` tells the node from the device."""
+    """Explain why a tap cannot be opened; `error.filename` tells the device node from the device."""
     number = error.errno or errno.ENODEV
     cause = f"tap {name}: {error.filename or TUN}: {error.strerror}"
     if number == errno.ENOTTY or (number in DENIED and _is_file(TUN)):
@@ -225,7 +230,7 @@ def tun(error: OSError, name: str) -> TunUnavailable:
 
 
 def _closed_node(number: int) -> tuple[str, str, str]:
-    """Knob, value and fix, where /dev/net/tun is there, but not for us."""
+    """Return knob, value and fix if /dev/net/tun exists but the caller may not open it."""
     mode = _mode(TUN)
     if number == errno.EPERM:
         return TUN, "denied", "allow the device in the container's cgroup: --device /dev/net/tun"
@@ -237,7 +242,7 @@ def _closed_node(number: int) -> tuple[str, str, str]:
 
 
 def privileged_port(port: int, where: str, start: object) -> PrivilegedPortError:
-    """Nobody but the privileged may listen on `port`; `start` is the first that others may."""
+    """Explain that listening on `port` needs a privilege; `start` is the first port that does not."""
     return PrivilegedPortError(
         f"cannot listen on port {port} {where}",
         PORT_START,
@@ -248,14 +253,14 @@ def privileged_port(port: int, where: str, start: object) -> PrivilegedPortError
 
 
 def ping(number: int, host: Host | None = None) -> PingNotPermitted:
-    """Why neither a ping socket nor a raw one could be opened."""
+    """Explain why neither a ping socket nor a raw one could be opened."""
     host = host or Host.here()
     cause = f"ping is not permitted: {os.strerror(number)}"
     value = host.settings.get(PING_GROUPS)
     if value is not None and number in DENIED:
         low, high = map(int, value.split())
         if not low <= host.gid <= high:
-            anybody = low <= high and low != OVERFLOW  # as which a group without a name here is shown
+            anybody = low <= high and low != OVERFLOW  # the id by which a group without a mapping is shown
             ends = (min(low, host.gid), max(high, host.gid)) if anybody else (host.gid, host.gid)
             fix = f'sysctl -w {PING_GROUPS}="{ends[0]} {ends[1]}": the group is {host.gid}'
             return PingNotPermitted(cause, PING_GROUPS, value, fix, number)
@@ -265,7 +270,7 @@ def ping(number: int, host: Host | None = None) -> PingNotPermitted:
 
 
 def ipv6(number: int, settings: Mapping[str, str]) -> FeatureUnavailable:
-    """Why there is no socket of IPv6's, or no address; `settings` are those of the network namespace."""
+    """Explain why an IPv6 socket or address failed; `settings` are the network namespace's sysctls."""
     cause = f"no IPv6: {os.strerror(number)}"
     if number in _NO_IPV6:
         fix = "boot without ipv6.disable=1, with a kernel that has CONFIG_IPV6"
@@ -280,7 +285,7 @@ def ipv6(number: int, settings: Mapping[str, str]) -> FeatureUnavailable:
 def feature(
     what: str, error: OSError, since: str, calls: str | None = None, host: Host | None = None
 ) -> FeatureUnavailable:
-    """Why `what` does not work: Linux has it from version `since` on, and `calls` are made for it."""
+    """Explain why `what` does not work, which Linux has since version `since` and which needs `calls`."""
     host = host or Host.here()
     number = error.errno or errno.ENOSYS
     place = f": {error.filename}" if error.filename else ""
@@ -294,7 +299,7 @@ def feature(
 
 
 def layer(name: str, reason: str | None) -> SandboxUnavailable:
-    """Why a worker is without that layer of its sandbox; `reason` is what `sandbox.enter` says."""
+    """Explain why a worker lacks a layer of its sandbox; `reason` comes from `sandbox.enter`."""
     fixes = {
         ("landlock", "unsupported"): "Linux 5.13 or newer, with CONFIG_SECURITY_LANDLOCK",
         ("landlock", "disabled"): "add landlock to lsm= on the kernel's command line",
@@ -302,7 +307,7 @@ def layer(name: str, reason: str | None) -> SandboxUnavailable:
     }
     fix = fixes.get((name, reason or ""), "let the container or service around us allow it")
     return SandboxUnavailable(
-        f"this host gives the worker no {name}", name, reason, f"{fix}; or do not require it"
+        f"the worker's sandbox has no {name} on this host", name, reason, f"{fix}; or do not require it"
     )
 
 
@@ -315,7 +320,7 @@ def _text(path: str) -> str:
 
 
 def _is_file(path: str) -> bool:
-    """Whether an ordinary file is there, where a device should be."""
+    """Return whether an ordinary file is in the place of a device."""
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except OSError:

@@ -33,6 +33,7 @@ from typing import Any, Literal, TypeVar, get_args
 import anyio
 import anyio.abc
 import anyio.to_thread
+from typing_extensions import Unpack
 
 from netns_kit import arguments
 from netns_kit.arguments import AddressLike
@@ -49,7 +50,7 @@ from netns_kit.host import diagnosis, sysctl
 
 from .agent_client import AgentProcess, Conversation, Done, Start
 from .background import Openable, Supervisor
-from .process import Command, CommandFailed, Process, StandardStream, Word, open_process
+from .process import Command, CommandFailed, CommandOptions, Process, open_process
 from .watch import Watch
 
 __all__ = ["Interface", "InterfaceAddress", "Namespace", "OpenedTap", "Route"]
@@ -151,9 +152,8 @@ class Namespace(Openable):
     def __init__(self, prepare: Callable[[ExitStack], Start] | None = None, what: str = "") -> None:
         """For `create`, `attach` and `current`, which say what it is.  Raises ArgumentTypeError without them."""
         if not callable(prepare):
-            raise ArgumentTypeError(
-                "a Namespace is made by Namespace.create(), Namespace.attach(...) or Namespace.current()"
-            )
+            expected = "expected a call of Namespace.create, Namespace.attach or Namespace.current"
+            raise ArgumentTypeError(expected, "prepare", arguments.shown(prepare))
         self._prepare = prepare
         self._what = what
         self._agent = AgentProcess()
@@ -212,7 +212,7 @@ class Namespace(Openable):
         given = {name: each for name, each in (("pid", pid), ("path", path), ("fd", fd)) if each is not None}
         what = ", ".join(f"{name}={arguments.shown(each)}" for name, each in given.items())
         if len(given) != 1:
-            raise ArgumentError(f"attach({what}): expected exactly one of pid, path and fd")
+            raise ArgumentError("expected exactly one of pid, path and fd", "attach", f"({what})")
         if pid is not None:
             arguments.whole_number("pid", pid, 1)
         if fd is not None:
@@ -295,25 +295,18 @@ class Namespace(Openable):
             finally:
                 conversation.close()
 
+    @arguments.spelled_out(open_process, stdin=None)
     async def run(
         self,
         command: Command,
         *,
         input: bytes | None = None,
-        stdin: StandardStream = None,
-        stdout: StandardStream = PIPE,
-        stderr: StandardStream = PIPE,
         check: bool = True,
-        cwd: Word | None = None,
-        env: Mapping[str, str] | None = None,
-        start_new_session: bool = False,
-        pass_fds: Sequence[int] = (),
-        files: Mapping[str, str | bytes] | None = None,
+        **options: Unpack[CommandOptions],
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a command to its end, as `anyio.run_process` does; a string goes through the shell.
 
-        `input` is written to its standard input, which is then closed.  `files` are absolute paths,
-        and what the command shall read there; nobody else sees it (docs/commands.md).
+        The keyword arguments are `RunOptions`.
 
         In a PID namespace of its own (`pids`) the command has a session of its own too, so that /dev/tty is not our
         terminal.  One that is given our controlling terminal as a standard stream is in our session and group, for
@@ -327,19 +320,11 @@ class Namespace(Openable):
         fix = "encode it: input=text.encode()" if isinstance(given, str) else None
         arguments.instance("input", given, (bytes, bytearray, memoryview, NoneType), "bytes, or None", fix)
         arguments.boolean("check", check)
+        stdin = options.get("stdin")
         if input is not None and stdin is not None:
             raise ArgumentError("expected None where input is given", "stdin", arguments.shown(stdin))
-        process = await self.popen(
-            command,
-            stdin=stdin if input is None else PIPE,
-            stdout=stdout,
-            stderr=stderr,
-            cwd=cwd,
-            env=env,
-            start_new_session=start_new_session,
-            pass_fds=pass_fds,
-            files=files,
-        )
+        options["stdin"] = stdin if input is None else PIPE
+        process = await self.popen(command, **options)
         output: list[bytes | None] = [None, None]
 
         async def feed(stream: anyio.abc.ByteSendStream) -> None:
@@ -362,38 +347,15 @@ class Namespace(Openable):
             raise CommandFailed(returncode, command, *output)
         return subprocess.CompletedProcess(command, returncode, *output)
 
-    async def popen(
-        self,
-        command: Command,
-        *,
-        stdin: StandardStream = PIPE,
-        stdout: StandardStream = PIPE,
-        stderr: StandardStream = PIPE,
-        cwd: Word | None = None,
-        env: Mapping[str, str] | None = None,
-        start_new_session: bool = False,
-        pass_fds: Sequence[int] = (),
-        files: Mapping[str, str | bytes] | None = None,
-    ) -> Process:
+    @arguments.spelled_out(open_process)
+    async def popen(self, command: Command, **options: Unpack[CommandOptions]) -> Process:
         """Start a command, as `anyio.open_process` does; arguments and errors are those of `run`.
 
         It has been executed when this returns.  Cancelled before that, it is killed.  Close the Process, or
         use it in an `async with`: that kills it if it still runs.
         """
         with self.supervisor.guarding():
-            return await open_process(
-                self._converse,
-                self.supervisor,
-                command,
-                stdin=stdin,
-                stdout=stdout,
-                stderr=stderr,
-                cwd=cwd,
-                env=env,
-                start_new_session=start_new_session,
-                pass_fds=pass_fds,
-                files=files,
-            )
+            return await open_process(self._converse, self.supervisor, command, **options)
 
     async def socket(self, family: int, type: int, proto: int = 0) -> socket.socket:
         """A non-blocking kernel socket of the namespace, the caller's to close.  Raises the OSError of

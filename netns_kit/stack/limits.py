@@ -1,4 +1,4 @@
-"""Every bound of the stack in one table, each with what happens when it is reached."""
+"""All bounds of the stack in one table, each with what happens beyond it."""
 
 from __future__ import annotations
 
@@ -10,36 +10,69 @@ _LEAST = {"tcp_receive": 256, "tcp_send": 536, "tcp_memory": 0}
 
 @frozen
 class Limits:
-    """Bounds on what one guest can make us hold.  Sizes in bytes, times in seconds."""
+    """Bounds on what one guest can make the stack hold.  Sizes are bytes, times are seconds.
 
-    tcp_connections: int = 16384  # beyond: one whose handshake is not over gives way, or the SYN is reset
-    tcp_pending: int = 4096  # of these, whose handshake is not over: the oldest gives way
-    tcp_time_waits: int = 32768  # closed ones in TIME-WAIT, 150 bytes each: the oldest is forgotten
-    tcp_receive: int = 1 << 20  # per connection, taken from the guest, not yet by the host: the first window
-    tcp_receive_max: int = (1 << 24) - 256  # and what it may grow to on a long path (RFC 7323: scaled by 8)
-    tcp_send: int = 1 << 20  # per connection, in flight to the guest: the host socket is read no further
-    tcp_send_max: int = 1 << 24  # and what that may grow to
-    tcp_memory: int = 256 << 20  # of all connections: beyond, one burst in flight each, and nothing held
-    tcp_out_of_order: int = 256  # runs of bytes per connection kept beyond a hole: dropped, sent again
-    udp_flows: int = 4096  # beyond: the one idle longest is dropped
-    echo_flows: int = 256  # beyond: the one idle longest is dropped
-    fragments: int = 4 << 20  # bytes of incomplete packets: the oldest packet is dropped
-    neighbours: int = 1024  # learnt link addresses: the oldest is forgotten
-    waiting_frames: int = 16  # per address not yet resolved: dropped; so many addresses: the oldest's go
+    Raises:
+        TypeError: A value is no number.
+        ValueError: A value is out of range.
+    """
 
-    tcp_ack_delay: float = 0.004  # of little, for an answer to take it along; 0: never, 0.5 at most
-    tcp_pending_time: float = 75.0  # since the guest last repeated its SYN, which it does within 64 s
-    tcp_time_wait: float = 10.0  # 2 MSL; a tap's MSL is not the Internet's
-    tcp_idle: float = 7200.0  # then keepalive probes, RFC 9293 3.8.4
-    tcp_half_closed: float = 240.0  # the same, when one side has closed (RFC 5382 REQ-5)
-    udp_one_way: float = 30.0  # no answer yet
-    udp_stream: float = 180.0  # answered at least once (RFC 4787 REQ-5: at least two minutes)
-    udp_one_shot: float = 10.0  # answered, and of a protocol of one question and one answer (its REQ-5 a)
-    echo: float = 60.0  # RFC 5508 REQ-2
+    tcp_connections: int = 16384
+    """Number of TCP connections.  Beyond: one whose handshake is not over gives way, or the SYN is reset."""
+    tcp_pending: int = 4096
+    """Number of TCP connections whose handshake is not over.  Beyond: the oldest gives way."""
+    tcp_time_waits: int = 32768
+    """Number of connections in TIME-WAIT, 150 bytes each.  Beyond: the oldest is forgotten."""
+    tcp_receive: int = 1 << 20
+    """Bytes of a connection that the host has not taken yet, at first: the first receive window."""
+    tcp_receive_max: int = (1 << 24) - 256
+    """Bytes to which `tcp_receive` may grow on a long path (RFC 7323: scaled by 8)."""
+    tcp_send: int = 1 << 20
+    """Bytes of a connection in flight to the guest, at first.  Beyond: the host's socket is not read."""
+    tcp_send_max: int = 1 << 24
+    """Bytes to which `tcp_send` may grow."""
+    tcp_memory: int = 256 << 20
+    """Bytes that all connections hold.  Beyond: each has one burst in flight, and nothing is held."""
+    tcp_out_of_order: int = 256
+    """Number of byte ranges of a connection that are kept beyond a hole.  Beyond: dropped, and sent again."""
+    udp_flows: int = 4096
+    """Number of UDP flows.  Beyond: the longest idle one is dropped."""
+    echo_flows: int = 256
+    """Number of ping flows.  Beyond: the longest idle one is dropped."""
+    fragments: int = 4 << 20
+    """Bytes of incomplete packets.  Beyond: the oldest packet is dropped."""
+    neighbours: int = 1024
+    """Number of link addresses that are remembered.  Beyond: the oldest is forgotten."""
+    waiting_frames: int = 16
+    """Number of frames that wait for one address, and of such addresses.  Beyond: dropped, or the oldest's."""
+
+    tcp_ack_delay: float = 0.004
+    """Seconds that the ACK of a small segment waits for an answer to carry it; 0: none, at most 0.5."""
+    tcp_pending_time: float = 75.0
+    """Seconds until a SYN on hold is forgotten; the guest repeats it within 64."""
+    tcp_time_wait: float = 10.0
+    """Seconds in TIME-WAIT, 2 MSL; a tap's MSL is shorter than the Internet's."""
+    tcp_idle: float = 7200.0
+    """Seconds without a segment before keepalive probes (RFC 9293 3.8.4)."""
+    tcp_half_closed: float = 240.0
+    """Seconds of the same when one side has closed (RFC 5382 REQ-5)."""
+    udp_one_way: float = 30.0
+    """Seconds that a UDP flow without an answer is kept."""
+    udp_stream: float = 180.0
+    """Seconds that an answered UDP flow is kept (RFC 4787 REQ-5: at least two minutes)."""
+    udp_one_shot: float = 10.0
+    """Seconds that one is kept if its protocol has one question and one answer (its REQ-5 a)."""
+    echo: float = 60.0
+    """Seconds that a ping flow is kept (RFC 5508 REQ-2)."""
     reassembly: float = 30.0
+    """Seconds that an incomplete packet is kept."""
 
     def divided(self, count: int) -> Limits:
-        """Each of so many stacks has its part of what all connections may have."""
+        """Return the share of each of several stacks that serve one guest.
+
+        Args:
+            count: The number of stacks.
+        """
         shares = ("tcp_connections", "tcp_pending", "tcp_time_waits", "tcp_memory")
         return replace(self, **{name: -(-getattr(self, name) // count) for name in shares})
 

@@ -39,7 +39,7 @@ from netns_kit.errors import (
     AddressError,
     ArgumentError,
     ArgumentTypeError,
-    NetnsKitError,
+    DeviceGone,
     NotImportable,
     TunUnavailable,
 )
@@ -88,10 +88,6 @@ _REFUSED = frozenset({errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.ENOMEM})  #
 _GONE = frozenset(
     {errno.EBADF, errno.EBADFD, errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN, errno.EPIPE}
 )
-
-
-class DeviceGone(NetnsKitError):
-    """The device carries no more frames: it was removed, or closed by its other end, or closed here."""
 
 
 class TapCounters:
@@ -166,7 +162,7 @@ class TapDevice:
         Opening sets MTU and MAC and raises the link.  Cancelled while opening, it leaves no descriptor and,
         unless the tap was persistent, no device.
 
-        Raises `AddressError` here for a name or MAC that no kernel takes, `ArgumentError` for an MTU or a number of
+        Raises `AddressError` here for a MAC that no kernel takes, `ArgumentError` for a name, an MTU or a number of
         queues, `ArgumentTypeError` for what has no such type; `TunUnavailable` on opening where taps cannot be made.
         """
         if not callable(getattr(namespace, "open_tap", None)):
@@ -419,7 +415,7 @@ class TapDevice:
         device with several queues.
         """
         if len(self.queues) > 1:
-            raise ArgumentError("a bad link has one queue", "queues", len(self.queues), "use 1")
+            raise ArgumentError("expected 1 for an impaired link", "queues", len(self.queues))
         from .impairment import Impairment
 
         arguments.instance("transmit", transmit, Impairment, "an Impairment")
@@ -549,16 +545,11 @@ class ImpairedTap(TapDevice):
 
 
 def check_name(name: str) -> None:
-    """Raises `AddressError` for what is no name of an interface: the kernel's dev_valid_name(), without asking it."""
+    """Raise `ArgumentError` unless an interface can have this name, by the rules of the kernel's dev_valid_name()."""
     arguments.text("name", name, "the name of an interface")
     size = len(os.fsencode(name))
     if not 1 <= size <= 15 or name in (".", "..") or any(c in "/:\0" or c.isspace() for c in name):
-        raise AddressError(
-            "no interface can have this name",
-            "name",
-            repr(name),
-            "use 1 to 15 bytes without '/', ':' or whitespace",
-        )
+        raise ArgumentError("expected 1 to 15 bytes without '/', ':' or whitespace", "name", repr(name))
 
 
 def check_mtu(mtu: int, largest: int) -> None:
@@ -572,9 +563,7 @@ def _parse_mac(mac: str) -> bytes:
         address = bytes.fromhex(mac.replace(":", ""))
         if len(mac) == 17 and len(address) == 6 and any(address) and not address[0] & 1:
             return address
-    raise AddressError(
-        "no interface can have this address", "mac", repr(mac), "use one like 02:00:00:00:00:01"
-    )
+    raise AddressError("expected an interface's address, like 02:00:00:00:00:01", "mac", repr(mac))
 
 
 def _interface(fd: int) -> tuple[str, int]:

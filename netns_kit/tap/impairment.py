@@ -1,13 +1,13 @@
-"""Impairment: a seeded bad link, pure.
+"""Impairment: a bad link from a seed, pure.
 
-A `BadLink` is one direction of a cable.  Frames go in by `BadLink.send` and come out, later and perhaps
-changed, by `BadLink.receive`; time is an argument of both, and `BadLink.deadline` says when the next frame is
-due.  What happens to a frame is decided once, as it goes in, by a generator seeded from the `Impairment`: the
-same seed, frames and times give the same result, whatever the machine.
+A `BadLink` is one direction of a cable.  Frames go in by `BadLink.send` and come out by `BadLink.receive`, later and
+perhaps changed.  Time is an argument of both, and `BadLink.deadline` is the time of the next frame.  A frame's fate
+is decided once, when it goes in, by a generator seeded from the `Impairment`: the same seed, frames and times give
+the same result on any machine.
 
-One frame's way, in this order: it may be lost; damaged; refused because the queue is full; serialised at the
-rate; delayed; held back so that later frames overtake it; duplicated (the copy queues right behind it).  The
-line is a FIFO: delay and jitter alone never reorder.
+A frame passes these steps in order: it may be lost; damaged; refused because the queue is full; serialised at the
+rate; delayed; held back so that later frames overtake it; duplicated, with the copy right behind it.  The line is a
+FIFO: delay and jitter alone never reorder.
 """
 
 from __future__ import annotations
@@ -33,27 +33,32 @@ REORDER_HOLD = 0.02
 
 @frozen
 class Impairment:
-    """What one direction of a link does to frames.  The default does nothing.
+    """The faults of one direction of a link; the default has none.
 
-    `loss`, `duplicate`, `reorder` and `corrupt` are probabilities per frame, 0 to 1.  `reorder` holds a frame
-    back until one to `REORDER_DEPTH` later ones have passed, at most `REORDER_HOLD` seconds.  `corrupt` flips
-    one bit behind the Ethernet header; see `BadLink` for when that makes sense.  `delay` and `jitter` are
-    seconds: each frame takes `delay` plus an even share of `jitter`.  `rate` is in bytes per second, None for
-    no limit.  `queue` is how many frames the link holds, those under way included; one more is dropped.
-    `seed` decides everything that is chance.
-
-    Raises `ArgumentError` for a value out of range, `ArgumentTypeError` for what is no number.
+    Raises:
+        ArgumentError: A value is out of range.
+        ArgumentTypeError: An argument is no number.
     """
 
     loss: float = 0.0
+    """Probability that a frame is lost, 0 to 1."""
     duplicate: float = 0.0
+    """Probability that a frame is duplicated, 0 to 1."""
     reorder: float = 0.0
+    """Probability that a frame is held back until one to `REORDER_DEPTH` later ones have passed, but for at most
+    `REORDER_HOLD` seconds."""
     corrupt: float = 0.0
+    """Probability that one bit behind the Ethernet header is flipped; see `BadLink` for when that makes sense."""
     delay: float = 0.0
+    """Seconds that each frame takes."""
     jitter: float = 0.0
+    """Seconds of which an evenly distributed part is added to the delay."""
     rate: float | None = None
+    """Bytes per second, None for no limit."""
     queue: int = 1000
+    """Number of frames that the link holds, those under way included; one more is dropped."""
     seed: int = 0
+    """Seed of all random decisions."""
 
     def __post_init__(self) -> None:
         for name in ("loss", "duplicate", "reorder", "corrupt"):
@@ -74,7 +79,7 @@ def _require(name: str, value: float, holds: Callable[[float], bool], expected: 
 
 
 class _Held:
-    """A frame waiting for `left` others to pass; it leaves at `limit` whatever happens."""
+    """A frame that waits for `left` others to pass, until `limit` at the latest."""
 
     __slots__ = ("frame", "left", "limit")
 
@@ -85,16 +90,15 @@ class _Held:
 
 
 class BadLink:
-    """One direction of a link: a frame goes in, zero, one or two come out later.
+    """A direction of a link: for each frame that goes in, none, one or two come out later.
 
-    `protect` bytes at the start of a frame are never damaged: the Ethernet header (14, the default) and a
-    vnet header before it, which no cable carries.  Damage is a test of checksums, so it is meaningful only
-    where they are complete: between devices without offloads.  A frame that still needs its checksum gets a
-    correct one over wrong bytes.
+    `protect` bytes at the start of a frame are never damaged: the Ethernet header (14, the default), and a vnet
+    header before it, which no cable carries.  Damage tests checksums, so it makes sense only where they are complete:
+    between devices without offloads.  A frame that still needs its checksum gets a correct one over wrong bytes.
 
-    `deadline` is the time `receive` will next have something, `math.inf` while the link is empty.  `lost`,
-    `duplicated`, `reordered`, `corrupted` and `overflowed` count frames; what came out is what was sent,
-    minus `lost` and `overflowed`, plus `duplicated`.
+    `deadline` is the time at which `receive` next has a frame, `math.inf` while the link is empty.  `lost`,
+    `duplicated`, `reordered`, `corrupted` and `overflowed` count frames: as many came out as were sent, minus `lost`
+    and `overflowed`, plus `duplicated`.
     """
 
     __slots__ = (
@@ -116,7 +120,7 @@ class BadLink:
         self._last_due = -math.inf
 
     def send(self, frame: bytes, now: float) -> None:
-        """Put one frame in at time `now`; `now` never decreases from call to call."""
+        """Put a frame in at time `now`, which never decreases from call to call."""
         chance, asked = self._strikes.random, self.impairment
         lost, damaged = chance() < asked.loss, chance() < asked.corrupt
         late, twice = chance() < asked.reorder, chance() < asked.duplicate
@@ -131,7 +135,7 @@ class BadLink:
             self._queue(frame, now, late=False)
 
     def receive(self, now: float) -> list[bytes]:
-        """Every frame due by `now`, in order of due time; at the same time, in the order they went in."""
+        """Return the frames due by `now` in order of time, and those of the same time in the order they went in."""
         if now < self.deadline:
             return []
         for held in [held for held in self._held if held.limit <= now]:

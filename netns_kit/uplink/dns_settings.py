@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 
 from netns_kit import arguments
 from netns_kit.arguments import AddressLike
-from netns_kit.dns.names import to_text, to_wire
 from netns_kit.dns.server import Hook
+from netns_kit.domain_names import to_text, to_wire
 from netns_kit.frozen import frozen
 
 from .flow import DNS_PORT, Endpoint
@@ -17,7 +17,7 @@ RESOLV_CONF = "/etc/resolv.conf"
 
 @frozen
 class DnsSettings:
-    """What `Uplink` is told of DNS.  `Uplink(dns=[...])` is short for `Uplink(dns=DnsSettings([...]))`.
+    """Settings of DNS, for `Uplink`.  `Uplink(dns=[...])` is short for `Uplink(dns=DnsSettings([...]))`.
 
     >>> settings = DnsSettings(["192.0.2.53"], domains={"corp.example": ["10.1.0.53"]}, cache=False)
     >>> str(settings.domains["corp.example"][0])
@@ -38,7 +38,7 @@ class DnsSettings:
 
     Raises:
         AddressError: what is given for a resolver is no address or port.
-        RecordError: what is given for a domain is none.
+        DomainNameError: what is given for a domain is none.
         ArgumentTypeError: something has no such type, a coroutine function among them.
     """
 
@@ -72,10 +72,10 @@ class DnsSettings:
             self,
             servers=None if servers is None else resolvers("servers", servers),
             domains={
-                to_text(to_wire(domain)): resolvers(f"domains[{domain!r}]", given)
+                to_text(to_wire(domain, "domains")): resolvers(f"domains[{domain!r}]", given)
                 for domain, given in (domains or {}).items()
             },
-            search=None if search is None else tuple(to_text(to_wire(each)) for each in search),
+            search=None if search is None else tuple(to_text(to_wire(each, "search")) for each in search),
             hook=hook,
             cache=cache,
             resolv_conf=resolv_conf,
@@ -85,6 +85,9 @@ class DnsSettings:
     def of(cls, given: Iterable[AddressLike | Endpoint] | DnsSettings | None) -> DnsSettings:
         """Return the settings that `Uplink(dns=given)` means.
 
+        Args:
+            given: settings, a list of resolvers, or None for the defaults.
+
         Raises:
             AddressError: what is given for a resolver is no address or port.
             ArgumentTypeError: it is neither settings nor a list of addresses.
@@ -92,12 +95,6 @@ class DnsSettings:
         if isinstance(given, DnsSettings):
             return given
         return cls(None if given is None else resolvers("dns", given))
-
-    def shown(self) -> list[str] | DnsSettings | None:
-        """Return what `Uplink(dns=...)` would be given for the same settings, as short as it can be."""
-        if self != DnsSettings(self.servers):
-            return self
-        return None if self.servers is None else [*map(str, self.servers)]
 
 
 def resolvers(name: str, given: Iterable[AddressLike | Endpoint]) -> tuple[Endpoint, ...]:
@@ -109,3 +106,10 @@ def resolvers(name: str, given: Iterable[AddressLike | Endpoint]) -> tuple[Endpo
     """
     arguments.items(name, given, "a list of addresses")
     return tuple(Endpoint.parse(each, DNS_PORT) for each in given)
+
+
+def shortest(settings: DnsSettings) -> list[str] | DnsSettings | None:
+    """Return what `Uplink(dns=...)` is given for these settings, as short as it can be."""
+    if settings != DnsSettings(settings.servers):
+        return settings
+    return None if settings.servers is None else [*map(str, settings.servers)]

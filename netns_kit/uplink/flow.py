@@ -31,9 +31,16 @@ class _Endpoint(NamedTuple):
 
 
 class Endpoint(_Endpoint):
-    """An address and a port.  For ICMP the port is the identifier, or 0.
+    """An address and a port.
 
-    Raises `AddressError` for text that is no address, `ArgumentError` and `ArgumentTypeError` for what is no port.
+    Args:
+        address: text, or an object of `ipaddress`.
+        port: 0 to 65535; for ICMP the identifier, or 0.
+
+    Raises:
+        AddressError: the text is no address.
+        ArgumentError: the port is out of range.
+        ArgumentTypeError: something has no such type.
 
     >>> str(Endpoint("2001:db8::1", 443))
     '[2001:db8::1]:443'
@@ -54,9 +61,16 @@ class Endpoint(_Endpoint):
 
     @classmethod
     def parse(cls, text: AddressLike | Endpoint, default_port: int) -> Endpoint:
-        """Return the endpoint that ADDRESS, IPV4:PORT or [IPV6]:PORT means, or an address, or an endpoint.
+        """Return the endpoint that a text means, or an address, or an endpoint.
 
-        Raises `AddressError`, and `ArgumentTypeError` for what has no such type.
+        Args:
+            text: ADDRESS, IPV4:PORT or [IPV6]:PORT.
+            default_port: for an address without a port.
+
+        Raises:
+            AddressError: the text means no endpoint.
+            ArgumentError: the default port is out of range.
+            ArgumentTypeError: something has no such type.
         """
         if isinstance(text, Endpoint):
             return text
@@ -71,9 +85,8 @@ class Endpoint(_Endpoint):
                 raise ValueError(port)
             return cls(ip_address(found["ipv6"] or found["ipv4"] or found["bare"]), port)
         except ValueError as error:
-            raise AddressError(
-                f"{text!r}: expected ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT", fix="resolve names first"
-            ) from error
+            expected = "expected ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT"
+            raise AddressError(expected, "address", arguments.shown(text), "resolve names first") from error
 
 
 def _endpoint(address: str, port: int) -> Endpoint:
@@ -82,21 +95,27 @@ def _endpoint(address: str, port: int) -> Endpoint:
 
 @frozen
 class Flow:
-    """A flow that the namespace opens, as its first packet names it, and the subnet it came from."""
+    """A flow that the namespace opens, as its first packet names it."""
 
     protocol: Literal["tcp", "udp", "icmp"]
+    """Transport of the flow."""
     source: Endpoint
+    """Address and port inside, in the namespace."""
     destination: Endpoint
+    """Address and port that are to be reached."""
     subnet: Subnet
+    """Subnet that it comes from, with the addresses of the gateway."""
     served: bool = False
-    """Whether the process that runs the stack answers it itself, as it does at the DNS address, if it may pass."""
+    """True if the process that runs the stack answers it itself, as it does at the DNS address."""
 
 
 @frozen
 class Target:
-    """The host's side of a flow: the first of these endpoints that answers.
+    """The host's side of a flow: where it goes.
 
-    None of them: to nobody outside.  So a flow may go that is answered here (`Flow.served`); any other is refused.
+    Args:
+        endpoints: the first of them that answers is it.  None of them is nobody outside: that is for a flow which is
+            answered here (`Flow.served`); any other is refused.
 
     Raises:
         ArgumentError: something in the tuple is no `Endpoint`.

@@ -19,13 +19,13 @@ from netns_kit import arguments
 from netns_kit.arguments import Address, AddressLike
 from netns_kit.dns import Manner, ResolvConf, parse_resolv_conf
 from netns_kit.dns.manner import DEFAULT
-from netns_kit.errors import AddressError, ArgumentTypeError, SysctlError
+from netns_kit.errors import AddressError, ArgumentError, ArgumentTypeError, SysctlError
 from netns_kit.host import diagnosis, sysctl
 from netns_kit.stack import Refusal
 
 from .dial import Dial
 from .direct import DirectDial
-from .dns_settings import DnsSettings
+from .dns_settings import DnsSettings, shortest
 from .flow import DNS_PORT, Endpoint, Flow, Protocol, Target, Way
 
 __all__ = [
@@ -124,7 +124,9 @@ class Uplink:
         if device is not None:
             arguments.text("device", device, "the name of an interface, or None")
             if not 0 < len(device.encode()) < 16:
-                raise AddressError(f"device={device!r}: expected the name of an interface, 1 to 15 bytes")
+                raise ArgumentError(
+                    "expected the name of an interface, 1 to 15 bytes", "device", repr(device)
+                )
         self._device = device
         self.dns = DnsSettings.of(dns)
         for name, flag in (
@@ -150,7 +152,7 @@ class Uplink:
             "bind4": self._bind[socket.AF_INET],
             "bind6": self._bind[socket.AF_INET6],
             "device": self._device,
-            "dns": self.dns.shown(),
+            "dns": shortest(self.dns),
             "policy": self._policy,
             "udp_filtering": None if self.udp_filtering == get_args(UdpFiltering)[0] else self.udp_filtering,
         }
@@ -258,7 +260,7 @@ class Uplink:
         """Check that the host has the address and the device to send from.
 
         Raises:
-            AddressError: it has not.
+            ArgumentError: it has not.
             FeatureUnavailable: the kernel is too old to bind sockets to a device.
         """
         for family, address in self._bind.items():
@@ -274,8 +276,8 @@ class Uplink:
                         what = f"bind{version}" if error.errno == errno.EADDRNOTAVAIL else "device"
                         value = address if error.errno == errno.EADDRNOTAVAIL else self._device
                         fix = "choose one that `ip address` shows on the host"
-                        raise AddressError(
-                            "the host has no such address or interface", what, value, fix
+                        raise ArgumentError(
+                            "expected an address or interface of the host", what, value, fix
                         ) from error
                     if error.errno == errno.EPERM and self._device is not None:
                         raise diagnosis.feature("SO_BINDTODEVICE", error, "5.7", "setsockopt") from error

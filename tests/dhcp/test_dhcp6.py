@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers import dhcp6 as theirs
 
-from netns_kit.dhcp import BadMessage, Dhcp6Server, DhcpSettings, Reply, StaticLease, names
+from netns_kit.dhcp import BadDhcpMessage, Dhcp6Server, DhcpSettings, Reply, StaticLease
 from netns_kit.dhcp import message6 as m
 from netns_kit.dhcp.leases import DECLINE_SECONDS, OFFER_SECONDS
 from netns_kit.dhcp.message6 import Association, Message6, pack_options, parse
 from netns_kit.dhcp.server6 import ALL_SERVERS, MOST_ASSOCIATIONS
 from netns_kit.dhcp.settings import INFINITE
+from netns_kit.domain_names import to_wire
 
 NETWORK = IPv6Network("fd00::/64")
 LINK_LOCAL, DNS = IPv6Address("fe80::2"), NETWORK[3]
@@ -315,7 +316,7 @@ def test_leases_without_end() -> None:
 
 
 SETTINGS = DhcpSettings(domain="a.example", search=("b.example", "c.example"))
-FQDN = (m.FQDN, b"\x01" + names.pack("me.example"))
+FQDN = (m.FQDN, b"\x01" + to_wire("me.example"))
 
 
 @pytest.mark.parametrize(
@@ -336,7 +337,7 @@ def test_what_the_client_asks_for(settings: DhcpSettings, wanted: tuple[int, byt
     if m.SEARCH in said:
         assert answer.get(m.SEARCH) == b"\x01b\x07example\0\x01c\x07example\0"
     if m.FQDN in said:  # not updated by us, and that is not what it asked for
-        assert answer.get(m.FQDN) == b"\x06" + names.pack("me.example")
+        assert answer.get(m.FQDN) == b"\x06" + to_wire("me.example")
 
 
 ODD = {
@@ -463,7 +464,7 @@ def test_only_who_may_have_the_clients_port_is_a_client() -> None:
 
 @given(st.one_of(st.binary(max_size=300), st.binary(max_size=200).map(lambda tail: HEAD + tail)))
 def test_hostile_bytes_raise_one_exception(data: bytes) -> None:
-    with suppress(BadMessage):
+    with suppress(BadDhcpMessage):
         message = parse(data)
         message.associations()
         message.wanted()

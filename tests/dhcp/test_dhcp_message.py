@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from contextlib import suppress
 from ipaddress import IPv4Address
-from itertools import pairwise
 
-import dnslib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.dhcp import BOOTP, DHCP
 
-from netns_kit.dhcp import BadMessage, names
+from netns_kit.dhcp import BadDhcpMessage
 from netns_kit.dhcp import message as m
 from netns_kit.dhcp.message import Message, parse
-from netns_kit.errors import AddressError
 
 HEAD = Message(m.REQUEST, 1, bytes(6)).pack()[:240]
 
@@ -58,7 +55,7 @@ def test_what_does_not_fit_is_left_out_whole_and_last(message: Message, most: in
 
 @given(st.one_of(st.binary(max_size=400), st.binary(max_size=200).map(lambda tail: HEAD + tail)))
 def test_hostile_bytes_raise_one_exception(data: bytes) -> None:
-    with suppress(BadMessage):
+    with suppress(BadDhcpMessage):
         message = parse(data)
         _ = message.type, message.address(m.ADDRESS), message.number(m.MAX_SIZE, 2)
 
@@ -68,7 +65,7 @@ def test_a_message_with_bytes_changed_raises_one_exception(message: Message, dat
     packed = bytearray(message.pack())
     for _ in range(3):
         packed[data.draw(st.integers(0, len(packed) - 1))] = data.draw(st.integers(0, 255))
-    with suppress(BadMessage):
+    with suppress(BadDhcpMessage):
         parse(bytes(packed[: data.draw(st.integers(0, len(packed)))]))
 
 
@@ -89,16 +86,16 @@ def test_a_message_with_bytes_changed_raises_one_exception(message: Message, dat
     ],
 )
 def test_lengths_that_lie(data: bytes, reason: str) -> None:
-    with pytest.raises(BadMessage, match=reason):
+    with pytest.raises(BadDhcpMessage, match=reason):
         parse(data)
 
 
 @pytest.mark.parametrize("value", [b"", b"\0\0\0", b"\0\0\0\0\0"])
 def test_numbers_of_another_length(value: bytes) -> None:
     message = Message(m.REQUEST, 1, bytes(6), options={m.ADDRESS: value, m.TYPE: value})
-    with pytest.raises(BadMessage, match="option-length"):
+    with pytest.raises(BadDhcpMessage, match="option-length"):
         message.address(m.ADDRESS)
-    with pytest.raises(BadMessage, match="option-length"):
+    with pytest.raises(BadDhcpMessage, match="option-length"):
         _ = message.type
 
 
@@ -135,72 +132,3 @@ def test_scapy_reads_the_same(message: Message) -> None:
     assert theirs.yiaddr == str(message.yiaddr)
     assert theirs.getlayer(DHCP).options[0] == ("message-type", 2)
     assert theirs.getlayer(DHCP).options[1] == (200, b"x")
-
-
-# -- names ----------------------------------------------------------------------------------------------
-
-labels = st.text("abcXYZ019", min_size=1, max_size=12)
-domains = st.lists(labels, min_size=1, max_size=5).map(".".join)
-
-
-@given(st.lists(domains, max_size=12))
-def test_a_dns_library_reads_a_compressed_list(search: list[str]) -> None:
-    packed = names.pack_all(search)
-    buffer = dnslib.DNSBuffer(packed)
-    read = [str(buffer.decode_name()) for _ in search]
-    assert [each.lower().rstrip(".") for each in read] == [each.lower() for each in search]
-    assert buffer.offset == len(packed)
-
-
-def test_names_behind_one_another_share_their_ends() -> None:
-    packed = names.pack_all(["a.example.com", "b.example.com", "example.com", "com", "a.example.com"])
-    assert packed == b"\x01a\x07example\x03com\0\x01b\xc0\x02\xc0\x02\xc0\x0a\xc0\x00"
-
-
-@given(domains)
-def test_one_name(name: str) -> None:
-    assert names.parse(names.pack(name)) == names.parse(names.pack(name)[:-1]) == name
-
-
-@given(st.binary(max_size=300))
-def test_names_of_hostile_bytes(data: bytes) -> None:
-    with suppress(BadMessage):
-        assert names.is_name(names.parse(data))
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"\0",
-        b"\xc0\x00",
-        b"\x03ab",
-        b"\x40" + bytes(64),
-        b"\x01a\0\x01b\0",
-        b"\x01a\xc0\x00",
-        b"\x03a b\0",
-    ],
-)
-def test_no_name(data: bytes) -> None:
-    with pytest.raises(BadMessage, match="name"):
-        names.parse(data)
-
-
-@pytest.mark.parametrize(
-    "text", ["", ".", "a..b", "-a", "a-", "a b", "a" * 64, "ü", "a\n", ".".join(["a" * 50] * 6)]
-)
-def test_no_name_for_people(text: str) -> None:
-    with pytest.raises(AddressError, match="is no domain name"):
-        names.check(text)
-
-
-def test_a_name_may_end_with_the_root() -> None:
-    assert names.check("example.com.") == "example.com"
-
-
-def test_values_of_the_constants_are_those_of_the_rfcs() -> None:
-    """RFC 2132 and others, by their numbers."""
-    assert (m.NETMASK, m.ROUTER, m.DNS, m.HOSTNAME, m.DOMAIN, m.MTU) == (1, 3, 6, 12, 15, 26)
-    assert (m.RAPID_COMMIT, m.RELAY, m.SEARCH, m.ROUTES) == (80, 82, 119, 121)
-    named = [m.ADDRESS, m.LEASE_TIME, m.OVERLOAD, m.TYPE, m.SERVER, m.WANTED, m.TEXT, m.MAX_SIZE, m.RENEWAL]
-    assert all(later == earlier + 1 for earlier, later in pairwise([*named, m.REBINDING]))

@@ -15,7 +15,7 @@ from netns_kit.dhcp import message as m
 from netns_kit.dhcp.leases import DECLINE_SECONDS, OFFER_SECONDS
 from netns_kit.dhcp.message import Message, parse
 from netns_kit.dhcp.settings import INFINITE
-from netns_kit.errors import AddressError
+from netns_kit.errors import AddressError, ArgumentError, DomainNameError
 from tests.dhcp.client import BROADCAST_MAC, DNS, EVERYTHING, MAC, SERVER, Client, brief, host, server
 
 ASKING = {m.WANTED: EVERYTHING}
@@ -469,18 +469,18 @@ def test_only_who_may_have_the_clients_port_is_a_client(port: int) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({}, "needs to know its client"),
-        ({"mac": "02:00:00:00:00:01", "client_id": "0102"}, "needs to know its client"),
-        ({"mac": "02:00:00:00:00"}, "is no MAC"),
-        ({"mac": "020000000001"}, "is no MAC"),
-        ({"client_id": "xy"}, "is no client identifier"),
-        ({"client_id": "01"}, "is no client identifier"),
-        ({"client_id": "01" * 256}, "is no client identifier"),
-        ({"mac": "02:00:00:00:00:01", "hostname": "a b"}, "is no domain name"),
+        ({}, "expected one of MAC and client identifier"),
+        ({"mac": "02:00:00:00:00:01", "client_id": "0102"}, "expected one of MAC and client identifier"),
+        ({"mac": "02:00:00:00:00"}, "expected a MAC address"),
+        ({"mac": "020000000001"}, "expected a MAC address"),
+        ({"client_id": "xy"}, "expected 2 to 255 bytes in hexadecimal"),
+        ({"client_id": "01"}, "expected 2 to 255 bytes in hexadecimal"),
+        ({"client_id": "01" * 256}, "expected 2 to 255 bytes in hexadecimal"),
+        ({"mac": "02:00:00:00:00:01", "hostname": "a b"}, "expected a domain name"),
     ],
 )
 def test_no_static_lease(given: dict[str, str], said: str) -> None:
-    with pytest.raises(AddressError, match=said):
+    with pytest.raises(ArgumentError, match=said):
         StaticLease(host(50), **given)
 
 
@@ -493,10 +493,10 @@ def test_no_time(seconds: int) -> None:
 def test_no_settings() -> None:
     with pytest.raises(TypeError, match="expected a list of domains"):
         DhcpSettings(search="example.com")
-    with pytest.raises(AddressError, match="is no domain name"):
+    with pytest.raises(DomainNameError, match="domain='a b': expected a domain name"):
         DhcpSettings(domain="a b")
     twice = StaticLease(host(50), client_id="0102"), StaticLease(host(50), client_id="0103")
-    with pytest.raises(AddressError, match="kept for two clients"):
+    with pytest.raises(AddressError, match="expected one client for each address"):
         DhcpSettings(static=twice)
 
 

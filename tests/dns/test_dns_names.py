@@ -1,107 +1,18 @@
-"""Names, records, and the files they are written in."""
+"""Records, and the files they are written in."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from ipaddress import IPv4Address, IPv6Address
 
 import pytest
-from dnslib import RR, DNSBuffer, DNSLabel
+from dnslib import RR, DNSBuffer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netns_kit import Record, RecordError
-from netns_kit.dns import hosts, names, parse_resolv_conf
-from netns_kit.dns.names import address_of, suffixes, to_text, to_wire
+from netns_kit import ArgumentError, DomainNameError, Record, RecordError
+from netns_kit.dns import hosts, parse_resolv_conf
 from netns_kit.dns.records import as_rr
-
-LABELS = st.text("abcdefghijklmnopqrstuvwxyzABCXYZ0123456789-_", min_size=1, max_size=63)
-NAMES = st.lists(LABELS, max_size=6).map(".".join).filter(lambda name: len(name) < 254)
-
-
-@given(NAMES)
-def test_a_name_is_what_dnslib_takes_it_for(name: str) -> None:
-    buffer = DNSBuffer()
-    buffer.encode_name_nocompress(DNSLabel(name))
-    assert to_wire(name) == to_wire(f"{name}.") == bytes(buffer.data)
-    assert to_text(to_wire(name)) == (name or ".")
-
-
-@given(st.lists(st.binary(min_size=1, max_size=20), max_size=8), st.lists(st.binary(min_size=1), max_size=8))
-def test_no_two_names_are_the_same_text(one: list[bytes], other: list[bytes]) -> None:
-    def wire(labels: list[bytes]) -> bytes:
-        return b"".join(bytes((len(label[:63]),)) + label[:63] for label in labels) + b"\0"
-
-    assert (to_text(wire(one)) == to_text(wire(other))) == (wire(one) == wire(other))
-    assert to_text(wire(one)).isprintable()
-
-
-def test_what_is_unusual_is_escaped() -> None:
-    assert to_text(b"\x04a.\\\0\x00") == r"a\.\\\000"
-
-
-def test_names_that_are_not_ascii() -> None:
-    assert to_wire("bücher.example") == b"\x0dxn--bcher-kva\x07example\0"
-
-
-@pytest.mark.parametrize(
-    "name", ["a..b", ".a", "a b", "a\tb", "a\n", "a\\b", "x" * 64, ".".join(["x" * 63] * 4), "\x7f", "é" * 60]
-)
-def test_what_is_no_name(name: str) -> None:
-    with pytest.raises(RecordError, match="name"):
-        to_wire(name)
-
-
-def test_the_longest_name() -> None:
-    longest = ".".join(["a" * 63, "b" * 63, "c" * 63, "d" * 61])
-    assert len(to_wire(longest)) == names.NAME_MAX
-    with pytest.raises(RecordError, match="too long"):
-        to_wire(longest + "d")
-
-
-def test_what_a_name_lies_in() -> None:
-    found = [to_text(each) for each in suffixes(to_wire("www.corp.example"))]
-    assert found == ["www.corp.example", "corp.example", "example"]
-
-
-@given(st.ip_addresses())
-def test_reverse_names(address: IPv4Address | IPv6Address) -> None:
-    assert address_of(to_wire(address.reverse_pointer)) == address
-    assert address_of(to_wire(address.reverse_pointer.upper())) == address
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "",
-        "arpa",
-        "in-addr.arpa",
-        "2.0.10.in-addr.arpa",
-        "1.2.3.4.5.in-addr.arpa",
-        "256.2.0.10.in-addr.arpa",
-        "1.02.0.10.in-addr.arpa",
-        "a.b.c.d.in-addr.arpa",
-        "ip6.arpa",
-        ".".join(["g", *"0" * 31, "ip6.arpa"]),
-        ".".join(["+", *"0" * 31, "ip6.arpa"]),
-        ".".join([*"0" * 31, "ip6.arpa"]),
-        ".".join(["00", *"0" * 30, "ip6.arpa"]),
-    ],
-)
-def test_reverse_names_of_nobody(name: str) -> None:
-    assert address_of(to_wire(name)) is None
-
-
-@given(
-    st.lists(st.binary(min_size=1, max_size=20), max_size=8),
-    st.sampled_from(["in-addr.arpa", "ip6.arpa", ""]),
-)
-def test_no_name_raises(labels: list[bytes], domain: str) -> None:
-    address_of(b"".join(bytes((len(label),)) + label for label in labels) + to_wire(domain))
-
-
-# -- records ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -152,19 +63,20 @@ def test_an_address_needs_no_type() -> None:
     ],
 )
 def test_records_that_make_no_sense(name: str, value: str, kind: str) -> None:
-    with pytest.raises(RecordError):
+    with pytest.raises((RecordError, DomainNameError)) as told:
         Record(name, value, kind)
+    assert "expected" in str(told.value)
 
 
 @pytest.mark.parametrize("ttl", [-1, 1 << 31])
 def test_a_ttl_out_of_range(ttl: int) -> None:
-    with pytest.raises(RecordError, match="TTL"):
+    with pytest.raises(ArgumentError, match=f"ttl={ttl}: expected a whole number from 0 to 2147483647"):
         Record("a", "192.0.2.1", ttl=ttl)
 
 
 @pytest.mark.parametrize("text", ["", "a", "a=", "=192.0.2.1", "a=b", "a=192.0.2.1:80", "a b=192.0.2.1"])
 def test_what_is_no_name_and_address(text: str) -> None:
-    with pytest.raises(RecordError):
+    with pytest.raises((RecordError, DomainNameError), match="expected"):
         Record.parse(text)
 
 

@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netns_kit.dns import Action, Answer, DnsProxy, Manner, Send, Upstream, parse_untrusted
-from netns_kit.dns.manner import PATIENCE
+from netns_kit.dns.exchanges import CONDEMNED, HEDGE, PROBE
+from netns_kit.dns.manner import DEFAULT_PATIENCE
 from netns_kit.dns.message import NXDOMAIN, REFUSED, SERVFAIL, TC
-from netns_kit.dns.proxy import CONDEMNED, HEDGE, LIMIT_MAX, LONGEST_KEPT, PROBE
+from netns_kit.dns.proxy import LIMIT_MAX, LONGEST_KEPT
 
 A = Upstream("192.0.2.1", 53)
 B = Upstream("fe80::1%eth0", 53)
@@ -211,7 +212,7 @@ def test_who_has_joined_hears_of_a_failure_too(verdict: str) -> None:
         dns.asks(question(), client)
     (sent,) = dns.sends(A)
     if verdict == "silence":
-        dns.waits(PATIENCE)
+        dns.waits(DEFAULT_PATIENCE)
         dns.out = [each for each in dns.out if isinstance(each, Answer)]
     elif verdict == "failure":
         dns.fails(A)
@@ -285,7 +286,7 @@ def test_a_silent_upstream_is_asked_again_and_given_up_on_when_patience_ends() -
     dns.idle()
     dns.waits(0.001)
     assert dns.sends(A) == [first]
-    dns.waits(PATIENCE - 1.001)
+    dns.waits(DEFAULT_PATIENCE - 1.001)
     dns.idle()
     dns.waits(0.001)
     dns.gets(reply(question(), SERVFAIL)[:2] + b"\x81\x82" + question()[4:])
@@ -296,7 +297,7 @@ def test_a_silent_upstream_is_asked_again_and_given_up_on_when_patience_ends() -
 def test_a_slow_answer_within_patience_is_relayed() -> None:
     dns = Scene(A)
     dns.asks(question())
-    dns.waits(PATIENCE - 0.001)
+    dns.waits(DEFAULT_PATIENCE - 0.001)
     sent, again = dns.sends(A, A)
     assert sent == again
     dns.says(A, reply(sent))
@@ -513,7 +514,7 @@ def test_a_refusal_is_passed_on_when_the_others_stay_silent() -> None:
     dns.asks(question())
     (to_a,) = dns.sends(A)
     dns.says(A, reply(to_a, SERVFAIL))
-    dns.waits(PATIENCE - 0.001)
+    dns.waits(DEFAULT_PATIENCE - 0.001)
     dns.sends(B, B)  # and A no more: it has said its word
     dns.asks(question())
     dns.sends(B)
@@ -707,7 +708,7 @@ def test_who_refuses_keeps_its_place(rcode: int) -> None:
 def test_with_nobody_else_to_ask_a_doubted_one_has_its_time() -> None:
     dns = Scene(A)
     dns.asks(question("one.example"))
-    dns.waits(PATIENCE)
+    dns.waits(DEFAULT_PATIENCE)
     dns.out.clear()
     dns.asks(question("two.example"))
     dns.sends(A)
@@ -963,7 +964,7 @@ def test_without_upstreams_a_pending_exchange_still_waits_for_the_old_one() -> N
     dns.asks(question())
     dns.sends(A)
     dns.proxy.set_upstreams([])
-    dns.waits(PATIENCE - 0.001)
+    dns.waits(DEFAULT_PATIENCE - 0.001)
     dns.idle()
     dns.waits(0.001)
     dns.gets(question()[:2] + b"\x81\x82" + question()[4:])

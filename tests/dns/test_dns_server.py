@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from netns_kit import DnsQuery, Rcode, Record
 from netns_kit.dns import Action, Answer, DnsProxy, DnsServer, Manner, Send, Upstream, Zone, server
 from netns_kit.dns.cache import Cache
+from netns_kit.dns.exchanges import Transport
 from netns_kit.dns.message import TC, expanded
-from netns_kit.dns.proxy import LONGEST_KEPT, Transport
+from netns_kit.dns.proxy import LONGEST_KEPT
 
 RESOLVER, CORP, OTHER = ("192.0.2.1", 53), ("10.1.0.53", 53), ("192.0.2.2", 5353)
 CLIENT = bytes((10, 0, 2, 100))

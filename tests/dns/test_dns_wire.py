@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from netns_kit.dns import BadMessage, Framing, framed, parse_untrusted
 from netns_kit.dns.message import AA, TC, Edns, Rr, edns, expanded, reply, same_question, walk, with_name
-from netns_kit.dns.names import to_wire
+from netns_kit.domain_names import to_wire
 from tests.work import Meter
 
 RECORD = Struct("!HHIH")  # type, class, TTL, length of the data

@@ -9,19 +9,19 @@ from dnslib import CLASS, EDNS0, QTYPE, RCODE, RR, SOA, TXT, A, DNSRecord, EDNSO
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netns_kit import Record, RecordError
+from netns_kit import DomainNameError, Record
 from netns_kit.dns import Zone, parse_untrusted
 from netns_kit.dns.cache import LONGEST, LONGEST_ABSENCE, LONGEST_TTL, Cache
 from netns_kit.dns.message import NXDOMAIN
-from netns_kit.dns.names import to_text, to_wire
-from netns_kit.dns.zone import Found
+from netns_kit.dns.zone import Lookup
+from netns_kit.domain_names import to_text, to_wire
 
 
 def asked(name: str, kind: str = "A", kind_of_class: int = CLASS.IN) -> bytes:
     return to_wire(name) + int(getattr(QTYPE, kind)).to_bytes(2, "big") + kind_of_class.to_bytes(2, "big")
 
 
-def told(found: Found | None) -> list[tuple[str, str, bytes]]:
+def told(found: Lookup | None) -> list[tuple[str, str, bytes]]:
     """Owner, type and data of each record."""
     assert found is not None
     return [(to_text(each.owner), QTYPE[each.kind], each.data) for each in found.records]
@@ -50,13 +50,13 @@ def test_all_of_a_type_in_the_order_they_came(zone: Zone) -> None:
 
 
 def test_what_is_ours_and_has_none_of_that_type(zone: Zone) -> None:
-    assert zone.find(asked("db.internal", "MX")) == Found(0, ())
+    assert zone.find(asked("db.internal", "MX")) == Lookup(0, ())
 
 
 def test_what_is_not_there_in_a_domain_of_ours(zone: Zone) -> None:
-    assert zone.find(asked("other.internal")) == Found(NXDOMAIN, ())
-    assert zone.find(asked("a.b.other.INTERNAL")) == Found(NXDOMAIN, ())
-    assert zone.find(asked("internal")) == Found(0, ()), "it is there, and empty"
+    assert zone.find(asked("other.internal")) == Lookup(NXDOMAIN, ())
+    assert zone.find(asked("a.b.other.INTERNAL")) == Lookup(NXDOMAIN, ())
+    assert zone.find(asked("internal")) == Lookup(0, ()), "it is there, and empty"
 
 
 @pytest.mark.parametrize("name", ["example", "wild.example", "notinternal", "a.internal.example", "", "com"])
@@ -82,7 +82,7 @@ def test_an_alias_leads_on(zone: Zone) -> None:
 def test_a_wildcard_is_for_names_without_records(zone: Zone) -> None:
     for name in ("a.wild.example", "a.b.wild.example"):
         assert told(zone.find(asked(name))) == [(name, "A", bytes((192, 0, 2, 8)))]
-    assert zone.find(asked("known.wild.example")) == Found(0, ())
+    assert zone.find(asked("known.wild.example")) == Lookup(0, ())
 
 
 def test_addresses_have_their_names_back(zone: Zone) -> None:
@@ -93,8 +93,8 @@ def test_addresses_have_their_names_back(zone: Zone) -> None:
 
 
 def test_nobody_else_is_asked_about_our_networks(zone: Zone) -> None:
-    assert zone.find(asked("9.2.0.10.in-addr.arpa", "PTR")) == Found(NXDOMAIN, ())
-    assert zone.find(asked("9." + "0." * 27 + "0.0.d.f.ip6.arpa", "PTR")) == Found(NXDOMAIN, ())
+    assert zone.find(asked("9.2.0.10.in-addr.arpa", "PTR")) == Lookup(NXDOMAIN, ())
+    assert zone.find(asked("9." + "0." * 27 + "0.0.d.f.ip6.arpa", "PTR")) == Lookup(NXDOMAIN, ())
     assert zone.find(asked("9.3.0.10.in-addr.arpa", "PTR")) is None
     assert zone.find(asked("2.0.10.in-addr.arpa", "PTR")) is None
 
@@ -104,10 +104,10 @@ def test_what_is_removed_is_gone_with_its_reverse_name(zone: Zone) -> None:
     assert [data for _, _, data in told(zone.find(asked("db.internal")))] == [bytes((192, 0, 2, 6))]
     assert zone.find(asked("5.2.0.192.in-addr.arpa", "PTR")) is None
     assert zone.remove("db.internal") == 2
-    assert zone.find(asked("db.internal")) == Found(NXDOMAIN, ())
+    assert zone.find(asked("db.internal")) == Lookup(NXDOMAIN, ())
     assert zone.remove("db.internal") == 0
     assert zone.remove("www.example", "A") == 0
-    with pytest.raises(RecordError):
+    with pytest.raises(DomainNameError):
         zone.remove("a..b")
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from netns_kit import Flow, Record, Refusal, Uplink
 from netns_kit.dns import Framing, Manner, framed
-from netns_kit.dns.names import to_wire
 from netns_kit.dns.server import TRANSFERS
+from netns_kit.domain_names import to_wire
 from netns_kit.gateway.relay import dns, dns_streams
 from netns_kit.gateway.relay.dns import QUERIES_PER_SOCKET, SOCKETS_PER_UPSTREAM
 from netns_kit.gateway.relay.dns_streams import FULL, IDLE, NONSENSE_MAX, PIPELINED

@@ -15,16 +15,18 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 import pytest
 
 from netns_kit.arguments import Address
+from netns_kit.errors import DeviceGone
 from netns_kit.gateway.engine import Engine
 from netns_kit.gateway.frame_pump import FRAMES_PER_STEP
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.relay.udp import UdpRelay
+from netns_kit.gateway.setup import Setup
 from netns_kit.gateway.worker_links import WorkerLinks
 from netns_kit.stack import Closed, Limits, Refusal, Stack, TcpConnection, UdpFlow
 from netns_kit.stack.echo import EchoFlow
 from netns_kit.stack.wire import checksum, ethernet, icmp, ip, tcp, udp, virtio
 from netns_kit.subnet import Subnet
-from netns_kit.tap.device import FRAME_MAX, DeviceGone, TapDevice
+from netns_kit.tap.device import FRAME_MAX, TapDevice
 from netns_kit.tap.impairment import Impairment
 from netns_kit.uplink.uplink import Protocol, Uplink
 from tests.support import needs_ping
@@ -147,7 +149,8 @@ class Bench:
         self.near, self.far = TapDevice.pair(vnet_header=vnet_header, mtu=mtu)
         self.tap: TapDevice = self.near if bad is None else self.near.impaired(bad)
         self.uplink = uplink or Uplink(allow_host_loopback=True)
-        self.gateway = Gateway(self.engine, self.tap, self.uplink, SUBNET, limits=limits, peers=peers)
+        setup = Setup(self.tap, self.uplink, SUBNET, limits=limits or Limits())
+        self.gateway = Gateway(self.engine, setup, peers=peers)
         self.guest = Stack(
             self,
             self.far.write,

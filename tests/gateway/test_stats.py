@@ -11,6 +11,7 @@ import netns_kit
 from netns_kit import Stats, Subnet, TapDevice, Uplink
 from netns_kit.gateway.engine import Engine
 from netns_kit.gateway.gateway import Gateway
+from netns_kit.gateway.setup import Setup
 from netns_kit.gateway.stats import complete
 from netns_kit.stack.seq import MASK
 from netns_kit.stack.states import State
@@ -21,7 +22,7 @@ PACKAGE = Path(netns_kit.__file__).parent
 PAGE = ROOT / "docs" / "observing.md"
 NAMES = set(Stats.__annotations__)
 SERVERS = {"dhcp/server.py": ("dhcp",), "dhcp/message.py": ("dhcp",), "dhcp/server6.py": ("dhcp6",),
-           "dhcp/message6.py": ("dhcp6",), "dhcp/names.py": ("dhcp", "dhcp6")}  # fmt: skip
+           "dhcp/message6.py": ("dhcp6",)}  # fmt: skip
 
 
 def described() -> dict[str, str]:
@@ -39,13 +40,13 @@ def described() -> dict[str, str]:
 
 
 def reasons(file: str) -> set[str]:
-    """Why a module drops things: what it says to `BadPacket` or `BadMessage`, and counts under `dropped`."""
+    """Why a module drops things: what it says to `BadPacket` or `BadDhcpMessage`, and counts under `dropped`."""
     found = set()
     for node in ast.walk(ast.parse((PACKAGE / file).read_text(encoding="utf-8"))):
         said: list[ast.expr] = []
         if isinstance(node, ast.Call) and ast.unparse(node.func) in (
             "BadPacket",
-            "BadMessage",
+            "BadDhcpMessage",
             "BadParameter",
         ):
             said = node.args[:1]
@@ -86,7 +87,7 @@ def test_whatever_the_dhcp_servers_drop_is_in_the_record() -> None:
 def test_whatever_else_is_counted_is_in_the_record() -> None:
     near, far = TapDevice.pair()
     engine = Engine()
-    gateway = Gateway(engine, near, Uplink(dns=[]), Subnet.parse("10.0.2.0/24", ipv6=True))
+    gateway = Gateway(engine, Setup(near, Uplink(dns=[]), Subnet.parse("10.0.2.0/24", ipv6=True)))
     counted = gateway.stats()
     gateway.close()
     engine.close()

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from netns_kit.gateway.worker_links import WorkerLinks, pairs
+from netns_kit.gateway.worker_links import WorkerLinks, connect
 from netns_kit.stack.wire import udp
 from netns_kit.tap.device import FRAME_MAX
 from tests.gateway.test_gateway import GATEWAY, GUEST, GUEST_MAC, Bench
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.usefixtures("leaks")
 @pytest.fixture
 def two() -> Iterator[tuple[WorkerLinks, WorkerLinks]]:
     with ExitStack() as stack:
-        inboxes, outboxes = pairs(2, stack)
-        yield WorkerLinks(0, inboxes[0], tuple(outboxes)), WorkerLinks(1, inboxes[1], tuple(outboxes))
+        first, second = connect(2, stack)
+        yield first, second
 
 
 def nobody(key: bytes, sock: socket.socket) -> None:
@@ -71,10 +71,9 @@ def test_what_finds_an_inbox_full_is_lost_and_counted(two: tuple[WorkerLinks, Wo
 def benches() -> Iterator[list[Bench]]:
     """Two gateways, each with its end of a link of its own to a guest of its own, which are as one."""
     with ExitStack() as stack:
-        inboxes, outboxes = pairs(2, stack)
         found = []
-        for number in range(2):
-            bench = Bench(peers=WorkerLinks(number, inboxes[number], tuple(outboxes)))
+        for peers in connect(2, stack):
+            bench = Bench(peers=peers)
             stack.callback(bench.close)
             bench.gateway.stack.link.learn(GUEST, GUEST_MAC)
             found.append(bench)

@@ -441,7 +441,7 @@ def test_whatever_is_said(said: list[tuple[int, int, bytes, bytes, bytes, bytes,
 
 
 def test_more_search_domains_than_an_option_holds_are_cut() -> None:
-    said = SAID._replace(search=tuple(f"domain-{number:03}.example" for number in range(200)))
+    said = SAID._replace(search=tuple(b"\x0adomain-%03d\x07example\0" % number for number in range(200)))
     message = ndp.pack_advertisement(said, OUR_MAC, 1500)
     assert len(message) < 1000
     assert b"domain-000" in message

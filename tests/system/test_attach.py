@@ -137,7 +137,7 @@ def test_two_of_them_by_different_names() -> None:
         (["/nonexistent"], "/nonexistent"),
         (["/etc/passwd"], "not a network namespace"),
         (["--mtu=1", "1"], "--mtu: '1': expected a whole number from 68 to 65521"),
-        (["-p", "x", "1"], "cannot be understood"),
+        (["-p", "x", "1"], "'x': expected [tcp:|udp:]"),
     ],
 )
 def test_what_fails_is_told(words: list[str], text: str) -> None:

@@ -21,7 +21,7 @@ import pytest
 
 from netns_kit.cli.command_line import FAILED
 from netns_kit.cli.run import NOT_EXECUTABLE, NOT_FOUND, main
-from netns_kit.userstack.drivers import DriverName
+from netns_kit.gateway.setup import DriverName
 from tests.support import ROOT, missing, needs, needs_ipv6, needs_tun
 from tests.support.servers import SECONDS, closed_port, digest, dns_server, host_address, http, tcp_server
 
@@ -222,7 +222,7 @@ def test_without_ipv6_there_is_a_notice_and_ipv4() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["-p", "80:80:80"], "-p/--publish: port '80:80:80' cannot be understood"),
+        (["-p", "80:80:80"], "-p/--publish: '80:80:80': expected [tcp:|udp:][ADDRESS:]PORT"),
         (["--cidr", "10.0.2.0/30"], "--cidr: '10.0.2.0/30': expected a prefix of 1 to 25"),
         (["--mtu", "67"], "--mtu: '67': expected a whole number from 68 to 65521"),
         (["--mtu", "big"], "--mtu: 'big': expected a whole number"),
@@ -234,10 +234,10 @@ def test_without_ipv6_there_is_a_notice_and_ipv4() -> None:
         (["--cidr6", "fd00:7::/64", "--mtu", "1279"], "--mtu 1279: --ipv6 needs 1280 or more"),
         (["--ipv6", "--mtu", "1279"], "--mtu 1279: --ipv6 needs 1280 or more"),
         (["--dns-record", "a"], "--dns-record: 'a': expected NAME=ADDRESS"),
-        (["--dns-record", "a..b=192.0.2.1"], "--dns-record: 'a..b' is no domain name"),
-        (["--dns-search", "a..b"], "--dns-search: 'a..b' is no domain name"),
+        (["--dns-record", "a..b=::1"], "--dns-record: 'a..b=::1': expected a domain name"),
+        (["--dns-search", "a..b"], "--dns-search: 'a..b': expected a domain name"),
         (["--dns-domain", "a.example"], "--dns-domain: 'a.example': expected DOMAIN=ADDRESS[:PORT]"),
-        (["--dns-domain", "a..b=192.0.2.1"], "--dns-domain: 'a..b' is no domain name"),
+        (["--dns-domain", "a..b=::1"], "--dns-domain: 'a..b=::1': expected a domain name"),
         (["--queues", "0"], "--queues: '0': expected a whole number from 1 to 64"),
         (["--queues", "2"], "--queues 2: it needs --driver worker"),
         (["--driver", "horse"], "--driver: invalid choice: 'horse'"),
@@ -246,7 +246,7 @@ def test_without_ipv6_there_is_a_notice_and_ipv4() -> None:
         (["--host-loopback=65536"], "--host-loopback: '65536': expected a port"),
         (["--host-loopback", "5432"], "--host-loopback 5432: for one port write --host-loopback=PORT"),
         (["--no-such-option"], "unrecognized arguments: --no-such-option"),
-        (["-p"], "-p/--publish: port 'echo' cannot be understood"),
+        (["-p"], "-p/--publish: 'echo': expected [tcp:|udp:]"),
     ],
 )
 def test_a_mistake_in_its_words_is_told_by_the_options_name(
@@ -272,7 +272,7 @@ def test_so_is_what_only_the_host_can_tell(
     out, err = capfd.readouterr()
     assert out == ""
     assert err == (
-        f"netns-kit: {option} '{value}': the host has no such address or interface; "
+        f"netns-kit: {option} '{value}': expected an address or interface of the host; "
         "choose one that `ip address` shows on the host\n"
     )
 

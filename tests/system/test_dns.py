@@ -21,8 +21,8 @@ import pytest
 from dnslib import DNSKEY, EDNS0, QTYPE, RR, RRSIG, TXT, A, DNSRecord
 
 from netns_kit import DnsSettings, Namespace, Network, Record, RecordError, Uplink
-from netns_kit.dns.proxy import CONDEMNED
-from netns_kit.userstack.drivers import DriverName
+from netns_kit.dns.exchanges import CONDEMNED
+from netns_kit.gateway.setup import DriverName
 from tests.support import ROOT, dns_hooks, missing, needs, needs_ipv6, needs_tun
 from tests.support.servers import SECONDS, bounded, closed_port, dns_server, dnsmasq, tcp_server, udp_server
 from tests.support.uplinks import Reading

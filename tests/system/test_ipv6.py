@@ -19,6 +19,7 @@ import pytest
 
 from netns_kit import (
     AddressError,
+    ArgumentError,
     Forwarder,
     Namespace,
     Network,
@@ -28,8 +29,7 @@ from netns_kit import (
     Uplink,
     UserStack,
 )
-from netns_kit.userstack.drivers import DriverName
-from netns_kit.userstack.userstack import Configure
+from netns_kit.gateway.setup import Configure, DriverName
 from tests.support import needs, needs_ipv6, needs_ping, needs_tun
 from tests.support.multihop import (
     GATEWAY_6,
@@ -143,7 +143,7 @@ async def test_another_prefix() -> None:
 
 
 def test_an_mtu_that_leaves_no_ipv6() -> None:
-    with pytest.raises(AddressError, match="mtu=1279: IPv6 needs a larger MTU; use 1280"):
+    with pytest.raises(ArgumentError, match="mtu=1279: expected 1280 or more for IPv6"):
         Network(ipv6=True, mtu=1279)
 
 
@@ -342,7 +342,7 @@ async def test_ports_that_cannot_lead_there() -> None:
             "fe80::2",
             "::ffff:10.0.2.100",
         ):
-            with pytest.raises(AddressError, match="cannot be an address of the namespace"):
+            with pytest.raises(AddressError, match="expected an address that the namespace can have"):
                 await net.forwarder.add(f"127.0.0.1:0:[{guest}]:80")
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import anyio
 import pytest
 
-from netns_kit.errors import ArgumentError, TunUnavailable
+from netns_kit.errors import ArgumentError, DeviceGone, TunUnavailable
 from netns_kit.namespace.namespace import Namespace
 from netns_kit.stack.offloads import Offloads
-from netns_kit.tap.device import FRAME_MAX, OFFLOAD_SETS, DeviceGone, TapDevice
+from netns_kit.tap.device import FRAME_MAX, OFFLOAD_SETS, TapDevice
 from netns_kit.tap.flags import GUEST_QUEUE, TAP_FLAGS
 from netns_kit.tap.impairment import Impairment
 from tests.support import needs, needs_tun
@@ -154,7 +154,7 @@ async def test_a_persistent_tap_with_one_queue_has_no_more(ns: Namespace) -> Non
 
 async def test_queues_are_one_device(ns: Namespace) -> None:
     device = TapDevice.open(ns, "tap0", queues=3)
-    with pytest.raises(ArgumentError, match="queues=3: a bad link has one queue; use 1"):
+    with pytest.raises(ArgumentError, match="queues=3: expected 1 for an impaired link"):
         _ = device.impaired(Impairment())
     async with device as tap:
         assert tap.queues[0] is tap

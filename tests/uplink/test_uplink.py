@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netns_kit.errors import AddressError, RecordError
+from netns_kit.errors import AddressError, DomainNameError
 from netns_kit.host import sysctl
 from netns_kit.stack import Refusal
 from netns_kit.subnet import Subnet
@@ -306,9 +306,9 @@ def test_domains_with_resolvers_of_their_own() -> None:
         ({"servers": "192.0.2.1"}, TypeError),
         ({"domains": {"a.example": "192.0.2.1"}}, TypeError),
         ({"domains": {"a.example": ["resolver"]}}, AddressError),
-        ({"domains": {"a..b": ["192.0.2.1"]}}, RecordError),
+        ({"domains": {"a..b": ["192.0.2.1"]}}, DomainNameError),
         ({"search": "a.example"}, TypeError),
-        ({"search": ["a b"]}, RecordError),
+        ({"search": ["a b"]}, DomainNameError),
         ({"hook": 7}, TypeError),
     ],
 )

@@ -145,7 +145,7 @@ async def test_errors_arrive_as_what_they_are() -> None:
                 await forwarder.add(f"127.0.0.1:{port}:80")
             assert caught.value.errno == 98
             assert caught.value.fix
-            with pytest.raises(AddressError, match="no address of this host"):
+            with pytest.raises(AddressError, match="expected an address of this host"):
                 await forwarder.add("203.0.113.9:0:80")
             with pytest.raises(OSError, match="No such device"):
                 await forwarder.add("127.0.0.1%nowhere0:0:80")
@@ -438,7 +438,7 @@ async def test_what_can_be_required() -> None:
     async with guest, host:
         with pytest.raises(ValueError, match="require='armour': expected 'core'"):
             UserStack(host, driver="worker", require=["armour"])  # type: ignore[list-item]  # that is the point
-        with pytest.raises(ValueError, match="only a worker process has a sandbox"):
+        with pytest.raises(ValueError, match="expected 'worker', which alone has a sandbox"):
             UserStack(host, driver="thread", require=["seccomp"])
         with pytest.raises(ValueError, match="driver='horse': expected 'thread'"):
             UserStack(host, driver="horse")  # type: ignore[arg-type]  # the same

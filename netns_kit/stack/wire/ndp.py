@@ -91,7 +91,7 @@ class Advertisement(NamedTuple):
     other: bool = False
     autonomous: bool = True
     resolvers: tuple[bytes, ...] = ()
-    search: tuple[str, ...] = ()
+    search: tuple[bytes, ...] = ()
     hop_limit: int = 64
     lifetime: int = 1800
     valid: int = 86400
@@ -108,9 +108,9 @@ def pack_advertisement(said: Advertisement, mac: bytes, mtu: int) -> bytes:
     message += _list(_DNS, said.lifetime, b"".join(said.resolvers))
     domains = b""
     for name in said.search:
-        if len(domains) + len(labels := _labels(name)) > _LIST_MAX:
+        if len(domains) + len(name) > _LIST_MAX:
             break  # the first ones count most
-        domains += labels
+        domains += name
     return message + _list(_SEARCH, said.lifetime, domains)
 
 
@@ -119,12 +119,6 @@ def _list(kind: int, lifetime: int, content: bytes) -> bytes:
         return b""
     content += bytes(-len(content) % 8)
     return _LIST_OPTION.pack(kind, 1 + len(content) // 8, 0, lifetime) + content
-
-
-def _labels(name: str) -> bytes:
-    """RFC 1035 3.1"""
-    labels = name.rstrip(".").encode("ascii").split(b".")
-    return b"".join(bytes((len(label),)) + label for label in labels) + b"\0"
 
 
 def solicited_node(target: bytes) -> bytes:

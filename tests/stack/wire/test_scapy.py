@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from netns_kit.domain_names import to_wire
 from netns_kit.stack import IcmpError, Refusal, State
 from netns_kit.stack.wire import arp, ethernet, icmp, ndp
 from netns_kit.stack.wire.tcp import ACK, FIN, pack_options
@@ -152,7 +153,12 @@ def test_neighbour_discovery() -> None:
 def test_router_advertisements(managed: bool, other: bool, autonomous: bool) -> None:
     search = ("example.com", "a.very.long.name.example.org.")
     said = ndp.Advertisement(
-        GUEST[6][:8] + bytes(8), bool(managed), bool(other), bool(autonomous), (DNS[6],), search
+        GUEST[6][:8] + bytes(8),
+        bool(managed),
+        bool(other),
+        bool(autonomous),
+        (DNS[6],),
+        tuple(map(to_wire, search)),
     )
     guest = Guest(6, advertised=said, mtu=9000)
     question = scapy.Ether(src=mac(GUEST_MAC), dst="33:33:00:00:00:02")
