@@ -43,6 +43,10 @@ class Peers:
         """The inbox's."""
         return self._inbox.fileno()
 
+    def filenos(self) -> list[int]:
+        """Return the descriptors of all its sockets."""
+        return [each.fileno() for each in (self._inbox, *self._outboxes)]
+
     def hand_over(self, number: int, hops: int, frame: memoryview) -> None:
         """A frame, to worker `number`."""
         self._send(number, hops, frame, [])

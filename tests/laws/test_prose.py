@@ -48,7 +48,7 @@ MADE_BY_CALLS = {"Namespace", "Process", "Flow", "FlowInfo", "FlowEvent"}
 
 NOT_YET = set(
     "Endpoint Flow FlowInfo ImpairedTap Interface InterfaceAddress Namespace "
-    "OpenedTap Process Refusal Route TapDevice Target Uplink Way".split()
+    "OpenedTap Refusal Route TapDevice Target Uplink Way".split()
 )
 """Public names whose docstrings do not keep the law yet.
 

@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable, Iterator
 
 from netns_kit.gateway.engine import EDGE, ERROR, HANG_UP, IN, OUT, READ_HANG_UP, URGENT, Engine
+from netns_kit.host.abi import SIOCATMARK
 from netns_kit.stack import Closed, IcmpError, Refusal, TcpConnection
 from netns_kit.uplink.uplink import Endpoint, Target, Uplink
 
@@ -22,7 +23,6 @@ from .sockets import ask_for_errors, family_of, read_errors, refusal_for, set_to
 BUFFERS_PER_STEP = 8
 KEEPALIVE_INTERVAL = 75  # seconds between probes, at most: the kernel's own
 MAX_KEEPIDLE = 32767  # tcp(7)
-SIOCATMARK = 0x8905  # asm-generic/sockios.h
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: close sends RST, and drops what is queued
 
 

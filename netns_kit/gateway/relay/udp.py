@@ -9,9 +9,10 @@ import struct
 from collections.abc import Callable, Sequence
 
 from netns_kit.gateway.engine import ERROR, IN, Appetite, Engine
+from netns_kit.host.abi import UDP_SEGMENT
 from netns_kit.stack import UdpFlow
 
-from .batches import LARGEST, MOST, UDP_SEGMENT, Inbox, Outbox, ask_for_room, ask_for_runs
+from .batches import LARGEST, MOST, Inbox, Outbox, ask_for_room, ask_for_runs
 from .sockets import Ancillary, Marks, ask_for_errors, ask_for_marks, read_errors, refusal_for
 
 ATTEMPTS = 8
