@@ -14,15 +14,12 @@ import errno
 import json
 import os
 import platform
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from html import escape
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from netns_kit.child.child import Child
 from netns_kit.errors import FeatureUnavailable, IdMapError, NetnsKitError
 from netns_kit.host import diagnosis
 from netns_kit.host.diagnosis import Host
@@ -38,7 +35,6 @@ Status = Literal["ok", "limited", "missing", "untried"]
 Reason = Literal["denied", "absent", "exhausted", "unreachable"]
 Outcome = Mapping[str, Any]
 
-PROBE = Path(__file__).with_name("probe.py")
 HTTP = 80
 BUFFER_WANTED, BUFFER_USUAL = 1 << 20, 4 << 20
 DESCRIPTORS_WANTED = 1024
@@ -174,7 +170,7 @@ class Report:
 
 
 def _particulars(finding: Finding) -> Iterator[tuple[str, str]]:
-    """What there is to say of one that is not right."""
+    """Yield what there is to say of a finding that is not right."""
     if finding.error is None:
         return
     if finding.error.knob is not None:
@@ -188,9 +184,9 @@ def _particulars(finding: Finding) -> Iterator[tuple[str, str]]:
 
 
 class Check(NamedTuple):
-    """What is tried; what one does without where it fails, and why it did; the checks that must have gone well.
+    """A check: what is tried, what cannot be had without it, why it has failed, and the checks that it depends on.
 
-    `knobs` are the sysctls that decide.
+    `knobs` are the sysctls that have a say.
     """
 
     tried: str
@@ -437,7 +433,13 @@ CHECKS: Mapping[str, Check] = {
 def examine(
     outcomes: Mapping[str, Outcome], host: Host, errors: Mapping[str, NetnsKitError] | None = None
 ) -> Report:
-    """What to make of the outcomes of the probe, and of `errors` that were met beside it, on such a `host`."""
+    """Make a report of the outcomes of the probe on a host.
+
+    Args:
+        outcomes: What the probe tells, by the names of the checks.
+        host: The host that it ran on.
+        errors: Exceptions that were met beside it, by the same names.
+    """
     outcomes = {**outcomes, **dict(_weighed(outcomes, host))}
     errors = errors or {}
     findings = []
@@ -458,7 +460,7 @@ def examine(
 
 
 def _weighed(outcomes: Mapping[str, Outcome], host: Host) -> Iterator[tuple[str, Outcome]]:
-    """Of what is a matter of degree: whether it is enough."""
+    """Yield the outcomes of what is a matter of degree: whether it is enough."""
     if "detail" in outcomes.get("offloads", {}):
         word = outcomes["offloads"]["detail"]
         lacking = [name for name, bit in _OFFLOADS.items() if not word & bit]
@@ -515,38 +517,30 @@ def doctor() -> Report:
         "offloads": OFFLOAD_SETS,
     }
     errors: dict[str, NetnsKitError] = {}
-    with subprocess.Popen(
-        [sys.executable, "-S", "-E", "-I", str(PROBE)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        errors="replace",
-    ) as probe:  # fmt: skip
-        try:
-            said = _converse(probe, json.dumps(order), errors)
-        except BaseException:
-            probe.kill()
-            raise
-    if "outcomes" not in said:
-        end = f"the probe ended with status {probe.returncode}"
-        raise NetnsKitError(end, value=said.get("errors") or None, fix="please report it")
+    probe = Child(f"{__package__}.probe", watched=False, errors=True)
+    try:
+        said = _converse(probe, json.dumps(order).encode(), errors)
+        if "outcomes" not in said:
+            end = f"the probe ended with status {probe.wait()}"
+            written = (probe.errors.read() or b"").decode(errors="replace").strip()
+            raise NetnsKitError(end, value=written or None, fix="please report it")
+    finally:
+        probe.close()
     return examine(said["outcomes"], host, errors)
 
 
-def _converse(probe: subprocess.Popen[str], order: str, errors: dict[str, NetnsKitError]) -> dict[str, Any]:
+def _converse(probe: Child, order: bytes, errors: dict[str, NetnsKitError]) -> dict[str, Any]:
     """Map the ids that the probe asks for, and return its outcomes."""
-    assert probe.stdin is not None
-    assert probe.stdout is not None
-    assert probe.stderr is not None
     said: dict[str, Any] = {}
-    with suppress(BrokenPipeError):
-        print(order, file=probe.stdin, flush=True)
-        for line in probe.stdout:
-            said = json.loads(line)
-            if "map" in said:
-                try:
-                    map_ranges(said["map"])
-                    answer = "mapped"
-                except IdMapError as error:
-                    errors["id-ranges"] = error
-                    answer = "failed"
-                print(answer, file=probe.stdin, flush=True)
-    return {**said, "errors": probe.stderr.read().strip()}
+    probe.channel.send(order)
+    while (message := probe.channel.wait()) is not None:
+        said = json.loads(message)
+        if "map" in said:
+            try:
+                map_ranges(said["map"])
+                answer = b"mapped"
+            except IdMapError as error:
+                errors["id-ranges"] = error
+                answer = b"failed"
+            probe.channel.send(answer)
+    return said

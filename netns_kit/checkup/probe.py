@@ -1,13 +1,13 @@
-"""What `doctor` has executed: everything this library needs of a host, tried by doing it.
+"""The doctor's probe: everything that this library needs of a host, tried by doing it.
 
-This file is executed, never imported: `python -S -E -I probe.py`, with a JSON object, the order, on standard input.
+It is a program that a `Child` executes, with one end of a `Channel`.  The first message is a JSON object, the order.
 Each *trial* is a fork of this process, which has one thread: what it changes goes with it, a filter that kills ends
 nothing else, and an alarm bounds it.  A namespace is entered as the agent enters one and a sandbox as a worker
-does, by those files' own functions.  The last line on standard output has the outcomes by the names of the
-trials: a detail, of what worked, or what failed in the words of the agent, with the signal for a trial that was
-killed.  What could not be tried because something else failed has no outcome.
+does, by their own functions.  The last message has the outcomes by the names of the trials: a detail, of what worked,
+or what failed in the words of the agent, with the signal for a trial that was killed.  What could not be tried
+because something else failed has no outcome.
 
-Before it, the line `{"map": PID}` may come: the reader then maps subordinate ids to that process, and writes a line.
+Before it, the message `{"map": PID}` may come: the reader then maps subordinate ids to that process, and answers.
 
 Law of this file: that of the agent.
 """
@@ -15,53 +15,48 @@ Law of this file: that of the agent.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import json
 import os
 import resource
-import runpy
 import signal
 import socket
 import struct
-import sys
 import traceback
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from ctypes import c_size_t
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
+from netns_kit.child.channel import Channel
+from netns_kit.host import abi
+from netns_kit.host.libc import check, libc
+from netns_kit.namespace.agent import op_sysctl_get, op_sysctl_set
+from netns_kit.namespace.agent_common import failure
+from netns_kit.namespace.agent_files import show_files
+from netns_kit.namespace.agent_namespaces import create, mount_proc
+from netns_kit.namespace.links import configure_ipv6, configure_link, open_tap
+from netns_kit.userstack.worker.sandbox import ON, enter
 
-    Outcome = dict[str, Any]
+Outcome = Mapping[str, Any]
 
-PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-AGENT: dict[str, Any] = runpy.run_path(os.path.join(PACKAGE, "namespace", "agent.py"))
 SECONDS = 5  # for each trial
 TUN = "/dev/net/tun"
-
-# linux/in.h, linux/udp.h, linux/landlock.h, linux/if_tun.h
-IP_TRANSPARENT = 19
-UDP_SEGMENT, UDP_GRO = 103, 104
-LANDLOCK_CREATE_RULESET, LANDLOCK_VERSION = 444, 1
-TUNSETOFFLOAD = 0x400454D0
-IFF_MULTI_QUEUE, IFF_VNET_HDR = 0x0100, 0x4000
-
 QUERY = bytes.fromhex("0001 0100 0001 0000 0000 0000 00 0002 0001")  # RFC 1035: the root's name servers
 
 
 def report(function: Callable[..., object], *arguments: object) -> Outcome:
-    """What comes of it, here: the result of `function` is the detail."""
+    """Return what comes of it in this process: the result of `function` is the detail."""
     try:
         return {"detail": function(*arguments)}
     except Exception as exc:
-        outcome: Outcome = AGENT["failure"](exc, "")
-        return outcome
+        return failure(exc, "")
 
 
 def trial(function: Callable[[], object]) -> Any:
-    """The result of `function`, which is JSON's kind, from a fork; None if it ends without.  A fork that is killed
-    makes an outcome.
+    """Return the result of `function`, of values that JSON has, from a fork; None if that ends without one.
+
+    A fork that is killed makes an outcome.
     """
     reading, writing = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
@@ -151,9 +146,9 @@ def segments(*, together: bool) -> str:
     ):
         receiver.bind(("127.0.0.1", 0))
         if together:
-            receiver.setsockopt(socket.SOL_UDP, UDP_GRO, 1)
+            receiver.setsockopt(socket.SOL_UDP, abi.UDP_GRO, 1)
         size = struct.pack("H", 100)
-        sender.sendmsg([bytes(200)], [(socket.SOL_UDP, UDP_SEGMENT, size)], 0, receiver.getsockname())
+        sender.sendmsg([bytes(200)], [(socket.SOL_UDP, abi.UDP_SEGMENT, size)], 0, receiver.getsockname())
         return f"two datagrams of 100 bytes, {len(receiver.recv(1000))} of which are read at a time"
 
 
@@ -203,32 +198,26 @@ def descriptors() -> list[int]:
 
 def sandbox(readable: list[str]) -> dict[str, Outcome]:
     """What a worker gives up, layer by layer."""
-    enter = runpy.run_path(os.path.join(PACKAGE, "userstack", "worker", "sandbox.py"))["enter"]
     outcomes: dict[str, Outcome] = {}
-    abi = AGENT["libc"].syscall(LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), LANDLOCK_VERSION)
+    version = abi.LANDLOCK_CREATE_RULESET_VERSION
+    landlock = libc.syscall(abi.SYS_LANDLOCK_CREATE_RULESET, None, c_size_t(0), version)
     for layer, state in enter(readable).items():
         name = layer if layer in {"landlock", "seccomp"} else "sandbox"
-        if state != "on":
+        if state != ON:
             outcomes[name] = {"errno": 0, "op": layer, "message": state, "filename": None}
         else:
-            outcomes.setdefault(name, {"detail": f"ABI {abi}" if name == "landlock" else "on"})
+            outcomes.setdefault(name, {"detail": f"ABI {landlock}" if name == "landlock" else "on"})
     return outcomes
 
 
 # In a namespace
 
 
-def open_tap(name: str, queues: int, flags: list[int]) -> tuple[int, int]:
-    """The descriptor of the first queue, and what the kernel has made of the flags."""
-    answer, fds = AGENT["op_open_tap"]({"name": name, "queues": queues, "flags": flags})
-    return fds[0], answer["flags"]
-
-
 def offloads(fd: int, flags: int, words: list[int]) -> int:
-    """The first of the words that the kernel takes."""
-    for word in words if flags & IFF_VNET_HDR else []:
+    """Return the first of the words that the kernel takes."""
+    for word in words if flags & abi.IFF_VNET_HDR else []:
         try:
-            fcntl.ioctl(fd, TUNSETOFFLOAD, word)
+            fcntl.ioctl(fd, abi.TUNSETOFFLOAD, word)
         except OSError:
             continue
         return word
@@ -236,8 +225,8 @@ def offloads(fd: int, flags: int, words: list[int]) -> int:
 
 
 def ipv6_inside(name: str) -> Outcome:
-    """An address and a route of that link, or the switches that may be why there is none."""
-    outcome = report(AGENT["configure_ipv6"], name, "fd00::100", 64, "fd00::2")
+    """Try an address and a route of that link; the switches that may be why there is none are in the outcome."""
+    outcome = dict(report(configure_ipv6, name, "fd00::100", 64, "fd00::2"))
     if "detail" in outcome and outcome["detail"] is None:
         return {"detail": "an address and a route"}
     settings = {}
@@ -251,27 +240,26 @@ def ipv6_inside(name: str) -> Outcome:
 def tap(order: dict[str, Any]) -> dict[str, Outcome]:
     """A tap as TapDevice opens it, and what its kernel offers."""
     words = order["tap_flags"]
-    link: dict[str, object] = {"name": "probe0", "mac": None, "mtu": 1500, "queue": 1000, "neighbours": {}}
-    where = {"address": "10.0.2.100", "netmask": "255.255.255.0", "gateway": "10.0.2.2", "ipv6": None}
     try:
-        fd, flags = open_tap("probe0", 1, words)
-        AGENT["op_configure_link"]({**link, **where})
+        made, fds = open_tap("probe0", words, 1)
+        address, netmask, gateway = "10.0.2.100", "255.255.255.0", "10.0.2.2"
+        configure_link("probe0", mtu=1500, queue=1000, address=address, netmask=netmask, gateway=gateway)
     except OSError as exc:
-        return {"tun": AGENT["failure"](exc, "tun")}
-    several = [flags | IFF_MULTI_QUEUE for flags in words]
+        return {"tun": failure(exc, "tun")}
+    several = [word | abi.IFF_MULTI_QUEUE for word in words]
     with_ipv6 = {"ipv6-inside": ipv6_inside("probe0")} if order["ipv6"] else {}
     return {
         **with_ipv6,
         "tun": {"detail": "made, with an address and a route"},
-        "offloads": report(offloads, fd, flags, order["offloads"]),
-        "queues": report(lambda: bool(open_tap("probe1", 2, several)) and "two of one tap"),
+        "offloads": report(offloads, fds[0], made["flags"], order["offloads"]),
+        "queues": report(lambda: bool(open_tap("probe1", several, 2)) and "two of one tap"),
     }
 
 
 def files() -> str:
     """As commands get their resolv.conf."""
     text, path = "nameserver 10.0.2.3\n", "/etc/resolv.conf"
-    AGENT["show_files"]({path: text})
+    show_files({path: text})
     with open(path, encoding="utf-8") as file:
         if file.read() != text:
             raise OSError(errno.EIO, "another file is seen", path)
@@ -280,19 +268,16 @@ def files() -> str:
 
 def pids() -> Outcome:
     """A PID namespace, whose process 1 has a /proc for it."""
-    failure = AGENT["failure"]
     try:
-        AGENT["check"](AGENT["libc"].unshare(AGENT["CLONE_NEWPID"]))
+        check(libc.unshare(abi.CLONE_NEWPID))
     except OSError as exc:
-        outcome: Outcome = failure(exc, "unshare pids")
-        return outcome
+        return failure(exc, "unshare pids")
 
     def first() -> Outcome:
         try:
-            AGENT["mount_proc"]()
+            mount_proc()
         except OSError as exc:
-            outcome: Outcome = failure(exc, exc.filename or "unshare mounts")
-            return outcome
+            return failure(exc, exc.filename or "unshare mounts")
         return {"detail": f"made, with a /proc: {os.readlink('/proc/self')} is the first process"}
 
     found: Outcome = trial(first)
@@ -301,20 +286,20 @@ def pids() -> Outcome:
 
 def set_sysctl() -> str:
     path = "net/ipv4/ip_default_ttl"
-    AGENT["op_sysctl_set"]({"path": path, "value": "63"})
-    value = AGENT["op_sysctl_get"]({"path": path})[0]["value"]
+    op_sysctl_set(path, "63")
+    value = op_sysctl_get(path)[0]["value"]
     return f"{path} set to {value}"
 
 
 def transparent() -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-        sock.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
+        sock.setsockopt(socket.SOL_IP, abi.IP_TRANSPARENT, 1)
         sock.bind(("192.0.2.1", 0))
     return "bound to 192.0.2.1, which is nobody's"
 
 
 def inside(order: dict[str, Any]) -> dict[str, Outcome]:
-    """What there is in a namespace of one's own."""
+    """Try what there is in a namespace of one's own."""
     outcomes: dict[str, Outcome] = {
         "user-namespace": {"detail": "made, and ids mapped"},
         "network-namespace": {"detail": "made"},
@@ -330,20 +315,20 @@ def inside(order: dict[str, Any]) -> dict[str, Outcome]:
 
 
 def namespace(order: dict[str, Any]) -> dict[str, Outcome]:
-    """All that needs one.  `create` says itself why it fails, in place of a result."""
+    """Try all that needs a namespace.  `create` itself tells why it fails, in place of a result."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
 
     def enter() -> dict[str, Outcome]:
-        AGENT["create"]("root", theirs)
+        create("root", theirs)
         signal.alarm(SECONDS * 4)
         return inside(order)
 
     outcomes = trial(enter)
     if outcomes is None:
-        failure = json.loads(ours.recv(1 << 16))
-        in_network = failure["op"] in {"unshare net", "loopback"}
-        outcomes = {"network-namespace" if in_network else "user-namespace": failure}
+        failed = json.loads(ours.recv(1 << 16))
+        in_network = failed["op"] in {"unshare net", "loopback"}
+        outcomes = {"network-namespace" if in_network else "user-namespace": failed}
         if in_network:
             outcomes["user-namespace"] = {"detail": "made, and ids mapped"}
     elif "signal" in outcomes:
@@ -353,15 +338,15 @@ def namespace(order: dict[str, Any]) -> dict[str, Outcome]:
     return found
 
 
-def id_ranges() -> Outcome | None:
-    """A namespace with the ids that our reader maps; if he cannot, the outcome is his to make."""
+def id_ranges(channel: Channel) -> Outcome | None:
+    """Try a namespace with the ids that the reader maps; if that fails, the outcome is the reader's to make."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
         try:
             signal.alarm(SECONDS)
             ours.close()
-            AGENT["create"]("subids", theirs)
+            create("subids", theirs)
         finally:
             os._exit(0)
     theirs.close()
@@ -369,8 +354,8 @@ def id_ranges() -> Outcome | None:
     with ours:
         message = ours.recv(1 << 16)
         if message and json.loads(message)["state"] == "map":
-            print(json.dumps({"map": pid}), flush=True)
-            if sys.stdin.readline() == "mapped\n":
+            channel.send(json.dumps({"map": pid}).encode())
+            if channel.wait() == b"mapped":
                 with open(f"/proc/{pid}/uid_map", encoding="ascii") as file:
                     outcome = {"detail": f"{sum(int(line.split()[2]) for line in file)} uids mapped"}
                 ours.send(b"mapped")
@@ -383,12 +368,14 @@ def id_ranges() -> Outcome | None:
     return outcome
 
 
-def main() -> None:
+def main(control: int) -> int:
+    """Try everything, and return the exit status."""
+    channel = Channel(socket.socket(fileno=control))
     for number in (signal.SIGCHLD, signal.SIGALRM):  # whatever our caller does with them
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    order = json.loads(sys.stdin.readline())
-    outcomes = {
+    order = json.loads(channel.wait() or b"{}")
+    outcomes: dict[str, Outcome] = {
         "pidfds": attempt(pidfds),
         "memfds": attempt(memfds),
         "ping": attempt(ping, socket.AF_INET, socket.IPPROTO_ICMP, "127.0.0.1"),
@@ -408,13 +395,11 @@ def main() -> None:
     outcomes.update({"seccomp": layers} if "signal" in layers else layers)
     outcomes.update(namespace(order))
     if "detail" in outcomes.get("network-namespace", {}):
-        ranges = id_ranges()
+        ranges = id_ranges(channel)
         outcomes.update({} if ranges is None else {"id-ranges": ranges})
     else:
         node = report(os.open, TUN, os.O_RDWR)  # what is wrong with it is wrong anyhow
         outcomes.update({} if "detail" in node else {"tun": node})
-    print(json.dumps({"outcomes": outcomes}), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    channel.send(json.dumps({"outcomes": outcomes}).encode())
+    channel.finish()
+    return 0

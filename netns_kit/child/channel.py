@@ -1,21 +1,61 @@
-"""Channel: whole messages over one end of a SOCK_SEQPACKET pair, of any length, never blocking.
+"""Channel: whole messages with descriptors over one end of a SOCK_SEQPACKET pair, of any length, never blocking.
 
-A message travels as records of up to `RECORD` bytes; the first byte of each says whether more follow.  What the
-socket does not take waits in a queue for `flush`.  Who listens takes no descriptors: those that come are closed by
-the kernel, for lack of room to name them.
+A message is text, JSON or a pickle, where white space at the end means nothing.  It travels in records of `RECORD`
+bytes, the last of which is shorter; so a text that would end with a whole record gets a space more.  What the socket
+does not take waits in a queue for `flush`.
+
+Descriptors come with the record that they were sent with.  The receiver says how many it has room for; a record with
+more is an error, and they are closed.
 """
 
 from __future__ import annotations
 
+import os
 import socket
+from array import array
 from collections import deque
 from contextlib import suppress
+
+TYPE_CHECKING = (
+    False  # as type checkers know it: the agent imports this, and `typing` takes longer than all else
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 RECORD = 32768
 MESSAGE_MAX = 8 << 20  # bytes: a table of 20,000 flows takes two
 RECORDS_AT_ONCE = 64
 LAST_SECONDS = 1.0
-_LAST, _MORE = b"\0", b"\1"
+_FD_SIZE = array("i").itemsize
+
+
+def records(message: bytes) -> list[bytes]:
+    """Split a message into the records that it travels in."""
+    if len(message) % RECORD == 0:
+        message += b" "
+    return [message[start : start + RECORD] for start in range(0, len(message), RECORD)]
+
+
+def send_record(sock: socket.socket, record: bytes, fds: Sequence[int] = ()) -> None:
+    """Send one record, at once or not at all.  Raises OSError: BlockingIOError if the queue is full."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
+    sock.sendmsg([record], rights, socket.MSG_NOSIGNAL)
+
+
+def receive_record(sock: socket.socket, room: int) -> tuple[bytes, list[int], bool]:
+    """Take one record and its descriptors, and whether that is all: neither was there more text nor more descriptors.
+
+    The descriptors are the caller's to close, and no child inherits them.  Raises OSError: BlockingIOError if there
+    is no record yet.
+    """
+    space = socket.CMSG_LEN(room * _FD_SIZE)
+    data, ancillary, flags, _ = sock.recvmsg(RECORD, space, socket.MSG_CMSG_CLOEXEC)
+    fds = array("i")
+    for level, kind, payload in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(payload[: len(payload) - len(payload) % _FD_SIZE])
+    return data, fds.tolist(), not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
 
 
 class Channel:
@@ -23,14 +63,15 @@ class Channel:
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
-        self._socket = sock
+        self.socket = sock
+        self.ended = False
         self._waiting: deque[bytes] = deque()
         self._parts: list[bytes] = []
-        self.ended = False
+        self._fds: list[int] = []
 
     def fileno(self) -> int:
-        """The descriptor to wait on."""
-        return self._socket.fileno()
+        """Return the descriptor to wait on; it is negative when the channel is closed."""
+        return self.socket.fileno()
 
     @property
     def backlog(self) -> bool:
@@ -38,19 +79,21 @@ class Channel:
         return bool(self._waiting)
 
     def send(self, message: bytes) -> None:
-        """Send it as soon as the socket takes it.  Raises ValueError for more than `MESSAGE_MAX` bytes."""
+        """Send a message as soon as the socket takes it.
+
+        Raises:
+            ValueError: It is longer than `MESSAGE_MAX`.
+        """
         if len(message) > MESSAGE_MAX:
             raise ValueError(f"a message of {len(message)} bytes: the most is {MESSAGE_MAX}")
-        for start in range(0, len(message) or 1, RECORD):
-            mark = _LAST if start + RECORD >= len(message) else _MORE
-            self._waiting.append(mark + message[start : start + RECORD])
+        self._waiting.extend(records(message))
         self.flush()
 
     def flush(self) -> None:
         """Send what waits, as far as the socket takes it.  To an end that has gone it is lost."""
         while self._waiting:
             try:
-                self._socket.send(self._waiting[0], socket.MSG_NOSIGNAL)
+                send_record(self.socket, self._waiting[0])
             except BlockingIOError:
                 return
             except OSError:  # whoever receives will see that it has ended
@@ -59,55 +102,84 @@ class Channel:
             self._waiting.popleft()
 
     def receive(self) -> bytes | None:
-        """The next whole message, or None if there is none yet, or no more.
+        """Take the next whole message, which comes without descriptors, as `receive_with` does."""
+        received = self.receive_with(0)
+        return None if received is None else received[0]
 
-        It reads no more than `RECORDS_AT_ONCE`: a descriptor that is still readable then has more.  Raises ValueError
-        for what no `Channel` sends.
+    def receive_with(self, room: int) -> tuple[bytes, list[int]] | None:
+        """Take the next whole message and its descriptors, `room` of them at most, which are the caller's to close.
+
+        Return None if there is none yet, or no more.  No more than `RECORDS_AT_ONCE` are read: a descriptor that is
+        still readable then has more.
+
+        Raises:
+            ValueError: This is no message of a `Channel`, or it has other descriptors.
         """
         if self.ended:
             return None
         for _ in range(RECORDS_AT_ONCE):
             try:
-                record = self._socket.recv(RECORD + 2)
+                record, fds, complete = self._next_record(room)
             except BlockingIOError:
                 return None
-            except OSError:
-                record = b""
-            if not record:
-                # Fact: an end may be read though a message came just before it (as in `agent_client`)
-                record = self._last_words()
+            self._fds += fds
             if not record:
                 self.ended = True
+                self._drop_fds()
                 return None
-            mark, size = record[:1], len(record) - 1
-            if mark not in (_LAST, _MORE) or size > RECORD or (mark == _MORE and size < RECORD):
-                raise ValueError("a record that no Channel sends")
-            self._parts.append(record[1:])
-            if len(self._parts) * RECORD > MESSAGE_MAX:
+            self._parts.append(record)
+            if not complete or len(self._fds) > room:
+                self._drop_fds()
+                raise ValueError("descriptors that were not to come, or too long a record")
+            if len(self._parts) * RECORD > MESSAGE_MAX + RECORD:
+                self._drop_fds()
                 raise ValueError(f"a message of more than {MESSAGE_MAX} bytes")
-            if mark == _LAST:
-                message = b"".join(self._parts)
-                self._parts.clear()
+            if len(record) < RECORD:
+                message = b"".join(self._parts), self._fds
+                self._parts, self._fds = [], []
                 return message
         return None
 
-    def _last_words(self) -> bytes:
+    def _next_record(self, room: int) -> tuple[bytes, list[int], bool]:
+        # Fact: an end may be read though a message came just before it: Linux looks at the queue first and at the
+        # other end's having gone after that.  Behind it nothing more can come, so the second reading is final.
+        for _ in range(2):
+            try:
+                received = receive_record(self.socket, room)
+            except BlockingIOError:
+                raise
+            except OSError:
+                received = b"", [], True
+            if received[0]:
+                break
+        return received
+
+    def _drop_fds(self) -> None:
+        while self._fds:
+            os.close(self._fds.pop())
+
+    def wait(self) -> bytes | None:
+        """Block until there is a message, and take it.  Return None if there is no more."""
+        self.socket.setblocking(True)
         try:
-            return self._socket.recv(RECORD + 2)
-        except OSError:
-            return b""
+            while (message := self.receive()) is None and not self.ended:
+                pass
+        finally:
+            self.socket.setblocking(False)
+        return message
 
     def shutdown(self) -> None:
         """Tell the other end that this is all, though a fork may hold a copy of the socket."""
         with suppress(OSError):  # it has gone already
-            self._socket.shutdown(socket.SHUT_RDWR)
+            self.socket.shutdown(socket.SHUT_RDWR)
 
     def finish(self) -> None:
         """Send what waits, for a second at most, and close."""
-        self._socket.settimeout(LAST_SECONDS)
+        self.socket.settimeout(LAST_SECONDS)
         self.flush()
-        self._socket.close()
+        self.close()
 
     def close(self) -> None:
         """Close; what waits is lost."""
-        self._socket.close()
+        self.socket.close()
+        self._drop_fds()

@@ -1,13 +1,13 @@
-"""Values as JSON and back, told by their types.
+"""Codec: values as JSON and back, by their types.
 
-What a worker process and its owner say to each other is JSON, because the worker may have been taken over by what
-it reads: what it says is data, checked against the type that was to come, and never makes anything else.
+A worker process and its owner exchange JSON, because what the worker reads may have taken it over: its messages are
+data, checked against the type that is expected, and never make anything else.
 
-A *failure* is an exception on its way: those of `netns_kit.errors` and of the system arrive as what they were, and
-of any other its text.
+A *failure* is an exception in such a message: those of `netns_kit.errors` and of the system arrive as what they were,
+and any other as its text.
 
 A value is None, a bool, an int, a finite float, a string, an address, an Enum, a tuple, a dict with strings for keys,
-a dataclass or a NamedTuple of such; the last two lose their names and are lists of their fields.
+a dataclass or a NamedTuple of such values; the last two become lists of their fields.
 
 >>> encode((IPv4Address("10.0.2.2"), None))
 ['10.0.2.2', None]
@@ -16,7 +16,7 @@ a dataclass or a NamedTuple of such; the last two lose their names and are lists
 >>> decode(int, True)
 Traceback (most recent call last):
     ...
-netns_kit.child.codec.Nonsense: True is no int
+netns_kit.plain.DecodeError: True is no int
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ from netns_kit.errors import NetnsKitError
 _SHOWN = 80  # characters of what was not understood
 
 
-class Nonsense(ValueError):
-    """What came is not what was to come."""
+class DecodeError(ValueError):
+    """An error: what has come is not what was expected."""
 
 
 def dump(value: object) -> bytes:
-    """`value` as a text of JSON.  Raises TypeError for what is no plain value."""
+    """Return `value` as a text of JSON.  Raises TypeError if it is none of these."""
     return json.dumps(encode(value), separators=(",", ":")).encode()
 
 
 def load(kind: Any, text: bytes) -> Any:
-    """The value of type `kind` that `text` says.  Raises `Nonsense`, and nothing else, whatever `text` is."""
+    """Return the value of type `kind` in a text of JSON.  Raises `DecodeError`, and nothing else, for any text."""
     try:
         value = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
-        raise Nonsense(f"no JSON: {_shown(text)}") from error
+        raise DecodeError(f"no JSON: {_shown(text)}") from error
     return decode(kind, value)
 
 
 def encode(value: Any) -> Any:
-    """`value` as what `json` takes.  Raises TypeError for what is no plain value."""
+    """Return `value` as what `json` takes.  Raises TypeError if it is none of these."""
     if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, Enum)):
         return value
     if isinstance(value, Enum):
@@ -69,17 +69,19 @@ def encode(value: Any) -> Any:
     if is_dataclass(value):
         record: Any = type(value)
         return [encode(getattr(value, name)) for name in _fields(record)]
-    raise TypeError(f"{value!r} is no plain value")
+    raise TypeError(
+        f"{value!r} is no plain value: expected None, a number, text, an address or a record of such"
+    )
 
 
 def decode(kind: Any, value: Any) -> Any:
-    """What `encode` has made of a value of type `kind`.  Raises `Nonsense`, and nothing else."""
+    """Return the value of type `kind` that `encode` has made this of.  Raises `DecodeError`, and nothing else."""
     try:
         return _decode(kind, value)
-    except Nonsense:
+    except DecodeError:
         raise
     except Exception as error:  # of the record's own making: it may raise anything
-        raise Nonsense(f"{_shown(value)} is no {kind}: {error}") from error
+        raise DecodeError(f"{_shown(value)} is no {kind}: {error}") from error
 
 
 def _decode(kind: Any, value: Any) -> Any:
@@ -88,7 +90,7 @@ def _decode(kind: Any, value: Any) -> Any:
         for part in parts:
             try:
                 return decode(part, value)
-            except Nonsense:
+            except DecodeError:
                 continue
     elif origin is Literal:
         if any(type(value) is type(part) and value == part for part in parts):
@@ -122,12 +124,12 @@ def _decode(kind: Any, value: Any) -> Any:
             types = _fields(record)
             if isinstance(value, list) and len(value) == len(types):
                 return record(*map(_decode, types.values(), value))
-    raise Nonsense(f"{_shown(value)} is no {getattr(kind, '__name__', kind)}")
+    raise DecodeError(f"{_shown(value)} is no {getattr(kind, '__name__', kind)}")
 
 
 @cache
 def _fields(record: Any) -> dict[str, Any]:
-    """The names and types of what a dataclass or NamedTuple is made of."""
+    """Return the fields of a dataclass or NamedTuple: types by their names."""
     hints = get_type_hints(record)
     if is_dataclass(record):
         return {field.name: hints[field.name] for field in fields(record)}
@@ -144,7 +146,7 @@ def _no_number(text: str) -> NoReturn:
 
 
 def printable(text: str) -> str:
-    """`text` as it may be shown on a terminal, whoever it came from."""
+    """Return `text` as it may be shown on a terminal, whoever it came from."""
     return "".join(
         each if each.isprintable() or each == "\n" else "\N{REPLACEMENT CHARACTER}" for each in text
     )
@@ -152,14 +154,14 @@ def printable(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An exception: the name of its class, if that is known on the other side, and what it was made with."""
+    """An exception: the name of its class, if the other side knows that, and its arguments."""
 
     kind: str
     arguments: tuple[str | int | None, ...]
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """What tells of `error`."""
+        """Return the failure that describes `error`."""
         if isinstance(error, NetnsKitError):
             given = tuple(each if type(each) in _TOLD else str(each) for each in error.args)
             return cls(type(error).__name__, given)
@@ -169,7 +171,7 @@ class Failure:
         return cls("", (f"{type(error).__name__}: {error}",))
 
     def exception(self) -> Exception:
-        """The exception, made anew; a RuntimeError if its class is not known here.  Raises `Nonsense`."""
+        """Make the exception; a RuntimeError if its class is not known here.  Raises `DecodeError`."""
         known = {each.__name__: each for each in _errors(NetnsKitError)}
         made = {**known, "OSError": OSError, "": RuntimeError}.get(self.kind)
         arguments = [printable(each) if isinstance(each, str) else each for each in self.arguments]
@@ -178,15 +180,15 @@ class Failure:
                 error: Exception = made(*arguments)
                 return error
         except Exception as reason:
-            raise Nonsense(f"{self} makes no exception") from reason
-        raise Nonsense(f"{self.kind!r} is no exception")
+            raise DecodeError(f"{self} makes no exception") from reason
+        raise DecodeError(f"{self.kind!r} is no exception")
 
 
 _TOLD = (str, int, NoneType)
 
 
 def _errors(base: type[NetnsKitError]) -> Iterator[type[NetnsKitError]]:
-    """Of this library; a caller's own are not to be made by what comes from outside."""
+    """Yield this library's subclasses: what comes from outside must not make a caller's own."""
     for each in base.__subclasses__():
         if each.__module__.startswith(f"{__name__.partition('.')[0]}."):
             yield each

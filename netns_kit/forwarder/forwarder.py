@@ -15,12 +15,12 @@ import anyio
 from netns_kit import arguments
 from netns_kit.errors import ArgumentTypeError, NetnsKitError, StackClosed
 from netns_kit.host import diagnosis, sysctl
+from netns_kit.host.abi import CAP_NET_BIND_SERVICE
 from netns_kit.namespace.background import Openable, Supervisor
 
 from .listeners import Forwards
 from .ports import PortForward, parse
 
-CAP_NET_BIND_SERVICE = 10
 AT_ONCE = 256  # ports that are added between two steps of the engine
 
 PATIENCE = (

@@ -24,6 +24,7 @@ from netns_kit.gateway.engine import IN
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.relay import UdpRelay
 from netns_kit.host import diagnosis
+from netns_kit.host.abi import IP_PKTINFO
 from netns_kit.operations import operation
 from netns_kit.stack import UdpFlow
 from netns_kit.stack.wire.ip import is_link_local
@@ -36,7 +37,6 @@ ACCEPTS_PER_STEP = 64
 BACKLOG = 4096
 PAUSE = 1.0  # seconds without accepting when the process is out of descriptors or memory
 OVERLOADED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-IP_PKTINFO = 8  # linux/in.h
 _PKTINFO = {  # answers leave from the address that was asked (ip(7), IP_PKTINFO; linux/in6.h)
     int(socket.AF_INET): (socket.IPPROTO_IP, IP_PKTINFO),
     int(socket.AF_INET6): (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO),

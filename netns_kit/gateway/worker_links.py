@@ -47,6 +47,10 @@ class WorkerLinks:
         """Return the descriptor to poll for incoming messages."""
         return self._inbox.fileno()
 
+    def filenos(self) -> list[int]:
+        """Return the descriptors of all its sockets."""
+        return [each.fileno() for each in (self._inbox, *self._outboxes)]
+
     def hand_over(self, number: int, hops: int, frame: memoryview) -> None:
         """Hand a frame to worker `number`."""
         self._send(number, hops, frame, [])

@@ -1,4 +1,4 @@
-"""What a process sets for itself that has nobody else in it: a worker, and the commands.
+"""Settings of a process that is wholly this library's: a worker, and the commands.
 
 A program that imports netns_kit decides these things for itself; docs/performance.md tells what helps.
 """
@@ -18,10 +18,10 @@ def raise_descriptor_limit() -> None:
 
 
 def calm_collector() -> None:
-    """Have the garbage collector look seldom, and never at what has been made so far, which stays.
+    """Make the garbage collector run seldom, and never visit what exists now, since that stays.
 
-    A flow is no cycle and goes by its reference count, so there is little for the collector to find.  What it would
-    visit are the flows that are alive, and nothing else happens in the meantime.
+    A flow is no cycle and is freed by its reference count, so there is little for the collector to find.  It would
+    visit the flows that are alive, and hold up everything meanwhile.
     """
     gc.freeze()
     gc.set_threshold(*THRESHOLDS)

@@ -1,62 +1,42 @@
-"""Our side of a namespace's agent, whose own text (agent.py) gives the protocol.
+"""The owner's side of a namespace's agent: what it says, checked, and how it starts and ends.
 
-`AgentProcess` starts the agent, opens conversations with it and ends it.  The agent is started by a plain exec in the
-calling thread and is ready when it says so.
+`AgentProcess` starts the agent, opens conversations with it and ends it.  agent.py has the protocol.
 """
 
 from __future__ import annotations
 
-import array
 import errno
-import fcntl
-import io
 import json
 import os
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, get_type_hints
 
 import anyio
-import anyio.lowlevel
 import anyio.to_thread
 
-from netns_kit.child.codec import Nonsense, decode, load, printable
+from netns_kit.child.channel import RECORD, Channel, send_record
+from netns_kit.child.child import Child
+from netns_kit.child.codec import DecodeError, decode, load, printable
 from netns_kit.errors import FeatureUnavailable, IdMapError, NamespaceGone, NotPrivileged
 from netns_kit.host import diagnosis
-from netns_kit.host.environment import child_environment
 
+from .agent_common import IN_MEMFD
 from .idmap import map_ranges
 from .watch import Watch
 
-__all__ = ["AgentProcess", "Asker", "Conversation", "Done", "Start"]
+__all__ = ["AgentProcess", "Conversation", "Done", "Start", "StartConversation"]
 
 T = TypeVar("T")
 
-PACKAGE = Path(__file__).parents[1]
-BOOT = """\
-import sys
-package = sys.modules["netns_kit"] = type(sys)("netns_kit")
-package.__path__ = [sys.argv[4]]
-from netns_kit.namespace.agent import main
-main()
-"""
-"""What starts the agent.  A script would be compiled each time, a module is once: that is a quarter of the start."""
-FDS_MAX = 253  # SCM_MAX_FD
-ANSWER_MAX = 1 << 18
 STATUS_MAX = 0xFFFF
 ENDED = -1  # the pid of a process that was waited for, in /proc/PID/fdinfo
 SHOWN = 80  # characters of what was not understood
-REQUEST_MAX = 32768  # a longer one travels as a memfd
-FOLLOW_STOPS = 0  # to be told when the command has been stopped
-STOP_SECONDS = 2.0  # how long a closed agent may take before it is killed
-_FD = array.array("i")
 
 
 @dataclass(frozen=True)
@@ -71,7 +51,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class NotStarted(Failed):
-    """What has kept the agent from its namespace.  `filtered`: a seccomp filter has."""
+    """What has kept the agent from its namespace.  `filtered`: it is a seccomp filter."""
 
     state: Literal["failed"]
     filtered: bool
@@ -79,14 +59,14 @@ class NotStarted(Failed):
 
 @dataclass(frozen=True)
 class Unmapped:
-    """The agent is in a new user namespace, whose ids are to be mapped."""
+    """The agent is in a new user namespace, and waits for the owner to map its ids."""
 
     state: Literal["map"]
 
 
 @dataclass(frozen=True)
 class Ready:
-    """The agent is in its namespace; its process id and that of the holder (see agent.py), as the host counts."""
+    """The agent is in its namespace: its process id and that of the holder (see agent.py), as the host counts."""
 
     state: Literal["ready"]
     agent: int
@@ -95,7 +75,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Done:
-    """The operation succeeded, and there is nothing to say of it."""
+    """The operation has succeeded, without a result."""
 
 
 @dataclass(frozen=True)
@@ -129,75 +109,69 @@ class Ended:
 class Conversation:
     """One request to the agent: our end of the socket that the answers come on.
 
-    What comes is not believed to be what was to come, for commands run beside the agent: it is `parse`d, its
-    descriptors are counted, and where it is wrong `AgentProcess.betrayed` has the error.
+    Commands run beside the agent, so its answers are not trusted: each is parsed by type (`parse`), its descriptors
+    are counted, and what is wrong ends the agent (`AgentProcess.betrayed`).
     """
 
     def __init__(self, sock: socket.socket, agent: AgentProcess) -> None:
-        self._sock = sock
+        self._channel = Channel(sock)
         self._agent = agent
 
     def poll(self, kind: type[T], count: int = 0) -> tuple[T, list[int]] | None:
-        """Take the next answer, a `kind` with `count` descriptors, which are the caller's to close; None if it is not
-        here yet.
+        """Take the next answer, a `kind` with `count` descriptors, which are the caller's to close.
 
-        Raises the OSError the agent met, or NamespaceGone if the agent has ended or the answer is another.
+        Return None if it is not here yet.
+
+        Raises:
+            OSError: The agent has met it.
+            NamespaceGone: The agent has ended, or the answer is another.
         """
         return self._poll((kind,), count)
 
     def _poll(self, kinds: tuple[type[Any], ...], count: int) -> tuple[Any, list[int]] | None:
-        """The same of one of several kinds, the first of which comes with the descriptors."""
-        space = socket.CMSG_SPACE(count * _FD.itemsize)
-        # Fact: an end may be read though a message came just before it: Linux looks at the queue first and at the
-        # other end's having gone after that.  Behind it nothing more can come, so the second reading is final.
-        for _ in range(2):
-            try:
-                data, ancillary, flags, _ = self._sock.recvmsg(ANSWER_MAX, space, socket.MSG_CMSG_CLOEXEC)
-            except BlockingIOError:
-                return None
-            except ConnectionError:
-                data, ancillary, flags = b"", [], 0
-            if data:
-                break
+        """Take an answer of one of several kinds, the first of which comes with the descriptors."""
+        try:
+            received = self._channel.receive_with(count)
+        except ValueError as exc:
+            raise self.betrayed(str(exc)) from exc
+        if received is None:
+            if self._channel.ended:
+                raise NamespaceGone("the agent of the namespace has ended")
+            return None
+        record, fds = received
         with ExitStack() as owned:
-            fds = array.array("i")
-            for level, what, payload in ancillary:
-                if (level, what) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                    fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
             for fd in fds:
                 owned.callback(os.close, fd)
-            if not data:
-                raise NamespaceGone("the agent of the namespace has ended")
             try:
-                answer = parse(data, *kinds, Failed)
-            except Nonsense as exc:
+                answer = parse(record, *kinds, Failed)
+            except DecodeError as exc:
                 raise self.betrayed(str(exc)) from exc
             if isinstance(answer, Failed):
                 raise _failure(answer)
-            if len(fds) != (count if isinstance(answer, kinds[0]) else 0) or flags & (
-                socket.MSG_TRUNC | socket.MSG_CTRUNC
-            ):
+            if len(fds) != (count if isinstance(answer, kinds[0]) else 0):
                 raise self.betrayed("descriptors that were not to come")
             owned.pop_all()
-        return answer, fds.tolist()
+        return answer, fds
 
     async def receive(self, kind: type[T], count: int = 0) -> tuple[T, list[int]]:
-        """Wait for the next answer; raises as `poll` does.  Cancelled, it has taken nothing."""
+        """Wait for the next answer.  Raises as `poll` does.  Cancelled, it has taken nothing."""
         return await self._receive((kind,), count)
 
     async def _receive(self, kinds: tuple[type[Any], ...], count: int) -> tuple[Any, list[int]]:
         while (answer := self._poll(kinds, count)) is None:
-            await anyio.wait_readable(self._sock)
+            await anyio.wait_readable(self._channel)
         return answer
 
     def send(self, number: int) -> None:
         """Send the agent a signal to pass on to the command, or `FOLLOW_STOPS`."""
         with suppress(OSError):  # the agent has closed its end: the command has ended
-            self._sock.send(bytes([number]), socket.MSG_NOSIGNAL)
+            send_record(self._channel.socket, bytes([number]))
 
     async def started(self, program: object) -> tuple[int, int]:
-        """Wait until the command that was asked for runs: its pid as the host counts, and a pidfd, the caller's to
-        close.  Raises as `receive` does, and the OSError of executing `program`.
+        """Wait until the command that was asked for runs.
+
+        Return its pid, as the host counts, and a pidfd, which is the caller's to close.  Raises as `receive` does,
+        and the OSError of executing `program`.
         """
         answer, fds = await self._receive((Started, Unexecuted), 1)
         if isinstance(answer, Unexecuted):
@@ -205,12 +179,12 @@ class Conversation:
         (pidfd,) = fds
         try:
             return _child_of(self._agent.pid, pidfd, answer.pid), pidfd
-        except Nonsense as exc:
+        except DecodeError as exc:
             os.close(pidfd)
             raise self.betrayed(str(exc)) from exc
 
     def news(self) -> Stopped | Ended | None:
-        """What has become of the command that has started, if anything.  Raises as `poll` does."""
+        """Take the next news of the command that has started, if there is any.  Raises as `poll` does."""
         received = self._poll((Ended, Stopped), 0)
         return None if received is None else self._checked(received[0])
 
@@ -225,42 +199,42 @@ class Conversation:
         return news
 
     def betrayed(self, why: str) -> NamespaceGone:
-        """The error for what the agent has said: see `AgentProcess.betrayed`."""
+        """Return the error for what the agent has said, as `AgentProcess.betrayed` does."""
         return self._agent.betrayed(why)
 
     def give_up(self) -> None:
-        """Have the agent kill the command; its status still arrives."""
+        """Tell the agent to kill the command.  Its status still arrives."""
         with suppress(OSError):  # the agent has closed its end: there is nothing to kill
-            self._sock.shutdown(socket.SHUT_WR)
+            self._channel.socket.shutdown(socket.SHUT_WR)
 
     @property
     def is_closed(self) -> bool:
-        return self._sock.fileno() < 0
+        return self._channel.fileno() < 0
 
     def close(self) -> None:
         """Close our end.  Whoever waits for an answer gets ClosedResourceError."""
         if not self.is_closed:
             with suppress(RuntimeError):  # no event loop runs, so nobody waits
-                anyio.notify_closing(self._sock)
-            self._sock.close()
+                anyio.notify_closing(self._channel)
+            self._channel.close()
 
 
 def _is_status(number: int) -> bool:
-    """Whether a process may have ended with that."""
+    """Whether a process may have ended with that status of wait(2)."""
     return 0 <= number <= STATUS_MAX and (os.WIFEXITED(number) or os.WIFSIGNALED(number))
 
 
 def parse(record: bytes, *kinds: Any) -> Any:
-    """Read what the agent says: a record whose keys are the fields of one of `kinds`, which are dataclasses.
+    """Read a record of the agent's: its keys are the fields of one of `kinds`, which are dataclasses.
 
-    Raises `Nonsense`, and nothing else, whatever the record is.
+    Raises `DecodeError`, and nothing else, whatever the record is.
     """
     message = load(dict[str, Any], record)
     for kind in kinds:
         types: dict[str, Any] = _types(kind)
         if message.keys() == types.keys():
             return kind(**{name: decode(types[name], message[name]) for name in types})
-    raise Nonsense(f"{printable(repr(sorted(message)))[:SHOWN]} are no keys of an answer")
+    raise DecodeError(f"{printable(repr(sorted(message)))[:SHOWN]} are no keys of an answer")
 
 
 @cache
@@ -269,26 +243,26 @@ def _types(kind: Any) -> dict[str, Any]:
 
 
 def _child_of(parent: int, pidfd: int, told: int) -> int:
-    """The pid of what `pidfd` is of, a child of `parent`'s; what was `told` if it has ended and has none any more.
+    """Return the pid of the process of `pidfd`, a child of `parent`; `told` if it has ended and has no pid any more.
 
-    Raises `Nonsense` for anything else, so that no signal of ours goes where the agent, or who took its place, would
-    like it to go.
+    Raises `DecodeError` for any other process: a false agent could direct our signals at it.
     """
     pid = _pid_of(pidfd)
     if pid != ENDED and _parent_of(pid) != parent and _pid_of(pidfd) != ENDED:
-        raise Nonsense(f"process {pid} is no child of the agent's")
+        raise DecodeError(f"process {pid} is no child of the agent's")
     return told if pid == ENDED else pid
 
 
 def _pid_of(pidfd: int) -> int:
-    """The process of a pidfd, as we count: `ENDED` if it was waited for already.  Raises `Nonsense` for what is no
-    pidfd of a process that we can see.
+    """Return the pid of the process of a pidfd, as this process counts, or `ENDED` if it was waited for.
+
+    Raises `DecodeError` if it is no pidfd, or of a process that cannot be seen here.
     """
     for line in Path(f"/proc/self/fdinfo/{pidfd}").read_text(encoding="ascii", errors="replace").splitlines():
         name, _, value = line.partition(":")
         if name == "Pid" and int(value) != 0:
             return int(value)
-    raise Nonsense("a descriptor that is no pidfd")
+    raise DecodeError("a descriptor that is no pidfd")
 
 
 def _parent_of(pid: int) -> int | None:
@@ -299,19 +273,19 @@ def _parent_of(pid: int) -> int | None:
     return int(stat[stat.rindex(b")") + 2 :].split()[1])
 
 
-class Asker(Protocol):
-    """What starts a conversation: the operation, descriptors that go along, arguments."""
+class StartConversation(Protocol):
+    """A function that sends the agent a request: the operation, descriptors that go along, arguments."""
 
     async def __call__(self, op: str, fds: Sequence[int] = (), /, **arguments: object) -> Conversation: ...
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where an agent goes: its mode ("create", "attach", "current"), and what that mode needs.
+    """The namespace that an agent enters: the mode ("create", "attach", "current"), and what that mode needs.
 
-    `ns` is the descriptor of a network namespace, `name` what to call it in an error, `process` the pidfd of
-    the process whose it is, `watch` for the path it was found at.  `pids`: whose PID namespace commands are in, "own"
-    or "host"; None is "own" where that can be had.
+    `ns` is the descriptor of a network namespace, `name` its name in errors, `process` a pidfd of the process that it
+    was found by, `watch` for the path that it was found at.  `pids`: whose PID namespace commands are in, "own" or
+    "host"; None is "own" where that can be had.
     """
 
     mode: str
@@ -324,11 +298,13 @@ class Start:
 
 
 class AgentProcess:
-    """The agent of one namespace, seen from its owner."""
+    """The agent of one namespace, for its owner."""
+
+    _child: Child
+    _started = False
 
     def __init__(self) -> None:
         self._gone: str | None = "the namespace is not open"
-        self._started = False
 
     @property
     def pid(self) -> int:
@@ -352,123 +328,98 @@ class AgentProcess:
         return self._ready
 
     async def start(self, start: Start) -> None:
-        """Execute the agent and wait until it is in its namespace.  Raises what keeps it; then nothing is
-        left.
+        """Execute the agent and wait until it is in its namespace.
+
+        Raises:
+            FeatureUnavailable, UserNamespaceDenied, NotPrivileged, IdMapError, NamespaceGone, OSError: What has kept
+                it from there.
+
+        Cancellation:
+            It leaves nothing, as an error does.
         """
         if start.pids is None:
-            with suppress(FeatureUnavailable):  # what else it is raised for comes again
+            with suppress(FeatureUnavailable):  # for another reason it is raised again
                 await self._start(start, "own")
                 return
         await self._start(start, start.pids or "host")
 
     async def _start(self, start: Start, pids: Literal["own", "host"]) -> None:
         self._pids = pids
-        with ExitStack() as passed:
-            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            passed.callback(theirs.close)
-            try:
-                owner = os.pidfd_open(os.getpid())
-            except OSError as exc:
-                self._control.close()
-                raise diagnosis.feature("pidfds", exc, "5.3", "pidfd_open") from exc
-            passed.callback(os.close, owner)
-            given = [theirs.fileno(), owner] + ([] if start.ns is None else [start.ns])
-            fds = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in given]  # 0 to 2 are free in a daemon
-            for fd in fds:
-                passed.callback(os.close, fd)
-            order = json.dumps({"mode": start.mode, "ids": start.ids, "pids": pids, "fd": fds[-1]})
-            try:
-                self._control.setblocking(False)
-                with _signals_blocked():
-                    self._popen = subprocess.Popen(  # noqa: ASYNC220 - in the calling thread by design
-                        [
-                            sys.executable,
-                            "-S",
-                            "-E",
-                            "-I",
-                            "-c",
-                            BOOT,
-                            *map(str, fds[:2]),
-                            order,
-                            str(PACKAGE),
-                        ],
-                        stdin=subprocess.DEVNULL,
-                        stdout=subprocess.DEVNULL,
-                        stderr=None if is_inherited(2) else subprocess.DEVNULL,
-                        pass_fds=fds,
-                        env=child_environment(),
-                    )
-                self._pidfd = io.FileIO(os.pidfd_open(self._popen.pid))
-                self._started = True
-            except BaseException:
-                self._control.close()
-                raise
+        self._child = Child(f"{__package__}.agent", () if start.ns is None else (start.ns,))
+        self._started = True
         try:
-            await self._until_ready(start)
+            order = {"mode": start.mode, "ids": start.ids, "pids": pids}
+            self._child.channel.send(json.dumps(order).encode())
+            await self._until_ready(self._child, start)
         except BaseException:
             await self.stop()
             raise
         self._gone = None
 
-    async def _until_ready(self, start: Start) -> None:
+    async def _until_ready(self, child: Child, start: Start) -> None:
         while True:
-            await anyio.wait_readable(self._control)
+            await anyio.wait_readable(child.channel)
             try:
-                data = self._control.recv(ANSWER_MAX)
-            except ConnectionError:
-                data = b""
-            if not data:
-                raise await self._end_before_ready()
-            try:
+                data = child.channel.receive()
+                if data is None:
+                    if child.channel.ended:
+                        raise await self._end_before_ready(child)
+                    continue
                 message: Ready | NotStarted | Unmapped = parse(data, Ready, NotStarted, Unmapped)
-            except Nonsense as exc:
+            except ValueError as exc:  # `DecodeError` is one
                 raise self.betrayed(str(exc)) from exc
             if isinstance(message, Ready):
                 self._ready = message
                 return
             if isinstance(message, NotStarted):
                 raise _start_error(start, message)
-            await anyio.to_thread.run_sync(map_ranges, self._popen.pid)
-            self._control.send(b"mapped")
+            await anyio.to_thread.run_sync(map_ranges, child.pid)
+            child.channel.send(b"mapped")
 
-    async def _end_before_ready(self) -> Exception:
-        await anyio.wait_readable(self._pidfd)
-        if self._popen.wait() == -signal.SIGSYS:
+    async def _end_before_ready(self, child: Child) -> Exception:
+        await child.ended()
+        if child.wait() == -signal.SIGSYS:
             return diagnosis.user_namespace(errno.EPERM, "unshare user", filtered=True)
         return NamespaceGone("the agent ended before it was ready")
 
     async def watch(self) -> None:
         """Wait for the agent's end and raise NamespaceGone."""
-        await anyio.wait_readable(self._pidfd)
+        await self._child.ended()
         raise self.lost("the agent of the namespace has ended")
 
     def lost(self, why: str) -> NamespaceGone:
-        """The error for now, and for every conversation from now on."""
+        """Return the error for every conversation from now on."""
         self._gone = self._gone or why
         return NamespaceGone(self._gone)
 
     def betrayed(self, why: str) -> NamespaceGone:
-        """The error for an agent that says what an agent does not say.  It is killed: somebody else speaks by it."""
-        self._popen.kill()
+        """Kill an agent that says what no agent says: somebody may speak in its place.  Return the error."""
+        self._child.kill()
         return self.lost(f"the agent of the namespace says what makes no sense: {why}")
 
     async def converse(self, op: str, fds: Sequence[int], arguments: Mapping[str, object]) -> Conversation:
-        """Send one request.  Raises NamespaceGone; cancelled, it may or may not have been sent."""
+        """Send one request.
+
+        Raises:
+            NamespaceGone: There is no agent.
+
+        Cancellation:
+            The request may or may not have been sent.
+        """
         if self._gone:
             raise NamespaceGone(self._gone)
         record = json.dumps({"op": op, **arguments}).encode()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
         try:
             with theirs, ExitStack() as stack:
                 rights = [theirs.fileno(), *fds]
-                if len(record) > REQUEST_MAX:
+                if len(record) >= RECORD:
                     memory = os.memfd_create("request")
                     stack.callback(os.close, memory)
                     os.write(memory, record)
                     rights.append(memory)
-                    record = b"@"
-                await self._send(record, array.array("i", rights))
+                    record = IN_MEMFD
+                await self._send(record, rights)
         except BaseException as exc:
             ours.close()
             if isinstance(exc, ConnectionError):
@@ -476,67 +427,36 @@ class AgentProcess:
             raise
         return Conversation(ours, self)
 
-    async def _send(self, record: bytes, rights: array.array[int]) -> None:
+    async def _send(self, record: bytes, fds: Sequence[int]) -> None:
+        control = self._child.channel.socket
         while True:
             try:
-                self._control.sendmsg(
-                    [record], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)], socket.MSG_NOSIGNAL
-                )
+                send_record(control, record, fds)
                 return
             except (
                 BlockingIOError
-            ):  # the queue is full; many may wait for it, each on a descriptor of his own
-                with self._control.dup() as queue:
+            ):  # the queue is full; many may wait for it, each on a descriptor of its own
+                with control.dup() as queue:
                     await anyio.wait_writable(queue)
             if self._gone:
                 raise NamespaceGone(self._gone)
 
     def hang_up(self) -> None:
-        """Have the agent end, and all that it started."""
-        with suppress(OSError):  # closed already
-            self._control.shutdown(socket.SHUT_RDWR)  # a fork of ours may hold a copy
+        """Have the agent end, and all that it has started."""
+        self._child.channel.shutdown()
 
     async def stop(self) -> None:
-        """End the agent and all that it started, and wait for it, even if cancelled.  Again is fine."""
+        """End the agent and all that it has started, and wait for it, even if cancelled.  Again is fine."""
         self._gone = self._gone or "the namespace has been closed"
-        if not self._started:
-            return
-        with anyio.CancelScope(shield=True):
-            self.hang_up()
-            self._control.close()
-            self._popen.send_signal(signal.SIGCONT)  # somebody may have stopped it
-            with anyio.move_on_after(STOP_SECONDS) as patience:
-                await anyio.wait_readable(self._pidfd)
-            if patience.cancelled_caught:
-                self._popen.kill()
-                await anyio.wait_readable(self._pidfd)
-            self._popen.wait()  # at once: it has ended
-            self._pidfd.close()
+        if self._started:
+            with anyio.CancelScope(shield=True):
+                await self._child.stop()
+            self._child.close()
             self._started = False
 
 
-def is_inherited(fd: int) -> bool:
-    """Whether a child is to have this standard stream of ours: not a closed one, nor a number that went to something
-    private (a daemon's event loop).
-    """
-    try:
-        return os.get_inheritable(fd)
-    except OSError:
-        return False
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """A child that is started has them blocked from its first instruction on: none ends it before it has its way."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _failure(answer: Failed) -> OSError:
-    """What a request has met, by the agent's record of it."""
+    """Return the error that a request has met, by the agent's record of it."""
     if answer.op == "mount" and answer.errno in diagnosis.DENIED | diagnosis.EXHAUSTED:
         return diagnosis.user_namespace(answer.errno, "mount")
     place = [] if answer.filename is None else [answer.filename]

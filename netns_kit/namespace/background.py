@@ -1,16 +1,16 @@
 """Objects that any task may open and close, and the tasks that they run in between.
 
-`Openable` is what callers see: `open`, `close`, `wait_closed`, and an `async with` that is made of them.  A
-`Supervisor` is what it consists of: its state, its background tasks, and the first error of one of them.
+`Openable` is what callers see: `open`, `close`, `wait_closed`, and an `async with` made of these.  A `Supervisor` has
+its state, its background tasks, and the first error of one of them.
 
 No cancel scope and no task group stays open between `open` and `close`.  A scope belongs to the task that entered it,
 but the cells of a notebook and the two halves of a test fixture run in different tasks.  So the background tasks are
-the library's own (`asyncio.create_task`, `trio.lowlevel.spawn_system_task`), and closing is one of them: who asks for
-it may be cancelled, and it completes all the same.
+the library's own (`asyncio.create_task`, `trio.lowlevel.spawn_system_task`), and closing is one of them: its caller
+may be cancelled, and it completes all the same.
 
 An error in the background cancels nobody's task.  It is raised by the calls of the object that are under way, by
 every later one, by `wait_closed` and by `close`.  A call is interrupted by a scope that is entered and left within
-that call (`Supervisor.guarding`).  What an object is built on stands *above* it: an error there is its error too.
+that call (`Supervisor.guarding`).  An object is built on others, which stand *above* it: their errors are its errors.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class _Task:
 
 
 class _Call:
-    """A call under way: how it is interrupted, on whatever event loop it is."""
+    """A call under way, on any event loop: how it is interrupted."""
 
     def __init__(self, scope: anyio.CancelScope) -> None:
         self._scope = scope
@@ -80,9 +80,12 @@ class _Call:
 class Supervisor:
     """The state of one object that is opened and closed, its background tasks, and what has gone wrong in them.
 
-    `what` names the object in errors.  `unusable` is the exception for a call before `open` or after `close`.
-    `above` are the supervisors of what the object is built on, those whose errors explain most first.  `one_loop`
-    says that the object is used on the event loop it was opened on: elsewhere, calls would wait for ever.
+    Args:
+        what: The name of the object in errors.
+        unusable: The exception for a call before `open` or after `close`.
+        above: The supervisors of what the object is built on, first the one whose errors explain most.
+        one_loop: The object can be used only on the event loop that it was opened on: on another one, calls would
+            wait for ever.
     """
 
     def __init__(
@@ -111,7 +114,7 @@ class Supervisor:
 
     @property
     def condition(self) -> str:
-        """Whether the object can be used, for a repr."""
+        """The state of the object in words, for a repr."""
         if self._state is not _State.NEW and self.failure is not None:
             return f"failed: {self.failure}"
         return {_State.NEW: "not open", _State.OPENING: "opening", _State.OPEN: "open"}.get(
@@ -120,14 +123,14 @@ class Supervisor:
 
     @property
     def failure(self) -> Exception | None:
-        """The first error in the background, here or above."""
+        """The first error in the background, of this object or above it."""
         for each in self._above:
             if each.failure is not None:
                 return each.failure
         return self._failure
 
     def check(self) -> None:
-        """Raise the error in the background, or `unusable` if the object, or what it is built on, is not open."""
+        """Raise the error in the background, or `unusable` if the object or one above it is not open."""
         error = self._refusal()
         if error is not None:
             raise error
@@ -149,7 +152,7 @@ class Supervisor:
         return next((refusal for refusal in refusals if refusal is not None), None)
 
     def _is_elsewhere(self) -> bool:
-        """Whether this is another event loop than the object's, which has not ended."""
+        """Whether the running event loop is another one than the object's, and that has not ended."""
         if self._home is None or self._home == _soon():
             return False
         try:
@@ -160,7 +163,7 @@ class Supervisor:
 
     @contextmanager
     def guarding(self) -> Iterator[None]:
-        """Check, and interrupt what the block waits for as soon as `check` would raise, which it does then.
+        """Call `check`, and interrupt the block as soon as `check` would raise; then it raises.
 
         The block lies within one call of the object, in one task.
         """
@@ -200,7 +203,7 @@ class Supervisor:
     # -- the tasks ------------------------------------------------------------------------------------
 
     def start(self, function: Callable[[Unpack[Args]], Awaitable[object]], *args: Unpack[Args]) -> None:
-        """Run `function` in a background task until the object is closed.  An error of it is one of the object."""
+        """Run `function` in a background task until the object is closed.  Its error is the object's error."""
         task = _Task()
         self._tasks.add(task)
         _spawn(partial(self._run, task, partial(function, *args)), f"netns_kit {self._what}")
@@ -221,7 +224,7 @@ class Supervisor:
             task.ended.set()
 
     def fail(self, error: Exception) -> None:
-        """Note an error in the background, of which the first counts, and interrupt the calls under way."""
+        """Note an error in the background, and interrupt the calls under way.  The first error counts."""
         if self._failure is None:
             self._failure = error
         self._interrupt()
@@ -235,7 +238,9 @@ class Supervisor:
 
         `closing` undoes as much as `opening` has done, and may be begun anew when it was interrupted.
 
-        Raises what `opening` raises, the error in the background, and `AlreadyOpened`.
+        Raises:
+            AlreadyOpened: It was opened before.
+            Exception: What `opening` raises, or the error in the background.
         """
         if self._state is not _State.NEW:
             closed = self._state in (_State.CLOSING, _State.CLOSED)
@@ -263,7 +268,7 @@ class Supervisor:
             self.check()
 
     async def close(self) -> None:
-        """End the object.  Raises the error in the background, once: what has been closed is left alone."""
+        """End the object, and raise the error in the background.  An object that has been closed is left alone."""
         first = self._state in (_State.OPENING, _State.OPEN)
         if first and self._is_elsewhere():
             self.check()
@@ -272,9 +277,10 @@ class Supervisor:
             raise _fresh(self.failure)
 
     async def end(self) -> None:
-        """End the object and keep its error; an object that is not open is left alone.
+        """End the object, and keep its error.  An object that is not open is left alone.
 
-        Every caller waits for the one closing, also when cancelled.
+        Cancellation:
+            It takes effect when the object has been closed.
         """
         if self._state in (_State.OPENING, _State.OPEN):
             self._state = _State.CLOSING
@@ -304,7 +310,7 @@ class Supervisor:
         await self._closing()
 
     async def wait_closed(self) -> None:
-        """Wait for the end.  Raises the error in the background as soon as there is one."""
+        """Wait for the end of the object, and raise the error in the background as soon as there is one."""
         if self._state is _State.NEW:
             self.check()
         with self._interruptible():
@@ -318,13 +324,13 @@ class Supervisor:
 
 
 class Openable(ABC):
-    """Base of the objects that are opened and closed; `async with` does both.
+    """Base class of objects that are opened and closed; `async with` does both.
 
     Any task of the event loop may open one, use it, and close it.  It is opened once.
     """
 
     supervisor: Supervisor
-    """For parts of this library."""
+    """The supervisor of the object; for parts of this library."""
 
     async def open(self) -> Self:
         """Open the object and return it; it is ready then.  Whoever opens one closes it.
@@ -385,15 +391,14 @@ class Openable(ABC):
 
     @abstractmethod
     async def _close(self) -> None:
-        """End what `_open` has made, as far as it has come.  It may be begun anew when it was interrupted."""
+        """End what `_open` has made so far.  It may be begun anew when it was interrupted."""
 
 
 @asynccontextmanager
 async def beside(
     function: Callable[[Unpack[Args]], Coroutine[Any, Any, object]], *args: Unpack[Args]
 ) -> AsyncIterator[None]:
-    """Run `function` in a task while the block runs.  The block's error is raised as it is, and
-    not in the exception of a group."""
+    """Run `function` in a task while the block runs.  The block's error is raised as it is, not in a group."""
     failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(function, *args)
@@ -410,7 +415,7 @@ async def beside(
 
 
 async def finish(function: Callable[[], Awaitable[None]]) -> None:
-    """Await `function()` to its end.  An interruption begins it anew, and is raised when it is done."""
+    """Await `function()` to its end.  If it is interrupted it begins anew; the interruption is raised in the end."""
     interruption: BaseException | None = None
     while True:
         try:
@@ -430,7 +435,7 @@ async def finish(function: Callable[[], Awaitable[None]]) -> None:
 
 
 def asyncio_loop() -> asyncio.AbstractEventLoop | None:
-    """The running event loop, if it is one of asyncio's; else it is trio's."""
+    """Return the running event loop if it is asyncio's, and None if it is trio's."""
     if "asyncio" in sys.modules:
         import asyncio
 
@@ -440,11 +445,11 @@ def asyncio_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def _nothing() -> None:
-    """For an event loop to call, if it can."""
+    """Do nothing: an event loop that calls it has not ended."""
 
 
 def _soon() -> Callable[..., object]:
-    """What has the running event loop call a function, from any thread."""
+    """Return the function by which any thread has the running event loop call a function."""
     loop = asyncio_loop()
     if loop is not None:
         return loop.call_soon_threadsafe
@@ -454,7 +459,7 @@ def _soon() -> Callable[..., object]:
 
 
 def _spawn(function: Callable[[], Awaitable[None]], name: str) -> None:
-    """Run it in a task that is nobody's child."""
+    """Run a function in a task that belongs to no task group."""
     loop = asyncio_loop()
     if loop is not None:
 
@@ -471,7 +476,7 @@ def _spawn(function: Callable[[], Awaitable[None]], name: str) -> None:
 
 
 def _fresh(error: Exception) -> Exception:
-    """A copy to be raised: one exception raised in several tasks would have the tracebacks of all."""
+    """Return a copy, to be raised: one exception raised in several tasks would have the tracebacks of all."""
     fresh = copy.copy(error)
     fresh.__cause__ = error.__cause__
     return fresh

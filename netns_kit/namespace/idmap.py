@@ -1,4 +1,4 @@
-"""Which ids a user namespace has: all that its maker may give away (user_namespaces(7), subuid(5))."""
+"""The ids of a user namespace: all that its maker may give away (user_namespaces(7), subuid(5))."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ __all__ = ["map_ranges"]
 
 
 def map_ranges(pid: int) -> None:
-    """Give the user namespace of `pid` all the ids its owner may give away.  Blocks; raises `IdMapError`."""
+    """Give the user namespace of a process all the ids that its owner may give away.  It blocks.
+
+    Args:
+        pid: A process in the namespace, as this process counts.
+
+    Raises:
+        IdMapError: The owner may give none away, or newuidmap(1) is missing or refuses.
+    """
     for kind, own in (("uid", os.geteuid()), ("gid", os.getegid())):
         if os.geteuid() == 0:
             _map_all(pid, kind)
@@ -37,7 +44,7 @@ def map_ranges(pid: int) -> None:
 
 
 def _map_all(pid: int, kind: str) -> None:
-    """Every id that we, being root, have ourselves."""
+    """As root, give the namespace every id that this process has."""
     held = [line.split() for line in Path(f"/proc/self/{kind}_map").read_text().splitlines()]
     target = Path(f"/proc/{pid}/{kind}_map")
     try:
@@ -48,7 +55,7 @@ def _map_all(pid: int, kind: str) -> None:
 
 
 def _ranges(kind: str) -> list[tuple[int, int]]:
-    """(first, count) of every subordinate range of the caller, see subuid(5)."""
+    """Return (first, count) of each subordinate range of the caller (subuid(5))."""
     path = f"/etc/sub{kind}"
     uid = os.getuid()
     try:
@@ -64,7 +71,7 @@ def _ranges(kind: str) -> list[tuple[int, int]]:
     except (OSError, ValueError) as exc:
         fix = f"chmod 0644 {path}, with lines of the form {user}:100000:65536"
         number = exc.errno if isinstance(exc, OSError) else errno.EINVAL
-        raise IdMapError(f"{path} cannot be read: {exc}", path, "not to be read", fix, number) from exc
+        raise IdMapError(f"{path} cannot be read: {exc}", path, "unreadable", fix, number) from exc
     if not found:
         fix = f"usermod --add-sub{kind}s 100000-165535 {user}"
         raise IdMapError(

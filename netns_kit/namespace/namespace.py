@@ -1,15 +1,14 @@
 """Namespace: a network namespace, and what may be done in it from outside.
 
-An *agent* (agent.py, whose text gives the protocol) is executed for each namespace and lives inside.  This
-process never calls setns or unshare and never forks: it asks, and gets descriptors, sockets above all, that
-belong to the namespace wherever they are used.  A request is one datagram out and one in on a socket of its
-own, so any number of tasks, threads and event loops may ask at once, and a cancelled one leaves nothing
-behind.
+An *agent* (agent.py describes the protocol) is executed for each namespace and lives inside.  This process never
+calls setns or unshare and never forks: it asks the agent, and gets descriptors, sockets above all, that belong to the
+namespace wherever they are used.  Each request has a socket of its own, so any number of tasks, threads and event
+loops may ask at once, and a cancelled one leaves nothing behind.
 
-A namespace that goes away while it is open (the agent killed, the process ended that was attached to) is noticed by
-pidfd: calls that are under way end with NamespaceGone, as does whatever is asked later, and closing raises it.
+The end of a namespace that is open (the agent was killed, the process that it was found by has ended) is noticed by
+pidfd: calls under way end with NamespaceGone, as do all later ones, and closing raises it.
 
-The only import of pyroute2, where it is used: it costs more than all else here together.
+pyroute2 is imported only where it is used, since it takes longer than all else here together.
 """
 
 from __future__ import annotations
@@ -47,6 +46,7 @@ from netns_kit.errors import (
     SysctlError,
 )
 from netns_kit.host import diagnosis, sysctl
+from netns_kit.host.abi import NETLINK_ROUTE, RT_TABLE_MAIN, TUN_MAJOR, TUN_MINOR
 
 from .agent_client import AgentProcess, Conversation, Done, Start
 from .background import Openable, Supervisor
@@ -62,9 +62,6 @@ Pids = Literal["own", "host"]
 """Whose processes commands see, see `Namespace.create`."""
 
 _PROC = re.compile(r"/proc/([0-9]+)/ns/net")
-MAIN_TABLE = 254  # RT_TABLE_MAIN
-NETLINK_ROUTE = 0
-_TUN = 10, 200  # of /dev/net/tun, in the kernel's list of devices
 _SOCKET_FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
 
@@ -99,10 +96,10 @@ class Route:
 
 @dataclass(frozen=True)
 class OpenedTap:
-    """A tap device opened in the namespace: `fds`, one for each queue, are the caller's, `flags` are what the kernel
-    made of the word.
+    """A tap device that was opened in the namespace.
 
-    `existed` tells whether the device was there before, a persistent one made by somebody else.
+    `fds`, one for each queue, are the caller's to close; `flags` are those that the kernel has set.  `existed`: the
+    device was there before, a persistent one that others have made.
     """
 
     fds: tuple[int, ...]
@@ -112,20 +109,20 @@ class OpenedTap:
 
     @property
     def fd(self) -> int:
-        """Of the first queue."""
+        """The descriptor of the first queue."""
         return self.fds[0]
 
 
 @dataclass(frozen=True)
 class _Value:
-    """The agent's answer to what a sysctl is."""
+    """The agent's answer: the value of a sysctl."""
 
     value: str
 
 
 @dataclass(frozen=True)
 class _Tap:
-    """The agent's answer to the opening of a tap, beside the descriptors."""
+    """The agent's answer, beside descriptors: the tap that was opened."""
 
     name: str
     flags: int
@@ -134,7 +131,7 @@ class _Tap:
 
 @dataclass(frozen=True)
 class _Configured:
-    """The agent's answer to the configuration of a link."""
+    """The agent's answer: why a link that was configured has no IPv6, if it was to have it."""
 
     without_ipv6: str | None
 
@@ -142,15 +139,15 @@ class _Configured:
 class Namespace(Openable):
     """A network namespace, for as long as it is open.
 
-    Made by `create`, `attach` or `current`; each says what opening raises.  Closing kills every command started in it
-    and ends the agent.  The kernel then drops the namespace if nobody else holds it.
+    `create`, `attach` and `current` make one; each says what opening it raises.  Closing kills all commands that were
+    started in it and ends the agent.  Then the kernel drops the namespace, if nobody else holds it.
 
-    If the namespace vanishes while it is open, every call raises `NamespaceGone`, those under way at once, and so
-    does closing.  Commands that still run are killed then.
+    If the namespace ends while it is open, commands are killed and every call raises `NamespaceGone`, those under way
+    at once, and so does closing.
     """
 
     def __init__(self, prepare: Callable[[ExitStack], Start] | None = None, what: str = "") -> None:
-        """For `create`, `attach` and `current`, which say what it is.  Raises ArgumentTypeError without them."""
+        """Raise ArgumentTypeError: only `create`, `attach` and `current` know the arguments."""
         if not callable(prepare):
             expected = "expected a call of Namespace.create, Namespace.attach or Namespace.current"
             raise ArgumentTypeError(expected, "prepare", arguments.shown(prepare))
@@ -162,21 +159,26 @@ class Namespace(Openable):
 
     @classmethod
     def create(cls, *, ids: Ids = "root", pids: Pids | None = None) -> Namespace:
-        """A new user and network namespace, its loopback up.
+        """Return a new user and network namespace, whose loopback is up.
 
-        `ids` says who commands are in there: "root" maps uid and gid 0 to the caller's, "same" maps the
-        caller's own to themselves (commands then have no capability), "subids" maps 0 to the caller and 1 up
-        to the ranges of /etc/subuid and /etc/subgid by newuidmap(1); for a caller who is root, every id he
-        has to itself.
+        Args:
+            ids: Who commands are in there.  "root" maps uid and gid 0 to the caller's.  "same" maps the caller's ids
+                to themselves; commands have no capability then.  "subids" maps 0 to the caller and the ids from 1 on
+                to the ranges of /etc/subuid and /etc/subgid, by newuidmap(1); if the caller is root, every id that
+                it has to itself.
+            pids: Which processes commands see.  "own": each other and no others.  They have a PID namespace, a mount
+                namespace and a /proc for themselves, and nothing that a command does keeps it, or what it has
+                started, from ending when this is closed.  "host": those that the caller sees.  Then a command with
+                the caller's uid can signal the caller's processes, and one that stops the agent can outlive it.
+                None, the default, is "own" where that can be had, which is not so in a container whose /proc is
+                masked; the property `pids` tells which it is.
 
-        `pids` says which processes commands see.  "own": each other and nobody else.  They have a PID namespace, a
-        mount namespace and a /proc for themselves, and nothing a command does keeps it, or what it has started, from
-        ending when this is closed.  "host": what the caller sees.  Then a command with the caller's uid can signal
-        the caller's processes, and one that stops our agent can outlive us.  None, the default, is "own" where it can
-        be had, which it cannot in a container whose /proc is masked; the property `pids` tells.
+        Raises:
+            ArgumentError: An argument is none of these.
+            UserNamespaceDenied, IdMapError, FeatureUnavailable: Opening raises them, and they name what forbids it.
 
-        Opening raises UserNamespaceDenied, IdMapError or FeatureUnavailable, naming what forbids it; cancelled, it
-        leaves nothing.
+        Cancellation:
+            Opening leaves nothing.
         """
         arguments.one_of("ids", ids, get_args(Ids))
         _check_pids(pids)
@@ -192,21 +194,31 @@ class Namespace(Openable):
         pids: Pids | None = None,
         allow_current: bool = False,
     ) -> Namespace:
-        """An existing network namespace: that of a process, or a path or descriptor of one (/run/netns/x).
+        """Return an existing network namespace, for exactly one of `pid`, `path` and `fd`.
 
-        Exactly one is given; a descriptor stays the caller's and must be open until the namespace is.
         The user namespace that owns it is joined first, and commands are its owner there: uid, gid and no other
-        group, whoever the caller is (root of the namespace, if the owner has no id in it).  `pids` is as in `create`;
-        the processes of that namespace that others have started are neither seen nor ended.  It ends with
-        NamespaceGone when the process does, of `pid` or of a `path` in /proc, or when the path leads there no more,
-        as after `ip netns delete`.
+        group, whoever the caller is (root of the namespace, if the owner has no id in it).  Processes of that
+        namespace that others have started are neither seen nor ended.  It ends with NamespaceGone when the process of
+        `pid`, or of a `path` in /proc, has ended, or when the path leads there no more, as after `ip netns delete`.
 
-        A process that has not unshared yet is still in the caller's own namespace, and what is done to that is done
-        to the caller.  So `allow_current` False, the default, refuses the caller's own namespace.
+        Args:
+            pid: A process that is in the namespace.
+            path: A file that is the namespace, like /run/netns/NAME.
+            fd: A descriptor of such a file.  It stays the caller's, and must be open until the namespace is.
+            pids: As in `create`.
+            allow_current: The namespace may be the caller's own.  A process that has not unshared yet is still in it,
+                and what is done to it is done to the caller; so it is refused by default.
 
-        Opening raises OwnNamespace for that, NamespaceGone if there is no such process, NotPrivileged,
-        FileNotFoundError, IdMapError where there is no id to be, or a group of the caller's that cannot be given up,
-        or OSError with EINVAL for what is not a network namespace; cancelled, it leaves nothing.
+        Raises:
+            ArgumentError: Not exactly one is given, or it is of another type.
+            OwnNamespace: Opening found the caller's own namespace.
+            NamespaceGone: Opening found no such process.
+            NotPrivileged: Opening may not join it.
+            IdMapError: There is no id that commands could have, or a group of the caller's cannot be given up.
+            OSError: Opening met it: FileNotFoundError, or EINVAL for what is no network namespace.
+
+        Cancellation:
+            Opening leaves nothing.
         """
         _check_pids(pids)
         given = {name: each for name, each in (("pid", pid), ("path", path), ("fd", fd)) if each is not None}
@@ -236,9 +248,7 @@ class Namespace(Openable):
 
     @classmethod
     def current(cls) -> Namespace:
-        """The namespace the caller is in, with the caller's own rights: what needs none works, the rest
-        raises.
-        """
+        """Return the namespace that the caller is in, with the caller's own rights: what needs others raises."""
         return cls(lambda _: Start("current"), "current()")
 
     def __repr__(self) -> str:
@@ -270,16 +280,23 @@ class Namespace(Openable):
 
     @property
     def pid(self) -> int:
-        """Of a process that holds the namespaces while it is open, as the host counts: `/proc/<pid>/ns/net` is
-        the network namespace, and `nsenter --target <pid> --user --net --pid --mount` is where commands are.
+        """Process id of a process that holds the namespaces while this is open, as the host counts.
 
-        Raises NamespaceGone while it is not open.
+        `/proc/<pid>/ns/net` is the network namespace, and `nsenter --target <pid> --user --net --pid --mount` leads
+        to where commands are.
+
+        Raises:
+            NamespaceGone: It is not open.
         """
         return self._agent.holder
 
     @property
     def pids(self) -> Pids:
-        """Whose processes commands see, "own" or "host": see `create`."""
+        """Which processes commands see, "own" or "host", as `create` describes them.
+
+        Raises:
+            NamespaceGone: It is not open.
+        """
         return self._agent.pids
 
     async def _converse(self, op: str, fds: Sequence[int] = (), /, **arguments: object) -> Conversation:
@@ -304,17 +321,34 @@ class Namespace(Openable):
         check: bool = True,
         **options: Unpack[CommandOptions],
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run a command to its end, as `anyio.run_process` does; a string goes through the shell.
+        """Run a command to its end, as `anyio.run_process` does.
 
         The keyword arguments are `RunOptions`.
 
-        In a PID namespace of its own (`pids`) the command has a session of its own too, so that /dev/tty is not our
-        terminal.  One that is given our controlling terminal as a standard stream is in our session and group, for
-        job control to work; then it can signal the group.
+        In a PID namespace of its own (`pids`) the command has a session of its own too, so that /dev/tty is not the
+        caller's terminal.  A command that is given the caller's controlling terminal as a standard stream is in the
+        caller's session and process group, so that job control works; then it can signal the group.
 
-        Raises CommandFailed, a CalledProcessError, if `check` and the status is not 0, ArgumentError for what cannot
-        be used, FileNotFoundError and other OSErrors as `subprocess` does, UserNamespaceDenied where `files` cannot
-        be shown, NamespaceGone.  Cancelled, it kills the command and what that started.
+        Args:
+            command: Its words, or a line for the shell.
+            input: Bytes that are written to its standard input, which is then closed.
+            stdin, stdout, stderr: PIPE, DEVNULL, STDOUT, a descriptor, a file, or None for the caller's own.
+            check: Another status than 0 raises CommandFailed.
+            cwd: Its current directory, instead of the caller's.
+            env: Its environment, instead of the caller's.
+            start_new_session: It has a session of its own in any case.
+            pass_fds: Descriptors that it has by the same numbers.
+            files: Absolute paths, and what is to be read there; only this command sees it (docs/commands.md).
+
+        Raises:
+            CommandFailed: A `subprocess.CalledProcessError`: the status is not 0.
+            ArgumentError: An argument cannot be used.
+            OSError: It cannot be executed, as `subprocess` tells: FileNotFoundError and others.
+            UserNamespaceDenied: `files` cannot be shown.
+            NamespaceGone: The namespace has ended, or is not open.
+
+        Cancellation:
+            The command is killed with all that it has started.
         """
         given: object = input
         fix = "encode it: input=text.encode()" if isinstance(given, str) else None
@@ -349,17 +383,35 @@ class Namespace(Openable):
 
     @arguments.spelled_out(open_process)
     async def popen(self, command: Command, **options: Unpack[CommandOptions]) -> Process:
-        """Start a command, as `anyio.open_process` does; arguments and errors are those of `run`.
+        """Start a command, as `anyio.open_process` does.  It has been executed when this returns.
 
-        It has been executed when this returns.  Cancelled before that, it is killed.  Close the Process, or
-        use it in an `async with`: that kills it if it still runs.
+        Close the Process, or use it in an `async with`: that kills the command if it still runs.
+
+        Args:
+            command, stdin, stdout, stderr, cwd, env, start_new_session, pass_fds, files: As in `run`.
+
+        Raises:
+            ArgumentError, OSError, UserNamespaceDenied, NamespaceGone: As in `run`.
+
+        Cancellation:
+            The command is killed.
         """
         with self.supervisor.guarding():
             return await open_process(self._converse, self.supervisor, command, **options)
 
     async def socket(self, family: int, type: int, proto: int = 0) -> socket.socket:
-        """A non-blocking kernel socket of the namespace, the caller's to close.  Raises the OSError of
-        socket(2), ArgumentTypeError for what is no number.
+        """Return a non-blocking kernel socket of the namespace, which is the caller's to close.
+
+        Args:
+            family, type, proto: Numbers, as socket(2) takes them.
+
+        Raises:
+            ArgumentTypeError: One is no number.
+            OSError: That of socket(2).
+            NamespaceGone: The namespace has ended, or is not open.
+
+        Cancellation:
+            It leaves no socket.
         """
         for name, number in (("family", family), ("type", type), ("proto", proto)):
             arguments.instance(name, number, int, "a whole number, as socket(2) has it")
@@ -378,10 +430,20 @@ class Namespace(Openable):
         return sock
 
     async def connect_tcp(self, host: AddressLike, port: int) -> anyio.abc.SocketStream:
-        """A TCP connection made in the namespace.
+        """Connect by TCP from the namespace.
 
-        Raises AddressError for a host that is no address (names mean nothing here), ArgumentError for what is no
-        port, and the OSErrors of connect(2).  Cancelled, it leaves no socket.
+        Args:
+            host: An address.  Names mean nothing here.
+            port: A port from 1 on.
+
+        Raises:
+            AddressError: `host` is no address.
+            ArgumentError: `port` is no port.
+            OSError: That of connect(2).
+            NamespaceGone: The namespace has ended, or is not open.
+
+        Cancellation:
+            It leaves no socket.
         """
         address = arguments.address(host, "host")
         arguments.port("port", port, 1)
@@ -401,10 +463,23 @@ class Namespace(Openable):
     async def listen_tcp(
         self, host: AddressLike = "127.0.0.1", port: int = 0, *, backlog: int = 128
     ) -> anyio.abc.SocketListener:
-        """Listen on an address of the namespace; port 0 lets the kernel choose.
+        """Listen for TCP connections in the namespace.
 
-        Raises AddressError for a host that is no address, ArgumentError for what is no port, PortInUseError,
-        PrivilegedPortError, OSError.
+        Args:
+            host: An address of the namespace.
+            port: A port; 0 lets the kernel choose.
+            backlog: How many connections wait to be accepted, as in listen(2).
+
+        Raises:
+            AddressError: `host` is no address.
+            ArgumentError: `port` is no port, or `backlog` no number.
+            PortInUseError: Another socket has the port.
+            PrivilegedPortError: Commands may not use a port as low as that.
+            OSError: That of bind(2) or listen(2).
+            NamespaceGone: The namespace has ended, or is not open.
+
+        Cancellation:
+            It leaves no socket.
         """
         address = arguments.address(host, "host")
         arguments.port("port", port)
@@ -430,7 +505,14 @@ class Namespace(Openable):
             raise
 
     async def links(self) -> tuple[Interface, ...]:
-        """Return its network interfaces."""
+        """Return the network interfaces of the namespace.
+
+        Raises:
+            NamespaceGone: The namespace has ended, or is not open.
+
+        Cancellation:
+            It changes nothing.
+        """
         return tuple(
             Interface(
                 message["index"],
@@ -443,16 +525,30 @@ class Namespace(Openable):
         )
 
     async def addresses(self) -> tuple[InterfaceAddress, ...]:
-        """The addresses of its interfaces, of both families."""
+        """Return the addresses of its interfaces, of both families.
+
+        Raises:
+            NamespaceGone: The namespace has ended, or is not open.
+
+        Cancellation:
+            It changes nothing.
+        """
         return tuple(map(_interface, await self._dump(lambda route: route.get_addr())))
 
     async def routes(self) -> tuple[Route, ...]:
-        """The unicast routes of its main table, of both families."""
-        messages = await self._dump(lambda route: route.get_routes(table=MAIN_TABLE))
+        """Return the unicast routes of its main table, of both families.
+
+        Raises:
+            NamespaceGone: The namespace has ended, or is not open.
+
+        Cancellation:
+            It changes nothing.
+        """
+        messages = await self._dump(lambda route: route.get_routes(table=RT_TABLE_MAIN))
         return tuple(map(_route, messages))
 
     async def _dump(self, question: Callable[[Any], Any]) -> list[Any]:
-        """Ask the namespace's kernel by netlink; in a thread, for pyroute2 runs a loop of its own."""
+        """Ask the namespace's kernel by netlink, in a thread: pyroute2 runs an event loop of its own."""
         sock = await self.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_ROUTE)
 
         def ask() -> list[Any]:
@@ -468,14 +564,37 @@ class Namespace(Openable):
             sock.close()
 
     async def get_sysctl(self, name: str) -> str:
-        """A `net.` sysctl as the namespace has it; names as sysctl(8) takes them.  Raises SysctlError."""
+        """Return the value of a sysctl of the namespace.
+
+        Args:
+            name: One of those below `net.`, as sysctl(8) takes it.
+
+        Raises:
+            SysctlError: There is no such sysctl, or it is not a network namespace's.
+            NamespaceGone: The namespace has ended, or is not open.
+
+        Cancellation:
+            It changes nothing.
+        """
         path = _sysctl_path(name)
         with _sysctl_errors(name):
             answer, _ = await self._ask(_Value, "sysctl_get", path=path)
         return answer.value
 
     async def set_sysctl(self, name: str, value: str | int) -> None:
-        """Set a `net.` sysctl of the namespace; the host's stays.  Raises SysctlError."""
+        """Set a sysctl of the namespace.  The host's stays as it is.
+
+        Args:
+            name: One of those below `net.`, as sysctl(8) takes it.
+            value: Text or a whole number.
+
+        Raises:
+            SysctlError: There is no such sysctl, it is not a network namespace's, or the kernel refuses the value.
+            NamespaceGone: The namespace has ended, or is not open.
+
+        Cancellation:
+            The sysctl may or may not have been set.
+        """
         arguments.instance("value", value, (str, int), "text or a whole number")
         path = _sysctl_path(name)
         with _sysctl_errors(name, value):
@@ -484,7 +603,16 @@ class Namespace(Openable):
     async def move_link_in(self, name: str) -> None:
         """Move an interface of the caller's namespace into this one.
 
-        Raises NotPrivileged without CAP_NET_ADMIN in both, OSError with ENODEV if there is no such interface.
+        Args:
+            name: Its name.
+
+        Raises:
+            NotPrivileged: The caller has not CAP_NET_ADMIN in both.
+            OSError: ENODEV: there is no such interface.
+            NamespaceGone: The namespace has ended, or is not open.
+
+        Cancellation:
+            The interface may or may not have been moved.
         """
         arguments.text("name", name, "the name of an interface")
         pid = self.pid
@@ -509,10 +637,19 @@ class Namespace(Openable):
         await anyio.to_thread.run_sync(move)
 
     async def open_tap(self, name: str, flags: Sequence[int], queues: int = 1) -> OpenedTap:
-        """Open a tap device with the first of the TUNSETIFF flag words that the kernel accepts, so many times: more
-        than once only with IFF_MULTI_QUEUE.
+        """Open a tap device.  A persistent device of that name is joined.
 
-        A persistent device of that name is attached to.  Raises TunUnavailable.
+        Args:
+            name: Its name.
+            flags: Words for TUNSETIFF; the first that the kernel accepts is used.
+            queues: How often it is opened: more than once only with IFF_MULTI_QUEUE.
+
+        Raises:
+            TunUnavailable: The kernel refuses it.
+            NamespaceGone: The namespace has ended, or is not open.
+
+        Cancellation:
+            It leaves no device but a persistent one.
         """
         try:
             tap, fds = await self._ask(
@@ -539,14 +676,28 @@ class Namespace(Openable):
         gateway6: IPv6Address | None = None,
         neighbours: Mapping[IPv4Address | IPv6Address, bytes] | None = None,
     ) -> str | None:
-        """Set what is given, bring the link and the loopback up, and add the default routes; doing it again is
-        fine.  `queue` is the length of its transmit queue, in packets.  Addresses are usable when this returns; one
-        of IPv6, which comes with its gateway, has the link accept no router advertisements.
-        `neighbours` are addresses on the link, and the link address of each: six bytes.  The kernel asks for none of
-        them, so that no first burst is lost meanwhile.
+        """Set what is given, bring the link and the loopback up, and add the default routes.
 
-        Returns why there is no IPv6, if it was asked for and this namespace or its kernel has none; the rest is done
-        then.  Raises OSError naming the link, NotPrivileged without CAP_NET_ADMIN in the namespace.
+        It can be done again.  Addresses are usable when this returns.  Return why there is no IPv6, if it was asked
+        for and this namespace or its kernel has none; all else is done then.
+
+        Args:
+            name: The name of the link.
+            mtu: Its MTU.
+            mac: Its link address.
+            queue: The length of its transmit queue, in packets.
+            address, gateway: An IPv4 address with its network, and the default gateway.
+            address6, gateway6: The same of IPv6.  The link accepts no router advertisements then.
+            neighbours: Addresses on the link with their link addresses, six bytes each.  The kernel asks nobody for
+                them, so that no first burst is lost meanwhile.
+
+        Raises:
+            NotPrivileged: Commands have not CAP_NET_ADMIN in the namespace.
+            OSError: The kernel refuses something; it names the link.
+            NamespaceGone: The namespace has ended, or is not open.
+
+        Cancellation:
+            Any part may or may not have been done.
         """
         try:
             answer, _ = await self._ask(
@@ -578,13 +729,13 @@ def _check_pids(pids: object) -> None:
 
 
 def _is_tap(fd: int) -> bool:
-    """Whether it is /dev/net/tun, opened."""
+    """Whether the descriptor is of /dev/net/tun."""
     status = os.fstat(fd)
-    return stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(*_TUN)
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(TUN_MAJOR, TUN_MINOR)
 
 
 def _of_process(pid: int, stack: ExitStack) -> Start:
-    """The namespace of a process; its pidfd is opened first, so that a recycled pid is not taken for it."""
+    """Open the namespace of a process.  Its pidfd is opened first, so that a recycled pid is not mistaken for it."""
     try:
         process = os.pidfd_open(pid)
         stack.callback(os.close, process)
@@ -602,10 +753,10 @@ def _of_process(pid: int, stack: ExitStack) -> Start:
 
 
 def _check_not_ours(ns: int, name: str) -> None:
-    """Raises OwnNamespace if that descriptor is of the network namespace that the calling thread is in."""
+    """Raise OwnNamespace if the descriptor is of the network namespace that the calling thread is in."""
     try:
         ours, theirs = os.stat("/proc/thread-self/ns/net"), os.fstat(ns)
-    except OSError:  # no descriptor, or no /proc: joining the namespace tells of it
+    except OSError:  # no descriptor, or no /proc: joining the namespace will raise it
         return
     if (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino):
         raise OwnNamespace(
@@ -616,7 +767,7 @@ def _check_not_ours(ns: int, name: str) -> None:
 
 
 def _at_path(path: str, stack: ExitStack) -> Start:
-    """The namespace at a path, which is watched; from the end of whose process /proc tells nothing."""
+    """Open the namespace at a path, and watch that; a path in /proc is that of its process."""
     if of_process := _PROC.fullmatch(path):
         return _of_process(int(of_process[1]), stack)
     opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -1,9 +1,9 @@
-"""The commands that a namespace's agent runs.
+"""Process: a command that a namespace's agent runs.
 
-A command is the agent's child, not ours, and everything about it is a descriptor: its pipes, a pidfd to
-signal it by (so a recycled pid is never hit) and the conversation on which its status comes.  Closing or
-shutting down the conversation before that makes the agent kill the command with its descendants; this is how
-a cancelled task takes its command along.
+A command is the agent's child, not this process's, and everything about it is a descriptor: its pipes, a pidfd by
+which it is signalled (so a recycled pid is never hit) and the conversation on which its status comes.  If the
+conversation is closed or shut down before that, the agent kills the command with its descendants; so a cancelled task
+takes its command along.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ import anyio.abc
 import anyio.lowlevel
 
 from netns_kit import arguments
+from netns_kit.child.child import is_inherited
 from netns_kit.child.codec import printable
 from netns_kit.errors import ArgumentError, ArgumentTypeError, NamespaceGone, NetnsKitError
+from netns_kit.host.abi import SCM_MAX_FD
 
-from .agent_client import FDS_MAX, FOLLOW_STOPS, Asker, Conversation, Ended, Stopped, is_inherited
+from .agent_client import Conversation, Ended, StartConversation, Stopped
+from .agent_common import FOLLOW_STOPS
 from .background import Supervisor
 
 __all__ = [
@@ -81,11 +84,11 @@ class RunOptions(CommandOptions, total=False):
     """True: another status than 0 raises `CommandFailed`.  Default: True."""
 
 
-PASSED_MAX = FDS_MAX - 3  # beside the conversation, the current directory and a long request
+PASSED_MAX = SCM_MAX_FD - 3  # beside the conversation, the current directory and a long request
 
 
 class CommandFailed(NetnsKitError, subprocess.CalledProcessError):
-    """A command has ended with another status than 0.
+    """An error: a command has ended with another status than 0.
 
     It is a `subprocess.CalledProcessError`, with `returncode`, `cmd`, `output` and `stderr`.  Its message shows the
     end of what the command has written on standard error, if that was captured, without what a terminal would obey.
@@ -106,7 +109,7 @@ _LINES_SHOWN, _LINE_SHOWN = 20, 500  # characters each
 
 
 class _Pipe:
-    """Our end of a pipe, non-blocking."""
+    """This process's end of a pipe, non-blocking."""
 
     def __init__(self, file: io.FileIO) -> None:
         os.set_blocking(file.fileno(), False)
@@ -114,7 +117,7 @@ class _Pipe:
         self._guard = anyio.ResourceGuard("using")
 
     async def aclose(self) -> None:
-        """Close our end; whoever waits for it gets ClosedResourceError."""
+        """Close this end.  Whoever waits for it gets ClosedResourceError."""
         if not self._file.closed:
             anyio.notify_closing(self._file)
             self._file.close()
@@ -122,10 +125,18 @@ class _Pipe:
 
 
 class PipeReader(_Pipe, anyio.abc.ByteReceiveStream):
-    """What the command writes to its standard output or error."""
+    """Stream of what the command writes to its standard output or error."""
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
-        """Some bytes, or EndOfStream when all writers have closed.  Cancelled, it has taken nothing."""
+        """Receive some bytes.
+
+        Raises:
+            EndOfStream: All writers have closed their ends.
+            ClosedResourceError: This end has been closed.
+
+        Cancellation:
+            Nothing is taken.
+        """
         await anyio.lowlevel.checkpoint()
         with self._guard:
             while True:
@@ -140,10 +151,18 @@ class PipeReader(_Pipe, anyio.abc.ByteReceiveStream):
 
 
 class PipeWriter(_Pipe, anyio.abc.ByteSendStream):
-    """The command's standard input."""
+    """Stream to the command's standard input."""
 
     async def send(self, item: bytes) -> None:
-        """Write all of it, or BrokenResourceError if nobody reads.  Cancelled, part of it may be written."""
+        """Write all of `item`.
+
+        Raises:
+            BrokenResourceError: Nobody reads it.
+            ClosedResourceError: This end has been closed.
+
+        Cancellation:
+            Part of it may have been written.
+        """
         await anyio.lowlevel.checkpoint()
         rest = memoryview(item)
         with self._guard:
@@ -163,13 +182,13 @@ class PipeWriter(_Pipe, anyio.abc.ByteSendStream):
 class Process(anyio.abc.Process):
     """A running command, as `anyio.open_process` gives one.
 
-    `stdin`, `stdout` and `stderr` are streams where PIPE was asked for, else None.  One that is dropped while it runs
-    is killed, with a ResourceWarning.
+    `stdin`, `stdout` and `stderr` are streams where PIPE was asked for, else None.  A command whose Process is
+    dropped while it runs is killed, with a ResourceWarning.
     """
 
     supervisor: Supervisor
-    """Of what it runs on, whose end is its end; for parts of this library."""
-    _forgotten = True  # ours no more, or not yet
+    """The supervisor of what the command runs on, whose end is its end; for parts of this library."""
+    _forgotten = True  # it has nothing to close any more, or not yet
 
     def __init__(
         self,
@@ -210,12 +229,12 @@ class Process(anyio.abc.Process):
 
     @property
     def pid(self) -> int:
-        """As the host counts; inside it has another one."""
+        """Process id, as the host counts.  The namespace may count otherwise."""
         return self._pid
 
     @property
     def returncode(self) -> int | None:
-        """None while it runs, the exit status, or minus the signal that ended it."""
+        """The exit status, or minus the signal that has ended it; None while it runs."""
         try:
             while not self._pidfd.closed and (news := self._conversation.news()) is not None:
                 self._heard(news)
@@ -225,17 +244,17 @@ class Process(anyio.abc.Process):
 
     @property
     def stdin(self) -> anyio.abc.ByteSendStream | None:
-        """Its standard input, if that is a pipe."""
+        """The standard input, if that is a pipe."""
         return self._streams[0]
 
     @property
     def stdout(self) -> anyio.abc.ByteReceiveStream | None:
-        """Its standard output, if that is a pipe."""
+        """The standard output, if that is a pipe."""
         return self._streams[1]
 
     @property
     def stderr(self) -> anyio.abc.ByteReceiveStream | None:
-        """Its standard error, if that is a pipe."""
+        """The standard error, if that is a pipe."""
         return self._streams[2]
 
     async def wait(self) -> int:
@@ -276,8 +295,9 @@ class Process(anyio.abc.Process):
             self._forget()
 
     async def wait_stopped(self) -> int | None:
-        """Wait until a signal stops the command, as Ctrl-Z does: the number of the signal, or None when the command
-        has ended.
+        """Wait until a signal stops the command, as Ctrl-Z does.
+
+        Return the number of the signal, or None if the command has ended.
 
         Raises:
             NamespaceGone, NetnsKitError: As `wait` does.
@@ -316,22 +336,28 @@ class Process(anyio.abc.Process):
             self._conversation.send(signal)
 
     def send_signal(self, signal: int) -> None:
-        """Send it a signal; one that has ended already is left alone."""
+        """Send the command a signal.  If it has ended nothing happens.
+
+        Args:
+            signal: Its number.
+        """
         if not self._pidfd.closed:
             with suppress(ProcessLookupError):
                 pidfd_send_signal(self._pidfd.fileno(), signal)
 
     def terminate(self) -> None:
-        """Ask it to end: SIGTERM."""
+        """Send the command SIGTERM, which asks it to end."""
         self.send_signal(SIGTERM)
 
     def kill(self) -> None:
-        """End it: SIGKILL.  What it started is left alone; `aclose` takes that along."""
+        """Send the command SIGKILL.  What it has started goes on; `aclose` kills that too."""
         self.send_signal(SIGKILL)
 
     async def aclose(self) -> None:
-        """Close the streams, kill the command and what it started if it still runs, and wait, even if
-        cancelled.
+        """Close the streams, and if the command still runs, kill it with what it has started, and wait for it.
+
+        Cancellation:
+            All of this is done nevertheless.
         """
         with anyio.CancelScope(shield=True):
             for stream in self._streams:
@@ -354,7 +380,7 @@ class Process(anyio.abc.Process):
 
 
 async def open_process(
-    ask: Asker,
+    ask: StartConversation,
     supervisor: Supervisor,
     command: Command,
     *,
@@ -367,7 +393,7 @@ async def open_process(
     pass_fds: Sequence[int] = (),
     files: Mapping[str, str | bytes] | None = None,
 ) -> Process:
-    """`Namespace.popen`, for any way to ask an agent."""
+    """Start a command as `Namespace.popen` does, by any function that asks an agent."""
     argv = _argv(command)
     environment = _environment(env)
     shown = _files(files)
@@ -412,14 +438,15 @@ async def open_process(
 
 
 def _settle_activation(environment: dict[str, str], fds: Mapping[int, int]) -> str | None:
-    """Keep what sd_listen_fds(3) reads only where it is true: the variable that is to hold the command's pid, if any.
+    """Drop the variables that sd_listen_fds(3) reads, unless the command has the descriptors that they promise.
 
-    Variables that name another process than this one are nobody's business here.
+    Return the name of the variable that is to hold the command's pid, if there is one.  Variables that name another
+    process than this one are left alone.
     """
     if environment.get("LISTEN_PID", str(os.getpid())) != str(os.getpid()):
         return None
     count = environment.get("LISTEN_FDS", "")
-    if count.isdecimal() and all(number in fds for number in range(3, 3 + min(int(count), FDS_MAX + 1))):
+    if count.isdecimal() and all(number in fds for number in range(3, 3 + min(int(count), SCM_MAX_FD + 1))):
         environment.pop("LISTEN_PIDFDID", None)  # of this process's pidfd
         return "LISTEN_PID"
     for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID"):
@@ -430,7 +457,7 @@ def _settle_activation(environment: dict[str, str], fds: Mapping[int, int]) -> s
 def _standard_streams(
     stdin: StandardStream, stdout: StandardStream, stderr: StandardStream, theirs: ExitStack, ours: ExitStack
 ) -> tuple[tuple[PipeWriter | None, PipeReader | None, PipeReader | None], dict[int, int]]:
-    """Our ends of the pipes, and the command's descriptors by number; both are closed by their stacks."""
+    """Return this process's ends of the pipes, and the command's descriptors by number; their stacks close them."""
     fds: dict[int, int] = {}
     ends: list[io.FileIO | None] = []
     for number, wanted in enumerate((stdin, stdout, stderr)):
@@ -472,7 +499,7 @@ def _standard_streams(
 
 
 def _has_our_terminal(fd: int) -> bool:
-    """Whether it is our controlling terminal: by process groups, of shells' jobs, it is said who may read there."""
+    """Whether the descriptor is of this process's controlling terminal, where process groups decide who may read."""
     try:
         os.tcgetpgrp(fd)
     except OSError:
@@ -492,7 +519,7 @@ def _check_open(name: str, fd: int) -> None:
 
 
 def _files(files: Mapping[str, str | bytes] | None) -> dict[str, str]:
-    """What is to be shown, by path."""
+    """Check `files` and return the texts by path."""
     expected = "absolute paths and what is to be read there, text or bytes"
     found = {}
     if files is not None:
@@ -507,7 +534,7 @@ def _files(files: Mapping[str, str | bytes] | None) -> dict[str, str]:
 
 
 def _text(word: Word, name: str = "command", expected: str = "a word: text, bytes or a path") -> str:
-    """Any bytes, in JSON: what the agent undoes with utf-8 and surrogates."""
+    """Return any bytes as text for JSON; the agent turns it back, by UTF-8 and surrogates."""
     arguments.instance(name, word, (str, bytes, os.PathLike), expected)
     text = os.fsencode(word).decode("utf-8", "surrogateescape")
     if "\0" in text:
@@ -516,7 +543,7 @@ def _text(word: Word, name: str = "command", expected: str = "a word: text, byte
 
 
 def _program(command: Command) -> Word:
-    """What is executed, as it was given."""
+    """Return what is executed, as it was given."""
     if isinstance(command, (str, bytes)):
         return "/bin/sh"
     return command if isinstance(command, os.PathLike) else command[0]

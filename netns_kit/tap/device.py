@@ -44,9 +44,10 @@ from netns_kit.errors import (
     TunUnavailable,
 )
 from netns_kit.frozen import replace
+from netns_kit.host import abi
 from netns_kit.stack.offloads import Offloads
 
-from .flags import GUEST_QUEUE, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, TAP_FLAGS
+from .flags import GUEST_QUEUE, TAP_FLAGS
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -58,13 +59,13 @@ if TYPE_CHECKING:
 
     from .impairment import Impairment
 
-# linux/if_tun.h
-_TUNGETIFF, _TUNSETOFFLOAD, _TUNSETVNETHDRSZ = 0x800454D2, 0x400454D0, 0x400454D8
 _FPROG = struct.Struct("HP")  # struct sock_fprog
-_TUNATTACHFILTER, _TUNDETACHFILTER = 0x400054D5 | _FPROG.size << 16, 0x400054D6 | _FPROG.size << 16
+_ATTACH_FILTER = abi.TUNATTACHFILTER | _FPROG.size << 16
+_DETACH_FILTER = abi.TUNDETACHFILTER | _FPROG.size << 16
 _PASS_ALL = array("B", struct.pack("HBBI", 0x06, 0, 0, 0xFFFFFFFF))  # classic BPF: return everything
-_SIOCGIFHWADDR = 0x8927
-_CSUM, _TSO4, _TSO6, _TSO_ECN, _USO4, _USO6 = OFFLOAD_BITS = 0x01, 0x02, 0x04, 0x08, 0x20, 0x40
+_CSUM, _TSO4, _TSO6, _TSO_ECN, _USO4, _USO6 = OFFLOAD_BITS = (
+    *(abi.TUN_F_CSUM, abi.TUN_F_TSO4, abi.TUN_F_TSO6, abi.TUN_F_TSO_ECN, abi.TUN_F_USO4, abi.TUN_F_USO6),
+)
 _IFREQ = struct.Struct("16sH22x")
 
 _TSO = _CSUM | _TSO4 | _TSO6
@@ -264,7 +265,7 @@ class TapDevice:
     async def _open(self) -> None:
         if self.namespace is None:
             raise DeviceGone(f"{self.name} is closed")
-        several = IFF_MULTI_QUEUE if len(self.queues) > 1 else 0
+        several = abi.IFF_MULTI_QUEUE if len(self.queues) > 1 else 0
         opened = await self.namespace.open_tap(
             self.name, [flags | several for flags in TAP_FLAGS], len(self.queues)
         )
@@ -291,7 +292,7 @@ class TapDevice:
     def _attached(self, fd: int) -> None:
         """Own `fd`, a tap that TUNSETIFF has been called on, and learn what it can do."""
         self.name, flags = _interface(fd)
-        if flags & (IFF_TAP | IFF_NO_PI) != IFF_TAP | IFF_NO_PI:
+        if flags & (abi.IFF_TAP | abi.IFF_NO_PI) != abi.IFF_TAP | abi.IFF_NO_PI:
             raise TunUnavailable(
                 f"{self.name} carries no plain Ethernet frames",
                 "TUNSETIFF",
@@ -572,31 +573,31 @@ def _interface(fd: int) -> tuple[str, int]:
     Asked under a filter that lets everything pass, for without one the kernel says IFF_NO_PI of any tap.
     """
     with contextlib.suppress(OSError):  # a tun takes no filter, and what is no tun at all fails below
-        fcntl.ioctl(fd, _TUNATTACHFILTER, _FPROG.pack(1, _PASS_ALL.buffer_info()[0]))
+        fcntl.ioctl(fd, _ATTACH_FILTER, _FPROG.pack(1, _PASS_ALL.buffer_info()[0]))
     try:
-        answer = fcntl.ioctl(fd, _TUNGETIFF, bytes(40))
+        answer = fcntl.ioctl(fd, abi.TUNGETIFF, bytes(40))
     except OSError as error:
         fix = "use an attached tap or a frame socket"
         raise TunUnavailable(f"fd {fd} is no tap", "TUNGETIFF", error.strerror, fix, error.errno) from error
     with contextlib.suppress(OSError):
-        fcntl.ioctl(fd, _TUNDETACHFILTER, _FPROG.pack(0, 0))
+        fcntl.ioctl(fd, _DETACH_FILTER, _FPROG.pack(0, 0))
     name, flags = _IFREQ.unpack_from(answer)
     return os.fsdecode(name.rstrip(b"\0")), flags
 
 
 def _negotiate(fd: int, flags: int) -> Offloads:
     """Have the kernel send as little work as it accepts; say what it accepted."""
-    if not flags & IFF_VNET_HDR:
-        fcntl.ioctl(fd, _TUNSETOFFLOAD, 0)
+    if not flags & abi.IFF_VNET_HDR:
+        fcntl.ioctl(fd, abi.TUNSETOFFLOAD, 0)
         return Offloads()
-    fcntl.ioctl(fd, _TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER))
+    fcntl.ioctl(fd, abi.TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER))
     for word in OFFLOAD_SETS:
         with contextlib.suppress(OSError):
-            fcntl.ioctl(fd, _TUNSETOFFLOAD, word)
+            fcntl.ioctl(fd, abi.TUNSETOFFLOAD, word)
             return Offloads(VNET_HEADER, *(bool(word & bit) for bit in OFFLOAD_BITS))
     return Offloads(VNET_HEADER)
 
 
 def _hardware_address(fd: int) -> bytes:
-    answer = fcntl.ioctl(fd, _SIOCGIFHWADDR, bytes(40))
+    answer = fcntl.ioctl(fd, abi.SIOCGIFHWADDR, bytes(40))
     return answer[18:24]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-IFF_TAP, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x0100, 0x1000, 0x4000
+from netns_kit.host.abi import IFF_NO_PI, IFF_TAP, IFF_VNET_HDR
 
 TAP_FLAGS = (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, IFF_TAP | IFF_NO_PI)
 """How a tap is opened, best first."""

@@ -21,6 +21,14 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
+from netns_kit.host.abi import (
+    IP_PMTUDISC_DONT,
+    IP_PMTUDISC_PROBE,
+    IP_PMTUDISC_WANT,
+    SO_EE_ORIGIN_ICMP,
+    SO_EE_ORIGIN_ICMP6,
+    SO_EE_ORIGIN_LOCAL,
+)
 from netns_kit.stack import IcmpError, Refusal
 from netns_kit.stack.wire import icmp
 
@@ -31,9 +39,7 @@ ERROR_SPACE = 512
 ERRORS_AT_ONCE = 1024  # more than a receive buffer holds
 PROBE_TTL = 32  # what leaves with fewer hops is a traceroute's probe, and wants to know about its size too
 
-_ORIGIN_LOCAL, _ORIGIN_ICMP, _ORIGIN_ICMP6 = 1, 2, 3  # linux/errqueue.h
 _EXTENDED_ERROR = struct.Struct("=IBBBxII")  # struct sock_extended_err: errno, origin, type, code, info, data
-_PMTUDISC_DONT, _PMTUDISC_WANT, _PMTUDISC_PROBE = 0, 1, 3  # linux/in.h
 
 _REFUSALS = {
     # who was called has said so
@@ -184,9 +190,9 @@ class Marks:
             self._tos = tos
             self._socket.setsockopt(*self._options.tos, tos)
         if not marks & 1:
-            mode = _PMTUDISC_DONT
+            mode = IP_PMTUDISC_DONT
         else:
-            mode = _PMTUDISC_PROBE if self._exact or ttl <= PROBE_TTL else _PMTUDISC_WANT
+            mode = IP_PMTUDISC_PROBE if self._exact or ttl <= PROBE_TTL else IP_PMTUDISC_WANT
         if mode != self._mode:
             self._mode = mode
             self._socket.setsockopt(*self._options.mtu_discover, mode)
@@ -220,7 +226,7 @@ class HostError(NamedTuple):
     @property
     def is_local(self) -> bool:
         """True when the host's own kernel refused to send it."""
-        return self.origin == _ORIGIN_LOCAL
+        return self.origin == SO_EE_ORIGIN_LOCAL
 
     def for_guest(self, other: bytes) -> Refusal | IcmpError:
         """Return what the guest is told whose flow goes to the packed address `other`.
@@ -259,7 +265,7 @@ def read_errors(sock: socket.socket) -> list[HostError]:
             if (level, kind) == options.errors:
                 error, origin, type_, code, info, _ = _EXTENDED_ERROR.unpack_from(data)
                 offender = b""
-                if origin in (_ORIGIN_ICMP, _ORIGIN_ICMP6):
+                if origin in (SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6):
                     offender = data[_EXTENDED_ERROR.size :][options.offender]
                 ttl, _ = marks_of(ancillary)
                 found.append(HostError(target[:2], error, origin, type_, code, info, offender, ttl, quoted))

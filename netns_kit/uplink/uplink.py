@@ -21,6 +21,7 @@ from netns_kit.dns import Manner, ResolvConf, parse_resolv_conf
 from netns_kit.dns.manner import DEFAULT
 from netns_kit.errors import AddressError, ArgumentError, ArgumentTypeError, SysctlError
 from netns_kit.host import diagnosis, sysctl
+from netns_kit.host.abi import IP_BIND_ADDRESS_NO_PORT, IPV6_MTU
 from netns_kit.stack import Refusal
 
 from .dial import Dial
@@ -318,7 +319,7 @@ class Uplink:
                 _bind_port(sock, source or _ANY[family], port if port in self._kept_ports else 0)
             elif source is not None:
                 if protocol == "tcp":
-                    sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+                    sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
                 sock.bind((source, 0))
         except BaseException:
             sock.close()
@@ -370,8 +371,6 @@ class Uplink:
 _ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 _LOOPBACK_DEVICE = "lo"
 _DISCARD_PORT = 9  # of a socket that sends nothing
-_IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h; ip(7)
-_IPV6_MTU = 24  # linux/in6.h; ipv6(7)
 _LARGEST_OF_LINKS = 65535  # bytes; 65536 have "lo" and what stands for it in a VRF
 
 
@@ -493,7 +492,7 @@ def _is_of_host(address: Address) -> bool:
             if address.version == 4:
                 return False
             sock.connect((str(address), _DISCARD_PORT))
-            return sock.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU) > _LARGEST_OF_LINKS
+            return sock.getsockopt(socket.IPPROTO_IPV6, IPV6_MTU) > _LARGEST_OF_LINKS
     except OSError as error:
         # anything but a plain no is no answer, and what is not known to be elsewhere is not let through
         return error.errno not in (errno.EAFNOSUPPORT, errno.ENETUNREACH, errno.EHOSTUNREACH)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netns_kit import DeviceGone, FlowInfo, NetnsKitError, PortForward, PortInUseError, Refusal
-from netns_kit.child.codec import Failure, Nonsense, decode, dump, encode, load
+from netns_kit.child.codec import DecodeError, Failure, decode, dump, encode, load
 from netns_kit.dhcp import Lease
 from netns_kit.dns import Record
 from netns_kit.operations import types_of
@@ -87,19 +87,19 @@ def test_every_operation_speaks_of_such() -> None:
 def test_anything_else_is_nonsense(kind: Any, value: Any) -> None:
     try:
         found = decode(kind, value)
-    except Nonsense:
+    except DecodeError:
         return
     assert decode(kind, encode(found)) == found
 
 
 @given(st.binary())
 def test_so_is_what_is_no_json(text: bytes) -> None:
-    with suppress(Nonsense):
+    with suppress(DecodeError):
         load(dict[str, int], text)
 
 
 def test_so_is_a_number_beyond_all_numbers() -> None:
-    with pytest.raises(Nonsense):
+    with pytest.raises(DecodeError):
         load(float, b"1e999")
 
 
@@ -115,13 +115,13 @@ def test_so_is_a_number_beyond_all_numbers() -> None:
     ],
 )  # fmt: skip
 def test_nonsense(kind: Any, value: Any) -> None:
-    with pytest.raises(Nonsense):
+    with pytest.raises(DecodeError):
         decode(kind, value)
 
 
 @pytest.mark.parametrize("text", [b"[" * 100000, b"NaN", b"Infinity", b"1" * 5000, b"\xff", b""])
 def test_no_json(text: bytes) -> None:
-    with pytest.raises(Nonsense):
+    with pytest.raises(DecodeError):
         load(int, text)
 
 
@@ -161,7 +161,7 @@ def test_an_error_of_a_callers_own_is_not_made_from_outside() -> None:
     class Own(NetnsKitError):
         pass
 
-    with pytest.raises(Nonsense):
+    with pytest.raises(DecodeError):
         Failure.of(Own("it")).exception()
 
 

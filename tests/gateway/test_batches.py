@@ -14,7 +14,8 @@ from netns_kit.forwarder.listeners import UdpListener
 from netns_kit.forwarder.ports import parse
 from netns_kit.gateway.frame_pump import FRAMES_PER_STEP
 from netns_kit.gateway.relay import UdpRelay
-from netns_kit.gateway.relay.batches import LARGEST, MOST, ROOM, UDP_SEGMENT
+from netns_kit.gateway.relay.batches import LARGEST, MOST, ROOM
+from netns_kit.host.abi import UDP_SEGMENT
 from netns_kit.stack import Limits, UdpFlow
 from netns_kit.stack.wire import ip, udp, virtio
 from netns_kit.uplink.uplink import Uplink

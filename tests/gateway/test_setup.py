@@ -98,7 +98,9 @@ def test_a_worker_gets_all_of_it(leaks: None, monkeypatch: pytest.MonkeyPatch) -
         stack.callback(other.release)
         setup = Setup.of(tap, Uplink(policy=uplinks.refuse, dns=["192.0.2.53"]), **OPTIONS)
         first, second = connect(2, stack)
-        there, peers = decode(encode(setup, second, os.dup))
+        there, peers = decode(
+            encode(setup, second, {fd: os.dup(fd) for fd in (tap.fileno(), *second.filenos())})
+        )
         stack.callback(there.tap.release)
         same = {name for name in names(Setup) if getattr(there, name) == getattr(setup, name)}
         assert same == {*names(Setup)} - {"tap", "uplink"}, "which are compared below"

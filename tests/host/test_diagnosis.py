@@ -162,5 +162,5 @@ def test_a_sysctl_is_checked() -> None:
     with pytest.raises(SysctlError, match=r'kernel.ostype is Linux; sysctl -w kernel.ostype="7"') as caught:
         sysctl.check("kernel.ostype", 7)
     assert caught.value.value == "Linux"
-    with pytest.raises(SysctlError, match="not a number"):
+    with pytest.raises(SysctlError, match="expected numbers"):
         sysctl.numbers("kernel.ostype")

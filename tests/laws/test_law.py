@@ -162,8 +162,6 @@ def verdict(file: str, found: Import) -> str | None:
         if restriction.lazy and not (found.lazy or found.types):
             return f"{found.module} is imported lazily: inside a function"
     if root == PACKAGE:
-        if name == "namespace/agent":
-            return "the agent stands alone"
         if found.module not in order:
             return f"{found.module} is not in the list"
         if found.types and any(dotted(each) == found.module for each in law().types.get(name, ())):
@@ -237,7 +235,7 @@ def test_imports_keep_the_law(file: str) -> None:
         ("tap/device.py", "import netns_kit.tap.device", "not below"),
         ("tap/device.py", "import netns_kit.nowhere", "not in the list"),
         ("network/network.py", "from netns_kit.namespace.agent import main", "only in"),
-        ("namespace/agent.py", "from netns_kit.errors import NetnsError", "stands alone"),
+        ("namespace/agent.py", "from netns_kit.tap.device import TapDevice", "not below"),
         ("stack/stack.py", "from netns_kit.errors import NetnsError", "is pure"),
         ("stack/stack.py", "from ..errors import NetnsError", "is pure"),
         ("stack/wire/__init__.py", "from ..stack import Stack", "not below"),
@@ -270,7 +268,7 @@ def test_the_law_forbids(file: str, source: str, why: str) -> None:
             "stack/stack.py",
             "import struct\nfrom collections.abc import Iterator\nfrom netns_kit.stack import wire",
         ),
-        ("namespace/agent.py", "import ctypes, os, select, socket, time"),
+        ("namespace/agent.py", "import os, select, socket"),
     ],
 )
 def test_the_law_allows(file: str, source: str) -> None:
@@ -293,10 +291,7 @@ def definitions(file: str) -> Iterator[str]:
 
 def test_every_public_name_is_defined_once() -> None:
     package = import_module(PACKAGE)
-    shared = [
-        file for file in files() if file not in ("namespace/agent.py", "checkup/probe.py")
-    ]  # which are executed alone
-    everywhere = Counter(name for file in shared for name in definitions(file))
+    everywhere = Counter(name for file in files() for name in definitions(file))
     assert [name for name, times in Counter(package.__all__).items() if times > 1] == []
     assert {name: everywhere[name] for name in package.__all__ if everywhere[name] != 1} == {}
     assert [name for name in package.__all__ if not hasattr(package, name)] == []
@@ -376,9 +371,24 @@ tap_fetch._fetch(None, "/proc/self/ns/net", "tap0", None)
 """
     found = set(loaded(code, "-S", "-E", "-I").split())
     assert {name for name in found if name.startswith(PACKAGE)} == {
-        f"{PACKAGE}{name}" for name in ("", ".cli", SLIRP, f"{SLIRP}.tap_fetch")
+        f"{PACKAGE}{name}" for name in ("", ".cli", ".host", ".host.abi", SLIRP, f"{SLIRP}.tap_fetch")
     }
     assert (TAP_WITHOUT - {"ctypes"}) & found == set()
+
+
+def test_a_program_loads_what_the_page_says_and_the_standard_library() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    programs = {name: quoted(cell) for names, cell in rows(text, "program") for name in quoted(names)}
+    assert programs
+    for program, expected in programs.items():
+        code = f"import {dotted(program + '.py')}; print(*sys.modules)"
+        found = loaded(code, "-S", "-E", "-I").split()
+        assert {name for name in found if name.startswith(PACKAGE)} == {
+            PACKAGE,
+            *(dotted(f"{each}.py") for each in expected),
+        }
+        others = {name.partition(".")[0] for name in found} - {PACKAGE, "__main__"}
+        assert others <= sys.stdlib_module_names
 
 
 def loaded(code: str, *flags: str) -> str:

@@ -47,8 +47,7 @@ MADE_BY_CALLS = {"Namespace", "Process", "Flow", "FlowInfo", "FlowEvent"}
 """Classes whose objects are returned by calls: nobody is to call their constructors."""
 
 NOT_YET = set(
-    "ImpairedTap Interface InterfaceAddress Namespace "
-    "OpenedTap Process Refusal Route TapDevice Uplink".split()
+    "ImpairedTap Interface InterfaceAddress Namespace OpenedTap Refusal Route TapDevice Uplink".split()
 )
 """Public names whose docstrings do not keep the law yet.
 

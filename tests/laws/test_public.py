@@ -89,7 +89,7 @@ def test_exceptions_that_callers_meet_are_public() -> None:
         "BadParameter",
         "BadMessage",
         "BadDhcpMessage",
-        "Nonsense",
+        "DecodeError",
         "Wrong",
         "Failed",
         "Unmapped",

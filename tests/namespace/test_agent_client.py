@@ -10,14 +10,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, cast
 
 import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netns_kit.child.codec import Nonsense
+from netns_kit.child.codec import DecodeError
 from netns_kit.errors import NamespaceGone
 from netns_kit.namespace.agent_client import (
     AgentProcess,
@@ -30,16 +29,6 @@ from netns_kit.namespace.agent_client import (
     parse,
 )
 from tests.support import Possessions
-
-
-class Racing:
-    """A socket whose first reading says "end", though the answer came just before it."""
-
-    def __init__(self, *readings: bytes) -> None:
-        self.readings = list(readings)
-
-    def recvmsg(self, *_: int) -> tuple[bytes, list[Any], int, None]:
-        return self.readings.pop(0), [], 0, None
 
 
 class Impostor(AgentProcess):
@@ -72,18 +61,14 @@ def conversation(agent: AgentProcess) -> Iterator[tuple[Conversation, socket.soc
             it.close()
 
 
-def racing(*readings: bytes) -> Conversation:
-    return Conversation(cast("socket.socket", Racing(*readings)), Impostor())
-
-
-def test_an_answer_that_an_end_overtakes_is_read() -> None:
-    """About one conversation in twenty thousand, on Linux 6.18: the queue is looked at before the end is."""
-    assert racing(b"", b'{"pid": 7}').poll(Started) == (Started(7), [])
-
-
+@pytest.mark.usefixtures("leaks")
 def test_an_end_is_an_end() -> None:
-    with pytest.raises(NamespaceGone):
-        racing(b"", b"").poll(Started)
+    with conversation(Impostor()) as (it, theirs):
+        theirs.send(b'{"pid": 7}')
+        theirs.close()
+        assert it.poll(Started) == (Started(7), [])
+        with pytest.raises(NamespaceGone):
+            it.poll(Started)
 
 
 NONSENSE = [
@@ -121,7 +106,7 @@ VALUES = st.recursive(
 @given(st.binary() | VALUES.map(lambda value: json.dumps(value).encode()))
 def test_any_record_is_an_answer_or_one_error(record: bytes) -> None:
     for kinds in ((Ready, NotStarted, Unmapped), (Started,), (Done,)):
-        with suppress(Nonsense):
+        with suppress(DecodeError):
             assert isinstance(parse(record, *kinds), kinds)
 
 
@@ -142,7 +127,7 @@ def test_descriptors_that_were_not_to_come_are_closed(count: int) -> None:
             else:
                 with pytest.raises(NamespaceGone):
                     it.poll(Done, wanted)
-                assert agent.complaints == ["descriptors that were not to come"]
+                assert "descriptors that were not to come" in agent.complaints[0]
             assert not before.difference()
 
 

@@ -146,8 +146,8 @@ def needs_subids() -> None:
 
 _KEYS = """
 import ctypes, os, sys
-from netns_kit.namespace.agent import KEYCTL, KEYCTL_ELSEWHERE, KEYCTL_JOIN_SESSION_KEYRING
-keyctl = KEYCTL.get(os.uname().machine, KEYCTL_ELSEWHERE)
+from netns_kit.host.abi import KEYCTL_JOIN_SESSION_KEYRING, SYS_KEYCTL, SYS_KEYCTL_ELSEWHERE
+keyctl = SYS_KEYCTL.get(os.uname().machine, SYS_KEYCTL_ELSEWHERE)
 libc = ctypes.CDLL(None)
 if libc.syscall(keyctl, KEYCTL_JOIN_SESSION_KEYRING, None) < 0:
     sys.exit(99)

@@ -129,6 +129,13 @@ def chatter(flow: Flow) -> Refusal | None:
     return Refusal.PROHIBITED
 
 
+def stuck(flow: Flow) -> Refusal | None:
+    """For ever."""
+    sys.stderr.write("stuck\n")
+    while True:
+        pass
+
+
 class Broken(Uplink):
     """A bug that no policy can have: what `open` raises, but for OSError, is not its to raise."""
 

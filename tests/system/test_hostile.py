@@ -98,7 +98,7 @@ for pid in map(int, sys.argv[1:]):
 @pytest.mark.parametrize("pids", ["own", "host"])
 async def test_the_agent_keeps_its_memory_environment_and_descriptors(pids: Pids) -> None:
     async with namespace(pids) as ns:
-        targets = {ns._agent.pid, ns._agent._popen.pid, os.getpid()}
+        targets = {ns._agent.pid, ns._agent._child.pid, os.getpid()}
         done = await ns.run([sys.executable, "-ISc", ATTEMPTS, *map(str, targets)], stderr=None)
         outcomes = [json.loads(line) for line in done.stdout.decode().splitlines()]
         assert {pid for pid, _, _ in outcomes} == targets
@@ -183,7 +183,7 @@ async def test_no_signal_from_inside_reaches_whoever_is_outside_or_ends_the_name
         for target in ("1", "-1", "0"):
             argv = [sys.executable, "-ISc", every % target]
             await ns.run(argv, check=False)
-        numbers = f"{ns._agent.pid} {ns._agent._popen.pid} {os.getpid()}"
+        numbers = f"{ns._agent.pid} {ns._agent._child.pid} {os.getpid()}"
         await ns.run(f"kill -STOP {numbers}; kill -KILL {numbers}", check=False)
         assert not is_stopped(ns._agent.pid)
         assert (await ns.run(["echo", "on"])).stdout == b"on\n"
@@ -226,7 +226,7 @@ async def daemon(ns: Namespace, *stopping: int) -> int:
 async def test_nothing_outlives_the_block(stopped: str) -> None:
     with anyio.fail_after(SECONDS), ExitStack() as stack:
         async with Namespace.create(pids="own") as ns:
-            agent, parent = ns._agent.pid, ns._agent._popen.pid
+            agent, parent = ns._agent.pid, ns._agent._child.pid
             pidfds = [os.pidfd_open(pid) for pid in (await daemon(ns, agent, parent, 1), ns.pid, agent)]
             for pidfd in pidfds:
                 stack.callback(os.close, pidfd)
@@ -256,7 +256,7 @@ from netns_kit.namespace.namespace import Namespace
 async def main():
     async with Namespace.create(pids="own") as ns:
         pid = int((await ns.run([sys.executable, "-ISc", sys.argv[2]])).stdout)
-        print(ns._agent.pid, ns._agent._popen.pid, ns.pid, pid, flush=True)
+        print(ns._agent.pid, ns._agent._child.pid, ns.pid, pid, flush=True)
         await anyio.sleep_forever()
 
 anyio.run(main, backend=sys.argv[1])

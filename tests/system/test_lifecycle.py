@@ -521,7 +521,7 @@ async def test_a_command_that_is_dropped_is_killed_with_a_warning() -> None:
         finally:
             os.close(pidfd)
         done = await ns.popen(["true"], stdin=None, stdout=None, stderr=None)
-        await anyio.wait_readable(done._conversation._sock)  # its status is there, though nobody has asked
+        await anyio.wait_readable(done._conversation._channel)  # its status is there, though nobody has asked
         del done
 
 

@@ -562,7 +562,7 @@ async def test_cancelled_at_any_moment_nothing_is_left() -> None:
 
 async def test_the_agent_survives_bad_requests() -> None:
     async with entered(Namespace.create()) as ns:
-        control = ns._agent._control
+        control = ns._agent._child.channel.socket
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         reader, writer = os.pipe()
         try:

@@ -598,6 +598,12 @@ async def test_a_file_is_shown_though_the_hosts_is_replaced(tmp_path: Path) -> N
         assert other.read_text() == "the host's\n"
 
 
+async def test_a_command_inherits_nothing_of_what_another_is_shown() -> None:
+    async with namespace() as ns, await ns.popen(["sleep", "60"], files={"/etc/resolv.conf": "x\n"}):
+        shown = (await ns.run(["ls", "/proc/self/fd"])).stdout.split()
+    assert shown == [b"0", b"1", b"2", b"3"], "the standard streams, and the directory itself"
+
+
 async def test_files_do_not_spread_to_the_callers_mounts(anyio_backend_name: str) -> None:
     needs("unshare")
     code = """if True:
@@ -632,7 +638,7 @@ async def test_a_killed_agent_takes_its_commands_along(victim: str) -> None:
             pidfd = os.pidfd_open(process.pid)
             try:
                 agent = ns._agent
-                os.kill(agent.pid if victim == "agent" else agent._popen.pid, signal.SIGKILL)
+                os.kill(agent.pid if victim == "agent" else agent._child.pid, signal.SIGKILL)
                 await process.wait()
             finally:
                 await process.aclose()

@@ -856,7 +856,7 @@ def test_resolv_conf_is_followed_whatever_is_on(tmp_path: Path, words: list[str]
 
 
 def test_the_sandbox_does_without_landlock(tmp_path: Path) -> None:
-    without = "import netns_kit.userstack.worker.sandbox as sandbox; sandbox._CREATE_RULESET = 9999"
+    without = "from netns_kit.host import abi; abi.SYS_LANDLOCK_CREATE_RULESET = 9999"
     program = [executable(tmp_path, first=without)]
     with works("-c", "--enable-sandbox", "--enable-seccomp", "PID", "tap0", program=program) as (_, running):
         assert set(os.listdir(f"/proc/{running.pid}/root")) == {"etc", "run", "tmp"}
@@ -864,7 +864,9 @@ def test_the_sandbox_does_without_landlock(tmp_path: Path) -> None:
 
 def test_a_sandbox_that_cannot_be_had_is_no_sandbox(tmp_path: Path) -> None:
     """A machine whose root directory cannot be exchanged: nothing is run then."""
-    without = "import netns_kit.userstack.worker.sandbox as sandbox; sandbox._PIVOT_ROOT = {}"
+    without = (
+        "from netns_kit.host import abi; import netns_kit.userstack.worker.sandbox; abi.SYS_PIVOT_ROOT = {}"
+    )
     program = executable(tmp_path, first=without)
     with held() as ns, slirp(
         "-c", "--enable-sandbox", str(ns.pid), "tap0", program=[program]

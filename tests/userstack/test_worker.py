@@ -16,7 +16,6 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
@@ -45,6 +44,7 @@ from netns_kit import (
     Uplink,
     UserStack,
 )
+from netns_kit.child import child
 from netns_kit.child.channel import Channel
 from netns_kit.forwarder import forwarder
 from netns_kit.forwarder.ports import PortForward
@@ -389,7 +389,7 @@ async def test_what_can_be_done_inside(caplog: pytest.LogCaptureFixture) -> None
 @bounded
 async def test_one_that_does_not_answer_holds_nobody_up(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither does it hold up leaving the block, which ends it."""
-    monkeypatch.setattr(owner, "STOP_SECONDS", 0.2)
+    monkeypatch.setattr(child, "PATIENCE", 0.2)
     for module in (forwarder, userstack):
         monkeypatch.setattr(module, "PATIENCE", 0.2)
     async with worker() as (stack, _):
@@ -423,8 +423,8 @@ sandbox._few_calls = missing
 
 @bounded
 async def test_a_layer_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    before, after = owner.BOOT.split("from netns_kit")
-    monkeypatch.setattr(owner, "BOOT", f"{before}{WITHOUT}from netns_kit{after}")
+    path, rest = child.BOOT.split("__import__", 1)
+    monkeypatch.setattr(child, "BOOT", f"{path}{WITHOUT}__import__{rest}")
     async with worker() as (stack, _):
         assert stack.sandbox["seccomp"] == "not on this kernel"
         assert stack.sandbox["landlock"] == ON
@@ -518,22 +518,33 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @bounded
 async def test_left_it_ends_by_itself(monkeypatch: pytest.MonkeyPatch, killed: list[int]) -> None:
-    monkeypatch.setattr(owner, "STOP_SECONDS", 10)
+    monkeypatch.setattr(child, "PATIENCE", 10)
     async with worker() as (_, guest):
         send(guest)
     assert killed == []
 
 
 @bounded
-async def test_one_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch, killed: list[int]) -> None:
-    monkeypatch.setattr(owner, "STOP_SECONDS", 0.1)
+async def test_one_that_was_stopped_ends_by_itself(
+    monkeypatch: pytest.MonkeyPatch, killed: list[int]
+) -> None:
+    monkeypatch.setattr(child, "PATIENCE", 10)
     async with worker() as (stack, _):
+        os.kill(stack.workers.processes[0].pid, signal.SIGSTOP)
+    assert killed == []
+
+
+@bounded
+async def test_one_that_does_not_end_is_ended(
+    monkeypatch: pytest.MonkeyPatch, killed: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(child, "PATIENCE", 0.1)
+    caplog.set_level(logging.WARNING, owner.__name__)
+    async with worker(Uplink(policy=uplinks.stuck)) as (stack, guest):
         pid = stack.workers.processes[0].pid
-        os.kill(pid, signal.SIGSTOP)
-        late = threading.Timer(10, os.kill, (pid, signal.SIGCONT))
-        late.start()
-    late.cancel()
-    late.join()
+        send(guest)
+        while "stuck" not in caplog.messages:  # noqa: ASYNC110 - a log tells nobody
+            await anyio.sleep(0.01)
     assert killed == [pid]
 
 
@@ -597,10 +608,11 @@ async def test_a_user_who_has_many_pipes_has_a_small_one(monkeypatch: pytest.Mon
 
 # -- a worker that has been taken over ------------------------------------------------------------------
 
-READY = b'\0["ready",{}]'
+READY = b'["ready",{}]'
 EVIL = """
 import os, socket, sys
-sock = socket.socket(fileno=int(sys.argv[2]))
+sock = socket.socket(fileno=int(sys.argv[3]))
+sock.recv(99999)
 for record in {records!r}:
     sock.send(record)
 sock.recv(1)
@@ -612,28 +624,27 @@ sock.recv(1)
     [
         [b"x"],
         [b"\0"],
-        [b"\0not JSON"],
-        [b"\0" + b"[" * 30000],
-        [b'\0["ready",{},1]'],
-        [b'\0["ready",{"seccomp":1}]'],
+        [b"not JSON"],
+        [b"[" * 30000],
+        [b'["ready",{},1]'],
+        [b'["ready",{"seccomp":1}]'],
         [READY, READY],
-        [READY, b'\0["result",[]]'],
-        [READY, b'\0["error",["",["x"]]]'],
-        [READY, b'\0["news",true]'],
-        [READY, b'\0["news",NaN]'],
-        [READY, b'\0["exec","x"]'],
-        [READY, b'\0["failed",["SystemExit",[0]]]'],
-        [READY, b'\0["failed",["AddressError",[[]]]]'],
-        [READY, b'\0["failed",["AddressError",[]]]'],
-        [READY, b"\0" + pickle.dumps(print)],
-        [READY, b"\1short"],
-        [READY, b"\0" + b"x" * 40000],
-        [READY, b"\2" + b"x" * 32768],
+        [READY, b'["result",[]]'],
+        [READY, b'["error",["",["x"]]]'],
+        [READY, b'["news",true]'],
+        [READY, b'["news",NaN]'],
+        [READY, b'["exec","x"]'],
+        [READY, b'["failed",["SystemExit",[0]]]'],
+        [READY, b'["failed",["AddressError",[[]]]]'],
+        [READY, b'["failed",["AddressError",[]]]'],
+        [READY, pickle.dumps(print)],
+        [READY, b"x" * 40000],
+        [READY, b"x" * 32769],
     ],
 )
 @bounded
 async def test_what_it_says_is_data(monkeypatch: pytest.MonkeyPatch, records: list[bytes]) -> None:
-    monkeypatch.setattr(owner, "BOOT", EVIL.format(records=records))
+    monkeypatch.setattr(child, "BOOT", EVIL.format(records=records))
     with pytest.raises(StackCrashed, match="makes no sense"):
         async with worker() as (stack, _):
             await stack.wait_closed()
@@ -654,7 +665,7 @@ async def test_an_answer_is_of_the_type_that_was_asked_for(
     monkeypatch: pytest.MonkeyPatch, answer: bytes
 ) -> None:
     evil = EVIL.replace("sock.recv(1)", "sock.recv(9999)\nsock.send({answer!r})\nsock.recv(1)")
-    monkeypatch.setattr(owner, "BOOT", evil.format(records=[READY], answer=b"\0" + answer))
+    monkeypatch.setattr(child, "BOOT", evil.format(records=[READY], answer=answer))
     with pytest.raises(StackCrashed, match="makes no sense"):
         async with worker() as (stack, _):
             await stack.flows()
@@ -662,17 +673,18 @@ async def test_an_answer_is_of_the_type_that_was_asked_for(
 
 FLOOD = """
 import socket, sys
-sock = socket.socket(fileno=int(sys.argv[2]))
+sock = socket.socket(fileno=int(sys.argv[3]))
+sock.recv(99999)
 sock.send({ready!r})
 while True:
     sock.send({record!r})
 """
 
 
-@pytest.mark.parametrize("record", [b'\0["news",1]', b"\1" + b"x" * 32768])
+@pytest.mark.parametrize("record", [b'["news",1]', b"x" * 32768])
 @bounded
 async def test_a_flood_leaves_the_loop_its_turns(monkeypatch: pytest.MonkeyPatch, record: bytes) -> None:
-    monkeypatch.setattr(owner, "BOOT", FLOOD.format(ready=READY, record=record))
+    monkeypatch.setattr(child, "BOOT", FLOOD.format(ready=READY, record=record))
     turns = 0
     try:
         async with worker():

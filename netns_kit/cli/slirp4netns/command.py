@@ -580,7 +580,8 @@ def _sandbox(order: Order, readable: Sequence[str]) -> None:
     ]
     if not needed:
         return
-    from netns_kit.userstack.worker.sandbox import ALLOWED, CAP_NET_BIND_SERVICE, FATAL, ON, WATCHING, enter
+    from netns_kit.host.abi import CAP_NET_BIND_SERVICE
+    from netns_kit.userstack.worker.sandbox import ALLOWED, FATAL, ON, WATCHING, enter
 
     if order.seccomp:
         print(

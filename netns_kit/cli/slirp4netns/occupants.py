@@ -1,15 +1,15 @@
 """Occupants: whether any process lives in a network namespace still.
 
-The kernel tells nobody when the last one leaves, and who holds a tap of the namespace keeps it alive himself.  So one
-process of it is watched, by its pidfd; when it has ended, /proc is searched for another, and that one is watched.
-Searching is a system call for each process of the machine, each time that the one watched has ended.
+The kernel tells nobody when the last one leaves, and a program that holds a tap of the namespace keeps it alive.  So
+one process of it is watched, by its pidfd; when that has ended, /proc is searched for another one to watch.  A search
+is a system call for each process of the machine.
 
 Two processes live in one namespace if /proc/PID/net/dev is one file for both.  That can be looked at without
-privilege, from a mount namespace that has no /proc, by a descriptor, and in the sandbox of the worker;
-/proc/PID/ns/net can not.
+privilege, by a descriptor of /proc from a mount namespace that has none, and in the sandbox of the worker;
+/proc/PID/ns/net cannot.
 
-A process counts by its first thread, and if it can be seen in the /proc of this PID namespace.  Where /proc hides
-processes (hidepid), nothing can be known, and the namespace counts as inhabited.
+A process counts by its first thread, and only if this PID namespace's /proc shows it.  If /proc hides processes
+(hidepid) nothing can be known, and the namespace counts as inhabited.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ from collections.abc import Callable
 
 from netns_kit.gateway.engine import IN, Engine
 
-_ATTEMPTS = 2  # a process may be forked behind our back, and its parent end before we come to it
+_ATTEMPTS = 2  # a process may be forked during a search, and its parent end before the search comes to it
 _FIRST = "1"  # there always is one, if it can be seen
 
 
 class Occupants:
-    """Watches those of the network namespace that `pid` is in, on an engine, and calls `gone` when there are none.
-
-    Raises OSError: there is no such process, or nobody may look at it.
-    """
+    """Watches the processes of a network namespace, on an engine."""
 
     def __init__(self, engine: Engine, pid: int, gone: Callable[[], None]) -> None:
+        """Watch those of the namespace of `pid`, and call `gone` when there are none.
+
+        Raises:
+            OSError: There is no such process, or it may not be looked at.
+        """
         self._engine = engine
         self._gone = gone
         self._pidfd = os.pidfd_open(pid)
@@ -60,7 +62,7 @@ class Occupants:
         self._gone()
 
     def _another(self) -> int:
-        """A pidfd of another process that lives there, or -1.  Raises PermissionError if that cannot be known."""
+        """Return a pidfd of another process that lives there, or -1.  Raises PermissionError if that is not known."""
         pids = [name for name in os.listdir(self._proc) if name.isdigit()]
         if _FIRST not in pids:
             raise PermissionError("/proc does not show all processes")

@@ -4,10 +4,11 @@ A `Namespace` has an agent inside for as long as it is open.  A program that mus
 the namespace but a tap, has a child for that: it goes in, opens the tap, configures the link, passes the descriptor
 out and ends.
 
-Callers wait for the tap, some for a few milliseconds only, so nothing is imported before the child is there.  It is
-forked first of all, and what it imports costs its parent no time, nor the other way round.  Then it is told, in two
-words: where the tap is to be opened, as soon as that is known, and how the link is configured.  The tap is opened
-here, by the least that can do it; all else is done by the agent's own code, see agent.py.
+Callers wait for the tap, some for a few milliseconds only, so this child is a fork and no `Child`: an interpreter
+that is executed is ready after eight milliseconds, and JSON takes three to import.  The fork is made before anything
+is imported, so that parent and child import beside each other.  Then the child is told, by two records of a socket
+pair, where to open the tap, as soon as that is known, and how to configure the link.  The tap is opened here, by the
+least that can do it; the link is configured by the agent's own code (links.py).
 """
 
 from __future__ import annotations
@@ -30,15 +31,9 @@ _RECORD_MAX = 65536
 _TUN = "/dev/net/tun"
 _ENTER, _OPEN = "setns(CLONE_NEWNET)", "ioctl(TUNSETIFF)"  # what the kernel was asked when it said no
 
-# <linux/sched.h>, <linux/nsfs.h>, <linux/if_tun.h>
-_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
-_NS_GET_USERNS, _NS_GET_NSTYPE = 0xB701, 0xB703
-_TUNSETIFF = 0x400454CA
-_PR_SET_DUMPABLE = 4  # <linux/prctl.h>
-
 
 class TapFetch:
-    """A child that waits to be told which tap to fetch.  To be made before anything else, by a program of one thread.
+    """A child that waits to be told which tap to fetch.  A program of one thread makes it before anything else.
 
     First `open`, then `configure`, then `result`; or `cancel`, at any time.
     """
@@ -52,7 +47,7 @@ class TapFetch:
         theirs.close()
 
     def open(self, path: str, name: str, userns: str | None) -> None:
-        """Have it open a tap called `name` in the network namespace at `path`; a persistent one is joined.
+        """Tell the child to open a tap called `name` in the network namespace at `path`; a persistent one is joined.
 
         `userns` is the path of a user namespace to join first, as far as that is permitted; the one that owns the
         network namespace is joined in any case.
@@ -60,8 +55,9 @@ class TapFetch:
         self._tell((path, name, userns))
 
     def configure(self, subnet: Subnet | None, *, mtu: int, mac: str | None) -> None:
-        """Have the link configured: guest addresses, default routes, `mtu`, `mac`, loopback up.  Without a subnet
-        it is left as it is, for somebody else to configure.
+        """Tell the child to configure the link: guest addresses, default routes, `mtu`, `mac`, loopback up.
+
+        Without a subnet the link is left as it is, for others to configure.
         """
         self._tell(None if subnet is None else _configuration(subnet, mtu, mac))
 
@@ -72,12 +68,18 @@ class TapFetch:
             pass
 
     def result(self) -> tuple[int, int]:
-        """The tap's descriptor, and the number it had in the child.  To be called once.
+        """Return the tap's descriptor, and the number it had in the child.  It can be called once.
 
-        Raises the OSError that the child met, with what it has asked of the kernel for its filename; and
-        `NamespaceGone` if it did not live to say it.
+        Raises:
+            OSError: The child has met it.  Its filename is what it has asked of the kernel.
+            NamespaceGone: The child has ended without a word.
         """
-        data, ancillary, _, _ = self._socket.recvmsg(_RECORD_MAX, CMSG_LEN(4))
+        try:
+            data, ancillary, _, _ = self._socket.recvmsg(_RECORD_MAX, CMSG_LEN(4))
+        except (
+            ConnectionResetError
+        ):  # it has ended and left unread what it was told last; its answer comes next
+            data, ancillary, _, _ = self._socket.recvmsg(_RECORD_MAX, CMSG_LEN(4))
         self.cancel()
         if not data:
             from netns_kit.errors import NamespaceGone
@@ -92,13 +94,13 @@ class TapFetch:
         return fd, answer
 
     def cancel(self) -> None:
-        """Wait until it has ended, which it does at once when nobody is there to tell it anything."""
+        """Hang up, and wait until the child has ended, which it does at once then."""
         self._socket.close()
         os.waitpid(self._pid, 0)
 
 
-def _configuration(subnet: Subnet, mtu: int, mac: str | None) -> dict[str, object]:
-    """As the agent's operation wants it, but for the name of the link."""
+def _configuration(subnet: Subnet, mtu: int, mac: str | None) -> dict[str, Any]:
+    """Return the arguments of `links.configure_link`, but for the name of the link."""
     ipv6 = subnet.ipv6
     return {
         "mtu": mtu,
@@ -115,7 +117,7 @@ def _configuration(subnet: Subnet, mtu: int, mac: str | None) -> dict[str, objec
 
 
 def _go(out: socket) -> NoReturn:
-    """What the child does, from its beginning to its end."""
+    """Be the child, until it ends."""
     try:
         order = out.recv(_RECORD_MAX)
         if order:
@@ -139,43 +141,44 @@ def _fetch(out: socket, path: str, name: str, userns: str | None) -> None:
 
 
 def _enter(path: str, userns: str | None) -> None:
-    """Join the namespaces.  The ids of this process may mean nothing there; for a tap they are not asked."""
+    """Join the namespaces.  The ids of this process may mean nothing there, but a tap does not need them."""
     import fcntl
+
+    from netns_kit.host.abi import CLONE_NEWNET, CLONE_NEWUSER, NS_GET_NSTYPE, NS_GET_USERNS
 
     namespace = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if userns is not None:
         try:
-            _join(os.open(userns, os.O_RDONLY | os.O_CLOEXEC), _CLONE_NEWUSER, userns)
+            _join(os.open(userns, os.O_RDONLY | os.O_CLOEXEC), CLONE_NEWUSER, userns)
         except OSError:
             pass
     try:
-        if fcntl.ioctl(namespace, _NS_GET_NSTYPE) != _CLONE_NEWNET:
+        if fcntl.ioctl(namespace, NS_GET_NSTYPE) != CLONE_NEWNET:
             raise OSError(errno.EINVAL, "not a network namespace")
-        owner = fcntl.ioctl(namespace, _NS_GET_USERNS)
+        owner = fcntl.ioctl(namespace, NS_GET_USERNS)
     except OSError as error:
         number = errno.EINVAL if error.errno == errno.ENOTTY else error.errno  # no namespace at all
         raise OSError(number, os.strerror(number or errno.EIO), _ENTER) from error
     if not os.path.sameopenfile(owner, os.open("/proc/self/ns/user", os.O_RDONLY | os.O_CLOEXEC)):
-        _join(owner, _CLONE_NEWUSER, "setns(CLONE_NEWUSER)")
-    _join(namespace, _CLONE_NEWNET, _ENTER)
+        _join(owner, CLONE_NEWUSER, "setns(CLONE_NEWUSER)")
+    _join(namespace, CLONE_NEWNET, _ENTER)
 
 
 def _join(namespace: int, kind: int, what: str) -> None:
-    import ctypes
+    from netns_kit.host.abi import PR_SET_DUMPABLE
+    from netns_kit.host.libc import check, libc
 
-    libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(
-        _PR_SET_DUMPABLE, 0, 0, 0, 0
-    )  # programs there may be waiting for us, and we have our caller's memory
-    if libc.setns(namespace, kind) < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), what)
+        PR_SET_DUMPABLE, 0, 0, 0, 0
+    )  # programs there may be waiting for this process, a copy of its caller
+    check(libc.setns(namespace, kind), what)
 
 
 def _opened(name: str) -> int:
-    """The tap, with the first of the flag words that the kernel takes."""
+    """Open the tap, with the first of the flag words that the kernel takes."""
     import fcntl
 
+    from netns_kit.host.abi import TUNSETIFF
     from netns_kit.tap.flags import TAP_FLAGS
 
     packed = os.fsencode(name)
@@ -189,7 +192,7 @@ def _opened(name: str) -> int:
     for flags in TAP_FLAGS:
         request = packed.ljust(16, b"\0") + flags.to_bytes(2, sys.byteorder) + bytes(22)  # struct ifreq
         try:
-            fcntl.ioctl(tap, _TUNSETIFF, request)
+            fcntl.ioctl(tap, TUNSETIFF, request)
             break
         except OSError as error:
             if error.errno != errno.EINVAL or flags == TAP_FLAGS[-1]:
@@ -198,14 +201,14 @@ def _opened(name: str) -> int:
     return tap
 
 
-def _configure(name: str, configuration: dict[str, object] | None) -> None:
-    from netns_kit.namespace import agent
+def _configure(name: str, configuration: dict[str, Any] | None) -> None:
+    from netns_kit.namespace.links import configure_link, set_queue_length
     from netns_kit.tap.flags import GUEST_QUEUE
 
     if configuration is not None:
-        agent.op_configure_link({"name": name, "queue": GUEST_QUEUE, **configuration})
+        configure_link(name, queue=GUEST_QUEUE, **configuration)
         return
     try:
-        agent.set_queue_length(name, GUEST_QUEUE)
+        set_queue_length(name, GUEST_QUEUE)
     except OSError:  # a kernel may refuse it, and then it is the caller's anyway
         pass

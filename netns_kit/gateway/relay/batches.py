@@ -17,10 +17,10 @@ from contextlib import suppress
 from typing import Protocol
 
 from netns_kit.gateway.engine import ReadBudget
+from netns_kit.host.abi import UDP_GRO
 from netns_kit.stack import UdpFlow
 from netns_kit.uplink.sockets import ANCILLARY_SPACE, DATAGRAMS_PER_STEP, MAX_DATAGRAM, Ancillary, marks_of
 
-UDP_SEGMENT, UDP_GRO = 103, 104  # linux/udp.h
 MOST = DATAGRAMS_PER_STEP  # together: no more than UDP_MAX_SEGMENTS, 64 in kernels before 6.9
 RUN = 65000  # bytes together
 ROOM = 1 << 20  # bytes that have arrived and are not read yet

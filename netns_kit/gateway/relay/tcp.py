@@ -35,6 +35,7 @@ import struct
 from enum import Enum
 
 from netns_kit.gateway.engine import EDGE, ERROR, HANG_UP, IN, OUT, READ_HANG_UP, URGENT, Engine
+from netns_kit.host.abi import SIOCATMARK
 from netns_kit.stack import Closed, IcmpError, Refusal, TcpConnection
 from netns_kit.stack.windows import BUFFER
 from netns_kit.uplink.dial import Connected, Dial, Pending, Refused
@@ -43,7 +44,6 @@ from netns_kit.uplink.sockets import is_internet, prepare_stream, refusal_for, s
 BURSTS_PER_STEP = 8
 KEEPALIVE_INTERVAL = 75  # seconds between probes, at most: the kernel's own
 MAX_KEEPIDLE = 32767  # tcp(7)
-SIOCATMARK = 0x8905  # asm-generic/sockios.h
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: close sends RST, and drops what is queued
 _EVENTS = IN | OUT | READ_HANG_UP | URGENT | EDGE
 _FAILURE = ERROR | HANG_UP

@@ -9,10 +9,11 @@ import struct
 from collections.abc import Callable, Sequence
 
 from netns_kit.gateway.engine import ERROR, IN, Engine, ReadBudget
+from netns_kit.host.abi import UDP_SEGMENT
 from netns_kit.stack import UdpFlow
 from netns_kit.uplink.sockets import Ancillary, Marks, ask_for_errors, ask_for_marks, read_errors, refusal_for
 
-from .batches import LARGEST, MOST, UDP_SEGMENT, Inbox, Outbox, ask_for_room, ask_for_runs
+from .batches import LARGEST, MOST, Inbox, Outbox, ask_for_room, ask_for_runs
 
 ATTEMPTS = 8
 QUOTED = 1280  # bytes of a datagram: no ICMP error quotes more

@@ -1,8 +1,8 @@
-"""What a worker is given on its standard input: its `Setup` and its links to the other workers, there and back.
+"""What a worker is given: its `Setup` and its links to the other workers, there and back.
 
-`encode` pickles the records whole, whatever fields they have: the owner is trusted.  Descriptors travel beside the
-text, and stand in it as the numbers that they have in the worker.  `decode` finds every module at the file where the
-owner has found it, or refuses.
+`encode` pickles the records whole, whatever fields they have: the owner is trusted.  Descriptors are passed beside
+the text, in which they are the numbers that they have in the worker.  `decode` finds every module at the file where
+the owner has found it, or refuses.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from netns_kit.errors import NotImportable
@@ -32,20 +32,20 @@ class WorkerInput(NamedTuple):
     content: bytes
 
 
-def encode(setup: Setup, peers: WorkerLinks | None, carry: Callable[[int], int]) -> bytes:
+def encode(setup: Setup, peers: WorkerLinks | None, numbers: Mapping[int, int]) -> bytes:
     """Return the text for a worker.
 
     Args:
         setup: What the worker runs.
         peers: The worker's links to those that share its namespace; None: it is alone.
-        carry: Takes a descriptor along, and returns its number in the worker.
+        numbers: The numbers in the worker of the descriptors that are passed beside: of the tap, and of the links.
 
     Raises:
         NotImportable: A part that the worker cannot have.
         DeviceGone: The device is not open.
     """
-    there = replace(setup, tap=setup.tap.at(carry(setup.tap.fileno())))
-    content, names = pickled((there, peers), carry)
+    there = replace(setup, tap=setup.tap.at(numbers[setup.tap.fileno()]))
+    content, names = pickled((there, peers), numbers)
     path = tuple(os.path.abspath(each) for each in sys.path)
     modules = {name: getattr(sys.modules[name], "__file__", None) for name in names}
     return pickle.dumps(tuple(WorkerInput(path, modules, content)))

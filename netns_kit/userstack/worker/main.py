@@ -1,8 +1,8 @@
 """The worker: the process that runs engine, gateway and control for an owner elsewhere, and nothing else.
 
-It is executed by `owner`, with BOOT there for its first words, and has from its owner one end of a `Channel`, a
-pidfd of the owner, and on standard input what to do (see `input`).  It makes everything that needs to open or import
-something, enters the sandbox, says so, and only then reads a frame.
+It is a program that a `Child` executes, and has from its owner one end of a `Channel`, a pidfd of the owner, the tap
+and the sockets to the other workers.  The first message is what to do (see `input`).  It makes everything that needs
+to open or import something, enters the sandbox, says so, and only then reads a frame.
 
 What it says is never pickled: see `netns_kit.child.codec`.  A message is a pair, of a word and of what belongs to it:
 "ready", once, with the layers of the sandbox; "result" or "error", answers to the owner's questions in their order;
@@ -12,20 +12,16 @@ is the name of an operation of `Control` and its arguments.
 Death.  The worker ends when the channel or the owner does (a fork of the owner may hold a copy of the channel), and
 resets what is open; PR_SET_PDEATHSIG would not do, it follows the thread that started us.  A bug ends it as any
 Python program, with a traceback on standard error, where the owner listens.
-
-The package.  The `netns_kit` of this process is at first an empty one, for its own modules to be found in: what a
-caller imports with it, `anyio` first of all, is of no use here and costs more than all else.  Should a policy's
-module want a name of it, the package becomes whole.
 """
 
 from __future__ import annotations
 
 import faulthandler
-import io
-import logging
-import os
+import signal
 import socket
 import sys
+import traceback
+from contextlib import suppress
 from typing import Any
 
 from netns_kit.child.channel import Channel
@@ -42,11 +38,10 @@ from netns_kit.userstack.control import OPERATIONS, Control
 
 from .input import decode as decode_input
 
-NAME = __name__.partition(".")[0]  # of the whole package
 
-
-def main(control: int, owner: int) -> int:
-    """Serve until the owner is gone; the exit status."""
+def main(control: int, owner: int, *_: int) -> int:
+    """Serve until the owner is gone; return the exit status."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     faulthandler.enable()
     channel = Channel(socket.socket(fileno=control))
     try:
@@ -61,9 +56,10 @@ def main(control: int, owner: int) -> int:
 
 
 def _serve(channel: Channel, owner: int) -> None:
-    _become_whole_when_asked()
-    with io.FileIO(0, closefd=False) as given:
-        setup, peers = decode_input(given.readall())
+    given = channel.wait()
+    if given is None:
+        return
+    setup, peers = decode_input(given)
     raise_descriptor_limit()
     engine = Engine()
     gateway = Gateway(engine, setup, peers=peers, tell=_tell)
@@ -130,25 +126,7 @@ class ControlServer:
 
 
 def _tell(text: str, error: BaseException | None) -> None:
-    """What the gateway has noticed, to standard error, where the owner listens."""
-    logging.getLogger(NAME).warning(text, exc_info=error)
-
-
-def _become_whole_when_asked() -> None:
-    """Have `netns_kit`, so far empty, import what it exports as soon as somebody wants one of its names."""
-    package = sys.modules[NAME]
-    if package.__spec__ is not None:  # it is whole: this is no worker
-        return
-
-    def become_whole(name: str) -> Any:
-        from importlib.util import spec_from_file_location
-
-        del package.__getattr__
-        spec = spec_from_file_location(NAME, os.path.join(package.__path__[0], "__init__.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        package.__spec__, package.__file__ = spec, spec.origin
-        spec.loader.exec_module(package)
-        return getattr(package, name)
-
-    package.__getattr__ = become_whole  # type: ignore[method-assign]  # a module's own, PEP 562
+    """Write what the gateway has noticed to standard error, where the owner listens."""
+    lines = [] if error is None else traceback.format_exception(error)
+    with suppress(OSError):  # nobody reads it
+        sys.stderr.write("".join([f"{text}\n", *lines]))  # importing `logging` would take 3 ms of each start

@@ -11,47 +11,28 @@ into the error that tells of its end.
 
 from __future__ import annotations
 
-import fcntl
-import io
 import logging
-import os
 import signal
-import socket
-import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import anyio
 import anyio.lowlevel
 
-from netns_kit.child.channel import Channel
-from netns_kit.child.codec import Failure, Nonsense, decode, dump, load, printable
+from netns_kit.child.child import Child
+from netns_kit.child.codec import DecodeError, Failure, decode, dump, load, printable
 from netns_kit.errors import StackClosed, StackCrashed
 from netns_kit.gateway.setup import Setup
 from netns_kit.gateway.worker_links import WorkerLinks
-from netns_kit.host.environment import child_environment
 from netns_kit.operations import types_of
 from netns_kit.userstack.drivers import CLOSED
 
 from .input import encode
 
-STOP_SECONDS = 2.0  # how long it may take to end before it is killed
 MESSAGES_AT_ONCE = 64
 LINES_KEPT, LINE_MAX, LINES_LOGGED = 20, 500, 1000
-PIPE, READ = 1 << 20, 1 << 16
-PACKAGE = Path(__file__).parents[2]
-BOOT = """\
-import os, sys, types
-sys.modules["netns_kit"] = types.ModuleType("netns_kit")
-sys.modules["netns_kit"].__path__ = [sys.argv[1]]
-from netns_kit.userstack.worker.main import main
-os._exit(main(int(sys.argv[2]), int(sys.argv[3])))  # what Python does at its end takes longer than all else at ours
-"""
-
+READ = 1 << 16
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
@@ -76,50 +57,21 @@ class WorkerProcess:
         self._last_lines: deque[str] = deque(maxlen=LINES_KEPT)
         self._logged = 0
         self._line = b""
-        with ExitStack() as ours, ExitStack() as passed:
-            mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            self._channel = Channel(mine)
-            ours.callback(self._channel.close)
-            passed.callback(theirs.close)
-            owner = os.pidfd_open(os.getpid())
-            passed.callback(os.close, owner)
-            fds: list[int] = []
-
-            def carry(fd: int) -> int:
-                fds.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))  # 0 to 2 are free in a daemon
-                passed.callback(os.close, fds[-1])
-                return fds[-1]
-
-            ends = carry(theirs.fileno()), carry(owner)
-            given = os.memfd_create("worker input")
-            passed.callback(os.close, given)
-            with io.FileIO(given, "w", closefd=False) as file:
-                file.write(encode(setup, peers, carry))
-            os.lseek(given, 0, os.SEEK_SET)
-            errors, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # it never waits for us
-            passed.callback(os.close, writing)
-            self._errors = io.FileIO(errors)
-            ours.callback(self._errors.close)
-            with suppress(OSError):  # a user may not have many as large as that, pipe(7)
-                fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, PIPE)
-            self._popen = subprocess.Popen(
-                [sys.executable, "-S", "-E", "-I", "-c", BOOT, str(PACKAGE), *map(str, ends)],
-                stdin=given,
-                stdout=subprocess.DEVNULL,
-                stderr=writing,
-                pass_fds=fds,
-                env=child_environment(),
-                start_new_session=True,
-            )
-            ours.callback(self._popen.wait)
-            ours.callback(self._popen.kill)
-            self._pidfd = io.FileIO(os.pidfd_open(self._popen.pid))
-            ours.pop_all()
+        given = [setup.tap.fileno(), *(() if peers is None else peers.filenos())]
+        self._child = Child(f"{__package__}.main", given, errors=True, new_session=True)
+        try:
+            self._channel = self._child.channel
+            self._channel.send(encode(setup, peers, dict(zip(given, self._child.fds, strict=True))))
+        except BaseException:
+            self._child.close()
+            raise
+        if self._channel.backlog:
+            self._unsent.set()
 
     @property
     def pid(self) -> int:
         """Of the worker."""
-        return self._popen.pid
+        return self._child.pid
 
     async def run(self) -> None:
         """Hear it.  Raises what has ended it: a `NetnsKitError` of its own, else `StackCrashed`."""
@@ -170,31 +122,15 @@ class WorkerProcess:
         """End the worker, and wait until it has reset what was open; kill it if that takes too long.  Not to be
         cancelled.  Again is fine.
         """
-        if self._pidfd.closed:
+        if self._channel.fileno() < 0:
             return
         with anyio.CancelScope(shield=True):
-            self._channel.shutdown()
-            await self._until_ended()
-        self._pidfd.close()
-        self._channel.close()
-        self._errors.close()
+            await self._child.stop()
+        self._child.close()
 
     def kill(self) -> None:
         """End it at once, where nothing can wait."""
-        self._popen.kill()
-        self._popen.wait()
-        self._pidfd.close()
-        self._channel.close()
-        self._errors.close()
-
-    async def _until_ended(self) -> int:
-        """Its status, as `subprocess` has it."""
-        with anyio.move_on_after(STOP_SECONDS) as patience:
-            await anyio.wait_readable(self._pidfd)
-        if patience.cancelled_caught:
-            self._popen.kill()
-            await anyio.wait_readable(self._pidfd)
-        return self._popen.wait()  # at once: it has ended
+        self._child.close()
 
     # -- what it says ---------------------------------------------------------------------------------
 
@@ -211,7 +147,7 @@ class WorkerProcess:
                     failure = self._take(message)
                     if failure is not None:
                         return failure
-            except ValueError as error:  # `Nonsense` is one
+            except ValueError as error:  # `DecodeError` is one
                 return StackCrashed(
                     f"the worker process says what makes no sense: {error}", fix="please report it"
                 )
@@ -219,7 +155,7 @@ class WorkerProcess:
                 return await self._death()
 
     def _take(self, message: bytes) -> Exception | None:
-        """What has ended it, if it says so.  Raises `Nonsense`."""
+        """What has ended it, if it says so.  Raises `DecodeError`."""
         what, content = load(tuple[str, Any], message)
         if what == "failed":
             return _failure(content)
@@ -235,11 +171,11 @@ class WorkerProcess:
             error = _failure(content)
             self._pending.popleft().fail(error)
         else:
-            raise Nonsense(f"{what!r} was not expected")
+            raise DecodeError(f"{what!r} was not expected")
         return None
 
     async def _death(self) -> StackCrashed:
-        status = await self._until_ended()
+        status = await self._child.stop()
         while self._take_errors():
             pass
         how = f"ended with status {status}" if status >= 0 else f"was killed by {_signal(-status)}"
@@ -249,13 +185,13 @@ class WorkerProcess:
         )
 
     async def _hear_errors(self) -> None:
-        await anyio.wait_readable(self._errors)
+        await anyio.wait_readable(self._child.errors)
         while self._take_errors():
-            await anyio.wait_readable(self._errors)
+            await anyio.wait_readable(self._child.errors)
 
     def _take_errors(self) -> bool:
         """Log some of what it has written on standard error; whether there was any."""
-        data = self._errors.read(READ) or b""
+        data = self._child.errors.read(READ) or b""
         *lines, self._line = (self._line + data).split(b"\n")
         if not data or len(self._line) > LINE_MAX:
             lines.append(self._line)

@@ -12,7 +12,7 @@ import io
 import pickle
 import re
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import partial
@@ -61,19 +61,18 @@ def _is_frozen(record: Any) -> bool:
     return frozen
 
 
-def pickled(value: object, carry: Callable[[int], int] | None = None) -> tuple[bytes, set[str]]:
+def pickled(value: object, numbers: Mapping[int, int] | None = None) -> tuple[bytes, set[str]]:
     """Pickle `value`, and name the modules that it takes to unpickle it.
 
     Args:
         value: What the worker is to have.
-        carry: Takes the descriptor of a socket in `value` along, and returns its number there.  None: no socket
-            may be in it.
+        numbers: The numbers there of the descriptors of sockets in `value`.  None: no socket may be in it.
 
     Raises:
         NotImportable: It has a part that another process cannot have.
     """
     buffer = io.BytesIO()
-    pickler = _Pickler(buffer, carry)
+    pickler = _Pickler(buffer, numbers)
     try:
         pickler.dump(value)
     except NotImportable:
@@ -86,10 +85,10 @@ def pickled(value: object, carry: Callable[[int], int] | None = None) -> tuple[b
 class _Pickler(pickle.Pickler):
     """A pickler that notes the modules of functions and classes, and refuses `__main__`, which is another there."""
 
-    def __init__(self, buffer: io.BytesIO, carry: Callable[[int], int] | None) -> None:
+    def __init__(self, buffer: io.BytesIO, numbers: Mapping[int, int] | None) -> None:
         super().__init__(buffer)
         self.modules: set[str] = set()
-        self._carry = carry
+        self._numbers = numbers
 
     def reducer_override(self, value: object) -> Any:
         if isinstance(value, type | FunctionType):
@@ -97,8 +96,8 @@ class _Pickler(pickle.Pickler):
                 what = f"`{value.__qualname__}` of the program's own file"
                 raise NotImportable(f"a worker process cannot import {what}", fix=FIX)
             self.modules.add(value.__module__)
-        if isinstance(value, socket.socket) and self._carry is not None:
-            return _socket_at, (self._carry(value.fileno()),)
+        if isinstance(value, socket.socket) and self._numbers is not None:
+            return _socket_at, (self._numbers[value.fileno()],)
         return NotImplemented
 
 

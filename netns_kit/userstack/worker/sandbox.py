@@ -1,29 +1,29 @@
-"""What a worker gives up before it reads its first frame, so that a worker taken over has little to give.
+"""The sandbox of a worker: what it gives up before its first frame, so that taking it over gains little.
 
-Layers, in the order they are laid; none can be taken off again.
+These are its layers, in the order in which they are laid; none can be taken off again.
 
 - core: no core dump, which would have everybody's bytes in it.
 - root: a mount namespace in whose root are /etc and /run, to be read, what those need, and an empty /tmp: no other
-  file has a name there (pivot_root(2)).  A process that may not make one makes a user namespace first, in which it
-  may.  Workers go without it, for they have landlock.
+  file has a name there (pivot_root(2)).  A process that may not make one makes a user namespace first, where it may.
+  Workers do without it, since they have landlock.
 - dumpable: other processes of the same user may not trace it or read its memory (PR_SET_DUMPABLE, prctl(2)).
 - capabilities: all are dropped, from every set, but for those that an `Uplink` or a listener of a privileged
   caller uses: CAP_NET_BIND_SERVICE and CAP_NET_RAW, if they are there.
 - no_new_privs: no program gives any back (prctl(2)).
-- landlock: files can be read below /etc, the directories of those who write resolv.conf, and that of another file
-  that an `Uplink` is told to follow (so that one should have a directory of its own), and no other be opened at all;
-  with Linux 6.12 no process outside can be sent a signal, and no abstract socket connected to (landlock(7)).
-  TCP is not restricted: the policy of an `Uplink` is what decides there.
+- landlock: files can be read below /etc, in the directories of programs that write resolv.conf, and in that of
+  another file that an `Uplink` follows (which should have a directory of its own); no other file can be opened.
+  From Linux 6.12 on no process outside can be sent a signal, and no abstract socket connected to (landlock(7)).
+  TCP is not restricted: there the policy of an `Uplink` decides.
 - seccomp: a list of system calls, that of `ALLOWED` (seccomp(2)).  Without landlock no file can be opened, and a
   resolv.conf that has changed is not read.
 
-Each layer is tried, looked at afterwards, and reported: "on", or why not.  What this kernel, or a container around
-us, does not give is missing, and whoever cannot do without says so (`netns_kit.UserStack`).
+Each layer is tried, verified, and reported: "on", or why not.  A layer that this kernel or a container does not allow
+is missing, and a caller that cannot do without it says so (`netns_kit.UserStack`).
 
-What seccomp does with the rest.  Calls of `FATAL` are made by nobody here, nor by a policy that could mean well:
-the process is killed at once, before it can try the next.  All others fail with EPERM: libc and CPython probe for
-calls and have something else to fall back on, and a policy that oversteps raises, which refuses its flow.  A process
-or a thread is not started, memory never becomes executable, and sockets are IPv4's and IPv6's alone.
+Calls that are not on the list.  Neither this code nor a well-meaning policy makes those of `FATAL`: they kill the
+process at once, before it can try another.  All others fail with EPERM: libc and CPython probe for calls and can do
+without, and a policy that makes one raises, which refuses its flow.  No process or thread can be started, memory
+never becomes executable, and sockets are those of IPv4 and IPv6.
 """
 
 from __future__ import annotations
@@ -37,48 +37,29 @@ from collections.abc import Callable, Iterable, Mapping
 from fcntl import F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_SETFD, F_SETFL
 from typing import NamedTuple
 
+from netns_kit.host import abi
+from netns_kit.host.libc import check, libc
+
 ON = "on"
-CAP_NET_BIND_SERVICE, CAP_NET_RAW = 10, 13
-KEPT = 1 << CAP_NET_BIND_SERVICE | 1 << CAP_NET_RAW
-_CAP_SYS_ADMIN = 21
+KEPT = 1 << abi.CAP_NET_BIND_SERVICE | 1 << abi.CAP_NET_RAW
 
-# linux/prctl.h
-_GET_DUMPABLE, _SET_DUMPABLE = 3, 4
-_SET_NO_NEW_PRIVS, _GET_NO_NEW_PRIVS = 38, 39
-_CAPBSET_READ, _CAPBSET_DROP = 23, 24
-_CAP_AMBIENT, _CAP_AMBIENT_CLEAR_ALL = 47, 4
-
-# linux/capability.h
-_CAPABILITY_HEADER = struct.pack("Ii", 0x20080522, 0)
+_CAPABILITY_HEADER = struct.pack("Ii", abi.CAPABILITY_VERSION_3, 0)
 _CAPABILITIES = struct.Struct("6I")  # effective, permitted, inheritable: low words, then high
 
-# linux/sched.h, linux/mount.h
-_CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
-_READ_ONLY, _QUIET, _REMOUNT = 1, 2 | 4 | 8, 32  # nosuid, nodev, noexec
-_BIND, _RECURSIVE, _SLAVE, _DETACH = 0x1000, 0x4000, 1 << 19, 2
-_PIVOT_ROOT = {
-    "x86_64": 155, "aarch64": 41, "riscv64": 41, "loongarch64": 41, "ppc64le": 203, "s390x": 217,
-}  # fmt: skip
+_QUIET = abi.MS_NOSUID | abi.MS_NODEV | abi.MS_NOEXEC
 _NEW_ROOT = "/tmp"  # the place where it is made: one that every host has
 _SHOWN = ("/etc", "/run")
 _ROOT_SIZE = "mode=0755,size=64k,nr_inodes=256"
 
-# linux/landlock.h: the same numbers on every architecture
-_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
-_VERSION, _PATH_BENEATH = 1, 1
-_READ_FILE, _READ_DIR = 1 << 2, 1 << 3
-_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # how many there are, by ABI
-_SCOPES = 0b11  # abstract sockets, signals: since ABI 6
+_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # how many there are, by Landlock's ABI
+_READ = abi.LANDLOCK_ACCESS_FS_READ_FILE | abi.LANDLOCK_ACCESS_FS_READ_DIR
+_SCOPES = abi.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | abi.LANDLOCK_SCOPE_SIGNAL  # since ABI 6
 _RULE = struct.Struct("=Qi")
 
-# linux/seccomp.h, linux/audit.h, linux/bpf_common.h
-_SET_MODE_FILTER, _SPEC_ALLOW = 1, 4  # a filter is not to slow down the branches of older kernels
-_KILL, _ALLOW, _DENY = 0x80000000, 0x7FFF0000, 0x00050000 | errno.EPERM
-_LOAD, _AND, _IF_EQUAL, _IF_AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06
+_DENY = abi.SECCOMP_RET_ERRNO | errno.EPERM
 _INSTRUCTION = struct.Struct("=HBBI")
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # in struct seccomp_data
 _X32 = 0x40000000
-_PROT_EXEC = 4
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_TMPFILE & ~os.O_DIRECTORY
 
 # where resolv.conf may come to be, by a new symbolic link
@@ -95,7 +76,10 @@ class Machine(NamedTuple):
     getppid: int  # which cannot fail, unless it is not let
 
 
-MACHINES = {"x86_64": Machine(0, 0xC000003E, 317, 110), "aarch64": Machine(1, 0xC00000B7, 277, 173)}
+MACHINES = {
+    "x86_64": Machine(0, abi.AUDIT_ARCH_X86_64, 317, 110),
+    "aarch64": Machine(1, abi.AUDIT_ARCH_AARCH64, 277, 173),
+}
 
 ALLOWED: Mapping[str, tuple[int | None, int | None]] = {
     # for every frame and segment: they come first
@@ -118,11 +102,11 @@ ALLOWED: Mapping[str, tuple[int | None, int | None]] = {
     "restart_syscall": (219, 128), "getpid": (39, 172), "gettid": (186, 178),
     "exit": (60, 93), "exit_group": (231, 94),
 }  # fmt: skip
-"""Numbers of the system calls that a worker makes, per machine; None: it has no such call.  Whoever has the engine,
-a relay or the pump make a new one puts it here."""
+"""Numbers of the system calls that a worker makes, per machine; None: it has no such call.  A new one that engine,
+relay or blocking loop makes has its place here."""
 
 WATCHING: Mapping[str, tuple[int | None, int | None]] = {"getdents64": (217, 61), "pidfd_open": (434, 434)}
-"""The calls of who wants to know whether processes live in a namespace still, see `occupants`."""
+"""The calls by which processes of a namespace are found, as `occupants` does."""
 
 _BOUNDED: Mapping[str, tuple[int | None, int | None]] = {
     "socket": (41, 198), "mmap": (9, 222), "mprotect": (10, 226), "ioctl": (16, 29), "prlimit64": (302, 261),
@@ -130,24 +114,27 @@ _BOUNDED: Mapping[str, tuple[int | None, int | None]] = {
 }  # fmt: skip
 
 _OPENING: Mapping[str, tuple[int | None, int | None]] = {"open": (2, None), "openat": (257, 56)}
-"""Only with Landlock, and only to read: without it any process of the same user could be read by /proc/PID/mem."""
+"""Allowed only with Landlock, and only to read: else /proc/PID/mem would open every process of the same user."""
 
 FATAL: Mapping[str, tuple[int | None, int | None]] = {
     "execve": (59, 221), "execveat": (322, 281), "ptrace": (101, 117), "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271), "pidfd_getfd": (438, 438), "setns": (308, 268), "unshare": (272, 97),
-    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "fsopen": (430, 430),
-    "fsconfig": (431, 431), "fsmount": (432, 432), "fspick": (433, 433), "move_mount": (429, 429),
-    "open_tree": (428, 428), "mount_setattr": (442, 442), "open_by_handle_at": (304, 265), "bpf": (321, 280),
-    "perf_event_open": (298, 241), "userfaultfd": (323, 282), "io_uring_setup": (425, 425), "keyctl": (250, 219),
+    "mount": (165, 40), "umount2": (166, 39), "chroot": (161, 51), "fsopen": (430, 430),
+    "fsconfig": (431, 431), "fsmount": (432, 432), "fspick": (433, 433),
+    "mount_setattr": (442, 442), "open_by_handle_at": (304, 265), "bpf": (321, 280),
+    "perf_event_open": (298, 241), "userfaultfd": (323, 282), "io_uring_setup": (425, 425),
     "add_key": (248, 217), "request_key": (249, 218), "init_module": (175, 105), "finit_module": (313, 273),
     "delete_module": (176, 106), "kexec_load": (246, 104), "kexec_file_load": (320, 294), "reboot": (169, 142),
     "swapon": (167, 224), "swapoff": (168, 225),
+    "open_tree": (abi.SYS_OPEN_TREE,) * 2, "move_mount": (abi.SYS_MOVE_MOUNT,) * 2,
+    "pivot_root": (abi.SYS_PIVOT_ROOT["x86_64"], abi.SYS_PIVOT_ROOT["aarch64"]),
+    "keyctl": (abi.SYS_KEYCTL["x86_64"], abi.SYS_KEYCTL_ELSEWHERE),
 }  # fmt: skip
 """The calls that end the process that makes them."""
 
 
 class Bound(NamedTuple):
-    """Of one argument, by the offset of its lower or upper half: masked, it is one of the values."""
+    """A condition on one argument, by the offset of its lower or upper half: masked, it is one of the values."""
 
     offset: int
     values: tuple[int, ...]
@@ -158,11 +145,11 @@ def _bounds() -> dict[str, tuple[Bound, ...]]:
     def low(argument: int) -> int:
         return _ARGUMENTS + 8 * argument
 
-    tcgets, fionbio, fioclex, siocatmark, siocgifindex = 0x5401, 0x5421, 0x5451, 0x8905, 0x8933
+    ioctls = (abi.SIOCATMARK, abi.FIONBIO, abi.FIOCLEX, abi.TCGETS, abi.SIOCGIFINDEX)
     return {
-        "mmap": (Bound(low(2), (0,), _PROT_EXEC),),
-        "mprotect": (Bound(low(2), (0,), _PROT_EXEC),),
-        "ioctl": (Bound(low(1), (siocatmark, fionbio, fioclex, tcgets, siocgifindex)),),
+        "mmap": (Bound(low(2), (0,), abi.PROT_EXEC),),
+        "mprotect": (Bound(low(2), (0,), abi.PROT_EXEC),),
+        "ioctl": (Bound(low(1), ioctls),),
         "socket": (Bound(low(0), (2, 10)),),  # AF_INET, AF_INET6
         "prlimit64": (
             Bound(low(0), (0,)),
@@ -177,11 +164,8 @@ def _bounds() -> dict[str, tuple[Bound, ...]]:
     }
 
 
-libc = ctypes.CDLL(None, use_errno=True)
-
-
 class Missing(Exception):
-    """Why a layer is not on."""
+    """An error: why a layer is not on."""
 
 
 LAYERS = ("core", "dumpable", "capabilities", "no_new_privs", "landlock", "seccomp")
@@ -194,12 +178,13 @@ def enter(
     kept: int = KEPT,
     calls: Mapping[str, tuple[int | None, int | None]] = ALLOWED,
 ) -> dict[str, str]:
-    """Lay every one of `layers` that can be laid; each one's name, with "on" or why it is not.  For the rest of
-    this process.
+    """Lay those layers that can be laid, for the rest of this process.  Return "on" or the reason for each layer.
 
-    `readable` are the files that will be read, anew whenever they change; so what lies beside and below them can be
-    read too.  `kept` is the set of capabilities that are not dropped, `calls` are the system calls that are allowed
-    whatever their arguments.
+    Args:
+        readable: Files that will be read, again whenever they change; so what lies beside and below them can be read.
+        layers: The names of those to lay.
+        kept: The set of capabilities that are not dropped.
+        calls: The system calls that are allowed with any arguments.
     """
     report = dict.fromkeys(LAYERS, "not asked for")
     lay: dict[str, Callable[[], None]] = {
@@ -225,37 +210,37 @@ def _no_core() -> None:
 
 
 def _bare_root(readable: Iterable[str]) -> None:
-    number = _PIVOT_ROOT.get(os.uname().machine)
+    number = abi.SYS_PIVOT_ROOT.get(os.uname().machine)
     if number is None or struct.calcsize("P") != 8:
         raise Missing("unsupported")
     shown = [path for path in sorted(_on_the_way(readable)) if os.path.isdir(path)]
-    if _capabilities()[0] >> _CAP_SYS_ADMIN & 1:
-        _check(libc.unshare(_CLONE_NEWNS))
+    if _capabilities()[0] >> abi.CAP_SYS_ADMIN & 1:
+        check(libc.unshare(abi.CLONE_NEWNS))
     else:
-        _in_user_namespace(_CLONE_NEWNS)
-    _mount(None, "/", None, _SLAVE | _RECURSIVE)  # what the host unmounts goes here too
+        _in_user_namespace(abi.CLONE_NEWNS)
+    _mount(None, "/", None, abi.MS_SLAVE | abi.MS_REC)  # what the host unmounts goes here too
     sources = {path: os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in shown}
     _mount("tmpfs", _NEW_ROOT, "tmpfs", _QUIET, _ROOT_SIZE)
     for path, fd in sources.items():
         os.makedirs(_NEW_ROOT + path, exist_ok=True)
-        _mount(f"/proc/self/fd/{fd}", _NEW_ROOT + path, None, _BIND | _RECURSIVE)
+        _mount(f"/proc/self/fd/{fd}", _NEW_ROOT + path, None, abi.MS_BIND | abi.MS_REC)
         os.close(fd)
     os.makedirs(f"{_NEW_ROOT}/tmp", exist_ok=True)
     for path in _mounts_below(_NEW_ROOT):  # one by one: a bind mount of a tree is changed at its top alone
         try:
-            _mount(None, path, None, _REMOUNT | _BIND | _READ_ONLY | _QUIET)
+            _mount(None, path, None, abi.MS_REMOUNT | abi.MS_BIND | abi.MS_RDONLY | _QUIET)
         except FileNotFoundError:  # it is being unmounted
             continue
     os.chdir(_NEW_ROOT)
-    _check(libc.syscall(number, b".", b"."))
-    _check(libc.umount2(b".", _DETACH))
+    check(libc.syscall(number, b".", b"."))
+    check(libc.umount2(b".", abi.MNT_DETACH))
     os.chdir("/")
     if os.path.exists("/proc"):
         raise Missing("the host's files are still there")
 
 
 def _on_the_way(files: Iterable[str]) -> set[str]:
-    """The directories through which the names of these files lead, beside and outside of those that are shown."""
+    """Return the directories that are shown, and those outside of them through which the names of `files` lead."""
     found = set(_SHOWN)
     for path in files:
         for _ in range(40):  # as many links as the kernel follows
@@ -270,9 +255,9 @@ def _on_the_way(files: Iterable[str]) -> set[str]:
 
 
 def _in_user_namespace(flags: int) -> None:
-    """Make one, with the same ids, and with it what `flags` say: in there we may."""
+    """Make a user namespace, with the same ids, and with it the namespaces of `flags`, which is allowed in there."""
     uid, gid = os.geteuid(), os.getegid()
-    _check(libc.unshare(_CLONE_NEWUSER | flags))
+    check(libc.unshare(abi.CLONE_NEWUSER | flags))
     for name, text in ("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1"):
         with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
             file.write(text)
@@ -287,59 +272,59 @@ def _mounts_below(path: str) -> list[str]:
 
 def _mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
     words = [None if word is None else os.fsencode(word) for word in (source, target, kind, options)]
-    if libc.mount(*words[:3], ctypes.c_ulong(flags), words[3]) < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), target)
+    check(libc.mount(*words[:3], ctypes.c_ulong(flags), words[3]), target)
 
 
 def _not_dumpable() -> None:
-    _prctl(_SET_DUMPABLE, 0)
-    if _prctl(_GET_DUMPABLE):
+    _prctl(abi.PR_SET_DUMPABLE, 0)
+    if _prctl(abi.PR_GET_DUMPABLE):
         raise Missing("it is still dumpable")
 
 
 def _no_capabilities(kept: int) -> None:
-    """The bounding set too, where we may."""
+    """Drop all capabilities but those `kept`, from the bounding set too if that is permitted."""
     capability = 0
-    while libc.prctl(_CAPBSET_READ, capability, 0, 0, 0) >= 0:
+    while libc.prctl(abi.PR_CAPBSET_READ, capability, 0, 0, 0) >= 0:
         if not kept >> capability & 1:
-            libc.prctl(_CAPBSET_DROP, capability, 0, 0, 0)
+            libc.prctl(abi.PR_CAPBSET_DROP, capability, 0, 0, 0)
         capability += 1
-    libc.prctl(_CAP_AMBIENT, _CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    libc.prctl(abi.PR_CAP_AMBIENT, abi.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     kept &= _capabilities()[1]
     wanted = (kept, kept, 0, 0, 0, 0)
-    _check(libc.capset(_CAPABILITY_HEADER, _CAPABILITIES.pack(*wanted)))
+    check(libc.capset(_CAPABILITY_HEADER, _CAPABILITIES.pack(*wanted)))
     if _capabilities() != wanted:
         raise Missing("some are still there")
 
 
 def _capabilities() -> tuple[int, ...]:
     sets = ctypes.create_string_buffer(_CAPABILITIES.size)
-    _check(libc.capget(_CAPABILITY_HEADER, sets))
+    check(libc.capget(_CAPABILITY_HEADER, sets))
     return _CAPABILITIES.unpack(sets.raw)
 
 
 def _no_new_privileges() -> None:
-    _prctl(_SET_NO_NEW_PRIVS, 1)
-    if _prctl(_GET_NO_NEW_PRIVS) != 1:
+    _prctl(abi.PR_SET_NO_NEW_PRIVS, 1)
+    if _prctl(abi.PR_GET_NO_NEW_PRIVS) != 1:
         raise Missing("it is still off")
 
 
 def _few_files(readable: Iterable[str]) -> None:
-    abi = libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _VERSION)
-    if abi < 1:
+    version = libc.syscall(
+        abi.SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), abi.LANDLOCK_CREATE_RULESET_VERSION
+    )
+    if version < 1:
         number = ctypes.get_errno()
         raise Missing(
             {errno.ENOSYS: "unsupported", errno.EOPNOTSUPP: "disabled"}.get(number, os.strerror(number))
         )
-    rights = (1 << _FILE_RIGHTS.get(abi, max(_FILE_RIGHTS.values()))) - 1
-    words = (rights,) if abi < 4 else (rights, 0) if abi < 6 else (rights, 0, _SCOPES)
+    rights = (1 << _FILE_RIGHTS.get(version, max(_FILE_RIGHTS.values()))) - 1
+    words = (rights,) if version < 4 else (rights, 0) if version < 6 else (rights, 0, _SCOPES)
     wanted = struct.pack(f"={len(words)}Q", *words)
-    ruleset = _check(libc.syscall(_CREATE_RULESET, wanted, ctypes.c_size_t(len(wanted)), 0))
+    ruleset = check(libc.syscall(abi.SYS_LANDLOCK_CREATE_RULESET, wanted, ctypes.c_size_t(len(wanted)), 0))
     try:
         for directory in _readable(readable):
             _let_read(ruleset, directory)
-        _check(libc.syscall(_RESTRICT_SELF, ruleset, 0))
+        check(libc.syscall(abi.SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0))
     finally:
         os.close(ruleset)
     try:
@@ -350,8 +335,7 @@ def _few_files(readable: Iterable[str]) -> None:
 
 
 def _readable(files: Iterable[str]) -> set[str]:
-    """The directories of those files, for a file that is replaced is found only where its directory is; and where a
-    symbolic link may lead to some day."""
+    """Return the directories of `files`, in which replaced files are found, and those where links may lead later."""
     paths = {path for each in files for path in (os.path.abspath(each), os.path.realpath(each))}
     return {os.path.dirname(path) for path in paths} | _RESOLVERS if paths else set()
 
@@ -362,8 +346,8 @@ def _let_read(ruleset: int, directory: str) -> None:
     except OSError:  # what is not there cannot be read
         return
     try:
-        rule = _RULE.pack(_READ_FILE | _READ_DIR, opened)
-        _check(libc.syscall(_ADD_RULE, ruleset, _PATH_BENEATH, rule, 0))
+        rule = _RULE.pack(_READ, opened)
+        check(libc.syscall(abi.SYS_LANDLOCK_ADD_RULE, ruleset, abi.LANDLOCK_RULE_PATH_BENEATH, rule, 0))
     finally:
         os.close(opened)
 
@@ -375,7 +359,9 @@ def _few_calls(calls: Mapping[str, tuple[int | None, int | None]], *, files: boo
     filters = program(machine, calls, files=files)
     text = ctypes.create_string_buffer(filters, len(filters))
     fprog = struct.pack("HP", len(filters) // _INSTRUCTION.size, ctypes.addressof(text))
-    _check(libc.syscall(machine.seccomp, _SET_MODE_FILTER, _SPEC_ALLOW, fprog))
+    check(
+        libc.syscall(machine.seccomp, abi.SECCOMP_SET_MODE_FILTER, abi.SECCOMP_FILTER_FLAG_SPEC_ALLOW, fprog)
+    )
     if libc.syscall(machine.getppid) != -1:
         raise Missing("a call that is not on the list still works")
 
@@ -383,15 +369,20 @@ def _few_calls(calls: Mapping[str, tuple[int | None, int | None]], *, files: boo
 def program(
     machine: Machine, calls: Mapping[str, tuple[int | None, int | None]] = ALLOWED, *, files: bool = True
 ) -> bytes:
-    """The filter in classic BPF: the machine, then the number, then for some the arguments.  `calls` are allowed
-    whatever theirs are.  `files`: whether any may be opened."""
+    """Return the filter in classic BPF: it looks at the machine, then the number, then for some calls the arguments.
+
+    Args:
+        machine: The machine that it runs on.
+        calls: Those that are allowed with any arguments.
+        files: Whether files may be opened, to be read.
+    """
     code = [
-        _INSTRUCTION.pack(_LOAD, 0, 0, _ARCHITECTURE),
-        _INSTRUCTION.pack(_IF_EQUAL, 1, 0, machine.architecture),
-        _INSTRUCTION.pack(_RETURN, 0, 0, _KILL),
-        _INSTRUCTION.pack(_LOAD, 0, 0, _NUMBER),
-        _INSTRUCTION.pack(_IF_AT_LEAST, 0, 1, _X32),  # the same calls under other numbers
-        _INSTRUCTION.pack(_RETURN, 0, 0, _KILL),
+        _INSTRUCTION.pack(abi.BPF_LD_W_ABS, 0, 0, _ARCHITECTURE),
+        _INSTRUCTION.pack(abi.BPF_JMP_JEQ_K, 1, 0, machine.architecture),
+        _verdict(abi.SECCOMP_RET_KILL_PROCESS),
+        _INSTRUCTION.pack(abi.BPF_LD_W_ABS, 0, 0, _NUMBER),
+        _INSTRUCTION.pack(abi.BPF_JMP_JGE_K, 0, 1, _X32),  # the same calls under other numbers
+        _verdict(abi.SECCOMP_RET_KILL_PROCESS),
     ]
 
     def on(calls: Mapping[str, tuple[int | None, int | None]], body: Callable[[str], list[bytes]]) -> None:
@@ -399,36 +390,33 @@ def program(
             number = numbers[machine.column]
             if number is not None:
                 then = body(name)
-                code.append(_INSTRUCTION.pack(_IF_EQUAL, 0, len(then), number))
+                code.append(_INSTRUCTION.pack(abi.BPF_JMP_JEQ_K, 0, len(then), number))
                 code.extend(then)
 
     bounds = _bounds()
-    on(calls, lambda _: [_INSTRUCTION.pack(_RETURN, 0, 0, _ALLOW)])
+    on(calls, lambda _: [_verdict(abi.SECCOMP_RET_ALLOW)])
     bounded = {**_BOUNDED, **_OPENING} if files else _BOUNDED
-    on(bounded, lambda name: [*_bounded(bounds[name]), _INSTRUCTION.pack(_RETURN, 0, 0, _ALLOW)])
-    on(FATAL, lambda _: [_INSTRUCTION.pack(_RETURN, 0, 0, _KILL)])
-    code.append(_INSTRUCTION.pack(_RETURN, 0, 0, _DENY))
+    on(bounded, lambda name: [*_bounded(bounds[name]), _verdict(abi.SECCOMP_RET_ALLOW)])
+    on(FATAL, lambda _: [_verdict(abi.SECCOMP_RET_KILL_PROCESS)])
+    code.append(_verdict(_DENY))
     return b"".join(code)
 
 
+def _verdict(value: int) -> bytes:
+    return _INSTRUCTION.pack(abi.BPF_RET_K, 0, 0, value)
+
+
 def _bounded(bounds: tuple[Bound, ...]) -> list[bytes]:
-    """Goes on behind itself if all bounds hold."""
+    """Return instructions that deny the call unless all bounds hold; else the next ones follow."""
     code = []
     for bound in bounds:
-        code.append(_INSTRUCTION.pack(_LOAD, 0, 0, bound.offset))
-        code.append(_INSTRUCTION.pack(_AND, 0, 0, bound.mask))
+        code.append(_INSTRUCTION.pack(abi.BPF_LD_W_ABS, 0, 0, bound.offset))
+        code.append(_INSTRUCTION.pack(abi.BPF_ALU_AND_K, 0, 0, bound.mask))
         for left, value in zip(range(len(bound.values), 0, -1), bound.values, strict=True):
-            code.append(_INSTRUCTION.pack(_IF_EQUAL, left, 0, value))
-        code.append(_INSTRUCTION.pack(_RETURN, 0, 0, _DENY))
+            code.append(_INSTRUCTION.pack(abi.BPF_JMP_JEQ_K, left, 0, value))
+        code.append(_verdict(_DENY))
     return code
 
 
 def _prctl(option: int, argument: int = 0) -> int:
-    return _check(libc.prctl(option, argument, 0, 0, 0))
-
-
-def _check(result: int) -> int:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return result
+    return check(libc.prctl(option, argument, 0, 0, 0))

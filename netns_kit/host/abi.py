@@ -1,0 +1,116 @@
+"""Numbers of the Linux ABI that Python has no name for.  Each stands here, once, under its name in the headers.
+
+The file holds nothing but whole numbers and imports nothing, so that programs whose start is waited for can have it.
+Numbers that differ between machines are tables by `os.uname().machine`; those of the calls that a sandbox lets pass
+are the sandbox's own table (`netns_kit.userstack.worker.sandbox`).
+"""
+
+# linux/sched.h
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+PF_EXITING = 4  # proc_pid_stat(5) shows it among the flags
+
+# linux/nsfs.h
+NS_GET_USERNS = 0xB701
+NS_GET_NSTYPE = 0xB703
+NS_GET_OWNER_UID = 0xB704
+
+# linux/capability.h
+CAP_NET_BIND_SERVICE, CAP_NET_RAW, CAP_SYS_ADMIN = 10, 13, 21
+CAPABILITY_VERSION_3 = 0x20080522
+
+# linux/prctl.h
+PR_SET_PDEATHSIG = 1
+PR_GET_DUMPABLE, PR_SET_DUMPABLE = 3, 4
+PR_CAPBSET_READ, PR_CAPBSET_DROP = 23, 24
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS = 38, 39
+PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
+
+# linux/mount.h
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
+MS_BIND, MS_REC, MS_PRIVATE, MS_SLAVE = 0x1000, 0x4000, 0x40000, 0x80000
+MNT_DETACH = 2
+AT_FDCWD, AT_EMPTY_PATH, OPEN_TREE_CLONE = -100, 0x1000, 1
+MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_SYMLINKS = 4, 0x10
+
+# asm/unistd.h
+SYS_OPEN_TREE, SYS_MOVE_MOUNT = 428, 429  # from here on, the same on all machines
+SYS_LANDLOCK_CREATE_RULESET, SYS_LANDLOCK_ADD_RULE, SYS_LANDLOCK_RESTRICT_SELF = 444, 445, 446
+SYS_KEYCTL = {
+    "x86_64": 250, "i686": 288, "armv6l": 311, "armv7l": 311, "ppc64": 271, "ppc64le": 271, "s390x": 280,
+}  # fmt: skip
+SYS_KEYCTL_ELSEWHERE = 219  # asm-generic/unistd.h
+SYS_PIVOT_ROOT = {
+    "x86_64": 155, "aarch64": 41, "riscv64": 41, "loongarch64": 41, "ppc64le": 203, "s390x": 217,
+}  # fmt: skip
+
+# linux/keyctl.h
+KEYCTL_JOIN_SESSION_KEYRING = 1
+
+# linux/landlock.h
+LANDLOCK_CREATE_RULESET_VERSION, LANDLOCK_RULE_PATH_BENEATH = 1, 1
+LANDLOCK_ACCESS_FS_READ_FILE, LANDLOCK_ACCESS_FS_READ_DIR = 1 << 2, 1 << 3
+LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET, LANDLOCK_SCOPE_SIGNAL = 1, 2
+
+# linux/seccomp.h, linux/audit.h
+SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW = 1, 4
+SECCOMP_RET_KILL_PROCESS, SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO = 0x80000000, 0x7FFF0000, 0x00050000
+AUDIT_ARCH_X86_64, AUDIT_ARCH_AARCH64 = 0xC000003E, 0xC00000B7
+
+# linux/bpf_common.h: whole instructions
+BPF_LD_W_ABS, BPF_ALU_AND_K, BPF_RET_K = 0x20, 0x54, 0x06
+BPF_JMP_JEQ_K, BPF_JMP_JGE_K = 0x15, 0x35
+
+# linux/mman.h
+PROT_EXEC = 4
+
+# linux/inotify.h
+IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE = 0x40, 0x80, 0x100, 0x200
+IN_DELETE_SELF, IN_MOVE_SELF = 0x400, 0x800
+
+# asm-generic/ioctls.h, linux/sockios.h
+TCGETS, FIONBIO, FIOCLEX = 0x5401, 0x5421, 0x5451
+SIOCATMARK = 0x8905
+SIOCGIFFLAGS, SIOCSIFFLAGS = 0x8913, 0x8914
+SIOCGIFADDR, SIOCSIFADDR, SIOCSIFNETMASK = 0x8915, 0x8916, 0x891C
+SIOCSIFMTU = 0x8922
+SIOCSIFHWADDR, SIOCGIFHWADDR = 0x8924, 0x8927
+SIOCGIFINDEX = 0x8933
+
+# linux/if.h, linux/if_arp.h, linux/if_tun.h
+IFF_UP = 1
+ARPHRD_ETHER = 1
+IFF_TAP, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x0100, 0x1000, 0x4000
+TUNSETIFF, TUNGETIFF = 0x400454CA, 0x800454D2
+TUNSETOFFLOAD, TUNSETVNETHDRSZ = 0x400454D0, 0x400454D8
+TUNATTACHFILTER, TUNDETACHFILTER = 0x400054D5, 0x400054D6  # and the size of struct sock_fprog, at bit 16
+TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN, TUN_F_USO4, TUN_F_USO6 = 0x01, 0x02, 0x04, 0x08, 0x20, 0x40
+TUN_MAJOR, TUN_MINOR = 10, 200  # of /dev/net/tun
+
+# linux/netlink.h, linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/neighbour.h
+NETLINK_ROUTE = 0
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 1, 4, 0x100, 0x200, 0x400
+RTM_SETLINK, IFLA_TXQLEN = 19, 13
+RTM_NEWADDR, IFA_ADDRESS = 20, 1
+IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_TENTATIVE = 0x02, 0x08, 0x20, 0x40
+RTM_NEWNEIGH, NDA_DST, NDA_LLADDR, NUD_PERMANENT = 28, 1, 2, 0x80
+RTM_NEWROUTE, RTA_OIF, RTA_GATEWAY = 24, 4, 5
+RT_TABLE_MAIN, RTPROT_BOOT, RTN_UNICAST = 254, 3, 1
+
+# linux/in.h, linux/in6.h, linux/udp.h, linux/ipv6.h
+IP_PKTINFO = 8
+IP_TRANSPARENT = 19
+IP_BIND_ADDRESS_NO_PORT = 24
+IPV6_MTU = 24
+IP_PMTUDISC_DONT, IP_PMTUDISC_WANT, IP_PMTUDISC_PROBE = 0, 1, 3
+UDP_SEGMENT, UDP_GRO = 103, 104
+IPV6_ADDR_GLOBAL, IPV6_ADDR_LOOPBACK = 0x00, 0x10  # scopes, in /proc/net/if_inet6
+
+# linux/errqueue.h
+SO_EE_ORIGIN_LOCAL, SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6 = 1, 2, 3
+
+# net/scm.h
+SCM_MAX_FD = 253
