@@ -18,7 +18,7 @@ from netns_kit.gateway import admission
 from netns_kit.gateway.admission import lowest_free
 from netns_kit.gateway.engine import BUDGET, EDGE, IN, OUT, Engine
 from netns_kit.gateway.relay.tcp import RelayState, TcpRelay
-from netns_kit.stack import Closed, Limits, Refusal, UdpFlow
+from netns_kit.stack import Closed, Limits, Refusal, TcpConnection, UdpFlow
 from netns_kit.stack.wire import ethernet, icmp, ip, udp, virtio
 from netns_kit.uplink.uplink import Flow, Target, Uplink
 from tests.gateway.test_gateway import (
@@ -553,4 +553,37 @@ def test_urgent_data_is_told_from_older_events(make: Make, listener: socket.sock
         os.close(other)
         os.close(ours)
         bench.until(lambda: len(program.received) == 4)
+    assert urgent == [b"!"]
+
+
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_urgent_data_is_told_behind_a_full_read(
+    make: Make, listener: socket.socket, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """It comes after the kernel has told of data, and lies where a read has ended that was as long as it could be."""
+    bench = make(vnet_header=False)
+    program, sock = opened(bench, listener)
+    urgent: list[bytes] = []
+
+    def note(data: memoryview) -> int:
+        urgent.append(bytes(data))
+        return program.deliver(data)
+
+    program.urgent = note  # type: ignore[method-assign]  # to be told
+    bench.settle()
+    (connection,) = bench.gateway.stack.tcp.values()
+    relay, send = connection.user, TcpConnection.send
+    assert isinstance(relay, TcpRelay)
+    relay._at_once = at_once
+    size = at_once * connection.snd.burst
+
+    def sent(sender: TcpConnection, data: bytes | memoryview, now: float) -> None:
+        send(sender, data, now)
+        if sender is connection and data[0] != ord("!"):
+            sock.send(b"!", socket.MSG_OOB)
+
+    monkeypatch.setattr(TcpConnection, "send", sent)
+    with sock:
+        sock.sendall(b"x" * size)
+        bench.until(lambda: len(program.received) == size + 1)
     assert urgent == [b"!"]

@@ -242,8 +242,7 @@ class TcpRelay:
             self.abort()
         else:
             if not size:
-                self.state = ENDED
-                connection.shutdown(now)
+                self._pass_end_on(connection)
                 return
             connection.send(memory.take(size), now)
             if size == wanted:
@@ -290,11 +289,7 @@ class TcpRelay:
                 self.abort()
                 return
             if not size:
-                if self.state is BROKEN:
-                    self.abort()
-                else:
-                    self.state = ENDED
-                    connection.shutdown(now)
+                self._pass_end_on(connection)
                 return
             if urgent:
                 self._ahead = NO_MARK
@@ -318,6 +313,14 @@ class TcpRelay:
                     self.state = IDLE
         if self.state in _TO_BE_READ:
             engine.again(self._pump)
+
+    def _pass_end_on(self, connection: TcpConnection) -> None:
+        """Tell the guest that the host's side has ended."""
+        if self.state is BROKEN:
+            self.abort()
+        else:
+            self.state = ENDED
+            connection.shutdown(self._engine.now)
 
     def abort(self, *, reset: bool = False) -> None:
         """Give up the host's side: RST to the guest; with `reset`, to the host's peer too."""
