@@ -406,6 +406,11 @@ def add_network_options(run: argparse.ArgumentParser) -> None:
         "--no-dns-cache", dest="dns_cache", action="store_false", help="ask the resolvers each time"
     )
     run.add_argument(
+        "--intercept-dns",
+        action="store_true",
+        help="answer DNS to any address as at the DNS address: whoever is asked, these names and resolvers answer",
+    )
+    run.add_argument(
         "--udp-filtering",
         choices=get_args(UdpFiltering),
         default=get_args(UdpFiltering)[0],
