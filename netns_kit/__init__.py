@@ -9,221 +9,138 @@
 TYPE_CHECKING = False  # as type checkers know it, without importing `typing`
 
 if TYPE_CHECKING:
-    from .arguments import AddressLike
-    from .checkup.checkup import Finding, Report, doctor
-    from .dhcp import (
-        DhcpSettings,
-        Lease,
-        StaticLease,
-    )
-    from .dns import DnsQuery, Hook, Manner, Rcode, Record, Verdict
-    from .errors import (
-        AddressError,
-        AlreadyOpened,
-        ArgumentError,
-        ArgumentTypeError,
-        DeviceGone,
-        DomainNameError,
-        FeatureUnavailable,
-        IdMapError,
-        NamespaceGone,
-        NetnsKitError,
-        NotFound,
-        NotImportable,
-        NotPrivileged,
-        OwnNamespace,
-        PingNotPermitted,
-        PortInUseError,
-        PortSpecError,
-        PrivilegedPortError,
-        RecordError,
-        SandboxUnavailable,
-        StackClosed,
-        StackCrashed,
-        SysctlError,
-        TunUnavailable,
-        UserNamespaceDenied,
-        WrongEventLoop,
-    )
-    from .forwarder.forwarder import Askable, Forwarder
-    from .forwarder.ports import PortForward
-    from .gateway.gateway import FlowInfo
-    from .gateway.stats import Stats
-    from .host.diagnosis import Host
-    from .namespace.namespace import Ids, Interface, InterfaceAddress, Namespace, OpenedTap, Pids, Route
-    from .namespace.process import Command, CommandFailed, Process, StandardStream, Word
-    from .network.network import CommandOptions, Network
-    from .stack import (
-        Limits,
-        Refusal,
-    )
-    from .subnet import (
-        Subnet,
-        Subnet6,
-    )
-    from .tap.device import ImpairedTap, TapDevice
-    from .tap.impairment import Impairment
-    from .uplink.uplink import METADATA, Endpoint, Flow, Target, UdpFiltering, UdpPorts, Uplink, Way
-    from .userstack.control import FlowEvent
-    from .userstack.drivers import DriverName
-    from .userstack.userstack import Configure, SandboxLayer, UserStack
+    from .arguments import AddressLike as AddressLike
+    from .checkup.checkup import Finding as Finding
+    from .checkup.checkup import Report as Report
+    from .checkup.checkup import doctor as doctor
+    from .dhcp import DhcpSettings as DhcpSettings
+    from .dhcp import Lease as Lease
+    from .dhcp import StaticLease as StaticLease
+    from .dns import DnsQuery as DnsQuery
+    from .dns import Hook as Hook
+    from .dns import Manner as Manner
+    from .dns import Rcode as Rcode
+    from .dns import Record as Record
+    from .dns import Verdict as Verdict
+    from .errors import AddressError as AddressError
+    from .errors import AlreadyOpened as AlreadyOpened
+    from .errors import ArgumentError as ArgumentError
+    from .errors import ArgumentTypeError as ArgumentTypeError
+    from .errors import DeviceGone as DeviceGone
+    from .errors import DomainNameError as DomainNameError
+    from .errors import FeatureUnavailable as FeatureUnavailable
+    from .errors import IdMapError as IdMapError
+    from .errors import NamespaceGone as NamespaceGone
+    from .errors import NetnsKitError as NetnsKitError
+    from .errors import NotFound as NotFound
+    from .errors import NotImportable as NotImportable
+    from .errors import NotPrivileged as NotPrivileged
+    from .errors import OwnNamespace as OwnNamespace
+    from .errors import PingNotPermitted as PingNotPermitted
+    from .errors import PortInUseError as PortInUseError
+    from .errors import PortSpecError as PortSpecError
+    from .errors import PrivilegedPortError as PrivilegedPortError
+    from .errors import RecordError as RecordError
+    from .errors import SandboxUnavailable as SandboxUnavailable
+    from .errors import StackClosed as StackClosed
+    from .errors import StackCrashed as StackCrashed
+    from .errors import SysctlError as SysctlError
+    from .errors import TunUnavailable as TunUnavailable
+    from .errors import UserNamespaceDenied as UserNamespaceDenied
+    from .errors import WrongEventLoop as WrongEventLoop
+    from .forwarder.forwarder import Askable as Askable
+    from .forwarder.forwarder import Forwarder as Forwarder
+    from .forwarder.ports import PortForward as PortForward
+    from .gateway.gateway import FlowInfo as FlowInfo
+    from .gateway.setup import Configure as Configure
+    from .gateway.setup import DriverName as DriverName
+    from .gateway.setup import SandboxLayer as SandboxLayer
+    from .gateway.setup import StackOptions as StackOptions
+    from .gateway.stats import Stats as Stats
+    from .host.diagnosis import Host as Host
+    from .namespace.namespace import Ids as Ids
+    from .namespace.namespace import Interface as Interface
+    from .namespace.namespace import InterfaceAddress as InterfaceAddress
+    from .namespace.namespace import Namespace as Namespace
+    from .namespace.namespace import OpenedTap as OpenedTap
+    from .namespace.namespace import Pids as Pids
+    from .namespace.namespace import Route as Route
+    from .namespace.process import Command as Command
+    from .namespace.process import CommandFailed as CommandFailed
+    from .namespace.process import CommandOptions as CommandOptions
+    from .namespace.process import Process as Process
+    from .namespace.process import RunOptions as RunOptions
+    from .namespace.process import StandardStream as StandardStream
+    from .namespace.process import Word as Word
+    from .network.network import Network as Network
+    from .stack import Limits as Limits
+    from .stack import Refusal as Refusal
+    from .subnet import Subnet as Subnet
+    from .subnet import Subnet6 as Subnet6
+    from .tap.device import ImpairedTap as ImpairedTap
+    from .tap.device import TapDevice as TapDevice
+    from .tap.impairment import Impairment as Impairment
+    from .uplink.dial import Dial as Dial
+    from .uplink.dns_settings import DnsSettings as DnsSettings
+    from .uplink.flow import Endpoint as Endpoint
+    from .uplink.flow import Flow as Flow
+    from .uplink.flow import Target as Target
+    from .uplink.flow import Way as Way
+    from .uplink.uplink import METADATA as METADATA
+    from .uplink.uplink import UdpFiltering as UdpFiltering
+    from .uplink.uplink import UdpPorts as UdpPorts
+    from .uplink.uplink import Uplink as Uplink
+    from .userstack.events import FlowEvent as FlowEvent
+    from .userstack.userstack import UserStack as UserStack
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "METADATA",
-    "AddressError",
-    "AddressLike",
-    "AlreadyOpened",
-    "ArgumentError",
-    "ArgumentTypeError",
-    "Askable",
-    "Command",
-    "CommandFailed",
-    "CommandOptions",
-    "Configure",
-    "DeviceGone",
-    "DhcpSettings",
-    "DnsQuery",
-    "DomainNameError",
-    "DriverName",
-    "Endpoint",
-    "FeatureUnavailable",
-    "Finding",
-    "Flow",
-    "FlowEvent",
-    "FlowInfo",
-    "Forwarder",
-    "Hook",
-    "Host",
-    "IdMapError",
-    "Ids",
-    "ImpairedTap",
-    "Impairment",
-    "Interface",
-    "InterfaceAddress",
-    "Lease",
-    "Limits",
-    "Manner",
-    "Namespace",
-    "NamespaceGone",
-    "NetnsKitError",
-    "Network",
-    "NotFound",
-    "NotImportable",
-    "NotPrivileged",
-    "OpenedTap",
-    "OwnNamespace",
-    "Pids",
-    "PingNotPermitted",
-    "PortForward",
-    "PortInUseError",
-    "PortSpecError",
-    "PrivilegedPortError",
-    "Process",
-    "Rcode",
-    "Record",
-    "RecordError",
-    "Refusal",
-    "Report",
-    "Route",
-    "SandboxLayer",
-    "SandboxUnavailable",
-    "StackClosed",
-    "StackCrashed",
-    "StandardStream",
-    "StaticLease",
-    "Stats",
-    "Subnet",
-    "Subnet6",
-    "SysctlError",
-    "TapDevice",
-    "Target",
-    "TunUnavailable",
-    "UdpFiltering",
-    "UdpPorts",
-    "Uplink",
-    "UserNamespaceDenied",
-    "UserStack",
-    "Verdict",
-    "Way",
-    "Word",
-    "WrongEventLoop",
-    "doctor",
-]
-
 _HOMES = {
-    "arguments": ("AddressLike",),
-    "checkup.checkup": ("Finding", "Report", "doctor"),
-    "userstack.control": ("FlowEvent",),
-    "dhcp": ("DhcpSettings", "Lease", "StaticLease"),
-    "host.diagnosis": ("Host",),
-    "dns": ("DnsQuery", "Hook", "Manner", "Rcode", "Record", "Verdict"),
-    "userstack.drivers": ("DriverName",),
+    "arguments": "AddressLike",
+    "checkup.checkup": "Finding Report doctor",
+    "dhcp": "DhcpSettings Lease StaticLease",
+    "dns": "DnsQuery Hook Manner Rcode Record Verdict",
     "errors": (
-        "AddressError",
-        "AlreadyOpened",
-        "ArgumentError",
-        "ArgumentTypeError",
-        "DeviceGone",
-        "DomainNameError",
-        "FeatureUnavailable",
-        "IdMapError",
-        "NamespaceGone",
-        "NetnsKitError",
-        "NotFound",
-        "NotImportable",
-        "NotPrivileged",
-        "OwnNamespace",
-        "PingNotPermitted",
-        "PortInUseError",
-        "PortSpecError",
-        "PrivilegedPortError",
-        "RecordError",
-        "SandboxUnavailable",
-        "StackClosed",
-        "StackCrashed",
-        "SysctlError",
-        "TunUnavailable",
-        "UserNamespaceDenied",
-        "WrongEventLoop",
+        "AddressError AlreadyOpened ArgumentError ArgumentTypeError DeviceGone DomainNameError "
+        "FeatureUnavailable IdMapError NamespaceGone NetnsKitError NotFound NotImportable NotPrivileged "
+        "OwnNamespace PingNotPermitted PortInUseError PortSpecError PrivilegedPortError RecordError "
+        "SandboxUnavailable StackClosed StackCrashed SysctlError TunUnavailable UserNamespaceDenied "
+        "WrongEventLoop"
     ),
-    "forwarder.forwarder": ("Askable", "Forwarder"),
-    "gateway.gateway": ("FlowInfo",),
-    "tap.impairment": ("Impairment",),
-    "namespace.namespace": (
-        "Ids",
-        "InterfaceAddress",
-        "Interface",
-        "Namespace",
-        "OpenedTap",
-        "Pids",
-        "Route",
-    ),
-    "network.network": ("CommandOptions", "Network"),
-    "forwarder.ports": ("PortForward",),
-    "namespace.process": ("Command", "CommandFailed", "Process", "StandardStream", "Word"),
-    "stack": ("Limits", "Refusal"),
-    "gateway.stats": ("Stats",),
-    "subnet": ("Subnet", "Subnet6"),
-    "tap.device": ("ImpairedTap", "TapDevice"),
-    "uplink.uplink": ("METADATA", "Endpoint", "Flow", "Target", "UdpFiltering", "UdpPorts", "Uplink", "Way"),
-    "userstack.userstack": ("Configure", "SandboxLayer", "UserStack"),
+    "forwarder.forwarder": "Askable Forwarder",
+    "forwarder.ports": "PortForward",
+    "gateway.gateway": "FlowInfo",
+    "gateway.setup": "Configure DriverName SandboxLayer StackOptions",
+    "gateway.stats": "Stats",
+    "host.diagnosis": "Host",
+    "namespace.namespace": "Ids Interface InterfaceAddress Namespace OpenedTap Pids Route",
+    "namespace.process": "Command CommandFailed CommandOptions Process RunOptions StandardStream Word",
+    "network.network": "Network",
+    "stack": "Limits Refusal",
+    "subnet": "Subnet Subnet6",
+    "tap.device": "ImpairedTap TapDevice",
+    "tap.impairment": "Impairment",
+    "uplink.dial": "Dial",
+    "uplink.dns_settings": "DnsSettings",
+    "uplink.flow": "Endpoint Flow Target Way",
+    "uplink.uplink": "METADATA UdpFiltering UdpPorts Uplink",
+    "userstack.events": "FlowEvent",
+    "userstack.userstack": "UserStack",
 }
 
 
 if not TYPE_CHECKING:  # to a type checker, a module with a __getattr__ has every name
+    __all__ = [name for names in _HOMES.values() for name in names.split()]
 
     def __getattr__(name: str) -> object:
         """Import a public name when it is first used: importing all of them is slow."""
         from importlib import import_module
 
         for home, names in _HOMES.items():
-            if name in names:
+            if name in names.split():
                 value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
                 return value
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-
-def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    def __dir__() -> list[str]:
+        return [*globals(), *__all__]

@@ -17,15 +17,17 @@ netns_kit.errors.ArgumentError: driver='fast': expected 'thread' or 'loop'
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from .errors import AddressError, ArgumentError, ArgumentTypeError
 
 Address: TypeAlias = IPv4Address | IPv6Address
 AddressLike: TypeAlias = str | IPv4Address | IPv6Address
 """An address as callers may give it.  An `ipaddress` interface counts as one: its prefix is ignored."""
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 SHOWN = 200  # characters of a value in a message
 LARGEST_PORT = 65535
@@ -123,6 +125,15 @@ def sequence(name: str, given: object, expected: str) -> None:
     instance(name, given, Sequence, expected)
 
 
+def plain_function(name: str, given: object) -> None:
+    """Raises `ArgumentTypeError` unless it is None, or can be called and returns at once what it returns."""
+    if given is not None:
+        from inspect import iscoroutinefunction  # it reads source, for which it knows all of Python's grammar
+
+        if not callable(given) or iscoroutinefunction(given):
+            raise ArgumentTypeError("expected a plain function, or None", name, shown(given))
+
+
 def shown(given: object) -> str:
     """Return the value as a message shows it: its `repr`, cut after `SHOWN` characters."""
     whole = repr(given)
@@ -133,3 +144,28 @@ def fill(record: object, **values: object) -> None:
     """Set fields of a frozen record while it is being made."""
     for name, value in values.items():
         object.__setattr__(record, name, value)
+
+
+def spelled_out(source: Callable[..., object], **defaults: object) -> Callable[[F], F]:
+    """Let `inspect.signature`, and with it help() and notebooks, show what `**options` of a function may be.
+
+    Args:
+        source: The function whose keyword arguments they are.
+        defaults: Where this function has others than `source`.
+    """
+    from inspect import Parameter, signature  # which whoever shows a function has
+
+    def spell_out(function: F) -> F:
+        declared = signature(function)
+        own = {
+            name: each for name, each in declared.parameters.items() if each.kind is not Parameter.VAR_KEYWORD
+        }
+        options = [
+            each.replace(default=defaults.get(name, each.default))
+            for name, each in signature(source).parameters.items()
+            if each.kind is Parameter.KEYWORD_ONLY and name not in own
+        ]
+        vars(function)["__signature__"] = declared.replace(parameters=[*own.values(), *options])
+        return function
+
+    return spell_out

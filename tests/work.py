@@ -41,6 +41,7 @@ from typing import Any, NamedTuple
 from netns_kit.arguments import Address
 from netns_kit.gateway.engine import Engine
 from netns_kit.gateway.gateway import Gateway
+from netns_kit.gateway.setup import Setup
 from netns_kit.stack.wire import checksum, ethernet, ip, tcp, udp, virtio
 from netns_kit.subnet import Subnet
 from netns_kit.tap.device import FRAME_MAX, TapDevice
@@ -201,7 +202,7 @@ class Rig:
         self.vnet_header = vnet_header
         self.near, self.far = TapDevice.pair(vnet_header=vnet_header)
         self.engine = Engine()
-        self.gateway = Gateway(self.engine, self.near, self.uplink, subnet, secret=bytes(16))
+        self.gateway = Gateway(self.engine, Setup(self.near, self.uplink, subnet), secret=bytes(16))
         for release in (self.near.release, self.far.release, self.engine.close, self.gateway.close):
             self._owned.callback(release)
         self.gateway.stack.link.learn(self.guest, GUEST_MAC)

@@ -1,11 +1,11 @@
-"""doctor: everything that the library needs of this host is tried, and what fails is named with its cause.
+"""The checkup: everything that the library needs of a host is tried, and each failure is reported with its cause.
 
-`doctor` executes a program (probe.py), which does each thing as the library does it, in processes of its own, and
-tells the outcomes.  `examine`, a pure function, makes findings of them.  Their causes are those that the library's
+`doctor` executes probe.py, which does each thing as the library does it, in processes of its own, and reports the
+outcomes.  `examine` is a pure function that turns them into findings.  The causes are those that the library's
 exceptions name, made by the same functions (`diagnosis`).
 
-What depends on something that failed is not tried, or not blamed: a host without user namespaces is not said to have
-a bad tun driver.
+If something fails, what depends on it is not tried, or not blamed: a host without user namespaces is not reported as
+having a bad tun driver.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from netns_kit.host.diagnosis import Host
 from netns_kit.namespace.idmap import map_ranges
 from netns_kit.tap.device import OFFLOAD_BITS, OFFLOAD_SETS
 from netns_kit.tap.flags import TAP_FLAGS
-from netns_kit.uplink.uplink import RESOLV_CONF, Uplink
+from netns_kit.uplink.dns_settings import RESOLV_CONF
+from netns_kit.uplink.uplink import Uplink
 
 __all__ = ["Finding", "Report", "doctor", "examine"]
 
@@ -46,14 +47,7 @@ _REASONS: Mapping[int | None, Reason] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of trying one thing that this library uses.
-
-    `status`: "ok"; "limited", it does not work, but most of the library does without; "missing", it does not work and
-    is needed; "untried", something that it needs does not work.  `tried` is what was done, `detail` its outcome,
-    `limits` what cannot be had without it.  `error` is the exception that a user of the library would meet, None if
-    nothing is wrong; its parts are the diagnosis (`NetnsKitError`).  `settings` are the sysctls that have a say, with
-    their values, also if all is well.
-    """
+    """A thing that the library needs of the host, and the outcome of trying it."""
 
     name: str
     """Name of the finding, like "tun"."""
@@ -73,10 +67,10 @@ class Finding:
 
     @property
     def reason(self) -> Literal["denied", "absent", "exhausted", "unreachable"] | None:
-        """Reason why it does not work, in one word; None if nothing is wrong.
+        """Kind of the failure, None if nothing is wrong.
 
-        "denied" by a policy or a switch, "absent" from the kernel or the machine, "exhausted": a bound is reached,
-        "unreachable": the network does not lead there.
+        "denied" by a policy or a switch, "absent" from the kernel or the machine, "exhausted" if a bound is reached,
+        "unreachable" if the network does not lead there.
         """
         if self.error is None:
             return None
@@ -99,7 +93,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """The findings of `doctor`: in order, and by name as `report["tun"]`.  It prints as a table."""
+    """The findings of `doctor`, in order, and by name as in `report["tun"]`.  A notebook shows them as a table."""
 
     host: Host
     """Settings and limits of the host."""
@@ -108,7 +102,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """True if all that is needed works.  Limited findings do not count."""
+        """True if everything that is needed works; a "limited" finding does not count."""
         return all(finding.status in ("ok", "limited") for finding in self.findings if _needed(finding))
 
     def __iter__(self) -> Iterator[Finding]:
@@ -124,10 +118,10 @@ class Report:
         """Raise the error of the first of these findings that does not work.
 
         Args:
-            names: The names of findings; without any, all that are needed.
+            names: Names of findings; by default all that are needed.
 
         Raises:
-            NetnsKitError: That which a user of the library would meet.
+            NetnsKitError: The exception that a user of the library would meet, `Finding.error`.
             FeatureUnavailable: It could not be tried.
             NotFound: A KeyError: there is no finding of that name.
         """
@@ -139,7 +133,7 @@ class Report:
                 raise FeatureUnavailable(f"{name}: {finding.detail}")
 
     def json(self) -> str:
-        """Return the report as one JSON object."""
+        """Return the report as a JSON object."""
         host = {
             "kernel": self.host.release, "python": platform.python_version(), "uid": os.geteuid(),
             "gid": self.host.gid, "seccomp": self.host.seccomp, "no_new_privs": self.host.no_new_privs,
@@ -505,15 +499,16 @@ def _low_port(host: Host) -> int:
 
 
 def doctor() -> Report:
-    """Try everything that the library needs of this host, and tell what is wrong and what would put it right.
+    """Try everything that the library needs of this host, and report what is wrong and what would help.
 
-    It is all done in processes of their own, as the caller's user and under the restrictions of the calling thread.
-    It takes about a fifth of a second, and blocks meanwhile: in a coroutine, `await
-    anyio.to_thread.run_sync(doctor)`.  It changes nothing, opens no connection and sends nothing to another machine.
+    The attempts are made in processes of their own, as the caller's user and with the calling thread's restrictions.
+    They take about a fifth of a second, for which the call blocks: from a coroutine, call `await
+    anyio.to_thread.run_sync(doctor)`.  Nothing is changed, no connection is opened and nothing is sent to another
+    machine.
 
     Raises:
-        NetnsKitError: The probe itself cannot run.
-        OSError: That of executing a program.
+        NetnsKitError: The probe itself has failed.
+        OSError: The probe could not be executed.
     """
     host = Host.here()
     uplink = Uplink()
@@ -538,7 +533,7 @@ def doctor() -> Report:
 
 
 def _converse(probe: Child, order: bytes, errors: dict[str, NetnsKitError]) -> dict[str, Any]:
-    """Return the last message of the probe; map the ids that it asks for."""
+    """Map the ids that the probe asks for, and return its outcomes."""
     said: dict[str, Any] = {}
     probe.channel.send(order)
     while (message := probe.channel.wait()) is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from netns_kit.child.codec import printable
 from netns_kit.errors import ArgumentError, NetnsKitError
@@ -24,9 +24,18 @@ class Parser(argparse.ArgumentParser):
     """Reads the words of one command; an option is to be written in full."""
 
     def __init__(self, prog: str, usage: str, *, description: str, epilog: str) -> None:
+        self.valued: set[str] = set()
+        """The options whose value is the next word."""
         super().__init__(
             prog=prog, usage=f"{prog} {usage}", description=description, epilog=epilog, allow_abbrev=False
         )
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        """Declare an option, or an argument, as `argparse.ArgumentParser.add_argument` does."""
+        action = super().add_argument(*names, **options)
+        if action.nargs is None:
+            self.valued.update(action.option_strings)
+        return action
 
     def error(self, message: str) -> NoReturn:
         """Tell of a mistake in the words, and end with status 125."""

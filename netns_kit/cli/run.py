@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import errno
+import inspect
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import get_args
+from typing import Any, get_args
 
 import anyio
 
@@ -17,6 +18,7 @@ from netns_kit import __version__, arguments
 from netns_kit.dns import Record
 from netns_kit.errors import NetnsKitError
 from netns_kit.forwarder.ports import parse as parse_ports
+from netns_kit.gateway.setup import DriverName
 from netns_kit.host.limits import calm_collector, raise_descriptor_limit
 from netns_kit.namespace.background import beside
 from netns_kit.namespace.namespace import Namespace
@@ -24,19 +26,15 @@ from netns_kit.namespace.process import Process
 from netns_kit.network.network import DEFAULT_IFNAME, DEFAULT_MTU, Network
 from netns_kit.subnet import DEFAULT_CIDR, DEFAULT_CIDR6, SMALLEST_IPV6_MTU, Subnet, Subnet6
 from netns_kit.tap.device import QUEUES_MAX, TAP_MTU_MAX, check_mtu
-from netns_kit.uplink.uplink import DNS_PORT, Endpoint, UdpFiltering, Uplink, source_address
-from netns_kit.userstack.drivers import DriverName
+from netns_kit.uplink.dns_settings import DnsSettings
+from netns_kit.uplink.flow import DNS_PORT, Endpoint
+from netns_kit.uplink.uplink import UdpFiltering, Uplink, source_address
 
 from .command_line import FAILED, HOST_LOOPBACK, ONE_PORT, Parser, as_option, value, whole_number
 from .program import end, end_by, last_words, notice
 from .signals import Signals
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # as env(1) and chroot(1) have them
-VALUED = frozenset(
-    {"-p", "--publish", "--mtu", "--cidr", "--cidr6", "--bind4", "--bind6", "--device"}
-    | {"--dns", "--dns-domain", "--dns-record", "--dns-search"}
-    | {"--udp-filtering", "--driver", "--queues"}
-)  # the next word is theirs
 READING = (signal.SIGTTIN, signal.SIGTTOU)  # from the background, or writing
 _ALL_PORTS = "all"
 
@@ -87,32 +85,27 @@ def _status_of(error: Exception, command: Sequence[str]) -> int:
 def network_from(
     options: argparse.Namespace, namespace: Namespace | None = None, ifname: str = DEFAULT_IFNAME
 ) -> Network:
-    """What `add_network_options` ask for."""
-    return Network(
-        uplink=Uplink(
-            allow_host_loopback=_loopback(options.host_loopback),
-            bind4=options.bind4,
-            bind6=options.bind6,
-            device=options.device,
-            dns=options.dns,
-            dns_domains=_domains(options.dns_domain),
-            dns_search=options.dns_search,
-            dns_cache=not options.no_dns_cache,
-            udp_filtering=options.udp_filtering,
-            allow_host_addresses=not options.no_host_addresses,
-            allow_link_local=not options.no_link_local,
+    """Return the network that `add_network_options` ask for: each option is the argument of that name."""
+    asked = {
+        **vars(options),
+        "allow_host_loopback": _loopback(options.allow_host_loopback),
+        "dns": DnsSettings(
+            options.dns,
+            domains=_domains(options.dns_domains),
+            search=options.dns_search,
+            cache=options.dns_cache,
         ),
-        driver=options.driver,
-        ports=[forward for spec in options.publish for forward in parse_ports(spec)],
-        subnet=options.cidr,
-        ipv6=_ipv6(options),
-        ifname=ifname,
-        mtu=options.mtu,
-        queues=options.queues,
-        namespace=namespace,
-        configure="link" if options.dhcp else True,
-        records=options.dns_record,
-    )
+        "ipv6": _ipv6(options),
+        "configure": "link" if options.by_dhcp else True,
+        "namespace": namespace,
+        "ifname": ifname,
+    }
+    uplink = Uplink(**_arguments_of(Uplink, asked))
+    return Network(**{**_arguments_of(Network, asked), "uplink": uplink})
+
+
+def _arguments_of(kind: type, asked: dict[str, Any]) -> dict[str, Any]:
+    return {name: asked[name] for name in inspect.signature(kind).parameters if name in asked}
 
 
 def with_value(word: str) -> str:
@@ -143,7 +136,7 @@ def _with_values(words: list[str], parser: Parser) -> list[str]:
             return [*done, word, *rest]
         bare = word == HOST_LOOPBACK
         done.append(with_value(word))
-        if word in VALUED:
+        if word in parser.valued and not bare:
             done += [value for value in (next(rest, None),) if value is not None]
     return done
 
@@ -293,7 +286,7 @@ def _loopback(values: list[str]) -> bool | frozenset[int]:
 def _ipv6(options: argparse.Namespace) -> Subnet6 | bool:
     if not options.ipv6 and options.cidr6 is None:
         return False
-    by_dhcp: bool = options.dhcp
+    by_dhcp: bool = options.by_dhcp
     return Subnet6(options.cidr6 or DEFAULT_CIDR6, managed=by_dhcp, other=by_dhcp)
 
 
@@ -307,7 +300,7 @@ def _resolver_of(text: str) -> None:
     domain, _, resolver = text.partition("=")
     if not resolver:
         raise ValueError(f"{text!r}: expected DOMAIN=ADDRESS[:PORT]")
-    Uplink(dns_domains={domain: [resolver]})
+    DnsSettings(domains={domain: [resolver]})
 
 
 def _overview() -> Parser:
@@ -351,6 +344,7 @@ def add_network_options(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "-p",
         "--publish",
+        dest="ports",
         action="append",
         default=[],
         type=value(parse_ports),
@@ -365,7 +359,12 @@ def add_network_options(run: argparse.ArgumentParser) -> None:
         help="of the namespace's interface (%(default)s)",
     )
     run.add_argument(
-        "--cidr", type=value(Subnet.parse), default=DEFAULT_CIDR, help="the namespace's network (%(default)s)"
+        "--cidr",
+        dest="subnet",
+        type=value(Subnet.parse),
+        default=DEFAULT_CIDR,
+        metavar="CIDR",
+        help="the namespace's network (%(default)s)",
     )
     run.add_argument("--ipv6", action="store_true", help="IPv6 too; where there is none, IPv4 is served")
     run.add_argument(
@@ -376,12 +375,14 @@ def add_network_options(run: argparse.ArgumentParser) -> None:
     )
     run.add_argument(
         "--dhcp",
+        dest="by_dhcp",
         action="store_true",
         help="leave the interface without an address, for the command's own DHCP client; forwarded ports lead to "
         "the address that it gets",
     )
     run.add_argument(
         "--host-loopback",
+        dest="allow_host_loopback",
         action="append",
         default=[],
         type=_port,
@@ -391,12 +392,14 @@ def add_network_options(run: argparse.ArgumentParser) -> None:
     )
     run.add_argument(
         "--no-host-addresses",
-        action="store_true",
+        dest="allow_host_addresses",
+        action="store_false",
         help="refuse the host's own addresses, at which its services listen; --host-loopback is apart from it",
     )
     run.add_argument(
         "--no-link-local",
-        action="store_true",
+        dest="allow_link_local",
+        action="store_false",
         help="refuse link-local addresses, and those at which clouds tell a machine its credentials",
     )
     run.add_argument(
@@ -408,6 +411,7 @@ def add_network_options(run: argparse.ArgumentParser) -> None:
     )
     run.add_argument(
         "--dns-domain",
+        dest="dns_domains",
         action="append",
         default=[],
         type=value(_resolver_of),
@@ -416,6 +420,7 @@ def add_network_options(run: argparse.ArgumentParser) -> None:
     )
     run.add_argument(
         "--dns-record",
+        dest="records",
         action="append",
         default=[],
         type=value(Record.parse),
@@ -425,11 +430,18 @@ def add_network_options(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--dns-search",
         action="append",
-        type=value(lambda text: Uplink(dns_search=[text])),
+        type=value(lambda text: DnsSettings(search=[text])),
         metavar="DOMAIN",
         help="where to look short names up, instead of the host's search list; . for nowhere; repeatable",
     )
-    run.add_argument("--no-dns-cache", action="store_true", help="ask the resolvers each time")
+    run.add_argument(
+        "--no-dns-cache", dest="dns_cache", action="store_false", help="ask the resolvers each time"
+    )
+    run.add_argument(
+        "--intercept-dns",
+        action="store_true",
+        help="answer DNS to any address as at the DNS address: whoever is asked, these names and resolvers answer",
+    )
     run.add_argument(
         "--udp-filtering",
         choices=get_args(UdpFiltering),

@@ -13,6 +13,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from netns_kit.domain_names import address_of, suffixes, to_wire
+from netns_kit.operations import operation, same
 
 from .message import ANY, ANY_CLASS, CNAME, IN, NXDOMAIN, PTR, Rr
 from .records import Record, as_rr
@@ -61,6 +62,7 @@ class Zone:
         self._names: dict[bytes, list[Owned]] = {}
         self._records: dict[Record, None] = {}
 
+    @operation(same)
     def add(self, record: Record) -> None:
         """Add a record.  It replaces an equal one, whose TTL may differ."""
         self.remove(record.name, record.type, record.value)
@@ -68,6 +70,7 @@ class Zone:
         for name, owned in _entries(record):
             self._names.setdefault(name, []).append(owned)
 
+    @operation(same)
     def remove(self, name: str, kind: str = "", value: str = "") -> int:
         """Remove the records of a name, all or only those of that type and value; return how many there were.
 
@@ -87,6 +90,7 @@ class Zone:
                     del self._names[each]
         return len(gone)
 
+    @operation()
     def records(self) -> tuple[Record, ...]:
         """Return the records that were added, oldest first."""
         return tuple(self._records)

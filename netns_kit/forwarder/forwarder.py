@@ -18,23 +18,15 @@ from netns_kit.host import diagnosis, sysctl
 from netns_kit.host.abi import CAP_NET_BIND_SERVICE
 from netns_kit.namespace.background import Openable, Supervisor
 
+from .listeners import Forwards
 from .ports import PortForward, parse
 
-AT_ONCE = 256  # ports that are added between two steps of the engine, which others wait for
+AT_ONCE = 256  # ports that are added between two steps of the engine
 
 CLOSING_SECONDS = 2.0  # for an engine that does not answer; the listeners then end with the stack
 
 T = TypeVar("T")
 _numbers = count()
-
-
-class Operations(Protocol):
-    """Operations of the stack by which a forwarder works, for `ask`; `owner` tells forwarders apart."""
-
-    def add_forwards(self, owner: int, forwards: tuple[PortForward, ...]) -> tuple[PortForward, ...]: ...
-    def remove_forward(self, owner: int, forward: PortForward) -> bool: ...
-    def forwards(self, owner: int) -> tuple[PortForward, ...]: ...
-    def close_forwards(self, owner: int) -> None: ...
 
 
 class Askable(Protocol):
@@ -44,10 +36,10 @@ class Askable(Protocol):
     """The stack's life: whether it is open, and what it failed with.  For parts of the library."""
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
-        """Have the stack do one of its operations, see `UserStack.ask`.
+        """Have the stack do an operation, see `UserStack.ask`.
 
         Args:
-            operation: The operation: of this name, whatever object it is of.
+            operation: A method that is marked as one, see `netns_kit.operations`.
             arguments: What it is called with.
 
         Cancellation: The operation may have been done.
@@ -87,7 +79,7 @@ class Forwarder(Openable):
     async def _close(self) -> None:
         # a stack that has ended has closed them itself
         with anyio.move_on_after(CLOSING_SECONDS, shield=True), suppress(NetnsKitError):
-            await self._stack.ask(Operations.close_forwards, self._number)
+            await self._stack.ask(Forwards.remove_all, self._number)
 
     async def add(self, *specs: str | PortForward) -> tuple[PortForward, ...]:
         """Listen on ports, and return one forward for each; a range has several.  Either all listen or none.
@@ -115,10 +107,10 @@ class Forwarder(Openable):
         added: list[PortForward] = []
         try:
             for start in range(0, len(forwards), AT_ONCE):
-                added += await self._ask(Operations.add_forwards, tuple(forwards[start : start + AT_ONCE]))
+                added += await self._ask(Forwards.add, tuple(forwards[start : start + AT_ONCE]))
         except Exception:
             for forward in added:
-                await self._ask(Operations.remove_forward, forward)
+                await self._ask(Forwards.remove, forward)
             raise
         return tuple(added)
 
@@ -137,7 +129,7 @@ class Forwarder(Openable):
         """
         fix = "give what `add` returned, or one of `list`"
         arguments.instance("forward", forward, PortForward, "a PortForward", fix)
-        if not await self._ask(Operations.remove_forward, forward):
+        if not await self._ask(Forwards.remove, forward):
             raise NotFound(f"there is no forward {forward}", fix=fix)
 
     async def list(self) -> tuple[PortForward, ...]:
@@ -148,7 +140,7 @@ class Forwarder(Openable):
 
         Cancellation: Nothing is changed.
         """
-        return await self._ask(Operations.forwards)
+        return await self._ask(Forwards.list)
 
     async def _ask(self, operation: Callable[..., T], *arguments: object) -> T:
         with self.supervisor.guarding():

@@ -23,11 +23,12 @@ from netns_kit.frozen import replace
 from netns_kit.gateway.engine import IN
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.relay import UdpRelay
-from netns_kit.gateway.relay.sockets import Ancillary, family_of
 from netns_kit.host import diagnosis
 from netns_kit.host.abi import IP_PKTINFO
+from netns_kit.operations import operation
 from netns_kit.stack import UdpFlow
 from netns_kit.stack.wire.ip import is_link_local
+from netns_kit.uplink.sockets import Ancillary, family_of
 from netns_kit.uplink.uplink import Endpoint, Way
 
 from .ports import PortForward
@@ -43,11 +44,68 @@ _PKTINFO = {  # answers leave from the address that was asked (ip(7), IP_PKTINFO
 _PKTINFO_MESSAGES = frozenset({(socket.IPPROTO_IP, IP_PKTINFO), (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO)})
 
 
+class Forwards:
+    """The listening ports of one stack, each with the owner who has asked for it."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._listeners: dict[tuple[int, PortForward], Listener] = {}
+
+    @operation()
+    def add(self, owner: int, forwards: tuple[PortForward, ...]) -> tuple[PortForward, ...]:
+        """Listen on all of these, or on none.  Return what is listening, with the ports that the kernel has chosen.
+
+        Raises:
+            PortInUseError, AddressError, OSError: A port that cannot be had.
+        """
+        made: list[Listener] = []
+        try:
+            for forward in forwards:
+                kind = TcpListener if forward.protocol == "tcp" else UdpListener
+                made.append(kind(self._gateway, forward))
+        except BaseException:
+            for listener in made:
+                listener.close()
+            raise
+        self._listeners |= {(owner, listener.forward): listener for listener in made}
+        return tuple(listener.forward for listener in made)
+
+    @operation()
+    def remove(self, owner: int, forward: PortForward) -> bool:
+        """Stop listening.  Return whether the owner had a listener like that."""
+        listener = self._listeners.pop((owner, forward), None)
+        if listener is not None:
+            listener.close()
+        return listener is not None
+
+    @operation()
+    def list(self, owner: int) -> tuple[PortForward, ...]:
+        """Return what listens for this owner, oldest first."""
+        return tuple(forward for whose, forward in self._listeners if whose == owner)
+
+    @operation()
+    def remove_all(self, owner: int) -> None:
+        """Stop all listening for this owner."""
+        for forward in self.list(owner):
+            self.remove(owner, forward)
+
+    def close(self) -> None:
+        """Stop all listening."""
+        while self._listeners:
+            self._listeners.popitem()[1].close()
+
+
 class Listener:
-    """One host port, listening.  Made and used on the engine's thread."""
+    """One host port that listens.  It is made and used on the engine's thread."""
 
     def __init__(self, gateway: Gateway, forward: PortForward) -> None:
-        """Raises `PortInUseError`, `AddressError` or OSError; nothing is left bound then."""
+        """Listen as `forward` says.
+
+        Raises:
+            PortInUseError: another socket has the port.
+            AddressError: the address is none of the host's, or none that the namespace may have.
+            OSError: as the host's kernel says; nothing is left bound then.
+        """
         self._gateway = gateway
         self._engine = gateway.engine
         subnet, guest = gateway.subnet, forward.guest
@@ -69,11 +127,11 @@ class Listener:
         return _listen(forward)
 
     def _guest(self) -> Address:
-        """The address inside that it leads to."""
+        """Return the address inside that the port leads to."""
         return self.forward.guest or self._gateway.guest(self._local)
 
     def _key(self, address: str, port: int) -> bytes:
-        """The flow's name on the guest's side, for a client of that address and port."""
+        """Return the key of the flow, on the guest's side, of a client with that address and port."""
         local, client = self._local, ip_address(address)
         guest = self._guest()
         source: Address = local.gateway
@@ -89,7 +147,7 @@ class Listener:
 
 
 class TcpListener(Listener):
-    """Accepts, and connects to the guest.  Closed, it leaves the connections it has made alone."""
+    """A TCP port.  When it is closed, the connections that it has made go on."""
 
     def __init__(self, gateway: Gateway, forward: PortForward) -> None:
         self.timer_at = self.timer_entry = math.inf
@@ -107,7 +165,7 @@ class TcpListener(Listener):
         for at in range(ACCEPTS_PER_STEP):
             if at and self._engine.is_late:
                 return
-            if not self._gateway.make_room():
+            if not self._gateway.router.make_room():
                 self._pause()
                 return
             try:
@@ -120,19 +178,19 @@ class TcpListener(Listener):
                     return
                 continue  # that client has gone again
             sock.setblocking(False)
-            self._gateway.tcp_accepted(self._key(*client[:2]), sock)
+            self._gateway.router.tcp_accepted(self._key(*client[:2]), sock)
 
     def _pause(self) -> None:
         self._engine.modify(self._socket.fileno(), 0)
         self._engine.timers.arm(self, self._engine.now + PAUSE)
 
     def handle_timer(self, now: float) -> None:
-        """The pause is over."""
+        """Accept again: the pause is over."""
         self._engine.modify(self._socket.fileno(), IN)
 
 
 class UdpListener(Listener):
-    """Hands datagrams to the guest, and its answers back.  Closed, its flows end."""
+    """A UDP port.  When it is closed, its flows end."""
 
     def __init__(self, gateway: Gateway, forward: PortForward) -> None:
         super().__init__(gateway, forward)
@@ -140,12 +198,12 @@ class UdpListener(Listener):
         self._relay = UdpRelay(
             self._engine,
             self._socket,
-            gateway.inbox,
-            gateway.outbox,
+            gateway.router.inbox,
+            gateway.router.outbox,
             unsolicited=self._open,
             idle=lambda _: None,
         )
-        self._published = gateway.published.setdefault(forward.guest_port.to_bytes(2, "big"), [])
+        self._published = gateway.router.published.setdefault(forward.guest_port.to_bytes(2, "big"), [])
         self._published.append(self)
 
     def close(self) -> None:
@@ -156,7 +214,7 @@ class UdpListener(Listener):
         try:
             return _listen(forward)
         except PortInUseError:  # perhaps the guest has it, since it has sent from the same port
-            if not self._gateway.leave_udp_port(forward.host_port):
+            if not self._gateway.router.leave_udp_port(forward.host_port):
                 raise
             return _listen(forward)
 
@@ -175,7 +233,7 @@ class UdpListener(Listener):
     def _open(self, relay: UdpRelay, client: tuple[str, int], ancillary: Ancillary) -> None:
         stack = self._gateway.stack
         try:
-            key = self._gateway.free_key(self._key(*client), stack.udp)
+            key = self._gateway.router.free_key(self._key(*client), stack.udp)
         except KeyError:
             stack.dropped["udp-ports"] += 1
             return
@@ -184,7 +242,7 @@ class UdpListener(Listener):
 
 
 def _told(way: Way, family: int) -> Ancillary:
-    """What a datagram that goes this way is told."""
+    """Return the ancillary data of a datagram that goes this way."""
     if way == (None, 0):
         return []
     if family == socket.AF_INET:

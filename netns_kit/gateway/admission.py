@@ -29,7 +29,9 @@ CLOSED_FOR_ONE = 64  # flows that may be closed for one descriptor
 class Admission:
     """The claim of one gateway on descriptors of the process.
 
-    `give_up` is called on the engine's thread when another gateway is owed a descriptor: it closes a flow.
+    Args:
+        engine: the engine whose descriptors are the gateway's.
+        give_up: closes a flow; called on the engine's thread when another gateway is owed a descriptor.
     """
 
     _members: ClassVar[list[Admission]] = []  # of the process, whose descriptors they share
@@ -52,7 +54,8 @@ class Admission:
     def admit(self, make_room: Callable[[], bool]) -> bool:
         """Return whether there is a descriptor for one more flow.
 
-        `make_room` is called if there is none: it closes a flow of this gateway and returns True, or returns False.
+        Args:
+            make_room: closes a flow of this gateway and returns True, or returns False; called if there is none.
         """
         if not self._met and self._engine.newest + 1 < self.most:
             return True
@@ -72,7 +75,7 @@ class Admission:
         return False
 
     def _is_owed_one(self, free: int) -> bool:
-        """Whether another gateway has been asked for a descriptor, since this one has less than its share."""
+        """Ask the richest gateway for a descriptor, if this one has less than its share.  Return whether it did."""
         with self._lock:
             members = list(self._members)
         share = sum(each._engine.descriptors for each in members) // len(members)
@@ -86,8 +89,11 @@ class Admission:
 
 
 def lowest_free(fd: int) -> int:
-    """Return the number that the next descriptor of this process will have, or the limit if it will have none.  `fd`
-    is any that is open."""
+    """Return the number that the next descriptor of this process will have; the limit, if there is none left.
+
+    Args:
+        fd: any descriptor that is open.
+    """
     try:
         number = fcntl(fd, F_DUPFD_CLOEXEC, 0)
     except OSError:  # EMFILE: not one is free
@@ -97,6 +103,6 @@ def lowest_free(fd: int) -> int:
 
 
 def most_descriptors() -> int:
-    """How many descriptors the process may have before flows are refused."""
+    """Return how many descriptors the process may have before flows are refused."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(soft - RESERVE, soft // 2)

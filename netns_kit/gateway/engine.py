@@ -50,7 +50,7 @@ Handler = Callable[[int], None]
 
 
 def is_waitable(fd: int) -> bool:
-    """Whether the kernel tells of `fd` when something happens there: of a file or a directory it does not."""
+    """Return whether the kernel reports events of `fd`; of files and directories it reports none."""
     with select.epoll() as poll:
         try:
             poll.register(fd, 0)
@@ -59,10 +59,10 @@ def is_waitable(fd: int) -> bool:
     return True
 
 
-class Appetite:
-    """How much to take of a level-triggered descriptor at once: little, but more while it has more at each step.
+class ReadBudget:
+    """A bound on reads from a level-triggered descriptor in one step.  It doubles while every step finds more.
 
-    To find a descriptor empty costs as much as to read a small frame, and the next poll tells for nothing.
+    A read that finds nothing costs as much as a small frame, and the next poll tells the same for nothing.
     """
 
     __slots__ = ("_engine", "_size", "_step")
@@ -72,21 +72,30 @@ class Appetite:
         self._size, self._step = 1, NEVER  # how much last, and in which step
 
     def size(self, most: int) -> int:
-        """For this step, `most` at most."""
+        """Return the number of reads for this step, `most` at most."""
         step = self._engine.steps
-        self._size = min(2 * self._size, most) if step <= self._step + self._engine.around else 1
-        self._step = step
-        return self._size
+        size = 1
+        if step <= self._step + self._engine.around:
+            size = 2 * self._size
+            size = min(size, most)
+        self._size, self._step = size, step
+        return size
 
-    def is_sated(self) -> None:
-        """There was no more."""
+    def exhausted(self) -> None:
+        """Begin again with one read: there was no more."""
         self._step = NEVER
 
 
 class Engine:
-    """`now` is the time of the current step, for handlers to use.  It starts at 0 and never goes back.
+    """One epoll descriptor, one heap of timers, and the handlers of both.
 
-    `clock` is the driver's, by which a step is late.  Without one, no step is.
+    Attributes:
+        now: the time of the current step, for handlers to use.  It starts at 0 and never goes back.
+        clock: the driver's clock, by which a step is late.  Without one, no step is.
+        steps: the number of steps so far.
+        newest: the number of the last descriptor that was added.
+        around: the steps until every descriptor has had its turn.
+        after_step: functions called at the end of every step.
     """
 
     _open: ClassVar[list[Engine]] = []  # of the process
@@ -113,21 +122,21 @@ class Engine:
 
     @property
     def descriptors(self) -> int:
-        """How many are registered."""
+        """Number of descriptors that are registered."""
         return len(self._handlers)
 
     def fileno(self) -> int:
-        """Readable when `step` has something to do."""
+        """Return the epoll descriptor, which is readable when `step` has something to do."""
         return self._epoll.fileno()
 
     @property
     def deadline(self) -> float:
-        """When `step` is wanted even if nothing is readable; minus infinity: at once."""
+        """Time at which `step` is wanted even if nothing is readable; minus infinity: at once."""
         return -math.inf if self._again else self.timers.deadline
 
     @property
     def is_late(self) -> bool:
-        """Whether the step has used up its time."""
+        """True when the step has used up its time."""
         return self.clock() > self.now + BUDGET
 
     def add(self, fd: int, handler: Handler, events: int) -> None:
@@ -145,7 +154,7 @@ class Engine:
         self._handlers[fd] = handler
 
     def remove(self, fd: int) -> None:
-        """Before `fd` is closed.  Events of it that are already under way are dropped."""
+        """Forget `fd`, before it is closed.  Events of it that are already under way are dropped."""
         del self._handlers[fd]
         self.around = 1 + len(self._handlers) // EVENTS_PER_STEP
         self._removed.add(fd)
@@ -156,7 +165,7 @@ class Engine:
         self._again.append(callback)
 
     def call(self, callback: Callable[[], None]) -> None:
-        """Run `callback` in the next step.  From any thread; it must not raise.  A closed engine forgets it."""
+        """Call `callback`, which must not raise, in the next step.  Any thread may ask; a closed engine forgets."""
         with self._calling:
             if not self._epoll.closed:
                 self._calls.append(callback)
@@ -167,12 +176,11 @@ class Engine:
         self.dispatch(self.poll(0), now)
 
     def poll(self, timeout: float) -> list[tuple[int, int]]:
-        """Wait up to `timeout` seconds for something to be ready.  The blocking half of a step."""
+        """Wait up to `timeout` seconds for events and return them: the half of a step that blocks."""
         return self._epoll.poll(timeout, EVENTS_PER_STEP)
 
     def dispatch(self, events: list[tuple[int, int]], now: float) -> None:
-        """The other half: sockets and frames, then what was left over, then timers, then what waited for
-        the end of the step."""
+        """Handle `events`, then what earlier steps have left over, then timers, then the end of the step."""
         self.now = now
         self.steps += 1
         leftover = len(self._again)
@@ -182,7 +190,8 @@ class Engine:
         for fd, ready in events:
             if fd not in removed:
                 handlers[fd](ready)
-        for _ in range(leftover):
+        while leftover:
+            leftover -= 1
             self._again.popleft()()
         if self.timers.deadline <= now:
             self.timers.expire(now)
@@ -190,7 +199,7 @@ class Engine:
             callback()
 
     def close(self) -> None:
-        """Close the engine's own descriptors and forget what waits.  Again is fine.  Nothing may drive it now."""
+        """Close the engine's own descriptors; nothing may drive it any more.  Calling it again is fine."""
         with self._calling:
             if self._epoll.closed:
                 return
@@ -202,7 +211,7 @@ class Engine:
 
     @classmethod
     def leave_to_parent(cls) -> None:
-        """In the child of a fork: have no copy of what the engines of the parent have."""
+        """Give up, in the child of a fork, the copies of all descriptors that engines of the parent have."""
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for engine in cls._open:
             for fd in (engine.fileno(), *engine._handlers):

@@ -1,7 +1,8 @@
-"""Leasing: the DHCP servers of a subnet, as services of its stack.
+"""Leasing: the DHCP servers of a subnet, as endpoints of its gateway.
 
-The servers are pure and know no stack; the stack asks a service and knows no DHCP.  Here they meet, and here people's
-questions about leases are answered.  Where a subnet has no server, because nobody wants one, it has no leases.
+The servers are pure and know no stack; the stack asks a link service and knows no DHCP.  Here they meet, and here
+people's questions about leases are answered.  Where a subnet has no server, because nobody wants one, there are no
+leases.
 """
 
 from __future__ import annotations
@@ -13,12 +14,19 @@ from netns_kit.dhcp import Dhcp6Server, DhcpServer, DhcpSettings, Lease, StaticL
 from netns_kit.dhcp.server import SERVER_PORT
 from netns_kit.dhcp.server6 import SERVER_PORT as SERVER_PORT6
 from netns_kit.errors import AddressError
-from netns_kit.stack import Stack
+from netns_kit.operations import operation
+from netns_kit.stack import LinkDatagram, Stack
 from netns_kit.subnet import LINK_LOCAL, Subnet, Subnet6
+
+from .endpoints import Endpoints
 
 
 def check(settings: DhcpSettings | None, subnet: Subnet) -> None:
-    """Raises `AddressError` if the settings do not fit the subnet."""
+    """Check that settings fit their subnet.
+
+    Raises:
+        AddressError: an address of theirs lies outside, or is taken by the gateway.
+    """
     for static in () if settings is None else settings.static:
         _check_static(static, subnet)
     for network, router in () if settings is None else settings.routes:
@@ -36,14 +44,38 @@ def _check_static(static: StaticLease, subnet: Subnet) -> None:
     check_static(static, networks, ours)
 
 
-class Leasing:
-    """Has `stack` give leases of `subnet` as `settings` say, which `check` has passed; None: it gives none."""
+class _DhcpEndpoint:
+    """A DHCP server as a `LinkService`."""
 
-    def __init__(self, stack: Stack, subnet: Subnet, settings: DhcpSettings | None) -> None:
+    def __init__(self, stack: Stack, server: DhcpServer | Dhcp6Server, port: int) -> None:
+        self._stack, self._server, self._port = stack, server, port
+
+    def datagram(self, asked: LinkDatagram, now: float) -> bool:
+        payload, source, source_port, destination, _, mac = asked
+        for reply in self._server.answer(payload, source, source_port, mac, destination, now):
+            self._stack.send_datagram(
+                LinkDatagram(
+                    reply.payload, reply.source, self._port, reply.destination, reply.port, reply.mac
+                )
+            )
+        return True
+
+
+class Leasing:
+    """The leases of a subnet.
+
+    Args:
+        endpoints: where the servers are registered.
+        settings: as `check` has passed them; None: there are no servers.
+    """
+
+    def __init__(
+        self, stack: Stack, endpoints: Endpoints, subnet: Subnet, settings: DhcpSettings | None
+    ) -> None:
         self._subnet = subnet
         self._servers: dict[int, DhcpServer | Dhcp6Server] = {}  # by the version of IP
         if settings is not None:
-            self._servers[4] = stack.services[SERVER_PORT] = DhcpServer(
+            self._servers[4] = server = DhcpServer(
                 settings,
                 address=subnet.gateway,
                 network=subnet.network,
@@ -51,8 +83,9 @@ class Leasing:
                 dns=subnet.dns,
                 mtu=stack.link.mtu,
             )
+            endpoints.serve_link(SERVER_PORT, _DhcpEndpoint(stack, server, SERVER_PORT))
         if settings is not None and subnet.ipv6 is not None:
-            self._servers[6] = stack.services[SERVER_PORT6] = Dhcp6Server(
+            self._servers[6] = server6 = Dhcp6Server(
                 settings,
                 address=LINK_LOCAL,
                 mac=stack.link.mac,
@@ -60,13 +93,20 @@ class Leasing:
                 pool=subnet.ipv6.pool,
                 dns=subnet.ipv6.dns,
             )
+            endpoints.serve_link(SERVER_PORT6, _DhcpEndpoint(stack, server6, SERVER_PORT6))
 
+    @operation()
     def leases(self, now: float) -> tuple[Lease, ...]:
-        """Of both families."""
+        """Return the leases of both families."""
         return tuple(lease for server in self._servers.values() for lease in server.leases.list(now))
 
+    @operation()
     def reserve(self, static: StaticLease) -> None:
-        """Keep an address for a client from now on.  Raises `AddressError`."""
+        """Keep an address for a client from now on.
+
+        Raises:
+            AddressError: no server has that address to give.
+        """
         server = self._servers.get(static.address.version)
         if server is None:
             expected = "expected an address of a family with a DHCP server"
@@ -74,21 +114,25 @@ class Leasing:
         _check_static(static, self._subnet)
         server.leases.reserve(static)
 
+    @operation()
     def revoke(self, address: Address, now: float) -> bool:
-        """See `Leases.revoke`."""
+        """Take a lease away, see `Leases.revoke`.  Return whether there was one."""
         server = self._servers.get(address.version)
         return server is not None and server.leases.revoke(address, now)
 
     def guest(self, network: Subnet | Subnet6, mac: bytes | None, now: float) -> Address:
-        """The namespace's address in one of the networks: the one its interface of that link address was leased last,
-        if any, or any client if that is not known; else the configured one."""
+        """Return the namespace's address in one of the networks.
+
+        That is the one leased last by the interface of that link address, or by anybody if `mac` is None; where there
+        is no lease, the configured one.
+        """
         configured = network.guest
         server = self._servers.get(configured.version)
         leased = None if server is None else server.leases.newest(now, mac)
         return configured if leased is None else leased
 
     def stats(self) -> dict[str, int]:
-        """Counters of the servers, by name."""
+        """Return the counters of the servers, by name."""
         return {
             f"dhcp{'' if version == 4 else version}_{name}": count
             for version, server in self._servers.items()

@@ -1,4 +1,4 @@
-"""Peers: the sockets between the workers that share a namespace.
+"""WorkerLinks: the sockets between the workers that share a namespace.
 
 Each worker has an inbox, one end of a SOCK_SEQPACKET pair, and the other end of everybody else's.  A message is a
 byte that says how often it was handed over, and a frame as the tap gives it; or such a byte, the name of a flow, and
@@ -17,10 +17,13 @@ _ROOM = 8 << 20  # bytes of an inbox: less, where wmem_max says so
 _RIGHTS = socket.CMSG_SPACE(4)
 
 
-class Peers:
-    """Of worker number `index`.  `inbox` is its own, `outboxes` lead to all, itself included.
+class WorkerLinks:
+    """The links of one worker to the others.
 
-    `hops` is how often the frame read last was handed over, see `netns_kit.stack.Steering`.
+    Args:
+        index: the number of this worker.
+        inbox: its own socket, where the others send.
+        outboxes: the sockets that lead to all workers, itself included.
     """
 
     def __init__(self, index: int, inbox: socket.socket, outboxes: tuple[socket.socket, ...]) -> None:
@@ -33,22 +36,27 @@ class Peers:
 
     @property
     def hops(self) -> int:
+        """How often the frame read last was handed over, see `netns_kit.stack.Steering`."""
         return self._hops[0]
 
     def stats(self) -> dict[str, int]:
-        """Messages since the beginning."""
+        """Return the numbers of messages since the beginning, by name."""
         return {"handed_over": self.handed_over, "handed_over_lost": self.lost}
 
     def fileno(self) -> int:
-        """The inbox's."""
+        """Return the descriptor to poll for incoming messages."""
         return self._inbox.fileno()
 
+    def filenos(self) -> list[int]:
+        """Return the descriptors of all its sockets."""
+        return [each.fileno() for each in (self._inbox, *self._outboxes)]
+
     def hand_over(self, number: int, hops: int, frame: memoryview) -> None:
-        """A frame, to worker `number`."""
+        """Hand a frame to worker `number`."""
         self._send(number, hops, frame, [])
 
     def hand_over_connection(self, number: int, key: bytes, accepted: socket.socket) -> None:
-        """A connection, to worker `number`: closed here; reset, if its inbox is full."""
+        """Hand a connection to worker `number` and close it here.  Where the inbox is full, the peer gets a reset."""
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [accepted.fileno()]))
         self._send(number, 0, key, [rights])
         accepted.close()
@@ -67,7 +75,10 @@ class Peers:
             self.lost += 1
 
     def read_into(self, buffer: memoryview, accepted: Callable[[bytes, socket.socket], object]) -> int | None:
-        """The next frame's length, or None if there is none; 0 for a connection, which `accepted` has had."""
+        """Read the next frame into `buffer` and return its length; None if nothing waits.
+
+        A connection goes to `accepted`, with the name of its flow, and counts as a frame of length 0.
+        """
         try:
             size, ancillary, _, _ = self._inbox.recvmsg_into(
                 [self._hops, buffer], _RIGHTS, socket.MSG_CMSG_CLOEXEC
@@ -81,12 +92,13 @@ class Peers:
         return size - 1
 
 
-def pairs(count: int, stack: ExitStack) -> tuple[list[socket.socket], list[socket.socket]]:
-    """Inboxes and outboxes for so many workers, closed by `stack`."""
+def connect(count: int, stack: ExitStack) -> list[WorkerLinks]:
+    """Return the links of so many workers, each with sockets to all of them, which `stack` closes."""
     made = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(count)]
     for ends in made:
         ends[1].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ROOM)
         for end in ends:
             end.setblocking(False)
             stack.callback(end.close)
-    return [inbox for inbox, _ in made], [outbox for _, outbox in made]
+    outboxes = tuple(outbox for _, outbox in made)
+    return [WorkerLinks(index, inbox, outboxes) for index, (inbox, _) in enumerate(made)]

@@ -1,9 +1,9 @@
-"""Diagnosis of what this host refuses: from an errno and what the host says of itself to an exception with the cause.
+"""Diagnosis: from a failed call and the state of the host to the exception that names the cause.
 
-The library makes its exceptions here where it fails, and so does `doctor`, which tries everything; so both say the
-same.  An errno alone seldom tells: EPERM of unshare(2) may come from a sysctl, a security module, a seccomp filter or
-a chroot.  The questions, in that order: does the kernel have it; is a bound reached; does a filter judge the call
-before the kernel does; is there a switch, and is it off; does a security module confine the process.  A knob is named
+The library makes its exceptions here where it fails, and `doctor`, which tries everything, makes the same ones.  An
+errno alone seldom tells the cause: EPERM of unshare(2) may come from a sysctl, a security module, a seccomp filter or
+a chroot.  The questions are, in this order: does the kernel have it; is a bound reached; does a filter judge the call
+before the kernel does; is there a switch that is off; does a security module confine the caller.  A knob is named
 only if it is set against the caller.
 """
 
@@ -44,7 +44,7 @@ _BOUNDS = {
 PID_STEPS = frozenset({"unshare pids", "unshare mounts", "mount proc"})
 _IPV6_OFF = ("net.ipv6.conf.all.disable_ipv6", "net.ipv6.conf.lo.disable_ipv6")
 KNOBS = (*_BOUNDS.values(), CLONE, APPARMOR, PORT_START, PING_GROUPS, TCP_RECEIVE, TCP_SEND, *_IPV6_OFF)
-"""The sysctls that have a say."""
+"""The sysctls that can decide."""
 
 TUN = "/dev/net/tun"
 SECCOMP, LABEL = "Seccomp in /proc/self/status", "/proc/self/attr/current"
@@ -56,13 +56,7 @@ _FREE = frozenset({"", "unconfined", "kernel"})
 
 
 class Host(NamedTuple):
-    """A host, as the calling thread and its namespaces see it.
-
-    `settings` are the values of those of the `KNOBS` that the kernel has.  `release` is the kernel's.  `seccomp`: a
-    filter judges system calls.  `no_new_privs`: setuid programs have no effect (prctl(2)).  `label` is the profile
-    of a security module, "unconfined" or empty if none confines the process.  `chrooted`: the root directory is known
-    not to be that of the mount namespace.  `gid` is the effective group.
-    """
+    """The state of a host, as far as it decides what the calling thread may do."""
 
     settings: Mapping[str, str] = MappingProxyType({})
     """Values of those of the `KNOBS` that the kernel has."""
@@ -81,7 +75,7 @@ class Host(NamedTuple):
 
     @classmethod
     def here(cls) -> Host:
-        """Return this host, as the calling thread sees it."""
+        """Return the state of this host, as the calling thread sees it."""
         settings = {}
         for name in KNOBS:
             try:
@@ -101,10 +95,10 @@ class Host(NamedTuple):
         )
 
     def number(self, name: str) -> int | None:
-        """Return the value of a sysctl that is one number, or None.
+        """Return the value of a sysctl that is one number, None if there is none.
 
         Args:
-            name: Its name.
+            name: The sysctl's name, with dots.
         """
         try:
             return int(self.settings[name])
@@ -115,9 +109,9 @@ class Host(NamedTuple):
 def user_namespace(
     number: int, step: str, host: Host | None = None, *, filtered: bool | None = None
 ) -> UserNamespaceDenied:
-    """Return why a step failed with the errno `number`.
+    """Explain why a step of making a namespace failed with the errno `number`.
 
-    `step` is "unshare user", "map", "unshare net", "loopback", or "mount" in there.  `filtered`: whether a seccomp
+    `step` is "unshare user", "map", "unshare net", "loopback", or "mount" inside.  `filtered`: whether a seccomp
     filter denies it, if that is known.
     """
     host = host or Host.here()
@@ -149,7 +143,7 @@ _CALLS = {
 def pid_namespace(
     number: int, step: str, host: Host | None = None, *, filtered: bool = False
 ) -> FeatureUnavailable:
-    """Return why commands get no PID namespace: `step`, one of `PID_STEPS`, failed with the errno `number`."""
+    """Explain why commands get no PID namespace: a step of `PID_STEPS` failed with the errno `number`."""
     host = host or Host.here()
     cause = f"no PID namespace: {step}: {os.strerror(number)}"
     way_out = '; or do without it: pids="host"'
@@ -168,7 +162,7 @@ def pid_namespace(
 
 
 def _policy(host: Host, calls: str | None, *, filtered: bool | None = None) -> tuple[str | None, object, str]:
-    """Return knob, value and fix, where a permission was denied and no sysctl has done it."""
+    """Return knob, value and fix of a denied permission that no sysctl explains."""
     by_filter = SECCOMP, 2, f"allow {calls} in the seccomp profile of the container or service"
     if filtered or (filtered is None and calls and host.seccomp):
         return by_filter
@@ -182,7 +176,7 @@ def _policy(host: Host, calls: str | None, *, filtered: bool | None = None) -> t
 
 
 def id_ranges(program: str, said: str, place: str | None, host: Host | None = None) -> IdMapError:
-    """Return why newuidmap or newgidmap, found at `place`, has mapped nothing, but has `said` something."""
+    """Explain why newuidmap or newgidmap, found at `place`, has mapped nothing and written `said`."""
     host = host or Host.here()
     kind = program[3:6]
     if host.no_new_privs:
@@ -195,7 +189,7 @@ def id_ranges(program: str, said: str, place: str | None, host: Host | None = No
 
 
 def _lacks(program: str) -> str | None:
-    """Return what is visibly wrong with a program that needs privileges, or None."""
+    """Return what keeps a program from having privileges, None if nothing is seen."""
     try:
         status = os.stat(program)
         if os.statvfs(program).f_flag & os.ST_NOSUID:
@@ -210,7 +204,7 @@ def _lacks(program: str) -> str | None:
 
 
 def tun(error: OSError, name: str) -> TunUnavailable:
-    """Return why the tap `name` cannot be opened: `error.filename` tells the node from the device."""
+    """Explain why a tap cannot be opened; `error.filename` tells the device node from the device."""
     number = error.errno or errno.ENODEV
     cause = f"tap {name}: {error.filename or TUN}: {error.strerror}"
     if number == errno.ENOTTY or (number in DENIED and _is_file(TUN)):
@@ -236,7 +230,7 @@ def tun(error: OSError, name: str) -> TunUnavailable:
 
 
 def _closed_node(number: int) -> tuple[str, str, str]:
-    """Return knob, value and fix, where /dev/net/tun exists, but not for this process."""
+    """Return knob, value and fix if /dev/net/tun exists but the caller may not open it."""
     mode = _mode(TUN)
     if number == errno.EPERM:
         return TUN, "denied", "allow the device in the container's cgroup: --device /dev/net/tun"
@@ -248,7 +242,7 @@ def _closed_node(number: int) -> tuple[str, str, str]:
 
 
 def privileged_port(port: int, where: str, start: object) -> PrivilegedPortError:
-    """Return the error of a port that takes privilege to listen on; `start` is the first that takes none."""
+    """Explain that listening on `port` needs a privilege; `start` is the first port that does not."""
     return PrivilegedPortError(
         f"cannot listen on port {port} {where}",
         PORT_START,
@@ -259,7 +253,7 @@ def privileged_port(port: int, where: str, start: object) -> PrivilegedPortError
 
 
 def ping(number: int, host: Host | None = None) -> PingNotPermitted:
-    """Return why neither a ping socket nor a raw one could be opened."""
+    """Explain why neither a ping socket nor a raw one could be opened."""
     host = host or Host.here()
     cause = f"ping is not permitted: {os.strerror(number)}"
     value = host.settings.get(PING_GROUPS)
@@ -276,7 +270,7 @@ def ping(number: int, host: Host | None = None) -> PingNotPermitted:
 
 
 def ipv6(number: int, settings: Mapping[str, str]) -> FeatureUnavailable:
-    """Return why there is no IPv6 socket, or no address; `settings` are those of the network namespace."""
+    """Explain why an IPv6 socket or address failed; `settings` are the network namespace's sysctls."""
     cause = f"no IPv6: {os.strerror(number)}"
     if number in _NO_IPV6:
         fix = "boot without ipv6.disable=1, with a kernel that has CONFIG_IPV6"
@@ -291,7 +285,7 @@ def ipv6(number: int, settings: Mapping[str, str]) -> FeatureUnavailable:
 def feature(
     what: str, error: OSError, since: str, calls: str | None = None, host: Host | None = None
 ) -> FeatureUnavailable:
-    """Return why `what` does not work: Linux has it from version `since` on, and `calls` are made for it."""
+    """Explain why `what` does not work, which Linux has since version `since` and which needs `calls`."""
     host = host or Host.here()
     number = error.errno or errno.ENOSYS
     place = f": {error.filename}" if error.filename else ""
@@ -305,7 +299,7 @@ def feature(
 
 
 def layer(name: str, reason: str | None) -> SandboxUnavailable:
-    """Return why a worker has not a layer of its sandbox; `reason` is what `sandbox.enter` says."""
+    """Explain why a worker lacks a layer of its sandbox; `reason` comes from `sandbox.enter`."""
     fixes = {
         ("landlock", "unsupported"): "Linux 5.13 or newer, with CONFIG_SECURITY_LANDLOCK",
         ("landlock", "disabled"): "add landlock to lsm= on the kernel's command line",

@@ -32,6 +32,7 @@ from typing import Any, Literal, TypeVar, get_args
 import anyio
 import anyio.abc
 import anyio.to_thread
+from typing_extensions import Unpack
 
 from netns_kit import arguments
 from netns_kit.arguments import AddressLike
@@ -49,7 +50,7 @@ from netns_kit.host.abi import NETLINK_ROUTE, RT_TABLE_MAIN, TUN_MAJOR, TUN_MINO
 
 from .agent_client import AgentProcess, Conversation, Done, Start
 from .background import Openable, Supervisor
-from .process import Command, CommandFailed, Process, StandardStream, Word, open_process
+from .process import Command, CommandFailed, CommandOptions, Process, open_process
 from .watch import Watch
 
 __all__ = ["Interface", "InterfaceAddress", "Namespace", "OpenedTap", "Route"]
@@ -312,23 +313,18 @@ class Namespace(Openable):
             finally:
                 conversation.close()
 
+    @arguments.spelled_out(open_process, stdin=None)
     async def run(
         self,
         command: Command,
         *,
         input: bytes | None = None,
-        stdin: StandardStream = None,
-        stdout: StandardStream = PIPE,
-        stderr: StandardStream = PIPE,
         check: bool = True,
-        cwd: Word | None = None,
-        env: Mapping[str, str] | None = None,
-        start_new_session: bool = False,
-        foreground: bool = False,
-        pass_fds: Sequence[int] = (),
-        files: Mapping[str, str | bytes] | None = None,
+        **options: Unpack[CommandOptions],
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a command to its end, as `anyio.run_process` does.
+
+        The keyword arguments are `RunOptions`.
 
         In a PID namespace of its own (`pids`) the command has a session of its own too, so that /dev/tty is not the
         caller's terminal.  A command that is given the caller's controlling terminal as a standard stream is in the
@@ -364,20 +360,11 @@ class Namespace(Openable):
         fix = "encode it: input=text.encode()" if isinstance(given, str) else None
         arguments.instance("input", given, (bytes, bytearray, memoryview, NoneType), "bytes, or None", fix)
         arguments.boolean("check", check)
+        stdin = options.get("stdin")
         if input is not None and stdin is not None:
             raise ArgumentError("expected None where input is given", "stdin", arguments.shown(stdin))
-        process = await self.popen(
-            command,
-            stdin=stdin if input is None else PIPE,
-            stdout=stdout,
-            stderr=stderr,
-            cwd=cwd,
-            env=env,
-            start_new_session=start_new_session,
-            foreground=foreground,
-            pass_fds=pass_fds,
-            files=files,
-        )
+        options["stdin"] = stdin if input is None else PIPE
+        process = await self.popen(command, **options)
         output: list[bytes | None] = [None, None]
 
         async def feed(stream: anyio.abc.ByteSendStream) -> None:
@@ -400,20 +387,8 @@ class Namespace(Openable):
             raise CommandFailed(returncode, command, *output)
         return subprocess.CompletedProcess(command, returncode, *output)
 
-    async def popen(
-        self,
-        command: Command,
-        *,
-        stdin: StandardStream = PIPE,
-        stdout: StandardStream = PIPE,
-        stderr: StandardStream = PIPE,
-        cwd: Word | None = None,
-        env: Mapping[str, str] | None = None,
-        start_new_session: bool = False,
-        foreground: bool = False,
-        pass_fds: Sequence[int] = (),
-        files: Mapping[str, str | bytes] | None = None,
-    ) -> Process:
+    @arguments.spelled_out(open_process)
+    async def popen(self, command: Command, **options: Unpack[CommandOptions]) -> Process:
         """Start a command, as `anyio.open_process` does.  It has been executed when this returns.
 
         Close the Process, or use it in an `async with`: that kills the command if it still runs.
@@ -428,20 +403,7 @@ class Namespace(Openable):
             The command is killed.
         """
         with self.supervisor.guarding():
-            return await open_process(
-                self._converse,
-                self.supervisor,
-                command,
-                stdin=stdin,
-                stdout=stdout,
-                stderr=stderr,
-                cwd=cwd,
-                env=env,
-                start_new_session=start_new_session,
-                foreground=foreground,
-                pass_fds=pass_fds,
-                files=files,
-            )
+            return await open_process(self._converse, self.supervisor, command, **options)
 
     async def socket(self, family: int, type: int, proto: int = 0) -> socket.socket:
         """Return a non-blocking kernel socket of the namespace, which is the caller's to close.

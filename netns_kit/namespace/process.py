@@ -15,7 +15,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from signal import SIGKILL, SIGTERM, pidfd_send_signal
-from typing import IO, Any, Union
+from subprocess import PIPE
+from typing import IO, Any, TypedDict, Union
 
 import anyio
 import anyio.abc
@@ -34,9 +35,11 @@ from .background import Supervisor
 __all__ = [
     "Command",
     "CommandFailed",
+    "CommandOptions",
     "PipeReader",
     "PipeWriter",
     "Process",
+    "RunOptions",
     "StandardStream",
     "Word",
     "open_process",
@@ -48,6 +51,42 @@ Command = Union[Word, Sequence[Word]]  # noqa: UP007 - a string cannot be joined
 """A command's words, or a line for the shell."""
 StandardStream = Union[int, IO[Any], None]  # noqa: UP007 - the same
 """What a command has for a standard stream: PIPE, DEVNULL, STDOUT, a descriptor, a file; None: the caller's own."""
+
+
+class CommandOptions(TypedDict, total=False):
+    """The options of a command, as keyword arguments of `Namespace.popen` and `Network.popen`."""
+
+    stdin: StandardStream
+    """The standard input.  Default: PIPE; for `Namespace.run` the caller's own."""
+    stdout: StandardStream
+    """The standard output.  Default: PIPE."""
+    stderr: StandardStream
+    """The standard error.  Default: PIPE."""
+    cwd: Word | None
+    """The directory to start in.  Default: the caller's own."""
+    env: Mapping[str, str] | None
+    """The environment.  Default: the caller's own."""
+    start_new_session: bool
+    """True: the command has a session of its own, see setsid(2).  Default: False."""
+    foreground: bool
+    """True: the command is in the caller's session, in a process group of its own that has the terminal, which the
+    caller takes back.  Default: False."""
+    pass_fds: Sequence[int]
+    """Descriptors that the command inherits, under the numbers that they have here.  Default: none."""
+    files: Mapping[str, str | bytes] | None
+    """Absolute paths, and the content that the command reads there; nobody else sees it (docs/commands.md).
+    Default: none."""
+
+
+class RunOptions(CommandOptions, total=False):
+    """The options of a command that is run to its end, as keyword arguments of `Namespace.run` and `Network.run`."""
+
+    input: bytes | None
+    """Bytes to write to the standard input, which is then closed.  Default: nothing is written."""
+    check: bool
+    """True: another status than 0 raises `CommandFailed`.  Default: True."""
+
+
 PASSED_MAX = SCM_MAX_FD - 3  # beside the conversation, the current directory and a long request
 
 
@@ -348,15 +387,15 @@ async def open_process(
     supervisor: Supervisor,
     command: Command,
     *,
-    stdin: StandardStream,
-    stdout: StandardStream,
-    stderr: StandardStream,
-    cwd: Word | None,
-    env: Mapping[str, str] | None,
-    start_new_session: bool,
-    foreground: bool,
-    pass_fds: Sequence[int],
-    files: Mapping[str, str | bytes] | None,
+    stdin: StandardStream = PIPE,
+    stdout: StandardStream = PIPE,
+    stderr: StandardStream = PIPE,
+    cwd: Word | None = None,
+    env: Mapping[str, str] | None = None,
+    start_new_session: bool = False,
+    foreground: bool = False,
+    pass_fds: Sequence[int] = (),
+    files: Mapping[str, str | bytes] | None = None,
 ) -> Process:
     """Start a command as `Namespace.popen` does, by any function that asks an agent."""
     argv = _argv(command)

@@ -11,7 +11,7 @@ datagrams and pings.  Its other half is a *user* (`TcpUser`, `DatagramUser`, `Ec
 plain calls: a relay to a host socket, or a test.  `StackUser` hears of each new flow and finds it a user or
 refuses it.
 
-Not every datagram makes a flow.  A `Service` answers those to a port of our own addresses, and to all or a group,
+Not every datagram makes a flow.  A `LinkService` answers those to a port of our own addresses, and to all or a group,
 which nobody else hears; it is asked first, but for flows that it has let pass.
 
 Offloads.  Where the link has a virtio header, a TCP segment in either direction may be 64 KiB long at any MTU
@@ -36,8 +36,9 @@ from .user import (
     DatagramUser,
     EchoUser,
     IcmpError,
+    LinkDatagram,
+    LinkService,
     Refusal,
-    Service,
     StackUser,
     TcpUser,
     Watcher,
@@ -51,9 +52,10 @@ __all__ = [
     "EchoUser",
     "IcmpError",
     "Limits",
+    "LinkDatagram",
+    "LinkService",
     "Offloads",
     "Refusal",
-    "Service",
     "Stack",
     "StackUser",
     "State",

@@ -7,7 +7,7 @@ is built here.
 from __future__ import annotations
 
 from .link import Link
-from .user import IcmpError, Refusal
+from .user import IcmpError, LinkDatagram, Refusal
 from .wire import checksum, icmp, ip, tcp, udp
 
 _CODES = {
@@ -73,11 +73,10 @@ class PacketWriter:
         message = icmp.HEADER.pack(kind, 0, 0, identifier, sequence) + payload
         self.send(addresses[size:] + addresses[:size], protocol, message, sum_at=2, ttl=ttl, tos=tos)
 
-    def datagram(
-        self, payload: bytes, source: bytes, destination: bytes, port: int, mac: bytes, *, from_port: int
-    ) -> None:
-        """A UDP datagram of no flow, to that link address; to whoever has the address if that is empty."""
-        layer4 = udp.HEADER.pack(from_port, port, udp.SIZE + len(payload), 0) + payload
+    def datagram(self, datagram: LinkDatagram) -> None:
+        """Send a UDP datagram of no flow."""
+        payload, source, source_port, destination, port, mac = datagram
+        layer4 = udp.HEADER.pack(source_port, port, udp.SIZE + len(payload), 0) + payload
         self.send(source + destination, ip.UDP, layer4, sum_at=6, mac=mac)
 
     def send(

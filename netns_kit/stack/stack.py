@@ -29,7 +29,7 @@ from .tcp import TcpConnection
 from .time_wait import TimeWait
 from .timers import Timers
 from .udp import UdpFlow
-from .user import IcmpError, Refusal, Service, StackUser, TcpUser, Watcher
+from .user import IcmpError, LinkDatagram, LinkService, Refusal, StackUser, TcpUser, Watcher
 from .windows import Memory
 from .wire import BadPacket, BadParameter, checksum, common, ethernet, icmp, ip, ndp, tcp, udp, virtio
 
@@ -71,7 +71,7 @@ class Stack:
         self.user = user
         self.watcher: Watcher | None = None
         self.steering: Steering | None = None  # while others share the link
-        self.services: dict[int, Service] = {}  # by UDP port
+        self.services: dict[int, LinkService] = {}  # by UDP port
         self.limits = limits or Limits()
         # the caller's, if it has others to keep beside ours
         self.timers = Timers() if timers is None else timers
@@ -543,13 +543,15 @@ class Stack:
         source, destination = packet.source, packet.destination
         if source in self.addresses or (destination not in self.addresses and ip.is_unicast(destination)):
             return False
-        replies = service.answer(bytes(payload), source, source_port, self._source_mac, destination, now)
-        for reply in replies or ():
-            if len(reply[0]) > LONGEST_SERVED or len(reply[1]) != len(source):
-                self.dropped["service-reply"] += 1
-            else:
-                self._packets.datagram(*reply, from_port=port)
-        return replies is not None
+        asked = LinkDatagram(bytes(payload), source, source_port, destination, port, self._source_mac)
+        return service.datagram(asked, now)
+
+    def send_datagram(self, datagram: LinkDatagram) -> None:
+        """Send a datagram of no flow.  One that no packet can carry is dropped and counted."""
+        if len(datagram.payload) > LONGEST_SERVED or len(datagram.source) != len(datagram.destination):
+            self.dropped["service-reply"] += 1
+        else:
+            self._packets.datagram(datagram)
 
     def _open_udp(self, packet: ip.Packet, key: bytes, now: float) -> UdpFlow | None:
         if not ip.is_unicast(packet.destination):

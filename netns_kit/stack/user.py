@@ -7,9 +7,8 @@ lent until the call returns; a user may keep one for longer if it has that from 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
 from netns_kit.frozen import frozen
 
@@ -127,17 +126,29 @@ class StackUser(Protocol):
         """Set `EchoFlow.user`, or say why not."""
 
 
-class Service(Protocol):
-    """A server of ours behind one UDP port, see `Stack.services`.  Addresses are packed, of either family."""
+class LinkDatagram(NamedTuple):
+    """A UDP datagram that belongs to no flow.  Addresses are packed, of either family.
 
-    def answer(
-        self, payload: bytes, source: bytes, port: int, mac: bytes, destination: bytes, now: float
-    ) -> Sequence[tuple[bytes, bytes, bytes, int, bytes]] | None:
-        """A datagram from that address, port and link address, to one of ours, to all or to a multicast group.
+    `mac` is the link address of the other end: of the sender of what arrives, of the receiver of what is sent (empty:
+    to be found out).
+    """
 
-        What is to be sent back from the service's port: payload, source and destination address, port, link address
-        (empty: to be found out).  None: it is not the service's, and goes the way of any other.  It must not raise,
-        whatever the payload.
+    payload: bytes
+    source: bytes
+    source_port: int
+    destination: bytes
+    port: int
+    mac: bytes
+
+
+class LinkService(Protocol):
+    """A server of ours behind one UDP port, see `Stack.services`.  It answers by `Stack.send_datagram`."""
+
+    def datagram(self, asked: LinkDatagram, now: float) -> bool:
+        """Take a datagram to one of our addresses, to all or to a multicast group.
+
+        Returns False if it is not the service's: then it goes the way of any other.  It must not raise, whatever the
+        payload.
         """
         ...
 

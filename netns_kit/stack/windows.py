@@ -47,6 +47,15 @@ class Memory:
         self.buffer = self._spare.pop() if self._spare else memoryview(bytearray(BUFFER))
         return data
 
+    def buffers(self, size: int, total: int) -> list[memoryview]:
+        """Return so many buffers of `size` bytes that `total` bytes can be read to, in the order of `take`."""
+        count = -(-total // size)
+        while len(self._spare) < count - 1:
+            self._spare.insert(0, memoryview(bytearray(BUFFER)))
+        found = [self.buffer[:size], *(self._spare[-at][:size] for at in range(1, count))]
+        found[-1] = found[-1][: total - (count - 1) * size]
+        return found
+
     def forget(self, data: bytes | memoryview) -> None:
         """Count it no more; its buffer is free."""
         if not isinstance(data, memoryview):

@@ -1,39 +1,50 @@
 """The uplink: how flows leave the namespace.
 
 `Uplink.route` is the policy, one pure function read from top to bottom: where a flow goes, or why it does
-not.  `Uplink.open` makes the host's socket for it.  Subclass and override either to send flows elsewhere.
+not.  `Uplink.dial` connects a TCP flow, `Uplink.open` makes the host's socket for any.  Subclass and override one of
+them to send flows elsewhere.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 import socket
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 from netns_kit import arguments
 from netns_kit.arguments import Address, AddressLike
 from netns_kit.dns import Manner, ResolvConf, parse_resolv_conf
 from netns_kit.dns.manner import DEFAULT
-from netns_kit.dns.server import Hook
-from netns_kit.domain_names import to_text, to_wire
 from netns_kit.errors import AddressError, ArgumentError, ArgumentTypeError, SysctlError
-from netns_kit.frozen import frozen
 from netns_kit.host import diagnosis, sysctl
 from netns_kit.host.abi import IP_BIND_ADDRESS_NO_PORT, IPV6_MTU
 from netns_kit.stack import Refusal
-from netns_kit.subnet import Subnet
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from .dial import Dial
+from .direct import DirectDial
+from .dns_settings import DnsSettings, shortest
+from .flow import DNS_PORT, Endpoint, Flow, Protocol, Target, Way
 
-Protocol = Literal["tcp", "udp", "icmp"]
-DNS_PORT = 53
-RESOLV_CONF = "/etc/resolv.conf"
+__all__ = [
+    "DNS_PORT",
+    "IF_INET6",
+    "METADATA",
+    "Endpoint",
+    "Flow",
+    "Protocol",
+    "Target",
+    "UdpFiltering",
+    "UdpPorts",
+    "Uplink",
+    "Way",
+    "source_address",
+    "source_of",
+]
+
 IF_INET6 = "/proc/net/if_inet6"  # every address of IPv6, if only loopback's
 UdpFiltering = Literal["address-and-port-dependent", "endpoint-independent"]
 """Whose datagrams may come in, in the words of RFC 4787 5: see `Uplink`."""
@@ -47,151 +58,47 @@ _ICMP = {socket.AF_INET: socket.IPPROTO_ICMP, socket.AF_INET6: socket.IPPROTO_IC
 _LOOPBACK: dict[int, Address] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
 _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052
 _NAT64_LOCAL = bytes.fromhex("0064ff9b0001")  # RFC 8215: where IPv4 is embedded, only its translator knows
-_ENDPOINT = re.compile(
-    r"""^(?: (?: \[(?P<ipv6>[^\]]+)\] | (?P<ipv4>[0-9.]+) ) (?: :(?P<port>[0-9]{1,5}) )?
-    | (?P<bare>[^\[\]]*:[^\[\]]*:[^\[\]]*) )$""",
-    re.VERBOSE,
-)
-
-
-class _Endpoint(NamedTuple):
-    address: Address
-    port: int
-
-
-class Endpoint(_Endpoint):
-    """An address and a port.  For ICMP the port is the identifier, or 0.
-
-    Raises `AddressError` for text that is no address, `ArgumentError` and `ArgumentTypeError` for what is no port.
-
-    >>> str(Endpoint("2001:db8::1", 443))
-    '[2001:db8::1]:443'
-    """
-
-    __slots__ = ()
-
-    def __new__(cls, address: AddressLike, port: int) -> Self:
-        arguments.port("port", port)
-        return cls._make((arguments.address(address), port))
-
-    def __reduce__(self) -> tuple[Callable[[str, int], Endpoint], tuple[str, int]]:
-        return _endpoint, (str(self.address), self.port)  # an IPv6Address leaves its zone behind
-
-    def __str__(self) -> str:
-        host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
-        return f"{host}:{self.port}"
-
-    @classmethod
-    def parse(cls, text: AddressLike | Endpoint, default_port: int) -> Endpoint:
-        """Return the endpoint that ADDRESS, IPV4:PORT or [IPV6]:PORT means, or an address, or an endpoint.
-
-        Raises `AddressError`, and `ArgumentTypeError` for what has no such type.
-        """
-        if isinstance(text, Endpoint):
-            return text
-        if not isinstance(text, str):
-            return cls(text, default_port)
-        found = _ENDPOINT.match(text)
-        try:
-            if found is None:
-                raise ValueError(text)
-            port = int(found["port"] or default_port)
-            if not 0 < port < 65536:
-                raise ValueError(port)
-            return cls(ip_address(found["ipv6"] or found["ipv4"] or found["bare"]), port)
-        except ValueError as error:
-            expected = "expected ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT"
-            raise AddressError(expected, "address", arguments.shown(text), "resolve names first") from error
-
-
-def _endpoint(address: str, port: int) -> Endpoint:
-    return Endpoint(address, port)
-
-
-OURSELVES = Endpoint("0.0.0.0", 0)
-"""Where queries go that only we may answer: a `Target` of it alone."""
-
-
-@frozen
-class Flow:
-    """A flow that the namespace opens, as its first packet names it, and the subnet it came from."""
-
-    protocol: Literal["tcp", "udp", "icmp"]
-    source: Endpoint
-    destination: Endpoint
-    subnet: Subnet
-
-
-@frozen
-class Target:
-    """Where on the host's side a flow goes: the first of these endpoints that answers.
-
-    Raises `ArgumentError` for none, `ArgumentTypeError` for what is no tuple of them.
-    """
-
-    endpoints: tuple[Endpoint, ...]
-
-    def __post_init__(self) -> None:
-        given: object = self.endpoints
-        if type(given) is not tuple or not given or type(given[0]) is not Endpoint:
-            arguments.instance("endpoints", given, tuple, "a tuple of one Endpoint or more")
-            fix = "to refuse a flow, return a Refusal"
-            raise ArgumentError("expected one Endpoint or more", "endpoints", arguments.shown(given), fix)
-
-
-class Way(NamedTuple):
-    """How datagrams leave by a socket that is there already: from that address, by the interface of that index; None
-    and 0: as the socket itself would."""
-
-    source: str | None
-    interface: int
 
 
 class Uplink:
-    """Flows leave through sockets of the process that runs the stack.
+    """The way out for flows: through sockets of the process that runs the stack.
 
-    `allow_host_loopback`: whether the gateway's address means the host's loopback, 127.0.0.1 and of IPv6 ::1: no (the
-    default), yes, or these ports only.  `bind4`, `bind6`: source address of outgoing sockets, or the name of an
-    interface, for the first that it has now; `device`: the interface they are bound to.
+    Args:
+        allow_host_loopback: whether the gateway's address means the host's loopback, 127.0.0.1 and of IPv6 ::1: no
+            (the default), yes, or these ports only.
+        bind4, bind6: source address of outgoing sockets, or the name of an interface, for the first address that it
+            has now.
+        device: the interface that outgoing sockets are bound to.
+        dns: how names are resolved, `DnsSettings`; or a list of resolvers, `ADDRESS[:PORT]`.  By default they are
+            those of the host's resolv.conf, followed when it changes; an empty list is nobody, and only names of our
+            own are resolved (see `UserStack.add_record`).
+        policy: a plain function, asked about each new flow that would otherwise be carried, also about those that
+            this process answers itself (`Flow.served`: queries to the DNS address) and those to the gateway.  What it
+            returns, if not None, is how the flow is refused.  It is called on the driver's thread and should be
+            quick.  Its addresses are of the `ipaddress` module: compare them with such, never with strings.  A policy
+            that raises, or returns something else, refuses the flow and is logged.  A stack with `driver="worker"`
+            imports it by name in another process, so it is then a function at the top of a module, or a
+            `functools.partial` or frozen dataclass that cannot change either: what changes here later is not seen
+            there, globals of its module included.
+        any_source: whether guests may open flows from addresses that are not of their subnet, where one routes for
+            others.  By default such packets are dropped and counted.
+        allow_host_addresses: whether the host's own addresses may be reached, at which its services listen: whatever
+            the kernel takes for local, on each interface and beyond 127.0.0.0/8, as it is when the flow is opened.
+            True by default; docs/security.md tells what that means.
+        allow_link_local: whether link-local addresses may be reached, and the other addresses at which clouds tell a
+            machine its credentials, `METADATA`.  True by default, as above.
+        udp_filtering: whose datagrams may come in to a UDP port the namespace has opened, in the words of RFC 4787 5:
+            "address-and-port-dependent" (the default), from where it has sent to; "endpoint-independent" ("full
+            cone"), from anywhere that `route` lets it answer.
+        udp_ports: which UDP ports of its own a guest keeps on the host, if they are free: "ephemeral" (the default),
+            those which the kernel gives to any program that asks for none, net.ipv4.ip_local_port_range without
+            net.ipv4.ip_local_reserved_ports, so that no guest has the port of a service; "any", all that this user
+            may have.
 
-    `dns`: the resolvers behind the namespace's DNS address, `ADDRESS[:PORT]`; by default those of the host's
-    resolv.conf, followed when it changes; empty: none, and only names of our own are resolved (see
-    `UserStack.add_record`).  `dns_domains`: resolvers for names in certain domains, like
-    `{"corp.example": ["10.1.0.53"]}`; the longest that fits counts, and an empty list is none.  `dns_search`: the
-    search list for programs inside; by default the host's.  `dns_cache`: whether answers are kept, for as long as
-    they allow.
-
-    `dns_hook`: a plain function, asked about each query before all else; see `netns_kit.dns.DnsQuery` and
-    `netns_kit.dns.server.Verdict` for what it is told and may say.  As for `policy`, below, it should be quick, and a
-    worker imports it by name.  If it raises, or says something else, the query is answered with SERVFAIL and that is
-    logged.
-
-    `udp_filtering`: whose datagrams may come in to a UDP port the namespace has opened, in the words of RFC 4787
-    5: "address-and-port-dependent" (the default), from where it has sent to; "endpoint-independent" ("full cone"),
-    from anywhere that `route` lets it answer.
-
-    `udp_ports`: which UDP ports of its own a guest keeps on the host, if they are free: "ephemeral" (the default),
-    those which the kernel gives to any program that asks for none, net.ipv4.ip_local_port_range without
-    net.ipv4.ip_local_reserved_ports, so that no guest has the port of a service; "any", all that this user may have.
-
-    `policy`: a plain function, asked about each new flow that would otherwise be carried, queries to the
-    namespace's DNS address and connections to the gateway's included; what it returns, if not None, is how the
-    flow is refused.  It is called on the driver's thread and should be quick.  Its addresses are of the
-    `ipaddress` module: compare them with such, never with strings.  A policy that raises, or returns something
-    else, refuses the flow and is logged.  A stack with `driver="worker"` imports it by name in another process, so it
-    is then a function at the top of a module, or a `functools.partial` or frozen dataclass that cannot change either:
-    what changes here later is not seen there, globals of its module included.
-
-    `allow_host_addresses`: whether the host's own addresses may be reached, at which its services listen: whatever
-    the kernel takes for local, on each interface and beyond 127.0.0.0/8, as it is when the flow is opened.
-    `allow_link_local`: whether link-local addresses may be reached, and the other addresses at which clouds tell a
-    machine its credentials, `METADATA`.  Both are True by default; docs/security.md tells what that means.
-
-    `any_source`: whether guests may open flows from addresses that are not of their subnet, where one routes for
-    others.  By default such packets are dropped and counted.
-
-    Raises `AddressError` for what is no address or port, `RecordError` for what is no domain, `ArgumentError` for
-    another value that cannot be used, `ArgumentTypeError` for what has no such type, a coroutine function among them.
+    Raises:
+        AddressError: what is given for an address is none.
+        ArgumentError: another value cannot be used.
+        ArgumentTypeError: something has no such type, a coroutine function among them.
     """
 
     def __init__(
@@ -201,21 +108,15 @@ class Uplink:
         bind4: AddressLike | None = None,
         bind6: AddressLike | None = None,
         device: str | None = None,
-        dns: Iterable[AddressLike | Endpoint] | None = None,
-        dns_domains: Mapping[str, Iterable[AddressLike | Endpoint]] | None = None,
-        dns_search: Iterable[str] | None = None,
-        dns_hook: Hook | None = None,
-        dns_cache: bool = True,
+        dns: DnsSettings | Iterable[AddressLike | Endpoint] | None = None,
         policy: Callable[[Flow], Refusal | None] | None = None,
         any_source: bool = False,
         allow_host_addresses: bool = True,
         allow_link_local: bool = True,
         udp_filtering: UdpFiltering = "address-and-port-dependent",
         udp_ports: UdpPorts = "ephemeral",
-        resolv_conf: str = RESOLV_CONF,
     ) -> None:
-        _check_plain("policy", policy)
-        _check_plain("dns_hook", dns_hook)
+        arguments.plain_function("policy", policy)
         self._loopback = _ports(allow_host_loopback)
         self._bind = {
             socket.AF_INET: None if bind4 is None else source_address(bind4, 4),
@@ -228,24 +129,7 @@ class Uplink:
                     "expected the name of an interface, 1 to 15 bytes", "device", repr(device)
                 )
         self._device = device
-        self._dns = None if dns is None else _endpoints("dns", dns)
-        if dns_domains is not None:
-            arguments.mapping(
-                "dns_domains", dns_domains, 'domains and their resolvers, like {"corp.example": [...]}'
-            )
-        self.dns_domains = {
-            to_text(to_wire(domain, "dns_domains")): _endpoints(f"dns_domains[{domain!r}]", given)
-            for domain, given in (dns_domains or {}).items()
-        }
-        if dns_search is not None:
-            arguments.items("dns_search", dns_search, "a list of domains, or None")
-        arguments.boolean("dns_cache", dns_cache)
-        arguments.text("resolv_conf", resolv_conf, "the path of a file")
-        self._search = (
-            None if dns_search is None else tuple(to_text(to_wire(each, "dns_search")) for each in dns_search)
-        )
-        self.dns_hook = dns_hook
-        self.dns_cache = dns_cache
+        self.dns = DnsSettings.of(dns)
         for name, flag in (
             ("any_source", any_source),
             ("allow_host_addresses", allow_host_addresses),
@@ -260,7 +144,6 @@ class Uplink:
         self._allow_host_addresses = allow_host_addresses
         self._allow_link_local = allow_link_local
         self._policy = policy
-        self._resolv_conf = resolv_conf
         self._read: tuple[int, int, int] | None = None
         self._adopt(ResolvConf())
 
@@ -270,12 +153,7 @@ class Uplink:
             "bind4": self._bind[socket.AF_INET],
             "bind6": self._bind[socket.AF_INET6],
             "device": self._device,
-            "dns": None if self._dns is None else [*map(str, self._dns)],
-            "dns_domains": {domain: [*map(str, servers)] for domain, servers in self.dns_domains.items()}
-            or None,
-            "dns_search": None if self._search is None else list(self._search),
-            "dns_hook": self.dns_hook,
-            "dns_cache": None if self.dns_cache else False,
+            "dns": shortest(self.dns),
             "policy": self._policy,
             "udp_filtering": None if self.udp_filtering == get_args(UdpFiltering)[0] else self.udp_filtering,
         }
@@ -284,11 +162,14 @@ class Uplink:
 
     @property
     def policy(self) -> Callable[[Flow], Refusal | None] | None:
-        """The policy it was made with."""
+        """The policy, as it was given."""
         return self._policy
 
     def route(self, flow: Flow) -> Target | Refusal:
-        """Where `flow` goes, or why it does not.  It changes nothing, but resolv.conf may be read again."""
+        """Return where `flow` goes, or how it is refused.
+
+        It changes nothing, but may read resolv.conf again.  What it raises refuses the flow.
+        """
         target = self._target(flow)
         if isinstance(target, Refusal) or self._policy is None:
             return target
@@ -305,9 +186,11 @@ class Uplink:
         if local is None:
             return Refusal.NET_UNREACHABLE
         if address == local.dns:
-            if flow.protocol == "icmp" or port != DNS_PORT:
-                return Refusal.RESET
-            return Target(self.resolvers() or (OURSELVES,))
+            if port == DNS_PORT and flow.protocol != "icmp":
+                return Target(self.resolvers())
+            return Target() if flow.served else Refusal.RESET
+        if flow.served:
+            return Target()
         if address in local.gateways:
             if not self._host_port_allowed(flow.protocol, port):
                 return Refusal.PROHIBITED
@@ -330,39 +213,39 @@ class Uplink:
         return protocol != "icmp" and port in self._loopback
 
     def resolvers(self) -> tuple[Endpoint, ...]:
-        """The host's resolvers in order, as they are now; the same tuple as long as they are the same."""
-        if self._dns is not None:
-            return self._dns
+        """Return the resolvers in order, as they are now; the same tuple as long as they are the same."""
+        if self.dns.servers is not None:
+            return self.dns.servers
         self._host_conf()
         return self._resolvers
 
     def resolv_conf(self, *nameservers: IPv4Address | IPv6Address) -> str:
-        """A resolv.conf that names these, the search list, and those of the host's options that concern programs.
+        """Return a resolv.conf with these nameservers, the search list, and the host's options that concern programs.
 
         Left out is ndots if the search list is not the host's, and what is said of the host's resolvers if others are
         asked.
         """
         search = self.search()
-        options = self._host_conf().options_for_clients(same_servers=self._dns is None)
-        if self._search is not None:
+        options = self._host_conf().options_for_clients(same_servers=self.dns.servers is None)
+        if self.dns.search is not None:
             options = tuple(each for each in options if not each.startswith("ndots:"))
         return ResolvConf(nameservers, search, options).written()
 
     def dns_manner(self) -> Manner:
-        """How resolvers are asked: as the options of the host's resolv.conf have it, if they are the host's."""
-        return DEFAULT if self._dns is not None else self._host_conf().manner()
+        """Return how resolvers are asked: as the host's resolv.conf says, if they are the host's."""
+        return DEFAULT if self.dns.servers is not None else self._host_conf().manner()
 
     def search(self) -> tuple[str, ...]:
-        """The search list, as it is now: domains in which a short name is looked up.  A lone "." says: in none."""
-        return self._host_conf().search if self._search is None else self._search
+        """Return the domains in which a short name is looked up, as they are now.  A lone "." stands for none."""
+        return self._host_conf().search if self.dns.search is None else self.dns.search
 
     def _host_conf(self) -> ResolvConf:
-        """The host's resolv.conf as it is now, or as it was last seen."""
+        """Return the host's resolv.conf as it is now, or as it was last seen."""
         try:
-            status = os.stat(self._resolv_conf)
+            status = os.stat(self.dns.resolv_conf)
             stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
             if stamp != self._read:
-                with open(self._resolv_conf, encoding="utf-8", errors="replace") as file:
+                with open(self.dns.resolv_conf, encoding="utf-8", errors="replace") as file:
                     self._adopt(parse_resolv_conf(file.read()))
                 self._read = stamp
         except OSError:  # then it is as resolv.conf(5) has it when there is none
@@ -374,11 +257,16 @@ class Uplink:
         self._resolvers = tuple(Endpoint(server, DNS_PORT) for server in conf.nameservers)
 
     def reads(self) -> tuple[str, ...]:
-        """The files that `route` and `open` read, now and again: what a worker's sandbox leaves readable."""
-        return (self._resolv_conf,) if self._dns is None else ()
+        """Return the files that `route` and `open` may read again: a worker's sandbox leaves them readable."""
+        return (self.dns.resolv_conf,) if self.dns.servers is None else ()
 
     def check(self) -> None:
-        """Raises `ArgumentError` if the host has no such address or device to send from."""
+        """Check that the host has the address and the device to send from.
+
+        Raises:
+            ArgumentError: it has not.
+            FeatureUnavailable: the kernel is too old to bind sockets to a device.
+        """
         for family, address in self._bind.items():
             if address is not None or self._device is not None:
                 version = 4 if family == socket.AF_INET else 6
@@ -400,7 +288,7 @@ class Uplink:
                     raise
 
     def ipv6_missing(self) -> str | None:
-        """Why this host has no IPv6; None: it has, wherever that leads."""
+        """Return why this host has no IPv6; None if it has, wherever that leads."""
         try:
             with open(IF_INET6, "rb") as file:
                 return None if file.read(1) else "net.ipv6.conf.all.disable_ipv6 is 1"
@@ -408,15 +296,19 @@ class Uplink:
             return "its kernel has none"
 
     def source(self, target: IPv4Address | IPv6Address) -> str | None:
-        """The address that sockets to `target` are bound to: `bind4` or `bind6`, or any for the host's loopback."""
+        """Return the source address of sockets to `target`; None: any, as for the host's loopback."""
         return None if target.is_loopback else self._bind[_FAMILY[target.version]]
 
     def open(
         self, protocol: Literal["tcp", "udp", "icmp"], target: IPv4Address | IPv6Address, port: int = 0
     ) -> socket.socket:
-        """A non-blocking socket that can reach `target`.  Raises OSError; nothing is left open then.
+        """Return a non-blocking socket that can reach `target`.
 
-        A UDP socket has `port` for its own, if that is free and permitted.
+        Args:
+            port: the local port that a UDP socket gets, if it is free and permitted.
+
+        Raises:
+            OSError: as the host's kernel says; nothing is left open then.
         """
         family = _FAMILY[target.version]
         sock = _ping_socket(family) if protocol == "icmp" else _socket(family, _KINDS[protocol])
@@ -437,8 +329,18 @@ class Uplink:
             raise
         return sock
 
+    def dial(self, flow: Flow, target: Target, *, ttl: int = 64, tos: int = 0) -> Dial:
+        """Begin to connect a TCP flow, to the first endpoint of `target` that answers.  It never blocks.
+
+        Args:
+            flow: as the guest has opened it.
+            target: what `route` has said of it.
+            ttl, tos: of the guest's SYN, which the host's carries on as a router would.
+        """
+        return DirectDial(self.open, target.endpoints, flow.destination.address, ttl, tos).begin()
+
     def _leaves_from(self, target: Address) -> tuple[str | None, str | None]:
-        """The source address and the interface that the uplink is bound to, for what goes to `target`."""
+        """Return the source address and the interface that the uplink is bound to, for what goes to `target`."""
         return self.source(target), None if target.is_loopback else self._device
 
     def way_by(
@@ -493,7 +395,7 @@ def source_of(target: Address, device: str | None = None) -> str:
 
 
 def _ping_socket(family: socket.AddressFamily) -> socket.socket:
-    """A ping socket, or the raw one that a privileged process has where net.ipv4.ping_group_range leaves it out."""
+    """Return a ping socket, or a raw one where net.ipv4.ping_group_range forbids that and privilege allows it."""
     try:
         return _socket(family, socket.SOCK_DGRAM, _ICMP[family])
     except PermissionError as error:
@@ -511,7 +413,7 @@ def _bind_port(sock: socket.socket, address: str, port: int) -> None:
 
 
 def _ephemeral_ports() -> Container[int]:
-    """The ports that the kernel gives to programs that ask for none (ip_local_port_range in ip(7))."""
+    """Return the ports that the kernel gives to programs that ask for none (ip_local_port_range in ip(7))."""
     try:
         first, last = sysctl.numbers("net.ipv4.ip_local_port_range")
         reserved = sysctl.read("net.ipv4.ip_local_reserved_ports")
@@ -522,19 +424,6 @@ def _ephemeral_ports() -> Container[int]:
         start, _, end = each.partition("-")
         ports.difference_update(range(int(start), int(end or start) + 1))
     return frozenset(ports)
-
-
-def _check_plain(what: str, function: object) -> None:
-    if function is not None:
-        from inspect import iscoroutinefunction  # it reads source, for which it knows all of Python's grammar
-
-        if not callable(function) or iscoroutinefunction(function):
-            raise ArgumentTypeError("expected a plain function, or None", what, arguments.shown(function))
-
-
-def _endpoints(what: str, given: Iterable[AddressLike | Endpoint]) -> tuple[Endpoint, ...]:
-    arguments.items(what, given, "a list of addresses")
-    return tuple(Endpoint.parse(each, DNS_PORT) for each in given)
 
 
 def _ports(allowed: object) -> bool | frozenset[int]:
@@ -613,7 +502,7 @@ def _is_of_host(address: Address) -> bool:
 
 
 def _embedded(address: Address) -> Address:
-    """The IPv4 address that an IPv6 one stands for, if it does; else itself."""
+    """Return the IPv4 address that an IPv6 one stands for, if it does; else `address`."""
     if isinstance(address, IPv6Address):
         if address in _NAT64:
             return IPv4Address(address.packed[12:])
@@ -623,8 +512,11 @@ def _embedded(address: Address) -> Address:
 
 @lru_cache(maxsize=1024)
 def _reachable(address: Address) -> bool:
-    """Whether it may leave at all.  An unspecified address would mean the host itself, a link-local one of IPv6
-    somebody beside it, and an embedded IPv4 address is judged as what it is."""
+    """Return whether packets to `address` may leave at all.
+
+    An unspecified address would mean the host itself, and a link-local one of IPv6 somebody beside it.  An embedded
+    IPv4 address is judged as what it is.
+    """
     if isinstance(address, IPv6Address):
         if _embedded(address) is not address:
             return _reachable(_embedded(address))

@@ -13,13 +13,14 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio
 import anyio.lowlevel
 
 from netns_kit.errors import NetnsKitError, StackClosed, StackCrashed
 from netns_kit.gateway.engine import Engine
+from netns_kit.gateway.setup import DriverName
 from netns_kit.namespace.background import asyncio_loop
 
 from . import blocking_loop
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     import asyncio
 
 T = TypeVar("T")
-LocalDriverName = Literal["thread", "loop"]
-DriverName = Literal["thread", "loop", "worker"]
-"""Where a stack runs: on a thread of its own, on the caller's event loop, in a process of its own."""
 TURN = 0.5e-3  # seconds of the event loop's time, at most, before others have their turn
 STOP_SECONDS = 5.0  # how long a policy or hook may hold up the thread before it is left behind
 CLOSED = "the stack is not running: it has been closed, or it has failed"
@@ -263,7 +261,7 @@ class _Call:
         self.result: Any = None
 
 
-def driver_named(name: LocalDriverName) -> Callable[[Engine], Driver]:
+def driver_named(name: DriverName) -> Callable[[Engine], Driver]:
     """What makes that driver."""
     return ThreadDriver if name == "thread" else LoopDriver
 

@@ -1,70 +1,66 @@
 """LocalStack: engine, gateway and control in this process, on a driver.
 
-It is one of the two things that `UserStack` may hold, the other being `Workers`; they are used alike.
+A `UserStack` has either this or `Workers`, and uses both in the same way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TypeVar
+from typing import TypeVar, cast
 
-from netns_kit.dhcp import DhcpSettings
 from netns_kit.gateway.engine import Engine
 from netns_kit.gateway.gateway import Gateway
-from netns_kit.stack import Limits
-from netns_kit.subnet import Subnet
-from netns_kit.tap.device import TapDevice
-from netns_kit.uplink.uplink import Uplink
+from netns_kit.gateway.setup import Setup
 
 from .control import Control
-from .drivers import Driver, LocalDriverName, driver_named
+from .drivers import Driver, driver_named
 
 T = TypeVar("T")
 
 
 class LocalStack:
-    """`news` is called on the event loop, with the number of a subscriber that has events to take."""
+    """A stack in this process.
 
-    sandbox: Mapping[str, str] = {}  # it is not to be had for a part of a process
+    Args:
+        setup: What to run.
+        news: Called on the event loop, with the number of a subscriber that has events to take.
 
-    def __init__(
-        self,
-        driver: LocalDriverName,
-        tap: TapDevice,
-        uplink: Uplink,
-        subnet: Subnet,
-        limits: Limits | None,
-        dhcp: DhcpSettings | None,
-        news: Callable[[int], None],
-    ) -> None:
-        """Raises what a `Gateway` does; nothing is left open then."""
+    Raises:
+        OSError: The kernel has no room for the engine; nothing is left open then.
+    """
+
+    sandbox: Mapping[str, str] = {}  # a part of a process cannot have one
+
+    def __init__(self, setup: Setup, news: Callable[[int], None]) -> None:
         self._engine = Engine()
         try:
-            self.gateway = Gateway(self._engine, tap, uplink, subnet, limits=limits, dhcp=dhcp)
+            self.gateway = Gateway(self._engine, setup)
         except BaseException:
             self._engine.close()
             raise
-        self._driver: Driver = driver_named(driver)(self._engine)
+        self._driver: Driver = driver_named(setup.driver)(self._engine)
         self._control = Control(self.gateway, lambda number: self._driver.post(partial(news, number)))
 
     async def run(self) -> None:
-        """Drive it.  Raises what ends it."""
+        """Drive the engine.  Raises what ends it."""
         await self._driver.run()
 
     async def ready(self) -> None:
-        """It is, at once."""
+        """Ready immediately."""
 
     async def call(self, function: Callable[[], T]) -> T:
         """Run `function` between two steps, see `Driver.call`."""
         return await self._driver.call(function)
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
-        """Have `Control` do it.  Raises what it raises, and `StackClosed`."""
-        return await self._driver.call(lambda: getattr(self._control, operation.__name__)(*arguments))
+        """Have `Control` do an operation.  Raises what that raises, and `StackClosed`."""
+        return cast(
+            "T", await self._driver.call(lambda: self._control.do(operation.__qualname__, *arguments))
+        )
 
     async def close(self) -> None:
-        """End what `run` has left when it ended."""
+        """Close the gateway and the engine, when nothing drives them any more."""
         self._driver.finish(self._end)
 
     def _end(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from contextlib import suppress
 from ipaddress import ip_address
-from typing import Any, get_type_hints
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,8 +15,10 @@ from netns_kit import DeviceGone, FlowInfo, NetnsKitError, PortForward, PortInUs
 from netns_kit.child.codec import DecodeError, Failure, decode, dump, encode, load
 from netns_kit.dhcp import Lease
 from netns_kit.dns import Record
+from netns_kit.operations import types_of
 from netns_kit.uplink.uplink import Endpoint
-from netns_kit.userstack.control import Control, FlowEvent
+from netns_kit.userstack.control import OPERATIONS
+from netns_kit.userstack.events import FlowEvent
 
 addresses = st.ip_addresses()
 ports = st.integers(1, 65535)
@@ -77,11 +79,7 @@ def test_what_is_encoded_comes_back(case: tuple[Any, Any]) -> None:
 
 
 def test_every_operation_speaks_of_such() -> None:
-    results = {
-        get_type_hints(operation)["return"]
-        for name, operation in vars(Control).items()
-        if not name.startswith("_")
-    }
+    results = {types_of(operation)[1] for operation in OPERATIONS.values()}
     assert results <= {*KINDS, type(None)}
 
 

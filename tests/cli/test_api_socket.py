@@ -29,6 +29,7 @@ from netns_kit.cli.slirp4netns.api_socket import (
 from netns_kit.forwarder.ports import parse
 from netns_kit.gateway.engine import Engine
 from netns_kit.gateway.gateway import Gateway
+from netns_kit.gateway.setup import Setup
 from netns_kit.subnet import Subnet
 from netns_kit.tap.device import TapDevice
 from netns_kit.uplink.uplink import Uplink
@@ -53,7 +54,7 @@ class Bench:
         stack.callback(guest.release)
         stack.callback(tap.release)
         self.control = Control(
-            Gateway(self.engine, tap, Uplink(), Subnet.parse("10.0.2.0/24")), lambda _: None
+            Gateway(self.engine, Setup(tap, Uplink(), Subnet.parse("10.0.2.0/24"))), lambda _: None
         )
         stack.callback(self.control.close)
         self.traced: list[str] = []
@@ -180,7 +181,7 @@ def test_a_forward_is_added_listed_and_removed(bench: Bench, how: str) -> None:
     assert ask(LIST) == {"entries": [entry], "return": {"entries": [entry]}}
     with socket.create_connection(("127.0.0.1", port)):
         bench.step()
-        assert [str(flow.guest) for flow in bench.control.flows()] == ["10.0.2.100:80"]
+        assert [str(flow.guest) for flow in bench.control.gateway.flows()] == ["10.0.2.100:80"]
     assert ask(b'{"execute":"remove_hostfwd","arguments":{"id":1}}') == {"return": {}}
     assert ask(LIST) == EMPTY
     with pytest.raises(ConnectionRefusedError):

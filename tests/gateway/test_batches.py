@@ -12,7 +12,7 @@ import pytest
 
 from netns_kit.forwarder.listeners import UdpListener
 from netns_kit.forwarder.ports import parse
-from netns_kit.gateway.gateway import FRAMES_PER_STEP
+from netns_kit.gateway.frame_pump import FRAMES_PER_STEP
 from netns_kit.gateway.relay import UdpRelay
 from netns_kit.gateway.relay.batches import LARGEST, MOST, ROOM
 from netns_kit.host.abi import UDP_SEGMENT
@@ -323,7 +323,7 @@ def test_each_comes_from_where_it_was_sent(bench: Bench, host: socket.socket) ->
 def test_what_the_host_has_together_stays_together(bench: Bench, host: socket.socket) -> None:
     """A sender with UDP_SEGMENT, over loopback."""
     heard(bench, host)
-    (relay,) = bench.gateway._udp.values()
+    (relay,) = bench.gateway.router._udp.values()
     address = ("127.0.0.1", relay._socket.getsockname()[1])
     data = os.urandom(20 * 1400 + 700)
     host.sendmsg([data], [(socket.SOL_UDP, UDP_SEGMENT, struct.pack("=H", 1400))], 0, address)

@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 
-from netns_kit.gateway.engine import EDGE, EVENTS_PER_STEP, HANG_UP, IN, OUT, READ_HANG_UP, Appetite, Engine
+from netns_kit.gateway.engine import EDGE, EVENTS_PER_STEP, HANG_UP, IN, OUT, READ_HANG_UP, Engine, ReadBudget
 
 pytestmark = pytest.mark.usefixtures("leaks")
 
@@ -240,35 +240,35 @@ def test_the_same_descriptor_twice_is_a_mistake(
 
 
 def test_what_has_more_is_read_more_of(engine: Engine) -> None:
-    appetite = Appetite(engine)
+    budget = ReadBudget(engine)
     sizes = []
     for _ in range(5):
         engine.step(1.0)
-        sizes.append(appetite.size(10))
+        sizes.append(budget.size(10))
     assert sizes == [1, 2, 4, 8, 10]
-    appetite.is_sated()
+    budget.exhausted()
     engine.step(1.0)
-    assert appetite.size(10) == 1
+    assert budget.size(10) == 1
     engine.step(1.0)
     engine.step(1.0)
-    assert appetite.size(10) == 1
+    assert budget.size(10) == 1
 
 
 def test_with_many_descriptors_each_has_its_turn_later(engine: Engine) -> None:
     """A step takes so many events and no more."""
     ends = [socket.socketpair() for _ in range(EVENTS_PER_STEP)]
-    appetite = Appetite(engine)
+    budget = ReadBudget(engine)
     for near, far in ends:
         engine.add(near.fileno(), lambda _: None, IN)
         far.close()
     engine.step(1.0)
-    assert appetite.size(10) == 1
+    assert budget.size(10) == 1
     engine.step(1.0)
     engine.step(1.0)
-    assert appetite.size(10) == 2
+    assert budget.size(10) == 2
     for near, _ in ends:
         engine.remove(near.fileno())
         near.close()
     engine.step(1.0)
     engine.step(1.0)
-    assert appetite.size(10) == 1
+    assert budget.size(10) == 1

@@ -17,9 +17,11 @@ import pytest
 from netns_kit.arguments import Address
 from netns_kit.errors import DeviceGone
 from netns_kit.gateway.engine import Engine
-from netns_kit.gateway.gateway import FRAMES_PER_STEP, Gateway
+from netns_kit.gateway.frame_pump import FRAMES_PER_STEP
+from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.relay.udp import UdpRelay
-from netns_kit.gateway.worker_links import Peers
+from netns_kit.gateway.setup import Setup
+from netns_kit.gateway.worker_links import WorkerLinks
 from netns_kit.stack import Closed, Limits, Refusal, Stack, TcpConnection, UdpFlow
 from netns_kit.stack.echo import EchoFlow
 from netns_kit.stack.wire import checksum, ethernet, icmp, ip, tcp, udp, virtio
@@ -141,13 +143,14 @@ class Bench:
         mtu: int = 1500,
         bad: Impairment | None = None,
         limits: Limits | None = None,
-        peers: Peers | None = None,
+        peers: WorkerLinks | None = None,
     ) -> None:
         self.engine = Engine()
         self.near, self.far = TapDevice.pair(vnet_header=vnet_header, mtu=mtu)
         self.tap: TapDevice = self.near if bad is None else self.near.impaired(bad)
         self.uplink = uplink or Uplink(allow_host_loopback=True)
-        self.gateway = Gateway(self.engine, self.tap, self.uplink, SUBNET, limits=limits, peers=peers)
+        setup = Setup(self.tap, self.uplink, SUBNET, limits=limits or Limits())
+        self.gateway = Gateway(self.engine, setup, peers=peers)
         self.guest = Stack(
             self,
             self.far.write,
@@ -746,7 +749,7 @@ def test_a_client_that_the_kernel_does_not_watch_is_closed(
         socket.create_server(("127.0.0.1", 0)) as server,
         socket.create_connection(server.getsockname()) as client,
     ):
-        bench.gateway.tcp_accepted(GUEST + GATEWAY + bytes(4), server.accept()[0])
+        bench.gateway.router.tcp_accepted(GUEST + GATEWAY + bytes(4), server.accept()[0])
         client.settimeout(SECONDS)
         assert client.recv(1) == b""
     assert not bench.gateway.flows()
@@ -820,7 +823,7 @@ def test_a_device_that_goes_away_while_a_datagram_waits_that_cannot_be_sent(
         (ethernet.pack(GATEWAY_MAC, GUEST_MAC, ethernet.IPV4), datagram(bytes((203, 0, 113, 9)), 9))
     )
     bench.gateway.stack.receive(memoryview(bench.header + frame), bench.now)
-    assert len(bench.gateway.outbox.relays) == 1
+    assert len(bench.gateway.router.outbox.relays) == 1
     bench.far.release()
     bench.gateway.close()
     assert bench.gateway.flows() == ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -16,7 +17,8 @@ from netns_kit.forwarder.ports import parse
 from netns_kit.gateway import admission
 from netns_kit.gateway.admission import lowest_free
 from netns_kit.gateway.engine import BUDGET, EDGE, IN, OUT, Engine
-from netns_kit.stack import Closed, Limits, Refusal, UdpFlow
+from netns_kit.gateway.relay.tcp import RelayState, TcpRelay
+from netns_kit.stack import Closed, Limits, Refusal, TcpConnection, UdpFlow
 from netns_kit.stack.wire import ethernet, icmp, ip, udp, virtio
 from netns_kit.uplink.uplink import Flow, Target, Uplink
 from tests.gateway.test_gateway import (
@@ -192,7 +194,7 @@ def friend_of(friend: socket.socket) -> socket.socket:
 
 def test_a_crowd_of_strangers_is_bounded(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """They push nobody out, are asked about first, and what they bring is no answer: they stay for a short time."""
-    monkeypatch.setattr("netns_kit.gateway.gateway.STRANGERS", 4)
+    monkeypatch.setattr("netns_kit.gateway.flow_router.STRANGERS", 4)
     bench = make(
         Uplink(allow_host_loopback=True, udp_filtering="endpoint-independent"), limits=Limits(udp_flows=100)
     )
@@ -215,7 +217,7 @@ def room_for(count: int, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the process have so many descriptors more before flows are refused."""
     most = lowest_free(bench.engine.fileno()) + count
     monkeypatch.setattr(admission, "most_descriptors", lambda: most)
-    bench.gateway.admission.most = most
+    bench.gateway.router.admission.most = most
 
 
 def test_syns_on_hold_do_not_take_every_descriptor(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,7 +284,7 @@ def test_an_early_answer_is_heard_though_sending_fails_first(make: Make, listene
     sock.sendall(b"413 too large")
     reset(sock)
     program.send(bytes(100_000))
-    bench.gateway._read_frames(32)
+    bench.gateway._pump.read_frames(32)
     bench.until(lambda: program.why)
     assert program.why is Closed.RESET
     assert bytes(program.received) == b"413 too large"
@@ -302,7 +304,7 @@ def test_a_guest_that_only_sends_is_told_that_sending_has_failed(
             bench.settle()
     reset(sock)
     program.send(bytes(100_000))
-    bench.gateway._read_frames(32)
+    bench.gateway._pump.read_frames(32)
     bench.until(lambda: program.why)
     assert program.why is Closed.RESET
 
@@ -373,14 +375,14 @@ def test_flows_that_share_a_socket_are_not_taken_for_descriptors(
         bench.settle()
         assert bench.gateway.stats()["udp_flows"] == 100
         room_for(6, bench, monkeypatch)
-        other.gateway.admission.most = bench.gateway.admission.most
+        other.gateway.router.admission.most = bench.gateway.router.admission.most
         for each in (bench, other):
             for source in range(20001, 20031):
                 each.connect(GATEWAY, port_of(listener), source)
                 each.settle()
                 bench.settle()
             if each is bench:
-                assert lowest_free(bench.engine.fileno()) == bench.gateway.admission.most, (
+                assert lowest_free(bench.engine.fileno()) == bench.gateway.router.admission.most, (
                     "the rest is the program's"
                 )
                 assert bench.gateway.stats()["udp_flows"] == 0, "in the end all of them have made room"
@@ -395,19 +397,21 @@ def test_the_descriptors_are_the_whole_process_s(
     monkeypatch.setattr(admission.Admission, "_members", [])
     flood, other = make(), make()
     room_for(20, flood, monkeypatch)
-    other.gateway.admission.most = flood.gateway.admission.most
+    other.gateway.router.admission.most = flood.gateway.router.admission.most
     sources = range(41000, 41040)
     programs = [flood.connect(GATEWAY, port_of(listener), source) for source in sources]
     flood.until(lambda: all(program.is_established or program.why for program in programs))
     assert sum(program.is_established for program in programs) == 20
-    assert lowest_free(flood.engine.fileno()) == flood.gateway.admission.most, "the program has the rest"
+    assert lowest_free(flood.engine.fileno()) == flood.gateway.router.admission.most, (
+        "the program has the rest"
+    )
     late = [other.connect(GATEWAY, port_of(listener), source) for source in range(42000, 42005)]
     other.until(lambda: all(program.is_established for program in late))
     flood.settle()
     given_back = flood.gateway.stats()["dropped_limit_descriptors"]
     assert given_back >= 4, "all but the first, which found out that there are no more"
     assert len(flood.gateway.stack.tcp) == 20 - given_back
-    assert lowest_free(flood.engine.fileno()) <= flood.gateway.admission.most + 1
+    assert lowest_free(flood.engine.fileno()) <= flood.gateway.router.admission.most + 1
 
 
 def test_a_reused_descriptor_does_not_get_the_old_ones_event(engine: Engine) -> None:
@@ -452,7 +456,7 @@ def test_new_flows_do_not_hold_up_a_step(make: Make) -> None:
         clock += BUDGET / 3
         return Refusal.RESET
 
-    bench.gateway.udp_opened = opened  # type: ignore[method-assign]  # takes its time
+    bench.gateway.router.udp_opened = opened  # type: ignore[method-assign]  # takes its time
     steps = 0
     while bench.gateway.stats()["tap_received"] < 32:
         bench.engine.dispatch(bench.engine.poll(0), clock)
@@ -473,7 +477,7 @@ def test_a_storm_of_new_flows_is_no_flood(make: Make) -> None:
         asked.append(int.from_bytes(flow.key[-2:], "big"))
         return Refusal.RESET
 
-    bench.gateway.udp_opened = opened  # type: ignore[method-assign]  # takes its time
+    bench.gateway.router.udp_opened = opened  # type: ignore[method-assign]  # takes its time
     ports = iter(range(20001, 30000))
     expected: list[int] = []
     for _ in range(20):
@@ -500,7 +504,7 @@ def test_a_flood_does_not_take_the_place_of_what_is_under_way(make: Make, listen
         clock += BUDGET * 2
         return Refusal.RESET
 
-    bench.gateway.udp_opened = opened  # type: ignore[method-assign]  # takes its time
+    bench.gateway.router.udp_opened = opened  # type: ignore[method-assign]  # takes its time
     source = 20001
     with host:
         for step in range(300):
@@ -513,3 +517,73 @@ def test_a_flood_does_not_take_the_place_of_what_is_under_way(make: Make, listen
         assert bench.gateway.stats()["dropped_flooded"] > 0
         host.settimeout(SECONDS)
         assert host.recv(100) == b"still here"
+
+
+def test_urgent_data_is_told_from_older_events(make: Make, listener: socket.socket) -> None:
+    """The socket's event tells of data; before it is handled the data is read, since the guest has room again, and
+    an urgent byte comes."""
+    bench = make()
+    program, sock = opened(bench, listener)
+    urgent: list[bytes] = []
+
+    def note(data: memoryview) -> int:
+        urgent.append(bytes(data))
+        return program.deliver(data)
+
+    program.urgent = note  # type: ignore[method-assign]  # to be told
+    bench.settle()
+    (connection,) = bench.gateway.stack.tcp.values()
+    relay = connection.user
+    assert isinstance(relay, TcpRelay)
+    assert relay._socket is not None
+    watched = relay._socket.fileno()
+    with sock:
+        sock.send(b"abc")
+        bench.until(lambda: (watched, IN | OUT) in bench.engine.poll(0))
+
+        def before(_: int) -> None:
+            relay.state = RelayState.READABLE  # as an earlier event has told
+            relay.writable()
+            sock.send(b"!", socket.MSG_OOB)
+
+        other, ours = os.pipe()
+        bench.engine.add(other, before, IN)
+        bench.engine.dispatch([(other, IN), (watched, IN | OUT)], bench.now)
+        bench.engine.remove(other)
+        os.close(other)
+        os.close(ours)
+        bench.until(lambda: len(program.received) == 4)
+    assert urgent == [b"!"]
+
+
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_urgent_data_is_told_behind_a_full_read(
+    make: Make, listener: socket.socket, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """It comes after the kernel has told of data, and lies where a read has ended that was as long as it could be."""
+    bench = make(vnet_header=False)
+    program, sock = opened(bench, listener)
+    urgent: list[bytes] = []
+
+    def note(data: memoryview) -> int:
+        urgent.append(bytes(data))
+        return program.deliver(data)
+
+    program.urgent = note  # type: ignore[method-assign]  # to be told
+    bench.settle()
+    (connection,) = bench.gateway.stack.tcp.values()
+    relay, send = connection.user, TcpConnection.send
+    assert isinstance(relay, TcpRelay)
+    relay._at_once = at_once
+    size = at_once * connection.snd.burst
+
+    def sent(sender: TcpConnection, data: bytes | memoryview, now: float) -> None:
+        send(sender, data, now)
+        if sender is connection and data[0] != ord("!"):
+            sock.send(b"!", socket.MSG_OOB)
+
+    monkeypatch.setattr(TcpConnection, "send", sent)
+    with sock:
+        sock.sendall(b"x" * size)
+        bench.until(lambda: len(program.received) == size + 1)
+    assert urgent == [b"!"]

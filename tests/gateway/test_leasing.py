@@ -8,21 +8,31 @@ from typing import get_args
 import anyio
 import pytest
 
-from netns_kit import AddressError, DhcpSettings, Lease, StaticLease, TapDevice, Uplink, UserStack
+from netns_kit import (
+    AddressError,
+    DhcpSettings,
+    DnsSettings,
+    Lease,
+    StaticLease,
+    TapDevice,
+    Uplink,
+    UserStack,
+)
 from netns_kit.arguments import Address
 from netns_kit.dhcp import message as m
 from netns_kit.dhcp import message6 as m6
 from netns_kit.dhcp.message import Message, parse
 from netns_kit.dhcp.server import SERVER_PORT
 from netns_kit.domain_names import pack_compressed, to_wire
+from netns_kit.gateway.endpoints import Endpoints
 from netns_kit.gateway.engine import Engine
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.leasing import Leasing, check
-from netns_kit.stack import Stack
+from netns_kit.gateway.setup import DriverName, Setup
+from netns_kit.stack import LinkDatagram, Stack
 from netns_kit.stack.wire import ethernet, ip, udp
 from netns_kit.subnet import Subnet, Subnet6
 from netns_kit.tap.device import FRAME_MAX
-from netns_kit.userstack.drivers import DriverName
 from tests.support.stack import Users, pseudo_header, rfc1071
 
 pytestmark = pytest.mark.usefixtures("leaks")
@@ -108,7 +118,9 @@ class Link:
             mtu=1500,
             secret=bytes(16),
         )
-        self.leasing = Leasing(self.stack, subnet, settings)
+        endpoints = Endpoints()
+        self.leasing = Leasing(self.stack, endpoints, subnet, settings)
+        self.stack.services = endpoints.link
 
     def lease(self, mac: bytes, now: float) -> None:
         self.stack.receive(memoryview(frame(request(m.DISCOVER, mac))), now)
@@ -231,18 +243,22 @@ def test_search_domains_are_the_uplinks_unless_others_are_given(
     given6: tuple[str, ...] | None,
     told: tuple[str, ...],
     told6: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What is no name of a host's, such as a command in a shell, is told to nobody."""
     near, far = TapDevice.pair()
-    engine, uplink = Engine(), Uplink(dns_search=["corp.example", "$(reboot)", "example.com"])
+    engine, uplink = Engine(), Uplink(dns=DnsSettings(search=["corp.example", "$(reboot)", "example.com"]))
     subnet = Subnet.parse("10.0.2.0/24", Subnet6(search=given6))
-    gateway = Gateway(engine, near, uplink, subnet, dhcp=DhcpSettings(search=given))
+    gateway = Gateway(engine, Setup(near, uplink, subnet, dhcp=DhcpSettings(search=given)))
     try:
         discover = request(m.DISCOVER)
         discover.options[m.WANTED] = bytes((m.SEARCH,))
-        server = gateway.stack.services[SERVER_PORT]
-        ((payload, *_),) = server.answer(discover.pack(), bytes(4), 68, MAC, b"\xff" * 4, 0.0) or ()
-        assert parse(payload).options.get(m.SEARCH, b"") == pack_compressed(told)
+        everybody = b"\xff" * 4
+        asked = LinkDatagram(discover.pack(), bytes(4), 68, everybody, SERVER_PORT, MAC)
+        sent: list[LinkDatagram] = []
+        monkeypatch.setattr(gateway.stack, "send_datagram", sent.append)
+        assert gateway.stack.services[SERVER_PORT].datagram(asked, 0.0)
+        assert parse(sent[0].payload).options.get(m.SEARCH, b"") == pack_compressed(told)
         for now in (0.0, 10.0):
             gateway.stack.handle_timers(now)
         advertised = memoryview(bytearray(FRAME_MAX))

@@ -11,6 +11,7 @@ import netns_kit
 from netns_kit import Stats, Subnet, TapDevice, Uplink
 from netns_kit.gateway.engine import Engine
 from netns_kit.gateway.gateway import Gateway
+from netns_kit.gateway.setup import Setup
 from netns_kit.gateway.stats import complete
 from netns_kit.stack.seq import MASK
 from netns_kit.stack.states import State
@@ -65,7 +66,11 @@ def reasons(file: str) -> set[str]:
 def test_whatever_can_be_dropped_is_in_the_record() -> None:
     expected = {f"{name}_{to}" for name in ("tcp", "udp", "icmp") for to in ("broadcast", "multicast")}
     for file in files():
-        if file.startswith("stack/") or file in ("gateway/gateway.py", "forwarder/listeners.py"):
+        if file.startswith("stack/") or file in (
+            "gateway/flow_router.py",
+            "gateway/frame_pump.py",
+            "forwarder/listeners.py",
+        ):
             expected |= reasons(file)
     assert {name for name in NAMES if name.startswith("dropped_")} == {f"dropped_{each}" for each in expected}
 
@@ -82,7 +87,7 @@ def test_whatever_the_dhcp_servers_drop_is_in_the_record() -> None:
 def test_whatever_else_is_counted_is_in_the_record() -> None:
     near, far = TapDevice.pair()
     engine = Engine()
-    gateway = Gateway(engine, near, Uplink(dns=[]), Subnet.parse("10.0.2.0/24", ipv6=True))
+    gateway = Gateway(engine, Setup(near, Uplink(dns=[]), Subnet.parse("10.0.2.0/24", ipv6=True)))
     counted = gateway.stats()
     gateway.close()
     engine.close()

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from netns_kit.gateway.worker_links import Peers, pairs
+from netns_kit.gateway.worker_links import WorkerLinks, connect
 from netns_kit.stack.wire import udp
 from netns_kit.tap.device import FRAME_MAX
 from tests.gateway.test_gateway import GATEWAY, GUEST, GUEST_MAC, Bench
@@ -17,17 +17,17 @@ pytestmark = pytest.mark.usefixtures("leaks")
 
 
 @pytest.fixture
-def two() -> Iterator[tuple[Peers, Peers]]:
+def two() -> Iterator[tuple[WorkerLinks, WorkerLinks]]:
     with ExitStack() as stack:
-        inboxes, outboxes = pairs(2, stack)
-        yield Peers(0, inboxes[0], tuple(outboxes)), Peers(1, inboxes[1], tuple(outboxes))
+        first, second = connect(2, stack)
+        yield first, second
 
 
 def nobody(key: bytes, sock: socket.socket) -> None:
     raise AssertionError(key)
 
 
-def test_a_frame_of_any_size_comes_with_its_hops(two: tuple[Peers, Peers]) -> None:
+def test_a_frame_of_any_size_comes_with_its_hops(two: tuple[WorkerLinks, WorkerLinks]) -> None:
     first, second = two
     buffer = memoryview(bytearray(FRAME_MAX))
     assert second.read_into(buffer, nobody) is None
@@ -39,7 +39,7 @@ def test_a_frame_of_any_size_comes_with_its_hops(two: tuple[Peers, Peers]) -> No
     assert first.stats() == {"handed_over": 2, "handed_over_lost": 0}
 
 
-def test_a_connection_comes_with_its_name(two: tuple[Peers, Peers]) -> None:
+def test_a_connection_comes_with_its_name(two: tuple[WorkerLinks, WorkerLinks]) -> None:
     first, second = two
     ours, theirs = socket.socketpair()
     got: list[tuple[bytes, socket.socket]] = []
@@ -54,7 +54,7 @@ def test_a_connection_comes_with_its_name(two: tuple[Peers, Peers]) -> None:
         assert not sock.get_inheritable()
 
 
-def test_what_finds_an_inbox_full_is_lost_and_counted(two: tuple[Peers, Peers]) -> None:
+def test_what_finds_an_inbox_full_is_lost_and_counted(two: tuple[WorkerLinks, WorkerLinks]) -> None:
     first, _ = two
     for _ in range(10_000):
         first.hand_over(1, 0, memoryview(bytes(4096)))
@@ -71,10 +71,9 @@ def test_what_finds_an_inbox_full_is_lost_and_counted(two: tuple[Peers, Peers]) 
 def benches() -> Iterator[list[Bench]]:
     """Two gateways, each with its end of a link of its own to a guest of its own, which are as one."""
     with ExitStack() as stack:
-        inboxes, outboxes = pairs(2, stack)
         found = []
-        for number in range(2):
-            bench = Bench(peers=Peers(number, inboxes[number], tuple(outboxes)))
+        for peers in connect(2, stack):
+            bench = Bench(peers=peers)
             stack.callback(bench.close)
             bench.gateway.stack.link.learn(GUEST, GUEST_MAC)
             found.append(bench)
@@ -94,7 +93,7 @@ def test_an_accepted_connection_is_opened_by_whose_it_is(benches: list[Bench]) -
         for _ in clients:
             sock, _ = server.accept()
             sock.setblocking(False)
-            benches[0].gateway.tcp_accepted(name(theirs), sock)
+            benches[0].gateway.router.tcp_accepted(name(theirs), sock)
             benches[1].settle()
         keys = list(benches[1].gateway.stack.tcp)
         assert keys[0] == name(theirs)

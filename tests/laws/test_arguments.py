@@ -13,6 +13,7 @@ import pytest
 from netns_kit import (
     ArgumentError,
     DhcpSettings,
+    DnsSettings,
     Endpoint,
     Forwarder,
     Impairment,
@@ -58,9 +59,7 @@ def test_text_addresses_and_interfaces_are_alike(given: AddressLike) -> None:
         Endpoint(found, 53),
         Endpoint(found, 5353),
     )
-    assert Uplink(dns_domains={"corp.example": [given]}).dns_domains == {
-        "corp.example": (Endpoint(found, 53),)
-    }
+    assert DnsSettings(domains={"corp.example": [given]}).domains == {"corp.example": (Endpoint(found, 53),)}
     if found.version == 4:
         assert repr(Uplink(bind4=given)) == "Uplink(bind4='10.0.2.100')"
         assert DhcpSettings(routes=[("192.0.2.0/24", given)]).routes == ((IPv4Network("192.0.2.0/24"), V4),)
@@ -128,6 +127,7 @@ EVERYWHERE: list[tuple[Callable[..., Any], tuple[Any, ...] | dict[str, Any], dic
         "driver": ["worker thread", None, 5], "configure": ["no", None, 5], "limits": [5, {}],
         "dhcp": [True, {}, "no"],
         "require": ["seccomp", 5, [5], ["armour"], ["seccomp"]], "records": ["a=192.0.2.1", 5, [5], ["a"], [None]],
+        "intercept_dns": ["yes", None, 1], "name": [5, ""],
     }),
     (UserStack, (), {"tap": ["tap0", None, 5, TapDevice]}),
     (Network, (), {
@@ -135,22 +135,25 @@ EVERYWHERE: list[tuple[Callable[..., Any], tuple[Any, ...] | dict[str, Any], dic
         "ifname": ["", 5, None], "mtu": ["1500", 1, None], "queues": [0, "2"], "namespace": ["ns", 5],
         "driver": ["x"],
         "configure": ["no"], "limits": [5], "dhcp": [True], "require": [5], "records": [5], "name": [5, ""],
+        "intercept_dns": [5],
     }),
     (Forwarder, (), {"stack": [None, "stack", 5]}),
     (Uplink, (), {
         "allow_host_loopback": [5432, "5432", None, ["5432"], [0], [True]],
         "bind4": [5, "fd00::1", "no such interface"],
         "bind6": [5, "10.0.2.1"], "device": [5, "", "a" * 16], "dns": ["192.0.2.1", 5, [5], ["name"], [None]],
-        "dns_domains": [[], {"a": "192.0.2.1"}, {"a": [5]}, {5: []}, {"a b": []}],
-        "dns_search": ["a", 5, [5], ["a b"]], "dns_hook": ["hook", 5], "dns_cache": ["no", 1],
         "policy": ["policy", 5], "udp_filtering": ["none", None],
         "udp_ports": ["none", None], "any_source": ["no", 1], "allow_host_addresses": ["no", None],
         "allow_link_local": ["no", 0],
-        "resolv_conf": [5, None],
+    }),
+    (DnsSettings, (), {
+        "servers": ["192.0.2.1", 5, [5], ["name"], [None]],
+        "domains": [[], {"a": "192.0.2.1"}, {"a": [5]}, {5: []}, {"a b": []}],
+        "search": ["a", 5, [5], ["a b"]], "hook": ["hook", 5], "cache": ["no", 1], "resolv_conf": [5, None],
     }),
     (Endpoint, ("192.0.2.1",), {"port": ["80", -1, 65536, True, None]}),
     (Endpoint, {"port": 80}, {"address": ["name", 5, None]}),
-    (Target, (), {"endpoints": [(), [], None, ("192.0.2.1",), Endpoint("192.0.2.1", 80)]}),
+    (Target, (), {"endpoints": [[], None, ("192.0.2.1",), Endpoint("192.0.2.1", 80)]}),
     (PortForward, {"host": "127.0.0.1", "host_port": 80, "guest": None, "guest_port": 80, "protocol": "udp"}, {
         "protocol": ["sctp", None, 6], "host": [5, "name", None], "host_port": ["80", -1, True, None],
         "guest": [5, "name"], "guest_port": ["80", 0, None],

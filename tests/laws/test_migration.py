@@ -23,7 +23,7 @@ def test_every_option_of_slirp4netns_is_on_the_page(option: str) -> None:
         "help",
         "version",
         "netns-type",
-        *(word[2:] for word in slirp4netns.SAME if word.startswith("--")),
+        *(written for written, (name, _) in slirp4netns.LONG.items() if written != name),
     }
     assert option in unnamed or f"--{option}" in PAGE
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import netns_kit
 from tests.support import PACKAGE
 
+PUBLIC: list[str] = vars(netns_kit)["__all__"]
+
 MADE_FOR_CALLERS = {"Namespace", "Process"}
 """Classes whose objects a call returns: nobody is to call their constructors."""
 
@@ -54,7 +56,7 @@ def annotated(node: ast.ClassDef | ast.FunctionDef) -> Iterator[tuple[str, ast.e
 
 def definitions() -> Iterator[tuple[str, ast.ClassDef | ast.FunctionDef, set[str]]]:
     """Every public class and function, its definition, and the own names of its module."""
-    for name in netns_kit.__all__:
+    for name in PUBLIC:
         value = getattr(netns_kit, name)
         if inspect.isclass(value) or inspect.isfunction(value):
             tree = ast.parse(Path(sys.modules[value.__module__].__file__ or "").read_text(encoding="utf-8"))
@@ -72,7 +74,7 @@ def test_public_signatures_have_public_names() -> None:
         for each in ast.walk(annotation)
         if isinstance(each, ast.Name)
         and each.id in own
-        and each.id not in {*netns_kit.__all__, *FOR_PARTS_OF_THE_LIBRARY, "T"}
+        and each.id not in {*PUBLIC, *FOR_PARTS_OF_THE_LIBRARY, "T"}
     }
     assert not hidden
     assert len(list(definitions())) > 40, "the walk finds them"
@@ -99,4 +101,4 @@ def test_exceptions_that_callers_meet_are_public() -> None:
                 ast.unparse(base).rpartition(".")[2].endswith(("Error", "Exception")) for base in node.bases
             ):
                 found.add(node.name)
-    assert found - inner - {"_SystemError"} <= set(netns_kit.__all__)
+    assert found - inner - {"_SystemError"} <= set(PUBLIC)

@@ -43,3 +43,20 @@ def test_buffers_are_used_again_and_few_are_kept() -> None:
         again.add(id(memory.buffer.obj))
     assert id(first) in again
     assert len(memory._spare) == 0
+
+
+def test_many_buffers_at_once_are_taken_in_their_order() -> None:
+    memory, size = Memory(1 << 30), LARGE + 100
+    memory.forget(fill(memory, BUFFER, 0))
+    for total in (3 * size, 2 * size + 1, size, 5 * size - 1):
+        buffers = memory.buffers(size, total)
+        assert [len(each) for each in buffers[:-1]] == [size] * (len(buffers) - 1)
+        assert sum(map(len, buffers)) == total
+        for number, each in enumerate(buffers):
+            each[:] = bytes([number + 1]) * len(each)
+        taken = [memory.take(len(each)) for each in buffers]
+        assert [bytes(each) for each in taken] == [
+            bytes([number + 1]) * len(each) for number, each in enumerate(buffers)
+        ]
+        for data in taken:
+            memory.forget(data)

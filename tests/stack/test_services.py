@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
 from netns_kit.dhcp import Dhcp6Server, DhcpServer, DhcpSettings, message, message6
-from netns_kit.stack import Limits, Steering
+from netns_kit.stack import Limits, LinkDatagram, Stack, Steering
 from netns_kit.stack.wire import ethernet, ip, udp, virtio
 from tests.support.stack import DNS, GATEWAY, GUEST, GUEST_MAC, OTHER, OUR_MAC, VNET, Guest, fragments, packet
 
@@ -18,21 +17,36 @@ EVERYBODY = {4: b"\xff" * 4, 6: bytes.fromhex("ff020000000000000000000000010002"
 GROUP_MAC = {4: b"\xff" * 6, 6: bytes.fromhex("333300010002")}
 NOBODY = {4: bytes(4), 6: bytes(16)}
 
-Asked = tuple[bytes, bytes, int, bytes, bytes, float]
-
 
 class Service:
     """Writes down what it is asked, and answers as it is set to."""
 
-    def __init__(self) -> None:
-        self.asked: list[Asked] = []
-        self.replies: Sequence[tuple[bytes, bytes, bytes, int, bytes]] | None = ()
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self.asked: list[tuple[LinkDatagram, float]] = []
+        self.replies: list[LinkDatagram] = []
+        self.declines = False
 
-    def answer(
-        self, payload: bytes, source: bytes, port: int, mac: bytes, destination: bytes, now: float
-    ) -> Sequence[tuple[bytes, bytes, bytes, int, bytes]] | None:
-        self.asked.append((payload, source, port, mac, destination, now))
-        return self.replies
+    def datagram(self, asked: LinkDatagram, now: float) -> bool:
+        self.asked.append((asked, now))
+        for reply in self.replies:
+            self._stack.send_datagram(reply)
+        return not self.declines
+
+
+class Dhcp:
+    """A DHCP server on the link, as the gateway has it."""
+
+    def __init__(self, stack: Stack, server: DhcpServer | Dhcp6Server) -> None:
+        self._stack, self._server = stack, server
+
+    def datagram(self, asked: LinkDatagram, now: float) -> bool:
+        payload, source, source_port, destination, port, mac = asked
+        for each in self._server.answer(payload, source, source_port, mac, destination, now):
+            self._stack.send_datagram(
+                LinkDatagram(each.payload, each.source, port, each.destination, each.port, each.mac)
+            )
+        return True
 
 
 class Served(Guest):
@@ -40,7 +54,7 @@ class Served(Guest):
 
     def __init__(self, family: int, **options: object) -> None:
         super().__init__(family, **options)  # type: ignore[arg-type]  # its own
-        self.service = self.stack.services[PORT] = Service()
+        self.service = self.stack.services[PORT] = Service(self.stack)
 
     def asks(
         self,
@@ -88,11 +102,11 @@ def test_it_is_asked_of_what_comes_to_our_addresses_to_all_and_to_groups(family:
     guest.asks(b"d", to=EVERYBODY[family], mac=GROUP_MAC[family], ttl=1)
     guest.asks(b"e", to=EVERYBODY[family])
     assert guest.service.asked == [
-        (b"a", GUEST[family], GUEST_PORT, GUEST_MAC, GATEWAY[family], 7.0),
-        (b"b", GUEST[family], GUEST_PORT, GUEST_MAC, DNS[family], 7.0),
-        (b"c", NOBODY[family], GUEST_PORT, GUEST_MAC, EVERYBODY[family], 7.0),
-        (b"d", GUEST[family], GUEST_PORT, GUEST_MAC, EVERYBODY[family], 7.0),
-        (b"e", GUEST[family], GUEST_PORT, GUEST_MAC, EVERYBODY[family], 7.0),
+        ((b"a", GUEST[family], GUEST_PORT, GATEWAY[family], PORT, GUEST_MAC), 7.0),
+        ((b"b", GUEST[family], GUEST_PORT, DNS[family], PORT, GUEST_MAC), 7.0),
+        ((b"c", NOBODY[family], GUEST_PORT, EVERYBODY[family], PORT, GUEST_MAC), 7.0),
+        ((b"d", GUEST[family], GUEST_PORT, EVERYBODY[family], PORT, GUEST_MAC), 7.0),
+        ((b"e", GUEST[family], GUEST_PORT, EVERYBODY[family], PORT, GUEST_MAC), 7.0),
     ]
     assert not guest.users.flows
     assert not guest.stack.dropped
@@ -128,9 +142,9 @@ def test_its_replies_leave_as_it_says(family: int, vnet: bool) -> None:
     guest = Served(family, offloads=VNET if vnet else None)
     stranger = bytes([10, 0, 2, 15]) if family == 4 else GUEST[6][:-1] + b"\x15"
     guest.service.replies = [
-        (b"one", GATEWAY[family], stranger, 68, GUEST_MAC),
-        (b"two", DNS[family], GUEST[family], 69, b""),
-        (b"three", GATEWAY[family], EVERYBODY[family], 70, GROUP_MAC[family]),
+        LinkDatagram(b"one", GATEWAY[family], PORT, stranger, 68, GUEST_MAC),
+        LinkDatagram(b"two", DNS[family], PORT, GUEST[family], 69, b""),
+        LinkDatagram(b"three", GATEWAY[family], PORT, EVERYBODY[family], 70, GROUP_MAC[family]),
     ]
     guest.asks(to=GATEWAY[family])
     first, second = guest.taken(), guest.taken()
@@ -148,12 +162,12 @@ def test_its_replies_leave_as_it_says(family: int, vnet: bool) -> None:
 
 def test_what_it_declines_is_a_flow_like_any_other(family: int) -> None:
     guest = Served(family)
-    guest.service.replies = None
+    guest.service.declines = True
     guest.asks(b"a", to=GATEWAY[family])
     guest.asks(b"b", to=GATEWAY[family])
     guest.asks(b"c", to=EVERYBODY[family], mac=GROUP_MAC[family])
     assert [each[0] for each in guest.users.datagrams.got] == [b"a", b"b"]
-    assert [each[0] for each in guest.service.asked] == [b"a", b"c"]
+    assert [asked.payload for asked, _ in guest.service.asked] == [b"a", b"c"]
     assert guest.stack.dropped == {"udp-broadcast" if family == 4 else "udp-multicast": 1}
 
 
@@ -163,7 +177,7 @@ def test_fragments_are_put_together_first(family: int) -> None:
     whole = asking(GUEST[family], EVERYBODY[family], payload, GROUP_MAC[family])
     for piece in fragments(whole[ethernet.SIZE :], 1024):
         guest.gives(GROUP_MAC[family] + piece[6:])
-    assert [each[0] for each in guest.service.asked] == [payload]
+    assert [asked.payload for asked, _ in guest.service.asked] == [payload]
 
 
 def test_it_is_the_firsts_where_several_stacks_share_the_link(family: int) -> None:
@@ -195,15 +209,12 @@ def test_several_datagrams_in_one_are_not_for_it() -> None:
     ("family", "payload", "source"), [(4, 65001, 4), (6, 65001, 6), (4, 1, 6), (6, 1, 4)]
 )
 def test_what_cannot_be_sent_is_dropped(family: int, payload: int, source: int) -> None:
-    """More than a datagram holds, or an answer in the other family: a service's mistake is not the stack's end."""
-    guest = Guest(family)
-
-    class Mistaken:
-        def answer(self, *_: object) -> list[tuple[bytes, bytes, bytes, int, bytes]]:
-            return [(bytes(payload), GATEWAY[source], GUEST[source], 68, GUEST_MAC)]
-
-    guest.stack.services[67] = Mistaken()
-    guest.gives(asking(GUEST[family], GATEWAY[family], b"x", OUR_MAC, port=67))
+    """More than a datagram holds, or from an address of the other family: such a mistake is not the stack's end."""
+    guest = Served(family)
+    guest.service.replies = [
+        LinkDatagram(bytes(payload), GATEWAY[source], PORT, GUEST[family], 68, GUEST_MAC)
+    ]
+    guest.asks(to=GATEWAY[family])
     guest.quiet()
     assert guest.stack.dropped == {"service-reply": 1}
 
@@ -218,7 +229,7 @@ def test_a_lease_over_the_link() -> None:
         dns=IPv4Address(DNS[4]),
         mtu=1500,
     )
-    guest.stack.services[67] = server
+    guest.stack.services[67] = Dhcp(guest.stack, server)
 
     def exchange(
         kind: int, options: dict[int, bytes], source: bytes, to: bytes, mac: bytes
@@ -250,7 +261,7 @@ def test_a_lease_of_ipv6_over_the_link() -> None:
         pool=[IPv6Address("fd00::1:0")],
         dns=IPv6Address(DNS[6]),
     )
-    guest.stack.services[547] = server
+    guest.stack.services[547] = Dhcp(guest.stack, server)
     duid = (message6.CLIENT_ID, b"\0\x03\0\x01" + GUEST_MAC)
     want = message6.pack_association(message6.Association(message6.IA_NA, b"1234", ()), [])
 

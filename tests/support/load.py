@@ -18,11 +18,11 @@ import anyio
 import anyio.lowlevel
 
 from netns_kit import Forwarder, Namespace, TapDevice, Uplink, UserStack
+from netns_kit.gateway.setup import DriverName
 from netns_kit.stack import Limits
 from netns_kit.tap.device import ImpairedTap
 from netns_kit.tap.flags import GUEST_QUEUE, TAP_FLAGS
 from netns_kit.tap.impairment import Impairment
-from netns_kit.userstack.drivers import DriverName
 
 LONG = bool(os.environ.get("NETNS_KIT_LONG"))
 GATEWAY, RESOLVER, GUEST = "10.0.2.2", "10.0.2.3", "10.0.2.100"

@@ -22,11 +22,11 @@ import pytest
 
 from netns_kit import Limits, Namespace, Network, Uplink
 from netns_kit.arguments import Address
+from netns_kit.gateway.setup import DriverName
 from netns_kit.stack.wire import checksum, ethernet, ip, tcp, virtio
 from netns_kit.stack.wire.tcp import Segment
 from netns_kit.subnet import MAC_PREFIX
 from netns_kit.uplink.uplink import Protocol
-from netns_kit.userstack.drivers import DriverName
 from tests.support import needs_tun
 from tests.support.servers import sent_again
 

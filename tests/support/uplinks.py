@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from netns_kit import Flow, Refusal, Uplink
+from netns_kit import DnsSettings, Flow, Refusal, Uplink
 from netns_kit.arguments import Address
 from netns_kit.uplink.uplink import Endpoint, Protocol
 
@@ -184,7 +184,7 @@ class Reading(Uplink):
     """Reads resolv.conf, and finds its resolvers at another port than theirs."""
 
     def __init__(self, resolv_conf: str, port: int) -> None:
-        super().__init__(resolv_conf=resolv_conf)
+        super().__init__(dns=DnsSettings(resolv_conf=resolv_conf))
         self._port = port
 
     def resolvers(self) -> tuple[Endpoint, ...]:

@@ -21,7 +21,7 @@ import pytest
 
 from netns_kit.cli.command_line import FAILED
 from netns_kit.cli.run import NOT_EXECUTABLE, NOT_FOUND, main
-from netns_kit.userstack.drivers import DriverName
+from netns_kit.gateway.setup import DriverName
 from tests.support import ROOT, missing, needs, needs_ipv6, needs_tun
 from tests.support.servers import SECONDS, closed_port, digest, dns_server, host_address, http, tcp_server
 
@@ -356,7 +356,7 @@ def test_options_reach_their_parts(driver: DriverName) -> None:
     with dns_server({"name.tld": "192.0.2.7"}) as resolver, tcp_server(http) as port:
         script = (
             "ip -o link show tap0 | grep -o 'mtu [0-9]*'; ping -qc1 -W5 172.20.0.2 >&2;"
-            "dig +short name.tld; dig +short +tcp name.tld;"
+            "dig +short name.tld; dig +short +tcp name.tld; dig +short @203.0.113.53 name.tld;"
             f"curl -sSf http://172.20.0.2:{port}/peer"
         )
         words = [
@@ -366,12 +366,13 @@ def test_options_reach_their_parts(driver: DriverName) -> None:
             "172.20.0.0/16",
             "--dns",
             f"127.0.0.1:{resolver}",
+            "--intercept-dns",
             "--driver",
             driver,
         ]
         done = run(*words, f"--host-loopback={port}", "--", "sh", "-ec", script)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["mtu", "9000", "192.0.2.7", "192.0.2.7", "127.0.0.1"]
+    assert done.stdout.split() == ["mtu", "9000", *["192.0.2.7"] * 3, "127.0.0.1"]
 
 
 def test_names() -> None:

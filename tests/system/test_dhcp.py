@@ -21,7 +21,7 @@ import anyio
 import pytest
 
 from netns_kit import DhcpSettings, Network, StaticLease, Uplink
-from netns_kit.userstack.drivers import DriverName
+from netns_kit.gateway.setup import DriverName
 from tests.support import ROOT, needs, needs_ipv6, needs_tun, seen_inside
 from tests.support.servers import http, tcp_server
 

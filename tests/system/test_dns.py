@@ -20,9 +20,9 @@ import anyio.to_thread
 import pytest
 from dnslib import DNSKEY, EDNS0, QTYPE, RR, RRSIG, TXT, A, DNSRecord
 
-from netns_kit import Namespace, Network, NotFound, Record, RecordError, Uplink
+from netns_kit import DnsSettings, Namespace, Network, NotFound, Record, RecordError, Uplink
 from netns_kit.dns.exchanges import CONDEMNED
-from netns_kit.userstack.drivers import DriverName
+from netns_kit.gateway.setup import DriverName
 from tests.support import ROOT, dns_hooks, missing, needs, needs_ipv6, needs_tun
 from tests.support.servers import SECONDS, bounded, closed_port, dns_server, dnsmasq, tcp_server, udp_server
 from tests.support.uplinks import Reading
@@ -266,7 +266,9 @@ async def test_five_hundred_at_once(upstream: int, driver: DriverName) -> None:
         question("a.test", ("A", "AAAA", "MX", "CAA")[n % 4], ident=n, size=512 + n) for n in range(500)
     ]
     expected = [by_udp(host_socket(socket.SOCK_DGRAM), host, each) for each in messages]
-    async with network(driver=driver, uplink=Uplink(dns=[f"127.0.0.1:{upstream}"], dns_cache=False)) as net:
+    async with network(
+        driver=driver, uplink=Uplink(dns=DnsSettings([f"127.0.0.1:{upstream}"], cache=False))
+    ) as net:
         assert await dig(net, "a.test")  # a kernel that does not know who 10.0.2.3 is loses some of a burst
         sockets = [await inside(net, socket.SOCK_DGRAM) for _ in range(50)]
         found = []
@@ -423,7 +425,9 @@ async def test_domains_have_their_own_resolvers(upstream: int, driver: DriverNam
     asked: list[str] = []
     with dns_server(NAMES, asked) as main:
         uplink = Uplink(
-            dns=[f"127.0.0.1:{main}"], dns_domains={"test": [f"127.0.0.1:{upstream}"], "none.tld": []}
+            dns=DnsSettings(
+                [f"127.0.0.1:{main}"], domains={"test": [f"127.0.0.1:{upstream}"], "none.tld": []}
+            )
         )
         async with network(uplink=uplink, driver=driver) as net:
             assert await dig(net, "a.test") == await dig(net, "+tcp", "a.test") == ["192.0.2.1"]
@@ -581,7 +585,7 @@ import socket, sys, threading
 import anyio
 from dnslib import RR, A, DNSRecord
 from pyroute2 import IPRoute
-from netns_kit import Network, Uplink
+from netns_kit import DnsSettings, Network, Uplink
 
 with IPRoute() as ip:
     ip.link("set", index=1, state="up")
@@ -614,7 +618,7 @@ threading.Thread(target=serve, args=(datagrams,), daemon=True).start()
 threading.Thread(target=serve_streams, args=(streams,), daemon=True).start()
 
 async def main():
-    uplink = Uplink(dns=["[fe80::53%lo]:5353"], dns_cache=False)
+    uplink = Uplink(dns=DnsSettings(["[fe80::53%lo]:5353"], cache=False))
     async with Network(uplink=uplink, driver=sys.argv[1]) as net:
         for way in "+notcp", "+tcp":
             command = ["dig", "+short", "+tries=1", "+time=9", way, "a.test"]
@@ -693,7 +697,7 @@ async def test_every_worker_knows_the_names() -> None:
 
 @bounded
 async def test_the_hook_is_asked_first(upstream: int, driver: DriverName) -> None:
-    uplink = Uplink(dns=[f"127.0.0.1:{upstream}"], dns_hook=dns_hooks.hook)
+    uplink = Uplink(dns=DnsSettings([f"127.0.0.1:{upstream}"], hook=dns_hooks.hook))
     async with network(uplink=uplink, driver=driver) as net:
         for transport in ("+notcp", "+tcp"):
             assert await dig(net, transport, "renamed.example") == ["a.test.", "192.0.2.1"]
@@ -734,7 +738,7 @@ async def test_the_files_inside(tmp_path: Path, upstream: int) -> None:
         for path in map(Path, ("/etc/hosts", "/etc/resolv.conf"))
     }
     machine = os.uname().nodename
-    uplink = Uplink(dns=[f"127.0.0.1:{upstream}"], dns_search=["a.test", "nowhere.test"])
+    uplink = Uplink(dns=DnsSettings([f"127.0.0.1:{upstream}"], search=["a.test", "nowhere.test"]))
     async with network(uplink=uplink, records=["db.internal=192.0.2.5"]) as net:
         resolv_conf = (await net.run(["cat", "/etc/resolv.conf"])).stdout.decode()
         assert resolv_conf == f"nameserver {RESOLVER}\nsearch a.test nowhere.test\n"
@@ -761,10 +765,10 @@ async def test_the_files_inside(tmp_path: Path, upstream: int) -> None:
 async def test_the_search_list_is_the_hosts(tmp_path: Path) -> None:
     conf = tmp_path / "resolv.conf"
     conf.write_text("nameserver 127.0.0.53\nsearch lan corp.example\noptions ndots:3 rotate\n")
-    async with network(uplink=Uplink(resolv_conf=str(conf))) as net:
+    async with network(uplink=Uplink(dns=DnsSettings(resolv_conf=str(conf)))) as net:
         found = (await net.run(["cat", "/etc/resolv.conf"])).stdout.decode()
         assert found == f"nameserver {RESOLVER}\nsearch lan corp.example\noptions ndots:3\n"
-    async with network(uplink=Uplink(resolv_conf=str(conf), dns_search=["."])) as net:
+    async with network(uplink=Uplink(dns=DnsSettings(resolv_conf=str(conf), search=["."]))) as net:
         assert (
             await net.run(["cat", "/etc/resolv.conf"])
         ).stdout.decode() == f"nameserver {RESOLVER}\nsearch .\n"

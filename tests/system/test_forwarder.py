@@ -27,7 +27,7 @@ from netns_kit import (
     PortSpecError,
     PrivilegedPortError,
 )
-from netns_kit.userstack.drivers import DriverName
+from netns_kit.gateway.setup import DriverName
 from tests.support import ROOT, missing, needs_ipv6, needs_tun
 from tests.support.servers import SECONDS, bounded, closed_port, host_address
 
@@ -437,7 +437,7 @@ class Stack(Openable):
     async def _close(self):
         pass
     async def ask(self, operation, *arguments):
-        if operation.__name__ == "add_forwards":
+        if operation.__qualname__ == "Forwards.add":
             sys.exit("something would have been bound")
 
 async def main():

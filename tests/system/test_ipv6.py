@@ -29,8 +29,7 @@ from netns_kit import (
     Uplink,
     UserStack,
 )
-from netns_kit.userstack.drivers import DriverName
-from netns_kit.userstack.userstack import Configure
+from netns_kit.gateway.setup import Configure, DriverName
 from tests.support import needs, needs_ipv6, needs_ping, needs_tun
 from tests.support.multihop import (
     GATEWAY_6,

@@ -41,8 +41,8 @@ from netns_kit import (
 )
 from netns_kit.errors import NetnsKitError
 from netns_kit.gateway.gateway import Gateway
+from netns_kit.gateway.setup import DriverName
 from netns_kit.userstack import drivers
-from netns_kit.userstack.drivers import DriverName
 from tests.support import ROOT, Possessions, needs, needs_tun, wait_exit
 from tests.support.load import leaked, resident
 from tests.support.servers import SECONDS, bounded, cancelled_at_any_moment, echo, tcp_server, udp_server

@@ -28,7 +28,7 @@ from netns_kit import (
     Refusal,
     Uplink,
 )
-from netns_kit.userstack.drivers import DriverName
+from netns_kit.gateway.setup import DriverName
 from tests.support import ROOT, missing, needs, needs_ping, needs_tun
 from tests.support.servers import closed_port, dns_server, echo, host_address, http, tcp_server, udp_server
 from tests.support.servers import digest as expected

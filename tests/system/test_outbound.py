@@ -21,7 +21,7 @@ import anyio.lowlevel
 import pytest
 
 from netns_kit import Network, Uplink
-from netns_kit.userstack.drivers import DriverName
+from netns_kit.gateway.setup import DriverName
 from tests.support import missing, needs, needs_tun
 from tests.support.servers import (
     SECONDS,

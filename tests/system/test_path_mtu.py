@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from netns_kit import Network, Uplink
-from netns_kit.userstack.drivers import DriverName
+from netns_kit.gateway.setup import DriverName
 from tests.support import needs, needs_ipv6
 from tests.support.rows import driver
 from tests.support.servers import bounded, tcp_server, udp_server

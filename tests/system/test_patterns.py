@@ -20,10 +20,10 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from netns_kit.gateway.setup import DriverName
 from netns_kit.stack import Limits, State
 from netns_kit.tap.device import ImpairedTap
 from netns_kit.tap.impairment import Impairment
-from netns_kit.userstack.drivers import DriverName
 from tests.support import needs_tun
 from tests.support.load import (
     LONG,

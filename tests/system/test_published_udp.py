@@ -16,8 +16,8 @@ import pytest
 
 from netns_kit import Limits, Network, Uplink
 from netns_kit.arguments import Address
+from netns_kit.gateway.setup import DriverName
 from netns_kit.uplink.uplink import Protocol
-from netns_kit.userstack.drivers import DriverName
 from tests.support import needs
 from tests.support.multihop import (
     GATEWAY,

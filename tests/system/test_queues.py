@@ -15,8 +15,8 @@ import pytest
 from anyio.abc import ByteStream
 
 from netns_kit import Network, StackCrashed, TapDevice, Uplink, UserStack
-from netns_kit.gateway.gateway import FlowInfo
-from netns_kit.userstack.control import Control
+from netns_kit.dns import Zone
+from netns_kit.gateway.gateway import FlowInfo, Gateway
 from netns_kit.userstack.worker.owner import WorkerProcess
 from tests.support import needs, needs_tun
 from tests.support.servers import bounded, dns_server, echo, tcp_server, udp_server
@@ -43,7 +43,7 @@ def workers(net: Network) -> tuple[WorkerProcess, ...]:
 
 async def connections(net: Network) -> list[int]:
     """Of each worker."""
-    return [(await worker.ask(Control.stats))["tcp_connections"] for worker in workers(net)]
+    return [(await worker.ask(Gateway.stats))["tcp_connections"] for worker in workers(net)]
 
 
 async def converse(stream: ByteStream, data: bytes = b"x") -> None:
@@ -103,7 +103,7 @@ async def test_what_there_is_once_is_the_firsts(net: Network) -> None:
                     sock.send(b"hello")
                     await anyio.wait_readable(sock)
                     assert sock.recv(100) == b"hello"
-            stats = [await worker.ask(Control.stats) for worker in workers(three)]
+            stats = [await worker.ask(Gateway.stats) for worker in workers(three)]
             assert [each["udp_flows"] > 0 for each in stats] == [True, False, False]
 
 
@@ -127,7 +127,7 @@ async def test_events_of_all_are_heard(net: Network) -> None:
                 await stack.enter_async_context(stream)
                 await converse(stream)
             for worker in workers(net):
-                flows = await worker.ask(Control.flows)
+                flows = await worker.ask(Gateway.flows)
                 assert {flow.guest for flow in flows} & {flow.guest for flow in heard}
             tasks.cancel_scope.cancel()
 
@@ -170,10 +170,10 @@ async def _exchange(net: Network, port: int, data: bytes) -> None:
 
 
 async def test_other_drivers_take_one_queue() -> None:
-    with pytest.raises(ValueError, match=r"driver='thread': 2 queues are for as many worker processes"):
+    with pytest.raises(ValueError, match=r"driver='thread': expected worker processes for 2 queues"):
         Network(queues=2)
     device = TapDevice.open(Network().namespace, queues=2)
-    with pytest.raises(ValueError, match="driver='loop': 2 queues are for"):
+    with pytest.raises(ValueError, match="driver='loop': expected worker processes for 2 queues"):
         UserStack(device, driver="loop")
 
 
@@ -193,6 +193,6 @@ async def test_a_record_is_everybodys_or_nobodys_also_when_adding_it_is_cancelle
             await anyio.wait_all_tasks_blocked()
             scope.cancel()
     os.kill(pid, signal.SIGCONT)
-    one, other = [await worker.ask(Control.records) for worker in workers(net)]
+    one, other = [await worker.ask(Zone.records) for worker in workers(net)]
     assert one == other
     assert len(one) >= len(names)

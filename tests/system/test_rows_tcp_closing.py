@@ -10,9 +10,9 @@ import anyio
 import pytest
 
 from netns_kit import Limits, Network
+from netns_kit.gateway.setup import DriverName
 from netns_kit.stack import tcp
 from netns_kit.stack.wire.tcp import ACK, FIN, PSH, RST, SYN, Segment
-from netns_kit.userstack.drivers import DriverName
 from tests.support import needs
 from tests.support.rows import (
     GATEWAY,

@@ -17,12 +17,12 @@ import pytest
 
 from netns_kit import Impairment, Namespace, Network, TapDevice, Uplink, UserStack
 from netns_kit.arguments import Address
+from netns_kit.gateway.setup import DriverName
 from netns_kit.stack.segments import MAX_PAYLOAD
 from netns_kit.stack.wire.tcp import STAMP_SIZE, SYN, Segment
 from netns_kit.tap.device import ImpairedTap
 from netns_kit.tap.impairment import BadLink
 from netns_kit.uplink.uplink import Protocol
-from netns_kit.userstack.drivers import DriverName
 from tests.support.load import resident
 from tests.support.rows import (
     GATEWAY,

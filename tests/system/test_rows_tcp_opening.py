@@ -18,9 +18,9 @@ import pytest
 
 from netns_kit import Flow, Limits, Namespace, Network, Refusal, TapDevice, Target, Uplink
 from netns_kit.arguments import Address
+from netns_kit.gateway.setup import DriverName
 from netns_kit.stack.wire.tcp import ACK, RST, SYN
 from netns_kit.uplink.uplink import Protocol
-from netns_kit.userstack.drivers import DriverName
 from tests.support import needs
 from tests.support.rows import (
     GATEWAY,

@@ -26,8 +26,8 @@ import pytest
 from dnslib import DNSRecord
 
 from netns_kit import Uplink
+from netns_kit.gateway.setup import DriverName
 from netns_kit.stack import Limits
-from netns_kit.userstack.drivers import DriverName
 from tests.support import needs_ping, needs_tun
 from tests.support.load import (
     GATEWAY,

@@ -21,8 +21,8 @@ import anyio
 import pytest
 
 from netns_kit import Uplink
+from netns_kit.gateway.setup import DriverName
 from netns_kit.stack import Limits
-from netns_kit.userstack.drivers import DriverName
 from tests.support import ROOT, descriptors, needs_tun
 from tests.support.load import (
     LONG,

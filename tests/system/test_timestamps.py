@@ -9,7 +9,7 @@ from subprocess import PIPE
 import pytest
 
 from netns_kit import Namespace, Network, TapDevice, Uplink, UserStack
-from netns_kit.userstack.drivers import DriverName
+from netns_kit.gateway.setup import DriverName
 from tests.support.rows import GATEWAY, driver, network
 from tests.support.servers import bounded, tcp_server
 

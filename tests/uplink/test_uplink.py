@@ -19,7 +19,8 @@ from netns_kit.errors import AddressError, DomainNameError
 from netns_kit.host import sysctl
 from netns_kit.stack import Refusal
 from netns_kit.subnet import Subnet
-from netns_kit.uplink.uplink import OURSELVES, Endpoint, Flow, Protocol, Target, UdpPorts, Uplink, _is_of_host
+from netns_kit.uplink.dns_settings import DnsSettings
+from netns_kit.uplink.uplink import Endpoint, Flow, Protocol, Target, UdpPorts, Uplink, _is_of_host
 from tests.support import needs_ping
 
 pytestmark = pytest.mark.usefixtures("leaks")
@@ -261,7 +262,7 @@ def resolvers(uplink: Uplink) -> list[str]:
 def test_the_hosts_resolvers_are_followed(tmp_path: Path) -> None:
     conf = tmp_path / "resolv.conf"
     conf.write_text("nameserver 192.0.2.1\nnameserver 127.0.0.53\n")
-    uplink = Uplink(resolv_conf=str(conf))
+    uplink = Uplink(dns=DnsSettings(resolv_conf=str(conf)))
     assert resolvers(uplink) == ["192.0.2.1:53", "127.0.0.53:53"]
     assert uplink.route(flow("10.0.2.3:53", "udp")) == Target(uplink.resolvers())
     conf.write_text("nameserver 2001:db8::1\n")
@@ -279,14 +280,14 @@ def test_the_hosts_resolvers_are_followed(tmp_path: Path) -> None:
 def test_the_file_is_read_only_when_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     conf = tmp_path / "resolv.conf"
     conf.write_text("nameserver 192.0.2.1\n")
-    uplink = Uplink(resolv_conf=str(conf))
+    uplink = Uplink(dns=DnsSettings(resolv_conf=str(conf)))
     first = uplink.resolvers()
     monkeypatch.setattr("builtins.open", None)
     assert uplink.resolvers() is first
 
 
 def test_no_resolv_conf_means_the_local_machine(tmp_path: Path) -> None:
-    uplink = Uplink(resolv_conf=str(tmp_path / "absent"))
+    uplink = Uplink(dns=DnsSettings(resolv_conf=str(tmp_path / "absent")))
     assert resolvers(uplink) == ["127.0.0.1:53"]
     (tmp_path / "absent").write_text("nameserver 192.0.2.1\n")
     assert resolvers(uplink) == ["192.0.2.1:53"]
@@ -298,39 +299,39 @@ def test_dns_replaces_the_hosts(tmp_path: Path) -> None:
 
 
 def test_without_resolvers_names_are_resolved_where_they_are_asked_for() -> None:
-    assert Uplink(dns=[]).route(flow("10.0.2.3:53", "udp")) == Target((OURSELVES,))
+    assert Uplink(dns=[]).route(flow("10.0.2.3:53", "udp")) == Target()
     assert Uplink(dns=[]).route(flow("10.0.2.3:54", "udp")) is REFUSED
 
 
 def test_domains_with_resolvers_of_their_own() -> None:
-    uplink = Uplink(dns_domains={"Corp.example.": ["192.0.2.1", "[::1]:5353"], "ads.example": []})
-    found = {domain: [str(each) for each in given] for domain, given in uplink.dns_domains.items()}
+    settings = DnsSettings(domains={"Corp.example.": ["192.0.2.1", "[::1]:5353"], "ads.example": []})
+    found = {domain: [str(each) for each in given] for domain, given in settings.domains.items()}
     assert found == {"Corp.example": ["192.0.2.1:53", "[::1]:5353"], "ads.example": []}
 
 
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ({"dns": "192.0.2.1"}, TypeError),
-        ({"dns_domains": {"a.example": "192.0.2.1"}}, TypeError),
-        ({"dns_domains": {"a.example": ["resolver"]}}, AddressError),
-        ({"dns_domains": {"a..b": ["192.0.2.1"]}}, DomainNameError),
-        ({"dns_search": "a.example"}, TypeError),
-        ({"dns_search": ["a b"]}, DomainNameError),
-        ({"dns_hook": 7}, TypeError),
+        ({"servers": "192.0.2.1"}, TypeError),
+        ({"domains": {"a.example": "192.0.2.1"}}, TypeError),
+        ({"domains": {"a.example": ["resolver"]}}, AddressError),
+        ({"domains": {"a..b": ["192.0.2.1"]}}, DomainNameError),
+        ({"search": "a.example"}, TypeError),
+        ({"search": ["a b"]}, DomainNameError),
+        ({"hook": 7}, TypeError),
     ],
 )
 def test_settings_of_dns_that_make_no_sense(options: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
-        Uplink(**options)
+        DnsSettings(**options)
 
 
 def test_the_search_list_is_the_hosts_as_it_is_now(tmp_path: Path) -> None:
     conf = tmp_path / "resolv.conf"
     conf.write_text("search one.example\noptions ndots:2 edns0\n")
     uplink, other = (
-        Uplink(resolv_conf=str(conf)),
-        Uplink(resolv_conf=str(conf), dns_search=["b.example", "."]),
+        Uplink(dns=DnsSettings(resolv_conf=str(conf))),
+        Uplink(dns=DnsSettings(resolv_conf=str(conf), search=["b.example", "."])),
     )
     assert uplink.search() == ("one.example",)
     conf.write_text("search two.example three.example\n")
@@ -340,7 +341,10 @@ def test_the_search_list_is_the_hosts_as_it_is_now(tmp_path: Path) -> None:
     assert uplink.resolv_conf(dns, ip_address("fd00::3")).splitlines() == [
         "nameserver 10.0.2.3", "nameserver fd00::3", "search two.example three.example"
     ]  # fmt: skip
-    assert Uplink(resolv_conf=str(tmp_path / "absent")).resolv_conf(dns) == "nameserver 10.0.2.3\n"
+    assert (
+        Uplink(dns=DnsSettings(resolv_conf=str(tmp_path / "absent"))).resolv_conf(dns)
+        == "nameserver 10.0.2.3\n"
+    )
 
 
 # -- sockets ------------------------------------------------------------------------------------------

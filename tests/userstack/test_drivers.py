@@ -21,8 +21,9 @@ import pytest
 
 from netns_kit.errors import NetnsKitError, StackClosed, StackCrashed
 from netns_kit.gateway.engine import EDGE, IN, OUT, Engine
+from netns_kit.gateway.setup import DriverName
 from netns_kit.namespace.background import Openable, Supervisor
-from netns_kit.userstack.drivers import TURN, Driver, LocalDriverName, LoopDriver, ThreadDriver, driver_named
+from netns_kit.userstack.drivers import TURN, Driver, LoopDriver, ThreadDriver, driver_named
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
@@ -30,8 +31,8 @@ SECONDS = 20
 
 
 @pytest.fixture(params=["thread", "loop"])
-def name(request: pytest.FixtureRequest) -> LocalDriverName:
-    name: LocalDriverName = request.param
+def name(request: pytest.FixtureRequest) -> DriverName:
+    name: DriverName = request.param
     return name
 
 
@@ -55,7 +56,7 @@ def pair(leaks: None) -> Iterator[tuple[socket.socket, socket.socket]]:
 class Driven(Openable):
     """An engine on a driver, as `UserStack` has it."""
 
-    def __init__(self, name: LocalDriverName, engine: Engine) -> None:
+    def __init__(self, name: DriverName, engine: Engine) -> None:
         self.driver = driver_named(name)(engine)
         self.supervisor = Supervisor("engine", StackClosed)
 
@@ -67,7 +68,7 @@ class Driven(Openable):
 
 
 @asynccontextmanager
-async def driven(name: LocalDriverName, engine: Engine) -> AsyncIterator[Driver]:
+async def driven(name: DriverName, engine: Engine) -> AsyncIterator[Driver]:
     """What goes wrong in the driver ends the block."""
     with anyio.fail_after(SECONDS):
         async with Driven(name, engine) as made:
@@ -89,7 +90,7 @@ def test_there_are_two() -> None:
 
 
 async def test_it_serves_what_is_ready(
-    name: LocalDriverName, engine: Engine, pair: tuple[socket.socket, socket.socket]
+    name: DriverName, engine: Engine, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     here, there = pair
 
@@ -105,14 +106,14 @@ async def test_it_serves_what_is_ready(
     engine.remove(here.fileno())
 
 
-async def test_where_it_runs(name: LocalDriverName, engine: Engine) -> None:
+async def test_where_it_runs(name: DriverName, engine: Engine) -> None:
     async with driven(name, engine) as driver:
         thread = await driver.call(threading.current_thread)
         assert (thread is threading.current_thread()) == (name == "loop")
         assert await driver.call(threading.current_thread) is thread
 
 
-async def test_calls_give_back_what_the_function_does(name: LocalDriverName, engine: Engine) -> None:
+async def test_calls_give_back_what_the_function_does(name: DriverName, engine: Engine) -> None:
     async with driven(name, engine) as driver:
         assert await driver.call(lambda: 42) == 42
         with pytest.raises(ZeroDivisionError):
@@ -128,7 +129,7 @@ async def test_calls_give_back_what_the_function_does(name: LocalDriverName, eng
         assert sorted(results) == list(range(100))
 
 
-async def test_now_is_the_drivers_clock(name: LocalDriverName, engine: Engine) -> None:
+async def test_now_is_the_drivers_clock(name: DriverName, engine: Engine) -> None:
     async with driven(name, engine) as driver:
         first = await driver.call(lambda: engine.now)
         with anyio.move_on_after(0.02):
@@ -137,7 +138,7 @@ async def test_now_is_the_drivers_clock(name: LocalDriverName, engine: Engine) -
         assert 0.01 < second - first < SECONDS
 
 
-async def test_timers_ring_in_time(name: LocalDriverName, engine: Engine) -> None:
+async def test_timers_ring_in_time(name: DriverName, engine: Engine) -> None:
     rung: list[tuple[float, float]] = []
     done = os.eventfd(0, os.EFD_NONBLOCK)
     try:
@@ -165,7 +166,7 @@ async def test_timers_ring_in_time(name: LocalDriverName, engine: Engine) -> Non
         os.close(done)
 
 
-async def test_an_earlier_timer_comes_first_though_armed_last(name: LocalDriverName, engine: Engine) -> None:
+async def test_an_earlier_timer_comes_first_though_armed_last(name: DriverName, engine: Engine) -> None:
     done = os.eventfd(0, os.EFD_NONBLOCK)
     timers = [Timer(lambda _: os.eventfd_write(done, 1)) for _ in range(3)]
     async with driven(name, engine) as driver:
@@ -180,7 +181,7 @@ async def test_an_earlier_timer_comes_first_though_armed_last(name: LocalDriverN
     os.close(done)
 
 
-async def test_what_is_left_for_the_next_step_gets_one(name: LocalDriverName, engine: Engine) -> None:
+async def test_what_is_left_for_the_next_step_gets_one(name: DriverName, engine: Engine) -> None:
     async with driven(name, engine) as driver:
         done = os.eventfd(0, os.EFD_NONBLOCK)
         left = 500
@@ -199,7 +200,7 @@ async def test_what_is_left_for_the_next_step_gets_one(name: LocalDriverName, en
 
 
 async def test_what_waits_for_the_end_of_a_step_gets_one_after_a_call(
-    name: LocalDriverName, engine: Engine
+    name: DriverName, engine: Engine
 ) -> None:
     """An ACK made by a call leaves now, not with the next frame."""
     done = os.eventfd(0, os.EFD_NONBLOCK)
@@ -217,7 +218,7 @@ async def test_what_waits_for_the_end_of_a_step_gets_one_after_a_call(
 
 
 async def test_a_crash_is_typed_and_keeps_its_cause(
-    name: LocalDriverName, engine: Engine, pair: tuple[socket.socket, socket.socket]
+    name: DriverName, engine: Engine, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     def handler(_: int) -> None:
         raise LookupError("a bug")
@@ -232,7 +233,7 @@ async def test_a_crash_is_typed_and_keeps_its_cause(
 
 
 async def test_a_step_that_is_left_by_what_is_no_exception_is_the_last(
-    name: LocalDriverName, engine: Engine, pair: tuple[socket.socket, socket.socket]
+    name: DriverName, engine: Engine, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     """asyncio reports such a thing and goes on, with whatever the step has left half done."""
 
@@ -270,7 +271,7 @@ async def test_a_thread_that_is_told_to_exit_is_missed(
             await anyio.sleep_forever()
 
 
-async def test_a_typed_error_comes_as_it_is(name: LocalDriverName, engine: Engine) -> None:
+async def test_a_typed_error_comes_as_it_is(name: DriverName, engine: Engine) -> None:
     class Known(NetnsKitError):
         pass
 
@@ -284,7 +285,7 @@ async def test_a_typed_error_comes_as_it_is(name: LocalDriverName, engine: Engin
             await anyio.sleep_forever()
 
 
-async def test_a_crash_in_the_first_step(name: LocalDriverName, engine: Engine) -> None:
+async def test_a_crash_in_the_first_step(name: DriverName, engine: Engine) -> None:
     def fail() -> None:
         raise LookupError("at once")
 
@@ -308,7 +309,7 @@ async def test_a_thread_that_cannot_be_started_holds_nobody_up(
             await ThreadDriver(engine).run()
 
 
-async def test_a_call_does_not_wait_for_an_engine_that_crashed(name: LocalDriverName, engine: Engine) -> None:
+async def test_a_call_does_not_wait_for_an_engine_that_crashed(name: DriverName, engine: Engine) -> None:
     def fail() -> None:
         raise LookupError("a bug")
 
@@ -323,7 +324,7 @@ async def test_a_call_does_not_wait_for_an_engine_that_crashed(name: LocalDriver
         await driver.call(lambda: None)
 
 
-async def test_cancelled_it_leaves_nothing(name: LocalDriverName, engine: Engine) -> None:
+async def test_cancelled_it_leaves_nothing(name: DriverName, engine: Engine) -> None:
     for _ in range(20):
         with anyio.CancelScope() as scope:
             async with driven(name, engine) as driver:
@@ -337,7 +338,7 @@ async def test_cancelled_it_leaves_nothing(name: LocalDriverName, engine: Engine
     assert not [thread for thread in threading.enumerate() if "engine" in thread.name]
 
 
-async def test_a_call_that_was_cancelled_does_no_harm_later(name: LocalDriverName) -> None:
+async def test_a_call_that_was_cancelled_does_no_harm_later(name: DriverName) -> None:
     """It may be run yet, when the engine is closed: nobody is waiting any more."""
     engine = Engine()
     try:
@@ -375,7 +376,7 @@ async def test_the_loop_stays_responsive(engine: Engine) -> None:
 
 
 async def test_an_idle_engine_sleeps(
-    name: LocalDriverName, engine: Engine, pair: tuple[socket.socket, socket.socket]
+    name: DriverName, engine: Engine, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     """No step while there is nothing to do: it would be a busy loop."""
     steps: list[float] = []

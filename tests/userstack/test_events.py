@@ -13,9 +13,9 @@ import pytest
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from netns_kit import FlowEvent, Forwarder, Limits, Refusal, StackClosed, TapDevice, Uplink, UserStack
+from netns_kit.gateway.setup import DriverName
 from netns_kit.stack.wire import ethernet
-from netns_kit.userstack import control
-from netns_kit.userstack.drivers import DriverName
+from netns_kit.userstack.events import EVENTS_KEPT
 from tests.gateway.test_gateway import GATEWAY, GATEWAY_MAC, GUEST_MAC, datagram, echo_request, syn
 from tests.support import uplinks
 from tests.support.servers import bounded, closed_port
@@ -130,7 +130,7 @@ async def test_a_client_of_a_forwarded_port_opens_a_flow(driver: DriverName) -> 
 @bounded
 async def test_who_is_slow_loses_the_oldest_and_is_told(driver: DriverName) -> None:
     """Two are following: the quick one has them all."""
-    kept = control.EVENTS_KEPT
+    kept = EVENTS_KEPT
     more = kept + 100
     async with (
         stack_of(driver, limits=Limits(udp_flows=2 * kept)) as (stack, guest),

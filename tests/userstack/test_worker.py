@@ -29,6 +29,7 @@ import pytest
 from netns_kit import (
     AddressError,
     DeviceGone,
+    DnsSettings,
     Flow,
     Forwarder,
     Limits,
@@ -290,8 +291,8 @@ class _Unpicklable(Uplink):
             Uplink(policy=_of_main),
             "`_of_main`, .* the program's own file .* define it in a module beside the program",
         ),
-        (Uplink(dns_hook=lambda _: None), "lambda"),
-        (Uplink(dns_hook=partial(dns_hooks.known, [])), "may change"),
+        (Uplink(dns=DnsSettings(hook=lambda _: None)), "lambda"),
+        (Uplink(dns=DnsSettings(hook=partial(dns_hooks.known, []))), "may change"),
         (_Unpicklable(), "not me"),
         (Uplink(policy=uplinks.Changing()), "may change"),
         (Uplink(policy=uplinks.Changing().policy), "may change"),
@@ -313,7 +314,7 @@ async def test_what_it_cannot_import_is_refused_before_anything_runs(uplink: Upl
 @bounded
 async def test_a_hook_may_have_what_does_not_change() -> None:
     hook = partial(dns_hooks.known, (Record("a.test", "192.0.2.1"), Record("a.test", "1 b.test", "MX")))
-    async with worker(Uplink(dns_hook=hook)) as (stack, _):
+    async with worker(Uplink(dns=DnsSettings(hook=hook))) as (stack, _):
         assert (await stack.stats())["dns_hooked"] == 0
 
 

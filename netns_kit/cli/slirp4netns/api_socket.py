@@ -96,7 +96,7 @@ class HostForwards:
         to = take("guest_addr", lambda text: _address(text, guest))
         forward = PortForward(protocol, host, host_port, to, take("guest_port", _port))
         try:
-            self._control.add_forwards(OWNER, (forward,))
+            self._control.forwards.add(OWNER, (forward,))
         except (NetnsKitError, OSError) as error:
             raise Refused("add_hostfwd: slirp_add_hostfwd failed") from error
         self._last += 1
@@ -108,7 +108,7 @@ class HostForwards:
             forward = self._forwards.pop(_number(arguments.get("id")))
         except (ValueError, OverflowError, KeyError):
             raise Refused("remove_hostfwd: bad arguments.id") from None
-        self._control.remove_forward(OWNER, forward)
+        self._control.forwards.remove(OWNER, forward)
 
     def _entry(self, number: int, forward: PortForward) -> Answer:
         return {

@@ -46,52 +46,33 @@ MTU_MAX = 65521
 LOG_MAX = 4000  # bytes of a line: a pipe that takes any takes so many
 DEFAULT_CIDR = "10.0.2.0/24"
 SMALLEST_IPV6_MTU = 1280  # RFC 8200 5
-SHORT = {
-    "c": 0,
-    "e": 1,
-    "r": 1,
-    "m": 1,
-    "6": 0,
-    "a": 1,
-    "h": 0,
-    "v": 0,
-}  # the options, and whether they have a value
-LONG = {
-    "configure": 0, "exit-fd": 1, "ready-fd": 1, "mtu": 1, "enable-ipv6": 0, "api-socket": 1, "cidr": 1,
-    "disable-host-loopback": 0, "no-host-loopback": 0, "netns-type": 1, "userns-path": 1, "enable-sandbox": 0,
-    "create-sandbox": 0, "enable-seccomp": 0, "outbound-addr": 1, "outbound-addr6": 1, "disable-dns": 0,
-    "macaddress": 1, "target-type": 1, "help": 0, "version": 0,
-}  # fmt: skip
-SAME = {
-    "-c": "--configure", "-e": "--exit-fd", "-r": "--ready-fd", "-m": "--mtu", "-6": "--enable-ipv6",
-    "-a": "--api-socket", "-h": "--help", "-v": "--version",
-    "--no-host-loopback": "--disable-host-loopback", "--create-sandbox": "--enable-sandbox",
-}  # fmt: skip
-USAGE = """\
-Usage: {0} [OPTION]... PID|PATH|FD [TAPNAME]
-Connectivity for a network namespace, by netns_kit's own TCP/IP stack.
-
--c, --configure          set address, route, MTU and loopback up
--e, --exit-fd=FD         end when the other end of this pipe is closed
--r, --ready-fd=FD        write "1" to this pipe as soon as all is ready
--m, --mtu=MTU            of the interface (default=1500, max=65521)
--6, --enable-ipv6        IPv6 too, where the MTU is 1280 or more: fd00::/64
--a, --api-socket=PATH    listen here for requests to forward ports
---cidr=CIDR              network of the namespace (default=10.0.2.0/24)
---disable-host-loopback  keep the gateway's address from meaning the host's 127.0.0.1
---netns-type=TYPE        what the first argument is: path, pid or tapfd (default=pid)
---userns-path=PATH       user namespace to join before the network namespace
---enable-sandbox         have a root directory of its own, with /etc and /run, and open no file but what names
-                         resolvers; keep no privilege but CAP_NET_BIND_SERVICE
---enable-seccomp         have few system calls
---outbound-addr=IPv4     send from this address, or from that of an interface of this name
---outbound-addr6=IPv6    the same for IPv6
---disable-dns            answer nothing at the DNS address
---macaddress=MAC         of the interface (only with -c)
---target-type=TYPE       netns, or bess: PATH is a SOCK_SEQPACKET socket to listen at (default=netns)
--h, --help               show this and exit
--v, --version            show the version and exit
-"""
+OPTIONS = (  # letter, name and second name, the value's, and what is said of it
+    ("c", "configure", "", "set address, route, MTU and loopback up"),
+    ("e", "exit-fd", "FD", "end when the other end of this pipe is closed"),
+    ("r", "ready-fd", "FD", 'write "1" to this pipe as soon as all is ready'),
+    ("m", "mtu", "MTU", "of the interface (default=1500, max=65521)"),
+    ("6", "enable-ipv6", "", "IPv6 too, where the MTU is 1280 or more: fd00::/64"),
+    ("a", "api-socket", "PATH", "listen here for requests to forward ports"),
+    ("", "cidr", "CIDR", "network of the namespace (default=10.0.2.0/24)"),
+    ("", "disable-host-loopback no-host-loopback", "",
+     "keep the gateway's address from meaning the host's 127.0.0.1"),
+    ("", "netns-type", "TYPE", "what the first argument is: path, pid or tapfd (default=pid)"),
+    ("", "userns-path", "PATH", "user namespace to join before the network namespace"),
+    ("", "enable-sandbox create-sandbox", "",
+     ("have a root directory of its own, with /etc and /run, and open no file but what names\n"
+      "resolvers; keep no privilege but CAP_NET_BIND_SERVICE")),
+    ("", "enable-seccomp", "", "have few system calls"),
+    ("", "outbound-addr", "IPv4", "send from this address, or from that of an interface of this name"),
+    ("", "outbound-addr6", "IPv6", "the same for IPv6"),
+    ("", "disable-dns", "", "answer nothing at the DNS address"),
+    ("", "macaddress", "MAC", "of the interface (only with -c)"),
+    ("", "target-type", "TYPE", "netns, or bess: PATH is a SOCK_SEQPACKET socket to listen at (default=netns)"),
+    ("h", "help", "", "show this and exit"),
+    ("v", "version", "", "show the version and exit"),
+)  # fmt: skip
+SHORT = {letter: (names.split()[0], bool(value)) for letter, names, value, _ in OPTIONS if letter}
+LONG = {name: (names.split()[0], bool(value)) for _, names, value, _ in OPTIONS for name in names.split()}
+"""The options as they are written: the name by which they are known, and whether they have a value."""
 
 
 class Wrong(Exception):
@@ -176,7 +157,7 @@ def run(words: Sequence[str], program: str) -> int:
         fetch.cancel()
         _say(str(error))
         if error.usage:
-            print(USAGE.format(program), end="")
+            print(_usage(program))
         return 1
     if order.has_namespace:
         fetch.open(order.path, order.tap, order.userns)
@@ -202,7 +183,7 @@ def parse(words: Sequence[str], program: str) -> Order | None:
     """None: it asked for nothing but to be told.  Raises `Wrong`."""
     options, arguments = _read(words, program)
     if "--help" in options:
-        print(USAGE.format(program), end="")
+        print(_usage(program))
         return None
     if "--version" in options:
         print(_version())
@@ -265,12 +246,12 @@ def _read(words: Sequence[str], program: str) -> tuple[dict[str, str], list[str]
     arguments: list[str] = []
     rest = list(words)
 
-    def take(name: str, has_value: int, value: str, wrong: str) -> None:
+    def take(name: str, has_value: bool, value: str, wrong: str) -> None:
         if has_value and not value:
             if not rest:
                 raise Wrong(f"{program}: {wrong}")
             value = rest.pop(0)
-        options[SAME.get(name, name)] = value
+        options[f"--{name}"] = value
 
     while rest:
         word = rest.pop(0)
@@ -279,21 +260,23 @@ def _read(words: Sequence[str], program: str) -> tuple[dict[str, str], list[str]
             break
         if word.startswith("--"):
             given, equals, value = word[2:].partition("=")
-            name = _whole(given, word, program)
-            if equals and not LONG[name]:
-                raise Wrong(f"{program}: option '--{name}' doesn't allow an argument")
+            written = _whole(given, word, program)
+            name, has_value = LONG[written]
+            if equals and not has_value:
+                raise Wrong(f"{program}: option '--{written}' doesn't allow an argument")
             if equals and not value:
-                options[SAME.get(f"--{name}", f"--{name}")] = ""
+                options[f"--{name}"] = ""
             else:
-                take(f"--{name}", LONG[name], value, f"option '--{name}' requires an argument")
+                take(name, has_value, value, f"option '--{written}' requires an argument")
         elif word.startswith("-") and word != "-":
             letters = word[1:]
             while letters:
                 letter, letters = letters[0], letters[1:]
                 if letter not in SHORT:
                     raise Wrong(f"{program}: invalid option -- '{letter}'")
-                value, letters = (letters, "") if SHORT[letter] else ("", letters)
-                take(f"-{letter}", SHORT[letter], value, f"option requires an argument -- '{letter}'")
+                name, has_value = SHORT[letter]
+                value, letters = (letters, "") if has_value else ("", letters)
+                take(name, has_value, value, f"option requires an argument -- '{letter}'")
         else:
             arguments.append(word)
             if "POSIXLY_CORRECT" in os.environ:
@@ -392,6 +375,18 @@ def _outbound(options: dict[str, str]) -> dict[int, str]:
     return found
 
 
+def _usage(program: str) -> str:
+    lines = [
+        f"Usage: {program} [OPTION]... PID|PATH|FD [TAPNAME]",
+        "Connectivity for a network namespace, by netns_kit's own TCP/IP stack.\n",
+    ]
+    for letter, names, value, said in OPTIONS:
+        option = f"-{letter}, " if letter else ""
+        option += f"--{names.split()[0]}" + (f"={value}" if value else "")
+        lines.append(f"{option:<25}" + said.replace("\n", f"\n{'':25}"))
+    return "\n".join(lines)
+
+
 def _version() -> str:
     ours = f"netns-kit {__version__}"
     return (
@@ -416,6 +411,7 @@ def serve(order: Order, fetch: TapFetch) -> int:
 
     from netns_kit.gateway.engine import Engine
     from netns_kit.gateway.gateway import Gateway
+    from netns_kit.gateway.setup import Setup
     from netns_kit.host.limits import calm_collector, raise_descriptor_limit
     from netns_kit.tap.device import TapDevice
     from netns_kit.userstack import blocking_loop
@@ -435,7 +431,7 @@ def serve(order: Order, fetch: TapFetch) -> int:
     uplink = SlirpUplink(
         loopback=order.loopback, dns=order.dns, bind4=order.outbound.get(4), bind6=order.outbound.get(6)
     )
-    control = Control(Gateway(engine, tap, uplink, subnet, tell=_tell), lambda _: None)
+    control = Control(Gateway(engine, Setup(tap, uplink, subnet), tell=_tell), lambda _: None)
     api = None
     if order.api is not None:
         from .api_socket import ApiSocket, HostForwards

@@ -15,7 +15,13 @@ from netns_kit.uplink.uplink import DNS_PORT, Flow, Target, Uplink
 
 
 class SlirpUplink(Uplink):
-    """The uplink of a command line: `bind4` and `bind6` are addresses, `dns` is whether names are resolved."""
+    """The uplink of a command line.
+
+    Args:
+        loopback: whether the gateway's address means the host's loopback.
+        dns: whether names are resolved.
+        bind4, bind6: source addresses of outgoing sockets.
+    """
 
     def __init__(
         self, *, loopback: bool, dns: bool, bind4: str | None = None, bind6: str | None = None

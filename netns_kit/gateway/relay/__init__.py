@@ -5,9 +5,9 @@
 connection to that.
 A relay owns its sockets: whatever ends first, the guest's side or the host's, it closes them and tells the other.
 
-What the host's sockets report becomes what the guest would have seen without us: an ICMP error as it came
-(`HostError`), else what `refusal_for` makes of the errno.  What the guest's packets ask of a router, TTL, traffic
-class and not to be fragmented, the host's packets carry (`Marks`).
+What the host's sockets report becomes what the guest would have seen without us: an ICMP error as it came, or what
+the errno means.  What the guest's packets ask of a router, TTL, traffic class and not to be fragmented, the host's
+packets carry.  `netns_kit.uplink.sockets` does both.
 
 Stream sockets are edge-triggered: `TcpRelay` remembers that there may be more to read.  A relay reads no more than
 the stack has room for, and no more than a few buffers per step, so one busy flow starves nobody.
@@ -17,19 +17,15 @@ from .batches import Inbox, Outbox
 from .dns import DnsRelay
 from .dns_streams import ClientStream
 from .ping import PingRelay
-from .sockets import HostError, Marks, refusal_for
 from .tcp import TcpRelay
 from .udp import UdpRelay
 
 __all__ = [
     "ClientStream",
     "DnsRelay",
-    "HostError",
     "Inbox",
-    "Marks",
     "Outbox",
     "PingRelay",
     "TcpRelay",
     "UdpRelay",
-    "refusal_for",
 ]

@@ -16,11 +16,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
-from netns_kit.gateway.engine import Appetite
+from netns_kit.gateway.engine import ReadBudget
 from netns_kit.host.abi import UDP_GRO
 from netns_kit.stack import UdpFlow
-
-from .sockets import ANCILLARY_SPACE, DATAGRAMS_PER_STEP, MAX_DATAGRAM, Ancillary, marks_of
+from netns_kit.uplink.sockets import ANCILLARY_SPACE, DATAGRAMS_PER_STEP, MAX_DATAGRAM, Ancillary, marks_of
 
 MOST = DATAGRAMS_PER_STEP  # together: no more than UDP_MAX_SEGMENTS, 64 in kernels before 6.9
 RUN = 65000  # bytes together
@@ -37,7 +36,7 @@ class Sending(Protocol):
 
 
 class Outbox:
-    """`relays`: those that have datagrams waiting for more of their kind."""
+    """The relays that have datagrams waiting for more of their kind."""
 
     __slots__ = ("relays",)
 
@@ -52,7 +51,7 @@ class Outbox:
 
 
 class Inbox:
-    """Where datagrams of the host's sockets are read to.  One will do for all of them."""
+    """The buffer that datagrams of the host's sockets are read to.  One does for all sockets."""
 
     __slots__ = ("_arrived", "_buffer", "_marks")
 
@@ -64,7 +63,7 @@ class Inbox:
     def read(
         self,
         sock: socket.socket,
-        appetite: Appetite,
+        budget: ReadBudget,
         flow_of: Callable[[Sender, Ancillary], UdpFlow | None],
         now: float,
     ) -> None:
@@ -73,11 +72,11 @@ class Inbox:
         start = at = size = 0  # of the run: its first byte, one past its last, the length of its datagrams
         run: UdpFlow | None = None
         run_marks = self._marks
-        for _ in range(appetite.size(DATAGRAMS_PER_STEP)):
+        for _ in range(budget.size(DATAGRAMS_PER_STEP)):
             try:
                 length, ancillary, _, sender = receive((buffer[at : at + MAX_DATAGRAM],), ANCILLARY_SPACE)
             except OSError:  # nothing more, or an error that the next event tells of
-                appetite.is_sated()
+                budget.exhausted()
                 break
             flow = flow_of(sender[:2], ancillary)
             if ancillary != self._arrived:

@@ -22,11 +22,11 @@ from ipaddress import ip_address
 from netns_kit.dns import Action, Answer, DnsProxy, DnsServer, Send, Upstream, Zone
 from netns_kit.dns.cache import Cache
 from netns_kit.gateway.engine import IN, Engine
-from netns_kit.stack import TcpConnection, UdpFlow
-from netns_kit.uplink.uplink import Endpoint, Protocol, Uplink
+from netns_kit.stack import Refusal, TcpConnection, UdpFlow
+from netns_kit.uplink.sockets import DATAGRAMS_PER_STEP, MAX_DATAGRAM, socket_address
+from netns_kit.uplink.uplink import Endpoint, Protocol, Target, Uplink
 
 from .dns_streams import ClientStream, ResolverStream, Turn
-from .sockets import DATAGRAMS_PER_STEP, MAX_DATAGRAM, socket_address
 
 QUERIES_PER_SOCKET = 64
 SOCKETS_PER_UPSTREAM = 8
@@ -34,15 +34,16 @@ IDS_KEPT = 256  # of a socket, beyond those that are awaited
 HALF_OPEN_MAX = 256  # connections whose handshake the guest has not finished: the oldest is reset
 CLIENTS_MAX = 1024  # connections of the guest: the one that has been quiet longest is reset
 
-_Route = Callable[[Protocol, bytes], "tuple[Endpoint, ...] | None"]
-"""Whom to ask for a flow of that key, as it is now; None: the flow is refused."""
+_Route = Callable[[Protocol, bytes], Target | Refusal]
+"""Returns the resolvers for a flow of that key, as they are now, or how it would be refused."""
 
 
 class DnsRelay:
     """The DNS server and its sockets.
 
-    `failed` is called with what the uplink's hook has raised.  `route` is asked again for each query but the first of
-    a flow, so that an old connection asks new resolvers.
+    Args:
+        failed: called with what the uplink's hook has raised.
+        route: asked again for each query but the first of a flow, so that an old connection asks new resolvers.
     """
 
     def __init__(
@@ -63,8 +64,8 @@ class DnsRelay:
         self._server = DnsServer(
             zone,
             DnsProxy(random_id=lambda: int.from_bytes(os.urandom(2), "big")),
-            cache=Cache() if uplink.dns_cache else None,
-            hook=uplink.dns_hook,
+            cache=Cache() if uplink.dns.cache else None,
+            hook=uplink.dns.hook,
             failed=failed,
         )
         self._resolvers: tuple[Endpoint, ...] | None = None
@@ -74,15 +75,15 @@ class DnsRelay:
         self._per_socket = QUERIES_PER_SOCKET
         self.timer_at = self.timer_entry = math.inf
 
-    def add(self, flow: UdpFlow, resolvers: tuple[Endpoint, ...]) -> None:
-        """`flow` brings queries for these resolvers, and so does everybody from now on."""
-        self._set_resolvers(resolvers)
+    def udp_opened(self, flow: UdpFlow, target: Target) -> None:
+        """Take the queries of `flow`.  The resolvers are those of `target`, for everybody from now on."""
+        self._set_resolvers(target.endpoints)
         flow.user = self
         self._opening = flow
 
-    def accept(self, connection: TcpConnection, resolvers: tuple[Endpoint, ...]) -> None:
-        """The same, of a connection."""
-        self._set_resolvers(resolvers)
+    def tcp_opened(self, connection: TcpConnection, target: Target) -> None:
+        """Accept `connection` and take its queries, as `udp_opened` does."""
+        self._set_resolvers(target.endpoints)
         if len(self._half_open) >= HALF_OPEN_MAX:
             next(iter(self._half_open)).abort()
         if len(self._clients) >= CLIENTS_MAX:
@@ -93,11 +94,11 @@ class DnsRelay:
         connection.accept(self._engine.now)
 
     def opened(self, stream: ClientStream) -> None:
-        """The guest has finished the handshake."""
+        """Note that the guest has finished the handshake."""
         self._half_open.pop(stream, None)
 
     def gone(self, stream: ClientStream) -> None:
-        """That connection is over."""
+        """Forget a connection that is over."""
         self._half_open.pop(stream, None)
         self._clients.pop(stream, None)
 
@@ -108,7 +109,7 @@ class DnsRelay:
     def _set_resolvers(self, resolvers: tuple[Endpoint, ...]) -> None:
         if resolvers is not self._resolvers:
             self._resolvers = resolvers
-            found = {"": resolvers, **self._uplink.dns_domains}
+            found = {"": resolvers, **self._uplink.dns.domains}
             manner = self._uplink.dns_manner()
             self._per_socket = 1 if manner.ports else QUERIES_PER_SOCKET
             self._server.set_upstreams(
@@ -126,21 +127,21 @@ class DnsRelay:
         self._wait()
 
     def _may_ask(self, protocol: Protocol, client: UdpFlow | ClientStream, key: bytes) -> bool:
-        """Whether the client's flow is still carried; if so, the resolvers are as they are now."""
+        """Return whether the client's flow is still carried; if so, the resolvers are as they are now."""
         if client is self._opening:
             self._opening = None
             return True
-        resolvers = self._route(protocol, key)
-        if resolvers is None:
+        found = self._route(protocol, key)
+        if isinstance(found, Refusal):
             return False
-        self._set_resolvers(resolvers)
+        self._set_resolvers(found.endpoints)
         return True
 
     def expired(self, flow: UdpFlow) -> None:
         pass  # its answer may still come, and can still be sent
 
     def ask(self, query: bytes, turn: Turn, key: bytes) -> bool:
-        """A client's stream has brought a query.  False: it was none, or is not allowed any more."""
+        """Take a query of a client's stream.  Return False if it was none, or is not allowed any more."""
         self._clients.move_to_end(turn.stream)
         if not self._may_ask("tcp", turn.stream, key):
             return False
@@ -152,23 +153,23 @@ class DnsRelay:
         return True
 
     def name_of(self, address: bytes) -> str | None:
-        """What the address is called, if that is known: see `DnsServer.name_of`."""
+        """Return what the address is called, if that is known: see `DnsServer.name_of`."""
         return self._server.name_of(address)
 
     def close(self) -> None:
-        """Close the sockets.  Again is fine."""
+        """Close the sockets.  Calling it again is fine."""
         for upstream in [*self._sockets, *self._streams]:
             self._close(upstream)
         for transfer in list(self._transfers):
             self._transfers.pop(transfer).close()
 
     def stats(self) -> dict[str, int]:
-        """The server's counters, and how many sockets there are."""
+        """Return the server's counters, and how many sockets there are."""
         sockets = sum(map(len, self._sockets.values())) + len(self._streams) + len(self._transfers)
         return {**self._server.stats(), "sockets": sockets, "clients": len(self._clients)}
 
     def handle_timer(self, now: float) -> None:
-        """What an upstream has not answered is asked again, or of another."""
+        """Ask again, or another upstream, what has not been answered."""
         for (upstream, ident), stream in self._transfers.items():
             if stream.is_paused:
                 self._server.proxy.prolong(upstream, ident, now)
@@ -223,7 +224,7 @@ class DnsRelay:
         return True
 
     def _socket_for(self, upstream: Upstream) -> _Socket:
-        """The one to ask from now."""
+        """Return the socket to ask from now."""
         sockets = self._sockets.setdefault(upstream, [])
         if not sockets or sockets[-1].asked >= self._per_socket:
             sockets.append(self._another(upstream, sockets))
@@ -231,7 +232,7 @@ class DnsRelay:
         return sockets[-1]
 
     def _another(self, upstream: Upstream, sockets: list[_Socket]) -> _Socket:
-        """A new one, or the oldest if there are enough, or no more to be had."""
+        """Return a new socket; the oldest, if there are enough or no more to be had."""
         if len(sockets) < SOCKETS_PER_UPSTREAM:
             try:
                 asking = _Socket(self._open(upstream))
@@ -294,7 +295,7 @@ class DnsRelay:
         return stream
 
     def _heard(self, upstream: Upstream, message: bytes) -> bool:
-        """A stream has brought a message.  True: it answers something that was awaited."""
+        """Take a message of a stream.  Return whether it answers something that was awaited."""
         ident, awaited = int.from_bytes(message[:2], "big"), self._server.proxy.awaited
         was_awaited = ident in awaited(upstream)
         self._do(self._server.response(message, upstream, self._engine.now))
@@ -302,8 +303,11 @@ class DnsRelay:
         return was_awaited and ident not in awaited(upstream)
 
     def _ended(self, upstream: Upstream) -> None:
-        """The connection is over.  A server may end any after a while, or after so many queries (RFC 7766 section
-        6.2.4): one that has answered is asked the rest on another.  One that has not has failed."""
+        """Go on without a connection that is over.
+
+        A server may end any after a while, or after so many queries (RFC 7766 section 6.2.4): one that has answered
+        is asked the rest on another.  One that has not has failed.
+        """
         stream, awaited = self._streams.pop(upstream), self._server.proxy.awaited(upstream)
         rest = [
             message for ident, message in stream.unanswered.items() if int.from_bytes(ident, "big") in awaited
@@ -352,7 +356,7 @@ _parsed = lru_cache(maxsize=64)(ip_address)
 
 
 def _client(key: bytes) -> bytes:
-    """The guest's address in a flow's key."""
+    """Return the guest's address in a flow's key."""
     return key[: (len(key) - 4) // 2]
 
 

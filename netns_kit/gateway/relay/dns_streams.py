@@ -37,7 +37,7 @@ READ = 1 << 16
 
 
 class Server(Protocol):
-    """Who is asked, and who counts what waits to be read."""
+    """The server that streams ask, and that counts what waits to be read."""
 
     queued: int
 
@@ -60,7 +60,7 @@ class Turn:
         self.is_answered = False
 
     def answer(self, message: bytes, now: float) -> None:
-        """The answer, or a further message of one (a transfer's)."""
+        """Hand over the answer, or a further message of one (a transfer's)."""
         first, self.is_answered = not self.is_answered, True
         self.stream.answer(message, now, first=first)
 
@@ -102,7 +102,7 @@ class ClientStream:
 
     @property
     def is_open(self) -> bool:
-        """Whether an answer still reaches anybody."""
+        """True as long as an answer still reaches the client."""
         return self._connection is not None
 
     @property
@@ -112,11 +112,11 @@ class ClientStream:
 
     @property
     def is_full(self) -> bool:
-        """Whether it is to be spared more of a transfer."""
+        """True when no more of a transfer should be read for it."""
         return len(self._out) >= FULL
 
     def answer(self, message: bytes, now: float, *, first: bool) -> None:
-        """Hand it to the guest.  `first`: of all that answer the same query."""
+        """Hand a message to the guest.  `first`: it is the first that answers its query."""
         self._waiting -= first
         self._last = now
         if self._connection is not None:
@@ -128,14 +128,14 @@ class ClientStream:
                 self._server.relieve()
 
     def abort(self) -> None:
-        """RST to the guest."""
+        """End the connection: RST to the guest."""
         connection = self._connection
         if connection is not None:
             self._forget()
             connection.abort(self._engine.now)
 
     def handle_timer(self, now: float) -> None:
-        """Nothing has crossed for a while."""
+        """Hang up, or reset, when nothing has crossed for a while."""
         connection, due = self._connection, self._last + IDLE
         if self._waiting and not self._out:
             due = self._last + LONGEST_WAIT
@@ -278,7 +278,11 @@ class ResolverStream:
         engine.add(sock.fileno(), self._on_events, self._events)
 
     def send(self, message: bytes) -> None:
-        """Ask.  Again, before it is answered, is no use on a stream.  Raises OSError if nobody reads."""
+        """Ask.  A query that is not answered yet is not asked again: on a stream that is no use.
+
+        Raises:
+            OSError: the upstream does not read.
+        """
         if self.unanswered.get(message[:2]) != message:
             if len(self._out) > UNREAD_MAX:
                 raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
@@ -289,20 +293,20 @@ class ResolverStream:
             self._watch()
 
     def close(self) -> None:
-        """Again is fine."""
+        """Close the socket.  Calling it again is fine."""
         if self._socket.fileno() >= 0:
             if not self.is_paused:
                 self._engine.remove(self._socket.fileno())
             self._socket.close()
 
     def pause(self) -> None:
-        """Read no more until `resume`, not even that it is over.  Again is fine."""
+        """Read no more until `resume`, not even that it is over.  Calling it again is fine."""
         if not self.is_paused and self._socket.fileno() >= 0:
             self.is_paused = True
             self._engine.remove(self._socket.fileno())
 
     def resume(self) -> None:
-        """Again is fine."""
+        """Read on after `pause`.  Calling it again is fine."""
         if self.is_paused and self._socket.fileno() >= 0:
             self.is_paused = False
             self._engine.add(self._socket.fileno(), self._on_events, self._events)
@@ -338,7 +342,11 @@ class ResolverStream:
             self._ended()
 
     def _take(self, data: bytes) -> None:
-        """Raises EOFError if that is all, or the rest is not worth hearing."""
+        """Take what the stream has brought.
+
+        Raises:
+            EOFError: that is all, or the rest is not worth hearing.
+        """
         if not data:
             raise EOFError
         rest = memoryview(data)

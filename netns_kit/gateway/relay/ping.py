@@ -14,9 +14,7 @@ from netns_kit.gateway.engine import ERROR, IN, Engine
 from netns_kit.stack import EchoFlow
 from netns_kit.stack.wire import checksum, icmp
 from netns_kit.stack.wire.ip import Packet
-from netns_kit.uplink.uplink import Endpoint
-
-from .sockets import (
+from netns_kit.uplink.sockets import (
     ANCILLARY_SPACE,
     DATAGRAMS_PER_STEP,
     MAX_DATAGRAM,
@@ -29,12 +27,17 @@ from .sockets import (
     refusal_for,
     socket_address,
 )
+from netns_kit.uplink.uplink import Endpoint
 
 _IPV4_KINDS, _IPV6_KINDS = (icmp.ECHO, icmp.ECHO_REPLY), (icmp.V6_ECHO, icmp.V6_ECHO_REPLY)
 
 
 class PingRelay:
-    """Raises OSError if `target` cannot be reached at all; `sock` is still the caller's then."""
+    """One echo flow, and its socket.
+
+    Raises:
+        OSError: `target` cannot be reached at all; `sock` is still the caller's then.
+    """
 
     __slots__ = ("_engine", "_flow", "_identifier", "_kinds", "_marks", "_raw", "_socket")
 
@@ -53,7 +56,7 @@ class PingRelay:
         flow.user = self
 
     def local(self) -> tuple[str, int]:
-        """Address of the host's socket, and its identifier."""
+        """Return the address of the host's socket, and its identifier."""
         address, identifier, *_ = self._socket.getsockname()
         return address, identifier
 
@@ -100,7 +103,7 @@ class PingRelay:
                 self._flow.reply(sequence, message[icmp.SIZE :], ttl, self._engine.now, tos=tos)
 
     def _errors(self, sequence: int = 0, payload: bytes | memoryview = b"") -> bool:
-        """Tell the guest of what is in the socket's error queue.  Whether that was about what is being sent."""
+        """Tell the guest what is in the socket's error queue; return whether that was about what is being sent."""
         is_about_this = False
         for each in read_errors(self._socket):
             check: int | None = None
@@ -113,5 +116,7 @@ class PingRelay:
                     check = (summed + identifier - self._flow.identifier) % 0xFFFF
             else:
                 continue
-            self._flow.refuse(each.for_guest(self._flow.key), about, quoted, check)
+            self._flow.refuse(
+                each.for_guest(self._flow.key[(len(self._flow.key) - 4) // 2 : -4]), about, quoted, check
+            )
         return is_about_this

@@ -1,8 +1,29 @@
 """One TCP connection of the stack beside one stream socket of the host.
 
-Urgent data: the socket keeps it in line (SO_OOBINLINE), and the kernel ends a read at its mark, where the ioctl
-SIOCATMARK says so: the byte behind the mark is the urgent one.  It is asked only where a mark may be, since it costs
-as much as reading: not after a read that ended for want of bytes, when the next event will tell.
+The states are about what comes from the host; `_ahead` says more of the first two:
+
+                    begin             event                     FIN is read
+    DIALLING --> connected --> IDLE <-------> READABLE --> LAST -----------> ENDED
+        |                                read all |          | event: FIN or error
+        |                                         +-- sending failed --> BROKEN --> CLOSED
+        +--- refused, or the guest gives up ---------------------------------------> CLOSED
+
+    DIALLING   the uplink is connecting; the guest's SYN waits
+    IDLE       all that has come is read: the next event tells of more
+    READABLE   there may be more to read; a read that brings less than was asked for has brought all
+    LAST       the host's side has ended or failed: no further event tells of the rest, which is read to its end
+    BROKEN     sending has failed: as LAST, and then the connection is reset
+    ENDED      the host's FIN has been passed on; the guest may go on sending
+    CLOSED     there is no socket
+
+Urgent data.  The socket keeps it in line (SO_OOBINLINE), and the kernel ends a read at its mark: the byte behind the
+mark is the urgent one.  A read that begins at a mark passes over it, so the ioctl SIOCATMARK, which costs as much as
+a small read, is asked first wherever a mark may be (`_ahead`):
+
+    NO_MARK    the next byte is not urgent: it was there when an event told of data and of nothing urgent
+    UNKNOWN    the last read may have ended at a mark that no event has told of: it was as long as it could be, or an
+               event is still to be handled that is older than the read
+    A_MARK     an event has told of an urgent byte: a read may be short because that ends it
 """
 
 from __future__ import annotations
@@ -11,208 +32,320 @@ import errno
 import fcntl
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from enum import Enum
 
 from netns_kit.gateway.engine import EDGE, ERROR, HANG_UP, IN, OUT, READ_HANG_UP, URGENT, Engine
 from netns_kit.host.abi import SIOCATMARK
 from netns_kit.stack import Closed, IcmpError, Refusal, TcpConnection
-from netns_kit.uplink.uplink import Endpoint, Target, Uplink
+from netns_kit.stack.windows import BUFFER
+from netns_kit.uplink.dial import Connected, Dial, Pending, Refused
+from netns_kit.uplink.sockets import is_internet, prepare_stream, refusal_for, set_tos
 
-from .sockets import ask_for_errors, family_of, read_errors, refusal_for, set_tos, set_ttl, socket_address
-
-BUFFERS_PER_STEP = 8
+BURSTS_PER_STEP = 8
 KEEPALIVE_INTERVAL = 75  # seconds between probes, at most: the kernel's own
 MAX_KEEPIDLE = 32767  # tcp(7)
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: close sends RST, and drops what is queued
+_EVENTS = IN | OUT | READ_HANG_UP | URGENT | EDGE
+_FAILURE = ERROR | HANG_UP
+_NO_MORE = READ_HANG_UP | HANG_UP | ERROR
+_UNUSUAL = _NO_MORE | URGENT
+
+
+class RelayState(Enum):
+    """What may come from the host's side, see the module."""
+
+    DIALLING = "dialling"
+    IDLE = "idle"
+    READABLE = "readable"
+    LAST = "last"
+    BROKEN = "broken"
+    ENDED = "ended"
+    CLOSED = "closed"
+
+
+DIALLING, IDLE, READABLE, LAST, BROKEN, ENDED, CLOSED = RelayState
+_TO_BE_READ = (READABLE, LAST, BROKEN)
+_PLAINLY_READ = (READABLE, LAST)
+_ENDING = (BROKEN, ENDED)
+NO_MARK, UNKNOWN, A_MARK = range(3)
 
 
 class TcpRelay:
-    """One connection.  Made connecting (`connect`) for the guest's flows, or running (`run`) for inbound ones."""
+    """One connection, and the host's side of it.
+
+    Made with a connection of the guest's it is dialled (`begin`).  Made without, it is given an accepted socket
+    (`run`), and its connection when that has been opened to the guest.
+    """
 
     __slots__ = (
+        "_ahead",
+        "_at_once",
         "_blocked",
-        "_broken",
-        "_candidates",
-        "_ended",
+        "_doubted_at",
         "_engine",
-        "_mark_near",
-        "_read_to_end",
-        "_readable",
+        "_pending",
+        "_sink",
         "_socket",
+        "_watched",
         "connection",
+        "state",
     )
 
     def __init__(self, engine: Engine, connection: TcpConnection | None = None) -> None:
         self._engine = engine
         self.connection = connection
+        self.state = DIALLING
+        self._pending: Pending | None = None
+        self._watched = -1  # the descriptor that is polled for `_pending`
         self._socket: socket.socket | None = None
-        self._candidates: Iterator[Endpoint] | None = None  # while connecting: where else
-        self._readable = False
-        self._ended = False  # the host has sent FIN
-        self._read_to_end = False  # a short read proves nothing: no further event will tell of the rest
-        self._mark_near = False  # what is read next may be urgent: told so, or nothing ended the last read
-        self._blocked = False
-        self._broken = False  # sending has failed: what the host said before is still to be read
+        self._sink: socket.socket | None = None  # the same, as long as it takes what the guest sends
+        self._ahead = NO_MARK
+        self._at_once = 1  # bursts to read at once: more, while each read brings as much as it can
+        self._doubted_at = 0  # the step of the engine in which that became UNKNOWN
+        self._blocked = False  # the host's socket has not taken all
 
     # -- the host's side ----------------------------------------------------------------------------
 
-    def connect(self, uplink: Uplink, target: Target) -> None:
-        """Connect to the first endpoint of `target` that answers; then, and only then, accept the guest."""
-        self._candidates = iter(target.endpoints)
-        self._connect_next(uplink, Refusal.NET_UNREACHABLE)
-
-    def _connect_next(self, uplink: Uplink, why: Refusal | IcmpError) -> None:
-        """`why` not to where it was tried last."""
+    def begin(self, dial: Dial) -> None:
+        """Wait for `dial`; when it is connected, and only then, accept the guest's connection."""
         connection = self.connection
-        if connection is None:
-            return
-        for endpoint in self._candidates or ():
+        assert connection is not None
+        if isinstance(dial, Refused):
+            self._refuse(dial.why)
+        elif isinstance(dial, Connected):
             try:
-                sock = uplink.open("tcp", endpoint.address)
+                self._watch(dial.socket)
             except OSError as failure:
-                why = refusal_for(failure.errno or errno.EIO)
-                continue
-            if family_of(sock) == socket.AF_INET6:
-                ask_for_errors(sock)
-            set_ttl(sock, connection.ttl)
-            if connection.tos:
-                set_tos(sock, connection.tos)
+                dial.socket.close()
+                self._refuse(refusal_for(failure.errno or errno.EIO))
+            else:
+                self._accept(connection, dial.socket)
+        else:
+            watched = dial.fileno()
             try:
-                error = sock.connect_ex(socket_address(*endpoint))
-            except OSError as failure:  # its zone is no interface of ours
-                error = failure.errno or errno.EIO
-            if error in (0, errno.EINPROGRESS):
-                try:
-                    self._own(sock, lambda events: self._while_connecting(events, uplink))
-                    return
-                except OSError as failure:
-                    error = failure.errno or errno.EIO
-            sock.close()
-            why = refusal_for(error)
-        self.connection = None
-        connection.refuse(why)
+                self._engine.add(watched, self._while_dialling, _EVENTS)
+            except OSError as failure:
+                dial.close()
+                self._refuse(refusal_for(failure.errno or errno.EIO))
+            else:
+                self._pending, self._watched = dial, watched
 
-    def _while_connecting(self, events: int, uplink: Uplink) -> None:
-        sock, connection = self._socket, self.connection
-        if sock is None or connection is None or not events & (OUT | ERROR | HANG_UP):
+    def _refuse(self, why: Refusal | IcmpError) -> None:
+        connection, self.connection = self.connection, None
+        self.state = CLOSED
+        if connection is not None:
+            connection.refuse(why)
+
+    def _while_dialling(self, events: int) -> None:
+        pending, connection = self._pending, self.connection
+        if pending is None or connection is None:
             return
-        told = read_errors(sock) if events & ERROR else []
-        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if events & (ERROR | HANG_UP) else 0
-        if told or error:
-            self._close_socket()
-            self._connect_next(uplink, told[-1].for_guest(connection.key) if told else refusal_for(error))
+        dial = pending.advance(failed=events & _FAILURE != 0)
+        if dial is pending:
             return
-        self._candidates = None
-        connection.host = sock.getsockname()[:2]
-        if family_of(sock) == socket.AF_INET6:
-            ask_for_errors(sock, wanted=False)
-        self._engine.replace(sock.fileno(), self._on_events)
+        self._pending = None
+        if isinstance(dial, Connected) and dial.socket.fileno() == self._watched:
+            sock = self._socket = self._sink = dial.socket
+            self._engine.replace(self._watched, self._on_events)
+            self._accept(connection, sock)
+            self._on_events(events)
+        else:
+            self._engine.remove(self._watched)
+            pending.close()
+            self.begin(dial)
+
+    def _accept(self, connection: TcpConnection, sock: socket.socket) -> None:
+        self.state = IDLE
+        if prepare_stream(sock):
+            connection.host = sock.getsockname()[:2]
+        if connection.tos:  # it may have changed since it was dialled
+            set_tos(sock, connection.tos)
         connection.accept(self._engine.now)
-        self._on_events(events)
 
     def run(self, sock: socket.socket) -> None:
-        """`sock` is connected; the guest is being connected to.  Raises OSError, and `sock` is the caller's then."""
-        self._own(sock, self._on_events)
+        """Take `sock`, which is connected; the guest is being connected to.
+
+        Raises:
+            OSError: it cannot be watched; it is the caller's then.
+        """
+        prepare_stream(sock)
+        self._watch(sock)
+        self.state = IDLE
+
+    def _watch(self, sock: socket.socket) -> None:
+        self._engine.add(sock.fileno(), self._on_events, _EVENTS)
+        self._socket = self._sink = sock
 
     def peer(self) -> tuple[str, int] | None:
-        """Address and port of the host's peer; None if it has gone already."""
+        """Return the address and port of the host's peer; None if it has gone already."""
         try:
             address, port, *_ = ("", 0) if self._socket is None else self._socket.getpeername()
         except OSError:
             return None
         return address, port
 
-    def _own(self, sock: socket.socket, handler: Callable[[int], None]) -> None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the guest's kernel has done Nagle's part
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-        self._engine.add(sock.fileno(), handler, IN | OUT | READ_HANG_UP | URGENT | EDGE)
-        self._socket = sock
-
     def _on_events(self, events: int) -> None:
-        if events & (IN | READ_HANG_UP | HANG_UP | ERROR):
-            self._readable = not self._ended
-            if events & (READ_HANG_UP | HANG_UP | ERROR | URGENT):
-                self._read_to_end = True
-            if events & URGENT:
-                self._mark_near = True
-            if events & ERROR and self._ended and self._failed():
-                return
-            self._pump()  # what came before an error is read before it
+        if events & _UNUSUAL or self.state in _ENDING:
+            self._on_unusual(events)
+        elif events & IN:
+            if self._ahead and self._doubted_at != self._engine.steps:  # the event is younger than the doubt
+                self._ahead = NO_MARK
+            self.state = READABLE
+            self._pump()
         if events & OUT and self._blocked and self.connection is not None:
             self._blocked = False
             self.connection.resume(self._engine.now)
 
-    def _failed(self) -> bool:
+    def _on_unusual(self, events: int) -> None:
+        """The host's side tells of urgent data, of its end, or of anything near its end."""
+        if self.state is ENDED:
+            if events & ERROR:
+                self._look_for_failure()
+            return
+        if events & URGENT:
+            self._ahead = A_MARK
+        elif events & IN and self._doubted_at != self._engine.steps:
+            self._ahead = NO_MARK
+        if self.state is not BROKEN and events & (_NO_MORE | IN):
+            self.state = LAST if events & _NO_MORE else READABLE
+        self._pump()  # what came before an error is read before it
+
+    def _look_for_failure(self) -> None:
         sock = self._socket
         if sock is not None and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self.abort()
-            return True
-        return False
 
     def _pump(self) -> None:
-        """From the host to the guest, as far as there is room."""
-        connection, sock, now = self.connection, self._socket, self._engine.now
+        """Carry bytes from the host to the guest, as far as there is room.
+
+        This is the short way, for a read that brings all there is; `_pump_long` is the long one.
+        """
+        connection, sock = self.connection, self._socket
         if connection is None or sock is None:
             return
-        burst, memory = connection.snd.burst, connection.snd.memory
-        for _ in range(BUFFERS_PER_STEP):
-            if not self._readable:
+        if self.state not in _PLAINLY_READ or self._at_once > 1 or self._ahead:
+            self._pump_long()
+            return
+        now, snd = self._engine.now, connection.snd
+        wanted = connection.room()
+        if wanted > snd.burst:
+            wanted = snd.burst
+        elif not wanted:
+            connection.wait_for_room(now)
+            return
+        memory = snd.memory
+        try:
+            size = sock.recv_into(memory.buffer, wanted)
+        except BlockingIOError:
+            self.state = IDLE
+        except OSError:
+            self.abort()
+        else:
+            if not size:
+                self._pass_end_on(connection)
                 return
-            wanted = min(connection.room(), burst)
+            connection.send(memory.take(size), now)
+            if size == wanted:
+                self._ahead, self._doubted_at, self._at_once = UNKNOWN, self._engine.steps, 2
+                self._pump_long(BURSTS_PER_STEP - 1)
+            elif self.state is READABLE:
+                self.state = IDLE
+            else:  # the end is next
+                self._pump()
+
+    def _pump_long(self, left: int = BURSTS_PER_STEP) -> None:
+        """Carry bytes from the host to the guest, `left` bursts of them: the long way, which knows all cases."""
+        connection, sock, engine = self.connection, self._socket, self._engine
+        if connection is None or sock is None:
+            return
+        now, snd, carried = engine.now, connection.snd, 0
+        memory, burst = snd.memory, snd.burst
+        while left > 0 and self.state in _TO_BE_READ:
+            at_once = min(self._at_once, left)
+            left -= at_once
+            wanted = min(connection.room(), burst * at_once)
             if not wanted:
-                if self._broken:  # what the guest has no room for, a reset would have overtaken
+                if self.state is BROKEN:  # what the guest has no room for, a reset would have overtaken
                     self.abort()
                 else:
                     connection.wait_for_room(now)
                 return
-            urgent = self._mark_near and _at_mark(sock)
+            urgent = self._ahead and _at_mark(sock)
             try:
-                size = sock.recv_into(memory.buffer, 1 if urgent else wanted)
+                if urgent:
+                    size = sock.recv_into(memory.buffer, 1)
+                elif wanted <= BUFFER:
+                    size = sock.recv_into(memory.buffer, wanted)
+                else:
+                    size, _, _, _ = sock.recvmsg_into(memory.buffers(burst, wanted))
             except BlockingIOError:
-                self._readable = False
-                if self._broken:
+                self._ahead = NO_MARK
+                if self.state is BROKEN:
                     self.abort()
+                else:
+                    self.state = IDLE
                 return
             except OSError:
                 self.abort()
                 return
-            if not size and self._broken:
-                self.abort()
-                return
             if not size:
-                self._readable, self._ended = False, True
-                connection.shutdown(now)
+                self._pass_end_on(connection)
                 return
             if urgent:
+                self._ahead = NO_MARK
                 connection.send_urgent(bytes(memory.buffer[:1]), now)
                 continue
-            connection.send(memory.take(size), now)
-            self._mark_near = self._read_to_end or size == wanted
-            if size < wanted and not self._read_to_end:
-                self._readable = False
-        if self._readable:
-            self._engine.again(self._pump)
+            rest = size
+            while wanted > BUFFER and rest > burst:
+                connection.send(memory.take(burst), now)
+                rest -= burst
+            connection.send(memory.take(rest), now)
+            carried += size
+            if size == wanted:
+                self._at_once = min(2 * self._at_once, BURSTS_PER_STEP)
+                if self._ahead is not A_MARK:
+                    self._ahead, self._doubted_at = UNKNOWN, engine.steps
+                continue
+            self._at_once = min(-(-carried // burst), BURSTS_PER_STEP)
+            if self._ahead is not A_MARK:
+                self._ahead = NO_MARK
+                if self.state is READABLE:
+                    self.state = IDLE
+        if self.state in _TO_BE_READ:
+            engine.again(self._pump)
+
+    def _pass_end_on(self, connection: TcpConnection) -> None:
+        """Tell the guest that the host's side has ended."""
+        if self.state is BROKEN:
+            self.abort()
+        else:
+            self.state = ENDED
+            connection.shutdown(self._engine.now)
 
     def abort(self, *, reset: bool = False) -> None:
-        """The host's side is gone: RST to the guest; with `reset`, to the host's peer too."""
+        """Give up the host's side: RST to the guest; with `reset`, to the host's peer too."""
         connection, self.connection = self.connection, None
-        self._close_socket(reset=reset)
+        self._close(reset=reset)
         if connection is not None:
             connection.abort(self._engine.now)
 
     def _break(self) -> None:
         """Sending has failed: the host's side is gone, once what it said before has been read, as far as the guest
         has room for it."""
-        self._broken = True
-        if self._ended:
+        self._sink = None
+        if self.state is ENDED:
             self.abort()
         else:
-            self._readable = self._read_to_end = True
+            self.state = BROKEN
             self._pump()
 
-    def _close_socket(self, *, reset: bool = False) -> None:
-        sock, self._socket = self._socket, None
-        self._readable = False
+    def _close(self, *, reset: bool = False) -> None:
+        sock, self._socket, self._sink = self._socket, None, None
+        self.state = CLOSED
+        if self._pending is not None:
+            self._engine.remove(self._watched)
+            self._pending.close()
+            self._pending = None
         if sock is not None:
             self._engine.remove(sock.fileno())
             if reset:
@@ -222,11 +355,12 @@ class TcpRelay:
     # -- the guest's side: TcpUser ------------------------------------------------------------------
 
     def established(self) -> None:
-        self._pump()
+        if self.state in _TO_BE_READ:
+            self._pump()
 
     def deliver(self, data: memoryview) -> int:
-        sock = self._socket
-        if sock is None or self._broken:
+        sock = self._sink
+        if sock is None:
             return 0
         try:
             taken = sock.send(data)
@@ -240,9 +374,11 @@ class TcpRelay:
         return taken
 
     def urgent(self, data: memoryview) -> int:
-        sock = self._socket
-        if sock is None or self._broken:
+        sock = self._sink
+        if sock is None:
             return 0
+        if not is_internet(sock):  # it knows nothing urgent
+            return self.deliver(data)
         try:
             return sock.send(data, socket.MSG_OOB)
         except BlockingIOError:
@@ -252,20 +388,26 @@ class TcpRelay:
         return 0
 
     def end(self) -> None:
-        if self._socket is not None and not self._broken:
+        if self._sink is not None:
             try:
-                self._socket.shutdown(socket.SHUT_WR)
+                self._sink.shutdown(socket.SHUT_WR)
             except OSError:
                 self._break()
 
     def writable(self) -> None:
-        if self._readable:
+        if self.state in _TO_BE_READ:
             self._pump()
+            if not self._ahead:  # an event of this step may be older than what comes now
+                self._ahead, self._doubted_at = UNKNOWN, self._engine.steps
 
     def keepalive(self, idle: float) -> None:
         """The guest wants to know whether its peer is there: so do we, as often."""
         sock = self._socket
-        if sock is not None and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE):
+        if (
+            sock is not None
+            and is_internet(sock)
+            and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        ):
             seconds = max(round(idle), 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, min(seconds, MAX_KEEPIDLE))
             interval = min(seconds, KEEPALIVE_INTERVAL)
@@ -278,9 +420,12 @@ class TcpRelay:
 
     def closed(self, why: Closed) -> None:
         self.connection = None
-        self._close_socket(reset=why is not Closed.NORMAL)
+        self._close(reset=why is not Closed.NORMAL)
 
 
 def _at_mark(sock: socket.socket) -> bool:
-    """Whether the next byte is the urgent one (sockatmark(3))."""
-    return any(fcntl.ioctl(sock, SIOCATMARK, bytes(4)))
+    """Return whether the next byte is the urgent one (sockatmark(3)); no kind of socket but TCP's has such bytes."""
+    try:
+        return any(fcntl.ioctl(sock, SIOCATMARK, bytes(4)))
+    except OSError:
+        return False

@@ -8,12 +8,12 @@ import socket
 import struct
 from collections.abc import Callable, Sequence
 
-from netns_kit.gateway.engine import ERROR, IN, Appetite, Engine
+from netns_kit.gateway.engine import ERROR, IN, Engine, ReadBudget
 from netns_kit.host.abi import UDP_SEGMENT
 from netns_kit.stack import UdpFlow
+from netns_kit.uplink.sockets import Ancillary, Marks, ask_for_errors, ask_for_marks, read_errors, refusal_for
 
 from .batches import LARGEST, MOST, Inbox, Outbox, ask_for_room, ask_for_runs
-from .sockets import Ancillary, Marks, ask_for_errors, ask_for_marks, read_errors, refusal_for
 
 ATTEMPTS = 8
 QUOTED = 1280  # bytes of a datagram: no ICMP error quotes more
@@ -25,14 +25,14 @@ Address = tuple[str, int]
 
 
 class UdpRelay:
-    """A socket, and the flows it is for, each with an address of its own on the host's side.
+    """One socket, and its flows, each with an address of its own on the host's side.
 
     A datagram from an address that none of the flows goes to is for `unsolicited` to decide, told of the ancillary
     data that came with it: it adds a flow, or does not.  `idle` is called when the last flow has gone.
     """
 
     __slots__ = (
-        "_appetite",
+        "_budget",
         "_engine",
         "_flows",
         "_idle",
@@ -60,7 +60,7 @@ class UdpRelay:
         self._engine = engine
         self._socket = sock
         self._inbox, self._outbox = inbox, outbox
-        self._appetite = Appetite(engine)
+        self._budget = ReadBudget(engine)
         self._unsolicited = unsolicited
         self._idle = idle
         self._flows: dict[Address, UdpFlow] = {}
@@ -81,18 +81,18 @@ class UdpRelay:
         return len(self._targets)
 
     def local(self) -> Address:
-        """Address and port of the host's socket."""
+        """Return the address and port of the host's socket."""
         address, port, *_ = self._socket.getsockname()
         return address, port
 
     @property
     def port(self) -> int:
-        """The host's port."""
+        """Port of the host's socket."""
         port: int = self._socket.getsockname()[1]
         return port
 
     def add(self, flow: UdpFlow, address: Address, ancillary: Ancillary = NOTHING) -> None:
-        """`flow` goes to `address`, with `ancillary` data; what comes from there is an answer to it."""
+        """Carry `flow` to `address`, with `ancillary` data; what comes from there is an answer to it."""
         flow.user = self
         self._flows[address] = flow
         self._targets[flow.key] = address, ancillary, flow
@@ -125,7 +125,7 @@ class UdpRelay:
             self._datagrams(flow, waiting, self._waiting_marks, segment_size)
 
     def _datagrams(self, flow: UdpFlow, pieces: Sequence[memoryview], marks: int, segment_size: int) -> None:
-        """`pieces` end to end, as datagrams of `segment_size`, or one."""
+        """Send `pieces` end to end, as datagrams of `segment_size`, or as one."""
         error = 0
         for _ in range(ATTEMPTS):
             error = self._send(flow, pieces, marks, segment_size)
@@ -142,7 +142,7 @@ class UdpRelay:
         flow.refuse(refusal_for(error), pieces[0])
 
     def _send(self, flow: UdpFlow, pieces: Sequence[memoryview], marks: int, segment_size: int) -> int:
-        """The errno, or 0: also when the host's queue is full.  Then it is lost, as datagrams are."""
+        """Send, and return the errno; 0 also when the host's queue is full: then it is lost, as datagrams are."""
         address, ancillary, _ = self._targets[flow.key]
         try:
             self._marks.carry(marks)
@@ -168,7 +168,7 @@ class UdpRelay:
             self._idle(self)
 
     def close(self) -> None:
-        """End the flows, and close the socket.  Again is fine."""
+        """End the flows, and close the socket.  Calling it again is fine."""
         for _, _, flow in list(self._targets.values()):
             flow.close()
         if self._socket.fileno() >= 0:
@@ -178,7 +178,7 @@ class UdpRelay:
     def _on_events(self, events: int) -> None:
         if events & ERROR:
             self._errors()
-        self._inbox.read(self._socket, self._appetite, self._flow_from, self._engine.now)
+        self._inbox.read(self._socket, self._budget, self._flow_from, self._engine.now)
 
     def _flow_from(self, sender: Address, ancillary: Ancillary) -> UdpFlow | None:
         flow = self._flows.get(sender)
@@ -188,12 +188,12 @@ class UdpRelay:
         return flow
 
     def _errors(self, sending: UdpFlow | None = None, payload: bytes | memoryview = b"") -> bool:
-        """Tell the guest of what is in the socket's error queue.  Whether that was about what is being sent."""
+        """Tell the guest what is in the socket's error queue; return whether that was about what is being sent."""
         is_about_this = False
         for each in read_errors(self._socket):
             flow, quoted = self._flows.get(each.target), each.quoted
             if each.is_local:  # the kernel would not take it; it does not say whose it was
                 flow, quoted, is_about_this = sending, bytes(payload[:QUOTED]), True
             if flow is not None:
-                flow.refuse(each.for_guest(flow.key), quoted)
+                flow.refuse(each.for_guest(flow.key[(len(flow.key) - 4) // 2 : -4]), quoted)
         return is_about_this

@@ -1,8 +1,8 @@
 """The worker: the process that runs engine, gateway and control for an owner elsewhere, and nothing else.
 
 It is a program that a `Child` executes, and has from its owner one end of a `Channel`, a pidfd of the owner, the tap
-and the sockets of its seat.  The first message is what to do (`Order`), pickled: the owner is trusted.  It makes
-everything that needs to open or import something, enters the sandbox, says so, and only then reads a frame.
+and the sockets to the other workers.  The first message is what to do (see `input`).  It makes everything that needs
+to open or import something, enters the sandbox, says so, and only then reads a frame.
 
 What it says is never pickled: see `netns_kit.child.codec`.  A message is a pair, of a word and of what belongs to it:
 "ready", once, with the layers of the sandbox; "result" or "error", answers to the owner's questions in their order;
@@ -17,89 +17,26 @@ Python program, with a traceback on standard error, where the owner listens.
 from __future__ import annotations
 
 import faulthandler
-import pickle
 import signal
 import socket
 import sys
 import traceback
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any
 
 from netns_kit.child.channel import Channel
 from netns_kit.child.codec import Failure, decode, dump, load
-from netns_kit.dhcp import DhcpSettings
 from netns_kit.dns import records
-from netns_kit.errors import NetnsKitError, NotImportable
+from netns_kit.errors import NetnsKitError
 from netns_kit.gateway.engine import IN, OUT, Engine
 from netns_kit.gateway.gateway import Gateway
-from netns_kit.gateway.worker_links import Peers
 from netns_kit.host import diagnosis
 from netns_kit.host.limits import calm_collector, raise_descriptor_limit
-from netns_kit.stack import Limits
-from netns_kit.subnet import Subnet
-from netns_kit.tap.device import TapDevice
-from netns_kit.uplink.uplink import Uplink
+from netns_kit.operations import types_of
 from netns_kit.userstack import blocking_loop
 from netns_kit.userstack.control import OPERATIONS, Control
 
-FIX = 'use a function at the top of a module that can be imported, or driver="thread"'
-
-
-class Seat(NamedTuple):
-    """A worker's place among those that share a namespace, see `Peers`."""
-
-    number: int
-    inbox: socket.socket
-    outboxes: tuple[socket.socket, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """What to run.  `required` are layers of the sandbox.  `seat` is a `Seat`, with descriptors for its sockets."""
-
-    tap: TapDevice
-    uplink: Uplink
-    subnet: Subnet
-    limits: Limits | None
-    dhcp: DhcpSettings | None
-    required: tuple[str, ...]
-    seat: tuple[int, int, tuple[int, ...]] | None = None
-
-    def peers(self) -> Peers | None:
-        """The others, if there are any."""
-        if self.seat is None:
-            return None
-        number, inbox, outboxes = self.seat
-        return Peers(
-            number, socket.socket(fileno=inbox), tuple(socket.socket(fileno=each) for each in outboxes)
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """The first message: a `Start`, and what it takes to unpickle that: where modules are found, and
-    which file each of those it names must be."""
-
-    path: tuple[str, ...]
-    modules: dict[str, str | None]
-    start: bytes
-
-    def unpack(self) -> Start:
-        """Raises `NotImportable`."""
-        sys.path[:] = self.path
-        try:
-            start: Start = pickle.loads(self.start)
-        except Exception as error:
-            raise NotImportable(
-                f"the worker process cannot import the uplink's parts: {type(error).__name__}: {error}",
-                fix=FIX,
-            ) from error
-        for name, file in self.modules.items():
-            found = getattr(sys.modules.get(name), "__file__", None)
-            if found != file:
-                raise NotImportable(f"the worker process finds {name} elsewhere, in {found}", name, file, FIX)
-        return start
+from .input import decode as decode_input
 
 
 def main(control: int, owner: int, *_: int) -> int:
@@ -122,39 +59,29 @@ def _serve(channel: Channel, owner: int) -> None:
     given = channel.wait()
     if given is None:
         return
-    order: Order = pickle.loads(given)
-    start = order.unpack()
+    setup, peers = decode_input(given)
     raise_descriptor_limit()
     engine = Engine()
-    gateway = Gateway(
-        engine,
-        start.tap,
-        start.uplink,
-        start.subnet,
-        limits=start.limits,
-        dhcp=start.dhcp,
-        peers=start.peers(),
-        tell=_tell,
-    )
-    desk = Desk(channel, engine, gateway)
-    engine.add(owner, desk.on_owner, IN)
-    if start.uplink.dns_hook is not None:
+    gateway = Gateway(engine, setup, peers=peers, tell=_tell)
+    server = ControlServer(channel, engine, gateway)
+    engine.add(owner, server.on_owner, IN)
+    if setup.uplink.dns.hook is not None:
         records.prepare()  # what it answers with may want to import something
     from .sandbox import ON, enter
 
-    layers = enter(start.uplink.reads())
-    for layer in start.required:
+    layers = enter(setup.uplink.reads())
+    for layer in setup.require:
         if layers.get(layer) != ON:
             raise diagnosis.layer(layer, layers.get(layer))
-    desk.say("ready", layers)
+    server.say("ready", layers)
     calm_collector()
     try:
-        blocking_loop.run(engine, lambda: desk.stopping)
+        blocking_loop.run(engine, lambda: server.stopping)
     finally:
-        desk.control.close()
+        server.control.close()
 
 
-class Desk:
+class ControlServer:
     """Where the owner's questions are answered, between two handlers of the engine."""
 
     def __init__(self, channel: Channel, engine: Engine, gateway: Gateway) -> None:
@@ -191,11 +118,8 @@ class Desk:
     def _answer(self, question: bytes) -> None:
         try:
             name, arguments = load(tuple[str, tuple[Any, ...]], question)
-            if name not in OPERATIONS:
-                raise ValueError(f"{name!r} is no operation")
-            operation = getattr(Control, name)
-            kinds = [kind for each, kind in get_type_hints(operation).items() if each != "return"]
-            result = operation(self.control, *map(decode, kinds, arguments))
+            kinds, _ = types_of(OPERATIONS[name])
+            result = self.control.do(name, *map(decode, kinds, arguments))
             self._channel.send(dump(("result", result)))
         except Exception as error:
             self._channel.send(dump(("error", Failure.of(error))))

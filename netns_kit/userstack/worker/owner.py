@@ -7,53 +7,28 @@ The worker reads hostile packets, and may have been taken over by them.  So noth
 formed: it is JSON, bounded in size, decoded by type, in the order of the protocol; what is not is the worker's end.
 What it writes on standard error, its log among it, is logged here line by line, up to a bound; the last of it goes
 into the error that tells of its end.
-
-Policies.  An `Uplink` is pickled; functions and classes travel by name, and are imported there.  So it takes
-what can be imported and is the same file there, which is checked, and what else it has is copied: what is changed
-here while the worker runs is not changed there.  A policy that is made to change, an object with a list of who is
-blocked, would then let pass what its owner believes to be blocked: it is refused.  What cannot be seen from here are
-globals, and what a subclass of `Uplink` keeps.
 """
 
 from __future__ import annotations
 
-import io
 import logging
-import os
-import pickle
-import re
 import signal
-import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields, is_dataclass
-from enum import Enum
-from functools import cache, partial
-from ipaddress import (
-    IPv4Address,
-    IPv4Interface,
-    IPv4Network,
-    IPv6Address,
-    IPv6Interface,
-    IPv6Network,
-)
-from types import FunctionType, NoneType
-from typing import Any, TypeVar, cast, get_type_hints
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
 
 import anyio
 import anyio.lowlevel
 
 from netns_kit.child.child import Child
 from netns_kit.child.codec import DecodeError, Failure, decode, dump, load, printable
-from netns_kit.dhcp import DhcpSettings
-from netns_kit.errors import NotImportable, StackClosed, StackCrashed
-from netns_kit.stack import Limits
-from netns_kit.subnet import Subnet
-from netns_kit.tap.device import TapDevice
-from netns_kit.uplink.uplink import Uplink
+from netns_kit.errors import StackClosed, StackCrashed
+from netns_kit.gateway.setup import Setup
+from netns_kit.gateway.worker_links import WorkerLinks
+from netns_kit.operations import types_of
 from netns_kit.userstack.drivers import CLOSED
 
-from .main import FIX, Order, Seat, Start
+from .input import encode
 
 MESSAGES_AT_ONCE = 64
 LINES_KEPT, LINE_MAX, LINES_LOGGED = 20, 500, 1000
@@ -75,19 +50,8 @@ class WorkerProcess:
 
     sandbox: Mapping[str, str] = {}
 
-    def __init__(
-        self,
-        tap: TapDevice,
-        uplink: Uplink,
-        subnet: Subnet,
-        limits: Limits | None,
-        dhcp: DhcpSettings | None,
-        news: Callable[[int], None],
-        *,
-        required: tuple[str, ...] = (),
-        seat: Seat | None = None,
-    ) -> None:
-        """Start it, alone or at its `seat` among others, whose sockets stay the caller's.
+    def __init__(self, setup: Setup, news: Callable[[int], None], peers: WorkerLinks | None = None) -> None:
+        """Start it, alone or with its links to others, whose sockets stay the caller's.
 
         Raises `NotImportable`, `DeviceGone` and OSError; nothing is left then."""
         self._news = news
@@ -98,15 +62,11 @@ class WorkerProcess:
         self._last_lines: deque[str] = deque(maxlen=LINES_KEPT)
         self._logged = 0
         self._line = b""
-        sockets = () if seat is None else (seat.inbox, *seat.outboxes)
-        given = [tap.fileno(), *(each.fileno() for each in sockets)]
+        given = [setup.tap.fileno(), *(() if peers is None else peers.filenos())]
         self._child = Child(f"{__package__}.main", given, errors=True, new_session=True)
         try:
-            device, *taken = self._child.fds
-            place = None if seat is None else (seat.number, taken[0], tuple(taken[1:]))
-            start = Start(tap.at(device), uplink, subnet, limits, dhcp, required, place)
             self._channel = self._child.channel
-            self._channel.send(pack(start))
+            self._channel.send(encode(setup, peers, dict(zip(given, self._child.fds, strict=True))))
         except BaseException:
             self._child.close()
             raise
@@ -146,8 +106,9 @@ class WorkerProcess:
         """Ask it, and let the caller wait for the answer later, or never.  Raises `StackClosed`."""
         if self._ended:
             raise StackClosed(CLOSED)
-        question = Question(_result_of(operation))
-        self._channel.send(dump((operation.__name__, arguments)))
+        _, answer = types_of(operation)
+        question = Question(answer)
+        self._channel.send(dump((operation.__qualname__, arguments)))
         self._pending.append(question)
         if self._channel.backlog:
             self._unsent.set()
@@ -287,93 +248,8 @@ def _failure(content: object) -> Exception:
     return failure.exception()
 
 
-@cache
-def _result_of(operation: Callable[..., object]) -> Any:
-    return get_type_hints(operation)["return"]
-
-
 def _signal(number: int) -> str:
     try:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-# -- what it is given ---------------------------------------------------------------------------------
-
-
-def check(uplink: Uplink) -> None:
-    """Raises `NotImportable` if no worker can have it."""
-    for function in (uplink.policy, uplink.dns_hook):
-        if function is not None:
-            _check_constant(function)
-    _pickled(uplink)
-
-
-def _check_constant(value: object) -> None:
-    """Whether it says tomorrow what it says today, as far as objects tell: a copy of what may change would let pass
-    what the original has come to refuse."""
-    parts: Iterable[object] = ()
-    if isinstance(value, partial):
-        parts = (value.func, *value.args, *value.keywords.values())
-    elif isinstance(value, tuple | frozenset):
-        parts = value
-    elif is_dataclass(value) and not isinstance(value, type) and _is_frozen(value):
-        parts = (getattr(value, each.name) for each in fields(value))
-    elif type(value) not in _CONSTANTS and not isinstance(value, Enum | type):
-        raise NotImportable(
-            f"policy or hook has {value!r}, which may change here, and a worker process would not see it",
-            fix=FIX,
-        )
-    for part in parts:
-        _check_constant(part)
-
-
-_CONSTANTS = frozenset(
-    {NoneType, bool, int, float, str, bytes, FunctionType, re.Pattern}
-    | {IPv4Address, IPv6Address, IPv4Network, IPv6Network, IPv4Interface, IPv6Interface}
-)
-
-
-def _is_frozen(record: Any) -> bool:
-    frozen: bool = record.__dataclass_params__.frozen
-    return frozen
-
-
-def pack(start: Start) -> bytes:
-    """`start` for the worker's standard input.  Raises `NotImportable`."""
-    pickled, names = _pickled(start)
-    path = tuple(os.path.abspath(each) for each in sys.path)
-    modules = {name: getattr(sys.modules[name], "__file__", None) for name in names}
-    return pickle.dumps(Order(path, modules, pickled))
-
-
-def _pickled(value: object) -> tuple[bytes, set[str]]:
-    """And the names of the modules it needs."""
-    buffer = io.BytesIO()
-    pickler = _Pickler(buffer)
-    try:
-        pickler.dump(value)
-    except NotImportable:
-        raise
-    except Exception as error:  # pickle raises what it likes
-        raise NotImportable(f"a worker process cannot have this uplink: {error}", fix=FIX) from error
-    return buffer.getvalue(), pickler.modules
-
-
-class _Pickler(pickle.Pickler):
-    """Notes the modules that functions and classes are found in, and refuses `__main__`, which is another there."""
-
-    def __init__(self, buffer: io.BytesIO) -> None:
-        super().__init__(buffer)
-        self.modules: set[str] = set()
-
-    def reducer_override(self, value: object) -> Any:
-        if isinstance(value, type | FunctionType):
-            if value.__module__ == "__main__":
-                what = (
-                    f"`{value.__qualname__}`, which is of the program's own file or a notebook (`__main__`)"
-                )
-                raise NotImportable(f"a worker process cannot import {what}", fix=FIX_OF_MAIN)
-            self.modules.add(value.__module__)
-        return NotImplemented

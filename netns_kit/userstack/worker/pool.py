@@ -1,62 +1,45 @@
 """Workers: one for each queue of the tap, asked as if they were one.
 
-A connection is the one worker's that `netns_kit.stack.steering` says; what there is once in a namespace (datagrams,
-DHCP, forwarded ports) is the first's.  So what people ask is asked of the first, but for what each has its part
-of: those answers are put together here.  Events of one flow come in order, those of two workers as they are fetched.
+`netns_kit.stack.steering` says which worker has a connection.  What exists once in a namespace (datagrams, DHCP,
+forwarded ports) belongs to the first worker.  So an operation is asked of the first worker, or of all if each has a
+part of the answer; the operation says how the answers are joined (see `netns_kit.operations`).  Events of one flow
+come in order, events of different workers as they are fetched.
 
-They live and die together: the end of one ends all.
+The end of one worker ends all.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import anyio
 
-from netns_kit.dhcp import DhcpSettings
 from netns_kit.errors import StackClosed
-from netns_kit.gateway.worker_links import pairs
-from netns_kit.stack import Limits
-from netns_kit.subnet import Subnet
-from netns_kit.tap.device import TapDevice
-from netns_kit.uplink.uplink import Uplink
-from netns_kit.userstack.control import Control
+from netns_kit.frozen import replace
+from netns_kit.gateway.setup import Setup
+from netns_kit.gateway.worker_links import WorkerLinks, connect
+from netns_kit.operations import join_of
 
-from .main import Seat
 from .owner import WorkerProcess
 
 T = TypeVar("T")
 
 
 class Workers:
-    """A `WorkerProcess` for each queue of `tap`, with the same arguments."""
+    """A `WorkerProcess` for each queue of the tap, with the same settings."""
 
-    def __init__(
-        self,
-        tap: TapDevice,
-        uplink: Uplink,
-        subnet: Subnet,
-        limits: Limits | None,
-        dhcp: DhcpSettings | None,
-        news: Callable[[int], None],
-        *,
-        required: tuple[str, ...] = (),
-    ) -> None:
-        """Start them.  Raises what a `WorkerProcess` does; nothing is left then."""
-        count = len(tap.queues)
-        if count > 1:
-            limits = (limits or Limits()).divided(count)
+    def __init__(self, setup: Setup, news: Callable[[int], None]) -> None:
+        """Start the workers.  Raises what a `WorkerProcess` does; nothing is left then."""
+        queues = setup.tap.queues
+        count = len(queues)
         started: list[WorkerProcess] = []
         with ExitStack() as passed, ExitStack() as ours:
-            inboxes, outboxes = pairs(count, passed) if count > 1 else ([], [])
-            for number, queue in enumerate(tap.queues):
-                seat = Seat(number, inboxes[number], tuple(outboxes)) if count > 1 else None
-                started.append(
-                    WorkerProcess(queue, uplink, subnet, limits, dhcp, news, required=required, seat=seat)
-                )
+            links: list[WorkerLinks] | list[None] = connect(count, passed) if count > 1 else [None]
+            for queue, peers in zip(queues, links, strict=True):
+                share = replace(setup, tap=queue, limits=setup.limits.divided(count))
+                started.append(WorkerProcess(share, news, peers))
                 ours.callback(started[-1].kill)
             ours.pop_all()
         self.processes = tuple(started)
@@ -64,17 +47,17 @@ class Workers:
 
     @property
     def sandbox(self) -> Mapping[str, str]:
-        """What they have given up: they are all alike."""
+        """The layers that the workers have given up: all are alike."""
         return self.processes[0].sandbox
 
     async def run(self) -> None:
-        """Hear them.  Raises what has ended the first of them that has."""
+        """Listen to the workers.  Raises what has ended the first that ended."""
         failures: list[Exception] = []
 
         async def run(process: WorkerProcess) -> None:
             try:
                 await process.run()
-            except Exception as error:  # it ends by nothing else
+            except Exception as error:  # `run` ends by raising
                 failures.append(error)
                 tasks.cancel_scope.cancel()
 
@@ -88,57 +71,25 @@ class Workers:
             raise failures[0]
 
     async def ready(self) -> None:
-        """Wait until all are."""
+        """Wait until all workers are ready."""
         for process in self.processes:
             await process.ready()
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
-        """Have `Control` do it: the first's, or everybody's, also when cancelled.  Raises as `WorkerProcess.ask`."""
-        join = _JOINED.get(operation.__name__)
+        """Have an operation done, by the first worker or all, even when cancelled.  Raises as `WorkerProcess.ask`."""
+        join = join_of(operation)
         asked = self.processes if join is not None else self.processes[:1]
         try:
             questions = [process.put(operation, *arguments) for process in asked]  # of all, or of none
             answers = [await question.answer() for question in questions]
         except StackClosed:
-            await self._ended.wait()  # what has ended it is to be raised first
+            await self._ended.wait()  # `run` raises the reason first
             raise
         return answers[0] if join is None else cast("T", join(answers))
 
     async def close(self) -> None:
-        """End them, see `WorkerProcess.close`."""
+        """End the workers, see `WorkerProcess.close`."""
         with anyio.CancelScope(shield=True):
             async with anyio.create_task_group() as tasks:
                 for process in self.processes:
                     tasks.start_soon(process.close)
-
-
-def _chained(answers: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
-    return tuple(each for answer in answers for each in answer)
-
-
-def _summed(answers: Iterable[dict[str, int]]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for answer in answers:
-        total.update(answer)
-    return dict(total)
-
-
-def _nothing(_: object) -> None:
-    return None
-
-
-def _first(answers: Sequence[Any]) -> Any:
-    return answers[0]
-
-
-_JOINED: Mapping[str, Callable[[Any], Any]] = {
-    Control.flows.__name__: _chained,
-    Control.end_flow.__name__: any,
-    Control.stats.__name__: _summed,
-    Control.subscribe.__name__: _nothing,
-    Control.take_events.__name__: _chained,
-    Control.unsubscribe.__name__: _nothing,
-    Control.add_record.__name__: _nothing,
-    Control.remove_records.__name__: _first,
-}
-"""What is asked of all, and how their answers become one."""

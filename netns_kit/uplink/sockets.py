@@ -1,4 +1,4 @@
-"""What relays ask of the host's sockets beside carrying bytes: errors, TTL, traffic class, not to fragment.
+"""What the host's sockets are asked beside carrying bytes: errors, TTL, traffic class, not to fragment.
 
 Facts, each held by a test in tests/laws/test_facts.py or tests/system:
 
@@ -77,9 +77,10 @@ _REFUSALS = {
 def socket_address(
     address: IPv4Address | IPv6Address, port: int
 ) -> tuple[str, int] | tuple[str, int, int, int]:
-    """What connect(2) takes for an address, which may have a zone.
+    """Return what connect(2) takes for an address, which may have a zone.
 
-    Raises OSError (ENETUNREACH) if the zone is no interface of ours.
+    Raises:
+        OSError: the zone is no interface of this host (ENETUNREACH).
     """
     zone = address.scope_id if isinstance(address, IPv6Address) else None
     if zone is None:
@@ -101,7 +102,7 @@ def refusal_for(error: int) -> Refusal:
 
 
 class _Options(NamedTuple):
-    """Of one family: (level, option) of each thing a socket can be told."""
+    """The socket options of one address family, each as (level, option)."""
 
     errors: tuple[int, int]
     ttl: tuple[int, int]
@@ -126,6 +127,23 @@ family_of: Callable[[socket.socket], int] = vars(socket.SocketType)["family"].__
 than a system call."""
 
 
+def is_internet(sock: socket.socket) -> bool:
+    """Return whether what `sock` sends leaves in packets; else it is a pair's, in memory."""
+    return family_of(sock) in _OPTIONS
+
+
+def prepare_stream(sock: socket.socket) -> bool:
+    """Have a stream socket send what it is given at once, and keep urgent data in line.
+
+    Returns whether it `is_internet`; any other kind knows neither.
+    """
+    if family_of(sock) not in _OPTIONS:
+        return False
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the guest's kernel has done Nagle's part
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    return True
+
+
 def ask_for_marks(sock: socket.socket) -> None:
     """Have TTL and traffic class come with each datagram, for `marks_of`."""
     for option in _OPTIONS[family_of(sock)].receive:
@@ -133,7 +151,7 @@ def ask_for_marks(sock: socket.socket) -> None:
 
 
 def marks_of(ancillary: Ancillary) -> tuple[int, int]:
-    """TTL and traffic class of a datagram that has arrived, as a router passes them on: one hop fewer."""
+    """Return TTL and traffic class of a datagram that has arrived, as a router passes them on: one hop fewer."""
     ttl, tos = 64, 0
     for level, kind, data in ancillary:
         if (level, kind) in _TTLS:
@@ -144,7 +162,7 @@ def marks_of(ancillary: Ancillary) -> tuple[int, int]:
 
 
 class Marks:
-    """What the guest's packets ask of a router, as options of a host's socket, set when they change.
+    """TTL, traffic class and DF of the guest's packets, as options of a host's socket that are set when they change.
 
     We are a router: TTL goes down by one.  `exact`: whether a packet may be fragmented is always as the guest
     says.  Otherwise only for probes: a kernel sets DF by default, and its first large datagram is not to be lost
@@ -160,7 +178,7 @@ class Marks:
         self._carried = self._ttl = self._tos = self._mode = -1
 
     def carry(self, marks: int) -> None:
-        """What is sent from now on has these marks (see `netns_kit.stack.wire.ip.marks`)."""
+        """Give these marks to what is sent from now on (see `netns_kit.stack.wire.ip.marks`)."""
         if marks == self._carried:
             return
         self._carried = marks
@@ -181,12 +199,14 @@ class Marks:
 
 
 def set_tos(sock: socket.socket, tos: int) -> None:
-    """Traffic class of what `sock` sends from now on."""
-    sock.setsockopt(*_OPTIONS[family_of(sock)].tos, tos)
+    """Set the traffic class of what `sock` sends from now on, if it sends packets."""
+    options = _OPTIONS.get(family_of(sock))
+    if options is not None:
+        sock.setsockopt(*options.tos, tos)
 
 
 def set_ttl(sock: socket.socket, ttl: int) -> None:
-    """TTL of what `sock` sends from now on, for packets that came to us with `ttl`."""
+    """Set the TTL of what `sock` sends from now on, for packets that came to us with `ttl`."""
     sock.setsockopt(*_OPTIONS[family_of(sock)].ttl, max(ttl - 1, 1))
 
 
@@ -205,16 +225,16 @@ class HostError(NamedTuple):
 
     @property
     def is_local(self) -> bool:
-        """The host's kernel refused to send it."""
+        """True when the host's own kernel refused to send it."""
         return self.origin == SO_EE_ORIGIN_LOCAL
 
-    def for_guest(self, key: bytes) -> Refusal | IcmpError:
-        """What the guest is told whose flow is named `key`.
+    def for_guest(self, other: bytes) -> Refusal | IcmpError:
+        """Return what the guest is told whose flow goes to the packed address `other`.
 
-        Where the flow's target stands for another address, as loopback does for the gateway's, that address is
-        put in its place.
+        Where the flow's target stands for that address, as loopback does for the gateway's, `other` is put in its
+        place.
         """
-        size = (len(key) - 4) // 2
+        size = len(other)
         if self.is_local and self.error == errno.EMSGSIZE:
             if size == 4:
                 return IcmpError(icmp.UNREACHABLE, icmp.FRAGMENTATION_NEEDED, mtu=self.mtu)
@@ -223,18 +243,18 @@ class HostError(NamedTuple):
             return refusal_for(self.error)
         offender = self.offender
         if ip_address(offender) == ip_address(self.target[0].partition("%")[0]):
-            offender = key[size : 2 * size]
+            offender = other
         mtu = self.mtu if self.error == errno.EMSGSIZE else 0
         return IcmpError(self.type, self.code, mtu, offender, self.ttl)
 
 
 def ask_for_errors(sock: socket.socket, *, wanted: bool = True) -> None:
-    """Have ICMP errors queued, for `read_errors`, those too that are not the end of what the socket does; or not."""
+    """Have ICMP errors queued for `read_errors`, those too that do not end what the socket does; or not."""
     sock.setsockopt(*_OPTIONS[family_of(sock)].errors, wanted)
 
 
 def read_errors(sock: socket.socket) -> list[HostError]:
-    """What is in the error queue of `sock`.  Having been read, it is raised by no send."""
+    """Return what is in the error queue of `sock`.  Once read, no send raises it."""
     options, found = _OPTIONS[family_of(sock)], list[HostError]()
     for _ in range(ERRORS_AT_ONCE):
         try:

@@ -1,0 +1,168 @@
+"""Setup: what a stack is told, as one record that is checked once and passed down whole.
+
+`StackOptions` are the settings as callers give them, `Setup.of` checks them, and every part that runs a stack takes
+the `Setup`: `UserStack`, the driver in this process, the pool of workers, each worker, and the `Gateway`.  A new
+setting is added here, and used where it has its effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Network
+from types import NoneType
+from typing import Literal, TypedDict, get_args
+
+from netns_kit import arguments
+from netns_kit.dhcp import DEFAULT, DhcpSettings
+from netns_kit.dns import Record
+from netns_kit.errors import ArgumentError, DomainNameError
+from netns_kit.frozen import field, frozen
+from netns_kit.stack import Limits
+from netns_kit.subnet import DEFAULT_CIDR, SMALLEST_IPV6_MTU, Subnet, Subnet6
+from netns_kit.tap.device import TapDevice
+from netns_kit.uplink.uplink import Uplink
+
+from .leasing import check as check_dhcp
+
+DriverName = Literal["thread", "loop", "worker"]
+"""Where a stack runs: on a thread of its own, on the caller's event loop, in a process of its own."""
+Configure = bool | Literal["link"]
+"""What opening a stack does to the interface: everything, nothing, or no more than to bring it up."""
+SandboxLayer = Literal["core", "dumpable", "capabilities", "no_new_privs", "landlock", "seccomp"]
+"""What a worker gives up before it reads a frame, see `netns_kit.userstack.worker.sandbox`."""
+
+
+class StackOptions(TypedDict, total=False):
+    """The settings of a stack, as keyword arguments of `UserStack` and `Network`."""
+
+    subnet: str | IPv4Network
+    """The IPv4 network, as a CIDR, see `Subnet`.  Default: 10.0.2.0/24."""
+    ipv6: bool | Subnet6
+    """IPv6 beside IPv4: True for the usual network, or a `Subnet6`.  Without IPv6 on the host or in the namespace,
+    IPv4 alone is served, and the log says why.  Default: False."""
+    driver: DriverName
+    """The place where the stack runs.  "thread", the default: a thread of its own.  "loop": the caller's event loop.
+    "worker": a process of its own, which the caller's load does not slow, and which enters a sandbox before it reads
+    the first frame.  A device with several queues has as many workers, which share the flows."""
+    configure: Configure
+    """Changes to the interface on opening.  True, the default: it gets the subnet's guest address and a default
+    route, and is brought up, as is the loopback.  "link": both are brought up and nothing more, for a DHCP client or
+    the kernel's SLAAC.  False: nothing."""
+    limits: Limits | None
+    """Bounds of the stack's tables.  Default: those of `Limits`."""
+    dhcp: DhcpSettings | None
+    """Settings of the DHCP server; None: there is no server.  Default: those of `DhcpSettings`."""
+    require: Iterable[SandboxLayer]
+    """Layers of the worker's sandbox without which opening raises.  Default: none."""
+    records: Iterable[str | Record]
+    """Names that are answered at the DNS address from the start, see `UserStack.add_record`.  Default: none."""
+    intercept_dns: bool
+    """True: DNS (port 53) to any other address is answered as it is at the DNS address, by the same records, hook,
+    cache and resolvers.  Programs with a resolver of their own get those answers too, and nothing is sent to the
+    address that they ask.  The uplink's policy is asked about the DNS address then.  Default: False."""
+    name: str | None
+    """The namespace's own name at the DNS address, one more of `records`.  Default: none."""
+
+
+@frozen
+class Setup:
+    """The settings of one stack, as `Setup.of` has checked them."""
+
+    tap: TapDevice
+    uplink: Uplink
+    subnet: Subnet
+    driver: DriverName = "thread"
+    configure: Configure = True
+    limits: Limits = field(default_factory=Limits)
+    dhcp: DhcpSettings | None = DEFAULT
+    require: tuple[SandboxLayer, ...] = ()
+    records: tuple[Record, ...] = ()
+    intercept_dns: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        tap: TapDevice,
+        uplink: Uplink | None = None,
+        *,
+        subnet: str | IPv4Network = DEFAULT_CIDR,
+        ipv6: bool | Subnet6 = False,
+        driver: DriverName = "thread",
+        configure: Configure = True,
+        limits: Limits | None = None,
+        dhcp: DhcpSettings | None = DEFAULT,
+        require: Iterable[SandboxLayer] = (),
+        records: Iterable[str | Record] = (),
+        intercept_dns: bool = False,
+        name: str | None = None,
+    ) -> Setup:
+        """Check what a caller gives, and return it as a record.
+
+        Raises:
+            AddressError, ArgumentError, ArgumentTypeError, NotImportable, RecordError: As `UserStack` says.
+        """
+        fix = 'make one: TapDevice.open(namespace, "tap0")'
+        arguments.instance("tap", tap, TapDevice, "a TapDevice", fix)
+        arguments.instance("uplink", uplink, (Uplink, NoneType), "an Uplink, or None")
+        network = Subnet.parse(subnet, ipv6)
+        arguments.one_of("driver", driver, get_args(DriverName))
+        arguments.one_of("configure", configure, (True, False, "link"))
+        arguments.instance("limits", limits, (Limits, NoneType), "a Limits, or None")
+        arguments.instance("dhcp", dhcp, (DhcpSettings, NoneType), "a DhcpSettings, or None for no server")
+        arguments.items("require", require, "a list of layers")
+        layers = tuple(require)
+        for layer in layers:
+            arguments.one_of("require", layer, get_args(SandboxLayer))
+        arguments.items("records", records, "a list of records")
+        arguments.boolean("intercept_dns", intercept_dns)
+        setup = cls(
+            tap,
+            uplink or Uplink(),
+            network,
+            driver,
+            configure,
+            limits or Limits(),
+            dhcp,
+            layers,
+            (*_named(name, network), *map(as_record, records)),
+            intercept_dns,
+        )
+        setup._check_together()
+        return setup
+
+    def _check_together(self) -> None:
+        """Raise for settings each of which is possible, but not beside the others."""
+        tap, driver = self.tap, self.driver
+        if self.subnet.ipv6 is not None and tap.mtu < SMALLEST_IPV6_MTU:
+            raise ArgumentError(f"expected {SMALLEST_IPV6_MTU} or more for IPv6", "mtu", tap.mtu)
+        check_dhcp(self.dhcp, self.subnet)
+        if driver != "worker" and self.require:
+            raise ArgumentError("expected 'worker', which alone has a sandbox", "driver", repr(driver))
+        if driver != "worker" and len(tap.queues) > 1:
+            raise ArgumentError(
+                f"expected worker processes for {len(tap.queues)} queues",
+                "driver",
+                repr(driver),
+                'use driver="worker", or 1 queue',
+            )
+
+
+def as_record(record: str | Record) -> Record:
+    """Return the record that NAME=ADDRESS means, or a `Record` as it is.
+
+    Raises:
+        RecordError: Text that means none.
+        ArgumentTypeError: Neither text nor a `Record`.
+    """
+    arguments.instance("record", record, (str, Record), "NAME=ADDRESS or a Record")
+    return Record.parse(record) if isinstance(record, str) else record
+
+
+def _named(name: str | None, subnet: Subnet) -> list[Record]:
+    """Return the records by which the guest's addresses have that name.  Raises `DomainNameError`."""
+    if name is None:
+        return []
+    arguments.text("name", name, "a domain name, or None")
+    if not name.strip("."):
+        raise DomainNameError("expected a domain name, or None", "name", repr(name))
+    return [Record(name, str(each.guest)) for each in (subnet, subnet.ipv6) if each is not None]

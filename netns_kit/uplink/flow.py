@@ -1,0 +1,141 @@
+"""What is said of a flow before anything carries it: its endpoints, where it goes, which way it leaves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from netns_kit import arguments
+from netns_kit.arguments import Address, AddressLike
+from netns_kit.errors import AddressError, ArgumentError
+from netns_kit.frozen import frozen
+from netns_kit.subnet import Subnet
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Protocol = Literal["tcp", "udp", "icmp"]
+DNS_PORT = 53
+_ENDPOINT = re.compile(
+    r"""^(?: (?: \[(?P<ipv6>[^\]]+)\] | (?P<ipv4>[0-9.]+) ) (?: :(?P<port>[0-9]{1,5}) )?
+    | (?P<bare>[^\[\]]*:[^\[\]]*:[^\[\]]*) )$""",
+    re.VERBOSE,
+)
+
+
+class _Endpoint(NamedTuple):
+    address: Address
+    port: int
+
+
+class Endpoint(_Endpoint):
+    """An address and a port.
+
+    Args:
+        address: text, or an object of `ipaddress`.
+        port: 0 to 65535; for ICMP the identifier, or 0.
+
+    Raises:
+        AddressError: the text is no address.
+        ArgumentError: the port is out of range.
+        ArgumentTypeError: something has no such type.
+
+    >>> str(Endpoint("2001:db8::1", 443))
+    '[2001:db8::1]:443'
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, address: AddressLike, port: int) -> Self:
+        arguments.port("port", port)
+        return cls._make((arguments.address(address), port))
+
+    def __reduce__(self) -> tuple[Callable[[str, int], Endpoint], tuple[str, int]]:
+        return _endpoint, (str(self.address), self.port)  # an IPv6Address leaves its zone behind
+
+    def __str__(self) -> str:
+        host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
+        return f"{host}:{self.port}"
+
+    @classmethod
+    def parse(cls, text: AddressLike | Endpoint, default_port: int) -> Endpoint:
+        """Return the endpoint that a text means, or an address, or an endpoint.
+
+        Args:
+            text: ADDRESS, IPV4:PORT or [IPV6]:PORT.
+            default_port: for an address without a port.
+
+        Raises:
+            AddressError: the text means no endpoint.
+            ArgumentError: the default port is out of range.
+            ArgumentTypeError: something has no such type.
+        """
+        if isinstance(text, Endpoint):
+            return text
+        if not isinstance(text, str):
+            return cls(text, default_port)
+        found = _ENDPOINT.match(text)
+        try:
+            if found is None:
+                raise ValueError(text)
+            port = int(found["port"] or default_port)
+            if not 0 < port < 65536:
+                raise ValueError(port)
+            return cls(ip_address(found["ipv6"] or found["ipv4"] or found["bare"]), port)
+        except ValueError as error:
+            expected = "expected ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT"
+            raise AddressError(expected, "address", arguments.shown(text), "resolve names first") from error
+
+
+def _endpoint(address: str, port: int) -> Endpoint:
+    return Endpoint(address, port)
+
+
+@frozen
+class Flow:
+    """A flow that the namespace opens, as its first packet names it."""
+
+    protocol: Literal["tcp", "udp", "icmp"]
+    """Transport of the flow."""
+    source: Endpoint
+    """Address and port inside, in the namespace."""
+    destination: Endpoint
+    """Address and port that are to be reached."""
+    subnet: Subnet
+    """Subnet that it comes from, with the addresses of the gateway."""
+    served: bool = False
+    """True if the process that runs the stack answers it itself, as it does at the DNS address."""
+
+
+@frozen
+class Target:
+    """The host's side of a flow: where it goes.
+
+    Args:
+        endpoints: the first of them that answers is it.  None of them is nobody outside: that is for a flow which is
+            answered here (`Flow.served`); any other is refused.
+
+    Raises:
+        ArgumentError: something in the tuple is no `Endpoint`.
+        ArgumentTypeError: it is no tuple.
+    """
+
+    endpoints: tuple[Endpoint, ...] = ()
+
+    def __post_init__(self) -> None:
+        given: object = self.endpoints
+        if type(given) is not tuple or (given and type(given[0]) is not Endpoint):
+            arguments.instance("endpoints", given, tuple, "a tuple of Endpoint")
+            fix = "to refuse a flow, return a Refusal"
+            raise ArgumentError("expected a tuple of Endpoint", "endpoints", arguments.shown(given), fix)
+
+
+class Way(NamedTuple):
+    """The way that datagrams leave by a socket that is there already."""
+
+    source: str | None
+    """The address they leave from; None: the socket's own."""
+    interface: int
+    """The index of the interface; 0: whichever the socket would take."""

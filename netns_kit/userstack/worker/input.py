@@ -1,0 +1,72 @@
+"""What a worker is given: its `Setup` and its links to the other workers, there and back.
+
+`encode` pickles the records whole, whatever fields they have: the owner is trusted.  Descriptors are passed beside
+the text, in which they are the numbers that they have in the worker.  `decode` finds every module at the file where
+the owner has found it, or refuses.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from netns_kit.errors import NotImportable
+from netns_kit.frozen import replace
+from netns_kit.gateway.setup import Setup
+from netns_kit.gateway.worker_links import WorkerLinks
+
+from .policy_check import FIX, pickled
+
+
+class WorkerInput(NamedTuple):
+    """The pickled records, and what it takes to unpickle them.
+
+    `path` says where modules are found, `modules` which file each of those named in `content` must be.
+    """
+
+    path: tuple[str, ...]
+    modules: dict[str, str | None]
+    content: bytes
+
+
+def encode(setup: Setup, peers: WorkerLinks | None, numbers: Mapping[int, int]) -> bytes:
+    """Return the text for a worker.
+
+    Args:
+        setup: What the worker runs.
+        peers: The worker's links to those that share its namespace; None: it is alone.
+        numbers: The numbers in the worker of the descriptors that are passed beside: of the tap, and of the links.
+
+    Raises:
+        NotImportable: A part that the worker cannot have.
+        DeviceGone: The device is not open.
+    """
+    there = replace(setup, tap=setup.tap.at(numbers[setup.tap.fileno()]))
+    content, names = pickled((there, peers), numbers)
+    path = tuple(os.path.abspath(each) for each in sys.path)
+    modules = {name: getattr(sys.modules[name], "__file__", None) for name in names}
+    return pickle.dumps(tuple(WorkerInput(path, modules, content)))
+
+
+def decode(text: bytes) -> tuple[Setup, WorkerLinks | None]:
+    """Return what `encode` was given.  The modules are looked for where the owner has them.
+
+    Raises:
+        NotImportable: A module is not found, or is another one than the owner's.
+    """
+    given = WorkerInput(*pickle.loads(text))
+    sys.path[:] = given.path
+    try:
+        setup, peers = pickle.loads(given.content)
+    except Exception as error:
+        raise NotImportable(
+            f"the worker process cannot import the uplink's parts: {type(error).__name__}: {error}", fix=FIX
+        ) from error
+    for name, file in given.modules.items():
+        found = getattr(sys.modules.get(name), "__file__", None)
+        if found != file:
+            raise NotImportable(f"the worker process finds {name} elsewhere, in {found}", name, file, FIX)
+    return setup, peers
