@@ -16,7 +16,7 @@ a dataclass or a NamedTuple of such values; the last two become lists of their f
 >>> decode(int, True)
 Traceback (most recent call last):
     ...
-netns_kit.plain.DecodeError: True is no int
+netns_kit.child.codec.DecodeError: True is no int
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def whole_number(check: Callable[[int], object]) -> Callable[[str], int]:
 
 def said_of(error: Exception, text: str) -> str:
     """What is wrong with a value, without the name that the library's argument has in Python."""
-    if not isinstance(error, ArgumentError):
+    if not isinstance(error, ArgumentError) or error.knob == "pass_fds":  # which no option gives
         return str(error)
     return "; ".join(part for part in (f"{text!r}: {error.cause}", error.fix) if part is not None)
 
@@ -88,7 +88,7 @@ def as_option(error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, NetnsKitError) and error.filename is not None:
         name = error.filename if isinstance(error.filename, int) else os.fsdecode(error.filename)
         return f"{printable(str(name))}: {error.strerror}"
-    if not isinstance(error, ArgumentError):
+    if not isinstance(error, ArgumentError) or error.knob == "pass_fds":  # which no option gives
         return str(error)
     option = "publish" if error.knob == "port" else error.knob.replace("_", "-")
     return f"--{option} {said_of(error, str(error.value).strip(chr(39)))}"

@@ -40,7 +40,7 @@ from netns_kit import (
     WrongEventLoop,
 )
 from netns_kit.errors import NetnsKitError
-from netns_kit.gateway.gateway import Gateway
+from netns_kit.gateway.frame_pump import FramePump
 from netns_kit.gateway.setup import DriverName
 from netns_kit.userstack import drivers
 from tests.support import ROOT, Possessions, needs, needs_tun, wait_exit
@@ -144,7 +144,7 @@ async def test_a_bug_in_the_stack(driver: DriverName, monkeypatch: pytest.Monkey
                 raise LookupError("a bug")
 
             monkeypatch.setattr(net.stack.gateway.stack, "_packet", crash, raising=False)
-            monkeypatch.setattr(Gateway, "_read_frames", crash)
+            monkeypatch.setattr(FramePump, "read_frames", crash)
             monkeypatch.setattr(type(net.stack.gateway.stack), "receive", crash)
             await stream.send(b"x")
             await net.wait_closed()

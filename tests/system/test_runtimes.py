@@ -275,7 +275,7 @@ def test_podman_is_told_why_it_failed(machine: Machine) -> None:
         ]
         assert subprocess.call(command, env=machine.environment, stderr=errors, timeout=SECONDS) == 126
         errors.seek(0)
-        assert "no host may have these addresses" in errors.read()
+        assert "expected a network whose addresses hosts may have" in errors.read()
 
 
 # -- rootlesskit ----------------------------------------------------------------------------------------

@@ -394,7 +394,7 @@ async def test_one_that_does_not_answer_holds_nobody_up(what: str, monkeypatch: 
     """Neither does it hold up leaving the block, which ends it."""
     monkeypatch.setattr(child, "PATIENCE", 0.2)
     monkeypatch.setattr(forwarder, "CLOSING_SECONDS", 0.2)
-    monkeypatch.setattr(userstack, "PATIENCE", 0.2)
+    monkeypatch.setattr(userstack, "CLOSING_SECONDS", 0.2)
     async with worker() as (stack, _):
         if what == "forwarder":
             async with Forwarder(stack):
