@@ -24,7 +24,7 @@ from .gateway import FlowInfo, Gateway
 from .listeners import Listener, TcpListener, UdpListener
 from .ports import PortForward
 from .stack import AnyFlow, IcmpError, Refusal
-from .stack.user import FlowProtocol
+from .stack.user import UNWATCHED, Transport
 
 EVENTS_KEPT = 4096  # for each subscriber
 PATIENCE = (
@@ -149,11 +149,11 @@ class Control:
         """Keep no more for that subscriber."""
         self._watch.queues.pop(number, None)
         if not self._watch.queues:
-            self.gateway.stack.watcher = None
+            self.gateway.stack.watcher = UNWATCHED
 
     def close(self) -> None:
         """End everything: listeners, connections, sockets.  Not to be called over a socket."""
-        self.gateway.stack.watcher = None
+        self.gateway.stack.watcher = UNWATCHED
         while self._listeners:
             self._listeners.popitem()[1].close()
         self.gateway.close()
@@ -194,21 +194,21 @@ class _Watch:
         self._refused: AnyFlow | None = None  # its end has been told of
         self.queues: dict[int, _Queue] = {}
 
-    def opened(self, protocol: FlowProtocol, flow: AnyFlow) -> None:
-        self._happened("opened", protocol, flow)
+    def opened(self, transport: Transport, flow: AnyFlow) -> None:
+        self._happened("opened", transport, flow)
 
-    def refused(self, protocol: FlowProtocol, flow: AnyFlow, why: Refusal | IcmpError) -> None:
+    def refused(self, transport: Transport, flow: AnyFlow, why: Refusal | IcmpError) -> None:
         self._refused = flow
-        self._happened("refused", protocol, flow, why if isinstance(why, Refusal) else None)
+        self._happened("refused", transport, flow, why if isinstance(why, Refusal) else None)
 
-    def closed(self, protocol: FlowProtocol, flow: AnyFlow) -> None:
+    def closed(self, transport: Transport, flow: AnyFlow) -> None:
         refused, self._refused = self._refused, None
         if refused is not flow:
-            self._happened("closed", protocol, flow)
+            self._happened("closed", transport, flow)
 
     def _happened(
-        self, kind: FlowEventKind, protocol: FlowProtocol, flow: AnyFlow, refusal: Refusal | None = None
+        self, kind: FlowEventKind, transport: Transport, flow: AnyFlow, refusal: Refusal | None = None
     ) -> None:
-        event = FlowEvent(kind, self._gateway.info(protocol, flow, kind), refusal)
+        event = FlowEvent(kind, self._gateway.info(transport, flow, kind), refusal)
         for queue in self.queues.values():
             queue.put(event)

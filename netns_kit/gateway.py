@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from ipaddress import ip_address
-from itertools import count
 from typing import Literal
 from typing import Protocol as Interface
 
@@ -30,6 +29,9 @@ from .leasing import Leasing
 from .peers import Peers
 from .relay import ClientStream, DnsRelay, Inbox, Outbox, PingRelay, TcpRelay, UdpRelay, refusal_for
 from .stack import AnyFlow, Closed, EchoFlow, Limits, Refusal, Stack, Steering, TcpConnection, UdpFlow
+from .stack.wire import flow_key
+from .stack.wire.family import family_of
+from .stack.wire.flow_key import FlowKey
 from .stack.wire.ndp import Advertisement
 from .subnet import Subnet, Subnet6
 from .tap import FRAME_MAX, DeviceGone, TapDevice
@@ -46,10 +48,9 @@ STRANGERS = 256  # flows of one UDP socket, beyond which nobody new is heard who
 EPHEMERAL = range(32768, 61000)  # ports for clients whose own is taken
 DOMAINS = ("containers.internal", "docker.internal")  # where programs in containers look for their host
 NAMES = [f"{name}.{domain}" for name in ("gateway", "host") for domain in DOMAINS]  # the gateway's
-_DNS_PORT = DNS_PORT.to_bytes(2, "big")
 
 # a guest's address and port, and what a socket can reach: the family, and loopback or not
-GuestEndpoint = tuple[bytes, bytes, int, bool]
+GuestEndpoint = tuple[bytes, int, int, bool]
 
 
 @frozen
@@ -136,6 +137,7 @@ class Gateway:
             timers=engine.timers,
             sources=None if uplink.any_source else _sources(subnet),
             advertised=_advertisement(subnet.ipv6, search) if peers is None or peers.index == 0 else None,
+            steering=None if peers is None else Steering(peers.index, peers.count, peers.hand_over),
         )
         self.leasing = Leasing(self.stack, subnet, dhcp)
         self._resolvers = tuple(address.packed for address in subnet.resolvers)
@@ -152,7 +154,7 @@ class Gateway:
         self.zone = _zone(subnet)
         self._dns = DnsRelay(engine, uplink, self.zone, self._hook_failed, self._resolvers_for)
         self._udp: dict[GuestEndpoint, UdpRelay] = {}
-        self.published: dict[bytes, list[Published]] = {}  # by the guest's port, the oldest first
+        self.published: dict[int, list[Published]] = {}  # by the guest's port, the oldest first
         self._noticed: set[str] = set()
         self._tell = tell or log
         self.refused = 0  # flows, by the uplink or for want of descriptors
@@ -164,8 +166,6 @@ class Gateway:
         self._peers = peers
         self._peers_appetite = Appetite(engine)
         if peers is not None:
-            self.stack.steering = Steering(peers.index, peers.count, peers.hand_over)
-            self.stack.flow_ids = count(1 + peers.index, peers.count)
             engine.add(peers.fileno(), self._on_peers, IN)
 
     # -- frames -------------------------------------------------------------------------------------
@@ -181,7 +181,8 @@ class Gateway:
             return
         read, receive, now = self._tap.read_into, self.stack.receive, self.engine.now
         buffer, outbox = self._buffer, self.outbox
-        free, stack, costly = buffer, self.stack, self.stack.costly
+        free, network = buffer, self.stack.network
+        costly = network.costly
         for _ in range(most):
             size = read(free)
             if size is None:
@@ -193,8 +194,8 @@ class Gateway:
                 if len(free) < FRAME_MAX:
                     outbox.flush()
                     free = buffer
-            if stack.costly != costly:
-                costly = stack.costly
+            if network.costly != costly:
+                costly = network.costly
                 if self.engine.is_late:
                     self._look_for_flood()
                     break
@@ -250,7 +251,6 @@ class Gateway:
     def _on_peers(self, _: int) -> None:
         peers, stack, buffer = self._peers, self.stack, self._buffer
         assert peers is not None
-        assert stack.steering is not None
         try:
             for _ in range(self._peers_appetite.size(FRAMES_PER_STEP)):
                 size = peers.read_into(buffer, self.tcp_accepted)
@@ -298,11 +298,7 @@ class Gateway:
         """A client of a forwarded port, to be the flow of that name in the guest's sight; with another port for the
         client's, if there is one already."""
         stack, steering = self.stack, self.stack.steering
-        if (
-            steering is not None
-            and self._peers is not None
-            and (owner := steering.owner(key)) != steering.index
-        ):
+        if self._peers is not None and (owner := steering.owner(key)) != steering.index:
             self._peers.hand_over_connection(owner, key, sock)
             return
         relay = TcpRelay(self.engine)
@@ -321,10 +317,11 @@ class Gateway:
         """It, or if it is taken one with another port for the client's.  Raises `KeyError` if there is none."""
         if key not in table:
             return key
-        steering = self.stack.steering if table is self.stack.tcp else None
+        names = flow_key.parse(key)
+        steering, is_ours_alone = self.stack.steering, table is not self.stack.tcp
         for port in EPHEMERAL:
-            name = key[:-2] + port.to_bytes(2, "big")
-            if name not in table and (steering is None or steering.owner(name) == steering.index):
+            name = names._replace(remote_port=port).pack()
+            if name not in table and (is_ours_alone or steering.owner(name) == steering.index):
                 return name
         raise KeyError(key)
 
@@ -338,9 +335,8 @@ class Gateway:
         endpoint = target.endpoints[0]
         if self._leaves_by_published(flow, endpoint):
             return None
-        size = (len(flow.key) - 4) // 2
-        address = endpoint.address
-        guest = (flow.key[:size], flow.key[-4:-2], address.version, address.is_loopback)
+        address, names = endpoint.address, flow_key.parse(flow.key)
+        guest = (names.guest, names.guest_port, address.version, address.is_loopback)
         relay = self._udp.get(guest)
         if relay is None:
             try:
@@ -352,7 +348,7 @@ class Gateway:
 
     def _open_udp(self, guest: GuestEndpoint, address: Address) -> UdpRelay:
         """Raises OSError; nothing is left open then."""
-        sock = self.uplink.open("udp", address, int.from_bytes(guest[1], "big"))
+        sock = self.uplink.open("udp", address, guest[1])
         try:
             return UdpRelay(
                 self.engine,
@@ -372,10 +368,11 @@ class Gateway:
         Of several, the one that is bound to the address that the host would send from; else one bound to all
         addresses; else the oldest.
         """
-        published = self.published.get(flow.key[-4:-2])
+        names = flow_key.parse(flow.key)
+        published = self.published.get(names.guest_port)
         if published is None:
             return False
-        target, guest = endpoint.address, flow.key[: (len(flow.key) - 4) // 2]
+        target, guest = endpoint.address, names.guest
         found = [(each, way) for each in published if (way := each.way_to(target, guest)) is not None]
         if len(found) > 1:
             source = source_of(target)
@@ -394,8 +391,8 @@ class Gateway:
 
     def _is_dns(self, key: bytes) -> bool:
         """Whether it is to be answered by us, if it is carried."""
-        size = (len(key) - 4) // 2
-        return key[size : 2 * size] in self._resolvers and key[-2:] == _DNS_PORT
+        names = flow_key.parse(key)
+        return names.remote_port == DNS_PORT and names.remote in self._resolvers
 
     def _resolvers_for(self, protocol: Protocol, key: bytes) -> tuple[Endpoint, ...] | None:
         """Whom a flow to the DNS address that was carried asks now; None: it would be refused."""
@@ -410,14 +407,13 @@ class Gateway:
         address, port = ip_address(sender[0].partition("%")[0]), sender[1]
         local = self.subnet.of(address)
         seen_as = local.gateway if local is not None and address.is_loopback else address
-        key = guest[0] + seen_as.packed + guest[1] + port.to_bytes(2, "big")
         if (
             self.uplink.udp_filtering == "endpoint-independent"
-            and len(seen_as.packed) == len(guest[0])
+            and family_of(guest[0]).version == seen_as.version
             and relay.flow_count < STRANGERS
-            and key not in self.stack.udp
         ):
-            target = self._decide("udp", key)
+            key = FlowKey(guest[0], seen_as.packed, guest[1], port).pack()
+            target = None if key in self.stack.udp else self._decide("udp", key)
             if isinstance(target, Target) and target.endpoints[0] == (address, port):
                 flow = self.stack.add_udp(key, self.engine.now, _address_of(target.endpoints[0]))
                 if self._udp.get(guest) is relay:
@@ -506,7 +502,7 @@ class Gateway:
         if pending is not None and (many or idle is None):
             pending.give_way()
         elif idle is not None:
-            stack.evict_udp(spare=key)
+            stack.udp.evict(spare=key)
         else:
             return False
         stack.dropped["limit-descriptors"] += 1
@@ -524,10 +520,9 @@ class Gateway:
 
     def endpoints(self, key: bytes) -> tuple[Endpoint, Endpoint]:
         """The guest's and the other that a flow of this key is between."""
-        size = (len(key) - 4) // 2
-        ports = int.from_bytes(key[-4:-2], "big"), int.from_bytes(key[-2:], "big")
+        guest, remote, guest_port, remote_port = flow_key.parse(key)
         made = Endpoint._make  # which checks nothing: there is nothing to check
-        return made((_address(key[:size]), ports[0])), made((_address(key[size : 2 * size]), ports[1]))
+        return made((_address(guest), guest_port)), made((_address(remote), remote_port))
 
     # -- what people ask -----------------------------------------------------------------------------
 

@@ -27,6 +27,8 @@ from .ports import PortForward
 from .relay import UdpRelay
 from .relay.sockets import Ancillary, family_of
 from .stack import UdpFlow
+from .stack.wire import family as addresses
+from .stack.wire.flow_key import FlowKey
 from .stack.wire.ip import is_link_local
 from .uplink import Endpoint, Way
 
@@ -85,8 +87,7 @@ class Listener:
             and client not in local.network
         ):
             source = client
-        ports = self.forward.guest_port.to_bytes(2, "big") + port.to_bytes(2, "big")
-        return guest.packed + source.packed + ports
+        return FlowKey(guest.packed, source.packed, self.forward.guest_port, port).pack()
 
 
 class TcpListener(Listener):
@@ -146,7 +147,7 @@ class UdpListener(Listener):
             unsolicited=self._open,
             idle=lambda _: None,
         )
-        self._published = gateway.published.setdefault(forward.guest_port.to_bytes(2, "big"), [])
+        self._published = gateway.published.setdefault(forward.guest_port, [])
         self._published.append(self)
 
     def close(self) -> None:
@@ -230,6 +231,6 @@ def _listen(forward: PortForward) -> socket.socket:
 
 
 def _is_host(address: bytes) -> bool:
-    if len(address) == 16:
+    if addresses.family_of(address) is addresses.IPV6:
         return address[0] not in (0, 0xFF) and not is_link_local(address)
     return address[0] not in (0, 127) and address[0] < 224

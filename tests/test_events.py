@@ -24,6 +24,7 @@ from netns_kit import (
     control,
 )
 from netns_kit.drivers import DriverName
+from netns_kit.stack.user import UNWATCHED
 from netns_kit.stack.wire import ethernet
 from tests import uplinks
 from tests.servers import bounded, closed_port
@@ -173,13 +174,13 @@ async def test_who_is_slow_loses_the_oldest_and_is_told(driver: DriverName) -> N
 async def test_nobody_follows_nothing_is_done(driver: DriverName) -> None:
     async with stack_of(driver) as (stack, _):
         watched = stack.gateway.stack
-        assert watched.watcher is None
+        assert watched.watcher is UNWATCHED
         async with followed(stack):
-            assert watched.watcher is not None
+            assert watched.watcher is not UNWATCHED
             async with followed(stack):
                 pass
-            assert watched.watcher is not None
-        assert watched.watcher is None
+            assert watched.watcher is not UNWATCHED
+        assert watched.watcher is UNWATCHED
 
 
 @bounded

@@ -87,7 +87,6 @@ def name(port: int) -> bytes:
 
 def test_an_accepted_connection_is_opened_by_whose_it_is(benches: list[Bench]) -> None:
     steering = benches[0].gateway.stack.steering
-    assert steering is not None
     theirs = next(port for port in range(40000, 41000) if steering.owner(name(port)) == 1)
     with socket.create_server(("127.0.0.1", 0)) as server:
         clients = [socket.create_connection(server.getsockname()) for _ in range(10)]

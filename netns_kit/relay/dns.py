@@ -23,6 +23,7 @@ from netns_kit.dns import Action, Answer, DnsProxy, DnsServer, Send, Upstream, Z
 from netns_kit.dns.cache import Cache
 from netns_kit.engine import IN, Engine
 from netns_kit.stack import TcpConnection, UdpFlow
+from netns_kit.stack.wire import flow_key
 from netns_kit.uplink import Endpoint, Protocol, Uplink
 
 from .dns_streams import ClientStream, ResolverStream, Turn
@@ -352,8 +353,8 @@ _parsed = lru_cache(maxsize=64)(ip_address)
 
 
 def _client(key: bytes) -> bytes:
-    """The guest's address in a flow's key."""
-    return key[: (len(key) - 4) // 2]
+    """Return the guest's address in a flow's key."""
+    return flow_key.parse(key).guest
 
 
 class _Socket:

@@ -22,7 +22,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
 from netns_kit.stack import IcmpError, Refusal
-from netns_kit.stack.wire import icmp
+from netns_kit.stack.wire import flow_key
 
 DATAGRAMS_PER_STEP = 64
 MAX_DATAGRAM = 65536
@@ -154,7 +154,7 @@ class Marks:
         self._carried = self._ttl = self._tos = self._mode = -1
 
     def carry(self, marks: int) -> None:
-        """What is sent from now on has these marks (see `netns_kit.stack.wire.ip.marks`)."""
+        """What is sent from now on has these marks (see `netns_kit.stack.wire.ip.Packet`)."""
         if marks == self._carried:
             return
         self._carried = marks
@@ -208,16 +208,14 @@ class HostError(NamedTuple):
         Where the flow's target stands for another address, as loopback does for the gateway's, that address is
         put in its place.
         """
-        size = (len(key) - 4) // 2
+        family, remote = flow_key.family_of(key), flow_key.parse(key).remote
         if self.is_local and self.error == errno.EMSGSIZE:
-            if size == 4:
-                return IcmpError(icmp.UNREACHABLE, icmp.FRAGMENTATION_NEEDED, mtu=self.mtu)
-            return IcmpError(icmp.V6_TOO_BIG, 0, mtu=self.mtu)
-        if len(self.offender) != size:
+            return IcmpError(family.too_big, family.too_big_code, mtu=self.mtu)
+        if len(self.offender) != family.address_size:
             return refusal_for(self.error)
         offender = self.offender
         if ip_address(offender) == ip_address(self.target[0].partition("%")[0]):
-            offender = key[size : 2 * size]
+            offender = remote
         mtu = self.mtu if self.error == errno.EMSGSIZE else 0
         return IcmpError(self.type, self.code, mtu, offender, self.ttl)
 

@@ -1,7 +1,7 @@
 """Header templates: what stands in front of a flow's payload, laid out once.
 
-Sending patches lengths and sums in place, and hands `(header, payload)` to the link; nothing is built
-per packet.
+To send is to patch lengths and sums in place, and to hand header and payload to the link; nothing is built per
+packet.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from struct import Struct
 
 from .link import UNKNOWN_MAC, Link
 from .wire import checksum, ip, virtio
+from .wire.family import IPV4, Family
 
 _IPV4_LENGTH = Struct("!HHHHH").pack_into  # total length, identification, fragment, ttl|protocol, checksum
 _LENGTH = Struct("!H").pack_into
@@ -32,6 +33,8 @@ class FlowHeader:
     that and the link's `version` as they were, there is nothing to be done anew."""
 
     __slots__ = (
+        "_destination",
+        "_family",
         "_ip",
         "_ip_sum",
         "_link",
@@ -49,11 +52,13 @@ class FlowHeader:
         "version",
     )
 
-    def __init__(self, link: Link, addresses: bytes, protocol: int, layer4: bytes) -> None:
+    def __init__(self, link: Link, family: Family, addresses: bytes, protocol: int, layer4: bytes) -> None:
+        self._family = family
         self.addresses = addresses
         self._link, self.version = link, link.version
         self.length = self.check = -1
-        destination = addresses[len(addresses) // 2 :]
+        destination = addresses[family.address_size :]
+        self._destination = destination
         prefix = link.prefix(destination)
         self.resolved = link.mac_of(destination) != UNKNOWN_MAC
         self.mtu = link.mtu_to(destination)
@@ -74,7 +79,7 @@ class FlowHeader:
         self.length = -1
         header = _ip_header(self.addresses, self._protocol, ttl, tos)
         self.buffer[self._ip : self._ip + len(header)] = header
-        if len(self.addresses) == 8:
+        if self._family is IPV4:
             self._ip_sum = (0xFFFF - int.from_bytes(header[10:12], "big")) or 0xFFFF
 
     def set_length(self, length: int) -> None:
@@ -93,9 +98,8 @@ class FlowHeader:
     def look_up(self) -> None:
         """Somebody has a new link address, or another way to it: the guest, perhaps."""
         self.version = self._link.version
-        destination = self.addresses[len(self.addresses) // 2 :]
-        self.mtu = self._link.mtu_to(destination)
-        mac = self._link.mac_of(destination)
+        self.mtu = self._link.mtu_to(self._destination)
+        mac = self._link.mac_of(self._destination)
         if mac != UNKNOWN_MAC:  # forgotten is not gone
             at = self._ip - 14
             self.buffer[at : at + 6] = mac

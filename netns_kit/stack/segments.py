@@ -11,7 +11,7 @@ from struct import Struct
 
 from .header import FlowHeader
 from .link import Link
-from .wire import checksum, ip, tcp, virtio
+from .wire import checksum, flow_key, ip, tcp, virtio
 
 MAX_PAYLOAD = 65535 - 40 - 20 - tcp.STAMP_SIZE  # of one super-segment, either family
 SMALLEST_MSS = 48
@@ -24,6 +24,7 @@ class SegmentWriter:
     """Writes the segments of the connection named `key` (guest first) to its link."""
 
     __slots__ = (
+        "_family",
         "_gso",
         "_gso_set",
         "_guest",
@@ -37,12 +38,11 @@ class SegmentWriter:
     )
 
     def __init__(self, link: Link, key: bytes) -> None:
-        size = (len(key) - 4) // 2
+        addresses, ports = flow_key.backwards(key)
         self._link = link
-        self._guest = key[:size]
-        addresses = key[size : 2 * size] + key[:size]  # ours to theirs
-        ports = key[-2:] + key[-4:-2]
-        self._header = FlowHeader(link, addresses, ip.TCP, ports + bytes(tcp.SIZE - 4))
+        self._guest = flow_key.parse(key).guest
+        self._family = flow_key.family_of(key)
+        self._header = FlowHeader(link, self._family, addresses, ip.TCP, ports + bytes(tcp.SIZE - len(ports)))
         self._mss = 0
         self._size = tcp.SIZE  # of the header, with what options each segment has
         self._offset = tcp.SIZE << 10  # as it says so itself
@@ -69,21 +69,20 @@ class SegmentWriter:
     def limit(self, mss: int) -> tuple[int, int]:
         """The guest takes segments of `mss`, options included (RFC 6691).  The bytes of a segment, and how many
         `write` takes at once."""
-        link, ipv4 = self._link, len(self._guest) == 4
+        link, family = self._link, self._family
         most = link.mtu_to(self._guest) - self._headers
         self._mss = min(max(mss, SMALLEST_MSS), most) - len(self._stamp)
         self._header.buffer[: len(self._plain)] = self._plain
         self._gso_set = False
-        if not link.offloads.csum or not (link.offloads.tso4 if ipv4 else link.offloads.tso6):
+        if not link.offloads.tso(family):
             return self._mss, self._mss
-        kind = virtio.GSO_TCPV4 if ipv4 else virtio.GSO_TCPV6
-        self._gso = self._header.virtio(_SUM_OFFSET, kind, self._mss)
+        self._gso = self._header.virtio(_SUM_OFFSET, family.gso_tcp, self._mss)
         return self._mss, max(MAX_PAYLOAD // self._mss, 1) * self._mss
 
     @property
     def _headers(self) -> int:
         """The bytes of the smallest ones."""
-        return 40 if len(self._guest) == 4 else 60
+        return self._family.header_size + tcp.SIZE
 
     @property
     def _largest(self) -> int:

@@ -60,7 +60,7 @@ from .states import (
     State,
 )
 from .user import Closed, IcmpError, Refusal, TcpUser
-from .wire import common, tcp
+from .wire import common, flow_key, tcp
 from .wire.tcp import ACK, FIN, PSH, RST, SYN, URG, Segment
 
 if TYPE_CHECKING:
@@ -74,8 +74,6 @@ if TYPE_CHECKING:
     from .timers import Timers
     from .windows import Memory
 
-DEFAULT_MSS = {8: 536, 32: 1220}  # 3.7.1, by length of the address pair
-_TEXT_AT = {8: common.TCP_PAYLOAD, 32: common.TCP_PAYLOAD6}  # likewise
 WINDOW_SCALE = 8  # ours; the window moves in steps of 256 bytes
 SYN_RETRIES = 7
 SYN_CEILING = 32.0  # 64 s in all
@@ -107,7 +105,7 @@ class Table(Protocol):
 
     def refuse(self, connection: TcpConnection, why: Refusal | IcmpError) -> None: ...
 
-    def refused_inside(self, connection: TcpConnection, why: Refusal | IcmpError) -> None: ...
+    def refused(self, connection: TcpConnection, why: Refusal | IcmpError) -> None: ...
 
 
 class TcpConnection:
@@ -116,9 +114,9 @@ class TcpConnection:
     `ttl` is that of the guest's SYN, `tos` the traffic class of its segments.  `id` is this connection's alone, also
     when another has its key later; `opened` is when it was made, and `inbound` tells whether it leads to the guest.
     `host` is for the user to say where its other end is: an address, as text, and a port.  For
-    `netns_kit.stack.wire.common`: `head` is the offset in headers of segments with nothing about them to consider,
-    `text_at` where the text is in such a frame, `stamp` what their options begin with: the timestamps' kind, and the
-    last value (TS.Recent); empty: timestamps are not spoken.
+    `netns_kit.stack.wire.common`: `frame_head` is the head of the guest's frames, `head` offset and flags of segments
+    with nothing about them to consider, `text_at` where the text is in such a frame, `stamp` what their options begin
+    with: the timestamps' kind, and the last value (TS.Recent); empty: timestamps are not spoken.
 
     The user drives it with `accept`, `refuse`, `room`, `send`, `shutdown`, `resume` and `abort`; the guest
     with `segment_arrives` and `traffic_class`; time with `handle_timer`.
@@ -132,6 +130,7 @@ class TcpConnection:
         "_table",
         "_writer",
         "ack_at",
+        "frame_head",
         "head",
         "host",
         "id",
@@ -162,7 +161,8 @@ class TcpConnection:
         self.host: tuple[str, int] | None = None
         self.ttl, self.tos = 64, 0
         self.stamp = b""
-        self.head, self.text_at = common.PLAIN, _TEXT_AT[len(key) - 4]
+        self.head, self.text_at = common.PLAIN, common.text_at(flow_key.family_of(key))
+        self.frame_head = b""
         self.snd = SendHalf(iss, mss, table.limits, table.memory)
         self.rcv = ReceiveHalf(table.limits.tcp_receive, table.memory)
         self.purpose = Purpose.NONE
@@ -225,7 +225,7 @@ class TcpConnection:
     def unreachable(self, seq: int, why: IcmpError) -> None:
         """The guest has answered our SYN of that number with an ICMP error: a REJECT of its firewall, say."""
         if self.state is SYN_SENT and seq == self.snd.iss:
-            self._table.refused_inside(self, why)
+            self._table.refused(self, why)
             self._close(Closed.RESET)
 
     def too_big(self, seq: int, mtu: int, now: float) -> None:
@@ -465,7 +465,7 @@ class TcpConnection:
                 self._emit(seg.ack, RST)
         elif seg.flags & RST:
             if ack_ok:
-                self._table.refused_inside(self, Refusal.RESET)
+                self._table.refused(self, Refusal.RESET)
                 self._close(Closed.RESET)
         elif seg.flags & SYN:
             self._options(tcp.parse_options(seg.options), now)
@@ -852,12 +852,12 @@ class TcpConnection:
             self.rcv.scale = 0
             self.rcv.wnd = min(self.rcv.wnd, 0xFFFF)
         self.rcv.sack = self.snd.rto.probing = offered.sack_permitted
-        self._negotiate(offered.mss or DEFAULT_MSS[len(self.key) - 4])
+        self._negotiate(offered.mss or flow_key.family_of(self.key).default_mss)
 
     def _speak_timestamps(self, offered: tuple[int, int] | None, now: float) -> None:
         self._writer.speak_timestamps(offered is not None)
         self.stamp = b"" if offered is None else tcp.pack_stamp(*offered)[: -len(tcp.STAMP)]
-        self.head, self.text_at = common.PLAIN, _TEXT_AT[len(self.key) - 4]
+        self.head, self.text_at = common.PLAIN, common.text_at(flow_key.family_of(self.key))
         if self.stamp:
             self.head, self.text_at = common.STAMPED, self.text_at + tcp.STAMP_SIZE
             self._tick(now)
@@ -1011,7 +1011,7 @@ class TcpConnection:
 
     def _give_up(self) -> None:
         if self.state is SYN_SENT:
-            self._table.refused_inside(self, Refusal.DROP)
+            self._table.refused(self, Refusal.DROP)
         else:
             self._emit(self.snd.max, RST | ACK)
         self._close(Closed.TIMED_OUT)
