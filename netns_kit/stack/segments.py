@@ -11,7 +11,7 @@ from struct import Struct
 
 from .header import FlowHeader
 from .link import Link
-from .wire import checksum, flow_key, ip, tcp, virtio
+from .wire import checksum, ip, tcp, virtio
 
 MAX_PAYLOAD = 65535 - 40 - 20 - tcp.STAMP_SIZE  # of one super-segment, either family
 SMALLEST_MSS = 48
@@ -38,11 +38,9 @@ class SegmentWriter:
     )
 
     def __init__(self, link: Link, key: bytes) -> None:
-        addresses, ports = flow_key.backwards(key)
         self._link = link
-        self._guest = flow_key.parse(key).guest
-        self._family = flow_key.family_of(key)
-        self._header = FlowHeader(link, self._family, addresses, ip.TCP, ports + bytes(tcp.SIZE - len(ports)))
+        self._header = header = FlowHeader(link, key, ip.TCP, tcp.SIZE)
+        self._guest, self._family = header.guest, header.family
         self._mss = 0
         self._size = tcp.SIZE  # of the header, with what options each segment has
         self._offset = tcp.SIZE << 10  # as it says so itself

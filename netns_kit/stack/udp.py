@@ -59,14 +59,12 @@ class UdpFlow(IdleFlow):
         self.host = host
         self.frame_head = b""
         self.marks = 0
-        family = flow_key.family_of(key)
-        addresses, ports = flow_key.backwards(key)
-        self._longest = family.longest_payload
-        self._headers = family.header_size + udp.SIZE
         self._link = link = table.link
-        self._header = FlowHeader(link, family, addresses, ip.UDP, ports + bytes(udp.SIZE - len(ports)))
+        self._header = header = FlowHeader(link, key, ip.UDP, udp.SIZE)
+        self._longest = header.family.longest_payload
+        self._headers = header.family.header_size + udp.SIZE
         self._plain = link.offloads.vnet_header > 0 and link.offloads.csum
-        self._super = link.offloads.uso(family)
+        self._super = link.offloads.uso(header.family)
         self._segment_size = 0  # of what is sent, as the virtio header says it
         # what the header was laid out for last: length of the payload, TTL, TOS, segment size, `Link.version`
         self._laid_out = NOTHING
