@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         AlreadyOpened,
         ArgumentError,
         ArgumentTypeError,
+        DeviceGone,
         FeatureUnavailable,
         IdMapError,
         NamespaceGone,
@@ -59,9 +60,11 @@ if TYPE_CHECKING:
         Askable,
         Forwarder,
     )
+    from .frame_device import Device, TapCounters
     from .gateway import (
         FlowInfo,
     )
+    from .impaired import ImpairedTap
     from .impairment import (
         Impairment,
     )
@@ -90,18 +93,16 @@ if TYPE_CHECKING:
     )
     from .stack import (
         Limits,
+        Offloads,
         Refusal,
+        Transport,
     )
     from .stats import Stats
     from .subnet import (
         Subnet,
         Subnet6,
     )
-    from .tap import (
-        DeviceGone,
-        ImpairedTap,
-        TapDevice,
-    )
+    from .tap import TapDevice
     from .uplink import Endpoint, Flow, Target, UdpFiltering, UdpPorts, Uplink, Way
     from .userstack import (
         Configure,
@@ -122,6 +123,7 @@ __all__ = [
     "CommandFailed",
     "CommandOptions",
     "Configure",
+    "Device",
     "DeviceGone",
     "DhcpSettings",
     "DnsQuery",
@@ -150,6 +152,7 @@ __all__ = [
     "Network",
     "NotImportable",
     "NotPrivileged",
+    "Offloads",
     "OpenedTap",
     "OwnNamespace",
     "Pids",
@@ -175,8 +178,10 @@ __all__ = [
     "Subnet",
     "Subnet6",
     "SysctlError",
+    "TapCounters",
     "TapDevice",
     "Target",
+    "Transport",
     "TunUnavailable",
     "UdpFiltering",
     "UdpPorts",
@@ -203,6 +208,7 @@ _HOMES = {
         "AlreadyOpened",
         "ArgumentError",
         "ArgumentTypeError",
+        "DeviceGone",
         "FeatureUnavailable",
         "IdMapError",
         "NamespaceGone",
@@ -225,15 +231,17 @@ _HOMES = {
     ),
     "forwarder": ("Askable", "Forwarder"),
     "gateway": ("FlowInfo",),
+    "frame_device": ("Device", "TapCounters"),
+    "impaired": ("ImpairedTap",),
     "impairment": ("Impairment",),
     "namespace": ("Ids", "InterfaceAddress", "Interface", "Namespace", "OpenedTap", "Pids", "Route"),
     "network": ("CommandOptions", "Network"),
     "ports": ("PortForward",),
     "process": ("Command", "CommandFailed", "Process", "StandardStream", "Word"),
-    "stack": ("Limits", "Refusal"),
+    "stack": ("Limits", "Offloads", "Refusal", "Transport"),
     "stats": ("Stats",),
     "subnet": ("Subnet", "Subnet6"),
-    "tap": ("DeviceGone", "ImpairedTap", "TapDevice"),
+    "tap": ("TapDevice",),
     "uplink": ("Endpoint", "Flow", "Target", "UdpFiltering", "UdpPorts", "Uplink", "Way"),
     "userstack": ("Configure", "SandboxLayer", "UserStack"),
 }

@@ -189,6 +189,10 @@ class StackCrashed(NetnsKitError):
     """
 
 
+class DeviceGone(NetnsKitError):
+    """The device carries no more frames: it was removed, or closed by its other end, or closed here."""
+
+
 class NotImportable(NetnsKitError, TypeError):
     """An `Uplink`, or a part of one, that a worker process cannot have: it is found by module and name there."""
 

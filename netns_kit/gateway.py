@@ -24,18 +24,20 @@ from .dhcp import DEFAULT, DhcpSettings
 from .dhcp.names import is_name
 from .dns import Record, Zone
 from .engine import IN, NEVER, OUT, Appetite, Engine
+from .errors import DeviceGone
+from .frame_device import FRAME_MAX, Device
 from .frozen import frozen, replace
 from .leasing import Leasing
 from .peers import Peers
 from .relay import ClientStream, DnsRelay, Inbox, Outbox, PingRelay, TcpRelay, UdpRelay, refusal_for
 from .stack import AnyFlow, Closed, EchoFlow, Limits, Refusal, Stack, Steering, TcpConnection, UdpFlow
+from .stack.user import Transport
 from .stack.wire import flow_key
 from .stack.wire.family import family_of
 from .stack.wire.flow_key import FlowKey
 from .stack.wire.ndp import Advertisement
 from .subnet import Subnet, Subnet6
-from .tap import FRAME_MAX, DeviceGone, TapDevice
-from .uplink import DNS_PORT, OURSELVES, Endpoint, Flow, Protocol, Target, Uplink, Way, source_of
+from .uplink import DNS_PORT, OURSELVES, Endpoint, Flow, Target, Uplink, Way, source_of
 
 FRAMES_PER_STEP = 32
 FLOODED = 0.1  # seconds in which new flows made each step late: then it is a flood,
@@ -60,7 +62,7 @@ class FlowInfo:
     id: int
     """This flow's alone for as long as the stack runs, also when another has its endpoints later: for
     `UserStack.end_flow`."""
-    protocol: Literal["tcp", "udp", "icmp"]
+    protocol: Transport
     guest: Endpoint
     """The namespace's end."""
     remote: Endpoint
@@ -107,7 +109,7 @@ class Gateway:
     def __init__(
         self,
         engine: Engine,
-        tap: TapDevice,
+        tap: Device,
         uplink: Uplink,
         subnet: Subnet,
         *,
@@ -394,7 +396,7 @@ class Gateway:
         names = flow_key.parse(key)
         return names.remote_port == DNS_PORT and names.remote in self._resolvers
 
-    def _resolvers_for(self, protocol: Protocol, key: bytes) -> tuple[Endpoint, ...] | None:
+    def _resolvers_for(self, protocol: Transport, key: bytes) -> tuple[Endpoint, ...] | None:
         """Whom a flow to the DNS address that was carried asks now; None: it would be refused."""
         target = self._route(protocol, key)
         return None if isinstance(target, Refusal) else _upstreams(target)
@@ -443,7 +445,7 @@ class Gateway:
             return refusal_for(error.errno or 0)
         return None
 
-    def _no_socket(self, protocol: Protocol, error: OSError) -> Refusal:
+    def _no_socket(self, protocol: Transport, error: OSError) -> Refusal:
         if protocol == "icmp" and error.errno in (errno.EACCES, errno.EPERM):
             self._notice("ping is not permitted: this user's group is not within net.ipv4.ping_group_range")
         elif error.errno in (errno.EMFILE, errno.ENFILE):
@@ -457,7 +459,7 @@ class Gateway:
             self._noticed.add(what)
             self._tell(text, error)
 
-    def _route(self, protocol: Protocol, key: bytes) -> Target | Refusal:
+    def _route(self, protocol: Transport, key: bytes) -> Target | Refusal:
         """Where a flow of the guest goes, if there is a descriptor for it.  DNS shares its own."""
         target = self._decide(protocol, key)
         if isinstance(target, Target) and not self._is_dns(key) and not self.make_room(key):
@@ -467,7 +469,7 @@ class Gateway:
             self.refused += 1
         return target
 
-    def _decide(self, protocol: Protocol, key: bytes) -> Target | Refusal:
+    def _decide(self, protocol: Transport, key: bytes) -> Target | Refusal:
         """What the uplink says.  If it fails, the flow is refused and the failure logged: never open, and one
         bad flow does not end the others."""
         source, destination = self.endpoints(key)
@@ -534,7 +536,7 @@ class Gateway:
         found += [self.info("icmp", flow, "open") for flow in stack.echo.values()]
         return tuple(found)
 
-    def info(self, protocol: Protocol, flow: AnyFlow, state: str) -> FlowInfo:
+    def info(self, protocol: Transport, flow: AnyFlow, state: str) -> FlowInfo:
         """What is known of a flow."""
         guest, remote = self.endpoints(flow.key)
         inbound, host = False, None
@@ -595,7 +597,7 @@ class Gateway:
             "tap_received": self._tap.counters.received,
             "tap_sent": self._tap.counters.sent,
             "tap_refused": self._tap.counters.refused,
-            "tap_dropped": self._tap.dropped,
+            "tap_dropped": self._tap.counters.dropped,
             **dns,
             **({} if self._peers is None else self._peers.stats()),
             **self.leasing.stats(),

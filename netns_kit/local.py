@@ -13,10 +13,10 @@ from .control import Control
 from .dhcp import DhcpSettings
 from .drivers import Driver, LocalDriverName, driver_named
 from .engine import Engine
+from .frame_device import Device
 from .gateway import Gateway
 from .stack import Limits
 from .subnet import Subnet
-from .tap import TapDevice
 from .uplink import Uplink
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ class LocalStack:
     def __init__(
         self,
         driver: LocalDriverName,
-        tap: TapDevice,
+        tap: Device,
         uplink: Uplink,
         subnet: Subnet,
         limits: Limits | None,

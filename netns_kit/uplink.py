@@ -23,13 +23,12 @@ from .dns.names import to_text, to_wire
 from .dns.server import Hook
 from .errors import AddressError, ArgumentError, ArgumentTypeError, SysctlError
 from .frozen import frozen
-from .stack import Refusal
+from .stack import Refusal, Transport
 from .subnet import Subnet
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Protocol = Literal["tcp", "udp", "icmp"]
 DNS_PORT = 53
 RESOLV_CONF = "/etc/resolv.conf"
 IF_INET6 = "/proc/net/if_inet6"  # every address of IPv6, if only loopback's
@@ -115,7 +114,7 @@ OURSELVES = Endpoint("0.0.0.0", 0)
 class Flow:
     """A flow that the namespace opens, as its first packet names it, and the subnet it came from."""
 
-    protocol: Literal["tcp", "udp", "icmp"]
+    protocol: Transport
     source: Endpoint
     destination: Endpoint
     subnet: Subnet
@@ -403,9 +402,7 @@ class Uplink:
         """The address that sockets to `target` are bound to: `bind4` or `bind6`, or any for the host's loopback."""
         return None if target.is_loopback else self._bind[_FAMILY[target.version]]
 
-    def open(
-        self, protocol: Literal["tcp", "udp", "icmp"], target: IPv4Address | IPv6Address, port: int = 0
-    ) -> socket.socket:
+    def open(self, protocol: Transport, target: IPv4Address | IPv6Address, port: int = 0) -> socket.socket:
         """A non-blocking socket that can reach `target`.  Raises OSError; nothing is left open then.
 
         A UDP socket has `port` for its own, if that is free and permitted.

@@ -22,6 +22,7 @@ from .dns.names import to_text, to_wire
 from .dns.records import as_text
 from .drivers import DriverName
 from .errors import AddressError, ArgumentError, NetnsKitError, StackClosed, SysctlError
+from .frame_device import Device, DeviceWrapper
 from .frozen import replace
 from .gateway import FlowInfo
 from .leasing import check as check_dhcp
@@ -100,7 +101,7 @@ class UserStack(Openable):
 
     def __init__(
         self,
-        tap: TapDevice,
+        tap: Device,
         uplink: Uplink | None = None,
         *,
         subnet: str | IPv4Network = DEFAULT_CIDR,
@@ -112,9 +113,8 @@ class UserStack(Openable):
         require: Iterable[SandboxLayer] = (),
         records: Iterable[str | Record] = (),
     ) -> None:
-        arguments.instance(
-            "tap", tap, TapDevice, "a TapDevice", 'make one: TapDevice.open(namespace, "tap0")'
-        )
+        fix = 'make one: TapDevice.open(namespace, "tap0")'
+        arguments.instance("tap", tap, (TapDevice, DeviceWrapper), "a TapDevice", fix)
         arguments.instance("uplink", uplink, (Uplink, NoneType), "an Uplink, or None")
         arguments.one_of("driver", driver, get_args(DriverName))
         arguments.one_of("configure", configure, (True, False, "link"))

@@ -37,13 +37,13 @@ from .dhcp import DhcpSettings
 from .dns import records
 from .engine import IN, OUT, Engine
 from .errors import NetnsKitError, NotImportable
+from .frame_device import Device
 from .gateway import Gateway
 from .own_process import calm_collector, raise_descriptor_limit
 from .peers import Peers
 from .plain import Failure, decode, dump, load
 from .stack import Limits
 from .subnet import Subnet
-from .tap import TapDevice
 from .uplink import Uplink
 
 FIX = 'use a function at the top of a module that can be imported, or driver="thread"'
@@ -61,7 +61,7 @@ class Seat(NamedTuple):
 class Start:
     """What to run.  `required` are layers of the sandbox.  `seat` is a `Seat`, with descriptors for its sockets."""
 
-    tap: TapDevice
+    tap: Device
     uplink: Uplink
     subnet: Subnet
     limits: Limits | None

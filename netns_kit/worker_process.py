@@ -53,10 +53,10 @@ from .dhcp import DhcpSettings
 from .drivers import CLOSED
 from .environment import child_environment
 from .errors import NotImportable, StackClosed, StackCrashed
+from .frame_device import Device
 from .plain import Failure, Nonsense, decode, dump, load, printable
 from .stack import Limits
 from .subnet import Subnet
-from .tap import TapDevice
 from .uplink import Uplink
 from .worker import FIX, Order, Seat, Start
 
@@ -87,7 +87,7 @@ class WorkerProcess:
 
     def __init__(
         self,
-        tap: TapDevice,
+        tap: Device,
         uplink: Uplink,
         subnet: Subnet,
         limits: Limits | None,

@@ -19,10 +19,10 @@ import anyio
 from .control import Control
 from .dhcp import DhcpSettings
 from .errors import StackClosed
+from .frame_device import Device
 from .peers import pairs
 from .stack import Limits
 from .subnet import Subnet
-from .tap import TapDevice
 from .uplink import Uplink
 from .worker import Seat
 from .worker_process import WorkerProcess
@@ -35,7 +35,7 @@ class Workers:
 
     def __init__(
         self,
-        tap: TapDevice,
+        tap: Device,
         uplink: Uplink,
         subnet: Subnet,
         limits: Limits | None,

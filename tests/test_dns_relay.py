@@ -15,12 +15,12 @@ from netns_kit import Flow, Record, Refusal, Uplink
 from netns_kit.dns import Framing, Manner, framed
 from netns_kit.dns.names import to_wire
 from netns_kit.dns.server import TRANSFERS
+from netns_kit.frame_device import FRAME_MAX
 from netns_kit.relay import dns, dns_streams
 from netns_kit.relay.dns import QUERIES_PER_SOCKET, SOCKETS_PER_UPSTREAM
 from netns_kit.relay.dns_streams import FULL, IDLE, NONSENSE_MAX, PIPELINED
 from netns_kit.relay.sockets import socket_address
 from netns_kit.stack import Closed
-from netns_kit.tap import FRAME_MAX
 from netns_kit.uplink import Endpoint
 from tests.servers import closed_port, reset
 from tests.test_gateway import (

@@ -17,12 +17,12 @@ from netns_kit.dhcp.names import pack, pack_all
 from netns_kit.dhcp.server import SERVER_PORT
 from netns_kit.drivers import DriverName
 from netns_kit.engine import Engine
+from netns_kit.frame_device import FRAME_MAX
 from netns_kit.gateway import Gateway
 from netns_kit.leasing import Leasing, check
 from netns_kit.stack import Stack
 from netns_kit.stack.wire import ethernet, ip, udp
 from netns_kit.subnet import Subnet, Subnet6
-from netns_kit.tap import FRAME_MAX
 from tests.stack_support import Users, pseudo_header, rfc1071
 
 pytestmark = pytest.mark.usefixtures("leaks")

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 
 import pytest
 
+from netns_kit.frame_device import FRAME_MAX
 from netns_kit.peers import Peers, pairs
 from netns_kit.stack.wire import udp
-from netns_kit.tap import FRAME_MAX
 from tests.test_gateway import GATEWAY, GUEST, GUEST_MAC, Bench
 
 pytestmark = pytest.mark.usefixtures("leaks")

@@ -16,7 +16,7 @@ from __future__ import annotations
 from netns_kit.dns.framing import Framing, framed
 from netns_kit.dns.manner import Manner
 from netns_kit.dns.message import BadMessage, Rcode, parse_untrusted
-from netns_kit.dns.proxy import Action, Answer, DnsProxy, Send, Transport, Upstream
+from netns_kit.dns.proxy import Action, Answer, DnsProxy, DnsTransport, Send, Upstream
 from netns_kit.dns.records import Record
 from netns_kit.dns.resolvconf import ResolvConf
 from netns_kit.dns.resolvconf import parse as parse_resolv_conf
@@ -30,6 +30,7 @@ __all__ = [
     "DnsProxy",
     "DnsQuery",
     "DnsServer",
+    "DnsTransport",
     "Framing",
     "Hook",
     "Manner",
@@ -37,7 +38,6 @@ __all__ = [
     "Record",
     "ResolvConf",
     "Send",
-    "Transport",
     "Upstream",
     "Verdict",
     "Zone",

@@ -90,7 +90,7 @@ LIMIT_MAX = 0x8000  # clients that wait; half of the ids stay free, so that they
 _TRY_ANOTHER = frozenset({SERVFAIL, REFUSED})
 _MAY_OMIT_QUESTION = frozenset({FORMERR, SERVFAIL, NOTIMP, REFUSED})
 
-Transport: TypeAlias = Literal["udp", "tcp"]
+DnsTransport: TypeAlias = Literal["udp", "tcp"]
 
 
 class Upstream(NamedTuple):
@@ -98,7 +98,7 @@ class Upstream(NamedTuple):
 
     address: str
     port: int
-    transport: Transport = "udp"
+    transport: DnsTransport = "udp"
 
 
 class Send(NamedTuple):
@@ -354,7 +354,7 @@ class DnsProxy:
         for order in self._routes.values():
             found.update((each.upstream, each) for each in order.resolvers)
         for upstream, each in found.items():
-            other: Transport = "tcp" if upstream.transport == "udp" else "udp"
+            other: DnsTransport = "tcp" if upstream.transport == "udp" else "udp"
             each.twin = found.get(upstream._replace(transport=other))
         self._resolvers = found
 

@@ -49,7 +49,7 @@ from .message import (
     with_name,
 )
 from .names import suffixes, to_text, to_wire
-from .proxy import LONGEST_KEPT, Action, Answer, DnsProxy, Transport, Upstream
+from .proxy import LONGEST_KEPT, Action, Answer, DnsProxy, DnsTransport, Upstream
 from .records import DEFAULT_TTL, Record, as_rr
 from .zone import Zone
 
@@ -176,7 +176,7 @@ class DnsServer:
         client: Hashable,
         address: bytes,
         now: float,
-        transport: Transport = "udp",
+        transport: DnsTransport = "udp",
     ) -> list[Action] | None:
         """A client of that packed address asks: what is to be sent to whom, which may be nothing.  None: it was no
         query."""
@@ -209,7 +209,7 @@ class DnsServer:
             asked = judged
         return self._look_up(asked, now, transport)
 
-    def _judged(self, hook: Hook, asked: _Asked, address: bytes, transport: Transport) -> _Asked | Answer:
+    def _judged(self, hook: Hook, asked: _Asked, address: bytes, transport: DnsTransport) -> _Asked | Answer:
         """What becomes of the query by the hook.  Raises what that does, and for what it must not say."""
         name, kind = asked.question[:-4], int.from_bytes(asked.question[-4:-2], "big")
         verdict = hook(DnsQuery(to_text(name).lower(), type_name(kind), ip_address(address), transport))
@@ -223,7 +223,7 @@ class DnsServer:
         records = [as_rr(_checked(record), name) for record in verdict]
         return self._answer(asked, 0, [each for each in records if each.kind in (kind, CNAME) or kind == ANY])
 
-    def _look_up(self, asked: _Asked, now: float, transport: Transport) -> list[Action]:
+    def _look_up(self, asked: _Asked, now: float, transport: DnsTransport) -> list[Action]:
         for _ in range(ALIASES):
             found = self.zone.find(asked.question)
             if found is None:
@@ -247,7 +247,7 @@ class DnsServer:
             return _ROOT
         return next((each for each in suffixes(name) if each in self._domains), _ROOT)
 
-    def _ask(self, asked: _Asked, domain: bytes, now: float, transport: Transport) -> list[Action]:
+    def _ask(self, asked: _Asked, domain: bytes, now: float, transport: DnsTransport) -> list[Action]:
         transfer = transport == "tcp" and int.from_bytes(asked.question[-4:-2], "big") in _TRANSFERS
         if transfer and self.proxy.transfers >= TRANSFERS:
             return [self._answer(asked, SERVFAIL)]

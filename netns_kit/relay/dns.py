@@ -23,8 +23,9 @@ from netns_kit.dns import Action, Answer, DnsProxy, DnsServer, Send, Upstream, Z
 from netns_kit.dns.cache import Cache
 from netns_kit.engine import IN, Engine
 from netns_kit.stack import TcpConnection, UdpFlow
+from netns_kit.stack.user import Transport
 from netns_kit.stack.wire import flow_key
-from netns_kit.uplink import Endpoint, Protocol, Uplink
+from netns_kit.uplink import Endpoint, Uplink
 
 from .dns_streams import ClientStream, ResolverStream, Turn
 from .sockets import DATAGRAMS_PER_STEP, MAX_DATAGRAM, socket_address
@@ -35,7 +36,7 @@ IDS_KEPT = 256  # of a socket, beyond those that are awaited
 HALF_OPEN_MAX = 256  # connections whose handshake the guest has not finished: the oldest is reset
 CLIENTS_MAX = 1024  # connections of the guest: the one that has been quiet longest is reset
 
-_Route = Callable[[Protocol, bytes], "tuple[Endpoint, ...] | None"]
+_Route = Callable[[Transport, bytes], "tuple[Endpoint, ...] | None"]
 """Whom to ask for a flow of that key, as it is now; None: the flow is refused."""
 
 
@@ -126,7 +127,7 @@ class DnsRelay:
             self._do(self._server.query(query, flow, address, self._engine.now) or [])
         self._wait()
 
-    def _may_ask(self, protocol: Protocol, client: UdpFlow | ClientStream, key: bytes) -> bool:
+    def _may_ask(self, protocol: Transport, client: UdpFlow | ClientStream, key: bytes) -> bool:
         """Whether the client's flow is still carried; if so, the resolvers are as they are now."""
         if client is self._opening:
             self._opening = None

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from .offloads import Offloads
 from .wire import BadPacket, arp, ethernet, icmp, ip, ndp, virtio
-from .wire.family import IPV4, family_of
+from .wire.family import IPV4, Family, family_of
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -85,6 +85,16 @@ class Link:
         self._timers = timers
         self._given_up_at = math.inf
         self.timer_at = self.timer_entry = math.inf
+
+    def tso(self, family: Family) -> bool:
+        """Return whether TCP super-segments of that family may be sent, whose checksum is left to the other end."""
+        offloads = self.offloads
+        return offloads.csum and (offloads.tso4 if family is IPV4 else offloads.tso6)
+
+    def uso(self, family: Family) -> bool:
+        """Return whether UDP super-datagrams of that family may be sent."""
+        offloads = self.offloads
+        return offloads.csum and (offloads.uso4 if family is IPV4 else offloads.uso6)
 
     def mac_of(self, address: bytes) -> bytes:
         """Return the link address of `address`, `UNKNOWN_MAC` if it is not known."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from netns_kit.frozen import frozen
 
-from .wire.family import IPV4, Family
-
 
 @frozen
 class Offloads:
@@ -23,11 +21,3 @@ class Offloads:
     tso_ecn: bool = False
     uso4: bool = False
     uso6: bool = False
-
-    def tso(self, family: Family) -> bool:
-        """Return whether TCP super-segments of that family may be sent, whose checksum is left to the other end."""
-        return self.csum and (self.tso4 if family is IPV4 else self.tso6)
-
-    def uso(self, family: Family) -> bool:
-        """Return the same of UDP super-datagrams."""
-        return self.csum and self.vnet_header > 0 and (self.uso4 if family is IPV4 else self.uso6)

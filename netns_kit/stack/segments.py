@@ -72,7 +72,7 @@ class SegmentWriter:
         self._mss = min(max(mss, SMALLEST_MSS), most) - len(self._stamp)
         self._header.buffer[: len(self._plain)] = self._plain
         self._gso_set = False
-        if not link.offloads.tso(family):
+        if not link.tso(family):
             return self._mss, self._mss
         self._gso = self._header.virtio(_SUM_OFFSET, family.gso_tcp, self._mss)
         return self._mss, max(MAX_PAYLOAD // self._mss, 1) * self._mss

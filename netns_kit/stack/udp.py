@@ -64,7 +64,7 @@ class UdpFlow(IdleFlow):
         self._longest = header.family.longest_payload
         self._headers = header.family.header_size + udp.SIZE
         self._plain = link.offloads.vnet_header > 0 and link.offloads.csum
-        self._super = link.offloads.uso(header.family)
+        self._super = self._plain and link.uso(header.family)
         self._segment_size = 0  # of what is sent, as the virtio header says it
         # what the header was laid out for last: length of the payload, TTL, TOS, segment size, `Link.version`
         self._laid_out = NOTHING

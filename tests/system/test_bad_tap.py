@@ -21,8 +21,8 @@ import anyio
 import pytest
 
 from netns_kit.drivers import DriverName
+from netns_kit.impaired import ImpairedTap
 from netns_kit.impairment import Impairment
-from netns_kit.tap import ImpairedTap
 from tests.support import needs_tun
 from tests.system.load import LONG, MIB, Ends, Rig, Way, door, receive, rig, send
 

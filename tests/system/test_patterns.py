@@ -21,9 +21,9 @@ import anyio.lowlevel
 import pytest
 
 from netns_kit.drivers import DriverName
+from netns_kit.impaired import ImpairedTap
 from netns_kit.impairment import Impairment
 from netns_kit.stack import Limits, State
-from netns_kit.tap import ImpairedTap
 from tests.servers import content, digest, reset
 from tests.support import needs_tun
 from tests.system.load import (

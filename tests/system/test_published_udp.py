@@ -17,7 +17,7 @@ import pytest
 from netns_kit import Limits, Network, Uplink
 from netns_kit.arguments import Address
 from netns_kit.drivers import DriverName
-from netns_kit.uplink import Protocol
+from netns_kit.stack.user import Transport
 from tests.support import needs
 
 from .multihop import (
@@ -243,7 +243,7 @@ class Counting(Uplink):
 
     opened = 0
 
-    def open(self, protocol: Protocol, target: Address, port: int = 0) -> socket.socket:
+    def open(self, protocol: Transport, target: Address, port: int = 0) -> socket.socket:
         self.opened += 1
         return super().open(protocol, target, port)
 

@@ -18,11 +18,11 @@ import pytest
 from netns_kit import Impairment, Namespace, Network, TapDevice, Uplink, UserStack
 from netns_kit.arguments import Address
 from netns_kit.drivers import DriverName
+from netns_kit.impaired import ImpairedTap
 from netns_kit.impairment import BadLink
 from netns_kit.stack.segments import MAX_PAYLOAD
+from netns_kit.stack.user import Transport
 from netns_kit.stack.wire.tcp import STAMP_SIZE, SYN, Segment
-from netns_kit.tap import ImpairedTap
-from netns_kit.uplink import Protocol
 from tests.servers import bounded, content, digest
 from tests.system.load import resident
 from tests.system.rows import (
@@ -386,7 +386,7 @@ class Marking(Uplink):
         super().__init__(allow_host_loopback=True)
         self.opened: list[Marked] = []
 
-    def open(self, protocol: Protocol, target: Address, port: int = 0) -> socket.socket:
+    def open(self, protocol: Transport, target: Address, port: int = 0) -> socket.socket:
         self.opened.append(Marked(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
         return self.opened[-1]
 

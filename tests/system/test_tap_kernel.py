@@ -14,11 +14,12 @@ from typing import Any
 import anyio
 import pytest
 
-from netns_kit.errors import ArgumentError, TunUnavailable
+from netns_kit.errors import ArgumentError, DeviceGone, TunUnavailable
+from netns_kit.frame_device import FRAME_MAX
 from netns_kit.impairment import Impairment
 from netns_kit.namespace import Namespace
 from netns_kit.stack.offloads import Offloads
-from netns_kit.tap import FRAME_MAX, OFFLOAD_SETS, DeviceGone, TapDevice
+from netns_kit.tap import OFFLOAD_SETS, TapDevice
 from netns_kit.tun import GUEST_QUEUE, TAP_FLAGS
 from tests.support import needs, needs_tun
 
