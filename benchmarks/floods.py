@@ -24,7 +24,7 @@ import anyio
 import anyio.to_thread
 
 from netns_kit import Namespace, Network, Uplink
-from netns_kit.drivers import DriverName
+from netns_kit.userstack.drivers import DriverName
 
 from .flooder import KINDS
 from .processes import child, line

@@ -26,9 +26,9 @@ import anyio
 import anyio.to_thread
 
 from netns_kit import Impairment, Namespace, TapDevice, Uplink, UserStack
-from netns_kit.engine import IN, Engine
-from netns_kit.frame_device import FRAME_MAX, Device
-from netns_kit.impaired import ImpairedTap
+from netns_kit.gateway.engine import IN, Engine
+from netns_kit.tap.frame_device import FRAME_MAX, Device
+from netns_kit.tap.impaired import ImpairedTap
 
 LOSSES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
 COLUMNS = ("out", "in", "kernels")

@@ -20,7 +20,7 @@ import anyio
 import anyio.to_thread
 
 from netns_kit import Network, Uplink
-from netns_kit.drivers import DriverName
+from netns_kit.userstack.drivers import DriverName
 
 
 def network(driver: str, mtu: str, queues: str, ports: list[str]) -> Network:

@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
-from netns_kit.drivers import DriverName
+from netns_kit.userstack.drivers import DriverName
 
 from .processes import Child, Failed, answer, child, line, output, tell, wait_for, wait_readable
 

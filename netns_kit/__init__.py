@@ -10,26 +10,13 @@ TYPE_CHECKING = False  # as type checkers know it: `typing` is not for everybody
 
 if TYPE_CHECKING:
     from .arguments import AddressLike
-    from .checkup import (
-        Finding,
-        Report,
-        doctor,
-    )
-    from .control import (
-        FlowEvent,
-    )
+    from .checkup.checkup import Finding, Report, doctor
     from .dhcp import (
         DhcpSettings,
         Lease,
         StaticLease,
     )
-    from .diagnosis import (
-        Host,
-    )
     from .dns import DnsQuery, Hook, Manner, Rcode, Record, Verdict
-    from .drivers import (
-        DriverName,
-    )
     from .errors import (
         AddressError,
         AlreadyOpened,
@@ -56,63 +43,37 @@ if TYPE_CHECKING:
         UserNamespaceDenied,
         WrongEventLoop,
     )
-    from .forwarder import (
-        Askable,
-        Forwarder,
-    )
-    from .frame_device import Device, TapCounters
-    from .gateway import (
-        FlowInfo,
-    )
-    from .impaired import ImpairedTap
-    from .impairment import (
-        Impairment,
-    )
-    from .namespace import (
-        Ids,
-        Interface,
-        InterfaceAddress,
-        Namespace,
-        OpenedTap,
-        Pids,
-        Route,
-    )
-    from .network import (
-        CommandOptions,
-        Network,
-    )
-    from .ports import (
-        PortForward,
-    )
-    from .process import (
-        Command,
-        CommandFailed,
-        Process,
-        StandardStream,
-        Word,
-    )
+    from .forwarder.forwarder import Askable, Forwarder
+    from .forwarder.ports import PortForward
+    from .gateway.gateway import FlowInfo
+    from .gateway.stats import Stats
+    from .host.diagnosis import Host
+    from .namespace.namespace import Ids, Interface, InterfaceAddress, Namespace, OpenedTap, Pids, Route
+    from .namespace.process import Command, CommandFailed, Process, StandardStream, Word
+    from .network.network import CommandOptions, Network
     from .stack import (
         Limits,
         Offloads,
         Refusal,
         Transport,
     )
-    from .stats import Stats
     from .subnet import (
         Subnet,
         Subnet6,
     )
-    from .tap import TapDevice
-    from .uplink import Endpoint, Flow, Target, UdpFiltering, UdpPorts, Uplink, Way
-    from .userstack import (
-        Configure,
-        SandboxLayer,
-        UserStack,
-    )
+    from .tap.device import TapDevice
+    from .tap.frame_device import Device, TapCounters
+    from .tap.impaired import ImpairedTap
+    from .tap.impairment import Impairment
+    from .uplink.uplink import METADATA, Endpoint, Flow, Target, UdpFiltering, UdpPorts, Uplink, Way
+    from .userstack.control import FlowEvent
+    from .userstack.drivers import DriverName
+    from .userstack.userstack import Configure, SandboxLayer, UserStack
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "METADATA",
     "AddressError",
     "AddressLike",
     "AlreadyOpened",
@@ -197,12 +158,12 @@ __all__ = [
 
 _HOMES = {
     "arguments": ("AddressLike",),
-    "checkup": ("Finding", "Report", "doctor"),
-    "control": ("FlowEvent",),
+    "checkup.checkup": ("Finding", "Report", "doctor"),
+    "userstack.control": ("FlowEvent",),
     "dhcp": ("DhcpSettings", "Lease", "StaticLease"),
-    "diagnosis": ("Host",),
+    "host.diagnosis": ("Host",),
     "dns": ("DnsQuery", "Hook", "Manner", "Rcode", "Record", "Verdict"),
-    "drivers": ("DriverName",),
+    "userstack.drivers": ("DriverName",),
     "errors": (
         "AddressError",
         "AlreadyOpened",
@@ -229,21 +190,29 @@ _HOMES = {
         "UserNamespaceDenied",
         "WrongEventLoop",
     ),
-    "forwarder": ("Askable", "Forwarder"),
-    "gateway": ("FlowInfo",),
-    "frame_device": ("Device", "TapCounters"),
-    "impaired": ("ImpairedTap",),
-    "impairment": ("Impairment",),
-    "namespace": ("Ids", "InterfaceAddress", "Interface", "Namespace", "OpenedTap", "Pids", "Route"),
-    "network": ("CommandOptions", "Network"),
-    "ports": ("PortForward",),
-    "process": ("Command", "CommandFailed", "Process", "StandardStream", "Word"),
+    "forwarder.forwarder": ("Askable", "Forwarder"),
+    "gateway.gateway": ("FlowInfo",),
+    "tap.impairment": ("Impairment",),
+    "namespace.namespace": (
+        "Ids",
+        "InterfaceAddress",
+        "Interface",
+        "Namespace",
+        "OpenedTap",
+        "Pids",
+        "Route",
+    ),
+    "network.network": ("CommandOptions", "Network"),
+    "forwarder.ports": ("PortForward",),
+    "namespace.process": ("Command", "CommandFailed", "Process", "StandardStream", "Word"),
     "stack": ("Limits", "Offloads", "Refusal", "Transport"),
-    "stats": ("Stats",),
+    "gateway.stats": ("Stats",),
     "subnet": ("Subnet", "Subnet6"),
-    "tap": ("TapDevice",),
-    "uplink": ("Endpoint", "Flow", "Target", "UdpFiltering", "UdpPorts", "Uplink", "Way"),
-    "userstack": ("Configure", "SandboxLayer", "UserStack"),
+    "tap.device": ("TapDevice",),
+    "tap.frame_device": ("Device", "TapCounters"),
+    "tap.impaired": ("ImpairedTap",),
+    "uplink.uplink": ("METADATA", "Endpoint", "Flow", "Target", "UdpFiltering", "UdpPorts", "Uplink", "Way"),
+    "userstack.userstack": ("Configure", "SandboxLayer", "UserStack"),
 }
 
 

@@ -1,6 +1,6 @@
 """`python -m netns_kit` is `netns-kit`."""
 
-from .commands import main
+from .cli.commands import main
 
 if __name__ == "__main__":
     main()

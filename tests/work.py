@@ -39,14 +39,14 @@ from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 from netns_kit.arguments import Address
-from netns_kit.engine import Engine
-from netns_kit.frame_device import FRAME_MAX
-from netns_kit.gateway import Gateway
+from netns_kit.gateway.engine import Engine
+from netns_kit.gateway.gateway import Gateway
 from netns_kit.stack.user import Transport
 from netns_kit.stack.wire import checksum, ethernet, ip, tcp, udp, virtio
 from netns_kit.subnet import Subnet
-from netns_kit.tap import TapDevice
-from netns_kit.uplink import Uplink
+from netns_kit.tap.device import TapDevice
+from netns_kit.tap.frame_device import FRAME_MAX
+from netns_kit.uplink.uplink import Uplink
 from tests.support import ROOT
 
 RECORD = ROOT / "tests" / "work.json"

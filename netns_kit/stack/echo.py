@@ -62,7 +62,7 @@ class EchoTable(IdleTable[EchoFlow]):
     """The echo flows of a stack."""
 
     def __init__(self, network: NetworkLayer) -> None:
-        super().__init__("icmp", network, network.limits.echo_flows, "limit-echo-flows")
+        super().__init__("icmp", network, network.limits.echo_flows)
 
     def request_arrives(self, packet: ip.Packet, message: icmp.Message, now: float) -> None:
         """Handle a request to an address that is not ours: it belongs to a flow, or opens one."""
@@ -70,7 +70,9 @@ class EchoTable(IdleTable[EchoFlow]):
         flow = self.get(key)
         if flow is None:
             self.network.admit(packet)
-            self.make_room()
+            if len(self) >= self.limit:
+                self.dropped["limit-echo-flows"] += 1
+                self.evict()
             flow = EchoFlow(self, key, now)
             self.add(flow)
             refusal = self.network.user.echo_opened(flow)

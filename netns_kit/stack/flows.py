@@ -104,16 +104,9 @@ class IdleFlow:
 class IdleTable(FlowTable[G]):
     """A `FlowTable` in which the flow that has been idle longest makes room."""
 
-    def __init__(self, transport: Transport, network: NetworkLayer, limit: int, reason: str) -> None:
+    def __init__(self, transport: Transport, network: NetworkLayer, limit: int) -> None:
         super().__init__(transport, network, limit)
-        self._reason = reason  # that flows beyond the limit are counted by
         self._idle: deque[tuple[float, bytes]] = deque()  # `last` and key of those sorted that are left
-
-    def make_room(self) -> None:
-        """Close the flow that has been idle longest, and count that, if the table is full."""
-        if len(self) >= self.limit:
-            self.dropped[self._reason] += 1
-            self.evict()
 
     def evict(self, spare: bytes = b"") -> None:
         """Close the flow that has been idle longest, but for the one of the key `spare`."""

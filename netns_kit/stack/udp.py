@@ -171,7 +171,7 @@ class UdpTable(IdleTable[UdpFlow]):
     """The UDP flows of a stack, and the services that are asked before one is opened, by their ports."""
 
     def __init__(self, network: NetworkLayer) -> None:
-        super().__init__("udp", network, network.limits.udp_flows, "limit-udp-flows")
+        super().__init__("udp", network, network.limits.udp_flows)
         self.services: dict[int, Service] = {}
 
     def open(self, key: bytes, now: float, host: tuple[str, int] | None = None) -> UdpFlow:
@@ -180,7 +180,9 @@ class UdpTable(IdleTable[UdpFlow]):
         return self._made(key, now, host) if flow is None else flow
 
     def _made(self, key: bytes, now: float, host: tuple[str, int] | None = None) -> UdpFlow:
-        self.make_room()
+        if len(self) >= self.limit:
+            self.dropped["limit-udp-flows"] += 1
+            self.evict()
         flow = UdpFlow(self, key, now, host)
         self.add(flow)
         return flow

@@ -2,7 +2,7 @@
 
 These are plain synchronous calls, made while a frame is handled or a timer expires.  A view that is passed in is lent
 until the call returns.  A user may keep one for longer if the owner of the frames allows it, as the gateway allows
-`netns_kit.relay.UdpRelay`.
+`netns_kit.gateway.relay.UdpRelay`.
 """
 
 from __future__ import annotations

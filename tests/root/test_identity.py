@@ -21,7 +21,7 @@ MINE, SPARE = 500_000, 600_000  # subordinate uids and gids
 ATTACH = """
 import anyio, re, sys
 from netns_kit import NetnsKitError
-from netns_kit.namespace import Namespace
+from netns_kit.namespace.namespace import Namespace
 
 async def main():
     try:
@@ -191,7 +191,7 @@ def test_the_agent_of_root_is_out_of_the_owners_reach() -> None:
     """Though it has the owner's ids, and the owner is root in there; before it has them too."""
     code = """if True:
         import anyio, os, subprocess, sys
-        from netns_kit.namespace import Namespace
+        from netns_kit.namespace.namespace import Namespace
         async def main():
             os.environ["SECRET"] = "do not tell"
             async with Namespace.attach(pid=int(sys.argv[1]), pids="host") as ns:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.stack_support import Guest
+from tests.support.stack import Guest
 
 
 @pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])

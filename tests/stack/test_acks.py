@@ -6,7 +6,7 @@ import pytest
 
 from netns_kit.stack.acks import MUCH, QUICK
 from netns_kit.stack.wire.tcp import ACK, FIN
-from tests.stack_support import Guest
+from tests.support.stack import Guest
 
 DELAY = 0.004
 

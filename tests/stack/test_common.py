@@ -21,7 +21,7 @@ from netns_kit.stack.wire.tcp import (
     pack_sack,
     pack_stamp,
 )
-from tests.stack_support import GUEST, GUEST_PORT, OTHER, VNET, Guest
+from tests.support.stack import GUEST, GUEST_PORT, OTHER, VNET, Guest
 
 THEIRS = 5000  # the guest's clock, to begin with
 LEFT_TO_US = virtio.pack(virtio.NEEDS_CSUM, 0, 0, 0, 34, 16)

@@ -10,7 +10,7 @@ from netns_kit.stack import Limits, Offloads, Refusal, State
 from netns_kit.stack.reassembly import PACKET
 from netns_kit.stack.wire import arp, ethernet, icmp, ip, udp, virtio
 from netns_kit.stack.wire.tcp import ACK, SYN
-from tests.stack_support import (
+from tests.support.stack import (
     DNS,
     GATEWAY,
     GUEST,

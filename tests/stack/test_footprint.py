@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from netns_kit.stack.wire.tcp import ACK, FIN
-from tests.stack_support import OTHER, Guest, fragment, key
+from tests.support.stack import OTHER, Guest, fragment, key
 
 
 def opened(guest: Guest, port: int) -> bytes:

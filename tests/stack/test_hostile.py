@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netns_kit.impairment import Impairment
 from netns_kit.stack import Limits, Offloads, State
 from netns_kit.stack.wire import arp, checksum, ethernet, icmp, ip, ndp, virtio
-from tests.stack_support import (
+from netns_kit.tap.impairment import Impairment
+from tests.support.stack import (
     DNS,
     GATEWAY,
     GUEST,

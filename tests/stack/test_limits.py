@@ -12,7 +12,7 @@ from netns_kit.stack import Limits
 from netns_kit.stack.windows import OVERHEAD
 from netns_kit.stack.wire import ip
 from netns_kit.stack.wire.tcp import ACK, RST, SYN
-from tests.stack_support import (
+from tests.support.stack import (
     GATEWAY,
     OTHER,
     Guest,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from netns_kit.stack.link import RESOLUTION
 from netns_kit.stack.router import INTERVAL, PAUSES
 from netns_kit.stack.wire import ethernet, icmp, ip, ndp, udp
-from tests.stack_support import (
+from tests.support.stack import (
     DNS,
     GATEWAY,
     GUEST,

@@ -10,7 +10,7 @@ from netns_kit.stack import Limits
 from netns_kit.stack.wire import icmp, ip, virtio
 from netns_kit.stack.wire import tcp as wire
 from netns_kit.stack.wire.tcp import ACK
-from tests.stack_support import GATEWAY, GUEST, OTHER, VNET, Guest, echo_packet, key, packet, udp_packet
+from tests.support.stack import GATEWAY, GUEST, OTHER, VNET, Guest, echo_packet, key, packet, udp_packet
 
 ROUTER = {4: bytes((10, 0, 2, 101)), 6: bytes.fromhex("fd000000000000000000000000000101")}
 MTU = 1300

@@ -7,7 +7,7 @@ import pytest
 from netns_kit.stack import IcmpError, Limits, Refusal
 from netns_kit.stack.wire import ethernet, icmp, ip, udp
 from netns_kit.stack.wire.tcp import ACK, SYN
-from tests.stack_support import (
+from tests.support.stack import (
     DNS,
     GATEWAY,
     GUEST,

@@ -11,7 +11,7 @@ import pytest
 from netns_kit.dhcp import Dhcp6Server, DhcpServer, DhcpSettings, message, message6
 from netns_kit.stack import Limits, Steering
 from netns_kit.stack.wire import ethernet, ip, udp, virtio
-from tests.stack_support import DNS, GATEWAY, GUEST, GUEST_MAC, OTHER, OUR_MAC, VNET, Guest, fragments, packet
+from tests.support.stack import DNS, GATEWAY, GUEST, GUEST_MAC, OTHER, OUR_MAC, VNET, Guest, fragments, packet
 
 PORT, GUEST_PORT = 9, 40000
 EVERYBODY = {4: b"\xff" * 4, 6: bytes.fromhex("ff020000000000000000000000010002")}

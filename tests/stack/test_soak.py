@@ -20,10 +20,10 @@ from random import Random
 
 import pytest
 
-from netns_kit.impairment import BadLink, Impairment
 from netns_kit.stack import Closed, EchoFlow, Limits, Refusal, Stack, TcpConnection, UdpFlow
 from netns_kit.stack.wire.ip import Packet
-from tests.stack_support import (
+from netns_kit.tap.impairment import BadLink, Impairment
+from tests.support.stack import (
     DNS,
     GATEWAY,
     GUEST,

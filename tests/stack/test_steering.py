@@ -9,7 +9,7 @@ import pytest
 from netns_kit.stack import Closed, Steering
 from netns_kit.stack.wire import arp, ethernet, icmp, ip, ndp
 from netns_kit.stack.wire.tcp import ACK, RST, SYN
-from tests.stack_support import (
+from tests.support.stack import (
     GATEWAY,
     GUEST,
     GUEST_MAC,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from netns_kit.impairment import Impairment
 from netns_kit.stack import Limits, Offloads
-from tests.stack_support import VNET, Pair
+from netns_kit.tap.impairment import Impairment
+from tests.support.stack import VNET, Pair
 
 MIB = 1 << 20
 

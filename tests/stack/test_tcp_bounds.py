@@ -10,7 +10,7 @@ from netns_kit.stack import Closed, Limits, State
 from netns_kit.stack.send_half import PIECES
 from netns_kit.stack.windows import OVERHEAD, Tuner
 from netns_kit.stack.wire.tcp import ACK, FIN, RST, SYN
-from tests.stack_support import Guest, key
+from tests.support.stack import Guest, key
 
 SMALL = Limits(tcp_pending=3, tcp_pending_time=75.0)
 

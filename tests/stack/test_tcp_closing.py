@@ -6,7 +6,7 @@ import pytest
 
 from netns_kit.stack import Closed, Limits, State
 from netns_kit.stack.wire.tcp import ACK, FIN, RST, SYN, pack_options
-from tests.stack_support import Guest
+from tests.support.stack import Guest
 
 
 def test_the_guest_closes_first(tcp: Guest) -> None:

@@ -13,7 +13,7 @@ from netns_kit.stack import Closed, Limits, State
 from netns_kit.stack.seq import acceptable
 from netns_kit.stack.wire import virtio
 from netns_kit.stack.wire.tcp import ACK, FIN, RST, SYN, pack_options
-from tests.stack_support import OUR_ISS, PORTS, VNET, Guest
+from tests.support.stack import OUR_ISS, PORTS, VNET, Guest
 
 
 def test_from_the_guest(tcp: Guest) -> None:

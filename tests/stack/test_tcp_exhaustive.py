@@ -14,7 +14,7 @@ from netns_kit.stack.seq import less
 from netns_kit.stack.wire import ip
 from netns_kit.stack.wire import tcp as wire
 from netns_kit.stack.wire.tcp import ACK, FIN, RST, SYN
-from tests.stack_support import VNET, Guest, take_apart
+from tests.support.stack import VNET, Guest, take_apart
 
 LIMITS = Limits(tcp_receive=4096, tcp_send=8192, tcp_out_of_order=4)
 FLAGS = [

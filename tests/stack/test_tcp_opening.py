@@ -7,7 +7,7 @@ import pytest
 from netns_kit.stack import Closed, Limits, Refusal, State
 from netns_kit.stack.wire import icmp, ip
 from netns_kit.stack.wire.tcp import ACK, FIN, RST, SYN, Options, pack_options, parse_options
-from tests.stack_support import GATEWAY, GUEST, OTHER, PORTS, Guest, key, packet
+from tests.support.stack import GATEWAY, GUEST, OTHER, PORTS, Guest, key, packet
 
 
 def test_a_syn_is_held_until_the_user_accepts(guest: Guest) -> None:

@@ -7,7 +7,7 @@ import pytest
 from netns_kit.stack import Closed
 from netns_kit.stack.rto import CEILING, FLOOR, FORGET, INITIAL, RetransmissionTimeout
 from netns_kit.stack.wire.tcp import ACK, FIN, RST
-from tests.stack_support import Guest
+from tests.support.stack import Guest
 
 
 def test_the_timer_doubles_and_gives_up(tcp: Guest) -> None:

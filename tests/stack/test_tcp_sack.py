@@ -17,7 +17,7 @@ from netns_kit.stack.seq import add
 from netns_kit.stack.windows import Memory
 from netns_kit.stack.wire import tcp as wire
 from netns_kit.stack.wire.tcp import ACK, FIN, RST, pack_options, pack_sack, parse_options
-from tests.stack_support import Guest, Listener, key
+from tests.support.stack import Guest, Listener, key
 
 WITH_SACK = pack_options(1460, 7, True)
 MSS = 1000

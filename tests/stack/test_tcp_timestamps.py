@@ -10,7 +10,7 @@ from netns_kit.stack.tcp import STAMP_VALID
 from netns_kit.stack.wire import tcp as wire
 from netns_kit.stack.wire import virtio
 from netns_kit.stack.wire.tcp import ACK, FIN, RST, SYN, pack_options, pack_sack, pack_stamp, parse_options
-from tests.stack_support import VNET, Guest
+from tests.support.stack import VNET, Guest
 
 THEIRS = 5000  # the guest's clock, to begin with
 BEGAN = 100.0  # and when ours is that of a hundred seconds

@@ -10,7 +10,7 @@ from netns_kit.stack import State
 from netns_kit.stack.wire import tcp as wire
 from netns_kit.stack.wire import virtio
 from netns_kit.stack.wire.tcp import ACK, FIN, SYN, URG
-from tests.stack_support import SYN_OPTIONS, VNET, Guest
+from tests.support.stack import SYN_OPTIONS, VNET, Guest
 
 # -- from the guest -----------------------------------------------------------------------------------
 

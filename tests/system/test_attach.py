@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from netns_kit import Namespace, NamespaceGone
-from netns_kit.command_line import FAILED
-from tests.servers import bounded, closed_port, tcp_server
+from netns_kit.cli.command_line import FAILED
 from tests.support import ROOT, needs, needs_tun
-from tests.system.slirp import SECONDS, Held, Slirp, held, slirp
+from tests.support.servers import bounded, closed_port, tcp_server
+from tests.support.slirp import SECONDS, Held, Slirp, held, slirp
 from tests.system.test_slirp4netns import hello, server_inside
 
 pytestmark = pytest.mark.usefixtures("leaks")

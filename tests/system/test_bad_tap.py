@@ -20,11 +20,11 @@ from typing import Any
 import anyio
 import pytest
 
-from netns_kit.drivers import DriverName
-from netns_kit.impaired import ImpairedTap
-from netns_kit.impairment import Impairment
+from netns_kit.tap.impaired import ImpairedTap
+from netns_kit.tap.impairment import Impairment
+from netns_kit.userstack.drivers import DriverName
 from tests.support import needs_tun
-from tests.system.load import LONG, MIB, Ends, Rig, Way, door, receive, rig, send
+from tests.support.load import LONG, MIB, Ends, Rig, Way, door, receive, rig, send
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks"), pytest.mark.timeout(900 if LONG else 120)]
 

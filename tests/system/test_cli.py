@@ -19,11 +19,11 @@ from typing import get_args
 
 import pytest
 
-from netns_kit.cli import NOT_EXECUTABLE, NOT_FOUND, main
-from netns_kit.command_line import FAILED
-from netns_kit.drivers import DriverName
-from tests.servers import SECONDS, closed_port, digest, dns_server, host_address, http, tcp_server
+from netns_kit.cli.command_line import FAILED
+from netns_kit.cli.run import NOT_EXECUTABLE, NOT_FOUND, main
+from netns_kit.userstack.drivers import DriverName
 from tests.support import ROOT, missing, needs, needs_ipv6, needs_tun
+from tests.support.servers import SECONDS, closed_port, digest, dns_server, host_address, http, tcp_server
 
 pytestmark = pytest.mark.usefixtures("leaks")
 
@@ -167,7 +167,9 @@ def test_it_ends_at_once_when_its_device_does(driver: DriverName) -> None:
 def test_it_ends_at_once_when_its_agent_does(driver: DriverName) -> None:
     with running("--driver", driver, "--", "sh", "-c", "echo ready; exec sleep 600") as process:
         pids = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        [agent] = [pid for pid in pids if b"netns_kit.agent" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        [agent] = [
+            pid for pid in pids if b"netns_kit.namespace.agent" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
         os.kill(int(agent), signal.SIGKILL)
         assert process.wait(SECONDS) == FAILED
 
@@ -455,7 +457,7 @@ def test_a_web_server_inside_sees_who_asks(web_server: list[str]) -> None:
 
 def test_importing_the_command_line_leaves_out_what_is_slow() -> None:
     """pyroute2 alone takes longer than all else together; it is not imported."""
-    code = "import sys, netns_kit.cli; sys.exit('pyroute2' in sys.modules)"
+    code = "import sys, netns_kit.cli.run; sys.exit('pyroute2' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], env=environment(), timeout=SECONDS, check=False)
     assert done.returncode == 0
 

@@ -22,10 +22,10 @@ from typing import Any
 
 import pytest
 
-from netns_kit.cli import NOT_EXECUTABLE, NOT_FOUND
-from netns_kit.command_line import FAILED
-from tests.servers import SECONDS
+from netns_kit.cli.command_line import FAILED
+from netns_kit.cli.run import NOT_EXECUTABLE, NOT_FOUND
 from tests.support import ROOT, needs, needs_tun
+from tests.support.servers import SECONDS
 
 pytestmark = pytest.mark.usefixtures("leaks")
 

@@ -21,9 +21,9 @@ import anyio
 import pytest
 
 from netns_kit import DhcpSettings, Network, StaticLease, Uplink
-from netns_kit.drivers import DriverName
-from tests.servers import http, tcp_server
+from netns_kit.userstack.drivers import DriverName
 from tests.support import ROOT, needs, needs_ipv6, needs_tun, seen_inside
+from tests.support.servers import http, tcp_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 

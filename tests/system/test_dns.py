@@ -22,11 +22,10 @@ from dnslib import DNSKEY, EDNS0, QTYPE, RR, RRSIG, TXT, A, DNSRecord
 
 from netns_kit import Namespace, Network, Record, RecordError, Uplink
 from netns_kit.dns.proxy import CONDEMNED
-from netns_kit.drivers import DriverName
-from tests import dnshooks
-from tests.servers import SECONDS, bounded, closed_port, dns_server, dnsmasq, tcp_server, udp_server
-from tests.support import ROOT, missing, needs, needs_ipv6, needs_tun
-from tests.uplinks import Reading
+from netns_kit.userstack.drivers import DriverName
+from tests.support import ROOT, dns_hooks, missing, needs, needs_ipv6, needs_tun
+from tests.support.servers import SECONDS, bounded, closed_port, dns_server, dnsmasq, tcp_server, udp_server
+from tests.support.uplinks import Reading
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
@@ -691,7 +690,7 @@ async def test_every_worker_knows_the_names() -> None:
 
 @bounded
 async def test_the_hook_is_asked_first(upstream: int, driver: DriverName) -> None:
-    uplink = Uplink(dns=[f"127.0.0.1:{upstream}"], dns_hook=dnshooks.hook)
+    uplink = Uplink(dns=[f"127.0.0.1:{upstream}"], dns_hook=dns_hooks.hook)
     async with network(uplink=uplink, driver=driver) as net:
         for transport in ("+notcp", "+tcp"):
             assert await dig(net, transport, "renamed.example") == ["a.test.", "192.0.2.1"]

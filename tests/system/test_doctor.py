@@ -22,8 +22,8 @@ import anyio.to_thread
 import pytest
 
 import netns_kit
-from netns_kit.checkup import CHECKS
-from netns_kit.diagnosis import PING_GROUPS, PORT_START, SECCOMP, TUN
+from netns_kit.checkup.checkup import CHECKS
+from netns_kit.host.diagnosis import PING_GROUPS, PORT_START, SECCOMP, TUN
 from tests.support import ROOT, missing, needs_subids, needs_tun
 
 pytestmark = pytest.mark.usefixtures("leaks")

@@ -9,13 +9,12 @@ from ipaddress import ip_address
 import pytest
 
 from netns_kit import Network
-from netns_kit.drivers import DriverName
 from netns_kit.stack.wire import ethernet, ip
 from netns_kit.subnet import Subnet
-from tests.servers import bounded
+from netns_kit.userstack.drivers import DriverName
 from tests.support import needs_ipv6
-
-from .rows import ETH_P_ALL, FRAME_MAX, PACKET_OUTGOING, TAP, driver
+from tests.support.rows import ETH_P_ALL, FRAME_MAX, PACKET_OUTGOING, TAP, driver
+from tests.support.servers import bounded
 
 __all__ = ["driver"]  # a fixture
 

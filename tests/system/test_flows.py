@@ -15,9 +15,8 @@ import anyio.lowlevel
 import pytest
 
 from netns_kit import Endpoint, FlowEvent, FlowInfo, Network, Refusal, Uplink
-from tests import uplinks
-from tests.servers import bounded
-from tests.support import needs_tun, needs_userns
+from tests.support import needs_tun, needs_userns, uplinks
+from tests.support.servers import bounded
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 

@@ -26,9 +26,9 @@ from netns_kit import (
     PortSpecError,
     PrivilegedPortError,
 )
-from netns_kit.drivers import DriverName
-from tests.servers import SECONDS, bounded, closed_port, host_address
+from netns_kit.userstack.drivers import DriverName
 from tests.support import ROOT, missing, needs_ipv6, needs_tun
+from tests.support.servers import SECONDS, bounded, closed_port, host_address
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
@@ -424,8 +424,8 @@ if os.geteuid() == 0:
     os.setgid(65534)
     os.setuid(65534)
 from netns_kit import PrivilegedPortError, PortForward, StackClosed
-from netns_kit.background import Openable, Supervisor
-from netns_kit.forwarder import Forwarder
+from netns_kit.namespace.background import Openable, Supervisor
+from netns_kit.forwarder.forwarder import Forwarder
 import asyncio
 
 class Stack(Openable):

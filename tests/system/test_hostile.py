@@ -19,7 +19,7 @@ import anyio
 import pytest
 
 from netns_kit.errors import NamespaceGone
-from netns_kit.namespace import Namespace, Pids
+from netns_kit.namespace.namespace import Namespace, Pids
 from tests.support import ROOT, finds_the_callers_keys, needs, needs_subids, needs_userns, seen_outside
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
@@ -251,7 +251,7 @@ async def test_a_daemon_that_stops_the_agent_does_not_outlive_the_block_without_
 
 OWNER = """
 import anyio, sys
-from netns_kit.namespace import Namespace
+from netns_kit.namespace.namespace import Namespace
 
 async def main():
     async with Namespace.create(pids="own") as ns:
@@ -341,7 +341,7 @@ async def test_who_takes_the_agents_place_is_not_believed() -> None:
         async with Namespace.create() as ns:
             conversation = await ns._converse("sysctl_get", path="net/ipv4/ip_forward")
             try:
-                from netns_kit.agent_process import Started
+                from netns_kit.namespace.agent_client import Started
 
                 await conversation.receive(Started, 1)  # as if that were the answer
             finally:

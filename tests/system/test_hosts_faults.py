@@ -1,6 +1,6 @@
 """What the host lacks is told as a network without a way out: nobody was asked, so nobody has refused.
 
-The host is H of `tests.system.multihop`, whose ports and descriptors a test can use up.
+The host is H of `tests.support.multihop`, whose ports and descriptors a test can use up.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import pytest
 
 from netns_kit import Network, Uplink
 from tests.support import descriptors
-
-from .multihop import GUEST, IP_RECVERR, S_6, H, Hops, S, in_h, told
-from .rows import outcome
+from tests.support.multihop import GUEST, IP_RECVERR, S_6, H, Hops, S, in_h, told
+from tests.support.rows import outcome
 
 FIRST, PORTS = 60000, 4
 

@@ -28,11 +28,10 @@ from netns_kit import (
     Uplink,
     UserStack,
 )
-from netns_kit.drivers import DriverName
-from netns_kit.userstack import Configure
-from tests.servers import dns_server, echo, http, sent_again, tcp_server, udp_server
+from netns_kit.userstack.drivers import DriverName
+from netns_kit.userstack.userstack import Configure
 from tests.support import needs, needs_ipv6, needs_ping, needs_tun
-from tests.system.multihop import (
+from tests.support.multihop import (
     GATEWAY_6,
     GUEST_6,
     H_6,
@@ -46,7 +45,8 @@ from tests.system.multihop import (
     in_h,
     received,
 )
-from tests.system.rows import once
+from tests.support.rows import once
+from tests.support.servers import dns_server, echo, http, sent_again, tcp_server, udp_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 

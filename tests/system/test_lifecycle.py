@@ -38,14 +38,14 @@ from netns_kit import (
     Uplink,
     UserStack,
     WrongEventLoop,
-    drivers,
 )
-from netns_kit.drivers import DriverName
 from netns_kit.errors import NetnsKitError
-from netns_kit.gateway import Gateway
-from tests.servers import SECONDS, bounded, cancelled_at_any_moment, echo, tcp_server, udp_server
+from netns_kit.gateway.gateway import Gateway
+from netns_kit.userstack import drivers
+from netns_kit.userstack.drivers import DriverName
 from tests.support import ROOT, Possessions, needs, needs_tun, wait_exit
-from tests.system.load import leaked, resident
+from tests.support.load import leaked, resident
+from tests.support.servers import SECONDS, bounded, cancelled_at_any_moment, echo, tcp_server, udp_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
@@ -134,7 +134,7 @@ async def test_a_link_that_is_down_is_no_error(driver: DriverName) -> None:
                 assert await stream.receive() == b"x"
 
 
-@pytest.mark.parametrize("driver", ["thread", "loop"])  # the worker's: tests/test_worker.py
+@pytest.mark.parametrize("driver", ["thread", "loop"])  # the worker's: tests/userstack/test_worker.py
 @bounded
 async def test_a_bug_in_the_stack(driver: DriverName, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StackCrashed, match="LookupError: a bug") as caught:
@@ -448,7 +448,7 @@ async def test_a_policy_that_holds_up_the_thread_does_not_hold_up_the_loop(
     """Closing is bounded, others have their turns meanwhile, and the thread cleans up when it is let go."""
     needs_tun()
     monkeypatch.setattr(drivers, "STOP_SECONDS", 1.0)
-    monkeypatch.setattr("netns_kit.forwarder.PATIENCE", 0.1)
+    monkeypatch.setattr("netns_kit.forwarder.forwarder.PATIENCE", 0.1)
     asked, let_go = threading.Event(), threading.Event()
 
     def policy(_: Flow) -> None:

@@ -22,7 +22,6 @@ import anyio.abc
 import pytest
 
 from netns_kit import errors
-from netns_kit.agent_process import Done
 from netns_kit.errors import (
     AddressError,
     IdMapError,
@@ -33,7 +32,8 @@ from netns_kit.errors import (
     SysctlError,
     TunUnavailable,
 )
-from netns_kit.namespace import Interface, InterfaceAddress, Namespace, Route
+from netns_kit.namespace.agent_client import Done
+from netns_kit.namespace.namespace import Interface, InterfaceAddress, Namespace, Route
 from tests.support import ROOT, Possessions, needs, needs_subids, needs_tun, needs_userns, subids
 
 pytestmark = pytest.mark.anyio
@@ -138,7 +138,7 @@ async def test_a_host_that_denies_namespaces_is_told_which_setting(anyio_backend
     code = """if True:
         import anyio, errno, sys
         from netns_kit.errors import UserNamespaceDenied
-        from netns_kit.namespace import Namespace
+        from netns_kit.namespace.namespace import Namespace
         open("/proc/sys/user/max_%s_namespaces" % sys.argv[1], "w").write("0")
         async def main():
             try:

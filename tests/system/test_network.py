@@ -28,10 +28,10 @@ from netns_kit import (
     Refusal,
     Uplink,
 )
-from netns_kit.drivers import DriverName
-from tests.servers import closed_port, dns_server, echo, host_address, http, tcp_server, udp_server
-from tests.servers import digest as expected
+from netns_kit.userstack.drivers import DriverName
 from tests.support import ROOT, missing, needs, needs_ping, needs_tun
+from tests.support.servers import closed_port, dns_server, echo, host_address, http, tcp_server, udp_server
+from tests.support.servers import digest as expected
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 

@@ -21,8 +21,9 @@ import anyio.lowlevel
 import pytest
 
 from netns_kit import Network, Uplink
-from netns_kit.drivers import DriverName
-from tests.servers import (
+from netns_kit.userstack.drivers import DriverName
+from tests.support import missing, needs, needs_tun
+from tests.support.servers import (
     SECONDS,
     Hearing,
     bounded,
@@ -36,7 +37,6 @@ from tests.servers import (
     tcp_server,
     udp_server,
 )
-from tests.support import missing, needs, needs_tun
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 

@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 
 from netns_kit import Network, Uplink
-from netns_kit.drivers import DriverName
-from tests.servers import bounded, tcp_server, udp_server
+from netns_kit.userstack.drivers import DriverName
 from tests.support import needs, needs_ipv6
-
-from .rows import driver
+from tests.support.rows import driver
+from tests.support.servers import bounded, tcp_server, udp_server
 
 __all__ = ["driver"]  # a fixture
 

@@ -20,13 +20,12 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from netns_kit.drivers import DriverName
-from netns_kit.impaired import ImpairedTap
-from netns_kit.impairment import Impairment
 from netns_kit.stack import Limits, State
-from tests.servers import content, digest, reset
+from netns_kit.tap.impaired import ImpairedTap
+from netns_kit.tap.impairment import Impairment
+from netns_kit.userstack.drivers import DriverName
 from tests.support import needs_tun
-from tests.system.load import (
+from tests.support.load import (
     LONG,
     MIB,
     Door,
@@ -40,6 +39,7 @@ from tests.system.load import (
     rig,
     send,
 )
+from tests.support.servers import content, digest, reset
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks"), pytest.mark.timeout(300 if LONG else 90)]
 

@@ -26,8 +26,8 @@ import anyio.to_thread
 import pytest
 
 from netns_kit.errors import NamespaceGone, NetnsKitError
-from netns_kit.namespace import Namespace
-from netns_kit.process import CommandFailed, Process
+from netns_kit.namespace.namespace import Namespace
+from netns_kit.namespace.process import CommandFailed, Process
 from tests.support import ROOT, Possessions, needs, needs_userns, seen_outside
 
 pytestmark = pytest.mark.anyio
@@ -233,7 +233,7 @@ async def test_blocked_signals_are_not_handed_down() -> None:
 
 DAEMON = """
 import anyio, os, sys
-from netns_kit.namespace import Namespace
+from netns_kit.namespace.namespace import Namespace
 
 async def main():
     os.closerange(0, 3)
@@ -503,7 +503,7 @@ async def test_a_file_that_is_not_there_is_shown_all_the_same(anyio_backend_name
         open("/etc/directory/file", "w").write("in a directory ")
         os.symlink("directory/file", "/etc/link")
         os.symlink("/nowhere/stub-resolv.conf", "/etc/resolv.conf")
-        from netns_kit.namespace import Namespace
+        from netns_kit.namespace.namespace import Namespace
         show = "cat /etc/link /etc/hosts /etc/resolv.conf; ls /etc; touch /etc/new"
         async def main():
             async with Namespace.create() as ns:
@@ -602,7 +602,7 @@ async def test_files_do_not_spread_to_the_callers_mounts(anyio_backend_name: str
     needs("unshare")
     code = """if True:
         import anyio, sys
-        from netns_kit.namespace import Namespace
+        from netns_kit.namespace.namespace import Namespace
         before = open("/etc/hosts").read()
         async def main():
             async with Namespace.current() as ns:
@@ -643,7 +643,7 @@ async def test_a_killed_agent_takes_its_commands_along(victim: str) -> None:
 
 OWNER = """
 import anyio, os, sys, time
-from netns_kit.namespace import Namespace
+from netns_kit.namespace.namespace import Namespace
 
 async def main():
     async with Namespace.create() as ns:

@@ -1,6 +1,6 @@
 """A published UDP port is the source of all that is sent from the port inside that it leads to, as its peers see it.
 
-They are hops away, see `tests.system.multihop`: H is the host, S and the routers are who its server talks to.
+They are hops away, see `tests.support.multihop`: H is the host, S and the routers are who its server talks to.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import pytest
 
 from netns_kit import Limits, Network, Uplink
 from netns_kit.arguments import Address
-from netns_kit.drivers import DriverName
 from netns_kit.stack.user import Transport
+from netns_kit.userstack.drivers import DriverName
 from tests.support import needs
-
-from .multihop import (
+from tests.support.multihop import (
     GATEWAY,
     GUEST,
     GUEST_6,
@@ -37,7 +36,10 @@ from .multihop import (
     told,
 )
 
-PORT, OTHER_PORT = 50060, 50070  # a mapping of the guest's own keeps such a port, see `netns_kit.uplink`
+PORT, OTHER_PORT = (
+    50060,
+    50070,
+)  # a mapping of the guest's own keeps such a port, see `netns_kit.uplink.uplink`
 SECOND = "10.1.0.7"  # another address of H, which S has a way to
 
 

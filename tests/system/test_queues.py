@@ -15,11 +15,11 @@ import pytest
 from anyio.abc import ByteStream
 
 from netns_kit import Network, StackCrashed, TapDevice, Uplink, UserStack
-from netns_kit.control import Control
-from netns_kit.gateway import FlowInfo
-from netns_kit.worker_process import WorkerProcess
-from tests.servers import bounded, dns_server, echo, tcp_server, udp_server
+from netns_kit.gateway.gateway import FlowInfo
+from netns_kit.userstack.control import Control
+from netns_kit.userstack.worker.owner import WorkerProcess
 from tests.support import needs, needs_tun
+from tests.support.servers import bounded, dns_server, echo, tcp_server, udp_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 

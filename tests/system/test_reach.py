@@ -14,9 +14,9 @@ import anyio
 import anyio.to_thread
 
 from netns_kit import Flow, Network, Uplink
-from tests.servers import SECONDS
 from tests.support import needs
-from tests.system.multihop import GUEST, H_6, S_6, H, Hops, S, in_h
+from tests.support.multihop import GUEST, H_6, S_6, H, Hops, S, in_h
+from tests.support.servers import SECONDS
 
 FORGED = "198.51.100.7"
 

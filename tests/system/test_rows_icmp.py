@@ -15,9 +15,8 @@ import anyio
 import pytest
 
 from netns_kit import Network, Uplink
-from tests.servers import sent_again
 from tests.support import needs
-from tests.system.multihop import (
+from tests.support.multihop import (
     DNS,
     GATEWAY,
     GUEST,
@@ -39,6 +38,7 @@ from tests.system.multihop import (
     received,
     told,
 )
+from tests.support.servers import sent_again
 
 ECHO_REPLY, UNREACHABLE_TYPE, TIME_EXCEEDED = 0, 3, 11
 PATH = [GATEWAY, R1, R2, S]

@@ -10,12 +10,11 @@ import anyio
 import pytest
 
 from netns_kit import Limits, Network
-from netns_kit.drivers import DriverName
 from netns_kit.stack import tcp
 from netns_kit.stack.wire.tcp import ACK, FIN, PSH, RST, SYN, Segment
-from tests.servers import bounded, closed_port
+from netns_kit.userstack.drivers import DriverName
 from tests.support import needs
-from tests.system.rows import (
+from tests.support.rows import (
     GATEWAY,
     PATIENCE,
     Frame,
@@ -36,6 +35,7 @@ from tests.system.rows import (
     tcp_info,
     watching,
 )
+from tests.support.servers import bounded, closed_port
 
 __all__ = ["driver", "net"]  # fixtures
 

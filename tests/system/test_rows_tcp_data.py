@@ -17,15 +17,14 @@ import pytest
 
 from netns_kit import Impairment, Namespace, Network, TapDevice, Uplink, UserStack
 from netns_kit.arguments import Address
-from netns_kit.drivers import DriverName
-from netns_kit.impaired import ImpairedTap
-from netns_kit.impairment import BadLink
 from netns_kit.stack.segments import MAX_PAYLOAD
 from netns_kit.stack.user import Transport
 from netns_kit.stack.wire.tcp import STAMP_SIZE, SYN, Segment
-from tests.servers import bounded, content, digest
-from tests.system.load import resident
-from tests.system.rows import (
+from netns_kit.tap.impaired import ImpairedTap
+from netns_kit.tap.impairment import BadLink
+from netns_kit.userstack.drivers import DriverName
+from tests.support.load import resident
+from tests.support.rows import (
     GATEWAY,
     MSS,
     SACK,
@@ -57,6 +56,7 @@ from tests.system.rows import (
     tcp_socket,
     watching,
 )
+from tests.support.servers import bounded, content, digest
 
 __all__ = ["driver", "net"]  # fixtures
 

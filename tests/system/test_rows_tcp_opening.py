@@ -18,12 +18,11 @@ import pytest
 
 from netns_kit import Flow, Limits, Namespace, Network, Refusal, TapDevice, Target, Uplink
 from netns_kit.arguments import Address
-from netns_kit.drivers import DriverName
 from netns_kit.stack.user import Transport
 from netns_kit.stack.wire.tcp import ACK, RST, SYN
-from tests.servers import SECONDS, bounded, closed_port, sent_again
+from netns_kit.userstack.drivers import DriverName
 from tests.support import needs
-from tests.system.rows import (
+from tests.support.rows import (
     GATEWAY,
     GUEST,
     LONG,
@@ -49,6 +48,7 @@ from tests.system.rows import (
     tcp_socket,
     watching,
 )
+from tests.support.servers import SECONDS, bounded, closed_port, sent_again
 
 __all__ = ["driver", "every_descriptor", "net"]  # fixtures
 

@@ -19,9 +19,8 @@ import anyio.lowlevel
 import pytest
 
 from netns_kit import Flow, Limits, Network, Refusal, Uplink
-from tests.servers import closed_port
 from tests.support import needs
-from tests.system.multihop import (
+from tests.support.multihop import (
     GATEWAY,
     GUEST,
     IP_MTU_DISCOVER,
@@ -46,6 +45,7 @@ from tests.system.multihop import (
     received_with,
     told,
 )
+from tests.support.servers import closed_port
 
 DISCARD = 9  # nobody listens there
 ANY = "0.0.0.0"

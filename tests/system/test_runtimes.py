@@ -22,9 +22,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import tcp_server
 from tests.support import needs, needs_subids, needs_tun
-from tests.system.slirp import SECONDS, executable
+from tests.support.servers import tcp_server
+from tests.support.slirp import SECONDS, executable
 from tests.system.test_slirp4netns import free_port, hello
 
 pytestmark = pytest.mark.usefixtures("leaks")

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from netns_kit.program import takes
-from tests.servers import tcp_server
+from netns_kit.cli.program import takes
 from tests.support import ROOT, needs, needs_ping, needs_tun, needs_userns
-from tests.system.slirp import (
+from tests.support.servers import tcp_server
+from tests.support.slirp import (
     ENTER,
     SECONDS,
     Held,
@@ -739,7 +739,7 @@ def test_what_resolv_conf_leads_to_is_shown(tmp_path: Path) -> None:
     second.write_text("nameserver 192.0.2.53\n")
     first.symlink_to("../two/real")
     code = f"""
-from netns_kit.sandbox import enter
+from netns_kit.userstack.worker.sandbox import enter
 print(enter([{str(first)!r}], ["root"], kept=0)["root"])
 print(open({str(first)!r}).read(), end="")
 import os
@@ -856,7 +856,7 @@ def test_resolv_conf_is_followed_whatever_is_on(tmp_path: Path, words: list[str]
 
 
 def test_the_sandbox_does_without_landlock(tmp_path: Path) -> None:
-    without = "import netns_kit.sandbox as sandbox; sandbox._CREATE_RULESET = 9999"
+    without = "import netns_kit.userstack.worker.sandbox as sandbox; sandbox._CREATE_RULESET = 9999"
     program = [executable(tmp_path, first=without)]
     with works("-c", "--enable-sandbox", "--enable-seccomp", "PID", "tap0", program=program) as (_, running):
         assert set(os.listdir(f"/proc/{running.pid}/root")) == {"etc", "run", "tmp"}
@@ -864,7 +864,7 @@ def test_the_sandbox_does_without_landlock(tmp_path: Path) -> None:
 
 def test_a_sandbox_that_cannot_be_had_is_no_sandbox(tmp_path: Path) -> None:
     """A machine whose root directory cannot be exchanged: nothing is run then."""
-    without = "import netns_kit.sandbox as sandbox; sandbox._PIVOT_ROOT = {}"
+    without = "import netns_kit.userstack.worker.sandbox as sandbox; sandbox._PIVOT_ROOT = {}"
     program = executable(tmp_path, first=without)
     with held() as ns, slirp(
         "-c", "--enable-sandbox", str(ns.pid), "tap0", program=[program]

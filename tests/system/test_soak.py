@@ -26,11 +26,10 @@ import pytest
 from dnslib import DNSRecord
 
 from netns_kit import Uplink
-from netns_kit.drivers import DriverName
 from netns_kit.stack import Limits
-from tests.servers import dns_server, host_address, udp_server
+from netns_kit.userstack.drivers import DriverName
 from tests.support import needs_ping, needs_tun
-from tests.system.load import (
+from tests.support.load import (
     GATEWAY,
     LONG,
     MIB,
@@ -45,6 +44,7 @@ from tests.system.load import (
     rig,
     send,
 )
+from tests.support.servers import dns_server, host_address, udp_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks"), pytest.mark.timeout(900 if LONG else 60)]
 

@@ -21,11 +21,10 @@ import anyio
 import pytest
 
 from netns_kit import Uplink
-from netns_kit.drivers import DriverName
 from netns_kit.stack import Limits
-from tests.servers import udp_server
+from netns_kit.userstack.drivers import DriverName
 from tests.support import ROOT, descriptors, needs_tun
-from tests.system.load import (
+from tests.support.load import (
     LONG,
     MIB,
     Ends,
@@ -38,6 +37,7 @@ from tests.system.load import (
     rig,
     send,
 )
+from tests.support.servers import udp_server
 
 pytestmark = pytest.mark.timeout(300 if LONG else 60)
 

@@ -9,10 +9,9 @@ from subprocess import PIPE
 import pytest
 
 from netns_kit import Namespace, Network, TapDevice, Uplink, UserStack
-from netns_kit.drivers import DriverName
-from tests.servers import bounded, tcp_server
-
-from .rows import GATEWAY, driver, network
+from netns_kit.userstack.drivers import DriverName
+from tests.support.rows import GATEWAY, driver, network
+from tests.support.servers import bounded, tcp_server
 
 __all__ = ["driver"]  # a fixture
 

@@ -18,11 +18,11 @@ import anyio
 import pytest
 
 from netns_kit import Impairment, Network, StackCrashed, TapDevice, Uplink, UserStack
-from netns_kit.sandbox import ON
-from tests.servers import SECONDS, bounded, dns_server, echo, tcp_server
+from netns_kit.userstack.worker.sandbox import ON
 from tests.support import needs, needs_tun
-from tests.system.load import rig
-from tests.uplinks import Reading
+from tests.support.load import rig
+from tests.support.servers import SECONDS, bounded, dns_server, echo, tcp_server
+from tests.support.uplinks import Reading
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 

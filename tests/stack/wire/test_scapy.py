@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from netns_kit.impairment import Impairment
 from netns_kit.stack import IcmpError, Refusal, State
 from netns_kit.stack.wire import arp, ethernet, icmp, ndp
 from netns_kit.stack.wire.tcp import ACK, FIN, pack_options
-from tests.stack_support import (
+from netns_kit.tap.impairment import Impairment
+from tests.support.stack import (
     DNS,
     GATEWAY,
     GUEST,

@@ -22,7 +22,7 @@ from netns_kit.stack.wire import (
     virtio,
 )
 from netns_kit.stack.wire.tcp import Options
-from tests.stack_support import pseudo_header, rfc1071
+from tests.support.stack import pseudo_header, rfc1071
 
 u8, u16, u32 = st.integers(0, 0xFF), st.integers(0, 0xFFFF), st.integers(0, 0xFFFFFFFF)
 macs, ipv4 = st.binary(min_size=6, max_size=6), st.binary(min_size=4, max_size=4)

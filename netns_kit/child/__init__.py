@@ -1,0 +1,1 @@
+"""Processes of our own: the messages that they exchange with their owner."""

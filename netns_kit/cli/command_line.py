@@ -1,0 +1,77 @@
+"""What the commands of `netns-kit` have in common: how their words are read, and what is said of a mistake.
+
+A mistake in the words ends a command with the status of any other failure of ours, so that the statuses below 125 are
+the command's that is run (as env(1), podman and docker have it).  It is told in one line, which names the option as
+it was written, behind a line of usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import NoReturn
+
+from netns_kit.errors import ArgumentError, NetnsKitError
+
+FAILED = 125
+HOST_LOOPBACK = "--host-loopback"
+ONE_PORT = "for one port write --host-loopback=PORT"
+
+
+class Parser(argparse.ArgumentParser):
+    """Reads the words of one command; an option is to be written in full."""
+
+    def __init__(self, prog: str, usage: str, *, description: str, epilog: str) -> None:
+        super().__init__(
+            prog=prog, usage=f"{prog} {usage}", description=description, epilog=epilog, allow_abbrev=False
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Tell of a mistake in the words, and end with status 125."""
+        said = message.removeprefix("argument ")
+        self.exit(FAILED, f"{self.format_usage()}{self.prog}: {said}\n")
+
+    def format_help(self) -> str:
+        """The help, in which an option whose value may be left out has the form in which it may be given."""
+        return super().format_help().replace(f"{HOST_LOOPBACK} PORT", f"{HOST_LOOPBACK}[=PORT]")
+
+
+def value(check: Callable[[str], object]) -> Callable[[str], str]:
+    """Return a type of argparse's: the text as it was given, if `check` has nothing against it."""
+
+    def checked(text: str) -> str:
+        try:
+            check(text)
+        except (NetnsKitError, ValueError) as error:
+            raise argparse.ArgumentTypeError(said_of(error, text)) from error
+        return text
+
+    return checked
+
+
+def whole_number(check: Callable[[int], object]) -> Callable[[str], int]:
+    """The same for an option that is a number."""
+
+    def checked(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number") from None
+        value(lambda _: check(number))(text)
+        return number
+
+    return checked
+
+
+def said_of(error: Exception, text: str) -> str:
+    """What is wrong with a value, without the name that the library's argument has in Python."""
+    if not isinstance(error, ArgumentError) or error.knob is None:
+        return str(error)
+    return "; ".join(part for part in (f"{text!r}: {error.cause}", error.fix) if part is not None)
+
+
+def as_option(error: Exception) -> str:
+    """The text of an error that came later: an argument of the library is told as the option that gave it."""
+    if not isinstance(error, ArgumentError) or error.knob is None:
+        return str(error)
+    return f"--{error.knob.replace('_', '-')} {said_of(error, str(error.value).strip(chr(39)))}"

@@ -1,0 +1,438 @@
+"""The command line: `netns-kit run`, a command in a namespace of its own with real connectivity."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import get_args
+
+import anyio
+
+from netns_kit import __version__, arguments
+from netns_kit.dns import Record
+from netns_kit.errors import NetnsKitError
+from netns_kit.forwarder.ports import parse as parse_ports
+from netns_kit.host.limits import calm_collector, raise_descriptor_limit
+from netns_kit.namespace.background import beside
+from netns_kit.namespace.namespace import Namespace
+from netns_kit.namespace.process import Process
+from netns_kit.network.network import DEFAULT_IFNAME, DEFAULT_MTU, Network
+from netns_kit.subnet import DEFAULT_CIDR, DEFAULT_CIDR6, SMALLEST_IPV6_MTU, Subnet, Subnet6
+from netns_kit.tap.device import QUEUES_MAX, TAP_MTU_MAX, check_mtu
+from netns_kit.uplink.uplink import DNS_PORT, Endpoint, UdpFiltering, Uplink, source_address
+from netns_kit.userstack.drivers import DriverName
+
+from .command_line import FAILED, HOST_LOOPBACK, ONE_PORT, Parser, as_option, value, whole_number
+from .program import end, end_by, last_words, notice
+from .signals import Signals
+
+NOT_EXECUTABLE, NOT_FOUND = 126, 127  # as env(1) and chroot(1) have them
+VALUED = frozenset(
+    {"-p", "--publish", "--mtu", "--cidr", "--cidr6", "--bind4", "--bind6", "--device"}
+    | {"--dns", "--dns-domain", "--dns-record", "--dns-search"}
+    | {"--udp-filtering", "--driver", "--queues"}
+)  # the next word is theirs
+_ALL_PORTS = "all"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status if it does not come to a command.  Else end this process as that ends."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] != ["run"]:
+        _overview().parse_args(words)
+    parser = _parser()
+    options = parser.parse_args(_with_values(words[1:], parser))
+    check_options(parser, options)
+    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if not command:
+        command = [os.environ.get("SHELL") or "/bin/sh"]
+    given = _inherited()
+    try:
+        with Signals() as signals:
+            status = anyio.run(_run, network_from(options), command, given, signals)
+            if status < 0:
+                end_by(-status)
+            end(status)
+    except (NetnsKitError, ValueError, OSError) as error:
+        return complain(_status_of(error, command), error)
+
+
+def _inherited() -> list[int]:
+    """The descriptors that were given to us for the command, beside the standard streams."""
+    found = []
+    for number in map(int, os.listdir("/proc/self/fd")):
+        with suppress(OSError):  # of the one that has listed them
+            if number > 2 and os.get_inheritable(number):
+                found.append(number)
+    return found
+
+
+def _status_of(error: Exception, command: Sequence[str]) -> int:
+    """As env(1) has it.  An error of executing the command names it by the very word that was given."""
+    if not isinstance(error, OSError) or error.filename is not command[0]:
+        return FAILED
+    return NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTABLE
+
+
+def network_from(
+    options: argparse.Namespace, namespace: Namespace | None = None, ifname: str = DEFAULT_IFNAME
+) -> Network:
+    """What `add_network_options` ask for."""
+    return Network(
+        uplink=Uplink(
+            allow_host_loopback=_loopback(options.host_loopback),
+            bind4=options.bind4,
+            bind6=options.bind6,
+            device=options.device,
+            dns=options.dns,
+            dns_domains=_domains(options.dns_domain),
+            dns_search=options.dns_search,
+            dns_cache=not options.no_dns_cache,
+            udp_filtering=options.udp_filtering,
+            allow_host_addresses=not options.no_host_addresses,
+            allow_link_local=not options.no_link_local,
+        ),
+        driver=options.driver,
+        ports=[forward for spec in options.publish for forward in parse_ports(spec)],
+        subnet=options.cidr,
+        ipv6=_ipv6(options),
+        ifname=ifname,
+        mtu=options.mtu,
+        queues=options.queues,
+        namespace=namespace,
+        configure="link" if options.dhcp else True,
+        records=options.dns_record,
+    )
+
+
+def with_value(word: str) -> str:
+    """A bare --host-loopback is for all ports."""
+    return f"{word}={_ALL_PORTS}" if word == HOST_LOOPBACK else word
+
+
+def check_options(parser: Parser, options: argparse.Namespace) -> None:
+    """Complain of options that need others."""
+    if options.queues > 1 and options.driver != "worker":
+        parser.error(f"--queues {options.queues}: it needs --driver worker")
+    if (options.ipv6 or options.cidr6 is not None) and options.mtu < SMALLEST_IPV6_MTU:
+        parser.error(f"--mtu {options.mtu}: --ipv6 needs {SMALLEST_IPV6_MTU} or more")
+
+
+def _with_values(words: list[str], parser: Parser) -> list[str]:
+    """Give a bare --host-loopback its value: argparse would take the next word, the command's first, for that.
+
+    The command's own words, from the first that is no option of ours, stay as they are.
+    """
+    done: list[str] = []
+    rest = iter(words)
+    bare = False
+    for word in rest:
+        if bare and word.isdigit():
+            parser.error(f"{HOST_LOOPBACK} {word}: {ONE_PORT}; before a command of that name write --")
+        if word == "--" or not word.startswith("-"):
+            return [*done, word, *rest]
+        bare = word == HOST_LOOPBACK
+        done.append(with_value(word))
+        if word in VALUED:
+            done += [value for value in (next(rest, None),) if value is not None]
+    return done
+
+
+async def _run(network: Network, command: list[str], given: list[int], signals: Signals) -> int:
+    """The command's `returncode`."""
+    async with network:
+        raise_descriptor_limit()  # not the command's: that is the agent's child
+        calm_collector()
+        await tell_ports(network)
+        signals.keep()
+        is_ours = _foreground() == os.getpgrp()
+        process = await network.popen(command, stdin=None, stdout=None, stderr=None, pass_fds=given)
+        _let_go(given)
+        async with process, beside(_pass_on, signals, process):
+            while (number := await process.wait_stopped()) is not None:
+                _stop_too(number, process.pid)
+        if is_ours:  # a shell in a PID namespace has no number for us to give the terminal back to
+            _foreground(give=os.getpgrp())
+    return await process.wait()
+
+
+def _let_go(given: Sequence[int]) -> None:
+    """Leave what the command has to the command: whoever reads from it shall see when it closes that.
+
+    Standard error is kept, for notices.
+    """
+    for fd in given:
+        os.close(fd)
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for fd in (0, 1):
+        os.dup2(nothing, fd, inheritable=False)
+    os.close(nothing)
+
+
+def _stop_too(number: int, command: int) -> None:
+    """Stop as the command has: a shell that waits for us is told that its job has stopped, and will continue it.
+
+    A command that is a shell has a process group of its own, to which the terminal is given again.
+    """
+    theirs = _foreground() == _group(command)
+    if number == signal.SIGSTOP:  # which could not be taken back, as below
+        number = signal.SIGTSTP
+    signal.raise_signal(
+        number
+    )  # it is blocked, so it is pending: until the next SIGCONT, which takes it back
+    if _is_stopped(command):
+        signal.pthread_sigmask(signal.SIG_SETMASK, signal.pthread_sigmask(signal.SIG_UNBLOCK, [number]))
+    else:  # it has been continued meanwhile
+        signal.sigtimedwait([number], 0)
+    if theirs and _foreground() == os.getpgrp():
+        _foreground(give=_group(command))
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b") ")[2].startswith(b"T")
+    except OSError:  # it has ended
+        return False
+
+
+def _group(pid: int) -> int:
+    """The process group of a command; 0 if it has ended."""
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return 0
+
+
+def _foreground(give: int = 0) -> int | None:
+    """The process group that reads from our terminal, once it is given to `give`; None without a terminal."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        if give:
+            os.tcsetpgrp(terminal, give)
+        return os.tcgetpgrp(terminal)
+    except OSError:  # it has hung up, or the group has ended
+        return None
+    finally:
+        os.close(terminal)
+
+
+async def tell_ports(network: Network) -> None:
+    """Those that were asked for as port 0."""
+    for forward in await network.forwarder.list():
+        if forward not in network.ports:
+            notice(f"netns-kit: {forward}")
+
+
+async def _pass_on(signals: Signals, process: Process) -> None:
+    """What is sent to us is for the command."""
+    async for number in signals.received():
+        process.pass_on(number)
+
+
+def complain(status: int, error: Exception) -> int:
+    """Say so; the exit status."""
+    last_words(f"netns-kit: {as_option(error)}")
+    return status
+
+
+def _domains(values: list[str]) -> dict[str, list[str]]:
+    domains: dict[str, list[str]] = {}
+    for each in values:
+        domain, _, resolver = each.partition("=")
+        domains.setdefault(domain, []).append(resolver)
+    return domains
+
+
+def _loopback(values: list[str]) -> bool | frozenset[int]:
+    if _ALL_PORTS in values:
+        return True
+    return frozenset(int(value) for value in values)
+
+
+def _ipv6(options: argparse.Namespace) -> Subnet6 | bool:
+    if not options.ipv6 and options.cidr6 is None:
+        return False
+    by_dhcp: bool = options.dhcp
+    return Subnet6(options.cidr6 or DEFAULT_CIDR6, managed=by_dhcp, other=by_dhcp)
+
+
+def _port(text: str) -> str:
+    if text != _ALL_PORTS and not (text.isdigit() and 0 < int(text) < 65536):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a port, 1 to 65535")
+    return text
+
+
+def _resolver_of(text: str) -> None:
+    domain, _, resolver = text.partition("=")
+    if not resolver:
+        raise ValueError(f"{text!r}: expected DOMAIN=ADDRESS[:PORT]")
+    Uplink(dns_domains={domain: [resolver]})
+
+
+def _overview() -> Parser:
+    """For who asks what there is, and who asks for what there is not."""
+    parser = Parser(
+        "netns-kit",
+        "[--help] [--version] COMMAND ...",
+        description="Unprivileged network namespaces with real connectivity.",
+        epilog="`netns-kit COMMAND --help` tells of a command.  The exit status is 125 if netns-kit failed, or if "
+        "the command line has a mistake.",
+    )
+    parser.add_argument("--version", action="version", version=f"netns-kit {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser)
+    commands.add_parser("run", help="run a command in a new namespace")
+    commands.add_parser("doctor", help="what this host allows, and what would put it right")
+    commands.add_parser("attach", help="give connectivity to an existing namespace")
+    commands.add_parser("slirp4netns", help="be slirp4netns, for podman, rootlesskit and others")
+    return parser
+
+
+def _parser() -> Parser:
+    run = Parser(
+        "netns-kit run",
+        "[OPTION]... [--] [COMMAND [ARGUMENT]...]",
+        description="Run a command in a new user and network namespace that reaches the world through "
+        "netns_kit's own TCP/IP stack.  Inside, 10.0.2.2 is the gateway and 10.0.2.3 answers DNS (with --cidr, the "
+        "same numbers of that network).  Signals are passed on to the command.",
+        epilog="The exit status is the command's, and a signal that ends the command ends netns-kit too (128+N to a "
+        "shell); 125 if netns-kit failed, or if its words have a mistake, 126 if the command cannot be executed, 127 "
+        "if it is not found.",
+    )
+    add_network_options(run)
+    run.add_argument(
+        "command", nargs=argparse.REMAINDER, help="the command and its arguments; default: a shell"
+    )
+    return run
+
+
+def add_network_options(run: argparse.ArgumentParser) -> None:
+    """What the namespace's network is like."""
+    run.add_argument(
+        "-p",
+        "--publish",
+        action="append",
+        default=[],
+        type=value(parse_ports),
+        metavar="SPEC",
+        help="forward a host port: [tcp:|udp:][ADDRESS:]PORT[-LAST][:[GUEST:]PORT[-LAST]][/PROTO]; without ADDRESS "
+        "on all of the host's IPv4 addresses; port 0: any that is free, told on standard error; repeatable",
+    )
+    run.add_argument(
+        "--mtu",
+        type=whole_number(lambda number: check_mtu(number, TAP_MTU_MAX)),
+        default=DEFAULT_MTU,
+        help="of the namespace's interface (%(default)s)",
+    )
+    run.add_argument(
+        "--cidr", type=value(Subnet.parse), default=DEFAULT_CIDR, help="the namespace's network (%(default)s)"
+    )
+    run.add_argument("--ipv6", action="store_true", help="IPv6 too; where there is none, IPv4 is served")
+    run.add_argument(
+        "--cidr6",
+        type=value(Subnet6),
+        metavar="PREFIX/64",
+        help=f"the namespace's IPv6 network ({DEFAULT_CIDR6}); it implies --ipv6",
+    )
+    run.add_argument(
+        "--dhcp",
+        action="store_true",
+        help="leave the interface without an address, for the command's own DHCP client; forwarded ports lead to "
+        "the address that it gets",
+    )
+    run.add_argument(
+        "--host-loopback",
+        action="append",
+        default=[],
+        type=_port,
+        metavar="PORT",
+        help="let the gateway's address mean the host's 127.0.0.1, and of IPv6 ::1: on all ports or, with =PORT, on "
+        "that one; repeatable",
+    )
+    run.add_argument(
+        "--no-host-addresses",
+        action="store_true",
+        help="refuse the host's own addresses, at which its services listen; --host-loopback is apart from it",
+    )
+    run.add_argument(
+        "--no-link-local",
+        action="store_true",
+        help="refuse link-local addresses, and those at which clouds tell a machine its credentials",
+    )
+    run.add_argument(
+        "--dns",
+        action="append",
+        type=value(lambda text: Endpoint.parse(text, DNS_PORT)),
+        metavar="ADDRESS[:PORT]",
+        help="a resolver to use instead of the host's; repeatable",
+    )
+    run.add_argument(
+        "--dns-domain",
+        action="append",
+        default=[],
+        type=value(_resolver_of),
+        metavar="DOMAIN=ADDRESS[:PORT]",
+        help="a resolver for names in that domain; repeatable",
+    )
+    run.add_argument(
+        "--dns-record",
+        action="append",
+        default=[],
+        type=value(Record.parse),
+        metavar="NAME=ADDRESS",
+        help="a name that is resolved here; repeatable",
+    )
+    run.add_argument(
+        "--dns-search",
+        action="append",
+        type=value(lambda text: Uplink(dns_search=[text])),
+        metavar="DOMAIN",
+        help="where to look short names up, instead of the host's search list; . for nowhere; repeatable",
+    )
+    run.add_argument("--no-dns-cache", action="store_true", help="ask the resolvers each time")
+    run.add_argument(
+        "--udp-filtering",
+        choices=get_args(UdpFiltering),
+        default=get_args(UdpFiltering)[0],
+        help="whose datagrams may come in to a UDP port opened inside: of those it has sent to (the default), or "
+        'anybody\'s ("full cone")',
+    )
+    run.add_argument(
+        "--driver",
+        choices=get_args(DriverName),
+        default="thread",
+        help="where the stack runs: on a thread (the default), on the event loop, or in a sandboxed worker process",
+    )
+    run.add_argument(
+        "--queues",
+        type=whole_number(lambda number: arguments.whole_number("queues", number, 1, QUEUES_MAX)),
+        default=1,
+        metavar="N",
+        help="with --driver worker: share the connections out among N processes (%(default)s)",
+    )
+    run.add_argument(
+        "--bind4",
+        type=value(lambda text: source_address(text, 4)),
+        metavar="ADDRESS",
+        help="source address of outgoing connections",
+    )
+    run.add_argument(
+        "--bind6",
+        type=value(lambda text: source_address(text, 6)),
+        metavar="ADDRESS",
+        help="the same for IPv6",
+    )
+    run.add_argument(
+        "--device",
+        type=value(lambda text: Uplink(device=text)),
+        metavar="NAME",
+        help="interface that outgoing connections are bound to",
+    )

@@ -1,0 +1,1 @@
+"""`Forwarder`: ports of the host that lead into the namespace."""

@@ -1,0 +1,237 @@
+"""Listeners: ports of the host, accepting on the engine's side.
+
+A `Listener` accepts on the host and connects to the guest through the stack, with the client's address, so the
+server inside sees who is there.  A client whose address would mean something else inside comes from the gateway's
+address instead: one on the host's loopback, one of the other family, one of IPv6 that is of a link only.
+
+A published UDP port is a full cone (RFC 4787 4.1, 5): anybody's datagrams come in, and what the guest sends from the
+port that it leads to leaves by it, asked or not, wherever it goes: the peers of a server know it by that port.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import socket
+import struct
+from contextlib import suppress
+from ipaddress import ip_address
+
+from netns_kit.arguments import Address
+from netns_kit.errors import AddressError, PortInUseError
+from netns_kit.frozen import replace
+from netns_kit.gateway.engine import IN
+from netns_kit.gateway.gateway import Gateway
+from netns_kit.gateway.relay import UdpRelay
+from netns_kit.gateway.relay.sockets import Ancillary, family_of
+from netns_kit.host import diagnosis
+from netns_kit.stack import UdpFlow
+from netns_kit.stack.wire import family as addresses
+from netns_kit.stack.wire.flow_key import FlowKey
+from netns_kit.stack.wire.ip import is_link_local
+from netns_kit.uplink.uplink import Endpoint, Way
+
+from .ports import PortForward
+
+ACCEPTS_PER_STEP = 64
+BACKLOG = 4096
+PAUSE = 1.0  # seconds without accepting when the process is out of descriptors or memory
+OVERLOADED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+IP_PKTINFO = 8  # linux/in.h
+_PKTINFO = {  # answers leave from the address that was asked (ip(7), IP_PKTINFO; linux/in6.h)
+    int(socket.AF_INET): (socket.IPPROTO_IP, IP_PKTINFO),
+    int(socket.AF_INET6): (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO),
+}
+_PKTINFO_MESSAGES = frozenset({(socket.IPPROTO_IP, IP_PKTINFO), (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO)})
+
+
+class Listener:
+    """One host port, listening.  Made and used on the engine's thread."""
+
+    def __init__(self, gateway: Gateway, forward: PortForward) -> None:
+        """Raises `PortInUseError`, `AddressError` or OSError; nothing is left bound then."""
+        self._gateway = gateway
+        self._engine = gateway.engine
+        subnet, guest = gateway.subnet, forward.guest
+        local = subnet.of(forward.host) or subnet if guest is None else subnet.of(guest)
+        if local is None:
+            raise AddressError(
+                f"{forward}: the namespace has no IPv6 address",
+                fix="forward to its IPv4 address, or turn IPv6 on",
+            )
+        if guest is not None and (not _is_host(guest.packed) or guest.packed in gateway.stack.addresses):
+            raise AddressError(f"{forward}: that cannot be an address of the namespace")
+        self._local = local
+        self._socket = self._listen(forward)
+        self.forward = replace(forward, host_port=self._socket.getsockname()[1])
+
+    def close(self) -> None:
+        """Stop listening: the port is free when this returns."""
+        raise NotImplementedError
+
+    def _listen(self, forward: PortForward) -> socket.socket:
+        return _listen(forward)
+
+    def _guest(self) -> Address:
+        """The address inside that it leads to."""
+        return self.forward.guest or self._gateway.guest(self._local)
+
+    def _key(self, address: str, port: int) -> bytes:
+        """The flow's name on the guest's side, for a client of that address and port."""
+        local, client = self._local, ip_address(address)
+        guest = self._guest()
+        source: Address = local.gateway
+        if (
+            client.version == guest.version
+            and not client.is_loopback
+            and not is_link_local(client.packed)
+            and client not in local.network
+        ):
+            source = client
+        return FlowKey(guest.packed, source.packed, self.forward.guest_port, port).pack()
+
+
+class TcpListener(Listener):
+    """Accepts, and connects to the guest.  Closed, it leaves the connections it has made alone."""
+
+    def __init__(self, gateway: Gateway, forward: PortForward) -> None:
+        self.timer_at = self.timer_entry = math.inf
+        super().__init__(gateway, forward)
+        self._engine.add(self._socket.fileno(), self._on_events, IN)
+
+    def close(self) -> None:
+        self.timer_at = math.inf
+        self._engine.remove(self._socket.fileno())
+        with suppress(OSError):  # the port is free now, whoever else has a copy
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def _on_events(self, _: int) -> None:
+        for at in range(ACCEPTS_PER_STEP):
+            if at and self._engine.is_late:
+                return
+            if not self._gateway.make_room():
+                self._pause()
+                return
+            try:
+                sock, client = self._socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in OVERLOADED:
+                    self._pause()
+                    return
+                continue  # that client has gone again
+            sock.setblocking(False)
+            self._gateway.tcp_accepted(self._key(*client[:2]), sock)
+
+    def _pause(self) -> None:
+        self._engine.modify(self._socket.fileno(), 0)
+        self._engine.timers.arm(self, self._engine.now + PAUSE)
+
+    def handle_timer(self, now: float) -> None:
+        """The pause is over."""
+        self._engine.modify(self._socket.fileno(), IN)
+
+
+class UdpListener(Listener):
+    """Hands datagrams to the guest, and its answers back.  Closed, its flows end."""
+
+    def __init__(self, gateway: Gateway, forward: PortForward) -> None:
+        super().__init__(gateway, forward)
+        self._socket.setsockopt(*_PKTINFO[family_of(self._socket)], 1)
+        self._relay = UdpRelay(
+            self._engine,
+            self._socket,
+            gateway.inbox,
+            gateway.outbox,
+            unsolicited=self._open,
+            idle=lambda _: None,
+        )
+        self._published = gateway.published.setdefault(forward.guest_port, [])
+        self._published.append(self)
+
+    def close(self) -> None:
+        self._published.remove(self)
+        self._relay.close()
+
+    def _listen(self, forward: PortForward) -> socket.socket:
+        try:
+            return _listen(forward)
+        except PortInUseError:  # perhaps the guest has it, since it has sent from the same port
+            if not self._gateway.leave_udp_port(forward.host_port):
+                raise
+            return _listen(forward)
+
+    @property
+    def host(self) -> Address:
+        return self.forward.host
+
+    def way_to(self, target: Address, guest: bytes) -> Way | None:
+        if self._guest().packed != guest:
+            return None
+        return self._gateway.uplink.way_by(self.forward.host, self.forward.device, target)
+
+    def add(self, flow: UdpFlow, target: Endpoint, way: Way) -> None:
+        self._relay.add(flow, (str(target.address), target.port), _told(way, family_of(self._socket)))
+
+    def _open(self, relay: UdpRelay, client: tuple[str, int], ancillary: Ancillary) -> None:
+        stack = self._gateway.stack
+        try:
+            key = self._gateway.free_key(self._key(*client), stack.udp)
+        except KeyError:
+            stack.dropped["udp-ports"] += 1
+            return
+        flow = stack.add_udp(key, self._engine.now, client)
+        relay.add(flow, client, [each for each in ancillary if each[:2] in _PKTINFO_MESSAGES])
+
+
+def _told(way: Way, family: int) -> Ancillary:
+    """What a datagram that goes this way is told."""
+    if way == (None, 0):
+        return []
+    if family == socket.AF_INET:
+        source = socket.inet_aton(way.source or "0.0.0.0")
+        return [(socket.IPPROTO_IP, IP_PKTINFO, struct.pack("=i4s4x", way.interface, source))]
+    source = socket.inet_pton(socket.AF_INET6, way.source or "::")
+    return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, struct.pack("=16sI", source, way.interface))]
+
+
+def _listen(forward: PortForward) -> socket.socket:
+    family = socket.AF_INET if forward.host.version == 4 else socket.AF_INET6
+    kind = socket.SOCK_STREAM if forward.protocol == "tcp" else socket.SOCK_DGRAM
+    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+    try:
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if forward.device is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, forward.device.encode())
+        if forward.protocol == "tcp":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((str(forward.host), forward.host_port))
+        if forward.protocol == "tcp":
+            sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUseError(
+                f"{forward.listens_on}/{forward.protocol} is taken by another socket",
+                fix="choose another host port, or 0 for any that is free",
+            ) from error
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise AddressError(
+                f"{forward.host} is no address of this host", fix="choose one of its own"
+            ) from error
+        if error.errno == errno.EAFNOSUPPORT:
+            raise diagnosis.ipv6(error.errno, {}) from error
+        raise
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _is_host(address: bytes) -> bool:
+    if addresses.family_of(address) is addresses.IPV6:
+        return address[0] not in (0, 0xFF) and not is_link_local(address)
+    return address[0] not in (0, 127) and address[0] < 224

@@ -1,0 +1,1 @@
+"""The gateway: where flows of the stack meet sockets of the host."""

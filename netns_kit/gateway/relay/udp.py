@@ -1,0 +1,198 @@
+"""Flows of the stack beside one datagram socket of the host: those of one guest endpoint (RFC 4787:
+endpoint-independent mapping), or those of the clients of a forwarded port."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Callable, Sequence
+
+from netns_kit.gateway.engine import ERROR, IN, Appetite, Engine
+from netns_kit.stack import UdpFlow
+
+from .batches import LARGEST, MOST, UDP_SEGMENT, Inbox, Outbox, ask_for_room, ask_for_runs
+from .sockets import Ancillary, Marks, ask_for_errors, ask_for_marks, read_errors, refusal_for
+
+ATTEMPTS = 8
+QUOTED = 1280  # bytes of a datagram: no ICMP error quotes more
+_NO_SEGMENTATION = frozenset({errno.EIO, errno.EINVAL, errno.EMSGSIZE})  # what UDP_SEGMENT meets at times
+
+NOTHING: Ancillary = []
+
+Address = tuple[str, int]
+
+
+class UdpRelay:
+    """A socket, and the flows it is for, each with an address of its own on the host's side.
+
+    A datagram from an address that none of the flows goes to is for `unsolicited` to decide, told of the ancillary
+    data that came with it: it adds a flow, or does not.  `idle` is called when the last flow has gone.
+    """
+
+    __slots__ = (
+        "_appetite",
+        "_engine",
+        "_flows",
+        "_idle",
+        "_inbox",
+        "_marks",
+        "_outbox",
+        "_socket",
+        "_targets",
+        "_unsolicited",
+        "_waiting",
+        "_waiting_flow",
+        "_waiting_marks",
+    )
+
+    def __init__(
+        self,
+        engine: Engine,
+        sock: socket.socket,
+        inbox: Inbox,
+        outbox: Outbox,
+        *,
+        unsolicited: Callable[[UdpRelay, Address, Ancillary], None],
+        idle: Callable[[UdpRelay], None],
+    ) -> None:
+        self._engine = engine
+        self._socket = sock
+        self._inbox, self._outbox = inbox, outbox
+        self._appetite = Appetite(engine)
+        self._unsolicited = unsolicited
+        self._idle = idle
+        self._flows: dict[Address, UdpFlow] = {}
+        self._targets: dict[bytes, tuple[Address, Ancillary, UdpFlow]] = {}
+        self._marks = Marks(sock)
+        # datagrams of one flow, equal in length and marks, to leave together
+        self._waiting: list[memoryview] = []
+        self._waiting_flow: UdpFlow | None = None
+        self._waiting_marks = 0
+        ask_for_errors(sock)
+        ask_for_marks(sock)
+        ask_for_room(sock)
+        ask_for_runs(sock)
+        engine.add(sock.fileno(), self._on_events, IN)
+
+    @property
+    def flow_count(self) -> int:
+        return len(self._targets)
+
+    def local(self) -> Address:
+        """Address and port of the host's socket."""
+        address, port, *_ = self._socket.getsockname()
+        return address, port
+
+    @property
+    def port(self) -> int:
+        """The host's port."""
+        port: int = self._socket.getsockname()[1]
+        return port
+
+    def add(self, flow: UdpFlow, address: Address, ancillary: Ancillary = NOTHING) -> None:
+        """`flow` goes to `address`, with `ancillary` data; what comes from there is an answer to it."""
+        flow.user = self
+        self._flows[address] = flow
+        self._targets[flow.key] = address, ancillary, flow
+
+    def datagram(self, flow: UdpFlow, payload: memoryview, marks: int, segment_size: int) -> None:
+        waiting, size = self._waiting, len(payload)
+        if waiting and (
+            flow is not self._waiting_flow
+            or marks != self._waiting_marks
+            or size != len(waiting[0])
+            or len(waiting) == MOST
+            or segment_size
+        ):
+            self.flush()
+            waiting = self._waiting
+        if segment_size or not 0 < size <= LARGEST:
+            self._datagrams(flow, (payload,), marks, segment_size)
+            return
+        if not waiting:
+            self._outbox.relays.append(self)
+            self._waiting_flow, self._waiting_marks = flow, marks
+        waiting.append(payload)
+
+    def flush(self) -> None:
+        """Send what waits for more of its kind."""
+        waiting, flow = self._waiting, self._waiting_flow
+        if waiting and flow is not None:
+            self._waiting, self._waiting_flow = [], None
+            segment_size = len(waiting[0]) if len(waiting) > 1 else 0
+            self._datagrams(flow, waiting, self._waiting_marks, segment_size)
+
+    def _datagrams(self, flow: UdpFlow, pieces: Sequence[memoryview], marks: int, segment_size: int) -> None:
+        """`pieces` end to end, as datagrams of `segment_size`, or one."""
+        error = 0
+        for _ in range(ATTEMPTS):
+            error = self._send(flow, pieces, marks, segment_size)
+            if not error:
+                return
+            if segment_size and error in _NO_SEGMENTATION:
+                for piece in pieces:
+                    for start in range(0, len(piece), segment_size):
+                        self._datagrams(flow, (piece[start : start + segment_size],), marks, 0)
+                return
+            if self._errors(flow, pieces[0]):
+                return
+            # that was an earlier one's error; more of them may come in meanwhile
+        flow.refuse(refusal_for(error), pieces[0])
+
+    def _send(self, flow: UdpFlow, pieces: Sequence[memoryview], marks: int, segment_size: int) -> int:
+        """The errno, or 0: also when the host's queue is full.  Then it is lost, as datagrams are."""
+        address, ancillary, _ = self._targets[flow.key]
+        try:
+            self._marks.carry(marks)
+            if segment_size:
+                size = struct.pack("=H", segment_size)
+                self._socket.sendmsg(pieces, [*ancillary, (socket.SOL_UDP, UDP_SEGMENT, size)], 0, address)
+            elif ancillary:
+                self._socket.sendmsg(pieces, ancillary, 0, address)
+            else:
+                self._socket.sendto(pieces[0], address)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            return error.errno or errno.EIO
+        return 0
+
+    def expired(self, flow: UdpFlow) -> None:
+        self.flush()
+        address, _, _ = self._targets.pop(flow.key)
+        if self._flows.get(address) is flow:  # two of the guest's destinations may be one address
+            del self._flows[address]
+        if not self._targets:
+            self._idle(self)
+
+    def close(self) -> None:
+        """End the flows, and close the socket.  Again is fine."""
+        for _, _, flow in list(self._targets.values()):
+            flow.close()
+        if self._socket.fileno() >= 0:
+            self._engine.remove(self._socket.fileno())
+            self._socket.close()
+
+    def _on_events(self, events: int) -> None:
+        if events & ERROR:
+            self._errors()
+        self._inbox.read(self._socket, self._appetite, self._flow_from, self._engine.now)
+
+    def _flow_from(self, sender: Address, ancillary: Ancillary) -> UdpFlow | None:
+        flow = self._flows.get(sender)
+        if flow is None:
+            self._unsolicited(self, sender, ancillary)
+            flow = self._flows.get(sender)
+        return flow
+
+    def _errors(self, sending: UdpFlow | None = None, payload: bytes | memoryview = b"") -> bool:
+        """Tell the guest of what is in the socket's error queue.  Whether that was about what is being sent."""
+        is_about_this = False
+        for each in read_errors(self._socket):
+            flow, quoted = self._flows.get(each.target), each.quoted
+            if each.is_local:  # the kernel would not take it; it does not say whose it was
+                flow, quoted, is_about_this = sending, bytes(payload[:QUOTED]), True
+            if flow is not None:
+                flow.refuse(each.for_guest(flow.key), quoted)
+        return is_about_this

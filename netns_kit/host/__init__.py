@@ -1,0 +1,1 @@
+"""This machine: its sysctls, addresses, limits and files, and why it refuses."""

@@ -1,0 +1,1 @@
+"""`Namespace`: network namespaces, the agent inside, and the commands that run there."""

@@ -1,0 +1,708 @@
+"""Namespace: a network namespace, and what may be done in it from outside.
+
+An *agent* (agent.py, whose text gives the protocol) is executed for each namespace and lives inside.  This
+process never calls setns or unshare and never forks: it asks, and gets descriptors, sockets above all, that
+belong to the namespace wherever they are used.  A request is one datagram out and one in on a socket of its
+own, so any number of tasks, threads and event loops may ask at once, and a cancelled one leaves nothing
+behind.
+
+A namespace that goes away while it is open (the agent killed, the process ended that was attached to) is noticed by
+pidfd: calls that are under way end with NamespaceGone, as does whatever is asked later, and closing raises it.
+
+The only import of pyroute2, where it is used: it costs more than all else here together.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from subprocess import PIPE
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+
+from netns_kit import arguments
+from netns_kit.arguments import AddressLike
+from netns_kit.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    NamespaceGone,
+    NotPrivileged,
+    OwnNamespace,
+    PortInUseError,
+    SysctlError,
+)
+from netns_kit.host import diagnosis, sysctl
+
+from .agent_client import AgentProcess, Conversation, Done, Start
+from .background import Openable, Supervisor
+from .process import Command, CommandFailed, Process, StandardStream, Word, open_process
+from .watch import Watch
+
+__all__ = ["Interface", "InterfaceAddress", "Namespace", "OpenedTap", "Route"]
+
+T = TypeVar("T")
+Ids = Literal["root", "same", "subids"]
+"""Who commands are in a namespace of their own, see `Namespace.create`."""
+Pids = Literal["own", "host"]
+"""Whose processes commands see, see `Namespace.create`."""
+
+_PROC = re.compile(r"/proc/([0-9]+)/ns/net")
+MAIN_TABLE = 254  # RT_TABLE_MAIN
+NETLINK_ROUTE = 0
+_TUN = 10, 200  # of /dev/net/tun, in the kernel's list of devices
+_SOCKET_FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+
+
+@dataclass(frozen=True)
+class Interface:
+    """A network interface; `mac` is empty where there is none."""
+
+    index: int
+    name: str
+    mtu: int
+    mac: str
+    up: bool
+
+
+@dataclass(frozen=True)
+class InterfaceAddress:
+    """An address with its prefix, and the `index` of the link that has it."""
+
+    index: int
+    interface: IPv4Interface | IPv6Interface
+
+
+@dataclass(frozen=True)
+class Route:
+    """A route of the main table; `gateway` and `index` (of the link) are None where the route has none."""
+
+    destination: IPv4Network | IPv6Network
+    gateway: IPv4Address | IPv6Address | None
+    index: int | None
+    metric: int
+
+
+@dataclass(frozen=True)
+class OpenedTap:
+    """A tap device opened in the namespace: `fds`, one for each queue, are the caller's, `flags` are what the kernel
+    made of the word.
+
+    `existed` tells whether the device was there before, a persistent one made by somebody else.
+    """
+
+    fds: tuple[int, ...]
+    name: str
+    flags: int
+    existed: bool
+
+    @property
+    def fd(self) -> int:
+        """Of the first queue."""
+        return self.fds[0]
+
+
+@dataclass(frozen=True)
+class _Value:
+    """The agent's answer to what a sysctl is."""
+
+    value: str
+
+
+@dataclass(frozen=True)
+class _Tap:
+    """The agent's answer to the opening of a tap, beside the descriptors."""
+
+    name: str
+    flags: int
+    existed: bool
+
+
+@dataclass(frozen=True)
+class _Configured:
+    """The agent's answer to the configuration of a link."""
+
+    without_ipv6: str | None
+
+
+class Namespace(Openable):
+    """A network namespace, for as long as it is open.
+
+    Made by `create`, `attach` or `current`; each says what opening raises.  Closing kills every command started in it
+    and ends the agent.  The kernel then drops the namespace if nobody else holds it.
+
+    If the namespace vanishes while it is open, every call raises `NamespaceGone`, those under way at once, and so
+    does closing.  Commands that still run are killed then.
+    """
+
+    def __init__(self, prepare: Callable[[ExitStack], Start] | None = None, what: str = "") -> None:
+        """For `create`, `attach` and `current`, which say what it is.  Raises ArgumentTypeError without them."""
+        if not callable(prepare):
+            raise ArgumentTypeError(
+                "a Namespace is made by Namespace.create(), Namespace.attach(...) or Namespace.current()"
+            )
+        self._prepare = prepare
+        self._what = what
+        self._agent = AgentProcess()
+        self._held = ExitStack()
+        self.supervisor = Supervisor(type(self).__name__, NamespaceGone)
+
+    @classmethod
+    def create(cls, *, ids: Ids = "root", pids: Pids | None = None) -> Namespace:
+        """A new user and network namespace, its loopback up.
+
+        `ids` says who commands are in there: "root" maps uid and gid 0 to the caller's, "same" maps the
+        caller's own to themselves (commands then have no capability), "subids" maps 0 to the caller and 1 up
+        to the ranges of /etc/subuid and /etc/subgid by newuidmap(1); for a caller who is root, every id he
+        has to itself.
+
+        `pids` says which processes commands see.  "own": each other and nobody else.  They have a PID namespace, a
+        mount namespace and a /proc for themselves, and nothing a command does keeps it, or what it has started, from
+        ending when this is closed.  "host": what the caller sees.  Then a command with the caller's uid can signal
+        the caller's processes, and one that stops our agent can outlive us.  None, the default, is "own" where it can
+        be had, which it cannot in a container whose /proc is masked; the property `pids` tells.
+
+        Opening raises UserNamespaceDenied, IdMapError or FeatureUnavailable, naming what forbids it; cancelled, it
+        leaves nothing.
+        """
+        arguments.one_of("ids", ids, get_args(Ids))
+        _check_pids(pids)
+        return cls(lambda _: Start("create", pids, ids=ids), f"create(ids={ids!r})")
+
+    @classmethod
+    def attach(
+        cls,
+        *,
+        pid: int | None = None,
+        path: str | os.PathLike[str] | None = None,
+        fd: int | None = None,
+        pids: Pids | None = None,
+        allow_current: bool = False,
+    ) -> Namespace:
+        """An existing network namespace: that of a process, or a path or descriptor of one (/run/netns/x).
+
+        Exactly one is given; a descriptor stays the caller's and must be open until the namespace is.
+        The user namespace that owns it is joined first, and commands are its owner there: uid, gid and no other
+        group, whoever the caller is (root of the namespace, if the owner has no id in it).  `pids` is as in `create`;
+        the processes of that namespace that others have started are neither seen nor ended.  It ends with
+        NamespaceGone when the process does, of `pid` or of a `path` in /proc, or when the path leads there no more,
+        as after `ip netns delete`.
+
+        A process that has not unshared yet is still in the caller's own namespace, and what is done to that is done
+        to the caller.  So `allow_current` False, the default, refuses the caller's own namespace.
+
+        Opening raises OwnNamespace for that, NamespaceGone if there is no such process, NotPrivileged,
+        FileNotFoundError, IdMapError where there is no id to be, or a group of the caller's that cannot be given up,
+        or OSError with EINVAL for what is not a network namespace; cancelled, it leaves nothing.
+        """
+        _check_pids(pids)
+        given = {name: each for name, each in (("pid", pid), ("path", path), ("fd", fd)) if each is not None}
+        what = ", ".join(f"{name}={arguments.shown(each)}" for name, each in given.items())
+        if len(given) != 1:
+            raise ArgumentError(f"attach({what}): expected exactly one of pid, path and fd")
+        if pid is not None:
+            arguments.whole_number("pid", pid, 1)
+        if fd is not None:
+            arguments.whole_number("fd", fd, 0)
+        if path is not None:
+            arguments.instance("path", path, (str, os.PathLike), "a path, like '/run/netns/NAME'")
+        arguments.boolean("allow_current", allow_current)
+
+        def start(stack: ExitStack) -> Start:
+            if pid is not None:
+                start = _of_process(pid, stack)
+            elif path is None:
+                start = Start("attach", ns=fd, name=f"of descriptor {fd}")
+            else:
+                start = _at_path(os.fspath(path), stack)
+            if not allow_current and start.ns is not None:
+                _check_not_ours(start.ns, start.name)
+            return replace(start, pids=pids)
+
+        return cls(start, f"attach({what})")
+
+    @classmethod
+    def current(cls) -> Namespace:
+        """The namespace the caller is in, with the caller's own rights: what needs none works, the rest
+        raises.
+        """
+        return cls(lambda _: Start("current"), "current()")
+
+    def __repr__(self) -> str:
+        return f"<Namespace.{self._what}: {self.supervisor.condition}>"
+
+    async def _open(self) -> None:
+        start = self._prepare(self._held)
+        await self._agent.start(start)
+        self.supervisor.start(self._agent.watch)
+        if start.process is not None:
+            self.supervisor.start(self._watch_process, start.process)
+        if start.watch is not None:
+            self.supervisor.start(self._watch_path, start.watch)
+
+    async def _close(self) -> None:
+        await self._agent.stop()
+        self._held.close()
+
+    async def _watch_process(self, pidfd: int) -> None:
+        await anyio.wait_readable(pidfd)
+        self._agent.hang_up()
+        raise self._agent.lost("the process whose namespace it was has ended")
+
+    async def _watch_path(self, watch: Watch) -> None:
+        while watch.is_there():
+            await anyio.wait_readable(watch)
+        self._agent.hang_up()
+        raise self._agent.lost("the path of the namespace is gone")
+
+    @property
+    def pid(self) -> int:
+        """Of a process that holds the namespaces while it is open, as the host counts: `/proc/<pid>/ns/net` is
+        the network namespace, and `nsenter --target <pid> --user --net --pid --mount` is where commands are.
+
+        Raises NamespaceGone while it is not open.
+        """
+        return self._agent.holder
+
+    @property
+    def pids(self) -> Pids:
+        """Whose processes commands see, "own" or "host": see `create`."""
+        return self._agent.pids
+
+    async def _converse(self, op: str, fds: Sequence[int] = (), /, **arguments: object) -> Conversation:
+        return await self._agent.converse(op, fds, arguments)
+
+    async def _ask(
+        self, kind: type[T], op: str, /, *, descriptors: int = 0, **arguments: object
+    ) -> tuple[T, list[int]]:
+        with self.supervisor.guarding():
+            conversation = await self._converse(op, **arguments)
+            try:
+                return await conversation.receive(kind, descriptors)
+            finally:
+                conversation.close()
+
+    async def run(
+        self,
+        command: Command,
+        *,
+        input: bytes | None = None,
+        stdin: StandardStream = None,
+        stdout: StandardStream = PIPE,
+        stderr: StandardStream = PIPE,
+        check: bool = True,
+        cwd: Word | None = None,
+        env: Mapping[str, str] | None = None,
+        start_new_session: bool = False,
+        pass_fds: Sequence[int] = (),
+        files: Mapping[str, str | bytes] | None = None,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a command to its end, as `anyio.run_process` does; a string goes through the shell.
+
+        `input` is written to its standard input, which is then closed.  `files` are absolute paths,
+        and what the command shall read there; nobody else sees it (docs/commands.md).
+
+        In a PID namespace of its own (`pids`) the command has a session of its own too, so that /dev/tty is not our
+        terminal.  One that is given our controlling terminal as a standard stream is in our session and group, for
+        job control to work; then it can signal the group.
+
+        Raises CommandFailed, a CalledProcessError, if `check` and the status is not 0, ArgumentError for what cannot
+        be used, FileNotFoundError and other OSErrors as `subprocess` does, UserNamespaceDenied where `files` cannot
+        be shown, NamespaceGone.  Cancelled, it kills the command and what that started.
+        """
+        given: object = input
+        fix = "encode it: input=text.encode()" if isinstance(given, str) else None
+        arguments.instance("input", given, (bytes, bytearray, memoryview, NoneType), "bytes, or None", fix)
+        arguments.boolean("check", check)
+        if input is not None and stdin is not None:
+            raise ArgumentError("expected None where input is given", "stdin", arguments.shown(stdin))
+        process = await self.popen(
+            command,
+            stdin=stdin if input is None else PIPE,
+            stdout=stdout,
+            stderr=stderr,
+            cwd=cwd,
+            env=env,
+            start_new_session=start_new_session,
+            pass_fds=pass_fds,
+            files=files,
+        )
+        output: list[bytes | None] = [None, None]
+
+        async def feed(stream: anyio.abc.ByteSendStream) -> None:
+            with suppress(anyio.BrokenResourceError):  # it has read what it wanted
+                await stream.send(input or b"")
+            await stream.aclose()
+
+        async def drain(stream: anyio.abc.ByteReceiveStream, index: int) -> None:
+            output[index] = b"".join([chunk async for chunk in stream])
+
+        async with process:
+            async with anyio.create_task_group() as tasks:
+                if process.stdin is not None:
+                    tasks.start_soon(feed, process.stdin)
+                for index, stream in enumerate((process.stdout, process.stderr)):
+                    if stream is not None:
+                        tasks.start_soon(drain, stream, index)
+            returncode = await process.wait()
+        if check and returncode != 0:
+            raise CommandFailed(returncode, command, *output)
+        return subprocess.CompletedProcess(command, returncode, *output)
+
+    async def popen(
+        self,
+        command: Command,
+        *,
+        stdin: StandardStream = PIPE,
+        stdout: StandardStream = PIPE,
+        stderr: StandardStream = PIPE,
+        cwd: Word | None = None,
+        env: Mapping[str, str] | None = None,
+        start_new_session: bool = False,
+        pass_fds: Sequence[int] = (),
+        files: Mapping[str, str | bytes] | None = None,
+    ) -> Process:
+        """Start a command, as `anyio.open_process` does; arguments and errors are those of `run`.
+
+        It has been executed when this returns.  Cancelled before that, it is killed.  Close the Process, or
+        use it in an `async with`: that kills it if it still runs.
+        """
+        with self.supervisor.guarding():
+            return await open_process(
+                self._converse,
+                self.supervisor,
+                command,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                cwd=cwd,
+                env=env,
+                start_new_session=start_new_session,
+                pass_fds=pass_fds,
+                files=files,
+            )
+
+    async def socket(self, family: int, type: int, proto: int = 0) -> socket.socket:
+        """A non-blocking kernel socket of the namespace, the caller's to close.  Raises the OSError of
+        socket(2), ArgumentTypeError for what is no number.
+        """
+        for name, number in (("family", family), ("type", type), ("proto", proto)):
+            arguments.instance(name, number, int, "a whole number, as socket(2) has it")
+        _, (fd,) = await self._ask(
+            Done, "socket", descriptors=1, family=int(family), type=int(type), proto=int(proto)
+        )
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError as exc:
+            os.close(fd)
+            raise self._agent.betrayed("a descriptor that is no socket") from exc
+        if (sock.family, sock.type) != (family, type & ~_SOCKET_FLAGS):
+            sock.close()
+            raise self._agent.betrayed("another socket than was asked for")
+        sock.setblocking(False)
+        return sock
+
+    async def connect_tcp(self, host: AddressLike, port: int) -> anyio.abc.SocketStream:
+        """A TCP connection made in the namespace.
+
+        Raises AddressError for a host that is no address (names mean nothing here), ArgumentError for what is no
+        port, and the OSErrors of connect(2).  Cancelled, it leaves no socket.
+        """
+        address = arguments.address(host, "host")
+        arguments.port("port", port, 1)
+        sock = await self.socket(_family(address), socket.SOCK_STREAM)
+        try:
+            if (error := sock.connect_ex((str(address), port))) == errno.EINPROGRESS:
+                with self.supervisor.guarding():
+                    await anyio.wait_writable(sock)
+                error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if error:
+                raise OSError(error, f"{os.strerror(error)}: {address} port {port}")
+            return await anyio.abc.SocketStream.from_socket(sock)
+        except BaseException:
+            sock.close()
+            raise
+
+    async def listen_tcp(
+        self, host: AddressLike = "127.0.0.1", port: int = 0, *, backlog: int = 128
+    ) -> anyio.abc.SocketListener:
+        """Listen on an address of the namespace; port 0 lets the kernel choose.
+
+        Raises AddressError for a host that is no address, ArgumentError for what is no port, PortInUseError,
+        PrivilegedPortError, OSError.
+        """
+        address = arguments.address(host, "host")
+        arguments.port("port", port)
+        arguments.whole_number("backlog", backlog, 0)
+        sock = await self.socket(_family(address), socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((str(address), port))
+            sock.listen(backlog)
+            return await anyio.abc.SocketListener.from_socket(sock)
+        except OSError as exc:
+            sock.close()
+            if exc.errno == errno.EADDRINUSE:
+                raise PortInUseError(
+                    f"{address} port {port}/tcp is taken in the namespace", fix="choose another port, or 0"
+                ) from exc
+            if exc.errno == errno.EACCES:
+                start = int(await self.get_sysctl(diagnosis.PORT_START))
+                raise diagnosis.privileged_port(port, "in the namespace", start) from exc
+            raise
+        except BaseException:
+            sock.close()
+            raise
+
+    async def links(self) -> tuple[Interface, ...]:
+        """Return its network interfaces."""
+        return tuple(
+            Interface(
+                message["index"],
+                message.get_attr("IFLA_IFNAME"),
+                message.get_attr("IFLA_MTU"),
+                message.get_attr("IFLA_ADDRESS") or "",
+                bool(message["flags"] & 1),
+            )
+            for message in await self._dump(lambda route: route.get_links())
+        )
+
+    async def addresses(self) -> tuple[InterfaceAddress, ...]:
+        """The addresses of its interfaces, of both families."""
+        return tuple(map(_interface, await self._dump(lambda route: route.get_addr())))
+
+    async def routes(self) -> tuple[Route, ...]:
+        """The unicast routes of its main table, of both families."""
+        messages = await self._dump(lambda route: route.get_routes(table=MAIN_TABLE))
+        return tuple(map(_route, messages))
+
+    async def _dump(self, question: Callable[[Any], Any]) -> list[Any]:
+        """Ask the namespace's kernel by netlink; in a thread, for pyroute2 runs a loop of its own."""
+        sock = await self.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_ROUTE)
+
+        def ask() -> list[Any]:
+            from pyroute2 import IPRoute
+
+            with IPRoute(fileno=sock.fileno()) as route:
+                sock.detach()
+                return list(question(route))
+
+        try:
+            return await anyio.to_thread.run_sync(ask)
+        finally:
+            sock.close()
+
+    async def get_sysctl(self, name: str) -> str:
+        """A `net.` sysctl as the namespace has it; names as sysctl(8) takes them.  Raises SysctlError."""
+        path = _sysctl_path(name)
+        with _sysctl_errors(name):
+            answer, _ = await self._ask(_Value, "sysctl_get", path=path)
+        return answer.value
+
+    async def set_sysctl(self, name: str, value: str | int) -> None:
+        """Set a `net.` sysctl of the namespace; the host's stays.  Raises SysctlError."""
+        arguments.instance("value", value, (str, int), "text or a whole number")
+        path = _sysctl_path(name)
+        with _sysctl_errors(name, value):
+            await self._ask(Done, "sysctl_set", path=path, value=str(value))
+
+    async def move_link_in(self, name: str) -> None:
+        """Move an interface of the caller's namespace into this one.
+
+        Raises NotPrivileged without CAP_NET_ADMIN in both, OSError with ENODEV if there is no such interface.
+        """
+        arguments.text("name", name, "the name of an interface")
+        pid = self.pid
+
+        def move() -> None:
+            from pyroute2 import IPRoute
+            from pyroute2.netlink.exceptions import NetlinkError
+
+            with IPRoute() as route:
+                if not (found := route.link_lookup(ifname=name)):
+                    raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), name)
+                try:
+                    route.link("set", index=found[0], net_ns_pid=pid)
+                except NetlinkError as exc:
+                    if exc.code == errno.EPERM:
+                        raise NotPrivileged(
+                            f"may not move {name} into the namespace",
+                            fix="run with CAP_NET_ADMIN, or give the namespace a TapDevice instead",
+                        ) from exc
+                    raise OSError(exc.code, os.strerror(exc.code), name) from exc
+
+        await anyio.to_thread.run_sync(move)
+
+    async def open_tap(self, name: str, flags: Sequence[int], queues: int = 1) -> OpenedTap:
+        """Open a tap device with the first of the TUNSETIFF flag words that the kernel accepts, so many times: more
+        than once only with IFF_MULTI_QUEUE.
+
+        A persistent device of that name is attached to.  Raises TunUnavailable.
+        """
+        try:
+            tap, fds = await self._ask(
+                _Tap, "open_tap", descriptors=queues, name=name, flags=list(flags), queues=queues
+            )
+        except OSError as exc:
+            raise diagnosis.tun(exc, name) from exc
+        if not all(map(_is_tap, fds)):
+            for fd in fds:
+                os.close(fd)
+            raise self._agent.betrayed("a descriptor that is no tap")
+        return OpenedTap(tuple(fds), tap.name, tap.flags, tap.existed)
+
+    async def configure_link(
+        self,
+        name: str,
+        *,
+        mtu: int | None = None,
+        mac: str | None = None,
+        queue: int | None = None,
+        address: IPv4Interface | None = None,
+        gateway: IPv4Address | None = None,
+        address6: IPv6Interface | None = None,
+        gateway6: IPv6Address | None = None,
+        neighbours: Mapping[IPv4Address | IPv6Address, bytes] | None = None,
+    ) -> str | None:
+        """Set what is given, bring the link and the loopback up, and add the default routes; doing it again is
+        fine.  `queue` is the length of its transmit queue, in packets.  Addresses are usable when this returns; one
+        of IPv6, which comes with its gateway, has the link accept no router advertisements.
+        `neighbours` are addresses on the link, and the link address of each: six bytes.  The kernel asks for none of
+        them, so that no first burst is lost meanwhile.
+
+        Returns why there is no IPv6, if it was asked for and this namespace or its kernel has none; the rest is done
+        then.  Raises OSError naming the link, NotPrivileged without CAP_NET_ADMIN in the namespace.
+        """
+        try:
+            answer, _ = await self._ask(
+                _Configured,
+                "configure_link",
+                name=name,
+                mtu=mtu,
+                mac=None if mac is None else mac.replace(":", ""),
+                queue=queue,
+                address=None if address is None else str(address.ip),
+                netmask=None if address is None else str(address.netmask),
+                gateway=None if gateway is None else str(gateway),
+                ipv6=None
+                if address6 is None
+                else (str(address6.ip), address6.network.prefixlen, str(gateway6)),
+                neighbours={str(each): link.hex() for each, link in (neighbours or {}).items()},
+            )
+        except PermissionError as exc:
+            raise NotPrivileged(
+                f"may not configure {name}",
+                fix="use a namespace made by create(), or CAP_NET_ADMIN in this one",
+            ) from exc
+        return answer.without_ipv6
+
+
+def _check_pids(pids: object) -> None:
+    if pids is not None:
+        arguments.one_of("pids", pids, get_args(Pids))
+
+
+def _is_tap(fd: int) -> bool:
+    """Whether it is /dev/net/tun, opened."""
+    status = os.fstat(fd)
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(*_TUN)
+
+
+def _of_process(pid: int, stack: ExitStack) -> Start:
+    """The namespace of a process; its pidfd is opened first, so that a recycled pid is not taken for it."""
+    try:
+        process = os.pidfd_open(pid)
+        stack.callback(os.close, process)
+        ns = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, ns)
+        with suppress(PermissionError):  # it is there, and somebody else's
+            signal.pidfd_send_signal(process, 0)
+    except (ProcessLookupError, FileNotFoundError) as exc:
+        raise NamespaceGone("there is no such process", "pid", pid) from exc
+    except PermissionError as exc:
+        raise NotPrivileged(
+            f"may not inspect process {pid}", fix="be root, or the user it runs as", errno=exc.errno
+        ) from exc
+    return Start("attach", ns=ns, name=f"of process {pid}", process=process)
+
+
+def _check_not_ours(ns: int, name: str) -> None:
+    """Raises OwnNamespace if that descriptor is of the network namespace that the calling thread is in."""
+    try:
+        ours, theirs = os.stat("/proc/thread-self/ns/net"), os.fstat(ns)
+    except OSError:  # no descriptor, or no /proc: joining the namespace tells of it
+        return
+    if (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino):
+        raise OwnNamespace(
+            f"the network namespace {name} is the caller's own",
+            fix="attach when the process has made its namespace (unshare(2)); where the caller's own is meant, "
+            "say so by allow_current=True",
+        )
+
+
+def _at_path(path: str, stack: ExitStack) -> Start:
+    """The namespace at a path, which is watched; from the end of whose process /proc tells nothing."""
+    if of_process := _PROC.fullmatch(path):
+        return _of_process(int(of_process[1]), stack)
+    opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    stack.callback(os.close, opened)
+    if path.startswith("/proc/"):
+        return Start("attach", ns=opened, name=path)
+    watch = Watch(path)
+    stack.callback(watch.close)
+    return Start("attach", ns=opened, name=path, watch=watch)
+
+
+def _family(address: IPv4Address | IPv6Address) -> int:
+    return socket.AF_INET if address.version == 4 else socket.AF_INET6
+
+
+def _interface(message: Any) -> InterfaceAddress:
+    address = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+    return InterfaceAddress(message["index"], ipaddress.ip_interface(f"{address}/{message['prefixlen']}"))
+
+
+def _route(message: Any) -> Route:
+    anywhere = "0.0.0.0" if message["family"] == socket.AF_INET else "::"
+    gateway = message.get_attr("RTA_GATEWAY")
+    return Route(
+        ipaddress.ip_network(f"{message.get_attr('RTA_DST') or anywhere}/{message['dst_len']}"),
+        None if gateway is None else ipaddress.ip_address(gateway),
+        message.get_attr("RTA_OIF"),
+        message.get_attr("RTA_PRIORITY") or 0,
+    )
+
+
+def _sysctl_path(name: str) -> str:
+    arguments.text("name", name, "the name of a sysctl, like 'net.ipv4.ip_forward'")
+    path = sysctl.path(name)
+    if not path.startswith("net/"):
+        fix = "only those of net. are a network namespace's; read others by netns_kit.host.sysctl.read"
+        raise SysctlError(f"sysctl {name!r} is not of a network namespace", fix=fix, errno=errno.EINVAL)
+    return path
+
+
+@contextmanager
+def _sysctl_errors(name: str, value: str | int | None = None) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        fix = {
+            errno.ENOENT: "this kernel has no such sysctl here: look below /proc/sys/net in the namespace",
+            errno.EINVAL: "give a value that the kernel takes, see sysctl(8)",
+        }.get(exc.errno or 0)
+        knob = None if value is None else name
+        raise SysctlError(f"sysctl {name}: {exc.strerror}", knob, value, fix, errno=exc.errno) from exc

@@ -1,0 +1,510 @@
+"""The commands that a namespace's agent runs.
+
+A command is the agent's child, not ours, and everything about it is a descriptor: its pipes, a pidfd to
+signal it by (so a recycled pid is never hit) and the conversation on which its status comes.  Closing or
+shutting down the conversation before that makes the agent kill the command with its descendants; this is how
+a cancelled task takes its command along.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from signal import SIGKILL, SIGTERM, pidfd_send_signal
+from typing import IO, Any, Union
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+
+from netns_kit import arguments
+from netns_kit.child.codec import printable
+from netns_kit.errors import ArgumentError, ArgumentTypeError, NamespaceGone, NetnsKitError
+
+from .agent_client import FDS_MAX, FOLLOW_STOPS, Asker, Conversation, Ended, Stopped, is_inherited
+from .background import Supervisor
+
+__all__ = [
+    "Command",
+    "CommandFailed",
+    "PipeReader",
+    "PipeWriter",
+    "Process",
+    "StandardStream",
+    "Word",
+    "open_process",
+]
+
+Word = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
+"""One word of a command, or a path."""
+Command = Union[Word, Sequence[Word]]  # noqa: UP007 - a string cannot be joined by | before 3.14
+"""A command's words, or a line for the shell."""
+StandardStream = Union[int, IO[Any], None]  # noqa: UP007 - the same
+"""What a command has for a standard stream: PIPE, DEVNULL, STDOUT, a descriptor, a file; None: the caller's own."""
+PASSED_MAX = FDS_MAX - 3  # beside the conversation, the current directory and a long request
+
+
+class CommandFailed(NetnsKitError, subprocess.CalledProcessError):
+    """A command has ended with another status than 0.
+
+    It is a `subprocess.CalledProcessError`, with `returncode`, `cmd`, `output` and `stderr`.  Its message shows the
+    end of what the command has written on standard error, if that was captured, without what a terminal would obey.
+    """
+
+    def __init__(
+        self, returncode: int, cmd: Command, output: bytes | None = None, stderr: bytes | None = None
+    ) -> None:
+        cause = str(subprocess.CalledProcessError(returncode, cmd)).rstrip(".")
+        lines = (stderr or b"").decode(errors="replace").strip().splitlines()
+        said = printable("\n".join(line[:_LINE_SHOWN].expandtabs() for line in lines[-_LINES_SHOWN:]))
+        NetnsKitError.__init__(self, cause, value=f"it says:\n{said}" if said else None)
+        self.returncode, self.cmd, self.output, self.stderr = returncode, cmd, output, stderr
+        self.args = (returncode, cmd, output, stderr)  # what pickle hands to __init__
+
+
+_LINES_SHOWN, _LINE_SHOWN = 20, 500  # characters each
+
+
+class _Pipe:
+    """Our end of a pipe, non-blocking."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        os.set_blocking(file.fileno(), False)
+        self._file = file
+        self._guard = anyio.ResourceGuard("using")
+
+    async def aclose(self) -> None:
+        """Close our end; whoever waits for it gets ClosedResourceError."""
+        if not self._file.closed:
+            anyio.notify_closing(self._file)
+            self._file.close()
+        await anyio.lowlevel.checkpoint()
+
+
+class PipeReader(_Pipe, anyio.abc.ByteReceiveStream):
+    """What the command writes to its standard output or error."""
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        """Some bytes, or EndOfStream when all writers have closed.  Cancelled, it has taken nothing."""
+        await anyio.lowlevel.checkpoint()
+        with self._guard:
+            while True:
+                if self._file.closed:
+                    raise anyio.ClosedResourceError
+                if (data := self._file.read(max_bytes)) is not None:
+                    break
+                await anyio.wait_readable(self._file)
+        if not data:
+            raise anyio.EndOfStream
+        return data
+
+
+class PipeWriter(_Pipe, anyio.abc.ByteSendStream):
+    """The command's standard input."""
+
+    async def send(self, item: bytes) -> None:
+        """Write all of it, or BrokenResourceError if nobody reads.  Cancelled, part of it may be written."""
+        await anyio.lowlevel.checkpoint()
+        rest = memoryview(item)
+        with self._guard:
+            while rest:
+                if self._file.closed:
+                    raise anyio.ClosedResourceError
+                try:
+                    written = self._file.write(rest)
+                except BrokenPipeError as exc:
+                    raise anyio.BrokenResourceError from exc
+                if written is None:
+                    await anyio.wait_writable(self._file)
+                else:
+                    rest = rest[written:]
+
+
+class Process(anyio.abc.Process):
+    """A running command, as `anyio.open_process` gives one.
+
+    `stdin`, `stdout` and `stderr` are streams where PIPE was asked for, else None.  One that is dropped while it runs
+    is killed, with a ResourceWarning.
+    """
+
+    supervisor: Supervisor
+    """Of what it runs on, whose end is its end; for parts of this library."""
+    _forgotten = True  # ours no more, or not yet
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        pid: int,
+        pidfd: int,
+        conversation: Conversation,
+        stdin: PipeWriter | None,
+        stdout: PipeReader | None,
+        stderr: PipeReader | None,
+    ) -> None:
+        self.supervisor = supervisor
+        self._pid = pid
+        self._pidfd = io.FileIO(pidfd)
+        self._conversation = conversation
+        self._streams = stdin, stdout, stderr
+        self._returncode: int | None = None
+        self._waiting = anyio.Lock()
+        self._follows = False
+        self._stops: list[int] = []
+        self._forgotten = False
+
+    def __del__(self) -> None:
+        # a collector may have closed the conversation before, and that has killed it
+        dropped = not self._forgotten and (self._conversation.is_closed or self.returncode is None)
+        if dropped:
+            self._forget()
+            warnings.warn(
+                f"process {self._pid} is killed: its Process was dropped; use `async with`, or await its aclose()",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
+
+    def __repr__(self) -> str:
+        status = self.returncode
+        return f"<Process pid={self._pid}: {'running' if status is None else f'ended with {status}'}>"
+
+    @property
+    def pid(self) -> int:
+        """As the host counts; inside it has another one."""
+        return self._pid
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs, the exit status, or minus the signal that ended it."""
+        try:
+            while not self._pidfd.closed and (news := self._conversation.news()) is not None:
+                self._heard(news)
+        except NamespaceGone:
+            return None  # wait() tells
+        return self._returncode
+
+    @property
+    def stdin(self) -> anyio.abc.ByteSendStream | None:
+        """Its standard input, if that is a pipe."""
+        return self._streams[0]
+
+    @property
+    def stdout(self) -> anyio.abc.ByteReceiveStream | None:
+        """Its standard output, if that is a pipe."""
+        return self._streams[1]
+
+    @property
+    def stderr(self) -> anyio.abc.ByteReceiveStream | None:
+        """Its standard error, if that is a pipe."""
+        return self._streams[2]
+
+    async def wait(self) -> int:
+        """Wait until the command has ended, and return its `returncode`.
+
+        Raises:
+            NamespaceGone: The namespace has gone, or was closed, and the command was killed.
+            NetnsKitError: The `Network` that has started the command has failed; the command may still run.
+
+        Cancellation:
+            It changes nothing.
+        """
+        if self.returncode is None:
+            with self.supervisor.guarding():
+                return await self._wait()
+        return await self._wait()
+
+    async def _wait(self) -> int:
+        await anyio.lowlevel.checkpoint()
+        async with self._waiting:
+            while (code := self.returncode) is None:
+                await self._wait_news()
+        return code
+
+    async def _wait_news(self) -> None:
+        """Wait until the agent has said something of the command, or `returncode` has heard it meanwhile."""
+        if self._pidfd.closed:
+            raise NamespaceGone("the agent ended before the command did, and killed it")
+        with suppress(anyio.ClosedResourceError):
+            self._heard(await self._conversation.wait_news())
+
+    def _heard(self, news: Stopped | Ended) -> None:
+        """Take a record of the agent's about the command."""
+        if isinstance(news, Stopped):
+            self._stops.append(news.stopped)
+        else:
+            self._returncode = os.waitstatus_to_exitcode(news.status)
+            self._forget()
+
+    async def wait_stopped(self) -> int | None:
+        """Wait until a signal stops the command, as Ctrl-Z does: the number of the signal, or None when the command
+        has ended.
+
+        Raises:
+            NamespaceGone, NetnsKitError: As `wait` does.
+
+        Cancellation:
+            It changes nothing.
+        """
+        if self.returncode is not None:
+            return None
+        if not self._follows:
+            self._follows = True
+            self._conversation.send(FOLLOW_STOPS)
+        with self.supervisor.guarding():
+            return await self._wait_stopped()
+
+    async def _wait_stopped(self) -> int | None:
+        await anyio.lowlevel.checkpoint()
+        async with self._waiting:
+            while not self._stops:
+                if self.returncode is not None:
+                    return None
+                if not self._stops:  # else it has been heard of just now
+                    await self._wait_news()
+            return self._stops.pop(0)
+
+    def pass_on(self, signal: int) -> None:
+        """Send the command a signal that this process has received, unless the command has received it too.
+
+        A terminal sends its signals to all processes of the foreground process group, and `kill -- -GROUP` to all of
+        that group: then it is not sent a second time.  A command that has ended is left alone.
+
+        Args:
+            signal: Its number.
+        """
+        if not self._pidfd.closed:
+            self._conversation.send(signal)
+
+    def send_signal(self, signal: int) -> None:
+        """Send it a signal; one that has ended already is left alone."""
+        if not self._pidfd.closed:
+            with suppress(ProcessLookupError):
+                pidfd_send_signal(self._pidfd.fileno(), signal)
+
+    def terminate(self) -> None:
+        """Ask it to end: SIGTERM."""
+        self.send_signal(SIGTERM)
+
+    def kill(self) -> None:
+        """End it: SIGKILL.  What it started is left alone; `aclose` takes that along."""
+        self.send_signal(SIGKILL)
+
+    async def aclose(self) -> None:
+        """Close the streams, kill the command and what it started if it still runs, and wait, even if
+        cancelled.
+        """
+        with anyio.CancelScope(shield=True):
+            for stream in self._streams:
+                if stream is not None:
+                    await stream.aclose()
+            try:
+                if self.returncode is None and not self._pidfd.closed:
+                    self._conversation.give_up()
+                    await self._wait()
+            except NamespaceGone:
+                pass
+            finally:
+                self._forget()
+        await anyio.lowlevel.checkpoint_if_cancelled()
+
+    def _forget(self) -> None:
+        self._forgotten = True
+        self._conversation.close()
+        self._pidfd.close()
+
+
+async def open_process(
+    ask: Asker,
+    supervisor: Supervisor,
+    command: Command,
+    *,
+    stdin: StandardStream,
+    stdout: StandardStream,
+    stderr: StandardStream,
+    cwd: Word | None,
+    env: Mapping[str, str] | None,
+    start_new_session: bool,
+    pass_fds: Sequence[int],
+    files: Mapping[str, str | bytes] | None,
+) -> Process:
+    """`Namespace.popen`, for any way to ask an agent."""
+    argv = _argv(command)
+    environment = _environment(env)
+    shown = _files(files)
+    if cwd is not None:
+        arguments.instance(
+            "cwd", cwd, (str, bytes, os.PathLike), "a path, or None for the caller's own directory"
+        )
+    arguments.boolean("start_new_session", start_new_session)
+    arguments.items("pass_fds", pass_fds, "a list of descriptors")
+    for fd in pass_fds:
+        _check_open("pass_fds", fd)
+    with ExitStack() as theirs, ExitStack() as ours:
+        streams, fds = _standard_streams(stdin, stdout, stderr, theirs, ours)
+        fds.update({fd: fd for fd in pass_fds})
+        sent = list(fds.values())
+        if len(sent) > PASSED_MAX:
+            raise ValueError(
+                f"a command can be given {PASSED_MAX} descriptors, not {len(sent)}: close some before"
+            )
+        here = None
+        with suppress(OSError):  # a directory that may not be searched: the one the agent has will do
+            sent.append(os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+            here = len(sent) - 1  # relative names are relative to where the caller is now
+            theirs.callback(os.close, sent[here])
+        conversation = await ask(
+            "spawn",
+            sent,
+            argv=argv,
+            env=environment,
+            cwd=None if cwd is None else _text(cwd, "cwd"),
+            here=here,
+            fds={number: index for index, number in enumerate(fds)},
+            start_new_session=start_new_session,
+            at_terminal=any(_has_our_terminal(fd) for number, fd in fds.items() if number <= 2),
+            files=shown,
+            pid_variable=_settle_activation(environment, fds),
+        )
+        ours.callback(conversation.close)
+        pid, pidfd = await conversation.started(_program(command))
+        ours.pop_all()
+    return Process(supervisor, pid, pidfd, conversation, *streams)
+
+
+def _settle_activation(environment: dict[str, str], fds: Mapping[int, int]) -> str | None:
+    """Keep what sd_listen_fds(3) reads only where it is true: the variable that is to hold the command's pid, if any.
+
+    Variables that name another process than this one are nobody's business here.
+    """
+    if environment.get("LISTEN_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    count = environment.get("LISTEN_FDS", "")
+    if count.isdecimal() and all(number in fds for number in range(3, 3 + min(int(count), FDS_MAX + 1))):
+        environment.pop("LISTEN_PIDFDID", None)  # of this process's pidfd
+        return "LISTEN_PID"
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID"):
+        environment.pop(name, None)
+    return None
+
+
+def _standard_streams(
+    stdin: StandardStream, stdout: StandardStream, stderr: StandardStream, theirs: ExitStack, ours: ExitStack
+) -> tuple[tuple[PipeWriter | None, PipeReader | None, PipeReader | None], dict[int, int]]:
+    """Our ends of the pipes, and the command's descriptors by number; both are closed by their stacks."""
+    fds: dict[int, int] = {}
+    ends: list[io.FileIO | None] = []
+    for number, wanted in enumerate((stdin, stdout, stderr)):
+        end = None
+        if wanted == subprocess.PIPE:
+            reader, writer = os.pipe2(os.O_CLOEXEC)
+            fds[number] = reader if number == 0 else writer
+            end = io.FileIO(writer, "w") if number == 0 else io.FileIO(reader)
+            theirs.callback(os.close, fds[number])
+            ours.callback(end.close)
+        elif wanted == subprocess.DEVNULL:
+            fds[number] = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            theirs.callback(os.close, fds[number])
+        elif wanted == subprocess.STDOUT:
+            if number != 2:
+                raise ArgumentError("STDOUT can only be used for stderr", _STREAMS[number], "STDOUT")
+            if 1 in fds:
+                fds[2] = fds[1]
+        elif wanted is None:
+            if is_inherited(number):
+                fds[number] = number
+        elif isinstance(wanted, int):
+            _check_open(_STREAMS[number], wanted)
+            fds[number] = wanted
+        elif callable(getattr(wanted, "fileno", None)):
+            fds[number] = wanted.fileno()
+        else:
+            expected = "expected PIPE, DEVNULL, a descriptor, a file, or None for the caller's own"
+            raise ArgumentTypeError(expected, _STREAMS[number], arguments.shown(wanted))
+        ends.append(end)
+    first, second, third = ends
+    return (
+        PipeWriter(first) if first else None,
+        PipeReader(second) if second else None,
+        PipeReader(third) if third else None,
+    ), fds
+
+
+def _has_our_terminal(fd: int) -> bool:
+    """Whether it is our controlling terminal: by process groups, of shells' jobs, it is said who may read there."""
+    try:
+        os.tcgetpgrp(fd)
+    except OSError:
+        return False
+    return True
+
+
+_STREAMS = ("stdin", "stdout", "stderr")
+
+
+def _check_open(name: str, fd: int) -> None:
+    arguments.whole_number(name, fd, 0)
+    try:
+        os.fstat(fd)
+    except (OSError, OverflowError) as error:
+        raise ArgumentError("expected an open descriptor", name, repr(fd)) from error
+
+
+def _files(files: Mapping[str, str | bytes] | None) -> dict[str, str]:
+    """What is to be shown, by path."""
+    expected = "absolute paths and what is to be read there, text or bytes"
+    found = {}
+    if files is not None:
+        arguments.mapping("files", files, expected)
+    for path, content in (files or {}).items():
+        name = _text(path, "files", expected)
+        if not name.startswith("/"):
+            raise ArgumentError("expected absolute paths", "files", arguments.shown(path))
+        arguments.instance(f"files[{path!r}]", content, (str, bytes), "text or bytes")
+        found[name] = content if isinstance(content, str) else content.decode("utf-8", "surrogateescape")
+    return found
+
+
+def _text(word: Word, name: str = "command", expected: str = "a word: text, bytes or a path") -> str:
+    """Any bytes, in JSON: what the agent undoes with utf-8 and surrogates."""
+    arguments.instance(name, word, (str, bytes, os.PathLike), expected)
+    text = os.fsencode(word).decode("utf-8", "surrogateescape")
+    if "\0" in text:
+        raise ArgumentError("expected no null byte", name, arguments.shown(word))
+    return text
+
+
+def _program(command: Command) -> Word:
+    """What is executed, as it was given."""
+    if isinstance(command, (str, bytes)):
+        return "/bin/sh"
+    return command if isinstance(command, os.PathLike) else command[0]
+
+
+def _argv(command: Command) -> list[str]:
+    if isinstance(command, (str, bytes)):
+        return ["/bin/sh", "-c", _text(command)]
+    if isinstance(command, os.PathLike):
+        return [_text(command)]
+    arguments.sequence("command", command, "a list of words, or a line for the shell")
+    argv = [_text(word) for word in command]
+    if not argv:
+        raise ArgumentError("expected a word at least", "command", "[]")
+    return argv
+
+
+def _environment(env: Mapping[str, str] | None) -> dict[str, str]:
+    expected = "names and values, as text"
+    if env is not None:
+        arguments.mapping("env", env, f"{expected}, or None for the caller's own")
+    environment = {
+        _text(name, "env", expected): _text(value, f"env[{name!r}]", "text")
+        for name, value in (os.environ if env is None else env).items()
+    }
+    for name in environment:
+        if "=" in name:
+            raise ArgumentError("expected names without =", "env", arguments.shown(name))
+    return environment

@@ -1,0 +1,1 @@
+"""`Network`: the five objects composed."""

@@ -1,0 +1,491 @@
+"""TapDevice: a frame descriptor with known capabilities.
+
+One descriptor, whole Ethernet frames: the user-mode end of a tap in a namespace, or one end of a socket pair
+that behaves like it.  The *guest* is the kernel (or the program) at the other end.  Before every frame, both
+ways, stand `Offloads.vnet_header` bytes of `struct virtio_net_hdr` (linux/virtio_net.h); with them a frame
+may be a super-frame of up to 64 KiB, whatever the MTU, and may leave its checksum to the other end.
+
+What the guest's kernel accepts is asked, never assumed: the flags are tried in the order of `TAP_FLAGS`, the
+offloads in the order of `OFFLOAD_SETS`, and `TapDevice.offloads` says what it took.
+
+Facts about Linux's tun driver (each a test in tests/laws/test_facts.py):
+ - A tap descriptor keeps its network namespace alive; it fails with EBADFD only when the device itself is
+   removed.  Who wants to end with the namespace's processes must watch those.
+ - The flags of a persistent tap are replaced by whoever attaches; only IFF_MULTI_QUEUE must match its
+   creator's.  Its header size and its offloads stay as the last user left them, so both are always set here.
+ - Once attached, a descriptor cannot be given other flags.
+ - TUNGETIFF says IFF_NO_PI of every tap that has no socket filter: IFF_NOFILTER is the same bit.
+ - A write to a tap that is down fails with EIO, one with an impossible vnet header with EINVAL.  A write to a
+   tap that is up never blocks: what does not fit is dropped inside.
+ - TSO and USO need CSUM.  The largest MTU is 65521.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import math
+import os
+import socket
+import stat
+import struct
+from array import array
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from netns_kit import arguments
+from netns_kit.errors import (
+    AddressError,
+    ArgumentError,
+    ArgumentTypeError,
+    DeviceGone,
+    NotImportable,
+    TunUnavailable,
+)
+from netns_kit.frozen import replace
+from netns_kit.stack.offloads import Offloads
+
+from .flags import GUEST_QUEUE, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, TAP_FLAGS
+from .frame_device import ETHERNET_HEADER, VNET_HEADER, TapCounters
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from netns_kit.namespace.namespace import Namespace
+
+    from .impaired import ImpairedTap
+    from .impairment import Impairment
+
+# linux/if_tun.h
+_TUNGETIFF, _TUNSETOFFLOAD, _TUNSETVNETHDRSZ = 0x800454D2, 0x400454D0, 0x400454D8
+_FPROG = struct.Struct("HP")  # struct sock_fprog
+_TUNATTACHFILTER, _TUNDETACHFILTER = 0x400054D5 | _FPROG.size << 16, 0x400054D6 | _FPROG.size << 16
+_PASS_ALL = array("B", struct.pack("HBBI", 0x06, 0, 0, 0xFFFFFFFF))  # classic BPF: return everything
+_SIOCGIFHWADDR = 0x8927
+_CSUM, _TSO4, _TSO6, _TSO_ECN, _USO4, _USO6 = OFFLOAD_BITS = 0x01, 0x02, 0x04, 0x08, 0x20, 0x40
+_IFREQ = struct.Struct("16sH22x")
+
+_TSO = _CSUM | _TSO4 | _TSO6
+OFFLOAD_SETS = (_TSO | _TSO_ECN | _USO4 | _USO6, _TSO | _TSO_ECN, _TSO, _CSUM, 0)
+"""The TUN_F_ words given to TUNSETOFFLOAD, best first; USO is in Linux since 6.2."""
+
+QUEUES_MAX = 64
+MTU_MIN, MTU_MAX, TAP_MTU_MAX = 68, 0xFFFF, 0xFFFF - ETHERNET_HEADER
+TX_QUEUE = 1000
+"""Frames kept for a device that pushes back."""
+_SEND_BUFFER = 4 << 20
+
+_BUSY = frozenset({errno.EAGAIN, errno.ENOBUFS})  # again when writable
+_REFUSED = frozenset({errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.ENOMEM})  # this frame, not the device
+_GONE = frozenset(
+    {errno.EBADF, errno.EBADFD, errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN, errno.EPIPE}
+)
+
+
+class TapDevice:
+    """One end of a link that carries Ethernet frames; owns its descriptor.
+
+    Made by `open`, `from_fd` or `pair`.  One that is made by `open` is opened when it is awaited, or entered:
+
+        tap = await TapDevice.open(ns)          # ... and `await tap.close()`, in any task
+        async with TapDevice.open(ns) as tap:   # the same in a block, which closes it
+
+    Those made otherwise are open.  Not safe for use by two threads at a time.
+
+    `name` is the interface's name in the guest.  `mtu` is the guest's, in bytes, without Ethernet header.
+    `mac` is the guest's hardware address, None where unknown.  `offloads` says what a frame may ask of the
+    other end.  `namespace` is where the device was opened, None for a descriptor that came ready-made.
+    `queues` are the devices of its queues, itself the first: what one of them is given comes in at the same
+    interface, and what the guest sends comes out of any one, a flow's packets where it was last written to.  They are
+    opened and closed with this one.
+    `deadline` is when `advance` is wanted next, on the caller's clock: `math.inf`, a plain device has no
+    timers (see `ImpairedTap`).
+    """
+
+    __slots__ = (
+        "_backlog", "_fd", "_wanted_mac",
+        "counters", "deadline", "mac", "mtu", "name", "namespace", "offloads", "queues",
+    )  # fmt: skip
+
+    def __init__(
+        self, name: str, mtu: int, *, namespace: Namespace | None = None, mac: str | None = None
+    ) -> None:
+        self.name = name
+        self.mtu = mtu
+        self.mac = None if mac is None else _parse_mac(mac)
+        self.offloads = Offloads()
+        self.namespace = namespace
+        self.deadline = math.inf
+        self.counters = TapCounters()
+        self.queues: tuple[TapDevice, ...] = (self,)
+        self._wanted_mac = mac
+        self._fd = -1
+        self._backlog: deque[bytes] = deque()
+
+    @classmethod
+    def open(
+        cls,
+        namespace: Namespace,
+        name: str = "tap0",
+        *,
+        mtu: int = 1500,
+        mac: str | None = None,
+        queues: int = 1,
+    ) -> TapDevice:
+        """A tap in `namespace`, made when it is awaited or its `async with` is entered.
+
+        A persistent tap of that name is attached instead.  `mtu` is 68 to 65521 bytes; below 1280 the guest
+        has no IPv6.  `mac` is the guest's address, None lets its kernel choose.  With several `queues`
+        (IFF_MULTI_QUEUE) the device is for as many worker processes.
+
+        Opening sets MTU and MAC and raises the link.  Cancelled while opening, it leaves no descriptor and,
+        unless the tap was persistent, no device.
+
+        Raises `AddressError` here for a name or MAC that no kernel takes, `ArgumentError` for an MTU or a number of
+        queues, `ArgumentTypeError` for what has no such type; `TunUnavailable` on opening where taps cannot be made.
+        """
+        if not callable(getattr(namespace, "open_tap", None)):
+            fix = "make one: Namespace.create()"
+            raise ArgumentTypeError("expected a Namespace", "namespace", arguments.shown(namespace), fix)
+        check_name(name)
+        check_mtu(mtu, TAP_MTU_MAX)
+        arguments.whole_number("queues", queues, 1, QUEUES_MAX)
+        tap = cls(name, mtu, namespace=namespace, mac=mac)
+        tap.queues += tuple(cls(name, mtu, namespace=namespace) for _ in range(queues - 1))
+        return tap
+
+    @classmethod
+    def from_fd(cls, fd: int, *, mtu: int = 1500, name: str | None = None) -> TapDevice:
+        """Take over a ready-made descriptor: an attached tap, or a SEQPACKET or DGRAM socket.
+
+        A tap keeps the flags it was attached with; with IFF_VNET_HDR it has every offload its kernel accepts.
+        A socket carries one plain frame per message, no header.  `mtu` is what the guest uses, 68 to 65535: a
+        descriptor does not tell.  `name` is for messages; None takes the interface's.  The descriptor becomes
+        non-blocking and is closed by `close`.
+
+        Raises `ArgumentError` for the MTU and for what is no open descriptor, and `TunUnavailable` for one that
+        carries no Ethernet frames (a tun, a tap without IFF_NO_PI, a stream); the descriptor is then still the
+        caller's.
+        """
+        check_mtu(mtu, MTU_MAX)
+        arguments.whole_number("fd", fd, 0)
+        if name is not None:
+            arguments.text("name", name, "text, or None")
+        try:
+            mode = os.fstat(fd).st_mode
+        except (OSError, OverflowError) as error:
+            raise ArgumentError("expected an open descriptor", "fd", repr(fd)) from error
+        tap = cls(name or f"fd{fd}", mtu)
+        if not stat.S_ISSOCK(mode):
+            tap._attached(fd)
+            tap.name = name or tap.name
+        else:
+            borrowed = socket.socket(fileno=fd)
+            kind = borrowed.type
+            borrowed.detach()
+            if kind not in (socket.SOCK_SEQPACKET, socket.SOCK_DGRAM):
+                raise TunUnavailable(
+                    "not a frame descriptor",
+                    f"fd {fd}",
+                    f"a {kind.name} socket",
+                    "use SOCK_SEQPACKET or SOCK_DGRAM",
+                )
+            tap._owns(fd)
+        return tap
+
+    @classmethod
+    def pair(cls, *, vnet_header: bool = True, mtu: int = 1500) -> tuple[TapDevice, TapDevice]:
+        """Two devices that face each other, as two kernels would; a SOCK_SEQPACKET pair, no privilege.
+
+        With `vnet_header` both accept everything; without it both carry plain frames.  `mtu` is 68 to 65535.
+
+        Raises `ArgumentError` for the MTU.
+        """
+        arguments.boolean("vnet_header", vnet_header)
+        check_mtu(mtu, MTU_MAX)
+        offloads = Offloads(VNET_HEADER, True, True, True, True, True, True) if vnet_header else Offloads()
+        ends = cls("pair0", mtu), cls("pair1", mtu)
+        for end, sock in zip(ends, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET), strict=True):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)  # wmem_max may say less
+            end.offloads = offloads
+            end._owns(sock.detach())
+        return ends
+
+    def __repr__(self) -> str:
+        queues = f" queues={len(self.queues)}" if len(self.queues) > 1 else ""
+        return f"<{type(self).__name__} {self.name} mtu={self.mtu}{queues}: {'not open' if self._fd < 0 else 'open'}>"
+
+    def __await__(self) -> Generator[Any, Any, Self]:
+        return self.__aenter__().__await__()
+
+    async def __aenter__(self) -> Self:
+        if self._fd < 0:
+            await self._open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.release()
+        except DeviceGone:
+            if error is None:  # else that is what ended the block
+                raise
+
+    async def close(self) -> None:
+        """Close the device; a tap that is not persistent vanishes.  Any task may call it, and again.
+
+        A device made by `open` may be opened again and is then a new one.  Raises `DeviceGone` if somebody else has
+        closed the descriptor.
+        """
+        self.release()
+
+    async def _open(self) -> None:
+        if self.namespace is None:
+            raise DeviceGone(f"{self.name} is closed")
+        several = IFF_MULTI_QUEUE if len(self.queues) > 1 else 0
+        opened = await self.namespace.open_tap(
+            self.name, [flags | several for flags in TAP_FLAGS], len(self.queues)
+        )
+        unowned = list(opened.fds)
+        try:
+            for queue in self.queues:
+                queue._attached(unowned[0])
+                del unowned[0]
+        except BaseException:
+            for fd in unowned:
+                os.close(fd)
+            self.release()
+            raise
+        try:
+            await self.namespace.configure_link(
+                self.name, mtu=self.mtu, mac=self._wanted_mac, queue=GUEST_QUEUE
+            )
+            for queue in self.queues:
+                queue.mac = _hardware_address(self._fd)
+        except BaseException:
+            self.release()
+            raise
+
+    def _attached(self, fd: int) -> None:
+        """Own `fd`, a tap that TUNSETIFF has been called on, and learn what it can do."""
+        self.name, flags = _interface(fd)
+        if flags & (IFF_TAP | IFF_NO_PI) != IFF_TAP | IFF_NO_PI:
+            raise TunUnavailable(
+                f"{self.name} carries no plain Ethernet frames",
+                "TUNSETIFF",
+                f"{flags:#06x}",
+                "use IFF_TAP|IFF_NO_PI",
+            )
+        self.offloads = _negotiate(fd, flags)
+        self.mac = _hardware_address(fd)
+        self._owns(fd)
+
+    def at(self, fd: int) -> TapDevice:
+        """This device for another process, which will have it at the descriptor `fd`.  It can be pickled.
+
+        Raises `NotImportable` for a class of the caller's own, which would not be the same there.
+        """
+        if type(self) is not TapDevice:
+            raise NotImportable(
+                f"a worker process cannot have a {type(self).__name__}", fix='use driver="thread"'
+            )
+        twin = TapDevice(self.name, self.mtu)
+        twin.mac, twin.offloads, twin._fd = self.mac, self.offloads, fd
+        return twin
+
+    def _owns(self, fd: int) -> None:
+        os.set_blocking(fd, False)
+        os.set_inheritable(fd, False)
+        self._fd = fd
+
+    def fileno(self) -> int:
+        """The descriptor to wait on.  Raises `DeviceGone` when the device is not open."""
+        if self._fd < 0:
+            raise DeviceGone(f"{self.name} is not open")
+        return self._fd
+
+    def read_into(self, buffer: memoryview | bytearray) -> int | None:
+        """Read one frame, its vnet header first, into `buffer`; return its length, or None when there is
+        none.
+
+        A frame longer than `buffer` loses its end: give it `FRAME_MAX` bytes.
+
+        Raises `DeviceGone` when no frame will come any more.
+        """
+        try:
+            length = os.readv(self._fd, (buffer,))
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno in _GONE:
+                raise self._gone(error) from error
+            raise
+        if not length:
+            raise DeviceGone(f"{self.name}: closed by its other end")
+        self.counters.received += 1
+        return length
+
+    def write(self, *buffers: bytes | bytearray | memoryview) -> bool:
+        """Send one frame, its vnet header first, given in pieces; never blocks.
+
+        A frame the device has no room for is copied and kept, at most `TX_QUEUE` of them, for `flush`.  True:
+        sent or kept.  False: lost and counted, the queue is full or the guest refuses the frame.
+
+        Raises `DeviceGone` when the device takes no frames any more.
+        """
+        if self._backlog:
+            return self._keep(buffers)
+        try:
+            os.writev(self._fd, buffers)
+        except OSError as error:
+            return self._is_busy(error) and self._keep(buffers)
+        self.counters.sent += 1
+        return True
+
+    def flush(self) -> None:
+        """Send what waits, until the device pushes back again.  Raises `DeviceGone`."""
+        while self._backlog:
+            try:
+                os.write(self._fd, self._backlog[0])
+                self.counters.sent += 1
+            except OSError as error:
+                if self._is_busy(error):
+                    return
+            self._backlog.popleft()
+
+    @property
+    def backlog(self) -> bool:
+        """Whether frames wait for the descriptor to become writable; then call `flush`."""
+        return bool(self._backlog)
+
+    def advance(self, now: float) -> None:
+        """Let time pass; nothing happens in a plain device."""
+
+    def release(self) -> None:
+        """Close the descriptor and forget what waits: `close` for a program without an event loop.
+
+        Raises `DeviceGone` if somebody else has closed the descriptor; all others are closed then.
+        """
+        stolen = False
+        for queue in self.queues:
+            fd, queue._fd = queue._fd, -1
+            queue._backlog.clear()
+            if fd >= 0:
+                try:
+                    os.close(fd)
+                except OSError:
+                    stolen = True
+        if stolen:
+            raise DeviceGone(
+                f"{self.name}: somebody else has closed its descriptor",
+                fix="a descriptor given to from_fd belongs to the device: close the device instead",
+            )
+
+    def impaired(self, transmit: Impairment, receive: Impairment | None = None) -> ImpairedTap:
+        """Return this device behind a bad link.
+
+        Args:
+            transmit: The impairment of what we write.
+            receive: That of what we read; None: both directions are as bad, each with a seed of its own.
+        Raises:
+            ArgumentError: The device has several queues.
+            ArgumentTypeError: What is given is no impairment.
+        """
+        from .impaired import ImpairedTap  # few links are bad: the others need not know how
+        from .impairment import Impairment
+
+        arguments.instance("transmit", transmit, Impairment, "an Impairment")
+        if receive is not None:
+            arguments.instance("receive", receive, Impairment, "an Impairment, or None")
+        return ImpairedTap(self, transmit, receive or replace(transmit, seed=transmit.seed + 1))
+
+    def _keep(self, buffers: tuple[bytes | bytearray | memoryview, ...]) -> bool:
+        if len(self._backlog) >= TX_QUEUE:
+            self.counters.dropped += 1
+            return False
+        self._backlog.append(b"".join(buffers))
+        return True
+
+    def _is_busy(self, error: OSError) -> bool:
+        """Whether a write may succeed later; a refused frame is counted, anything else raised."""
+        if error.errno in _BUSY:
+            return True
+        if error.errno in _REFUSED:
+            self.counters.refused += 1
+            return False
+        if error.errno in _GONE:
+            raise self._gone(error) from error
+        raise error
+
+    def _gone(self, error: OSError) -> DeviceGone:
+        return DeviceGone(f"{self.name}: {'closed' if self._fd < 0 else error.strerror}")
+
+
+def check_name(name: str) -> None:
+    """Raises `AddressError` for what is no name of an interface: the kernel's dev_valid_name(), without asking it."""
+    arguments.text("name", name, "the name of an interface")
+    size = len(os.fsencode(name))
+    if not 1 <= size <= 15 or name in (".", "..") or any(c in "/:\0" or c.isspace() for c in name):
+        raise AddressError(
+            "no interface can have this name",
+            "name",
+            repr(name),
+            "use 1 to 15 bytes without '/', ':' or whitespace",
+        )
+
+
+def check_mtu(mtu: int, largest: int) -> None:
+    """Raises `ArgumentError` unless that is an MTU."""
+    arguments.whole_number("mtu", mtu, MTU_MIN, largest)
+
+
+def _parse_mac(mac: str) -> bytes:
+    arguments.text("mac", mac, "a MAC address like '02:00:00:00:00:01', or None")
+    with contextlib.suppress(ValueError):
+        address = bytes.fromhex(mac.replace(":", ""))
+        if len(mac) == 17 and len(address) == 6 and any(address) and not address[0] & 1:
+            return address
+    raise AddressError(
+        "no interface can have this address", "mac", repr(mac), "use one like 02:00:00:00:00:01"
+    )
+
+
+def _interface(fd: int) -> tuple[str, int]:
+    """Name and flags of an attached tun or tap.
+
+    Asked under a filter that lets everything pass, for without one the kernel says IFF_NO_PI of any tap.
+    """
+    with contextlib.suppress(OSError):  # a tun takes no filter, and what is no tun at all fails below
+        fcntl.ioctl(fd, _TUNATTACHFILTER, _FPROG.pack(1, _PASS_ALL.buffer_info()[0]))
+    try:
+        answer = fcntl.ioctl(fd, _TUNGETIFF, bytes(40))
+    except OSError as error:
+        fix = "use an attached tap or a frame socket"
+        raise TunUnavailable(f"fd {fd} is no tap", "TUNGETIFF", error.strerror, fix, error.errno) from error
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(fd, _TUNDETACHFILTER, _FPROG.pack(0, 0))
+    name, flags = _IFREQ.unpack_from(answer)
+    return os.fsdecode(name.rstrip(b"\0")), flags
+
+
+def _negotiate(fd: int, flags: int) -> Offloads:
+    """Have the kernel send as little work as it accepts; say what it accepted."""
+    if not flags & IFF_VNET_HDR:
+        fcntl.ioctl(fd, _TUNSETOFFLOAD, 0)
+        return Offloads()
+    fcntl.ioctl(fd, _TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER))
+    for word in OFFLOAD_SETS:
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(fd, _TUNSETOFFLOAD, word)
+            return Offloads(VNET_HEADER, *(bool(word & bit) for bit in OFFLOAD_BITS))
+    return Offloads(VNET_HEADER)
+
+
+def _hardware_address(fd: int) -> bytes:
+    answer = fcntl.ioctl(fd, _SIOCGIFHWADDR, bytes(40))
+    return answer[18:24]

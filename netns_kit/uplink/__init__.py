@@ -1,0 +1,1 @@
+"""`Uplink`: which flows may leave, and how."""

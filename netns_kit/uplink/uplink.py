@@ -1,0 +1,631 @@
+"""The uplink: how flows leave the namespace.
+
+`Uplink.route` is the policy, one pure function read from top to bottom: where a flow goes, or why it does
+not.  `Uplink.open` makes the host's socket for it.  Subclass and override either to send flows elsewhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+from collections.abc import Callable, Container, Iterable, Mapping
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+
+from netns_kit import arguments
+from netns_kit.arguments import Address, AddressLike
+from netns_kit.dns import Manner, ResolvConf, parse_resolv_conf
+from netns_kit.dns.manner import DEFAULT
+from netns_kit.dns.names import to_text, to_wire
+from netns_kit.dns.server import Hook
+from netns_kit.errors import AddressError, ArgumentError, ArgumentTypeError, SysctlError
+from netns_kit.frozen import frozen
+from netns_kit.host import diagnosis, sysctl
+from netns_kit.stack import Refusal, Transport
+from netns_kit.subnet import Subnet
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+DNS_PORT = 53
+RESOLV_CONF = "/etc/resolv.conf"
+IF_INET6 = "/proc/net/if_inet6"  # every address of IPv6, if only loopback's
+UdpFiltering = Literal["address-and-port-dependent", "endpoint-independent"]
+"""Whose datagrams may come in, in the words of RFC 4787 5: see `Uplink`."""
+UdpPorts = Literal["ephemeral", "any"]
+"""Which ports of the host's datagrams may leave by: see `Uplink`."""
+_KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+_ICMP = {socket.AF_INET: socket.IPPROTO_ICMP, socket.AF_INET6: socket.IPPROTO_ICMPV6}
+
+
+_LOOPBACK: dict[int, Address] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
+_NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052
+_NAT64_LOCAL = bytes.fromhex("0064ff9b0001")  # RFC 8215: where IPv4 is embedded, only its translator knows
+_ENDPOINT = re.compile(
+    r"""^(?: (?: \[(?P<ipv6>[^\]]+)\] | (?P<ipv4>[0-9.]+) ) (?: :(?P<port>[0-9]{1,5}) )?
+    | (?P<bare>[^\[\]]*:[^\[\]]*:[^\[\]]*) )$""",
+    re.VERBOSE,
+)
+
+
+class _Endpoint(NamedTuple):
+    address: Address
+    port: int
+
+
+class Endpoint(_Endpoint):
+    """An address and a port.  For ICMP the port is the identifier, or 0.
+
+    Raises `AddressError` for text that is no address, `ArgumentError` and `ArgumentTypeError` for what is no port.
+
+    >>> str(Endpoint("2001:db8::1", 443))
+    '[2001:db8::1]:443'
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, address: AddressLike, port: int) -> Self:
+        arguments.port("port", port)
+        return cls._make((arguments.address(address), port))
+
+    def __reduce__(self) -> tuple[Callable[[str, int], Endpoint], tuple[str, int]]:
+        return _endpoint, (str(self.address), self.port)  # an IPv6Address leaves its zone behind
+
+    def __str__(self) -> str:
+        host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
+        return f"{host}:{self.port}"
+
+    @classmethod
+    def parse(cls, text: AddressLike | Endpoint, default_port: int) -> Endpoint:
+        """Return the endpoint that ADDRESS, IPV4:PORT or [IPV6]:PORT means, or an address, or an endpoint.
+
+        Raises `AddressError`, and `ArgumentTypeError` for what has no such type.
+        """
+        if isinstance(text, Endpoint):
+            return text
+        if not isinstance(text, str):
+            return cls(text, default_port)
+        found = _ENDPOINT.match(text)
+        try:
+            if found is None:
+                raise ValueError(text)
+            port = int(found["port"] or default_port)
+            if not 0 < port < 65536:
+                raise ValueError(port)
+            return cls(ip_address(found["ipv6"] or found["ipv4"] or found["bare"]), port)
+        except ValueError as error:
+            raise AddressError(
+                f"{text!r}: expected ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT", fix="resolve names first"
+            ) from error
+
+
+def _endpoint(address: str, port: int) -> Endpoint:
+    return Endpoint(address, port)
+
+
+OURSELVES = Endpoint("0.0.0.0", 0)
+"""Where queries go that only we may answer: a `Target` of it alone."""
+
+
+@frozen
+class Flow:
+    """A flow that the namespace opens, as its first packet names it, and the subnet it came from."""
+
+    protocol: Transport
+    source: Endpoint
+    destination: Endpoint
+    subnet: Subnet
+
+
+@frozen
+class Target:
+    """Where on the host's side a flow goes: the first of these endpoints that answers.
+
+    Raises `ArgumentError` for none, `ArgumentTypeError` for what is no tuple of them.
+    """
+
+    endpoints: tuple[Endpoint, ...]
+
+    def __post_init__(self) -> None:
+        given: object = self.endpoints
+        if type(given) is not tuple or not given or type(given[0]) is not Endpoint:
+            arguments.instance("endpoints", given, tuple, "a tuple of one Endpoint or more")
+            fix = "to refuse a flow, return a Refusal"
+            raise ArgumentError("expected one Endpoint or more", "endpoints", arguments.shown(given), fix)
+
+
+class Way(NamedTuple):
+    """How datagrams leave by a socket that is there already: from that address, by the interface of that index; None
+    and 0: as the socket itself would."""
+
+    source: str | None
+    interface: int
+
+
+class Uplink:
+    """Flows leave through sockets of the process that runs the stack.
+
+    `allow_host_loopback`: whether the gateway's address means the host's loopback, 127.0.0.1 and of IPv6 ::1: no (the
+    default), yes, or these ports only.  `bind4`, `bind6`: source address of outgoing sockets, or the name of an
+    interface, for the first that it has now; `device`: the interface they are bound to.
+
+    `dns`: the resolvers behind the namespace's DNS address, `ADDRESS[:PORT]`; by default those of the host's
+    resolv.conf, followed when it changes; empty: none, and only names of our own are resolved (see
+    `UserStack.add_record`).  `dns_domains`: resolvers for names in certain domains, like
+    `{"corp.example": ["10.1.0.53"]}`; the longest that fits counts, and an empty list is none.  `dns_search`: the
+    search list for programs inside; by default the host's.  `dns_cache`: whether answers are kept, for as long as
+    they allow.
+
+    `dns_hook`: a plain function, asked about each query before all else; see `netns_kit.dns.DnsQuery` and
+    `netns_kit.dns.server.Verdict` for what it is told and may say.  As for `policy`, below, it should be quick, and a
+    worker imports it by name.  If it raises, or says something else, the query is answered with SERVFAIL and that is
+    logged.
+
+    `udp_filtering`: whose datagrams may come in to a UDP port the namespace has opened, in the words of RFC 4787
+    5: "address-and-port-dependent" (the default), from where it has sent to; "endpoint-independent" ("full cone"),
+    from anywhere that `route` lets it answer.
+
+    `udp_ports`: which UDP ports of its own a guest keeps on the host, if they are free: "ephemeral" (the default),
+    those which the kernel gives to any program that asks for none, net.ipv4.ip_local_port_range without
+    net.ipv4.ip_local_reserved_ports, so that no guest has the port of a service; "any", all that this user may have.
+
+    `policy`: a plain function, asked about each new flow that would otherwise be carried, queries to the
+    namespace's DNS address and connections to the gateway's included; what it returns, if not None, is how the
+    flow is refused.  It is called on the driver's thread and should be quick.  Its addresses are of the
+    `ipaddress` module: compare them with such, never with strings.  A policy that raises, or returns something
+    else, refuses the flow and is logged.  A stack with `driver="worker"` imports it by name in another process, so it
+    is then a function at the top of a module, or a `functools.partial` or frozen dataclass that cannot change either:
+    what changes here later is not seen there, globals of its module included.
+
+    `allow_host_addresses`: whether the host's own addresses may be reached, at which its services listen: whatever
+    the kernel takes for local, on each interface and beyond 127.0.0.0/8, as it is when the flow is opened.
+    `allow_link_local`: whether link-local addresses may be reached, and the other addresses at which clouds tell a
+    machine its credentials, `METADATA`.  Both are True by default; docs/security.md tells what that means.
+
+    `any_source`: whether guests may open flows from addresses that are not of their subnet, where one routes for
+    others.  By default such packets are dropped and counted.
+
+    Raises `AddressError` for what is no address or port, `RecordError` for what is no domain, `ArgumentError` for
+    another value that cannot be used, `ArgumentTypeError` for what has no such type, a coroutine function among them.
+    """
+
+    def __init__(
+        self,
+        *,
+        allow_host_loopback: bool | Iterable[int] = False,
+        bind4: AddressLike | None = None,
+        bind6: AddressLike | None = None,
+        device: str | None = None,
+        dns: Iterable[AddressLike | Endpoint] | None = None,
+        dns_domains: Mapping[str, Iterable[AddressLike | Endpoint]] | None = None,
+        dns_search: Iterable[str] | None = None,
+        dns_hook: Hook | None = None,
+        dns_cache: bool = True,
+        policy: Callable[[Flow], Refusal | None] | None = None,
+        any_source: bool = False,
+        allow_host_addresses: bool = True,
+        allow_link_local: bool = True,
+        udp_filtering: UdpFiltering = "address-and-port-dependent",
+        udp_ports: UdpPorts = "ephemeral",
+        resolv_conf: str = RESOLV_CONF,
+    ) -> None:
+        _check_plain("policy", policy)
+        _check_plain("dns_hook", dns_hook)
+        self._loopback = _ports(allow_host_loopback)
+        self._bind = {
+            socket.AF_INET: None if bind4 is None else source_address(bind4, 4),
+            socket.AF_INET6: None if bind6 is None else source_address(bind6, 6),
+        }
+        if device is not None:
+            arguments.text("device", device, "the name of an interface, or None")
+            if not 0 < len(device.encode()) < 16:
+                raise AddressError(f"device={device!r}: expected the name of an interface, 1 to 15 bytes")
+        self._device = device
+        self._dns = None if dns is None else _endpoints("dns", dns)
+        if dns_domains is not None:
+            arguments.mapping(
+                "dns_domains", dns_domains, 'domains and their resolvers, like {"corp.example": [...]}'
+            )
+        self.dns_domains = {
+            to_text(to_wire(domain)): _endpoints(f"dns_domains[{domain!r}]", given)
+            for domain, given in (dns_domains or {}).items()
+        }
+        if dns_search is not None:
+            arguments.items("dns_search", dns_search, "a list of domains, or None")
+        arguments.boolean("dns_cache", dns_cache)
+        arguments.text("resolv_conf", resolv_conf, "the path of a file")
+        self._search = None if dns_search is None else tuple(to_text(to_wire(each)) for each in dns_search)
+        self.dns_hook = dns_hook
+        self.dns_cache = dns_cache
+        for name, flag in (
+            ("any_source", any_source),
+            ("allow_host_addresses", allow_host_addresses),
+            ("allow_link_local", allow_link_local),
+        ):
+            arguments.boolean(name, flag)
+        arguments.one_of("udp_filtering", udp_filtering, get_args(UdpFiltering))
+        arguments.one_of("udp_ports", udp_ports, get_args(UdpPorts))
+        self.udp_filtering = udp_filtering
+        self._kept_ports = _ephemeral_ports() if udp_ports == "ephemeral" else range(1, 65536)
+        self.any_source = any_source
+        self._allow_host_addresses = allow_host_addresses
+        self._allow_link_local = allow_link_local
+        self._policy = policy
+        self._resolv_conf = resolv_conf
+        self._read: tuple[int, int, int] | None = None
+        self._adopt(ResolvConf())
+
+    def __repr__(self) -> str:
+        settings = {
+            "allow_host_loopback": True if self._loopback is True else sorted(self._loopback or ()) or None,
+            "bind4": self._bind[socket.AF_INET],
+            "bind6": self._bind[socket.AF_INET6],
+            "device": self._device,
+            "dns": None if self._dns is None else [*map(str, self._dns)],
+            "dns_domains": {domain: [*map(str, servers)] for domain, servers in self.dns_domains.items()}
+            or None,
+            "dns_search": None if self._search is None else list(self._search),
+            "dns_hook": self.dns_hook,
+            "dns_cache": None if self.dns_cache else False,
+            "policy": self._policy,
+            "udp_filtering": None if self.udp_filtering == get_args(UdpFiltering)[0] else self.udp_filtering,
+        }
+        told = (f"{name}={value!r}" for name, value in settings.items() if value is not None)
+        return f"{type(self).__name__}({', '.join(told)})"
+
+    @property
+    def policy(self) -> Callable[[Flow], Refusal | None] | None:
+        """The policy it was made with."""
+        return self._policy
+
+    def route(self, flow: Flow) -> Target | Refusal:
+        """Where `flow` goes, or why it does not.  It changes nothing, but resolv.conf may be read again."""
+        target = self._target(flow)
+        if isinstance(target, Refusal) or self._policy is None:
+            return target
+        refusal = self._policy(flow)
+        if not isinstance(refusal, Refusal | None):
+            raise TypeError(
+                f"the policy returned {refusal!r}: expected a Refusal, or None to let the flow pass"
+            )
+        return refusal or target
+
+    def _target(self, flow: Flow) -> Target | Refusal:
+        address, port = flow.destination
+        local = flow.subnet.of(address)
+        if local is None:
+            return Refusal.NET_UNREACHABLE
+        if address == local.dns:
+            if flow.protocol == "icmp" or port != DNS_PORT:
+                return Refusal.RESET
+            return Target(self.resolvers() or (OURSELVES,))
+        if address in local.gateways:
+            if not self._host_port_allowed(port):
+                return Refusal.PROHIBITED
+            return Target((Endpoint._make((_LOOPBACK[address.version], port)),))
+        if not _reachable(address):
+            return Refusal.PROHIBITED
+        if address in local.network:
+            return Refusal.HOST_UNREACHABLE  # nobody else lives there
+        embedded = _embedded(address)
+        if not self._allow_link_local and (embedded.is_link_local or embedded in METADATA):
+            return Refusal.PROHIBITED
+        if not self._allow_host_addresses and (_is_of_host(address) or _is_of_host(embedded)):
+            return Refusal.PROHIBITED
+        return Target((flow.destination,))
+
+    def _host_port_allowed(self, port: int) -> bool:
+        return self._loopback if isinstance(self._loopback, bool) else port in self._loopback
+
+    def resolvers(self) -> tuple[Endpoint, ...]:
+        """The host's resolvers in order, as they are now; the same tuple as long as they are the same."""
+        if self._dns is not None:
+            return self._dns
+        self._host_conf()
+        return self._resolvers
+
+    def resolv_conf(self, *nameservers: IPv4Address | IPv6Address) -> str:
+        """A resolv.conf that names these, the search list, and those of the host's options that concern programs.
+
+        Left out is ndots if the search list is not the host's, and what is said of the host's resolvers if others are
+        asked.
+        """
+        search = self.search()
+        options = self._host_conf().options_for_clients(same_servers=self._dns is None)
+        if self._search is not None:
+            options = tuple(each for each in options if not each.startswith("ndots:"))
+        return ResolvConf(nameservers, search, options).written()
+
+    def dns_manner(self) -> Manner:
+        """How resolvers are asked: as the options of the host's resolv.conf have it, if they are the host's."""
+        return DEFAULT if self._dns is not None else self._host_conf().manner()
+
+    def search(self) -> tuple[str, ...]:
+        """The search list, as it is now: domains in which a short name is looked up.  A lone "." says: in none."""
+        return self._host_conf().search if self._search is None else self._search
+
+    def _host_conf(self) -> ResolvConf:
+        """The host's resolv.conf as it is now, or as it was last seen."""
+        try:
+            status = os.stat(self._resolv_conf)
+            stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
+            if stamp != self._read:
+                with open(self._resolv_conf, encoding="utf-8", errors="replace") as file:
+                    self._adopt(parse_resolv_conf(file.read()))
+                self._read = stamp
+        except OSError:  # then it is as resolv.conf(5) has it when there is none
+            pass
+        return self._conf
+
+    def _adopt(self, conf: ResolvConf) -> None:
+        self._conf = conf
+        self._resolvers = tuple(Endpoint(server, DNS_PORT) for server in conf.nameservers)
+
+    def reads(self) -> tuple[str, ...]:
+        """The files that `route` and `open` read, now and again: what a worker's sandbox leaves readable."""
+        return (self._resolv_conf,) if self._dns is None else ()
+
+    def check(self) -> None:
+        """Raises `AddressError` if the host has no such address or device to send from."""
+        for family, address in self._bind.items():
+            if address is not None or self._device is not None:
+                version = 4 if family == socket.AF_INET else 6
+                anywhere = ip_address("192.0.2.1" if version == 4 else "2001:db8::1")  # never sent to
+                try:
+                    self.open("tcp", anywhere).close()
+                except OSError as error:
+                    if error.errno == errno.EAFNOSUPPORT and address is None:
+                        continue  # a kernel without IPv6 has the device nevertheless
+                    if error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
+                        what = f"bind{version}" if error.errno == errno.EADDRNOTAVAIL else "device"
+                        value = address if error.errno == errno.EADDRNOTAVAIL else self._device
+                        fix = "choose one that `ip address` shows on the host"
+                        raise AddressError(
+                            "the host has no such address or interface", what, value, fix
+                        ) from error
+                    if error.errno == errno.EPERM and self._device is not None:
+                        raise diagnosis.feature("SO_BINDTODEVICE", error, "5.7", "setsockopt") from error
+                    raise
+
+    def ipv6_missing(self) -> str | None:
+        """Why this host has no IPv6; None: it has, wherever that leads."""
+        try:
+            with open(IF_INET6, "rb") as file:
+                return None if file.read(1) else "net.ipv6.conf.all.disable_ipv6 is 1"
+        except OSError:
+            return "its kernel has none"
+
+    def source(self, target: IPv4Address | IPv6Address) -> str | None:
+        """The address that sockets to `target` are bound to: `bind4` or `bind6`, or any for the host's loopback."""
+        return None if target.is_loopback else self._bind[_FAMILY[target.version]]
+
+    def open(self, protocol: Transport, target: IPv4Address | IPv6Address, port: int = 0) -> socket.socket:
+        """A non-blocking socket that can reach `target`.  Raises OSError; nothing is left open then.
+
+        A UDP socket has `port` for its own, if that is free and permitted.
+        """
+        family = _FAMILY[target.version]
+        sock = _ping_socket(family) if protocol == "icmp" else _socket(family, _KINDS[protocol])
+        try:
+            if protocol == "udp" and family == socket.AF_INET6:  # it would have that port of IPv4 too
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            source, device = self._leaves_from(target)
+            if device is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+            if protocol == "udp":
+                _bind_port(sock, source or _ANY[family], port if port in self._kept_ports else 0)
+            elif source is not None:
+                if protocol == "tcp":
+                    sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+                sock.bind((source, 0))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _leaves_from(self, target: Address) -> tuple[str | None, str | None]:
+        """The source address and the interface that the uplink is bound to, for what goes to `target`."""
+        return self.source(target), None if target.is_loopback else self._device
+
+    def way_by(
+        self, host: IPv4Address | IPv6Address, device: str | None, target: IPv4Address | IPv6Address
+    ) -> Way | None:
+        """Return how datagrams to `target` leave by a UDP socket bound to `host` and `device`, a published port's.
+
+        None: they must not, and a socket of their own is opened for them.  That is so where the bound address or
+        interface is not the uplink's, where the target is not reached from it, and where a subclass opens its
+        sockets itself.
+        """
+        if type(self).open is not Uplink.open or host.version != target.version:
+            return None
+        source, through = self._leaves_from(target)
+        if not host.is_unspecified:
+            if host.is_loopback != target.is_loopback or source not in (None, str(host)):
+                return None
+            source = None
+        if device is None:
+            try:
+                return Way(source, 0 if through is None else socket.if_nametoindex(through))
+            except OSError:  # it has gone
+                return None
+        if through not in (None, device) or target.is_loopback != (device == _LOOPBACK_DEVICE):
+            return None
+        if through is None and not target.is_loopback and source_of(target, device) != source_of(target):
+            return None  # that interface does not lead there
+        return Way(source, 0)
+
+
+_ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
+_LOOPBACK_DEVICE = "lo"
+_DISCARD_PORT = 9  # of a socket that sends nothing
+_IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h; ip(7)
+_IPV6_MTU = 24  # linux/in6.h; ipv6(7)
+_LARGEST_OF_LINKS = 65535  # bytes; 65536 have "lo" and what stands for it in a VRF
+
+
+def _socket(family: socket.AddressFamily, kind: int, number: int = 0) -> socket.socket:
+    return socket.socket(family, kind | socket.SOCK_NONBLOCK, number)
+
+
+def source_of(target: Address, device: str | None = None) -> str:
+    """Return the address that the host's kernel would send from to `target`, by `device`; "" if by no way at all."""
+    with _socket(_FAMILY[target.version], socket.SOCK_DGRAM) as sock:
+        try:
+            if device is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+            sock.connect((str(target), _DISCARD_PORT))
+        except OSError:
+            return ""
+        source: str = sock.getsockname()[0]
+        return source
+
+
+def _ping_socket(family: socket.AddressFamily) -> socket.socket:
+    """A ping socket, or the raw one that a privileged process has where net.ipv4.ping_group_range leaves it out."""
+    try:
+        return _socket(family, socket.SOCK_DGRAM, _ICMP[family])
+    except PermissionError as error:
+        try:
+            return _socket(family, socket.SOCK_RAW, _ICMP[family])
+        except PermissionError:
+            raise error from None
+
+
+def _bind_port(sock: socket.socket, address: str, port: int) -> None:
+    try:
+        sock.bind((address, port))
+    except OSError:
+        sock.bind((address, 0))
+
+
+def _ephemeral_ports() -> Container[int]:
+    """The ports that the kernel gives to programs that ask for none (ip_local_port_range in ip(7))."""
+    try:
+        first, last = sysctl.numbers("net.ipv4.ip_local_port_range")
+        reserved = sysctl.read("net.ipv4.ip_local_reserved_ports")
+    except (SysctlError, ValueError):
+        return range(0)  # it is not to be known: then none
+    ports = set(range(first, last + 1))
+    for each in filter(None, reserved.split(",")):
+        start, _, end = each.partition("-")
+        ports.difference_update(range(int(start), int(end or start) + 1))
+    return frozenset(ports)
+
+
+def _check_plain(what: str, function: object) -> None:
+    if function is not None:
+        from inspect import iscoroutinefunction  # it reads source, for which it knows all of Python's grammar
+
+        if not callable(function) or iscoroutinefunction(function):
+            raise ArgumentTypeError("expected a plain function, or None", what, arguments.shown(function))
+
+
+def _endpoints(what: str, given: Iterable[AddressLike | Endpoint]) -> tuple[Endpoint, ...]:
+    arguments.items(what, given, "a list of addresses")
+    return tuple(Endpoint.parse(each, DNS_PORT) for each in given)
+
+
+def _ports(allowed: object) -> bool | frozenset[int]:
+    if isinstance(allowed, bool):
+        return allowed
+    fix = f"write [{allowed}]" if isinstance(allowed, int) else None
+    if not isinstance(allowed, Iterable) or isinstance(allowed, str | bytes):
+        raise ArgumentTypeError(
+            "expected a bool, or a list of ports", "allow_host_loopback", arguments.shown(allowed), fix
+        )
+    ports = tuple(allowed)
+    for port in ports:
+        arguments.port("allow_host_loopback", port, 1)
+    return frozenset(ports)
+
+
+def source_address(given: AddressLike, version: int) -> str:
+    """An address to send from, given as such or by the name of an interface that has one.
+
+    Raises `AddressError`, and `ArgumentTypeError` for what is neither.
+    """
+    try:
+        address = arguments.address(given, f"bind{version}")
+    except AddressError:
+        from netns_kit.host.addresses import first_address
+
+        found = first_address(str(given), version)
+    else:
+        found = str(address) if address.version == version else None
+    if found is None:
+        raise AddressError(
+            f"expected an IPv{version} address of the host, or an interface that has one",
+            f"bind{version}",
+            arguments.shown(str(given)),
+        )
+    return found
+
+
+METADATA = frozenset(
+    ip_address(text)
+    for text in (
+        "169.254.169.254",  # nearly all clouds
+        "fd00:ec2::254",  # Amazon, IPv6
+        "100.100.100.200",  # Alibaba
+        "168.63.129.16",  # Azure's wire server
+        "192.0.0.192",  # Oracle, the older one
+        "fd20:ce::254",  # Google, IPv6
+    )
+)
+"""Addresses at which a machine in a cloud is told who it is, its credentials among it."""
+
+
+def _is_of_host(address: Address) -> bool:
+    """Return whether the kernel takes `address` for one of this host's.
+
+    Only those may a socket be bound to (bind(2)).  Fact: of IPv6 only those of interfaces, and not what else is
+    delivered here: by routes of the type "local", and to the anycast address that a router has in each of its
+    networks.  The way to these is the loopback's, which has the MTU of no link.
+    """
+    try:
+        with _socket(_FAMILY[address.version], socket.SOCK_DGRAM) as sock:
+            try:
+                sock.bind((str(address), 0))
+            except OSError as error:
+                if error.errno != errno.EADDRNOTAVAIL:
+                    raise
+            else:
+                return True
+            if address.version == 4:
+                return False
+            sock.connect((str(address), _DISCARD_PORT))
+            return sock.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU) > _LARGEST_OF_LINKS
+    except OSError as error:
+        # anything but a plain no is no answer, and what is not known to be elsewhere is not let through
+        return error.errno not in (errno.EAFNOSUPPORT, errno.ENETUNREACH, errno.EHOSTUNREACH)
+
+
+def _embedded(address: Address) -> Address:
+    """The IPv4 address that an IPv6 one stands for, if it does; else itself."""
+    if isinstance(address, IPv6Address):
+        if address in _NAT64:
+            return IPv4Address(address.packed[12:])
+        return address.sixtofour or address
+    return address
+
+
+@lru_cache(maxsize=1024)
+def _reachable(address: Address) -> bool:
+    """Whether it may leave at all.  An unspecified address would mean the host itself, a link-local one of IPv6
+    somebody beside it, and an embedded IPv4 address is judged as what it is."""
+    if isinstance(address, IPv6Address):
+        if _embedded(address) is not address:
+            return _reachable(_embedded(address))
+        # beside that, no host has an address of ::/8; of an IPv4-mapped one the host's kernel would make IPv4
+        if address.packed[0] == 0 and not address.packed.startswith(_NAT64_LOCAL):
+            return False
+        return not (address.is_multicast or address.is_link_local)
+    return not (address.is_loopback or address.is_unspecified or address.is_multicast or _is_class_e(address))
+
+
+def _is_class_e(address: IPv4Address) -> bool:
+    return address.packed[0] >= 240 or address.packed[0] == 0

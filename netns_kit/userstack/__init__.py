@@ -1,0 +1,1 @@
+"""`UserStack`: the stack with its gateway, on the event loop, in a thread or in workers."""

@@ -1,0 +1,1 @@
+"""Worker processes: the stack in a sandbox of its own."""

@@ -1,0 +1,174 @@
+"""Plain values: what is encoded comes back, and what is not what was to come is said to be nonsense."""
+
+from __future__ import annotations
+
+import errno
+from contextlib import suppress
+from ipaddress import ip_address
+from typing import Any, get_type_hints
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netns_kit import DeviceGone, FlowInfo, NetnsKitError, PortForward, PortInUseError, Refusal
+from netns_kit.child.codec import Failure, Nonsense, decode, dump, encode, load
+from netns_kit.dhcp import Lease
+from netns_kit.dns import Record
+from netns_kit.uplink.uplink import Endpoint
+from netns_kit.userstack.control import Control, FlowEvent
+
+addresses = st.ip_addresses()
+ports = st.integers(1, 65535)
+endpoints = st.builds(Endpoint, addresses, ports)
+flows = st.builds(
+    FlowInfo,
+    st.integers(),
+    st.sampled_from(["tcp", "udp", "icmp"]),
+    endpoints,
+    endpoints,
+    st.text(),
+    st.sampled_from(["outbound", "inbound"]),
+    st.none() | endpoints,
+    st.none() | st.text(),
+    st.integers(),
+    st.integers(),
+    st.floats(allow_nan=False, allow_infinity=False),
+)
+forwards = st.builds(
+    PortForward, st.sampled_from(["tcp", "udp"]), addresses, ports, st.none() | addresses, ports,
+    st.none() | st.text(min_size=1),
+)  # fmt: skip
+events = st.builds(
+    FlowEvent, st.sampled_from(["opened", "refused", "closed"]), flows,
+    st.none() | st.sampled_from(Refusal), st.integers(0),
+)  # fmt: skip
+leases = st.builds(
+    Lease, st.ip_addresses(), st.sampled_from(["offered", "bound", "declined", "revoked", "reserved"]), st.text(),
+    st.text(), st.text(), st.none() | st.integers(0),
+)  # fmt: skip
+records = st.builds(
+    Record, st.sampled_from(["db.internal", "*.internal"]), addresses.map(str), ttl=st.integers(0, 1000)
+)
+VALUES: list[tuple[Any, st.SearchStrategy[Any]]] = [
+    (tuple[FlowInfo, ...], st.lists(flows).map(tuple)),
+    (tuple[PortForward, ...], st.lists(forwards).map(tuple)),
+    (tuple[FlowEvent, ...], st.lists(events).map(tuple)),
+    (tuple[Lease, ...], st.lists(leases).map(tuple)),
+    (dict[str, int], st.dictionaries(st.text(), st.integers())),
+    (tuple[Record, ...], st.lists(records).map(tuple)),
+    (int, st.integers()),
+    (bool, st.booleans()),
+    (float, st.floats(allow_nan=False, allow_infinity=False)),
+    (None, st.none()),
+    (tuple[str | None, ...], st.lists(st.none() | st.text()).map(tuple)),
+]
+KINDS = [kind for kind, _ in VALUES]
+json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(st.one_of([st.tuples(st.just(kind), values) for kind, values in VALUES]))
+def test_what_is_encoded_comes_back(case: tuple[Any, Any]) -> None:
+    kind, value = case
+    assert load(kind, dump(value)) == value
+
+
+def test_every_operation_speaks_of_such() -> None:
+    results = {
+        get_type_hints(operation)["return"]
+        for name, operation in vars(Control).items()
+        if not name.startswith("_")
+    }
+    assert results <= {*KINDS, type(None)}
+
+
+@given(st.sampled_from([*KINDS, Failure, tuple[str, Any]]), json)
+def test_anything_else_is_nonsense(kind: Any, value: Any) -> None:
+    try:
+        found = decode(kind, value)
+    except Nonsense:
+        return
+    assert decode(kind, encode(found)) == found
+
+
+@given(st.binary())
+def test_so_is_what_is_no_json(text: bytes) -> None:
+    with suppress(Nonsense):
+        load(dict[str, int], text)
+
+
+def test_so_is_a_number_beyond_all_numbers() -> None:
+    with pytest.raises(Nonsense):
+        load(float, b"1e999")
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (int, True), (int, 1.0), (float, 1), (float, True), (float, float("inf")),
+        (bool, 1), (str, 1), (None, 0), (dict[str, int], {"a": "b"}),
+        (tuple[int, ...], {"a": 1}), (tuple[int, int], [1]), (tuple[int, int], [1, 2, 3]), (Endpoint, ["10.0.2.2"]),
+        (Endpoint, ["10.0.2.256", 1]), (Endpoint, [167772674, 1]), (Refusal, "open"), (Refusal, ["reset"]),
+        (PortForward, ["tcp", "10.0.2.2", 0, None, 70000, None]),
+        (PortForward, ["tcp", "10.0.2.2", 0, None, 80, None, None]), (FlowInfo, "tcp"),
+    ],
+)  # fmt: skip
+def test_nonsense(kind: Any, value: Any) -> None:
+    with pytest.raises(Nonsense):
+        decode(kind, value)
+
+
+@pytest.mark.parametrize("text", [b"[" * 100000, b"NaN", b"Infinity", b"1" * 5000, b"\xff", b""])
+def test_no_json(text: bytes) -> None:
+    with pytest.raises(Nonsense):
+        load(int, text)
+
+
+def test_what_is_not_plain_is_not_sent() -> None:
+    with pytest.raises(TypeError):
+        encode(object())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PortInUseError("taken", fix="choose another"),
+        PortInUseError("taken", "a knob", 5, None, errno.EACCES),
+        DeviceGone("tap0: gone"),
+        OSError(errno.ENODEV, "No such device"),
+        FileNotFoundError(errno.ENOENT, "No such file", "/nowhere"),
+    ],
+)
+def test_a_known_error_arrives_as_what_it_is(error: Exception) -> None:
+    failure: Failure = load(Failure, dump(Failure.of(error)))
+    arrived = failure.exception()
+    assert type(arrived) is type(error)
+    assert str(arrived) == str(error)
+    assert getattr(arrived, "errno", None) == getattr(error, "errno", None)
+    assert getattr(arrived, "filename", None) == getattr(error, "filename", None)
+
+
+def test_an_unknown_one_as_its_text() -> None:
+    arrived = Failure.of(LookupError("a bug")).exception()
+    assert type(arrived) is RuntimeError
+    assert str(arrived) == "LookupError: a bug"
+    (argument,) = Failure.of(NetnsKitError("it", "knob", ip_address("10.0.2.2"))).arguments[2:3]
+    assert argument == "10.0.2.2"
+
+
+def test_an_error_of_a_callers_own_is_not_made_from_outside() -> None:
+    class Own(NetnsKitError):
+        pass
+
+    with pytest.raises(Nonsense):
+        Failure.of(Own("it")).exception()
+
+
+def test_what_a_failure_says_may_be_shown() -> None:
+    said = str(Failure("DeviceGone", ("\x1b]0;owned\x07 \ud800\nnext",)).exception())
+    assert (
+        said == "\N{REPLACEMENT CHARACTER}]0;owned\N{REPLACEMENT CHARACTER} \N{REPLACEMENT CHARACTER}\nnext"
+    )

@@ -1,0 +1,872 @@
+"""The gateway on a fake link: the guest is a second stack of ours, or frames made by hand; the host is real."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+import pytest
+
+from netns_kit.arguments import Address
+from netns_kit.errors import DeviceGone
+from netns_kit.gateway.engine import Engine
+from netns_kit.gateway.gateway import FRAMES_PER_STEP, Gateway
+from netns_kit.gateway.relay.udp import UdpRelay
+from netns_kit.gateway.worker_links import Peers
+from netns_kit.stack import Closed, Limits, Refusal, Stack, TcpConnection, UdpFlow
+from netns_kit.stack.echo import EchoFlow
+from netns_kit.stack.user import Transport
+from netns_kit.stack.wire import checksum, ethernet, icmp, ip, tcp, udp, virtio
+from netns_kit.subnet import Subnet
+from netns_kit.tap.device import TapDevice
+from netns_kit.tap.frame_device import FRAME_MAX, Device
+from netns_kit.tap.impairment import Impairment
+from netns_kit.uplink.uplink import Uplink
+from tests.support import needs_ping
+from tests.support.servers import closed_port, dns_server, reset
+
+pytestmark = pytest.mark.usefixtures("leaks")
+
+SECONDS = 20
+SUBNET = Subnet.parse("10.0.2.0/24", ipv6=True)
+GUEST, GATEWAY, RESOLVER = (bytes((10, 0, 2, last)) for last in (100, 2, 3))
+GUEST_MAC = bytes.fromhex("020000000064")
+GATEWAY_MAC = b"\x52\x55" + GATEWAY
+PORT = 40000
+
+
+class Program:
+    """A program of the guest, with one connection: it reads all that comes, and sends what it is told to."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self.connection: TcpConnection | None = None
+        self.is_established = False
+        self.received = bytearray()
+        self.ended = False
+        self.why: Closed | None = None
+        self._waiting = bytearray()
+        self._last = False
+
+    def send(self, data: bytes) -> None:
+        self._waiting += data
+        self._pump()
+
+    def shutdown(self) -> None:
+        self._last = True
+        self._pump()
+
+    def abort(self) -> None:
+        assert self.connection is not None
+        self.connection.abort(self._bench.now)
+
+    def _pump(self) -> None:
+        connection, now = self.connection, self._bench.now
+        assert connection is not None
+        while self._waiting:
+            room = min(connection.room(), 65000)
+            if not room:
+                connection.wait_for_room(now)
+                return
+            connection.send(bytes(self._waiting[:room]), now)
+            del self._waiting[:room]
+        if self._last:
+            connection.shutdown(now)
+
+    def established(self) -> None:
+        self.is_established = True
+
+    def deliver(self, data: memoryview) -> int:
+        self.received += data
+        return len(data)
+
+    def urgent(self, data: memoryview) -> int:
+        return self.deliver(data)
+
+    def keepalive(self, idle: float) -> None:
+        pass
+
+    def traffic_class(self, tos: int) -> None:
+        pass
+
+    def end(self) -> None:
+        self.ended = True
+
+    def writable(self) -> None:
+        self._pump()
+
+    def closed(self, why: Closed) -> None:
+        self.why = why
+
+
+class Mailbox:
+    """The guest's end of its datagrams."""
+
+    def __init__(self) -> None:
+        self.received: list[bytes] = []
+
+    def datagram(self, flow: UdpFlow, payload: memoryview, marks: int, segment_size: int) -> None:
+        self.received.append(bytes(payload))
+
+    def expired(self, flow: UdpFlow) -> None:
+        pass
+
+
+class Spy(Uplink):
+    """Remembers what it was asked to open, and fails as it is told to."""
+
+    opened: list[tuple[Transport, Address]]
+    failure: int = 0
+
+    def open(self, protocol: Transport, target: Address, port: int = 0) -> socket.socket:
+        self.__dict__.setdefault("opened", []).append((protocol, target))
+        if self.failure:
+            raise OSError(self.failure, os.strerror(self.failure))
+        return super().open(protocol, target, port)
+
+
+class Bench:
+    """Host, gateway, link and guest; time passes while somebody waits."""
+
+    def __init__(
+        self,
+        uplink: Uplink | None = None,
+        *,
+        vnet_header: bool = True,
+        mtu: int = 1500,
+        bad: Impairment | None = None,
+        limits: Limits | None = None,
+        peers: Peers | None = None,
+    ) -> None:
+        self.engine = Engine()
+        self.near, self.far = TapDevice.pair(vnet_header=vnet_header, mtu=mtu)
+        self.tap: Device = self.near if bad is None else self.near.impaired(bad)
+        self.uplink = uplink or Uplink(allow_host_loopback=True)
+        self.gateway = Gateway(self.engine, self.tap, self.uplink, SUBNET, limits=limits, peers=peers)
+        self.guest = Stack(
+            self,
+            self.far.write,
+            addresses=(GUEST,),
+            mac=GUEST_MAC,
+            mtu=mtu,
+            secret=bytes(16),
+            offloads=self.far.offloads,
+        )
+        self.guest.link.learn(GATEWAY, GATEWAY_MAC)
+        self.header = virtio.NONE if vnet_header else b""
+        self.frames: list[bytes] = []
+        """What the gateway sent, without virtio header."""
+        self.accepted: list[Program] = []
+        self.clock = time.monotonic
+        self.ahead = 0.0
+
+    def close(self) -> None:
+        self.gateway.close()
+        self.engine.close()
+        self.near.release()
+        self.far.release()
+
+    @property
+    def now(self) -> float:
+        return self.clock() + self.ahead
+
+    def stop_the_clock(self) -> None:
+        """Let no time pass: what takes this machine long takes the gateway none."""
+        now = self.clock()
+        self.clock = lambda: now
+
+    # -- the guest's stack tells us ---------------------------------------------------------------
+
+    def tcp_opened(self, connection: TcpConnection) -> None:
+        program = Program(self)
+        program.connection, connection.user = connection, program
+        self.accepted.append(program)
+        connection.accept(self.now)
+
+    def udp_opened(self, flow: UdpFlow) -> Refusal | None:
+        return Refusal.RESET
+
+    def echo_opened(self, flow: EchoFlow) -> Refusal | None:
+        return Refusal.RESET
+
+    # -- time ---------------------------------------------------------------------------------------
+
+    def step(self, wait: float = 0.0) -> None:
+        """One step of the engine, and whatever the guest makes of it."""
+        self.engine.dispatch(self.engine.poll(wait), self.now)
+        buffer = memoryview(bytearray(FRAME_MAX))
+        while (size := self.far.read_into(buffer)) is not None:
+            self.frames.append(bytes(buffer[len(self.header) : size]))
+            self.guest.receive(buffer[:size], self.now)
+        self.guest.flush()
+        self.guest.handle_timers(self.now)
+
+    def until(self, condition: Callable[[], object]) -> None:
+        end = time.monotonic() + SECONDS
+        while not condition():
+            assert time.monotonic() < end, "waited in vain"
+            due = min(self.engine.deadline, self.guest.deadline) - self.now
+            self.step(min(max(due, 0.0), 0.05))  # what a thread does wakes nobody here
+
+    def settle(self) -> None:
+        """Until nothing is left to do at once."""
+        poll = select.poll()
+        poll.register(self.engine.fileno(), select.POLLIN)
+        self.step()
+        while poll.poll(0) or self.engine.deadline <= self.now:
+            self.step()
+
+    # -- the guest acts -----------------------------------------------------------------------------
+
+    def connect(self, address: bytes, port: int, source: int = PORT) -> Program:
+        program = Program(self)
+        key = address + GUEST + port.to_bytes(2, "big") + source.to_bytes(2, "big")
+        self.guest.link.learn(address, GATEWAY_MAC)
+        program.connection = self.guest.connect_tcp(key, program, self.now)
+        return program
+
+    def socket(self, address: bytes, port: int, source: int = PORT) -> tuple[Mailbox, UdpFlow]:
+        self.guest.link.learn(address, GATEWAY_MAC)
+        key = address + GUEST + port.to_bytes(2, "big") + source.to_bytes(2, "big")
+        flow = self.guest.add_udp(key, self.now)
+        flow.user = mailbox = Mailbox()
+        return mailbox, flow
+
+    def inject(self, packet: bytes, kind: int = ethernet.IPV4) -> None:
+        self.far.write(self.header + ethernet.pack(GATEWAY_MAC, GUEST_MAC, kind) + packet)
+
+    def answers(self) -> list[ip.Packet]:
+        """The IP packets that the gateway has sent since the last time."""
+        frames, self.frames = self.frames, []
+        return [
+            (ip.parse_ipv4 if frame[12:14] == b"\x08\x00" else ip.parse_ipv6)(memoryview(frame)[14:])
+            for frame in frames
+            if frame[12:14] != b"\x08\x06"
+        ]
+
+
+def packet(protocol: int, addresses: bytes, layer4: bytes, sum_at: int) -> bytes:
+    pseudo = checksum.pseudo_header(addresses, protocol, len(layer4)) if protocol != ip.ICMP else 0
+    check = checksum.checksum(pseudo, checksum.total(layer4)).to_bytes(2, "big")
+    layer4 = layer4[:sum_at] + check + layer4[sum_at + 2 :]
+    return ip.pack(addresses, protocol, len(layer4)) + layer4
+
+
+def syn(destination: bytes, port: int, source: bytes = GUEST) -> bytes:
+    segment = tcp.pack(src_port=PORT, dst_port=port, seq=1, ack=0, flags=tcp.SYN, window=65535)
+    return packet(ip.TCP, source + destination, segment, 16)
+
+
+def datagram(destination: bytes, port: int, payload: bytes = b"x", source: bytes = GUEST) -> bytes:
+    header = udp.HEADER.pack(PORT, port, udp.SIZE + len(payload), 0)
+    return packet(ip.UDP, source + destination, header + payload, 6)
+
+
+def echo_request(destination: bytes) -> bytes:
+    return packet(ip.ICMP, GUEST + destination, icmp.HEADER.pack(icmp.ECHO, 0, 0, 7, 1) + b"ping", 2)
+
+
+Make = Callable[..., Bench]
+
+
+@pytest.fixture
+def make(leaks: None) -> Iterator[Make]:
+    with ExitStack() as stack:
+
+        def build(*args: object, **options: object) -> Bench:
+            bench = Bench(*args, **options)  # type: ignore[arg-type]  # as they come
+            stack.callback(bench.close)
+            return bench
+
+        yield build
+
+
+@pytest.fixture
+def listener(leaks: None) -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        sock.settimeout(SECONDS)
+        yield sock
+
+
+def port_of(sock: socket.socket) -> int:
+    port: int = sock.getsockname()[1]
+    return port
+
+
+def opened(bench: Bench, listener: socket.socket, source: int = PORT) -> tuple[Program, socket.socket]:
+    """A connection from the guest to the host's loopback, and the host's end of it."""
+    program = bench.connect(GATEWAY, port_of(listener), source)
+    bench.until(lambda: program.is_established)
+    sock, _ = listener.accept()
+    sock.setblocking(False)
+    return program, sock
+
+
+def readable(sock: socket.socket) -> bool:
+    return bool(select.select([sock], [], [], 0)[0])
+
+
+def receive(bench: Bench, sock: socket.socket, size: int) -> bytes:
+    """So much from the host's end of a connection, while time passes for the guest."""
+    data = bytearray()
+    while len(data) < size:
+        bench.until(lambda: readable(sock))
+        chunk = sock.recv(size - len(data))
+        assert chunk, "ended early"
+        data += chunk
+    return bytes(data)
+
+
+def feed(bench: Bench, sock: socket.socket, data: bytes) -> None:
+    """Send it from the host's end, while time passes for the guest."""
+    view = memoryview(data)
+    while view:
+        bench.until(lambda: select.select([], [sock], [], 0)[1])
+        view = view[sock.send(view) :]
+
+
+# -- TCP ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vnet_header", [True, False])
+@pytest.mark.parametrize("mtu", [576, 1500, 65520])
+def test_a_connection_carries_bytes_both_ways(
+    make: Make, listener: socket.socket, vnet_header: bool, mtu: int
+) -> None:
+    bench = make(vnet_header=vnet_header, mtu=mtu)
+    program, sock = opened(bench, listener)
+    there, back = os.urandom(300_000), os.urandom(300_000)
+    with sock:
+        program.send(there)
+        assert receive(bench, sock, len(there)) == there
+        feed(bench, sock, back)
+        bench.until(lambda: len(program.received) == len(back))
+        assert program.received == back
+        program.shutdown()
+        bench.until(lambda: readable(sock))
+        assert sock.recv(1) == b""
+        sock.shutdown(socket.SHUT_WR)
+        bench.until(lambda: program.ended)
+        assert [flow.state for flow in bench.gateway.flows()] in ([], ["TIME-WAIT"], ["LAST-ACK"])
+
+
+@pytest.mark.parametrize("first", ["guest", "host"])
+def test_half_a_connection_stays_open(make: Make, listener: socket.socket, first: str) -> None:
+    bench = make()
+    program, sock = opened(bench, listener)
+    with sock:
+        if first == "guest":
+            program.shutdown()
+            bench.until(lambda: readable(sock))
+            assert sock.recv(1) == b""
+            feed(bench, sock, b"said later" * 50_000)
+            sock.shutdown(socket.SHUT_WR)
+            bench.until(lambda: program.ended)
+            assert program.received == b"said later" * 50_000
+        else:
+            sock.shutdown(socket.SHUT_WR)
+            bench.until(lambda: program.ended)
+            program.send(b"said later" * 50_000)
+            program.shutdown()
+            assert receive(bench, sock, 500_000) == b"said later" * 50_000
+            bench.until(lambda: readable(sock))
+            assert sock.recv(1) == b""
+
+
+def test_the_hosts_reset_is_the_guests(make: Make, listener: socket.socket) -> None:
+    bench = make()
+    program, sock = opened(bench, listener)
+    reset(sock)
+    bench.until(lambda: program.why)
+    assert program.why is Closed.RESET
+    assert bench.gateway.flows() == ()
+
+
+def test_the_guests_reset_is_the_hosts(make: Make, listener: socket.socket) -> None:
+    bench = make()
+    program, sock = opened(bench, listener)
+    with sock:
+        program.abort()
+        bench.until(lambda: readable(sock))
+        with pytest.raises(ConnectionResetError):
+            sock.recv(1)
+    assert bench.gateway.flows() == ()
+
+
+def test_a_closed_port_resets(make: Make) -> None:
+    bench = make()
+    program = bench.connect(GATEWAY, closed_port())
+    bench.until(lambda: program.why)
+    assert program.why is Closed.RESET
+    assert not program.is_established
+    assert bench.gateway.stats()["tcp_connections"] == 0
+
+
+def test_the_guest_is_answered_when_the_host_has_been(make: Make) -> None:
+    """A listener whose queue is full drops SYNs: the guest must not be told that it has a connection."""
+    bench = make()
+    with ExitStack() as stack, socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        full.settimeout(SECONDS)
+        stack.enter_context(socket.create_connection(full.getsockname()))
+        program = bench.connect(GATEWAY, port_of(full))
+        for _ in range(20):
+            bench.step(0.01)
+        assert bench.answers() == []
+        assert [flow.state for flow in bench.gateway.flows()] == ["LISTEN"]
+        full.accept()[0].close()
+        bench.until(lambda: program.is_established)  # the host's kernel has sent its SYN again
+        full.accept()[0].close()
+
+
+def test_the_guests_ack_covers_what_the_host_has_taken(make: Make, listener: socket.socket) -> None:
+    """Nobody reads on the host: the guest is not told that its bytes have arrived."""
+    bench = make()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    program, sock = opened(bench, listener)
+    with sock:
+        size = 16 << 20
+        program.send(bytes(size))
+        for _ in range(100):
+            bench.step(0.001)
+        assert program.connection is not None
+        (connection,) = bench.gateway.stack.tcp.values()
+        taken = connection.rcv.ack - connection.rcv.nxt
+        assert taken <= 0
+        assert 0 < size - len(program._waiting) < 8 << 20
+        receive(bench, sock, size)
+
+
+def test_a_bad_link_loses_nothing(make: Make, listener: socket.socket) -> None:
+    bad = Impairment(loss=0.05, duplicate=0.05, reorder=0.05, seed=7)
+    bench = make(bad=bad)
+    program, sock = opened(bench, listener)
+    data = os.urandom(2 << 20)
+    with sock:
+        program.send(data)
+        assert receive(bench, sock, len(data)) == data
+        feed(bench, sock, data)
+        bench.until(lambda: len(program.received) == len(data))
+        assert program.received == data
+
+
+# -- what never reaches the host ----------------------------------------------------------------------
+
+HOSTS_OWN = ["127.0.0.1", "127.1.2.3", "0.0.0.0", "0.0.0.7", "224.0.0.1", "240.0.0.1", "255.255.255.255"]
+HOSTS_OWN_6 = ["::1", "::", "ff02::1", "::ffff:127.0.0.1", "::ffff:0.0.0.0", "2002:7f00:1::1"]
+
+
+@pytest.mark.parametrize("granted", [False, True])
+@pytest.mark.parametrize("address", [*HOSTS_OWN, *HOSTS_OWN_6])
+def test_addresses_that_would_mean_the_host(make: Make, granted: bool, address: str) -> None:
+    """Frames made by hand, for no kernel would send them; whatever the host's loopback is granted."""
+    uplink = Spy(allow_host_loopback=granted)
+    bench = make(uplink)
+    to = ip_address(address)
+    source, kind = (
+        (GUEST, ethernet.IPV4) if to.version == 4 else (IPv6Address("fd00::100").packed, ethernet.IPV6)
+    )
+    with socket.create_server(("0.0.0.0", 0)) as server:
+        server.setblocking(False)
+        bench.inject(syn(to.packed, port_of(server), source), kind)
+        bench.inject(datagram(to.packed, port_of(server), source=source), kind)
+        if to.version == 4:
+            bench.inject(echo_request(to.packed))
+        bench.settle()
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert not hasattr(uplink, "opened")
+    assert bench.gateway.flows() == ()
+    for answer in bench.answers():
+        assert answer.protocol in (ip.ICMP, ip.ICMPV6), "no RST, no SYN|ACK"
+        assert answer.destination == source
+
+
+@pytest.mark.parametrize("source", ["0.0.0.0", "224.0.0.1", "255.255.255.255"])
+def test_sources_that_cannot_be(make: Make, source: str) -> None:
+    uplink = Spy(allow_host_loopback=True)
+    bench = make(uplink)
+    bench.inject(syn(GATEWAY, 80, IPv4Address(source).packed))
+    bench.inject(datagram(GATEWAY, 80, source=IPv4Address(source).packed))
+    bench.settle()
+    assert not hasattr(uplink, "opened")
+    assert bench.answers() == []
+
+
+def test_without_a_grant_the_hosts_loopback_is_prohibited(make: Make, listener: socket.socket) -> None:
+    bench = make(Uplink())
+    listener.setblocking(False)
+    for sent in (syn(GATEWAY, port_of(listener)), datagram(GATEWAY, port_of(listener))):
+        bench.inject(sent)
+        bench.settle()
+        (answer,) = bench.answers()
+        message = icmp.parse(answer.payload)
+        assert (message.type, message.code) == (icmp.UNREACHABLE, icmp.PROHIBITED)
+        assert bytes(message.payload[:20])[12:20] == sent[12:20], "it says which packet"
+        assert message.payload[20:24] == sent[20:24]
+    with pytest.raises(BlockingIOError):
+        listener.accept()
+
+
+# -- UDP ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def peers(leaks: None) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two UDP sockets of the host."""
+    with ExitStack() as stack:
+        made = []
+        for _ in range(2):
+            sock = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            sock.bind(("127.0.0.1", 0))
+            sock.setblocking(False)
+            made.append(sock)
+        yield made[0], made[1]
+
+
+def free_udp_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("0.0.0.0", 0))
+        return port_of(sock)
+
+
+@pytest.mark.parametrize("vnet_header", [True, False])
+@pytest.mark.parametrize("size", [0, 1, 1472, 1473, 20_000, 65_507])
+def test_datagrams_of_every_size_both_ways(
+    make: Make, peers: tuple[socket.socket, socket.socket], vnet_header: bool, size: int
+) -> None:
+    bench = make(vnet_header=vnet_header)
+    mailbox, flow = bench.socket(GATEWAY, port_of(peers[0]))
+    payload = os.urandom(size)
+    flow.send(payload, bench.now)
+    bench.until(lambda: readable(peers[0]))
+    received, sender = peers[0].recvfrom(1 << 16)
+    assert received == payload
+    peers[0].sendto(payload, sender)
+    bench.until(lambda: mailbox.received)
+    assert mailbox.received == [payload]
+
+
+def test_one_guest_port_is_one_host_port_its_own_if_it_is_free(
+    make: Make, peers: tuple[socket.socket, socket.socket]
+) -> None:
+    bench = make()
+    source = free_udp_port()
+    senders = []
+    for peer in peers:
+        _, flow = bench.socket(GATEWAY, port_of(peer), source)
+        flow.send(b"x", bench.now)
+        bench.until(lambda peer=peer: readable(peer))  # type: ignore[misc]  # peer
+        senders.append(peer.recvfrom(10)[1])
+    assert senders == [("127.0.0.1", source)] * 2
+    _, flow = bench.socket(GATEWAY, port_of(peers[0]), source=port_of(peers[1]))
+    flow.send(b"taken", bench.now)
+    bench.until(lambda: readable(peers[0]))
+    assert peers[0].recvfrom(10)[1] not in (("127.0.0.1", source), peers[1].getsockname())
+
+
+def test_only_who_was_asked_may_answer(make: Make, peers: tuple[socket.socket, socket.socket]) -> None:
+    bench = make()
+    asked, stranger = peers
+    mailbox, flow = bench.socket(GATEWAY, port_of(asked))
+    flow.send(b"question", bench.now)
+    bench.until(lambda: readable(asked))
+    _, mapped = asked.recvfrom(100)
+    stranger.sendto(b"unasked", mapped)
+    asked.sendto(b"answer", mapped)
+    bench.until(lambda: mailbox.received)
+    bench.settle()
+    assert mailbox.received == [b"answer"]
+    assert bench.gateway.stats()["dropped_udp_filtered"] == 1
+
+
+def test_what_falls_idle_is_given_back(make: Make, peers: tuple[socket.socket, socket.socket]) -> None:
+    bench = make()
+    before = len(os.listdir("/proc/self/fd"))
+    _, flow = bench.socket(GATEWAY, port_of(peers[0]))
+    flow.send(b"x", bench.now)
+    bench.until(lambda: readable(peers[0]))
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert [(info.protocol, info.state) for info in bench.gateway.flows()] == [("udp", "open")]
+    bench.ahead = 31.0
+    bench.until(lambda: not bench.gateway.flows())
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_oldest_flow_makes_room(make: Make, peers: tuple[socket.socket, socket.socket]) -> None:
+    bench = make(limits=Limits(udp_flows=4))
+    before = len(os.listdir("/proc/self/fd"))
+    for source in range(40001, 40011):
+        _, flow = bench.socket(GATEWAY, port_of(peers[0]), source)
+        flow.send(b"x", bench.now)
+        bench.settle()
+    assert [info.guest.port for info in bench.gateway.flows()] == [40007, 40008, 40009, 40010]
+    assert len(os.listdir("/proc/self/fd")) == before + 4
+
+
+def test_a_super_datagram_arrives_cut_as_asked(
+    make: Make, peers: tuple[socket.socket, socket.socket]
+) -> None:
+    """As a guest's kernel hands over what was sent with UDP_SEGMENT."""
+    bench = make()
+    payload = os.urandom(10_500)
+    size = udp.SIZE + len(payload)
+    addresses = GUEST + GATEWAY
+    header = ip.pack(addresses, ip.UDP, size)
+    partial = udp.HEADER.pack(PORT, port_of(peers[0]), size, 0)
+    super_frame = virtio.pack(virtio.NEEDS_CSUM, virtio.GSO_UDP_L4, 42, 1000, 34, 6)
+    bench.far.write(
+        super_frame + ethernet.pack(GATEWAY_MAC, GUEST_MAC, ethernet.IPV4) + header + partial + payload
+    )
+    received: list[bytes] = []
+    while len(received) < 11:
+        bench.until(lambda: readable(peers[0]))
+        received.append(peers[0].recv(1 << 16))
+    assert [len(part) for part in received] == [1000] * 10 + [500]
+    assert b"".join(received) == payload
+
+
+# -- ICMP and DNS --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", [GATEWAY, RESOLVER])
+def test_ping_our_own_addresses(make: Make, address: bytes) -> None:
+    bench = make(Spy())
+    bench.inject(echo_request(address))
+    bench.settle()
+    (answer,) = bench.answers()
+    assert (answer.source, answer.destination) == (address, GUEST)
+    message = icmp.parse(answer.payload)
+    assert (message.type, message.high, message.low, bytes(message.payload)) == (
+        icmp.ECHO_REPLY,
+        7,
+        1,
+        b"ping",
+    )
+    assert not hasattr(bench.uplink, "opened")
+
+
+def test_ping_goes_out_by_a_ping_socket(make: Make) -> None:
+    needs_ping()
+
+    class Inward(Uplink):
+        """192.0.2.1 is the host's loopback."""
+
+        def open(self, protocol: Transport, target: Address, port: int = 0) -> socket.socket:
+            sock = super().open(protocol, target, port)
+            sock.close()
+            return Redirected(sock.family, sock.type, sock.proto)
+
+    class Redirected(socket.socket):
+        def connect(self, address: object) -> None:
+            self.setblocking(False)
+            super().connect(("127.0.0.1", 0))
+
+    bench = make(Inward())
+    bench.inject(echo_request(bytes((192, 0, 2, 1))))
+    bench.until(lambda: bench.frames)
+    (answer,) = bench.answers()
+    assert answer.source == bytes((192, 0, 2, 1))
+    message = icmp.parse(answer.payload)
+    assert (message.type, message.high, message.low, bytes(message.payload)) == (
+        icmp.ECHO_REPLY,
+        7,
+        1,
+        b"ping",
+    )
+    bench.ahead = 61.0
+    bench.until(lambda: not bench.gateway.flows())
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (errno.ENETUNREACH, icmp.NET),
+        (errno.EHOSTUNREACH, icmp.HOST),
+        (errno.EACCES, icmp.PROHIBITED),
+        (errno.EMFILE, icmp.NET),
+        (errno.EADDRNOTAVAIL, icmp.NET),
+    ],
+)
+def test_no_socket_is_the_error_the_guest_would_have_seen(
+    make: Make, caplog: pytest.LogCaptureFixture, number: int, code: int
+) -> None:
+    uplink = Spy(allow_host_loopback=True)
+    uplink.failure = number
+    bench = make(uplink)
+    far = bytes((192, 0, 2, 1))
+    with caplog.at_level(logging.WARNING, "netns_kit"):
+        for sent in (datagram(far, 9), echo_request(far), syn(far, 9), datagram(far, 10), echo_request(far)):
+            bench.inject(sent)
+            bench.settle()
+            (answer,) = bench.answers()
+            message = icmp.parse(answer.payload)
+            assert (message.type, message.code) == (icmp.UNREACHABLE, code)
+    assert len(caplog.records) == (number in (errno.EMFILE, errno.EACCES)), "said, and once"
+
+
+def unwatched(make: Make, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """Make one for whom epoll_ctl(2) lacks memory, or watches: no flow comes to be, and its socket is closed."""
+    bench = make()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(bench.engine, "add", full)
+    return bench
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp", "icmp"])
+def test_what_the_kernel_does_not_watch_is_refused(
+    make: Make, monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    if protocol == "icmp":
+        needs_ping()
+    bench, far = unwatched(make, monkeypatch), bytes((192, 0, 2, 1))
+    sent = {"tcp": syn(GATEWAY, closed_port()), "udp": datagram(far, 9), "icmp": echo_request(far)}
+    bench.inject(sent[protocol])
+    bench.settle()
+    (answer,) = bench.answers()
+    message = icmp.parse(answer.payload)
+    assert (message.type, message.code) == (icmp.UNREACHABLE, icmp.NET)
+    assert not bench.gateway.flows()
+
+
+def test_a_client_that_the_kernel_does_not_watch_is_closed(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = unwatched(make, monkeypatch)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as client,
+    ):
+        bench.gateway.tcp_accepted(GUEST + GATEWAY + bytes(4), server.accept()[0])
+        client.settimeout(SECONDS)
+        assert client.recv(1) == b""
+    assert not bench.gateway.flows()
+
+
+def test_names_are_answered_by_the_hosts_resolver(make: Make) -> None:
+    query = bytes.fromhex("abcd01000001000000000000 046e616d6503746c6400 00010001")
+    asked: list[str] = []
+    with dns_server({"name.tld": "192.0.2.7"}, asked) as port:
+        bench = make(Uplink(dns=[f"127.0.0.1:{closed_port()}", f"127.0.0.1:{port}"]))
+        mailbox, flow = bench.socket(RESOLVER, 53)
+        flow.send(query, bench.now)
+        bench.until(lambda: mailbox.received)
+        (reply,) = mailbox.received
+        assert reply[:2] == query[:2]
+        assert reply.endswith(bytes((192, 0, 2, 7)))
+        bench.until(lambda: not bench.gateway._dns._server.deadline < bench.now)
+    assert asked == ["udp name.tld"], "the first resolver is not there, the second is asked once"
+
+
+# -- the gateway itself --------------------------------------------------------------------------------
+
+
+def test_a_step_reads_so_many_frames_and_no_more(make: Make) -> None:
+    bench = make()
+    for _ in range(3 * FRAMES_PER_STEP):
+        bench.inject(echo_request(GATEWAY))
+    taken = list[int]()
+    while sum(taken) < 3 * FRAMES_PER_STEP:
+        before = bench.near.counters.received
+        bench.step()
+        taken.append(bench.near.counters.received - before)
+    assert taken[:7] == [1, 2, 4, 8, 16, FRAMES_PER_STEP, FRAMES_PER_STEP]
+    assert len(bench.answers()) == 3 * FRAMES_PER_STEP
+
+
+def test_rubbish_is_counted_and_nothing_else(make: Make) -> None:
+    bench = make()
+    for size in (0, 1, 9, 10, 23, 24, 40, 1500, 65000):
+        for _ in range(20):
+            if size:
+                bench.far.write(os.urandom(size))
+            bench.inject(os.urandom(size))
+            bench.inject(os.urandom(size), ethernet.ARP)
+            bench.inject(os.urandom(size), ethernet.IPV6)
+        bench.settle()
+    dropped = sum(count for name, count in bench.gateway.stats().items() if name.startswith("dropped_"))
+    assert dropped > 500
+    assert bench.gateway.flows() == ()
+
+
+def test_a_device_that_goes_away(make: Make, listener: socket.socket) -> None:
+    bench = make()
+    socks = [opened(bench, listener, PORT + number)[1] for number in range(3)]
+    bench.far.release()
+    with pytest.raises(DeviceGone):
+        bench.settle()
+    bench.gateway.close()
+    for sock in socks:
+        with sock:
+            assert readable(sock), "each is closed"
+
+
+def test_a_device_that_goes_away_while_a_datagram_waits_that_cannot_be_sent(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its refusal reaches nobody any more, and the socket is closed."""
+    bench = make()
+    monkeypatch.setattr(UdpRelay, "_send", lambda *_: errno.ENETUNREACH)
+    frame = b"".join(
+        (ethernet.pack(GATEWAY_MAC, GUEST_MAC, ethernet.IPV4), datagram(bytes((203, 0, 113, 9)), 9))
+    )
+    bench.gateway.stack.receive(memoryview(bench.header + frame), bench.now)
+    assert len(bench.gateway.outbox.relays) == 1
+    bench.far.release()
+    bench.gateway.close()
+    assert bench.gateway.flows() == ()
+
+
+def test_closing_resets_and_gives_everything_back(
+    make: Make, listener: socket.socket, peers: tuple[socket.socket, socket.socket]
+) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    bench = make()
+    program, sock = opened(bench, listener)
+    with sock:
+        on_hold = bench.connect(GATEWAY, port_of(listener), source=PORT + 1)
+        _, flow = bench.socket(GATEWAY, port_of(peers[0]))
+        flow.send(b"x", bench.now)
+        bench.until(lambda: on_hold.is_established)
+        listener.accept()[0].close()
+        bench.gateway.close()
+        bench.gateway.close()
+        bench.until(lambda: program.why and on_hold.why)
+        assert program.why is Closed.RESET
+        assert readable(sock)
+    bench.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_flows_and_stats_are_for_people(make: Make, listener: socket.socket) -> None:
+    bench = make()
+    _, sock = opened(bench, listener)
+    with sock:
+        bench.settle()
+        (info,) = bench.gateway.flows()
+        assert str(info.guest) == f"10.0.2.100:{PORT}"
+        assert str(info.remote) == f"10.0.2.2:{port_of(listener)}"
+        assert (info.protocol, info.state) == ("tcp", "ESTABLISHED")
+        stats = bench.gateway.stats()
+        assert stats["tcp_connections"] == stats["tcp_established"] == 1
+        assert all(isinstance(count, int) for count in stats.values())
+
+
+def test_the_table_of_connections_is_bounded(make: Make, listener: socket.socket) -> None:
+    bench = make(limits=Limits(tcp_connections=2))
+    programs = [bench.connect(GATEWAY, port_of(listener), source) for source in range(41000, 41004)]
+    bench.until(lambda: all(program.is_established or program.why for program in programs))
+    assert [program.why for program in programs] == [None, None, Closed.RESET, Closed.RESET]
+    for _ in range(2):
+        reset(listener.accept()[0])

@@ -1,0 +1,120 @@
+"""What workers of one namespace hand to each other, over real sockets."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from netns_kit.gateway.worker_links import Peers, pairs
+from netns_kit.stack.wire import udp
+from netns_kit.tap.frame_device import FRAME_MAX
+from tests.gateway.test_gateway import GATEWAY, GUEST, GUEST_MAC, Bench
+
+pytestmark = pytest.mark.usefixtures("leaks")
+
+
+@pytest.fixture
+def two() -> Iterator[tuple[Peers, Peers]]:
+    with ExitStack() as stack:
+        inboxes, outboxes = pairs(2, stack)
+        yield Peers(0, inboxes[0], tuple(outboxes)), Peers(1, inboxes[1], tuple(outboxes))
+
+
+def nobody(key: bytes, sock: socket.socket) -> None:
+    raise AssertionError(key)
+
+
+def test_a_frame_of_any_size_comes_with_its_hops(two: tuple[Peers, Peers]) -> None:
+    first, second = two
+    buffer = memoryview(bytearray(FRAME_MAX))
+    assert second.read_into(buffer, nobody) is None
+    for hops, frame in (0, b"x"), (7, bytes(range(256)) * 256 + b"end"):
+        first.hand_over(1, hops, memoryview(frame))
+        assert second.read_into(buffer, nobody) == len(frame)
+        assert (second.hops, bytes(buffer[: len(frame)])) == (hops, frame)
+    assert second.read_into(buffer, nobody) is None
+    assert first.stats() == {"handed_over": 2, "handed_over_lost": 0}
+
+
+def test_a_connection_comes_with_its_name(two: tuple[Peers, Peers]) -> None:
+    first, second = two
+    ours, theirs = socket.socketpair()
+    got: list[tuple[bytes, socket.socket]] = []
+    first.hand_over_connection(1, b"name of a flow", theirs)
+    assert theirs.fileno() == -1
+    size = second.read_into(memoryview(bytearray(FRAME_MAX)), lambda key, sock: got.append((key, sock)))
+    ((key, sock),) = got
+    with ours, sock:
+        assert (size, key) == (0, b"name of a flow")
+        sock.send(b"x")
+        assert ours.recv(1) == b"x"
+        assert not sock.get_inheritable()
+
+
+def test_what_finds_an_inbox_full_is_lost_and_counted(two: tuple[Peers, Peers]) -> None:
+    first, _ = two
+    for _ in range(10_000):
+        first.hand_over(1, 0, memoryview(bytes(4096)))
+        if first.lost:
+            break
+    assert first.lost == 1
+    ours, theirs = socket.socketpair()
+    with ours:
+        first.hand_over_connection(1, b"name", theirs)
+        assert ours.recv(1) == b"", "it is closed, not forgotten"
+
+
+@pytest.fixture
+def benches() -> Iterator[list[Bench]]:
+    """Two gateways, each with its end of a link of its own to a guest of its own, which are as one."""
+    with ExitStack() as stack:
+        inboxes, outboxes = pairs(2, stack)
+        found = []
+        for number in range(2):
+            bench = Bench(peers=Peers(number, inboxes[number], tuple(outboxes)))
+            stack.callback(bench.close)
+            bench.gateway.stack.link.learn(GUEST, GUEST_MAC)
+            found.append(bench)
+        yield found
+
+
+def name(port: int) -> bytes:
+    return GUEST + GATEWAY + (80).to_bytes(2, "big") + port.to_bytes(2, "big")
+
+
+def test_an_accepted_connection_is_opened_by_whose_it_is(benches: list[Bench]) -> None:
+    steering = benches[0].gateway.stack.steering
+    theirs = next(port for port in range(40000, 41000) if steering.owner(name(port)) == 1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        clients = [socket.create_connection(server.getsockname()) for _ in range(10)]
+        for _ in clients:
+            sock, _ = server.accept()
+            sock.setblocking(False)
+            benches[0].gateway.tcp_accepted(name(theirs), sock)
+            benches[1].settle()
+        keys = list(benches[1].gateway.stack.tcp)
+        assert keys[0] == name(theirs)
+        assert len(set(keys)) == len(clients)
+        assert {steering.owner(key) for key in keys} == {1}
+        assert not benches[0].gateway.stack.tcp
+        for client in clients:
+            client.close()
+
+
+def test_a_datagram_is_the_firsts_wherever_it_comes_in(benches: list[Bench]) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(20)
+        _, flow = benches[1].socket(GATEWAY, server.getsockname()[1])
+        flow.send(b"hello", benches[1].now)
+        benches[1].settle()
+        benches[0].settle()
+        data, sender = server.recvfrom(100)
+        assert data == b"hello"
+        server.sendto(b"answer", sender)
+        benches[0].until(lambda: len(benches[0].frames) >= 1)
+        assert bytes(udp.parse(benches[0].answers()[0].payload)[3]) == b"answer"
+        assert not benches[1].gateway.stack.udp
