@@ -10,7 +10,7 @@ _LEAST = {"tcp_receive": 256, "tcp_send": 536, "tcp_memory": 0}
 
 @frozen
 class Limits:
-    """Bounds on what one guest can make us hold.  Sizes in bytes, times in seconds."""
+    """Bounds on what one guest can make us hold.  Sizes are in bytes, times in seconds."""
 
     tcp_connections: int = 16384  # beyond: one whose handshake is not over gives way, or the SYN is reset
     tcp_pending: int = 4096  # of these, whose handshake is not over: the oldest gives way
@@ -39,7 +39,7 @@ class Limits:
     reassembly: float = 30.0
 
     def divided(self, count: int) -> Limits:
-        """Each of so many stacks has its part of what all connections may have."""
+        """Return the limits of each of `count` stacks that share what all connections may have."""
         shares = ("tcp_connections", "tcp_pending", "tcp_time_waits", "tcp_memory")
         return replace(self, **{name: -(-getattr(self, name) // count) for name in shares})
 

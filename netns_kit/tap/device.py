@@ -136,17 +136,22 @@ class TapDevice:
         mac: str | None = None,
         queues: int = 1,
     ) -> TapDevice:
-        """A tap in `namespace`, made when it is awaited or its `async with` is entered.
+        """Make a tap in `namespace`, when the device is awaited or its `async with` is entered.
 
-        A persistent tap of that name is attached instead.  `mtu` is 68 to 65521 bytes; below 1280 the guest
-        has no IPv6.  `mac` is the guest's address, None lets its kernel choose.  With several `queues`
-        (IFF_MULTI_QUEUE) the device is for as many worker processes.
+        A persistent tap of that name is attached instead.  Opening sets MTU and MAC and raises the link.
 
-        Opening sets MTU and MAC and raises the link.  Cancelled while opening, it leaves no descriptor and,
-        unless the tap was persistent, no device.
-
-        Raises `AddressError` here for a name or MAC that no kernel takes, `ArgumentError` for an MTU or a number of
-        queues, `ArgumentTypeError` for what has no such type; `TunUnavailable` on opening where taps cannot be made.
+        Args:
+            namespace: Where the tap is made.
+            name: The interface's name.
+            mtu: 68 to 65521 bytes; below 1280 the guest has no IPv6.
+            mac: The guest's address; None lets its kernel choose.
+            queues: With several (IFF_MULTI_QUEUE) the device is for as many worker processes.
+        Raises:
+            AddressError: No kernel takes that name or MAC.
+            ArgumentError: The MTU or the number of queues is out of range.
+            ArgumentTypeError: An argument has no such type.
+            TunUnavailable: Taps cannot be made; raised on opening.
+        Cancellation: Cancelled while opening, it leaves no descriptor and, unless the tap was persistent, no device.
         """
         if not callable(getattr(namespace, "open_tap", None)):
             fix = "make one: Namespace.create()"
@@ -163,13 +168,16 @@ class TapDevice:
         """Take over a ready-made descriptor: an attached tap, or a SEQPACKET or DGRAM socket.
 
         A tap keeps the flags it was attached with; with IFF_VNET_HDR it has every offload its kernel accepts.
-        A socket carries one plain frame per message, no header.  `mtu` is what the guest uses, 68 to 65535: a
-        descriptor does not tell.  `name` is for messages; None takes the interface's.  The descriptor becomes
-        non-blocking and is closed by `close`.
+        A socket carries one plain frame per message, no header.
 
-        Raises `ArgumentError` for the MTU and for what is no open descriptor, and `TunUnavailable` for one that
-        carries no Ethernet frames (a tun, a tap without IFF_NO_PI, a stream); the descriptor is then still the
-        caller's.
+        Args:
+            fd: The descriptor.  It becomes non-blocking and is closed by `close`; if this raises, it is still the
+                caller's.
+            mtu: What the guest uses, 68 to 65535 bytes: a descriptor does not tell.
+            name: What messages call the device; None takes the interface's name.
+        Raises:
+            ArgumentError: The MTU is out of range, or the descriptor is not open.
+            TunUnavailable: It carries no Ethernet frames: a tun, a tap without IFF_NO_PI, a stream.
         """
         check_mtu(mtu, MTU_MAX)
         arguments.whole_number("fd", fd, 0)
@@ -199,11 +207,13 @@ class TapDevice:
 
     @classmethod
     def pair(cls, *, vnet_header: bool = True, mtu: int = 1500) -> tuple[TapDevice, TapDevice]:
-        """Two devices that face each other, as two kernels would; a SOCK_SEQPACKET pair, no privilege.
+        """Make two devices that face each other, as two kernels would: a SOCK_SEQPACKET pair, without privilege.
 
-        With `vnet_header` both accept everything; without it both carry plain frames.  `mtu` is 68 to 65535.
-
-        Raises `ArgumentError` for the MTU.
+        Args:
+            vnet_header: Whether both accept everything; without it both carry plain frames.
+            mtu: 68 to 65535 bytes.
+        Raises:
+            ArgumentError: The MTU is out of range.
         """
         arguments.boolean("vnet_header", vnet_header)
         check_mtu(mtu, MTU_MAX)
@@ -286,9 +296,10 @@ class TapDevice:
         self._owns(fd)
 
     def at(self, fd: int) -> TapDevice:
-        """This device for another process, which will have it at the descriptor `fd`.  It can be pickled.
+        """Return this device for another process, which will have it at the descriptor `fd`.  It can be pickled.
 
-        Raises `NotImportable` for a class of the caller's own, which would not be the same there.
+        Raises:
+            NotImportable: It is of a class of the caller's own, which would not be the same there.
         """
         if type(self) is not TapDevice:
             raise NotImportable(
@@ -304,7 +315,11 @@ class TapDevice:
         self._fd = fd
 
     def fileno(self) -> int:
-        """The descriptor to wait on.  Raises `DeviceGone` when the device is not open."""
+        """Return the descriptor to wait on.
+
+        Raises:
+            DeviceGone: The device is not open.
+        """
         if self._fd < 0:
             raise DeviceGone(f"{self.name} is not open")
         return self._fd
@@ -315,7 +330,8 @@ class TapDevice:
 
         A frame longer than `buffer` loses its end: give it `FRAME_MAX` bytes.
 
-        Raises `DeviceGone` when no frame will come any more.
+        Raises:
+            DeviceGone: No frame will come any more.
         """
         try:
             length = os.readv(self._fd, (buffer,))
@@ -336,7 +352,8 @@ class TapDevice:
         A frame the device has no room for is copied and kept, at most `TX_QUEUE` of them, for `flush`.  True:
         sent or kept.  False: lost and counted, the queue is full or the guest refuses the frame.
 
-        Raises `DeviceGone` when the device takes no frames any more.
+        Raises:
+            DeviceGone: The device takes no frames any more.
         """
         if self._backlog:
             return self._keep(buffers)
@@ -348,7 +365,11 @@ class TapDevice:
         return True
 
     def flush(self) -> None:
-        """Send what waits, until the device pushes back again.  Raises `DeviceGone`."""
+        """Send what waits, until the device pushes back again.
+
+        Raises:
+            DeviceGone: The device takes no frames any more.
+        """
         while self._backlog:
             try:
                 os.write(self._fd, self._backlog[0])
@@ -364,7 +385,7 @@ class TapDevice:
         return bool(self._backlog)
 
     def advance(self, now: float) -> None:
-        """Let time pass; nothing happens in a plain device."""
+        """Let time pass: nothing happens in a plain device."""
 
     def release(self) -> None:
         """Close the descriptor and forget what waits: `close` for a program without an event loop.
@@ -427,7 +448,11 @@ class TapDevice:
 
 
 def check_name(name: str) -> None:
-    """Raises `AddressError` for what is no name of an interface: the kernel's dev_valid_name(), without asking it."""
+    """Check the name of an interface, as the kernel's dev_valid_name() does.
+
+    Raises:
+        AddressError: No interface can have that name.
+    """
     arguments.text("name", name, "the name of an interface")
     size = len(os.fsencode(name))
     if not 1 <= size <= 15 or name in (".", "..") or any(c in "/:\0" or c.isspace() for c in name):
@@ -440,7 +465,11 @@ def check_name(name: str) -> None:
 
 
 def check_mtu(mtu: int, largest: int) -> None:
-    """Raises `ArgumentError` unless that is an MTU."""
+    """Check an MTU of `largest` bytes at most.
+
+    Raises:
+        ArgumentError: It is out of range.
+    """
     arguments.whole_number("mtu", mtu, MTU_MIN, largest)
 
 
@@ -456,9 +485,9 @@ def _parse_mac(mac: str) -> bytes:
 
 
 def _interface(fd: int) -> tuple[str, int]:
-    """Name and flags of an attached tun or tap.
+    """Return name and flags of an attached tun or tap.
 
-    Asked under a filter that lets everything pass, for without one the kernel says IFF_NO_PI of any tap.
+    They are asked for under a filter that lets everything pass: without one the kernel says IFF_NO_PI of any tap.
     """
     with contextlib.suppress(OSError):  # a tun takes no filter, and what is no tun at all fails below
         fcntl.ioctl(fd, _TUNATTACHFILTER, _FPROG.pack(1, _PASS_ALL.buffer_info()[0]))
@@ -474,7 +503,7 @@ def _interface(fd: int) -> tuple[str, int]:
 
 
 def _negotiate(fd: int, flags: int) -> Offloads:
-    """Have the kernel send as little work as it accepts; say what it accepted."""
+    """Have the kernel leave as much work to the other end as it can, and return what it can."""
     if not flags & IFF_VNET_HDR:
         fcntl.ioctl(fd, _TUNSETOFFLOAD, 0)
         return Offloads()

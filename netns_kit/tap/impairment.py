@@ -33,7 +33,7 @@ REORDER_HOLD = 0.02
 
 @frozen
 class Impairment:
-    """What one direction of a link does to frames.  The default does nothing.
+    """The faults of one direction of a link.  The default has none.
 
     `loss`, `duplicate`, `reorder` and `corrupt` are probabilities per frame, 0 to 1.  `reorder` holds a frame
     back until one to `REORDER_DEPTH` later ones have passed, at most `REORDER_HOLD` seconds.  `corrupt` flips
@@ -42,7 +42,9 @@ class Impairment:
     no limit.  `queue` is how many frames the link holds, those under way included; one more is dropped.
     `seed` decides everything that is chance.
 
-    Raises `ArgumentError` for a value out of range, `ArgumentTypeError` for what is no number.
+    Raises:
+        ArgumentError: A value is out of range.
+        ArgumentTypeError: A value is no number.
     """
 
     loss: float = 0.0
@@ -131,7 +133,7 @@ class BadLink:
             self._queue(frame, now, late=False)
 
     def receive(self, now: float) -> list[bytes]:
-        """Every frame due by `now`, in order of due time; at the same time, in the order they went in."""
+        """Return every frame due by `now`, in order of due time; at the same time, in the order they went in."""
         if now < self.deadline:
             return []
         for held in [held for held in self._held if held.limit <= now]:
