@@ -24,6 +24,7 @@ __all__ = [
     "IdMapError",
     "NamespaceGone",
     "NetnsKitError",
+    "NotFound",
     "NotImportable",
     "NotPrivileged",
     "OwnNamespace",
@@ -177,6 +178,10 @@ class AddressError(ArgumentError):
 
 class RecordError(NetnsKitError, ValueError):
     """A domain name, or a record of one, that cannot be understood."""
+
+
+class NotFound(NetnsKitError, KeyError):
+    """There is no such thing: a forward or a record that is to be removed, a finding that is asked for."""
 
 
 class StackClosed(NetnsKitError):

@@ -391,10 +391,14 @@ def failures(tests: Iterable[str], modules: Iterable[tuple[Path, ast.AST]]) -> s
         for path, tree in modules:
             (copy / path).write_text(ast.unparse(tree), encoding="utf-8")
         names = sorted({located(each) for each in tests})
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *names]
-        child = subprocess.run(
-            command, cwd=copy, capture_output=True, text=True, timeout=SECONDS * len(names), check=False
-        )
+        first = ["-x"] if len(names) == 1 else []  # of its cases the first that fails will do
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *first, *names]
+        try:
+            child = subprocess.run(
+                command, cwd=copy, capture_output=True, text=True, timeout=SECONDS * len(names), check=False
+            )
+        except subprocess.TimeoutExpired as hanging:
+            return str(hanging)
         if child.returncode not in (PASSED, FAILED):
             raise ChildProcessError(child.stdout + child.stderr)
         return child.stdout if child.returncode else ""

@@ -23,7 +23,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from netns_kit.errors import FeatureUnavailable, IdMapError, NetnsKitError
+from netns_kit.errors import FeatureUnavailable, IdMapError, NetnsKitError, NotFound
 from netns_kit.host import diagnosis
 from netns_kit.host.diagnosis import Host
 from netns_kit.namespace.idmap import map_ranges
@@ -109,13 +109,16 @@ class Report:
         return iter(self.findings)
 
     def __getitem__(self, name: str) -> Finding:
-        return {finding.name: finding for finding in self.findings}[name]
+        found = {finding.name: finding for finding in self.findings}
+        if name not in found:
+            raise NotFound(f"there is no finding {name!r}", fix=f"choose one of {', '.join(found)}")
+        return found[name]
 
     def require(self, *names: str) -> None:
         """Raises what a user of the first of these that does not work would meet; without names, of all that is
         needed.
 
-        Raises `FeatureUnavailable` for what could not be tried, and KeyError for a name that there is not.
+        Raises `FeatureUnavailable` for what could not be tried, and `NotFound`, a KeyError, for a name that is none.
         """
         for name in names or [finding.name for finding in self.findings if _needed(finding)]:
             finding = self[name]

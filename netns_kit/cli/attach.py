@@ -16,7 +16,7 @@ import anyio
 import anyio.abc
 
 from netns_kit import arguments
-from netns_kit.errors import NamespaceGone, NetnsKitError, OwnNamespace
+from netns_kit.errors import ArgumentError, NamespaceGone, NetnsKitError, OwnNamespace
 from netns_kit.gateway.engine import is_waitable
 from netns_kit.host.limits import calm_collector, raise_descriptor_limit
 from netns_kit.host.paths import write_pid_file
@@ -31,6 +31,7 @@ from .run import add_network_options, check_options, complain, network_from, tel
 from .signals import Signals
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+TARGETS = "give the id of a process, or the path of a network namespace, like /run/netns/NAME"
 
 
 def main(words: Sequence[str]) -> int:
@@ -53,6 +54,8 @@ def main(words: Sequence[str]) -> int:
         fix = "attach when the process has made its own (unshare(2)), or say --allow-current if that is what is meant"
         return complain(FAILED, OwnNamespace(error.cause, fix=fix))
     except (NetnsKitError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.filename == target:
+            return complain(FAILED, ArgumentError(f"{target}: {error.strerror}", fix=TARGETS))
         return complain(FAILED, error)
 
 
@@ -107,7 +110,11 @@ def _pid_file(path: str | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    made = write_pid_file(path)
+    try:
+        made = write_pid_file(path)
+    except OSError as error:
+        fix = None if isinstance(error, FileExistsError) else "name a file in a directory that you may write"
+        raise ArgumentError(error.strerror or str(error), "pid_file", repr(path), fix) from error
     try:
         yield
     finally:

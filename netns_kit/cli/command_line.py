@@ -8,9 +8,11 @@ it was written, behind a line of usage.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from typing import NoReturn
 
+from netns_kit.child.codec import printable
 from netns_kit.errors import ArgumentError, NetnsKitError
 
 FAILED = 125
@@ -71,7 +73,12 @@ def said_of(error: Exception, text: str) -> str:
 
 
 def as_option(error: Exception) -> str:
-    """The text of an error that came later: an argument of the library is told as the option that gave it."""
+    """The text of an error that came later: an argument of the library is told as the option that gave it, an error
+    of the kernel's by what it was about, without its number.
+    """
+    if isinstance(error, OSError) and not isinstance(error, NetnsKitError) and error.filename is not None:
+        name = error.filename if isinstance(error.filename, int) else os.fsdecode(error.filename)
+        return f"{printable(str(name))}: {error.strerror}"
     if not isinstance(error, ArgumentError) or error.knob is None:
         return str(error)
     return f"--{error.knob.replace('_', '-')} {said_of(error, str(error.value).strip(chr(39)))}"

@@ -15,7 +15,7 @@ import anyio
 
 from netns_kit import __version__, arguments
 from netns_kit.dns import Record
-from netns_kit.errors import NetnsKitError
+from netns_kit.errors import ArgumentError, NetnsKitError
 from netns_kit.forwarder.ports import parse as parse_ports
 from netns_kit.host.limits import calm_collector, raise_descriptor_limit
 from netns_kit.namespace.background import beside
@@ -37,6 +37,7 @@ VALUED = frozenset(
     | {"--dns", "--dns-domain", "--dns-record", "--dns-search"}
     | {"--udp-filtering", "--driver", "--queues"}
 )  # the next word is theirs
+READING = (signal.SIGTTIN, signal.SIGTTOU)  # from the background, or writing
 _ALL_PORTS = "all"
 
 
@@ -59,7 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 end_by(-status)
             end(status)
     except (NetnsKitError, ValueError, OSError) as error:
-        return complain(_status_of(error, command), error)
+        status = _status_of(error, command)
+        if status == NOT_FOUND and "/" not in command[0] and str(error).count(":") == 1:
+            fix = "install it, or write where it is"
+            return complain(status, ArgumentError(f"{command[0]!r} is not found in PATH", fix=fix))
+        return complain(status, error)
 
 
 def _inherited() -> list[int]:
@@ -151,14 +156,35 @@ async def _run(network: Network, command: list[str], given: list[int], signals: 
         await tell_ports(network)
         signals.keep()
         is_ours = _foreground() == os.getpgrp()
-        process = await network.popen(command, stdin=None, stdout=None, stderr=None, pass_fds=given)
-        _let_go(given)
-        async with process, beside(_pass_on, signals, process):
-            while (number := await process.wait_stopped()) is not None:
-                _stop_too(number, process.pid)
-        if is_ours:  # a shell in a PID namespace has no number for us to give the terminal back to
-            _foreground(give=os.getpgrp())
+        leads = is_ours and network.namespace.pids == "own" and _is_alone()
+        try:
+            process = await network.popen(
+                command, stdin=None, stdout=None, stderr=None, pass_fds=given, foreground=leads
+            )
+            _let_go(given)
+            async with process, beside(_pass_on, signals, process):
+                while (number := await process.wait_stopped()) is not None:
+                    _stop_too(number, process, leads=leads)
+        finally:
+            if is_ours:  # a shell in a PID namespace has no number for us to give the terminal back to
+                _foreground(give=os.getpgrp())
     return await process.wait()
+
+
+def _is_alone() -> bool:
+    """Whether nobody else of our job uses the terminal: we lead it, and no stream of ours is another's.
+
+    Then the command may have a process group of its own.  Others of a job, a pager behind a pipe or a script that has
+    started us, could not read from the terminal any more, and would miss its signals.
+    """
+    return os.getpgrp() == os.getpid() and all(map(_is_terminal, range(3)))
+
+
+def _is_terminal(fd: int) -> bool:
+    try:
+        return os.tcgetpgrp(fd) == os.getpgrp()
+    except OSError:
+        return False
 
 
 def _let_go(given: Sequence[int]) -> None:
@@ -174,12 +200,18 @@ def _let_go(given: Sequence[int]) -> None:
     os.close(nothing)
 
 
-def _stop_too(number: int, command: int) -> None:
+def _stop_too(number: int, process: Process, *, leads: bool) -> None:
     """Stop as the command has: a shell that waits for us is told that its job has stopped, and will continue it.
 
-    A command that is a shell has a process group of its own, to which the terminal is given again.
+    A command that is a shell has a process group of its own, to which the terminal is given again; so is one that
+    `leads` a group since we had it so, also when a shell has given the terminal to ours alone and it wants to read.
     """
-    theirs = _foreground() == _group(command)
+    command = process.pid
+    if leads and number in READING and _foreground() == os.getpgrp():
+        _foreground(give=_group(command))
+        process.pass_on(signal.SIGCONT)
+        return
+    theirs = leads or _foreground() == _group(command)
     if number == signal.SIGSTOP:  # which could not be taken back, as below
         number = signal.SIGTSTP
     signal.raise_signal(

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 import anyio
 
 from netns_kit import arguments
-from netns_kit.errors import ArgumentTypeError, NetnsKitError, StackClosed
+from netns_kit.errors import ArgumentTypeError, NetnsKitError, NotFound, StackClosed
 from netns_kit.host import diagnosis, sysctl
 from netns_kit.namespace.background import Openable, Supervisor
 
@@ -110,13 +110,13 @@ class Forwarder(Openable):
     async def remove(self, forward: PortForward) -> None:
         """Stop listening on a port that `add` returned; it is free when this returns.
 
-        TCP connections already made go on.  Raises `KeyError` if there is no such forward, `ArgumentTypeError` for
-        what is none.
+        TCP connections already made go on.  Raises `NotFound`, a KeyError, if there is no such forward,
+        `ArgumentTypeError` for what is none.
         """
         fix = "give what `add` returned, or one of `list`"
         arguments.instance("forward", forward, PortForward, "a PortForward", fix)
         if not await self._ask(Operations.remove_forward, forward):
-            raise KeyError(forward)
+            raise NotFound(f"there is no forward {forward}", fix=fix)
 
     async def list(self) -> tuple[PortForward, ...]:
         """What is listening, oldest first."""

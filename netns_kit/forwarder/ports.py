@@ -109,21 +109,23 @@ def parse(spec: str) -> tuple[PortForward, ...]:
     if suffix:
         rest, named = suffix.groups()
         if prefix and named != protocol:
-            raise PortSpecError(f"port {spec!r} says both {protocol} and {named}", fix=EXAMPLE)
+            raise PortSpecError(f"port {spec!r} says both {protocol} and {named}: expected one", fix=EXAMPLE)
         protocol = named
     found = _SPEC.fullmatch(rest)
     if found is None:
-        raise PortSpecError(f"port {spec!r} cannot be understood", fix=EXAMPLE)
+        raise PortSpecError(f"port {spec!r} cannot be understood{_hint(rest)}", fix=EXAMPLE)
     host = ANY if found["host"] is None else _address(spec, found["host"])
     guest = None if found["guest"] is None else _address(spec, found["guest"])
     ports = _range(spec, found["port"], lowest=0)
     targets = ports if found["to"] is None else _range(spec, found["to"], lowest=1)
     if len(ports) != len(targets):
         raise PortSpecError(
-            f"port {spec!r}: {len(ports)} host ports for {len(targets)} guest ports", fix=EXAMPLE
+            f"port {spec!r}: expected as many guest ports as host ports, not {len(ports)} and {len(targets)}",
+            fix=EXAMPLE,
         )
     if targets[0] == 0:
-        raise PortSpecError(f"port {spec!r}: which guest port?  0 is none", fix="write it, like 0:80")
+        fix = "host port 0 is any that is free, and needs a guest port: 0:80"
+        raise PortSpecError(f"port {spec!r}: expected a guest port of 1 to 65535, not 0", fix=fix)
     kind = cast("Literal['tcp', 'udp']", protocol)
     return tuple(
         PortForward(kind, host, port, guest, target, found["device"])
@@ -135,12 +137,25 @@ def _address(spec: str, text: str) -> Address:
     try:
         return ip_address(text.strip("[]"))
     except ValueError as error:
-        raise PortSpecError(f"port {spec!r}: {text} is no address", fix=EXAMPLE) from error
+        raise PortSpecError(f"port {spec!r}: expected an address, not {text}", fix=EXAMPLE) from error
+
+
+def _hint(rest: str) -> str:
+    """What it probably is that cannot be understood, where that is often written."""
+    if found := re.match(r"(?!tcp:|udp:)([A-Za-z][\w.-]*):", rest):
+        return f": {found[1]} is no address, and neither tcp nor udp"
+    if found := re.search(r"/(?!tcp$|udp$)([^/]*)$", rest):
+        return f": {found[1]!r} is neither tcp nor udp"
+    if "::" in rest:
+        return ": an IPv6 address stands in brackets, like [::1]:8080:80"
+    return ""
 
 
 def _range(spec: str, text: str, *, lowest: int) -> range:
     first, _, last = text.partition("-")
     start, end = int(first), int(last or first)
     if not lowest <= start <= end <= 65535 or (start == 0 and last):
-        raise PortSpecError(f"port {spec!r}: {text} is no port or range of ports, 1 to 65535", fix=EXAMPLE)
+        raise PortSpecError(
+            f"port {spec!r}: expected a port or a range of ports, 1 to 65535, not {text}", fix=EXAMPLE
+        )
     return range(start, end + 1)

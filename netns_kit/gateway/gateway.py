@@ -83,8 +83,9 @@ class FlowInfo:
     """This flow's alone for as long as the stack runs, also when another has its endpoints later: for
     `UserStack.end_flow`."""
     protocol: Transport
+    """What carries it; "icmp" is a series of pings."""
     guest: Endpoint
-    """The namespace's end."""
+    """The namespace's end; of a ping its port is the identifier."""
     remote: Endpoint
     """The other end, as the guest sees it: of a client on the host's loopback, the gateway."""
     state: str

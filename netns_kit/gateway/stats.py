@@ -19,7 +19,7 @@ class Stats(TypedDict):
 
     tcp_connections: int
     """TCP connections in the table at this moment, in whatever state."""
-    tcp_listen: int
+    tcp_syn_held: int
     """TCP connections whose SYN waits for the host's side to be decided, at this moment."""
     tcp_syn_sent: int
     """TCP connections that the guest has not answered yet, at this moment."""

@@ -97,6 +97,7 @@ KEYCTL = {
     "s390x": 280,
 }
 KEYCTL_ELSEWHERE = 219  # asm-generic/unistd.h
+RLIMIT_NOFILE = 7  # asm-generic/resource.h; `resource` would take longer to import than to use
 NS_GET_USERNS = 0xB701
 NS_GET_NSTYPE = 0xB703
 NS_GET_OWNER_UID = 0xB704
@@ -132,6 +133,8 @@ SHELL = b"/bin/sh"
 ELSEWHERE = {  # execvp(3) goes on to the next directory of PATH
     *(errno.EACCES, errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT),
 }
+OF_PATHS = {errno.EACCES, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+PT_INTERP = 3  # <elf.h>
 BLOCKED = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 STOPPING = {
     signal.SIGTSTP,
@@ -140,6 +143,9 @@ STOPPING = {
 }  # who has stopped passes them on when it is continued
 PASSED_ON_WITHIN = 2.0  # seconds in which a client passes on what came to the group
 SIGINFO = 128  # bytes, signalfd(2)
+ECHO = (
+    -signal.SIGCONT
+)  # what comes back from a client whom we have continued, for a command with a group of its own
 FOLLOW_STOPS = 0  # what is no signal: the client wants to know when its command has been stopped
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -244,9 +250,12 @@ def leave_keys() -> None:
             raise OSError(number, os.strerror(number), "session keyring")
 
 
-def attach(fd: int, control: socket.socket) -> None:
-    """Join a network namespace, and before it the user namespace that owns it if that is not ours."""
+def attach(fd: int, control: socket.socket) -> bool:
+    """Join a network namespace, and before it the user namespace that owns it if that is not ours.  Return whether
+    that is somebody else's.
+    """
     step = "inspect"
+    stranger = False
     try:
         hide()  # programs of that namespace may be waiting for us
         if fcntl.ioctl(fd, NS_GET_NSTYPE) != CLONE_NEWNET:
@@ -256,21 +265,23 @@ def attach(fd: int, control: socket.socket) -> None:
         ours, theirs = os.stat("/proc/self/ns/user"), os.fstat(owner)
         if (ours.st_dev, ours.st_ino) != (theirs.st_dev, theirs.st_ino):
             step = "setns user"
-            join_user(owner)
+            stranger = join_user(owner)
         os.close(owner)
         step = "setns net"
         check(libc.setns(fd, CLONE_NEWNET))
         os.close(fd)
     except OSError as exc:
         fail(control, exc, "identity" if isinstance(exc, Unmapped) else step)
+    return stranger
 
 
 class Unmapped(OSError):
     """A user namespace that gives a caller who is not its owner no identity."""
 
 
-def join_user(fd: int) -> None:
-    """Join a user namespace and be its owner there: uid, gid and no group of the caller's.
+def join_user(fd: int) -> bool:
+    """Join a user namespace and be its owner there: uid, gid and no group of the caller's.  Return whether the caller
+    was somebody else.
 
     The caller may be somebody else, root above all, whose ids mean more outside than the owner's.  Whoever is not the
     owner becomes the owner, completely, or root of the namespace where the owner has no id in it.  Raises `Unmapped`
@@ -285,15 +296,16 @@ def join_user(fd: int) -> None:
             os.setgroups([])
             groups = []
     check(libc.setns(fd, CLONE_NEWUSER))
+    hide()  # Fact: other ids, or capabilities, make a process as dumpable as the sysctl fs.suid_dumpable has it
     uids, gids = mapped("uid"), mapped("gid")
     uid = owner_of(fd)
     if uid == int(read_file("/proc/sys/kernel/overflowuid")):  # the owner has no id here
         uid = 0
     elif not stranger:
-        return
+        return False
     if not any(uid in each for each in uids) or not gids:
         if not stranger:  # nobody has an id here, and the owner needs none to be the owner
-            return
+            return False
         raise Unmapped(errno.EINVAL, "the user namespace has no id for its owner, nor for root")
     if groups:
         try:
@@ -302,7 +314,10 @@ def join_user(fd: int) -> None:
             raise Unmapped(exc.errno, "the caller's groups cannot be given up (setgroups is denied)") from exc
     gid = uid if any(uid in each for each in gids) else gids[0].start
     os.setresgid(gid, gid, gid)
+    hide()
     os.setresuid(uid, uid, uid)
+    hide()
+    return stranger
 
 
 def owner_of(fd: int) -> int:
@@ -334,15 +349,18 @@ class Quarters:
 
     `holder` is the process by which others find the namespaces: the namespace ends with it.  `mounts` is a descriptor
     of its mount namespace, if that is not ours; then `parent` is a pipe to our parent, which is asked to continue the
-    owner by it.
+    owner by it.  `of_stranger` is whether commands are somebody else than the owner, `limits` how many descriptors
+    they may have: the soft limit and the hard one.
     """
 
-    __slots__ = ("holder", "mounts", "parent")
+    __slots__ = ("holder", "limits", "mounts", "of_stranger", "parent")
 
     def __init__(self, holder: int, mounts: int | None = None, parent: int | None = None) -> None:
         self.holder = holder
         self.mounts = mounts
         self.parent = parent
+        self.of_stranger = False
+        self.limits = (ctypes.c_ulong * 2)()
 
     @property
     def is_ending(self) -> bool:
@@ -843,6 +861,16 @@ def make_room(path: str) -> None:
     check(libc.mount(None, where, None, MS_REMOUNT | MS_BIND | MS_RDONLY | quiet, None), directory)
 
 
+def raise_descriptor_limit() -> ctypes.Array[ctypes.c_ulong]:
+    """Let the agent itself have as many descriptors as the hard limit allows: each command takes some.  Return the
+    limits as they were, which are for commands.
+    """
+    before = (ctypes.c_ulong * 2)()
+    check(libc.getrlimit(RLIMIT_NOFILE, before))
+    check(libc.setrlimit(RLIMIT_NOFILE, (ctypes.c_ulong * 2)(before[1], before[1])))
+    return before
+
+
 def load_nothing() -> None:
     """Import nothing any more, codecs included: we enter a mount namespace where commands may have mounted modules of
     theirs, and still have all that is the agent's.
@@ -859,24 +887,54 @@ def is_capable(capability: int) -> bool:
 def execute(argv: Sequence[str], env: dict[str, str]) -> NoReturn:
     """Execute a program as execvp(3) does: searched in PATH, and given to the shell if it is a script that names no
     interpreter.
+
+    Raises:
+        OSError: The program cannot be executed.  Its `filename` is the interpreter, if it is that which is lacking.
     """
     program = argv[0]
     places = [""] if "/" in program else env.get("PATH", os.defpath).split(":")
     arguments = [to_bytes(word) for word in argv]
     environment = {to_bytes(name): to_bytes(value) for name, value in env.items()}
-    number = errno.ENOENT
+    number, lacking = errno.ENOENT, None
     for place in places if program else []:
         path = to_bytes(os.path.join(place, program))
         try:
-            os.execve(path, arguments, environment)
+            try:
+                os.execve(path, arguments, environment)
+            except OSError as exc:
+                if exc.errno != errno.ENOEXEC or not is_text(path):
+                    raise
+            os.execve(SHELL, [SHELL, path, *arguments[1:]], environment)
         except OSError as exc:
-            if exc.errno == errno.ENOEXEC and is_text(path):
-                os.execve(SHELL, [SHELL, path, *arguments[1:]], environment)
+            interpreter = lacking_interpreter(path, exc.errno)
             if exc.errno not in ELSEWHERE:
-                raise
+                raise OSError(exc.errno, exc.strerror, interpreter) from exc
             if number != errno.EACCES:
                 number = exc.errno
-    raise OSError(number, os.strerror(number))
+            lacking = lacking or interpreter
+    raise OSError(number, os.strerror(number), lacking)
+
+
+def lacking_interpreter(path: bytes, number: int | None) -> str | None:
+    """Return the interpreter that a script or a binary names, if that is why its execution failed with `number`."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4096)
+    except OSError:  # the program itself is lacking, or not for us
+        return None
+    if number not in OF_PATHS or not os.access(path, os.X_OK):
+        return None
+    name = b""
+    if head.startswith(b"#!"):
+        name = head[2:].split(b"\n")[0].strip(b" \t").replace(b"\t", b" ").split(b" ")[0]
+    elif head.startswith(b"\x7fELF\2") and len(head) >= 64:  # elf(5), of 64 bits
+        (table,) = struct.unpack_from("=Q", head, 32)
+        size, count = struct.unpack_from("=HH", head, 54)
+        for at in range(table, min(table + size * count, len(head) - 55), size or 1):
+            kind, start, length = struct.unpack_from("=I4xQ16xQ", head, at)
+            if kind == PT_INTERP:
+                name = head[start : start + length].rstrip(b"\0")
+    return name.decode("utf-8", "surrogateescape") or None
 
 
 def is_text(path: bytes) -> bool:
@@ -908,6 +966,8 @@ def become_command(
         quarters.enter(None if request["here"] is None else fds[request["here"]])
         if request["cwd"] is not None:
             os.chdir(to_bytes(request["cwd"]))
+        elif quarters.of_stranger:  # to whom no directory above the caller's may be open
+            os.chdir("/")
         step = "mount"
         if copies := show_files(request["files"]):
             with suppress(OSError):  # too many are on their way: then they are not shown again
@@ -920,6 +980,9 @@ def become_command(
         os.closerange(0, 3)
         for number, fd in moved.items():
             os.dup2(fd, number)
+        if request["foreground"]:
+            take_terminal()
+        check(libc.setrlimit(RLIMIT_NOFILE, quarters.limits))
         env = request["env"]
         if request["pid_variable"] is not None:
             env[request["pid_variable"]] = str(os.getpid())
@@ -930,7 +993,7 @@ def become_command(
         execute(request["argv"], env)
     except BaseException as exc:
         if step == "exec" and isinstance(exc, OSError):
-            problem: dict[str, object] = {"unexecuted": exc.errno}
+            problem: dict[str, object] = {"unexecuted": exc.errno, "interpreter": exc.filename}
         else:
             os.closerange(0, 3)  # it may be that there are too many to look at anything
             problem = failure(exc, step if is_capable(CAP_SYS_ADMIN) else "spawn")
@@ -940,6 +1003,17 @@ def become_command(
         )
     finally:
         os._exit(127)
+
+
+def take_terminal() -> None:
+    """Have a process group of our own, and the terminal, our standard input, for it.
+
+    The owner's group has no number in a PID namespace of commands, and a shell that ends gives the terminal back to
+    the group that it has found there.
+    """
+    with suppress(OSError):  # a session's leader has both; the terminal may have hung up
+        os.setpgid(0, 0)
+        os.tcsetpgrp(0, os.getpgrp())
 
 
 def children_of(pid: int) -> list[int]:
@@ -980,7 +1054,8 @@ class Command:
     """A child and the conversation about it.
 
     Until its exec has happened or failed there are `report`, a socket whose other end exec closes, and a pidfd to
-    hand out.  `had` are the signals that came to it with its group, and when.  `files` are the paths that it is
+    hand out.  `had` are the signals that came to our group, which it had if that is its group, and when.  `leads` is
+    whether it was given a group of its own, to which all goes that comes to ours.  `files` are the paths that it is
     shown, `shown` a mount for each to use when it has to be shown again, `mounts` its mount namespace.
     """
 
@@ -991,6 +1066,7 @@ class Command:
             "follows",
             "had",
             "is_being_shown",
+            "leads",
             "looks_again",
             "mounts",
             "pid",
@@ -1000,9 +1076,16 @@ class Command:
     )
 
     def __init__(
-        self, pid: int, conversation: socket.socket, report: socket.socket, files: Sequence[str]
+        self,
+        pid: int,
+        conversation: socket.socket,
+        report: socket.socket,
+        files: Sequence[str],
+        *,
+        leads: bool,
     ) -> None:
         self.pid = pid
+        self.leads = leads
         self.pidfd = os.pidfd_open(pid)
         self.conversation = conversation
         self.report: socket.socket | None = report
@@ -1041,10 +1124,30 @@ class Command:
 
     def note(self, number: int) -> None:
         """A signal has come to our group."""
-        if os.getpgid(self.pid) == os.getpgrp():
+        if self.has_own_group or os.getpgid(self.pid) == os.getpgrp():
             times = self.had.setdefault(number, [])
             times.append(time.monotonic())
             del times[:-PENDING_MAX]
+
+    @property
+    def has_own_group(self) -> bool:
+        """Whether it is still in the group that it was given."""
+        return self.leads and os.getpgid(self.pid) == self.pid
+
+    def pass_on(self, number: int) -> None:
+        """Send it a signal that the client has received, if it did not come to it with our group; or send it to its
+        own group, if it came to ours.
+        """
+        had = self.has_had(number)
+        with suppress(OSError):  # not ours to signal any more, or no signal
+            if not self.has_own_group:
+                if not had:
+                    os.kill(self.pid, number)
+            elif number != signal.SIGCONT:
+                (os.killpg if had else os.kill)(self.pid, number)
+            elif not self.has_had(ECHO):
+                self.told = False  # the client goes on already
+                os.killpg(self.pid, number)  # a terminal has stopped all of the group
 
     def has_had(self, number: int) -> bool:
         """Whether a signal that is passed on came to it with its group; true once for each that did."""
@@ -1170,7 +1273,9 @@ class Agent:
             if pid == 0:
                 become_command(request, fds, report, self.quarters, self.restore)
             try:
-                command = self.commands[pid] = Command(pid, conversation, done, files)
+                command = self.commands[pid] = Command(
+                    pid, conversation, done, files, leads=request["foreground"]
+                )
             except OSError:  # out of descriptors
                 os.kill(pid, signal.SIGKILL)
                 raise
@@ -1228,9 +1333,8 @@ class Agent:
         elif said[0] == FOLLOW_STOPS:
             command.told, command.follows = False, True
             self.tell_stop(command)
-        elif not command.has_had(said[0]):
-            with suppress(OSError):  # not ours to signal any more, or no signal
-                os.kill(command.pid, said[0])
+        else:
+            command.pass_on(said[0])
 
     def tell_stop(self, command: Command) -> None:
         if command.follows and command.stop:
@@ -1253,7 +1357,7 @@ class Agent:
                     signal.pidfd_send_signal(self.owner, signal.SIGCONT)
                 else:
                     os.write(self.quarters.parent, b" ")
-                command.note(signal.SIGCONT)
+                command.note(ECHO if command.has_own_group else signal.SIGCONT)
         command.told = False
 
     def on_signal(self) -> None:
@@ -1407,14 +1511,17 @@ def main() -> NoReturn:
         signal.SIGCHLD: signal.signal(signal.SIGCHLD, signal.SIG_DFL),
     }
     check(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+    stranger = False
     if start["mode"] == "create":
         create(start["ids"], control)
     elif start["mode"] == "attach":
         os.set_inheritable(start["fd"], False)
-        attach(start["fd"], control)
+        stranger = attach(start["fd"], control)
     else:
         hide()
+    limits = raise_descriptor_limit()  # before anybody is told that we are ready, and may set another
     quarters = open_quarters(start["pids"], control, owner)
+    quarters.of_stranger, quarters.limits = stranger, limits
     agent = Agent(control, owner, quarters, restore)
     if quarters.mounts is None:
         check(libc.prctl(PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0))

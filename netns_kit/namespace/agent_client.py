@@ -107,9 +107,10 @@ class Started:
 
 @dataclass(frozen=True)
 class Unexecuted:
-    """A command could not be executed, with this errno."""
+    """A command could not be executed, with this errno; for want of its interpreter, if that is named."""
 
     unexecuted: int
+    interpreter: str | None
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,10 @@ class Conversation:
         """
         answer, fds = await self._receive((Started, Unexecuted), 1)
         if isinstance(answer, Unexecuted):
-            raise OSError(answer.unexecuted, os.strerror(answer.unexecuted), program)
+            said = os.strerror(answer.unexecuted)
+            if answer.interpreter is not None:
+                said = f"its interpreter {printable(repr(answer.interpreter[:SHOWN]))}: {said}"
+            raise OSError(answer.unexecuted, said, program)
         (pidfd,) = fds
         try:
             return _child_of(self._agent.pid, pidfd, answer.pid), pidfd

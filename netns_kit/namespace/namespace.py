@@ -196,7 +196,8 @@ class Namespace(Openable):
 
         Exactly one is given; a descriptor stays the caller's and must be open until the namespace is.
         The user namespace that owns it is joined first, and commands are its owner there: uid, gid and no other
-        group, whoever the caller is (root of the namespace, if the owner has no id in it).  `pids` is as in `create`;
+        group, whoever the caller is (root of the namespace, if the owner has no id in it); for somebody else's they
+        begin in the root directory, where no `cwd` is given.  `pids` is as in `create`;
         the processes of that namespace that others have started are neither seen nor ended.  It ends with
         NamespaceGone when the process does, of `pid` or of a `path` in /proc, or when the path leads there no more,
         as after `ip netns delete`.
@@ -307,6 +308,7 @@ class Namespace(Openable):
         cwd: Word | None = None,
         env: Mapping[str, str] | None = None,
         start_new_session: bool = False,
+        foreground: bool = False,
         pass_fds: Sequence[int] = (),
         files: Mapping[str, str | bytes] | None = None,
     ) -> subprocess.CompletedProcess[bytes]:
@@ -317,7 +319,11 @@ class Namespace(Openable):
 
         In a PID namespace of its own (`pids`) the command has a session of its own too, so that /dev/tty is not our
         terminal.  One that is given our controlling terminal as a standard stream is in our session and group, for
-        job control to work; then it can signal the group.
+        job control to work; then it can signal the group.  With `foreground` it is in our session and in a group of
+        its own, which has the terminal; that is taken back by whoever asks for this.
+
+        What the command writes is kept until it has ended, however much that is, and until whatever it has started
+        has closed its streams too: see docs/commands.md.
 
         Raises CommandFailed, a CalledProcessError, if `check` and the status is not 0, ArgumentError for what cannot
         be used, FileNotFoundError and other OSErrors as `subprocess` does, UserNamespaceDenied where `files` cannot
@@ -337,6 +343,7 @@ class Namespace(Openable):
             cwd=cwd,
             env=env,
             start_new_session=start_new_session,
+            foreground=foreground,
             pass_fds=pass_fds,
             files=files,
         )
@@ -372,6 +379,7 @@ class Namespace(Openable):
         cwd: Word | None = None,
         env: Mapping[str, str] | None = None,
         start_new_session: bool = False,
+        foreground: bool = False,
         pass_fds: Sequence[int] = (),
         files: Mapping[str, str | bytes] | None = None,
     ) -> Process:
@@ -391,6 +399,7 @@ class Namespace(Openable):
                 cwd=cwd,
                 env=env,
                 start_new_session=start_new_session,
+                foreground=foreground,
                 pass_fds=pass_fds,
                 files=files,
             )
@@ -631,7 +640,8 @@ def _of_process(pid: int, stack: ExitStack) -> Start:
         with suppress(PermissionError):  # it is there, and somebody else's
             signal.pidfd_send_signal(process, 0)
     except (ProcessLookupError, FileNotFoundError) as exc:
-        raise NamespaceGone("there is no such process", "pid", pid) from exc
+        fix = "give the id of a process that runs"
+        raise NamespaceGone("there is no such process", "pid", pid, fix) from exc
     except PermissionError as exc:
         raise NotPrivileged(
             f"may not inspect process {pid}", fix="be root, or the user it runs as", errno=exc.errno

@@ -328,6 +328,7 @@ async def open_process(
     cwd: Word | None,
     env: Mapping[str, str] | None,
     start_new_session: bool,
+    foreground: bool,
     pass_fds: Sequence[int],
     files: Mapping[str, str | bytes] | None,
 ) -> Process:
@@ -340,6 +341,7 @@ async def open_process(
             "cwd", cwd, (str, bytes, os.PathLike), "a path, or None for the caller's own directory"
         )
     arguments.boolean("start_new_session", start_new_session)
+    arguments.boolean("foreground", foreground)
     arguments.items("pass_fds", pass_fds, "a list of descriptors")
     for fd in pass_fds:
         _check_open("pass_fds", fd)
@@ -365,6 +367,7 @@ async def open_process(
             here=here,
             fds={number: index for index, number in enumerate(fds)},
             start_new_session=start_new_session,
+            foreground=foreground,
             at_terminal=any(_has_our_terminal(fd) for number, fd in fds.items() if number <= 2),
             files=shown,
             pid_variable=_settle_activation(environment, fds),

@@ -41,6 +41,7 @@ class CommandOptions(TypedDict, total=False):
     cwd: Word | None
     env: Mapping[str, str] | None
     start_new_session: bool
+    foreground: bool
     pass_fds: Sequence[int]
     files: Mapping[str, str | bytes] | None
 

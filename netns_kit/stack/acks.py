@@ -1,15 +1,16 @@
 """ACKs that are owed, and when they leave.
 
 An ACK for much leaves when the frames at hand have been handled: one for all of them, and a sender that fills
-windows is not kept waiting.  One for little waits `Limits.tcp_ack_delay`, that the answer may take it along
-(RFC 9293 3.8.6.3), which saves a frame for each question and answer.  A guest that holds back what it has to say
-until the ACK comes (RFC 896) would lose that time at each turn: where a delayed ACK has travelled alone after all,
-the next `QUICK` are not delayed.
+windows does not wait.  An ACK for little waits `Limits.tcp_ack_delay`, so that the answer may carry it (RFC 9293
+3.8.6.3), which saves a frame for each question and answer.  A guest that sends nothing more until the ACK comes
+(RFC 896) would lose that time at each turn: where a delayed ACK has travelled alone after all, the next `QUICK` are
+not delayed.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
@@ -21,48 +22,63 @@ QUICK = 16
 NOT_OWED, AT_ONCE = math.inf, -math.inf
 
 
-class Debtor(Protocol):
-    """Who owes an ACK.  `ack_at` is when it is due: `NOT_OWED`, `AT_ONCE` or a time."""
+class AckOwner(Protocol):
+    """A connection that owes an ACK.
+
+    `ack_at` is when it is due: `NOT_OWED`, `AT_ONCE` or a time.  `ack_is_listed` belongs to `Acks`.
+    """
 
     ack_at: float
+    ack_is_listed: bool
 
-    def send_ack(self) -> None: ...
+    def send_ack(self) -> None:
+        """Send it: it is due at once."""
 
-    def ack_is_overdue(self) -> None: ...
+    def ack_is_overdue(self) -> None:
+        """Send it: it has waited in vain for a segment to carry it."""
 
 
 class Acks:
-    """`at_once` is for whoever sets `ack_at` to that."""
+    """The ACKs that a stack owes.
 
-    __slots__ = ("_later", "_timers", "at_once", "delay", "timer_at", "timer_entry")
+    An owner whose ACK is due at once adds itself to `at_once`.
+    """
+
+    __slots__ = ("_listed", "_timers", "at_once", "delay", "timer_at", "timer_entry")
 
     def __init__(self, delay: float, timers: Timers) -> None:
         self.delay = delay
-        self.at_once: list[Debtor] = []
-        self._later: deque[tuple[float, Debtor]] = deque()
+        self.at_once: list[AckOwner] = []
+        self._listed: deque[tuple[float, AckOwner]] = deque()  # each once, and not later than its ACK is due
         self._timers = timers
         self.timer_at = self.timer_entry = math.inf
 
-    def later(self, debtor: Debtor) -> None:
-        """It has set its `ack_at`."""
-        if not self._later:
-            self._timers.arm(self, debtor.ack_at)
-        self._later.append((debtor.ack_at, debtor))
+    def wait(self, owner: AckOwner) -> None:
+        """Have the ACK sent at the `ack_at` of an owner that is not listed: now, and `delay` seconds more."""
+        owner.ack_is_listed = True
+        if not self._listed:
+            self._timers.arm(self, owner.ack_at)
+        self._listed.append((owner.ack_at, owner))
 
     def flush(self) -> None:
         """Send those due at once, unless a segment has carried them meanwhile."""
         due, self.at_once = self.at_once, []
-        for debtor in due:
-            if debtor.ack_at == AT_ONCE:
-                debtor.send_ack()
+        for owner in due:
+            if owner.ack_at == AT_ONCE:
+                owner.send_ack()
 
     def handle_timer(self, now: float) -> None:
-        later = self._later
-        while later:
-            at, debtor = later[0]
-            if debtor.ack_at == at:
-                if at > now:
-                    self._timers.arm(self, at)
-                    return
-                debtor.ack_is_overdue()
-            later.popleft()
+        """Send those that have waited for long enough."""
+        listed = self._listed
+        while listed:
+            at, owner = listed[0]
+            if at > now:
+                self._timers.arm(self, at)
+                return
+            del listed[0]
+            if now < owner.ack_at < NOT_OWED:  # that was carried, and another is owed since
+                insort(listed, (owner.ack_at, owner), key=lambda entry: entry[0])
+                continue
+            owner.ack_is_listed = False
+            if AT_ONCE < owner.ack_at <= now:
+                owner.ack_is_overdue()

@@ -1,7 +1,6 @@
 """Header templates: what stands in front of a flow's payload, laid out once.
 
-To send is to patch lengths and sums in place, and to hand header and payload to the link; nothing is built per
-packet.
+Sending patches lengths and sums in place, and hands header and payload to the link; nothing is built per packet.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from struct import Struct
 
 from .link import UNKNOWN_MAC, Link
 from .wire import checksum, flow_key, ip, virtio
-from .wire.family import IPV4
+from .wire.family import IPV4, family_of
 
 _IPV4_LENGTH = Struct("!HHHHH").pack_into  # total length, identification, fragment, ttl|protocol, checksum
 _LENGTH = Struct("!H").pack_into
@@ -19,41 +18,40 @@ DEFAULT_TTL = 64
 
 
 @lru_cache(maxsize=64)
-def _ip_header(addresses: bytes, protocol: int, ttl: int, tos: int) -> bytes:
-    """Pack an IP header, which is the same for every flow between two addresses; those are few."""
-    return ip.pack(addresses, protocol, 0, ttl=ttl, tos=tos)
+def _ip_header(addresses: bytes, protocol: int, ttl: int, tos: int) -> tuple[bytes, int, int]:
+    """Return what is the same for every flow between two addresses, which are few.
+
+    That is an IP header of length 0; the sum of an IPv4 header without length and checksum, 0 of IPv6, whose header
+    has none; and the sum of the pseudo-header without length.
+    """
+    header = ip.pack(addresses, protocol, 0, ttl=ttl, tos=tos)
+    guest = ip.halves(addresses)[1]
+    total = (0xFFFF - int.from_bytes(header[10:12], "big") or 0xFFFF) if family_of(guest) is IPV4 else 0
+    return header, total, checksum.pseudo_header(addresses, protocol)
+
+
+@lru_cache(maxsize=64)
+def _virtio_header(layer4: int, size: int, sum_offset: int, gso_type: int, gso_size: int) -> bytes:
+    """Return what is the same for every flow of a family; `size` is that of all headers."""
+    header_size = size - virtio.SIZE if gso_type else 0
+    return virtio.pack(virtio.NEEDS_CSUM, gso_type, header_size, gso_size, layer4 - virtio.SIZE, sum_offset)
 
 
 class FlowHeader:
-    """The headers of the packets of one flow to the guest.
+    """The headers of a flow's packets to the guest.
 
     `buffer` is virtio header (if the link has one), Ethernet, IP and layer-4 header; `layer4` is where the last
-    begins.  `pseudo` is the pseudo-header's sum with the length left out; `resolved` tells whether the guest's link
+    begins.  `pseudo` is the pseudo-header's sum without the length.  `resolved` tells whether the guest's link
     address is in; `mtu` is that of the way to the guest; `marks` are TTL and TOS, eight bits each.
 
-    `length` is what `set_length` was last called with, and `check` the pseudo-header's sum for that: with both that
-    and the link's `version` as they were, there is nothing to be done anew.
+    `length` is what `set_length` was last called with, and `check` the pseudo-header's sum for that.  While that and
+    the link's `version` are as they were, there is nothing to be done anew.
     """
 
     __slots__ = (
-        "_ip",
-        "_ip_sum",
-        "_link",
-        "_protocol",
-        "_ttl_protocol",
-        "addresses",
-        "buffer",
-        "check",
-        "family",
-        "guest",
-        "layer4",
-        "length",
-        "marks",
-        "mtu",
-        "pseudo",
-        "resolved",
-        "version",
-    )
+        "_ip", "_ip_sum", "_link", "_protocol", "_ttl_protocol", "addresses", "buffer", "check",
+        "family", "guest", "layer4", "length", "marks", "mtu", "pseudo", "resolved", "version"
+    )  # fmt: skip
 
     def __init__(self, link: Link, key: bytes, protocol: int, size: int) -> None:
         """Lay out the headers of a flow, with a layer-4 header of `size` bytes that begins with its ports."""
@@ -62,31 +60,28 @@ class FlowHeader:
         self.addresses, ports = flow_key.backwards(key)
         self._link, self.version = link, link.version
         self.length = self.check = -1
-        prefix = link.prefix(guest)
-        self.resolved = link.mac_of(guest) != UNKNOWN_MAC
+        self._protocol = protocol
+        mac = link.mac_of(guest)
+        self.resolved = mac != UNKNOWN_MAC
         self.mtu = link.mtu_to(guest)
-        header = _ip_header(self.addresses, protocol, DEFAULT_TTL, 0)
+        prefix = link.prefix(guest, mac)
+        header, self._ip_sum, self.pseudo = _ip_header(self.addresses, protocol, DEFAULT_TTL, 0)
+        self.marks = DEFAULT_TTL << 8
+        self._ttl_protocol = DEFAULT_TTL << 8 | protocol
         self.buffer = bytearray(prefix + header + ports + bytes(size - len(ports)))
         self._ip = len(prefix)
         self.layer4 = len(prefix) + len(header)
-        self.pseudo = checksum.pseudo_header(self.addresses, protocol)
-        self._protocol = protocol
-        self.mark(DEFAULT_TTL, 0)
 
     def mark(self, ttl: int, tos: int) -> None:
         """Set TTL and TOS, or hop limit and traffic class, of what is sent from now on."""
         self.marks = ttl << 8 | tos
         self._ttl_protocol = ttl << 8 | self._protocol
-        # for IPv4: the header's sum without length and checksum; 0 tells IPv6, whose header has no sum
-        self._ip_sum = 0
         self.length = -1
-        header = _ip_header(self.addresses, self._protocol, ttl, tos)
+        header, self._ip_sum, _ = _ip_header(self.addresses, self._protocol, ttl, tos)
         self.buffer[self._ip : self._ip + len(header)] = header
-        if self.family is IPV4:
-            self._ip_sum = (0xFFFF - int.from_bytes(header[10:12], "big")) or 0xFFFF
 
     def set_length(self, length: int) -> None:
-        """Set the length, in bytes, of layer-4 header and payload."""
+        """Set the length of layer-4 header and payload."""
         if self.version != self._link.version:
             self.look_up()
         self.length = length
@@ -99,7 +94,7 @@ class FlowHeader:
             _LENGTH(self.buffer, self._ip + 4, length)
 
     def look_up(self) -> None:
-        """Look up the guest's link address and the MTU of the way to it, which may have changed."""
+        """Look up the way to the guest: an address, the guest's perhaps, has a new link address or MTU."""
         self.version = self._link.version
         self.mtu = self._link.mtu_to(self.guest)
         mac = self._link.mac_of(self.guest)
@@ -109,7 +104,5 @@ class FlowHeader:
             self.resolved = True
 
     def virtio(self, sum_offset: int, gso_type: int = virtio.GSO_NONE, gso_size: int = 0) -> bytes:
-        """Return the virtio header for a packet of this flow whose checksum field lies `sum_offset` into layer 4."""
-        start = self.layer4 - virtio.SIZE
-        size = len(self.buffer) - virtio.SIZE if gso_type else 0
-        return virtio.pack(virtio.NEEDS_CSUM, gso_type, size, gso_size, start, sum_offset)
+        """Return the virtio header for packets whose checksum field lies `sum_offset` into layer 4."""
+        return _virtio_header(self.layer4, len(self.buffer), sum_offset, gso_type, gso_size)

@@ -1,7 +1,7 @@
-"""Putting fragments together (RFC 791, RFC 8200 4.5), with RFC 5722's rule for both families:
+"""Putting fragments together (RFC 791, RFC 8200 4.5), with RFC 5722's rule for both families.
 
-a fragment that overlaps another one damns the whole packet.  An exact duplicate is only dropped.
-Memory is bounded: beyond the bound the oldest incomplete packet goes.
+A fragment that overlaps another one damns the whole packet.  An exact duplicate is only dropped.  Memory is bounded:
+beyond the bound the oldest incomplete packet goes.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from .ranges import RangeSet
 from .wire import BadPacket, ip
 from .wire.family import IPV4
 
@@ -25,31 +26,34 @@ PIECES = 1500  # of one packet, enough for 64 KiB at an MTU of 68; beyond: as if
 
 
 class _Partial:
-    __slots__ = ("born", "bytes", "cost", "damned", "first", "pieces", "total")
+    """A packet whose fragments have not all come."""
+
+    __slots__ = ("arrived", "born", "cost", "damned", "first", "pieces", "total")
 
     def __init__(self, born: float) -> None:
         self.born = born
-        self.pieces: dict[int, bytes] = {}
-        self.bytes = 0
+        self.pieces: dict[int, bytes] = {}  # by offset
+        self.arrived = RangeSet()
         self.cost = PACKET
-        self.total: int | None = None
+        self.total: int | None = None  # bytes, once the last fragment has come
         self.first: ip.Packet | None = None
         self.damned = False
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether every byte has come."""
+        arrived = self.arrived
+        return (
+            self.first is not None and len(arrived) == 1 and (arrived.start, arrived.end) == (0, self.total)
+        )
+
 
 class Reassembly:
-    """`add` a fragment; the whole packet comes back with its last one."""
+    """The packets whose fragments have not all come."""
 
     __slots__ = (
-        "_dropped",
-        "_held",
-        "_lifetime",
-        "_limit",
-        "_partials",
-        "_timers",
-        "timer_at",
-        "timer_entry",
-    )
+        "_dropped", "_held", "_lifetime", "_limit", "_partials", "_timers", "timer_at", "timer_entry"
+    )  # fmt: skip
 
     def __init__(self, limits: Limits, dropped: Counter[str], timers: Timers) -> None:
         self._limit, self._lifetime = limits.fragments, limits.reassembly
@@ -61,11 +65,15 @@ class Reassembly:
 
     @property
     def held(self) -> int:
-        """Bytes waiting for the rest of their packet, overhead included."""
+        """Bytes that wait for the rest of their packet, overhead included."""
         return self._held
 
     def add(self, packet: ip.Packet, now: float) -> ip.Packet | None:
-        """Raises `BadPacket` for a fragment that cannot be part of any packet, or damns one."""
+        """Add a fragment, and return the packet if this completes it.
+
+        Raises:
+            BadPacket: The fragment cannot be part of any packet, or damns one.
+        """
         start, data = packet.fragment_offset, bytes(packet.payload)
         end = start + len(data)
         if packet.more_fragments and (len(data) & 7 or not data):
@@ -86,21 +94,22 @@ class Reassembly:
             raise BadPacket("fragment-overlap")
         if partial.pieces.get(start) == data:
             return None
-        overlaps = any(start < at + len(piece) and at < end for at, piece in partial.pieces.items())
-        overlaps = overlaps or len(partial.pieces) >= PIECES
-        conflicts = partial.total is not None and (end > partial.total or not packet.more_fragments)
-        beyond = not packet.more_fragments and any(at + len(p) > end for at, p in partial.pieces.items())
-        if overlaps or conflicts or beyond:
+        arrived, more = partial.arrived, packet.more_fragments
+        overlaps = arrived.overlaps(start, end) or len(partial.pieces) >= PIECES
+        beyond_end = partial.total is not None and (end > partial.total or not more)
+        ends_early = not more and len(arrived) > 0 and arrived.end > end
+        if overlaps or beyond_end or ends_early:
             self._held -= partial.cost - PACKET
             partial.pieces.clear()
+            arrived.clear()
             partial.first = None
             partial.cost, partial.damned = PACKET, True
             raise BadPacket("fragment-overlap")
         partial.pieces[start] = data
-        partial.bytes += len(data)
+        arrived.add(start, end)
         partial.cost += len(data) + PIECE
         self._held += len(data) + PIECE
-        if not packet.more_fragments:
+        if not more:
             partial.total = end
         if start == 0:
             whole = memoryview(bytes(packet.whole[:QUOTED]))
@@ -113,7 +122,7 @@ class Reassembly:
                 packet.ttl,
                 packet.tos,
             )
-        if partial.bytes == partial.total and partial.first is not None:
+        if partial.is_complete and partial.first is not None:
             self._drop(key)
             partial.first.payload = memoryview(b"".join(partial.pieces[at] for at in sorted(partial.pieces)))
             return partial.first
@@ -123,7 +132,7 @@ class Reassembly:
         return None
 
     def handle_timer(self, now: float) -> None:
-        """Packets that have waited too long are given up."""
+        """Give up packets that have waited for too long."""
         while self._partials:
             key = next(iter(self._partials))
             due = self._partials[key].born + self._lifetime

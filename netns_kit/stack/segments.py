@@ -1,7 +1,7 @@
 """How a connection's segments are built: one header template, patched and sent with its payload.
 
 Where the link has offloads, a payload of up to `MAX_PAYLOAD` bytes leaves as one super-segment at any MTU, and
-the checksum field holds only the pseudo-header's sum; where it has none, segments are of the MSS at most, and
+the checksum field holds only the pseudo-header's sum.  Where it has none, a segment is no larger than the MSS, and is
 summed here.
 """
 
@@ -16,103 +16,85 @@ from .wire import checksum, ip, tcp, virtio
 MAX_PAYLOAD = 65535 - 40 - 20 - tcp.STAMP_SIZE  # of one super-segment, either family
 SMALLEST_MSS = 48
 _PATCH = Struct("!IIHHHH").pack_into  # seq, ack, offset|flags, window, checksum, urgent
+_PATCHED_AT = 4  # behind the ports
 _STAMP = Struct("!II").pack_into
 _SUM_OFFSET = 16
 
 
-class SegmentWriter:
-    """Writes the segments of the connection named `key` (guest first) to its link."""
+class SegmentWriter(FlowHeader):
+    """The template of the connection named `key` (guest first), which writes segments to its link."""
 
-    __slots__ = (
-        "_family",
-        "_gso",
-        "_gso_set",
-        "_guest",
-        "_header",
-        "_link",
-        "_mss",
-        "_offset",
-        "_plain",
-        "_size",
-        "_stamp",
-    )
+    __slots__ = ("_gso", "_gso_set", "_headers", "_mss", "_offset", "_plain", "_size", "_stamp")
 
     def __init__(self, link: Link, key: bytes) -> None:
-        self._link = link
-        self._header = header = FlowHeader(link, key, ip.TCP, tcp.SIZE)
-        self._guest, self._family = header.guest, header.family
+        FlowHeader.__init__(self, link, key, ip.TCP, tcp.SIZE)
+        self._headers = self.family.header_size + tcp.SIZE  # bytes, at least
         self._mss = 0
         self._size = tcp.SIZE  # of the header, with what options each segment has
         self._offset = tcp.SIZE << 10  # as it says so itself
         self._stamp = b""  # those options: the timestamps, if they are spoken
-        self._plain = self._gso = b""  # virtio headers: of a segment, of a super-segment
+        self._plain = self._gso = (
+            b""  # virtio headers: of a segment, of a super-segment; without offload empty
+        )
         self._gso_set = False
         if link.offloads.vnet_header and link.offloads.csum:
-            self._plain = self._header.virtio(_SUM_OFFSET)
-            self._header.buffer[: virtio.SIZE] = self._plain
+            self._plain = self.virtio(_SUM_OFFSET)
+            self.buffer[: virtio.SIZE] = self._plain
 
     def speak_timestamps(self, wanted: bool) -> None:
-        """Whether each segment has them.  To be followed by `limit`, and by `stamp`."""
+        """Set whether each segment has them.  To be followed by `limit`, and by `stamp`."""
         self._stamp = tcp.pack_stamp(0, 0) if wanted else b""
         self._size = tcp.SIZE + len(self._stamp)
         self._offset = self._size << 10
-        self._header.buffer[self._header.layer4 + tcp.SIZE :] = self._stamp
-        self._header.length = -1
+        self.buffer[self.layer4 + tcp.SIZE :] = self._stamp
+        self.length = -1
 
     def stamp(self, value: int, echo: int) -> None:
-        """The timestamps of what is sent from now on, which are spoken."""
+        """Set the timestamps, which are spoken, of what is sent from now on."""
         self._stamp = tcp.pack_stamp(value, echo)
-        _STAMP(self._header.buffer, self._header.layer4 + tcp.SIZE + len(tcp.STAMP), value, echo)
+        _STAMP(self.buffer, self.layer4 + tcp.SIZE + len(tcp.STAMP), value, echo)
 
     def limit(self, mss: int) -> tuple[int, int]:
-        """The guest takes segments of `mss`, options included (RFC 6691).  The bytes of a segment, and how many
-        `write` takes at once."""
-        link, family = self._link, self._family
-        most = link.mtu_to(self._guest) - self._headers
+        """Cut segments to `mss`, options included (RFC 6691), or to what the way to the guest takes.
+
+        Returns:
+            The bytes of a segment, and how many `write` takes at once.
+        """
+        most = self._link.mtu_to(self.guest) - self._headers
         self._mss = min(max(mss, SMALLEST_MSS), most) - len(self._stamp)
-        self._header.buffer[: len(self._plain)] = self._plain
         self._gso_set = False
-        if not link.tso(family):
+        self.length = -1
+        if not self._plain:
             return self._mss, self._mss
-        self._gso = self._header.virtio(_SUM_OFFSET, family.gso_tcp, self._mss)
+        self.buffer[: virtio.SIZE] = self._plain
+        if not self._link.tso(self.family):
+            return self._mss, self._mss
+        self._gso = self.virtio(_SUM_OFFSET, self.family.gso_tcp, self._mss)
         return self._mss, max(MAX_PAYLOAD // self._mss, 1) * self._mss
 
-    @property
-    def _headers(self) -> int:
-        """The bytes of the smallest ones."""
-        return self._family.header_size + tcp.SIZE
-
-    @property
-    def _largest(self) -> int:
-        """What fits the MTU beside them."""
-        return self._link.mtu - self._headers
-
     def narrow(self, mtu: int) -> tuple[int, int]:
-        """The way behind the guest takes packets of `mtu` at most.  As `limit`."""
+        """Cut segments to what a way behind the guest takes, packets of `mtu`.  It returns what `limit` does."""
         return self.limit(min(mtu - self._headers, self._mss + len(self._stamp)))
 
     def write(
         self, seq: int, ack: int, flags: int, window: int, payload: bytes | memoryview, urgent: int = 0
     ) -> None:
-        """One segment without options but timestamps, or one super-segment."""
-        header, link = self._header, self._link
-        size = len(payload)
-        buffer = header.buffer
+        """Send a segment without options but timestamps, or a super-segment."""
+        link, buffer, size = self._link, self.buffer, len(payload)
         length = self._size + size
-        if length != header.length or link.version != header.version:
-            header.set_length(length)
-        if link.offloads.csum:
+        if length != self.length or link.version != self.version:
+            self.set_length(length)
             gso = size > self._mss
-            if gso is not self._gso_set:
+            if gso is not self._gso_set and self._plain:
                 self._gso_set = gso
                 buffer[: virtio.SIZE] = self._gso if gso else self._plain
-            _PATCH(buffer, header.layer4 + 4, seq, ack, self._offset | flags, window, header.check, urgent)
+        if self._plain:
+            _PATCH(
+                buffer, self.layer4 + _PATCHED_AT, seq, ack, self._offset | flags, window, self.check, urgent
+            )
         else:
-            at = header.layer4
-            _PATCH(buffer, at + 4, seq, ack, self._offset | flags, window, 0, urgent)
-            parts = checksum.total(memoryview(buffer)[at:]) + checksum.total(payload)
-            check = checksum.checksum(header.pseudo, length, parts)
-            buffer[at + _SUM_OFFSET : at + _SUM_OFFSET + 2] = check.to_bytes(2, "big")
+            _PATCH(buffer, self.layer4 + _PATCHED_AT, seq, ack, self._offset | flags, window, 0, urgent)
+            self._sum(buffer, checksum.total(payload))
         if size:
             link.emit(buffer, payload)
         else:
@@ -129,28 +111,34 @@ class SegmentWriter:
         sack_permitted: bool,
         stamp: tuple[int, int] | None,
     ) -> None:
-        """A segment with the options of a SYN.  It waits if the guest's link address is not known yet."""
-        options = tcp.pack_options(self._largest, scale, sack_permitted, stamp)
+        """Send a segment with the options of a SYN.  It waits if the guest's link address is not known yet."""
+        options = tcp.pack_options(self._link.mtu - self._headers, scale, sack_permitted, stamp)
         self._write_options(seq, ack, flags, window, options)
 
     def write_sack(self, seq: int, ack: int, window: int, blocks: list[tuple[int, int]]) -> None:
-        """An ACK that tells what has arrived beyond a hole."""
+        """Send an ACK that tells what has arrived beyond a hole."""
         fitting = blocks[:3] if self._stamp else blocks  # RFC 2018 3
         self._write_options(seq, ack, tcp.ACK, window, self._stamp + tcp.pack_sack(fitting))
 
     def _write_options(self, seq: int, ack: int, flags: int, window: int, options: bytes) -> None:
-        header, link, guest = self._header, self._link, self._guest
-        segment = bytearray(
-            tcp.pack(
-                src_port=int.from_bytes(header.buffer[header.layer4 : header.layer4 + 2], "big"),
-                dst_port=int.from_bytes(header.buffer[header.layer4 + 2 : header.layer4 + 4], "big"),
-                seq=seq,
-                ack=ack,
-                flags=flags,
-                window=window,
-                options=options,
-            )
-        )
-        check = checksum.checksum(header.pseudo, len(segment), checksum.total(segment))
-        segment[_SUM_OFFSET : _SUM_OFFSET + 2] = check.to_bytes(2, "big")
-        link.send(guest, link.prefix(guest) + ip.pack(header.addresses, ip.TCP, len(segment)) + segment)
+        """Send a segment without payload that has these options in place of the template's."""
+        size = tcp.SIZE + len(options)
+        self.set_length(size)
+        frame = self.buffer[: self.layer4 + tcp.SIZE] + options
+        if self._plain:
+            frame[: virtio.SIZE] = self._plain
+            _PATCH(frame, self.layer4 + _PATCHED_AT, seq, ack, size << 10 | flags, window, self.check, 0)
+        else:
+            _PATCH(frame, self.layer4 + _PATCHED_AT, seq, ack, size << 10 | flags, window, 0, 0)
+            self._sum(frame, 0)
+        self.length = -1  # the template's is another
+        if self.resolved:
+            self._link.emit(frame)
+        else:
+            self._link.send(self.guest, frame)
+
+    def _sum(self, frame: bytearray, payload: int) -> None:
+        """Write the checksum of a header whose length is set; `payload` is the sum of what follows."""
+        at = self.layer4
+        check = checksum.checksum(self.pseudo, self.length, checksum.total(memoryview(frame)[at:]), payload)
+        frame[at + _SUM_OFFSET : at + _SUM_OFFSET + 2] = check.to_bytes(2, "big")

@@ -11,25 +11,27 @@ HALF = 0x80000000
 
 
 def add(seq: int, count: int) -> int:
+    """Return the number `count` after `seq`."""
     return (seq + count) & MASK
 
 
 def distance(start: int, end: int) -> int:
-    """How far `end` lies after `start`; a number near 2**32 means before."""
+    """Return how far `end` lies after `start`; a number near 2**32 means before."""
     return (end - start) & MASK
 
 
 def less(a: int, b: int) -> bool:
+    """Return whether `a` lies before `b`."""
     return (a - b) & MASK >= HALF
 
 
 def in_window(seq: int, start: int, size: int) -> bool:
-    """start <= seq < start + size."""
+    """Return whether start <= seq < start + size."""
     return (seq - start) & MASK < size
 
 
 def acceptable(seq: int, length: int, nxt: int, window: int) -> bool:
-    """The acceptability test, RFC 9293 3.10.7.4 first check.
+    """Return whether a segment is acceptable (RFC 9293 3.10.7.4, first check).
 
     Unlike there, a bare ACK may lie on the window's far edge, as in the kernels: that is where it lies
     when the window has been filled and a part got lost, and two ends in that state would otherwise

@@ -1,4 +1,4 @@
-"""The states of RFC 9293 3.3.2, and what a connection's one timer may be for."""
+"""The states of RFC 9293 3.3.2, and the purposes of a connection's one timer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from enum import Enum
 
 
 class State(Enum):
-    LISTEN = "LISTEN"  # the guest's SYN is on hold until the user can tell
+    """The state of a connection."""
+
+    SYN_HELD = "SYN-HELD"  # RFC 9293 has LISTEN: the guest's SYN is on hold until the user can tell
     SYN_SENT = "SYN-SENT"
     SYN_RECEIVED = "SYN-RECEIVED"
     ESTABLISHED = "ESTABLISHED"
@@ -19,24 +21,20 @@ class State(Enum):
     CLOSED = "CLOSED"
 
 
-LISTEN, SYN_SENT, SYN_RECEIVED, ESTABLISHED = (
-    State.LISTEN,
-    State.SYN_SENT,
-    State.SYN_RECEIVED,
-    State.ESTABLISHED,
-)
-FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT = State.FIN_WAIT_1, State.FIN_WAIT_2, State.CLOSE_WAIT
-CLOSING, LAST_ACK, TIME_WAIT, CLOSED = State.CLOSING, State.LAST_ACK, State.TIME_WAIT, State.CLOSED
+(
+    SYN_HELD, SYN_SENT, SYN_RECEIVED, ESTABLISHED,
+    FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT, CLOSING, LAST_ACK, TIME_WAIT, CLOSED,
+) = State  # fmt: skip
 
 # tuples: an Enum's hash is a call, its identity is not
 SENDING = (ESTABLISHED, CLOSE_WAIT)  # the user may still send
 RECEIVING = (ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2)  # the guest may still send
 HALF_CLOSED = (FIN_WAIT_2, CLOSE_WAIT)
-HANDSHAKE = (LISTEN, SYN_RECEIVED)  # the guest has opened it, and may not be there
+HANDSHAKE = (SYN_HELD, SYN_RECEIVED)  # the guest has opened it, and may not be there
 
 
 class Purpose(Enum):
-    """What the one timer is for.  No two of these can be due at once."""
+    """The purpose of a connection's one timer.  No two of these can be due at once."""
 
     NONE = "none"
     PENDING = "pending"

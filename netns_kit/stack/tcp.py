@@ -2,27 +2,27 @@
 
 The *guest* is the namespace's end; the *user* (RFC 9293's word) is whatever stands behind the connection
 on our side, a host socket usually.  `ReceiveHalf` owns bytes the user has not taken, `SendHalf` bytes the
-guest has not acknowledged, `TcpConnection` joins them and is the only one that speaks.
+guest has not acknowledged, `Recovery` knows what is lost; `TcpConnection` joins them, and it alone sends.
 
 Promises.  A guest's SYN is answered when the user calls `TcpConnection.accept`, never earlier; until then
-the connection is in LISTEN, its SYN on hold.  ACK covers bytes the user has taken: bytes received and
-*held* are acknowledged when taken.  The window is counted from that ACK, and never shrinks.  A guest that
-retransmits held bytes is shown a window of zero, which makes its retransmissions window probes, so that it
-may wait for as long as the user does.
+the connection is in SYN-HELD.  ACK covers bytes that the user has taken: unread bytes are acknowledged when
+taken.  The window is counted from that ACK, and never shrinks.  A guest that retransmits unread bytes is
+shown a window of zero, which makes its retransmissions window probes, so that it may wait for as long as the
+user does.
 
 Sending.  We read from the user only what the guest's window has room for, so what is queued is in flight.
-There is no congestion control: the link is a tap into a kernel on this machine and drops nothing.  On a
-link that does drop, SACK (RFC 2018, RFC 6675) repairs all holes in a round trip; a guest without it has one
-repaired by fast retransmit (RFC 5681 3.2, RFC 6582's partial ACKs); and a timeout goes back to the first
-unacknowledged byte and opens up again by doubling.
+There is no congestion control: the link is a tap into a kernel on this machine and drops nothing.
 
 Timestamps (RFC 7323) are spoken where the guest offers them, and offered to it: a kernel reuses the port of a
-connection in TIME-WAIT only where it has seen them (tcp_tw_reuse), and an old segment is known by its own (PAWS).
-Our clock is the machine's, so that another stack, worker or run of ours goes on where the last one was.  It is looked
-at when the guest's has moved on, every 10 ms that we send, and before anything is sent again.
+connection in TIME-WAIT only where it has seen them (tcp_tw_reuse), and they tell an old segment (PAWS).  Our
+clock is the machine's, so that another stack, worker or run of ours goes on where the last one was.  It is read
+when the guest's has moved on, every 10 ms that we send, and before anything is sent again.
 
 Urgent data (3.8.5) crosses as kernels have it: the urgent pointer points one past its byte (RFC 6093 3.1),
 and the last one to come is the one that counts.
+
+The timer.  It runs for the retransmission from when something is sent until it expires: whether all has been
+acknowledged by then is looked at there, not with each ACK, and if so it is the keepalive's from then on.
 
 Law of this file: no socket, no clock, no log.  `state` changes in `_enter` and nowhere else; segments leave
 by `_emit` and nowhere else; time is an argument.
@@ -36,9 +36,10 @@ from typing import TYPE_CHECKING, Protocol
 from . import seq as sequence
 from .acks import AT_ONCE, MUCH, NOT_OWED, QUICK
 from .receive_half import ReceiveHalf
+from .recovery import Piece, Recovery
 from .rto import CEILING
 from .segments import SegmentWriter
-from .send_half import Piece, SendHalf
+from .send_half import SendHalf
 from .seq import MASK, add, distance, less
 from .states import (
     CLOSE_WAIT,
@@ -50,9 +51,9 @@ from .states import (
     HALF_CLOSED,
     HANDSHAKE,
     LAST_ACK,
-    LISTEN,
     RECEIVING,
     SENDING,
+    SYN_HELD,
     SYN_RECEIVED,
     SYN_SENT,
     TIME_WAIT,
@@ -60,7 +61,7 @@ from .states import (
     State,
 )
 from .user import Closed, IcmpError, Refusal, TcpUser
-from .wire import common, flow_key, tcp
+from .wire import common, tcp
 from .wire.tcp import ACK, FIN, PSH, RST, SYN, URG, Segment
 
 if TYPE_CHECKING:
@@ -85,10 +86,11 @@ PROBES = 5  # keepalive probes unanswered before the guest is taken for gone
 PROBE_INTERVAL = 30.0
 STAMP_VALID = 24 * 86400.0  # seconds without a segment, after which the last timestamp says nothing (5.5)
 KEEPALIVE = 0.9  # seconds idle: kernels count keepalive in whole ones
+_CONTROL = SYN | FIN | RST | ACK | URG  # of these, a segment with nothing to consider has ACK alone
 
 
 class Table(Protocol):
-    """What a connection needs of the stack it lives in."""
+    """The stack that a connection lives in, as far as it is needed."""
 
     link: Link
     limits: Limits
@@ -109,46 +111,26 @@ class Table(Protocol):
 
 
 class TcpConnection:
-    """One connection.  `key` is guest address, other address, guest port, other port, as on the wire.
+    """A connection.  `key` is guest address, other address, guest port, other port, as on the wire.
 
     `ttl` is that of the guest's SYN, `tos` the traffic class of its segments.  `id` is this connection's alone, also
     when another has its key later; `opened` is when it was made, and `inbound` tells whether it leads to the guest.
-    `host` is for the user to say where its other end is: an address, as text, and a port.  For
-    `netns_kit.stack.wire.common`: `frame_head` is the head of the guest's frames, `head` offset and flags of segments
-    with nothing about them to consider, `text_at` where the text is in such a frame, `stamp` what their options begin
-    with: the timestamps' kind, and the last value (TS.Recent); empty: timestamps are not spoken.
+    `host` is the user's other end, which it sets: an address, as text, and a port.  `recovery` is what is known of a
+    loss, None as long as there is none.
+
+    For `netns_kit.stack.wire.common`: `frame_head` is the head of the guest's frames, `head` the offset in headers of
+    segments with nothing about them to consider, `text_at` where the text is in such a frame, `stamp` what their
+    options begin with: the timestamps' kind, and the last value (TS.Recent); empty: timestamps are not spoken.
 
     The user drives it with `accept`, `refuse`, `room`, `send`, `shutdown`, `resume` and `abort`; the guest
     with `segment_arrives` and `traffic_class`; time with `handle_timer`.
     """
 
     __slots__ = (
-        "_asked_at",
-        "_idle_since",
-        "_probes",
-        "_quick",
-        "_table",
-        "_writer",
-        "ack_at",
-        "frame_head",
-        "head",
-        "host",
-        "id",
-        "inbound",
-        "key",
-        "opened",
-        "purpose",
-        "rcv",
-        "snd",
-        "stamp",
-        "state",
-        "text_at",
-        "timer_at",
-        "timer_entry",
-        "tos",
-        "ttl",
-        "user",
-    )
+        "_asked_at", "_idle_since", "_probes", "_quick", "_table", "_writer", "ack_at", "ack_is_listed",
+        "frame_head", "head", "host", "id", "inbound", "key", "opened", "purpose", "rcv", "recovery", "snd", "stamp",
+        "state", "text_at", "timer_at", "timer_entry", "tos", "ttl", "user"
+    )  # fmt: skip
 
     def __init__(self, table: Table, key: bytes, iss: int, state: State, mss: int) -> None:
         self._table = table
@@ -156,59 +138,65 @@ class TcpConnection:
         self.state = state
         self.user: TcpUser | None = None
         self.id = next(table.flow_ids)
-        self.opened = -math.inf
+        self.opened = 0.0
         self.inbound = state is SYN_SENT
         self.host: tuple[str, int] | None = None
         self.ttl, self.tos = 64, 0
         self.stamp = b""
-        self.head, self.text_at = common.PLAIN, common.text_at(flow_key.family_of(key))
+        self._writer = SegmentWriter(table.link, key)
+        self.head, self.text_at = common.PLAIN, common.TEXT_AT[self._writer.family.version]
         self.frame_head = b""
-        self.snd = SendHalf(iss, mss, table.limits, table.memory)
-        self.rcv = ReceiveHalf(table.limits.tcp_receive, table.memory)
+        limits, memory = table.limits, table.memory
+        self.snd = SendHalf(iss, mss, limits, memory)
+        self.rcv = ReceiveHalf(limits.tcp_receive, memory)
+        self.recovery: Recovery | None = None
         self.purpose = Purpose.NONE
-        self.timer_at = math.inf
-        self.timer_entry = math.inf
+        self.timer_at = self.timer_entry = math.inf
         self.ack_at = NOT_OWED
+        self.ack_is_listed = False
         self._quick = 0 if table.acks.delay else math.inf  # so many ACKs are not delayed
         self._idle_since = 0.0
         self._probes = 0  # unanswered ones, the last at `_asked_at`
         self._asked_at = -math.inf
-        self._writer = SegmentWriter(table.link, key)
 
     # -- opening ------------------------------------------------------------------------------------
 
     def syn_arrives(self, seg: Segment, now: float) -> None:
-        """The SYN that made this connection, or replaces it.  3.10.7.2, but the answer waits for `accept`."""
+        """Take the SYN that made this connection, or replaces it.  3.10.7.2, but the answer waits for `accept`."""
+        snd = self.snd
         self._options(tcp.parse_options(seg.options), now)
-        self.rcv.start(seg.seq)
-        self.snd.wnd = self.snd.wnd_max = seg.window
-        self.snd.wl1 = seg.seq
+        self.rcv.start(seg.seq, now)
+        snd.wnd = snd.wnd_max = seg.window
+        snd.wl1 = seg.seq
         self._idle_since = now
         self._arm(Purpose.PENDING, now + self._table.limits.tcp_pending_time)
 
     def connect(self, now: float) -> None:
-        """Active open, 3.10.1: the SYN leaves, or waits for the guest's link address."""
-        self.rcv.scale, self.rcv.sack = WINDOW_SCALE, True
+        """Open actively (3.10.1): the SYN leaves, or waits for the guest's link address."""
+        self.rcv.set_scale(WINDOW_SCALE)
+        self.rcv.sack = True
         self._negotiate(self.snd.mss)
         self._open(SYN, now)
 
     def accept(self, now: float) -> None:
-        """The user is ready: SYN|ACK leaves now, never earlier."""
-        if self.state is LISTEN:
+        """Answer the guest's SYN: the user is ready, and SYN|ACK leaves now, never earlier."""
+        if self.state is SYN_HELD:
             self._enter(SYN_RECEIVED)
             self._open(SYN | ACK, now)
 
     def refuse(self, why: Refusal | IcmpError) -> None:
-        """The user cannot: the guest is told why, and the connection is gone."""
-        if self.state is LISTEN:
+        """Tell the guest why the user cannot have it connected; the connection is gone."""
+        if self.state is SYN_HELD:
             self.user = None
             self._table.refuse(self, why)
             self._enter(CLOSED)
 
     def give_way(self) -> None:
-        """Nobody waits for it, or others wait: a connection on hold is gone, as if its SYN had been lost; one
-        that is half open is reset."""
-        if self.state is LISTEN:
+        """End a connection that nobody waits for, or whose place others need.
+
+        One on hold is gone, as if its SYN had been lost; one that is half open is reset.
+        """
+        if self.state is SYN_HELD:
             self._close(Closed.TIMED_OUT)
         elif self.state is SYN_RECEIVED:
             self._give_up()
@@ -216,46 +204,54 @@ class TcpConnection:
     @property
     def is_on_hold(self) -> bool:
         """Whether the user cannot tell yet if it is accepted."""
-        return self.state is LISTEN
+        return self.state is SYN_HELD
 
     def may_give_way(self, now: float) -> bool:
         """Return whether others may have its place: its handshake is not over, and has had time to be."""
         return self.state in HANDSHAKE and now - self._idle_since >= PROMPT
 
     def unreachable(self, seq: int, why: IcmpError) -> None:
-        """The guest has answered our SYN of that number with an ICMP error: a REJECT of its firewall, say."""
+        """Take the guest's ICMP error about our SYN of that number: a REJECT of its firewall, say."""
         if self.state is SYN_SENT and seq == self.snd.iss:
             self._table.refused(self, why)
             self._close(Closed.RESET)
 
     def too_big(self, seq: int, mtu: int, now: float) -> None:
-        """A router behind the guest has not let through what we have sent at that number (RFC 1191 6.4, RFC 8201
-        5.4): it is cut smaller, and what is in flight is sent again.  Only about what is in flight (RFC 5927 7.2),
-        and never for a larger MTU, so that nobody makes us send for ever."""
+        """Cut segments smaller: a router behind the guest has stopped the one of that number.
+
+        What is in flight is sent again (RFC 1191 6.4, RFC 8201 5.4).  A router is only heeded about what is in flight
+        (RFC 5927 7.2), and never for a larger MTU, so that nobody makes us send for ever.
+        """
         snd = self.snd
-        if self.state is LISTEN or distance(snd.una, seq) >= snd.flight:
+        if self.state is SYN_HELD or distance(snd.una, seq) >= snd.flight:
             return
         before = snd.mss
         snd.mss, snd.burst = self._writer.narrow(mtu)
         if snd.mss < before and self.state not in (SYN_SENT, SYN_RECEIVED):
+            recovery = self._recovering()
             snd.timed = None
             snd.nxt = snd.una
-            self._output(now)
+            self._resume(recovery, now)
 
     # -- the user's calls ---------------------------------------------------------------------------
 
     def room(self) -> int:
-        """How many bytes `send` takes now.  0: `TcpUser.writable` will be called when there is room.
+        """Return how many bytes `send` takes now.  0: `TcpUser.writable` will be called when there is room.
 
         Sender's silly-window avoidance (3.8.6.2.1): less than a segment is no room while data is in flight.
         """
         snd = self.snd
         flight = (snd.max - snd.una) & MASK
-        bound = snd.burst if snd.memory.full else snd.limit
-        room = min(snd.wnd, bound) - flight
-        if snd.nxt != snd.max or self.state not in SENDING:
-            room = 0
-        if room >= snd.mss or (room > 0 and (room >= snd.wnd_max >> 1 or not flight)):
+        memory, window = snd.memory, snd.wnd
+        room = snd.burst if memory.held >= memory.limit else snd.limit
+        if room > window:  # noqa: PLR1730 - a call to min() costs as much as all of this
+            room = window
+        room -= flight
+        if (
+            snd.nxt == snd.max
+            and self.state in SENDING
+            and (room >= snd.mss or (room > 0 and (room >= snd.wnd_max >> 1 or not flight)))
+        ):
             return room
         snd.blocked = True
         return 0
@@ -263,32 +259,33 @@ class TcpConnection:
     def send(self, data: bytes | memoryview, now: float) -> None:
         """Send `data`, no more than `room` of it.  It is kept until acknowledged; a view is one of `Memory.take`."""
         snd = self.snd
+        if snd.una == snd.max:
+            at = now + snd.rto.first
+            if at < self.timer_entry:
+                self._table.timers.arm(self, at)
+            self.purpose, self.timer_at = Purpose.RETRANSMIT, at
         seq = snd.append(data)
         if snd.timed is None and now - snd.timed_at >= TIMING_INTERVAL:
-            snd.timed = snd.max
-            snd.timed_at = now
+            snd.timed, snd.timed_at = snd.max, now
             if self.stamp:
                 self._tick(now)
-        if self.purpose is not Purpose.RETRANSMIT:
-            self._arm(Purpose.RETRANSMIT, now + snd.rto.first)
         if len(data) <= snd.burst and snd.urgent is None:
             self._emit(seq, ACK | PSH, data)
         else:
             self._segments(seq, data)
 
     def send_urgent(self, data: bytes, now: float) -> None:
-        """As `send`, and the last byte of `data` is urgent."""
+        """Send `data`, whose last byte is urgent."""
         self.snd.urgent = add(self.snd.max, len(data))
         self.send(data, now)
 
     def wait_for_room(self, now: float) -> None:
-        """The user has data and `room` was 0: should the window stay shut, probe it (3.8.6.1)."""
-        if self.state in SENDING and self.purpose is Purpose.KEEPALIVE:
+        """Probe the window, should it stay shut (3.8.6.1): the user has data and `room` was 0."""
+        if self.state in SENDING and self.snd.una == self.snd.max and self.purpose is not Purpose.PERSIST:
             self._persist(now)
 
     def shutdown(self, now: float) -> None:
-        """The user has no more to send: FIN (3.10.4).  The guest may go on sending.  Not before
-        `TcpUser.established`."""
+        """Send FIN (3.10.4): the user has no more, but the guest may have.  Not before `TcpUser.established`."""
         if self.state is ESTABLISHED:
             self._enter(FIN_WAIT_1)
         elif self.state is CLOSE_WAIT:
@@ -296,26 +293,32 @@ class TcpConnection:
         else:
             return
         snd = self.snd
+        if self.purpose is not Purpose.RETRANSMIT or snd.una == snd.max:
+            self._arm(Purpose.RETRANSMIT, now + snd.rto.value)
         snd.fin = snd.max
         snd.max = add(snd.max, 1)
-        self._output(now)
+        if self.stamp:
+            self._tick(now)
+        if snd.nxt == snd.fin:
+            snd.nxt = snd.max
+            self._emit(snd.fin, FIN | ACK)
 
     def resume(self, now: float) -> None:
-        """The user can take more: deliver what is held, and acknowledge it."""
+        """Deliver what is unread, and acknowledge it: the user can take more."""
         rcv, user = self.rcv, self.user
-        held = rcv.held
+        unread = rcv.unread
         before = rcv.ack
-        while held and user is not None:
-            size = len(held[0])
-            taken = self._deliver(user, memoryview(held[0]))
+        while unread and user is not None:
+            size = len(unread[0])
+            taken = self._deliver(user, memoryview(unread[0]))
             if not self._alive:
                 return
             rcv.take(taken)
             if taken < size:
                 break
-        if rcv.starved:
-            rcv.starved = False
-            self._accept_later()
+        if rcv.over_limit:
+            rcv.over_limit = False
+            self._accept_out_of_order()
             if not self._alive:
                 return
             self._owe_ack(MUCH)
@@ -324,16 +327,16 @@ class TcpConnection:
         self._end_if_due(now)
 
     def abort(self, now: float) -> None:
-        """Give the connection up: RST to the guest (3.10.5), whatever was queued is dropped."""
+        """Give the connection up (3.10.5): the guest gets RST, and what is queued is dropped."""
         if self.state in (SYN_RECEIVED, ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT):
             self._emit(self.snd.max, RST | ACK)
-        elif self.state is LISTEN:
+        elif self.state is SYN_HELD:
             self._table.refuse(self, Refusal.NET_UNREACHABLE)
         self.user = None
         self._enter(CLOSED)
 
     def traffic_class(self, tos: int) -> None:
-        """The guest's segments have another traffic class."""
+        """Note that the guest's segments have another traffic class."""
         self.tos = tos
         if self.user is not None:
             self.user.traffic_class(tos)
@@ -341,17 +344,19 @@ class TcpConnection:
     # -- the guest's segments -----------------------------------------------------------------------
 
     def segment_arrives(self, seg: Segment, now: float) -> None:
-        """Any segment.  3.10.7.4 with every check passing and nothing in the way is `in_order`, the text itself
-        `_segment_arrives`."""
+        """Take any segment.
+
+        3.10.7.4 with every check passing and nothing in the way is `in_order`, the text itself `_segment_arrives`.
+        """
         if (
-            seg.flags & (SYN | FIN | RST | ACK | URG) != ACK
+            seg.flags & _CONTROL != ACK
             or ((seg.options is not None or self.stamp) and not self._is_plain(seg, now))
             or not self.in_order(seg.seq, seg.ack, seg.window, seg.payload, now)
         ):
             self._segment_arrives(seg, now)
 
     def _is_plain(self, seg: Segment, now: float) -> bool:
-        """Whether it has no options but a timestamp, if they are spoken, that is not old."""
+        """Return whether it has no options but a timestamp, if they are spoken, that is not old."""
         if seg.options is None or not self.stamp:
             return False
         stamp = bytes(seg.options[: len(self.stamp)])
@@ -359,12 +364,7 @@ class TcpConnection:
         return plain and (stamp == self.stamp or self.restamp(stamp, seg.seq, now))
 
     def restamp(self, stamp: bytes, seq: int, now: float) -> bool:
-        """The segment `seq` has another timestamp than the last one had.  False: it has none, or an old one, or what
-        it echoes is of interest, since we have sent something again."""
-        return not (self.snd.retries or self.snd.probes) and self._restamp(stamp, seq, now)
-
-    def _restamp(self, stamp: bytes, seq: int, now: float) -> bool:
-        """False: there is none, or an old one.
+        """Take the timestamp of the segment `seq`.  False: there is none, or an old one.
 
         RFC 7323 4.3: what is echoed is that of the first segment that our next ACK is for.  Only of one that begins
         where that will end: from elsewhere, a forged one would make old ones of all that follow.
@@ -379,47 +379,52 @@ class TcpConnection:
 
     @property
     def _recent(self) -> int:
-        """TS.Recent."""
+        """The last timestamp of the guest, TS.Recent."""
         return int.from_bytes(self.stamp[len(tcp.STAMP) :], "big")
 
     def _tick(self, now: float) -> None:
-        """Look at our clock, for what is sent from now on."""
+        """Read our clock, for what is sent from now on."""
         self._writer.stamp(tcp.ticks(now), self._recent)
 
     def in_order(self, seq: int, ack: int, window: int, payload: memoryview, now: float) -> bool:
-        """A segment with ACK, PSH perhaps, and no options but a timestamp that is one.  False: it is one for
-        `segment_arrives`."""
+        """Take a segment with ACK, PSH perhaps, and no options but a timestamp that is one.
+
+        False: it is one for `segment_arrives`.
+        """
         if self.state is not ESTABLISHED:
             return False
-        rcv, snd, user = self.rcv, self.snd, self.user
+        rcv, snd = self.rcv, self.snd
         acked, flight = (ack - snd.una) & MASK, (snd.max - snd.una) & MASK
         size = len(payload)
         if not (
             seq == rcv.nxt == rcv.ack
-            and not rcv.later
+            and self.recovery is None
+            and rcv.out_of_order is None
             and rcv.urgent is None
             and size <= rcv.wnd
-            and snd.nxt == snd.max
-            and snd.recover is None
             and acked <= flight
             and (acked or size or not flight)
         ):
             return False
         self._idle_since = now
-        snd.wnd = window << snd.scale
         snd.wl1 = seq
-        if snd.wnd > snd.wnd_max:  # noqa: PLR1730 - a call to max() costs as much as all of this
-            snd.wnd_max = snd.wnd
+        snd.wnd = window = window << snd.scale
+        if window > snd.wnd_max:  # noqa: PLR1730 - likewise
+            snd.wnd_max = window
         if acked:
             snd.acknowledge(ack, now)
-            self._acknowledged(now)
-        if size and user is not None:
-            taken = user.deliver(payload)
-            rcv.ack = (rcv.ack + taken) & MASK
-            if taken < size and self._alive:
-                size = taken + rcv.hold(payload[taken:])
-            rcv.nxt = (rcv.nxt + size) & MASK
-            if rcv.starved:
+            if acked != flight:
+                self._arm(Purpose.RETRANSMIT, now + snd.rto.first)
+            elif snd.blocked:
+                self._persist(now)
+        if size and self.user is not None:
+            taken = self.user.deliver(payload)
+            if taken == size:
+                rcv.nxt = rcv.ack = (seq + size) & MASK
+            else:
+                rcv.ack = (seq + taken) & MASK
+                rcv.nxt = (rcv.ack + (rcv.hold(payload[taken:]) if self._alive else 0)) & MASK
+            if rcv.over_limit:
                 self._turn_away()
             elif taken and self.ack_at != AT_ONCE:
                 self._owe_ack(taken)
@@ -430,16 +435,16 @@ class TcpConnection:
         return True
 
     def _segment_arrives(self, seg: Segment, now: float) -> None:
-        """3.10.7.3 and 3.10.7.4, in their order."""
-        if self.state is LISTEN:
+        """Take a segment as 3.10.7.3 and 3.10.7.4 have it, in their order."""
+        if self.state is SYN_HELD:
             self._while_on_hold(seg, now)
         elif self.state is SYN_SENT:
             self._in_syn_sent(seg, now)
         elif (
-            self._is_timely(seg, now)
+            (not self.stamp or self._is_timely(seg, now))
             and self._sequence_ok(seg, now)
-            and self._not_reset(seg)
-            and self._not_syn(seg)
+            and (not seg.flags & RST or self._not_reset(seg))
+            and (not seg.flags & SYN or self._not_syn(seg))
             and self._ack_ok(seg, now)
         ):
             if self.state in RECEIVING:
@@ -448,8 +453,11 @@ class TcpConnection:
                 self._unblock()
 
     def _while_on_hold(self, seg: Segment, now: float) -> None:
-        """The user cannot tell yet.  The SYN again: it will be answered; another SYN: the guest has given
-        that one up, silently as kernels do, and begins anew; RST: never mind."""
+        """Take a segment while the user cannot tell yet.
+
+        The SYN again: it will be answered; another SYN: the guest has given that one up, silently as kernels do, and
+        begins anew; RST: it has given all up.
+        """
         if seg.flags & RST:
             if seg.seq == self.rcv.nxt:
                 self._close(Closed.RESET)
@@ -457,7 +465,7 @@ class TcpConnection:
             self.syn_arrives(seg, now)
 
     def _in_syn_sent(self, seg: Segment, now: float) -> None:
-        """3.10.7.3"""
+        """Take a segment that answers our SYN, perhaps (3.10.7.3)."""
         snd = self.snd
         ack_ok = bool(seg.flags & ACK) and seg.ack == snd.max
         if seg.flags & ACK and not ack_ok:
@@ -469,7 +477,7 @@ class TcpConnection:
                 self._close(Closed.RESET)
         elif seg.flags & SYN:
             self._options(tcp.parse_options(seg.options), now)
-            self.rcv.start(seg.seq)
+            self.rcv.start(seg.seq, now)
             snd.wnd = snd.wnd_max = seg.window
             snd.wl1 = seg.seq
             self._idle_since = now
@@ -481,9 +489,11 @@ class TcpConnection:
                 self._syn(SYN | ACK, now)
 
     def _is_timely(self, seg: Segment, now: float) -> bool:
-        """RFC 7323 5.3, R1 to R3, before all else: an old duplicate is known by its timestamp.  3.2: one that has
-        none is not the guest's."""
-        if not self.stamp or seg.flags & RST:
+        """Check the timestamp before all else (RFC 7323 5.3, R1 to R3): an old one tells an old duplicate.
+
+        A segment that has none is not the guest's (3.2).
+        """
+        if seg.flags & RST:
             return True
         stamp = tcp.parse_options(seg.options).stamp
         if stamp is None:
@@ -491,17 +501,17 @@ class TcpConnection:
             return False
         if now - self._idle_since > STAMP_VALID:
             self.stamp = tcp.pack_stamp(*stamp)[: len(self.stamp)]
-        if not self._restamp(tcp.pack_stamp(*stamp)[: len(self.stamp)], seg.seq, now):
+        if not self.restamp(tcp.pack_stamp(*stamp)[: len(self.stamp)], seg.seq, now):
             self._table.dropped["tcp-old-timestamp"] += 1
             self._emit(self.snd.nxt, ACK)
             return False
         return True
 
     def _sequence_ok(self, seg: Segment, now: float) -> bool:
-        """First, check the sequence number."""
+        """Check the sequence number: first."""
         rcv = self.rcv
         window = (rcv.wnd - distance(rcv.ack, rcv.nxt)) & MASK
-        if sequence.acceptable(seg.seq, seg.length, rcv.nxt, window):
+        if (seg.seq == rcv.nxt and window) or sequence.acceptable(seg.seq, seg.length, rcv.nxt, window):
             return True
         if seg.flags & RST or not seg.length:
             # to the guest, RCV.NXT is what we have acknowledged: that counts as the window's beginning, and
@@ -527,27 +537,24 @@ class TcpConnection:
         return False
 
     def _turn_away(self) -> None:
-        """Memory is full: the guest keeps what it has sent, and asks for a window until there is one."""
+        """Show no window, since memory is full: the guest keeps what it has sent, and asks until there is one."""
         self._table.dropped["limit-tcp-memory"] += 1
         self._emit(self.snd.nxt, ACK, window=0)
 
     def _is_kept_alive(self, now: float) -> None:
-        """A keepalive probe (3.8.4), if nothing has happened for as long as no retransmission waits."""
+        """Pass a keepalive probe on (3.8.4): it is one if all was quiet for longer than retransmissions wait."""
         idle = now - self._idle_since
         if idle >= KEEPALIVE and self.snd.una == self.snd.max and self.user is not None:
             self._idle_since = now
             self.user.keepalive(idle)
 
     def _ack_at_once(self) -> None:
-        """The answer to what had arrived before.  If the user has not taken it yet, the guest is told to
-        wait."""
+        """Answer what had arrived before.  If the user has not taken it yet, the guest is told to wait."""
         rcv = self.rcv
         self._emit(self.snd.nxt, ACK, window=0 if rcv.ack != rcv.nxt else None)
 
     def _not_reset(self, seg: Segment) -> bool:
-        """Second, check the RST bit, as RFC 5961 3.2 hardens it."""
-        if not seg.flags & RST:
-            return True
+        """Check a RST as RFC 5961 3.2 has it: second."""
         if seg.seq in (self.rcv.nxt, self.rcv.ack):
             self._close(Closed.RESET)
         else:
@@ -555,18 +562,16 @@ class TcpConnection:
         return False
 
     def _not_syn(self, seg: Segment) -> bool:
-        """Fourth, check the SYN bit, as RFC 5961 4.2 hardens it."""
-        if not seg.flags & SYN:
-            return True
+        """Answer a SYN as RFC 5961 4.2 has it: fourth."""
         self._emit(self.snd.nxt, ACK)
         return False
 
     def _ack_ok(self, seg: Segment, now: float) -> bool:
-        """Fifth, check the ACK field."""
+        """Check the ACK field: fifth."""
         snd = self.snd
         if not seg.flags & ACK:
             return False
-        acked, flight = distance(snd.una, seg.ack), snd.flight
+        acked, flight = (seg.ack - snd.una) & MASK, snd.flight
         if self.state is SYN_RECEIVED:
             if not 0 < acked <= flight:
                 self._emit(seg.ack, RST)
@@ -582,27 +587,35 @@ class TcpConnection:
         if acked > flight:
             return True  # an old ACK: nothing but its text is of interest
         if acked:
-            partial = snd.recover is not None and less(seg.ack, snd.recover)
-            if not partial:
-                snd.recover = None
-            if snd.timed is None and self.stamp and (snd.retries or snd.probes or partial):
-                self._time_by_stamp(seg, now)
-            snd.acknowledge(seg.ack, now)
-            if partial and not self.rcv.sack:
-                self._pieces(snd.first())  # RFC 6582: the next hole
+            if self.recovery is None:
+                snd.acknowledge(seg.ack, now)
+            else:
+                self._repaired(self.recovery, seg, now)
             self._acknowledged(now)
         if self._is_told(seg) or self._is_duplicate(seg, acked, flight):
-            self._pieces(snd.duplicate())
+            self._pieces(self._recovering().duplicate())
         if not less(seg.seq, snd.wl1):
             snd.wnd = seg.window << snd.scale
             snd.wnd_max = max(snd.wnd_max, snd.wnd)
             snd.wl1 = self.rcv.ack if less(self.rcv.ack, seg.seq) else seg.seq
-        if snd.nxt != snd.max:
-            self._output(now)
-        return self._fin_acknowledged(now)
+        if self.recovery is not None:
+            if snd.nxt != snd.max:
+                self._resume(self.recovery, now)
+            if self.recovery.is_over:
+                self.recovery = None
+        return snd.fin is None or self._fin_acknowledged(now)
+
+    def _repaired(self, recovery: Recovery, seg: Segment, now: float) -> None:
+        """Take an ACK of something new while there is a loss to recover from."""
+        partial = recovery.is_partial(seg.ack)
+        if self.snd.timed is None and self.stamp and recovery.may_be_timed(seg.ack):
+            self._time_by_stamp(seg, now)
+        recovery.acknowledge(seg.ack, now)
+        if partial and not self.rcv.sack:
+            self._pieces(recovery.first())  # RFC 6582: the next hole
 
     def _time_by_stamp(self, seg: Segment, now: float) -> None:
-        """RFC 7323 4.1: what has been sent again cannot be timed, but by what the guest echoes."""
+        """Time the round trip by what the guest echoes: what was sent again cannot be timed else (RFC 7323 4.1)."""
         stamp = tcp.parse_options(seg.options).stamp
         if stamp is not None and stamp[1]:
             ticks = distance(stamp[1], tcp.ticks(now))
@@ -610,14 +623,18 @@ class TcpConnection:
                 self.snd.rto.sample(max(ticks, 1) / tcp.TICKS, now)
 
     def _is_told(self, seg: Segment) -> bool:
-        """Whether the guest tells by SACK of something new that has arrived."""
+        """Return whether the guest tells by SACK of something new that has arrived."""
         snd = self.snd
         if seg.options is None or not self.rcv.sack or snd.una == snd.max:
             return False
-        return snd.sack(tcp.parse_options(seg.options).sack)
+        blocks = tcp.parse_options(seg.options).sack
+        return bool(blocks) and self._recovering().sack(blocks)
 
     def _is_duplicate(self, seg: Segment, acked: int, flight: int) -> bool:
-        """RFC 5681 2.  A guest with SACK says more plainly what it is missing (RFC 6675 2)."""
+        """Return whether it is a duplicate ACK (RFC 5681 2).
+
+        A guest with SACK says more plainly what it is missing (RFC 6675 2).
+        """
         snd = self.snd
         return (
             not acked
@@ -629,9 +646,9 @@ class TcpConnection:
         )
 
     def _fin_acknowledged(self, now: float) -> bool:
-        """Whether the connection lives on; an ACK of our FIN moves it along."""
+        """Return whether the connection lives on; an ACK of our FIN moves it along."""
         snd = self.snd
-        if snd.fin is not None and snd.una == snd.max:
+        if snd.una == snd.max:
             if self.state is FIN_WAIT_1:
                 self._enter(FIN_WAIT_2)
                 self._keepalive(now)
@@ -643,13 +660,13 @@ class TcpConnection:
         return True
 
     def _text(self, seg: Segment, now: float) -> None:
-        """Seventh and eighth, process the segment text and the FIN bit."""
+        """Process the segment text and the FIN bit: seventh and eighth."""
         rcv = self.rcv
         data, seq, fin = seg.payload, seg.seq, bool(seg.flags & FIN)
         if not data and not fin:
             return
         if seg.flags & URG and seg.urgent:  # sixth; urgent data is acted upon as it is taken
-            rcv.point(add(seq, seg.urgent - 1))
+            rcv.set_urgent_pointer(add(seq, seg.urgent - 1))
         edge = distance(rcv.nxt, add(rcv.ack, rcv.wnd))
         if seq != rcv.nxt and less(rcv.nxt, seq):
             keep = data[: max(edge - distance(rcv.nxt, seq), 0)]
@@ -661,27 +678,28 @@ class TcpConnection:
             return
         again = seq != rcv.nxt or rcv.fin
         self._accept_text(seq, data, fin, edge)
-        self._accept_later()
+        if rcv.out_of_order is not None:
+            self._accept_out_of_order()
         if not self._alive:
             return
         if data and now >= rcv.tuner.due:
             self._tune(now)
-        if rcv.starved:
+        if rcv.over_limit:
             self._turn_away()
         elif again:
             self._ack_at_once()
-        elif rcv.later:
+        elif rcv.out_of_order is not None:
             self._emit(self.snd.nxt, ACK)
         self._end_if_due(now)
 
-    def _accept_later(self) -> None:
-        """What was kept beyond a hole, as far as there is none any more."""
+    def _accept_out_of_order(self) -> None:
+        """Take what was kept beyond a hole, as far as there is none any more."""
         rcv = self.rcv
-        while rcv.later and not rcv.starved and not less(rcv.nxt, rcv.later[0][0]):
-            self._accept_text(*rcv.first_later(), distance(rcv.nxt, add(rcv.ack, rcv.wnd)))
+        while not rcv.over_limit and (piece := rcv.next_piece()) is not None:
+            self._accept_text(*piece, distance(rcv.nxt, add(rcv.ack, rcv.wnd)))
 
     def _accept_text(self, seq: int, data: memoryview, fin: bool, edge: int) -> None:
-        """Text that begins at or before RCV.NXT: take what is new and within the window."""
+        """Take what is new and within the window of text that begins at or before RCV.NXT."""
         rcv = self.rcv
         old = distance(seq, rcv.nxt)
         if old > len(data) or rcv.fin:
@@ -689,7 +707,7 @@ class TcpConnection:
         fresh = data[old : old + edge]
         fin = fin and old + len(fresh) == len(data)
         taken = 0
-        if fresh and not rcv.held and self.user is not None:
+        if fresh and not rcv.unread and self.user is not None:
             taken = self._deliver(self.user, fresh)
         if not self._alive:
             return
@@ -701,7 +719,7 @@ class TcpConnection:
         rcv.fin = fin and taken + kept == len(fresh)
 
     def _deliver(self, user: TcpUser, data: memoryview) -> int:
-        """What begins at RCV.ACK, to the user; the urgent byte, if it is among it, as such."""
+        """Hand what begins at RCV.ACK to the user; the urgent byte, if it is among it, as such."""
         rcv = self.rcv
         if rcv.urgent is None:
             return user.deliver(data)
@@ -719,9 +737,9 @@ class TcpConnection:
         return taken
 
     def _end_if_due(self, now: float) -> None:
-        """The guest's FIN takes effect when all before it has been taken."""
+        """Let the guest's FIN take effect when all before it has been taken."""
         rcv = self.rcv
-        if not rcv.fin or rcv.held or self.state not in RECEIVING:
+        if not rcv.fin or rcv.unread or self.state not in RECEIVING:
             return
         rcv.nxt = rcv.ack = add(rcv.nxt, 1)
         self._owe_ack(0)  # our FIN may take it along
@@ -739,7 +757,7 @@ class TcpConnection:
     # -- acknowledging and sending ------------------------------------------------------------------
 
     def _owe_ack(self, size: int) -> None:
-        """For `size` bytes, which have just come: see `netns_kit.stack.acks`."""
+        """Owe an ACK for `size` bytes, which have just come: see `netns_kit.stack.acks`."""
         if size >= MUCH or self._quick:
             if size < MUCH:
                 self._quick -= 1
@@ -747,27 +765,37 @@ class TcpConnection:
                 self.ack_at = AT_ONCE
                 self._table.acks.at_once.append(self)
         elif self.ack_at == NOT_OWED:
-            self.ack_at = self._idle_since + self._table.acks.delay
-            self._table.acks.later(self)
+            acks = self._table.acks
+            self.ack_at = self._idle_since + acks.delay
+            if not self.ack_is_listed:
+                acks.wait(self)
 
     def send_ack(self) -> None:
+        """Send the ACK that is owed."""
         if self.state is not CLOSED:
             self._emit(self.snd.nxt, ACK)
 
     def ack_is_overdue(self) -> None:
+        """Send the ACK that no segment has carried; the next ones do not wait."""
         self._quick = QUICK
         self.send_ack()
 
     def _acknowledged(self, now: float) -> None:
+        """Set the timer anew: the guest has acknowledged something."""
         snd = self.snd
         if snd.una != snd.max:
             self._arm(Purpose.RETRANSMIT, now + snd.rto.first)
         elif snd.blocked and self.state in SENDING:  # it may be told of room in a moment, or have to ask
             self._persist(now)
-        elif self.purpose is Purpose.RETRANSMIT:
-            self._keepalive(now)
+
+    def _recovering(self) -> Recovery:
+        """Return what is known of a loss, of which this may be the first sign."""
+        if self.recovery is None:
+            self.recovery = Recovery(self.snd)
+        return self.recovery
 
     def _pieces(self, pieces: Iterable[Piece]) -> None:
+        """Send what a `Recovery` has chosen."""
         for seq, data in pieces:
             if data is None:
                 self._emit(seq, FIN | ACK)
@@ -775,22 +803,23 @@ class TcpConnection:
                 self._segments(seq, data)
 
     def _unblock(self) -> None:
+        """Tell the user if there is room, which it waits for."""
         snd = self.snd
         snd.blocked = False
         if self.user is not None and self.room():
             self.user.writable()
 
-    def _output(self, now: float) -> None:
-        """Send what is queued from SND.NXT on, as far as window and timeout recovery allow."""
+    def _resume(self, recovery: Recovery, now: float) -> None:
+        """Send what lies from SND.NXT on, as far as window and timeout recovery allow."""
         snd = self.snd
         if self.stamp:
             self._tick(now)
-        self._pieces(snd.onward())
+        self._pieces(recovery.resume_from_nxt())
         if self.purpose is not Purpose.RETRANSMIT and snd.una != snd.max:
             self._arm(Purpose.RETRANSMIT, now + snd.rto.value)
 
     def _segments(self, seq: int, data: bytes | memoryview) -> None:
-        """`data` as one super-segment, or cut to the MSS where the link takes none."""
+        """Send `data` as one super-segment, or cut to the MSS where the link takes none."""
         size = len(data)
         # an urgent pointer is one segment's: a super-segment would repeat it
         step = self.snd.burst if self.snd.urgent is None else self.snd.mss
@@ -805,13 +834,13 @@ class TcpConnection:
     def _emit(
         self, seq: int, flags: int, payload: bytes | memoryview = b"", *, window: int | None = None
     ) -> None:
-        """The one way out."""
+        """Send a segment: this is the one way out.  `window` is as the field has it, RCV.WND by default."""
         rcv = self.rcv
         if window is None:
-            window = min(rcv.wnd >> rcv.scale, 0xFFFF)
+            window = rcv.field
         self.ack_at = NOT_OWED
-        if rcv.later and rcv.sack and flags == ACK and not payload:
-            self._writer.write_sack(seq, rcv.ack, window, rcv.blocks())
+        if rcv.out_of_order is not None and rcv.sack and flags == ACK and not payload:
+            self._writer.write_sack(seq, rcv.ack, window, rcv.out_of_order.blocks())
             return
         urgent = 0
         if self.snd.urgent is not None and 0 < distance(seq, self.snd.urgent) <= 0xFFFF:
@@ -820,15 +849,16 @@ class TcpConnection:
         self._writer.write(seq, rcv.ack if flags & ACK else 0, flags, window, payload, urgent)
 
     def _open(self, flags: int, now: float) -> None:
-        """SYN or SYN|ACK, for the first time.  It takes one sequence number."""
+        """Send SYN or SYN|ACK for the first time.  It takes one sequence number."""
         snd = self.snd
         snd.nxt = snd.max = snd.timed = add(snd.iss, 1)
         snd.timed_at = now
+        snd.tuner.begin(snd.iss, now)
         self._arm(Purpose.RETRANSMIT, now + snd.rto.value)
         self._syn(flags, now)
 
     def _syn(self, flags: int, now: float) -> None:
-        """SYN or SYN|ACK: its window is never scaled."""
+        """Send SYN or SYN|ACK, whose window is never scaled."""
         rcv = self.rcv
         stamp = None
         if self.stamp or flags == SYN:
@@ -842,60 +872,72 @@ class TcpConnection:
     # -- options, timers, states --------------------------------------------------------------------
 
     def _options(self, offered: tcp.Options, now: float) -> None:
-        """What the guest's SYN offered.  Scaling is used when both offer it (RFC 7323 2.2), and so are SACK and
-        timestamps (3.2)."""
+        """Take what the guest's SYN offers.
+
+        Scaling is used when both offer it (RFC 7323 2.2), and so are SACK and timestamps (3.2).
+        """
         if self.stamp or offered.stamp is not None:
             self._speak_timestamps(offered.stamp, now)
         if offered.scale is not None:
-            self.snd.scale, self.rcv.scale = offered.scale, WINDOW_SCALE
+            self.snd.scale = offered.scale
+            self.rcv.set_scale(WINDOW_SCALE)
         else:
-            self.rcv.scale = 0
-            self.rcv.wnd = min(self.rcv.wnd, 0xFFFF)
+            self.rcv.set_scale(0)
         self.rcv.sack = self.snd.rto.probing = offered.sack_permitted
-        self._negotiate(offered.mss or flow_key.family_of(self.key).default_mss)
+        self._negotiate(offered.mss or self._writer.family.default_mss)
 
     def _speak_timestamps(self, offered: tuple[int, int] | None, now: float) -> None:
+        """Begin to speak timestamps; None: not to, since the guest does not."""
         self._writer.speak_timestamps(offered is not None)
         self.stamp = b"" if offered is None else tcp.pack_stamp(*offered)[: -len(tcp.STAMP)]
-        self.head, self.text_at = common.PLAIN, common.text_at(flow_key.family_of(self.key))
+        self.head, self.text_at = common.PLAIN, common.TEXT_AT[self._writer.family.version]
         if self.stamp:
             self.head, self.text_at = common.STAMPED, self.text_at + tcp.STAMP_SIZE
             self._tick(now)
 
     def _tune(self, now: float) -> None:
-        """Let the window grow with the path; without scaling it has to fit the field."""
+        """Let the window grow with the path.  Without scaling it has to fit the field."""
         most = self._table.limits.tcp_receive_max if self.rcv.scale else 0xFFFF
         self.rcv.tune(now, self.snd.rto.smallest, most)
 
     def _negotiate(self, mss: int) -> None:
+        """Send no larger segments than the guest takes."""
         self.snd.mss, self.snd.burst = self._writer.limit(mss)
 
     def _establish(self, now: float) -> None:
-        self.snd.acknowledge(self.snd.max, now)
+        """Enter ESTABLISHED: our SYN is acknowledged."""
+        snd = self.snd
+        if self.recovery is None:
+            snd.acknowledge(snd.max, now)
+        else:  # our SYN was lost
+            self.recovery.acknowledge(snd.max, now)
+            self.recovery = None
         self._enter(ESTABLISHED)
         self._keepalive(now)
         if self.user is not None:
             self.user.established()
 
     def _enter(self, state: State) -> None:
-        """The only assignment to `state`."""
+        """Change the state: this is the only assignment to `state`."""
         if self.state in HANDSHAKE and state not in HANDSHAKE:
             self._table.opened(self)
         self.state = state
         if state is CLOSED or state is TIME_WAIT:
             self.purpose, self.timer_at = Purpose.NONE, math.inf
+            self.recovery = None
             self.snd.clear()
             self.rcv.clear()
             self._table.forget(self)
 
     def _close(self, why: Closed) -> None:
+        """End the connection, and tell the user."""
         user, self.user = self.user, None
         self._enter(CLOSED)
         if user is not None:
             user.closed(why)
 
     def _time_wait(self, now: float) -> None:
-        """Both have closed.  The user is done; a record in the table answers a FIN that comes again."""
+        """End the connection, since both have closed.  A record in the table answers a FIN that comes again."""
         self._enter(TIME_WAIT)
         self._table.time_wait.add(self.key, self.snd.nxt, self.rcv.nxt, self.stamp, now)
         user, self.user = self.user, None
@@ -903,6 +945,7 @@ class TcpConnection:
             user.closed(Closed.NORMAL)
 
     def _arm(self, purpose: Purpose, at: float) -> None:
+        """Set the timer."""
         self.purpose = purpose
         if at < self.timer_entry:
             self._table.timers.arm(self, at)
@@ -910,17 +953,16 @@ class TcpConnection:
             self.timer_at = at
 
     def _persist(self, now: float) -> None:
-        """The user waits for a window that is shut: ask for it, lest the news of its opening get lost."""
+        """Ask for a window that is shut while the user waits for it, lest the news of its opening get lost."""
         self._arm(Purpose.PERSIST, now + self.snd.rto.value)
 
     def _keepalive(self, now: float) -> None:
-        """Nothing is in flight: look after the guest now and then, so that none is waited for in vain."""
-        idle = self._table.limits.tcp_idle if self.state is ESTABLISHED else self._idle_time
-        self._arm(Purpose.KEEPALIVE, now + idle)
+        """Look after the guest now and then while nothing is in flight, so that none is waited for in vain."""
+        self._arm(Purpose.KEEPALIVE, now + self._idle_time)
 
     @property
     def carried(self) -> tuple[int, int]:
-        """Bytes that the user has taken of the guest, and that the guest has acknowledged."""
+        """The bytes that the user has taken of the guest, and those that the guest has acknowledged."""
         rcv, snd = self.rcv, self.snd
         taken, acknowledged = rcv.tuner.crossed(rcv.ack), snd.tuner.crossed(snd.una)
         if rcv.fin and rcv.ack == rcv.nxt:
@@ -931,38 +973,46 @@ class TcpConnection:
 
     @property
     def _alive(self) -> bool:
-        """False once the user has aborted: look after every call to it."""
+        """Whether the user has not aborted: look after every call to it."""
         return self.state is not CLOSED
 
     @property
     def _idle_time(self) -> float:
+        """How long the guest may be silent before it is probed."""
         limits = self._table.limits
         return limits.tcp_half_closed if self.state in HALF_CLOSED else limits.tcp_idle
 
     def handle_timer(self, now: float) -> None:
+        """Do what the timer was for."""
         purpose, self.purpose = self.purpose, Purpose.NONE
         if self.stamp:
             self._tick(now)
-        if purpose is Purpose.RETRANSMIT:
+        if purpose is Purpose.RETRANSMIT and self.snd.una != self.snd.max:
             self._retransmission_timeout(now)
         elif purpose is Purpose.PERSIST:
             self._persist_timeout(now)
-        elif purpose is Purpose.KEEPALIVE:
+        elif purpose is Purpose.KEEPALIVE or purpose is Purpose.RETRANSMIT:
             self._keepalive_timeout(now)
         elif purpose is Purpose.PENDING:
             self.give_way()
 
     def _retransmission_timeout(self, now: float) -> None:
-        """RFC 6298 (5.4) to (5.7)."""
-        snd = self.snd
+        """Probe for a loss, or send again what is not acknowledged (RFC 6298 (5.4) to (5.7))."""
+        snd, recovery = self.snd, self._recovering()
         opening = self.state is SYN_SENT or self.state is SYN_RECEIVED
-        if snd.rto.probing and snd.probes < LOSS_PROBES and snd.wnd and snd.nxt == snd.max and not opening:
-            self._pieces(snd.probe())
-            self._arm(Purpose.RETRANSMIT, now + min(snd.rto.first * 2**snd.probes, snd.rto.value))
+        if (
+            snd.rto.probing
+            and recovery.probes < LOSS_PROBES
+            and snd.wnd
+            and snd.nxt == snd.max
+            and not opening
+        ):
+            self._pieces(recovery.probe())
+            self._arm(Purpose.RETRANSMIT, now + min(snd.rto.first * 2**recovery.probes, snd.rto.value))
             return
         # 3.8.6.1: a window may stay shut for as long as the guest answers at all
-        snd.retries = snd.retries + 1 if snd.wnd or opening else self._unanswered(now)
-        if snd.retries > (SYN_RETRIES if opening else RETRIES):
+        recovery.retries = recovery.retries + 1 if snd.wnd or opening else self._unanswered(now)
+        if recovery.retries > (SYN_RETRIES if opening else RETRIES):
             self._give_up()
             return
         snd.rto.back_off(SYN_CEILING if opening else CEILING)
@@ -971,9 +1021,9 @@ class TcpConnection:
             self._syn(SYN if self.state is SYN_SENT else SYN | ACK, now)
             self._arm(Purpose.RETRANSMIT, now + snd.rto.value)
             return
-        snd.go_back()
+        recovery.go_back()
         if snd.wnd:
-            self._output(now)
+            self._resume(recovery, now)
         elif snd.una != snd.fin:
             self._emit(snd.una, ACK, snd.at(snd.una)[:1])  # its window is shut: a byte of what it owes us
         else:
@@ -981,7 +1031,7 @@ class TcpConnection:
         self._arm(Purpose.RETRANSMIT, now + snd.rto.value)
 
     def _persist_timeout(self, now: float) -> None:
-        """3.8.6.1: an old number draws an ACK with the window as it is."""
+        """Send an old number, which draws an ACK with the window as it is (3.8.6.1)."""
         snd = self.snd
         if not snd.blocked or self.state not in SENDING:
             self._keepalive(now)
@@ -993,7 +1043,7 @@ class TcpConnection:
             self._arm(Purpose.PERSIST, now + snd.rto.value)
 
     def _keepalive_timeout(self, now: float) -> None:
-        """3.8.4.  Answered probes cost a waiting connection nothing; a guest that is gone is noticed."""
+        """Probe a guest that has been silent for long (3.8.4): if it is gone, that is noticed."""
         due = self._idle_since + self._idle_time
         if due > now:
             self._arm(Purpose.KEEPALIVE, due)
@@ -1004,12 +1054,13 @@ class TcpConnection:
             self._arm(Purpose.KEEPALIVE, now + PROBE_INTERVAL)
 
     def _unanswered(self, now: float) -> int:
-        """How many probes in a row the guest has not answered, with the one that is about to leave."""
+        """Return how many probes in a row the guest has not answered, with the one that is about to leave."""
         self._probes = self._probes + 1 if self._idle_since < self._asked_at else 1
         self._asked_at = now
         return self._probes
 
     def _give_up(self) -> None:
+        """End the connection: the guest has not answered for too long."""
         if self.state is SYN_SENT:
             self._table.refused(self, Refusal.DROP)
         else:

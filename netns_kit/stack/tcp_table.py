@@ -12,7 +12,7 @@ from . import seq
 from .acks import Acks
 from .flows import FlowTable
 from .network_layer import NetworkLayer
-from .states import LISTEN, SYN_SENT, State
+from .states import SYN_HELD, SYN_SENT, State
 from .tcp import TcpConnection
 from .time_wait import TimeWait
 from .user import IcmpError, Refusal, TcpUser
@@ -32,7 +32,7 @@ class TcpTable(FlowTable[TcpConnection]):
         limits, timers = network.limits, network.timers
         super().__init__("tcp", network, limits.tcp_connections)
         self.pending: dict[bytes, TcpConnection] = {}
-        """Those that the guest opens, in LISTEN or SYN-RECEIVED, the oldest first."""
+        """Those that the guest opens, in SYN-HELD or SYN-RECEIVED, the oldest first."""
         self.acks = Acks(limits.tcp_ack_delay, timers)
         self.memory = Memory(limits.tcp_memory)
         self.time_wait = TimeWait(limits, network.dropped, timers, network.packets.segment)
@@ -69,7 +69,7 @@ class TcpTable(FlowTable[TcpConnection]):
             self.packets.error(packet.whole, Refusal.NET_UNREACHABLE, by=packet.destination)
             return
         self.network.admit(packet)
-        connection = self._made(key, LISTEN, now)
+        connection = self._made(key, SYN_HELD, now)
         connection.ttl, connection.tos = packet.ttl, packet.tos & DSCP
         connection.frame_head = common.head_of(packet) if packet.summed else b""
         connection.syn_arrives(segment, now)

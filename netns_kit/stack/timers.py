@@ -1,7 +1,7 @@
 """Many deadlines, one heap.
 
-A flow moves its deadline at nearly every packet, so moving it later costs one assignment: the heap keeps
-the flow's earliest entry, and when that comes up too early it is put back at the time it has by then.
+A flow moves its deadline at nearly every packet, so moving it to a later time costs one assignment.  The heap keeps
+the flow's earliest entry; when that comes up too early, it is put back at the deadline of that moment.
 """
 
 from __future__ import annotations
@@ -14,16 +14,22 @@ SWEEP = 256  # entries in the heap before looking for dead ones; from then on, a
 
 
 class Timed(Protocol):
-    """What `Timers` keeps.  `timer_at` is its owner's to set (infinity: nothing is due), through
-    `Timers.arm` when it may lie earlier than before; `timer_entry` belongs to `Timers`."""
+    """An owner of a deadline.
+
+    It sets `timer_at` itself (infinity: nothing is due), but by `Timers.arm` when that may lie earlier than
+    `timer_entry`, which belongs to `Timers`.
+    """
 
     timer_at: float
     timer_entry: float
 
-    def handle_timer(self, now: float) -> None: ...
+    def handle_timer(self, now: float) -> None:
+        """Do what is due: `timer_at` has come, and is infinity again."""
 
 
 class Timers:
+    """The deadlines of many owners."""
+
     __slots__ = ("_heap", "_order", "_sweep_at", "deadline")
 
     def __init__(self) -> None:
@@ -37,6 +43,7 @@ class Timers:
         return len(self._heap)
 
     def arm(self, owner: Timed, at: float) -> None:
+        """Set the deadline of an owner."""
         owner.timer_at = at
         if at < owner.timer_entry:
             owner.timer_entry = at
@@ -62,6 +69,7 @@ class Timers:
         self._sweep_at = max(SWEEP, 2 * len(kept))
 
     def expire(self, now: float) -> None:
+        """Call every owner whose deadline has come."""
         heap = self._heap
         while heap and heap[0][0] <= now:
             entry, order, owner = heap[0]

@@ -1,30 +1,31 @@
 """How much a TCP connection may keep: its windows, and the memory that all connections share.
 
-Windows, and what is in flight, are sized by what crosses (dynamic right-sizing): twice what one round trip brings,
-the smallest of late, as long as that makes more cross: a long path is not held up, and a queue feeds nothing.
+A window, and the bound on what is in flight, is twice the bytes delivered in one minimum RTT (dynamic right-sizing).
+It stops growing when growth no longer raises throughput, so a long path is not held up and no queue is fed.
 """
 
 from __future__ import annotations
 
 import math
 
-from .seq import distance
+from .seq import MASK
 
 BUFFER = 1 << 16  # bytes: no burst is longer
 LARGE = BUFFER // 2  # bytes that are worth a buffer of their own
-SPARE = 64  # buffers kept for later
-GAIN = 1.1  # by which what crosses must have grown since a window last did
-TUNE_INTERVAL = 0.01  # seconds, at least, between two looks at what crosses
+SPARE = 64  # buffers kept for use again
+GAIN = 1.1  # by which throughput must have grown since a window last did
+TUNE_INTERVAL = 0.01  # seconds, at least, between two looks at throughput
 OVERHEAD = 192  # bytes counted for each piece that is kept, beside its own: small ones are not free
 
 
 class Memory:
-    """`held`: bytes kept for all connections of a stack, with the cost of keeping them.  `limit`: beyond it
-    they get by with little.
+    """Bytes that all connections of a stack keep.
 
-    `buffer`: where users read to what they are about to send, until `take` is called.  What is large stays in the
-    buffer that it was read to, and that is used again when it has been given back: fresh memory for each 64 KiB would
-    be taken from the kernel and given back to it over and over, at a page fault for each 4 KiB.
+    `held` counts them, with the cost of keeping them; from `limit` on, connections keep no more than they must.
+
+    Users read what they are about to send into `buffer`, and call `take`.  A large piece stays in the buffer that it
+    was read into, which is used again when the piece has been acknowledged.  Fresh memory for each 64 KiB would come
+    from the kernel and go back to it each time, at a page fault for each 4 KiB.
     """
 
     __slots__ = ("_spare", "buffer", "held", "limit")
@@ -36,7 +37,10 @@ class Memory:
         self._spare: list[memoryview] = []
 
     def take(self, size: int) -> bytes | memoryview:
-        """The first `size` bytes of `buffer`, to be kept: give it back to `forget`."""
+        """Return the first `size` bytes of `buffer`, to be kept until `forget` is called with them.
+
+        Whoever keeps them counts them: of a view, the whole buffer.
+        """
         data = self.buffer[:size]
         if size < LARGE:
             return bytes(data)
@@ -44,7 +48,7 @@ class Memory:
         return data
 
     def forget(self, data: bytes | memoryview) -> None:
-        """It is held no more."""
+        """Count it no more; its buffer is free."""
         if not isinstance(data, memoryview):
             self.held -= len(data) + OVERHEAD
             return
@@ -52,35 +56,41 @@ class Memory:
         if len(self._spare) < SPARE:
             self._spare.append(memoryview(data.obj))
 
-    def hold(self, data: bytes | memoryview) -> None:
-        """It is held from now on: of a view, the whole buffer."""
-        self.held += BUFFER if isinstance(data, memoryview) else len(data) + OVERHEAD
-
     @property
     def full(self) -> bool:
+        """Whether the limit is reached."""
         return self.held >= self.limit
 
 
 class Tuner:
-    """What a window should be for what crosses.  It grows while that brings more: a queue would only get longer.
+    """The size that a window should have.
 
-    It looks once in a round trip at least, and so can count what has crossed beyond the 32 bits of sequence numbers.
+    It counts what is delivered, once per round trip at least, and so beyond the 32 bits of sequence numbers.
+    `due` is when to call `grown` next.
     """
 
     __slots__ = ("_crossed", "_position", "_rate", "_since", "due")
 
     def __init__(self, position: int) -> None:
-        self.due = -math.inf
-        self._since = -math.inf
+        self.due = self._since = -math.inf
         self._position = position
-        self._crossed = 0  # until `_position`
-        self._rate = 0.0  # at the last growth, bytes per second
+        self._crossed = 0  # bytes, up to `position`
+        self._rate = 0.0  # bytes per second at the last growth
+
+    def begin(self, position: int, now: float) -> None:
+        """Count from here on."""
+        self._position, self._since, self.due = position, now, now + TUNE_INTERVAL
 
     def grown(self, window: int, position: int, now: float, rtt: float) -> int:
-        """`window`, or more: twice what has crossed per `rtt` since the last look.  `position`: how far it got.  An
-        `rtt` of 0 is none to grow for.
+        """Return `window`, or more if throughput calls for it.
+
+        Args:
+            window: What it is now, in bytes.
+            position: The sequence number up to which everything is delivered.
+            now: The time.
+            rtt: The minimum round-trip time of late; 0 is none to grow for.
         """
-        crossed, elapsed = distance(self._position, position), now - self._since
+        crossed, elapsed = (position - self._position) & MASK, now - self._since
         self.due = now + max(rtt, TUNE_INTERVAL)
         self._since, self._position = now, position
         self._crossed += crossed
@@ -91,5 +101,5 @@ class Tuner:
         return int(2 * rate * rtt)
 
     def crossed(self, position: int) -> int:
-        """How much has crossed since the beginning, sequence numbers that are no bytes included."""
-        return self._crossed + distance(self._position, position)
+        """Return how much has been delivered since the beginning, sequence numbers that are no bytes included."""
+        return self._crossed + ((position - self._position) & MASK)

@@ -304,7 +304,7 @@ class Uplink:
                 return Refusal.RESET
             return Target(self.resolvers() or (OURSELVES,))
         if address in local.gateways:
-            if not self._host_port_allowed(port):
+            if not self._host_port_allowed(flow.protocol, port):
                 return Refusal.PROHIBITED
             return Target((Endpoint._make((_LOOPBACK[address.version], port)),))
         if not _reachable(address):
@@ -318,8 +318,11 @@ class Uplink:
             return Refusal.PROHIBITED
         return Target((flow.destination,))
 
-    def _host_port_allowed(self, port: int) -> bool:
-        return self._loopback if isinstance(self._loopback, bool) else port in self._loopback
+    def _host_port_allowed(self, protocol: Transport, port: int) -> bool:
+        """Return whether the host's loopback may be reached there.  An echo has an identifier and no port."""
+        if isinstance(self._loopback, bool):
+            return self._loopback
+        return protocol != "icmp" and port in self._loopback
 
     def resolvers(self) -> tuple[Endpoint, ...]:
         """The host's resolvers in order, as they are now; the same tuple as long as they are the same."""

@@ -18,7 +18,7 @@ from netns_kit.dhcp import DEFAULT, DhcpSettings, Lease, StaticLease
 from netns_kit.dns import Record
 from netns_kit.dns.names import to_text, to_wire
 from netns_kit.dns.records import as_text
-from netns_kit.errors import AddressError, ArgumentError, NetnsKitError, StackClosed, SysctlError
+from netns_kit.errors import AddressError, ArgumentError, NetnsKitError, NotFound, StackClosed, SysctlError
 from netns_kit.frozen import replace
 from netns_kit.gateway.gateway import FlowInfo
 from netns_kit.gateway.leasing import check as check_dhcp
@@ -272,13 +272,14 @@ class UserStack(Openable):
     async def remove_record(self, name: str, *, type: str = "", value: AddressLike = "") -> None:
         """Answer no more for `name`, or no more with what is of that type and value.
 
-        Raises `KeyError` if nothing like that was said, `RecordError` for what is no name, and `StackClosed` when the
-        stack is not open.
+        Raises `NotFound`, a KeyError, if nothing like that was said, `RecordError` for what is no name, and
+        `StackClosed` when the stack is not open.
         """
         wire_name = to_wire(name)  # here: a worker cannot import what a name in another script takes
         arguments.text("type", type, "the type of a record, like 'A'")
         if not await self.ask(Control.remove_records, to_text(wire_name), type, as_text(value)):
-            raise KeyError(name)
+            what = " ".join(str(each) for each in (name, type, value) if each != "")
+            raise NotFound(f"there is no record of {what}", fix="`records` tells what there is")
 
     async def records(self) -> tuple[Record, ...]:
         """What is answered at the DNS address for names of our own, oldest first.  Raises `StackClosed`."""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from netns_kit.checkup.checkup import CHECKS, Finding, Outcome, Report, examine
-from netns_kit.errors import FeatureUnavailable, IdMapError, TunUnavailable, UserNamespaceDenied
+from netns_kit.errors import FeatureUnavailable, IdMapError, NotFound, TunUnavailable, UserNamespaceDenied
 from netns_kit.host.diagnosis import APPARMOR, CLONE, PING_GROUPS, PORT_START, SECCOMP, TUN, Host
 from netns_kit.tap.device import OFFLOAD_SETS
 from tests.support import ROOT
@@ -171,8 +171,9 @@ def test_a_report_for_notebooks_is_escaped() -> None:
 
 
 def test_there_is_no_such_finding() -> None:
-    with pytest.raises(KeyError):
+    with pytest.raises(NotFound, match="there is no finding 'nothing'; choose one of ") as caught:
         examine({}, HOST)["nothing"]
+    assert isinstance(caught.value, KeyError)
 
 
 def test_importing_the_package_does_not_bring_what_only_the_doctor_uses() -> None:

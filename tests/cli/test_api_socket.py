@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import resource
 import socket
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -319,6 +320,42 @@ def test_out_of_descriptors_it_waits(bench: Bench) -> None:
         sock.setblocking(False)
         sock.sendall(LIST)
         assert bench.answer(sock) == EMPTY
+
+
+FLOOD = 3000
+
+
+@pytest.mark.parametrize("said", [b"", b"{", LIST[:-1], b"x" * REQUEST_MAX, b"[" * 65536, LIST], ids=range(6))
+def test_a_flood_of_clients_costs_a_bounded_number_and_holds_nobody_up(bench: Bench, said: bytes) -> None:
+    """Thousands that say nothing, half a request, far too much, or do not read: one beside them is answered."""
+    steady = bench.client()
+    before = max(map(int, os.listdir("/proc/self/fd")))
+    for number in range(FLOOD):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
+            sock.connect(bench.path)
+            with suppress(BlockingIOError, ConnectionError):
+                sock.send(said)
+            if number % 8 == 0:
+                bench.step()
+            assert len(bench.api.clients) <= CLIENTS_MAX
+        if number % 500 == 0:
+            assert bench.ask(LIST) == EMPTY
+    held = [bench.client() for _ in range(2 * CLIENTS_MAX)]  # that stay, and wait
+    for sock in held:
+        with suppress(ConnectionError, BlockingIOError):
+            sock.send(said)
+    bench.step()
+    assert len(bench.api.clients) <= CLIENTS_MAX
+    assert (
+        sum(len(each._request) + len(each._answer) for each in bench.api.clients)
+        < CLIENTS_MAX * 3 * REQUEST_MAX
+    )
+    assert bench.ask(LIST) == EMPTY
+    for sock in (steady, *held):
+        sock.close()
+    bench.step(PATIENCE + 1)
+    assert not bench.api.clients
+    assert max(map(int, os.listdir("/proc/self/fd"))) <= before + 1
 
 
 def test_requests_are_traced(bench: Bench) -> None:

@@ -77,6 +77,35 @@ def test_what_cannot_be_understood_says_so(spec: str) -> None:
     assert isinstance(caught.value, (ValueError, NetnsKitError))
 
 
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        (
+            "localhost:80:80",
+            "cannot be understood: localhost is no address, and neither tcp nor udp; expected [tcp:",
+        ),
+        ("sctp:80", "cannot be understood: sctp is no address, and neither tcp nor udp"),
+        ("80/sctp", "cannot be understood: 'sctp' is neither tcp nor udp"),
+        ("80/tcp/tcp", "cannot be understood; expected [tcp:"),
+        ("::1:80", "cannot be understood: an IPv6 address stands in brackets, like [::1]:8080:80"),
+        ("80:80:80", "cannot be understood; expected [tcp:"),
+        ("80:0", "expected a port or a range of ports, 1 to 65535, not 0"),
+        ("65536:80", "expected a port or a range of ports, 1 to 65535, not 65536"),
+        ("2-1", "expected a port or a range of ports, 1 to 65535, not 2-1"),
+        ("0", "expected a guest port of 1 to 65535, not 0; host port 0 is any that is free"),
+        ("80-82:80-81", "expected as many guest ports as host ports, not 3 and 2"),
+        ("256.0.0.1:80:80", "expected an address, not 256.0.0.1"),
+        ("tcp:80/udp", "says both tcp and udp: expected one"),
+    ],
+)
+def test_what_was_given_and_what_was_expected(spec: str, said: str) -> None:
+    with pytest.raises(PortSpecError) as caught:
+        parse(spec)
+    text = str(caught.value)
+    assert text.replace(f"port {spec!r}", "").lstrip(": ").startswith(said) or f"port {spec!r} {said}" in text
+    assert "like 127.0.0.1:8080:80/tcp" in text or "0:80" in text
+
+
 @given(st.text(alphabet="0123456789.:-/%[]tcpud a", max_size=24))
 def test_whatever_is_written_only_one_error_is_raised(spec: str) -> None:
     try:

@@ -76,7 +76,7 @@ def test_what_is_no_stale_pid_file_stays(kind: str, tmp_path: Path) -> None:
     else:
         path.symlink_to(target if kind == "link" else tmp_path / "nowhere")
     before = os.lstat(path)
-    with pytest.raises(FileExistsError, match="remove it"):
+    with pytest.raises(FileExistsError, match="exists and is not ours; remove it or name another"):
         write_pid_file(str(path))
     assert os.path.samestat(before, os.lstat(path))
     assert kind not in texts or path.read_text() == texts[kind]
@@ -95,9 +95,81 @@ def test_what_came_to_be_at_the_path_since_is_not_removed(tmp_path: Path) -> Non
         path = tmp_path / "socket"
         made = bind(first, str(path))
         path.unlink()
-        bind(second, str(path))
+        others = bind(second, str(path))
         made.remove()
         assert path.is_socket()
+        others.remove()
+
+
+def test_what_came_to_be_at_the_path_while_we_looked_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another instance finds the same stale file, or socket, and is faster."""
+    path, other = tmp_path / "pid", tmp_path / "other"
+    path.write_text(f"{ended()}\n")
+    other.write_text("another instance's\n")
+    asked = os.kill
+
+    def kill(pid: int, number: int) -> None:
+        other.rename(path)
+        asked(pid, number)
+
+    monkeypatch.setattr(os, "kill", kill)
+    with pytest.raises(FileExistsError, match="remove it"):
+        write_pid_file(str(path))
+    assert path.read_text() == "another instance's\n"
+
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    with socket.socket(socket.AF_UNIX) as faster, socket.socket(socket.AF_UNIX) as slower:
+
+        class Client(socket.socket):
+            def connect_ex(self, address: object) -> int:
+                answer = super().connect_ex(address)  # type: ignore[arg-type]  # as it was given
+                path.unlink()
+                faster.bind(str(path))
+                faster.listen()
+                return answer
+
+        monkeypatch.setattr(socket, "socket", Client)
+        with pytest.raises(OSError, match="in use"):
+            bind(slower, str(path))
+        assert path.is_socket()
+
+
+@pytest.mark.parametrize("made", ["pid", "socket"])
+def test_an_inode_s_number_is_nobody_else_s_while_we_may_remove_it(made: str, tmp_path: Path) -> None:
+    """File systems give the number of a removed file to the next one, which would be taken for ours."""
+    path = tmp_path / made
+    with socket.socket(socket.AF_UNIX) as sock:
+        ours = write_pid_file(str(path)) if made == "pid" else bind(sock, str(path))
+        before = path.lstat()
+        sock.close()
+        path.unlink()
+        for _ in range(100):
+            path.write_text("another instance's\n")
+            assert not os.path.samestat(before, path.lstat())
+            path.unlink()
+        path.write_text("another instance's\n")
+        ours.remove()
+    assert path.read_text() == "another instance's\n"
+
+
+@pytest.mark.parametrize("umask", [0, 0o022, 0o277, 0o777])
+def test_nobody_else_may_connect_or_write(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        with socket.socket(socket.AF_UNIX) as sock:
+            made = bind(sock, str(tmp_path / "socket"))
+            assert (tmp_path / "socket").lstat().st_mode & 0o777 == 0o600
+            made.remove()
+        made = write_pid_file(str(tmp_path / "pid"))
+        assert (tmp_path / "pid").lstat().st_mode & 0o022 == 0
+        made.remove()
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])

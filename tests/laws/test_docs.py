@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import dataclasses
 import errno
 import importlib.util
 import inspect
@@ -23,6 +24,7 @@ from typing import get_origin
 import pytest
 
 from docs.run_readme import blocks
+from netns_kit import FlowInfo
 from tests.support import PACKAGE, ROOT, dotted, files, needs, needs_tun, needs_userns
 
 README = ROOT / "README.md"
@@ -44,14 +46,15 @@ FOREIGN = """
 SYSCTLS = ("net.", "kernel.", "user.", "vm.", "fs.")
 
 
-def run_page(page: Path, *options: str) -> None:
-    """Run the page's blocks in a process of their own, where whatever warns has failed."""
+def run_page(page: Path, *options: str) -> str:
+    """Run the page's blocks in a process of their own, where whatever warns has failed; what they print."""
     command = [sys.executable, "-W", "error", str(ROOT / "docs" / "run_readme.py"), str(page), *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     child = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=90, check=False
     )
     assert child.returncode == 0, f"{page.name}:\n{child.stdout}{child.stderr}"
+    return child.stdout
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES])
@@ -72,6 +75,35 @@ def test_the_first_block_of_the_readme_runs(options: tuple[str, ...]) -> None:
     needs_userns()
     needs_tun()
     run_page(README, *options)
+
+
+def test_the_first_block_about_flows_lists_one() -> None:
+    needs_userns()
+    needs_tun()
+    said = run_page(ROOT / "docs" / "observing.md")
+    assert re.search(
+        r"^tcp 10\.0\.2\.100:\d+ 10\.0\.2\.2:\d+ \S+\.containers\.internal 5 \d", said, re.MULTILINE
+    )
+
+
+def test_every_field_of_a_flow_is_explained() -> None:
+    """On the page, and behind the field where an editor looks."""
+    page = (ROOT / "docs" / "observing.md").read_text(encoding="utf-8")
+    fields = [each.name for each in dataclasses.fields(FlowInfo)]
+    assert re.findall(r"^\| `(\w+)` \| .+ \|$", page.partition("## Events")[0], re.MULTILINE) == fields
+    (body,) = (
+        node.body
+        for node in ast.walk(tree("gateway/gateway.py"))
+        if isinstance(node, ast.ClassDef) and node.name == "FlowInfo"
+    )
+    explained = [
+        field.target.id
+        for field, text in pairwise(body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+    ]
+    assert explained == fields
 
 
 def test_make_has_the_targets_that_the_pages_name() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, finds_the_callers_keys, needs
+from tests.support import ROOT, finds_the_callers_keys, missing, needs
 
 OWNER, GROUP, CALLER, OTHER_GROUP = 42420, 42430, 42440, 42450
 MINE, SPARE = 500_000, 600_000  # subordinate uids and gids
@@ -144,6 +144,35 @@ def test_root_is_the_owner_there(how: str, pids: str, secrets: list[Path]) -> No
 
 
 @pytest.mark.parametrize("pids", ["own", "host"])
+def test_root_does_not_lend_its_directory(pids: str, tmp_path: Path) -> None:
+    """Whoever is in a directory needs no permission for those above it.  Where `cwd` is given, that is meant."""
+    (tmp_path / "shut").mkdir(0o700)
+    here = tmp_path / "shut" / "open"
+    here.mkdir(0o755)
+    (here / "secret").write_text("secret")
+    code = """if True:
+        import anyio, os, sys
+        from netns_kit.namespace import Namespace
+        async def main():
+            os.chdir(sys.argv[3])
+            async with Namespace.attach(pid=int(sys.argv[1]), pids=sys.argv[2]) as ns:
+                for cwd in (None, "."):
+                    done = await ns.run("pwd -P; cat secret", check=False, cwd=cwd)
+                    print(done.returncode, done.stdout.decode().split())
+        anyio.run(main)
+    """
+    with made("root") as pid:
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(pid), pids, str(here)],
+            cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=60,
+        )  # fmt: skip
+    first, second = done.stdout.splitlines()
+    assert first == "1 ['/']"
+    assert second.startswith("0 ")
+    assert "secret" in second
+
+
+@pytest.mark.parametrize("pids", ["own", "host"])
 def test_root_does_not_lend_its_keys(pids: str) -> None:
     """Those of its session keyring are for whoever has it, whatever his uid: also for the owner, who may trace the
     holder."""
@@ -187,14 +216,29 @@ def test_a_caller_without_privilege_is_refused() -> None:
     assert said.startswith("NotPrivileged")
 
 
-def test_the_agent_of_root_is_out_of_the_owners_reach() -> None:
+@pytest.fixture(params=[0, 1])
+def _suid_dumpable(request: pytest.FixtureRequest) -> Iterator[None]:
+    """How dumpable a process is that takes other ids, see proc_sys_fs(5); 1 is for debugging."""
+    knob = Path("/proc/sys/fs/suid_dumpable")
+    before = knob.read_text()
+    try:
+        knob.write_text(str(request.param))
+    except OSError:
+        missing("may not set fs.suid_dumpable")
+    yield
+    knob.write_text(before)
+
+
+@pytest.mark.usefixtures("_suid_dumpable")
+@pytest.mark.parametrize("pids", ["host", "own"])
+def test_the_agent_of_root_is_out_of_the_owners_reach(pids: str) -> None:
     """Though it has the owner's ids, and the owner is root in there; before it has them too."""
     code = """if True:
         import anyio, os, subprocess, sys
         from netns_kit.namespace.namespace import Namespace
         async def main():
             os.environ["SECRET"] = "do not tell"
-            async with Namespace.attach(pid=int(sys.argv[1]), pids="host") as ns:
+            async with Namespace.attach(pid=int(sys.argv[1]), pids=sys.argv[3]) as ns:
                 agent = ns._agent.pid
                 enter = ["nsenter", "-U", "-t", sys.argv[1], "--preserve-credentials"]
                 for path in ("self/environ", *(f"{agent}/{name}" for name in ("environ", "maps", "mem"))):
@@ -205,7 +249,7 @@ def test_the_agent_of_root_is_out_of_the_owners_reach() -> None:
     """
     with made("root") as pid:
         done = subprocess.run(
-            [sys.executable, "-c", code, str(pid), str(OWNER)],
+            [sys.executable, "-c", code, str(pid), str(OWNER), pids],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             text=True,

@@ -21,7 +21,7 @@ from netns_kit.stack.wire.tcp import (
     pack_sack,
     pack_stamp,
 )
-from tests.support.stack import GUEST, GUEST_PORT, OTHER, VNET, Guest
+from tests.support.stack import GUEST, GUEST_PORT, OTHER, VNET, Guest, beyond
 
 THEIRS = 5000  # the guest's clock, to begin with
 LEFT_TO_US = virtio.pack(virtio.NEEDS_CSUM, 0, 0, 0, 34, 16)
@@ -80,7 +80,7 @@ def seen(guest: Guest) -> object:
         guest.users.datagrams.got,
         connection and (connection.state, connection.tos, connection.timer_at, connection.ack_at),
         guest.connection.stamp,
-        (rcv.nxt, rcv.ack, len(rcv.later), snd.una, snd.wnd, snd.blocked),
+        (rcv.nxt, rcv.ack, len(beyond(guest.connection)), snd.una, snd.wnd, snd.blocked),
         [flow.last for flow in guest.stack.udp.values()],
     )
 

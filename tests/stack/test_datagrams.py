@@ -392,6 +392,15 @@ def test_an_overlap_damns_the_packet(family: int, at: int, size: int, more: bool
     assert len(guest.users.datagrams.got) == 1
 
 
+def test_what_ends_before_what_has_come_damns_the_packet(family: int) -> None:
+    guest, pieces = Guest(family), pieces_of(family)
+    guest.gives(pieces[2])
+    guest.gives(fragment(GUEST[family] + OTHER[family], ip.UDP, 1000, bytes(8), False))
+    assert guest.stack.dropped["fragment-overlap"] == 1
+    guest.gives(pieces[0])
+    assert guest.stack.dropped["fragment-overlap"] == 2
+
+
 def test_packets_do_not_mix(family: int) -> None:
     guest = Guest(family)
     for number in range(2):

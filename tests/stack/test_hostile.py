@@ -24,6 +24,7 @@ from tests.support.stack import (
     VNET,
     Guest,
     Pair,
+    beyond,
     echo_packet,
     fragments,
     packet,
@@ -149,7 +150,7 @@ def bounded(guest: Guest) -> None:
     assert not stack.acks.at_once
     assert len(stack.dropped) < 60  # reasons are words of ours
     for connection in stack.tcp.values():
-        held = sum(map(len, connection.rcv.held)) + sum(len(run) for _, run, _ in connection.rcv.later)
+        held = sum(map(len, connection.rcv.unread)) + sum(len(run) for _, run in beyond(connection))
         assert held <= LIMITS.tcp_receive
 
 
@@ -183,7 +184,7 @@ def test_mutated_frames(family: int, offloads: Offloads | None) -> None:
     guest.passes(100_000)
     stats = guest.stack.stats()
     assert (stats["udp_flows"], stats["echo_flows"]) == (0, 0)
-    on_hold = [connection for connection in guest.stack.tcp.values() if connection.state is State.LISTEN]
+    on_hold = [connection for connection in guest.stack.tcp.values() if connection.state is State.SYN_HELD]
     assert len(on_hold) == len(guest.stack.tcp)  # these wait for their user, not for the guest
 
 

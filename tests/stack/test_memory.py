@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from random import Random
 
-from netns_kit.stack.windows import BUFFER, LARGE, SPARE, Memory
+from netns_kit.stack.windows import BUFFER, LARGE, OVERHEAD, SPARE, Memory
 
 
 def fill(memory: Memory, size: int, byte: int) -> bytes | memoryview:
     memory.buffer[:size] = bytes([byte]) * size
     data = memory.take(size)
-    memory.hold(data)
+    memory.held += BUFFER if size >= LARGE else size + OVERHEAD
     return data
 
 

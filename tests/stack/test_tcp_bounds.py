@@ -10,7 +10,7 @@ from netns_kit.stack import Closed, Limits, State
 from netns_kit.stack.send_half import PIECES
 from netns_kit.stack.windows import OVERHEAD, Tuner
 from netns_kit.stack.wire.tcp import ACK, FIN, RST, SYN
-from tests.support.stack import Guest, key
+from tests.support.stack import Guest, beyond, key
 
 SMALL = Limits(tcp_pending=3, tcp_pending_time=75.0)
 
@@ -63,7 +63,7 @@ def test_a_guest_that_has_stopped_asking(guest: Guest) -> None:
     guest.passes(60)
     guest.gets(SYN, 999)
     guest.passes(74)
-    assert guest.state() is State.LISTEN
+    assert guest.state() is State.SYN_HELD
     guest.passes(1)
     guest.quiet()
     assert guest.listener.events == [Closed.TIMED_OUT]
@@ -79,8 +79,8 @@ def held(guest: Guest) -> int:
     pieces: list[bytes | bytearray | memoryview] = []
     for connection in guest.stack.tcp.values():
         pieces += [data for _, data in connection.snd.queue]
-        pieces += connection.rcv.held
-        pieces += [run for _, run, _ in connection.rcv.later]
+        pieces += connection.rcv.unread
+        pieces += [run for _, run in beyond(connection)]
     return sum(len(each) + OVERHEAD for each in pieces)
 
 
@@ -166,7 +166,7 @@ def test_many_small_ones_are_few_large_ones(family: int) -> None:
     guest.listener.room = 0
     for number in range(5000):
         guest.gets(ACK, 1000 + number, 9000, number.to_bytes(2, "big")[1:])
-    assert len(connection.rcv.held) == 1
+    assert len(connection.rcv.unread) == 1
     guest.resume()
     assert bytes(guest.listener.bytes) == b"".join(number.to_bytes(2, "big")[1:] for number in range(5000))
     guest.gets(ACK, 6000, 9000 + 2500, window=512)

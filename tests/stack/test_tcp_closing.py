@@ -172,7 +172,7 @@ def test_a_new_syn_ends_time_wait(guest: Guest) -> None:
     guest.gets(SYN, 1002, options=pack_options(1460, 7))
     guest.quiet()
     assert len(guest.users.listeners) == 2
-    assert guest.state() is State.LISTEN
+    assert guest.state() is State.SYN_HELD
     guest.connection.accept(guest.now)
     guest.sends(SYN | ACK, 8999, 1003)
     guest.passes(8)
@@ -199,7 +199,7 @@ def test_abort_is_silent(guest: Guest, state: State) -> None:
 
 
 @pytest.mark.parametrize(
-    "state", [state for state in State if state not in (State.LISTEN, State.SYN_SENT, State.CLOSED)]
+    "state", [state for state in State if state not in (State.SYN_HELD, State.SYN_SENT, State.CLOSED)]
 )
 def test_a_reset_ends_every_state(guest: Guest, state: State) -> None:
     guest.into(state)

@@ -13,7 +13,7 @@ from netns_kit.stack import Closed, Limits, State
 from netns_kit.stack.seq import acceptable
 from netns_kit.stack.wire import virtio
 from netns_kit.stack.wire.tcp import ACK, FIN, RST, SYN, pack_options
-from tests.support.stack import OUR_ISS, PORTS, VNET, Guest
+from tests.support.stack import OUR_ISS, PORTS, VNET, Guest, beyond
 
 
 def test_from_the_guest(tcp: Guest) -> None:
@@ -185,7 +185,7 @@ def test_overlap(tcp: Guest, pieces: list[tuple[int, int]]) -> None:
     assert tcp.listener.bytes == TEXT[:whole]
     tcp.frames = deque([tcp.frames[-1]])
     tcp.sends(ACK, 9000, 1000 + whole)
-    assert not tcp.connection.rcv.later
+    assert not beyond(tcp.connection)
 
 
 def test_a_fin_beyond_a_hole(tcp: Guest) -> None:
@@ -193,7 +193,7 @@ def test_a_fin_beyond_a_hole(tcp: Guest) -> None:
     tcp.gets(FIN | ACK, 1003, 9000)
     tcp.sends(ACK, 9000, 1000)
     tcp.sends(ACK, 9000, 1000)
-    assert len(tcp.connection.rcv.later) == 1
+    assert len(beyond(tcp.connection)) == 1
     tcp.gets(ACK, 1000, 9000, b"ab")
     tcp.sends(ACK, 9000, 1004)
     assert tcp.listener.bytes == b"abc"
@@ -206,13 +206,13 @@ def test_what_is_kept_beyond_a_hole_is_bounded(family: int) -> None:
     for start in range(1, 200):
         guest.gets(ACK, 1000 + start, 9000, bytes(4000))
         guest.gets(ACK, 1000 + 20 * start, 9000, bytes(15))
-    assert sum(len(run) for _, run, _ in guest.connection.rcv.later) <= 4096
+    assert sum(len(run) for _, run in beyond(guest.connection)) <= 4096
     guest.gets(RST, 1000, 9000)
     assert not guest.stack.tcp
     guest = Guest(family, limits=Limits(tcp_out_of_order=8)).established()
     for start in range(1, 200):
         guest.gets(ACK, 1000 + 2 * start, 9000, b"x")
-    assert len(guest.connection.rcv.later) == 8
+    assert len(beyond(guest.connection)) == 8
 
 
 def test_old_segments_are_answered_once(tcp: Guest) -> None:
@@ -635,6 +635,6 @@ def assert_holds_nothing(guest: Guest) -> None:
     connection = guest.connection
     assert connection.state is State.CLOSED
     assert not guest.stack.tcp
-    assert [*connection.snd.queue, *connection.rcv.held, *connection.rcv.later] == []
+    assert [*connection.snd.queue, *connection.rcv.unread, *beyond(connection)] == []
     guest.passes(10000)
     guest.quiet()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +14,7 @@ from netns_kit.stack.seq import less
 from netns_kit.stack.wire import ip
 from netns_kit.stack.wire import tcp as wire
 from netns_kit.stack.wire.tcp import ACK, FIN, RST, SYN
-from tests.support.stack import VNET, Guest, take_apart
+from tests.support.stack import VNET, Guest, beyond, take_apart
 
 LIMITS = Limits(tcp_receive=4096, tcp_send=8192, tcp_out_of_order=4)
 FLAGS = [
@@ -35,11 +35,11 @@ def sent(guest: Guest) -> list[wire.Segment]:
 def check(guest: Guest, connection: TcpConnection) -> None:
     """What holds whatever happens."""
     snd, rcv = connection.snd, connection.rcv
-    held = sum(len(data) for data in rcv.held)
-    kept = sum(len(run) for _, run, _ in rcv.later)
+    held = sum(len(data) for data in rcv.unread)
+    kept = sum(len(run) for _, run in beyond(connection))
     if connection.state in (State.CLOSED, State.TIME_WAIT):
         assert guest.stack.tcp.get(connection.key) is not connection
-        assert [*snd.queue, *rcv.held, *rcv.later] == []
+        assert [*snd.queue, *rcv.unread, *beyond(connection)] == []
         assert connection.user is None
         assert connection.timer_at == float("inf")
         return
@@ -49,8 +49,8 @@ def check(guest: Guest, connection: TcpConnection) -> None:
     assert not less(rcv.nxt, rcv.ack)
     assert (rcv.nxt - rcv.ack) % (1 << 32) == held
     assert held + kept <= rcv.wnd
-    assert len(rcv.later) <= LIMITS.tcp_out_of_order
-    for (start, run, _), (following, _, _) in zip(rcv.later, rcv.later[1:], strict=False):
+    assert len(beyond(connection)) <= LIMITS.tcp_out_of_order
+    for (start, run), (following, _) in pairwise(beyond(connection)):
         assert not less(following, (start + len(run)) % (1 << 32))
     assert not less(rcv.nxt, snd.wl1)
     flight = (snd.max - snd.una) % (1 << 32)
@@ -59,7 +59,7 @@ def check(guest: Guest, connection: TcpConnection) -> None:
         for (start, data), (following, _) in zip(snd.queue, list(snd.queue)[1:], strict=False):
             assert (start + len(data)) % (1 << 32) == following
     assert flight <= LIMITS.tcp_send + 1
-    if connection.state is not State.LISTEN:
+    if connection.state is not State.SYN_HELD:
         assert connection.timer_at < float("inf"), "nobody will ever look after it"
 
 
@@ -242,9 +242,10 @@ def live(history: list[tuple[str, tuple[int, ...]]], *, fast: bool) -> list[obje
                 connection.purpose,
                 connection.timer_at,
                 connection._idle_since,
-                (rcv.nxt, rcv.ack, [bytes(data) for data in rcv.held], rcv.later, rcv.fin),
+                (rcv.nxt, rcv.ack, [bytes(data) for data in rcv.unread], beyond(connection), rcv.fin),
                 [getattr(snd, name) for name in type(snd).__slots__ if name not in APART],
                 (list(snd.queue), snd.rto.value),
+                connection.recovery is None or [getattr(connection.recovery, name) for name in LOSS],
                 (bytes(guest.listener.bytes), list(guest.listener.events)),
             )
         )
@@ -257,6 +258,7 @@ def take_from_guest(data: bytes) -> memoryview:
 
 
 APART = ("memory", "queue", "rto", "tuner")
+LOSS = ("_congestion", "_duplicates", "_point", "_resent", "_resent_at", "probes", "retries")
 
 
 @settings(max_examples=800)

@@ -13,7 +13,7 @@ from tests.support.stack import GATEWAY, GUEST, OTHER, PORTS, Guest, key, packet
 def test_a_syn_is_held_until_the_user_accepts(guest: Guest) -> None:
     guest.gets(SYN, 999, options=pack_options(1460, 7))
     guest.quiet()
-    assert guest.state() is State.LISTEN
+    assert guest.state() is State.SYN_HELD
     guest.connection.accept(guest.now)
     guest.sends(SYN | ACK, 8999, 1000)
     guest.gets(ACK, 1000, 9000)
@@ -43,7 +43,7 @@ def test_another_syn_while_on_hold_replaces_the_first(guest: Guest) -> None:
 def test_reset_while_on_hold(guest: Guest) -> None:
     guest.on_hold()
     guest.gets(RST, 5)
-    assert guest.state() is State.LISTEN
+    assert guest.state() is State.SYN_HELD
     guest.gets(RST, 1000)
     guest.quiet()
     assert guest.listener.events == [Closed.RESET]
@@ -55,7 +55,7 @@ def test_an_acknowledgement_while_on_hold_means_nothing(guest: Guest) -> None:
     guest.gets(ACK, 1000, 9000)
     guest.gets(SYN | ACK, 7000, 9000)
     guest.quiet()
-    assert guest.state() is State.LISTEN
+    assert guest.state() is State.SYN_HELD
     assert guest.connection.rcv.nxt == 1000
 
 

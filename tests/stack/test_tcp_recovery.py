@@ -62,7 +62,19 @@ def test_three_duplicates_bring_the_segment_again(tcp: Guest) -> None:
     tcp.sends(ACK, 9003, 1000, b"two")
     tcp.gets(ACK, 1000, 9019, window=512)
     tcp.quiet()
-    assert tcp.connection.snd.recover is None
+    assert tcp.connection.recovery is None
+
+
+def test_of_what_was_handed_over_at_once_one_segment_comes_again(tcp: Guest) -> None:
+    """The link takes one at a time, the user hands over several."""
+    snd = tcp.connection.snd
+    tcp.send(bytes(8 * snd.mss))
+    assert len(tcp.frames) == 8
+    tcp.frames.clear()
+    for _ in range(3):
+        tcp.gets(ACK, 1000, 9000, window=512)
+    tcp.sends(ACK, 9000, 1000, bytes(snd.mss))
+    tcp.quiet()
 
 
 @pytest.mark.parametrize(
@@ -83,14 +95,14 @@ def test_what_is_no_duplicate(tcp: Guest, change: dict[str, object]) -> None:
         assert isinstance(window, int)
         assert isinstance(data, bytes)
         tcp.gets(flags, 1000 + at * len(data), 9000, data, window=window - at * (window < 512))
-    assert tcp.connection.snd.duplicates == 0
+    assert tcp.connection.recovery is None
 
 
 def test_without_anything_in_flight_nothing_is_a_duplicate(tcp: Guest) -> None:
     for _ in range(5):
         tcp.gets(ACK, 1000, 9000, window=512)
     tcp.quiet()
-    assert tcp.connection.snd.duplicates == 0
+    assert tcp.connection.recovery is None
 
 
 def test_a_lost_fin_is_repaired_fast(tcp: Guest) -> None:

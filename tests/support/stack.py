@@ -45,6 +45,12 @@ GUEST_ISS, OUR_ISS = 999, 8999
 SYN_OPTIONS = tcp.pack_options(1460, 7)
 
 
+def beyond(connection: TcpConnection) -> list[tuple[int, bytearray]]:
+    """What is kept of `connection` beyond a hole."""
+    kept = connection.rcv.out_of_order
+    return [] if kept is None else kept.pieces
+
+
 def key(family: int, guest_port: int = GUEST_PORT, port: int = OTHER_PORT) -> bytes:
     ports = guest_port.to_bytes(2, "big") + port.to_bytes(2, "big")
     return GUEST[family] + OTHER[family] + ports
@@ -469,7 +475,7 @@ class Guest:
 
     def into(self, state: State) -> Guest:
         """By the shortest way."""
-        if state is State.LISTEN:
+        if state is State.SYN_HELD:
             return self.on_hold()
         if state is State.SYN_SENT:
             return self.connecting()

@@ -130,12 +130,15 @@ def test_two_of_them_by_different_names() -> None:
         assert links(ns) == {"lo", "tap0"}
 
 
+TARGETS = "give the id of a process, or the path of a network namespace, like /run/netns/NAME"
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["999999999"], "there is no such process"),
-        (["/nonexistent"], "/nonexistent"),
-        (["/etc/passwd"], "not a network namespace"),
+        (["999999999"], "there is no such process; pid is 999999999; give the id of a process that runs\n"),
+        (["/nonexistent"], f"netns-kit: /nonexistent: No such file or directory; {TARGETS}\n"),
+        (["/etc/passwd"], f"netns-kit: /etc/passwd: not a network namespace; {TARGETS}\n"),
         (["--mtu=1", "1"], "--mtu: '1': expected a whole number from 68 to 65521"),
         (["-p", "x", "1"], "cannot be understood"),
     ],
@@ -147,6 +150,22 @@ def test_what_fails_is_told(words: list[str], text: str) -> None:
     assert done.stderr.splitlines()[-1].startswith("netns-kit")
     assert text in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_pid_file_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("precious")
+    with held() as ns:
+        for name, said in (
+            ("there", "exists and is not ours; remove it or name another"),
+            ("no/pid", "No such file or directory; name a file in a directory that you may write"),
+        ):
+            done = attach(f"--pid-file={tmp_path}/{name}", str(ns.pid))
+            assert (done.returncode, done.stderr) == (
+                FAILED,
+                f"netns-kit: --pid-file '{tmp_path}/{name}': {said}\n",
+            )
+        assert links(ns) == {"lo"}
+    assert (tmp_path / "there").read_text() == "precious"
 
 
 def test_a_port_that_is_taken_is_told() -> None:

@@ -339,7 +339,35 @@ def test_a_binary_of_another_machine_is_no_script(tmp_path: Path) -> None:
     assert words
     done = shell(f"$N run -- {tmp_path}/binary")
     assert done.returncode == NOT_EXECUTABLE
-    assert done.stderr.startswith("netns-kit: [Errno 8]")
+    assert done.stderr == f"netns-kit: {tmp_path}/binary: Exec format error\n"
+
+
+def test_an_interpreter_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """In a script's first line, also one with the line's end of another system; and a binary's."""
+    assert statuses(tmp_path)
+    (tmp_path / "crlf").write_bytes(b"#! /bin/sh\r\nexit\r\n")
+    binary = Path("/bin/true").read_bytes()
+    found = re.search(rb"/[\w./-]+/ld[\w.-]*\0", binary[:4096])
+    assert found, "no dynamic binary"
+    elsewhere = b"/nowhere/ld".ljust(len(found[0]), b"\0")
+    (tmp_path / "foreign").write_bytes(binary.replace(found[0], elsewhere))
+    for name in ("crlf", "foreign"):
+        (tmp_path / name).chmod(0o755)
+    for name, interpreter in (
+        ("lost", "/nowhere/interpreter"),
+        ("crlf", r"/bin/sh\r"),
+        ("foreign", "/nowhere/ld"),
+    ):
+        done = shell(f"PATH={tmp_path}:$PATH; $N run -- {name}")
+        assert done.returncode == NOT_FOUND
+        said = f"netns-kit: {name}: its interpreter '{interpreter}': No such file or directory\n"
+        assert done.stderr == said
+    done = shell("$N run -- no-such-command")
+    assert (
+        done.stderr == "netns-kit: 'no-such-command' is not found in PATH; install it, or write where it is\n"
+    )
+    done = shell(f"$N run -- {tmp_path}/plain")
+    assert done.stderr == f"netns-kit: {tmp_path}/plain: Permission denied\n"
 
 
 # -- signals --------------------------------------------------------------------------------------------
@@ -452,7 +480,7 @@ def test_no_signal_at_any_moment_makes_a_traceback(words: list[str], number: sig
         "        global left\n"
         "        left -= 1\n"
         f"        if left == 0: os.killpg(0, {int(number)})\n"
-        "from netns_kit import commands\n"
+        "from netns_kit.cli import commands\n"
         "sys.argv[0] = 'netns-kit'\n"
         "sys.meta_path.insert(0, Finder())\n"
         "commands.main()\n"
@@ -491,7 +519,7 @@ def test_no_traceback_of_the_agent_either() -> None:
         "            await ns.run(['true'])\n"
         "    anyio.run(main)\n"
         "else:\n"
-        "    from netns_kit import commands\n"
+        "    from netns_kit.cli import commands\n"
         "    commands.main()\n"
     )
     for words, status in ((["library"], 0), (["run", "--", "true"], -signal.SIGINT)):
@@ -553,10 +581,12 @@ def interactive(request: pytest.FixtureRequest) -> Iterator[tuple[int, Lines, in
         yield opened
 
 
-def test_ctrl_c_comes_once(interactive: tuple[int, Lines, int], tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", ["{}", 'sh -c "trap : INT; {}; true"'], ids=["alone", "in a script"])
+def test_ctrl_c_comes_once(interactive: tuple[int, Lines, int], line: str, tmp_path: Path) -> None:
+    """In a process group of the command's own, and in that of a script, which is ours too."""
     master, said, _ = interactive
     (tmp_path / "counter.py").write_text(COUNTER)
-    os.write(master, f"$N run -- {sys.executable} {tmp_path}/counter.py\n".encode())
+    os.write(master, (line.format(f"$N run -- {sys.executable} {tmp_path}/counter.py") + "\n").encode())
     said.until("ready\r\n")
     for number in range(1, 4):
         os.write(master, b"\x03")
@@ -661,6 +691,88 @@ def test_a_shell_inside_has_jobs_of_its_own(interactive: tuple[int, Lines, int])
     said.until("prompt> ")
     os.write(master, b"echo status $?\n")
     said.until("status 6\r\n")
+
+
+def test_a_shell_inside_can_give_the_terminal_back(interactive: tuple[int, Lines, int]) -> None:
+    """To the process group that it has found: ours has no number in its PID namespace."""
+    needs("dash")
+    master, said, _ = interactive
+    os.write(master, b"PS1='inner> ' $N run -- dash -i\n")
+    said.until("inner> ")
+    os.write(master, b"exit 6\n")
+    assert "annot" not in said.until("prompt> ")
+    os.write(master, b"echo status $?; read x; echo got $x\n")
+    said.until("status 6\r\n")
+    os.write(master, b"one\n")
+    said.until("got one\r\n")
+
+
+def test_what_the_command_has_started_stops_and_goes_on_with_it(interactive: tuple[int, Lines, int]) -> None:
+    """Though its process group is another than ours: in the foreground, in the background, and brought back from it
+    while it runs, when only we have the terminal.
+    """
+    master, said, shell_pid = interactive
+    os.write(master, b"$N run -- sh -c '(echo ready; read x; echo got $x; read x; echo got $x); exit 9'\n")
+    said.until("ready\r\n")
+    (ours,) = children(shell_pid)
+    _, command = agent_and_command(ours)
+    (inner,) = children(command)
+    os.write(master, b"\x1a")
+    said.until("prompt> ")
+    wait_state({ours: "T", command: "T", inner: "T"})
+    os.write(master, b"fg\n")
+    said.until("\r\n")
+    wait_state({ours: "S", command: "S", inner: "S"})
+    os.write(master, b"one\n")
+    said.until("got one\r\n")
+    os.write(master, b"\x1a")
+    said.until("prompt> ")
+    wait_state({ours: "T", command: "T", inner: "T"})  # else it may read what follows, before it stops
+    os.write(master, b"kill -HUP %1; fg\n")  # to our group
+    said.until("prompt> ")
+    os.write(master, b"echo status $?\n")
+    said.until("status 129\r\n")
+
+
+def test_a_job_that_runs_is_brought_to_the_foreground(
+    interactive: tuple[int, Lines, int], tmp_path: Path
+) -> None:
+    """Then the shell may tell us nothing: that the command's group has not the terminal shows when it reads."""
+    master, said, shell_pid = interactive
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    os.write(master, f"$N run -- sh -c 'echo ready; read x <{fifo}; read x; echo got $x; exit 9'\n".encode())
+    said.until("ready\r\n")
+    os.write(master, b"\x1a")
+    said.until("prompt> ")
+    os.write(master, b"bg\n")
+    said.until("prompt> ")
+    os.write(master, b"fg\n")
+    said.until("\r\n")
+    while os.tcgetpgrp(master) == shell_pid:
+        os.sched_yield()
+    fifo.write_text("go on\n")
+    os.write(master, b"two\n")
+    said.until("got two\r\n")
+    said.until("prompt> ")
+    os.write(master, b"echo status $?\n")
+    said.until("status 9\r\n")
+
+
+def test_others_of_the_job_share_the_terminal(interactive: tuple[int, Lines, int]) -> None:
+    """A pager behind a pipe reads from it, and a script that has started us has its signals."""
+    master, said, _ = interactive
+    os.write(master, b"$N run -- echo text | sh -c 'cat; read x </dev/tty; echo got $x'\n")
+    said.until("text\r\n")
+    os.write(master, b"one\n")
+    said.until("got one\r\n")
+    said.until("prompt> ")
+    script = "trap 'echo had' INT; $N run -- sh -c 'echo ready; exec sleep 600'; echo on"
+    os.write(master, f'sh -c "{script}"\n'.encode())
+    said.until("ready\r\n")
+    os.write(master, b"\x03")
+    said.until("had\r\n")
+    said.until("on\r\n")
 
 
 def test_the_window_changes_once(interactive: tuple[int, Lines, int]) -> None:

@@ -20,7 +20,7 @@ import anyio.to_thread
 import pytest
 from dnslib import DNSKEY, EDNS0, QTYPE, RR, RRSIG, TXT, A, DNSRecord
 
-from netns_kit import Namespace, Network, Record, RecordError, Uplink
+from netns_kit import Namespace, Network, NotFound, Record, RecordError, Uplink
 from netns_kit.dns.proxy import CONDEMNED
 from netns_kit.userstack.drivers import DriverName
 from tests.support import ROOT, dns_hooks, missing, needs, needs_ipv6, needs_tun
@@ -668,8 +668,11 @@ async def test_records_come_and_go(driver: DriverName) -> None:
         assert await dig(net, "xn--bcher-kva.internal") == ["192.0.2.6"]
         await net.stack.remove_record("B\N{LATIN SMALL LETTER U WITH DIAERESIS}cher.internal")
         assert await status(net, "xn--bcher-kva.internal") == "SERVFAIL"
-        with pytest.raises(KeyError, match="late"):
+        with pytest.raises(NotFound, match=r"there is no record of late\.internal; ") as caught:
             await net.stack.remove_record("late.internal")
+        assert isinstance(caught.value, KeyError)
+        with pytest.raises(NotFound, match=r"there is no record of a\.internal TXT x; "):
+            await net.stack.remove_record("a.internal", type="TXT", value="x")
         with pytest.raises(RecordError):
             await net.stack.add_record("late.internal")
 

@@ -21,6 +21,7 @@ from netns_kit import (
     AddressError,
     Forwarder,
     Network,
+    NotFound,
     PortForward,
     PortInUseError,
     PortSpecError,
@@ -195,8 +196,9 @@ async def test_a_removed_port_is_free_and_its_connections_go_on(net: Network) ->
             again.listen()
         await stream.send(b"still here")
         assert await stream.receive() == b"still here"
-        with pytest.raises(KeyError):
+        with pytest.raises(NotFound, match=f"there is no forward {forward}") as caught:
             await net.forwarder.remove(forward)
+        assert isinstance(caught.value, KeyError)
         assert await net.forwarder.add(forward) == (forward,)
 
 

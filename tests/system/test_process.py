@@ -740,3 +740,39 @@ async def test_what_a_command_said_is_in_the_error() -> None:
             await ns.run(r"printf '\033[2J\033]0;title\007a\tb\r\342\200\256' >&2; exit 1")
         assert not set("\x1b\x07\t\r\u202e") & set(str(obeyed.value)), "a terminal would obey it"
         assert "title" in str(obeyed.value)
+
+
+MANY = """
+import anyio, resource
+from contextlib import AsyncExitStack
+from subprocess import DEVNULL
+from netns_kit import Namespace
+
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+
+async def main():
+    async with Namespace.create() as ns, AsyncExitStack() as stack:
+        print((await ns.run("ulimit -Sn; ulimit -Hn")).stdout.decode().split() == ["64", str(hard)])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        for _ in range(80):
+            process = ns.popen(["sleep", "60"], stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL)
+            await stack.enter_async_context(await process)
+        print((await ns.run("ulimit -Sn")).stdout.decode())
+
+anyio.run(main)
+"""
+
+
+async def test_the_agent_has_descriptors_for_many_commands_and_commands_have_the_callers_limit() -> None:
+    done = await anyio.run_process([sys.executable, "-c", MANY], cwd=ROOT, check=False)
+    assert (done.stdout.decode().split(), done.stderr) == (["True", "64"], b"")
+
+
+async def test_run_waits_for_whoever_has_the_commands_streams_and_wait_does_not() -> None:
+    async with namespace() as ns:
+        with anyio.move_on_after(0.2) as waiting:
+            await ns.run("sleep 600 & echo started")
+        assert waiting.cancelled_caught
+        async with await ns.popen("sleep 600 & echo started") as process:
+            assert await process.wait() == 0

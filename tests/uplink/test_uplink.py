@@ -151,6 +151,15 @@ def test_the_hosts_loopback(granted: bool, port: int, expected: Target | Refusal
     assert uplink.route(flow(f"127.0.0.1:{port}")) is PROHIBITED, "by its own name, never"
 
 
+@pytest.mark.parametrize(
+    ("granted", "expected"), [(True, "127.0.0.1:80"), (False, None), ([80, 443], None), ([], None)]
+)
+def test_an_echo_has_no_port(granted: bool, expected: str | None) -> None:
+    """Its identifier, which the guest chooses, is none: of a list of ports it is not."""
+    found = Uplink(allow_host_loopback=granted).route(flow("10.0.2.2:80", "icmp"))
+    assert found == (PROHIBITED if expected is None else target(expected))
+
+
 @pytest.mark.parametrize("to", ["2001:db8::1", "fd00::2", "fd00::3", "::1", "fe80::2"])
 def test_without_ipv6_there_is_no_way(to: str) -> None:
     without = Subnet.parse("10.0.2.0/24")

@@ -286,7 +286,10 @@ class _Unpicklable(Uplink):
     ("uplink", "why"),
     [
         (Uplink(policy=lambda _: Refusal.PROHIBITED), "lambda"),
-        (Uplink(policy=_of_main), "the program's own file"),
+        (
+            Uplink(policy=_of_main),
+            "`_of_main`, .* the program's own file .* define it in a module beside the program",
+        ),
         (Uplink(dns_hook=lambda _: None), "lambda"),
         (Uplink(dns_hook=partial(dns_hooks.known, [])), "may change"),
         (_Unpicklable(), "not me"),

@@ -142,7 +142,7 @@ class ApiSocket:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             self._made = paths.bind(self._socket, path)
-            self._socket.listen()
+            self._socket.listen()  # at once: to others it is a deserted one until then
         except BaseException:
             self._socket.close()
             raise

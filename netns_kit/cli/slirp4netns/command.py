@@ -538,7 +538,7 @@ def accept_frames(path: str) -> int:
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         try:
-            bind(listener, path)
+            bind(listener, path).leave()
             listener.listen(0)
             peer, _ = listener.accept()
         except OSError as error:

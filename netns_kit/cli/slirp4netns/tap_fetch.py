@@ -164,12 +164,14 @@ def _join(namespace: int, kind: int, what: str) -> None:
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(
-        _PR_SET_DUMPABLE, 0, 0, 0, 0
-    )  # programs there may be waiting for us, and we have our caller's memory
+    # programs there may be waiting for us, and we have our caller's memory
+    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     if libc.setns(namespace, kind) < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), what)
+    libc.prctl(
+        _PR_SET_DUMPABLE, 0, 0, 0, 0
+    )  # other capabilities make us as dumpable as fs.suid_dumpable has it
 
 
 def _opened(name: str) -> int:

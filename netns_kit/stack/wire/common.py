@@ -14,7 +14,7 @@ from __future__ import annotations
 from struct import Struct
 
 from . import ethernet, ip, tcp, virtio
-from .family import FAMILIES, IPV4, IPV6, Family
+from .family import FAMILIES, IPV4, IPV6
 
 IP_AT = virtio.SIZE + ethernet.SIZE
 VERSION_4 = 0x45  # the first byte of an IPv4 header without options
@@ -43,12 +43,8 @@ PLAIN, STAMPED = 0x5000 | tcp.ACK, 0x8000 | tcp.ACK
 """What `PLAIN_MASK` leaves of a segment without options, and of one with timestamps alone."""
 
 _HEAD = {IPV4.version: Struct("!10x16s4x3s").unpack_from, IPV6.version: Struct("!10x18s3x1s").unpack_from}
-_TEXT_AT = {family.version: IP_AT + family.header_size + tcp.SIZE for family in FAMILIES}
-
-
-def text_at(family: Family) -> int:
-    """Return where in such a frame the text of a TCP segment without options begins."""
-    return _TEXT_AT[family.version]
+TEXT_AT = {family.version: IP_AT + family.header_size + tcp.SIZE for family in FAMILIES}
+"""Where in such a frame the text of a TCP segment without options begins, by the IP version."""
 
 
 def head_of(packet: ip.Packet) -> bytes:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from struct import Struct
 from typing import NamedTuple
 
@@ -21,10 +22,13 @@ STAMP = bytes((_NOP, _NOP, _TIMESTAMPS, 10))
 TICKS = 1000  # of our clock, per second
 STAMP_SIZE = len(STAMP) + _STAMP.size
 MAX_WINDOW_SCALE = 14
+# the options of a SYN as Linux lays them: MSS, SACK permitted (or with it timestamps), window scale
+_SYN_PLAIN, _PLAIN_KINDS = Struct("!2sH4s3sB"), (b"\x02\x04", b"\x01\x01\x04\x02", b"\x01\x03\x03")
+_SYN_STAMPED, _STAMPED_KINDS = Struct("!2sH4sII3sB"), (b"\x02\x04", b"\x04\x02\x08\x0a", b"\x01\x03\x03")
 
 
 class Segment:
-    """One segment.  `payload` and `options` are views lent by the caller of `parse`."""
+    """A segment.  `payload` and `options` are views lent by the caller of `parse`."""
 
     __slots__ = ("ack", "flags", "options", "payload", "seq", "urgent", "window")
 
@@ -48,12 +52,16 @@ class Segment:
 
     @property
     def length(self) -> int:
-        """SEG.LEN: the sequence space it takes, SYN and FIN included."""
+        """The sequence space it takes, SYN and FIN included: SEG.LEN."""
         return len(self.payload) + (self.flags & SYN != 0) + (self.flags & FIN != 0)
 
 
 def parse(view: memoryview) -> Segment:
-    """Raises `BadPacket`, and nothing else."""
+    """Parse a TCP header and what follows it.
+
+    Raises:
+        BadPacket: Nothing else, whatever the bytes are.
+    """
     if len(view) < SIZE:
         raise BadPacket("tcp-truncated")
     _, _, seq, ack, offset_flags, window, _, urgent = _HEADER.unpack_from(view)
@@ -66,7 +74,7 @@ def parse(view: memoryview) -> Segment:
 
 
 class Options(NamedTuple):
-    """What a segment's options say; None and empty where they say nothing."""
+    """The options of a segment; None and empty where they say nothing."""
 
     mss: int | None = None
     scale: int | None = None
@@ -75,15 +83,37 @@ class Options(NamedTuple):
     stamp: tuple[int, int] | None = None  # TSval and TSecr
 
 
+NO_OPTIONS = Options()
+
+
 def parse_options(options: memoryview | None) -> Options:
-    """An option that lies about its length ends the list, as the kernels do; it does not make the segment bad."""
+    """Return what these options say.
+
+    An option that lies about its length ends the list, as the kernels do; it does not make the segment bad.
+    """
+    if options is None:
+        return NO_OPTIONS
+    end = len(options)
+    if end == _SYN_STAMPED.size:
+        first, mss, second, value, echo, third, scale = _SYN_STAMPED.unpack(options)
+        if (first, second, third) == _STAMPED_KINDS:
+            return Options(mss, min(scale, MAX_WINDOW_SCALE), True, (), (value, echo))
+    elif end == _SYN_PLAIN.size:
+        first, mss, second, third, scale = _SYN_PLAIN.unpack(options)
+        if (first, second, third) == _PLAIN_KINDS:
+            return Options(mss, min(scale, MAX_WINDOW_SCALE), True)
+    return _parse_each(options, end)
+
+
+def _parse_each(options: memoryview, end: int) -> Options:
+    """Parse options in any layout."""
     mss: int | None = None
     scale: int | None = None
+    stamp: tuple[int, int] | None = None
     permitted = False
     blocks: tuple[tuple[int, int], ...] = ()
-    stamp: tuple[int, int] | None = None
-    at, end = 0, len(options) if options is not None else 0
-    while options is not None and at < end and options[at] != _END:
+    at = 0
+    while at < end and options[at] != _END:
         if options[at] == _NOP:
             at += 1
             continue
@@ -111,27 +141,37 @@ def pack_options(
     sack_permitted: bool = False,
     stamp: tuple[int, int] | None = None,
 ) -> bytes:
-    """The options of a SYN, padded to a multiple of four."""
-    options = b"" if mss is None else bytes((_MSS, 4)) + mss.to_bytes(2, "big")
-    if sack_permitted:
-        options += bytes((_NOP, _NOP, _SACK_PERMITTED, 2))
-    if stamp is not None:
-        options += pack_stamp(*stamp)
-    return options if scale is None else options + bytes((_NOP, _WINDOW_SCALE, 3, scale))
+    """Return the options of a SYN, laid out as Linux does, padded to a multiple of four."""
+    before, after = _pack_around_stamp(mss, scale, sack_permitted, stamp is not None)
+    return before + after if stamp is None else before + _STAMP.pack(*stamp) + after
+
+
+@lru_cache(maxsize=64)
+def _pack_around_stamp(
+    mss: int | None, scale: int | None, sack_permitted: bool, stamped: bool
+) -> tuple[bytes, bytes]:
+    """Return what stands before and behind the timestamps: the same for every connection of a link."""
+    before = b"" if mss is None else bytes((_MSS, 4)) + mss.to_bytes(2, "big")
+    padding = bytes((_SACK_PERMITTED, 2)) if sack_permitted else bytes((_NOP, _NOP))
+    if stamped:
+        before += padding + STAMP[2:]
+    elif sack_permitted:
+        before += bytes((_NOP, _NOP)) + padding
+    return before, b"" if scale is None else bytes((_NOP, _WINDOW_SCALE, 3, scale))
 
 
 def ticks(now: float) -> int:
-    """Our clock for timestamps, at a time in seconds (RFC 7323 5.4)."""
+    """Return what our clock for timestamps shows at a time in seconds (RFC 7323 5.4)."""
     return int(now * TICKS) & 0xFFFFFFFF
 
 
 def pack_stamp(value: int, echo: int) -> bytes:
-    """The timestamps, padded likewise."""
+    """Return the timestamps option, padded likewise."""
     return STAMP + _STAMP.pack(value, echo)
 
 
 def pack_sack(blocks: Iterable[tuple[int, int]]) -> bytes:
-    """The option with these blocks, four at most, padded likewise."""
+    """Return the SACK option with these blocks, four at most, padded likewise."""
     packed = b"".join(_BLOCK.pack(*block) for block in blocks)
     return bytes((_NOP, _NOP, _SACK, 2 + len(packed))) + packed
 
@@ -139,6 +179,6 @@ def pack_sack(blocks: Iterable[tuple[int, int]]) -> bytes:
 def pack(
     *, src_port: int, dst_port: int, seq: int, ack: int, flags: int, window: int, options: bytes = b""
 ) -> bytes:
-    """A header with its checksum field zero: the sum needs the addresses, which are the caller's."""
+    """Return a header whose checksum field is zero: the sum needs the addresses, which are the caller's."""
     offset_flags = (SIZE + len(options)) << 10 | flags
     return _HEADER.pack(src_port, dst_port, seq, ack, offset_flags, window, 0, 0) + options

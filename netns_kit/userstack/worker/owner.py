@@ -74,6 +74,11 @@ from netns_kit.userstack.worker.main import main
 os._exit(main(int(sys.argv[2]), int(sys.argv[3])))  # what Python does at its end takes longer than all else at ours
 """
 
+FIX_OF_MAIN = (
+    "define it in a module beside the program, say policies.py, and import it from there; or use "
+    'driver="thread"'
+)
+
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
@@ -422,7 +427,9 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, value: object) -> Any:
         if isinstance(value, type | FunctionType):
             if value.__module__ == "__main__":
-                what = f"`{value.__qualname__}` of the program's own file"
-                raise NotImportable(f"a worker process cannot import {what}", fix=FIX)
+                what = (
+                    f"`{value.__qualname__}`, which is of the program's own file or a notebook (`__main__`)"
+                )
+                raise NotImportable(f"a worker process cannot import {what}", fix=FIX_OF_MAIN)
             self.modules.add(value.__module__)
         return NotImplemented

@@ -200,6 +200,16 @@ def test_options(options: str, expected: Options) -> None:
     assert tcp.parse_options(memoryview(bytes.fromhex(options))) == expected
 
 
+@given(u16, u8, st.none() | st.tuples(u32, u32), st.none() | st.tuples(st.integers(0, 19), u8))
+def test_options_read_at_one_go_are_those_read_one_by_one(
+    mss: int, scale: int, stamp: tuple[int, int] | None, spoilt: tuple[int, int] | None
+) -> None:
+    options = bytearray(tcp.pack_options(mss, scale, True, stamp))
+    if spoilt is not None and spoilt[0] < len(options):
+        options[spoilt[0]] = spoilt[1]
+    assert tcp.parse_options(memoryview(options)) == tcp._parse_each(memoryview(options), len(options))
+
+
 @given(st.lists(st.tuples(u32, u32), min_size=1, max_size=4))
 def test_sack(blocks: list[tuple[int, int]]) -> None:
     packed = tcp.pack_sack(blocks)
