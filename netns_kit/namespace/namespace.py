@@ -198,9 +198,9 @@ class Namespace(Openable):
 
         The user namespace that owns it is joined first, and commands are its owner there: uid, gid and no other
         group, whoever the caller is (root of the namespace, if the owner has no id in it).  In another user's they
-        begin in the root directory, if no `cwd` is given.  Processes of the namespace that others have started are
-        neither seen nor ended.  It ends with NamespaceGone when the process of `pid`, or of a `path` in /proc, has
-        ended, or when the path leads there no more, as after `ip netns delete`.
+        begin in the root directory, if no `CommandOptions.cwd` is given.  Processes of the namespace that others have
+        started are neither seen nor ended.  It ends with NamespaceGone when the process of `pid`, or of a `path` in
+        /proc, has ended, or when the path leads there no more, as after `ip netns delete`.
 
         Args:
             pid: A process that is in the namespace.
