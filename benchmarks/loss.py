@@ -27,7 +27,8 @@ import anyio.to_thread
 
 from netns_kit import Impairment, Namespace, TapDevice, Uplink, UserStack
 from netns_kit.gateway.engine import IN, Engine
-from netns_kit.tap.device import FRAME_MAX, ImpairedTap
+from netns_kit.tap.frame_device import FRAME_MAX, Device
+from netns_kit.tap.impaired import ImpairedTap
 
 LOSSES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
 COLUMNS = ("out", "in", "kernels")
@@ -96,12 +97,12 @@ async def _connected(
 
 
 @contextmanager
-def _cable(near: TapDevice, far: TapDevice) -> Iterator[None]:
+def _cable(near: Device, far: Device) -> Iterator[None]:
     """What one end sends, the other gets: half of the impairment is on each."""
     engine, buffer = Engine(), memoryview(bytearray(FRAME_MAX))
     stop = threading.Event()
 
-    def carry(source: TapDevice, target: TapDevice) -> None:
+    def carry(source: Device, target: Device) -> None:
         while (size := source.read_into(buffer)) is not None:
             target.write(buffer[:size])
 

@@ -74,11 +74,15 @@ if TYPE_CHECKING:
     from .namespace.process import Word as Word
     from .network.network import Network as Network
     from .stack import Limits as Limits
+    from .stack import Offloads as Offloads
     from .stack import Refusal as Refusal
+    from .stack import Transport as Transport
     from .subnet import Subnet as Subnet
     from .subnet import Subnet6 as Subnet6
-    from .tap.device import ImpairedTap as ImpairedTap
     from .tap.device import TapDevice as TapDevice
+    from .tap.frame_device import Device as Device
+    from .tap.frame_device import TapCounters as TapCounters
+    from .tap.impaired import ImpairedTap as ImpairedTap
     from .tap.impairment import Impairment as Impairment
     from .uplink.dial import Dial as Dial
     from .uplink.dns_settings import DnsSettings as DnsSettings
@@ -116,9 +120,11 @@ _HOMES = {
     "namespace.namespace": "Ids Interface InterfaceAddress Namespace OpenedTap Pids Route",
     "namespace.process": "Command CommandFailed CommandOptions Process RunOptions StandardStream Word",
     "network.network": "Network",
-    "stack": "Limits Refusal",
+    "stack": "Limits Offloads Refusal Transport",
     "subnet": "Subnet Subnet6",
-    "tap.device": "ImpairedTap TapDevice",
+    "tap.device": "TapDevice",
+    "tap.frame_device": "Device TapCounters",
+    "tap.impaired": "ImpairedTap",
     "tap.impairment": "Impairment",
     "uplink.dial": "Dial",
     "uplink.dns_settings": "DnsSettings",

@@ -42,10 +42,12 @@ from netns_kit.arguments import Address
 from netns_kit.gateway.engine import Engine
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.setup import Setup
+from netns_kit.stack.user import Transport
 from netns_kit.stack.wire import checksum, ethernet, ip, tcp, udp, virtio
 from netns_kit.subnet import Subnet
-from netns_kit.tap.device import FRAME_MAX, TapDevice
-from netns_kit.uplink.uplink import Protocol, Uplink
+from netns_kit.tap.device import TapDevice
+from netns_kit.tap.frame_device import FRAME_MAX
+from netns_kit.uplink.uplink import Uplink
 from tests.support import ROOT
 
 RECORD = ROOT / "tests" / "work.json"
@@ -178,7 +180,7 @@ class Remembering(Uplink):
         super().__init__(allow_host_loopback=True, dns=[resolver])
         self.opened: list[socket.socket] = []
 
-    def open(self, protocol: Protocol, target: Address, port: int = 0) -> socket.socket:
+    def open(self, protocol: Transport, target: Address, port: int = 0) -> socket.socket:
         sock = super().open(protocol, target, port)
         self.opened.append(sock)
         return sock

@@ -13,7 +13,7 @@ Law of this package: no socket, no clock, no log, no file.
 
 from __future__ import annotations
 
-from netns_kit.dns.exchanges import Transport, Upstream
+from netns_kit.dns.exchanges import DnsTransport, Upstream
 from netns_kit.dns.framing import Framing, framed
 from netns_kit.dns.manner import Manner
 from netns_kit.dns.message import BadMessage, Rcode, parse_untrusted
@@ -31,6 +31,7 @@ __all__ = [
     "DnsProxy",
     "DnsQuery",
     "DnsServer",
+    "DnsTransport",
     "Framing",
     "Hook",
     "Manner",
@@ -38,7 +39,6 @@ __all__ = [
     "Record",
     "ResolvConf",
     "Send",
-    "Transport",
     "Upstream",
     "Verdict",
     "Zone",

@@ -26,7 +26,7 @@ CONDEMNED = 3  # names in a row without an answer
 PROBE = 5.0  # seconds between two queries to an upstream that is asked last
 LATE = 64  # queries of each upstream whose answer is still recognised when they are over
 
-Transport: TypeAlias = Literal["udp", "tcp"]
+DnsTransport: TypeAlias = Literal["udp", "tcp"]
 
 
 class Upstream(NamedTuple):
@@ -34,7 +34,7 @@ class Upstream(NamedTuple):
 
     address: str
     port: int
-    transport: Transport = "udp"
+    transport: DnsTransport = "udp"
 
 
 class Resolver:

@@ -54,7 +54,7 @@ from itertools import takewhile
 from math import inf
 from typing import NamedTuple, TypeAlias
 
-from .exchanges import PROBE, Exchange, Resolver, Transport, Upstream, UpstreamList
+from .exchanges import PROBE, DnsTransport, Exchange, Resolver, Upstream, UpstreamList
 from .manner import DEFAULT, Manner
 from .message import (
     FORMERR,
@@ -188,7 +188,7 @@ class DnsProxy:
         for order in self._routes.values():
             found.update((each.upstream, each) for each in order.resolvers)
         for upstream, each in found.items():
-            other: Transport = "tcp" if upstream.transport == "udp" else "udp"
+            other: DnsTransport = "tcp" if upstream.transport == "udp" else "udp"
             each.twin = found.get(upstream._replace(transport=other))
         self._resolvers = found
 

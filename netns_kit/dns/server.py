@@ -26,7 +26,7 @@ from netns_kit.domain_names import suffixes, to_text, to_wire
 from netns_kit.frozen import frozen
 
 from .cache import Cache
-from .exchanges import Transport, Upstream
+from .exchanges import DnsTransport, Upstream
 from .manner import DEFAULT, Manner
 from .message import (
     AA,
@@ -179,7 +179,7 @@ class DnsServer:
         client: Hashable,
         address: bytes,
         now: float,
-        transport: Transport = "udp",
+        transport: DnsTransport = "udp",
     ) -> list[Action] | None:
         """Take a query of a client with that packed address.
 
@@ -214,7 +214,7 @@ class DnsServer:
             asked = judged
         return self._look_up(asked, now, transport)
 
-    def _judged(self, hook: Hook, asked: _Asked, address: bytes, transport: Transport) -> _Asked | Answer:
+    def _judged(self, hook: Hook, asked: _Asked, address: bytes, transport: DnsTransport) -> _Asked | Answer:
         """Return the hook's answer, or the query to go on with.
 
         Raises what the hook raises, and TypeError for what it must not return.
@@ -231,7 +231,7 @@ class DnsServer:
         records = [as_rr(_checked(record), name) for record in verdict]
         return self._answer(asked, 0, [each for each in records if each.kind in (kind, CNAME) or kind == ANY])
 
-    def _look_up(self, asked: _Asked, now: float, transport: Transport) -> list[Action]:
+    def _look_up(self, asked: _Asked, now: float, transport: DnsTransport) -> list[Action]:
         for _ in range(ALIASES):
             found = self.zone.find(asked.question)
             if found is None:
@@ -255,7 +255,7 @@ class DnsServer:
             return _ROOT
         return next((each for each in suffixes(name) if each in self._domains), _ROOT)
 
-    def _ask(self, asked: _Asked, domain: bytes, now: float, transport: Transport) -> list[Action]:
+    def _ask(self, asked: _Asked, domain: bytes, now: float, transport: DnsTransport) -> list[Action]:
         transfer = transport == "tcp" and int.from_bytes(asked.question[-4:-2], "big") in _TRANSFERS
         if transfer and self.proxy.transfers >= TRANSFERS:
             return [self._answer(asked, SERVFAIL)]

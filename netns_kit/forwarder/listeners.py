@@ -27,6 +27,8 @@ from netns_kit.host import diagnosis
 from netns_kit.host.abi import IP_PKTINFO
 from netns_kit.operations import operation
 from netns_kit.stack import UdpFlow
+from netns_kit.stack.wire import family as addresses
+from netns_kit.stack.wire.flow_key import FlowKey
 from netns_kit.stack.wire.ip import is_link_local
 from netns_kit.uplink.sockets import Ancillary, family_of
 from netns_kit.uplink.uplink import Endpoint, Way
@@ -142,8 +144,7 @@ class Listener:
             and client not in local.network
         ):
             source = client
-        ports = self.forward.guest_port.to_bytes(2, "big") + port.to_bytes(2, "big")
-        return guest.packed + source.packed + ports
+        return FlowKey(guest.packed, source.packed, self.forward.guest_port, port).pack()
 
 
 class TcpListener(Listener):
@@ -203,7 +204,7 @@ class UdpListener(Listener):
             unsolicited=self._open,
             idle=lambda _: None,
         )
-        self._published = gateway.router.published.setdefault(forward.guest_port.to_bytes(2, "big"), [])
+        self._published = gateway.router.published.setdefault(forward.guest_port, [])
         self._published.append(self)
 
     def close(self) -> None:
@@ -285,6 +286,6 @@ def _listen(forward: PortForward) -> socket.socket:
 
 
 def _is_host(address: bytes) -> bool:
-    if len(address) == 16:
+    if addresses.family_of(address) is addresses.IPV6:
         return address[0] not in (0, 0xFF) and not is_link_local(address)
     return address[0] not in (0, 127) and address[0] < 224

@@ -19,6 +19,7 @@ from typing import TypeVar
 from netns_kit.arguments import Address
 from netns_kit.errors import PortInUseError
 from netns_kit.stack import LinkService, Refusal, TcpConnection, UdpFlow
+from netns_kit.stack.wire import flow_key
 from netns_kit.uplink.uplink import Target
 
 Handler = TypeVar("Handler")
@@ -27,6 +28,10 @@ TcpHandler = Callable[[TcpConnection, Target], None]
 """Sets the user of a connection and accepts it, or refuses it, now or later.  `Target` is what the uplink said."""
 UdpHandler = Callable[[UdpFlow, Target], "Refusal | None"]
 """Sets the user of a flow, or returns why not."""
+
+
+Destination = tuple[bytes, int]
+"""A packed address and a port."""
 
 
 class Endpoints:
@@ -38,9 +43,9 @@ class Endpoints:
 
     def __init__(self) -> None:
         self.link: dict[int, LinkService] = {}
-        self._tcp: dict[bytes, TcpHandler] = {}  # by packed address and port
-        self._udp: dict[bytes, UdpHandler] = {}
-        self._redirected: dict[bytes, dict[int, bytes]] = {}  # by port: addresses by their size
+        self._tcp: dict[Destination, TcpHandler] = {}
+        self._udp: dict[Destination, UdpHandler] = {}
+        self._redirected: dict[int, dict[int, bytes]] = {}  # by port: addresses by their version of IP
 
     def serve_tcp(self, address: Address, port: int, handler: TcpHandler) -> None:
         """Hand `handler` the connections that the guest opens to that address and port.
@@ -64,15 +69,15 @@ class Endpoints:
 
     def redirect(self, port: int, addresses: tuple[Address, ...]) -> None:
         """Treat flows to that port of any address as flows to the one of its family among `addresses`."""
-        self._redirected[port.to_bytes(2, "big")] = {len(each.packed): each.packed for each in addresses}
+        self._redirected[port] = {each.version: each.packed for each in addresses}
 
     def meant(self, key: bytes) -> bytes:
         """Return `key`, or what it stands for where its destination is redirected."""
         if not self._redirected:
             return key
-        size = (len(key) - 4) // 2
-        address = self._redirected.get(key[-2:], {}).get(size)
-        return key if address is None else key[:size] + address + key[-4:]
+        names = flow_key.parse(key)
+        address = self._redirected.get(names.remote_port, {}).get(flow_key.family_of(key).version)
+        return key if address is None else names._replace(remote=address).pack()
 
     def claim_tcp(self, key: bytes) -> TcpHandler | None:
         """Return the handler of a connection of that key; None: nobody here answers."""
@@ -83,15 +88,16 @@ class Endpoints:
         return self._udp.get(destination_of(key))
 
 
-def destination_of(key: bytes) -> bytes:
-    """Return the other end's packed address and port, of a flow's key."""
-    return key[(len(key) - 4) // 2 : -4] + key[-2:]
+def destination_of(key: bytes) -> Destination:
+    """Return the other end of a flow of that key."""
+    names = flow_key.parse(key)
+    return names.remote, names.remote_port
 
 
 def _register(
-    handlers: dict[bytes, Handler], protocol: str, address: Address, port: int, handler: Handler
+    handlers: dict[Destination, Handler], protocol: str, address: Address, port: int, handler: Handler
 ) -> None:
-    at = address.packed + port.to_bytes(2, "big")
+    at = address.packed, port
     if at in handlers:
         raise PortInUseError(
             f"{address} port {port}/{protocol} has a handler already", fix="choose another port"

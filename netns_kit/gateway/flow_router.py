@@ -18,11 +18,13 @@ from ipaddress import ip_address
 from typing import Protocol
 
 from netns_kit.arguments import Address
-from netns_kit.stack import Closed, EchoFlow, Refusal, Stack, StackUser, TcpConnection, UdpFlow
+from netns_kit.stack import Closed, EchoFlow, Refusal, Stack, StackUser, TcpConnection, Transport, UdpFlow
+from netns_kit.stack.wire import flow_key
+from netns_kit.stack.wire.family import family_of
+from netns_kit.stack.wire.flow_key import FlowKey
 from netns_kit.subnet import Subnet
 from netns_kit.uplink.sockets import refusal_for
 from netns_kit.uplink.uplink import Endpoint, Flow, Target, Uplink, Way, source_of
-from netns_kit.uplink.uplink import Protocol as Transport
 
 from .admission import Admission
 from .endpoints import Endpoints
@@ -33,7 +35,7 @@ from .worker_links import WorkerLinks
 STRANGERS = 256  # flows of one UDP socket, beyond which nobody new is heard who was not asked
 EPHEMERAL = range(32768, 61000)  # ports for clients whose own is taken
 
-GuestEndpoint = tuple[bytes, bytes, int, bool]
+GuestEndpoint = tuple[bytes, int, int, bool]
 """A guest's address and port, and what a socket can reach: the family, and loopback or not."""
 
 
@@ -91,7 +93,7 @@ class FlowRouter:
         self._noticed: set[str] = set()
         self._udp: dict[GuestEndpoint, UdpRelay] = {}
         self.inbox, self.outbox = Inbox(), Outbox()
-        self.published: dict[bytes, list[Published]] = {}
+        self.published: dict[int, list[Published]] = {}
         self.refused = 0
         self.stack = stack(self)
         self.admission = Admission(engine, self._give_up)
@@ -164,9 +166,8 @@ class FlowRouter:
         endpoint = target.endpoints[0]
         if self._leaves_by_published(flow, endpoint):
             return None
-        size = (len(flow.key) - 4) // 2
-        address = endpoint.address
-        guest = (flow.key[:size], flow.key[-4:-2], address.version, address.is_loopback)
+        address, names = endpoint.address, flow_key.parse(flow.key)
+        guest = (names.guest, names.guest_port, address.version, address.is_loopback)
         relay = self._udp.get(guest)
         if relay is None:
             try:
@@ -194,7 +195,7 @@ class FlowRouter:
 
     def _open_udp(self, guest: GuestEndpoint, address: Address) -> UdpRelay:
         """Raises OSError; nothing is left open then."""
-        sock = self._uplink.open("udp", address, int.from_bytes(guest[1], "big"))
+        sock = self._uplink.open("udp", address, guest[1])
         try:
             return UdpRelay(
                 self._engine,
@@ -218,10 +219,11 @@ class FlowRouter:
         Of several, the one that is bound to the address that the host would send from; else one bound to all
         addresses; else the oldest.
         """
-        published = self.published.get(flow.key[-4:-2])
+        names = flow_key.parse(flow.key)
+        published = self.published.get(names.guest_port)
         if published is None:
             return False
-        target, guest = endpoint.address, flow.key[: (len(flow.key) - 4) // 2]
+        target, guest = endpoint.address, names.guest
         found = [(each, way) for each in published if (way := each.way_to(target, guest)) is not None]
         if len(found) > 1:
             source = source_of(target)
@@ -235,14 +237,13 @@ class FlowRouter:
         address, port = ip_address(sender[0].partition("%")[0]), sender[1]
         local = self._subnet.of(address)
         seen_as = local.gateway if local is not None and address.is_loopback else address
-        key = guest[0] + seen_as.packed + guest[1] + port.to_bytes(2, "big")
         if (
             self._uplink.udp_filtering == "endpoint-independent"
-            and len(seen_as.packed) == len(guest[0])
+            and family_of(guest[0]).version == seen_as.version
             and relay.flow_count < STRANGERS
-            and key not in self.stack.udp
         ):
-            found = self._decide("udp", key)
+            key = FlowKey(guest[0], seen_as.packed, guest[1], port).pack()
+            found = Refusal.DROP if key in self.stack.udp else self._decide("udp", key)
             if not isinstance(found, Refusal) and (target := found[1].endpoints[0]) == (address, port):
                 flow = self.stack.add_udp(key, self._engine.now, _socket_name(target))
                 if self._udp.get(guest) is relay:
@@ -269,11 +270,7 @@ class FlowRouter:
             sock: the client's connection, which is this flow's from now on.
         """
         stack, steering = self.stack, self.stack.steering
-        if (
-            steering is not None
-            and self._links is not None
-            and (owner := steering.owner(key)) != steering.index
-        ):
+        if self._links is not None and (owner := steering.owner(key)) != steering.index:
             self._links.hand_over_connection(owner, key, sock)
             return
         relay = TcpRelay(self._engine)
@@ -296,10 +293,11 @@ class FlowRouter:
         """
         if key not in table:
             return key
-        steering = self.stack.steering if table is self.stack.tcp else None
+        names = flow_key.parse(key)
+        steering, is_ours_alone = self.stack.steering, table is not self.stack.tcp
         for port in EPHEMERAL:
-            name = key[:-2] + port.to_bytes(2, "big")
-            if name not in table and (steering is None or steering.owner(name) == steering.index):
+            name = names._replace(remote_port=port).pack()
+            if name not in table and (is_ours_alone or steering.owner(name) == steering.index):
                 return name
         raise KeyError(key)
 
@@ -334,7 +332,7 @@ class FlowRouter:
         if pending is not None and (many or idle is None):
             pending.give_way()
         elif idle is not None:
-            stack.evict_udp(spare=key)
+            stack.udp.evict(spare=key)
         else:
             return False
         stack.dropped["limit-descriptors"] += 1
@@ -386,13 +384,9 @@ class FlowRouter:
 
 def endpoints_of(key: bytes) -> tuple[Endpoint, Endpoint]:
     """Return the guest's endpoint and the other one of a flow of that key."""
-    size = (len(key) - 4) // 2
-    ports = int.from_bytes(key[-4:-2], "big"), int.from_bytes(key[-2:], "big")
+    guest, remote, guest_port, remote_port = flow_key.parse(key)
     made = tuple.__new__  # which checks nothing: there is nothing to check
-    return (
-        made(Endpoint, (_address(key[:size]), ports[0])),
-        made(Endpoint, (_address(key[size : 2 * size]), ports[1])),
-    )
+    return made(Endpoint, (_address(guest), guest_port)), made(Endpoint, (_address(remote), remote_port))
 
 
 @lru_cache(maxsize=4096)

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 
 from netns_kit.stack import Stack
-from netns_kit.tap.device import FRAME_MAX, TapDevice
+from netns_kit.tap.frame_device import FRAME_MAX, Device
 
 from .engine import IN, NEVER, OUT, Engine, ReadBudget
 from .relay import Outbox
@@ -41,7 +41,7 @@ class FramePump:
         outbox: the relays that keep what they have been lent.
     """
 
-    def __init__(self, engine: Engine, tap: TapDevice, stack: Stack, outbox: Outbox) -> None:
+    def __init__(self, engine: Engine, tap: Device, stack: Stack, outbox: Outbox) -> None:
         self._engine = engine
         self._tap = tap
         self._stack = stack
@@ -67,8 +67,9 @@ class FramePump:
             self._drain()
             return
         stack, outbox, now = self._stack, self._outbox, self._engine.now
-        read, receive, costly = self._tap.read_into, stack.receive, stack.costly
+        read, receive, network = self._tap.read_into, stack.receive, stack.network
         free = buffer = self._buffer
+        costly = network.costly
         for _ in range(most):
             size = read(free)
             if size is None:
@@ -80,8 +81,8 @@ class FramePump:
                 if len(free) < FRAME_MAX:
                     outbox.flush()
                     free = buffer
-            if stack.costly != costly:
-                costly = stack.costly
+            if network.costly != costly:
+                costly = network.costly
                 if self._engine.is_late:
                     self._look_for_flood()
                     break
@@ -176,7 +177,6 @@ class LinkPump:
 
     def _on_links(self, _: int) -> None:
         links, stack, buffer, steering = self._links, self._stack, self._buffer, self._stack.steering
-        assert steering is not None
         try:
             for _ in range(self._budget.size(FRAMES_PER_STEP)):
                 size = links.read_into(buffer, self._accepted)

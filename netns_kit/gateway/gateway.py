@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from itertools import count
 from typing import Literal
 
 from netns_kit.arguments import Address
@@ -21,11 +20,10 @@ from netns_kit.domain_names import is_host_name, to_wire
 from netns_kit.errors import DeviceGone
 from netns_kit.frozen import frozen, replace
 from netns_kit.operations import chained, operation, summed
-from netns_kit.stack import AnyFlow, EchoFlow, Stack, StackUser, Steering, TcpConnection, UdpFlow
+from netns_kit.stack import AnyFlow, EchoFlow, Stack, StackUser, Steering, TcpConnection, Transport, UdpFlow
 from netns_kit.stack.wire.ndp import Advertisement
 from netns_kit.subnet import Subnet, Subnet6
 from netns_kit.uplink.flow import DNS_PORT, Endpoint
-from netns_kit.uplink.flow import Protocol as Transport
 
 from .endpoints import Endpoints
 from .engine import Engine
@@ -47,7 +45,7 @@ class FlowInfo:
     id: int
     """Number of this flow alone for as long as the stack runs, also when another has its endpoints later: for
     `UserStack.end_flow`."""
-    protocol: Literal["tcp", "udp", "icmp"]
+    protocol: Transport
     """Transport of the flow."""
     guest: Endpoint
     """The namespace's end; of a ping its port is the identifier."""
@@ -114,6 +112,7 @@ class Gateway:
                 timers=engine.timers,
                 sources=None if uplink.any_source else _sources(subnet),
                 advertised=_advertisement(subnet.ipv6, search) if peers is None or peers.index == 0 else None,
+                steering=None if peers is None else Steering(peers.index, peers.count, peers.hand_over),
             )
 
         self.endpoints = Endpoints()
@@ -138,8 +137,6 @@ class Gateway:
             self.endpoints.redirect(DNS_PORT, subnet.resolvers)
         self._pump = FramePump(engine, tap, stack, self.router.outbox)
         if peers is not None:
-            stack.steering = Steering(peers.index, peers.count, peers.hand_over)
-            stack.flow_ids = count(1 + peers.index, peers.count)
             LinkPump(engine, peers, stack, self.router.outbox, self.router.tcp_accepted)
 
     def _hook_failed(self, error: BaseException) -> None:
@@ -218,7 +215,7 @@ class Gateway:
             "tap_received": self._tap.counters.received,
             "tap_sent": self._tap.counters.sent,
             "tap_refused": self._tap.counters.refused,
-            "tap_dropped": self._tap.dropped,
+            "tap_dropped": self._tap.counters.dropped,
             **dns,
             **({} if self._links is None else self._links.stats()),
             **self.leasing.stats(),

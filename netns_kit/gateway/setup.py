@@ -20,6 +20,7 @@ from netns_kit.frozen import field, frozen
 from netns_kit.stack import Limits
 from netns_kit.subnet import DEFAULT_CIDR, SMALLEST_IPV6_MTU, Subnet, Subnet6
 from netns_kit.tap.device import TapDevice
+from netns_kit.tap.frame_device import Device, DeviceWrapper
 from netns_kit.uplink.uplink import Uplink
 
 from .leasing import check as check_dhcp
@@ -68,7 +69,7 @@ class StackOptions(TypedDict, total=False):
 class Setup:
     """The settings of one stack, as `Setup.of` has checked them."""
 
-    tap: TapDevice
+    tap: Device
     uplink: Uplink
     subnet: Subnet
     driver: DriverName = "thread"
@@ -82,7 +83,7 @@ class Setup:
     @classmethod
     def of(
         cls,
-        tap: TapDevice,
+        tap: Device,
         uplink: Uplink | None = None,
         *,
         subnet: str | IPv4Network = DEFAULT_CIDR,
@@ -102,7 +103,7 @@ class Setup:
             AddressError, ArgumentError, ArgumentTypeError, NotImportable, RecordError: As `UserStack` says.
         """
         fix = 'make one: TapDevice.open(namespace, "tap0")'
-        arguments.instance("tap", tap, TapDevice, "a TapDevice", fix)
+        arguments.instance("tap", tap, (TapDevice, DeviceWrapper), "a TapDevice", fix)
         arguments.instance("uplink", uplink, (Uplink, NoneType), "an Uplink, or None")
         network = Subnet.parse(subnet, ipv6)
         arguments.one_of("driver", driver, get_args(DriverName))

@@ -3,8 +3,7 @@
 Theory of operation.  The guest is a kernel with a full TCP/IP of its own, and it is our only neighbour.
 Frames go in by `Stack.receive`, frames come out through the `emit` given at the start, time comes in as an
 argument and goes out as `Stack.deadline`.  Between them are tables of flows, keyed by the bytes that name a
-flow on the wire (`key`: guest address, other address, guest port, other port), so nothing in TCP, UDP or the
-tables knows how long an address is.
+flow on the wire (`netns_kit.stack.wire.flow_key`), so nothing in TCP, UDP or the tables knows how long an address is.
 
 A flow is half ours: `TcpConnection` speaks TCP with the guest, `UdpFlow` and `EchoFlow` do as much for
 datagrams and pings.  Its other half is a *user* (`TcpUser`, `DatagramUser`, `EchoUser`), told of things by
@@ -41,6 +40,7 @@ from .user import (
     Refusal,
     StackUser,
     TcpUser,
+    Transport,
     Watcher,
 )
 
@@ -62,6 +62,7 @@ __all__ = [
     "Steering",
     "TcpConnection",
     "TcpUser",
+    "Transport",
     "UdpFlow",
     "Watcher",
 ]

@@ -2,82 +2,38 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Protocol
-
+from .flows import IdleFlow, IdleTable
+from .network_layer import NetworkLayer
 from .user import EchoUser, IcmpError, Refusal
-
-if TYPE_CHECKING:
-    from collections import OrderedDict
-    from collections.abc import Iterator
-
-    from .limits import Limits
-    from .timers import Timers
+from .wire import flow_key, icmp, ip
 
 
-class Table(Protocol):
-    """What a flow needs of the stack it lives in."""
+class EchoFlow(IdleFlow):
+    """One flow.  `key` is guest address, other address, identifier as on the wire, and two zero bytes."""
 
-    limits: Limits
-    timers: Timers
-    echo: OrderedDict[bytes, EchoFlow]
-    flow_ids: Iterator[int]
+    __slots__ = ()
 
-    def forget_echo(self, flow: EchoFlow) -> None: ...
+    user: EchoUser
 
-    def reply_echo(
-        self, flow: EchoFlow, sequence: int, payload: bytes | memoryview, ttl: int, tos: int
-    ) -> None: ...
-
-    def refuse_echo(
-        self,
-        flow: EchoFlow,
-        why: Refusal | IcmpError,
-        sequence: int,
-        payload: bytes | memoryview,
-        check: int | None,
-    ) -> None: ...
-
-
-class EchoFlow:
-    """`key` is guest address, other address, identifier as on the wire, and two zero bytes.
-
-    `id`, `opened`, `received` and `sent` are as those of a `UdpFlow`.
-    """
-
-    __slots__ = (
-        "_table", "id", "key", "last", "opened", "received", "sent", "timer_at", "timer_entry", "user"
-    )  # fmt: skip
-
-    def __init__(self, table: Table, key: bytes, now: float) -> None:
-        self._table = table
-        self.key = key
-        self.id = next(table.flow_ids)
-        self.opened = now
-        self.received = self.sent = 0
-        self.user: EchoUser | None = None
-        self.last = now
-        self.timer_at = math.inf
-        self.timer_entry = math.inf
-        table.timers.arm(self, now + table.limits.echo)
+    @property
+    def lifetime(self) -> float:
+        """Seconds that it may be idle."""
+        return self._table.limits.echo
 
     @property
     def identifier(self) -> int:
-        return int.from_bytes(self.key[-4:-2], "big")
+        """The identifier of the guest's requests."""
+        return flow_key.parse(self.key).guest_port
 
     def reply(
         self, sequence: int, payload: bytes | memoryview, ttl: int, now: float, *, tos: int = 0
     ) -> None:
-        """An echo reply to the guest, from the other address."""
-        self.used(now)
-        self.sent += len(payload)
-        self._table.reply_echo(self, sequence, payload, ttl, tos)
-
-    def used(self, now: float) -> None:
-        """It is not idle: its time begins anew, and others make room before it."""
+        """Send an echo reply to the guest, from the other address."""
         self.last = now
-        if self.user is not None:
-            self._table.echo.move_to_end(self.key)
+        self.sent += len(payload)
+        self._table.packets.echo_reply(
+            flow_key.addresses(self.key), self.identifier, sequence, payload, ttl=ttl, tos=tos
+        )
 
     def refuse(
         self,
@@ -86,23 +42,43 @@ class EchoFlow:
         payload: bytes | memoryview = b"",
         check: int | None = None,
     ) -> None:
-        """Tell the guest what became of a request; `payload` is as much of it as is known.
+        """Tell the guest what became of a request.
 
-        `check` is the checksum of all of it; by default that of what is known.
+        Args:
+            why: What became of it.
+            sequence: The sequence number of the request.
+            payload: As much of the request as is known.
+            check: The checksum of all of it; None takes that of what is known.
         """
-        self._table.refuse_echo(self, why, sequence, payload, check)
+        family = flow_key.family_of(self.key)
+        message = icmp.HEADER.pack(family.echo, 0, check or 0, self.identifier, sequence) + payload
+        if check is None:
+            addresses = flow_key.addresses(self.key)
+            message = ip.sum_into(message, addresses, family.icmp, icmp.CHECKSUM_AT)
+        self._table.packets.error_about(self.key, family.icmp, message, why)
 
-    def handle_timer(self, now: float) -> None:
-        due = self.last + self._table.limits.echo
-        if due > now:
-            self._table.timers.arm(self, due)
-        else:
-            self.close()
 
-    def close(self) -> None:
-        """Out of the table; the user is told.  Again is fine."""
-        self.timer_at = math.inf
-        self._table.forget_echo(self)
-        user, self.user = self.user, None
-        if user is not None:
-            user.expired(self)
+class EchoTable(IdleTable[EchoFlow]):
+    """The echo flows of a stack."""
+
+    def __init__(self, network: NetworkLayer) -> None:
+        super().__init__("icmp", network, network.limits.echo_flows)
+
+    def request_arrives(self, packet: ip.Packet, message: icmp.Message, now: float) -> None:
+        """Handle a request to an address that is not ours: it belongs to a flow, or opens one."""
+        key = packet.addresses + packet.payload[4:6] + bytes(2)
+        flow = self.get(key)
+        if flow is None:
+            self.network.admit(packet)
+            if len(self) >= self.limit:
+                self.dropped["limit-echo-flows"] += 1
+                self.evict()
+            flow = EchoFlow(self, key, now)
+            self.add(flow)
+            refusal = self.network.user.echo_opened(flow)
+            if refusal is not None:
+                self.turn_away(flow, refusal, packet)
+                return
+        flow.last = now
+        flow.received += len(message.payload)
+        flow.user.echo(flow, message.low, message.payload, packet)

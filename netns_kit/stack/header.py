@@ -9,7 +9,8 @@ from functools import lru_cache
 from struct import Struct
 
 from .link import UNKNOWN_MAC, Link
-from .wire import checksum, ip, virtio
+from .wire import checksum, flow_key, ip, virtio
+from .wire.family import IPV4, family_of
 
 _IPV4_LENGTH = Struct("!HHHHH").pack_into  # total length, identification, fragment, ttl|protocol, checksum
 _LENGTH = Struct("!H").pack_into
@@ -24,7 +25,8 @@ def _ip_header(addresses: bytes, protocol: int, ttl: int, tos: int) -> tuple[byt
     has none; and the sum of the pseudo-header without length.
     """
     header = ip.pack(addresses, protocol, 0, ttl=ttl, tos=tos)
-    total = 0 if len(addresses) != 8 else (0xFFFF - int.from_bytes(header[10:12], "big")) or 0xFFFF
+    guest = ip.halves(addresses)[1]
+    total = (0xFFFF - int.from_bytes(header[10:12], "big") or 0xFFFF) if family_of(guest) is IPV4 else 0
     return header, total, checksum.pseudo_header(addresses, protocol)
 
 
@@ -48,23 +50,25 @@ class FlowHeader:
 
     __slots__ = (
         "_ip", "_ip_sum", "_link", "_protocol", "_ttl_protocol", "addresses", "buffer", "check",
-        "layer4", "length", "marks", "mtu", "pseudo", "resolved", "version"
+        "family", "guest", "layer4", "length", "marks", "mtu", "pseudo", "resolved", "version"
     )  # fmt: skip
 
-    def __init__(self, link: Link, addresses: bytes, protocol: int, layer4: bytes) -> None:
-        self.addresses = addresses
+    def __init__(self, link: Link, key: bytes, protocol: int, size: int) -> None:
+        """Lay out the headers of a flow, with a layer-4 header of `size` bytes that begins with its ports."""
+        self.family = flow_key.family_of(key)
+        self.guest = guest = flow_key.parse(key).guest
+        self.addresses, ports = flow_key.backwards(key)
         self._link, self.version = link, link.version
         self.length = self.check = -1
         self._protocol = protocol
-        destination = addresses[len(addresses) // 2 :]
-        mac = link.mac_of(destination)
+        mac = link.mac_of(guest)
         self.resolved = mac != UNKNOWN_MAC
-        self.mtu = link.mtu_to(destination)
-        prefix = link.prefix(destination, mac)
-        header, self._ip_sum, self.pseudo = _ip_header(addresses, protocol, DEFAULT_TTL, 0)
+        self.mtu = link.mtu_to(guest)
+        prefix = link.prefix(guest, mac)
+        header, self._ip_sum, self.pseudo = _ip_header(self.addresses, protocol, DEFAULT_TTL, 0)
         self.marks = DEFAULT_TTL << 8
         self._ttl_protocol = DEFAULT_TTL << 8 | protocol
-        self.buffer = bytearray(prefix + header + layer4)
+        self.buffer = bytearray(prefix + header + ports + bytes(size - len(ports)))
         self._ip = len(prefix)
         self.layer4 = len(prefix) + len(header)
 
@@ -92,9 +96,8 @@ class FlowHeader:
     def look_up(self) -> None:
         """Look up the way to the guest: an address, the guest's perhaps, has a new link address or MTU."""
         self.version = self._link.version
-        destination = self.addresses[len(self.addresses) // 2 :]
-        self.mtu = self._link.mtu_to(destination)
-        mac = self._link.mac_of(destination)
+        self.mtu = self._link.mtu_to(self.guest)
+        mac = self._link.mac_of(self.guest)
         if mac != UNKNOWN_MAC:  # forgotten is not gone
             at = self._ip - 14
             self.buffer[at : at + 6] = mac

@@ -1,15 +1,14 @@
 """The link: Ethernet in and out, and who has which link address (ARP, RFC 826; neighbour discovery, RFC 4861).
 
-Everything we emit leaves by `emit`, one call per frame, as one or more buffers.  They are lent for the
-duration of the call.  An address whose link address is unknown is asked for, and the frames for it
-wait, a few of them, until it is known.
+Every frame that we send leaves by `emit`, as one or more buffers that are lent for the duration of the call.  Where
+the link address of a destination is unknown, it is asked for, and a few frames wait until it is known.
 
-We answer for our own addresses and for no other, whoever asks; also one who is about to take such an address, and
-has found out that it is taken then (RFC 4862 5.4).  What we know of the guest is not probed: it tells us anew with
-every flow.
+We answer for our own addresses and for no other, whoever asks: also a host that is about to take such an address,
+which finds out that it is taken (RFC 4862 5.4).  What we know of the guest is not probed: the guest tells us anew
+with every flow.
 
-Behind the guest there may be other links, with a smaller MTU, of which a router tells (RFC 1191, RFC 8201).  That is
-kept by address, as many as there may be neighbours, until others are told of.
+Behind the guest there may be other links, with a smaller MTU, of which a router tells (RFC 1191, RFC 8201).  That MTU
+is kept by address, of as many addresses as there may be neighbours.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .offloads import Offloads
-from .wire import BadPacket, arp, checksum, ethernet, ip, ndp, virtio
+from .wire import BadPacket, arp, ethernet, icmp, ip, ndp, virtio
+from .wire.family import IPV4, Family, family_of
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -30,11 +30,15 @@ if TYPE_CHECKING:
     from .timers import Timers
 
 UNKNOWN_MAC = bytes(6)
-SMALLEST_MTU = {4: 552, 16: 1280}  # by length of addresses: Linux's net.ipv4.route.min_pmtu; RFC 8200 5
 RESOLUTION = 3.0  # seconds that frames wait for a link address: kernels ask three times, a second apart
 
 
 class Link:
+    """Our end of the link.  `own` are our addresses, packed, the gateway's first of each family.
+
+    `version` goes up with each link address or MTU that is learnt: header templates look theirs up then.
+    """
+
     __slots__ = (
         "_dropped",
         "_given_up_at",
@@ -70,9 +74,8 @@ class Link:
         self.mac = mac
         self.mtu = mtu
         self.offloads = offloads
-        # one more with each link address or MTU that is learnt: header templates look theirs up then
         self.version = 0
-        self.own = own  # our addresses, packed, of each family the gateway first: the only ones we answer for
+        self.own = own
         self.link_local = next((each for each in own if ip.is_link_local(each)), b"")
         self._neighbours: dict[bytes, bytes] = {}
         self._paths: dict[bytes, int] = {}  # MTUs of the ways to addresses, where they are smaller than ours
@@ -83,16 +86,27 @@ class Link:
         self._given_up_at = math.inf
         self.timer_at = self.timer_entry = math.inf
 
+    def tso(self, family: Family) -> bool:
+        """Return whether TCP super-segments of that family may be sent, whose checksum is left to the other end."""
+        offloads = self.offloads
+        return offloads.csum and (offloads.tso4 if family is IPV4 else offloads.tso6)
+
+    def uso(self, family: Family) -> bool:
+        """Return whether UDP super-datagrams of that family may be sent."""
+        offloads = self.offloads
+        return offloads.csum and (offloads.uso4 if family is IPV4 else offloads.uso6)
+
     def mac_of(self, address: bytes) -> bytes:
+        """Return the link address of `address`, `UNKNOWN_MAC` if it is not known."""
         return self._neighbours.get(address, UNKNOWN_MAC)
 
     def mtu_to(self, address: bytes) -> int:
-        """The most that a packet to `address` may have."""
+        """Return how many bytes a packet to `address` may have."""
         return self._paths.get(address, self.mtu)
 
     def narrow(self, address: bytes, mtu: int) -> None:
-        """The way to `address` takes packets of `mtu` at most; no fewer than `SMALLEST_MTU` are believed."""
-        mtu = max(mtu, SMALLEST_MTU[len(address)])
+        """Note that the way to `address` takes packets of `mtu` bytes at most; an incredibly small one is raised."""
+        mtu = max(mtu, family_of(address).smallest_mtu)
         if mtu < self.mtu_to(address):
             self._paths.pop(address, None)
             while len(self._paths) >= self._limits.neighbours:
@@ -102,13 +116,14 @@ class Link:
             self.version += 1
 
     def stats(self) -> dict[str, int]:
+        """Return what is kept, by name."""
         return {
             "neighbours": len(self._neighbours),
             "waiting_frames": sum(map(len, self._waiting.values())),
         }
 
     def learn(self, address: bytes, mac: bytes) -> None:
-        """Frames that waited for it leave now."""
+        """Note a neighbour's link address.  Frames that waited for it leave now."""
         if self._neighbours.get(address) == mac or address in self.own or mac[0] & 1 or mac == UNKNOWN_MAC:
             return
         while address not in self._neighbours and len(self._neighbours) >= self._limits.neighbours:
@@ -121,19 +136,22 @@ class Link:
             self.emit(frame[:at] + mac + frame[at + 6 :])
 
     def speaker(self, guest: bytes) -> bytes:
-        """The address we have ourselves for speaking to `guest`: of its family, and of its scope."""
+        """Return our own address for speaking to `guest`: of its family, and of its scope."""
         if self.link_local and ip.is_link_local(guest):
             return self.link_local
-        return next((own for own in self.own if len(own) == len(guest)), bytes(len(guest)))
+        family = family_of(guest)
+        return next((own for own in self.own if family_of(own) is family), family.unspecified)
 
     def prefix(self, address: bytes, mac: bytes = b"") -> bytes:
-        """What goes in front of an IP packet to `address`, or to that link address whoever has it: virtio header, if
-        any, and Ethernet header."""
-        kind = ethernet.IPV4 if len(address) == 4 else ethernet.IPV6
+        """Return what goes in front of an IP packet: virtio header, if the link has one, and Ethernet header.
+
+        The packet is for the neighbour that has `address`, or for the link address `mac`, whoever has it.
+        """
+        kind = family_of(address).ether_type
         return self._virtio() + ethernet.pack(mac or self.mac_of(address), self.mac, kind)
 
     def send(self, address: bytes, *buffers: Buffer) -> None:
-        """One frame whose first buffer begins with `prefix(address)`.  It waits if that is not resolved."""
+        """Send a frame whose first buffer begins with `prefix(address)`.  It waits if that is not resolved."""
         at = self.offloads.vnet_header
         if bytes(memoryview(buffers[0])[at : at + 6]) != UNKNOWN_MAC:
             self.emit(*buffers)
@@ -152,7 +170,7 @@ class Link:
         self.request(address)
 
     def handle_timer(self, now: float) -> None:
-        """What has waited for long enough is given up: nobody has that address."""
+        """Drop the frames that have waited for long enough: nobody has their address."""
         if now >= self._given_up_at:
             self._dropped["unresolved"] += sum(map(len, self._waiting.values()))
             self._waiting.clear()
@@ -163,7 +181,7 @@ class Link:
 
     def request(self, address: bytes) -> None:
         """Ask who has `address`."""
-        if len(address) == 4:
+        if family_of(address) is IPV4:
             request = arp.Arp(arp.REQUEST, self.mac, self.speaker(address), UNKNOWN_MAC, address)
             self._send_arp(ethernet.BROADCAST, request)
         else:
@@ -172,19 +190,22 @@ class Link:
             self.send_ndp(ndp.group_mac(group), self.speaker(address) + group, question)
 
     def arp_arrives(self, frame: memoryview, *, answered: bool = False) -> None:
-        """Answers a request for one of our addresses, unless another has `answered`, and learns the sender's."""
+        """Answer a request for one of our addresses, unless another has `answered`, and learn the sender's."""
         packet = arp.parse(frame)
         if packet.target in self.own and packet.operation == arp.REQUEST and not answered:
             reply = arp.Arp(arp.REPLY, self.mac, packet.target, packet.sender_mac, packet.sender)
             self._send_arp(packet.sender_mac, reply)
-        if packet.sender != bytes(4):  # RFC 5227: probing, it has no address yet
+        if packet.sender != IPV4.unspecified:  # RFC 5227: probing, it has no address yet
             self.learn(packet.sender, packet.sender_mac)
 
     def neighbour_arrives(self, packet: ip.Packet, message: ndp.Neighbour, sender_mac: bytes) -> None:
-        """A neighbour's solicitation or advertisement, checked as RFC 4861 7.1 has it.  Raises `BadPacket`.
+        """Handle a neighbour's solicitation or advertisement, checked as RFC 4861 7.1 has it.
 
-        Answers a solicitation for one of our addresses, and learns the sender's; of an advertisement, that of an
-        address which we have asked for or know.
+        A solicitation for one of our addresses is answered, and its sender's link address learnt; an advertisement
+        tells the link address of an address which we have asked for or know.
+
+        Raises:
+            BadPacket: It is not as it must be.
         """
         source, destination = packet.source, packet.destination
         target, to_group = message.target, not ip.is_unicast(destination)
@@ -211,12 +232,10 @@ class Link:
         self.send_ndp(mac, target + to, ndp.pack(ndp.Neighbour(ndp.ADVERTISEMENT, flags, target, self.mac)))
 
     def send_ndp(self, mac: bytes, addresses: bytes, message: bytes) -> None:
-        """A message of `netns_kit.stack.wire.ndp`, which is summed here."""
-        pseudo = checksum.pseudo_header(addresses, ip.ICMPV6, len(message))
-        check = checksum.checksum(pseudo, checksum.total(message)).to_bytes(2, "big")
+        """Send a message of `netns_kit.stack.wire.ndp`, which is summed here."""
+        message = ip.sum_into(message, addresses, ip.ICMPV6, icmp.CHECKSUM_AT)
         header = ip.pack_ipv6(addresses, ip.ICMPV6, len(message), ttl=ndp.HOP_LIMIT)
-        head = self._virtio() + ethernet.pack(mac, self.mac, ethernet.IPV6) + header
-        self.emit(head + message[:2] + check + message[4:])
+        self.emit(self._virtio() + ethernet.pack(mac, self.mac, ethernet.IPV6) + header + message)
 
     def _send_arp(self, destination: bytes, packet: arp.Arp) -> None:
         self.emit(self._virtio() + ethernet.pack(destination, self.mac, ethernet.ARP) + arp.pack(packet))

@@ -7,11 +7,14 @@ from netns_kit.frozen import frozen
 
 @frozen
 class Offloads:
-    """What a device's other end accepts from us and may send us.  The default is a plain wire.
+    """The work that the two ends of a device may leave to each other.  The default is a plain wire.
 
-    `vnet_header` is the size in bytes of the `struct virtio_net_hdr` before each frame, 0 or 10.
-    `csum`: checksums may cover only the pseudo-header.  `tso4`, `tso6`: TCP super-segments, over IPv4
-    and IPv6; `tso_ecn`: these with ECN's CWR.  `uso4`, `uso6`: UDP super-datagrams.
+    Args:
+        vnet_header: The size in bytes of the `struct virtio_net_hdr` before each frame, 0 or 10.
+        csum: Checksums may cover only the pseudo-header.
+        tso4, tso6: TCP super-segments, over IPv4 and IPv6.
+        tso_ecn: TCP super-segments with ECN's CWR.
+        uso4, uso6: UDP super-datagrams, over IPv4 and IPv6.
     """
 
     vnet_header: int = 0

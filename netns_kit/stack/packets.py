@@ -1,14 +1,15 @@
 """Whole packets to the guest, the unhurried way: ICMP errors, echo replies, resets, fragments.
 
-What a flow sends often leaves by its header template (`netns_kit.stack.header`); what is sent now and then
-is built here.
+What a flow sends often leaves by its header template (`netns_kit.stack.header`); what is sent now and then is built
+here.
 """
 
 from __future__ import annotations
 
 from .link import Link
 from .user import IcmpError, LinkDatagram, Refusal
-from .wire import checksum, icmp, ip, tcp, udp
+from .wire import flow_key, icmp, ip, tcp, udp
+from .wire.family import IPV6, family_of
 
 _CODES = {
     Refusal.RESET: icmp.PORT,
@@ -17,11 +18,10 @@ _CODES = {
     Refusal.PROHIBITED: icmp.PROHIBITED,
 }
 _FRAGMENT_UNIT = 8
-QUOTED = {4: 576 - 28, 16: 1280 - 48}  # of the packet an ICMP error is about: RFC 1812 4.3.2.3, RFC 4443 2.4
 
 
 class PacketWriter:
-    """Writes packets to the guest's `link`."""
+    """A writer of packets to the guest's link."""
 
     __slots__ = ("_identification", "_link")
 
@@ -30,32 +30,47 @@ class PacketWriter:
         self._identification = identification  # of the last packet that left in fragments
 
     def error(self, quoted: memoryview, why: Refusal | IcmpError, *, by: bytes) -> None:
-        """An ICMP error about a packet that the guest sent to `by`, which `quoted` holds from its IP header on.
-        `Refusal.DROP` is none.
+        """Send an ICMP error about a packet of the guest's; nothing for `Refusal.DROP`.
 
         A closed port is reported by the destination itself, what else we refuse by the gateway.
+
+        Args:
+            quoted: The packet, from its IP header on.
+            why: What became of it.
+            by: The address that it was sent to.
         """
-        if not ip.is_unicast(by):
+        if why is Refusal.DROP or not ip.is_unicast(by):
             return
-        size = len(by)
-        if why is Refusal.DROP:
-            return
+        family = family_of(by)
         if isinstance(why, Refusal):
-            why = _told_by(by if why is Refusal.RESET else b"", _CODES[why], size)
-        guest = bytes(quoted[12:16] if size == 4 else quoted[8:24])
+            code = family.unreachable_codes[_CODES[why]]
+            why = IcmpError(family.unreachable, code, offender=by if why is Refusal.RESET else b"")
+        guest = ip.source_of(quoted)
         source = why.offender or self._link.speaker(guest)
         head = icmp.HEADER.pack(why.type, why.code, 0, why.mtu >> 16, why.mtu & 0xFFFF)
-        message = head + quoted[: QUOTED[size]]
-        self.send(source + guest, ip.ICMP if size == 4 else ip.ICMPV6, message, sum_at=2, ttl=why.ttl)
+        message = ip.sum_into(head + quoted[: family.quoted], source + guest, family.icmp, icmp.CHECKSUM_AT)
+        self.send(source + guest, family.icmp, message, ttl=why.ttl)
+
+    def error_about(
+        self, key: bytes, protocol: int, layer4: bytes, why: Refusal | IcmpError, *, ttl: int = 64
+    ) -> None:
+        """Send an ICMP error about a packet of a flow that is gone; `layer4` is as much of it as is known."""
+        header = ip.pack(flow_key.addresses(key), protocol, len(layer4), ttl=ttl)
+        self.error(memoryview(header + layer4), why, by=flow_key.parse(key).remote)
 
     def segment(self, key: bytes, number: int, ack: int, flags: int, options: bytes = b"") -> None:
         """Send a TCP segment that no connection sends; `key` is the guest's, as everywhere."""
-        size = (len(key) - 4) // 2
-        source, target = int.from_bytes(key[-2:], "big"), int.from_bytes(key[-4:-2], "big")
+        names, (addresses, _) = flow_key.parse(key), flow_key.backwards(key)
         segment = tcp.pack(
-            src_port=source, dst_port=target, seq=number, ack=ack, flags=flags, window=0, options=options
+            src_port=names.remote_port,
+            dst_port=names.guest_port,
+            seq=number,
+            ack=ack,
+            flags=flags,
+            window=0,
+            options=options,
         )
-        self.send(key[size : 2 * size] + key[:size], ip.TCP, segment, sum_at=16)
+        self.send(addresses, ip.TCP, ip.sum_into(segment, addresses, ip.TCP, tcp.CHECKSUM_AT))
 
     def echo_reply(
         self,
@@ -67,17 +82,19 @@ class PacketWriter:
         ttl: int = 64,
         tos: int = 0,
     ) -> None:
-        """The reply to a request that had these addresses."""
-        size = len(addresses) // 2
-        kind, protocol = (icmp.ECHO_REPLY, ip.ICMP) if size == 4 else (icmp.V6_ECHO_REPLY, ip.ICMPV6)
-        message = icmp.HEADER.pack(kind, 0, 0, identifier, sequence) + payload
-        self.send(addresses[size:] + addresses[:size], protocol, message, sum_at=2, ttl=ttl, tos=tos)
+        """Send the reply to an echo request that had these addresses."""
+        guest, asked = ip.halves(addresses)
+        family = family_of(guest)
+        message = icmp.HEADER.pack(family.echo_reply, 0, 0, identifier, sequence) + payload
+        message = ip.sum_into(message, asked + guest, family.icmp, icmp.CHECKSUM_AT)
+        self.send(asked + guest, family.icmp, message, ttl=ttl, tos=tos)
 
     def datagram(self, datagram: LinkDatagram) -> None:
         """Send a UDP datagram of no flow."""
         payload, source, source_port, destination, port, mac = datagram
+        addresses = source + destination
         layer4 = udp.HEADER.pack(source_port, port, udp.SIZE + len(payload), 0) + payload
-        self.send(source + destination, ip.UDP, layer4, sum_at=6, mac=mac)
+        self.send(addresses, ip.UDP, ip.sum_into(layer4, addresses, ip.UDP, udp.CHECKSUM_AT), mac=mac)
 
     def send(
         self,
@@ -85,52 +102,35 @@ class PacketWriter:
         protocol: int,
         layer4: bytes,
         *,
-        sum_at: int = -1,
         ttl: int = 64,
         tos: int = 0,
         mac: bytes = b"",
     ) -> None:
-        """A whole packet, summed here where `sum_at` says, in fragments where it exceeds the MTU."""
+        """Send a packet that has its checksum, in fragments where it exceeds the MTU."""
         link = self._link
-        if sum_at >= 0:
-            pseudo = 0
-            if protocol != ip.ICMP:
-                pseudo = checksum.pseudo_header(addresses, protocol, len(layer4))
-            check = checksum.checksum(pseudo, checksum.total(layer4))
-            layer4 = layer4[:sum_at] + check.to_bytes(2, "big") + layer4[sum_at + 2 :]
-        size = len(addresses) // 2
-        guest = addresses[size:]
+        _, guest = ip.halves(addresses)
         prefix = link.prefix(guest, mac)
-        header_size = ip.IPV4_SIZE if size == 4 else ip.IPV6_SIZE
         mtu = link.mtu_to(guest)
+        family = family_of(guest)
+        header_size = family.header_size
         if header_size + len(layer4) <= mtu:
             header = ip.pack(addresses, protocol, len(layer4), ttl=ttl, tos=tos)
             link.send(guest, prefix + header + layer4)
             return
         self._identification = (self._identification + 1) & 0xFFFF
-        if size != 4:
+        if family is IPV6:
             header_size += _FRAGMENT_UNIT
         step = (mtu - header_size) // _FRAGMENT_UNIT * _FRAGMENT_UNIT
         for start in range(0, len(layer4), step):
             piece = layer4[start : start + step]
-            more = start + step < len(layer4)
-            if size == 4:
-                header = ip.pack_ipv4(
-                    addresses,
-                    protocol,
-                    len(piece),
-                    ttl=ttl,
-                    tos=tos,
-                    identification=self._identification,
-                    fragment=start >> 3 | more << 13,
-                )
-            else:
-                header = ip.pack_ipv6(addresses, ip.FRAGMENT, _FRAGMENT_UNIT + len(piece), ttl=ttl, tos=tos)
-                header += ip.pack_ipv6_fragment(protocol, start, more, self._identification)
+            header = ip.pack_fragment(
+                addresses,
+                protocol,
+                len(piece),
+                start,
+                more=start + step < len(layer4),
+                identification=self._identification,
+                ttl=ttl,
+                tos=tos,
+            )
             link.send(guest, prefix + header + piece)
-
-
-def _told_by(offender: bytes, code: int, size: int) -> IcmpError:
-    if size == 4:
-        return IcmpError(icmp.UNREACHABLE, code, offender=offender)
-    return IcmpError(icmp.V6_UNREACHABLE, icmp.V6_CODES[code], offender=offender)

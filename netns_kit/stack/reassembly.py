@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from .ranges import RangeSet
 from .wire import BadPacket, ip
+from .wire.family import IPV4
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -77,9 +78,12 @@ class Reassembly:
         end = start + len(data)
         if packet.more_fragments and (len(data) & 7 or not data):
             raise BadPacket("fragment-length")
-        if end > (0xFFFF - ip.IPV4_SIZE if len(packet.addresses) == 8 else 0xFFFF):
+        if end > packet.family.longest_payload:
             raise BadPacket("fragment-too-long")
-        key = (packet.addresses, packet.protocol if len(packet.addresses) == 8 else 0, packet.identification)
+        protocol = (
+            packet.protocol if packet.family is IPV4 else 0
+        )  # RFC 8200 4.5: first fragments alone name it
+        key = (packet.addresses, protocol, packet.identification)
         partial = self._partials.get(key)
         if partial is None:
             partial = self._partials[key] = _Partial(now)
@@ -109,10 +113,15 @@ class Reassembly:
             partial.total = end
         if start == 0:
             whole = memoryview(bytes(packet.whole[:QUOTED]))
-            first = ip.Packet(
-                packet.addresses, packet.protocol, memoryview(b""), whole, packet.ttl, packet.tos
+            partial.first = ip.Packet(
+                packet.family,
+                packet.addresses,
+                packet.protocol,
+                memoryview(b""),
+                whole,
+                packet.ttl,
+                packet.tos,
             )
-            partial.first = first
         if partial.is_complete and partial.first is not None:
             self._drop(key)
             partial.first.payload = memoryview(b"".join(partial.pieces[at] for at in sorted(partial.pieces)))

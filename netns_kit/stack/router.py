@@ -1,8 +1,8 @@
-"""Router advertisements (RFC 4861 6.2): we tell guests of IPv6 which prefix is theirs, and that we are the way out.
+"""Router advertisements (RFC 4861 6.2): we tell guests of IPv6 the prefix of the link, and that we are its router.
 
-Whoever asks is told at once, and alone: the answer goes to his link address, also where he has no address yet.
-So nobody has to wait for his turn as on a link of many (6.2.6), and nobody else is woken.  Besides, all are told
-now and then, sooner at the beginning; no chance is in it, for there is no other router to fall in step with.
+A solicitation is answered at once, to the link address that it comes from, so that no host waits for its turn as on a
+link with many (6.2.6), and no other host is woken.  Besides, all nodes are told now and then, sooner at the
+beginning.  The intervals are not random: there is no other router to fall in step with.
 """
 
 from __future__ import annotations
@@ -14,16 +14,14 @@ from .link import Link
 from .timers import Timers
 from .wire import BadPacket, ip, ndp
 
-PAUSES = (
-    1.0,
-    16.0,
-    16.0,
-)  # seconds before the first ones: not until whoever configures the guest by hand has done so
-INTERVAL = 300.0  # seconds, from then on: a sixth of what is told holds for
+PAUSES = (1.0, 16.0, 16.0)
+"""Seconds before the first advertisements: the guest may be configured by hand before them."""
+INTERVAL = 300.0
+"""Seconds from then on: a sixth of the lifetime that is advertised."""
 
 
 class Router:
-    """Advertises `said` on `link`."""
+    """A router that advertises `said` on `link`."""
 
     __slots__ = ("_link", "_pauses", "_said", "_started", "_timers", "timer_at", "timer_entry")
 
@@ -37,7 +35,11 @@ class Router:
         timers.arm(self, -math.inf)  # at the first occasion: that knows the time
 
     def solicited(self, packet: ip.Packet, message: ndp.Neighbour, sender_mac: bytes) -> None:
-        """Answers a router solicitation, checked as RFC 4861 6.1.1 has it.  Raises `BadPacket`."""
+        """Answer a router solicitation, checked as RFC 4861 6.1.1 has it.
+
+        Raises:
+            BadPacket: It is not as it must be.
+        """
         source = packet.source
         if source == ndp.UNSPECIFIED:
             if message.mac:
@@ -50,7 +52,7 @@ class Router:
         self._advertise(source, message.mac or sender_mac)
 
     def handle_timer(self, now: float) -> None:
-        """All are told."""
+        """Advertise to all nodes."""
         if self._started:
             self._advertise(ndp.ALL_NODES, ndp.group_mac(ndp.ALL_NODES))
         self._started = True

@@ -24,16 +24,11 @@ _SUM_OFFSET = 16
 class SegmentWriter(FlowHeader):
     """The template of the connection named `key` (guest first), which writes segments to its link."""
 
-    __slots__ = ("_gso", "_gso_set", "_guest", "_headers", "_mss", "_offset", "_plain", "_size", "_stamp")
+    __slots__ = ("_gso", "_gso_set", "_headers", "_mss", "_offset", "_plain", "_size", "_stamp")
 
     def __init__(self, link: Link, key: bytes) -> None:
-        size = (len(key) - 4) // 2
-        self._guest = key[:size]
-        # ours to theirs
-        FlowHeader.__init__(
-            self, link, key[size:-4] + self._guest, ip.TCP, key[-2:] + key[-4:-2] + bytes(tcp.SIZE - 4)
-        )
-        self._headers = 40 if size == 4 else 60  # bytes, at least
+        FlowHeader.__init__(self, link, key, ip.TCP, tcp.SIZE)
+        self._headers = self.family.header_size + tcp.SIZE  # bytes, at least
         self._mss = 0
         self._size = tcp.SIZE  # of the header, with what options each segment has
         self._offset = tcp.SIZE << 10  # as it says so itself
@@ -65,17 +60,16 @@ class SegmentWriter(FlowHeader):
         Returns:
             The bytes of a segment, and how many `write` takes at once.
         """
-        offloads, ipv4 = self._link.offloads, len(self._guest) == 4
-        most = self._link.mtu_to(self._guest) - self._headers
+        most = self._link.mtu_to(self.guest) - self._headers
         self._mss = min(max(mss, SMALLEST_MSS), most) - len(self._stamp)
         self._gso_set = False
         self.length = -1
         if not self._plain:
             return self._mss, self._mss
         self.buffer[: virtio.SIZE] = self._plain
-        if not (offloads.tso4 if ipv4 else offloads.tso6):
+        if not self._link.tso(self.family):
             return self._mss, self._mss
-        self._gso = self.virtio(_SUM_OFFSET, virtio.GSO_TCPV4 if ipv4 else virtio.GSO_TCPV6, self._mss)
+        self._gso = self.virtio(_SUM_OFFSET, self.family.gso_tcp, self._mss)
         return self._mss, max(MAX_PAYLOAD // self._mss, 1) * self._mss
 
     def narrow(self, mtu: int) -> tuple[int, int]:
@@ -141,7 +135,7 @@ class SegmentWriter(FlowHeader):
         if self.resolved:
             self._link.emit(frame)
         else:
-            self._link.send(self._guest, frame)
+            self._link.send(self.guest, frame)
 
     def _sum(self, frame: bytearray, payload: int) -> None:
         """Write the checksum of a header whose length is set; `payload` is the sum of what follows."""

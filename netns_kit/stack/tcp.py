@@ -75,8 +75,6 @@ if TYPE_CHECKING:
     from .timers import Timers
     from .windows import Memory
 
-DEFAULT_MSS = {8: 536, 32: 1220}  # 3.7.1, by length of the address pair
-_TEXT_AT = {8: common.TCP_PAYLOAD, 32: common.TCP_PAYLOAD6}  # likewise
 WINDOW_SCALE = 8  # ours; the window moves in steps of 256 bytes
 SYN_RETRIES = 7
 SYN_CEILING = 32.0  # 64 s in all
@@ -109,7 +107,7 @@ class Table(Protocol):
 
     def refuse(self, connection: TcpConnection, why: Refusal | IcmpError) -> None: ...
 
-    def refused_inside(self, connection: TcpConnection, why: Refusal | IcmpError) -> None: ...
+    def refused(self, connection: TcpConnection, why: Refusal | IcmpError) -> None: ...
 
 
 class TcpConnection:
@@ -120,9 +118,9 @@ class TcpConnection:
     `host` is the user's other end, which it sets: an address, as text, and a port.  `recovery` is what is known of a
     loss, None as long as there is none.
 
-    For `netns_kit.stack.wire.common`: `head` is the offset in headers of segments with nothing about them to
-    consider, `text_at` where the text is in such a frame, `stamp` what their options begin with: the timestamps'
-    kind, and the last value (TS.Recent); empty: timestamps are not spoken.
+    For `netns_kit.stack.wire.common`: `frame_head` is the head of the guest's frames, `head` the offset in headers of
+    segments with nothing about them to consider, `text_at` where the text is in such a frame, `stamp` what their
+    options begin with: the timestamps' kind, and the last value (TS.Recent); empty: timestamps are not spoken.
 
     The user drives it with `accept`, `refuse`, `room`, `send`, `shutdown`, `resume` and `abort`; the guest
     with `segment_arrives` and `traffic_class`; time with `handle_timer`.
@@ -130,7 +128,7 @@ class TcpConnection:
 
     __slots__ = (
         "_asked_at", "_idle_since", "_probes", "_quick", "_table", "_writer", "ack_at", "ack_is_listed",
-        "head", "host", "id", "inbound", "key", "opened", "purpose", "rcv", "recovery", "snd", "stamp",
+        "frame_head", "head", "host", "id", "inbound", "key", "opened", "purpose", "rcv", "recovery", "snd", "stamp",
         "state", "text_at", "timer_at", "timer_entry", "tos", "ttl", "user"
     )  # fmt: skip
 
@@ -145,7 +143,9 @@ class TcpConnection:
         self.host: tuple[str, int] | None = None
         self.ttl, self.tos = 64, 0
         self.stamp = b""
-        self.head, self.text_at = common.PLAIN, _TEXT_AT[len(key) - 4]
+        self._writer = SegmentWriter(table.link, key)
+        self.head, self.text_at = common.PLAIN, common.TEXT_AT[self._writer.family.version]
+        self.frame_head = b""
         limits, memory = table.limits, table.memory
         self.snd = SendHalf(iss, mss, limits, memory)
         self.rcv = ReceiveHalf(limits.tcp_receive, memory)
@@ -158,7 +158,6 @@ class TcpConnection:
         self._idle_since = 0.0
         self._probes = 0  # unanswered ones, the last at `_asked_at`
         self._asked_at = -math.inf
-        self._writer = SegmentWriter(table.link, key)
 
     # -- opening ------------------------------------------------------------------------------------
 
@@ -214,7 +213,7 @@ class TcpConnection:
     def unreachable(self, seq: int, why: IcmpError) -> None:
         """Take the guest's ICMP error about our SYN of that number: a REJECT of its firewall, say."""
         if self.state is SYN_SENT and seq == self.snd.iss:
-            self._table.refused_inside(self, why)
+            self._table.refused(self, why)
             self._close(Closed.RESET)
 
     def too_big(self, seq: int, mtu: int, now: float) -> None:
@@ -474,7 +473,7 @@ class TcpConnection:
                 self._emit(seg.ack, RST)
         elif seg.flags & RST:
             if ack_ok:
-                self._table.refused_inside(self, Refusal.RESET)
+                self._table.refused(self, Refusal.RESET)
                 self._close(Closed.RESET)
         elif seg.flags & SYN:
             self._options(tcp.parse_options(seg.options), now)
@@ -885,13 +884,13 @@ class TcpConnection:
         else:
             self.rcv.set_scale(0)
         self.rcv.sack = self.snd.rto.probing = offered.sack_permitted
-        self._negotiate(offered.mss or DEFAULT_MSS[len(self.key) - 4])
+        self._negotiate(offered.mss or self._writer.family.default_mss)
 
     def _speak_timestamps(self, offered: tuple[int, int] | None, now: float) -> None:
         """Begin to speak timestamps; None: not to, since the guest does not."""
         self._writer.speak_timestamps(offered is not None)
         self.stamp = b"" if offered is None else tcp.pack_stamp(*offered)[: -len(tcp.STAMP)]
-        self.head, self.text_at = common.PLAIN, _TEXT_AT[len(self.key) - 4]
+        self.head, self.text_at = common.PLAIN, common.TEXT_AT[self._writer.family.version]
         if self.stamp:
             self.head, self.text_at = common.STAMPED, self.text_at + tcp.STAMP_SIZE
             self._tick(now)
@@ -1063,7 +1062,7 @@ class TcpConnection:
     def _give_up(self) -> None:
         """End the connection: the guest has not answered for too long."""
         if self.state is SYN_SENT:
-            self._table.refused_inside(self, Refusal.DROP)
+            self._table.refused(self, Refusal.DROP)
         else:
             self._emit(self.snd.max, RST | ACK)
         self._close(Closed.TIMED_OUT)

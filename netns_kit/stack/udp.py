@@ -1,107 +1,75 @@
 """UDP flows: one guest endpoint talking to one other endpoint.
 
-A flow exists so that packets towards the guest need no look-up and no building, and so that somebody is
-told when it falls idle.  Address translation, filtering and sockets are the user's business.
+A flow exists so that packets towards the guest need no look-up and no building, and so that somebody is told when it
+falls idle.  Address translation, filtering and sockets are the user's business.
 
-The timers are RFC 4787's: short while nothing has been answered, long once something has; a flow to a port
-whose protocol is one question and one answer ends soon after the answer.
+The timers are RFC 4787's: short while nothing has been answered, long once something has.  A flow to a port whose
+protocol is one question and one answer ends soon after the answer.
 """
 
 from __future__ import annotations
 
-import math
 from struct import Struct
-from typing import TYPE_CHECKING, Protocol
 
+from .flows import IdleFlow, IdleTable
 from .header import DEFAULT_TTL, FlowHeader
-from .user import DatagramUser, IcmpError, Refusal
-from .wire import checksum, ip, udp, virtio
-
-if TYPE_CHECKING:
-    from collections import Counter, OrderedDict
-    from collections.abc import Iterator
-
-    from .limits import Limits
-    from .link import Link
-    from .timers import Timers
+from .network_layer import NetworkLayer, to_group
+from .user import DatagramUser, IcmpError, LinkDatagram, LinkService, Refusal
+from .wire import BadPacket, checksum, common, flow_key, ip, udp, virtio
+from .wire.family import IPV6
 
 ONE_SHOT = frozenset({53})  # ports of such protocols: DNS
-_LONGEST = {4: 0xFFFF - ip.IPV4_SIZE, 16: 0xFFFF}  # bytes with its header, by the size of addresses
+LONGEST_SERVED = 65000  # bytes of what a service says: over either family there is room for that
 _PATCH = Struct("!HH").pack_into  # length, checksum
-_SUM_OFFSET = 6
+_LENGTH_AT = 4
+NOTHING = (-1, 0, 0, 0, 0)
 
 
-class Table(Protocol):
-    """What a flow needs of the stack it lives in."""
+class UdpFlow(IdleFlow):
+    """One flow.  `key` is guest address, other address, guest port, other port, as on the wire.
 
-    link: Link
-    limits: Limits
-    timers: Timers
-    udp: OrderedDict[bytes, UdpFlow]
-    dropped: Counter[str]
-    flow_ids: Iterator[int]
-
-    def forget_udp(self, flow: UdpFlow) -> None: ...
-
-    def send_udp(self, header: FlowHeader, payload: bytes | memoryview) -> None: ...
-
-    def refuse_udp(self, flow: UdpFlow, why: Refusal | IcmpError, payload: bytes | memoryview) -> None: ...
-
-
-class UdpFlow:
-    """`key` is guest address, other address, guest port, other port, as on the wire.
-
-    `id` is this flow's alone, also when another has its key later.  `opened` is when it was made.  `host` is the
-    client on the host's side of an inbound flow, an address as text and a port; None: the guest has opened it.
-    `received` and `sent` are bytes of payload, from the guest and to it.
+    `host` is the client on the host's side of an inbound flow, an address as text and a port; None for a flow that
+    the guest has opened.  `answered` tells whether datagrams have crossed in both directions.  For the short way of
+    `netns_kit.stack.wire.common`: `frame_head` is the head of the guest's frames, and `marks` are those of its
+    packets.
     """
 
     __slots__ = (
         "_header",
+        "_headers",
         "_heard",
+        "_laid_out",
+        "_link",
         "_longest",
         "_plain",
         "_segment_size",
         "_spoken",
         "_super",
-        "_table",
         "answered",
+        "frame_head",
         "host",
-        "id",
-        "key",
-        "last",
-        "opened",
-        "received",
-        "sent",
-        "timer_at",
-        "timer_entry",
-        "user",
+        "marks",
     )
 
-    def __init__(self, table: Table, key: bytes, now: float, host: tuple[str, int] | None = None) -> None:
-        self._table = table
-        self.key = key
-        self.id = next(table.flow_ids)
-        self.opened = now
+    user: DatagramUser
+
+    def __init__(self, table: UdpTable, key: bytes, now: float, host: tuple[str, int] | None = None) -> None:
+        self.answered = self._heard = self._spoken = False
+        super().__init__(table, key, now)
         self.host = host
-        self.received = self.sent = 0
-        self.user: DatagramUser | None = None
-        self.answered = False  # datagrams have crossed in both directions
-        self._heard = self._spoken = False
-        self.last = now
-        self.timer_at = math.inf
-        self.timer_entry = math.inf
-        size = (len(key) - 4) // 2
-        self._longest = _LONGEST[size]
-        addresses = key[size : 2 * size] + key[:size]
-        self._header = FlowHeader(table.link, addresses, ip.UDP, key[-2:] + key[-4:-2] + bytes(4))
-        self._plain = table.link.offloads.vnet_header > 0 and table.link.offloads.csum
-        offloads = table.link.offloads
-        self._super = self._plain and (offloads.uso4 if size == 4 else offloads.uso6)
+        self.frame_head = b""
+        self.marks = 0
+        self._link = link = table.link
+        self._header = header = FlowHeader(link, key, ip.UDP, udp.SIZE)
+        self._longest = header.family.longest_payload
+        self._headers = header.family.header_size + udp.SIZE
+        self._plain = link.offloads.vnet_header > 0 and link.offloads.csum
+        self._super = self._plain and link.uso(header.family)
         self._segment_size = 0  # of what is sent, as the virtio header says it
+        # what the header was laid out for last: length of the payload, TTL, TOS, segment size, `Link.version`
+        self._laid_out = NOTHING
         if self._plain:
-            self._header.buffer[: virtio.SIZE] = self._header.virtio(_SUM_OFFSET)
-        table.timers.arm(self, now + table.limits.udp_one_way)
+            self._header.buffer[: virtio.SIZE] = self._header.virtio(udp.CHECKSUM_AT)
 
     def send(
         self,
@@ -112,95 +80,165 @@ class UdpFlow:
         tos: int = 0,
         segment_size: int = 0,
     ) -> None:
-        """One datagram to the guest, in fragments where it exceeds the MTU; or, when `segment_size` is not 0, several
-        of that size end to end.  What is longer than the family's longest, it may come from the other, is dropped."""
-        self.used(now)
+        """Send a datagram to the guest, in fragments where it exceeds the MTU.
+
+        With a `segment_size` that is not 0, `payload` is several datagrams of that size end to end.  A datagram that
+        exceeds the longest of the guest's address family, it may come from the other one, is dropped.
+        """
+        self.last = now
+        link, size = self._link, len(payload)
+        layout = size, ttl, tos, segment_size, link.version
+        if layout == self._laid_out:
+            self.sent += size
+            link.emit(self._header.buffer, payload)
+        else:
+            self._send(payload, now, layout)
+
+    def _send(self, payload: bytes | memoryview, now: float, layout: tuple[int, int, int, int, int]) -> None:
+        """Send what the header is not laid out for yet."""
+        size, ttl, tos, segment_size, _ = layout
+        header, link = self._header, self._link
+        self._laid_out = NOTHING
         if not self.answered:
-            self._both_ways(now, spoken=True)
-        header, link = self._header, self._table.link
-        if 0 < segment_size < len(payload):
+            self._spoken = True
+            self._note_answer(now)
+        if 0 < segment_size < size:
             if link.version != header.version:
                 header.look_up()
                 header.length = -1
-            if (
-                self._super
-                and header.resolved
-                and len(header.buffer) - virtio.SIZE - 14 + segment_size <= header.mtu
-            ):
-                self._segments(segment_size)
-            else:
-                for start in range(0, len(payload), segment_size):
+            if not (self._super and header.resolved and self._headers + segment_size <= header.mtu):
+                for start in range(0, size, segment_size):
                     self.send(payload[start : start + segment_size], now, ttl=ttl, tos=tos)
                 return
+            self._segments(segment_size)
         elif self._segment_size:
             self._segments(0)
         if header.marks != ttl << 8 | tos:
             header.mark(ttl, tos)
-        size = len(payload)
         self.sent += size
         length = udp.SIZE + size
-        at = header.layer4
+        at = header.layer4 + _LENGTH_AT
         if length != header.length or link.version != header.version:
             if length > self._longest:
                 self._table.dropped["udp-length"] += 1
                 return
             header.set_length(length)
-        fits = self._segment_size or len(header.buffer) - virtio.SIZE - 14 + size <= header.mtu
-        if self._plain and header.resolved and fits:
-            _PATCH(header.buffer, at + 4, length, header.check)
+        if self._plain and header.resolved and (self._segment_size or self._headers + size <= header.mtu):
+            _PATCH(header.buffer, at, length, header.check)
+            self._laid_out = layout
             link.emit(header.buffer, payload)
             return
-        _PATCH(header.buffer, at + 4, length, 0)
-        parts = checksum.total(memoryview(header.buffer)[at:]) + checksum.total(payload)
-        _PATCH(header.buffer, at + 4, length, checksum.checksum(header.pseudo, length, parts))
-        self._table.send_udp(header, payload)
+        _PATCH(header.buffer, at, length, 0)
+        parts = checksum.total(memoryview(header.buffer)[header.layer4 :]) + checksum.total(payload)
+        _PATCH(header.buffer, at, length, checksum.checksum(header.pseudo, length, parts))
+        layer4 = bytes(memoryview(header.buffer)[header.layer4 :]) + payload
+        self._table.packets.send(header.addresses, ip.UDP, layer4, ttl=ttl, tos=tos)
 
     def _segments(self, size: int) -> None:
-        """What is sent from now on is taken apart by the guest's kernel, into datagrams of `size`; 0: it is one."""
+        """Have the guest's kernel cut what is sent from now on into datagrams of `size`; 0: each is one."""
         if size != self._segment_size:
             self._segment_size = size
             kind = virtio.GSO_UDP_L4 if size else virtio.GSO_NONE
-            self._header.buffer[: virtio.SIZE] = self._header.virtio(_SUM_OFFSET, kind, size)
-
-    def used(self, now: float) -> None:
-        """It is not idle: its time begins anew, and others make room before it."""
-        self.last = now
-        if self.user is not None:
-            self._table.udp.move_to_end(self.key)
+            self._header.buffer[: virtio.SIZE] = self._header.virtio(udp.CHECKSUM_AT, kind, size)
 
     def refuse(self, why: Refusal | IcmpError, payload: bytes | memoryview = b"") -> None:
         """Tell the guest, as an ICMP error, what became of a datagram; `payload` is as much of it as is known."""
-        self._table.refuse_udp(self, why, payload)
+        length = udp.SIZE + len(payload)
+        datagram = flow_key.ports(self.key) + length.to_bytes(2, "big") + bytes(2) + payload
+        datagram = ip.sum_into(datagram, flow_key.addresses(self.key), ip.UDP, udp.CHECKSUM_AT)
+        self._table.packets.error_about(self.key, ip.UDP, datagram, why)
 
     def heard(self, now: float) -> None:
-        """The guest has sent a datagram, which may be the answer to one of ours."""
-        self._both_ways(now, heard=True)
+        """Note that the guest has sent a datagram, which may be the answer to one of ours."""
+        self._heard = True
+        self._note_answer(now)
 
-    def _both_ways(self, now: float, *, heard: bool = False, spoken: bool = False) -> None:
-        self._heard |= heard
-        self._spoken |= spoken
+    def _note_answer(self, now: float) -> None:
         if self._heard and self._spoken:
             self.answered = True
-            self._table.timers.arm(self, now + self._lifetime)
+            self._table.timers.arm(self, now + self.lifetime)
 
     @property
-    def _lifetime(self) -> float:
+    def lifetime(self) -> float:
+        """Seconds that it may be idle."""
         limits = self._table.limits
         if not self.answered:
             return limits.udp_one_way
-        return limits.udp_one_shot if int.from_bytes(self.key[-2:], "big") in ONE_SHOT else limits.udp_stream
+        return limits.udp_one_shot if flow_key.parse(self.key).remote_port in ONE_SHOT else limits.udp_stream
 
-    def handle_timer(self, now: float) -> None:
-        due = self.last + self._lifetime
-        if due > now:
-            self._table.timers.arm(self, due)
+
+class UdpTable(IdleTable[UdpFlow]):
+    """The UDP flows of a stack, and the services that are asked before one is opened, by their ports."""
+
+    def __init__(self, network: NetworkLayer) -> None:
+        super().__init__("udp", network, network.limits.udp_flows)
+        self.services: dict[int, LinkService] = {}
+
+    def open(self, key: bytes, now: float, host: tuple[str, int] | None = None) -> UdpFlow:
+        """Return the flow of that key, made if it is not there.  `host` is the client on the host's side, if any."""
+        flow = self.get(key)
+        return self._made(key, now, host) if flow is None else flow
+
+    def _made(self, key: bytes, now: float, host: tuple[str, int] | None = None) -> UdpFlow:
+        if len(self) >= self.limit:
+            self.dropped["limit-udp-flows"] += 1
+            self.evict()
+        flow = UdpFlow(self, key, now, host)
+        self.add(flow)
+        return flow
+
+    def packet_arrives(self, packet: ip.Packet, now: float) -> None:
+        """Handle a datagram of the guest's: it belongs to a flow, is a service's, or opens a flow."""
+        _, _, check, payload = udp.parse(packet.payload)
+        if not packet.summed and (check or packet.family is IPV6):  # over IPv4 zero means none
+            packet.verify(udp.SIZE + len(payload))
+        segment_size = virtio.datagram_size(packet.frame) if packet.summed else 0
+        key = packet.addresses + packet.payload[:4]
+        flow = self.get(key)
+        if flow is None:
+            if not segment_size and self._is_served(packet, payload, now):
+                return
+            flow = self._open(packet, key, now)
+            if flow is None:
+                return
+        flow.frame_head = common.head_of(packet) if packet.summed else b""
+        flow.marks = packet.marks
+        if not flow.answered:
+            flow.heard(now)
+        flow.last = now
+        flow.received += len(payload)
+        if segment_size >= len(payload):
+            segment_size = 0
+        flow.user.datagram(flow, payload, flow.marks, segment_size)
+
+    def _is_served(self, packet: ip.Packet, payload: memoryview, now: float) -> bool:
+        """Ask the service at the port of a datagram, if there is one.  Return whether it was for it."""
+        source_port, port, _, _ = udp.HEADER.unpack_from(packet.payload)
+        service = self.services.get(port)
+        if service is None:
+            return False
+        source, destination, own = packet.source, packet.destination, self.link.own
+        if source in own or (destination not in own and ip.is_unicast(destination)):
+            return False
+        asked = LinkDatagram(bytes(payload), source, source_port, destination, port, packet.source_mac)
+        return service.datagram(asked, now)
+
+    def send_datagram(self, datagram: LinkDatagram) -> None:
+        """Send a datagram of no flow.  One that no packet can carry is dropped and counted."""
+        if len(datagram.payload) > LONGEST_SERVED or len(datagram.source) != len(datagram.destination):
+            self.dropped["service-reply"] += 1
         else:
-            self.close()
+            self.packets.datagram(datagram)
 
-    def close(self) -> None:
-        """Out of the table; the user is told.  Again is fine."""
-        self.timer_at = math.inf
-        self._table.forget_udp(self)
-        user, self.user = self.user, None
-        if user is not None:
-            user.expired(self)
+    def _open(self, packet: ip.Packet, key: bytes, now: float) -> UdpFlow | None:
+        if not ip.is_unicast(packet.destination):
+            raise to_group(packet, "udp")
+        if not ip.is_unicast(packet.source):
+            raise BadPacket("udp-source")
+        self.network.admit(packet)
+        flow = self._made(key, now)
+        refusal = self.network.user.udp_opened(flow)
+        if refusal is not None:
+            self.turn_away(flow, refusal, packet)
+            return None
+        return flow

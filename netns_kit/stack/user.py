@@ -1,8 +1,8 @@
-"""What the stack asks of whoever uses it: RFC 9293's "user", one protocol per kind of flow.
+"""What the stack asks of whoever uses it: RFC 9293's "user", one interface per transport.
 
-These are plain synchronous calls, made while a frame is handled or a timer expires.  Views passed in are
-lent until the call returns; a user may keep one for longer if it has that from whoever owns the frames, as
-`netns_kit.gateway.relay.UdpRelay` has it from the gateway.
+These are plain synchronous calls, made while a frame is handled or a timer expires.  A view that is passed in is lent
+until the call returns.  A user may keep one for longer if the owner of the frames allows it, as the gateway allows
+`netns_kit.gateway.relay.UdpRelay`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Refusal(Enum):
-    """How a flow is turned away, and what the guest's program sees.
+    """The ways to turn a flow away, and what the guest's program sees.
 
     RESET: TCP RST, else ICMP port unreachable; ECONNREFUSED.  NET_UNREACHABLE and HOST_UNREACHABLE: ICMP;
     ENETUNREACH and EHOSTUNREACH.  PROHIBITED: ICMP administratively prohibited; EHOSTUNREACH (IPv6: EACCES), at once.
@@ -36,10 +36,10 @@ class Refusal(Enum):
 
 @frozen
 class IcmpError:
-    """What became of a packet further on, as ICMP or ICMPv6 reported it (RFC 792, RFC 4443).
+    """An ICMP or ICMPv6 error about a packet, from further on (RFC 792, RFC 4443).
 
-    `type`, `code` and `mtu` (of a packet too big, else 0) are those of the flow's own family.  `offender`
-    is who said so, packed; empty: we do, the gateway.  `ttl` is what that message arrived with.
+    `type`, `code` and `mtu` (of a packet too big, else 0) are those of the flow's own family.  `offender` is the
+    packed address that reported it; empty stands for the gateway.  `ttl` is what the report arrived with.
     """
 
     type: int
@@ -50,7 +50,7 @@ class IcmpError:
 
 
 class Closed(Enum):
-    """Why a TCP connection is no more."""
+    """The reasons for the end of a TCP connection."""
 
     NORMAL = "normal"
     RESET = "reset"
@@ -59,71 +59,93 @@ class Closed(Enum):
 
 
 class TcpUser(Protocol):
-    """One TCP connection's other half: a host socket, usually."""
+    """The other half of a TCP connection: a host socket, usually."""
 
     def established(self) -> None:
-        """The guest has answered: data may be sent."""
+        """Begin to send: the guest has answered."""
 
     def deliver(self, data: memoryview) -> int:
-        """Take what you can of `data`; how much that was.  Less than all: call `TcpConnection.resume`
-        when more can be taken.  The guest's ACK covers what has been taken and no more."""
+        """Take what can be taken of `data`, and return how many bytes that was.
+
+        If it was less than all, call `TcpConnection.resume` when more can be taken.  The guest's ACK covers what has
+        been taken and no more.
+        """
         ...
 
     def urgent(self, data: memoryview) -> int:
-        """As `deliver`, for the one byte that the guest's urgent pointer points out (RFC 9293 3.8.5)."""
+        """Do as `deliver` with the one byte that the guest's urgent pointer marks (RFC 9293 3.8.5)."""
         ...
 
     def end(self) -> None:
-        """The guest has sent FIN and all before it has been delivered."""
+        """Note the guest's FIN: all before it has been delivered."""
 
     def writable(self) -> None:
-        """There is room again, after `TcpConnection.room` was 0."""
+        """Go on to send: there is room again, after `TcpConnection.room` was 0."""
 
     def keepalive(self, idle: float) -> None:
-        """The guest has sent a keepalive probe after so many seconds without anything else."""
+        """Note a keepalive probe of the guest's, after `idle` seconds without anything else."""
 
     def traffic_class(self, tos: int) -> None:
-        """The guest's segments have this traffic class from now on; ECN's two bits are left out."""
+        """Note the traffic class of the guest's segments from now on, without ECN's two bits."""
 
     def closed(self, why: Closed) -> None:
-        """The connection is over; nothing more is called."""
+        """Let go of the connection, which is over; nothing more is called."""
 
 
 class DatagramUser(Protocol):
-    """A UDP flow's other half."""
+    """The other half of a UDP flow."""
 
     def datagram(self, flow: UdpFlow, payload: memoryview, marks: int, segment_size: int) -> None:
-        """A datagram from the guest, or, when `segment_size` is not 0, several of that size end to end.
-        `marks` are those of `netns_kit.stack.wire.ip.marks`."""
+        """Take a datagram from the guest or, when `segment_size` is not 0, several of that size end to end.
+
+        `marks` are those of `netns_kit.stack.wire.ip.Packet`.
+        """
 
     def expired(self, flow: UdpFlow) -> None:
-        """The flow was idle too long or had to make room; it is out of the table."""
+        """Let go of the flow, which was idle for too long or had to make room: it is out of the table."""
 
 
 class EchoUser(Protocol):
-    """An ICMP echo flow's other half."""
+    """The other half of an ICMP echo flow."""
 
     def echo(self, flow: EchoFlow, sequence: int, payload: memoryview, packet: Packet) -> None:
-        """A request from the guest, and the packet it came in."""
+        """Take a request from the guest, and the packet it came in."""
 
-    def expired(self, flow: EchoFlow) -> None: ...
+    def expired(self, flow: EchoFlow) -> None:
+        """Let go of the flow, as `DatagramUser.expired` does."""
 
 
-FlowProtocol = Literal["tcp", "udp", "icmp"]
+class Nobody:
+    """The user of a flow that has none: what it is told goes nowhere."""
+
+    def datagram(self, flow: UdpFlow, payload: memoryview, marks: int, segment_size: int) -> None:
+        """Drop it."""
+
+    def echo(self, flow: EchoFlow, sequence: int, payload: memoryview, packet: Packet) -> None:
+        """Drop it."""
+
+    def expired(self, flow: UdpFlow | EchoFlow) -> None:
+        """Do nothing."""
+
+
+NOBODY = Nobody()
+
+Transport = Literal["tcp", "udp", "icmp"]
+"""What a flow is carried by, as people call it."""
 AnyFlow: TypeAlias = "TcpConnection | UdpFlow | EchoFlow"
 
 
 class StackUser(Protocol):
-    """Told of every new flow.  It gives the flow a user, or refuses it, now or later."""
+    """The owner of a stack.  It is told of every new flow, and gives it a user or refuses it, now or later."""
 
     def tcp_opened(self, connection: TcpConnection) -> None:
-        """The guest wants to connect.  Call `TcpConnection.accept` or `TcpConnection.refuse`."""
+        """Call `TcpConnection.accept` or `TcpConnection.refuse`: the guest wants to connect."""
 
     def udp_opened(self, flow: UdpFlow) -> Refusal | None:
-        """Set `UdpFlow.user`, or say why not."""
+        """Set `UdpFlow.user`, or return why not."""
 
     def echo_opened(self, flow: EchoFlow) -> Refusal | None:
-        """Set `EchoFlow.user`, or say why not."""
+        """Set `EchoFlow.user`, or return why not."""
 
 
 class LinkDatagram(NamedTuple):
@@ -154,15 +176,32 @@ class LinkService(Protocol):
 
 
 class Watcher(Protocol):
-    """Told of every flow while it is `Stack.watcher`: that it is opened, perhaps that it is refused, in the end that
-    it is closed.  It must not raise.
+    """A follower of all flows while it is `Stack.watcher`: each is opened, perhaps refused, and closed in the end.
+
+    It must not raise.
     """
 
-    def opened(self, protocol: FlowProtocol, flow: AnyFlow) -> None:
-        """It is in the table; whether it may stay is not decided yet."""
+    def opened(self, transport: Transport, flow: AnyFlow) -> None:
+        """Note a flow that is in the table now; whether it may stay is not decided yet."""
 
-    def refused(self, protocol: FlowProtocol, flow: AnyFlow, why: Refusal | IcmpError) -> None:
-        """It is turned away, by the user or, if it is inbound, by the guest, and will be closed at once."""
+    def refused(self, transport: Transport, flow: AnyFlow, why: Refusal | IcmpError) -> None:
+        """Note that a flow is turned away, by the user or, if it is inbound, by the guest: it is closed next."""
 
-    def closed(self, protocol: FlowProtocol, flow: AnyFlow) -> None:
-        """It is out of the table."""
+    def closed(self, transport: Transport, flow: AnyFlow) -> None:
+        """Note that a flow is out of the table."""
+
+
+class _Unwatched:
+    """The `Watcher` of a stack that nobody watches."""
+
+    def opened(self, transport: Transport, flow: AnyFlow) -> None:
+        pass
+
+    def refused(self, transport: Transport, flow: AnyFlow, why: Refusal | IcmpError) -> None:
+        pass
+
+    def closed(self, transport: Transport, flow: AnyFlow) -> None:
+        pass
+
+
+UNWATCHED: Watcher = _Unwatched()

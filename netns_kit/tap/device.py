@@ -48,6 +48,7 @@ from netns_kit.host import abi
 from netns_kit.stack.offloads import Offloads
 
 from .flags import GUEST_QUEUE, TAP_FLAGS
+from .frame_device import ETHERNET_HEADER, VNET_HEADER, TapCounters
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 
     from netns_kit.namespace.namespace import Namespace
 
+    from .impaired import ImpairedTap
     from .impairment import Impairment
 
 _FPROG = struct.Struct("HP")  # struct sock_fprog
@@ -72,36 +74,17 @@ _TSO = _CSUM | _TSO4 | _TSO6
 OFFLOAD_SETS = (_TSO | _TSO_ECN | _USO4 | _USO6, _TSO | _TSO_ECN, _TSO, _CSUM, 0)
 """The TUN_F_ words given to TUNSETOFFLOAD, best first; USO is in Linux since 6.2."""
 
-VNET_HEADER = 10
-"""Bytes of `struct virtio_net_hdr` without num_buffers."""
-ETHERNET_HEADER = 14
-FRAME_MAX = VNET_HEADER + ETHERNET_HEADER + 4 + 0xFFFF
-"""No frame is longer, vnet header and VLAN tag included: the size of a buffer for `TapDevice.read_into`."""
 QUEUES_MAX = 64
 MTU_MIN, MTU_MAX, TAP_MTU_MAX = 68, 0xFFFF, 0xFFFF - ETHERNET_HEADER
 TX_QUEUE = 1000
 """Frames kept for a device that pushes back."""
 _SEND_BUFFER = 4 << 20
-_READS = 64  # of the device per `ImpairedTap.read_into`: a flooding guest must not hold the engine
 
 _BUSY = frozenset({errno.EAGAIN, errno.ENOBUFS})  # again when writable
 _REFUSED = frozenset({errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.ENOMEM})  # this frame, not the device
 _GONE = frozenset(
     {errno.EBADF, errno.EBADFD, errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN, errno.EPIPE}
 )
-
-
-class TapCounters:
-    """Frames since the device was made, counted in the process that reads and writes them (see `Gateway.stats`).
-
-    `received` and `sent` crossed the descriptor.  `dropped` found the queue full.  `refused` were not taken
-    by the guest's kernel: its link is down or the frame is malformed.
-    """
-
-    __slots__ = ("dropped", "received", "refused", "sent")
-
-    def __init__(self) -> None:
-        self.received = self.sent = self.dropped = self.refused = 0
 
 
 class TapDevice:
@@ -427,13 +410,8 @@ class TapDevice:
         """True while frames wait for the descriptor to become writable; then call `flush`."""
         return bool(self._backlog)
 
-    @property
-    def dropped(self) -> int:
-        """Frames lost because the queue was full."""
-        return self.counters.dropped
-
     def advance(self, now: float) -> None:
-        """Let time pass; nothing happens in a plain device."""
+        """Let time pass: nothing happens in a plain device."""
 
     def release(self) -> None:
         """Close the descriptors and forget the frames that wait: `close` for a program without an event loop.
@@ -457,13 +435,16 @@ class TapDevice:
             )
 
     def impaired(self, transmit: Impairment, receive: Impairment | None = None) -> ImpairedTap:
-        """This device behind a bad link: `transmit` for what we write, `receive` for what we read.
+        """Return this device behind a bad link.
 
-        Without `receive` both directions are as bad, each with a seed of its own.  Raises `ArgumentError` for a
-        device with several queues.
+        Args:
+            transmit: The impairment of what we write.
+            receive: That of what we read; None: both directions are as bad, each with a seed of its own.
+        Raises:
+            ArgumentError: The device has several queues.
+            ArgumentTypeError: What is given is no impairment.
         """
-        if len(self.queues) > 1:
-            raise ArgumentError("expected 1 for an impaired link", "queues", len(self.queues))
+        from .impaired import ImpairedTap  # few links are bad: the others need not know how
         from .impairment import Impairment
 
         arguments.instance("transmit", transmit, Impairment, "an Impairment")
@@ -493,107 +474,12 @@ class TapDevice:
         return DeviceGone(f"{self.name}: {'closed' if self._fd < 0 else error.strerror}")
 
 
-class ImpairedTap(TapDevice):
-    """A `TapDevice` behind one `BadLink` per direction; it looks like the device, opens and closes it.
-
-    Nothing moves but by `advance`: a frame read or written asks for it at once, by a `deadline` in the past,
-    and enters its link then.  **After `advance` call `read_into`**, readable descriptor or not: frames that
-    were under way may have arrived.
-
-    `transmit` and `receive` are the links, for their counters.  The device is always read, and a link drops
-    what its queue cannot hold, as a router does: frames left in a readable descriptor would keep the engine
-    awake.  Neither a vnet header nor an Ethernet header is damaged.  With offloads one loss is a whole
-    super-frame: a device without vnet header is closer to a cable.
-    """
-
-    __slots__ = ("_arrived", "_device", "_inward", "_now", "_outward", "_scratch", "receive", "transmit")
-
-    def __init__(self, device: TapDevice, transmit: Impairment, receive: Impairment) -> None:
-        super().__init__(device.name, device.mtu, namespace=device.namespace)
-        self.counters = device.counters
-        from .impairment import BadLink  # few links are bad: the others need not know how
-
-        self.transmit = BadLink(transmit)
-        self.receive = BadLink(receive)
-        self._device = device
-        self._inward: list[bytes] = []  # read, but not yet in the link...
-        self._outward: list[bytes] = []  # ...written, likewise...
-        self._arrived: deque[bytes] = deque()  # ...and through it
-        self._scratch = bytearray(FRAME_MAX)
-        self._now = 0.0
-        self._mirror()
-
-    async def __aenter__(self) -> Self:
-        self._device = await self._device
-        self._mirror()
-        return self
-
-    def _mirror(self) -> None:
-        """Copy what the device learned when it was opened."""
-        device = self._device
-        self.name, self.mac, self.offloads = device.name, device.mac, device.offloads
-        self.transmit.protect = self.receive.protect = device.offloads.vnet_header + ETHERNET_HEADER
-
-    def fileno(self) -> int:
-        return self._device.fileno()
-
-    def at(self, fd: int) -> TapDevice:
-        return ImpairedTap(self._device.at(fd), self.transmit.impairment, self.receive.impairment)
-
-    def read_into(self, buffer: memoryview | bytearray) -> int | None:
-        if self._arrived:
-            frame = self._arrived.popleft()
-            self._set_deadline()
-            length = min(len(frame), len(buffer))
-            buffer[:length] = frame[:length]
-            return length
-        for _ in range(_READS):
-            size = self._device.read_into(self._scratch)
-            if size is None:
-                break
-            self._inward.append(bytes(memoryview(self._scratch)[:size]))
-        self._set_deadline()
-        return None
-
-    def write(self, *buffers: bytes | bytearray | memoryview) -> bool:
-        self._outward.append(b"".join(buffers))
-        self._set_deadline()
-        return True
-
-    def advance(self, now: float) -> None:
-        """Let time pass until `now`, when what was read and written meanwhile enters the links.
-
-        Frames due are written to the device or ready for `read_into`.
-        """
-        self._now = now
-        inward, self._inward = self._inward, []
-        outward, self._outward = self._outward, []
-        for frame in inward:
-            self.receive.send(frame, now)
-        for frame in outward:
-            self.transmit.send(frame, now)
-        self._arrived.extend(self.receive.receive(now))
-        for frame in self.transmit.receive(now):
-            self._device.write(frame)
-        self._set_deadline()
-
-    def _set_deadline(self) -> None:
-        at_once = self._arrived or self._inward or self._outward
-        self.deadline = self._now if at_once else min(self.transmit.deadline, self.receive.deadline)
-
-    def flush(self) -> None:
-        self._device.flush()
-
-    @property
-    def backlog(self) -> bool:
-        return self._device.backlog
-
-    def release(self) -> None:
-        self._device.release()
-
-
 def check_name(name: str) -> None:
-    """Raise `ArgumentError` unless an interface can have this name, by the rules of the kernel's dev_valid_name()."""
+    """Check the name of an interface, as the kernel's dev_valid_name() does.
+
+    Raises:
+        ArgumentError: No interface can have that name.
+    """
     arguments.text("name", name, "the name of an interface")
     size = len(os.fsencode(name))
     if not 1 <= size <= 15 or name in (".", "..") or any(c in "/:\0" or c.isspace() for c in name):
@@ -601,7 +487,11 @@ def check_name(name: str) -> None:
 
 
 def check_mtu(mtu: int, largest: int) -> None:
-    """Raises `ArgumentError` unless that is an MTU."""
+    """Check an MTU of `largest` bytes at most.
+
+    Raises:
+        ArgumentError: It is out of range.
+    """
     arguments.whole_number("mtu", mtu, MTU_MIN, largest)
 
 
@@ -615,9 +505,9 @@ def _parse_mac(mac: str) -> bytes:
 
 
 def _interface(fd: int) -> tuple[str, int]:
-    """Name and flags of an attached tun or tap.
+    """Return name and flags of an attached tun or tap.
 
-    Asked under a filter that lets everything pass, for without one the kernel says IFF_NO_PI of any tap.
+    They are asked for under a filter that lets everything pass: without one the kernel says IFF_NO_PI of any tap.
     """
     with contextlib.suppress(OSError):  # a tun takes no filter, and what is no tun at all fails below
         fcntl.ioctl(fd, _ATTACH_FILTER, _FPROG.pack(1, _PASS_ALL.buffer_info()[0]))
@@ -633,7 +523,7 @@ def _interface(fd: int) -> tuple[str, int]:
 
 
 def _negotiate(fd: int, flags: int) -> Offloads:
-    """Have the kernel send as little work as it accepts; say what it accepted."""
+    """Have the kernel leave as much work to the other end as it can, and return what it can."""
     if not flags & abi.IFF_VNET_HDR:
         fcntl.ioctl(fd, abi.TUNSETOFFLOAD, 0)
         return Offloads()

@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from netns_kit import arguments
 from netns_kit.arguments import Address, AddressLike
 from netns_kit.errors import AddressError, ArgumentError
 from netns_kit.frozen import frozen
+from netns_kit.stack import Transport
 from netns_kit.subnet import Subnet
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Protocol = Literal["tcp", "udp", "icmp"]
 DNS_PORT = 53
 _ENDPOINT = re.compile(
     r"""^(?: (?: \[(?P<ipv6>[^\]]+)\] | (?P<ipv4>[0-9.]+) ) (?: :(?P<port>[0-9]{1,5}) )?
@@ -97,7 +97,7 @@ def _endpoint(address: str, port: int) -> Endpoint:
 class Flow:
     """A flow that the namespace opens, as its first packet names it."""
 
-    protocol: Literal["tcp", "udp", "icmp"]
+    protocol: Transport
     """Transport of the flow."""
     source: Endpoint
     """Address and port inside, in the namespace."""

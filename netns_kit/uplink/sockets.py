@@ -30,7 +30,7 @@ from netns_kit.host.abi import (
     SO_EE_ORIGIN_LOCAL,
 )
 from netns_kit.stack import IcmpError, Refusal
-from netns_kit.stack.wire import icmp
+from netns_kit.stack.wire import family as addresses
 
 DATAGRAMS_PER_STEP = 64
 MAX_DATAGRAM = 65536
@@ -178,7 +178,7 @@ class Marks:
         self._carried = self._ttl = self._tos = self._mode = -1
 
     def carry(self, marks: int) -> None:
-        """Give these marks to what is sent from now on (see `netns_kit.stack.wire.ip.marks`)."""
+        """Give these marks to what is sent from now on (see `netns_kit.stack.wire.ip.Packet`)."""
         if marks == self._carried:
             return
         self._carried = marks
@@ -234,12 +234,10 @@ class HostError(NamedTuple):
         Where the flow's target stands for that address, as loopback does for the gateway's, `other` is put in its
         place.
         """
-        size = len(other)
+        family = addresses.family_of(other)
         if self.is_local and self.error == errno.EMSGSIZE:
-            if size == 4:
-                return IcmpError(icmp.UNREACHABLE, icmp.FRAGMENTATION_NEEDED, mtu=self.mtu)
-            return IcmpError(icmp.V6_TOO_BIG, 0, mtu=self.mtu)
-        if len(self.offender) != size:
+            return IcmpError(family.too_big, family.too_big_code, mtu=self.mtu)
+        if len(self.offender) != family.address_size:
             return refusal_for(self.error)
         offender = self.offender
         if ip_address(offender) == ip_address(self.target[0].partition("%")[0]):

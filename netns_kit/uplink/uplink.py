@@ -22,12 +22,12 @@ from netns_kit.dns.manner import DEFAULT
 from netns_kit.errors import AddressError, ArgumentError, ArgumentTypeError, SysctlError
 from netns_kit.host import diagnosis, sysctl
 from netns_kit.host.abi import IP_BIND_ADDRESS_NO_PORT, IPV6_MTU
-from netns_kit.stack import Refusal
+from netns_kit.stack import Refusal, Transport
 
 from .dial import Dial
 from .direct import DirectDial
 from .dns_settings import DnsSettings, shortest
-from .flow import DNS_PORT, Endpoint, Flow, Protocol, Target, Way
+from .flow import DNS_PORT, Endpoint, Flow, Target, Way
 
 __all__ = [
     "DNS_PORT",
@@ -35,7 +35,6 @@ __all__ = [
     "METADATA",
     "Endpoint",
     "Flow",
-    "Protocol",
     "Target",
     "UdpFiltering",
     "UdpPorts",
@@ -206,7 +205,7 @@ class Uplink:
             return Refusal.PROHIBITED
         return Target((flow.destination,))
 
-    def _host_port_allowed(self, protocol: Protocol, port: int) -> bool:
+    def _host_port_allowed(self, protocol: Transport, port: int) -> bool:
         """Return whether the host's loopback may be reached there.  An echo has an identifier and no port."""
         if isinstance(self._loopback, bool):
             return self._loopback
@@ -299,9 +298,7 @@ class Uplink:
         """Return the source address of sockets to `target`; None: any, as for the host's loopback."""
         return None if target.is_loopback else self._bind[_FAMILY[target.version]]
 
-    def open(
-        self, protocol: Literal["tcp", "udp", "icmp"], target: IPv4Address | IPv6Address, port: int = 0
-    ) -> socket.socket:
+    def open(self, protocol: Transport, target: IPv4Address | IPv6Address, port: int = 0) -> socket.socket:
         """Return a non-blocking socket that can reach `target`.
 
         Args:

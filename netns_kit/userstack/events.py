@@ -15,7 +15,7 @@ from netns_kit.frozen import frozen, replace
 from netns_kit.gateway.gateway import FlowInfo, Gateway
 from netns_kit.operations import chained, operation, same
 from netns_kit.stack import AnyFlow, IcmpError, Refusal
-from netns_kit.stack.user import FlowProtocol
+from netns_kit.stack.user import UNWATCHED, Transport
 
 EVENTS_KEPT = 4096  # for each subscriber
 
@@ -72,24 +72,24 @@ class Events:
 
     def close(self) -> None:
         """Watch no more."""
-        self._gateway.stack.watcher = None
+        self._gateway.stack.watcher = UNWATCHED
 
-    def opened(self, protocol: FlowProtocol, flow: AnyFlow) -> None:
-        self._happened("opened", protocol, flow)
+    def opened(self, transport: Transport, flow: AnyFlow) -> None:
+        self._happened("opened", transport, flow)
 
-    def refused(self, protocol: FlowProtocol, flow: AnyFlow, why: Refusal | IcmpError) -> None:
+    def refused(self, transport: Transport, flow: AnyFlow, why: Refusal | IcmpError) -> None:
         self._refused = flow
-        self._happened("refused", protocol, flow, why if isinstance(why, Refusal) else None)
+        self._happened("refused", transport, flow, why if isinstance(why, Refusal) else None)
 
-    def closed(self, protocol: FlowProtocol, flow: AnyFlow) -> None:
+    def closed(self, transport: Transport, flow: AnyFlow) -> None:
         refused, self._refused = self._refused, None
         if refused is not flow:
-            self._happened("closed", protocol, flow)
+            self._happened("closed", transport, flow)
 
     def _happened(
-        self, kind: FlowEventKind, protocol: FlowProtocol, flow: AnyFlow, refusal: Refusal | None = None
+        self, kind: FlowEventKind, transport: Transport, flow: AnyFlow, refusal: Refusal | None = None
     ) -> None:
-        event = FlowEvent(kind, self._gateway.info(protocol, flow, kind), refusal)
+        event = FlowEvent(kind, self._gateway.info(transport, flow, kind), refusal)
         for queue in self._queues.values():
             queue.put(event)
 

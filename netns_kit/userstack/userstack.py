@@ -27,7 +27,7 @@ from netns_kit.gateway.stats import Stats, complete
 from netns_kit.namespace.background import Openable, Supervisor
 from netns_kit.namespace.namespace import Namespace
 from netns_kit.subnet import Subnet
-from netns_kit.tap.device import TapDevice
+from netns_kit.tap.frame_device import Device
 from netns_kit.uplink.uplink import Uplink
 
 from .events import Events, FlowEvent
@@ -85,7 +85,7 @@ class UserStack(Openable):
     give one."""
 
     @arguments.spelled_out(Setup.of)
-    def __init__(self, tap: TapDevice, uplink: Uplink | None = None, **options: Unpack[StackOptions]) -> None:
+    def __init__(self, tap: Device, uplink: Uplink | None = None, **options: Unpack[StackOptions]) -> None:
         self.setup = Setup.of(tap, uplink, **options)
         if self.setup.driver == "worker":
             from .worker.policy_check import check

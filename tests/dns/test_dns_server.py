@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from netns_kit import DnsQuery, Rcode, Record
 from netns_kit.dns import Action, Answer, DnsProxy, DnsServer, Manner, Send, Upstream, Zone, server
 from netns_kit.dns.cache import Cache
-from netns_kit.dns.exchanges import Transport
+from netns_kit.dns.exchanges import DnsTransport
 from netns_kit.dns.message import TC, expanded
 from netns_kit.dns.proxy import LONGEST_KEPT
 
@@ -72,7 +72,7 @@ class Scene:
         self.now = 1000.0
         self.out: list[Action] = []
 
-    def asks(self, query: bytes, client: str = "me", transport: Transport = "udp") -> None:
+    def asks(self, query: bytes, client: str = "me", transport: DnsTransport = "udp") -> None:
         self.out += self.server.query(query, client, CLIENT, self.now, transport) or []
 
     def sends(self, *upstreams: Upstream) -> list[bytes]:
@@ -122,7 +122,7 @@ def test_upstream_is_asked_the_way_the_client_asks() -> None:
 
 
 @pytest.mark.parametrize("transport", ["udp", "tcp"])
-def test_names_of_ours_are_answered_here(transport: Transport) -> None:
+def test_names_of_ours_are_answered_here(transport: DnsTransport) -> None:
     dns = Scene(Record("db.internal", "192.0.2.5"))
     dns.asks(question("db.internal"), transport=transport)
     assert DNSRecord.parse(dns.out[0].message).header.aa
@@ -226,7 +226,7 @@ def test_the_hook_is_told_what_is_asked() -> None:
 
 @pytest.mark.parametrize("transport", ["udp", "tcp"])
 @pytest.mark.parametrize("rcode", Rcode)
-def test_the_hook_refuses(rcode: Rcode, transport: Transport) -> None:
+def test_the_hook_refuses(rcode: Rcode, transport: DnsTransport) -> None:
     dns = Scene(Record("db.internal", "192.0.2.5"), hook=lambda query: rcode)
     for name in ("db.internal", "www.example"):
         dns.asks(question(name), transport=transport)
@@ -331,7 +331,7 @@ def test_new_resolvers_are_asked_from_now_on() -> None:
 
 
 @pytest.mark.parametrize("transport", ["udp", "tcp"])
-def test_what_upstream_has_said_is_said_again(transport: Transport) -> None:
+def test_what_upstream_has_said_is_said_again(transport: DnsTransport) -> None:
     dns = Scene(cache=True)
     upstream = UDP if transport == "udp" else TCP
     dns.asks(question(), transport=transport)
@@ -535,7 +535,7 @@ def test_no_bytes_from_either_side_raise(data: st.DataObject) -> None:
         name = data.draw(
             st.sampled_from(["one.internal", "renamed", "www.example", "x.wild.example", "corp.example"])
         )
-        transport: Transport = data.draw(st.sampled_from(("udp", "tcp")))
+        transport: DnsTransport = data.draw(st.sampled_from(("udp", "tcp")))
         dns.asks(
             damaged(question(name, size=data.draw(st.sampled_from((0, 512, 4096))))), transport=transport
         )

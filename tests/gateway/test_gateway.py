@@ -24,11 +24,13 @@ from netns_kit.gateway.setup import Setup
 from netns_kit.gateway.worker_links import WorkerLinks
 from netns_kit.stack import Closed, Limits, Refusal, Stack, TcpConnection, UdpFlow
 from netns_kit.stack.echo import EchoFlow
+from netns_kit.stack.user import Transport
 from netns_kit.stack.wire import checksum, ethernet, icmp, ip, tcp, udp, virtio
 from netns_kit.subnet import Subnet
-from netns_kit.tap.device import FRAME_MAX, TapDevice
+from netns_kit.tap.device import TapDevice
+from netns_kit.tap.frame_device import FRAME_MAX, Device
 from netns_kit.tap.impairment import Impairment
-from netns_kit.uplink.uplink import Protocol, Uplink
+from netns_kit.uplink.uplink import Uplink
 from tests.support import needs_ping
 from tests.support.servers import closed_port, dns_server, reset
 
@@ -122,10 +124,10 @@ class Mailbox:
 class Spy(Uplink):
     """Remembers what it was asked to open, and fails as it is told to."""
 
-    opened: list[tuple[Protocol, Address]]
+    opened: list[tuple[Transport, Address]]
     failure: int = 0
 
-    def open(self, protocol: Protocol, target: Address, port: int = 0) -> socket.socket:
+    def open(self, protocol: Transport, target: Address, port: int = 0) -> socket.socket:
         self.__dict__.setdefault("opened", []).append((protocol, target))
         if self.failure:
             raise OSError(self.failure, os.strerror(self.failure))
@@ -147,7 +149,7 @@ class Bench:
     ) -> None:
         self.engine = Engine()
         self.near, self.far = TapDevice.pair(vnet_header=vnet_header, mtu=mtu)
-        self.tap: TapDevice = self.near if bad is None else self.near.impaired(bad)
+        self.tap: Device = self.near if bad is None else self.near.impaired(bad)
         self.uplink = uplink or Uplink(allow_host_loopback=True)
         setup = Setup(self.tap, self.uplink, SUBNET, limits=limits or Limits())
         self.gateway = Gateway(self.engine, setup, peers=peers)
@@ -661,7 +663,7 @@ def test_ping_goes_out_by_a_ping_socket(make: Make) -> None:
     class Inward(Uplink):
         """192.0.2.1 is the host's loopback."""
 
-        def open(self, protocol: Protocol, target: Address, port: int = 0) -> socket.socket:
+        def open(self, protocol: Transport, target: Address, port: int = 0) -> socket.socket:
             sock = super().open(protocol, target, port)
             sock.close()
             return Redirected(sock.family, sock.type, sock.proto)

@@ -32,7 +32,7 @@ from netns_kit.gateway.setup import DriverName, Setup
 from netns_kit.stack import LinkDatagram, Stack
 from netns_kit.stack.wire import ethernet, ip, udp
 from netns_kit.subnet import Subnet, Subnet6
-from netns_kit.tap.device import FRAME_MAX
+from netns_kit.tap.frame_device import FRAME_MAX
 from tests.support.stack import Users, pseudo_header, rfc1071
 
 pytestmark = pytest.mark.usefixtures("leaks")

@@ -10,7 +10,7 @@ import pytest
 
 from netns_kit.gateway.worker_links import WorkerLinks, connect
 from netns_kit.stack.wire import udp
-from netns_kit.tap.device import FRAME_MAX
+from netns_kit.tap.frame_device import FRAME_MAX
 from tests.gateway.test_gateway import GATEWAY, GUEST, GUEST_MAC, Bench
 
 pytestmark = pytest.mark.usefixtures("leaks")
@@ -86,7 +86,6 @@ def name(port: int) -> bytes:
 
 def test_an_accepted_connection_is_opened_by_whose_it_is(benches: list[Bench]) -> None:
     steering = benches[0].gateway.stack.steering
-    assert steering is not None
     theirs = next(port for port in range(40000, 41000) if steering.owner(name(port)) == 1)
     with socket.create_server(("127.0.0.1", 0)) as server:
         clients = [socket.create_connection(server.getsockname()) for _ in range(10)]

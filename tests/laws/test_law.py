@@ -275,6 +275,56 @@ def test_the_law_allows(file: str, source: str) -> None:
     assert [verdict(file, each) for each in imports(file, source) if verdict(file, each)] == []
 
 
+SIZES = {4, 8, 12, 16, 32, 36}
+"""Bytes of an address, of a packet's two, and of a flow key, of either family."""
+WIRE = ("stack/wire/*", "dhcp/*", "dns/*")
+"""Where packed addresses are taken apart and put together: those of packets, and of two protocols' messages."""
+
+
+def counted_addresses(source: str) -> Iterator[str]:
+    """Where a module counts on the length of an address: compares it, looks it up, or slices keys and addresses."""
+
+    def is_length(node: ast.AST) -> bool:
+        return isinstance(node, ast.Call) and ast.unparse(node.func) == "len"
+
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Compare(left=left, comparators=[right]) if is_length(left) or is_length(right):
+                found = any(isinstance(each, ast.Constant) and each.value in SIZES for each in (left, right))
+            case ast.BinOp(left=left, right=ast.Constant(value=2 | 4)):
+                found = any(is_length(each) and "key" in ast.unparse(each) for each in ast.walk(left))
+            case ast.Subscript(value=ast.Name(id=name) | ast.Attribute(attr=name), slice=ast.Slice()):
+                found = name in ("key", "address", "addresses")
+            case ast.Subscript(slice=index) if not isinstance(index, ast.Slice):
+                found = any(
+                    is_length(each) and re.search("key|address", ast.unparse(each))
+                    for each in ast.walk(index)
+                )
+            case _:
+                continue
+        if found:
+            yield f"line {node.lineno}: {ast.unparse(node)}"
+
+
+@pytest.mark.parametrize("file", [each for each in files() if not is_in(each.removesuffix(".py"), WIRE)])
+def test_nothing_above_the_wire_knows_how_long_an_address_is(file: str) -> None:
+    assert list(counted_addresses((ROOT / PACKAGE / file).read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "if len(address) == 4: pass",
+        "half = (len(flow.key) - 4) // 2",
+        "guest = flow.key[:4]",
+        "mss = DEFAULT_MSS[len(key) - 4]",
+        "destination = self.addresses[size:]",
+    ],
+)
+def test_the_length_of_an_address_is_found(source: str) -> None:
+    assert list(counted_addresses(source))
+
+
 def definitions(file: str) -> Iterator[str]:
     """The names that a module defines at its top: classes, functions, assignments."""
     for node in ast.parse((ROOT / PACKAGE / file).read_text(encoding="utf-8")).body:

@@ -41,8 +41,22 @@ def guests(family: int, *, stamped: bool = False) -> list[Guest]:
         guest.gives(virtio_frame(datagram(family, b"first")))
         guest.users.flows[0].user = guest.users.datagrams
         both.append(guest)
-    both[1].stack._checksums_are_left_to_us = False
+    both[1].stack.knows_at_a_glance = False
     return both
+
+
+def count_short(guest: Guest) -> list[int]:
+    """Count the frames that go the short way from now on, in the only element of what is returned."""
+    short = [0]
+    way = guest.stack.receive_known
+
+    def counted(frame: memoryview, now: float) -> bool:
+        taken = way(frame, now)
+        short[0] += taken
+        return taken
+
+    setattr(guest.stack, "receive_known", counted)  # noqa: B010
+    return short
 
 
 def datagram(family: int, payload: bytes) -> bytes:
@@ -90,11 +104,14 @@ def spoil(data: bytes, random: Random) -> bytes:
     if len(frame) >= common.IP_AT + 20 and frame[12 + virtio.SIZE : 14 + virtio.SIZE] == b"\x08\0":
         header = frame[common.IP_AT : common.IP_AT + 4 * (frame[common.IP_AT] & 15)]
         if len(header) >= 20:
-            frame[common.IP_AT + 10 : common.IP_AT + 12] = bytes(2)
-            header[10:12] = bytes(2)
-            check = checksum.checksum(checksum.total(header))
-            frame[common.IP_AT + 10 : common.IP_AT + 12] = check.to_bytes(2, "big")
+            frame[common.IP_AT + 10 : common.IP_AT + 12] = header_sum(header)
     return bytes(frame)
+
+
+def header_sum(header: bytearray) -> bytes:
+    """The checksum field of an IPv4 header."""
+    header[10:12] = bytes(2)
+    return checksum.checksum(checksum.total(header)).to_bytes(2, "big")
 
 
 def options(random: Random, step: int) -> bytes:
@@ -117,15 +134,6 @@ def options(random: Random, step: int) -> bytes:
 def test_the_short_way_is_the_long_one_taken_quickly(family: int, seed: int, stamped: bool) -> None:
     random = Random(seed)
     both = guests(family, stamped=stamped)
-    short = [0]
-    way = both[0].stack._receive_common
-
-    def counted(frame: memoryview, now: float) -> bool:
-        taken = way(frame, now)
-        short[0] += taken
-        return taken
-
-    setattr(both[0].stack, "_receive_common", counted)  # noqa: B010
     seq, sent = 1000, 9000
     for step in range(60):
         if both[0].connection.state is State.CLOSED:
@@ -158,7 +166,35 @@ def test_the_short_way_is_the_long_one_taken_quickly(family: int, seed: int, sta
         for guest in both:
             guest.frames.clear()
         seq = both[0].connection.rcv.nxt
-    assert short[0] > (not stamped)
+
+
+@pytest.mark.parametrize("stamped", [False, True])
+def test_all_frames_of_a_flow_that_are_as_the_last_one_go_the_short_way(family: int, stamped: bool) -> None:
+    guest = guests(family, stamped=stamped)[0]
+    stamp = pack_stamp(THEIRS, 0) if stamped else b""
+    guest.gives(LEFT_TO_US + guest.segment(ACK, 1000, 9000, options=stamp)[virtio.SIZE :])
+    short = count_short(guest)
+    for number in range(10):
+        guest.gives(LEFT_TO_US + guest.segment(ACK, 1000 + number, 9000, b"x", options=stamp)[virtio.SIZE :])
+        guest.gives(virtio_frame(datagram(family, bytes(12 + number))))
+    assert bytes(guest.listener.bytes) == b"x" * 10
+    assert len(guest.users.datagrams.got) == 1 + 10
+    assert short == [20]
+
+
+def test_a_frame_with_another_head_goes_the_long_way_once(family: int) -> None:
+    """Whatever is not as in the last frame is looked at anew: another TTL, for one, and the user hears of it."""
+    guest = guests(family)[0]
+    short = count_short(guest)
+    at = common.IP_AT + (8 if family == 4 else 7)
+    frame = bytearray(virtio_frame(datagram(family, bytes(12))))
+    frame[at] = 9
+    if family == 4:
+        frame[common.IP_AT + 10 : common.IP_AT + 12] = header_sum(frame[common.IP_AT : common.LAYER4_AT])
+    for _ in range(3):
+        guest.gives(bytes(frame))
+    assert short == [2]
+    assert [ttl for _, ttl, _ in guest.users.datagrams.got] == [64, 9, 9, 9]
 
 
 def test_a_bare_syn_reopens_what_is_in_time_wait(family: int) -> None:

@@ -229,10 +229,13 @@ def test_the_one_idle_longest_makes_room(family: int) -> None:
     """Whichever way the last datagram went."""
     guest = Guest(family, limits=Limits(udp_flows=3, echo_flows=2))
     for port in (1, 2, 3):
+        guest.now += 1
         guest.gives(udp_packet(family, b"x", port=port))
         guest.gives(echo_packet(family, identifier=port))
         if port == 2:
+            guest.now += 1
             next(iter(guest.stack.echo.values())).reply(1, b"", 64, guest.now)
+    guest.now += 1
     guest.stack.udp[key(family, port=1)].send(b"answer", guest.now)
     guest.gives(udp_packet(family, b"x", port=2))
     guest.gives(udp_packet(family, b"x", port=4))
@@ -244,7 +247,7 @@ def test_one_is_spared(family: int) -> None:
     guest = Guest(family)
     guest.gives(udp_packet(family, b"x", port=1))
     guest.gives(udp_packet(family, b"x", port=2))
-    guest.stack.evict_udp(spare=key(family, port=1))
+    guest.stack.udp.evict(spare=key(family, port=1))
     assert list(guest.stack.udp) == [key(family, port=1)]
 
 

@@ -183,7 +183,7 @@ def test_fragments_are_put_together_first(family: int) -> None:
 def test_it_is_the_firsts_where_several_stacks_share_the_link(family: int) -> None:
     given: list[tuple[int, int, bytes]] = []
     guest = Served(family)
-    guest.stack.steering = Steering(
+    guest.stack.network.steering = Steering(
         1, 2, lambda number, hops, frame: given.append((number, hops, bytes(frame)))
     )
     data = asking(NOBODY[family], EVERYBODY[family], b"x", GROUP_MAC[family])

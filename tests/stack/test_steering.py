@@ -33,16 +33,15 @@ class Shared:
 
     def __init__(self, family: int, count: int) -> None:
         self.family = family
-        self.queues = [Guest(family) for _ in range(count)]
+        self.queues = [
+            Guest(family, steering=Steering(number, count, self._hand_over)) for number in range(count)
+        ]
         self.handed: list[tuple[int, int]] = []  # to whom, and the hops there
-        for number, queue in enumerate(self.queues):
-            queue.stack.steering = Steering(number, count, self._hand_over)
 
     def _hand_over(self, number: int, hops: int, frame: memoryview) -> None:
         self.handed.append((number, hops))
         queue = self.queues[number]
         steering = queue.stack.steering
-        assert steering is not None
         steering.hops = hops
         queue.gives(bytes(frame))
         steering.hops = 0
@@ -138,7 +137,6 @@ def test_who_asks_for_our_link_address_is_answered_once() -> None:
 def test_connections_to_the_guest_are_shared_out(shared: Shared) -> None:
     """Also where clients have but every other port, as Linux gives them."""
     steering = shared.queues[0].stack.steering
-    assert steering is not None
     owners = [steering.owner(key(shared.family, 80, port)) for port in range(32768, 61000, 2)]
     for number in range(len(shared.queues)):
         share = owners.count(number) / len(owners)
@@ -164,8 +162,7 @@ def hand_over() -> Callable[[int, int, memoryview], None]:
 
 
 def test_alone_nothing_is_handed_over(hand_over: Callable[[int, int, memoryview], None]) -> None:
-    guest = Guest(4)
-    guest.stack.steering = Steering(0, 1, hand_over)
+    guest = Guest(4, steering=Steering(0, 1, hand_over))
     guest.gets(ACK, 1000, 9000)
     guest.sends(RST, 9000)
     guest.gives(udp_packet(4, b"x", port=7))

@@ -20,8 +20,9 @@ import anyio.lowlevel
 from netns_kit import Forwarder, Namespace, TapDevice, Uplink, UserStack
 from netns_kit.gateway.setup import DriverName
 from netns_kit.stack import Limits
-from netns_kit.tap.device import ImpairedTap
 from netns_kit.tap.flags import GUEST_QUEUE, TAP_FLAGS
+from netns_kit.tap.frame_device import Device
+from netns_kit.tap.impaired import ImpairedTap
 from netns_kit.tap.impairment import Impairment
 
 LONG = bool(os.environ.get("NETNS_KIT_LONG"))
@@ -42,7 +43,7 @@ class Rig:
     """The parts of a `Network`."""
 
     namespace: Namespace
-    tap: TapDevice
+    tap: Device
     stack: UserStack
     forwarder: Forwarder
 
@@ -83,11 +84,11 @@ async def rig(
     async with AsyncExitStack() as stack:
         namespace = await stack.enter_async_context(Namespace.create())
         if offloads:
-            tap = TapDevice.open(namespace)
+            tap: Device = TapDevice.open(namespace)
         else:
             tap = TapDevice.from_fd((await namespace.open_tap("tap0", _PLAIN)).fd)
         if impaired is not None:
-            tap = tap.impaired(impaired, replace(impaired, seed=impaired.seed + 1))
+            tap = ImpairedTap(tap, impaired, replace(impaired, seed=impaired.seed + 1))
         _ = await stack.enter_async_context(tap)
         assert bool(tap.offloads.vnet_header) is offloads
         user = UserStack(tap, uplink or Uplink(allow_host_loopback=True), driver=driver, limits=limits)

@@ -23,10 +23,10 @@ import pytest
 from netns_kit import Limits, Namespace, Network, Uplink
 from netns_kit.arguments import Address
 from netns_kit.gateway.setup import DriverName
+from netns_kit.stack.user import Transport
 from netns_kit.stack.wire import checksum, ethernet, ip, tcp, virtio
 from netns_kit.stack.wire.tcp import Segment
 from netns_kit.subnet import MAC_PREFIX
-from netns_kit.uplink.uplink import Protocol
 from tests.support import needs_tun
 from tests.support.servers import sent_again
 
@@ -77,7 +77,7 @@ class Recording(Uplink):
         super().__init__(allow_host_loopback=True)
         self.opened: list[socket.socket] = []
 
-    def open(self, protocol: Protocol, target: Address, port: int = 0) -> socket.socket:
+    def open(self, protocol: Transport, target: Address, port: int = 0) -> socket.socket:
         sock = super().open(protocol, target, port)
         self.opened.append(sock)
         return sock

@@ -22,6 +22,7 @@ from netns_kit.stack import (
     Refusal,
     Stack,
     State,
+    Steering,
     TcpConnection,
     UdpFlow,
 )
@@ -299,6 +300,7 @@ class Guest:
         addresses: tuple[bytes, ...] | None = None,
         ack_delay: float = 0.0,
         advertised: ndp.Advertisement | None = None,
+        steering: Steering | None = None,
     ) -> None:
         self.family = family
         self.now = 0.0
@@ -315,9 +317,10 @@ class Guest:
             offloads=offloads,
             limits=replace(limits or Limits(), tcp_ack_delay=ack_delay),
             advertised=advertised,
+            steering=steering,
         )
         if iss is not None:
-            setattr(self.stack, "_isn", lambda key, now: iss)  # noqa: B010 - diagrams need fixed numbers
+            setattr(self.stack.tcp, "isn", lambda key, now: iss)  # noqa: B010 - diagrams need fixed numbers
         self.stack.link.learn(GUEST[family], GUEST_MAC)
 
     # -- any frame

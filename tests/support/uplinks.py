@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 
 from netns_kit import DnsSettings, Flow, Refusal, Uplink
 from netns_kit.arguments import Address
-from netns_kit.uplink.uplink import Endpoint, Protocol
+from netns_kit.stack.user import Transport
+from netns_kit.uplink.uplink import Endpoint
 
 # x86_64 and aarch64, asm/unistd.h
 _PTRACE, _MOUNT, _UNSHARE, _BPF, _SETNS, _IO_URING = {
@@ -139,7 +140,7 @@ def stuck(flow: Flow) -> Refusal | None:
 class Broken(Uplink):
     """A bug that no policy can have: what `open` raises, but for OSError, is not its to raise."""
 
-    def open(self, protocol: Protocol, target: Address, port: int = 0) -> socket.socket:
+    def open(self, protocol: Transport, target: Address, port: int = 0) -> socket.socket:
         raise LookupError("a bug")
 
 

@@ -17,7 +17,7 @@ import pytest
 from netns_kit import Limits, Network, Uplink
 from netns_kit.arguments import Address
 from netns_kit.gateway.setup import DriverName
-from netns_kit.uplink.uplink import Protocol
+from netns_kit.stack.user import Transport
 from tests.support import needs
 from tests.support.multihop import (
     GATEWAY,
@@ -245,7 +245,7 @@ class Counting(Uplink):
 
     opened = 0
 
-    def open(self, protocol: Protocol, target: Address, port: int = 0) -> socket.socket:
+    def open(self, protocol: Transport, target: Address, port: int = 0) -> socket.socket:
         self.opened += 1
         return super().open(protocol, target, port)
 

@@ -19,10 +19,10 @@ from netns_kit import Impairment, Namespace, Network, TapDevice, Uplink, UserSta
 from netns_kit.arguments import Address
 from netns_kit.gateway.setup import DriverName
 from netns_kit.stack.segments import MAX_PAYLOAD
+from netns_kit.stack.user import Transport
 from netns_kit.stack.wire.tcp import STAMP_SIZE, SYN, Segment
-from netns_kit.tap.device import ImpairedTap
+from netns_kit.tap.impaired import ImpairedTap
 from netns_kit.tap.impairment import BadLink
-from netns_kit.uplink.uplink import Protocol
 from tests.support.load import resident
 from tests.support.rows import (
     GATEWAY,
@@ -386,7 +386,7 @@ class Marking(Uplink):
         super().__init__(allow_host_loopback=True)
         self.opened: list[Marked] = []
 
-    def open(self, protocol: Protocol, target: Address, port: int = 0) -> socket.socket:
+    def open(self, protocol: Transport, target: Address, port: int = 0) -> socket.socket:
         self.opened.append(Marked(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
         return self.opened[-1]
 

@@ -19,8 +19,8 @@ import pytest
 from netns_kit import Flow, Limits, Namespace, Network, Refusal, TapDevice, Target, Uplink
 from netns_kit.arguments import Address
 from netns_kit.gateway.setup import DriverName
+from netns_kit.stack.user import Transport
 from netns_kit.stack.wire.tcp import ACK, RST, SYN
-from netns_kit.uplink.uplink import Protocol
 from tests.support import needs
 from tests.support.rows import (
     GATEWAY,
@@ -86,7 +86,7 @@ class Failing(Uplink):
         super().__init__(allow_host_loopback=True)
         self.error = error
 
-    def open(self, protocol: Protocol, target: Address, port: int = 0) -> socket.socket:
+    def open(self, protocol: Transport, target: Address, port: int = 0) -> socket.socket:
         if not target.is_loopback:
             raise OSError(self.error, os.strerror(self.error))
         return super().open(protocol, target, port)
@@ -110,7 +110,7 @@ class Made(Uplink):
         super().__init__(allow_host_loopback=True)
         self.sockets = list(sockets)
 
-    def open(self, protocol: Protocol, target: Address, port: int = 0) -> socket.socket:
+    def open(self, protocol: Transport, target: Address, port: int = 0) -> socket.socket:
         return self.sockets.pop(0)
 
 

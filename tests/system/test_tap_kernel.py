@@ -17,8 +17,9 @@ import pytest
 from netns_kit.errors import ArgumentError, DeviceGone, TunUnavailable
 from netns_kit.namespace.namespace import Namespace
 from netns_kit.stack.offloads import Offloads
-from netns_kit.tap.device import FRAME_MAX, OFFLOAD_SETS, TapDevice
+from netns_kit.tap.device import OFFLOAD_SETS, TapDevice
 from netns_kit.tap.flags import GUEST_QUEUE, TAP_FLAGS
+from netns_kit.tap.frame_device import FRAME_MAX
 from netns_kit.tap.impairment import Impairment
 from tests.support import needs, needs_tun
 

@@ -17,7 +17,8 @@ import pytest
 from netns_kit.errors import ArgumentError, DeviceGone, TunUnavailable
 from netns_kit.namespace.namespace import Namespace
 from netns_kit.stack.offloads import Offloads
-from netns_kit.tap.device import FRAME_MAX, OFFLOAD_SETS, TX_QUEUE, TapDevice, _negotiate
+from netns_kit.tap.device import OFFLOAD_SETS, TX_QUEUE, TapDevice, _negotiate
+from netns_kit.tap.frame_device import FRAME_MAX, Device
 from netns_kit.tap.impairment import Impairment
 
 pytestmark = pytest.mark.usefixtures("leaks")
@@ -33,13 +34,13 @@ def pair() -> Iterator[tuple[TapDevice, TapDevice]]:
         end.release()
 
 
-def read(tap: TapDevice) -> bytes | None:
+def read(tap: Device) -> bytes | None:
     buffer = bytearray(FRAME_MAX)
     length = tap.read_into(memoryview(buffer))
     return None if length is None else bytes(buffer[:length])
 
 
-def read_all(tap: TapDevice) -> list[bytes]:
+def read_all(tap: Device) -> list[bytes]:
     frames = []
     while (frame := read(tap)) is not None:
         frames.append(frame)
@@ -101,7 +102,7 @@ def test_frames_wait_in_order_while_the_device_pushes_back(pair: tuple[TapDevice
     assert [int.from_bytes(frame[:2], "big") for frame in got[:-1]] == list(range(taken))
     assert got[-1] == b"there is room now, but not in front"
     assert here.counters.sent == taken + 1
-    assert here.dropped == 0
+    assert here.counters.dropped == 0
 
 
 def test_flush_on_a_device_still_full_keeps_the_queue(pair: tuple[TapDevice, TapDevice]) -> None:
@@ -114,9 +115,9 @@ def test_the_queue_is_bounded_and_what_it_drops_is_counted(pair: tuple[TapDevice
     here, _ = pair
     fill(here)
     assert all(here.write(b"waits") for _ in range(TX_QUEUE - 1))
-    assert here.dropped == 0
+    assert here.counters.dropped == 0
     assert not here.write(b"lost")
-    assert here.dropped == 1
+    assert here.counters.dropped == 1
 
 
 def test_a_queued_frame_is_a_copy(pair: tuple[TapDevice, TapDevice]) -> None:
@@ -305,7 +306,7 @@ async def test_a_descriptor_that_is_no_tap_is_closed_on_entering() -> None:
 # The same device behind a bad link
 
 
-def drive(bad: TapDevice, now: float) -> list[bytes]:
+def drive(bad: Device, now: float) -> list[bytes]:
     """What an engine does at `now`: read, advance while that is due, read what arrived."""
     frames = read_all(bad)
     while bad.deadline <= now:
@@ -324,7 +325,7 @@ def test_an_impaired_device_without_faults_is_the_device(pair: tuple[TapDevice, 
         other.write(frame)
     assert drive(bad, 1.0) == read_all(other) == frames
     assert bad.deadline == math.inf
-    assert (bad.counters.received, bad.counters.sent, bad.dropped) == (3, 3, 0)
+    assert (bad.counters.received, bad.counters.sent, bad.counters.dropped) == (3, 3, 0)
 
 
 def test_delayed_frames_arrive_by_advance_though_nothing_is_readable(

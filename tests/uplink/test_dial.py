@@ -11,9 +11,9 @@ import pytest
 
 from netns_kit import Flow, Uplink
 from netns_kit.arguments import Address
-from netns_kit.stack import Closed, Refusal
+from netns_kit.stack import Closed, Refusal, Transport
 from netns_kit.uplink.dial import Connected, Dial, Refused
-from netns_kit.uplink.uplink import Protocol, Target
+from netns_kit.uplink.uplink import Target
 from tests.gateway.test_gateway import Bench, Make, Program, feed, make, receive
 
 __all__ = ["make"]  # a fixture
@@ -35,7 +35,7 @@ class Memory(Uplink):
         self.dialled.append((str(flow.destination), ttl, tos))
         return self._dial(self)
 
-    def open(self, protocol: Protocol, target: Address, port: int = 0) -> socket.socket:
+    def open(self, protocol: Transport, target: Address, port: int = 0) -> socket.socket:
         raise AssertionError("nothing is opened on the host")
 
     def pair(self) -> socket.socket:

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from netns_kit.errors import AddressError, DomainNameError
 from netns_kit.host import sysctl
 from netns_kit.stack import Refusal
+from netns_kit.stack.user import Transport
 from netns_kit.subnet import Subnet
 from netns_kit.uplink.dns_settings import DnsSettings
-from netns_kit.uplink.uplink import Endpoint, Flow, Protocol, Target, UdpPorts, Uplink, _is_of_host
+from netns_kit.uplink.uplink import Endpoint, Flow, Target, UdpPorts, Uplink, _is_of_host
 from tests.support import needs_ping
 
 pytestmark = pytest.mark.usefixtures("leaks")
@@ -37,7 +38,7 @@ DNS = Target(
 REFUSED, PROHIBITED, NOBODY = Refusal.RESET, Refusal.PROHIBITED, Refusal.HOST_UNREACHABLE
 
 
-def flow(to: str, protocol: Protocol = "tcp") -> Flow:
+def flow(to: str, protocol: Transport = "tcp") -> Flow:
     address, port = to.rsplit(":", 1)
     return Flow(
         protocol,
@@ -117,7 +118,7 @@ def target(to: str) -> Target:
         ("tcp", "[2002:7f00:1::1]:80", PROHIBITED),
     ],
 )
-def test_where_flows_go(protocol: Protocol, to: str, expected: Target | Refusal) -> None:
+def test_where_flows_go(protocol: Transport, to: str, expected: Target | Refusal) -> None:
     assert Uplink(dns=RESOLVERS).route(flow(to, protocol)) == expected
 
 
@@ -194,7 +195,7 @@ def test_route_can_be_replaced() -> None:
 
 @given(st.ip_addresses(), st.integers(1, 65535), st.sampled_from(("tcp", "udp", "icmp")))
 def test_nothing_leads_to_the_host_unasked(
-    address: IPv4Address | IPv6Address, port: int, protocol: Protocol
+    address: IPv4Address | IPv6Address, port: int, protocol: Transport
 ) -> None:
     found = Uplink(dns=["192.0.2.53"]).route(
         Flow(protocol, flow("1.1.1.1:1").source, Endpoint(address, port), SUBNET)
@@ -360,7 +361,7 @@ def server() -> Iterator[socket.socket]:
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 @pytest.mark.parametrize("address", ["192.0.2.1", "127.0.0.1", "2001:db8::1", "::1"])
-def test_sockets_do_not_block(protocol: Protocol, address: str) -> None:
+def test_sockets_do_not_block(protocol: Transport, address: str) -> None:
     target = ip_address(address)
     with Uplink().open(protocol, target) as sock:
         assert not sock.getblocking()
@@ -457,7 +458,7 @@ def test_a_ping_socket() -> None:
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp", "icmp"])
-def test_the_hosts_own_addresses_may_be_refused(protocol: Protocol) -> None:
+def test_the_hosts_own_addresses_may_be_refused(protocol: Transport) -> None:
     """What is local is the kernel's to say: all of 127.0.0.0/8 is, for one."""
     assert _is_of_host(IPv4Address("127.9.9.9"))
     assert not _is_of_host(IPv4Address("192.0.2.1"))

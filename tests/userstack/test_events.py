@@ -14,6 +14,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 
 from netns_kit import FlowEvent, Forwarder, Limits, Refusal, StackClosed, TapDevice, Uplink, UserStack
 from netns_kit.gateway.setup import DriverName
+from netns_kit.stack.user import UNWATCHED
 from netns_kit.stack.wire import ethernet
 from netns_kit.userstack.events import EVENTS_KEPT
 from tests.gateway.test_gateway import GATEWAY, GATEWAY_MAC, GUEST_MAC, datagram, echo_request, syn
@@ -164,13 +165,13 @@ async def test_who_is_slow_loses_the_oldest_and_is_told(driver: DriverName) -> N
 async def test_nobody_follows_nothing_is_done(driver: DriverName) -> None:
     async with stack_of(driver) as (stack, _):
         watched = stack.gateway.stack
-        assert watched.watcher is None
+        assert watched.watcher is UNWATCHED
         async with followed(stack):
-            assert watched.watcher is not None
+            assert watched.watcher is not UNWATCHED
             async with followed(stack):
                 pass
-            assert watched.watcher is not None
-        assert watched.watcher is None
+            assert watched.watcher is not UNWATCHED
+        assert watched.watcher is UNWATCHED
 
 
 @bounded

@@ -23,8 +23,10 @@ from netns_kit.dns import Action, Answer, DnsProxy, DnsServer, Send, Upstream, Z
 from netns_kit.dns.cache import Cache
 from netns_kit.gateway.engine import IN, Engine
 from netns_kit.stack import Refusal, TcpConnection, UdpFlow
+from netns_kit.stack.user import Transport
+from netns_kit.stack.wire import flow_key
 from netns_kit.uplink.sockets import DATAGRAMS_PER_STEP, MAX_DATAGRAM, socket_address
-from netns_kit.uplink.uplink import Endpoint, Protocol, Target, Uplink
+from netns_kit.uplink.uplink import Endpoint, Target, Uplink
 
 from .dns_streams import ClientStream, ResolverStream, Turn
 
@@ -34,7 +36,7 @@ IDS_KEPT = 256  # of a socket, beyond those that are awaited
 HALF_OPEN_MAX = 256  # connections whose handshake the guest has not finished: the oldest is reset
 CLIENTS_MAX = 1024  # connections of the guest: the one that has been quiet longest is reset
 
-_Route = Callable[[Protocol, bytes], Target | Refusal]
+_Route = Callable[[Transport, bytes], Target | Refusal]
 """Returns the resolvers for a flow of that key, as they are now, or how it would be refused."""
 
 
@@ -126,7 +128,7 @@ class DnsRelay:
             self._do(self._server.query(query, flow, address, self._engine.now) or [])
         self._wait()
 
-    def _may_ask(self, protocol: Protocol, client: UdpFlow | ClientStream, key: bytes) -> bool:
+    def _may_ask(self, protocol: Transport, client: UdpFlow | ClientStream, key: bytes) -> bool:
         """Return whether the client's flow is still carried; if so, the resolvers are as they are now."""
         if client is self._opening:
             self._opening = None
@@ -357,7 +359,7 @@ _parsed = lru_cache(maxsize=64)(ip_address)
 
 def _client(key: bytes) -> bytes:
     """Return the guest's address in a flow's key."""
-    return key[: (len(key) - 4) // 2]
+    return flow_key.parse(key).guest
 
 
 class _Socket:

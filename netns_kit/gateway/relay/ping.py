@@ -12,7 +12,7 @@ import socket
 
 from netns_kit.gateway.engine import ERROR, IN, Engine
 from netns_kit.stack import EchoFlow
-from netns_kit.stack.wire import checksum, icmp
+from netns_kit.stack.wire import checksum, flow_key, icmp
 from netns_kit.stack.wire.ip import Packet
 from netns_kit.uplink.sockets import (
     ANCILLARY_SPACE,
@@ -116,7 +116,5 @@ class PingRelay:
                     check = (summed + identifier - self._flow.identifier) % 0xFFFF
             else:
                 continue
-            self._flow.refuse(
-                each.for_guest(self._flow.key[(len(self._flow.key) - 4) // 2 : -4]), about, quoted, check
-            )
+            self._flow.refuse(each.for_guest(flow_key.parse(self._flow.key).remote), about, quoted, check)
         return is_about_this

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from netns_kit.gateway.engine import ERROR, IN, Engine, ReadBudget
 from netns_kit.host.abi import UDP_SEGMENT
 from netns_kit.stack import UdpFlow
+from netns_kit.stack.wire import flow_key
 from netns_kit.uplink.sockets import Ancillary, Marks, ask_for_errors, ask_for_marks, read_errors, refusal_for
 
 from .batches import LARGEST, MOST, Inbox, Outbox, ask_for_room, ask_for_runs
@@ -195,5 +196,5 @@ class UdpRelay:
             if each.is_local:  # the kernel would not take it; it does not say whose it was
                 flow, quoted, is_about_this = sending, bytes(payload[:QUOTED]), True
             if flow is not None:
-                flow.refuse(each.for_guest(flow.key[(len(flow.key) - 4) // 2 : -4]), quoted)
+                flow.refuse(each.for_guest(flow_key.parse(flow.key).remote), quoted)
         return is_about_this

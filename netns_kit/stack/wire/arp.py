@@ -16,6 +16,8 @@ _ETHERNET_IPV4 = (1, 0x0800, 6, 4)
 
 
 class Arp(NamedTuple):
+    """One ARP packet: link addresses and packed IPv4 addresses."""
+
     operation: int
     sender_mac: bytes
     sender: bytes
@@ -24,7 +26,11 @@ class Arp(NamedTuple):
 
 
 def parse(data: Buffer) -> Arp:
-    """Raises `BadPacket` unless it is ARP for IPv4 over Ethernet; padding after it is ignored."""
+    """Parse a packet.  Padding after it is ignored.
+
+    Raises:
+        BadPacket: The bytes are not ARP for IPv4 over Ethernet.  Nothing else is raised.
+    """
     view = memoryview(data)
     if len(view) < _PACKET.size:
         raise BadPacket("arp-truncated")
@@ -35,4 +41,5 @@ def parse(data: Buffer) -> Arp:
 
 
 def pack(arp: Arp) -> bytes:
+    """Pack a packet: the mirror of `parse`."""
     return _PACKET.pack(*_ETHERNET_IPV4, *arp)

@@ -1,47 +1,57 @@
-"""The frame that nearly all are, read at one go: virtio header, Ethernet, IP without options, UDP, or TCP whose only
-options are timestamps.
+"""The frame that nearly all are, read at one go: virtio header, Ethernet, IP without options, and UDP or TCP.
 
-`Stack.receive` takes the short way with those whose flow it knows, where nothing else is to be considered.  Every
-other frame takes the way through the modules of each layer, which would do the same with these too.  The header's
-sum is not looked at: whoever leaves the checksum to us (NEEDS_CSUM) is a kernel that has sent it over no cable.
+The *head* of a frame is those bytes of its Ethernet and IP headers that are the same in all frames of a flow, for as
+long as nothing about the flow changes: Ethernet header, version, traffic class and flow label, flags of fragments,
+TTL.  A flow keeps the head of the last frame that was received the long way, through the modules of each layer.  A
+frame with the same head would pass the same checks, so `netns_kit.stack.Stack` takes the short way with it.
+
+The checksum of the IPv4 header is not verified on the short way: NEEDS_CSUM means that the frame came from the local
+kernel.
 """
 
 from __future__ import annotations
 
 from struct import Struct
 
-from . import ethernet, virtio
+from . import ethernet, ip, tcp, virtio
+from .family import FAMILIES, IPV4, IPV6
 
-SIZE = 64
-"""Bytes that such a frame has at least, but for datagrams of less than twelve bytes."""
 IP_AT = virtio.SIZE + ethernet.SIZE
-UDP_PAYLOAD = IP_AT + 28
-TCP_PAYLOAD = IP_AT + 40
+VERSION_4 = 0x45  # the first byte of an IPv4 header without options
+LAYER4_AT, LAYER4_AT6 = IP_AT + IPV4.header_size, IP_AT + IPV6.header_size
+
+SIZE, SIZE6 = LAYER4_AT + tcp.SIZE, LAYER4_AT6 + tcp.SIZE
+"""Bytes that such a frame has at least, but for datagrams of less than twelve bytes."""
+SIZE_STAMPED, SIZE6_STAMPED = SIZE + 8, SIZE6 + 8
+
+_LAYOUT = "!H8x16sHxx3sBxx12sIIHHxxH"
+_LAYOUT6 = "!H8x18sHB1s36sIIHHxxH"
+parse, parse6 = Struct(_LAYOUT + "0s").unpack_from, Struct(_LAYOUT6 + "0s").unpack_from
+"""The fields of such a frame: virtio flags and GSO type; head, length, head and protocol (of IPv6, the other way
+round); flow key; sequence and ACK number, offset and flags, window, urgent pointer (of UDP the first is length and
+checksum); then nothing."""
+parse_stamped, parse6_stamped = Struct(_LAYOUT + "8s").unpack_from, Struct(_LAYOUT6 + "8s").unpack_from
+"""The same of a frame of `SIZE_STAMPED` bytes or more, with kind and value of its timestamps at the end, if it has
+them."""
+
+SUMMED = virtio.SUMMED << 8
+ONE_DATAGRAM = (virtio.NEEDS_CSUM << 8, virtio.DATA_VALID << 8)  # that is summed, and no super-datagram
+
 OFFSET_OR_SYN = 0xF002  # in offset and flags: not the whole header, or a SYN
-PLAIN, STAMPED = 0x5000, 0x8000  # in place of that: a header without options, or with timestamps alone
-CONTROL = 0x37  # flags: all but PSH, and those of ECN
-SUMMED = virtio.NEEDS_CSUM | virtio.DATA_VALID
-IPV6 = ethernet.IPV6.to_bytes(2, "big")
-PLAIN_IPV4 = b"\x08\x00\x45"  # EtherType, version and header length
-PIECE = 0x3FFF  # of flags and offset: not the whole packet
+PLAIN_MASK = 0xF037  # in them: not the whole header, or flags but PSH and those of ECN
+PLAIN, STAMPED = 0x5000 | tcp.ACK, 0x8000 | tcp.ACK
+"""What `PLAIN_MASK` leaves of a segment without options, and of one with timestamps alone."""
 
-_COMMON = "!BB8x6s6x3sBHxxHBBxx8s4sIIHHxxH"
-parse = Struct(_COMMON + "0s").unpack_from
-"""Virtio flags, GSO type, destination, type with version and header length, TOS, total length, flags and offset, TTL,
-protocol, addresses, ports; then sequence and ACK number, offset and flags, window, urgent pointer (of UDP the first
-is length and checksum); then nothing."""
-SIZE_STAMPED = SIZE + 8
-parse_stamped = Struct(_COMMON + "8s").unpack_from
-"""The same of a frame that long; at the end come the kind and the value of the timestamps, if it has them."""
+_HEAD = {IPV4.version: Struct("!10x16s4x3s").unpack_from, IPV6.version: Struct("!10x18s3x1s").unpack_from}
+TEXT_AT = {family.version: IP_AT + family.header_size + tcp.SIZE for family in FAMILIES}
+"""Where in such a frame the text of a TCP segment without options begins, by the IP version."""
 
-SIZE6 = 84
-"""The same of IPv6, but for datagrams of less than twelve bytes."""
-UDP_PAYLOAD6 = IP_AT + 48
-TCP_PAYLOAD6 = IP_AT + 60
 
-_COMMON6 = "!BB8x6s6xHIHBB32s4sIIHHxxH"
-parse6 = Struct(_COMMON6 + "0s").unpack_from
-"""Virtio flags, GSO type, destination, type, version and traffic class and flow label, payload length, next header,
-hop limit, addresses, ports; the rest is as above."""
-SIZE6_STAMPED = SIZE6 + 8
-parse6_stamped = Struct(_COMMON6 + "8s").unpack_from
+def head_of(packet: ip.Packet) -> bytes:
+    """Return the head of the frame of a packet whose checksum the link vouches for.
+
+    Options and extension headers make no difference: a frame that has some is not laid out as those of the short way.
+    """
+    link, route = _HEAD[packet.family.version](packet.frame)
+    head: bytes = link + route
+    return head

@@ -8,6 +8,7 @@ SIZE = 14
 IPV4, ARP, IPV6 = 0x0800, 0x0806, 0x86DD
 BROADCAST = b"\xff" * 6
 
-_HEADER = Struct("!6s6sH")
-parse = _HEADER.unpack_from  # destination, source, type
-pack = _HEADER.pack
+pack = Struct("!6s6sH").pack
+"""Pack a header: destination, source, type."""
+parse = Struct("!6s6sH").unpack_from
+"""Parse a header: the mirror of `pack`."""

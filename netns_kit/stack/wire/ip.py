@@ -1,7 +1,7 @@
 """IPv4 (RFC 791) and IPv6 (RFC 8200) headers, as one record.
 
-Addresses stay packed and together: `Packet.addresses` is source and destination as they lie in the
-header, 8 bytes or 32, and that length is the family.  What is keyed by them never asks which it is.
+Addresses stay packed and together: `Packet.addresses` is source and destination as they lie in the header.  What
+differs between the families beyond that, `Packet.family` tells.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from struct import Struct
 
 from . import checksum
 from .errors import BadPacket, BadParameter
+from .family import IPV4, IPV6, Family
 
-ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
+ICMP, TCP, UDP, ICMPV6 = IPV4.icmp, 6, 17, IPV6.icmp
 HOP_BY_HOP, ROUTING, FRAGMENT, NO_NEXT_HEADER, DESTINATION = 0, 43, 44, 59, 60  # IPv6's
 _EXTENSIONS = frozenset({HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION})
 MOST_EXTENSIONS = MOST_OPTIONS = 8  # of a packet, and of a header: RFC 8504 5.3; no kernel sends as many
@@ -22,7 +23,7 @@ WRONG_FIELD, UNKNOWN_HEADER, UNKNOWN_OPTION, INCOMPLETE_CHAIN = (
     2,
     3,
 )  # codes of BadParameter: RFC 4443, 7112
-_MORE_FRAGMENTS, _OFFSET = 0x2000, 0x1FFF
+_MORE_FRAGMENTS, _OFFSET, _PIECE = 0x2000, 0x1FFF, 0x3FFF
 DONT_FRAGMENT = 0x4000
 
 _IPV4 = Struct("!BBHHHBBH8s")
@@ -34,23 +35,36 @@ IPV6_SIZE = _IPV6.size
 
 
 class Packet:
-    """One IP packet or fragment.  `payload` and `whole` are views lent by the caller of `parse`."""
+    """One IP packet or fragment.  `payload` and `whole` are views lent by the caller of `parse`.
+
+    Whoever receives it sets what comes with it: the `frame`, the `source_mac` there, and whether the link vouches for
+    the checksum (`summed`).
+    """
 
     __slots__ = (
         "addresses",
         "dont_fragment",
+        "family",
         "fragment_offset",
+        "frame",
         "identification",
         "more_fragments",
         "payload",
         "protocol",
+        "source_mac",
+        "summed",
         "tos",
         "ttl",
         "whole",
     )
 
+    frame: memoryview
+    source_mac: bytes
+    summed: bool
+
     def __init__(
         self,
+        family: Family,
         addresses: bytes,
         protocol: int,
         payload: memoryview,
@@ -62,6 +76,7 @@ class Packet:
         more_fragments: bool = False,
         dont_fragment: bool = False,
     ) -> None:
+        self.family = family
         self.addresses = addresses
         self.protocol = protocol
         self.payload = payload
@@ -75,25 +90,36 @@ class Packet:
 
     @property
     def marks(self) -> int:
-        """What a router looks at beside the address: `marks` of TTL, TOS and DF."""
-        return marks(self.ttl, self.tos, self.dont_fragment)
+        """What a router looks at beside the address: TTL, TOS and DF as one number."""
+        return self.ttl << 16 | self.tos << 8 | self.dont_fragment
 
     @property
     def source(self) -> bytes:
-        return self.addresses[: len(self.addresses) // 2]
+        """The packed address of the sender."""
+        return self.addresses[: self.family.address_size]
 
     @property
     def destination(self) -> bytes:
-        return self.addresses[len(self.addresses) // 2 :]
+        """The packed address of the receiver."""
+        return self.addresses[self.family.address_size :]
 
+    def verify(self, length: int) -> None:
+        """Hold the checksum of the first `length` bytes of `payload` against the pseudo-header and them.
 
-def marks(ttl: int, tos: int, dont_fragment: bool) -> int:
-    """As one number: equal ones are equal in all three."""
-    return ttl << 16 | tos << 8 | dont_fragment
+        Raises:
+            BadPacket: The sum is wrong.
+        """
+        pseudo = checksum.pseudo_header(self.addresses, self.protocol, length)
+        if (pseudo + checksum.total(self.payload[:length])) % 0xFFFF:
+            raise BadPacket("checksum")
 
 
 def parse_ipv4(view: memoryview) -> Packet:
-    """Raises `BadPacket`, and nothing else.  Options are skipped; link padding is cut off."""
+    """Parse a packet with its header.  Options are skipped, and padding of the link is cut off.
+
+    Raises:
+        BadPacket: The bytes are no such packet.  Nothing else is raised.
+    """
     if len(view) < IPV4_SIZE:
         raise BadPacket("ipv4-truncated")
     version_ihl, tos, length, identification, fragment, ttl, protocol, _, addresses = _IPV4.unpack_from(view)
@@ -104,21 +130,23 @@ def parse_ipv4(view: memoryview) -> Packet:
         raise BadPacket("ipv4-length")
     if int.from_bytes(view[:size], "big") % 0xFFFF:
         raise BadPacket("ipv4-checksum")
-    if not fragment & (_MORE_FRAGMENTS | _OFFSET):
-        packet = Packet(addresses, protocol, view[size:length], view[:length], ttl, tos)
-        packet.dont_fragment = fragment & DONT_FRAGMENT != 0
-        return packet
-    return Packet(
-        addresses,
-        protocol,
-        view[size:length],
-        view[:length],
-        ttl,
-        tos,
-        identification,
-        (fragment & _OFFSET) << 3,
-        bool(fragment & _MORE_FRAGMENTS),
-    )
+    whole = view[:length]
+    if not fragment & _PIECE:
+        return Packet(
+            IPV4,
+            addresses,
+            protocol,
+            whole[size:],
+            whole,
+            ttl,
+            tos,
+            0,
+            0,
+            False,
+            fragment & DONT_FRAGMENT != 0,
+        )
+    offset, more = (fragment & _OFFSET) << 3, bool(fragment & _MORE_FRAGMENTS)
+    return Packet(IPV4, addresses, protocol, whole[size:], whole, ttl, tos, identification, offset, more)
 
 
 def pack_ipv4(
@@ -131,7 +159,7 @@ def pack_ipv4(
     identification: int = 0,
     fragment: int = DONT_FRAGMENT,
 ) -> bytes:
-    """A header of 20 bytes for `length` bytes of payload.  `fragment` is flags and offset as on the wire."""
+    """Pack a header of 20 bytes for `length` bytes of payload.  `fragment` is flags and offset as on the wire."""
     header = bytearray(
         _IPV4.pack(0x45, tos, IPV4_SIZE + length, identification, fragment, ttl, protocol, 0, addresses)
     )
@@ -140,9 +168,11 @@ def pack_ipv4(
 
 
 def parse_ipv6(view: memoryview) -> Packet:
-    """Raises `BadPacket`, and nothing else; `BadParameter` of what RFC 8200 4 has the sender told of.
+    """Parse a packet with its headers.  Extension headers are skipped: they route nothing, options are not obeyed.
 
-    Extension headers are looked through: nobody is routed by them, and options are not obeyed.
+    Raises:
+        BadParameter: The sender is to be told of what is wrong (RFC 8200 4).
+        BadPacket: The bytes are no such packet.  Nothing else is raised.
     """
     if len(view) < IPV6_SIZE:
         raise BadPacket("ipv6-truncated")
@@ -153,11 +183,11 @@ def parse_ipv6(view: memoryview) -> Packet:
     if end > len(view):
         raise BadPacket("ipv6-length")
     tos = word >> 20 & 0xFF
-    if protocol not in _EXTENSIONS:
-        return Packet(addresses, protocol, view[IPV6_SIZE:end], view[:end], hops, tos, 0, 0, False, True)
-    protocol, at, _, piece = _look_through(view, protocol, IPV6_SIZE, end, 6)
+    at, piece, whole = IPV6_SIZE, None, view[:end]
+    if protocol in _EXTENSIONS:
+        protocol, at, _, piece = _look_through(view, protocol, IPV6_SIZE, end, 6)
     if piece is None:
-        return Packet(addresses, protocol, view[at:end], view[:end], hops, tos, 0, 0, False, True)
+        return Packet(IPV6, addresses, protocol, whole[at:], whole, hops, tos, 0, 0, False, True)
     offset, more, identification = piece
     if more and (end - at) & 7:
         raise BadParameter("fragment-length", WRONG_FIELD, 4)
@@ -170,13 +200,16 @@ def parse_ipv6(view: memoryview) -> Packet:
             raise
         except BadPacket as bad:
             raise BadParameter("fragment-headers", INCOMPLETE_CHAIN, 0) from bad
-    return Packet(addresses, protocol, view[at:end], view[:end], hops, tos, identification, offset, more)
+    return Packet(IPV6, addresses, protocol, whole[at:], whole, hops, tos, identification, offset, more)
 
 
 def put_together(packet: Packet) -> None:
-    """What was in fragments may begin with more extension headers, which its first has been refused for if they are
-    bad.  Raises `BadPacket`."""
-    if packet.protocol in _EXTENSIONS and len(packet.addresses) == 32:
+    """Skip the extension headers that a packet which came in fragments begins with.
+
+    Raises:
+        BadPacket: They are bad, which its first fragment has been refused for before.
+    """
+    if packet.protocol in _EXTENSIONS and packet.family is IPV6:
         view = packet.payload
         packet.protocol, at, _, piece = _look_through(view, packet.protocol, 0, len(view), 0)
         if piece is not None:
@@ -185,18 +218,26 @@ def put_together(packet: Packet) -> None:
 
 
 def next_header_at(view: memoryview) -> int:
-    """Where an IPv6 packet, which `parse_ipv6` has let pass, names what is behind its extension headers."""
+    """Return where an IPv6 packet that `parse_ipv6` has accepted names the protocol behind its extension headers."""
     _, at, named_at, piece = _look_through(view, view[6], IPV6_SIZE, len(view), 6)
     if piece is not None:
         _, _, named_at, _ = _look_through(view, view[named_at], at, len(view), named_at)
     return named_at
 
 
+def has_extensions(packet: Packet) -> bool:
+    """Return whether an IPv6 packet had extension headers, a fragment's included."""
+    return packet.whole[6] != packet.protocol
+
+
 def _look_through(
     view: memoryview, protocol: int, at: int, end: int, named_at: int
 ) -> tuple[int, int, int, tuple[int, bool, int] | None]:
-    """Past the extension headers, up to those that are in fragments: what follows, where, and where it is named; and
-    of a fragment offset, whether there is more, and identification.  `named_at` is where `protocol` is."""
+    """Walk the extension headers, up to a fragment header.  `named_at` is where `protocol` stands.
+
+    Returns the protocol that follows, its offset, the offset where it is named, and of a fragment its offset, whether
+    more follow, and its identification.
+    """
     for _ in range(MOST_EXTENSIONS + 1):
         if protocol not in _EXTENSIONS:
             return protocol, at, named_at, None
@@ -224,7 +265,7 @@ def _look_through(
 
 
 def _look_at_options(view: memoryview, at: int, end: int) -> None:
-    """RFC 8200 4.2: what is to be done with an option unknown, its type tells."""
+    """Check options: the type of an unknown one tells what it does to the packet (RFC 8200 4.2)."""
     for _ in range(2 * MOST_OPTIONS):  # as many, each with its padding
         if at >= end:
             return
@@ -244,32 +285,77 @@ def _look_at_options(view: memoryview, at: int, end: int) -> None:
 
 
 def pack_ipv6(addresses: bytes, protocol: int, length: int, *, ttl: int = 64, tos: int = 0) -> bytes:
-    """A header of 40 bytes for `length` bytes of payload."""
+    """Pack a header of 40 bytes for `length` bytes of payload."""
     return _IPV6.pack(6 << 28 | tos << 20, length, protocol, ttl, addresses)
 
 
 def pack_ipv6_fragment(protocol: int, offset: int, more: bool, identification: int) -> bytes:
-    """The fragment extension header; `offset` is in bytes."""
+    """Pack the fragment extension header; `offset` is in bytes."""
     return _FRAGMENT.pack(protocol, offset | more, identification)
 
 
+def pack_fragment(
+    addresses: bytes,
+    protocol: int,
+    length: int,
+    offset: int,
+    *,
+    more: bool,
+    identification: int,
+    ttl: int = 64,
+    tos: int = 0,
+) -> bytes:
+    """Pack the headers of a fragment of either family, with `length` bytes of payload from `offset` on."""
+    if len(addresses) == 8:
+        piece = offset >> 3 | more << 13
+        return pack_ipv4(
+            addresses, protocol, length, ttl=ttl, tos=tos, identification=identification, fragment=piece
+        )
+    fragment = pack_ipv6_fragment(protocol, offset, more, identification)
+    return pack_ipv6(addresses, FRAGMENT, len(fragment) + length, ttl=ttl, tos=tos) + fragment
+
+
 def pack(addresses: bytes, protocol: int, length: int, *, ttl: int = 64, tos: int = 0) -> bytes:
-    """The header of an unfragmented packet of either family."""
+    """Pack the header of an unfragmented packet of either family."""
     header = pack_ipv4 if len(addresses) == 8 else pack_ipv6
     return header(addresses, protocol, length, ttl=ttl, tos=tos)
 
 
+def halves(addresses: bytes) -> tuple[bytes, bytes]:
+    """Return source and destination of a packet's addresses."""
+    half = len(addresses) // 2
+    return addresses[:half], addresses[half:]
+
+
+def destination_of(view: memoryview) -> bytes:
+    """Return the destination address of a packet, which is as long as a header at least."""
+    return bytes(view[16:20] if view[0] >> 4 == 4 else view[24:40])
+
+
+def source_of(view: memoryview) -> bytes:
+    """Return the source address of a packet, which is as long as a header at least."""
+    return bytes(view[12:16] if view[0] >> 4 == 4 else view[8:24])
+
+
+def sum_into(layer4: bytes, addresses: bytes, protocol: int, at: int) -> bytes:
+    """Return a message with its checksum, over the pseudo-header too, in the field at `at`, which is zero so far."""
+    pseudo = 0 if protocol == ICMP else checksum.pseudo_header(addresses, protocol, len(layer4))
+    check = checksum.checksum(pseudo, checksum.total(layer4))
+    return layer4[:at] + check.to_bytes(2, "big") + layer4[at + 2 :]
+
+
 def is_unicast(address: bytes) -> bool:
-    """Neither multicast, nor broadcast, nor no address at all."""
+    """Tell an address of one host from multicast, broadcast and the unspecified address."""
     if len(address) == 4:
         return address[0] < 224 and address != bytes(4)
     return address[0] != 0xFF and address != bytes(16)
 
 
 def is_multicast(address: bytes) -> bool:
+    """Tell whether an address is one of a group."""
     return 224 <= address[0] < 240 if len(address) == 4 else address[0] == 0xFF
 
 
 def is_link_local(address: bytes) -> bool:
-    """Of IPv6: fe80::/10, which no router lets pass (RFC 4291 2.5.6)."""
+    """Tell whether an address is in fe80::/10, which no router forwards (RFC 4291 2.5.6)."""
     return len(address) == 16 and address[0] == 0xFE and address[1] & 0xC0 == 0x80

@@ -32,8 +32,10 @@ _LIST_MAX = 500  # bytes of search domains: an option has 2032, and it is all to
 
 
 class Neighbour(NamedTuple):
-    """A solicitation or an advertisement; a router's solicitation has no target.  `mac` is the link address that
-    an option gives, that of the sender or the target; empty: none does."""
+    """A solicitation or an advertisement.  A router's solicitation has no target.
+
+    `mac` is the link address of sender or target that an option gives; empty without such an option.
+    """
 
     type: int
     flags: int = 0
@@ -42,7 +44,11 @@ class Neighbour(NamedTuple):
 
 
 def parse(view: memoryview) -> Neighbour:
-    """Of the three types that hosts send.  Raises `BadPacket`, and nothing else.  Options unknown are skipped."""
+    """Parse a message of the three types that hosts send.  Unknown options are skipped.
+
+    Raises:
+        BadPacket: The bytes are no such message.  Nothing else is raised.
+    """
     if len(view) < _SOLICIT.size:
         raise BadPacket("ndp-truncated")
     kind = view[0]
@@ -72,7 +78,7 @@ def _option(view: memoryview, at: int, wanted: int) -> bytes:
 
 
 def pack(message: Neighbour) -> bytes:
-    """Its checksum is the caller's to fill in: it covers addresses."""
+    """Pack a message.  Its checksum, which covers the addresses, is the caller's to fill in."""
     link = b""
     if message.mac:
         kind = _TARGET_LINK if message.type == ADVERTISEMENT else _SOURCE_LINK
@@ -83,8 +89,11 @@ def pack(message: Neighbour) -> bytes:
 
 
 class Advertisement(NamedTuple):
-    """What a router says of the link.  `prefix` is the /64 that is on it; `autonomous`: addresses may be made from it
-    (RFC 4862); `managed`, `other`: a DHCPv6 server has addresses, or other things to tell.  Times in seconds."""
+    """A router's description of the link.  Times are in seconds.
+
+    `prefix` is the link's /64, and `autonomous` tells that addresses may be made from it (RFC 4862).  `managed` and
+    `other` tell that a DHCPv6 server has addresses, or other configuration.
+    """
 
     prefix: bytes
     managed: bool = False
@@ -99,7 +108,7 @@ class Advertisement(NamedTuple):
 
 
 def pack_advertisement(said: Advertisement, mac: bytes, mtu: int) -> bytes:
-    """Its checksum is the caller's to fill in, as with `pack`."""
+    """Pack a router's advertisement.  Its checksum is the caller's to fill in, as with `pack`."""
     flags = said.managed * _MANAGED | said.other * _OTHER
     message = _ADVERTISE.pack(ROUTER_ADVERTISEMENT, 0, 0, said.hop_limit, flags, said.lifetime, 0, 0)
     message += bytes((_SOURCE_LINK, 1)) + mac + _MTU_OPTION.pack(_MTU, 1, 0, mtu)
@@ -122,10 +131,10 @@ def _list(kind: int, lifetime: int, content: bytes) -> bytes:
 
 
 def solicited_node(target: bytes) -> bytes:
-    """The group of those who may have that address (RFC 4291 2.7.1)."""
+    """Return the multicast group of those that may have an address (RFC 4291 2.7.1)."""
     return _SOLICITED_NODE + target[13:]
 
 
 def group_mac(group: bytes) -> bytes:
-    """RFC 2464 7"""
+    """Return the link address of a multicast group (RFC 2464 7)."""
     return b"\x33\x33" + group[12:]

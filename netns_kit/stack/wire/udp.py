@@ -8,10 +8,15 @@ from .errors import BadPacket
 
 SIZE = 8
 HEADER = Struct("!HHHH")  # source port, destination port, length, checksum
+CHECKSUM_AT = 6
 
 
 def parse(view: memoryview) -> tuple[int, int, int, memoryview]:
-    """Source port, destination port, checksum and payload.  Raises `BadPacket`, and nothing else."""
+    """Parse a datagram: source port, destination port, checksum and payload.
+
+    Raises:
+        BadPacket: The datagram is cut short.  Nothing else is raised.
+    """
     if len(view) < SIZE:
         raise BadPacket("udp-truncated")
     source, destination, length, check = HEADER.unpack_from(view)

@@ -17,4 +17,11 @@ GSO_NONE, GSO_TCPV4, GSO_UDP, GSO_TCPV6, GSO_UDP_L4 = 0, 1, 3, 4, 5
 _HEADER = Struct("=BBHHHH")
 parse = _HEADER.unpack_from  # flags, gso_type, hdr_len, gso_size, csum_start, csum_offset
 pack = _HEADER.pack
+SUMMED = NEEDS_CSUM | DATA_VALID  # flags, of which one tells that the checksum need not be verified
 NONE = pack(0, GSO_NONE, 0, 0, 0, 0)
+
+
+def datagram_size(header: memoryview) -> int:
+    """Return the size of each of the datagrams in a UDP super-datagram; 0: the frame is none."""
+    _, gso_type, _, gso_size, _, _ = parse(header)
+    return gso_size if gso_type == GSO_UDP_L4 else 0

@@ -1,0 +1,87 @@
+"""NetworkLayer: what the transports of a stack stand on, and share.
+
+It has our addresses, says whose packets may open flows, and sends what no flow sends.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import count
+
+from .limits import Limits
+from .link import Link
+from .packets import PacketWriter
+from .steering import Steering
+from .timers import Timers
+from .user import IcmpError, Refusal, StackUser
+from .wire import BadPacket, icmp, ip
+from .wire.family import IPV6, family_of
+
+
+class NetworkLayer:
+    """The shared parts of one `netns_kit.stack.Stack`; `link` has its addresses.
+
+    `sources` are the networks, packed address and prefix length, from which guests may open flows; None allows any
+    source (RFC 2827 says why that is worth a check).
+    """
+
+    def __init__(
+        self,
+        user: StackUser,
+        link: Link,
+        packets: PacketWriter,
+        *,
+        limits: Limits,
+        timers: Timers,
+        dropped: Counter[str],
+        steering: Steering,
+        sources: tuple[tuple[bytes, int], ...] | None,
+    ) -> None:
+        self.user = user
+        self.link = link
+        self.packets = packets
+        self.limits = limits
+        self.timers = timers
+        self.dropped = dropped
+        self.steering = steering
+        self.flow_ids: Iterator[int] = count(1 + steering.index, steering.count)  # to come
+        self.costly = 0  # frames so far that cost many times what others do: of new flows, strays, fragments
+        self._sources = None if sources is None else dict(_masked(*each) for each in sources)
+
+    def admit(self, packet: ip.Packet) -> None:
+        """Check the addresses of a packet that opens a flow, and learn its link address: it is as good as ARP.
+
+        Raises:
+            BadPacket: The guest may not use its source address, or we do not forward to its destination.
+        """
+        self.costly += 1
+        source, own = packet.source, self.link.own
+        if source in own:
+            raise BadPacket("ip-source-ours")
+        if self._sources is not None:
+            mask, network = self._sources[packet.family.version]
+            if int.from_bytes(source, "big") & mask != network and not ip.is_link_local(source):
+                raise BadPacket("ip-source-foreign")
+        self.link.learn(source, packet.source_mac)
+        destination = packet.destination
+        if packet.family is IPV6 and destination not in own:
+            if ip.is_link_local(destination):  # it would be on this link: nobody is
+                self.packets.error(packet.whole, Refusal.HOST_UNREACHABLE, by=destination)
+                raise BadPacket("ip-link-local")
+            if ip.is_link_local(source):  # RFC 4291 2.5.6: not for us to forward
+                error = IcmpError(icmp.V6_UNREACHABLE, icmp.V6_BEYOND_SCOPE)
+                self.packets.error(packet.whole, error, by=destination)
+                raise BadPacket("ip-link-local")
+
+
+def _masked(address: bytes, prefix: int) -> tuple[int, tuple[int, int]]:
+    """Return a network by its IP version: its mask, and its address."""
+    bits = 8 * len(address)
+    mask = ((1 << prefix) - 1) << (bits - prefix)
+    return family_of(address).version, (mask, int.from_bytes(address, "big") & mask)
+
+
+def to_group(packet: ip.Packet, name: str) -> BadPacket:
+    """Return what a packet to a group is dropped as; `name` is of its transport."""
+    return BadPacket(f"{name}-multicast" if ip.is_multicast(packet.destination) else f"{name}-broadcast")
