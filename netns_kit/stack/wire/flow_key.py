@@ -42,7 +42,7 @@ class FlowKey(NamedTuple):
 @lru_cache(maxsize=64)
 def parse(key: bytes) -> FlowKey:
     """Return the parts of a key.  Those of a key are asked for several times while its flow is opened."""
-    return FlowKey._make(_LAYOUT[len(key)].unpack(key))
+    return FlowKey(*_LAYOUT[len(key)].unpack(key))
 
 
 def family_of(key: bytes) -> Family:
