@@ -153,7 +153,11 @@ class TcpListener(Listener):
     def __init__(self, gateway: Gateway, forward: PortForward) -> None:
         self.timer_at = self.timer_entry = math.inf
         super().__init__(gateway, forward)
-        self._engine.add(self._socket.fileno(), self._on_events, IN)
+        try:
+            self._engine.add(self._socket.fileno(), self._on_events, IN)
+        except BaseException:
+            self._socket.close()
+            raise
 
     def close(self) -> None:
         self.timer_at = math.inf
@@ -195,15 +199,19 @@ class UdpListener(Listener):
 
     def __init__(self, gateway: Gateway, forward: PortForward) -> None:
         super().__init__(gateway, forward)
-        self._socket.setsockopt(*_PKTINFO[family_of(self._socket)], 1)
-        self._relay = UdpRelay(
-            self._engine,
-            self._socket,
-            gateway.router.inbox,
-            gateway.router.outbox,
-            unsolicited=self._open,
-            idle=lambda _: None,
-        )
+        try:
+            self._socket.setsockopt(*_PKTINFO[family_of(self._socket)], 1)
+            self._relay = UdpRelay(
+                self._engine,
+                self._socket,
+                gateway.router.inbox,
+                gateway.router.outbox,
+                unsolicited=self._open,
+                idle=lambda _: None,
+            )
+        except BaseException:
+            self._socket.close()
+            raise
         self._published = gateway.router.published.setdefault(forward.guest_port, [])
         self._published.append(self)
 
@@ -237,6 +245,9 @@ class UdpListener(Listener):
             key = self._gateway.router.free_key(self._key(*client), stack.udp)
         except KeyError:
             stack.dropped["udp-ports"] += 1
+            return
+        if self._gateway.router.is_answered_here(key):
+            stack.dropped["udp-filtered"] += 1
             return
         flow = stack.add_udp(key, self._engine.now, client)
         relay.add(flow, client, [each for each in ancillary if each[:2] in _PKTINFO_MESSAGES])

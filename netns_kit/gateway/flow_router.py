@@ -11,6 +11,7 @@ stack calls, and is called.
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -23,6 +24,7 @@ from netns_kit.stack.wire import flow_key
 from netns_kit.stack.wire.family import family_of
 from netns_kit.stack.wire.flow_key import FlowKey
 from netns_kit.subnet import Subnet
+from netns_kit.uplink.dial import Refused
 from netns_kit.uplink.sockets import refusal_for
 from netns_kit.uplink.uplink import Endpoint, Flow, Target, Uplink, Way, source_of
 
@@ -90,7 +92,7 @@ class FlowRouter:
         self._endpoints = endpoints
         self._links = links
         self._tell = tell
-        self._noticed: set[str] = set()
+        self._noticed: set[str | tuple[str, type[BaseException]]] = set()
         self._udp: dict[GuestEndpoint, UdpRelay] = {}
         self.inbox, self.outbox = Inbox(), Outbox()
         self.published: dict[int, list[Published]] = {}
@@ -133,6 +135,21 @@ class FlowRouter:
             return Refusal.PROHIBITED
         return target if isinstance(target, Refusal) else (flow, target)
 
+    def _cannot_dial(self, error: BaseException) -> Refused:
+        """Refuse a flow for which the uplink, or a dial of its own, has failed, and tell of the failure."""
+        self.notice("flows are refused: the uplink failed to dial", error)
+        return Refused(Refusal.PROHIBITED)
+
+    def _open(self, transport: Transport, address: Address, port: int = 0) -> socket.socket:
+        """Have the uplink open a socket.  If it fails otherwise than by OSError, tell of that, and raise OSError."""
+        try:
+            return self._uplink.open(transport, address, port)
+        except (OSError, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self.notice("flows are refused: the uplink failed to open a socket", error)
+            raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH)) from error
+
     def route_served(self, transport: Transport, key: bytes) -> Target | Refusal:
         """Return what the uplink says now of a flow that a handler has had for a while."""
         found = self.route(transport, self._endpoints.meant(key), served=True)
@@ -151,8 +168,14 @@ class FlowRouter:
         if handler is not None:
             handler(connection, target)
         else:
-            connection.user = relay = TcpRelay(self._engine, connection)
-            relay.begin(self._uplink.dial(flow, target, ttl=connection.ttl, tos=connection.tos))
+            connection.user = relay = TcpRelay(self._engine, connection, self._cannot_dial)
+            try:
+                dial = self._uplink.dial(flow, target, ttl=connection.ttl, tos=connection.tos)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                dial = self._cannot_dial(error)
+            relay.begin(dial)
 
     def udp_opened(self, flow: UdpFlow) -> Refusal | None:
         key = self._endpoints.meant(flow.key)
@@ -183,7 +206,7 @@ class FlowRouter:
             return found
         endpoint = found[1].endpoints[0]
         try:
-            sock = self._uplink.open("icmp", endpoint.address)
+            sock = self._open("icmp", endpoint.address)
         except OSError as error:
             return self._no_socket("icmp", error)
         try:
@@ -195,7 +218,7 @@ class FlowRouter:
 
     def _open_udp(self, guest: GuestEndpoint, address: Address) -> UdpRelay:
         """Raises OSError; nothing is left open then."""
-        sock = self._uplink.open("udp", address, guest[1])
+        sock = self._open("udp", address, guest[1])
         try:
             return UdpRelay(
                 self._engine,
@@ -232,6 +255,13 @@ class FlowRouter:
             each.add(flow, endpoint, way)
         return bool(found)
 
+    def is_answered_here(self, key: bytes) -> bool:
+        """Return whether what the guest sends in that UDP flow is for a handler of ours, or is redirected.
+
+        Nobody outside may open such a flow: the guest's part of it would pass by the handler.
+        """
+        return self._endpoints.meant(key) != key or self._endpoints.claim_udp(key) is not None
+
     def _unsolicited(self, guest: GuestEndpoint, relay: UdpRelay, sender: tuple[str, int]) -> None:
         """Let a datagram in from where the guest has not sent to, if the guest could answer it."""
         address, port = ip_address(sender[0].partition("%")[0]), sender[1]
@@ -243,7 +273,8 @@ class FlowRouter:
             and relay.flow_count < STRANGERS
         ):
             key = FlowKey(guest[0], seen_as.packed, guest[1], port).pack()
-            found = Refusal.DROP if key in self.stack.udp else self._decide("udp", key)
+            refused = key in self.stack.udp or self.is_answered_here(key)
+            found = Refusal.DROP if refused else self._decide("udp", key)
             if not isinstance(found, Refusal) and (target := found[1].endpoints[0]) == (address, port):
                 flow = self.stack.add_udp(key, self._engine.now, _socket_name(target))
                 if self._udp.get(guest) is relay:
@@ -376,7 +407,7 @@ class FlowRouter:
 
     def notice(self, text: str, error: BaseException | None = None) -> None:
         """Tell of it, once; of errors, one of each type."""
-        what = text if error is None else type(error).__name__
+        what = text if error is None else (text.partition(" about ")[0], type(error))
         if what not in self._noticed:
             self._noticed.add(what)
             self._tell(text, error)

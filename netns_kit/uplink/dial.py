@@ -8,6 +8,8 @@
 
 A kind of uplink is a class with a `dial` of its own.  `netns_kit.uplink.direct` connects sockets of the host; a
 proxy's protocol would be spoken in `Pending.advance`; an uplink in memory returns one end of a socket pair.
+
+DNS over TCP to resolvers, UDP and pings do not dial: an uplink that sends these elsewhere overrides `Uplink.open`.
 """
 
 from __future__ import annotations

@@ -380,15 +380,15 @@ def _socket(family: socket.AddressFamily, kind: int, number: int = 0) -> socket.
 
 def source_of(target: Address, device: str | None = None) -> str:
     """Return the address that the host's kernel would send from to `target`, by `device`; "" if by no way at all."""
-    with _socket(_FAMILY[target.version], socket.SOCK_DGRAM) as sock:
-        try:
+    try:
+        with _socket(_FAMILY[target.version], socket.SOCK_DGRAM) as sock:
             if device is not None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
             sock.connect((str(target), _DISCARD_PORT))
-        except OSError:
-            return ""
-        source: str = sock.getsockname()[0]
-        return source
+            source: str = sock.getsockname()[0]
+            return source
+    except OSError:
+        return ""
 
 
 def _ping_socket(family: socket.AddressFamily) -> socket.socket:

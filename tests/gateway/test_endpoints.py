@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 from ipaddress import IPv4Address
 
 import pytest
 
 from netns_kit import Flow, PortInUseError, Refusal, Uplink
+from netns_kit.forwarder.listeners import UdpListener
+from netns_kit.forwarder.ports import parse
 from netns_kit.gateway.endpoints import Endpoints
 from netns_kit.stack import Closed, TcpConnection, UdpFlow
 from netns_kit.uplink.uplink import Target
-from tests.gateway.test_gateway import GATEWAY, GUEST, RESOLVER, Bench, Make, make
+from tests.gateway.test_gateway import GATEWAY, GUEST, RESOLVER, Bench, Make, datagram, make, port_of
+from tests.gateway.test_gateway_malice import friend_of
 
 __all__ = ["make"]  # a fixture
 
@@ -198,6 +202,32 @@ def test_a_target_of_nobody_is_refused_where_nobody_answers(
     assert "Target of no endpoint" in caplog.text
     bench.settle()
     assert not bench.gateway.flows()
+
+
+@pytest.mark.parametrize("way", ["published", "full cone"])
+def test_nobody_outside_opens_a_flow_that_is_answered_here(make: Make, way: str) -> None:
+    """Through that flow the guest would ask the one outside, not whom it is redirected to."""
+    bench = make(Uplink(allow_host_loopback=True, udp_filtering="endpoint-independent"))
+    stats = bench.gateway.stats
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as friend, friend_of(friend) as stranger:
+        friend.bind(("127.0.0.1", 0))
+        if way == "published":
+            listener = UdpListener(bench.gateway, *parse("127.0.0.1:0:7/udp"))
+            address = ("127.0.0.1", listener.forward.host_port)
+        else:
+            bench.inject(datagram(GATEWAY, port_of(friend)))
+            bench.settle()
+            _, address = friend.recvfrom(64)
+        flows = stats()["udp_flows"]
+        bench.gateway.endpoints.redirect(port_of(stranger), (IPv4Address("10.0.2.3"),))
+        stranger.sendto(b"hello?", address)
+        bench.until(lambda: stats().get("dropped_udp_filtered"))
+        assert stats()["udp_flows"] == flows
+        friend.sendto(b"hello?", address)
+        bench.settle()
+        assert stats()["udp_flows"] == 1
+        if way == "published":
+            listener.close()
 
 
 def test_an_address_and_port_have_one_handler() -> None:

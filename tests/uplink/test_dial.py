@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -147,6 +148,40 @@ def test_a_dial_that_fails_refuses(make: Make, ending: str) -> None:
         bench.until(lambda: program.why)
     assert not program.is_established
     assert bench.engine.descriptors == descriptors
+
+
+class Broken(Knock):
+    """A dial with a bug."""
+
+    def advance(self, *, failed: bool) -> Dial:
+        if super().advance(failed=failed) is self:
+            return self
+        raise LookupError("a bug of the uplink's")
+
+
+def raising(_: Memory) -> Dial:
+    raise LookupError("a bug of the uplink's")
+
+
+def nonsense(_: Memory) -> Any:
+    return None
+
+
+@pytest.mark.parametrize("dial", [raising, nonsense, Broken])
+def test_an_uplink_that_fails_to_dial_refuses_and_ends_nothing(
+    make: Make, dial: Callable[[Memory], Dial], caplog: pytest.LogCaptureFixture
+) -> None:
+    uplink = Memory(dial)
+    bench = make(uplink)
+    descriptors = bench.engine.descriptors
+    program = opened(bench, uplink)
+    for peer in uplink.peers:
+        peer.send(b"y")
+    bench.until(lambda: program.why)
+    assert not program.is_established
+    assert bench.engine.descriptors == descriptors
+    assert ["failed to dial" in record.message for record in caplog.records] == [True]
+    uplink.close()
 
 
 def test_a_refusal_at_once(make: Make) -> None:

@@ -11,6 +11,7 @@ An answer is heard from where the query went, for the sockets are connected, and
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import socket
@@ -63,6 +64,7 @@ class DnsRelay:
         self._route = route
         self._engine = engine
         self._uplink = uplink
+        self._failed = failed
         self._server = DnsServer(
             zone,
             DnsProxy(random_id=lambda: int.from_bytes(os.urandom(2), "big")),
@@ -250,7 +252,13 @@ class DnsRelay:
 
     def _open(self, upstream: Upstream) -> socket.socket:
         address = _parsed(upstream.address)
-        sock = self._uplink.open(upstream.transport, address)
+        try:
+            sock = self._uplink.open(upstream.transport, address)
+        except (OSError, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._failed(error)
+            raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH)) from error
         try:
             sock.connect(socket_address(address, upstream.port))
         except BlockingIOError:

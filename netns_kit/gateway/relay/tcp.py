@@ -32,6 +32,7 @@ import errno
 import fcntl
 import socket
 import struct
+from collections.abc import Callable
 from enum import Enum
 
 from netns_kit.gateway.engine import EDGE, ERROR, HANG_UP, IN, OUT, READ_HANG_UP, URGENT, Engine
@@ -83,6 +84,7 @@ class TcpRelay:
         "_blocked",
         "_doubted_at",
         "_engine",
+        "_failed",
         "_pending",
         "_sink",
         "_socket",
@@ -91,9 +93,15 @@ class TcpRelay:
         "state",
     )
 
-    def __init__(self, engine: Engine, connection: TcpConnection | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        connection: TcpConnection | None = None,
+        failed: Callable[[BaseException], Refused] | None = None,
+    ) -> None:
         self._engine = engine
         self.connection = connection
+        self._failed = failed  # what to make of a dial that raises
         self.state = DIALLING
         self._pending: Pending | None = None
         self._watched = -1  # the descriptor that is polled for `_pending`
@@ -121,14 +129,21 @@ class TcpRelay:
             else:
                 self._accept(connection, dial.socket)
         else:
-            watched = dial.fileno()
             try:
+                watched = dial.fileno()
                 self._engine.add(watched, self._while_dialling, _EVENTS)
             except OSError as failure:
                 dial.close()
                 self._refuse(refusal_for(failure.errno or errno.EIO))
+            except Exception as failure:  # it is no dial at all
+                self._refuse(self._why(failure))
             else:
                 self._pending, self._watched = dial, watched
+
+    def _why(self, failure: BaseException) -> Refusal | IcmpError:
+        if self._failed is None:
+            raise failure
+        return self._failed(failure).why
 
     def _refuse(self, why: Refusal | IcmpError) -> None:
         connection, self.connection = self.connection, None
@@ -140,7 +155,12 @@ class TcpRelay:
         pending, connection = self._pending, self.connection
         if pending is None or connection is None:
             return
-        dial = pending.advance(failed=events & _FAILURE != 0)
+        try:
+            dial = pending.advance(failed=events & _FAILURE != 0)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as failure:
+            dial = Refused(self._why(failure))
         if dial is pending:
             return
         self._pending = None

@@ -1,4 +1,4 @@
-"""Our side of a worker, whose own text (worker.py) gives the protocol.
+"""Our side of a worker, whose own text (main.py) gives the protocol.
 
 `WorkerProcess` starts the worker, asks it, hears what it says and ends it.  It is started by a plain exec in the
 calling thread, in a session of its own: what a terminal sends to all in the foreground is not for it.
@@ -33,10 +33,6 @@ from .input import encode
 MESSAGES_AT_ONCE = 64
 LINES_KEPT, LINE_MAX, LINES_LOGGED = 20, 500, 1000
 READ = 1 << 16
-FIX_OF_MAIN = (
-    "define it in a module beside the program, say policies.py, and import it from there; or use "
-    'driver="thread"'
-)
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
