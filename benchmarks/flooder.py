@@ -13,10 +13,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from ipaddress import ip_address
 from itertools import count, cycle, islice
 from random import Random
 
-from netns_kit.stack.wire import checksum, ethernet, icmp, ip, tcp, udp
+from netns_kit.stack.wire import checksum, ethernet, icmp, ip, ndp, tcp, udp
 from netns_kit.stack.wire.tcp import ACK, RST, SYN
 
 TAP = "tap0"
@@ -26,6 +27,7 @@ MADE_UP = bytes(
     (10, 0, 2)
 )  # nobody has the other addresses of the network: nobody resets what is opened from there
 FOREIGN = bytes((198, 51, 100))
+NDP = "NDP"
 BATCH = 4096  # frames that are built before they are sent
 ETH_P_ALL = 3
 
@@ -132,6 +134,19 @@ def neighbours(link: Link, _: int) -> Iterator[bytes]:
         yield link.frame(body, ethernet.ARP, ethernet.BROADCAST)
 
 
+def solicitations(link: Link, _: int) -> Iterator[bytes]:
+    """Neighbour solicitations (RFC 4861) for the gateway, from ever other addresses."""
+    target = ip_address("fd00::2").packed
+    group = ndp.solicited_node(target)
+    message = ndp.pack(ndp.Neighbour(ndp.SOLICITATION, 0, target, link.mac))
+    for number in count():
+        addresses = target[:8] + (0x1000 + number & 0xFFFFFFFF).to_bytes(8, "big") + group
+        sums = checksum.pseudo_header(addresses, ip.ICMPV6, len(message)), checksum.total(message)
+        body = message[:2] + checksum.checksum(*sums).to_bytes(2, "big") + message[4:]
+        head = ip.pack_ipv6(addresses, ip.ICMPV6, len(body), ttl=ndp.HOP_LIMIT)
+        yield link.frame(head + body, ethernet.IPV6, ndp.group_mac(group))
+
+
 def echoes(link: Link, _: int) -> Iterator[bytes]:
     """Pings of ever other identifiers."""
     for number in count():
@@ -199,6 +214,7 @@ FRAMES: dict[str, Callable[[Link, int], Iterator[bytes]]] = {
     "DNS": questions,
     "DHCP": discoveries,
     "ARP": neighbours,
+    NDP: solicitations,
     "pings": echoes,
 }
 CONNECTS = "connect and close"

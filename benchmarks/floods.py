@@ -26,7 +26,7 @@ import anyio.to_thread
 from netns_kit import Namespace, Network, Uplink
 from netns_kit.gateway.setup import DriverName
 
-from .flooder import KINDS
+from .flooder import KINDS, NDP
 from .processes import child, line
 
 BEGIN, END = "<!-- floods: begin -->", "<!-- floods: end -->"
@@ -117,7 +117,7 @@ async def measure(kind: str, seconds: float, driver: DriverName, port: int) -> l
     uplink = Uplink(allow_host_loopback=True, dns=["127.0.0.1:9"])
     loop: list[float] = []
     async with (
-        Network(uplink=uplink, driver=driver) as flooded,
+        Network(uplink=uplink, driver=driver, ipv6=kind == NDP) as flooded,
         Network(uplink=uplink, driver=driver) as other,
         anyio.create_task_group() as tasks,
     ):

@@ -137,11 +137,16 @@ def stuck(flow: Flow) -> Refusal | None:
         pass
 
 
+class _BrokenSocket(socket.socket):
+    def fileno(self) -> int:
+        raise LookupError("a bug")
+
+
 class Broken(Uplink):
-    """A bug that no policy can have: what `open` raises, but for OSError, is not its to raise."""
+    """A bug in the middle of the engine's work: what the uplink has made fails when it is used."""
 
     def open(self, protocol: Transport, target: Address, port: int = 0) -> socket.socket:
-        raise LookupError("a bug")
+        return _BrokenSocket(socket.AF_INET, socket.SOCK_DGRAM)
 
 
 @dataclass(frozen=True)
