@@ -196,18 +196,17 @@ def test_an_exit_descriptor_that_nobody_can_close_is_told(what: str) -> None:
 def test_an_exit_socket_may_be_closed_with_something_unread() -> None:
     """As by a caller who is told of ready by the same socket, and does not look."""
     ours, theirs = socket.socketpair()
-    with theirs, ours:
+    with theirs, ours, held() as ns:
         ready = os.dup(theirs.fileno())
-        with held() as ns:
-            process = subprocess.Popen(
-                [*ATTACH, f"--ready-fd={ready}", f"--exit-fd={theirs.fileno()}", str(ns.pid)],
-                cwd=ROOT,
-                pass_fds=(ready, theirs.fileno()),
-            )
-            os.close(ready)
-            select.select([ours], [], [], SECONDS)
-            ours.close()
-            assert process.wait(SECONDS) == 0
+        process = subprocess.Popen(
+            [*ATTACH, f"--ready-fd={ready}", f"--exit-fd={theirs.fileno()}", str(ns.pid)],
+            cwd=ROOT,
+            pass_fds=(ready, theirs.fileno()),
+        )
+        os.close(ready)
+        select.select([ours], [], [], SECONDS)
+        ours.close()
+        assert process.wait(SECONDS) == 0
 
 
 def test_a_process_that_has_not_unshared_is_told() -> None:

@@ -381,7 +381,7 @@ async def test_a_directory_has_its_name_inside(tmp_path: Path) -> None:
 
 
 async def test_who_looks_from_outside_finds_the_namespaces_by_the_holder() -> None:
-    needs("nsenter")
+    needs("nsenter", "ps")
     async with namespace() as ns:
         async with await ns.popen(["sleep", "60"]):
             enter = ["nsenter", "--target", str(ns.pid), *"-U -n -p -m --preserve-credentials".split()]
