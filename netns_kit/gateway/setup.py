@@ -16,7 +16,7 @@ from netns_kit import arguments
 from netns_kit.dhcp import DEFAULT, DhcpSettings
 from netns_kit.dns import Record
 from netns_kit.errors import ArgumentError, DomainNameError
-from netns_kit.frozen import field, frozen
+from netns_kit.frozen import field, frozen, replace
 from netns_kit.stack import Limits
 from netns_kit.subnet import DEFAULT_CIDR, SMALLEST_IPV6_MTU, Subnet, Subnet6
 from netns_kit.tap.device import TapDevice
@@ -130,6 +130,12 @@ class Setup:
         )
         setup._check_together()
         return setup
+
+    def without_ipv6(self) -> Setup:
+        """Return these settings for a namespace that has no IPv6, nor a record of the address that it would have."""
+        ipv6 = self.subnet.ipv6
+        kept = tuple(each for each in self.records if ipv6 is None or each.value != str(ipv6.guest))
+        return replace(self, subnet=replace(self.subnet, ipv6=None), records=kept)
 
     def _check_together(self) -> None:
         """Raise for settings each of which is possible, but not beside the others."""

@@ -70,7 +70,7 @@ class CommandOptions(TypedDict, total=False):
     """True: the command has a session of its own, see setsid(2).  Default: False."""
     foreground: bool
     """True: the command is in the caller's session, in a process group of its own that has the terminal, which the
-    caller takes back.  Default: False."""
+    caller takes back.  Its standard input must be that terminal.  Default: False."""
     pass_fds: Sequence[int]
     """Descriptors that the command inherits, under the numbers that they have here.  Default: none."""
     files: Mapping[str, str | bytes] | None
@@ -418,6 +418,9 @@ async def open_process(
             raise ArgumentError(
                 f"expected at most {PASSED_MAX} descriptors", "pass_fds", len(sent), "close some"
             )
+        if foreground and (start_new_session or not _has_our_terminal(fds[0])):
+            fix = "leave start_new_session out, and stdin the caller's, which is its terminal"
+            raise ArgumentError("expected a command that is given the terminal", "foreground", True, fix)
         here = None
         with suppress(OSError):  # a directory that may not be searched: the one the agent has will do
             sent.append(os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))

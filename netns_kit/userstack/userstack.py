@@ -133,7 +133,7 @@ class UserStack(Openable):
             missing = await _ipv6_missing(self.tap.namespace, self.tap.name)
         if ipv6 is not None:
             if missing is not None:
-                self.setup = replace(self.setup, subnet=replace(subnet, ipv6=None))
+                self.setup = self.setup.without_ipv6()
                 logger.warning("IPv4 only: the namespace has no IPv6: %s", missing)
             elif (missing := self.uplink.ipv6_missing()) is not None:
                 logger.warning("IPv4 only: the host has no IPv6: %s", missing)

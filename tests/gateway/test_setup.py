@@ -133,3 +133,19 @@ def test_an_uplink_takes_no_socket_along() -> None:
 
 def test_what_is_pickled_names_its_modules() -> None:
     assert "netns_kit.dns.records" in pickled(Record("db.internal", "192.0.2.7"))[1]
+
+
+def test_a_namespace_without_ipv6_has_no_name_for_its_address() -> None:
+    tap, guest = TapDevice.pair()
+    try:
+        setup = Setup.of(tap, ipv6=True, name="web.internal", records=["db.internal=fd00::7"])
+        assert {each.value for each in setup.records} == {"10.0.2.100", "fd00::100", "fd00::7"}
+        without = setup.without_ipv6()
+        assert without.subnet.ipv6 is None
+        assert [(each.name, each.value) for each in without.records] == [
+            ("web.internal", "10.0.2.100"),
+            ("db.internal", "fd00::7"),
+        ]
+    finally:
+        tap.release()
+        guest.release()

@@ -30,11 +30,9 @@ async def by_datagram(net: Network, address: str, name: str) -> bytes:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with await net.namespace.socket(family, socket.SOCK_DGRAM) as sock:
         sock.connect((address, 53))  # so that it is from there that the answer comes
-        while True:  # as a resolver does it, for datagrams may be lost
-            sock.send(query(name))
-            with anyio.move_on_after(5):
-                await anyio.wait_readable(sock)
-                return sock.recv(4096)
+        sock.send(query(name))  # once: nothing is lost on the way to us and back
+        await anyio.wait_readable(sock)
+        return sock.recv(4096)
 
 
 async def by_stream(net: Network, address: str, name: str) -> bytes:

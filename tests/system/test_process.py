@@ -19,13 +19,14 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from subprocess import DEVNULL, STDOUT
+from typing import Any
 
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from netns_kit.errors import NamespaceGone, NetnsKitError
+from netns_kit.errors import ArgumentError, NamespaceGone, NetnsKitError
 from netns_kit.namespace.namespace import Namespace
 from netns_kit.namespace.process import CommandFailed, Process
 from tests.support import ROOT, Possessions, needs, needs_userns, seen_outside
@@ -782,3 +783,14 @@ async def test_run_waits_for_whoever_has_the_commands_streams_and_wait_does_not(
         assert waiting.cancelled_caught
         async with await ns.popen("sleep 600 & echo started") as process:
             assert await process.wait() == 0
+
+
+@pytest.mark.parametrize("more", [{}, {"stdin": DEVNULL}, {"stdin": None, "start_new_session": True}])
+async def test_the_foreground_takes_a_terminal(more: dict[str, Any]) -> None:
+    """Else it would be accepted, and have no effect."""
+    async with Namespace.create() as ns:
+        with pytest.raises(
+            ArgumentError, match="foreground=True: expected a command that is given the terminal"
+        ):
+            await ns.popen(["true"], foreground=True, **more)
+        assert (await ns.run(["true"])).returncode == 0
