@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import os
 import queue
+import random
 import socket
 import struct
 import subprocess
@@ -16,6 +17,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager, suppress
 from functools import wraps
+from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -301,20 +303,32 @@ def dnsmasq(*options: str) -> Iterator[int]:
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
         try:
             assert process.stderr is not None
-            said = b""
-            while b"started" not in said:
-                said = process.stderr.readline()
-                assert said, "dnsmasq has ended"
+            said = [process.stderr.readline()]
+            while b"started" not in said[-1]:
+                said.append(process.stderr.readline())
+                assert said[-1], f"dnsmasq has ended: {said}"
             yield port
         finally:
             process.kill()
 
 
 def closed_port() -> int:
-    """A TCP and UDP port of 127.0.0.1 that nobody listens on: nobody else is given it for a while."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
+    """A TCP and UDP port that nobody on this host listens on, and that the kernel gives to nobody by itself.
+
+    It lies below `ip_local_port_range`, whose ports any socket of any test may be given at any moment; each
+    worker of pytest-xdist has ports of its own.
+    """
+    lowest_given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    mine = range(10_000 + worker, lowest_given, workers)
+    for _ in range(1000):
+        port = random.SystemRandom().choice(mine)
+        with socket.socket() as stream, socket.socket(type=socket.SOCK_DGRAM) as datagram, suppress(OSError):
+            stream.bind(("", port))
+            datagram.bind(("", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def sent_again(sock: socket.socket) -> int:
