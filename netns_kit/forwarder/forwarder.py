@@ -13,11 +13,11 @@ from typing import Protocol, TypeVar
 import anyio
 
 from netns_kit import arguments
-from netns_kit.errors import ArgumentTypeError, NetnsKitError, NotFound, StackClosed
-from netns_kit.host import diagnosis, sysctl
-from netns_kit.host.abi import CAP_NET_BIND_SERVICE
+from netns_kit.errors import ArgumentTypeError, NetnsKitError, NotFound, PortInUseError, StackClosed
+from netns_kit.host import bound_ports, diagnosis, sysctl
 from netns_kit.namespace.background import Openable, Supervisor
 
+from .conflicts import Claims
 from .listeners import Forwards
 from .ports import PortForward, parse
 
@@ -68,6 +68,7 @@ class Forwarder(Openable):
             raise ArgumentTypeError("expected a UserStack", "stack", arguments.shown(stack))
         self._stack = stack
         self._number = next(_numbers)  # by which its listeners are known
+        self._claims = Claims()
         self.supervisor = Supervisor(type(self).__name__, StackClosed, stack.supervisor)
 
     def __repr__(self) -> str:
@@ -90,7 +91,8 @@ class Forwarder(Openable):
         Raises:
             PortSpecError, ArgumentError: A specification cannot be understood.
             PrivilegedPortError: A port needs a privilege; raised before anything is bound.
-            PortInUseError: Another socket has the port.
+            PortInUseError: Another socket has the port, and the message says whose it is, as far as this process may
+                know; or another forward has it, and then nothing was bound.
             AddressError: The host has no such address, or the namespace cannot have the one inside.
             ArgumentTypeError: An argument is neither text nor a PortForward.
             StackClosed: The forwarder is not open.
@@ -104,15 +106,34 @@ class Forwarder(Openable):
             for forward in ((spec,) if isinstance(spec, PortForward) else parse(spec))
         ]
         _check_privilege(forwards)
+        self._claims.add(forwards)
         added: list[PortForward] = []
         try:
             for start in range(0, len(forwards), AT_ONCE):
                 added += await self._ask(Forwards.add, tuple(forwards[start : start + AT_ONCE]))
-        except Exception:
-            for forward in added:
-                await self._ask(Forwards.remove, forward)
+        except BaseException as error:
+            self._claims.discard(forwards)
+            if isinstance(error, Exception):
+                for forward in added:
+                    await self._ask(Forwards.remove, forward)
+            if isinstance(error, PortInUseError):
+                raise await self._explained(error, forwards) from error
             raise
+        self._claims.add(new for new, asked in zip(added, forwards, strict=True) if not asked.host_port)
         return tuple(added)
+
+    async def _explained(self, error: PortInUseError, forwards: Sequence[PortForward]) -> PortInUseError:
+        """Return the error with the name of the port's owner, if that can be known."""
+        for forward in forwards:
+            place = f"{forward.listens_on}/{forward.protocol}"
+            if error.cause.startswith(f"{place} "):
+                owner = await anyio.to_thread.run_sync(
+                    bound_ports.holder, forward.protocol, forward.host, forward.host_port
+                )
+                return (
+                    error if owner is None else PortInUseError(f"{place} is taken by {owner}", fix=error.fix)
+                )
+        return error
 
     async def remove(self, forward: PortForward) -> None:
         """Stop listening on a port.  It is free when this returns; TCP connections that exist go on.
@@ -129,6 +150,7 @@ class Forwarder(Openable):
         """
         fix = "give what `add` returned, or one of `list`"
         arguments.instance("forward", forward, PortForward, "a PortForward", fix)
+        self._claims.discard([forward])
         if not await self._ask(Forwards.remove, forward):
             raise NotFound(f"there is no forward {forward}", fix=fix)
 
@@ -150,11 +172,5 @@ class Forwarder(Openable):
 def _check_privilege(forwards: Sequence[PortForward]) -> None:
     (start,) = sysctl.numbers(diagnosis.PORT_START)
     low = next((each.host_port for each in forwards if 0 < each.host_port < start), None)
-    if low is not None and not _may_bind_low_ports():
+    if low is not None and not bound_ports.may_bind(low):
         raise diagnosis.privileged_port(low, "of the host", start)
-
-
-def _may_bind_low_ports() -> bool:
-    with open("/proc/thread-self/status", encoding="ascii", errors="replace") as file:
-        effective = next(line.split()[1] for line in file if line.startswith("CapEff:"))
-    return bool(int(effective, 16) >> CAP_NET_BIND_SERVICE & 1)
