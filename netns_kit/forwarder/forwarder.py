@@ -7,19 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from typing import Protocol, TypeVar
 
 import anyio
+import anyio.to_thread
 
 from netns_kit import arguments
 from netns_kit.errors import ArgumentTypeError, NetnsKitError, NotFound, PortInUseError, StackClosed
 from netns_kit.host import bound_ports, diagnosis, sysctl
 from netns_kit.namespace.background import Openable, Supervisor
 
-from .conflicts import Claims
+from .conflicts import Claims, place_of
 from .listeners import Forwards
-from .ports import PortForward, parse
+from .ports import PortForward, UnixSocket, parse
 
 AT_ONCE = 256  # ports that are added between two steps of the engine
 
@@ -105,8 +107,7 @@ class Forwarder(Openable):
             for spec in specs
             for forward in ((spec,) if isinstance(spec, PortForward) else parse(spec))
         ]
-        _check_privilege(forwards)
-        self._claims.add(forwards)
+        forwards = self._claims.add(_permitted(forwards))
         added: list[PortForward] = []
         try:
             for start in range(0, len(forwards), AT_ONCE):
@@ -125,14 +126,15 @@ class Forwarder(Openable):
     async def _explained(self, error: PortInUseError, forwards: Sequence[PortForward]) -> PortInUseError:
         """Return the error with the name of the port's owner, if that can be known."""
         for forward in forwards:
-            place = f"{forward.listens_on}/{forward.protocol}"
-            if error.cause.startswith(f"{place} "):
-                owner = await anyio.to_thread.run_sync(
-                    bound_ports.holder, forward.protocol, forward.host, forward.host_port
-                )
-                return (
-                    error if owner is None else PortInUseError(f"{place} is taken by {owner}", fix=error.fix)
-                )
+            place, host = place_of(forward), forward.host
+            if not error.cause.startswith(f"{place} "):
+                continue
+            if isinstance(host, UnixSocket):
+                owner = await anyio.to_thread.run_sync(bound_ports.path_holder, host.path)
+            else:
+                ask = partial(bound_ports.holder, forward.protocol, host, forward.host_port)
+                owner = await anyio.to_thread.run_sync(ask)
+            return error if owner is None else PortInUseError(f"{place} is taken by {owner}", fix=error.fix)
         return error
 
     async def remove(self, forward: PortForward) -> None:
@@ -169,8 +171,17 @@ class Forwarder(Openable):
             return await self._stack.ask(operation, self._number, *arguments)
 
 
-def _check_privilege(forwards: Sequence[PortForward]) -> None:
+def _permitted(forwards: Sequence[PortForward]) -> Sequence[PortForward]:
+    """Return those whose ports may be bound: all, but for optional ones.
+
+    Raises:
+        PrivilegedPortError: The port of one that is not optional needs a privilege.
+    """
     (start,) = sysctl.numbers(diagnosis.PORT_START)
-    low = next((each.host_port for each in forwards if 0 < each.host_port < start), None)
-    if low is not None and not bound_ports.may_bind(low):
-        raise diagnosis.privileged_port(low, "of the host", start)
+    low = [each for each in forwards if 0 < each.host_port < start]
+    if not low or bound_ports.may_bind(low[0].host_port):
+        return forwards
+    needed = next((each for each in low if not each.optional), None)
+    if needed is not None:
+        raise diagnosis.privileged_port(needed.host_port, "of the host", start)
+    return [each for each in forwards if each not in low]

@@ -407,11 +407,11 @@ async def test_a_port_is_forwarded_once(net: Network, protocol: str) -> None:
     (forward,) = await net.forwarder.add(f"0.0.0.0:0:80/{protocol}")
     port = forward.host_port
     for spec in (f"{port}:81", f"127.0.0.1:{port}:80", f"127.0.0.9:{port - 1}-{port}:1-2"):
-        with pytest.raises(PortInUseError, match=f"{port}/{protocol} is taken by the forward {forward}"):
+        with pytest.raises(
+            PortInUseError, match=f"{port}/{protocol} is taken by another forward, which leads to 80"
+        ):
             await net.forwarder.add(f"{spec}/{protocol}")
-    with pytest.raises(
-        PortInUseError, match=r"127.0.0.9:2000/\w+ is taken by the forward 127.0.0.9:2000 -> 80"
-    ):
+    with pytest.raises(PortInUseError, match=f"127.0.0.9:2000/{protocol} is taken by another forward"):
         await net.forwarder.add(f"127.0.0.9:2000:80/{protocol}", f"127.0.0.9:2000:81/{protocol}")
     assert await net.forwarder.list() == (forward,)
     await net.forwarder.remove(forward)
