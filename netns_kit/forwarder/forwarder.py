@@ -14,14 +14,15 @@ from typing import Protocol, TypeVar
 import anyio
 
 from netns_kit import arguments
-from netns_kit.errors import ArgumentTypeError, NetnsKitError, NotFound, StackClosed
-from netns_kit.host import diagnosis, sysctl
+from netns_kit.errors import ArgumentTypeError, NetnsKitError, NotFound, PortInUseError, StackClosed
+from netns_kit.host import bound_ports, diagnosis, sysctl
 from netns_kit.host.abi import CAP_NET_BIND_SERVICE
 from netns_kit.host.paths import Made
 from netns_kit.namespace.background import Openable, Supervisor
 from netns_kit.namespace.namespace import Namespace
 
 from .binding import listen_unix
+from .conflicts import Claims
 from .forwards import Forwards
 from .ports import Mode, PortForward, UnixSocket, parse
 
@@ -88,6 +89,7 @@ class Forwarder(Openable):
         self._stack = stack
         self._number = next(_numbers)  # by which its listeners are known
         self._made: dict[PortForward, Made] = {}  # files of unix sockets
+        self._claims = Claims()
         self.supervisor = Supervisor(type(self).__name__, StackClosed, stack.supervisor)
 
     def __repr__(self) -> str:
@@ -118,7 +120,8 @@ class Forwarder(Openable):
         Raises:
             PortSpecError, ArgumentError: A specification cannot be understood.
             PrivilegedPortError: A port needs a privilege; raised before anything is bound.
-            PortInUseError: Another socket has the port.
+            PortInUseError: Another socket has the port, and the message says whose it is, as far as this process may
+                know; or another forward has it, and then nothing was bound.
             AddressError: The host has no such address, or the namespace cannot have the one inside.
             ArgumentTypeError: An argument is neither text nor a PortForward.
             FeatureUnavailable: The mode cannot be had here.
@@ -135,6 +138,7 @@ class Forwarder(Openable):
         ]
         _check_privilege(forwards)
         await self._prepare(forwards)
+        self._claims.add(forwards)
         added: list[PortForward] = []
         try:
             for on_unix, some in groupby(forwards, lambda each: isinstance(each.host, UnixSocket)):
@@ -144,10 +148,15 @@ class Forwarder(Openable):
                         added.append(await self._add_unix(batch[start]))
                     else:
                         added += await self._ask(Forwards.add, batch[start : start + AT_ONCE])
-        except Exception:
-            for forward in added:
-                await self.remove(forward)
+        except BaseException as error:
+            self._claims.discard(forwards)
+            if isinstance(error, Exception):
+                for forward in added:
+                    await self.remove(forward)
+            if isinstance(error, PortInUseError):
+                raise await self._explained(error, forwards) from error
             raise
+        self._claims.add(new for new, asked in zip(added, forwards, strict=True) if not asked.host_port)
         return tuple(added)
 
     async def _prepare(self, forwards: Sequence[PortForward]) -> None:
@@ -175,6 +184,19 @@ class Forwarder(Openable):
             self._made[added] = made
         return added
 
+    async def _explained(self, error: PortInUseError, forwards: Sequence[PortForward]) -> PortInUseError:
+        """Return the error with the name of the port's owner, if that can be known."""
+        for forward in forwards:
+            place = f"{forward.listens_on}/{forward.protocol}"
+            if error.cause.startswith(f"{place} ") and not isinstance(forward.host, UnixSocket):
+                owner = await anyio.to_thread.run_sync(
+                    bound_ports.holder, forward.protocol, forward.host, forward.host_port
+                )
+                return (
+                    error if owner is None else PortInUseError(f"{place} is taken by {owner}", fix=error.fix)
+                )
+        return error
+
     async def remove(self, forward: PortForward, *, cut: bool = False) -> None:
         """Stop listening on a port.  It is free when this returns.
 
@@ -193,6 +215,7 @@ class Forwarder(Openable):
         arguments.instance("forward", forward, PortForward, "a PortForward", fix)
         if not await self._ask(Forwards.remove, forward):
             raise NotFound(f"there is no forward {forward}", fix=fix)
+        self._claims.discard([forward])
         if made := self._made.pop(forward, None):
             made.remove()
         if cut:
@@ -233,11 +256,5 @@ def _version(forward: PortForward) -> int:
 def _check_privilege(forwards: Sequence[PortForward]) -> None:
     (start,) = sysctl.numbers(diagnosis.PORT_START)
     low = next((each.host_port for each in forwards if 0 < each.host_port < start), None)
-    if low is not None and not _may_bind_low_ports():
+    if low is not None and not bound_ports.may_bind(low):
         raise diagnosis.privileged_port(low, "of the host", start)
-
-
-def _may_bind_low_ports() -> bool:
-    with open("/proc/thread-self/status", encoding="ascii", errors="replace") as file:
-        effective = next(line.split()[1] for line in file if line.startswith("CapEff:"))
-    return bool(int(effective, 16) >> CAP_NET_BIND_SERVICE & 1)

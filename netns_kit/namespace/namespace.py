@@ -47,7 +47,7 @@ from netns_kit.errors import (
     PortInUseError,
     SysctlError,
 )
-from netns_kit.host import diagnosis, sysctl
+from netns_kit.host import bound_ports, diagnosis, sysctl
 from netns_kit.host.abi import NETLINK_ROUTE, RT_TABLE_MAIN, TUN_MAJOR, TUN_MINOR
 
 from .agent_client import AgentProcess, Conversation, Done, Start
@@ -165,7 +165,8 @@ class Namespace(Openable):
 
         Args:
             ids: Who commands are in there.  "root" maps uid and gid 0 to the caller's.  "same" maps the caller's ids
-                to themselves; commands have no capability then.  "subids" maps 0 to the caller and the ids from 1 on
+                to themselves; commands have no capability then, and may use every port all the same: new namespaces
+                have `net.ipv4.ip_unprivileged_port_start` 0.  "subids" maps 0 to the caller and the ids from 1 on
                 to the ranges of /etc/subuid and /etc/subgid, by newuidmap(1); if the caller is root, every id that
                 it has to itself.
             pids: Which processes commands see.  "own": each other and no others.  They have a PID namespace, a mount
@@ -567,8 +568,10 @@ class Namespace(Openable):
         except OSError as exc:
             sock.close()
             if exc.errno == errno.EADDRINUSE:
+                owner = await anyio.to_thread.run_sync(bound_ports.holder, "tcp", address, port, self.pid)
                 raise PortInUseError(
-                    f"{address} port {port}/tcp is taken in the namespace", fix="choose another port, or 0"
+                    f"{address} port {port}/tcp in the namespace is taken by {owner or 'another socket'}",
+                    fix="choose another port, or 0",
                 ) from exc
             if exc.errno == errno.EACCES:
                 start = int(await self.get_sysctl(diagnosis.PORT_START))
