@@ -60,7 +60,13 @@ if TYPE_CHECKING:
     from .gateway.setup import SandboxLayer as SandboxLayer
     from .gateway.setup import StackOptions as StackOptions
     from .gateway.stats import Stats as Stats
+    from .host.activation import activated as activated
     from .host.diagnosis import Host as Host
+    from .namespace.given import FileMode as FileMode
+    from .namespace.given import HasFileno as HasFileno
+    from .namespace.given import Listen as Listen
+    from .namespace.given import OpenFile as OpenFile
+    from .namespace.given import Word as Word
     from .namespace.namespace import Ids as Ids
     from .namespace.namespace import Interface as Interface
     from .namespace.namespace import InterfaceAddress as InterfaceAddress
@@ -74,7 +80,6 @@ if TYPE_CHECKING:
     from .namespace.process import Process as Process
     from .namespace.process import RunOptions as RunOptions
     from .namespace.process import StandardStream as StandardStream
-    from .namespace.process import Word as Word
     from .network.network import Network as Network
     from .stack import Limits as Limits
     from .stack import Offloads as Offloads
@@ -119,9 +124,11 @@ _HOMES = {
     "gateway.gateway": "FlowInfo",
     "gateway.setup": "Configure DriverName SandboxLayer StackOptions",
     "gateway.stats": "Stats",
+    "host.activation": "activated",
     "host.diagnosis": "Host",
+    "namespace.given": "FileMode HasFileno Listen OpenFile Word",
     "namespace.namespace": "Ids Interface InterfaceAddress Namespace OpenedTap Pids Route",
-    "namespace.process": "Command CommandFailed CommandOptions Process RunOptions StandardStream Word",
+    "namespace.process": "Command CommandFailed CommandOptions Process RunOptions StandardStream",
     "network.network": "Network",
     "stack": "Limits Offloads Refusal Transport",
     "subnet": "Subnet Subnet6",

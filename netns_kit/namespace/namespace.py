@@ -348,6 +348,10 @@ class Namespace(Openable):
                 caller takes that back.
             pass_fds: Descriptors that it has by the same numbers.
             files: Absolute paths, and what is to be read there; only this command sees it (docs/commands.md).
+            listen: Sockets that it is activated with, as systemd does: descriptors from 3 on, LISTEN_FDS and so on.
+                They block from then on, for the caller as well.
+            open_files: Names, and files that it is given open by these names, in the same way.
+            sockets: Absolute paths, and the host's Unix sockets that are there for this command only.
 
         Raises:
             CommandFailed: A `subprocess.CalledProcessError`: the status is not 0.
@@ -397,7 +401,8 @@ class Namespace(Openable):
         Close the Process, or use it in an `async with`: that kills the command if it still runs.
 
         Args:
-            command, stdin, stdout, stderr, cwd, env, start_new_session, foreground, pass_fds, files: As in `run`.
+            command, stdin, stdout, stderr, cwd, env, start_new_session, foreground, pass_fds: As in `run`.
+            files, listen, open_files, sockets: As in `run`.
 
         Raises:
             ArgumentError, OSError, UserNamespaceDenied, NamespaceGone: As in `run`.
