@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from .gateway.setup import StackOptions as StackOptions
     from .gateway.stats import Stats as Stats
     from .host.diagnosis import Host as Host
+    from .namespace.listening import ListeningSocket as ListeningSocket
     from .namespace.namespace import Ids as Ids
     from .namespace.namespace import Interface as Interface
     from .namespace.namespace import InterfaceAddress as InterfaceAddress
@@ -117,6 +118,7 @@ _HOMES = {
     "gateway.setup": "Configure DriverName SandboxLayer StackOptions",
     "gateway.stats": "Stats",
     "host.diagnosis": "Host",
+    "namespace.listening": "ListeningSocket",
     "namespace.namespace": "Ids Interface InterfaceAddress Namespace OpenedTap Pids Route",
     "namespace.process": "Command CommandFailed CommandOptions Process RunOptions StandardStream Word",
     "network.network": "Network",
