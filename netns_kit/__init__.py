@@ -50,7 +50,10 @@ if TYPE_CHECKING:
     from .errors import WrongEventLoop as WrongEventLoop
     from .forwarder.forwarder import Askable as Askable
     from .forwarder.forwarder import Forwarder as Forwarder
+    from .forwarder.ports import Follow as Follow
+    from .forwarder.ports import Mode as Mode
     from .forwarder.ports import PortForward as PortForward
+    from .forwarder.ports import UnixSocket as UnixSocket
     from .gateway.gateway import FlowInfo as FlowInfo
     from .gateway.setup import Configure as Configure
     from .gateway.setup import DriverName as DriverName
@@ -113,7 +116,7 @@ _HOMES = {
         "WrongEventLoop"
     ),
     "forwarder.forwarder": "Askable Forwarder",
-    "forwarder.ports": "PortForward",
+    "forwarder.ports": "Follow Mode PortForward UnixSocket",
     "gateway.gateway": "FlowInfo",
     "gateway.setup": "Configure DriverName SandboxLayer StackOptions",
     "gateway.stats": "Stats",
