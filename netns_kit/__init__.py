@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from .namespace.given import Listen as Listen
     from .namespace.given import OpenFile as OpenFile
     from .namespace.given import Word as Word
+    from .namespace.listening import ListeningSocket as ListeningSocket
     from .namespace.namespace import Ids as Ids
     from .namespace.namespace import Interface as Interface
     from .namespace.namespace import InterfaceAddress as InterfaceAddress
@@ -127,6 +128,7 @@ _HOMES = {
     "host.activation": "activated",
     "host.diagnosis": "Host",
     "namespace.given": "FileMode HasFileno Listen OpenFile Word",
+    "namespace.listening": "ListeningSocket",
     "namespace.namespace": "Ids Interface InterfaceAddress Namespace OpenedTap Pids Route",
     "namespace.process": "Command CommandFailed CommandOptions Process RunOptions StandardStream",
     "network.network": "Network",

@@ -48,14 +48,15 @@ from netns_kit.errors import (
     SysctlError,
 )
 from netns_kit.host import bound_ports, diagnosis, sysctl
-from netns_kit.host.abi import NETLINK_ROUTE, RT_TABLE_MAIN, TUN_MAJOR, TUN_MINOR
+from netns_kit.host.abi import NETLINK_ROUTE, NETLINK_SOCK_DIAG, RT_TABLE_MAIN, TUN_MAJOR, TUN_MINOR
 
 from .agent_client import AgentProcess, Conversation, Done, Start
 from .background import Openable, Supervisor
+from .listening import ListeningSocket, Protocol, SocketDiagnostics
 from .process import Command, CommandFailed, CommandOptions, Process, open_process
 from .watch import Watch
 
-__all__ = ["Interface", "InterfaceAddress", "Namespace", "OpenedTap", "Route"]
+__all__ = ["Interface", "InterfaceAddress", "ListeningSocket", "Namespace", "OpenedTap", "Route"]
 
 T = TypeVar("T")
 Ids = Literal["root", "same", "subids"]
@@ -644,6 +645,39 @@ class Namespace(Openable):
             return await anyio.to_thread.run_sync(ask)
         finally:
             sock.close()
+
+    async def listening(self) -> tuple[ListeningSocket, ...]:
+        """Return the sockets of the namespace that wait for clients, of TCP and UDP.
+
+        Raises:
+            FeatureUnavailable: This kernel has no socket diagnostics.
+            OSError: EMSGSIZE: there are more than about 65,000.
+            NamespaceGone: The namespace has ended, or is not open.
+
+        Cancellation:
+            It changes nothing.
+        """
+        diagnostics = await self.diagnostics()
+        try:
+            return tuple(await diagnostics.parse(await diagnostics.dump(get_args(Protocol))))
+        finally:
+            diagnostics.close()
+
+    async def diagnostics(self) -> SocketDiagnostics:
+        """Return what tells of the namespace's sockets, for parts of this library.  It is the caller's to close.
+
+        Raises:
+            FeatureUnavailable: This kernel has no socket diagnostics.
+            NamespaceGone: The namespace has ended, or is not open.
+
+        Cancellation:
+            It leaves no socket.
+        """
+        try:
+            sock = await self.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_SOCK_DIAG)
+        except OSError as exc:
+            raise diagnosis.feature("socket diagnostics", exc, "3.3", "socket with AF_NETLINK") from exc
+        return SocketDiagnostics(sock, self._agent.betrayed)
 
     async def get_sysctl(self, name: str) -> str:
         """Return the value of a sysctl of the namespace.
