@@ -20,7 +20,7 @@ from netns_kit.arguments import Address
 from netns_kit.errors import PortInUseError
 from netns_kit.stack import LinkService, Refusal, TcpConnection, UdpFlow
 from netns_kit.stack.wire import flow_key
-from netns_kit.uplink.uplink import Target
+from netns_kit.uplink.flow import Target
 
 Handler = TypeVar("Handler")
 
@@ -71,7 +71,7 @@ class Endpoints:
         """Treat flows to that port of any address as flows to the one of its family among `addresses`."""
         self._redirected[port] = {each.version: each.packed for each in addresses}
 
-    def meant(self, key: bytes) -> bytes:
+    def redirected(self, key: bytes) -> bytes:
         """Return `key`, or what it stands for where its destination is redirected."""
         if not self._redirected:
             return key

@@ -69,7 +69,7 @@ class FramePump:
         stack, outbox, now = self._stack, self._outbox, self._engine.now
         read, receive, network = self._tap.read_into, stack.receive, stack.network
         free = buffer = self._buffer
-        costly = network.costly
+        costly = network.costly_frames
         for _ in range(most):
             size = read(free)
             if size is None:
@@ -81,8 +81,8 @@ class FramePump:
                 if len(free) < FRAME_MAX:
                     outbox.flush()
                     free = buffer
-            if network.costly != costly:
-                costly = network.costly
+            if network.costly_frames != costly:
+                costly = network.costly_frames
                 if self._engine.is_late:
                     self._look_for_flood()
                     break
@@ -97,7 +97,7 @@ class FramePump:
         self._late = engine.steps
         if now - self._late_since > FLOODED:
             self._flooded_until = now + CALM
-        if now < self._flooded_until and self._stack.knows_at_a_glance:
+        if now < self._flooded_until and self._stack.has_short_way:
             self._drain()
 
     def _drain(self) -> None:

@@ -111,25 +111,25 @@ class Flow:
 
 @frozen
 class Target:
-    """The host's side of a flow: where it goes.
+    """A destination for a flow, as the host sees it.
 
     Args:
-        endpoints: the first of them that answers is it.  None of them is nobody outside: that is for a flow which is
-            answered here (`Flow.served`); any other is refused.
+        candidates: Addresses and ports, in the order in which they are tried; the first that answers is used.  Only a
+            flow that this process answers itself (`Flow.served`) may have none; any other is then refused.
 
     Raises:
-        ArgumentError: something in the tuple is no `Endpoint`.
-        ArgumentTypeError: it is no tuple.
+        ArgumentError: An item of the tuple is not an `Endpoint`.
+        ArgumentTypeError: `candidates` is not a tuple.
     """
 
-    endpoints: tuple[Endpoint, ...] = ()
+    candidates: tuple[Endpoint, ...] = ()
 
     def __post_init__(self) -> None:
-        given: object = self.endpoints
+        given: object = self.candidates
         if type(given) is not tuple or (given and type(given[0]) is not Endpoint):
-            arguments.instance("endpoints", given, tuple, "a tuple of Endpoint")
+            arguments.instance("candidates", given, tuple, "a tuple of Endpoint")
             fix = "to refuse a flow, return a Refusal"
-            raise ArgumentError("expected a tuple of Endpoint", "endpoints", arguments.shown(given), fix)
+            raise ArgumentError("expected a tuple of Endpoint", "candidates", arguments.shown(given), fix)
 
 
 class Way(NamedTuple):

@@ -30,12 +30,9 @@ from .dns_settings import DnsSettings, shortest
 from .flow import DNS_PORT, Endpoint, Flow, Target, Way
 
 __all__ = [
-    "DNS_PORT",
     "IF_INET6",
     "METADATA",
     "Endpoint",
-    "Flow",
-    "Target",
     "UdpFiltering",
     "UdpPorts",
     "Uplink",
@@ -334,7 +331,7 @@ class Uplink:
             target: what `route` has said of it.
             ttl, tos: of the guest's SYN, which the host's carries on as a router would.
         """
-        return DirectDial(self.open, target.endpoints, flow.destination.address, ttl, tos).begin()
+        return DirectDial(self.open, target.candidates, flow.destination.address, ttl, tos).begin()
 
     def _leaves_from(self, target: Address) -> tuple[str | None, str | None]:
         """Return the source address and the interface that the uplink is bound to, for what goes to `target`."""

@@ -21,7 +21,8 @@ from netns_kit.stack import Refusal
 from netns_kit.stack.user import Transport
 from netns_kit.subnet import Subnet
 from netns_kit.uplink.dns_settings import DnsSettings
-from netns_kit.uplink.uplink import Endpoint, Flow, Target, UdpPorts, Uplink, _is_of_host
+from netns_kit.uplink.flow import Endpoint, Flow, Target
+from netns_kit.uplink.uplink import UdpPorts, Uplink, _is_of_host
 from tests.support import needs_ping
 
 pytestmark = pytest.mark.usefixtures("leaks")
@@ -201,7 +202,7 @@ def test_nothing_leads_to_the_host_unasked(
         Flow(protocol, flow("1.1.1.1:1").source, Endpoint(address, port), SUBNET)
     )
     if isinstance(found, Target):
-        for endpoint in found.endpoints:
+        for endpoint in found.candidates:
             mapped = getattr(endpoint.address, "ipv4_mapped", None) or endpoint.address
             assert not any((mapped.is_loopback, mapped.is_unspecified, mapped.is_multicast))
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 from netns_kit.arguments import Address
 from netns_kit.stack import Refusal
 from netns_kit.subnet import Subnet
-from netns_kit.uplink.uplink import DNS_PORT, Flow, Target, Uplink
+from netns_kit.uplink.flow import DNS_PORT, Flow, Target
+from netns_kit.uplink.uplink import Uplink
 
 
 class SlirpUplink(Uplink):
