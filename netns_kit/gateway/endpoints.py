@@ -38,7 +38,7 @@ class Endpoints:
     """The registry of one gateway.
 
     Attributes:
-        link: the link services by UDP port, for `Stack.services`.
+        link: The link services by UDP port, for `Stack.services`.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Endpoints:
         """Hand `handler` the connections that the guest opens to that address and port.
 
         Raises:
-            PortInUseError: another handler has them.
+            PortInUseError: Another handler has them.
         """
         _register(self._tcp, "tcp", address, port, handler)
 
@@ -59,7 +59,7 @@ class Endpoints:
         """Hand `handler` the flows of datagrams that the guest opens to that address and port.
 
         Raises:
-            PortInUseError: another handler has them.
+            PortInUseError: Another handler has them.
         """
         _register(self._udp, "udp", address, port, handler)
 

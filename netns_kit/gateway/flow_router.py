@@ -67,13 +67,13 @@ class FlowRouter:
     """The `StackUser` of a gateway.
 
     Args:
-        stack: makes the stack, whose user this is.
-        links: the other workers that serve the same namespace.
-        tell: called with what somebody should know, and the error behind it.
+        stack: Makes the stack, whose user this is.
+        links: The other workers that serve the same namespace.
+        tell: Called with what somebody should know, and the error behind it.
 
     Attributes:
         published: UDP ports of the host by the guest's port that they lead to, the oldest first.
-        refused: counts flows, refused by the uplink or for want of descriptors.
+        refused: Counts flows, refused by the uplink or for want of descriptors.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class FlowRouter:
         """Return where a flow of the guest goes, if it may pass and there is a descriptor for it.
 
         Args:
-            served: whether a handler of ours has it: then it needs no descriptor.
+            served: Whether a handler of ours has it: then it needs no descriptor.
         """
         found = self._decide(transport, key, served)
         if not isinstance(found, Refusal):
@@ -300,8 +300,8 @@ class FlowRouter:
         """Connect a client of a forwarded port to the guest.
 
         Args:
-            key: the flow's name in the guest's sight; if it is taken, the client gets another port.
-            sock: the client's connection, which is this flow's from now on.
+            key: The flow's name in the guest's sight; if it is taken, the client gets another port.
+            sock: The client's connection, which is this flow's from now on.
         """
         stack, steering = self.stack, self.stack.steering
         if self._links is not None and (owner := steering.owner(key)) != steering.index:
@@ -323,7 +323,7 @@ class FlowRouter:
         """Return `key`, or the same flow with a free client port if it is taken.
 
         Raises:
-            KeyError: all of them are taken.
+            KeyError: All of them are taken.
         """
         if key not in table:
             return key

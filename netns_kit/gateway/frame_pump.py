@@ -38,7 +38,7 @@ class FramePump:
     """What reads a device, for as long as the engine lasts.
 
     Args:
-        outbox: the relays that keep what they have been lent.
+        outbox: The relays that keep what they have been lent.
     """
 
     def __init__(self, engine: Engine, tap: Device, stack: Stack, outbox: Outbox) -> None:
@@ -155,7 +155,7 @@ class LinkPump:
     """What receives the frames and connections that other workers hand over.
 
     Args:
-        accepted: called with the name of a flow, and a connection that is to be that flow.
+        accepted: Called with the name of a flow, and a connection that is to be that flow.
     """
 
     def __init__(

@@ -21,9 +21,9 @@ class WorkerLinks:
     """The links of one worker to the others.
 
     Args:
-        index: the number of this worker.
-        inbox: its own socket, where the others send.
-        outboxes: the sockets that lead to all workers, itself included.
+        index: The number of this worker.
+        inbox: Its own socket, where the others send.
+        outboxes: The sockets that lead to all workers, itself included.
     """
 
     def __init__(self, index: int, inbox: socket.socket, outboxes: tuple[socket.socket, ...]) -> None:

@@ -19,9 +19,9 @@ class SlirpUplink(Uplink):
     """The uplink of a command line.
 
     Args:
-        loopback: whether the gateway's address means the host's loopback.
-        dns: whether names are resolved.
-        bind4, bind6: source addresses of outgoing sockets.
+        loopback: Whether the gateway's address means the host's loopback.
+        dns: Whether names are resolved.
+        bind4, bind6: Source addresses of outgoing sockets.
     """
 
     def __init__(

@@ -46,8 +46,8 @@ class DnsRelay:
     """The DNS server and its sockets.
 
     Args:
-        failed: called with what the uplink's hook has raised.
-        route: asked again for each query but the first of a flow, so that an old connection asks new resolvers.
+        failed: Called with what the uplink's hook has raised.
+        route: Asked again for each query but the first of a flow, so that an old connection asks new resolvers.
     """
 
     def __init__(
