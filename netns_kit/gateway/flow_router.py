@@ -319,6 +319,17 @@ class FlowRouter:
         except KeyError:  # the table is full
             relay.closed(Closed.ABORTED)
 
+    def tcp_handed_over(self, key: bytes, sock: socket.socket) -> None:
+        """Do as `tcp_accepted` for a client that another worker has accepted, if there is a descriptor for it.
+
+        If not, the client's connection is closed: the listener, which would wait, is in another process.
+        """
+        if self.make_room():
+            self.tcp_accepted(key, sock)
+        else:
+            self.refused += 1
+            sock.close()
+
     def free_key(self, key: bytes, table: Mapping[bytes, object]) -> bytes:
         """Return `key`, or the same flow with a free client port if it is taken.
 

@@ -137,7 +137,7 @@ class Gateway:
             self.endpoints.redirect(DNS_PORT, subnet.resolvers)
         self._pump = FramePump(engine, tap, stack, self.router.outbox)
         if peers is not None:
-            LinkPump(engine, peers, stack, self.router.outbox, self.router.tcp_accepted)
+            LinkPump(engine, peers, stack, self.router.outbox, self.router.tcp_handed_over)
 
     def _hook_failed(self, error: BaseException) -> None:
         self.router.notice("names are not resolved: the uplink's DNS hook failed", error)

@@ -255,7 +255,7 @@ class HostError(NamedTuple):
 
 
 def ask_for_errors(sock: socket.socket, *, wanted: bool = True) -> None:
-    """Make the socket queue all ICMP errors for `read_errors`, not only fatal ones; with `wanted=False`, stop that."""
+    """Make the socket queue all ICMP errors for `read_errors`, not only fatal ones; or make it stop."""
     sock.setsockopt(*_OPTIONS[family_of(sock)].errors, wanted)
 
 

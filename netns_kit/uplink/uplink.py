@@ -415,7 +415,7 @@ def source_of(target: Address, device: str | None = None) -> str:
 
 
 def _ping_socket(family: socket.AddressFamily) -> socket.socket:
-    """Return a ping socket.  Where net.ipv4.ping_group_range forbids that, return a raw socket, if that is allowed."""
+    """Return a ping socket or, where net.ipv4.ping_group_range forbids it, a raw socket if that is allowed."""
     try:
         return _socket(family, socket.SOCK_DGRAM, _ICMP[family])
     except PermissionError as error:
