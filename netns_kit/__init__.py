@@ -104,6 +104,7 @@ if TYPE_CHECKING:
     from .uplink.uplink import UdpPorts as UdpPorts
     from .uplink.uplink import Uplink as Uplink
     from .userstack.events import FlowEvent as FlowEvent
+    from .userstack.events import FlowEventKind as FlowEventKind
     from .userstack.userstack import UserStack as UserStack
 
 __version__ = "0.1.0"
@@ -142,7 +143,7 @@ _HOMES = {
     "uplink.dns_settings": "DnsSettings",
     "uplink.flow": "Endpoint Flow Target Way",
     "uplink.uplink": "METADATA UdpFiltering UdpPorts Uplink",
-    "userstack.events": "FlowEvent",
+    "userstack.events": "FlowEvent FlowEventKind",
     "userstack.userstack": "UserStack",
 }
 

@@ -70,45 +70,56 @@ _SOCKET_FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
 @dataclass(frozen=True)
 class Interface:
-    """A network interface; `mac` is empty where there is none."""
+    """A network interface."""
 
     index: int
+    """Number of the interface in its namespace."""
     name: str
+    """Name of the interface."""
     mtu: int
+    """Size in bytes of the largest packet that it sends."""
     mac: str
+    """Hardware address; empty if the interface has none."""
     up: bool
+    """True if the interface is up."""
 
 
 @dataclass(frozen=True)
 class InterfaceAddress:
-    """An address with its prefix, and the `index` of the link that has it."""
+    """An address of an interface."""
 
     index: int
+    """Number of the interface that has the address."""
     interface: IPv4Interface | IPv6Interface
+    """Address with its prefix."""
 
 
 @dataclass(frozen=True)
 class Route:
-    """A route of the main table; `gateway` and `index` (of the link) are None where the route has none."""
+    """A route of the main routing table."""
 
     destination: IPv4Network | IPv6Network
+    """Network that the route leads to."""
     gateway: IPv4Address | IPv6Address | None
+    """Address of the next router; None if the network is on the link itself."""
     index: int | None
+    """Number of the interface that packets leave by; None if the route has none, as an unreachable one."""
     metric: int
+    """Cost of the route.  Of several to one network, that with the lowest is used."""
 
 
 @dataclass(frozen=True)
 class OpenedTap:
-    """A tap device that was opened in the namespace.
-
-    `fds`, one for each queue, are the caller's to close; `flags` are those that the kernel has set.  `existed`: the
-    device was there before, a persistent one that others have made.
-    """
+    """A tap device that was opened in the namespace."""
 
     fds: tuple[int, ...]
+    """Descriptors, one for each queue.  The caller closes them."""
     name: str
+    """Name of the interface."""
     flags: int
+    """Flags that the kernel has set (IFF_TAP and others)."""
     existed: bool
+    """True if the device existed before: a persistent one that was made by somebody else."""
 
     @property
     def fd(self) -> int:
@@ -297,7 +308,7 @@ class Namespace(Openable):
 
     @property
     def pids(self) -> Pids:
-        """Which processes commands see, "own" or "host", as `create` describes them.
+        """The processes that commands see, "own" or "host", as `create` describes them.
 
         Raises:
             NamespaceGone: It is not open.
@@ -686,6 +697,7 @@ class Namespace(Openable):
             name: One of those below `net.`, as sysctl(8) takes it.
 
         Raises:
+            ArgumentTypeError: The name is not text.
             SysctlError: There is no such sysctl, or it is not a network namespace's.
             NamespaceGone: The namespace has ended, or is not open.
 
@@ -705,6 +717,7 @@ class Namespace(Openable):
             value: Text or a whole number.
 
         Raises:
+            ArgumentTypeError: The name is not text, or the value neither text nor a whole number.
             SysctlError: There is no such sysctl, it is not a network namespace's, or the kernel refuses the value.
             NamespaceGone: The namespace has ended, or is not open.
 
@@ -723,6 +736,7 @@ class Namespace(Openable):
             name: Its name.
 
         Raises:
+            ArgumentTypeError: The name is not text.
             NotPrivileged: The caller has not CAP_NET_ADMIN in both.
             OSError: ENODEV: there is no such interface.
             NamespaceGone: The namespace has ended, or is not open.

@@ -20,8 +20,8 @@ from netns_kit.gateway.relay.dns import QUERIES_PER_SOCKET, SOCKETS_PER_UPSTREAM
 from netns_kit.gateway.relay.dns_streams import FULL, IDLE, NONSENSE_MAX, PIPELINED
 from netns_kit.stack import Closed
 from netns_kit.tap.frame_device import FRAME_MAX
+from netns_kit.uplink.flow import Endpoint
 from netns_kit.uplink.sockets import socket_address
-from netns_kit.uplink.uplink import Endpoint
 from tests.gateway.test_gateway import (
     PORT,
     RESOLVER,

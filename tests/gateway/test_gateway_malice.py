@@ -20,7 +20,8 @@ from netns_kit.gateway.engine import BUDGET, EDGE, IN, OUT, Engine
 from netns_kit.gateway.relay.tcp import RelayState, TcpRelay
 from netns_kit.stack import Closed, Limits, Refusal, TcpConnection, UdpFlow
 from netns_kit.stack.wire import ethernet, icmp, ip, udp, virtio
-from netns_kit.uplink.uplink import Flow, Target, Uplink
+from netns_kit.uplink.flow import Flow, Target
+from netns_kit.uplink.uplink import Uplink
 from tests.gateway.test_gateway import (
     GATEWAY,
     GATEWAY_MAC,
