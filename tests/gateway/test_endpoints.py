@@ -13,10 +13,8 @@ from netns_kit.forwarder.ports import parse
 from netns_kit.gateway.endpoints import Endpoints
 from netns_kit.stack import Closed, TcpConnection, UdpFlow
 from netns_kit.uplink.uplink import Target
-from tests.gateway.test_gateway import GATEWAY, GUEST, RESOLVER, Bench, Make, datagram, make, port_of
-from tests.gateway.test_gateway_malice import friend_of
-
-__all__ = ["make"]  # a fixture
+from tests.support.bench import Bench, Make, friend_of, port_of
+from tests.support.packets import GATEWAY, GUEST, RESOLVER, datagram
 
 ADDRESS, PORT = IPv4Address(GATEWAY), 7  # RFC 862
 

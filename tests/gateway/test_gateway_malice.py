@@ -21,26 +21,9 @@ from netns_kit.gateway.relay.tcp import RelayState, TcpRelay
 from netns_kit.stack import Closed, Limits, Refusal, TcpConnection, UdpFlow
 from netns_kit.stack.wire import ethernet, icmp, ip, udp, virtio
 from netns_kit.uplink.uplink import Flow, Target, Uplink
-from tests.gateway.test_gateway import (
-    GATEWAY,
-    GATEWAY_MAC,
-    GUEST,
-    GUEST_MAC,
-    PORT,
-    RESOLVER,
-    SECONDS,
-    Bench,
-    Make,
-    datagram,
-    listener,
-    make,
-    opened,
-    port_of,
-    syn,
-)
+from tests.support.bench import SECONDS, Bench, Make, friend_of, opened, port_of
+from tests.support.packets import GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, PORT, RESOLVER, datagram, syn
 from tests.support.servers import reset
-
-__all__ = ["listener", "make"]  # fixtures
 
 OUTSIDE = bytes((192, 0, 2, 1))
 
@@ -182,14 +165,6 @@ def test_a_stranger_does_not_end_whom_it_speaks_to(make: Make) -> None:
         bench.settle()
         assert friend.recv(64) == b"still there?"
     assert bench.gateway.stats()["udp_flows"] == 1
-
-
-def friend_of(friend: socket.socket) -> socket.socket:
-    """A socket that nobody has sent to."""
-    friend.settimeout(SECONDS)
-    other = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    other.bind(("127.0.0.1", 0))
-    return other
 
 
 def test_a_crowd_of_strangers_is_bounded(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

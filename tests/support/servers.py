@@ -140,6 +140,11 @@ def echo(sock: socket.socket) -> None:
         sock.sendall(data)
 
 
+def hello(sock: socket.socket) -> None:
+    """Say so, and no more."""
+    sock.sendall(b"hello")
+
+
 def whole(sock: socket.socket) -> bytes:
     """All that comes."""
     chunks = []
