@@ -19,8 +19,9 @@ from netns_kit.host.abi import UDP_SEGMENT
 from netns_kit.stack import Limits, UdpFlow
 from netns_kit.stack.wire import ip, udp, virtio
 from netns_kit.uplink.uplink import Uplink
-from tests.support.bench import Bench, Make, port_of
+from tests.support.bench import Bench, Make
 from tests.support.packets import GATEWAY, GUEST, PORT
+from tests.support.servers import port_of
 
 pytestmark = pytest.mark.usefixtures("leaks")
 

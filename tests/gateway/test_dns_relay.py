@@ -22,9 +22,9 @@ from netns_kit.stack import Closed
 from netns_kit.tap.frame_device import FRAME_MAX
 from netns_kit.uplink.sockets import socket_address
 from netns_kit.uplink.uplink import Endpoint
-from tests.support.bench import Bench, Mailbox, Make, Program, Spy, feed, port_of, readable
+from tests.support.bench import Bench, Mailbox, Make, Program, Spy, feed, readable
 from tests.support.packets import PORT, RESOLVER, syn
-from tests.support.servers import closed_port, reset
+from tests.support.servers import closed_port, port_of, reset
 
 
 def query(name: str, ident: int = 1) -> bytes:

@@ -13,8 +13,9 @@ from netns_kit.forwarder.ports import parse
 from netns_kit.gateway.endpoints import Endpoints
 from netns_kit.stack import Closed, TcpConnection, UdpFlow
 from netns_kit.uplink.uplink import Target
-from tests.support.bench import Bench, Make, friend_of, port_of
+from tests.support.bench import Bench, Make, friend_of
 from tests.support.packets import GATEWAY, GUEST, RESOLVER, datagram
+from tests.support.servers import port_of
 
 ADDRESS, PORT = IPv4Address(GATEWAY), 7  # RFC 862
 

@@ -21,9 +21,9 @@ from netns_kit.gateway.relay.tcp import RelayState, TcpRelay
 from netns_kit.stack import Closed, Limits, Refusal, TcpConnection, UdpFlow
 from netns_kit.stack.wire import ethernet, icmp, ip, udp, virtio
 from netns_kit.uplink.uplink import Flow, Target, Uplink
-from tests.support.bench import SECONDS, Bench, Make, friend_of, opened, port_of
+from tests.support.bench import SECONDS, Bench, Make, friend_of, opened
 from tests.support.packets import GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, PORT, RESOLVER, datagram, syn
-from tests.support.servers import reset
+from tests.support.servers import port_of, reset
 
 OUTSIDE = bytes((192, 0, 2, 1))
 
@@ -250,6 +250,7 @@ def test_what_came_before_a_reset_is_delivered(make: Make, listener: socket.sock
     bench.until(lambda: program.why)
     assert program.why is Closed.RESET
     assert bytes(program.received) == b"413 too large"
+    assert bench.gateway.flows() == ()
 
 
 def test_an_early_answer_is_heard_though_sending_fails_first(make: Make, listener: socket.socket) -> None:

@@ -26,6 +26,7 @@ from netns_kit.tap.frame_device import FRAME_MAX, Device
 from netns_kit.tap.impairment import Impairment
 from netns_kit.uplink.uplink import Uplink
 from tests.support.packets import GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, PORT
+from tests.support.servers import port_of
 
 SECONDS = 20
 SUBNET = Subnet.parse("10.0.2.0/24", ipv6=True)
@@ -262,11 +263,6 @@ def listener(leaks: None) -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         sock.settimeout(SECONDS)
         yield sock
-
-
-def port_of(sock: socket.socket) -> int:
-    port: int = sock.getsockname()[1]
-    return port
 
 
 def opened(bench: Bench, listener: socket.socket, source: int = PORT) -> tuple[Program, socket.socket]:

@@ -336,6 +336,12 @@ def closed_port() -> int:
     raise AssertionError("no port is free")
 
 
+def port_of(sock: socket.socket) -> int:
+    """The port that `sock` is bound to."""
+    port: int = sock.getsockname()[1]
+    return port
+
+
 def sent_again(sock: socket.socket) -> int:
     """Return how many segments this socket's kernel has sent again (`tcpi_total_retrans`, linux/tcp.h).
 
