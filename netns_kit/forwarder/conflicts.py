@@ -70,6 +70,4 @@ def _overlap(one: PortForward, other: PortForward) -> bool:
     if isinstance(hosts[0], UnixSocket) or isinstance(hosts[1], UnixSocket):
         return hosts[0] == hosts[1]
     same_family = hosts[0].version == hosts[1].version
-    return hosts[0] == hosts[1] or (
-        same_family and (hosts[0].is_unspecified or hosts[1].is_unspecified)
-    )
+    return hosts[0] == hosts[1] or (same_family and (hosts[0].is_unspecified or hosts[1].is_unspecified))

@@ -16,7 +16,6 @@ import anyio
 from netns_kit import arguments
 from netns_kit.errors import ArgumentTypeError, NetnsKitError, NotFound, PortInUseError, StackClosed
 from netns_kit.host import bound_ports, diagnosis, sysctl
-from netns_kit.host.abi import CAP_NET_BIND_SERVICE
 from netns_kit.host.paths import Made
 from netns_kit.namespace.background import Openable, Supervisor
 from netns_kit.namespace.namespace import Namespace
