@@ -60,9 +60,12 @@ one, or choose another host port
             forwards: The forwards.  Those that are not here are passed over.
         """
         for forward in forwards:
-            self._claims.get((forward.protocol, forward.host_port), {}).pop(
-                (forward.host, forward.device), None
+            here, place = (
+                self._claims.get((forward.protocol, forward.host_port), {}),
+                (forward.host, forward.device),
             )
+            if here.get(place) == forward:
+                del here[place]
 
 
 def place_of(forward: PortForward) -> str:

@@ -59,7 +59,7 @@ def test_all_are_claimed_or_none() -> None:
 def test_only_what_is_claimed_is_given_up() -> None:
     claims = Claims()
     claims.add(parse("127.0.0.1:8080:80"))
-    claims.discard([*parse("127.0.0.2:8080:80"), *parse("9999:80")])
+    claims.discard([*parse("127.0.0.2:8080:80"), *parse("127.0.0.1:8080:81"), *parse("9999:80")])
     with pytest.raises(PortInUseError):
         claims.add(parse("8080:80"))
 

@@ -591,22 +591,6 @@ async def test_an_error_of_the_body_is_bare() -> None:
             _ = 1 / 0
 
 
-async def test_fifty_namespaces_leave_nothing() -> None:
-    async def one() -> None:
-        async with Namespace.create() as ns:
-            await ns.get_sysctl("net.ipv4.ip_forward")
-
-    with anyio.fail_after(60):
-        await one()
-        before = Possessions()
-        async with anyio.create_task_group() as tasks:
-            for _ in range(25):
-                tasks.start_soon(one)
-        for _ in range(25):
-            await one()
-        assert not before.difference()
-
-
 async def test_cancelled_at_any_moment_nothing_is_left() -> None:
     before = Possessions()
     for milliseconds in range(0, 40, 2):
