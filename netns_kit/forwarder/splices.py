@@ -177,7 +177,11 @@ class _Direction:
         self._reads_on = True
         if not self.ended:
             self.pump()
-        elif events & ERROR and self._source.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        elif (
+            events & ERROR
+            and self._source.fileno() >= 0
+            and self._source.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        ):
             self._splice.close(reset=True)
 
     def pump(self) -> None:
