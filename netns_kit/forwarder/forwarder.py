@@ -103,7 +103,7 @@ class Forwarder(Openable):
             listening = await self._stack.ask(Forwards.list, self._number)
             await self._stack.ask(Forwards.remove_all, self._number)
             for forward in listening:
-                await self._unroute(forward)
+                await self._take_back(forward)
         while self._made:
             _, made = self._made.popitem()
             with suppress(OSError):
@@ -152,6 +152,8 @@ class Forwarder(Openable):
             if isinstance(error, Exception):
                 for forward in added:
                     await self.remove(forward)
+                for forward in forwards[len(added) :]:
+                    await self._take_back(forward)
             if isinstance(error, PortInUseError):
                 raise await self._explained(error, forwards) from error
             raise
@@ -159,10 +161,15 @@ class Forwarder(Openable):
         return tuple(added)
 
     async def _prepare(self, forwards: Sequence[PortForward]) -> None:
-        """Make the routes inside that transparent forwards need."""
+        """Have the agent do what these need: the routes of transparent ones, and connections to unix sockets."""
         transparent = [each for each in forwards if each.mode == "transparent"]
         namespace = self._stack.namespace
-        if not transparent or namespace is None:  # then the engine says so
+        if namespace is None:  # then the engine says so
+            return
+        for forward in forwards:
+            if isinstance(forward.guest, UnixSocket):
+                await namespace.allow_unix(forward.guest.address, wanted=True)
+        if not transparent:
             return
         await namespace.prepare_transparent(ipv6=any(_version(each) == 6 for each in transparent))
         for forward in transparent:
@@ -219,11 +226,13 @@ class Forwarder(Openable):
             made.remove()
         if cut:
             await self._stack.ask(Forwards.cut, forward)
-        await self._unroute(forward)
+        await self._take_back(forward)
 
-    async def _unroute(self, forward: PortForward) -> None:
-        """Take back the route of a transparent UDP port, unless another leads there too."""
+    async def _take_back(self, forward: PortForward) -> None:
+        """Take back what `_prepare` has had done; the route of a UDP port stays while another leads there too."""
         namespace = self._stack.namespace
+        if namespace is not None and isinstance(forward.guest, UnixSocket):
+            await namespace.allow_unix(forward.guest.address, wanted=False)
         if namespace is None or (forward.mode, forward.protocol) != ("transparent", "udp"):
             return
         listening = await self._stack.ask(Forwards.list, self._number)

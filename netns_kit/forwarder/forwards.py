@@ -105,7 +105,8 @@ class Forwards:
         if forward.mode in ("socket", "transparent"):
             from .socket_listeners import DatagramListener, SpliceListener  # for those who use them
 
+            inside = gateway.inside
             if forward.protocol == "udp":
-                return DatagramListener(gateway, forward, made)
-            return SpliceListener(gateway, forward, made)
+                return DatagramListener(gateway, inside, forward, made)
+            return SpliceListener(gateway, inside, forward, made)
         return (TcpListener if forward.protocol == "tcp" else UdpListener)(gateway, forward, made)
