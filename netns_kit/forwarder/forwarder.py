@@ -8,10 +8,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import count, groupby
 from typing import Protocol, TypeVar
 
 import anyio
+import anyio.to_thread
 
 from netns_kit import arguments
 from netns_kit.errors import ArgumentTypeError, NetnsKitError, NotFound, PortInUseError, StackClosed
@@ -21,7 +23,7 @@ from netns_kit.namespace.background import Openable, Supervisor
 from netns_kit.namespace.namespace import Namespace
 
 from .binding import listen_unix
-from .conflicts import Claims
+from .conflicts import Claims, place_of
 from .forwards import Forwards
 from .ports import Mode, PortForward, UnixSocket, parse
 
@@ -87,8 +89,8 @@ class Forwarder(Openable):
             raise ArgumentTypeError("expected a UserStack", "stack", arguments.shown(stack))
         self._stack = stack
         self._number = next(_numbers)  # by which its listeners are known
-        self._made: dict[PortForward, Made] = {}  # files of unix sockets
         self._claims = Claims()
+        self._made: dict[PortForward, Made] = {}  # files of unix sockets
         self.supervisor = Supervisor(type(self).__name__, StackClosed, stack.supervisor)
 
     def __repr__(self) -> str:
@@ -135,11 +137,10 @@ class Forwarder(Openable):
             for spec in specs
             for forward in ((spec,) if isinstance(spec, PortForward) else parse(spec))
         ]
-        _check_privilege(forwards)
-        await self._prepare(forwards)
-        self._claims.add(forwards)
+        forwards = self._claims.add(_permitted(forwards))
         added: list[PortForward] = []
         try:
+            await self._prepare(forwards)
             for on_unix, some in groupby(forwards, lambda each: isinstance(each.host, UnixSocket)):
                 batch = tuple(some)
                 for start in range(0, len(batch), 1 if on_unix else AT_ONCE):
@@ -148,17 +149,32 @@ class Forwarder(Openable):
                     else:
                         added += await self._ask(Forwards.add, batch[start : start + AT_ONCE])
         except BaseException as error:
-            self._claims.discard(forwards)
             if isinstance(error, Exception):
                 for forward in added:
                     await self.remove(forward)
-                for forward in forwards[len(added) :]:
+                for forward in forwards:
                     await self._take_back(forward)
             if isinstance(error, PortInUseError):
                 raise await self._explained(error, forwards) from error
             raise
-        self._claims.add(new for new, asked in zip(added, forwards, strict=True) if not asked.host_port)
+        finally:
+            self._claims.discard(forwards)
+        self._claims.add(added)  # with the ports that the kernel has chosen
         return tuple(added)
+
+    async def _explained(self, error: PortInUseError, forwards: Sequence[PortForward]) -> PortInUseError:
+        """Return the error with the name of the port's owner, if that can be known."""
+        for forward in forwards:
+            place, host = place_of(forward), forward.host
+            if not error.cause.startswith(f"{place} "):
+                continue
+            if isinstance(host, UnixSocket):
+                owner = await anyio.to_thread.run_sync(bound_ports.path_holder, host.path)
+            else:
+                ask = partial(bound_ports.holder, forward.protocol, host, forward.host_port)
+                owner = await anyio.to_thread.run_sync(ask)
+            return error if owner is None else PortInUseError(f"{place} is taken by {owner}", fix=error.fix)
+        return error
 
     async def _prepare(self, forwards: Sequence[PortForward]) -> None:
         """Have the agent do what these need: the routes of transparent ones, and connections to unix sockets."""
@@ -190,19 +206,6 @@ class Forwarder(Openable):
             self._made[added] = made
         return added
 
-    async def _explained(self, error: PortInUseError, forwards: Sequence[PortForward]) -> PortInUseError:
-        """Return the error with the name of the port's owner, if that can be known."""
-        for forward in forwards:
-            place = f"{forward.listens_on}/{forward.protocol}"
-            if error.cause.startswith(f"{place} ") and not isinstance(forward.host, UnixSocket):
-                owner = await anyio.to_thread.run_sync(
-                    bound_ports.holder, forward.protocol, forward.host, forward.host_port
-                )
-                return (
-                    error if owner is None else PortInUseError(f"{place} is taken by {owner}", fix=error.fix)
-                )
-        return error
-
     async def remove(self, forward: PortForward, *, cut: bool = False) -> None:
         """Stop listening on a port.  It is free when this returns.
 
@@ -219,9 +222,9 @@ class Forwarder(Openable):
         """
         fix = "give what `add` returned, or one of `list`"
         arguments.instance("forward", forward, PortForward, "a PortForward", fix)
+        self._claims.discard([forward])
         if not await self._ask(Forwards.remove, forward):
             raise NotFound(f"there is no forward {forward}", fix=fix)
-        self._claims.discard([forward])
         if made := self._made.pop(forward, None):
             made.remove()
         if cut:
@@ -229,14 +232,15 @@ class Forwarder(Openable):
         await self._take_back(forward)
 
     async def _take_back(self, forward: PortForward) -> None:
-        """Take back what `_prepare` has had done; the route of a UDP port stays while another leads there too."""
-        namespace = self._stack.namespace
-        if namespace is not None and isinstance(forward.guest, UnixSocket):
-            await namespace.allow_unix(forward.guest.address, wanted=False)
-        if namespace is None or (forward.mode, forward.protocol) != ("transparent", "udp"):
+        """Take back what `_prepare` has had done, unless another forward needs it."""
+        if (namespace := self._stack.namespace) is None:
             return
-        listening = await self._stack.ask(Forwards.list, self._number)
-        left = [each for each in listening if (each.mode, each.protocol) == ("transparent", "udp")]
+        others = await self._stack.ask(Forwards.list_all)
+        if isinstance(forward.guest, UnixSocket) and all(forward.guest != each.guest for each in others):
+            await namespace.allow_unix(forward.guest.address, wanted=False)
+        if (forward.mode, forward.protocol) != ("transparent", "udp"):
+            return
+        left = [each for each in others if (each.mode, each.protocol) == ("transparent", "udp")]
         family = _version(forward)
         if not any(each.guest_port == forward.guest_port and _version(each) == family for each in left):
             await namespace.route_answers(_FAMILY[family], forward.guest_port, wanted=False)
@@ -261,8 +265,17 @@ def _version(forward: PortForward) -> int:
     return 4 if isinstance(forward.host, UnixSocket) else forward.host.version
 
 
-def _check_privilege(forwards: Sequence[PortForward]) -> None:
+def _permitted(forwards: Sequence[PortForward]) -> Sequence[PortForward]:
+    """Return those whose ports may be bound: all, but for optional ones.
+
+    Raises:
+        PrivilegedPortError: The port of one that is not optional needs a privilege.
+    """
     (start,) = sysctl.numbers(diagnosis.PORT_START)
-    low = next((each.host_port for each in forwards if 0 < each.host_port < start), None)
-    if low is not None and not bound_ports.may_bind(low):
-        raise diagnosis.privileged_port(low, "of the host", start)
+    low = [each for each in forwards if 0 < each.host_port < start]
+    if not low or bound_ports.may_bind(low[0].host_port):
+        return forwards
+    needed = next((each for each in low if not each.optional), None)
+    if needed is not None:
+        raise diagnosis.privileged_port(needed.host_port, "of the host", start)
+    return [each for each in forwards if each not in low]

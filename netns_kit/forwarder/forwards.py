@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 
+from netns_kit.errors import PortInUseError
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.relay import TcpRelay
 from netns_kit.operations import operation
@@ -23,12 +24,19 @@ class Forwards:
     def add(self, owner: int, forwards: tuple[PortForward, ...]) -> tuple[PortForward, ...]:
         """Listen on all of these, or on none.  Return what is listening, with the ports that the kernel has chosen.
 
+        Optional ones whose port is taken are left out.
+
         Raises:
             PortInUseError, AddressError, FeatureUnavailable, OSError: A port that cannot be had.
         """
         made: list[Listener] = []
         try:
-            made.extend(map(self._listener, forwards))  # one by one: what is made is in the list
+            for forward in forwards:
+                try:
+                    made.append(self._listener(forward))
+                except PortInUseError:
+                    if not forward.optional:
+                        raise
         except BaseException:
             for listener in made:
                 listener.close()
@@ -78,6 +86,11 @@ class Forwards:
     def list(self, owner: int) -> tuple[PortForward, ...]:
         """Return what listens for this owner, oldest first."""
         return tuple(forward for whose, forward in self._listeners if whose == owner)
+
+    @operation()
+    def list_all(self) -> tuple[PortForward, ...]:
+        """Return what listens for all owners, oldest first."""
+        return tuple(forward for _, forward in self._listeners)
 
     @operation()
     def remove_all(self, owner: int) -> None:

@@ -71,13 +71,7 @@ def serve(supply: socket.socket) -> bool:
 
 def allow_unix(address: str, wanted: bool) -> tuple[dict[str, object], list[int]]:
     """Let the engine have connections to a unix socket, or no more: it may be taken over, so it names none itself."""
-    packed = to_bytes(address)
-    if wanted:
-        _allowed[packed] = _allowed.get(packed, 0) + 1
-    elif _allowed.get(packed, 0) > 1:
-        _allowed[packed] -= 1
-    else:
-        _allowed.pop(packed, None)
+    (_allowed.add if wanted else _allowed.discard)(to_bytes(address))
     return {}, []
 
 

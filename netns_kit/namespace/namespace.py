@@ -485,7 +485,7 @@ class Namespace(Openable):
 
         Args:
             address: The address, as connect(2) takes it.
-            wanted: False: the engine gets none any more, unless it was let have them more than once.
+            wanted: False: the engine gets none any more.
 
         Raises:
             NamespaceGone: The namespace has ended, or is not open.
