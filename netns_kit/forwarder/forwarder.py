@@ -13,13 +13,14 @@ from typing import Protocol, TypeVar
 import anyio
 
 from netns_kit import arguments
-from netns_kit.errors import ArgumentTypeError, NetnsKitError, NotFound, StackClosed
+from netns_kit.errors import ArgumentTypeError, FeatureUnavailable, NetnsKitError, NotFound, StackClosed
 from netns_kit.host import diagnosis, sysctl
 from netns_kit.host.abi import CAP_NET_BIND_SERVICE
 from netns_kit.namespace.background import Openable, Supervisor
 
 from .listeners import Forwards
-from .ports import PortForward, parse
+from .ports import Follow, PortForward
+from .specs import parse_all
 
 AT_ONCE = 256  # ports that are added between two steps of the engine
 
@@ -81,28 +82,29 @@ class Forwarder(Openable):
         with anyio.move_on_after(CLOSING_SECONDS, shield=True), suppress(NetnsKitError):
             await self._stack.ask(Forwards.remove_all, self._number)
 
-    async def add(self, *specs: str | PortForward) -> tuple[PortForward, ...]:
+    async def add(self, *specs: str | PortForward | Follow) -> tuple[PortForward, ...]:
         """Listen on ports, and return one forward for each; a range has several.  Either all listen or none.
 
         Args:
-            specs: The ports, as text (see `netns_kit.forwarder.ports`) or as `PortForward` objects.
+            specs: The ports, as text (see `netns_kit.forwarder.specs`), or as `PortForward` and `Follow` objects.
 
         Raises:
             PortSpecError, ArgumentError: A specification cannot be understood.
             PrivilegedPortError: A port needs a privilege; raised before anything is bound.
             PortInUseError: Another socket has the port.
             AddressError: The host has no such address, or the namespace cannot have the one inside.
-            ArgumentTypeError: An argument is neither text nor a PortForward.
+            ArgumentTypeError: An argument is neither text nor a PortForward or Follow.
+            FeatureUnavailable: A specification says "auto".
             StackClosed: The forwarder is not open.
             OSError: Listening failed otherwise.
 
         Cancellation: The ports may have been added; `list` shows them.
         """
-        forwards = [
-            forward
-            for spec in specs
-            for forward in ((spec,) if isinstance(spec, PortForward) else parse(spec))
-        ]
+        forwards = []
+        for each in parse_all(specs):
+            if isinstance(each, Follow):
+                raise FeatureUnavailable(f"port {each}: 'auto' cannot be had yet", fix="write the ports")
+            forwards.append(each)
         _check_privilege(forwards)
         added: list[PortForward] = []
         try:
