@@ -16,7 +16,14 @@ import anyio
 import anyio.to_thread
 
 from netns_kit import arguments
-from netns_kit.errors import ArgumentTypeError, NetnsKitError, NotFound, PortInUseError, StackClosed
+from netns_kit.errors import (
+    ArgumentTypeError,
+    FeatureUnavailable,
+    NetnsKitError,
+    NotFound,
+    PortInUseError,
+    StackClosed,
+)
 from netns_kit.host import bound_ports, diagnosis, sysctl
 from netns_kit.host.paths import Made
 from netns_kit.namespace.background import Openable, Supervisor
@@ -25,7 +32,8 @@ from netns_kit.namespace.namespace import Namespace
 from .binding import listen_unix
 from .conflicts import Claims, place_of
 from .forwards import Forwards
-from .ports import Mode, PortForward, UnixSocket, parse
+from .ports import Follow, Mode, PortForward, UnixSocket
+from .specs import parse_all
 
 AT_ONCE = 256  # ports that are added between two steps of the engine
 
@@ -111,11 +119,15 @@ class Forwarder(Openable):
             with suppress(OSError):
                 made.remove()
 
-    async def add(self, *specs: str | PortForward, mode: Mode | None = None) -> tuple[PortForward, ...]:
+    async def add(
+        self, *specs: str | PortForward | Follow, mode: Mode | None = None
+    ) -> tuple[PortForward, ...]:
         """Listen on ports, and return one forward for each; a range has several.  Either all listen or none.
 
+        A port of an optional forward that is taken, or that needs a privilege, is left out.
+
         Args:
-            specs: The ports, as text (see `netns_kit.forwarder.ports`) or as `PortForward` objects.
+            specs: The ports, as text (see `netns_kit.forwarder.specs`), or as `PortForward` and `Follow` objects.
             mode: How clients of those get inside that do not say it themselves, see `PortForward.settled`.
 
         Raises:
@@ -124,20 +136,20 @@ class Forwarder(Openable):
             PortInUseError: Another socket has the port, and the message says whose it is, as far as this process may
                 know; or another forward has it, and then nothing was bound.
             AddressError: The host has no such address, or the namespace cannot have the one inside.
-            ArgumentTypeError: An argument is neither text nor a PortForward.
-            FeatureUnavailable: The mode cannot be had here.
+            ArgumentTypeError: An argument is neither text nor a PortForward or Follow.
+            FeatureUnavailable: The mode cannot be had here, or a specification says "auto".
             NotFound: A port that was added was removed by another task before all were there.
             StackClosed: The forwarder is not open.
             OSError: Listening failed otherwise.
 
         Cancellation: The ports may have been added; `list` shows them.
         """
-        forwards = [
-            forward.settled(mode)
-            for spec in specs
-            for forward in ((spec,) if isinstance(spec, PortForward) else parse(spec))
-        ]
-        forwards = self._claims.add(_permitted(forwards))
+        asked = []
+        for each in parse_all(specs):
+            if isinstance(each, Follow):
+                raise FeatureUnavailable(f"port {each}: 'auto' cannot be had yet", fix="write the ports")
+            asked.append(each.settled(mode))
+        forwards = self._claims.add(_permitted(asked))
         added: list[PortForward] = []
         try:
             await self._prepare(forwards)
@@ -145,7 +157,7 @@ class Forwarder(Openable):
                 batch = tuple(some)
                 for start in range(0, len(batch), 1 if on_unix else AT_ONCE):
                     if on_unix:
-                        added.append(await self._add_unix(batch[start]))
+                        added += await self._add_unix(batch[start])
                     else:
                         added += await self._ask(Forwards.add, batch[start : start + AT_ONCE])
         except BaseException as error:
@@ -192,9 +204,14 @@ class Forwarder(Openable):
             if forward.protocol == "udp":
                 await namespace.route_answers(_FAMILY[_version(forward)], forward.guest_port, wanted=True)
 
-    async def _add_unix(self, forward: PortForward) -> PortForward:
+    async def _add_unix(self, forward: PortForward) -> tuple[PortForward, ...]:
         assert isinstance(forward.host, UnixSocket)
-        sock, made = listen_unix(forward.host)
+        try:
+            sock, made = listen_unix(forward.host)
+        except PortInUseError:
+            if forward.optional:
+                return ()
+            raise
         try:
             with sock:
                 added = await self._ask(Forwards.adopt, forward, self._stack.pass_socket(sock))
@@ -204,7 +221,7 @@ class Forwarder(Openable):
             raise
         if made is not None:
             self._made[added] = made
-        return added
+        return (added,)
 
     async def remove(self, forward: PortForward, *, cut: bool = False) -> None:
         """Stop listening on a port.  It is free when this returns.

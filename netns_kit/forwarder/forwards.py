@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
-from netns_kit.errors import PortInUseError
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.relay import TcpRelay
 from netns_kit.operations import operation
 
 from .listeners import Listener, TcpListener, UdpListener
 from .ports import PortForward, UnixSocket
+
+_NOT_TO_BE_HAD = frozenset({errno.EADDRINUSE, errno.EACCES})
 
 
 class Forwards:
@@ -24,7 +26,7 @@ class Forwards:
     def add(self, owner: int, forwards: tuple[PortForward, ...]) -> tuple[PortForward, ...]:
         """Listen on all of these, or on none.  Return what is listening, with the ports that the kernel has chosen.
 
-        Optional ones whose port is taken are left out.
+        An optional one whose port cannot be had is left out.
 
         Raises:
             PortInUseError, AddressError, FeatureUnavailable, OSError: A port that cannot be had.
@@ -34,8 +36,8 @@ class Forwards:
             for forward in forwards:
                 try:
                     made.append(self._listener(forward))
-                except PortInUseError:
-                    if not forward.optional:
+                except OSError as error:
+                    if not forward.optional or error.errno not in _NOT_TO_BE_HAD:
                         raise
         except BaseException:
             for listener in made:

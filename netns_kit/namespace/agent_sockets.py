@@ -27,9 +27,7 @@ from .links import index_of, rtnetlink
 
 MARK = TABLE = 0x6E6B  # "nk": of transparent sockets, and of the routing table for what answers them
 PATH_MAX = 108  # bytes of a unix socket's address
-_allowed: dict[
-    bytes, int
-] = {}  # unix sockets that the engine may be connected to, and how often they were asked for
+_allowed: set[bytes] = set()  # unix sockets that the engine may be connected to
 _routed: set[tuple[int, int]] = set()  # families, and ports of UDP (0: the mark) that have a rule
 _TYPES = frozenset({int(socket.SOCK_STREAM), int(socket.SOCK_DGRAM)})
 _TRANSPARENT = {  # by family
