@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import count
+from itertools import count, groupby
 from typing import Protocol, TypeVar
 
 import anyio
@@ -17,7 +17,9 @@ from netns_kit.errors import ArgumentTypeError, NetnsKitError, NotFound, StackCl
 from netns_kit.host import diagnosis, sysctl
 from netns_kit.host.abi import CAP_NET_BIND_SERVICE
 from netns_kit.namespace.background import Openable, Supervisor
+from netns_kit.namespace.given import HasFileno
 
+from .handed import Handed
 from .listeners import Forwards
 from .ports import PortForward, parse
 
@@ -68,6 +70,7 @@ class Forwarder(Openable):
             raise ArgumentTypeError("expected a UserStack", "stack", arguments.shown(stack))
         self._stack = stack
         self._number = next(_numbers)  # by which its listeners are known
+        self._handed = Handed()
         self.supervisor = Supervisor(type(self).__name__, StackClosed, stack.supervisor)
 
     def __repr__(self) -> str:
@@ -77,6 +80,7 @@ class Forwarder(Openable):
         self._stack.supervisor.check()
 
     async def _close(self) -> None:
+        self._handed.close()
         # a stack that has ended has closed them itself
         with anyio.move_on_after(CLOSING_SECONDS, shield=True), suppress(NetnsKitError):
             await self._stack.ask(Forwards.remove_all, self._number)
@@ -106,16 +110,29 @@ class Forwarder(Openable):
         _check_privilege(forwards)
         added: list[PortForward] = []
         try:
-            for start in range(0, len(forwards), AT_ONCE):
-                added += await self._ask(Forwards.add, tuple(forwards[start : start + AT_ONCE]))
+            for _, alike in groupby(forwards, _is_handed):
+                group = tuple(alike)
+                for start in range(0, len(group), AT_ONCE):
+                    added += await self._listen(group[start : start + AT_ONCE])
         except Exception:
             for forward in added:
-                await self._ask(Forwards.remove, forward)
+                await self._stop(forward)
             raise
         return tuple(added)
 
+    async def _listen(self, forwards: tuple[PortForward, ...]) -> tuple[PortForward, ...]:
+        if not _is_handed(forwards[0]):
+            return await self._ask(Forwards.add, forwards)
+        with self.supervisor.guarding():
+            return self._handed.add(forwards)
+
+    async def _stop(self, forward: PortForward) -> bool:
+        return self._handed.remove(forward) or await self._ask(Forwards.remove, forward)
+
     async def remove(self, forward: PortForward) -> None:
         """Stop listening on a port.  It is free when this returns; TCP connections that exist go on.
+
+        A command that has the socket itself, which is mode "fd", keeps that, and the port with it.
 
         Args:
             forward: What `add` returned, or one of `list`.
@@ -129,22 +146,37 @@ class Forwarder(Openable):
         """
         fix = "give what `add` returned, or one of `list`"
         arguments.instance("forward", forward, PortForward, "a PortForward", fix)
-        if not await self._ask(Forwards.remove, forward):
+        if not await self._stop(forward):
             raise NotFound(f"there is no forward {forward}", fix=fix)
 
     async def list(self) -> tuple[PortForward, ...]:
-        """Return the forwards that are listening, oldest first.
+        """Return the forwards that are listening, oldest first; those of mode "fd" are the last.
 
         Raises:
             StackClosed: The forwarder is not open.
 
         Cancellation: Nothing is changed.
         """
-        return await self._ask(Forwards.list)
+        return (*await self._ask(Forwards.list), *self._handed.list())
+
+    def sockets(self) -> tuple[tuple[str, HasFileno], ...]:
+        """Return the sockets of the forwards of mode "fd", oldest first, each with a name like "80/tcp".
+
+        They are what a command is given by `listen`, see `CommandOptions`:
+
+            await net.popen(["server"], listen=net.forwarder.sockets())
+
+        They stay the forwarder's, which closes them.
+        """
+        return self._handed.named()
 
     async def _ask(self, operation: Callable[..., T], *arguments: object) -> T:
         with self.supervisor.guarding():
             return await self._stack.ask(operation, self._number, *arguments)
+
+
+def _is_handed(forward: PortForward) -> bool:
+    return forward.mode == "fd"
 
 
 def _check_privilege(forwards: Sequence[PortForward]) -> None:

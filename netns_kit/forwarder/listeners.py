@@ -23,7 +23,6 @@ from netns_kit.frozen import replace
 from netns_kit.gateway.engine import IN
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.relay import UdpRelay
-from netns_kit.host import diagnosis
 from netns_kit.host.abi import IP_PKTINFO
 from netns_kit.operations import operation
 from netns_kit.stack import UdpFlow
@@ -33,10 +32,10 @@ from netns_kit.stack.wire.ip import is_link_local
 from netns_kit.uplink.sockets import Ancillary, family_of
 from netns_kit.uplink.uplink import Endpoint, Way
 
+from .binding import listen
 from .ports import PortForward
 
 ACCEPTS_PER_STEP = 64
-BACKLOG = 4096
 PAUSE = 1.0  # seconds without accepting when the process is out of descriptors or memory
 OVERLOADED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _PKTINFO = {  # answers leave from the address that was asked (ip(7), IP_PKTINFO; linux/in6.h)
@@ -126,7 +125,7 @@ class Listener:
         raise NotImplementedError
 
     def _listen(self, forward: PortForward) -> socket.socket:
-        return _listen(forward)
+        return listen(forward)
 
     def _guest(self) -> Address:
         """Return the address inside that the port leads to."""
@@ -221,11 +220,11 @@ class UdpListener(Listener):
 
     def _listen(self, forward: PortForward) -> socket.socket:
         try:
-            return _listen(forward)
+            return listen(forward)
         except PortInUseError:  # perhaps the guest has it, since it has sent from the same port
             if not self._gateway.router.leave_udp_port(forward.host_port):
                 raise
-            return _listen(forward)
+            return listen(forward)
 
     @property
     def host(self) -> Address:
@@ -262,38 +261,6 @@ def _told(way: Way, family: int) -> Ancillary:
         return [(socket.IPPROTO_IP, IP_PKTINFO, struct.pack("=i4s4x", way.interface, source))]
     source = socket.inet_pton(socket.AF_INET6, way.source or "::")
     return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, struct.pack("=16sI", source, way.interface))]
-
-
-def _listen(forward: PortForward) -> socket.socket:
-    family = socket.AF_INET if forward.host.version == 4 else socket.AF_INET6
-    kind = socket.SOCK_STREAM if forward.protocol == "tcp" else socket.SOCK_DGRAM
-    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
-    try:
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if forward.device is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, forward.device.encode())
-        if forward.protocol == "tcp":
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((str(forward.host), forward.host_port))
-        if forward.protocol == "tcp":
-            sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        if error.errno == errno.EADDRINUSE:
-            raise PortInUseError(
-                f"{forward.listens_on}/{forward.protocol} is taken by another socket",
-                fix="choose another host port, or 0 for any that is free",
-            ) from error
-        if error.errno == errno.EADDRNOTAVAIL:
-            raise AddressError("expected an address of this host", "port", str(forward)) from error
-        if error.errno == errno.EAFNOSUPPORT:
-            raise diagnosis.ipv6(error.errno, {}) from error
-        raise
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 def _is_host(address: bytes) -> bool:
