@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from .namespace.given import Listen as Listen
     from .namespace.given import OpenFile as OpenFile
     from .namespace.given import Word as Word
+    from .namespace.listening import ListeningSocket as ListeningSocket
     from .namespace.namespace import Ids as Ids
     from .namespace.namespace import Interface as Interface
     from .namespace.namespace import InterfaceAddress as InterfaceAddress
@@ -103,6 +104,7 @@ if TYPE_CHECKING:
     from .uplink.uplink import UdpPorts as UdpPorts
     from .uplink.uplink import Uplink as Uplink
     from .userstack.events import FlowEvent as FlowEvent
+    from .userstack.events import FlowEventKind as FlowEventKind
     from .userstack.userstack import UserStack as UserStack
 
 __version__ = "0.1.0"
@@ -127,6 +129,7 @@ _HOMES = {
     "host.activation": "activated",
     "host.diagnosis": "Host",
     "namespace.given": "FileMode HasFileno Listen OpenFile Word",
+    "namespace.listening": "ListeningSocket",
     "namespace.namespace": "Ids Interface InterfaceAddress Namespace OpenedTap Pids Route",
     "namespace.process": "Command CommandFailed CommandOptions Process RunOptions StandardStream",
     "network.network": "Network",
@@ -140,7 +143,7 @@ _HOMES = {
     "uplink.dns_settings": "DnsSettings",
     "uplink.flow": "Endpoint Flow Target Way",
     "uplink.uplink": "METADATA UdpFiltering UdpPorts Uplink",
-    "userstack.events": "FlowEvent",
+    "userstack.events": "FlowEvent FlowEventKind",
     "userstack.userstack": "UserStack",
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterable
 
-from netns_kit.errors import PortInUseError, PortSpecError, PrivilegedPortError
+from netns_kit.errors import PortSpecError
 from netns_kit.frozen import replace
 from netns_kit.host.paths import Made
 from netns_kit.namespace.given import HasFileno
@@ -33,12 +33,7 @@ class Handed:
         """
         made: list[PortForward] = []
         try:
-            for forward in forwards:
-                try:
-                    made.append(self._listen(forward))
-                except (PortInUseError, PrivilegedPortError):
-                    if not forward.optional:
-                        raise
+            made.extend(map(self._listen, forwards))  # one by one: what is made is in the list
         except BaseException:
             for forward in made:
                 self.remove(forward)

@@ -419,8 +419,6 @@ async def test_a_forward_of_mode_fd_that_cannot_be() -> None:
             with pytest.raises(PortInUseError, match=f"127.0.0.1:{port}/tcp is taken"):
                 await net.forwarder.add(forward(0), "127.0.0.1:0:81", forward(port))
             assert await net.forwarder.list() == ()
-            kept = await net.forwarder.add(forward(port, optional=True), forward(0))
-            assert [each.host_port == port for each in kept] == [False]
         (start,) = sysctl.numbers(diagnosis.PORT_START)
         if start > 1 and os.geteuid():
             with pytest.raises(PrivilegedPortError):
@@ -430,7 +428,7 @@ async def test_a_forward_of_mode_fd_that_cannot_be() -> None:
             PortSpecError, match="expected no address inside: the command has the host's socket itself"
         ):
             await net.forwarder.add(leads_elsewhere)
-        assert await net.forwarder.list() == kept
+        assert await net.forwarder.list() == ()
 
 
 # -- the command line -------------------------------------------------------------------------------------

@@ -186,7 +186,7 @@ class TcpRelay:
         """Take `sock`, which is connected; the guest is being connected to.
 
         Raises:
-            OSError: it cannot be watched; it is the caller's then.
+            OSError: It cannot be watched; it is the caller's then.
         """
         prepare_stream(sock)
         self._watch(sock)
@@ -202,6 +202,13 @@ class TcpRelay:
             address, port, *_ = ("", 0) if self._socket is None else self._socket.getpeername()
         except OSError:
             return None
+        return address, port
+
+    def local(self) -> tuple[str, int] | None:
+        """Return the address and port of the host's socket; None if there is none."""
+        if self._socket is None or not is_internet(self._socket):
+            return None
+        address, port, *_ = self._socket.getsockname()
         return address, port
 
     def _on_events(self, events: int) -> None:
