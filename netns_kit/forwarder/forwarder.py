@@ -14,14 +14,22 @@ from typing import Protocol, TypeVar
 import anyio
 
 from netns_kit import arguments
-from netns_kit.errors import ArgumentTypeError, NetnsKitError, NotFound, PortInUseError, StackClosed
+from netns_kit.arguments import AddressLike
+from netns_kit.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    NetnsKitError,
+    NotFound,
+    PortInUseError,
+    StackClosed,
+)
 from netns_kit.host import bound_ports, diagnosis, sysctl
 from netns_kit.host.paths import Made
 from netns_kit.namespace.background import Openable, Supervisor
 from netns_kit.namespace.given import HasFileno
 from netns_kit.namespace.namespace import Namespace
 
-from .binding import listen_unix
+from .binding import described, listen_unix
 from .conflicts import Claims
 from .forwards import Forwards
 from .handed import Handed
@@ -165,6 +173,44 @@ class Forwarder(Openable):
             raise
         self._claims.add(new for new, asked in zip(added, forwards, strict=True) if not asked.host_port)
         return tuple(added)
+
+    async def adopt(
+        self,
+        sock: socket.socket,
+        guest_port: int | None = None,
+        guest: AddressLike | UnixSocket | None = None,
+        *,
+        mode: Mode | None = None,
+    ) -> PortForward:
+        """Publish a socket that listens already, one of `activated` say, and return the forward that does so.
+
+        The forwarder has a copy, and `remove` closes that alone.  As long as others have copies, clients may connect
+        and wait.
+
+        Args:
+            sock: A TCP, UDP or unix stream socket, which stays the caller's and does not block from now on.  Nobody
+                else is to read from it, or to accept.
+            guest_port: The port inside, or None for the number that the socket has.
+            guest: The address inside, or a unix socket there; None for the namespace's own address.
+            mode: How clients get inside, see `PortForward.settled`.
+
+        Raises:
+            ArgumentError: The socket does not listen, or is of another kind; or the mode is "fd", for which a command
+                is given it by `listen`.
+            ArgumentTypeError: The argument is no socket, or another has another type.
+            AddressError, PortSpecError: The namespace cannot have what it is to lead to.
+            FeatureUnavailable: The mode cannot be had here, or the stack is not in a `Namespace`.
+            StackClosed: The forwarder is not open.
+
+        Cancellation: The socket may have been published; `list` shows it.
+        """
+        forward = described(sock, guest_port, guest).settled(mode)
+        if forward.mode == "fd":
+            fix = "give it to a command: popen(..., listen=[sock])"
+            raise ArgumentError("expected another mode", "mode", "'fd'", fix)
+        await self._prepare([forward])
+        sock.setblocking(False)  # all copies
+        return await self._ask(Forwards.adopt, forward, self._stack.pass_socket(sock))
 
     async def _stop(self, forward: PortForward) -> bool:
         return self._handed.remove(forward) or await self._ask(Forwards.remove, forward)

@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from netns_kit import Listen, Network, OpenFile, PortForward, UnixSocket
+from netns_kit import Listen, Mode, Network, OpenFile, PortForward, UnixSocket
 from netns_kit.cli.command_line import FAILED
 from netns_kit.errors import (
     ArgumentError,
@@ -31,8 +32,8 @@ from netns_kit.errors import (
 from netns_kit.host import diagnosis, sysctl
 from netns_kit.namespace.namespace import Namespace
 from netns_kit.namespace.process import Process
-from tests.support import ROOT, needs, needs_tun, needs_userns
-from tests.support.servers import SECONDS, closed_port
+from tests.support import ROOT, missing, needs, needs_tun, needs_userns
+from tests.support.servers import SECONDS, closed_port, host_address
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
@@ -429,6 +430,127 @@ async def test_a_forward_of_mode_fd_that_cannot_be() -> None:
         ):
             await net.forwarder.add(leads_elsewhere)
         assert await net.forwarder.list() == ()
+
+
+# -- sockets that exist, published ------------------------------------------------------------------------
+
+SHOW = """
+import socket, sys
+with socket.socket(socket.AF_INET, getattr(socket, sys.argv[1])) as sock:
+    sock.bind(("", int(sys.argv[2])))
+    if sys.argv[1] == "SOCK_STREAM":
+        sock.listen()
+    print("ready", flush=True)
+    while True:
+        if sys.argv[1] == "SOCK_STREAM":
+            accepted, client = sock.accept()
+            accepted.send(client[0].encode())
+            accepted.close()
+        else:
+            data, client = sock.recvfrom(100)
+            sock.sendto(client[0].encode(), client)
+"""
+"""A server that tells each client its address."""
+
+
+def asked(
+    address: Any, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, source: Any = None
+) -> str:
+    """What the server behind an address tells."""
+    with socket.socket(family, kind) as client:
+        client.settimeout(SECONDS)
+        if source is not None:
+            client.bind(source)
+        client.connect(address)
+        if kind == socket.SOCK_DGRAM:
+            client.send(b"who am I?")
+        return client.recv(100).decode()
+
+
+@pytest.mark.parametrize("driver", ["thread", "worker"])
+async def test_a_socket_that_exists_is_published(driver: Any, short_path: Path) -> None:
+    """And listens on when it is published no more: whoever has made it may publish it again."""
+    needs_tun()
+    with sockets(short_path) as made, anyio.fail_after(SECONDS):
+        async with Network(driver=driver) as net:
+            tcp, udp, unix = made["tcp"], made["udp"], made["stream"]
+            forwards = [
+                await net.forwarder.adopt(tcp, 80),
+                await net.forwarder.adopt(udp, 53, "10.0.2.100"),
+                await net.forwarder.adopt(unix, 80),
+            ]
+            port = tcp.getsockname()[1]
+            assert str(forwards[0]) == f"127.0.0.1:{port} -> 80/tcp"
+            assert [each.mode for each in forwards] == ["stack", "stack", "socket"]
+            assert await net.forwarder.list() == tuple(forwards)
+            async with (
+                await net.popen([*PYTHON, SHOW, "SOCK_STREAM", "80"], stderr=None) as web,
+                await net.popen([*PYTHON, SHOW, "SOCK_DGRAM", "53"], stderr=None) as names,
+            ):
+                for server in (web, names):
+                    assert server.stdout is not None
+                    await server.stdout.receive()
+                for sock, seen in ((tcp, "10.0.2.2"), (udp, "10.0.2.2"), (unix, "10.0.2.100")):
+                    question = partial(asked, sock.getsockname(), sock.family, sock.type)
+                    assert await anyio.to_thread.run_sync(question) == seen
+                for each in forwards:
+                    await net.forwarder.remove(each)
+                assert await net.forwarder.list() == ()
+                with socket.create_connection(tcp.getsockname(), timeout=SECONDS) as waits:
+                    again = await net.forwarder.adopt(tcp, 80, mode="socket")
+                    assert await anyio.to_thread.run_sync(waits.recv, 100) == b"10.0.2.100"
+                    assert again.mode == "socket"
+            assert net.forwarder.sockets() == ()
+
+
+async def test_a_socket_of_both_families_shows_the_address_of_ipv4() -> None:
+    """As systemd makes them by default: the guest sees the client's own address, which is none of loopback's."""
+    needs_tun()
+    own = host_address()
+    if own is None:
+        missing("this host has no address but loopback's")
+    with (
+        anyio.fail_after(SECONDS),
+        socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as both,
+    ):
+        port = both.getsockname()[1]
+        async with (
+            Network() as net,
+            await net.popen([*PYTHON, SHOW, "SOCK_STREAM", "80"], stderr=None) as server,
+        ):
+            assert server.stdout is not None
+            await server.stdout.receive()
+            modes: dict[Mode, str] = {"stack": "10.0.2.2", "transparent": "10.0.2.100"}
+            for mode, for_loopback in modes.items():
+                forward = await net.forwarder.adopt(both, 80, mode=mode)
+                assert str(forward) == f"[::]:{port} -> 80/tcp"
+                assert await anyio.to_thread.run_sync(asked, (own, port)) == own
+                assert await anyio.to_thread.run_sync(asked, ("127.0.0.1", port)) == for_loopback
+                await net.forwarder.remove(forward)
+
+
+async def test_a_socket_that_cannot_be_published(short_path: Path) -> None:
+    needs_tun()
+    wrong: list[tuple[Any, dict[str, Any], str]] = []
+    with sockets(short_path) as made, socket.socket() as deaf:
+        wrong = [
+            (deaf, {}, "expected a TCP socket that listens, .*; this one does not listen"),
+            (made["dgram"], {"guest_port": 80}, "this one carries no streams"),
+            (made["stream"], {}, "expected ports from 1 to 65535"),
+            (made["stream"], {"guest_port": 80, "mode": "stack"}, "expected the mode socket"),
+            (made["tcp"], {"mode": "fd"}, r"mode='fd': expected another mode; give it to a command: popen"),
+            (
+                made["tcp"],
+                {"guest": "127.0.0.1", "mode": "stack"},
+                "expected an address that the namespace can have",
+            ),
+            (made["tcp"].fileno(), {}, "expected a socket"),
+        ]
+        async with Network() as net:
+            for sock, options, match in wrong:
+                with pytest.raises(ArgumentError, match=match):
+                    await net.forwarder.adopt(sock, **options)
+            assert await net.forwarder.list() == ()
 
 
 # -- the command line -------------------------------------------------------------------------------------
