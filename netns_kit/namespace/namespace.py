@@ -56,7 +56,7 @@ from .listening import ListeningSocket, Protocol, SocketDiagnostics
 from .process import Command, CommandFailed, CommandOptions, Process, open_process
 from .watch import Watch
 
-__all__ = ["Interface", "InterfaceAddress", "ListeningSocket", "Namespace", "OpenedTap", "Route"]
+__all__ = ["Interface", "InterfaceAddress", "Namespace", "OpenedTap", "Route"]
 
 T = TypeVar("T")
 Ids = Literal["root", "same", "subids"]
