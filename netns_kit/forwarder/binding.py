@@ -106,12 +106,11 @@ def described(
         wrong = "carries no streams"
     if wrong is not None:
         raise ArgumentError(expected, "sock", arguments.shown(sock), f"this one {wrong}")
-    address, port = sock.getsockname(), 0
-    if sock.family != socket.AF_UNIX:
-        host, port = address[0].partition("%")[0], address[1]
+    name = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
+        host, port = UnixSocket(f"@{name[1:].decode()}" if isinstance(name, bytes) else name), 0
     else:
-        name = f"@{address[1:].decode()}" if isinstance(address, bytes) else address
-        host = UnixSocket(name)
+        host, port = name[0].partition("%")[0], name[1]
     if guest_port is None:
         guest_port = 0 if isinstance(guest, UnixSocket) else port
     return PortForward("tcp" if sock.type == socket.SOCK_STREAM else "udp", host, port, guest, guest_port)
