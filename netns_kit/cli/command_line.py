@@ -17,7 +17,7 @@ from netns_kit.errors import ArgumentError, NetnsKitError
 
 FAILED = 125
 HOST_LOOPBACK = "--host-loopback"
-_OPTIONS = {"port": "publish", "open_files": "open-file", "sockets": "unix"}
+_OPTIONS = {"port": "publish", "mode": "port-mode", "open_files": "open-file", "sockets": "unix"}
 ONE_PORT = "for one port write --host-loopback=PORT"
 
 

@@ -14,6 +14,7 @@ from netns_kit.host import activation, diagnosis, paths
 from .ports import PortForward, UnixSocket
 
 BACKLOG = 4096
+NOT_TO_BE_HAD = frozenset({errno.EADDRINUSE, errno.EACCES})  # errors that leave an optional port out
 _FREEBIND = {4: (socket.IPPROTO_IP, 15), 6: (socket.IPPROTO_IPV6, 78)}  # IP_FREEBIND, IPV6_FREEBIND
 
 

@@ -12,7 +12,7 @@ from .ports import PortForward, UnixSocket
 class Claims:
     """The places at which forwards listen, each claimed by one of them.
 
-    >>> from netns_kit.forwarder.ports import parse
+    >>> from netns_kit.forwarder.specs import parse
     >>> claims = Claims()
     >>> claims.add(parse("8080-8081:80-81"))
     >>> claims.add(parse("127.0.0.1:8081:90"))
@@ -25,8 +25,10 @@ forward, or choose another host port
     def __init__(self) -> None:
         self._claims: dict[tuple[str, int], dict[tuple[object, str | None], PortForward]] = {}
 
-    def add(self, forwards: Iterable[PortForward]) -> None:
+    def add(self, forwards: Iterable[PortForward]) -> list[PortForward]:
         """Claim the places of all of these, or of none.
+
+        Return them without the optional ones whose place is another's.
 
         Args:
             forwards: The forwards.  One whose port the kernel is to choose has no place yet.
@@ -36,18 +38,22 @@ forward, or choose another host port
         """
         claimed: list[PortForward] = []
         for forward in forwards:
-            if not forward.host_port:
-                continue
-            here = self._claims.setdefault((forward.protocol, forward.host_port), {})
-            for other in here.values():
-                if _overlap(other, forward):
-                    self.discard(claimed)
-                    raise PortInUseError(
-                        f"{forward.listens_on}/{forward.protocol} is taken by the forward {other}",
-                        fix="remove that forward, or choose another host port",
-                    )
-            here[forward.host, forward.device] = forward
-            claimed.append(forward)
+            here = (
+                self._claims.setdefault((forward.protocol, forward.host_port), {})
+                if forward.host_port
+                else {}
+            )
+            other = next((each for each in here.values() if _overlap(each, forward)), None)
+            if other is None:
+                here[forward.host, forward.device] = forward
+                claimed.append(forward)
+            elif not forward.optional:
+                self.discard(claimed)
+                raise PortInUseError(
+                    f"{forward.listens_on}/{forward.protocol} is taken by the forward {other}",
+                    fix="remove that forward, or choose another host port",
+                )
+        return claimed
 
     def discard(self, forwards: Iterable[PortForward]) -> None:
         """Give up the places of these.

@@ -18,6 +18,7 @@ from netns_kit.arguments import AddressLike
 from netns_kit.errors import (
     ArgumentError,
     ArgumentTypeError,
+    FeatureUnavailable,
     NetnsKitError,
     NotFound,
     PortInUseError,
@@ -33,7 +34,8 @@ from .binding import described, listen_unix
 from .conflicts import Claims
 from .forwards import Forwards
 from .handed import Handed
-from .ports import Mode, PortForward, UnixSocket, parse
+from .ports import Follow, Mode, PortForward, UnixSocket
+from .specs import parse_all
 
 AT_ONCE = 256  # ports that are added between two steps of the engine
 
@@ -121,11 +123,15 @@ class Forwarder(Openable):
             with suppress(OSError):
                 made.remove()
 
-    async def add(self, *specs: str | PortForward, mode: Mode | None = None) -> tuple[PortForward, ...]:
+    async def add(
+        self, *specs: str | PortForward | Follow, mode: Mode | None = None
+    ) -> tuple[PortForward, ...]:
         """Listen on ports, and return one forward for each; a range has several.  Either all listen or none.
 
+        A port of an optional forward that is taken, or that needs a privilege, is left out.
+
         Args:
-            specs: The ports, as text (see `netns_kit.forwarder.ports`) or as `PortForward` objects.
+            specs: The ports, as text (see `netns_kit.forwarder.specs`), or as `PortForward` and `Follow` objects.
             mode: How clients of those get inside that do not say it themselves, see `PortForward.settled`.
 
         Raises:
@@ -134,22 +140,22 @@ class Forwarder(Openable):
             PortInUseError: Another socket has the port, and the message says whose it is, as far as this process may
                 know; or another forward has it, and then nothing was bound.
             AddressError: The host has no such address, or the namespace cannot have the one inside.
-            ArgumentTypeError: An argument is neither text nor a PortForward.
-            FeatureUnavailable: The mode cannot be had here.
+            ArgumentTypeError: An argument is neither text nor a PortForward or Follow.
+            FeatureUnavailable: The mode cannot be had here, or a specification says "auto".
             NotFound: A port that was added was removed by another task before all were there.
             StackClosed: The forwarder is not open.
             OSError: Listening failed otherwise.
 
         Cancellation: The ports may have been added; `list` shows them.
         """
-        forwards = [
-            forward.settled(mode)
-            for spec in specs
-            for forward in ((spec,) if isinstance(spec, PortForward) else parse(spec))
-        ]
+        forwards = []
+        for each in parse_all(specs):
+            if isinstance(each, Follow):
+                raise FeatureUnavailable(f"port {each}: 'auto' cannot be had yet", fix="write the ports")
+            forwards.append(each.settled(mode))
         _check_privilege(forwards)
         await self._prepare(forwards)
-        self._claims.add(forwards)
+        forwards = self._claims.add(forwards)
         added: list[PortForward] = []
         try:
             for (is_handed, on_unix), some in groupby(forwards, _kind):
@@ -160,7 +166,7 @@ class Forwarder(Openable):
                     continue
                 for start in range(0, len(batch), 1 if on_unix else AT_ONCE):
                     if on_unix:
-                        added.append(await self._add_unix(batch[start]))
+                        added += await self._add_unix(batch[start])
                     else:
                         added += await self._ask(Forwards.add, batch[start : start + AT_ONCE])
         except BaseException as error:
@@ -171,7 +177,8 @@ class Forwarder(Openable):
             if isinstance(error, PortInUseError):
                 raise await self._explained(error, forwards) from error
             raise
-        self._claims.add(new for new, asked in zip(added, forwards, strict=True) if not asked.host_port)
+        self._claims.discard(set(forwards) - set(added))
+        self._claims.add(set(added) - set(forwards))  # whose port the kernel has chosen
         return tuple(added)
 
     async def adopt(
@@ -226,9 +233,14 @@ class Forwarder(Openable):
             if forward.protocol == "udp":
                 await namespace.route_answers(_FAMILY[_version(forward)], forward.guest_port, wanted=True)
 
-    async def _add_unix(self, forward: PortForward) -> PortForward:
+    async def _add_unix(self, forward: PortForward) -> tuple[PortForward, ...]:
         assert isinstance(forward.host, UnixSocket)
-        sock, made = listen_unix(forward.host)
+        try:
+            sock, made = listen_unix(forward.host)
+        except PortInUseError:
+            if forward.optional:
+                return ()
+            raise
         try:
             with sock:
                 added = await self._ask(Forwards.adopt, forward, self._stack.pass_socket(sock))
@@ -238,7 +250,7 @@ class Forwarder(Openable):
             raise
         if made is not None:
             self._made[added] = made
-        return added
+        return (added,)
 
     async def _explained(self, error: PortInUseError, forwards: Sequence[PortForward]) -> PortInUseError:
         """Return the error with the name of the port's owner, if that can be known."""
@@ -329,6 +341,7 @@ def _version(forward: PortForward) -> int:
 
 def _check_privilege(forwards: Sequence[PortForward]) -> None:
     (start,) = sysctl.numbers(diagnosis.PORT_START)
-    low = next((each.host_port for each in forwards if 0 < each.host_port < start), None)
+    required = (each.host_port for each in forwards if not each.optional)
+    low = next((port for port in required if 0 < port < start), None)
     if low is not None and not bound_ports.may_bind(low):
         raise diagnosis.privileged_port(low, "of the host", start)

@@ -14,7 +14,7 @@ from netns_kit.frozen import replace
 from netns_kit.host.paths import Made
 from netns_kit.namespace.given import HasFileno
 
-from .binding import listen, listen_unix
+from .binding import NOT_TO_BE_HAD, listen, listen_unix
 from .ports import PortForward, UnixSocket
 
 
@@ -27,13 +27,20 @@ class Handed:
     def add(self, forwards: Iterable[PortForward]) -> tuple[PortForward, ...]:
         """Listen as these forwards say, or as none does.  Return them with the ports that the kernel has chosen.
 
+        An optional one whose port cannot be had is left out.
+
         Raises:
             PortSpecError: A forward leads to an address, which no listening socket does.
             PortInUseError, AddressError, OSError: A port cannot be had.
         """
         made: list[PortForward] = []
         try:
-            made.extend(map(self._listen, forwards))  # one by one: what is made is in the list
+            for forward in forwards:
+                try:
+                    made.append(self._listen(forward))
+                except OSError as error:
+                    if not forward.optional or error.errno not in NOT_TO_BE_HAD:
+                        raise
         except BaseException:
             for forward in made:
                 self.remove(forward)

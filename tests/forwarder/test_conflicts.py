@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from netns_kit import PortInUseError
+from netns_kit import PortForward, PortInUseError
+from netns_kit.forwarder import specs
 from netns_kit.forwarder.conflicts import Claims
-from netns_kit.forwarder.ports import parse
+
+
+def parse(spec: str) -> list[PortForward]:
+    """The forwards that a specification means."""
+    return [each for each in specs.parse(spec) if isinstance(each, PortForward)]
 
 
 @pytest.mark.parametrize(
@@ -60,3 +65,12 @@ def test_only_what_is_claimed_is_given_up() -> None:
     claims.discard(parse("9999:80"))
     with pytest.raises(PortInUseError):
         claims.add(parse("8080:80"))
+
+
+def test_an_optional_one_gives_way() -> None:
+    claims = Claims()
+    claims.add(parse("8080:80"))
+    wanted = parse("8079-8081:80-82,optional")
+    assert claims.add(wanted) == [wanted[0], wanted[2]]
+    with pytest.raises(PortInUseError, match=r"by the forward 0.0.0.0:8080 -> 80/tcp"):
+        claims.add(parse("8080:90"))
