@@ -17,6 +17,7 @@ from netns_kit.errors import ArgumentError, NetnsKitError
 
 FAILED = 125
 HOST_LOOPBACK = "--host-loopback"
+_OPTIONS = {"port": "publish", "mode": "port-mode", "open_files": "open-file", "sockets": "unix"}
 ONE_PORT = "for one port write --host-loopback=PORT"
 
 
@@ -90,5 +91,5 @@ def as_option(error: Exception) -> str:
         return f"{printable(str(name))}: {error.strerror}"
     if not isinstance(error, ArgumentError) or error.knob == "pass_fds":  # which no option gives
         return str(error)
-    option = {"port": "publish", "mode": "port-mode"}.get(error.knob, error.knob.replace("_", "-"))
+    option = _OPTIONS.get(error.knob.partition("[")[0]) or error.knob.replace("_", "-")
     return f"--{option} {said_of(error, str(error.value).strip(chr(39)))}"

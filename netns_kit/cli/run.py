@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import anyio
 
@@ -23,8 +23,9 @@ from netns_kit.forwarder.specs import parse as parse_ports
 from netns_kit.gateway.setup import DriverName
 from netns_kit.host.limits import calm_collector, raise_descriptor_limit
 from netns_kit.namespace.background import beside
+from netns_kit.namespace.given import FileMode, OpenFile
 from netns_kit.namespace.namespace import Namespace
-from netns_kit.namespace.process import Process
+from netns_kit.namespace.process import CommandOptions, Process
 from netns_kit.network.network import DEFAULT_IFNAME, DEFAULT_MTU, Network
 from netns_kit.subnet import DEFAULT_CIDR, DEFAULT_CIDR6, SMALLEST_IPV6_MTU, Subnet, Subnet6
 from netns_kit.tap.device import QUEUES_MAX, TAP_MTU_MAX, check_mtu
@@ -55,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = _inherited()
     try:
         with Signals() as signals:
-            status = anyio.run(_run, network_from(options), command, given, signals)
+            command_options = _command_options(options, given)
+            status = anyio.run(_run, network_from(options), command, command_options, signals)
             if status < 0:
                 end_by(-status)
             end(status)
@@ -144,7 +146,36 @@ def _with_values(words: list[str], parser: Parser) -> list[str]:
     return done
 
 
-async def _run(network: Network, command: list[str], given: list[int], signals: Signals) -> int:
+def _command_options(options: argparse.Namespace, given: Sequence[int]) -> CommandOptions:
+    """The command's own, beside its words."""
+    return {
+        "stdin": None,
+        "stdout": None,
+        "stderr": None,
+        "pass_fds": given,
+        "open_files": dict(map(_open_file, options.open_files)),
+        "sockets": dict(map(_socket, options.sockets)),
+    }
+
+
+def _open_file(text: str) -> tuple[str, OpenFile]:
+    name, _, path = text.partition("=")
+    before, _, mode = path.rpartition(":")
+    if not name or not path:
+        raise ValueError(f"{text!r}: expected NAME=PATH[:MODE]")
+    if mode in get_args(FileMode) and before:
+        return name, (before, cast("FileMode", mode))
+    return name, path
+
+
+def _socket(text: str) -> tuple[str, str]:
+    inside, _, path = text.partition("=")
+    if not inside.startswith("/") or not path:
+        raise ValueError(f"{text!r}: expected an absolute PATH inside, and =HOSTPATH")
+    return inside, path
+
+
+async def _run(network: Network, command: list[str], options: CommandOptions, signals: Signals) -> int:
     """The command's `returncode`."""
     async with network:
         raise_descriptor_limit()  # not the command's: that is the agent's child
@@ -154,10 +185,9 @@ async def _run(network: Network, command: list[str], given: list[int], signals: 
         is_ours = _foreground() == os.getpgrp()
         leads = is_ours and network.namespace.pids == "own" and _is_alone()
         try:
-            process = await network.popen(
-                command, stdin=None, stdout=None, stderr=None, pass_fds=given, foreground=leads
-            )
-            _let_go(given)
+            options["listen"], options["foreground"] = network.forwarder.sockets(), leads
+            process = await network.popen(command, **options)
+            _let_go(options["pass_fds"])
             async with process, beside(_pass_on, signals, process):
                 while (number := await process.wait_stopped()) is not None:
                     _stop_too(number, process, leads=leads)
@@ -336,6 +366,25 @@ def _parser() -> Parser:
         "if it is not found.",
     )
     add_network_options(run)
+    run.add_argument(
+        "--open-file",
+        dest="open_files",
+        action="append",
+        default=[],
+        type=value(_open_file),
+        metavar="NAME=PATH[:MODE]",
+        help="give the command a file, open, in the way of systemd's OpenFile= (docs/commands.md); MODE is r, w, a "
+        "or r+; repeatable",
+    )
+    run.add_argument(
+        "--unix",
+        dest="sockets",
+        action="append",
+        default=[],
+        type=value(_socket),
+        metavar="PATH=HOSTPATH",
+        help="show the command a Unix socket of the host at that absolute path; repeatable",
+    )
     run.add_argument(
         "command", nargs=argparse.REMAINDER, help="the command and its arguments; default: a shell"
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple, TypeAlias
 
 from netns_kit.arguments import Address
@@ -20,6 +20,7 @@ from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.inside import UNIX, Inside, Kind
 from netns_kit.stack.wire.ip import is_link_local
 
+from .binding import client_address
 from .ports import PortForward, UnixSocket
 
 LOOPBACKS: tuple[Address, Address] = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
@@ -67,13 +68,12 @@ class Targets:
             self._own, self._places = own, list(self._found(own))
         if forward.mode != "transparent" or not client[0]:
             return self._places.copy()
-        name = client[0].partition("%")[0]
-        stranger = ip_address(name)
+        stranger = client_address(client[0].partition("%")[0])
         if stranger.is_loopback or is_link_local(stranger.packed) or stranger in own:
             return self._places.copy()
         family = FAMILIES[stranger.version]
         return [
-            Place(Kind(family, self._kind, transparent=True), (name, client[1]), place.address)
+            Place(Kind(family, self._kind, transparent=True), (str(stranger), client[1]), place.address)
             if place.kind.family == family
             else place
             for place in self._places

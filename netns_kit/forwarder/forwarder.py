@@ -16,7 +16,9 @@ import anyio
 import anyio.to_thread
 
 from netns_kit import arguments
+from netns_kit.arguments import AddressLike
 from netns_kit.errors import (
+    ArgumentError,
     ArgumentTypeError,
     FeatureUnavailable,
     NetnsKitError,
@@ -27,11 +29,13 @@ from netns_kit.errors import (
 from netns_kit.host import bound_ports, diagnosis, sysctl
 from netns_kit.host.paths import Made
 from netns_kit.namespace.background import Openable, Supervisor
+from netns_kit.namespace.given import HasFileno
 from netns_kit.namespace.namespace import Namespace
 
-from .binding import listen_unix
+from .binding import described, listen_unix
 from .conflicts import Claims, place_of
 from .forwards import Forwards
+from .handed import Handed
 from .ports import Follow, Mode, PortForward, UnixSocket
 from .specs import parse_all
 
@@ -97,6 +101,7 @@ class Forwarder(Openable):
             raise ArgumentTypeError("expected a UserStack", "stack", arguments.shown(stack))
         self._stack = stack
         self._number = next(_numbers)  # by which its listeners are known
+        self._handed = Handed()
         self._claims = Claims()
         self._made: dict[PortForward, Made] = {}  # files of unix sockets
         self.supervisor = Supervisor(type(self).__name__, StackClosed, stack.supervisor)
@@ -108,6 +113,7 @@ class Forwarder(Openable):
         self._stack.supervisor.check()
 
     async def _close(self) -> None:
+        self._handed.close()
         # a stack that has ended has closed them itself
         with anyio.move_on_after(CLOSING_SECONDS, shield=True), suppress(NetnsKitError):
             listening = await self._stack.ask(Forwards.list, self._number)
@@ -153,8 +159,12 @@ class Forwarder(Openable):
         added: list[PortForward] = []
         try:
             await self._prepare(forwards)
-            for on_unix, some in groupby(forwards, lambda each: isinstance(each.host, UnixSocket)):
+            for (is_handed, on_unix), some in groupby(forwards, _kind):
                 batch = tuple(some)
+                if is_handed:
+                    with self.supervisor.guarding():
+                        added += self._handed.add(batch)
+                    continue
                 for start in range(0, len(batch), 1 if on_unix else AT_ONCE):
                     if on_unix:
                         added += await self._add_unix(batch[start])
@@ -187,6 +197,47 @@ class Forwarder(Openable):
                 owner = await anyio.to_thread.run_sync(ask)
             return error if owner is None else PortInUseError(f"{place} is taken by {owner}", fix=error.fix)
         return error
+
+    async def adopt(
+        self,
+        sock: socket.socket,
+        guest_port: int | None = None,
+        guest: AddressLike | UnixSocket | None = None,
+        *,
+        mode: Mode | None = None,
+    ) -> PortForward:
+        """Publish a socket that listens already, one of `activated` say, and return the forward that does so.
+
+        The forwarder has a copy, and `remove` closes that alone.  As long as others have copies, clients may connect
+        and wait.
+
+        Args:
+            sock: A TCP, UDP or unix stream socket, which stays the caller's and does not block from now on.  Nobody
+                else is to read from it, or to accept.
+            guest_port: The port inside, or None for the number that the socket has.
+            guest: The address inside, or a unix socket there; None for the namespace's own address.
+            mode: How clients get inside, see `PortForward.settled`.
+
+        Raises:
+            ArgumentError: The socket does not listen, or is of another kind; or the mode is "fd", for which a command
+                is given it by `listen`.
+            ArgumentTypeError: The argument is no socket, or another has another type.
+            AddressError, PortSpecError: The namespace cannot have what it is to lead to.
+            FeatureUnavailable: The mode cannot be had here, or the stack is not in a `Namespace`.
+            StackClosed: The forwarder is not open.
+
+        Cancellation: The socket may have been published; `list` shows it.
+        """
+        forward = described(sock, guest_port, guest).settled(mode)
+        if forward.mode == "fd":
+            fix = "give it to a command: popen(..., listen=[sock])"
+            raise ArgumentError("expected another mode", "mode", "'fd'", fix)
+        await self._prepare([forward])
+        sock.setblocking(False)  # all copies
+        return await self._ask(Forwards.adopt, forward, self._stack.pass_socket(sock))
+
+    async def _stop(self, forward: PortForward) -> bool:
+        return self._handed.remove(forward) or await self._ask(Forwards.remove, forward)
 
     async def _prepare(self, forwards: Sequence[PortForward]) -> None:
         """Have the agent do what these need: the routes of transparent ones, and connections to unix sockets."""
@@ -226,6 +277,8 @@ class Forwarder(Openable):
     async def remove(self, forward: PortForward, *, cut: bool = False) -> None:
         """Stop listening on a port.  It is free when this returns.
 
+        A command that has the socket itself, which is mode "fd", keeps that, and the port with it.
+
         Args:
             forward: What `add` returned, or one of `list`.
             cut: True: its TCP connections are reset.  False: those that exist go on.
@@ -263,18 +316,34 @@ class Forwarder(Openable):
             await namespace.route_answers(_FAMILY[family], forward.guest_port, wanted=False)
 
     async def list(self) -> tuple[PortForward, ...]:
-        """Return the forwards that are listening, oldest first.
+        """Return the forwards that are listening, oldest first; those of mode "fd" are the last.
 
         Raises:
             StackClosed: The forwarder is not open.
 
         Cancellation: Nothing is changed.
         """
-        return await self._ask(Forwards.list)
+        return (*await self._ask(Forwards.list), *self._handed.list())
+
+    def sockets(self) -> tuple[tuple[str, HasFileno], ...]:
+        """Return the sockets of the forwards of mode "fd", oldest first, each with a name like "80/tcp".
+
+        They are what a command is given by `listen`, see `CommandOptions`:
+
+            await net.popen(["server"], listen=net.forwarder.sockets())
+
+        They stay the forwarder's, which closes them.
+        """
+        return self._handed.named()
 
     async def _ask(self, operation: Callable[..., T], *arguments: object) -> T:
         with self.supervisor.guarding():
             return await self._stack.ask(operation, self._number, *arguments)
+
+
+def _kind(forward: PortForward) -> tuple[bool, bool]:
+    """Return what decides who listens: whether a command has the socket, and whether it is a unix socket."""
+    return forward.mode == "fd", isinstance(forward.host, UnixSocket)
 
 
 def _version(forward: PortForward) -> int:

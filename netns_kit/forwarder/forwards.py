@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.relay import TcpRelay
 from netns_kit.operations import operation
 
+from .binding import NOT_TO_BE_HAD
 from .listeners import Listener, TcpListener, UdpListener
 from .ports import PortForward, UnixSocket
-
-_NOT_TO_BE_HAD = frozenset({errno.EADDRINUSE, errno.EACCES})
 
 
 class Forwards:
@@ -37,7 +35,7 @@ class Forwards:
                 try:
                     made.append(self._listener(forward))
                 except OSError as error:
-                    if not forward.optional or error.errno not in _NOT_TO_BE_HAD:
+                    if not forward.optional or error.errno not in NOT_TO_BE_HAD:
                         raise
         except BaseException:
             for listener in made:
