@@ -237,6 +237,7 @@ class Forwarder(Openable):
         return await self._ask(Forwards.adopt, forward, self._stack.pass_socket(sock))
 
     async def _stop(self, forward: PortForward) -> bool:
+        """Have whoever listens stop, and return whether anybody did."""
         return self._handed.remove(forward) or await self._ask(Forwards.remove, forward)
 
     async def _prepare(self, forwards: Sequence[PortForward]) -> None:
@@ -293,7 +294,7 @@ class Forwarder(Openable):
         fix = "give what `add` returned, or one of `list`"
         arguments.instance("forward", forward, PortForward, "a PortForward", fix)
         self._claims.discard([forward])
-        if not await self._ask(Forwards.remove, forward):
+        if not await self._stop(forward):
             raise NotFound(f"there is no forward {forward}", fix=fix)
         if made := self._made.pop(forward, None):
             made.remove()
