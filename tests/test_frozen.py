@@ -12,7 +12,7 @@ import pytest
 
 from netns_kit import FlowInfo, Follow, Limits, PortForward, Record, StaticLease, Subnet, Subnet6, UnixSocket
 from netns_kit.frozen import field, frozen, names, replace
-from netns_kit.uplink.uplink import Flow, Target
+from netns_kit.uplink.flow import Flow, Target
 
 
 @frozen

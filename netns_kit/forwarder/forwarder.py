@@ -22,13 +22,13 @@ from netns_kit.errors import (
     PortInUseError,
     StackClosed,
 )
-from netns_kit.host import diagnosis, sysctl
-from netns_kit.host.abi import CAP_NET_BIND_SERVICE
+from netns_kit.host import bound_ports, diagnosis, sysctl
 from netns_kit.host.paths import Made
 from netns_kit.namespace.background import Openable, Supervisor
 from netns_kit.namespace.namespace import Namespace
 
 from .binding import listen_unix
+from .conflicts import Claims
 from .forwards import Forwards
 from .ports import Follow, Mode, PortForward, UnixSocket
 from .specs import parse_all
@@ -96,6 +96,7 @@ class Forwarder(Openable):
         self._stack = stack
         self._number = next(_numbers)  # by which its listeners are known
         self._made: dict[PortForward, Made] = {}  # files of unix sockets
+        self._claims = Claims()
         self.supervisor = Supervisor(type(self).__name__, StackClosed, stack.supervisor)
 
     def __repr__(self) -> str:
@@ -130,7 +131,8 @@ class Forwarder(Openable):
         Raises:
             PortSpecError, ArgumentError: A specification cannot be understood.
             PrivilegedPortError: A port needs a privilege; raised before anything is bound.
-            PortInUseError: Another socket has the port.
+            PortInUseError: Another socket has the port, and the message says whose it is, as far as this process may
+                know; or another forward has it, and then nothing was bound.
             AddressError: The host has no such address, or the namespace cannot have the one inside.
             ArgumentTypeError: An argument is neither text nor a PortForward or Follow.
             FeatureUnavailable: The mode cannot be had here, or a specification says "auto".
@@ -147,6 +149,7 @@ class Forwarder(Openable):
             forwards.append(each.settled(mode))
         _check_privilege(forwards)
         await self._prepare(forwards)
+        forwards = self._claims.add(forwards)
         added: list[PortForward] = []
         try:
             for on_unix, some in groupby(forwards, lambda each: isinstance(each.host, UnixSocket)):
@@ -156,10 +159,15 @@ class Forwarder(Openable):
                         added += await self._add_unix(batch[start])
                     else:
                         added += await self._ask(Forwards.add, batch[start : start + AT_ONCE])
-        except Exception:
+        except Exception as error:
             for forward in added:
                 await self.remove(forward)
+            if isinstance(error, PortInUseError):
+                raise await self._explained(error, forwards) from error
             raise
+        finally:
+            self._claims.discard(forwards)
+        self._claims.add(added)  # without those that were left out, and with the numbers that were chosen
         return tuple(added)
 
     async def _prepare(self, forwards: Sequence[PortForward]) -> None:
@@ -192,6 +200,19 @@ class Forwarder(Openable):
             self._made[added] = made
         return (added,)
 
+    async def _explained(self, error: PortInUseError, forwards: Sequence[PortForward]) -> PortInUseError:
+        """Return the error with the name of the port's owner, if that can be known."""
+        for forward in forwards:
+            place = f"{forward.listens_on}/{forward.protocol}"
+            if error.cause.startswith(f"{place} ") and not isinstance(forward.host, UnixSocket):
+                owner = await anyio.to_thread.run_sync(
+                    bound_ports.holder, forward.protocol, forward.host, forward.host_port
+                )
+                return (
+                    error if owner is None else PortInUseError(f"{place} is taken by {owner}", fix=error.fix)
+                )
+        return error
+
     async def remove(self, forward: PortForward, *, cut: bool = False) -> None:
         """Stop listening on a port.  It is free when this returns.
 
@@ -210,6 +231,7 @@ class Forwarder(Openable):
         arguments.instance("forward", forward, PortForward, "a PortForward", fix)
         if not await self._ask(Forwards.remove, forward):
             raise NotFound(f"there is no forward {forward}", fix=fix)
+        self._claims.discard([forward])
         if made := self._made.pop(forward, None):
             made.remove()
         if cut:
@@ -251,11 +273,5 @@ def _check_privilege(forwards: Sequence[PortForward]) -> None:
     (start,) = sysctl.numbers(diagnosis.PORT_START)
     required = (each.host_port for each in forwards if not each.optional)
     low = next((port for port in required if 0 < port < start), None)
-    if low is not None and not _may_bind_low_ports():
+    if low is not None and not bound_ports.may_bind(low):
         raise diagnosis.privileged_port(low, "of the host", start)
-
-
-def _may_bind_low_ports() -> bool:
-    with open("/proc/thread-self/status", encoding="ascii", errors="replace") as file:
-        effective = next(line.split()[1] for line in file if line.startswith("CapEff:"))
-    return bool(int(effective, 16) >> CAP_NET_BIND_SERVICE & 1)

@@ -25,7 +25,7 @@ from netns_kit.child.codec import DecodeError, Failure, decode, dump, encode, lo
 from netns_kit.dhcp import Lease
 from netns_kit.dns import Record
 from netns_kit.operations import types_of
-from netns_kit.uplink.uplink import Endpoint
+from netns_kit.uplink.flow import Endpoint
 from netns_kit.userstack.control import OPERATIONS
 from netns_kit.userstack.events import FlowEvent
 
