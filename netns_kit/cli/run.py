@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = _inherited()
     try:
         with Signals() as signals:
-            status = anyio.run(_run, network_from(options), command, given, signals)
+            status = anyio.run(_run, network_from(options), options, command, given, signals)
             if status < 0:
                 end_by(-status)
             end(status)
@@ -90,7 +90,7 @@ def network_from(
     """Return the network that `add_network_options` ask for: each option is the argument of that name."""
     asked = {
         **vars(options),
-        "ports": [each.settled(options.port_mode) for each in parse_all(options.ports)],
+        "ports": (),  # see `publish`
         "allow_host_loopback": _loopback(options.allow_host_loopback),
         "dns": DnsSettings(
             options.dns,
@@ -144,12 +144,14 @@ def _with_values(words: list[str], parser: Parser) -> list[str]:
     return done
 
 
-async def _run(network: Network, command: list[str], given: list[int], signals: Signals) -> int:
+async def _run(
+    network: Network, options: argparse.Namespace, command: list[str], given: list[int], signals: Signals
+) -> int:
     """The command's `returncode`."""
     async with network:
         raise_descriptor_limit()  # not the command's: that is the agent's child
         calm_collector()
-        await tell_ports(network)
+        await publish(network, options)
         signals.keep()
         is_ours = _foreground() == os.getpgrp()
         leads = is_ours and network.namespace.pids == "own" and _is_alone()
@@ -253,10 +255,12 @@ def _foreground(give: int = 0) -> int | None:
         os.close(terminal)
 
 
-async def tell_ports(network: Network) -> None:
-    """Those that were asked for as port 0."""
-    for forward in await network.forwarder.list():
-        if forward not in network.ports:
+async def publish(network: Network, options: argparse.Namespace) -> None:
+    """Forward the ports, once we may have as many descriptors as there are, and tell those asked for as port 0."""
+    asked = [each.settled(options.port_mode) for each in parse_all(options.ports)]
+    known = set(asked)
+    for forward in await network.forwarder.add(*asked):
+        if forward not in known:
             notice(f"netns-kit: {forward}")
 
 
