@@ -27,7 +27,7 @@ from netns_kit.tap.device import check_name
 
 from .command_line import FAILED, HOST_LOOPBACK, ONE_PORT, Parser, value
 from .program import end, notice
-from .run import add_network_options, check_options, complain, network_from, tell_ports, with_value
+from .run import add_network_options, check_options, complain, network_from, publish, with_value
 from .signals import Signals
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -78,7 +78,7 @@ async def _serve(network: Network, options: argparse.Namespace) -> None:
         async with network:
             raise_descriptor_limit()
             calm_collector()
-            await tell_ports(network)
+            await publish(network, options)
             with _pid_file(options.pid_file):
                 if options.ready_fd is not None:
                     with suppress(OSError):  # who has closed it has no need to know

@@ -53,11 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
         command = [os.environ.get("SHELL") or "/bin/sh"]
-    given = _inherited()
+    inherited = _inherited()
     try:
         with Signals() as signals:
-            command_options = _command_options(options, given)
-            status = anyio.run(_run, network_from(options), command, command_options, signals)
+            given = _command_options(options, inherited)
+            status = anyio.run(_run, network_from(options), options, command, given, signals)
             if status < 0:
                 end_by(-status)
             end(status)
@@ -92,7 +92,7 @@ def network_from(
     """Return the network that `add_network_options` ask for: each option is the argument of that name."""
     asked = {
         **vars(options),
-        "ports": [each.settled(options.port_mode) for each in parse_all(options.ports)],
+        "ports": (),  # see `publish`
         "allow_host_loopback": _loopback(options.allow_host_loopback),
         "dns": DnsSettings(
             options.dns,
@@ -175,19 +175,21 @@ def _socket(text: str) -> tuple[str, str]:
     return inside, path
 
 
-async def _run(network: Network, command: list[str], options: CommandOptions, signals: Signals) -> int:
+async def _run(
+    network: Network, options: argparse.Namespace, command: list[str], given: CommandOptions, signals: Signals
+) -> int:
     """The command's `returncode`."""
     async with network:
         raise_descriptor_limit()  # not the command's: that is the agent's child
         calm_collector()
-        await tell_ports(network)
+        await publish(network, options)
         signals.keep()
         is_ours = _foreground() == os.getpgrp()
         leads = is_ours and network.namespace.pids == "own" and _is_alone()
         try:
-            options["listen"], options["foreground"] = network.forwarder.sockets(), leads
-            process = await network.popen(command, **options)
-            _let_go(options["pass_fds"])
+            given["listen"], given["foreground"] = network.forwarder.sockets(), leads
+            process = await network.popen(command, **given)
+            _let_go(given["pass_fds"])
             async with process, beside(_pass_on, signals, process):
                 while (number := await process.wait_stopped()) is not None:
                     _stop_too(number, process, leads=leads)
@@ -283,10 +285,12 @@ def _foreground(give: int = 0) -> int | None:
         os.close(terminal)
 
 
-async def tell_ports(network: Network) -> None:
-    """Those that were asked for as port 0."""
-    for forward in await network.forwarder.list():
-        if forward not in network.ports:
+async def publish(network: Network, options: argparse.Namespace) -> None:
+    """Forward the ports, once we may have as many descriptors as there are, and tell those asked for as port 0."""
+    asked = [each.settled(options.port_mode) for each in parse_all(options.ports)]
+    known = set(asked)
+    for forward in await network.forwarder.add(*asked):
+        if forward not in known:
             notice(f"netns-kit: {forward}")
 
 

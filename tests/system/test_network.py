@@ -25,7 +25,6 @@ from netns_kit import (
     Network,
     PortInUseError,
     PortSpecError,
-    Refusal,
     Uplink,
 )
 from netns_kit.gateway.setup import DriverName
@@ -229,15 +228,6 @@ async def test_nobody_else_lives_there() -> None:
         assert await connect(net, "10.0.2.77", 80) == (errno.EHOSTUNREACH, 0)
 
 
-@pytest.mark.parametrize(
-    ("refusal", "number"),
-    [
-        (Refusal.RESET, errno.ECONNREFUSED),
-        (Refusal.NET_UNREACHABLE, errno.ENETUNREACH),
-        (Refusal.HOST_UNREACHABLE, errno.EHOSTUNREACH),
-        (Refusal.PROHIBITED, errno.EHOSTUNREACH),
-    ],
-)
 # -- the object ----------------------------------------------------------------------------------------
 
 
