@@ -24,7 +24,7 @@ from netns_kit.stack.wire import flow_key
 from netns_kit.stack.wire.family import family_of
 from netns_kit.stack.wire.flow_key import FlowKey
 from netns_kit.subnet import Subnet
-from netns_kit.uplink.dial import Refused
+from netns_kit.uplink.dial import Dial, Refused
 from netns_kit.uplink.flow import Endpoint, Flow, Target, Way
 from netns_kit.uplink.sockets import refusal_for
 from netns_kit.uplink.uplink import Uplink, source_of
@@ -138,12 +138,12 @@ class FlowRouter:
             return Refusal.PROHIBITED
         return target if isinstance(target, Refusal) else (flow, target)
 
-    def _cannot_dial(self, error: BaseException) -> Refused:
+    def cannot_dial(self, error: BaseException) -> Refused:
         """Refuse a flow for which the uplink, or a dial of its own, has failed, and tell of the failure."""
         self.notice("flows are refused: the uplink failed to dial", error)
         return Refused(Refusal.PROHIBITED)
 
-    def _open(self, transport: Transport, address: Address, port: int = 0) -> socket.socket:
+    def open_socket(self, transport: Transport, address: Address, port: int = 0) -> socket.socket:
         """Have the uplink open a socket.  If it fails otherwise than by OSError, tell of that, and raise OSError."""
         try:
             return self._uplink.open(transport, address, port)
@@ -152,6 +152,16 @@ class FlowRouter:
         except BaseException as error:
             self.notice("flows are refused: the uplink failed to open a socket", error)
             raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH)) from error
+
+    def dial_resolver(self, resolver: Endpoint) -> Dial:
+        """Have the uplink dial a resolver, for a flow of the DNS server's own.  If the uplink fails, it is refused."""
+        source = Endpoint._make((self._subnet.dns, 0))
+        try:
+            return self._uplink.dial(Flow("tcp", source, resolver, self._subnet), Target((resolver,)))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            return self.cannot_dial(error)
 
     def route_served(self, transport: Transport, key: bytes) -> Target | Refusal:
         """Return what the uplink says now of a flow that a handler has had for a while."""
@@ -171,13 +181,13 @@ class FlowRouter:
         if handler is not None:
             handler(connection, target)
         else:
-            connection.user = relay = TcpRelay(self._engine, connection, self._cannot_dial)
+            connection.user = relay = TcpRelay(self._engine, connection, self.cannot_dial)
             try:
                 dial = self._uplink.dial(flow, target, ttl=connection.ttl, tos=connection.tos)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
-                dial = self._cannot_dial(error)
+                dial = self.cannot_dial(error)
             relay.begin(dial)
 
     def udp_opened(self, flow: UdpFlow) -> Refusal | None:
@@ -209,7 +219,7 @@ class FlowRouter:
             return found
         endpoint = found[1].candidates[0]
         try:
-            sock = self._open("icmp", endpoint.address)
+            sock = self.open_socket("icmp", endpoint.address)
         except OSError as error:
             return self._no_socket("icmp", error)
         try:
@@ -221,7 +231,7 @@ class FlowRouter:
 
     def _open_udp(self, guest: GuestEndpoint, address: Address) -> UdpRelay:
         """Raises OSError; nothing is left open then."""
-        sock = self._open("udp", address, guest[1])
+        sock = self.open_socket("udp", address, guest[1])
         try:
             return UdpRelay(
                 self._engine,

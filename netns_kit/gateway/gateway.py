@@ -129,7 +129,7 @@ class Gateway:
         self.zone = _zone(subnet)
         for record in setup.records:
             self.zone.add(record)
-        self._dns = DnsRelay(engine, uplink, self.zone, self._hook_failed, self.router.route_served)
+        self._dns = DnsRelay(engine, uplink, self.zone, self._hook_failed, self.router)
         for address in subnet.resolvers:
             self.endpoints.serve_tcp(address, DNS_PORT, self._dns.tcp_opened)
             self.endpoints.serve_udp(address, DNS_PORT, self._dns.udp_opened)

@@ -11,7 +11,6 @@ An answer is heard from where the query went, for the sockets are connected, and
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import socket
@@ -19,13 +18,16 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from functools import lru_cache, partial
 from ipaddress import ip_address
+from typing import Protocol
 
+from netns_kit.arguments import Address
 from netns_kit.dns import Action, Answer, DnsProxy, DnsServer, Send, Upstream, Zone
 from netns_kit.dns.cache import Cache
 from netns_kit.gateway.engine import IN, Engine
 from netns_kit.stack import Refusal, TcpConnection, UdpFlow
 from netns_kit.stack.user import Transport
 from netns_kit.stack.wire import flow_key
+from netns_kit.uplink.dial import Dial, Refused
 from netns_kit.uplink.flow import Endpoint, Target
 from netns_kit.uplink.sockets import DATAGRAMS_PER_STEP, MAX_DATAGRAM, socket_address
 from netns_kit.uplink.uplink import Uplink
@@ -38,16 +40,33 @@ IDS_KEPT = 256  # of a socket, beyond those that are awaited
 HALF_OPEN_MAX = 256  # connections whose handshake the guest has not finished: the oldest is reset
 CLIENTS_MAX = 1024  # connections of the guest: the one that has been quiet longest is reset
 
-_Route = Callable[[Transport, bytes], Target | Refusal]
-"""Returns the resolvers for a flow of that key, as they are now, or how it would be refused."""
+
+class Router(Protocol):
+    """What the DNS relay needs of the gateway's `FlowRouter`."""
+
+    def route_served(self, transport: Transport, key: bytes) -> Target | Refusal:
+        """Return the current resolvers for the flow of that key, or how it is refused now."""
+        ...
+
+    def open_socket(self, transport: Transport, address: Address) -> socket.socket:
+        """Return a socket of the uplink's.  Raises OSError, whatever the uplink raises."""
+        ...
+
+    def dial_resolver(self, resolver: Endpoint) -> Dial:
+        """Have the uplink dial a resolver."""
+        ...
+
+    def cannot_dial(self, error: BaseException) -> Refused:
+        """Report the failure of a dial, and return how it is refused."""
+        ...
 
 
 class DnsRelay:
     """The DNS server and its sockets.
 
     Args:
-        failed: Called with what the uplink's hook has raised.
-        route: Asked again for each query but the first of a flow, so that an old connection asks new resolvers.
+        failed: Called with the exception of a hook that raises.
+        router: Routes each query after the first of a flow again, so that an old connection asks new resolvers.
     """
 
     def __init__(
@@ -56,16 +75,15 @@ class DnsRelay:
         uplink: Uplink,
         zone: Zone,
         failed: Callable[[BaseException], object],
-        route: _Route,
+        router: Router,
     ) -> None:
         self.queued = 0  # bytes of answers that clients do not read: see `ClientStream`
         self._half_open: dict[ClientStream, None] = {}  # the oldest first
         self._clients: OrderedDict[ClientStream, None] = OrderedDict()  # the quiet first
         self._opening: UdpFlow | None = None  # has just been routed
-        self._route = route
+        self._router = router
         self._engine = engine
         self._uplink = uplink
-        self._failed = failed
         self._server = DnsServer(
             zone,
             DnsProxy(random_id=lambda: int.from_bytes(os.urandom(2), "big")),
@@ -122,25 +140,27 @@ class DnsRelay:
             )
 
     def datagram(self, flow: UdpFlow, payload: memoryview, marks: int, segment_size: int) -> None:
-        if not self._may_ask("udp", flow, flow.key):
-            return
         size = segment_size or len(payload) or 1
-        address = _client(flow.key)
+        refusal = self._refusal("udp", flow, flow.key)
+        if refusal is not None:
+            flow.refuse(refusal, payload[:size])
+            return
+        address = flow_key.parse(flow.key).guest
         for start in range(0, len(payload), size):
             query = bytes(payload[start : start + size])
             self._do(self._server.query(query, flow, address, self._engine.now) or [])
         self._wait()
 
-    def _may_ask(self, protocol: Transport, client: UdpFlow | ClientStream, key: bytes) -> bool:
-        """Return whether the client's flow is still carried; if so, the resolvers are as they are now."""
+    def _refusal(self, protocol: Transport, client: UdpFlow | ClientStream, key: bytes) -> Refusal | None:
+        """Return how a query is refused now.  If it is None, the resolvers are those that it may ask now."""
         if client is self._opening:
             self._opening = None
-            return True
-        found = self._route(protocol, key)
+            return None
+        found = self._router.route_served(protocol, key)
         if isinstance(found, Refusal):
-            return False
+            return found
         self._set_resolvers(found.candidates)
-        return True
+        return None
 
     def expired(self, flow: UdpFlow) -> None:
         pass  # its answer may still come, and can still be sent
@@ -148,9 +168,9 @@ class DnsRelay:
     def ask(self, query: bytes, turn: Turn, key: bytes) -> bool:
         """Take a query of a client's stream.  Return False if it was none, or is not allowed any more."""
         self._clients.move_to_end(turn.stream)
-        if not self._may_ask("tcp", turn.stream, key):
+        if self._refusal("tcp", turn.stream, key) is not None:
             return False
-        actions = self._server.query(query, turn, _client(key), self._engine.now, "tcp")
+        actions = self._server.query(query, turn, flow_key.parse(key).guest, self._engine.now, "tcp")
         if actions is None:
             return False
         self._do(actions)
@@ -240,7 +260,7 @@ class DnsRelay:
         """Return a new socket; the oldest, if there are enough or no more to be had."""
         if len(sockets) < SOCKETS_PER_UPSTREAM:
             try:
-                asking = _Socket(self._open(upstream))
+                asking = _Socket(self._router, upstream)
             except OSError:
                 if not sockets:
                     raise
@@ -250,24 +270,6 @@ class DnsRelay:
         asking = sockets.pop(0)
         asking.asked = 0
         return asking
-
-    def _open(self, upstream: Upstream) -> socket.socket:
-        address = _parsed(upstream.address)
-        try:
-            sock = self._uplink.open(upstream.transport, address)
-        except (OSError, KeyboardInterrupt):
-            raise
-        except BaseException as error:
-            self._failed(error)
-            raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH)) from error
-        try:
-            sock.connect(socket_address(address, upstream.port))
-        except BlockingIOError:
-            pass  # TCP: it is under way
-        except OSError:
-            sock.close()
-            raise
-        return sock
 
     def _close(self, upstream: Upstream) -> None:
         for each in self._sockets.pop(upstream, ()):
@@ -296,13 +298,16 @@ class DnsRelay:
         self._wait()
 
     def _connect(self, upstream: Upstream) -> ResolverStream:
-        stream = ResolverStream(
-            self._engine,
-            self._open(upstream),
-            heard=partial(self._heard, upstream),
-            ended=partial(self._ended, upstream),
+        stream = self._streams[upstream] = self._dial(
+            upstream, partial(self._heard, upstream), partial(self._ended, upstream)
         )
-        self._streams[upstream] = stream
+        return stream
+
+    def _dial(
+        self, upstream: Upstream, heard: Callable[[bytes], bool], ended: Callable[[], None]
+    ) -> ResolverStream:
+        stream = ResolverStream(self._engine, self._router.cannot_dial, heard=heard, ended=ended)
+        stream.begin(self._router.dial_resolver(Endpoint._make((_parsed(upstream.address), upstream.port))))
         return stream
 
     def _heard(self, upstream: Upstream, message: bytes) -> bool:
@@ -334,13 +339,13 @@ class DnsRelay:
         """Ask on a connection that no other query shares, so that nobody waits when it is not read."""
         ident = int.from_bytes(message[:2], "big")
         if (upstream, ident) not in self._transfers:
-            self._transfers[upstream, ident] = ResolverStream(
-                self._engine,
-                self._open(upstream),
-                heard=partial(self._transferred, upstream, ident),
-                ended=partial(self._transfer_ended, upstream, ident),
+            stream = self._dial(
+                upstream,
+                partial(self._transferred, upstream, ident),
+                partial(self._transfer_ended, upstream, ident),
             )
-            self._transfers[upstream, ident].send(message)
+            stream.send(message)
+            self._transfers[upstream, ident] = stream
 
     def _transferred(self, upstream: Upstream, ident: int, message: bytes) -> bool:
         actions = self._server.response(message, upstream, self._engine.now)
@@ -366,19 +371,23 @@ class DnsRelay:
 _parsed = lru_cache(maxsize=64)(ip_address)
 
 
-def _client(key: bytes) -> bytes:
-    """Return the guest's address in a flow's key."""
-    return flow_key.parse(key).guest
-
-
 class _Socket:
-    """One of the sockets towards an upstream: how often it has asked in its turn, and the ids of its queries, with
-    those answered until there are `look_at` of them."""
+    """One of the UDP sockets to an upstream.
+
+    `asked` is the number of queries since its turn began.  `ids` are those of its queries.  When there are `look_at`
+    of them, those that have been answered are removed.
+    """
 
     __slots__ = ("asked", "ids", "look_at", "socket")
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.socket = sock
+    def __init__(self, router: Router, upstream: Upstream) -> None:
+        address = _parsed(upstream.address)
+        self.socket = router.open_socket("udp", address)
+        try:
+            self.socket.connect(socket_address(address, upstream.port))
+        except OSError:
+            self.socket.close()
+            raise
         self.asked = 0
         self.ids: set[int] = set()
         self.look_at = IDS_KEPT

@@ -22,7 +22,11 @@ from typing import Protocol
 from netns_kit.dns import BadMessage, Framing, framed
 from netns_kit.dns.proxy import LONGEST_KEPT
 from netns_kit.gateway.engine import IN, OUT, Engine
-from netns_kit.stack import Closed, TcpConnection
+from netns_kit.stack import Closed, IcmpError, Refusal, TcpConnection
+from netns_kit.uplink.dial import Refused
+from netns_kit.uplink.sockets import prepare_stream
+
+from .dialled import Dialled
 
 PIPELINED = 64
 QUEUED_MAX = 8 << 20  # bytes
@@ -235,16 +239,23 @@ class ClientStream:
         self._forget()
 
 
-class ResolverStream:
-    """A connection to an upstream, which may still be under way.
+class ResolverStream(Dialled):
+    """A connection to an upstream, which begins with `Dialled.begin`.
 
-    `unanswered` are queries by their ids, in order; `has_answered` tells whether any was.  `heard` is called with
-    each message, and tells whether it was an answer; `ended` is called when all is over and the socket closed.
+    Args:
+        engine: The engine that polls the connection.
+        failed: Called with the exception of a dial that raises.
+        heard: Called with each message; it returns whether the message was an answer.
+        ended: Called when the connection is over, and closed, while queries were not answered.
+
+    Attributes:
+        unanswered: The queries without an answer by their ids, in order.
+        has_answered: Whether any query has been answered.
+        is_paused: Whether nothing is read now.
     """
 
     __slots__ = (
         "_ended",
-        "_engine",
         "_events",
         "_framing",
         "_heard",
@@ -259,13 +270,15 @@ class ResolverStream:
     def __init__(
         self,
         engine: Engine,
-        sock: socket.socket,
+        failed: Callable[[BaseException], Refused],
         *,
         heard: Callable[[bytes], bool],
         ended: Callable[[], None],
     ) -> None:
         self._engine = engine
-        self._socket = sock
+        self._failed = failed
+        self._pending = None
+        self._socket: socket.socket | None = None
         self._framing = Framing()
         self._heard, self._ended = heard, ended
         self._out = bytearray()
@@ -273,16 +286,26 @@ class ResolverStream:
         self.has_answered = False
         self.is_paused = False
         self._nonsense = 0  # messages since the last answer
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._events = IN | OUT  # it is writable when it is connected
-        engine.add(sock.fileno(), self._on_events, self._events)
+        self._events = IN
+
+    def _connected(self, sock: socket.socket) -> None:
+        self._socket = sock
+        prepare_stream(sock)
+        self._events = 0  # those of the dial
+        self._watch()
+
+    def _refused(self, why: Refusal | IcmpError) -> None:
+        if self.unanswered:
+            self._ended()
 
     def send(self, message: bytes) -> None:
         """Ask.  A query that is not answered yet is not asked again: on a stream that is no use.
 
         Raises:
-            OSError: The upstream does not read.
+            OSError: The upstream does not read, or there is no connection to it.
         """
+        if self._socket is None and self._pending is None:
+            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
         if self.unanswered.get(message[:2]) != message:
             if len(self._out) > UNREAD_MAX:
                 raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
@@ -294,26 +317,28 @@ class ResolverStream:
 
     def close(self) -> None:
         """Close the socket.  Calling it again is fine."""
-        if self._socket.fileno() >= 0:
+        self._give_up()
+        sock, self._socket = self._socket, None
+        if sock is not None:
             if not self.is_paused:
-                self._engine.remove(self._socket.fileno())
-            self._socket.close()
+                self._engine.remove(sock.fileno())
+            sock.close()
 
     def pause(self) -> None:
         """Read no more until `resume`, not even that it is over.  Calling it again is fine."""
-        if not self.is_paused and self._socket.fileno() >= 0:
+        if not self.is_paused and self._socket is not None:
             self.is_paused = True
             self._engine.remove(self._socket.fileno())
 
     def resume(self) -> None:
         """Read on after `pause`.  Calling it again is fine."""
-        if self.is_paused and self._socket.fileno() >= 0:
+        if self.is_paused and self._socket is not None:
             self.is_paused = False
             self._engine.add(self._socket.fileno(), self._on_events, self._events)
 
     def _watch(self) -> None:
         events = IN | OUT if self._out else IN
-        if events != self._events:
+        if events != self._events and self._socket is not None:
             self._events = events
             self._engine.modify(self._socket.fileno(), events)
 
@@ -324,8 +349,10 @@ class ResolverStream:
             self._read()
 
     def _write(self) -> None:
+        sock = self._socket
         try:
-            del self._out[: self._socket.send(self._out) if self._out else 0]
+            if sock is not None and self._out:
+                del self._out[: sock.send(self._out)]
         except BlockingIOError:
             return
         except OSError:
@@ -333,8 +360,10 @@ class ResolverStream:
         self._watch()
 
     def _read(self) -> None:
+        sock = self._socket
         try:
-            self._take(self._socket.recv(READ))
+            if sock is not None:
+                self._take(sock.recv(READ))
         except BlockingIOError:
             return
         except (OSError, EOFError):
@@ -350,7 +379,7 @@ class ResolverStream:
         if not data:
             raise EOFError
         rest = memoryview(data)
-        while rest and self._socket.fileno() >= 0:
+        while rest and self._socket is not None:
             size, message = self._framing.take(rest)
             rest = rest[size:]
             if message is None:

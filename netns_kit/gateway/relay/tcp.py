@@ -28,26 +28,25 @@ a small read, is asked first wherever a mark may be (`_ahead`):
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import socket
 import struct
 from collections.abc import Callable
 from enum import Enum
 
-from netns_kit.gateway.engine import EDGE, ERROR, HANG_UP, IN, OUT, READ_HANG_UP, URGENT, Engine
+from netns_kit.gateway.engine import ERROR, HANG_UP, IN, OUT, READ_HANG_UP, URGENT, Engine
 from netns_kit.host.abi import SIOCATMARK
 from netns_kit.stack import Closed, IcmpError, Refusal, TcpConnection
 from netns_kit.stack.windows import BUFFER
-from netns_kit.uplink.dial import Connected, Dial, Pending, Refused
-from netns_kit.uplink.sockets import is_internet, prepare_stream, refusal_for, set_tos
+from netns_kit.uplink.dial import Refused
+from netns_kit.uplink.sockets import is_internet, prepare_stream, set_tos
+
+from .dialled import EVENTS, Dialled
 
 BURSTS_PER_STEP = 8
 KEEPALIVE_INTERVAL = 75  # seconds between probes, at most: the kernel's own
 MAX_KEEPIDLE = 32767  # tcp(7)
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: close sends RST, and drops what is queued
-_EVENTS = IN | OUT | READ_HANG_UP | URGENT | EDGE
-_FAILURE = ERROR | HANG_UP
 _NO_MORE = READ_HANG_UP | HANG_UP | ERROR
 _UNUSUAL = _NO_MORE | URGENT
 
@@ -71,7 +70,7 @@ _ENDING = (BROKEN, ENDED)
 NO_MARK, UNKNOWN, A_MARK = range(3)
 
 
-class TcpRelay:
+class TcpRelay(Dialled):
     """One connection, and the host's side of it.
 
     Made with a connection of the guest's it is dialled (`begin`).  Made without, it is given an accepted socket
@@ -83,12 +82,8 @@ class TcpRelay:
         "_at_once",
         "_blocked",
         "_doubted_at",
-        "_engine",
-        "_failed",
-        "_pending",
         "_sink",
         "_socket",
-        "_watched",
         "connection",
         "state",
     )
@@ -100,11 +95,10 @@ class TcpRelay:
         failed: Callable[[BaseException], Refused] | None = None,
     ) -> None:
         self._engine = engine
+        self._failed = failed
+        self._pending = None
         self.connection = connection
-        self._failed = failed  # what to make of a dial that raises
         self.state = DIALLING
-        self._pending: Pending | None = None
-        self._watched = -1  # the descriptor that is polled for `_pending`
         self._socket: socket.socket | None = None
         self._sink: socket.socket | None = None  # the same, as long as it takes what the guest sends
         self._ahead = NO_MARK
@@ -114,67 +108,17 @@ class TcpRelay:
 
     # -- the host's side ----------------------------------------------------------------------------
 
-    def begin(self, dial: Dial) -> None:
-        """Wait for `dial`; when it is connected, and only then, accept the guest's connection."""
-        connection = self.connection
-        assert connection is not None
-        if isinstance(dial, Refused):
-            self._refuse(dial.why)
-        elif isinstance(dial, Connected):
-            try:
-                self._watch(dial.socket)
-            except OSError as failure:
-                dial.socket.close()
-                self._refuse(refusal_for(failure.errno or errno.EIO))
-            else:
-                self._accept(connection, dial.socket)
-        else:
-            try:
-                watched = dial.fileno()
-                self._engine.add(watched, self._while_dialling, _EVENTS)
-            except OSError as failure:
-                dial.close()
-                self._refuse(refusal_for(failure.errno or errno.EIO))
-            except Exception as failure:  # it is no dial at all
-                self._refuse(self._why(failure))
-            else:
-                self._pending, self._watched = dial, watched
-
-    def _why(self, failure: BaseException) -> Refusal | IcmpError:
-        if self._failed is None:
-            raise failure
-        return self._failed(failure).why
-
-    def _refuse(self, why: Refusal | IcmpError) -> None:
+    def _refused(self, why: Refusal | IcmpError) -> None:
         connection, self.connection = self.connection, None
         self.state = CLOSED
         if connection is not None:
             connection.refuse(why)
 
-    def _while_dialling(self, events: int) -> None:
-        pending, connection = self._pending, self.connection
-        if pending is None or connection is None:
-            return
-        try:
-            dial = pending.advance(failed=events & _FAILURE != 0)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as failure:
-            dial = Refused(self._why(failure))
-        if dial is pending:
-            return
-        self._pending = None
-        if isinstance(dial, Connected) and dial.socket.fileno() == self._watched:
-            sock = self._socket = self._sink = dial.socket
-            self._engine.replace(self._watched, self._on_events)
-            self._accept(connection, sock)
-            self._on_events(events)
-        else:
-            self._engine.remove(self._watched)
-            pending.close()
-            self.begin(dial)
-
-    def _accept(self, connection: TcpConnection, sock: socket.socket) -> None:
+    def _connected(self, sock: socket.socket) -> None:
+        """Accept the guest's connection, which has waited for this."""
+        connection = self.connection
+        assert connection is not None, "who gives the connection up gives up the dial"
+        self._socket = self._sink = sock
         self.state = IDLE
         if prepare_stream(sock):
             connection.host = sock.getsockname()[:2]
@@ -189,12 +133,9 @@ class TcpRelay:
             OSError: It cannot be watched; it is the caller's then.
         """
         prepare_stream(sock)
-        self._watch(sock)
-        self.state = IDLE
-
-    def _watch(self, sock: socket.socket) -> None:
-        self._engine.add(sock.fileno(), self._on_events, _EVENTS)
+        self._engine.add(sock.fileno(), self._on_events, EVENTS)
         self._socket = self._sink = sock
+        self.state = IDLE
 
     def peer(self) -> tuple[str, int] | None:
         """Return the address and port of the host's peer; None if it has gone already."""
@@ -363,9 +304,7 @@ class TcpRelay:
         sock, self._socket, self._sink = self._socket, None, None
         self.state = CLOSED
         if self._pending is not None:
-            self._engine.remove(self._watched)
-            self._pending.close()
-            self._pending = None
+            self._give_up()
         if sock is not None:
             self._engine.remove(sock.fileno())
             if reset:

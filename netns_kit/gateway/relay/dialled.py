@@ -1,0 +1,105 @@
+"""Dialled: what relays a stream that the uplink dials.
+
+`Dialled.begin` takes what the uplink has answered.  While the dial is pending its descriptor is polled, and the dial
+goes on whenever that is ready.  When it is decided, `Dialled._connected` or `Dialled._refused` is called, once.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable
+
+from netns_kit.gateway.engine import EDGE, ERROR, HANG_UP, IN, OUT, READ_HANG_UP, URGENT, Engine
+from netns_kit.stack import IcmpError, Refusal
+from netns_kit.uplink.dial import Connected, Dial, Pending, Refused
+from netns_kit.uplink.sockets import refusal_for
+
+EVENTS = IN | OUT | READ_HANG_UP | URGENT | EDGE
+FAILURE = ERROR | HANG_UP
+
+
+class Dialled:
+    """The part of a relay that waits for its dial.
+
+    A subclass sets the first three attributes when it is made: a call less for each connection.
+    """
+
+    __slots__ = ("_engine", "_failed", "_pending", "_watched")
+
+    _engine: Engine
+    _failed: (
+        Callable[[BaseException], Refused] | None
+    )  # called if a dial raises, and tells how that is refused
+    _pending: Pending | None  # the dial that is under way
+    _watched: int  # the descriptor that is polled for `_pending`
+
+    def begin(self, dial: Dial) -> None:
+        """Wait for `dial`."""
+        if isinstance(dial, Refused):
+            self._refused(dial.why)
+        elif isinstance(dial, Connected):
+            try:
+                self._engine.add(dial.socket.fileno(), self._on_events, EVENTS)
+            except OSError as failure:
+                dial.socket.close()
+                self._refused(refusal_for(failure.errno or errno.EIO))
+            else:
+                self._connected(dial.socket)
+        else:
+            try:
+                watched = dial.fileno()
+                self._engine.add(watched, self._while_dialling, EVENTS)
+            except OSError as failure:
+                dial.close()
+                self._refused(refusal_for(failure.errno or errno.EIO))
+            except Exception as failure:  # the uplink has returned something else than a dial
+                self._refused(self._why(failure))
+            else:
+                self._pending, self._watched = dial, watched
+
+    def _why(self, failure: BaseException) -> Refusal | IcmpError:
+        if self._failed is None:
+            raise failure
+        return self._failed(failure).why
+
+    def _while_dialling(self, events: int) -> None:
+        pending = self._pending
+        if pending is None:
+            return
+        try:
+            dial = pending.advance(failed=events & FAILURE != 0)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as failure:
+            dial = Refused(self._why(failure))
+        if dial is pending:
+            return
+        self._pending = None
+        if isinstance(dial, Connected) and dial.socket.fileno() == self._watched:
+            self._engine.replace(self._watched, self._on_events)
+            self._connected(dial.socket)
+            self._on_events(events)
+        else:
+            self._engine.remove(self._watched)
+            pending.close()
+            self.begin(dial)
+
+    def _give_up(self) -> None:
+        """Give up a dial that is pending."""
+        if self._pending is not None:
+            self._engine.remove(self._watched)
+            self._pending.close()
+            self._pending = None
+
+    def _connected(self, sock: socket.socket) -> None:
+        """Take the connected socket, which is polled with `EVENTS` already."""
+        raise NotImplementedError
+
+    def _refused(self, why: Refusal | IcmpError) -> None:
+        """Note that there is no stream."""
+        raise NotImplementedError
+
+    def _on_events(self, events: int) -> None:
+        """Handle events of the connected socket."""
+        raise NotImplementedError
