@@ -1,7 +1,8 @@
-"""Dialled: what relays a stream that the uplink dials.
+"""Dialled: the common part of relays whose stream the uplink dials.
 
-`Dialled.begin` takes what the uplink has answered.  While the dial is pending its descriptor is polled, and the dial
-goes on whenever that is ready.  When it is decided, `Dialled._connected` or `Dialled._refused` is called, once.
+`Dialled.begin` takes the result of `Uplink.dial`.  While the dial is pending, its descriptor is polled, and the dial
+goes on whenever the descriptor is ready.  When it is decided, either `Dialled._connected` or `Dialled._refused` is
+called, once.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ FAILURE = ERROR | HANG_UP
 
 
 class Dialled:
-    """The part of a relay that waits for its dial.
+    """A relay that waits for its dial.
 
-    A subclass sets the first three attributes when it is made: a call less for each connection.
+    A subclass sets the first three attributes itself when it is made: that saves a call for each connection.
     """
 
     __slots__ = ("_engine", "_failed", "_pending", "_watched")
@@ -86,7 +87,7 @@ class Dialled:
             self.begin(dial)
 
     def _give_up(self) -> None:
-        """Give up a dial that is pending."""
+        """Give up the pending dial, if there is one."""
         if self._pending is not None:
             self._engine.remove(self._watched)
             self._pending.close()
@@ -97,7 +98,7 @@ class Dialled:
         raise NotImplementedError
 
     def _refused(self, why: Refusal | IcmpError) -> None:
-        """Note that there is no stream."""
+        """Give up, since there is no stream."""
         raise NotImplementedError
 
     def _on_events(self, events: int) -> None:

@@ -1,13 +1,16 @@
-"""DNS over TCP (RFC 7766): many queries on one connection, answers as they come.
+"""DNS over TCP (RFC 7766): many queries on one connection, answered in any order.
 
-`ClientStream` is the server's end of a guest's connection, `ResolverStream` a connection to an upstream.  A guest is
-accepted at once: it is us that it talks to, and its queries go where those in datagrams do.
+`ClientStream` is our end of a guest's connection to the DNS address.  `ResolverStream` is a connection to an
+upstream.  A guest's connection is accepted at once, because we are its peer.  Its queries go the same way as those in
+datagrams.
 
-What a client can make us hold: one query that has not come in whole, `PIPELINED` that are not answered, and answers
-that it does not read, of all clients no more than `QUEUED_MAX`: then whoever leaves most is cut off.  Of a zone
-transfer no more is read from the upstream while `FULL` bytes wait.  Who has nothing to ask for `IDLE` seconds, or
-reads nothing for so long, is hung up on.  An upstream that does not read is given up when `UNREAD_MAX` waits, and one
-that talks nonsense when it has said `NONSENSE_MAX` messages that answer nothing.
+A client can make us hold: one incomplete query, `PIPELINED` unanswered queries, and answers that it does not read.
+All clients together can have `QUEUED_MAX` bytes of unread answers; beyond that, the client with most of them is
+reset.  A zone transfer is not read from the upstream while the client has `FULL` bytes unread.  A connection is ended
+if the client asks nothing, or reads nothing, for `IDLE` seconds.
+
+An upstream is given up if it leaves `UNREAD_MAX` bytes unread, or if it sends more than `NONSENSE_MAX` messages in a
+row that answer nothing.
 """
 
 from __future__ import annotations
@@ -32,16 +35,16 @@ PIPELINED = 64
 QUEUED_MAX = 8 << 20  # bytes
 FULL = 1 << 18  # bytes
 UNREAD_MAX = 1 << 20  # bytes
-NONSENSE_MAX = 64  # messages since the last that was an answer
-UNANSWERED_MAX = 4096  # the oldest is asked again no more
+NONSENSE_MAX = 64  # messages since the last answer
+UNANSWERED_MAX = 4096  # queries that can be sent again if the connection ends; beyond that the oldest is not
 IDLE = 10.0
-LONGEST_WAIT = 60.0  # seconds that a client with nothing but queries under way is kept
-HEADER = 12  # bytes that no message is shorter than
+LONGEST_WAIT = 60.0  # seconds that a client is kept while its queries are pending
+HEADER = 12  # bytes of the shortest message
 READ = 1 << 16
 
 
 class Server(Protocol):
-    """The server that streams ask, and that counts what waits to be read."""
+    """The server that the clients' connections ask.  `queued` is the number of bytes that clients have not read."""
 
     queued: int
 
@@ -55,7 +58,7 @@ class Server(Protocol):
 
 
 class Turn:
-    """One query of a stream, which is a client of the server: two that are alike have an answer each."""
+    """One query on a client's connection.  It is the server's client, so that equal queries get an answer each."""
 
     __slots__ = ("is_answered", "stream")
 
@@ -64,7 +67,7 @@ class Turn:
         self.is_answered = False
 
     def answer(self, message: bytes, now: float) -> None:
-        """Hand over the answer, or a further message of one (a transfer's)."""
+        """Send the answer; of a zone transfer, the next message of the answer."""
         first, self.is_answered = not self.is_answered, True
         self.stream.answer(message, now, first=first)
 
@@ -95,32 +98,32 @@ class ClientStream:
         self._server = server
         self._key = connection.key
         self._framing = Framing(LONGEST_KEPT)
-        self._out = bytearray()  # what the guest has no room for yet
-        self._waiting = 0  # for so many answers
-        self._blocked = False  # there is more than we take now
-        self._ended = False  # the guest has no more queries
-        self._closing = False  # it had none for too long
+        self._out = bytearray()  # answers that do not fit into the guest's window yet
+        self._waiting = 0  # number of pending queries
+        self._blocked = False  # whether the guest has sent more than we take now
+        self._ended = False  # whether the guest has sent FIN
+        self._closing = False  # whether we have, since it asked nothing for too long
         self._last = engine.now
-        self.when_read: list[Callable[[], None]] = []  # called once when it is full no more, or over
+        self.when_read: list[Callable[[], None]] = []  # called once when it is no longer full, or over
         self.timer_at = self.timer_entry = math.inf
 
     @property
     def is_open(self) -> bool:
-        """True as long as an answer still reaches the client."""
+        """True as long as an answer can reach the client."""
         return self._connection is not None
 
     @property
     def unread(self) -> int:
-        """Bytes of answers that the guest has no room for."""
+        """Bytes of answers that do not fit into the guest's window."""
         return len(self._out)
 
     @property
     def is_full(self) -> bool:
-        """True when no more of a transfer should be read for it."""
+        """True if no more of a zone transfer should be read for this client."""
         return len(self._out) >= FULL
 
     def answer(self, message: bytes, now: float, *, first: bool) -> None:
-        """Hand a message to the guest.  `first`: it is the first that answers its query."""
+        """Send a message to the guest.  `first` tells whether it is the first answer to its query."""
         self._waiting -= first
         self._last = now
         if self._connection is not None:
@@ -132,14 +135,14 @@ class ClientStream:
                 self._server.relieve()
 
     def abort(self) -> None:
-        """End the connection: RST to the guest."""
+        """Reset the connection."""
         connection = self._connection
         if connection is not None:
             self._forget()
             connection.abort(self._engine.now)
 
     def handle_timer(self, now: float) -> None:
-        """Hang up, or reset, when nothing has crossed for a while."""
+        """Close the connection if nothing has crossed for a while; reset it if it has been closed before."""
         connection, due = self._connection, self._last + IDLE
         if self._waiting and not self._out:
             due = self._last + LONGEST_WAIT
@@ -156,7 +159,7 @@ class ClientStream:
             connection.shutdown(now)
 
     def _flush(self) -> None:
-        """Send what there is room for; then take what was left for later."""
+        """Send as much as fits into the guest's window, and then take further queries."""
         connection, now = self._connection, self._engine.now
         while connection is not None and self._out:
             room = connection.room()
@@ -233,7 +236,7 @@ class ClientStream:
         pass  # the stack has answered it
 
     def traffic_class(self, tos: int) -> None:
-        pass  # nothing of it leaves
+        pass  # no packet to the upstream depends on it
 
     def closed(self, why: Closed) -> None:
         self._forget()
@@ -299,7 +302,7 @@ class ResolverStream(Dialled):
             self._ended()
 
     def send(self, message: bytes) -> None:
-        """Ask.  A query that is not answered yet is not asked again: on a stream that is no use.
+        """Send a query.  If the same query is pending here it is not sent again: a stream loses nothing.
 
         Raises:
             OSError: The upstream does not read, or there is no connection to it.
@@ -316,7 +319,7 @@ class ResolverStream(Dialled):
             self._watch()
 
     def close(self) -> None:
-        """Close the socket.  Calling it again is fine."""
+        """Close the connection.  Calling it again is allowed."""
         self._give_up()
         sock, self._socket = self._socket, None
         if sock is not None:
@@ -325,13 +328,13 @@ class ResolverStream(Dialled):
             sock.close()
 
     def pause(self) -> None:
-        """Read no more until `resume`, not even that it is over.  Calling it again is fine."""
+        """Stop reading until `resume`; not even the end of the connection is noticed.  Calling it again is allowed."""
         if not self.is_paused and self._socket is not None:
             self.is_paused = True
             self._engine.remove(self._socket.fileno())
 
     def resume(self) -> None:
-        """Read on after `pause`.  Calling it again is fine."""
+        """Read again after `pause`.  Calling it again is allowed."""
         if self.is_paused and self._socket is not None:
             self.is_paused = False
             self._engine.add(self._socket.fileno(), self._on_events, self._events)
@@ -356,7 +359,7 @@ class ResolverStream(Dialled):
         except BlockingIOError:
             return
         except OSError:
-            self._out.clear()  # what it said before it went is still to be read, and then its end
+            self._out.clear()  # what the upstream has sent before is still read, and then the end
         self._watch()
 
     def _read(self) -> None:
@@ -371,10 +374,10 @@ class ResolverStream(Dialled):
             self._ended()
 
     def _take(self, data: bytes) -> None:
-        """Take what the stream has brought.
+        """Handle bytes that were received.
 
         Raises:
-            EOFError: That is all, or the rest is not worth hearing.
+            EOFError: The connection has ended, or its peer sends only nonsense.
         """
         if not data:
             raise EOFError
