@@ -83,7 +83,7 @@ class Admission:
         return False
 
     def _is_owed_one(self, free: int) -> bool:
-        """Return whether this gateway has less than its share.  If so, ask the gateway that has most to close a flow."""
+        """Return whether this gateway has less than its share; if so, ask the one that has most to close a flow."""
         with self._lock:
             members = list(self._members)
         share = sum(each._engine.descriptors for each in members) // len(members)

@@ -69,7 +69,7 @@ class Endpoints:
         _register(self._udp, "udp", address, port, handler)
 
     def serve_link(self, port: int, service: LinkService) -> None:
-        """Register a service for the datagrams to a UDP port of ours, of a group or of all, which then open no flow."""
+        """Register a service for the datagrams to a UDP port of ours, of a group or of all.  They open no flow."""
         self.link[port] = service
 
     def redirect(self, port: int, addresses: tuple[Address, ...]) -> None:

@@ -132,7 +132,7 @@ class Setup:
         return setup
 
     def without_ipv6(self) -> Setup:
-        """Return these settings for a namespace without IPv6.  They have no record of an IPv6 address of the guest."""
+        """Return these settings for a namespace without IPv6: without its subnet and records of its address."""
         ipv6 = self.subnet.ipv6
         kept = tuple(each for each in self.records if ipv6 is None or each.value != str(ipv6.guest))
         return replace(self, subnet=replace(self.subnet, ipv6=None), records=kept)

@@ -328,7 +328,7 @@ class ResolverStream(Dialled):
             sock.close()
 
     def pause(self) -> None:
-        """Stop reading until `resume`; not even the end of the connection is noticed.  Calling it again is allowed."""
+        """Stop reading until `resume`.  Not even the end is noticed then.  Calling it again is allowed."""
         if not self.is_paused and self._socket is not None:
             self.is_paused = True
             self._engine.remove(self._socket.fileno())

@@ -114,9 +114,7 @@ class PingRelay:
             elif len(each.quoted) >= icmp.SIZE:
                 _, _, summed, identifier, about = icmp.HEADER.unpack_from(each.quoted)
                 quoted = each.quoted[icmp.SIZE :]
-                if (
-                    self._kinds is _IPV4_KINDS
-                ):  # quoted as the guest has sent it (RFC 1624)
+                if self._kinds is _IPV4_KINDS:  # quoted as the guest has sent it (RFC 1624)
                     check = (summed + identifier - self._flow.identifier) % 0xFFFF
             else:
                 continue

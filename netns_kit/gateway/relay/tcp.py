@@ -289,7 +289,7 @@ class TcpRelay(Dialled):
             connection.shutdown(self._engine.now)
 
     def abort(self, *, reset: bool = False) -> None:
-        """Reset the connection towards the guest and close the socket; with `reset=True` reset the host's peer too."""
+        """Reset the connection towards the guest and close the socket; with `reset=True` reset the peer too."""
         connection, self.connection = self.connection, None
         self._close(reset=reset)
         if connection is not None:

@@ -21,9 +21,7 @@ from .batches import LARGEST, MOST, Inbox, Outbox, ask_for_room, ask_for_runs
 
 ATTEMPTS = 8
 QUOTED = 1280  # bytes of a datagram that an ICMP error quotes at most
-_NO_SEGMENTATION = frozenset(
-    {errno.EIO, errno.EINVAL, errno.EMSGSIZE}
-)  # of UDP_SEGMENT: send singly
+_NO_SEGMENTATION = frozenset({errno.EIO, errno.EINVAL, errno.EMSGSIZE})  # of UDP_SEGMENT: send singly
 
 NOTHING: Ancillary = []
 
