@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from netns_kit import FlowInfo, Limits, PortForward, Record, StaticLease, Subnet, Subnet6
+from netns_kit import FlowInfo, Follow, Limits, PortForward, Record, StaticLease, Subnet, Subnet6, UnixSocket
 from netns_kit.frozen import field, frozen, names, replace
 from netns_kit.uplink.flow import Flow, Target
 
@@ -133,7 +133,8 @@ def test_it_is_replaced_and_its_fields_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [FlowInfo, Limits, PortForward, Record, StaticLease, Subnet, Subnet6, Flow, Target]
+    "kind",
+    [FlowInfo, Follow, Limits, PortForward, Record, StaticLease, Subnet, Subnet6, UnixSocket, Flow, Target],
 )
 def test_public_records_are_such(kind: Any) -> None:
     assert len(dataclasses.fields(kind)) >= 1

@@ -5,25 +5,31 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import count
+from itertools import count, groupby
 from typing import Protocol, TypeVar
 
 import anyio
 
 from netns_kit import arguments
-from netns_kit.errors import ArgumentTypeError, NetnsKitError, NotFound, StackClosed
-from netns_kit.host import diagnosis, sysctl
-from netns_kit.host.abi import CAP_NET_BIND_SERVICE
+from netns_kit.errors import ArgumentTypeError, NetnsKitError, NotFound, PortInUseError, StackClosed
+from netns_kit.host import bound_ports, diagnosis, sysctl
+from netns_kit.host.paths import Made
 from netns_kit.namespace.background import Openable, Supervisor
+from netns_kit.namespace.namespace import Namespace
 
-from .listeners import Forwards
-from .ports import PortForward, parse
+from .binding import listen_unix
+from .conflicts import Claims
+from .forwards import Forwards
+from .ports import Mode, PortForward, UnixSocket, parse
 
 AT_ONCE = 256  # ports that are added between two steps of the engine
 
 CLOSING_SECONDS = 2.0  # for an engine that does not answer; the listeners then end with the stack
+
+_FAMILY = {4: int(socket.AF_INET), 6: int(socket.AF_INET6)}
 
 T = TypeVar("T")
 _numbers = count()
@@ -34,6 +40,19 @@ class Askable(Protocol):
 
     supervisor: Supervisor
     """The stack's life: whether it is open, and what it failed with.  For parts of the library."""
+
+    @property
+    def namespace(self) -> Namespace | None:
+        """The namespace that the stack's device is in, if it is known."""
+        ...
+
+    def pass_socket(self, sock: socket.socket) -> int:
+        """Have the engine receive a copy of a socket, see `UserStack.pass_socket`.
+
+        Args:
+            sock: The socket, which stays the caller's.
+        """
+        ...
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
         """Have the stack do an operation, see `UserStack.ask`.
@@ -68,6 +87,8 @@ class Forwarder(Openable):
             raise ArgumentTypeError("expected a UserStack", "stack", arguments.shown(stack))
         self._stack = stack
         self._number = next(_numbers)  # by which its listeners are known
+        self._made: dict[PortForward, Made] = {}  # files of unix sockets
+        self._claims = Claims()
         self.supervisor = Supervisor(type(self).__name__, StackClosed, stack.supervisor)
 
     def __repr__(self) -> str:
@@ -79,46 +100,108 @@ class Forwarder(Openable):
     async def _close(self) -> None:
         # a stack that has ended has closed them itself
         with anyio.move_on_after(CLOSING_SECONDS, shield=True), suppress(NetnsKitError):
+            listening = await self._stack.ask(Forwards.list, self._number)
             await self._stack.ask(Forwards.remove_all, self._number)
+            for forward in listening:
+                await self._unroute(forward)
+        while self._made:
+            _, made = self._made.popitem()
+            with suppress(OSError):
+                made.remove()
 
-    async def add(self, *specs: str | PortForward) -> tuple[PortForward, ...]:
+    async def add(self, *specs: str | PortForward, mode: Mode | None = None) -> tuple[PortForward, ...]:
         """Listen on ports, and return one forward for each; a range has several.  Either all listen or none.
 
         Args:
             specs: The ports, as text (see `netns_kit.forwarder.ports`) or as `PortForward` objects.
+            mode: How clients of those get inside that do not say it themselves, see `PortForward.settled`.
 
         Raises:
             PortSpecError, ArgumentError: A specification cannot be understood.
             PrivilegedPortError: A port needs a privilege; raised before anything is bound.
-            PortInUseError: Another socket has the port.
+            PortInUseError: Another socket has the port, and the message says whose it is, as far as this process may
+                know; or another forward has it, and then nothing was bound.
             AddressError: The host has no such address, or the namespace cannot have the one inside.
             ArgumentTypeError: An argument is neither text nor a PortForward.
+            FeatureUnavailable: The mode cannot be had here.
+            NotFound: A port that was added was removed by another task before all were there.
             StackClosed: The forwarder is not open.
             OSError: Listening failed otherwise.
 
         Cancellation: The ports may have been added; `list` shows them.
         """
         forwards = [
-            forward
+            forward.settled(mode)
             for spec in specs
             for forward in ((spec,) if isinstance(spec, PortForward) else parse(spec))
         ]
         _check_privilege(forwards)
+        await self._prepare(forwards)
+        self._claims.add(forwards)
         added: list[PortForward] = []
         try:
-            for start in range(0, len(forwards), AT_ONCE):
-                added += await self._ask(Forwards.add, tuple(forwards[start : start + AT_ONCE]))
-        except Exception:
-            for forward in added:
-                await self._ask(Forwards.remove, forward)
+            for on_unix, some in groupby(forwards, lambda each: isinstance(each.host, UnixSocket)):
+                batch = tuple(some)
+                for start in range(0, len(batch), 1 if on_unix else AT_ONCE):
+                    if on_unix:
+                        added.append(await self._add_unix(batch[start]))
+                    else:
+                        added += await self._ask(Forwards.add, batch[start : start + AT_ONCE])
+        except BaseException as error:
+            self._claims.discard(forwards)
+            if isinstance(error, Exception):
+                for forward in added:
+                    await self.remove(forward)
+            if isinstance(error, PortInUseError):
+                raise await self._explained(error, forwards) from error
             raise
+        self._claims.add(new for new, asked in zip(added, forwards, strict=True) if not asked.host_port)
         return tuple(added)
 
-    async def remove(self, forward: PortForward) -> None:
-        """Stop listening on a port.  It is free when this returns; TCP connections that exist go on.
+    async def _prepare(self, forwards: Sequence[PortForward]) -> None:
+        """Make the routes inside that transparent forwards need."""
+        transparent = [each for each in forwards if each.mode == "transparent"]
+        namespace = self._stack.namespace
+        if not transparent or namespace is None:  # then the engine says so
+            return
+        await namespace.prepare_transparent(ipv6=any(_version(each) == 6 for each in transparent))
+        for forward in transparent:
+            if forward.protocol == "udp":
+                await namespace.route_answers(_FAMILY[_version(forward)], forward.guest_port, wanted=True)
+
+    async def _add_unix(self, forward: PortForward) -> PortForward:
+        assert isinstance(forward.host, UnixSocket)
+        sock, made = listen_unix(forward.host)
+        try:
+            with sock:
+                added = await self._ask(Forwards.adopt, forward, self._stack.pass_socket(sock))
+        except BaseException:
+            if made is not None:
+                made.remove()
+            raise
+        if made is not None:
+            self._made[added] = made
+        return added
+
+    async def _explained(self, error: PortInUseError, forwards: Sequence[PortForward]) -> PortInUseError:
+        """Return the error with the name of the port's owner, if that can be known."""
+        for forward in forwards:
+            place = f"{forward.listens_on}/{forward.protocol}"
+            if error.cause.startswith(f"{place} ") and not isinstance(forward.host, UnixSocket):
+                owner = await anyio.to_thread.run_sync(
+                    bound_ports.holder, forward.protocol, forward.host, forward.host_port
+                )
+                return (
+                    error if owner is None else PortInUseError(f"{place} is taken by {owner}", fix=error.fix)
+                )
+        return error
+
+    async def remove(self, forward: PortForward, *, cut: bool = False) -> None:
+        """Stop listening on a port.  It is free when this returns.
 
         Args:
             forward: What `add` returned, or one of `list`.
+            cut: True: its TCP connections are reset.  False: those that exist go on.
 
         Raises:
             NotFound: There is no such forward.
@@ -131,6 +214,23 @@ class Forwarder(Openable):
         arguments.instance("forward", forward, PortForward, "a PortForward", fix)
         if not await self._ask(Forwards.remove, forward):
             raise NotFound(f"there is no forward {forward}", fix=fix)
+        self._claims.discard([forward])
+        if made := self._made.pop(forward, None):
+            made.remove()
+        if cut:
+            await self._stack.ask(Forwards.cut, forward)
+        await self._unroute(forward)
+
+    async def _unroute(self, forward: PortForward) -> None:
+        """Take back the route of a transparent UDP port, unless another leads there too."""
+        namespace = self._stack.namespace
+        if namespace is None or (forward.mode, forward.protocol) != ("transparent", "udp"):
+            return
+        listening = await self._stack.ask(Forwards.list, self._number)
+        left = [each for each in listening if (each.mode, each.protocol) == ("transparent", "udp")]
+        family = _version(forward)
+        if not any(each.guest_port == forward.guest_port and _version(each) == family for each in left):
+            await namespace.route_answers(_FAMILY[family], forward.guest_port, wanted=False)
 
     async def list(self) -> tuple[PortForward, ...]:
         """Return the forwards that are listening, oldest first.
@@ -147,14 +247,13 @@ class Forwarder(Openable):
             return await self._stack.ask(operation, self._number, *arguments)
 
 
+def _version(forward: PortForward) -> int:
+    """Return the version of IP that a forward's clients use."""
+    return 4 if isinstance(forward.host, UnixSocket) else forward.host.version
+
+
 def _check_privilege(forwards: Sequence[PortForward]) -> None:
     (start,) = sysctl.numbers(diagnosis.PORT_START)
     low = next((each.host_port for each in forwards if 0 < each.host_port < start), None)
-    if low is not None and not _may_bind_low_ports():
+    if low is not None and not bound_ports.may_bind(low):
         raise diagnosis.privileged_port(low, "of the host", start)
-
-
-def _may_bind_low_ports() -> bool:
-    with open("/proc/thread-self/status", encoding="ascii", errors="replace") as file:
-        effective = next(line.split()[1] for line in file if line.startswith("CapEff:"))
-    return bool(int(effective, 16) >> CAP_NET_BIND_SERVICE & 1)

@@ -26,23 +26,9 @@ from netns_kit.tap.frame_device import FRAME_MAX
 from netns_kit.uplink.dial import Connected, Dial, Refused
 from netns_kit.uplink.flow import Endpoint, Target
 from netns_kit.uplink.sockets import socket_address
-from tests.gateway.test_gateway import (
-    PORT,
-    RESOLVER,
-    Bench,
-    Mailbox,
-    Make,
-    Program,
-    Spy,
-    feed,
-    make,
-    port_of,
-    readable,
-    syn,
-)
-from tests.support.servers import closed_port, reset
-
-__all__ = ["make"]
+from tests.support.bench import Bench, Mailbox, Make, Program, Spy, feed, readable
+from tests.support.packets import PORT, RESOLVER, syn
+from tests.support.servers import closed_port, port_of, reset
 
 
 def query(name: str, ident: int = 1) -> bytes:

@@ -13,10 +13,9 @@ from netns_kit.forwarder.ports import parse
 from netns_kit.gateway.endpoints import Endpoints
 from netns_kit.stack import Closed, TcpConnection, UdpFlow
 from netns_kit.uplink.flow import Target
-from tests.gateway.test_gateway import GATEWAY, GUEST, RESOLVER, Bench, Make, datagram, make, port_of
-from tests.gateway.test_gateway_malice import friend_of
-
-__all__ = ["make"]  # a fixture
+from tests.support.bench import Bench, Make, friend_of
+from tests.support.packets import GATEWAY, GUEST, RESOLVER, datagram
+from tests.support.servers import port_of
 
 ADDRESS, PORT = IPv4Address(GATEWAY), 7  # RFC 862
 
@@ -212,7 +211,7 @@ def test_nobody_outside_opens_a_flow_that_is_answered_here(make: Make, way: str)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as friend, friend_of(friend) as stranger:
         friend.bind(("127.0.0.1", 0))
         if way == "published":
-            listener = UdpListener(bench.gateway, *parse("127.0.0.1:0:7/udp"))
+            listener = UdpListener(bench.gateway, parse("127.0.0.1:0:7/udp")[0])
             address = ("127.0.0.1", listener.forward.host_port)
         else:
             bench.inject(datagram(GATEWAY, port_of(friend)))

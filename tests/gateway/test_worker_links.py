@@ -14,7 +14,8 @@ from netns_kit.gateway.admission import lowest_free
 from netns_kit.gateway.worker_links import WorkerLinks, connect
 from netns_kit.stack.wire import udp
 from netns_kit.tap.frame_device import FRAME_MAX
-from tests.gateway.test_gateway import GATEWAY, GUEST, GUEST_MAC, Bench
+from tests.support.bench import Bench
+from tests.support.packets import GATEWAY, GUEST, GUEST_MAC
 
 pytestmark = pytest.mark.usefixtures("leaks")
 
