@@ -159,15 +159,16 @@ class Forwarder(Openable):
                         added += await self._add_unix(batch[start])
                     else:
                         added += await self._ask(Forwards.add, batch[start : start + AT_ONCE])
-        except Exception as error:
-            for forward in added:
-                await self.remove(forward)
+        except BaseException as error:
+            self._claims.discard(forwards)
+            if isinstance(error, Exception):
+                for forward in added:
+                    await self.remove(forward)
             if isinstance(error, PortInUseError):
                 raise await self._explained(error, forwards) from error
             raise
-        finally:
-            self._claims.discard(forwards)
-        self._claims.add(added)  # without those that were left out, and with the numbers that were chosen
+        if added != forwards:  # some were left out, or have a number now
+            self._claims.exchange(forwards, added)
         return tuple(added)
 
     async def _prepare(self, forwards: Sequence[PortForward]) -> None:
