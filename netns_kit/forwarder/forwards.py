@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import TYPE_CHECKING
 
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.relay import TcpRelay
@@ -12,6 +13,9 @@ from .binding import NOT_TO_BE_HAD
 from .listeners import Listener, TcpListener, UdpListener
 from .ports import PortForward, UnixSocket
 
+if TYPE_CHECKING:
+    from .socket_listeners import SocketListeners
+
 
 class Forwards:
     """The listening ports of one stack, each with the owner who has asked for it."""
@@ -19,6 +23,7 @@ class Forwards:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._listeners: dict[tuple[int, PortForward], Listener] = {}
+        self._sockets: SocketListeners | None = None  # once there are such
 
     @operation()
     def add(self, owner: int, forwards: tuple[PortForward, ...]) -> tuple[PortForward, ...]:
@@ -102,6 +107,8 @@ class Forwards:
         """Stop all listening."""
         while self._listeners:
             self._listeners.popitem()[1].close()
+        if self._sockets is not None:
+            self._sockets.close()
 
     @staticmethod
     def _came_by(relay: object, forward: PortForward) -> bool:
@@ -116,10 +123,9 @@ class Forwards:
     def _listener(self, forward: PortForward, made: socket.socket | None = None) -> Listener:
         gateway = self._gateway
         if forward.mode in ("socket", "transparent"):
-            from .socket_listeners import DatagramListener, SpliceListener  # for those who use them
+            if self._sockets is None:
+                from .socket_listeners import SocketListeners  # for those who use them
 
-            inside = gateway.inside
-            if forward.protocol == "udp":
-                return DatagramListener(gateway, inside, forward, made)
-            return SpliceListener(gateway, inside, forward, made)
+                self._sockets = SocketListeners(gateway)
+            return self._sockets.listen(forward, made)
         return (TcpListener if forward.protocol == "tcp" else UdpListener)(gateway, forward, made)
