@@ -47,6 +47,8 @@ def main(words: Sequence[str]) -> int:
         where = {"pid": int(target)} if target.isdigit() else {"path": target}
         namespace = Namespace.attach(**where, pids="host", allow_current=own)  # no command runs there
         network = network_from(options, namespace, options.ifname)
+        if any(each.mode == "fd" for each in network.ports):
+            parser.error("mode fd: it gives the port to a command, and there is none; choose another")
         with Signals(ENDING) as signals:
             anyio.run(_attach, network, options, signals)
             end(0)

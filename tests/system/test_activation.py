@@ -646,3 +646,65 @@ async def test_started_under_socket_activation_it_hands_the_sockets_on(short_pat
                 )
             await server.stdin.aclose()
             assert await server.wait() == 0
+
+
+@pytest.mark.parametrize(("mode", "seen"), [("stack", "10.0.2.2"), ("socket", "10.0.2.100")])
+async def test_what_it_was_activated_with_is_published_in_another_mode(mode: str, seen: str) -> None:
+    """For servers that know no activation; the name of a socket says to which port inside it leads."""
+    needs("systemd-socket-activate")
+    needs_tun()
+    port = closed_port()
+    serve = f'{sys.executable} -S -E -I -c "$0" SOCK_STREAM 80 & read end; kill $!'
+    command = [
+        *("systemd-socket-activate", "-l", f"127.0.0.1:{port}", "--fdname=80"),
+        *("--setenv=PYTHONPATH", "--setenv=PATH", *NETNS_KIT, "--port-mode", mode, "--"),
+        *("sh", "-c", f"{serve}; echo ${{LISTEN_FDS-none}}; ls /proc/$$/fd", SHOW),
+    ]
+    with anyio.fail_after(SECONDS):
+        async with await anyio.open_process(command, env=environment(), stderr=None) as server:
+            assert server.stdin is not None
+            assert server.stdout is not None
+            with socket.socket() as client:
+                while client.connect_ex(("127.0.0.1", port)):  # it begins to listen in its own time
+                    await anyio.lowlevel.checkpoint()
+                assert await server.stdout.receive() == b"ready\n"
+                if mode == "stack":  # the first has come before the server listened, and was reset
+                    assert await anyio.to_thread.run_sync(asked, ("127.0.0.1", port)) == seen
+            assert await anyio.to_thread.run_sync(asked, ("127.0.0.1", port)) == seen
+            await server.stdin.send(b"\n")
+            said = b"".join([chunk async for chunk in server.stdout])
+            assert said.split()[:4] == [b"none", b"0", b"1", b"2"]
+            assert b"3" not in said.split(), "the socket is not the command's"
+
+
+async def test_the_mode_on_the_command_line(short_path: Path) -> None:
+    needs_tun()
+    port = closed_port()
+    words = (
+        "-p",
+        f"127.0.0.1:{port}:80",
+        "-p",
+        f"unix:{short_path}/s:22",
+        "--port-mode",
+        "fd",
+        "--",
+        *PYTHON,
+        NAMES,
+    )
+    status, text = await command_line(*words)
+    assert (status, text.partition("[")[0]) == (0, "True 80/tcp:22/tcp ")
+    attach = [*NETNS_KIT[:-1], "attach", "-p", "8080", "--port-mode", "fd", str(os.getpid())]
+    done = await anyio.run_process(attach, check=False, env=environment())
+    assert done.returncode == FAILED
+    assert b"netns-kit attach: mode fd: it gives the port to a command, and there is none" in done.stderr
+
+
+async def test_what_it_was_activated_with_is_checked() -> None:
+    """Before anything runs."""
+    needs_tun()
+    line = 'exec 3</dev/null; export LISTEN_FDS=1 LISTEN_FDNAMES=web LISTEN_PID=$$; exec "$@"'
+    command = ["sh", "-c", line, "sh", *NETNS_KIT, "--port-mode", "stack", "--", "echo", "ran"]
+    done = await anyio.run_process(command, check=False, env=environment())
+    assert (done.returncode, done.stdout) == (FAILED, b"")
+    said = b"netns-kit: LISTEN_FDS=1, and descriptor 3 (web) is no socket: expected sockets that listen; "
+    assert done.stderr.startswith(said)
