@@ -124,6 +124,9 @@ async def test_a_command_serves_the_sockets_it_is_given_without_any_interface(sh
             await ns.popen([*PYTHON, SERVER], stderr=None, listen=given) as server,
         ):
             said = await told(server)
+            assert {sock.gettimeout() for sock in given.values()} == {None}, (
+                "the objects know that they block"
+            )
             assert said == {
                 "mine": True, "names": list(given), "blocking": [True] * 5, "open": [0, 1, 2, 3, 4, 5, 6, 7],
             }  # fmt: skip
@@ -224,6 +227,12 @@ async def test_opening_a_file_waits_for_nobody(short_path: Path) -> None:
                 await ns.run("echo hello >&3", open_files={kind: given[kind].getsockname()})
                 with given[kind].dup() if kind == "dgram" else given[kind].accept()[0] as heard:
                     assert heard.recv(10) == b"hello\n"
+            with ExitStack() as waiting:
+                busy = {"stream": short_path / "stream"}
+                given["stream"].listen(0)
+                waiting.enter_context(socket.socket(socket.AF_UNIX)).connect(str(busy["stream"]))
+                with pytest.raises(BlockingIOError):
+                    await ns.run(["true"], open_files=busy)
             given["stream"].close()
             with pytest.raises(ConnectionRefusedError) as refused:
                 await ns.run(["true"], open_files={"stream": short_path / "stream"})
@@ -417,9 +426,12 @@ async def test_a_forward_of_mode_fd_that_cannot_be() -> None:
     async with Network() as net:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            with pytest.raises(PortInUseError, match=f"127.0.0.1:{port}/tcp is taken"):
-                await net.forwarder.add(forward(0), "127.0.0.1:0:81", forward(port))
-            assert await net.forwarder.list() == ()
+            for wanted in ((forward(0), "127.0.0.1:0:81", forward(port)), (forward(0), forward(port))):
+                with pytest.raises(PortInUseError, match=f"127.0.0.1:{port}/tcp is taken"):
+                    await net.forwarder.add(*wanted)
+                assert await net.forwarder.list() == ()
+            kept = await net.forwarder.add(forward(port, optional=True), forward(0))
+            assert [each.host_port == port for each in kept] == [False]
         (start,) = sysctl.numbers(diagnosis.PORT_START)
         if start > 1 and os.geteuid():
             with pytest.raises(PrivilegedPortError):
@@ -429,7 +441,7 @@ async def test_a_forward_of_mode_fd_that_cannot_be() -> None:
             PortSpecError, match="expected no address inside: the command has the host's socket itself"
         ):
             await net.forwarder.add(leads_elsewhere)
-        assert await net.forwarder.list() == ()
+        assert await net.forwarder.list() == kept
 
 
 # -- sockets that exist, published ------------------------------------------------------------------------
