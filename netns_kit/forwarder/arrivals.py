@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeAlias
 from netns_kit.arguments import Address
 from netns_kit.gateway.engine import ERROR, HANG_UP, OUT, Engine
 from netns_kit.gateway.gateway import Gateway
-from netns_kit.gateway.inside import Inside, Kind
+from netns_kit.gateway.inside import UNIX, Inside, Kind
 from netns_kit.stack.wire.ip import is_link_local
 
 from .binding import client_address
@@ -82,7 +82,7 @@ class Targets:
     def _found(self, own: list[Address]) -> Iterator[Place]:
         forward = self._forward
         if isinstance(forward.guest, UnixSocket):
-            yield Place(Kind(int(socket.AF_UNIX), self._kind), None, forward.guest.address)
+            yield Place(UNIX, None, forward.guest.address)
             return
         for address in [forward.guest] if forward.guest is not None else self._addresses(own):
             yield Place(Kind(FAMILIES[address.version], self._kind), None, (str(address), forward.guest_port))
@@ -124,12 +124,19 @@ class Arrival:
 
     def begin(self) -> None:
         """Try the first place."""
-        self._inside.take(self._places[0].kind, self._try)
+        place = self._places[0]
+        if isinstance(place.address, str):
+            self._inside.connect_unix(place.address, self._try)
+        else:
+            self._inside.take(place.kind, self._try)
 
     def _try(self, sock: socket.socket | OSError) -> None:
         place = self._places[0]
         if isinstance(sock, OSError):
             self._next(sock.errno or errno.EIO, None)
+            return
+        if isinstance(place.address, str):  # it is connected
+            self._done(sock, place)
             return
         try:
             if place.source is not None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import count, groupby
 from typing import Protocol, TypeVar
 
 import anyio
+import anyio.to_thread
 
 from netns_kit import arguments
 from netns_kit.arguments import AddressLike
@@ -31,7 +33,7 @@ from netns_kit.namespace.given import HasFileno
 from netns_kit.namespace.namespace import Namespace
 
 from .binding import described, listen_unix
-from .conflicts import Claims
+from .conflicts import Claims, place_of
 from .forwards import Forwards
 from .handed import Handed
 from .ports import Follow, Mode, PortForward, UnixSocket
@@ -100,8 +102,8 @@ class Forwarder(Openable):
         self._stack = stack
         self._number = next(_numbers)  # by which its listeners are known
         self._handed = Handed()
-        self._made: dict[PortForward, Made] = {}  # files of unix sockets
         self._claims = Claims()
+        self._made: dict[PortForward, Made] = {}  # files of unix sockets
         self.supervisor = Supervisor(type(self).__name__, StackClosed, stack.supervisor)
 
     def __repr__(self) -> str:
@@ -117,7 +119,7 @@ class Forwarder(Openable):
             listening = await self._stack.ask(Forwards.list, self._number)
             await self._stack.ask(Forwards.remove_all, self._number)
             for forward in listening:
-                await self._unroute(forward)
+                await self._take_back(forward)
         while self._made:
             _, made = self._made.popitem()
             with suppress(OSError):
@@ -148,16 +150,15 @@ class Forwarder(Openable):
 
         Cancellation: The ports may have been added; `list` shows them.
         """
-        forwards = []
+        asked = []
         for each in parse_all(specs):
             if isinstance(each, Follow):
                 raise FeatureUnavailable(f"port {each}: 'auto' cannot be had yet", fix="write the ports")
-            forwards.append(each.settled(mode))
-        _check_privilege(forwards)
-        await self._prepare(forwards)
-        forwards = self._claims.add(forwards)
+            asked.append(each.settled(mode))
+        forwards = self._claims.add(_permitted(asked))
         added: list[PortForward] = []
         try:
+            await self._prepare(forwards)
             for (is_handed, on_unix), some in groupby(forwards, _kind):
                 batch = tuple(some)
                 if is_handed:
@@ -170,16 +171,32 @@ class Forwarder(Openable):
                     else:
                         added += await self._ask(Forwards.add, batch[start : start + AT_ONCE])
         except BaseException as error:
-            self._claims.discard(forwards)
             if isinstance(error, Exception):
                 for forward in added:
                     await self.remove(forward)
+                for forward in forwards:
+                    await self._take_back(forward)
             if isinstance(error, PortInUseError):
                 raise await self._explained(error, forwards) from error
             raise
-        self._claims.discard(set(forwards) - set(added))
-        self._claims.add(set(added) - set(forwards))  # whose port the kernel has chosen
+        finally:
+            self._claims.discard(forwards)
+        self._claims.add(added)  # with the ports that the kernel has chosen
         return tuple(added)
+
+    async def _explained(self, error: PortInUseError, forwards: Sequence[PortForward]) -> PortInUseError:
+        """Return the error with the name of the port's owner, if that can be known."""
+        for forward in forwards:
+            place, host = place_of(forward), forward.host
+            if not error.cause.startswith(f"{place} "):
+                continue
+            if isinstance(host, UnixSocket):
+                owner = await anyio.to_thread.run_sync(bound_ports.path_holder, host.path)
+            else:
+                ask = partial(bound_ports.holder, forward.protocol, host, forward.host_port)
+                owner = await anyio.to_thread.run_sync(ask)
+            return error if owner is None else PortInUseError(f"{place} is taken by {owner}", fix=error.fix)
+        return error
 
     async def adopt(
         self,
@@ -223,10 +240,15 @@ class Forwarder(Openable):
         return self._handed.remove(forward) or await self._ask(Forwards.remove, forward)
 
     async def _prepare(self, forwards: Sequence[PortForward]) -> None:
-        """Make the routes inside that transparent forwards need."""
+        """Have the agent do what these need: the routes of transparent ones, and connections to unix sockets."""
         transparent = [each for each in forwards if each.mode == "transparent"]
         namespace = self._stack.namespace
-        if not transparent or namespace is None:  # then the engine says so
+        if namespace is None:  # then the engine says so
+            return
+        for forward in forwards:
+            if isinstance(forward.guest, UnixSocket):
+                await namespace.allow_unix(forward.guest.address, wanted=True)
+        if not transparent:
             return
         await namespace.prepare_transparent(ipv6=any(_version(each) == 6 for each in transparent))
         for forward in transparent:
@@ -252,19 +274,6 @@ class Forwarder(Openable):
             self._made[added] = made
         return (added,)
 
-    async def _explained(self, error: PortInUseError, forwards: Sequence[PortForward]) -> PortInUseError:
-        """Return the error with the name of the port's owner, if that can be known."""
-        for forward in forwards:
-            place = f"{forward.listens_on}/{forward.protocol}"
-            if error.cause.startswith(f"{place} ") and not isinstance(forward.host, UnixSocket):
-                owner = await anyio.to_thread.run_sync(
-                    bound_ports.holder, forward.protocol, forward.host, forward.host_port
-                )
-                return (
-                    error if owner is None else PortInUseError(f"{place} is taken by {owner}", fix=error.fix)
-                )
-        return error
-
     async def remove(self, forward: PortForward, *, cut: bool = False) -> None:
         """Stop listening on a port.  It is free when this returns.
 
@@ -283,22 +292,25 @@ class Forwarder(Openable):
         """
         fix = "give what `add` returned, or one of `list`"
         arguments.instance("forward", forward, PortForward, "a PortForward", fix)
-        if not await self._stop(forward):
-            raise NotFound(f"there is no forward {forward}", fix=fix)
         self._claims.discard([forward])
+        if not await self._ask(Forwards.remove, forward):
+            raise NotFound(f"there is no forward {forward}", fix=fix)
         if made := self._made.pop(forward, None):
             made.remove()
         if cut:
             await self._stack.ask(Forwards.cut, forward)
-        await self._unroute(forward)
+        await self._take_back(forward)
 
-    async def _unroute(self, forward: PortForward) -> None:
-        """Take back the route of a transparent UDP port, unless another leads there too."""
-        namespace = self._stack.namespace
-        if namespace is None or (forward.mode, forward.protocol) != ("transparent", "udp"):
+    async def _take_back(self, forward: PortForward) -> None:
+        """Take back what `_prepare` has had done, unless another forward needs it."""
+        if (namespace := self._stack.namespace) is None:
             return
-        listening = await self._stack.ask(Forwards.list, self._number)
-        left = [each for each in listening if (each.mode, each.protocol) == ("transparent", "udp")]
+        others = await self._stack.ask(Forwards.list_all)
+        if isinstance(forward.guest, UnixSocket) and all(forward.guest != each.guest for each in others):
+            await namespace.allow_unix(forward.guest.address, wanted=False)
+        if (forward.mode, forward.protocol) != ("transparent", "udp"):
+            return
+        left = [each for each in others if (each.mode, each.protocol) == ("transparent", "udp")]
         family = _version(forward)
         if not any(each.guest_port == forward.guest_port and _version(each) == family for each in left):
             await namespace.route_answers(_FAMILY[family], forward.guest_port, wanted=False)
@@ -339,9 +351,17 @@ def _version(forward: PortForward) -> int:
     return 4 if isinstance(forward.host, UnixSocket) else forward.host.version
 
 
-def _check_privilege(forwards: Sequence[PortForward]) -> None:
+def _permitted(forwards: Sequence[PortForward]) -> Sequence[PortForward]:
+    """Return those whose ports may be bound: all, but for optional ones.
+
+    Raises:
+        PrivilegedPortError: The port of one that is not optional needs a privilege.
+    """
     (start,) = sysctl.numbers(diagnosis.PORT_START)
-    required = (each.host_port for each in forwards if not each.optional)
-    low = next((port for port in required if 0 < port < start), None)
-    if low is not None and not bound_ports.may_bind(low):
-        raise diagnosis.privileged_port(low, "of the host", start)
+    low = [each for each in forwards if 0 < each.host_port < start]
+    if not low or bound_ports.may_bind(low[0].host_port):
+        return forwards
+    needed = next((each for each in low if not each.optional), None)
+    if needed is not None:
+        raise diagnosis.privileged_port(needed.host_port, "of the host", start)
+    return [each for each in forwards if each not in low]

@@ -88,6 +88,11 @@ class Forwards:
         return tuple(forward for whose, forward in self._listeners if whose == owner)
 
     @operation()
+    def list_all(self) -> tuple[PortForward, ...]:
+        """Return what listens for all owners, oldest first."""
+        return tuple(forward for _, forward in self._listeners)
+
+    @operation()
     def remove_all(self, owner: int) -> None:
         """Stop all listening for this owner."""
         for forward in self.list(owner):
@@ -113,7 +118,8 @@ class Forwards:
         if forward.mode in ("socket", "transparent"):
             from .socket_listeners import DatagramListener, SpliceListener  # for those who use them
 
+            inside = gateway.inside
             if forward.protocol == "udp":
-                return DatagramListener(gateway, forward, made)
-            return SpliceListener(gateway, forward, made)
+                return DatagramListener(gateway, inside, forward, made)
+            return SpliceListener(gateway, inside, forward, made)
         return (TcpListener if forward.protocol == "tcp" else UdpListener)(gateway, forward, made)

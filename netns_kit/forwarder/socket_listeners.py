@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from netns_kit.gateway.engine import ERROR, IN
 from netns_kit.gateway.gateway import Gateway
+from netns_kit.gateway.inside import Inside
 from netns_kit.stack.user import Transport
 from netns_kit.uplink.flow import Endpoint
 from netns_kit.uplink.sockets import Ancillary, ask_for_errors, family_of, read_errors
@@ -78,7 +79,10 @@ class Published:
 class SpliceListener(StreamListener):
     """A TCP port or a unix socket of the host that leads to one inside."""
 
-    def __init__(self, gateway: Gateway, forward: PortForward, made: socket.socket | None = None) -> None:
+    def __init__(
+        self, gateway: Gateway, inside: Inside, forward: PortForward, made: socket.socket | None = None
+    ) -> None:
+        self._inside = inside
         self._pipes = Pipes()
         super().__init__(gateway, forward, made)
         self._targets = Targets(gateway, self.forward, int(socket.SOCK_STREAM))
@@ -166,7 +170,10 @@ class StreamFlow(Published):
 class DatagramListener(Listener):
     """A UDP port of the host that leads to one inside, by a socket for each client.  Closing it ends its flows."""
 
-    def __init__(self, gateway: Gateway, forward: PortForward, made: socket.socket | None = None) -> None:
+    def __init__(
+        self, gateway: Gateway, inside: Inside, forward: PortForward, made: socket.socket | None = None
+    ) -> None:
+        self._inside = inside
         super().__init__(gateway, forward, made)
         self._targets = Targets(gateway, self.forward, int(socket.SOCK_DGRAM))
         self._flows: OrderedDict[tuple[Any, bytes], DatagramFlow] = OrderedDict()

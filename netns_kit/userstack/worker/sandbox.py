@@ -161,7 +161,7 @@ def _bounds() -> dict[str, tuple[Bound, ...]]:
         "open": (Bound(low(1), (0,), _WRITING),),
         "openat": (Bound(low(2), (0,), _WRITING),),
         # the kernel would send whom F_SETOWN names any signal that F_SETSIG does
-        "fcntl": (Bound(low(1), (F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC)),),
+        "fcntl": (Bound(low(1), (F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC, abi.F_SETPIPE_SZ)),),
     }
 
 
