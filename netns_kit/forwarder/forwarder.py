@@ -232,12 +232,13 @@ class Forwarder(Openable):
         if forward.mode == "fd":
             fix = "give it to a command: popen(..., listen=[sock])"
             raise ArgumentError("expected another mode", "mode", "'fd'", fix)
-        await self._prepare([forward])
         sock.setblocking(False)  # all copies
-        return await self._ask(Forwards.adopt, forward, self._stack.pass_socket(sock))
-
-    async def _stop(self, forward: PortForward) -> bool:
-        return self._handed.remove(forward) or await self._ask(Forwards.remove, forward)
+        try:
+            await self._prepare([forward])
+            return await self._ask(Forwards.adopt, forward, self._stack.pass_socket(sock))
+        except Exception:
+            await self._take_back(forward)
+            raise
 
     async def _prepare(self, forwards: Sequence[PortForward]) -> None:
         """Have the agent do what these need: the routes of transparent ones, and connections to unix sockets."""
@@ -293,7 +294,7 @@ class Forwarder(Openable):
         fix = "give what `add` returned, or one of `list`"
         arguments.instance("forward", forward, PortForward, "a PortForward", fix)
         self._claims.discard([forward])
-        if not await self._ask(Forwards.remove, forward):
+        if not (self._handed.remove(forward) or await self._ask(Forwards.remove, forward)):
             raise NotFound(f"there is no forward {forward}", fix=fix)
         if made := self._made.pop(forward, None):
             made.remove()

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import socket
+import struct
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -151,6 +152,26 @@ async def test_the_command_keeps_the_sockets_that_the_caller_closes(short_path: 
                 pass  # still listening: a copy of it is here
 
 
+PROXY = "/lib/systemd/systemd-socket-proxyd"
+
+
+async def test_a_server_of_systemds_own_takes_the_sockets(short_path: Path) -> None:
+    """By libsystemd: a TCP and a Unix socket of the host, for a server on the namespace's loopback alone."""
+    if not os.path.exists(PROXY):  # noqa: ASYNC240
+        missing(f"needs {PROXY}")
+    with sockets(short_path) as made, anyio.fail_after(SECONDS):
+        given = {"web": made["tcp"], "local": made["stream"]}
+        async with (
+            Namespace.create() as ns,
+            await ns.popen([*PYTHON, SHOW, "SOCK_STREAM", "80"], stderr=None) as server,
+            await ns.popen([PROXY, "127.0.0.1:80"], stderr=None, listen=given),
+        ):
+            assert server.stdout is not None
+            await server.stdout.receive()
+            for sock in given.values():
+                assert await anyio.to_thread.run_sync(asked, sock.getsockname(), sock.family) == "127.0.0.1"
+
+
 NAMES = """
 import os
 print(os.environ["LISTEN_PID"] == str(os.getpid()), os.environ["LISTEN_FDNAMES"], sorted(os.listdir("/proc/self/fd")))
@@ -277,6 +298,8 @@ async def greet(sock: socket.socket, text: bytes) -> None:
     def one() -> None:
         sock.settimeout(SECONDS)
         with sock.accept()[0] as client:
+            _, uid, _ = struct.unpack("=iII", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            assert uid == os.getuid(), "to the host, the command is its caller"
             client.send(text)
 
     await anyio.to_thread.run_sync(one)
