@@ -41,7 +41,7 @@ from .signals import Signals
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # as env(1) and chroot(1) have them
 READING = (signal.SIGTTIN, signal.SIGTTOU)  # from the background, or writing
 _ALL_PORTS = "all"
-Publish = Callable[[Network], Awaitable[None]]
+Adopt = Callable[[Network], Awaitable[None]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not command:
         command = [os.environ.get("SHELL") or "/bin/sh"]
     try:
-        publish = _activation(options.port_mode)
+        adopt = _activation(options.port_mode)
         with Signals() as signals:
-            command_options = _command_options(options, _inherited())
-            status = anyio.run(_run, network_from(options), publish, command, command_options, signals)
+            given = _command_options(options, _inherited())
+            status = anyio.run(_run, network_from(options), options, adopt, command, given, signals)
             if status < 0:
                 end_by(-status)
             end(status)
@@ -71,16 +71,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return complain(status, error)
 
 
-def _activation(mode: Mode | None) -> Publish:
+def _activation(mode: Mode | None) -> Adopt:
     """Return what publishes the sockets that we were activated with, if they are to go another way than "fd"."""
     sockets = () if mode in (None, "fd") else activated()
 
-    async def publish(network: Network) -> None:
+    async def adopt(network: Network) -> None:
         for name, sock in sockets:
             with sock:
                 await network.forwarder.adopt(sock, int(name) if name.isdecimal() else None, mode=mode)
 
-    return publish
+    return adopt
 
 
 def _inherited() -> list[int]:
@@ -106,7 +106,7 @@ def network_from(
     """Return the network that `add_network_options` ask for: each option is the argument of that name."""
     asked = {
         **vars(options),
-        "ports": [each.settled(options.port_mode) for each in parse_all(options.ports)],
+        "ports": (),  # see `publish`
         "allow_host_loopback": _loopback(options.allow_host_loopback),
         "dns": DnsSettings(
             options.dns,
@@ -190,21 +190,26 @@ def _socket(text: str) -> tuple[str, str]:
 
 
 async def _run(
-    network: Network, publish: Publish, command: list[str], options: CommandOptions, signals: Signals
+    network: Network,
+    options: argparse.Namespace,
+    adopt: Adopt,
+    command: list[str],
+    given: CommandOptions,
+    signals: Signals,
 ) -> int:
     """The command's `returncode`."""
     async with network:
         raise_descriptor_limit()  # not the command's: that is the agent's child
         calm_collector()
-        await tell_ports(network)
-        await publish(network)
+        await publish(network, options)
+        await adopt(network)
         signals.keep()
         is_ours = _foreground() == os.getpgrp()
         leads = is_ours and network.namespace.pids == "own" and _is_alone()
         try:
-            options["listen"], options["foreground"] = network.forwarder.sockets(), leads
-            process = await network.popen(command, **options)
-            _let_go(options["pass_fds"])
+            given["listen"], given["foreground"] = network.forwarder.sockets(), leads
+            process = await network.popen(command, **given)
+            _let_go(given["pass_fds"])
             async with process, beside(_pass_on, signals, process):
                 while (number := await process.wait_stopped()) is not None:
                     _stop_too(number, process, leads=leads)
@@ -300,10 +305,12 @@ def _foreground(give: int = 0) -> int | None:
         os.close(terminal)
 
 
-async def tell_ports(network: Network) -> None:
-    """Those that were asked for as port 0."""
-    for forward in await network.forwarder.list():
-        if forward not in network.ports:
+async def publish(network: Network, options: argparse.Namespace) -> None:
+    """Forward the ports, once we may have as many descriptors as there are, and tell those asked for as port 0."""
+    asked = [each.settled(options.port_mode) for each in parse_all(options.ports)]
+    known = set(asked)
+    for forward in await network.forwarder.add(*asked):
+        if forward not in known:
             notice(f"netns-kit: {forward}")
 
 

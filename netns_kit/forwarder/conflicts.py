@@ -24,7 +24,7 @@ one, or choose another host port
     """
 
     def __init__(self) -> None:
-        self._claims: dict[tuple[str, int], dict[tuple[object, str | None], PortForward]] = {}
+        self._claims: dict[tuple[str, int], list[PortForward]] = {}
 
     def add(self, forwards: Iterable[PortForward]) -> list[PortForward]:
         """Claim the places of all of these, or of none.
@@ -39,11 +39,11 @@ one, or choose another host port
         """
         added: list[PortForward] = []
         for forward in forwards:
-            here = self._claims.setdefault((forward.protocol, forward.host_port), {})
-            other = next((each for each in here.values() if _overlap(each, forward)), None)
+            here = self._claims.setdefault((forward.protocol, forward.host_port), [])
+            other = next((each for each in here if _overlap(each, forward)), None)
             if other is None:
                 if forward.host_port or isinstance(forward.host, UnixSocket):
-                    here[forward.host, forward.device] = forward
+                    here.append(forward)
                 added.append(forward)
             elif not forward.optional:
                 self.discard(added)
@@ -60,12 +60,9 @@ one, or choose another host port
             forwards: The forwards.  Those that are not here are passed over.
         """
         for forward in forwards:
-            here, place = (
-                self._claims.get((forward.protocol, forward.host_port), {}),
-                (forward.host, forward.device),
-            )
-            if here.get(place) == forward:
-                del here[place]
+            here = self._claims.get((forward.protocol, forward.host_port), [])
+            if forward in here:
+                here.remove(forward)
 
 
 def place_of(forward: PortForward) -> str:

@@ -240,6 +240,10 @@ class Forwarder(Openable):
             await self._take_back(forward)
             raise
 
+    async def _stop(self, forward: PortForward) -> bool:
+        """Have whoever listens stop, and return whether anybody did."""
+        return self._handed.remove(forward) or await self._ask(Forwards.remove, forward)
+
     async def _prepare(self, forwards: Sequence[PortForward]) -> None:
         """Have the agent do what these need: the routes of transparent ones, and connections to unix sockets."""
         transparent = [each for each in forwards if each.mode == "transparent"]
@@ -294,7 +298,7 @@ class Forwarder(Openable):
         fix = "give what `add` returned, or one of `list`"
         arguments.instance("forward", forward, PortForward, "a PortForward", fix)
         self._claims.discard([forward])
-        if not (self._handed.remove(forward) or await self._ask(Forwards.remove, forward)):
+        if not await self._stop(forward):
             raise NotFound(f"there is no forward {forward}", fix=fix)
         if made := self._made.pop(forward, None):
             made.remove()

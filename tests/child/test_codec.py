@@ -72,6 +72,7 @@ records = st.builds(
 )
 VALUES: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (tuple[FlowInfo, ...], st.lists(flows).map(tuple)),
+    (PortForward, forwards),
     (tuple[PortForward, ...], st.lists(forwards).map(tuple)),
     (PortForward, forwards),
     (tuple[PortForward | Follow, ...], st.lists(forwards | follows).map(tuple)),

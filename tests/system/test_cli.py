@@ -7,6 +7,7 @@ import hashlib
 import os
 import pty
 import re
+import resource
 import select
 import signal
 import socket
@@ -457,6 +458,19 @@ def test_a_web_server_inside(web_server: list[str]) -> None:
             again.bind(("127.0.0.1", port))
     with socket.create_server(("127.0.0.1", port)):
         pass
+
+
+def test_more_ports_than_the_soft_limit_on_descriptors() -> None:
+    """The command has the limit as it was."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 1000:
+        missing(f"the hard limit on descriptors is {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        done = run("-p", "127.0.0.1:20000-20299,optional", "--", "sh", "-c", "ulimit -Sn")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "256\n", "")
 
 
 def test_a_mode_for_all_ports(web_server: list[str], tmp_path: Path) -> None:

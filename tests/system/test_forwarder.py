@@ -512,6 +512,7 @@ if os.geteuid() == 0:
     os.setuid(65534)
 from netns_kit import PrivilegedPortError, PortForward, StackClosed
 from netns_kit.namespace.background import Openable, Supervisor
+from netns_kit.forwarder import handed
 from netns_kit.forwarder.forwarder import Forwarder
 import asyncio
 
@@ -523,8 +524,12 @@ class Stack(Openable):
     async def _close(self):
         pass
     async def ask(self, operation, *arguments):
-        if operation.__qualname__ == "Forwards.add":
-            sys.exit("something would have been bound")
+        return () if operation.__qualname__ != "Forwards.add" else bind()
+
+def bind(*_):
+    sys.exit("something would have been bound")
+
+handed.listen = bind  # mode fd listens in this process
 
 async def main():
     async with Stack() as stack, Forwarder(stack) as forwarder:
