@@ -171,6 +171,7 @@ class Forwarder(Openable):
                     else:
                         added += await self._ask(Forwards.add, batch[start : start + AT_ONCE])
         except BaseException as error:
+            self._claims.discard(forwards)
             if isinstance(error, Exception):
                 for forward in added:
                     await self.remove(forward)
@@ -179,9 +180,8 @@ class Forwarder(Openable):
             if isinstance(error, PortInUseError):
                 raise await self._explained(error, forwards) from error
             raise
-        finally:
-            self._claims.discard(forwards)
-        self._claims.add(added)  # with the ports that the kernel has chosen
+        if added != forwards:  # some were left out, or have a number now
+            self._claims.exchange(forwards, added)
         return tuple(added)
 
     async def _explained(self, error: PortInUseError, forwards: Sequence[PortForward]) -> PortInUseError:
