@@ -232,9 +232,13 @@ class Forwarder(Openable):
         if forward.mode == "fd":
             fix = "give it to a command: popen(..., listen=[sock])"
             raise ArgumentError("expected another mode", "mode", "'fd'", fix)
-        await self._prepare([forward])
         sock.setblocking(False)  # all copies
-        return await self._ask(Forwards.adopt, forward, self._stack.pass_socket(sock))
+        try:
+            await self._prepare([forward])
+            return await self._ask(Forwards.adopt, forward, self._stack.pass_socket(sock))
+        except Exception:
+            await self._take_back(forward)
+            raise
 
     async def _stop(self, forward: PortForward) -> bool:
         """Have whoever listens stop, and return whether anybody did."""
