@@ -53,6 +53,19 @@ one, or choose another host port
                 )
         return added
 
+    def exchange(self, old: Iterable[PortForward], new: Iterable[PortForward]) -> None:
+        """Claim the places of some forwards instead of those of others.
+
+        Args:
+            old: The forwards whose places are given up.
+            new: The forwards whose places are claimed.
+
+        Raises:
+            PortInUseError: See `add`.
+        """
+        self.discard(old)
+        self.add(new)
+
     def discard(self, forwards: Iterable[PortForward]) -> None:
         """Give up the places of these.
 

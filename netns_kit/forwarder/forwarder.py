@@ -16,16 +16,28 @@ import anyio
 import anyio.to_thread
 
 from netns_kit import arguments
-from netns_kit.errors import ArgumentTypeError, NetnsKitError, NotFound, PortInUseError, StackClosed
+from netns_kit.arguments import AddressLike
+from netns_kit.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    FeatureUnavailable,
+    NetnsKitError,
+    NotFound,
+    PortInUseError,
+    StackClosed,
+)
 from netns_kit.host import bound_ports, diagnosis, sysctl
 from netns_kit.host.paths import Made
 from netns_kit.namespace.background import Openable, Supervisor
+from netns_kit.namespace.given import HasFileno
 from netns_kit.namespace.namespace import Namespace
 
-from .binding import listen_unix
+from .binding import described, listen_unix
 from .conflicts import Claims, place_of
 from .forwards import Forwards
-from .ports import Mode, PortForward, UnixSocket, parse
+from .handed import Handed
+from .ports import Follow, Mode, PortForward, UnixSocket
+from .specs import parse_all
 
 AT_ONCE = 256  # ports that are added between two steps of the engine
 
@@ -89,6 +101,7 @@ class Forwarder(Openable):
             raise ArgumentTypeError("expected a UserStack", "stack", arguments.shown(stack))
         self._stack = stack
         self._number = next(_numbers)  # by which its listeners are known
+        self._handed = Handed()
         self._claims = Claims()
         self._made: dict[PortForward, Made] = {}  # files of unix sockets
         self.supervisor = Supervisor(type(self).__name__, StackClosed, stack.supervisor)
@@ -100,22 +113,27 @@ class Forwarder(Openable):
         self._stack.supervisor.check()
 
     async def _close(self) -> None:
+        self._handed.close()
         # a stack that has ended has closed them itself
         with anyio.move_on_after(CLOSING_SECONDS, shield=True), suppress(NetnsKitError):
             listening = await self._stack.ask(Forwards.list, self._number)
             await self._stack.ask(Forwards.remove_all, self._number)
             for forward in listening:
-                await self._unroute(forward)
+                await self._take_back(forward)
         while self._made:
             _, made = self._made.popitem()
             with suppress(OSError):
                 made.remove()
 
-    async def add(self, *specs: str | PortForward, mode: Mode | None = None) -> tuple[PortForward, ...]:
+    async def add(
+        self, *specs: str | PortForward | Follow, mode: Mode | None = None
+    ) -> tuple[PortForward, ...]:
         """Listen on ports, and return one forward for each; a range has several.  Either all listen or none.
 
+        A port of an optional forward that is taken, or that needs a privilege, is left out.
+
         Args:
-            specs: The ports, as text (see `netns_kit.forwarder.ports`) or as `PortForward` objects.
+            specs: The ports, as text (see `netns_kit.forwarder.specs`), or as `PortForward` and `Follow` objects.
             mode: How clients of those get inside that do not say it themselves, see `PortForward.settled`.
 
         Raises:
@@ -124,42 +142,46 @@ class Forwarder(Openable):
             PortInUseError: Another socket has the port, and the message says whose it is, as far as this process may
                 know; or another forward has it, and then nothing was bound.
             AddressError: The host has no such address, or the namespace cannot have the one inside.
-            ArgumentTypeError: An argument is neither text nor a PortForward.
-            FeatureUnavailable: The mode cannot be had here.
+            ArgumentTypeError: An argument is neither text nor a PortForward or Follow.
+            FeatureUnavailable: The mode cannot be had here, or a specification says "auto".
             NotFound: A port that was added was removed by another task before all were there.
             StackClosed: The forwarder is not open.
             OSError: Listening failed otherwise.
 
         Cancellation: The ports may have been added; `list` shows them.
         """
-        forwards = [
-            forward.settled(mode)
-            for spec in specs
-            for forward in ((spec,) if isinstance(spec, PortForward) else parse(spec))
-        ]
-        forwards = self._claims.add(_permitted(forwards))
+        asked = []
+        for each in parse_all(specs):
+            if isinstance(each, Follow):
+                raise FeatureUnavailable(f"port {each}: 'auto' cannot be had yet", fix="write the ports")
+            asked.append(each.settled(mode))
+        forwards = self._claims.add(_permitted(asked))
         added: list[PortForward] = []
         try:
             await self._prepare(forwards)
-            for on_unix, some in groupby(forwards, lambda each: isinstance(each.host, UnixSocket)):
+            for (is_handed, on_unix), some in groupby(forwards, _kind):
                 batch = tuple(some)
+                if is_handed:
+                    with self.supervisor.guarding():
+                        added += self._handed.add(batch)
+                    continue
                 for start in range(0, len(batch), 1 if on_unix else AT_ONCE):
                     if on_unix:
-                        added.append(await self._add_unix(batch[start]))
+                        added += await self._add_unix(batch[start])
                     else:
                         added += await self._ask(Forwards.add, batch[start : start + AT_ONCE])
         except BaseException as error:
+            self._claims.discard(forwards)
             if isinstance(error, Exception):
                 for forward in added:
                     await self.remove(forward)
                 for forward in forwards:
-                    await self._unroute(forward)
+                    await self._take_back(forward)
             if isinstance(error, PortInUseError):
                 raise await self._explained(error, forwards) from error
             raise
-        finally:
-            self._claims.discard(forwards)
-        self._claims.add(added)  # with the ports that the kernel has chosen
+        if added != forwards:  # some were left out, or have a number now
+            self._claims.exchange(forwards, added)
         return tuple(added)
 
     async def _explained(self, error: PortInUseError, forwards: Sequence[PortForward]) -> PortInUseError:
@@ -176,19 +198,76 @@ class Forwarder(Openable):
             return error if owner is None else PortInUseError(f"{place} is taken by {owner}", fix=error.fix)
         return error
 
+    async def adopt(
+        self,
+        sock: socket.socket,
+        guest_port: int | None = None,
+        guest: AddressLike | UnixSocket | None = None,
+        *,
+        mode: Mode | None = None,
+    ) -> PortForward:
+        """Publish a socket that listens already, one of `activated` say, and return the forward that does so.
+
+        The forwarder has a copy, and `remove` closes that alone.  As long as others have copies, clients may connect
+        and wait.
+
+        Args:
+            sock: A TCP, UDP or unix stream socket, which stays the caller's and does not block from now on.  Nobody
+                else is to read from it, or to accept.
+            guest_port: The port inside, or None for the number that the socket has.
+            guest: The address inside, or a unix socket there; None for the namespace's own address.
+            mode: How clients get inside, see `PortForward.settled`.
+
+        Raises:
+            ArgumentError: The socket does not listen, or is of another kind; or the mode is "fd", for which a command
+                is given it by `listen`.
+            ArgumentTypeError: The argument is no socket, or another has another type.
+            AddressError, PortSpecError: The namespace cannot have what it is to lead to.
+            FeatureUnavailable: The mode cannot be had here, or the stack is not in a `Namespace`.
+            StackClosed: The forwarder is not open.
+
+        Cancellation: The socket may have been published; `list` shows it.
+        """
+        forward = described(sock, guest_port, guest).settled(mode)
+        if forward.mode == "fd":
+            fix = "give it to a command: popen(..., listen=[sock])"
+            raise ArgumentError("expected another mode", "mode", "'fd'", fix)
+        sock.setblocking(False)  # all copies
+        try:
+            await self._prepare([forward])
+            return await self._ask(Forwards.adopt, forward, self._stack.pass_socket(sock))
+        except Exception:
+            await self._take_back(forward)
+            raise
+
+    async def _stop(self, forward: PortForward) -> bool:
+        """Have whoever listens stop, and return whether anybody did."""
+        return self._handed.remove(forward) or await self._ask(Forwards.remove, forward)
+
     async def _prepare(self, forwards: Sequence[PortForward]) -> None:
-        """Make the routes inside that transparent forwards need."""
+        """Have the agent do what these need: the routes of transparent ones, and connections to unix sockets."""
         transparent = [each for each in forwards if each.mode == "transparent"]
-        if not transparent or (namespace := self._stack.namespace) is None:  # then the engine says so
+        namespace = self._stack.namespace
+        if namespace is None:  # then the engine says so
+            return
+        for forward in forwards:
+            if isinstance(forward.guest, UnixSocket):
+                await namespace.allow_unix(forward.guest.address, wanted=True)
+        if not transparent:
             return
         await namespace.prepare_transparent(ipv6=any(_version(each) == 6 for each in transparent))
         for forward in transparent:
             if forward.protocol == "udp":
                 await namespace.route_answers(_FAMILY[_version(forward)], forward.guest_port, wanted=True)
 
-    async def _add_unix(self, forward: PortForward) -> PortForward:
+    async def _add_unix(self, forward: PortForward) -> tuple[PortForward, ...]:
         assert isinstance(forward.host, UnixSocket)
-        sock, made = listen_unix(forward.host)
+        try:
+            sock, made = listen_unix(forward.host)
+        except PortInUseError:
+            if forward.optional:
+                return ()
+            raise
         try:
             with sock:
                 added = await self._ask(Forwards.adopt, forward, self._stack.pass_socket(sock))
@@ -198,10 +277,12 @@ class Forwarder(Openable):
             raise
         if made is not None:
             self._made[added] = made
-        return added
+        return (added,)
 
     async def remove(self, forward: PortForward, *, cut: bool = False) -> None:
         """Stop listening on a port.  It is free when this returns.
+
+        A command that has the socket itself, which is mode "fd", keeps that, and the port with it.
 
         Args:
             forward: What `add` returned, or one of `list`.
@@ -217,39 +298,57 @@ class Forwarder(Openable):
         fix = "give what `add` returned, or one of `list`"
         arguments.instance("forward", forward, PortForward, "a PortForward", fix)
         self._claims.discard([forward])
-        if not await self._ask(Forwards.remove, forward):
+        if not await self._stop(forward):
             raise NotFound(f"there is no forward {forward}", fix=fix)
         if made := self._made.pop(forward, None):
             made.remove()
         if cut:
             await self._stack.ask(Forwards.cut, forward)
-        await self._unroute(forward)
+        await self._take_back(forward)
 
-    async def _unroute(self, forward: PortForward) -> None:
-        """Take back the route of a transparent UDP port, unless another leads there too."""
-        if (forward.mode, forward.protocol) != ("transparent", "udp"):
-            return
+    async def _take_back(self, forward: PortForward) -> None:
+        """Take back what `_prepare` has had done, unless another forward needs it."""
         if (namespace := self._stack.namespace) is None:
             return
-        listening = await self._stack.ask(Forwards.list, self._number)
-        left = [each for each in listening if (each.mode, each.protocol) == ("transparent", "udp")]
+        others = await self._stack.ask(Forwards.list_all)
+        if isinstance(forward.guest, UnixSocket) and all(forward.guest != each.guest for each in others):
+            await namespace.allow_unix(forward.guest.address, wanted=False)
+        if (forward.mode, forward.protocol) != ("transparent", "udp"):
+            return
+        left = [each for each in others if (each.mode, each.protocol) == ("transparent", "udp")]
         family = _version(forward)
         if not any(each.guest_port == forward.guest_port and _version(each) == family for each in left):
             await namespace.route_answers(_FAMILY[family], forward.guest_port, wanted=False)
 
     async def list(self) -> tuple[PortForward, ...]:
-        """Return the forwards that are listening, oldest first.
+        """Return the forwards that are listening, oldest first; those of mode "fd" are the last.
 
         Raises:
             StackClosed: The forwarder is not open.
 
         Cancellation: Nothing is changed.
         """
-        return await self._ask(Forwards.list)
+        return (*await self._ask(Forwards.list), *self._handed.list())
+
+    def sockets(self) -> tuple[tuple[str, HasFileno], ...]:
+        """Return the sockets of the forwards of mode "fd", oldest first, each with a name like "80/tcp".
+
+        They are what a command is given by `listen`, see `CommandOptions`:
+
+            await net.popen(["server"], listen=net.forwarder.sockets())
+
+        They stay the forwarder's, which closes them.
+        """
+        return self._handed.named()
 
     async def _ask(self, operation: Callable[..., T], *arguments: object) -> T:
         with self.supervisor.guarding():
             return await self._stack.ask(operation, self._number, *arguments)
+
+
+def _kind(forward: PortForward) -> tuple[bool, bool]:
+    """Return what decides who listens: whether a command has the socket, and whether it is a unix socket."""
+    return forward.mode == "fd", isinstance(forward.host, UnixSocket)
 
 
 def _version(forward: PortForward) -> int:

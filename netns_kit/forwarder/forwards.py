@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import socket
+from typing import TYPE_CHECKING
 
-from netns_kit.errors import PortInUseError
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.relay import TcpRelay
 from netns_kit.operations import operation
 
+from .binding import NOT_TO_BE_HAD
 from .listeners import Listener, TcpListener, UdpListener
 from .ports import PortForward, UnixSocket
+
+if TYPE_CHECKING:
+    from .socket_listeners import SocketListeners
 
 
 class Forwards:
@@ -19,12 +23,13 @@ class Forwards:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._listeners: dict[tuple[int, PortForward], Listener] = {}
+        self._sockets: SocketListeners | None = None  # once there are such
 
     @operation()
     def add(self, owner: int, forwards: tuple[PortForward, ...]) -> tuple[PortForward, ...]:
         """Listen on all of these, or on none.  Return what is listening, with the ports that the kernel has chosen.
 
-        Optional ones whose port is taken are left out.
+        An optional one whose port cannot be had is left out.
 
         Raises:
             PortInUseError, AddressError, FeatureUnavailable, OSError: A port that cannot be had.
@@ -34,8 +39,8 @@ class Forwards:
             for forward in forwards:
                 try:
                     made.append(self._listener(forward))
-                except PortInUseError:
-                    if not forward.optional:
+                except OSError as error:
+                    if not forward.optional or error.errno not in NOT_TO_BE_HAD:
                         raise
         except BaseException:
             for listener in made:
@@ -88,6 +93,11 @@ class Forwards:
         return tuple(forward for whose, forward in self._listeners if whose == owner)
 
     @operation()
+    def list_all(self) -> tuple[PortForward, ...]:
+        """Return what listens for all owners, oldest first."""
+        return tuple(forward for _, forward in self._listeners)
+
+    @operation()
     def remove_all(self, owner: int) -> None:
         """Stop all listening for this owner."""
         for forward in self.list(owner):
@@ -97,6 +107,8 @@ class Forwards:
         """Stop all listening."""
         while self._listeners:
             self._listeners.popitem()[1].close()
+        if self._sockets is not None:
+            self._sockets.close()
 
     @staticmethod
     def _came_by(relay: object, forward: PortForward) -> bool:
@@ -111,9 +123,9 @@ class Forwards:
     def _listener(self, forward: PortForward, made: socket.socket | None = None) -> Listener:
         gateway = self._gateway
         if forward.mode in ("socket", "transparent"):
-            from .socket_listeners import DatagramListener, SpliceListener  # for those who use them
+            if self._sockets is None:
+                from .socket_listeners import SocketListeners  # for those who use them
 
-            if forward.protocol == "udp":
-                return DatagramListener(gateway, forward, made)
-            return SpliceListener(gateway, forward, made)
+                self._sockets = SocketListeners(gateway)
+            return self._sockets.listen(forward, made)
         return (TcpListener if forward.protocol == "tcp" else UdpListener)(gateway, forward, made)

@@ -32,6 +32,8 @@ class Kind(NamedTuple):
     transparent: bool = False
 
 
+UNIX = Kind(int(socket.AF_UNIX), int(socket.SOCK_STREAM))
+
 Taker = Callable[["socket.socket | OSError"], None]
 
 
@@ -64,6 +66,16 @@ class Inside:
             stock.size = min(2 * stock.size, STOCK_MOST)
             stock.takers.append(taker)
             self._order(kind, stock)
+
+    def connect_unix(self, address: str, taker: Taker) -> None:
+        """Give `taker` a socket that is connected to a unix socket, or the error that there is none."""
+        stock = self._stocks.setdefault(UNIX, _Stock())
+        try:
+            self._supply.send(ORDER.pack(*UNIX, 1) + address.encode(errors="surrogateescape"))
+        except OSError as error:  # it is closed, or too many wait
+            taker(error)
+        else:
+            stock.takers.append(taker)
 
     def passed(self, number: int) -> socket.socket:
         """Return the socket that the caller's side has passed under that number, which is the caller's to close.
@@ -133,21 +145,22 @@ class Inside:
             return True
         family, type_, transparent, failed = REPLY.unpack(data)
         kind = Kind(family, type_, bool(transparent))
-        stock = self._stocks.get(kind)
-        if stock is None:
-            for sock in sockets:
-                sock.close()
-            return True
-        stock.ordered = False
-        for sock in sockets:
-            sock.setblocking(False)
-            if stock.takers:
-                stock.takers.popleft()(sock)
-            else:
-                stock.sockets.append(sock)
+        stock = self._stocks[kind]
+        error = None
         if failed or not complete or not sockets:
             number = failed or errno.EMFILE
-            stock.give(OSError(number, os.strerror(number)))
+            error = OSError(number, os.strerror(number))
+        for sock in sockets:
+            sock.setblocking(False)
+        if kind == UNIX:  # an answer to each order, in their order
+            stock.takers.popleft()(error or sockets[0])
+            return True
+        stock.ordered = False
+        stock.sockets.extend(sockets)
+        while stock.sockets and stock.takers:
+            stock.takers.popleft()(stock.sockets.popleft())
+        if error is not None:
+            stock.give(error)
         elif stock.takers:
             self._order(kind, stock)
         return True

@@ -72,7 +72,9 @@ records = st.builds(
 )
 VALUES: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (tuple[FlowInfo, ...], st.lists(flows).map(tuple)),
+    (PortForward, forwards),
     (tuple[PortForward, ...], st.lists(forwards).map(tuple)),
+    (PortForward, forwards),
     (tuple[PortForward | Follow, ...], st.lists(forwards | follows).map(tuple)),
     (tuple[FlowEvent, ...], st.lists(events).map(tuple)),
     (tuple[Lease, ...], st.lists(leases).map(tuple)),

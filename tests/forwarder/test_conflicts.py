@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from netns_kit import PortInUseError, PrivilegedPortError
+from netns_kit import PortForward, PortInUseError, PrivilegedPortError
+from netns_kit.forwarder import specs
 from netns_kit.forwarder.conflicts import Claims
 from netns_kit.forwarder.forwarder import _permitted
-from netns_kit.forwarder.ports import PortForward, UnixSocket, parse
+from netns_kit.forwarder.ports import UnixSocket
 from netns_kit.frozen import replace
 from netns_kit.host import bound_ports, sysctl
+
+
+def parse(spec: str) -> list[PortForward]:
+    """The forwards that a specification means."""
+    return [each for each in specs.parse(spec) if isinstance(each, PortForward)]
 
 
 @pytest.mark.parametrize(
