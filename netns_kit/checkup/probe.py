@@ -192,10 +192,6 @@ def resolvers(endpoints: list[tuple[str, int]]) -> Outcome:
     return outcome
 
 
-def descriptors() -> list[int]:
-    return list(resource.getrlimit(resource.RLIMIT_NOFILE))
-
-
 def sandbox(readable: list[str]) -> dict[str, Outcome]:
     """What a worker gives up, layer by layer."""
     outcomes: dict[str, Outcome] = {}
@@ -259,7 +255,7 @@ def tap(order: dict[str, Any]) -> dict[str, Outcome]:
 def files() -> str:
     """As commands get their resolv.conf."""
     text, path = "nameserver 10.0.2.3\n", "/etc/resolv.conf"
-    show_files({path: text})
+    show_files({path: text}, {})
     with open(path, encoding="utf-8") as file:
         if file.read() != text:
             raise OSError(errno.EIO, "another file is seen", path)

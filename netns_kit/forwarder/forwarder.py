@@ -5,25 +5,45 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import count
+from functools import partial
+from itertools import count, groupby
 from typing import Protocol, TypeVar
 
 import anyio
+import anyio.to_thread
 
 from netns_kit import arguments
-from netns_kit.errors import ArgumentTypeError, NetnsKitError, NotFound, StackClosed
-from netns_kit.host import diagnosis, sysctl
-from netns_kit.host.abi import CAP_NET_BIND_SERVICE
+from netns_kit.arguments import AddressLike
+from netns_kit.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    FeatureUnavailable,
+    NetnsKitError,
+    NotFound,
+    PortInUseError,
+    StackClosed,
+)
+from netns_kit.host import bound_ports, diagnosis, sysctl
+from netns_kit.host.paths import Made
 from netns_kit.namespace.background import Openable, Supervisor
+from netns_kit.namespace.given import HasFileno
+from netns_kit.namespace.namespace import Namespace
 
-from .listeners import Forwards
-from .ports import PortForward, parse
+from .binding import described, listen_unix
+from .conflicts import Claims, place_of
+from .forwards import Forwards
+from .handed import Handed
+from .ports import Follow, Mode, PortForward, UnixSocket
+from .specs import parse_all
 
 AT_ONCE = 256  # ports that are added between two steps of the engine
 
 CLOSING_SECONDS = 2.0  # for an engine that does not answer; the listeners then end with the stack
+
+_FAMILY = {4: int(socket.AF_INET), 6: int(socket.AF_INET6)}
 
 T = TypeVar("T")
 _numbers = count()
@@ -34,6 +54,19 @@ class Askable(Protocol):
 
     supervisor: Supervisor
     """The stack's life: whether it is open, and what it failed with.  For parts of the library."""
+
+    @property
+    def namespace(self) -> Namespace | None:
+        """The namespace that the stack's device is in, if it is known."""
+        ...
+
+    def pass_socket(self, sock: socket.socket) -> int:
+        """Have the engine receive a copy of a socket, see `UserStack.pass_socket`.
+
+        Args:
+            sock: The socket, which stays the caller's.
+        """
+        ...
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
         """Have the stack do an operation, see `UserStack.ask`.
@@ -68,6 +101,9 @@ class Forwarder(Openable):
             raise ArgumentTypeError("expected a UserStack", "stack", arguments.shown(stack))
         self._stack = stack
         self._number = next(_numbers)  # by which its listeners are known
+        self._handed = Handed()
+        self._claims = Claims()
+        self._made: dict[PortForward, Made] = {}  # files of unix sockets
         self.supervisor = Supervisor(type(self).__name__, StackClosed, stack.supervisor)
 
     def __repr__(self) -> str:
@@ -77,48 +113,180 @@ class Forwarder(Openable):
         self._stack.supervisor.check()
 
     async def _close(self) -> None:
+        self._handed.close()
         # a stack that has ended has closed them itself
         with anyio.move_on_after(CLOSING_SECONDS, shield=True), suppress(NetnsKitError):
+            listening = await self._stack.ask(Forwards.list, self._number)
             await self._stack.ask(Forwards.remove_all, self._number)
+            for forward in listening:
+                await self._take_back(forward)
+        while self._made:
+            _, made = self._made.popitem()
+            with suppress(OSError):
+                made.remove()
 
-    async def add(self, *specs: str | PortForward) -> tuple[PortForward, ...]:
+    async def add(
+        self, *specs: str | PortForward | Follow, mode: Mode | None = None
+    ) -> tuple[PortForward, ...]:
         """Listen on ports, and return one forward for each; a range has several.  Either all listen or none.
 
+        A port of an optional forward that is taken, or that needs a privilege, is left out.
+
         Args:
-            specs: The ports, as text (see `netns_kit.forwarder.ports`) or as `PortForward` objects.
+            specs: The ports, as text (see `netns_kit.forwarder.specs`), or as `PortForward` and `Follow` objects.
+            mode: How clients of those get inside that do not say it themselves, see `PortForward.settled`.
 
         Raises:
             PortSpecError, ArgumentError: A specification cannot be understood.
             PrivilegedPortError: A port needs a privilege; raised before anything is bound.
-            PortInUseError: Another socket has the port.
+            PortInUseError: Another socket has the port, and the message says whose it is, as far as this process may
+                know; or another forward has it, and then nothing was bound.
             AddressError: The host has no such address, or the namespace cannot have the one inside.
-            ArgumentTypeError: An argument is neither text nor a PortForward.
+            ArgumentTypeError: An argument is neither text nor a PortForward or Follow.
+            FeatureUnavailable: The mode cannot be had here, or a specification says "auto".
+            NotFound: A port that was added was removed by another task before all were there.
             StackClosed: The forwarder is not open.
             OSError: Listening failed otherwise.
 
         Cancellation: The ports may have been added; `list` shows them.
         """
-        forwards = [
-            forward
-            for spec in specs
-            for forward in ((spec,) if isinstance(spec, PortForward) else parse(spec))
-        ]
-        _check_privilege(forwards)
+        asked = []
+        for each in parse_all(specs):
+            if isinstance(each, Follow):
+                raise FeatureUnavailable(f"port {each}: 'auto' cannot be had yet", fix="write the ports")
+            asked.append(each.settled(mode))
+        forwards = self._claims.add(_permitted(asked))
         added: list[PortForward] = []
         try:
-            for start in range(0, len(forwards), AT_ONCE):
-                added += await self._ask(Forwards.add, tuple(forwards[start : start + AT_ONCE]))
-        except Exception:
-            for forward in added:
-                await self._ask(Forwards.remove, forward)
+            await self._prepare(forwards)
+            for (is_handed, on_unix), some in groupby(forwards, _kind):
+                batch = tuple(some)
+                if is_handed:
+                    with self.supervisor.guarding():
+                        added += self._handed.add(batch)
+                    continue
+                for start in range(0, len(batch), 1 if on_unix else AT_ONCE):
+                    if on_unix:
+                        added += await self._add_unix(batch[start])
+                    else:
+                        added += await self._ask(Forwards.add, batch[start : start + AT_ONCE])
+        except BaseException as error:
+            self._claims.discard(forwards)
+            if isinstance(error, Exception):
+                for forward in added:
+                    await self.remove(forward)
+                for forward in forwards:
+                    await self._take_back(forward)
+            if isinstance(error, PortInUseError):
+                raise await self._explained(error, forwards) from error
             raise
+        if added != forwards:  # some were left out, or have a number now
+            self._claims.exchange(forwards, added)
         return tuple(added)
 
-    async def remove(self, forward: PortForward) -> None:
-        """Stop listening on a port.  It is free when this returns; TCP connections that exist go on.
+    async def _explained(self, error: PortInUseError, forwards: Sequence[PortForward]) -> PortInUseError:
+        """Return the error with the name of the port's owner, if that can be known."""
+        for forward in forwards:
+            place, host = place_of(forward), forward.host
+            if not error.cause.startswith(f"{place} "):
+                continue
+            if isinstance(host, UnixSocket):
+                owner = await anyio.to_thread.run_sync(bound_ports.path_holder, host.path)
+            else:
+                ask = partial(bound_ports.holder, forward.protocol, host, forward.host_port)
+                owner = await anyio.to_thread.run_sync(ask)
+            return error if owner is None else PortInUseError(f"{place} is taken by {owner}", fix=error.fix)
+        return error
+
+    async def adopt(
+        self,
+        sock: socket.socket,
+        guest_port: int | None = None,
+        guest: AddressLike | UnixSocket | None = None,
+        *,
+        mode: Mode | None = None,
+    ) -> PortForward:
+        """Publish a socket that listens already, one of `activated` say, and return the forward that does so.
+
+        The forwarder has a copy, and `remove` closes that alone.  As long as others have copies, clients may connect
+        and wait.
+
+        Args:
+            sock: A TCP, UDP or unix stream socket, which stays the caller's and does not block from now on.  Nobody
+                else is to read from it, or to accept.
+            guest_port: The port inside, or None for the number that the socket has.
+            guest: The address inside, or a unix socket there; None for the namespace's own address.
+            mode: How clients get inside, see `PortForward.settled`.
+
+        Raises:
+            ArgumentError: The socket does not listen, or is of another kind; or the mode is "fd", for which a command
+                is given it by `listen`.
+            ArgumentTypeError: The argument is no socket, or another has another type.
+            AddressError, PortSpecError: The namespace cannot have what it is to lead to.
+            FeatureUnavailable: The mode cannot be had here, or the stack is not in a `Namespace`.
+            StackClosed: The forwarder is not open.
+
+        Cancellation: The socket may have been published; `list` shows it.
+        """
+        forward = described(sock, guest_port, guest).settled(mode)
+        if forward.mode == "fd":
+            fix = "give it to a command: popen(..., listen=[sock])"
+            raise ArgumentError("expected another mode", "mode", "'fd'", fix)
+        sock.setblocking(False)  # all copies
+        try:
+            await self._prepare([forward])
+            return await self._ask(Forwards.adopt, forward, self._stack.pass_socket(sock))
+        except Exception:
+            await self._take_back(forward)
+            raise
+
+    async def _stop(self, forward: PortForward) -> bool:
+        """Have whoever listens stop, and return whether anybody did."""
+        return self._handed.remove(forward) or await self._ask(Forwards.remove, forward)
+
+    async def _prepare(self, forwards: Sequence[PortForward]) -> None:
+        """Have the agent do what these need: the routes of transparent ones, and connections to unix sockets."""
+        transparent = [each for each in forwards if each.mode == "transparent"]
+        namespace = self._stack.namespace
+        if namespace is None:  # then the engine says so
+            return
+        for forward in forwards:
+            if isinstance(forward.guest, UnixSocket):
+                await namespace.allow_unix(forward.guest.address, wanted=True)
+        if not transparent:
+            return
+        await namespace.prepare_transparent(ipv6=any(_version(each) == 6 for each in transparent))
+        for forward in transparent:
+            if forward.protocol == "udp":
+                await namespace.route_answers(_FAMILY[_version(forward)], forward.guest_port, wanted=True)
+
+    async def _add_unix(self, forward: PortForward) -> tuple[PortForward, ...]:
+        assert isinstance(forward.host, UnixSocket)
+        try:
+            sock, made = listen_unix(forward.host)
+        except PortInUseError:
+            if forward.optional:
+                return ()
+            raise
+        try:
+            with sock:
+                added = await self._ask(Forwards.adopt, forward, self._stack.pass_socket(sock))
+        except BaseException:
+            if made is not None:
+                made.remove()
+            raise
+        if made is not None:
+            self._made[added] = made
+        return (added,)
+
+    async def remove(self, forward: PortForward, *, cut: bool = False) -> None:
+        """Stop listening on a port.  It is free when this returns.
+
+        A command that has the socket itself, which is mode "fd", keeps that, and the port with it.
 
         Args:
             forward: What `add` returned, or one of `list`.
+            cut: True: its TCP connections are reset.  False: those that exist go on.
 
         Raises:
             NotFound: There is no such forward.
@@ -129,32 +297,76 @@ class Forwarder(Openable):
         """
         fix = "give what `add` returned, or one of `list`"
         arguments.instance("forward", forward, PortForward, "a PortForward", fix)
-        if not await self._ask(Forwards.remove, forward):
+        self._claims.discard([forward])
+        if not await self._stop(forward):
             raise NotFound(f"there is no forward {forward}", fix=fix)
+        if made := self._made.pop(forward, None):
+            made.remove()
+        if cut:
+            await self._stack.ask(Forwards.cut, forward)
+        await self._take_back(forward)
+
+    async def _take_back(self, forward: PortForward) -> None:
+        """Take back what `_prepare` has had done, unless another forward needs it."""
+        if (namespace := self._stack.namespace) is None:
+            return
+        others = await self._stack.ask(Forwards.list_all)
+        if isinstance(forward.guest, UnixSocket) and all(forward.guest != each.guest for each in others):
+            await namespace.allow_unix(forward.guest.address, wanted=False)
+        if (forward.mode, forward.protocol) != ("transparent", "udp"):
+            return
+        left = [each for each in others if (each.mode, each.protocol) == ("transparent", "udp")]
+        family = _version(forward)
+        if not any(each.guest_port == forward.guest_port and _version(each) == family for each in left):
+            await namespace.route_answers(_FAMILY[family], forward.guest_port, wanted=False)
 
     async def list(self) -> tuple[PortForward, ...]:
-        """Return the forwards that are listening, oldest first.
+        """Return the forwards that are listening, oldest first; those of mode "fd" are the last.
 
         Raises:
             StackClosed: The forwarder is not open.
 
         Cancellation: Nothing is changed.
         """
-        return await self._ask(Forwards.list)
+        return (*await self._ask(Forwards.list), *self._handed.list())
+
+    def sockets(self) -> tuple[tuple[str, HasFileno], ...]:
+        """Return the sockets of the forwards of mode "fd", oldest first, each with a name like "80/tcp".
+
+        They are what a command is given by `listen`, see `CommandOptions`:
+
+            await net.popen(["server"], listen=net.forwarder.sockets())
+
+        They stay the forwarder's, which closes them.
+        """
+        return self._handed.named()
 
     async def _ask(self, operation: Callable[..., T], *arguments: object) -> T:
         with self.supervisor.guarding():
             return await self._stack.ask(operation, self._number, *arguments)
 
 
-def _check_privilege(forwards: Sequence[PortForward]) -> None:
+def _kind(forward: PortForward) -> tuple[bool, bool]:
+    """Return what decides who listens: whether a command has the socket, and whether it is a unix socket."""
+    return forward.mode == "fd", isinstance(forward.host, UnixSocket)
+
+
+def _version(forward: PortForward) -> int:
+    """Return the version of IP that a forward's clients use."""
+    return 4 if isinstance(forward.host, UnixSocket) else forward.host.version
+
+
+def _permitted(forwards: Sequence[PortForward]) -> Sequence[PortForward]:
+    """Return those whose ports may be bound: all, but for optional ones.
+
+    Raises:
+        PrivilegedPortError: The port of one that is not optional needs a privilege.
+    """
     (start,) = sysctl.numbers(diagnosis.PORT_START)
-    low = next((each.host_port for each in forwards if 0 < each.host_port < start), None)
-    if low is not None and not _may_bind_low_ports():
-        raise diagnosis.privileged_port(low, "of the host", start)
-
-
-def _may_bind_low_ports() -> bool:
-    with open("/proc/thread-self/status", encoding="ascii", errors="replace") as file:
-        effective = next(line.split()[1] for line in file if line.startswith("CapEff:"))
-    return bool(int(effective, 16) >> CAP_NET_BIND_SERVICE & 1)
+    low = [each for each in forwards if 0 < each.host_port < start]
+    if not low or bound_ports.may_bind(low[0].host_port):
+        return forwards
+    needed = next((each for each in low if not each.optional), None)
+    if needed is not None:
+        raise diagnosis.privileged_port(needed.host_port, "of the host", start)
+    return [each for each in forwards if each not in low]

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from socket import socket as SocketType
 from subprocess import PIPE
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args
@@ -39,17 +40,19 @@ from netns_kit.arguments import AddressLike
 from netns_kit.errors import (
     ArgumentError,
     ArgumentTypeError,
+    FeatureUnavailable,
     NamespaceGone,
     NotPrivileged,
     OwnNamespace,
     PortInUseError,
     SysctlError,
 )
-from netns_kit.host import diagnosis, sysctl
-from netns_kit.host.abi import NETLINK_ROUTE, RT_TABLE_MAIN, TUN_MAJOR, TUN_MINOR
+from netns_kit.host import bound_ports, diagnosis, sysctl
+from netns_kit.host.abi import NETLINK_ROUTE, NETLINK_SOCK_DIAG, RT_TABLE_MAIN, TUN_MAJOR, TUN_MINOR
 
 from .agent_client import AgentProcess, Conversation, Done, Start
 from .background import Openable, Supervisor
+from .listening import ListeningSocket, Protocol, SocketDiagnostics
 from .process import Command, CommandFailed, CommandOptions, Process, open_process
 from .watch import Watch
 
@@ -67,45 +70,56 @@ _SOCKET_FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
 @dataclass(frozen=True)
 class Interface:
-    """A network interface; `mac` is empty where there is none."""
+    """A network interface."""
 
     index: int
+    """Number of the interface in its namespace."""
     name: str
+    """Name of the interface."""
     mtu: int
+    """Size in bytes of the largest packet that it sends."""
     mac: str
+    """Hardware address; empty if the interface has none."""
     up: bool
+    """True if the interface is up."""
 
 
 @dataclass(frozen=True)
 class InterfaceAddress:
-    """An address with its prefix, and the `index` of the link that has it."""
+    """An address of an interface."""
 
     index: int
+    """Number of the interface that has the address."""
     interface: IPv4Interface | IPv6Interface
+    """Address with its prefix."""
 
 
 @dataclass(frozen=True)
 class Route:
-    """A route of the main table; `gateway` and `index` (of the link) are None where the route has none."""
+    """A route of the main routing table."""
 
     destination: IPv4Network | IPv6Network
+    """Network that the route leads to."""
     gateway: IPv4Address | IPv6Address | None
+    """Address of the next router; None if the network is on the link itself."""
     index: int | None
+    """Number of the interface that packets leave by; None if the route has none, as an unreachable one."""
     metric: int
+    """Cost of the route.  Of several to one network, that with the lowest is used."""
 
 
 @dataclass(frozen=True)
 class OpenedTap:
-    """A tap device that was opened in the namespace.
-
-    `fds`, one for each queue, are the caller's to close; `flags` are those that the kernel has set.  `existed`: the
-    device was there before, a persistent one that others have made.
-    """
+    """A tap device that was opened in the namespace."""
 
     fds: tuple[int, ...]
+    """Descriptors, one for each queue.  The caller closes them."""
     name: str
+    """Name of the interface."""
     flags: int
+    """Flags that the kernel has set (IFF_TAP and others)."""
     existed: bool
+    """True if the device existed before: a persistent one that was made by somebody else."""
 
     @property
     def fd(self) -> int:
@@ -163,7 +177,8 @@ class Namespace(Openable):
 
         Args:
             ids: Who commands are in there.  "root" maps uid and gid 0 to the caller's.  "same" maps the caller's ids
-                to themselves; commands have no capability then.  "subids" maps 0 to the caller and the ids from 1 on
+                to themselves; commands have no capability then, and may use every port all the same: new namespaces
+                have `net.ipv4.ip_unprivileged_port_start` 0.  "subids" maps 0 to the caller and the ids from 1 on
                 to the ranges of /etc/subuid and /etc/subgid, by newuidmap(1); if the caller is root, every id that
                 it has to itself.
             pids: Which processes commands see.  "own": each other and no others.  They have a PID namespace, a mount
@@ -293,7 +308,7 @@ class Namespace(Openable):
 
     @property
     def pids(self) -> Pids:
-        """Which processes commands see, "own" or "host", as `create` describes them.
+        """The processes that commands see, "own" or "host", as `create` describes them.
 
         Raises:
             NamespaceGone: It is not open.
@@ -304,10 +319,10 @@ class Namespace(Openable):
         return await self._agent.converse(op, fds, arguments)
 
     async def _ask(
-        self, kind: type[T], op: str, /, *, descriptors: int = 0, **arguments: object
+        self, kind: type[T], op: str, /, *, descriptors: int = 0, fds: Sequence[int] = (), **arguments: object
     ) -> tuple[T, list[int]]:
         with self.supervisor.guarding():
-            conversation = await self._converse(op, **arguments)
+            conversation = await self._converse(op, fds, **arguments)
             try:
                 return await conversation.receive(kind, descriptors)
             finally:
@@ -345,6 +360,10 @@ class Namespace(Openable):
                 caller takes that back.
             pass_fds: Descriptors that it has by the same numbers.
             files: Absolute paths, and what is to be read there; only this command sees it (docs/commands.md).
+            listen: Sockets that it is activated with, as systemd does: descriptors from 3 on, LISTEN_FDS and so on.
+                They block from then on, for the caller as well.
+            open_files: Names, and files that it is given open by these names, in the same way.
+            sockets: Absolute paths, and the host's Unix sockets that are there for this command only.
 
         Raises:
             CommandFailed: A `subprocess.CalledProcessError`: the status is not 0.
@@ -394,7 +413,8 @@ class Namespace(Openable):
         Close the Process, or use it in an `async with`: that kills the command if it still runs.
 
         Args:
-            command, stdin, stdout, stderr, cwd, env, start_new_session, foreground, pass_fds, files: As in `run`.
+            command, stdin, stdout, stderr, cwd, env, start_new_session, foreground, pass_fds: As in `run`.
+            files, listen, open_files, sockets: As in `run`.
 
         Raises:
             ArgumentError, OSError, UserNamespaceDenied, NamespaceGone: As in `run`.
@@ -434,6 +454,89 @@ class Namespace(Openable):
             raise self._agent.betrayed("another socket than was asked for")
         sock.setblocking(False)
         return sock
+
+    async def supply_sockets(self) -> tuple[SocketType, SocketType]:
+        """Return a socket on which sockets of the namespace may be ordered, and one to send it others.
+
+        For parts of this library, see `netns_kit.namespace.agent_sockets`.
+
+        Raises:
+            NamespaceGone: The namespace has ended, or is not open.
+            OSError: There is no room for descriptors.
+
+        Cancellation:
+            It leaves nothing.
+        """
+        engines, agents = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            await self._ask(Done, "supply", fds=[agents.fileno()])
+        except BaseException:
+            engines.close()
+            agents.close()
+            raise
+        for end in (engines, agents):
+            end.setblocking(False)
+        return engines, agents
+
+    async def allow_unix(self, address: str, *, wanted: bool) -> None:
+        """Let an engine have connections to a unix socket, or no more.
+
+        For parts of this library, see `netns_kit.namespace.agent_sockets`.
+
+        Args:
+            address: The address, as connect(2) takes it.
+            wanted: False: the engine gets none any more.
+
+        Raises:
+            NamespaceGone: The namespace has ended, or is not open.
+
+        Cancellation:
+            The engine may have been let.
+        """
+        await self._ask(Done, "allow_unix", address=address, wanted=wanted)
+
+    async def prepare_transparent(self, *, ipv6: bool) -> None:
+        """Let connections keep the address of their client, which is none of the namespace.
+
+        For parts of this library, see `netns_kit.namespace.agent_sockets`.
+
+        Args:
+            ipv6: Whether those of IPv6 are to, beside those of IPv4.
+
+        Raises:
+            FeatureUnavailable: The caller may not have that here, or the kernel does not know it.
+            NamespaceGone: The namespace has ended, or is not open.
+
+        Cancellation:
+            The routes may have been made.
+        """
+        try:
+            await self._ask(Done, "prepare_transparent", ipv6=ipv6)
+        except OSError as exc:
+            raise FeatureUnavailable(
+                f"no socket in this namespace may have the address of a client: {exc.strerror}",
+                fix='use mode="stack", which keeps the address too; this takes CAP_NET_ADMIN in the namespace',
+                errno=exc.errno,
+            ) from exc
+
+    async def route_answers(self, family: int, port: int, *, wanted: bool) -> None:
+        """Have what programs send by UDP from a port go to transparent sockets, or no more.
+
+        For parts of this library, see `netns_kit.namespace.agent_sockets`.
+
+        Args:
+            family: The address family, a number.
+            port: The port that programs send from.
+            wanted: False: the packets leave the namespace again.
+
+        Raises:
+            OSError: The kernel does not take the rule.
+            NamespaceGone: The namespace has ended, or is not open.
+
+        Cancellation:
+            The rule may have been changed.
+        """
+        await self._ask(Done, "route_answers", family=int(family), port=port, wanted=wanted)
 
     async def connect_tcp(self, host: AddressLike, port: int) -> anyio.abc.SocketStream:
         """Connect by TCP from the namespace.
@@ -499,8 +602,10 @@ class Namespace(Openable):
         except OSError as exc:
             sock.close()
             if exc.errno == errno.EADDRINUSE:
+                owner = await anyio.to_thread.run_sync(bound_ports.holder, "tcp", address, port, self.pid)
                 raise PortInUseError(
-                    f"{address} port {port}/tcp is taken in the namespace", fix="choose another port, or 0"
+                    f"{address} port {port}/tcp in the namespace is taken by {owner or 'another socket'}",
+                    fix="choose another port, or 0",
                 ) from exc
             if exc.errno == errno.EACCES:
                 start = int(await self.get_sysctl(diagnosis.PORT_START))
@@ -569,6 +674,39 @@ class Namespace(Openable):
         finally:
             sock.close()
 
+    async def listening(self) -> tuple[ListeningSocket, ...]:
+        """Return the sockets of the namespace that wait for clients, of TCP and UDP.
+
+        Raises:
+            FeatureUnavailable: This kernel has no socket diagnostics.
+            OSError: EMSGSIZE: there are more than about 65,000.
+            NamespaceGone: The namespace has ended, or is not open.
+
+        Cancellation:
+            It changes nothing.
+        """
+        diagnostics = await self.diagnostics()
+        try:
+            return tuple(await diagnostics.parse(await diagnostics.dump(get_args(Protocol))))
+        finally:
+            diagnostics.close()
+
+    async def diagnostics(self) -> SocketDiagnostics:
+        """Return what tells of the namespace's sockets, for parts of this library.  It is the caller's to close.
+
+        Raises:
+            FeatureUnavailable: This kernel has no socket diagnostics.
+            NamespaceGone: The namespace has ended, or is not open.
+
+        Cancellation:
+            It leaves no socket.
+        """
+        try:
+            sock = await self.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_SOCK_DIAG)
+        except OSError as exc:
+            raise diagnosis.feature("socket diagnostics", exc, "3.3", "socket with AF_NETLINK") from exc
+        return SocketDiagnostics(sock, self._agent.betrayed)
+
     async def get_sysctl(self, name: str) -> str:
         """Return the value of a sysctl of the namespace.
 
@@ -576,6 +714,7 @@ class Namespace(Openable):
             name: One of those below `net.`, as sysctl(8) takes it.
 
         Raises:
+            ArgumentTypeError: The name is not text.
             SysctlError: There is no such sysctl, or it is not a network namespace's.
             NamespaceGone: The namespace has ended, or is not open.
 
@@ -595,6 +734,7 @@ class Namespace(Openable):
             value: Text or a whole number.
 
         Raises:
+            ArgumentTypeError: The name is not text, or the value neither text nor a whole number.
             SysctlError: There is no such sysctl, it is not a network namespace's, or the kernel refuses the value.
             NamespaceGone: The namespace has ended, or is not open.
 
@@ -613,6 +753,7 @@ class Namespace(Openable):
             name: Its name.
 
         Raises:
+            ArgumentTypeError: The name is not text.
             NotPrivileged: The caller has not CAP_NET_ADMIN in both.
             OSError: ENODEV: there is no such interface.
             NamespaceGone: The namespace has ended, or is not open.

@@ -11,12 +11,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netns_kit import DeviceGone, FlowInfo, NetnsKitError, PortForward, PortInUseError, Refusal
+from netns_kit import (
+    DeviceGone,
+    FlowInfo,
+    Follow,
+    NetnsKitError,
+    PortForward,
+    PortInUseError,
+    Refusal,
+    UnixSocket,
+)
 from netns_kit.child.codec import DecodeError, Failure, decode, dump, encode, load
 from netns_kit.dhcp import Lease
 from netns_kit.dns import Record
 from netns_kit.operations import types_of
-from netns_kit.uplink.uplink import Endpoint
+from netns_kit.uplink.flow import Endpoint
 from netns_kit.userstack.control import OPERATIONS
 from netns_kit.userstack.events import FlowEvent
 
@@ -37,10 +46,19 @@ flows = st.builds(
     st.integers(),
     st.floats(allow_nan=False, allow_infinity=False),
 )
-forwards = st.builds(
-    PortForward, st.sampled_from(["tcp", "udp"]), addresses, ports, st.none() | addresses, ports,
-    st.none() | st.text(min_size=1),
+modes = st.none() | st.sampled_from(["stack", "socket", "transparent", "fd"])
+devices = st.none() | st.sampled_from(["lo", "br-1.5"])
+unix = st.sampled_from(["/run/x.sock", "@abstract", "/srv/a b:c", "/srv/\u00e4\udcff"]).map(UnixSocket)
+ranges = st.lists(st.sampled_from([(1, 1), (80, 90), (65535, 65535)])).map(tuple)
+forwards = st.one_of(
+    st.builds(
+        PortForward, st.sampled_from(["tcp", "udp"]), addresses, ports, st.none() | addresses, ports, devices,
+        modes, st.booleans(), st.booleans(),
+    ),
+    st.builds(PortForward, st.just("tcp"), unix, st.just(0), st.none() | addresses, ports, optional=st.booleans()),
+    st.builds(PortForward, st.just("tcp"), addresses, ports, unix, st.just(0), devices, freebind=st.booleans()),
 )  # fmt: skip
+follows = st.builds(Follow, st.sampled_from(["tcp", "udp"]), addresses, devices, ranges, ranges, modes)
 events = st.builds(
     FlowEvent, st.sampled_from(["opened", "refused", "closed"]), flows,
     st.none() | st.sampled_from(Refusal), st.integers(0),
@@ -54,7 +72,10 @@ records = st.builds(
 )
 VALUES: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (tuple[FlowInfo, ...], st.lists(flows).map(tuple)),
+    (PortForward, forwards),
     (tuple[PortForward, ...], st.lists(forwards).map(tuple)),
+    (PortForward, forwards),
+    (tuple[PortForward | Follow, ...], st.lists(forwards | follows).map(tuple)),
     (tuple[FlowEvent, ...], st.lists(events).map(tuple)),
     (tuple[Lease, ...], st.lists(leases).map(tuple)),
     (dict[str, int], st.dictionaries(st.text(), st.integers())),
@@ -110,8 +131,11 @@ def test_so_is_a_number_beyond_all_numbers() -> None:
         (bool, 1), (str, 1), (None, 0), (dict[str, int], {"a": "b"}),
         (tuple[int, ...], {"a": 1}), (tuple[int, int], [1]), (tuple[int, int], [1, 2, 3]), (Endpoint, ["10.0.2.2"]),
         (Endpoint, ["10.0.2.256", 1]), (Endpoint, [167772674, 1]), (Refusal, "open"), (Refusal, ["reset"]),
-        (PortForward, ["tcp", "10.0.2.2", 0, None, 70000, None]),
-        (PortForward, ["tcp", "10.0.2.2", 0, None, 80, None, None]), (FlowInfo, "tcp"),
+        (PortForward, ["tcp", "10.0.2.2", 0, None, 70000, None, None, False, False]),
+        (PortForward, ["tcp", "10.0.2.2", 0, None, 80, None, None, False, False, False]),
+        (PortForward, ["tcp", ["relative"], 0, None, 80, None, None, False, False]),
+        (PortForward, ["tcp", "10.0.2.2", 0, None, 80, None, "tunnel", False, False]),
+        (Follow, ["tcp", "10.0.2.2", None, [[80, 79]], [], None]), (FlowInfo, "tcp"),
     ],
 )  # fmt: skip
 def test_nonsense(kind: Any, value: Any) -> None:

@@ -87,7 +87,7 @@ class Told(Uplink):
     def dial(self, flow: Flow, target: Target, *, ttl: int = 64, tos: int = 0) -> Dial:
         if self.failure is not None:
             raise self.failure
-        self.opened.append(("tcp", str(target.endpoints[0].address), target.endpoints[0].port))
+        self.opened.append(("tcp", str(target.candidates[0].address), target.candidates[0].port))
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         self.peers.append(theirs)

@@ -15,6 +15,7 @@ from netns_kit import (
     DhcpSettings,
     DnsSettings,
     Endpoint,
+    Follow,
     Forwarder,
     Impairment,
     Limits,
@@ -28,6 +29,7 @@ from netns_kit import (
     Subnet6,
     TapDevice,
     Target,
+    UnixSocket,
     Uplink,
     UserStack,
 )
@@ -153,12 +155,19 @@ EVERYWHERE: list[tuple[Callable[..., Any], tuple[Any, ...] | dict[str, Any], dic
     }),
     (Endpoint, ("192.0.2.1",), {"port": ["80", -1, 65536, True, None]}),
     (Endpoint, {"port": 80}, {"address": ["name", 5, None]}),
-    (Target, (), {"endpoints": [[], None, ("192.0.2.1",), Endpoint("192.0.2.1", 80)]}),
+    (Target, (), {"candidates": [[], None, ("192.0.2.1",), Endpoint("192.0.2.1", 80)]}),
     (PortForward, {"host": "127.0.0.1", "host_port": 80, "guest": None, "guest_port": 80, "protocol": "udp"}, {
         "protocol": ["sctp", None, 6], "host": [5, "name", None], "host_port": ["80", -1, True, None],
         "guest": [5, "name"], "guest_port": ["80", 0, None],
     }),
-    (PortForward, ("tcp", "127.0.0.1", 80, None, 80), {"device": [5]}),
+    (PortForward, ("tcp", "127.0.0.1", 80, None, 80), {
+        "device": [5, "", "a b", "a" * 16], "mode": ["tunnel", 5], "freebind": ["no", None], "optional": ["no", 1],
+    }),
+    (UnixSocket, (), {"path": [5, None, "run/x", "/", "@", "/a\0", "/" + "a" * 107, "/\ud800"]}),
+    (Follow, {"protocol": "tcp"}, {
+        "protocol": ["sctp", None], "host": [5, "name", None], "device": [5, "a/b"], "mode": ["tunnel", 5],
+        "include": ["80", 80, [80], [(80,)], [(80, 79)], [(0, 1)], [("80", 81)]], "exclude": [80, [(1, 65536)]],
+    }),
     (Subnet, {}, {"network": ["10.0.2.0/24", None, 5]}),
     (Subnet, (IPv4Network("10.0.2.0/24"),), {"ipv6": [True, "fd00::/64"]}),
     (Subnet.parse, ("10.0.2.0/24",), {"ipv6": ["fd00::/64", 1, None]}),

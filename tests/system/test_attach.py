@@ -139,7 +139,7 @@ TARGETS = "give the id of a process, or the path of a network namespace, like /r
         (["/nonexistent"], f"netns-kit: /nonexistent: No such file or directory; {TARGETS}\n"),
         (["/etc/passwd"], f"netns-kit: /etc/passwd: not a network namespace; {TARGETS}\n"),
         (["--mtu=1", "1"], "--mtu: '1': expected a whole number from 68 to 65521"),
-        (["-p", "x", "1"], "'x': expected [tcp:|udp:]"),
+        (["-p", "x", "1"], "'x': expected tcp: or udp: or an address"),
     ],
 )
 def test_what_fails_is_told(words: list[str], text: str) -> None:

@@ -595,7 +595,9 @@ def test_ctrl_c_comes_once(interactive: tuple[int, Lines, int], line: str, tmp_p
     if in_script:
         (ours,) = children(ours)
     for number in range(1, 4):
-        if in_script:  # whose shell does not mind: what we pass on must not come before the command has the first
+        if (
+            in_script
+        ):  # whose shell does not mind: what we pass on must not come before the command has the first
             os.kill(ours, signal.SIGSTOP)
             wait_state({ours: "T"})
         os.write(master, b"\x03")

@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -27,6 +28,7 @@ from netns_kit import (
     PortSpecError,
     PrivilegedPortError,
 )
+from netns_kit.forwarder.ports import MODES
 from netns_kit.gateway.setup import DriverName
 from tests.support import ROOT, missing, needs_ipv6, needs_tun
 from tests.support.servers import SECONDS, bounded, closed_port, host_address
@@ -172,7 +174,8 @@ async def test_a_range_is_had_whole_or_not_at_all(net: Network, protocol: str) -
         taken.bind(("127.0.0.1", first + 2))
         if protocol == "tcp":
             taken.listen()
-        with pytest.raises(PortInUseError, match=f"127.0.0.1:{first + 2}/{protocol}") as caught:
+        holder = f"127.0.0.1:{first + 2}/{protocol} is taken by this process; choose"
+        with pytest.raises(PortInUseError, match=holder) as caught:
             await net.forwarder.add(f"127.0.0.1:{first}-{first + 2}/{protocol}")
         assert caught.value.errno == errno.EADDRINUSE
     assert await net.forwarder.list() == ()
@@ -399,6 +402,88 @@ async def test_what_cannot_be_leaves_nothing(
     assert await net.forwarder.list() == ()
 
 
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@bounded
+async def test_a_port_is_forwarded_once(net: Network, protocol: str) -> None:
+    """What has it is named, and nothing was bound: the first of the range is free."""
+    (forward,) = await net.forwarder.add(f"0.0.0.0:0:80/{protocol}")
+    port = forward.host_port
+    for spec in (f"{port}:81", f"127.0.0.1:{port}:80", f"127.0.0.9:{port - 1}-{port}:1-2"):
+        with pytest.raises(
+            PortInUseError, match=f"{port}/{protocol} is taken by another forward, which leads to 80"
+        ):
+            await net.forwarder.add(f"{spec}/{protocol}")
+    with pytest.raises(PortInUseError, match=f"127.0.0.9:2000/{protocol} is taken by another forward"):
+        await net.forwarder.add(f"127.0.0.9:2000:80/{protocol}", f"127.0.0.9:2000:81/{protocol}")
+    assert await net.forwarder.list() == (forward,)
+    await net.forwarder.remove(forward)
+    assert await net.forwarder.add(forward) == (forward,)
+
+
+@bounded
+async def test_what_was_not_added_claims_nothing(net: Network) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = port_of(taken)
+        with pytest.raises(PortInUseError, match="this process"):
+            await net.forwarder.add(f"127.0.0.9:{port}:80", f"127.0.0.1:{port}:80")
+    assert len(await net.forwarder.add(f"127.0.0.9:{port}:80", f"127.0.0.1:{port}:80")) == 2
+
+
+@bounded
+async def test_what_is_optional_is_left_out_where_its_port_is_taken(net: Network) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        first, second = [
+            PortForward("tcp", host, port_of(taken), None, 80, mode="stack", optional=True)
+            for host in ("127.0.0.1", "127.0.0.9")
+        ]
+        assert await net.forwarder.add(first, second) == (second,)
+
+
+@bounded
+async def test_of_two_forwarders_one_has_a_port(net: Network) -> None:
+    (forward,) = await net.forwarder.add("127.0.0.1:0:80")
+    async with Forwarder(net.stack) as other:
+        with pytest.raises(PortInUseError, match=r"taken by (this process|a process of uid \d+);"):
+            await other.add(forward)
+        assert await other.list() == ()
+    assert await net.forwarder.list() == (forward,)
+
+
+@bounded
+async def test_the_wildcard_of_ipv6_has_the_port_of_ipv4(net: Network) -> None:
+    needs_ipv6()
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as taken:
+        for host in ("127.0.0.1", "0.0.0.0", "[::1]", "[::]"):
+            with pytest.raises(PortInUseError, match="is taken by this process"):
+                await net.forwarder.add(f"{host}:{port_of(taken)}:80")
+
+
+@bounded
+async def test_a_network_whose_port_is_taken_leaves_nothing(leaks: None, driver: DriverName) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = port_of(taken)
+        with pytest.raises(PortInUseError, match=f"127.0.0.1:{port}/tcp is taken by this process"):
+            await Network(driver=driver, ports=[f"127.0.0.9:{port}:80", f"127.0.0.1:{port}:80"]).open()
+    for host in ("127.0.0.1", "127.0.0.9"):
+        with socket.create_server((host, port)):
+            pass
+
+
+@bounded
+async def test_an_optional_port_that_cannot_be_had_is_left_out(net: Network, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        spec = f"127.0.0.1:{taken.getsockname()[1]},:80,optional"
+        (forward,) = await net.forwarder.add(spec)
+        assert (forward.guest_port, await net.forwarder.list()) == (80, (forward,))
+        with pytest.raises(PortInUseError):
+            await net.forwarder.add(spec.replace(",optional", ""))
+    path = tmp_path / "taken"
+    path.touch()
+    assert await net.forwarder.add(f"unix:{path}:80,optional") == ()
+    with pytest.raises(AddressError):
+        await net.forwarder.add("203.0.113.9:0:80,optional")  # no port, but the address is wrong
+
+
 @bounded
 async def test_ports_of_one_interface(net: Network) -> None:
     (forward,) = await net.forwarder.add("0.0.0.0%lo:0:80")
@@ -427,22 +512,28 @@ if os.geteuid() == 0:
     os.setuid(65534)
 from netns_kit import PrivilegedPortError, PortForward, StackClosed
 from netns_kit.namespace.background import Openable, Supervisor
+from netns_kit.forwarder import handed
 from netns_kit.forwarder.forwarder import Forwarder
 import asyncio
 
 class Stack(Openable):
     supervisor = Supervisor("stack", StackClosed)
+    namespace = None
     async def _open(self):
         pass
     async def _close(self):
         pass
     async def ask(self, operation, *arguments):
-        if operation.__qualname__ == "Forwards.add":
-            sys.exit("something would have been bound")
+        return () if operation.__qualname__ != "Forwards.add" else bind()
+
+def bind(*_):
+    sys.exit("something would have been bound")
+
+handed.listen = bind  # mode fd listens in this process
 
 async def main():
     async with Stack() as stack, Forwarder(stack) as forwarder:
-        await forwarder.add(sys.argv[1])
+        await forwarder.add(sys.argv[1], mode=sys.argv[2])
 
 try:
     asyncio.run(main())
@@ -452,15 +543,17 @@ except PrivilegedPortError as error:
 """
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
-    "spec", ["127.0.0.1:80", "127.0.0.1:2000-2001/udp", "127.0.0.1:0:80", "80-2000:80-2000"]
+    "spec",
+    ["127.0.0.1:80", "127.0.0.1:2000-2001/udp", "127.0.0.1:0:80", "80-2000:80-2000", "80-2000,optional"],
 )
-def test_a_privileged_port_is_refused_before_anything_is_bound(spec: str) -> None:
+def test_a_privileged_port_is_refused_before_anything_is_bound(spec: str, mode: str) -> None:
     if not 80 < (start := _start()) < 2000:
         missing(f"net.ipv4.ip_unprivileged_port_start is {start}")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", UNPRIVILEGED, spec],
+        [sys.executable, "-c", UNPRIVILEGED, spec, mode],
         capture_output=True, text=True, timeout=SECONDS, check=False, env=environment,
     )  # fmt: skip
     if spec in ("127.0.0.1:80", "80-2000:80-2000"):

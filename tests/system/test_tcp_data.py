@@ -278,7 +278,7 @@ async def test_urgent_data_that_comes_while_we_read_is_urgent(net: Network) -> N
         for _ in range(20):  # the guest's window grows, until there is room for more than a buffer
             await send(host, buffer)
             assert await exactly(guest, len(buffer)) == buffer
-        await net.stack.local.call(while_others_are_served)
+        await net.stack.local.driver.call(while_others_are_served)
         assert await up_to_the_mark(guest) == buffer
         assert guest.recv(1, socket.MSG_OOB) == b"!"
 

@@ -395,7 +395,7 @@ async def test_none_of_a_burst_of_connects_is_lost(net: Network) -> None:
                 host.setblocking(False)
                 host.connect_ex(("127.0.0.1", forward.host_port))
 
-        await net.stack.local.call(connect_all)
+        await net.stack.local.driver.call(connect_all)
         for host in hosts:
             assert await outcome(host) == 0
             await send(host, b"%d" % port_of(host))
