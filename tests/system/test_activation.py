@@ -158,7 +158,7 @@ PROXY = "/lib/systemd/systemd-socket-proxyd"
 async def test_a_server_of_systemds_own_takes_the_sockets(short_path: Path) -> None:
     """By libsystemd: a TCP and a Unix socket of the host, for a server on the namespace's loopback alone."""
     if not os.path.exists(PROXY):  # noqa: ASYNC240
-        missing(f"needs {PROXY}")
+        missing("not installed: systemd-socket-proxyd")
     with sockets(short_path) as made, anyio.fail_after(SECONDS):
         given = {"web": made["tcp"], "local": made["stream"]}
         async with (
