@@ -22,6 +22,7 @@ from .engine import IN, Engine
 
 STOCK = 16  # sockets of a kind that are kept, at first; twice as many, whenever there are too few
 STOCK_MOST = 128
+UNIX_AT_ONCE = 8  # orders of unix sockets that may wait for their reply
 
 
 class Kind(NamedTuple):
@@ -49,6 +50,7 @@ class Inside:
         self._engine = engine
         self._supply = supply
         self._stocks: dict[Kind, _Stock] = {}
+        self._unix: deque[tuple[str, Taker]] = deque()  # that are to be ordered
         self._passed: dict[int, socket.socket] = {}
         engine.add(supply.fileno(), self._on_supply, IN)
 
@@ -69,13 +71,8 @@ class Inside:
 
     def connect_unix(self, address: str, taker: Taker) -> None:
         """Give `taker` a socket that is connected to a unix socket, or the error that there is none."""
-        stock = self._stocks.setdefault(UNIX, _Stock())
-        try:
-            self._supply.send(ORDER.pack(*UNIX, 1) + address.encode(errors="surrogateescape"))
-        except OSError as error:  # it is closed, or too many wait
-            taker(error)
-        else:
-            stock.takers.append(taker)
+        self._unix.append((address, taker))
+        self._order_unix()
 
     def passed(self, number: int) -> socket.socket:
         """Return the socket that the caller's side has passed under that number, which is the caller's to close.
@@ -106,6 +103,19 @@ class Inside:
         for stock in stocks:
             stock.sockets.clear()
             stock.give(OSError(errno.ENETDOWN, os.strerror(errno.ENETDOWN)))
+        self._order_unix()
+
+    def _order_unix(self) -> None:
+        """Order connections to unix sockets.  There are few at once, or there would be no room for the replies."""
+        stock = self._stocks.setdefault(UNIX, _Stock())
+        while self._unix and len(stock.takers) < UNIX_AT_ONCE:
+            address, taker = self._unix.popleft()
+            try:
+                self._supply.send(ORDER.pack(*UNIX, 1) + address.encode(errors="surrogateescape"))
+            except OSError as error:  # it is closed
+                taker(error)
+            else:
+                stock.takers.append(taker)
 
     def _order(self, kind: Kind, stock: _Stock) -> None:
         wanted = min(stock.size + len(stock.takers), SCM_MAX_FD)
@@ -154,6 +164,7 @@ class Inside:
             sock.setblocking(False)
         if kind == UNIX:  # an answer to each order, in their order
             stock.takers.popleft()(error or sockets[0])
+            self._order_unix()
             return True
         stock.ordered = False
         stock.sockets.extend(sockets)
@@ -176,9 +187,10 @@ class _Stock:
         self.ordered = False
 
     def give(self, error: OSError) -> None:
-        """Tell all who wait that there is none."""
-        while self.takers:
-            self.takers.popleft()(error)
+        """Tell all who wait that there is none.  Those who ask again meanwhile are not told twice."""
+        takers, self.takers = self.takers, deque()
+        for taker in takers:
+            taker(error)
 
 
 def _socket(fd: int) -> socket.socket | None:
