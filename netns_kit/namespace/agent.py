@@ -225,6 +225,7 @@ class Agent:
         def on_order() -> None:
             if not supply_sockets(supply):
                 self.forget(supply.fileno())
+                supply.shutdown(socket.SHUT_RDWR)  # the engine's owner has a copy
                 supply.close()
 
         self.watch(supply.fileno(), on_order)

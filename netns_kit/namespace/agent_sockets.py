@@ -38,7 +38,7 @@ _SYSCTLS = {int(socket.AF_INET): "ipv4", int(socket.AF_INET6): "ipv6"}
 
 
 def serve(supply: socket.socket) -> bool:
-    """Answer one order; return False if there will be none any more.  What the engine does not take is closed."""
+    """Answer one order; return False if there will be none any more, or the answer has no room."""
     try:
         order = supply.recv(ORDER.size + PATH_MAX)
     except BlockingIOError:
@@ -58,12 +58,20 @@ def serve(supply: socket.socket) -> bool:
                 made.append(_socket(family, kind, bool(transparent)))
     except OSError as exc:
         number = exc.errno or errno.EIO
-    try:  # noqa: SIM105 - contextlib would take half a millisecond of a start that is waited for
-        send_record(supply, REPLY.pack(family, kind, transparent, number), [each.fileno() for each in made])
-    except OSError:  # too many are on their way: it orders again
-        pass
+    answered = _answer(supply, (family, kind, transparent, number), made)
+    if not answered and made:  # too many descriptors are on their way (ETOOMANYREFS)
+        answered = _answer(supply, (family, kind, transparent, errno.ETOOMANYREFS), [])
     for each in made:
         each.close()
+    return answered
+
+
+def _answer(supply: socket.socket, reply: tuple[int, int, int, int], sockets: list[socket.socket]) -> bool:
+    """Return whether the engine has been told: it orders no more than there is room to answer."""
+    try:
+        send_record(supply, REPLY.pack(*reply), [each.fileno() for each in sockets])
+    except OSError:
+        return False
     return True
 
 
