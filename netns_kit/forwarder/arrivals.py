@@ -131,6 +131,10 @@ class Arrival:
             self._inside.take(place.kind, self._try)
 
     def _try(self, sock: socket.socket | OSError) -> None:
+        if not self._places:  # it was closed meanwhile
+            if not isinstance(sock, OSError):
+                sock.close()
+            return
         place = self._places[0]
         if isinstance(sock, OSError):
             self._next(sock.errno or errno.EIO, None)
@@ -186,7 +190,8 @@ class Arrival:
         self.begin()
 
     def close(self) -> None:
-        """Try no more."""
+        """Try no more.  `done` is not called then."""
+        self._places = []
         if self._socket is not None:
             self._engine.remove(self._socket.fileno())
             self._socket.close()

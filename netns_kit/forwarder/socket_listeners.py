@@ -148,10 +148,6 @@ class StreamFlow(Published):
 
     def _joined(self, inner: socket.socket | OSError, _: Place) -> None:
         gateway = self._gateway
-        if self._outer.fileno() < 0:  # it was ended meanwhile
-            if not isinstance(inner, OSError):
-                inner.close()
-            return
         if isinstance(inner, OSError):
             self._refuse()
             return
