@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from subprocess import CompletedProcess
 from types import NoneType
 
@@ -11,9 +12,9 @@ from typing_extensions import Unpack
 
 from netns_kit import arguments
 from netns_kit.dns import hosts
-from netns_kit.errors import NamespaceGone
+from netns_kit.errors import NamespaceGone, StackClosed
 from netns_kit.forwarder.forwarder import Forwarder
-from netns_kit.forwarder.ports import PortForward, parse
+from netns_kit.forwarder.ports import Follow, PortForward, parse
 from netns_kit.gateway.setup import Setup, StackOptions
 from netns_kit.namespace.background import Openable, Supervisor
 from netns_kit.namespace.namespace import Namespace
@@ -63,7 +64,7 @@ class Network(Openable):
         self,
         *,
         uplink: Uplink | None = None,
-        ports: Iterable[str | PortForward] = (),
+        ports: Iterable[str | PortForward | Follow] = (),
         ifname: str = DEFAULT_IFNAME,
         mtu: int = DEFAULT_MTU,
         queues: int = 1,
@@ -77,7 +78,7 @@ class Network(Openable):
         self.namespace = namespace or Namespace.create()
         self.tap = TapDevice.open(self.namespace, ifname, mtu=mtu, queues=queues)
         self.stack = UserStack(self.tap, uplink, **options)
-        self.forwarder = Forwarder(self.stack)
+        self.forwarder = Forwarder(self.stack, self.namespace)
         self.supervisor = Supervisor(
             type(self).__name__,
             NamespaceGone,
@@ -88,7 +89,7 @@ class Network(Openable):
         self.ports = [
             forward
             for spec in ports
-            for forward in ([spec] if isinstance(spec, PortForward) else parse(spec))
+            for forward in ([spec] if isinstance(spec, PortForward | Follow) else parse(spec))
         ]
 
     def __repr__(self) -> str:
@@ -105,7 +106,12 @@ class Network(Openable):
         self.tap = await self.tap
         await self.stack.open()
         await self.forwarder.open()
+        self.supervisor.start(self._watch_forwarder)
         await self.forwarder.add(*self.ports)
+
+    async def _watch_forwarder(self) -> None:
+        with suppress(StackClosed):
+            await self.forwarder.wait_closed()
 
     async def _close(self) -> None:
         await self.forwarder.supervisor.end()  # what has failed is raised by our own supervisor
