@@ -16,13 +16,21 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from ipaddress import IPv6Address
 from typing import NamedTuple
 
 import anyio
 
 from netns_kit.arguments import Address
-from netns_kit.errors import ArgumentError, NetnsKitError, PortInUseError, PrivilegedPortError, StackClosed
+from netns_kit.errors import (
+    ArgumentError,
+    NetnsKitError,
+    NotFound,
+    PortInUseError,
+    PrivilegedPortError,
+    StackClosed,
+)
 from netns_kit.namespace.listening import ListeningSocket, Protocol, SocketDiagnostics
 from netns_kit.namespace.namespace import Namespace
 from netns_kit.subnet import Subnet
@@ -149,24 +157,23 @@ class Follower:
     Args:
         namespace: Where things listen.
         subnet: Returns the addresses of the namespace.
-        ours: Returns those of the listening sockets that are this library's own, and lead out again.
         check: Raises `PrivilegedPortError` for forwards that may not be added.
         add: Adds forwards, all or none.
-        remove: Removes one forward.
+        remove: Removes one forward; `cut` as in `Forwarder.remove`.
     """
 
     def __init__(
         self,
         namespace: Namespace,
         subnet: Callable[[], Subnet],
-        ours: Callable[[], Collection[ListeningSocket]],
         check: Callable[[Sequence[PortForward]], None],
-        add: Callable[[tuple[PortForward, ...]], Awaitable[object]],
-        remove: Callable[[PortForward], Awaitable[object]],
+        add: Callable[..., Awaitable[object]],
+        remove: Callable[..., Awaitable[object]],
     ) -> None:
         self._namespace = namespace
         self._subnet = subnet
-        self._ours = ours
+        self.ours: set[ListeningSocket] = set()
+        """Listening sockets that are this library's own and lead out: following one would make a circle."""
         self._check, self._add, self._remove = check, add, remove
         self._rules: dict[Follow, _Rule] = {}
         self._lock = anyio.Lock()
@@ -179,40 +186,52 @@ class Follower:
         """Return the rules, oldest first, with the forwards that each has made."""
         return {follow: tuple(rule.made.values()) for follow, rule in self._rules.items()}
 
-    async def add(self, follow: Follow) -> tuple[PortForward, ...]:
-        """Follow by one more rule, and return the forwards that it has made at once.
+    async def add(self, follows: Sequence[Follow]) -> tuple[PortForward, ...]:
+        """Follow by more rules, and return the forwards that they have made at once.
 
         Raises:
             FeatureUnavailable: This kernel has no socket diagnostics.
 
-        Cancellation: The rule may have been added.
+        Cancellation: The rules may have been added.
         """
         low, high = map(int, (await self._namespace.get_sysctl(EPHEMERAL)).split())
         async with self._lock:
-            rule = self._rules.get(follow)
-            if rule is None:
-                rule = self._rules[follow] = _Rule(follow, range(low, high + 1))
+            new = [_Rule(each, range(low, high + 1)) for each in follows if each not in self._rules]
+            self._rules |= {rule.follow: rule for rule in new}
             with anyio.CancelScope(shield=True):
                 try:
                     await self._look(closely=True)
                 except BaseException:
-                    del self._rules[follow]
+                    for rule in new:
+                        await self._end(rule)
                     raise
-            return tuple(rule.made.values())
+            return tuple(forward for follow in follows for forward in self._rules[follow].made.values())
 
-    async def remove(self, follow: Follow) -> bool:
+    async def remove(self, follow: Follow, *, cut: bool = False) -> bool:
         """End a rule and its forwards.  Return whether there was one like that.
+
+        Args:
+            follow: The rule.
+            cut: As in `Forwarder.remove`.
 
         Cancellation: The rule may have ended.
         """
         async with self._lock:
-            rule = self._rules.pop(follow, None)
+            rule = self._rules.get(follow)
             if rule is None:
                 return False
             with anyio.CancelScope(shield=True):
-                for forward in rule.made.values():
-                    await self._remove(forward)
+                await self._end(rule, cut=cut)
             return True
+
+    async def _end(self, rule: _Rule, *, cut: bool = False) -> None:
+        del self._rules[rule.follow]
+        while rule.made:
+            await self._remove_one(rule, next(iter(rule.made)), cut=cut)
+
+    async def _remove_one(self, rule: _Rule, port: int, *, cut: bool = False) -> None:
+        with suppress(NotFound):  # the user has removed it
+            await self._remove(rule.made.pop(port), cut=cut)
 
     async def run(self) -> None:
         """Keep up with what listens until there are no rules.  Raises what is wrong with the namespace."""
@@ -239,8 +258,7 @@ class Follower:
         if seen is None or (seen == self._seen and now < self._look_again and not closely):
             return
         assert self._diagnostics is not None
-        ours = self._ours()
-        sockets = [each for each in await self._diagnostics.parse(seen) if each not in ours]
+        sockets = [each for each in await self._diagnostics.parse(seen) if each not in self.ours]
         self._seen, self._look_again = seen, math.inf
         for rule in list(self._rules.values()):
             await self._apply(rule, wanted(rule.follow, sockets, self._subnet(), rule.ephemeral), now)
@@ -264,7 +282,7 @@ class Follower:
         rule.refused = {port: due for port, due in rule.refused.items() if port in wanted}
         todo = changes(rule.made, wanted, rule.missing)
         for port in todo.remove:
-            await self._remove(rule.made.pop(port))
+            await self._remove_one(rule, port)
         rule.missing = todo.missing
         if rule.missing:
             self._look_again = now
@@ -293,7 +311,7 @@ class Follower:
     async def _try(self, rule: _Rule, forwards: list[PortForward], now: float) -> None:
         """Add forwards: all at once, or else one by one, if another socket has one of the ports."""
         try:
-            await self._add(tuple(forwards))
+            await self._add(*forwards)
             rule.made |= {each.host_port: each for each in forwards}
             return
         except (OSError, ArgumentError) as error:

@@ -5,29 +5,34 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import count
-from types import NoneType
+from itertools import count, groupby
 from typing import Protocol, TypeVar
 
 import anyio
 
 from netns_kit import arguments
-from netns_kit.errors import ArgumentError, ArgumentTypeError, NetnsKitError, NotFound, StackClosed
+from netns_kit.errors import ArgumentTypeError, FeatureUnavailable, NetnsKitError, NotFound, StackClosed
+from netns_kit.frozen import replace
 from netns_kit.host import diagnosis, sysctl
 from netns_kit.host.abi import CAP_NET_BIND_SERVICE
+from netns_kit.host.paths import Made
 from netns_kit.namespace.background import Openable, Supervisor
 from netns_kit.namespace.namespace import Namespace
 from netns_kit.subnet import Subnet
 
+from .binding import listen_unix
 from .follow import Follower
-from .listeners import Forwards
-from .ports import Follow, PortForward, parse
+from .forwards import Forwards
+from .ports import Follow, Mode, PortForward, UnixSocket, parse
 
 AT_ONCE = 256  # ports that are added between two steps of the engine
 
 CLOSING_SECONDS = 2.0  # for an engine that does not answer; the listeners then end with the stack
+
+_FAMILY = {4: int(socket.AF_INET), 6: int(socket.AF_INET6)}
 
 T = TypeVar("T")
 _numbers = count()
@@ -40,8 +45,21 @@ class Askable(Protocol):
     """The stack's life: whether it is open, and what it failed with.  For parts of the library."""
 
     @property
+    def namespace(self) -> Namespace | None:
+        """The namespace that the stack's device is in, if it is known."""
+        ...
+
+    @property
     def subnet(self) -> Subnet:
         """The addresses of the namespace."""
+        ...
+
+    def pass_socket(self, sock: socket.socket) -> int:
+        """Have the engine receive a copy of a socket, see `UserStack.pass_socket`.
+
+        Args:
+            sock: The socket, which stays the caller's.
+        """
         ...
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
@@ -66,21 +84,19 @@ class Forwarder(Openable):
 
     Args:
         stack: The `UserStack` that the connections enter.
-        namespace: The `Namespace` that the stack serves; without it no rule can follow what listens there.
 
     Raises:
-        ArgumentTypeError: An argument has another type.
+        ArgumentTypeError: The argument is no stack.
         StackClosed: On opening, if the stack is not open.
     """
 
-    def __init__(self, stack: Askable, namespace: Namespace | None = None) -> None:
+    def __init__(self, stack: Askable) -> None:
         if not callable(getattr(stack, "ask", None)):
             raise ArgumentTypeError("expected a UserStack", "stack", arguments.shown(stack))
-        arguments.instance("namespace", namespace, (Namespace, NoneType), "a Namespace, or None")
-        self._namespace = namespace
-        self._follower: Follower | None = None
         self._stack = stack
         self._number = next(_numbers)  # by which its listeners are known
+        self._made: dict[PortForward, Made] = {}  # files of unix sockets
+        self._follower: Follower | None = None
         self.supervisor = Supervisor(type(self).__name__, StackClosed, stack.supervisor)
 
     def __repr__(self) -> str:
@@ -94,9 +110,18 @@ class Forwarder(Openable):
             self._follower.close()
         # a stack that has ended has closed them itself
         with anyio.move_on_after(CLOSING_SECONDS, shield=True), suppress(NetnsKitError):
+            listening = await self._stack.ask(Forwards.list, self._number)
             await self._stack.ask(Forwards.remove_all, self._number)
+            for forward in listening:
+                await self._unroute(forward)
+        while self._made:
+            _, made = self._made.popitem()
+            with suppress(OSError):
+                made.remove()
 
-    async def add(self, *specs: str | PortForward | Follow) -> tuple[PortForward, ...]:
+    async def add(
+        self, *specs: str | PortForward | Follow, mode: Mode | None = None
+    ) -> tuple[PortForward, ...]:
         """Listen on ports, and return one forward for each; a range has several.  Either all listen or none.
 
         A `Follow` is a rule: from now on each port that is listened on inside is forwarded within a second, until
@@ -105,15 +130,17 @@ class Forwarder(Openable):
 
         Args:
             specs: The ports, as text (see `netns_kit.forwarder.ports`) or as `PortForward` and `Follow` objects.
+            mode: How clients of those get inside that do not say it themselves, see `PortForward.settled`.
 
         Raises:
-            PortSpecError, ArgumentError: A specification cannot be understood, or used here.
+            PortSpecError, ArgumentError: A specification cannot be understood.
             PrivilegedPortError: A port needs a privilege; raised before anything is bound.
             PortInUseError: Another socket has the port.
             AddressError: The host has no such address, or the namespace cannot have the one inside.
-            ArgumentTypeError: An argument is neither text nor a PortForward or Follow.
-            FeatureUnavailable: The kernel does not tell what listens.
-            NamespaceGone, StackClosed: The forwarder is not open.
+            ArgumentTypeError: An argument is neither text nor a PortForward or a Follow.
+            FeatureUnavailable: The mode cannot be had here, or the kernel does not tell what listens inside.
+            NotFound: A port that was added was removed by another task before all were there.
+            StackClosed: The forwarder is not open.
             OSError: Listening failed otherwise.
 
         Cancellation: The ports may have been added; `list` and `follows` show them.
@@ -123,57 +150,79 @@ class Forwarder(Openable):
             for spec in specs
             for each in ((spec,) if isinstance(spec, PortForward | Follow) else parse(spec))
         ]
-        forwards = [each for each in asked if isinstance(each, PortForward)]
-        follows = [each for each in asked if isinstance(each, Follow)]
+        forwards = [each.settled(mode) for each in asked if isinstance(each, PortForward)]
+        follows = [replace(each, mode=each.mode or mode) for each in asked if isinstance(each, Follow)]
         _check_privilege(forwards)
-        follower = self._following() if follows else None
+        await self._prepare(forwards)
         added: list[PortForward] = []
-        followed: list[Follow] = []
         try:
-            for start in range(0, len(forwards), AT_ONCE):
-                added += await self._ask(Forwards.add, tuple(forwards[start : start + AT_ONCE]))
-            for follow in follows:
-                if follower is not None and follow not in follower.follows():
-                    with self.supervisor.guarding():
-                        added += await follower.add(follow)
-                    followed.append(follow)
+            for on_unix, some in groupby(forwards, lambda each: isinstance(each.host, UnixSocket)):
+                batch = tuple(some)
+                for start in range(0, len(batch), 1 if on_unix else AT_ONCE):
+                    if on_unix:
+                        added.append(await self._add_unix(batch[start]))
+                    else:
+                        added += await self._ask(Forwards.add, batch[start : start + AT_ONCE])
+            return (*added, *await self._follow(follows))
         except Exception:
-            undone: list[PortForward | Follow] = [*followed, *added]
-            for each in undone:
-                with suppress(NotFound):  # the forward of a rule
-                    await self.remove(each)
+            for forward in added:
+                await self.remove(forward)
             raise
-        if follower is not None and not follower.is_running:
-            follower.is_running = True
-            self.supervisor.start(follower.run)
-        return tuple(added)
 
-    def _following(self) -> Follower:
-        if self._namespace is None:
-            fix = "make it with its namespace: Forwarder(stack, namespace)"
-            raise ArgumentError(
-                "expected a Forwarder that knows what listens inside", "auto", repr(self), fix
+    async def _follow(self, follows: Sequence[Follow]) -> tuple[PortForward, ...]:
+        """Follow by these rules, all or none, and return the forwards that they have made at once."""
+        if not follows:
+            return ()
+        if self._stack.namespace is None:
+            raise FeatureUnavailable(
+                "expected a device in a Namespace: nobody tells what listens behind this one",
+                fix="write the ports, or open the device in the namespace",
             )
         if self._follower is None:
-            ask, number = self._stack.ask, self._number
             self._follower = Follower(
-                self._namespace,
-                lambda: self._stack.subnet,
-                tuple,
-                _check_privilege,
-                lambda forwards: ask(Forwards.add, number, forwards),
-                lambda forward: ask(Forwards.remove, number, forward),
+                self._stack.namespace, lambda: self._stack.subnet, _check_privilege, self.add, self.remove
             )
-        return self._follower
+        with self.supervisor.guarding():
+            made = await self._follower.add(follows)
+        if not self._follower.is_running:
+            self._follower.is_running = True
+            self.supervisor.start(self._follower.run)
+        return made
 
-    async def remove(self, forward: PortForward | Follow) -> None:
-        """Stop listening on a port.  It is free when this returns; TCP connections that exist go on.
+    async def _prepare(self, forwards: Sequence[PortForward]) -> None:
+        """Make the routes inside that transparent forwards need."""
+        transparent = [each for each in forwards if each.mode == "transparent"]
+        namespace = self._stack.namespace
+        if not transparent or namespace is None:  # then the engine says so
+            return
+        await namespace.prepare_transparent(ipv6=any(_version(each) == 6 for each in transparent))
+        for forward in transparent:
+            if forward.protocol == "udp":
+                await namespace.route_answers(_FAMILY[_version(forward)], forward.guest_port, wanted=True)
+
+    async def _add_unix(self, forward: PortForward) -> PortForward:
+        assert isinstance(forward.host, UnixSocket)
+        sock, made = listen_unix(forward.host)
+        try:
+            with sock:
+                added = await self._ask(Forwards.adopt, forward, self._stack.pass_socket(sock))
+        except BaseException:
+            if made is not None:
+                made.remove()
+            raise
+        if made is not None:
+            self._made[added] = made
+        return added
+
+    async def remove(self, forward: PortForward | Follow, *, cut: bool = False) -> None:
+        """Stop listening on a port.  It is free when this returns.
 
         A rule ends with all forwards that it has made.  One of them, removed alone, stays away for as long as its
         port is listened on inside.
 
         Args:
-            forward: What `add` was given or has returned, one of `list`, or of `follows`.
+            forward: What `add` returned, one of `list`, or of `follows`.
+            cut: True: its TCP connections are reset.  False: those that exist go on.
 
         Raises:
             NotFound: There is no such forward.
@@ -184,16 +233,32 @@ class Forwarder(Openable):
         """
         fix = "give what `add` returned, or one of `list`"
         arguments.instance("forward", forward, (PortForward, Follow), "a PortForward or a Follow", fix)
-        if isinstance(forward, PortForward):
-            found = await self._ask(Forwards.remove, forward)
-        else:
+        if isinstance(forward, Follow):
             with self.supervisor.guarding():
-                found = self._follower is not None and await self._follower.remove(forward)
-        if not found:
+                if self._follower is None or not await self._follower.remove(forward, cut=cut):
+                    raise NotFound(f"there is no forward {forward}", fix=fix)
+            return
+        if not await self._ask(Forwards.remove, forward):
             raise NotFound(f"there is no forward {forward}", fix=fix)
+        if made := self._made.pop(forward, None):
+            made.remove()
+        if cut:
+            await self._stack.ask(Forwards.cut, forward)
+        await self._unroute(forward)
+
+    async def _unroute(self, forward: PortForward) -> None:
+        """Take back the route of a transparent UDP port, unless another leads there too."""
+        namespace = self._stack.namespace
+        if namespace is None or (forward.mode, forward.protocol) != ("transparent", "udp"):
+            return
+        listening = await self._stack.ask(Forwards.list, self._number)
+        left = [each for each in listening if (each.mode, each.protocol) == ("transparent", "udp")]
+        family = _version(forward)
+        if not any(each.guest_port == forward.guest_port and _version(each) == family for each in left):
+            await namespace.route_answers(_FAMILY[family], forward.guest_port, wanted=False)
 
     async def list(self) -> tuple[PortForward, ...]:
-        """Return the forwards that are listening, oldest first; also those that rules have made.
+        """Return the forwards that are listening, oldest first; those that rules have made are among them.
 
         Raises:
             StackClosed: The forwarder is not open.
@@ -214,6 +279,11 @@ class Forwarder(Openable):
     async def _ask(self, operation: Callable[..., T], *arguments: object) -> T:
         with self.supervisor.guarding():
             return await self._stack.ask(operation, self._number, *arguments)
+
+
+def _version(forward: PortForward) -> int:
+    """Return the version of IP that a forward's clients use."""
+    return 4 if isinstance(forward.host, UnixSocket) else forward.host.version
 
 
 def _check_privilege(forwards: Sequence[PortForward]) -> None:

@@ -1,8 +1,9 @@
-"""Listeners: ports of the host, accepting on the engine's side.
+"""Listeners: ports of the host, accepting on the engine's side, and leading through the stack.
 
-A `Listener` accepts on the host and connects to the guest through the stack, with the client's address, so the
-server inside sees who is there.  A client whose address would mean something else inside comes from the gateway's
-address instead: one on the host's loopback, one of the other family, one of IPv6 that is of a link only.
+A `Listener` accepts on the host.  One of mode "stack" connects to the guest through the stack, with the client's
+address, so the server inside sees who is there.  A client whose address would mean something else inside comes from
+the gateway's address instead: one on the host's loopback, one of the other family, one of IPv6 that is of a link
+only.  Those of other modes are in `socket_listeners`.
 
 A published UDP port is a full cone (RFC 4787 4.1, 5): anybody's datagrams come in, and what the guest sends from the
 port that it leads to leaves by it, asked or not, wherever it goes: the peers of a server know it by that port.
@@ -16,6 +17,7 @@ import socket
 import struct
 from contextlib import suppress
 from ipaddress import ip_address
+from typing import Any
 
 from netns_kit.arguments import Address
 from netns_kit.errors import AddressError, PortInUseError
@@ -23,9 +25,7 @@ from netns_kit.frozen import replace
 from netns_kit.gateway.engine import IN
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.relay import UdpRelay
-from netns_kit.host import diagnosis
 from netns_kit.host.abi import IP_PKTINFO
-from netns_kit.operations import operation
 from netns_kit.stack import UdpFlow
 from netns_kit.stack.wire import family as addresses
 from netns_kit.stack.wire.flow_key import FlowKey
@@ -33,75 +33,24 @@ from netns_kit.stack.wire.ip import is_link_local
 from netns_kit.uplink.sockets import Ancillary, family_of
 from netns_kit.uplink.uplink import Endpoint, Way
 
-from .ports import PortForward
+from .binding import listen
+from .ports import PortForward, UnixSocket
 
 ACCEPTS_PER_STEP = 64
-BACKLOG = 4096
 PAUSE = 1.0  # seconds without accepting when the process is out of descriptors or memory
 OVERLOADED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_PKTINFO = {  # answers leave from the address that was asked (ip(7), IP_PKTINFO; linux/in6.h)
+PKTINFO = {  # answers leave from the address that was asked (ip(7), IP_PKTINFO; linux/in6.h)
     int(socket.AF_INET): (socket.IPPROTO_IP, IP_PKTINFO),
     int(socket.AF_INET6): (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO),
 }
-_PKTINFO_MESSAGES = frozenset({(socket.IPPROTO_IP, IP_PKTINFO), (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO)})
-
-
-class Forwards:
-    """The listening ports of one stack, each with the owner who has asked for it."""
-
-    def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
-        self._listeners: dict[tuple[int, PortForward], Listener] = {}
-
-    @operation()
-    def add(self, owner: int, forwards: tuple[PortForward, ...]) -> tuple[PortForward, ...]:
-        """Listen on all of these, or on none.  Return what is listening, with the ports that the kernel has chosen.
-
-        Raises:
-            PortInUseError, AddressError, OSError: A port that cannot be had.
-        """
-        made: list[Listener] = []
-        try:
-            for forward in forwards:
-                kind = TcpListener if forward.protocol == "tcp" else UdpListener
-                made.append(kind(self._gateway, forward))
-        except BaseException:
-            for listener in made:
-                listener.close()
-            raise
-        self._listeners |= {(owner, listener.forward): listener for listener in made}
-        return tuple(listener.forward for listener in made)
-
-    @operation()
-    def remove(self, owner: int, forward: PortForward) -> bool:
-        """Stop listening.  Return whether the owner had a listener like that."""
-        listener = self._listeners.pop((owner, forward), None)
-        if listener is not None:
-            listener.close()
-        return listener is not None
-
-    @operation()
-    def list(self, owner: int) -> tuple[PortForward, ...]:
-        """Return what listens for this owner, oldest first."""
-        return tuple(forward for whose, forward in self._listeners if whose == owner)
-
-    @operation()
-    def remove_all(self, owner: int) -> None:
-        """Stop all listening for this owner."""
-        for forward in self.list(owner):
-            self.remove(owner, forward)
-
-    def close(self) -> None:
-        """Stop all listening."""
-        while self._listeners:
-            self._listeners.popitem()[1].close()
+PKTINFO_MESSAGES = frozenset({(socket.IPPROTO_IP, IP_PKTINFO), (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO)})
 
 
 class Listener:
     """One host port that listens.  It is made and used on the engine's thread."""
 
-    def __init__(self, gateway: Gateway, forward: PortForward) -> None:
-        """Listen as `forward` says.
+    def __init__(self, gateway: Gateway, forward: PortForward, made: socket.socket | None = None) -> None:
+        """Listen as `forward` says, or by the socket that was `made` so.
 
         Raises:
             PortInUseError: another socket has the port.
@@ -110,27 +59,42 @@ class Listener:
         """
         self._gateway = gateway
         self._engine = gateway.engine
-        subnet, guest = gateway.subnet, forward.guest
-        local = subnet.of(forward.host) or subnet if guest is None else subnet.of(guest)
-        if local is None:
-            expected = "expected an address of the namespace, which has no IPv6"
-            raise AddressError(expected, "port", str(forward), "forward to its IPv4 address, or turn IPv6 on")
-        if guest is not None and (not _is_host(guest.packed) or guest.packed in gateway.stack.addresses):
-            raise AddressError("expected an address that the namespace can have", "port", str(forward))
-        self._local = local
-        self._socket = self._listen(forward)
-        self.forward = replace(forward, host_port=self._socket.getsockname()[1])
+        self._check(forward)
+        self._socket = made or self._listen(forward)
+        if not isinstance(forward.host, UnixSocket):
+            forward = replace(forward, host_port=self._socket.getsockname()[1])
+        self.forward = forward
 
     def close(self) -> None:
         """Stop listening: the port is free when this returns."""
         raise NotImplementedError
 
+    def _check(self, forward: PortForward) -> None:
+        """Raise `AddressError` for what this listener cannot lead to."""
+
     def _listen(self, forward: PortForward) -> socket.socket:
-        return _listen(forward)
+        return listen(forward)
+
+
+class ThroughStack(Listener):
+    """A host port that leads through the stack."""
+
+    def _check(self, forward: PortForward) -> None:
+        subnet, guest, host = self._gateway.subnet, forward.guest, forward.host
+        assert not isinstance(guest, UnixSocket)
+        assert not isinstance(host, UnixSocket)
+        local = subnet.of(host) or subnet if guest is None else subnet.of(guest)
+        if local is None:
+            expected = "expected an address of the namespace, which has no IPv6"
+            raise AddressError(expected, "port", str(forward), "forward to its IPv4 address, or turn IPv6 on")
+        own = self._gateway.stack.addresses
+        if guest is not None and (not _is_host(guest.packed) or guest.packed in own):
+            raise AddressError("expected an address that the namespace can have", "port", str(forward))
+        self._local, self._to = local, guest
 
     def _guest(self) -> Address:
         """Return the address inside that the port leads to."""
-        return self.forward.guest or self._gateway.guest(self._local)
+        return self._to or self._gateway.guest(self._local)
 
     def _key(self, address: str, port: int) -> bytes:
         """Return the key of the flow, on the guest's side, of a client with that address and port."""
@@ -147,12 +111,12 @@ class Listener:
         return FlowKey(guest.packed, source.packed, self.forward.guest_port, port).pack()
 
 
-class TcpListener(Listener):
-    """A TCP port.  When it is closed, the connections that it has made go on."""
+class StreamListener(Listener):
+    """A TCP port, or a unix socket.  When it is closed, the connections that it has made go on."""
 
-    def __init__(self, gateway: Gateway, forward: PortForward) -> None:
+    def __init__(self, gateway: Gateway, forward: PortForward, made: socket.socket | None = None) -> None:
         self.timer_at = self.timer_entry = math.inf
-        super().__init__(gateway, forward)
+        super().__init__(gateway, forward, made)
         try:
             self._engine.add(self._socket.fileno(), self._on_events, IN)
         except BaseException:
@@ -183,7 +147,11 @@ class TcpListener(Listener):
                     return
                 continue  # that client has gone again
             sock.setblocking(False)
-            self._gateway.router.tcp_accepted(self._key(*client[:2]), sock)
+            self._accepted(sock, client)
+
+    def _accepted(self, sock: socket.socket, client: Any) -> None:
+        """Take a client's connection, and its address as accept(2) tells it."""
+        raise NotImplementedError
 
     def _pause(self) -> None:
         self._engine.modify(self._socket.fileno(), 0)
@@ -194,13 +162,20 @@ class TcpListener(Listener):
         self._engine.modify(self._socket.fileno(), IN)
 
 
-class UdpListener(Listener):
-    """A UDP port.  When it is closed, its flows end."""
+class TcpListener(StreamListener, ThroughStack):
+    """A TCP port that leads through the stack."""
 
-    def __init__(self, gateway: Gateway, forward: PortForward) -> None:
-        super().__init__(gateway, forward)
+    def _accepted(self, sock: socket.socket, client: Any) -> None:
+        self._gateway.router.tcp_accepted(self._key(*client[:2]), sock)
+
+
+class UdpListener(ThroughStack):
+    """A UDP port that leads through the stack.  When it is closed, its flows end."""
+
+    def __init__(self, gateway: Gateway, forward: PortForward, made: socket.socket | None = None) -> None:
+        super().__init__(gateway, forward, made)
         try:
-            self._socket.setsockopt(*_PKTINFO[family_of(self._socket)], 1)
+            self._socket.setsockopt(*PKTINFO[family_of(self._socket)], 1)
             self._relay = UdpRelay(
                 self._engine,
                 self._socket,
@@ -221,20 +196,21 @@ class UdpListener(Listener):
 
     def _listen(self, forward: PortForward) -> socket.socket:
         try:
-            return _listen(forward)
+            return listen(forward)
         except PortInUseError:  # perhaps the guest has it, since it has sent from the same port
             if not self._gateway.router.leave_udp_port(forward.host_port):
                 raise
-            return _listen(forward)
+            return listen(forward)
 
     @property
     def host(self) -> Address:
+        assert not isinstance(self.forward.host, UnixSocket)
         return self.forward.host
 
     def way_to(self, target: Address, guest: bytes) -> Way | None:
         if self._guest().packed != guest:
             return None
-        return self._gateway.uplink.way_by(self.forward.host, self.forward.device, target)
+        return self._gateway.uplink.way_by(self.host, self.forward.device, target)
 
     def add(self, flow: UdpFlow, target: Endpoint, way: Way) -> None:
         self._relay.add(flow, (str(target.address), target.port), _told(way, family_of(self._socket)))
@@ -250,7 +226,7 @@ class UdpListener(Listener):
             stack.dropped["udp-filtered"] += 1
             return
         flow = stack.add_udp(key, self._engine.now, client)
-        relay.add(flow, client, [each for each in ancillary if each[:2] in _PKTINFO_MESSAGES])
+        relay.add(flow, client, [each for each in ancillary if each[:2] in PKTINFO_MESSAGES])
 
 
 def _told(way: Way, family: int) -> Ancillary:
@@ -262,38 +238,6 @@ def _told(way: Way, family: int) -> Ancillary:
         return [(socket.IPPROTO_IP, IP_PKTINFO, struct.pack("=i4s4x", way.interface, source))]
     source = socket.inet_pton(socket.AF_INET6, way.source or "::")
     return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, struct.pack("=16sI", source, way.interface))]
-
-
-def _listen(forward: PortForward) -> socket.socket:
-    family = socket.AF_INET if forward.host.version == 4 else socket.AF_INET6
-    kind = socket.SOCK_STREAM if forward.protocol == "tcp" else socket.SOCK_DGRAM
-    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
-    try:
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if forward.device is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, forward.device.encode())
-        if forward.protocol == "tcp":
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((str(forward.host), forward.host_port))
-        if forward.protocol == "tcp":
-            sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        if error.errno == errno.EADDRINUSE:
-            raise PortInUseError(
-                f"{forward.listens_on}/{forward.protocol} is taken by another socket",
-                fix="choose another host port, or 0 for any that is free",
-            ) from error
-        if error.errno == errno.EADDRNOTAVAIL:
-            raise AddressError("expected an address of this host", "port", str(forward)) from error
-        if error.errno == errno.EAFNOSUPPORT:
-            raise diagnosis.ipv6(error.errno, {}) from error
-        raise
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 def _is_host(address: bytes) -> bool:

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from netns_kit.arguments import Address
 from netns_kit.dns import Record, Zone
 from netns_kit.domain_names import is_host_name, to_wire
-from netns_kit.errors import DeviceGone
+from netns_kit.errors import DeviceGone, FeatureUnavailable
 from netns_kit.frozen import frozen, replace
 from netns_kit.operations import chained, operation, summed
 from netns_kit.stack import AnyFlow, EchoFlow, Stack, StackUser, Steering, TcpConnection, Transport, UdpFlow
@@ -25,6 +25,7 @@ from netns_kit.stack.wire.ndp import Advertisement
 from netns_kit.subnet import Subnet, Subnet6
 from netns_kit.uplink.flow import DNS_PORT, Endpoint
 
+from .beside import FlowBeside, Watcher
 from .endpoints import Endpoints
 from .engine import Engine
 from .flow_router import FlowRouter, endpoints_of
@@ -33,6 +34,9 @@ from .leasing import Leasing
 from .relay import DnsRelay, PingRelay, UdpRelay
 from .setup import Setup
 from .worker_links import WorkerLinks
+
+if TYPE_CHECKING:
+    from .inside import Inside
 
 DOMAINS = ("containers.internal", "docker.internal")  # where programs in containers look for their host
 NAMES = [f"{name}.{domain}" for name in ("gateway", "host") for domain in DOMAINS]  # the gateway's
@@ -135,6 +139,13 @@ class Gateway:
             self.endpoints.serve_udp(address, DNS_PORT, self._dns.udp_opened)
         if setup.intercept_dns:
             self.endpoints.redirect(DNS_PORT, subnet.resolvers)
+        self.beside: dict[int, FlowBeside] = {}
+        self.watcher: Watcher | None = None
+        self._inside: Inside | None = None
+        if setup.supply is not None:
+            from .inside import Inside  # programs that wait for our start have none
+
+            self._inside = Inside(engine, setup.supply)
         self._pump = FramePump(engine, tap, stack, self.router.outbox)
         if peers is not None:
             LinkPump(engine, peers, stack, self.router.outbox, self.router.tcp_accepted)
@@ -151,10 +162,24 @@ class Gateway:
         found = [self.info("tcp", flow, flow.state.value) for flow in stack.tcp.values()]
         found += [self.info("udp", flow, "open") for flow in stack.udp.values()]
         found += [self.info("icmp", flow, "open") for flow in stack.echo.values()]
+        found += [self.info(flow.protocol, flow, flow.state) for flow in self.beside.values()]
         return tuple(found)
 
-    def info(self, protocol: Transport, flow: AnyFlow, state: str) -> FlowInfo:
+    def info(self, protocol: Transport, flow: AnyFlow | FlowBeside, state: str) -> FlowInfo:
         """Return what is known of a flow."""
+        if not isinstance(flow, TcpConnection | UdpFlow | EchoFlow):
+            return FlowInfo(
+                flow.id,
+                protocol,
+                flow.guest,
+                flow.remote,
+                state,
+                flow.direction,
+                flow.host,
+                self.name_of(flow.remote.address),
+                *flow.carried,
+                max(self.engine.now - flow.opened, 0.0),
+            )
         guest, remote = endpoints_of(flow.key)
         inbound, host = False, None
         if isinstance(flow, EchoFlow):
@@ -195,11 +220,46 @@ class Gateway:
             if connection.id == number:
                 self.router.abort(connection, reset=True)
                 return True
+        if number in self.beside:
+            self.beside[number].end()
+            return True
         others: list[UdpFlow | EchoFlow] = [*stack.udp.values(), *stack.echo.values()]
         found = next((flow for flow in others if flow.id == number), None)
         if found is not None:
             found.close()
         return found is not None
+
+    # -- flows beside the stack -----------------------------------------------------------------------
+
+    @property
+    def inside(self) -> Inside:
+        """The sockets of the namespace.
+
+        Raises:
+            FeatureUnavailable: The device is in no namespace that has an agent.
+        """
+        if self._inside is None:
+            raise FeatureUnavailable(
+                "expected a device in a Namespace: this one came by a descriptor, and no socket can be made inside",
+                fix='use mode="stack", or open the device in the namespace: TapDevice.open(namespace, "tap0")',
+            )
+        return self._inside
+
+    def next_flow_id(self) -> int:
+        """Return the number of a new flow."""
+        return next(self.stack.tcp.flow_ids)
+
+    def begun(self, flow: FlowBeside) -> None:
+        """Note a flow that has begun."""
+        self.beside[flow.id] = flow
+        if self.watcher is not None:
+            self.watcher.opened(flow.protocol, flow)
+
+    def ended(self, flow: FlowBeside) -> None:
+        """Note a flow that has ended."""
+        del self.beside[flow.id]
+        if self.watcher is not None:
+            self.watcher.closed(flow.protocol, flow)
 
     def guest(self, network: Subnet | Subnet6) -> Address:
         """Return where the namespace is: see `Leasing.guest`."""
@@ -223,6 +283,10 @@ class Gateway:
 
     def close(self) -> None:
         """Reset every connection and close every socket.  The device stays its owner's."""
+        for flow in list(self.beside.values()):
+            flow.end()
+        if self._inside is not None:
+            self._inside.close()
         try:
             self.router.outbox.flush()  # what cannot be sent is refused, by a frame
             self.router.reset_connections()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from ipaddress import IPv4Network
+from socket import socket
 from types import NoneType
 from typing import Literal, TypedDict, get_args
 
@@ -79,6 +80,8 @@ class Setup:
     require: tuple[SandboxLayer, ...] = ()
     records: tuple[Record, ...] = ()
     intercept_dns: bool = False
+    supply: socket | None = None
+    """Where the engine orders sockets of the namespace, see `netns_kit.gateway.inside`.  None: it has none."""
 
     @classmethod
     def of(

@@ -53,8 +53,7 @@ class Made:
 def bind(sock: socket.socket, path: str) -> Made:
     """Bind a Unix socket, for this user alone; one that was left at `path`, where nobody listens, is replaced.
 
-    Its mode is 0600 from the first moment on.  The umask is changed meanwhile, which is the whole process's: this is
-    for programs of one thread.
+    Its mode is never wider than 0600: bind(2) gives the name the mode of the socket, without what umask(2) takes.
 
     Args:
         sock: A socket that is not bound.
@@ -63,18 +62,17 @@ def bind(sock: socket.socket, path: str) -> Made:
     Raises:
         OSError: EADDRINUSE for anything else that is there; what bind(2) raises.
     """
-    umask = os.umask(0o177)
+    os.fchmod(sock.fileno(), 0o600)
     try:
-        try:
-            sock.bind(path)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            _remove_deserted(path)
-            sock.bind(path)
-    finally:
-        os.umask(umask)
-    return Made(path, os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
+        sock.bind(path)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        _remove_deserted(path)
+        sock.bind(path)
+    made = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    os.chmod(f"/proc/self/fd/{made}", 0o600)
+    return Made(path, made)
 
 
 def write_pid_file(path: str) -> Made:

@@ -69,6 +69,8 @@ from .agent_command import ECHO, RunningCommand, become_command, kill_tree
 from .agent_common import FOLLOW_STOPS, IN_MEMFD, children_of, failure, to_bytes, write_file
 from .agent_files import make_place, remove_place, show_again
 from .agent_namespaces import Quarters, attach, create, hide, open_quarters
+from .agent_sockets import prepare_transparent, route_answers
+from .agent_sockets import serve as supply_sockets
 from .links import configure_link, open_tap
 
 TYPE_CHECKING = False  # as type checkers know it: `typing` takes longer than all imports here
@@ -109,6 +111,8 @@ OPERATIONS: dict[str, Callable[..., tuple[dict[str, object], list[int]]]] = {
     "configure_link": op_configure_link,
     "sysctl_get": op_sysctl_get,
     "sysctl_set": op_sysctl_set,
+    "prepare_transparent": prepare_transparent,
+    "route_answers": route_answers,
 }
 
 
@@ -201,7 +205,7 @@ class Agent:
             if op == "spawn":
                 self.spawn(conversation, request, fds)
                 return
-            reply, out = OPERATIONS[op](**request)
+            reply, out = self.supply(fds[0]) if op == "supply" else OPERATIONS[op](**request)
         except Exception as exc:
             reply, out = failure(exc, str(op)), []
         try:
@@ -211,6 +215,19 @@ class Agent:
             conversation.close()
             for fd in out:
                 os.close(fd)
+
+    def supply(self, fd: int) -> tuple[dict[str, object], list[int]]:
+        """Take orders for sockets from now on, see `agent_sockets`."""
+        supply = socket.socket(fileno=os.dup(fd))
+        supply.setblocking(False)
+
+        def on_order() -> None:
+            if not supply_sockets(supply):
+                self.forget(supply.fileno())
+                supply.close()
+
+        self.watch(supply.fileno(), on_order)
+        return {}, []
 
     def spawn(self, conversation: socket.socket, request: dict[str, Any], fds: list[int]) -> None:
         done, report = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from socket import socket as SocketType
 from subprocess import PIPE
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args
@@ -39,6 +40,7 @@ from netns_kit.arguments import AddressLike
 from netns_kit.errors import (
     ArgumentError,
     ArgumentTypeError,
+    FeatureUnavailable,
     NamespaceGone,
     NotPrivileged,
     OwnNamespace,
@@ -305,10 +307,10 @@ class Namespace(Openable):
         return await self._agent.converse(op, fds, arguments)
 
     async def _ask(
-        self, kind: type[T], op: str, /, *, descriptors: int = 0, **arguments: object
+        self, kind: type[T], op: str, /, *, descriptors: int = 0, fds: Sequence[int] = (), **arguments: object
     ) -> tuple[T, list[int]]:
         with self.supervisor.guarding():
-            conversation = await self._converse(op, **arguments)
+            conversation = await self._converse(op, fds, **arguments)
             try:
                 return await conversation.receive(kind, descriptors)
             finally:
@@ -435,6 +437,72 @@ class Namespace(Openable):
             raise self._agent.betrayed("another socket than was asked for")
         sock.setblocking(False)
         return sock
+
+    async def supply_sockets(self) -> tuple[SocketType, SocketType]:
+        """Return a socket on which sockets of the namespace may be ordered, and one to send it others.
+
+        For parts of this library, see `netns_kit.namespace.agent_sockets`.
+
+        Raises:
+            NamespaceGone: The namespace has ended, or is not open.
+            OSError: There is no room for descriptors.
+
+        Cancellation:
+            It leaves nothing.
+        """
+        engines, agents = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            await self._ask(Done, "supply", fds=[agents.fileno()])
+        except BaseException:
+            engines.close()
+            agents.close()
+            raise
+        for end in (engines, agents):
+            end.setblocking(False)
+        return engines, agents
+
+    async def prepare_transparent(self, *, ipv6: bool) -> None:
+        """Let connections keep the address of their client, which is none of the namespace.
+
+        For parts of this library, see `netns_kit.namespace.agent_sockets`.
+
+        Args:
+            ipv6: Whether those of IPv6 are to, beside those of IPv4.
+
+        Raises:
+            FeatureUnavailable: The caller may not have that here, or the kernel does not know it.
+            NamespaceGone: The namespace has ended, or is not open.
+
+        Cancellation:
+            The routes may have been made.
+        """
+        try:
+            await self._ask(Done, "prepare_transparent", ipv6=ipv6)
+        except OSError as exc:
+            raise FeatureUnavailable(
+                f"no socket in this namespace may have the address of a client: {exc.strerror}",
+                fix='use mode="stack", which keeps the address too; this takes CAP_NET_ADMIN in the namespace',
+                errno=exc.errno,
+            ) from exc
+
+    async def route_answers(self, family: int, port: int, *, wanted: bool) -> None:
+        """Have what programs send by UDP from a port go to transparent sockets, or no more.
+
+        For parts of this library, see `netns_kit.namespace.agent_sockets`.
+
+        Args:
+            family: The address family, a number.
+            port: The port that programs send from.
+            wanted: False: the packets leave the namespace again.
+
+        Raises:
+            OSError: The kernel does not take the rule.
+            NamespaceGone: The namespace has ended, or is not open.
+
+        Cancellation:
+            The rule may have been changed.
+        """
+        await self._ask(Done, "route_answers", family=int(family), port=port, wanted=wanted)
 
     async def connect_tcp(self, host: AddressLike, port: int) -> anyio.abc.SocketStream:
         """Connect by TCP from the namespace.

@@ -78,7 +78,7 @@ class Network(Openable):
         self.namespace = namespace or Namespace.create()
         self.tap = TapDevice.open(self.namespace, ifname, mtu=mtu, queues=queues)
         self.stack = UserStack(self.tap, uplink, **options)
-        self.forwarder = Forwarder(self.stack, self.namespace)
+        self.forwarder = Forwarder(self.stack)
         self.supervisor = Supervisor(
             type(self).__name__,
             NamespaceGone,

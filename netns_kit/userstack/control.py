@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from netns_kit.dns import Zone
-from netns_kit.forwarder.listeners import Forwards
+from netns_kit.forwarder.forwards import Forwards
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.leasing import Leasing
 from netns_kit.operations import operations_of

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from netns_kit.frozen import frozen, replace
+from netns_kit.gateway.beside import FlowBeside
 from netns_kit.gateway.gateway import FlowInfo, Gateway
 from netns_kit.operations import chained, operation, same
 from netns_kit.stack import AnyFlow, IcmpError, Refusal
@@ -56,7 +57,7 @@ class Events:
     def subscribe(self, number: int) -> None:
         """Keep events for the subscriber of that number from now on."""
         self._queues[number] = _Queue(lambda: self._tell(number))
-        self._gateway.stack.watcher = self
+        self._gateway.stack.watcher = self._gateway.watcher = self
 
     @operation(chained)
     def take(self, number: int) -> tuple[FlowEvent, ...]:
@@ -72,22 +73,26 @@ class Events:
 
     def close(self) -> None:
         """Watch no more."""
-        self._gateway.stack.watcher = UNWATCHED
+        self._gateway.stack.watcher, self._gateway.watcher = UNWATCHED, None
 
-    def opened(self, transport: Transport, flow: AnyFlow) -> None:
+    def opened(self, transport: Transport, flow: AnyFlow | FlowBeside) -> None:
         self._happened("opened", transport, flow)
 
     def refused(self, transport: Transport, flow: AnyFlow, why: Refusal | IcmpError) -> None:
         self._refused = flow
         self._happened("refused", transport, flow, why if isinstance(why, Refusal) else None)
 
-    def closed(self, transport: Transport, flow: AnyFlow) -> None:
+    def closed(self, transport: Transport, flow: AnyFlow | FlowBeside) -> None:
         refused, self._refused = self._refused, None
         if refused is not flow:
             self._happened("closed", transport, flow)
 
     def _happened(
-        self, kind: FlowEventKind, transport: Transport, flow: AnyFlow, refusal: Refusal | None = None
+        self,
+        kind: FlowEventKind,
+        transport: Transport,
+        flow: AnyFlow | FlowBeside,
+        refusal: Refusal | None = None,
     ) -> None:
         event = FlowEvent(kind, self._gateway.info(transport, flow, kind), refusal)
         for queue in self._queues.values():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import count
 from typing import Protocol, TypeVar
 
@@ -13,11 +14,13 @@ from typing_extensions import Unpack
 
 from netns_kit import arguments
 from netns_kit.arguments import Address, AddressLike
+from netns_kit.child.channel import send_record
+from netns_kit.child.supply import PASSED
 from netns_kit.dhcp import Lease, StaticLease
 from netns_kit.dns import Record, Zone
 from netns_kit.dns.records import as_text
 from netns_kit.domain_names import to_text, to_wire
-from netns_kit.errors import NetnsKitError, NotFound, StackClosed, SysctlError
+from netns_kit.errors import FeatureUnavailable, NetnsKitError, NotFound, StackClosed, SysctlError
 from netns_kit.forwarder.forwarder import CLOSING_SECONDS
 from netns_kit.frozen import replace
 from netns_kit.gateway.gateway import FlowInfo, Gateway
@@ -96,6 +99,7 @@ class UserStack(Openable):
         above = [] if tap.namespace is None else [tap.namespace.supervisor]
         self.supervisor = Supervisor(type(self).__name__, StackClosed, *above, one_loop=True)
         self._runner: Runner | None = None
+        self._passing: socket.socket | None = None
         self._news: dict[int, anyio.Event] = {}
 
     @property
@@ -106,7 +110,13 @@ class UserStack(Openable):
     async def _open(self) -> None:
         self.uplink.check()
         await self._configure_namespace()
-        self._runner = runner = self._start()
+        with ExitStack() as ours:
+            if self.tap.namespace is not None:
+                supply, self._passing = await self.tap.namespace.supply_sockets()
+                self.setup = replace(self.setup, supply=ours.enter_context(supply))
+            self._runner = runner = self._start()
+            if self.setup.driver != "worker":  # which has a copy
+                ours.pop_all()
         self.supervisor.start(runner.run)
         await runner.ready()
         self.sandbox = runner.sandbox
@@ -151,6 +161,8 @@ class UserStack(Openable):
     async def _close(self) -> None:
         if self._runner is not None:
             await self._runner.close()
+        if self._passing is not None:
+            self._passing.close()
 
     async def flows(self) -> tuple[FlowInfo, ...]:
         """Return the flows that are under way.
@@ -340,6 +352,32 @@ class UserStack(Openable):
     def _tell(self, number: int) -> None:
         if number in self._news:
             self._news[number].set()
+
+    @property
+    def namespace(self) -> Namespace | None:
+        """The namespace that the device is in, if it is known."""
+        return self.tap.namespace
+
+    def pass_socket(self, sock: socket.socket) -> int:
+        """Have the engine receive a copy of a socket, and return the number under which it has it.
+
+        For parts of this library, see `netns_kit.gateway.inside`.
+
+        Args:
+            sock: The socket, which stays the caller's.
+
+        Raises:
+            FeatureUnavailable: The device is in no namespace that has an agent.
+            OSError: There is no room for another descriptor on its way.
+        """
+        if self._passing is None:
+            raise FeatureUnavailable(
+                "expected a device in a Namespace: the engine of another takes no sockets",
+                fix='open the device in the namespace: TapDevice.open(namespace, "tap0")',
+            )
+        number = next(_numbers)
+        send_record(self._passing, PASSED.pack(number), [sock.fileno()])
+        return number
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
         """Have the stack do an operation, see `netns_kit.operations`.  For parts of this library.

@@ -167,7 +167,7 @@ def test_nobody_else_may_connect_or_write(umask: int, tmp_path: Path) -> None:
         made = write_pid_file(str(tmp_path / "pid"))
         assert (tmp_path / "pid").lstat().st_mode & 0o022 == 0
         made.remove()
-        assert os.umask(umask) == umask
+        assert os.umask(umask) == umask, "it is the whole process's"
     finally:
         os.umask(before)
 

@@ -11,15 +11,16 @@ import anyio
 import anyio.abc
 import pytest
 
-from netns_kit import ArgumentError, Follow, Forwarder, Network, NotFound, PortForward, StackClosed
+from netns_kit import Follow, Network, NotFound, PortForward, StackClosed, UserStack
 from netns_kit.errors import FeatureUnavailable
 from netns_kit.forwarder import follow as following
 from netns_kit.forwarder.follow import Follower
+from netns_kit.forwarder.ports import Mode
 from netns_kit.gateway.setup import DriverName
 from netns_kit.host import sysctl
 from netns_kit.namespace.listening import SocketDiagnostics
 from tests.support import missing, needs_ipv6, needs_tun
-from tests.support.servers import bounded
+from tests.support.servers import bounded, host_address
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
@@ -264,6 +265,53 @@ async def test_an_ipv6_server_is_followed() -> None:
                     assert await stream.receive() == b"hello"
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+@bounded
+async def test_a_server_on_the_loopback_is_reached_by_a_socket(net: Network, address: str) -> None:
+    needs_ipv6()
+    await net.forwarder.add(AUTO)
+    async with await net.namespace.listen_tcp(address, FIRST) as listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, greet)
+        await until(net, PortForward("tcp", HOST, FIRST, address, FIRST, mode="socket"))
+        assert await greeting(FIRST) == b"hello"
+        tasks.cancel_scope.cancel()
+
+
+@bounded
+async def test_a_server_that_moves_is_found_where_it_is(net: Network) -> None:
+    await net.forwarder.add(AUTO)
+    async with await net.namespace.listen_tcp("127.0.0.1", FIRST):
+        await until(net, PortForward("tcp", HOST, FIRST, "127.0.0.1", FIRST, mode="socket"))
+    async with await net.namespace.listen_tcp("0.0.0.0", FIRST):
+        await until(net, to(FIRST))
+
+
+@pytest.mark.parametrize("mode", ["socket", "transparent"])
+@bounded
+async def test_our_own_sockets_inside_are_not_followed(net: Network, mode: Mode) -> None:
+    """Each client of a UDP port has one; they lead inside, and nobody waits there."""
+    address = host_address()
+    if address is None:
+        missing("no address but the loopback's")
+    rule = Follow("udp", "0.0.0.0", include=[(1024, 65535)], mode=mode)
+    await net.forwarder.add(rule)
+    forward = PortForward("udp", "0.0.0.0", FIRST, None, FIRST, mode=mode)
+    server = await net.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outside:
+        server.bind(("0.0.0.0", FIRST))
+        await until(net, forward)
+        outside.sendto(b"hello", (address, FIRST))
+        await anyio.wait_readable(server)
+        data, client = server.recvfrom(100)
+        assert data == b"hello"
+        server.sendto(b"you too", client)
+        outside.setblocking(False)
+        await anyio.wait_readable(outside)
+        assert outside.recv(100) == b"you too"
+        await looked(3)
+        assert await net.forwarder.list() == (forward,)
+
+
 @bounded
 async def test_a_server_on_the_loopback_is_not_reached_through_the_stack(net: Network) -> None:
     await net.forwarder.add(Follow("tcp", HOST, mode="stack"))
@@ -299,9 +347,9 @@ async def test_a_rule_that_cannot_be_had_leaves_nothing(
         await net.forwarder.add("127.0.0.1:0:80", AUTO)
     assert await net.forwarder.list() == ()
     assert net.forwarder.follows() == {}
-    async with Forwarder(net.stack) as other:
-        with pytest.raises(ArgumentError, match="Forwarder\\(stack, namespace\\)"):
-            await other.add(AUTO)
+    monkeypatch.setattr(UserStack, "namespace", None)
+    with pytest.raises(FeatureUnavailable, match="nobody tells what listens behind this one"):
+        await net.forwarder.add(AUTO)
 
 
 @bounded

@@ -204,6 +204,13 @@ class TcpRelay:
             return None
         return address, port
 
+    def local(self) -> tuple[str, int] | None:
+        """Return the address and port of the host's socket; None if there is none."""
+        if self._socket is None or not is_internet(self._socket):
+            return None
+        address, port, *_ = self._socket.getsockname()
+        return address, port
+
     def _on_events(self, events: int) -> None:
         if events & _UNUSUAL or self.state in _ENDING:
             self._on_unusual(events)

@@ -59,6 +59,8 @@ class WorkerProcess:
         self._logged = 0
         self._line = b""
         given = [setup.tap.fileno(), *(() if peers is None else peers.filenos())]
+        if setup.supply is not None:
+            given.append(setup.supply.fileno())
         self._child = Child(f"{__package__}.main", given, errors=True, new_session=True)
         try:
             self._channel = self._child.channel

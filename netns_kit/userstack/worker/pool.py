@@ -39,6 +39,8 @@ class Workers:
             links: list[WorkerLinks] | list[None] = connect(count, passed) if count > 1 else [None]
             for queue, peers in zip(queues, links, strict=True):
                 share = replace(setup, tap=queue, limits=setup.limits.divided(count))
+                if started:  # published ports belong to the first
+                    share = replace(share, supply=None)
                 started.append(WorkerProcess(share, news, peers))
                 ours.callback(started[-1].kill)
             ours.pop_all()

@@ -91,6 +91,7 @@ ALLOWED: Mapping[str, tuple[int | None, int | None]] = {
     "epoll_ctl": (233, 21), "close": (3, 57), "connect": (42, 203), "accept4": (288, 242), "bind": (49, 200),
     "listen": (50, 201), "shutdown": (48, 210), "getsockname": (51, 204), "getpeername": (52, 205),
     "getsockopt": (55, 209), "setsockopt": (54, 208), "poll": (7, None), "ppoll": (271, 73),
+    "splice": (275, 76), "pipe2": (293, 59),
     # memory and time
     "munmap": (11, 215), "mremap": (25, 216), "madvise": (28, 233), "brk": (12, 214),
     "gettimeofday": (96, 169), "sched_getaffinity": (204, 123), "time": (201, None), "getrandom": (318, 278),

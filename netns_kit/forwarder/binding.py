@@ -1,0 +1,85 @@
+"""Binding: the host's listening sockets, and what keeps a port from being had."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from netns_kit.errors import AddressError, PortInUseError
+from netns_kit.host import diagnosis, paths
+
+from .ports import PortForward, UnixSocket
+
+BACKLOG = 4096
+_FREEBIND = {4: (socket.IPPROTO_IP, 15), 6: (socket.IPPROTO_IPV6, 78)}  # IP_FREEBIND, IPV6_FREEBIND
+
+
+def listen(forward: PortForward) -> socket.socket:
+    """Return a socket that listens as `forward` says, on a port; it is the caller's.
+
+    Raises:
+        PortInUseError: Another socket has the port.
+        AddressError: The address is none of the host's.
+        OSError: As the host's kernel says.
+    """
+    host = forward.host
+    assert not isinstance(host, UnixSocket)
+    family = socket.AF_INET if host.version == 4 else socket.AF_INET6
+    kind = socket.SOCK_STREAM if forward.protocol == "tcp" else socket.SOCK_DGRAM
+    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+    try:
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if forward.device is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, forward.device.encode())
+        if forward.freebind:
+            sock.setsockopt(*_FREEBIND[host.version], 1)
+        if forward.protocol == "tcp":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((str(host), forward.host_port))
+        if forward.protocol == "tcp":
+            sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUseError(
+                f"{forward.listens_on}/{forward.protocol} is taken by another socket",
+                fix="choose another host port, or 0 for any that is free",
+            ) from error
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise AddressError("expected an address of this host", "port", str(forward)) from error
+        if error.errno == errno.EAFNOSUPPORT:
+            raise diagnosis.ipv6(error.errno, {}) from error
+        raise
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def listen_unix(where: UnixSocket) -> tuple[socket.socket, paths.Made | None]:
+    """Return a unix stream socket that listens, and the file that was made for it, if it has one.
+
+    Raises:
+        PortInUseError: Something is there.
+        OSError: As the host's kernel says.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    made = None
+    try:
+        if where.path.startswith("@"):
+            sock.bind(where.address)
+        else:
+            made = paths.bind(sock, where.path)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUseError(
+                f"{where} is taken", fix="choose another path, or remove what is there"
+            ) from error
+        raise
+    except BaseException:
+        sock.close()
+        raise
+    return sock, made

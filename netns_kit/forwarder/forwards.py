@@ -1,0 +1,111 @@
+"""Forwards: the published ports of one stack, on the engine's side."""
+
+from __future__ import annotations
+
+import socket
+
+from netns_kit.gateway.gateway import Gateway
+from netns_kit.gateway.relay import TcpRelay
+from netns_kit.operations import operation
+
+from .listeners import Listener, TcpListener, UdpListener
+from .ports import PortForward, UnixSocket
+
+
+class Forwards:
+    """The listening ports of one stack, each with the owner who has asked for it."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._listeners: dict[tuple[int, PortForward], Listener] = {}
+
+    @operation()
+    def add(self, owner: int, forwards: tuple[PortForward, ...]) -> tuple[PortForward, ...]:
+        """Listen on all of these, or on none.  Return what is listening, with the ports that the kernel has chosen.
+
+        Raises:
+            PortInUseError, AddressError, FeatureUnavailable, OSError: A port that cannot be had.
+        """
+        made: list[Listener] = []
+        try:
+            made.extend(map(self._listener, forwards))  # one by one: what is made is in the list
+        except BaseException:
+            for listener in made:
+                listener.close()
+            raise
+        self._listeners |= {(owner, listener.forward): listener for listener in made}
+        return tuple(listener.forward for listener in made)
+
+    @operation()
+    def adopt(self, owner: int, forward: PortForward, number: int) -> PortForward:
+        """Publish a socket that listens already, and was passed under that number, see `Inside`.
+
+        Raises:
+            FeatureUnavailable, AddressError, OSError: It cannot be published.
+        """
+        sock = self._gateway.inside.passed(number)
+        try:
+            listener = self._listener(forward, sock)
+        except BaseException:
+            sock.close()
+            raise
+        self._listeners[owner, listener.forward] = listener
+        return listener.forward
+
+    @operation()
+    def remove(self, owner: int, forward: PortForward) -> bool:
+        """Stop listening.  Return whether the owner had a listener like that."""
+        listener = self._listeners.pop((owner, forward), None)
+        if listener is not None:
+            listener.close()
+        return listener is not None
+
+    @operation(sum)
+    def cut(self, forward: PortForward) -> int:
+        """End the connections that a port has let in, and return their number."""
+        stack = self._gateway.stack
+        connections = [
+            each for each in stack.tcp.values() if each.inbound and self._came_by(each.user, forward)
+        ]
+        for connection in connections:
+            self._gateway.router.abort(connection, reset=True)
+        others = [each for each in self._gateway.beside.values() if each.cause == forward]
+        for flow in others:
+            flow.end()
+        return len(connections) + len(others)
+
+    @operation()
+    def list(self, owner: int) -> tuple[PortForward, ...]:
+        """Return what listens for this owner, oldest first."""
+        return tuple(forward for whose, forward in self._listeners if whose == owner)
+
+    @operation()
+    def remove_all(self, owner: int) -> None:
+        """Stop all listening for this owner."""
+        for forward in self.list(owner):
+            self.remove(owner, forward)
+
+    def close(self) -> None:
+        """Stop all listening."""
+        while self._listeners:
+            self._listeners.popitem()[1].close()
+
+    @staticmethod
+    def _came_by(relay: object, forward: PortForward) -> bool:
+        """Return whether the client of a relay has connected to that port."""
+        local = relay.local() if isinstance(relay, TcpRelay) else None
+        if local is None or isinstance(forward.host, UnixSocket) or forward.mode != "stack":
+            return False
+        return local[1] == forward.host_port and (
+            forward.host.is_unspecified or local[0] == str(forward.host)
+        )
+
+    def _listener(self, forward: PortForward, made: socket.socket | None = None) -> Listener:
+        gateway = self._gateway
+        if forward.mode in ("socket", "transparent"):
+            from .socket_listeners import DatagramListener, SpliceListener  # for those who use them
+
+            if forward.protocol == "udp":
+                return DatagramListener(gateway, forward, made)
+            return SpliceListener(gateway, forward, made)
+        return (TcpListener if forward.protocol == "tcp" else UdpListener)(gateway, forward, made)

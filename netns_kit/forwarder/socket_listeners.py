@@ -1,0 +1,380 @@
+"""Listeners of the modes "socket" and "transparent": clients reach programs inside by sockets of the namespace."""
+
+from __future__ import annotations
+
+import errno
+import math
+import socket
+import struct
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, Literal
+
+from netns_kit.gateway.engine import ERROR, IN
+from netns_kit.gateway.gateway import Gateway
+from netns_kit.stack.user import Transport
+from netns_kit.uplink.flow import Endpoint
+from netns_kit.uplink.sockets import Ancillary, ask_for_errors, family_of, read_errors
+
+from .arrivals import Arrival, Place, Targets, bind_as_client
+from .listeners import PKTINFO, PKTINFO_MESSAGES, Listener, StreamListener
+from .ports import PortForward, UnixSocket
+from .splices import Pipes, Splice
+
+DATAGRAMS_PER_STEP = 64
+WAITING_MOST = 16  # datagrams of a client that has no socket inside yet
+BUFFER = memoryview(bytearray(65536))
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger
+
+
+class Published:
+    """A client of a published port, as people see the flow (see `netns_kit.gateway.beside`)."""
+
+    direction: Literal["outbound", "inbound"] = "inbound"
+
+    def __init__(self, gateway: Gateway, forward: PortForward, client: tuple[str, int]) -> None:
+        self._gateway = gateway
+        self._client = client
+        self._ends: tuple[Endpoint, Endpoint] | None = None  # once somebody wants to know
+        self.cause = self._forward = forward
+        self.protocol: Transport = forward.protocol
+        self.id = gateway.next_flow_id()
+        self.opened = gateway.engine.now
+
+    @property
+    def host(self) -> Endpoint | None:
+        address, port = self._client
+        return Endpoint(address, port) if address else None
+
+    @property
+    def guest(self) -> Endpoint:
+        return self.ends()[0]
+
+    @property
+    def remote(self) -> Endpoint:
+        return self.ends()[1]
+
+    def ends(self) -> tuple[Endpoint, Endpoint]:
+        """Return both ends of the connection inside; before there is one, where it may lead."""
+        if self._ends is not None:
+            return self._ends
+        forward, own = self._forward, self._gateway.guest(self._gateway.subnet)
+        sock = self._inner()
+        if sock is not None and family_of(sock) != socket.AF_UNIX:
+            with suppress(OSError):
+                remote = Endpoint(*sock.getsockname()[:2])
+                self._ends = Endpoint(*sock.getpeername()[:2]), remote
+                return self._ends
+        guest = own if forward.guest is None or isinstance(forward.guest, UnixSocket) else forward.guest
+        return Endpoint(guest, forward.guest_port), Endpoint(own, 0)
+
+    def _inner(self) -> socket.socket | None:
+        """Return the socket inside."""
+        raise NotImplementedError
+
+
+class SpliceListener(StreamListener):
+    """A TCP port or a unix socket of the host that leads to one inside."""
+
+    def __init__(self, gateway: Gateway, forward: PortForward, made: socket.socket | None = None) -> None:
+        self._pipes = Pipes()
+        super().__init__(gateway, forward, made)
+        self._targets = Targets(gateway, self.forward, int(socket.SOCK_STREAM))
+        if family_of(self._socket) != socket.AF_UNIX:  # what it accepts has these from it
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+
+    def close(self) -> None:
+        super().close()
+        self._pipes.close()
+
+    def _accepted(self, sock: socket.socket, client: Any) -> None:
+        address = client[:2] if isinstance(client, tuple) else ("", 0)
+        places = self._targets.for_client(address)
+        StreamFlow(self._gateway, self.forward, address, sock, self._pipes, places)
+
+
+class StreamFlow(Published):
+    """A client's connection, on its way in and then joined to one inside."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        forward: PortForward,
+        client: tuple[str, int],
+        outer: socket.socket,
+        pipes: Pipes,
+        places: list[Place],
+    ) -> None:
+        super().__init__(gateway, forward, client)
+        self._outer, self._pipes = outer, pipes
+        self._splice: Splice | None = None
+        self._arrival = Arrival(gateway.inside, gateway.engine, places, self._joined)
+        gateway.begun(self)
+        self._arrival.begin()
+
+    def _inner(self) -> socket.socket | None:
+        return None if self._splice is None else self._splice.inner
+
+    @property
+    def state(self) -> str:
+        return "connecting" if self._splice is None else "established"
+
+    @property
+    def carried(self) -> tuple[int, int]:
+        splice = self._splice
+        return (0, 0) if splice is None else (splice.outward.carried, splice.inward.carried)
+
+    def _joined(self, inner: socket.socket | OSError, _: Place) -> None:
+        gateway = self._gateway
+        if self._outer.fileno() < 0:  # it was ended meanwhile
+            if not isinstance(inner, OSError):
+                inner.close()
+            return
+        if isinstance(inner, OSError):
+            self._refuse()
+            return
+        try:
+            self._splice = Splice(
+                gateway.engine, self._pipes, self._outer, inner, lambda _: gateway.ended(self)
+            )
+        except OSError:
+            inner.close()
+            self._refuse()
+        else:
+            if gateway.watcher is not None:
+                self.ends()
+
+    def _refuse(self) -> None:
+        """Reset the client: nobody inside takes it."""
+        if family_of(self._outer) != socket.AF_UNIX:
+            self._outer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self._outer.close()
+        self._gateway.ended(self)
+
+    def end(self) -> None:
+        if self._splice is not None:
+            self._splice.close(reset=True)
+        else:
+            self._arrival.close()
+            self._refuse()
+
+
+class DatagramListener(Listener):
+    """A UDP port of the host that leads to one inside, by a socket for each client.  Closing it ends its flows."""
+
+    def __init__(self, gateway: Gateway, forward: PortForward, made: socket.socket | None = None) -> None:
+        super().__init__(gateway, forward, made)
+        self._targets = Targets(gateway, self.forward, int(socket.SOCK_DGRAM))
+        self._flows: OrderedDict[tuple[Any, bytes], DatagramFlow] = OrderedDict()
+        try:
+            self._socket.setsockopt(*PKTINFO[family_of(self._socket)], 1)
+            self._engine.add(self._socket.fileno(), self._on_events, IN)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def close(self) -> None:
+        self._engine.remove(self._socket.fileno())
+        self._socket.close()
+        for flow in list(self._flows.values()):
+            flow.end()
+
+    def _on_events(self, _: int) -> None:
+        for _ in range(DATAGRAMS_PER_STEP):
+            try:
+                size, ancillary, _, client = self._socket.recvmsg_into([BUFFER], 128)
+            except BlockingIOError:
+                return
+            except OSError:  # of an earlier one that was sent
+                continue
+            told = [each for each in ancillary if each[:2] in PKTINFO_MESSAGES]
+            key = client, told[0][2] if told else b""
+            flow = self._flows.get(key)
+            if flow is None:
+                flow = self._open(client, key, told)
+            if flow is not None:
+                flow.from_client(bytes(BUFFER[:size]))
+            if self._engine.is_late:
+                return
+
+    def _open(self, client: Any, key: tuple[Any, bytes], told: Ancillary) -> DatagramFlow | None:
+        if not self._gateway.router.make_room():
+            return None
+        if len(self._flows) >= self._gateway.stack.limits.udp_flows:
+            next(iter(self._flows.values())).end()
+        places = self._targets.for_client(client[:2])
+        flow = DatagramFlow(self._gateway, self.forward, client, places, partial(self._answer, told, client))
+        flow.ended = partial(self._flows.pop, key, None)
+        self._flows[key] = flow
+        flow.begin()
+        return flow
+
+    def _answer(self, told: Ancillary, client: Any, data: memoryview) -> None:
+        with suppress(OSError):  # lost, as datagrams are
+            self._socket.sendmsg([data], told, 0, client)
+
+
+class DatagramFlow(Published):
+    """A client's datagrams, and the answers to them.
+
+    It ends when nothing has crossed for as long as a flow of the stack may be idle (see `netns_kit.stack.Limits`).
+
+    Args:
+        places: Where to try.  The next one is tried when the kernel says that nobody has the port, as long as nothing
+            has come back.
+        answer: Sends a datagram to the client.
+    """
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        forward: PortForward,
+        client: Any,
+        places: list[Place],
+        answer: Callable[[memoryview], None],
+    ) -> None:
+        super().__init__(gateway, forward, client[:2])
+        self.timer_at = self.timer_entry = math.inf
+        self.ended: Callable[[], object] = int
+        self._places = places
+        self._answer = answer
+        self._socket: socket.socket | None = None
+        self._waiting: list[bytes] = []  # until there is a socket, and the first one until it is answered
+        self._from, self._to = 0, 0
+        self._answered = self._is_over = False
+        self._last = gateway.engine.now
+
+    def begin(self) -> None:
+        """Get a socket inside."""
+        gateway = self._gateway
+        gateway.begun(self)
+        gateway.engine.timers.arm(self, self._last + self._lifetime)
+        gateway.inside.take(self._places[0].kind, self._take)
+
+    @property
+    def state(self) -> str:
+        return "open"
+
+    @property
+    def carried(self) -> tuple[int, int]:
+        return self._from, self._to
+
+    @property
+    def _lifetime(self) -> float:
+        limits = self._gateway.stack.limits
+        return limits.udp_stream if self._answered else limits.udp_one_way
+
+    def _inner(self) -> socket.socket | None:
+        return self._socket
+
+    def from_client(self, data: bytes) -> None:
+        """Carry a datagram inside."""
+        self._last = self._gateway.engine.now
+        if not self._answered and len(self._waiting) < WAITING_MOST:
+            self._waiting.append(data)
+        if self._socket is not None:
+            self._send(self._socket, data)
+
+    def _send(self, sock: socket.socket, data: bytes) -> None:
+        place = self._places[0]
+        for _ in range(2):  # an error that waits is raised by the next send, which then sends nothing
+            try:
+                self._to += sock.sendto(data, place.address) if place.source else sock.send(data)
+            except BlockingIOError:
+                return
+            except OSError:
+                if self._refused(sock):
+                    return
+            else:
+                return
+
+    def _take(self, sock: socket.socket | OSError) -> None:
+        if self._is_over:
+            if not isinstance(sock, OSError):
+                sock.close()
+            return
+        place = self._places[0]
+        if isinstance(sock, OSError):
+            self._try_next()
+            return
+        try:
+            ask_for_errors(sock)
+            if place.source is not None:
+                bind_as_client(sock, place.source)
+            else:
+                sock.connect(place.address)
+            self._gateway.engine.add(sock.fileno(), self._on_events, IN)
+        except OSError:
+            sock.close()
+            self._try_next()
+            return
+        self._socket = sock
+        for data in list(self._waiting):
+            if self._socket is sock:
+                self._send(sock, data)
+
+    def _on_events(self, events: int) -> None:
+        sock = self._socket
+        if sock is None or (events & ERROR and self._refused(sock)):
+            return
+        for _ in range(DATAGRAMS_PER_STEP):
+            try:
+                size = sock.recv_into(BUFFER)
+            except BlockingIOError:
+                return
+            except OSError:
+                if self._refused(sock):
+                    return
+                continue
+            if not self._answered:
+                self._answered, self._waiting = True, []
+            self._last = self._gateway.engine.now
+            self._from += size
+            self._answer(BUFFER[:size])
+            if self._gateway.engine.is_late:
+                return
+
+    def _refused(self, sock: socket.socket) -> bool:
+        """Read the errors that wait.  Where nobody has the port, try the next place, and return True."""
+        refused = any(each.error == errno.ECONNREFUSED for each in read_errors(sock))
+        if not refused or self._answered:
+            return False
+        self._drop()
+        self._try_next()
+        return True
+
+    def _try_next(self) -> None:
+        if len(self._places) == 1:
+            self.end()
+            return
+        del self._places[0]
+        self._gateway.inside.take(self._places[0].kind, self._take)
+
+    def _drop(self) -> None:
+        sock, self._socket = self._socket, None
+        if sock is not None:
+            self._gateway.engine.remove(sock.fileno())
+            sock.close()
+
+    def handle_timer(self, now: float) -> None:
+        """End the flow if it has been idle for its time, else wait for the rest of it."""
+        due = self._last + self._lifetime
+        if due > now:
+            self._gateway.engine.timers.arm(self, due)
+        else:
+            self.end()
+
+    def end(self) -> None:
+        if self._is_over:
+            return
+        self._is_over = True
+        self.timer_at = math.inf
+        if self._gateway.watcher is not None:
+            self.ends()
+        self._drop()
+        self.ended()
+        self._gateway.ended(self)

@@ -1,0 +1,310 @@
+"""Splices: two stream sockets joined, without the stack.
+
+What one side says the other hears: bytes, the end of one direction, and a reset.  A little is read and sent; where a
+read fills its buffer, the rest moves from socket to socket through a pipe (splice(2)) and is never copied to this
+process.  Nothing is read that the other side has no room for, so nothing queues here.
+
+Both sockets are registered once, edge-triggered: a read that brings less than was asked for has emptied the socket,
+unless urgent data is in line, at which each read stops.  Urgent data is carried as any other.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Callable
+
+from netns_kit.gateway.engine import EDGE, ERROR, HANG_UP, IN, OUT, READ_HANG_UP, URGENT, Engine
+
+SMALL = 65536  # bytes that are read at once; a read of as many is followed by splices
+LARGE = 1 << 20  # bytes that a splice may move at once
+SPLICES_PER_STEP = 8
+PIPES_KEPT = 16
+EVENTS = IN | OUT | READ_HANG_UP | URGENT | EDGE
+_UNUSUAL = READ_HANG_UP | HANG_UP | ERROR | URGENT
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: RST, not FIN
+_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+
+
+class Pipes:
+    """The buffer and the pipes that splices share; a pipe is taken while it holds bytes."""
+
+    def __init__(self) -> None:
+        self._kept = PIPES_KEPT
+        self.buffer = memoryview(bytearray(SMALL))
+        self._free: list[tuple[int, int]] = []
+
+    def take(self) -> tuple[int, int]:
+        """Return a pipe that is empty: the end to read from, and the end to write to.  Raises OSError."""
+        return self._free.pop() if self._free else os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def give(self, pipe: tuple[int, int]) -> None:
+        """Take an empty pipe back."""
+        if len(self._free) < self._kept:
+            self._free.append(pipe)
+        else:
+            drop(pipe)
+
+    def close(self) -> None:
+        """Close the pipes that nobody has, and those that come back."""
+        self._kept = 0
+        while self._free:
+            drop(self._free.pop())
+
+
+def drop(pipe: tuple[int, int]) -> None:
+    """Close a pipe, with what it holds."""
+    for fd in pipe:
+        os.close(fd)
+
+
+class Splice:
+    """Two connected stream sockets, which are this object's from now on.
+
+    Args:
+        engine: Waits for the sockets.
+        pipes: Whose buffer and pipes to use.
+        outer: The client's connection.
+        inner: The one that leads to what the client wants.
+        ended: Called when both are closed.
+
+    Raises:
+        OSError: A socket cannot be watched; both are the caller's then.
+    """
+
+    __slots__ = ("_ended", "_engine", "inner", "inward", "outer", "outward")
+
+    def __init__(
+        self,
+        engine: Engine,
+        pipes: Pipes,
+        outer: socket.socket,
+        inner: socket.socket,
+        ended: Callable[[Splice], None],
+    ) -> None:
+        self._engine = engine
+        self._ended = ended
+        self.outer, self.inner = outer, inner
+        self.inward = _Direction(self, engine, pipes, outer, inner)
+        self.outward = _Direction(self, engine, pipes, inner, outer)
+        engine.add(outer.fileno(), self._on_outer, EVENTS)
+        try:
+            engine.add(inner.fileno(), self._on_inner, EVENTS)
+        except BaseException:
+            engine.remove(outer.fileno())
+            raise
+
+    def _on_outer(self, events: int) -> None:
+        if events & OUT and self.outward.blocked:
+            self.outward.unblock()
+        if events & _UNUSUAL:
+            self.inward.pump_all(events)
+        elif events & IN:
+            self.inward.pump()
+
+    def _on_inner(self, events: int) -> None:
+        if events & OUT and self.inward.blocked:
+            self.inward.unblock()
+        if events & _UNUSUAL:
+            self.outward.pump_all(events)
+        elif events & IN:
+            self.outward.pump()
+
+    def passed_end(self) -> None:
+        """Close both, if either direction has ended."""
+        if self.inward.ended and self.outward.ended:
+            self.close()
+
+    def broken(self, by: _Direction) -> None:
+        """Reset both sides, since what `by` sends to is gone; what that side has said before is delivered first."""
+        other = self.outward if by is self.inward else self.inward
+        by.ended = other.is_broken = True
+        if other.ended:
+            self.close(reset=True)
+        else:
+            other.pump_all(0)
+
+    def close(self, *, reset: bool = False) -> None:
+        """Close both; with `reset`, both peers are told so.  Calling it again is fine."""
+        if self.outer.fileno() < 0:
+            return
+        for direction in (self.inward, self.outward):
+            direction.close()
+        for sock in (self.outer, self.inner):
+            self._engine.remove(sock.fileno())
+            if reset:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            sock.close()
+        self._ended(self)
+
+
+class _Direction:
+    """What goes from one socket to the other."""
+
+    __slots__ = (
+        "_engine",
+        "_held",
+        "_pipe",
+        "_pipes",
+        "_reads_on",
+        "_sink",
+        "_source",
+        "_splice",
+        "_waiting",
+        "blocked",
+        "carried",
+        "ended",
+        "is_broken",
+    )
+
+    def __init__(
+        self, splice: Splice, engine: Engine, pipes: Pipes, source: socket.socket, sink: socket.socket
+    ) -> None:
+        self._splice, self._engine, self._pipes = splice, engine, pipes
+        self._source, self._sink = source, sink
+        self._held: bytes = b""  # read, and not sent yet
+        self._pipe: tuple[int, int] | None = None  # which holds `_waiting` bytes
+        self._waiting = 0
+        self._reads_on = False  # until there is no more
+        self.blocked = False  # the sink has no room
+        self.ended = False
+        self.is_broken = False  # the source has been reset, as sending to it has told
+        self.carried = 0
+
+    def pump_all(self, events: int) -> None:
+        """Carry what there is, and the end behind it: the source will say no more, or urgent data is in line."""
+        self._reads_on = True
+        if not self.ended:
+            self.pump()
+        elif events & ERROR and self._source.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._splice.close(reset=True)
+
+    def pump(self) -> None:
+        """Carry what there is."""
+        if self.blocked or self.ended:
+            return
+        buffer = self._pipes.buffer
+        while True:
+            try:
+                size = self._source.recv_into(buffer)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._splice.close(reset=True)
+                return
+            if not size:
+                self._end()
+                return
+            try:
+                sent = self._sink.send(buffer[:size])
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self._splice.broken(self)
+                return
+            self.carried += sent
+            if sent < size:
+                self._held = bytes(buffer[sent:size])
+                self.blocked = True
+                return
+            if size == SMALL:
+                self._move()
+                return
+            if not self._reads_on:
+                return
+            if self._engine.is_late:
+                self._engine.again(self.pump)
+                return
+
+    def unblock(self) -> None:
+        """Go on: the sink has room again."""
+        self.blocked = False
+        try:
+            if self._held:
+                sent = self._sink.send(self._held)
+                self.carried += sent
+                self._held = self._held[sent:]
+            elif self._pipe is not None:
+                self._drain(self._pipe)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._splice.broken(self)
+            return
+        if self._held or self._waiting:
+            self.blocked = True
+            return
+        if self._pipe is not None:
+            self._give_back(self._pipe)
+        self._move()
+
+    def _move(self) -> None:
+        """Carry much, through a pipe."""
+        if self.blocked or self.ended:
+            return
+        source, pipes = self._source, self._pipes
+        try:
+            pipe = self._pipe = pipes.take()
+        except OSError:  # there is no descriptor for one
+            self._engine.again(self.pump)
+            return
+        try:
+            for _ in range(SPLICES_PER_STEP):
+                try:
+                    size = os.splice(source.fileno(), pipe[1], LARGE, flags=_FLAGS)
+                except BlockingIOError:
+                    self._give_back(pipe)
+                    return
+                if not size:
+                    self._give_back(pipe)
+                    self._end()
+                    return
+                self._waiting = size
+                try:
+                    self._drain(pipe)
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    self._splice.broken(self)
+                    return
+                if self._waiting:
+                    self.blocked = True
+                    return
+                if self._engine.is_late:
+                    break
+        except OSError:
+            self._splice.close(reset=True)
+            return
+        self._give_back(pipe)
+        self._engine.again(self._move)
+
+    def _drain(self, pipe: tuple[int, int]) -> None:
+        while self._waiting:
+            sent = os.splice(pipe[0], self._sink.fileno(), self._waiting, flags=_FLAGS)
+            self._waiting -= sent
+            self.carried += sent
+
+    def _give_back(self, pipe: tuple[int, int]) -> None:
+        self._pipe = None
+        self._pipes.give(pipe)
+
+    def _end(self) -> None:
+        """Tell the sink that the source has ended."""
+        if self.is_broken:
+            self._splice.close(reset=True)
+            return
+        self.ended = True
+        try:
+            self._sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._splice.close(reset=True)
+            return
+        self._splice.passed_end()
+
+    def close(self) -> None:
+        """Let go of what has not been sent."""
+        self.ended = True
+        if self._pipe is not None:
+            drop(self._pipe)
+            self._pipe = None

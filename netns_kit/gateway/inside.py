@@ -1,0 +1,176 @@
+"""Inside: sockets of the namespace, for an engine that is outside.
+
+A socket belongs to the namespace that it was made in, wherever it is used.  The agent makes them, by the dozen, and
+sends them here before they are wanted (see `netns_kit.namespace.agent_sockets`).  By the same way the caller's side
+passes sockets that it has made for the engine, each under a number.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from netns_kit.child.channel import receive_record
+from netns_kit.child.supply import ORDER, PASSED, REPLY
+from netns_kit.host.abi import SCM_MAX_FD
+
+from .engine import IN, Engine
+
+STOCK = 16  # sockets of a kind that are kept, at first; twice as many, whenever there are too few
+STOCK_MOST = 128
+
+
+class Kind(NamedTuple):
+    """A kind of sockets: family and type as numbers, and whether they may have a client's address."""
+
+    family: int
+    type: int
+    transparent: bool = False
+
+
+Taker = Callable[["socket.socket | OSError"], None]
+
+
+class Inside:
+    """The sockets of the namespace of one gateway.
+
+    Args:
+        engine: Waits for the sockets.
+        supply: The socket on which they are ordered; it is closed with this.
+    """
+
+    def __init__(self, engine: Engine, supply: socket.socket) -> None:
+        self._engine = engine
+        self._supply = supply
+        self._stocks: dict[Kind, _Stock] = {}
+        self._passed: dict[int, socket.socket] = {}
+        engine.add(supply.fileno(), self._on_supply, IN)
+
+    def take(self, kind: Kind, taker: Taker) -> None:
+        """Give a socket to `taker`, now or when one has come, or the error that there is none."""
+        stock = self._stocks.get(kind)
+        if stock is None:
+            stock = self._stocks[kind] = _Stock()
+        if stock.sockets:
+            found = stock.sockets.popleft()
+            if 2 * len(stock.sockets) < stock.size:
+                self._order(kind, stock)
+            taker(found)
+        else:
+            stock.size = min(2 * stock.size, STOCK_MOST)
+            stock.takers.append(taker)
+            self._order(kind, stock)
+
+    def passed(self, number: int) -> socket.socket:
+        """Return the socket that the caller's side has passed under that number, which is the caller's to close.
+
+        Raises:
+            OSError: It has not come: there were too many descriptors.
+        """
+        while number not in self._passed and self._receive():
+            pass
+        found = self._passed.pop(number, None)
+        if found is None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return found
+
+    def close(self) -> None:
+        """Close the sockets that nobody has taken.  Calling it again is fine."""
+        if self._supply.fileno() < 0:
+            return
+        self._engine.remove(self._supply.fileno())
+        self._end()
+
+    def _end(self) -> None:
+        self._supply.close()
+        stocks = list(self._stocks.values())
+        for sock in [*self._passed.values(), *(each for stock in stocks for each in stock.sockets)]:
+            sock.close()
+        self._passed.clear()
+        for stock in stocks:
+            stock.sockets.clear()
+            stock.give(OSError(errno.ENETDOWN, os.strerror(errno.ENETDOWN)))
+
+    def _order(self, kind: Kind, stock: _Stock) -> None:
+        wanted = min(stock.size + len(stock.takers), SCM_MAX_FD)
+        if stock.ordered or wanted <= len(stock.sockets):
+            return
+        if self._supply.fileno() < 0:
+            stock.give(OSError(errno.ENETDOWN, os.strerror(errno.ENETDOWN)))
+            return
+        try:
+            self._supply.send(ORDER.pack(*kind, wanted - len(stock.sockets)))
+            stock.ordered = True
+        except OSError as error:
+            stock.give(error)
+
+    def _on_supply(self, _: int) -> None:
+        self._receive()
+
+    def _receive(self) -> bool:
+        """Take what has come next; return whether there was something."""
+        if self._supply.fileno() < 0:
+            return False
+        try:
+            data, fds, complete = receive_record(self._supply, SCM_MAX_FD)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data, fds, complete = b"", [], True
+        if not data:  # the agent has ended, and so will all else
+            self._engine.remove(self._supply.fileno())
+            self._end()
+            return False
+        sockets = [sock for fd in fds if (sock := _socket(fd)) is not None]
+        if len(data) == PASSED.size:
+            (number,) = PASSED.unpack(data)
+            for sock in sockets[:1]:
+                self._passed[number] = sock
+            return True
+        family, type_, transparent, failed = REPLY.unpack(data)
+        kind = Kind(family, type_, bool(transparent))
+        stock = self._stocks.get(kind)
+        if stock is None:
+            for sock in sockets:
+                sock.close()
+            return True
+        stock.ordered = False
+        for sock in sockets:
+            sock.setblocking(False)
+            if stock.takers:
+                stock.takers.popleft()(sock)
+            else:
+                stock.sockets.append(sock)
+        if failed or not complete or not sockets:
+            number = failed or errno.EMFILE
+            stock.give(OSError(number, os.strerror(number)))
+        elif stock.takers:
+            self._order(kind, stock)
+        return True
+
+
+class _Stock:
+    """The sockets of one kind that are here, and those who wait for one."""
+
+    def __init__(self) -> None:
+        self.size = STOCK
+        self.sockets: deque[socket.socket] = deque()
+        self.takers: deque[Taker] = deque()
+        self.ordered = False
+
+    def give(self, error: OSError) -> None:
+        """Tell all who wait that there is none."""
+        while self.takers:
+            self.takers.popleft()(error)
+
+
+def _socket(fd: int) -> socket.socket | None:
+    try:
+        return socket.socket(fileno=fd)
+    except OSError:  # it is none
+        os.close(fd)
+        return None

@@ -1,0 +1,126 @@
+"""Sockets of the namespace for an engine outside, in batches, and the routes that transparent ones need.
+
+An engine connects to programs inside by sockets of the namespace, one for each client of a published port.  Asking
+for each would cost a round trip, so it has a socket to the agent, on which it orders them by the dozen (see
+`netns_kit.child.supply`).
+
+A *transparent* socket has an address of its client's, that is none of the namespace (ip(7), IP_TRANSPARENT).  The
+packets of the program that answers would leave the namespace, so they are routed to the loopback: those of TCP by
+the mark of the connection, which an accepted socket has from the SYN (tcp_fwmark_accept, ip-sysctl.rst), and a
+refusal from what it refuses (fwmark_reflect); a UDP socket accepts nothing, so those of UDP by the port that they
+come from.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+
+from netns_kit.child.channel import send_record
+from netns_kit.child.supply import ORDER, REPLY
+from netns_kit.host import abi
+
+from .agent_common import write_file
+from .links import index_of, rtnetlink
+
+MARK = TABLE = 0x6E6B  # "nk": of transparent sockets, and of the routing table for what answers them
+_FAMILIES = frozenset({int(socket.AF_INET), int(socket.AF_INET6), int(socket.AF_UNIX)})
+_TYPES = frozenset({int(socket.SOCK_STREAM), int(socket.SOCK_DGRAM)})
+_TRANSPARENT = {  # by family
+    int(socket.AF_INET): (socket.IPPROTO_IP, abi.IP_TRANSPARENT),
+    int(socket.AF_INET6): (socket.IPPROTO_IPV6, abi.IPV6_TRANSPARENT),
+}
+_SYSCTLS = {int(socket.AF_INET): "ipv4", int(socket.AF_INET6): "ipv6"}
+
+
+def serve(supply: socket.socket) -> bool:
+    """Answer one order; return False if there will be none any more.  What the engine does not take is closed."""
+    try:
+        order = supply.recv(ORDER.size)
+    except BlockingIOError:
+        return True
+    except ConnectionError:
+        return False
+    if len(order) != ORDER.size:
+        return False
+    family, kind, transparent, count = ORDER.unpack(order)
+    made: list[socket.socket] = []
+    number = 0
+    try:
+        while len(made) < min(count, abi.SCM_MAX_FD):
+            made.append(_socket(family, kind, bool(transparent)))
+    except OSError as exc:
+        number = exc.errno or errno.EIO
+    try:  # noqa: SIM105 - contextlib would take half a millisecond of a start that is waited for
+        send_record(supply, REPLY.pack(family, kind, transparent, number), [each.fileno() for each in made])
+    except OSError:  # too many are on their way: it orders again
+        pass
+    for each in made:
+        each.close()
+    return True
+
+
+def _socket(family: int, kind: int, transparent: bool) -> socket.socket:
+    if family not in _FAMILIES or kind not in _TYPES:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    made = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+    try:
+        if kind == socket.SOCK_STREAM and family != socket.AF_UNIX:
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        if transparent:
+            made.setsockopt(*_TRANSPARENT[family], 1)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def prepare_transparent(ipv6: bool) -> tuple[dict[str, object], list[int]]:
+    """Route what answers transparent sockets of TCP to the loopback.  Doing it again is fine."""
+    for family in (socket.AF_INET, socket.AF_INET6) if ipv6 else (socket.AF_INET,):
+        _socket(family, socket.SOCK_STREAM, transparent=True).close()
+        head = struct.pack(  # struct rtmsg
+            "=BBBBBBBBI", family, 0, 0, 0, 0, abi.RTPROT_BOOT, abi.RT_SCOPE_HOST, abi.RTN_LOCAL, 0
+        )
+        way = {abi.RTA_TABLE: struct.pack("=I", TABLE), abi.RTA_OIF: struct.pack("=i", index_of("lo"))}
+        _add(abi.RTM_NEWROUTE, head, way)
+        _add(abi.RTM_NEWRULE, _rule(family), {abi.FRA_FWMARK: struct.pack("=I", MARK), **_to_table()})
+        write_file(f"/proc/sys/net/{_SYSCTLS[family]}/fwmark_reflect", "1\n")
+    write_file("/proc/sys/net/ipv4/tcp_fwmark_accept", "1\n")  # of both families
+    return {}, []
+
+
+def route_answers(family: int, port: int, wanted: bool) -> tuple[dict[str, object], list[int]]:
+    """Route what a program sends by UDP from `port` to the loopback, or do so no more.  Doing it again is fine."""
+    ports = struct.pack("=HH", port, port)
+    chosen = {abi.FRA_SPORT_RANGE: ports, **_to_table(), abi.FRA_IP_PROTO: bytes((socket.IPPROTO_UDP,))}
+    if wanted:
+        _add(abi.RTM_NEWRULE, _rule(family), chosen)
+    else:
+        try:
+            rtnetlink("lo", abi.RTM_DELRULE, 0, _rule(family), chosen)
+        except OSError as exc:
+            if exc.errno != errno.ENOENT:
+                raise
+    return {}, []
+
+
+def _rule(family: int) -> bytes:
+    return struct.pack("=BBBBBBBBI", family, 0, 0, 0, 0, 0, 0, abi.FR_ACT_TO_TBL, 0)  # struct fib_rule_hdr
+
+
+def _to_table() -> dict[int, bytes]:
+    return {abi.FRA_TABLE: struct.pack("=I", TABLE)}
+
+
+def _add(kind: int, message: bytes, attributes: dict[int, bytes]) -> None:
+    try:
+        rtnetlink("lo", kind, abi.NLM_F_CREATE | abi.NLM_F_EXCL, message, attributes)
+    except OSError as exc:
+        if exc.errno != errno.EEXIST:
+            raise
