@@ -17,7 +17,7 @@ import anyio
 from netns_kit import __version__, arguments
 from netns_kit.dns import Record
 from netns_kit.errors import NetnsKitError
-from netns_kit.forwarder.ports import parse as parse_ports
+from netns_kit.forwarder.specs import parse as parse_ports
 from netns_kit.gateway.setup import DriverName
 from netns_kit.host.limits import calm_collector, raise_descriptor_limit
 from netns_kit.namespace.background import beside

@@ -14,7 +14,14 @@ from typing import Protocol, TypeVar
 import anyio
 
 from netns_kit import arguments
-from netns_kit.errors import ArgumentTypeError, FeatureUnavailable, NetnsKitError, NotFound, StackClosed
+from netns_kit.errors import (
+    ArgumentTypeError,
+    FeatureUnavailable,
+    NetnsKitError,
+    NotFound,
+    PortInUseError,
+    StackClosed,
+)
 from netns_kit.frozen import replace
 from netns_kit.host import diagnosis, sysctl
 from netns_kit.host.abi import CAP_NET_BIND_SERVICE
@@ -26,7 +33,8 @@ from netns_kit.subnet import Subnet
 from .binding import listen_unix
 from .follow import Follower
 from .forwards import Forwards
-from .ports import Follow, Mode, PortForward, UnixSocket, parse
+from .ports import Follow, Mode, PortForward, UnixSocket
+from .specs import parse_all
 
 AT_ONCE = 256  # ports that are added between two steps of the engine
 
@@ -128,8 +136,10 @@ class Forwarder(Openable):
         it is listened on no more.  What is returned has the forwards that the rule has made at once.  A port that the
         host does not give is logged once, and tried again.  One rule forwards 1024 ports at most.
 
+        A port of an optional forward that is taken, or that needs a privilege, is left out.
+
         Args:
-            specs: The ports, as text (see `netns_kit.forwarder.ports`) or as `PortForward` and `Follow` objects.
+            specs: The ports, as text (see `netns_kit.forwarder.specs`), or as `PortForward` and `Follow` objects.
             mode: How clients of those get inside that do not say it themselves, see `PortForward.settled`.
 
         Raises:
@@ -145,11 +155,7 @@ class Forwarder(Openable):
 
         Cancellation: The ports may have been added; `list` and `follows` show them.
         """
-        asked = [
-            each
-            for spec in specs
-            for each in ((spec,) if isinstance(spec, PortForward | Follow) else parse(spec))
-        ]
+        asked = parse_all(specs)
         forwards = [each.settled(mode) for each in asked if isinstance(each, PortForward)]
         follows = [replace(each, mode=each.mode or mode) for each in asked if isinstance(each, Follow)]
         _check_privilege(forwards)
@@ -160,7 +166,7 @@ class Forwarder(Openable):
                 batch = tuple(some)
                 for start in range(0, len(batch), 1 if on_unix else AT_ONCE):
                     if on_unix:
-                        added.append(await self._add_unix(batch[start]))
+                        added += await self._add_unix(batch[start])
                     else:
                         added += await self._ask(Forwards.add, batch[start : start + AT_ONCE])
             return (*added, *await self._follow(follows))
@@ -200,9 +206,14 @@ class Forwarder(Openable):
             if forward.protocol == "udp":
                 await namespace.route_answers(_FAMILY[_version(forward)], forward.guest_port, wanted=True)
 
-    async def _add_unix(self, forward: PortForward) -> PortForward:
+    async def _add_unix(self, forward: PortForward) -> tuple[PortForward, ...]:
         assert isinstance(forward.host, UnixSocket)
-        sock, made = listen_unix(forward.host)
+        try:
+            sock, made = listen_unix(forward.host)
+        except PortInUseError:
+            if forward.optional:
+                return ()
+            raise
         try:
             with sock:
                 added = await self._ask(Forwards.adopt, forward, self._stack.pass_socket(sock))
@@ -212,7 +223,7 @@ class Forwarder(Openable):
             raise
         if made is not None:
             self._made[added] = made
-        return added
+        return (added,)
 
     async def remove(self, forward: PortForward | Follow, *, cut: bool = False) -> None:
         """Stop listening on a port.  It is free when this returns.
@@ -288,7 +299,8 @@ def _version(forward: PortForward) -> int:
 
 def _check_privilege(forwards: Sequence[PortForward]) -> None:
     (start,) = sysctl.numbers(diagnosis.PORT_START)
-    low = next((each.host_port for each in forwards if 0 < each.host_port < start), None)
+    required = (each.host_port for each in forwards if not each.optional)
+    low = next((port for port in required if 0 < port < start), None)
     if low is not None and not _may_bind_low_ports():
         raise diagnosis.privileged_port(low, "of the host", start)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 from netns_kit.gateway.gateway import Gateway
@@ -10,6 +11,8 @@ from netns_kit.operations import operation
 
 from .listeners import Listener, TcpListener, UdpListener
 from .ports import PortForward, UnixSocket
+
+_NOT_TO_BE_HAD = frozenset({errno.EADDRINUSE, errno.EACCES})
 
 
 class Forwards:
@@ -23,12 +26,19 @@ class Forwards:
     def add(self, owner: int, forwards: tuple[PortForward, ...]) -> tuple[PortForward, ...]:
         """Listen on all of these, or on none.  Return what is listening, with the ports that the kernel has chosen.
 
+        An optional one whose port cannot be had is left out.
+
         Raises:
             PortInUseError, AddressError, FeatureUnavailable, OSError: A port that cannot be had.
         """
         made: list[Listener] = []
         try:
-            made.extend(map(self._listener, forwards))  # one by one: what is made is in the list
+            for forward in forwards:
+                try:
+                    made.append(self._listener(forward))
+                except OSError as error:
+                    if not forward.optional or error.errno not in _NOT_TO_BE_HAD:
+                        raise
         except BaseException:
             for listener in made:
                 listener.close()

@@ -1,23 +1,17 @@
-"""Port specifications as text, and what they mean.
+"""Ports of the host that lead into the namespace, as records.  `netns_kit.forwarder.specs` reads them from text.
 
-    [tcp:|udp:][host address][%device][:]host port[-last][:[guest address:]guest port[-last]][/tcp|/udp]
-
->>> for forward in parse("127.0.0.1:8080:80/tcp"):
-...     print(forward)
-127.0.0.1:8080 -> 80/tcp
->>> [str(forward) for forward in parse("udp:5000-5001:10.0.2.100:6000-6001")]
-['0.0.0.0:5000 -> 10.0.2.100:6000/udp', '0.0.0.0:5001 -> 10.0.2.100:6001/udp']
->>> str(parse("[::1]%lo:8443")[0])
-'[::1]%lo:8443 -> 8443/tcp'
+>>> forward = PortForward("tcp", "127.0.0.1", 8080, None, 80)
+>>> print(forward, forward.spec)
+127.0.0.1:8080 -> 80/tcp 127.0.0.1:8080:80/tcp
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address
 from types import NoneType
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from netns_kit import arguments
 from netns_kit.arguments import Address, AddressLike
@@ -33,26 +27,13 @@ Mode: TypeAlias = Literal["stack", "socket", "transparent", "fd"]
 - fd: the command has the listening socket of the host itself.
 """
 
-SYNTAX = "[tcp:|udp:][ADDRESS:]PORT[-LAST][:[GUEST:]PORT[-LAST]][/PROTO]"
-EXAMPLE = "write it like 127.0.0.1:8080:80/tcp"
 ANY = IPv4Address("0.0.0.0")
+PROTOCOLS = ("tcp", "udp")
 MODES: tuple[Mode, ...] = get_args(Mode)
 LONGEST_PATH = 107  # bytes, with a null behind them in sun_path (unix(7))
 _PATH = re.compile(r"[/@][^\0\ud800-\udc7f\udd00-\udfff]+")  # what the file system's encoding can have
-_SPECIAL = re.compile(
-    r"[%:,\s]|[\0-\x1f\x7f]"
-)  # what ends a path in a specification, and what is not printed
+_SPECIAL = re.compile(r"[%:,\0-\x20\x7f]|/(?=(?:tcp|udp)[46]?\Z)")  # what would end a path in a specification
 _DEVICE = re.compile(r"[^:/\s\0]{1,15}")  # dev_valid_name() of the kernel
-_PREFIX = re.compile(r"(tcp|udp):(.*)")
-_SUFFIX = re.compile(r"(.*)/(tcp|udp)")
-_SPEC = re.compile(
-    r"""
-    (?: (?P<host> \[[^\]]*\] | [0-9]+(?:\.[0-9]+){3} )? (?: %(?P<device>[^:/\s]{1,15}) )? : )?
-    (?P<port> [0-9]+ (?: -[0-9]+ )? )
-    (?: : (?: (?P<guest> \[[^\]]*\] | [0-9]+(?:\.[0-9]+){3} ) : )? (?P<to> [0-9]+ (?: -[0-9]+ )? ) )?
-    """,
-    re.VERBOSE,
-)
 
 
 @frozen
@@ -72,7 +53,7 @@ class UnixSocket:
     def __post_init__(self) -> None:
         arguments.text("path", self.path, "a path, or @ and the name of an abstract socket")
         if not _PATH.fullmatch(self.path) or len(self.path.encode(errors="surrogateescape")) > LONGEST_PATH:
-            expected = f"expected an absolute path or @NAME, without a null, of at most {LONGEST_PATH} bytes"
+            expected = f"expected an absolute path or @NAME (at most {LONGEST_PATH} bytes, no null)"
             raise ArgumentError(expected, "path", arguments.shown(self.path))
 
     @property
@@ -132,8 +113,9 @@ class PortForward:
         _check(protocol, device, mode)
         for name, port in (("host_port", host_port), ("guest_port", guest_port)):
             arguments.instance(name, port, int, "a port, as a number")
-        arguments.boolean("freebind", freebind)
-        arguments.boolean("optional", optional)
+        for name, flag in (("freebind", freebind), ("optional", optional)):
+            if flag is not False:
+                arguments.boolean(name, flag)
         no_address = (UnixSocket, NoneType)
         arguments.fill(
             self,
@@ -147,8 +129,10 @@ class PortForward:
             freebind=freebind,
             optional=optional,
         )
-        if expected := self._expected_instead():
-            raise PortSpecError(f"expected {expected}", "port", str(self))
+        if not 0 <= host_port < 65536 or not (0 < guest_port < 65536 or isinstance(guest, UnixSocket)):
+            raise PortSpecError("expected ports from 1 to 65535, and on the host also 0", "port", str(self))
+        if self._has_path:
+            self._check_paths()
 
     @property
     def listens_on(self) -> str:
@@ -166,6 +150,13 @@ class PortForward:
 
     def __str__(self) -> str:
         return f"{self.listens_on} -> {self.leads_to}/{self.protocol}"
+
+    @property
+    def spec(self) -> str:
+        """The specification that means this forward."""
+        protocol = "" if isinstance(self.guest, UnixSocket) else f"/{self.protocol}"
+        freebind, optional = ",freebind" * self.freebind, ",optional" * self.optional
+        return f"{self.listens_on}:{self.leads_to}{protocol}{_option(self.mode)}{freebind}{optional}"
 
     def settled(self, mode: Mode | None = None) -> PortForward:
         """Return the forward with a mode: its own, else `mode`, else the one that reaches what it leads to.
@@ -190,20 +181,23 @@ class PortForward:
     def _has_path(self) -> bool:
         return isinstance(self.host, UnixSocket) or isinstance(self.guest, UnixSocket)
 
-    def _expected_instead(self) -> str | None:
-        """Return what is expected of fields that cannot go together."""
-        from_path, to_path = isinstance(self.host, UnixSocket), isinstance(self.guest, UnixSocket)
-        if not 0 <= self.host_port < 65536 or not (0 < self.guest_port < 65536 or to_path):
-            return "ports from 1 to 65535, and on the host also 0"
-        if (from_path and self.host_port) or (to_path and self.guest_port):
-            return "port 0 beside a unix socket"
-        if from_path and (self.device is not None or self.freebind):
-            return "neither a device nor freebind beside a unix socket of the host"
-        if self._has_path and self.protocol != "tcp":
-            return "tcp: a unix socket carries streams"
-        if self._has_path and self.mode not in (None, "socket") and (to_path or self.mode != "fd"):
-            return "the mode socket, which unix sockets need"
-        return None
+    def _check_paths(self) -> None:
+        """Check what stands beside a unix socket.  Raises `PortSpecError`."""
+        modes = (None, "socket") if isinstance(self.guest, UnixSocket) else (None, "socket", "fd")
+        checks: list[tuple[str, tuple[object, ...], str]] = [
+            ("protocol", ("tcp",), "tcp (a unix socket carries streams)"),
+            ("mode", modes, "the mode socket (a unix socket has no other)"),
+        ]
+        if isinstance(self.host, UnixSocket):
+            checks.append(("host_port", (0,), "0 beside a unix socket"))
+            checks.append(("device", (None,), "no device beside a unix socket"))
+            checks.append(("freebind", (False,), "no freebind beside a unix socket"))
+        if isinstance(self.guest, UnixSocket):
+            checks.append(("guest_port", (0,), "0 beside a unix socket"))
+        for name, allowed, expected in checks:
+            value = getattr(self, name)
+            if value not in allowed:
+                raise PortSpecError(f"expected {expected}", name, arguments.shown(value))
 
 
 @frozen
@@ -261,6 +255,11 @@ class Follow:
         included = not self.include or _is_among(port, self.include)
         return included and not _is_among(port, self.exclude)
 
+    @property
+    def spec(self) -> str:
+        """The specification that means this rule."""
+        return f"{self}{_option(self.mode)}"
+
     def __str__(self) -> str:
         kept = [
             *map(_range_shown, self.include),
@@ -272,12 +271,13 @@ class Follow:
 
 def _check(protocol: str, device: str | None, mode: Mode | None) -> None:
     """Check the arguments that every forward has."""
-    arguments.one_of("protocol", protocol, ("tcp", "udp"))
+    if protocol not in PROTOCOLS:  # asked here, as a range has thousands of forwards
+        arguments.one_of("protocol", protocol, PROTOCOLS)
     if device is not None:
         arguments.text("device", device, "the name of an interface, or None")
         if not _DEVICE.fullmatch(device):
             raise ArgumentError("expected the name of an interface", "device", arguments.shown(device))
-    if mode is not None:
+    if mode is not None and mode not in MODES:
         arguments.one_of("mode", mode, MODES)
 
 
@@ -313,67 +313,5 @@ def _shown(address: Address, device: str | None = None) -> str:
     return host if device is None else f"{host}%{device}"
 
 
-def parse(spec: str) -> tuple[PortForward, ...]:
-    """Return the forwards that `spec` means, one for each port of a range.
-
-    Raises `PortSpecError`, and `ArgumentTypeError` for what is not text.
-    """
-    arguments.text("port", spec, "text or a PortForward", 'write it like "127.0.0.1:8080:80/tcp"')
-    protocol, rest = "tcp", spec
-    prefix, suffix = _PREFIX.fullmatch(spec), _SUFFIX.fullmatch(spec)
-    if prefix:
-        protocol, rest = prefix.groups()
-        suffix = None if suffix is None else _SUFFIX.fullmatch(rest)
-    if suffix:
-        rest, named = suffix.groups()
-        if prefix and named != protocol:
-            raise _unusable(spec, f"one protocol, not both {protocol} and {named}")
-        protocol = named
-    found = _SPEC.fullmatch(rest)
-    if found is None:
-        raise _unusable(spec, f"{SYNTAX}{_hint(rest)}")
-    host = ANY if found["host"] is None else _address(spec, found["host"])
-    guest = None if found["guest"] is None else _address(spec, found["guest"])
-    ports = _range(spec, found["port"], lowest=0)
-    targets = ports if found["to"] is None else _range(spec, found["to"], lowest=1)
-    if len(ports) != len(targets):
-        raise _unusable(spec, f"as many guest ports ({len(targets)}) as host ports ({len(ports)})")
-    if targets[0] == 0:
-        raise _unusable(
-            spec, "a guest port from 1 to 65535, not 0; host port 0 is any that is free, like 0:80"
-        )
-    kind = cast("Literal['tcp', 'udp']", protocol)
-    return tuple(
-        PortForward(kind, host, port, guest, target, found["device"])
-        for port, target in zip(ports, targets, strict=True)
-    )
-
-
-def _unusable(spec: str, expected: str) -> PortSpecError:
-    return PortSpecError(f"expected {expected}", "port", arguments.shown(spec), EXAMPLE)
-
-
-def _address(spec: str, text: str) -> Address:
-    try:
-        return ip_address(text.strip("[]"))
-    except ValueError as error:
-        raise _unusable(spec, f"an address, not {text}") from error
-
-
-def _hint(rest: str) -> str:
-    """Return what is probably wrong with a specification, for frequent mistakes."""
-    if found := re.match(r"(?!tcp:|udp:)([A-Za-z][\w.-]*):", rest):
-        return f": {found[1]} is no address, and neither tcp nor udp"
-    if found := re.search(r"/(?!tcp$|udp$)([^/]*)$", rest):
-        return f": {found[1]!r} is neither tcp nor udp"
-    if "::" in rest:
-        return ": an IPv6 address stands in brackets, like [::1]:8080:80"
-    return ""
-
-
-def _range(spec: str, text: str, *, lowest: int) -> range:
-    first, _, last = text.partition("-")
-    start, end = int(first), int(last or first)
-    if not lowest <= start <= end <= 65535 or (start == 0 and last):
-        raise _unusable(spec, f"a port or a range of ports from 1 to 65535, not {text}")
-    return range(start, end + 1)
+def _option(mode: Mode | None) -> str:
+    return "" if mode is None else f",mode={mode}"

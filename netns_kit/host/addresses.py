@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import socket
 import struct
-from ipaddress import IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from . import abi
 
@@ -17,6 +17,12 @@ _UNUSABLE = abi.IFA_F_DEPRECATED | abi.IFA_F_DADFAILED | abi.IFA_F_TENTATIVE
 def first_address(name: str, version: int) -> str | None:
     """Return the first address of an IP version that the interface `name` can send from, or None."""
     return _first4(name) if version == 4 else _first6(name)
+
+
+def of_host() -> list[IPv4Address | IPv6Address]:
+    """Return the first address of each IP version of each interface."""
+    found = [first_address(name, version) for _, name in socket.if_nameindex() for version in (4, 6)]
+    return [ip_address(each) for each in found if each is not None]
 
 
 def _first4(name: str) -> str | None:

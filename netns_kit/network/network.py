@@ -14,7 +14,8 @@ from netns_kit import arguments
 from netns_kit.dns import hosts
 from netns_kit.errors import NamespaceGone, StackClosed
 from netns_kit.forwarder.forwarder import Forwarder
-from netns_kit.forwarder.ports import Follow, PortForward, parse
+from netns_kit.forwarder.ports import Follow, PortForward
+from netns_kit.forwarder.specs import parse_all
 from netns_kit.gateway.setup import Setup, StackOptions
 from netns_kit.namespace.background import Openable, Supervisor
 from netns_kit.namespace.namespace import Namespace
@@ -45,7 +46,7 @@ class Network(Openable):
     Args:
         uplink: The way out for flows; None: an `Uplink` without options, by which the host's loopback cannot be
             reached.
-        ports: The host ports that are forwarded from the start, see `netns_kit.forwarder.ports`.
+        ports: The host ports that are forwarded from the start, see `netns_kit.forwarder.specs`.
         ifname: The name of the interface inside.
         mtu: The MTU of the interface, see `TapDevice.open`.
         queues: The number of queues of the interface, see `TapDevice.open`.
@@ -86,11 +87,7 @@ class Network(Openable):
             self.stack.supervisor,
             one_loop=True,
         )
-        self.ports = [
-            forward
-            for spec in ports
-            for forward in ([spec] if isinstance(spec, PortForward | Follow) else parse(spec))
-        ]
+        self.ports = parse_all(ports)
 
     def __repr__(self) -> str:
         ports = f", {len(self.ports)} forwarded" if self.ports else ""

@@ -26,7 +26,7 @@ from netns_kit.cli.slirp4netns.api_socket import (
     HostForwards,
     _Brackets,
 )
-from netns_kit.forwarder.ports import parse
+from netns_kit.forwarder.ports import PortForward
 from netns_kit.gateway.engine import Engine
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.setup import Setup
@@ -269,7 +269,7 @@ def test_a_client_that_goes_leaves_nothing(bench: Bench) -> None:
 def fill(bench: Bench) -> None:
     """As if 2000 ports were forwarded."""
     for number in range(2000):
-        [forward] = parse(f"127.0.0.1:{1000 + number}:10.0.2.100:80")
+        forward = PortForward("tcp", "127.0.0.1", 1000 + number, "10.0.2.100", 80)
         bench.api.forwards._forwards[number] = forward
 
 

@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from netns_kit.forwarder.listeners import UdpListener
-from netns_kit.forwarder.ports import parse
+from netns_kit.forwarder.ports import PortForward
 from netns_kit.gateway.frame_pump import FRAMES_PER_STEP
 from netns_kit.gateway.relay import UdpRelay
 from netns_kit.gateway.relay.batches import LARGEST, MOST, ROOM
@@ -174,7 +174,7 @@ def test_what_waits_leaves_before_its_flow_ends(bench: Bench, host: socket.socke
 
 def test_a_forwarded_port_answers_together(bench: Bench, host: socket.socket, calls: Calls) -> None:
     """Each client with his own, from the address that he has asked."""
-    (forward,) = parse("127.0.0.2:0:7/udp")
+    forward = PortForward("udp", "127.0.0.2", 0, None, 7)
     listener = UdpListener(bench.gateway, forward)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind(("127.0.0.1", 0))
@@ -283,7 +283,7 @@ def test_a_burst_is_kept_until_it_is_read(bench: Bench, host: socket.socket, cou
 
 
 def test_a_burst_to_a_forwarded_port_is_kept_until_it_is_read(bench: Bench, host: socket.socket) -> None:
-    (forward,) = parse("127.0.0.1:0:7/udp")
+    forward = PortForward("udp", "127.0.0.1", 0, None, 7)
     listener = UdpListener(bench.gateway, forward)
     burst = [number.to_bytes(4, "big") + bytes(36) for number in range(1000)]
     kept = room_for(burst)

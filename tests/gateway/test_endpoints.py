@@ -9,7 +9,7 @@ import pytest
 
 from netns_kit import Flow, PortInUseError, Refusal, Uplink
 from netns_kit.forwarder.listeners import UdpListener
-from netns_kit.forwarder.ports import parse
+from netns_kit.forwarder.ports import PortForward
 from netns_kit.gateway.endpoints import Endpoints
 from netns_kit.stack import Closed, TcpConnection, UdpFlow
 from netns_kit.uplink.uplink import Target
@@ -212,7 +212,7 @@ def test_nobody_outside_opens_a_flow_that_is_answered_here(make: Make, way: str)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as friend, friend_of(friend) as stranger:
         friend.bind(("127.0.0.1", 0))
         if way == "published":
-            listener = UdpListener(bench.gateway, *parse("127.0.0.1:0:7/udp"))
+            listener = UdpListener(bench.gateway, PortForward("udp", "127.0.0.1", 0, None, 7))
             address = ("127.0.0.1", listener.forward.host_port)
         else:
             bench.inject(datagram(GATEWAY, port_of(friend)))

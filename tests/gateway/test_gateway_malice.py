@@ -13,7 +13,7 @@ from itertools import islice
 import pytest
 
 from netns_kit.forwarder.listeners import TcpListener
-from netns_kit.forwarder.ports import parse
+from netns_kit.forwarder.ports import PortForward
 from netns_kit.gateway import admission
 from netns_kit.gateway.admission import lowest_free
 from netns_kit.gateway.engine import BUDGET, EDGE, IN, OUT, Engine
@@ -329,7 +329,7 @@ def test_half_open_connections_give_way(make: Make, monkeypatch: pytest.MonkeyPa
 def test_clients_of_a_port_do_not_take_every_descriptor(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """They wait in the kernel's queue for a while instead."""
     bench = make()
-    port = TcpListener(bench.gateway, parse("127.0.0.1:0:80")[0])
+    port = TcpListener(bench.gateway, PortForward("tcp", "127.0.0.1", 0, None, 80))
     with ExitStack() as stack:
         stack.callback(port.close)
         for _ in range(40):

@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -400,6 +401,21 @@ async def test_what_cannot_be_leaves_nothing(
 
 
 @bounded
+async def test_an_optional_port_that_cannot_be_had_is_left_out(net: Network, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        spec = f"127.0.0.1:{taken.getsockname()[1]},:80,optional"
+        (forward,) = await net.forwarder.add(spec)
+        assert (forward.guest_port, await net.forwarder.list()) == (80, (forward,))
+        with pytest.raises(PortInUseError):
+            await net.forwarder.add(spec.replace(",optional", ""))
+    path = tmp_path / "taken"
+    path.touch()
+    assert await net.forwarder.add(f"unix:{path}:80,optional") == ()
+    with pytest.raises(AddressError):
+        await net.forwarder.add("203.0.113.9:0:80,optional")  # no port, but the address is wrong
+
+
+@bounded
 async def test_ports_of_one_interface(net: Network) -> None:
     (forward,) = await net.forwarder.add("0.0.0.0%lo:0:80")
     async with serving(net), client("127.0.0.1", forward.host_port) as stream:
@@ -432,6 +448,7 @@ import asyncio
 
 class Stack(Openable):
     supervisor = Supervisor("stack", StackClosed)
+    namespace = None
     async def _open(self):
         pass
     async def _close(self):
@@ -453,7 +470,8 @@ except PrivilegedPortError as error:
 
 
 @pytest.mark.parametrize(
-    "spec", ["127.0.0.1:80", "127.0.0.1:2000-2001/udp", "127.0.0.1:0:80", "80-2000:80-2000"]
+    "spec",
+    ["127.0.0.1:80", "127.0.0.1:2000-2001/udp", "127.0.0.1:0:80", "80-2000:80-2000", "80-2000,optional"],
 )
 def test_a_privileged_port_is_refused_before_anything_is_bound(spec: str) -> None:
     if not 80 < (start := _start()) < 2000:
