@@ -10,7 +10,18 @@ from typing import Any, ClassVar
 
 import pytest
 
-from netns_kit import FlowInfo, Follow, Limits, PortForward, Record, StaticLease, Subnet, Subnet6, UnixSocket
+from netns_kit import (
+    FlowInfo,
+    Follow,
+    Limits,
+    PortForward,
+    Record,
+    ReverseForward,
+    StaticLease,
+    Subnet,
+    Subnet6,
+    UnixSocket,
+)
 from netns_kit.frozen import field, frozen, names, replace
 from netns_kit.uplink.uplink import Flow, Target
 
@@ -134,7 +145,20 @@ def test_it_is_replaced_and_its_fields_are_named() -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [FlowInfo, Follow, Limits, PortForward, Record, StaticLease, Subnet, Subnet6, UnixSocket, Flow, Target],
+    [
+        FlowInfo,
+        Follow,
+        Limits,
+        PortForward,
+        Record,
+        ReverseForward,
+        StaticLease,
+        Subnet,
+        Subnet6,
+        UnixSocket,
+        Flow,
+        Target,
+    ],
 )
 def test_public_records_are_such(kind: Any) -> None:
     assert len(dataclasses.fields(kind)) >= 1

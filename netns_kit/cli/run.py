@@ -18,6 +18,7 @@ from netns_kit import __version__, arguments
 from netns_kit.dns import Record
 from netns_kit.errors import NetnsKitError
 from netns_kit.forwarder.specs import parse as parse_ports
+from netns_kit.forwarder.specs import parse_reverse
 from netns_kit.gateway.setup import DriverName
 from netns_kit.host.limits import calm_collector, raise_descriptor_limit
 from netns_kit.namespace.background import beside
@@ -255,6 +256,9 @@ async def tell_ports(network: Network) -> None:
     for forward in await network.forwarder.list():
         if forward not in network.ports:
             notice(f"netns-kit: {forward}")
+    for reverse in network.forwarder.reverses():
+        if reverse not in network.reverse:
+            notice(f"netns-kit: {reverse}")
 
 
 async def _pass_on(signals: Signals, process: Process) -> None:
@@ -351,6 +355,17 @@ def add_network_options(run: argparse.ArgumentParser) -> None:
         metavar="SPEC",
         help="forward a host port: [tcp:|udp:][ADDRESS:]PORT[-LAST][:[GUEST:]PORT[-LAST]][/PROTO]; without ADDRESS "
         "on all of the host's IPv4 addresses; port 0: any that is free, told on standard error; repeatable",
+    )
+    run.add_argument(
+        "-R",
+        "--reverse",
+        action="append",
+        default=[],
+        type=value(parse_reverse),
+        metavar="SPEC",
+        help="lead a port inside out: [tcp:|udp:][INSIDE:]PORT:[ADDRESS:]PORT[/PROTO], either end also unix:PATH "
+        "(inside unix:@NAME is the namespace's alone); without INSIDE on 127.0.0.1 there; the host's loopback is "
+        "reached by this whatever --host-loopback says; repeatable",
     )
     run.add_argument(
         "--mtu",

@@ -12,12 +12,12 @@ import errno
 import socket
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from netns_kit.arguments import Address
 from netns_kit.gateway.engine import ERROR, HANG_UP, OUT, Engine
 from netns_kit.gateway.gateway import Gateway
-from netns_kit.gateway.inside import Inside, Kind
+from netns_kit.gateway.inside import Kind, Taker
 from netns_kit.stack.wire.ip import is_link_local
 
 from .ports import PortForward, UnixSocket
@@ -97,34 +97,41 @@ class Targets:
         return [address for version in order for address in of_family[version]]
 
 
+class Source(Protocol):
+    """A source of sockets: `Inside`, or one of the host's own."""
+
+    def take(self, kind: Kind, taker: Taker) -> None:
+        """Give a socket to `taker`, now or later, or the error that there is none."""
+
+
 class Arrival:
     """A client of a stream socket, until a program inside has taken it or none wants it.
 
     Args:
-        inside: Has the sockets.
+        sockets: Where the sockets come from.
         engine: Waits where a connection takes its time.
         places: Where to try, see `Targets`; they are used up.
         done: Called with the socket that is connected, and what it is connected to; or with the error of the last
             place.
     """
 
-    __slots__ = ("_done", "_engine", "_inside", "_places", "_socket")
+    __slots__ = ("_done", "_engine", "_places", "_socket", "_sockets")
 
     def __init__(
         self,
-        inside: Inside,
+        sockets: Source,
         engine: Engine,
         places: list[Place],
         done: Callable[[socket.socket | OSError, Place], None],
     ) -> None:
-        self._inside, self._engine = inside, engine
+        self._sockets, self._engine = sockets, engine
         self._places = places
         self._done = done
         self._socket: socket.socket | None = None
 
     def begin(self) -> None:
         """Try the first place."""
-        self._inside.take(self._places[0].kind, self._try)
+        self._sockets.take(self._places[0].kind, self._try)
 
     def _try(self, sock: socket.socket | OSError) -> None:
         place = self._places[0]

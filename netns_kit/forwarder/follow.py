@@ -35,7 +35,7 @@ from netns_kit.namespace.listening import ListeningSocket, Protocol, SocketDiagn
 from netns_kit.namespace.namespace import Namespace
 from netns_kit.subnet import Subnet
 
-from .ports import Follow, Mode, PortForward
+from .ports import Follow, Mode, PortForward, ReverseForward
 
 PAUSE = 0.3  # seconds between two looks: what is missing twice is removed within a second
 PAUSE_PER_BYTE = 0.4 / (1 << 20)  # of an answer, so that asking takes 1 % of the time
@@ -157,6 +157,7 @@ class Follower:
     Args:
         namespace: Where things listen.
         subnet: Returns the addresses of the namespace.
+        reverses: Returns the forwards that lead out.  To follow what listens for one would lead in a circle.
         check: Raises `PrivilegedPortError` for forwards that may not be added.
         add: Adds forwards, all or none.
         remove: Removes one forward; `cut` as in `Forwarder.remove`.
@@ -166,14 +167,14 @@ class Follower:
         self,
         namespace: Namespace,
         subnet: Callable[[], Subnet],
+        reverses: Callable[[], Iterable[ReverseForward]],
         check: Callable[[Sequence[PortForward]], None],
         add: Callable[..., Awaitable[object]],
         remove: Callable[..., Awaitable[object]],
     ) -> None:
         self._namespace = namespace
         self._subnet = subnet
-        self.ours: set[ListeningSocket] = set()
-        """Listening sockets that are this library's own and lead out: following one would make a circle."""
+        self._reverses = reverses
         self._check, self._add, self._remove = check, add, remove
         self._rules: dict[Follow, _Rule] = {}
         self._lock = anyio.Lock()
@@ -258,7 +259,9 @@ class Follower:
         if seen is None or (seen == self._seen and now < self._look_again and not closely):
             return
         assert self._diagnostics is not None
-        sockets = [each for each in await self._diagnostics.parse(seen) if each not in self.ours]
+        ours = {(each.protocol, each.inside, each.inside_port) for each in self._reverses()}
+        found = await self._diagnostics.parse(seen)
+        sockets = [each for each in found if (each.protocol, each.address, each.port) not in ours]
         self._seen, self._look_again = seen, math.inf
         for rule in list(self._rules.values()):
             await self._apply(rule, wanted(rule.follow, sockets, self._subnet(), rule.ephemeral), now)

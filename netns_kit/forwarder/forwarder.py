@@ -9,12 +9,14 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import count, groupby
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import anyio
 
 from netns_kit import arguments
+from netns_kit.arguments import Address
 from netns_kit.errors import (
+    ArgumentError,
     ArgumentTypeError,
     FeatureUnavailable,
     NetnsKitError,
@@ -29,12 +31,14 @@ from netns_kit.host.paths import Made
 from netns_kit.namespace.background import Openable, Supervisor
 from netns_kit.namespace.namespace import Namespace
 from netns_kit.subnet import Subnet
+from netns_kit.uplink.flow import Endpoint
 
 from .binding import listen_unix
 from .follow import Follower
 from .forwards import Forwards
-from .ports import Follow, Mode, PortForward, UnixSocket
-from .specs import parse_all
+from .ports import Follow, Mode, PortForward, ReverseForward, UnixSocket
+from .reverse import Reverser, StreamHandler
+from .specs import parse_all, parse_end
 
 AT_ONCE = 256  # ports that are added between two steps of the engine
 
@@ -105,6 +109,7 @@ class Forwarder(Openable):
         self._number = next(_numbers)  # by which its listeners are known
         self._made: dict[PortForward, Made] = {}  # files of unix sockets
         self._follower: Follower | None = None
+        self._reverser: Reverser | None = None
         self.supervisor = Supervisor(type(self).__name__, StackClosed, stack.supervisor)
 
     def __repr__(self) -> str:
@@ -116,6 +121,8 @@ class Forwarder(Openable):
     async def _close(self) -> None:
         if self._follower is not None:
             self._follower.close()
+        if self._reverser is not None:
+            self._reverser.close()
         # a stack that has ended has closed them itself
         with anyio.move_on_after(CLOSING_SECONDS, shield=True), suppress(NetnsKitError):
             listening = await self._stack.ask(Forwards.list, self._number)
@@ -179,14 +186,15 @@ class Forwarder(Openable):
         """Follow by these rules, all or none, and return the forwards that they have made at once."""
         if not follows:
             return ()
-        if self._stack.namespace is None:
-            raise FeatureUnavailable(
-                "expected a device in a Namespace: nobody tells what listens behind this one",
-                fix="write the ports, or open the device in the namespace",
-            )
         if self._follower is None:
+            namespace = self._its_namespace("nobody tells what listens there")
             self._follower = Follower(
-                self._stack.namespace, lambda: self._stack.subnet, _check_privilege, self.add, self.remove
+                namespace,
+                lambda: self._stack.subnet,
+                lambda: () if self._reverser is None else self._reverser.forwards,
+                _check_privilege,
+                self.add,
+                self.remove,
             )
         with self.supervisor.guarding():
             made = await self._follower.add(follows)
@@ -194,6 +202,66 @@ class Forwarder(Openable):
             self._follower.is_running = True
             self.supervisor.start(self._follower.run)
         return made
+
+    async def reverse(
+        self,
+        inside: str | Endpoint | UnixSocket | ReverseForward,
+        to: str | Endpoint | UnixSocket | StreamHandler | None = None,
+        *,
+        protocol: Literal["tcp", "udp"] = "tcp",
+    ) -> ReverseForward:
+        """Listen on a port or unix socket inside, and lead its clients out.
+
+            await forwarder.reverse("5432", "127.0.0.1:5432")
+            await forwarder.reverse("unix:@bus", "unix:/run/user/1000/bus")
+            await forwarder.reverse("80", serve)                    # async def serve(stream): ...
+
+        Each client is connected to `to` from the host, whatever the uplink allows: this grants that one address and
+        port, no more.  Where nobody listens there, the client is reset.  A unix socket at a path is in the files that
+        commands share with the host, so it is on the host as well, for this user; "@NAME" is of the namespace alone.
+
+        Args:
+            inside: Where to listen: [ADDRESS:]PORT, without an address on 127.0.0.1, port 0 for any that is free; or
+                unix:PATH, unix:@NAME.  A `ReverseForward` says all.
+            to: Where clients are led: [ADDRESS:]PORT or unix:PATH of the host; or an async function, which is given
+                each client's stream on this event loop, of 256 at a time.
+            protocol: "tcp" or "udp".  Unix sockets and handlers have streams, which is "tcp".
+
+        Raises:
+            PortSpecError, ArgumentError: An argument cannot be understood.
+            ArgumentTypeError: An argument has another type.
+            PortInUseError: Another socket inside has the port, or something is at the path.
+            PrivilegedPortError: The port inside is too low.
+            FeatureUnavailable: The stack's device is not in a `Namespace`.
+            NamespaceGone, StackClosed: The forwarder is not open.
+            OSError: Listening failed otherwise, for instance for want of the address.
+
+        Cancellation: The port may have been added; `reverses` shows it.
+        """
+        forward, handler = _reversed(inside, to, protocol)
+        if self._reverser is None:
+            namespace = self._its_namespace("no socket can listen there")
+            self._reverser = Reverser(
+                namespace, self.supervisor, self._stack.ask, self._number, self._stack.pass_socket
+            )
+        with self.supervisor.guarding():
+            return await self._reverser.add(forward, handler)
+
+    def reverses(self) -> tuple[ReverseForward, ...]:
+        """Return the reverse forwards, oldest first.
+
+        Raises:
+            StackClosed: The forwarder is not open.
+        """
+        self.supervisor.check()
+        return () if self._reverser is None else self._reverser.forwards
+
+    def _its_namespace(self, otherwise: str) -> Namespace:
+        if self._stack.namespace is None:
+            raise FeatureUnavailable(
+                f"expected a device in a Namespace: {otherwise}", fix="open the device in the namespace"
+            )
+        return self._stack.namespace
 
     async def _prepare(self, forwards: Sequence[PortForward]) -> None:
         """Make the routes inside that transparent forwards need."""
@@ -225,28 +293,29 @@ class Forwarder(Openable):
             self._made[added] = made
         return (added,)
 
-    async def remove(self, forward: PortForward | Follow, *, cut: bool = False) -> None:
+    async def remove(self, forward: PortForward | Follow | ReverseForward, *, cut: bool = False) -> None:
         """Stop listening on a port.  It is free when this returns.
 
         A rule ends with all forwards that it has made.  One of them, removed alone, stays away for as long as its
         port is listened on inside.
 
         Args:
-            forward: What `add` returned, one of `list`, or of `follows`.
+            forward: What `add` or `reverse` returned, one of `list`, `follows` or `reverses`.
             cut: True: its TCP connections are reset.  False: those that exist go on.
 
         Raises:
             NotFound: There is no such forward.
-            ArgumentTypeError: The argument is neither a PortForward nor a Follow.
+            ArgumentTypeError: The argument is no PortForward, Follow or ReverseForward.
             StackClosed: The forwarder is not open.
 
         Cancellation: The port may have been freed.
         """
         fix = "give what `add` returned, or one of `list`"
-        arguments.instance("forward", forward, (PortForward, Follow), "a PortForward or a Follow", fix)
-        if isinstance(forward, Follow):
+        known = (PortForward, Follow, ReverseForward)
+        arguments.instance("forward", forward, known, "a PortForward, a Follow or a ReverseForward", fix)
+        if not isinstance(forward, PortForward):
             with self.supervisor.guarding():
-                if self._follower is None or not await self._follower.remove(forward, cut=cut):
+                if not await self._remove_other(forward, cut=cut):
                     raise NotFound(f"there is no forward {forward}", fix=fix)
             return
         if not await self._ask(Forwards.remove, forward):
@@ -256,6 +325,11 @@ class Forwarder(Openable):
         if cut:
             await self._stack.ask(Forwards.cut, forward)
         await self._unroute(forward)
+
+    async def _remove_other(self, forward: Follow | ReverseForward, *, cut: bool) -> bool:
+        if isinstance(forward, Follow):
+            return self._follower is not None and await self._follower.remove(forward, cut=cut)
+        return self._reverser is not None and await self._reverser.remove(forward, cut=cut)
 
     async def _unroute(self, forward: PortForward) -> None:
         """Take back the route of a transparent UDP port, unless another leads there too."""
@@ -290,6 +364,36 @@ class Forwarder(Openable):
     async def _ask(self, operation: Callable[..., T], *arguments: object) -> T:
         with self.supervisor.guarding():
             return await self._stack.ask(operation, self._number, *arguments)
+
+
+def _reversed(
+    inside: str | Endpoint | UnixSocket | ReverseForward,
+    to: str | Endpoint | UnixSocket | StreamHandler | None,
+    protocol: Literal["tcp", "udp"],
+) -> tuple[ReverseForward, StreamHandler | None]:
+    """Return the forward that arguments of `reverse` mean, and the handler if they have one."""
+    if isinstance(inside, ReverseForward):
+        if inside.to is None and callable(to):
+            return inside, to
+        if inside.to is None or to is not None:
+            expected = "expected a function beside a ReverseForward for a handler, and nothing beside another"
+            raise ArgumentError(expected, "to", arguments.shown(to))
+        return inside, None
+    start = _end("inside", inside, 0)
+    if callable(to):
+        return ReverseForward(protocol, *start, None), to
+    return ReverseForward(protocol, *start, *_end("to", to, 1)), None
+
+
+def _end(name: str, given: object, least: int) -> tuple[Address | UnixSocket, int]:
+    """Return an end of a reverse forward, as an argument of that name means it."""
+    if isinstance(given, UnixSocket):
+        return given, 0
+    if isinstance(given, Endpoint):
+        return given
+    expected = "text, an Endpoint or a UnixSocket" + (" or an async function" if name == "to" else "")
+    arguments.text(name, given, expected, 'write it like "127.0.0.1:5432"')
+    return parse_end(name, str(given), least)
 
 
 def _version(forward: PortForward) -> int:

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from netns_kit.gateway.engine import ERROR, IN
 from netns_kit.gateway.gateway import Gateway
@@ -18,7 +18,7 @@ from netns_kit.stack.user import Transport
 from netns_kit.uplink.flow import Endpoint
 from netns_kit.uplink.sockets import Ancillary, ask_for_errors, family_of, read_errors
 
-from .arrivals import Arrival, Place, Targets, bind_as_client
+from .arrivals import Arrival, Place, Source, Targets, bind_as_client
 from .listeners import PKTINFO, PKTINFO_MESSAGES, Listener, StreamListener
 from .ports import PortForward, UnixSocket
 from .splices import Pipes, Splice
@@ -26,6 +26,7 @@ from .splices import Pipes, Splice
 DATAGRAMS_PER_STEP = 64
 WAITING_MOST = 16  # datagrams of a client that has no socket inside yet
 BUFFER = memoryview(bytearray(65536))
+Answer: TypeAlias = Callable[[memoryview], None]
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger
 
 
@@ -38,7 +39,8 @@ class Published:
         self._gateway = gateway
         self._client = client
         self._ends: tuple[Endpoint, Endpoint] | None = None  # once somebody wants to know
-        self.cause = self._forward = forward
+        self.cause: object = forward
+        self._forward = forward
         self.protocol: Transport = forward.protocol
         self.id = gateway.next_flow_id()
         self.opened = gateway.engine.now
@@ -55,6 +57,11 @@ class Published:
     @property
     def remote(self) -> Endpoint:
         return self.ends()[1]
+
+    @property
+    def sockets(self) -> Source:
+        """The sockets that connect to what the client wants."""
+        return self._gateway.inside
 
     def ends(self) -> tuple[Endpoint, Endpoint]:
         """Return both ends of the connection inside; before there is one, where it may lead."""
@@ -94,7 +101,10 @@ class SpliceListener(StreamListener):
     def _accepted(self, sock: socket.socket, client: Any) -> None:
         address = client[:2] if isinstance(client, tuple) else ("", 0)
         places = self._targets.for_client(address)
-        StreamFlow(self._gateway, self.forward, address, sock, self._pipes, places)
+        self._flow(address, sock, places)
+
+    def _flow(self, client: tuple[str, int], sock: socket.socket, places: list[Place]) -> None:
+        StreamFlow(self._gateway, self.forward, client, sock, self._pipes, places)
 
 
 class StreamFlow(Published):
@@ -112,7 +122,7 @@ class StreamFlow(Published):
         super().__init__(gateway, forward, client)
         self._outer, self._pipes = outer, pipes
         self._splice: Splice | None = None
-        self._arrival = Arrival(gateway.inside, gateway.engine, places, self._joined)
+        self._arrival = Arrival(self.sockets, gateway.engine, places, self._joined)
         gateway.begun(self)
         self._arrival.begin()
 
@@ -207,11 +217,14 @@ class DatagramListener(Listener):
         if len(self._flows) >= self._gateway.stack.limits.udp_flows:
             next(iter(self._flows.values())).end()
         places = self._targets.for_client(client[:2])
-        flow = DatagramFlow(self._gateway, self.forward, client, places, partial(self._answer, told, client))
+        flow = self._flow(client, places, partial(self._answer, told, client))
         flow.ended = partial(self._flows.pop, key, None)
         self._flows[key] = flow
         flow.begin()
         return flow
+
+    def _flow(self, client: Any, places: list[Place], answer: Answer) -> DatagramFlow:
+        return DatagramFlow(self._gateway, self.forward, client, places, answer)
 
     def _answer(self, told: Ancillary, client: Any, data: memoryview) -> None:
         with suppress(OSError):  # lost, as datagrams are
@@ -235,7 +248,7 @@ class DatagramFlow(Published):
         forward: PortForward,
         client: Any,
         places: list[Place],
-        answer: Callable[[memoryview], None],
+        answer: Answer,
     ) -> None:
         super().__init__(gateway, forward, client[:2])
         self.timer_at = self.timer_entry = math.inf
@@ -253,7 +266,7 @@ class DatagramFlow(Published):
         gateway = self._gateway
         gateway.begun(self)
         gateway.engine.timers.arm(self, self._last + self._lifetime)
-        gateway.inside.take(self._places[0].kind, self._take)
+        self.sockets.take(self._places[0].kind, self._take)
 
     @property
     def state(self) -> str:
@@ -352,7 +365,7 @@ class DatagramFlow(Published):
             self.end()
             return
         del self._places[0]
-        self._gateway.inside.take(self._places[0].kind, self._take)
+        self.sockets.take(self._places[0].kind, self._take)
 
     def _drop(self) -> None:
         sock, self._socket = self._socket, None

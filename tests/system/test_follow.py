@@ -348,7 +348,7 @@ async def test_a_rule_that_cannot_be_had_leaves_nothing(
     assert await net.forwarder.list() == ()
     assert net.forwarder.follows() == {}
     monkeypatch.setattr(UserStack, "namespace", None)
-    with pytest.raises(FeatureUnavailable, match="nobody tells what listens behind this one"):
+    with pytest.raises(FeatureUnavailable, match="nobody tells what listens there"):
         await net.forwarder.add(AUTO)
 
 
