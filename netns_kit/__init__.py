@@ -62,7 +62,13 @@ if TYPE_CHECKING:
     from .gateway.setup import SandboxLayer as SandboxLayer
     from .gateway.setup import StackOptions as StackOptions
     from .gateway.stats import Stats as Stats
+    from .host.activation import activated as activated
     from .host.diagnosis import Host as Host
+    from .namespace.given import FileMode as FileMode
+    from .namespace.given import HasFileno as HasFileno
+    from .namespace.given import Listen as Listen
+    from .namespace.given import OpenFile as OpenFile
+    from .namespace.given import Word as Word
     from .namespace.listening import ListeningSocket as ListeningSocket
     from .namespace.namespace import Ids as Ids
     from .namespace.namespace import Interface as Interface
@@ -77,7 +83,6 @@ if TYPE_CHECKING:
     from .namespace.process import Process as Process
     from .namespace.process import RunOptions as RunOptions
     from .namespace.process import StandardStream as StandardStream
-    from .namespace.process import Word as Word
     from .network.network import Network as Network
     from .stack import Limits as Limits
     from .stack import Offloads as Offloads
@@ -101,6 +106,7 @@ if TYPE_CHECKING:
     from .uplink.uplink import UdpPorts as UdpPorts
     from .uplink.uplink import Uplink as Uplink
     from .userstack.events import FlowEvent as FlowEvent
+    from .userstack.events import FlowEventKind as FlowEventKind
     from .userstack.userstack import UserStack as UserStack
 
 __version__ = "0.1.0"
@@ -123,10 +129,12 @@ _HOMES = {
     "gateway.gateway": "FlowInfo",
     "gateway.setup": "Configure DriverName SandboxLayer StackOptions",
     "gateway.stats": "Stats",
+    "host.activation": "activated",
     "host.diagnosis": "Host",
+    "namespace.given": "FileMode HasFileno Listen OpenFile Word",
     "namespace.listening": "ListeningSocket",
     "namespace.namespace": "Ids Interface InterfaceAddress Namespace OpenedTap Pids Route",
-    "namespace.process": "Command CommandFailed CommandOptions Process RunOptions StandardStream Word",
+    "namespace.process": "Command CommandFailed CommandOptions Process RunOptions StandardStream",
     "network.network": "Network",
     "stack": "Limits Offloads Refusal Transport",
     "subnet": "Subnet Subnet6",
@@ -138,7 +146,7 @@ _HOMES = {
     "uplink.dns_settings": "DnsSettings",
     "uplink.flow": "Endpoint Flow Target Way",
     "uplink.uplink": "METADATA UdpFiltering UdpPorts Uplink",
-    "userstack.events": "FlowEvent",
+    "userstack.events": "FlowEvent FlowEventKind",
     "userstack.userstack": "UserStack",
 }
 

@@ -154,7 +154,7 @@ class FeatureUnavailable(_SystemError):
 
 
 class PortInUseError(_SystemError):
-    """Another socket has that address, port and protocol."""
+    """Another socket, or another forward, has that address, port and protocol."""
 
     usual_errno = _errno.EADDRINUSE
 

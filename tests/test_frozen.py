@@ -23,7 +23,7 @@ from netns_kit import (
     UnixSocket,
 )
 from netns_kit.frozen import field, frozen, names, replace
-from netns_kit.uplink.uplink import Flow, Target
+from netns_kit.uplink.flow import Flow, Target
 
 
 @frozen

@@ -259,7 +259,7 @@ def tap(order: dict[str, Any]) -> dict[str, Outcome]:
 def files() -> str:
     """As commands get their resolv.conf."""
     text, path = "nameserver 10.0.2.3\n", "/etc/resolv.conf"
-    show_files({path: text})
+    show_files({path: text}, {})
     with open(path, encoding="utf-8") as file:
         if file.read() != text:
             raise OSError(errno.EIO, "another file is seen", path)

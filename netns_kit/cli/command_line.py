@@ -90,5 +90,5 @@ def as_option(error: Exception) -> str:
         return f"{printable(str(name))}: {error.strerror}"
     if not isinstance(error, ArgumentError) or error.knob == "pass_fds":  # which no option gives
         return str(error)
-    option = "publish" if error.knob == "port" else error.knob.replace("_", "-")
+    option = {"port": "publish", "mode": "port-mode"}.get(error.knob, error.knob.replace("_", "-"))
     return f"--{option} {said_of(error, str(error.value).strip(chr(39)))}"

@@ -17,8 +17,9 @@ import anyio
 from netns_kit import __version__, arguments
 from netns_kit.dns import Record
 from netns_kit.errors import NetnsKitError
+from netns_kit.forwarder.ports import MODES
+from netns_kit.forwarder.specs import SYNTAX, parse_all, parse_reverse
 from netns_kit.forwarder.specs import parse as parse_ports
-from netns_kit.forwarder.specs import parse_reverse
 from netns_kit.gateway.setup import DriverName
 from netns_kit.host.limits import calm_collector, raise_descriptor_limit
 from netns_kit.namespace.background import beside
@@ -89,6 +90,7 @@ def network_from(
     """Return the network that `add_network_options` ask for: each option is the argument of that name."""
     asked = {
         **vars(options),
+        "ports": [each.settled(options.port_mode) for each in parse_all(options.ports)],
         "allow_host_loopback": _loopback(options.allow_host_loopback),
         "dns": DnsSettings(
             options.dns,
@@ -345,6 +347,7 @@ def _parser() -> Parser:
 
 def add_network_options(run: argparse.ArgumentParser) -> None:
     """What the namespace's network is like."""
+    syntax = SYNTAX.replace("%", "%%")  # as argparse has it
     run.add_argument(
         "-p",
         "--publish",
@@ -353,8 +356,17 @@ def add_network_options(run: argparse.ArgumentParser) -> None:
         default=[],
         type=value(parse_ports),
         metavar="SPEC",
-        help="forward a host port: [tcp:|udp:][ADDRESS:]PORT[-LAST][:[GUEST:]PORT[-LAST]][/PROTO]; without ADDRESS "
-        "on all of the host's IPv4 addresses; port 0: any that is free, told on standard error; repeatable",
+        help=f"forward ports of the host: {syntax}; without ADDRESS on all of the host's IPv4 addresses; port 0: any "
+        "that is free, told on standard error; also auto, all, lists with ~ for what is left out, and unix:PATH on "
+        "either side (docs/ports.md); repeatable",
+    )
+    run.add_argument(
+        "--port-mode",
+        choices=MODES,
+        help="how connections to forwarded ports get inside, where SPEC has no mode=: through the stack, from the "
+        "client's address (stack); by a socket inside, which also reaches its loopback addresses (socket), or one "
+        "with the client's address (transparent); or as the listening socket that the command is given (fd).  The "
+        "default is socket for unix sockets and loopback addresses inside, else stack",
     )
     run.add_argument(
         "-R",

@@ -144,10 +144,15 @@ class _Rule:
         self.refused: dict[int, float] = {}  # when to try again
         self._told: set[object] = set()
 
+    def is_news(self, what: object) -> bool:
+        """Return whether this was not asked about the same before."""
+        is_news = what not in self._told
+        self._told.add(what)
+        return is_news
+
     def tell(self, what: object, message: str, *arguments: object) -> None:
         """Log something once."""
-        if what not in self._told:
-            self._told.add(what)
+        if self.is_news(what):
             logger.warning(message, *arguments)
 
 
@@ -161,6 +166,7 @@ class Follower:
         check: Raises `PrivilegedPortError` for forwards that may not be added.
         add: Adds forwards, all or none.
         remove: Removes one forward; `cut` as in `Forwarder.remove`.
+        explained: Finds out who has a port of forwards that is taken, which takes its time.
     """
 
     def __init__(
@@ -169,13 +175,15 @@ class Follower:
         subnet: Callable[[], Subnet],
         reverses: Callable[[], Iterable[ReverseForward]],
         check: Callable[[Sequence[PortForward]], None],
-        add: Callable[..., Awaitable[object]],
+        add: Callable[[Sequence[PortForward]], Awaitable[object]],
         remove: Callable[..., Awaitable[object]],
+        explained: Callable[[PortInUseError, Sequence[PortForward]], Awaitable[PortInUseError]],
     ) -> None:
         self._namespace = namespace
         self._subnet = subnet
         self._reverses = reverses
         self._check, self._add, self._remove = check, add, remove
+        self._explained = explained
         self._rules: dict[Follow, _Rule] = {}
         self._lock = anyio.Lock()
         self._diagnostics: SocketDiagnostics | None = None
@@ -314,15 +322,20 @@ class Follower:
     async def _try(self, rule: _Rule, forwards: list[PortForward], now: float) -> None:
         """Add forwards: all at once, or else one by one, if another socket has one of the ports."""
         try:
-            await self._add(*forwards)
+            await self._add(forwards)
             rule.made |= {each.host_port: each for each in forwards}
             return
         except (OSError, ArgumentError) as error:
             if len(forwards) == 1 or not isinstance(error, PortInUseError):
                 for each in forwards:
                     rule.refused[each.host_port] = now + RETRY
-                what = forwards[0].host_port if isinstance(error, PortInUseError) else type(error)
-                rule.tell(what, "%s: not forwarded at the moment: %s", forwards[0], error)
+                await self._tell(rule, forwards[0], error)
                 return
         for each in forwards:
             await self._try(rule, [each], now)
+
+    async def _tell(self, rule: _Rule, forward: PortForward, error: OSError | ArgumentError) -> None:
+        what = forward.host_port if isinstance(error, PortInUseError) else type(error)
+        if rule.is_news(what):
+            why = await self._explained(error, [forward]) if isinstance(error, PortInUseError) else error
+            logger.warning("%s: not forwarded at the moment: %s", forward, why)

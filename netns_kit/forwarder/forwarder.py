@@ -25,8 +25,7 @@ from netns_kit.errors import (
     StackClosed,
 )
 from netns_kit.frozen import replace
-from netns_kit.host import diagnosis, sysctl
-from netns_kit.host.abi import CAP_NET_BIND_SERVICE
+from netns_kit.host import bound_ports, diagnosis, sysctl
 from netns_kit.host.paths import Made
 from netns_kit.namespace.background import Openable, Supervisor
 from netns_kit.namespace.namespace import Namespace
@@ -34,6 +33,7 @@ from netns_kit.subnet import Subnet
 from netns_kit.uplink.flow import Endpoint
 
 from .binding import listen_unix
+from .conflicts import Claims
 from .follow import Follower
 from .forwards import Forwards
 from .ports import Follow, Mode, PortForward, ReverseForward, UnixSocket
@@ -108,6 +108,7 @@ class Forwarder(Openable):
         self._stack = stack
         self._number = next(_numbers)  # by which its listeners are known
         self._made: dict[PortForward, Made] = {}  # files of unix sockets
+        self._claims = Claims()
         self._follower: Follower | None = None
         self._reverser: Reverser | None = None
         self.supervisor = Supervisor(type(self).__name__, StackClosed, stack.supervisor)
@@ -152,7 +153,8 @@ class Forwarder(Openable):
         Raises:
             PortSpecError, ArgumentError: A specification cannot be understood.
             PrivilegedPortError: A port needs a privilege; raised before anything is bound.
-            PortInUseError: Another socket has the port.
+            PortInUseError: Another socket has the port, and the message says whose it is, as far as this process may
+                know; or another forward has it, and then nothing was bound.
             AddressError: The host has no such address, or the namespace cannot have the one inside.
             ArgumentTypeError: An argument is neither text nor a PortForward or a Follow.
             FeatureUnavailable: The mode cannot be had here, or the kernel does not tell what listens inside.
@@ -165,8 +167,22 @@ class Forwarder(Openable):
         asked = parse_all(specs)
         forwards = [each.settled(mode) for each in asked if isinstance(each, PortForward)]
         follows = [replace(each, mode=each.mode or mode) for each in asked if isinstance(each, Follow)]
+        try:
+            added = await self._publish(forwards)
+        except PortInUseError as error:
+            raise await self._explained(error, forwards) from error
+        try:
+            return (*added, *await self._follow(follows))
+        except Exception:
+            for forward in added:
+                await self.remove(forward)
+            raise
+
+    async def _publish(self, forwards: Sequence[PortForward]) -> tuple[PortForward, ...]:
+        """Listen on ports, as `add` does; who has one that is taken is not looked for."""
         _check_privilege(forwards)
         await self._prepare(forwards)
+        forwards = self._claims.add(forwards)
         added: list[PortForward] = []
         try:
             for on_unix, some in groupby(forwards, lambda each: isinstance(each.host, UnixSocket)):
@@ -176,11 +192,14 @@ class Forwarder(Openable):
                         added += await self._add_unix(batch[start])
                     else:
                         added += await self._ask(Forwards.add, batch[start : start + AT_ONCE])
-            return (*added, *await self._follow(follows))
         except Exception:
             for forward in added:
                 await self.remove(forward)
             raise
+        finally:
+            self._claims.discard(forwards)
+        self._claims.add(added)  # without those that were left out, and with the numbers that were chosen
+        return tuple(added)
 
     async def _follow(self, follows: Sequence[Follow]) -> tuple[PortForward, ...]:
         """Follow by these rules, all or none, and return the forwards that they have made at once."""
@@ -193,8 +212,9 @@ class Forwarder(Openable):
                 lambda: self._stack.subnet,
                 lambda: () if self._reverser is None else self._reverser.forwards,
                 _check_privilege,
-                self.add,
+                self._publish,
                 self.remove,
+                self._explained,
             )
         with self.supervisor.guarding():
             made = await self._follower.add(follows)
@@ -293,6 +313,19 @@ class Forwarder(Openable):
             self._made[added] = made
         return (added,)
 
+    async def _explained(self, error: PortInUseError, forwards: Sequence[PortForward]) -> PortInUseError:
+        """Return the error with the name of the port's owner, if that can be known."""
+        for forward in forwards:
+            place = f"{forward.listens_on}/{forward.protocol}"
+            if error.cause == f"{place} is taken by another socket" and not isinstance(forward.host, UnixSocket):
+                owner = await anyio.to_thread.run_sync(
+                    bound_ports.holder, forward.protocol, forward.host, forward.host_port
+                )
+                return (
+                    error if owner is None else PortInUseError(f"{place} is taken by {owner}", fix=error.fix)
+                )
+        return error
+
     async def remove(self, forward: PortForward | Follow | ReverseForward, *, cut: bool = False) -> None:
         """Stop listening on a port.  It is free when this returns.
 
@@ -320,6 +353,7 @@ class Forwarder(Openable):
             return
         if not await self._ask(Forwards.remove, forward):
             raise NotFound(f"there is no forward {forward}", fix=fix)
+        self._claims.discard([forward])
         if made := self._made.pop(forward, None):
             made.remove()
         if cut:
@@ -405,11 +439,5 @@ def _check_privilege(forwards: Sequence[PortForward]) -> None:
     (start,) = sysctl.numbers(diagnosis.PORT_START)
     required = (each.host_port for each in forwards if not each.optional)
     low = next((port for port in required if 0 < port < start), None)
-    if low is not None and not _may_bind_low_ports():
+    if low is not None and not bound_ports.may_bind(low):
         raise diagnosis.privileged_port(low, "of the host", start)
-
-
-def _may_bind_low_ports() -> bool:
-    with open("/proc/thread-self/status", encoding="ascii", errors="replace") as file:
-        effective = next(line.split()[1] for line in file if line.startswith("CapEff:"))
-    return bool(int(effective, 16) >> CAP_NET_BIND_SERVICE & 1)

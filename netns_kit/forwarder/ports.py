@@ -255,6 +255,18 @@ class Follow:
         included = not self.include or _is_among(port, self.include)
         return included and not _is_among(port, self.exclude)
 
+    def settled(self, mode: Mode | None = None) -> Follow:
+        """Return the rule with its own mode, else with `mode`; without either, each port has what reaches it.
+
+        Args:
+            mode: The mode of rules that have none.
+
+        Raises:
+            ArgumentError: There is no such mode.
+            ArgumentTypeError: The mode is not text.
+        """
+        return self if self.mode is not None else replace(self, mode=mode)
+
     @property
     def spec(self) -> str:
         """The specification that means this rule."""

@@ -30,8 +30,8 @@ class Admission:
     """The claim of one gateway on descriptors of the process.
 
     Args:
-        engine: the engine whose descriptors are the gateway's.
-        give_up: closes a flow; called on the engine's thread when another gateway is owed a descriptor.
+        engine: The engine whose descriptors are the gateway's.
+        give_up: Closes a flow; called on the engine's thread when another gateway is owed a descriptor.
     """
 
     _members: ClassVar[list[Admission]] = []  # of the process, whose descriptors they share
@@ -55,7 +55,7 @@ class Admission:
         """Return whether there is a descriptor for one more flow.
 
         Args:
-            make_room: closes a flow of this gateway and returns True, or returns False; called if there is none.
+            make_room: Closes a flow of this gateway and returns True, or returns False; called if there is none.
         """
         if not self._met and self._engine.newest + 1 < self.most:
             return True
@@ -92,7 +92,7 @@ def lowest_free(fd: int) -> int:
     """Return the number that the next descriptor of this process will have; the limit, if there is none left.
 
     Args:
-        fd: any descriptor that is open.
+        fd: Any descriptor that is open.
     """
     try:
         number = fcntl(fd, F_DUPFD_CLOEXEC, 0)

@@ -20,7 +20,7 @@ from netns_kit.arguments import Address
 from netns_kit.errors import PortInUseError
 from netns_kit.stack import LinkService, Refusal, TcpConnection, UdpFlow
 from netns_kit.stack.wire import flow_key
-from netns_kit.uplink.uplink import Target
+from netns_kit.uplink.flow import Target
 
 Handler = TypeVar("Handler")
 
@@ -38,7 +38,7 @@ class Endpoints:
     """The registry of one gateway.
 
     Attributes:
-        link: the link services by UDP port, for `Stack.services`.
+        link: The link services by UDP port, for `Stack.services`.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Endpoints:
         """Hand `handler` the connections that the guest opens to that address and port.
 
         Raises:
-            PortInUseError: another handler has them.
+            PortInUseError: Another handler has them.
         """
         _register(self._tcp, "tcp", address, port, handler)
 
@@ -59,7 +59,7 @@ class Endpoints:
         """Hand `handler` the flows of datagrams that the guest opens to that address and port.
 
         Raises:
-            PortInUseError: another handler has them.
+            PortInUseError: Another handler has them.
         """
         _register(self._udp, "udp", address, port, handler)
 
@@ -71,7 +71,7 @@ class Endpoints:
         """Treat flows to that port of any address as flows to the one of its family among `addresses`."""
         self._redirected[port] = {each.version: each.packed for each in addresses}
 
-    def meant(self, key: bytes) -> bytes:
+    def redirected(self, key: bytes) -> bytes:
         """Return `key`, or what it stands for where its destination is redirected."""
         if not self._redirected:
             return key

@@ -90,12 +90,12 @@ class Engine:
     """One epoll descriptor, one heap of timers, and the handlers of both.
 
     Attributes:
-        now: the time of the current step, for handlers to use.  It starts at 0 and never goes back.
-        clock: the driver's clock, by which a step is late.  Without one, no step is.
-        steps: the number of steps so far.
-        newest: the number of the last descriptor that was added.
-        around: the steps until every descriptor has had its turn.
-        after_step: functions called at the end of every step.
+        now: The time of the current step, for handlers to use.  It starts at 0 and never goes back.
+        clock: The driver's clock, by which a step is late.  Without one, no step is.
+        steps: The number of steps so far.
+        newest: The number of the last descriptor that was added.
+        around: The steps until every descriptor has had its turn.
+        after_step: Functions called at the end of every step.
     """
 
     _open: ClassVar[list[Engine]] = []  # of the process

@@ -25,8 +25,9 @@ from netns_kit.stack.wire.family import family_of
 from netns_kit.stack.wire.flow_key import FlowKey
 from netns_kit.subnet import Subnet
 from netns_kit.uplink.dial import Refused
+from netns_kit.uplink.flow import Endpoint, Flow, Target, Way
 from netns_kit.uplink.sockets import refusal_for
-from netns_kit.uplink.uplink import Endpoint, Flow, Target, Uplink, Way, source_of
+from netns_kit.uplink.uplink import Uplink, source_of
 
 from .admission import Admission
 from .endpoints import Endpoints
@@ -66,13 +67,13 @@ class FlowRouter:
     """The `StackUser` of a gateway.
 
     Args:
-        stack: makes the stack, whose user this is.
-        links: the other workers that serve the same namespace.
-        tell: called with what somebody should know, and the error behind it.
+        stack: Makes the stack, whose user this is.
+        links: The other workers that serve the same namespace.
+        tell: Called with what somebody should know, and the error behind it.
 
     Attributes:
         published: UDP ports of the host by the guest's port that they lead to, the oldest first.
-        refused: counts flows, refused by the uplink or for want of descriptors.
+        refused: Counts flows, refused by the uplink or for want of descriptors.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class FlowRouter:
         """Return where a flow of the guest goes, if it may pass and there is a descriptor for it.
 
         Args:
-            served: whether a handler of ours has it: then it needs no descriptor.
+            served: Whether a handler of ours has it: then it needs no descriptor.
         """
         found = self._decide(transport, key, served)
         if not isinstance(found, Refusal):
@@ -126,8 +127,10 @@ class FlowRouter:
             target = self._uplink.route(flow)
             if not isinstance(target, Target | Refusal):
                 raise TypeError(f"Uplink.route returned {target!r}: expected a Target or a Refusal")
-            if isinstance(target, Target) and not target.endpoints and not served:
-                raise ValueError("Uplink.route returned a Target of no endpoint: expected one, or a Refusal")
+            if isinstance(target, Target) and not target.candidates and not served:
+                raise ValueError(
+                    "Uplink.route returned a Target without candidates: expected one, or a Refusal"
+                )
         except KeyboardInterrupt:  # that is for the program
             raise
         except BaseException as error:  # even what ends a task or a program: it ends no stack
@@ -152,13 +155,13 @@ class FlowRouter:
 
     def route_served(self, transport: Transport, key: bytes) -> Target | Refusal:
         """Return what the uplink says now of a flow that a handler has had for a while."""
-        found = self.route(transport, self._endpoints.meant(key), served=True)
+        found = self.route(transport, self._endpoints.redirected(key), served=True)
         return found if isinstance(found, Refusal) else found[1]
 
     # -- the guest's flows: StackUser ---------------------------------------------------------------
 
     def tcp_opened(self, connection: TcpConnection) -> None:
-        key = self._endpoints.meant(connection.key)
+        key = self._endpoints.redirected(connection.key)
         handler = self._endpoints.claim_tcp(key)
         found = self.route("tcp", key, served=handler is not None)
         if isinstance(found, Refusal):
@@ -178,7 +181,7 @@ class FlowRouter:
             relay.begin(dial)
 
     def udp_opened(self, flow: UdpFlow) -> Refusal | None:
-        key = self._endpoints.meant(flow.key)
+        key = self._endpoints.redirected(flow.key)
         handler = self._endpoints.claim_udp(key)
         found = self.route("udp", key, served=handler is not None)
         if isinstance(found, Refusal):
@@ -186,7 +189,7 @@ class FlowRouter:
         _, target = found
         if handler is not None:
             return handler(flow, target)
-        endpoint = target.endpoints[0]
+        endpoint = target.candidates[0]
         if self._leaves_by_published(flow, endpoint):
             return None
         address, names = endpoint.address, flow_key.parse(flow.key)
@@ -204,7 +207,7 @@ class FlowRouter:
         found = self.route("icmp", flow.key)
         if isinstance(found, Refusal):
             return found
-        endpoint = found[1].endpoints[0]
+        endpoint = found[1].candidates[0]
         try:
             sock = self._open("icmp", endpoint.address)
         except OSError as error:
@@ -260,7 +263,7 @@ class FlowRouter:
 
         Nobody outside may open such a flow: the guest's part of it would pass by the handler.
         """
-        return self._endpoints.meant(key) != key or self._endpoints.claim_udp(key) is not None
+        return self._endpoints.redirected(key) != key or self._endpoints.claim_udp(key) is not None
 
     def _unsolicited(self, guest: GuestEndpoint, relay: UdpRelay, sender: tuple[str, int]) -> None:
         """Let a datagram in from where the guest has not sent to, if the guest could answer it."""
@@ -275,7 +278,7 @@ class FlowRouter:
             key = FlowKey(guest[0], seen_as.packed, guest[1], port).pack()
             refused = key in self.stack.udp or self.is_answered_here(key)
             found = Refusal.DROP if refused else self._decide("udp", key)
-            if not isinstance(found, Refusal) and (target := found[1].endpoints[0]) == (address, port):
+            if not isinstance(found, Refusal) and (target := found[1].candidates[0]) == (address, port):
                 flow = self.stack.add_udp(key, self._engine.now, _socket_name(target))
                 if self._udp.get(guest) is relay:
                     relay.add(flow, _socket_name(target))
@@ -297,8 +300,8 @@ class FlowRouter:
         """Connect a client of a forwarded port to the guest.
 
         Args:
-            key: the flow's name in the guest's sight; if it is taken, the client gets another port.
-            sock: the client's connection, which is this flow's from now on.
+            key: The flow's name in the guest's sight; if it is taken, the client gets another port.
+            sock: The client's connection, which is this flow's from now on.
         """
         stack, steering = self.stack, self.stack.steering
         if self._links is not None and (owner := steering.owner(key)) != steering.index:
@@ -316,11 +319,22 @@ class FlowRouter:
         except KeyError:  # the table is full
             relay.closed(Closed.ABORTED)
 
+    def tcp_handed_over(self, key: bytes, sock: socket.socket) -> None:
+        """Do as `tcp_accepted` for a client that another worker has accepted, if there is a descriptor for it.
+
+        If not, the client's connection is closed: the listener, which would wait, is in another process.
+        """
+        if self.make_room():
+            self.tcp_accepted(key, sock)
+        else:
+            self.refused += 1
+            sock.close()
+
     def free_key(self, key: bytes, table: Mapping[bytes, object]) -> bytes:
         """Return `key`, or the same flow with a free client port if it is taken.
 
         Raises:
-            KeyError: all of them are taken.
+            KeyError: All of them are taken.
         """
         if key not in table:
             return key

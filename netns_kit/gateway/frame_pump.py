@@ -38,7 +38,7 @@ class FramePump:
     """What reads a device, for as long as the engine lasts.
 
     Args:
-        outbox: the relays that keep what they have been lent.
+        outbox: The relays that keep what they have been lent.
     """
 
     def __init__(self, engine: Engine, tap: Device, stack: Stack, outbox: Outbox) -> None:
@@ -69,7 +69,7 @@ class FramePump:
         stack, outbox, now = self._stack, self._outbox, self._engine.now
         read, receive, network = self._tap.read_into, stack.receive, stack.network
         free = buffer = self._buffer
-        costly = network.costly
+        costly = network.costly_frames
         for _ in range(most):
             size = read(free)
             if size is None:
@@ -81,8 +81,8 @@ class FramePump:
                 if len(free) < FRAME_MAX:
                     outbox.flush()
                     free = buffer
-            if network.costly != costly:
-                costly = network.costly
+            if network.costly_frames != costly:
+                costly = network.costly_frames
                 if self._engine.is_late:
                     self._look_for_flood()
                     break
@@ -97,7 +97,7 @@ class FramePump:
         self._late = engine.steps
         if now - self._late_since > FLOODED:
             self._flooded_until = now + CALM
-        if now < self._flooded_until and self._stack.knows_at_a_glance:
+        if now < self._flooded_until and self._stack.has_short_way:
             self._drain()
 
     def _drain(self) -> None:
@@ -155,7 +155,7 @@ class LinkPump:
     """What receives the frames and connections that other workers hand over.
 
     Args:
-        accepted: called with the name of a flow, and a connection that is to be that flow.
+        accepted: Called with the name of a flow, and a connection that is to be that flow.
     """
 
     def __init__(

@@ -78,10 +78,10 @@ class Gateway:
     """The gateway of one guest: stack, device, uplink and what lies between.
 
     Args:
-        setup: what the stack is told.
-        secret: keys the stack's sequence numbers; else it is drawn.
-        peers: the other workers that serve the same namespace, each by a queue of its own of the tap.
-        tell: called with what somebody should know, and the error behind it; else that is logged.
+        setup: What the stack is told.
+        secret: Keys the stack's sequence numbers; else it is drawn.
+        peers: The other workers that serve the same namespace, each by a queue of its own of the tap.
+        tell: Called with what somebody should know, and the error behind it; else that is logged.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class Gateway:
             self._inside = Inside(engine, setup.supply)
         self._pump = FramePump(engine, tap, stack, self.router.outbox)
         if peers is not None:
-            LinkPump(engine, peers, stack, self.router.outbox, self.router.tcp_accepted)
+            LinkPump(engine, peers, stack, self.router.outbox, self.router.tcp_handed_over)
 
     def _hook_failed(self, error: BaseException) -> None:
         self.router.notice("names are not resolved: the uplink's DNS hook failed", error)

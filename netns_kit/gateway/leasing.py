@@ -25,7 +25,7 @@ def check(settings: DhcpSettings | None, subnet: Subnet) -> None:
     """Check that settings fit their subnet.
 
     Raises:
-        AddressError: an address of theirs lies outside, or is taken by the gateway.
+        AddressError: An address of theirs lies outside, or is taken by the gateway.
     """
     for static in () if settings is None else settings.static:
         _check_static(static, subnet)
@@ -65,8 +65,8 @@ class Leasing:
     """The leases of a subnet.
 
     Args:
-        endpoints: where the servers are registered.
-        settings: as `check` has passed them; None: there are no servers.
+        endpoints: Where the servers are registered.
+        settings: As `check` has passed them; None: there are no servers.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Leasing:
         """Keep an address for a client from now on.
 
         Raises:
-            AddressError: no server has that address to give.
+            AddressError: No server has that address to give.
         """
         server = self._servers.get(static.address.version)
         if server is None:

@@ -70,7 +70,7 @@ class Stats(TypedDict):
     handed_over: int
     """Frames and connections handed from one worker to another; 0 with one."""
     handed_over_lost: int
-    """Frames and connections lost because the other worker's inbox was full."""
+    """Frames and connections lost because the other worker's inbox was full, or no descriptor was left there."""
     dns_queries: int
     """DNS queries accepted to be relayed, repetitions not counted."""
     dns_joined: int

@@ -1,9 +1,13 @@
 """WorkerLinks: the sockets between the workers that share a namespace.
 
-Each worker has an inbox, one end of a SOCK_SEQPACKET pair, and the other end of everybody else's.  A message is a
-byte that says how often it was handed over, and a frame as the tap gives it; or such a byte, the name of a flow, and
-a descriptor: a connection accepted on the host that is to be that flow.  What finds an inbox full is lost, as on a
-wire, and counted.
+Each worker has an inbox, which is one end of a SOCK_SEQPACKET pair.  Every worker has the other ends of all pairs,
+and sends by them.  A message hands over a frame or a connection.  Its first byte is the number of times that it has
+been handed over.  Then follows a frame, as the tap delivers it; or the key of a flow, with one descriptor: the
+connection of a client, accepted on the host, that is to become this flow.
+
+A message is lost, as a frame is on a wire, if the inbox is full.  A connection is also lost if its receiver has no
+descriptor left for it: the kernel then closes the descriptor that the message had (MSG_CTRUNC).  Losses are counted,
+and a lost connection is closed: nobody keeps a copy.
 """
 
 from __future__ import annotations
@@ -14,16 +18,16 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 _ROOM = 8 << 20  # bytes of an inbox: less, where wmem_max says so
-_RIGHTS = socket.CMSG_SPACE(4)
+_RIGHTS = socket.CMSG_LEN(4)  # room for one descriptor; of a longer message the kernel keeps the rest
 
 
 class WorkerLinks:
     """The links of one worker to the others.
 
     Args:
-        index: the number of this worker.
-        inbox: its own socket, where the others send.
-        outboxes: the sockets that lead to all workers, itself included.
+        index: The number of this worker.
+        inbox: The socket that this worker receives from.
+        outboxes: The sockets that lead to the inboxes of all workers, this one included, by their numbers.
     """
 
     def __init__(self, index: int, inbox: socket.socket, outboxes: tuple[socket.socket, ...]) -> None:
@@ -36,11 +40,11 @@ class WorkerLinks:
 
     @property
     def hops(self) -> int:
-        """How often the frame read last was handed over, see `netns_kit.stack.Steering`."""
+        """Number of times that the last frame was handed over: see `netns_kit.stack.Steering`."""
         return self._hops[0]
 
     def stats(self) -> dict[str, int]:
-        """Return the numbers of messages since the beginning, by name."""
+        """Return the counters of messages, by name."""
         return {"handed_over": self.handed_over, "handed_over_lost": self.lost}
 
     def fileno(self) -> int:
@@ -52,11 +56,11 @@ class WorkerLinks:
         return [each.fileno() for each in (self._inbox, *self._outboxes)]
 
     def hand_over(self, number: int, hops: int, frame: memoryview) -> None:
-        """Hand a frame to worker `number`."""
+        """Hand a frame over to worker `number`."""
         self._send(number, hops, frame, [])
 
     def hand_over_connection(self, number: int, key: bytes, accepted: socket.socket) -> None:
-        """Hand a connection to worker `number` and close it here.  Where the inbox is full, the peer gets a reset."""
+        """Hand the connection that is to become flow `key` over to worker `number`, and close it here."""
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [accepted.fileno()]))
         self._send(number, 0, key, [rights])
         accepted.close()
@@ -71,16 +75,17 @@ class WorkerLinks:
         self.handed_over += 1
         try:
             self._outboxes[number].sendmsg([bytes((hops,)), content], rights, socket.MSG_NOSIGNAL)
-        except OSError:  # it is full, or that worker has ended, and then all do
+        except OSError:  # it is full; or that worker has ended, and soon all do
             self.lost += 1
 
     def read_into(self, buffer: memoryview, accepted: Callable[[bytes, socket.socket], object]) -> int | None:
-        """Read the next frame into `buffer` and return its length; None if nothing waits.
+        """Read the next message: a frame into `buffer`, or a connection.
 
-        A connection goes to `accepted`, with the name of its flow, and counts as a frame of length 0.
+        Returns the length of the frame; 0 after a connection, which `accepted` is called with; None if there is no
+        message.
         """
         try:
-            size, ancillary, _, _ = self._inbox.recvmsg_into(
+            size, ancillary, flags, _ = self._inbox.recvmsg_into(
                 [self._hops, buffer], _RIGHTS, socket.MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
@@ -89,11 +94,14 @@ class WorkerLinks:
             (fd,) = array.array("i", data)
             accepted(bytes(buffer[: size - 1]), socket.socket(fileno=fd))
             return 0
+        if flags & socket.MSG_CTRUNC:
+            self.lost += 1
+            return 0
         return size - 1
 
 
 def connect(count: int, stack: ExitStack) -> list[WorkerLinks]:
-    """Return the links of so many workers, each with sockets to all of them, which `stack` closes."""
+    """Return the links of `count` workers.  `stack` closes their sockets."""
     made = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(count)]
     for ends in made:
         ends[1].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ROOM)

@@ -232,7 +232,7 @@ class Agent:
     def spawn(self, conversation: socket.socket, request: dict[str, Any], fds: list[int]) -> None:
         done, report = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         done.setblocking(False)
-        files = list(request["files"])
+        files = [*request["files"], *request["sockets"]]
         self.make_places(files)
         self.on_signal()  # what has come until now, the new command has not had
         try:

@@ -133,7 +133,7 @@ def become_command(
         elif quarters.of_stranger:  # to whom no directory above the caller's may be open
             os.chdir("/")
         step = "mount"
-        if copies := show_files(request["files"]):
+        if copies := show_files(request["files"], request["sockets"]):
             with suppress(OSError):  # too many are on their way: then they are not shown again
                 hand_over(report, copies, [os.open("/proc/self/ns/mnt", os.O_RDONLY)])
         step = "spawn"

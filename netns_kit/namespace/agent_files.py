@@ -1,4 +1,4 @@
-"""Files of a command's own: what `files=` shows to one command at a path, and to nobody else.
+"""Files of a command's own: what `files=` and `sockets=` show to one command at a path, and to nobody else.
 
 A mount needs a name to be on, and belongs to that name: when a program outside removes the name, or renames another
 file over it, as programs do that replace resolv.conf, the kernel takes the mount off (detach_mounts).  So the agent
@@ -33,22 +33,26 @@ if TYPE_CHECKING:
 SCRATCH = "/tmp"
 
 
-def show_files(files: dict[str, str]) -> dict[str, int]:
-    """Make a mount namespace in which each path of `files` reads as the text given for it.
+def show_files(files: dict[str, str], sockets: dict[str, str]) -> dict[str, int]:
+    """Make a mount namespace in which each path of `files` reads as the text given for it, and each of `sockets` is
+    the Unix socket of the path given for it.
 
     Return one more mount for each, by which it can be shown again; none before Linux 5.2, which has no open_tree(2).
-    The texts lie on a tmpfs that covers `SCRATCH` only meanwhile.  The targets are opened before, so that a target
-    may itself be below `SCRATCH`.
+    The texts lie on a tmpfs that covers `SCRATCH` only meanwhile.  Targets and sockets are opened before, so that
+    they may themselves be below `SCRATCH`.
     """
     copies: dict[str, int] = {}
-    if not files:
+    paths = [*files, *sockets]
+    if not paths:
         return copies
     check(libc.unshare(abi.CLONE_NEWNS), SCRATCH)
     check(libc.mount(None, b"/", None, abi.MS_REC | abi.MS_PRIVATE, None), "/")
-    for path in files:
+    # Fact: a mount can be made of what this mount namespace has, and not of what the caller has opened in its own.
+    opened = {path: os.open(socket, os.O_PATH | os.O_CLOEXEC) for path, socket in sockets.items()}
+    for path in paths:
         if not os.path.exists(path):
             make_room(path)
-    targets = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in files}
+    targets = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in paths}
     for path, fd in targets.items():
         if stat.S_ISDIR(os.fstat(fd).st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
@@ -60,8 +64,10 @@ def show_files(files: dict[str, str]) -> dict[str, int]:
             os.fchmod(file.fileno(), 0o644)
     # Fact: a bind mount copies the flags of the mount it is made from, so this makes all of them read-only.
     check(libc.mount(None, where, None, abi.MS_REMOUNT | abi.MS_BIND | abi.MS_RDONLY | quiet, None), SCRATCH)
-    for number, (path, fd) in enumerate(targets.items()):
-        source, target = f"{SCRATCH}/{number}".encode(), f"/proc/self/fd/{fd}".encode()
+    sources = {path: f"{SCRATCH}/{number}" for number, path in enumerate(files)}
+    sources |= {path: f"/proc/self/fd/{fd}" for path, fd in opened.items()}
+    for path, fd in targets.items():
+        source, target = sources[path].encode(), f"/proc/self/fd/{fd}".encode()
         check(libc.mount(source, target, None, abi.MS_BIND, None), path)
         copy: int = libc.syscall(abi.SYS_OPEN_TREE, abi.AT_FDCWD, source, abi.OPEN_TREE_CLONE | os.O_CLOEXEC)
         if copy >= 0 or ctypes.get_errno() != errno.ENOSYS:

@@ -53,6 +53,8 @@ def create(ids: str, control: socket.socket) -> None:
         hide()  # not before: the id maps of a process that is not dumpable are root's to write
         step = "unshare net"
         check(libc.unshare(abi.CLONE_NEWNET))
+        with suppress(OSError):  # EROFS in some containers: low ports need a privilege then, as outside
+            write_file("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")
         step = "loopback"
         raise_link("lo")
     except OSError as exc:

@@ -47,7 +47,7 @@ from netns_kit.errors import (
     PortInUseError,
     SysctlError,
 )
-from netns_kit.host import diagnosis, sysctl
+from netns_kit.host import bound_ports, diagnosis, sysctl
 from netns_kit.host.abi import NETLINK_ROUTE, NETLINK_SOCK_DIAG, RT_TABLE_MAIN, TUN_MAJOR, TUN_MINOR
 
 from .agent_client import AgentProcess, Conversation, Done, Start
@@ -56,7 +56,7 @@ from .listening import ListeningSocket, Protocol, SocketDiagnostics
 from .process import Command, CommandFailed, CommandOptions, Process, open_process
 from .watch import Watch
 
-__all__ = ["Interface", "InterfaceAddress", "ListeningSocket", "Namespace", "OpenedTap", "Route"]
+__all__ = ["Interface", "InterfaceAddress", "Namespace", "OpenedTap", "Route"]
 
 T = TypeVar("T")
 Ids = Literal["root", "same", "subids"]
@@ -70,45 +70,56 @@ _SOCKET_FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
 @dataclass(frozen=True)
 class Interface:
-    """A network interface; `mac` is empty where there is none."""
+    """A network interface."""
 
     index: int
+    """Number of the interface in its namespace."""
     name: str
+    """Name of the interface."""
     mtu: int
+    """Size in bytes of the largest packet that it sends."""
     mac: str
+    """Hardware address; empty if the interface has none."""
     up: bool
+    """True if the interface is up."""
 
 
 @dataclass(frozen=True)
 class InterfaceAddress:
-    """An address with its prefix, and the `index` of the link that has it."""
+    """An address of an interface."""
 
     index: int
+    """Number of the interface that has the address."""
     interface: IPv4Interface | IPv6Interface
+    """Address with its prefix."""
 
 
 @dataclass(frozen=True)
 class Route:
-    """A route of the main table; `gateway` and `index` (of the link) are None where the route has none."""
+    """A route of the main routing table."""
 
     destination: IPv4Network | IPv6Network
+    """Network that the route leads to."""
     gateway: IPv4Address | IPv6Address | None
+    """Address of the next router; None if the network is on the link itself."""
     index: int | None
+    """Number of the interface that packets leave by; None if the route has none, as an unreachable one."""
     metric: int
+    """Cost of the route.  Of several to one network, that with the lowest is used."""
 
 
 @dataclass(frozen=True)
 class OpenedTap:
-    """A tap device that was opened in the namespace.
-
-    `fds`, one for each queue, are the caller's to close; `flags` are those that the kernel has set.  `existed`: the
-    device was there before, a persistent one that others have made.
-    """
+    """A tap device that was opened in the namespace."""
 
     fds: tuple[int, ...]
+    """Descriptors, one for each queue.  The caller closes them."""
     name: str
+    """Name of the interface."""
     flags: int
+    """Flags that the kernel has set (IFF_TAP and others)."""
     existed: bool
+    """True if the device existed before: a persistent one that was made by somebody else."""
 
     @property
     def fd(self) -> int:
@@ -166,7 +177,8 @@ class Namespace(Openable):
 
         Args:
             ids: Who commands are in there.  "root" maps uid and gid 0 to the caller's.  "same" maps the caller's ids
-                to themselves; commands have no capability then.  "subids" maps 0 to the caller and the ids from 1 on
+                to themselves; commands have no capability then, and may use every port all the same: new namespaces
+                have `net.ipv4.ip_unprivileged_port_start` 0.  "subids" maps 0 to the caller and the ids from 1 on
                 to the ranges of /etc/subuid and /etc/subgid, by newuidmap(1); if the caller is root, every id that
                 it has to itself.
             pids: Which processes commands see.  "own": each other and no others.  They have a PID namespace, a mount
@@ -296,7 +308,7 @@ class Namespace(Openable):
 
     @property
     def pids(self) -> Pids:
-        """Which processes commands see, "own" or "host", as `create` describes them.
+        """The processes that commands see, "own" or "host", as `create` describes them.
 
         Raises:
             NamespaceGone: It is not open.
@@ -348,6 +360,10 @@ class Namespace(Openable):
                 caller takes that back.
             pass_fds: Descriptors that it has by the same numbers.
             files: Absolute paths, and what is to be read there; only this command sees it (docs/commands.md).
+            listen: Sockets that it is activated with, as systemd does: descriptors from 3 on, LISTEN_FDS and so on.
+                They block from then on, for the caller as well.
+            open_files: Names, and files that it is given open by these names, in the same way.
+            sockets: Absolute paths, and the host's Unix sockets that are there for this command only.
 
         Raises:
             CommandFailed: A `subprocess.CalledProcessError`: the status is not 0.
@@ -397,7 +413,8 @@ class Namespace(Openable):
         Close the Process, or use it in an `async with`: that kills the command if it still runs.
 
         Args:
-            command, stdin, stdout, stderr, cwd, env, start_new_session, foreground, pass_fds, files: As in `run`.
+            command, stdin, stdout, stderr, cwd, env, start_new_session, foreground, pass_fds: As in `run`.
+            files, listen, open_files, sockets: As in `run`.
 
         Raises:
             ArgumentError, OSError, UserNamespaceDenied, NamespaceGone: As in `run`.
@@ -445,8 +462,9 @@ class Namespace(Openable):
         except OSError as exc:
             sock.close()
             if exc.errno == errno.EADDRINUSE:
+                owner = await anyio.to_thread.run_sync(bound_ports.holder, protocol, address, port, self.pid)
                 raise PortInUseError(
-                    f"{address} port {port}/{protocol} is taken in the namespace",
+                    f"{address} port {port}/{protocol} in the namespace is taken by {owner or 'another socket'}",
                     fix="choose another port, or 0",
                 ) from exc
             if exc.errno == errno.EACCES:
@@ -709,6 +727,7 @@ class Namespace(Openable):
             name: One of those below `net.`, as sysctl(8) takes it.
 
         Raises:
+            ArgumentTypeError: The name is not text.
             SysctlError: There is no such sysctl, or it is not a network namespace's.
             NamespaceGone: The namespace has ended, or is not open.
 
@@ -728,6 +747,7 @@ class Namespace(Openable):
             value: Text or a whole number.
 
         Raises:
+            ArgumentTypeError: The name is not text, or the value neither text nor a whole number.
             SysctlError: There is no such sysctl, it is not a network namespace's, or the kernel refuses the value.
             NamespaceGone: The namespace has ended, or is not open.
 
@@ -746,6 +766,7 @@ class Namespace(Openable):
             name: Its name.
 
         Raises:
+            ArgumentTypeError: The name is not text.
             NotPrivileged: The caller has not CAP_NET_ADMIN in both.
             OSError: ENODEV: there is no such interface.
             NamespaceGone: The namespace has ended, or is not open.

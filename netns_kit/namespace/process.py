@@ -31,6 +31,18 @@ from netns_kit.host.abi import SCM_MAX_FD
 from .agent_client import Conversation, Ended, StartConversation, Stopped
 from .agent_common import FOLLOW_STOPS
 from .background import Supervisor
+from .given import (
+    Listen,
+    OpenFile,
+    Word,
+    announce,
+    check_open,
+    files_shown,
+    host_sockets,
+    listening,
+    opened,
+    text,
+)
 
 __all__ = [
     "Command",
@@ -41,12 +53,9 @@ __all__ = [
     "Process",
     "RunOptions",
     "StandardStream",
-    "Word",
     "open_process",
 ]
 
-Word = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
-"""One word of a command, or a path."""
 Command = Union[Word, Sequence[Word]]  # noqa: UP007 - a string cannot be joined by | before 3.14
 """A command's words, or a line for the shell."""
 StandardStream = Union[int, IO[Any], None]  # noqa: UP007 - the same
@@ -75,6 +84,15 @@ class CommandOptions(TypedDict, total=False):
     """Descriptors that the command inherits, under the numbers that they have here.  Default: none."""
     files: Mapping[str, str | bytes] | None
     """Absolute paths, and the content that the command reads there; nobody else sees it (docs/commands.md).
+    Default: none."""
+    listen: Listen | None
+    """Sockets that the command is activated with: it finds them as descriptors from 3 on, and LISTEN_FDS, LISTEN_PID
+    and LISTEN_FDNAMES in its environment (docs/commands.md).  Default: none."""
+    open_files: Mapping[str, OpenFile] | None
+    """Names, and the files that the command is given by these names, open, behind the sockets of `listen`: open files
+    and descriptors, or paths of the host.  Default: none."""
+    sockets: Mapping[str, Word] | None
+    """Absolute paths, and the host's Unix sockets that the command finds there; nobody else does (docs/commands.md).
     Default: none."""
 
 
@@ -396,11 +414,16 @@ async def open_process(
     foreground: bool = False,
     pass_fds: Sequence[int] = (),
     files: Mapping[str, str | bytes] | None = None,
+    listen: Listen | None = None,
+    open_files: Mapping[str, OpenFile] | None = None,
+    sockets: Mapping[str, Word] | None = None,
 ) -> Process:
     """Start a command as `Namespace.popen` does, by any function that asks an agent."""
     argv = _argv(command)
     environment = _environment(env)
-    shown = _files(files)
+    shown, connected = files_shown(files), host_sockets(sockets)
+    if both := shown.keys() & connected.keys():
+        raise ArgumentError("expected other paths than those of `files`", "sockets", repr(min(both)))
     if cwd is not None:
         arguments.instance(
             "cwd", cwd, (str, bytes, os.PathLike), "a path, or None for the caller's own directory"
@@ -409,10 +432,11 @@ async def open_process(
     arguments.boolean("foreground", foreground)
     arguments.items("pass_fds", pass_fds, "a list of descriptors")
     for fd in pass_fds:
-        _check_open("pass_fds", fd)
+        check_open("pass_fds", fd)
     with ExitStack() as theirs, ExitStack() as ours:
         streams, fds = _standard_streams(stdin, stdout, stderr, theirs, ours)
         fds.update({fd: fd for fd in pass_fds})
+        pid_variable = announce(environment, fds, [*listening(listen), *opened(open_files, theirs)])
         sent = list(fds.values())
         if len(sent) > PASSED_MAX:
             raise ArgumentError(
@@ -431,36 +455,20 @@ async def open_process(
             sent,
             argv=argv,
             env=environment,
-            cwd=None if cwd is None else _text(cwd, "cwd"),
+            cwd=None if cwd is None else text(cwd, "cwd"),
             here=here,
             fds={number: index for index, number in enumerate(fds)},
             start_new_session=start_new_session,
             foreground=foreground,
             at_terminal=any(_has_our_terminal(fd) for number, fd in fds.items() if number <= 2),
             files=shown,
-            pid_variable=_settle_activation(environment, fds),
+            sockets=connected,
+            pid_variable=pid_variable,
         )
         ours.callback(conversation.close)
         pid, pidfd = await conversation.started(_program(command))
         ours.pop_all()
     return Process(supervisor, pid, pidfd, conversation, *streams)
-
-
-def _settle_activation(environment: dict[str, str], fds: Mapping[int, int]) -> str | None:
-    """Drop the variables that sd_listen_fds(3) reads, unless the command has the descriptors that they promise.
-
-    Return the name of the variable that is to hold the command's pid, if there is one.  Variables that name another
-    process than this one are left alone.
-    """
-    if environment.get("LISTEN_PID", str(os.getpid())) != str(os.getpid()):
-        return None
-    count = environment.get("LISTEN_FDS", "")
-    if count.isdecimal() and all(number in fds for number in range(3, 3 + min(int(count), SCM_MAX_FD + 1))):
-        environment.pop("LISTEN_PIDFDID", None)  # of this process's pidfd
-        return "LISTEN_PID"
-    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID"):
-        environment.pop(name, None)
-    return None
 
 
 def _standard_streams(
@@ -491,7 +499,7 @@ def _standard_streams(
             if is_inherited(number):
                 fds[number] = number
         elif isinstance(wanted, int):
-            _check_open(_STREAMS[number], wanted)
+            check_open(_STREAMS[number], wanted)
             fds[number] = wanted
         elif callable(getattr(wanted, "fileno", None)):
             fds[number] = wanted.fileno()
@@ -519,38 +527,6 @@ def _has_our_terminal(fd: int) -> bool:
 _STREAMS = ("stdin", "stdout", "stderr")
 
 
-def _check_open(name: str, fd: int) -> None:
-    arguments.whole_number(name, fd, 0)
-    try:
-        os.fstat(fd)
-    except (OSError, OverflowError) as error:
-        raise ArgumentError("expected an open descriptor", name, repr(fd)) from error
-
-
-def _files(files: Mapping[str, str | bytes] | None) -> dict[str, str]:
-    """Check `files` and return the texts by path."""
-    expected = "absolute paths and what is to be read there, text or bytes"
-    found = {}
-    if files is not None:
-        arguments.mapping("files", files, expected)
-    for path, content in (files or {}).items():
-        name = _text(path, "files", expected)
-        if not name.startswith("/"):
-            raise ArgumentError("expected absolute paths", "files", arguments.shown(path))
-        arguments.instance(f"files[{path!r}]", content, (str, bytes), "text or bytes")
-        found[name] = content if isinstance(content, str) else content.decode("utf-8", "surrogateescape")
-    return found
-
-
-def _text(word: Word, name: str = "command", expected: str = "a word: text, bytes or a path") -> str:
-    """Return any bytes as text for JSON; the agent turns it back, by UTF-8 and surrogates."""
-    arguments.instance(name, word, (str, bytes, os.PathLike), expected)
-    text = os.fsencode(word).decode("utf-8", "surrogateescape")
-    if "\0" in text:
-        raise ArgumentError("expected no null byte", name, arguments.shown(word))
-    return text
-
-
 def _program(command: Command) -> Word:
     """Return what is executed, as it was given."""
     if isinstance(command, (str, bytes)):
@@ -560,11 +536,11 @@ def _program(command: Command) -> Word:
 
 def _argv(command: Command) -> list[str]:
     if isinstance(command, (str, bytes)):
-        return ["/bin/sh", "-c", _text(command)]
+        return ["/bin/sh", "-c", text(command)]
     if isinstance(command, os.PathLike):
-        return [_text(command)]
+        return [text(command)]
     arguments.sequence("command", command, "a list of words, or a line for the shell")
-    argv = [_text(word) for word in command]
+    argv = [text(word) for word in command]
     if not argv:
         raise ArgumentError("expected a word at least", "command", "[]")
     return argv
@@ -575,7 +551,7 @@ def _environment(env: Mapping[str, str] | None) -> dict[str, str]:
     if env is not None:
         arguments.mapping("env", env, f"{expected}, or None for the caller's own")
     environment = {
-        _text(name, "env", expected): _text(value, f"env[{name!r}]", "text")
+        text(name, "env", expected): text(value, f"env[{name!r}]", "text")
         for name, value in (os.environ if env is None else env).items()
     }
     for name in environment:

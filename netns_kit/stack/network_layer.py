@@ -46,7 +46,9 @@ class NetworkLayer:
         self.dropped = dropped
         self.steering = steering
         self.flow_ids: Iterator[int] = count(1 + steering.index, steering.count)  # to come
-        self.costly = 0  # frames so far that cost many times what others do: of new flows, strays, fragments
+        self.costly_frames = (
+            0  # frames so far that cost many times what others do: of new flows, strays, fragments
+        )
         self._sources = None if sources is None else dict(_masked(*each) for each in sources)
 
     def admit(self, packet: ip.Packet) -> None:
@@ -55,7 +57,7 @@ class NetworkLayer:
         Raises:
             BadPacket: The guest may not use its source address, or we do not forward to its destination.
         """
-        self.costly += 1
+        self.costly_frames += 1
         source, own = packet.source, self.link.own
         if source in own:
             raise BadPacket("ip-source-ours")

@@ -134,7 +134,7 @@ class Stack:
         if any(family_of(address) is IPV6 for address in addresses):
             self._parsers[ethernet.IPV6] = ip.parse_ipv6
         self._ethernet_at = link.offloads.vnet_header
-        self.knows_at_a_glance = link.offloads.vnet_header == virtio.SIZE
+        self.has_short_way = link.offloads.vnet_header == virtio.SIZE
         """Whether frames can go the short way: the link leaves checksums to us."""
 
     @property
@@ -169,7 +169,7 @@ class Stack:
         raises: what is malformed is counted in `dropped`, by reason.  ACKs that can wait for more frames are sent by
         `flush`.
         """
-        if self.knows_at_a_glance and self.receive_known(frame, now):
+        if self.has_short_way and self.receive_known(frame, now):
             return
         try:
             self._receive(frame, now)
@@ -179,7 +179,7 @@ class Stack:
     def receive_known(self, frame: memoryview, now: float) -> bool:
         """Receive a frame if it can go the short way, and return whether it could.
 
-        Only for a link that `knows_at_a_glance`.
+        Only for a link that `has_short_way`.
         """
         size = len(frame)
         if size < SIZE:
@@ -296,7 +296,7 @@ class Stack:
             if steering.give_to_first(packet.frame):
                 return
             if is_fragment:
-                self.network.costly += 1
+                self.network.costly_frames += 1
                 whole = self._reassembly.add(packet, now)
                 if whole is None:
                     return

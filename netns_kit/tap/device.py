@@ -411,7 +411,11 @@ class TapDevice:
         return bool(self._backlog)
 
     def advance(self, now: float) -> None:
-        """Let time pass: nothing happens in a plain device."""
+        """Let time pass.  It changes nothing in a plain device.
+
+        Args:
+            now: The time on the caller's clock.
+        """
 
     def release(self) -> None:
         """Close the descriptors and forget the frames that wait: `close` for a program without an event loop.
@@ -439,10 +443,11 @@ class TapDevice:
 
         Args:
             transmit: The impairment of what we write.
-            receive: That of what we read; None: both directions are as bad, each with a seed of its own.
+            receive: The impairment of what we read.  None: the same as `transmit`, with another seed.
+
         Raises:
             ArgumentError: The device has several queues.
-            ArgumentTypeError: What is given is no impairment.
+            ArgumentTypeError: An argument is not an `Impairment`.
         """
         from .impaired import ImpairedTap  # few links are bad: the others need not know how
         from .impairment import Impairment

@@ -14,25 +14,26 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 READS = 64
-"""How often the device is read for one `ImpairedTap.read_into`: a flooding guest must not hold the engine."""
+"""Number of frames that one `ImpairedTap.read_into` reads at most: a flooding guest must not stop the engine."""
 
 
 class ImpairedTap(DeviceWrapper):
-    """A device behind one `BadLink` per direction; it looks like the device, opens and closes it.
+    """A device behind a bad link in each direction.  It has the interface of the device, and opens and closes it.
 
-    Nothing moves but by `advance`: a frame that is read or written asks for it at once, by a `deadline` in the past,
-    and enters its link then.  **After `advance` call `read_into`**, whether or not the descriptor is readable: frames
-    that were under way may have arrived.
+    Frames move only in `advance`.  A frame that is read from the device or written enters its link at the next
+    `advance`, which `deadline` asks for at once.  **After `advance` call `read_into`**, whether or not the descriptor
+    is readable: frames may have arrived at the end of the link.
 
-    `transmit` and `receive` are the links, for their counters.  The device is always read, and a link drops what its
-    queue cannot hold, as a router does: frames left in a readable descriptor would keep the engine awake.  Neither a
-    vnet header nor an Ethernet header is damaged.  With offloads one loss is a whole super-frame: a device without
-    vnet header is closer to a cable.
+    `transmit` and `receive` are the links; they have counters.  The device is always read, because frames that are
+    left in a readable descriptor would keep the engine awake.  A link drops what its queue cannot hold, as a router
+    does.  vnet headers and Ethernet headers are never damaged.  With offloads one loss is a whole super-frame; a
+    device without vnet header is closer to a cable.
 
     Args:
         device: The device that is read and written.
-        transmit: The link for what is written.
-        receive: The link for what is read.
+        transmit: The impairment of what is written.
+        receive: The impairment of what is read.
+
     Raises:
         ArgumentError: The device has several queues.
     """
@@ -60,11 +61,27 @@ class ImpairedTap(DeviceWrapper):
         self.transmit.protect = self.receive.protect = size
 
     def at(self, fd: int) -> ImpairedTap:
-        """Return this device for another process, behind links of the same impairments."""
+        """Return this device for another process, behind links with the same impairments.
+
+        Args:
+            fd: The number of the descriptor there.
+
+        Raises:
+            NotImportable: The device would not be the same there.
+        """
         return ImpairedTap(self.device.at(fd), self.transmit.impairment, self.receive.impairment)
 
     def read_into(self, buffer: memoryview | bytearray) -> int | None:
-        """Read one frame that has come through its link; read what has come to the device into that link."""
+        """Read one frame that has passed its link; return its length, or None if there is none.
+
+        If there is none, the frames that have arrived at the device are read into the link.
+
+        Args:
+            buffer: Where the frame is put.  A longer frame loses its end.
+
+        Raises:
+            DeviceGone: No frame will come any more.
+        """
         if self._arrived:
             frame = self._arrived.popleft()
             length = min(len(frame), len(buffer))
@@ -78,14 +95,24 @@ class ImpairedTap(DeviceWrapper):
         return None
 
     def write(self, *buffers: bytes | bytearray | memoryview) -> bool:
-        """Put one frame into its link, by the next `advance`.  Always True: nobody is told of what a link loses."""
+        """Put one frame into its link at the next `advance`.  Return True: the link tells nobody of its losses.
+
+        Args:
+            buffers: The pieces of the frame.
+        """
         self._outward.append(b"".join(buffers))
         return True
 
     def advance(self, now: float) -> None:
-        """Let time pass until `now`, when what was read and written meanwhile enters the links.
+        """Let time pass.  What was read or written since the last call enters the links.
 
-        Frames due are written to the device or ready for `read_into`.
+        Frames that reach the end of their link are written to the device, or are ready for `read_into`.
+
+        Args:
+            now: The time on the caller's clock.
+
+        Raises:
+            DeviceGone: The device takes no frames any more.
         """
         self._now = now
         inward, self._inward = self._inward, []
@@ -100,7 +127,7 @@ class ImpairedTap(DeviceWrapper):
 
     @property
     def deadline(self) -> float:
-        """When `advance` is wanted next: at once, if a frame waits for it."""
+        """The time at which `advance` is due; it is in the past if a frame waits to enter its link."""
         if self._arrived or self._inward or self._outward:
             return self._now
         return min(self.transmit.deadline, self.receive.deadline)

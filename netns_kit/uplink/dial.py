@@ -2,14 +2,15 @@
 
 `Uplink.dial` answers at once, and never blocks:
 
-    Connected(socket)    the stream is there: the guest's SYN is accepted now
-    Refused(why)         it is not to be had: the guest is told why
-    Pending              it is under way: its descriptor is polled, and `Pending.advance` answers again
+    Connected(socket)    the stream is connected: the guest's SYN is accepted now
+    Refused(why)         it cannot be connected: the guest is told why
+    Pending              it is being connected: its descriptor is polled, and `Pending.advance` answers again
 
-A kind of uplink is a class with a `dial` of its own.  `netns_kit.uplink.direct` connects sockets of the host; a
-proxy's protocol would be spoken in `Pending.advance`; an uplink in memory returns one end of a socket pair.
+Another kind of uplink is a subclass with its own `dial`.  `netns_kit.uplink.direct` connects sockets of the host.  A
+proxy's protocol would be spoken in `Pending.advance`.  An uplink in memory returns one end of a socket pair.
 
-DNS over TCP to resolvers, UDP and pings do not dial: an uplink that sends these elsewhere overrides `Uplink.open`.
+TCP connections to DNS resolvers are dialled too.  UDP and pings are not: an uplink that sends these elsewhere
+overrides `Uplink.open`.
 """
 
 from __future__ import annotations
@@ -24,35 +25,38 @@ class Connected(NamedTuple):
     """A dial that has succeeded."""
 
     socket: socket.socket
-    """A non-blocking stream socket, of TCP or AF_UNIX.  Whoever has dialled owns and closes it."""
+    """A non-blocking stream socket, of TCP or AF_UNIX.  The caller of `Uplink.dial` owns it from now on."""
 
 
 class Refused(NamedTuple):
     """A dial that has failed."""
 
     why: Refusal | IcmpError
-    """What the guest is told."""
+    """The reason, which the guest is told."""
 
 
 class Pending(Protocol):
-    """A dial under way.  It is polled edge-triggered, for input and output."""
+    """A dial that is not decided yet.  Its descriptor is polled, edge-triggered, for input and output."""
 
     def fileno(self) -> int:
-        """Return the descriptor to poll.  It stays the same and open until `close`, or is the connected socket's."""
+        """Return the descriptor to poll.
+
+        It stays open and the same until `close` is called, or until `advance` returns `Connected` with it.
+        """
         ...
 
     def advance(self, *, failed: bool) -> Dial:
-        """Do what can be done now that the descriptor is ready; return what has become of the dial.
+        """Go on, now that the descriptor is ready, and return the state of the dial.
 
-        That is itself while nothing is decided.  Another `Pending` is polled in its place.
+        While nothing is decided that is this object itself.  Another `Pending` takes its place: it is polled instead.
 
         Args:
-            failed: whether the descriptor tells of an error or a hang-up.
+            failed: True if the descriptor has an error or a hang-up.
         """
         ...
 
     def close(self) -> None:
-        """Give up, and close every descriptor that no `Connected` has been given.  Calling it again is fine."""
+        """Give up: close every descriptor that was not returned in a `Connected`.  Calling it again is allowed."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""DirectDial: connects a socket of the host, by connect(2)."""
+"""DirectDial: a dial that connects a socket of the host by connect(2)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .sockets import ask_for_errors, family_of, read_errors, refusal_for, set_to
 
 
 class DirectDial:
-    """A `Pending` dial to the first of several addresses that answers.
+    """A `Pending` dial that tries several addresses one after another, until one answers.
 
     Args:
-        open_socket: makes the socket for a transport and an address; raises OSError.
-        candidates: addresses and ports, tried in this order.
-        dialled: the address that the guest has dialled, for what ICMP tells of it.
-        ttl, tos: of the guest's SYN, which the host's carries on.
+        open_socket: Makes a socket for a transport and an address; it raises OSError if it cannot.
+        candidates: Addresses and ports, in the order in which they are tried.
+        dialled: The address that the guest wants to reach.  ICMP errors that the guest is told are about this one.
+        ttl, tos: TTL and traffic class of the guest's SYN, which the host's SYN gets too.
     """
 
     __slots__ = ("_candidates", "_dialled", "_open_socket", "_socket", "_tos", "_ttl")
@@ -41,7 +41,7 @@ class DirectDial:
         self._socket: socket.socket | None = None
 
     def begin(self, why: Refusal | IcmpError = Refusal.NET_UNREACHABLE) -> Dial:
-        """Connect to the next candidate.  `why` the one before was not reached."""
+        """Connect to the next candidate.  If none is left, the dial is refused with `why`, as the last one failed."""
         for address, port in self._candidates:
             try:
                 sock = self._open_socket("tcp", address)
@@ -55,7 +55,7 @@ class DirectDial:
                 set_tos(sock, self._tos)
             try:
                 error = sock.connect_ex(socket_address(address, port))
-            except OSError as failure:  # its zone is no interface of ours
+            except OSError as failure:  # the address has a zone that is not an interface of this host
                 error = failure.errno or errno.EIO
             if error in (0, errno.EINPROGRESS):
                 self._socket = sock
@@ -69,7 +69,7 @@ class DirectDial:
 
     def advance(self, *, failed: bool) -> Dial:
         sock = self._socket
-        if sock is None:  # it has been given up
+        if sock is None:  # it has been closed
             return self
         if failed:
             told = read_errors(sock)

@@ -24,22 +24,22 @@ class DnsSettings:
     '10.1.0.53:53'
 
     Args:
-        servers: the resolvers behind the namespace's DNS address, `ADDRESS[:PORT]`; None: those of the host; empty:
-            nobody, and only names of our own are resolved (see `UserStack.add_record`).
-        domains: resolvers for names in certain domains; the longest domain that fits counts, and an empty list is
-            nobody.
-        search: the search list for programs inside; None: the host's.
-        hook: a plain function, asked about each query before all else; see `netns_kit.dns.DnsQuery` and
-            `netns_kit.dns.server.Verdict` for what it is told and may say.  It should be quick, and a worker imports
-            it by name, as the policy of an `Uplink`.  If it raises, or says something else, the query is answered
-            with SERVFAIL and that is logged.
-        cache: whether answers are kept, for as long as they allow.
-        resolv_conf: the file that says which the host's resolvers are, followed when it changes.
+        servers: The resolvers that the DNS server asks, `ADDRESS[:PORT]`.  None, the default: those of the host.  An
+            empty list: none, so that only our own names are resolved (see `UserStack.add_record`).
+        domains: Other resolvers for the names in certain domains.  If a name is in several of these domains, the
+            longest one counts.  An empty list: names in that domain are not resolved.
+        search: The search list for programs inside; None: the host's.
+        hook: A plain function that is called with each query before anything else answers it.
+            `netns_kit.dns.DnsQuery` is its argument and `netns_kit.dns.server.Verdict` its result.  It should be
+            quick.  A worker imports it by name, as it does the policy of an `Uplink`.  If it raises or returns
+            anything else, the query is answered with SERVFAIL, and the failure is logged.
+        cache: Whether answers are kept for as long as their TTL allows.
+        resolv_conf: The file that names the host's resolvers.  It is read again when it changes.
 
     Raises:
-        AddressError: what is given for a resolver is no address or port.
-        DomainNameError: what is given for a domain is none.
-        ArgumentTypeError: something has no such type, a coroutine function among them.
+        AddressError: A resolver is not an address or ADDRESS:PORT.
+        DomainNameError: A domain is not a domain name.
+        ArgumentTypeError: An argument has the wrong type; a `hook` that is a coroutine function is one case.
     """
 
     servers: tuple[Endpoint, ...] | None
@@ -86,11 +86,11 @@ class DnsSettings:
         """Return the settings that `Uplink(dns=given)` means.
 
         Args:
-            given: settings, a list of resolvers, or None for the defaults.
+            given: Settings, a list of resolvers, or None for the defaults.
 
         Raises:
-            AddressError: what is given for a resolver is no address or port.
-            ArgumentTypeError: it is neither settings nor a list of addresses.
+            AddressError: A resolver is not an address or ADDRESS:PORT.
+            ArgumentTypeError: It is neither settings nor a list of addresses.
         """
         if isinstance(given, DnsSettings):
             return given
@@ -98,18 +98,18 @@ class DnsSettings:
 
 
 def resolvers(name: str, given: Iterable[AddressLike | Endpoint]) -> tuple[Endpoint, ...]:
-    """Return the endpoints that a list of resolvers means.
+    """Return the endpoints that a list of resolvers describes.
 
     Raises:
-        AddressError: one of them is no address or port.
-        ArgumentTypeError: it is no list of addresses.
+        AddressError: One of them is not an address or ADDRESS:PORT.
+        ArgumentTypeError: It is not a list of addresses.
     """
     arguments.items(name, given, "a list of addresses")
     return tuple(Endpoint.parse(each, DNS_PORT) for each in given)
 
 
 def shortest(settings: DnsSettings) -> list[str] | DnsSettings | None:
-    """Return what `Uplink(dns=...)` is given for these settings, as short as it can be."""
+    """Return the shortest argument for `Uplink(dns=...)` that gives these settings."""
     if settings != DnsSettings(settings.servers):
         return settings
     return None if settings.servers is None else [*map(str, settings.servers)]

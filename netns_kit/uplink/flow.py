@@ -1,4 +1,4 @@
-"""What is said of a flow before anything carries it: its endpoints, where it goes, which way it leaves."""
+"""What is known of a flow before it is carried: the flow, its target, and how its packets leave."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class Endpoint(_Endpoint):
     """An address and a port.
 
     Args:
-        address: text, or an object of `ipaddress`.
-        port: 0 to 65535; for ICMP the identifier, or 0.
+        address: Text, or an object of `ipaddress`.
+        port: A number from 0 to 65535.  For ICMP it is the identifier, or 0.
 
     Raises:
-        AddressError: the text is no address.
-        ArgumentError: the port is out of range.
-        ArgumentTypeError: something has no such type.
+        AddressError: The text is not an address.
+        ArgumentError: The port is out of range.
+        ArgumentTypeError: An argument has the wrong type.
 
     >>> str(Endpoint("2001:db8::1", 443))
     '[2001:db8::1]:443'
@@ -53,7 +53,7 @@ class Endpoint(_Endpoint):
         return cls._make((arguments.address(address), port))
 
     def __reduce__(self) -> tuple[Callable[[str, int], Endpoint], tuple[str, int]]:
-        return _endpoint, (str(self.address), self.port)  # an IPv6Address leaves its zone behind
+        return _endpoint, (str(self.address), self.port)  # a pickled IPv6Address would lose its zone
 
     def __str__(self) -> str:
         host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
@@ -61,16 +61,17 @@ class Endpoint(_Endpoint):
 
     @classmethod
     def parse(cls, text: AddressLike | Endpoint, default_port: int) -> Endpoint:
-        """Return the endpoint that a text means, or an address, or an endpoint.
+        """Return the endpoint that a text describes.  An address gets the default port; an endpoint is returned as it
+        is.
 
         Args:
-            text: ADDRESS, IPV4:PORT or [IPV6]:PORT.
-            default_port: for an address without a port.
+            text: ADDRESS, IPV4:PORT or [IPV6]:PORT, as text; or an address; or an `Endpoint`.
+            default_port: The port of an address without a port.
 
         Raises:
-            AddressError: the text means no endpoint.
-            ArgumentError: the default port is out of range.
-            ArgumentTypeError: something has no such type.
+            AddressError: The text does not describe an endpoint.
+            ArgumentError: The default port is out of range.
+            ArgumentTypeError: An argument has the wrong type.
         """
         if isinstance(text, Endpoint):
             return text
@@ -95,47 +96,47 @@ def _endpoint(address: str, port: int) -> Endpoint:
 
 @frozen
 class Flow:
-    """A flow that the namespace opens, as its first packet names it."""
+    """A flow that the namespace opens, as its first packet describes it."""
 
     protocol: Transport
     """Transport of the flow."""
     source: Endpoint
-    """Address and port inside, in the namespace."""
+    """Address and port in the namespace."""
     destination: Endpoint
-    """Address and port that are to be reached."""
+    """Address and port that the program inside wants to reach."""
     subnet: Subnet
-    """Subnet that it comes from, with the addresses of the gateway."""
+    """Subnet of the namespace, with the addresses of the gateway."""
     served: bool = False
-    """True if the process that runs the stack answers it itself, as it does at the DNS address."""
+    """True if the process that runs the stack answers the flow itself, as at the DNS address."""
 
 
 @frozen
 class Target:
-    """The host's side of a flow: where it goes.
+    """A destination for a flow, as the host sees it.
 
     Args:
-        endpoints: the first of them that answers is it.  None of them is nobody outside: that is for a flow which is
-            answered here (`Flow.served`); any other is refused.
+        candidates: Addresses and ports, in the order in which they are tried; the first that answers is used.  Only a
+            flow that this process answers itself (`Flow.served`) may have none; any other is then refused.
 
     Raises:
-        ArgumentError: something in the tuple is no `Endpoint`.
-        ArgumentTypeError: it is no tuple.
+        ArgumentError: An item of the tuple is not an `Endpoint`.
+        ArgumentTypeError: `candidates` is not a tuple.
     """
 
-    endpoints: tuple[Endpoint, ...] = ()
+    candidates: tuple[Endpoint, ...] = ()
 
     def __post_init__(self) -> None:
-        given: object = self.endpoints
+        given: object = self.candidates
         if type(given) is not tuple or (given and type(given[0]) is not Endpoint):
-            arguments.instance("endpoints", given, tuple, "a tuple of Endpoint")
+            arguments.instance("candidates", given, tuple, "a tuple of Endpoint")
             fix = "to refuse a flow, return a Refusal"
-            raise ArgumentError("expected a tuple of Endpoint", "endpoints", arguments.shown(given), fix)
+            raise ArgumentError("expected a tuple of Endpoint", "candidates", arguments.shown(given), fix)
 
 
 class Way(NamedTuple):
-    """The way that datagrams leave by a socket that is there already."""
+    """The way by which datagrams leave a socket that is already open."""
 
     source: str | None
-    """The address they leave from; None: the socket's own."""
+    """Source address of the datagrams; None: the address that the socket is bound to."""
     interface: int
-    """The index of the interface; 0: whichever the socket would take."""
+    """Index of the interface that they leave by; 0: the kernel chooses."""

@@ -1,14 +1,14 @@
-"""What the host's sockets are asked beside carrying bytes: errors, TTL, traffic class, not to fragment.
+"""Options of the host's sockets: ICMP errors, TTL, traffic class, and the "don't fragment" bit (DF).
 
-Facts, each held by a test in tests/laws/test_facts.py or tests/system:
+Facts about Linux, each held by a test in tests/laws/test_facts.py or tests/system:
 
-- A socket's error queue tells of ICMP errors with type, code, who sent it, and what it quotes of our packet
-  (ip(7), IP_RECVERR).  A TCP socket that is connecting has one, of IPv4 without asking.  It is read before SO_ERROR:
-  in between the kernel may take the error back and go on trying.
-- An error that waits is raised by the next send, which then sends nothing.
-- What the kernel itself refuses for its size, it reports as of local origin, with the MTU and no offender.
-- IP_PMTUDISC_PROBE sends every datagram with DF, so each that is too big draws its own error; IP_PMTUDISC_DONT
-  never does; the default fragments at home what the path is known not to take.
+- The error queue of a socket has ICMP errors with their type, code and sender, and the part of our packet that they
+  quote (ip(7), IP_RECVERR).  A connecting TCP socket has such a queue: with IPv4 always, with IPv6 if asked for.  It
+  must be read before SO_ERROR, because the kernel may clear the error in between and go on trying.
+- A pending error is raised by the next send, which then sends nothing.
+- When the kernel itself refuses a datagram for its size, the error has a local origin, the MTU, and no offender.
+- With IP_PMTUDISC_PROBE every datagram has DF, so each that is too big causes an error.  With IP_PMTUDISC_DONT none
+  has DF.  By default the kernel fragments a datagram that is larger than the known MTU of the path.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ MAX_DATAGRAM = 65536
 ANCILLARY_SPACE = 128
 ERROR_SPACE = 512
 ERRORS_AT_ONCE = 1024  # more than a receive buffer holds
-PROBE_TTL = 32  # what leaves with fewer hops is a traceroute's probe, and wants to know about its size too
+PROBE_TTL = 32  # with so few hops a packet is taken for a traceroute's probe, which may test sizes too
 
 _EXTENDED_ERROR = struct.Struct("=IBBBxII")  # struct sock_extended_err: errno, origin, type, code, info, data
 
 _REFUSALS = {
-    # who was called has said so
+    # the destination refused
     errno.ECONNREFUSED: Refusal.RESET,
     errno.ECONNRESET: Refusal.RESET,
     errno.ECONNABORTED: Refusal.RESET,
     errno.EPIPE: Refusal.RESET,
-    # there is no way to it, as a route or a router says
+    # there is no route, says the host's kernel or a router
     errno.ENETUNREACH: Refusal.NET_UNREACHABLE,
     errno.ENETDOWN: Refusal.NET_UNREACHABLE,
     errno.EHOSTUNREACH: Refusal.HOST_UNREACHABLE,
@@ -56,12 +56,12 @@ _REFUSALS = {
     errno.ENOPROTOOPT: Refusal.HOST_UNREACHABLE,
     errno.EPROTO: Refusal.HOST_UNREACHABLE,
     errno.EOPNOTSUPP: Refusal.HOST_UNREACHABLE,
-    # a firewall, a sandbox or a sysctl is against it
+    # a firewall, a sandbox or a sysctl forbids it
     errno.EACCES: Refusal.PROHIBITED,
     errno.EPERM: Refusal.PROHIBITED,
     errno.ETIMEDOUT: Refusal.DROP,
     errno.EMSGSIZE: Refusal.DROP,  # larger than any datagram
-    # what the host lacks, for now or altogether: a port, a descriptor, memory, a family, an address, an interface
+    # the host lacks something: a port, a descriptor, memory, an address family, an address, an interface
     **dict.fromkeys(
         (
             errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS,
@@ -77,10 +77,10 @@ _REFUSALS = {
 def socket_address(
     address: IPv4Address | IPv6Address, port: int
 ) -> tuple[str, int] | tuple[str, int, int, int]:
-    """Return what connect(2) takes for an address, which may have a zone.
+    """Return the argument of connect(2) for an address and a port.  The address may have a zone.
 
     Raises:
-        OSError: the zone is no interface of this host (ENETUNREACH).
+        OSError: The zone is not an interface of this host (ENETUNREACH).
     """
     zone = address.scope_id if isinstance(address, IPv6Address) else None
     if zone is None:
@@ -93,23 +93,23 @@ def socket_address(
 
 
 def refusal_for(error: int) -> Refusal:
-    """Return what the guest is told when a call of the host's socket fails with this errno.
+    """Return what the guest is told when a call on the host's socket fails with this errno.
 
-    A fault of ours is never "refused": nobody was asked.  Here, as with what is not in the table, the guest's network
-    has no way out for the moment.
+    An error of this host, and any error that is not in the table, is "network unreachable".  It is never "connection
+    refused", because the destination was not asked.
     """
     return _REFUSALS.get(error, Refusal.NET_UNREACHABLE)
 
 
 class _Options(NamedTuple):
-    """The socket options of one address family, each as (level, option)."""
+    """The socket options of one address family, as pairs of level and option."""
 
     errors: tuple[int, int]
     ttl: tuple[int, int]
     tos: tuple[int, int]
     mtu_discover: tuple[int, int]
     receive: tuple[tuple[int, int], ...]
-    offender: slice  # where the address lies in a sockaddr
+    offender: slice  # the bytes of a sockaddr that are the address
 
 
 _OPTIONS = {  # linux/in.h, linux/in6.h
@@ -118,40 +118,42 @@ _OPTIONS = {  # linux/in.h, linux/in6.h
         (41, 25), (41, 16), (41, 67), (41, 23), ((41, 51), (41, 66)), slice(8, 24)
     ),
 }
-_TTLS, _TOSES = frozenset({(0, 2), (41, 52)}), frozenset({(0, 1), (41, 67)})  # what comes with a datagram
+_TTLS, _TOSES = frozenset({(0, 2), (41, 52)}), frozenset({(0, 1), (41, 67)})  # ancillary data of a datagram
 
 Ancillary = list[tuple[int, int, bytes]]
 
 family_of: Callable[[socket.socket], int] = vars(socket.SocketType)["family"].__get__
-"""Returns the address family of a socket as a number.  `socket.socket.family` makes an enum of it, which takes longer
-than a system call."""
+"""Return the address family of a socket, as a plain int.  `socket.socket.family` makes an enum member of it, which
+takes longer than a system call."""
 
 
 def is_internet(sock: socket.socket) -> bool:
-    """Return whether what `sock` sends leaves in packets; else it is a pair's, in memory."""
+    """Return whether `sock` sends IP packets.  If not, it is of AF_UNIX."""
     return family_of(sock) in _OPTIONS
 
 
 def prepare_stream(sock: socket.socket) -> bool:
-    """Have a stream socket send what it is given at once, and keep urgent data in line.
+    """Make a TCP socket send without delay and keep urgent data in line.  Return whether it is a TCP socket.
 
-    Returns whether it `is_internet`; any other kind knows neither.
+    A stream socket of AF_UNIX has neither option and is left as it is.
     """
     if family_of(sock) not in _OPTIONS:
         return False
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the guest's kernel has done Nagle's part
+    sock.setsockopt(
+        socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+    )  # the guest's kernel has applied Nagle's algorithm
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
     return True
 
 
 def ask_for_marks(sock: socket.socket) -> None:
-    """Have TTL and traffic class come with each datagram, for `marks_of`."""
+    """Make the socket deliver TTL and traffic class with each datagram, for `marks_of`."""
     for option in _OPTIONS[family_of(sock)].receive:
         sock.setsockopt(*option, 1)
 
 
 def marks_of(ancillary: Ancillary) -> tuple[int, int]:
-    """Return TTL and traffic class of a datagram that has arrived, as a router passes them on: one hop fewer."""
+    """Return TTL and traffic class of a received datagram.  The TTL is one less, as after a router."""
     ttl, tos = 64, 0
     for level, kind, data in ancillary:
         if (level, kind) in _TTLS:
@@ -162,11 +164,15 @@ def marks_of(ancillary: Ancillary) -> tuple[int, int]:
 
 
 class Marks:
-    """TTL, traffic class and DF of the guest's packets, as options of a host's socket that are set when they change.
+    """The TTL, traffic class and DF that a socket of the host sends with.  Options are only set when they change.
 
-    We are a router: TTL goes down by one.  `exact`: whether a packet may be fragmented is always as the guest
-    says.  Otherwise only for probes: a kernel sets DF by default, and its first large datagram is not to be lost
-    because the host's MTU is smaller than the guest's.
+    The TTL is one less than that of the guest's packet, as after a router.
+
+    Args:
+        sock: The socket.
+        exact: True: DF is always as in the guest's packet.  False: DF is only taken over for packets with a small
+            TTL.  Kernels set DF by default, and the first large datagram should not be lost because the host's MTU
+            is smaller than the guest's.
     """
 
     __slots__ = ("_carried", "_exact", "_mode", "_options", "_socket", "_tos", "_ttl")
@@ -178,7 +184,7 @@ class Marks:
         self._carried = self._ttl = self._tos = self._mode = -1
 
     def carry(self, marks: int) -> None:
-        """Give these marks to what is sent from now on (see `netns_kit.stack.wire.ip.Packet`)."""
+        """Set the marks of what is sent from now on.  See `netns_kit.stack.wire.ip.Packet` for their encoding."""
         if marks == self._carried:
             return
         self._carried = marks
@@ -199,19 +205,19 @@ class Marks:
 
 
 def set_tos(sock: socket.socket, tos: int) -> None:
-    """Set the traffic class of what `sock` sends from now on, if it sends packets."""
+    """Set the traffic class of what `sock` sends from now on.  A socket of AF_UNIX is left as it is."""
     options = _OPTIONS.get(family_of(sock))
     if options is not None:
         sock.setsockopt(*options.tos, tos)
 
 
 def set_ttl(sock: socket.socket, ttl: int) -> None:
-    """Set the TTL of what `sock` sends from now on, for packets that came to us with `ttl`."""
+    """Set the TTL of what `sock` sends from now on to one less than `ttl`, the TTL of the guest's packet."""
     sock.setsockopt(*_OPTIONS[family_of(sock)].ttl, max(ttl - 1, 1))
 
 
 class HostError(NamedTuple):
-    """One entry of an error queue: about a packet to `target`, of which `quoted` is known."""
+    """One entry of a socket's error queue.  It is about a packet to `target`, which begins with `quoted`."""
 
     target: tuple[str, int]
     error: int
@@ -225,14 +231,16 @@ class HostError(NamedTuple):
 
     @property
     def is_local(self) -> bool:
-        """True when the host's own kernel refused to send it."""
+        """True if the host's own kernel refused to send the packet."""
         return self.origin == SO_EE_ORIGIN_LOCAL
 
     def for_guest(self, other: bytes) -> Refusal | IcmpError:
-        """Return what the guest is told whose flow goes to the packed address `other`.
+        """Return what the guest is told of this error.
 
-        Where the flow's target stands for that address, as loopback does for the gateway's, `other` is put in its
-        place.
+        Args:
+            other: The packed address that the guest sends to.  It may differ from `target`, as the gateway's address
+                differs from the loopback that it stands for.  An error from `target` is then reported as from
+                `other`.
         """
         family = addresses.family_of(other)
         if self.is_local and self.error == errno.EMSGSIZE:
@@ -247,12 +255,12 @@ class HostError(NamedTuple):
 
 
 def ask_for_errors(sock: socket.socket, *, wanted: bool = True) -> None:
-    """Have ICMP errors queued for `read_errors`, those too that do not end what the socket does; or not."""
+    """Make the socket queue all ICMP errors for `read_errors`, not only fatal ones; or make it stop."""
     sock.setsockopt(*_OPTIONS[family_of(sock)].errors, wanted)
 
 
 def read_errors(sock: socket.socket) -> list[HostError]:
-    """Return what is in the error queue of `sock`.  Once read, no send raises it."""
+    """Empty the error queue of `sock` and return its entries.  The next send does not raise them any more."""
     options, found = _OPTIONS[family_of(sock)], list[HostError]()
     for _ in range(ERRORS_AT_ONCE):
         try:

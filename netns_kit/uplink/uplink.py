@@ -1,8 +1,8 @@
 """The uplink: how flows leave the namespace.
 
-`Uplink.route` is the policy, one pure function read from top to bottom: where a flow goes, or why it does
-not.  `Uplink.dial` connects a TCP flow, `Uplink.open` makes the host's socket for any.  Subclass and override one of
-them to send flows elsewhere.
+`Uplink.route` decides about a flow: it returns where the flow goes, or how it is refused.  `Uplink.dial` connects a
+TCP flow.  `Uplink.open` makes a socket of the host for a flow of any transport.  To send flows elsewhere, override
+one of them in a subclass.
 """
 
 from __future__ import annotations
@@ -30,12 +30,9 @@ from .dns_settings import DnsSettings, shortest
 from .flow import DNS_PORT, Endpoint, Flow, Target, Way
 
 __all__ = [
-    "DNS_PORT",
     "IF_INET6",
     "METADATA",
     "Endpoint",
-    "Flow",
-    "Target",
     "UdpFiltering",
     "UdpPorts",
     "Uplink",
@@ -46,9 +43,9 @@ __all__ = [
 
 IF_INET6 = "/proc/net/if_inet6"  # every address of IPv6, if only loopback's
 UdpFiltering = Literal["address-and-port-dependent", "endpoint-independent"]
-"""Whose datagrams may come in, in the words of RFC 4787 5: see `Uplink`."""
+"""The senders whose datagrams may come in, in the words of RFC 4787 section 5: see `Uplink`."""
 UdpPorts = Literal["ephemeral", "any"]
-"""Which ports of the host's datagrams may leave by: see `Uplink`."""
+"""The ports of the host that datagrams may be sent from: see `Uplink`."""
 _KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _ICMP = {socket.AF_INET: socket.IPPROTO_ICMP, socket.AF_INET6: socket.IPPROTO_ICMPV6}
@@ -63,41 +60,41 @@ class Uplink:
     """The way out for flows: through sockets of the process that runs the stack.
 
     Args:
-        allow_host_loopback: whether the gateway's address means the host's loopback, 127.0.0.1 and of IPv6 ::1: no
-            (the default), yes, or these ports only.
-        bind4, bind6: source address of outgoing sockets, or the name of an interface, for the first address that it
-            has now.
-        device: the interface that outgoing sockets are bound to.
-        dns: how names are resolved, `DnsSettings`; or a list of resolvers, `ADDRESS[:PORT]`.  By default they are
-            those of the host's resolv.conf, followed when it changes; an empty list is nobody, and only names of our
-            own are resolved (see `UserStack.add_record`).
-        policy: a plain function, asked about each new flow that would otherwise be carried, also about those that
-            this process answers itself (`Flow.served`: queries to the DNS address) and those to the gateway.  What it
-            returns, if not None, is how the flow is refused.  It is called on the driver's thread and should be
-            quick.  Its addresses are of the `ipaddress` module: compare them with such, never with strings.  A policy
-            that raises, or returns something else, refuses the flow and is logged.  A stack with `driver="worker"`
-            imports it by name in another process, so it is then a function at the top of a module, or a
-            `functools.partial` or frozen dataclass that cannot change either: what changes here later is not seen
-            there, globals of its module included.
-        any_source: whether guests may open flows from addresses that are not of their subnet, where one routes for
-            others.  By default such packets are dropped and counted.
-        allow_host_addresses: whether the host's own addresses may be reached, at which its services listen: whatever
-            the kernel takes for local, on each interface and beyond 127.0.0.0/8, as it is when the flow is opened.
-            True by default; docs/security.md tells what that means.
-        allow_link_local: whether link-local addresses may be reached, and the other addresses at which clouds tell a
-            machine its credentials, `METADATA`.  True by default, as above.
-        udp_filtering: whose datagrams may come in to a UDP port the namespace has opened, in the words of RFC 4787 5:
-            "address-and-port-dependent" (the default), from where it has sent to; "endpoint-independent" ("full
-            cone"), from anywhere that `route` lets it answer.
-        udp_ports: which UDP ports of its own a guest keeps on the host, if they are free: "ephemeral" (the default),
-            those which the kernel gives to any program that asks for none, net.ipv4.ip_local_port_range without
-            net.ipv4.ip_local_reserved_ports, so that no guest has the port of a service; "any", all that this user
-            may have.
+        allow_host_loopback: Whether the gateway's address stands for the host's loopback (127.0.0.1, and ::1 for
+            IPv6).  False: no (the default).  True: yes.  A list of ports: for these ports only.
+        bind4, bind6: Source address of outgoing sockets.  The name of an interface stands for the first address that
+            the interface has now.
+        device: Interface that outgoing sockets are bound to.
+        dns: `DnsSettings`, or a list of resolvers, `ADDRESS[:PORT]`.  None, the default: the resolvers of the host's
+            resolv.conf, which is read again when it changes.  An empty list: no resolvers, so that only our own names
+            are resolved (see `UserStack.add_record`).
+        policy: A plain function.  It is called with each new flow that would otherwise be carried, including flows to
+            the gateway and flows that this process answers itself (`Flow.served`: queries to the DNS address).  If it
+            returns a `Refusal`, the flow is refused in that way; if it returns None, the flow is carried.  If it
+            raises or returns anything else, the flow is refused and the failure is logged.  It is called on the
+            driver's thread, so it should be quick.  The flow's addresses are objects of `ipaddress`: compare them
+            with such objects, not with strings.  A stack with `driver="worker"` imports the policy by name in another
+            process.  It must then be a function at the top of a module, or a `functools.partial` or frozen dataclass
+            of immutable values.  That process does not see later changes here, such as changed globals of a module.
+        any_source: Whether guests may open flows from addresses outside their subnet, as a guest that routes for
+            others does.  By default such packets are dropped and counted.
+        allow_host_addresses: Whether flows may reach the host's own addresses, where its services listen.  These are
+            all addresses that the kernel takes for local when the flow is opened, except 127.0.0.0/8, which is never
+            reached this way.  True by default; docs/security.md tells what that means.
+        allow_link_local: Whether flows may reach link-local addresses, and the other addresses (`METADATA`) at which
+            clouds give a machine its credentials.  True by default; docs/security.md tells what that means.
+        udp_filtering: Whose datagrams may come in at a UDP port that the namespace has opened (RFC 4787 section 5).
+            "address-and-port-dependent", the default: only those of endpoints that the port has sent to.
+            "endpoint-independent" ("full cone"): those of any endpoint that `route` lets the port send to.
+        udp_ports: Which of a guest's UDP source ports are used on the host too, if they are free there.  "ephemeral",
+            the default: those that the kernel gives to programs which ask for no port (net.ipv4.ip_local_port_range
+            without net.ipv4.ip_local_reserved_ports), so that no guest gets the port of a service.  "any": all ports
+            that this user may bind.
 
     Raises:
-        AddressError: what is given for an address is none.
-        ArgumentError: another value cannot be used.
-        ArgumentTypeError: something has no such type, a coroutine function among them.
+        AddressError: An address is not valid.
+        ArgumentError: Another value cannot be used.
+        ArgumentTypeError: An argument has the wrong type; a `policy` that is a coroutine function is one case.
     """
 
     def __init__(
@@ -161,13 +158,16 @@ class Uplink:
 
     @property
     def policy(self) -> Callable[[Flow], Refusal | None] | None:
-        """The policy, as it was given."""
+        """The policy, as the constructor got it."""
         return self._policy
 
     def route(self, flow: Flow) -> Target | Refusal:
-        """Return where `flow` goes, or how it is refused.
+        """Return where a flow goes, or how it is refused.
 
-        It changes nothing, but may read resolv.conf again.  What it raises refuses the flow.
+        It may read resolv.conf again; otherwise it has no effects.  If it raises, the flow is refused.
+
+        Args:
+            flow: The flow, as the guest wants to open it.
         """
         target = self._target(flow)
         if isinstance(target, Refusal) or self._policy is None:
@@ -197,32 +197,38 @@ class Uplink:
         if not _reachable(address):
             return Refusal.PROHIBITED
         if address in local.network:
-            return Refusal.HOST_UNREACHABLE  # nobody else lives there
+            return Refusal.HOST_UNREACHABLE  # the subnet has no other host
         embedded = _embedded(address)
         if not self._allow_link_local and (embedded.is_link_local or embedded in METADATA):
             return Refusal.PROHIBITED
-        if not self._allow_host_addresses and (_is_of_host(address) or _is_of_host(embedded)):
+        if not self._allow_host_addresses and (_is_host_address(address) or _is_host_address(embedded)):
             return Refusal.PROHIBITED
         return Target((flow.destination,))
 
     def _host_port_allowed(self, protocol: Transport, port: int) -> bool:
-        """Return whether the host's loopback may be reached there.  An echo has an identifier and no port."""
+        """Return whether that port of the host's loopback may be reached.
+
+        For "icmp", `port` is an identifier, so a list of ports does not allow it.
+        """
         if isinstance(self._loopback, bool):
             return self._loopback
         return protocol != "icmp" and port in self._loopback
 
     def resolvers(self) -> tuple[Endpoint, ...]:
-        """Return the resolvers in order, as they are now; the same tuple as long as they are the same."""
+        """Return the current resolvers in order.  As long as they do not change, it is the same tuple object."""
         if self.dns.servers is not None:
             return self.dns.servers
         self._host_conf()
         return self._resolvers
 
     def resolv_conf(self, *nameservers: IPv4Address | IPv6Address) -> str:
-        """Return a resolv.conf with these nameservers, the search list, and the host's options that concern programs.
+        """Return the text of a resolv.conf with these nameservers, the search list, and options of the host's.
 
-        Left out is ndots if the search list is not the host's, and what is said of the host's resolvers if others are
-        asked.
+        The options are those that concern programs.  "ndots" is left out if the search list is not the host's.  What
+        describes the host's resolvers is left out if others are used.
+
+        Args:
+            nameservers: The addresses of the nameservers, in order.
         """
         search = self.search()
         options = self._host_conf().options_for_clients(same_servers=self.dns.servers is None)
@@ -231,15 +237,15 @@ class Uplink:
         return ResolvConf(nameservers, search, options).written()
 
     def dns_manner(self) -> Manner:
-        """Return how resolvers are asked: as the host's resolv.conf says, if they are the host's."""
+        """Return how resolvers are asked: as the host's resolv.conf says if they are the host's, else by default."""
         return DEFAULT if self.dns.servers is not None else self._host_conf().manner()
 
     def search(self) -> tuple[str, ...]:
-        """Return the domains in which a short name is looked up, as they are now.  A lone "." stands for none."""
+        """Return the current search list: the domains in which a short name is looked up.  A lone "." means none."""
         return self._host_conf().search if self.dns.search is None else self.dns.search
 
     def _host_conf(self) -> ResolvConf:
-        """Return the host's resolv.conf as it is now, or as it was last seen."""
+        """Return the host's resolv.conf, read again if it has changed; if it cannot be read, as it was last read."""
         try:
             status = os.stat(self.dns.resolv_conf)
             stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
@@ -247,7 +253,7 @@ class Uplink:
                 with open(self.dns.resolv_conf, encoding="utf-8", errors="replace") as file:
                     self._adopt(parse_resolv_conf(file.read()))
                 self._read = stamp
-        except OSError:  # then it is as resolv.conf(5) has it when there is none
+        except OSError:  # before the first reading, that is what resolv.conf(5) says of a missing file
             pass
         return self._conf
 
@@ -256,15 +262,15 @@ class Uplink:
         self._resolvers = tuple(Endpoint(server, DNS_PORT) for server in conf.nameservers)
 
     def reads(self) -> tuple[str, ...]:
-        """Return the files that `route` and `open` may read again: a worker's sandbox leaves them readable."""
+        """Return the files that `route` and `open` may read.  The sandbox of a worker keeps them readable."""
         return (self.dns.resolv_conf,) if self.dns.servers is None else ()
 
     def check(self) -> None:
         """Check that the host has the address and the device to send from.
 
         Raises:
-            ArgumentError: it has not.
-            FeatureUnavailable: the kernel is too old to bind sockets to a device.
+            ArgumentError: The host lacks one of them.
+            FeatureUnavailable: The kernel is too old to let this user bind sockets to a device.
         """
         for family, address in self._bind.items():
             if address is not None or self._device is not None:
@@ -287,7 +293,7 @@ class Uplink:
                     raise
 
     def ipv6_missing(self) -> str | None:
-        """Return why this host has no IPv6; None if it has, wherever that leads."""
+        """Return why this host has no IPv6, or None if it has IPv6, even without a route to anywhere."""
         try:
             with open(IF_INET6, "rb") as file:
                 return None if file.read(1) else "net.ipv6.conf.all.disable_ipv6 is 1"
@@ -295,17 +301,24 @@ class Uplink:
             return "its kernel has none"
 
     def source(self, target: IPv4Address | IPv6Address) -> str | None:
-        """Return the source address of sockets to `target`; None: any, as for the host's loopback."""
+        """Return the source address of sockets to an address; None: the kernel chooses.
+
+        Args:
+            target: The address.  For an address of the host's loopback the result is None.
+        """
         return None if target.is_loopback else self._bind[_FAMILY[target.version]]
 
     def open(self, protocol: Transport, target: IPv4Address | IPv6Address, port: int = 0) -> socket.socket:
-        """Return a non-blocking socket that can reach `target`.
+        """Return a new non-blocking socket that can reach an address.
 
         Args:
-            port: the local port that a UDP socket gets, if it is free and permitted.
+            protocol: The transport of the socket.
+            target: The address to reach.
+            port: The local port wanted for a UDP socket.  It gets another port if this one is not free or not allowed
+                by `udp_ports`.
 
         Raises:
-            OSError: as the host's kernel says; nothing is left open then.
+            OSError: The host's kernel refuses; no socket is left open.
         """
         family = _FAMILY[target.version]
         sock = _ping_socket(family) if protocol == "icmp" else _socket(family, _KINDS[protocol])
@@ -327,27 +340,34 @@ class Uplink:
         return sock
 
     def dial(self, flow: Flow, target: Target, *, ttl: int = 64, tos: int = 0) -> Dial:
-        """Begin to connect a TCP flow, to the first endpoint of `target` that answers.  It never blocks.
+        """Begin to connect a TCP flow to the first candidate of its target that answers.  It never blocks.
 
         Args:
-            flow: as the guest has opened it.
-            target: what `route` has said of it.
-            ttl, tos: of the guest's SYN, which the host's carries on as a router would.
+            flow: The flow, as the guest opens it.
+            target: What `route` has returned for the flow.
+            ttl, tos: TTL and traffic class of the guest's SYN.  The host's SYN gets them, with one hop less, as from
+                a router.
         """
-        return DirectDial(self.open, target.endpoints, flow.destination.address, ttl, tos).begin()
+        return DirectDial(self.open, target.candidates, flow.destination.address, ttl, tos).begin()
 
     def _leaves_from(self, target: Address) -> tuple[str | None, str | None]:
-        """Return the source address and the interface that the uplink is bound to, for what goes to `target`."""
+        """Return the source address and the interface that sockets to `target` are bound to; None: not bound."""
         return self.source(target), None if target.is_loopback else self._device
 
     def way_by(
         self, host: IPv4Address | IPv6Address, device: str | None, target: IPv4Address | IPv6Address
     ) -> Way | None:
-        """Return how datagrams to `target` leave by a UDP socket bound to `host` and `device`, a published port's.
+        """Return how a published port's UDP socket sends to an address, or None if it must not.
 
-        None: they must not, and a socket of their own is opened for them.  That is so where the bound address or
-        interface is not the uplink's, where the target is not reached from it, and where a subclass opens its
-        sockets itself.
+        Answers of the guest should come from the port that the client knows, so they leave by the published port's
+        socket if they can.  They cannot if that socket is bound to another address or interface than the uplink uses,
+        if the target is not reached from there, or if a subclass overrides `open`.  Then a socket of their own is
+        opened for them.
+
+        Args:
+            host: The address that the socket is bound to.
+            device: The interface that it is bound to; None: none.
+            target: The address to send to.
         """
         if type(self).open is not Uplink.open or host.version != target.version:
             return None
@@ -359,7 +379,7 @@ class Uplink:
         if device is None:
             try:
                 return Way(source, 0 if through is None else socket.if_nametoindex(through))
-            except OSError:  # it has gone
+            except OSError:  # the interface has gone
                 return None
         if through not in (None, device) or target.is_loopback != (device == _LOOPBACK_DEVICE):
             return None
@@ -370,8 +390,8 @@ class Uplink:
 
 _ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 _LOOPBACK_DEVICE = "lo"
-_DISCARD_PORT = 9  # of a socket that sends nothing
-_LARGEST_OF_LINKS = 65535  # bytes; 65536 have "lo" and what stands for it in a VRF
+_DISCARD_PORT = 9  # for sockets that are connected, but send nothing
+_LARGEST_LINK_MTU = 65535  # bytes; only "lo", and the device of a VRF, have 65536
 
 
 def _socket(family: socket.AddressFamily, kind: int, number: int = 0) -> socket.socket:
@@ -379,7 +399,10 @@ def _socket(family: socket.AddressFamily, kind: int, number: int = 0) -> socket.
 
 
 def source_of(target: Address, device: str | None = None) -> str:
-    """Return the address that the host's kernel would send from to `target`, by `device`; "" if by no way at all."""
+    """Return the source address that the host's kernel chooses for packets to `target`; "" if there is no route.
+
+    With `device`, only routes by that interface count.
+    """
     try:
         with _socket(_FAMILY[target.version], socket.SOCK_DGRAM) as sock:
             if device is not None:
@@ -392,7 +415,7 @@ def source_of(target: Address, device: str | None = None) -> str:
 
 
 def _ping_socket(family: socket.AddressFamily) -> socket.socket:
-    """Return a ping socket, or a raw one where net.ipv4.ping_group_range forbids that and privilege allows it."""
+    """Return a ping socket or, where net.ipv4.ping_group_range forbids it, a raw socket if that is allowed."""
     try:
         return _socket(family, socket.SOCK_DGRAM, _ICMP[family])
     except PermissionError as error:
@@ -410,12 +433,12 @@ def _bind_port(sock: socket.socket, address: str, port: int) -> None:
 
 
 def _ephemeral_ports() -> Container[int]:
-    """Return the ports that the kernel gives to programs that ask for none (ip_local_port_range in ip(7))."""
+    """Return the ports that the kernel gives to programs which ask for no port (ip_local_port_range in ip(7))."""
     try:
         first, last = sysctl.numbers("net.ipv4.ip_local_port_range")
         reserved = sysctl.read("net.ipv4.ip_local_reserved_ports")
     except (SysctlError, ValueError):
-        return range(0)  # it is not to be known: then none
+        return range(0)  # they cannot be found out, so none is kept
     ports = set(range(first, last + 1))
     for each in filter(None, reserved.split(",")):
         start, _, end = each.partition("-")
@@ -438,9 +461,11 @@ def _ports(allowed: object) -> bool | frozenset[int]:
 
 
 def source_address(given: AddressLike, version: int) -> str:
-    """An address to send from, given as such or by the name of an interface that has one.
+    """Return a source address, which is given as an address or by the name of an interface that has one.
 
-    Raises `AddressError`, and `ArgumentTypeError` for what is neither.
+    Raises:
+        AddressError: The text is neither, or the interface has no address of that version.
+        ArgumentTypeError: It is neither text nor an address.
     """
     try:
         address = arguments.address(given, f"bind{version}")
@@ -470,15 +495,16 @@ METADATA = frozenset(
         "fd20:ce::254",  # Google, IPv6
     )
 )
-"""Addresses at which a machine in a cloud is told who it is, its credentials among it."""
+"""Addresses of cloud metadata services, which tell a machine its identity and credentials."""
 
 
-def _is_of_host(address: Address) -> bool:
-    """Return whether the kernel takes `address` for one of this host's.
+def _is_host_address(address: Address) -> bool:
+    """Return whether packets to `address` are delivered to this host itself.
 
-    Only those may a socket be bound to (bind(2)).  Fact: of IPv6 only those of interfaces, and not what else is
-    delivered here: by routes of the type "local", and to the anycast address that a router has in each of its
-    networks.  The way to these is the loopback's, which has the MTU of no link.
+    A socket can be bound to such an address and to no other (bind(2)).  That finds all of IPv4.  Of IPv6 it finds
+    only the addresses of interfaces.  Others are delivered here too: those of routes of type "local", and the subnet
+    anycast addresses of a router.  The route to these goes by the loopback, which is seen by its MTU: no other link
+    has one that large.
     """
     try:
         with _socket(_FAMILY[address.version], socket.SOCK_DGRAM) as sock:
@@ -492,14 +518,14 @@ def _is_of_host(address: Address) -> bool:
             if address.version == 4:
                 return False
             sock.connect((str(address), _DISCARD_PORT))
-            return sock.getsockopt(socket.IPPROTO_IPV6, IPV6_MTU) > _LARGEST_OF_LINKS
+            return sock.getsockopt(socket.IPPROTO_IPV6, IPV6_MTU) > _LARGEST_LINK_MTU
     except OSError as error:
-        # anything but a plain no is no answer, and what is not known to be elsewhere is not let through
+        # these three errors mean "no"; after any other the address must count as the host's, to be safe
         return error.errno not in (errno.EAFNOSUPPORT, errno.ENETUNREACH, errno.EHOSTUNREACH)
 
 
 def _embedded(address: Address) -> Address:
-    """Return the IPv4 address that an IPv6 one stands for, if it does; else `address`."""
+    """Return the IPv4 address that an IPv6 address embeds (NAT64, 6to4), else `address` itself."""
     if isinstance(address, IPv6Address):
         if address in _NAT64:
             return IPv4Address(address.packed[12:])
@@ -509,15 +535,15 @@ def _embedded(address: Address) -> Address:
 
 @lru_cache(maxsize=1024)
 def _reachable(address: Address) -> bool:
-    """Return whether packets to `address` may leave at all.
+    """Return whether packets to `address` may leave the host at all.
 
-    An unspecified address would mean the host itself, and a link-local one of IPv6 somebody beside it.  An embedded
-    IPv4 address is judged as what it is.
+    The unspecified address would lead to the host itself, and an IPv6 link-local address to one of its neighbours.
+    For an IPv6 address that embeds an IPv4 address, the embedded one decides.
     """
     if isinstance(address, IPv6Address):
         if _embedded(address) is not address:
             return _reachable(_embedded(address))
-        # beside that, no host has an address of ::/8; of an IPv4-mapped one the host's kernel would make IPv4
+        # no host has any other address in ::/8, and the kernel would send to an IPv4-mapped one by IPv4
         if address.packed[0] == 0 and not address.packed.startswith(_NAT64_LOCAL):
             return False
         return not (address.is_multicast or address.is_link_local)

@@ -1,8 +1,9 @@
 """Events: what happens to flows, kept for those who follow them.
 
-Whoever wants to follow flows subscribes under a number, is told once that there is news (`tell`), and takes it; then
-the next news is told.  A slow subscriber does not hold up the engine: of a full queue the oldest events are lost, and
-the next one says how many.  Without subscribers the stack has no watcher.
+A subscriber has a number and a queue of events.  `tell` is called once when its queue is no longer empty, and again
+only after the subscriber has taken the events (`Events.take`).  A slow subscriber does not delay the engine: when its
+queue is full, the oldest event is dropped, and the next one says how many were.  Without subscribers the stack has no
+watcher, so that events cost nothing.
 """
 
 from __future__ import annotations
@@ -21,20 +22,22 @@ from netns_kit.stack.user import UNWATCHED, Transport
 EVENTS_KEPT = 4096  # for each subscriber
 
 FlowEventKind = Literal["opened", "refused", "closed"]
+"""The kind of a change in the life of a flow: see `FlowEvent`."""
 
 
 @frozen
 class FlowEvent:
     """A change in the life of a flow."""
 
-    kind: Literal["opened", "refused", "closed"]
-    """The change.  "opened": the flow's first packet is here, or a client of a forwarded port.  Then, in the
-    end, "refused": turned away, by the uplink, by what it wanted to reach, or for want of descriptors; an inbound
-    flow, by the guest, where nobody listens or answers.  Or else "closed"."""
+    kind: FlowEventKind
+    """The change.  Each flow has two events.  The first is "opened": its first packet has arrived, or a client of a
+    forwarded port has connected.  The last is "refused" or "closed".  A flow is refused by the uplink, by its
+    destination, or for lack of descriptors; an inbound flow is refused by the guest, if nothing there listens or
+    answers."""
     flow: FlowInfo
-    """The flow at that moment: in its last event are all the bytes that it has carried."""
+    """The flow at that moment.  The last event has the number of all bytes that it has carried."""
     refusal: Refusal | None = None
-    """The refusal, of an event of that kind.  None if it was an ICMP error, from further on or from the guest."""
+    """The reason of a "refused" event.  None if the flow was refused by an ICMP error of another host."""
     missed: int = 0
     """The number of events that were lost just before this one."""
 
@@ -43,8 +46,8 @@ class Events:
     """The subscribers of one stack, and its `Watcher` while there are any.
 
     Args:
-        gateway: Knows the flows.
-        tell: Called on the engine's side with the number of a subscriber for whom there is news.
+        gateway: Gateway whose flows are followed.
+        tell: Called, by the engine's driver, with the number of a subscriber whose queue is no longer empty.
     """
 
     def __init__(self, gateway: Gateway, tell: Callable[[int], None]) -> None:
@@ -55,24 +58,24 @@ class Events:
 
     @operation(same)
     def subscribe(self, number: int) -> None:
-        """Keep events for the subscriber of that number from now on."""
+        """Begin to queue events for the subscriber `number`."""
         self._queues[number] = _Queue(lambda: self._tell(number))
         self._gateway.stack.watcher = self._gateway.watcher = self
 
     @operation(chained)
     def take(self, number: int) -> tuple[FlowEvent, ...]:
-        """Return what has happened since this was last asked."""
+        """Return the events since the last call, and empty the queue."""
         return self._queues[number].take()
 
     @operation(same)
     def unsubscribe(self, number: int) -> None:
-        """Keep no more for that subscriber."""
+        """Stop queueing events for that subscriber."""
         self._queues.pop(number, None)
         if not self._queues:
             self.close()
 
     def close(self) -> None:
-        """Watch no more."""
+        """Stop watching the stack."""
         self._gateway.stack.watcher, self._gateway.watcher = UNWATCHED, None
 
     def opened(self, transport: Transport, flow: AnyFlow | FlowBeside) -> None:
@@ -100,7 +103,7 @@ class Events:
 
 
 class _Queue:
-    """The events of one subscriber, who is told of the first that comes after a `take`."""
+    """The events of one subscriber.  `tell` is called for the first event after each `take`."""
 
     def __init__(self, tell: Callable[[], None]) -> None:
         self._events: deque[FlowEvent] = deque()

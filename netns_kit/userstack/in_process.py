@@ -39,29 +39,23 @@ class LocalStack:
         except BaseException:
             self._engine.close()
             raise
-        self._driver: Driver = driver_named(setup.driver)(self._engine)
-        self._control = Control(self.gateway, lambda number: self._driver.post(partial(news, number)))
+        self.driver: Driver = driver_named(setup.driver)(self._engine)
+        self._control = Control(self.gateway, lambda number: self.driver.post(partial(news, number)))
 
     async def run(self) -> None:
         """Drive the engine.  Raises what ends it."""
-        await self._driver.run()
+        await self.driver.run()
 
     async def ready(self) -> None:
         """Ready immediately."""
 
-    async def call(self, function: Callable[[], T]) -> T:
-        """Run `function` between two steps, see `Driver.call`."""
-        return await self._driver.call(function)
-
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
         """Have `Control` do an operation.  Raises what that raises, and `StackClosed`."""
-        return cast(
-            "T", await self._driver.call(lambda: self._control.do(operation.__qualname__, *arguments))
-        )
+        return cast("T", await self.driver.call(lambda: self._control.do(operation.__qualname__, *arguments)))
 
     async def close(self) -> None:
         """Close the gateway and the engine, when nothing drives them any more."""
-        self._driver.finish(self._end)
+        self.driver.finish(self._end)
 
     def _end(self) -> None:
         try:

@@ -26,7 +26,7 @@ from netns_kit.child.codec import DecodeError, Failure, decode, dump, encode, lo
 from netns_kit.dhcp import Lease
 from netns_kit.dns import Record
 from netns_kit.operations import types_of
-from netns_kit.uplink.uplink import Endpoint
+from netns_kit.uplink.flow import Endpoint
 from netns_kit.userstack.control import OPERATIONS
 from netns_kit.userstack.events import FlowEvent
 
@@ -74,6 +74,7 @@ records = st.builds(
 )
 VALUES: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (tuple[FlowInfo, ...], st.lists(flows).map(tuple)),
+    (PortForward, forwards),
     (tuple[PortForward, ...], st.lists(forwards).map(tuple)),
     (tuple[PortForward | ReverseForward, ...], st.lists(forwards | reverses).map(tuple)),
     (tuple[PortForward | Follow, ...], st.lists(forwards | follows).map(tuple)),

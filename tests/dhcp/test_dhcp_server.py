@@ -16,7 +16,7 @@ from netns_kit.dhcp.leases import DECLINE_SECONDS, OFFER_SECONDS
 from netns_kit.dhcp.message import Message, parse
 from netns_kit.dhcp.settings import INFINITE
 from netns_kit.errors import AddressError, ArgumentError, DomainNameError
-from tests.dhcp.client import BROADCAST_MAC, DNS, EVERYTHING, MAC, SERVER, Client, brief, host, server
+from tests.support.dhcp_client import BROADCAST_MAC, DNS, EVERYTHING, MAC, SERVER, Client, brief, host, server
 
 ASKING = {m.WANTED: EVERYTHING}
 OTHER_MAC = b"\x02\0\0\0\0\x99"

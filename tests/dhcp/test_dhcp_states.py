@@ -9,7 +9,7 @@ import pytest
 from netns_kit.dhcp import DhcpServer, StaticLease
 from netns_kit.dhcp import message as m
 from netns_kit.dhcp.message import Message
-from tests.dhcp.client import SERVER, Client, brief, host, server
+from tests.support.dhcp_client import SERVER, Client, brief, host, server
 
 ADDRESS = host(15)
 OTHER_MAC = b"\x02\0\0\0\0\x99"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from netns_kit.forwarder import specs
 from netns_kit.forwarder.ports import Follow, Mode, PortForward, UnixSocket
 from netns_kit.forwarder.specs import BRACKETS, EXAMPLE, parse, parse_all
 from netns_kit.host import addresses, sysctl
+from tests.support import ROOT
 
 ANY, ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
 LOCAL, LOCAL6 = IPv4Address("127.0.0.1"), IPv6Address("::1")
@@ -280,6 +282,24 @@ def test_the_path_of_a_unix_socket_has_no_protocol_behind_it() -> None:
         "port='8080:unix:/a/tcp': expected ',' or the end behind a unix socket at character 13, not '/'; "
         "it is tcp; a path that ends like this is written with %2F"
     )
+
+
+PAGE = (ROOT / "docs" / "ports.md").read_text(encoding="utf-8")
+EXAMPLES, _, MISTAKES = PAGE.partition("## Mistakes")
+MISTAKES = MISTAKES.partition("## ")[0]
+
+
+@pytest.mark.parametrize(("spec", "cell"), re.findall(r"^\| `([^`]+)` \|([^|]*)\|", EXAMPLES, re.MULTILINE))
+def test_the_pages_examples(spec: str, cell: str) -> None:
+    assert [each.spec for each in parse(spec)] == re.findall("`([^`]+)`", cell)
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"), re.findall(r"^\| `([^`]+)` \| `([^`]+)` \|", MISTAKES, re.MULTILINE)
+)
+def test_the_pages_mistakes(spec: str, said: str) -> None:
+    with pytest.raises(PortSpecError, match=re.escape(f": expected {said}; ")):
+        parse(spec)
 
 
 @pytest.mark.parametrize("spec", ["1" * 5000, "1-" + "1" * 5000, "x" * 5000, "unix:/" + "a" * 5000 + ":80"])

@@ -19,9 +19,9 @@ from netns_kit.host.abi import UDP_SEGMENT
 from netns_kit.stack import Limits, UdpFlow
 from netns_kit.stack.wire import ip, udp, virtio
 from netns_kit.uplink.uplink import Uplink
-from tests.gateway.test_gateway import GATEWAY, GUEST, PORT, Bench, Make, make, port_of
-
-__all__ = ["make"]
+from tests.support.bench import Bench, Make
+from tests.support.packets import GATEWAY, GUEST, PORT
+from tests.support.servers import port_of
 
 pytestmark = pytest.mark.usefixtures("leaks")
 

@@ -20,25 +20,11 @@ from netns_kit.gateway.relay.dns import QUERIES_PER_SOCKET, SOCKETS_PER_UPSTREAM
 from netns_kit.gateway.relay.dns_streams import FULL, IDLE, NONSENSE_MAX, PIPELINED
 from netns_kit.stack import Closed
 from netns_kit.tap.frame_device import FRAME_MAX
+from netns_kit.uplink.flow import Endpoint
 from netns_kit.uplink.sockets import socket_address
-from netns_kit.uplink.uplink import Endpoint
-from tests.gateway.test_gateway import (
-    PORT,
-    RESOLVER,
-    Bench,
-    Mailbox,
-    Make,
-    Program,
-    Spy,
-    feed,
-    make,
-    port_of,
-    readable,
-    syn,
-)
-from tests.support.servers import closed_port, reset
-
-__all__ = ["make"]
+from tests.support.bench import Bench, Mailbox, Make, Program, Spy, feed, readable
+from tests.support.packets import PORT, RESOLVER, syn
+from tests.support.servers import closed_port, port_of, reset
 
 
 def query(name: str, ident: int = 1) -> bytes:

@@ -12,11 +12,10 @@ from netns_kit.forwarder.listeners import UdpListener
 from netns_kit.forwarder.ports import PortForward
 from netns_kit.gateway.endpoints import Endpoints
 from netns_kit.stack import Closed, TcpConnection, UdpFlow
-from netns_kit.uplink.uplink import Target
-from tests.gateway.test_gateway import GATEWAY, GUEST, RESOLVER, Bench, Make, datagram, make, port_of
-from tests.gateway.test_gateway_malice import friend_of
-
-__all__ = ["make"]  # a fixture
+from netns_kit.uplink.flow import Target
+from tests.support.bench import Bench, Make, friend_of
+from tests.support.packets import GATEWAY, GUEST, RESOLVER, datagram
+from tests.support.servers import port_of
 
 ADDRESS, PORT = IPv4Address(GATEWAY), 7  # RFC 862
 
@@ -199,7 +198,7 @@ def test_a_target_of_nobody_is_refused_where_nobody_answers(
     _, flow = bench.socket(GATEWAY, PORT)
     flow.send(b"hello", bench.now)
     bench.until(lambda: program.why)
-    assert "Target of no endpoint" in caplog.text
+    assert "Target without candidates" in caplog.text
     bench.settle()
     assert not bench.gateway.flows()
 

@@ -20,27 +20,11 @@ from netns_kit.gateway.engine import BUDGET, EDGE, IN, OUT, Engine
 from netns_kit.gateway.relay.tcp import RelayState, TcpRelay
 from netns_kit.stack import Closed, Limits, Refusal, TcpConnection, UdpFlow
 from netns_kit.stack.wire import ethernet, icmp, ip, udp, virtio
-from netns_kit.uplink.uplink import Flow, Target, Uplink
-from tests.gateway.test_gateway import (
-    GATEWAY,
-    GATEWAY_MAC,
-    GUEST,
-    GUEST_MAC,
-    PORT,
-    RESOLVER,
-    SECONDS,
-    Bench,
-    Make,
-    datagram,
-    listener,
-    make,
-    opened,
-    port_of,
-    syn,
-)
-from tests.support.servers import reset
-
-__all__ = ["listener", "make"]  # fixtures
+from netns_kit.uplink.flow import Flow, Target
+from netns_kit.uplink.uplink import Uplink
+from tests.support.bench import SECONDS, Bench, Make, friend_of, opened
+from tests.support.packets import GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, PORT, RESOLVER, datagram, syn
+from tests.support.servers import port_of, reset
 
 OUTSIDE = bytes((192, 0, 2, 1))
 
@@ -184,14 +168,6 @@ def test_a_stranger_does_not_end_whom_it_speaks_to(make: Make) -> None:
     assert bench.gateway.stats()["udp_flows"] == 1
 
 
-def friend_of(friend: socket.socket) -> socket.socket:
-    """A socket that nobody has sent to."""
-    friend.settimeout(SECONDS)
-    other = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    other.bind(("127.0.0.1", 0))
-    return other
-
-
 def test_a_crowd_of_strangers_is_bounded(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """They push nobody out, are asked about first, and what they bring is no answer: they stay for a short time."""
     monkeypatch.setattr("netns_kit.gateway.flow_router.STRANGERS", 4)
@@ -275,6 +251,7 @@ def test_what_came_before_a_reset_is_delivered(make: Make, listener: socket.sock
     bench.until(lambda: program.why)
     assert program.why is Closed.RESET
     assert bytes(program.received) == b"413 too large"
+    assert bench.gateway.flows() == ()
 
 
 def test_an_early_answer_is_heard_though_sending_fails_first(make: Make, listener: socket.socket) -> None:

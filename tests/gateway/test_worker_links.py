@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import array
+import resource
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 
+from netns_kit.gateway.admission import lowest_free
 from netns_kit.gateway.worker_links import WorkerLinks, connect
 from netns_kit.stack.wire import udp
 from netns_kit.tap.frame_device import FRAME_MAX
-from tests.gateway.test_gateway import GATEWAY, GUEST, GUEST_MAC, Bench
+from tests.support.bench import Bench
+from tests.support.packets import GATEWAY, GUEST, GUEST_MAC
 
 pytestmark = pytest.mark.usefixtures("leaks")
 
@@ -67,6 +71,39 @@ def test_what_finds_an_inbox_full_is_lost_and_counted(two: tuple[WorkerLinks, Wo
         assert ours.recv(1) == b"", "it is closed, not forgotten"
 
 
+def test_a_connection_without_a_descriptor_for_it_is_lost_and_counted(
+    two: tuple[WorkerLinks, WorkerLinks],
+) -> None:
+    first, second = two
+    buffer = memoryview(bytearray(FRAME_MAX))
+    ours, theirs = socket.socketpair()
+    with ours:
+        first.hand_over_connection(1, b"name of a flow", theirs)
+        first.hand_over(1, 0, memoryview(b"a frame"))
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free(ours.fileno()), limits[1]))
+        try:
+            assert second.read_into(buffer, nobody) == 0, "its name is not taken for a frame"
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert second.stats() == {"handed_over": 0, "handed_over_lost": 1}
+        assert ours.recv(1) == b"", "it is closed, not forgotten"
+        assert second.read_into(buffer, nobody) == len(b"a frame")
+
+
+def test_of_many_descriptors_in_a_message_one_is_taken(two: tuple[WorkerLinks, WorkerLinks]) -> None:
+    """A worker that hostile bytes have taken over leaks nothing into another."""
+    first, second = two
+    buffer, got = memoryview(bytearray(FRAME_MAX)), list[socket.socket]()
+    with socket.socket() as sent:
+        rights = array.array("i", [sent.fileno()] * 3)
+        message = [b"\0", b"name"]
+        first._outboxes[1].sendmsg(message, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+    assert second.read_into(buffer, lambda _, sock: got.append(sock)) == 0
+    (taken,) = got
+    taken.close()  # the fixture looks for others
+
+
 @pytest.fixture
 def benches() -> Iterator[list[Bench]]:
     """Two gateways, each with its end of a link of its own to a guest of its own, which are as one."""
@@ -101,6 +138,26 @@ def test_an_accepted_connection_is_opened_by_whose_it_is(benches: list[Bench]) -
         assert not benches[0].gateway.stack.tcp
         for client in clients:
             client.close()
+
+
+def test_a_client_is_closed_where_no_descriptor_is_left_for_flows(
+    benches: list[Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steering = benches[0].gateway.stack.steering
+    theirs = next(port for port in range(40000, 41000) if steering.owner(name(port)) == 1)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as client,
+    ):
+        client.settimeout(20)
+        sock, _ = server.accept()
+        sock.setblocking(False)
+        benches[0].gateway.router.tcp_accepted(name(theirs), sock)
+        monkeypatch.setattr(benches[1].gateway.router.admission, "admit", lambda make_room: False)
+        benches[1].settle()
+        assert client.recv(1) == b""
+    assert benches[1].gateway.stats()["flows_refused"] == 1
+    assert not benches[1].gateway.stack.tcp
 
 
 def test_a_datagram_is_the_firsts_wherever_it_comes_in(benches: list[Bench]) -> None:

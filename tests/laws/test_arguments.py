@@ -156,7 +156,7 @@ EVERYWHERE: list[tuple[Callable[..., Any], tuple[Any, ...] | dict[str, Any], dic
     }),
     (Endpoint, ("192.0.2.1",), {"port": ["80", -1, 65536, True, None]}),
     (Endpoint, {"port": 80}, {"address": ["name", 5, None]}),
-    (Target, (), {"endpoints": [[], None, ("192.0.2.1",), Endpoint("192.0.2.1", 80)]}),
+    (Target, (), {"candidates": [[], None, ("192.0.2.1",), Endpoint("192.0.2.1", 80)]}),
     (PortForward, {"host": "127.0.0.1", "host_port": 80, "guest": None, "guest_port": 80, "protocol": "udp"}, {
         "protocol": ["sctp", None, 6], "host": [5, "name", None], "host_port": ["80", -1, True, None],
         "guest": [5, "name"], "guest_port": ["80", 0, None],

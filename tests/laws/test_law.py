@@ -347,6 +347,25 @@ def test_every_public_name_is_defined_once() -> None:
     assert [name for name in package.__all__ if not hasattr(package, name)] == []
 
 
+PASSED_ON = {("uplink/uplink.py", "Endpoint"), ("uplink/uplink.py", "Way")}
+"""Names that a module lists in `__all__` although another defines them: `forwarder/listeners` takes them from there.
+
+The list only shrinks.
+"""
+
+
+def test_a_name_is_imported_from_where_it_is_defined() -> None:
+    """`mypy --strict` lets nobody import what a module has imported itself, unless `__all__` lists it."""
+    modules = [file for file in files() if Path(file).name != "__init__.py"]
+    listed = {
+        (file, name)
+        for file in modules
+        for name in getattr(import_module(dotted(file)), "__all__", ())
+        if name not in definitions(file)
+    }
+    assert listed == PASSED_ON
+
+
 def test_importing_the_package_is_cheap() -> None:
     names = "import netns_kit; print([name for name in sys.modules if name.startswith('netns_kit.')])"
     assert loaded(names) == "[]"

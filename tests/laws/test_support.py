@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import needs, see_administrators_programs
+from tests.support import ROOT, needs, see_administrators_programs
 
 
 @pytest.fixture
@@ -65,3 +66,19 @@ def test_a_program_that_a_test_starts_can_be_ended_by_signals() -> None:
         os.kill(os.getpid(), signal.SIGHUP)  # which does nothing to this process
     done = subprocess.run([sys.executable, "-ISc", code], check=False)
     assert done.returncode == -signal.SIGHUP
+
+
+IMPORT_OF_A_TEST = re.compile(
+    r"^ *(?:from|import) +[\w.]*\btest_\w+|[\"'; ]from tests[\w.]*\.test_\w+ import", re.MULTILINE
+)
+
+
+def test_what_tests_share_is_in_no_test() -> None:
+    """It is in tests/support, a fixture in a conftest.py.  Nor does a program that a test starts import a test."""
+    paths = [*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    found = {
+        f"{path.relative_to(ROOT)}: {match[0].strip()}"
+        for path in paths
+        for match in IMPORT_OF_A_TEST.finditer(path.read_text(encoding="utf-8"))
+    }
+    assert not found, found

@@ -10,7 +10,6 @@ from netns_kit.stack import State
 from netns_kit.stack.wire import checksum, common, ip, udp, virtio
 from netns_kit.stack.wire.tcp import (
     ACK,
-    ECE,
     FIN,
     PSH,
     RST,
@@ -23,6 +22,7 @@ from netns_kit.stack.wire.tcp import (
 )
 from tests.support.stack import GUEST, GUEST_PORT, OTHER, VNET, Guest, beyond
 
+ECE = 64  # a flag that we do not know
 THEIRS = 5000  # the guest's clock, to begin with
 LEFT_TO_US = virtio.pack(virtio.NEEDS_CSUM, 0, 0, 0, 34, 16)
 STREAM = [ACK] * 12 + [ACK | PSH] * 12 + [ACK | FIN, ACK | URG, ACK | ECE, RST, SYN, SYN | ACK, 0]
@@ -41,7 +41,7 @@ def guests(family: int, *, stamped: bool = False) -> list[Guest]:
         guest.gives(virtio_frame(datagram(family, b"first")))
         guest.users.flows[0].user = guest.users.datagrams
         both.append(guest)
-    both[1].stack.knows_at_a_glance = False
+    both[1].stack.has_short_way = False
     return both
 
 

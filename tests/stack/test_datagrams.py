@@ -168,18 +168,6 @@ def test_flows_end_after_their_time(guest: Guest) -> None:
     assert guest.stack.deadline == float("inf")
 
 
-def test_the_flow_idle_longest_makes_room(family: int) -> None:
-    guest = Guest(family, limits=Limits(udp_flows=3, echo_flows=3))
-    for number in (1, 2, 3, 1, 4):
-        guest.now += 1
-        guest.gives(udp_packet(family, b"x", port=number))
-        guest.gives(echo_packet(family, identifier=number))
-    assert {flow[-1] for flow in guest.stack.udp} == {1, 3, 4}
-    assert {flow[-3] for flow in guest.stack.echo} == {1, 3, 4}
-    assert guest.stack.dropped == {"limit-udp-flows": 1, "limit-echo-flows": 1}
-    assert len(guest.users.datagrams.expired_flows) == 2
-
-
 # -- echo ---------------------------------------------------------------------------------------------
 
 

@@ -241,6 +241,8 @@ def test_the_one_idle_longest_makes_room(family: int) -> None:
     guest.gives(udp_packet(family, b"x", port=4))
     assert list(guest.stack.udp) == [key(family, port=port) for port in (1, 2, 4)]
     assert [flow.identifier for flow in guest.stack.echo.values()] == [1, 3]
+    assert guest.stack.dropped == {"limit-udp-flows": 1, "limit-echo-flows": 1}
+    assert len(guest.users.datagrams.expired_flows) == 2
 
 
 def test_one_is_spared(family: int) -> None:

@@ -56,7 +56,7 @@ class Rig:
             tap.transmit.impairment = impairment
             tap.receive.impairment = impairment
 
-        await self.stack.local.call(change)
+        await self.stack.local.driver.call(change)
 
     async def gone(self, seconds: float) -> None:
         """Wait until no flow is left, nor a connection in TIME-WAIT, at most so long."""

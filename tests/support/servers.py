@@ -140,6 +140,11 @@ def echo(sock: socket.socket) -> None:
         sock.sendall(data)
 
 
+def hello(sock: socket.socket) -> None:
+    """Say so, and no more."""
+    sock.sendall(b"hello")
+
+
 def whole(sock: socket.socket) -> bytes:
     """All that comes."""
     chunks = []
@@ -329,6 +334,12 @@ def closed_port() -> int:
             datagram.bind(("", port))
             return port
     raise AssertionError("no port is free")
+
+
+def port_of(sock: socket.socket) -> int:
+    """The port that `sock` is bound to."""
+    port: int = sock.getsockname()[1]
+    return port
 
 
 def sent_again(sock: socket.socket) -> int:

@@ -188,6 +188,30 @@ def attached(*words: str, **options: Any) -> Iterator[tuple[Held, Slirp]]:
             yield ns, running
 
 
+_SERVER = """
+import socket
+with socket.create_server(("0.0.0.0", 80)) as server:
+    print("ready", flush=True)
+    while True:
+        sock, client = server.accept()
+        with sock:
+            sock.sendall(client[0].encode())
+"""
+
+
+@contextmanager
+def server_inside(ns: Held) -> Iterator[None]:
+    """At port 80 of the namespace: it tells each client its address."""
+    command = [*ENTER, str(ns.pid), sys.executable, "-S", "-E", "-I", "-c", _SERVER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            yield
+        finally:
+            process.kill()
+
+
 def ask(path: str, request: dict[str, object] | bytes) -> Any:
     """What the API answers to a request."""
     with socket.socket(socket.AF_UNIX) as sock:

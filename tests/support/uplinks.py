@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from netns_kit import DnsSettings, Flow, Refusal, Uplink
 from netns_kit.arguments import Address
 from netns_kit.stack.user import Transport
-from netns_kit.uplink.uplink import Endpoint
+from netns_kit.uplink.flow import Endpoint
 
 # x86_64 and aarch64, asm/unistd.h
 _PTRACE, _MOUNT, _UNSHARE, _BPF, _SETNS, _IO_URING = {

@@ -18,9 +18,8 @@ import pytest
 from netns_kit import Namespace, NamespaceGone
 from netns_kit.cli.command_line import FAILED
 from tests.support import ROOT, needs, needs_tun
-from tests.support.servers import bounded, closed_port, tcp_server
-from tests.support.slirp import SECONDS, Held, Slirp, held, slirp
-from tests.system.test_slirp4netns import hello, server_inside
+from tests.support.servers import bounded, closed_port, hello, tcp_server
+from tests.support.slirp import SECONDS, Held, Slirp, held, server_inside, slirp
 
 pytestmark = pytest.mark.usefixtures("leaks")
 
@@ -140,7 +139,7 @@ TARGETS = "give the id of a process, or the path of a network namespace, like /r
         (["/nonexistent"], f"netns-kit: /nonexistent: No such file or directory; {TARGETS}\n"),
         (["/etc/passwd"], f"netns-kit: /etc/passwd: not a network namespace; {TARGETS}\n"),
         (["--mtu=1", "1"], "--mtu: '1': expected a whole number from 68 to 65521"),
-        (["-p", "x", "1"], "'x': expected [tcp:|udp:]"),
+        (["-p", "x", "1"], "'x': expected tcp: or udp: or an address"),
     ],
 )
 def test_what_fails_is_told(words: list[str], text: str) -> None:

@@ -222,7 +222,11 @@ def test_without_ipv6_there_is_a_notice_and_ipv4() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["-p", "80:80:80"], "-p/--publish: '80:80:80': expected [tcp:|udp:][ADDRESS:]PORT"),
+        (
+            ["-p", "80:80:80"],
+            "-p/--publish: '80:80:80': expected ',', '/' or the end at character 6, not ':'",
+        ),
+        (["-p", "80", "--port-mode", "tunnel"], "--port-mode: invalid choice: 'tunnel'"),
         (["--cidr", "10.0.2.0/30"], "--cidr: '10.0.2.0/30': expected a prefix of 1 to 25"),
         (["--mtu", "67"], "--mtu: '67': expected a whole number from 68 to 65521"),
         (["--mtu", "big"], "--mtu: 'big': expected a whole number"),
@@ -246,7 +250,7 @@ def test_without_ipv6_there_is_a_notice_and_ipv4() -> None:
         (["--host-loopback=65536"], "--host-loopback: '65536': expected a port"),
         (["--host-loopback", "5432"], "--host-loopback 5432: for one port write --host-loopback=PORT"),
         (["--no-such-option"], "unrecognized arguments: --no-such-option"),
-        (["-p"], "-p/--publish: 'echo': expected [tcp:|udp:]"),
+        (["-p"], "-p/--publish: 'echo': expected tcp: or udp: or an address"),
     ],
 )
 def test_a_mistake_in_its_words_is_told_by_the_options_name(
@@ -302,6 +306,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for option in (
         "--publish",
+        "--port-mode",
         "--host-loopback[=PORT]",
         "--mtu",
         "--cidr",
@@ -314,6 +319,15 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         "--device",
     ):
         assert option in text
+
+
+def test_a_mode_that_a_port_cannot_have() -> None:
+    done = run("--port-mode", "stack", "-p", "unix:/tmp/a:80", "--", "echo", "started")
+    assert (done.returncode, done.stdout) == (FAILED, "")
+    assert (
+        done.stderr
+        == "netns-kit: --port-mode 'stack': expected the mode socket (a unix socket has no other)\n"
+    )
 
 
 def test_a_taken_port_is_named() -> None:
@@ -443,6 +457,20 @@ def test_a_web_server_inside(web_server: list[str]) -> None:
             again.bind(("127.0.0.1", port))
     with socket.create_server(("127.0.0.1", port)):
         pass
+
+
+def test_a_mode_for_all_ports(web_server: list[str], tmp_path: Path) -> None:
+    """In the mode socket it is a socket inside that connects, so the server sees an address of the namespace."""
+    port, path = closed_port(), str(tmp_path / "web.sock")
+    ports = ["-p", f"127.0.0.1:{port}:80", "-p", "127.0.0.1:0:80,mode=stack", "-p", f"unix:{path}:80"]
+    with running("--port-mode=socket", *ports, "--", *web_server):
+        assert get("127.0.0.1", port) in ("10.0.2.100", "127.0.0.1")
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(SECONDS)
+            sock.connect(path)
+            sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert sock.makefile("rb").readline().split()[1] == b"200"
+    assert not os.path.exists(path)
 
 
 def test_a_web_server_inside_sees_who_asks(web_server: list[str]) -> None:

@@ -14,10 +14,9 @@ from netns_kit.gateway.setup import DriverName
 from netns_kit.stack.wire import ethernet, ip
 from netns_kit.subnet import Subnet
 from tests.support import needs_ipv6
-from tests.support.rows import ETH_P_ALL, FRAME_MAX, PACKET_OUTGOING, TAP, driver
+from tests.support.connections import TAP
 from tests.support.servers import SECONDS, bounded
-
-__all__ = ["driver"]  # a fixture
+from tests.support.wire import ETH_P_ALL, FRAME_MAX, PACKET_OUTGOING
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 

@@ -173,7 +173,8 @@ async def test_a_range_is_had_whole_or_not_at_all(net: Network, protocol: str) -
         taken.bind(("127.0.0.1", first + 2))
         if protocol == "tcp":
             taken.listen()
-        with pytest.raises(PortInUseError, match=f"127.0.0.1:{first + 2}/{protocol}") as caught:
+        holder = f"127.0.0.1:{first + 2}/{protocol} is taken by this process; choose"
+        with pytest.raises(PortInUseError, match=holder) as caught:
             await net.forwarder.add(f"127.0.0.1:{first}-{first + 2}/{protocol}")
         assert caught.value.errno == errno.EADDRINUSE
     assert await net.forwarder.list() == ()
@@ -398,6 +399,63 @@ async def test_what_cannot_be_leaves_nothing(
     with pytest.raises(error, match=match):
         await net.forwarder.add(spec)
     assert await net.forwarder.list() == ()
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@bounded
+async def test_a_port_is_forwarded_once(net: Network, protocol: str) -> None:
+    """What has it is named, and nothing was bound: the first of the range is free."""
+    (forward,) = await net.forwarder.add(f"0.0.0.0:0:80/{protocol}")
+    port = forward.host_port
+    for spec in (f"{port}:81", f"127.0.0.1:{port}:80", f"127.0.0.9:{port - 1}-{port}:1-2"):
+        with pytest.raises(PortInUseError, match=f"{port}/{protocol} is taken by the forward {forward}"):
+            await net.forwarder.add(f"{spec}/{protocol}")
+    with pytest.raises(
+        PortInUseError, match=r"127.0.0.9:2000/\w+ is taken by the forward 127.0.0.9:2000 -> 80"
+    ):
+        await net.forwarder.add(f"127.0.0.9:2000:80/{protocol}", f"127.0.0.9:2000:81/{protocol}")
+    assert await net.forwarder.list() == (forward,)
+    await net.forwarder.remove(forward)
+    assert await net.forwarder.add(forward) == (forward,)
+
+
+@bounded
+async def test_what_was_not_added_claims_nothing(net: Network) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = port_of(taken)
+        with pytest.raises(PortInUseError, match="this process"):
+            await net.forwarder.add(f"127.0.0.9:{port}:80", f"127.0.0.1:{port}:80")
+    assert len(await net.forwarder.add(f"127.0.0.9:{port}:80", f"127.0.0.1:{port}:80")) == 2
+
+
+@bounded
+async def test_of_two_forwarders_one_has_a_port(net: Network) -> None:
+    (forward,) = await net.forwarder.add("127.0.0.1:0:80")
+    async with Forwarder(net.stack) as other:
+        with pytest.raises(PortInUseError, match=r"taken by (this process|a process of uid \d+);"):
+            await other.add(forward)
+        assert await other.list() == ()
+    assert await net.forwarder.list() == (forward,)
+
+
+@bounded
+async def test_the_wildcard_of_ipv6_has_the_port_of_ipv4(net: Network) -> None:
+    needs_ipv6()
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as taken:
+        for host in ("127.0.0.1", "0.0.0.0", "[::1]", "[::]"):
+            with pytest.raises(PortInUseError, match="is taken by this process"):
+                await net.forwarder.add(f"{host}:{port_of(taken)}:80")
+
+
+@bounded
+async def test_a_network_whose_port_is_taken_leaves_nothing(leaks: None, driver: DriverName) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = port_of(taken)
+        with pytest.raises(PortInUseError, match=f"127.0.0.1:{port}/tcp is taken by this process"):
+            await Network(driver=driver, ports=[f"127.0.0.9:{port}:80", f"127.0.0.1:{port}:80"]).open()
+    for host in ("127.0.0.1", "127.0.0.9"):
+        with socket.create_server((host, port)):
+            pass
 
 
 @bounded

@@ -17,8 +17,8 @@ import pytest
 
 from netns_kit import Network, Uplink
 from tests.support import descriptors
+from tests.support.connections import outcome
 from tests.support.multihop import GUEST, IP_RECVERR, S_6, H, Hops, S, in_h, told
-from tests.support.rows import outcome
 
 FIRST, PORTS = 60000, 4
 

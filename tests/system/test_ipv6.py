@@ -31,6 +31,7 @@ from netns_kit import (
 )
 from netns_kit.gateway.setup import Configure, DriverName
 from tests.support import needs, needs_ipv6, needs_ping, needs_tun
+from tests.support.connections import once
 from tests.support.multihop import (
     GATEWAY_6,
     GUEST_6,
@@ -45,7 +46,6 @@ from tests.support.multihop import (
     in_h,
     received,
 )
-from tests.support.rows import once
 from tests.support.servers import dns_server, echo, http, sent_again, tcp_server, udp_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]

@@ -163,7 +163,7 @@ async def test_a_bug_in_a_timer(driver: DriverName) -> None:
     with pytest.raises(StackCrashed):
         async with network(driver) as net, in_use(net):
             engine = net.stack.gateway.engine
-            await net.stack.local.call(lambda: engine.timers.arm(Timer(), engine.now + 0.01))
+            await net.stack.local.driver.call(lambda: engine.timers.arm(Timer(), engine.now + 0.01))
             await net.wait_closed()
 
 

@@ -29,12 +29,13 @@ from netns_kit.errors import (
     NotPrivileged,
     OwnNamespace,
     PortInUseError,
+    PrivilegedPortError,
     SysctlError,
     TunUnavailable,
 )
 from netns_kit.namespace.agent_client import Done
 from netns_kit.namespace.namespace import Interface, InterfaceAddress, Namespace, Route
-from tests.support import ROOT, Possessions, needs, needs_subids, needs_tun, needs_userns, subids
+from tests.support import ROOT, Possessions, needs, needs_ipv6, needs_subids, needs_tun, needs_userns, subids
 
 pytestmark = pytest.mark.anyio
 
@@ -318,7 +319,9 @@ async def test_sockets_that_cannot_be_had() -> None:
         with pytest.raises(AddressError, match="expected an IPv4 or IPv6 address; resolve names first"):
             await ns.connect_tcp("localhost", 9)
         async with await ns.listen_tcp(port=80):  # its root may
-            with pytest.raises(PortInUseError, match="port 80/tcp") as taken:
+            with pytest.raises(
+                PortInUseError, match="80/tcp in the namespace is taken by this process"
+            ) as taken:
                 await ns.listen_tcp(port=80)
             assert taken.value.errno == errno.EADDRINUSE
         with pytest.raises(OSError) as family:
@@ -328,6 +331,49 @@ async def test_sockets_that_cannot_be_had() -> None:
             assert not sock.getblocking()
             assert sock.family == socket.AF_INET6
         assert not before.difference()
+
+
+BIND = """
+import socket, sys
+for family, address in (socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"):
+    for kind in socket.SOCK_STREAM, socket.SOCK_DGRAM:
+        socket.socket(family, kind).bind((address, 80))
+"""
+
+
+async def test_low_ports_need_no_privilege_inside() -> None:
+    needs_ipv6()
+    name = "net.ipv4.ip_unprivileged_port_start"
+    host = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()  # noqa: ASYNC240
+    async with entered(Namespace.create(ids="same")) as ns:
+        assert await ns.get_sysctl(name) == "0"
+        await ns.run([sys.executable, "-c", BIND])
+        await ns.set_sysctl(name, 81)
+        if not ROOT_USER:
+            refused = await ns.run([sys.executable, "-c", BIND], check=False, stderr=subprocess.PIPE)
+            assert b"PermissionError" in refused.stderr
+    assert Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text() == host  # noqa: ASYNC240
+
+
+async def test_who_has_a_port_inside_is_named() -> None:
+    serve = "import socket; s = socket.create_server(('127.0.0.1', 80)); print('on', flush=True); s.accept()"
+    async with (
+        entered(Namespace.create()) as ns,
+        await ns.popen([sys.executable, "-c", serve], stdout=subprocess.PIPE) as server,
+    ):
+        assert server.stdout
+        await server.stdout.receive()
+        with pytest.raises(PortInUseError, match=rf"taken by process \d+, {sys.executable} -c"):
+            await ns.listen_tcp(port=80)
+
+
+async def test_a_low_port_of_the_host_needs_one() -> None:
+    start = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())  # noqa: ASYNC240
+    if ROOT_USER or start <= 80:
+        pytest.skip("this user may use port 80")
+    async with Namespace.current() as ns:
+        with pytest.raises(PrivilegedPortError, match=f"port 80 in the namespace; .* is {start}"):
+            await ns.listen_tcp(port=80)
 
 
 async def test_sysctls_are_the_namespaces() -> None:
@@ -543,22 +589,6 @@ async def test_an_error_of_the_body_is_bare() -> None:
     with pytest.raises(ZeroDivisionError):
         async with entered(Namespace.create()):
             _ = 1 / 0
-
-
-async def test_fifty_namespaces_leave_nothing() -> None:
-    async def one() -> None:
-        async with Namespace.create() as ns:
-            await ns.get_sysctl("net.ipv4.ip_forward")
-
-    with anyio.fail_after(60):
-        await one()
-        before = Possessions()
-        async with anyio.create_task_group() as tasks:
-            for _ in range(25):
-                tasks.start_soon(one)
-        for _ in range(25):
-            await one()
-        assert not before.difference()
 
 
 async def test_cancelled_at_any_moment_nothing_is_left() -> None:

@@ -25,12 +25,11 @@ from netns_kit import (
     Network,
     PortInUseError,
     PortSpecError,
-    Refusal,
     Uplink,
 )
 from netns_kit.gateway.setup import DriverName
 from tests.support import ROOT, missing, needs, needs_ping, needs_tun
-from tests.support.servers import closed_port, dns_server, echo, host_address, http, tcp_server, udp_server
+from tests.support.servers import closed_port, dns_server, echo, host_address, http, tcp_server
 from tests.support.servers import digest as expected
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
@@ -163,23 +162,6 @@ async def test_two_hundred_downloads_at_once(driver: DriverName, tmp_path: Path)
 # -- names ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("first", ["absent", "silent", "failing"])
-async def test_the_next_resolver_is_asked(first: str) -> None:
-    needs("dig")
-    with (
-        udp_server(lambda *_: None) as silent,
-        dns_server(NAMES, rcode="SERVFAIL") as failing,
-        dns_server(NAMES) as good,
-    ):
-        port = {"absent": closed_port(), "silent": silent, "failing": failing}[first]
-        uplink = Uplink(dns=[f"127.0.0.1:{port}", f"127.0.0.1:{good}"])
-        async with network(uplink=uplink) as net:
-            dig = await output(net, "dig", "+short", "+time=20", "+tries=1", "name.tld")
-            assert dig == "192.0.2.7"
-            if first == "absent":
-                assert await output(net, "dig", "+short", "+tcp", "+tries=1", "name.tld") == "192.0.2.7"
-
-
 async def test_resolv_conf_inside_is_ours_and_the_hosts_untouched() -> None:
     before = _seen(RESOLV_CONF)
     async with network() as net:
@@ -224,12 +206,6 @@ async def test_ping_goes_out(driver: DriverName) -> None:
         assert " 0% packet loss" in await output(net, "ping", "-c2", "-i0.01", "-W5", "-s1000", str(address))
 
 
-async def test_a_closed_port_refuses_at_once(driver: DriverName) -> None:
-    uplink = Uplink(allow_host_loopback=True)
-    async with network(uplink=uplink, driver=driver) as net:
-        assert await connect(net, "10.0.2.2", closed_port()) == (errno.ECONNREFUSED, 0)
-
-
 async def test_the_hosts_loopback_is_not_reachable_unasked(driver: DriverName) -> None:
     reached: list[socket.socket] = []
     with tcp_server(reached.append) as port:
@@ -250,20 +226,6 @@ async def test_nobody_else_lives_there() -> None:
     async with network() as net:
         await net.run(["ip", "neighbour", "add", "10.0.2.77", "lladdr", "52:55:0a:00:02:02", "dev", "tap0"])
         assert await connect(net, "10.0.2.77", 80) == (errno.EHOSTUNREACH, 0)
-
-
-@pytest.mark.parametrize(
-    ("refusal", "number"),
-    [
-        (Refusal.RESET, errno.ECONNREFUSED),
-        (Refusal.NET_UNREACHABLE, errno.ENETUNREACH),
-        (Refusal.HOST_UNREACHABLE, errno.EHOSTUNREACH),
-        (Refusal.PROHIBITED, errno.EHOSTUNREACH),
-    ],
-)
-async def test_a_policy_decides_what_the_program_sees(refusal: Refusal, number: int) -> None:
-    async with network(uplink=Uplink(policy=lambda _: refusal)) as net:
-        assert await connect(net, "192.0.2.99", 80) == (number, 0)
 
 
 # -- the object ----------------------------------------------------------------------------------------
@@ -316,21 +278,6 @@ async def test_networks_side_by_side() -> None:
         async with anyio.create_task_group() as tasks:
             for driver in ("thread", "loop", "worker", "thread", "loop", "worker"):
                 tasks.start_soon(one, driver)
-
-
-async def test_flows_and_stats(driver: DriverName) -> None:
-    uplink = Uplink(allow_host_loopback=True)
-    with tcp_server(echo) as port:
-        async with (
-            network(uplink=uplink, driver=driver) as net,
-            await net.namespace.connect_tcp("10.0.2.2", port) as stream,
-        ):
-            await stream.send(b"x")
-            assert await stream.receive() == b"x"
-            (flow,) = [flow for flow in await net.stack.flows() if flow.protocol == "tcp"]
-            assert str(flow.remote) == f"10.0.2.2:{port}"
-            assert flow.state == "ESTABLISHED"
-            assert (await net.stack.stats())["tcp_established"] == 1
 
 
 SCRIPT = """

@@ -13,10 +13,7 @@ import pytest
 from netns_kit import Network, Uplink
 from netns_kit.gateway.setup import DriverName
 from tests.support import needs, needs_ipv6
-from tests.support.rows import driver
 from tests.support.servers import bounded, tcp_server, udp_server
-
-__all__ = ["driver"]  # a fixture
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 

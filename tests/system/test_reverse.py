@@ -315,6 +315,6 @@ async def test_arguments_that_make_no_sense(net: Network) -> None:
     with pytest.raises(PortSpecError, match="protocol='udp': expected tcp"):
         await net.forwarder.reverse("unix:@x", "80", protocol="udp")
     async with await net.namespace.listen_tcp("127.0.0.1", 80):
-        with pytest.raises(PortInUseError, match="port 80/tcp is taken in the namespace"):
+        with pytest.raises(PortInUseError, match="port 80/tcp in the namespace is taken by"):
             await net.forwarder.reverse("80", "80")
     assert net.forwarder.reverses() == ()

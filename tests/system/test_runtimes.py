@@ -23,9 +23,8 @@ from pathlib import Path
 import pytest
 
 from tests.support import needs, needs_subids, needs_tun
-from tests.support.servers import tcp_server
+from tests.support.servers import closed_port, hello, tcp_server
 from tests.support.slirp import SECONDS, executable
-from tests.system.test_slirp4netns import free_port, hello
 
 pytestmark = pytest.mark.usefixtures("leaks")
 
@@ -217,7 +216,7 @@ def test_without_ipv6_there_is_none(machine: Machine) -> None:
 
 @pytest.mark.parametrize("handler", ["slirp4netns", "rootlesskit"])
 def test_ports_are_published_and_the_end_of_the_container_is_ours(machine: Machine, handler: str) -> None:
-    port = free_port()
+    port = closed_port()
     published = f"--publish=127.0.0.1:{port}:80"
     with running(
         machine, f"slirp4netns:port_handler={handler}", published, command="httpd -f -h /etc"
@@ -235,7 +234,7 @@ def test_containers_of_a_network_know_each_other_and_the_world(machine: Machine)
     needs("/usr/lib/podman/aardvark-dns")
     machine.podman("network", "create", "net1")
     try:
-        port = free_port()
+        port = closed_port()
         with running(
             machine,
             "net1",
@@ -316,7 +315,7 @@ def rootlesskit(machine: Machine, *words: str) -> Iterator[tuple[int, list[str]]
 def test_rootlesskit(machine: Machine, driver: str, sandbox: str) -> None:
     """Its tap is there before us and configured after; killed, it takes us along."""
     ordinary("rootlesskit")
-    port = free_port()
+    port = closed_port()
     options = [
         "--mtu=65520",
         "--disable-host-loopback",
@@ -352,7 +351,7 @@ def test_buildah(machine: Machine) -> None:
     ordinary("buildah")
     (machine.top / "Containerfile").write_text(
         "FROM scratch\nCOPY rootfs/ /\nRUN nc -w5 10.0.2.2 $PORT </dev/null >/got && cat /got\n".replace(
-            "$PORT", str(port := free_port())
+            "$PORT", str(port := closed_port())
         )
     )
     with tcp_server(hello, ("127.0.0.1", port)):

@@ -20,7 +20,7 @@ import pytest
 
 from netns_kit.cli.program import takes
 from tests.support import ROOT, needs, needs_ping, needs_tun, needs_userns
-from tests.support.servers import tcp_server
+from tests.support.servers import closed_port, hello, tcp_server
 from tests.support.slirp import (
     ENTER,
     SECONDS,
@@ -31,6 +31,7 @@ from tests.support.slirp import (
     children_of,
     executable,
     held,
+    server_inside,
     slirp,
     status,
 )
@@ -62,10 +63,6 @@ SANDBOXES: list[list[str]] = [
     ["--enable-seccomp"],
     ["--enable-sandbox", "--enable-seccomp"],
 ]
-
-
-def hello(sock: socket.socket) -> None:
-    sock.sendall(b"hello")
 
 
 @contextmanager
@@ -510,45 +507,16 @@ def test_flows_leave_from_the_address_that_was_asked_for(program: list[str]) -> 
         assert "* Outbound IPv4:    127.0.0.9\n" in running.output()[0]
 
 
-SERVER = """
-import socket
-with socket.create_server(("0.0.0.0", 80)) as server:
-    print("ready", flush=True)
-    while True:
-        sock, client = server.accept()
-        with sock:
-            sock.sendall(client[0].encode())
-"""
-
-
-@contextmanager
-def server_inside(ns: Held) -> Iterator[None]:
-    command = [*ENTER, str(ns.pid), sys.executable, "-S", "-E", "-I", "-c", SERVER]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        try:
-            assert process.stdout is not None
-            process.stdout.readline()
-            yield
-        finally:
-            process.kill()
-
-
 def add(port: int, **arguments: object) -> dict[str, object]:
     given = {"proto": "tcp", "host_addr": "127.0.0.1", "host_port": port, "guest_addr": "", "guest_port": 80}
     return {"execute": "add_hostfwd", "arguments": {**given, **arguments}}
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-    return port
 
 
 @pytest.mark.parametrize("sandbox", [[], ["--enable-sandbox", "--enable-seccomp"]])
 def test_a_port_is_forwarded_by_the_api(short_path: Path, sandbox: list[str]) -> None:
     api = str(short_path / "api")
     with attached("-c", *sandbox, "-a", api, "PID", "tap0") as (ns, running), server_inside(ns):
-        port = free_port()
+        port = closed_port()
         assert ask(api, add(port)) == {"return": {"id": 1}}
         with socket.create_connection(("127.0.0.1", port), timeout=SECONDS) as sock:
             assert sock.recv(100) == b"10.0.2.2"
@@ -622,7 +590,7 @@ def test_traffic_goes_on_whatever_clients_of_the_api_do(short_path: Path) -> Non
         silent = [client() for _ in range(80)]
         exchange(inside, "silent")
         slow = client()
-        for byte in json.dumps(add(free_port())).encode():
+        for byte in json.dumps(add(closed_port())).encode():
             slow.sendall(bytes([byte]))
             exchange(inside, "byte by byte")
         assert json.loads(slow.recv(100)) == {"return": {"id": 1}}

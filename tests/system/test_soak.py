@@ -231,7 +231,7 @@ async def silence(network: Rig, doors: tuple[Door, Door], record_property: Any) 
                     await send(sock, b"x")
                     assert await receive(other) == b"x"
         engine = network.stack.gateway.engine
-        while await network.stack.local.call(lambda: engine.deadline - engine.now) < IDLE:  # noqa: ASYNC110
+        while await network.stack.local.driver.call(lambda: engine.deadline - engine.now) < IDLE:  # noqa: ASYNC110
             await anyio.sleep(0.1)  # timers of segments that have been answered since
         thread = next((thread for thread in threading.enumerate() if thread.name == "netns_kit engine"), None)
         start, process, agent = anyio.current_time(), time.process_time(), ticks(network.namespace.pid)

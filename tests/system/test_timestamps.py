@@ -10,10 +10,8 @@ import pytest
 
 from netns_kit import Namespace, Network, TapDevice, Uplink, UserStack
 from netns_kit.gateway.setup import DriverName
-from tests.support.rows import GATEWAY, driver, network
+from tests.support.connections import GATEWAY, network
 from tests.support.servers import bounded, tcp_server
-
-__all__ = ["driver"]  # a fixture
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 

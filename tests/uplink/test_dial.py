@@ -14,10 +14,8 @@ from netns_kit import Flow, Uplink
 from netns_kit.arguments import Address
 from netns_kit.stack import Closed, Refusal, Transport
 from netns_kit.uplink.dial import Connected, Dial, Refused
-from netns_kit.uplink.uplink import Target
-from tests.gateway.test_gateway import Bench, Make, Program, feed, make, receive
-
-__all__ = ["make"]  # a fixture
+from netns_kit.uplink.flow import Target
+from tests.support.bench import Bench, Make, Program, feed, receive
 
 ANYWHERE = bytes((192, 0, 2, 1))
 PORT = 80

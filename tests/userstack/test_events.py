@@ -17,8 +17,8 @@ from netns_kit.gateway.setup import DriverName
 from netns_kit.stack.user import UNWATCHED
 from netns_kit.stack.wire import ethernet
 from netns_kit.userstack.events import EVENTS_KEPT
-from tests.gateway.test_gateway import GATEWAY, GATEWAY_MAC, GUEST_MAC, datagram, echo_request, syn
 from tests.support import uplinks
+from tests.support.packets import GATEWAY, GATEWAY_MAC, GUEST_MAC, datagram, echo_request, syn
 from tests.support.servers import bounded, closed_port
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]

@@ -52,8 +52,8 @@ from netns_kit.stack.wire import ethernet
 from netns_kit.userstack import userstack
 from netns_kit.userstack.worker import owner
 from netns_kit.userstack.worker.sandbox import KEPT, ON
-from tests.gateway.test_gateway import GATEWAY, GATEWAY_MAC, GUEST_MAC, datagram, echo_request
 from tests.support import ROOT, children, dns_hooks, uplinks
+from tests.support.packets import GATEWAY, GATEWAY_MAC, GUEST_MAC, datagram, echo_request
 from tests.support.servers import SECONDS, bounded, cancelled_at_any_moment
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]

@@ -11,16 +11,17 @@ from __future__ import annotations
 from netns_kit.arguments import Address
 from netns_kit.stack import Refusal
 from netns_kit.subnet import Subnet
-from netns_kit.uplink.uplink import DNS_PORT, Flow, Target, Uplink
+from netns_kit.uplink.flow import DNS_PORT, Flow, Target
+from netns_kit.uplink.uplink import Uplink
 
 
 class SlirpUplink(Uplink):
     """The uplink of a command line.
 
     Args:
-        loopback: whether the gateway's address means the host's loopback.
-        dns: whether names are resolved.
-        bind4, bind6: source addresses of outgoing sockets.
+        loopback: Whether the gateway's address means the host's loopback.
+        dns: Whether names are resolved.
+        bind4, bind6: Source addresses of outgoing sockets.
     """
 
     def __init__(

@@ -26,8 +26,9 @@ from netns_kit.gateway.engine import IN, Engine
 from netns_kit.stack import Refusal, TcpConnection, UdpFlow
 from netns_kit.stack.user import Transport
 from netns_kit.stack.wire import flow_key
+from netns_kit.uplink.flow import Endpoint, Target
 from netns_kit.uplink.sockets import DATAGRAMS_PER_STEP, MAX_DATAGRAM, socket_address
-from netns_kit.uplink.uplink import Endpoint, Target, Uplink
+from netns_kit.uplink.uplink import Uplink
 
 from .dns_streams import ClientStream, ResolverStream, Turn
 
@@ -45,8 +46,8 @@ class DnsRelay:
     """The DNS server and its sockets.
 
     Args:
-        failed: called with what the uplink's hook has raised.
-        route: asked again for each query but the first of a flow, so that an old connection asks new resolvers.
+        failed: Called with what the uplink's hook has raised.
+        route: Asked again for each query but the first of a flow, so that an old connection asks new resolvers.
     """
 
     def __init__(
@@ -81,13 +82,13 @@ class DnsRelay:
 
     def udp_opened(self, flow: UdpFlow, target: Target) -> None:
         """Take the queries of `flow`.  The resolvers are those of `target`, for everybody from now on."""
-        self._set_resolvers(target.endpoints)
+        self._set_resolvers(target.candidates)
         flow.user = self
         self._opening = flow
 
     def tcp_opened(self, connection: TcpConnection, target: Target) -> None:
         """Accept `connection` and take its queries, as `udp_opened` does."""
-        self._set_resolvers(target.endpoints)
+        self._set_resolvers(target.candidates)
         if len(self._half_open) >= HALF_OPEN_MAX:
             next(iter(self._half_open)).abort()
         if len(self._clients) >= CLIENTS_MAX:
@@ -138,7 +139,7 @@ class DnsRelay:
         found = self._route(protocol, key)
         if isinstance(found, Refusal):
             return False
-        self._set_resolvers(found.endpoints)
+        self._set_resolvers(found.candidates)
         return True
 
     def expired(self, flow: UdpFlow) -> None:

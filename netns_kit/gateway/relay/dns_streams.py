@@ -281,7 +281,7 @@ class ResolverStream:
         """Ask.  A query that is not answered yet is not asked again: on a stream that is no use.
 
         Raises:
-            OSError: the upstream does not read.
+            OSError: The upstream does not read.
         """
         if self.unanswered.get(message[:2]) != message:
             if len(self._out) > UNREAD_MAX:
@@ -345,7 +345,7 @@ class ResolverStream:
         """Take what the stream has brought.
 
         Raises:
-            EOFError: that is all, or the rest is not worth hearing.
+            EOFError: That is all, or the rest is not worth hearing.
         """
         if not data:
             raise EOFError

@@ -14,6 +14,7 @@ from netns_kit.gateway.engine import ERROR, IN, Engine
 from netns_kit.stack import EchoFlow
 from netns_kit.stack.wire import checksum, flow_key, icmp
 from netns_kit.stack.wire.ip import Packet
+from netns_kit.uplink.flow import Endpoint
 from netns_kit.uplink.sockets import (
     ANCILLARY_SPACE,
     DATAGRAMS_PER_STEP,
@@ -27,7 +28,6 @@ from netns_kit.uplink.sockets import (
     refusal_for,
     socket_address,
 )
-from netns_kit.uplink.uplink import Endpoint
 
 _IPV4_KINDS, _IPV6_KINDS = (icmp.ECHO, icmp.ECHO_REPLY), (icmp.V6_ECHO, icmp.V6_ECHO_REPLY)
 

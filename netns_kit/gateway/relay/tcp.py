@@ -186,7 +186,7 @@ class TcpRelay:
         """Take `sock`, which is connected; the guest is being connected to.
 
         Raises:
-            OSError: it cannot be watched; it is the caller's then.
+            OSError: It cannot be watched; it is the caller's then.
         """
         prepare_stream(sock)
         self._watch(sock)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from .errors import BadPacket
 
-ROUTER_SOLICITATION, ROUTER_ADVERTISEMENT, SOLICITATION, ADVERTISEMENT, REDIRECT = 133, 134, 135, 136, 137
-TYPES = frozenset(range(133, 138))
+ROUTER_SOLICITATION, ROUTER_ADVERTISEMENT, SOLICITATION, ADVERTISEMENT = 133, 134, 135, 136
+TYPES = frozenset(range(133, 138))  # those four, and redirects
 HOP_LIMIT = 255  # of every message: it has crossed no router
 UNSPECIFIED = bytes(16)
 ALL_NODES = bytes.fromhex("ff020000000000000000000000000001")

@@ -12,7 +12,7 @@ from .errors import BadPacket
 
 SIZE = 20
 CHECKSUM_AT = 16
-FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = 1, 2, 4, 8, 16, 32, 64, 128
+FIN, SYN, RST, PSH, ACK, URG = 1, 2, 4, 8, 16, 32
 _HEADER = Struct("!HHIIHHHH")
 _END, _NOP, _MSS, _WINDOW_SCALE, _SACK_PERMITTED, _SACK, _TIMESTAMPS = 0, 1, 2, 3, 4, 5, 8
 _BLOCK = Struct("!II")

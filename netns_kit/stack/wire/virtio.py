@@ -12,7 +12,7 @@ from struct import Struct
 SIZE = 10
 NEEDS_CSUM = 1  # flags: the checksum field holds the pseudo-header's sum only
 DATA_VALID = 2  # flags: whoever sent it has verified the checksum
-GSO_NONE, GSO_TCPV4, GSO_UDP, GSO_TCPV6, GSO_UDP_L4 = 0, 1, 3, 4, 5
+GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4 = 0, 1, 4, 5
 
 _HEADER = Struct("=BBHHHH")
 parse = _HEADER.unpack_from  # flags, gso_type, hdr_len, gso_size, csum_start, csum_offset

@@ -1,6 +1,6 @@
 """ICMP, and what it says of TCP, over a path of several hops with real kernels at both ends.
 
-The rows are those of the table of what other programs do: 94 to 98.
+The numbers are rows of an inventory of what other programs do.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ async def said(sock: socket.socket) -> Icmp:
 
 
 @in_h()
-async def test_row_94_ping_outside(hops: Hops) -> None:
+async def test_ping_reaches_the_outside(hops: Hops) -> None:
     async with Network() as net:
         text = await output(net, "ping", "-n", "-c", "3", "-i", "0.01", S)
     assert re.findall(rf"64 bytes from {S}: icmp_seq=(\d) ttl=(\d+)", text) == [(n, "61") for n in "123"], (
@@ -75,7 +75,7 @@ async def test_row_94_ping_outside(hops: Hops) -> None:
 
 @pytest.mark.parametrize("address", [GATEWAY, DNS])
 @in_h(ping=False)
-async def test_row_95_ping_our_own_addresses_with_loopback_disallowed(hops: Hops, address: str) -> None:
+async def test_our_own_addresses_answer_ping_though_loopback_is_disallowed(hops: Hops, address: str) -> None:
     async with Network(uplink=Uplink(allow_host_loopback=False)) as net:
         text = await output(net, "ping", "-n", "-c", "2", "-i", "0.01", address)
         assert len(re.findall(rf"64 bytes from {address}: icmp_seq=", text)) == 2, text
@@ -84,7 +84,7 @@ async def test_row_95_ping_our_own_addresses_with_loopback_disallowed(hops: Hops
 
 
 @in_h()
-async def test_row_96_identifier_and_sequence_number_are_the_guests(hops: Hops) -> None:
+async def test_the_identifier_and_sequence_number_of_pings_are_the_guests(hops: Hops) -> None:
     probes = [(0x1234, 1), (0xFFFF, 1), (0, 1), (0x1234, 2), (0x1234, 0xFFFF), (0xFFFF, 0)]
     async with Network() as net:
         with await raw_icmp(net) as guest:
@@ -99,7 +99,7 @@ async def test_row_96_identifier_and_sequence_number_are_the_guests(hops: Hops) 
 
 @pytest.mark.parametrize("size", [0, 1, 56, 1400, 8000, 65507])
 @in_h()
-async def test_row_96_size_and_ttl(hops: Hops, size: int) -> None:
+async def test_pings_of_every_size_come_back_with_the_ttl_of_the_path(hops: Hops, size: int) -> None:
     payload = os.urandom(size)
     async with Network() as net:
         with await raw_icmp(net) as guest:
@@ -110,7 +110,7 @@ async def test_row_96_size_and_ttl(hops: Hops, size: int) -> None:
 
 
 @in_h()
-async def test_row_96_time_exceeded_hop_by_hop_quotes_the_guests_own_packet(hops: Hops) -> None:
+async def test_time_exceeded_quotes_the_guests_own_ping(hops: Hops) -> None:
     """As `mtr` probes: one raw socket, one identifier, the sequence number tells the hops apart."""
     payload = os.urandom(28)
     request = {ttl: echo_request(0xBEEF, 33000 + ttl, payload) for ttl in range(1, 5)}
@@ -132,7 +132,7 @@ async def test_row_96_time_exceeded_hop_by_hop_quotes_the_guests_own_packet(hops
 
 @pytest.mark.parametrize(("ttl", "sender"), [(1, GATEWAY), (2, R1), (3, R2)])
 @in_h()
-async def test_row_96_ping_shows_time_exceeded(hops: Hops, ttl: int, sender: str) -> None:
+async def test_ping_shows_time_exceeded(hops: Hops, ttl: int, sender: str) -> None:
     async with Network() as net:
         text = await output(net, "ping", "-n", "-c", "2", "-i", "0.01", "-t", str(ttl), S)
     for sequence in (1, 2):
@@ -149,9 +149,7 @@ async def test_row_96_ping_shows_time_exceeded(hops: Hops, ttl: int, sender: str
     ],
 )
 @in_h()
-async def test_row_96_ping_shows_who_says_unreachable(
-    hops: Hops, destination: str, sender: str, words: str
-) -> None:
+async def test_ping_shows_who_says_unreachable(hops: Hops, destination: str, sender: str, words: str) -> None:
     async with Network() as net:
         text = await output(net, "ping", "-n", "-c", "1", "-W", "5", destination)
     assert f"From {sender} icmp_seq=1 {words}" in text, text
@@ -167,7 +165,7 @@ async def test_row_96_ping_shows_who_says_unreachable(
     ],
 )
 @in_h()
-async def test_rows_90_96_97_mtr_shows_every_hop(hops: Hops, options: list[str]) -> None:
+async def test_mtr_shows_every_hop(hops: Hops, options: list[str]) -> None:
     command = ["mtr", "-n", "-c", "2", "-i", "0.1", "-G", "0.5", "--json"]
     async with Network() as net:
         with hops.tcp("S", 80):
@@ -180,7 +178,7 @@ async def test_rows_90_96_97_mtr_shows_every_hop(hops: Hops, options: list[str])
 
 
 @in_h(ping=False)
-async def test_row_94_where_ping_is_not_permitted_the_guest_and_the_log_say_so(
+async def test_where_ping_is_not_permitted_the_guest_and_the_log_say_so(
     hops: Hops, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with Network() as net:
@@ -193,7 +191,9 @@ async def test_row_94_where_ping_is_not_permitted_the_guest_and_the_log_say_so(
 
 
 @in_h(ping=False, privileged=True)
-async def test_row_94_a_raw_socket_will_do(hops: Hops, caplog: pytest.LogCaptureFixture) -> None:
+async def test_ping_works_by_a_raw_socket_where_ping_sockets_are_not_permitted(
+    hops: Hops, caplog: pytest.LogCaptureFixture
+) -> None:
     async with Network() as net:
         text = await output(net, "ping", "-n", "-c", "3", "-i", "0.01", S)
         found = re.findall(rf"64 bytes from {S}: icmp_seq=(\d) ttl=(\d+)", text)
@@ -227,7 +227,7 @@ async def test_row_94_a_raw_socket_will_do(hops: Hops, caplog: pytest.LogCapture
     ],
 )
 @in_h()
-async def test_row_97_a_connection_that_icmp_forbids_fails_at_once(
+async def test_a_connection_that_icmp_forbids_fails_at_once(
     hops: Hops, destination: str, error: int, code: int, offender: str
 ) -> None:
     async with Network() as net:
@@ -247,7 +247,7 @@ async def test_row_97_a_connection_that_icmp_forbids_fails_at_once(
 
 @pytest.mark.parametrize(("ttl", "offender"), [(1, GATEWAY), (2, R1), (3, R2)])
 @in_h()
-async def test_row_97_a_syn_of_few_hops_is_told_where_it_ended(hops: Hops, ttl: int, offender: str) -> None:
+async def test_a_syn_of_few_hops_is_told_where_it_ended(hops: Hops, ttl: int, offender: str) -> None:
     async with Network() as net:
         sock = await net.namespace.socket(socket.AF_INET, socket.SOCK_STREAM)
         with sock, hops.tcp("S") as listener:
@@ -261,7 +261,7 @@ async def test_row_97_a_syn_of_few_hops_is_told_where_it_ended(hops: Hops, ttl: 
 
 
 @in_h()
-async def test_row_97_traceroute_by_tcp_shows_every_hop(hops: Hops) -> None:
+async def test_traceroute_by_tcp_shows_every_hop(hops: Hops) -> None:
     async with Network() as net:
         with hops.tcp("S") as listener:
             port = str(listener.getsockname()[1])
@@ -272,7 +272,7 @@ async def test_row_97_traceroute_by_tcp_shows_every_hop(hops: Hops) -> None:
 
 
 @in_h()
-async def test_row_97_traceroute_by_icmp_shows_every_hop(hops: Hops) -> None:
+async def test_traceroute_by_icmp_shows_every_hop(hops: Hops) -> None:
     async with Network() as net:
         text = await output(net, "traceroute", "-I", "-n", "-q", "2", "-w", "2", S)
     assert [line.split()[:2] for line in text.splitlines()[1:]] == [
@@ -285,7 +285,7 @@ async def test_row_97_traceroute_by_icmp_shows_every_hop(hops: Hops) -> None:
 
 
 @in_h()
-async def test_row_98_tracepath_shows_the_hops_and_the_mtu(hops: Hops) -> None:
+async def test_tracepath_shows_the_hops_and_the_mtu(hops: Hops) -> None:
     async with Network() as net:
         text = await output(net, "tracepath", "-n", S)
     seen = dict(re.findall(r"^ *(\d+): +([0-9.]+) ", text, re.MULTILINE))
@@ -295,7 +295,7 @@ async def test_row_98_tracepath_shows_the_hops_and_the_mtu(hops: Hops) -> None:
 
 
 @in_h()
-async def test_row_98_traceroute_shows_where_the_mtu_changes(hops: Hops) -> None:
+async def test_traceroute_shows_where_the_mtu_changes(hops: Hops) -> None:
     async with Network() as net:
         text = await output(net, "traceroute", "--mtu", "-n", "-q", "1", "-w", "2", S)
     found = re.findall(r"^ *\d+ +([0-9.]+) +[0-9.]+ ms *(F=\d+)?", text, re.MULTILINE)
@@ -303,7 +303,7 @@ async def test_row_98_traceroute_shows_where_the_mtu_changes(hops: Hops) -> None
 
 
 @in_h()
-async def test_row_98_ping_that_may_not_be_fragmented(hops: Hops) -> None:
+async def test_a_ping_that_may_not_be_fragmented_is_told_the_mtu(hops: Hops) -> None:
     async with Network() as net:
         text = await output(net, "ping", "-n", "-c", "1", "-M", "do", "-s", "1472", S)
         assert f"From {R1} icmp_seq=1 Frag needed and DF set (mtu = {MTU})" in text, text
@@ -312,7 +312,7 @@ async def test_row_98_ping_that_may_not_be_fragmented(hops: Hops) -> None:
 
 
 @in_h()
-async def test_row_98_every_probe_is_told_the_mtu(hops: Hops) -> None:
+async def test_every_probe_is_told_the_mtu(hops: Hops) -> None:
     """Also when the host's kernel knows it already; and the packet quoted is the guest's."""
     async with Network() as net:
         with await raw_icmp(net) as guest:
@@ -328,7 +328,7 @@ async def test_row_98_every_probe_is_told_the_mtu(hops: Hops) -> None:
 
 
 @in_h()
-async def test_row_98_the_hosts_own_link_is_narrower_than_the_guests(hops: Hops) -> None:
+async def test_a_link_of_the_host_that_is_narrower_than_the_guests_is_told(hops: Hops) -> None:
     async with Network(mtu=9000) as net:
         with await raw_icmp(net) as guest:
             guest.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_PROBE)

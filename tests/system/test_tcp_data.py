@@ -1,4 +1,7 @@
-"""Rows 71 to 75, 78 and 83 of the peers' inventory: what is agreed on, and how the bytes get there."""
+"""What TCP's ends agree on, and how the bytes get there.
+
+The numbers are rows of an inventory of what other programs do.
+"""
 
 from __future__ import annotations
 
@@ -23,42 +26,30 @@ from netns_kit.stack.user import Transport
 from netns_kit.stack.wire.tcp import STAMP_SIZE, SYN, Segment
 from netns_kit.tap.impaired import ImpairedTap
 from netns_kit.tap.impairment import BadLink
-from tests.support.load import resident
-from tests.support.rows import (
+from tests.support.connections import (
     GATEWAY,
-    MSS,
-    SACK,
-    SACK_PERMITTED,
     TCPI_OPT_SACK,
     TCPI_OPT_TIMESTAMPS,
     TCPI_OPT_WSCALE,
-    TIMESTAMPS,
-    WINDOW_SCALE,
-    Frame,
     accepted,
-    driver,
     echoes,
     exactly,
     inbound,
-    is_answer,
     listening,
-    net,
     network,
     once,
     outcome,
     pair,
     polled,
-    port_of,
     receive,
     rest,
     send,
     tcp_info,
     tcp_socket,
-    watching,
 )
-from tests.support.servers import bounded, content, digest
-
-__all__ = ["driver", "net"]  # fixtures
+from tests.support.load import resident
+from tests.support.servers import bounded, content, digest, port_of
+from tests.support.wire import MSS, SACK, SACK_PERMITTED, TIMESTAMPS, WINDOW_SCALE, Frame, is_answer, watching
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
@@ -74,7 +65,7 @@ def is_syn(_: Frame, segment: Segment) -> bool:
 
 
 @bounded
-async def test_row_71_windows_are_scaled_both_ways(net: Network) -> None:
+async def test_windows_are_scaled_both_ways(net: Network) -> None:
     async with watching(net.namespace) as wire, pair(net.namespace) as (guest, host):
         [(offer, _), (answer, _)] = wire.tcp(is_syn)
         assert WINDOW_SCALE in offer.options
@@ -93,7 +84,7 @@ async def test_row_71_windows_are_scaled_both_ways(net: Network) -> None:
 
 
 @bounded
-async def test_row_71_not_if_the_guest_does_not(net: Network) -> None:
+async def test_windows_are_not_scaled_if_the_guest_does_not_offer_it(net: Network) -> None:
     await net.namespace.set_sysctl("net.ipv4.tcp_window_scaling", 0)
     async with watching(net.namespace) as wire, pair(net.namespace) as (guest, host):
         [(answer, _)] = wire.tcp(is_answer)
@@ -103,7 +94,7 @@ async def test_row_71_not_if_the_guest_does_not(net: Network) -> None:
 
 
 @bounded
-async def test_row_72_sack_and_timestamps_are_agreed_on(net: Network) -> None:
+async def test_sack_and_timestamps_are_agreed_on(net: Network) -> None:
     async with watching(net.namespace) as wire, pair(net.namespace) as (guest, _):
         [(offer, _), (answer, _)] = wire.tcp(is_syn)
         assert {SACK_PERMITTED, TIMESTAMPS} <= offer.options.keys()
@@ -115,7 +106,7 @@ async def test_row_72_sack_and_timestamps_are_agreed_on(net: Network) -> None:
 
 
 @bounded
-async def test_row_72_not_if_the_guest_does_not(net: Network) -> None:
+async def test_no_sack_and_no_timestamps_if_the_guest_does_not_offer_them(net: Network) -> None:
     await net.namespace.set_sysctl("net.ipv4.tcp_sack", 0)
     await net.namespace.set_sysctl("net.ipv4.tcp_timestamps", 0)
     async with watching(net.namespace) as wire, pair(net.namespace) as (guest, host):
@@ -126,7 +117,7 @@ async def test_row_72_not_if_the_guest_does_not(net: Network) -> None:
 
 
 @bounded
-async def test_row_72_what_has_arrived_beyond_a_hole_is_told(net: Network) -> None:
+async def test_what_has_arrived_beyond_a_hole_is_told(net: Network) -> None:
     async with watching(net.namespace) as wire, pair(net.namespace) as (guest, host):
         await echoes(guest, host)
         source, target = guest.getsockname()[1], port_of(host)
@@ -149,7 +140,7 @@ async def test_row_72_what_has_arrived_beyond_a_hole_is_told(net: Network) -> No
 
 @pytest.mark.parametrize("mtu", [1500, 65520])
 @bounded
-async def test_row_73_a_segment_is_what_the_mtu_leaves(driver: DriverName, mtu: int) -> None:
+async def test_a_segment_is_what_the_mtu_leaves(driver: DriverName, mtu: int) -> None:
     size = mtu - 40
     least = min(size, 0xFFFF // 2)  # the guest's kernel fills no more than half of the first, unscaled window
     async with Network(uplink=Uplink(allow_host_loopback=True), mtu=mtu, driver=driver) as net:
@@ -171,7 +162,7 @@ async def test_row_73_a_segment_is_what_the_mtu_leaves(driver: DriverName, mtu: 
 
 
 @bounded
-async def test_row_73_a_guest_that_wants_them_smaller_gets_them_smaller(net: Network) -> None:
+async def test_a_guest_that_wants_segments_smaller_gets_them_smaller(net: Network) -> None:
     with listening() as (listener, port), await tcp_socket(net.namespace) as guest:
         guest.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 900)
         async with watching(net.namespace) as wire:
@@ -215,14 +206,14 @@ async def nobody_reads_for_a_while(near: socket.socket, far: socket.socket) -> N
 
 @once
 @bounded
-async def test_row_74_the_host_does_not_read_for_a_while(net: Network) -> None:
+async def test_the_host_does_not_read_for_a_while(net: Network) -> None:
     async with pair(net.namespace) as (guest, host):
         await nobody_reads_for_a_while(guest, host)
 
 
 @once
 @bounded
-async def test_row_74_the_guest_does_not_read_for_a_while(net: Network) -> None:
+async def test_the_guest_does_not_read_for_a_while(net: Network) -> None:
     async with pair(net.namespace) as (guest, host):
         await nobody_reads_for_a_while(host, guest)
 
@@ -256,7 +247,7 @@ async def an_urgent_byte_has_its_place(near: socket.socket, far: socket.socket) 
 
 
 @bounded
-async def test_row_75_urgent_data_from_the_guest_is_urgent_at_the_host(net: Network) -> None:
+async def test_urgent_data_from_the_guest_is_urgent_at_the_host(net: Network) -> None:
     async with pair(net.namespace) as (guest, host):
         for _ in range(3):
             await an_urgent_byte_has_its_place(guest, host)
@@ -264,7 +255,7 @@ async def test_row_75_urgent_data_from_the_guest_is_urgent_at_the_host(net: Netw
 
 
 @bounded
-async def test_row_75_urgent_data_from_the_host_is_urgent_at_the_guest(net: Network) -> None:
+async def test_urgent_data_from_the_host_is_urgent_at_the_guest(net: Network) -> None:
     async with pair(net.namespace) as (guest, host):
         for _ in range(3):
             await an_urgent_byte_has_its_place(host, guest)
@@ -272,7 +263,7 @@ async def test_row_75_urgent_data_from_the_host_is_urgent_at_the_guest(net: Netw
 
 
 @bounded
-async def test_row_75_urgent_data_that_comes_while_we_read_is_urgent(net: Network) -> None:
+async def test_urgent_data_that_comes_while_we_read_is_urgent(net: Network) -> None:
     """It is there when a whole buffer has been read, but was not when the kernel told us to read."""
     buffer = bytes(MAX_PAYLOAD // 1460 * 1460)
 
@@ -287,13 +278,13 @@ async def test_row_75_urgent_data_that_comes_while_we_read_is_urgent(net: Networ
         for _ in range(20):  # the guest's window grows, until there is room for more than a buffer
             await send(host, buffer)
             assert await exactly(guest, len(buffer)) == buffer
-        await net.stack.local.call(while_others_are_served)
+        await net.stack.local.driver.call(while_others_are_served)
         assert await up_to_the_mark(guest) == buffer
         assert guest.recv(1, socket.MSG_OOB) == b"!"
 
 
 @bounded
-async def test_row_75_urgent_bytes_in_a_row(net: Network) -> None:
+async def test_urgent_bytes_in_a_row(net: Network) -> None:
     """Each is the mark until the next is, and none is lost: who reads them in line has them all."""
     async with pair(net.namespace) as (guest, host):
         for near, far in ((guest, host), (host, guest)):
@@ -340,7 +331,7 @@ async def losing(driver: DriverName, lost: set[int]) -> AsyncIterator[tuple[Name
 
 
 @bounded
-async def test_row_78_a_segment_that_is_lost_is_sent_again(driver: DriverName) -> None:
+async def test_a_segment_that_is_lost_is_sent_again(driver: DriverName) -> None:
     """By the retransmission timer alone: nothing comes after it.  tests/stack/test_tcp_recovery.py holds how soon."""
     async with losing(driver, {0, 2}) as (namespace, tap), pair(namespace) as (guest, host):
         await echoes(guest, host, bytes(1000))
@@ -352,7 +343,7 @@ async def test_row_78_a_segment_that_is_lost_is_sent_again(driver: DriverName) -
 
 
 @bounded
-async def test_row_78_what_is_lost_on_the_way_is_sent_again(driver: DriverName) -> None:
+async def test_many_segments_that_are_lost_are_sent_again(driver: DriverName) -> None:
     """The first of many, some in the midst, and one again as it is repeated."""
     data = os.urandom(2 << 20)
     async with (
@@ -396,7 +387,7 @@ def tos(sock: socket.socket) -> int:
 
 
 @bounded
-async def test_row_83_the_guests_type_of_service_is_the_hosts(driver: DriverName) -> None:
+async def test_the_guests_type_of_service_is_the_hosts(driver: DriverName) -> None:
     """From the SYN on, and whenever it changes; the receiving end's own is its own affair."""
     uplink = Marking()
     with listening() as (listener, port):

@@ -1,4 +1,7 @@
-"""Rows 63 to 66 and 79 to 82 of the peers' inventory: how connections begin, and how many there may be."""
+"""How connections begin, and how many there may be.
+
+The numbers are rows of an inventory of what other programs do.
+"""
 
 from __future__ import annotations
 
@@ -22,35 +25,28 @@ from netns_kit.gateway.setup import DriverName
 from netns_kit.stack.user import Transport
 from netns_kit.stack.wire.tcp import ACK, RST, SYN
 from tests.support import needs
-from tests.support.rows import (
+from tests.support.connections import (
     GATEWAY,
     GUEST,
     LONG,
     accepted,
     dial,
-    driver,
     echoes,
-    every_descriptor,
+    every_driver,
     failure,
-    is_answer,
     listening,
-    net,
     network,
     once,
     outcome,
     pair,
-    port_of,
     receive,
-    reset,
     send,
     stuck,
     tcp_info,
     tcp_socket,
-    watching,
 )
-from tests.support.servers import SECONDS, bounded, closed_port, sent_again
-
-__all__ = ["driver", "every_descriptor", "net"]  # fixtures
+from tests.support.servers import SECONDS, bounded, closed_port, port_of, reset, sent_again
+from tests.support.wire import is_answer, watching
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
@@ -139,7 +135,7 @@ async def connecting_fails(namespace: Namespace, port: int, host: str = GATEWAY)
 
 @once
 @bounded
-async def test_row_63_the_guest_is_connected_when_the_host_is_and_not_before(net: Network) -> None:
+async def test_the_guest_is_connected_when_the_host_is_and_not_before(net: Network) -> None:
     async with watching(net.namespace) as wire:
         with stuck() as (listener, port), await dial(net.namespace, port) as guest:
             await wire.next(lambda frame, segment: frame.from_guest and segment.flags == SYN)
@@ -159,8 +155,9 @@ async def test_row_63_the_guest_is_connected_when_the_host_is_and_not_before(net
 # -- 64, 65: what the guest is told when the host cannot connect ---------------------------------------
 
 
+@every_driver
 @bounded
-async def test_row_64_refused_is_refused_at_once(net: Network) -> None:
+async def test_a_refused_connection_is_refused_at_once(net: Network) -> None:
     """By a RST that acknowledges the SYN: the guest's kernel would ignore any other (RFC 9293 3.10.7.3)."""
     async with watching(net.namespace) as wire:
         assert await connecting_fails(net.namespace, closed_port()) == errno.ECONNREFUSED
@@ -170,7 +167,7 @@ async def test_row_64_refused_is_refused_at_once(net: Network) -> None:
 
 
 @bounded
-async def test_row_65_what_the_hosts_socket_cannot_is_what_the_guests_cannot(driver: DriverName) -> None:
+async def test_what_the_hosts_socket_cannot_is_what_the_guests_cannot(driver: DriverName) -> None:
     uplink = Failing()
     async with network(driver, uplink) as net:
         for error, seen in WHAT_GUESTS_SEE.items():
@@ -180,7 +177,7 @@ async def test_row_65_what_the_hosts_socket_cannot_is_what_the_guests_cannot(dri
 
 
 @bounded
-async def test_row_65_each_refusal_has_its_error(driver: DriverName) -> None:
+async def test_each_refusal_of_the_policy_has_its_error(driver: DriverName) -> None:
     uplink = Refusing()
     async with network(driver, uplink) as net:
         for refusal, seen in {
@@ -198,7 +195,7 @@ async def test_row_65_each_refusal_has_its_error(driver: DriverName) -> None:
     "uplink", [Failing(errno.ETIMEDOUT), Refusing(Refusal.DROP)], ids=["socket", "policy"]
 )
 @bounded
-async def test_row_65_timed_out_is_silence(driver: DriverName, uplink: Uplink) -> None:
+async def test_what_times_out_or_is_dropped_is_silence(driver: DriverName, uplink: Uplink) -> None:
     async with network(driver, uplink) as net, watching(net.namespace) as wire:
         with await dial(net.namespace, 80, ELSEWHERE) as guest:
             asked_later = await connecting_fails(net.namespace, closed_port())
@@ -211,7 +208,7 @@ async def test_row_65_timed_out_is_silence(driver: DriverName, uplink: Uplink) -
 
 @once
 @bounded
-async def test_row_65_refused_later(net: Network) -> None:
+async def test_a_connection_that_hung_is_refused_when_the_hosts_is(net: Network) -> None:
     """The host's socket hangs, and when it repeats its SYN nobody listens any more."""
     with await tcp_socket(net.namespace) as guest:
         with stuck() as (_, port):
@@ -224,7 +221,7 @@ async def test_row_65_refused_later(net: Network) -> None:
 
 
 @bounded
-async def test_row_65_found_unreachable_later(driver: DriverName) -> None:
+async def test_a_host_found_unreachable_later_is_told(driver: DriverName) -> None:
     """The host's socket is of a namespace where nobody answers ARP."""
     async with Namespace.create() as host, TapDevice.open(host) as nobody:
         await host.configure_link(nobody.name, address=IPv4Interface("192.0.2.2/24"))
@@ -237,7 +234,7 @@ async def test_row_65_found_unreachable_later(driver: DriverName) -> None:
 
 @once
 @bounded
-async def test_row_65_a_connection_that_the_host_loses_is_reset(driver: DriverName) -> None:
+async def test_a_connection_that_the_host_loses_is_reset(driver: DriverName) -> None:
     """The host's is of a namespace whose loopback goes down, and gives up soon."""
     needs("ip")
     async with Namespace.create() as host:
@@ -281,7 +278,7 @@ def undisturbed(costs: list[float]) -> float:
 
 @once
 @bounded
-async def test_row_66_who_hangs_is_in_nobodys_way(driver: DriverName, every_descriptor: int) -> None:
+async def test_connections_that_hang_are_in_nobodys_way(driver: DriverName, every_descriptor: int) -> None:
     many = min(3000 if LONG else 1000, every_descriptor // 2)
     with ExitStack() as stack:
         _, nowhere = stack.enter_context(stuck())
@@ -299,7 +296,7 @@ async def test_row_66_who_hangs_is_in_nobodys_way(driver: DriverName, every_desc
 
 
 @bounded
-async def test_row_66_too_many_and_the_one_that_hangs_longest_makes_room(driver: DriverName) -> None:
+async def test_of_too_many_the_connection_that_hangs_longest_makes_room(driver: DriverName) -> None:
     async with network(driver, limits=Limits(tcp_pending=5)) as net:
         with ExitStack() as guests, stuck() as (_, nowhere):
             dialling = [guests.enter_context(await dial(net.namespace, nowhere)) for _ in range(8)]
@@ -313,7 +310,7 @@ async def test_row_66_too_many_and_the_one_that_hangs_longest_makes_room(driver:
 
 @once
 @bounded
-async def test_row_66_whose_guest_has_given_up_is_given_up(driver: DriverName) -> None:
+async def test_a_connection_that_hangs_is_given_up_when_its_guest_has_given_up(driver: DriverName) -> None:
     """A kernel gives a SYN up in silence.  That is noticed; one that is repeated every second is kept."""
     limits = Limits(tcp_pending_time=1.4)
     with Watched() as forgotten, Watched() as kept, stuck() as (_, nowhere):
@@ -340,7 +337,7 @@ async def first_number(namespace: Namespace, listener: socket.socket, source: in
 
 
 @bounded
-async def test_row_79_first_numbers_cannot_be_told_from_one_another(net: Network) -> None:
+async def test_first_sequence_numbers_do_not_follow_from_one_another(net: Network) -> None:
     with listening() as (listener, _):
         numbers = [await first_number(net.namespace, listener) for _ in range(12)]
     steps = [(after - before) % 2**32 for before, after in pairwise(numbers)]
@@ -352,7 +349,9 @@ async def test_row_79_first_numbers_cannot_be_told_from_one_another(net: Network
 
 
 @bounded
-async def test_row_79_those_of_the_same_ends_grow_with_time(net: Network, driver: DriverName) -> None:
+async def test_first_sequence_numbers_of_the_same_ends_grow_with_time(
+    net: Network, driver: DriverName
+) -> None:
     """RFC 6528: so that what is left of an old connection is never taken for the new one's."""
     source = closed_port()
     with listening() as (listener, _):
@@ -368,7 +367,7 @@ async def test_row_79_those_of_the_same_ends_grow_with_time(net: Network, driver
 
 
 @bounded
-async def test_row_80_a_port_that_the_host_has_taken_is_the_guests_to_use(net: Network) -> None:
+async def test_a_port_that_the_host_has_taken_is_the_guests_to_use(net: Network) -> None:
     """Nothing is promised of the port that the host's side sees."""
     with listening() as (listener, taken), await dial(net.namespace, taken, source=taken) as guest:
         assert await outcome(guest) == 0
@@ -382,7 +381,7 @@ async def test_row_80_a_port_that_the_host_has_taken_is_the_guests_to_use(net: N
 
 
 @bounded
-async def test_row_81_none_of_a_burst_of_connects_is_lost(net: Network) -> None:
+async def test_none_of_a_burst_of_connects_is_lost(net: Network) -> None:
     [forward] = await net.forwarder.add("127.0.0.1:0:80")
     burst = 200
     with ExitStack() as stack:
@@ -396,7 +395,7 @@ async def test_row_81_none_of_a_burst_of_connects_is_lost(net: Network) -> None:
                 host.setblocking(False)
                 host.connect_ex(("127.0.0.1", forward.host_port))
 
-        await net.stack.local.call(connect_all)
+        await net.stack.local.driver.call(connect_all)
         for host in hosts:
             assert await outcome(host) == 0
             await send(host, b"%d" % port_of(host))
@@ -407,7 +406,7 @@ async def test_row_81_none_of_a_burst_of_connects_is_lost(net: Network) -> None:
 
 @once
 @bounded
-async def test_row_82_one_of_many_costs_what_one_of_few_does(
+async def test_a_connection_among_many_costs_what_one_among_few_does(
     driver: DriverName, every_descriptor: int
 ) -> None:
     many = min(3000 if LONG else 800, every_descriptor // 3)

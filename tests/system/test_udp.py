@@ -1,6 +1,6 @@
 """UDP, and what is no protocol of ours, over a path of several hops with real kernels at both ends.
 
-The rows are those of the table of what other programs do: 83 to 93 and 99 to 101.
+The numbers are rows of an inventory of what other programs do.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from tests.support.multihop import (
     received_with,
     told,
 )
-from tests.support.servers import closed_port
+from tests.support.servers import closed_port, port_of
 
 DISCARD = 9  # nobody listens there
 ANY = "0.0.0.0"
@@ -60,11 +60,6 @@ async def udp(net: Network, port: int = 0) -> socket.socket:
     sock = await net.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.bind((GUEST, port))
     return sock
-
-
-def port_of(sock: socket.socket) -> int:
-    port: int = sock.getsockname()[1]
-    return port
 
 
 async def ask(guest: socket.socket, server: socket.socket, payload: bytes = b"question") -> tuple[str, int]:
@@ -90,7 +85,7 @@ async def gone(peer: socket.socket, mapping: tuple[str, int]) -> None:
 
 
 @in_h()
-async def test_row_83_tos_and_ecn_both_ways(hops: Hops) -> None:
+async def test_tos_and_ecn_of_datagrams_cross_both_ways(hops: Hops) -> None:
     async with network() as net:
         with hops.udp("S") as server, await udp(net) as guest:
             mapping = await ask(guest, server)
@@ -106,7 +101,7 @@ async def test_row_83_tos_and_ecn_both_ways(hops: Hops) -> None:
 
 
 @in_h()
-async def test_row_84_everybody_sees_the_same_address_and_port(hops: Hops) -> None:
+async def test_every_server_sees_the_same_address_and_port(hops: Hops) -> None:
     async with network() as net:
         with hops.udp("S") as one, hops.udp("S") as two, hops.udp("R2") as three, await udp(net) as guest:
             mappings = [await ask(guest, server) for server in (one, two, three, one)]
@@ -117,7 +112,7 @@ async def test_row_84_everybody_sees_the_same_address_and_port(hops: Hops) -> No
 
 
 @in_h()
-async def test_row_85_only_a_peer_it_has_sent_to_may_answer(hops: Hops) -> None:
+async def test_only_a_peer_it_has_sent_to_may_answer(hops: Hops) -> None:
     async with network() as net:
         with (
             hops.udp("S") as server,
@@ -136,7 +131,7 @@ async def test_row_85_only_a_peer_it_has_sent_to_may_answer(hops: Hops) -> None:
 
 
 @in_h()
-async def test_row_85_a_full_cone_lets_a_stranger_in(hops: Hops) -> None:
+async def test_a_full_cone_lets_a_stranger_in(hops: Hops) -> None:
     uplink = Uplink(allow_host_loopback=True, udp_filtering="endpoint-independent")
     async with network(uplink) as net:
         with hops.udp("S") as server, hops.udp("R2") as stranger, await udp(net) as guest:
@@ -148,7 +143,7 @@ async def test_row_85_a_full_cone_lets_a_stranger_in(hops: Hops) -> None:
 
 
 @in_h()
-async def test_row_85_a_full_cone_keeps_the_hosts_loopback_apart(hops: Hops) -> None:
+async def test_a_full_cone_keeps_the_hosts_loopback_apart(hops: Hops) -> None:
     """A port towards the outside is none for the host's own programs: an answer would leave by another."""
     uplink = Uplink(allow_host_loopback=True, udp_filtering="endpoint-independent")
     async with network(uplink) as net:
@@ -165,7 +160,7 @@ async def test_row_85_a_full_cone_keeps_the_hosts_loopback_apart(hops: Hops) -> 
 
 
 @in_h()
-async def test_row_85_a_full_cone_minds_the_policy(hops: Hops) -> None:
+async def test_a_full_cone_minds_the_policy(hops: Hops) -> None:
     asked: list[Flow] = []
 
     def policy(flow: Flow) -> Refusal | None:
@@ -191,14 +186,14 @@ async def test_row_85_a_full_cone_minds_the_policy(hops: Hops) -> None:
 
 
 @in_h()
-async def test_row_86_the_port_is_preserved_when_it_is_free(hops: Hops) -> None:
+async def test_the_guests_port_is_preserved_when_it_is_free(hops: Hops) -> None:
     async with network() as net:
         with hops.udp("S") as server, await udp(net, 41234) as guest:
             assert await ask(guest, server) == (H, 41234)
 
 
 @in_h()
-async def test_row_86_another_port_when_it_is_taken(hops: Hops) -> None:
+async def test_a_guests_port_that_is_taken_is_replaced(hops: Hops) -> None:
     async with network() as net:
         with hops.udp("S") as server, hops.udp("H") as owner, await udp(net, port_of(owner)) as guest:
             mapping = await ask(guest, server)
@@ -208,13 +203,13 @@ async def test_row_86_another_port_when_it_is_taken(hops: Hops) -> None:
             assert await received(guest) == (b"answer", server.getsockname())
 
 
-def test_row_87_the_times_by_default() -> None:
+def test_how_long_flows_live_by_default() -> None:
     limits = Limits()
     assert (limits.udp_one_way, limits.udp_stream, limits.udp_one_shot) == (30, 180, 10)
 
 
 @in_h()
-async def test_row_87_a_flow_that_is_answered_lives_longer(hops: Hops) -> None:
+async def test_a_flow_that_is_answered_lives_longer(hops: Hops) -> None:
     async with network(limits=Limits(udp_one_way=0.2, udp_stream=30.0)) as net:
         with hops.udp("S") as server, await udp(net) as answered, await udp(net) as unanswered:
             stream = await ask(answered, server)
@@ -230,7 +225,7 @@ async def test_row_87_a_flow_that_is_answered_lives_longer(hops: Hops) -> None:
 
 
 @in_h()
-async def test_row_87_a_stream_ends_after_its_time(hops: Hops) -> None:
+async def test_a_stream_ends_after_its_time(hops: Hops) -> None:
     async with network(limits=Limits(udp_one_way=30.0, udp_stream=0.2)) as net:
         with hops.udp("S") as server, await udp(net) as answered, await udp(net) as unanswered:
             one_way, stream = await ask(unanswered, server), await ask(answered, server)
@@ -244,7 +239,7 @@ async def test_row_87_a_stream_ends_after_its_time(hops: Hops) -> None:
 
 
 @in_h()
-async def test_row_87_one_question_one_answer_at_port_53(hops: Hops) -> None:
+async def test_a_flow_of_one_question_and_one_answer_at_port_53_ends_soon(hops: Hops) -> None:
     async with network(limits=Limits(udp_one_way=30.0, udp_stream=30.0, udp_one_shot=0.2)) as net:
         with (
             hops.udp("S", 53) as resolver,
@@ -301,7 +296,7 @@ async def told_of(
 
 
 @in_h()
-async def test_row_88_port_unreachable_from_a_remote_host(hops: Hops) -> None:
+async def test_port_unreachable_comes_from_the_remote_host(hops: Hops) -> None:
     async with network() as net:
         error, _ = await told_of(net, (S, DISCARD))
         assert (error.errno, error.type, error.code) == (errno.ECONNREFUSED, 3, 3)
@@ -314,7 +309,7 @@ async def test_row_88_port_unreachable_from_a_remote_host(hops: Hops) -> None:
 
 
 @in_h()
-async def test_row_88_port_unreachable_from_the_mapped_gateway(hops: Hops) -> None:
+async def test_port_unreachable_comes_from_the_mapped_gateway(hops: Hops) -> None:
     async with network() as net:
         error, _ = await told_of(net, (GATEWAY, closed_port()))
         assert (error.errno, error.type, error.code) == (errno.ECONNREFUSED, 3, 3)
@@ -327,7 +322,7 @@ async def test_row_88_port_unreachable_from_the_mapped_gateway(hops: Hops) -> No
 
 
 @in_h()
-async def test_row_88_the_other_flows_of_the_socket_go_on(hops: Hops) -> None:
+async def test_port_unreachable_leaves_the_other_flows_of_the_socket_alone(hops: Hops) -> None:
     async with network() as net:
         with hops.udp("S") as server, await udp(net) as guest:
             mapping = await ask(guest, server)
@@ -353,7 +348,7 @@ async def test_row_88_the_other_flows_of_the_socket_go_on(hops: Hops) -> None:
     ],
 )
 @in_h()
-async def test_row_89_icmp_errors_with_their_true_offender(
+async def test_icmp_errors_about_datagrams_have_their_true_offender(
     hops: Hops, destination: str, ttl: int, expected: tuple[int, int, int], offender: str
 ) -> None:
     async with network() as net:
@@ -364,7 +359,7 @@ async def test_row_89_icmp_errors_with_their_true_offender(
 
 
 @in_h()
-async def test_row_89_fragmentation_needed_with_its_mtu(hops: Hops) -> None:
+async def test_fragmentation_needed_comes_with_its_mtu(hops: Hops) -> None:
     async with network() as net:
         for ttl in (64, 8):  # few hops: a probe, which does not mind what has been learnt
             error, message = await told_of(net, (S, DISCARD), bytes(1472), ttl=ttl, discover=PMTUDISC_PROBE)
@@ -374,7 +369,7 @@ async def test_row_89_fragmentation_needed_with_its_mtu(hops: Hops) -> None:
 
 
 @in_h()
-async def test_row_89_the_guests_kernel_learns_the_mtu_and_the_next_datagram_arrives(hops: Hops) -> None:
+async def test_the_guests_kernel_learns_the_mtu_and_the_next_datagram_arrives(hops: Hops) -> None:
     payload = os.urandom(1472)
     async with network() as net:
         with hops.udp("S") as server, await udp(net) as guest:
@@ -386,7 +381,7 @@ async def test_row_89_the_guests_kernel_learns_the_mtu_and_the_next_datagram_arr
 
 
 @in_h()
-async def test_row_89_what_may_be_fragmented_is(hops: Hops) -> None:
+async def test_a_datagram_that_may_be_fragmented_is(hops: Hops) -> None:
     async with network() as net:
         with hops.udp("S") as server, await udp(net) as guest:
             guest.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
@@ -402,7 +397,7 @@ async def test_row_89_what_may_be_fragmented_is(hops: Hops) -> None:
 
 @pytest.mark.parametrize("options", [[], ["--sport=40000"], ["-U", "-p", "9"]], ids=" ".join)
 @in_h()
-async def test_row_90_traceroute_shows_every_hop(hops: Hops, options: list[str]) -> None:
+async def test_traceroute_by_udp_shows_every_hop(hops: Hops, options: list[str]) -> None:
     needs("traceroute")
     async with network() as net:
         text = (await net.run(["traceroute", "-n", "-q", "2", "-w", "2", *options, S])).stdout.decode()
@@ -412,7 +407,7 @@ async def test_row_90_traceroute_shows_every_hop(hops: Hops, options: list[str])
 
 
 @in_h()
-async def test_row_90_the_ttl_is_the_guests_less_one(hops: Hops) -> None:
+async def test_the_ttl_of_datagrams_is_the_guests_less_one(hops: Hops) -> None:
     async with network() as net:
         with hops.udp("S") as server, await udp(net) as guest:
             server.setsockopt(socket.IPPROTO_IP, IP_RECVTTL, 1)
@@ -428,7 +423,7 @@ async def test_row_90_the_ttl_is_the_guests_less_one(hops: Hops) -> None:
 @pytest.mark.parametrize("mtu", [576, 1500, 65520])
 @pytest.mark.parametrize("size", [65507, 1472, 1])
 @in_h()
-async def test_row_91_datagrams_of_the_greatest_size_both_ways(hops: Hops, mtu: int, size: int) -> None:
+async def test_datagrams_of_the_greatest_size_both_ways(hops: Hops, mtu: int, size: int) -> None:
     payload, reply = os.urandom(size), os.urandom(size)
     async with Network(uplink=Uplink(), mtu=mtu) as net:
         with hops.udp("S") as server, await udp(net) as guest:
@@ -447,7 +442,7 @@ async def snmp(net: Network) -> dict[str, int]:
 
 
 @in_h()
-async def test_row_93_a_reply_beyond_the_mtu_comes_in_fragments(hops: Hops) -> None:
+async def test_a_reply_beyond_the_mtu_comes_in_fragments(hops: Hops) -> None:
     reply = os.urandom(9000)
     async with network() as net:
         with hops.udp("S") as server, await udp(net) as guest:
@@ -462,7 +457,7 @@ async def test_row_93_a_reply_beyond_the_mtu_comes_in_fragments(hops: Hops) -> N
 
 
 @in_h()
-async def test_row_101_datagrams_of_no_bytes_both_ways(hops: Hops) -> None:
+async def test_datagrams_of_no_bytes_both_ways(hops: Hops) -> None:
     async with network() as net:
         with hops.udp("S") as server, await udp(net) as guest:
             for _ in range(2):
@@ -488,7 +483,7 @@ async def dropping(net: Network, server: socket.socket) -> AsyncIterator[Dropped
 
 
 @in_h()
-async def test_row_99_broadcast_is_dropped_and_counted(hops: Hops) -> None:
+async def test_broadcast_is_dropped_and_counted(hops: Hops) -> None:
     async with network() as net:
         with hops.udp("S") as server, await udp(net) as guest, hops.udp("H", address=ANY) as host:
             guest.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
@@ -501,7 +496,7 @@ async def test_row_99_broadcast_is_dropped_and_counted(hops: Hops) -> None:
 
 
 @in_h()
-async def test_row_99_the_hosts_own_broadcast_address_reaches_nobody(hops: Hops) -> None:
+async def test_the_hosts_own_broadcast_address_reaches_nobody(hops: Hops) -> None:
     async with network() as net:
         with hops.udp("S") as server, await udp(net) as guest, hops.udp("R1", address=ANY) as neighbour:
             async with dropping(net, server):
@@ -511,7 +506,7 @@ async def test_row_99_the_hosts_own_broadcast_address_reaches_nobody(hops: Hops)
 
 
 @in_h()
-async def test_row_99_multicast_is_dropped_and_counted(hops: Hops) -> None:
+async def test_multicast_is_dropped_and_counted(hops: Hops) -> None:
     group = socket.inet_aton("224.0.0.251") + socket.inet_aton("0.0.0.0")
     async with network() as net:
         with hops.udp("S") as server, await udp(net) as guest, hops.udp("R1", address=ANY) as neighbour:
@@ -531,7 +526,7 @@ async def test_row_99_multicast_is_dropped_and_counted(hops: Hops) -> None:
 
 
 @in_h()
-async def test_row_100_other_protocols_are_dropped_and_counted(hops: Hops) -> None:
+async def test_other_protocols_are_dropped_and_counted(hops: Hops) -> None:
     sctp, gre = 132, 47
     async with network() as net:
         with hops.udp("S") as server:

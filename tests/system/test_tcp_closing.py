@@ -1,4 +1,4 @@
-"""Rows 67 to 70, 76 and 77 of the peers' inventory: how connections end, and how they do not."""
+"""How connections end, and how they do not.  The numbers are rows of an inventory of what other programs do."""
 
 from __future__ import annotations
 
@@ -14,30 +14,25 @@ from netns_kit.gateway.setup import DriverName
 from netns_kit.stack import tcp
 from netns_kit.stack.wire.tcp import ACK, FIN, PSH, RST, SYN, Segment
 from tests.support import needs
-from tests.support.rows import (
+from tests.support.connections import (
     GATEWAY,
     PATIENCE,
-    Frame,
     Recording,
-    driver,
     echoes,
+    every_driver,
     exactly,
     failure,
     inbound,
-    net,
     network,
     once,
     pair,
     polled,
-    reset,
     rest,
     send,
     tcp_info,
-    watching,
 )
-from tests.support.servers import bounded, closed_port
-
-__all__ = ["driver", "net"]  # fixtures
+from tests.support.servers import bounded, closed_port, reset
+from tests.support.wire import Frame, watching
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
@@ -70,31 +65,35 @@ async def one_after_the_other(first: socket.socket, second: socket.socket) -> No
         assert await rest(first) == ANSWER
 
 
+@every_driver
 @bounded
-async def test_row_67_the_guest_says_its_last_first(net: Network) -> None:
+async def test_the_guest_closes_its_half_first(net: Network) -> None:
     async with pair(net.namespace) as (guest, host):
         await one_after_the_other(guest, host)
         assert await states(net) == []  # the guest's is the TIME-WAIT, not ours
 
 
+@every_driver
 @bounded
-async def test_row_67_the_host_says_its_last_first(net: Network) -> None:
+async def test_the_host_closes_its_half_first(net: Network) -> None:
     async with pair(net.namespace) as (guest, host):
         await one_after_the_other(host, guest)
         assert await states(net) == []
         assert (await net.stack.stats())["tcp_time_waits"] == 1
 
 
+@every_driver
 @bounded
-async def test_row_67_through_a_forwarded_port_too(net: Network) -> None:
+async def test_halves_are_closed_one_by_one_through_a_forwarded_port_too(net: Network) -> None:
     async with inbound(net) as (guest, host):
         await one_after_the_other(host, guest)
     async with inbound(net) as (guest, host):
         await one_after_the_other(guest, host)
 
 
+@every_driver
 @bounded
-async def test_row_67_both_at_once(net: Network) -> None:
+async def test_both_close_their_halves_at_once(net: Network) -> None:
     async with pair(net.namespace) as (guest, host):
         guest.shutdown(socket.SHUT_WR)
         host.shutdown(socket.SHUT_WR)
@@ -104,8 +103,9 @@ async def test_row_67_both_at_once(net: Network) -> None:
 # -- 68, 69: a reset goes through ----------------------------------------------------------------------
 
 
+@every_driver
 @bounded
-async def test_row_68_the_hosts_reset_reaches_the_guest_behind_the_data(net: Network) -> None:
+async def test_the_hosts_reset_reaches_the_guest_behind_the_data(net: Network) -> None:
     async with pair(net.namespace) as (guest, host):
         host.send(bytes(20_000))
         reset(host)
@@ -114,8 +114,9 @@ async def test_row_68_the_hosts_reset_reaches_the_guest_behind_the_data(net: Net
         assert await states(net) == []
 
 
+@every_driver
 @bounded
-async def test_row_68_also_when_the_guest_has_said_its_last(net: Network) -> None:
+async def test_the_hosts_reset_reaches_a_guest_that_has_closed_its_half(net: Network) -> None:
     async with pair(net.namespace) as (guest, host):
         guest.shutdown(socket.SHUT_WR)
         assert await rest(host) == b""
@@ -123,8 +124,9 @@ async def test_row_68_also_when_the_guest_has_said_its_last(net: Network) -> Non
         assert await failure(guest) == errno.ECONNRESET
 
 
+@every_driver
 @bounded
-async def test_row_68_also_when_the_host_has_said_its_last(net: Network) -> None:
+async def test_the_hosts_reset_reaches_the_guest_behind_the_hosts_fin(net: Network) -> None:
     """The guest has read to the end: its kernel calls a reset in this state EPIPE."""
     async with pair(net.namespace) as (guest, host):
         host.shutdown(socket.SHUT_WR)
@@ -134,8 +136,9 @@ async def test_row_68_also_when_the_host_has_said_its_last(net: Network) -> None
         assert guest.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.EPIPE
 
 
+@every_driver
 @bounded
-async def test_row_68_the_clients_reset_reaches_the_server_inside(net: Network) -> None:
+async def test_the_clients_reset_reaches_the_server_inside(net: Network) -> None:
     async with inbound(net) as (guest, host):
         await send(host, b"a request")
         reset(host)
@@ -143,16 +146,18 @@ async def test_row_68_the_clients_reset_reaches_the_server_inside(net: Network) 
         assert await failure(guest) == errno.ECONNRESET
 
 
+@every_driver
 @bounded
-async def test_row_69_the_guests_reset_reaches_the_host(net: Network) -> None:
+async def test_the_guests_reset_reaches_the_host(net: Network) -> None:
     async with pair(net.namespace) as (guest, host):
         reset(guest)
         assert await failure(host) == errno.ECONNRESET
         assert await states(net) == []
 
 
+@every_driver
 @bounded
-async def test_row_69_behind_the_data_and_in_a_half_closed_connection_too(net: Network) -> None:
+async def test_a_reset_in_a_half_closed_connection_reaches_the_host_behind_the_data(net: Network) -> None:
     async with pair(net.namespace) as (guest, host):
         host.shutdown(socket.SHUT_WR)
         assert await rest(guest) == b""
@@ -162,8 +167,9 @@ async def test_row_69_behind_the_data_and_in_a_half_closed_connection_too(net: N
         assert await failure(host) == errno.ECONNRESET
 
 
+@every_driver
 @bounded
-async def test_row_69_the_server_insides_reset_reaches_the_client(net: Network) -> None:
+async def test_the_server_insides_reset_reaches_the_client(net: Network) -> None:
     async with inbound(net) as (guest, host):
         await send(guest, b"an answer")
         reset(guest)
@@ -171,8 +177,9 @@ async def test_row_69_the_server_insides_reset_reaches_the_client(net: Network) 
         assert await failure(host) == errno.ECONNRESET
 
 
+@every_driver
 @bounded
-async def test_row_69_who_does_not_read_to_the_end_resets(net: Network) -> None:
+async def test_a_guest_that_does_not_read_to_the_end_resets(net: Network) -> None:
     """As when a program is killed: its kernel has bytes that nobody will read, and says so."""
     async with pair(net.namespace) as (guest, host):
         await send(host, b"unread")
@@ -185,7 +192,7 @@ async def test_row_69_who_does_not_read_to_the_end_resets(net: Network) -> None:
 
 
 @bounded
-async def test_row_70_a_stray_segment_is_answered_as_rfc_9293_says(net: Network) -> None:
+async def test_a_stray_segment_is_answered_as_rfc_9293_says(net: Network) -> None:
     """3.10.7.1: with the numbers that the segment itself asks for, from where it was sent to."""
     source, unused = 40000, closed_port()
     async with watching(net.namespace) as wire:
@@ -225,7 +232,7 @@ def patient(sock: socket.socket, *, idle: int, interval: int, count: int) -> Non
 
 @once
 @bounded
-async def test_row_76_the_guests_probes_are_answered_and_the_host_has_them_sent_too(
+async def test_the_guests_keepalives_are_answered_and_the_hosts_socket_sends_them_too(
     driver: DriverName,
 ) -> None:
     uplink = Recording()
@@ -254,7 +261,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> Limits:
 
 
 @bounded
-async def test_row_76_a_guest_that_is_gone_is_noticed(driver: DriverName, hasty: Limits) -> None:
+async def test_a_guest_that_is_gone_is_noticed(driver: DriverName, hasty: Limits) -> None:
     needs("ip")
     async with network(driver, limits=hasty) as net, pair(net.namespace) as (guest, host):
         await echoes(guest, host)
@@ -264,7 +271,7 @@ async def test_row_76_a_guest_that_is_gone_is_noticed(driver: DriverName, hasty:
 
 
 @bounded
-async def test_row_76_a_guest_that_knows_of_nothing_is_noticed_at_the_first_probe(driver: DriverName) -> None:
+async def test_a_guest_that_knows_of_nothing_is_noticed_at_the_first_probe(driver: DriverName) -> None:
     """Its socket has vanished without a word, as under TCP_REPAIR, and its kernel answers with a reset."""
     assert tcp.PROBE_INTERVAL > 2 * PATIENCE
     async with network(driver, limits=Limits(tcp_idle=0.05)) as net, pair(net.namespace) as (guest, host):
@@ -276,7 +283,7 @@ async def test_row_76_a_guest_that_knows_of_nothing_is_noticed_at_the_first_prob
 
 
 @bounded
-async def test_row_77_a_connection_may_be_idle_for_as_long_as_the_guest_is_there(
+async def test_a_connection_may_be_idle_for_as_long_as_the_guest_is_there(
     driver: DriverName, hasty: Limits
 ) -> None:
     def from_us(frame: Frame, _: Segment) -> bool:
