@@ -317,7 +317,9 @@ class Forwarder(Openable):
         """Return the error with the name of the port's owner, if that can be known."""
         for forward in forwards:
             place = f"{forward.listens_on}/{forward.protocol}"
-            if error.cause == f"{place} is taken by another socket" and not isinstance(forward.host, UnixSocket):
+            if error.cause == f"{place} is taken by another socket" and not isinstance(
+                forward.host, UnixSocket
+            ):
                 owner = await anyio.to_thread.run_sync(
                     bound_ports.holder, forward.protocol, forward.host, forward.host_port
                 )
