@@ -106,7 +106,7 @@ def test_the_rule_chooses_ports() -> None:
 
 def test_a_udp_client_is_no_server_unless_somebody_says_so() -> None:
     client, server = listening("0.0.0.0", 40000, udp=True), listening("0.0.0.0", 40000)
-    assert wanted(Follow("udp"), [client], ONE, EPHEMERAL) == {}
+    assert list(wanted(Follow("udp"), [client, listening("0.0.0.0", 53, udp=True)], ONE, EPHEMERAL)) == [53]
     assert list(wanted(Follow("udp", include=[(40000, 40000)]), [client], ONE, EPHEMERAL)) == [40000]
     assert list(wanted(Follow("tcp"), [server], ONE, EPHEMERAL)) == [40000]
 

@@ -6,6 +6,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Address
+from typing import Any
 
 import anyio
 import anyio.abc
@@ -190,8 +191,16 @@ async def test_a_hundred_servers_at_once(net: Network) -> None:
 
 
 @bounded
-async def test_a_server_that_restarts_keeps_its_port(net: Network) -> None:
+async def test_a_server_that_restarts_keeps_its_port(net: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even if it is looked at while it is gone."""
+    removed: list[int] = []
+    remove = Follower._remove_one
+
+    async def noted(self: Follower, rule: Any, port: int, *, cut: bool = False) -> None:
+        removed.append(port)
+        await remove(self, rule, port, cut=cut)
+
+    monkeypatch.setattr(Follower, "_remove_one", noted)
     await net.forwarder.add(AUTO)
     server = await net.namespace.listen_tcp("0.0.0.0", FIRST)
     await until(net, to(FIRST))
@@ -202,6 +211,7 @@ async def test_a_server_that_restarts_keeps_its_port(net: Network) -> None:
         server = await net.namespace.listen_tcp("0.0.0.0", FIRST)
         await looked(1)
         assert await net.forwarder.list() == (to(FIRST),)
+        assert removed == []
     async with server, await anyio.connect_tcp("127.0.0.1", FIRST), await server.accept():
         pass
     before.close()

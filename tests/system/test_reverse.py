@@ -13,6 +13,7 @@ from pathlib import Path
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 import pytest
 
 from netns_kit import (
@@ -260,18 +261,25 @@ async def test_what_leads_out_is_not_followed_in(net: Network) -> None:
 
 @bounded
 async def test_it_is_a_flow_among_others(net: Network) -> None:
-    with tcp_server(echo) as port:
+    def serve(sock: socket.socket) -> None:
+        sock.sendall(b"to you")
+        whole(sock)
+
+    with tcp_server(serve) as port:
         forward = await net.forwarder.reverse("0", f"127.0.0.1:{port}")
         async with await net.namespace.connect_tcp("127.0.0.1", forward.inside_port) as stream:
+            assert await stream.receive() == b"to you"
             await stream.send(b"hello")
-            await stream.receive()
             (flow,) = await net.stack.flows()
+            while flow.bytes_from_guest < 5:
+                await anyio.lowlevel.checkpoint()
+                (flow,) = await net.stack.flows()
             assert (flow.direction, flow.state) == ("outbound", "established")
             assert flow.guest == Endpoint("127.0.0.1", stream.extra(anyio.abc.SocketAttribute.local_port))
             assert flow.remote == Endpoint("127.0.0.1", forward.inside_port)
             assert flow.host is not None
             assert flow.host.address == IPv4Address("127.0.0.1")
-            assert (flow.bytes_from_guest, flow.bytes_to_guest) == (5, 5)
+            assert (flow.bytes_from_guest, flow.bytes_to_guest) == (5, 6)
             assert await net.stack.end_flow(flow.id)
             with pytest.raises(anyio.BrokenResourceError):
                 await stream.receive()
