@@ -21,6 +21,7 @@ from ipaddress import IPv6Address
 from typing import NamedTuple
 
 import anyio
+import anyio.to_thread
 
 from netns_kit.arguments import Address
 from netns_kit.errors import (
@@ -31,6 +32,7 @@ from netns_kit.errors import (
     PrivilegedPortError,
     StackClosed,
 )
+from netns_kit.gateway.admission import most_descriptors
 from netns_kit.namespace.listening import ListeningSocket, Protocol, SocketDiagnostics
 from netns_kit.namespace.namespace import Namespace
 from netns_kit.subnet import Subnet
@@ -40,7 +42,7 @@ from .ports import Follow, Mode, PortForward, ReverseForward
 PAUSE = 0.3  # seconds between two looks: what is missing twice is removed within a second
 PAUSE_PER_BYTE = 0.4 / (1 << 20)  # of an answer, so that asking takes 1 % of the time
 RETRY = 2.0  # seconds until a port that was refused is tried again
-FORWARDS_MAX = 1024  # of each rule: every one is a descriptor
+FORWARDS_MAX = 1024  # of each rule, and no more than a quarter of the descriptors: every one is a descriptor
 AT_ONCE = 256  # ports that are added between two steps of the engine
 EPHEMERAL = "net.ipv4.ip_local_port_range"
 
@@ -56,7 +58,7 @@ class _Way(NamedTuple):
 
 
 def wanted(
-    follow: Follow, sockets: Iterable[ListeningSocket], subnet: Subnet, ephemeral: range
+    follow: Follow, sockets: Iterable[ListeningSocket], subnet: Subnet, ephemeral: range, most: int
 ) -> dict[int, PortForward]:
     """Return the forwards that a rule makes of what listens inside, by port.
 
@@ -66,6 +68,7 @@ def wanted(
         subnet: The addresses of the namespace.
         ephemeral: The ports from which the kernel gives one to a socket that asks for none.  A UDP socket there is
             most likely a client's, so the rule has to include the port by its number.
+        most: How many there may be.  Of more, the lowest ports have one.
     """
     ways: dict[int, list[_Way]] = {}
     for each in sockets:
@@ -74,7 +77,9 @@ def wanted(
             way = _way(follow, each, subnet)
             if way is not None:
                 ways.setdefault(each.port, []).append(way)
-    best = {port: min(ways[port], key=lambda way: (way.detour, str(way.guest))) for port in sorted(ways)}
+    best = {
+        port: min(ways[port], key=lambda way: (way.detour, str(way.guest))) for port in sorted(ways)[:most]
+    }
     return {
         port: PortForward(follow.protocol, follow.host, port, way.guest, port, follow.device, way.mode)
         for port, way in best.items()
@@ -271,8 +276,16 @@ class Follower:
         found = await self._diagnostics.parse(seen)
         sockets = [each for each in found if (each.protocol, each.address, each.port) not in ours]
         self._seen, self._look_again = seen, math.inf
+        most = min(FORWARDS_MAX, most_descriptors() // 4)
         for rule in list(self._rules.values()):
-            await self._apply(rule, wanted(rule.follow, sockets, self._subnet(), rule.ephemeral), now)
+            # in a thread: there may be thousands
+            goal = await anyio.to_thread.run_sync(
+                wanted, rule.follow, sockets, self._subnet(), rule.ephemeral, most + 1
+            )
+            if len(goal) > most:
+                rule.tell("most", "%s: no more than %d ports are forwarded", rule.follow, most)
+                goal.popitem()
+            await self._apply(rule, goal, now)
 
     async def _dump(self) -> list[bytes] | None:
         """Return what listens, as the kernel says it; None if that is too much."""
@@ -300,10 +313,6 @@ class Follower:
         forwards = self._allowed(
             rule, [each for each in todo.add if rule.refused.get(each.host_port, now) <= now], now
         )
-        room = FORWARDS_MAX - len(rule.made)
-        if len(forwards) > room:
-            rule.tell("room", "%s: no more than %d ports are forwarded", rule.follow, FORWARDS_MAX)
-            del forwards[room:]
         for start in range(0, len(forwards), AT_ONCE):
             await self._try(rule, forwards[start : start + AT_ONCE], now)
         self._look_again = min([self._look_again, *rule.refused.values()])

@@ -28,7 +28,7 @@ def way(
 ) -> tuple[str | None, Mode | None] | None:
     """The address and the mode by which port 80 is reached."""
     protocol = sockets[0].protocol
-    found = wanted(Follow(protocol, host, mode=mode), sockets, subnet, EPHEMERAL).get(80)
+    found = wanted(Follow(protocol, host, mode=mode), sockets, subnet, EPHEMERAL, 100).get(80)
     return None if found is None else (None if found.guest is None else str(found.guest), found.mode)
 
 
@@ -99,16 +99,23 @@ def test_of_several_sockets_the_nearest_is_taken() -> None:
 def test_the_rule_chooses_ports() -> None:
     sockets = [listening("0.0.0.0", port) for port in (80, 81, 82, 90)] + [listening("0.0.0.0", 80, udp=True)]
     rule = Follow("tcp", "127.0.0.1", "lo", include=[(80, 89)], exclude=[(81, 81)])
-    assert wanted(rule, sockets, ONE, EPHEMERAL) == {
+    assert wanted(rule, sockets, ONE, EPHEMERAL, 100) == {
         port: PortForward("tcp", "127.0.0.1", port, None, port, "lo", "stack") for port in (80, 82)
     }
 
 
 def test_a_udp_client_is_no_server_unless_somebody_says_so() -> None:
     client, server = listening("0.0.0.0", 40000, udp=True), listening("0.0.0.0", 40000)
-    assert list(wanted(Follow("udp"), [client, listening("0.0.0.0", 53, udp=True)], ONE, EPHEMERAL)) == [53]
-    assert list(wanted(Follow("udp", include=[(40000, 40000)]), [client], ONE, EPHEMERAL)) == [40000]
-    assert list(wanted(Follow("tcp"), [server], ONE, EPHEMERAL)) == [40000]
+    assert list(wanted(Follow("udp"), [client, listening("0.0.0.0", 53, udp=True)], ONE, EPHEMERAL, 100)) == [
+        53
+    ]
+    assert list(wanted(Follow("udp", include=[(40000, 40000)]), [client], ONE, EPHEMERAL, 100)) == [40000]
+    assert list(wanted(Follow("tcp"), [server], ONE, EPHEMERAL, 100)) == [40000]
+
+
+def test_there_is_an_end_to_forwards() -> None:
+    sockets = [listening("0.0.0.0", port) for port in (83, 80, 82, 81)]
+    assert list(wanted(Follow("tcp"), sockets, ONE, EPHEMERAL, 2)) == [80, 81]
 
 
 def forward(port: int, guest: str | None = None) -> PortForward:
