@@ -8,6 +8,7 @@ allowed cubic: sysctl net.ipv4.tcp_allowed_congestion_control.
 from __future__ import annotations
 
 import argparse
+import resource
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -25,7 +26,10 @@ def measure(
     """All of it, interleaved: in each round all subjects stand beside each other, and each measurement goes round.
 
     So what is compared was measured within seconds.  Those that want a fresh start come when the others have gone.
+    All that are started may have as many descriptors as this process may.
     """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     for turn in range(1, rounds + 1):
         for fresh in (False, True):
             group = [test for test in tests if test.fresh == fresh]

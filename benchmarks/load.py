@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import resource
 import select
 import signal
@@ -63,14 +64,24 @@ def say(figures: Figures) -> None:
     print(json.dumps(figures), flush=True)
 
 
+def every_descriptor() -> None:
+    """As many descriptors as this process may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 # Sockets
 
 
 def tcp() -> socket.socket:
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    tcp_options(sock)
+    return sock
+
+
+def tcp_options(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sock
 
 
 def udp() -> socket.socket:
@@ -93,10 +104,16 @@ def reset_on_close(sock: socket.socket) -> None:
 
 
 def listen(options: Options) -> socket.socket:
-    server = tcp()
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    server.bind((options.address, options.port))
-    server.listen(4096)
+    """A socket that listens; the one that this process was activated with, if it was (sd_listen_fds(3))."""
+    if os.environ.get("LISTEN_PID") == str(os.getpid()):
+        server = socket.socket(fileno=3)
+        server.setblocking(True)
+        tcp_options(server)
+    else:
+        server = tcp()
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind((options.address, options.port))
+        server.listen(4096)
     say({"port": server.getsockname()[1]})
     return server
 
@@ -384,6 +401,42 @@ def connect_many(options: Options) -> None:
     latencies.say()
 
 
+def burst(end: str, options: Options) -> None:
+    """`count` connections, all begun before the first is looked at: a message, its answer, the server's close.
+
+    What has no answer after `seconds` is lost.
+    """
+    every_descriptor()
+    if end == "server":
+        return answer_once(options)
+    message, buffer = bytes(options.size), memoryview(bytearray(options.size))
+    epoll, address = select.epoll(), (options.address, options.port)
+    under_way: dict[int, socket.socket] = {}
+    began = now = clock()
+    for _ in range(options.count):
+        sock = tcp()
+        sock.setblocking(False)
+        sock.connect_ex(address)
+        under_way[sock.fileno()] = sock
+        epoll.register(sock, select.EPOLLOUT)
+    answered = 0
+    while under_way and now < began + options.seconds:
+        for fd, event in epoll.poll(POLL):
+            sock = under_way[fd]
+            try:
+                if event & select.EPOLLOUT:
+                    sock.send(message)
+                    epoll.modify(fd, select.EPOLLIN)
+                    continue
+                answered += sock.recv_into(buffer) == options.size
+            except OSError:
+                pass
+            sock.close()
+            del under_way[fd]
+        now = clock()
+    return say({"lost": options.count - answered, "seconds": now - began})
+
+
 def udp_rr(end: str, options: Options) -> None:
     """Datagrams of `size` bytes answered by as many, one under way."""
     sock = datagram_socket(end, options)
@@ -455,8 +508,7 @@ def receive_flood(sock: socket.socket, options: Options, *, hello: bool) -> None
 
 def hold(end: str, options: Options) -> None:
     """Idle connections: the client opens up to each number it reads, and says so; the server keeps them."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    every_descriptor()
     held = []
     if end == "server":
         with listen(options) as server:
@@ -474,6 +526,7 @@ KINDS: dict[str, Callable[[str, Options], None]] = {
     "bulk": bulk,
     "rr": rr,
     "crr": crr,
+    "burst": burst,
     "udp_rr": udp_rr,
     "flood": flood,
     "hold": hold,

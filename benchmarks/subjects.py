@@ -10,6 +10,7 @@ loopback.  Should this process be killed, all but pasta end with their standard 
 
 from __future__ import annotations
 
+import http.client
 import importlib.util
 import json
 import os
@@ -21,11 +22,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+from netns_kit.forwarder.ports import MODES
 from netns_kit.gateway.setup import DriverName
 
 from .processes import Child, Failed, answer, child, line, output, tell, wait_for, wait_readable
@@ -35,14 +37,17 @@ GATEWAY, GUEST = "10.0.2.2", "10.0.2.100"
 LOOPBACK = "127.0.0.1"
 MTUS = (1500, 65520)
 NO_MTU = 0
+NOT_FORWARDED = 0, 0
 QUEUES = 2
 HOST = "host"
 OURS = "netns_kit"
 GUEST_PORT = 5201
 PATIENCE = 15.0  # seconds to be ready in
+PUBLISHED, FIRST_PUBLISHED = "127.0.77.1", 20_000  # an address that nobody else listens on
 TRAFFIC = frozenset("bulk rr crr udp_rr udp_64 udp_1400 udp_gso".split())
-PEER = TRAFFIC | frozenset("forward memory idle start".split())
-OWN = PEER | {"heartbeat"}
+OWN = TRAFFIC | frozenset("memory idle start heartbeat".split())
+FORWARD = frozenset({"forward"})
+PEER = TRAFFIC | FORWARD | frozenset("memory idle start".split())
 DROP_IN = frozenset("bulk rr udp_rr memory start".split())  # in all else it is as a worker is
 PEERS = ("slirp4netns", "pasta", "rootlesskit")
 
@@ -53,8 +58,8 @@ class Running:
 
     `enter` stands before a command that shall run inside, `pid` is the process whose time and memory count, with its
     descendants, `gateway` is the host's loopback as seen from inside, and `forwarded` a port of the host and the
-    guest's that it leads to.  `lateness` tells, of us, how many seconds late a heartbeat on the event loop is, at the
-    99.9th percentile, in the seconds to come.
+    guest's that it leads to.  `publish` tells the seconds until so many ports more are published.  `lateness` tells,
+    of us, how many seconds late a heartbeat on the event loop is, at the 99.9th percentile, in the seconds to come.
     """
 
     enter: tuple[str, ...]
@@ -62,6 +67,7 @@ class Running:
     gateway: str
     forwarded: tuple[int, int]
     lateness: Callable[[float], float] | None = None
+    publish: Callable[[int], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,9 @@ def find(binaries: Mapping[str, str]) -> list[Subject]:
     """All that this machine has; `binaries` are paths of peers by name, for those not to be found in PATH."""
     found = [_netns_kit(driver, "asyncio") for driver in get_args(DriverName)]
     found.append(_netns_kit("worker", "asyncio", QUEUES))
+    for mode in MODES:
+        starts = _activated if mode == "fd" else partial(_publishing, mode)
+        found.append(Subject(f"{OURS} {mode}", starts, FORWARD, MTUS if mode == "stack" else (NO_MTU,)))
     if importlib.util.find_spec("trio") is not None:
         found.append(_netns_kit("loop", "trio"))
     paths = {name: binaries.get(name) or shutil.which(name) for name in PEERS}
@@ -100,10 +109,9 @@ def find(binaries: Mapping[str, str]) -> list[Subject]:
     if pasta:
         found.append(Subject("pasta", partial(_pasta, pasta), PEER, cold=partial(_cold_pasta, pasta)))
     if rootlesskit and slirp:
-        forward = frozenset({"forward"})
         start = partial(_rootlesskit, rootlesskit, slirp)
-        found.append(Subject("rootlesskit", start, forward, (NO_MTU,)))
-    found.append(Subject(HOST, _host, TRAFFIC | {"forward", "calibrate"}, (NO_MTU,)))
+        found.append(Subject("rootlesskit", start, FORWARD, (NO_MTU,)))
+    found.append(Subject(HOST, _host, TRAFFIC | FORWARD | {"calibrate"}, (NO_MTU,)))
     return found
 
 
@@ -131,7 +139,7 @@ def free_port() -> int:
 def _netns_kit(driver: str, backend: str, queues: int = 1) -> Subject:
     name = f"{OURS} {driver}" + (f" {backend}" if driver == "loop" else "")
     if queues > 1:
-        return Subject(f"{name} x{queues}", partial(_ours, driver, backend, queues), TRAFFIC | {"forward"})
+        return Subject(f"{name} x{queues}", partial(_ours, driver, backend, queues), TRAFFIC)
     return Subject(
         name,
         partial(_ours, driver, backend, queues),
@@ -142,18 +150,42 @@ def _netns_kit(driver: str, backend: str, queues: int = 1) -> Subject:
 
 
 @contextmanager
-def _ours(driver: str, backend: str, queues: int, mtu: int) -> Iterator[Running]:
-    port = free_port()
-    spec = f"{LOOPBACK}:{port}:{GUEST_PORT}"
-    with child(*_our_command(driver, backend, mtu, queues), spec, cwd=ROOT) as process:
+def _ours(driver: str, backend: str, queues: int, mtu: int, *forwards: str) -> Iterator[Running]:
+    with child(*_our_command(driver, backend, mtu, queues), *forwards, cwd=ROOT) as process:
         inside = answer(process, PATIENCE)["pid"]
-        late = partial(_lateness, process)
-        yield Running(_enter(inside), process.pid, GATEWAY, (port, GUEST_PORT), late)
+
+        def ask(what: str, argument: object, seconds: float) -> float:
+            tell(process, f"{what} {argument}")
+            return float(answer(process, seconds + PATIENCE)[what])
+
+        yield Running(
+            _enter(inside),
+            process.pid,
+            GATEWAY,
+            NOT_FORWARDED,
+            lambda seconds: ask("late", seconds, seconds),
+            lambda count: ask("publish", f"{PUBLISHED}:{_published(count)}", 0),
+        )
 
 
-def _lateness(process: Child, seconds: float) -> float:
-    tell(process, str(seconds))
-    return float(answer(process, seconds + PATIENCE)["late"])
+@contextmanager
+def _publishing(mode: str, mtu: int) -> Iterator[Running]:
+    """One of us whose port is forwarded in that mode."""
+    port = free_port()
+    with _ours("thread", "asyncio", 1, mtu or MTUS[0], mode, f"{LOOPBACK}:{port}:{GUEST_PORT}") as running:
+        yield replace(running, forwarded=(port, GUEST_PORT))
+
+
+@contextmanager
+def _activated(_: int) -> Iterator[Running]:
+    """Each server has the host's own listening socket, and there is nothing between."""
+    port = free_port()
+    enter = (sys.executable, str(Path(__file__).with_name("ours.py")), "--activated", str(port))
+    yield Running(enter, 0, LOOPBACK, (port, port))
+
+
+def _published(count: int) -> str:
+    return f"{FIRST_PUBLISHED}-{FIRST_PUBLISHED + count - 1}"
 
 
 def _our_command(driver: str, backend: str, mtu: int, queues: int = 1) -> list[str]:
@@ -210,19 +242,34 @@ def _slirp4netns(program: Sequence[str], mtu: int) -> Iterator[Running]:
     with tempfile.TemporaryDirectory() as directory, _holder() as holder:
         api = f"{directory}/api"
         with _slirp(program, holder, f"--mtu={mtu}", f"--api-socket={api}") as process:
-            _add_hostfwd(api, port)
-            yield Running(_enter(holder.pid), process.pid, GATEWAY, (port, GUEST_PORT))
+            _ask_slirp(api, "add_hostfwd", _forward(LOOPBACK, port, GUEST_PORT))
+            publish = partial(_publish_by_slirp, api)
+            yield Running(_enter(holder.pid), process.pid, GATEWAY, (port, GUEST_PORT), publish=publish)
 
 
-def _add_hostfwd(api: str, port: int) -> None:
-    arguments = {"proto": "tcp", "host_addr": LOOPBACK, "host_port": port, "guest_port": GUEST_PORT}
+def _forward(address: str, port: int, guest_port: int) -> dict[str, object]:
+    return {"proto": "tcp", "host_addr": address, "host_port": port, "guest_port": guest_port}
+
+
+def _publish_by_slirp(api: str, count: int) -> float:
+    began = time.perf_counter()
+    ports = range(FIRST_PUBLISHED, FIRST_PUBLISHED + count)
+    ids = [_ask_slirp(api, "add_hostfwd", _forward(PUBLISHED, port, port))["return"]["id"] for port in ports]
+    took = time.perf_counter() - began
+    for number in ids:
+        _ask_slirp(api, "remove_hostfwd", {"id": number})
+    return took
+
+
+def _ask_slirp(api: str, execute: str, arguments: dict[str, object]) -> Any:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(PATIENCE)
         sock.connect(api)
-        sock.sendall(json.dumps({"execute": "add_hostfwd", "arguments": arguments}).encode())
+        sock.sendall(json.dumps({"execute": execute, "arguments": arguments}).encode())
         reply = sock.recv(4096)
     if b"error" in reply:
         raise Failed(reply.decode(errors="replace"))
+    return json.loads(reply)
 
 
 def _cold_slirp(program: Sequence[str]) -> float:
@@ -258,13 +305,30 @@ _ADDRESSES = ("-a", GUEST, "-n", "24", "-g", GATEWAY)
 @contextmanager
 def _pasta(path: str, mtu: int) -> Iterator[Running]:
     port = free_port()
-    ports = ("-t", f"{LOOPBACK}/{port}:{GUEST_PORT}", "-u", "none", "-T", "none", "-U", "none")
+    with _started_pasta(path, mtu, f"{LOOPBACK}/{port}:{GUEST_PORT}") as (holder, process):
+        publish = partial(_publish_by_pasta, path)
+        yield Running(_enter(holder.pid), process.pid, GATEWAY, (port, GUEST_PORT), publish=publish)
+
+
+@contextmanager
+def _started_pasta(path: str, mtu: int, ports: str) -> Iterator[tuple[Child, Child]]:
+    others = ("-u", "none", "-T", "none", "-U", "none")
     with tempfile.TemporaryDirectory() as directory, _holder() as holder:
         pid_file = Path(directory, "pid")  # written when it is ready
         words = ["--foreground", "--quiet", "--config-net", "--pid", str(pid_file), "-m", str(mtu)]
-        with child(path, *words, *_ADDRESSES, *ports, str(holder.pid)) as process:
+        with child(path, *words, *_ADDRESSES, "-t", ports, *others, str(holder.pid)) as process:
             wait_for(pid_file, process, PATIENCE)
-            yield Running(_enter(holder.pid), process.pid, GATEWAY, (port, GUEST_PORT))
+            yield holder, process
+
+
+def _publish_by_pasta(path: str, count: int) -> float:
+    """What its start takes longer: this is the only time at which it publishes."""
+    took = []
+    for ports in ("none", f"{PUBLISHED}/{_published(count)}"):
+        began = time.perf_counter()
+        with _started_pasta(path, MTUS[0], ports):
+            took.append(time.perf_counter() - began)
+    return took[1] - took[0]
 
 
 def _cold_pasta(path: str) -> float:
@@ -278,7 +342,43 @@ def _rootlesskit(path: str, slirp: str, _: int) -> Iterator[Running]:
     words += [f"{LOOPBACK}:{port}:{GUEST_PORT}/tcp", "sh", "-c", "echo $$; exec cat"]
     with tempfile.TemporaryDirectory() as state, child(path, f"--state-dir={state}", *words) as process:
         pid = int(line(process, PATIENCE))
-        yield Running(_enter(pid), process.pid, GATEWAY, (port, GUEST_PORT))
+        publish = partial(_publish_by_rootlesskit, f"{state}/api.sock")
+        yield Running(_enter(pid), process.pid, GATEWAY, (port, GUEST_PORT), publish=publish)
+
+
+class _Api(http.client.HTTPConnection):
+    """HTTP by a unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost")
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(PATIENCE)
+        self.sock.connect(self._path)
+
+    def ask(self, method: str, path: str, body: object = None) -> Any:
+        self.request(method, path, None if body is None else json.dumps(body))
+        response = self.getresponse()
+        text = response.read()
+        if response.status >= 300:
+            raise Failed(text.decode(errors="replace"))
+        return json.loads(text or b"null")
+
+
+def _publish_by_rootlesskit(path: str, count: int) -> float:
+    api = _Api(path)
+    began = time.perf_counter()
+    ids = []
+    for port in range(FIRST_PUBLISHED, FIRST_PUBLISHED + count):
+        spec = {"proto": "tcp", "parentIP": PUBLISHED, "parentPort": port, "childPort": port}
+        ids.append(api.ask("POST", "/v1/ports", spec)["id"])
+    took = time.perf_counter() - began
+    for number in ids:
+        api.ask("DELETE", f"/v1/ports/{number}")
+    api.close()
+    return took
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -36,6 +36,7 @@ from .subjects import LOOPBACK, Running, Subject, free_port
 LOAD = (sys.executable, "-S", "-E", "-I", str(Path(__file__).with_name("load.py")))
 PATIENCE = 15.0  # seconds beyond its time that a measurement may take
 GIBIBYTE = 1 << 30
+BURST_SECONDS = 8.0  # after which a connection of a burst is lost: SYNs are sent again after 1, 3 and 7
 DIRECTIONS = ("out", "in")
 
 Better = Literal["more", "less", "neither"]
@@ -79,6 +80,8 @@ class Settings:
     idle: int = 1000
     idle_seconds: float = 10.0
     starts: int = 5
+    burst: int = 10_000
+    ports: int = 5_000
     settle: float = 0.2
 
     @property
@@ -259,20 +262,46 @@ def _super_datagrams(settings: Settings, direction: str, _: Subject, running: Ru
 
 
 def forward(settings: Settings) -> Iterator[Measurement]:
+    brief = replace(settings, seconds=settings.seconds / 4)  # for it has many rows
     for direction in DIRECTIONS:
-        figure = Figure("forward", f"{direction}, 1 stream", "Gbit/s", "more")
-        yield Measurement("forward", (figure,), partial(_forward_bulk, settings, direction))
-    figures = tuple(Figure("forward", f"1 connection, {which}", "us", "less") for which in ("p50", "p99"))
-    yield Measurement("forward", figures, partial(_forward_rr, settings))
+        row = f"{direction}, 1 stream"
+        figures = (
+            Figure("forward", row, "Gbit/s", "more"),
+            Figure("forward", f"{row}, CPU", "s/GiB", "less"),
+        )
+        yield Measurement("forward", figures, partial(_forward_bulk, brief, direction))
+    rates = [("rr", count, f"exchanges by {_many(count, 'connection')}") for count in settings.connections]
+    rates += [("crr", count, f"connects, {count} at a time") for count in settings.lanes]
+    for kind, count, row in rates:
+        figure = Figure("forward", row, "/s", "more")
+        yield Measurement("forward", (figure,), partial(_forward_rate, brief, kind, count), any_mtu=True)
+    row = f"burst of {settings.burst:,} connects"
+    figures = (Figure("forward", f"{row}, lost", "connects", "neither"), Figure("forward", row, "s", "less"))
+    yield Measurement("forward", figures, partial(_burst, settings), any_mtu=True)
+    figure = Figure("forward", f"publishing {settings.ports:,} ports", "ms", "less")
+    yield Measurement("forward", (figure,), partial(_publish, settings), any_mtu=True)
 
 
 def _forward_bulk(settings: Settings, direction: str, _: Subject, running: Running) -> Values:
-    return [_gigabits(_one_way(settings, running, "bulk", direction, forwarded=True))]
+    found = _one_way(settings, running, "bulk", direction, forwarded=True)
+    return _gigabits(found), found["cpu"] / found["total"] * GIBIBYTE if running.pid else None
 
 
-def _forward_rr(settings: Settings, _: Subject, running: Running) -> Values:
-    found = _two_ways(settings, running, "rr", forwarded=True)
-    return found["p50"], found["p99"]
+def _forward_rate(settings: Settings, kind: str, count: int, _: Subject, running: Running) -> Values:
+    return [_two_ways(settings, running, kind, count=count, forwarded=True)["rate"]]
+
+
+def _burst(settings: Settings, _: Subject, running: Running) -> Values:
+    with _ends(settings, running, "burst", forwarded=True, count=settings.burst, seconds=BURST_SECONDS) as (
+        _server,
+        client,
+    ):
+        found = answer(client, BURST_SECONDS + PATIENCE)
+    return found["lost"], found["seconds"]
+
+
+def _publish(settings: Settings, _: Subject, running: Running) -> Values:
+    return [None if running.publish is None else running.publish(settings.ports) * 1000]
 
 
 def memory_held(settings: Settings) -> Iterator[Measurement]:

@@ -8,23 +8,25 @@ import inspect
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import anyio
 
 from netns_kit import __version__, arguments
 from netns_kit.dns import Record
 from netns_kit.errors import NetnsKitError
-from netns_kit.forwarder.ports import MODES
+from netns_kit.forwarder.ports import MODES, Mode
 from netns_kit.forwarder.specs import SYNTAX, parse_all, parse_reverse
 from netns_kit.forwarder.specs import parse as parse_ports
 from netns_kit.gateway.setup import DriverName
+from netns_kit.host.activation import activated
 from netns_kit.host.limits import calm_collector, raise_descriptor_limit
 from netns_kit.namespace.background import beside
+from netns_kit.namespace.given import FileMode, OpenFile
 from netns_kit.namespace.namespace import Namespace
-from netns_kit.namespace.process import Process
+from netns_kit.namespace.process import CommandOptions, Process
 from netns_kit.network.network import DEFAULT_IFNAME, DEFAULT_MTU, Network
 from netns_kit.subnet import DEFAULT_CIDR, DEFAULT_CIDR6, SMALLEST_IPV6_MTU, Subnet, Subnet6
 from netns_kit.tap.device import QUEUES_MAX, TAP_MTU_MAX, check_mtu
@@ -39,6 +41,7 @@ from .signals import Signals
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # as env(1) and chroot(1) have them
 READING = (signal.SIGTTIN, signal.SIGTTOU)  # from the background, or writing
 _ALL_PORTS = "all"
+Adopt = Callable[[Network], Awaitable[None]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,10 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
         command = [os.environ.get("SHELL") or "/bin/sh"]
-    given = _inherited()
     try:
+        adopt = _activation(options.port_mode)
         with Signals() as signals:
-            status = anyio.run(_run, network_from(options), command, given, signals)
+            given = _command_options(options, _inherited())
+            status = anyio.run(_run, network_from(options), options, adopt, command, given, signals)
             if status < 0:
                 end_by(-status)
             end(status)
@@ -65,6 +69,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             fix = "install it, or write where it is"
             return complain(status, NetnsKitError(f"{command[0]!r} is not found in PATH", fix=fix))
         return complain(status, error)
+
+
+def _activation(mode: Mode | None) -> Adopt:
+    """Return what publishes the sockets that we were activated with, if they are to go another way than "fd"."""
+    sockets = () if mode in (None, "fd") else activated()
+
+    async def adopt(network: Network) -> None:
+        for name, sock in sockets:
+            with sock:
+                await network.forwarder.adopt(sock, int(name) if name.isdecimal() else None, mode=mode)
+
+    return adopt
 
 
 def _inherited() -> list[int]:
@@ -90,7 +106,7 @@ def network_from(
     """Return the network that `add_network_options` ask for: each option is the argument of that name."""
     asked = {
         **vars(options),
-        "ports": [each.settled(options.port_mode) for each in parse_all(options.ports)],
+        "ports": (),  # see `publish`
         "allow_host_loopback": _loopback(options.allow_host_loopback),
         "dns": DnsSettings(
             options.dns,
@@ -144,20 +160,56 @@ def _with_values(words: list[str], parser: Parser) -> list[str]:
     return done
 
 
-async def _run(network: Network, command: list[str], given: list[int], signals: Signals) -> int:
+def _command_options(options: argparse.Namespace, given: Sequence[int]) -> CommandOptions:
+    """The command's own, beside its words."""
+    return {
+        "stdin": None,
+        "stdout": None,
+        "stderr": None,
+        "pass_fds": given,
+        "open_files": dict(map(_open_file, options.open_files)),
+        "sockets": dict(map(_socket, options.sockets)),
+    }
+
+
+def _open_file(text: str) -> tuple[str, OpenFile]:
+    name, _, path = text.partition("=")
+    before, _, mode = path.rpartition(":")
+    if not name or not path:
+        raise ValueError(f"{text!r}: expected NAME=PATH[:MODE]")
+    if mode in get_args(FileMode) and before:
+        return name, (before, cast("FileMode", mode))
+    return name, path
+
+
+def _socket(text: str) -> tuple[str, str]:
+    inside, _, path = text.partition("=")
+    if not inside.startswith("/") or not path:
+        raise ValueError(f"{text!r}: expected an absolute PATH inside, and =HOSTPATH")
+    return inside, path
+
+
+async def _run(
+    network: Network,
+    options: argparse.Namespace,
+    adopt: Adopt,
+    command: list[str],
+    given: CommandOptions,
+    signals: Signals,
+) -> int:
     """The command's `returncode`."""
     async with network:
         raise_descriptor_limit()  # not the command's: that is the agent's child
         calm_collector()
-        await tell_ports(network)
+        await publish(network, options)
+        await adopt(network)
         signals.keep()
         is_ours = _foreground() == os.getpgrp()
         leads = is_ours and network.namespace.pids == "own" and _is_alone()
         try:
-            process = await network.popen(
-                command, stdin=None, stdout=None, stderr=None, pass_fds=given, foreground=leads
-            )
-            _let_go(given)
+            given["listen"], given["foreground"] = network.forwarder.sockets(), leads
+            process = await network.popen(command, **given)
+            _let_go(given["pass_fds"])
             async with process, beside(_pass_on, signals, process):
                 while (number := await process.wait_stopped()) is not None:
                     _stop_too(number, process, leads=leads)
@@ -253,10 +305,12 @@ def _foreground(give: int = 0) -> int | None:
         os.close(terminal)
 
 
-async def tell_ports(network: Network) -> None:
-    """Those that were asked for as port 0."""
-    for forward in await network.forwarder.list():
-        if forward not in network.ports:
+async def publish(network: Network, options: argparse.Namespace) -> None:
+    """Forward the ports, once we may have as many descriptors as there are, and tell those asked for as port 0."""
+    asked = [each.settled(options.port_mode) for each in parse_all(options.ports)]
+    known = set(asked)
+    for forward in await network.forwarder.add(*asked):
+        if forward not in known:
             notice(f"netns-kit: {forward}")
     for reverse in network.forwarder.reverses():
         if reverse not in network.reverse:
@@ -339,6 +393,25 @@ def _parser() -> Parser:
         "if it is not found.",
     )
     add_network_options(run)
+    run.add_argument(
+        "--open-file",
+        dest="open_files",
+        action="append",
+        default=[],
+        type=value(_open_file),
+        metavar="NAME=PATH[:MODE]",
+        help="give the command a file, open, in the way of systemd's OpenFile= (docs/commands.md); MODE is r, w, a "
+        "or r+; repeatable",
+    )
+    run.add_argument(
+        "--unix",
+        dest="sockets",
+        action="append",
+        default=[],
+        type=value(_socket),
+        metavar="PATH=HOSTPATH",
+        help="show the command a Unix socket of the host at that absolute path; repeatable",
+    )
     run.add_argument(
         "command", nargs=argparse.REMAINDER, help="the command and its arguments; default: a shell"
     )

@@ -11,15 +11,16 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import NamedTuple, Protocol, TypeAlias
+from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple, TypeAlias
 
 from netns_kit.arguments import Address
 from netns_kit.gateway.engine import ERROR, HANG_UP, OUT, Engine
 from netns_kit.gateway.gateway import Gateway
-from netns_kit.gateway.inside import Kind, Taker
+from netns_kit.gateway.inside import UNIX, Kind, Source
 from netns_kit.stack.wire.ip import is_link_local
 
+from .binding import client_address
 from .ports import PortForward, UnixSocket
 
 LOOPBACKS: tuple[Address, Address] = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
@@ -67,13 +68,12 @@ class Targets:
             self._own, self._places = own, list(self._found(own))
         if forward.mode != "transparent" or not client[0]:
             return self._places.copy()
-        name = client[0].partition("%")[0]
-        stranger = ip_address(name)
+        stranger = client_address(client[0].partition("%")[0])
         if stranger.is_loopback or is_link_local(stranger.packed) or stranger in own:
             return self._places.copy()
         family = FAMILIES[stranger.version]
         return [
-            Place(Kind(family, self._kind, transparent=True), (name, client[1]), place.address)
+            Place(Kind(family, self._kind, transparent=True), (str(stranger), client[1]), place.address)
             if place.kind.family == family
             else place
             for place in self._places
@@ -82,7 +82,7 @@ class Targets:
     def _found(self, own: list[Address]) -> Iterator[Place]:
         forward = self._forward
         if isinstance(forward.guest, UnixSocket):
-            yield Place(Kind(int(socket.AF_UNIX), self._kind), None, forward.guest.address)
+            yield Place(UNIX, None, forward.guest.address)
             return
         for address in [forward.guest] if forward.guest is not None else self._addresses(own):
             yield Place(Kind(FAMILIES[address.version], self._kind), None, (str(address), forward.guest_port))
@@ -97,46 +97,46 @@ class Targets:
         return [address for version in order for address in of_family[version]]
 
 
-class Source(Protocol):
-    """A source of sockets: `Inside`, or one of the host's own."""
-
-    def take(self, kind: Kind, taker: Taker) -> None:
-        """Give a socket to `taker`, now or later, or the error that there is none."""
-
-
 class Arrival:
     """A client of a stream socket, until a program inside has taken it or none wants it.
 
     Args:
-        sockets: Where the sockets come from.
+        inside: Has the sockets.
         engine: Waits where a connection takes its time.
         places: Where to try, see `Targets`; they are used up.
         done: Called with the socket that is connected, and what it is connected to; or with the error of the last
             place.
     """
 
-    __slots__ = ("_done", "_engine", "_places", "_socket", "_sockets")
+    __slots__ = ("_done", "_engine", "_inside", "_places", "_socket")
 
     def __init__(
         self,
-        sockets: Source,
+        inside: Source,
         engine: Engine,
         places: list[Place],
         done: Callable[[socket.socket | OSError, Place], None],
     ) -> None:
-        self._sockets, self._engine = sockets, engine
+        self._inside, self._engine = inside, engine
         self._places = places
         self._done = done
         self._socket: socket.socket | None = None
 
     def begin(self) -> None:
         """Try the first place."""
-        self._sockets.take(self._places[0].kind, self._try)
+        place = self._places[0]
+        if isinstance(place.address, str):
+            self._inside.connect_unix(place.address, self._try)
+        else:
+            self._inside.take(place.kind, self._try)
 
     def _try(self, sock: socket.socket | OSError) -> None:
         place = self._places[0]
         if isinstance(sock, OSError):
             self._next(sock.errno or errno.EIO, None)
+            return
+        if isinstance(place.address, str):  # it is connected
+            self._done(sock, place)
             return
         try:
             if place.source is not None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import socket
+from ipaddress import ip_address
 
-from netns_kit.errors import AddressError, PortInUseError
-from netns_kit.host import diagnosis, paths
+from netns_kit import arguments
+from netns_kit.arguments import Address, AddressLike
+from netns_kit.errors import AddressError, ArgumentError, PortInUseError
+from netns_kit.host import activation, diagnosis, paths
 
 from .ports import PortForward, UnixSocket
 
 BACKLOG = 4096
+NOT_TO_BE_HAD = frozenset({errno.EADDRINUSE, errno.EACCES})  # errors that leave an optional port out
 _FREEBIND = {4: (socket.IPPROTO_IP, 15), 6: (socket.IPPROTO_IPV6, 78)}  # IP_FREEBIND, IPV6_FREEBIND
 
 
@@ -89,3 +93,37 @@ def listen_unix(
         sock.close()
         raise
     return sock, made
+
+
+def described(
+    sock: socket.socket, guest_port: int | None, guest: AddressLike | UnixSocket | None
+) -> PortForward:
+    """Return the forward that says where a socket listens, and that it leads to the guest, to the same port if it is
+    given none.
+
+    Raises:
+        ArgumentTypeError: It is no socket.
+        ArgumentError: It is none that listens, or none that can be published.
+        PortSpecError: It cannot lead there.
+    """
+    arguments.instance("sock", sock, socket.socket, "a socket")
+    expected = "expected a TCP socket that listens, a UDP socket, or a unix stream socket that listens"
+    wrong = activation.problem(sock.fileno())
+    if wrong is None and sock.family == socket.AF_UNIX and sock.type != socket.SOCK_STREAM:
+        wrong = "carries no streams"
+    if wrong is not None:
+        raise ArgumentError(expected, "sock", arguments.shown(sock), f"this one {wrong}")
+    name = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
+        host, port = UnixSocket(f"@{name[1:].decode()}" if isinstance(name, bytes) else name), 0
+    else:
+        host, port = name[0].partition("%")[0], name[1]
+    if guest_port is None:
+        guest_port = 0 if isinstance(guest, UnixSocket) else port
+    return PortForward("tcp" if sock.type == socket.SOCK_STREAM else "udp", host, port, guest, guest_port)
+
+
+def client_address(text: str) -> Address:
+    """Return a client's address, as the kernel tells it.  A socket of both families tells IPv4's inside of IPv6's."""
+    address = ip_address(text)
+    return address if address.version == 4 else address.ipv4_mapped or address

@@ -179,7 +179,7 @@ class Follower:
         namespace: Namespace,
         subnet: Callable[[], Subnet],
         reverses: Callable[[], Iterable[ReverseForward]],
-        check: Callable[[Sequence[PortForward]], None],
+        check: Callable[[Sequence[PortForward]], object],
         add: Callable[[Sequence[PortForward]], Awaitable[object]],
         remove: Callable[..., Awaitable[object]],
         explained: Callable[[PortInUseError, Sequence[PortForward]], Awaitable[PortInUseError]],

@@ -8,13 +8,15 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import count, groupby
 from typing import Literal, Protocol, TypeVar
 
 import anyio
+import anyio.to_thread
 
 from netns_kit import arguments
-from netns_kit.arguments import Address
+from netns_kit.arguments import Address, AddressLike
 from netns_kit.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -24,18 +26,19 @@ from netns_kit.errors import (
     PortInUseError,
     StackClosed,
 )
-from netns_kit.frozen import replace
 from netns_kit.host import bound_ports, diagnosis, sysctl
 from netns_kit.host.paths import Made
 from netns_kit.namespace.background import Openable, Supervisor
+from netns_kit.namespace.given import HasFileno
 from netns_kit.namespace.namespace import Namespace
 from netns_kit.subnet import Subnet
 from netns_kit.uplink.flow import Endpoint
 
-from .binding import listen_unix
-from .conflicts import Claims
+from .binding import described, listen_unix
+from .conflicts import Claims, place_of
 from .follow import Follower
 from .forwards import Forwards
+from .handed import Handed
 from .ports import Follow, Mode, PortForward, ReverseForward, UnixSocket
 from .reverse import Reverser, StreamHandler
 from .specs import parse_all, parse_end
@@ -107,8 +110,9 @@ class Forwarder(Openable):
             raise ArgumentTypeError("expected a UserStack", "stack", arguments.shown(stack))
         self._stack = stack
         self._number = next(_numbers)  # by which its listeners are known
-        self._made: dict[PortForward, Made] = {}  # files of unix sockets
+        self._handed = Handed()
         self._claims = Claims()
+        self._made: dict[PortForward, Made] = {}  # files of unix sockets
         self._follower: Follower | None = None
         self._reverser: Reverser | None = None
         self.supervisor = Supervisor(type(self).__name__, StackClosed, stack.supervisor)
@@ -124,12 +128,13 @@ class Forwarder(Openable):
             self._follower.close()
         if self._reverser is not None:
             self._reverser.close()
+        self._handed.close()
         # a stack that has ended has closed them itself
         with anyio.move_on_after(CLOSING_SECONDS, shield=True), suppress(NetnsKitError):
             listening = await self._stack.ask(Forwards.list, self._number)
             await self._stack.ask(Forwards.remove_all, self._number)
             for forward in listening:
-                await self._unroute(forward)
+                await self._take_back(forward)
         while self._made:
             _, made = self._made.popitem()
             with suppress(OSError):
@@ -156,7 +161,7 @@ class Forwarder(Openable):
             PortInUseError: Another socket has the port, and the message says whose it is, as far as this process may
                 know; or another forward has it, and then nothing was bound.
             AddressError: The host has no such address, or the namespace cannot have the one inside.
-            ArgumentTypeError: An argument is neither text nor a PortForward or a Follow.
+            ArgumentTypeError: An argument is neither text nor a PortForward or Follow.
             FeatureUnavailable: The mode cannot be had here, or the kernel does not tell what listens inside.
             NotFound: A port that was added was removed by another task before all were there.
             StackClosed: The forwarder is not open.
@@ -164,41 +169,46 @@ class Forwarder(Openable):
 
         Cancellation: The ports may have been added; `list` and `follows` show them.
         """
-        asked = parse_all(specs)
-        forwards = [each.settled(mode) for each in asked if isinstance(each, PortForward)]
-        follows = [replace(each, mode=each.mode or mode) for each in asked if isinstance(each, Follow)]
+        asked = [each.settled(mode) for each in parse_all(specs)]
+        added = await self._publish([each for each in asked if isinstance(each, PortForward)])
         try:
-            added = await self._publish(forwards)
-        except PortInUseError as error:
-            raise await self._explained(error, forwards) from error
-        try:
-            return (*added, *await self._follow(follows))
+            return (*added, *await self._follow([each for each in asked if isinstance(each, Follow)]))
         except Exception:
             for forward in added:
                 await self.remove(forward)
             raise
 
-    async def _publish(self, forwards: Sequence[PortForward]) -> tuple[PortForward, ...]:
-        """Listen on ports, as `add` does; who has one that is taken is not looked for."""
-        _check_privilege(forwards)
-        await self._prepare(forwards)
-        forwards = self._claims.add(forwards)
+    async def _publish(
+        self, asked: Sequence[PortForward], *, explain: bool = True
+    ) -> tuple[PortForward, ...]:
+        """Listen on ports, as `add` does; without `explain`, nobody looks for the owner of a port that is taken."""
+        forwards = self._claims.add(_permitted(asked))
         added: list[PortForward] = []
         try:
-            for on_unix, some in groupby(forwards, lambda each: isinstance(each.host, UnixSocket)):
+            await self._prepare(forwards)
+            for (is_handed, on_unix), some in groupby(forwards, _kind):
                 batch = tuple(some)
+                if is_handed:
+                    with self.supervisor.guarding():
+                        added += self._handed.add(batch)
+                    continue
                 for start in range(0, len(batch), 1 if on_unix else AT_ONCE):
                     if on_unix:
                         added += await self._add_unix(batch[start])
                     else:
                         added += await self._ask(Forwards.add, batch[start : start + AT_ONCE])
-        except Exception:
-            for forward in added:
-                await self.remove(forward)
-            raise
-        finally:
+        except BaseException as error:
             self._claims.discard(forwards)
-        self._claims.add(added)  # without those that were left out, and with the numbers that were chosen
+            if isinstance(error, Exception):
+                for forward in added:
+                    await self.remove(forward)
+                for forward in forwards:
+                    await self._take_back(forward)
+            if isinstance(error, PortInUseError) and explain:
+                raise await self._explained(error, forwards) from error
+            raise
+        if added != forwards:  # some were left out, or have a number now
+            self._claims.exchange(forwards, added)
         return tuple(added)
 
     async def _follow(self, follows: Sequence[Follow]) -> tuple[PortForward, ...]:
@@ -211,8 +221,8 @@ class Forwarder(Openable):
                 namespace,
                 lambda: self._stack.subnet,
                 lambda: () if self._reverser is None else self._reverser.forwards,
-                _check_privilege,
-                self._publish,
+                _permitted,
+                partial(self._publish, explain=False),
                 self.remove,
                 self._explained,
             )
@@ -283,11 +293,76 @@ class Forwarder(Openable):
             )
         return self._stack.namespace
 
+    async def _explained(self, error: PortInUseError, forwards: Sequence[PortForward]) -> PortInUseError:
+        """Return the error with the name of the port's owner, if that can be known."""
+        for forward in forwards:
+            place, host = place_of(forward), forward.host
+            if not error.cause.startswith(f"{place} "):
+                continue
+            if isinstance(host, UnixSocket):
+                owner = await anyio.to_thread.run_sync(bound_ports.path_holder, host.path)
+            else:
+                ask = partial(bound_ports.holder, forward.protocol, host, forward.host_port)
+                owner = await anyio.to_thread.run_sync(ask)
+            return error if owner is None else PortInUseError(f"{place} is taken by {owner}", fix=error.fix)
+        return error
+
+    async def adopt(
+        self,
+        sock: socket.socket,
+        guest_port: int | None = None,
+        guest: AddressLike | UnixSocket | None = None,
+        *,
+        mode: Mode | None = None,
+    ) -> PortForward:
+        """Publish a socket that listens already, one of `activated` say, and return the forward that does so.
+
+        The forwarder has a copy, and `remove` closes that alone.  As long as others have copies, clients may connect
+        and wait.
+
+        Args:
+            sock: A TCP, UDP or unix stream socket, which stays the caller's and does not block from now on.  Nobody
+                else is to read from it, or to accept.
+            guest_port: The port inside, or None for the number that the socket has.
+            guest: The address inside, or a unix socket there; None for the namespace's own address.
+            mode: How clients get inside, see `PortForward.settled`.
+
+        Raises:
+            ArgumentError: The socket does not listen, or is of another kind; or the mode is "fd", for which a command
+                is given it by `listen`.
+            ArgumentTypeError: The argument is no socket, or another has another type.
+            AddressError, PortSpecError: The namespace cannot have what it is to lead to.
+            FeatureUnavailable: The mode cannot be had here, or the stack is not in a `Namespace`.
+            StackClosed: The forwarder is not open.
+
+        Cancellation: The socket may have been published; `list` shows it.
+        """
+        forward = described(sock, guest_port, guest).settled(mode)
+        if forward.mode == "fd":
+            fix = "give it to a command: popen(..., listen=[sock])"
+            raise ArgumentError("expected another mode", "mode", "'fd'", fix)
+        sock.setblocking(False)  # all copies
+        try:
+            await self._prepare([forward])
+            return await self._ask(Forwards.adopt, forward, self._stack.pass_socket(sock))
+        except Exception:
+            await self._take_back(forward)
+            raise
+
+    async def _stop(self, forward: PortForward) -> bool:
+        """Have whoever listens stop, and return whether anybody did."""
+        return self._handed.remove(forward) or await self._ask(Forwards.remove, forward)
+
     async def _prepare(self, forwards: Sequence[PortForward]) -> None:
-        """Make the routes inside that transparent forwards need."""
+        """Have the agent do what these need: the routes of transparent ones, and connections to unix sockets."""
         transparent = [each for each in forwards if each.mode == "transparent"]
         namespace = self._stack.namespace
-        if not transparent or namespace is None:  # then the engine says so
+        if namespace is None:  # then the engine says so
+            return
+        for forward in forwards:
+            if isinstance(forward.guest, UnixSocket):
+                await namespace.allow_unix(forward.guest.address, wanted=True)
+        if not transparent:
             return
         await namespace.prepare_transparent(ipv6=any(_version(each) == 6 for each in transparent))
         for forward in transparent:
@@ -313,26 +388,12 @@ class Forwarder(Openable):
             self._made[added] = made
         return (added,)
 
-    async def _explained(self, error: PortInUseError, forwards: Sequence[PortForward]) -> PortInUseError:
-        """Return the error with the name of the port's owner, if that can be known."""
-        for forward in forwards:
-            place = f"{forward.listens_on}/{forward.protocol}"
-            if error.cause == f"{place} is taken by another socket" and not isinstance(
-                forward.host, UnixSocket
-            ):
-                owner = await anyio.to_thread.run_sync(
-                    bound_ports.holder, forward.protocol, forward.host, forward.host_port
-                )
-                return (
-                    error if owner is None else PortInUseError(f"{place} is taken by {owner}", fix=error.fix)
-                )
-        return error
-
     async def remove(self, forward: PortForward | Follow | ReverseForward, *, cut: bool = False) -> None:
         """Stop listening on a port.  It is free when this returns.
 
-        A rule ends with all forwards that it has made.  One of them, removed alone, stays away for as long as its
-        port is listened on inside.
+        A command that has the socket itself, which is mode "fd", keeps that, and the port with it.  A rule ends with
+        all forwards that it has made.  One of them, removed alone, stays away for as long as its port is listened on
+        inside.
 
         Args:
             forward: What `add` or `reverse` returned, one of `list`, `follows` or `reverses`.
@@ -353,40 +414,56 @@ class Forwarder(Openable):
                 if not await self._remove_other(forward, cut=cut):
                     raise NotFound(f"there is no forward {forward}", fix=fix)
             return
-        if not await self._ask(Forwards.remove, forward):
-            raise NotFound(f"there is no forward {forward}", fix=fix)
         self._claims.discard([forward])
+        if not await self._stop(forward):
+            raise NotFound(f"there is no forward {forward}", fix=fix)
         if made := self._made.pop(forward, None):
             made.remove()
         if cut:
             await self._stack.ask(Forwards.cut, forward)
-        await self._unroute(forward)
+        await self._take_back(forward)
 
     async def _remove_other(self, forward: Follow | ReverseForward, *, cut: bool) -> bool:
         if isinstance(forward, Follow):
             return self._follower is not None and await self._follower.remove(forward, cut=cut)
         return self._reverser is not None and await self._reverser.remove(forward, cut=cut)
 
-    async def _unroute(self, forward: PortForward) -> None:
-        """Take back the route of a transparent UDP port, unless another leads there too."""
-        namespace = self._stack.namespace
-        if namespace is None or (forward.mode, forward.protocol) != ("transparent", "udp"):
+    async def _take_back(self, forward: PortForward) -> None:
+        """Take back what `_prepare` has had done, unless another forward needs it."""
+        if (namespace := self._stack.namespace) is None:
             return
-        listening = await self._stack.ask(Forwards.list, self._number)
-        left = [each for each in listening if (each.mode, each.protocol) == ("transparent", "udp")]
+        others = await self._stack.ask(Forwards.list_all)
+        if isinstance(forward.guest, UnixSocket) and all(forward.guest != each.guest for each in others):
+            await namespace.allow_unix(forward.guest.address, wanted=False)
+        if (forward.mode, forward.protocol) != ("transparent", "udp"):
+            return
+        left = [each for each in others if (each.mode, each.protocol) == ("transparent", "udp")]
         family = _version(forward)
         if not any(each.guest_port == forward.guest_port and _version(each) == family for each in left):
             await namespace.route_answers(_FAMILY[family], forward.guest_port, wanted=False)
 
     async def list(self) -> tuple[PortForward, ...]:
-        """Return the forwards that are listening, oldest first; those that rules have made are among them.
+        """Return the forwards that are listening, oldest first; those of mode "fd" are the last.
+
+        Those that rules have made are among them.
 
         Raises:
             StackClosed: The forwarder is not open.
 
         Cancellation: Nothing is changed.
         """
-        return await self._ask(Forwards.list)
+        return (*await self._ask(Forwards.list), *self._handed.list())
+
+    def sockets(self) -> tuple[tuple[str, HasFileno], ...]:
+        """Return the sockets of the forwards of mode "fd", oldest first, each with a name like "80/tcp".
+
+        They are what a command is given by `listen`, see `CommandOptions`:
+
+            await net.popen(["server"], listen=net.forwarder.sockets())
+
+        They stay the forwarder's, which closes them.
+        """
+        return self._handed.named()
 
     def follows(self) -> dict[Follow, tuple[PortForward, ...]]:
         """Return the rules, oldest first, each with the forwards that it has made.
@@ -400,6 +477,11 @@ class Forwarder(Openable):
     async def _ask(self, operation: Callable[..., T], *arguments: object) -> T:
         with self.supervisor.guarding():
             return await self._stack.ask(operation, self._number, *arguments)
+
+
+def _kind(forward: PortForward) -> tuple[bool, bool]:
+    """Return what decides who listens: whether a command has the socket, and whether it is a unix socket."""
+    return forward.mode == "fd", isinstance(forward.host, UnixSocket)
 
 
 def _reversed(
@@ -437,9 +519,17 @@ def _version(forward: PortForward) -> int:
     return 4 if isinstance(forward.host, UnixSocket) else forward.host.version
 
 
-def _check_privilege(forwards: Sequence[PortForward]) -> None:
+def _permitted(forwards: Sequence[PortForward]) -> Sequence[PortForward]:
+    """Return those whose ports may be bound: all, but for optional ones.
+
+    Raises:
+        PrivilegedPortError: The port of one that is not optional needs a privilege.
+    """
     (start,) = sysctl.numbers(diagnosis.PORT_START)
-    required = (each.host_port for each in forwards if not each.optional)
-    low = next((port for port in required if 0 < port < start), None)
-    if low is not None and not bound_ports.may_bind(low):
-        raise diagnosis.privileged_port(low, "of the host", start)
+    low = [each for each in forwards if 0 < each.host_port < start]
+    if not low or bound_ports.may_bind(low[0].host_port):
+        return forwards
+    needed = next((each for each in low if not each.optional), None)
+    if needed is not None:
+        raise diagnosis.privileged_port(needed.host_port, "of the host", start)
+    return [each for each in forwards if each not in low]

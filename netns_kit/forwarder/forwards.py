@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.relay import TcpRelay
 from netns_kit.operations import operation
 
+from .binding import NOT_TO_BE_HAD
 from .listeners import Listener, TcpListener, UdpListener
 from .ports import PortForward, ReverseForward, UnixSocket
 
-_NOT_TO_BE_HAD = frozenset({errno.EADDRINUSE, errno.EACCES})
+if TYPE_CHECKING:
+    from .reverse_listeners import ReverseListeners
+    from .socket_listeners import SocketListeners
 
 
 class Forwards:
@@ -22,6 +25,8 @@ class Forwards:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._listeners: dict[tuple[int, PortForward | ReverseForward], Listener] = {}
+        self._sockets: SocketListeners | None = None  # once there are such
+        self._reverses: ReverseListeners | None = None
 
     @operation()
     def add(self, owner: int, forwards: tuple[PortForward, ...]) -> tuple[PortForward, ...]:
@@ -38,7 +43,7 @@ class Forwards:
                 try:
                     made.append(self._listener(forward))
                 except OSError as error:
-                    if not forward.optional or error.errno not in _NOT_TO_BE_HAD:
+                    if not forward.optional or error.errno not in NOT_TO_BE_HAD:
                         raise
         except BaseException:
             for listener in made:
@@ -72,9 +77,11 @@ class Forwards:
         """
         sock = self._gateway.inside.passed(number)
         try:
-            from .reverse_listeners import reverse_listener  # for those who use it
+            if self._reverses is None:
+                from .reverse_listeners import ReverseListeners  # for those who use them
 
-            self._listeners[owner, reverse] = reverse_listener(self._gateway, reverse, sock)
+                self._reverses = ReverseListeners(self._gateway)
+            self._listeners[owner, reverse] = self._reverses.lead_out(reverse, sock)
         except BaseException:
             sock.close()
             raise
@@ -107,6 +114,11 @@ class Forwards:
         return tuple(forward for forward in self._owned_by(owner) if isinstance(forward, PortForward))
 
     @operation()
+    def list_all(self) -> tuple[PortForward, ...]:
+        """Return what listens for all owners, oldest first."""
+        return tuple(forward for _, forward in self._listeners if isinstance(forward, PortForward))
+
+    @operation()
     def remove_all(self, owner: int) -> None:
         """Stop all listening for this owner."""
         for forward in self._owned_by(owner):
@@ -119,6 +131,9 @@ class Forwards:
         """Stop all listening."""
         while self._listeners:
             self._listeners.popitem()[1].close()
+        for shared in (self._sockets, self._reverses):
+            if shared is not None:
+                shared.close()
 
     @staticmethod
     def _came_by(relay: object, forward: PortForward | ReverseForward) -> bool:
@@ -138,9 +153,9 @@ class Forwards:
     def _listener(self, forward: PortForward, made: socket.socket | None = None) -> Listener:
         gateway = self._gateway
         if forward.mode in ("socket", "transparent"):
-            from .socket_listeners import DatagramListener, SpliceListener  # for those who use them
+            if self._sockets is None:
+                from .socket_listeners import SocketListeners  # for those who use them
 
-            if forward.protocol == "udp":
-                return DatagramListener(gateway, forward, made)
-            return SpliceListener(gateway, forward, made)
+                self._sockets = SocketListeners(gateway)
+            return self._sockets.listen(forward, made)
         return (TcpListener if forward.protocol == "tcp" else UdpListener)(gateway, forward, made)

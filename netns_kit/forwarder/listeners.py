@@ -16,7 +16,6 @@ import math
 import socket
 import struct
 from contextlib import suppress
-from ipaddress import ip_address
 from typing import Any
 
 from netns_kit.arguments import Address
@@ -30,10 +29,10 @@ from netns_kit.stack import UdpFlow
 from netns_kit.stack.wire import family as addresses
 from netns_kit.stack.wire.flow_key import FlowKey
 from netns_kit.stack.wire.ip import is_link_local
+from netns_kit.uplink.flow import Endpoint, Way
 from netns_kit.uplink.sockets import Ancillary, family_of
-from netns_kit.uplink.uplink import Endpoint, Way
 
-from .binding import listen
+from .binding import client_address, listen
 from .ports import PortForward, UnixSocket
 
 ACCEPTS_PER_STEP = 64
@@ -50,17 +49,18 @@ class Listener:
     """One host port that listens.  It is made and used on the engine's thread."""
 
     def __init__(self, gateway: Gateway, forward: PortForward, made: socket.socket | None = None) -> None:
-        """Listen as `forward` says, or by the socket that was `made` so.
+        """Listen as `forward` says, or by the socket that was `made` so, of which others may have copies.
 
         Raises:
-            PortInUseError: another socket has the port.
-            AddressError: the address is none of the host's, or none that the namespace may have.
-            OSError: as the host's kernel says; nothing is left bound then.
+            PortInUseError: Another socket has the port.
+            AddressError: The address is none of the host's, or none that the namespace may have.
+            OSError: As the host's kernel says; nothing is left bound then.
         """
         self._gateway = gateway
         self._engine = gateway.engine
         self._check(forward)
         self._socket = made or self._listen(forward)
+        self._is_shared = made is not None
         if not isinstance(forward.host, UnixSocket):
             forward = replace(forward, host_port=self._socket.getsockname()[1])
         self.forward = forward
@@ -98,7 +98,7 @@ class ThroughStack(Listener):
 
     def _key(self, address: str, port: int) -> bytes:
         """Return the key of the flow, on the guest's side, of a client with that address and port."""
-        local, client = self._local, ip_address(address)
+        local, client = self._local, client_address(address)
         guest = self._guest()
         source: Address = local.gateway
         if (
@@ -126,8 +126,9 @@ class StreamListener(Listener):
     def close(self) -> None:
         self.timer_at = math.inf
         self._engine.remove(self._socket.fileno())
-        with suppress(OSError):  # the port is free now, whoever else has a copy
-            self._socket.shutdown(socket.SHUT_RDWR)
+        if not self._is_shared:
+            with suppress(OSError):  # the port is free now, whatever fork of this process has a copy
+                self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
     def _on_events(self, _: int) -> None:

@@ -112,7 +112,8 @@ class PortForward:
     ) -> None:
         _check(protocol, device, mode)
         for name, port in (("host_port", host_port), ("guest_port", guest_port)):
-            arguments.instance(name, port, int, "a port, as a number")
+            if type(port) is not int:
+                arguments.instance(name, port, int, "a port, as a number")
         for name, flag in (("freebind", freebind), ("optional", optional)):
             if flag is not False:
                 arguments.boolean(name, flag)
@@ -174,8 +175,9 @@ class PortForward:
         """
         if self.mode is not None:
             return self
-        reaches: Mode = "socket" if self._has_path or _is_loopback(self.guest) else "stack"
-        return replace(self, mode=reaches if mode is None else mode)
+        if mode is None:
+            mode = "socket" if self._has_path or _is_loopback(self.guest) else "stack"
+        return replace(self, mode=mode)
 
     @property
     def _has_path(self) -> bool:

@@ -14,20 +14,44 @@ from typing import Any, Literal, TypeAlias
 
 from netns_kit.gateway.engine import ERROR, IN
 from netns_kit.gateway.gateway import Gateway
+from netns_kit.gateway.inside import Source
 from netns_kit.stack.user import Transport
 from netns_kit.uplink.flow import Endpoint
 from netns_kit.uplink.sockets import Ancillary, ask_for_errors, family_of, read_errors
 
-from .arrivals import Arrival, Place, Source, Targets, bind_as_client
+from .arrivals import Arrival, Place, Targets, bind_as_client
 from .listeners import PKTINFO, PKTINFO_MESSAGES, Listener, StreamListener
 from .ports import PortForward, UnixSocket
 from .splices import Pipes, Splice
 
 DATAGRAMS_PER_STEP = 64
 WAITING_MOST = 16  # datagrams of a client that has no socket inside yet
-BUFFER = memoryview(bytearray(65536))
 Answer: TypeAlias = Callable[[memoryview], None]
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger
+
+
+class SocketListeners:
+    """What the listeners of these modes share in one stack: the sockets of the namespace, pipes and a buffer.
+
+    Raises:
+        FeatureUnavailable: There are no sockets of the namespace.
+    """
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self.inside = self._source()
+        self.pipes = Pipes()
+
+    def _source(self) -> Source:
+        return self.gateway.inside
+
+    def listen(self, forward: PortForward, made: socket.socket | None = None) -> Listener:
+        """Listen as `forward` says, or by the socket that was `made` so.  Raises as `Listener`."""
+        return (SpliceListener if forward.protocol == "tcp" else DatagramListener)(self, forward, made)
+
+    def close(self) -> None:
+        """Close the pipes."""
+        self.pipes.close()
 
 
 class Published:
@@ -58,11 +82,6 @@ class Published:
     def remote(self) -> Endpoint:
         return self.ends()[1]
 
-    @property
-    def sockets(self) -> Source:
-        """The sockets that connect to what the client wants."""
-        return self._gateway.inside
-
     def ends(self) -> tuple[Endpoint, Endpoint]:
         """Return both ends of the connection inside; before there is one, where it may lead."""
         if self._ends is not None:
@@ -85,18 +104,16 @@ class Published:
 class SpliceListener(StreamListener):
     """A TCP port or a unix socket of the host that leads to one inside."""
 
-    def __init__(self, gateway: Gateway, forward: PortForward, made: socket.socket | None = None) -> None:
-        self._pipes = Pipes()
-        super().__init__(gateway, forward, made)
-        self._targets = Targets(gateway, self.forward, int(socket.SOCK_STREAM))
+    def __init__(
+        self, shared: SocketListeners, forward: PortForward, made: socket.socket | None = None
+    ) -> None:
+        self._shared = shared
+        super().__init__(shared.gateway, forward, made)
+        self._targets = Targets(shared.gateway, self.forward, int(socket.SOCK_STREAM))
         if family_of(self._socket) != socket.AF_UNIX:  # what it accepts has these from it
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-
-    def close(self) -> None:
-        super().close()
-        self._pipes.close()
 
     def _accepted(self, sock: socket.socket, client: Any) -> None:
         address = client[:2] if isinstance(client, tuple) else ("", 0)
@@ -104,7 +121,7 @@ class SpliceListener(StreamListener):
         self._flow(address, sock, places)
 
     def _flow(self, client: tuple[str, int], sock: socket.socket, places: list[Place]) -> None:
-        StreamFlow(self._gateway, self.forward, client, sock, self._pipes, places)
+        StreamFlow(self._shared, self.forward, client, sock, places)
 
 
 class StreamFlow(Published):
@@ -112,17 +129,17 @@ class StreamFlow(Published):
 
     def __init__(
         self,
-        gateway: Gateway,
+        shared: SocketListeners,
         forward: PortForward,
         client: tuple[str, int],
         outer: socket.socket,
-        pipes: Pipes,
         places: list[Place],
     ) -> None:
+        gateway = shared.gateway
         super().__init__(gateway, forward, client)
-        self._outer, self._pipes = outer, pipes
+        self._outer, self._pipes = outer, shared.pipes
         self._splice: Splice | None = None
-        self._arrival = Arrival(self.sockets, gateway.engine, places, self._joined)
+        self._arrival = Arrival(shared.inside, gateway.engine, places, self._joined)
         gateway.begun(self)
         self._arrival.begin()
 
@@ -176,9 +193,12 @@ class StreamFlow(Published):
 class DatagramListener(Listener):
     """A UDP port of the host that leads to one inside, by a socket for each client.  Closing it ends its flows."""
 
-    def __init__(self, gateway: Gateway, forward: PortForward, made: socket.socket | None = None) -> None:
-        super().__init__(gateway, forward, made)
-        self._targets = Targets(gateway, self.forward, int(socket.SOCK_DGRAM))
+    def __init__(
+        self, shared: SocketListeners, forward: PortForward, made: socket.socket | None = None
+    ) -> None:
+        self._shared = shared
+        super().__init__(shared.gateway, forward, made)
+        self._targets = Targets(shared.gateway, self.forward, int(socket.SOCK_DGRAM))
         self._flows: OrderedDict[tuple[Any, bytes], DatagramFlow] = OrderedDict()
         try:
             self._socket.setsockopt(*PKTINFO[family_of(self._socket)], 1)
@@ -194,9 +214,10 @@ class DatagramListener(Listener):
             flow.end()
 
     def _on_events(self, _: int) -> None:
+        buffer = self._shared.pipes.buffer
         for _ in range(DATAGRAMS_PER_STEP):
             try:
-                size, ancillary, _, client = self._socket.recvmsg_into([BUFFER], 128)
+                size, ancillary, _, client = self._socket.recvmsg_into([buffer], 128)
             except BlockingIOError:
                 return
             except OSError:  # of an earlier one that was sent
@@ -207,7 +228,7 @@ class DatagramListener(Listener):
             if flow is None:
                 flow = self._open(client, key, told)
             if flow is not None:
-                flow.from_client(bytes(BUFFER[:size]))
+                flow.from_client(bytes(buffer[:size]))
             if self._engine.is_late:
                 return
 
@@ -224,7 +245,7 @@ class DatagramListener(Listener):
         return flow
 
     def _flow(self, client: Any, places: list[Place], answer: Answer) -> DatagramFlow:
-        return DatagramFlow(self._gateway, self.forward, client, places, answer)
+        return DatagramFlow(self._shared, self.forward, client, places, answer)
 
     def _answer(self, told: Ancillary, client: Any, data: memoryview) -> None:
         with suppress(OSError):  # lost, as datagrams are
@@ -244,13 +265,14 @@ class DatagramFlow(Published):
 
     def __init__(
         self,
-        gateway: Gateway,
+        shared: SocketListeners,
         forward: PortForward,
         client: Any,
         places: list[Place],
         answer: Answer,
     ) -> None:
-        super().__init__(gateway, forward, client[:2])
+        super().__init__(shared.gateway, forward, client[:2])
+        self._shared = shared
         self.timer_at = self.timer_entry = math.inf
         self.ended: Callable[[], object] = int
         self._places = places
@@ -259,14 +281,14 @@ class DatagramFlow(Published):
         self._waiting: list[bytes] = []  # until there is a socket, and the first one until it is answered
         self._from, self._to = 0, 0
         self._answered = self._is_over = False
-        self._last = gateway.engine.now
+        self._last = shared.gateway.engine.now
 
     def begin(self) -> None:
         """Get a socket inside."""
         gateway = self._gateway
         gateway.begun(self)
         gateway.engine.timers.arm(self, self._last + self._lifetime)
-        self.sockets.take(self._places[0].kind, self._take)
+        self._shared.inside.take(self._places[0].kind, self._take)
 
     @property
     def state(self) -> str:
@@ -334,9 +356,10 @@ class DatagramFlow(Published):
         sock = self._socket
         if sock is None or (events & ERROR and self._refused(sock)):
             return
+        buffer = self._shared.pipes.buffer
         for _ in range(DATAGRAMS_PER_STEP):
             try:
-                size = sock.recv_into(BUFFER)
+                size = sock.recv_into(buffer)
             except BlockingIOError:
                 return
             except OSError:
@@ -347,7 +370,7 @@ class DatagramFlow(Published):
                 self._answered, self._waiting = True, []
             self._last = self._gateway.engine.now
             self._from += size
-            self._answer(BUFFER[:size])
+            self._answer(buffer[:size])
             if self._gateway.engine.is_late:
                 return
 
@@ -365,7 +388,7 @@ class DatagramFlow(Published):
             self.end()
             return
         del self._places[0]
-        self.sockets.take(self._places[0].kind, self._take)
+        self._shared.inside.take(self._places[0].kind, self._take)
 
     def _drop(self) -> None:
         sock, self._socket = self._socket, None

@@ -1,14 +1,14 @@
-"""Descriptors: how many flows this process has room for.
+"""Admission: whether this process has a descriptor for one more flow.
 
-Nearly every flow has a descriptor, and the limit on them (RLIMIT_NOFILE) is the process's: the program that embeds us
-and every other network in it live by the same one.  So no gateway counts for itself.  A new descriptor has the lowest
-number that is free (tests/laws/test_facts.py), so its number tells how many there are at the least, whoever has
-opened them.  `RESERVE` of them are left to the program.
+Nearly every flow has a descriptor.  The limit on descriptors (RLIMIT_NOFILE) is that of the process, so the program
+that embeds us and all other gateways in it share the limit.  A gateway therefore cannot count its own descriptors
+alone.  The kernel gives a new descriptor the lowest free number (tests/laws/test_facts.py), so this number shows how
+many descriptors the process has at least.  `RESERVE` descriptors are left to the program.
 
-When all others are taken, a gateway that wants one gives up one of its own: what is idle, or has not begun.  Flows
-may share a socket, or have none, so what counts is that a descriptor is closed, and not how many flows are.  A
-gateway with less than its share of what all gateways have gets one nevertheless, and the gateway that has most gives
-one back for it.  So a flood in one network does not end the others.
+If no other descriptor is free, the gateway that wants one closes flows of its own: idle ones, or ones that have not
+begun.  Several flows may share a socket, and some have none, so it closes flows until a descriptor has been closed.
+If a gateway has less than its share of the descriptors of all gateways, it is admitted one anyway, and the gateway
+that has most closes one instead.  So a flood in one network does not end flows of the others.
 """
 
 from __future__ import annotations
@@ -22,31 +22,34 @@ from typing import ClassVar
 
 from .engine import Engine
 
-RESERVE = 256  # descriptors that no guest can take from the program; half, if there are few
-CLOSED_FOR_ONE = 64  # flows that may be closed for one descriptor
+RESERVE = 256  # descriptors left to the program; of a limit below 512, half
+CLOSED_FOR_ONE = 64  # flows that are closed at most to free one descriptor
 
 
 class Admission:
     """The claim of one gateway on descriptors of the process.
 
     Args:
-        engine: The engine whose descriptors are the gateway's.
-        give_up: Closes a flow; called on the engine's thread when another gateway is owed a descriptor.
+        engine: The engine of the gateway, which knows its descriptors.
+        give_up: Closes a flow of this gateway.  It is called on the engine's thread when another gateway is owed a
+            descriptor.
     """
 
-    _members: ClassVar[list[Admission]] = []  # of the process, whose descriptors they share
+    _members: ClassVar[list[Admission]] = []  # all that are open in this process
     _lock = allocate_lock()
 
     def __init__(self, engine: Engine, give_up: Callable[[], None]) -> None:
         self._engine = engine
         self._give_up = give_up
         self.most = most_descriptors()
-        self._met = False  # the limit: from then on it is looked up for each flow
+        self._met = (
+            False  # whether the limit has been reached once; from then on each flow is checked in full
+        )
         with self._lock:
             self._members.append(self)
 
     def close(self) -> None:
-        """Claim nothing any more.  Calling it again is fine."""
+        """Withdraw the claim.  Calling it again is allowed."""
         with self._lock:
             if self in self._members:
                 self._members.remove(self)
@@ -55,7 +58,8 @@ class Admission:
         """Return whether there is a descriptor for one more flow.
 
         Args:
-            make_room: Closes a flow of this gateway and returns True, or returns False; called if there is none.
+            make_room: Closes a flow of this gateway, and returns whether it found one.  It is called if no descriptor
+                is free.
         """
         if not self._met and self._engine.newest + 1 < self.most:
             return True
@@ -65,7 +69,11 @@ class Admission:
         return free < self.most or self.close_one(make_room) or self._is_owed_one(free)
 
     def close_one(self, make_room: Callable[[], bool]) -> bool:
-        """Return whether a descriptor of this gateway has been closed, by `make_room` as in `admit`."""
+        """Close flows until a descriptor of this gateway has been closed.  Return whether one has.
+
+        Args:
+            make_room: As for `admit`.
+        """
         had = self._engine.descriptors
         for _ in range(CLOSED_FOR_ONE):
             if not make_room():
@@ -75,28 +83,28 @@ class Admission:
         return False
 
     def _is_owed_one(self, free: int) -> bool:
-        """Ask the richest gateway for a descriptor, if this one has less than its share.  Return whether it did."""
+        """Return whether this gateway has less than its share; if so, ask the one that has most to close a flow."""
         with self._lock:
             members = list(self._members)
         share = sum(each._engine.descriptors for each in members) // len(members)
         if self._engine.descriptors >= share:
             return False
         richest = max(members, key=lambda each: each._engine.descriptors)
-        if free >= self.most + RESERVE // 2:  # those that are asked have not answered yet
+        if free >= self.most + RESERVE // 2:  # the gateways asked before have not closed theirs yet
             return False
         richest._engine.call(richest._give_up)
         return True
 
 
 def lowest_free(fd: int) -> int:
-    """Return the number that the next descriptor of this process will have; the limit, if there is none left.
+    """Return the number that the next descriptor of this process will have, or the limit if none is free.
 
     Args:
-        fd: Any descriptor that is open.
+        fd: Any open descriptor.
     """
     try:
         number = fcntl(fd, F_DUPFD_CLOEXEC, 0)
-    except OSError:  # EMFILE: not one is free
+    except OSError:  # EMFILE: none is free
         return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     os.close(number)
     return number

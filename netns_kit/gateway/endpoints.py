@@ -1,14 +1,15 @@
 """Endpoints: the addresses and ports at which this process answers the guest itself.
 
-    a flow           a handler may claim it; Uplink.route: may it pass?  Then the handler has it, or the uplink
-    a datagram       to us, to a group or to all, of no flow: a link service has it, or it becomes a flow
+    a flow           a handler may claim it; if Uplink.route lets it pass, the handler gets it, else the uplink
+    carries it a datagram       one to us, to a group or to all, and of no flow, is for a link service, or opens a
+    flow
 
-A handler is looked up by the destination of a flow when the flow is opened.  The uplink's policy comes first: it is
-asked about a flow that a handler claims as about any other, and told of the claim (`Flow.served`).  A flow that it
-refuses reaches no handler.  What no handler claims leaves by the uplink.
+A handler is looked up by the destination of a flow, when the flow is opened.  The uplink's policy is asked about
+every flow, also about one that a handler claims, and is told of the claim (`Flow.served`).  If the policy refuses the
+flow, the handler does not get it.  A flow without a handler is carried by the uplink.
 
-DHCP needs a *link service*: its clients have no address yet and speak to everybody on the link, which no flow does.
-No policy is asked, as for ARP: the datagram never leaves the link.
+DHCP needs a *link service*.  Its clients have no address yet and send to everybody on the link, so there is no flow.
+The policy is not asked, as it is not for ARP: the datagram does not leave the link.
 """
 
 from __future__ import annotations
@@ -25,9 +26,13 @@ from netns_kit.uplink.flow import Target
 Handler = TypeVar("Handler")
 
 TcpHandler = Callable[[TcpConnection, Target], None]
-"""Sets the user of a connection and accepts it, or refuses it, now or later.  `Target` is what the uplink said."""
+"""Called with a connection and what the uplink has returned for it.  It sets the connection's user, and accepts or
+refuses the connection, now or later.
+"""
 UdpHandler = Callable[[UdpFlow, Target], "Refusal | None"]
-"""Sets the user of a flow, or returns why not."""
+"""Called with a flow and what the uplink has returned for it.  It sets the flow's user, or returns how the flow is
+refused.
+"""
 
 
 Destination = tuple[bytes, int]
@@ -35,7 +40,7 @@ Destination = tuple[bytes, int]
 
 
 class Endpoints:
-    """The registry of one gateway.
+    """The registry of the handlers and link services of one gateway.
 
     Attributes:
         link: The link services by UDP port, for `Stack.services`.
@@ -48,31 +53,31 @@ class Endpoints:
         self._redirected: dict[int, dict[int, bytes]] = {}  # by port: addresses by their version of IP
 
     def serve_tcp(self, address: Address, port: int, handler: TcpHandler) -> None:
-        """Hand `handler` the connections that the guest opens to that address and port.
+        """Register a handler for the connections that the guest opens to an address and port.
 
         Raises:
-            PortInUseError: Another handler has them.
+            PortInUseError: There is a handler for that address and port.
         """
         _register(self._tcp, "tcp", address, port, handler)
 
     def serve_udp(self, address: Address, port: int, handler: UdpHandler) -> None:
-        """Hand `handler` the flows of datagrams that the guest opens to that address and port.
+        """Register a handler for the UDP flows that the guest opens to an address and port.
 
         Raises:
-            PortInUseError: Another handler has them.
+            PortInUseError: There is a handler for that address and port.
         """
         _register(self._udp, "udp", address, port, handler)
 
     def serve_link(self, port: int, service: LinkService) -> None:
-        """Hand `service` the datagrams to that UDP port of ours, of a group or of all, before they are flows."""
+        """Register a service for the datagrams to a UDP port of ours, of a group or of all.  They open no flow."""
         self.link[port] = service
 
     def redirect(self, port: int, addresses: tuple[Address, ...]) -> None:
-        """Treat flows to that port of any address as flows to the one of its family among `addresses`."""
+        """Redirect flows to a port of any address to that port of the address of the same family in `addresses`."""
         self._redirected[port] = {each.version: each.packed for each in addresses}
 
     def redirected(self, key: bytes) -> bytes:
-        """Return `key`, or what it stands for where its destination is redirected."""
+        """Return the key of the flow that `key` is redirected to, or `key` itself."""
         if not self._redirected:
             return key
         names = flow_key.parse(key)
@@ -80,16 +85,16 @@ class Endpoints:
         return key if address is None else names._replace(remote=address).pack()
 
     def claim_tcp(self, key: bytes) -> TcpHandler | None:
-        """Return the handler of a connection of that key; None: nobody here answers."""
+        """Return the handler of the connection with that key, or None if there is none."""
         return self._tcp.get(destination_of(key))
 
     def claim_udp(self, key: bytes) -> UdpHandler | None:
-        """Return the handler of a UDP flow of that key; None: nobody here answers."""
+        """Return the handler of the UDP flow with that key, or None if there is none."""
         return self._udp.get(destination_of(key))
 
 
 def destination_of(key: bytes) -> Destination:
-    """Return the other end of a flow of that key."""
+    """Return the destination of a flow of the guest, by its key."""
     names = flow_key.parse(key)
     return names.remote, names.remote_port
 

@@ -1,24 +1,24 @@
-"""The engine: one epoll descriptor, one heap of timers, one step at a time.
+"""Engine: one epoll descriptor, one heap of timers, one step at a time.
 
 Facts about epoll, each held by a test in tests/laws/test_facts.py:
 
-- An epoll descriptor is itself readable while a member is ready, so an event loop waits for the whole
+- An epoll descriptor is itself readable while one of its members is ready.  So an event loop can wait for the whole
   engine with one call of anyio's wait_readable.
-- Edge-triggered members (EPOLLET) are reported once per change.  A stream socket that gave fewer bytes
-  than asked for is drained; a hang-up that was reported is not reported again.
+- An edge-triggered member (EPOLLET) is reported once per change.  A stream socket that returned fewer bytes than were
+  asked for is drained.  A hang-up that was reported is not reported again.
 
-So: sockets are registered once, edge-triggered, and their handlers remember what is ready; what a handler
-leaves for later it hands to `again`.  Whoever drives the engine waits for `fileno` to be readable or for
-`deadline` to pass, and calls `step`.
+Therefore stream sockets are registered once, edge-triggered, and their handlers remember what is ready.  A handler
+that has more to do than one step has time for passes the rest to `Engine.again`.  The driver waits until
+`Engine.fileno` is readable or `Engine.deadline` has passed, and then calls `Engine.step`.
 
-Each step handles few events and takes a bounded time: a handler that does many things at once looks at `is_late`
-before the next of them, and leaves the rest to the next step.  So nobody who shares the thread, the event loop or the
-interpreter waits for long, however many sockets are ready and whatever a guest sends.
+A step handles few events and takes a bounded time.  A handler that does many things checks `Engine.is_late` before
+each of them, and leaves the rest to the next step.  So other users of the thread, the event loop or the interpreter
+never wait for long, however many sockets are ready and whatever a guest sends.
 
-Everything here runs on one thread, the driver's; only `call` may be used from another.
+Everything here runs on the driver's thread.  Only `Engine.call` may be called from another thread.
 
-A fork of this process has copies of all descriptors, and would keep ports bound and connections open that we have
-closed.  So in the child every descriptor of an engine is replaced by one of /dev/null (`os.register_at_fork`).
+A forked child of this process has copies of all descriptors.  They would keep ports bound, and connections open, that
+we have closed.  So in the child each descriptor of an engine is replaced by one of /dev/null (`os.register_at_fork`).
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from __future__ import annotations
 import math
 import os
 import select
-from _thread import allocate_lock  # of `threading`, all that is wanted here
+from _thread import allocate_lock  # importing `threading` costs more
 from collections import deque
 from collections.abc import Callable
 from typing import ClassVar
 
 from netns_kit.stack.timers import Timers
 
-EVENTS_PER_STEP = 8  # more of them make a step longer, and save little: a poll costs as much as a small read
-BUDGET = 0.5e-3  # seconds after which a step does not begin anything new
-NEVER = -(1 << 62)  # a step that is followed by none
+EVENTS_PER_STEP = 8  # more would make steps longer and save little: a poll costs as much as a small read
+BUDGET = 0.5e-3  # seconds after which a step begins nothing new
+NEVER = -(1 << 62)  # the number of a step long ago
 IN, OUT, ERROR, HANG_UP, READ_HANG_UP, URGENT = (
     select.EPOLLIN,
     select.EPOLLOUT,
@@ -50,7 +50,7 @@ Handler = Callable[[int], None]
 
 
 def is_waitable(fd: int) -> bool:
-    """Return whether the kernel reports events of `fd`; of files and directories it reports none."""
+    """Return whether the kernel reports events of `fd`.  For files and directories it does not."""
     with select.epoll() as poll:
         try:
             poll.register(fd, 0)
@@ -60,29 +60,27 @@ def is_waitable(fd: int) -> bool:
 
 
 class ReadBudget:
-    """A bound on reads from a level-triggered descriptor in one step.  It doubles while every step finds more.
+    """A bound on the reads from a level-triggered descriptor in one step.
 
-    A read that finds nothing costs as much as a small frame, and the next poll tells the same for nothing.
+    It begins with one read, and doubles as long as each step finds as much to read.  A read that finds nothing costs
+    as much as a small frame, and the next poll would tell the same at no extra cost.
     """
 
     __slots__ = ("_engine", "_size", "_step")
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._size, self._step = 1, NEVER  # how much last, and in which step
+        self._size, self._step = 1, NEVER  # the last size, and its step
 
     def size(self, most: int) -> int:
-        """Return the number of reads for this step, `most` at most."""
+        """Return the number of reads for this step, at most `most`."""
         step = self._engine.steps
-        size = 1
-        if step <= self._step + self._engine.around:
-            size = 2 * self._size
-            size = min(size, most)
+        size = min(2 * self._size, most) if step <= self._step + self._engine.around else 1
         self._size, self._step = size, step
         return size
 
     def exhausted(self) -> None:
-        """Begin again with one read: there was no more."""
+        """Begin again with one read, since the last one found nothing."""
         self._step = NEVER
 
 
@@ -90,39 +88,37 @@ class Engine:
     """One epoll descriptor, one heap of timers, and the handlers of both.
 
     Attributes:
-        now: The time of the current step, for handlers to use.  It starts at 0 and never goes back.
-        clock: The driver's clock, by which a step is late.  Without one, no step is.
+        now: The time of the current step, for handlers.  It begins at 0 and never goes back.
+        clock: The driver's clock, which tells whether a step is late.  By default no step is ever late.
         steps: The number of steps so far.
-        newest: The number of the last descriptor that was added.
-        around: The steps until every descriptor has had its turn.
-        after_step: Functions called at the end of every step.
+        newest: The number of the descriptor that was added last.
+        around: The number of steps within which every ready descriptor is handled.
+        after_step: Functions that are called at the end of every step.
     """
 
-    _open: ClassVar[list[Engine]] = []  # of the process
+    _open: ClassVar[list[Engine]] = []  # all that are open in this process
 
     def __init__(self) -> None:
         self.now = 0.0
         self.clock: Callable[[], float] = lambda: self.now
         self.timers = Timers()
-        self.steps = 0  # so far
-        self.newest = 0  # the number of the last descriptor to be added
-        self.around = 1  # steps until every descriptor has had its turn
-        self.after_step: list[Callable[[], None]] = []  # run at the end of every step
+        self.steps = 0
+        self.newest = 0
+        self.around = 1
+        self.after_step: list[Callable[[], None]] = []
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
-        self._removed: set[int] = set()  # in this step: their numbers may be another's by now
+        self._removed: set[int] = set()  # in this step; other descriptors may have got their numbers
         self._again: deque[Callable[[], None]] = deque()
         self._calls: deque[Callable[[], None]] = deque()
-        self._calling = (
-            allocate_lock()
-        )  # lest what `call` writes to is closed, and its number somebody else's
+        self._calling = allocate_lock()  # held while `call` writes to `_wake`, which must not be closed then
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.add(self._wake, self._run_calls, IN)
         self._open.append(self)
 
     @property
     def descriptors(self) -> int:
-        """Number of descriptors that are registered."""
+        """Number of registered descriptors."""
         return len(self._handlers)
 
     def fileno(self) -> int:
@@ -131,16 +127,16 @@ class Engine:
 
     @property
     def deadline(self) -> float:
-        """Time at which `step` is wanted even if nothing is readable; minus infinity: at once."""
+        """Time at which `step` is due even if nothing is readable; minus infinity: at once."""
         return -math.inf if self._again else self.timers.deadline
 
     @property
     def is_late(self) -> bool:
-        """True when the step has used up its time."""
+        """True if the current step has used up its time."""
         return self.clock() > self.now + BUDGET
 
     def add(self, fd: int, handler: Handler, events: int) -> None:
-        """Call `handler` with the ready events of `fd` from now on."""
+        """Register a descriptor: `handler` is called with the events of it that are ready."""
         self._epoll.register(fd, events)
         self._handlers[fd] = handler
         self.newest = fd
@@ -150,37 +146,41 @@ class Engine:
         self._epoll.modify(fd, events)
 
     def replace(self, fd: int, handler: Handler) -> None:
-        """Call `handler` instead; what edge-triggered events have told before is not told again."""
+        """Replace the handler of a descriptor.  Edge-triggered events that were reported before are not reported
+        again.
+        """
         self._handlers[fd] = handler
 
     def remove(self, fd: int) -> None:
-        """Forget `fd`, before it is closed.  Events of it that are already under way are dropped."""
+        """Forget a descriptor, before it is closed.  Its events of this step that are not handled yet are dropped."""
         del self._handlers[fd]
         self.around = 1 + len(self._handlers) // EVENTS_PER_STEP
         self._removed.add(fd)
         self._epoll.unregister(fd)
 
     def again(self, callback: Callable[[], None]) -> None:
-        """Call `callback` in the next step: there is more to do than this one had time for."""
+        """Call `callback` in the next step, which then begins at once."""
         self._again.append(callback)
 
     def call(self, callback: Callable[[], None]) -> None:
-        """Call `callback`, which must not raise, in the next step.  Any thread may ask; a closed engine forgets."""
+        """Call `callback` in the next step.  It must not raise.  Any thread may call this; a closed engine ignores
+        it.
+        """
         with self._calling:
             if not self._epoll.closed:
                 self._calls.append(callback)
                 os.eventfd_write(self._wake, 1)
 
     def step(self, now: float) -> None:
-        """Do what is ready, a bounded amount of it, and return without blocking."""
+        """Do a bounded amount of what is ready, without blocking."""
         self.dispatch(self.poll(0), now)
 
     def poll(self, timeout: float) -> list[tuple[int, int]]:
-        """Wait up to `timeout` seconds for events and return them: the half of a step that blocks."""
+        """Return the ready events, after up to `timeout` seconds.  This is the half of a step that blocks."""
         return self._epoll.poll(timeout, EVENTS_PER_STEP)
 
     def dispatch(self, events: list[tuple[int, int]], now: float) -> None:
-        """Handle `events`, then what earlier steps have left over, then timers, then the end of the step."""
+        """Do the rest of a step: handle `events`, then callbacks of `again`, then timers, then `after_step`."""
         self.now = now
         self.steps += 1
         leftover = len(self._again)
@@ -199,11 +199,11 @@ class Engine:
             callback()
 
     def close(self) -> None:
-        """Close the engine's own descriptors; nothing may drive it any more.  Calling it again is fine."""
+        """Close the engine's own descriptors, once no driver uses it any more.  Calling it again is allowed."""
         with self._calling:
             if self._epoll.closed:
                 return
-            self._open.remove(self)  # first: a fork may come at any moment
+            self._open.remove(self)  # first, because the process may be forked at any moment
             self._epoll.close()
             os.close(self._wake)
         self._calls.clear()
@@ -211,7 +211,7 @@ class Engine:
 
     @classmethod
     def leave_to_parent(cls) -> None:
-        """Give up, in the child of a fork, the copies of all descriptors that engines of the parent have."""
+        """Replace the copies of all engines' descriptors by /dev/null, in the child of a fork."""
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for engine in cls._open:
             for fd in (engine.fileno(), *engine._handlers):

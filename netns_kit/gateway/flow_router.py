@@ -1,11 +1,11 @@
-"""FlowRouter: decides about every flow, and gives it what carries it.
+"""FlowRouter: decides about every flow, and selects what carries it.
 
-    the guest opens a flow    a handler claims it, the policy lets it pass                       the handler
-                              nobody claims it, the policy lets it pass, a descriptor is left    a relay
-    a client opens a flow     a listener has accepted it, this worker owns its name              a relay
+    the guest opens a flow    a handler claims it and the policy lets it pass                          the handler
+                              no handler claims it, the policy lets it pass, a descriptor is free      a relay
+    a client opens a flow     a listener accepts it, and it belongs to this worker                     a relay
 
-Whatever fails on the way refuses the flow: the policy never fails open.  Nothing here reads or writes a frame: the
-stack calls, and is called.
+If anything fails on the way, the flow is refused: the policy never fails open.  This module reads and writes no
+frames.  The stack calls the router, and the router calls the stack.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from netns_kit.stack.wire import flow_key
 from netns_kit.stack.wire.family import family_of
 from netns_kit.stack.wire.flow_key import FlowKey
 from netns_kit.subnet import Subnet
-from netns_kit.uplink.dial import Refused
+from netns_kit.uplink.dial import Dial, Refused
 from netns_kit.uplink.flow import Endpoint, Flow, Target, Way
 from netns_kit.uplink.sockets import refusal_for
 from netns_kit.uplink.uplink import Uplink, source_of
@@ -35,31 +35,37 @@ from .engine import Engine
 from .relay import Inbox, Outbox, PingRelay, TcpRelay, UdpRelay
 from .worker_links import WorkerLinks
 
-STRANGERS = 256  # flows of one UDP socket, beyond which nobody new is heard who was not asked
-EPHEMERAL = range(32768, 61000)  # ports for clients whose own is taken
+STRANGERS = 256  # flows of one UDP socket, beyond which no unsolicited datagram opens one
+EPHEMERAL = range(32768, 61000)  # ports for clients whose own port is in use
 
 GuestEndpoint = tuple[bytes, int, int, bool]
-"""A guest's address and port, and what a socket can reach: the family, and loopback or not."""
+"""A guest's address and port, and the kind of target that a socket reaches: its version of IP, and whether it is
+loopback.
+"""
 
 
 Routed = tuple[Flow, Target]
-"""A flow that may pass, and where it goes."""
+"""A flow that may pass, and its target."""
 
 
 class Published(Protocol):
-    """A UDP port of the host that leads to a port of the guest's, and that the guest's datagrams leave by."""
+    """A UDP port of the host that is forwarded to a port of the guest.  The guest's datagrams from there leave by it
+    too.
+    """
 
     @property
     def host(self) -> Address:
-        """The address that it is bound to."""
+        """The address that the port is bound to."""
         ...
 
     def way_to(self, target: Address, guest: bytes) -> Way | None:
-        """Return how what the guest at that packed address sends to `target` leaves by it; None if it cannot."""
+        """Return how datagrams to `target`, from the guest's packed address `guest`, leave by this port; None: they
+        cannot.
+        """
         ...
 
     def add(self, flow: UdpFlow, target: Endpoint, way: Way) -> None:
-        """Carry `flow`, which goes to `target`, from now on."""
+        """Carry `flow` to `target`."""
         ...
 
 
@@ -67,13 +73,17 @@ class FlowRouter:
     """The `StackUser` of a gateway.
 
     Args:
-        stack: Makes the stack, whose user this is.
-        links: The other workers that serve the same namespace.
-        tell: Called with what somebody should know, and the error behind it.
+        engine: The engine of the gateway.
+        uplink: Decides about flows, and connects them.
+        subnet: The subnet of the guest.
+        endpoints: The handlers of flows that this process answers itself.
+        stack: Makes the stack, with this object as its user.
+        links: The links to the other workers of the same namespace; None: there are none.
+        tell: Called with a warning for people, and with the exception behind it, if there is one.
 
     Attributes:
-        published: UDP ports of the host by the guest's port that they lead to, the oldest first.
-        refused: Counts flows, refused by the uplink or for want of descriptors.
+        published: The published UDP ports of the host, the oldest first, by the guest's port that they lead to.
+        refused: The number of flows that were refused by the uplink or for lack of descriptors.
     """
 
     def __init__(
@@ -104,10 +114,13 @@ class FlowRouter:
     # -- the decision -------------------------------------------------------------------------------
 
     def route(self, transport: Transport, key: bytes, *, served: bool = False) -> Routed | Refusal:
-        """Return where a flow of the guest goes, if it may pass and there is a descriptor for it.
+        """Return a flow of the guest and its target, if it may pass and there is a descriptor for it; else the
+        refusal.
 
         Args:
-            served: Whether a handler of ours has it: then it needs no descriptor.
+            transport: The transport of the flow.
+            key: The key of the flow.
+            served: Whether a handler of ours has claimed the flow.  It needs no descriptor then.
         """
         found = self._decide(transport, key, served)
         if not isinstance(found, Refusal):
@@ -119,8 +132,9 @@ class FlowRouter:
         return found
 
     def _decide(self, transport: Transport, key: bytes, served: bool = False) -> Routed | Refusal:
-        """Ask the uplink.  If it fails, the flow is refused and the failure told: one bad flow does not end the
-        others."""
+        """Ask the uplink about a flow.  If the uplink fails, this flow is refused and the failure reported; others go
+        on.
+        """
         source, destination = endpoints_of(key)
         flow = Flow(transport, source, destination, self._subnet, served)
         try:
@@ -131,20 +145,25 @@ class FlowRouter:
                 raise ValueError(
                     "Uplink.route returned a Target without candidates: expected one, or a Refusal"
                 )
-        except KeyboardInterrupt:  # that is for the program
+        except KeyboardInterrupt:  # it is meant for the program
             raise
-        except BaseException as error:  # even what ends a task or a program: it ends no stack
+        except BaseException as error:  # not even SystemExit may end the stack
             self.notice(f"flows are refused: the uplink failed to decide about {flow}", error)
             return Refusal.PROHIBITED
         return target if isinstance(target, Refusal) else (flow, target)
 
-    def _cannot_dial(self, error: BaseException) -> Refused:
-        """Refuse a flow for which the uplink, or a dial of its own, has failed, and tell of the failure."""
+    def cannot_dial(self, error: BaseException) -> Refused:
+        """Report that the uplink, or one of its dials, has failed, and return how the flow is refused."""
         self.notice("flows are refused: the uplink failed to dial", error)
         return Refused(Refusal.PROHIBITED)
 
-    def _open(self, transport: Transport, address: Address, port: int = 0) -> socket.socket:
-        """Have the uplink open a socket.  If it fails otherwise than by OSError, tell of that, and raise OSError."""
+    def open_socket(self, transport: Transport, address: Address, port: int = 0) -> socket.socket:
+        """Have the uplink open a socket.
+
+        Raises:
+            OSError: As the uplink raises it.  Any other exception of the uplink's is reported, and becomes
+                EHOSTUNREACH.
+        """
         try:
             return self._uplink.open(transport, address, port)
         except (OSError, KeyboardInterrupt):
@@ -153,8 +172,20 @@ class FlowRouter:
             self.notice("flows are refused: the uplink failed to open a socket", error)
             raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH)) from error
 
+    def dial_resolver(self, resolver: Endpoint) -> Dial:
+        """Have the uplink dial a resolver, for a flow of the DNS server's own.  If the uplink fails, the flow is
+        refused.
+        """
+        source = Endpoint._make((self._subnet.dns, 0))
+        try:
+            return self._uplink.dial(Flow("tcp", source, resolver, self._subnet), Target((resolver,)))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            return self.cannot_dial(error)
+
     def route_served(self, transport: Transport, key: bytes) -> Target | Refusal:
-        """Return what the uplink says now of a flow that a handler has had for a while."""
+        """Ask the uplink again about a flow that a handler has: return the target now, or the refusal."""
         found = self.route(transport, self._endpoints.redirected(key), served=True)
         return found if isinstance(found, Refusal) else found[1]
 
@@ -171,13 +202,13 @@ class FlowRouter:
         if handler is not None:
             handler(connection, target)
         else:
-            connection.user = relay = TcpRelay(self._engine, connection, self._cannot_dial)
+            connection.user = relay = TcpRelay(self._engine, connection, self.cannot_dial)
             try:
                 dial = self._uplink.dial(flow, target, ttl=connection.ttl, tos=connection.tos)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
-                dial = self._cannot_dial(error)
+                dial = self.cannot_dial(error)
             relay.begin(dial)
 
     def udp_opened(self, flow: UdpFlow) -> Refusal | None:
@@ -209,7 +240,7 @@ class FlowRouter:
             return found
         endpoint = found[1].candidates[0]
         try:
-            sock = self._open("icmp", endpoint.address)
+            sock = self.open_socket("icmp", endpoint.address)
         except OSError as error:
             return self._no_socket("icmp", error)
         try:
@@ -220,8 +251,12 @@ class FlowRouter:
         return None
 
     def _open_udp(self, guest: GuestEndpoint, address: Address) -> UdpRelay:
-        """Raises OSError; nothing is left open then."""
-        sock = self._open("udp", address, guest[1])
+        """Return a new relay for the datagrams of a guest's endpoint.
+
+        Raises:
+            OSError: There is no socket; nothing is left open.
+        """
+        sock = self.open_socket("udp", address, guest[1])
         try:
             return UdpRelay(
                 self._engine,
@@ -240,10 +275,10 @@ class FlowRouter:
         relay.close()
 
     def _leaves_by_published(self, flow: UdpFlow, endpoint: Endpoint) -> bool:
-        """Return whether `flow` is carried by a published port that leads to the port it comes from.
+        """Return whether a published port that leads to the flow's source port carries the flow.
 
-        Of several, the one that is bound to the address that the host would send from; else one bound to all
-        addresses; else the oldest.
+        Of several such ports the one that is bound to the host's source address is used, else one that is bound to
+        all addresses, else the oldest.
         """
         names = flow_key.parse(flow.key)
         published = self.published.get(names.guest_port)
@@ -259,14 +294,14 @@ class FlowRouter:
         return bool(found)
 
     def is_answered_here(self, key: bytes) -> bool:
-        """Return whether what the guest sends in that UDP flow is for a handler of ours, or is redirected.
+        """Return whether a handler of ours would get what the guest sends in that UDP flow.
 
-        Nobody outside may open such a flow: the guest's part of it would pass by the handler.
+        A client outside may not open such a flow, because the guest's datagrams in it would not reach the handler.
         """
         return self._endpoints.redirected(key) != key or self._endpoints.claim_udp(key) is not None
 
     def _unsolicited(self, guest: GuestEndpoint, relay: UdpRelay, sender: tuple[str, int]) -> None:
-        """Let a datagram in from where the guest has not sent to, if the guest could answer it."""
+        """Open a flow for a datagram from an endpoint that the guest has not sent to, if the guest may answer it."""
         address, port = ip_address(sender[0].partition("%")[0]), sender[1]
         local = self._subnet.of(address)
         seen_as = local.gateway if local is not None and address.is_loopback else address
@@ -282,7 +317,7 @@ class FlowRouter:
                 flow = self.stack.add_udp(key, self._engine.now, _socket_name(target))
                 if self._udp.get(guest) is relay:
                     relay.add(flow, _socket_name(target))
-                else:  # making room has ended it
+                else:  # the relay was closed to make room
                     flow.close()
                 return
         self.stack.dropped["udp-filtered"] += 1
@@ -300,8 +335,8 @@ class FlowRouter:
         """Connect a client of a forwarded port to the guest.
 
         Args:
-            key: The flow's name in the guest's sight; if it is taken, the client gets another port.
-            sock: The client's connection, which is this flow's from now on.
+            key: The key of the flow as the guest sees it.  If there is such a flow, the client gets another port.
+            sock: The client's connection.  It belongs to the flow from now on.
         """
         stack, steering = self.stack, self.stack.steering
         if self._links is not None and (owner := steering.owner(key)) != steering.index:
@@ -310,7 +345,7 @@ class FlowRouter:
         relay = TcpRelay(self._engine)
         try:
             relay.run(sock)
-        except OSError:  # the kernel has no room for one more to be watched
+        except OSError:  # the kernel's limit on polled descriptors is reached
             sock.close()
             return
         try:
@@ -320,9 +355,9 @@ class FlowRouter:
             relay.closed(Closed.ABORTED)
 
     def tcp_handed_over(self, key: bytes, sock: socket.socket) -> None:
-        """Do as `tcp_accepted` for a client that another worker has accepted, if there is a descriptor for it.
+        """Connect a client that another worker has accepted, as `tcp_accepted` does, if there is a descriptor for it.
 
-        If not, the client's connection is closed: the listener, which would wait, is in another process.
+        If there is none, the connection is closed.  The listener would wait, but it is in the other process.
         """
         if self.make_room():
             self.tcp_accepted(key, sock)
@@ -331,10 +366,10 @@ class FlowRouter:
             sock.close()
 
     def free_key(self, key: bytes, table: Mapping[bytes, object]) -> bytes:
-        """Return `key`, or the same flow with a free client port if it is taken.
+        """Return `key`, or if `table` has it, the key of the same flow with another port of the client.
 
         Raises:
-            KeyError: All of them are taken.
+            KeyError: The table has all of them.
         """
         if key not in table:
             return key
@@ -347,9 +382,10 @@ class FlowRouter:
         raise KeyError(key)
 
     def leave_udp_port(self, port: int) -> bool:
-        """End what has that UDP port of the host for the guest's own flows, so that it can be published.
+        """Close the relays of the guest's own flows that use a UDP port of the host, so that the port can be
+        published.
 
-        Returns whether something had it.  The guest's next datagrams go by what is there then.
+        Return whether there was one.  The guest's next datagrams leave by whatever carries them then.
         """
         relays = [relay for relay in self._udp.values() if relay.port == port]
         for relay in relays:
@@ -359,15 +395,18 @@ class FlowRouter:
     # -- room ---------------------------------------------------------------------------------------
 
     def make_room(self, key: bytes = b"") -> bool:
-        """Return whether there is a descriptor for one more flow, of the name `key` if it is the guest's.
+        """Return whether there is a descriptor for one more flow; if necessary, close another flow for it.
 
-        If there is none, a connection whose handshake is not over gives its own where they have more than half of
-        them all, else the UDP flow idle longest does, or they, if there is none.
+        The flow closed is the UDP flow that has been idle longest.  It is a connection whose handshake is not over
+        instead if there is no UDP flow, or if such connections have more than half of all descriptors.
+
+        Args:
+            key: The key of the new flow, if the guest opens it: this flow is not closed.
         """
         return self.admission.admit(lambda: self._evict(key))
 
     def _evict(self, key: bytes) -> bool:
-        """Close a flow, not that of the name `key`, which has not begun or is idle.  Return whether there was one."""
+        """Close a flow that is idle or has not begun, but not the one of that key.  Return whether there was one."""
         stack = self.stack
         pending = next((each for name, each in stack.pending.items() if name != key), None)
         idle = next((name for name in stack.udp if name != key), None)
@@ -384,8 +423,9 @@ class FlowRouter:
         return True
 
     def _give_up(self) -> None:
-        """Close a flow, for another gateway of this process that is owed its descriptor: an idle one, or the oldest
-        connection."""
+        """Close a flow because another gateway of this process is owed a descriptor: an idle one, else the oldest
+        connection.
+        """
         if self.admission.close_one(lambda: self._evict(b"")):
             return
         oldest = next(iter(self.stack.tcp.values()), None)
@@ -396,7 +436,7 @@ class FlowRouter:
     # -- the end ------------------------------------------------------------------------------------
 
     def abort(self, connection: TcpConnection, *, reset: bool) -> None:
-        """End a connection at once: RST to the guest; with `reset`, to the host's peer too."""
+        """Reset a connection towards the guest; with `reset=True` towards the host's peer too."""
         user = connection.user
         if isinstance(user, TcpRelay):
             user.abort(reset=reset)
@@ -406,13 +446,13 @@ class FlowRouter:
             user.closed(Closed.ABORTED)
 
     def reset_connections(self) -> None:
-        """End all connections that somebody has, as `abort` does."""
+        """Reset all connections that have a user, as `abort` does."""
         for connection in list(self.stack.tcp.values()):
             if connection.user is not None:
                 self.abort(connection, reset=False)
 
     def close(self) -> None:
-        """Claim no descriptors any more, and close the sockets of datagrams."""
+        """Withdraw the claim on descriptors, and close all sockets of datagrams."""
         self.admission.close()
         for udp in list(self.stack.udp.values()):
             udp.close()
@@ -420,7 +460,7 @@ class FlowRouter:
             echo.close()
 
     def notice(self, text: str, error: BaseException | None = None) -> None:
-        """Tell of it, once; of errors, one of each type."""
+        """Report a warning to people, each text once; of exceptions, one of each type."""
         what = text if error is None else (text.partition(" about ")[0], type(error))
         if what not in self._noticed:
             self._noticed.add(what)
@@ -428,9 +468,9 @@ class FlowRouter:
 
 
 def endpoints_of(key: bytes) -> tuple[Endpoint, Endpoint]:
-    """Return the guest's endpoint and the other one of a flow of that key."""
+    """Return the guest's endpoint and the remote endpoint of the flow with that key."""
     guest, remote, guest_port, remote_port = flow_key.parse(key)
-    made = tuple.__new__  # which checks nothing: there is nothing to check
+    made = tuple.__new__  # without the checks of `Endpoint`, which are not needed here
     return made(Endpoint, (_address(guest), guest_port)), made(Endpoint, (_address(remote), remote_port))
 
 

@@ -1,11 +1,11 @@
 """FramePump: carries frames between a device and the stack, a bounded number in each step.
 
-Frames are read into one buffer that the pump owns and lends to the stack.  Relays of datagrams may keep what they
-have been lent, until the pump has them flush it before the buffer is used again.
+Frames are read into one buffer, which the pump owns and lends to the stack.  Relays of datagrams may keep views of it
+until the pump calls `Outbox.flush`, which it does before it reuses the buffer.
 
-A flood.  Frames of new flows cost many times what others do.  Where they have made every step late for `FLOODED`
-seconds, the device's queue is emptied at once: what belongs to known flows is received, what does not waits its turn,
-or is dropped unseen when there is too much of it.
+Floods.  A frame that opens a flow costs many times as much as a frame of a known flow.  If frames of new flows have
+made every step late for `FLOODED` seconds, the device's queue is emptied in each late step.  Frames of known flows
+are received.  The others wait for their turn, and are dropped if too many wait.
 
 `DeviceGone` passes through the pump to the driver.
 """
@@ -26,19 +26,20 @@ from .worker_links import WorkerLinks
 
 NO_DEADLINE = math.inf
 FRAMES_PER_STEP = 32
-FLOODED = 0.1  # seconds in which new flows made each step late: then it is a flood,
-CALM = 0.5  # seconds for which it is taken for one,
-DRAINED = 256  # frames that are looked at nevertheless, of a step that is late,
-STRANGE_FRAMES = (
-    256  # and of these such as belong to no flow yet, which wait for their turn; more are dropped
-)
+FLOODED = 0.1  # seconds of late steps after which a flood is assumed
+CALM = 0.5  # seconds without a late step after which the flood is over
+DRAINED = 256  # frames that are read at most in a late step of a flood
+STRANGE_FRAMES = 256  # frames of no known flow that wait at most in a flood; more are dropped
 
 
 class FramePump:
-    """What reads a device, for as long as the engine lasts.
+    """The reader of a device.  It lives as long as the engine.
 
     Args:
-        outbox: The relays that keep what they have been lent.
+        engine: The engine that polls the device.
+        tap: The device.
+        stack: The stack that receives the frames.
+        outbox: The relays that have kept views of the buffer.
     """
 
     def __init__(self, engine: Engine, tap: Device, stack: Stack, outbox: Outbox) -> None:
@@ -51,7 +52,7 @@ class FramePump:
         self._late, self._late_since, self._flooded_until = NEVER, math.inf, -math.inf
         self._strange: deque[bytes] = deque()  # frames that wait, in a flood
         self._acks = stack.acks
-        self._is_behind = False  # there are frames to be written when the device is writable
+        self._is_behind = False  # whether frames wait for the device to be writable
         self.timer_at = self.timer_entry = math.inf
         engine.add(tap.fileno(), self._on_tap, IN)
         engine.after_step.append(self._end_of_step)
@@ -62,8 +63,8 @@ class FramePump:
         self.read_frames(self._budget.size(FRAMES_PER_STEP))
 
     def read_frames(self, most: int) -> None:
-        """Receive what the device has, `most` frames of it."""
-        if self._strange:  # others have come before
+        """Receive up to `most` frames of the device."""
+        if self._strange:  # these have come earlier
             self._drain()
             return
         stack, outbox, now = self._stack, self._outbox, self._engine.now
@@ -76,7 +77,7 @@ class FramePump:
                 self._budget.exhausted()
                 break
             receive(free[:size], now)
-            if outbox.relays:  # they keep what they have been lent until `flush`
+            if outbox.relays:  # these keep views of the buffer until `flush`
                 free = free[size:]
                 if len(free) < FRAME_MAX:
                     outbox.flush()
@@ -90,7 +91,9 @@ class FramePump:
             outbox.flush()
 
     def _look_for_flood(self) -> None:
-        """Empty the guest's queue, if all steps have been late for long, lest what is under way gets lost in it."""
+        """Note that a step is late because of new flows.  In a flood, empty the device's queue, so that no known flow
+        suffers.
+        """
         engine, now = self._engine, self._engine.now
         if engine.steps > self._late + engine.around:
             self._late_since = now
@@ -101,9 +104,10 @@ class FramePump:
             self._drain()
 
     def _drain(self) -> None:
-        """Receive what the guest's queue has of known flows.
+        """Empty the device's queue, up to `DRAINED` frames.
 
-        What belongs to no flow yet waits for `_receive_strange`, and is dropped unseen if there is too much of it."""
+        Frames of known flows are received.  The others wait for `_receive_strange`, or are dropped if too many wait.
+        """
         buffer, outbox, stack, strange = self._buffer, self._outbox, self._stack, self._strange
         has_waited = bool(strange)
         for _ in range(DRAINED):
@@ -124,7 +128,7 @@ class FramePump:
             self._engine.again(self._receive_strange)
 
     def _receive_strange(self) -> None:
-        """Receive what waits, until the step has used up its time: one frame at least."""
+        """Receive frames that wait, at least one, until the step has used up its time."""
         strange, outbox = self._strange, self._outbox
         while strange:
             self._stack.receive(memoryview(strange.popleft()), self._engine.now)
@@ -146,16 +150,20 @@ class FramePump:
             self._engine.modify(tap.fileno(), IN | OUT if self._is_behind else IN)
 
     def handle_timer(self, now: float) -> None:
-        """Read the frames of an impaired device that have been under way until now."""
+        """Let time pass for an impaired device, and read the frames that have arrived."""
         self._tap.advance(now)
         self.read_frames(FRAMES_PER_STEP)
 
 
 class LinkPump:
-    """What receives the frames and connections that other workers hand over.
+    """The receiver of frames and connections that other workers hand over.
 
     Args:
-        accepted: Called with the name of a flow, and a connection that is to be that flow.
+        engine: The engine that polls the links.
+        links: The links to the other workers.
+        stack: The stack that receives the frames.
+        outbox: The relays that have kept views of the buffer.
+        accepted: Called with the key of a flow and the connection that is to become this flow.
     """
 
     def __init__(

@@ -1,11 +1,11 @@
-"""The gateway: a pure `Stack`, a device and an `Uplink`, joined on an `Engine`.
+"""Gateway: a pure `Stack`, a device and an `Uplink`, joined on an `Engine`.
 
     TapDevice <--> FramePump <--> Stack --> FlowRouter --> a relay <--> a socket of the host
                                                   +--> a handler of `Endpoints`: DNS, ...
     other workers <--> LinkPump
 
-A driver calls `Engine.step`; everything else here is called from there, on the driver's thread.  `Gateway` puts the
-parts together, answers what people ask of flows, and takes the parts down.
+A driver calls `Engine.step`, and everything else here is called from there, on the driver's thread.  `Gateway`
+connects these parts, answers questions about flows, and closes the parts in the end.
 """
 
 from __future__ import annotations
@@ -38,50 +38,53 @@ from .worker_links import WorkerLinks
 if TYPE_CHECKING:
     from .inside import Inside
 
-DOMAINS = ("containers.internal", "docker.internal")  # where programs in containers look for their host
-NAMES = [f"{name}.{domain}" for name in ("gateway", "host") for domain in DOMAINS]  # the gateway's
+DOMAINS = ("containers.internal", "docker.internal")  # in which programs in containers look for their host
+NAMES = [f"{name}.{domain}" for name in ("gateway", "host") for domain in DOMAINS]  # names of the gateway
 
 
 @frozen
 class FlowInfo:
-    """A flow, as it was when this was asked for, or when the event happened."""
+    """A flow at the moment of the question, or of the event, that it belongs to."""
 
     id: int
-    """Number of this flow alone for as long as the stack runs, also when another has its endpoints later: for
-    `UserStack.end_flow`."""
+    """Number of this flow.  As long as the stack runs, no other flow has it.  See `UserStack.end_flow`."""
     protocol: Transport
     """Transport of the flow."""
     guest: Endpoint
-    """The namespace's end; of a ping its port is the identifier."""
+    """The namespace's endpoint.  The port of a ping is its identifier."""
     remote: Endpoint
-    """The other end, as the guest sees it: of a client on the host's loopback, the gateway."""
+    """The remote endpoint, as the guest sees it.  A client on the host's loopback appears as the gateway."""
     state: str
-    """TCP's state, or "open"; of an event, its kind."""
+    """The state of a TCP connection; "open" for other flows; in an event, its kind."""
     direction: Literal["outbound", "inbound"]
-    """Direction of its opening: by the guest, or by a client outside."""
+    """Direction of opening: "outbound" by the guest, "inbound" by a client outside."""
     host: Endpoint | None
-    """The end of it on the host: the local address of the host's socket or, of an inbound flow, its client.
+    """Endpoint on the host: the local address of the host's socket, or the client of an inbound flow.
 
-    None while there is none, or where it ends at ourselves, as DNS does."""
+    None while there is no socket, or if this process answers the flow itself, as it does DNS.
+    """
     name: str | None
-    """Name of `remote`, if that is known: by a record of ours, or by what the guest last asked of DNS and was
-    answered with that address, as long as answers are kept (`DnsSettings.cache`)."""
+    """Name of `remote`, if it is known.  It comes from a record of ours, or from the last DNS answer to the guest
+    that has this address, as long as answers are kept (`DnsSettings.cache`).
+    """
     bytes_from_guest: int
-    """Bytes of payload that the guest has sent and the host's socket has taken."""
+    """Bytes of payload from the guest that the host's socket has taken."""
     bytes_to_guest: int
-    """Bytes of payload sent to the guest; by TCP, and acknowledged by it."""
+    """Bytes of payload sent to the guest; of TCP, only those that the guest has acknowledged."""
     age: float
-    """Seconds since it was opened."""
+    """Seconds since the flow was opened."""
 
 
 class Gateway:
-    """The gateway of one guest: stack, device, uplink and what lies between.
+    """The gateway of one guest: stack, device, uplink, and what connects them.
 
     Args:
-        setup: What the stack is told.
-        secret: Keys the stack's sequence numbers; else it is drawn.
-        peers: The other workers that serve the same namespace, each by a queue of its own of the tap.
-        tell: Called with what somebody should know, and the error behind it; else that is logged.
+        engine: The engine that drives everything.
+        setup: The settings of the stack.
+        secret: The key of TCP's initial sequence numbers; None: a random one.
+        peers: The links to the other workers of the same namespace, each of which has a queue of the tap.
+        tell: Called with a warning for people, and with the exception behind it, if there is one.  By default it is
+            logged.
     """
 
     def __init__(
@@ -133,7 +136,7 @@ class Gateway:
         self.zone = _zone(subnet)
         for record in setup.records:
             self.zone.add(record)
-        self._dns = DnsRelay(engine, uplink, self.zone, self._hook_failed, self.router.route_served)
+        self._dns = DnsRelay(engine, uplink, self.zone, self._hook_failed, self.router)
         for address in subnet.resolvers:
             self.endpoints.serve_tcp(address, DNS_PORT, self._dns.tcp_opened)
             self.endpoints.serve_udp(address, DNS_PORT, self._dns.udp_opened)
@@ -157,7 +160,7 @@ class Gateway:
 
     @operation(chained)
     def flows(self) -> tuple[FlowInfo, ...]:
-        """Return all flows under way."""
+        """Return all current flows."""
         stack = self.stack
         found = [self.info("tcp", flow, flow.state.value) for flow in stack.tcp.values()]
         found += [self.info("udp", flow, "open") for flow in stack.udp.values()]
@@ -166,7 +169,7 @@ class Gateway:
         return tuple(found)
 
     def info(self, protocol: Transport, flow: AnyFlow | FlowBeside, state: str) -> FlowInfo:
-        """Return what is known of a flow."""
+        """Return the description of a flow."""
         if not isinstance(flow, TcpConnection | UdpFlow | EchoFlow):
             return FlowInfo(
                 flow.id,
@@ -204,17 +207,17 @@ class Gateway:
         )
 
     def name_of(self, address: Address) -> str | None:
-        """Return what an address is called, if that is known."""
+        """Return the name of an address, or None if it is not known."""
         return self._dns.name_of(address.packed)
 
     @operation()
     def names(self, addresses: tuple[Address, ...]) -> tuple[str | None, ...]:
-        """Return what these addresses are called, as far as is known: see `FlowInfo.name`."""
+        """Return the names of these addresses, None for unknown ones: see `FlowInfo.name`."""
         return tuple(map(self.name_of, addresses))
 
     @operation(any)
     def end_flow(self, number: int) -> bool:
-        """End the flow of that id at once; return whether there is one."""
+        """End the flow with that id at once.  Return whether there was one."""
         stack = self.stack
         for connection in stack.tcp.values():
             if connection.id == number:
@@ -262,7 +265,7 @@ class Gateway:
             self.watcher.closed(flow.protocol, flow)
 
     def guest(self, network: Subnet | Subnet6) -> Address:
-        """Return where the namespace is: see `Leasing.guest`."""
+        """Return the address of the namespace in a network: see `Leasing.guest`."""
         return self.leasing.guest(network, self._tap.mac, self.engine.now)
 
     @operation(summed)
@@ -282,13 +285,13 @@ class Gateway:
         }
 
     def close(self) -> None:
-        """Reset every connection and close every socket.  The device stays its owner's."""
+        """Reset every connection and close every socket.  The device is not closed: it belongs to the caller."""
         for flow in list(self.beside.values()):
             flow.end()
         if self._inside is not None:
             self._inside.close()
         try:
-            self.router.outbox.flush()  # what cannot be sent is refused, by a frame
+            self.router.outbox.flush()  # it writes a frame for what cannot be sent
             self.router.reset_connections()
         except DeviceGone:
             self.stack.link.emit = _nowhere
@@ -298,7 +301,7 @@ class Gateway:
 
 
 def _zone(subnet: Subnet) -> Zone:
-    """Return a zone with the gateway's names, which also answers for the addresses of its networks."""
+    """Return a zone with the names of the gateway.  It answers reverse queries for its networks."""
     networks = [each for each in (subnet, subnet.ipv6) if each is not None]
     zone = Zone(domains=DOMAINS, networks=[each.network for each in networks])
     for name in NAMES:
@@ -308,7 +311,7 @@ def _zone(subnet: Subnet) -> Zone:
 
 
 def _sources(subnet: Subnet) -> tuple[tuple[bytes, int], ...]:
-    """Return the networks that guests are in: packed address, and prefix length."""
+    """Return the networks of the guests, each as packed address and prefix length."""
     networks = [each.network for each in (subnet, subnet.ipv6) if each is not None]
     return tuple((each.network_address.packed, each.prefixlen) for each in networks)
 
@@ -327,11 +330,11 @@ def _advertisement(subnet: Subnet6 | None, search: tuple[str, ...]) -> Advertise
 
 
 def log(text: str, error: BaseException | None = None) -> None:
-    """Log it as a warning of this module."""
-    from logging import getLogger  # which costs as much as the whole stack: not everybody has it log
+    """Log a warning by this module's logger."""
+    from logging import getLogger  # importing it costs as much as the whole stack, and few need it
 
     getLogger(__name__).warning(text, exc_info=error)
 
 
 def _nowhere(*_: object) -> None:
-    """Drop a frame: the device has gone."""
+    """Drop a frame, since the device has gone."""

@@ -12,7 +12,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from netns_kit.child.channel import receive_record
 from netns_kit.child.supply import ORDER, PASSED, REPLY
@@ -32,7 +32,19 @@ class Kind(NamedTuple):
     transparent: bool = False
 
 
+UNIX = Kind(int(socket.AF_UNIX), int(socket.SOCK_STREAM))
+
 Taker = Callable[["socket.socket | OSError"], None]
+
+
+class Source(Protocol):
+    """A source of sockets: those of the namespace, or of the host."""
+
+    def take(self, kind: Kind, taker: Taker) -> None:
+        """Give a socket to `taker`, now or later, or the error that there is none."""
+
+    def connect_unix(self, address: str, taker: Taker) -> None:
+        """Give `taker` a socket that is connected to a unix socket, or the error that there is none."""
 
 
 class Inside:
@@ -64,6 +76,16 @@ class Inside:
             stock.size = min(2 * stock.size, STOCK_MOST)
             stock.takers.append(taker)
             self._order(kind, stock)
+
+    def connect_unix(self, address: str, taker: Taker) -> None:
+        """Give `taker` a socket that is connected to a unix socket, or the error that there is none."""
+        stock = self._stocks.setdefault(UNIX, _Stock())
+        try:
+            self._supply.send(ORDER.pack(*UNIX, 1) + address.encode(errors="surrogateescape"))
+        except OSError as error:  # it is closed, or too many wait
+            taker(error)
+        else:
+            stock.takers.append(taker)
 
     def passed(self, number: int) -> socket.socket:
         """Return the socket that the caller's side has passed under that number, which is the caller's to close.
@@ -133,21 +155,22 @@ class Inside:
             return True
         family, type_, transparent, failed = REPLY.unpack(data)
         kind = Kind(family, type_, bool(transparent))
-        stock = self._stocks.get(kind)
-        if stock is None:
-            for sock in sockets:
-                sock.close()
-            return True
-        stock.ordered = False
-        for sock in sockets:
-            sock.setblocking(False)
-            if stock.takers:
-                stock.takers.popleft()(sock)
-            else:
-                stock.sockets.append(sock)
+        stock = self._stocks[kind]
+        error = None
         if failed or not complete or not sockets:
             number = failed or errno.EMFILE
-            stock.give(OSError(number, os.strerror(number)))
+            error = OSError(number, os.strerror(number))
+        for sock in sockets:
+            sock.setblocking(False)
+        if kind == UNIX:  # an answer to each order, in their order
+            stock.takers.popleft()(error or sockets[0])
+            return True
+        stock.ordered = False
+        stock.sockets.extend(sockets)
+        while stock.sockets and stock.takers:
+            stock.takers.popleft()(stock.sockets.popleft())
+        if error is not None:
+            stock.give(error)
         elif stock.takers:
             self._order(kind, stock)
         return True

@@ -1,8 +1,7 @@
-"""Leasing: the DHCP servers of a subnet, as endpoints of its gateway.
+"""Leasing: the DHCP servers of a subnet, as link services of its gateway.
 
-The servers are pure and know no stack; the stack asks a link service and knows no DHCP.  Here they meet, and here
-people's questions about leases are answered.  Where a subnet has no server, because nobody wants one, there are no
-leases.
+The DHCP servers are pure and know no stack.  The stack has link services and knows no DHCP.  This module connects
+them, and answers questions about leases.  Without DHCP servers there are no leases.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from .endpoints import Endpoints
 
 
 def check(settings: DhcpSettings | None, subnet: Subnet) -> None:
-    """Check that settings fit their subnet.
+    """Check that DHCP settings fit their subnet.
 
     Raises:
-        AddressError: An address of theirs lies outside, or is taken by the gateway.
+        AddressError: An address in the settings is outside the subnet, or is one of the gateway's.
     """
     for static in () if settings is None else settings.static:
         _check_static(static, subnet)
@@ -65,15 +64,17 @@ class Leasing:
     """The leases of a subnet.
 
     Args:
-        endpoints: Where the servers are registered.
-        settings: As `check` has passed them; None: there are no servers.
+        stack: The stack that sends the answers.
+        endpoints: The registry of link services.
+        subnet: The subnet.
+        settings: Settings that `check` has passed; None: there are no servers.
     """
 
     def __init__(
         self, stack: Stack, endpoints: Endpoints, subnet: Subnet, settings: DhcpSettings | None
     ) -> None:
         self._subnet = subnet
-        self._servers: dict[int, DhcpServer | Dhcp6Server] = {}  # by the version of IP
+        self._servers: dict[int, DhcpServer | Dhcp6Server] = {}  # by version of IP
         if settings is not None:
             self._servers[4] = server = DhcpServer(
                 settings,
@@ -97,15 +98,15 @@ class Leasing:
 
     @operation()
     def leases(self, now: float) -> tuple[Lease, ...]:
-        """Return the leases of both families."""
+        """Return the leases of both address families."""
         return tuple(lease for server in self._servers.values() for lease in server.leases.list(now))
 
     @operation()
     def reserve(self, static: StaticLease) -> None:
-        """Keep an address for a client from now on.
+        """Reserve an address for a client.
 
         Raises:
-            AddressError: No server has that address to give.
+            AddressError: No server can assign that address.
         """
         server = self._servers.get(static.address.version)
         if server is None:
@@ -116,15 +117,15 @@ class Leasing:
 
     @operation()
     def revoke(self, address: Address, now: float) -> bool:
-        """Take a lease away, see `Leases.revoke`.  Return whether there was one."""
+        """Revoke a lease, as `Leases.revoke` does.  Return whether there was one."""
         server = self._servers.get(address.version)
         return server is not None and server.leases.revoke(address, now)
 
     def guest(self, network: Subnet | Subnet6, mac: bytes | None, now: float) -> Address:
-        """Return the namespace's address in one of the networks.
+        """Return the namespace's address in one of its networks.
 
-        That is the one leased last by the interface of that link address, or by anybody if `mac` is None; where there
-        is no lease, the configured one.
+        It is the address of the newest lease to the interface with link address `mac`, or to anybody if `mac` is
+        None.  Without a lease it is the configured address.
         """
         configured = network.guest
         server = self._servers.get(configured.version)

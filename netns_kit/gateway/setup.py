@@ -1,8 +1,8 @@
-"""Setup: what a stack is told, as one record that is checked once and passed down whole.
+"""Setup: the settings of a stack as one record, which is checked once and passed down whole.
 
-`StackOptions` are the settings as callers give them, `Setup.of` checks them, and every part that runs a stack takes
-the `Setup`: `UserStack`, the driver in this process, the pool of workers, each worker, and the `Gateway`.  A new
-setting is added here, and used where it has its effect.
+`StackOptions` are the settings as callers give them.  `Setup.of` checks them.  Every part that runs a stack takes the
+`Setup`: `UserStack`, the driver in this process, the pool of workers, each worker, and the `Gateway`.  A new setting
+is added here, and used where it has its effect.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class StackOptions(TypedDict, total=False):
 
 @frozen
 class Setup:
-    """The settings of one stack, as `Setup.of` has checked them."""
+    """The settings of one stack, checked by `Setup.of`."""
 
     tap: Device
     uplink: Uplink
@@ -100,7 +100,7 @@ class Setup:
         intercept_dns: bool = False,
         name: str | None = None,
     ) -> Setup:
-        """Check what a caller gives, and return it as a record.
+        """Check the settings that a caller gives, and return them as a record.
 
         Raises:
             AddressError, ArgumentError, ArgumentTypeError, NotImportable, RecordError: As `UserStack` says.
@@ -135,13 +135,13 @@ class Setup:
         return setup
 
     def without_ipv6(self) -> Setup:
-        """Return these settings for a namespace that has no IPv6, nor a record of the address that it would have."""
+        """Return these settings for a namespace without IPv6: without its subnet and records of its address."""
         ipv6 = self.subnet.ipv6
         kept = tuple(each for each in self.records if ipv6 is None or each.value != str(ipv6.guest))
         return replace(self, subnet=replace(self.subnet, ipv6=None), records=kept)
 
     def _check_together(self) -> None:
-        """Raise for settings each of which is possible, but not beside the others."""
+        """Check the settings that are valid alone, but perhaps not together."""
         tap, driver = self.tap, self.driver
         if self.subnet.ipv6 is not None and tap.mtu < SMALLEST_IPV6_MTU:
             raise ArgumentError(f"expected {SMALLEST_IPV6_MTU} or more for IPv6", "mtu", tap.mtu)
@@ -158,18 +158,22 @@ class Setup:
 
 
 def as_record(record: str | Record) -> Record:
-    """Return the record that NAME=ADDRESS means, or a `Record` as it is.
+    """Return a `Record` as it is, or the one that NAME=ADDRESS describes.
 
     Raises:
-        RecordError: Text that means none.
-        ArgumentTypeError: Neither text nor a `Record`.
+        RecordError: The text does not describe a record.
+        ArgumentTypeError: It is neither text nor a `Record`.
     """
     arguments.instance("record", record, (str, Record), "NAME=ADDRESS or a Record")
     return Record.parse(record) if isinstance(record, str) else record
 
 
 def _named(name: str | None, subnet: Subnet) -> list[Record]:
-    """Return the records by which the guest's addresses have that name.  Raises `DomainNameError`."""
+    """Return the records that give the guest's addresses a name.
+
+    Raises:
+        DomainNameError: The name is not a domain name.
+    """
     if name is None:
         return []
     arguments.text("name", name, "a domain name, or None")

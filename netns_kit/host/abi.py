@@ -71,6 +71,9 @@ PT_INTERP = 3
 # linux/mman.h
 PROT_EXEC = 4
 
+# linux/fcntl.h
+F_SETPIPE_SZ = 1031
+
 # linux/inotify.h
 IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE = 0x40, 0x80, 0x100, 0x200
 IN_DELETE_SELF, IN_MOVE_SELF = 0x400, 0x800

@@ -9,10 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Mapping
 
 from netns_kit.errors import ArgumentError
 
-__all__ = ["FIRST", "UNNAMED", "VARIABLES", "activated", "is_name", "names_of", "promised"]
+__all__ = ["FIRST", "UNNAMED", "VARIABLES", "activated", "is_name", "names_of", "problem", "promised"]
 
 FIRST = 3
 VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
@@ -40,9 +41,9 @@ def activated() -> tuple[tuple[str, socket.socket], ...]:
         raise ArgumentError(expected, "LISTEN_FDS", repr(os.environ.get("LISTEN_FDS", "")))
     named = tuple(zip(names_of(os.environ, count), range(FIRST, FIRST + count), strict=True))
     for name, fd in named:
-        if (problem := _problem(fd)) is not None:
+        if (wrong := problem(fd)) is not None:
             fix = "have the service manager pass listening sockets alone (Accept=no), or take the others by number"
-            given = f"{count}, and descriptor {fd} ({name}) {problem}"
+            given = f"{count}, and descriptor {fd} ({name}) {wrong}"
             raise ArgumentError("expected sockets that listen", "LISTEN_FDS", given, fix)
     for variable in VARIABLES:
         os.environ.pop(variable, None)
@@ -51,7 +52,7 @@ def activated() -> tuple[tuple[str, socket.socket], ...]:
     return tuple((name, socket.socket(fileno=fd)) for name, fd in named)
 
 
-def _problem(fd: int) -> str | None:
+def problem(fd: int) -> str | None:
     """Return why a descriptor is none that a server can serve, or None."""
     try:
         os.fstat(fd)
@@ -75,13 +76,13 @@ def _problem(fd: int) -> str | None:
     return None
 
 
-def promised(environment: os._Environ[str] | dict[str, str]) -> int | None:
+def promised(environment: Mapping[str, str]) -> int | None:
     """Return how many descriptors LISTEN_FDS promises; None if it cannot be read."""
     count = environment.get("LISTEN_FDS", "")
     return int(count) if count.isascii() and count.isdecimal() and len(count) < 5 else None
 
 
-def names_of(environment: os._Environ[str] | dict[str, str], count: int) -> list[str]:
+def names_of(environment: Mapping[str, str], count: int) -> list[str]:
     """Return the names of `count` descriptors.  Where LISTEN_FDNAMES has not as many, none has a name."""
     names = environment.get("LISTEN_FDNAMES", "").split(":")
     return names if len(names) == count else [UNNAMED] * count

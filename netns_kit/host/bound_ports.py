@@ -15,9 +15,10 @@ from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
-__all__ = ["holder", "may_bind"]
+__all__ = ["holder", "may_bind", "path_holder"]
 
 LISTEN = 0x0A  # include/net/tcp_states.h
+SO_ACCEPTCON = 1 << 16  # a flag of unix sockets that listen, include/uapi/linux/net.h
 SHOWN = 80  # characters of a command line in a message
 
 
@@ -75,9 +76,31 @@ def holder(protocol: str, host: IPv4Address | IPv6Address, port: int, pid: int |
     first = min(found, key=lambda each: (each.state != LISTEN, each.address.version != host.version))
     if not first.inode:
         return "a connection that the kernel is closing"
-    pids = list(_processes(first.inode))
+    return _process(first.inode) or f"a process of uid {first.uid}"
+
+
+def path_holder(path: str) -> str | None:
+    """Return, in words, who listens at a unix socket; None if nobody does, or that cannot be known.
+
+    Args:
+        path: Its path, or "@" and the name of an abstract socket.
+    """
+    with (
+        suppress(OSError),
+        open("/proc/thread-self/net/unix", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        for line in file:
+            words = line.rstrip("\n").split(maxsplit=7)
+            if words[7:] == [path] and int(words[3], 16) & SO_ACCEPTCON:
+                return _process(int(words[6]))
+    return None
+
+
+def _process(inode: int) -> str | None:
+    """Return, in words, who has the socket; None if its process cannot be seen."""
+    pids = list(_processes(inode))
     if not pids:
-        return f"a process of uid {first.uid}"
+        return None
     if os.getpid() in pids:
         return "this process"
     others = f" and {len(pids) - 1} more" if len(pids) > 1 else ""

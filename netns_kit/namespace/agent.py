@@ -69,7 +69,7 @@ from .agent_command import ECHO, RunningCommand, become_command, kill_tree
 from .agent_common import FOLLOW_STOPS, IN_MEMFD, children_of, failure, to_bytes, write_file
 from .agent_files import make_place, remove_place, show_again
 from .agent_namespaces import Quarters, attach, create, hide, open_quarters
-from .agent_sockets import prepare_transparent, route_answers
+from .agent_sockets import allow_unix, prepare_transparent, route_answers
 from .agent_sockets import serve as supply_sockets
 from .links import configure_link, open_tap
 
@@ -111,6 +111,7 @@ OPERATIONS: dict[str, Callable[..., tuple[dict[str, object], list[int]]]] = {
     "configure_link": op_configure_link,
     "sysctl_get": op_sysctl_get,
     "sysctl_set": op_sysctl_set,
+    "allow_unix": allow_unix,
     "prepare_transparent": prepare_transparent,
     "route_answers": route_answers,
 }

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 SCRATCH = "/tmp"
 
 
-def show_files(files: dict[str, str], sockets: dict[str, str]) -> dict[str, int]:
+def show_files(files: dict[str, str], sockets: dict[str, tuple[str, int, int]]) -> dict[str, int]:
     """Make a mount namespace in which each path of `files` reads as the text given for it, and each of `sockets` is
-    the Unix socket of the path given for it.
+    the Unix socket of the path given for it, with the device and the inode that it has for the caller.
 
     Return one more mount for each, by which it can be shown again; none before Linux 5.2, which has no open_tree(2).
     The texts lie on a tmpfs that covers `SCRATCH` only meanwhile.  Targets and sockets are opened before, so that
@@ -48,7 +48,7 @@ def show_files(files: dict[str, str], sockets: dict[str, str]) -> dict[str, int]
     check(libc.unshare(abi.CLONE_NEWNS), SCRATCH)
     check(libc.mount(None, b"/", None, abi.MS_REC | abi.MS_PRIVATE, None), "/")
     # Fact: a mount can be made of what this mount namespace has, and not of what the caller has opened in its own.
-    opened = {path: os.open(socket, os.O_PATH | os.O_CLOEXEC) for path, socket in sockets.items()}
+    opened = {path: open_socket(*given) for path, given in sockets.items()}
     for path in paths:
         if not os.path.exists(path):
             make_room(path)
@@ -75,6 +75,15 @@ def show_files(files: dict[str, str], sockets: dict[str, str]) -> dict[str, int]
             copies[path] = copy
     check(libc.umount2(where, abi.MNT_DETACH), SCRATCH)
     return copies
+
+
+def open_socket(path: str, device: int, inode: int) -> int:
+    """Open a Unix socket of the host, by a path that leads to it in this mount namespace too."""
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    status = os.fstat(fd)
+    if (status.st_dev, status.st_ino) != (device, inode):
+        raise OSError(errno.ESTALE, "the path leads to something else inside", path)
+    return fd
 
 
 def has_places(directory: str) -> bool:

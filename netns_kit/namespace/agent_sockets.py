@@ -22,11 +22,13 @@ from netns_kit.child.channel import send_record
 from netns_kit.child.supply import ORDER, REPLY
 from netns_kit.host import abi
 
-from .agent_common import write_file
+from .agent_common import to_bytes, write_file
 from .links import index_of, rtnetlink
 
 MARK = TABLE = 0x6E6B  # "nk": of transparent sockets, and of the routing table for what answers them
-_FAMILIES = frozenset({int(socket.AF_INET), int(socket.AF_INET6), int(socket.AF_UNIX)})
+PATH_MAX = 108  # bytes of a unix socket's address
+_allowed: set[bytes] = set()  # unix sockets that the engine may be connected to
+_routed: set[tuple[int, int]] = set()  # families, and ports of UDP (0: the mark) that have a rule
 _TYPES = frozenset({int(socket.SOCK_STREAM), int(socket.SOCK_DGRAM)})
 _TRANSPARENT = {  # by family
     int(socket.AF_INET): (socket.IPPROTO_IP, abi.IP_TRANSPARENT),
@@ -38,19 +40,22 @@ _SYSCTLS = {int(socket.AF_INET): "ipv4", int(socket.AF_INET6): "ipv6"}
 def serve(supply: socket.socket) -> bool:
     """Answer one order; return False if there will be none any more.  What the engine does not take is closed."""
     try:
-        order = supply.recv(ORDER.size)
+        order = supply.recv(ORDER.size + PATH_MAX)
     except BlockingIOError:
         return True
     except ConnectionError:
         return False
-    if len(order) != ORDER.size:
+    if len(order) < ORDER.size:
         return False
-    family, kind, transparent, count = ORDER.unpack(order)
+    family, kind, transparent, count = ORDER.unpack_from(order)
     made: list[socket.socket] = []
     number = 0
     try:
-        while len(made) < min(count, abi.SCM_MAX_FD):
-            made.append(_socket(family, kind, bool(transparent)))
+        if family == socket.AF_UNIX:
+            made.append(_connected(order[ORDER.size :]))
+        else:
+            while len(made) < min(count, abi.SCM_MAX_FD):
+                made.append(_socket(family, kind, bool(transparent)))
     except OSError as exc:
         number = exc.errno or errno.EIO
     try:  # noqa: SIM105 - contextlib would take half a millisecond of a start that is waited for
@@ -62,12 +67,31 @@ def serve(supply: socket.socket) -> bool:
     return True
 
 
+def allow_unix(address: str, wanted: bool) -> tuple[dict[str, object], list[int]]:
+    """Let the engine have connections to a unix socket, or no more: it may be taken over, so it names none itself."""
+    (_allowed.add if wanted else _allowed.discard)(to_bytes(address))
+    return {}, []
+
+
+def _connected(address: bytes) -> socket.socket:
+    """Connect to a unix socket: by its path, or its name in this namespace."""
+    if address not in _allowed:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        made.connect(address)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
 def _socket(family: int, kind: int, transparent: bool) -> socket.socket:
-    if family not in _FAMILIES or kind not in _TYPES:
+    if family not in _TRANSPARENT or kind not in _TYPES:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     made = socket.socket(family, kind | socket.SOCK_NONBLOCK)
     try:
-        if kind == socket.SOCK_STREAM and family != socket.AF_UNIX:
+        if kind == socket.SOCK_STREAM:
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             made.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         if transparent:
@@ -83,6 +107,8 @@ def _socket(family: int, kind: int, transparent: bool) -> socket.socket:
 def prepare_transparent(ipv6: bool) -> tuple[dict[str, object], list[int]]:
     """Route what answers transparent sockets of TCP to the loopback.  Doing it again is fine."""
     for family in (socket.AF_INET, socket.AF_INET6) if ipv6 else (socket.AF_INET,):
+        if (family, 0) in _routed:
+            continue
         _socket(family, socket.SOCK_STREAM, transparent=True).close()
         head = struct.pack(  # struct rtmsg
             "=BBBBBBBBI", family, 0, 0, 0, 0, abi.RTPROT_BOOT, abi.RT_SCOPE_HOST, abi.RTN_LOCAL, 0
@@ -91,6 +117,7 @@ def prepare_transparent(ipv6: bool) -> tuple[dict[str, object], list[int]]:
         _add(abi.RTM_NEWROUTE, head, way)
         _add(abi.RTM_NEWRULE, _rule(family), {abi.FRA_FWMARK: struct.pack("=I", MARK), **_to_table()})
         write_file(f"/proc/sys/net/{_SYSCTLS[family]}/fwmark_reflect", "1\n")
+        _routed.add((family, 0))
     write_file("/proc/sys/net/ipv4/tcp_fwmark_accept", "1\n")  # of both families
     return {}, []
 
@@ -99,14 +126,11 @@ def route_answers(family: int, port: int, wanted: bool) -> tuple[dict[str, objec
     """Route what a program sends by UDP from `port` to the loopback, or do so no more.  Doing it again is fine."""
     ports = struct.pack("=HH", port, port)
     chosen = {abi.FRA_SPORT_RANGE: ports, **_to_table(), abi.FRA_IP_PROTO: bytes((socket.IPPROTO_UDP,))}
-    if wanted:
-        _add(abi.RTM_NEWRULE, _rule(family), chosen)
-    else:
-        try:
-            rtnetlink("lo", abi.RTM_DELRULE, 0, _rule(family), chosen)
-        except OSError as exc:
-            if exc.errno != errno.ENOENT:
-                raise
+    if wanted != ((family, port) in _routed):
+        rtnetlink(
+            "lo", abi.RTM_NEWRULE if wanted else abi.RTM_DELRULE, abi.NLM_F_CREATE, _rule(family), chosen
+        )
+        (_routed.add if wanted else _routed.remove)((family, port))
     return {}, []
 
 

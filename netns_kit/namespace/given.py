@@ -53,15 +53,17 @@ def listening(listen: Listen | None) -> list[tuple[str, int]]:
         return []
     if not isinstance(listen, Mapping):
         arguments.items("listen", listen, "sockets, pairs of a name and a socket, or a mapping of those")
-    found = []
     pairs: Iterable[object] = listen.items() if isinstance(listen, Mapping) else listen
+    found = []
     for each in pairs:
         name, sock = each if isinstance(each, tuple) and len(each) == 2 else (activation.UNNAMED, each)
         found.append(
             (_checked_name("listen", name), _descriptor("listen", sock, "a socket, or its descriptor"))
         )
-    for _, fd in found:
-        os.set_blocking(fd, True)
+        if isinstance(sock, socket.socket):
+            sock.setblocking(True)  # it would set a copy of itself to what it remembers
+        else:
+            os.set_blocking(found[-1][1], True)
     return found
 
 
@@ -111,8 +113,8 @@ def _connect(path: str | bytes) -> int:
     raise OSError(number, os.strerror(number), path)
 
 
-def host_sockets(sockets: Mapping[str, Word] | None) -> dict[str, str]:
-    """Check `sockets` and return the host's path for each path inside."""
+def host_sockets(sockets: Mapping[str, Word] | None) -> dict[str, tuple[str, int, int]]:
+    """Check `sockets` and return, for each path inside, the host's path and what it leads to: device and inode."""
     expected = "absolute paths, and the path of a Unix socket for each"
     found = {}
     if sockets is not None:
@@ -122,9 +124,10 @@ def host_sockets(sockets: Mapping[str, Word] | None) -> dict[str, str]:
         knob = f"sockets[{inside!r}]"
         text(path, knob, "the path of a Unix socket")
         whole = os.path.join(os.getcwd(), os.fsdecode(path))
-        if not stat.S_ISSOCK(os.stat(whole).st_mode):
+        status = os.stat(whole)
+        if not stat.S_ISSOCK(status.st_mode):
             raise ArgumentError("expected the path of a Unix socket", knob, arguments.shown(path))
-        found[name] = text(whole)
+        found[name] = text(whole), status.st_dev, status.st_ino
     return found
 
 

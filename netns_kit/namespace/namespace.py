@@ -526,6 +526,23 @@ class Namespace(Openable):
             end.setblocking(False)
         return engines, agents
 
+    async def allow_unix(self, address: str, *, wanted: bool) -> None:
+        """Let an engine have connections to a unix socket, or no more.
+
+        For parts of this library, see `netns_kit.namespace.agent_sockets`.
+
+        Args:
+            address: The address, as connect(2) takes it.
+            wanted: False: the engine gets none any more.
+
+        Raises:
+            NamespaceGone: The namespace has ended, or is not open.
+
+        Cancellation:
+            The engine may have been let.
+        """
+        await self._ask(Done, "allow_unix", address=address, wanted=wanted)
+
     async def prepare_transparent(self, *, ipv6: bool) -> None:
         """Let connections keep the address of their client, which is none of the namespace.
 

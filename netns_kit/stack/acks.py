@@ -1,10 +1,12 @@
-"""ACKs that are owed, and when they leave.
+"""Acks: the ACKs that connections owe, and when they are sent.
 
-An ACK for much leaves when the frames at hand have been handled: one for all of them, and a sender that fills
-windows does not wait.  An ACK for little waits `Limits.tcp_ack_delay`, so that the answer may carry it (RFC 9293
-3.8.6.3), which saves a frame for each question and answer.  A guest that sends nothing more until the ACK comes
-(RFC 896) would lose that time at each turn: where a delayed ACK has travelled alone after all, the next `QUICK` are
-not delayed.
+An ACK for many bytes is sent as soon as the frames at hand have been handled.  So there is one ACK for all of them,
+and a sender that fills windows does not wait.
+
+An ACK for few bytes waits `Limits.tcp_ack_delay` seconds, so that the answer may carry it (RFC 9293 3.8.6.3).  That
+saves a frame for each question and answer.  But a guest may send nothing more until the ACK comes (RFC 896), and
+would then lose this time in each turn.  Therefore, if a delayed ACK was sent without an answer after all, the next
+`QUICK` ACKs are not delayed.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from .timers import Timers
 
-MUCH = 536  # bytes, the smallest default MSS: so at least every second segment of full size is acknowledged at once
+MUCH = 536  # bytes, the default MSS of IPv4: the ACK for so many bytes is not delayed
 QUICK = 16
 NOT_OWED, AT_ONCE = math.inf, -math.inf
 
@@ -25,23 +27,23 @@ NOT_OWED, AT_ONCE = math.inf, -math.inf
 class AckOwner(Protocol):
     """A connection that owes an ACK.
 
-    `ack_at` is when it is due: `NOT_OWED`, `AT_ONCE` or a time.  `ack_is_listed` belongs to `Acks`.
+    `ack_at` tells when the ACK is due: `NOT_OWED`, `AT_ONCE` or a time.  `ack_is_listed` is used by `Acks` only.
     """
 
     ack_at: float
     ack_is_listed: bool
 
     def send_ack(self) -> None:
-        """Send it: it is due at once."""
+        """Send the ACK, which is due at once."""
 
     def ack_is_overdue(self) -> None:
-        """Send it: it has waited in vain for a segment to carry it."""
+        """Send the ACK, which has waited but was not carried by another segment."""
 
 
 class Acks:
-    """The ACKs that a stack owes.
+    """The ACKs that the connections of a stack owe.
 
-    An owner whose ACK is due at once adds itself to `at_once`.
+    An owner whose ACK is due at once appends itself to `at_once`.
     """
 
     __slots__ = ("_listed", "_timers", "at_once", "delay", "timer_at", "timer_entry")
@@ -49,26 +51,29 @@ class Acks:
     def __init__(self, delay: float, timers: Timers) -> None:
         self.delay = delay
         self.at_once: list[AckOwner] = []
-        self._listed: deque[tuple[float, AckOwner]] = deque()  # each once, and not later than its ACK is due
+        self._listed: deque[tuple[float, AckOwner]] = deque()  # each owner once, at the due time or earlier
         self._timers = timers
         self.timer_at = self.timer_entry = math.inf
 
     def wait(self, owner: AckOwner) -> None:
-        """Have the ACK sent at the `ack_at` of an owner that is not listed: now, and `delay` seconds more."""
+        """List an owner, so that its ACK is sent at its `ack_at`.
+
+        That must be `delay` seconds from now, so that the list stays in order.
+        """
         owner.ack_is_listed = True
         if not self._listed:
             self._timers.arm(self, owner.ack_at)
         self._listed.append((owner.ack_at, owner))
 
     def flush(self) -> None:
-        """Send those due at once, unless a segment has carried them meanwhile."""
+        """Send the ACKs that are due at once, unless another segment has carried them meanwhile."""
         due, self.at_once = self.at_once, []
         for owner in due:
             if owner.ack_at == AT_ONCE:
                 owner.send_ack()
 
     def handle_timer(self, now: float) -> None:
-        """Send those that have waited for long enough."""
+        """Send the ACKs that have waited for their time."""
         listed = self._listed
         while listed:
             at, owner = listed[0]
@@ -76,7 +81,7 @@ class Acks:
                 self._timers.arm(self, at)
                 return
             del listed[0]
-            if now < owner.ack_at < NOT_OWED:  # that was carried, and another is owed since
+            if now < owner.ack_at < NOT_OWED:  # that ACK was carried, and a later one is owed now
                 insort(listed, (owner.ack_at, owner), key=lambda entry: entry[0])
                 continue
             owner.ack_is_listed = False

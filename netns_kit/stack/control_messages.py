@@ -1,7 +1,7 @@
-"""ControlMessages: what the guest sends by ICMP and ICMPv6, but for pings to elsewhere, which are flows.
+"""ControlMessages: handles the guest's ICMP and ICMPv6 messages, except pings to others, which are flows.
 
-Pings to our own addresses are answered.  An error about what we have sent is told to the connection that it is about,
-or narrows the way to the guest.  Neighbour discovery is for the link, router solicitations are for the router.
+Pings to our own addresses are answered.  An error about a packet of ours is passed to its connection, or reduces the
+MTU to the guest.  Neighbour discovery is passed to the link, and router solicitations to the router.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .wire.family import IPV4, IPV6, Family
 
 
 class ControlMessages:
-    """The ICMP of one stack; `router` is None where there are no router advertisements."""
+    """The handler of ICMP in one stack.  `router` is None if there are no router advertisements."""
 
     def __init__(
         self, network: NetworkLayer, tcp: TcpTable, udp: UdpTable, echo: EchoTable, router: Router | None
@@ -31,7 +31,7 @@ class ControlMessages:
         """Handle a message that is not to a group.
 
         Raises:
-            BadPacket: It is not as it must be, or it is of a type that nothing is done about.
+            BadPacket: The message is malformed, or of a type that is ignored.
         """
         message, family = icmp.parse(packet.payload), packet.family
         if not packet.summed:
@@ -51,10 +51,10 @@ class ControlMessages:
             raise BadPacket("icmp-type")
 
     def group_packet_arrives(self, packet: ip.Packet) -> bool:
-        """Handle an ICMPv6 message to a group, if it is about this link.  Return whether it is.
+        """Handle an ICMPv6 message to a group if it concerns this link.  Return whether it does.
 
         Raises:
-            BadPacket: It is not as it must be.
+            BadPacket: The message is malformed.
         """
         message = icmp.parse(packet.payload)
         if message.type not in ndp.TYPES and message.type not in icmp.V6_GROUPS:
@@ -66,7 +66,7 @@ class ControlMessages:
         return True
 
     def _neighbour_arrives(self, packet: ip.Packet, message: icmp.Message) -> None:
-        """Neighbour discovery comes from this link and in one piece (RFC 4861 6.1, 7.1; RFC 6980)."""
+        """Handle neighbour discovery.  It must come from this link and unfragmented (RFC 4861 6.1, 7.1; RFC 6980)."""
         if packet.ttl != ndp.HOP_LIMIT or message.code or ip.has_extensions(packet):
             raise BadPacket("ndp-header")
         neighbour = ndp.parse(packet.payload)
@@ -87,7 +87,7 @@ class ControlMessages:
         self._packets.echo_reply(packet.addresses, message.high, message.low, message.payload, tos=packet.tos)
 
     def _unreachable(self, packet: ip.Packet, message: icmp.Message) -> None:
-        """End a connection that we are opening: its SYN was not welcome."""
+        """End a connection that we are opening, whose SYN the guest has refused."""
         protocol, key, number = flow_key.of_sent(packet.family, message.payload)
         if protocol != ip.TCP:
             return
@@ -98,7 +98,7 @@ class ControlMessages:
             connection.unreachable(number, IcmpError(message.type, message.code))
 
     def _too_big(self, packet: ip.Packet, message: icmp.Message, mtu: int, now: float) -> None:
-        """Believe a router behind the guest that has no room for what we have sent, if we may have sent it."""
+        """Reduce the MTU to the guest, as a router behind it asks, if we may have sent the packet that it quotes."""
         protocol, key, number = flow_key.of_sent(packet.family, message.payload)
         if protocol == ip.TCP:
             connection = self._tcp.get(key)
@@ -114,7 +114,7 @@ class ControlMessages:
 
 
 def _told_mtu(family: Family, message: icmp.Message) -> int | None:
-    """Return the MTU that a "packet too big" tells of; None if the message is none."""
+    """Return the MTU in a "packet too big" message, or None if the message is another one."""
     if message.type != family.too_big or (family is IPV4 and message.code != family.too_big_code):
         return None
     mtu = message.low if family is IPV4 else message.high << 16 | message.low

@@ -1,4 +1,4 @@
-"""ICMP echo flows: one guest address and identifier pinging one other address (RFC 5508)."""
+"""EchoFlow: one guest address and identifier pinging one other address (RFC 5508)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class EchoFlow(IdleFlow):
 
     @property
     def lifetime(self) -> float:
-        """Seconds that it may be idle."""
+        """Seconds that the flow may be idle."""
         return self._table.limits.echo
 
     @property
     def identifier(self) -> int:
-        """The identifier of the guest's requests."""
+        """Identifier of the guest's requests."""
         return flow_key.parse(self.key).guest_port
 
     def reply(
@@ -42,13 +42,13 @@ class EchoFlow(IdleFlow):
         payload: bytes | memoryview = b"",
         check: int | None = None,
     ) -> None:
-        """Tell the guest what became of a request.
+        """Send the guest an ICMP error about a request.
 
         Args:
-            why: What became of it.
+            why: The error.
             sequence: The sequence number of the request.
-            payload: As much of the request as is known.
-            check: The checksum of all of it; None takes that of what is known.
+            payload: As much of the request's payload as is known.
+            check: The checksum of the whole request; None: that of the known part.
         """
         family = flow_key.family_of(self.key)
         message = icmp.HEADER.pack(family.echo, 0, check or 0, self.identifier, sequence) + payload
@@ -65,7 +65,7 @@ class EchoTable(IdleTable[EchoFlow]):
         super().__init__("icmp", network, network.limits.echo_flows)
 
     def request_arrives(self, packet: ip.Packet, message: icmp.Message, now: float) -> None:
-        """Handle a request to an address that is not ours: it belongs to a flow, or opens one."""
+        """Handle an echo request to an address that is not ours: it belongs to a flow, or opens one."""
         key = packet.addresses + packet.payload[4:6] + bytes(2)
         flow = self.get(key)
         if flow is None:

@@ -1,14 +1,15 @@
 """FlowTable: the flows of one transport, from the first packet to the end.
 
-Theory of operation.  A flow is in its table from the moment it is made until it is closed: by its user, by its timer,
-or to make room.  `Watcher` is told of both moments here, and of a refusal between them.
+A flow is in its table from the moment it is made until it is closed: by its user, by its timer, or to make room.  The
+table tells the `Watcher` of both moments, and of a refusal between them.
 
-A flow that has no end of its own, of UDP or of pings, ends when it has been idle for its `lifetime` (`IdleFlow`), or
-when its table (`IdleTable`) needs its place: beyond the limit, the flow that has been idle longest is closed.  To use
-a flow costs one assignment, to its `last`.  Which flow is idle longest is found out when room is needed: all flows
-are sorted by `last`, and are closed in that order, but for those that were used since; after the last of them they
-are sorted again.  So the work for a flow that is closed is bounded by the packets that have come since the last
-sorting.
+UDP and ping flows have no end of their own.  Such a flow (`IdleFlow`) is closed when it has been idle for its
+`lifetime`.  It is also closed if its table (`IdleTable`) is full and it is the flow that has been idle longest.
+
+Using a flow costs one assignment to `last`.  Which flow has been idle longest is only found out when room is needed.
+All flows are then sorted by `last` into a list.  From then on, the next flow of the list whose `last` has not changed
+is closed.  When the list is used up, the flows are sorted again.  So the cost of closing flows is bounded by the
+number of packets since the last sorting.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ G = TypeVar("G", bound="UdpFlow | EchoFlow")
 
 
 class FlowTable(dict[bytes, F]):
-    """The flows of one transport by their keys, and what they need of the stack that they live in."""
+    """The flows of one transport by their keys, and the parts of the stack that they use."""
 
     def __init__(self, transport: Transport, network: NetworkLayer, limit: int) -> None:
         super().__init__()
@@ -44,26 +45,26 @@ class FlowTable(dict[bytes, F]):
         self.flow_ids = network.flow_ids
 
     def add(self, flow: F) -> None:
-        """Put a flow into the table."""
+        """Put a flow into the table, and tell the watcher."""
         self[flow.key] = flow
         self.watcher.opened(self.transport, flow)
 
     def forget(self, flow: F) -> None:
-        """Take a flow out of the table, if it is there still: another may have its key by now."""
+        """Take a flow out of the table, and tell the watcher.  If another flow has its key by now, do nothing."""
         if self.get(flow.key) is flow:
             del self[flow.key]
             self.watcher.closed(self.transport, flow)
 
     def refused(self, flow: F, why: Refusal | IcmpError) -> None:
-        """Tell the watcher that a flow is turned away; `forget` follows."""
+        """Tell the watcher that a flow is refused; `forget` follows."""
         self.watcher.refused(self.transport, flow, why)
 
 
 class IdleFlow:
-    """A flow that ends when it has been idle for its `lifetime`.
+    """A flow that is closed when it has been idle for its `lifetime`.
 
-    `id` is this flow's alone, also when another has its key later.  `opened` is when it was made, and `last` when it
-    was last used.  `received` and `sent` are bytes of payload, from the guest and to it.
+    `id` is a number that no other flow ever has.  `opened` is the time when the flow was made, and `last` the time
+    when it was last used.  `received` and `sent` count the bytes of payload from the guest and to it.
     """
 
     __slots__ = (
@@ -82,11 +83,11 @@ class IdleFlow:
 
     @property
     def lifetime(self) -> float:
-        """Seconds that it may be idle."""
+        """Seconds that the flow may be idle."""
         raise NotImplementedError
 
     def handle_timer(self, now: float) -> None:
-        """Close the flow if it has been idle for its time, else wait for the rest of it."""
+        """Close the flow if it has been idle for its lifetime; otherwise wait for the rest of it."""
         due = self.last + self.lifetime
         if due > now:
             self._table.timers.arm(self, due)
@@ -94,7 +95,7 @@ class IdleFlow:
             self.close()
 
     def close(self) -> None:
-        """Take the flow out of the table, and tell its user.  Again is fine."""
+        """Take the flow out of the table, and tell its user.  Calling it again is allowed."""
         self.timer_at = math.inf
         self._table.forget(self)
         user, self.user = self.user, NOBODY
@@ -102,15 +103,15 @@ class IdleFlow:
 
 
 class IdleTable(FlowTable[G]):
-    """A `FlowTable` in which the flow that has been idle longest makes room."""
+    """A `FlowTable` that closes the flow which has been idle longest when it needs room."""
 
     def __init__(self, transport: Transport, network: NetworkLayer, limit: int) -> None:
         super().__init__(transport, network, limit)
-        self._idle: deque[tuple[float, bytes]] = deque()  # `last` and key of those sorted that are left
+        self._idle: deque[tuple[float, bytes]] = deque()  # the sorted list: `last` and key of each flow
 
     def evict(self, spare: bytes = b"") -> None:
-        """Close the flow that has been idle longest, but for the one of the key `spare`."""
-        for _ in range(2):  # at the second time all are as they were sorted
+        """Close the flow that has been idle longest, other than the one with the key `spare`."""
+        for _ in range(2):  # if the list is used up, once more with a new list
             while self._idle:
                 last, key = self._idle.popleft()
                 flow = self.get(key)
@@ -120,7 +121,7 @@ class IdleTable(FlowTable[G]):
             self._idle.extend(sorted((flow.last, key) for key, flow in self.items()))
 
     def turn_away(self, flow: G, why: Refusal, packet: ip.Packet) -> None:
-        """Close a flow that its user has refused, and tell the guest so about the packet that has opened it."""
+        """Close a flow that its user has refused, and tell the guest, about the packet that has opened the flow."""
         self.refused(flow, why)
         flow.close()
         self.packets.error(packet.whole, why, by=packet.destination)

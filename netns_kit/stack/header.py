@@ -1,6 +1,7 @@
-"""Header templates: what stands in front of a flow's payload, laid out once.
+"""FlowHeader: the headers of a flow's packets, laid out once as a template.
 
-Sending patches lengths and sums in place, and hands header and payload to the link; nothing is built per packet.
+To send, lengths and sums are patched in place, and the template and the payload are passed to the link.  Nothing is
+built per packet.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ DEFAULT_TTL = 64
 
 @lru_cache(maxsize=64)
 def _ip_header(addresses: bytes, protocol: int, ttl: int, tos: int) -> tuple[bytes, int, int]:
-    """Return what is the same for every flow between two addresses, which are few.
+    """Return the parts that are the same for all flows between two addresses, which are few.
 
-    That is an IP header of length 0; the sum of an IPv4 header without length and checksum, 0 of IPv6, whose header
-    has none; and the sum of the pseudo-header without length.
+    They are: the IP header for length 0; the sum of an IPv4 header without length and checksum, 0 for IPv6; and the
+    sum of the pseudo-header without the length.
     """
     header = ip.pack(addresses, protocol, 0, ttl=ttl, tos=tos)
     guest = ip.halves(addresses)[1]
@@ -32,7 +33,7 @@ def _ip_header(addresses: bytes, protocol: int, ttl: int, tos: int) -> tuple[byt
 
 @lru_cache(maxsize=64)
 def _virtio_header(layer4: int, size: int, sum_offset: int, gso_type: int, gso_size: int) -> bytes:
-    """Return what is the same for every flow of a family; `size` is that of all headers."""
+    """Return the virtio header, which is the same for all flows of a family.  `size` is that of all headers."""
     header_size = size - virtio.SIZE if gso_type else 0
     return virtio.pack(virtio.NEEDS_CSUM, gso_type, header_size, gso_size, layer4 - virtio.SIZE, sum_offset)
 
@@ -40,12 +41,12 @@ def _virtio_header(layer4: int, size: int, sum_offset: int, gso_type: int, gso_s
 class FlowHeader:
     """The headers of a flow's packets to the guest.
 
-    `buffer` is virtio header (if the link has one), Ethernet, IP and layer-4 header; `layer4` is where the last
-    begins.  `pseudo` is the pseudo-header's sum without the length.  `resolved` tells whether the guest's link
-    address is in; `mtu` is that of the way to the guest; `marks` are TTL and TOS, eight bits each.
+    `buffer` has the virtio header (if the link has one), the Ethernet header, the IP header, and the layer-4 header,
+    which begins at `layer4`.  `pseudo` is the sum of the pseudo-header without the length.  `resolved` tells whether
+    the guest's link address is set.  `mtu` is the MTU to the guest.  `marks` are TTL and TOS, eight bits each.
 
-    `length` is what `set_length` was last called with, and `check` the pseudo-header's sum for that.  While that and
-    the link's `version` are as they were, there is nothing to be done anew.
+    `length` is the argument of the last call of `set_length`, and `check` the sum of the pseudo-header with it.  As
+    long as the length and the link's `version` have not changed, `set_length` need not be called.
     """
 
     __slots__ = (
@@ -54,7 +55,7 @@ class FlowHeader:
     )  # fmt: skip
 
     def __init__(self, link: Link, key: bytes, protocol: int, size: int) -> None:
-        """Lay out the headers of a flow, with a layer-4 header of `size` bytes that begins with its ports."""
+        """Lay out the headers of a flow, with a layer-4 header of `size` bytes that begins with the ports."""
         self.family = flow_key.family_of(key)
         self.guest = guest = flow_key.parse(key).guest
         self.addresses, ports = flow_key.backwards(key)
@@ -73,7 +74,7 @@ class FlowHeader:
         self.layer4 = len(prefix) + len(header)
 
     def mark(self, ttl: int, tos: int) -> None:
-        """Set TTL and TOS, or hop limit and traffic class, of what is sent from now on."""
+        """Set TTL and TOS (hop limit and traffic class) of the packets from now on."""
         self.marks = ttl << 8 | tos
         self._ttl_protocol = ttl << 8 | self._protocol
         self.length = -1
@@ -81,7 +82,7 @@ class FlowHeader:
         self.buffer[self._ip : self._ip + len(header)] = header
 
     def set_length(self, length: int) -> None:
-        """Set the length of layer-4 header and payload."""
+        """Set the length of the layer-4 header together with the payload."""
         if self.version != self._link.version:
             self.look_up()
         self.length = length
@@ -94,15 +95,15 @@ class FlowHeader:
             _LENGTH(self.buffer, self._ip + 4, length)
 
     def look_up(self) -> None:
-        """Look up the way to the guest: an address, the guest's perhaps, has a new link address or MTU."""
+        """Look up the guest's link address and MTU again, since a link address or an MTU has changed."""
         self.version = self._link.version
         self.mtu = self._link.mtu_to(self.guest)
         mac = self._link.mac_of(self.guest)
-        if mac != UNKNOWN_MAC:  # forgotten is not gone
+        if mac != UNKNOWN_MAC:  # if it was forgotten, the old one is still good
             at = self._ip - 14
             self.buffer[at : at + 6] = mac
             self.resolved = True
 
     def virtio(self, sum_offset: int, gso_type: int = virtio.GSO_NONE, gso_size: int = 0) -> bytes:
-        """Return the virtio header for packets whose checksum field lies `sum_offset` into layer 4."""
+        """Return the virtio header of packets whose checksum field is `sum_offset` bytes into layer 4."""
         return _virtio_header(self.layer4, len(self.buffer), sum_offset, gso_type, gso_size)

@@ -1,14 +1,14 @@
-"""The link: Ethernet in and out, and who has which link address (ARP, RFC 826; neighbour discovery, RFC 4861).
+"""Link: sends and receives Ethernet frames, and knows the link addresses of neighbours (ARP, RFC 826; NDP, RFC 4861).
 
-Every frame that we send leaves by `emit`, as one or more buffers that are lent for the duration of the call.  Where
+Every frame that we send is passed to `emit`, as one or more buffers that are lent for the duration of the call.  If
 the link address of a destination is unknown, it is asked for, and a few frames wait until it is known.
 
-We answer for our own addresses and for no other, whoever asks: also a host that is about to take such an address,
-which finds out that it is taken (RFC 4862 5.4).  What we know of the guest is not probed: the guest tells us anew
-with every flow.
+We answer for our own addresses and for no others.  That holds for every sender: also for a host that wants to take
+such an address, and thus learns that it is in use (RFC 4862 5.4).  Known link addresses of the guest are not probed,
+because the guest tells them again with every flow.
 
-Behind the guest there may be other links, with a smaller MTU, of which a router tells (RFC 1191, RFC 8201).  That MTU
-is kept by address, of as many addresses as there may be neighbours.
+Behind the guest there may be other links with a smaller MTU, which routers report (RFC 1191, RFC 8201).  This MTU is
+kept by address, for as many addresses as there may be neighbours.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ if TYPE_CHECKING:
     from .timers import Timers
 
 UNKNOWN_MAC = bytes(6)
-RESOLUTION = 3.0  # seconds that frames wait for a link address: kernels ask three times, a second apart
+RESOLUTION = 3.0  # seconds that frames wait for a link address; kernels ask three times, a second apart
 
 
 class Link:
-    """Our end of the link.  `own` are our addresses, packed, the gateway's first of each family.
+    """Our end of the link.  `own` are our packed addresses, with the gateway's first in each family.
 
-    `version` goes up with each link address or MTU that is learnt: header templates look theirs up then.
+    `version` is incremented with each link address or MTU that is learnt.  Header templates then look up theirs
+    again.
     """
 
     __slots__ = (
@@ -78,7 +79,7 @@ class Link:
         self.own = own
         self.link_local = next((each for each in own if ip.is_link_local(each)), b"")
         self._neighbours: dict[bytes, bytes] = {}
-        self._paths: dict[bytes, int] = {}  # MTUs of the ways to addresses, where they are smaller than ours
+        self._paths: dict[bytes, int] = {}  # MTUs that are smaller than the link's, by address
         self._waiting: dict[bytes, list[bytes]] = {}
         self._limits = limits
         self._dropped = dropped
@@ -87,7 +88,7 @@ class Link:
         self.timer_at = self.timer_entry = math.inf
 
     def tso(self, family: Family) -> bool:
-        """Return whether TCP super-segments of that family may be sent, whose checksum is left to the other end."""
+        """Return whether TCP super-segments of that family may be sent, with checksums left to the other end."""
         offloads = self.offloads
         return offloads.csum and (offloads.tso4 if family is IPV4 else offloads.tso6)
 
@@ -97,15 +98,15 @@ class Link:
         return offloads.csum and (offloads.uso4 if family is IPV4 else offloads.uso6)
 
     def mac_of(self, address: bytes) -> bytes:
-        """Return the link address of `address`, `UNKNOWN_MAC` if it is not known."""
+        """Return the link address of `address`, or `UNKNOWN_MAC`."""
         return self._neighbours.get(address, UNKNOWN_MAC)
 
     def mtu_to(self, address: bytes) -> int:
-        """Return how many bytes a packet to `address` may have."""
+        """Return the size of the largest packet that may be sent to `address`."""
         return self._paths.get(address, self.mtu)
 
     def narrow(self, address: bytes, mtu: int) -> None:
-        """Note that the way to `address` takes packets of `mtu` bytes at most; an incredibly small one is raised."""
+        """Reduce the MTU to `address` to `mtu`, or to the smallest MTU that is credible if that is larger."""
         mtu = max(mtu, family_of(address).smallest_mtu)
         if mtu < self.mtu_to(address):
             self._paths.pop(address, None)
@@ -116,14 +117,14 @@ class Link:
             self.version += 1
 
     def stats(self) -> dict[str, int]:
-        """Return what is kept, by name."""
+        """Return gauges of what is kept, by name."""
         return {
             "neighbours": len(self._neighbours),
             "waiting_frames": sum(map(len, self._waiting.values())),
         }
 
     def learn(self, address: bytes, mac: bytes) -> None:
-        """Note a neighbour's link address.  Frames that waited for it leave now."""
+        """Note the link address of a neighbour, and send the frames that waited for it."""
         if self._neighbours.get(address) == mac or address in self.own or mac[0] & 1 or mac == UNKNOWN_MAC:
             return
         while address not in self._neighbours and len(self._neighbours) >= self._limits.neighbours:
@@ -136,22 +137,23 @@ class Link:
             self.emit(frame[:at] + mac + frame[at + 6 :])
 
     def speaker(self, guest: bytes) -> bytes:
-        """Return our own address for speaking to `guest`: of its family, and of its scope."""
+        """Return our own address for packets to `guest`: one of the same family and scope."""
         if self.link_local and ip.is_link_local(guest):
             return self.link_local
         family = family_of(guest)
         return next((own for own in self.own if family_of(own) is family), family.unspecified)
 
     def prefix(self, address: bytes, mac: bytes = b"") -> bytes:
-        """Return what goes in front of an IP packet: virtio header, if the link has one, and Ethernet header.
+        """Return what precedes an IP packet in its frame: the virtio header, if the link has one, and the Ethernet
+        header.
 
-        The packet is for the neighbour that has `address`, or for the link address `mac`, whoever has it.
+        The frame goes to the link address `mac`, or by default to the neighbour that has `address`.
         """
         kind = family_of(address).ether_type
         return self._virtio() + ethernet.pack(mac or self.mac_of(address), self.mac, kind)
 
     def send(self, address: bytes, *buffers: Buffer) -> None:
-        """Send a frame whose first buffer begins with `prefix(address)`.  It waits if that is not resolved."""
+        """Send a frame whose first buffer begins with `prefix(address)`.  It waits for an unknown link address."""
         at = self.offloads.vnet_header
         if bytes(memoryview(buffers[0])[at : at + 6]) != UNKNOWN_MAC:
             self.emit(*buffers)
@@ -161,7 +163,7 @@ class Link:
             oldest = next(iter(self._waiting))
             self._dropped["limit-waiting-frames"] += len(self._waiting.pop(oldest))
         if not self._waiting:
-            self._timers.arm(self, -math.inf)  # at the next occasion: that knows the time
+            self._timers.arm(self, -math.inf)  # at the next opportunity, to learn the time
         frames = self._waiting.setdefault(address, [])
         if len(frames) < limit:
             frames.append(b"".join(buffers))
@@ -170,7 +172,7 @@ class Link:
         self.request(address)
 
     def handle_timer(self, now: float) -> None:
-        """Drop the frames that have waited for long enough: nobody has their address."""
+        """Drop the frames that have waited too long: no neighbour has their address."""
         if now >= self._given_up_at:
             self._dropped["unresolved"] += sum(map(len, self._waiting.values()))
             self._waiting.clear()
@@ -180,7 +182,7 @@ class Link:
             self._timers.arm(self, self._given_up_at)
 
     def request(self, address: bytes) -> None:
-        """Ask who has `address`."""
+        """Ask for the link address of `address`."""
         if family_of(address) is IPV4:
             request = arp.Arp(arp.REQUEST, self.mac, self.speaker(address), UNKNOWN_MAC, address)
             self._send_arp(ethernet.BROADCAST, request)
@@ -190,22 +192,22 @@ class Link:
             self.send_ndp(ndp.group_mac(group), self.speaker(address) + group, question)
 
     def arp_arrives(self, frame: memoryview, *, answered: bool = False) -> None:
-        """Answer a request for one of our addresses, unless another has `answered`, and learn the sender's."""
+        """Learn the sender's link address, and answer a request for an address of ours, unless it is `answered`."""
         packet = arp.parse(frame)
         if packet.target in self.own and packet.operation == arp.REQUEST and not answered:
             reply = arp.Arp(arp.REPLY, self.mac, packet.target, packet.sender_mac, packet.sender)
             self._send_arp(packet.sender_mac, reply)
-        if packet.sender != IPV4.unspecified:  # RFC 5227: probing, it has no address yet
+        if packet.sender != IPV4.unspecified:  # a probe of RFC 5227 has no sender yet
             self.learn(packet.sender, packet.sender_mac)
 
     def neighbour_arrives(self, packet: ip.Packet, message: ndp.Neighbour, sender_mac: bytes) -> None:
-        """Handle a neighbour's solicitation or advertisement, checked as RFC 4861 7.1 has it.
+        """Handle a neighbour solicitation or advertisement, after the checks of RFC 4861 7.1.
 
-        A solicitation for one of our addresses is answered, and its sender's link address learnt; an advertisement
-        tells the link address of an address which we have asked for or know.
+        A solicitation for an address of ours is answered, and its sender's link address is learnt.  The link address
+        in an advertisement is learnt if we have asked for the address or know it already.
 
         Raises:
-            BadPacket: It is not as it must be.
+            BadPacket: The message is malformed.
         """
         source, destination = packet.source, packet.destination
         target, to_group = message.target, not ip.is_unicast(destination)
@@ -232,7 +234,7 @@ class Link:
         self.send_ndp(mac, target + to, ndp.pack(ndp.Neighbour(ndp.ADVERTISEMENT, flags, target, self.mac)))
 
     def send_ndp(self, mac: bytes, addresses: bytes, message: bytes) -> None:
-        """Send a message of `netns_kit.stack.wire.ndp`, which is summed here."""
+        """Send a message of `netns_kit.stack.wire.ndp`.  Its checksum is set here."""
         message = ip.sum_into(message, addresses, ip.ICMPV6, icmp.CHECKSUM_AT)
         header = ip.pack_ipv6(addresses, ip.ICMPV6, len(message), ttl=ndp.HOP_LIMIT)
         self.emit(self._virtio() + ethernet.pack(mac, self.mac, ethernet.IPV6) + header + message)

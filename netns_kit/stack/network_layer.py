@@ -1,6 +1,6 @@
-"""NetworkLayer: what the transports of a stack stand on, and share.
+"""NetworkLayer: what all transports of a stack use.
 
-It has our addresses, says whose packets may open flows, and sends what no flow sends.
+It has our addresses, decides whose packets may open flows, and sends packets that belong to no flow.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from .wire.family import IPV6, family_of
 
 
 class NetworkLayer:
-    """The shared parts of one `netns_kit.stack.Stack`; `link` has its addresses.
+    """The common parts of one `netns_kit.stack.Stack`.  `link` has our addresses.
 
-    `sources` are the networks, packed address and prefix length, from which guests may open flows; None allows any
-    source (RFC 2827 says why that is worth a check).
+    `sources` are the networks from which guests may open flows, each as packed address and prefix length.  None
+    allows any source; RFC 2827 explains why it should be checked.  `costly_frames` counts frames that cost many times
+    what others do, so that a flood of them is noticed: those of new flows, strays and fragments.
     """
 
     def __init__(
@@ -52,10 +53,10 @@ class NetworkLayer:
         self._sources = None if sources is None else dict(_masked(*each) for each in sources)
 
     def admit(self, packet: ip.Packet) -> None:
-        """Check the addresses of a packet that opens a flow, and learn its link address: it is as good as ARP.
+        """Check the addresses of a packet that opens a flow, and learn the link address of its sender.
 
         Raises:
-            BadPacket: The guest may not use its source address, or we do not forward to its destination.
+            BadPacket: The guest may not use the source address, or we do not forward to the destination.
         """
         self.costly_frames += 1
         source, own = packet.source, self.link.own
@@ -78,12 +79,12 @@ class NetworkLayer:
 
 
 def _masked(address: bytes, prefix: int) -> tuple[int, tuple[int, int]]:
-    """Return a network by its IP version: its mask, and its address."""
+    """Return the version of IP of a network, with its mask and its masked address."""
     bits = 8 * len(address)
     mask = ((1 << prefix) - 1) << (bits - prefix)
     return family_of(address).version, (mask, int.from_bytes(address, "big") & mask)
 
 
 def to_group(packet: ip.Packet, name: str) -> BadPacket:
-    """Return what a packet to a group is dropped as; `name` is of its transport."""
+    """Return the reason for which a packet to a group is dropped.  `name` is that of its transport."""
     return BadPacket(f"{name}-multicast" if ip.is_multicast(packet.destination) else f"{name}-broadcast")

@@ -1,4 +1,4 @@
-"""What the two ends of a link leave to each other instead of doing it per packet."""
+"""Offloads: the work that the two ends of a link leave to each other instead of doing it per packet."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from netns_kit.frozen import frozen
 
 @frozen
 class Offloads:
-    """The work that the two ends of a device may leave to each other.  The default is a plain wire.
+    """The work that the two ends of a device may leave to each other.  By default it is none.
 
     Args:
-        vnet_header: The size in bytes of the `struct virtio_net_hdr` before each frame, 0 or 10.
-        csum: Checksums may cover only the pseudo-header.
-        tso4, tso6: TCP super-segments, over IPv4 and IPv6.
-        tso_ecn: TCP super-segments with ECN's CWR.
-        uso4, uso6: UDP super-datagrams, over IPv4 and IPv6.
+        vnet_header: The size in bytes of the `struct virtio_net_hdr` before each frame: 0 or 10.
+        csum: A checksum may cover only the pseudo-header.
+        tso4, tso6: TCP super-segments are allowed, over IPv4 and over IPv6.
+        tso_ecn: TCP super-segments may have ECN's CWR flag.
+        uso4, uso6: UDP super-datagrams are allowed, over IPv4 and over IPv6.
     """
 
     vnet_header: int = 0

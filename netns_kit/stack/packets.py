@@ -1,7 +1,6 @@
-"""Whole packets to the guest, the unhurried way: ICMP errors, echo replies, resets, fragments.
+"""PacketWriter: builds whole packets to the guest: ICMP errors, echo replies, resets, fragments.
 
-What a flow sends often leaves by its header template (`netns_kit.stack.header`); what is sent now and then is built
-here.
+These are sent rarely.  What a flow sends often uses its header template instead (`netns_kit.stack.header`).
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ class PacketWriter:
         self._identification = identification  # of the last packet that left in fragments
 
     def error(self, quoted: memoryview, why: Refusal | IcmpError, *, by: bytes) -> None:
-        """Send an ICMP error about a packet of the guest's; nothing for `Refusal.DROP`.
+        """Send an ICMP error about a packet of the guest's; for `Refusal.DROP` send nothing.
 
-        A closed port is reported by the destination itself, what else we refuse by the gateway.
+        A closed port is reported as by the destination itself, any other refusal as by the gateway.
 
         Args:
             quoted: The packet, from its IP header on.
-            why: What became of it.
-            by: The address that it was sent to.
+            why: The error.
+            by: The destination of the packet.
         """
         if why is Refusal.DROP or not ip.is_unicast(by):
             return
@@ -54,12 +53,14 @@ class PacketWriter:
     def error_about(
         self, key: bytes, protocol: int, layer4: bytes, why: Refusal | IcmpError, *, ttl: int = 64
     ) -> None:
-        """Send an ICMP error about a packet of a flow that is gone; `layer4` is as much of it as is known."""
+        """Send an ICMP error about a packet that is gone.  `layer4` is as much of it as is known, after the IP
+        header.
+        """
         header = ip.pack(flow_key.addresses(key), protocol, len(layer4), ttl=ttl)
         self.error(memoryview(header + layer4), why, by=flow_key.parse(key).remote)
 
     def segment(self, key: bytes, number: int, ack: int, flags: int, options: bytes = b"") -> None:
-        """Send a TCP segment that no connection sends; `key` is the guest's, as everywhere."""
+        """Send a TCP segment that belongs to no connection.  `key` is that of the guest's packets."""
         names, (addresses, _) = flow_key.parse(key), flow_key.backwards(key)
         segment = tcp.pack(
             src_port=names.remote_port,
@@ -82,7 +83,7 @@ class PacketWriter:
         ttl: int = 64,
         tos: int = 0,
     ) -> None:
-        """Send the reply to an echo request that had these addresses."""
+        """Send the reply to an echo request; `addresses` are those of the request."""
         guest, asked = ip.halves(addresses)
         family = family_of(guest)
         message = icmp.HEADER.pack(family.echo_reply, 0, 0, identifier, sequence) + payload
@@ -90,7 +91,7 @@ class PacketWriter:
         self.send(asked + guest, family.icmp, message, ttl=ttl, tos=tos)
 
     def datagram(self, datagram: LinkDatagram) -> None:
-        """Send a UDP datagram of no flow."""
+        """Send a UDP datagram that belongs to no flow."""
         payload, source, source_port, destination, port, mac = datagram
         addresses = source + destination
         layer4 = udp.HEADER.pack(source_port, port, udp.SIZE + len(payload), 0) + payload
@@ -106,7 +107,7 @@ class PacketWriter:
         tos: int = 0,
         mac: bytes = b"",
     ) -> None:
-        """Send a packet that has its checksum, in fragments where it exceeds the MTU."""
+        """Send a packet whose checksum is set, in fragments if it exceeds the MTU."""
         link = self._link
         _, guest = ip.halves(addresses)
         prefix = link.prefix(guest, mac)

@@ -1,6 +1,6 @@
-"""Sets of numbers kept as ranges: what has arrived, and what is missing between.
+"""RangeSet: a set of numbers kept as ranges, which shows what has arrived and what is missing between.
 
-One class serves what SACK tells us, text that waits beyond a hole, and the fragments of a packet.
+The same class serves blocks of SACK, out-of-order text, and the fragments of a packet.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ Range = tuple[int, int]
 
 
 class RangeSet:
-    """A set of numbers modulo 2**32, all within half of the circle: ranges in order, which do not touch.
+    """A set of numbers modulo 2**32 that lie within half of the circle.  It is kept as sorted ranges that do not
+    touch.
 
     >>> known = RangeSet()
     >>> known.add(10, 20), known.add(30, 40), known.add(12, 18)
@@ -29,7 +30,7 @@ class RangeSet:
     __slots__ = ("_edges",)
 
     def __init__(self) -> None:
-        # starts at even places, ends at odd ones; they go on beyond 32 bits where the circle begins anew
+        # starts at even places, ends at odd ones; they go on beyond 2**32, so that they are sorted
         self._edges: list[int] = []
 
     def __len__(self) -> int:
@@ -42,20 +43,20 @@ class RangeSet:
 
     @property
     def start(self) -> int:
-        """The first number of a set that is not empty."""
+        """The first number of the set, which must not be empty."""
         return self._edges[0] & MASK
 
     @property
     def end(self) -> int:
-        """One past the last number of a set that is not empty."""
+        """The number after the last one of the set, which must not be empty."""
         return self._edges[-1] & MASK
 
     def add(self, start: int, end: int) -> bool:
-        """Add the numbers from `start` to before `end`, and return whether one of them is new."""
+        """Add the numbers from `start` to `end`, without `end`.  Return whether any of them is new."""
         edges = self._edges
         low, high = self._place(start, end)
         left, right = bisect_left(edges, low), bisect_right(edges, high)
-        # an odd place is within a range or at its end, and that range goes on
+        # at an odd place, a range has begun before, and the new one continues it
         merged = [low] * (left & 1 == 0) + [high] * (right & 1 == 0)
         if low == high or edges[left:right] == merged:
             return False
@@ -63,13 +64,15 @@ class RangeSet:
         return True
 
     def overlaps(self, start: int, end: int) -> bool:
-        """Return whether a number from `start` to before `end` is in the set; if they are equal, `start`."""
+        """Return whether any number from `start` to `end`, without `end`, is in the set; if they are equal, whether
+        `start` is.
+        """
         low, high = self._place(start, end)
         left, right = bisect_right(self._edges, low), bisect_left(self._edges, high)
         return left & 1 == 1 or left < right
 
     def missing(self, start: int, end: int) -> Iterator[Range]:
-        """Iterate over the ranges from `start` to before `end` that are not in the set, as it is when this begins."""
+        """Iterate over the ranges between `start` and `end` that are not in the set.  Later changes are not seen."""
         edges = self._edges
         low, high = self._place(start, end)
         left, right = bisect_right(edges, low), bisect_left(edges, high)
@@ -85,7 +88,7 @@ class RangeSet:
         self._edges[:at] = [low] * (at & 1)
 
     def bound(self, most: int) -> None:
-        """Keep so many ranges: the first ones, and the last."""
+        """Keep at most `most` ranges: the first ones, and the last one."""
         if len(self) > most:
             del self._edges[2 * most - 2 : -2]
 
@@ -94,9 +97,9 @@ class RangeSet:
         self._edges.clear()
 
     def _place(self, start: int, end: int) -> Range:
-        """Return both numbers as they lie beside those of the set, which may have gone around the circle.
+        """Return both numbers in the coordinates of `_edges`, which may go beyond 2**32.
 
-        They are the same if `end` lies before `start`: nothing is between.
+        If `end` lies before `start` the numbers returned are equal: the range is empty.
         """
         near = self._edges[0] if self._edges else start
         low, size = near + ((start - near + HALF) & MASK) - HALF, (end - start) & MASK

@@ -1,7 +1,7 @@
-"""Putting fragments together (RFC 791, RFC 8200 4.5), with RFC 5722's rule for both families.
+"""Reassembly: puts fragments together (RFC 791, RFC 8200 4.5).  RFC 5722's rule is used for both families.
 
-A fragment that overlaps another one damns the whole packet.  An exact duplicate is only dropped.  Memory is bounded:
-beyond the bound the oldest incomplete packet goes.
+If a fragment overlaps another one, the whole packet is discarded.  An exact duplicate is just dropped.  Memory is
+bounded: beyond the bound the oldest incomplete packet is dropped.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from .limits import Limits
     from .timers import Timers
 
-PACKET = 768  # bytes counted for each packet, and
-PIECE = 128  # for each of its fragments, beside its own: small ones are not free
-QUOTED = 1280  # of the first fragment, for an ICMP error: RFC 4443 2.4 (c)
-PIECES = 1500  # of one packet, enough for 64 KiB at an MTU of 68; beyond: as if they overlapped
+PACKET = 768  # bytes that each packet counts
+PIECE = 128  # bytes that each fragment counts, in addition to its own
+QUOTED = 1280  # bytes of the first fragment that are kept for an ICMP error (RFC 4443 2.4 (c))
+PIECES = 1500  # fragments of one packet, enough for 64 KiB at an MTU of 68; more are taken for an overlap
 
 
 class _Partial:
-    """A packet whose fragments have not all come."""
+    """An incomplete packet."""
 
     __slots__ = ("arrived", "born", "cost", "damned", "first", "pieces", "total")
 
@@ -41,7 +41,7 @@ class _Partial:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every byte has come."""
+        """Whether every byte has arrived."""
         arrived = self.arrived
         return (
             self.first is not None and len(arrived) == 1 and (arrived.start, arrived.end) == (0, self.total)
@@ -49,7 +49,7 @@ class _Partial:
 
 
 class Reassembly:
-    """The packets whose fragments have not all come."""
+    """The incomplete packets of a stack."""
 
     __slots__ = (
         "_dropped", "_held", "_lifetime", "_limit", "_partials", "_timers", "timer_at", "timer_entry"
@@ -65,14 +65,14 @@ class Reassembly:
 
     @property
     def held(self) -> int:
-        """Bytes that wait for the rest of their packet, overhead included."""
+        """Bytes that incomplete packets occupy, overhead included."""
         return self._held
 
     def add(self, packet: ip.Packet, now: float) -> ip.Packet | None:
-        """Add a fragment, and return the packet if this completes it.
+        """Add a fragment, and return the packet if it is now complete.
 
         Raises:
-            BadPacket: The fragment cannot be part of any packet, or damns one.
+            BadPacket: The fragment is malformed, or overlaps another one.
         """
         start, data = packet.fragment_offset, bytes(packet.payload)
         end = start + len(data)
@@ -80,9 +80,7 @@ class Reassembly:
             raise BadPacket("fragment-length")
         if end > packet.family.longest_payload:
             raise BadPacket("fragment-too-long")
-        protocol = (
-            packet.protocol if packet.family is IPV4 else 0
-        )  # RFC 8200 4.5: first fragments alone name it
+        protocol = packet.protocol if packet.family is IPV4 else 0  # RFC 8200 4.5: only the first one has it
         key = (packet.addresses, protocol, packet.identification)
         partial = self._partials.get(key)
         if partial is None:
@@ -132,7 +130,7 @@ class Reassembly:
         return None
 
     def handle_timer(self, now: float) -> None:
-        """Give up packets that have waited for too long."""
+        """Drop the packets that have waited too long."""
         while self._partials:
             key = next(iter(self._partials))
             due = self._partials[key].born + self._lifetime

@@ -1,7 +1,8 @@
-"""The receiving half of a TCP connection: RCV of RFC 9293 3.3.1, and the bytes that the user has not taken.
+"""ReceiveHalf: what a TCP connection receives.  It has RCV of RFC 9293 3.3.1, and the bytes that the user has not
+taken.
 
-It keeps the numbers and the bytes behind them; `netns_kit.stack.tcp` decides what they mean.  Every byte kept is
-counted in the `Memory` of the stack.
+It keeps the sequence numbers and their bytes.  `netns_kit.stack.tcp` decides what they mean.  Every byte that is kept
+counts in the stack's `Memory`.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from .ranges import Range, RangeSet
 from .seq import MASK, add, distance, less
 from .windows import OVERHEAD, Memory, Tuner
 
-CHUNK = 16384  # bytes: a smaller piece is joined with the one that it follows
-BLOCKS = 4  # that a SACK option has room for (RFC 2018 3)
+CHUNK = 16384  # bytes to which a piece grows when others are appended to it
+BLOCKS = 4  # blocks in a SACK option, at most (RFC 2018 section 3)
 
 
 class ReceiveHalf:
-    """What comes from the guest.
+    """The receiving half of a connection: bytes from the guest.
 
-    `nxt` is the number expected next, `ack` the next that the user has not taken: we acknowledge that, and count the
-    window `wnd` from there.  `field` is the window as segments show it, shifted by `scale`.  `out_of_order` is what
-    has arrived beyond a hole, None on a link that loses nothing.
+    `nxt` is RCV.NXT, the number expected next.  `ack` is the first number that the user has not taken.  We
+    acknowledge `ack`, and the window `wnd` begins there.  `field` is the window as segments have it, shifted by
+    `scale`.  `out_of_order` is text that has arrived beyond a hole, or None.
     """
 
     __slots__ = (
@@ -38,42 +39,44 @@ class ReceiveHalf:
         self.field = 0
         self.tuner = Tuner(0)
         self.unread: deque[bytes] = deque()  # from `ack` to `nxt`
-        self.over_limit = False  # memory is full: the guest has been turned away, and waits for an ACK
+        self.over_limit = False  # whether text was dropped because memory is full; the guest waits for an ACK
         self.out_of_order: OutOfOrder | None = None
-        self.sack = False  # the guest is told of what is out of order (RFC 2018)
-        self.urgent: int | None = None  # the number of a byte yet to be taken, the last that is urgent
-        self.fin = False  # the guest's FIN is at `nxt`, behind what is unread
+        self.sack = False  # whether ACKs report out-of-order text (RFC 2018)
+        self.urgent: int | None = None  # the number of the last urgent byte, until it is taken
+        self.fin = False  # whether the guest's FIN has arrived; its number is `nxt`
 
     def start(self, irs: int, now: float) -> None:
-        """Begin behind the guest's SYN, which has the number `irs`."""
+        """Begin after the guest's SYN, whose sequence number is `irs`."""
         self.nxt = self.ack = (irs + 1) & MASK
         self.tuner.begin(self.nxt, now)
 
     def set_scale(self, scale: int) -> None:
-        """Show the window with this scale from now on; without one it has to fit its field."""
+        """Set the scale of the window that segments have.  With 0 the window must fit into the field."""
         self.scale = scale
         if not scale:
             self.wnd = min(self.wnd, 0xFFFF)
         self.field = min(self.wnd >> scale, 0xFFFF)
 
     def set_urgent_pointer(self, urgent: int) -> None:
-        """Set RCV.UP to the furthest that is told, and to nothing that has been taken (3.10.7.4, sixth)."""
+        """Set RCV.UP, if `urgent` is later than before and has not been taken yet (3.10.7.4, sixth)."""
         if not less(urgent, self.ack) and (self.urgent is None or less(self.urgent, urgent)):
             self.urgent = urgent
 
     def tune(self, now: float, rtt: float, most: int) -> None:
-        """Open the window as far as throughput calls for, to `most` at most."""
+        """Enlarge the window as far as throughput calls for it, to at most `most`."""
         if self.memory.full:
             rtt = 0.0
         self.wnd = max(self.wnd, min(self.tuner.grown(self.wnd, self.ack, now, rtt), most))
         self.field = min(self.wnd >> self.scale, 0xFFFF)
 
     def hold(self, data: memoryview) -> int:
-        """Keep a copy until the user takes it.  Return how much: all of it, or nothing if memory is full."""
+        """Keep a copy of `data` until the user takes it.  Return the number of bytes kept: all, or 0 if memory is
+        full.
+        """
         if self.memory.full:
             self.over_limit = True
             return 0
-        # many small ones would cost more than they hold
+        # small pieces are joined: each would cost more than it holds
         if self.unread and len(self.unread[-1]) + len(data) <= CHUNK:
             self.unread[-1] += data
         else:
@@ -93,7 +96,7 @@ class ReceiveHalf:
             self.memory.held -= OVERHEAD
 
     def keep(self, seq: int, data: memoryview, fin: bool, limit: int) -> bool:
-        """Keep text from beyond a hole, in `limit` pieces at most.  Return False if there was no room for all."""
+        """Keep text from beyond a hole, in at most `limit` pieces.  Return False if not all of it could be kept."""
         if self.memory.full:
             return False
         kept = self.out_of_order or OutOfOrder()
@@ -104,7 +107,10 @@ class ReceiveHalf:
         return complete
 
     def next_piece(self) -> tuple[int, memoryview, bool] | None:
-        """Remove what is out of order no more: number, bytes, whether a FIN follows.  None: there is a hole still."""
+        """Remove the first out-of-order piece if it now continues RCV.NXT; else return None.
+
+        The result is its number, its bytes, and whether a FIN follows.
+        """
         kept = self.out_of_order
         if kept is None or less(self.nxt, kept.pieces[0][0]):
             return None
@@ -128,8 +134,9 @@ class ReceiveHalf:
 class OutOfOrder:
     """Text from beyond a hole.
 
-    `pieces` are numbers and bytes, in order.  They do not overlap, so that all of them together are never more than
-    the window; one that continues another is joined with it.  `cost` is what they count in memory.
+    `pieces` are pairs of sequence number and bytes, in order.  They do not overlap, so all of them together are never
+    more than the window.  A piece that continues another one is appended to it.  `cost` is what they count in
+    `Memory`.
     """
 
     __slots__ = ("_arrived", "_fin", "_recent", "cost", "pieces")
@@ -139,10 +146,10 @@ class OutOfOrder:
         self.cost = 0
         self._arrived = RangeSet()  # the numbers of the pieces, and of the FIN
         self._fin: int | None = None  # the number of the guest's FIN
-        self._recent = 0  # where the last segment began
+        self._recent = 0  # the sequence number of the last segment
 
     def keep(self, seq: int, data: memoryview, fin: bool, limit: int) -> bool:
-        """Keep what is new of this text.  Return False if there are `limit` pieces, and one more is needed."""
+        """Keep what is new of this text.  Return False if it would be more than `limit` pieces."""
         self._recent = seq
         end = add(seq, len(data))
         arrived = self._arrived
@@ -162,7 +169,7 @@ class OutOfOrder:
         return True
 
     def _insert(self, start: int, data: memoryview, limit: int) -> bool:
-        """Keep text that is not here.  Return False if it would be one piece too many."""
+        """Insert text that is new.  Return False if it would be more than `limit` pieces."""
         pieces = self.pieces
         at = len(pieces)
         while at and less(start, pieces[at - 1][0]):
@@ -179,7 +186,7 @@ class OutOfOrder:
         return True
 
     def pop(self) -> tuple[int, memoryview, bool]:
-        """Remove the first piece, and return it: number, bytes, whether a FIN follows."""
+        """Remove and return the first piece: its number, its bytes, and whether a FIN follows."""
         start, data = self.pieces.pop(0)
         self.cost -= len(data) + OVERHEAD
         end = add(start, len(data))
@@ -187,7 +194,7 @@ class OutOfOrder:
         return start, memoryview(data), end == self._fin
 
     def blocks(self) -> list[Range]:
-        """Return what there is, the most recent first, as an option has room for (RFC 2018 4)."""
+        """Return the blocks of a SACK option, the most recent first (RFC 2018 section 4)."""
         ranges = list(self._arrived)
         ranges.sort(key=lambda each: distance(each[0], self._recent) >= distance(*each))
         return ranges[:BLOCKS]

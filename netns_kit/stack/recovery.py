@@ -1,12 +1,15 @@
-"""Loss recovery: which bytes are sent again, and in which order.
+"""Recovery: which bytes are sent again after a loss, and in which order.
 
-A `Recovery` begins with the first sign of a loss and is over when nothing is missing; a connection on a link that
-loses nothing has none.  Where the guest speaks SACK (RFC 2018), all holes that it tells of are filled in a round trip
-(RFC 6675, without its congestion control), and probes come before the timeout (RFC 8985 7).  Without SACK, three
-duplicate ACKs bring one segment again (RFC 5681 3.2), and so does each partial ACK (RFC 6582).  A timeout goes back
-to the first unacknowledged byte, and opens up again by doubling.
+A connection has a `Recovery` from the first sign of a loss until nothing is missing.
 
-It decides what is sent again; `netns_kit.stack.tcp` decides when, and sends it.
+- With SACK (RFC 2018), all holes that the guest reports are filled within a round trip (RFC 6675, without its
+  congestion control), and probes are sent before the timeout (RFC 8985 section 7).
+- Without SACK, three duplicate ACKs cause the first segment to be sent again (RFC 5681 3.2), and so does each partial
+  ACK (RFC 6582).
+- After a timeout, sending goes back to the first unacknowledged byte.  At first one burst may be in flight; this
+  bound grows by twice the bytes that are acknowledged.
+
+This module decides what is sent again.  `netns_kit.stack.tcp` decides when, and sends it.
 """
 
 from __future__ import annotations
@@ -19,17 +22,18 @@ from .send_half import SendHalf
 from .seq import add, distance, less
 
 DUPLICATE_ACKS = 3  # RFC 5681 3.2
-RESENT = 1 << 18  # bytes that are sent again at one time: the rest when the next ACK comes
-SACKED = 256  # ranges that are remembered: a guest may acknowledge every other byte
+RESENT = 1 << 18  # bytes that are sent again for one ACK; the rest follows with the next ACK
+SACKED = 256  # ranges that are remembered; a guest could acknowledge every other byte
 
 Piece = tuple[int, "memoryview | None"]
-"""A sequence number and bytes; None: our FIN."""
+"""A sequence number and bytes to send; None instead of bytes stands for our FIN."""
 
 
 class Recovery:
-    """What is known of a loss in what `snd` has sent.
+    """The state of loss recovery for the bytes that `snd` has sent.
 
-    `retries` and `probes` are timeouts and probes since something was last acknowledged.
+    `retries` and `probes` are the numbers of timeouts and of probes since the last new ACK.  `sacked` are the
+    sequence numbers that the guest has reported by SACK.
     """
 
     __slots__ = (
@@ -41,16 +45,16 @@ class Recovery:
         self._snd = snd
         self.retries = 0
         self.probes = 0
-        self.sacked = RangeSet()  # beyond SND.UNA: the guest has these (RFC 2018)
+        self.sacked = RangeSet()  # beyond SND.UNA (RFC 2018)
         self._duplicates = 0
-        self._point: int | None = None  # RFC 6582's "recover": what was lost before is being sent again
-        self._congestion: float = math.inf  # a bound on flight, in bytes, only after a timeout
+        self._point: int | None = None  # "recover" of RFC 6582: the end of what is being repaired
+        self._congestion: float = math.inf  # bound on bytes in flight after a timeout
         self._resent = snd.una  # HighRxt of RFC 6675: holes before it have been sent again
-        self._resent_at = snd.una  # SND.MAX when that was
+        self._resent_at = snd.una  # SND.MAX at that moment
 
     @property
     def is_over(self) -> bool:
-        """Whether there is nothing left to recover from."""
+        """Whether nothing is left to recover."""
         return (
             self._point is None
             and not self.sacked
@@ -59,15 +63,19 @@ class Recovery:
         )
 
     def is_partial(self, ack: int) -> bool:
-        """Return whether an ACK up to `ack` leaves something to repair (RFC 6582)."""
+        """Return whether an ACK of `ack` is a partial one: something that was lost earlier is still missing (RFC
+        6582).
+        """
         return self._point is not None and less(ack, self._point)
 
     def may_be_timed(self, ack: int) -> bool:
-        """Return whether `ack` tells of something sent again, which only a timestamp can time (RFC 7323 4.1)."""
+        """Return whether the ACK may be for something that was sent again.  Only a timestamp can time it (RFC 7323
+        4.1).
+        """
         return self.retries > 0 or self.probes > 0 or self.is_partial(ack)
 
     def acknowledge(self, ack: int, now: float) -> None:
-        """Move SND.UNA to `ack`."""
+        """Set SND.UNA to `ack`."""
         snd, sacked = self._snd, self.sacked
         if not self.is_partial(ack):
             self._point = None
@@ -81,32 +89,34 @@ class Recovery:
             self.retries = 0
             snd.rto.settle()
         sacked.discard_before(ack)
-        if sacked and sacked.start == ack:  # it would be acknowledged too: the guest has thrown it away
+        if sacked and sacked.start == ack:  # the guest must have dropped it, else it were acknowledged
             sacked.discard_before(next(iter(sacked))[1])
 
     def sack(self, blocks: Iterable[Range]) -> bool:
-        """Note that the guest has `blocks`, and return whether that is news.
+        """Note the SACK blocks of an ACK, and return whether they report anything new.
 
-        Old blocks lie outside of SND.UNA to SND.MAX, and so do lies.
+        Blocks outside of SND.UNA to SND.MAX are old or wrong, and are ignored.
         """
         una, flight = self._snd.una, self._snd.flight
         news = False
         for start, end in blocks:
             if 0 < distance(una, start) < distance(una, end) <= flight:
                 news |= self.sacked.add(start, end)
-        self.sacked.bound(SACKED)  # the last is what is news
+        self.sacked.bound(SACKED)  # the last range is kept, since it is the newest
         return news
 
     def duplicate(self) -> Iterable[Piece]:
-        """Return what is lost, as a duplicate ACK (RFC 5681 2) or news by SACK tells.
+        """Return what to send again after a duplicate ACK (RFC 5681 section 2), or after SACK has reported something
+        new.
 
-        Going back makes duplicates of its own, and a shut window is no news of a loss.
+        Nothing is sent while the window is zero, or during the recovery from a timeout, which causes duplicate ACKs
+        itself.
         """
         snd, sacked = self._snd, self.sacked
         if snd.nxt != snd.max or not snd.wnd:
             return ()
         self._duplicates += 1
-        tail_arrived = sacked and sacked.end == snd.max  # nothing will come to make it three
+        tail_arrived = sacked and sacked.end == snd.max  # then no third duplicate will come
         if self._point is None and (self._duplicates >= DUPLICATE_ACKS or tail_arrived):
             self._point, self._resent, self._resent_at = snd.max, snd.una, snd.max
             if not sacked:
@@ -125,8 +135,10 @@ class Recovery:
             yield from self._again(snd.una, min(len(snd.at(snd.una)), snd.burst))
 
     def _holes(self) -> Iterator[Piece]:
-        """Return every hole before what has arrived, once; and all of them once more when something has arrived that
-        was sent after that."""
+        """Return the holes before what SACK has reported, each one once.
+
+        They are returned once more when SACK reports a segment that was sent after them: then they were lost again.
+        """
         snd, arrived = self._snd, self.sacked.end
         if less(self._resent_at, arrived) or less(self._resent, snd.una):
             self._resent = snd.una
@@ -141,7 +153,7 @@ class Recovery:
                 break
 
     def probe(self) -> Iterator[Piece]:
-        """Return the last segment, which draws a SACK that shows the holes before it; or the holes that are known."""
+        """Return the probe: the known holes, or else the last segment, whose SACK will show the holes before it."""
         snd = self._snd
         self.probes += 1
         if self.sacked:
@@ -155,16 +167,16 @@ class Recovery:
             yield from self._again(add(start, len(data) - size), size)
 
     def go_back(self) -> None:
-        """Return to the first unacknowledged byte, after a timeout, and go on slowly from there."""
+        """Go back to the first unacknowledged byte after a timeout, with one burst in flight at first."""
         snd = self._snd
         self._duplicates, self._point = 0, None
         if self.retries > 1:
-            self.sacked.clear()  # the guest may have thrown away what it had (RFC 2018 8)
+            self.sacked.clear()  # the guest may have dropped it (RFC 2018 section 8)
         snd.nxt = snd.una
         self._congestion = snd.burst
 
     def resume_from_nxt(self) -> Iterator[Piece]:
-        """Return what lies from SND.NXT on, as far as window and congestion allow."""
+        """Return what follows SND.NXT, as far as the guest's window and the bound after a timeout allow."""
         snd = self._snd
         bound = min(snd.wnd, self._congestion)
         while snd.nxt != snd.max:
@@ -186,7 +198,7 @@ class Recovery:
             yield start, data
 
     def _again(self, seq: int, size: int) -> Iterator[Piece]:
-        """Return what was sent before, and do not time it."""
+        """Return queued bytes that were sent before.  Stop timing the round trip, which would be ambiguous."""
         snd = self._snd
         snd.timed = None
         while size:

@@ -1,8 +1,9 @@
-"""Router advertisements (RFC 4861 6.2): we tell guests of IPv6 the prefix of the link, and that we are its router.
+"""Router: advertises us as the router of the link, and its prefix, to guests of IPv6 (RFC 4861 6.2).
 
-A solicitation is answered at once, to the link address that it comes from, so that no host waits for its turn as on a
-link with many (6.2.6), and no other host is woken.  Besides, all nodes are told now and then, sooner at the
-beginning.  The intervals are not random: there is no other router to fall in step with.
+A solicitation is answered at once, to the link address that it came from.  So no host waits for its turn, as on a
+link with many hosts (6.2.6), and no other host is woken.  In addition, advertisements to all nodes are sent from time
+to time, more often at the beginning.  Their intervals are not random, because there is no other router to collide
+with.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from .timers import Timers
 from .wire import BadPacket, ip, ndp
 
 PAUSES = (1.0, 16.0, 16.0)
-"""Seconds before the first advertisements: the guest may be configured by hand before them."""
+"""Seconds before each of the first advertisements.  The guest may be configured by hand before the first."""
 INTERVAL = 300.0
-"""Seconds from then on: a sixth of the lifetime that is advertised."""
+"""Seconds between later advertisements: a sixth of the lifetime that they announce."""
 
 
 class Router:
-    """A router that advertises `said` on `link`."""
+    """The sender of router advertisements on a link.  `said` is what they say."""
 
     __slots__ = ("_link", "_pauses", "_said", "_started", "_timers", "timer_at", "timer_entry")
 
@@ -32,13 +33,13 @@ class Router:
         self._pauses = chain(PAUSES, repeat(INTERVAL))
         self._started = False
         self.timer_at = self.timer_entry = math.inf
-        timers.arm(self, -math.inf)  # at the first occasion: that knows the time
+        timers.arm(self, -math.inf)  # at the first opportunity, to learn the time
 
     def solicited(self, packet: ip.Packet, message: ndp.Neighbour, sender_mac: bytes) -> None:
-        """Answer a router solicitation, checked as RFC 4861 6.1.1 has it.
+        """Answer a router solicitation, after the checks of RFC 4861 6.1.1.
 
         Raises:
-            BadPacket: It is not as it must be.
+            BadPacket: It is malformed.
         """
         source = packet.source
         if source == ndp.UNSPECIFIED:

@@ -1,10 +1,11 @@
-"""The retransmission timer of RFC 6298, and only that.
+"""RetransmissionTimeout: the retransmission timer of RFC 6298.
 
-The floor is 0.2 s, not the 1 s of (2.4), and the initial value is near it.  The link is a tap to a kernel on the
-same machine, whose own floor that is, and RFC 6298 appendix A leaves the door open.  The ceiling is not the 60 s of
-(2.5) either: waiting longer spares nobody's network, and a link that is back is to be noticed.
+The floor is 0.2 s, not the 1 s of (2.4), and the initial value is close to it.  The link is a tap to a kernel on the
+same machine, which has this floor itself; RFC 6298 appendix A permits it.  The ceiling is 4 s, not the 60 s of (2.5):
+waiting longer would spare no network, and the end of an outage should be noticed soon.
 
-Before the timeout come probes (RFC 8985 7) where the guest speaks SACK, which tells what a probe has shown.
+If the guest speaks SACK, probes are sent before the timeout (RFC 8985 section 7), because SACK shows what a probe has
+found.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ _ALPHA, _BETA, _K = 1 / 8, 1 / 4, 4
 
 
 class RetransmissionTimeout:
-    """The timer's length, in seconds.
+    """The length of the timer, in seconds.
 
-    `value` is the timeout, and `first` the time to the first probe if `probing`, else the timeout too.  `smallest` is
+    `value` is the timeout.  `first` is the time until the first probe if `probing`, else the timeout.  `smallest` is
     the minimum RTT of late, 0 before the first sample.
     """
 
@@ -35,7 +36,7 @@ class RetransmissionTimeout:
         self.value = self.first = self._settled = INITIAL
 
     def sample(self, rtt: float, now: float) -> None:
-        """Take the round-trip time of a segment that was sent once (Karn, section 3)."""
+        """Take the round-trip time of a segment that was sent only once (Karn's algorithm, section 3)."""
         if rtt <= self.smallest or not self.smallest or now - self._smallest_at > FORGET:
             self.smallest, self._smallest_at = rtt, now
         if self._srtt:  # (2.3)
@@ -48,12 +49,13 @@ class RetransmissionTimeout:
             self.first = min(max(2 * self._srtt, PROBE_FLOOR), self.value)
 
     def back_off(self, ceiling: float = CEILING) -> None:
-        """Double the timeout (5.5), until `settle`."""
+        """Double the timeout (5.5), until `settle` is called."""
         self.value = min(self.value * 2, ceiling)
 
     def settle(self) -> None:
-        """Undo `back_off`: the peer has acknowledged something new.
+        """Undo `back_off`, since the peer has acknowledged something new.
 
-        The RFC would wait for a sample, for the sake of congested paths; a lossy link between two kernels is not one.
+        The RFC would wait for a new sample, to protect congested paths.  A lossy link between two kernels is not
+        congested.
         """
         self.value = self._settled

@@ -1,8 +1,8 @@
-"""How a connection's segments are built: one header template, patched and sent with its payload.
+"""SegmentWriter: sends a connection's segments, by one header template that is patched for each.
 
-Where the link has offloads, a payload of up to `MAX_PAYLOAD` bytes leaves as one super-segment at any MTU, and
-the checksum field holds only the pseudo-header's sum.  Where it has none, a segment is no larger than the MSS, and is
-summed here.
+If the link has offloads, a payload of up to `MAX_PAYLOAD` bytes is sent as one super-segment at any MTU, and its
+checksum field has only the sum of the pseudo-header.  Otherwise a segment is no larger than the MSS, and its checksum
+is computed here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SUM_OFFSET = 16
 
 
 class SegmentWriter(FlowHeader):
-    """The template of the connection named `key` (guest first), which writes segments to its link."""
+    """The header template of the connection with that key.  It writes segments to its link."""
 
     __slots__ = ("_gso", "_gso_set", "_headers", "_mss", "_offset", "_plain", "_size", "_stamp")
 
@@ -30,19 +30,17 @@ class SegmentWriter(FlowHeader):
         FlowHeader.__init__(self, link, key, ip.TCP, tcp.SIZE)
         self._headers = self.family.header_size + tcp.SIZE  # bytes, at least
         self._mss = 0
-        self._size = tcp.SIZE  # of the header, with what options each segment has
-        self._offset = tcp.SIZE << 10  # as it says so itself
-        self._stamp = b""  # those options: the timestamps, if they are spoken
-        self._plain = self._gso = (
-            b""  # virtio headers: of a segment, of a super-segment; without offload empty
-        )
+        self._size = tcp.SIZE  # of the header, with the options that each segment has
+        self._offset = tcp.SIZE << 10  # the header's field for that size
+        self._stamp = b""  # those options: the timestamps, if they are used
+        self._plain = self._gso = b""  # virtio headers of segments and super-segments, if checksums are left
         self._gso_set = False
         if link.offloads.vnet_header and link.offloads.csum:
             self._plain = self.virtio(_SUM_OFFSET)
             self.buffer[: virtio.SIZE] = self._plain
 
     def speak_timestamps(self, wanted: bool) -> None:
-        """Set whether each segment has them.  To be followed by `limit`, and by `stamp`."""
+        """Set whether segments have timestamps.  Call `limit` and `stamp` afterwards."""
         self._stamp = tcp.pack_stamp(0, 0) if wanted else b""
         self._size = tcp.SIZE + len(self._stamp)
         self._offset = self._size << 10
@@ -50,15 +48,15 @@ class SegmentWriter(FlowHeader):
         self.length = -1
 
     def stamp(self, value: int, echo: int) -> None:
-        """Set the timestamps, which are spoken, of what is sent from now on."""
+        """Set the timestamps of the segments from now on."""
         self._stamp = tcp.pack_stamp(value, echo)
         _STAMP(self.buffer, self.layer4 + tcp.SIZE + len(tcp.STAMP), value, echo)
 
     def limit(self, mss: int) -> tuple[int, int]:
-        """Cut segments to `mss`, options included (RFC 6691), or to what the way to the guest takes.
+        """Set the MSS, options included (RFC 6691); the MTU to the guest may limit it further.
 
         Returns:
-            The bytes of a segment, and how many `write` takes at once.
+            The bytes of text in a segment, and the number of bytes that `write` takes at once.
         """
         most = self._link.mtu_to(self.guest) - self._headers
         self._mss = min(max(mss, SMALLEST_MSS), most) - len(self._stamp)
@@ -73,13 +71,13 @@ class SegmentWriter(FlowHeader):
         return self._mss, max(MAX_PAYLOAD // self._mss, 1) * self._mss
 
     def narrow(self, mtu: int) -> tuple[int, int]:
-        """Cut segments to what a way behind the guest takes, packets of `mtu`.  It returns what `limit` does."""
+        """Reduce the MSS for a path with packets of `mtu` bytes.  Return the same as `limit`."""
         return self.limit(min(mtu - self._headers, self._mss + len(self._stamp)))
 
     def write(
         self, seq: int, ack: int, flags: int, window: int, payload: bytes | memoryview, urgent: int = 0
     ) -> None:
-        """Send a segment without options but timestamps, or a super-segment."""
+        """Send a segment, or a super-segment, that has no options but timestamps."""
         link, buffer, size = self._link, self.buffer, len(payload)
         length = self._size + size
         if length != self.length or link.version != self.version:
@@ -111,17 +109,17 @@ class SegmentWriter(FlowHeader):
         sack_permitted: bool,
         stamp: tuple[int, int] | None,
     ) -> None:
-        """Send a segment with the options of a SYN.  It waits if the guest's link address is not known yet."""
+        """Send a segment with the options of a SYN.  It waits if the guest's link address is unknown."""
         options = tcp.pack_options(self._link.mtu - self._headers, scale, sack_permitted, stamp)
         self._write_options(seq, ack, flags, window, options)
 
     def write_sack(self, seq: int, ack: int, window: int, blocks: list[tuple[int, int]]) -> None:
-        """Send an ACK that tells what has arrived beyond a hole."""
+        """Send an ACK with a SACK option of these blocks."""
         fitting = blocks[:3] if self._stamp else blocks  # RFC 2018 3
         self._write_options(seq, ack, tcp.ACK, window, self._stamp + tcp.pack_sack(fitting))
 
     def _write_options(self, seq: int, ack: int, flags: int, window: int, options: bytes) -> None:
-        """Send a segment without payload that has these options in place of the template's."""
+        """Send a segment without payload.  `options` are all of its options, timestamps included."""
         size = tcp.SIZE + len(options)
         self.set_length(size)
         frame = self.buffer[: self.layer4 + tcp.SIZE] + options
@@ -131,14 +129,14 @@ class SegmentWriter(FlowHeader):
         else:
             _PATCH(frame, self.layer4 + _PATCHED_AT, seq, ack, size << 10 | flags, window, 0, 0)
             self._sum(frame, 0)
-        self.length = -1  # the template's is another
+        self.length = -1  # the template has another length now
         if self.resolved:
             self._link.emit(frame)
         else:
             self._link.send(self.guest, frame)
 
     def _sum(self, frame: bytearray, payload: int) -> None:
-        """Write the checksum of a header whose length is set; `payload` is the sum of what follows."""
+        """Write the checksum of a header whose length is set.  `payload` is the sum of the payload."""
         at = self.layer4
         check = checksum.checksum(self.pseudo, self.length, checksum.total(memoryview(frame)[at:]), payload)
         frame[at + _SUM_OFFSET : at + _SUM_OFFSET + 2] = check.to_bytes(2, "big")

@@ -1,7 +1,7 @@
-"""The sending half of a TCP connection: SND of RFC 9293 3.3.1, and the bytes that are not acknowledged.
+"""SendHalf: what a TCP connection sends.  It has SND of RFC 9293 3.3.1, and the bytes that are not acknowledged.
 
-It keeps the numbers and the bytes behind them; `netns_kit.stack.tcp` decides what they mean, and
-`netns_kit.stack.recovery` what is sent again.  Every byte kept is counted in the `Memory` of the stack.
+It keeps the sequence numbers and their bytes.  `netns_kit.stack.tcp` decides what they mean, and
+`netns_kit.stack.recovery` what is sent again.  Every byte that is kept counts in the stack's `Memory`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from .windows import BUFFER, OVERHEAD, Memory, Tuner
 if TYPE_CHECKING:
     from .limits import Limits
 
-PIECES = 64  # beyond so many, small ones are joined:
-CHUNK = 16384  # bytes of a joined one, at most
+PIECES = 64  # queued pieces from which on small ones are joined
+CHUNK = 16384  # bytes of a joined piece, at most
 _NO_PAYLOAD = memoryview(b"")
 
 
 class SendHalf:
-    """What goes to the guest.
+    """The sending half of a connection: bytes to the guest.
 
-    `una` is the oldest number not acknowledged, `max` one past the last ever sent, `nxt` the next to send: it lies
-    behind `max` only while a `Recovery` goes back.  `mss` is the bytes of a segment, `burst` those that the link
-    takes at once.
+    `una` is SND.UNA, the oldest unacknowledged number.  `nxt` is SND.NXT, the number to send next.  `max` is the
+    number after the highest one ever sent; `nxt` is less only while a `Recovery` goes back.  `mss` is the number of
+    bytes in a segment, `burst` the number that the link takes at once.
     """
 
     __slots__ = (
@@ -42,28 +42,31 @@ class SendHalf:
         self.wnd = self.wnd_max = 0
         self.wl1 = 0  # at most RCV.NXT; WL2 is not needed, since SND.UNA never lies before it
         self.scale = 0
-        self.limit, self.most = limits.tcp_send, limits.tcp_send_max  # our own bound on flight, and its own
+        self.limit, self.most = (
+            limits.tcp_send,
+            limits.tcp_send_max,
+        )  # our bound on `flight`, and how far it may grow
         self.tuner = Tuner(iss)
         self.mss = self.burst = mss
         # (sequence number, bytes), from `una` to `max`
         self.queue: deque[tuple[int, bytes | memoryview]] = deque()
         self.fin: int | None = None  # the sequence number of our FIN
         self.urgent: int | None = None  # SND.UP: one past the last urgent byte, until that is acknowledged
-        self.blocked = False  # the user found no room and waits to be told
+        self.blocked = False  # whether the user waits for room
         self.rto = RetransmissionTimeout()
         self.timed: int | None = None  # an ACK of this number ends the round trip that began at `timed_at`
         self.timed_at = -math.inf
 
     @property
     def flight(self) -> int:
-        """How many numbers are not acknowledged."""
+        """Number of sequence numbers that are not acknowledged."""
         return (self.max - self.una) & MASK
 
     def append(self, data: bytes | memoryview) -> int:
-        """Queue `data`, to be sent at once, and return its number.  A view is one that `Memory.take` has returned."""
+        """Queue `data`, which is sent at once; return its sequence number.  A view must come from `Memory.take`."""
         seq, queue, size = self.max, self.queue, len(data)
         if len(queue) > PIECES and len(queue[-1][1]) + size <= CHUNK:
-            # many small ones would cost more than they hold; few are sent again as they were
+            # many small pieces would cost more than they hold; a few are kept as they were sent
             start, last = queue[-1]
             queue[-1] = start, b"".join((last, data))
             self.memory.held += size
@@ -74,7 +77,7 @@ class SendHalf:
         return seq
 
     def acknowledge(self, ack: int, now: float) -> None:
-        """Forget what lies before `ack`, a number in (una, max]."""
+        """Forget the bytes before `ack`, which is after `una` and not after `max`."""
         queue, forget = self.queue, self.memory.forget
         self.una = ack
         if ack == self.max:
@@ -97,7 +100,7 @@ class SendHalf:
             self.limit = min(self.tuner.grown(self.limit, ack, now, rtt), self.most)
 
     def at(self, position: int) -> memoryview:
-        """Return the queued bytes from `position` to the end of the piece it lies in."""
+        """Return queued bytes, from `position` to the end of the piece that it lies in."""
         queue = self.queue
         if not queue:
             return _NO_PAYLOAD

@@ -16,7 +16,7 @@ def add(seq: int, count: int) -> int:
 
 
 def distance(start: int, end: int) -> int:
-    """Return how far `end` lies after `start`; a number near 2**32 means before."""
+    """Return how far `end` lies after `start`, modulo 2**32."""
     return (end - start) & MASK
 
 
@@ -33,9 +33,9 @@ def in_window(seq: int, start: int, size: int) -> bool:
 def acceptable(seq: int, length: int, nxt: int, window: int) -> bool:
     """Return whether a segment is acceptable (RFC 9293 3.10.7.4, first check).
 
-    Unlike there, a bare ACK may lie on the window's far edge, as in the kernels: that is where it lies
-    when the window has been filled and a part got lost, and two ends in that state would otherwise
-    answer each other for ever.
+    In contrast to the RFC, an ACK without text may lie on the far edge of the window, as kernels allow it.  It lies
+    there if the window was filled and a part got lost.  Otherwise two ends in that state would answer each other for
+    ever.
     """
     if length == 0:
         return in_window(seq, nxt, window + 1)

@@ -1,14 +1,14 @@
 """Stack: frames in, frames out, and the tables of flows between them.
 
-`Stack.receive` is the way in for every frame, `Link.emit` the way out; `StackUser` hears of new flows.  The stack
-looks like a small router: it answers for its own addresses (ARP, neighbour discovery, echo), and turns everything
-else into flows that its user carries on.  IPv6 is spoken if one of the addresses is of that family, else such frames
-are only counted.
+Every frame enters by `Stack.receive` and leaves by `Link.emit`.  `StackUser` is told of new flows.  The stack looks
+like a small router.  It answers for its own addresses (ARP, neighbour discovery, echo), and makes everything else
+into flows, which its user carries.  IPv6 is only spoken if one of the addresses is an IPv6 address; otherwise its
+frames are counted and dropped.
 
-Two ways lead in.  The *long way* goes through the modules of each layer: a frame becomes an `ip.Packet`, which brings
-along what is known of the frame, and the packet is handed to the table of its transport.  The *short way* is for the
-frames that nearly all are, those of a known flow whose headers are as they were (`netns_kit.stack.wire.common`).  It
-does what the long way would do, in one function.
+A frame is handled in one of two ways.  On the *long way* it passes the modules of each layer: it becomes an
+`ip.Packet`, which is passed to the table of its transport.  The *short way* is for most frames: those of a known flow
+whose headers have not changed (`netns_kit.stack.wire.common`).  One function then has the same effect as the long
+way.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from .wire.tcp import SIZE as TCP_SIZE
 from .wire.tcp import Segment
 from .wire.udp import SIZE as UDP_SIZE
 
-MAX_SEGMENTS = 128  # of a UDP super-datagram (linux/udp.h): no kernel makes more, and each costs a call
+MAX_SEGMENTS = 128  # in a UDP super-datagram (linux/udp.h): no kernel makes more, and each costs a call
 _LONGEST_OVERHEAD = ethernet.SIZE + ip.IPV6_SIZE + UDP_SIZE
 _TRANSPORTS = {TCP: "tcp", UDP: "udp"}
 
@@ -66,19 +66,19 @@ class Stack:
     """A user-mode TCP/IP stack for one guest link.
 
     Args:
-        user: Who is told of each new flow.
-        emit: What is called with the buffers of each frame to send.
-        addresses: Ours, packed, the first of each family being the gateway.
+        user: The user, which is told of each new flow.
+        emit: Called with the buffers of each frame that is sent.
+        addresses: Our packed addresses, with the gateway's first in each family.
         mac: Our link address.
-        mtu: The guest's, in bytes.
-        secret: 16 random bytes, which key the initial sequence numbers (RFC 6528).
-        offloads: What the link's other end does for us; None: nothing.
-        limits: Bounds on what the guest can make us hold.
-        timers: The caller's, if it has others to keep beside ours.
-        advertised: What router advertisements say; None: there are none.
-        sources: The networks, packed address and prefix length, from which guests may open flows; None: any
-            (RFC 2827 says why that is worth a check).
-        steering: Which of several stacks on the link this is; None: the only one.
+        mtu: The MTU of the link, in bytes.
+        secret: 16 random bytes, the key of the initial sequence numbers (RFC 6528).
+        offloads: The work that the other end of the link does for us; None: none.
+        limits: Bounds on what the guest can make us keep.
+        timers: The timers of the caller, which are then shared; None: the stack has its own.
+        advertised: The content of router advertisements; None: there are none.
+        sources: The networks from which guests may open flows, each as packed address and prefix length.  None allows
+            any source; RFC 2827 explains why it should be checked.
+        steering: Tells which of several stacks on the link this is; None: it is the only one.
     """
 
     def __init__(
@@ -135,16 +135,16 @@ class Stack:
             self._parsers[ethernet.IPV6] = ip.parse_ipv6
         self._ethernet_at = link.offloads.vnet_header
         self.has_short_way = link.offloads.vnet_header == virtio.SIZE
-        """Whether frames can go the short way: the link leaves checksums to us."""
+        """Whether frames may take the short way: the link has virtio headers, which vouch for checksums."""
 
     @property
     def steering(self) -> Steering:
-        """Which of several stacks on the link this is."""
+        """The part of this stack among several on the link."""
         return self.network.steering
 
     @property
     def watcher(self) -> Watcher:
-        """Who is told of every flow; `UNWATCHED` while nobody is."""
+        """The observer of all flows; `UNWATCHED` if there is none."""
         return self.tcp.watcher
 
     @watcher.setter
@@ -153,7 +153,7 @@ class Stack:
 
     @property
     def services(self) -> dict[int, LinkService]:
-        """The link services by their UDP ports."""
+        """The link services by UDP port."""
         return self.udp.services
 
     @services.setter
@@ -165,9 +165,9 @@ class Stack:
     def receive(self, frame: memoryview, now: float) -> None:
         """Receive a frame from the guest, with its virtio header if the link has one.
 
-        `frame` is lent until the return, or for as long as its owner and the users agree.  Nothing a guest can send
-        raises: what is malformed is counted in `dropped`, by reason.  ACKs that can wait for more frames are sent by
-        `flush`.
+        `frame` is lent until this returns, or for longer if its owner and the users have agreed so.  Nothing that a
+        guest sends makes this raise: malformed frames are counted in `dropped`, by reason.  ACKs that can wait for
+        more frames are sent by `flush`.
         """
         if self.has_short_way and self.receive_known(frame, now):
             return
@@ -177,9 +177,9 @@ class Stack:
             self.dropped[bad.reason] += 1
 
     def receive_known(self, frame: memoryview, now: float) -> bool:
-        """Receive a frame if it can go the short way, and return whether it could.
+        """Receive a frame if it may take the short way, and return whether it could.
 
-        Only for a link that `has_short_way`.
+        Call it only if `has_short_way`.
         """
         size = len(frame)
         if size < SIZE:
@@ -264,19 +264,21 @@ class Stack:
         packet.frame, packet.source_mac, packet.summed = frame, source, summed
         if is_to_group and (packet.protocol != UDP or ip.is_unicast(packet.destination)):
             self._group_packet_arrives(packet)
-        else:  # a service may want what is to a group
+        else:  # a link service may want a datagram to a group
             self._packet_arrives(packet, now)
 
     def _no_packet_arrives(self, kind: int, view: memoryview, frame: memoryview) -> None:
-        """Handle a frame that holds no IP packet that we understand."""
+        """Handle a frame that has no IP packet: ARP, or a type that we do not know."""
         if kind != ethernet.ARP:
             raise BadPacket("ipv6-off" if kind == ethernet.IPV6 else "ethernet-type")
         self.link.arp_arrives(view, answered=self.steering.hops > 0)
         self.steering.tell(frame)
 
     def _group_packet_arrives(self, packet: ip.Packet) -> None:
-        """Drop what is to a group, but for neighbour discovery: no other host is on the link, and the groups of the
-        host are not those of the guest."""
+        """Drop a packet to a group, except neighbour discovery.
+
+        We are the only other host on the link, and the host's groups are not the guest's.
+        """
         if self.steering.give_to_first(packet.frame):
             return
         is_icmp = packet.protocol == packet.family.icmp
@@ -288,7 +290,7 @@ class Stack:
         raise to_group(packet, name)
 
     def _packet_arrives(self, packet: ip.Packet, now: float) -> None:
-        """Hand a packet to its transport, put together if it came in fragments."""
+        """Pass a packet to its transport, after reassembly if it is a fragment."""
         protocol = packet.protocol
         is_fragment = packet.more_fragments or packet.fragment_offset
         if is_fragment or protocol != TCP:
@@ -319,7 +321,7 @@ class Stack:
             raise BadPacket("ip-protocol")
 
     def _in_one(self, packet: ip.Packet) -> memoryview:
-        """Return the frame of a packet that came in fragments, should it be for another stack on the link."""
+        """Return a frame with a reassembled packet, in case it is for another stack on the link."""
         header = ip.pack(
             packet.addresses, packet.protocol, len(packet.payload), ttl=packet.ttl, tos=packet.tos
         )
@@ -328,7 +330,7 @@ class Stack:
         return memoryview(b"".join((prefix, header, packet.payload)))
 
     def _expired(self, packet: ip.Packet) -> None:
-        """Answer, as the first router, a packet that has used up its hops (RFC 1812 5.3.1)."""
+        """Answer a packet whose TTL has run out, as the first router does (RFC 1812 5.3.1)."""
         family = packet.family
         is_error = packet.protocol == family.icmp and packet.payload[:1] != bytes((family.echo,))
         if ip.is_unicast(packet.source) and packet.source not in self.link.own and not is_error:
@@ -336,9 +338,9 @@ class Stack:
         raise BadPacket("ip-ttl")
 
     def _parameter_problem(self, view: memoryview, code: int, pointer: int) -> None:
-        """Tell the sender of a bad IPv6 packet (RFC 4443 3.4), as from its destination, which would have told it.
+        """Tell the sender of a bad IPv6 packet what is wrong (RFC 4443 3.4), in the name of its destination.
 
-        The packet is no error itself: the errors that kernels send have no extension headers.
+        The packet cannot be an ICMP error itself: kernels send these without extension headers.
         """
         source, destination = ip.source_of(view), ip.destination_of(view)
         if ip.is_unicast(source) and source not in self.link.own:
@@ -353,28 +355,29 @@ class Stack:
         """Open a connection to the guest, for a client at `host`.
 
         Raises:
-            KeyError: That connection exists, or the table is full.
+            KeyError: There is such a connection, or the table is full.
         """
         return self.tcp.connect(key, user, now, host)
 
     def add_udp(self, key: bytes, now: float, host: tuple[str, int] | None = None) -> UdpFlow:
-        """Return the flow of that key, made if it is not there; the one idle longest makes room.
+        """Return the UDP flow with that key, which is made if there is none.  The flow idle longest makes room for
+        it.
 
-        `host` is the client on the host's side that opens it, if it is no answer to a flow of the guest's.
+        `host` is the client on the host's side; None if the flow answers a flow of the guest's.
         """
         return self.udp.open(key, now, host)
 
     def flush(self) -> None:
-        """Send the ACKs that waited for more frames.  Call it after each batch of frames and user calls."""
+        """Send the ACKs that have waited for more frames.  Call it after each batch of frames and of user calls."""
         self.acks.flush()
 
     def send_datagram(self, datagram: LinkDatagram) -> None:
-        """Send a datagram of no flow.  One that no packet can carry is dropped and counted."""
+        """Send a datagram that belongs to no flow.  If it is too long for a packet, it is dropped and counted."""
         self.udp.send_datagram(datagram)
 
     @property
     def deadline(self) -> float:
-        """When `handle_timers` is wanted next; infinity: no timer runs."""
+        """The time at which `handle_timers` is due; infinity: no timer is set."""
         return self.timers.deadline
 
     def handle_timers(self, now: float) -> None:
@@ -382,7 +385,7 @@ class Stack:
         self.timers.expire(now)
 
     def stats(self) -> dict[str, int]:
-        """Return gauges, those that `Limits` bounds by its names, and counts of what was dropped, by reason."""
+        """Return gauges, named as their bounds in `Limits`, and counters of what was dropped, by reason."""
         states = Counter(connection.state for connection in self.tcp.values())
         return {
             "tcp_connections": len(self.tcp),

@@ -1,4 +1,4 @@
-"""The states of RFC 9293 3.3.2, and the purposes of a connection's one timer."""
+"""States of a connection (RFC 9293 3.3.2), and the purposes of its one timer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import Enum
 class State(Enum):
     """The state of a connection."""
 
-    SYN_HELD = "SYN-HELD"  # RFC 9293 has LISTEN: the guest's SYN is on hold until the user can tell
+    SYN_HELD = "SYN-HELD"  # the guest's SYN waits for the user's decision; RFC 9293 has no such state
     SYN_SENT = "SYN-SENT"
     SYN_RECEIVED = "SYN-RECEIVED"
     ESTABLISHED = "ESTABLISHED"
@@ -26,15 +26,15 @@ class State(Enum):
     FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT, CLOSING, LAST_ACK, TIME_WAIT, CLOSED,
 ) = State  # fmt: skip
 
-# tuples: an Enum's hash is a call, its identity is not
+# tuples, not sets: the hash of an Enum member is a call
 SENDING = (ESTABLISHED, CLOSE_WAIT)  # the user may still send
 RECEIVING = (ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2)  # the guest may still send
 HALF_CLOSED = (FIN_WAIT_2, CLOSE_WAIT)
-HANDSHAKE = (SYN_HELD, SYN_RECEIVED)  # the guest has opened it, and may not be there
+HANDSHAKE = (SYN_HELD, SYN_RECEIVED)  # the guest has sent a SYN, but may not exist
 
 
 class Purpose(Enum):
-    """The purpose of a connection's one timer.  No two of these can be due at once."""
+    """The purpose of a connection's timer.  No two of them can be due at the same time."""
 
     NONE = "none"
     PENDING = "pending"

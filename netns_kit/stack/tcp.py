@@ -1,31 +1,30 @@
-"""TCP between the guest and one user of ours (RFC 9293, section numbers are its own).
+"""TcpConnection: TCP between the guest and one user of ours (RFC 9293; section numbers without a name are its own).
 
-The *guest* is the namespace's end; the *user* (RFC 9293's word) is whatever stands behind the connection
-on our side, a host socket usually.  `ReceiveHalf` owns bytes the user has not taken, `SendHalf` bytes the
-guest has not acknowledged, `Recovery` knows what is lost; `TcpConnection` joins them, and it alone sends.
+The *guest* is the namespace's end of the connection.  The *user* (RFC 9293's word) is our end, usually a socket of
+the host.  `ReceiveHalf` has the bytes that the user has not taken.  `SendHalf` has the bytes that the guest has not
+acknowledged.  `Recovery` knows what is lost.  `TcpConnection` connects these parts, and it alone sends.
 
-Promises.  A guest's SYN is answered when the user calls `TcpConnection.accept`, never earlier; until then
-the connection is in SYN-HELD.  ACK covers bytes that the user has taken: unread bytes are acknowledged when
-taken.  The window is counted from that ACK, and never shrinks.  A guest that retransmits unread bytes is
-shown a window of zero, which makes its retransmissions window probes, so that it may wait for as long as the
-user does.
+Promises.  A guest's SYN is answered when the user calls `TcpConnection.accept`, never earlier.  Until then the
+connection is in SYN-HELD.  Only bytes that the user has taken are acknowledged.  The window begins at the
+acknowledged number, and it never shrinks.  If the guest retransmits unread bytes, it is shown a window of zero.  Its
+retransmissions then become window probes, so that it waits for as long as the user does.
 
-Sending.  We read from the user only what the guest's window has room for, so what is queued is in flight.
-There is no congestion control: the link is a tap into a kernel on this machine and drops nothing.
+Sending.  We read from the user only as much as the guest's window has room for, so everything that is queued is in
+flight.  There is no congestion control: the link is a tap into a kernel on this machine, which drops nothing.
 
-Timestamps (RFC 7323) are spoken where the guest offers them, and offered to it: a kernel reuses the port of a
-connection in TIME-WAIT only where it has seen them (tcp_tw_reuse), and they tell an old segment (PAWS).  Our
-clock is the machine's, so that another stack, worker or run of ours goes on where the last one was.  It is read
-when the guest's has moved on, every 10 ms that we send, and before anything is sent again.
+Timestamps (RFC 7323) are used if the guest offers them, and we offer them too.  They detect old segments (PAWS).  A
+kernel also needs them to reuse the port of a connection in TIME-WAIT (tcp_tw_reuse).  Our values come from the
+machine's clock, so that they continue the values of any other stack, worker or earlier run.  The clock is read when
+the guest's timestamp has changed, at most 10 ms after the last time while we send, and before anything is sent again.
 
-Urgent data (3.8.5) crosses as kernels have it: the urgent pointer points one past its byte (RFC 6093 3.1),
-and the last one to come is the one that counts.
+Urgent data (3.8.5) is handled as kernels do it: the urgent pointer points to the byte after the urgent one (RFC 6093
+3.1), and only the latest urgent byte counts.
 
-The timer.  It runs for the retransmission from when something is sent until it expires: whether all has been
-acknowledged by then is looked at there, not with each ACK, and if so it is the keepalive's from then on.
+The timer.  When something is sent, the timer is set for the retransmission.  An ACK does not stop it.  When it
+expires and everything has been acknowledged, it becomes the keepalive's.
 
-Law of this file: no socket, no clock, no log.  `state` changes in `_enter` and nowhere else; segments leave
-by `_emit` and nowhere else; time is an argument.
+Law of this file: no socket, no clock, no log.  `state` is set only in `_enter`.  Segments are sent only by `_emit`.
+Time is an argument.
 """
 
 from __future__ import annotations
@@ -75,22 +74,22 @@ if TYPE_CHECKING:
     from .timers import Timers
     from .windows import Memory
 
-WINDOW_SCALE = 8  # ours; the window moves in steps of 256 bytes
+WINDOW_SCALE = 8  # of our window, which thus moves in steps of 256 bytes
 SYN_RETRIES = 7
-SYN_CEILING = 32.0  # 64 s in all
-RETRIES = 30  # 106 s with the timer's floor and ceiling: 3.8.3's R2 of at least 100 s
-TIMING_INTERVAL = 0.01  # seconds, at least, from one round trip that is timed to the next
-LOSS_PROBES = 2  # before the timeout
-PROMPT = 0.1  # seconds within which a handshake is over, or there is time to make room for others
-PROBES = 5  # keepalive probes unanswered before the guest is taken for gone
+SYN_CEILING = 32.0  # seconds between repetitions at most; all together take 64
+RETRIES = 30  # they take 106 s with the timer's floor and ceiling; R2 of 3.8.3 is 100 s at least
+TIMING_INTERVAL = 0.01  # seconds between two timed round trips, at least
+LOSS_PROBES = 2  # probes before the timeout
+PROMPT = 0.1  # seconds after which a handshake that is not over may be given up for others
+PROBES = 5  # unanswered keepalive probes after which the guest has gone
 PROBE_INTERVAL = 30.0
-STAMP_VALID = 24 * 86400.0  # seconds without a segment, after which the last timestamp says nothing (5.5)
-KEEPALIVE = 0.9  # seconds idle: kernels count keepalive in whole ones
-_CONTROL = SYN | FIN | RST | ACK | URG  # of these, a segment with nothing to consider has ACK alone
+STAMP_VALID = 24 * 86400.0  # seconds of silence after which TS.Recent is outdated (RFC 7323 5.5)
+KEEPALIVE = 0.9  # seconds of silence before a keepalive probe, at least; kernels count whole seconds
+_CONTROL = SYN | FIN | RST | ACK | URG  # of these, an ordinary segment has only ACK
 
 
 class Table(Protocol):
-    """The stack that a connection lives in, as far as it is needed."""
+    """What a connection needs of the stack."""
 
     link: Link
     limits: Limits
@@ -113,17 +112,21 @@ class Table(Protocol):
 class TcpConnection:
     """A connection.  `key` is guest address, other address, guest port, other port, as on the wire.
 
-    `ttl` is that of the guest's SYN, `tos` the traffic class of its segments.  `id` is this connection's alone, also
-    when another has its key later; `opened` is when it was made, and `inbound` tells whether it leads to the guest.
-    `host` is the user's other end, which it sets: an address, as text, and a port.  `recovery` is what is known of a
-    loss, None as long as there is none.
+    `id` is a number that no other flow ever has.  `opened` is the time when the connection was made.  `inbound` tells
+    whether a client outside has opened it.  `ttl` is the TTL of the guest's SYN, and `tos` the traffic class of the
+    guest's segments.  `host` is the endpoint on the host, an address as text and a port; the user sets it.
+    `recovery` is None unless there is a loss.
 
-    For `netns_kit.stack.wire.common`: `frame_head` is the head of the guest's frames, `head` the offset in headers of
-    segments with nothing about them to consider, `text_at` where the text is in such a frame, `stamp` what their
-    options begin with: the timestamps' kind, and the last value (TS.Recent); empty: timestamps are not spoken.
+    Four attributes are for the short way (`netns_kit.stack.wire.common`):
 
-    The user drives it with `accept`, `refuse`, `room`, `send`, `shutdown`, `resume` and `abort`; the guest
-    with `segment_arrives` and `traffic_class`; time with `handle_timer`.
+    - `frame_head` is the head of the guest's frames.
+    - `head` is the offset and flags field of an ordinary segment: one with ACK, and with no options but timestamps.
+    - `text_at` is the offset of the text in such a frame.
+    - `stamp` is the beginning of its options: the kind of the timestamps, and TS.Recent.  It is empty if timestamps
+      are not used.
+
+    The user calls `accept`, `refuse`, `room`, `send`, `shutdown`, `resume` and `abort`.  The guest's segments arrive
+    by `segment_arrives`, changes of its traffic class by `traffic_class`.  Time arrives by `handle_timer`.
     """
 
     __slots__ = (
@@ -154,15 +157,17 @@ class TcpConnection:
         self.timer_at = self.timer_entry = math.inf
         self.ack_at = NOT_OWED
         self.ack_is_listed = False
-        self._quick = 0 if table.acks.delay else math.inf  # so many ACKs are not delayed
+        self._quick = 0 if table.acks.delay else math.inf  # number of ACKs that are not delayed
         self._idle_since = 0.0
-        self._probes = 0  # unanswered ones, the last at `_asked_at`
+        self._probes = 0  # unanswered probes, the last one sent at `_asked_at`
         self._asked_at = -math.inf
 
     # -- opening ------------------------------------------------------------------------------------
 
     def syn_arrives(self, seg: Segment, now: float) -> None:
-        """Take the SYN that made this connection, or replaces it.  3.10.7.2, but the answer waits for `accept`."""
+        """Handle the SYN that has made this connection, or that replaces its SYN (3.10.7.2).  `accept` will answer
+        it.
+        """
         snd = self.snd
         self._options(tcp.parse_options(seg.options), now)
         self.rcv.start(seg.seq, now)
@@ -172,29 +177,29 @@ class TcpConnection:
         self._arm(Purpose.PENDING, now + self._table.limits.tcp_pending_time)
 
     def connect(self, now: float) -> None:
-        """Open actively (3.10.1): the SYN leaves, or waits for the guest's link address."""
+        """Open the connection to the guest (3.10.1).  The SYN is sent, or waits for the guest's link address."""
         self.rcv.set_scale(WINDOW_SCALE)
         self.rcv.sack = True
         self._negotiate(self.snd.mss)
         self._open(SYN, now)
 
     def accept(self, now: float) -> None:
-        """Answer the guest's SYN: the user is ready, and SYN|ACK leaves now, never earlier."""
+        """Answer the guest's SYN with SYN|ACK, since the user is ready."""
         if self.state is SYN_HELD:
             self._enter(SYN_RECEIVED)
             self._open(SYN | ACK, now)
 
     def refuse(self, why: Refusal | IcmpError) -> None:
-        """Tell the guest why the user cannot have it connected; the connection is gone."""
+        """End a connection on hold, and tell the guest why."""
         if self.state is SYN_HELD:
             self.user = None
             self._table.refuse(self, why)
             self._enter(CLOSED)
 
     def give_way(self) -> None:
-        """End a connection that nobody waits for, or whose place others need.
+        """End a connection that nobody waits for, or whose place is needed.
 
-        One on hold is gone, as if its SYN had been lost; one that is half open is reset.
+        If its SYN is on hold it is forgotten, as if the SYN had been lost.  If it is half open it is reset.
         """
         if self.state is SYN_HELD:
             self._close(Closed.TIMED_OUT)
@@ -203,24 +208,24 @@ class TcpConnection:
 
     @property
     def is_on_hold(self) -> bool:
-        """Whether the user cannot tell yet if it is accepted."""
+        """Whether the user has not decided about the guest's SYN yet."""
         return self.state is SYN_HELD
 
     def may_give_way(self, now: float) -> bool:
-        """Return whether others may have its place: its handshake is not over, and has had time to be."""
+        """Return whether its place may be taken: its handshake is not over, and has had enough time."""
         return self.state in HANDSHAKE and now - self._idle_since >= PROMPT
 
     def unreachable(self, seq: int, why: IcmpError) -> None:
-        """Take the guest's ICMP error about our SYN of that number: a REJECT of its firewall, say."""
+        """Handle an ICMP error of the guest about our SYN with that number, such as a REJECT of its firewall."""
         if self.state is SYN_SENT and seq == self.snd.iss:
             self._table.refused(self, why)
             self._close(Closed.RESET)
 
     def too_big(self, seq: int, mtu: int, now: float) -> None:
-        """Cut segments smaller: a router behind the guest has stopped the one of that number.
+        """Reduce the MSS, since a router behind the guest has dropped the segment with that number.
 
-        What is in flight is sent again (RFC 1191 6.4, RFC 8201 5.4).  A router is only heeded about what is in flight
-        (RFC 5927 7.2), and never for a larger MTU, so that nobody makes us send for ever.
+        What is in flight is sent again (RFC 1191 6.4, RFC 8201 5.4).  The report is ignored unless it is about
+        something in flight (RFC 5927 7.2) and reduces the MSS, so that nobody can make us send again and again.
         """
         snd = self.snd
         if self.state is SYN_HELD or distance(snd.una, seq) >= snd.flight:
@@ -236,9 +241,9 @@ class TcpConnection:
     # -- the user's calls ---------------------------------------------------------------------------
 
     def room(self) -> int:
-        """Return how many bytes `send` takes now.  0: `TcpUser.writable` will be called when there is room.
+        """Return how many bytes `send` takes now.  After 0, `TcpUser.writable` is called when there is room.
 
-        Sender's silly-window avoidance (3.8.6.2.1): less than a segment is no room while data is in flight.
+        Silly windows are avoided (3.8.6.2.1): while data is in flight, less than a segment does not count as room.
         """
         snd = self.snd
         flight = (snd.max - snd.una) & MASK
@@ -257,7 +262,9 @@ class TcpConnection:
         return 0
 
     def send(self, data: bytes | memoryview, now: float) -> None:
-        """Send `data`, no more than `room` of it.  It is kept until acknowledged; a view is one of `Memory.take`."""
+        """Send at most `room` bytes.  They are kept until they are acknowledged.  A view must come from
+        `Memory.take`.
+        """
         snd = self.snd
         if snd.una == snd.max:
             at = now + snd.rto.first
@@ -280,12 +287,12 @@ class TcpConnection:
         self.send(data, now)
 
     def wait_for_room(self, now: float) -> None:
-        """Probe the window, should it stay shut (3.8.6.1): the user has data and `room` was 0."""
+        """Probe the window as long as it stays zero (3.8.6.1), since the user has data but `room` returned 0."""
         if self.state in SENDING and self.snd.una == self.snd.max and self.purpose is not Purpose.PERSIST:
             self._persist(now)
 
     def shutdown(self, now: float) -> None:
-        """Send FIN (3.10.4): the user has no more, but the guest may have.  Not before `TcpUser.established`."""
+        """Send FIN (3.10.4), since the user has no more data.  Call it only after `TcpUser.established`."""
         if self.state is ESTABLISHED:
             self._enter(FIN_WAIT_1)
         elif self.state is CLOSE_WAIT:
@@ -304,7 +311,7 @@ class TcpConnection:
             self._emit(snd.fin, FIN | ACK)
 
     def resume(self, now: float) -> None:
-        """Deliver what is unread, and acknowledge it: the user can take more."""
+        """Deliver the unread bytes and acknowledge them, since the user can take more."""
         rcv, user = self.rcv, self.user
         unread = rcv.unread
         before = rcv.ack
@@ -327,7 +334,7 @@ class TcpConnection:
         self._end_if_due(now)
 
     def abort(self, now: float) -> None:
-        """Give the connection up (3.10.5): the guest gets RST, and what is queued is dropped."""
+        """Reset the connection (3.10.5).  Queued data is dropped."""
         if self.state in (SYN_RECEIVED, ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT):
             self._emit(self.snd.max, RST | ACK)
         elif self.state is SYN_HELD:
@@ -336,7 +343,7 @@ class TcpConnection:
         self._enter(CLOSED)
 
     def traffic_class(self, tos: int) -> None:
-        """Note that the guest's segments have another traffic class."""
+        """Note a new traffic class of the guest's segments."""
         self.tos = tos
         if self.user is not None:
             self.user.traffic_class(tos)
@@ -344,9 +351,10 @@ class TcpConnection:
     # -- the guest's segments -----------------------------------------------------------------------
 
     def segment_arrives(self, seg: Segment, now: float) -> None:
-        """Take any segment.
+        """Handle any segment.
 
-        3.10.7.4 with every check passing and nothing in the way is `in_order`, the text itself `_segment_arrives`.
+        If every check of 3.10.7.4 would pass and nothing special is going on, `in_order` handles it; if not,
+        `_segment_arrives`, which has the text of the RFC.
         """
         if (
             seg.flags & _CONTROL != ACK
@@ -356,7 +364,7 @@ class TcpConnection:
             self._segment_arrives(seg, now)
 
     def _is_plain(self, seg: Segment, now: float) -> bool:
-        """Return whether it has no options but a timestamp, if they are spoken, that is not old."""
+        """Return whether a segment has no options but a timestamp that is not old, if timestamps are used."""
         if seg.options is None or not self.stamp:
             return False
         stamp = bytes(seg.options[: len(self.stamp)])
@@ -364,10 +372,12 @@ class TcpConnection:
         return plain and (stamp == self.stamp or self.restamp(stamp, seg.seq, now))
 
     def restamp(self, stamp: bytes, seq: int, now: float) -> bool:
-        """Take the timestamp of the segment `seq`.  False: there is none, or an old one.
+        """Handle the timestamp of a segment.  Return False if it has none or an old one.
 
-        RFC 7323 4.3: what is echoed is that of the first segment that our next ACK is for.  Only of one that begins
-        where that will end: from elsewhere, a forged one would make old ones of all that follow.
+        `stamp` are the first bytes of the segment's options, and `seq` is its sequence number.  TS.Recent is only
+        updated by a segment that begins where our next ACK will end (RFC 7323 4.3), so that the first segment is
+        echoed which that ACK is for.  Otherwise a forged segment with a new timestamp would make all following ones
+        look old.
         """
         value = int.from_bytes(stamp[len(tcp.STAMP) :], "big")
         if not stamp.startswith(tcp.STAMP) or less(value, self._recent):
@@ -379,17 +389,17 @@ class TcpConnection:
 
     @property
     def _recent(self) -> int:
-        """The last timestamp of the guest, TS.Recent."""
+        """TS.Recent: the last timestamp of the guest."""
         return int.from_bytes(self.stamp[len(tcp.STAMP) :], "big")
 
     def _tick(self, now: float) -> None:
-        """Read our clock, for what is sent from now on."""
+        """Read our clock for the timestamps that are sent from now on."""
         self._writer.stamp(tcp.ticks(now), self._recent)
 
     def in_order(self, seq: int, ack: int, window: int, payload: memoryview, now: float) -> bool:
-        """Take a segment with ACK, PSH perhaps, and no options but a timestamp that is one.
+        """Handle an ordinary segment: with ACK, perhaps PSH, and no options but a valid timestamp.
 
-        False: it is one for `segment_arrives`.
+        Return False if it is one for `segment_arrives`.
         """
         if self.state is not ESTABLISHED:
             return False
@@ -435,7 +445,7 @@ class TcpConnection:
         return True
 
     def _segment_arrives(self, seg: Segment, now: float) -> None:
-        """Take a segment as 3.10.7.3 and 3.10.7.4 have it, in their order."""
+        """Handle a segment as 3.10.7.3 and 3.10.7.4 say, in their order."""
         if self.state is SYN_HELD:
             self._while_on_hold(seg, now)
         elif self.state is SYN_SENT:
@@ -453,10 +463,10 @@ class TcpConnection:
                 self._unblock()
 
     def _while_on_hold(self, seg: Segment, now: float) -> None:
-        """Take a segment while the user cannot tell yet.
+        """Handle a segment while the guest's SYN is on hold.
 
-        The SYN again: it will be answered; another SYN: the guest has given that one up, silently as kernels do, and
-        begins anew; RST: it has given all up.
+        If it is the same SYN, nothing is done: it will be answered.  If it is another SYN, the guest has given up the
+        first one without a word, as kernels do, and begins again.  If it is RST, the guest has given up.
         """
         if seg.flags & RST:
             if seg.seq == self.rcv.nxt:
@@ -465,7 +475,7 @@ class TcpConnection:
             self.syn_arrives(seg, now)
 
     def _in_syn_sent(self, seg: Segment, now: float) -> None:
-        """Take a segment that answers our SYN, perhaps (3.10.7.3)."""
+        """Handle a segment that may answer our SYN (3.10.7.3)."""
         snd = self.snd
         ack_ok = bool(seg.flags & ACK) and seg.ack == snd.max
         if seg.flags & ACK and not ack_ok:
@@ -489,9 +499,9 @@ class TcpConnection:
                 self._syn(SYN | ACK, now)
 
     def _is_timely(self, seg: Segment, now: float) -> bool:
-        """Check the timestamp before all else (RFC 7323 5.3, R1 to R3): an old one tells an old duplicate.
+        """Check the timestamp before everything else (RFC 7323 5.3, R1 to R3).  An old one shows an old duplicate.
 
-        A segment that has none is not the guest's (3.2).
+        A segment without timestamp is dropped too (3.2): the guest's segments all have one.
         """
         if seg.flags & RST:
             return True
@@ -508,28 +518,28 @@ class TcpConnection:
         return True
 
     def _sequence_ok(self, seg: Segment, now: float) -> bool:
-        """Check the sequence number: first."""
+        """Check the sequence number (first)."""
         rcv = self.rcv
         window = (rcv.wnd - distance(rcv.ack, rcv.nxt)) & MASK
         if (seg.seq == rcv.nxt and window) or sequence.acceptable(seg.seq, seg.length, rcv.nxt, window):
             return True
         if seg.flags & RST or not seg.length:
-            # to the guest, RCV.NXT is what we have acknowledged: that counts as the window's beginning, and
-            # where its window is shut, the news of its own window's opening comes from there
+            # the guest takes our ACK for RCV.NXT: our window begins there for it, and a segment that opens its own
+            # window has that number while ours is zero
             if sequence.in_window(seg.seq, rcv.ack, distance(rcv.ack, rcv.nxt)):
                 return True
             if seg.flags & RST:
                 return False
         if self.state is SYN_RECEIVED and seg.flags & SYN:
             if not seg.flags & ACK:
-                self._syn(SYN | ACK, now)  # ours was lost
+                self._syn(SYN | ACK, now)  # our SYN|ACK was lost
             elif self._ack_ok(seg, now) and self._alive:
-                self._owe_ack(MUCH)  # both have opened, 3.5 figure 7
+                self._owe_ack(MUCH)  # simultaneous open, 3.5 figure 7
         else:
             self._ack_at_once()
             if seg.seq == add(rcv.nxt, -1) and seg.length <= 1 and rcv.ack == rcv.nxt:
                 self._is_kept_alive(now)
-            # its ACK still counts: a guest may have nothing else to say while it probes
+            # its ACK still counts: a guest that probes may send nothing else
             if seg.flags & ACK and 0 < distance(self.snd.una, seg.ack) <= self.snd.flight:
                 self._ack_ok(seg, now)
                 if self.snd.blocked:
@@ -537,24 +547,27 @@ class TcpConnection:
         return False
 
     def _turn_away(self) -> None:
-        """Show no window, since memory is full: the guest keeps what it has sent, and asks until there is one."""
+        """Show a window of zero, since memory is full.  The guest keeps its bytes, and probes the window."""
         self._table.dropped["limit-tcp-memory"] += 1
         self._emit(self.snd.nxt, ACK, window=0)
 
     def _is_kept_alive(self, now: float) -> None:
-        """Pass a keepalive probe on (3.8.4): it is one if all was quiet for longer than retransmissions wait."""
+        """Pass a keepalive probe on to the user (3.8.4).
+
+        A segment is one if the connection was silent for longer than retransmissions wait.
+        """
         idle = now - self._idle_since
         if idle >= KEEPALIVE and self.snd.una == self.snd.max and self.user is not None:
             self._idle_since = now
             self.user.keepalive(idle)
 
     def _ack_at_once(self) -> None:
-        """Answer what had arrived before.  If the user has not taken it yet, the guest is told to wait."""
+        """Acknowledge a segment that had arrived before.  If it is unread, the guest is told to wait."""
         rcv = self.rcv
         self._emit(self.snd.nxt, ACK, window=0 if rcv.ack != rcv.nxt else None)
 
     def _not_reset(self, seg: Segment) -> bool:
-        """Check a RST as RFC 5961 3.2 has it: second."""
+        """Handle a RST as RFC 5961 3.2 says (second).  Return False: the segment is done with."""
         if seg.seq in (self.rcv.nxt, self.rcv.ack):
             self._close(Closed.RESET)
         else:
@@ -562,12 +575,12 @@ class TcpConnection:
         return False
 
     def _not_syn(self, seg: Segment) -> bool:
-        """Answer a SYN as RFC 5961 4.2 has it: fourth."""
+        """Handle a SYN as RFC 5961 4.2 says (fourth).  Return False: the segment is done with."""
         self._emit(self.snd.nxt, ACK)
         return False
 
     def _ack_ok(self, seg: Segment, now: float) -> bool:
-        """Check the ACK field: fifth."""
+        """Check the ACK field (fifth)."""
         snd = self.snd
         if not seg.flags & ACK:
             return False
@@ -585,7 +598,7 @@ class TcpConnection:
             return False
         self._idle_since = now
         if acked > flight:
-            return True  # an old ACK: nothing but its text is of interest
+            return True  # an old ACK: only the text is of interest
         if acked:
             if self.recovery is None:
                 snd.acknowledge(seg.ack, now)
@@ -606,7 +619,7 @@ class TcpConnection:
         return snd.fin is None or self._fin_acknowledged(now)
 
     def _repaired(self, recovery: Recovery, seg: Segment, now: float) -> None:
-        """Take an ACK of something new while there is a loss to recover from."""
+        """Handle an ACK of something new while there is a loss."""
         partial = recovery.is_partial(seg.ack)
         if self.snd.timed is None and self.stamp and recovery.may_be_timed(seg.ack):
             self._time_by_stamp(seg, now)
@@ -615,7 +628,7 @@ class TcpConnection:
             self._pieces(recovery.first())  # RFC 6582: the next hole
 
     def _time_by_stamp(self, seg: Segment, now: float) -> None:
-        """Time the round trip by what the guest echoes: what was sent again cannot be timed else (RFC 7323 4.1)."""
+        """Time the round trip by the echoed timestamp.  What was sent again has no other timing (RFC 7323 4.1)."""
         stamp = tcp.parse_options(seg.options).stamp
         if stamp is not None and stamp[1]:
             ticks = distance(stamp[1], tcp.ticks(now))
@@ -623,7 +636,7 @@ class TcpConnection:
                 self.snd.rto.sample(max(ticks, 1) / tcp.TICKS, now)
 
     def _is_told(self, seg: Segment) -> bool:
-        """Return whether the guest tells by SACK of something new that has arrived."""
+        """Return whether SACK reports something new."""
         snd = self.snd
         if seg.options is None or not self.rcv.sack or snd.una == snd.max:
             return False
@@ -631,9 +644,9 @@ class TcpConnection:
         return bool(blocks) and self._recovering().sack(blocks)
 
     def _is_duplicate(self, seg: Segment, acked: int, flight: int) -> bool:
-        """Return whether it is a duplicate ACK (RFC 5681 2).
+        """Return whether a segment is a duplicate ACK (RFC 5681 section 2).
 
-        A guest with SACK says more plainly what it is missing (RFC 6675 2).
+        With SACK no segment counts as one: the blocks report more precisely what is missing (RFC 6675 section 2).
         """
         snd = self.snd
         return (
@@ -646,7 +659,7 @@ class TcpConnection:
         )
 
     def _fin_acknowledged(self, now: float) -> bool:
-        """Return whether the connection lives on; an ACK of our FIN moves it along."""
+        """Change the state if our FIN is acknowledged.  Return whether the connection goes on."""
         snd = self.snd
         if snd.una == snd.max:
             if self.state is FIN_WAIT_1:
@@ -660,12 +673,12 @@ class TcpConnection:
         return True
 
     def _text(self, seg: Segment, now: float) -> None:
-        """Process the segment text and the FIN bit: seventh and eighth."""
+        """Handle the text and the FIN bit of a segment (seventh and eighth)."""
         rcv = self.rcv
         data, seq, fin = seg.payload, seg.seq, bool(seg.flags & FIN)
         if not data and not fin:
             return
-        if seg.flags & URG and seg.urgent:  # sixth; urgent data is acted upon as it is taken
+        if seg.flags & URG and seg.urgent:  # sixth; urgent data is handled on delivery
             rcv.set_urgent_pointer(add(seq, seg.urgent - 1))
         edge = distance(rcv.nxt, add(rcv.ack, rcv.wnd))
         if seq != rcv.nxt and less(rcv.nxt, seq):
@@ -674,7 +687,7 @@ class TcpConnection:
             if not rcv.keep(seq, keep, fin and len(keep) == len(data), limit):
                 full = rcv.memory.full
                 self._table.dropped["limit-tcp-memory" if full else "limit-tcp-out-of-order"] += 1
-            self._emit(self.snd.nxt, ACK)  # a duplicate, which tells of the hole
+            self._emit(self.snd.nxt, ACK)  # a duplicate ACK, which reports the hole
             return
         again = seq != rcv.nxt or rcv.fin
         self._accept_text(seq, data, fin, edge)
@@ -693,13 +706,13 @@ class TcpConnection:
         self._end_if_due(now)
 
     def _accept_out_of_order(self) -> None:
-        """Take what was kept beyond a hole, as far as there is none any more."""
+        """Accept the out-of-order text that is now in order."""
         rcv = self.rcv
         while not rcv.over_limit and (piece := rcv.next_piece()) is not None:
             self._accept_text(*piece, distance(rcv.nxt, add(rcv.ack, rcv.wnd)))
 
     def _accept_text(self, seq: int, data: memoryview, fin: bool, edge: int) -> None:
-        """Take what is new and within the window of text that begins at or before RCV.NXT."""
+        """Accept the part of a text that is new and within the window.  It begins at or before RCV.NXT."""
         rcv = self.rcv
         old = distance(seq, rcv.nxt)
         if old > len(data) or rcv.fin:
@@ -719,7 +732,7 @@ class TcpConnection:
         rcv.fin = fin and taken + kept == len(fresh)
 
     def _deliver(self, user: TcpUser, data: memoryview) -> int:
-        """Hand what begins at RCV.ACK to the user; the urgent byte, if it is among it, as such."""
+        """Deliver bytes from RCV.ACK on to the user.  An urgent byte among them is delivered as such."""
         rcv = self.rcv
         if rcv.urgent is None:
             return user.deliver(data)
@@ -737,17 +750,17 @@ class TcpConnection:
         return taken
 
     def _end_if_due(self, now: float) -> None:
-        """Let the guest's FIN take effect when all before it has been taken."""
+        """Handle the guest's FIN, once all bytes before it have been taken."""
         rcv = self.rcv
         if not rcv.fin or rcv.unread or self.state not in RECEIVING:
             return
         rcv.nxt = rcv.ack = add(rcv.nxt, 1)
-        self._owe_ack(0)  # our FIN may take it along
+        self._owe_ack(0)  # our FIN may carry it
         if self.state is ESTABLISHED:
             self._enter(CLOSE_WAIT)
             if self.purpose is Purpose.KEEPALIVE:
-                self._keepalive(now)  # half-closed: sooner
-        elif self.state is FIN_WAIT_1:  # ours is not acknowledged: they crossed
+                self._keepalive(now)  # the time is shorter when half-closed
+        elif self.state is FIN_WAIT_1:  # the FINs have crossed
             self._enter(CLOSING)
         if self.user is not None:
             self.user.end()
@@ -757,7 +770,7 @@ class TcpConnection:
     # -- acknowledging and sending ------------------------------------------------------------------
 
     def _owe_ack(self, size: int) -> None:
-        """Owe an ACK for `size` bytes, which have just come: see `netns_kit.stack.acks`."""
+        """Owe an ACK for `size` bytes that have just arrived: see `netns_kit.stack.acks`."""
         if size >= MUCH or self._quick:
             if size < MUCH:
                 self._quick -= 1
@@ -776,26 +789,26 @@ class TcpConnection:
             self._emit(self.snd.nxt, ACK)
 
     def ack_is_overdue(self) -> None:
-        """Send the ACK that no segment has carried; the next ones do not wait."""
+        """Send the ACK, which no segment has carried.  The next ones are not delayed."""
         self._quick = QUICK
         self.send_ack()
 
     def _acknowledged(self, now: float) -> None:
-        """Set the timer anew: the guest has acknowledged something."""
+        """Set the timer again, since the guest has acknowledged something."""
         snd = self.snd
         if snd.una != snd.max:
             self._arm(Purpose.RETRANSMIT, now + snd.rto.first)
-        elif snd.blocked and self.state in SENDING:  # it may be told of room in a moment, or have to ask
+        elif snd.blocked and self.state in SENDING:  # the window may be zero
             self._persist(now)
 
     def _recovering(self) -> Recovery:
-        """Return what is known of a loss, of which this may be the first sign."""
+        """Return the `Recovery`, which begins now if this is the first sign of a loss."""
         if self.recovery is None:
             self.recovery = Recovery(self.snd)
         return self.recovery
 
     def _pieces(self, pieces: Iterable[Piece]) -> None:
-        """Send what a `Recovery` has chosen."""
+        """Send the pieces that a `Recovery` has chosen."""
         for seq, data in pieces:
             if data is None:
                 self._emit(seq, FIN | ACK)
@@ -803,14 +816,14 @@ class TcpConnection:
                 self._segments(seq, data)
 
     def _unblock(self) -> None:
-        """Tell the user if there is room, which it waits for."""
+        """Tell the user, which waits for room, if there is room."""
         snd = self.snd
         snd.blocked = False
         if self.user is not None and self.room():
             self.user.writable()
 
     def _resume(self, recovery: Recovery, now: float) -> None:
-        """Send what lies from SND.NXT on, as far as window and timeout recovery allow."""
+        """Send what follows SND.NXT, as far as the window and the recovery allow."""
         snd = self.snd
         if self.stamp:
             self._tick(now)
@@ -819,9 +832,9 @@ class TcpConnection:
             self._arm(Purpose.RETRANSMIT, now + snd.rto.value)
 
     def _segments(self, seq: int, data: bytes | memoryview) -> None:
-        """Send `data` as one super-segment, or cut to the MSS where the link takes none."""
+        """Send `data` as one super-segment, or cut to the MSS if the link takes no super-segments."""
         size = len(data)
-        # an urgent pointer is one segment's: a super-segment would repeat it
+        # the pieces of a super-segment would all have the urgent pointer
         step = self.snd.burst if self.snd.urgent is None else self.snd.mss
         if size <= step:
             self._emit(seq, ACK | PSH, data)
@@ -834,7 +847,7 @@ class TcpConnection:
     def _emit(
         self, seq: int, flags: int, payload: bytes | memoryview = b"", *, window: int | None = None
     ) -> None:
-        """Send a segment: this is the one way out.  `window` is as the field has it, RCV.WND by default."""
+        """Send a segment.  Nothing else sends.  `window` is the value of the field, by default RCV.WND."""
         rcv = self.rcv
         if window is None:
             window = rcv.field
@@ -849,7 +862,7 @@ class TcpConnection:
         self._writer.write(seq, rcv.ack if flags & ACK else 0, flags, window, payload, urgent)
 
     def _open(self, flags: int, now: float) -> None:
-        """Send SYN or SYN|ACK for the first time.  It takes one sequence number."""
+        """Send SYN or SYN|ACK for the first time.  It occupies one sequence number."""
         snd = self.snd
         snd.nxt = snd.max = snd.timed = add(snd.iss, 1)
         snd.timed_at = now
@@ -858,7 +871,7 @@ class TcpConnection:
         self._syn(flags, now)
 
     def _syn(self, flags: int, now: float) -> None:
-        """Send SYN or SYN|ACK, whose window is never scaled."""
+        """Send SYN or SYN|ACK.  Its window is never scaled."""
         rcv = self.rcv
         stamp = None
         if self.stamp or flags == SYN:
@@ -872,9 +885,9 @@ class TcpConnection:
     # -- options, timers, states --------------------------------------------------------------------
 
     def _options(self, offered: tcp.Options, now: float) -> None:
-        """Take what the guest's SYN offers.
+        """Handle the options of the guest's SYN.
 
-        Scaling is used when both offer it (RFC 7323 2.2), and so are SACK and timestamps (3.2).
+        Window scaling, SACK and timestamps are used if both ends offer them (RFC 7323 2.2, 3.2; RFC 2018).
         """
         if self.stamp or offered.stamp is not None:
             self._speak_timestamps(offered.stamp, now)
@@ -887,7 +900,7 @@ class TcpConnection:
         self._negotiate(offered.mss or self._writer.family.default_mss)
 
     def _speak_timestamps(self, offered: tuple[int, int] | None, now: float) -> None:
-        """Begin to speak timestamps; None: not to, since the guest does not."""
+        """Begin to use timestamps, with the guest's first one; or do not use them, if it is None."""
         self._writer.speak_timestamps(offered is not None)
         self.stamp = b"" if offered is None else tcp.pack_stamp(*offered)[: -len(tcp.STAMP)]
         self.head, self.text_at = common.PLAIN, common.TEXT_AT[self._writer.family.version]
@@ -896,16 +909,16 @@ class TcpConnection:
             self._tick(now)
 
     def _tune(self, now: float) -> None:
-        """Let the window grow with the path.  Without scaling it has to fit the field."""
+        """Let the receive window grow with the path.  Without scaling it must fit into the field."""
         most = self._table.limits.tcp_receive_max if self.rcv.scale else 0xFFFF
         self.rcv.tune(now, self.snd.rto.smallest, most)
 
     def _negotiate(self, mss: int) -> None:
-        """Send no larger segments than the guest takes."""
+        """Limit the MSS to what the guest takes."""
         self.snd.mss, self.snd.burst = self._writer.limit(mss)
 
     def _establish(self, now: float) -> None:
-        """Enter ESTABLISHED: our SYN is acknowledged."""
+        """Enter ESTABLISHED, since our SYN is acknowledged."""
         snd = self.snd
         if self.recovery is None:
             snd.acknowledge(snd.max, now)
@@ -918,7 +931,7 @@ class TcpConnection:
             self.user.established()
 
     def _enter(self, state: State) -> None:
-        """Change the state: this is the only assignment to `state`."""
+        """Change the state.  Nothing else sets `state`."""
         if self.state in HANDSHAKE and state not in HANDSHAKE:
             self._table.opened(self)
         self.state = state
@@ -937,7 +950,7 @@ class TcpConnection:
             user.closed(why)
 
     def _time_wait(self, now: float) -> None:
-        """End the connection, since both have closed.  A record in the table answers a FIN that comes again."""
+        """End the connection, since both ends have closed.  A record in `TimeWait` acknowledges a repeated FIN."""
         self._enter(TIME_WAIT)
         self._table.time_wait.add(self.key, self.snd.nxt, self.rcv.nxt, self.stamp, now)
         user, self.user = self.user, None
@@ -953,37 +966,37 @@ class TcpConnection:
             self.timer_at = at
 
     def _persist(self, now: float) -> None:
-        """Ask for a window that is shut while the user waits for it, lest the news of its opening get lost."""
+        """Probe a window of zero while the user waits, because the segment that opens the window may get lost."""
         self._arm(Purpose.PERSIST, now + self.snd.rto.value)
 
     def _keepalive(self, now: float) -> None:
-        """Look after the guest now and then while nothing is in flight, so that none is waited for in vain."""
+        """Probe the guest after a long silence, so that a connection to a guest which has gone ends."""
         self._arm(Purpose.KEEPALIVE, now + self._idle_time)
 
     @property
     def carried(self) -> tuple[int, int]:
-        """The bytes that the user has taken of the guest, and those that the guest has acknowledged."""
+        """Numbers of bytes that the user has taken, and that the guest has acknowledged."""
         rcv, snd = self.rcv, self.snd
         taken, acknowledged = rcv.tuner.crossed(rcv.ack), snd.tuner.crossed(snd.una)
         if rcv.fin and rcv.ack == rcv.nxt:
             taken -= 1
-        if acknowledged:  # our SYN was the first
+        if acknowledged:  # our SYN does not count
             acknowledged -= 1 + (snd.fin is not None and snd.una == snd.max)
         return max(taken, 0), acknowledged
 
     @property
     def _alive(self) -> bool:
-        """Whether the user has not aborted: look after every call to it."""
+        """Whether the user has not aborted the connection.  It must be checked after each call of the user."""
         return self.state is not CLOSED
 
     @property
     def _idle_time(self) -> float:
-        """How long the guest may be silent before it is probed."""
+        """Seconds that the guest may be silent before it is probed."""
         limits = self._table.limits
         return limits.tcp_half_closed if self.state in HALF_CLOSED else limits.tcp_idle
 
     def handle_timer(self, now: float) -> None:
-        """Do what the timer was for."""
+        """Do what the timer was set for."""
         purpose, self.purpose = self.purpose, Purpose.NONE
         if self.stamp:
             self._tick(now)
@@ -1010,7 +1023,7 @@ class TcpConnection:
             self._pieces(recovery.probe())
             self._arm(Purpose.RETRANSMIT, now + min(snd.rto.first * 2**recovery.probes, snd.rto.value))
             return
-        # 3.8.6.1: a window may stay shut for as long as the guest answers at all
+        # 3.8.6.1: a window may stay zero for as long as the guest answers
         recovery.retries = recovery.retries + 1 if snd.wnd or opening else self._unanswered(now)
         if recovery.retries > (SYN_RETRIES if opening else RETRIES):
             self._give_up()
@@ -1025,13 +1038,13 @@ class TcpConnection:
         if snd.wnd:
             self._resume(recovery, now)
         elif snd.una != snd.fin:
-            self._emit(snd.una, ACK, snd.at(snd.una)[:1])  # its window is shut: a byte of what it owes us
+            self._emit(snd.una, ACK, snd.at(snd.una)[:1])  # its window is zero: one byte as a probe
         else:
             self._emit(snd.una, FIN | ACK)
         self._arm(Purpose.RETRANSMIT, now + snd.rto.value)
 
     def _persist_timeout(self, now: float) -> None:
-        """Send an old number, which draws an ACK with the window as it is (3.8.6.1)."""
+        """Send an old sequence number; the guest must answer with an ACK that shows its window (3.8.6.1)."""
         snd = self.snd
         if not snd.blocked or self.state not in SENDING:
             self._keepalive(now)
@@ -1043,7 +1056,7 @@ class TcpConnection:
             self._arm(Purpose.PERSIST, now + snd.rto.value)
 
     def _keepalive_timeout(self, now: float) -> None:
-        """Probe a guest that has been silent for long (3.8.4): if it is gone, that is noticed."""
+        """Probe a guest that has been silent for long, or give up one that does not answer (3.8.4)."""
         due = self._idle_since + self._idle_time
         if due > now:
             self._arm(Purpose.KEEPALIVE, due)
@@ -1054,13 +1067,13 @@ class TcpConnection:
             self._arm(Purpose.KEEPALIVE, now + PROBE_INTERVAL)
 
     def _unanswered(self, now: float) -> int:
-        """Return how many probes in a row the guest has not answered, with the one that is about to leave."""
+        """Return the number of unanswered probes in a row, counting the one that is about to be sent."""
         self._probes = self._probes + 1 if self._idle_since < self._asked_at else 1
         self._asked_at = now
         return self._probes
 
     def _give_up(self) -> None:
-        """End the connection: the guest has not answered for too long."""
+        """End the connection, since the guest has not answered for too long."""
         if self.state is SYN_SENT:
             self._table.refused(self, Refusal.DROP)
         else:

@@ -1,12 +1,13 @@
-"""TcpTable: the TCP connections of a stack, whom a segment is for, and who gives way when there are too many.
+"""TcpTable: the TCP connections of a stack.
 
-A connection is in `TcpTable.pending` too while the guest opens it, until its handshake is over.  Beyond a limit the
-oldest of those gives way, so that half-open connections never keep others out.
+It finds the connection that a segment belongs to, and decides which connection is given up when there are too many.
+While the guest opens a connection, it is in `TcpTable.pending` too, until its handshake is over.  Beyond a limit the
+oldest of these is given up, so that half-open connections do not keep others out.
 """
 
 from __future__ import annotations
 
-from _blake2 import blake2b  # what hashlib has for it, but for OpenSSL, which takes 2 ms to load
+from _blake2 import blake2b  # as in hashlib, without OpenSSL, which takes 2 ms to load
 
 from . import seq
 from .acks import Acks
@@ -20,13 +21,13 @@ from .windows import Memory
 from .wire import BadPacket, common, flow_key, ip, tcp
 from .wire.family import IPV4
 
-MSS_OVERHEAD = IPV4.header_size + tcp.SIZE  # bytes of the smallest headers, until the connection says more
+MSS_OVERHEAD = IPV4.header_size + tcp.SIZE  # bytes of the smallest headers
 ISN_TICKS = 250_000  # per second: RFC 9293 3.4.1's 4-microsecond clock
 DSCP = 0xFC  # the traffic class without ECN's bits (RFC 3168 5)
 
 
 class TcpTable(FlowTable[TcpConnection]):
-    """The connections by their keys.  `secret` keys the initial sequence numbers (RFC 6528)."""
+    """The TCP connections of a stack by their keys.  `secret` keys the initial sequence numbers (RFC 6528)."""
 
     def __init__(self, network: NetworkLayer, secret: bytes) -> None:
         limits, timers = network.limits, network.timers
@@ -42,7 +43,7 @@ class TcpTable(FlowTable[TcpConnection]):
         """Handle a segment of the guest's.
 
         Raises:
-            BadPacket: It is no segment, or opens no connection.
+            BadPacket: It is malformed, or would open a connection that is not allowed.
         """
         segment = tcp.parse(packet.payload)
         if not packet.summed:
@@ -86,9 +87,9 @@ class TcpTable(FlowTable[TcpConnection]):
         return connection
 
     def _make_room(self, now: float) -> bool:
-        """Let the oldest connection whose handshake is not over give way, unless it has only begun.
+        """Give up the oldest connection whose handshake is not over, unless it has only just begun.
 
-        Return whether there is room in the table now, which was full.
+        Return whether there is room in the table now.
         """
         self.dropped["limit-tcp-connections"] += 1
         oldest = next(iter(self.pending.values()), None)
@@ -103,7 +104,7 @@ class TcpTable(FlowTable[TcpConnection]):
         """Open a connection to the guest, for a client at `host`.
 
         Raises:
-            KeyError: That connection exists, or the table is full.
+            KeyError: There is such a connection, or the table is full.
         """
         full = len(self) >= self.limit
         if key in self or (full and not self._make_room(now)):
@@ -121,11 +122,11 @@ class TcpTable(FlowTable[TcpConnection]):
         return seq.add(int.from_bytes(digest, "big"), int(now * ISN_TICKS))
 
     def opened(self, connection: TcpConnection) -> None:
-        """Note that the handshake of a connection is over, one way or the other."""
+        """Note that the handshake of a connection is over, or has failed."""
         self.pending.pop(connection.key, None)
 
     def refuse(self, connection: TcpConnection, why: Refusal | IcmpError) -> None:
-        """Answer a SYN that was on hold: the original is gone, but its numbers are known."""
+        """Refuse a SYN on hold.  The packet is gone, but its numbers are known, so that it can be quoted."""
         self.refused(connection, why)
         key, irs = connection.key, seq.add(connection.rcv.nxt, -1)
         if why is Refusal.RESET:
@@ -136,7 +137,7 @@ class TcpTable(FlowTable[TcpConnection]):
             self.packets.error_about(key, ip.TCP, syn, why, ttl=connection.ttl)
 
     def _stray(self, packet: ip.Packet, segment: tcp.Segment) -> None:
-        """Reset the sender of a segment for no connection (3.10.7.1)."""
+        """Answer a segment that belongs to no connection with a reset (3.10.7.1)."""
         self.dropped["tcp-stray"] += 1
         unicast = ip.is_unicast(packet.source) and ip.is_unicast(packet.destination)
         if segment.flags & tcp.RST or not unicast:

@@ -1,10 +1,10 @@
-"""TIME-WAIT (RFC 9293 3.6): what is left of a connection that both ends have closed.
+"""TimeWait: what is left of a connection that both ends have closed (TIME-WAIT, RFC 9293 3.6).
 
-Its only duty is to acknowledge the guest's FIN again, should our ACK of it be lost.  That takes two sequence
-numbers and a timestamp, so a record is a few packed bytes and not a `TcpConnection`: a guest that closes thousands
-of connections leaves no objects that the garbage collector of the process has to visit.
+Its only task is to acknowledge the guest's FIN again if our ACK was lost.  That takes two sequence numbers and a
+timestamp, so a record is a few packed bytes and not a `TcpConnection`.  A guest that closes thousands of connections
+thus leaves no objects for the garbage collector of the process to visit.
 
-All records wait equally long.  The table is in the order in which they end, and one timer serves them all.
+All records live equally long.  The table is in the order in which they end, and one timer serves them all.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ if TYPE_CHECKING:
     from .limits import Limits
     from .timers import Timers
 
-_RECORD = Struct(
-    "=dII"
-)  # when it ends, SND.NXT, RCV.NXT; then the timestamp, as `TcpConnection.stamp` has it
+_RECORD = Struct("=dII")  # end, SND.NXT, RCV.NXT; then follows `TcpConnection.stamp`
 
 
 class TimeWait:
     """The connections in TIME-WAIT, by their keys.
 
-    `acknowledge` sends an ACK without payload: key, sequence number, acknowledgement number, flags, options.
+    `acknowledge` is called to send an ACK without payload.  Its arguments are key, sequence number, acknowledgement
+    number, flags and options.
     """
 
     __slots__ = ("_acknowledge", "_dropped", "_limits", "_timers", "records", "timer_at", "timer_entry")
@@ -54,7 +53,7 @@ class TimeWait:
         return len(self.records)
 
     def add(self, key: bytes, snd_nxt: int, rcv_nxt: int, stamp: bytes, now: float) -> None:
-        """Keep a connection for 2 MSL from `now`.  Beyond the limit the oldest is forgotten."""
+        """Keep a connection for 2 MSL from `now`.  Beyond the limit the oldest one is forgotten."""
         until = now + self._limits.tcp_time_wait
         if len(self.records) >= self._limits.tcp_time_waits:
             self._dropped["limit-tcp-time-waits"] += 1
@@ -64,14 +63,14 @@ class TimeWait:
             self._timers.arm(self, until)
 
     def discard(self, key: bytes) -> None:
-        """Forget a connection, if it is here: its key is used again."""
+        """Forget a connection, if it is here, since its key is used again."""
         self.records.pop(key, None)
 
     def segment_arrives(self, key: bytes, segment: Segment, now: float) -> bool:
-        """Handle a segment of a connection that is here.  Return whether it was one.
+        """Handle a segment of a connection that is here.  Return False if there is none.
 
-        A SYN with a higher sequence number or a newer timestamp ends the wait (RFC 6191): it is nobody's segment
-        then, and opens a connection.
+        A SYN with a higher sequence number or a newer timestamp ends the record (RFC 6191).  The result is then
+        False, so that it opens a new connection.
         """
         record = self.records.get(key)
         if record is None:
@@ -89,7 +88,7 @@ class TimeWait:
                 del self.records[key]
             return True
         expected = segment.seq == rcv_nxt and not segment.length
-        if flags & FIN and not expected:  # it has missed our ACK: 2 MSL begin again
+        if flags & FIN and not expected:  # our ACK was lost: 2 MSL begin again
             del self.records[key]
             self.add(key, snd_nxt, rcv_nxt, stamp, now)
         if not expected or (flags & ACK and seq.less(snd_nxt, segment.ack)):
@@ -98,7 +97,7 @@ class TimeWait:
         return True
 
     def handle_timer(self, now: float) -> None:
-        """Forget those whose time is over."""
+        """Forget the connections whose time is over."""
         records = self.records
         while records:
             key = next(iter(records))

@@ -1,7 +1,8 @@
-"""Many deadlines, one heap.
+"""Timers: the deadlines of many owners in one heap.
 
 A flow moves its deadline at nearly every packet, so moving it to a later time costs one assignment.  The heap keeps
-the flow's earliest entry; when that comes up too early, it is put back at the deadline of that moment.
+the entry with the earliest deadline of each owner.  When an entry comes up before its owner's deadline, it is put
+back with the deadline of that moment.
 """
 
 from __future__ import annotations
@@ -10,21 +11,21 @@ import math
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import Protocol
 
-SWEEP = 256  # entries in the heap before looking for dead ones; from then on, at each doubling
+SWEEP = 256  # entries at which useless ones are removed; then again when their number has doubled
 
 
 class Timed(Protocol):
     """An owner of a deadline.
 
-    It sets `timer_at` itself (infinity: nothing is due), but by `Timers.arm` when that may lie earlier than
-    `timer_entry`, which belongs to `Timers`.
+    The owner may set `timer_at` itself (infinity: nothing is due).  It must call `Timers.arm` instead if the new time
+    may be earlier than `timer_entry`, which is used by `Timers` only.
     """
 
     timer_at: float
     timer_entry: float
 
     def handle_timer(self, now: float) -> None:
-        """Do what is due: `timer_at` has come, and is infinity again."""
+        """Do what is due.  The time `timer_at` has come, and is infinity again."""
 
 
 class Timers:
@@ -37,7 +38,7 @@ class Timers:
         self._order = 0
         self._sweep_at = SWEEP
         self.deadline = math.inf
-        """When `expire` is wanted next; a little early at times, never late."""
+        """The time at which `expire` must be called.  It may be too early, but never too late."""
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -54,7 +55,10 @@ class Timers:
             self.deadline = min(self.deadline, at)
 
     def _sweep(self) -> None:
-        """Forget owners that have nothing due: a closed flow must not stay for its keepalive's two hours."""
+        """Remove the entries of owners without a deadline.
+
+        Otherwise a closed connection would stay in memory until its keepalive would have been due, for two hours.
+        """
         kept = []
         for item in self._heap:
             entry, _, owner = item
@@ -74,7 +78,7 @@ class Timers:
         while heap and heap[0][0] <= now:
             entry, order, owner = heap[0]
             if entry != owner.timer_entry:
-                heappop(heap)  # superseded by an earlier one, which has been handled
+                heappop(heap)  # the owner had an earlier entry, which has been handled
             elif owner.timer_at > now:
                 owner.timer_entry = owner.timer_at
                 if owner.timer_at == math.inf:

@@ -1,10 +1,10 @@
-"""UDP flows: one guest endpoint talking to one other endpoint.
+"""UdpFlow: one guest endpoint exchanging datagrams with one other endpoint.
 
-A flow exists so that packets towards the guest need no look-up and no building, and so that somebody is told when it
-falls idle.  Address translation, filtering and sockets are the user's business.
+With a flow, packets towards the guest need no look-up and no building of headers, and a user is told when the flow
+falls idle.  Address translation, filtering and sockets are the user's task.
 
-The timers are RFC 4787's: short while nothing has been answered, long once something has.  A flow to a port whose
-protocol is one question and one answer ends soon after the answer.
+The timers are those of RFC 4787: short until there is an answer, long afterwards.  A flow to a port whose protocol
+has one question and one answer ends soon after the answer.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from .user import DatagramUser, IcmpError, LinkDatagram, LinkService, Refusal
 from .wire import BadPacket, checksum, common, flow_key, ip, udp, virtio
 from .wire.family import IPV6
 
-ONE_SHOT = frozenset({53})  # ports of such protocols: DNS
-LONGEST_SERVED = 65000  # bytes of what a service says: over either family there is room for that
+ONE_SHOT = frozenset({53})  # ports whose protocol has one question and one answer: DNS
+LONGEST_SERVED = 65000  # bytes of a service's datagram, which fit into a packet of either family
 _PATCH = Struct("!HH").pack_into  # length, checksum
 _LENGTH_AT = 4
 NOTHING = (-1, 0, 0, 0, 0)
@@ -28,10 +28,9 @@ NOTHING = (-1, 0, 0, 0, 0)
 class UdpFlow(IdleFlow):
     """One flow.  `key` is guest address, other address, guest port, other port, as on the wire.
 
-    `host` is the client on the host's side of an inbound flow, an address as text and a port; None for a flow that
-    the guest has opened.  `answered` tells whether datagrams have crossed in both directions.  For the short way of
-    `netns_kit.stack.wire.common`: `frame_head` is the head of the guest's frames, and `marks` are those of its
-    packets.
+    `host` is the client of an inbound flow, an address as text and a port; it is None if the guest has opened the
+    flow.  `answered` tells whether datagrams have crossed in both directions.  `frame_head` and `marks` are for the
+    short way (`netns_kit.stack.wire.common`): the head of the guest's frames, and the marks of its packets.
     """
 
     __slots__ = (
@@ -65,8 +64,8 @@ class UdpFlow(IdleFlow):
         self._headers = header.family.header_size + udp.SIZE
         self._plain = link.offloads.vnet_header > 0 and link.offloads.csum
         self._super = self._plain and link.uso(header.family)
-        self._segment_size = 0  # of what is sent, as the virtio header says it
-        # what the header was laid out for last: length of the payload, TTL, TOS, segment size, `Link.version`
+        self._segment_size = 0  # in the virtio header of `_header`
+        # what `_header` fits: length of the payload, TTL, TOS, segment size, `Link.version`
         self._laid_out = NOTHING
         if self._plain:
             self._header.buffer[: virtio.SIZE] = self._header.virtio(udp.CHECKSUM_AT)
@@ -80,10 +79,10 @@ class UdpFlow(IdleFlow):
         tos: int = 0,
         segment_size: int = 0,
     ) -> None:
-        """Send a datagram to the guest, in fragments where it exceeds the MTU.
+        """Send a datagram to the guest, in fragments if it exceeds the MTU.
 
-        With a `segment_size` that is not 0, `payload` is several datagrams of that size end to end.  A datagram that
-        exceeds the longest of the guest's address family, it may come from the other one, is dropped.
+        If `segment_size` is not 0, `payload` is several datagrams of that size one after another.  A datagram that is
+        too long for the guest's address family is dropped; the sender may be of the other family.
         """
         self.last = now
         link, size = self._link, len(payload)
@@ -95,7 +94,7 @@ class UdpFlow(IdleFlow):
             self._send(payload, now, layout)
 
     def _send(self, payload: bytes | memoryview, now: float, layout: tuple[int, int, int, int, int]) -> None:
-        """Send what the header is not laid out for yet."""
+        """Send a datagram that differs from the last one in length or marks, so that the header must be changed."""
         size, ttl, tos, segment_size, _ = layout
         header, link = self._header, self._link
         self._laid_out = NOTHING
@@ -135,21 +134,21 @@ class UdpFlow(IdleFlow):
         self._table.packets.send(header.addresses, ip.UDP, layer4, ttl=ttl, tos=tos)
 
     def _segments(self, size: int) -> None:
-        """Have the guest's kernel cut what is sent from now on into datagrams of `size`; 0: each is one."""
+        """Make the guest's kernel split what is sent into datagrams of `size` bytes; 0: it is one datagram."""
         if size != self._segment_size:
             self._segment_size = size
             kind = virtio.GSO_UDP_L4 if size else virtio.GSO_NONE
             self._header.buffer[: virtio.SIZE] = self._header.virtio(udp.CHECKSUM_AT, kind, size)
 
     def refuse(self, why: Refusal | IcmpError, payload: bytes | memoryview = b"") -> None:
-        """Tell the guest, as an ICMP error, what became of a datagram; `payload` is as much of it as is known."""
+        """Send the guest an ICMP error about a datagram of its own.  `payload` is the known part of that."""
         length = udp.SIZE + len(payload)
         datagram = flow_key.ports(self.key) + length.to_bytes(2, "big") + bytes(2) + payload
         datagram = ip.sum_into(datagram, flow_key.addresses(self.key), ip.UDP, udp.CHECKSUM_AT)
         self._table.packets.error_about(self.key, ip.UDP, datagram, why)
 
     def heard(self, now: float) -> None:
-        """Note that the guest has sent a datagram, which may be the answer to one of ours."""
+        """Note a datagram of the guest's, which may be the first answer."""
         self._heard = True
         self._note_answer(now)
 
@@ -160,7 +159,7 @@ class UdpFlow(IdleFlow):
 
     @property
     def lifetime(self) -> float:
-        """Seconds that it may be idle."""
+        """Seconds that the flow may be idle."""
         limits = self._table.limits
         if not self.answered:
             return limits.udp_one_way
@@ -168,14 +167,14 @@ class UdpFlow(IdleFlow):
 
 
 class UdpTable(IdleTable[UdpFlow]):
-    """The UDP flows of a stack, and the services that are asked before one is opened, by their ports."""
+    """The UDP flows of a stack, and the link services by port.  A service is asked before a flow is opened."""
 
     def __init__(self, network: NetworkLayer) -> None:
         super().__init__("udp", network, network.limits.udp_flows)
         self.services: dict[int, LinkService] = {}
 
     def open(self, key: bytes, now: float, host: tuple[str, int] | None = None) -> UdpFlow:
-        """Return the flow of that key, made if it is not there.  `host` is the client on the host's side, if any."""
+        """Return the flow with that key, which is made if there is none.  `host` is the client of an inbound flow."""
         flow = self.get(key)
         return self._made(key, now, host) if flow is None else flow
 
@@ -188,7 +187,7 @@ class UdpTable(IdleTable[UdpFlow]):
         return flow
 
     def packet_arrives(self, packet: ip.Packet, now: float) -> None:
-        """Handle a datagram of the guest's: it belongs to a flow, is a service's, or opens a flow."""
+        """Handle a datagram of the guest's: it belongs to a flow, is for a service, or opens a flow."""
         _, _, check, payload = udp.parse(packet.payload)
         if not packet.summed and (check or packet.family is IPV6):  # over IPv4 zero means none
             packet.verify(udp.SIZE + len(payload))
@@ -212,7 +211,7 @@ class UdpTable(IdleTable[UdpFlow]):
         flow.user.datagram(flow, payload, flow.marks, segment_size)
 
     def _is_served(self, packet: ip.Packet, payload: memoryview, now: float) -> bool:
-        """Ask the service at the port of a datagram, if there is one.  Return whether it was for it."""
+        """Return whether a link service takes the datagram."""
         source_port, port, _, _ = udp.HEADER.unpack_from(packet.payload)
         service = self.services.get(port)
         if service is None:
@@ -224,7 +223,7 @@ class UdpTable(IdleTable[UdpFlow]):
         return service.datagram(asked, now)
 
     def send_datagram(self, datagram: LinkDatagram) -> None:
-        """Send a datagram of no flow.  One that no packet can carry is dropped and counted."""
+        """Send a datagram that belongs to no flow.  If it is too long for a packet, it is dropped and counted."""
         if len(datagram.payload) > LONGEST_SERVED or len(datagram.source) != len(datagram.destination):
             self.dropped["service-reply"] += 1
         else:

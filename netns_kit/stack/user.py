@@ -1,7 +1,7 @@
-"""What the stack asks of whoever uses it: RFC 9293's "user", one interface per transport.
+"""Users: what the stack calls, one interface per transport ("user" is RFC 9293's word).
 
-These are plain synchronous calls, made while a frame is handled or a timer expires.  A view that is passed in is lent
-until the call returns.  A user may keep one for longer if the owner of the frames allows it, as the gateway allows
+These are synchronous calls, made while a frame is handled or a timer expires.  A view that is passed in is lent until
+the call returns.  A user may keep a view for longer if the owner of the frames allows it, as the gateway allows
 `netns_kit.gateway.relay.UdpRelay`.
 """
 
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
 
 class Refusal(Enum):
-    """The ways to turn a flow away, and what the guest's program sees.
+    """The ways to refuse a flow, with what the guest's program sees.
 
-    RESET: TCP RST, else ICMP port unreachable; ECONNREFUSED.  NET_UNREACHABLE and HOST_UNREACHABLE: ICMP;
-    ENETUNREACH and EHOSTUNREACH.  PROHIBITED: ICMP administratively prohibited; EHOSTUNREACH (IPv6: EACCES), at once.
-    DROP: nothing, as if the packet were lost; ETIMEDOUT, late.
+    - RESET: TCP RST, else ICMP port unreachable.  The error is ECONNREFUSED.
+    - NET_UNREACHABLE, HOST_UNREACHABLE: the ICMP error.  The error is ENETUNREACH or EHOSTUNREACH.
+    - PROHIBITED: ICMP administratively prohibited.  The error is EHOSTUNREACH, for IPv6 EACCES, without delay.
+    - DROP: nothing, as if the packet were lost.  The error is ETIMEDOUT, after a long time.
     """
 
     RESET = "reset"
@@ -36,10 +37,10 @@ class Refusal(Enum):
 
 @frozen
 class IcmpError:
-    """An ICMP or ICMPv6 error about a packet, from further on (RFC 792, RFC 4443).
+    """An ICMP or ICMPv6 error about a packet, as another host has reported it (RFC 792, RFC 4443).
 
-    `type`, `code` and `mtu` (of a packet too big, else 0) are those of the flow's own family.  `offender` is the
-    packed address that reported it; empty stands for the gateway.  `ttl` is what the report arrived with.
+    `type`, `code` and `mtu` (0 unless a packet is too big) are those of the flow's family.  `offender` is the packed
+    address of the reporting host; empty: the gateway.  `ttl` is the TTL with which the report arrived.
     """
 
     type: int
@@ -50,7 +51,7 @@ class IcmpError:
 
 
 class Closed(Enum):
-    """The reasons for the end of a TCP connection."""
+    """The reasons why a TCP connection has ended."""
 
     NORMAL = "normal"
     RESET = "reset"
@@ -59,64 +60,64 @@ class Closed(Enum):
 
 
 class TcpUser(Protocol):
-    """The other half of a TCP connection: a host socket, usually."""
+    """The other side of a TCP connection, usually a socket of the host."""
 
     def established(self) -> None:
-        """Begin to send: the guest has answered."""
+        """Begin to send, since the guest has answered."""
 
     def deliver(self, data: memoryview) -> int:
-        """Take what can be taken of `data`, and return how many bytes that was.
+        """Take as much of `data` as possible, and return how many bytes that was.
 
-        If it was less than all, call `TcpConnection.resume` when more can be taken.  The guest's ACK covers what has
-        been taken and no more.
+        If it was not all, call `TcpConnection.resume` when more can be taken.  Only what has been taken is
+        acknowledged.
         """
         ...
 
     def urgent(self, data: memoryview) -> int:
-        """Do as `deliver` with the one byte that the guest's urgent pointer marks (RFC 9293 3.8.5)."""
+        """Take the one byte that the guest's urgent pointer marks (RFC 9293 3.8.5), as `deliver` does."""
         ...
 
     def end(self) -> None:
-        """Note the guest's FIN: all before it has been delivered."""
+        """Note the guest's FIN.  All bytes before it have been taken."""
 
     def writable(self) -> None:
-        """Go on to send: there is room again, after `TcpConnection.room` was 0."""
+        """Continue to send, since there is room again after `TcpConnection.room` was 0."""
 
     def keepalive(self, idle: float) -> None:
-        """Note a keepalive probe of the guest's, after `idle` seconds without anything else."""
+        """Note a keepalive probe of the guest, which came after `idle` seconds of silence."""
 
     def traffic_class(self, tos: int) -> None:
-        """Note the traffic class of the guest's segments from now on, without ECN's two bits."""
+        """Note the traffic class of the guest's segments from now on, without the two bits of ECN."""
 
     def closed(self, why: Closed) -> None:
-        """Let go of the connection, which is over; nothing more is called."""
+        """Let go of the connection, which has ended.  Nothing more is called."""
 
 
 class DatagramUser(Protocol):
-    """The other half of a UDP flow."""
+    """The other side of a UDP flow."""
 
     def datagram(self, flow: UdpFlow, payload: memoryview, marks: int, segment_size: int) -> None:
-        """Take a datagram from the guest or, when `segment_size` is not 0, several of that size end to end.
+        """Take a datagram from the guest; if `segment_size` is not 0, several of that size one after another.
 
         `marks` are those of `netns_kit.stack.wire.ip.Packet`.
         """
 
     def expired(self, flow: UdpFlow) -> None:
-        """Let go of the flow, which was idle for too long or had to make room: it is out of the table."""
+        """Let go of the flow, which has been idle for too long or has made room.  It is out of its table."""
 
 
 class EchoUser(Protocol):
-    """The other half of an ICMP echo flow."""
+    """The other side of an ICMP echo flow."""
 
     def echo(self, flow: EchoFlow, sequence: int, payload: memoryview, packet: Packet) -> None:
-        """Take a request from the guest, and the packet it came in."""
+        """Take an echo request from the guest, with the packet that it came in."""
 
     def expired(self, flow: EchoFlow) -> None:
-        """Let go of the flow, as `DatagramUser.expired` does."""
+        """Let go of the flow, as for `DatagramUser.expired`."""
 
 
 class Nobody:
-    """The user of a flow that has none: what it is told goes nowhere."""
+    """The user of a flow without a user.  It drops everything."""
 
     def datagram(self, flow: UdpFlow, payload: memoryview, marks: int, segment_size: int) -> None:
         """Drop it."""
@@ -131,28 +132,28 @@ class Nobody:
 NOBODY = Nobody()
 
 Transport = Literal["tcp", "udp", "icmp"]
-"""What a flow is carried by, as people call it."""
+"""The transport of a flow."""
 AnyFlow: TypeAlias = "TcpConnection | UdpFlow | EchoFlow"
 
 
 class StackUser(Protocol):
-    """The owner of a stack.  It is told of every new flow, and gives it a user or refuses it, now or later."""
+    """The owner of a stack.  It is told of each new flow, and gives it a user or refuses it, now or later."""
 
     def tcp_opened(self, connection: TcpConnection) -> None:
-        """Call `TcpConnection.accept` or `TcpConnection.refuse`: the guest wants to connect."""
+        """Call `TcpConnection.accept` or `TcpConnection.refuse`, now or later: the guest wants to connect."""
 
     def udp_opened(self, flow: UdpFlow) -> Refusal | None:
-        """Set `UdpFlow.user`, or return why not."""
+        """Set `UdpFlow.user`, or return how the flow is refused."""
 
     def echo_opened(self, flow: EchoFlow) -> Refusal | None:
-        """Set `EchoFlow.user`, or return why not."""
+        """Set `EchoFlow.user`, or return how the flow is refused."""
 
 
 class LinkDatagram(NamedTuple):
-    """A UDP datagram that belongs to no flow.  Addresses are packed, of either family.
+    """A UDP datagram that belongs to no flow.  Its addresses are packed, of either family.
 
-    `mac` is the link address of the other end: of the sender of what arrives, of the receiver of what is sent (empty:
-    to be found out).
+    `mac` is the link address of the other end: the sender of a received datagram, the receiver of one that is sent.
+    If it is empty, it is looked up.
     """
 
     payload: bytes
@@ -164,35 +165,35 @@ class LinkDatagram(NamedTuple):
 
 
 class LinkService(Protocol):
-    """A server of ours behind one UDP port, see `Stack.services`.  It answers by `Stack.send_datagram`."""
+    """A server of ours at one UDP port: see `Stack.services`.  It answers by `Stack.send_datagram`."""
 
     def datagram(self, asked: LinkDatagram, now: float) -> bool:
         """Take a datagram to one of our addresses, to all or to a multicast group.
 
-        Returns False if it is not the service's: then it goes the way of any other.  It must not raise, whatever the
-        payload.
+        Return False if it is not for this service: then it is handled as any other datagram.  This must not raise,
+        whatever the payload is.
         """
         ...
 
 
 class Watcher(Protocol):
-    """A follower of all flows while it is `Stack.watcher`: each is opened, perhaps refused, and closed in the end.
+    """An observer of all flows, while it is `Stack.watcher`.
 
-    It must not raise.
+    It is told when a flow is opened, when it is refused, if it is, and when it is closed.  It must not raise.
     """
 
     def opened(self, transport: Transport, flow: AnyFlow) -> None:
-        """Note a flow that is in the table now; whether it may stay is not decided yet."""
+        """Note a flow that was put into its table.  Whether it is refused is not decided yet."""
 
     def refused(self, transport: Transport, flow: AnyFlow, why: Refusal | IcmpError) -> None:
-        """Note that a flow is turned away, by the user or, if it is inbound, by the guest: it is closed next."""
+        """Note that a flow is refused by its user or, if it is inbound, by the guest.  It is closed next."""
 
     def closed(self, transport: Transport, flow: AnyFlow) -> None:
-        """Note that a flow is out of the table."""
+        """Note a flow that was taken out of its table."""
 
 
 class _Unwatched:
-    """The `Watcher` of a stack that nobody watches."""
+    """The `Watcher` of a stack without an observer."""
 
     def opened(self, transport: Transport, flow: AnyFlow) -> None:
         pass

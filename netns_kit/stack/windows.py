@@ -1,7 +1,7 @@
-"""How much a TCP connection may keep: its windows, and the memory that all connections share.
+"""Windows: how much a TCP connection may keep, and the memory that all connections share.
 
 A window, and the bound on what is in flight, is twice the bytes delivered in one minimum RTT (dynamic right-sizing).
-It stops growing when growth no longer raises throughput, so a long path is not held up and no queue is fed.
+It stops growing when growth no longer raises throughput.  So a long path is used fully, and no queue is filled.
 """
 
 from __future__ import annotations
@@ -10,22 +10,23 @@ import math
 
 from .seq import MASK
 
-BUFFER = 1 << 16  # bytes: no burst is longer
-LARGE = BUFFER // 2  # bytes that are worth a buffer of their own
-SPARE = 64  # buffers kept for use again
-GAIN = 1.1  # by which throughput must have grown since a window last did
-TUNE_INTERVAL = 0.01  # seconds, at least, between two looks at throughput
-OVERHEAD = 192  # bytes counted for each piece that is kept, beside its own: small ones are not free
+BUFFER = 1 << 16  # bytes of a buffer; no burst is longer
+LARGE = BUFFER // 2  # bytes from which on a piece keeps its buffer
+SPARE = 64  # unused buffers that are kept
+GAIN = 1.1  # factor of throughput since the last growth that lets a window grow again
+TUNE_INTERVAL = 0.01  # seconds between two measurements of throughput, at least
+OVERHEAD = 192  # bytes that each kept piece counts in addition to its own
 
 
 class Memory:
-    """Bytes that all connections of a stack keep.
+    """The memory that the connections of a stack share.
 
-    `held` counts them, with the cost of keeping them; from `limit` on, connections keep no more than they must.
+    `held` is the number of bytes that they keep, including the cost of keeping them.  From `limit` on, they keep no
+    more than they must.
 
-    Users read what they are about to send into `buffer`, and call `take`.  A large piece stays in the buffer that it
-    was read into, which is used again when the piece has been acknowledged.  Fresh memory for each 64 KiB would come
-    from the kernel and go back to it each time, at a page fault for each 4 KiB.
+    Users read what they are about to send into `buffer`, and then call `take`.  A large piece stays in the buffer
+    that it was read into.  The buffer is used again when the piece has been acknowledged.  New memory for each 64 KiB
+    would be allocated from the kernel and returned to it each time, with a page fault for each 4 KiB.
     """
 
     __slots__ = ("_spare", "buffer", "held", "limit")
@@ -37,9 +38,9 @@ class Memory:
         self._spare: list[memoryview] = []
 
     def take(self, size: int) -> bytes | memoryview:
-        """Return the first `size` bytes of `buffer`, to be kept until `forget` is called with them.
+        """Return the first `size` bytes of `buffer`, which are kept until `forget` is called with them.
 
-        Whoever keeps them counts them: of a view, the whole buffer.
+        The caller adds them to `held`.  If the result is a view, the whole buffer counts.
         """
         data = self.buffer[:size]
         if size < LARGE:
@@ -48,7 +49,9 @@ class Memory:
         return data
 
     def buffers(self, size: int, total: int) -> list[memoryview]:
-        """Return so many buffers of `size` bytes that `total` bytes can be read to, in the order of `take`."""
+        """Return buffers of `size` bytes each, for reading `total` bytes.  They are in the order in which `take` uses
+        them.
+        """
         count = -(-total // size)
         while len(self._spare) < count - 1:
             self._spare.insert(0, memoryview(bytearray(BUFFER)))
@@ -57,7 +60,7 @@ class Memory:
         return found
 
     def forget(self, data: bytes | memoryview) -> None:
-        """Count it no more; its buffer is free."""
+        """Subtract the piece from `held`, and reuse its buffer."""
         if not isinstance(data, memoryview):
             self.held -= len(data) + OVERHEAD
             return
@@ -74,8 +77,8 @@ class Memory:
 class Tuner:
     """The size that a window should have.
 
-    It counts what is delivered, once per round trip at least, and so beyond the 32 bits of sequence numbers.
-    `due` is when to call `grown` next.
+    It counts the delivered bytes at least once per round trip, also beyond the 32 bits of sequence numbers.  `due` is
+    the time when `grown` must be called next.
     """
 
     __slots__ = ("_crossed", "_position", "_rate", "_since", "due")
@@ -83,21 +86,21 @@ class Tuner:
     def __init__(self, position: int) -> None:
         self.due = self._since = -math.inf
         self._position = position
-        self._crossed = 0  # bytes, up to `position`
+        self._crossed = 0  # bytes delivered before `_position`
         self._rate = 0.0  # bytes per second at the last growth
 
     def begin(self, position: int, now: float) -> None:
-        """Count from here on."""
+        """Begin to count at the sequence number `position`."""
         self._position, self._since, self.due = position, now, now + TUNE_INTERVAL
 
     def grown(self, window: int, position: int, now: float, rtt: float) -> int:
-        """Return `window`, or more if throughput calls for it.
+        """Return the new size of a window: the old one, or more if throughput calls for it.
 
         Args:
-            window: What it is now, in bytes.
-            position: The sequence number up to which everything is delivered.
+            window: The old size, in bytes.
+            position: The sequence number up to which everything has been delivered.
             now: The time.
-            rtt: The minimum round-trip time of late; 0 is none to grow for.
+            rtt: The minimum round-trip time of late; 0: the window must not grow.
         """
         crossed, elapsed = (position - self._position) & MASK, now - self._since
         self.due = now + max(rtt, TUNE_INTERVAL)
@@ -110,5 +113,5 @@ class Tuner:
         return int(2 * rate * rtt)
 
     def crossed(self, position: int) -> int:
-        """Return how much has been delivered since the beginning, sequence numbers that are no bytes included."""
+        """Return the number of sequence numbers that have been delivered so far, SYN and FIN included."""
         return self._crossed + ((position - self._position) & MASK)

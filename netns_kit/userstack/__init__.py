@@ -1,1 +1,1 @@
-"""`UserStack`: the stack with its gateway, on the event loop, in a thread or in workers."""
+"""UserStack: the stack with its gateway, on the event loop, on a thread or in workers."""

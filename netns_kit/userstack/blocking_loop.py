@@ -1,15 +1,15 @@
-"""The blocking loop: how a thread, or a process, that has nothing else to do drives an engine.
+"""The blocking loop: drives an engine from a thread or process that does nothing else.
 
-Sleeping and being woken costs more than most of what is waited for: 5 to 50 microseconds, by machine and mood.  So
-while events come in quick succession the loop polls for the next one instead of sleeping, for `SPIN` at most, and
-sleeps as soon as they come less often than that.  A conversation of one question at a time is then about as fast
-as through the host's own loopback; what is idle or slow costs nothing.
+To sleep and be woken costs 5 to 50 microseconds, more than most events.  So while events come in quick succession,
+the loop polls for the next one instead of sleeping, for at most `SPIN` seconds.  It sleeps as soon as events come
+less often than that.  Exchanges of one question at a time are then about as fast as over the host's own loopback, and
+an idle stack costs nothing.
 
-There is no polling where another is in need of what it takes.  With one processor only, that is whoever the next
-event is to come from; with several it may be waiting for just this one, so before each poll it is offered
-(sched_yield(2)).  And the other threads of the process need the interpreter: a poll gives it back for too short
-a time for them to be woken, so they would get it only when they insist, after `sys.getswitchinterval`.  Where one
-has insisted, which shows as a poll for which this thread had to sleep, there is none for `CALM` seconds.
+The loop does not poll when others need what polling takes.  With only one processor, that is the process that causes
+the next event.  With several, that process may still wait for this one, so before each poll the processor is offered
+to others (sched_yield(2)).  The other threads of this process need the interpreter.  A poll releases it for too short
+a time to wake them, so they only get it by insisting, after `sys.getswitchinterval`.  If one has insisted, which
+shows as a poll in which this thread had to sleep, the loop does not poll for `CALM` seconds.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from netns_kit.gateway.engine import Engine
 LONGEST_WAIT = 86400.0  # seconds; epoll takes no more than 24 days
 SPIN = 100e-6  # seconds
 CALM = 1.0  # seconds
-TURN = 1e-3  # seconds of work without a wait, after which others have their turn, if they insist
-REST = 50e-6  # seconds: a thread that waits for the interpreter is woken within that
-_INTERRUPTED = 20e-6  # seconds: a poll takes less than one
-_SELDOM = 1e-3  # seconds: longer waits count as this
-_WEIGHT = 1 / 8  # of the last wait in the average
+TURN = 1e-3  # seconds of work without a wait, after which other threads that insist get the interpreter
+REST = 50e-6  # seconds of sleep, in which a thread that waits for the interpreter is woken
+_INTERRUPTED = 20e-6  # seconds; a poll without interruption takes less
+_SELDOM = 1e-3  # seconds; a longer wait counts as this in the average
+_WEIGHT = 1 / 8  # weight of the last wait in the average
 
 
 def run(engine: Engine, stopping: Callable[[], bool]) -> None:
-    """Drive `engine` until `stopping` says so, with the monotonic clock.  Raises what the engine raises."""
+    """Drive `engine` by the monotonic clock until `stopping` returns True.  Raises what the engine raises."""
     clock, poll, dispatch = time.monotonic, engine.poll, engine.dispatch
     alone = len(os.sched_getaffinity(0)) == 1
-    usual = _SELDOM  # how long a wait takes lately
+    usual = _SELDOM  # the average length of a wait
     now = calm_until = resting_at = clock()
     engine.clock = clock
     slept = _times_slept()
@@ -71,5 +71,5 @@ def run(engine: Engine, stopping: Callable[[], bool]) -> None:
 
 
 def _times_slept() -> int:
-    """How often this thread has given up its processor to wait (getrusage(2), ru_nvcsw)."""
+    """Return how often this thread has given up its processor to wait (getrusage(2), ru_nvcsw)."""
     return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw

@@ -1,7 +1,7 @@
-"""Control: what people may ask of a stack that runs, on the engine's side.
+"""Control: the operations that may be asked of a running stack, on the engine's side.
 
-`Control` lives beside the `Gateway`, on the driver's thread or in the worker's process, and has each operation done
-by the feature that it belongs to (see `netns_kit.operations`).  Drivers call it between two steps of the engine.
+`Control` lives beside the `Gateway`, on the driver's thread or in the worker's process.  It passes each operation to
+the feature that it belongs to (see `netns_kit.operations`).  Drivers call it between two steps of the engine.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from netns_kit.operations import operations_of
 from .events import Events
 
 OPERATIONS = operations_of(Gateway, Leasing, Zone, Forwards, Events)
-"""What may be asked for, by name."""
+"""The operations by name."""
 
 
 class Control:
     """The features of one stack.
 
     Args:
-        gateway: What the features serve; it is closed with this.
-        tell: Called, on the engine's side, with the number of a subscriber for whom there is news.
+        gateway: The gateway that the features serve.  It is closed together with this object.
+        tell: Called by the engine's driver, with the number of a subscriber that has events to take.
     """
 
     def __init__(self, gateway: Gateway, tell: Callable[[int], None]) -> None:
@@ -37,13 +37,17 @@ class Control:
         self._features: dict[str, object] = {type(each).__name__: each for each in features}
 
     def do(self, name: str, *arguments: object) -> Any:
-        """Do the operation of that name.  Raises what it raises, and KeyError if there is none."""
+        """Do the operation of that name.
+
+        Raises:
+            KeyError: There is no such operation.  Other errors are those of the operation.
+        """
         asked = OPERATIONS[name]
         now = {"now": self.gateway.engine.now} if "now" in asked.__annotations__ else {}
         return asked(self._features[name.partition(".")[0]], *arguments, **now)
 
     def close(self) -> None:
-        """End everything: listeners, connections, sockets."""
+        """Close all listeners, connections and sockets."""
         self.events.close()
         self.forwards.close()
         self.gateway.close()

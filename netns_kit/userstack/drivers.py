@@ -1,9 +1,9 @@
-"""Drivers: who calls `Engine.step` in this process, and with which clock.
+"""Drivers: the ways to call `Engine.step` in this process.
 
-`LoopDriver` runs the engine on the caller's event loop: nothing to hand over, and the engine stands still while the
-loop does.  `ThreadDriver` runs it on a thread of its own: the lowest latency, and the caller may block as it likes.
-Both behave alike otherwise.  Start `run` as a task; it ends by raising, when the engine fails, or by cancellation.
-The third way to run an engine is a process of its own: `netns_kit.userstack.worker.main`.
+`LoopDriver` runs the engine on the caller's event loop.  Nothing crosses between threads, but the engine stands still
+while the loop is blocked.  `ThreadDriver` runs it on a thread of its own.  It has the lowest latency, and the caller
+may block.  In all other respects both behave alike.  Start `Driver.run` as a task.  It ends by an exception when the
+engine fails, or by cancellation.  The third way is a process of its own: `netns_kit.userstack.worker.main`.
 """
 
 from __future__ import annotations
@@ -29,33 +29,44 @@ if TYPE_CHECKING:
     import asyncio
 
 T = TypeVar("T")
-TURN = 0.5e-3  # seconds of the event loop's time, at most, before others have their turn
-STOP_SECONDS = 5.0  # how long a policy or hook may hold up the thread before it is left behind
+TURN = 0.5e-3  # seconds on the event loop after which others have their turn
+STOP_SECONDS = 5.0  # seconds that a policy or hook may hold up the thread before it is left behind
 CLOSED = "the stack is not running: it has been closed, or it has failed"
 
 
 class Driver(Protocol):
     async def run(self) -> None:
-        """Drive the engine.  Raises `StackCrashed`, or what an engine raises that is a `NetnsKitError`."""
+        """Drive the engine.
+
+        Raises:
+            StackCrashed: The engine has raised anything but a `NetnsKitError`; such an error is raised as it is.
+        """
 
     async def call(self, function: Callable[[], T]) -> T:
-        """Run `function` between two steps of the engine, where it may use everything the engine owns.
+        """Call `function` between two steps of the engine, where it may use everything of the engine's.  Return its
+        result.
 
-        Raises what it raises, and `StackClosed` when `run` has ended.  Cancelled, it may still be run.
+        If this is cancelled, the function may still be called.
+
+        Raises:
+            StackClosed: `run` has ended.  Other errors are those of the function.
         """
         ...
 
     def post(self, callback: Callable[[], object]) -> None:
-        """Call it soon on the event loop that `run` runs on.  From the engine's side only; it must not raise."""
+        """Call `callback` soon, on the event loop of `run`.  It must not raise.  To be called on the engine's side
+        only.
+        """
 
     def finish(self, function: Callable[[], object]) -> None:
-        """Call it when `run` has ended and nothing drives the engine any more: now, or as soon as a policy lets go of
-        the thread that `run` has left behind.
+        """Call `function` when nothing drives the engine any more, after the end of `run`.
+
+        That is now, or when the thread ends that `run` has left behind because a policy held it up.
         """
 
 
 class LoopDriver:
-    """On the event loop.  Under asyncio the engine is one persistent reader; elsewhere each step waits anew."""
+    """A driver on the event loop.  Under asyncio the engine is one permanent reader; else each step waits anew."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -78,7 +89,7 @@ class LoopDriver:
         try:
             return function()
         finally:
-            self._engine.call(_nothing)  # a step: what waits for its end should not wait for the next frame
+            self._engine.call(_nothing)  # what waits for the end of a step need not wait for a frame
 
     def post(self, callback: Callable[[], object]) -> None:
         callback()
@@ -132,7 +143,7 @@ class LoopDriver:
 
 
 class ThreadDriver:
-    """On a thread of its own, blocking in epoll."""
+    """A driver on a thread of its own, which blocks in epoll."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -140,9 +151,9 @@ class ThreadDriver:
         self._ended = False
         self._failure: BaseException | None = None
         self._notify = -1
-        self._handing = threading.Lock()  # of the engine, from the thread to whoever finishes it
+        self._handing = threading.Lock()  # held while the engine passes from the thread to `finish`
         self._driving = False
-        self._left: list[Callable[[], object]] | None = None  # for a thread that was left behind to call
+        self._left: list[Callable[[], object]] | None = None  # functions for a thread that was left behind
         self._asked: deque[_Call] = deque()
         self._posted: deque[Callable[[], object]] = deque()
 
@@ -153,7 +164,7 @@ class ThreadDriver:
             self._driving = True
             try:
                 thread.start()
-            except BaseException:  # the host has no room for one more thread
+            except BaseException:  # the host allows no more threads
                 self._driving = False
                 raise
             while self._failure is None:
@@ -177,7 +188,11 @@ class ThreadDriver:
                 self._hand_over()
 
     async def _until_stopped(self, thread: threading.Thread) -> None:
-        """Wait for the thread's end, without blocking the event loop.  Raises `StackCrashed` if it is held up."""
+        """Wait for the end of the thread without blocking the event loop.
+
+        Raises:
+            StackCrashed: A policy or hook holds the thread up.
+        """
         try:
             with anyio.move_on_after(STOP_SECONDS, shield=True):
                 while self._driving:
@@ -190,7 +205,7 @@ class ThreadDriver:
                     self._left = []
             if not held_up:
                 if thread.ident is not None:
-                    thread.join()  # at once: it has said its last word
+                    thread.join()  # without waiting, because it is about to end
                 if self._notify >= 0:
                     os.close(self._notify)
         if held_up:
@@ -238,7 +253,7 @@ class ThreadDriver:
     def _drive(self) -> None:
         try:
             blocking_loop.run(self._engine, lambda: self._stopping)
-        except BaseException as error:  # whoever waits is to be told of any
+        except BaseException as error:  # the waiting task is told of any
             self._failure = error
         with self._handing:
             self._driving = False
@@ -262,12 +277,12 @@ class _Call:
 
 
 def driver_named(name: DriverName) -> Callable[[Engine], Driver]:
-    """What makes that driver."""
+    """Return the class of a driver."""
     return ThreadDriver if name == "thread" else LoopDriver
 
 
 def _take_turn(engine: Engine, clock: Callable[[], float]) -> None:
-    """One step after another while there is something to do, for a bounded time."""
+    """Do steps while there is something to do, for a bounded time."""
     engine.clock = clock
     now = clock()
     until = now + TURN
@@ -283,10 +298,14 @@ def _take_turn(engine: Engine, clock: Callable[[], float]) -> None:
 
 
 def _take_turn_or_crash(engine: Engine, clock: Callable[[], float]) -> None:
-    """The same.  Whatever is raised leaves a step half done, and then nothing is driven any more: asyncio would
-    report what is no `Exception`, and call again.
+    """Do as `_take_turn`, and make other exceptions a `StackCrashed`.
 
-    Raises `StackCrashed`, an engine's own `NetnsKitError`, and Ctrl-C and `SystemExit`, which mean the program.
+    An exception leaves a step half done, so that the engine must not be driven any more.  asyncio would report an
+    exception that is not an `Exception`, and call again.
+
+    Raises:
+        StackCrashed: The engine has raised anything but a `NetnsKitError`, which is raised as it is; so are
+            KeyboardInterrupt and SystemExit, which are meant for the program.
     """
     try:
         _take_turn(engine, clock)

@@ -1,6 +1,6 @@
-"""LocalStack: engine, gateway and control in this process, on a driver.
+"""LocalStack: engine, gateway and control in this process, with a driver.
 
-A `UserStack` has either this or `Workers`, and uses both in the same way.
+A `UserStack` has either a `LocalStack` or `Workers`, and uses both in the same way.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ class LocalStack:
     """A stack in this process.
 
     Args:
-        setup: What to run.
+        setup: The settings of the stack.
         news: Called on the event loop, with the number of a subscriber that has events to take.
 
     Raises:
-        OSError: The kernel has no room for the engine; nothing is left open then.
+        OSError: The kernel has no resources for the engine.  Nothing is left open.
     """
 
-    sandbox: Mapping[str, str] = {}  # a part of a process cannot have one
+    sandbox: Mapping[str, str] = {}  # a part of a process cannot be in one
 
     def __init__(self, setup: Setup, news: Callable[[int], None]) -> None:
         self._engine = Engine()
@@ -43,18 +43,22 @@ class LocalStack:
         self._control = Control(self.gateway, lambda number: self.driver.post(partial(news, number)))
 
     async def run(self) -> None:
-        """Drive the engine.  Raises what ends it."""
+        """Drive the engine, until an exception or cancellation ends it."""
         await self.driver.run()
 
     async def ready(self) -> None:
-        """Ready immediately."""
+        """Return: a stack in this process is ready at once."""
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
-        """Have `Control` do an operation.  Raises what that raises, and `StackClosed`."""
+        """Have `Control` do an operation, and return its result.
+
+        Raises:
+            StackClosed: The stack is not driven any more.  Other errors are those of the operation.
+        """
         return cast("T", await self.driver.call(lambda: self._control.do(operation.__qualname__, *arguments)))
 
     async def close(self) -> None:
-        """Close the gateway and the engine, when nothing drives them any more."""
+        """Close the gateway and the engine, when nothing drives the engine any more."""
         self.driver.finish(self._end)
 
     def _end(self) -> None:

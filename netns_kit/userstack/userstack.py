@@ -1,4 +1,4 @@
-"""UserStack: the user-mode stack as an object one enters."""
+"""UserStack: the user-mode stack as an object to open and close."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ class UserStack(Openable):
         return tuple(replace(flow, name=flow.name or names.get(flow.remote.address)) for flow in flows)
 
     async def _names(self, flows: Iterable[FlowInfo]) -> Mapping[Address, str | None]:
-        """Return the names that the first of several workers, of which names are asked, has for others' flows."""
+        """Return the names of remote addresses.  The first of several workers knows them for all flows."""
         unknown = tuple({flow.remote.address for flow in flows if flow.name is None})
         if len(self.tap.queues) == 1 or not unknown:
             return {}
@@ -297,7 +297,7 @@ class UserStack(Openable):
 
         Cancellation: The records may have been removed.
         """
-        wire_name = to_wire(name)  # here: a worker cannot import what a name in another script takes
+        wire_name = to_wire(name)  # not in a worker, which cannot import the module for other scripts
         arguments.text("type", type, "the type of a record, like 'A'")
         if not await self.ask(Zone.remove, to_text(wire_name), type, as_text(value)):
             what = " ".join(str(each) for each in (name, type, value) if each != "")
@@ -400,7 +400,7 @@ class UserStack(Openable):
 
 
 async def _ipv6_missing(namespace: Namespace, name: str) -> str | None:
-    """Return why the interface has no IPv6; None if it can have it."""
+    """Return why the interface cannot have IPv6, or None if it can."""
     knob = f"net/ipv6/conf/{name}/disable_ipv6"
     try:
         disabled = await namespace.get_sysctl(knob)

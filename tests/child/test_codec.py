@@ -76,6 +76,7 @@ VALUES: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (tuple[FlowInfo, ...], st.lists(flows).map(tuple)),
     (PortForward, forwards),
     (tuple[PortForward, ...], st.lists(forwards).map(tuple)),
+    (PortForward, forwards),
     (tuple[PortForward | ReverseForward, ...], st.lists(forwards | reverses).map(tuple)),
     (tuple[PortForward | Follow, ...], st.lists(forwards | follows).map(tuple)),
     (tuple[FlowEvent, ...], st.lists(events).map(tuple)),

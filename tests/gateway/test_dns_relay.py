@@ -7,7 +7,9 @@ import os
 import select
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any
 
 import pytest
 
@@ -19,8 +21,10 @@ from netns_kit.gateway.relay import dns, dns_streams
 from netns_kit.gateway.relay.dns import QUERIES_PER_SOCKET, SOCKETS_PER_UPSTREAM
 from netns_kit.gateway.relay.dns_streams import FULL, IDLE, NONSENSE_MAX, PIPELINED
 from netns_kit.stack import Closed
+from netns_kit.stack.wire import icmp
 from netns_kit.tap.frame_device import FRAME_MAX
-from netns_kit.uplink.flow import Endpoint
+from netns_kit.uplink.dial import Connected, Dial, Refused
+from netns_kit.uplink.flow import Endpoint, Target
 from netns_kit.uplink.sockets import socket_address
 from tests.support.bench import Bench, Mailbox, Make, Program, Spy, feed, readable
 from tests.support.packets import PORT, RESOLVER, syn
@@ -778,6 +782,137 @@ def test_the_policy_is_asked_about_dns_over_tcp(
     other = bench.connect(RESOLVER, 53, PORT + 1)
     bench.until(lambda: other.why is not None)
     assert bench.gateway.stats()["flows_refused"] == 2
+
+
+def test_a_question_that_is_not_allowed_any_more_is_refused_as_a_first_one_is(
+    benches: list[Bench], resolver: Resolver, moving: Moving
+) -> None:
+    bench = benches[0]
+    _, old = bench.socket(RESOLVER, 53)
+    old.send(query("a.example"), bench.now)
+    resolver.datagram()
+    bench.answers()
+    moving.refuses = True
+    _, new = bench.socket(RESOLVER, 53, PORT + 1)
+    for flow in (new, old):
+        flow.send(query("b.example", 2), bench.now)
+        bench.settle()
+    first, later = (bytes(each.payload) for each in bench.answers())
+    assert first[:2] == bytes((icmp.UNREACHABLE, 13))
+    quoted = len(first) - len(query("b.example")) - 8
+    assert (later[:2], later[quoted + 8 :]) == (first[:2], first[quoted + 8 :])
+    assert later[quoted : quoted + 2] == PORT.to_bytes(2, "big")
+
+
+# -- resolvers that are dialled -------------------------------------------------------------------------------
+
+
+class Knock:
+    """A dial with a protocol of its own: the peer says whether there may be a connection."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def advance(self, *, failed: bool) -> Dial:
+        try:
+            answer = self._socket.recv(1)
+        except BlockingIOError:
+            return self
+        if answer == b"!":
+            raise LookupError("a bug of the uplink's")
+        return Connected(self._socket) if answer == b"y" else Refused(Refusal.RESET)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class Dialler(Uplink):
+    """Reaches the first resolver by a pair of sockets, and nothing by sockets of the host."""
+
+    def __init__(self, dial: Callable[[socket.socket], Dial], *others: str) -> None:
+        super().__init__(dns=["192.0.2.53", *others])
+        self._dial = dial
+        self.flows: list[Flow] = []
+        self.peers: list[socket.socket] = []
+
+    def dial(self, flow: Flow, target: Target, *, ttl: int = 64, tos: int = 0) -> Dial:
+        if str(flow.destination.address) != "192.0.2.53":
+            return super().dial(flow, target, ttl=ttl, tos=tos)
+        self.flows.append(flow)
+        ours, theirs = socket.socketpair()
+        for each in (ours, theirs):
+            each.setblocking(False)
+        self.peers.append(theirs)
+        return self._dial(ours)
+
+
+@pytest.mark.parametrize("dial", [Connected, Knock])
+def test_resolvers_are_dialled_as_the_uplink_does_it(benches: list[Bench], make: Make, dial: Any) -> None:
+    uplink = Dialler(dial)
+    benches.append(bench := make(uplink))
+    resolver = Resolver(lambda: bench)
+    program = connected(bench)
+    program.send(framed(query("a.example")))
+    bench.until(lambda: uplink.peers)
+    (peer,) = uplink.peers
+    with peer, closing(resolver):
+        if dial is Knock:
+            bench.settle()
+            assert not readable(peer), "it is not connected yet"
+            peer.send(b"y")
+        (message,) = resolver.messages(peer, 1)
+        peer.send(framed(reply(message)))
+        assert heard(bench, program, 1) == [reply(query("a.example"))]
+    (flow,) = uplink.flows
+    assert (str(flow.source), str(flow.destination)) == ("10.0.2.3:0", "192.0.2.53:53")
+
+
+def refused(sock: socket.socket) -> Dial:
+    sock.close()
+    return Refused(Refusal.NET_UNREACHABLE)
+
+
+def raising(sock: socket.socket) -> Dial:
+    sock.close()
+    raise LookupError("a bug of the uplink's")
+
+
+@pytest.mark.parametrize(
+    ("dial", "said"), [(refused, b""), (raising, b""), (Knock, b"n"), (Knock, b"!"), (Knock, None)]
+)
+def test_after_a_resolver_that_cannot_be_dialled_the_next_is_asked(
+    make: Make,
+    benches: list[Bench],
+    resolver: Resolver,
+    caplog: pytest.LogCaptureFixture,
+    dial: Callable[[socket.socket], Dial],
+    said: bytes | None,
+) -> None:
+    uplink = Dialler(dial, f"127.0.0.1:{resolver.port}")
+    benches.append(bench := make(uplink))
+    bench.stop_the_clock()  # no timeout helps
+    descriptors = bench.engine.descriptors
+    program = connected(bench)
+    program.send(framed(query("a.example")))
+    bench.until(lambda: uplink.peers)
+    (peer,) = uplink.peers
+    with peer:
+        if said:
+            peer.send(said)
+        if said is None:  # it is silent
+            bench.settle()
+            bench.ahead += 10
+        upstream = resolver.accept()
+        (message,) = resolver.messages(upstream, 1)
+        upstream.send(framed(reply(message)))
+        assert heard(bench, program, 1) == [reply(query("a.example"))]
+        bench.settle()
+    assert bench.engine.descriptors == descriptors, "nothing is left open"
+    bug = dial is raising or said == b"!"
+    assert ["failed to dial" in record.message for record in caplog.records] == [True] * bug
 
 
 # -- resolvers with a zone ------------------------------------------------------------------------------------

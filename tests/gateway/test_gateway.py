@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -350,33 +349,6 @@ def test_ping_goes_out_by_a_ping_socket(make: Make) -> None:
     )
     bench.ahead = 61.0
     bench.until(lambda: not bench.gateway.flows())
-
-
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [
-        (errno.ENETUNREACH, icmp.NET),
-        (errno.EHOSTUNREACH, icmp.HOST),
-        (errno.EACCES, icmp.PROHIBITED),
-        (errno.EMFILE, icmp.NET),
-        (errno.EADDRNOTAVAIL, icmp.NET),
-    ],
-)
-def test_no_socket_is_the_error_the_guest_would_have_seen(
-    make: Make, caplog: pytest.LogCaptureFixture, number: int, code: int
-) -> None:
-    uplink = Spy(allow_host_loopback=True)
-    uplink.failure = number
-    bench = make(uplink)
-    far = bytes((192, 0, 2, 1))
-    with caplog.at_level(logging.WARNING, "netns_kit"):
-        for sent in (datagram(far, 9), echo_request(far), syn(far, 9), datagram(far, 10), echo_request(far)):
-            bench.inject(sent)
-            bench.settle()
-            (answer,) = bench.answers()
-            message = icmp.parse(answer.payload)
-            assert (message.type, message.code) == (icmp.UNREACHABLE, code)
-    assert len(caplog.records) == (number in (errno.EMFILE, errno.EACCES)), "said, and once"
 
 
 def unwatched(make: Make, monkeypatch: pytest.MonkeyPatch) -> Bench:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -20,7 +18,6 @@ from netns_kit.gateway.engine import BUDGET, EDGE, IN, OUT, Engine
 from netns_kit.gateway.relay.tcp import RelayState, TcpRelay
 from netns_kit.stack import Closed, Limits, Refusal, TcpConnection, UdpFlow
 from netns_kit.stack.wire import ethernet, icmp, ip, udp, virtio
-from netns_kit.uplink.flow import Flow, Target
 from netns_kit.uplink.uplink import Uplink
 from tests.support.bench import SECONDS, Bench, Make, friend_of, opened
 from tests.support.packets import GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, PORT, RESOLVER, datagram, syn
@@ -42,48 +39,6 @@ def prohibited(bench: Bench) -> bool:
     return answer.protocol == ip.ICMP and bytes(answer.payload[:2]) == bytes(
         (icmp.UNREACHABLE, icmp.PROHIBITED)
     )
-
-
-def raising(flow: Flow) -> Refusal | None:
-    raise ValueError("a bug in the policy")
-
-
-def leaving(flow: Flow) -> Refusal | None:
-    raise SystemExit("what a program does, and a policy must not")
-
-
-def cancelling(flow: Flow) -> Refusal | None:
-    raise asyncio.CancelledError  # which asyncio takes for the end of a task, and goes on
-
-
-def wrong(flow: Flow) -> Refusal | None:
-    return True  # type: ignore[return-value]  # as callers who check no types do
-
-
-class Nowhere(Uplink):
-    def route(self, flow: Flow) -> Target | Refusal:
-        return Target(())
-
-
-@pytest.mark.parametrize(
-    "uplink",
-    [
-        Uplink(policy=raising),
-        Uplink(policy=leaving),
-        Uplink(policy=cancelling),
-        Uplink(policy=wrong),
-        Nowhere(),
-    ],
-)
-def test_an_uplink_that_fails_refuses_and_is_logged_once(
-    make: Make, uplink: Uplink, caplog: pytest.LogCaptureFixture
-) -> None:
-    bench = make(uplink)
-    for port in (80, 81, 82):
-        bench.inject(syn(OUTSIDE, port))
-        assert prohibited(bench)
-    assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert bench.gateway.stats()["flows_refused"] == 3
 
 
 def test_a_policy_is_asked_about_names_too(make: Make) -> None:

@@ -128,6 +128,17 @@ def test_another_users_process_is_its_uid(monkeypatch: pytest.MonkeyPatch) -> No
         assert bound_ports.holder("tcp", LOCAL, port) == f"a process of uid {os.geteuid()}"
 
 
+@pytest.mark.parametrize("abstract", [False, True])
+def test_who_listens_at_a_unix_socket(abstract: bool, short_path: Path) -> None:
+    path = f"@{short_path}" if abstract else f"{short_path}/a socket"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(f"\0{path[1:]}" if abstract else path)
+        assert bound_ports.path_holder(path) is None
+        sock.listen()
+        assert bound_ports.path_holder(path) == "this process"
+    assert bound_ports.path_holder(path) is None
+
+
 def test_nobody_has_a_free_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]

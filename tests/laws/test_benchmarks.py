@@ -34,6 +34,7 @@ from benchmarks.report import (
 )
 from benchmarks.subjects import HOST, MTUS, NO_MTU, Running, Subject, find
 from benchmarks.tasks import TASKS, Figure, Measurement, Settings, Values
+from netns_kit.forwarder.ports import MODES
 from tests.support import ROOT, needs, needs_congestion_control, needs_tun
 
 RECORDED = ROOT / "tests" / "benchmarks.json"
@@ -46,6 +47,8 @@ TINY = Settings(
     idle=10,
     idle_seconds=0.1,
     starts=1,
+    burst=50,
+    ports=30,
     settle=0,
 )
 SUBJECTS = {subject.name: subject for subject in find({})}
@@ -68,18 +71,25 @@ def quickly(name: str, *tasks: str, mtu: int = MTUS[0]) -> list[Sample]:
 
 @pytest.mark.parametrize("task", [task for task in TASKS if task != "calibrate"])
 def test_every_task_measures_us(task: str, leaks: None) -> None:
-    samples = quickly("netns_kit thread", task)
-    subject = SUBJECTS["netns_kit thread"]
+    name = "netns_kit stack" if task == "forward" else "netns_kit thread"
+    samples = quickly(name, task)
+    subject = SUBJECTS[name]
     expected = [figure for test in TASKS[task](TINY) if test.applies(subject) for figure in test.figures]
     assert [sample.figure for sample in samples] == expected
     assert all(sample.value is not None for sample in samples)
     if task not in {"memory", "idle"}:  # where nothing at all is a result
-        assert all(sample.value and sample.value > 0 for sample in samples)
+        assert all((sample.value or 0) > 0 for sample in samples if not sample.row.endswith("lost"))
 
 
-@pytest.mark.parametrize("name", OURS[1:])
+@pytest.mark.parametrize("name", [name for name in OURS if "udp_rr" in SUBJECTS[name].tasks])
 def test_every_driver_is_measured(name: str) -> None:
     assert quickly(name, "udp_rr", mtu=MTUS[1])
+
+
+@pytest.mark.parametrize("name", [f"netns_kit {mode}" for mode in MODES])
+def test_every_mode_of_a_forwarded_port_is_measured(name: str) -> None:
+    rows = {sample.row: sample.value for sample in quickly(name, "forward")}
+    assert rows["burst of 50 connects, lost"] == 0
 
 
 @pytest.mark.parametrize("name", ["slirp4netns", "pasta"])
@@ -219,7 +229,7 @@ def test_time_and_memory_are_those_of_a_process_and_its_descendants() -> None:
 
 
 def test_the_load_generator_knows_all_that_is_asked_of_it() -> None:
-    assert KINDS.keys() == {"bulk", "rr", "crr", "udp_rr", "flood", "hold"}
+    assert KINDS.keys() == {"bulk", "rr", "crr", "burst", "udp_rr", "flood", "hold"}
     assert TITLES.keys() >= {
         figure.table for task in TASKS.values() for test in task(TINY) for figure in test.figures
     }

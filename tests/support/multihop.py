@@ -85,6 +85,9 @@ _SYSCTLS = {
     "net/ipv4/icmp_msgs_burst": "10000",
     "net/ipv4/ip_unprivileged_port_start": "0",
     "net/ipv6/conf/all/forwarding": "1",
+    # Nobody waits for a link-local address to be found free.
+    "net/ipv6/conf/all/accept_dad": "0",
+    "net/ipv6/conf/default/accept_dad": "0",
     "net/ipv6/icmp/ratelimit": "0",
 }
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 import pty
 import re
+import resource
 import select
 import signal
 import socket
@@ -330,6 +331,38 @@ def test_a_mode_that_a_port_cannot_have() -> None:
     )
 
 
+def test_a_port_inside_that_leads_out() -> None:
+    """Also to the host's loopback, which is closed otherwise."""
+    needs("curl")
+    with tcp_server(http) as port:
+        done = run("-R", f"80:127.0.0.1:{port}", "--", "curl", "-sSf", "http://127.0.0.1/peer")
+    assert (done.returncode, done.stdout) == (0, "127.0.0.1")
+
+
+def test_a_port_that_appears_with_its_server() -> None:
+    needs("curl")
+    serve = """if True:
+        from http.server import HTTPServer, SimpleHTTPRequestHandler
+        server = HTTPServer(("", 21099), SimpleHTTPRequestHandler)
+        print("ready", flush=True)
+        server.handle_request()
+    """
+    with running("-p", "127.0.0.1:auto", "--", sys.executable, "-c", serve) as process:
+        command = [
+            "curl",
+            "-sS",
+            "--retry",
+            "20",
+            "--retry-all-errors",
+            "--retry-delay",
+            "1",
+            "-o",
+            os.devnull,
+        ]
+        subprocess.run([*command, "http://127.0.0.1:21099/"], check=True, timeout=SECONDS)
+        assert process.wait(SECONDS) == 0
+
+
 def test_a_taken_port_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -457,6 +490,19 @@ def test_a_web_server_inside(web_server: list[str]) -> None:
             again.bind(("127.0.0.1", port))
     with socket.create_server(("127.0.0.1", port)):
         pass
+
+
+def test_more_ports_than_the_soft_limit_on_descriptors() -> None:
+    """The command has the limit as it was."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 1000:
+        missing(f"the hard limit on descriptors is {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        done = run("-p", "127.0.0.1:20000-20299,optional", "--", "sh", "-c", "ulimit -Sn")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "256\n", "")
 
 
 def test_a_mode_for_all_ports(web_server: list[str], tmp_path: Path) -> None:

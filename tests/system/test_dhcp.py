@@ -23,6 +23,7 @@ import pytest
 from netns_kit import DhcpSettings, Network, StaticLease, Uplink
 from netns_kit.gateway.setup import DriverName
 from tests.support import ROOT, needs, needs_ipv6, needs_tun, seen_inside
+from tests.support.connections import once
 from tests.support.servers import http, tcp_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
@@ -326,6 +327,7 @@ CLIENTS: dict[str, tuple[type[Client], tuple[str, ...]]] = {
 }
 
 
+@once
 @pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("name", CLIENTS)
 async def test_a_client_gets_renews_loses_and_releases_a_lease(
@@ -431,6 +433,7 @@ nodelay
 """
 
 
+@pytest.mark.parametrize("anyio_backend", ["trio"])  # with a worker
 @pytest.mark.parametrize("kind", [Dhclient6, Dhcpcd6])
 async def test_a_client_of_ipv6_gets_renews_and_releases_a_lease(
     kind: type[WithScript], tmp_path: Path, driver: DriverName
@@ -547,6 +550,7 @@ async def test_several_workers_have_one_server(script: str) -> None:
             assert await output(net, "curl", "-sSf", f"http://10.0.2.2:{port}/peer") == "127.0.0.1"
 
 
+@once
 async def test_without_a_server_nobody_answers(driver: DriverName, script: str) -> None:
     needs("busybox")
     async with unconfigured(driver=driver, dhcp=None) as net:

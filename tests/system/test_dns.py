@@ -24,6 +24,7 @@ from netns_kit import DnsSettings, Namespace, Network, NotFound, Record, RecordE
 from netns_kit.dns.exchanges import CONDEMNED
 from netns_kit.gateway.setup import DriverName
 from tests.support import ROOT, dns_hooks, missing, needs, needs_ipv6, needs_tun
+from tests.support.connections import every_driver
 from tests.support.servers import SECONDS, bounded, closed_port, dns_server, dnsmasq, tcp_server, udp_server
 from tests.support.uplinks import Reading
 
@@ -53,12 +54,6 @@ ZONE = [
 @pytest.fixture(autouse=True)
 def _tun() -> None:
     needs_tun()
-
-
-@pytest.fixture(params=["thread", "loop", "worker"])
-def driver(request: pytest.FixtureRequest) -> DriverName:
-    driver: DriverName = request.param
-    return driver
 
 
 @pytest.fixture
@@ -156,6 +151,7 @@ QUERIES = {
 }
 
 
+@every_driver
 @bounded
 async def test_every_answer_is_upstreams_own_byte_for_byte(upstream: int, driver: DriverName) -> None:
     host = ("127.0.0.1", upstream)
@@ -172,6 +168,7 @@ async def test_every_answer_is_upstreams_own_byte_for_byte(upstream: int, driver
         assert (await net.stack.stats())["dns_malformed"] == 0
 
 
+@every_driver
 @bounded
 async def test_dig_sees_what_it_sees_outside(upstream: int, driver: DriverName) -> None:
     """Its own EDNS cookies and retries over TCP included."""
@@ -258,6 +255,7 @@ async def test_dnssec_passes() -> None:
             assert (await net.stack.stats())["dns_cached"] == 2 * len(messages)
 
 
+@every_driver
 @bounded
 async def test_five_hundred_at_once(upstream: int, driver: DriverName) -> None:
     """From 50 ports, ten queries each before the first answer is taken; and as many on five connections."""
@@ -337,6 +335,7 @@ async def test_a_name_that_is_dropped_costs_the_others_nothing(upstream: int) ->
             assert (await net.stack.stats())["dns_pending"] == 0
 
 
+@every_driver
 @bounded
 async def test_a_resolver_that_changes_the_case_is_heard(driver: DriverName) -> None:
     """By the C library and by dig, with names of any case, at once and without another's help."""
@@ -378,6 +377,7 @@ async def test_no_such_name_is_final(upstream: int) -> None:
     assert asked == []
 
 
+@every_driver
 @bounded
 async def test_a_new_resolv_conf_counts_for_the_next_query(
     driver: DriverName, tmp_path: Path, upstream: int
@@ -420,6 +420,7 @@ async def test_an_ipv6_resolver_serves_ipv4_clients() -> None:
             assert await dig(net, "TXT", "who.am.i") == ['"::1"']
 
 
+@every_driver
 @bounded
 async def test_domains_have_their_own_resolvers(upstream: int, driver: DriverName) -> None:
     asked: list[str] = []
@@ -495,6 +496,7 @@ async def with_options(
         yield net
 
 
+@every_driver
 @bounded
 async def test_use_vc_asks_over_tcp_whatever_is_asked_in_datagrams(
     tmp_path: Path, driver: DriverName
@@ -628,6 +630,7 @@ anyio.run(main)
 """
 
 
+@every_driver
 @bounded
 async def test_a_resolver_on_the_link_is_asked_there(driver: DriverName) -> None:
     """Its address has a zone.  The host is a namespace whose loopback has a link-local address."""
@@ -641,6 +644,7 @@ async def test_a_resolver_on_the_link_is_asked_there(driver: DriverName) -> None
 # -- names of our own -------------------------------------------------------------------------------------
 
 
+@every_driver
 @bounded
 async def test_records_come_and_go(driver: DriverName) -> None:
     needs("dig", "getent")
@@ -695,6 +699,7 @@ async def test_every_worker_knows_the_names() -> None:
             assert await status(net, "+tcp", "late.internal") == "SERVFAIL"
 
 
+@every_driver
 @bounded
 async def test_the_hook_is_asked_first(upstream: int, driver: DriverName) -> None:
     uplink = Uplink(dns=DnsSettings([f"127.0.0.1:{upstream}"], hook=dns_hooks.hook))
@@ -710,6 +715,7 @@ async def test_the_hook_is_asked_first(upstream: int, driver: DriverName) -> Non
             assert await dig(net, transport, "a.test") == ["192.0.2.1"]
 
 
+@every_driver
 @bounded
 async def test_over_ipv6(upstream: int, driver: DriverName) -> None:
     """The same at fd00::3, with an upstream that has IPv4 only; the gateway has its names there too."""

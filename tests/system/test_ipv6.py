@@ -31,7 +31,7 @@ from netns_kit import (
 )
 from netns_kit.gateway.setup import Configure, DriverName
 from tests.support import needs, needs_ipv6, needs_ping, needs_tun
-from tests.support.connections import once
+from tests.support.connections import every_driver, once
 from tests.support.multihop import (
     GATEWAY_6,
     GUEST_6,
@@ -62,12 +62,6 @@ def _ipv6() -> None:
     needs_ipv6()
 
 
-@pytest.fixture(params=["thread", "loop", "worker"])
-def driver(request: pytest.FixtureRequest) -> DriverName:
-    driver: DriverName = request.param
-    return driver
-
-
 @asynccontextmanager
 async def network(**options: Any) -> AsyncIterator[Network]:
     with anyio.fail_after(SECONDS):
@@ -96,6 +90,7 @@ async def connect(namespace: Namespace, address: str, port: int) -> tuple[int, i
 # -- ready means ready --------------------------------------------------------------------------------
 
 
+@every_driver
 async def test_ready_means_ready(driver: DriverName) -> None:
     """At once after entering, with no wait for an address to be found free."""
     needs("curl", "dig", "ping")
@@ -165,6 +160,7 @@ async def test_the_hosts_loopback_is_by_grant() -> None:
 async def test_nobody_else_is_on_the_link(address: str) -> None:
     """Nothing answers for them, so the guest's kernel itself finds that out."""
     async with network() as net:
+        await net.namespace.set_sysctl("net/ipv6/neigh/tap0/retrans_time_ms", 100)  # else it asks for 3 s
         said = await output(net, "ping", "-6", "-c1", "-W4", address)
         assert "Address unreachable" in said or "100% packet loss" in said
 
@@ -378,12 +374,12 @@ async def usable(ns: Namespace, wanted: Callable[[IPv6Interface], object]) -> IP
 
 
 @once
-async def test_the_kernel_configures_itself(driver: DriverName) -> None:
+async def test_the_kernel_configures_itself() -> None:
     """SLAAC, from router advertisements alone; then everything works."""
     needs("ip", "curl", "ping")
     with tcp_server(http, ("::1", 0)) as port:
         uplink = Uplink(allow_host_loopback=True)
-        async with unconfigured(Subnet6(), uplink=uplink, driver=driver) as (ns, _):
+        async with unconfigured(Subnet6(), uplink=uplink) as (ns, _):
             address = await usable(ns, lambda each: not each.is_link_local)
             assert address.network == IPv6Network("fd00::/64")
             assert address.ip != IPv6Address(GUEST_6)
@@ -470,6 +466,7 @@ def notices(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
 
 
+@every_driver
 @pytest.mark.parametrize("knob", ["all", "default"])
 async def test_a_namespace_with_ipv6_switched_off(
     knob: str, driver: DriverName, caplog: pytest.LogCaptureFixture
@@ -497,6 +494,7 @@ async def test_a_namespace_with_ipv6_switched_off(
     assert notices(caplog) == ["IPv4 only: the namespace has no IPv6: net.ipv6.conf.tap0.disable_ipv6 is 1"]
 
 
+@every_driver
 @pytest.mark.parametrize("configure", ["link", False])
 async def test_one_that_is_left_to_a_client_and_has_none(
     configure: Configure, driver: DriverName, caplog: pytest.LogCaptureFixture

@@ -193,6 +193,7 @@ async def test_cancelled_while_it_runs(driver: DriverName) -> None:
 
 
 @bounded
+@pytest.mark.parametrize("driver", ["thread", "loop"])  # a worker's: tests/userstack/test_worker.py
 async def test_cancelled_at_any_moment_of_entering(driver: DriverName) -> None:
     await cancelled_at_any_moment(lambda: network(driver, ports=["127.0.0.1:0:80", "127.0.0.1:0:53/udp"]))
 
@@ -220,9 +221,9 @@ async def test_a_stack_needs_no_namespace(driver: DriverName) -> None:
 
 @pytest.mark.timeout(660 if LONG else 120)
 async def test_hundreds_of_namespaces_leave_nothing(anyio_backend_name: str) -> None:
-    """Fifty at a time: no descriptor, process, thread or memory."""
+    """Many at a time: no descriptor, process, thread or memory."""
     needs_tun()
-    count = 500 if LONG else 50 if anyio_backend_name == "asyncio" else 15
+    count = 500 if LONG else 24 if anyio_backend_name == "asyncio" else 12
     limit = anyio.Semaphore(50)
 
     async def one(driver: DriverName) -> None:

@@ -13,7 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import anyio
 import pytest
@@ -29,6 +29,7 @@ from netns_kit import (
 )
 from netns_kit.gateway.setup import DriverName
 from tests.support import ROOT, missing, needs, needs_ping, needs_tun
+from tests.support.connections import every_driver
 from tests.support.servers import closed_port, dns_server, echo, host_address, http, tcp_server
 from tests.support.servers import digest as expected
 
@@ -57,12 +58,6 @@ def _tun() -> None:
     needs_tun()
 
 
-@pytest.fixture(params=["thread", "loop", "worker"])
-def driver(request: pytest.FixtureRequest) -> DriverName:
-    driver: DriverName = request.param
-    return driver
-
-
 @asynccontextmanager
 async def network(seconds: float = SECONDS, **options: Any) -> AsyncIterator[Network]:
     """With a bound on all waiting in it."""
@@ -84,6 +79,7 @@ async def connect(net: Network, address: str, port: int) -> tuple[int, int]:
     return error, again
 
 
+@pytest.mark.parametrize("driver", get_args(DriverName))
 async def test_ready_means_ready(driver: DriverName) -> None:
     """At once after entering: address, route, gateway, DNS, and a page."""
     needs("curl", "dig", "ping")
@@ -101,7 +97,7 @@ async def test_ready_means_ready(driver: DriverName) -> None:
             assert "10.0.2.100/24" in tap
 
 
-@pytest.mark.parametrize("driver", ["thread", "loop", "worker"])
+@every_driver
 async def test_a_big_file_comes_and_goes(
     driver: DriverName,
     tmp_path: Path,
@@ -134,6 +130,7 @@ def _sha256(path: Path) -> str:
     return sha.hexdigest()
 
 
+@every_driver
 async def test_two_hundred_downloads_at_once(driver: DriverName, tmp_path: Path) -> None:
     """All are under way before one is served."""
     needs("curl")
@@ -196,6 +193,7 @@ async def test_another_network() -> None:
 # -- what may be reached -------------------------------------------------------------------------------
 
 
+@every_driver
 async def test_ping_goes_out(driver: DriverName) -> None:
     needs("ping")
     needs_ping()
@@ -206,6 +204,7 @@ async def test_ping_goes_out(driver: DriverName) -> None:
         assert " 0% packet loss" in await output(net, "ping", "-c2", "-i0.01", "-W5", "-s1000", str(address))
 
 
+@every_driver
 async def test_the_hosts_loopback_is_not_reachable_unasked(driver: DriverName) -> None:
     reached: list[socket.socket] = []
     with tcp_server(reached.append) as port:

@@ -19,6 +19,7 @@ from netns_kit.dns import Zone
 from netns_kit.gateway.gateway import FlowInfo, Gateway
 from netns_kit.userstack.worker.owner import WorkerProcess
 from tests.support import needs, needs_tun
+from tests.support.connections import once
 from tests.support.servers import bounded, dns_server, echo, tcp_server, udp_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
@@ -65,6 +66,7 @@ async def test_connections_are_shared_out_and_told_of_as_one(net: Network) -> No
         assert len([flow for flow in await net.stack.flows() if flow.protocol == "tcp"]) == 32
 
 
+@once
 @bounded
 async def test_clients_of_a_port_are_shared_out_and_found_again_after_a_silence(net: Network) -> None:
     """After 3 s the kernel has forgotten which queue a flow was written to."""

@@ -10,12 +10,12 @@ import pytest
 
 from netns_kit import Namespace, Network, TapDevice, Uplink, UserStack
 from netns_kit.gateway.setup import DriverName
-from tests.support.connections import GATEWAY, network
+from tests.support.connections import GATEWAY, network, once
 from tests.support.servers import bounded, tcp_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
-FIRST, PORTS, CONNECTIONS = 40000, 8, 24
+FIRST, PORTS, CONNECTIONS = 40000, 8, 16
 
 # Run inside.  The client ends first, and so keeps the port for a minute, but for tcp_tw_reuse, which takes what was
 # last heard of a second ago or longer.  It prints how many connections it has made, and how often it found no port.
@@ -49,9 +49,10 @@ async def connections(net: Network, port: int) -> tuple[int, int]:
     return made, without
 
 
+@once
 @bounded
 async def test_ports_in_time_wait_are_used_again(driver: DriverName) -> None:
-    """All connections are made, where the ports are for a third of them."""
+    """All connections are made, where the ports are for half of them."""
     with tcp_server(lambda sock: sock.recv(100) and sock.recv(100)) as port:
         async with network(driver) as net:
             made, without = await connections(net, port)
@@ -59,6 +60,7 @@ async def test_ports_in_time_wait_are_used_again(driver: DriverName) -> None:
     assert without, "the ports were used up meanwhile"
 
 
+@once
 @bounded
 async def test_also_by_a_stack_that_was_not_there_before(driver: DriverName) -> None:
     """The clock is the machine's: another stack's timestamps are newer than those that the kernel remembers."""

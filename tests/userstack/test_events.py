@@ -151,9 +151,12 @@ async def test_who_is_slow_loses_the_oldest_and_is_told(driver: DriverName) -> N
         assert first[0].flow.remote.port == more + 1
         await stack.flows()
         await quick.receive()
-        for number in range(more):
-            send(guest, datagram(ELSEWHERE, 1 + number))
-            assert (await quick.receive()).flow.remote.port == 1 + number
+        for start in range(0, more, 50):  # as many as the device has room for
+            some = range(start, min(start + 50, more))
+            for number in some:
+                send(guest, datagram(ELSEWHERE, 1 + number))
+            for number in some:
+                assert (await quick.receive()).flow.remote.port == 1 + number
         got = await anext(slow)
         assert got.missed == more - kept
         assert got.flow.remote.port == 1 + more - kept

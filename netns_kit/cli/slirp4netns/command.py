@@ -431,7 +431,8 @@ def serve(order: Order, fetch: TapFetch) -> int:
     uplink = SlirpUplink(
         loopback=order.loopback, dns=order.dns, bind4=order.outbound.get(4), bind6=order.outbound.get(6)
     )
-    control = Control(Gateway(engine, Setup(tap, uplink, subnet), tell=_tell), lambda _: None)
+    setup = Setup.of(tap, uplink, subnet=order.cidr, ipv6=order.ipv6)
+    control = Control(Gateway(engine, setup, tell=_tell), lambda _: None)
     api = None
     if order.api is not None:
         from .api_socket import ApiSocket, HostForwards

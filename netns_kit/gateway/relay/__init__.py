@@ -1,16 +1,16 @@
-"""Relays: one flow of the stack beside one socket of the host.
+"""Relays: each connects flows of the stack to sockets of the host.
 
-`TcpRelay` joins a connection and a stream socket, `UdpRelay` a guest endpoint's flows and one datagram socket,
-`PingRelay` an echo flow and a ping socket, `DnsRelay` the DNS server and its upstream sockets; a `ClientStream` is a
-connection to that.
-A relay owns its sockets: whatever ends first, the guest's side or the host's, it closes them and tells the other.
+`TcpRelay` connects a connection of the guest to a stream socket.  `UdpRelay` connects the flows of a guest's endpoint
+to one datagram socket.  `PingRelay` connects an echo flow to a ping socket.  `DnsRelay` connects the DNS server to
+sockets of its upstreams, and `ClientStream` a connection of the guest to the DNS server.  A relay owns its sockets.
+When either side ends, it closes them and tells the other side.
 
-What the host's sockets report becomes what the guest would have seen without us: an ICMP error as it came, or what
-the errno means.  What the guest's packets ask of a router, TTL, traffic class and not to be fragmented, the host's
-packets carry.  `netns_kit.uplink.sockets` does both.
+Errors of the host's sockets reach the guest as it would have seen them without us: an ICMP error as it arrived, else
+the error that fits the errno.  The host's packets have the TTL, traffic class and "don't fragment" bit of the guest's
+packets.  `netns_kit.uplink.sockets` does both.
 
-Stream sockets are edge-triggered: `TcpRelay` remembers that there may be more to read.  A relay reads no more than
-the stack has room for, and no more than a few buffers per step, so one busy flow starves nobody.
+Stream sockets are edge-triggered, so `TcpRelay` remembers whether there may be more to read.  A relay reads no more
+than the stack has room for, and only a few buffers in each step, so that one busy flow does not starve the others.
 """
 
 from .batches import Inbox, Outbox

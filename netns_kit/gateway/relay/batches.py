@@ -1,11 +1,11 @@
-"""Datagrams that cross together: many small ones cost as much as one large one does.
+"""Batches: datagrams that are sent or received together, since many small datagrams cost as much as one large one.
 
-Towards the host, consecutive datagrams of one flow, equal in length and marks, leave by one call (UDP_SEGMENT,
-udp(7)).  They lie in the buffer that frames are read into, so `Outbox.flush` sends what waits before that is used
-again, at the end of each batch of frames at the latest: nothing is ever kept for later.
+Towards the host, consecutive datagrams of one flow that have the same length and marks are sent by one call
+(UDP_SEGMENT, udp(7)).  They lie in the buffer of the frames, so `Outbox.flush` must send them before that buffer is
+reused: at the latest at the end of each batch of frames.  So no datagram waits for a later batch.
 
-Towards the guest, consecutive datagrams of one sender, equal in length and marks, become one super-datagram, and what
-the host's kernel hands over as one (UDP_GRO) stays one.  The guest's kernel takes it apart.
+Towards the guest, consecutive datagrams of one sender that have the same length and marks become one super-datagram.
+What the host's kernel delivers as one (UDP_GRO) stays one.  The guest's kernel splits it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from netns_kit.host.abi import UDP_GRO
 from netns_kit.stack import UdpFlow
 from netns_kit.uplink.sockets import ANCILLARY_SPACE, DATAGRAMS_PER_STEP, MAX_DATAGRAM, Ancillary, marks_of
 
-MOST = DATAGRAMS_PER_STEP  # together: no more than UDP_MAX_SEGMENTS, 64 in kernels before 6.9
-RUN = 65000  # bytes together
-ROOM = 1 << 20  # bytes that have arrived and are not read yet
-LARGEST = 1472  # bytes of a datagram that is sent together with others: no path splits it
+MOST = DATAGRAMS_PER_STEP  # datagrams in one call; UDP_MAX_SEGMENTS is 64 in kernels before 6.9
+RUN = 65000  # bytes of one super-datagram, at most
+ROOM = 1 << 20  # bytes of a receive buffer
+LARGEST = 1472  # bytes of a datagram that is sent together with others, so that no path has to fragment it
 
 Sender = tuple[str, int]
 
@@ -36,7 +36,7 @@ class Sending(Protocol):
 
 
 class Outbox:
-    """The relays that have datagrams waiting for more of their kind."""
+    """The relays that have datagrams waiting, so that they can be sent together with the next ones."""
 
     __slots__ = ("relays",)
 
@@ -44,20 +44,20 @@ class Outbox:
         self.relays: list[Sending] = []
 
     def flush(self) -> None:
-        """Send what waits: what the datagrams lie in is about to be used again."""
+        """Send all waiting datagrams.  The buffer that they lie in is about to be reused."""
         relays, self.relays = self.relays, []
         for relay in relays:
             relay.flush()
 
 
 class Inbox:
-    """The buffer that datagrams of the host's sockets are read to.  One does for all sockets."""
+    """The buffer that datagrams of the host's sockets are read into.  All sockets of a gateway share it."""
 
     __slots__ = ("_arrived", "_buffer", "_marks")
 
     def __init__(self) -> None:
         self._buffer = memoryview(bytearray(MAX_DATAGRAM + RUN))
-        self._arrived: Ancillary = []  # with the last datagram: mostly the same as with this one
+        self._arrived: Ancillary = []  # of the last datagram, and mostly of the next one too
         self._marks = (64, 0)
 
     def read(
@@ -67,7 +67,10 @@ class Inbox:
         flow_of: Callable[[Sender, Ancillary], UdpFlow | None],
         now: float,
     ) -> None:
-        """Hand what `sock` has to the flows that `flow_of` names, which must not be called back from there."""
+        """Read the datagrams of a socket, and pass them to the flows that `flow_of` returns.
+
+        The flows must not call this method while they take a datagram.
+        """
         buffer, receive = self._buffer, sock.recvmsg_into
         start = at = size = 0  # of the run: its first byte, one past its last, the length of its datagrams
         run: UdpFlow | None = None
@@ -75,7 +78,7 @@ class Inbox:
         for _ in range(budget.size(DATAGRAMS_PER_STEP)):
             try:
                 length, ancillary, _, sender = receive((buffer[at : at + MAX_DATAGRAM],), ANCILLARY_SPACE)
-            except OSError:  # nothing more, or an error that the next event tells of
+            except OSError:  # there is no more, or an error that the next event reports
                 budget.exhausted()
                 break
             flow = flow_of(sender[:2], ancillary)
@@ -111,15 +114,16 @@ class Inbox:
 
 
 def ask_for_runs(sock: socket.socket) -> None:
-    """Have the kernel hand over what it has together, for `Inbox`; without, if it cannot."""
+    """Let the kernel deliver several datagrams of one sender as one, if it can (UDP_GRO)."""
     with suppress(OSError):  # Linux before 5.0
         sock.setsockopt(socket.SOL_UDP, UDP_GRO, 1)
 
 
 def ask_for_room(sock: socket.socket) -> None:
-    """Have the kernel keep a burst until it is read: its default holds 25 datagrams of 8 KiB, or 270 small ones.
+    """Make the receive buffer of a socket large enough for a burst.
 
-    It gives no more than net.core.rmem_max.  A default that is larger stays.
+    The kernel's default has room for 25 datagrams of 8 KiB, or for 270 small ones.  The kernel gives no more than
+    net.core.rmem_max.  A larger default is kept.
     """
     if sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) < ROOM:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, ROOM)

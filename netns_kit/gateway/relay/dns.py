@@ -1,17 +1,17 @@
-"""DNS: the server's queries and answers, over few sockets for each upstream, whoever asks.
+"""DnsRelay: the DNS server, with the sockets of its clients and upstreams.
 
-Over UDP an upstream is spoken to from a set of sockets, each on a port that the kernel has chosen at random.  One
-that has asked `QUERIES_PER_SOCKET` times is followed by another, up to `SOCKETS_PER_UPSTREAM` of them; then they take
-turns.  So the ports are not those of a minute ago (RFC 5452 section 9.2), and a storm takes no more descriptors than
-that.  Over TCP an upstream has one connection, and each zone transfer one of its own, which is read no faster than
-the client reads.  When nothing is under way all are closed.
+An upstream is asked over UDP from a set of sockets, each on a random port that the kernel has chosen.  When the
+newest socket has sent `QUERIES_PER_SOCKET` queries, the next one is opened, up to `SOCKETS_PER_UPSTREAM`; after that
+the sockets take turns.  So the ports change (RFC 5452 section 9.2), and even a storm of queries uses few descriptors.
+Over TCP an upstream has one connection.  Each zone transfer has a connection of its own, which is read no faster than
+the client reads.  When no query is pending, all sockets are closed.
 
-An answer is heard from where the query went, for the sockets are connected, and on the very socket that it left by.
+The sockets are connected, so an answer is only accepted from the address that was asked, and only on the socket that
+has sent the query.
 """
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import socket
@@ -19,13 +19,16 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from functools import lru_cache, partial
 from ipaddress import ip_address
+from typing import Protocol
 
+from netns_kit.arguments import Address
 from netns_kit.dns import Action, Answer, DnsProxy, DnsServer, Send, Upstream, Zone
 from netns_kit.dns.cache import Cache
 from netns_kit.gateway.engine import IN, Engine
 from netns_kit.stack import Refusal, TcpConnection, UdpFlow
 from netns_kit.stack.user import Transport
 from netns_kit.stack.wire import flow_key
+from netns_kit.uplink.dial import Dial, Refused
 from netns_kit.uplink.flow import Endpoint, Target
 from netns_kit.uplink.sockets import DATAGRAMS_PER_STEP, MAX_DATAGRAM, socket_address
 from netns_kit.uplink.uplink import Uplink
@@ -34,20 +37,41 @@ from .dns_streams import ClientStream, ResolverStream, Turn
 
 QUERIES_PER_SOCKET = 64
 SOCKETS_PER_UPSTREAM = 8
-IDS_KEPT = 256  # of a socket, beyond those that are awaited
-HALF_OPEN_MAX = 256  # connections whose handshake the guest has not finished: the oldest is reset
-CLIENTS_MAX = 1024  # connections of the guest: the one that has been quiet longest is reset
+IDS_KEPT = 256  # ids of answered queries that a socket remembers, at least
+HALF_OPEN_MAX = 256  # clients' connections whose handshake is not over; beyond that the oldest is reset
+CLIENTS_MAX = 1024  # clients' connections; beyond that the one that has been silent longest is reset
 
-_Route = Callable[[Transport, bytes], Target | Refusal]
-"""Returns the resolvers for a flow of that key, as they are now, or how it would be refused."""
+
+class Router(Protocol):
+    """What the DNS relay needs of the gateway's `FlowRouter`."""
+
+    def route_served(self, transport: Transport, key: bytes) -> Target | Refusal:
+        """Return the current resolvers for the flow of that key, or how it is refused now."""
+        ...
+
+    def open_socket(self, transport: Transport, address: Address) -> socket.socket:
+        """Return a socket of the uplink's.  Raises OSError, whatever the uplink raises."""
+        ...
+
+    def dial_resolver(self, resolver: Endpoint) -> Dial:
+        """Have the uplink dial a resolver."""
+        ...
+
+    def cannot_dial(self, error: BaseException) -> Refused:
+        """Report the failure of a dial, and return how it is refused."""
+        ...
 
 
 class DnsRelay:
     """The DNS server and its sockets.
 
     Args:
-        failed: Called with what the uplink's hook has raised.
-        route: Asked again for each query but the first of a flow, so that an old connection asks new resolvers.
+        engine: The engine that polls the sockets.
+        uplink: Its settings of DNS are used.
+        zone: Our own records.
+        failed: Called with the exception of a hook that raises.
+        router: Opens sockets and dials.  It routes every query after the first of a flow again, so that an old flow
+            asks the current resolvers.
     """
 
     def __init__(
@@ -56,16 +80,15 @@ class DnsRelay:
         uplink: Uplink,
         zone: Zone,
         failed: Callable[[BaseException], object],
-        route: _Route,
+        router: Router,
     ) -> None:
-        self.queued = 0  # bytes of answers that clients do not read: see `ClientStream`
+        self.queued = 0  # bytes of answers that clients have not read: see `ClientStream`
         self._half_open: dict[ClientStream, None] = {}  # the oldest first
-        self._clients: OrderedDict[ClientStream, None] = OrderedDict()  # the quiet first
-        self._opening: UdpFlow | None = None  # has just been routed
-        self._route = route
+        self._clients: OrderedDict[ClientStream, None] = OrderedDict()  # the one silent longest first
+        self._opening: UdpFlow | None = None  # the flow that has just been routed, for its first query
+        self._router = router
         self._engine = engine
         self._uplink = uplink
-        self._failed = failed
         self._server = DnsServer(
             zone,
             DnsProxy(random_id=lambda: int.from_bytes(os.urandom(2), "big")),
@@ -74,20 +97,20 @@ class DnsRelay:
             failed=failed,
         )
         self._resolvers: tuple[Endpoint, ...] | None = None
-        self._sockets: dict[Upstream, list[_Socket]] = {}  # the one that asks is the last
+        self._sockets: dict[Upstream, list[_Socket]] = {}  # the last one of a list sends the next query
         self._streams: dict[Upstream, ResolverStream] = {}
-        self._transfers: dict[tuple[Upstream, int], ResolverStream] = {}  # by the id of the query
+        self._transfers: dict[tuple[Upstream, int], ResolverStream] = {}  # by upstream and id of the query
         self._per_socket = QUERIES_PER_SOCKET
         self.timer_at = self.timer_entry = math.inf
 
     def udp_opened(self, flow: UdpFlow, target: Target) -> None:
-        """Take the queries of `flow`.  The resolvers are those of `target`, for everybody from now on."""
+        """Take the queries of a flow.  The candidates of `target` are the resolvers of all queries from now on."""
         self._set_resolvers(target.candidates)
         flow.user = self
         self._opening = flow
 
     def tcp_opened(self, connection: TcpConnection, target: Target) -> None:
-        """Accept `connection` and take its queries, as `udp_opened` does."""
+        """Accept a connection and take its queries, as `udp_opened` does."""
         self._set_resolvers(target.candidates)
         if len(self._half_open) >= HALF_OPEN_MAX:
             next(iter(self._half_open)).abort()
@@ -99,16 +122,16 @@ class DnsRelay:
         connection.accept(self._engine.now)
 
     def opened(self, stream: ClientStream) -> None:
-        """Note that the guest has finished the handshake."""
+        """Note that the handshake of a client's connection is over."""
         self._half_open.pop(stream, None)
 
     def gone(self, stream: ClientStream) -> None:
-        """Forget a connection that is over."""
+        """Forget a client's connection that is over."""
         self._half_open.pop(stream, None)
         self._clients.pop(stream, None)
 
     def relieve(self) -> None:
-        """Cut off the client that leaves most unread."""
+        """Reset the client's connection that leaves most unread."""
         max(self._clients, key=lambda each: each.unread).abort()
 
     def _set_resolvers(self, resolvers: tuple[Endpoint, ...]) -> None:
@@ -122,35 +145,37 @@ class DnsRelay:
             )
 
     def datagram(self, flow: UdpFlow, payload: memoryview, marks: int, segment_size: int) -> None:
-        if not self._may_ask("udp", flow, flow.key):
-            return
         size = segment_size or len(payload) or 1
-        address = _client(flow.key)
+        refusal = self._refusal("udp", flow, flow.key)
+        if refusal is not None:
+            flow.refuse(refusal, payload[:size])
+            return
+        address = flow_key.parse(flow.key).guest
         for start in range(0, len(payload), size):
             query = bytes(payload[start : start + size])
             self._do(self._server.query(query, flow, address, self._engine.now) or [])
         self._wait()
 
-    def _may_ask(self, protocol: Transport, client: UdpFlow | ClientStream, key: bytes) -> bool:
-        """Return whether the client's flow is still carried; if so, the resolvers are as they are now."""
+    def _refusal(self, protocol: Transport, client: UdpFlow | ClientStream, key: bytes) -> Refusal | None:
+        """Return how a query is refused now, or None after setting the resolvers that it may ask."""
         if client is self._opening:
             self._opening = None
-            return True
-        found = self._route(protocol, key)
+            return None
+        found = self._router.route_served(protocol, key)
         if isinstance(found, Refusal):
-            return False
+            return found
         self._set_resolvers(found.candidates)
-        return True
+        return None
 
     def expired(self, flow: UdpFlow) -> None:
-        pass  # its answer may still come, and can still be sent
+        pass  # an answer may still come, and can then be sent
 
     def ask(self, query: bytes, turn: Turn, key: bytes) -> bool:
-        """Take a query of a client's stream.  Return False if it was none, or is not allowed any more."""
+        """Take a query of a client's connection.  Return False if it is not a query, or is refused."""
         self._clients.move_to_end(turn.stream)
-        if not self._may_ask("tcp", turn.stream, key):
+        if self._refusal("tcp", turn.stream, key) is not None:
             return False
-        actions = self._server.query(query, turn, _client(key), self._engine.now, "tcp")
+        actions = self._server.query(query, turn, flow_key.parse(key).guest, self._engine.now, "tcp")
         if actions is None:
             return False
         self._do(actions)
@@ -158,23 +183,23 @@ class DnsRelay:
         return True
 
     def name_of(self, address: bytes) -> str | None:
-        """Return what the address is called, if that is known: see `DnsServer.name_of`."""
+        """Return the name of an address, if it is known: see `DnsServer.name_of`."""
         return self._server.name_of(address)
 
     def close(self) -> None:
-        """Close the sockets.  Calling it again is fine."""
+        """Close the sockets of the upstreams.  Calling it again is allowed."""
         for upstream in [*self._sockets, *self._streams]:
             self._close(upstream)
         for transfer in list(self._transfers):
             self._transfers.pop(transfer).close()
 
     def stats(self) -> dict[str, int]:
-        """Return the server's counters, and how many sockets there are."""
+        """Return the server's counters, and the numbers of sockets and clients."""
         sockets = sum(map(len, self._sockets.values())) + len(self._streams) + len(self._transfers)
         return {**self._server.stats(), "sockets": sockets, "clients": len(self._clients)}
 
     def handle_timer(self, now: float) -> None:
-        """Ask again, or another upstream, what has not been answered."""
+        """Repeat queries that have not been answered, or ask another upstream."""
         for (upstream, ident), stream in self._transfers.items():
             if stream.is_paused:
                 self._server.proxy.prolong(upstream, ident, now)
@@ -187,7 +212,7 @@ class DnsRelay:
             awaited = self._server.proxy.awaited
             for upstream, ident in [each for each in self._transfers if each[1] not in awaited(each[0])]:
                 self._transfers.pop((upstream, ident)).close()
-        if deadline == math.inf and (self._sockets or self._streams):  # nothing is under way
+        if deadline == math.inf and (self._sockets or self._streams):  # no query is pending
             self.close()
         self._engine.timers.arm(self, deadline)
 
@@ -200,7 +225,7 @@ class DnsRelay:
                     actions += self._server.upstream_failed(action.upstream, now)
             elif isinstance(action.client, UdpFlow):
                 action.client.send(action.message, now)
-                action.client.close()  # one question, one answer: DNS clients use a port once
+                action.client.close()  # DNS clients use a port for one query
             elif isinstance(action.client, Turn):
                 action.client.answer(action.message, now)
 
@@ -212,8 +237,10 @@ class DnsRelay:
             if transfer:
                 self._transfer(upstream, message)
             elif upstream.transport == "tcp":
-                stream = self._streams.get(upstream) or self._connect(upstream)
-                stream.send(message)
+                if upstream not in self._streams:
+                    heard, ended = partial(self._heard, upstream), partial(self._ended, upstream)
+                    self._streams[upstream] = self._dial(upstream, heard, ended)
+                self._streams[upstream].send(message)
             else:
                 asking = self._socket_for(upstream)
                 asking.ids.add(int.from_bytes(message[:2], "big"))
@@ -222,14 +249,14 @@ class DnsRelay:
                     asking.look_at = 2 * len(asking.ids) + IDS_KEPT
                 asking.socket.send(message)
         except BlockingIOError:
-            return True  # lost, as datagrams are; the proxy asks again
+            return True  # the query is lost, as a datagram may be; the proxy repeats it
         except OSError:
             self._close(upstream)
             return False
         return True
 
     def _socket_for(self, upstream: Upstream) -> _Socket:
-        """Return the socket to ask from now."""
+        """Return the socket that sends the next query to an upstream."""
         sockets = self._sockets.setdefault(upstream, [])
         if not sockets or sockets[-1].asked >= self._per_socket:
             sockets.append(self._another(upstream, sockets))
@@ -237,10 +264,10 @@ class DnsRelay:
         return sockets[-1]
 
     def _another(self, upstream: Upstream, sockets: list[_Socket]) -> _Socket:
-        """Return a new socket; the oldest, if there are enough or no more to be had."""
+        """Return the next socket: a new one, or the oldest one if there are enough or no more can be opened."""
         if len(sockets) < SOCKETS_PER_UPSTREAM:
             try:
-                asking = _Socket(self._open(upstream))
+                asking = _Socket(self._router, upstream)
             except OSError:
                 if not sockets:
                     raise
@@ -250,24 +277,6 @@ class DnsRelay:
         asking = sockets.pop(0)
         asking.asked = 0
         return asking
-
-    def _open(self, upstream: Upstream) -> socket.socket:
-        address = _parsed(upstream.address)
-        try:
-            sock = self._uplink.open(upstream.transport, address)
-        except (OSError, KeyboardInterrupt):
-            raise
-        except BaseException as error:
-            self._failed(error)
-            raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH)) from error
-        try:
-            sock.connect(socket_address(address, upstream.port))
-        except BlockingIOError:
-            pass  # TCP: it is under way
-        except OSError:
-            sock.close()
-            raise
-        return sock
 
     def _close(self, upstream: Upstream) -> None:
         for each in self._sockets.pop(upstream, ()):
@@ -295,18 +304,15 @@ class DnsRelay:
                 self._server.proxy.unmatched += 1
         self._wait()
 
-    def _connect(self, upstream: Upstream) -> ResolverStream:
-        stream = ResolverStream(
-            self._engine,
-            self._open(upstream),
-            heard=partial(self._heard, upstream),
-            ended=partial(self._ended, upstream),
-        )
-        self._streams[upstream] = stream
+    def _dial(
+        self, upstream: Upstream, heard: Callable[[bytes], bool], ended: Callable[[], None]
+    ) -> ResolverStream:
+        stream = ResolverStream(self._engine, self._router.cannot_dial, heard=heard, ended=ended)
+        stream.begin(self._router.dial_resolver(Endpoint._make((_parsed(upstream.address), upstream.port))))
         return stream
 
     def _heard(self, upstream: Upstream, message: bytes) -> bool:
-        """Take a message of a stream.  Return whether it answers something that was awaited."""
+        """Take a message of a resolver's connection.  Return whether it answers a pending query."""
         ident, awaited = int.from_bytes(message[:2], "big"), self._server.proxy.awaited
         was_awaited = ident in awaited(upstream)
         self._do(self._server.response(message, upstream, self._engine.now))
@@ -314,10 +320,11 @@ class DnsRelay:
         return was_awaited and ident not in awaited(upstream)
 
     def _ended(self, upstream: Upstream) -> None:
-        """Go on without a connection that is over.
+        """Handle the end of a resolver's connection.
 
-        A server may end any after a while, or after so many queries (RFC 7766 section 6.2.4): one that has answered
-        is asked the rest on another.  One that has not has failed.
+        A server may close a connection after some time or some queries (RFC 7766 section 6.2.4).  So if it has
+        answered before, the pending queries are sent again on a new connection.  If it has not, the upstream has
+        failed.
         """
         stream, awaited = self._streams.pop(upstream), self._server.proxy.awaited(upstream)
         rest = [
@@ -331,16 +338,18 @@ class DnsRelay:
     # -- zone transfers -----------------------------------------------------------------------------
 
     def _transfer(self, upstream: Upstream, message: bytes) -> None:
-        """Ask on a connection that no other query shares, so that nobody waits when it is not read."""
+        """Send a query for a zone transfer on a connection of its own, so that no other query waits if it is not
+        read.
+        """
         ident = int.from_bytes(message[:2], "big")
         if (upstream, ident) not in self._transfers:
-            self._transfers[upstream, ident] = ResolverStream(
-                self._engine,
-                self._open(upstream),
-                heard=partial(self._transferred, upstream, ident),
-                ended=partial(self._transfer_ended, upstream, ident),
+            stream = self._dial(
+                upstream,
+                partial(self._transferred, upstream, ident),
+                partial(self._transfer_ended, upstream, ident),
             )
-            self._transfers[upstream, ident].send(message)
+            stream.send(message)
+            self._transfers[upstream, ident] = stream
 
     def _transferred(self, upstream: Upstream, ident: int, message: bytes) -> bool:
         actions = self._server.response(message, upstream, self._engine.now)
@@ -366,19 +375,23 @@ class DnsRelay:
 _parsed = lru_cache(maxsize=64)(ip_address)
 
 
-def _client(key: bytes) -> bytes:
-    """Return the guest's address in a flow's key."""
-    return flow_key.parse(key).guest
-
-
 class _Socket:
-    """One of the sockets towards an upstream: how often it has asked in its turn, and the ids of its queries, with
-    those answered until there are `look_at` of them."""
+    """One of the UDP sockets to an upstream.
+
+    `asked` is the number of queries since its turn began.  `ids` are those of its queries.  When there are `look_at`
+    of them, those that have been answered are removed.
+    """
 
     __slots__ = ("asked", "ids", "look_at", "socket")
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.socket = sock
+    def __init__(self, router: Router, upstream: Upstream) -> None:
+        address = _parsed(upstream.address)
+        self.socket = router.open_socket("udp", address)
+        try:
+            self.socket.connect(socket_address(address, upstream.port))
+        except OSError:
+            self.socket.close()
+            raise
         self.asked = 0
         self.ids: set[int] = set()
         self.look_at = IDS_KEPT

@@ -1,13 +1,16 @@
-"""DNS over TCP (RFC 7766): many queries on one connection, answers as they come.
+"""DNS over TCP (RFC 7766): many queries on one connection, answered in any order.
 
-`ClientStream` is the server's end of a guest's connection, `ResolverStream` a connection to an upstream.  A guest is
-accepted at once: it is us that it talks to, and its queries go where those in datagrams do.
+`ClientStream` is our end of a guest's connection to the DNS address.  `ResolverStream` is a connection to an
+upstream.  A guest's connection is accepted at once, because we are its peer.  Its queries go the same way as those in
+datagrams.
 
-What a client can make us hold: one query that has not come in whole, `PIPELINED` that are not answered, and answers
-that it does not read, of all clients no more than `QUEUED_MAX`: then whoever leaves most is cut off.  Of a zone
-transfer no more is read from the upstream while `FULL` bytes wait.  Who has nothing to ask for `IDLE` seconds, or
-reads nothing for so long, is hung up on.  An upstream that does not read is given up when `UNREAD_MAX` waits, and one
-that talks nonsense when it has said `NONSENSE_MAX` messages that answer nothing.
+A client can make us hold: one incomplete query, `PIPELINED` unanswered queries, and answers that it does not read.
+All clients together can have `QUEUED_MAX` bytes of unread answers; beyond that, the client with most of them is
+reset.  A zone transfer is not read from the upstream while the client has `FULL` bytes unread.  A connection is ended
+if the client asks nothing, or reads nothing, for `IDLE` seconds.
+
+An upstream is given up if it leaves `UNREAD_MAX` bytes unread, or if it sends more than `NONSENSE_MAX` messages in a
+row that answer nothing.
 """
 
 from __future__ import annotations
@@ -22,22 +25,26 @@ from typing import Protocol
 from netns_kit.dns import BadMessage, Framing, framed
 from netns_kit.dns.proxy import LONGEST_KEPT
 from netns_kit.gateway.engine import IN, OUT, Engine
-from netns_kit.stack import Closed, TcpConnection
+from netns_kit.stack import Closed, IcmpError, Refusal, TcpConnection
+from netns_kit.uplink.dial import Refused
+from netns_kit.uplink.sockets import prepare_stream
+
+from .dialled import Dialled
 
 PIPELINED = 64
 QUEUED_MAX = 8 << 20  # bytes
 FULL = 1 << 18  # bytes
 UNREAD_MAX = 1 << 20  # bytes
-NONSENSE_MAX = 64  # messages since the last that was an answer
-UNANSWERED_MAX = 4096  # the oldest is asked again no more
+NONSENSE_MAX = 64  # messages since the last answer
+UNANSWERED_MAX = 4096  # queries that can be sent again if the connection ends; beyond that the oldest is not
 IDLE = 10.0
-LONGEST_WAIT = 60.0  # seconds that a client with nothing but queries under way is kept
-HEADER = 12  # bytes that no message is shorter than
+LONGEST_WAIT = 60.0  # seconds that a client is kept while its queries are pending
+HEADER = 12  # bytes of the shortest message
 READ = 1 << 16
 
 
 class Server(Protocol):
-    """The server that streams ask, and that counts what waits to be read."""
+    """The server that the clients' connections ask.  `queued` is the number of bytes that clients have not read."""
 
     queued: int
 
@@ -51,7 +58,7 @@ class Server(Protocol):
 
 
 class Turn:
-    """One query of a stream, which is a client of the server: two that are alike have an answer each."""
+    """One query on a client's connection.  It is the server's client, so that equal queries get an answer each."""
 
     __slots__ = ("is_answered", "stream")
 
@@ -60,7 +67,7 @@ class Turn:
         self.is_answered = False
 
     def answer(self, message: bytes, now: float) -> None:
-        """Hand over the answer, or a further message of one (a transfer's)."""
+        """Send the answer; of a zone transfer, the next message of the answer."""
         first, self.is_answered = not self.is_answered, True
         self.stream.answer(message, now, first=first)
 
@@ -91,32 +98,32 @@ class ClientStream:
         self._server = server
         self._key = connection.key
         self._framing = Framing(LONGEST_KEPT)
-        self._out = bytearray()  # what the guest has no room for yet
-        self._waiting = 0  # for so many answers
-        self._blocked = False  # there is more than we take now
-        self._ended = False  # the guest has no more queries
-        self._closing = False  # it had none for too long
+        self._out = bytearray()  # answers that do not fit into the guest's window yet
+        self._waiting = 0  # number of pending queries
+        self._blocked = False  # whether the guest has sent more than we take now
+        self._ended = False  # whether the guest has sent FIN
+        self._closing = False  # whether we have, since it asked nothing for too long
         self._last = engine.now
-        self.when_read: list[Callable[[], None]] = []  # called once when it is full no more, or over
+        self.when_read: list[Callable[[], None]] = []  # called once when it is no longer full, or over
         self.timer_at = self.timer_entry = math.inf
 
     @property
     def is_open(self) -> bool:
-        """True as long as an answer still reaches the client."""
+        """True as long as an answer can reach the client."""
         return self._connection is not None
 
     @property
     def unread(self) -> int:
-        """Bytes of answers that the guest has no room for."""
+        """Bytes of answers that do not fit into the guest's window."""
         return len(self._out)
 
     @property
     def is_full(self) -> bool:
-        """True when no more of a transfer should be read for it."""
+        """True if no more of a zone transfer should be read for this client."""
         return len(self._out) >= FULL
 
     def answer(self, message: bytes, now: float, *, first: bool) -> None:
-        """Hand a message to the guest.  `first`: it is the first that answers its query."""
+        """Send a message to the guest.  `first` tells whether it is the first answer to its query."""
         self._waiting -= first
         self._last = now
         if self._connection is not None:
@@ -128,14 +135,14 @@ class ClientStream:
                 self._server.relieve()
 
     def abort(self) -> None:
-        """End the connection: RST to the guest."""
+        """Reset the connection."""
         connection = self._connection
         if connection is not None:
             self._forget()
             connection.abort(self._engine.now)
 
     def handle_timer(self, now: float) -> None:
-        """Hang up, or reset, when nothing has crossed for a while."""
+        """Close the connection if nothing has crossed for a while; reset it if it has been closed before."""
         connection, due = self._connection, self._last + IDLE
         if self._waiting and not self._out:
             due = self._last + LONGEST_WAIT
@@ -152,7 +159,7 @@ class ClientStream:
             connection.shutdown(now)
 
     def _flush(self) -> None:
-        """Send what there is room for; then take what was left for later."""
+        """Send as much as fits into the guest's window, and then take further queries."""
         connection, now = self._connection, self._engine.now
         while connection is not None and self._out:
             room = connection.room()
@@ -229,22 +236,29 @@ class ClientStream:
         pass  # the stack has answered it
 
     def traffic_class(self, tos: int) -> None:
-        pass  # nothing of it leaves
+        pass  # no packet to the upstream depends on it
 
     def closed(self, why: Closed) -> None:
         self._forget()
 
 
-class ResolverStream:
-    """A connection to an upstream, which may still be under way.
+class ResolverStream(Dialled):
+    """A connection to an upstream, which begins with `Dialled.begin`.
 
-    `unanswered` are queries by their ids, in order; `has_answered` tells whether any was.  `heard` is called with
-    each message, and tells whether it was an answer; `ended` is called when all is over and the socket closed.
+    Args:
+        engine: The engine that polls the connection.
+        failed: Called with the exception of a dial that raises.
+        heard: Called with each message; it returns whether the message was an answer.
+        ended: Called when the connection is over, and closed, while queries were not answered.
+
+    Attributes:
+        unanswered: The queries without an answer by their ids, in order.
+        has_answered: Whether any query has been answered.
+        is_paused: Whether nothing is read now.
     """
 
     __slots__ = (
         "_ended",
-        "_engine",
         "_events",
         "_framing",
         "_heard",
@@ -259,13 +273,15 @@ class ResolverStream:
     def __init__(
         self,
         engine: Engine,
-        sock: socket.socket,
+        failed: Callable[[BaseException], Refused],
         *,
         heard: Callable[[bytes], bool],
         ended: Callable[[], None],
     ) -> None:
         self._engine = engine
-        self._socket = sock
+        self._failed = failed
+        self._pending = None
+        self._socket: socket.socket | None = None
         self._framing = Framing()
         self._heard, self._ended = heard, ended
         self._out = bytearray()
@@ -273,16 +289,26 @@ class ResolverStream:
         self.has_answered = False
         self.is_paused = False
         self._nonsense = 0  # messages since the last answer
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._events = IN | OUT  # it is writable when it is connected
-        engine.add(sock.fileno(), self._on_events, self._events)
+        self._events = IN
+
+    def _connected(self, sock: socket.socket) -> None:
+        self._socket = sock
+        prepare_stream(sock)
+        self._events = 0  # those of the dial
+        self._watch()
+
+    def _refused(self, why: Refusal | IcmpError) -> None:
+        if self.unanswered:
+            self._ended()
 
     def send(self, message: bytes) -> None:
-        """Ask.  A query that is not answered yet is not asked again: on a stream that is no use.
+        """Send a query.  If the same query is pending here it is not sent again: a stream loses nothing.
 
         Raises:
-            OSError: The upstream does not read.
+            OSError: The upstream does not read, or there is no connection to it.
         """
+        if self._socket is None and self._pending is None:
+            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
         if self.unanswered.get(message[:2]) != message:
             if len(self._out) > UNREAD_MAX:
                 raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
@@ -293,27 +319,29 @@ class ResolverStream:
             self._watch()
 
     def close(self) -> None:
-        """Close the socket.  Calling it again is fine."""
-        if self._socket.fileno() >= 0:
+        """Close the connection.  Calling it again is allowed."""
+        self._give_up()
+        sock, self._socket = self._socket, None
+        if sock is not None:
             if not self.is_paused:
-                self._engine.remove(self._socket.fileno())
-            self._socket.close()
+                self._engine.remove(sock.fileno())
+            sock.close()
 
     def pause(self) -> None:
-        """Read no more until `resume`, not even that it is over.  Calling it again is fine."""
-        if not self.is_paused and self._socket.fileno() >= 0:
+        """Stop reading until `resume`.  Not even the end is noticed then.  Calling it again is allowed."""
+        if not self.is_paused and self._socket is not None:
             self.is_paused = True
             self._engine.remove(self._socket.fileno())
 
     def resume(self) -> None:
-        """Read on after `pause`.  Calling it again is fine."""
-        if self.is_paused and self._socket.fileno() >= 0:
+        """Read again after `pause`.  Calling it again is allowed."""
+        if self.is_paused and self._socket is not None:
             self.is_paused = False
             self._engine.add(self._socket.fileno(), self._on_events, self._events)
 
     def _watch(self) -> None:
         events = IN | OUT if self._out else IN
-        if events != self._events:
+        if events != self._events and self._socket is not None:
             self._events = events
             self._engine.modify(self._socket.fileno(), events)
 
@@ -324,17 +352,21 @@ class ResolverStream:
             self._read()
 
     def _write(self) -> None:
+        sock = self._socket
         try:
-            del self._out[: self._socket.send(self._out) if self._out else 0]
+            if sock is not None and self._out:
+                del self._out[: sock.send(self._out)]
         except BlockingIOError:
             return
         except OSError:
-            self._out.clear()  # what it said before it went is still to be read, and then its end
+            self._out.clear()  # what the upstream has sent before is still read, and then the end
         self._watch()
 
     def _read(self) -> None:
+        sock = self._socket
         try:
-            self._take(self._socket.recv(READ))
+            if sock is not None:
+                self._take(sock.recv(READ))
         except BlockingIOError:
             return
         except (OSError, EOFError):
@@ -342,15 +374,15 @@ class ResolverStream:
             self._ended()
 
     def _take(self, data: bytes) -> None:
-        """Take what the stream has brought.
+        """Handle bytes that were received.
 
         Raises:
-            EOFError: That is all, or the rest is not worth hearing.
+            EOFError: The connection has ended, or its peer sends only nonsense.
         """
         if not data:
             raise EOFError
         rest = memoryview(data)
-        while rest and self._socket.fileno() >= 0:
+        while rest and self._socket is not None:
             size, message = self._framing.take(rest)
             rest = rest[size:]
             if message is None:

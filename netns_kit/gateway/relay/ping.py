@@ -1,7 +1,7 @@
-"""One echo flow of the stack beside one ping socket of the host (icmp(7), net.ipv4.ping_group_range).
+"""PingRelay: connects one echo flow of the stack to one ping socket of the host (icmp(7)).
 
-The kernel puts an identifier of its own on the wire and takes only replies to it; the guest sees its own.  Where
-ping sockets are closed to us but raw ones are not, a raw socket does the same with an identifier of our choice.
+The kernel sends its own identifier and receives only replies to it; the guest sees its own.  Where ping sockets are
+forbidden (net.ipv4.ping_group_range) but raw sockets are not, a raw socket does the same with a random identifier.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _IPV4_KINDS, _IPV6_KINDS = (icmp.ECHO, icmp.ECHO_REPLY), (icmp.V6_ECHO, icmp.V6_
 
 
 class PingRelay:
-    """One echo flow, and its socket.
+    """One echo flow and its socket.
 
     Raises:
-        OSError: `target` cannot be reached at all; `sock` is still the caller's then.
+        OSError: The target cannot be reached at all.  The socket stays the caller's then.
     """
 
     __slots__ = ("_engine", "_flow", "_identifier", "_kinds", "_marks", "_raw", "_socket")
@@ -44,7 +44,7 @@ class PingRelay:
     def __init__(self, engine: Engine, sock: socket.socket, flow: EchoFlow, target: Endpoint) -> None:
         self._kinds = _IPV4_KINDS if family_of(sock) == socket.AF_INET else _IPV6_KINDS
         self._raw = sock.type == socket.SOCK_RAW
-        self._identifier = int.from_bytes(os.urandom(2), "big")  # what a ping socket is given, it replaces
+        self._identifier = int.from_bytes(os.urandom(2), "big")  # a ping socket replaces it by its own
         self._marks = Marks(sock, exact=True)
         ask_for_errors(sock)
         ask_for_marks(sock)
@@ -67,7 +67,7 @@ class PingRelay:
             message = icmp.HEADER.pack(self._kinds[0], 0, check, self._identifier, sequence) + payload
         error = self._send(message, packet.marks)
         if error and not self._errors(sequence, payload):
-            error = self._send(message, packet.marks)  # that was an earlier one's error
+            error = self._send(message, packet.marks)  # the error belonged to an earlier request
             if error and not self._errors(sequence, payload):
                 flow.refuse(refusal_for(error), sequence, payload)
 
@@ -76,7 +76,7 @@ class PingRelay:
             self._marks.carry(marks)
             self._socket.send(message)
         except BlockingIOError:
-            return 0  # lost, as packets are
+            return 0  # the request is lost, as a packet may be
         except OSError as error:
             return error.errno or errno.EIO
         return 0
@@ -92,7 +92,7 @@ class PingRelay:
             try:
                 message, ancillary, _, _ = self._socket.recvmsg(MAX_DATAGRAM, ANCILLARY_SPACE)
             except OSError:
-                return  # nothing more, or an error that the next event tells of
+                return  # there is no more, or an error that the next event reports
             if self._raw and family_of(self._socket) == socket.AF_INET:
                 message = message[(message[0] & 15) * 4 :]
             if len(message) < icmp.SIZE:
@@ -103,7 +103,9 @@ class PingRelay:
                 self._flow.reply(sequence, message[icmp.SIZE :], ttl, self._engine.now, tos=tos)
 
     def _errors(self, sequence: int = 0, payload: bytes | memoryview = b"") -> bool:
-        """Tell the guest what is in the socket's error queue; return whether that was about what is being sent."""
+        """Tell the guest the errors in the socket's queue.  Return whether one was about the request that is being
+        sent.
+        """
         is_about_this = False
         for each in read_errors(self._socket):
             check: int | None = None
@@ -112,7 +114,7 @@ class PingRelay:
             elif len(each.quoted) >= icmp.SIZE:
                 _, _, summed, identifier, about = icmp.HEADER.unpack_from(each.quoted)
                 quoted = each.quoted[icmp.SIZE :]
-                if self._kinds is _IPV4_KINDS:  # RFC 1624: as the guest had it
+                if self._kinds is _IPV4_KINDS:  # quoted as the guest has sent it (RFC 1624)
                     check = (summed + identifier - self._flow.identifier) % 0xFFFF
             else:
                 continue

@@ -1,6 +1,6 @@
-"""One TCP connection of the stack beside one stream socket of the host.
+"""TcpRelay: connects one TCP connection of the stack to one stream socket of the host.
 
-The states are about what comes from the host; `_ahead` says more of the first two:
+The state tells what may still come from the host's side; `_ahead` gives details of IDLE and READABLE:
 
                     begin             event                     FIN is read
     DIALLING --> connected --> IDLE <-------> READABLE --> LAST -----------> ENDED
@@ -9,51 +9,52 @@ The states are about what comes from the host; `_ahead` says more of the first t
         +--- refused, or the guest gives up ---------------------------------------> CLOSED
 
     DIALLING   the uplink is connecting; the guest's SYN waits
-    IDLE       all that has come is read: the next event tells of more
-    READABLE   there may be more to read; a read that brings less than was asked for has brought all
-    LAST       the host's side has ended or failed: no further event tells of the rest, which is read to its end
-    BROKEN     sending has failed: as LAST, and then the connection is reset
-    ENDED      the host's FIN has been passed on; the guest may go on sending
+    IDLE       everything has been read; an event will tell of more
+    READABLE   there may be more to read; a read that returns less than was asked for has read everything
+    LAST       the host's side has ended or failed: no further event will come, and the rest is read to its end
+    BROKEN     sending has failed: the rest is read as in LAST, and then the connection is reset
+    ENDED      the host's FIN has been passed on; the guest may still send
     CLOSED     there is no socket
 
-Urgent data.  The socket keeps it in line (SO_OOBINLINE), and the kernel ends a read at its mark: the byte behind the
-mark is the urgent one.  A read that begins at a mark passes over it, so the ioctl SIOCATMARK, which costs as much as
-a small read, is asked first wherever a mark may be (`_ahead`):
+Urgent data.  The socket keeps urgent data in line (SO_OOBINLINE).  The kernel ends a read at the urgent mark; the
+byte behind the mark is the urgent one.  A read that begins at the mark would pass it unnoticed.  So where there may
+be a mark, the ioctl SIOCATMARK must be called before a read, which costs as much as a small read.  `_ahead` tells
+where:
 
-    NO_MARK    the next byte is not urgent: it was there when an event told of data and of nothing urgent
-    UNKNOWN    the last read may have ended at a mark that no event has told of: it was as long as it could be, or an
-               event is still to be handled that is older than the read
-    A_MARK     an event has told of an urgent byte: a read may be short because that ends it
+    NO_MARK    the next byte is not urgent: an event has told of it, and of nothing urgent
+    UNKNOWN    the last read may have ended at a mark of which no event has told yet.  Either it was as long as it
+    could
+               be, or there is an unhandled event that is older than the read
+    A_MARK     an event has told of an urgent byte: a read may be short because it ends at the mark
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import socket
 import struct
 from collections.abc import Callable
 from enum import Enum
 
-from netns_kit.gateway.engine import EDGE, ERROR, HANG_UP, IN, OUT, READ_HANG_UP, URGENT, Engine
+from netns_kit.gateway.engine import ERROR, HANG_UP, IN, OUT, READ_HANG_UP, URGENT, Engine
 from netns_kit.host.abi import SIOCATMARK
 from netns_kit.stack import Closed, IcmpError, Refusal, TcpConnection
 from netns_kit.stack.windows import BUFFER
-from netns_kit.uplink.dial import Connected, Dial, Pending, Refused
-from netns_kit.uplink.sockets import is_internet, prepare_stream, refusal_for, set_tos
+from netns_kit.uplink.dial import Refused
+from netns_kit.uplink.sockets import is_internet, prepare_stream, set_tos
+
+from .dialled import EVENTS, Dialled
 
 BURSTS_PER_STEP = 8
-KEEPALIVE_INTERVAL = 75  # seconds between probes, at most: the kernel's own
+KEEPALIVE_INTERVAL = 75  # seconds between probes, at most; the kernel's default
 MAX_KEEPIDLE = 32767  # tcp(7)
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: close sends RST, and drops what is queued
-_EVENTS = IN | OUT | READ_HANG_UP | URGENT | EDGE
-_FAILURE = ERROR | HANG_UP
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: close() sends RST and drops unsent data
 _NO_MORE = READ_HANG_UP | HANG_UP | ERROR
 _UNUSUAL = _NO_MORE | URGENT
 
 
 class RelayState(Enum):
-    """What may come from the host's side, see the module."""
+    """What may still come from the host's side.  The module describes each state."""
 
     DIALLING = "dialling"
     IDLE = "idle"
@@ -71,11 +72,12 @@ _ENDING = (BROKEN, ENDED)
 NO_MARK, UNKNOWN, A_MARK = range(3)
 
 
-class TcpRelay:
-    """One connection, and the host's side of it.
+class TcpRelay(Dialled):
+    """A connection of the guest, and its stream on the host's side.
 
-    Made with a connection of the guest's it is dialled (`begin`).  Made without, it is given an accepted socket
-    (`run`), and its connection when that has been opened to the guest.
+    If it is made with a connection, the guest has opened it, and `begin` dials the host's side.  If it is made
+    without one, a client has opened it: `run` takes the client's socket, and `connection` is set when it is being
+    opened to the guest.
     """
 
     __slots__ = (
@@ -83,12 +85,8 @@ class TcpRelay:
         "_at_once",
         "_blocked",
         "_doubted_at",
-        "_engine",
-        "_failed",
-        "_pending",
         "_sink",
         "_socket",
-        "_watched",
         "connection",
         "state",
     )
@@ -100,104 +98,50 @@ class TcpRelay:
         failed: Callable[[BaseException], Refused] | None = None,
     ) -> None:
         self._engine = engine
+        self._failed = failed
+        self._pending = None
         self.connection = connection
-        self._failed = failed  # what to make of a dial that raises
         self.state = DIALLING
-        self._pending: Pending | None = None
-        self._watched = -1  # the descriptor that is polled for `_pending`
         self._socket: socket.socket | None = None
-        self._sink: socket.socket | None = None  # the same, as long as it takes what the guest sends
+        self._sink: socket.socket | None = None  # the same, until sending has failed
         self._ahead = NO_MARK
-        self._at_once = 1  # bursts to read at once: more, while each read brings as much as it can
-        self._doubted_at = 0  # the step of the engine in which that became UNKNOWN
-        self._blocked = False  # the host's socket has not taken all
+        self._at_once = 1  # bursts in one read; it doubles while each read returns as much as it can
+        self._doubted_at = 0  # the step of the engine in which `_ahead` became UNKNOWN
+        self._blocked = False  # whether the host's socket was full at the last send
 
     # -- the host's side ----------------------------------------------------------------------------
 
-    def begin(self, dial: Dial) -> None:
-        """Wait for `dial`; when it is connected, and only then, accept the guest's connection."""
-        connection = self.connection
-        assert connection is not None
-        if isinstance(dial, Refused):
-            self._refuse(dial.why)
-        elif isinstance(dial, Connected):
-            try:
-                self._watch(dial.socket)
-            except OSError as failure:
-                dial.socket.close()
-                self._refuse(refusal_for(failure.errno or errno.EIO))
-            else:
-                self._accept(connection, dial.socket)
-        else:
-            try:
-                watched = dial.fileno()
-                self._engine.add(watched, self._while_dialling, _EVENTS)
-            except OSError as failure:
-                dial.close()
-                self._refuse(refusal_for(failure.errno or errno.EIO))
-            except Exception as failure:  # it is no dial at all
-                self._refuse(self._why(failure))
-            else:
-                self._pending, self._watched = dial, watched
-
-    def _why(self, failure: BaseException) -> Refusal | IcmpError:
-        if self._failed is None:
-            raise failure
-        return self._failed(failure).why
-
-    def _refuse(self, why: Refusal | IcmpError) -> None:
+    def _refused(self, why: Refusal | IcmpError) -> None:
         connection, self.connection = self.connection, None
         self.state = CLOSED
         if connection is not None:
             connection.refuse(why)
 
-    def _while_dialling(self, events: int) -> None:
-        pending, connection = self._pending, self.connection
-        if pending is None or connection is None:
-            return
-        try:
-            dial = pending.advance(failed=events & _FAILURE != 0)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as failure:
-            dial = Refused(self._why(failure))
-        if dial is pending:
-            return
-        self._pending = None
-        if isinstance(dial, Connected) and dial.socket.fileno() == self._watched:
-            sock = self._socket = self._sink = dial.socket
-            self._engine.replace(self._watched, self._on_events)
-            self._accept(connection, sock)
-            self._on_events(events)
-        else:
-            self._engine.remove(self._watched)
-            pending.close()
-            self.begin(dial)
-
-    def _accept(self, connection: TcpConnection, sock: socket.socket) -> None:
+    def _connected(self, sock: socket.socket) -> None:
+        """Accept the guest's connection, which has waited for the dial."""
+        connection = self.connection
+        assert connection is not None, "who gives the connection up gives up the dial"
+        self._socket = self._sink = sock
         self.state = IDLE
         if prepare_stream(sock):
             connection.host = sock.getsockname()[:2]
-        if connection.tos:  # it may have changed since it was dialled
+        if connection.tos:  # it may have changed since dialling began
             set_tos(sock, connection.tos)
         connection.accept(self._engine.now)
 
     def run(self, sock: socket.socket) -> None:
-        """Take `sock`, which is connected; the guest is being connected to.
+        """Take a client's socket, while the connection to the guest is being opened.
 
         Raises:
-            OSError: It cannot be watched; it is the caller's then.
+            OSError: The socket cannot be polled.  It stays the caller's then.
         """
         prepare_stream(sock)
-        self._watch(sock)
+        self._engine.add(sock.fileno(), self._on_events, EVENTS)
+        self._socket = self._sink = sock
         self.state = IDLE
 
-    def _watch(self, sock: socket.socket) -> None:
-        self._engine.add(sock.fileno(), self._on_events, _EVENTS)
-        self._socket = self._sink = sock
-
     def peer(self) -> tuple[str, int] | None:
-        """Return the address and port of the host's peer; None if it has gone already."""
+        """Return the address and port of the host's peer, or None if the peer has gone."""
         try:
             address, port, *_ = ("", 0) if self._socket is None else self._socket.getpeername()
         except OSError:
@@ -215,7 +159,7 @@ class TcpRelay:
         if events & _UNUSUAL or self.state in _ENDING:
             self._on_unusual(events)
         elif events & IN:
-            if self._ahead and self._doubted_at != self._engine.steps:  # the event is younger than the doubt
+            if self._ahead and self._doubted_at != self._engine.steps:  # the event is newer than the doubt
                 self._ahead = NO_MARK
             self.state = READABLE
             self._pump()
@@ -224,7 +168,7 @@ class TcpRelay:
             self.connection.resume(self._engine.now)
 
     def _on_unusual(self, events: int) -> None:
-        """The host's side tells of urgent data, of its end, or of anything near its end."""
+        """Handle an event of urgent data or of the end of the host's side, and any event after these."""
         if self.state is ENDED:
             if events & ERROR:
                 self._look_for_failure()
@@ -235,7 +179,7 @@ class TcpRelay:
             self._ahead = NO_MARK
         if self.state is not BROKEN and events & (_NO_MORE | IN):
             self.state = LAST if events & _NO_MORE else READABLE
-        self._pump()  # what came before an error is read before it
+        self._pump()  # what came before an error is delivered before it
 
     def _look_for_failure(self) -> None:
         sock = self._socket
@@ -243,9 +187,9 @@ class TcpRelay:
             self.abort()
 
     def _pump(self) -> None:
-        """Carry bytes from the host to the guest, as far as there is room.
+        """Carry bytes from the host to the guest, as far as the guest's window has room.
 
-        This is the short way, for a read that brings all there is; `_pump_long` is the long one.
+        This is the short way, for one read that returns everything there is.  `_pump_long` handles all other cases.
         """
         connection, sock = self.connection, self._socket
         if connection is None or sock is None:
@@ -277,11 +221,13 @@ class TcpRelay:
                 self._pump_long(BURSTS_PER_STEP - 1)
             elif self.state is READABLE:
                 self.state = IDLE
-            else:  # the end is next
+            else:  # LAST: the end comes next
                 self._pump()
 
     def _pump_long(self, left: int = BURSTS_PER_STEP) -> None:
-        """Carry bytes from the host to the guest, `left` bursts of them: the long way, which knows all cases."""
+        """Carry up to `left` bursts of bytes from the host to the guest.  This is the long way, which handles every
+        case.
+        """
         connection, sock, engine = self.connection, self._socket, self._engine
         if connection is None or sock is None:
             return
@@ -292,7 +238,7 @@ class TcpRelay:
             left -= at_once
             wanted = min(connection.room(), burst * at_once)
             if not wanted:
-                if self.state is BROKEN:  # what the guest has no room for, a reset would have overtaken
+                if self.state is BROKEN:  # a reset would overtake what the guest has no room for
                     self.abort()
                 else:
                     connection.wait_for_room(now)
@@ -350,15 +296,16 @@ class TcpRelay:
             connection.shutdown(self._engine.now)
 
     def abort(self, *, reset: bool = False) -> None:
-        """Give up the host's side: RST to the guest; with `reset`, to the host's peer too."""
+        """Reset the connection towards the guest and close the socket; with `reset=True` reset the peer too."""
         connection, self.connection = self.connection, None
         self._close(reset=reset)
         if connection is not None:
             connection.abort(self._engine.now)
 
     def _break(self) -> None:
-        """Sending has failed: the host's side is gone, once what it said before has been read, as far as the guest
-        has room for it."""
+        """Handle a failed send.  What the host's side has sent before is still read, as far as the guest has room for
+        it.
+        """
         self._sink = None
         if self.state is ENDED:
             self.abort()
@@ -370,9 +317,7 @@ class TcpRelay:
         sock, self._socket, self._sink = self._socket, None, None
         self.state = CLOSED
         if self._pending is not None:
-            self._engine.remove(self._watched)
-            self._pending.close()
-            self._pending = None
+            self._give_up()
         if sock is not None:
             self._engine.remove(sock.fileno())
             if reset:
@@ -404,7 +349,7 @@ class TcpRelay:
         sock = self._sink
         if sock is None:
             return 0
-        if not is_internet(sock):  # it knows nothing urgent
+        if not is_internet(sock):  # AF_UNIX has no urgent data here
             return self.deliver(data)
         try:
             return sock.send(data, socket.MSG_OOB)
@@ -424,11 +369,11 @@ class TcpRelay:
     def writable(self) -> None:
         if self.state in _TO_BE_READ:
             self._pump()
-            if not self._ahead:  # an event of this step may be older than what comes now
+            if not self._ahead:  # an unhandled event of this step may be older than this read
                 self._ahead, self._doubted_at = UNKNOWN, self._engine.steps
 
     def keepalive(self, idle: float) -> None:
-        """The guest wants to know whether its peer is there: so do we, as often."""
+        """Probe the host's peer as often as the guest probes us: it wants to know whether its peer is there."""
         sock = self._socket
         if (
             sock is not None
@@ -451,7 +396,7 @@ class TcpRelay:
 
 
 def _at_mark(sock: socket.socket) -> bool:
-    """Return whether the next byte is the urgent one (sockatmark(3)); no kind of socket but TCP's has such bytes."""
+    """Return whether the next byte is the urgent one (sockatmark(3)).  Only TCP sockets have urgent bytes."""
     try:
         return any(fcntl.ioctl(sock, SIOCATMARK, bytes(4)))
     except OSError:

@@ -1,5 +1,8 @@
-"""Flows of the stack beside one datagram socket of the host: those of one guest endpoint (RFC 4787:
-endpoint-independent mapping), or those of the clients of a forwarded port."""
+"""UdpRelay: connects flows of the stack to one datagram socket of the host.
+
+They are the flows of one endpoint of the guest (endpoint-independent mapping, RFC 4787), or those of the clients of a
+forwarded port.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ from netns_kit.uplink.sockets import Ancillary, Marks, ask_for_errors, ask_for_m
 from .batches import LARGEST, MOST, Inbox, Outbox, ask_for_room, ask_for_runs
 
 ATTEMPTS = 8
-QUOTED = 1280  # bytes of a datagram: no ICMP error quotes more
-_NO_SEGMENTATION = frozenset({errno.EIO, errno.EINVAL, errno.EMSGSIZE})  # what UDP_SEGMENT meets at times
+QUOTED = 1280  # bytes of a datagram that an ICMP error quotes at most
+_NO_SEGMENTATION = frozenset({errno.EIO, errno.EINVAL, errno.EMSGSIZE})  # of UDP_SEGMENT: send singly
 
 NOTHING: Ancillary = []
 
@@ -26,10 +29,16 @@ Address = tuple[str, int]
 
 
 class UdpRelay:
-    """One socket, and its flows, each with an address of its own on the host's side.
+    """One socket and its flows.  Each flow has another address on the host's side.
 
-    A datagram from an address that none of the flows goes to is for `unsolicited` to decide, told of the ancillary
-    data that came with it: it adds a flow, or does not.  `idle` is called when the last flow has gone.
+    Args:
+        engine: The engine that polls the socket.
+        sock: The socket.
+        inbox: The buffer that datagrams are read into.
+        outbox: The list of relays with waiting datagrams.
+        unsolicited: Called with a datagram's sender and ancillary data if no flow goes to the sender.  It may add a
+            flow.
+        idle: Called when the last flow has ended.
     """
 
     __slots__ = (
@@ -67,7 +76,7 @@ class UdpRelay:
         self._flows: dict[Address, UdpFlow] = {}
         self._targets: dict[bytes, tuple[Address, Ancillary, UdpFlow]] = {}
         self._marks = Marks(sock)
-        # datagrams of one flow, equal in length and marks, to leave together
+        # datagrams of one flow with the same length and marks, which are sent together
         self._waiting: list[memoryview] = []
         self._waiting_flow: UdpFlow | None = None
         self._waiting_marks = 0
@@ -88,12 +97,14 @@ class UdpRelay:
 
     @property
     def port(self) -> int:
-        """Port of the host's socket."""
+        """Port number of the host's socket."""
         port: int = self._socket.getsockname()[1]
         return port
 
     def add(self, flow: UdpFlow, address: Address, ancillary: Ancillary = NOTHING) -> None:
-        """Carry `flow` to `address`, with `ancillary` data; what comes from there is an answer to it."""
+        """Carry `flow` to `address`.  `ancillary` data goes with each datagram.  Datagrams from `address` are its
+        answers.
+        """
         flow.user = self
         self._flows[address] = flow
         self._targets[flow.key] = address, ancillary, flow
@@ -118,7 +129,7 @@ class UdpRelay:
         waiting.append(payload)
 
     def flush(self) -> None:
-        """Send what waits for more of its kind."""
+        """Send the waiting datagrams together."""
         waiting, flow = self._waiting, self._waiting_flow
         if waiting and flow is not None:
             self._waiting, self._waiting_flow = [], None
@@ -126,7 +137,7 @@ class UdpRelay:
             self._datagrams(flow, waiting, self._waiting_marks, segment_size)
 
     def _datagrams(self, flow: UdpFlow, pieces: Sequence[memoryview], marks: int, segment_size: int) -> None:
-        """Send `pieces` end to end, as datagrams of `segment_size`, or as one."""
+        """Send `pieces` as datagrams of `segment_size` bytes; if that is 0, the one piece as one datagram."""
         error = 0
         for _ in range(ATTEMPTS):
             error = self._send(flow, pieces, marks, segment_size)
@@ -139,11 +150,11 @@ class UdpRelay:
                 return
             if self._errors(flow, pieces[0]):
                 return
-            # that was an earlier one's error; more of them may come in meanwhile
+            # the error belonged to an earlier datagram, and there may be more of these
         flow.refuse(refusal_for(error), pieces[0])
 
     def _send(self, flow: UdpFlow, pieces: Sequence[memoryview], marks: int, segment_size: int) -> int:
-        """Send, and return the errno; 0 also when the host's queue is full: then it is lost, as datagrams are."""
+        """Send, and return the errno or 0.  If the host's queue is full the datagrams are lost, which is no error."""
         address, ancillary, _ = self._targets[flow.key]
         try:
             self._marks.carry(marks)
@@ -163,13 +174,13 @@ class UdpRelay:
     def expired(self, flow: UdpFlow) -> None:
         self.flush()
         address, _, _ = self._targets.pop(flow.key)
-        if self._flows.get(address) is flow:  # two of the guest's destinations may be one address
+        if self._flows.get(address) is flow:  # two destinations of the guest may have the same address here
             del self._flows[address]
         if not self._targets:
             self._idle(self)
 
     def close(self) -> None:
-        """End the flows, and close the socket.  Calling it again is fine."""
+        """End the flows and close the socket.  Calling it again is allowed."""
         for _, _, flow in list(self._targets.values()):
             flow.close()
         if self._socket.fileno() >= 0:
@@ -189,11 +200,13 @@ class UdpRelay:
         return flow
 
     def _errors(self, sending: UdpFlow | None = None, payload: bytes | memoryview = b"") -> bool:
-        """Tell the guest what is in the socket's error queue; return whether that was about what is being sent."""
+        """Tell the guest the errors in the socket's queue.  Return whether one was about the datagram that is being
+        sent.
+        """
         is_about_this = False
         for each in read_errors(self._socket):
             flow, quoted = self._flows.get(each.target), each.quoted
-            if each.is_local:  # the kernel would not take it; it does not say whose it was
+            if each.is_local:  # the kernel has refused the datagram that is being sent
                 flow, quoted, is_about_this = sending, bytes(payload[:QUOTED]), True
             if flow is not None:
                 flow.refuse(each.for_guest(flow_key.parse(flow.key).remote), quoted)

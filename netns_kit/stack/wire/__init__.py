@@ -1,7 +1,7 @@
-"""Wire formats: how the bytes lie.  Nothing here keeps state, reads a clock or opens anything.
+"""Wire formats: the layout of headers.  Nothing here keeps state, reads a clock or opens anything.
 
-Each module parses one header into a plain record or tuple and packs it back; `pack` is the mirror of
-`parse`.  Parsers are given hostile bytes: they raise `BadPacket`, and nothing else, whatever comes.
+Each module parses one header into a plain record or tuple, and packs it again: `pack` is the reverse of `parse`.
+Parsers get hostile bytes.  They raise `BadPacket` and nothing else, whatever the bytes are.
 
 >>> from netns_kit.stack.wire import tcp
 >>> header = tcp.pack(src_port=40000, dst_port=80, seq=1, ack=2, flags=tcp.SYN | tcp.ACK, window=1024)

@@ -41,5 +41,5 @@ def parse(data: Buffer) -> Arp:
 
 
 def pack(arp: Arp) -> bytes:
-    """Pack a packet: the mirror of `parse`."""
+    """Pack a packet, the reverse of `parse`."""
     return _PACKET.pack(*_ETHERNET_IPV4, *arp)

@@ -1,8 +1,8 @@
 """The Internet checksum (RFC 1071), by arithmetic instead of a loop.
 
-The ones' complement sum of 16-bit words is the number they spell modulo 65535, so one big-integer
-remainder does what a loop over the words would.  A sum of minus zero is written 0xFFFF, which UDP
-demands (RFC 768) and every receiver accepts elsewhere.
+The ones' complement sum of 16-bit words equals the whole number that the bytes spell, modulo 65535.  So one division
+of a large integer replaces a loop over the words.  A checksum of zero is written as 0xFFFF: UDP requires that (RFC
+768), and for other protocols every receiver accepts it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,6 @@ def checksum(*sums: int) -> int:
 def pseudo_header(addresses: bytes | bytearray, protocol: int, length: int = 0) -> int:
     """Return the sum of the pseudo-header of RFC 9293 3.1 (IPv4) or RFC 8200 8.1 (IPv6).
 
-    `addresses` is source and destination, 8 or 32 bytes; both forms sum alike.
+    `addresses` are source and destination, 8 or 32 bytes.  Both layouts have the same sum.
     """
     return (int.from_bytes(addresses, "big") + protocol + length) % 0xFFFF

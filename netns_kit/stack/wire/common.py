@@ -1,9 +1,9 @@
-"""The frame that nearly all are, read at one go: virtio header, Ethernet, IP without options, and UDP or TCP.
+"""The most common frames, read at once: virtio header, Ethernet, IP without options, and UDP or TCP.
 
-The *head* of a frame is those bytes of its Ethernet and IP headers that are the same in all frames of a flow, for as
-long as nothing about the flow changes: Ethernet header, version, traffic class and flow label, flags of fragments,
-TTL.  A flow keeps the head of the last frame that was received the long way, through the modules of each layer.  A
-frame with the same head would pass the same checks, so `netns_kit.stack.Stack` takes the short way with it.
+The *head* of a frame consists of those bytes of its Ethernet and IP headers that are equal in all frames of a flow,
+as long as nothing about the flow changes: Ethernet header, version, traffic class and flow label, flags of fragments,
+TTL.  A flow keeps the head of the last frame that was received on the long way, which passes the modules of each
+layer.  A frame with the same head would pass the same checks, so `netns_kit.stack.Stack` lets it take the short way.
 
 The checksum of the IPv4 header is not verified on the short way: NEEDS_CSUM means that the frame came from the local
 kernel.
@@ -35,10 +35,13 @@ parse_stamped, parse6_stamped = Struct(_LAYOUT + "8s").unpack_from, Struct(_LAYO
 them."""
 
 SUMMED = virtio.SUMMED << 8
-ONE_DATAGRAM = (virtio.NEEDS_CSUM << 8, virtio.DATA_VALID << 8)  # that is summed, and no super-datagram
+ONE_DATAGRAM = (
+    virtio.NEEDS_CSUM << 8,
+    virtio.DATA_VALID << 8,
+)  # summed, no super-datagram
 
-OFFSET_OR_SYN = 0xF002  # in offset and flags: not the whole header, or a SYN
-PLAIN_MASK = 0xF037  # in them: not the whole header, or flags but PSH and those of ECN
+OFFSET_OR_SYN = 0xF002  # mask of the offset and of SYN
+PLAIN_MASK = 0xF037  # mask of the offset and of all flags but PSH and those of ECN
 PLAIN, STAMPED = 0x5000 | tcp.ACK, 0x8000 | tcp.ACK
 """What `PLAIN_MASK` leaves of a segment without options, and of one with timestamps alone."""
 
@@ -48,9 +51,9 @@ TEXT_AT = {family.version: IP_AT + family.header_size + tcp.SIZE for family in F
 
 
 def head_of(packet: ip.Packet) -> bytes:
-    """Return the head of the frame of a packet whose checksum the link vouches for.
+    """Return the head of a packet's frame.  The link must vouch for the packet's checksum.
 
-    Options and extension headers make no difference: a frame that has some is not laid out as those of the short way.
+    IP options and extension headers need no check: a frame that has some does not fit the layout of the short way.
     """
     link, route = _HEAD[packet.family.version](packet.frame)
     head: bytes = link + route

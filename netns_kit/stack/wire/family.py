@@ -1,6 +1,6 @@
-"""The two address families as data: what differs between IPv4 and IPv6, but for the layout of their headers.
+"""Family: the differences between IPv4 and IPv6 as data, except for the layout of their headers.
 
-Code that serves both families takes the number from the record instead of asking for the family.
+Code for both families takes a value from the record, instead of asking which family it is.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ class Family:
     """Bytes of an IP header without options and extension headers."""
     ether_type: int
     smallest_mtu: int
-    """Bytes that every path takes: Linux's net.ipv4.route.min_pmtu; RFC 8200 5."""
+    """Bytes of a packet that every path takes (IPv4: Linux's net.ipv4.route.min_pmtu; IPv6: RFC 8200 5)."""
     longest_payload: int
-    """Bytes behind a header without options and extension headers, by the header's length field."""
+    """Bytes after a header without options and extension headers, at most."""
     default_mss: int
-    """Bytes of TCP text that a peer takes which does not say how many: RFC 9293 3.7.1."""
+    """Bytes of TCP text that a peer takes if it sends no MSS option (RFC 9293 3.7.1)."""
     gso_tcp: int
-    """The virtio header's type of a TCP super-segment."""
+    """Type of a TCP super-segment in the virtio header."""
     icmp: int
-    """The protocol number of the family's ICMP."""
+    """Protocol number of the family's ICMP."""
     echo: int
     echo_reply: int
     unreachable: int
     time_exceeded: int
     too_big: int
-    """The type, with `too_big_code`, of what a router says that has no room for a packet."""
+    """Type, with `too_big_code`, of the message of a router for which a packet is too big."""
     too_big_code: int
     unreachable_codes: dict[int, int]
-    """Codes of `unreachable`, by ICMP's for IPv4: what means the same."""
+    """Codes of `unreachable`, by the codes of IPv4's ICMP with the same meaning."""
     quoted: int
-    """Bytes of the packet that an ICMP error is about: RFC 1812 4.3.2.3, RFC 4443 2.4."""
+    """Bytes that an ICMP error quotes of its packet (RFC 1812 4.3.2.3, RFC 4443 2.4)."""
 
     @property
     def unspecified(self) -> bytes:
-        """The address that stands for no address."""
+        """The unspecified address, packed."""
         return bytes(self.address_size)
 
 

@@ -1,8 +1,8 @@
-"""The key of a flow, as its bytes lie on the wire.
+"""FlowKey: the key of a flow, as its bytes lie on the wire.
 
 A key is guest address, other address, guest port, other port: one slice of a packet of the guest's, or two.  Tables
-are keyed by these bytes, and per packet they stay bytes.  Whoever needs a part of them asks here: nothing above
-`netns_kit.stack.wire` knows how long an address is.
+use these bytes as keys, and per packet they stay bytes.  Code that needs a part of a key asks this module, so that
+nothing above `netns_kit.stack.wire` knows how long an address is.
 
 >>> key = FlowKey(bytes((10, 0, 2, 100)), bytes((192, 0, 2, 7)), 40000, 80).pack()
 >>> parse(key).remote_port, family_of(key).version
@@ -18,7 +18,7 @@ from typing import NamedTuple
 from .errors import BadPacket
 from .family import FAMILIES, IPV4, Family
 
-_PORTS = 4  # bytes of both
+_PORTS = 4  # bytes of both ports
 _FAMILY = {2 * family.address_size + _PORTS: family for family in FAMILIES}  # by the length of a key
 _LAYOUT = {
     size: Struct(f"!{family.address_size}s{family.address_size}sHH") for size, family in _FAMILY.items()
@@ -26,7 +26,7 @@ _LAYOUT = {
 
 
 class FlowKey(NamedTuple):
-    """The parts of a key: packed addresses, and ports.  Of an ICMP echo flow `guest_port` is the identifier."""
+    """The parts of a key: packed addresses, and ports.  In an ICMP echo flow `guest_port` is the identifier."""
 
     guest: bytes
     remote: bytes
@@ -41,7 +41,7 @@ class FlowKey(NamedTuple):
 
 @lru_cache(maxsize=64)
 def parse(key: bytes) -> FlowKey:
-    """Return the parts of a key.  Those of a key are asked for several times while its flow is opened."""
+    """Return the parts of a key.  They are cached, because they are asked for several times when a flow is opened."""
     return FlowKey(*_LAYOUT[len(key)].unpack(key))
 
 
@@ -51,32 +51,32 @@ def family_of(key: bytes) -> Family:
 
 
 def addresses(key: bytes) -> bytes:
-    """Return the addresses of the guest's packets: its own, then the other."""
+    """Return the addresses of the guest's packets: guest, other."""
     return key[:-_PORTS]
 
 
 def ports(key: bytes) -> bytes:
-    """Return the ports of the guest's packets: its own, then the other."""
+    """Return the ports of the guest's packets: guest, other."""
     return key[-_PORTS:]
 
 
 def backwards(key: bytes) -> tuple[bytes, bytes]:
-    """Return the addresses and the ports of packets to the guest: the other's, then its own."""
+    """Return the addresses and the ports of packets to the guest: other, guest."""
     half = (len(key) - _PORTS) // 2
     return key[half:-_PORTS] + key[:half], key[-2:] + key[-_PORTS:-2]
 
 
 def of_sent(family: Family, view: memoryview) -> tuple[int, bytes, int]:
-    """Return protocol, flow key and sequence number of a packet to the guest, which an ICMP error quotes.
+    """Return protocol, flow key and sequence number of a packet to the guest that an ICMP error quotes.
 
     Raises:
-        BadPacket: Too little of the packet is quoted.
+        BadPacket: The quoted part is too short.
     """
     at, size = family.header_size, family.address_size
     if len(view) < at + 8:
         raise BadPacket("icmp-quoted")
     protocol = view[9 if family is IPV4 else 6]
-    if protocol == family.icmp:  # an echo's reply: its identifier
+    if protocol == family.icmp:  # an echo reply: its identifier
         ports = bytes(view[at + 4 : at + 6]) + bytes(2)
     else:
         ports = bytes(view[at + 2 : at + 4]) + bytes(view[at : at + 2])

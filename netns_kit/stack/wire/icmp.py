@@ -8,7 +8,7 @@ from typing import NamedTuple
 from .errors import BadPacket
 
 SIZE = 8
-HEADER = Struct("!BBHHH")  # type, code, checksum, and two words whose meaning the type decides
+HEADER = Struct("!BBHHH")  # type, code, checksum, and two words that depend on the type
 CHECKSUM_AT = 2
 
 ECHO_REPLY, UNREACHABLE, ECHO, TIME_EXCEEDED = 0, 3, 8, 11
@@ -16,11 +16,11 @@ V6_UNREACHABLE, V6_TOO_BIG, V6_TIME_EXCEEDED, V6_PARAMETER, V6_ECHO, V6_ECHO_REP
 V6_GROUPS = frozenset({130, 131, 132, 143})  # multicast listeners, MLD: RFC 2710, RFC 3810
 
 NET, HOST, PORT, FRAGMENTATION_NEEDED, PROHIBITED = 0, 1, 3, 4, 13  # codes of UNREACHABLE
-V6_BEYOND_SCOPE = 2  # a code of V6_UNREACHABLE; what the others mean there, `Family` tells
+V6_BEYOND_SCOPE = 2  # a code of V6_UNREACHABLE; `Family` has the others
 
 
 class Message(NamedTuple):
-    """One message.  `high` is an echo's identifier; `low` its sequence number, or the MTU where one is told."""
+    """One message.  `high` is the identifier of an echo.  `low` is its sequence number, or the MTU in an error."""
 
     type: int
     code: int
@@ -30,10 +30,10 @@ class Message(NamedTuple):
 
 
 def parse(view: memoryview) -> Message:
-    """Parse a message.  The checksum is the caller's to verify: that of ICMPv6 covers the addresses.
+    """Parse a message.  The caller verifies the checksum, because that of ICMPv6 covers the addresses.
 
     Raises:
-        BadPacket: The message is cut short.  Nothing else is raised.
+        BadPacket: The message is truncated.  Nothing else is raised.
     """
     if len(view) < SIZE:
         raise BadPacket("icmp-truncated")

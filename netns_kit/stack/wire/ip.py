@@ -1,7 +1,7 @@
-"""IPv4 (RFC 791) and IPv6 (RFC 8200) headers, as one record.
+"""Packet: an IPv4 (RFC 791) or IPv6 (RFC 8200) packet, as one record.
 
-Addresses stay packed and together: `Packet.addresses` is source and destination as they lie in the header.  What
-differs between the families beyond that, `Packet.family` tells.
+Addresses stay packed and together: `Packet.addresses` is source and destination, as in the header.  `Packet.family`
+has the other differences between the families.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .family import IPV4, IPV6, Family
 ICMP, TCP, UDP, ICMPV6 = IPV4.icmp, 6, 17, IPV6.icmp
 HOP_BY_HOP, ROUTING, FRAGMENT, NO_NEXT_HEADER, DESTINATION = 0, 43, 44, 59, 60  # IPv6's
 _EXTENSIONS = frozenset({HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION})
-MOST_EXTENSIONS = MOST_OPTIONS = 8  # of a packet, and of a header: RFC 8504 5.3; no kernel sends as many
+MOST_EXTENSIONS = MOST_OPTIONS = 8  # per packet, and per header (RFC 8504 5.3); no kernel sends as many
 _PAD1, _PADN, _ROUTER_ALERT = 0, 1, 5
 WRONG_FIELD, UNKNOWN_HEADER, UNKNOWN_OPTION, INCOMPLETE_CHAIN = (
     0,
@@ -35,10 +35,10 @@ IPV6_SIZE = _IPV6.size
 
 
 class Packet:
-    """One IP packet or fragment.  `payload` and `whole` are views lent by the caller of `parse`.
+    """One IP packet or fragment.  `payload` and `whole` are views that the caller of the parser lends.
 
-    Whoever receives it sets what comes with it: the `frame`, the `source_mac` there, and whether the link vouches for
-    the checksum (`summed`).
+    The receiver sets what is known of the frame: `frame` itself, its `source_mac`, and `summed`, which tells whether
+    the link vouches for the checksum.
     """
 
     __slots__ = (
@@ -90,24 +90,24 @@ class Packet:
 
     @property
     def marks(self) -> int:
-        """What a router looks at beside the address: TTL, TOS and DF as one number."""
+        """TTL, TOS and DF as one number: what a router handles besides the addresses."""
         return self.ttl << 16 | self.tos << 8 | self.dont_fragment
 
     @property
     def source(self) -> bytes:
-        """The packed address of the sender."""
+        """Packed address of the sender."""
         return self.addresses[: self.family.address_size]
 
     @property
     def destination(self) -> bytes:
-        """The packed address of the receiver."""
+        """Packed address of the receiver."""
         return self.addresses[self.family.address_size :]
 
     def verify(self, length: int) -> None:
-        """Hold the checksum of the first `length` bytes of `payload` against the pseudo-header and them.
+        """Verify the checksum over the pseudo-header and the first `length` bytes of `payload`.
 
         Raises:
-            BadPacket: The sum is wrong.
+            BadPacket: It is wrong.
         """
         pseudo = checksum.pseudo_header(self.addresses, self.protocol, length)
         if (pseudo + checksum.total(self.payload[:length])) % 0xFFFF:
@@ -115,10 +115,10 @@ class Packet:
 
 
 def parse_ipv4(view: memoryview) -> Packet:
-    """Parse a packet with its header.  Options are skipped, and padding of the link is cut off.
+    """Parse an IPv4 packet.  Options are skipped, and padding of the link is removed.
 
     Raises:
-        BadPacket: The bytes are no such packet.  Nothing else is raised.
+        BadPacket: The bytes are not such a packet.  Nothing else is raised.
     """
     if len(view) < IPV4_SIZE:
         raise BadPacket("ipv4-truncated")
@@ -159,7 +159,7 @@ def pack_ipv4(
     identification: int = 0,
     fragment: int = DONT_FRAGMENT,
 ) -> bytes:
-    """Pack a header of 20 bytes for `length` bytes of payload.  `fragment` is flags and offset as on the wire."""
+    """Pack a header of 20 bytes for `length` bytes of payload.  `fragment` has flags and offset, as on the wire."""
     header = bytearray(
         _IPV4.pack(0x45, tos, IPV4_SIZE + length, identification, fragment, ttl, protocol, 0, addresses)
     )
@@ -168,11 +168,11 @@ def pack_ipv4(
 
 
 def parse_ipv6(view: memoryview) -> Packet:
-    """Parse a packet with its headers.  Extension headers are skipped: they route nothing, options are not obeyed.
+    """Parse an IPv6 packet.  Extension headers are skipped: we do not route by them, and options have no effect.
 
     Raises:
-        BadParameter: The sender is to be told of what is wrong (RFC 8200 4).
-        BadPacket: The bytes are no such packet.  Nothing else is raised.
+        BadParameter: The sender must be told what is wrong (RFC 8200 section 4).
+        BadPacket: The bytes are not such a packet.  Nothing else is raised.
     """
     if len(view) < IPV6_SIZE:
         raise BadPacket("ipv6-truncated")
@@ -204,10 +204,10 @@ def parse_ipv6(view: memoryview) -> Packet:
 
 
 def put_together(packet: Packet) -> None:
-    """Skip the extension headers that a packet which came in fragments begins with.
+    """Skip the extension headers at the beginning of a reassembled packet.
 
     Raises:
-        BadPacket: They are bad, which its first fragment has been refused for before.
+        BadPacket: They are malformed.
     """
     if packet.protocol in _EXTENSIONS and packet.family is IPV6:
         view = packet.payload
@@ -218,7 +218,7 @@ def put_together(packet: Packet) -> None:
 
 
 def next_header_at(view: memoryview) -> int:
-    """Return where an IPv6 packet that `parse_ipv6` has accepted names the protocol behind its extension headers."""
+    """Return the offset at which a valid IPv6 packet names the protocol after its extension headers."""
     _, at, named_at, piece = _look_through(view, view[6], IPV6_SIZE, len(view), 6)
     if piece is not None:
         _, _, named_at, _ = _look_through(view, view[named_at], at, len(view), named_at)
@@ -226,17 +226,17 @@ def next_header_at(view: memoryview) -> int:
 
 
 def has_extensions(packet: Packet) -> bool:
-    """Return whether an IPv6 packet had extension headers, a fragment's included."""
+    """Return whether an IPv6 packet has extension headers, including that of a fragment."""
     return packet.whole[6] != packet.protocol
 
 
 def _look_through(
     view: memoryview, protocol: int, at: int, end: int, named_at: int
 ) -> tuple[int, int, int, tuple[int, bool, int] | None]:
-    """Walk the extension headers, up to a fragment header.  `named_at` is where `protocol` stands.
+    """Walk the extension headers, up to a fragment header.  `named_at` is the offset at which `protocol` is named.
 
-    Returns the protocol that follows, its offset, the offset where it is named, and of a fragment its offset, whether
-    more follow, and its identification.
+    Return the protocol that follows, its offset, and the offset at which it is named; of a fragment also its offset,
+    whether more fragments follow, and its identification.
     """
     for _ in range(MOST_EXTENSIONS + 1):
         if protocol not in _EXTENSIONS:
@@ -247,7 +247,7 @@ def _look_through(
             protocol, field, identification = _FRAGMENT.unpack_from(view, at)
             named_at = at
             at += 8
-            if field & 0xFFF9:  # one that is neither is the whole: RFC 6946
+            if field & 0xFFF9:  # else it is an atomic fragment, a whole packet (RFC 6946)
                 return protocol, at, named_at, (field & 0xFFF8, bool(field & 1), identification)
             continue
         following, units = _EXTENSION.unpack_from(view, at)
@@ -265,8 +265,8 @@ def _look_through(
 
 
 def _look_at_options(view: memoryview, at: int, end: int) -> None:
-    """Check options: the type of an unknown one tells what it does to the packet (RFC 8200 4.2)."""
-    for _ in range(2 * MOST_OPTIONS):  # as many, each with its padding
+    """Check the options of a header.  The type of an unknown option tells what to do (RFC 8200 4.2)."""
+    for _ in range(2 * MOST_OPTIONS):  # each option may have padding
         if at >= end:
             return
         kind = view[at]
@@ -328,34 +328,36 @@ def halves(addresses: bytes) -> tuple[bytes, bytes]:
 
 
 def destination_of(view: memoryview) -> bytes:
-    """Return the destination address of a packet, which is as long as a header at least."""
+    """Return the destination address of a packet.  The view must have at least a header."""
     return bytes(view[16:20] if view[0] >> 4 == 4 else view[24:40])
 
 
 def source_of(view: memoryview) -> bytes:
-    """Return the source address of a packet, which is as long as a header at least."""
+    """Return the source address of a packet.  The view must have at least a header."""
     return bytes(view[12:16] if view[0] >> 4 == 4 else view[8:24])
 
 
 def sum_into(layer4: bytes, addresses: bytes, protocol: int, at: int) -> bytes:
-    """Return a message with its checksum, over the pseudo-header too, in the field at `at`, which is zero so far."""
+    """Return a message with its checksum in the field at `at`, which is zero so far.  It covers the pseudo-header
+    too.
+    """
     pseudo = 0 if protocol == ICMP else checksum.pseudo_header(addresses, protocol, len(layer4))
     check = checksum.checksum(pseudo, checksum.total(layer4))
     return layer4[:at] + check.to_bytes(2, "big") + layer4[at + 2 :]
 
 
 def is_unicast(address: bytes) -> bool:
-    """Tell an address of one host from multicast, broadcast and the unspecified address."""
+    """Return whether an address is that of one host: no multicast, broadcast or unspecified address."""
     if len(address) == 4:
         return address[0] < 224 and address != bytes(4)
     return address[0] != 0xFF and address != bytes(16)
 
 
 def is_multicast(address: bytes) -> bool:
-    """Tell whether an address is one of a group."""
+    """Return whether an address is a multicast address."""
     return 224 <= address[0] < 240 if len(address) == 4 else address[0] == 0xFF
 
 
 def is_link_local(address: bytes) -> bool:
-    """Tell whether an address is in fe80::/10, which no router forwards (RFC 4291 2.5.6)."""
+    """Return whether an address is in fe80::/10, which no router forwards (RFC 4291 2.5.6)."""
     return len(address) == 16 and address[0] == 0xFE and address[1] & 0xC0 == 0x80

@@ -9,7 +9,7 @@ from .errors import BadPacket
 
 ROUTER_SOLICITATION, ROUTER_ADVERTISEMENT, SOLICITATION, ADVERTISEMENT = 133, 134, 135, 136
 TYPES = frozenset(range(133, 138))  # those four, and redirects
-HOP_LIMIT = 255  # of every message: it has crossed no router
+HOP_LIMIT = 255  # of every message, which proves that it has crossed no router
 UNSPECIFIED = bytes(16)
 ALL_NODES = bytes.fromhex("ff020000000000000000000000000001")
 
@@ -21,20 +21,19 @@ _MANAGED, _OTHER = 0x80, 0x40  # flags of a router's advertisement
 
 _NEIGHBOUR = Struct("!BBHB3x16s")  # type, code, checksum, flags, target
 _SOLICIT = Struct("!BBH4x")
-_ADVERTISE = Struct(
-    "!BBHBBHII"
-)  # type, code, checksum, hop limit, flags, lifetime, reachable, retransmission
+# type, code, checksum, hop limit, flags, lifetime, reachable, retransmission
+_ADVERTISE = Struct("!BBHBBHII")
 _PREFIX_OPTION = Struct("!BBBBII4x16s")
 _MTU_OPTION = Struct("!BBHI")
-_LIST_OPTION = Struct("!BBHI")  # of RFC 8106: lifetime, and what lives as long
+_LIST_OPTION = Struct("!BBHI")  # RFC 8106: lifetime; then follows the list
 _LINK_SIZE = 8
-_LIST_MAX = 500  # bytes of search domains: an option has 2032, and it is all to fit into the smallest MTU
+_LIST_MAX = 500  # bytes of search domains, so that the message fits into the smallest MTU
 
 
 class Neighbour(NamedTuple):
-    """A solicitation or an advertisement.  A router's solicitation has no target.
+    """A solicitation or an advertisement.  A router solicitation has no target.
 
-    `mac` is the link address of sender or target that an option gives; empty without such an option.
+    `mac` is the link address of the sender or target, from an option; it is empty if there is no such option.
     """
 
     type: int
@@ -44,10 +43,10 @@ class Neighbour(NamedTuple):
 
 
 def parse(view: memoryview) -> Neighbour:
-    """Parse a message of the three types that hosts send.  Unknown options are skipped.
+    """Parse a message of one of the three types that hosts send.  Unknown options are skipped.
 
     Raises:
-        BadPacket: The bytes are no such message.  Nothing else is raised.
+        BadPacket: The bytes are not such a message.  Nothing else is raised.
     """
     if len(view) < _SOLICIT.size:
         raise BadPacket("ndp-truncated")
@@ -78,7 +77,7 @@ def _option(view: memoryview, at: int, wanted: int) -> bytes:
 
 
 def pack(message: Neighbour) -> bytes:
-    """Pack a message.  Its checksum, which covers the addresses, is the caller's to fill in."""
+    """Pack a message.  The caller sets the checksum, which covers the addresses."""
     link = b""
     if message.mac:
         kind = _TARGET_LINK if message.type == ADVERTISEMENT else _SOURCE_LINK
@@ -89,10 +88,10 @@ def pack(message: Neighbour) -> bytes:
 
 
 class Advertisement(NamedTuple):
-    """A router's description of the link.  Times are in seconds.
+    """The content of a router advertisement.  Times are in seconds.
 
-    `prefix` is the link's /64, and `autonomous` tells that addresses may be made from it (RFC 4862).  `managed` and
-    `other` tell that a DHCPv6 server has addresses, or other configuration.
+    `prefix` is the /64 of the link, and `autonomous` tells that hosts may make addresses from it (RFC 4862).
+    `managed` tells that a DHCPv6 server assigns addresses, and `other` that it has other settings.
     """
 
     prefix: bytes
@@ -108,7 +107,7 @@ class Advertisement(NamedTuple):
 
 
 def pack_advertisement(said: Advertisement, mac: bytes, mtu: int) -> bytes:
-    """Pack a router's advertisement.  Its checksum is the caller's to fill in, as with `pack`."""
+    """Pack a router advertisement.  The caller sets the checksum."""
     flags = said.managed * _MANAGED | said.other * _OTHER
     message = _ADVERTISE.pack(ROUTER_ADVERTISEMENT, 0, 0, said.hop_limit, flags, said.lifetime, 0, 0)
     message += bytes((_SOURCE_LINK, 1)) + mac + _MTU_OPTION.pack(_MTU, 1, 0, mtu)
@@ -118,7 +117,7 @@ def pack_advertisement(said: Advertisement, mac: bytes, mtu: int) -> bytes:
     domains = b""
     for name in said.search:
         if len(domains) + len(name) > _LIST_MAX:
-            break  # the first ones count most
+            break  # the first ones are the most important
         domains += name
     return message + _list(_SEARCH, said.lifetime, domains)
 
@@ -131,7 +130,7 @@ def _list(kind: int, lifetime: int, content: bytes) -> bytes:
 
 
 def solicited_node(target: bytes) -> bytes:
-    """Return the multicast group of those that may have an address (RFC 4291 2.7.1)."""
+    """Return the multicast group of the hosts that may have an address (RFC 4291 2.7.1)."""
     return _SOLICITED_NODE + target[13:]
 
 

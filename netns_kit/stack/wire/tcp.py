@@ -1,5 +1,7 @@
-"""TCP segments (RFC 9293 section 3.1) and the options we speak: MSS, window scale and timestamps (RFC 7323), SACK
-(RFC 2018)."""
+"""TCP segments (RFC 9293 3.1), and the options that we use.
+
+These are MSS, window scale and timestamps (RFC 7323), and SACK (RFC 2018).
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ _END, _NOP, _MSS, _WINDOW_SCALE, _SACK_PERMITTED, _SACK, _TIMESTAMPS = 0, 1, 2, 
 _BLOCK = Struct("!II")
 _STAMP = Struct("!II")
 STAMP = bytes((_NOP, _NOP, _TIMESTAMPS, 10))
-"""What the timestamps begin with, as RFC 7323 appendix A lays them."""
-TICKS = 1000  # of our clock, per second
+"""The beginning of the timestamps option, laid out as in RFC 7323 appendix A."""
+TICKS = 1000  # of our timestamps, per second
 STAMP_SIZE = len(STAMP) + _STAMP.size
 MAX_WINDOW_SCALE = 14
 # the options of a SYN as Linux lays them: MSS, SACK permitted (or with it timestamps), window scale
@@ -28,7 +30,7 @@ _SYN_STAMPED, _STAMPED_KINDS = Struct("!2sH4sII3sB"), (b"\x02\x04", b"\x04\x02\x
 
 
 class Segment:
-    """A segment.  `payload` and `options` are views lent by the caller of `parse`."""
+    """A segment.  `payload` and `options` are views that the caller of `parse` lends."""
 
     __slots__ = ("ack", "flags", "options", "payload", "seq", "urgent", "window")
 
@@ -52,15 +54,15 @@ class Segment:
 
     @property
     def length(self) -> int:
-        """The sequence space it takes, SYN and FIN included: SEG.LEN."""
+        """SEG.LEN: the number of sequence numbers that it occupies, SYN and FIN included."""
         return len(self.payload) + (self.flags & SYN != 0) + (self.flags & FIN != 0)
 
 
 def parse(view: memoryview) -> Segment:
-    """Parse a TCP header and what follows it.
+    """Parse a TCP segment.
 
     Raises:
-        BadPacket: Nothing else, whatever the bytes are.
+        BadPacket: The bytes are not a segment.  Nothing else is raised.
     """
     if len(view) < SIZE:
         raise BadPacket("tcp-truncated")
@@ -74,12 +76,12 @@ def parse(view: memoryview) -> Segment:
 
 
 class Options(NamedTuple):
-    """The options of a segment; None and empty where they say nothing."""
+    """The options of a segment.  A missing option is None, False or empty."""
 
     mss: int | None = None
     scale: int | None = None
     sack_permitted: bool = False
-    sack: tuple[tuple[int, int], ...] = ()  # blocks: first number, one past the last
+    sack: tuple[tuple[int, int], ...] = ()  # blocks: first number, number after the last
     stamp: tuple[int, int] | None = None  # TSval and TSecr
 
 
@@ -87,9 +89,9 @@ NO_OPTIONS = Options()
 
 
 def parse_options(options: memoryview | None) -> Options:
-    """Return what these options say.
+    """Parse options.
 
-    An option that lies about its length ends the list, as the kernels do; it does not make the segment bad.
+    An option with an impossible length ends the list, as in kernels; the segment stays valid.
     """
     if options is None:
         return NO_OPTIONS
@@ -150,7 +152,7 @@ def pack_options(
 def _pack_around_stamp(
     mss: int | None, scale: int | None, sack_permitted: bool, stamped: bool
 ) -> tuple[bytes, bytes]:
-    """Return what stands before and behind the timestamps: the same for every connection of a link."""
+    """Return the bytes before and after the timestamps, which are the same for all connections of a link."""
     before = b"" if mss is None else bytes((_MSS, 4)) + mss.to_bytes(2, "big")
     padding = bytes((_SACK_PERMITTED, 2)) if sack_permitted else bytes((_NOP, _NOP))
     if stamped:
@@ -161,17 +163,17 @@ def _pack_around_stamp(
 
 
 def ticks(now: float) -> int:
-    """Return what our clock for timestamps shows at a time in seconds (RFC 7323 5.4)."""
+    """Return the value of our timestamps at a time in seconds (RFC 7323 5.4)."""
     return int(now * TICKS) & 0xFFFFFFFF
 
 
 def pack_stamp(value: int, echo: int) -> bytes:
-    """Return the timestamps option, padded likewise."""
+    """Return the timestamps option, padded to a multiple of four."""
     return STAMP + _STAMP.pack(value, echo)
 
 
 def pack_sack(blocks: Iterable[tuple[int, int]]) -> bytes:
-    """Return the SACK option with these blocks, four at most, padded likewise."""
+    """Return the SACK option with these blocks, at most four, padded to a multiple of four."""
     packed = b"".join(_BLOCK.pack(*block) for block in blocks)
     return bytes((_NOP, _NOP, _SACK, 2 + len(packed))) + packed
 
@@ -179,6 +181,6 @@ def pack_sack(blocks: Iterable[tuple[int, int]]) -> bytes:
 def pack(
     *, src_port: int, dst_port: int, seq: int, ack: int, flags: int, window: int, options: bytes = b""
 ) -> bytes:
-    """Return a header whose checksum field is zero: the sum needs the addresses, which are the caller's."""
+    """Pack a header with a checksum of zero.  The caller sets the checksum, which covers the addresses."""
     offset_flags = (SIZE + len(options)) << 10 | flags
     return _HEADER.pack(src_port, dst_port, seq, ack, offset_flags, window, 0, 0) + options

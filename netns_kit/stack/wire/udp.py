@@ -12,10 +12,10 @@ CHECKSUM_AT = 6
 
 
 def parse(view: memoryview) -> tuple[int, int, int, memoryview]:
-    """Parse a datagram: source port, destination port, checksum and payload.
+    """Parse a datagram.  Return source port, destination port, checksum and payload.
 
     Raises:
-        BadPacket: The datagram is cut short.  Nothing else is raised.
+        BadPacket: The datagram is truncated.  Nothing else is raised.
     """
     if len(view) < SIZE:
         raise BadPacket("udp-truncated")

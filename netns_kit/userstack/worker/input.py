@@ -1,8 +1,8 @@
-"""What a worker is given: its `Setup` and its links to the other workers, there and back.
+"""WorkerInput: what a worker gets, its `Setup` and its links to the other workers; how it is sent and received.
 
-`encode` pickles the records whole, whatever fields they have: the owner is trusted.  Descriptors are passed beside
-the text, in which they are the numbers that they have in the worker.  `decode` finds every module at the file where
-the owner has found it, or refuses.
+`encode` pickles the records whole, whatever fields they have, because the owner is trusted.  Descriptors are passed
+beside the text, which has their numbers in the worker.  `decode` imports each module from the file that the owner has
+imported it from, or refuses.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from .policy_check import FIX, pickled
 
 
 class WorkerInput(NamedTuple):
-    """The pickled records, and what it takes to unpickle them.
+    """The pickled records, with what is needed to unpickle them.
 
-    `path` says where modules are found, `modules` which file each of those named in `content` must be.
+    `path` is where modules are looked for.  `modules` has the files of the modules that `content` names.
     """
 
     path: tuple[str, ...]
@@ -36,12 +36,12 @@ def encode(setup: Setup, peers: WorkerLinks | None, numbers: Mapping[int, int]) 
     """Return the text for a worker.
 
     Args:
-        setup: What the worker runs.
-        peers: The worker's links to those that share its namespace; None: it is alone.
-        numbers: The numbers in the worker of the descriptors that are passed beside: of the tap, and of the links.
+        setup: The settings of the stack.
+        peers: The worker's links to the others of the same namespace; None: there are none.
+        numbers: The numbers in the worker of the descriptors that are passed beside: those of the tap and the links.
 
     Raises:
-        NotImportable: A part that the worker cannot have.
+        NotImportable: A worker cannot have a part of it.
         DeviceGone: The device is not open.
     """
     there = replace(setup, tap=setup.tap.at(numbers[setup.tap.fileno()]))
@@ -52,7 +52,7 @@ def encode(setup: Setup, peers: WorkerLinks | None, numbers: Mapping[int, int]) 
 
 
 def decode(text: bytes) -> tuple[Setup, WorkerLinks | None]:
-    """Return what `encode` was given.  The modules are looked for where the owner has them.
+    """Return what was given to `encode`.
 
     Raises:
         NotImportable: A module is not found, or is another one than the owner's.

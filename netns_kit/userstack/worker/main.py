@@ -1,17 +1,22 @@
-"""The worker: the process that runs engine, gateway and control for an owner elsewhere, and nothing else.
+"""The worker: a process that only runs engine, gateway and control for its owner, which is another process.
 
-It is a program that a `Child` executes, and has from its owner one end of a `Channel`, a pidfd of the owner, the tap
-and the sockets to the other workers.  The first message is what to do (see `input`).  It makes everything that needs
-to open or import something, enters the sandbox, says so, and only then reads a frame.
+It is a program that a `Child` executes.  The owner gives it one end of a `Channel`, a pidfd of the owner, the tap,
+and the sockets to the other workers.  The first message is its input (see `input`).  The worker first does everything
+that opens or imports something, then enters the sandbox, then reports that it is ready, and only then reads frames.
 
-What it says is never pickled: see `netns_kit.child.codec`.  A message is a pair, of a word and of what belongs to it:
-"ready", once, with the layers of the sandbox; "result" or "error", answers to the owner's questions in their order;
-"news", the number of a subscriber who has events to take; "failed", the exception that ends the worker.  A question
-is the name of an operation of `Control` and its arguments.
+Its messages are never pickled: see `netns_kit.child.codec`.  A message is a pair of a word and its content:
 
-Death.  The worker ends when the channel or the owner does (a fork of the owner may hold a copy of the channel), and
-resets what is open; PR_SET_PDEATHSIG would not do, it follows the thread that started us.  A bug ends it as any
-Python program, with a traceback on standard error, where the owner listens.
+    ready     once: the layers of the sandbox
+    result    the result of a question, in the order of the questions
+    error     the exception of a question, likewise
+    news      the number of a subscriber that has events to take
+    failed    the exception that ends the worker
+
+A question is the name of an operation of `Control`, and its arguments.
+
+Death.  The worker ends when the channel ends or the owner ends, and resets all connections.  Both are needed: a fork
+of the owner may hold a copy of the channel.  PR_SET_PDEATHSIG would not do, because it follows the thread that has
+started the worker.  A bug ends it like any Python program, with a traceback on standard error, which the owner reads.
 """
 
 from __future__ import annotations
@@ -40,7 +45,7 @@ from .input import decode as decode_input
 
 
 def main(control: int, owner: int, *_: int) -> int:
-    """Serve until the owner is gone; return the exit status."""
+    """Serve until the owner has gone, and return the exit status."""
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     faulthandler.enable()
     channel = Channel(socket.socket(fileno=control))
@@ -66,7 +71,7 @@ def _serve(channel: Channel, owner: int) -> None:
     server = ControlServer(channel, engine, gateway)
     engine.add(owner, server.on_owner, IN)
     if setup.uplink.dns.hook is not None:
-        records.prepare()  # what it answers with may want to import something
+        records.prepare()  # its answers may need to import something
     if setup.supply is not None:
         import netns_kit.forwarder.reverse_listeners  # noqa: F401 - no module can be found later
     from .sandbox import ON, enter
@@ -84,7 +89,7 @@ def _serve(channel: Channel, owner: int) -> None:
 
 
 class ControlServer:
-    """Where the owner's questions are answered, between two handlers of the engine."""
+    """The part that answers the owner's questions, between two handlers of the engine."""
 
     def __init__(self, channel: Channel, engine: Engine, gateway: Gateway) -> None:
         self.control = Control(gateway, lambda number: self.say("news", number))
@@ -95,11 +100,11 @@ class ControlServer:
         engine.add(channel.fileno(), self._on_channel, IN)
 
     def on_owner(self, _: int) -> None:
-        """The owner has ended."""
+        """Note that the owner has ended."""
         self.stopping = True
 
     def say(self, what: str, content: Any) -> None:
-        """Send it, now or when the channel takes it."""
+        """Send a message, now or as soon as the channel takes it."""
         self._channel.send(dump((what, content)))
         self._watch_channel()
 
@@ -128,7 +133,7 @@ class ControlServer:
 
 
 def _tell(text: str, error: BaseException | None) -> None:
-    """Write what the gateway has noticed to standard error, where the owner listens."""
+    """Write a warning of the gateway to standard error, which the owner reads."""
     lines = [] if error is None else traceback.format_exception(error)
-    with suppress(OSError):  # nobody reads it
+    with suppress(OSError):  # nobody may read it any more
         sys.stderr.write("".join([f"{text}\n", *lines]))  # importing `logging` would take 3 ms of each start

@@ -1,12 +1,12 @@
-"""Our side of a worker, whose own text (main.py) gives the protocol.
+"""WorkerProcess: the owner's side of a worker.  The text of main.py describes the protocol.
 
-`WorkerProcess` starts the worker, asks it, hears what it says and ends it.  It is started by a plain exec in the
-calling thread, in a session of its own: what a terminal sends to all in the foreground is not for it.
+`WorkerProcess` starts the worker, asks it, receives its messages, and ends it.  The worker is executed from the
+calling thread, in a session of its own, so that it does not get the signals that a terminal sends to its foreground.
 
-The worker reads hostile packets, and may have been taken over by them.  So nothing it says is believed to be well
-formed: it is JSON, bounded in size, decoded by type, in the order of the protocol; what is not is the worker's end.
-What it writes on standard error, its log among it, is logged here line by line, up to a bound; the last of it goes
-into the error that tells of its end.
+The worker reads hostile packets, and they may have taken it over.  So none of its messages is trusted to be well
+formed.  A message is JSON of bounded size, decoded by type, in the order of the protocol; any other ends the worker.
+What the worker writes to standard error, including its log, is logged here line by line, up to a bound.  The last
+lines become part of the error that reports its end.
 """
 
 from __future__ import annotations
@@ -39,17 +39,26 @@ logger = logging.getLogger(__name__)
 
 
 class WorkerProcess:
-    """`news` is called on the event loop, with the number of a subscriber that has events to take.
+    """A worker, as its owner sees it.
 
-    `sandbox`: what the worker has given up, layer by layer: "on", or why it is not.  Empty until it is ready.
+    Args:
+        setup: The settings of the stack.
+        news: Called on the event loop, with the number of a subscriber that has events to take.
+        peers: The worker's links to the others; None: there are none.  The sockets stay the caller's.
+
+    Attributes:
+        sandbox: For each layer of the sandbox "on", or the reason why it is not.  Empty until the worker is ready.
+
+    Raises:
+        NotImportable: A worker cannot have a part of the settings.
+        DeviceGone: The device is not open.
+        OSError: The worker cannot be started.  Nothing is left open.
     """
 
     sandbox: Mapping[str, str] = {}
 
     def __init__(self, setup: Setup, news: Callable[[int], None], peers: WorkerLinks | None = None) -> None:
-        """Start it, alone or with its links to others, whose sockets stay the caller's.
-
-        Raises `NotImportable`, `DeviceGone` and OSError; nothing is left then."""
+        """Start the worker."""
         self._news = news
         self._ready = anyio.Event()
         self._pending: deque[Question] = deque()
@@ -73,11 +82,15 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int:
-        """Of the worker."""
+        """Process id of the worker."""
         return self._child.pid
 
     async def run(self) -> None:
-        """Hear it.  Raises what has ended it: a `NetnsKitError` of its own, else `StackCrashed`."""
+        """Receive the worker's messages until it ends.
+
+        Raises:
+            StackCrashed: The worker has ended.  If it has reported a `NetnsKitError`, that is raised instead.
+        """
         failure: Exception | None = None
         try:
             async with anyio.create_task_group() as tasks:
@@ -93,15 +106,23 @@ class WorkerProcess:
             raise failure
 
     async def ready(self) -> None:
-        """Wait until it has entered its sandbox and reads frames.  `run` raises what keeps it."""
+        """Wait until the worker is in its sandbox and reads frames.  If it fails to be, `run` raises the reason."""
         await self._ready.wait()
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
-        """Have the worker's `Control` do it, also when cancelled.  Raises what it raises, and `StackClosed`."""
+        """Have the worker's `Control` do an operation, and return its result.  If cancelled, it is done all the same.
+
+        Raises:
+            StackClosed: The worker has ended.  Other errors are those of the operation.
+        """
         return cast("T", await self.put(operation, *arguments).answer())
 
     def put(self, operation: Callable[..., object], *arguments: object) -> Question:
-        """Ask it, and let the caller wait for the answer later, or never.  Raises `StackClosed`."""
+        """Send a question, and return it, so that the caller may wait for its answer later.
+
+        Raises:
+            StackClosed: The worker has ended.
+        """
         if self._ended:
             raise StackClosed(CLOSED)
         _, answer = types_of(operation)
@@ -113,7 +134,7 @@ class WorkerProcess:
         return question
 
     async def _send_rest(self) -> None:
-        """Send what the channel did not take at once, whatever has become of who asked."""
+        """Send what the channel did not take at once, even if the task that has asked is cancelled."""
         while True:
             await self._unsent.wait()
             self._unsent = anyio.Event()
@@ -122,8 +143,9 @@ class WorkerProcess:
                 self._channel.flush()
 
     async def close(self) -> None:
-        """End the worker, and wait until it has reset what was open; kill it if that takes too long.  Not to be
-        cancelled.  Again is fine.
+        """End the worker, and wait until it has reset its connections; if that takes too long, kill it.
+
+        This must not be cancelled.  Calling it again is allowed.
         """
         if self._channel.fileno() < 0:
             return
@@ -132,16 +154,16 @@ class WorkerProcess:
         self._child.close()
 
     def kill(self) -> None:
-        """End it at once, where nothing can wait."""
+        """Kill the worker, where nothing can wait."""
         self._child.close()
 
     # -- what it says ---------------------------------------------------------------------------------
 
     async def _hear(self) -> Exception:
-        """What has ended it."""
+        """Receive messages, and return the error that has ended the worker."""
         while True:
             await anyio.wait_readable(self._channel.fileno())
-            await anyio.lowlevel.checkpoint()  # however much it says
+            await anyio.lowlevel.checkpoint()  # so that a worker which sends much does not block the loop
             try:
                 for _ in range(MESSAGES_AT_ONCE):
                     message = self._channel.receive()
@@ -158,7 +180,11 @@ class WorkerProcess:
                 return await self._death()
 
     def _take(self, message: bytes) -> Exception | None:
-        """What has ended it, if it says so.  Raises `DecodeError`."""
+        """Handle a message.  Return the error that ends the worker, if the message reports one.
+
+        Raises:
+            DecodeError: The message does not follow the protocol.
+        """
         what, content = load(tuple[str, Any], message)
         if what == "failed":
             return _failure(content)
@@ -193,7 +219,7 @@ class WorkerProcess:
             await anyio.wait_readable(self._child.errors)
 
     def _take_errors(self) -> bool:
-        """Log some of what it has written on standard error; whether there was any."""
+        """Log some lines of the worker's standard error.  Return whether there were any."""
         data = self._child.errors.read(READ) or b""
         *lines, self._line = (self._line + data).split(b"\n")
         if not data or len(self._line) > LINE_MAX:
@@ -226,7 +252,11 @@ class Question:
         self.error: Exception | None = None
 
     async def answer(self) -> Any:
-        """Wait for the answer.  Raises the error that it is, and `StackClosed` if the worker ends before."""
+        """Wait for the answer, and return it.
+
+        Raises:
+            StackClosed: The worker ends before.  If the answer is an error, that is raised.
+        """
         await self.finished.wait()
         if self.error is not None:
             raise self.error

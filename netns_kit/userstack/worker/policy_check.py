@@ -1,9 +1,9 @@
-"""Whether a worker process can have an uplink, and what is pickled for it.
+"""Checks whether a worker process can have an uplink, and pickles what it needs.
 
-An `Uplink` is pickled; functions and classes travel by name, and are imported there.  So it takes what can be
-imported, and what else it has is copied: what is changed here while the worker runs is not changed there.  A policy
-that is made to change, an object with a list of who is blocked, would then let pass what its owner believes to be
-blocked: it is refused.  Globals, and what a subclass of `Uplink` keeps, cannot be seen from here.
+An `Uplink` is pickled.  Functions and classes are sent by name and imported in the worker, everything else is copied.
+So a change here does not reach a running worker.  A policy that is made to be changed, such as an object with a list
+of blocked hosts, would then let pass what its owner believes to be blocked; it is therefore refused.  Globals, and
+attributes of a subclass of `Uplink`, cannot be checked from here.
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ _CONSTANTS = frozenset(
 
 
 def check(uplink: Uplink) -> None:
-    """Raise `NotImportable` if no worker can have this uplink."""
+    """Check that a worker can have an uplink.
+
+    Raises:
+        NotImportable: It cannot.
+    """
     for function in (uplink.policy, uplink.dns.hook):
         if function is not None:
             _check_constant(function)
@@ -43,7 +47,11 @@ def check(uplink: Uplink) -> None:
 
 
 def _check_constant(value: object) -> None:
-    """Raise `NotImportable` for what may come to say something else than its copy, as far as objects tell."""
+    """Check that a value cannot change, as far as objects tell.
+
+    Raises:
+        NotImportable: It may change, and its copy would not.
+    """
     parts: Iterable[object] = ()
     if isinstance(value, partial):
         parts = (value.func, *value.args, *value.keywords.values())
@@ -66,14 +74,14 @@ def _is_frozen(record: Any) -> bool:
 
 
 def pickled(value: object, numbers: Mapping[int, int] | None = None) -> tuple[bytes, set[str]]:
-    """Pickle `value`, and name the modules that it takes to unpickle it.
+    """Pickle `value`, and return the names of the modules that are needed to unpickle it.
 
     Args:
-        value: What the worker is to have.
-        numbers: The numbers there of the descriptors of sockets in `value`.  None: no socket may be in it.
+        value: What the worker gets.
+        numbers: The numbers in the worker of the descriptors of sockets in `value`.  None: it must not have sockets.
 
     Raises:
-        NotImportable: It has a part that another process cannot have.
+        NotImportable: Another process cannot have a part of it.
     """
     buffer = io.BytesIO()
     pickler = _Pickler(buffer, numbers)
@@ -81,13 +89,13 @@ def pickled(value: object, numbers: Mapping[int, int] | None = None) -> tuple[by
         pickler.dump(value)
     except NotImportable:
         raise
-    except Exception as error:  # pickle raises what it likes
+    except Exception as error:  # objects may raise anything when pickled
         raise NotImportable(f"a worker process cannot have this uplink: {error}", fix=FIX) from error
     return buffer.getvalue(), pickler.modules
 
 
 class _Pickler(pickle.Pickler):
-    """A pickler that notes the modules of functions and classes, and refuses `__main__`, which is another there."""
+    """A pickler that notes the modules of functions and classes.  It refuses `__main__`: a worker has another."""
 
     def __init__(self, buffer: io.BytesIO, numbers: Mapping[int, int] | None) -> None:
         super().__init__(buffer)

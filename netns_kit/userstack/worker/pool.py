@@ -1,11 +1,11 @@
-"""Workers: one for each queue of the tap, asked as if they were one.
+"""Workers: one worker for each queue of the tap, used as if they were one.
 
-`netns_kit.stack.steering` says which worker has a connection.  What exists once in a namespace (datagrams, DHCP,
-forwarded ports) belongs to the first worker.  So an operation is asked of the first worker, or of all if each has a
-part of the answer; the operation says how the answers are joined (see `netns_kit.operations`).  Events of one flow
-come in order, events of different workers as they are fetched.
+`netns_kit.stack.steering` decides which worker has a connection.  What exists only once in a namespace (datagrams,
+DHCP, forwarded ports) belongs to the first worker.  So an operation is asked of the first worker, or of all if each
+has a part of the answer; the operation tells how the answers are joined (see `netns_kit.operations`).  Events of one
+flow are in order; events of different workers are in the order in which they are fetched.
 
-The end of one worker ends all.
+If one worker ends, all are ended.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ T = TypeVar("T")
 
 
 class Workers:
-    """A `WorkerProcess` for each queue of the tap, with the same settings."""
+    """A `WorkerProcess` for each queue of the tap, all with the same settings."""
 
     def __init__(self, setup: Setup, news: Callable[[int], None]) -> None:
-        """Start the workers.  Raises what a `WorkerProcess` does; nothing is left then."""
+        """Start the workers.  Raises what `WorkerProcess` raises; nothing is left open."""
         queues = setup.tap.queues
         count = len(queues)
         started: list[WorkerProcess] = []
@@ -49,11 +49,11 @@ class Workers:
 
     @property
     def sandbox(self) -> Mapping[str, str]:
-        """The layers that the workers have given up: all are alike."""
+        """The layers of the workers' sandboxes, which are all alike."""
         return self.processes[0].sandbox
 
     async def run(self) -> None:
-        """Listen to the workers.  Raises what has ended the first that ended."""
+        """Receive the workers' messages.  Raises what ends the first of them that ends."""
         failures: list[Exception] = []
 
         async def run(process: WorkerProcess) -> None:
@@ -78,11 +78,16 @@ class Workers:
             await process.ready()
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
-        """Have an operation done, by the first worker or all, even when cancelled.  Raises as `WorkerProcess.ask`."""
+        """Have an operation done by the first worker, or by all, and return the joined result.
+
+        If cancelled, it is done all the same.  Raises what `WorkerProcess.ask` raises.
+        """
         join = join_of(operation)
         asked = self.processes if join is not None else self.processes[:1]
         try:
-            questions = [process.put(operation, *arguments) for process in asked]  # of all, or of none
+            questions = [
+                process.put(operation, *arguments) for process in asked
+            ]  # if one fails, none is waited for
             answers = [await question.answer() for question in questions]
         except StackClosed:
             await self._ended.wait()  # `run` raises the reason first
@@ -90,7 +95,7 @@ class Workers:
         return answers[0] if join is None else cast("T", join(answers))
 
     async def close(self) -> None:
-        """End the workers, see `WorkerProcess.close`."""
+        """End the workers, as `WorkerProcess.close` does."""
         with anyio.CancelScope(shield=True):
             async with anyio.create_task_group() as tasks:
                 for process in self.processes:

@@ -1,28 +1,29 @@
-"""The sandbox of a worker: what it gives up before its first frame, so that taking it over gains little.
+"""The sandbox of a worker: what it gives up before its first frame, so that an attacker who takes it over gains
+little.
 
-These are its layers, in the order in which they are laid; none can be taken off again.
+These are its layers, in the order in which they are applied.  None can be removed again.
 
-- core: no core dump, which would have everybody's bytes in it.
-- root: a mount namespace in whose root are /etc and /run, to be read, what those need, and an empty /tmp: no other
-  file has a name there (pivot_root(2)).  A process that may not make one makes a user namespace first, where it may.
-  Workers do without it, since they have landlock.
-- dumpable: other processes of the same user may not trace it or read its memory (PR_SET_DUMPABLE, prctl(2)).
-- capabilities: all are dropped, from every set, but for those that an `Uplink` or a listener of a privileged
-  caller uses: CAP_NET_BIND_SERVICE and CAP_NET_RAW, if they are there.
-- no_new_privs: no program gives any back (prctl(2)).
-- landlock: files can be read below /etc, in the directories of programs that write resolv.conf, and in that of
-  another file that an `Uplink` follows (which should have a directory of its own); no other file can be opened.
-  From Linux 6.12 on no process outside can be sent a signal, and no abstract socket connected to (landlock(7)).
-  TCP is not restricted: there the policy of an `Uplink` decides.
-- seccomp: a list of system calls, that of `ALLOWED` (seccomp(2)).  Without landlock no file can be opened, and a
-  resolv.conf that has changed is not read.
+- core: there are no core dumps, which would contain everybody's bytes.
+- root: a mount namespace whose root has only /etc and /run, read-only, what those need, and an empty /tmp.  No other
+  file can be named (pivot_root(2)).  A process that may not make such a namespace makes a user namespace first, if it
+  may.  Workers do not use this layer, since they have landlock.
+- dumpable: other processes of the same user may not trace the process or read its memory (PR_SET_DUMPABLE, prctl(2)).
+- capabilities: all are dropped, from every set, except for two that an `Uplink` or a listener of a privileged caller
+  uses, if the process has them: CAP_NET_BIND_SERVICE and CAP_NET_RAW.
+- no_new_privs: executing a program gives nothing back (prctl(2)).
+- landlock: files can be read below /etc, in the directories of programs that write resolv.conf, and in the directory
+  of another file that an `Uplink` follows (which should have a directory of its own).  No other file can be opened.
+  From Linux 6.12 on, no signal can be sent to a process outside, and no abstract socket outside be connected to
+  (landlock(7)).  TCP is not restricted, since the policy of an `Uplink` decides about it.
+- seccomp: only the system calls in `ALLOWED` are allowed (seccomp(2)).  Without landlock no file can be opened, so
+  that a changed resolv.conf is not read.
 
-Each layer is tried, verified, and reported: "on", or why not.  A layer that this kernel or a container does not allow
-is missing, and a caller that cannot do without it says so (`netns_kit.UserStack`).
+Each layer is tried, verified, and reported: "on", or the reason why not.  If this kernel or a container does not
+allow a layer, it is missing; a caller that needs the layer must require it (`netns_kit.UserStack`).
 
-Calls that are not on the list.  Neither this code nor a well-meaning policy makes those of `FATAL`: they kill the
-process at once, before it can try another.  All others fail with EPERM: libc and CPython probe for calls and can do
-without, and a policy that makes one raises, which refuses its flow.  No process or thread can be started, memory
+Calls that are not on the list.  Neither this code nor an honest policy makes those of `FATAL`.  They kill the process
+at once, before it can try others.  All other calls fail with EPERM: libc and CPython try such calls and can do
+without them, and a policy that makes one raises, which refuses its flow.  No process or thread can be started, memory
 never becomes executable, and sockets are those of IPv4 and IPv6.
 """
 
@@ -68,7 +69,7 @@ _RESOLVERS = frozenset({"/etc", *(f"/run/{name}" for name in _WRITERS)})
 
 
 class Machine(NamedTuple):
-    """`column` is that of a machine in the tables below; `seccomp` and `getppid` are numbers of calls."""
+    """A kind of machine.  `column` is its column in the tables; `seccomp` and `getppid` are numbers of calls."""
 
     column: int
     architecture: int
@@ -135,7 +136,7 @@ FATAL: Mapping[str, tuple[int | None, int | None]] = {
 
 
 class Bound(NamedTuple):
-    """A condition on one argument, by the offset of its lower or upper half: masked, it is one of the values."""
+    """A condition on one half of an argument, given by its offset: after masking it is one of the values."""
 
     offset: int
     values: tuple[int, ...]
@@ -161,12 +162,12 @@ def _bounds() -> dict[str, tuple[Bound, ...]]:
         "open": (Bound(low(1), (0,), _WRITING),),
         "openat": (Bound(low(2), (0,), _WRITING),),
         # the kernel would send whom F_SETOWN names any signal that F_SETSIG does
-        "fcntl": (Bound(low(1), (F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC)),),
+        "fcntl": (Bound(low(1), (F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC, abi.F_SETPIPE_SZ)),),
     }
 
 
 class Missing(Exception):
-    """An error: why a layer is not on."""
+    """An error that tells why a layer is not on."""
 
 
 LAYERS = ("core", "dumpable", "capabilities", "no_new_privs", "landlock", "seccomp")
@@ -179,11 +180,12 @@ def enter(
     kept: int = KEPT,
     calls: Mapping[str, tuple[int | None, int | None]] = ALLOWED,
 ) -> dict[str, str]:
-    """Lay those layers that can be laid, for the rest of this process.  Return "on" or the reason for each layer.
+    """Apply those layers that can be applied, for the rest of this process.  Return "on" or the reason for each
+    layer.
 
     Args:
-        readable: Files that will be read, again whenever they change; so what lies beside and below them can be read.
-        layers: The names of those to lay.
+        readable: Files that are read again whenever they change.  So their directories can be read too.
+        layers: The names of the layers to apply.
         kept: The set of capabilities that are not dropped.
         calls: The system calls that are allowed with any arguments.
     """
@@ -241,7 +243,7 @@ def _bare_root(readable: Iterable[str]) -> None:
 
 
 def _on_the_way(files: Iterable[str]) -> set[str]:
-    """Return the directories that are shown, and those outside of them through which the names of `files` lead."""
+    """Return the directories to show, and those outside of them that the names of `files` lead through."""
     found = set(_SHOWN)
     for path in files:
         for _ in range(40):  # as many links as the kernel follows
@@ -256,7 +258,7 @@ def _on_the_way(files: Iterable[str]) -> set[str]:
 
 
 def _in_user_namespace(flags: int) -> None:
-    """Make a user namespace, with the same ids, and with it the namespaces of `flags`, which is allowed in there."""
+    """Make a user namespace with the same ids, and with it the namespaces of `flags`, which is allowed there."""
     uid, gid = os.geteuid(), os.getegid()
     check(libc.unshare(abi.CLONE_NEWUSER | flags))
     for name, text in ("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1"):
@@ -283,7 +285,7 @@ def _not_dumpable() -> None:
 
 
 def _no_capabilities(kept: int) -> None:
-    """Drop all capabilities but those `kept`, from the bounding set too if that is permitted."""
+    """Drop all capabilities except those in `kept`; from the bounding set too, if that is permitted."""
     capability = 0
     while libc.prctl(abi.PR_CAPBSET_READ, capability, 0, 0, 0) >= 0:
         if not kept >> capability & 1:
@@ -336,7 +338,7 @@ def _few_files(readable: Iterable[str]) -> None:
 
 
 def _readable(files: Iterable[str]) -> set[str]:
-    """Return the directories of `files`, in which replaced files are found, and those where links may lead later."""
+    """Return the directories of `files`, where replaced files are found, and those that links may lead to later."""
     paths = {path for each in files for path in (os.path.abspath(each), os.path.realpath(each))}
     return {os.path.dirname(path) for path in paths} | _RESOLVERS if paths else set()
 
@@ -370,12 +372,12 @@ def _few_calls(calls: Mapping[str, tuple[int | None, int | None]], *, files: boo
 def program(
     machine: Machine, calls: Mapping[str, tuple[int | None, int | None]] = ALLOWED, *, files: bool = True
 ) -> bytes:
-    """Return the filter in classic BPF: it looks at the machine, then the number, then for some calls the arguments.
+    """Return the filter in classic BPF.  It checks the machine, then the number, then for some calls the arguments.
 
     Args:
-        machine: The machine that it runs on.
-        calls: Those that are allowed with any arguments.
-        files: Whether files may be opened, to be read.
+        machine: The kind of machine that it runs on.
+        calls: The calls that are allowed with any arguments.
+        files: Whether files may be opened for reading.
     """
     code = [
         _INSTRUCTION.pack(abi.BPF_LD_W_ABS, 0, 0, _ARCHITECTURE),
@@ -408,7 +410,7 @@ def _verdict(value: int) -> bytes:
 
 
 def _bounded(bounds: tuple[Bound, ...]) -> list[bytes]:
-    """Return instructions that deny the call unless all bounds hold; else the next ones follow."""
+    """Return instructions that deny the call unless all bounds hold; if they do, the next instructions follow."""
     code = []
     for bound in bounds:
         code.append(_INSTRUCTION.pack(abi.BPF_LD_W_ABS, 0, 0, bound.offset))
