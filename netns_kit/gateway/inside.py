@@ -12,7 +12,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from netns_kit.child.channel import receive_record
 from netns_kit.child.supply import ORDER, PASSED, REPLY
@@ -36,6 +36,16 @@ class Kind(NamedTuple):
 UNIX = Kind(int(socket.AF_UNIX), int(socket.SOCK_STREAM))
 
 Taker = Callable[["socket.socket | OSError"], None]
+
+
+class Source(Protocol):
+    """A source of sockets: those of the namespace, or of the host."""
+
+    def take(self, kind: Kind, taker: Taker) -> None:
+        """Give a socket to `taker`, now or later, or the error that there is none."""
+
+    def connect_unix(self, address: str, taker: Taker) -> None:
+        """Give `taker` a socket that is connected to a unix socket, or the error that there is none."""
 
 
 class Inside:
