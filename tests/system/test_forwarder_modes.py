@@ -23,7 +23,7 @@ from netns_kit import (
 )
 from netns_kit.forwarder.ports import Mode, UnixSocket
 from netns_kit.gateway.setup import DriverName
-from tests.support import missing, needs_ipv6, needs_tun
+from tests.support import missing, needs, needs_ipv6, needs_tun
 from tests.support.connections import accepted, echoes, exactly, failure, outcome, rest, send
 from tests.support.servers import BLOCK, bounded, host_address
 
@@ -357,6 +357,7 @@ async def rules(net: Network) -> str:
 
 @bounded
 async def test_the_rules_of_transparent_datagrams_go_with_the_last_port(net: Network) -> None:
+    needs("ip")
     one, two, three = await net.forwarder.add("0:53/udp", "0:53/udp", "0:54/udp", mode="transparent")
     assert "sport 53" in await rules(net)
     await net.forwarder.remove(one)
