@@ -36,7 +36,7 @@ from .subjects import LOOPBACK, Running, Subject, free_port
 LOAD = (sys.executable, "-S", "-E", "-I", str(Path(__file__).with_name("load.py")))
 PATIENCE = 15.0  # seconds beyond its time that a measurement may take
 GIBIBYTE = 1 << 30
-BURST_SECONDS = 8.0  # after which a connection of a burst is lost: SYNs are sent again after 1, 3 and 7
+BURST_SECONDS = 12.0  # after which a connection of a burst is lost: SYNs are sent again after 1, 3 and 7
 DIRECTIONS = ("out", "in")
 
 Better = Literal["more", "less", "neither"]

@@ -18,11 +18,13 @@ from netns_kit.child.channel import receive_record
 from netns_kit.child.supply import ORDER, PASSED, REPLY
 from netns_kit.host.abi import SCM_MAX_FD
 
+from .admission import most_descriptors
 from .engine import IN, Engine
 
 STOCK = 16  # sockets of a kind that are kept, at first; twice as many, whenever there are too few
 STOCK_MOST = 128
 UNIX_AT_ONCE = 8  # orders of unix sockets that may wait for their reply
+STOCK_SHARE = 8  # of the descriptors that flows may have, one in so many at most is kept
 
 
 class Kind(NamedTuple):
@@ -78,7 +80,7 @@ class Inside:
                 self._order(kind, stock)
             taker(found)
         else:
-            stock.size = min(2 * stock.size, STOCK_MOST)
+            stock.size = max(1, min(2 * stock.size, STOCK_MOST, most_descriptors() // STOCK_SHARE))
             stock.takers.append(taker)
             self._order(kind, stock)
 

@@ -159,3 +159,26 @@ def test_those_who_wait_are_told_of_the_end(bench: Bench) -> None:
     bench.inside.close()
     bench.inside.close()
     assert [each.errno for each in told if isinstance(each, OSError)] == [errno.ENETDOWN] * 101
+
+
+@pytest.mark.parametrize(("most", "kept"), [(60, 7), (4, 1), (100_000, 128)])
+def test_a_stock_is_a_small_part_of_the_descriptors(
+    most: int, kept: int, monkeypatch: pytest.MonkeyPatch, leaks: None
+) -> None:
+    """A stock that had all of them would keep clients out for ever: accept4: too many open files."""
+    monkeypatch.setattr("netns_kit.gateway.inside.most_descriptors", lambda: most)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    engine, taken = Engine(), list[object]()
+    with theirs:
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        sockets = Inside(engine, ours)
+        for _ in range(10):
+            sockets.take(STREAM, taken.append)
+        stock = sockets._stocks[STREAM]
+        assert stock.size == kept
+        assert ORDER.unpack(theirs.recv(100))[3] <= kept + 1
+        sockets.close()
+    engine.close()
+    assert len(taken) == 10
+    assert all(isinstance(each, OSError) for each in taken)
