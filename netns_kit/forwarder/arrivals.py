@@ -108,7 +108,7 @@ class Arrival:
             place.
     """
 
-    __slots__ = ("_done", "_engine", "_inside", "_places", "_socket")
+    __slots__ = ("_done", "_engine", "_inside", "_is_over", "_places", "_socket")
 
     def __init__(
         self,
@@ -121,6 +121,7 @@ class Arrival:
         self._places = places
         self._done = done
         self._socket: socket.socket | None = None
+        self._is_over = False
 
     def begin(self) -> None:
         """Try the first place."""
@@ -132,6 +133,10 @@ class Arrival:
 
     def _try(self, sock: socket.socket | OSError) -> None:
         place = self._places[0]
+        if self._is_over:
+            if not isinstance(sock, OSError):
+                sock.close()
+            return
         if isinstance(sock, OSError):
             self._next(sock.errno or errno.EIO, None)
             return
@@ -186,7 +191,8 @@ class Arrival:
         self.begin()
 
     def close(self) -> None:
-        """Try no more."""
+        """Try no more, and call nobody."""
+        self._is_over = True
         if self._socket is not None:
             self._engine.remove(self._socket.fileno())
             self._socket.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import TYPE_CHECKING
 
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.relay import TcpRelay
@@ -12,6 +13,9 @@ from .binding import NOT_TO_BE_HAD
 from .listeners import Listener, TcpListener, UdpListener
 from .ports import PortForward, UnixSocket
 
+if TYPE_CHECKING:
+    from .splices import Pipes
+
 
 class Forwards:
     """The listening ports of one stack, each with the owner who has asked for it."""
@@ -19,6 +23,7 @@ class Forwards:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._listeners: dict[tuple[int, PortForward], Listener] = {}
+        self._pipes: Pipes | None = None
 
     @operation()
     def add(self, owner: int, forwards: tuple[PortForward, ...]) -> tuple[PortForward, ...]:
@@ -102,6 +107,8 @@ class Forwards:
         """Stop all listening."""
         while self._listeners:
             self._listeners.popitem()[1].close()
+        if self._pipes is not None:
+            self._pipes.close()
 
     @staticmethod
     def _came_by(relay: object, forward: PortForward) -> bool:
@@ -117,9 +124,12 @@ class Forwards:
         gateway = self._gateway
         if forward.mode in ("socket", "transparent"):
             from .socket_listeners import DatagramListener, SpliceListener  # for those who use them
+            from .splices import Pipes
 
-            inside = gateway.inside
+            _ = gateway.inside  # or an error that there is none
+            if self._pipes is None:
+                self._pipes = Pipes(gateway.router.admission.is_free)
             if forward.protocol == "udp":
-                return DatagramListener(gateway, inside, forward, made)
-            return SpliceListener(gateway, inside, forward, made)
+                return DatagramListener(gateway, self._pipes, forward, made)
+            return SpliceListener(gateway, self._pipes, forward, made)
         return (TcpListener if forward.protocol == "tcp" else UdpListener)(gateway, forward, made)

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from netns_kit.gateway.engine import ERROR, IN
 from netns_kit.gateway.gateway import Gateway
-from netns_kit.gateway.inside import Inside
 from netns_kit.stack.user import Transport
 from netns_kit.uplink.flow import Endpoint
 from netns_kit.uplink.sockets import Ancillary, ask_for_errors, family_of, read_errors
@@ -26,7 +25,6 @@ from .splices import Pipes, Splice
 
 DATAGRAMS_PER_STEP = 64
 WAITING_MOST = 16  # datagrams of a client that has no socket inside yet
-BUFFER = memoryview(bytearray(65536))
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger
 
 
@@ -57,6 +55,10 @@ class Published:
     def remote(self) -> Endpoint:
         return self.ends()[1]
 
+    def fileno(self) -> int:
+        """Return the descriptor of the client's own connection, or -1."""
+        return -1
+
     def ends(self) -> tuple[Endpoint, Endpoint]:
         """Return both ends of the connection inside; before there is one, where it may lead."""
         if self._ends is not None:
@@ -80,20 +82,15 @@ class SpliceListener(StreamListener):
     """A TCP port or a unix socket of the host that leads to one inside."""
 
     def __init__(
-        self, gateway: Gateway, inside: Inside, forward: PortForward, made: socket.socket | None = None
+        self, gateway: Gateway, pipes: Pipes, forward: PortForward, made: socket.socket | None = None
     ) -> None:
-        self._inside = inside
-        self._pipes = Pipes()
+        self._pipes = pipes
         super().__init__(gateway, forward, made)
         self._targets = Targets(gateway, self.forward, int(socket.SOCK_STREAM))
         if family_of(self._socket) != socket.AF_UNIX:  # what it accepts has these from it
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-
-    def close(self) -> None:
-        super().close()
-        self._pipes.close()
 
     def _accepted(self, sock: socket.socket, client: Any) -> None:
         address = client[:2] if isinstance(client, tuple) else ("", 0)
@@ -120,6 +117,9 @@ class StreamFlow(Published):
         gateway.begun(self)
         self._arrival.begin()
 
+    def fileno(self) -> int:
+        return self._outer.fileno()
+
     def _inner(self) -> socket.socket | None:
         return None if self._splice is None else self._splice.inner
 
@@ -134,10 +134,6 @@ class StreamFlow(Published):
 
     def _joined(self, inner: socket.socket | OSError, _: Place) -> None:
         gateway = self._gateway
-        if self._outer.fileno() < 0:  # it was ended meanwhile
-            if not isinstance(inner, OSError):
-                inner.close()
-            return
         if isinstance(inner, OSError):
             self._refuse()
             return
@@ -171,9 +167,9 @@ class DatagramListener(Listener):
     """A UDP port of the host that leads to one inside, by a socket for each client.  Closing it ends its flows."""
 
     def __init__(
-        self, gateway: Gateway, inside: Inside, forward: PortForward, made: socket.socket | None = None
+        self, gateway: Gateway, pipes: Pipes, forward: PortForward, made: socket.socket | None = None
     ) -> None:
-        self._inside = inside
+        self._buffer = pipes.buffer
         super().__init__(gateway, forward, made)
         self._targets = Targets(gateway, self.forward, int(socket.SOCK_DGRAM))
         self._flows: OrderedDict[tuple[Any, bytes], DatagramFlow] = OrderedDict()
@@ -193,7 +189,7 @@ class DatagramListener(Listener):
     def _on_events(self, _: int) -> None:
         for _ in range(DATAGRAMS_PER_STEP):
             try:
-                size, ancillary, _, client = self._socket.recvmsg_into([BUFFER], 128)
+                size, ancillary, _, client = self._socket.recvmsg_into([self._buffer], 128)
             except BlockingIOError:
                 return
             except OSError:  # of an earlier one that was sent
@@ -204,7 +200,7 @@ class DatagramListener(Listener):
             if flow is None:
                 flow = self._open(client, key, told)
             if flow is not None:
-                flow.from_client(bytes(BUFFER[:size]))
+                flow.from_client(bytes(self._buffer[:size]))
             if self._engine.is_late:
                 return
 
@@ -214,7 +210,8 @@ class DatagramListener(Listener):
         if len(self._flows) >= self._gateway.stack.limits.udp_flows:
             next(iter(self._flows.values())).end()
         places = self._targets.for_client(client[:2])
-        flow = DatagramFlow(self._gateway, self.forward, client, places, partial(self._answer, told, client))
+        answer = partial(self._answer, told, client)
+        flow = DatagramFlow(self._gateway, self.forward, client, places, self._buffer, answer)
         flow.ended = partial(self._flows.pop, key, None)
         self._flows[key] = flow
         flow.begin()
@@ -233,6 +230,7 @@ class DatagramFlow(Published):
     Args:
         places: Where to try.  The next one is tried when the kernel says that nobody has the port, as long as nothing
             has come back.
+        buffer: Where datagrams are read to.
         answer: Sends a datagram to the client.
     """
 
@@ -242,12 +240,14 @@ class DatagramFlow(Published):
         forward: PortForward,
         client: Any,
         places: list[Place],
+        buffer: memoryview,
         answer: Callable[[memoryview], None],
     ) -> None:
         super().__init__(gateway, forward, client[:2])
         self.timer_at = self.timer_entry = math.inf
         self.ended: Callable[[], object] = int
         self._places = places
+        self._buffer = buffer
         self._answer = answer
         self._socket: socket.socket | None = None
         self._waiting: list[bytes] = []  # until there is a socket, and the first one until it is answered
@@ -330,7 +330,7 @@ class DatagramFlow(Published):
             return
         for _ in range(DATAGRAMS_PER_STEP):
             try:
-                size = sock.recv_into(BUFFER)
+                size = sock.recv_into(self._buffer)
             except BlockingIOError:
                 return
             except OSError:
@@ -341,7 +341,7 @@ class DatagramFlow(Published):
                 self._answered, self._waiting = True, []
             self._last = self._gateway.engine.now
             self._from += size
-            self._answer(BUFFER[:size])
+            self._answer(self._buffer[:size])
             if self._gateway.engine.is_late:
                 return
 

@@ -44,15 +44,18 @@ class Inside:
     Args:
         engine: Waits for the sockets.
         supply: The socket on which they are ordered; it is closed with this.
+        is_free: Returns whether descriptors may be kept that nobody wants yet.
     """
 
-    def __init__(self, engine: Engine, supply: socket.socket) -> None:
+    def __init__(self, engine: Engine, supply: socket.socket, is_free: Callable[[], bool]) -> None:
         self._engine = engine
+        self._is_free = is_free
         self._supply = supply
         self._stocks: dict[Kind, _Stock] = {}
         self._unix: deque[tuple[str, Taker]] = deque()  # that are to be ordered
         self._passed: dict[int, socket.socket] = {}
         engine.add(supply.fileno(), self._on_supply, IN)
+        engine.unregistered.append(lambda: [each.fileno() for each in self._kept()])
 
     def take(self, kind: Kind, taker: Taker) -> None:
         """Give a socket to `taker`, now or when one has come, or the error that there is none."""
@@ -94,14 +97,19 @@ class Inside:
         self._engine.remove(self._supply.fileno())
         self._end()
 
+    def _kept(self) -> list[socket.socket]:
+        """Return the sockets that nobody has taken."""
+        return [*self._passed.values(), *(each for stock in self._stocks.values() for each in stock.sockets)]
+
     def _end(self) -> None:
         self._supply.close()
         stocks = list(self._stocks.values())
-        for sock in [*self._passed.values(), *(each for stock in stocks for each in stock.sockets)]:
+        for sock in self._kept():
             sock.close()
         self._passed.clear()
         for stock in stocks:
             stock.sockets.clear()
+            stock.ordered = False
             stock.give(OSError(errno.ENETDOWN, os.strerror(errno.ENETDOWN)))
         self._order_unix()
 
@@ -118,8 +126,11 @@ class Inside:
                 stock.takers.append(taker)
 
     def _order(self, kind: Kind, stock: _Stock) -> None:
-        wanted = min(stock.size + len(stock.takers), SCM_MAX_FD)
-        if stock.ordered or wanted <= len(stock.sockets):
+        if stock.ordered:
+            return
+        wanted = len(stock.takers) + (stock.size if self._is_free() else 0)
+        wanted = min(wanted, SCM_MAX_FD)
+        if wanted <= len(stock.sockets):
             return
         if self._supply.fileno() < 0:
             stock.give(OSError(errno.ENETDOWN, os.strerror(errno.ENETDOWN)))
