@@ -172,7 +172,7 @@ class DatagramListener(Listener):
         self._buffer = pipes.buffer
         super().__init__(gateway, forward, made)
         self._targets = Targets(gateway, self.forward, int(socket.SOCK_DGRAM))
-        self._flows: OrderedDict[tuple[Any, bytes], DatagramFlow] = OrderedDict()
+        self._flows: OrderedDict[tuple[Any, bytes], DatagramFlow] = OrderedDict()  # the last to be used is last
         try:
             self._socket.setsockopt(*PKTINFO[family_of(self._socket)], 1)
             self._engine.add(self._socket.fileno(), self._on_events, IN)
@@ -199,6 +199,8 @@ class DatagramListener(Listener):
             flow = self._flows.get(key)
             if flow is None:
                 flow = self._open(client, key, told)
+            else:
+                self._flows.move_to_end(key)
             if flow is not None:
                 flow.from_client(bytes(self._buffer[:size]))
             if self._engine.is_late:
