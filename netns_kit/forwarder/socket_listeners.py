@@ -40,7 +40,7 @@ class SocketListeners:
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         self.inside = self._source()
-        self.pipes = Pipes()
+        self.pipes = Pipes(gateway.router.admission.is_free)
 
     def _source(self) -> Source:
         return self.gateway.inside
@@ -81,6 +81,10 @@ class Published:
     @property
     def remote(self) -> Endpoint:
         return self.ends()[1]
+
+    def fileno(self) -> int:
+        """Return the descriptor of the client's own connection, or -1."""
+        return -1
 
     def ends(self) -> tuple[Endpoint, Endpoint]:
         """Return both ends of the connection inside; before there is one, where it may lead."""
@@ -143,6 +147,9 @@ class StreamFlow(Published):
         gateway.begun(self)
         self._arrival.begin()
 
+    def fileno(self) -> int:
+        return self._outer.fileno()
+
     def _inner(self) -> socket.socket | None:
         return None if self._splice is None else self._splice.inner
 
@@ -195,7 +202,9 @@ class DatagramListener(Listener):
         self._shared = shared
         super().__init__(shared.gateway, forward, made)
         self._targets = Targets(shared.gateway, self.forward, int(socket.SOCK_DGRAM))
-        self._flows: OrderedDict[tuple[Any, bytes], DatagramFlow] = OrderedDict()
+        self._flows: OrderedDict[tuple[Any, bytes], DatagramFlow] = (
+            OrderedDict()
+        )  # the last to be used is last
         try:
             self._socket.setsockopt(*PKTINFO[family_of(self._socket)], 1)
             self._engine.add(self._socket.fileno(), self._on_events, IN)
@@ -223,6 +232,8 @@ class DatagramListener(Listener):
             flow = self._flows.get(key)
             if flow is None:
                 flow = self._open(client, key, told)
+            else:
+                self._flows.move_to_end(key)
             if flow is not None:
                 flow.from_client(bytes(buffer[:size]))
             if self._engine.is_late:

@@ -14,6 +14,7 @@ it, and says that there is nothing, or that this was the end: only a read can te
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -37,9 +38,14 @@ _FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 
 class Pipes:
-    """The buffer and the pipes that splices share; a pipe is taken while it holds bytes."""
+    """The buffer and the pipes that all flows of one engine share; a pipe is taken while it holds bytes.
 
-    def __init__(self) -> None:
+    Args:
+        is_free: Returns whether a descriptor may be taken.
+    """
+
+    def __init__(self, is_free: Callable[[], bool] = lambda: True) -> None:
+        self._is_free = is_free
         self._kept = PIPES_KEPT
         self.buffer = memoryview(bytearray(SMALL))
         self._free: list[tuple[int, int]] = []
@@ -48,6 +54,8 @@ class Pipes:
         """Return a pipe that is empty: the end to read from, and the end to write to.  Raises OSError."""
         if self._free:
             return self._free.pop()
+        if not self._is_free():
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         pipe = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         with suppress(OSError):  # the user's pipes have as many pages as they may (pipe(7))
             fcntl(pipe[1], F_SETPIPE_SZ, LARGE)

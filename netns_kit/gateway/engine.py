@@ -19,6 +19,7 @@ Everything here runs on the driver's thread.  Only `Engine.call` may be called f
 
 A forked child of this process has copies of all descriptors.  They would keep ports bound, and connections open, that
 we have closed.  So in the child each descriptor of an engine is replaced by one of /dev/null (`os.register_at_fork`).
+Whoever has others that peers wait for adds to `unregistered`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import os
 import select
 from _thread import allocate_lock  # importing `threading` costs more
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 from netns_kit.stack.timers import Timers
@@ -94,6 +95,7 @@ class Engine:
         newest: The number of the descriptor that was added last.
         around: The number of steps within which every ready descriptor is handled.
         after_step: Functions that are called at the end of every step.
+        unregistered: Functions that return descriptors which are the engine's, and are not registered with it.
     """
 
     _open: ClassVar[list[Engine]] = []  # all that are open in this process
@@ -106,6 +108,7 @@ class Engine:
         self.newest = 0
         self.around = 1
         self.after_step: list[Callable[[], None]] = []
+        self.unregistered: list[Callable[[], Iterable[int]]] = []
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
         self._removed: set[int] = set()  # in this step; other descriptors may have got their numbers
@@ -208,13 +211,15 @@ class Engine:
             os.close(self._wake)
         self._calls.clear()
         self._handlers.clear()
+        self.unregistered.clear()
 
     @classmethod
     def leave_to_parent(cls) -> None:
         """Replace the copies of all engines' descriptors by /dev/null, in the child of a fork."""
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for engine in cls._open:
-            for fd in (engine.fileno(), *engine._handlers):
+            others = [fd for tell in engine.unregistered for fd in tell() if fd >= 0]
+            for fd in (engine.fileno(), *engine._handlers, *others):
                 os.dup2(null, fd, inheritable=False)
         os.close(null)
 

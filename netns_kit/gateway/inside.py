@@ -56,10 +56,12 @@ class Inside:
     Args:
         engine: Waits for the sockets.
         supply: The socket on which they are ordered; it is closed with this.
+        is_free: Returns whether descriptors may be kept that nobody wants yet.
     """
 
-    def __init__(self, engine: Engine, supply: socket.socket) -> None:
+    def __init__(self, engine: Engine, supply: socket.socket, is_free: Callable[[], bool]) -> None:
         self._engine = engine
+        self._is_free = is_free
         self._supply = supply
         self._stocks: dict[Kind, _Stock] = {}
         self._wanted: deque[tuple[str, Taker]] = (
@@ -68,6 +70,7 @@ class Inside:
         self._ordered: deque[Taker] = deque()  # and those that are, in the order of their answers
         self._passed: dict[int, socket.socket] = {}
         engine.add(supply.fileno(), self._on_supply, IN)
+        engine.unregistered.append(lambda: [each.fileno() for each in self._kept()])
 
     def take(self, kind: Kind, taker: Taker) -> None:
         """Give a socket to `taker`, now or when one has come, or the error that there is none."""
@@ -119,7 +122,7 @@ class Inside:
         self._engine.remove(self._supply.fileno())
         self._supply.close()
         stocks = list(self._stocks.values())
-        for sock in [*self._passed.values(), *(each for stock in stocks for each in stock.sockets)]:
+        for sock in self._kept():
             sock.close()
         self._passed.clear()
         error = OSError(errno.ENETDOWN, os.strerror(errno.ENETDOWN))
@@ -133,9 +136,16 @@ class Inside:
         for taker in waiting:
             taker(error)
 
+    def _kept(self) -> list[socket.socket]:
+        """Return the sockets that nobody has taken."""
+        return [*self._passed.values(), *(each for stock in self._stocks.values() for each in stock.sockets)]
+
     def _order(self, kind: Kind, stock: _Stock) -> None:
-        wanted = min(stock.size + len(stock.takers), SCM_MAX_FD)
-        if stock.ordered or wanted <= len(stock.sockets):
+        if stock.ordered:
+            return
+        wanted = len(stock.takers) + (stock.size if self._is_free() else 0)
+        wanted = min(wanted, SCM_MAX_FD)
+        if wanted <= len(stock.sockets):
             return
         if self._supply.fileno() < 0:
             stock.give(OSError(errno.ENETDOWN, os.strerror(errno.ENETDOWN)))

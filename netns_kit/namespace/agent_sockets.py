@@ -128,7 +128,10 @@ def _socket(family: int, kind: int, transparent: bool) -> socket.socket:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         if transparent:
             made.setsockopt(*_TRANSPARENT[family], 1)
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if (
+                kind == socket.SOCK_STREAM
+            ):  # beside those in TIME-WAIT; of UDP, the last one would get all answers
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
     except BaseException:
         made.close()
@@ -158,11 +161,16 @@ def route_answers(family: int, port: int, wanted: bool) -> tuple[dict[str, objec
     """Route what a program sends by UDP from `port` to the loopback, or do so no more.  Doing it again is fine."""
     ports = struct.pack("=HH", port, port)
     chosen = {abi.FRA_SPORT_RANGE: ports, **_to_table(), abi.FRA_IP_PROTO: bytes((socket.IPPROTO_UDP,))}
-    if wanted != ((family, port) in _routed):
-        rtnetlink(
-            "lo", abi.RTM_NEWRULE if wanted else abi.RTM_DELRULE, abi.NLM_F_CREATE, _rule(family), chosen
-        )
-        (_routed.add if wanted else _routed.remove)((family, port))
+    if wanted and (family, port) not in _routed:
+        rtnetlink("lo", abi.RTM_NEWRULE, abi.NLM_F_CREATE, _rule(family), chosen)
+        _routed.add((family, port))
+    elif not wanted and (family, port) in _routed:
+        _routed.remove((family, port))
+        try:
+            rtnetlink("lo", abi.RTM_DELRULE, 0, _rule(family), chosen)
+        except OSError as exc:
+            if exc.errno != errno.ENOENT:  # a program inside has removed it
+                raise
     return {}, []
 
 

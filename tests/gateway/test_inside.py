@@ -50,7 +50,7 @@ def bench() -> Iterator[Bench]:
     engines, agents = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in (engines, agents):
         end.setblocking(False)
-    inside = Inside(engine, engines)
+    inside = Inside(engine, engines, lambda: True)
     try:
         with agents:
             yield Bench(engine, inside, agents)
@@ -172,7 +172,7 @@ def test_a_stock_is_a_small_part_of_the_descriptors(
     with theirs:
         ours.setblocking(False)
         theirs.setblocking(False)
-        sockets = Inside(engine, ours)
+        sockets = Inside(engine, ours, lambda: True)
         for _ in range(10):
             sockets.take(STREAM, taken.append)
         stock = sockets._stocks[STREAM]
