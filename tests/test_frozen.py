@@ -10,7 +10,17 @@ from typing import Any, ClassVar
 
 import pytest
 
-from netns_kit import FlowInfo, Follow, Limits, PortForward, Record, StaticLease, Subnet, Subnet6, UnixSocket
+from netns_kit import (
+    FlowInfo,
+    Follow,
+    Limits,
+    PortForward,
+    Record,
+    StaticLease,
+    Subnet,
+    Subnet6,
+    UnixSocket,
+)
 from netns_kit.frozen import field, frozen, replace
 from netns_kit.uplink.flow import Flow, Target
 

@@ -18,7 +18,7 @@ from netns_kit import __version__, arguments
 from netns_kit.dns import Record
 from netns_kit.errors import NetnsKitError
 from netns_kit.forwarder.ports import MODES, Mode
-from netns_kit.forwarder.specs import SYNTAX, parse_all
+from netns_kit.forwarder.specs import SYNTAX, parse_all, parse_reverse
 from netns_kit.forwarder.specs import parse as parse_ports
 from netns_kit.gateway.setup import DriverName
 from netns_kit.host.activation import activated
@@ -312,6 +312,9 @@ async def publish(network: Network, options: argparse.Namespace) -> None:
     for forward in await network.forwarder.add(*asked):
         if forward not in known:
             notice(f"netns-kit: {forward}")
+    for reverse in network.forwarder.reverses():
+        if reverse not in network.reverse:
+            notice(f"netns-kit: {reverse}")
 
 
 async def _pass_on(signals: Signals, process: Process) -> None:
@@ -437,6 +440,17 @@ def add_network_options(run: argparse.ArgumentParser) -> None:
         "client's address (stack); by a socket inside, which also reaches its loopback addresses (socket), or one "
         "with the client's address (transparent); or as the listening socket that the command is given (fd).  The "
         "default is socket for unix sockets and loopback addresses inside, else stack",
+    )
+    run.add_argument(
+        "-R",
+        "--reverse",
+        action="append",
+        default=[],
+        type=value(parse_reverse),
+        metavar="SPEC",
+        help="lead a port inside out: [tcp:|udp:][INSIDE:]PORT:[ADDRESS:]PORT[/PROTO], either end also unix:PATH "
+        "(inside unix:@NAME is the namespace's alone); without INSIDE on 127.0.0.1 there; the host's loopback is "
+        "reached by this whatever --host-loopback says; repeatable",
     )
     run.add_argument(
         "--mtu",

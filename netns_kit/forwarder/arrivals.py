@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeAlias
 from netns_kit.arguments import Address
 from netns_kit.gateway.engine import ERROR, HANG_UP, OUT, Engine
 from netns_kit.gateway.gateway import Gateway
-from netns_kit.gateway.inside import UNIX, Inside, Kind
+from netns_kit.gateway.inside import UNIX, Kind, Source
 from netns_kit.stack.wire.ip import is_link_local
 
 from .binding import client_address
@@ -112,7 +112,7 @@ class Arrival:
 
     def __init__(
         self,
-        inside: Inside,
+        inside: Source,
         engine: Engine,
         places: list[Place],
         done: Callable[[socket.socket | OSError, Place], None],
@@ -131,6 +131,10 @@ class Arrival:
             self._inside.take(place.kind, self._try)
 
     def _try(self, sock: socket.socket | OSError) -> None:
+        if not self._places:  # it was closed meanwhile
+            if not isinstance(sock, OSError):
+                sock.close()
+            return
         place = self._places[0]
         if isinstance(sock, OSError):
             self._next(sock.errno or errno.EIO, None)
@@ -186,7 +190,8 @@ class Arrival:
         self.begin()
 
     def close(self) -> None:
-        """Try no more."""
+        """Try no more.  `done` is not called then."""
+        self._places = []
         if self._socket is not None:
             self._engine.remove(self._socket.fileno())
             self._socket.close()

@@ -10,10 +10,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from netns_kit.gateway.engine import ERROR, IN
 from netns_kit.gateway.gateway import Gateway
+from netns_kit.gateway.inside import Source
 from netns_kit.stack.user import Transport
 from netns_kit.uplink.flow import Endpoint
 from netns_kit.uplink.sockets import Ancillary, ask_for_errors, family_of, read_errors
@@ -25,6 +26,7 @@ from .splices import Pipes, Splice
 
 DATAGRAMS_PER_STEP = 64
 WAITING_MOST = 16  # datagrams of a client that has no socket inside yet
+Answer: TypeAlias = Callable[[memoryview], None]
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger
 
 
@@ -37,8 +39,11 @@ class SocketListeners:
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
-        self.inside = gateway.inside
+        self.inside = self._source()
         self.pipes = Pipes()
+
+    def _source(self) -> Source:
+        return self.gateway.inside
 
     def listen(self, forward: PortForward, made: socket.socket | None = None) -> Listener:
         """Listen as `forward` says, or by the socket that was `made` so.  Raises as `Listener`."""
@@ -58,7 +63,8 @@ class Published:
         self._gateway = gateway
         self._client = client
         self._ends: tuple[Endpoint, Endpoint] | None = None  # once somebody wants to know
-        self.cause = self._forward = forward
+        self.cause: object = forward
+        self._forward = forward
         self.protocol: Transport = forward.protocol
         self.id = gateway.next_flow_id()
         self.opened = gateway.engine.now
@@ -112,7 +118,10 @@ class SpliceListener(StreamListener):
     def _accepted(self, sock: socket.socket, client: Any) -> None:
         address = client[:2] if isinstance(client, tuple) else ("", 0)
         places = self._targets.for_client(address)
-        StreamFlow(self._shared, self.forward, address, sock, places)
+        self._flow(address, sock, places)
+
+    def _flow(self, client: tuple[str, int], sock: socket.socket, places: list[Place]) -> None:
+        StreamFlow(self._shared, self.forward, client, sock, places)
 
 
 class StreamFlow(Published):
@@ -148,10 +157,6 @@ class StreamFlow(Published):
 
     def _joined(self, inner: socket.socket | OSError, _: Place) -> None:
         gateway = self._gateway
-        if self._outer.fileno() < 0:  # it was ended meanwhile
-            if not isinstance(inner, OSError):
-                inner.close()
-            return
         if isinstance(inner, OSError):
             self._refuse()
             return
@@ -229,11 +234,14 @@ class DatagramListener(Listener):
         if len(self._flows) >= self._gateway.stack.limits.udp_flows:
             next(iter(self._flows.values())).end()
         places = self._targets.for_client(client[:2])
-        flow = DatagramFlow(self._shared, self.forward, client, places, partial(self._answer, told, client))
+        flow = self._flow(client, places, partial(self._answer, told, client))
         flow.ended = partial(self._flows.pop, key, None)
         self._flows[key] = flow
         flow.begin()
         return flow
+
+    def _flow(self, client: Any, places: list[Place], answer: Answer) -> DatagramFlow:
+        return DatagramFlow(self._shared, self.forward, client, places, answer)
 
     def _answer(self, told: Ancillary, client: Any, data: memoryview) -> None:
         with suppress(OSError):  # lost, as datagrams are
@@ -257,7 +265,7 @@ class DatagramFlow(Published):
         forward: PortForward,
         client: Any,
         places: list[Place],
-        answer: Callable[[memoryview], None],
+        answer: Answer,
     ) -> None:
         super().__init__(shared.gateway, forward, client[:2])
         self._shared = shared

@@ -12,7 +12,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from netns_kit.child.channel import receive_record
 from netns_kit.child.supply import ORDER, PASSED, REPLY
@@ -24,6 +24,7 @@ from .engine import IN, Engine
 STOCK = 16  # sockets of a kind that are kept, at first; twice as many, whenever there are too few
 STOCK_MOST = 128
 STOCK_SHARE = 8  # of the descriptors that flows may have, one in so many at most is kept
+UNIX_AT_ONCE = 8  # orders of unix sockets that may wait for their reply
 
 
 class Kind(NamedTuple):
@@ -39,6 +40,16 @@ UNIX = Kind(int(socket.AF_UNIX), int(socket.SOCK_STREAM))
 Taker = Callable[["socket.socket | OSError"], None]
 
 
+class Source(Protocol):
+    """A source of sockets: those of the namespace, or of the host."""
+
+    def take(self, kind: Kind, taker: Taker) -> None:
+        """Give a socket to `taker`, now or later, or the error that there is none."""
+
+    def connect_unix(self, address: str, taker: Taker) -> None:
+        """Give `taker` a socket that is connected to a unix socket, or the error that there is none."""
+
+
 class Inside:
     """The sockets of the namespace of one gateway.
 
@@ -51,6 +62,10 @@ class Inside:
         self._engine = engine
         self._supply = supply
         self._stocks: dict[Kind, _Stock] = {}
+        self._wanted: deque[tuple[str, Taker]] = (
+            deque()
+        )  # connections to unix sockets that are not ordered yet
+        self._ordered: deque[Taker] = deque()  # and those that are, in the order of their answers
         self._passed: dict[int, socket.socket] = {}
         engine.add(supply.fileno(), self._on_supply, IN)
 
@@ -71,13 +86,18 @@ class Inside:
 
     def connect_unix(self, address: str, taker: Taker) -> None:
         """Give `taker` a socket that is connected to a unix socket, or the error that there is none."""
-        stock = self._stocks.setdefault(UNIX, _Stock())
-        try:
-            self._supply.send(ORDER.pack(*UNIX, 1) + address.encode(errors="surrogateescape"))
-        except OSError as error:  # it is closed, or too many wait
-            taker(error)
-        else:
-            stock.takers.append(taker)
+        self._wanted.append((address, taker))
+        self._order_connections()
+
+    def _order_connections(self) -> None:
+        while self._wanted and len(self._ordered) < UNIX_AT_ONCE:
+            address, taker = self._wanted.popleft()
+            try:
+                self._supply.send(ORDER.pack(*UNIX, 1) + address.encode(errors="surrogateescape"))
+            except OSError as error:  # it is closed
+                taker(error)
+            else:
+                self._ordered.append(taker)
 
     def passed(self, number: int) -> socket.socket:
         """Return the socket that the caller's side has passed under that number, which is the caller's to close.
@@ -93,21 +113,25 @@ class Inside:
         return found
 
     def close(self) -> None:
-        """Close the sockets that nobody has taken.  Calling it again is fine."""
+        """Close the sockets that nobody has taken, and tell who waits that there is none.  Again is fine."""
         if self._supply.fileno() < 0:
             return
         self._engine.remove(self._supply.fileno())
-        self._end()
-
-    def _end(self) -> None:
         self._supply.close()
         stocks = list(self._stocks.values())
         for sock in [*self._passed.values(), *(each for stock in stocks for each in stock.sockets)]:
             sock.close()
         self._passed.clear()
+        error = OSError(errno.ENETDOWN, os.strerror(errno.ENETDOWN))
         for stock in stocks:
             stock.sockets.clear()
-            stock.give(OSError(errno.ENETDOWN, os.strerror(errno.ENETDOWN)))
+            stock.ordered = False
+            stock.give(error)
+        waiting = [*self._ordered, *(taker for _, taker in self._wanted)]
+        self._ordered.clear()
+        self._wanted.clear()
+        for taker in waiting:
+            taker(error)
 
     def _order(self, kind: Kind, stock: _Stock) -> None:
         wanted = min(stock.size + len(stock.takers), SCM_MAX_FD)
@@ -135,28 +159,30 @@ class Inside:
             return False
         except OSError:
             data, fds, complete = b"", [], True
-        if not data:  # the agent has ended, and so will all else
-            self._engine.remove(self._supply.fileno())
-            self._end()
-            return False
         sockets = [sock for fd in fds if (sock := _socket(fd)) is not None]
         if len(data) == PASSED.size:
             (number,) = PASSED.unpack(data)
             for sock in sockets[:1]:
                 self._passed[number] = sock
             return True
+        if not self._is_answer(data):  # the agent has ended, and so will all else; or it says what none says
+            for sock in sockets:
+                sock.close()
+            self.close()
+            return False
         family, type_, transparent, failed = REPLY.unpack(data)
         kind = Kind(family, type_, bool(transparent))
-        stock = self._stocks[kind]
         error = None
         if failed or not complete or not sockets:
             number = failed or errno.EMFILE
             error = OSError(number, os.strerror(number))
         for sock in sockets:
             sock.setblocking(False)
-        if kind == UNIX:  # an answer to each order, in their order
-            stock.takers.popleft()(error or sockets[0])
+        if kind == UNIX:
+            self._ordered.popleft()(error or sockets[0])
+            self._order_connections()
             return True
+        stock = self._stocks[kind]
         stock.ordered = False
         stock.sockets.extend(sockets)
         while stock.sockets and stock.takers:
@@ -166,6 +192,14 @@ class Inside:
         elif stock.takers:
             self._order(kind, stock)
         return True
+
+    def _is_answer(self, data: bytes) -> bool:
+        """Return whether this answers an order of ours."""
+        if len(data) != REPLY.size:
+            return False
+        family, type_, transparent, _ = REPLY.unpack(data)
+        kind = Kind(family, type_, bool(transparent))
+        return bool(self._ordered) if kind == UNIX else kind in self._stocks and self._stocks[kind].ordered
 
 
 class _Stock:
@@ -178,9 +212,10 @@ class _Stock:
         self.ordered = False
 
     def give(self, error: OSError) -> None:
-        """Tell all who wait that there is none."""
-        while self.takers:
-            self.takers.popleft()(error)
+        """Tell all who wait that there is none.  Those who ask again meanwhile are not told twice."""
+        takers, self.takers = self.takers, deque()
+        for taker in takers:
+            taker(error)
 
 
 def _socket(fd: int) -> socket.socket | None:
