@@ -13,6 +13,7 @@ import pytest
 
 from netns_kit.child.channel import send_record
 from netns_kit.child.supply import ORDER, PASSED, REPLY
+from netns_kit.gateway import inside
 from netns_kit.gateway.engine import Engine
 from netns_kit.gateway.inside import UNIX, Inside, Kind
 from netns_kit.namespace import agent_sockets
