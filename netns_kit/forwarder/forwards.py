@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.relay import TcpRelay
@@ -59,6 +60,13 @@ class Forwards:
             raise
         self._listeners[owner, listener.forward] = listener
         return listener.forward
+
+    @operation()
+    def disown(self, owner: int, forward: PortForward, number: int) -> None:
+        """Undo what `adopt` has done, or let go of the socket if it was not asked for."""
+        with suppress(OSError):
+            self._gateway.inside.passed(number).close()
+        self.remove(owner, forward)
 
     @operation()
     def remove(self, owner: int, forward: PortForward) -> bool:

@@ -8,11 +8,13 @@ import struct
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, aclosing, asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
 from netns_kit import (
+    AddressError,
     FeatureUnavailable,
     Forwarder,
     Network,
@@ -368,6 +370,108 @@ async def test_the_rules_of_transparent_datagrams_go_with_the_last_port(net: Net
     assert "sport 55" not in await rules(net)
     await net.forwarder.remove(three)
     assert "sport" not in await rules(net)
+
+
+@bounded
+async def test_the_rule_stays_for_whoever_comes_as_the_last_one_goes(
+    net: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (last,) = await net.forwarder.add("0:53/udp", mode="transparent")
+    route = net.namespace.route_answers
+
+    async def route_and_remove(family: int, port: int, *, wanted: bool) -> None:
+        await route(family, port, wanted=wanted)
+        if wanted:
+            tasks.start_soon(net.forwarder.remove, last)
+            await anyio.sleep(0.1)  # it would have the rule removed, since nobody listens yet
+
+    monkeypatch.setattr(net.namespace, "route_answers", route_and_remove)
+    async with anyio.create_task_group() as tasks:
+        added = await net.forwarder.add("0:53/udp", mode="transparent")
+    assert await net.forwarder.list() == added
+    assert "sport 53" in await rules(net)
+
+
+@bounded
+async def test_a_rule_is_taken_back_if_its_port_is_cancelled(
+    net: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    route = net.namespace.route_answers
+
+    async def route_and_cancel(family: int, port: int, *, wanted: bool) -> None:
+        await route(family, port, wanted=wanted)
+        scope.cancel()
+
+    monkeypatch.setattr(net.namespace, "route_answers", route_and_cancel)
+    with anyio.CancelScope() as scope:
+        await net.forwarder.add("0:53/udp", mode="transparent")
+    assert scope.cancelled_caught
+    assert ("sport 53" in await rules(net)) == bool(await net.forwarder.list())
+
+
+@pytest.mark.parametrize("path", ["file", "abstract"])
+@pytest.mark.parametrize("way", ["add", "adopt"])
+@bounded
+async def test_a_unix_socket_that_is_cancelled_is_gone(
+    net: Network, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, path: str, way: str
+) -> None:
+    at = UnixSocket(str(tmp_path / "published") if path == "file" else f"@{tmp_path}/published")
+    passing = net.stack.pass_socket
+
+    def pass_and_cancel(sock: socket.socket) -> int:
+        number = passing(sock)
+        scope.cancel()
+        return number
+
+    monkeypatch.setattr(net.stack, "pass_socket", pass_and_cancel)
+    with anyio.CancelScope() as scope:
+        if way == "add":
+            await net.forwarder.add(PortForward("tcp", at, 0, None, 80))
+        else:
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.bind(at.address)
+                sock.listen()
+                await net.forwarder.adopt(sock, 80)
+    assert scope.cancelled_caught
+    assert await net.forwarder.list() == ()
+    if path == "file" and way == "adopt":
+        (tmp_path / "published").unlink()  # it was the caller's
+    with socket.socket(socket.AF_UNIX) as late:
+        assert late.connect_ex(at.address) == (errno.ENOENT if path == "file" else errno.ECONNREFUSED)
+    monkeypatch.undo()
+    await net.forwarder.add(PortForward("tcp", at, 0, None, 80))
+
+
+@bounded
+async def test_a_socket_is_published_once(net: Network) -> None:
+    with socket.create_server((LOOPBACK, 0)) as sock:
+        with pytest.raises(AddressError):
+            await net.forwarder.adopt(sock, 80, "10.0.2.2", mode="stack")
+        forward = await net.forwarder.adopt(sock, 80, mode="socket")
+        with pytest.raises(PortInUseError, match="taken by another forward, which leads to 80"):
+            await net.forwarder.adopt(sock, 80, mode="socket")
+        assert await net.forwarder.list() == (forward,)
+        await net.forwarder.remove(forward)
+        assert await net.forwarder.list() == ()
+        assert await net.forwarder.adopt(sock, 80, mode="socket") == forward
+
+
+@bounded
+async def test_ports_that_needed_nothing_are_taken_back_without_a_question(
+    net: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round trip to the engine for each would make a range slow to close."""
+    asked = []
+    ask = net.stack.ask
+
+    async def count(operation: Any, *arguments: object) -> Any:
+        asked.append(operation.__name__)
+        return await ask(operation, *arguments)
+
+    monkeypatch.setattr(net.stack, "ask", count)
+    await net.forwarder.add(*["127.0.0.1:0:80"] * 50, mode="socket")
+    await net.forwarder.close()
+    assert asked == ["add", "list", "remove_all"]
 
 
 @pytest.mark.parametrize("mode", MODES)
