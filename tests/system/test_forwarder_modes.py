@@ -17,9 +17,11 @@ from netns_kit import (
     AddressError,
     FeatureUnavailable,
     Forwarder,
+    Limits,
     Network,
     PortForward,
     PortInUseError,
+    Refusal,
     TapDevice,
     UserStack,
 )
@@ -164,6 +166,25 @@ async def test_the_port_is_another_where_the_clients_is_taken(net: Network) -> N
             assert remote(served[1]) != remote(served[0])
             for client, server in zip(clients, served, strict=True):
                 await echoes(client, server)
+
+
+@bounded
+async def test_answers_to_one_client_leave_by_the_port_that_it_asked(net: Network) -> None:
+    """It asks two published ports from one socket, so both of its sockets inside would have one address and port."""
+    ports = await net.forwarder.add("0.0.0.0:0:53/udp", "0.0.0.0:0:54/udp", mode="transparent")
+    async with receiving(net, "0.0.0.0") as one, receiving(net, "0.0.0.0", 54) as two:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.setblocking(False)
+            client.bind((host(), 0))
+            asked = [(host(), port.host_port) for port in ports]
+            senders = []
+            for address, service in zip(asked, (one, two), strict=True):
+                client.sendto(b"question", address)
+                senders.append((await heard(service))[1])
+            assert senders[0] == local(client)
+            for address, service, sender in zip(asked, (one, two), senders, strict=True):
+                service.sendto(b"answer", sender)
+                assert await heard(client) == (b"answer", address)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -335,6 +356,42 @@ async def test_it_is_a_flow_like_any_other(net: Network) -> None:
         assert [event.kind for event in seen] == ["opened", "closed"]
         assert seen[-1].flow.id == flow.id
         assert (seen[-1].flow.bytes_from_guest, str(seen[-1].flow.guest)) == (5, f"{OWN}:80")
+
+
+@pytest.mark.parametrize("mode", ["stack", "socket", "transparent"])
+@bounded
+async def test_a_client_that_nobody_takes_is_told_of_as_refused(net: Network, mode: Mode) -> None:
+    (forward,) = await net.forwarder.add("0.0.0.0:0:81", mode=mode)
+    async with aclosing(net.stack.events()) as events, anyio.create_task_group() as tasks:
+        seen = []
+
+        async def follow() -> None:
+            async for event in events:
+                seen.append(event)
+                if event.kind != "opened":
+                    return
+
+        tasks.start_soon(follow)
+        await anyio.sleep(0.1)
+        with calling((LOOPBACK, forward.host_port)) as client:
+            await failure(client)
+    assert [(event.kind, event.refusal) for event in seen] == [("opened", None), ("refused", Refusal.RESET)]
+    assert await net.stack.flows() == ()
+
+
+@bounded
+async def test_of_too_many_clients_the_silent_make_room(leaks: None) -> None:
+    needs_tun()
+    limits = Limits(udp_flows=2)
+    async with Network(limits=limits) as net, receiving(net, OWN) as service:
+        (forward,) = await net.forwarder.add("127.0.0.1:0:53/udp", mode="socket")
+        with ExitStack() as stack:
+            clients = [stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(3)]
+            for client in (0, 1, 0, 2):
+                clients[client].sendto(b"", (LOOPBACK, forward.host_port))
+                await heard(service)
+            known = {flow.host.port for flow in await net.stack.flows() if flow.host is not None}
+            assert known == {local(clients[0])[1], local(clients[2])[1]}
 
 
 @pytest.mark.parametrize("mode", ["stack", "socket", "transparent"])
