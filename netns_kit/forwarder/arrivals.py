@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeAlias
 from netns_kit.arguments import Address
 from netns_kit.gateway.engine import ERROR, HANG_UP, OUT, Engine
 from netns_kit.gateway.gateway import Gateway
-from netns_kit.gateway.inside import UNIX, Inside, Kind
+from netns_kit.gateway.inside import UNIX, Kind, Source
 from netns_kit.stack.wire.ip import is_link_local
 
 from .binding import client_address
@@ -112,7 +112,7 @@ class Arrival:
 
     def __init__(
         self,
-        inside: Inside,
+        inside: Source,
         engine: Engine,
         places: list[Place],
         done: Callable[[socket.socket | OSError, Place], None],

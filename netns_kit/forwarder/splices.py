@@ -8,7 +8,8 @@ Fact: a pipe has room for 16 pages, and so would a splice; with a mebibyte it mo
 as large is as fast, costs a fifth more, and would keep as much for each connection that does not take it.
 
 Both sockets are registered once, edge-triggered: a read that brings less than was asked for has emptied the socket,
-unless urgent data is in line, at which each read stops.  Urgent data is carried as any other.
+unless urgent data is in line, at which each read stops.  Urgent data is carried as any other.  A splice never passes
+it, and says that there is nothing, or that this was the end: only a read can tell.
 """
 
 from __future__ import annotations
@@ -278,12 +279,15 @@ class _Direction:
                 try:
                     size = os.splice(source.fileno(), pipe[1], LARGE, flags=_FLAGS)
                 except BlockingIOError:
-                    self._is_bulk = self.carried - before >= SMALL
                     self._give_back(pipe)
+                    if self._reads_on:
+                        self._read_on()
+                    else:
+                        self._is_bulk = self.carried - before >= SMALL
                     return
                 if not size:
                     self._give_back(pipe)
-                    self._end()
+                    self._read_on()
                     return
                 self._waiting = size
                 try:
@@ -303,6 +307,11 @@ class _Direction:
             return
         self._give_back(pipe)
         self._engine.again(self._move)
+
+    def _read_on(self) -> None:
+        """Read, where a splice finds nothing: the end, or urgent data."""
+        self._reads_on, self._is_bulk = True, False
+        self._engine.again(self.pump)
 
     def _drain(self, pipe: tuple[int, int]) -> None:
         while self._waiting:

@@ -12,7 +12,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from netns_kit.child.channel import receive_record
 from netns_kit.child.supply import ORDER, PASSED, REPLY
@@ -22,7 +22,7 @@ from .engine import IN, Engine
 
 STOCK = 16  # sockets of a kind that are kept, at first; twice as many, whenever there are too few
 STOCK_MOST = 128
-UNIX_AT_ONCE = 32  # orders of connections to unix sockets: for many more answers the supply has no room
+UNIX_AT_ONCE = 8  # orders of unix sockets that may wait for their reply
 
 
 class Kind(NamedTuple):
@@ -36,6 +36,16 @@ class Kind(NamedTuple):
 UNIX = Kind(int(socket.AF_UNIX), int(socket.SOCK_STREAM))
 
 Taker = Callable[["socket.socket | OSError"], None]
+
+
+class Source(Protocol):
+    """A source of sockets: those of the namespace, or of the host."""
+
+    def take(self, kind: Kind, taker: Taker) -> None:
+        """Give a socket to `taker`, now or later, or the error that there is none."""
+
+    def connect_unix(self, address: str, taker: Taker) -> None:
+        """Give `taker` a socket that is connected to a unix socket, or the error that there is none."""
 
 
 class Inside:
@@ -200,9 +210,10 @@ class _Stock:
         self.ordered = False
 
     def give(self, error: OSError) -> None:
-        """Tell all who wait that there is none."""
-        while self.takers:
-            self.takers.popleft()(error)
+        """Tell all who wait that there is none.  Those who ask again meanwhile are not told twice."""
+        takers, self.takers = self.takers, deque()
+        for taker in takers:
+            taker(error)
 
 
 def _socket(fd: int) -> socket.socket | None:

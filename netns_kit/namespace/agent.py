@@ -69,8 +69,7 @@ from .agent_command import ECHO, RunningCommand, become_command, kill_tree
 from .agent_common import FOLLOW_STOPS, IN_MEMFD, children_of, failure, to_bytes, write_file
 from .agent_files import make_place, remove_place, show_again
 from .agent_namespaces import Quarters, attach, create, hide, open_quarters
-from .agent_sockets import allow_unix, prepare_transparent, route_answers
-from .agent_sockets import serve as supply_sockets
+from .agent_sockets import Supply, allow_unix, prepare_transparent, route_answers
 from .links import configure_link, open_tap
 
 TYPE_CHECKING = False  # as type checkers know it: `typing` takes longer than all imports here
@@ -219,16 +218,16 @@ class Agent:
 
     def supply(self, fd: int) -> tuple[dict[str, object], list[int]]:
         """Take orders for sockets from now on, see `agent_sockets`."""
-        supply = socket.socket(fileno=os.dup(fd))
-        supply.setblocking(False)
+        number = os.dup(fd)
+        supply = Supply(socket.socket(fileno=number))
 
         def on_order() -> None:
-            if not supply_sockets(supply):
-                self.forget(supply.fileno())
-                supply.shutdown(socket.SHUT_RDWR)  # the engine's owner has a copy
-                supply.close()
+            if (events := supply.serve()) == 0:
+                self.forget(number)
+            else:
+                self.poll.modify(number, events)
 
-        self.watch(supply.fileno(), on_order)
+        self.watch(number, on_order)
         return {}, []
 
     def spawn(self, conversation: socket.socket, request: dict[str, Any], fds: list[int]) -> None:

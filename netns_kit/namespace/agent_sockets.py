@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import struct
 
 from netns_kit.child.channel import send_record
-from netns_kit.child.supply import ORDER, REPLY
+from netns_kit.child.supply import MOST, ORDER, REPLY, ROOM
 from netns_kit.host import abi
 
 from .agent_common import to_bytes, write_file
@@ -37,42 +38,65 @@ _TRANSPARENT = {  # by family
 _SYSCTLS = {int(socket.AF_INET): "ipv4", int(socket.AF_INET6): "ipv6"}
 
 
-def serve(supply: socket.socket) -> bool:
-    """Answer one order; return False if there will be none any more, or the answer has no room."""
-    try:
-        order = supply.recv(ORDER.size + PATH_MAX)
-    except BlockingIOError:
-        return True
-    except ConnectionError:
-        return False
-    if len(order) < ORDER.size:
-        return False
-    family, kind, transparent, count = ORDER.unpack_from(order)
-    made: list[socket.socket] = []
-    number = 0
-    try:
-        if family == socket.AF_UNIX:
-            made.append(_connected(order[ORDER.size :]))
-        else:
-            while len(made) < min(count, abi.SCM_MAX_FD):
-                made.append(_socket(family, kind, bool(transparent)))
-    except OSError as exc:
-        number = exc.errno or errno.EIO
-    answered = _answer(supply, (family, kind, transparent, number), made)
-    if not answered and made:  # too many descriptors are on their way (ETOOMANYREFS)
-        answered = _answer(supply, (family, kind, transparent, errno.ETOOMANYREFS), [])
-    for each in made:
-        each.close()
-    return answered
+class Supply:
+    """The agent's end of a supply.
 
+    Args:
+        supply: The socket, which is this object's from now on.
+    """
 
-def _answer(supply: socket.socket, reply: tuple[int, int, int, int], sockets: list[socket.socket]) -> bool:
-    """Return whether the engine has been told: it orders no more than there is room to answer."""
-    try:
-        send_record(supply, REPLY.pack(*reply), [each.fileno() for each in sockets])
-    except OSError:
-        return False
-    return True
+    def __init__(self, supply: socket.socket) -> None:
+        supply.setblocking(False)
+        supply.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ROOM)
+        self._supply = supply
+        self._order = b""  # that has no reply yet
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on; it is negative when the engine has gone."""
+        return self._supply.fileno()
+
+    def serve(self) -> int:
+        """Answer one order.  Return the events to wait for: another order, or room for this reply; 0: no more."""
+        try:
+            order = self._order or self._supply.recv(ORDER.size + PATH_MAX)
+        except BlockingIOError:
+            return select.POLLIN
+        except ConnectionError:
+            order = b""
+        if len(order) < ORDER.size:
+            self._supply.shutdown(socket.SHUT_RDWR)  # the engine's owner has a copy
+            self._supply.close()
+            return 0
+        family, kind, transparent, count = ORDER.unpack_from(order)
+        made: list[socket.socket] = []
+        number = 0
+        try:
+            if family == socket.AF_UNIX:
+                made.append(_connected(order[ORDER.size :]))
+            else:
+                while len(made) < min(count, MOST):
+                    made.append(_socket(family, kind, bool(transparent)))
+        except OSError as exc:
+            number = exc.errno or errno.EIO
+        self._order = b""
+        try:
+            self._reply((family, kind, transparent, number), [each.fileno() for each in made])
+        except BlockingIOError:
+            self._order = order
+        except OSError:
+            self._order = b""
+        for each in made:
+            each.close()
+        return select.POLLOUT if self._order else select.POLLIN
+
+    def _reply(self, reply: tuple[int, int, int, int], fds: list[int]) -> None:
+        """Send a reply; without its sockets if the user has too many descriptors on their way."""
+        try:
+            send_record(self._supply, REPLY.pack(*reply), fds)
+        except BlockingIOError:
+            raise
+        except OSError as exc:
+            send_record(self._supply, REPLY.pack(*reply[:3], exc.errno or errno.EIO))
 
 
 def allow_unix(address: str, wanted: bool) -> tuple[dict[str, object], list[int]]:

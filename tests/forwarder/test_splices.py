@@ -211,6 +211,39 @@ def test_urgent_data_is_carried_in_line(bench: Bench) -> None:
     assert bench.server.recv(64) == b"before!after"
 
 
+@pytest.mark.parametrize("size", [1, 3 * SMALL, 3 * LARGE])
+@pytest.mark.parametrize("ends", [False, True])
+def test_urgent_data_behind_much_keeps_nothing_back(size: int, *, ends: bool, bench: Bench) -> None:
+    """A splice stops at urgent data, and so would stop for good."""
+    bench.splice.outer.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    data = (BLOCK * 4)[:size]
+    got = bytearray()
+
+    def tell(data: bytes, flags: int = 0) -> None:
+        while data:
+            with suppress(BlockingIOError):
+                data = data[bench.client.send(data, flags) :]
+            hear()
+
+    def hear() -> None:
+        bench.settle()
+        with suppress(BlockingIOError):
+            while piece := bench.server.recv(SMALL):
+                got.extend(piece)
+
+    for _ in range(3):
+        tell(data)
+        tell(b"!", socket.MSG_OOB)
+        tell(b"tail")
+    if ends:
+        bench.client.shutdown(socket.SHUT_WR)
+    for _ in range(100):
+        hear()
+    assert bytes(got) == (data + b"!tail") * 3
+    if ends:
+        assert bench.splice.inward.ended
+
+
 def test_closing_at_any_moment_leaves_nothing(bench: Bench) -> None:
     while True:
         try:

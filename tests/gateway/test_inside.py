@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import select
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,13 +34,13 @@ class Bench(NamedTuple):
 
     def serve(self) -> int:
         """Answer all orders that are there before the engine reads any answer; return their number."""
-        count = 0
+        count, supply = 0, agent_sockets.Supply(self.agent)
         while True:
             try:
                 self.agent.recv(1, socket.MSG_PEEK)
             except BlockingIOError:
                 return count
-            assert agent_sockets.serve(self.agent)
+            assert supply.serve() == select.POLLIN
             count += 1
 
 
@@ -109,10 +110,10 @@ def test_a_unix_socket_that_no_port_names_is_out_of_reach(bench: Bench, tmp_path
 def test_an_answer_without_room_for_its_sockets_says_so(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, kind: Kind, tmp_path: Path
 ) -> None:
-    def send(sock: socket.socket, record: bytes, fds: list[int]) -> None:
+    def send(sock: socket.socket, record: bytes, fds: list[int] | None = None) -> None:
         if fds:
             raise OSError(errno.ETOOMANYREFS, "")
-        send_record(sock, record, fds)
+        send_record(sock, record)
 
     monkeypatch.setattr(agent_sockets, "send_record", send)
     path = str(tmp_path / "a")
