@@ -17,6 +17,7 @@ from netns_kit.host.abi import IP_FREEBIND, IPV6_FREEBIND
 from .ports import PortForward, UnixSocket
 
 BACKLOG = 4096
+FAMILIES = {4: int(socket.AF_INET), 6: int(socket.AF_INET6)}  # by the version of IP
 NOT_TO_BE_HAD = frozenset({errno.EADDRINUSE, errno.EACCES})  # errors that leave an optional port out
 _IFNAMSIZ = 16  # bytes of a device's name, with its null (linux/if.h)
 _FREEBIND = {4: (socket.IPPROTO_IP, IP_FREEBIND), 6: (socket.IPPROTO_IPV6, IPV6_FREEBIND)}
@@ -32,7 +33,7 @@ def listen(forward: PortForward) -> socket.socket:
     """
     host = forward.host
     assert not isinstance(host, UnixSocket)
-    family = socket.AF_INET if host.version == 4 else socket.AF_INET6
+    family = FAMILIES[host.version]
     kind = socket.SOCK_STREAM if forward.protocol == "tcp" else socket.SOCK_DGRAM
     sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
     try:

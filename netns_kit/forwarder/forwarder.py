@@ -34,7 +34,7 @@ from netns_kit.namespace.namespace import Namespace
 from netns_kit.subnet import Subnet
 from netns_kit.uplink.flow import Endpoint
 
-from .binding import described, listen_unix
+from .binding import FAMILIES, described, listen_unix
 from .conflicts import Claims, place_of
 from .follow import Follower
 from .forwards import Forwards
@@ -46,8 +46,6 @@ from .specs import parse_all, parse_end
 AT_ONCE = 256  # ports that are added between two steps of the engine
 
 CLOSING_SECONDS = 2.0  # for an engine that does not answer; the listeners then end with the stack
-
-_FAMILY = {4: int(socket.AF_INET), 6: int(socket.AF_INET6)}
 
 T = TypeVar("T")
 _numbers = count()
@@ -266,13 +264,13 @@ class Forwarder(Openable):
             NamespaceGone, StackClosed: The forwarder is not open.
             OSError: Listening failed otherwise, for instance for want of the address.
 
-        Cancellation: The port may have been added; `reverses` shows it.
+        Cancellation: The port is not added.
         """
         forward, handler = _reversed(inside, to, protocol)
         if self._reverser is None:
             namespace = self._its_namespace("no socket can listen there")
             self._reverser = Reverser(
-                namespace, self.supervisor, self._stack.ask, self._number, self._stack.pass_socket
+                namespace, self.supervisor, self._stack.ask, self._number, self._hand_over
             )
         with self.supervisor.guarding():
             return await self._reverser.add(forward, handler)
@@ -347,17 +345,22 @@ class Forwarder(Openable):
             async with self._preparing:
                 await self._prepare([forward])
                 sock.setblocking(False)  # all copies
-                return await self._adopt(forward, sock)
+                return await self._hand_over(Forwards.adopt, forward, sock)
         except BaseException:
             self._claims.discard([forward])
             await self._take_back([forward])
             raise
 
-    async def _adopt(self, forward: PortForward, sock: socket.socket) -> PortForward:
-        """Have the engine publish a copy of a socket; it has none if this raises or is cancelled."""
+    async def _hand_over(
+        self,
+        operation: Callable[..., T],
+        forward: PortForward | ReverseForward,
+        sock: socket.socket,
+    ) -> T:
+        """Have the engine do an operation with a copy of a socket.  If this raises or is cancelled, it has none."""
         number = self._stack.pass_socket(sock)
         try:
-            return await self._ask(Forwards.adopt, forward, number)
+            return await self._ask(operation, forward, number)
         except BaseException:
             with anyio.move_on_after(CLOSING_SECONDS, shield=True), suppress(NetnsKitError):
                 await self._stack.ask(Forwards.disown, self._number, forward, number)
@@ -377,7 +380,7 @@ class Forwarder(Openable):
         await namespace.prepare_transparent(ipv6=any(_version(each) == 6 for each in transparent))
         for forward in transparent:
             if _is_routed(forward):
-                await namespace.route_answers(_FAMILY[_version(forward)], forward.guest_port, wanted=True)
+                await namespace.route_answers(FAMILIES[_version(forward)], forward.guest_port, wanted=True)
 
     async def _add_unix(self, forward: PortForward) -> tuple[PortForward, ...]:
         assert isinstance(forward.host, UnixSocket)
@@ -389,7 +392,7 @@ class Forwarder(Openable):
             raise
         try:
             with sock:
-                added = await self._adopt(forward, sock)
+                added = await self._hand_over(Forwards.adopt, forward, sock)
         except BaseException:
             if made is not None:
                 made.remove()
@@ -463,7 +466,7 @@ class Forwarder(Openable):
                         if forward.guest not in guests:
                             await namespace.allow_unix(forward.guest.address, wanted=False)
                     elif (_version(forward), forward.guest_port) not in routed:
-                        family = _FAMILY[_version(forward)]
+                        family = FAMILIES[_version(forward)]
                         await namespace.route_answers(family, forward.guest_port, wanted=False)
 
     async def list(self) -> tuple[PortForward, ...]:

@@ -70,8 +70,8 @@ class Forwards:
         return listener.forward
 
     @operation()
-    def disown(self, owner: int, forward: PortForward, number: int) -> None:
-        """Undo what `adopt` has done, or let go of the socket if it was not asked for."""
+    def disown(self, owner: int, forward: PortForward | ReverseForward, number: int) -> None:
+        """Undo what `adopt` or `reverse` has done, or let go of the socket if it was not asked for."""
         with suppress(OSError):
             self._gateway.inside.passed(number).close()
         self.remove(owner, forward)
