@@ -210,8 +210,10 @@ class DatagramListener(Listener):
         except BaseException:
             self._socket.close()
             raise
+        self._gateway.router.beside.append(self._close_idle)
 
     def close(self) -> None:
+        self._gateway.router.beside.remove(self._close_idle)
         self._engine.remove(self._socket.fileno())
         self._socket.close()
         for flow in list(self._flows.values()):
@@ -242,7 +244,7 @@ class DatagramListener(Listener):
         if not self._gateway.router.make_room():
             return None
         if len(self._flows) >= self._gateway.stack.limits.udp_flows:
-            next(iter(self._flows.values())).end()
+            self._close_idle()
         places = self._targets.for_client(client[:2])
         flow = self._flow(client, places, partial(self._answer, told, client))
         flow.ended = partial(self._flows.pop, key, None)
@@ -252,6 +254,13 @@ class DatagramListener(Listener):
 
     def _flow(self, client: Any, places: list[Place], answer: Answer) -> DatagramFlow:
         return DatagramFlow(self._shared, self.forward, client, places, answer)
+
+    def _close_idle(self) -> bool:
+        """End the flow of the client who has been silent longest.  Return whether there was one."""
+        flow = next(iter(self._flows.values()), None)
+        if flow is not None:
+            flow.end()
+        return flow is not None
 
     def _answer(self, told: Ancillary, client: Any, data: memoryview) -> None:
         with suppress(OSError):  # lost, as datagrams are

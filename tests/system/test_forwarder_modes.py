@@ -26,6 +26,7 @@ from netns_kit import (
     UserStack,
 )
 from netns_kit.forwarder.ports import Mode, UnixSocket
+from netns_kit.gateway import admission
 from netns_kit.gateway.setup import DriverName
 from tests.support import missing, needs_ipv6, needs_tun
 from tests.support.connections import accepted, echoes, exactly, failure, outcome, rest, send
@@ -392,6 +393,30 @@ async def test_of_too_many_clients_the_silent_make_room(leaks: None) -> None:
                 await heard(service)
             known = {flow.host.port for flow in await net.stack.flows() if flow.host is not None}
             assert known == {local(clients[0])[1], local(clients[2])[1]}
+
+
+@bounded
+async def test_clients_of_a_udp_port_do_not_keep_all_descriptors(
+    leaks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flood of them from outside would else refuse whatever the guest opens."""
+    needs_tun()
+    async with Network(driver="loop") as net, receiving(net, OWN) as service:
+        (forward,) = await net.forwarder.add("127.0.0.1:0:53/udp", mode="socket")
+        with ExitStack() as stack:
+            clients = [stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(3)]
+            for client in clients:
+                client.sendto(b"", (LOOPBACK, forward.host_port))
+                await heard(service)
+            router = net.stack.gateway.router
+            router.admission.most = 0  # as if no descriptor were free, from now on
+            monkeypatch.setattr(admission, "most_descriptors", lambda: 0)
+            assert router.make_room()
+            known = [flow.host.port for flow in await net.stack.flows() if flow.host is not None]
+            assert known == [local(client)[1] for client in clients[1:]]
+            assert [router.make_room() for _ in range(3)] == [True, True, False]
+        await net.forwarder.remove(forward)
+        assert router.beside == []
 
 
 @pytest.mark.parametrize("mode", ["stack", "socket", "transparent"])
