@@ -20,11 +20,10 @@ from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.inside import UNIX, Kind, Source
 from netns_kit.stack.wire.ip import is_link_local
 
-from .binding import client_address
+from .binding import FAMILIES, client_address
 from .ports import PortForward, UnixSocket
 
 LOOPBACKS: tuple[Address, Address] = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
-FAMILIES = {4: int(socket.AF_INET), 6: int(socket.AF_INET6)}
 _TAKEN = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES})
 _UNDER_WAY = frozenset({errno.EINPROGRESS, errno.EALREADY, errno.EAGAIN})
 

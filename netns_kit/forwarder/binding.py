@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from ipaddress import ip_address
+from typing import Literal
 
 from netns_kit import arguments
 from netns_kit.arguments import Address, AddressLike
 from netns_kit.errors import AddressError, ArgumentError, PortInUseError
 from netns_kit.host import activation, diagnosis, paths
+from netns_kit.host.abi import IP_FREEBIND, IPV6_FREEBIND
 
 from .ports import PortForward, UnixSocket
 
 BACKLOG = 4096
+FAMILIES = {4: int(socket.AF_INET), 6: int(socket.AF_INET6)}  # by the version of IP
 NOT_TO_BE_HAD = frozenset({errno.EADDRINUSE, errno.EACCES})  # errors that leave an optional port out
-_FREEBIND = {4: (socket.IPPROTO_IP, 15), 6: (socket.IPPROTO_IPV6, 78)}  # IP_FREEBIND, IPV6_FREEBIND
+_IFNAMSIZ = 16  # bytes of a device's name, with its null (linux/if.h)
+_FREEBIND = {4: (socket.IPPROTO_IP, IP_FREEBIND), 6: (socket.IPPROTO_IPV6, IPV6_FREEBIND)}
 
 
 def listen(forward: PortForward) -> socket.socket:
@@ -28,7 +33,7 @@ def listen(forward: PortForward) -> socket.socket:
     """
     host = forward.host
     assert not isinstance(host, UnixSocket)
-    family = socket.AF_INET if host.version == 4 else socket.AF_INET6
+    family = FAMILIES[host.version]
     kind = socket.SOCK_STREAM if forward.protocol == "tcp" else socket.SOCK_DGRAM
     sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
     try:
@@ -114,13 +119,17 @@ def described(
     if wrong is not None:
         raise ArgumentError(expected, "sock", arguments.shown(sock), f"this one {wrong}")
     name = sock.getsockname()
+    device = None
     if sock.family == socket.AF_UNIX:
         host, port = UnixSocket(f"@{name[1:].decode()}" if isinstance(name, bytes) else name), 0
     else:
         host, port = name[0].partition("%")[0], name[1]
+        bound = sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, _IFNAMSIZ)
+        device = os.fsdecode(bound.partition(b"\0")[0]) or None
     if guest_port is None:
         guest_port = 0 if isinstance(guest, UnixSocket) else port
-    return PortForward("tcp" if sock.type == socket.SOCK_STREAM else "udp", host, port, guest, guest_port)
+    protocol: Literal["tcp", "udp"] = "tcp" if sock.type == socket.SOCK_STREAM else "udp"
+    return PortForward(protocol, host, port, guest, guest_port, device)
 
 
 def client_address(text: str) -> Address:

@@ -54,17 +54,15 @@ one, or choose another host port
         return added
 
     def exchange(self, old: Iterable[PortForward], new: Iterable[PortForward]) -> None:
-        """Claim the places of some forwards instead of those of others.
+        """Give up the places of some forwards, and claim those of others, which listen already.
 
         Args:
             old: The forwards whose places are given up.
-            new: The forwards whose places are claimed.
-
-        Raises:
-            PortInUseError: See `add`.
+            new: The forwards whose places are claimed.  The kernel has given them, so nothing is checked.
         """
         self.discard(old)
-        self.add(new)
+        for forward in new:
+            self._claims.setdefault((forward.protocol, forward.host_port), []).append(forward)
 
     def discard(self, forwards: Iterable[PortForward]) -> None:
         """Give up the places of these.

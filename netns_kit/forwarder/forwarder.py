@@ -34,7 +34,7 @@ from netns_kit.namespace.namespace import Namespace
 from netns_kit.subnet import Subnet
 from netns_kit.uplink.flow import Endpoint
 
-from .binding import described, listen_unix
+from .binding import FAMILIES, described, listen_unix
 from .conflicts import Claims, place_of
 from .follow import Follower
 from .forwards import Forwards
@@ -46,8 +46,6 @@ from .specs import parse_all, parse_end
 AT_ONCE = 256  # ports that are added between two steps of the engine
 
 CLOSING_SECONDS = 2.0  # for an engine that does not answer; the listeners then end with the stack
-
-_FAMILY = {4: int(socket.AF_INET), 6: int(socket.AF_INET6)}
 
 T = TypeVar("T")
 _numbers = count()
@@ -113,6 +111,8 @@ class Forwarder(Openable):
         self._handed = Handed()
         self._claims = Claims()
         self._made: dict[PortForward, Made] = {}  # files of unix sockets
+        # held from preparations to the listener that needs them, and while they are taken back
+        self._preparing = anyio.Lock()
         self._follower: Follower | None = None
         self._reverser: Reverser | None = None
         self.supervisor = Supervisor(type(self).__name__, StackClosed, stack.supervisor)
@@ -133,8 +133,7 @@ class Forwarder(Openable):
         with anyio.move_on_after(CLOSING_SECONDS, shield=True), suppress(NetnsKitError):
             listening = await self._stack.ask(Forwards.list, self._number)
             await self._stack.ask(Forwards.remove_all, self._number)
-            for forward in listening:
-                await self._take_back(forward)
+            await self._take_back(listening)
         while self._made:
             _, made = self._made.popitem()
             with suppress(OSError):
@@ -163,7 +162,6 @@ class Forwarder(Openable):
             AddressError: The host has no such address, or the namespace cannot have the one inside.
             ArgumentTypeError: An argument is neither text nor a PortForward or Follow.
             FeatureUnavailable: The mode cannot be had here, or the kernel does not tell what listens inside.
-            NotFound: A port that was added was removed by another task before all were there.
             StackClosed: The forwarder is not open.
             OSError: Listening failed otherwise.
 
@@ -175,7 +173,7 @@ class Forwarder(Openable):
             return (*added, *await self._follow([each for each in asked if isinstance(each, Follow)]))
         except Exception:
             for forward in added:
-                await self.remove(forward)
+                await self._remove(forward)
             raise
 
     async def _publish(
@@ -185,25 +183,25 @@ class Forwarder(Openable):
         forwards = self._claims.add(_permitted(asked))
         added: list[PortForward] = []
         try:
-            await self._prepare(forwards)
-            for (is_handed, on_unix), some in groupby(forwards, _kind):
-                batch = tuple(some)
-                if is_handed:
-                    with self.supervisor.guarding():
-                        added += self._handed.add(batch)
-                    continue
-                for start in range(0, len(batch), 1 if on_unix else AT_ONCE):
-                    if on_unix:
-                        added += await self._add_unix(batch[start])
-                    else:
-                        added += await self._ask(Forwards.add, batch[start : start + AT_ONCE])
+            async with self._preparing:
+                await self._prepare(forwards)
+                for (is_handed, on_unix), some in groupby(forwards, _kind):
+                    batch = tuple(some)
+                    if is_handed:
+                        with self.supervisor.guarding():
+                            added += self._handed.add(batch)
+                        continue
+                    for start in range(0, len(batch), 1 if on_unix else AT_ONCE):
+                        if on_unix:
+                            added += await self._add_unix(batch[start])
+                        else:
+                            added += await self._ask(Forwards.add, batch[start : start + AT_ONCE])
         except BaseException as error:
             self._claims.discard(forwards)
             if isinstance(error, Exception):
                 for forward in added:
-                    await self.remove(forward)
-                for forward in forwards:
-                    await self._take_back(forward)
+                    await self._remove(forward)
+            await self._take_back(forwards)
             if isinstance(error, PortInUseError) and explain:
                 raise await self._explained(error, forwards) from error
             raise
@@ -266,13 +264,13 @@ class Forwarder(Openable):
             NamespaceGone, StackClosed: The forwarder is not open.
             OSError: Listening failed otherwise, for instance for want of the address.
 
-        Cancellation: The port may have been added; `reverses` shows it.
+        Cancellation: The port is not added.
         """
         forward, handler = _reversed(inside, to, protocol)
         if self._reverser is None:
             namespace = self._its_namespace("no socket can listen there")
             self._reverser = Reverser(
-                namespace, self.supervisor, self._stack.ask, self._number, self._stack.pass_socket
+                namespace, self.supervisor, self._stack.ask, self._number, self._hand_over
             )
         with self.supervisor.guarding():
             return await self._reverser.add(forward, handler)
@@ -332,26 +330,41 @@ class Forwarder(Openable):
                 is given it by `listen`.
             ArgumentTypeError: The argument is no socket, or another has another type.
             AddressError, PortSpecError: The namespace cannot have what it is to lead to.
+            PortInUseError: A forward has that place already, perhaps by the same socket.
             FeatureUnavailable: The mode cannot be had here, or the stack is not in a `Namespace`.
             StackClosed: The forwarder is not open.
 
-        Cancellation: The socket may have been published; `list` shows it.
+        Cancellation: The socket is not published.
         """
         forward = described(sock, guest_port, guest).settled(mode)
         if forward.mode == "fd":
             fix = "give it to a command: popen(..., listen=[sock])"
             raise ArgumentError("expected another mode", "mode", "'fd'", fix)
-        sock.setblocking(False)  # all copies
+        self._claims.add([forward])
         try:
-            await self._prepare([forward])
-            return await self._ask(Forwards.adopt, forward, self._stack.pass_socket(sock))
-        except Exception:
-            await self._take_back(forward)
+            async with self._preparing:
+                await self._prepare([forward])
+                sock.setblocking(False)  # all copies
+                return await self._hand_over(Forwards.adopt, forward, sock)
+        except BaseException:
+            self._claims.discard([forward])
+            await self._take_back([forward])
             raise
 
-    async def _stop(self, forward: PortForward) -> bool:
-        """Have whoever listens stop, and return whether anybody did."""
-        return self._handed.remove(forward) or await self._ask(Forwards.remove, forward)
+    async def _hand_over(
+        self,
+        operation: Callable[..., T],
+        forward: PortForward | ReverseForward,
+        sock: socket.socket,
+    ) -> T:
+        """Have the engine do an operation with a copy of a socket.  If this raises or is cancelled, it has none."""
+        number = self._stack.pass_socket(sock)
+        try:
+            return await self._ask(operation, forward, number)
+        except BaseException:
+            with anyio.move_on_after(CLOSING_SECONDS, shield=True), suppress(NetnsKitError):
+                await self._stack.ask(Forwards.disown, self._number, forward, number)
+            raise
 
     async def _prepare(self, forwards: Sequence[PortForward]) -> None:
         """Have the agent do what these need: the routes of transparent ones, and connections to unix sockets."""
@@ -366,8 +379,8 @@ class Forwarder(Openable):
             return
         await namespace.prepare_transparent(ipv6=any(_version(each) == 6 for each in transparent))
         for forward in transparent:
-            if forward.protocol == "udp":
-                await namespace.route_answers(_FAMILY[_version(forward)], forward.guest_port, wanted=True)
+            if _is_routed(forward):
+                await namespace.route_answers(FAMILIES[_version(forward)], forward.guest_port, wanted=True)
 
     async def _add_unix(self, forward: PortForward) -> tuple[PortForward, ...]:
         assert isinstance(forward.host, UnixSocket)
@@ -379,7 +392,7 @@ class Forwarder(Openable):
             raise
         try:
             with sock:
-                added = await self._ask(Forwards.adopt, forward, self._stack.pass_socket(sock))
+                added = await self._hand_over(Forwards.adopt, forward, sock)
         except BaseException:
             if made is not None:
                 made.remove()
@@ -402,6 +415,7 @@ class Forwarder(Openable):
         Raises:
             NotFound: There is no such forward.
             ArgumentTypeError: The argument is no PortForward, Follow or ReverseForward.
+            OSError: The name of its unix socket cannot be removed.
             StackClosed: The forwarder is not open.
 
         Cancellation: The port may have been freed.
@@ -409,38 +423,51 @@ class Forwarder(Openable):
         fix = "give what `add` returned, or one of `list`"
         known = (PortForward, Follow, ReverseForward)
         arguments.instance("forward", forward, known, "a PortForward, a Follow or a ReverseForward", fix)
-        if not isinstance(forward, PortForward):
+        if isinstance(forward, PortForward):
+            found = await self._remove(forward, cut=cut)
+        else:
             with self.supervisor.guarding():
-                if not await self._remove_other(forward, cut=cut):
-                    raise NotFound(f"there is no forward {forward}", fix=fix)
-            return
-        self._claims.discard([forward])
-        if not await self._stop(forward):
+                found = await self._remove_other(forward, cut=cut)
+        if not found:
             raise NotFound(f"there is no forward {forward}", fix=fix)
-        if made := self._made.pop(forward, None):
-            made.remove()
-        if cut:
-            await self._stack.ask(Forwards.cut, forward)
-        await self._take_back(forward)
 
     async def _remove_other(self, forward: Follow | ReverseForward, *, cut: bool) -> bool:
         if isinstance(forward, Follow):
             return self._follower is not None and await self._follower.remove(forward, cut=cut)
         return self._reverser is not None and await self._reverser.remove(forward, cut=cut)
 
-    async def _take_back(self, forward: PortForward) -> None:
-        """Take back what `_prepare` has had done, unless another forward needs it."""
-        if (namespace := self._stack.namespace) is None:
+    async def _remove(self, forward: PortForward, *, cut: bool = False) -> bool:
+        """Stop listening, see `remove`.  Return whether anybody did listen."""
+        self._claims.discard([forward])
+        found = True  # or the answer has not come
+        try:
+            found = self._handed.remove(forward) or await self._ask(Forwards.remove, forward)
+            if found and cut:
+                await self._stack.ask(Forwards.cut, forward)
+        finally:
+            if found:
+                await self._take_back([forward])
+                if made := self._made.pop(forward, None):
+                    made.remove()
+        return found
+
+    async def _take_back(self, forwards: Sequence[PortForward]) -> None:
+        """Take back what `_prepare` has had done, unless another forward needs it; even if we are cancelled."""
+        prepared = [each for each in forwards if isinstance(each.guest, UnixSocket) or _is_routed(each)]
+        if not prepared or (namespace := self._stack.namespace) is None:
             return
-        others = await self._stack.ask(Forwards.list_all)
-        if isinstance(forward.guest, UnixSocket) and all(forward.guest != each.guest for each in others):
-            await namespace.allow_unix(forward.guest.address, wanted=False)
-        if (forward.mode, forward.protocol) != ("transparent", "udp"):
-            return
-        left = [each for each in others if (each.mode, each.protocol) == ("transparent", "udp")]
-        family = _version(forward)
-        if not any(each.guest_port == forward.guest_port and _version(each) == family for each in left):
-            await namespace.route_answers(_FAMILY[family], forward.guest_port, wanted=False)
+        with anyio.move_on_after(CLOSING_SECONDS, shield=True), suppress(NetnsKitError):
+            async with self._preparing:
+                others = await self._stack.ask(Forwards.list_all)
+                guests = {each.guest for each in others}
+                routed = {(_version(each), each.guest_port) for each in others if _is_routed(each)}
+                for forward in prepared:
+                    if isinstance(forward.guest, UnixSocket):
+                        if forward.guest not in guests:
+                            await namespace.allow_unix(forward.guest.address, wanted=False)
+                    elif (_version(forward), forward.guest_port) not in routed:
+                        family = FAMILIES[_version(forward)]
+                        await namespace.route_answers(family, forward.guest_port, wanted=False)
 
     async def list(self) -> tuple[PortForward, ...]:
         """Return the forwards that are listening, oldest first; those of mode "fd" are the last.
@@ -482,6 +509,11 @@ class Forwarder(Openable):
 def _kind(forward: PortForward) -> tuple[bool, bool]:
     """Return what decides who listens: whether a command has the socket, and whether it is a unix socket."""
     return forward.mode == "fd", isinstance(forward.host, UnixSocket)
+
+
+def _is_routed(forward: PortForward) -> bool:
+    """Return whether answers need a route of their port's, see `Namespace.route_answers`."""
+    return (forward.mode, forward.protocol) == ("transparent", "udp")
 
 
 def _reversed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from netns_kit.gateway.gateway import Gateway
@@ -67,6 +68,13 @@ class Forwards:
             raise
         self._listeners[owner, listener.forward] = listener
         return listener.forward
+
+    @operation()
+    def disown(self, owner: int, forward: PortForward | ReverseForward, number: int) -> None:
+        """Undo what `adopt` or `reverse` has done, or let go of the socket if it was not asked for."""
+        with suppress(OSError):
+            self._gateway.inside.passed(number).close()
+        self.remove(owner, forward)
 
     @operation()
     def reverse(self, owner: int, reverse: ReverseForward, number: int) -> None:

@@ -42,7 +42,7 @@ class Reverser:
         supervisor: Whose background tasks serve what leads to Python code.
         ask: Has the engine do an operation.
         owner: The forwarder, as the engine knows it.
-        pass_socket: Passes a copy of a socket to the engine, and returns its number.
+        hand_over: Has the engine do an operation with a forward and a copy of a socket.
     """
 
     def __init__(
@@ -51,13 +51,13 @@ class Reverser:
         supervisor: Supervisor,
         ask: Callable[..., Awaitable[Any]],
         owner: int,
-        pass_socket: Callable[[socket.socket], int],
+        hand_over: Callable[..., Awaitable[Any]],
     ) -> None:
         self._namespace = namespace
         self._supervisor = supervisor
         self._ask = ask
         self._owner = owner
-        self._pass_socket = pass_socket
+        self._hand_over = hand_over
         self._parts: dict[ReverseForward, tuple[Service | None, Made | None]] = {}
 
     @property
@@ -91,7 +91,7 @@ class Reverser:
     async def _lead_by_engine(self, forward: ReverseForward, sock: socket.socket) -> bool:
         """Have the engine accept; return False if it may have no unix sockets."""
         try:
-            await self._ask(Forwards.reverse, self._owner, forward, self._pass_socket(sock))
+            await self._hand_over(Forwards.reverse, forward, sock)
         except PermissionError:
             if not isinstance(forward.to, UnixSocket):
                 raise

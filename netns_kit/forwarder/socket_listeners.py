@@ -17,7 +17,7 @@ from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.inside import Source
 from netns_kit.stack.user import Transport
 from netns_kit.uplink.flow import Endpoint
-from netns_kit.uplink.sockets import Ancillary, ask_for_errors, family_of, read_errors
+from netns_kit.uplink.sockets import Ancillary, ask_for_errors, family_of, read_errors, refusal_for
 
 from .arrivals import Arrival, Place, Targets, bind_as_client
 from .listeners import PKTINFO, PKTINFO_MESSAGES, Listener, StreamListener
@@ -25,7 +25,8 @@ from .ports import PortForward, UnixSocket
 from .splices import Pipes, Splice
 
 DATAGRAMS_PER_STEP = 64
-WAITING_MOST = 16  # datagrams of a client that has no socket inside yet
+WAITING_BYTES = 65536  # of a client's datagrams that are kept until one is answered
+WAITING_LEAST = 4096  # bytes that a kept datagram counts as, at least
 Answer: TypeAlias = Callable[[memoryview], None]
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger
 
@@ -165,21 +166,25 @@ class StreamFlow(Published):
     def _joined(self, inner: socket.socket | OSError, _: Place) -> None:
         gateway = self._gateway
         if isinstance(inner, OSError):
-            self._refuse()
+            self._refused(inner)
             return
         try:
             self._splice = Splice(
                 gateway.engine, self._pipes, self._outer, inner, lambda _: gateway.ended(self)
             )
-        except OSError:
+        except OSError as error:
             inner.close()
-            self._refuse()
+            self._refused(error)
         else:
             if gateway.watcher is not None:
                 self.ends()
 
-    def _refuse(self) -> None:
+    def _refused(self, error: OSError) -> None:
         """Reset the client: nobody inside takes it."""
+        self._gateway.refused(self, refusal_for(error.errno or errno.EIO))
+        self._reset()
+
+    def _reset(self) -> None:
         if family_of(self._outer) != socket.AF_UNIX:
             self._outer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self._outer.close()
@@ -190,11 +195,14 @@ class StreamFlow(Published):
             self._splice.close(reset=True)
         else:
             self._arrival.close()
-            self._refuse()
+            self._reset()
 
 
 class DatagramListener(Listener):
-    """A UDP port of the host that leads to one inside, by a socket for each client.  Closing it ends its flows."""
+    """A UDP port of the host that leads to one inside, by a socket for each client.  Closing it ends its flows.
+
+    Of too many clients, the one who has been silent longest makes room.
+    """
 
     def __init__(
         self, shared: SocketListeners, forward: PortForward, made: socket.socket | None = None
@@ -211,8 +219,10 @@ class DatagramListener(Listener):
         except BaseException:
             self._socket.close()
             raise
+        self._gateway.router.beside.append(self._close_idle)
 
     def close(self) -> None:
+        self._gateway.router.beside.remove(self._close_idle)
         self._engine.remove(self._socket.fileno())
         self._socket.close()
         for flow in list(self._flows.values()):
@@ -243,7 +253,7 @@ class DatagramListener(Listener):
         if not self._gateway.router.make_room():
             return None
         if len(self._flows) >= self._gateway.stack.limits.udp_flows:
-            next(iter(self._flows.values())).end()
+            self._close_idle()
         places = self._targets.for_client(client[:2])
         flow = self._flow(client, places, partial(self._answer, told, client))
         flow.ended = partial(self._flows.pop, key, None)
@@ -253,6 +263,13 @@ class DatagramListener(Listener):
 
     def _flow(self, client: Any, places: list[Place], answer: Answer) -> DatagramFlow:
         return DatagramFlow(self._shared, self.forward, client, places, answer)
+
+    def _close_idle(self) -> bool:
+        """End the flow of the client who has been silent longest.  Return whether there was one."""
+        flow = next(iter(self._flows.values()), None)
+        if flow is not None:
+            flow.end()
+        return flow is not None
 
     def _answer(self, told: Ancillary, client: Any, data: memoryview) -> None:
         with suppress(OSError):  # lost, as datagrams are
@@ -285,7 +302,8 @@ class DatagramFlow(Published):
         self._places = places
         self._answer = answer
         self._socket: socket.socket | None = None
-        self._waiting: list[bytes] = []  # until there is a socket, and the first one until it is answered
+        self._waiting: list[bytes] = []  # for the next place, if this one refuses, until one is answered
+        self._room = WAITING_BYTES
         self._from, self._to = 0, 0
         self._answered = self._is_over = False
         self._last = shared.gateway.engine.now
@@ -316,7 +334,8 @@ class DatagramFlow(Published):
     def from_client(self, data: bytes) -> None:
         """Carry a datagram inside."""
         self._last = self._gateway.engine.now
-        if not self._answered and len(self._waiting) < WAITING_MOST:
+        if not self._answered and len(data) <= self._room:
+            self._room -= max(len(data), WAITING_LEAST)
             self._waiting.append(data)
         if self._socket is not None:
             self._send(self._socket, data)
@@ -355,8 +374,13 @@ class DatagramFlow(Published):
             self._try_next()
             return
         self._socket = sock
+        self._send_waiting(sock)
+
+    def _send_waiting(self, sock: socket.socket) -> None:
+        """Send what the client has sent so far, as long as this place is the one that is tried."""
+        place = self._places[0]
         for data in list(self._waiting):
-            if self._socket is sock:
+            if self._socket is sock and self._places[0] is place:
                 self._send(sock, data)
 
     def _on_events(self, events: int) -> None:
@@ -386,6 +410,11 @@ class DatagramFlow(Published):
         refused = any(each.error == errno.ECONNREFUSED for each in read_errors(sock))
         if not refused or self._answered:
             return False
+        source = self._places[0].source
+        if source is not None and len(self._places) > 1 and self._places[1].source == source:
+            del self._places[0]  # this socket serves as well: another may not have the client's port yet
+            self._send_waiting(sock)
+            return True
         self._drop()
         self._try_next()
         return True

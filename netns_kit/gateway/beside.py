@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
+from netns_kit.stack import Refusal
 from netns_kit.stack.user import Transport
 from netns_kit.uplink.flow import Endpoint
 
@@ -67,6 +68,9 @@ class Watcher(Protocol):
 
     def opened(self, transport: Transport, flow: FlowBeside) -> None:
         """Note a flow that has begun."""
+
+    def refused(self, transport: Transport, flow: FlowBeside, why: Refusal) -> None:
+        """Note that nobody takes a flow; `closed` follows."""
 
     def closed(self, transport: Transport, flow: FlowBeside) -> None:
         """Note a flow that has ended."""

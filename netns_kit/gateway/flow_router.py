@@ -83,6 +83,7 @@ class FlowRouter:
 
     Attributes:
         published: The published UDP ports of the host, the oldest first, by the guest's port that they lead to.
+        beside: Functions that close an idle flow beside the stack, and return whether there was one.
         refused: The number of flows that were refused by the uplink or for lack of descriptors.
     """
 
@@ -107,6 +108,7 @@ class FlowRouter:
         self._udp: dict[GuestEndpoint, UdpRelay] = {}
         self.inbox, self.outbox = Inbox(), Outbox()
         self.published: dict[int, list[Published]] = {}
+        self.beside: list[Callable[[], bool]] = []
         self.refused = 0
         self.stack = stack(self)
         self.admission = Admission(engine, self._give_up)
@@ -398,7 +400,8 @@ class FlowRouter:
         """Return whether there is a descriptor for one more flow; if necessary, close another flow for it.
 
         The flow closed is the UDP flow that has been idle longest.  It is a connection whose handshake is not over
-        instead if there is no UDP flow, or if such connections have more than half of all descriptors.
+        instead if there is no UDP flow, or if such connections have more than half of all descriptors; and if there
+        is neither, an idle flow beside the stack.
 
         Args:
             key: The key of the new flow, if the guest opens it: this flow is not closed.
@@ -417,7 +420,7 @@ class FlowRouter:
             pending.give_way()
         elif idle is not None:
             stack.udp.evict(spare=key)
-        else:
+        elif not any(close_idle() for close_idle in self.beside):
             return False
         stack.dropped["limit-descriptors"] += 1
         return True

@@ -20,7 +20,17 @@ from netns_kit.domain_names import is_host_name, to_wire
 from netns_kit.errors import DeviceGone, FeatureUnavailable
 from netns_kit.frozen import frozen, replace
 from netns_kit.operations import chained, operation, summed
-from netns_kit.stack import AnyFlow, EchoFlow, Stack, StackUser, Steering, TcpConnection, Transport, UdpFlow
+from netns_kit.stack import (
+    AnyFlow,
+    EchoFlow,
+    Refusal,
+    Stack,
+    StackUser,
+    Steering,
+    TcpConnection,
+    Transport,
+    UdpFlow,
+)
 from netns_kit.stack.wire.ndp import Advertisement
 from netns_kit.subnet import Subnet, Subnet6
 from netns_kit.uplink.flow import DNS_PORT, Endpoint
@@ -258,6 +268,11 @@ class Gateway:
         self.beside[flow.id] = flow
         if self.watcher is not None:
             self.watcher.opened(flow.protocol, flow)
+
+    def refused(self, flow: FlowBeside, why: Refusal) -> None:
+        """Note that nobody takes a flow that has begun; `ended` follows."""
+        if self.watcher is not None:
+            self.watcher.refused(flow.protocol, flow, why)
 
     def ended(self, flow: FlowBeside) -> None:
         """Note a flow that has ended."""

@@ -126,12 +126,10 @@ def _socket(family: int, kind: int, transparent: bool) -> socket.socket:
         if kind == socket.SOCK_STREAM:
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             made.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+            if transparent:  # two of UDP at one address would have one another's answers
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if transparent:
             made.setsockopt(*_TRANSPARENT[family], 1)
-            if (
-                kind == socket.SOCK_STREAM
-            ):  # beside those in TIME-WAIT; of UDP, the last one would get all answers
-                made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
     except BaseException:
         made.close()

@@ -54,7 +54,7 @@ class Events:
         self._gateway = gateway
         self._tell = tell
         self._queues: dict[int, _Queue] = {}
-        self._refused: AnyFlow | None = None  # the flow whose end has been told
+        self._refused: AnyFlow | FlowBeside | None = None  # the flow whose end has been told
 
     @operation(same)
     def subscribe(self, number: int) -> None:
@@ -81,7 +81,7 @@ class Events:
     def opened(self, transport: Transport, flow: AnyFlow | FlowBeside) -> None:
         self._happened("opened", transport, flow)
 
-    def refused(self, transport: Transport, flow: AnyFlow, why: Refusal | IcmpError) -> None:
+    def refused(self, transport: Transport, flow: AnyFlow | FlowBeside, why: Refusal | IcmpError) -> None:
         self._refused = flow
         self._happened("refused", transport, flow, why if isinstance(why, Refusal) else None)
 

@@ -102,3 +102,14 @@ def test_what_needs_a_privilege_is_left_out_if_it_is_optional(monkeypatch: pytes
     assert asked == [80, 80]  # one is tried, and nothing where all are high
     assert list(_permitted([high])) == [high]
     assert asked == [80, 80]
+
+
+def test_what_the_kernel_has_given_is_claimed_unasked() -> None:
+    """Port 0 got a number that another forward, which is about to be refused, has claimed."""
+    claims = Claims()
+    (wanted, given) = parse("8080:80"), parse("127.0.0.1:8080:81")
+    claims.add(wanted)
+    claims.exchange(parse("127.0.0.1:0:81"), given)
+    claims.discard(wanted)
+    with pytest.raises(PortInUseError, match="which leads to 81"):
+        claims.add(wanted)

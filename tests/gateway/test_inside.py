@@ -13,7 +13,6 @@ import pytest
 
 from netns_kit.child.channel import send_record
 from netns_kit.child.supply import ORDER, PASSED, REPLY
-from netns_kit.gateway import inside
 from netns_kit.gateway.engine import Engine
 from netns_kit.gateway.inside import UNIX, Inside, Kind
 from netns_kit.namespace import agent_sockets
@@ -88,6 +87,23 @@ def test_many_connections_at_once_each_lead_where_they_were_to(bench: Bench, tmp
             listener.close()
     assert len(got) == count
     assert all(wanted == found for wanted, found in got)
+
+
+def test_a_unix_socket_that_no_port_names_is_out_of_reach(bench: Bench, tmp_path: Path) -> None:
+    path, told = str(tmp_path / "a"), list[socket.socket | OSError]()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        for wanted in (None, True, False):
+            if wanted is not None:
+                agent_sockets.allow_unix(path, wanted=wanted)
+            bench.inside.connect_unix(path, told.append)
+            bench.serve()
+            bench.settle()
+    before, sock, after = told
+    assert isinstance(sock, socket.socket)
+    sock.close()
+    assert [each.errno for each in (before, after) if isinstance(each, OSError)] == [errno.EACCES] * 2
 
 
 @pytest.mark.parametrize("kind", [STREAM, UNIX])

@@ -8,20 +8,25 @@ import struct
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, aclosing, asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
 from netns_kit import (
+    AddressError,
     FeatureUnavailable,
     Forwarder,
+    Limits,
     Network,
     PortForward,
     PortInUseError,
+    Refusal,
     TapDevice,
     UserStack,
 )
 from netns_kit.forwarder.ports import Mode, UnixSocket
+from netns_kit.gateway import admission
 from netns_kit.gateway.setup import DriverName
 from tests.support import missing, needs, needs_ipv6, needs_tun
 from tests.support.connections import accepted, echoes, exactly, failure, outcome, rest, send
@@ -162,6 +167,25 @@ async def test_the_port_is_another_where_the_clients_is_taken(net: Network) -> N
             assert remote(served[1]) != remote(served[0])
             for client, server in zip(clients, served, strict=True):
                 await echoes(client, server)
+
+
+@bounded
+async def test_answers_to_one_client_leave_by_the_port_that_it_asked(net: Network) -> None:
+    """It asks two published ports from one socket, so both of its sockets inside would have one address and port."""
+    ports = await net.forwarder.add("0.0.0.0:0:53/udp", "0.0.0.0:0:54/udp", mode="transparent")
+    async with receiving(net, "0.0.0.0") as one, receiving(net, "0.0.0.0", 54) as two:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.setblocking(False)
+            client.bind((host(), 0))
+            asked = [(host(), port.host_port) for port in ports]
+            senders = []
+            for address, service in zip(asked, (one, two), strict=True):
+                client.sendto(b"question", address)
+                senders.append((await heard(service))[1])
+            assert senders[0] == local(client)
+            for address, service, sender in zip(asked, (one, two), senders, strict=True):
+                service.sendto(b"answer", sender)
+                assert await heard(client) == (b"answer", address)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -337,6 +361,66 @@ async def test_it_is_a_flow_like_any_other(net: Network) -> None:
 
 @pytest.mark.parametrize("mode", ["stack", "socket", "transparent"])
 @bounded
+async def test_a_client_that_nobody_takes_is_told_of_as_refused(net: Network, mode: Mode) -> None:
+    (forward,) = await net.forwarder.add("0.0.0.0:0:81", mode=mode)
+    async with aclosing(net.stack.events()) as events, anyio.create_task_group() as tasks:
+        seen = []
+
+        async def follow() -> None:
+            async for event in events:
+                seen.append(event)
+                if event.kind != "opened":
+                    return
+
+        tasks.start_soon(follow)
+        await anyio.sleep(0.1)
+        with calling((LOOPBACK, forward.host_port)) as client:
+            await failure(client)
+    assert [(event.kind, event.refusal) for event in seen] == [("opened", None), ("refused", Refusal.RESET)]
+    assert await net.stack.flows() == ()
+
+
+@bounded
+async def test_of_too_many_clients_the_silent_make_room(leaks: None) -> None:
+    needs_tun()
+    limits = Limits(udp_flows=2)
+    async with Network(limits=limits) as net, receiving(net, OWN) as service:
+        (forward,) = await net.forwarder.add("127.0.0.1:0:53/udp", mode="socket")
+        with ExitStack() as stack:
+            clients = [stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(3)]
+            for client in (0, 1, 0, 2):
+                clients[client].sendto(b"", (LOOPBACK, forward.host_port))
+                await heard(service)
+            known = {flow.host.port for flow in await net.stack.flows() if flow.host is not None}
+            assert known == {local(clients[0])[1], local(clients[2])[1]}
+
+
+@bounded
+async def test_clients_of_a_udp_port_do_not_keep_all_descriptors(
+    leaks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flood of them from outside would else refuse whatever the guest opens."""
+    needs_tun()
+    async with Network(driver="loop") as net, receiving(net, OWN) as service:
+        (forward,) = await net.forwarder.add("127.0.0.1:0:53/udp", mode="socket")
+        with ExitStack() as stack:
+            clients = [stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(3)]
+            for client in clients:
+                client.sendto(b"", (LOOPBACK, forward.host_port))
+                await heard(service)
+            router = net.stack.gateway.router
+            router.admission.most = 0  # as if no descriptor were free, from now on
+            monkeypatch.setattr(admission, "most_descriptors", lambda: 0)
+            assert router.make_room()
+            known = [flow.host.port for flow in await net.stack.flows() if flow.host is not None]
+            assert known == [local(client)[1] for client in clients[1:]]
+            assert [router.make_room() for _ in range(3)] == [True, True, False]
+        await net.forwarder.remove(forward)
+        assert router.beside == []
+
+
+@pytest.mark.parametrize("mode", ["stack", "socket", "transparent"])
+@bounded
 async def test_removed_with_its_connections_or_without(net: Network, mode: Mode) -> None:
     async with joined(net, mode) as (client, served, forward):
         await net.forwarder.remove(forward)
@@ -369,6 +453,108 @@ async def test_the_rules_of_transparent_datagrams_go_with_the_last_port(net: Net
     assert "sport 55" not in await rules(net)
     await net.forwarder.remove(three)
     assert "sport" not in await rules(net)
+
+
+@bounded
+async def test_the_rule_stays_for_whoever_comes_as_the_last_one_goes(
+    net: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (last,) = await net.forwarder.add("0:53/udp", mode="transparent")
+    route = net.namespace.route_answers
+
+    async def route_and_remove(family: int, port: int, *, wanted: bool) -> None:
+        await route(family, port, wanted=wanted)
+        if wanted:
+            tasks.start_soon(net.forwarder.remove, last)
+            await anyio.sleep(0.1)  # it would have the rule removed, since nobody listens yet
+
+    monkeypatch.setattr(net.namespace, "route_answers", route_and_remove)
+    async with anyio.create_task_group() as tasks:
+        added = await net.forwarder.add("0:53/udp", mode="transparent")
+    assert await net.forwarder.list() == added
+    assert "sport 53" in await rules(net)
+
+
+@bounded
+async def test_a_rule_is_taken_back_if_its_port_is_cancelled(
+    net: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    route = net.namespace.route_answers
+
+    async def route_and_cancel(family: int, port: int, *, wanted: bool) -> None:
+        await route(family, port, wanted=wanted)
+        scope.cancel()
+
+    monkeypatch.setattr(net.namespace, "route_answers", route_and_cancel)
+    with anyio.CancelScope() as scope:
+        await net.forwarder.add("0:53/udp", mode="transparent")
+    assert scope.cancelled_caught
+    assert ("sport 53" in await rules(net)) == bool(await net.forwarder.list())
+
+
+@pytest.mark.parametrize("path", ["file", "abstract"])
+@pytest.mark.parametrize("way", ["add", "adopt"])
+@bounded
+async def test_a_unix_socket_that_is_cancelled_is_gone(
+    net: Network, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, path: str, way: str
+) -> None:
+    at = UnixSocket(str(tmp_path / "published") if path == "file" else f"@{tmp_path}/published")
+    passing = net.stack.pass_socket
+
+    def pass_and_cancel(sock: socket.socket) -> int:
+        number = passing(sock)
+        scope.cancel()
+        return number
+
+    monkeypatch.setattr(net.stack, "pass_socket", pass_and_cancel)
+    with anyio.CancelScope() as scope:
+        if way == "add":
+            await net.forwarder.add(PortForward("tcp", at, 0, None, 80))
+        else:
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.bind(at.address)
+                sock.listen()
+                await net.forwarder.adopt(sock, 80)
+    assert scope.cancelled_caught
+    assert await net.forwarder.list() == ()
+    if path == "file" and way == "adopt":
+        (tmp_path / "published").unlink()  # it was the caller's
+    with socket.socket(socket.AF_UNIX) as late:
+        assert late.connect_ex(at.address) == (errno.ENOENT if path == "file" else errno.ECONNREFUSED)
+    monkeypatch.undo()
+    await net.forwarder.add(PortForward("tcp", at, 0, None, 80))
+
+
+@bounded
+async def test_a_socket_is_published_once(net: Network) -> None:
+    with socket.create_server((LOOPBACK, 0)) as sock:
+        with pytest.raises(AddressError):
+            await net.forwarder.adopt(sock, 80, "10.0.2.2", mode="stack")
+        forward = await net.forwarder.adopt(sock, 80, mode="socket")
+        with pytest.raises(PortInUseError, match="taken by another forward, which leads to 80"):
+            await net.forwarder.adopt(sock, 80, mode="socket")
+        assert await net.forwarder.list() == (forward,)
+        await net.forwarder.remove(forward)
+        assert await net.forwarder.list() == ()
+        assert await net.forwarder.adopt(sock, 80, mode="socket") == forward
+
+
+@bounded
+async def test_ports_that_needed_nothing_are_taken_back_without_a_question(
+    net: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round trip to the engine for each would make a range slow to close."""
+    asked = []
+    ask = net.stack.ask
+
+    async def count(operation: Any, *arguments: object) -> Any:
+        asked.append(operation.__name__)
+        return await ask(operation, *arguments)
+
+    monkeypatch.setattr(net.stack, "ask", count)
+    await net.forwarder.add(*["127.0.0.1:0:80"] * 50, mode="socket")
+    await net.forwarder.close()
+    assert asked == ["add", "list", "remove_all"]
 
 
 @pytest.mark.parametrize("mode", MODES)

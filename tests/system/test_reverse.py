@@ -105,6 +105,23 @@ async def unix_client(net: Network, address: str) -> anyio.abc.SocketStream:
 
 
 @bounded
+async def test_one_that_is_cancelled_listens_no_more(net: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    passing = net.stack.pass_socket
+
+    def pass_and_cancel(sock: socket.socket) -> int:
+        number = passing(sock)
+        scope.cancel()
+        return number
+
+    monkeypatch.setattr(net.stack, "pass_socket", pass_and_cancel)
+    with anyio.CancelScope() as scope:
+        await net.forwarder.reverse("8080", "127.0.0.1:80")
+    assert scope.cancelled_caught
+    assert net.forwarder.reverses() == ()
+    assert await net.namespace.listening() == ()
+
+
+@bounded
 async def test_a_port_inside_leads_to_a_port_of_the_host(net: Network) -> None:
     """Whatever the uplink allows: the host's loopback is closed here."""
     with tcp_server(echo) as port:
