@@ -53,7 +53,9 @@ if TYPE_CHECKING:
     from .forwarder.ports import Follow as Follow
     from .forwarder.ports import Mode as Mode
     from .forwarder.ports import PortForward as PortForward
+    from .forwarder.ports import ReverseForward as ReverseForward
     from .forwarder.ports import UnixSocket as UnixSocket
+    from .forwarder.reverse import StreamHandler as StreamHandler
     from .gateway.gateway import FlowInfo as FlowInfo
     from .gateway.setup import Configure as Configure
     from .gateway.setup import DriverName as DriverName
@@ -122,7 +124,8 @@ _HOMES = {
         "WrongEventLoop"
     ),
     "forwarder.forwarder": "Askable Forwarder",
-    "forwarder.ports": "Follow Mode PortForward UnixSocket",
+    "forwarder.ports": "Follow Mode PortForward ReverseForward UnixSocket",
+    "forwarder.reverse": "StreamHandler",
     "gateway.gateway": "FlowInfo",
     "gateway.setup": "Configure DriverName SandboxLayer StackOptions",
     "gateway.stats": "Stats",

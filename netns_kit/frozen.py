@@ -130,12 +130,6 @@ def replace(record: T, **changes: Any) -> T:
     return type(record)(**{**same, **changes})
 
 
-def names(kind: Any) -> tuple[str, ...]:
-    """The fields of a record that are given to it, in order."""
-    given: tuple[str, ...] = kind.__match_args__
-    return given
-
-
 # -- the methods ----------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import tempfile
@@ -16,18 +15,17 @@ from hypothesis import HealthCheck, settings
 from tests.support import (
     GRACE,
     Possessions,
+    adopt_orphans,
     children,
     see_administrators_programs,
     wait_exit,
     wait_new_children,
 )
 
-PR_SET_CHILD_SUBREAPER = 36
-
 
 def pytest_configure() -> None:
-    """Prepare this process: it is the parent of whatever a test orphans (prctl(2)), for `no_process_left` to see."""
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    """Prepare this process: what a test orphans is its child, for `no_process_left` to see."""
+    adopt_orphans()
     see_administrators_programs()
     # How long an example may take says more about what else the machine does than about the code.
     settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])

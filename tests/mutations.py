@@ -13,8 +13,10 @@ the functions of OPERATORS say what each word does.
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,7 +25,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from tests.support import ROOT
+from tests.support import ROOT, adopt_orphans, children
 
 TABLE = ROOT / "tests" / "mutations.txt"
 PLACES = "netns_kit", "benchmarks", "tests"
@@ -399,12 +401,23 @@ def failures(tests: Iterable[str], modules: Iterable[tuple[Path, ast.AST]]) -> s
             )
         except subprocess.TimeoutExpired as hanging:
             return str(hanging)
+        finally:
+            _end_orphans()
         if child.returncode not in (PASSED, FAILED):
             raise ChildProcessError(child.stdout + child.stderr)
         return child.stdout if child.returncode else ""
 
 
+def _end_orphans() -> None:
+    """Kill what broken code has left running: it is a child of this process, since `main`."""
+    while left := children():
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
 def main(words: list[str]) -> int:
+    adopt_orphans()
     lines = [(each, f"{each.test}: {each}") for each in mutations()]
     chosen = [(each, line) for each, line in lines if not words or any(word in line for word in words)]
     if not chosen:

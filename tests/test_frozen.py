@@ -10,8 +10,18 @@ from typing import Any, ClassVar
 
 import pytest
 
-from netns_kit import FlowInfo, Follow, Limits, PortForward, Record, StaticLease, Subnet, Subnet6, UnixSocket
-from netns_kit.frozen import field, frozen, names, replace
+from netns_kit import (
+    FlowInfo,
+    Follow,
+    Limits,
+    PortForward,
+    Record,
+    StaticLease,
+    Subnet,
+    Subnet6,
+    UnixSocket,
+)
+from netns_kit.frozen import field, frozen, replace
 from netns_kit.uplink.flow import Flow, Target
 
 
@@ -127,7 +137,7 @@ def test_an_instance_may_be_asked_first() -> None:
 
 def test_it_is_replaced_and_its_fields_are_named() -> None:
     assert replace(Ours(1), y=2) == Ours(1, 2)
-    assert names(Ours) == ("x", "y", "seen")
+    assert Ours.__match_args__ == ("x", "y", "seen")
     with pytest.raises(TypeError, match="unexpected keyword argument 'z'"):
         replace(Ours(1), z=2)
 

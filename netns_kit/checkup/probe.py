@@ -192,10 +192,6 @@ def resolvers(endpoints: list[tuple[str, int]]) -> Outcome:
     return outcome
 
 
-def descriptors() -> list[int]:
-    return list(resource.getrlimit(resource.RLIMIT_NOFILE))
-
-
 def sandbox(readable: list[str]) -> dict[str, Outcome]:
     """What a worker gives up, layer by layer."""
     outcomes: dict[str, Outcome] = {}

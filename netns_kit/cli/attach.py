@@ -17,6 +17,7 @@ import anyio.abc
 
 from netns_kit import arguments
 from netns_kit.errors import ArgumentError, NamespaceGone, NetnsKitError, OwnNamespace
+from netns_kit.forwarder.specs import parse_all
 from netns_kit.gateway.engine import is_waitable
 from netns_kit.host.limits import calm_collector, raise_descriptor_limit
 from netns_kit.host.paths import write_pid_file
@@ -47,6 +48,8 @@ def main(words: Sequence[str]) -> int:
         where = {"pid": int(target)} if target.isdigit() else {"path": target}
         namespace = Namespace.attach(**where, pids="host", allow_current=own)  # no command runs there
         network = network_from(options, namespace, options.ifname)
+        if any(each.settled(options.port_mode).mode == "fd" for each in parse_all(options.ports)):
+            parser.error("mode fd: it gives the port to a command, and there is none; choose another")
         with Signals(ENDING) as signals:
             anyio.run(_attach, network, options, signals)
             end(0)

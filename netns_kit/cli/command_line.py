@@ -17,6 +17,7 @@ from netns_kit.errors import ArgumentError, NetnsKitError
 
 FAILED = 125
 HOST_LOOPBACK = "--host-loopback"
+_NO_OPTION = ("pass_fds", "LISTEN_FDS")  # what is given to us in another way
 _OPTIONS = {"port": "publish", "mode": "port-mode", "open_files": "open-file", "sockets": "unix"}
 ONE_PORT = "for one port write --host-loopback=PORT"
 
@@ -77,7 +78,7 @@ def whole_number(check: Callable[[int], object]) -> Callable[[str], int]:
 
 def said_of(error: Exception, text: str) -> str:
     """What is wrong with a value, without the name that the library's argument has in Python."""
-    if not isinstance(error, ArgumentError) or error.knob == "pass_fds":  # which no option gives
+    if not isinstance(error, ArgumentError) or error.knob in _NO_OPTION:
         return str(error)
     return "; ".join(part for part in (f"{text!r}: {error.cause}", error.fix) if part is not None)
 
@@ -89,7 +90,7 @@ def as_option(error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, NetnsKitError) and error.filename is not None:
         name = error.filename if isinstance(error.filename, int) else os.fsdecode(error.filename)
         return f"{printable(str(name))}: {error.strerror}"
-    if not isinstance(error, ArgumentError) or error.knob == "pass_fds":  # which no option gives
+    if not isinstance(error, ArgumentError) or error.knob in _NO_OPTION:
         return str(error)
     option = _OPTIONS.get(error.knob.partition("[")[0]) or error.knob.replace("_", "-")
     return f"--{option} {said_of(error, str(error.value).strip(chr(39)))}"

@@ -8,7 +8,7 @@ import inspect
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, cast, get_args
 
@@ -17,10 +17,11 @@ import anyio
 from netns_kit import __version__, arguments
 from netns_kit.dns import Record
 from netns_kit.errors import NetnsKitError
-from netns_kit.forwarder.ports import MODES
-from netns_kit.forwarder.specs import SYNTAX, parse_all
+from netns_kit.forwarder.ports import MODES, Mode
+from netns_kit.forwarder.specs import SYNTAX, parse_all, parse_reverse
 from netns_kit.forwarder.specs import parse as parse_ports
 from netns_kit.gateway.setup import DriverName
+from netns_kit.host.activation import activated
 from netns_kit.host.limits import calm_collector, raise_descriptor_limit
 from netns_kit.namespace.background import beside
 from netns_kit.namespace.given import FileMode, OpenFile
@@ -40,6 +41,7 @@ from .signals import Signals
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # as env(1) and chroot(1) have them
 READING = (signal.SIGTTIN, signal.SIGTTOU)  # from the background, or writing
 _ALL_PORTS = "all"
+Adopt = Callable[[Network], Awaitable[None]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,11 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
         command = [os.environ.get("SHELL") or "/bin/sh"]
-    inherited = _inherited()
     try:
+        adopt = _activation(options.port_mode)
         with Signals() as signals:
-            given = _command_options(options, inherited)
-            status = anyio.run(_run, network_from(options), options, command, given, signals)
+            given = _command_options(options, _inherited())
+            status = anyio.run(_run, network_from(options), options, adopt, command, given, signals)
             if status < 0:
                 end_by(-status)
             end(status)
@@ -67,6 +69,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             fix = "install it, or write where it is"
             return complain(status, NetnsKitError(f"{command[0]!r} is not found in PATH", fix=fix))
         return complain(status, error)
+
+
+def _activation(mode: Mode | None) -> Adopt:
+    """Return what publishes the sockets that we were activated with, if they are to go another way than "fd"."""
+    sockets = () if mode in (None, "fd") else activated()
+
+    async def adopt(network: Network) -> None:
+        for name, sock in sockets:
+            with sock:
+                await network.forwarder.adopt(sock, int(name) if name.isdecimal() else None, mode=mode)
+
+    return adopt
 
 
 def _inherited() -> list[int]:
@@ -176,13 +190,19 @@ def _socket(text: str) -> tuple[str, str]:
 
 
 async def _run(
-    network: Network, options: argparse.Namespace, command: list[str], given: CommandOptions, signals: Signals
+    network: Network,
+    options: argparse.Namespace,
+    adopt: Adopt,
+    command: list[str],
+    given: CommandOptions,
+    signals: Signals,
 ) -> int:
     """The command's `returncode`."""
     async with network:
         raise_descriptor_limit()  # not the command's: that is the agent's child
         calm_collector()
         await publish(network, options)
+        await adopt(network)
         signals.keep()
         is_ours = _foreground() == os.getpgrp()
         leads = is_ours and network.namespace.pids == "own" and _is_alone()
@@ -292,6 +312,9 @@ async def publish(network: Network, options: argparse.Namespace) -> None:
     for forward in await network.forwarder.add(*asked):
         if forward not in known:
             notice(f"netns-kit: {forward}")
+    for reverse in network.forwarder.reverses():
+        if reverse not in network.reverse:
+            notice(f"netns-kit: {reverse}")
 
 
 async def _pass_on(signals: Signals, process: Process) -> None:
@@ -417,6 +440,17 @@ def add_network_options(run: argparse.ArgumentParser) -> None:
         "client's address (stack); by a socket inside, which also reaches its loopback addresses (socket), or one "
         "with the client's address (transparent); or as the listening socket that the command is given (fd).  The "
         "default is socket for unix sockets and loopback addresses inside, else stack",
+    )
+    run.add_argument(
+        "-R",
+        "--reverse",
+        action="append",
+        default=[],
+        type=value(parse_reverse),
+        metavar="SPEC",
+        help="lead a port inside out: [tcp:|udp:][INSIDE:]PORT:[ADDRESS:]PORT[/PROTO], either end also unix:PATH "
+        "(inside unix:@NAME is the namespace's alone); without INSIDE on 127.0.0.1 there; the host's loopback is "
+        "reached by this whatever --host-loopback says; repeatable",
     )
     run.add_argument(
         "--mtu",

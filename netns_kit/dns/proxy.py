@@ -50,7 +50,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, KeysView, Sequence
-from itertools import takewhile
+from itertools import chain, takewhile
 from math import inf
 from typing import NamedTuple, TypeAlias
 
@@ -103,6 +103,12 @@ class Answer(NamedTuple):
 
 Action: TypeAlias = Send | Answer
 
+COUNTERS = (
+    "queries", "joined", "repeated", "answered", "gave_up", "failovers", "probes", "timeouts", "evicted", "malformed",
+    "unmatched",
+)  # fmt: skip
+"""Attributes of `DnsProxy` that count; `netns_kit.gateway.stats.Stats` says what."""
+
 
 class DnsProxy:
     """A relay of DNS queries to several upstreams, without its sockets.
@@ -154,23 +160,9 @@ class DnsProxy:
         self._waiters: OrderedDict[tuple[Hashable, bytes], Exchange] = OrderedDict()  # longest first
         self._waits: dict[float, OrderedDict[Exchange, None]] = {}  # by length, each in order of `due`
         self.transfers = 0
-        self.queries = 0
-        self.joined = 0
-        self.repeated = 0
-        self.answered = 0
-        self.gave_up = 0
-        self.failovers = 0
-        self.probes = 0
-        self.timeouts = 0
-        self.evicted = 0
-        self.malformed = 0
-        self.unmatched = 0
+        self.queries = self.joined = self.repeated = self.answered = self.gave_up = self.failovers = 0
+        self.probes = self.timeouts = self.evicted = self.malformed = self.unmatched = 0
         self.set_upstreams(upstreams, manner=manner)
-
-    def upstreams(self, route: Hashable = None) -> tuple[Upstream, ...]:
-        """Return the upstreams of a route, in order of preference."""
-        known = self._routes.get(route)
-        return () if known is None else tuple(resolver.upstream for resolver in known.resolvers)
 
     def set_upstreams(
         self, upstreams: Sequence[Upstream], route: Hashable = None, manner: Manner = DEFAULT
@@ -334,13 +326,8 @@ class DnsProxy:
         A call before the deadline returns nothing.  Only exchanges that are due are visited.
         """
         actions: list[Action] = []
-        over = [
-            exchange
-            for waits in self._waits.values()
-            for exchange in takewhile(lambda each: each.due <= now, waits)
-        ]
-        over.sort(key=lambda each: each.due)
-        for exchange in over:
+        over = [takewhile(lambda each: each.due <= now, waits) for waits in self._waits.values()]
+        for exchange in sorted(chain.from_iterable(over), key=lambda each: each.due):
             if exchange.transferred:
                 self.answered += 1
                 self._end(exchange)
@@ -353,21 +340,8 @@ class DnsProxy:
         return actions
 
     def stats(self) -> dict[str, int]:
-        """Return the counters since the beginning, and how many clients wait."""
-        return {
-            "queries": self.queries,  # accepted from clients, repetitions not counted
-            "joined": self.joined,  # of these, the same query of another client was under way
-            "repeated": self.repeated,  # the client asked again while its query was under way
-            "answered": self.answered,  # by an upstream, its SERVFAIL or REFUSED included
-            "gave_up": self.gave_up,  # the proxy's own SERVFAIL
-            "failovers": self.failovers,  # a further message was sent to an upstream
-            "probes": self.probes,  # a copy was sent, to see whether an upstream is back
-            "timeouts": self.timeouts,  # waits that ended without an answer
-            "evicted": self.evicted,  # clients dropped for younger ones
-            "malformed": self.malformed,  # from an upstream, never relayed
-            "unmatched": self.unmatched,  # from an upstream: forged, repeated or late
-            "pending": len(self._waiters),
-        }
+        """Return the counters (`COUNTERS`) since the beginning, and the number of clients that wait."""
+        return {**{name: getattr(self, name) for name in COUNTERS}, "pending": len(self._waiters)}
 
     def _choose(self, exchange: Exchange) -> Resolver | None:
         """Return the resolver to ask next, None if none is left: the least asked, then a healthy, then the first."""

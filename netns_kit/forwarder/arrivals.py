@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeAlias
 from netns_kit.arguments import Address
 from netns_kit.gateway.engine import ERROR, HANG_UP, OUT, Engine
 from netns_kit.gateway.gateway import Gateway
-from netns_kit.gateway.inside import UNIX, Inside, Kind
+from netns_kit.gateway.inside import UNIX, Kind, Source
 from netns_kit.stack.wire.ip import is_link_local
 
 from .binding import client_address
@@ -108,11 +108,11 @@ class Arrival:
             place.
     """
 
-    __slots__ = ("_done", "_engine", "_inside", "_is_over", "_places", "_socket")
+    __slots__ = ("_done", "_engine", "_inside", "_places", "_socket")
 
     def __init__(
         self,
-        inside: Inside,
+        inside: Source,
         engine: Engine,
         places: list[Place],
         done: Callable[[socket.socket | OSError, Place], None],
@@ -121,7 +121,6 @@ class Arrival:
         self._places = places
         self._done = done
         self._socket: socket.socket | None = None
-        self._is_over = False
 
     def begin(self) -> None:
         """Try the first place."""
@@ -132,11 +131,11 @@ class Arrival:
             self._inside.take(place.kind, self._try)
 
     def _try(self, sock: socket.socket | OSError) -> None:
-        place = self._places[0]
-        if self._is_over:
+        if not self._places:  # it was closed meanwhile
             if not isinstance(sock, OSError):
                 sock.close()
             return
+        place = self._places[0]
         if isinstance(sock, OSError):
             self._next(sock.errno or errno.EIO, None)
             return
@@ -191,8 +190,8 @@ class Arrival:
         self.begin()
 
     def close(self) -> None:
-        """Try no more, and call nobody."""
-        self._is_over = True
+        """Try no more.  `done` is not called then."""
+        self._places = []
         if self._socket is not None:
             self._engine.remove(self._socket.fileno())
             self._socket.close()

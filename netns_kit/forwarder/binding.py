@@ -61,14 +61,20 @@ def listen(forward: PortForward) -> socket.socket:
     return sock
 
 
-def listen_unix(where: UnixSocket) -> tuple[socket.socket, paths.Made | None]:
+def listen_unix(
+    where: UnixSocket, sock: socket.socket | None = None
+) -> tuple[socket.socket, paths.Made | None]:
     """Return a unix stream socket that listens, and the file that was made for it, if it has one.
+
+    Args:
+        where: The path, or the name in the namespace of the socket.
+        sock: The socket that is to listen, which is closed if it cannot; None for a new one.
 
     Raises:
         PortInUseError: Something is there.
         OSError: As the host's kernel says.
     """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock = sock or socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     made = None
     try:
         if where.path.startswith("@"):

@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import count, groupby
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
 
 from netns_kit import arguments
-from netns_kit.arguments import AddressLike
+from netns_kit.arguments import Address, AddressLike
 from netns_kit.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -31,13 +31,17 @@ from netns_kit.host.paths import Made
 from netns_kit.namespace.background import Openable, Supervisor
 from netns_kit.namespace.given import HasFileno
 from netns_kit.namespace.namespace import Namespace
+from netns_kit.subnet import Subnet
+from netns_kit.uplink.flow import Endpoint
 
 from .binding import described, listen_unix
 from .conflicts import Claims, place_of
+from .follow import Follower
 from .forwards import Forwards
 from .handed import Handed
-from .ports import Follow, Mode, PortForward, UnixSocket
-from .specs import parse_all
+from .ports import Follow, Mode, PortForward, ReverseForward, UnixSocket
+from .reverse import Reverser, StreamHandler
+from .specs import parse_all, parse_end
 
 AT_ONCE = 256  # ports that are added between two steps of the engine
 
@@ -58,6 +62,11 @@ class Askable(Protocol):
     @property
     def namespace(self) -> Namespace | None:
         """The namespace that the stack's device is in, if it is known."""
+        ...
+
+    @property
+    def subnet(self) -> Subnet:
+        """The addresses of the namespace."""
         ...
 
     def pass_socket(self, sock: socket.socket) -> int:
@@ -104,6 +113,8 @@ class Forwarder(Openable):
         self._handed = Handed()
         self._claims = Claims()
         self._made: dict[PortForward, Made] = {}  # files of unix sockets
+        self._follower: Follower | None = None
+        self._reverser: Reverser | None = None
         self.supervisor = Supervisor(type(self).__name__, StackClosed, stack.supervisor)
 
     def __repr__(self) -> str:
@@ -113,6 +124,10 @@ class Forwarder(Openable):
         self._stack.supervisor.check()
 
     async def _close(self) -> None:
+        if self._follower is not None:
+            self._follower.close()
+        if self._reverser is not None:
+            self._reverser.close()
         self._handed.close()
         # a stack that has ended has closed them itself
         with anyio.move_on_after(CLOSING_SECONDS, shield=True), suppress(NetnsKitError):
@@ -130,6 +145,10 @@ class Forwarder(Openable):
     ) -> tuple[PortForward, ...]:
         """Listen on ports, and return one forward for each; a range has several.  Either all listen or none.
 
+        A `Follow` is a rule: from now on each port that is listened on inside is forwarded within a second, until
+        it is listened on no more.  What is returned has the forwards that the rule has made at once.  A port that the
+        host does not give is logged once, and tried again.  One rule forwards 1024 ports at most.
+
         A port of an optional forward that is taken, or that needs a privilege, is left out.
 
         Args:
@@ -143,18 +162,26 @@ class Forwarder(Openable):
                 know; or another forward has it, and then nothing was bound.
             AddressError: The host has no such address, or the namespace cannot have the one inside.
             ArgumentTypeError: An argument is neither text nor a PortForward or Follow.
-            FeatureUnavailable: The mode cannot be had here, or a specification says "auto".
+            FeatureUnavailable: The mode cannot be had here, or the kernel does not tell what listens inside.
             NotFound: A port that was added was removed by another task before all were there.
             StackClosed: The forwarder is not open.
             OSError: Listening failed otherwise.
 
-        Cancellation: The ports may have been added; `list` shows them.
+        Cancellation: The ports may have been added; `list` and `follows` show them.
         """
-        asked = []
-        for each in parse_all(specs):
-            if isinstance(each, Follow):
-                raise FeatureUnavailable(f"port {each}: 'auto' cannot be had yet", fix="write the ports")
-            asked.append(each.settled(mode))
+        asked = [each.settled(mode) for each in parse_all(specs)]
+        added = await self._publish([each for each in asked if isinstance(each, PortForward)])
+        try:
+            return (*added, *await self._follow([each for each in asked if isinstance(each, Follow)]))
+        except Exception:
+            for forward in added:
+                await self.remove(forward)
+            raise
+
+    async def _publish(
+        self, asked: Sequence[PortForward], *, explain: bool = True
+    ) -> tuple[PortForward, ...]:
+        """Listen on ports, as `add` does; without `explain`, nobody looks for the owner of a port that is taken."""
         forwards = self._claims.add(_permitted(asked))
         added: list[PortForward] = []
         try:
@@ -177,12 +204,94 @@ class Forwarder(Openable):
                     await self.remove(forward)
                 for forward in forwards:
                     await self._take_back(forward)
-            if isinstance(error, PortInUseError):
+            if isinstance(error, PortInUseError) and explain:
                 raise await self._explained(error, forwards) from error
             raise
         if added != forwards:  # some were left out, or have a number now
             self._claims.exchange(forwards, added)
         return tuple(added)
+
+    async def _follow(self, follows: Sequence[Follow]) -> tuple[PortForward, ...]:
+        """Follow by these rules, all or none, and return the forwards that they have made at once."""
+        if not follows:
+            return ()
+        if self._follower is None:
+            namespace = self._its_namespace("nobody tells what listens there")
+            self._follower = Follower(
+                namespace,
+                lambda: self._stack.subnet,
+                lambda: () if self._reverser is None else self._reverser.forwards,
+                _permitted,
+                partial(self._publish, explain=False),
+                self.remove,
+                self._explained,
+            )
+        with self.supervisor.guarding():
+            made = await self._follower.add(follows)
+        if not self._follower.is_running:
+            self._follower.is_running = True
+            self.supervisor.start(self._follower.run)
+        return made
+
+    async def reverse(
+        self,
+        inside: str | Endpoint | UnixSocket | ReverseForward,
+        to: str | Endpoint | UnixSocket | StreamHandler | None = None,
+        *,
+        protocol: Literal["tcp", "udp"] = "tcp",
+    ) -> ReverseForward:
+        """Listen on a port or unix socket inside, and lead its clients out.
+
+            await forwarder.reverse("5432", "127.0.0.1:5432")
+            await forwarder.reverse("unix:@bus", "unix:/run/user/1000/bus")
+            await forwarder.reverse("80", serve)                    # async def serve(stream): ...
+
+        Each client is connected to `to` from the host, whatever the uplink allows: this grants that one address and
+        port, no more.  Where nobody listens there, the client is reset.  A unix socket at a path is in the files that
+        commands share with the host, so it is on the host as well, for this user; "@NAME" is of the namespace alone.
+
+        Args:
+            inside: Where to listen: [ADDRESS:]PORT, without an address on 127.0.0.1, port 0 for any that is free; or
+                unix:PATH, unix:@NAME.  A `ReverseForward` says all.
+            to: Where clients are led: [ADDRESS:]PORT or unix:PATH of the host; or an async function, which is given
+                each client's stream on this event loop, of 256 at a time.
+            protocol: "tcp" or "udp".  Unix sockets and handlers have streams, which is "tcp".
+
+        Raises:
+            PortSpecError, ArgumentError: An argument cannot be understood.
+            ArgumentTypeError: An argument has another type.
+            PortInUseError: Another socket inside has the port, or something is at the path.
+            PrivilegedPortError: The port inside is too low.
+            FeatureUnavailable: The stack's device is not in a `Namespace`.
+            NamespaceGone, StackClosed: The forwarder is not open.
+            OSError: Listening failed otherwise, for instance for want of the address.
+
+        Cancellation: The port may have been added; `reverses` shows it.
+        """
+        forward, handler = _reversed(inside, to, protocol)
+        if self._reverser is None:
+            namespace = self._its_namespace("no socket can listen there")
+            self._reverser = Reverser(
+                namespace, self.supervisor, self._stack.ask, self._number, self._stack.pass_socket
+            )
+        with self.supervisor.guarding():
+            return await self._reverser.add(forward, handler)
+
+    def reverses(self) -> tuple[ReverseForward, ...]:
+        """Return the reverse forwards, oldest first.
+
+        Raises:
+            StackClosed: The forwarder is not open.
+        """
+        self.supervisor.check()
+        return () if self._reverser is None else self._reverser.forwards
+
+    def _its_namespace(self, otherwise: str) -> Namespace:
+        if self._stack.namespace is None:
+            raise FeatureUnavailable(
+                f"expected a device in a Namespace: {otherwise}", fix="open the device in the namespace"
+            )
+        return self._stack.namespace
 
     async def _explained(self, error: PortInUseError, forwards: Sequence[PortForward]) -> PortInUseError:
         """Return the error with the name of the port's owner, if that can be known."""
@@ -232,9 +341,13 @@ class Forwarder(Openable):
         if forward.mode == "fd":
             fix = "give it to a command: popen(..., listen=[sock])"
             raise ArgumentError("expected another mode", "mode", "'fd'", fix)
-        await self._prepare([forward])
         sock.setblocking(False)  # all copies
-        return await self._ask(Forwards.adopt, forward, self._stack.pass_socket(sock))
+        try:
+            await self._prepare([forward])
+            return await self._ask(Forwards.adopt, forward, self._stack.pass_socket(sock))
+        except Exception:
+            await self._take_back(forward)
+            raise
 
     async def _stop(self, forward: PortForward) -> bool:
         """Have whoever listens stop, and return whether anybody did."""
@@ -275,24 +388,32 @@ class Forwarder(Openable):
             self._made[added] = made
         return (added,)
 
-    async def remove(self, forward: PortForward, *, cut: bool = False) -> None:
+    async def remove(self, forward: PortForward | Follow | ReverseForward, *, cut: bool = False) -> None:
         """Stop listening on a port.  It is free when this returns.
 
-        A command that has the socket itself, which is mode "fd", keeps that, and the port with it.
+        A command that has the socket itself, which is mode "fd", keeps that, and the port with it.  A rule ends with
+        all forwards that it has made.  One of them, removed alone, stays away for as long as its port is listened on
+        inside.
 
         Args:
-            forward: What `add` returned, or one of `list`.
+            forward: What `add` or `reverse` returned, one of `list`, `follows` or `reverses`.
             cut: True: its TCP connections are reset.  False: those that exist go on.
 
         Raises:
             NotFound: There is no such forward.
-            ArgumentTypeError: The argument is no PortForward.
+            ArgumentTypeError: The argument is no PortForward, Follow or ReverseForward.
             StackClosed: The forwarder is not open.
 
         Cancellation: The port may have been freed.
         """
         fix = "give what `add` returned, or one of `list`"
-        arguments.instance("forward", forward, PortForward, "a PortForward", fix)
+        known = (PortForward, Follow, ReverseForward)
+        arguments.instance("forward", forward, known, "a PortForward, a Follow or a ReverseForward", fix)
+        if not isinstance(forward, PortForward):
+            with self.supervisor.guarding():
+                if not await self._remove_other(forward, cut=cut):
+                    raise NotFound(f"there is no forward {forward}", fix=fix)
+            return
         self._claims.discard([forward])
         if not await self._stop(forward):
             raise NotFound(f"there is no forward {forward}", fix=fix)
@@ -301,6 +422,11 @@ class Forwarder(Openable):
         if cut:
             await self._stack.ask(Forwards.cut, forward)
         await self._take_back(forward)
+
+    async def _remove_other(self, forward: Follow | ReverseForward, *, cut: bool) -> bool:
+        if isinstance(forward, Follow):
+            return self._follower is not None and await self._follower.remove(forward, cut=cut)
+        return self._reverser is not None and await self._reverser.remove(forward, cut=cut)
 
     async def _take_back(self, forward: PortForward) -> None:
         """Take back what `_prepare` has had done, unless another forward needs it."""
@@ -318,6 +444,8 @@ class Forwarder(Openable):
 
     async def list(self) -> tuple[PortForward, ...]:
         """Return the forwards that are listening, oldest first; those of mode "fd" are the last.
+
+        Those that rules have made are among them.
 
         Raises:
             StackClosed: The forwarder is not open.
@@ -337,6 +465,15 @@ class Forwarder(Openable):
         """
         return self._handed.named()
 
+    def follows(self) -> dict[Follow, tuple[PortForward, ...]]:
+        """Return the rules, oldest first, each with the forwards that it has made.
+
+        Raises:
+            StackClosed: The forwarder is not open.
+        """
+        self.supervisor.check()
+        return {} if self._follower is None else self._follower.follows()
+
     async def _ask(self, operation: Callable[..., T], *arguments: object) -> T:
         with self.supervisor.guarding():
             return await self._stack.ask(operation, self._number, *arguments)
@@ -345,6 +482,36 @@ class Forwarder(Openable):
 def _kind(forward: PortForward) -> tuple[bool, bool]:
     """Return what decides who listens: whether a command has the socket, and whether it is a unix socket."""
     return forward.mode == "fd", isinstance(forward.host, UnixSocket)
+
+
+def _reversed(
+    inside: str | Endpoint | UnixSocket | ReverseForward,
+    to: str | Endpoint | UnixSocket | StreamHandler | None,
+    protocol: Literal["tcp", "udp"],
+) -> tuple[ReverseForward, StreamHandler | None]:
+    """Return the forward that arguments of `reverse` mean, and the handler if they have one."""
+    if isinstance(inside, ReverseForward):
+        if inside.to is None and callable(to):
+            return inside, to
+        if inside.to is None or to is not None:
+            expected = "expected a function beside a ReverseForward for a handler, and nothing beside another"
+            raise ArgumentError(expected, "to", arguments.shown(to))
+        return inside, None
+    start = _end("inside", inside, 0)
+    if callable(to):
+        return ReverseForward(protocol, *start, None), to
+    return ReverseForward(protocol, *start, *_end("to", to, 1)), None
+
+
+def _end(name: str, given: object, least: int) -> tuple[Address | UnixSocket, int]:
+    """Return an end of a reverse forward, as an argument of that name means it."""
+    if isinstance(given, UnixSocket):
+        return given, 0
+    if isinstance(given, Endpoint):
+        return given
+    expected = "text, an Endpoint or a UnixSocket" + (" or an async function" if name == "to" else "")
+    arguments.text(name, given, expected, 'write it like "127.0.0.1:5432"')
+    return parse_end(name, str(given), least)
 
 
 def _version(forward: PortForward) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from netns_kit.gateway.gateway import Gateway
@@ -11,10 +12,11 @@ from netns_kit.operations import operation
 
 from .binding import NOT_TO_BE_HAD
 from .listeners import Listener, TcpListener, UdpListener
-from .ports import PortForward, UnixSocket
+from .ports import PortForward, ReverseForward, UnixSocket
 
 if TYPE_CHECKING:
-    from .splices import Pipes
+    from .reverse_listeners import ReverseListeners
+    from .socket_listeners import SocketListeners
 
 
 class Forwards:
@@ -22,8 +24,9 @@ class Forwards:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._listeners: dict[tuple[int, PortForward], Listener] = {}
-        self._pipes: Pipes | None = None
+        self._listeners: dict[tuple[int, PortForward | ReverseForward], Listener] = {}
+        self._sockets: SocketListeners | None = None  # once there are such
+        self._reverses: ReverseListeners | None = None
 
     @operation()
     def add(self, owner: int, forwards: tuple[PortForward, ...]) -> tuple[PortForward, ...]:
@@ -66,7 +69,25 @@ class Forwards:
         return listener.forward
 
     @operation()
-    def remove(self, owner: int, forward: PortForward) -> bool:
+    def reverse(self, owner: int, reverse: ReverseForward, number: int) -> None:
+        """Lead the clients of a socket inside out; it listens, and was passed under that number.
+
+        Raises:
+            FeatureUnavailable, OSError: That cannot be done here.
+        """
+        sock = self._gateway.inside.passed(number)
+        try:
+            if self._reverses is None:
+                from .reverse_listeners import ReverseListeners  # for those who use them
+
+                self._reverses = ReverseListeners(self._gateway)
+            self._listeners[owner, reverse] = self._reverses.lead_out(reverse, sock)
+        except BaseException:
+            sock.close()
+            raise
+
+    @operation()
+    def remove(self, owner: int, forward: PortForward | ReverseForward) -> bool:
         """Stop listening.  Return whether the owner had a listener like that."""
         listener = self._listeners.pop((owner, forward), None)
         if listener is not None:
@@ -74,7 +95,7 @@ class Forwards:
         return listener is not None
 
     @operation(sum)
-    def cut(self, forward: PortForward) -> int:
+    def cut(self, forward: PortForward | ReverseForward) -> int:
         """End the connections that a port has let in, and return their number."""
         stack = self._gateway.stack
         connections = [
@@ -90,31 +111,40 @@ class Forwards:
     @operation()
     def list(self, owner: int) -> tuple[PortForward, ...]:
         """Return what listens for this owner, oldest first."""
-        return tuple(forward for whose, forward in self._listeners if whose == owner)
+        return tuple(forward for forward in self._owned_by(owner) if isinstance(forward, PortForward))
 
     @operation()
     def list_all(self) -> tuple[PortForward, ...]:
         """Return what listens for all owners, oldest first."""
-        return tuple(forward for _, forward in self._listeners)
+        return tuple(forward for _, forward in self._listeners if isinstance(forward, PortForward))
 
     @operation()
     def remove_all(self, owner: int) -> None:
         """Stop all listening for this owner."""
-        for forward in self.list(owner):
+        for forward in self._owned_by(owner):
             self.remove(owner, forward)
+
+    def _owned_by(self, owner: int) -> Sequence[PortForward | ReverseForward]:
+        return [forward for whose, forward in self._listeners if whose == owner]
 
     def close(self) -> None:
         """Stop all listening."""
         while self._listeners:
             self._listeners.popitem()[1].close()
-        if self._pipes is not None:
-            self._pipes.close()
+        for shared in (self._sockets, self._reverses):
+            if shared is not None:
+                shared.close()
 
     @staticmethod
-    def _came_by(relay: object, forward: PortForward) -> bool:
+    def _came_by(relay: object, forward: PortForward | ReverseForward) -> bool:
         """Return whether the client of a relay has connected to that port."""
         local = relay.local() if isinstance(relay, TcpRelay) else None
-        if local is None or isinstance(forward.host, UnixSocket) or forward.mode != "stack":
+        if (
+            local is None
+            or isinstance(forward, ReverseForward)
+            or isinstance(forward.host, UnixSocket)
+            or forward.mode != "stack"
+        ):
             return False
         return local[1] == forward.host_port and (
             forward.host.is_unspecified or local[0] == str(forward.host)
@@ -123,13 +153,9 @@ class Forwards:
     def _listener(self, forward: PortForward, made: socket.socket | None = None) -> Listener:
         gateway = self._gateway
         if forward.mode in ("socket", "transparent"):
-            from .socket_listeners import DatagramListener, SpliceListener  # for those who use them
-            from .splices import Pipes
+            if self._sockets is None:
+                from .socket_listeners import SocketListeners  # for those who use them
 
-            _ = gateway.inside  # or an error that there is none
-            if self._pipes is None:
-                self._pipes = Pipes(gateway.router.admission.is_free)
-            if forward.protocol == "udp":
-                return DatagramListener(gateway, self._pipes, forward, made)
-            return SpliceListener(gateway, self._pipes, forward, made)
+                self._sockets = SocketListeners(gateway)
+            return self._sockets.listen(forward, made)
         return (TcpListener if forward.protocol == "tcp" else UdpListener)(gateway, forward, made)

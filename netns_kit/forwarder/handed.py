@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
+from contextlib import suppress
 
 from netns_kit.errors import PortSpecError
 from netns_kit.frozen import replace
@@ -62,12 +63,16 @@ class Handed:
         return forward
 
     def remove(self, forward: PortForward) -> bool:
-        """Close our copy of a socket, and return whether there was one.  A command keeps its own."""
+        """Close our copy of a socket, and return whether there was one.  A command keeps its own.
+
+        Raises:
+            OSError: The name of a unix socket may not be removed.
+        """
         sock, made = self._sockets.pop(forward, (None, None))
-        if made is not None:
-            made.remove()
         if sock is not None:
             sock.close()
+        if made is not None:
+            made.remove()
         return sock is not None
 
     def list(self) -> tuple[PortForward, ...]:
@@ -83,4 +88,5 @@ class Handed:
     def close(self) -> None:
         """Close our copies of all sockets."""
         for forward in self.list():
-            self.remove(forward)
+            with suppress(OSError):
+                self.remove(forward)

@@ -29,8 +29,8 @@ from netns_kit.stack import UdpFlow
 from netns_kit.stack.wire import family as addresses
 from netns_kit.stack.wire.flow_key import FlowKey
 from netns_kit.stack.wire.ip import is_link_local
+from netns_kit.uplink.flow import Endpoint, Way
 from netns_kit.uplink.sockets import Ancillary, family_of
-from netns_kit.uplink.uplink import Endpoint, Way
 
 from .binding import client_address, listen
 from .ports import PortForward, UnixSocket
@@ -52,9 +52,9 @@ class Listener:
         """Listen as `forward` says, or by the socket that was `made` so, of which others may have copies.
 
         Raises:
-            PortInUseError: another socket has the port.
-            AddressError: the address is none of the host's, or none that the namespace may have.
-            OSError: as the host's kernel says; nothing is left bound then.
+            PortInUseError: Another socket has the port.
+            AddressError: The address is none of the host's, or none that the namespace may have.
+            OSError: As the host's kernel says; nothing is left bound then.
         """
         self._gateway = gateway
         self._engine = gateway.engine

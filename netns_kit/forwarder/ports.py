@@ -283,6 +283,77 @@ class Follow:
         return f"{_shown(self.host, self.device)}:{','.join(kept)}/{self.protocol}"
 
 
+@frozen
+class ReverseForward:
+    """A port or unix socket inside that leads out.
+
+    Args:
+        protocol: "tcp" or "udp".
+        inside: The address inside to listen on, or a unix socket there.
+        inside_port: The port to listen on, or 0: the kernel chooses, and what `Forwarder.reverse` returns has the
+            number.  Beside a unix socket it is 0.
+        to: The address that clients are connected to, or a unix socket of the host; None for a handler.
+        to_port: The port that clients are connected to, from 1.  Beside a unix socket, and for a handler, it is 0.
+
+    Raises:
+        PortSpecError: A port is out of range, or a unix socket or a handler is to have datagrams.
+        AddressError: An address cannot be read.
+        ArgumentError: There is no such protocol.
+        ArgumentTypeError: An argument has another type.
+    """
+
+    protocol: Literal["tcp", "udp"]
+    inside: IPv4Address | IPv6Address | UnixSocket
+    inside_port: int
+    to: IPv4Address | IPv6Address | UnixSocket | None
+    to_port: int
+
+    def __init__(
+        self,
+        protocol: Literal["tcp", "udp"],
+        inside: AddressLike | UnixSocket,
+        inside_port: int,
+        to: AddressLike | UnixSocket | None,
+        to_port: int = 0,
+    ) -> None:
+        _check(protocol, None, None)
+        for name, port in (("inside_port", inside_port), ("to_port", to_port)):
+            arguments.instance(name, port, int, "a port, as a number")
+        arguments.fill(
+            self,
+            protocol=protocol,
+            inside=inside if isinstance(inside, UnixSocket) else arguments.address(inside, "inside"),
+            inside_port=inside_port,
+            to=to if to is None or isinstance(to, UnixSocket) else arguments.address(to, "to"),
+            to_port=to_port,
+        )
+        if wrong := self._wrong():
+            name, expected = wrong
+            raise PortSpecError(f"expected {expected}", name, arguments.shown(getattr(self, name)))
+
+    def __str__(self) -> str:
+        to = "a handler" if self.to is None else _end_shown(self.to, self.to_port)
+        return f"{_end_shown(self.inside, self.inside_port)} inside -> {to}/{self.protocol}"
+
+    def _wrong(self) -> tuple[str, str] | None:
+        """Return the name of a field that cannot have its value, and what is expected of it."""
+        from_path = isinstance(self.inside, UnixSocket)
+        to_address = isinstance(self.to, IPv4Address | IPv6Address)
+        if not 0 <= self.inside_port < (1 if from_path else 65536):
+            return "inside_port", "0 beside a unix socket" if from_path else "a port from 0 to 65535"
+        if to_address and not 0 < self.to_port < 65536:
+            return "to_port", "a port from 1 to 65535"
+        if not to_address and self.to_port:
+            return "to_port", "0 beside a unix socket, and for a handler"
+        if self.protocol != "tcp" and (from_path or not to_address):
+            return "protocol", "tcp: unix sockets and handlers have streams"
+        return None
+
+
+def _end_shown(end: Address | UnixSocket, port: int) -> str:
+    return str(end) if isinstance(end, UnixSocket) else f"{_shown(end)}:{port}"
+
+
 def _check(protocol: str, device: str | None, mode: Mode | None) -> None:
     """Check the arguments that every forward has."""
     if protocol not in PROTOCOLS:  # asked here, as a range has thousands of forwards

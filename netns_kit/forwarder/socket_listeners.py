@@ -10,10 +10,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from netns_kit.gateway.engine import EDGE, ERROR, IN
 from netns_kit.gateway.gateway import Gateway
+from netns_kit.gateway.inside import Source
 from netns_kit.stack.user import Transport
 from netns_kit.uplink.flow import Endpoint
 from netns_kit.uplink.sockets import Ancillary, ask_for_errors, family_of, read_errors
@@ -25,7 +26,32 @@ from .splices import Pipes, Splice
 
 DATAGRAMS_PER_STEP = 64
 WAITING_MOST = 16  # datagrams of a client that has no socket inside yet
+Answer: TypeAlias = Callable[[memoryview], None]
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger
+
+
+class SocketListeners:
+    """What the listeners of these modes share in one stack: the sockets of the namespace, pipes and a buffer.
+
+    Raises:
+        FeatureUnavailable: There are no sockets of the namespace.
+    """
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self.inside = self._source()
+        self.pipes = Pipes(gateway.router.admission.is_free)
+
+    def _source(self) -> Source:
+        return self.gateway.inside
+
+    def listen(self, forward: PortForward, made: socket.socket | None = None) -> Listener:
+        """Listen as `forward` says, or by the socket that was `made` so.  Raises as `Listener`."""
+        return (SpliceListener if forward.protocol == "tcp" else DatagramListener)(self, forward, made)
+
+    def close(self) -> None:
+        """Close the pipes."""
+        self.pipes.close()
 
 
 class Published:
@@ -37,7 +63,8 @@ class Published:
         self._gateway = gateway
         self._client = client
         self._ends: tuple[Endpoint, Endpoint] | None = None  # once somebody wants to know
-        self.cause = self._forward = forward
+        self.cause: object = forward
+        self._forward = forward
         self.protocol: Transport = forward.protocol
         self.id = gateway.next_flow_id()
         self.opened = gateway.engine.now
@@ -78,11 +105,11 @@ class SpliceListener(StreamListener):
     """A TCP port or a unix socket of the host that leads to one inside."""
 
     def __init__(
-        self, gateway: Gateway, pipes: Pipes, forward: PortForward, made: socket.socket | None = None
+        self, shared: SocketListeners, forward: PortForward, made: socket.socket | None = None
     ) -> None:
-        self._pipes = pipes
-        super().__init__(gateway, forward, made)
-        self._targets = Targets(gateway, self.forward, int(socket.SOCK_STREAM))
+        self._shared = shared
+        super().__init__(shared.gateway, forward, made)
+        self._targets = Targets(shared.gateway, self.forward, int(socket.SOCK_STREAM))
         if family_of(self._socket) != socket.AF_UNIX:  # what it accepts has these from it
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -91,7 +118,10 @@ class SpliceListener(StreamListener):
     def _accepted(self, sock: socket.socket, client: Any) -> None:
         address = client[:2] if isinstance(client, tuple) else ("", 0)
         places = self._targets.for_client(address)
-        StreamFlow(self._gateway, self.forward, address, sock, self._pipes, places)
+        self._flow(address, sock, places)
+
+    def _flow(self, client: tuple[str, int], sock: socket.socket, places: list[Place]) -> None:
+        StreamFlow(self._shared, self.forward, client, sock, places)
 
 
 class StreamFlow(Published):
@@ -99,17 +129,17 @@ class StreamFlow(Published):
 
     def __init__(
         self,
-        gateway: Gateway,
+        shared: SocketListeners,
         forward: PortForward,
         client: tuple[str, int],
         outer: socket.socket,
-        pipes: Pipes,
         places: list[Place],
     ) -> None:
+        gateway = shared.gateway
         super().__init__(gateway, forward, client)
-        self._outer, self._pipes = outer, pipes
+        self._outer, self._pipes = outer, shared.pipes
         self._splice: Splice | None = None
-        self._arrival = Arrival(gateway.inside, gateway.engine, places, self._joined)
+        self._arrival = Arrival(shared.inside, gateway.engine, places, self._joined)
         gateway.begun(self)
         self._is_watched = False
         self._arrival.begin()
@@ -176,14 +206,12 @@ class DatagramListener(Listener):
     """A UDP port of the host that leads to one inside, by a socket for each client.  Closing it ends its flows."""
 
     def __init__(
-        self, gateway: Gateway, pipes: Pipes, forward: PortForward, made: socket.socket | None = None
+        self, shared: SocketListeners, forward: PortForward, made: socket.socket | None = None
     ) -> None:
-        self._buffer = pipes.buffer
-        super().__init__(gateway, forward, made)
-        self._targets = Targets(gateway, self.forward, int(socket.SOCK_DGRAM))
-        self._flows: OrderedDict[tuple[Any, bytes], DatagramFlow] = (
-            OrderedDict()
-        )  # the last to be used is last
+        self._shared = shared
+        super().__init__(shared.gateway, forward, made)
+        self._targets = Targets(shared.gateway, self.forward, int(socket.SOCK_DGRAM))
+        self._flows: OrderedDict[tuple[Any, bytes], DatagramFlow] = OrderedDict()  # by their last use
         try:
             self._socket.setsockopt(*PKTINFO[family_of(self._socket)], 1)
             self._engine.add(self._socket.fileno(), self._on_events, IN)
@@ -198,9 +226,10 @@ class DatagramListener(Listener):
             flow.end()
 
     def _on_events(self, _: int) -> None:
+        buffer = self._shared.pipes.buffer
         for _ in range(DATAGRAMS_PER_STEP):
             try:
-                size, ancillary, _, client = self._socket.recvmsg_into([self._buffer], 128)
+                size, ancillary, _, client = self._socket.recvmsg_into([buffer], 128)
             except BlockingIOError:
                 return
             except OSError:  # of an earlier one that was sent
@@ -213,7 +242,7 @@ class DatagramListener(Listener):
             else:
                 self._flows.move_to_end(key)
             if flow is not None:
-                flow.from_client(bytes(self._buffer[:size]))
+                flow.from_client(bytes(buffer[:size]))
             if self._engine.is_late:
                 return
 
@@ -223,12 +252,14 @@ class DatagramListener(Listener):
         if len(self._flows) >= self._gateway.stack.limits.udp_flows:
             next(iter(self._flows.values())).end()
         places = self._targets.for_client(client[:2])
-        answer = partial(self._answer, told, client)
-        flow = DatagramFlow(self._gateway, self.forward, client, places, self._buffer, answer)
+        flow = self._flow(client, places, partial(self._answer, told, client))
         flow.ended = partial(self._flows.pop, key, None)
         self._flows[key] = flow
         flow.begin()
         return flow
+
+    def _flow(self, client: Any, places: list[Place], answer: Answer) -> DatagramFlow:
+        return DatagramFlow(self._shared, self.forward, client, places, answer)
 
     def _answer(self, told: Ancillary, client: Any, data: memoryview) -> None:
         with suppress(OSError):  # lost, as datagrams are
@@ -243,37 +274,35 @@ class DatagramFlow(Published):
     Args:
         places: Where to try.  The next one is tried when the kernel says that nobody has the port, as long as nothing
             has come back.
-        buffer: Where datagrams are read to.
         answer: Sends a datagram to the client.
     """
 
     def __init__(
         self,
-        gateway: Gateway,
+        shared: SocketListeners,
         forward: PortForward,
         client: Any,
         places: list[Place],
-        buffer: memoryview,
-        answer: Callable[[memoryview], None],
+        answer: Answer,
     ) -> None:
-        super().__init__(gateway, forward, client[:2])
+        super().__init__(shared.gateway, forward, client[:2])
+        self._shared = shared
         self.timer_at = self.timer_entry = math.inf
         self.ended: Callable[[], object] = int
         self._places = places
-        self._buffer = buffer
         self._answer = answer
         self._socket: socket.socket | None = None
         self._waiting: list[bytes] = []  # until there is a socket, and the first one until it is answered
         self._from, self._to = 0, 0
         self._answered = self._is_over = False
-        self._last = gateway.engine.now
+        self._last = shared.gateway.engine.now
 
     def begin(self) -> None:
         """Get a socket inside."""
         gateway = self._gateway
         gateway.begun(self)
         gateway.engine.timers.arm(self, self._last + self._lifetime)
-        gateway.inside.take(self._places[0].kind, self._take)
+        self._shared.inside.take(self._places[0].kind, self._take)
 
     @property
     def state(self) -> str:
@@ -341,9 +370,10 @@ class DatagramFlow(Published):
         sock = self._socket
         if sock is None or (events & ERROR and self._refused(sock)):
             return
+        buffer = self._shared.pipes.buffer
         for _ in range(DATAGRAMS_PER_STEP):
             try:
-                size = sock.recv_into(self._buffer)
+                size = sock.recv_into(buffer)
             except BlockingIOError:
                 return
             except OSError:
@@ -354,7 +384,7 @@ class DatagramFlow(Published):
                 self._answered, self._waiting = True, []
             self._last = self._gateway.engine.now
             self._from += size
-            self._answer(self._buffer[:size])
+            self._answer(buffer[:size])
             if self._gateway.engine.is_late:
                 return
 
@@ -372,7 +402,7 @@ class DatagramFlow(Published):
             self.end()
             return
         del self._places[0]
-        self._gateway.inside.take(self._places[0].kind, self._take)
+        self._shared.inside.take(self._places[0].kind, self._take)
 
     def _drop(self) -> None:
         sock, self._socket = self._socket, None

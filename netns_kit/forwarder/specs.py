@@ -28,7 +28,7 @@ from netns_kit.dns import hosts
 from netns_kit.errors import ArgumentError, PortSpecError
 from netns_kit.host import addresses, sysctl
 
-from .ports import ANY, MODES, Follow, Mode, PortForward, UnixSocket
+from .ports import ANY, MODES, Follow, Mode, PortForward, ReverseForward, UnixSocket
 
 SYNTAX = "[tcp:|udp:][ADDRESS[%DEVICE]:]PORT[-LAST][:[GUEST:]PORT[-LAST]][/PROTO][,OPTION]..."
 EXAMPLE = "write it like 127.0.0.1:8080:80/tcp"
@@ -87,6 +87,40 @@ def parse_all(specs: Iterable[str | PortForward | Follow]) -> list[PortForward |
     ]
 
 
+def parse_reverse(spec: str) -> ReverseForward:
+    """Return what [tcp:|udp:]INSIDE:TO[/PROTO] means, where each end is [ADDRESS:]PORT or unix:PATH.
+
+    Raises `PortSpecError`, and `ArgumentTypeError` for what is not text.
+
+    >>> print(parse_reverse("5432:localhost:5432"))
+    127.0.0.1:5432 inside -> 127.0.0.1:5432/tcp
+    >>> print(parse_reverse("unix:@bus:unix:/run/bus"))
+    unix:@bus inside -> unix:/run/bus/tcp
+    """
+    arguments.text("reverse", spec, "text", 'write it like "5432:127.0.0.1:5432"')
+    try:
+        return _Parser(spec).reverse()
+    except _Unexpected as error:
+        expected, _ = error.args
+        fix = "write it like 5432:127.0.0.1:5432"
+        raise PortSpecError(
+            f"expected {expected}", "reverse", arguments.shown(spec), fix
+        ) from error.__cause__
+
+
+def parse_end(name: str, text: str, least: int) -> tuple[Address | UnixSocket, int]:
+    """Return what an end of a reverse forward means, its port being `least` at least; see `parse_reverse`.
+
+    Raises `PortSpecError` about the argument `name`.
+    """
+    try:
+        return _Parser(text).end(least)
+    except _Unexpected as error:
+        expected, _ = error.args
+        fix = "write it like 127.0.0.1:5432 or unix:/run/socket"
+        raise PortSpecError(f"expected {expected}", name, arguments.shown(text), fix) from error.__cause__
+
+
 class _Unexpected(Exception):
     """An error in a specification: what was expected and where, and what to do about it."""
 
@@ -140,6 +174,38 @@ class _Parser:
         if self.at < len(self.spec):
             raise self._expected(expected)
         yield from self._follows() if self.keyword == "auto" else self._forwards()
+
+    def reverse(self) -> ReverseForward:
+        """Return a reverse forward.  Raises `_Unexpected`."""
+        self._read_protocol(_PREFIX)
+        inside, inside_port = self._read_end("a port inside", 0)
+        if not self._skip(":"):
+            raise self._expected("':' and what it leads to")
+        to, to_port = self._read_end("a port", 1)
+        if self._skip("/") and not self._read_protocol(_SUFFIX):
+            raise self._expected("tcp or udp")
+        if self.at < len(self.spec):
+            raise self._expected("'/' or the end")
+        return ReverseForward(self.protocol, inside, inside_port, to, to_port)
+
+    def end(self, least: int) -> tuple[Address | UnixSocket, int]:
+        """Return one end of a reverse forward.  Raises `_Unexpected`."""
+        end = self._read_end("a port", least)
+        if self.at < len(self.spec):
+            raise self._expected("the end")
+        return end
+
+    def _read_end(self, what: str, least: int) -> tuple[Address | UnixSocket, int]:
+        if self._skip("unix:"):
+            return self._read_path(), 0
+        at, address = self.at, self._read_ipv6()
+        if address is None and (found := self._take(_NAME)):
+            address = next(iter(_meant(found[0])), None)
+            if address is None:
+                raise self._expected(f"{what}, an address or a name of {HOSTS}", at)
+        if address is not None and not self._skip(":"):
+            raise self._expected("':' and a port")
+        return address or LOCALHOST, self._read_port(what, least)
 
     # -- the parts, from left to right ------------------------------------------------------------------
 

@@ -76,10 +76,7 @@ class ReadBudget:
     def size(self, most: int) -> int:
         """Return the number of reads for this step, at most `most`."""
         step = self._engine.steps
-        size = 1
-        if step <= self._step + self._engine.around:
-            size = 2 * self._size
-            size = min(size, most)
+        size = min(2 * self._size, most) if step <= self._step + self._engine.around else 1
         self._size, self._step = size, step
         return size
 

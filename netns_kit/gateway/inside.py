@@ -12,7 +12,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from netns_kit.child.channel import receive_record
 from netns_kit.child.supply import ORDER, PASSED, REPLY
@@ -38,6 +38,16 @@ UNIX = Kind(int(socket.AF_UNIX), int(socket.SOCK_STREAM))
 Taker = Callable[["socket.socket | OSError"], None]
 
 
+class Source(Protocol):
+    """A source of sockets: those of the namespace, or of the host."""
+
+    def take(self, kind: Kind, taker: Taker) -> None:
+        """Give a socket to `taker`, now or later, or the error that there is none."""
+
+    def connect_unix(self, address: str, taker: Taker) -> None:
+        """Give `taker` a socket that is connected to a unix socket, or the error that there is none."""
+
+
 class Inside:
     """The sockets of the namespace of one gateway.
 
@@ -52,7 +62,10 @@ class Inside:
         self._is_free = is_free
         self._supply = supply
         self._stocks: dict[Kind, _Stock] = {}
-        self._unix: deque[tuple[str, Taker]] = deque()  # that are to be ordered
+        self._wanted: deque[tuple[str, Taker]] = (
+            deque()
+        )  # connections to unix sockets that are not ordered yet
+        self._ordered: deque[Taker] = deque()  # and those that are, in the order of their answers
         self._passed: dict[int, socket.socket] = {}
         engine.add(supply.fileno(), self._on_supply, IN)
         engine.unregistered.append(lambda: [each.fileno() for each in self._kept()])
@@ -74,8 +87,18 @@ class Inside:
 
     def connect_unix(self, address: str, taker: Taker) -> None:
         """Give `taker` a socket that is connected to a unix socket, or the error that there is none."""
-        self._unix.append((address, taker))
-        self._order_unix()
+        self._wanted.append((address, taker))
+        self._order_connections()
+
+    def _order_connections(self) -> None:
+        while self._wanted and len(self._ordered) < UNIX_AT_ONCE:
+            address, taker = self._wanted.popleft()
+            try:
+                self._supply.send(ORDER.pack(*UNIX, 1) + address.encode(errors="surrogateescape"))
+            except OSError as error:  # it is closed
+                taker(error)
+            else:
+                self._ordered.append(taker)
 
     def passed(self, number: int) -> socket.socket:
         """Return the socket that the caller's side has passed under that number, which is the caller's to close.
@@ -91,39 +114,29 @@ class Inside:
         return found
 
     def close(self) -> None:
-        """Close the sockets that nobody has taken.  Calling it again is fine."""
+        """Close the sockets that nobody has taken, and tell who waits that there is none.  Again is fine."""
         if self._supply.fileno() < 0:
             return
         self._engine.remove(self._supply.fileno())
-        self._end()
-
-    def _kept(self) -> list[socket.socket]:
-        """Return the sockets that nobody has taken."""
-        return [*self._passed.values(), *(each for stock in self._stocks.values() for each in stock.sockets)]
-
-    def _end(self) -> None:
         self._supply.close()
         stocks = list(self._stocks.values())
         for sock in self._kept():
             sock.close()
         self._passed.clear()
+        error = OSError(errno.ENETDOWN, os.strerror(errno.ENETDOWN))
         for stock in stocks:
             stock.sockets.clear()
             stock.ordered = False
-            stock.give(OSError(errno.ENETDOWN, os.strerror(errno.ENETDOWN)))
-        self._order_unix()
+            stock.give(error)
+        waiting = [*self._ordered, *(taker for _, taker in self._wanted)]
+        self._ordered.clear()
+        self._wanted.clear()
+        for taker in waiting:
+            taker(error)
 
-    def _order_unix(self) -> None:
-        """Order connections to unix sockets.  There are few at once, or there would be no room for the replies."""
-        stock = self._stocks.setdefault(UNIX, _Stock())
-        while self._unix and len(stock.takers) < UNIX_AT_ONCE:
-            address, taker = self._unix.popleft()
-            try:
-                self._supply.send(ORDER.pack(*UNIX, 1) + address.encode(errors="surrogateescape"))
-            except OSError as error:  # it is closed
-                taker(error)
-            else:
-                stock.takers.append(taker)
+    def _kept(self) -> list[socket.socket]:
+        """Return the sockets that nobody has taken."""
+        return [*self._passed.values(), *(each for stock in self._stocks.values() for each in stock.sockets)]
 
     def _order(self, kind: Kind, stock: _Stock) -> None:
         if stock.ordered:
@@ -154,29 +167,30 @@ class Inside:
             return False
         except OSError:
             data, fds, complete = b"", [], True
-        if not data:  # the agent has ended, and so will all else
-            self._engine.remove(self._supply.fileno())
-            self._end()
-            return False
         sockets = [sock for fd in fds if (sock := _socket(fd)) is not None]
         if len(data) == PASSED.size:
             (number,) = PASSED.unpack(data)
             for sock in sockets[:1]:
                 self._passed[number] = sock
             return True
+        if not self._is_answer(data):  # the agent has ended, and so will all else; or it says what none says
+            for sock in sockets:
+                sock.close()
+            self.close()
+            return False
         family, type_, transparent, failed = REPLY.unpack(data)
         kind = Kind(family, type_, bool(transparent))
-        stock = self._stocks[kind]
         error = None
         if failed or not complete or not sockets:
             number = failed or errno.EMFILE
             error = OSError(number, os.strerror(number))
         for sock in sockets:
             sock.setblocking(False)
-        if kind == UNIX:  # an answer to each order, in their order
-            stock.takers.popleft()(error or sockets[0])
-            self._order_unix()
+        if kind == UNIX:
+            self._ordered.popleft()(error or sockets[0])
+            self._order_connections()
             return True
+        stock = self._stocks[kind]
         stock.ordered = False
         stock.sockets.extend(sockets)
         while stock.sockets and stock.takers:
@@ -186,6 +200,14 @@ class Inside:
         elif stock.takers:
             self._order(kind, stock)
         return True
+
+    def _is_answer(self, data: bytes) -> bool:
+        """Return whether this answers an order of ours."""
+        if len(data) != REPLY.size:
+            return False
+        family, type_, transparent, _ = REPLY.unpack(data)
+        kind = Kind(family, type_, bool(transparent))
+        return bool(self._ordered) if kind == UNIX else kind in self._stocks and self._stocks[kind].ordered
 
 
 class _Stock:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Mapping
 
 from netns_kit.errors import ArgumentError
 
@@ -75,13 +76,13 @@ def problem(fd: int) -> str | None:
     return None
 
 
-def promised(environment: os._Environ[str] | dict[str, str]) -> int | None:
+def promised(environment: Mapping[str, str]) -> int | None:
     """Return how many descriptors LISTEN_FDS promises; None if it cannot be read."""
     count = environment.get("LISTEN_FDS", "")
     return int(count) if count.isascii() and count.isdecimal() and len(count) < 5 else None
 
 
-def names_of(environment: os._Environ[str] | dict[str, str], count: int) -> list[str]:
+def names_of(environment: Mapping[str, str], count: int) -> list[str]:
     """Return the names of `count` descriptors.  Where LISTEN_FDNAMES has not as many, none has a name."""
     names = environment.get("LISTEN_FDNAMES", "").split(":")
     return names if len(names) == count else [UNNAMED] * count

@@ -64,6 +64,7 @@ class Supply:
         except ConnectionError:
             order = b""
         if len(order) < ORDER.size:
+            self._supply.shutdown(socket.SHUT_RDWR)  # the engine's owner has a copy
             self._supply.close()
             return 0
         family, kind, transparent, count = ORDER.unpack_from(order)

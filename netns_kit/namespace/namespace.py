@@ -425,6 +425,54 @@ class Namespace(Openable):
         with self.supervisor.guarding():
             return await open_process(self._converse, self.supervisor, command, **options)
 
+    async def listening_socket(
+        self, protocol: Literal["tcp", "udp"], host: AddressLike, port: int, *, backlog: int = 128
+    ) -> socket.socket:
+        """Return a non-blocking kernel socket of the namespace that waits for clients; it is the caller's to close.
+
+        Args:
+            protocol: "tcp" or "udp".
+            host: An address of the namespace.
+            port: A port; 0 lets the kernel choose.
+            backlog: How many connections of TCP wait to be accepted, as in listen(2).
+
+        Raises:
+            AddressError: `host` is no address.
+            ArgumentError: There is no such protocol, `port` is no port, or `backlog` no number.
+            PortInUseError: Another socket has the port.
+            PrivilegedPortError: Commands may not use a port as low as that.
+            OSError: That of bind(2) or listen(2).
+            NamespaceGone: The namespace has ended, or is not open.
+
+        Cancellation:
+            It leaves no socket.
+        """
+        arguments.one_of("protocol", protocol, get_args(Protocol))
+        address = arguments.address(host, "host")
+        arguments.port("port", port)
+        arguments.whole_number("backlog", backlog, 0)
+        is_tcp = protocol == "tcp"
+        sock = await self.socket(_family(address), socket.SOCK_STREAM if is_tcp else socket.SOCK_DGRAM)
+        try:
+            if is_tcp:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((str(address), port))
+            if is_tcp:
+                sock.listen(backlog)
+        except OSError as exc:
+            sock.close()
+            if exc.errno == errno.EADDRINUSE:
+                owner = await anyio.to_thread.run_sync(bound_ports.holder, protocol, address, port, self.pid)
+                raise PortInUseError(
+                    f"{address} port {port}/{protocol} in the namespace is taken by {owner or 'another socket'}",
+                    fix="choose another port, or 0",
+                ) from exc
+            if exc.errno == errno.EACCES:
+                start = int(await self.get_sysctl(diagnosis.PORT_START))
+                raise diagnosis.privileged_port(port, "in the namespace", start) from exc
+            raise
+        return sock
+
     async def socket(self, family: int, type: int, proto: int = 0) -> socket.socket:
         """Return a non-blocking kernel socket of the namespace, which is the caller's to close.
 
@@ -590,27 +638,9 @@ class Namespace(Openable):
         Cancellation:
             It leaves no socket.
         """
-        address = arguments.address(host, "host")
-        arguments.port("port", port)
-        arguments.whole_number("backlog", backlog, 0)
-        sock = await self.socket(_family(address), socket.SOCK_STREAM)
+        sock = await self.listening_socket("tcp", host, port, backlog=backlog)
         try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind((str(address), port))
-            sock.listen(backlog)
             return await anyio.abc.SocketListener.from_socket(sock)
-        except OSError as exc:
-            sock.close()
-            if exc.errno == errno.EADDRINUSE:
-                owner = await anyio.to_thread.run_sync(bound_ports.holder, "tcp", address, port, self.pid)
-                raise PortInUseError(
-                    f"{address} port {port}/tcp in the namespace is taken by {owner or 'another socket'}",
-                    fix="choose another port, or 0",
-                ) from exc
-            if exc.errno == errno.EACCES:
-                start = int(await self.get_sysctl(diagnosis.PORT_START))
-                raise diagnosis.privileged_port(port, "in the namespace", start) from exc
-            raise
         except BaseException:
             sock.close()
             raise

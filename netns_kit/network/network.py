@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from subprocess import CompletedProcess
 from types import NoneType
 
@@ -11,10 +12,10 @@ from typing_extensions import Unpack
 
 from netns_kit import arguments
 from netns_kit.dns import hosts
-from netns_kit.errors import NamespaceGone
+from netns_kit.errors import NamespaceGone, StackClosed
 from netns_kit.forwarder.forwarder import Forwarder
-from netns_kit.forwarder.ports import Follow, PortForward
-from netns_kit.forwarder.specs import parse_all
+from netns_kit.forwarder.ports import Follow, PortForward, ReverseForward
+from netns_kit.forwarder.specs import parse_all, parse_reverse
 from netns_kit.gateway.setup import Setup, StackOptions
 from netns_kit.namespace.background import Openable, Supervisor
 from netns_kit.namespace.namespace import Namespace
@@ -46,6 +47,8 @@ class Network(Openable):
         uplink: The way out for flows; None: an `Uplink` without options, by which the host's loopback cannot be
             reached.
         ports: The host ports that are forwarded from the start, see `netns_kit.forwarder.specs`.
+        reverse: The ports inside that lead out from the start, like "5432:127.0.0.1:5432": where to listen inside,
+            and where that leads, see `Forwarder.reverse`.
         ifname: The name of the interface inside.
         mtu: The MTU of the interface, see `TapDevice.open`.
         queues: The number of queues of the interface, see `TapDevice.open`.
@@ -65,6 +68,7 @@ class Network(Openable):
         *,
         uplink: Uplink | None = None,
         ports: Iterable[str | PortForward | Follow] = (),
+        reverse: Iterable[str | ReverseForward] = (),
         ifname: str = DEFAULT_IFNAME,
         mtu: int = DEFAULT_MTU,
         queues: int = 1,
@@ -87,6 +91,8 @@ class Network(Openable):
             one_loop=True,
         )
         self.ports = parse_all(ports)
+        arguments.items("reverse", reverse, "a list of reverse forwards")
+        self.reverse = [each if isinstance(each, ReverseForward) else parse_reverse(each) for each in reverse]
 
     def __repr__(self) -> str:
         ports = f", {len(self.ports)} forwarded" if self.ports else ""
@@ -102,7 +108,14 @@ class Network(Openable):
         self.tap = await self.tap
         await self.stack.open()
         await self.forwarder.open()
+        self.supervisor.start(self._watch_forwarder)
         await self.forwarder.add(*self.ports)
+        for each in self.reverse:
+            await self.forwarder.reverse(each)
+
+    async def _watch_forwarder(self) -> None:
+        with suppress(StackClosed):
+            await self.forwarder.wait_closed()
 
     async def _close(self) -> None:
         await self.forwarder.supervisor.end()  # what has failed is raised by our own supervisor

@@ -32,11 +32,9 @@ from .flow import DNS_PORT, Endpoint, Flow, Target, Way
 __all__ = [
     "IF_INET6",
     "METADATA",
-    "Endpoint",
     "UdpFiltering",
     "UdpPorts",
     "Uplink",
-    "Way",
     "source_address",
     "source_of",
 ]

@@ -19,6 +19,7 @@ from netns_kit import (
     PortForward,
     PortInUseError,
     Refusal,
+    ReverseForward,
     UnixSocket,
 )
 from netns_kit.child.codec import DecodeError, Failure, decode, dump, encode, load
@@ -58,6 +59,7 @@ forwards = st.one_of(
     st.builds(PortForward, st.just("tcp"), unix, st.just(0), st.none() | addresses, ports, optional=st.booleans()),
     st.builds(PortForward, st.just("tcp"), addresses, ports, unix, st.just(0), devices, freebind=st.booleans()),
 )  # fmt: skip
+reverses = st.builds(ReverseForward, st.just("tcp"), addresses | unix, st.just(0), unix | st.none())
 follows = st.builds(Follow, st.sampled_from(["tcp", "udp"]), addresses, devices, ranges, ranges, modes)
 events = st.builds(
     FlowEvent, st.sampled_from(["opened", "refused", "closed"]), flows,
@@ -75,6 +77,7 @@ VALUES: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (PortForward, forwards),
     (tuple[PortForward, ...], st.lists(forwards).map(tuple)),
     (PortForward, forwards),
+    (tuple[PortForward | ReverseForward, ...], st.lists(forwards | reverses).map(tuple)),
     (tuple[PortForward | Follow, ...], st.lists(forwards | follows).map(tuple)),
     (tuple[FlowEvent, ...], st.lists(events).map(tuple)),
     (tuple[Lease, ...], st.lists(leases).map(tuple)),

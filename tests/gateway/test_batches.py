@@ -160,9 +160,9 @@ def test_where_they_cannot_leave_together_they_leave_one_by_one(
     assert max(calls.pieces) > 1
 
 
-def test_what_waits_leaves_before_its_flow_ends(bench: Bench, host: socket.socket) -> None:
+def test_what_waits_leaves_before_its_flow_ends(make: Make, host: socket.socket) -> None:
     """A flow that has to make room for another has been lent its datagrams in the same batch of frames."""
-    bench.gateway.stack.limits = Limits(udp_flows=1)
+    bench = make(Uplink(allow_host_loopback=True), limits=Limits(udp_flows=1))
     busy(bench)
     sent = []
     for number in range(20):

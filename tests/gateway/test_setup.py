@@ -27,7 +27,6 @@ from netns_kit import (
     Uplink,
     UserStack,
 )
-from netns_kit.frozen import names
 from netns_kit.gateway.setup import Setup
 from netns_kit.gateway.worker_links import connect
 from netns_kit.namespace.process import open_process
@@ -83,7 +82,7 @@ def test_what_a_stack_is_told_is_checked_once_and_kept() -> None:
             "db.internal 10 A 192.0.2.7",
         ]
         usual = Setup.of(tap)
-        alike = {name for name in names(Setup) if getattr(setup, name) == getattr(usual, name)}
+        alike = {name for name in Setup.__match_args__ if getattr(setup, name) == getattr(usual, name)}
         assert alike == {"tap", "supply"}, "no setting is lost on the way"
     finally:
         tap.release()
@@ -102,8 +101,8 @@ def test_a_worker_gets_all_of_it(leaks: None, monkeypatch: pytest.MonkeyPatch) -
             encode(setup, second, {fd: os.dup(fd) for fd in (tap.fileno(), *second.filenos())})
         )
         stack.callback(there.tap.release)
-        same = {name for name in names(Setup) if getattr(there, name) == getattr(setup, name)}
-        assert same == {*names(Setup)} - {"tap", "uplink"}, "which are compared below"
+        same = {name for name in Setup.__match_args__ if getattr(there, name) == getattr(setup, name)}
+        assert same == {*Setup.__match_args__} - {"tap", "uplink"}, "which are compared below"
         assert (there.tap.mtu, there.tap.offloads) == (tap.mtu, tap.offloads)
         assert there.tap.fileno() != tap.fileno()
         assert repr(there.uplink) == repr(setup.uplink)

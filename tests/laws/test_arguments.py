@@ -24,6 +24,7 @@ from netns_kit import (
     NotImportable,
     PortForward,
     Record,
+    ReverseForward,
     StaticLease,
     Subnet,
     Subnet6,
@@ -137,7 +138,7 @@ EVERYWHERE: list[tuple[Callable[..., Any], tuple[Any, ...] | dict[str, Any], dic
         "ifname": ["", 5, None], "mtu": ["1500", 1, None], "queues": [0, "2"], "namespace": ["ns", 5],
         "driver": ["x"],
         "configure": ["no"], "limits": [5], "dhcp": [True], "require": [5], "records": [5], "name": [5, ""],
-        "intercept_dns": [5],
+        "intercept_dns": [5], "reverse": ["80:80", 80, [80], ["a"], ["80"]],
     }),
     (Forwarder, (), {"stack": [None, "stack", 5]}),
     (Uplink, (), {
@@ -167,6 +168,10 @@ EVERYWHERE: list[tuple[Callable[..., Any], tuple[Any, ...] | dict[str, Any], dic
     (Follow, {"protocol": "tcp"}, {
         "protocol": ["sctp", None], "host": [5, "name", None], "device": [5, "a/b"], "mode": ["tunnel", 5],
         "include": ["80", 80, [80], [(80,)], [(80, 79)], [(0, 1)], [("80", 81)]], "exclude": [80, [(1, 65536)]],
+    }),
+    (ReverseForward, ("tcp", "127.0.0.1", 80, "127.0.0.1"), {"to_port": ["80", 0, 65536, None]}),
+    (ReverseForward, {"inside": "127.0.0.1", "inside_port": 80, "to": "::1", "to_port": 80, "protocol": "udp"}, {
+        "protocol": ["sctp", None], "inside": [5, "name", None], "inside_port": ["80", -1, True], "to": [5, "name"],
     }),
     (Subnet, {}, {"network": ["10.0.2.0/24", None, 5]}),
     (Subnet, (IPv4Network("10.0.2.0/24"),), {"ipv6": [True, "fd00::/64"]}),

@@ -6,6 +6,7 @@ the reason on a laptop, and fails it where the environment variable CI is set: t
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pwd
 import re
@@ -205,6 +206,14 @@ def _stat(pid: int) -> tuple[str, str]:
     except (FileNotFoundError, ProcessLookupError):
         return "", "X"
     return text[text.index("(") + 1 : text.rindex(")")], text[text.rindex(")") + 2]
+
+
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+
+
+def adopt_orphans() -> None:
+    """Become the parent of whatever this process's descendants orphan (prctl(2))."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def children() -> dict[int, str]:

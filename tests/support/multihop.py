@@ -99,7 +99,7 @@ CAP_NET_BIND_SERVICE, CAP_NET_BROADCAST, CAP_NET_ADMIN, CAP_NET_RAW = 10, 11, 12
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _call(name: str, *args: object) -> None:
+def call(name: str, *args: object) -> None:
     if getattr(_libc, name)(*args):
         error = ctypes.get_errno()
         raise OSError(error, f"{name}: {os.strerror(error)}")
@@ -109,10 +109,10 @@ def _drop_network_capabilities() -> None:
     """What remains is an unprivileged user, as far as the network goes (capget(2))."""
     header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
     data = ctypes.create_string_buffer(24)
-    _call("capget", header, data)
+    call("capget", header, data)
     mask = ~sum(1 << cap for cap in (CAP_NET_BIND_SERVICE, CAP_NET_BROADCAST, CAP_NET_ADMIN, CAP_NET_RAW))
     effective, permitted, inheritable, *high = struct.unpack("=6I", data)
-    _call("capset", header, struct.pack("=6I", effective & mask, permitted & mask, inheritable & mask, *high))
+    call("capset", header, struct.pack("=6I", effective & mask, permitted & mask, inheritable & mask, *high))
 
 
 class Hops:
@@ -120,7 +120,7 @@ class Hops:
 
     def __init__(self, *, ping: bool = True, privileged: bool = False) -> None:
         uid, gid = os.geteuid(), os.getegid()
-        _call("unshare", CLONE_NEWUSER)
+        call("unshare", CLONE_NEWUSER)
         for file, text in ("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1"):
             Path("/proc/self", file).write_text(text)
         self._namespaces: dict[str, int] = {}
@@ -140,7 +140,7 @@ class Hops:
             _drop_network_capabilities()
 
     def _make(self, name: str) -> None:
-        _call("unshare", CLONE_NEWNET)
+        call("unshare", CLONE_NEWNET)
         self._namespaces[name] = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         for key, value in _SYSCTLS.items():
             if (path := Path("/proc/sys", key)).exists():
@@ -162,7 +162,7 @@ class Hops:
                 ip.addr("add", index=index, address=address, prefixlen=64, flags=IFA_F_NODAD)
 
     def _enter(self, name: str) -> None:
-        _call("setns", self._namespaces[name], CLONE_NEWNET)
+        call("setns", self._namespaces[name], CLONE_NEWNET)
 
     @contextmanager
     def at(self, name: str) -> Iterator[None]:
@@ -202,7 +202,7 @@ def in_h(*, ping: bool = True, privileged: bool = False) -> Callable[[Body[P]], 
         @wraps(body)
         def test(*args: P.args, **kwargs: P.kwargs) -> None:
             needs_tun()
-            _in_child(lambda: _run(body, Hops(ping=ping, privileged=privileged), *args, **kwargs))
+            in_child(lambda: _run(body, Hops(ping=ping, privileged=privileged), *args, **kwargs))
 
         _, *parameters = inspect.signature(body).parameters.values()
         test.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # pytest goes by it
@@ -222,7 +222,7 @@ def _run(body: Body[P], hops: Hops, *args: P.args, **kwargs: P.kwargs) -> None:
     assert not difference, "\n".join(["not as it was before:", *difference])
 
 
-def _in_child(function: Callable[[], None]) -> None:
+def in_child(function: Callable[[], None]) -> None:
     """Call it in a child process.  What it raises there is how the running test ends here."""
     reader, writer = os.pipe()
     with warnings.catch_warnings():

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import socket
+import struct
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -124,6 +125,9 @@ async def test_a_command_serves_the_sockets_it_is_given_without_any_interface(sh
             await ns.popen([*PYTHON, SERVER], stderr=None, listen=given) as server,
         ):
             said = await told(server)
+            assert {sock.gettimeout() for sock in given.values()} == {None}, (
+                "the objects know that they block"
+            )
             assert said == {
                 "mine": True, "names": list(given), "blocking": [True] * 5, "open": [0, 1, 2, 3, 4, 5, 6, 7],
             }  # fmt: skip
@@ -146,6 +150,26 @@ async def test_the_command_keeps_the_sockets_that_the_caller_closes(short_path: 
                 assert (await answered(server, 0, kept, ("127.0.0.1", 0)))[0] == "127.0.0.1"
             with kept, socket.create_connection(kept.getsockname(), timeout=SECONDS):
                 pass  # still listening: a copy of it is here
+
+
+PROXY = "/lib/systemd/systemd-socket-proxyd"
+
+
+async def test_a_server_of_systemds_own_takes_the_sockets(short_path: Path) -> None:
+    """By libsystemd: a TCP and a Unix socket of the host, for a server on the namespace's loopback alone."""
+    if not os.path.exists(PROXY):  # noqa: ASYNC240
+        missing("not installed: systemd-socket-proxyd")
+    with sockets(short_path) as made, anyio.fail_after(SECONDS):
+        given = {"web": made["tcp"], "local": made["stream"]}
+        async with (
+            Namespace.create() as ns,
+            await ns.popen([*PYTHON, SHOW, "SOCK_STREAM", "80"], stderr=None) as server,
+            await ns.popen([PROXY, "127.0.0.1:80"], stderr=None, listen=given),
+        ):
+            assert server.stdout is not None
+            await server.stdout.receive()
+            for sock in given.values():
+                assert await anyio.to_thread.run_sync(asked, sock.getsockname(), sock.family) == "127.0.0.1"
 
 
 NAMES = """
@@ -224,6 +248,12 @@ async def test_opening_a_file_waits_for_nobody(short_path: Path) -> None:
                 await ns.run("echo hello >&3", open_files={kind: given[kind].getsockname()})
                 with given[kind].dup() if kind == "dgram" else given[kind].accept()[0] as heard:
                     assert heard.recv(10) == b"hello\n"
+            with ExitStack() as waiting:
+                busy = {"stream": short_path / "stream"}
+                given["stream"].listen(0)
+                waiting.enter_context(socket.socket(socket.AF_UNIX)).connect(str(busy["stream"]))
+                with pytest.raises(BlockingIOError):
+                    await ns.run(["true"], open_files=busy)
             given["stream"].close()
             with pytest.raises(ConnectionRefusedError) as refused:
                 await ns.run(["true"], open_files={"stream": short_path / "stream"})
@@ -268,6 +298,8 @@ async def greet(sock: socket.socket, text: bytes) -> None:
     def one() -> None:
         sock.settimeout(SECONDS)
         with sock.accept()[0] as client:
+            _, uid, _ = struct.unpack("=iII", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            assert uid == os.getuid(), "to the host, the command is its caller"
             client.send(text)
 
     await anyio.to_thread.run_sync(one)
@@ -417,9 +449,12 @@ async def test_a_forward_of_mode_fd_that_cannot_be() -> None:
     async with Network() as net:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            with pytest.raises(PortInUseError, match=f"127.0.0.1:{port}/tcp is taken"):
-                await net.forwarder.add(forward(0), "127.0.0.1:0:81", forward(port))
-            assert await net.forwarder.list() == ()
+            for wanted in ((forward(0), "127.0.0.1:0:81", forward(port)), (forward(0), forward(port))):
+                with pytest.raises(PortInUseError, match=f"127.0.0.1:{port}/tcp is taken"):
+                    await net.forwarder.add(*wanted)
+                assert await net.forwarder.list() == ()
+            kept = await net.forwarder.add(forward(port, optional=True), forward(0))
+            assert [each.host_port == port for each in kept] == [False]
         (start,) = sysctl.numbers(diagnosis.PORT_START)
         if start > 1 and os.geteuid():
             with pytest.raises(PrivilegedPortError):
@@ -429,7 +464,7 @@ async def test_a_forward_of_mode_fd_that_cannot_be() -> None:
             PortSpecError, match="expected no address inside: the command has the host's socket itself"
         ):
             await net.forwarder.add(leads_elsewhere)
-        assert await net.forwarder.list() == ()
+        assert await net.forwarder.list() == kept
 
 
 # -- sockets that exist, published ------------------------------------------------------------------------
@@ -646,3 +681,65 @@ async def test_started_under_socket_activation_it_hands_the_sockets_on(short_pat
                 )
             await server.stdin.aclose()
             assert await server.wait() == 0
+
+
+@pytest.mark.parametrize(("mode", "seen"), [("stack", "10.0.2.2"), ("socket", "10.0.2.100")])
+async def test_what_it_was_activated_with_is_published_in_another_mode(mode: str, seen: str) -> None:
+    """For servers that know no activation; the name of a socket says to which port inside it leads."""
+    needs("systemd-socket-activate")
+    needs_tun()
+    port = closed_port()
+    serve = f'{sys.executable} -S -E -I -c "$0" SOCK_STREAM 80 & read end; kill $!'
+    command = [
+        *("systemd-socket-activate", "-l", f"127.0.0.1:{port}", "--fdname=80"),
+        *("--setenv=PYTHONPATH", "--setenv=PATH", *NETNS_KIT, "--port-mode", mode, "--"),
+        *("sh", "-c", f"{serve}; echo ${{LISTEN_FDS-none}}; ls /proc/$$/fd", SHOW),
+    ]
+    with anyio.fail_after(SECONDS):
+        async with await anyio.open_process(command, env=environment(), stderr=None) as server:
+            assert server.stdin is not None
+            assert server.stdout is not None
+            with socket.socket() as client:
+                while client.connect_ex(("127.0.0.1", port)):  # it begins to listen in its own time
+                    await anyio.lowlevel.checkpoint()
+                assert await server.stdout.receive() == b"ready\n"
+                if mode == "stack":  # the first has come before the server listened, and was reset
+                    assert await anyio.to_thread.run_sync(asked, ("127.0.0.1", port)) == seen
+            assert await anyio.to_thread.run_sync(asked, ("127.0.0.1", port)) == seen
+            await server.stdin.send(b"\n")
+            said = b"".join([chunk async for chunk in server.stdout])
+            assert said.split()[:4] == [b"none", b"0", b"1", b"2"]
+            assert b"3" not in said.split(), "the socket is not the command's"
+
+
+async def test_the_mode_on_the_command_line(short_path: Path) -> None:
+    needs_tun()
+    port = closed_port()
+    words = (
+        "-p",
+        f"127.0.0.1:{port}:80",
+        "-p",
+        f"unix:{short_path}/s:22",
+        "--port-mode",
+        "fd",
+        "--",
+        *PYTHON,
+        NAMES,
+    )
+    status, text = await command_line(*words)
+    assert (status, text.partition("[")[0]) == (0, "True 80/tcp:22/tcp ")
+    attach = [*NETNS_KIT[:-1], "attach", "-p", "8080", "--port-mode", "fd", str(os.getpid())]
+    done = await anyio.run_process(attach, check=False, env=environment())
+    assert done.returncode == FAILED
+    assert b"netns-kit attach: mode fd: it gives the port to a command, and there is none" in done.stderr
+
+
+async def test_what_it_was_activated_with_is_checked() -> None:
+    """Before anything runs."""
+    needs_tun()
+    line = 'exec 3</dev/null; export LISTEN_FDS=1 LISTEN_FDNAMES=web LISTEN_PID=$$; exec "$@"'
+    command = ["sh", "-c", line, "sh", *NETNS_KIT, "--port-mode", "stack", "--", "echo", "ran"]
+    done = await anyio.run_process(command, check=False, env=environment())
+    assert (done.returncode, done.stdout) == (FAILED, b"")
+    said = b"netns-kit: LISTEN_FDS=1, and descriptor 3 (web) is no socket: expected sockets that listen; "
+    assert done.stderr.startswith(said)

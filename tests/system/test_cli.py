@@ -331,6 +331,38 @@ def test_a_mode_that_a_port_cannot_have() -> None:
     )
 
 
+def test_a_port_inside_that_leads_out() -> None:
+    """Also to the host's loopback, which is closed otherwise."""
+    needs("curl")
+    with tcp_server(http) as port:
+        done = run("-R", f"80:127.0.0.1:{port}", "--", "curl", "-sSf", "http://127.0.0.1/peer")
+    assert (done.returncode, done.stdout) == (0, "127.0.0.1")
+
+
+def test_a_port_that_appears_with_its_server() -> None:
+    needs("curl")
+    serve = """if True:
+        from http.server import HTTPServer, SimpleHTTPRequestHandler
+        server = HTTPServer(("", 21099), SimpleHTTPRequestHandler)
+        print("ready", flush=True)
+        server.handle_request()
+    """
+    with running("-p", "127.0.0.1:auto", "--", sys.executable, "-c", serve) as process:
+        command = [
+            "curl",
+            "-sS",
+            "--retry",
+            "20",
+            "--retry-all-errors",
+            "--retry-delay",
+            "1",
+            "-o",
+            os.devnull,
+        ]
+        subprocess.run([*command, "http://127.0.0.1:21099/"], check=True, timeout=SECONDS)
+        assert process.wait(SECONDS) == 0
+
+
 def test_a_taken_port_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"

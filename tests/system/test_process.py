@@ -547,7 +547,9 @@ async def test_a_file_that_is_not_there_leaves_its_directory_as_it_is(tmp_path: 
         ) as first:
             await line(first)
             assert missing.read_bytes() == b""
-            assert (await ns.run(["cat", str(missing)], files=files)).stdout == b"shown\n"
+            with missing.open("rb") as empty:
+                assert (await ns.run(["cat", str(missing)], files=files)).stdout == b"shown\n"
+                assert os.path.samestat(os.fstat(empty.fileno()), missing.stat()), "the first needs it still"
             assert first.stdin is not None
             await first.stdin.send(b"\n")
             assert await line(first) == "shown", "another command has ended that was shown it"

@@ -520,7 +520,7 @@ async def test_datagrams_of_two_networks_do_not_mix(leaks: None) -> None:
             await net.forwarder.add("127.0.0.1:0:53/udp", mode="socket")
             (listener,) = net.stack.local._control.forwards._listeners.values()
             assert isinstance(listener, DatagramListener)
-            buffers.append(listener._buffer)
+            buffers.append(listener._shared.pipes.buffer)
         assert isinstance(buffers[0], memoryview)
         assert buffers[0].obj is not buffers[1].obj
 

@@ -221,8 +221,8 @@ def test_what_is_written_to_the_exit_pipe_means_nothing() -> None:
 
 @pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_signals_have_their_default_action(number: signal.Signals) -> None:
-    with attached() as (_, running):
+def test_signals_have_their_default_action(number: signal.Signals, tmp_path: Path) -> None:
+    with attached(program=[executable(tmp_path)]) as (_, running):
         running.process.send_signal(number)
         assert running.process.wait(SECONDS) == -number
         assert "Traceback" not in running.output()[1]

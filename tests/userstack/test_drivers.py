@@ -17,6 +17,7 @@ from itertools import pairwise
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
 from netns_kit.errors import NetnsKitError, StackClosed, StackCrashed
@@ -307,6 +308,38 @@ async def test_a_thread_that_cannot_be_started_holds_nobody_up(
         patch.setattr(threading.Thread, "start", fail)
         with pytest.raises(RuntimeError, match="can't start"):
             await ThreadDriver(engine).run()
+
+
+async def test_what_a_thread_has_that_is_left_behind_is_closed_by_it(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a policy does that does not return: until it does, the thread may use what the engine has."""
+    monkeypatch.setattr("netns_kit.userstack.drivers.STOP_SECONDS", 0.05)
+    held, let_go, closed_by = threading.Event(), threading.Event(), list[str]()
+
+    def hold() -> None:
+        held.set()
+        let_go.wait(SECONDS)
+
+    driver = ThreadDriver(engine)
+
+    async def run() -> None:
+        with pytest.raises(StackCrashed, match="held up"):
+            await driver.run()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        engine.call(hold)
+        await anyio.to_thread.run_sync(held.wait, SECONDS)
+        tasks.cancel_scope.cancel()
+    driver.finish(lambda: closed_by.append(threading.current_thread().name))
+    assert closed_by == []
+    (left,) = [thread for thread in threading.enumerate() if thread.name == "netns_kit engine"]
+    let_go.set()
+    await anyio.to_thread.run_sync(left.join)
+    assert closed_by == ["netns_kit engine"]
+    driver.finish(lambda: closed_by.append("us"))
+    assert closed_by[1:] == ["us"]
 
 
 async def test_a_call_does_not_wait_for_an_engine_that_crashed(name: DriverName, engine: Engine) -> None:

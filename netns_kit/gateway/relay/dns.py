@@ -237,8 +237,10 @@ class DnsRelay:
             if transfer:
                 self._transfer(upstream, message)
             elif upstream.transport == "tcp":
-                stream = self._streams.get(upstream) or self._connect(upstream)
-                stream.send(message)
+                if upstream not in self._streams:
+                    heard, ended = partial(self._heard, upstream), partial(self._ended, upstream)
+                    self._streams[upstream] = self._dial(upstream, heard, ended)
+                self._streams[upstream].send(message)
             else:
                 asking = self._socket_for(upstream)
                 asking.ids.add(int.from_bytes(message[:2], "big"))
@@ -301,12 +303,6 @@ class DnsRelay:
             else:
                 self._server.proxy.unmatched += 1
         self._wait()
-
-    def _connect(self, upstream: Upstream) -> ResolverStream:
-        stream = self._streams[upstream] = self._dial(
-            upstream, partial(self._heard, upstream), partial(self._ended, upstream)
-        )
-        return stream
 
     def _dial(
         self, upstream: Upstream, heard: Callable[[bytes], bool], ended: Callable[[], None]

@@ -73,7 +73,7 @@ def _serve(channel: Channel, owner: int) -> None:
     if setup.uplink.dns.hook is not None:
         records.prepare()  # its answers may need to import something
     if setup.supply is not None:
-        import netns_kit.forwarder.socket_listeners  # noqa: F401 - no module can be found later
+        import netns_kit.forwarder.reverse_listeners  # noqa: F401 - no module can be found later
     from .sandbox import ON, enter
 
     layers = enter(setup.uplink.reads())
