@@ -362,8 +362,12 @@ class DatagramFlow(Published):
             self._try_next()
             return
         self._socket = sock
+        self._send_waiting(sock)
+
+    def _send_waiting(self, sock: socket.socket) -> None:
+        place = self._places[0]
         for data in list(self._waiting):
-            if self._socket is sock:
+            if self._socket is sock and self._places[0] is place:
                 self._send(sock, data)
 
     def _on_events(self, events: int) -> None:
@@ -393,8 +397,12 @@ class DatagramFlow(Published):
         refused = any(each.error == errno.ECONNREFUSED for each in read_errors(sock))
         if not refused or self._answered:
             return False
-        self._drop()
-        self._try_next()
+        if len(self._places) > 1 and self._places[0].source and self._places[1][:2] == self._places[0][:2]:
+            del self._places[0]  # by the same socket: the agent may still have a copy, and with it the port
+            self._send_waiting(sock)
+        else:
+            self._drop()
+            self._try_next()
         return True
 
     def _try_next(self) -> None:
