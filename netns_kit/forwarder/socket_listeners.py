@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
-from netns_kit.gateway.engine import ERROR, IN
+from netns_kit.gateway.engine import EDGE, ERROR, IN
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.inside import Source
 from netns_kit.stack.user import Transport
@@ -83,10 +83,6 @@ class Published:
     def remote(self) -> Endpoint:
         return self.ends()[1]
 
-    def fileno(self) -> int:
-        """Return the descriptor of the client's own connection, or -1."""
-        return -1
-
     def ends(self) -> tuple[Endpoint, Endpoint]:
         """Return both ends of the connection inside; before there is one, where it may lead."""
         if self._ends is not None:
@@ -146,10 +142,21 @@ class StreamFlow(Published):
         self._splice: Splice | None = None
         self._arrival = Arrival(shared.inside, gateway.engine, places, self._joined)
         gateway.begun(self)
+        self._is_watched = False
         self._arrival.begin()
+        if self.state == "connecting" and outer.fileno() >= 0:  # it takes its time
+            with suppress(OSError):
+                gateway.engine.add(outer.fileno(), self._on_outer, EDGE)
+                self._is_watched = True
 
-    def fileno(self) -> int:
-        return self._outer.fileno()
+    def _on_outer(self, events: int) -> None:
+        if events & ERROR:  # it has reset the connection, and waits no more; an end alone tells nothing
+            self.end()
+
+    def _unwatch(self) -> None:
+        if self._is_watched:
+            self._is_watched = False
+            self._gateway.engine.remove(self._outer.fileno())
 
     def _inner(self) -> socket.socket | None:
         return None if self._splice is None else self._splice.inner
@@ -165,6 +172,7 @@ class StreamFlow(Published):
 
     def _joined(self, inner: socket.socket | OSError, _: Place) -> None:
         gateway = self._gateway
+        self._unwatch()
         if isinstance(inner, OSError):
             self._refused(inner)
             return
@@ -195,6 +203,7 @@ class StreamFlow(Published):
             self._splice.close(reset=True)
         else:
             self._arrival.close()
+            self._unwatch()
             self._reset()
 
 

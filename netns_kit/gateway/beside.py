@@ -54,10 +54,6 @@ class FlowBeside(Protocol):
         """Bytes from the namespace, and bytes to it."""
         ...
 
-    def fileno(self) -> int:
-        """Return the descriptor of the client's own connection, or -1."""
-        ...
-
     def end(self) -> None:
         """End it at once."""
         ...

@@ -218,7 +218,7 @@ class Engine:
         """Replace the copies of all engines' descriptors by /dev/null, in the child of a fork."""
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for engine in cls._open:
-            others = [fd for tell in engine.unregistered for fd in tell() if fd >= 0]
+            others = [fd for tell in engine.unregistered for fd in tell()]
             for fd in (engine.fileno(), *engine._handlers, *others):
                 os.dup2(null, fd, inheritable=False)
         os.close(null)

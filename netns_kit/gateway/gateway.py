@@ -159,7 +159,6 @@ class Gateway:
             from .inside import Inside  # programs that wait for our start have none
 
             self._inside = Inside(engine, setup.supply, self.router.admission.is_free)
-            engine.unregistered.append(lambda: [flow.fileno() for flow in self.beside.values()])
         self._pump = FramePump(engine, tap, stack, self.router.outbox)
         if peers is not None:
             LinkPump(engine, peers, stack, self.router.outbox, self.router.tcp_handed_over)

@@ -6,6 +6,7 @@ import errno
 import select
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,14 @@ class Bench(NamedTuple):
         """Step until nothing comes any more."""
         while events := self.engine.poll(0):
             self.engine.dispatch(events, 0.0)
+
+    def reply(self, kind: Kind, error: int = 0, count: int = 0) -> None:
+        """Answer an order."""
+        self.agent.recv(256)
+        with ExitStack() as stack:
+            made = [stack.enter_context(socket.socket(kind.family, kind.type)) for _ in range(count)]
+            send_record(self.agent, REPLY.pack(*kind, error), [each.fileno() for each in made])
+        self.settle()
 
     def serve(self) -> int:
         """Answer all orders that are there before the engine reads any answer; return their number."""

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import array
 import errno
+import os
+import random
+import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, suppress
+from pathlib import Path
 
 import anyio
 import pytest
 
-from netns_kit import Namespace, Network, Uplink
+from netns_kit import ArgumentError, Limits, Namespace, Network, PortInUseError, Uplink
 from netns_kit.child.channel import receive_record
 from netns_kit.child.supply import MOST, ORDER, REPLY
+from netns_kit.errors import NetnsKitError
 from netns_kit.forwarder.ports import Mode, PortForward, UnixSocket
+from netns_kit.forwarder.socket_listeners import DatagramListener
+from netns_kit.gateway.setup import DriverName
 from netns_kit.host.abi import SCM_MAX_FD
-from tests.support import ROOT, missing, needs_tun
-from tests.support.connections import accepted, exactly, failure, send
+from tests.support import ROOT, children, missing, needs_tun
+from tests.support.connections import accepted, echoes, exactly, failure, receive, rest, send
 from tests.support.servers import bounded, host_address
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
@@ -464,3 +472,281 @@ async def test_a_fork_of_the_program_keeps_no_client_and_no_socket_inside() -> N
     command = [sys.executable, "-W", "ignore", "-c", FORKING]
     done = await anyio.run_process(command, cwd=ROOT, check=False)
     assert done.stdout == b"reset\n", done.stderr
+
+
+# -- datagrams ----------------------------------------------------------------------------------------
+
+
+@bounded
+async def test_a_flood_of_datagram_clients_is_bounded_and_spares_who_is_active(
+    leaks: None, every_descriptor: int
+) -> None:
+    needs_tun()
+    async with Network(limits=Limits(udp_flows=64)) as net:
+        (forward,) = await net.forwarder.add("127.0.0.1:0:53/udp", mode="socket")
+        with (
+            await net.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as service,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as active,
+        ):
+            service.bind((OWN, 53))
+            active.setblocking(False)
+            active.connect((LOOPBACK, forward.host_port))
+            seen = set()
+            for _ in range(40):
+                active.send(b"active")
+                with ExitStack() as stack:
+                    for _ in range(25):
+                        other = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+                        other.sendto(b"other", (LOOPBACK, forward.host_port))
+                    for _ in range(26):
+                        await anyio.wait_readable(service)
+                        data, sender = service.recvfrom(64)
+                        if data == b"active":
+                            seen.add(sender)
+                            service.sendto(b"answer", sender)
+                await anyio.wait_readable(active)
+                assert active.recv(64) == b"answer"
+            assert len(seen) == 1
+            assert len(await net.stack.flows()) == 64
+
+
+@bounded
+async def test_datagrams_of_two_networks_do_not_mix(leaks: None) -> None:
+    """Each engine has a thread, so they read to buffers of their own; a race would show that once in a million."""
+    needs_tun()
+    buffers = []
+    async with Network() as one, Network() as two:
+        for net in (one, two):
+            await net.forwarder.add("127.0.0.1:0:53/udp", mode="socket")
+            (listener,) = net.stack.local._control.forwards._listeners.values()
+            assert isinstance(listener, DatagramListener)
+            buffers.append(listener._shared.pipes.buffer)
+        assert isinstance(buffers[0], memoryview)
+        assert buffers[0].obj is not buffers[1].obj
+
+
+@bounded
+async def test_datagrams_that_are_empty_or_longer_than_the_link(net: Network) -> None:
+    (forward,) = await net.forwarder.add("127.0.0.1:0:53/udp", mode="socket")
+    await net.namespace.run(["ip", "link", "set", "lo", "mtu", "1280"])
+    with (
+        await net.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as service,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+    ):
+        service.bind((OWN, 53))
+        client.setblocking(False)
+        client.connect((LOOPBACK, forward.host_port))
+        for size in (0, 1, 1281, 65_507, 0):
+            client.send(bytes(size))
+            await anyio.wait_readable(service)
+            data, sender = service.recvfrom(65536)
+            assert data == bytes(size)
+            service.sendto(data, sender)
+            await anyio.wait_readable(client)
+            assert client.recv(65536) == bytes(size)
+
+
+# -- clients of TCP -----------------------------------------------------------------------------------
+
+
+def reset(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+@pytest.mark.parametrize("mode", ["socket", "transparent"])
+@bounded
+async def test_resets_at_any_moment_leave_nothing(net: Network, mode: Mode) -> None:
+    """After accept, while joining, in a splice, at both sides at once; the ports go on."""
+    chance = random.Random(15)
+    (forward,) = await net.forwarder.add("0:80", mode=mode)
+    async with listening(net) as listener:
+        listener.setblocking(False)
+        ours: list[socket.socket] = []
+        theirs: list[socket.socket] = []
+        for turn in range(1500):
+            match chance.randrange(8):
+                case 0 | 1:
+                    ours.append(calling(chance.choice((LOOPBACK, host())), forward.host_port))
+                case 2 | 3:
+                    with suppress(BlockingIOError):
+                        theirs.append(listener.accept()[0])
+                        theirs[-1].setblocking(False)
+                case 4:
+                    for sock in chance.sample(ours + theirs, min(8, len(ours + theirs))):
+                        with suppress(OSError):
+                            sock.send(
+                                bytes(chance.choice((1, 100, 300_000))), chance.choice((0, socket.MSG_OOB))
+                            )
+                case 5:
+                    for sock in chance.sample(ours + theirs, min(8, len(ours + theirs))):
+                        with suppress(OSError):
+                            sock.recv(chance.choice((1, 1 << 20)))
+                case 6:
+                    with suppress(OSError):
+                        chance.choice([*ours, *theirs, listener]).shutdown(socket.SHUT_WR)
+                    listener.listen(128)
+                case 7:
+                    for some in (ours, theirs):
+                        if some and chance.random() < 0.7:
+                            chance.choice((reset, socket.socket.close))(some.pop(chance.randrange(len(some))))
+            if turn % 10 == 0:
+                await anyio.sleep(0.001)
+        for sock in ours + theirs:
+            chance.choice((reset, socket.socket.close))(sock)
+        while any(flow.state == "established" for flow in await net.stack.flows()):
+            with suppress(BlockingIOError):
+                while True:
+                    reset(listener.accept()[0])
+            await anyio.sleep(0.02)
+        with calling(LOOPBACK, forward.host_port) as client:
+            await send(client, b"last")
+            said = b""
+            while said != b"last":
+                with await accepted(listener) as served, suppress(OSError):
+                    said = await receive(served)
+    while await net.stack.flows():  # noqa: ASYNC110 - nobody tells
+        await anyio.sleep(0.02)
+
+
+@bounded
+async def test_both_sides_send_and_neither_reads(net: Network) -> None:
+    """What is kept is bounded, and when they read at last all of it is there."""
+    (forward,) = await net.forwarder.add("0:80", mode="socket")
+    async with listening(net) as listener:
+        with calling(LOOPBACK, forward.host_port) as client, await accepted(listener) as served:
+            sent = [0, 0]
+            quiet = 0
+            while quiet < 20:
+                quiet += 1
+                for number, sock in enumerate((client, served)):
+                    with suppress(BlockingIOError):
+                        sent[number] += sock.send(bytes(1 << 20))
+                        quiet = 0
+                await anyio.sleep(0.01)
+            assert max(sent) < 32 << 20
+            client.shutdown(socket.SHUT_WR)
+            served.shutdown(socket.SHUT_WR)
+            assert [len(await rest(served)), len(await rest(client))] == sent
+
+
+@bounded
+async def test_clients_who_leave_while_the_queue_inside_is_full_take_no_place(net: Network) -> None:
+    """The program accepts nobody; who resets is not held until the kernel inside gives up, two minutes later."""
+    (forward,) = await net.forwarder.add("0:80", mode="socket")
+    async with listening(net, backlog=0):
+        clients = [calling(LOOPBACK, forward.host_port) for _ in range(50)]
+        await anyio.sleep(0.3)
+        waiting = [flow for flow in await net.stack.flows() if flow.state == "connecting"]
+        assert waiting
+        assert await net.stack.end_flow(waiting[0].id)
+        for each in clients:
+            reset(each)
+        while await net.stack.flows():  # noqa: ASYNC110 - nobody tells
+            await anyio.sleep(0.02)
+
+
+def fails(flow: object) -> None:
+    raise RuntimeError("the policy fails")
+
+
+@pytest.mark.parametrize("mode", ["stack", "socket", "transparent"])
+@bounded
+async def test_a_policy_that_fails_stops_no_client(leaks: None, mode: Mode) -> None:
+    needs_tun()
+    async with Network(uplink=Uplink(policy=fails)) as net:
+        tcp, udp = await net.forwarder.add("0:80", "0:53/udp", mode=mode)
+        async with listening(net) as listener:
+            with calling(LOOPBACK, tcp.host_port) as client, await accepted(listener) as served:
+                await echoes(client, served)
+        with (
+            await net.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as service,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+        ):
+            service.bind((OWN, 53))
+            client.setblocking(False)
+            client.connect((LOOPBACK, udp.host_port))
+            client.send(b"question")
+            await anyio.wait_readable(service)
+            service.sendto(b"answer", service.recvfrom(64)[1])
+            await anyio.wait_readable(client)
+            assert client.recv(64) == b"answer"
+
+
+# -- the end of this and that, in the middle of a transfer --------------------------------------------
+
+
+@pytest.mark.parametrize("driver", ["thread", "loop", "worker"])
+@pytest.mark.parametrize("victim", ["agent", "worker", "forwarder", "stack", "namespace"])
+@bounded
+async def test_whoever_ends_first_nothing_is_left(
+    leaks: None, driver: DriverName, victim: str, tmp_path: Path
+) -> None:
+    """Neither a listener nor the file of a unix socket; the fixture looks for all else."""
+    needs_tun()
+    if victim == "worker" and driver != "worker":
+        pytest.skip("there is none")
+    path = tmp_path / "published"
+    with suppress(NetnsKitError):
+        async with Network(driver=driver) as net:
+            tcp, udp, _ = await net.forwarder.add(
+                PortForward("tcp", LOOPBACK, 0, None, 80, mode="transparent"),
+                PortForward("udp", LOOPBACK, 0, None, 53, mode="transparent"),
+                PortForward("tcp", UnixSocket(str(path)), 0, None, 80),
+            )
+            async with listening(net) as listener:
+                with ExitStack() as stack:
+                    clients = [stack.enter_context(calling(LOOPBACK, tcp.host_port)) for _ in range(20)]
+                    stack.enter_context(await accepted(listener))
+                    for each in clients:
+                        with suppress(BlockingIOError):
+                            while True:
+                                each.send(bytes(1 << 20))
+                    match victim:
+                        case "agent":
+                            os.kill(min(children()), signal.SIGKILL)
+                        case "worker":
+                            os.kill(net.stack.workers.processes[0].pid, signal.SIGKILL)
+                        case "forwarder":
+                            await net.forwarder.close()
+                        case "stack":
+                            await net.stack.close()
+                        case _:
+                            await net.namespace.close()
+                    if victim in ("worker", "stack"):
+                        for each in clients:
+                            assert await failure(each) in (errno.ECONNRESET, errno.EPIPE, 0)
+    for forward, kind in ((tcp, socket.SOCK_STREAM), (udp, socket.SOCK_DGRAM)):
+        with socket.socket(socket.AF_INET, kind) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, kind == socket.SOCK_STREAM)
+            sock.bind((LOOPBACK, forward.host_port))
+    assert not path.exists()
+
+
+# -- paths --------------------------------------------------------------------------------------------
+
+
+@bounded
+async def test_a_path_is_not_followed_or_taken(net: Network, tmp_path: Path) -> None:
+    def forward(path: Path) -> PortForward:
+        return PortForward("tcp", UnixSocket(str(path)), 0, None, 80)
+
+    target, link = tmp_path / "target", tmp_path / "link"
+    link.symlink_to(target)
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o555)
+    with pytest.raises(PortInUseError):
+        await net.forwarder.add(forward(link))
+    with pytest.raises(OSError, match="ermission denied"):
+        await net.forwarder.add(forward(closed / "socket"))
+    with pytest.raises(FileNotFoundError):
+        await net.forwarder.add(forward(tmp_path / "nowhere" / "socket"))
+    with pytest.raises(ArgumentError, match="107 bytes"):
+        forward(Path("/" + "x" * 107))
+    assert not target.exists()
+    (added,) = await net.forwarder.add(forward(target))
+    target.rename(tmp_path / "elsewhere")
+    target.write_text("another's")
+    await net.forwarder.remove(added)
+    assert target.read_text() == "another's"
+    assert await net.forwarder.list() == ()
