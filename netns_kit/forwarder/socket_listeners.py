@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import math
 import socket
-import struct
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,7 +16,14 @@ from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.inside import Source
 from netns_kit.stack.user import Transport
 from netns_kit.uplink.flow import Endpoint
-from netns_kit.uplink.sockets import Ancillary, ask_for_errors, family_of, read_errors, refusal_for
+from netns_kit.uplink.sockets import (
+    RESET_ON_CLOSE,
+    Ancillary,
+    ask_for_errors,
+    family_of,
+    read_errors,
+    refusal_for,
+)
 
 from .arrivals import Arrival, Place, Targets, bind_as_client
 from .listeners import PKTINFO, PKTINFO_MESSAGES, Listener, StreamListener
@@ -28,7 +34,6 @@ DATAGRAMS_PER_STEP = 64
 WAITING_BYTES = 65536  # of a client's datagrams that are kept until one is answered
 WAITING_LEAST = 4096  # bytes that a kept datagram counts as, at least
 Answer: TypeAlias = Callable[[memoryview], None]
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger
 
 
 class SocketListeners:
@@ -194,7 +199,7 @@ class StreamFlow(Published):
 
     def _reset(self) -> None:
         if family_of(self._outer) != socket.AF_UNIX:
-            self._outer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            self._outer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         self._outer.close()
         self._gateway.ended(self)
 

@@ -17,23 +17,21 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
 from collections.abc import Callable
 from contextlib import suppress
 from fcntl import fcntl
 
 from netns_kit.gateway.engine import EDGE, ERROR, HANG_UP, IN, OUT, READ_HANG_UP, URGENT, Engine
 from netns_kit.host.abi import F_SETPIPE_SZ
+from netns_kit.uplink.sockets import RESET_ON_CLOSE
 
 SMALL = 65536  # bytes that are read at once; a read of as many is followed by splices
-LARGE = (
-    1 << 20
-)  # bytes that a splice may move at once, and that a pipe has room for, where the user may have that
+# bytes that a splice may move at once, and that a pipe has room for, where the user may have that
+LARGE = 1 << 20
 SPLICES_PER_STEP = 8
 PIPES_KEPT = 16
 EVENTS = IN | OUT | READ_HANG_UP | URGENT | EDGE
 _UNUSUAL = READ_HANG_UP | HANG_UP | ERROR | URGENT
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: RST, not FIN
 _FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 
@@ -156,7 +154,7 @@ class Splice:
         for sock in (self.outer, self.inner):
             self._engine.remove(sock.fileno())
             if reset:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             sock.close()
         self._ended(self)
 

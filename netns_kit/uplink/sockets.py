@@ -39,6 +39,7 @@ ERROR_SPACE = 512
 ERRORS_AT_ONCE = 1024  # more than a receive buffer holds
 PROBE_TTL = 32  # with so few hops a packet is taken for a traceroute's probe, which may test sizes too
 
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: close() sends RST and drops unsent data
 _EXTENDED_ERROR = struct.Struct("=IBBBxII")  # struct sock_extended_err: errno, origin, type, code, info, data
 
 _REFUSALS = {

@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import fcntl
 import socket
-import struct
 from collections.abc import Callable
 from enum import Enum
 
@@ -41,14 +40,13 @@ from netns_kit.host.abi import SIOCATMARK
 from netns_kit.stack import Closed, IcmpError, Refusal, TcpConnection
 from netns_kit.stack.windows import BUFFER
 from netns_kit.uplink.dial import Refused
-from netns_kit.uplink.sockets import is_internet, prepare_stream, set_tos
+from netns_kit.uplink.sockets import RESET_ON_CLOSE, is_internet, prepare_stream, set_tos
 
 from .dialled import EVENTS, Dialled
 
 BURSTS_PER_STEP = 8
 KEEPALIVE_INTERVAL = 75  # seconds between probes, at most; the kernel's default
 MAX_KEEPIDLE = 32767  # tcp(7)
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: close() sends RST and drops unsent data
 _NO_MORE = READ_HANG_UP | HANG_UP | ERROR
 _UNUSUAL = _NO_MORE | URGENT
 
@@ -321,7 +319,7 @@ class TcpRelay(Dialled):
         if sock is not None:
             self._engine.remove(sock.fileno())
             if reset:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             sock.close()
 
     # -- the guest's side: TcpUser ------------------------------------------------------------------
