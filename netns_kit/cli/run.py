@@ -8,15 +8,15 @@ import inspect
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, cast, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import anyio
 
 from netns_kit import __version__, arguments
 from netns_kit.dns import Record
-from netns_kit.errors import NetnsKitError
+from netns_kit.errors import ArgumentError, NetnsKitError
 from netns_kit.forwarder.ports import MODES, Mode
 from netns_kit.forwarder.specs import SYNTAX, parse_all, parse_reverse
 from netns_kit.forwarder.specs import parse as parse_ports
@@ -41,6 +41,7 @@ from .signals import Signals
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # as env(1) and chroot(1) have them
 READING = (signal.SIGTTIN, signal.SIGTTOU)  # from the background, or writing
 _ALL_PORTS = "all"
+T = TypeVar("T")
 Adopt = Callable[[Network], Awaitable[None]]
 
 
@@ -167,9 +168,19 @@ def _command_options(options: argparse.Namespace, given: Sequence[int]) -> Comma
         "stdout": None,
         "stderr": None,
         "pass_fds": given,
-        "open_files": dict(map(_open_file, options.open_files)),
-        "sockets": dict(map(_socket, options.sockets)),
+        "open_files": _by_name("open-file", map(_open_file, options.open_files)),
+        "sockets": _by_name("unix", map(_socket, options.sockets)),
     }
+
+
+def _by_name(option: str, given: Iterable[tuple[str, T]]) -> dict[str, T]:
+    """Return what an option has given names to; each name once."""
+    found: dict[str, T] = {}
+    for name, each in given:
+        if name in found:
+            raise ArgumentError("expected a name that no other has", option, arguments.shown(name))
+        found[name] = each
+    return found
 
 
 def _open_file(text: str) -> tuple[str, OpenFile]:

@@ -35,7 +35,13 @@ def listen(forward: PortForward) -> socket.socket:
     assert not isinstance(host, UnixSocket)
     family = FAMILIES[host.version]
     kind = socket.SOCK_STREAM if forward.protocol == "tcp" else socket.SOCK_DGRAM
-    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+    place = f"{forward.listens_on}/{forward.protocol}"
+    try:
+        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.EAFNOSUPPORT:
+            raise diagnosis.ipv6(error.errno, {}) from error
+        raise OSError(error.errno, error.strerror, place) from error
     try:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -52,14 +58,12 @@ def listen(forward: PortForward) -> socket.socket:
         sock.close()
         if error.errno == errno.EADDRINUSE:
             raise PortInUseError(
-                f"{forward.listens_on}/{forward.protocol} is taken by another socket",
+                f"{place} is taken by another socket",
                 fix="choose another host port, or 0 for any that is free",
             ) from error
         if error.errno == errno.EADDRNOTAVAIL:
             raise AddressError("expected an address of this host", "port", str(forward)) from error
-        if error.errno == errno.EAFNOSUPPORT:
-            raise diagnosis.ipv6(error.errno, {}) from error
-        raise
+        raise OSError(error.errno, error.strerror, place) from error
     except BaseException:
         sock.close()
         raise
@@ -93,7 +97,7 @@ def listen_unix(
             raise PortInUseError(
                 f"{where} is taken", fix="choose another path, or remove what is there"
             ) from error
-        raise
+        raise OSError(error.errno, error.strerror, str(where)) from error
     except BaseException:
         sock.close()
         raise

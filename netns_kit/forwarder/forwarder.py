@@ -564,4 +564,4 @@ def _permitted(forwards: Sequence[PortForward]) -> Sequence[PortForward]:
     needed = next((each for each in low if not each.optional), None)
     if needed is not None:
         raise diagnosis.privileged_port(needed.host_port, "of the host", start)
-    return [each for each in forwards if each not in low]
+    return [each for each in forwards if not 0 < each.host_port < start]

@@ -89,7 +89,8 @@ class ThroughStack(Listener):
             raise AddressError(expected, "port", str(forward), "forward to its IPv4 address, or turn IPv6 on")
         own = self._gateway.stack.addresses
         if guest is not None and (not _is_host(guest.packed) or guest.packed in own):
-            raise AddressError("expected an address that the namespace can have", "port", str(forward))
+            fix = "use mode=socket, which reaches the loopback inside" if guest.is_loopback else None
+            raise AddressError("expected an address that the namespace can have", "port", str(forward), fix)
         self._local, self._to = local, guest
 
     def _guest(self) -> Address:

@@ -188,7 +188,7 @@ class PortForward:
         modes = (None, "socket") if isinstance(self.guest, UnixSocket) else (None, "socket", "fd")
         checks: list[tuple[str, tuple[object, ...], str]] = [
             ("protocol", ("tcp",), "tcp (a unix socket carries streams)"),
-            ("mode", modes, "the mode socket (a unix socket has no other)"),
+            ("mode", modes, "the mode socket (for a unix socket)"),
         ]
         if isinstance(self.host, UnixSocket):
             checks.append(("host_port", (0,), "0 beside a unix socket"))
@@ -215,7 +215,7 @@ class Follow:
         mode: How a connection gets inside, see `PortForward`.
 
     Raises:
-        PortSpecError: A pair is no range of ports.
+        PortSpecError: A pair is no range of ports, or the mode is "fd".
         AddressError: The address cannot be read.
         ArgumentError: There is no such protocol or mode, or no interface can have the name.
         ArgumentTypeError: An argument has another type.
@@ -238,6 +238,9 @@ class Follow:
         mode: Mode | None = None,
     ) -> None:
         _check(protocol, device, mode)
+        if mode == "fd":
+            expected = "expected another mode for 'auto': a command is given its sockets when it starts"
+            raise PortSpecError(expected, "mode", repr(mode), "name the ports, or leave the mode out")
         arguments.fill(
             self,
             protocol=protocol,

@@ -262,8 +262,8 @@ END = "',', '/' or the end"
         ("80-81:unix:/a", "2 ports inside (as many as on the host) at character 7, not 'unix:/a'"),
         ("80:unix:/a:b", f"{END} at character 11, not ':'"),
         ("udp:unix:/a:80", "tcp (a unix socket carries streams) at character 1, not 'udp'"),
-        ("80:unix:/a,mode=fd", "the mode socket (a unix socket has no other) at character 17, not 'fd'"),
-        ("unix:/a:80,mode=stack", "the mode socket (a unix socket has no other) at character 17, not 'stack'"),
+        ("80:unix:/a,mode=fd", "the mode socket (for a unix socket) at character 17, not 'fd'"),
+        ("unix:/a:80,mode=stack", "the mode socket (for a unix socket) at character 17, not 'stack'"),
         ("unix:/a:80,freebind", "no freebind beside a unix socket at character 12, not 'freebind'"),
     ],
 )  # fmt: skip
