@@ -136,7 +136,7 @@ class StreamListener(Listener):
         for at in range(ACCEPTS_PER_STEP):
             if at and self._engine.is_late:
                 return
-            if not self._gateway.router.make_room():
+            if not self._has_room():
                 self._pause()
                 return
             try:
@@ -150,6 +150,10 @@ class StreamListener(Listener):
                 continue  # that client has gone again
             sock.setblocking(False)
             self._accepted(sock, client)
+
+    def _has_room(self) -> bool:
+        """Return whether there is a descriptor for one client more."""
+        return self._gateway.router.make_room()
 
     def _accepted(self, sock: socket.socket, client: Any) -> None:
         """Take a client's connection, and its address as accept(2) tells it."""

@@ -45,6 +45,10 @@ class Outside:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         taker(sock)
 
+    def waiting(self) -> int:
+        """Return how many wait for a socket: nobody does."""
+        return 0
+
     def connect_unix(self, address: str, taker: Taker) -> None:
         """Give `taker` a socket that is connected to a unix socket, or the error that there is none."""
         try:

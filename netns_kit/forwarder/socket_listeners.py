@@ -121,6 +121,10 @@ class SpliceListener(StreamListener):
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
+    def _has_room(self) -> bool:
+        coming = self._shared.inside.waiting()
+        return super()._has_room() and (not coming or self._gateway.router.admission.is_free(coming))
+
     def _accepted(self, sock: socket.socket, client: Any) -> None:
         address = client[:2] if isinstance(client, tuple) else ("", 0)
         places = self._targets.for_client(address)

@@ -108,11 +108,11 @@ class Splice:
         self.outer, self.inner = outer, inner
         self.inward = _Direction(self, engine, pipes, outer, inner)
         self.outward = _Direction(self, engine, pipes, inner, outer)
-        engine.add(outer.fileno(), self._on_outer, EVENTS)
-        try:
-            engine.add(inner.fileno(), self._on_inner, EVENTS)
+        engine.add(inner.fileno(), self._on_inner, EVENTS)
+        try:  # the newest descriptor is the last, by which `Admission` goes: the other one may be of the stock
+            engine.add(outer.fileno(), self._on_outer, EVENTS)
         except BaseException:
-            engine.remove(outer.fileno())
+            engine.remove(inner.fileno())
             raise
 
     def _on_outer(self, events: int) -> None:

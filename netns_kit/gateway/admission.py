@@ -68,9 +68,13 @@ class Admission:
         free = lowest_free(self._engine.fileno())
         return free < self.most or self.close_one(make_room) or self._is_owed_one(free)
 
-    def is_free(self) -> bool:
-        """Return whether there is a descriptor for one thing more, without closing any for it."""
-        return lowest_free(self._engine.fileno()) < most_descriptors()
+    def is_free(self, coming: int = 0) -> bool:
+        """Return whether there is a descriptor for one thing more, without closing any for it.
+
+        Args:
+            coming: The number of descriptors that are on their way to us.
+        """
+        return lowest_free(self._engine.fileno()) + coming < most_descriptors()
 
     def close_one(self, make_room: Callable[[], bool]) -> bool:
         """Close flows until a descriptor of this gateway has been closed.  Return whether one has.

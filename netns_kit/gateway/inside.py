@@ -49,6 +49,9 @@ class Source(Protocol):
     def connect_unix(self, address: str, taker: Taker) -> None:
         """Give `taker` a socket that is connected to a unix socket, or the error that there is none."""
 
+    def waiting(self) -> int:
+        """Return how many wait for a socket."""
+
 
 class Inside:
     """The sockets of the namespace of one gateway.
@@ -101,6 +104,11 @@ class Inside:
                 taker(error)
             else:
                 self._ordered.append(taker)
+
+    def waiting(self) -> int:
+        """Return how many wait for a socket."""
+        others = len(self._ordered) + len(self._wanted)
+        return others + sum(len(stock.takers) for stock in self._stocks.values())
 
     def passed(self, number: int) -> socket.socket:
         """Return the socket that the caller's side has passed under that number, which is the caller's to close.

@@ -78,7 +78,9 @@ def test_the_mode_that_is_chosen(forward: PortForward, mode: Mode) -> None:
 
 
 def test_the_mode_that_the_caller_prefers() -> None:
-    assert Follow("tcp", mode="fd").settled("socket").mode == "fd"
+    assert Follow("tcp", mode="transparent").settled("socket").mode == "transparent"
+    with pytest.raises(PortSpecError, match="expected another mode for 'auto'"):
+        Follow("tcp").settled("fd")
     assert (Follow("tcp").settled("socket").mode, Follow("tcp").settled().mode) == ("socket", None)
     assert PortForward("tcp", LOCAL, 80, "127.0.0.1", 80).settled("transparent").mode == "transparent"
     with pytest.raises(PortSpecError, match="the mode socket"):

@@ -353,7 +353,15 @@ forwards = st.one_of(
     st.builds(PortForward, st.just("tcp"), sockets, st.just(0), sockets, st.just(0), optional=st.booleans()),
 )  # fmt: skip
 ranges = st.lists(st.tuples(ports, ports).map(lambda pair: (min(pair), max(pair))), max_size=3)
-follows = st.builds(Follow, st.sampled_from(["tcp", "udp"]), addresses_, devices, ranges, ranges, modes)
+follows = st.builds(
+    Follow,
+    st.sampled_from(["tcp", "udp"]),
+    addresses_,
+    devices,
+    ranges,
+    ranges,
+    modes.filter(lambda each: each != "fd"),
+)
 
 
 @given(forwards | follows)

@@ -308,7 +308,7 @@ async def test_a_server_that_is_slow_to_accept_is_waited_for(net: Network) -> No
 
 
 @bounded
-async def test_a_burst_of_clients_all_get_in(net: Network) -> None:
+async def test_a_burst_of_clients_all_get_in(every_descriptor: int, net: Network) -> None:
     count = 200
     (forward,) = await net.forwarder.add("127.0.0.1:0:80", mode="socket")
     async with listening(net, OWN) as listener:

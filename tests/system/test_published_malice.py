@@ -321,19 +321,25 @@ with socket.create_server(("10.0.2.100", 80), backlog=512) as listener:
     while True:
         sock, _ = listener.accept()
         sock.setblocking(False)
-        first = b""
         try:
-            sock.settimeout(1)
-            first = sock.recv(1, socket.MSG_PEEK)
-            sock.setblocking(False)
-            if first == b"e":
-                sock.sendall(sock.recv(64))
-                continue
             while True:
                 sock.send(bytes(1 << 20))
         except OSError:
             pass
         kept.append(sock)
+"""
+
+ECHOING = """
+import socket
+with socket.create_server(("10.0.2.100", 80), backlog=512) as listener:
+    print("ready", flush=True)
+    while True:
+        with listener.accept()[0] as sock:
+            sock.settimeout(1)
+            try:
+                sock.sendall(sock.recv(4))
+            except OSError:
+                pass
 """
 
 CROWDED = """
@@ -352,7 +358,7 @@ async def main():
             if line == "another server\\n":
                 server.kill()
                 await server.wait()
-                server = await net.popen([sys.executable, "-c", sys.argv[2]], stdout=-1)
+                server = await net.popen([sys.executable, "-c", sys.argv[3]], stdout=-1)
                 await server.stdout.receive()
             try:
                 mine = [os.open("/", os.O_RDONLY) for _ in range(64)]
@@ -371,7 +377,7 @@ anyio.run(main)
 async def test_clients_who_read_nothing_leave_descriptors_to_the_program() -> None:
     """Each may cost two sockets, and a pipe for each direction that stands still."""
     needs_tun()
-    command = [sys.executable, "-W", "ignore", "-c", CROWDED, "thread", SILENT]
+    command = [sys.executable, "-W", "ignore", "-c", CROWDED, "thread", SILENT, ECHOING]
     with (
         subprocess.Popen(command, cwd=ROOT, stdin=-1, stdout=-1, text=True) as process,  # noqa: ASYNC220
         ExitStack() as stack,
