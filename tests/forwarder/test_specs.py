@@ -353,15 +353,8 @@ forwards = st.one_of(
     st.builds(PortForward, st.just("tcp"), sockets, st.just(0), sockets, st.just(0), optional=st.booleans()),
 )  # fmt: skip
 ranges = st.lists(st.tuples(ports, ports).map(lambda pair: (min(pair), max(pair))), max_size=3)
-follows = st.builds(
-    Follow,
-    st.sampled_from(["tcp", "udp"]),
-    addresses_,
-    devices,
-    ranges,
-    ranges,
-    modes.filter(lambda each: each != "fd"),
-)
+other_modes = modes.filter(lambda each: each != "fd")
+follows = st.builds(Follow, st.sampled_from(["tcp", "udp"]), addresses_, devices, ranges, ranges, other_modes)
 
 
 @given(forwards | follows)
