@@ -327,7 +327,7 @@ def test_a_mode_that_a_port_cannot_have() -> None:
     assert (done.returncode, done.stdout) == (FAILED, "")
     assert (
         done.stderr
-        == "netns-kit: --port-mode 'stack': expected the mode socket (a unix socket has no other)\n"
+        == "netns-kit: --port-mode 'stack': expected the mode socket (for a unix socket)\n"
     )
 
 
