@@ -325,10 +325,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_mode_that_a_port_cannot_have() -> None:
     done = run("--port-mode", "stack", "-p", "unix:/tmp/a:80", "--", "echo", "started")
     assert (done.returncode, done.stdout) == (FAILED, "")
-    assert (
-        done.stderr
-        == "netns-kit: --port-mode 'stack': expected the mode socket (for a unix socket)\n"
-    )
+    assert done.stderr == "netns-kit: --port-mode 'stack': expected the mode socket (for a unix socket)\n"
 
 
 def test_a_port_inside_that_leads_out() -> None:
