@@ -459,6 +459,7 @@ async def test_the_rules_of_transparent_datagrams_go_with_the_last_port(net: Net
 async def test_the_rule_stays_for_whoever_comes_as_the_last_one_goes(
     net: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    needs("ip")
     (last,) = await net.forwarder.add("0:53/udp", mode="transparent")
     route = net.namespace.route_answers
 
@@ -479,6 +480,7 @@ async def test_the_rule_stays_for_whoever_comes_as_the_last_one_goes(
 async def test_a_rule_is_taken_back_if_its_port_is_cancelled(
     net: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    needs("ip")
     route = net.namespace.route_answers
 
     async def route_and_cancel(family: int, port: int, *, wanted: bool) -> None:

@@ -27,7 +27,7 @@ from netns_kit.forwarder.ports import Mode, PortForward, UnixSocket
 from netns_kit.forwarder.socket_listeners import DatagramListener
 from netns_kit.gateway.setup import DriverName
 from netns_kit.host.abi import SCM_MAX_FD
-from tests.support import ROOT, children, missing, needs_tun
+from tests.support import ROOT, children, missing, needs, needs_tun
 from tests.support.connections import accepted, echoes, exactly, failure, receive, rest, send
 from tests.support.servers import bounded, host_address
 
@@ -184,6 +184,7 @@ async def test_a_burst_of_clients_of_a_unix_socket_all_get_in(every_descriptor: 
 
 @bounded
 async def test_rules_that_a_program_has_removed_keep_nothing_from_ending(net: Network) -> None:
+    needs("ip")
     (forward,) = await net.forwarder.add("0:53/udp", mode="transparent")
     await net.namespace.run(["ip", "rule", "flush"])
     await net.forwarder.remove(forward)
@@ -256,7 +257,7 @@ async def test_nobody_inside_speaks_to_the_host_as_a_client(marked: tuple[str, .
             sock.setblocking(False)
         async with Network(uplink=uplink) as net:
             await net.forwarder.add("0:80", "0:53/udp", mode="transparent")
-            await net.namespace.run(["sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0"], check=False)
+            await net.namespace.set_sysctl("net.ipv4.conf.all.rp_filter", "0")
             command = [sys.executable, "-c", IMPERSONATING, host(), str(port), *marked]
             await net.namespace.run(command)
             dropped = (await net.stack.stats())["dropped_ip_source_foreign"]
@@ -280,6 +281,7 @@ async def test_a_program_that_takes_addresses_and_routes_away_harms_its_own_port
     net: Network, mode: Mode
 ) -> None:
     """What would leave the namespace then meets the policy, as all that leaves; the stack goes on, and is closed."""
+    needs("ip")
     async with listening(net) as _:
         tcp, udp = await net.forwarder.add("0:80", "0:53/udp", mode=mode)
         await net.namespace.run(["sh", "-c", HIDING], stderr=subprocess.DEVNULL, check=False)
@@ -534,6 +536,7 @@ async def test_datagrams_of_two_networks_do_not_mix(leaks: None) -> None:
 
 @bounded
 async def test_datagrams_that_are_empty_or_longer_than_the_link(net: Network) -> None:
+    needs("ip")
     (forward,) = await net.forwarder.add("127.0.0.1:0:53/udp", mode="socket")
     await net.namespace.run(["ip", "link", "set", "lo", "mtu", "1280"])
     with (
