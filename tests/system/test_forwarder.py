@@ -30,25 +30,15 @@ from netns_kit import (
 )
 from netns_kit.forwarder.ports import MODES
 from netns_kit.gateway.setup import DriverName
-from tests.support import ROOT, missing, needs_ipv6, needs_tun
+from tests.support import ROOT, missing, needs_ipv6
+from tests.support.drivers import driver, net
 from tests.support.servers import SECONDS, bounded, closed_port, host_address
+
+__all__ = ["driver", "net"]  # fixtures
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
 GUEST = "10.0.2.100"
-
-
-@pytest.fixture(params=["thread", "loop", "worker"])
-def driver(request: pytest.FixtureRequest) -> DriverName:
-    needs_tun()
-    driver: DriverName = request.param
-    return driver
-
-
-@pytest.fixture
-async def net(leaks: None, driver: DriverName) -> AsyncIterator[Network]:
-    async with Network(driver=driver) as net:
-        yield net
 
 
 @asynccontextmanager

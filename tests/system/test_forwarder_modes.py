@@ -30,26 +30,16 @@ from netns_kit.gateway import admission
 from netns_kit.gateway.setup import DriverName
 from tests.support import missing, needs, needs_ipv6, needs_tun
 from tests.support.connections import accepted, echoes, exactly, failure, outcome, rest, send
+from tests.support.drivers import driver, net
 from tests.support.servers import BLOCK, bounded, host_address
+
+__all__ = ["driver", "net"]  # fixtures
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
 OWN, LOOPBACK, LOOPBACK6 = "10.0.2.100", "127.0.0.1", "::1"
 RESET = struct.pack("ii", 1, 0)
 MODES: list[Mode] = ["socket", "transparent"]
-
-
-@pytest.fixture(params=["thread", "loop", "worker"])
-def driver(request: pytest.FixtureRequest) -> DriverName:
-    needs_tun()
-    driver: DriverName = request.param
-    return driver
-
-
-@pytest.fixture
-async def net(leaks: None, driver: DriverName) -> AsyncIterator[Network]:
-    async with Network(driver=driver) as net:
-        yield net
 
 
 def host() -> str:

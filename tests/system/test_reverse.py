@@ -6,7 +6,7 @@ import os
 import socket
 import stat
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -29,23 +29,13 @@ from netns_kit import (
     UnixSocket,
 )
 from netns_kit.gateway.setup import DriverName
-from tests.support import needs_ipv6, needs_tun
+from tests.support import needs_ipv6
+from tests.support.drivers import driver, net
 from tests.support.servers import BLOCK, SECONDS, bounded, closed_port, echo, tcp_server, whole
 
+__all__ = ["driver", "net"]  # fixtures
+
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
-
-
-@pytest.fixture(params=["thread", "loop", "worker"])
-def driver(request: pytest.FixtureRequest) -> DriverName:
-    needs_tun()
-    driver: DriverName = request.param
-    return driver
-
-
-@pytest.fixture
-async def net(leaks: None, driver: DriverName) -> AsyncIterator[Network]:
-    async with Network(driver=driver) as net:
-        yield net
 
 
 async def said(stream: anyio.abc.ByteStream, data: bytes) -> bytes:
