@@ -60,7 +60,8 @@ forwards = st.one_of(
     st.builds(PortForward, st.just("tcp"), addresses, ports, unix, st.just(0), devices, freebind=st.booleans()),
 )  # fmt: skip
 reverses = st.builds(ReverseForward, st.just("tcp"), addresses | unix, st.just(0), unix | st.none())
-follows = st.builds(Follow, st.sampled_from(["tcp", "udp"]), addresses, devices, ranges, ranges, modes)
+other_modes = modes.filter(lambda each: each != "fd")
+follows = st.builds(Follow, st.sampled_from(["tcp", "udp"]), addresses, devices, ranges, ranges, other_modes)
 events = st.builds(
     FlowEvent, st.sampled_from(["opened", "refused", "closed"]), flows,
     st.none() | st.sampled_from(Refusal), st.integers(0),
