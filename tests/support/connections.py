@@ -23,6 +23,7 @@ import pytest
 from netns_kit import Limits, Namespace, Network, Uplink
 from netns_kit.arguments import Address
 from netns_kit.gateway.setup import DriverName
+from netns_kit.host import sysctl
 from netns_kit.stack.user import Transport
 from tests.support import needs_tun
 from tests.support.servers import sent_again
@@ -69,6 +70,14 @@ def every_descriptor() -> Iterator[int]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     yield hard - RESERVE
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def kernel_buffers() -> int:
+    """Bytes that the kernel may hold of two connections whose reader does not read (tcp(7), tcp_rmem and tcp_wmem).
+
+    How far a receive buffer grows depends on how full the segments are, so the largest size is the bound.
+    """
+    return 2 * (sysctl.numbers("net.ipv4.tcp_rmem")[2] + sysctl.numbers("net.ipv4.tcp_wmem")[2])
 
 
 class Recording(Uplink):

@@ -183,6 +183,7 @@ async def test_a_guest_that_wants_segments_smaller_gets_them_smaller(net: Networ
 async def nobody_reads_for_a_while(near: socket.socket, far: socket.socket) -> None:
     """30 MiB are sent; they are read when several timers of either end have gone off."""
     mebibytes, sent = 30, 0
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)  # it may else grow to all of it
 
     async def say() -> None:
         nonlocal sent
