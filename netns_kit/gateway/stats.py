@@ -59,6 +59,14 @@ class Stats(TypedDict):
     """Frames that wait at this moment for the guest's link address."""
     flows_refused: int
     """Flows of the guest refused by the uplink, or because descriptors had run out."""
+    policy_refused: int
+    """Flows of the guest refused by the policy."""
+    policy_audited: int
+    """Flows of the guest that the policy would have refused, but for `audit`."""
+    policy_pins: int
+    """Addresses at this moment that names were resolved to, for rules by name."""
+    policy_pins_evicted: int
+    """Addresses of names forgotten too early, because there were too many."""
     tap_received: int
     """Frames read from the device."""
     tap_sent: int
