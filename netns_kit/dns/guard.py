@@ -15,8 +15,7 @@ class Refused(NamedTuple):
     rcode: int
     """The result code; 0 says that the name has no record of that type."""
     text: str
-    """The reason for people: the text of an extended error (RFC 8914) if the query has EDNS, with the code 15, "Blocked".
-    """
+    """The reason for people.  A client that speaks EDNS gets it with the extended error 15, "Blocked" (RFC 8914)."""
 
 
 class Guard(Protocol):

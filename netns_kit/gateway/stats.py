@@ -103,6 +103,10 @@ class Stats(TypedDict):
     """DNS queries for names of our own."""
     dns_cached: int
     """DNS queries answered from the cache."""
+    dns_refused_by_policy: int
+    """DNS queries that the policy has refused, and answers that it has not let pass."""
+    dns_cut: int
+    """DNS answers from which the policy has cut records."""
     dns_cache_entries: int
     """Answers in the cache at this moment."""
     dns_sockets: int
