@@ -5,8 +5,8 @@ and sends by them.  A message hands over a frame or a connection.  Its first byt
 been handed over.  Then follows a frame, as the tap delivers it; or the key of a flow, with one descriptor: the
 connection of a client, accepted on the host, that is to become this flow.
 
-Pins have an inbox of their own, so that they can be read at any moment, before the frames that have come earlier: by a
-worker that is about to refuse a flow because it does not know the address.  Whoever answers a DNS query sends them
+Pins have an inbox of their own, so that they can be read at any moment, before the frames that have come earlier: by
+a worker that is about to refuse a flow because it does not know the address.  Whoever answers a DNS query sends them
 before the answer, so they are there when the flow comes.
 
 A message is lost, as a frame is on a wire, if the inbox is full.  A connection is also lost if its receiver has no
@@ -101,7 +101,9 @@ class WorkerLinks:
 
         A worker whose inbox is full does not get them, and refuses flows to them: that is counted as `pins_lost`.
         """
-        message = b"".join(_PIN.pack(until, len(address), len(name)) + address + name for name, address, until in pins)
+        message = b"".join(
+            _PIN.pack(until, len(address), len(name)) + address + name for name, address, until in pins
+        )
         for number, outbox in enumerate(self._pins_outboxes):
             if number != self.index:
                 try:
