@@ -79,6 +79,8 @@ class Stats(TypedDict):
     """Frames and connections handed from one worker to another; 0 with one."""
     handed_over_lost: int
     """Frames and connections lost because the other worker's inbox was full, or no descriptor was left there."""
+    pins_lost: int
+    """Addresses of allowed names that a worker did not learn because its inbox was full, as messages; 0 with one."""
     dns_queries: int
     """DNS queries accepted to be relayed, repetitions not counted."""
     dns_joined: int
@@ -111,6 +113,10 @@ class Stats(TypedDict):
     """DNS queries for names of our own."""
     dns_cached: int
     """DNS queries answered from the cache."""
+    dns_refused_by_policy: int
+    """DNS queries that the policy has refused, and answers that it has not let pass."""
+    dns_cut: int
+    """DNS answers from which the policy has cut records."""
     dns_cache_entries: int
     """Answers in the cache at this moment."""
     dns_sockets: int
