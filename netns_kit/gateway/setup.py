@@ -193,7 +193,11 @@ def check_policy(policy: object) -> None:
     """
     from netns_kit.policy.policy import Policy  # without one, nobody has it
 
-    fix = "give a function to Uplink(policy=...)" if callable(policy) else "begin with Policy.deny() or Policy.allow()"
+    fix = (
+        "give a function to Uplink(policy=...)"
+        if callable(policy)
+        else "begin with Policy.deny() or Policy.allow()"
+    )
     arguments.instance("policy", policy, Policy, "a Policy, or None", fix)
 
 
