@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from netns_kit.arguments import Address
-from netns_kit.child.codec import load
 from netns_kit.dns import Record, Zone
 from netns_kit.domain_names import is_host_name, to_wire
 from netns_kit.errors import DeviceGone, FeatureUnavailable
@@ -259,7 +258,8 @@ class Gateway:
         if text is None:
             self.enforcer.set(None)
             return
-        from netns_kit.policy.policy import Policy  # with no policy nobody has it
+        from netns_kit.child.codec import load  # with no policy nobody has these
+        from netns_kit.policy.policy import Policy
 
         self.enforcer.set(load(Policy, text.encode()))
         if existing == "cut":
