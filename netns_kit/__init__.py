@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .errors import ArgumentTypeError as ArgumentTypeError
     from .errors import DeviceGone as DeviceGone
     from .errors import DomainNameError as DomainNameError
+    from .errors import EventLogError as EventLogError
     from .errors import FeatureUnavailable as FeatureUnavailable
     from .errors import IdMapError as IdMapError
     from .errors import NamespaceGone as NamespaceGone
@@ -83,7 +84,9 @@ if TYPE_CHECKING:
     from .namespace.process import Process as Process
     from .namespace.process import RunOptions as RunOptions
     from .namespace.process import StandardStream as StandardStream
+    from .namespace.process_info import ProcessInfo as ProcessInfo
     from .network.network import Network as Network
+    from .stack import Ending as Ending
     from .stack import Limits as Limits
     from .stack import Offloads as Offloads
     from .stack import Refusal as Refusal
@@ -105,8 +108,10 @@ if TYPE_CHECKING:
     from .uplink.uplink import UdpFiltering as UdpFiltering
     from .uplink.uplink import UdpPorts as UdpPorts
     from .uplink.uplink import Uplink as Uplink
+    from .userstack.events import Event as Event
     from .userstack.events import FlowEvent as FlowEvent
     from .userstack.events import FlowEventKind as FlowEventKind
+    from .userstack.events import QueryEvent as QueryEvent
     from .userstack.userstack import UserStack as UserStack
 
 __version__ = "0.1.0"
@@ -118,8 +123,8 @@ _HOMES = {
     "dns": "DnsQuery Hook Manner Rcode Record Verdict",
     "errors": (
         "AddressError AlreadyOpened ArgumentError ArgumentTypeError DeviceGone DomainNameError "
-        "FeatureUnavailable IdMapError NamespaceGone NetnsKitError NotFound NotImportable NotPrivileged "
-        "OwnNamespace PingNotPermitted PortInUseError PortSpecError PrivilegedPortError RecordError "
+        "EventLogError FeatureUnavailable IdMapError NamespaceGone NetnsKitError NotFound NotImportable "
+        "NotPrivileged OwnNamespace PingNotPermitted PortInUseError PortSpecError PrivilegedPortError RecordError "
         "SandboxUnavailable StackClosed StackCrashed SysctlError TunUnavailable UserNamespaceDenied "
         "WrongEventLoop"
     ),
@@ -135,8 +140,9 @@ _HOMES = {
     "namespace.listening": "ListeningSocket",
     "namespace.namespace": "Ids Interface InterfaceAddress Namespace OpenedTap Pids Route",
     "namespace.process": "Command CommandFailed CommandOptions Process RunOptions StandardStream",
+    "namespace.process_info": "ProcessInfo",
     "network.network": "Network",
-    "stack": "Limits Offloads Refusal Transport",
+    "stack": "Ending Limits Offloads Refusal Transport",
     "subnet": "Subnet Subnet6",
     "tap.device": "TapDevice",
     "tap.frame_device": "Device TapCounters",
@@ -146,7 +152,7 @@ _HOMES = {
     "uplink.dns_settings": "DnsSettings",
     "uplink.flow": "Endpoint Flow Target Way",
     "uplink.uplink": "METADATA UdpFiltering UdpPorts Uplink",
-    "userstack.events": "FlowEvent FlowEventKind",
+    "userstack.events": "Event FlowEvent FlowEventKind QueryEvent",
     "userstack.userstack": "UserStack",
 }
 

@@ -19,7 +19,17 @@ from ipaddress import ip_address
 from typing import Protocol
 
 from netns_kit.arguments import Address
-from netns_kit.stack import Closed, EchoFlow, Refusal, Stack, StackUser, TcpConnection, Transport, UdpFlow
+from netns_kit.stack import (
+    Closed,
+    EchoFlow,
+    Ending,
+    Refusal,
+    Stack,
+    StackUser,
+    TcpConnection,
+    Transport,
+    UdpFlow,
+)
 from netns_kit.stack.wire import flow_key
 from netns_kit.stack.wire.family import family_of
 from netns_kit.stack.wire.flow_key import FlowKey
@@ -433,18 +443,18 @@ class FlowRouter:
             return
         oldest = next(iter(self.stack.tcp.values()), None)
         if oldest is not None and isinstance(oldest.user, TcpRelay):
-            oldest.user.abort()
+            oldest.user.abort(ending="made room")
             self.stack.dropped["limit-descriptors"] += 1
 
     # -- the end ------------------------------------------------------------------------------------
 
-    def abort(self, connection: TcpConnection, *, reset: bool) -> None:
+    def abort(self, connection: TcpConnection, *, reset: bool, ending: Ending = "ended") -> None:
         """Reset a connection towards the guest; with `reset=True` towards the host's peer too."""
         user = connection.user
         if isinstance(user, TcpRelay):
-            user.abort(reset=reset)
+            user.abort(reset=reset, ending=ending)
             return
-        connection.abort(self._engine.now)
+        connection.abort(self._engine.now, ending)
         if user is not None:
             user.closed(Closed.ABORTED)
 
@@ -457,10 +467,9 @@ class FlowRouter:
     def close(self) -> None:
         """Withdraw the claim on descriptors, and close all sockets of datagrams."""
         self.admission.close()
-        for udp in list(self.stack.udp.values()):
-            udp.close()
-        for echo in list(self.stack.echo.values()):
-            echo.close()
+        for flow in [*self.stack.udp.values(), *self.stack.echo.values()]:
+            flow.ending = "ended"
+            flow.close()
 
     def notice(self, text: str, error: BaseException | None = None) -> None:
         """Report a warning to people, each text once; of exceptions, one of each type."""

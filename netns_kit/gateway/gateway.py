@@ -83,6 +83,9 @@ class FlowInfo:
     """Bytes of payload sent to the guest; of TCP, only those that the guest has acknowledged."""
     age: float
     """Seconds since the flow was opened."""
+    rule: str | None = None
+    """The policy's rule that has decided about the flow, as text.  None if there is no policy, and for flows that it
+    does not decide about: inbound ones, and those of our DNS address."""
 
 
 class Gateway:
@@ -239,6 +242,7 @@ class Gateway:
         others: list[UdpFlow | EchoFlow] = [*stack.udp.values(), *stack.echo.values()]
         found = next((flow for flow in others if flow.id == number), None)
         if found is not None:
+            found.ending = "ended"
             found.close()
         return found is not None
 

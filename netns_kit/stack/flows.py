@@ -19,7 +19,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .network_layer import NetworkLayer
-from .user import NOBODY, UNWATCHED, IcmpError, Refusal, Transport, Watcher
+from .user import NOBODY, UNWATCHED, Ending, IcmpError, Refusal, Transport, Watcher
 from .wire import ip
 
 if TYPE_CHECKING:
@@ -68,8 +68,10 @@ class IdleFlow:
     """
 
     __slots__ = (
-        "_table", "id", "key", "last", "opened", "received", "sent", "timer_at", "timer_entry", "user"
+        "_table", "ending", "id", "key", "last", "opened", "received", "sent", "timer_at", "timer_entry", "user"
     )  # fmt: skip
+
+    ending: Ending
 
     def __init__(self, table: IdleTable[Any], key: bytes, now: float) -> None:
         self._table = table
@@ -116,6 +118,7 @@ class IdleTable(FlowTable[G]):
                 last, key = self._idle.popleft()
                 flow = self.get(key)
                 if flow is not None and flow.last == last and key != spare:
+                    flow.ending = "made room"
                     flow.close()
                     return
             self._idle.extend(sorted((flow.last, key) for key, flow in self.items()))
