@@ -1,11 +1,12 @@
 """FlowRouter: decides about every flow, and selects what carries it.
 
-    the guest opens a flow    a handler claims it and the policy lets it pass                          the handler
-                              no handler claims it, the policy lets it pass, a descriptor is free      a relay
+    the guest opens a flow    a handler claims it and the uplink lets it pass                          the handler
+                              no handler claims it, uplink and policy let it pass, a descriptor is free    a relay
     a client opens a flow     a listener accepts it, and it belongs to this worker                     a relay
 
-If anything fails on the way, the flow is refused: the policy never fails open.  This module reads and writes no
-frames.  The stack calls the router, and the router calls the stack.
+The uplink is asked first, by `Uplink.route`, and what it lets pass the `Enforcer` is asked about, if there is a policy.
+If anything fails on the way, the flow is refused: no policy ever fails open.  This module reads and writes no frames.
+The stack calls the router, and the router calls the stack.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from ipaddress import ip_address
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from netns_kit.arguments import Address
 from netns_kit.stack import (
+    AnyFlow,
     Closed,
     EchoFlow,
     Ending,
@@ -41,9 +43,14 @@ from netns_kit.uplink.uplink import Uplink, source_of
 
 from .admission import Admission
 from .endpoints import Endpoints
+from .enforcer import REFUSALS, Enforcer, Look, Ruling, ruling_of
 from .engine import Engine
 from .relay import Inbox, Outbox, PingRelay, TcpRelay, UdpRelay
 from .worker_links import WorkerLinks
+
+if TYPE_CHECKING:
+    from .relay.forbidden import Forbidden
+    from .relay.peek import PeekingRelay
 
 STRANGERS = 256  # flows of one UDP socket, beyond which no unsolicited datagram opens one
 EPHEMERAL = range(32768, 61000)  # ports for clients whose own port is in use
@@ -94,7 +101,9 @@ class FlowRouter:
     Attributes:
         published: The published UDP ports of the host, the oldest first, by the guest's port that they lead to.
         beside: Functions that close an idle flow beside the stack, and return whether there was one.
-        refused: The number of flows that were refused by the uplink or for lack of descriptors.
+        enforcer: The policy, which is asked about what the uplink lets pass.
+        forbidden: The connections whose clients are told why they are refused; None: there was none yet.
+        refused: The number of flows that were refused by the uplink, by the policy or for lack of descriptors.
     """
 
     def __init__(
@@ -120,26 +129,37 @@ class FlowRouter:
         self.published: dict[int, list[Published]] = {}
         self.beside: list[Callable[[], bool]] = []
         self.refused = 0
+        self.enforcer = Enforcer(subnet, self.notice)
+        self.forbidden: Forbidden | None = None
         self.stack = stack(self)
         self.admission = Admission(engine, self._give_up)
 
     # -- the decision -------------------------------------------------------------------------------
 
-    def route(self, transport: Transport, key: bytes, *, served: bool = False) -> Routed | Refusal:
+    def route(
+        self, transport: Transport, key: bytes, opened: AnyFlow | None = None, *, served: bool = False
+    ) -> Routed | Refusal:
         """Return a flow of the guest and its target, if it may pass and there is a descriptor for it; else the
         refusal.
 
         Args:
             transport: The transport of the flow.
             key: The key of the flow.
-            served: Whether a handler of ours has claimed the flow.  It needs no descriptor then.
+            opened: The flow, which gets the policy's ruling.
+            served: Whether a handler of ours has claimed the flow.  It needs no descriptor then, and the policy is
+                not asked.
         """
         found = self._decide(transport, key, served)
         if not isinstance(found, Refusal):
-            if served or self.make_room(key):
+            if served:
                 return found
-            self.notice("out of file descriptors (RLIMIT_NOFILE): new flows are refused")
-            found = Refusal.NET_UNREACHABLE
+            refusal = None if self.enforcer.policy is None else self._govern(found[0], opened)
+            if refusal is None:
+                if self.make_room(key):
+                    return found
+                self.notice("out of file descriptors (RLIMIT_NOFILE): new flows are refused")
+                refusal = Refusal.NET_UNREACHABLE
+            found = refusal
         self.refused += 1
         return found
 
@@ -147,22 +167,34 @@ class FlowRouter:
         """Ask the uplink about a flow.  If the uplink fails, this flow is refused and the failure reported; others go
         on.
         """
-        source, destination = endpoints_of(key)
-        flow = Flow(transport, source, destination, self._subnet, served)
+        flow = self._flow_of(transport, key, served)
         try:
             target = self._uplink.route(flow)
-            if not isinstance(target, Target | Refusal):
-                raise TypeError(f"Uplink.route returned {target!r}: expected a Target or a Refusal")
-            if isinstance(target, Target) and not target.candidates and not served:
+            if isinstance(target, Target):
+                if target.candidates or served:
+                    return flow, target
                 raise ValueError(
                     "Uplink.route returned a Target without candidates: expected one, or a Refusal"
                 )
+            if isinstance(target, Refusal):
+                return target
+            raise TypeError(f"Uplink.route returned {target!r}: expected a Target or a Refusal")
         except KeyboardInterrupt:  # it is meant for the program
             raise
         except BaseException as error:  # not even SystemExit may end the stack
             self.notice(f"flows are refused: the uplink failed to decide about {flow}", error)
             return Refusal.PROHIBITED
-        return target if isinstance(target, Refusal) else (flow, target)
+
+    def _flow_of(self, transport: Transport, key: bytes, served: bool = False) -> Flow:
+        source, destination = endpoints_of(key)
+        return Flow(transport, source, destination, self._subnet, served)
+
+    def _govern(self, flow: Flow, opened: AnyFlow | None) -> Refusal | None:
+        """Ask the policy about a flow, and return how it is refused, or None if it may pass."""
+        ruling = self.enforcer.flow(flow, self._engine.now)
+        if opened is not None:
+            opened.ruling = ruling
+        return REFUSALS[ruling.refusal] if ruling.refuses else None
 
     def cannot_dial(self, error: BaseException) -> Refused:
         """Report that the uplink, or one of its dials, has failed, and return how the flow is refused."""
@@ -206,27 +238,28 @@ class FlowRouter:
     def tcp_opened(self, connection: TcpConnection) -> None:
         key = self._endpoints.redirected(connection.key)
         handler = self._endpoints.claim_tcp(key)
-        found = self.route("tcp", key, served=handler is not None)
+        found = self.route("tcp", key, connection, served=handler is not None)
         if isinstance(found, Refusal):
-            connection.refuse(found)
+            self._refuse(connection, found)
             return
         flow, target = found
         if handler is not None:
             handler(connection, target)
         else:
-            connection.user = relay = TcpRelay(self._engine, connection, self.cannot_dial)
+            relay = TcpRelay if self.enforcer.policy is None else self._relay_for(connection, flow)
+            connection.user = made = relay(self._engine, connection, self.cannot_dial)
             try:
                 dial = self._uplink.dial(flow, target, ttl=connection.ttl, tos=connection.tos)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
                 dial = self.cannot_dial(error)
-            relay.begin(dial)
+            made.begin(dial)
 
     def udp_opened(self, flow: UdpFlow) -> Refusal | None:
         key = self._endpoints.redirected(flow.key)
         handler = self._endpoints.claim_udp(key)
-        found = self.route("udp", key, served=handler is not None)
+        found = self.route("udp", key, flow, served=handler is not None)
         if isinstance(found, Refusal):
             return found
         _, target = found
@@ -247,7 +280,7 @@ class FlowRouter:
         return None
 
     def echo_opened(self, flow: EchoFlow) -> Refusal | None:
-        found = self.route("icmp", flow.key)
+        found = self.route("icmp", flow.key, flow)
         if isinstance(found, Refusal):
             return found
         endpoint = found[1].candidates[0]
@@ -325,7 +358,11 @@ class FlowRouter:
             key = FlowKey(guest[0], seen_as.packed, guest[1], port).pack()
             refused = key in self.stack.udp or self.is_answered_here(key)
             found = Refusal.DROP if refused else self._decide("udp", key)
-            if not isinstance(found, Refusal) and (target := found[1].candidates[0]) == (address, port):
+            if (
+                not isinstance(found, Refusal)
+                and (target := found[1].candidates[0]) == (address, port)
+                and (self.enforcer.policy is None or self._govern(found[0], None) is None)
+            ):
                 flow = self.stack.add_udp(key, self._engine.now, _socket_name(target))
                 if self._udp.get(guest) is relay:
                     relay.add(flow, _socket_name(target))
@@ -333,6 +370,101 @@ class FlowRouter:
                     flow.close()
                 return
         self.stack.dropped["udp-filtered"] += 1
+
+    # -- what the policy refuses, and what it looks at ----------------------------------------------
+
+    def _refuse(self, connection: TcpConnection, why: Refusal) -> None:
+        """Refuse a connection whose SYN is on hold; if its rule says so, in words."""
+        ruling = ruling_of(connection)
+        if ruling is not None and ruling.refuses and ruling.refusal == "forbidden":
+            self._forbid(connection, ruling, b"")
+        else:
+            connection.refuse(why)
+
+    def _forbid(self, connection: TcpConnection, ruling: Ruling, said: bytes) -> None:
+        """Tell the client of a connection why it is refused."""
+        if self.forbidden is None:
+            from .relay.forbidden import Forbidden  # without such a rule nobody has it
+
+            self.forbidden = Forbidden(self._engine)
+        self.stack.tcp.refused(connection, Refusal.PROHIBITED)
+        remote = endpoints_of(connection.key)[1]
+        what = str(remote) if ruling.name is None else f"{ruling.name} ({remote})"
+        self.forbidden.take(connection, what, str(ruling.rule), said)
+
+    def _relay_for(self, connection: TcpConnection, flow: Flow) -> Callable[..., TcpRelay]:
+        """Return what makes the relay of a connection, by its ruling."""
+        ruling, policy = ruling_of(connection), self.enforcer.policy
+        if ruling is None or not ruling.looks or policy is None:
+            return TcpRelay
+        from .relay.peek import PeekingRelay  # without such a rule nobody has it
+
+        return partial(PeekingRelay, judge=partial(self._judge, flow), waits=not policy.audit)
+
+    def _judge(self, flow: Flow, relay: PeekingRelay, seen: Look) -> None:
+        """Decide about a connection once more, now that its first bytes are known."""
+        connection = relay.connection
+        assert connection is not None
+        ruling = connection.ruling = self.enforcer.first_bytes(flow, seen, self._engine.now)
+        if not ruling.refuses:
+            relay.pass_on()
+            return
+        self.refused += 1
+        if ruling.refusal == "forbidden":
+            _, said = relay.leave()
+            self._forbid(connection, ruling, said)
+        else:
+            self.stack.tcp.refused(connection, Refusal.RESET)
+            relay.abort(reset=True)
+
+    def cut(self) -> None:
+        """End the flows of the guest that the policy does not let pass now.
+
+        Connections are reset, towards the guest and towards the host's peer.  A flow that the policy would ask about,
+        or look at, has been opened without that, and is ended too; unless it was looked at, and the name that it asked
+        for still lets it pass.
+        """
+        stack, claim = self.stack, self._endpoints
+        for connection in list(stack.tcp.values()):
+            key = claim.redirected(connection.key)
+            if not connection.inbound and claim.claim_tcp(key) is None:
+                self._cut_tcp(connection, key)
+        relays = set(self._udp.values())
+        for flow in list(stack.udp.values()):
+            key = claim.redirected(flow.key)
+            opened_inside = flow.host is None or flow.user in relays
+            if opened_inside and claim.claim_udp(key) is None and self._is_cut("udp", key, flow):
+                flow.ending = "cut by policy"
+                flow.close()
+        for echo in list(stack.echo.values()):
+            if self._is_cut("icmp", echo.key, echo):
+                echo.ending = "cut by policy"
+                echo.close()
+
+    def _cut_tcp(self, connection: TcpConnection, key: bytes) -> None:
+        """End a connection if the policy does not let it pass now."""
+        if not self._is_cut("tcp", key, connection):
+            return
+        if not connection.is_on_hold:
+            self.abort(connection, reset=True, ending="cut by policy")
+            return
+        user = connection.user
+        connection.refuse(REFUSALS[connection.ruling.refusal])
+        if user is not None:
+            user.closed(Closed.ABORTED)
+
+    def _is_cut(self, transport: Transport, key: bytes, flow: AnyFlow) -> bool:
+        """Decide about a flow again, and return whether it may not go on.  If it may not, it gets the ruling."""
+        before, described, now = ruling_of(flow), self._flow_of(transport, key), self._engine.now
+        ruling = self.enforcer.flow(described, now)
+        if ruling.looks:
+            if before is None or not before.looks:  # it was never looked at
+                ruling = ruling._replace(action="deny", looks=False)
+            elif before.seen is not None:
+                ruling = self.enforcer.first_bytes(described, before.seen, now)
+        if ruling.refuses:
+            flow.ruling = ruling
+        return ruling.refuses
 
     def _no_socket(self, transport: Transport, error: OSError) -> Refusal:
         if transport == "icmp" and error.errno in (errno.EACCES, errno.EPERM):

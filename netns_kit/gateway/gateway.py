@@ -19,7 +19,7 @@ from netns_kit.dns import Record, Zone
 from netns_kit.domain_names import is_host_name, to_wire
 from netns_kit.errors import DeviceGone, FeatureUnavailable
 from netns_kit.frozen import frozen, replace
-from netns_kit.operations import chained, operation, summed
+from netns_kit.operations import chained, operation, same, summed
 from netns_kit.stack import (
     AnyFlow,
     EchoFlow,
@@ -140,6 +140,8 @@ class Gateway:
             engine, uplink, subnet, self.endpoints, stack_for, links=peers, tell=tell or log
         )
         self.stack = stack = self.router.stack
+        self.enforcer = self.router.enforcer
+        self.enforcer.set(setup.policy)
         stack.services = self.endpoints.link
         self.leasing = Leasing(stack, self.endpoints, subnet, dhcp)
         if tap.mac is not None:
@@ -246,6 +248,26 @@ class Gateway:
             found.close()
         return found is not None
 
+    @operation(same)
+    def set_policy(self, text: str | None, existing: Literal["keep", "cut"]) -> None:
+        """Let another policy decide from now on: see `UserStack.set_policy`.
+
+        Args:
+            text: The policy as JSON; None: there is no policy any more.
+            existing: What becomes of flows that are under way.
+
+        Raises:
+            PolicyError: The text is no policy.  The old one stays.
+        """
+        if text is None:
+            self.enforcer.set(None)
+            return
+        from netns_kit.policy.plain import from_json  # with no policy nobody has it
+
+        self.enforcer.set(from_json(text))
+        if existing == "cut":
+            self.router.cut()
+
     # -- flows beside the stack -----------------------------------------------------------------------
 
     @property
@@ -294,6 +316,7 @@ class Gateway:
         return {
             **self.stack.stats(),
             "flows_refused": self.router.refused,
+            **self.enforcer.stats(),
             "tap_received": self._tap.counters.received,
             "tap_sent": self._tap.counters.sent,
             "tap_refused": self._tap.counters.refused,

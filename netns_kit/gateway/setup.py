@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Network
 from socket import socket
 from types import NoneType
-from typing import Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Literal, TypedDict, get_args
 
 from netns_kit import arguments
 from netns_kit.dhcp import DEFAULT, DhcpSettings
@@ -25,6 +25,9 @@ from netns_kit.tap.frame_device import Device, DeviceWrapper
 from netns_kit.uplink.uplink import Uplink
 
 from .leasing import check as check_dhcp
+
+if TYPE_CHECKING:
+    from netns_kit.policy.policy import Policy
 
 DriverName = Literal["thread", "loop", "worker"]
 """Where a stack runs: on a thread of its own, on the caller's event loop, in a process of its own."""
@@ -64,6 +67,9 @@ class StackOptions(TypedDict, total=False):
     address that they ask.  The uplink's policy is asked about the DNS address then.  Default: False."""
     name: str | None
     """The namespace's own name at the DNS address, one more of `records`.  Default: none."""
+    policy: Policy | None
+    """Which flows may leave, and which names are resolved.  It is enforced beside the policy of the uplink if that is
+    a function.  Default: that of the uplink, see `Uplink`; if it has none, everything may pass."""
 
 
 @frozen
@@ -80,6 +86,7 @@ class Setup:
     require: tuple[SandboxLayer, ...] = ()
     records: tuple[Record, ...] = ()
     intercept_dns: bool = False
+    policy: Policy | None = None
     supply: socket | None = None
     """Where the engine orders sockets of the namespace, see `netns_kit.gateway.inside`.  None: it has none."""
 
@@ -99,6 +106,7 @@ class Setup:
         records: Iterable[str | Record] = (),
         intercept_dns: bool = False,
         name: str | None = None,
+        policy: Policy | None = None,
     ) -> Setup:
         """Check the settings that a caller gives, and return them as a record.
 
@@ -119,9 +127,17 @@ class Setup:
             arguments.one_of("require", layer, get_args(SandboxLayer))
         arguments.items("records", records, "a list of records")
         arguments.boolean("intercept_dns", intercept_dns)
+        uplink = uplink or Uplink()
+        if policy is not None:
+            check_policy(policy)
+            if uplink.rules is not None:
+                raise ArgumentError(
+                    "expected one policy: the uplink has one too", "policy", arguments.shown(policy),
+                    "leave out that of Uplink(policy=...)",
+                )  # fmt: skip
         setup = cls(
             tap,
-            uplink or Uplink(),
+            uplink,
             network,
             driver,
             configure,
@@ -130,6 +146,7 @@ class Setup:
             layers,
             (*_named(name, network), *map(as_record, records)),
             intercept_dns,
+            policy or uplink.rules,
         )
         setup._check_together()
         return setup
@@ -166,6 +183,18 @@ def as_record(record: str | Record) -> Record:
     """
     arguments.instance("record", record, (str, Record), "NAME=ADDRESS or a Record")
     return Record.parse(record) if isinstance(record, str) else record
+
+
+def check_policy(policy: object) -> None:
+    """Check that a policy is a `Policy`.
+
+    Raises:
+        ArgumentTypeError: It is something else.
+    """
+    from netns_kit.policy.policy import Policy  # without one, nobody has it
+
+    fix = "give a function to Uplink(policy=...)" if callable(policy) else "begin with Policy.deny() or Policy.allow()"
+    arguments.instance("policy", policy, Policy, "a Policy, or None", fix)
 
 
 def _named(name: str | None, subnet: Subnet) -> list[Record]:

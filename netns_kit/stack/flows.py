@@ -64,14 +64,17 @@ class IdleFlow:
     """A flow that is closed when it has been idle for its `lifetime`.
 
     `id` is a number that no other flow ever has.  `opened` is the time when the flow was made, and `last` the time
-    when it was last used.  `received` and `sent` count the bytes of payload from the guest and to it.
+    when it was last used.  `received` and `sent` count the bytes of payload from the guest and to it.  `ruling` is for
+    whoever decides about the guest's flows, and not set until then.
     """
 
     __slots__ = (
-        "_table", "ending", "id", "key", "last", "opened", "received", "sent", "timer_at", "timer_entry", "user"
+        "_table", "ending", "id", "key", "last", "opened", "received", "ruling", "sent", "timer_at", "timer_entry",
+        "user"
     )  # fmt: skip
 
     ending: Ending
+    ruling: Any
 
     def __init__(self, table: IdleTable[Any], key: bytes, now: float) -> None:
         self._table = table

@@ -30,7 +30,7 @@ Time is an argument.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from . import seq as sequence
 from .acks import AT_ONCE, MUCH, NOT_OWED, QUICK
@@ -114,7 +114,8 @@ class TcpConnection:
 
     `id` is a number that no other flow ever has.  `opened` is the time when the connection was made.  `inbound` tells
     whether a client outside has opened it.  `ttl` is the TTL of the guest's SYN, and `tos` the traffic class of the
-    guest's segments.  `host` is the endpoint on the host, an address as text and a port; the user sets it.
+    guest's segments.  `host` is the endpoint on the host, an address as text and a port; the user sets it.  `ruling` is for
+    whoever decides about the guest's flows, and not set until then.
     `recovery` is None unless there is a loss.
 
     Four attributes are for the short way (`netns_kit.stack.wire.common`):
@@ -131,11 +132,12 @@ class TcpConnection:
 
     __slots__ = (
         "_asked_at", "_idle_since", "_probes", "_quick", "_table", "_writer", "ack_at", "ack_is_listed", "ending",
-        "frame_head", "head", "host", "id", "inbound", "key", "opened", "purpose", "rcv", "recovery", "snd", "stamp",
-        "state", "text_at", "timer_at", "timer_entry", "tos", "ttl", "user"
+        "frame_head", "head", "host", "id", "inbound", "key", "opened", "purpose", "rcv", "recovery", "ruling", "snd",
+        "stamp", "state", "text_at", "timer_at", "timer_entry", "tos", "ttl", "user"
     )  # fmt: skip
 
     ending: Ending
+    ruling: Any
 
     def __init__(self, table: Table, key: bytes, iss: int, state: State, mss: int) -> None:
         self._table = table

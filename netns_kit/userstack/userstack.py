@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from itertools import count
 from types import TracebackType
-from typing import Protocol, TextIO, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TextIO, TypeVar
 
 import anyio
 from typing_extensions import Self, Unpack
@@ -27,7 +27,7 @@ from netns_kit.forwarder.forwarder import CLOSING_SECONDS
 from netns_kit.frozen import replace
 from netns_kit.gateway.gateway import FlowInfo, Gateway
 from netns_kit.gateway.leasing import Leasing
-from netns_kit.gateway.setup import Setup, StackOptions, as_record
+from netns_kit.gateway.setup import Setup, StackOptions, as_record, check_policy
 from netns_kit.gateway.stats import Stats, complete
 from netns_kit.namespace.background import Openable, Supervisor
 from netns_kit.namespace.namespace import Namespace
@@ -39,6 +39,9 @@ from netns_kit.uplink.uplink import Uplink
 from .event_log import EventLog
 from .events import Event, Events, FlowEvent, under_way
 from .in_process import LocalStack
+
+if TYPE_CHECKING:
+    from netns_kit.policy.policy import Policy
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -100,6 +103,8 @@ class UserStack(Openable):
             check(self.setup.uplink)
         self.tap = tap
         self.uplink = self.setup.uplink
+        self.policy = self.setup.policy
+        """The policy that decides now; None: there is none."""
         above = [] if tap.namespace is None else [tap.namespace.supervisor]
         self.supervisor = Supervisor(type(self).__name__, StackClosed, *above, one_loop=True)
         self._runner: Runner | None = None
@@ -207,6 +212,33 @@ class UserStack(Openable):
         """
         arguments.instance("number", number, int, "the id of a FlowInfo, a whole number")
         return await self.ask(Gateway.end_flow, number)
+
+    async def set_policy(self, policy: Policy | None, existing: Literal["keep", "cut"] = "keep") -> None:
+        """Let another policy decide from now on.
+
+        There is no gap: each flow is decided by the old policy or by the new one.  When this returns, all are decided
+        by the new one.  If it fails, the old one stays.  Names that were resolved under the old policy still have their
+        addresses, for as long as their answers last.
+
+        Args:
+            policy: The policy; None: everything may pass that the uplink lets pass.
+            existing: What becomes of flows that the namespace has opened before.  "keep": they go on.  "cut": each is
+                decided again, and ended if it may not pass; a connection is reset on both sides.  Flows that the new
+                policy would ask about, or look into, end too, since that cannot be made up for.
+
+        Raises:
+            ArgumentError, ArgumentTypeError: An argument that cannot be used.
+            StackClosed: The stack is not open.
+
+        Cancellation: The policy may have been set.
+        """
+        arguments.one_of("existing", existing, ("keep", "cut"))
+        text = None
+        if policy is not None:
+            check_policy(policy)
+            text = policy.to_json()
+        await self.ask(Gateway.set_policy, text, existing)
+        self.policy = policy
 
     async def stats(self) -> Stats:
         """Return all gauges and counters of the stack; none is ever left out.
