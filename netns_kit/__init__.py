@@ -57,6 +57,9 @@ if TYPE_CHECKING:
     from .forwarder.ports import ReverseForward as ReverseForward
     from .forwarder.ports import UnixSocket as UnixSocket
     from .forwarder.reverse import StreamHandler as StreamHandler
+    from .gateway.asking import FlowAnswer as FlowAnswer
+    from .gateway.asking import FlowRequest as FlowRequest
+    from .gateway.asking import OnFlow as OnFlow
     from .gateway.gateway import FlowInfo as FlowInfo
     from .gateway.setup import Configure as Configure
     from .gateway.setup import DriverName as DriverName
@@ -131,6 +134,7 @@ _HOMES = {
     "forwarder.forwarder": "Askable Forwarder",
     "forwarder.ports": "Follow Mode PortForward ReverseForward UnixSocket",
     "forwarder.reverse": "StreamHandler",
+    "gateway.asking": "FlowAnswer FlowRequest OnFlow",
     "gateway.gateway": "FlowInfo",
     "gateway.setup": "Configure DriverName SandboxLayer StackOptions",
     "gateway.stats": "Stats",

@@ -142,6 +142,9 @@ class Gateway:
         self.stack = stack = self.router.stack
         self.enforcer = self.router.enforcer
         self.enforcer.set(setup.policy)
+        self.asking = self.router.asking
+        self.asking.timeout = setup.on_flow_timeout if setup.asks else None
+        self.asking.name_of = self.name_of
         stack.services = self.endpoints.link
         self.leasing = Leasing(stack, self.endpoints, subnet, dhcp)
         if tap.mac is not None:

@@ -99,6 +99,11 @@ class IdleFlow:
         else:
             self.close()
 
+    def turn_away(self, why: Refusal) -> None:
+        """Close a flow that is refused after it was opened.  The guest is told by its `refuse`."""
+        self._table.refused(self, why)
+        self.close()
+
     def close(self) -> None:
         """Take the flow out of the table, and tell its user.  Calling it again is allowed."""
         self.timer_at = math.inf

@@ -25,6 +25,7 @@ from netns_kit.domain_names import to_text, to_wire
 from netns_kit.errors import FeatureUnavailable, NetnsKitError, NotFound, StackClosed, SysctlError
 from netns_kit.forwarder.forwarder import CLOSING_SECONDS
 from netns_kit.frozen import replace
+from netns_kit.gateway.asking import FlowRequest, OnFlow
 from netns_kit.gateway.gateway import FlowInfo, Gateway
 from netns_kit.gateway.leasing import Leasing
 from netns_kit.gateway.setup import Setup, StackOptions, as_record, check_policy
@@ -61,6 +62,12 @@ class Runner(Protocol):
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T: ...
 
     async def close(self) -> None: ...
+
+
+class Settable(Protocol):
+    """What a subscriber is told by that there is something to take."""
+
+    def set(self) -> object: ...
 
 
 class UserStack(Openable):
@@ -109,7 +116,7 @@ class UserStack(Openable):
         self.supervisor = Supervisor(type(self).__name__, StackClosed, *above, one_loop=True)
         self._runner: Runner | None = None
         self._passing: socket.socket | None = None
-        self._news: dict[int, anyio.Event] = {}
+        self._news: dict[int, Settable] = {}
 
     @property
     def subnet(self) -> Subnet:
@@ -127,6 +134,8 @@ class UserStack(Openable):
             if self.setup.driver != "worker":  # which has a copy
                 ours.pop_all()
         self.supervisor.start(runner.run)
+        if self.setup.on_flow is not None:
+            self._start_answering(self.setup.on_flow)
         await runner.ready()
         self.sandbox = runner.sandbox
 
@@ -187,7 +196,7 @@ class UserStack(Openable):
             return flows
         return tuple(replace(flow, name=flow.name or names.get(flow.remote.address)) for flow in flows)
 
-    async def _names(self, flows: Iterable[FlowInfo]) -> Mapping[Address, str | None]:
+    async def _names(self, flows: Iterable[FlowInfo | FlowRequest]) -> Mapping[Address, str | None]:
         """Return the names of remote addresses.  The first of several workers knows them for all flows."""
         unknown = tuple({flow.remote.address for flow in flows if flow.name is None})
         if len(self.tap.queues) == 1 or not unknown:
@@ -409,6 +418,25 @@ class UserStack(Openable):
         finally:
             log.close()
 
+    def _start_answering(self, on_flow: OnFlow) -> None:
+        from .answering import Answering  # few need it
+
+        answering = Answering(self, on_flow, self._completed)
+        number = next(_numbers)
+        self._news[number] = answering
+        self.supervisor.start(answering.run, number)
+
+    async def _completed(self, asked: FlowRequest) -> FlowRequest:
+        """Return a request with what is known on this side: the name, and the process."""
+        name = asked.name
+        if name is None:
+            name = (await self._names([asked])).get(asked.remote.address)
+        process = None
+        if self.namespace is not None:
+            with suppress(NetnsKitError, OSError):
+                process = await self.namespace.process_of(asked.protocol, asked.guest, asked.remote)
+        return replace(asked, name=name, process=process)
+
     def _tell(self, number: int) -> None:
         if number in self._news:
             self._news[number].set()
@@ -469,7 +497,7 @@ class _Follower:
         self._number = next(_numbers)
 
     async def __aenter__(self) -> Self:
-        self._stack._news[self._number] = anyio.Event()
+        self._news = self._stack._news[self._number] = anyio.Event()
         try:
             await self._stack.ask(Events.subscribe, self._number)
         except BaseException:
@@ -493,10 +521,9 @@ class _Follower:
         Raises:
             StackClosed: The stack was closed.
         """
-        news = self._stack._news
         with self._stack.supervisor.guarding():
-            await news[self._number].wait()
-        news[self._number] = anyio.Event()
+            await self._news.wait()
+        self._news = self._stack._news[self._number] = anyio.Event()
         return await self.take()
 
     async def take(self) -> tuple[Event, ...]:
