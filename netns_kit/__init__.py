@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .errors import NotPrivileged as NotPrivileged
     from .errors import OwnNamespace as OwnNamespace
     from .errors import PingNotPermitted as PingNotPermitted
+    from .errors import PolicyError as PolicyError
     from .errors import PortInUseError as PortInUseError
     from .errors import PortSpecError as PortSpecError
     from .errors import PrivilegedPortError as PrivilegedPortError
@@ -89,6 +90,17 @@ if TYPE_CHECKING:
     from .namespace.process import StandardStream as StandardStream
     from .namespace.process_info import ProcessInfo as ProcessInfo
     from .network.network import Network as Network
+    from .policy.explanation import Explanation as Explanation
+    from .policy.policy import Policy as Policy
+    from .policy.presets import DNS_ELSEWHERE as DNS_ELSEWHERE
+    from .policy.presets import HOST as HOST
+    from .policy.presets import LINK_LOCAL as LINK_LOCAL
+    from .policy.presets import LOOPBACK as LOOPBACK
+    from .policy.presets import METADATA as METADATA
+    from .policy.presets import MULTICAST as MULTICAST
+    from .policy.presets import PRIVATE as PRIVATE
+    from .policy.presets import Preset as Preset
+    from .policy.rules import Rule as Rule
     from .stack import Ending as Ending
     from .stack import Limits as Limits
     from .stack import Offloads as Offloads
@@ -107,7 +119,6 @@ if TYPE_CHECKING:
     from .uplink.flow import Flow as Flow
     from .uplink.flow import Target as Target
     from .uplink.flow import Way as Way
-    from .uplink.uplink import METADATA as METADATA
     from .uplink.uplink import UdpFiltering as UdpFiltering
     from .uplink.uplink import UdpPorts as UdpPorts
     from .uplink.uplink import Uplink as Uplink
@@ -127,7 +138,8 @@ _HOMES = {
     "errors": (
         "AddressError AlreadyOpened ArgumentError ArgumentTypeError DeviceGone DomainNameError "
         "EventLogError FeatureUnavailable IdMapError NamespaceGone NetnsKitError NotFound NotImportable "
-        "NotPrivileged OwnNamespace PingNotPermitted PortInUseError PortSpecError PrivilegedPortError RecordError "
+        "NotPrivileged OwnNamespace PingNotPermitted PolicyError PortInUseError PortSpecError PrivilegedPortError "
+        "RecordError "
         "SandboxUnavailable StackClosed StackCrashed SysctlError TunUnavailable UserNamespaceDenied "
         "WrongEventLoop"
     ),
@@ -146,6 +158,10 @@ _HOMES = {
     "namespace.process": "Command CommandFailed CommandOptions Process RunOptions StandardStream",
     "namespace.process_info": "ProcessInfo",
     "network.network": "Network",
+    "policy.explanation": "Explanation",
+    "policy.policy": "Policy",
+    "policy.presets": "DNS_ELSEWHERE HOST LINK_LOCAL LOOPBACK METADATA MULTICAST PRIVATE Preset",
+    "policy.rules": "Rule",
     "stack": "Ending Limits Offloads Refusal Transport",
     "subnet": "Subnet Subnet6",
     "tap.device": "TapDevice",
@@ -155,7 +171,7 @@ _HOMES = {
     "uplink.dial": "Dial",
     "uplink.dns_settings": "DnsSettings",
     "uplink.flow": "Endpoint Flow Target Way",
-    "uplink.uplink": "METADATA UdpFiltering UdpPorts Uplink",
+    "uplink.uplink": "UdpFiltering UdpPorts Uplink",
     "userstack.events": "Event FlowEvent FlowEventKind QueryEvent",
     "userstack.userstack": "UserStack",
 }

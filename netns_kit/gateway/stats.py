@@ -79,7 +79,7 @@ class Stats(TypedDict):
     """Frames and connections handed from one worker to another; 0 with one."""
     handed_over_lost: int
     """Frames and connections lost because the other worker's inbox was full, or no descriptor was left there."""
-    pins_lost: int
+    policy_pins_lost: int
     """Addresses of allowed names that a worker did not learn because its inbox was full, as messages; 0 with one."""
     dns_queries: int
     """DNS queries accepted to be relayed, repetitions not counted."""

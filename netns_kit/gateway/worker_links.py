@@ -70,7 +70,7 @@ class WorkerLinks:
         return {
             "handed_over": self.handed_over,
             "handed_over_lost": self.lost,
-            "pins_lost": self.pins_lost,
+            "policy_pins_lost": self.pins_lost,
         }
 
     def fileno(self) -> int:
@@ -99,7 +99,8 @@ class WorkerLinks:
     def send_pins(self, pins: Iterable[Pin]) -> None:
         """Send pins to all other workers.  Call it before the answer that they were made from leaves.
 
-        A worker whose inbox is full does not get them, and refuses flows to them: that is counted as `pins_lost`.
+        A worker whose inbox is full does not get them, and refuses flows to them.  That is counted
+        (`policy_pins_lost`).
         """
         message = b"".join(
             _PIN.pack(until, len(address), len(name)) + address + name for name, address, until in pins

@@ -94,7 +94,7 @@ def test_whatever_else_is_counted_is_in_the_record() -> None:
     near.release()
     far.release()
     assert counted.keys() <= NAMES
-    of_several = {"handed_over", "handed_over_lost", "pins_lost"}
+    of_several = {"handed_over", "handed_over_lost", "policy_pins_lost"}
     states = {f"tcp_{state.name.lower()}" for state in State}
     rest = {name for name in NAMES - states - of_several if "dropped_" not in name}
     assert rest == counted.keys() - states, "and nothing is in it that nobody counts"

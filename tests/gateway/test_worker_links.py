@@ -43,7 +43,7 @@ def test_a_frame_of_any_size_comes_with_its_hops(two: tuple[WorkerLinks, WorkerL
         assert second.read_into(buffer, nobody) == len(frame)
         assert (second.hops, bytes(buffer[: len(frame)])) == (hops, frame)
     assert second.read_into(buffer, nobody) is None
-    assert first.stats() == {"handed_over": 2, "handed_over_lost": 0, "pins_lost": 0}
+    assert first.stats() == {"handed_over": 2, "handed_over_lost": 0, "policy_pins_lost": 0}
 
 
 def test_a_connection_comes_with_its_name(two: tuple[WorkerLinks, WorkerLinks]) -> None:
@@ -89,7 +89,7 @@ def test_a_connection_without_a_descriptor_for_it_is_lost_and_counted(
             assert second.read_into(buffer, nobody) == 0, "its name is not taken for a frame"
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        assert second.stats() == {"handed_over": 0, "handed_over_lost": 1, "pins_lost": 0}
+        assert second.stats() == {"handed_over": 0, "handed_over_lost": 1, "policy_pins_lost": 0}
         assert ours.recv(1) == b"", "it is closed, not forgotten"
         assert second.read_into(buffer, nobody) == len(b"a frame")
 
@@ -131,7 +131,7 @@ def test_pins_that_find_an_inbox_full_are_lost_and_counted(two: tuple[WorkerLink
         first.send_pins(PINS)
         sent += 1
         assert sent < 100_000
-    assert first.stats() == {"handed_over": 0, "handed_over_lost": 0, "pins_lost": 1}
+    assert first.stats() == {"handed_over": 0, "handed_over_lost": 0, "policy_pins_lost": 1}
     assert len(list(second.read_pins())) == (sent - 1) * len(PINS), "the others are there"
 
 
