@@ -313,7 +313,9 @@ class HeldDatagrams(Held):
         """Keep an echo request."""
         if self._has_room(payload):
             data = memoryview(bytes(payload))
-            kept = Packet(packet.family, packet.addresses, packet.protocol, data, data, packet.ttl, packet.tos)
+            kept = Packet(
+                packet.family, packet.addresses, packet.protocol, data, data, packet.ttl, packet.tos
+            )
             kept.dont_fragment = packet.dont_fragment
             self._kept.append((sequence, data, kept))
 

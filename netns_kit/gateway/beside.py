@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
-from netns_kit.stack import AnyFlow, Refusal
+from netns_kit.stack import AnyFlow, IcmpError, Refusal
 from netns_kit.stack.user import Ending, Transport
 from netns_kit.uplink.flow import Endpoint
 
@@ -68,13 +68,13 @@ class Watcher(Protocol):
     It is one of a stack too, see `netns_kit.stack.user.Watcher`.
     """
 
-    def opened(self, transport: Transport, flow: FlowBeside) -> None:
+    def opened(self, transport: Transport, flow: AnyFlow | FlowBeside) -> None:
         """Note a flow that has begun."""
 
-    def refused(self, transport: Transport, flow: FlowBeside, why: Refusal) -> None:
+    def refused(self, transport: Transport, flow: AnyFlow | FlowBeside, why: Refusal | IcmpError) -> None:
         """Note that nobody takes a flow; `closed` follows."""
 
-    def closed(self, transport: Transport, flow: FlowBeside) -> None:
+    def closed(self, transport: Transport, flow: AnyFlow | FlowBeside) -> None:
         """Note a flow that has ended.  Its `ending` tells how."""
 
     def let_pass(self, transport: Transport, flow: AnyFlow, why: Refusal) -> None:

@@ -43,6 +43,7 @@ from netns_kit.uplink.uplink import Uplink, source_of
 
 from .admission import Admission
 from .asking import Asking, Held
+from .beside import Watcher
 from .endpoints import Endpoints
 from .enforcer import REFUSALS, Enforcer, Look, Ruling, ruling_of
 from .engine import Engine
@@ -109,6 +110,7 @@ class FlowRouter:
         enforcer: The policy, which is asked about what the uplink lets pass.
         asking: The flows that wait for an answer, since the policy says so.
         forbidden: The connections whose clients are told why they are refused; None: there was none yet.
+        watcher: The follower of what the policy does; None: there is none.
         refused: The number of flows that were refused by the uplink, by the policy or for lack of descriptors.
     """
 
@@ -135,6 +137,7 @@ class FlowRouter:
         self.published: dict[int, list[Published]] = {}
         self.beside: list[Callable[[], bool]] = []
         self.refused = 0
+        self.watcher: Watcher | None = None
         self.enforcer = Enforcer(subnet, self.notice)
         self.asking = Asking(engine, self.enforcer, self)
         self.forbidden: Forbidden | None = None
@@ -206,6 +209,8 @@ class FlowRouter:
             opened.ruling = ruling
             if ruling.action == "ask":
                 return self.asking.hold(opened, flow, target, ruling) or HELD
+            if ruling.audit and self.watcher is not None:
+                self.watcher.let_pass(flow.protocol, opened, REFUSALS[ruling.refusal])
         return REFUSALS[ruling.refusal] if ruling.refuses else None
 
     def cannot_dial(self, error: BaseException) -> Refused:
@@ -450,6 +455,8 @@ class FlowRouter:
         assert connection is not None
         ruling = connection.ruling = self.enforcer.first_bytes(flow, seen, self._engine.now)
         if not ruling.refuses:
+            if ruling.audit and self.watcher is not None:
+                self.watcher.let_pass("tcp", connection, REFUSALS[ruling.refusal])
             relay.pass_on()
             return
         self.refused += 1

@@ -31,12 +31,14 @@ from netns_kit.stack import (
     Transport,
     UdpFlow,
 )
+from netns_kit.stack.user import UNWATCHED
 from netns_kit.stack.wire.ndp import Advertisement
 from netns_kit.subnet import Subnet, Subnet6
 from netns_kit.uplink.flow import DNS_PORT, Endpoint
 
 from .beside import FlowBeside, Watcher
 from .endpoints import Endpoints
+from .enforcer import ruling_of
 from .engine import Engine
 from .flow_router import FlowRouter, endpoints_of
 from .frame_pump import FramePump, LinkPump
@@ -161,7 +163,6 @@ class Gateway:
         if setup.intercept_dns:
             self.endpoints.redirect(DNS_PORT, subnet.resolvers)
         self.beside: dict[int, FlowBeside] = {}
-        self.watcher: Watcher | None = None
         self._inside: Inside | None = None
         if setup.supply is not None:
             from .inside import Inside  # programs that wait for our start have none
@@ -202,7 +203,7 @@ class Gateway:
                 max(self.engine.now - flow.opened, 0.0),
             )
         guest, remote = endpoints_of(flow.key)
-        inbound, host = False, None
+        inbound, host, ruling = False, None, ruling_of(flow)
         if isinstance(flow, EchoFlow):
             carried = flow.received, flow.sent
         else:
@@ -219,9 +220,10 @@ class Gateway:
             state,
             "inbound" if inbound else "outbound",
             None if host is None else Endpoint(*host),
-            self.name_of(remote.address),
+            self.name_of(remote.address) or (None if ruling is None else ruling.name),
             *carried,
             max(self.engine.now - flow.opened, 0.0),
+            None if ruling is None else ruling.rule,
         )
 
     def name_of(self, address: Address) -> str | None:
@@ -270,6 +272,16 @@ class Gateway:
         self.enforcer.set(from_json(text))
         if existing == "cut":
             self.router.cut()
+
+    @property
+    def watcher(self) -> Watcher | None:
+        """The follower of all flows and of what the policy does; None: there is none."""
+        return self.router.watcher
+
+    @watcher.setter
+    def watcher(self, watcher: Watcher | None) -> None:
+        self.router.watcher = watcher
+        self.stack.watcher = UNWATCHED if watcher is None else watcher
 
     # -- flows beside the stack -----------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from ipaddress import ip_address
+from itertools import starmap
 from time import time
 from typing import Literal, TypeAlias
 
@@ -19,11 +20,12 @@ from netns_kit.dns.message import Rcode, type_name
 from netns_kit.domain_names import to_text
 from netns_kit.frozen import frozen, replace
 from netns_kit.gateway.beside import FlowBeside
+from netns_kit.gateway.enforcer import ruling_of
 from netns_kit.gateway.gateway import FlowInfo, Gateway
 from netns_kit.namespace.process_info import ProcessInfo
 from netns_kit.operations import chained, operation, same
 from netns_kit.stack import AnyFlow, EchoFlow, Ending, IcmpError, Refusal, TcpConnection, UdpFlow
-from netns_kit.stack.user import UNWATCHED, Transport, ending_of
+from netns_kit.stack.user import Transport, ending_of
 from netns_kit.uplink.flow import Endpoint
 
 EVENTS_KEPT = 4096  # for each subscriber
@@ -147,13 +149,13 @@ class Events:
         self._gateway = gateway
         self._tell = tell
         self._queues: dict[int, _Queue] = {}
-        self._refused: AnyFlow | FlowBeside | None = None  # the flow whose end has been told
+        self._refused: set[int] = set()  # ids of flows that are not closed yet, but were said to be refused
 
     @operation(same)
     def subscribe(self, number: int) -> None:
         """Begin to queue events for the subscriber `number`."""
         self._queues[number] = _Queue(lambda: self._tell(number))
-        self._gateway.stack.watcher = self._gateway.watcher = self
+        self._gateway.watcher = self
 
     @operation(chained)
     def take(self, number: int) -> tuple[FlowEvent | QueryEvent, ...]:
@@ -169,7 +171,8 @@ class Events:
 
     def close(self) -> None:
         """Stop watching the stack."""
-        self._gateway.stack.watcher, self._gateway.watcher = UNWATCHED, None
+        self._gateway.watcher = None
+        self._refused.clear()
 
     # -- the watcher ----------------------------------------------------------------------------------
 
@@ -177,12 +180,13 @@ class Events:
         self._happened("opened", transport, flow)
 
     def refused(self, transport: Transport, flow: AnyFlow | FlowBeside, why: Refusal | IcmpError) -> None:
-        self._refused = flow
+        self._refused.add(flow.id)
         self._happened("refused", transport, flow, why)
 
     def closed(self, transport: Transport, flow: AnyFlow | FlowBeside) -> None:
-        refused, self._refused = self._refused, None
-        if refused is not flow:
+        if flow.id in self._refused:
+            self._refused.remove(flow.id)
+        else:
             if isinstance(flow, TcpConnection | UdpFlow | EchoFlow):
                 ended = ending_of(transport, flow)
             else:
@@ -220,43 +224,48 @@ class Events:
         ended: Ending | None = None,
     ) -> None:
         refusal = why if isinstance(why, Refusal) else None
-        self._put(
-            FlowEvent(
-                kind,
-                self._gateway.info(transport, flow, kind),
-                refusal,
-                audit=audit,
-                ended=ended,
-                time=time(),
-            )
-        )
+        info = self._gateway.info(transport, flow, kind)
+        event = FlowEvent(kind, info, refusal, audit=audit, ended=ended, time=time())
+        self._put(event, flow if kind == "opened" else None)
 
-    def _put(self, event: Event) -> None:
+    def _put(self, event: Event, opened: AnyFlow | FlowBeside | None = None) -> None:
         for queue in self._queues.values():
-            queue.put(event)
+            queue.put(event, opened)
 
 
 class _Queue:
-    """The events of one subscriber.  `tell` is called for the first event after each `take`."""
+    """The events of one subscriber.  `tell` is called for the first event after each `take`.
+
+    A flow is opened before it is decided about.  So what has decided is looked up when the event is taken.
+    """
 
     def __init__(self, tell: Callable[[], None]) -> None:
-        self._events: deque[Event] = deque()
+        self._events: deque[tuple[Event, AnyFlow | FlowBeside | None]] = deque()
         self._missed = 0
         self._tell = tell
 
-    def put(self, event: Event) -> None:
+    def put(self, event: Event, opened: AnyFlow | FlowBeside | None) -> None:
         if not self._events:
             self._tell()
         elif len(self._events) >= EVENTS_KEPT:
             self._events.popleft()
             self._missed += 1
-        self._events.append(event)
+        self._events.append((event, opened))
 
     def take(self) -> tuple[Event, ...]:
-        events, missed = tuple(self._events), self._missed
+        events, missed = tuple(starmap(_ruled, self._events)), self._missed
         self._events.clear()
         self._missed = 0
         return (replace(events[0], missed=missed), *events[1:]) if missed else events
+
+
+def _ruled(event: Event, opened: AnyFlow | FlowBeside | None) -> Event:
+    """Return the event with the rule by which the flow was decided since then."""
+    ruling = None if opened is None else ruling_of(opened)
+    if ruling is None or isinstance(event, QueryEvent):
+        return event
+    flow = replace(event.flow, rule=ruling.rule, name=event.flow.name or ruling.name)
+    return replace(event, flow=flow)
 
 
 def _plain(name: str, endpoint: Endpoint | None) -> dict[str, object]:
