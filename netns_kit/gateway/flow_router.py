@@ -67,7 +67,7 @@ Routed = tuple[Flow, Target]
 """A flow that may pass, and its target."""
 NO_DESCRIPTORS = "out of file descriptors (RLIMIT_NOFILE): new flows are refused"
 HELD: Final = "held"
-Verdict = Refusal | Literal["held"] | None
+Outcome = Refusal | Literal["held"] | None
 """What the policy makes of a flow: how it is refused, or that it waits for an answer, or that it may pass."""
 
 
@@ -163,15 +163,15 @@ class FlowRouter:
         if not isinstance(found, Refusal):
             if served:
                 return found
-            verdict = None if self.enforcer.policy is None else self._govern(found, opened)
-            if verdict is None:
+            outcome = None if self.enforcer.policy is None else self._govern(found, opened)
+            if outcome is None:
                 if self.make_room(key):
                     return found
                 self.notice(NO_DESCRIPTORS)
-                verdict = Refusal.NET_UNREACHABLE
-            if not isinstance(verdict, Refusal):
+                outcome = Refusal.NET_UNREACHABLE
+            if not isinstance(outcome, Refusal):
                 return None
-            found = verdict
+            found = outcome
         self.refused += 1
         return found
 
@@ -201,7 +201,7 @@ class FlowRouter:
         source, destination = endpoints_of(key)
         return Flow(transport, source, destination, self._subnet, served)
 
-    def _govern(self, found: Routed, opened: AnyFlow | None) -> Verdict:
+    def _govern(self, found: Routed, opened: AnyFlow | None) -> Outcome:
         """Ask the policy about a flow, and return what becomes of it."""
         flow, target = found
         ruling = self.enforcer.flow(flow, self._engine.now)

@@ -24,7 +24,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-class Askable(Protocol):
+class Asked(Protocol):
     """What is needed of a stack."""
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T: ...
@@ -41,7 +41,7 @@ class Answering:
 
     def __init__(
         self,
-        stack: Askable,
+        stack: Asked,
         on_flow: OnFlow,
         completed: Callable[[FlowRequest], Awaitable[FlowRequest]],
     ) -> None:

@@ -55,7 +55,7 @@ class FlowEvent:
     process: ProcessInfo | None = None
     """The process inside that has opened the flow; None unless it was asked for, and could be found."""
     ended: Ending | None = None
-    """How the flow of a "closed" event has ended."""
+    """The way in which the flow of a "closed" event has ended."""
     time: float = 0.0
     """The time of the event, in seconds since the epoch."""
 
@@ -95,7 +95,7 @@ class QueryEvent:
     """A DNS query that the policy has refused."""
 
     kind: Literal["refused"]
-    """What has happened."""
+    """The kind of the event."""
     name: str
     """The name that was asked for, as a zone file has it."""
     type: str
