@@ -12,12 +12,14 @@ the new policy would have let these answers through.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from netns_kit.domain_names import to_text
+from netns_kit.frozen import replace
 from netns_kit.policy.addresses import canonical
 from netns_kit.stack import Refusal
 from netns_kit.subnet import Subnet
@@ -74,8 +76,6 @@ class Ruling(NamedTuple):
 
 UNGOVERNED = Ruling("allow")
 """The ruling without a policy."""
-FAILED = "the policy failed"
-"""The rule of a flow about which the policy has raised an exception."""
 
 
 class Enforcer:
@@ -103,6 +103,7 @@ class Enforcer:
         self.guard: Guard | None = None
         self.catch_up: Callable[[], bool] | None = None
         self.refused = self.audited = 0
+        self._culprit = ""
 
     def set(self, policy: Policy | None) -> None:
         """Let this policy decide from now on.  If this raises, the old one stays."""
@@ -113,6 +114,7 @@ class Enforcer:
 
                 self.pins = Pins()
         self.policy = policy
+        self._culprit = ""
 
     def flow(self, flow: Flow, now: float) -> Ruling:
         """Decide about a flow that the guest opens.  A policy that fails refuses it."""
@@ -136,10 +138,13 @@ class Enforcer:
         except KeyboardInterrupt:  # it is meant for the program
             raise
         except BaseException as error:
-            self._failed(f"flows are refused: the policy failed to decide about {flow}", error)
-            ruling = Ruling("deny", rule=FAILED)
+            if not self._culprit:
+                self._culprit = self._find_culprit(policy, self.pins, flow, now)
+            self._failed(f"flows are refused: {self._culprit} failed to decide about {flow}", error)
+            self.refused += 1
+            return Ruling("deny", rule=self._culprit)
         if ruling.action == "deny":
-            if policy.audit and ruling.rule != FAILED:
+            if policy.audit:
                 self.audited += 1
                 return ruling._replace(audit=True)
             self.refused += 1
@@ -164,6 +169,20 @@ class Enforcer:
         refusal = policy.refusal if number is None else policy.rules[number].refusal
         name = to_text(names[-1]) if names else None
         return Ruling(action, refusal, policy.label(number), name, looks, seen=seen)
+
+    def _find_culprit(self, policy: Policy, pins: Pins, flow: Flow, now: float) -> str:
+        """Return the rule that fails to decide about a flow: the first with which the rules up to it fail."""
+
+        def fails(number: int) -> bool:
+            part = replace(policy, rules=policy.rules[: number + 1])
+            try:
+                self._decide(part, pins, flow, None, now)
+            except Exception:
+                return True
+            return False
+
+        number = bisect_left(range(len(policy.rules)), True, key=fails)
+        return policy.label(number) if number < len(policy.rules) else "the policy"
 
     def stats(self) -> dict[str, int]:
         """Return the counters and gauges by name."""

@@ -434,7 +434,7 @@ class FlowRouter:
         if self.forbidden is None:
             from .relay.forbidden import Forbidden  # without such a rule nobody has it
 
-            self.forbidden = Forbidden(self._engine)
+            self.forbidden = Forbidden(self._engine, self.stack.dropped)
         self.stack.tcp.refused(connection, Refusal.PROHIBITED)
         remote = endpoints_of(connection.key)[1]
         what = str(remote) if ruling.name is None else f"{ruling.name} ({remote})"
@@ -510,10 +510,10 @@ class FlowRouter:
         if ruling.action != "deny" and isinstance(flow.user, Held):  # it has not passed yet
             return False
         if ruling.looks:
-            if before is None or not before.looks:  # it was never looked at
-                ruling = ruling._replace(action="deny", looks=False)
-            elif before.seen is not None:
+            if before is not None and before.seen is not None:
                 ruling = self.enforcer.first_bytes(described, before.seen, now)
+            elif before is None or not before.looks:  # it never was looked at
+                ruling = ruling._replace(action="deny", looks=False)
         if ruling.refuses:
             flow.ruling = ruling
         return ruling.refuses

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from netns_kit.arguments import Address
+from netns_kit.child.codec import load
 from netns_kit.dns import Record, Zone
 from netns_kit.domain_names import is_host_name, to_wire
 from netns_kit.errors import DeviceGone, FeatureUnavailable
@@ -258,18 +259,18 @@ class Gateway:
         """Let another policy decide from now on: see `UserStack.set_policy`.
 
         Args:
-            text: The policy as JSON; None: there is no policy any more.
+            text: The policy, as `netns_kit.child.codec.dump` has it; None: there is no policy any more.
             existing: What becomes of flows that are under way.
 
         Raises:
-            PolicyError: The text is no policy.  The old one stays.
+            DecodeError: The text is no policy.  The old one stays.
         """
         if text is None:
             self.enforcer.set(None)
             return
-        from netns_kit.policy.plain import from_json  # with no policy nobody has it
+        from netns_kit.policy.policy import Policy  # with no policy nobody has it
 
-        self.enforcer.set(from_json(text))
+        self.enforcer.set(load(Policy, text.encode()))
         if existing == "cut":
             self.router.cut()
 

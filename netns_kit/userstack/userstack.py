@@ -17,6 +17,7 @@ from typing_extensions import Self, Unpack
 from netns_kit import arguments
 from netns_kit.arguments import Address, AddressLike
 from netns_kit.child.channel import send_record
+from netns_kit.child.codec import dump
 from netns_kit.child.supply import PASSED
 from netns_kit.dhcp import Lease, StaticLease
 from netns_kit.dns import Record, Zone
@@ -245,7 +246,7 @@ class UserStack(Openable):
         text = None
         if policy is not None:
             check_policy(policy)
-            text = policy.to_json()
+            text = dump(policy).decode()
         await self.ask(Gateway.set_policy, text, existing)
         self.policy = policy
 

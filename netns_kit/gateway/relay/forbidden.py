@@ -14,6 +14,7 @@ nothing.  So a connection has `SECONDS` for its first bytes, and `LINGER` more t
 from __future__ import annotations
 
 import math
+from collections import Counter
 from functools import partial
 
 from netns_kit.gateway.engine import Engine
@@ -36,14 +37,15 @@ way, gives the same answer. If you need this connection, ask whoever runs the sa
 class Forbidden:
     """The forbidden connections of one gateway.
 
-    Attributes:
-        evicted: Number of connections that were reset because there were too many.
+    Args:
+        engine: The engine of the gateway.
+        dropped: Counts those that were reset because there were too many.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, dropped: Counter[str]) -> None:
         self._engine = engine
+        self._dropped = dropped
         self._streams: dict[ForbiddenStream, None] = {}  # the oldest first
-        self.evicted = 0
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -58,7 +60,7 @@ class Forbidden:
             said: What the client has said already.
         """
         if len(self._streams) >= FORBIDDEN_MAX:
-            self.evicted += 1
+            self._dropped["limit-forbidden"] += 1
             next(iter(self._streams)).abort()
         response = _response(what, rule)
         connection.user = stream = ForbiddenStream(self._engine, connection, response, self._streams)
