@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .errors import NotPrivileged as NotPrivileged
     from .errors import OwnNamespace as OwnNamespace
     from .errors import PingNotPermitted as PingNotPermitted
+    from .errors import PolicyError as PolicyError
     from .errors import PortInUseError as PortInUseError
     from .errors import PortSpecError as PortSpecError
     from .errors import PrivilegedPortError as PrivilegedPortError
@@ -84,6 +85,17 @@ if TYPE_CHECKING:
     from .namespace.process import RunOptions as RunOptions
     from .namespace.process import StandardStream as StandardStream
     from .network.network import Network as Network
+    from .policy.explanation import Explanation as Explanation
+    from .policy.policy import Policy as Policy
+    from .policy.presets import DNS_ELSEWHERE as DNS_ELSEWHERE
+    from .policy.presets import HOST as HOST
+    from .policy.presets import LINK_LOCAL as LINK_LOCAL
+    from .policy.presets import LOOPBACK as LOOPBACK
+    from .policy.presets import METADATA as METADATA
+    from .policy.presets import MULTICAST as MULTICAST
+    from .policy.presets import PRIVATE as PRIVATE
+    from .policy.presets import Preset as Preset
+    from .policy.rules import Rule as Rule
     from .stack import Limits as Limits
     from .stack import Offloads as Offloads
     from .stack import Refusal as Refusal
@@ -101,7 +113,6 @@ if TYPE_CHECKING:
     from .uplink.flow import Flow as Flow
     from .uplink.flow import Target as Target
     from .uplink.flow import Way as Way
-    from .uplink.uplink import METADATA as METADATA
     from .uplink.uplink import UdpFiltering as UdpFiltering
     from .uplink.uplink import UdpPorts as UdpPorts
     from .uplink.uplink import Uplink as Uplink
@@ -119,7 +130,7 @@ _HOMES = {
     "errors": (
         "AddressError AlreadyOpened ArgumentError ArgumentTypeError DeviceGone DomainNameError "
         "FeatureUnavailable IdMapError NamespaceGone NetnsKitError NotFound NotImportable NotPrivileged "
-        "OwnNamespace PingNotPermitted PortInUseError PortSpecError PrivilegedPortError RecordError "
+        "OwnNamespace PingNotPermitted PolicyError PortInUseError PortSpecError PrivilegedPortError RecordError "
         "SandboxUnavailable StackClosed StackCrashed SysctlError TunUnavailable UserNamespaceDenied "
         "WrongEventLoop"
     ),
@@ -136,6 +147,10 @@ _HOMES = {
     "namespace.namespace": "Ids Interface InterfaceAddress Namespace OpenedTap Pids Route",
     "namespace.process": "Command CommandFailed CommandOptions Process RunOptions StandardStream",
     "network.network": "Network",
+    "policy.explanation": "Explanation",
+    "policy.policy": "Policy",
+    "policy.presets": "DNS_ELSEWHERE HOST LINK_LOCAL LOOPBACK METADATA MULTICAST PRIVATE Preset",
+    "policy.rules": "Rule",
     "stack": "Limits Offloads Refusal Transport",
     "subnet": "Subnet Subnet6",
     "tap.device": "TapDevice",
@@ -145,7 +160,7 @@ _HOMES = {
     "uplink.dial": "Dial",
     "uplink.dns_settings": "DnsSettings",
     "uplink.flow": "Endpoint Flow Target Way",
-    "uplink.uplink": "METADATA UdpFiltering UdpPorts Uplink",
+    "uplink.uplink": "UdpFiltering UdpPorts Uplink",
     "userstack.events": "FlowEvent FlowEventKind",
     "userstack.userstack": "UserStack",
 }

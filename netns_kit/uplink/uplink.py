@@ -22,6 +22,7 @@ from netns_kit.dns.manner import DEFAULT
 from netns_kit.errors import AddressError, ArgumentError, ArgumentTypeError, SysctlError
 from netns_kit.host import diagnosis, sysctl
 from netns_kit.host.abi import IP_BIND_ADDRESS_NO_PORT, IPV6_MTU
+from netns_kit.policy.presets import METADATA
 from netns_kit.stack import Refusal, Transport
 
 from .dial import Dial
@@ -31,7 +32,6 @@ from .flow import DNS_PORT, Endpoint, Flow, Target, Way
 
 __all__ = [
     "IF_INET6",
-    "METADATA",
     "UdpFiltering",
     "UdpPorts",
     "Uplink",
@@ -480,20 +480,6 @@ def source_address(given: AddressLike, version: int) -> str:
             arguments.shown(str(given)),
         )
     return found
-
-
-METADATA = frozenset(
-    ip_address(text)
-    for text in (
-        "169.254.169.254",  # nearly all clouds
-        "fd00:ec2::254",  # Amazon, IPv6
-        "100.100.100.200",  # Alibaba
-        "168.63.129.16",  # Azure's wire server
-        "192.0.0.192",  # Oracle, the older one
-        "fd20:ce::254",  # Google, IPv6
-    )
-)
-"""Addresses of cloud metadata services, which tell a machine its identity and credentials."""
 
 
 def _is_host_address(address: Address) -> bool:
