@@ -130,7 +130,7 @@ class Asking:
             ruling: What the policy says of it: to ask.
         """
         if self.timeout is None or len(self._held) >= HELD_MAX:
-            self._count()
+            self._enforcer.refused += 1  # the router counts it too
             if self.timeout is not None:
                 self.router.notice(f"flows are refused: {HELD_MAX} wait for on_flow already")
             return REFUSALS[ruling.refusal]
@@ -209,12 +209,9 @@ class Asking:
 
     def _refuse(self, held: Held, ruling: Ruling, why: Refusal) -> None:
         held.opened.ruling = ruling
-        self._count()
-        held.refuse(why)
-
-    def _count(self) -> None:
         self.router.refused += 1
         self._enforcer.refused += 1
+        held.refuse(why)
 
     def _release(self, held: Held) -> None:
         held.timer_at = math.inf

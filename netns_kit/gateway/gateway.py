@@ -332,6 +332,7 @@ class Gateway:
         return {
             **self.stack.stats(),
             "flows_refused": self.router.refused,
+            "flows_asked": len(self.asking),
             **self.enforcer.stats(),
             "tap_received": self._tap.counters.received,
             "tap_sent": self._tap.counters.sent,
