@@ -1,13 +1,12 @@
 """Enforcer: what one gateway has of a policy.
 
-The policy says what may pass; the enforcer knows what only a running gateway does: which addresses our DNS has given
+The policy says what may pass.  The enforcer knows what only a running gateway does: which addresses our DNS has given
 for which names (`Pins`), which addresses are the host's, and how often the policy has refused.  `FlowRouter` asks it
-about every flow that a guest opens, after `Uplink.route` has let the flow pass, and before there is a socket.  The DNS
-server asks its `guard` about every query and answer.
+about every flow that a guest opens, after `Uplink.route` has let the flow pass, and before there is a socket.  The
+DNS server asks its `guard` about every query and answer.
 
-Whatever fails here refuses the flow, never more than that.  A new policy takes the place of the old one between two
-handlers of the engine: each flow is decided by one of them as a whole.  Pins outlive a change of the policy, as far as
-the new policy would have let these answers through.
+Whatever fails here refuses the flow, and nothing else.  A new policy takes the place of the old one between two
+handlers of the engine, so that each flow is decided by one of them as a whole.  Pins outlive a change of the policy.
 """
 
 from __future__ import annotations
@@ -150,9 +149,7 @@ class Enforcer:
             self.refused += 1
         return ruling
 
-    def _decide(
-        self, policy: Policy, pins: Pins, flow: Flow, seen: Look | None, now: float
-    ) -> Ruling:
+    def _decide(self, policy: Policy, pins: Pins, flow: Flow, seen: Look | None, now: float) -> Ruling:
         index, (address, port) = policy.index, flow.destination
         packed = canonical(address.packed)
         names = pins.names(packed, now)
@@ -199,9 +196,7 @@ class Enforcer:
         local = self._subnet.of(address)
         if local is not None and (address in local.gateways or address == local.dns):
             return True
-        return is_host_address(address) or (
-            packed != address.packed and is_host_address(ip_address(packed))
-        )
+        return is_host_address(address) or (packed != address.packed and is_host_address(ip_address(packed)))
 
 
 def ruling_of(flow: object) -> Ruling | None:

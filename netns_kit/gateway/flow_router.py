@@ -4,7 +4,7 @@
                               no handler claims it, uplink and policy let it pass, a descriptor is free    a relay
     a client opens a flow     a listener accepts it, and it belongs to this worker                     a relay
 
-The uplink is asked first, by `Uplink.route`, and what it lets pass the `Enforcer` is asked about, if there is a policy.
+The uplink is asked first, by `Uplink.route`.  About what it lets pass, the `Enforcer` is asked, if there is a policy.
 If anything fails on the way, the flow is refused: no policy ever fails open.  This module reads and writes no frames.
 The stack calls the router, and the router calls the stack.
 """
@@ -470,9 +470,9 @@ class FlowRouter:
     def cut(self) -> None:
         """End the flows of the guest that the policy does not let pass now.
 
-        Connections are reset, towards the guest and towards the host's peer.  A flow that the policy would ask about,
-        or look at, has been opened without that, and is ended too; unless it was looked at, and the name that it asked
-        for still lets it pass.
+        Connections are reset, towards the guest and towards the host's peer.  A flow that the policy would ask about
+        is ended too, and so is one whose first bytes it would look at.  If these were looked at before, they decide
+        again.
         """
         stack, claim = self.stack, self._endpoints
         for connection in list(stack.tcp.values()):

@@ -64,8 +64,8 @@ class IdleFlow:
     """A flow that is closed when it has been idle for its `lifetime`.
 
     `id` is a number that no other flow ever has.  `opened` is the time when the flow was made, and `last` the time
-    when it was last used.  `received` and `sent` count the bytes of payload from the guest and to it.  `ruling` is for
-    whoever decides about the guest's flows, and not set until then.
+    when it was last used.  `received` and `sent` count the bytes of payload from the guest and to it.  `ruling`
+    is what the owner of the stack has decided about the flow; it is not set before.
     """
 
     __slots__ = (

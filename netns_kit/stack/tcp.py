@@ -114,9 +114,9 @@ class TcpConnection:
 
     `id` is a number that no other flow ever has.  `opened` is the time when the connection was made.  `inbound` tells
     whether a client outside has opened it.  `ttl` is the TTL of the guest's SYN, and `tos` the traffic class of the
-    guest's segments.  `host` is the endpoint on the host, an address as text and a port; the user sets it.  `ruling` is for
-    whoever decides about the guest's flows, and not set until then.
-    `recovery` is None unless there is a loss.
+    guest's segments.  `host` is the endpoint on the host, an address as text and a port; the user sets it.
+    `ruling` is what the owner of the stack has decided about the connection; it is not set before.  `recovery` is
+    None unless there is a loss.
 
     Four attributes are for the short way (`netns_kit.stack.wire.common`):
 

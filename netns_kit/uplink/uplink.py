@@ -70,14 +70,14 @@ class Uplink:
         dns: `DnsSettings`, or a list of resolvers, `ADDRESS[:PORT]`.  None, the default: the resolvers of the host's
             resolv.conf, which is read again when it changes.  An empty list: no resolvers, so that only our own names
             are resolved (see `UserStack.add_record`).
-        policy: A `Policy`, or a plain function.  A policy is enforced by the stack, for flows and for names; it can be
+        policy: A `Policy`, or a plain function.  The stack enforces a policy for flows and for names, and it can be
             replaced while the stack runs, see `UserStack.set_policy`.
-            A function is called with each new flow that would otherwise be carried, including flows to
-            the gateway and flows that this process answers itself (`Flow.served`: queries to the DNS address).  If it
-            returns a `Refusal`, the flow is refused in that way; if it returns None, the flow is carried.  If it
-            raises or returns anything else, the flow is refused and the failure is logged.  It is called on the
-            driver's thread, so it should be quick.  The flow's addresses are objects of `ipaddress`: compare them
-            with such objects, not with strings.  A stack with `driver="worker"` imports the function by name in another
+            A function is called with each new flow that would otherwise be carried, including flows to the gateway
+            and flows that this process answers itself (`Flow.served`: queries to the DNS address).  If it returns a
+            `Refusal`, the flow is refused in that way; if it returns None, the flow is carried.  If it raises or
+            returns anything else, the flow is refused and the failure is logged.  It is called on the driver's
+            thread, so it should be quick.  The flow's addresses are objects of `ipaddress`: compare them with such
+            objects, not with strings.  A stack with `driver="worker"` imports the function by name in another
             process.  It must then be a function at the top of a module, or a `functools.partial` or frozen dataclass
             of immutable values.  That process does not see later changes here, such as changed globals of a module.
         any_source: Whether guests may open flows from addresses outside their subnet, as a guest that routes for

@@ -227,8 +227,8 @@ class UserStack(Openable):
         """Let another policy decide from now on.
 
         There is no gap: each flow is decided by the old policy or by the new one.  When this returns, all are decided
-        by the new one.  If it fails, the old one stays.  Names that were resolved under the old policy still have their
-        addresses, for as long as their answers last.
+        by the new one.  If it fails, the old one stays.  Names that were resolved under the old policy still have
+        their addresses, for as long as their answers last.
 
         Args:
             policy: The policy; None: everything may pass that the uplink lets pass.

@@ -21,12 +21,11 @@ from netns_kit.gateway.worker_links import WorkerLinks, connect
 from netns_kit.stack import AnyFlow, Limits, Refusal, TcpConnection, Transport, UdpFlow
 from netns_kit.stack.tcp import PROMPT
 from netns_kit.stack.wire import ethernet, flow_key, icmp, ip
-from netns_kit.uplink.dial import Connected, Dial
+from netns_kit.uplink.dial import Dial
 from netns_kit.uplink.flow import Endpoint, Flow, Target, Way
-from netns_kit.uplink.uplink import Uplink
 from tests.support.bench import SUBNET, Bench, Make
-from tests.support.told import Told
 from tests.support.packets import GATEWAY, GATEWAY_MAC, GUEST, PORT, RESOLVER, datagram, echo_request, syn
+from tests.support.told import Told
 
 pytestmark = pytest.mark.usefixtures("leaks")
 

@@ -6,16 +6,17 @@ side is dialled first, and looked at is what the guest then sends:
     dial --> accept the guest --> look --+--> it may pass: the bytes go on, and a plain TcpRelay has the connection
                                          +--> it may not: both sides are reset, or the guest is told why
 
-The other order, to look before dialling, would tell the server nothing about a refused connection.  But the guest
-would see its connection established before the host's is: where nobody listens, its connect would succeed, and a
-program that tries several addresses in turn (RFC 8305) would stop at one that does not answer.  That the guest's SYN
-is answered only when the dial is decided is a promise of this stack.  The address is one that the policy allows for a
-name, so what the server learns, that somebody has connected, it may learn.
+The other order, to look before dialling, would tell the server nothing about a refused connection.  But then the
+guest's connection would be established before the host's is.  Where nobody listens, connecting would succeed, and a
+program that tries several addresses in turn (RFC 8305) would stop at one that does not answer.  This stack promises
+that the guest's SYN is answered only when the dial is decided.  And the address is one that the policy allows for a
+name: the server may learn that somebody has connected.
 
-While it looks, the relay takes the guest's bytes, at most `FIRST_BYTES_MAX`, and acknowledges them: a kernel holds the
-rest of a short message back until the beginning is acknowledged (Nagle's algorithm), so without that a ClientHello in
-two writes would never be whole.  An urgent byte is not taken, and nothing behind it.  What the server says waits in
-the host's socket: the events of that are noted, and handed to the plain relay.  After `SECONDS` the look is over.
+While it looks, the relay takes the guest's bytes, at most `FIRST_BYTES_MAX`, and they are acknowledged.  Without
+that, a ClientHello in two writes would never be whole: a kernel holds the rest of a short message back until the
+beginning is acknowledged (Nagle's algorithm).  An urgent byte is not taken, and nothing behind it.  What the server
+says waits in the host's socket: the events of that are noted, and handed to the plain relay.  After `SECONDS` the
+look is over.
 
 When the connection may pass, the bytes are sent, and then the plain relay takes the relay's place.  From then on
 nothing here is called any more.
@@ -53,7 +54,9 @@ class PeekingRelay(TcpRelay):
         waits: Whether a server that speaks first is kept waiting.  False: the connection is judged then.
     """
 
-    __slots__ = ("_ended", "_events", "_first", "_found", "_held", "_judge", "_plain", "_waits", "timer_at", "timer_entry")
+    __slots__ = (
+        "_ended", "_events", "_first", "_found", "_held", "_judge", "_plain", "_waits", "timer_at", "timer_entry"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -70,7 +73,9 @@ class PeekingRelay(TcpRelay):
         self._first = FirstBytes()
         self._found: Look | None = None
         self._held = b""  # the first bytes
-        self._plain: TcpRelay | None = None  # the relay that takes the place of this one, when all of them are sent
+        self._plain: TcpRelay | None = (
+            None  # the relay that takes the place of this one, when all of them are sent
+        )
         self._events = 0  # what the engine has told of the host's socket
         self._ended = False  # whether the guest has sent FIN
         self.timer_at = self.timer_entry = math.inf
@@ -102,7 +107,7 @@ class PeekingRelay(TcpRelay):
         self._send()
 
     def _send(self) -> None:
-        """Send as much of the first bytes as the host's socket takes, and leave to the plain relay when it has all."""
+        """Send what the host's socket takes of the first bytes, and leave to the plain relay when it has all."""
         plain, connection, sock = self._plain, self.connection, self._socket
         assert plain is not None
         assert connection is not None
