@@ -17,13 +17,14 @@ import socket
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from netns_kit.arguments import Address
 from netns_kit.stack import (
     AnyFlow,
     Closed,
     EchoFlow,
+    Ending,
     Refusal,
     Stack,
     StackUser,
@@ -41,6 +42,8 @@ from netns_kit.uplink.sockets import refusal_for
 from netns_kit.uplink.uplink import Uplink, source_of
 
 from .admission import Admission
+from .asking import Asking, Held
+from .beside import Watcher
 from .endpoints import Endpoints
 from .enforcer import REFUSALS, Enforcer, Look, Ruling, ruling_of
 from .engine import Engine
@@ -62,6 +65,10 @@ loopback.
 
 Routed = tuple[Flow, Target]
 """A flow that may pass, and its target."""
+NO_DESCRIPTORS = "out of file descriptors (RLIMIT_NOFILE): new flows are refused"
+HELD: Final = "held"
+Outcome = Refusal | Literal["held"] | None
+"""What the policy makes of a flow: how it is refused, or that it waits for an answer, or that it may pass."""
 
 
 class Published(Protocol):
@@ -101,7 +108,9 @@ class FlowRouter:
         published: The published UDP ports of the host, the oldest first, by the guest's port that they lead to.
         beside: Functions that close an idle flow beside the stack, and return whether there was one.
         enforcer: The policy, which is asked about what the uplink lets pass.
+        asking: The flows that wait for an answer, since the policy says so.
         forbidden: The connections whose clients are told why they are refused; None: there was none yet.
+        watcher: The follower of what the policy does; None: there is none.
         refused: The number of flows that were refused by the uplink, by the policy or for lack of descriptors.
     """
 
@@ -128,7 +137,9 @@ class FlowRouter:
         self.published: dict[int, list[Published]] = {}
         self.beside: list[Callable[[], bool]] = []
         self.refused = 0
+        self.watcher: Watcher | None = None
         self.enforcer = Enforcer(subnet, self.notice)
+        self.asking = Asking(engine, self.enforcer, self)
         self.forbidden: Forbidden | None = None
         self.stack = stack(self)
         self.admission = Admission(engine, self._give_up)
@@ -137,9 +148,9 @@ class FlowRouter:
 
     def route(
         self, transport: Transport, key: bytes, opened: AnyFlow | None = None, *, served: bool = False
-    ) -> Routed | Refusal:
+    ) -> Routed | Refusal | None:
         """Return a flow of the guest and its target, if it may pass and there is a descriptor for it; else the
-        refusal.
+        refusal, or None if the flow waits for an answer.
 
         Args:
             transport: The transport of the flow.
@@ -152,13 +163,15 @@ class FlowRouter:
         if not isinstance(found, Refusal):
             if served:
                 return found
-            refusal = None if self.enforcer.policy is None else self._govern(found[0], opened)
-            if refusal is None:
+            outcome = None if self.enforcer.policy is None else self._govern(found, opened)
+            if outcome is None:
                 if self.make_room(key):
                     return found
-                self.notice("out of file descriptors (RLIMIT_NOFILE): new flows are refused")
-                refusal = Refusal.NET_UNREACHABLE
-            found = refusal
+                self.notice(NO_DESCRIPTORS)
+                outcome = Refusal.NET_UNREACHABLE
+            if not isinstance(outcome, Refusal):
+                return None
+            found = outcome
         self.refused += 1
         return found
 
@@ -188,11 +201,16 @@ class FlowRouter:
         source, destination = endpoints_of(key)
         return Flow(transport, source, destination, self._subnet, served)
 
-    def _govern(self, flow: Flow, opened: AnyFlow | None) -> Refusal | None:
-        """Ask the policy about a flow, and return how it is refused, or None if it may pass."""
+    def _govern(self, found: Routed, opened: AnyFlow | None) -> Outcome:
+        """Ask the policy about a flow, and return what becomes of it."""
+        flow, target = found
         ruling = self.enforcer.flow(flow, self._engine.now)
         if opened is not None:
             opened.ruling = ruling
+            if ruling.action == "ask":
+                return self.asking.hold(opened, flow, target, ruling) or HELD
+            if ruling.audit and self.watcher is not None:
+                self.watcher.let_pass(flow.protocol, opened, REFUSALS[ruling.refusal])
         return REFUSALS[ruling.refusal] if ruling.refuses else None
 
     def cannot_dial(self, error: BaseException) -> Refused:
@@ -220,8 +238,12 @@ class FlowRouter:
         refused.
         """
         source = Endpoint._make((self._subnet.dns, 0))
+        return self._dial(Flow("tcp", source, resolver, self._subnet), Target((resolver,)))
+
+    def _dial(self, flow: Flow, target: Target, *, ttl: int = 64, tos: int = 0) -> Dial:
+        """Have the uplink dial.  If it fails, the flow is refused."""
         try:
-            return self._uplink.dial(Flow("tcp", source, resolver, self._subnet), Target((resolver,)))
+            return self._uplink.dial(flow, target, ttl=ttl, tos=tos)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -230,7 +252,7 @@ class FlowRouter:
     def route_served(self, transport: Transport, key: bytes) -> Target | Refusal:
         """Ask the uplink again about a flow that a handler has: return the target now, or the refusal."""
         found = self.route(transport, self._endpoints.redirected(key), served=True)
-        return found if isinstance(found, Refusal) else found[1]
+        return found[1] if isinstance(found, tuple) else found or Refusal.PROHIBITED
 
     # -- the guest's flows: StackUser ---------------------------------------------------------------
 
@@ -238,8 +260,9 @@ class FlowRouter:
         key = self._endpoints.redirected(connection.key)
         handler = self._endpoints.claim_tcp(key)
         found = self.route("tcp", key, connection, served=handler is not None)
-        if isinstance(found, Refusal):
-            self._refuse(connection, found)
+        if not isinstance(found, tuple):
+            if found is not None:
+                self.refuse(connection, found)
             return
         flow, target = found
         if handler is not None:
@@ -259,12 +282,15 @@ class FlowRouter:
         key = self._endpoints.redirected(flow.key)
         handler = self._endpoints.claim_udp(key)
         found = self.route("udp", key, flow, served=handler is not None)
-        if isinstance(found, Refusal):
+        if not isinstance(found, tuple):
             return found
         _, target = found
         if handler is not None:
             return handler(flow, target)
-        endpoint = target.candidates[0]
+        return self._carry_udp(flow, target.candidates[0])
+
+    def _carry_udp(self, flow: UdpFlow, endpoint: Endpoint) -> Refusal | None:
+        """Give a flow its relay, or return how it is refused."""
         if self._leaves_by_published(flow, endpoint):
             return None
         address, names = endpoint.address, flow_key.parse(flow.key)
@@ -280,9 +306,12 @@ class FlowRouter:
 
     def echo_opened(self, flow: EchoFlow) -> Refusal | None:
         found = self.route("icmp", flow.key, flow)
-        if isinstance(found, Refusal):
+        if not isinstance(found, tuple):
             return found
-        endpoint = found[1].candidates[0]
+        return self._carry_echo(flow, found[1].candidates[0])
+
+    def _carry_echo(self, flow: EchoFlow, endpoint: Endpoint) -> Refusal | None:
+        """Give a flow its relay, or return how it is refused."""
         try:
             sock = self.open_socket("icmp", endpoint.address)
         except OSError as error:
@@ -360,7 +389,7 @@ class FlowRouter:
             if (
                 not isinstance(found, Refusal)
                 and (target := found[1].candidates[0]) == (address, port)
-                and (self.enforcer.policy is None or self._govern(found[0], None) is None)
+                and (self.enforcer.policy is None or self._govern(found, None) is None)
             ):
                 flow = self.stack.add_udp(key, self._engine.now, _socket_name(target))
                 if self._udp.get(guest) is relay:
@@ -370,9 +399,29 @@ class FlowRouter:
                 return
         self.stack.dropped["udp-filtered"] += 1
 
+    # -- what has waited for an answer --------------------------------------------------------------
+
+    def proceed(self, opened: AnyFlow, flow: Flow, target: Target) -> Refusal | None:
+        """Carry a flow that may pass now to its target, or return how it is refused."""
+        if not self.make_room(opened.key):
+            self.notice(NO_DESCRIPTORS)
+            self.refused += 1
+            return Refusal.NET_UNREACHABLE
+        if isinstance(opened, UdpFlow):
+            return self._carry_udp(opened, target.candidates[0])
+        if isinstance(opened, EchoFlow):
+            return self._carry_echo(opened, target.candidates[0])
+        opened.user = relay = self._relay_for(opened, flow)(self._engine, opened, self.cannot_dial)
+        relay.begin(self._dial(flow, target, ttl=opened.ttl, tos=opened.tos))
+        return None
+
+    def flush(self) -> None:
+        """Send the datagrams that wait for more of their kind."""
+        self.outbox.flush()
+
     # -- what the policy refuses, and what it looks at ----------------------------------------------
 
-    def _refuse(self, connection: TcpConnection, why: Refusal) -> None:
+    def refuse(self, connection: TcpConnection, why: Refusal) -> None:
         """Refuse a connection whose SYN is on hold; if its rule says so, in words."""
         ruling = ruling_of(connection)
         if ruling is not None and ruling.refuses and ruling.refusal == "forbidden":
@@ -406,6 +455,8 @@ class FlowRouter:
         assert connection is not None
         ruling = connection.ruling = self.enforcer.first_bytes(flow, seen, self._engine.now)
         if not ruling.refuses:
+            if ruling.audit and self.watcher is not None:
+                self.watcher.let_pass("tcp", connection, REFUSALS[ruling.refusal])
             relay.pass_on()
             return
         self.refused += 1
@@ -433,9 +484,11 @@ class FlowRouter:
             key = claim.redirected(flow.key)
             opened_inside = flow.host is None or flow.user in relays
             if opened_inside and claim.claim_udp(key) is None and self._is_cut("udp", key, flow):
+                flow.ending = "cut by policy"
                 flow.close()
         for echo in list(stack.echo.values()):
             if self._is_cut("icmp", echo.key, echo):
+                echo.ending = "cut by policy"
                 echo.close()
 
     def _cut_tcp(self, connection: TcpConnection, key: bytes) -> None:
@@ -443,7 +496,7 @@ class FlowRouter:
         if not self._is_cut("tcp", key, connection):
             return
         if not connection.is_on_hold:
-            self.abort(connection, reset=True)
+            self.abort(connection, reset=True, ending="cut by policy")
             return
         user = connection.user
         connection.refuse(REFUSALS[connection.ruling.refusal])
@@ -454,6 +507,8 @@ class FlowRouter:
         """Decide about a flow again, and return whether it may not go on.  If it may not, it gets the ruling."""
         before, described, now = ruling_of(flow), self._flow_of(transport, key), self._engine.now
         ruling = self.enforcer.flow(described, now)
+        if ruling.action != "deny" and isinstance(flow.user, Held):  # it has not passed yet
+            return False
         if ruling.looks:
             if before is not None and before.seen is not None:
                 ruling = self.enforcer.first_bytes(described, before.seen, now)
@@ -550,7 +605,10 @@ class FlowRouter:
     def _evict(self, key: bytes) -> bool:
         """Close a flow that is idle or has not begun, but not the one of that key.  Return whether there was one."""
         stack = self.stack
-        pending = next((each for name, each in stack.pending.items() if name != key), None)
+        pending = next(
+            (each for name, each in stack.pending.items() if name != key and not isinstance(each.user, Held)),
+            None,
+        )
         idle = next((name for name in stack.udp if name != key), None)
         many = len(stack.pending) > self.admission.most // 2
         if pending is not None and not pending.is_on_hold and not pending.may_give_way(self._engine.now):
@@ -572,18 +630,18 @@ class FlowRouter:
             return
         oldest = next(iter(self.stack.tcp.values()), None)
         if oldest is not None and isinstance(oldest.user, TcpRelay):
-            oldest.user.abort()
+            oldest.user.abort(ending="made room")
             self.stack.dropped["limit-descriptors"] += 1
 
     # -- the end ------------------------------------------------------------------------------------
 
-    def abort(self, connection: TcpConnection, *, reset: bool) -> None:
+    def abort(self, connection: TcpConnection, *, reset: bool, ending: Ending = "ended") -> None:
         """Reset a connection towards the guest; with `reset=True` towards the host's peer too."""
         user = connection.user
         if isinstance(user, TcpRelay):
-            user.abort(reset=reset)
+            user.abort(reset=reset, ending=ending)
             return
-        connection.abort(self._engine.now)
+        connection.abort(self._engine.now, ending)
         if user is not None:
             user.closed(Closed.ABORTED)
 
@@ -596,10 +654,9 @@ class FlowRouter:
     def close(self) -> None:
         """Withdraw the claim on descriptors, and close all sockets of datagrams."""
         self.admission.close()
-        for udp in list(self.stack.udp.values()):
-            udp.close()
-        for echo in list(self.stack.echo.values()):
-            echo.close()
+        for flow in [*self.stack.udp.values(), *self.stack.echo.values()]:
+            flow.ending = "ended"
+            flow.close()
 
     def notice(self, text: str, error: BaseException | None = None) -> None:
         """Report a warning to people, each text once; of exceptions, one of each type."""

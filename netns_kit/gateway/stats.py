@@ -59,6 +59,8 @@ class Stats(TypedDict):
     """Frames that wait at this moment for the guest's link address."""
     flows_refused: int
     """Flows of the guest refused by the uplink, or because descriptors had run out."""
+    flows_asked: int
+    """Flows of the guest that wait for `on_flow` at this moment."""
     policy_refused: int
     """Flows of the guest refused by the policy."""
     policy_audited: int
@@ -203,6 +205,8 @@ class Stats(TypedDict):
     """Ping flows ended for others, see `Limits.echo_flows`."""
     dropped_limit_fragments: int
     """Incomplete packets dropped for others, see `Limits.fragments`."""
+    dropped_limit_held: int
+    """Datagrams of flows that wait for `on_flow`, beyond those that are kept."""
     dropped_limit_neighbours: int
     """Link addresses forgotten for others, see `Limits.neighbours`."""
     dropped_limit_tcp_connections: int
