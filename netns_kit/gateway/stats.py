@@ -59,6 +59,16 @@ class Stats(TypedDict):
     """Frames that wait at this moment for the guest's link address."""
     flows_refused: int
     """Flows of the guest refused by the uplink, or because descriptors had run out."""
+    flows_asked: int
+    """Flows of the guest that wait for `on_flow` at this moment."""
+    policy_refused: int
+    """Flows of the guest refused by the policy."""
+    policy_audited: int
+    """Flows of the guest that the policy would have refused, but for `audit`."""
+    policy_pins: int
+    """Addresses at this moment that names were resolved to, for rules by name."""
+    policy_pins_evicted: int
+    """Addresses of names forgotten too early, because there were too many."""
     tap_received: int
     """Frames read from the device."""
     tap_sent: int
@@ -195,6 +205,8 @@ class Stats(TypedDict):
     """Ping flows ended for others, see `Limits.echo_flows`."""
     dropped_limit_fragments: int
     """Incomplete packets dropped for others, see `Limits.fragments`."""
+    dropped_limit_held: int
+    """Datagrams of flows that wait for `on_flow`, beyond those that are kept."""
     dropped_limit_neighbours: int
     """Link addresses forgotten for others, see `Limits.neighbours`."""
     dropped_limit_tcp_connections: int
