@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .errors import ArgumentTypeError as ArgumentTypeError
     from .errors import DeviceGone as DeviceGone
     from .errors import DomainNameError as DomainNameError
+    from .errors import EventLogError as EventLogError
     from .errors import FeatureUnavailable as FeatureUnavailable
     from .errors import IdMapError as IdMapError
     from .errors import NamespaceGone as NamespaceGone
@@ -57,6 +58,9 @@ if TYPE_CHECKING:
     from .forwarder.ports import ReverseForward as ReverseForward
     from .forwarder.ports import UnixSocket as UnixSocket
     from .forwarder.reverse import StreamHandler as StreamHandler
+    from .gateway.asking import FlowAnswer as FlowAnswer
+    from .gateway.asking import FlowRequest as FlowRequest
+    from .gateway.asking import OnFlow as OnFlow
     from .gateway.gateway import FlowInfo as FlowInfo
     from .gateway.setup import Configure as Configure
     from .gateway.setup import DriverName as DriverName
@@ -84,6 +88,7 @@ if TYPE_CHECKING:
     from .namespace.process import Process as Process
     from .namespace.process import RunOptions as RunOptions
     from .namespace.process import StandardStream as StandardStream
+    from .namespace.process_info import ProcessInfo as ProcessInfo
     from .network.network import Network as Network
     from .policy.explanation import Explanation as Explanation
     from .policy.policy import Policy as Policy
@@ -96,6 +101,7 @@ if TYPE_CHECKING:
     from .policy.presets import PRIVATE as PRIVATE
     from .policy.presets import Preset as Preset
     from .policy.rules import Rule as Rule
+    from .stack import Ending as Ending
     from .stack import Limits as Limits
     from .stack import Offloads as Offloads
     from .stack import Refusal as Refusal
@@ -116,8 +122,10 @@ if TYPE_CHECKING:
     from .uplink.uplink import UdpFiltering as UdpFiltering
     from .uplink.uplink import UdpPorts as UdpPorts
     from .uplink.uplink import Uplink as Uplink
+    from .userstack.events import Event as Event
     from .userstack.events import FlowEvent as FlowEvent
     from .userstack.events import FlowEventKind as FlowEventKind
+    from .userstack.events import QueryEvent as QueryEvent
     from .userstack.userstack import UserStack as UserStack
 
 __version__ = "0.1.0"
@@ -129,14 +137,16 @@ _HOMES = {
     "dns": "DnsQuery Hook Manner Rcode Record Verdict",
     "errors": (
         "AddressError AlreadyOpened ArgumentError ArgumentTypeError DeviceGone DomainNameError "
-        "FeatureUnavailable IdMapError NamespaceGone NetnsKitError NotFound NotImportable NotPrivileged "
-        "OwnNamespace PingNotPermitted PolicyError PortInUseError PortSpecError PrivilegedPortError RecordError "
+        "EventLogError FeatureUnavailable IdMapError NamespaceGone NetnsKitError NotFound NotImportable "
+        "NotPrivileged OwnNamespace PingNotPermitted PolicyError PortInUseError PortSpecError PrivilegedPortError "
+        "RecordError "
         "SandboxUnavailable StackClosed StackCrashed SysctlError TunUnavailable UserNamespaceDenied "
         "WrongEventLoop"
     ),
     "forwarder.forwarder": "Askable Forwarder",
     "forwarder.ports": "Follow Mode PortForward ReverseForward UnixSocket",
     "forwarder.reverse": "StreamHandler",
+    "gateway.asking": "FlowAnswer FlowRequest OnFlow",
     "gateway.gateway": "FlowInfo",
     "gateway.setup": "Configure DriverName SandboxLayer StackOptions",
     "gateway.stats": "Stats",
@@ -146,12 +156,13 @@ _HOMES = {
     "namespace.listening": "ListeningSocket",
     "namespace.namespace": "Ids Interface InterfaceAddress Namespace OpenedTap Pids Route",
     "namespace.process": "Command CommandFailed CommandOptions Process RunOptions StandardStream",
+    "namespace.process_info": "ProcessInfo",
     "network.network": "Network",
     "policy.explanation": "Explanation",
     "policy.policy": "Policy",
     "policy.presets": "DNS_ELSEWHERE HOST LINK_LOCAL LOOPBACK METADATA MULTICAST PRIVATE Preset",
     "policy.rules": "Rule",
-    "stack": "Limits Offloads Refusal Transport",
+    "stack": "Ending Limits Offloads Refusal Transport",
     "subnet": "Subnet Subnet6",
     "tap.device": "TapDevice",
     "tap.frame_device": "Device TapCounters",
@@ -161,7 +172,7 @@ _HOMES = {
     "uplink.dns_settings": "DnsSettings",
     "uplink.flow": "Endpoint Flow Target Way",
     "uplink.uplink": "UdpFiltering UdpPorts Uplink",
-    "userstack.events": "FlowEvent FlowEventKind",
+    "userstack.events": "Event FlowEvent FlowEventKind QueryEvent",
     "userstack.userstack": "UserStack",
 }
 

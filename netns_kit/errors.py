@@ -25,6 +25,7 @@ __all__ = [
     "ArgumentTypeError",
     "DeviceGone",
     "DomainNameError",
+    "EventLogError",
     "FeatureUnavailable",
     "IdMapError",
     "NamespaceGone",
@@ -248,6 +249,12 @@ class PolicyError(ArgumentError):
 
 class NotFound(NetnsKitError, KeyError):
     """There is no such thing: a forward or a record that is to be removed, a finding that is asked for."""
+
+
+class EventLogError(_SystemError):
+    """The file of an event log cannot be written; the stack goes on.  The errno tells why, like ENOSPC."""
+
+    usual_errno = _errno.EIO
 
 
 class StackClosed(NetnsKitError):

@@ -219,7 +219,7 @@ class Index:
             return None
         return Decision("deny", number)
 
-    def lets_answer(self, name: bytes, address: bytes) -> bool:
+    def lets_answer(self, name: bytes, address: bytes, *, own: bool = False) -> bool:
         """Return whether an answer for a name may have an address.
 
         Answers with addresses of `LOOPBACK`, `PRIVATE`, `LINK_LOCAL`, `METADATA` and `MULTICAST` are not let pass,
@@ -228,9 +228,10 @@ class Index:
         Args:
             name: The name that was asked for, in wire form and lower case.
             address: The address, packed and canonical.
+            own: Whether it is in a network of the namespace, which counts as `PRIVATE`.
         """
         special = _special_addresses().containing(address)
-        if not special:
+        if not (special or own):
             return True
         rules = self.policy.rules
         by_address = min(self._answers.containing(address), default=None)
