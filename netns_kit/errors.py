@@ -224,15 +224,6 @@ class PolicyError(ArgumentError):
         super().__init__(cause, knob, value, fix)
         self.about(rule)
 
-    @classmethod
-    def of(cls, error: ArgumentError) -> PolicyError:
-        """Return an error about an argument as one about a rule.
-
-        Args:
-            error: The error.
-        """
-        return cls(error.cause, error.knob, error.value, error.fix)
-
     def about(self, rule: str | None) -> None:
         """Note the rule that the error is about.
 

@@ -145,7 +145,8 @@ class Rule:
         except PolicyError:
             raise
         except ArgumentError as error:
-            raise PolicyError.of(error) from error
+            expected = f"expected {error.cause.removeprefix('expected ')}"
+            raise PolicyError(expected, error.knob, error.value, error.fix) from error
 
     def __str__(self) -> str:
         parts = [self.action, _some(self.targets) or "everything"]
