@@ -378,6 +378,13 @@ def without(message: bytes, question: bytes, cut: Container[int]) -> bytes:
     return bytes(made)
 
 
+def without_records(message: bytes, question: bytes) -> bytes | None:
+    """Return a truncated answer without its records, for it may end within one; None if it is not truncated."""
+    if len(message) < _HEADER.size or not int.from_bytes(message[2:4], "big") & TC:
+        return None
+    return message[:4] + b"\0\1" + bytes(6) + question
+
+
 def _owner(name: bytes, names: dict[bytes, int], at: int) -> bytes:
     """Encode a name, as a pointer if it is in the message already."""
     known = names.setdefault(name.lower(), at)

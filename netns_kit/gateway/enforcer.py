@@ -12,7 +12,7 @@ handlers of the engine, so that each flow is decided by one of them as a whole. 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -27,7 +27,8 @@ from netns_kit.uplink.uplink import is_host_address
 
 if TYPE_CHECKING:
     from netns_kit.arguments import Address
-    from netns_kit.dns.guard import Guard
+    from netns_kit.dns.guard import Guard, Refused
+    from netns_kit.gateway.worker_links import Pin
     from netns_kit.policy.pins import Pins
     from netns_kit.policy.policy import Policy
     from netns_kit.policy.rules import Action, RefusalName
@@ -88,8 +89,9 @@ class Enforcer:
         policy: The policy; None: there is none, and everything passes that the uplink lets pass.
         pins: What our DNS has answered for names.  None as long as there has never been a policy.
         guard: What the DNS server asks; None without a policy.
-        catch_up: Called before a flow is refused, to learn the pins that others have made; returns whether there were
-            any.  None: all pins are made here.
+        catch_up: Called before a flow is refused, to learn the pins that others have made (`learn`); returns whether
+            there were any.  None: all pins are made here.
+        told, pinned: Called with what `NameGuard` tells; the next policy gets them.
         refused: Number of flows that the policy has refused.
         audited: Number of flows that it would have refused, but for `audit`.
     """
@@ -101,19 +103,37 @@ class Enforcer:
         self.pins: Pins | None = None
         self.guard: Guard | None = None
         self.catch_up: Callable[[], bool] | None = None
+        self.told: Callable[[bytes, int, bytes, Refused, str], object] = _nobody
+        self.pinned: Callable[[list[Pin]], object] = _nobody
         self.refused = self.audited = 0
         self._culprit = ""
 
     def set(self, policy: Policy | None) -> None:
         """Let this policy decide from now on.  If this raises, the old one stays."""
+        guard = None
         if policy is not None:
-            policy.index  # noqa: B018  # it is made now, where a failure leaves the old policy
-            if self.pins is None:
-                from netns_kit.policy.pins import Pins  # with no policy nobody has it
+            from netns_kit.policy.name_guard import NameGuard  # with no policy nobody has it
 
-                self.pins = Pins()
-        self.policy = policy
+            self.learn(())
+            assert self.pins is not None
+            networks = [each.network for each in (self._subnet, self._subnet.ipv6) if each is not None]
+            guard = NameGuard(policy.index, self.pins, own=networks, told=self.told, pinned=self.pinned)
+        self.policy, self.guard = policy, guard
         self._culprit = ""
+
+    def learn(self, pins: Iterable[Pin]) -> bool:
+        """Take the pins that another worker has made, and return whether there are any.
+
+        They are kept even before this worker has a policy: the other may have its new one a moment earlier.
+        """
+        if self.pins is None:
+            from netns_kit.policy.pins import Pins
+
+            self.pins = Pins()
+        made = list(pins)
+        for pin in made:
+            self.pins.add(*pin)
+        return bool(made)
 
     def flow(self, flow: Flow, now: float) -> Ruling:
         """Decide about a flow that the guest opens.  A policy that fails refuses it."""
@@ -132,7 +152,7 @@ class Enforcer:
             return UNGOVERNED
         try:
             ruling = self._decide(policy, self.pins, flow, seen, now)
-            if ruling.action == "deny" and self.catch_up is not None and self.catch_up():
+            if ruling.action != "allow" and self.catch_up is not None and self.catch_up():
                 ruling = self._decide(policy, self.pins, flow, seen, now)
         except KeyboardInterrupt:  # it is meant for the program
             raise
@@ -197,6 +217,10 @@ class Enforcer:
         if local is not None and (address in local.gateways or address == local.dns):
             return True
         return is_host_address(address) or (packed != address.packed and is_host_address(ip_address(packed)))
+
+
+def _nobody(_: object, *more: object) -> None:
+    """Tell nobody."""
 
 
 def ruling_of(flow: object) -> Ruling | None:

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from netns_kit.arguments import Address
-from netns_kit.child.codec import load
 from netns_kit.dns import Record, Zone
 from netns_kit.domain_names import is_host_name, to_wire
 from netns_kit.errors import DeviceGone, FeatureUnavailable
@@ -40,7 +39,7 @@ from netns_kit.uplink.flow import DNS_PORT, Endpoint
 from .beside import FlowBeside, Watcher
 from .endpoints import Endpoints
 from .enforcer import ruling_of
-from .engine import Engine
+from .engine import IN, Engine
 from .flow_router import FlowRouter, endpoints_of
 from .frame_pump import FramePump, LinkPump
 from .leasing import Leasing
@@ -49,6 +48,9 @@ from .setup import Setup
 from .worker_links import WorkerLinks
 
 if TYPE_CHECKING:
+    from netns_kit.dns.guard import Refused
+    from netns_kit.policy.policy import Policy
+
     from .inside import Inside
 
 DOMAINS = ("containers.internal", "docker.internal")  # in which programs in containers look for their host
@@ -144,7 +146,11 @@ class Gateway:
         )
         self.stack = stack = self.router.stack
         self.enforcer = self.router.enforcer
-        self.enforcer.set(setup.policy)
+        self.enforcer.told = self._query_refused
+        if peers is not None:
+            self.enforcer.pinned = peers.send_pins
+            self.enforcer.catch_up = self._read_pins
+            engine.add(peers.pins_fileno(), self._on_pins, IN)
         self.asking = self.router.asking
         self.asking.timeout = setup.on_flow_timeout if setup.asks else None
         self.asking.name_of = self.name_of
@@ -158,6 +164,7 @@ class Gateway:
         for record in setup.records:
             self.zone.add(record)
         self._dns = DnsRelay(engine, uplink, self.zone, self._hook_failed, self.router)
+        self._govern(setup.policy)
         for address in subnet.resolvers:
             self.endpoints.serve_tcp(address, DNS_PORT, self._dns.tcp_opened)
             self.endpoints.serve_udp(address, DNS_PORT, self._dns.udp_opened)
@@ -172,6 +179,23 @@ class Gateway:
         self._pump = FramePump(engine, tap, stack, self.router.outbox)
         if peers is not None:
             LinkPump(engine, peers, stack, self.router.outbox, self.router.tcp_handed_over)
+
+    def _govern(self, policy: Policy | None) -> None:
+        """Let a policy decide from now on, about flows and names."""
+        self.enforcer.set(policy)
+        self._dns.guard = self.enforcer.guard
+
+    def _read_pins(self) -> bool:
+        """Learn what other workers have pinned, and return whether there was anything."""
+        return self._links is not None and self.enforcer.learn(self._links.read_pins())
+
+    def _on_pins(self, _: int) -> None:
+        self._read_pins()
+
+    def _query_refused(self, name: bytes, kind: int, client: bytes, refused: Refused, rule: str) -> None:
+        watcher, policy = self.watcher, self.enforcer.policy
+        if watcher is not None and policy is not None:
+            watcher.query_refused(name, kind, client, rule, refused.rcode, audit=policy.audit)
 
     def _hook_failed(self, error: BaseException) -> None:
         self.router.notice("names are not resolved: the uplink's DNS hook failed", error)
@@ -266,11 +290,12 @@ class Gateway:
             DecodeError: The text is no policy.  The old one stays.
         """
         if text is None:
-            self.enforcer.set(None)
+            self._govern(None)
             return
-        from netns_kit.policy.policy import Policy  # with no policy nobody has it
+        from netns_kit.child.codec import load  # with no policy nobody has these
+        from netns_kit.policy.policy import Policy
 
-        self.enforcer.set(load(Policy, text.encode()))
+        self._govern(load(Policy, text.encode()))
         if existing == "cut":
             self.router.cut()
 

@@ -72,8 +72,8 @@ class StackOptions(TypedDict, total=False):
     name: str | None
     """The namespace's own name at the DNS address, one more of `records`.  Default: none."""
     policy: Policy | None
-    """Which flows may leave, and which names are resolved.  It is enforced beside the policy of the uplink if that is
-    a function.  Default: that of the uplink, see `Uplink`; if it has none, everything may pass."""
+    """The policy about flows and names.  If the uplink has a function as its policy, both must let a flow pass.
+    Default: that of the uplink, see `Uplink`; if it has none, everything may pass."""
     on_flow: OnFlow | None
     """An async function that is asked about each flow for which the policy says "ask"; without a policy, about all.
     It is given a `FlowRequest`.  It returns True: the flow may pass; False: it is refused as its rule says; a

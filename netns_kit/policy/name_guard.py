@@ -36,7 +36,6 @@ from netns_kit.dns.message import (
     NXDOMAIN,
     REFUSED,
     SERVFAIL,
-    TC,
     TYPES,
     BadMessage,
     NameReader,
@@ -47,6 +46,7 @@ from netns_kit.dns.message import (
     ttl_at,
     walk,
     without,
+    without_records,
 )
 
 from .addresses import NetworkTable, canonical
@@ -138,7 +138,7 @@ class NameGuard:
                 found = self._denied(reading)
                 answer, found = (found[0], found) if found else self._sifted(reading, kind, now, ours=ours)
             except BadMessage:
-                answer = _truncated(message, question)
+                answer = without_records(message, question) or _UNREADABLE  # the client asks again over TCP
         if found is not None:
             self._told(name, kind, client, *found)
         return message if self._audit else answer
@@ -291,10 +291,3 @@ class _Reading:
                     yield message[here : here + size]
         if at != end:
             raise BadMessage("parameters beyond their record")
-
-
-def _truncated(message: bytes, question: bytes) -> bytes | Refused:
-    """Return what stands for an answer that cannot be read: one that is truncated may end within a record."""
-    if len(message) >= 12 and int.from_bytes(message[2:4], "big") & TC:  # the client asks again over TCP
-        return message[:4] + b"\0\1" + bytes(6) + question
-    return _UNREADABLE

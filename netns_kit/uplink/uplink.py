@@ -468,6 +468,10 @@ def _function(policy: object) -> Callable[[Flow], Refusal | None] | None:
 
     if isinstance(policy, Policy):
         return None
+    if not callable(policy):
+        raise ArgumentTypeError(
+            "expected a Policy, a plain function, or None", "policy", arguments.shown(policy)
+        )
     arguments.plain_function("policy", policy)
     return cast("Callable[[Flow], Refusal | None]", policy)
 

@@ -1,6 +1,6 @@
 """PeekingRelay: a `TcpRelay` that looks at the client's first bytes before the server gets them.
 
-A rule with `sni` or `host` lets a connection pass only if its first bytes ask for a name of the rule.  The host's
+A rule that looks (sni, host) lets a connection pass only if its first bytes ask for a name of the rule.  The host's
 side is dialled first, and looked at is what the guest then sends:
 
     dial --> accept the guest --> look --+--> it may pass: the bytes go on, and a plain TcpRelay has the connection
