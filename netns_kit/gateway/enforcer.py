@@ -216,8 +216,11 @@ class Enforcer:
 
     def _ground(self, policy: Policy, number: int | None) -> _Ground:
         """Return what rulings by a rule have in common, and keep it."""
-        rule = policy.rule(number)
-        found = self._grounds[number] = rule.refusal, policy.label(number), rule.targets
+        refusal, targets = policy.refusal, tuple[str, ...]()
+        if number is not None:
+            rule = policy.rules[number]
+            refusal, targets = rule.refusal, rule.targets
+        found = self._grounds[number] = refusal, policy.label(number), targets
         return found
 
     def _find_culprit(self, policy: Policy, pins: Pins, flow: Flow, now: float) -> str:
