@@ -6,7 +6,8 @@ about every flow that a guest opens, after `Uplink.route` has let the flow pass,
 DNS server asks its `guard` about every query and answer.
 
 Whatever fails here refuses the flow, and nothing else.  A new policy takes the place of the old one between two
-handlers of the engine, so that each flow is decided by one of them as a whole.  Pins outlive a change of the policy.
+handlers of the engine, so that each flow is decided by one of them as a whole.  Pins outlive a change of the policy,
+if the new policy would let the names have these addresses.
 """
 
 from __future__ import annotations
@@ -91,6 +92,8 @@ class Enforcer:
         guard: What the DNS server asks; None without a policy.
         catch_up: Called before a flow is refused, to learn the pins that others have made (`learn`); returns whether
             there were any.  None: all pins are made here.
+        own_names: Returns the names that our own records give to a packed address.  They count as answered: programs
+            read them in their hosts file too.
         told, pinned: Called with what `NameGuard` tells; the next policy gets them.
         refused: Number of flows that the policy has refused.
         audited: Number of flows that it would have refused, but for `audit`.
@@ -103,6 +106,7 @@ class Enforcer:
         self.pins: Pins | None = None
         self.guard: Guard | None = None
         self.catch_up: Callable[[], bool] | None = None
+        self.own_names: Callable[[bytes], tuple[bytes, ...]] = lambda _: ()
         self.told: Callable[[bytes, int, bytes, Refused, str], object] = _nobody
         self.pinned: Callable[[list[Pin]], object] = _nobody
         self.refused = self.audited = 0
@@ -118,6 +122,7 @@ class Enforcer:
             assert self.pins is not None
             networks = [each.network for each in (self._subnet, self._subnet.ipv6) if each is not None]
             guard = NameGuard(policy.index, self.pins, own=networks, told=self.told, pinned=self.pinned)
+            self.pins.keep(guard.lets)
         self.policy, self.guard = policy, guard
         self._culprit = ""
 
@@ -172,7 +177,7 @@ class Enforcer:
     def _decide(self, policy: Policy, pins: Pins, flow: Flow, seen: Look | None, now: float) -> Ruling:
         index, (address, port) = policy.index, flow.destination
         packed = canonical(address.packed)
-        names = pins.names(packed, now)
+        names = pins.names(packed, now) + self.own_names(address.packed)
         is_host = partial(self._is_host, address, packed)
         action, number, looks = index.flow(flow.protocol, packed, port, names, is_host)
         if looks and seen is not None:

@@ -379,7 +379,8 @@ class UserStack(Openable):
         async with _Follower(self, processes) as follower:
             while True:
                 try:
-                    events = await follower.wait()
+                    await follower.wait()
+                    events = await follower.take()
                 except StackClosed:
                     return
                 for event in events:
@@ -406,16 +407,7 @@ class UserStack(Openable):
         log = EventLog(target)
         try:
             async with _Follower(self, processes) as follower:
-                with suppress(StackClosed):
-                    try:
-                        while True:
-                            await log.write(await follower.wait())
-                    except anyio.get_cancelled_exc_class():
-                        if not log.is_writing:
-                            with anyio.move_on_after(CLOSING_SECONDS, shield=True):
-                                await log.write(await follower.take())
-                                await log.write(await follower.under_way())
-                        raise
+                await log.run(follower, CLOSING_SECONDS)
         finally:
             log.close()
 
@@ -516,8 +508,8 @@ class _Follower:
         ):  # or its end does
             await self._stack.ask(Events.unsubscribe, self._number)
 
-    async def wait(self) -> tuple[Event, ...]:
-        """Wait for events, and return them.
+    async def wait(self) -> None:
+        """Wait until there is something to take.
 
         Raises:
             StackClosed: The stack was closed.
@@ -525,7 +517,10 @@ class _Follower:
         with self._stack.supervisor.guarding():
             await self._news.wait()
         self._news = self._stack._news[self._number] = anyio.Event()
-        return await self.take()
+
+    def wake(self) -> None:
+        """End the wait."""
+        self._news.set()
 
     async def take(self) -> tuple[Event, ...]:
         """Return the events since the last call.  Raises as `wait` does."""
