@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from netns_kit import HOST, Network, Policy, Refusal, Uplink
@@ -231,7 +232,7 @@ async def test_what_hangs_is_cut_as_the_rule_says(driver: DriverName) -> None:
     async with network(driver, None) as net:
         with stuck() as (_, port), await dial(net.namespace, port) as hanging:
             while not [flow for flow in await net.stack.flows() if flow.remote.port == port]:
-                await anyio.sleep(0)
+                await anyio.lowlevel.checkpoint()
             await net.stack.set_policy(Policy.deny(refusal="reset"), existing="cut")
             assert await outcome(hanging) == errno.ECONNREFUSED
 
