@@ -199,7 +199,7 @@ class Enforcer:
     def _decide(self, index: Index, pins: Pins, flow: Flow, seen: Look | None, now: float) -> Ruling:
         address, port = flow.destination
         protocol, packed = flow.protocol, address.packed
-        plain = canonical(packed) if len(packed) > 4 else packed
+        plain = canonical(packed)
         names, own = pins.names(plain, now), self.own_names(packed)
         if own:
             names = own + names
