@@ -103,7 +103,7 @@ class Enforcer:
 
     Attributes:
         policy: The policy; None: there is none, and everything passes that the uplink lets pass.
-        pins: What our DNS has answered for names.  None as long as there has never been a policy.
+        pins: What our DNS has answered for names.  None without a policy.
         guard: What the DNS server asks; None without a policy.
         catch_up: Called before a flow is refused, to learn the pins that others have made (`learn`); returns whether
             there were any.  None: all pins are made here.
@@ -140,8 +140,11 @@ class Enforcer:
             assert self.pins is not None
             networks = [each.network for each in (self._subnet, self._subnet.ipv6) if each is not None]
             guard = NameGuard(policy.index, self.pins, own=networks, told=self.told, pinned=self.pinned)
-            self.pins.keep(guard.lets)
+            if self.policy is not None:
+                self.pins.keep(guard.lets)
             self._index = policy.index
+        else:
+            self.pins = None
         self.policy, self.guard = policy, guard
         self._culprit = ""
         self._grounds = {}
