@@ -56,7 +56,9 @@ def matches_name(target: str, name: str) -> bool:
 
 
 def is_address(target: str) -> bool:
-    return target in ADDRESS_TARGETS
+    with suppress(ValueError):
+        return target in PRESETS or bool(ip_network(target))
+    return False
 
 
 def among(port: int, ranges: Collection[tuple[int, int]]) -> bool:
