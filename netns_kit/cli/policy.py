@@ -24,7 +24,7 @@ _QUERIES_ALONE = 'only="dns"'  # as Python has it
 _PLACE = re.compile(r"rules\[(\d+)\]\.(\w+)")
 _EXPECTED = f"expected {SYNTAX}"
 
-Rule = dict[str, Any]
+Data = dict[str, Any]
 
 
 def add_policy_options(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +58,7 @@ def add_policy_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_rules(parser: argparse.ArgumentParser, action: Literal["allow", "deny"], help: str) -> None:
-    def given(text: str) -> Rule:
+    def given(text: str) -> Data:
         try:
             rule = rule_of(action, text)
             Policy.from_dict({"default": "deny", "rules": [rule]})
@@ -80,7 +80,7 @@ def _policy(path: str) -> Policy:
         raise argparse.ArgumentTypeError(f"{path!r}: {error}") from error
 
 
-def rule_of(action: Literal["allow", "deny"], text: str) -> Rule:
+def rule_of(action: Literal["allow", "deny"], text: str) -> Data:
     """Return a rule that was written on the command line as plain data.
 
     Raises `ArgumentError` for text that is none.  What its parts are is not looked at.
@@ -101,7 +101,7 @@ def rule_of(action: Literal["allow", "deny"], text: str) -> Rule:
         )
     if target == "*" or not text or (colon and not ports):
         raise ArgumentError(_EXPECTED, action, repr(text), "for everything leave TARGET out: :443, /icmp")
-    rule: Rule = {"action": action, "name": f"--{action} {text}"}
+    rule: Data = {"action": action, "name": f"--{action} {text}"}
     if target:
         rule["targets"] = [target]
     if ports:
@@ -119,7 +119,7 @@ def policy_of(options: argparse.Namespace) -> Policy | None:
     Raises `ArgumentError` for rules that cannot stand together.
     """
     loaded: Policy | None = options.policy_file
-    rules: list[Rule] = options.rules
+    rules: list[Data] = options.rules
     if loaded is None and not rules:
         return None
     if loaded is None:
