@@ -240,6 +240,7 @@ class UserStack(Openable):
 
         Raises:
             ArgumentError, ArgumentTypeError: An argument that cannot be used.
+            PolicyError: A rule asks, and the stack has no `on_flow`.
             StackClosed: The stack is not open.
 
         Cancellation: The policy may have been set.
@@ -247,7 +248,7 @@ class UserStack(Openable):
         arguments.one_of("existing", existing, ("keep", "cut"))
         text = None
         if policy is not None:
-            check_policy(policy)
+            check_policy(policy, asks=self.setup.asks)
             text = dump(policy).decode()
         await self.ask(Gateway.set_policy, text, existing)
         self.policy = policy
@@ -381,7 +382,8 @@ class UserStack(Openable):
         async with _Follower(self, processes) as follower:
             while True:
                 try:
-                    events = await follower.wait()
+                    await follower.wait()
+                    events = await follower.take()
                 except StackClosed:
                     return
                 for event in events:
@@ -416,16 +418,7 @@ class UserStack(Openable):
         try:
             async with _Follower(self, processes) as follower:
                 task_status.started()
-                with suppress(StackClosed):
-                    try:
-                        while True:
-                            await log.write(await follower.wait())
-                    except anyio.get_cancelled_exc_class():
-                        if not log.is_writing:
-                            with anyio.move_on_after(CLOSING_SECONDS, shield=True):
-                                await log.write(await follower.take())
-                                await log.write(await follower.under_way())
-                        raise
+                await log.run(follower, CLOSING_SECONDS)
         finally:
             log.close()
 
@@ -506,7 +499,6 @@ class _Follower:
         self._namespace = stack.namespace if processes else None
         self._processes: dict[int, ProcessInfo | None] = {}  # of flows that are under way, by their ids
         self._number = next(_numbers)
-        self._taken: tuple[Event, ...] = ()
 
     async def __aenter__(self) -> Self:
         self._news = self._stack._news[self._number] = anyio.Event()
@@ -527,8 +519,8 @@ class _Follower:
         ):  # or its end does
             await self._stack.ask(Events.unsubscribe, self._number)
 
-    async def wait(self) -> tuple[Event, ...]:
-        """Wait for events, and return them.
+    async def wait(self) -> None:
+        """Wait until there is something to take.
 
         Raises:
             StackClosed: The stack was closed.
@@ -536,15 +528,15 @@ class _Follower:
         with self._stack.supervisor.guarding():
             await self._news.wait()
         self._news = self._stack._news[self._number] = anyio.Event()
-        return await self.take()
+
+    def wake(self) -> None:
+        """End the wait."""
+        self._news.set()
 
     async def take(self) -> tuple[Event, ...]:
-        """Return the events since the last call; if that was cancelled, those too.  Raises as `wait` does."""
-        with anyio.move_on_after(CLOSING_SECONDS, shield=True):  # whoever takes them has them
-            self._taken += await self._stack.ask(Events.take, self._number)
-        completed = await self._completed(self._taken)
-        self._taken = ()
-        return completed
+        """Return the events since the last call.  Raises as `wait` does."""
+        events = await self._stack.ask(Events.take, self._number)
+        return await self._completed(events)
 
     async def under_way(self) -> tuple[Event, ...]:
         """Return an event of the kind "open" for each flow that is under way.  Raises as `wait` does."""

@@ -3,45 +3,22 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from contextlib import aclosing
 
 import anyio
 import pytest
 
-from netns_kit import FlowEvent, Forwarder, Limits, Refusal, StackClosed, TapDevice, Uplink, UserStack
+from netns_kit import FlowEvent, Forwarder, Limits, Refusal, StackClosed, Uplink, UserStack
 from netns_kit.gateway.setup import DriverName
 from netns_kit.stack.user import UNWATCHED
-from netns_kit.stack.wire import ethernet
 from netns_kit.userstack.events import EVENTS_KEPT
 from tests.support import uplinks
 from tests.support.events import flow_events, followed
-from tests.support.packets import GATEWAY, GATEWAY_MAC, GUEST_MAC, datagram, echo_request, syn
+from tests.support.packets import GATEWAY, datagram, echo_request, syn
 from tests.support.servers import bounded, closed_port
+from tests.support.taps import ELSEWHERE, send, stack_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
-
-ELSEWHERE = bytes((203, 0, 113, 9))
-
-
-@pytest.fixture(params=["thread", "loop", "worker"])
-def driver(request: pytest.FixtureRequest) -> DriverName:
-    driver: DriverName = request.param
-    return driver
-
-
-@asynccontextmanager
-async def stack_of(
-    driver: DriverName, uplink: Uplink | None = None, **options: Any
-) -> AsyncIterator[tuple[UserStack, TapDevice]]:
-    guest, host = TapDevice.pair(vnet_header=False)
-    async with guest, host, UserStack(host, uplink, driver=driver, **options) as stack:
-        yield stack, guest
-
-
-def send(guest: TapDevice, packet: bytes) -> None:
-    assert guest.write(ethernet.pack(GATEWAY_MAC, GUEST_MAC, ethernet.IPV4), packet)
 
 
 def told(event: FlowEvent) -> tuple[str, str, str]:
