@@ -110,9 +110,9 @@ def test_a_rule_that_asks_needs_somebody_who_answers(leaks: None) -> None:
         ):
             for given in ({"policy": policy}, {"uplink": Uplink(policy=policy)}):
                 with pytest.raises(PolicyError, match="a function to ask") as caught:
-                    Setup.of(tap, **given)  # type: ignore[arg-type]  # one of each
+                    Setup.of(tap, **given)
                 assert rule in str(caught.value)
-                Setup.of(tap, on_flow=answer, **given)  # type: ignore[arg-type]
+                Setup.of(tap, on_flow=answer, **given)
         assert Setup.of(tap, on_flow=answer).policy == Policy.ask()
         assert Setup.of(tap, policy=Policy.deny(), on_flow=answer).policy == Policy.deny()
     finally:
