@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, get_args
 from netns_kit import arguments
 from netns_kit.dhcp import DEFAULT, DhcpSettings
 from netns_kit.dns import Record
-from netns_kit.errors import ArgumentError, ArgumentTypeError, DomainNameError
+from netns_kit.errors import ArgumentError, ArgumentTypeError, DomainNameError, PolicyError
 from netns_kit.frozen import field, frozen, replace
 from netns_kit.stack import Limits
 from netns_kit.subnet import DEFAULT_CIDR, SMALLEST_IPV6_MTU, Subnet, Subnet6
@@ -147,14 +147,15 @@ class Setup:
         arguments.items("records", records, "a list of records")
         arguments.boolean("intercept_dns", intercept_dns)
         uplink = uplink or Uplink()
-        if policy is not None:
-            check_policy(policy)
-            if uplink.rules is not None:
-                raise ArgumentError(
-                    "expected one policy: the uplink has one too", "policy", arguments.shown(policy),
-                    "leave out that of Uplink(policy=...)",
-                )  # fmt: skip
         _check_on_flow(on_flow, on_flow_timeout)
+        for each in (policy, uplink.rules):
+            if each is not None:
+                check_policy(each, asks=on_flow is not None)
+        if policy is not None and uplink.rules is not None:
+            raise ArgumentError(
+                "expected one policy: the uplink has one too", "policy", arguments.shown(policy),
+                "leave out that of Uplink(policy=...)",
+            )  # fmt: skip
         rules = policy or uplink.rules
         if rules is None and on_flow is not None:
             from netns_kit.policy.policy import Policy  # without one, nobody has it
@@ -213,20 +214,29 @@ def as_record(record: str | Record) -> Record:
     return Record.parse(record) if isinstance(record, str) else record
 
 
-def check_policy(policy: object) -> None:
-    """Check that a policy is a `Policy`.
+def check_policy(policy: object, *, asks: bool) -> None:
+    """Check that a policy is a `Policy` that this stack can enforce.
+
+    Args:
+        policy: What was given.
+        asks: Whether the stack has a function to ask.
 
     Raises:
         ArgumentTypeError: It is something else.
+        PolicyError: It has a rule that asks, and there is nobody to ask.
     """
     from netns_kit.policy.policy import Policy  # without one, nobody has it
 
-    fix = (
-        "give a function to Uplink(policy=...)"
-        if callable(policy)
-        else "begin with Policy.deny() or Policy.allow()"
-    )
+    fix = "give a function to Uplink(policy=...)"
+    if not callable(policy):
+        fix = "begin with Policy.deny() or Policy.allow()"
     arguments.instance("policy", policy, Policy, "a Policy, or None", fix)
+    if not asks and isinstance(policy, Policy):
+        numbers = [number for number, rule in enumerate(policy.rules) if rule.action == "ask"]
+        if numbers or policy.default == "ask":
+            rule = policy.label(numbers[0] if numbers else None)
+            expected, fix = "expected a function to ask", "give the stack one: on_flow=..."
+            raise PolicyError(expected, "on_flow", None, fix, rule)
 
 
 def _check_on_flow(on_flow: object, timeout: object) -> None:

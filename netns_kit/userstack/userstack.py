@@ -238,6 +238,7 @@ class UserStack(Openable):
 
         Raises:
             ArgumentError, ArgumentTypeError: An argument that cannot be used.
+            PolicyError: A rule asks, and the stack has no `on_flow`.
             StackClosed: The stack is not open.
 
         Cancellation: The policy may have been set.
@@ -245,7 +246,7 @@ class UserStack(Openable):
         arguments.one_of("existing", existing, ("keep", "cut"))
         text = None
         if policy is not None:
-            check_policy(policy)
+            check_policy(policy, asks=self.setup.asks)
             text = dump(policy).decode()
         await self.ask(Gateway.set_policy, text, existing)
         self.policy = policy

@@ -729,9 +729,9 @@ def test_a_refused_look_may_be_answered_in_words(bench: Bench) -> None:
 def test_quic_is_refused_where_tls_is_looked_at(bench: Bench, uplink: Told) -> None:
     govern(bench, LOOKS, example_org=FAR)
     begin(bench, "udp")
-    assert told(bench) == [icmp.PROHIBITED]
+    assert told(bench) == [icmp.PORT]
     begin(bench, "icmp")
-    assert told(bench) == [icmp.PROHIBITED]
+    assert told(bench) == [icmp.PORT]
     assert uplink.opened == []
 
 

@@ -131,7 +131,9 @@ EVERYWHERE: list[tuple[Callable[..., Any], tuple[Any, ...] | dict[str, Any], dic
         "driver": ["worker thread", None, 5], "configure": ["no", None, 5], "limits": [5, {}],
         "dhcp": [True, {}, "no"],
         "require": ["seccomp", 5, [5], ["armour"], ["seccomp"]], "records": ["a=192.0.2.1", 5, [5], ["a"], [None]],
-        "intercept_dns": ["yes", None, 1], "name": [5, ""], "policy": ["deny", 5, print, Policy],
+        "intercept_dns": ["yes", None, 1], "name": [5, ""],
+        "policy": ["deny", 5, print, Policy],
+        "on_flow": [5, "ask", print, lambda _: True], "on_flow_timeout": [0, -1, "30", True, None, 1e9, float("nan")],
     }),
     (UserStack, (), {"tap": ["tap0", None, 5, TapDevice]}),
     (Network, (), {
@@ -140,6 +142,7 @@ EVERYWHERE: list[tuple[Callable[..., Any], tuple[Any, ...] | dict[str, Any], dic
         "driver": ["x"],
         "configure": ["no"], "limits": [5], "dhcp": [True], "require": [5], "records": [5], "name": [5, ""],
         "intercept_dns": [5], "reverse": ["80:80", 80, [80], ["a"], ["80"]], "policy": ["deny"],
+        "on_flow": [print], "on_flow_timeout": [0],
     }),
     (Forwarder, (), {"stack": [None, "stack", 5]}),
     (Uplink, (), {
