@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 
 PATIENCE = 5.0
 """Seconds to wait for an answer."""
-SOON = 0.3
+SOON = 0.05
 """Seconds to wait for one that nobody is expected to give."""
 GUEST, GATEWAY, DNS = "10.0.2.100", "10.0.2.2", "10.0.2.3"
 GUEST_6 = "fd00::100"
@@ -159,7 +159,7 @@ def ping(host: str, say: str = "hello", type: int = 8, code: int = 0) -> str:
     def talk() -> str:
         with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sock:
             sock.sendto(message, (host, 0))
-            end = time.monotonic() + (PATIENCE if type == 8 else SOON)
+            end = time.monotonic() + (PATIENCE if type == 8 else 0)
             while (left := end - time.monotonic()) > 0 and select.select([sock], [], [], left)[0]:
                 packet = sock.recv(4096)
                 if packet[20] == 0 and packet.endswith(say.encode()):
@@ -340,6 +340,27 @@ def fragments(way: str, denied: str, allowed: str, port: int, denied_port: int) 
     else:
         packets = [ipv4(denied, 17, whole, GUEST, 8, more)]  # whole, and said to be a part
     return put(packets)
+
+
+def fragments_6(denied: str, port: int) -> str:
+    """A datagram in fragments of IPv6: in order, the last one first, and one that is whole."""
+    whole = datagram(denied, port, b"fragments" * 16, GUEST_6)
+
+    def part(data: bytes, number: int, at: int, more: int) -> bytes:
+        return ipv6(denied, 44, struct.pack("!BBHI", 17, 0, at | more, number) + data)
+
+    first, last = (whole[:64], 0, 1), (whole[64:], 64, 0)
+    pieces = [(1, first), (1, last), (2, last), (2, first), (3, (whole, 0, 0))]
+    return put([part(data, number, at, more) for number, (data, at, more) in pieces])
+
+
+def insists(host: str, port: int, datagrams: int) -> None:
+    """Try again and again, until killed.  The first time has been when this says so."""
+    told = [tcp(host, port, patience=SOON), udp(host, datagrams, patience=SOON)]
+    say(told)
+    while True:
+        tcp(host, port, patience=SOON)
+        udp(host, datagrams, patience=SOON)
 
 
 def ipv6(target: str, protocol: int, payload: bytes, source: str = GUEST_6) -> bytes:

@@ -1,8 +1,8 @@
 """Clients of many kinds under one policy, none of which knows that there is one: no proxy, no setting.
 
-Each has its own server in the world (`world`), which listens at every address.  Without a policy it reaches a host that the
-policy does not name; with it, it reaches the ones that are allowed, and is told at once that the name does not exist or
-that the address is prohibited, in the words that docs/policy.md promises.
+Each has its own server in the world (`world`), which listens at every address.  Without a policy it reaches a host
+that the policy does not name.  With it, it reaches the one that is allowed, and of others is told at once that the
+name does not exist, or that the address is prohibited.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ class Place:
             2,
         )
         self.run(*new, "-subj", "/CN=Nobody's", "-keyout", "ca.key", "-out", "ca.pem")
-        signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-addext", f"subjectAltName={names}")
-        signed += ("-addext", "basicConstraints=critical,CA:FALSE")
+        signed = ["-CA", "ca.pem", "-CAkey", "ca.key", "-addext", f"subjectAltName={names}"]
+        signed += ["-addext", "basicConstraints=critical,CA:FALSE"]
         self.run(*new, "-subj", f"/CN={ALLOWED}", *signed, "-keyout", "key.pem", "-out", "cert.pem")
         (self.path / "index.html").write_text("welcome\n")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -131,7 +131,7 @@ def curl(place: Place) -> Iterator[Client]:
     needs("curl", "openssl")
     with place.https():
         yield Client(
-            lambda host: ["curl", "-sS", f"https://{host}:{HTTPS}/"], "welcome", "Could not resolve host"
+            lambda host: ["curl", "-sSv", f"https://{host}:{HTTPS}/"], "welcome", "Could not resolve host"
         )
 
 
@@ -144,6 +144,7 @@ def git_https(place: Place) -> Iterator[Client]:
             lambda host: ["git", "ls-remote", f"https://{host}:{HTTPS}/project.git"],
             "refs/heads/main",
             "Could not resolve host",
+            "Failed to connect",
         )
 
 
@@ -157,7 +158,8 @@ def git_ssh(place: Place) -> Iterator[Client]:
     settings = [f"HostKey={place.path}/host", f"AuthorizedKeysFile={place.path}/authorized", "StrictModes=no"]
     settings += ["UsePAM=no", "PidFile=none", f"Port={SSH}"]
     sshd = shutil.which("sshd")
-    ssh = f"ssh -F /dev/null -i {place.path}/user -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
+    ssh = f"ssh -F /dev/null -i {place.path}/user -o BatchMode=yes -o StrictHostKeyChecking=no"
+    ssh += " -o UserKnownHostsFile=/dev/null"
     user = pwd.getpwuid(os.geteuid()).pw_name
     with place.serving(SSH, sshd, "-D", "-f", "/dev/null", *(f"-o{each}" for each in settings)):
         yield Client(
@@ -187,7 +189,7 @@ def psql(place: Place) -> Iterator[Client]:
     with place.serving(
         POSTGRES, "postgres", "-D", "data", *(word for each in options for word in ("-c", each))
     ):
-        url = "postgresql://user@{}:%d/postgres" % POSTGRES
+        url = f"postgresql://user@{{}}:{POSTGRES}/postgres"
         yield Client(
             lambda host: ["psql", "-X", "-A", "-t", "-c", "select 'wel' || 'come'", url.format(host)],
             "welcome",
@@ -222,7 +224,7 @@ def pip(place: Place) -> Iterator[Client]:
             record += f"welcome-1.0.dist-info/{name},sha256={digest},{len(text)}\n"
             archive.writestr(f"welcome-1.0.dist-info/{name}", text)
         archive.writestr("welcome-1.0.dist-info/RECORD", record + "welcome-1.0.dist-info/RECORD,,\n")
-    options = ["--isolated", "--no-cache-dir", "--disable-pip-version-check", "--retries", "0"]
+    options = ["--isolated", "--no-cache-dir", "--disable-pip-version-check", "--retries", "1"]
     command = [
         sys.executable,
         "-m",
