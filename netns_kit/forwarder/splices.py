@@ -93,7 +93,9 @@ class Splice:
         OSError: A socket cannot be watched; both are the caller's then.
     """
 
-    __slots__ = ("_ended", "_engine", "inner", "inward", "outer", "outward")
+    __slots__ = ("_ended", "_engine", "inner", "inward", "outer", "outward", "reset_by")
+
+    reset_by: socket.socket | None  # once it is closed
 
     def __init__(
         self,
@@ -141,14 +143,15 @@ class Splice:
         other = self.outward if by is self.inward else self.inward
         by.ended = other.is_broken = True
         if other.ended:
-            self.close(reset=True)
+            self.close(reset=True, by=self.inner if by is self.inward else self.outer)
         else:
             other.pump_all(0)
 
-    def close(self, *, reset: bool = False) -> None:
-        """Close both; with `reset`, both peers are told so.  Calling it again is fine."""
+    def close(self, *, reset: bool = False, by: socket.socket | None = None) -> None:
+        """Close both; with `reset`, both peers are told so: `by` is the one that has been reset.  Again is fine."""
         if self.outer.fileno() < 0:
             return
+        self.reset_by = by
         for direction in (self.inward, self.outward):
             direction.close()
         for sock in (self.outer, self.inner):
@@ -200,7 +203,7 @@ class _Direction:
         if not self.ended:
             self.pump()
         elif events & ERROR and self._has_failed():  # after its end
-            self._splice.close(reset=True)
+            self._splice.close(reset=True, by=self._source)
 
     def _has_failed(self) -> bool:
         sock = self._source
@@ -220,7 +223,7 @@ class _Direction:
             except BlockingIOError:
                 return
             except OSError:
-                self._splice.close(reset=True)
+                self._splice.close(reset=True, by=self._source)
                 return
             if not size:
                 self._end()
@@ -309,7 +312,7 @@ class _Direction:
                 if self._engine.is_late:
                     break
         except OSError:
-            self._splice.close(reset=True)
+            self._splice.close(reset=True, by=self._source)
             return
         self._give_back(pipe)
         self._engine.again(self._move)
@@ -332,13 +335,13 @@ class _Direction:
     def _end(self) -> None:
         """Tell the sink that the source has ended."""
         if self.is_broken:
-            self._splice.close(reset=True)
+            self._splice.close(reset=True, by=self._source)
             return
         self.ended = True
         try:
             self._sink.shutdown(socket.SHUT_WR)
         except OSError:
-            self._splice.close(reset=True)
+            self._splice.close(reset=True, by=self._sink)
             return
         self._splice.passed_end()
 

@@ -19,6 +19,7 @@ from netns_kit import (
     Namespace,
     Network,
     NotImportable,
+    Policy,
     Record,
     RunOptions,
     StackOptions,
@@ -45,6 +46,7 @@ OPTIONS: StackOptions = {
     "records": ["db.internal=192.0.2.7"],
     "intercept_dns": True,
     "name": "seven.internal",
+    "policy": Policy.deny().allow("seven.example", ports=7),
 }
 """Each of them, with a value that is not its default."""
 

@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from netns_kit.domain_names import to_wire
 from netns_kit.gateway.admission import lowest_free
 from netns_kit.gateway.worker_links import WorkerLinks, connect
 from netns_kit.stack.wire import udp
@@ -40,7 +43,7 @@ def test_a_frame_of_any_size_comes_with_its_hops(two: tuple[WorkerLinks, WorkerL
         assert second.read_into(buffer, nobody) == len(frame)
         assert (second.hops, bytes(buffer[: len(frame)])) == (hops, frame)
     assert second.read_into(buffer, nobody) is None
-    assert first.stats() == {"handed_over": 2, "handed_over_lost": 0}
+    assert first.stats() == {"handed_over": 2, "handed_over_lost": 0, "policy_pins_lost": 0}
 
 
 def test_a_connection_comes_with_its_name(two: tuple[WorkerLinks, WorkerLinks]) -> None:
@@ -86,7 +89,7 @@ def test_a_connection_without_a_descriptor_for_it_is_lost_and_counted(
             assert second.read_into(buffer, nobody) == 0, "its name is not taken for a frame"
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        assert second.stats() == {"handed_over": 0, "handed_over_lost": 1}
+        assert second.stats() == {"handed_over": 0, "handed_over_lost": 1, "policy_pins_lost": 0}
         assert ours.recv(1) == b"", "it is closed, not forgotten"
         assert second.read_into(buffer, nobody) == len(b"a frame")
 
@@ -102,6 +105,43 @@ def test_of_many_descriptors_in_a_message_one_is_taken(two: tuple[WorkerLinks, W
     assert second.read_into(buffer, lambda _, sock: got.append(sock)) == 0
     (taken,) = got
     taken.close()  # the fixture looks for others
+
+
+PINS = [
+    (to_wire("www.example"), bytes((192, 0, 2, 1)), 12345.75),
+    (to_wire(".".join(["x" * 63] * 3)), bytes(range(16)), 0.5),
+]
+
+
+def test_pins_reach_every_other_worker_before_the_frames_that_came_earlier() -> None:
+    with ExitStack() as stack:
+        workers = connect(3, stack)
+        workers[1].hand_over(2, 0, memoryview(b"a frame"))
+        workers[1].send_pins(PINS)
+        workers[1].send_pins(PINS[:1])
+        assert [list(each.read_pins()) for each in workers] == [PINS + PINS[:1], [], PINS + PINS[:1]]
+        assert [list(each.read_pins()) for each in workers] == [[], [], []]
+        assert workers[2].read_into(memoryview(bytearray(FRAME_MAX)), nobody) == len(b"a frame")
+
+
+def test_pins_that_find_an_inbox_full_are_lost_and_counted(two: tuple[WorkerLinks, WorkerLinks]) -> None:
+    first, second = two
+    sent = 0
+    while not first.pins_lost:
+        first.send_pins(PINS)
+        sent += 1
+        assert sent < 100_000
+    assert first.stats() == {"handed_over": 0, "handed_over_lost": 0, "policy_pins_lost": 1}
+    assert len(list(second.read_pins())) == (sent - 1) * len(PINS), "the others are there"
+
+
+@given(st.binary(max_size=80))
+def test_pins_of_a_worker_that_was_taken_over_raise_nothing(message: bytes) -> None:
+    with ExitStack() as stack:
+        first, second = connect(2, stack)
+        first._pins_outboxes[1].send(message)
+        first.send_pins(PINS)
+        assert list(second.read_pins())[-2:] == PINS
 
 
 @pytest.fixture

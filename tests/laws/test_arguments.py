@@ -22,6 +22,7 @@ from netns_kit import (
     Namespace,
     Network,
     NotImportable,
+    Policy,
     PortForward,
     Record,
     ReverseForward,
@@ -130,7 +131,7 @@ EVERYWHERE: list[tuple[Callable[..., Any], tuple[Any, ...] | dict[str, Any], dic
         "driver": ["worker thread", None, 5], "configure": ["no", None, 5], "limits": [5, {}],
         "dhcp": [True, {}, "no"],
         "require": ["seccomp", 5, [5], ["armour"], ["seccomp"]], "records": ["a=192.0.2.1", 5, [5], ["a"], [None]],
-        "intercept_dns": ["yes", None, 1], "name": [5, ""],
+        "intercept_dns": ["yes", None, 1], "name": [5, ""], "policy": ["deny", 5, print, Policy],
     }),
     (UserStack, (), {"tap": ["tap0", None, 5, TapDevice]}),
     (Network, (), {
@@ -138,7 +139,7 @@ EVERYWHERE: list[tuple[Callable[..., Any], tuple[Any, ...] | dict[str, Any], dic
         "ifname": ["", 5, None], "mtu": ["1500", 1, None], "queues": [0, "2"], "namespace": ["ns", 5],
         "driver": ["x"],
         "configure": ["no"], "limits": [5], "dhcp": [True], "require": [5], "records": [5], "name": [5, ""],
-        "intercept_dns": [5], "reverse": ["80:80", 80, [80], ["a"], ["80"]],
+        "intercept_dns": [5], "reverse": ["80:80", 80, [80], ["a"], ["80"]], "policy": ["deny"],
     }),
     (Forwarder, (), {"stack": [None, "stack", 5]}),
     (Uplink, (), {

@@ -1,0 +1,201 @@
+"""Reach: whether each rule of a policy can decide about anything, and can be held to.
+
+A rule that an earlier one covers wholly is never asked.  A deny by name is worth nothing if the addresses of the name
+are let through behind it.  Both are errors when the rule is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from netns_kit.errors import PolicyError
+
+from .addresses import NetworkTable
+from .index import NameTable, parts_of
+from .presets import HOST, PRIVATE
+from .rules import Action, Rule, Spaces, covers, is_name, meets, spaces
+
+_Entry = tuple[int, Spaces]
+"""A rule's number, and the ports that it is about."""
+
+
+class Reach:
+    """What the rules so far are about.
+
+    Args:
+        default: The action of the default.
+        rules: The rules so far.
+    """
+
+    def __init__(self, default: Action, rules: Iterable[Rule] = ()) -> None:
+        self._default = default
+        self.rules: list[Rule] = []
+        self._networks: NetworkTable[list[_Entry]] = NetworkTable()
+        self._names: NameTable[list[_Entry]] = NameTable()
+        self._host: list[_Entry] = []
+        self._everything: list[_Entry] = []
+        self._queries: NameTable[list[int]] = NameTable()  # the rules that decide about queries
+        self._all_queries: list[int] = []
+        self._denied_names: dict[tuple[object, ...], _Entry] = {}  # one rule for each set of ports
+        for rule in rules:
+            self.add(rule)
+
+    def add(self, rule: Rule) -> None:
+        """Add a rule behind the others.
+
+        Raises:
+            PolicyError: The rule cannot decide about anything, or cannot be held to.  It is not added.
+        """
+        self._check_decides(rule)
+        self._check_private(rule)
+        self._check_denied_names(rule)
+        self._note(rule)
+
+    # -- checks -------------------------------------------------------------------------------------------
+
+    def _check_decides(self, rule: Rule) -> None:
+        """Raise `PolicyError` if an earlier rule decides about all that a target of this one is about."""
+        for target in rule.targets or ("",):
+            earlier = self._earlier(rule, target)
+            if earlier is not None:
+                raise self._unreachable(rule, target, earlier)
+
+    def _earlier(self, rule: Rule, target: str) -> int | None:
+        """Return the first rule that leaves a target of this one nothing to decide about, or None."""
+        by_name = is_name(target) if target else False
+        if rule.only is None:
+            found = self._covering(rule, target)
+            if found is not None or not by_name or rule.action == "deny":
+                pass
+            elif (query := self._deciding_query(target)) is not None and self.rules[query].action == "deny":
+                found = query
+            return found
+        return self._deciding_query(target)
+
+    def _covering(self, rule: Rule, target: str) -> int | None:
+        """Return the first rule that decides about all flows that a target of this one is about, or None."""
+
+        def first(entries: Iterable[_Entry], about: Spaces) -> Iterator[int]:
+            return (number for number, whole in entries if covers(whole, about))
+
+        about = spaces(rule)
+        if not target:
+            return min(first(self._everything, about), default=None)
+        if target == HOST.name:
+            return min(first((*self._host, *self._everything), about), default=None)
+        if is_name(target):
+            entries = [each for found in self._names.covering(target) for each in found]
+            return min(first((*entries, *self._everything), about), default=None)
+        by_all: set[int] | None = None
+        for network, within in parts_of(target):
+            about = spaces(rule, within)
+            if about:
+                entries = [each for found in self._networks.covering(network) for each in found]
+                numbers = set(first((*entries, *self._everything), about))
+                by_all = numbers if by_all is None else by_all & numbers
+                if not by_all:
+                    return None
+        return min(by_all, default=None) if by_all else None
+
+    def _deciding_query(self, target: str) -> int | None:
+        """Return the first rule that decides about all queries for the names of a target, or None."""
+        named = [number for found in self._queries.covering(target) for number in found] if target else []
+        return min((*named, *self._all_queries), default=None)
+
+    def _unreachable(self, rule: Rule, target: str, earlier: int) -> PolicyError:
+        other = self.rules[earlier]
+        told = label(earlier, other)
+        what = "queries" if rule.only is not None else "flows"
+        value = repr(target) if target else "()"
+        fix = "put it before that rule, or leave it out"
+        if other.action == "deny" and other.only == "dns" and rule.only is None:
+            cause = f"expected a name that is resolved: {told} refuses the queries for it"
+        elif other.action == rule.action:
+            cause = (
+                f"expected a target that is not covered yet: {told} decides about all these {what} already"
+            )
+            fix = "leave it out" if not other.looks else fix
+        else:
+            cause = f"expected a target that no other rule contradicts: {told} decides about all these {what}"
+        return PolicyError(cause, "targets", value, fix)
+
+    def _check_private(self, rule: Rule) -> None:
+        """Raise `PolicyError` if private answers are allowed, but an earlier rule denies all private addresses."""
+        if not rule.private:
+            return
+        about = spaces(rule)
+        for number, other in enumerate(self.rules):
+            if other.action == "deny" and PRIVATE.name in other.targets and covers(spaces(other), about):
+                raise PolicyError(
+                    f"expected private addresses to be let pass: {label(number, other)} comes first and denies them",
+                    "private", True, "put it before that rule",
+                )  # fmt: skip
+
+    def _check_denied_names(self, rule: Rule) -> None:
+        """Raise `PolicyError` if flows to a name that is denied are let pass when they are opened by address."""
+        if rule.only is not None:
+            return
+        fix = 'write only="dns" to refuse the queries alone'
+        if rule.action == "deny":
+            if rule.has_names and self._default != "deny":
+                raise PolicyError(
+                    f"expected a name that can be told from all other addresses: behind the rules the default is to"
+                    f" {self._default}, so flows to the name's addresses would pass where no name is known",
+                    "targets", repr(next(filter(is_name, rule.targets))),
+                    f"{fix}, or begin with Policy.deny()",
+                )  # fmt: skip
+            return
+        if rule.targets and all(map(is_name, rule.targets)):
+            return
+        for number, denied in self._denied_names.values():
+            for about in self._nameless(rule):
+                if meets(about, denied):
+                    raise PolicyError(
+                        f"expected a rule that does not let pass by address what {label(number, self.rules[number])}"
+                        f" denies by name",
+                        "targets", shown_targets(rule), f"in that rule, {fix}",
+                    )  # fmt: skip
+
+    def _nameless(self, rule: Rule) -> Iterator[Spaces]:
+        if not rule.targets:
+            yield spaces(rule)
+        for target in rule.targets:
+            if not is_name(target):
+                for ports in {ports for _, ports in parts_of(target)} or {()}:
+                    yield spaces(rule, ports)
+
+    # -- notes --------------------------------------------------------------------------------------------
+
+    def _note(self, rule: Rule) -> None:
+        number = len(self.rules)
+        self.rules.append(rule)
+        decides = rule.action != "deny" or rule.is_whole
+        about = spaces(rule)
+        for target in rule.targets or ("",):
+            named = bool(target) and is_name(target)
+            if decides and not target:
+                self._all_queries.append(number)
+            elif decides and named:
+                self._queries.get_or_set(target, []).append(number)
+            if rule.only is not None:
+                continue
+            if not target:
+                self._everything.append((number, about))
+            elif target == HOST.name:
+                self._host.append((number, about))
+            elif named:
+                self._names.get_or_set(target, []).append((number, about))
+            else:
+                for network, within in parts_of(target):
+                    self._networks.get_or_set(network, []).append((number, spaces(rule, within)))
+        if rule.action == "deny" and rule.has_names and rule.only is None:
+            self._denied_names.setdefault((rule.ports, rule.protocol), (number, about))
+
+
+def shown_targets(rule: Rule) -> str:
+    return ", ".join(map(repr, rule.targets)) or "()"
+
+
+def label(number: int, rule: Rule) -> str:
+    """Return what messages call a rule; numbers begin with 1 there."""
+    return f"rule {number + 1}{f' ({rule.name})' if rule.name else ''}: {rule}"
