@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import socket
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -10,7 +9,6 @@ from typing import Any
 
 import anyio
 import pytest
-from anyio.streams.memory import MemoryObjectReceiveStream
 
 from netns_kit import FlowEvent, Forwarder, Limits, Refusal, StackClosed, TapDevice, Uplink, UserStack
 from netns_kit.gateway.setup import DriverName
@@ -18,6 +16,7 @@ from netns_kit.stack.user import UNWATCHED
 from netns_kit.stack.wire import ethernet
 from netns_kit.userstack.events import EVENTS_KEPT
 from tests.support import uplinks
+from tests.support.events import flow_events, followed
 from tests.support.packets import GATEWAY, GATEWAY_MAC, GUEST_MAC, datagram, echo_request, syn
 from tests.support.servers import bounded, closed_port
 
@@ -47,24 +46,6 @@ def send(guest: TapDevice, packet: bytes) -> None:
 
 def told(event: FlowEvent) -> tuple[str, str, str]:
     return event.kind, event.flow.protocol, str(event.flow.remote)
-
-
-@asynccontextmanager
-async def followed(stack: UserStack) -> AsyncIterator[MemoryObjectReceiveStream[FlowEvent]]:
-    """What `UserStack.events` says from now on."""
-    into, out_of = anyio.create_memory_object_stream[FlowEvent](math.inf)
-
-    async def follow() -> None:
-        async with into, aclosing(stack.events()) as events:
-            async for event in events:
-                await into.send(event)
-
-    async with out_of, anyio.create_task_group() as tasks:
-        tasks.start_soon(follow)
-        await anyio.wait_all_tasks_blocked()
-        await stack.flows()  # what was asked first is answered first: it is subscribed
-        yield out_of
-        tasks.cancel_scope.cancel()
 
 
 @bounded
@@ -136,7 +117,7 @@ async def test_who_is_slow_loses_the_oldest_and_is_told(driver: DriverName) -> N
     async with (
         stack_of(driver, limits=Limits(udp_flows=2 * kept)) as (stack, guest),
         followed(stack) as quick,
-        aclosing(stack.events()) as slow,
+        aclosing(flow_events(stack)) as slow,
     ):
         async with anyio.create_task_group() as tasks:
             first: list[FlowEvent] = []
