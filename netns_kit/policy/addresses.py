@@ -12,7 +12,7 @@ from __future__ import annotations
 from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from typing import Generic, TypeAlias, TypeVar
 
-Network: TypeAlias = IPv4Network | IPv6Network
+AnyNetwork: TypeAlias = IPv4Network | IPv6Network
 
 PortRanges: TypeAlias = tuple[tuple[int, int], ...]
 """Ports as pairs of the first and the last, in order and apart; none of them for all."""
@@ -39,7 +39,7 @@ def canonical(packed: bytes) -> bytes:
     return packed
 
 
-def embedded_network(network: Network) -> IPv4Network | None:
+def embedded_network(network: AnyNetwork) -> IPv4Network | None:
     """Return the IPv4 network that a network's addresses embed, or None if they are not all of that kind."""
     for outer, bits in _EMBEDDING:
         if network.version == 6 and network.prefixlen >= bits and network.subnet_of(outer):
@@ -57,7 +57,7 @@ class NetworkTable(Generic[V]):
         # for packed addresses of that size: the bits behind each prefix length, and what is in front of them
         self._by_size: dict[int, list[tuple[int, dict[int, V]]]] = {4: [], 16: []}
 
-    def get_or_set(self, network: Network, value: V) -> V:
+    def get_or_set(self, network: AnyNetwork, value: V) -> V:
         """Return the network's value, which is `value` if it has none yet."""
         tables = self._by_size[network.max_prefixlen // 8]
         behind = network.max_prefixlen - network.prefixlen
@@ -72,12 +72,12 @@ class NetworkTable(Generic[V]):
         """Return the values of all networks that a packed address is in."""
         number = int.from_bytes(packed, "big")
         return [
-            table[number >> behind]
+            found
             for behind, table in self._by_size[len(packed)]
-            if number >> behind in table
+            if (found := table.get(number >> behind)) is not None
         ]
 
-    def covering(self, network: Network) -> list[V]:
+    def covering(self, network: AnyNetwork) -> list[V]:
         """Return the values of all networks that a network is a part of, or that it is itself."""
         number, behind = int(network.network_address), network.max_prefixlen - network.prefixlen
         return [
@@ -87,6 +87,6 @@ class NetworkTable(Generic[V]):
         ]
 
 
-def network_text(network: Network) -> str:
+def network_text(network: AnyNetwork) -> str:
     """Return the network as rules show it: an address alone has no prefix length."""
     return str(network.network_address if network.prefixlen == network.max_prefixlen else network)

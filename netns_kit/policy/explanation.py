@@ -14,19 +14,17 @@ from netns_kit.stack import Transport
 
 from .addresses import canonical
 from .presets import HOST, LOOPBACK, MULTICAST
-from .rules import SERVICES, Action, Spaces, is_name, ranges_of, spaces
+from .rules import NO_NAME, SERVICES, Action, Spaces, is_name, ranges_of, spaces
 
 if TYPE_CHECKING:
     from .index import Decision
     from .policy import Policy
 
-EXPECTED = "expected a URL, HOST:PORT, or a name"
 _URL = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?:[^/?#@]*@)?(?P<host>\[[^\]]+\]|[^:/?#]*)(?::(?P<port>\d{1,5}))?(?:[/?#].*)?",
     re.IGNORECASE,
 )
 _HOST_PORT = re.compile(r"(?P<host>\[[^\]]+\]|[^:/?#\[\]]+):(?P<port>\d{1,5})")
-_OTHER = re.compile(r"[^A-Za-z0-9._\-\x80-\U0010ffff]")
 _TRANSPORTS: dict[str, Transport] = {
     "tcp": "tcp",
     "udp": "udp",
@@ -39,7 +37,7 @@ _TRANSPORTS: dict[str, Transport] = {
 
 @frozen
 class Explanation:
-    """What a policy says, and why.  As text it is both."""
+    """The answer of `Policy.explain`.  As text it has the action and the reason."""
 
     action: Action
     """The action: "allow", "deny" or "ask"."""
@@ -48,11 +46,11 @@ class Explanation:
     label: str
     """The rule as messages call it."""
     why: str
-    """A sentence that says why."""
+    """The reason, as a sentence."""
 
     @property
     def allowed(self) -> bool:
-        """Whether it is let pass without a question."""
+        """True if it is let pass without a question."""
         return self.action == "allow"
 
     def __str__(self) -> str:
@@ -184,12 +182,9 @@ def _read(text: str) -> _Asked:
     protocol = _TRANSPORTS.get(scheme, "tcp")
     port = found["port"] or ("0" if protocol == "icmp" else SERVICES.get(scheme))
     if port is None:
-        known = scheme in _TRANSPORTS
-        cause = f"{EXPECTED}, with a port" if known else f"{EXPECTED}, with a known scheme"
-        raise ArgumentError(
-            cause, "text", shown(text), f'write "{scheme if known else "tcp"}://{found["host"]}:PORT"'
-        )
-    if not int(port) <= LARGEST_PORT:
+        fix = f'write "{scheme if scheme in _TRANSPORTS else "tcp"}://{found["host"]}:PORT"'
+        raise ArgumentError("expected a known scheme or a port", "text", shown(text), fix)
+    if int(port) > LARGEST_PORT:
         raise ArgumentError(f"expected a port up to {LARGEST_PORT}", "text", shown(text))
     host = found["host"].strip("[]")
     address = _address(host)
@@ -206,7 +201,7 @@ def _read(text: str) -> _Asked:
 def _query(host: str, text: str) -> _Asked:
     if _address(host) is not None:
         fix = f'write "tcp://{f"[{host}]" if ":" in host else host}:PORT"'
-        raise ArgumentError(f"{EXPECTED}; an address needs a port", "text", shown(text), fix)
+        raise ArgumentError("expected a port behind an address", "text", shown(text), fix)
     return _Asked(None, _name(host, text), None, 0, host)
 
 
@@ -219,10 +214,9 @@ def _address(host: str) -> bytes | None:
 
 def _name(host: str, text: str) -> bytes:
     try:
-        if host and _OTHER.search(host) is None:
+        if host and NO_NAME.search(host) is None:
             return domain_names.to_wire(host, "text").lower()
     except DomainNameError:
         pass
-    raise ArgumentError(
-        EXPECTED, "text", shown(text), 'such as "https://example.org" or "tcp://10.0.0.1:5432"'
-    )
+    fix = 'such as "https://example.org" or "tcp://10.0.0.1:5432"'
+    raise ArgumentError("expected a URL, HOST:PORT, or a name", "text", shown(text), fix)

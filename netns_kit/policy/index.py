@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeAlias, TypeVar
 from netns_kit import domain_names
 from netns_kit.stack import Transport
 
-from .addresses import Network, NetworkTable, PortRanges
+from .addresses import AnyNetwork, NetworkTable, PortRanges
 from .presets import HOST, LINK_LOCAL, LOOPBACK, METADATA, MULTICAST, PRESETS, PRIVATE
 from .rules import Action, Rule, Spaces, is_name, spaces
 
@@ -109,7 +109,8 @@ class _Side:
                 if first < found:  # noqa: PLR1730  # a call of min costs more
                     found = first
         for name in names:
-            for starts, firsts in self._kept.get(name) or self._of_name(name):
+            kept = self._kept.get(name)
+            for starts, firsts in self._of_name(name) if kept is None else kept:
                 first = firsts[bisect_right(starts, port) - 1]
                 if first < found:  # noqa: PLR1730  # the same
                     found = first
@@ -270,7 +271,7 @@ class _Collected:
     """The ports of all rules by what the rules are about, collected in the order of the rules."""
 
     def __init__(self) -> None:
-        self._of: dict[tuple[Transport, str | Network], list[_Span]] = {}
+        self._of: dict[tuple[Transport, str | AnyNetwork], list[_Span]] = {}
 
     def add(self, number: int, rule: Rule) -> None:
         for target in rule.targets or ("",):
@@ -282,7 +283,7 @@ class _Collected:
             else:
                 self._add(ip_network(target), number, spaces(rule))
 
-    def _add(self, key: str | Network, number: int, about: Spaces) -> None:
+    def _add(self, key: str | AnyNetwork, number: int, about: Spaces) -> None:
         for transport, ranges in about.items():
             spans = self._of.setdefault((transport, key), [])
             spans.extend((first, last + 1, number) for first, last in ranges)
@@ -325,7 +326,7 @@ def _first_rules(spans: list[_Span], default: int) -> _Firsts:
     return starts, firsts
 
 
-def parts_of(target: str) -> Iterable[tuple[Network, PortRanges]]:
+def parts_of(target: str) -> Iterable[tuple[AnyNetwork, PortRanges]]:
     """Return the networks of a target that is no name, each with the ports that are meant there."""
     return PRESETS[target].parts if target in PRESETS else ((ip_network(target), ()),)
 

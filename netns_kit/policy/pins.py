@@ -46,7 +46,7 @@ class Pins:
         names = self._by_address.get(address)
         if names is None:
             return ()
-        return tuple(name for name, until in names.items() if until > now)
+        return tuple([name for name, until in names.items() if until > now])
 
     def __len__(self) -> int:
         return len(self._heap)

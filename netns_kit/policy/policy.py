@@ -17,7 +17,7 @@ from .addresses import PortRanges
 from .explanation import Explanation, explain
 from .index import Index
 from .reach import Reach, label
-from .rules import Action, DnsRefusal, RefusalName, Rule, RulePorts, RuleTarget
+from .rules import Action, DnsRefusal, RefusalName, Rule, RulePorts, RuleTarget, usual_refusal
 
 GRACE = 60.0  # seconds
 P = ParamSpec("P")
@@ -92,8 +92,9 @@ def _default_ask(
 class _Kept:
     """What a policy keeps beside its fields, and is no part of what it says."""
 
-    __slots__ = ("_index", "_reach")
+    __slots__ = ("_default_rule", "_index", "_reach")
 
+    _default_rule: Rule
     _index: Index
     _reach: list[Reach]
 
@@ -164,14 +165,15 @@ class Policy(_Kept):
         *targets: RuleTarget,
         ports: RulePorts | None = None,
         protocol: Transport | None = None,
-        icmp_type: str | None = None,
+        icmp_type: str | int | None = None,
         sni: bool = False,
         host: bool = False,
+        refusal: RefusalName | None = None,
         private: bool = False,
         only: Literal["dns"] | None = None,
         name: str | None = None,
     ) -> Policy:
-        """Return a policy with one more rule, which allows.
+        """Return a policy with one more rule, which allows: `policy.allow(*targets, ports=None, protocol=None, ...)`.
 
         On the class, `Policy.allow(audit=False, grace=60.0)` makes a policy without rules that allows by default.
 
@@ -180,12 +182,14 @@ class Policy(_Kept):
                 "*.example.org" every name below it, not itself.  A flow is one to a name if our DNS has answered
                 the name with its address.  Else an address, a network such as "10.0.0.0/8", a preset such as
                 `PRIVATE` or its name.  A port is no part of a target.
-            ports: 443, "8000-8999", or a list of such; None for all.  RulePorts are those of TCP and UDP.
+            ports: 443, "8000-8999", or a list of such; None for all.  Ports are those of TCP and UDP.
             protocol: "tcp", "udp" or "icmp"; None for any.
             icmp_type: "echo-request", the only one that can leave; it means the protocol "icmp".
             sni, host: Whether the name in a TLS ClientHello, or in the Host of an HTTP/1 request, must be one of the
                 targets: so a name is told from others at the same address.  With both, either will do.  It is for
                 TCP; UDP to these names is refused.
+            refusal: How a connection is refused whose first bytes do not say such a name: "reset", which is meant if
+                it is None, or "forbidden", see `deny`.  It is only for `sni` and `host`.
             private: Whether answers for these names may have private addresses, see `PRIVATE`.
             only: "dns": the names are resolved, and other rules decide about the flows.
             name: What the rule is called in messages and events.
@@ -194,8 +198,8 @@ class Policy(_Kept):
             PolicyError: The rule cannot be used, can never decide about anything, or cannot be enforced.
         """
         return self._with(
-            "allow", targets, icmp_type, ports=ports, protocol=protocol, sni=sni, host=host, private=private,
-            only=only, name=name,
+            "allow", targets, icmp_type, ports=ports, protocol=protocol, sni=sni, host=host, refusal=refusal,
+            private=private, only=only, name=name,
         )  # fmt: skip
 
     @_on_class(_default_deny)
@@ -204,13 +208,13 @@ class Policy(_Kept):
         *targets: RuleTarget,
         ports: RulePorts | None = None,
         protocol: Transport | None = None,
-        icmp_type: str | None = None,
+        icmp_type: str | int | None = None,
         refusal: RefusalName = "prohibited",
         dns: DnsRefusal = "nxdomain",
         only: Literal["dns"] | None = None,
         name: str | None = None,
     ) -> Policy:
-        """Return a policy with one more rule, which denies.
+        """Return a policy with one more rule, which denies: `policy.deny(*targets, ports=None, protocol=None, ...)`.
 
         On the class, `Policy.deny(refusal="prohibited", dns="nxdomain", audit=False, grace=60.0)` makes a policy
         without rules that denies by default.
@@ -246,12 +250,13 @@ class Policy(_Kept):
         *targets: RuleTarget,
         ports: RulePorts | None = None,
         protocol: Transport | None = None,
-        icmp_type: str | None = None,
+        icmp_type: str | int | None = None,
         private: bool = False,
         name: str | None = None,
     ) -> Policy:
-        """Return a policy with one more rule: `on_flow` of the stack is asked about each flow.
+        """Return a policy with one more rule, which asks: `policy.ask(*targets, ports=None, protocol=None, ...)`.
 
+        About each flow that it matches, the function on_flow of the stack is asked.  Names are resolved.
         On the class, `Policy.ask(audit=False, grace=60.0)` makes a policy without rules that asks by default.
 
         Args:
@@ -265,7 +270,7 @@ class Policy(_Kept):
         )
 
     def _with(
-        self, action: Action, targets: tuple[RuleTarget, ...], icmp_type: str | None, **options: Any
+        self, action: Action, targets: tuple[RuleTarget, ...], icmp_type: str | int | None, **options: Any
     ) -> Policy:
         number = len(self.rules) + 1
         try:
@@ -307,9 +312,13 @@ class Policy(_Kept):
         Args:
             number: The rule's number, from 0; None for the default.
         """
-        if number is None:
-            return Rule(self.default, refusal=self.refusal, dns=self.dns)
-        return self.rules[number]
+        if number is not None:
+            return self.rules[number]
+        try:
+            return self._default_rule
+        except AttributeError:
+            arguments.fill(self, _default_rule=Rule(self.default, refusal=self.refusal, dns=self.dns))
+            return self._default_rule
 
     def label(self, number: int | None) -> str:
         """Return what messages and events call a rule: `rule 2 (web): allow example.org port 443`.
@@ -361,7 +370,7 @@ def _check_icmp(icmp_type: object, protocol: object) -> None:
 
 
 _DEFAULTS = {
-    "audit": False, "grace": GRACE, "refusal": "prohibited", "dns": "nxdomain", "ports": (), "protocol": None,
+    "audit": False, "grace": GRACE, "dns": "nxdomain", "ports": (), "protocol": None,
     "sni": False, "host": False, "private": False, "only": None, "name": "",
 }  # fmt: skip
 _SETTINGS = ("refusal", "dns", "audit", "grace")
@@ -371,10 +380,12 @@ _OPTIONS = ("ports", "protocol", "refusal", "dns", "sni", "host", "private", "on
 def _options(record: object, names: Iterable[str]) -> str:
     """Return the options that are not the usual ones, as they are written in a call."""
     given = {name: getattr(record, name) for name in names}
+    if given["refusal"] == usual_refusal(getattr(record, "looks", False)):
+        del given["refusal"]
     return ", ".join(
         f"{name}={_written(value) if name == 'ports' else repr(value)}"
         for name, value in given.items()
-        if value != _DEFAULTS[name]
+        if value != _DEFAULTS.get(name)
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
-from .addresses import Network, NetworkTable, PortRanges, canonical
+from .addresses import AnyNetwork, NetworkTable, PortRanges, canonical
 
 __all__ = [
     "DNS_ELSEWHERE",
@@ -41,11 +41,11 @@ class Preset:
     def __init__(self, name: str, networks: Iterable[str] | Mapping[PortRanges, Iterable[str]]) -> None:
         self.name = name
         self._texts = networks if isinstance(networks, Mapping) else {(): networks}
-        self._parts: tuple[tuple[Network, PortRanges], ...] | None = None
+        self._parts: tuple[tuple[AnyNetwork, PortRanges], ...] | None = None
         self._table: NetworkTable[bool] | None = None
 
     @property
-    def parts(self) -> tuple[tuple[Network, PortRanges], ...]:
+    def parts(self) -> tuple[tuple[AnyNetwork, PortRanges], ...]:
         """The networks, each with the ports that are meant there; no ports are all of them."""
         if self._parts is None:  # reading them takes time, and most programs never need it
             self._parts = tuple(
@@ -68,7 +68,7 @@ class Preset:
     def __contains__(self, address: object) -> bool:
         return isinstance(address, IPv4Address | IPv6Address) and self.has(canonical(address.packed))
 
-    def __iter__(self) -> Iterator[Network]:
+    def __iter__(self) -> Iterator[AnyNetwork]:
         return (network for network, _ in self.parts)
 
     def __repr__(self) -> str:

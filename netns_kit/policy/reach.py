@@ -7,6 +7,7 @@ are let through behind it.  Both are errors when the rule is added.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from netns_kit.errors import PolicyError
 
@@ -15,8 +16,27 @@ from .index import NameTable, parts_of
 from .presets import HOST, PRIVATE
 from .rules import Action, Rule, Spaces, covers, is_name, meets, spaces
 
-_Entry = tuple[int, Spaces]
-"""A rule's number, and the ports that it is about."""
+
+class _Entry(NamedTuple):
+    """A rule at one of its targets."""
+
+    number: int
+    lowest: int
+    highest: int
+    about: Spaces
+
+    @classmethod
+    def of(cls, number: int, about: Spaces) -> _Entry:
+        ranges = [each for ranges in about.values() for each in ranges]
+        return cls(number, min(first for first, _ in ranges), max(last for _, last in ranges), about)
+
+
+def _covering(entries: Iterable[_Entry], part: Spaces) -> Iterator[int]:
+    """Yield the rules that are about all ports of a part."""
+    _, low, high, _ = _Entry.of(0, part)
+    for number, lowest, highest, about in entries:
+        if lowest <= low and high <= highest and covers(about, part):
+            yield number
 
 
 class Reach:
@@ -74,28 +94,25 @@ class Reach:
 
     def _covering(self, rule: Rule, target: str) -> int | None:
         """Return the first rule that decides about all flows that a target of this one is about, or None."""
-
-        def first(entries: Iterable[_Entry], about: Spaces) -> Iterator[int]:
-            return (number for number, whole in entries if covers(whole, about))
-
-        about = spaces(rule)
-        if not target:
-            return min(first(self._everything, about), default=None)
+        if target and not is_name(target) and target != HOST.name:
+            return self._covering_networks(rule, target)
+        lists = [self._everything]
         if target == HOST.name:
-            return min(first((*self._host, *self._everything), about), default=None)
-        if is_name(target):
-            entries = [each for found in self._names.covering(target) for each in found]
-            return min(first((*entries, *self._everything), about), default=None)
-        by_all: set[int] | None = None
+            lists.append(self._host)
+        elif target:
+            lists.extend(self._names.covering(target))
+        about = spaces(rule)
+        return min((number for each in lists for number in _covering(each, about)), default=None)
+
+    def _covering_networks(self, rule: Rule, target: str) -> int | None:
+        """Return the first rule that decides about all parts of a target, or None."""
+        of_each = []
         for network, within in parts_of(target):
             about = spaces(rule, within)
             if about:
-                entries = [each for found in self._networks.covering(network) for each in found]
-                numbers = set(first((*entries, *self._everything), about))
-                by_all = numbers if by_all is None else by_all & numbers
-                if not by_all:
-                    return None
-        return min(by_all, default=None) if by_all else None
+                lists = (self._everything, *self._networks.covering(network))
+                of_each.append({number for each in lists for number in _covering(each, about)})
+        return min(set.intersection(*of_each), default=None) if of_each else None
 
     def _deciding_query(self, target: str) -> int | None:
         """Return the first rule that decides about all queries for the names of a target, or None."""
@@ -147,9 +164,10 @@ class Reach:
             return
         if rule.targets and all(map(is_name, rule.targets)):
             return
-        for number, denied in self._denied_names.values():
-            for about in self._nameless(rule):
-                if meets(about, denied):
+        for about in self._nameless(rule):
+            _, low, high, _ = _Entry.of(0, about)
+            for number, lowest, highest, denied in self._denied_names.values():
+                if lowest <= high and low <= highest and meets(about, denied):
                     raise PolicyError(
                         f"expected a rule that does not let pass by address what {label(number, self.rules[number])}"
                         f" denies by name",
@@ -162,7 +180,8 @@ class Reach:
         for target in rule.targets:
             if not is_name(target):
                 for ports in {ports for _, ports in parts_of(target)} or {()}:
-                    yield spaces(rule, ports)
+                    if about := spaces(rule, ports):
+                        yield about
 
     # -- notes --------------------------------------------------------------------------------------------
 
@@ -180,16 +199,18 @@ class Reach:
             if rule.only is not None:
                 continue
             if not target:
-                self._everything.append((number, about))
+                self._everything.append(_Entry.of(number, about))
             elif target == HOST.name:
-                self._host.append((number, about))
+                self._host.append(_Entry.of(number, about))
             elif named:
-                self._names.get_or_set(target, []).append((number, about))
+                self._names.get_or_set(target, []).append(_Entry.of(number, about))
             else:
                 for network, within in parts_of(target):
-                    self._networks.get_or_set(network, []).append((number, spaces(rule, within)))
+                    about_part = spaces(rule, within)
+                    if about_part:
+                        self._networks.get_or_set(network, []).append(_Entry.of(number, about_part))
         if rule.action == "deny" and rule.has_names and rule.only is None:
-            self._denied_names.setdefault((rule.ports, rule.protocol), (number, about))
+            self._denied_names.setdefault((rule.ports, rule.protocol), _Entry.of(number, about))
 
 
 def shown_targets(rule: Rule) -> str:

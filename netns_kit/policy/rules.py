@@ -13,7 +13,7 @@ allow example.org, 10.1.0.0/16 ports 443, 8000-8999
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -33,7 +33,7 @@ from netns_kit.errors import ArgumentError, DomainNameError, PolicyError
 from netns_kit.frozen import frozen
 from netns_kit.stack import Transport
 
-from .addresses import Network, PortRanges, embedded_network, network_text
+from .addresses import AnyNetwork, PortRanges, embedded_network, network_text
 from .presets import LOOPBACK, MULTICAST, PRESETS, Preset
 
 Action: TypeAlias = Literal["allow", "deny", "ask"]
@@ -65,12 +65,12 @@ SERVICES = {
 }  # fmt: skip
 """RulePorts of well-known services, by the scheme of a URL or the name of the service."""
 
-EXPECTED = "expected a domain name, *.NAME, an address, a network, or a preset"
-_PRESETS_SHOWN = ", ".join(PRESETS)
 _NOWHERE = Preset("", ("fe80::/10", "240.0.0.0/4"))  # nothing is ever sent there
-_SPECIAL = re.compile(r"[^A-Za-z0-9._\-\x80-\U0010ffff]")
+SHOWN = 6  # targets and ports of a rule in messages
+NO_NAME = re.compile(r"[^A-Za-z0-9._\-\x80-\U0010ffff]")  # no label is made of
+_TWO_WAYS = "\u00df\u03c2\u200c\u200d"  # what IDNA 2003 and 2008 do not agree about (UTS 46 section 7)
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://(?:[^/@]*@)?(\[[^\]/]+\]|[^:/?#]+)(?::(\d+))?", re.IGNORECASE)
-_HOST_PORT = re.compile(r"(\[[^\]/]+\]|[^:/\[\]]+):(\d+(?:-\d+)?|\*)")
+_HOST_PORT = re.compile(r"(\[[^\]/]+\]|[^:/\[\]]+):(\d+(?:-\d+)?|\*|[a-z]+)")
 _RANGE = re.compile(r"\s*([0-9a-f.:]+)\s*-\s*([0-9a-f.:]+)\s*", re.IGNORECASE)
 _OCTETS = re.compile(r"((?:\d+\.){1,3})\*(?:\.\*)*")
 _NUMERIC = re.compile(r"(.*\.)?(\d+|0x[0-9a-f]*)\.?", re.IGNORECASE)
@@ -86,7 +86,7 @@ class Rule:
         targets: What it is about, see `Policy.allow`; none of them: everything.
         ports: The ports, see `Policy.allow`; none of them: all.
         protocol: "tcp", "udp" or "icmp"; None: any.
-        refusal: How a flow is refused.
+        refusal: How a flow is refused; None: "reset" of a rule that looks at first bytes, else "prohibited".
         dns: How a query is refused.
         sni, host: Whether the name in the first bytes of a connection is looked at.
         private: Whether answers for these names may have private addresses.
@@ -115,7 +115,7 @@ class Rule:
         targets: Iterable[RuleTarget] = (),
         ports: RulePorts | None = None,
         protocol: Transport | None = None,
-        refusal: RefusalName = "prohibited",
+        refusal: RefusalName | None = None,
         dns: DnsRefusal = "nxdomain",
         sni: bool = False,
         host: bool = False,
@@ -132,7 +132,7 @@ class Rule:
                 targets=tuple(dict.fromkeys(map(read_target, targets))),
                 ports=read_ports(ports),
                 protocol=protocol,
-                refusal=refusal,
+                refusal=refusal or usual_refusal(sni or host),
                 dns=dns,
                 sni=sni,
                 host=host,
@@ -145,12 +145,13 @@ class Rule:
         except PolicyError:
             raise
         except ArgumentError as error:
-            raise PolicyError(error.cause, error.knob, error.value, error.fix) from error
+            expected = f"expected {error.cause.removeprefix('expected ')}"
+            raise PolicyError(expected, error.knob, error.value, error.fix) from error
 
     def __str__(self) -> str:
-        parts = [self.action, ", ".join(self.targets) or "everything"]
+        parts = [self.action, _some(self.targets) or "everything"]
         if self.ports:
-            parts.append(f"{'port' if len(self.ports) == 1 else 'ports'} {ports_shown(self.ports)}")
+            parts.append(f"{'port' if len(self.ports) == 1 else 'ports'} {_some(ports_shown(self.ports))}")
         parts.extend(filter(None, (self.protocol, "sni" * self.sni, "host" * self.host)))
         if self.only is not None:
             parts.append("only dns")
@@ -158,22 +159,22 @@ class Rule:
 
     @property
     def looks(self) -> bool:
-        """Whether the first bytes of a connection are looked at."""
+        """True if the first bytes of a connection are looked at."""
         return self.sni or self.host
 
     @property
     def has_names(self) -> bool:
-        """Whether one of the targets is a domain name."""
+        """True if one of the targets is a domain name."""
         return any(map(is_name, self.targets))
 
     @property
     def is_whole(self) -> bool:
-        """Whether the rule is about all ports of all transports."""
+        """True if the rule is about all ports of all transports."""
         return not self.ports and self.protocol is None
 
     @property
     def refuses_queries(self) -> bool:
-        """Whether queries for the rule's names are refused."""
+        """True if queries for the rule's names are refused."""
         return self.action == "deny" and self.is_whole and (self.has_names or not self.targets)
 
     def _check_values(self) -> None:
@@ -194,67 +195,81 @@ class Rule:
         names_alone = self.has_names and not addresses
         looks, lets = self.looks, self.action != "deny"
         look = "sni" if self.sni else "host"
-        ports = ports_shown(self.ports)
+        ports = _some(ports_shown(self.ports))
         wrong: list[tuple[bool, str, object, str, str | None]] = [
             (
                 self.protocol == "icmp" and bool(self.ports),
-                "ports", ports, "expected no ports, since ICMP has none", "leave out ports, or the protocol",
+                "ports", ports, "no ports, since ICMP has none", "leave out ports, or the protocol",
             ),
             (
                 looks and self.action != "allow",
-                look, True, 'expected it on a rule that allows, since it says which names are let pass',
+                look, True, 'it on a rule that allows, since it says which names are let pass',
                 "leave it out: a deny by name refuses the query",
             ),
             (
                 looks and self.protocol not in (None, "tcp"),
-                look, True, f"expected the protocol tcp: {self.protocol} has no first bytes to look at",
+                look, True, f"the protocol tcp: {self.protocol} has no first bytes to look at",
                 'write protocol="tcp", or leave out the protocol',
             ),
             (
                 looks and not names_alone,
-                look, True, "expected targets that are domain names, which the first bytes are compared with",
+                look, True, "targets that are domain names, which the first bytes are compared with",
                 "write a rule of its own for addresses",
             ),
             (
                 looks and self.only is not None,
-                look, True, 'expected no only="dns", since such a rule lets no flow pass', "leave out one of them",
+                look, True, 'no only="dns", since such a rule lets no flow pass', "leave out one of them",
             ),
             (
                 self.private and not (lets and names_alone),
-                "private", True, "expected a rule that allows domain names: it is about their answers",
+                "private", True, "a rule that allows domain names: it is about their answers",
                 "leave it out; an address is allowed by itself",
             ),
             (
                 self.only is not None and not self.is_whole,
-                "only", "'dns'", "expected no ports and no protocol, which a query does not have",
+                "only", "'dns'", "no ports and no protocol, which a query does not have",
                 'leave out ports and protocol, or only="dns"',
             ),
             (
                 self.only is not None and bool(addresses),
-                "only", "'dns'", "expected domain names, since a query is about a name",
+                "only", "'dns'", "domain names, since a query is about a name",
                 f"write {', '.join(addresses)} into a rule of its own",
             ),
             (
                 self.only is not None and self.action == "ask",
-                "only", "'dns'", "expected it on a rule that allows or denies: about queries nobody is asked",
+                "only", "'dns'", "it on a rule that allows or denies: about queries nobody is asked",
                 "leave it out",
             ),
             (
                 self.dns != "nxdomain" and not self.refuses_queries,
-                "dns", repr(self.dns), "expected a deny rule by name for all ports, which refuses queries",
+                "dns", repr(self.dns), "a deny rule by name for all ports, which refuses queries",
                 "leave it out, or leave out ports and protocol",
             ),
             (
+                lets and not looks and self.refusal != "prohibited",
+                "refusal", repr(self.refusal), "a rule that denies, or one with sni or host", "leave it out",
+            ),
+            (
+                looks and self.refusal not in ("reset", "forbidden"),
+                "refusal", repr(self.refusal), "'reset' or 'forbidden': first bytes come when TCP is connected",
+                "leave it out for 'reset'",
+            ),
+            (
+                self.only is not None and self.refusal != "prohibited",
+                "refusal", repr(self.refusal), "no refusal of flows, since the rule is about queries",
+                "leave it out; dns says how queries are refused",
+            ),
+            (
                 self.refusal == "forbidden" and self.protocol not in (None, "tcp"),
-                "refusal", "'forbidden'", f"expected the protocol tcp: {self.protocol} has no HTTP to answer",
+                "refusal", "'forbidden'", f"the protocol tcp: {self.protocol} has no HTTP to answer",
                 'write refusal="prohibited"',
             ),
         ]  # fmt: skip
-        for is_wrong, knob, value, cause, fix in wrong:
+        for is_wrong, knob, value, what, fix in wrong:
             if is_wrong:
-                raise PolicyError(cause, knob, value, fix)
+                raise PolicyError(f"expected {what}", knob, value, fix)
         if lets:
-            for target in addresses:
+            for target in self.targets:
                 self._check_that_something_is_there(target)
         if not self._spaces_are_some():
             expected = "expected a port at which one of the targets is meant"
@@ -266,19 +281,18 @@ class Rule:
         )
 
     def _check_that_something_is_there(self, target: str) -> None:
-        """Check that flows to an address can leave at all.  Raises `PolicyError`."""
-        if _is_part_of(target, LOOPBACK):
+        """Check that flows to a target can leave at all.  Raises `PolicyError`."""
+        fix = "leave it out"
+        if f".{target}".endswith(".localhost") or _is_part_of(target, LOOPBACK):
             fix = "for the host's loopback, allow the gateway's address, or HOST; see Uplink(allow_host_loopback=...)"
-        elif _is_part_of(target, MULTICAST) or _is_part_of(target, _NOWHERE):
-            fix = "leave it out"
-        else:
+        elif not _is_part_of(target, MULTICAST) and not _is_part_of(target, _NOWHERE):
             return
         expected = f"expected an address that flows can go to: nothing is ever sent to {target}"
         raise PolicyError(expected, "targets", repr(target), fix)
 
 
 def _is_part_of(target: str, preset: Preset) -> bool:
-    if target in PRESETS:
+    if target in PRESETS or is_name(target):
         return target == preset.name
     network = ip_network(target)
     return any(network.version == each.version and network.subnet_of(each) for each in preset)  # type: ignore[arg-type]  # they are of the same version
@@ -288,7 +302,7 @@ def _is_part_of(target: str, preset: Preset) -> bool:
 
 
 def is_name(target: str) -> bool:
-    """Return whether a target of a rule is a domain name or *.NAME: no other ends in a label that is no number."""
+    """Return whether a target of a rule is a domain name or *.NAME.  Names that end in a number are no targets."""
     last = target.rpartition(".")[2]
     return target not in PRESETS and ":" not in target and "/" not in target and not last.isdigit()
 
@@ -312,13 +326,13 @@ def read_target(given: object) -> str:
         fix = None
         if isinstance(given, Iterable) and not isinstance(given, bytes):
             fix = "write the targets one after another, or *targets"
-        raise PolicyError(EXPECTED, "targets", shown(given), fix)
+        raise _no_target(given, fix)
     if given in PRESETS:
         return given
     return _read_text(given)
 
 
-def _network(given: object, network: Network) -> str:
+def _network(given: object, network: AnyNetwork) -> str:
     if getattr(network.network_address, "scope_id", None) is not None:
         raise PolicyError("expected an address without a zone", "targets", shown(str(given)))
     inner = embedded_network(network)
@@ -330,76 +344,80 @@ def _network(given: object, network: Network) -> str:
     return network_text(network)
 
 
+def _no_target(given: object, fix: str | None = None, but: str = "") -> PolicyError:
+    expected = f"expected a domain name, *.NAME, an address, a network, or a preset{but}"
+    return PolicyError(expected, "targets", shown(given), fix)
+
+
 def _read_text(text: str) -> str:
     """Return a target that is given as text, but is no preset.  Raises `PolicyError`."""
-
-    def wrong(cause: str, fix: str | None = None) -> PolicyError:
-        return PolicyError(cause, "targets", shown(text), fix)
-
     if text in ("*", "*.", ""):
-        raise wrong(
-            EXPECTED, "for everything, leave out the targets, or begin with Policy.allow() or Policy.ask()"
-        )
+        fix = "for everything, leave out the targets, or begin with Policy.allow() or Policy.ask()"
+        raise _no_target(text, fix)
     if url := _URL.match(text):
-        port = url[3] or SERVICES.get(url[1].lower())
-        raise wrong(f"{EXPECTED}, not a URL", _as_call(url[2], port))
+        raise _no_target(text, _as_call(url[2], url[3] or SERVICES.get(url[1].lower())), ", not a URL")
     try:
-        return _network(text, ip_network(text))
-    except ValueError as error:
-        if isinstance(error, PolicyError):
-            raise
+        network = ip_network(text)
+    except ValueError:
+        pass
+    else:
+        return _network(text, network)
     if "/" in text:
         try:
             network = ip_network(text, strict=False)
         except ValueError:
-            raise wrong(EXPECTED, "a network is ADDRESS/BITS, such as 10.0.0.0/8") from None
-        raise wrong(
-            "expected a network without host bits",
-            f'write "{network}", or "{text.partition("/")[0]}" for the one address',
-        )
+            raise _no_target(
+                text, "a network is ADDRESS/BITS, such as 10.0.0.0/8; a URL is no target"
+            ) from None
+        fix = f'write "{network}", or "{text.partition("/")[0]}" for the one address'
+        raise PolicyError("expected a network without host bits", "targets", shown(text), fix)
     if (found := _RANGE.fullmatch(text)) and (networks := _summary(found[1], found[2])):
-        raise wrong(f"{EXPECTED}, not a range of addresses", f"write {networks}")
+        raise _no_target(text, f"write {networks}", ", not a range of addresses")
     if found := _OCTETS.fullmatch(text):
         count = found[1].count(".")
-        raise wrong(EXPECTED, f'write "{found[1]}{".".join("0" * (4 - count))}/{8 * count}"')
+        raise _no_target(text, f'write "{found[1]}{".".join("0" * (4 - count))}/{8 * count}"')
     if found := _HOST_PORT.fullmatch(text):
-        raise wrong(f"{EXPECTED}, without a port", _as_call(found[1], found[2]))
+        raise _no_target(text, _as_call(found[1], found[2]), ", without a port")
     if text.startswith("[") and text.endswith("]"):
-        raise wrong(EXPECTED, f'write "{text[1:-1]}"')
-    return _read_name(text, wrong)
+        raise _no_target(text, f'write "{text[1:-1]}"')
+    return _read_name(text)
 
 
-def _read_name(text: str, wrong: Callable[..., PolicyError]) -> str:
+def _read_name(text: str) -> str:
+    """Return a target that is a name or *.NAME.  Raises `PolicyError`."""
     below = text.startswith("*.")
     name = text[2:] if below else text
+    fix = None
+    short = name.removesuffix(".").upper()
     if "*" in name:
         base = name.rpartition("*")[2].lstrip(".-_")
         fix = f'write "*.{base}"' if "." in base else "a * stands before the first dot, for all names below"
-        raise wrong(f"{EXPECTED}; * only in front, as in *.example.org", fix)
+        raise _no_target(text, fix, ", with a * only in front")
     if name.startswith("."):
-        raise wrong(EXPECTED, f'write "*{name}" for the names below it, "{name[1:]}" for the name itself')
-    if _SPECIAL.search(name):
-        raise wrong(EXPECTED)
-    if _NUMERIC.fullmatch(name):
-        raise wrong(
-            EXPECTED, "an IPv4 address has four numbers; a network is ADDRESS/BITS, such as 10.0.0.0/8"
-        )
-    if not below and name.upper() in PRESETS:
-        raise wrong(EXPECTED, f'for the preset, write "{name.upper()}"')
-    if not below and "." not in name and name.isupper():
-        raise wrong(f"{EXPECTED} ({_PRESETS_SHOWN})", f'for the domain name, write "{name.lower()}"')
+        fix = f'write "*{name}" for the names below it, "{name[1:]}" for the name itself'
+    elif _NUMERIC.fullmatch(name):
+        fix = "an IPv4 address has four numbers; a network is ADDRESS/BITS, such as 10.0.0.0/8"
+    elif not below and short in PRESETS:
+        fix = f'write "{short}" for the preset; no domain name is called so'
+    elif not below and "." not in name and name.isupper():
+        fix = f'presets are {", ".join(PRESETS)}; for the domain name, write "{name.lower()}"'
+    elif any(each in name for each in _TWO_WAYS):
+        fix = "write it as it is in DNS, with xn--: it is encoded in two ways, which are two names"
+    if fix is not None or NO_NAME.search(name):
+        raise _no_target(text, fix)
     try:
         plain = domain_names.to_text(domain_names.to_wire(name, "targets")).lower()
         domain_names.check_host_name(plain, "targets")
     except DomainNameError as error:
-        raise wrong(EXPECTED, error.fix) from error
+        raise _no_target(text, error.fix) from error
     return f"*.{plain}" if below else plain
 
 
 def _as_call(host: str, port: object) -> str:
     """Return how targets and ports are written for a host and a port."""
     target = host[1:-1] if host.startswith("[") else host.lower()
-    if port in (None, "*"):
+    port = SERVICES.get(str(port), port)
+    if port is None or not str(port)[0].isdigit():
         return f'write "{target}"'
     shown_port = port if str(port).isdigit() else f'"{port}"'
     return f'write "{target}" and ports={shown_port}'
@@ -468,9 +486,20 @@ def _ports_error(given: object, fix: str | None) -> PolicyError:
     return PolicyError(expected, "ports", shown(given), fix)
 
 
-def ports_shown(ports: PortRanges) -> str:
+def ports_shown(ports: PortRanges) -> list[str]:
     """Return ports as people write them."""
-    return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in ports)
+    return [f"{first}" if first == last else f"{first}-{last}" for first, last in ports]
+
+
+def _some(items: Sequence[str]) -> str:
+    """Return a list as messages show it, where it must not be long."""
+    left_out = len(items) - SHOWN
+    return ", ".join(items[:SHOWN]) + (f" and {left_out} more" if left_out > 0 else "")
+
+
+def usual_refusal(looks: bool) -> RefusalName:
+    """Return how a rule refuses that does not say it."""
+    return "reset" if looks else "prohibited"
 
 
 # -- what a rule is about, beside its targets -------------------------------------------------------------

@@ -1,0 +1,324 @@
+"""Decisions of an index against a plain reading of the rules, one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
+from itertools import product
+from typing import get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from netns_kit import HOST, LINK_LOCAL, METADATA, PRIVATE, Policy, PolicyError, Rule, Transport
+from netns_kit.domain_names import to_text, to_wire
+from netns_kit.policy.addresses import canonical
+from netns_kit.policy.index import Decision, Index
+from netns_kit.policy.presets import PRESETS
+from netns_kit.policy.rules import Action
+
+NAMES = [
+    "example.org",
+    "a.example.org",
+    "b.a.example.org",
+    "example.net",
+    "org",
+    "db",
+    "xn--bcher-kva.example",
+]
+NAME_TARGETS = [*NAMES, "*.example.org", "*.a.example.org", "*.org", "*.example.net"]
+ADDRESS_TARGETS = [
+    *("192.0.2.1", "192.0.2.0/24", "192.0.2.0/25", "192.0.0.0/8", "0.0.0.0/0", "10.1.0.0/16", "10.1.2.3"),
+    *("2001:db8::/32", "2001:db8::1", "::/0", "fd00::/8", "PRIVATE", "METADATA", "HOST", "DNS_ELSEWHERE"),
+]
+ADDRESSES = [
+    ip_address(text)
+    for text in (
+        *("192.0.2.1", "192.0.2.200", "192.9.9.9", "10.1.2.3", "10.200.0.1", "169.254.169.254", "1.1.1.1"),
+        *("198.51.100.1", "100.100.100.200", "2001:db8::1", "2001:db8::2", "fd00::1", "fd00:ec2::254"),
+        *("2606:4700:4700::1111", "2600::1"),
+    )
+]
+PORTS = [0, 22, 53, 80, 443, 853, 8080, 65535]
+
+
+def read(target: str) -> list[tuple[object, list[tuple[int, int]]]]:
+    """Return the networks of a target, each with its ports."""
+    if target not in PRESETS:
+        return [(ip_network(target), [])]
+    return [(network, list(ports)) for network, ports in PRESETS[target].parts]
+
+
+def matches_name(target: str, name: str) -> bool:
+    return name.endswith(target[1:]) if target.startswith("*.") else name == target
+
+
+def is_address(target: str) -> bool:
+    return target in ADDRESS_TARGETS
+
+
+def among(port: int, ranges: Collection[tuple[int, int]]) -> bool:
+    return not ranges or any(first <= port <= last for first, last in ranges)
+
+
+def plain(
+    default: Action,
+    rules: Iterable[Rule],
+    protocol: Transport,
+    address: IPv4Address | IPv6Address | None,
+    port: int,
+    names: Collection[str],
+    host: bool,
+) -> Decision:
+    """Read the rules from the first to the last."""
+    for number, rule in enumerate(rules):
+        if rule.only == "dns" or rule.protocol not in (None, protocol):
+            continue
+        if rule.ports and (protocol == "icmp" or not among(port, rule.ports)):
+            continue
+        found = not rule.targets
+        for target in rule.targets:
+            if target == "HOST":
+                found |= host
+            elif not is_address(target):
+                found |= any(matches_name(target, name) for name in names)
+            elif address is not None:
+                found |= any(
+                    address in network and not (ports and protocol == "icmp") and among(port, ports)  # type: ignore[operator]  # a network
+                    for network, ports in read(target)
+                )
+        if found and (rule.sni or rule.host):
+            return Decision("deny", number) if protocol != "tcp" else Decision(rule.action, number, True)
+        if found:
+            return Decision(rule.action, number)
+    return Decision(default, None)
+
+
+def plain_query(default: Action, rules: Iterable[Rule], name: str) -> Decision:
+    for number, rule in enumerate(rules):
+        named = any(not is_address(each) and matches_name(each, name) for each in rule.targets)
+        if (named or not rule.targets) and not (rule.action == "deny" and (rule.ports or rule.protocol)):
+            return Decision(rule.action, number)
+    return Decision(default, None)
+
+
+port_ranges = st.tuples(st.sampled_from(PORTS[1:]), st.sampled_from(PORTS[1:])).map(sorted).map(tuple)
+
+
+@st.composite
+def rules(draw: st.DrawFn) -> Rule | None:
+    action = draw(st.sampled_from(["allow", "deny", "ask"]))
+    only_names = draw(st.booleans())
+    pool = NAME_TARGETS if only_names else NAME_TARGETS + ADDRESS_TARGETS
+    targets = draw(st.lists(st.sampled_from(pool), max_size=3, unique=True))
+    options: dict[str, object] = {}
+    if draw(st.booleans()):
+        options["ports"] = draw(st.lists(port_ranges, min_size=1, max_size=2))
+    if draw(st.booleans()):
+        options["protocol"] = draw(st.sampled_from(["tcp", "udp", "icmp"]))
+    for flag in ("sni", "host", "private"):
+        if draw(st.integers(0, 7)) == 0:
+            options[flag] = True
+    if draw(st.integers(0, 7)) == 0:
+        options["only"] = "dns"
+    try:
+        return Rule(action, targets, **options)  # type: ignore[arg-type]  # what does not go together is left out
+    except PolicyError:
+        return None
+
+
+@st.composite
+def policies(draw: st.DrawFn) -> Policy:
+    """A policy of the rules that may stand where they are."""
+    policy = Policy(draw(st.sampled_from(["allow", "deny", "ask"])))
+    for rule in draw(st.lists(rules(), max_size=12)):
+        if rule is not None:
+            with suppress(PolicyError):
+                policy = Policy(policy.default, (*policy.rules, rule))
+    return policy
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    policy=policies(),
+    flows=st.lists(
+        st.tuples(
+            st.sampled_from(["tcp", "udp", "icmp"]),
+            st.sampled_from([None, *ADDRESSES]),
+            st.sampled_from(PORTS),
+            st.lists(st.sampled_from(NAMES), max_size=3, unique=True),
+            st.booleans(),
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+)
+def test_a_flow_is_decided_by_the_first_rule_that_matches(
+    policy: Policy,
+    flows: list[tuple[Transport, IPv4Address | IPv6Address | None, int, list[str], bool]],
+) -> None:
+    for protocol, address, port, names, host in flows:
+        packed = None if address is None else address.packed
+        wire = [to_wire(name) for name in names]
+        found = policy.index.flow(protocol, packed, port, wire, lambda host=host: host)  # type: ignore[misc]  # mypy cannot infer it
+        assert found == plain(policy.default, policy.rules, protocol, address, port, names, host)
+
+
+@settings(max_examples=50, deadline=None)
+@given(policy=policies(), names=st.lists(st.sampled_from(NAMES), min_size=1, max_size=8))
+def test_a_query_is_decided_by_the_first_rule_that_may_let_it(policy: Policy, names: list[str]) -> None:
+    for name in names:
+        found = plain_query(policy.default, policy.rules, name)
+        assert policy.index.name(to_wire(name)) == found
+        by_name = [
+            rule
+            for rule in policy.rules
+            if any(not is_address(each) and matches_name(each, name) for each in rule.targets)
+        ]
+        assert policy.index.pins(to_wire(name)) == any(rule.only is None for rule in by_name)
+        assert policy.index.hides_keys(to_wire(name)) == any(rule.sni or rule.host for rule in by_name)
+
+
+@settings(max_examples=200, deadline=None)
+@given(policy=policies(), rule=rules())
+def test_a_rule_is_called_unreachable_only_if_nothing_reaches_it(policy: Policy, rule: Rule | None) -> None:
+    if rule is None or len(rule.targets) > 1:
+        return
+    try:
+        Policy(policy.default, (*policy.rules, rule))
+    except PolicyError as error:
+        if "decides about all" not in str(error):
+            return
+    else:
+        return
+    rules, last = (*policy.rules, rule), len(policy.rules)
+    names: list[list[str]] = [[], *([name] for name in NAMES)]
+    if rule.only is None:
+        for protocol, address, port, given, host in product(
+            get_args(Transport), [None, *ADDRESSES], PORTS, names, (False, True)
+        ):
+            assert plain(policy.default, rules, protocol, address, port, given, host).rule != last
+    else:
+        assert all(plain_query(policy.default, rules, name).rule != last for name in NAMES)
+
+
+def decided(index: Index, name: str) -> str | None:
+    found = index.alias(to_wire(name))
+    return None if found is None else index.policy.label(found.rule)
+
+
+def test_an_alias_is_refused_by_a_deny_of_its_own_only() -> None:
+    index = Policy.deny().deny("*.bad.example").allow("example.org").deny("x.example.org", ports=25).index
+    assert decided(index, "a.bad.example") == "rule 1: deny *.bad.example"
+    assert decided(index, "bad.example") is None, "the default is not asked"
+    assert decided(index, "example.org") is None
+    assert decided(index, "x.example.org") is None, "its other ports may be had"
+
+
+def test_the_host_is_asked_for_only_where_it_decides() -> None:
+    asked = []
+
+    def is_host() -> bool:
+        asked.append(1)
+        return True
+
+    index = Policy.deny().allow("192.0.2.1").deny(HOST, ports=22).allow("198.51.100.0/24").index
+    assert index.flow("tcp", ip_address("192.0.2.1").packed, 22, (), is_host).rule == 0
+    assert index.flow("tcp", ip_address("198.51.100.1").packed, 80, (), is_host).rule == 2
+    assert not asked
+    assert index.flow("tcp", ip_address("198.51.100.1").packed, 22, (), is_host).rule == 1
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "by_private"),
+    [
+        ("10.0.0.1", True),
+        ("172.31.0.1", True),
+        ("100.64.0.1", True),
+        ("fd12::1", True),
+        ("64:ff9b:1::a00:1", True),
+        ("2001:0:1::1", True),
+        ("127.0.0.1", False),
+        ("0.0.0.0", False),
+        ("::1", False),
+        ("::", False),
+        ("169.254.1.1", False),
+        ("169.254.169.254", False),
+        ("fe80::1", False),
+        ("100.100.100.200", False),
+        ("fd00:ec2::254", False),
+        ("224.0.0.251", False),
+        ("255.255.255.255", False),
+        ("ff02::fb", False),
+    ],
+)
+def test_an_answer_has_no_address_of_its_own_network(address: str, by_private: bool) -> None:
+    packed, name = ip_address(address).packed, to_wire("example.org")
+    assert not Policy.allow().index.lets_answer(name, packed)
+    assert not Policy.deny().allow("example.org").index.lets_answer(name, packed)
+    private = Policy.deny().allow("*.example.org").allow("example.org", private=True).index
+    assert private.lets_answer(name, packed) is by_private
+    assert not private.lets_answer(to_wire("a.example.org"), packed)
+
+
+def test_an_answer_has_public_addresses() -> None:
+    for address in ("192.0.2.1", "9.9.9.9", "2606:4700:4700::1111", "172.32.0.1", "11.0.0.1"):
+        assert Policy.deny().index.lets_answer(to_wire("example.org"), ip_address(address).packed)
+
+
+def test_an_answer_has_what_a_rule_by_address_allows() -> None:
+    name = to_wire("example.org")
+    index = (
+        Policy.deny()
+        .deny("10.1.2.0/24")
+        .deny("10.1.3.0/24", ports=25)
+        .allow("10.1.0.0/16", ports=5432)
+        .allow(LINK_LOCAL)
+        .allow("0.0.0.0/0", ports=443)
+        .index
+    )
+    assert index.lets_answer(name, IPv4Address("10.1.9.9").packed), "at one port is enough"
+    assert index.lets_answer(name, IPv4Address("169.254.169.254").packed)
+    assert index.lets_answer(name, IPv4Address("10.1.3.1").packed), "its other ports may be had"
+    assert not index.lets_answer(name, IPv4Address("10.1.2.1").packed), "it is denied first"
+    assert not index.lets_answer(name, IPv4Address("10.2.0.1").packed), "all addresses are none by address"
+    assert Policy.deny().allow(METADATA).index.lets_answer(name, IPv4Address("169.254.169.254").packed)
+    assert not Policy.allow().deny(PRIVATE).index.lets_answer(name, IPv4Address("10.0.0.1").packed)
+
+
+@pytest.mark.parametrize(
+    ("given", "leads_to"),
+    [
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("64:ff9b::10.0.0.1", "10.0.0.1"),
+        ("2002:a00:1::5", "10.0.0.1"),
+        ("64:ff9b:1::10.0.0.1", "64:ff9b:1::a00:1"),
+        ("2001:db8::1", "2001:db8::1"),
+        ("32.2.10.0", "32.2.10.0"),
+        ("::1", "::1"),
+    ],
+)
+def test_an_address_is_the_one_where_packets_arrive(given: str, leads_to: str) -> None:
+    assert canonical(ip_address(given).packed) == ip_address(leads_to).packed
+
+
+def test_many_rules_cost_as_few_lookups_as_one() -> None:
+    """What is looked up follows the kinds of targets, not their number."""
+    policy = Policy.deny()
+    for number in range(1000):
+        policy = (
+            policy.allow(f"host{number}.example.org", ports=443)
+            if number % 2
+            else policy.allow(IPv4Network((0x0B000000 + number * 256, 24)), ports=5432)
+        )
+    side = policy.index._sides["tcp"]
+    assert len(side.networks._by_size[4]) == 1
+    address, name = IPv4Address(0x0B000000 + 998 * 256 + 7).packed, to_wire("host999.example.org")
+    assert policy.index.flow("tcp", address, 5432, (), bool) == Decision("allow", 998)
+    assert policy.index.flow("tcp", address, 443, (name,), bool) == Decision("allow", 999)
+    assert policy.index.flow("tcp", address, 80, (name,), bool) == Decision("deny", None)
+    assert to_text(name) == "host999.example.org"
+    assert len(side.names.matching(name)) == 1
