@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from math import isfinite
 from types import MethodType
-from typing import Any, Concatenate, Generic, Literal, NoReturn, ParamSpec, get_args, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, NoReturn, ParamSpec, get_args, overload
 
 from netns_kit import arguments
 from netns_kit.arguments import shown
@@ -13,11 +13,15 @@ from netns_kit.errors import ArgumentError, PolicyError
 from netns_kit.frozen import frozen
 from netns_kit.stack import Transport
 
+from . import plain
 from .addresses import PortRanges
 from .explanation import Explanation, explain
 from .index import Index
 from .reach import Reach, label
 from .rules import Action, DnsRefusal, RefusalName, Rule, RulePorts, RuleTarget, usual_refusal
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 GRACE = 60.0  # seconds
 P = ParamSpec("P")
@@ -342,6 +346,83 @@ class Policy(_Kept):
             ArgumentTypeError: It is not text.
         """
         return explain(self, text)
+
+    # -- plain data, see `netns_kit.policy.plain` ---------------------------------------------------------
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the policy as plain data, as docs/policy.schema.json has it.  What is usual is left out."""
+        return plain.policy_data(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Policy:
+        """Make a policy of plain data.  An error names its place there: `rules[3].ports`, counted from 0.
+
+        Args:
+            data: The data, as docs/policy.schema.json has it.
+
+        Raises:
+            PolicyError: The data has another form, or is a policy that cannot be used.
+            ArgumentError: A setting cannot be used.
+            ArgumentTypeError: A setting has the wrong type.
+        """
+        settings, rules = plain.read(data)
+        try:
+            return cls(rules=rules, **settings)
+        except PolicyError as error:
+            for number, rule in enumerate(rules):
+                if error.rule == label(number, rule):
+                    plain.place(error, number)
+            raise
+
+    def to_json(self) -> str:
+        """Return the policy as JSON."""
+        return plain.to_json(self.as_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> Policy:
+        """Make a policy of JSON.
+
+        Args:
+            text: The JSON.
+
+        Raises:
+            PolicyError: The text is not JSON, or see `from_dict`.
+            ArgumentTypeError: It is not text, or see `from_dict`.
+        """
+        return cls.from_dict(plain.from_json(text))
+
+    def to_toml(self) -> str:
+        """Return the policy as TOML."""
+        return plain.to_toml(self.as_dict())
+
+    @classmethod
+    def from_toml(cls, text: str) -> Policy:
+        """Make a policy of TOML.  Before Python 3.11 it needs the package tomli.
+
+        Args:
+            text: The TOML.
+
+        Raises:
+            PolicyError: The text is not TOML, or see `from_dict`.
+            ArgumentTypeError: It is not text, or see `from_dict`.
+            FeatureUnavailable: This Python cannot read TOML.
+        """
+        return cls.from_dict(plain.from_toml(text))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Policy:
+        """Make a policy of a file.
+
+        Args:
+            path: A file of TOML or JSON, whose name ends in .toml or .json.
+
+        Raises:
+            PolicyError: The file has none of the two, or see `from_dict`.
+            ArgumentTypeError: It is no path, or see `from_dict`.
+            FeatureUnavailable: This Python cannot read TOML.
+            OSError: The file cannot be read.
+        """
+        return cls.from_dict(plain.load(path))
 
     def __repr__(self) -> str:
         made = [f"{type(self).__name__}.{self.default}({_options(self, _SETTINGS)})"]
