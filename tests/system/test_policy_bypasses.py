@@ -513,9 +513,24 @@ async def test_quic_where_the_server_name_is_looked_at(world: World, driver: str
     world.forget()
     async with world.network(driver, policy=policy) as net:
         outcomes = await world.tries(net, *steps, ("tls", "example.org", 443, "example.org"))
-    assert outcomes == [PROHIBITED, "NOERROR", "NOERROR", "heard"]
+    assert outcomes == ["ECONNREFUSED", "NOERROR", "NOERROR", "heard"]
     assert {kind for _, _, kind in world.asked} == {"A", "AAAA"}
     assert world.strays(*ALLOWED) == []
+
+
+@on_each
+@in_world
+async def test_what_a_rule_by_the_first_bytes_does_not_see(world: World, driver: str) -> None:
+    """What docs/security.md says of it: later requests of a connection, and names in a name that is allowed."""
+    policy = Policy.deny().allow("example.org", "*.example.org", ports=80, host=True)
+    async with world.network(driver, policy=policy) as net:
+        steps = [
+            ("http", "example.org", 80, ["example.org", "evil.example"]),
+            ("ask", DNS, "secret.example.org"),
+        ]
+        assert await world.tries(net, *steps) == ["HTTP/1.1 200", "NXDOMAIN"]
+    assert b"Host: evil.example" in said(world)
+    assert "secret.example.org" in world.names_asked()
 
 
 # -- changes and failures -----------------------------------------------------------------------------
