@@ -38,6 +38,7 @@ class EventLog:
 
     def __init__(self, target: str | os.PathLike[str] | TextIO) -> None:
         self.is_writing = False
+        self._text = ""  # what is to be written
         self._path: str | None = None
         if isinstance(target, str | os.PathLike):
             self._path = os.fspath(target)
@@ -58,13 +59,11 @@ class EventLog:
         Raises:
             EventLogError: They cannot be written, or not all of them.
 
-        Cancellation: They may be written later, as soon as the file takes them.
+        Cancellation: They are written by the next call; or, if `is_writing`, as soon as the file takes them.
         """
-        text = "".join(lines(events))
-        if text:
-            self.is_writing = True
-            await anyio.to_thread.run_sync(self._write, text, abandon_on_cancel=True)
-            self.is_writing = False
+        self._text += "".join(lines(events))
+        if self._text:
+            await anyio.to_thread.run_sync(self._write, abandon_on_cancel=True)
 
     def close(self) -> None:
         """Close the file, if it was opened here."""
@@ -72,7 +71,9 @@ class EventLog:
             with suppress(OSError):  # what it could not write has been reported
                 self._file.close()
 
-    def _write(self, text: str) -> None:
+    def _write(self) -> None:
+        self.is_writing = True
+        text, self._text = self._text, ""
         try:
             self._file.write(text)
             self._file.flush()
@@ -83,6 +84,7 @@ class EventLog:
         except TypeError as error:
             expected = "expected a file that is open for text"
             raise ArgumentTypeError(expected, "target", arguments.shown(self._file)) from error
+        self.is_writing = False
 
     def _failure(self, error: OSError) -> EventLogError:
         what = f"the event log cannot be written: {error.strerror or error}"

@@ -43,6 +43,8 @@ from .events import Event, Events, FlowEvent, under_way
 from .in_process import LocalStack
 
 if TYPE_CHECKING:
+    from anyio.abc import TaskStatus
+
     from netns_kit.policy.policy import Policy
 
 T = TypeVar("T")
@@ -385,7 +387,13 @@ class UserStack(Openable):
                 for event in events:
                     yield event
 
-    async def log_events(self, target: str | os.PathLike[str] | TextIO, *, processes: bool = False) -> None:
+    async def log_events(
+        self,
+        target: str | os.PathLike[str] | TextIO,
+        *,
+        processes: bool = False,
+        task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+    ) -> None:
         """Write all events to a file, each as one line of JSON, until the stack is closed or this is cancelled.
 
         The file is flushed after each write.  If it cannot be written, this raises, and the stack goes on.  If events
@@ -394,6 +402,7 @@ class UserStack(Openable):
         Args:
             target: The path of a file that is made or appended to; or a file that is open for text, which stays open.
             processes: Whether to find out which process inside has opened each flow, as for `events`.
+            task_status: What a task group is told by when no event is missed any more: `await tasks.start(...)`.
 
         Raises:
             EventLogError: The file cannot be opened or written.
@@ -406,6 +415,7 @@ class UserStack(Openable):
         log = EventLog(target)
         try:
             async with _Follower(self, processes) as follower:
+                task_status.started()
                 with suppress(StackClosed):
                     try:
                         while True:
@@ -496,6 +506,7 @@ class _Follower:
         self._namespace = stack.namespace if processes else None
         self._processes: dict[int, ProcessInfo | None] = {}  # of flows that are under way, by their ids
         self._number = next(_numbers)
+        self._taken: tuple[Event, ...] = ()
 
     async def __aenter__(self) -> Self:
         self._news = self._stack._news[self._number] = anyio.Event()
@@ -528,9 +539,12 @@ class _Follower:
         return await self.take()
 
     async def take(self) -> tuple[Event, ...]:
-        """Return the events since the last call.  Raises as `wait` does."""
-        events = await self._stack.ask(Events.take, self._number)
-        return await self._completed(events)
+        """Return the events since the last call; if that was cancelled, those too.  Raises as `wait` does."""
+        with anyio.move_on_after(CLOSING_SECONDS, shield=True):  # whoever takes them has them
+            self._taken += await self._stack.ask(Events.take, self._number)
+        completed = await self._completed(self._taken)
+        self._taken = ()
+        return completed
 
     async def under_way(self) -> tuple[Event, ...]:
         """Return an event of the kind "open" for each flow that is under way.  Raises as `wait` does."""

@@ -221,6 +221,40 @@ def addresses(message: bytes) -> Iterator[str]:
         at += size
 
 
+def messages(server: str, allowed: str, denied: str) -> str:
+    """Send messages of DNS that mention a denied name beside an allowed one, where nobody may look for it."""
+    first, second = query(allowed), query(denied)
+    record = reply(denied, "192.0.2.99")[12:]
+    head = [0x0100, 1, 0, 0, 0]
+    dotted = second.replace(
+        bytes((len(denied.split(".")[0]),)), bytes((len(denied),)), 1
+    )  # one label, with dots in it
+    strange = [
+        _message([0x0100, 2, 0, 0, 0], first[12:] + second[12:]),
+        _message([0x0100, 2, 0, 0, 0], second[12:] + first[12:]),
+        _message([0x0100, 1, 1, 0, 0], first[12:] + record),
+        _message([0x0100, 1, 0, 0, 1], first[12:] + record),
+        _message(head, first[12:] + second),
+        *(_message([code << 11, *head[1:]], second[12:]) for code in (1, 2, 4, 5, 15)),
+        _message(head, second[12:-2] + b"\0\3"),
+        _message(head, second[12:-4] + b"\0\xfc\0\1"),
+        dotted,
+    ]
+
+    def talk() -> str:
+        with _open(server, 53, socket.SOCK_DGRAM) as sock, _open(server, 53, socket.SOCK_STREAM) as stream:
+            for each in strange:
+                sock.send(each)
+                stream.sendall(len(each).to_bytes(2, "big") + each)
+        return "sent"
+
+    return outcome(talk)
+
+
+def _message(numbers: list[int], rest: bytes) -> bytes:
+    return struct.pack("!6H", next(_numbers) & 0xFFFF, *numbers) + rest
+
+
 # -- packets that no socket would send -----------------------------------------------------------------
 
 
@@ -352,6 +386,30 @@ def fragments_6(denied: str, port: int) -> str:
     first, last = (whole[:64], 0, 1), (whole[64:], 64, 0)
     pieces = [(1, first), (1, last), (2, last), (2, first), (3, (whole, 0, 0))]
     return put([part(data, number, at, more) for number, (data, at, more) in pieces])
+
+
+def other_packets(denied: str, denied_6: str, allowed: str, allowed_6: str, port: int) -> str:
+    """Packets of other protocols, some with a packet for a denied host inside; and with a list of hosts to pass by."""
+    inside = ipv4(denied, 17, datagram(denied, port, b"inside", GUEST))
+    inside_6 = ipv6(denied_6, 17, datagram(denied_6, port, b"inside", GUEST_6))
+    packets = [
+        ipv4(allowed, number, inside) for number in (2, 4, 33, 46, 47, 50, 51, 89, 94, 112, 132, 136, 253)
+    ]
+    packets += [
+        ipv6(allowed_6, number, inside_6) for number in (4, 41, 47, 50, 51, 59, 89, 132, 135, 139, 253)
+    ]
+    for option in (131, 137):  # loose and strict source route: by the allowed host to the denied one
+        route = bytes((option, 7, 4)) + _pack(denied) + b"\0"
+        payload = datagram(allowed, port, b"by a source route", GUEST)
+        head = struct.pack("!BBHHHBB", 0x47, 0, 28 + len(payload), 0, 0, 64, 17)
+        ends = _pack(GUEST) + _pack(allowed)
+        packets.append(head + checksum(head + b"\0\0" + ends + route) + ends + route + payload)
+    for kind in (0, 2, 4):  # routing headers of IPv6
+        header = struct.pack("!BBBBI", 17, 2, kind, 1, 0) + _pack(denied_6)
+        packets.append(
+            ipv6(allowed_6, 43, header + datagram(denied_6, port, b"by a routing header", GUEST_6))
+        )
+    return put(packets)
 
 
 def insists(host: str, port: int, datagrams: int) -> None:

@@ -268,11 +268,11 @@ class World(TwoHosts):
 
     def strays(self, *expected: tuple[str, str, int]) -> list[Arrival]:
         """The arrivals but those at our resolvers and at `expected`: protocols, addresses and ports."""
-        ours = (RESOLVER, RESOLVER_6)
+        ours = {(protocol, RESOLVER, port) for protocol, port in (("udp", 53), ("tcp", 53), ("icmp", 3))}
         return [
             each
             for each in self.arrivals()
-            if each.target not in ours and (each.protocol, each.target, each.port) not in expected
+            if (each.protocol, each.target, each.port) not in ours.union(expected)
         ]
 
     def forget(self) -> None:

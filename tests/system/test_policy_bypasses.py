@@ -12,12 +12,13 @@ import os
 import signal
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from ipaddress import IPv4Address
 from typing import Any
 
 import anyio
 import pytest
 
-from netns_kit import NetnsKitError, Policy, PolicyError, StackCrashed, Uplink
+from netns_kit import DNS_ELSEWHERE, HOST, LOOPBACK, NetnsKitError, Policy, PolicyError, StackCrashed, Uplink
 from tests.support import attacks, needs, uplinks
 from tests.support.attacks import DNS, GATEWAY
 from tests.support.servers import SECONDS
@@ -27,6 +28,8 @@ from tests.support.world import (
     ELSEWHERE_6,
     EVIL,
     EVIL_6,
+    HOME,
+    HOME_6,
     METADATA,
     METADATA_6,
     PRIVATE,
@@ -112,6 +115,28 @@ async def test_another_resolver_over_udp_tcp_dot_doq_and_doh(world: World, drive
         would += [(protocol, server, port) for protocol in ("udp", "tcp") for port in (53, 443, 853)]
     outcomes = await stopped(world, driver, steps, would)
     assert outcomes == [PROHIBITED] * 6 + [PROHIBITED_6] * 6, "and at once"
+
+
+@on_each
+@in_world
+async def test_the_resolver_that_we_ask(world: World, driver: str) -> None:
+    """It is ours to ask."""
+    steps: list[Sequence[object]] = [("ask", RESOLVER, "another.example", "A", how) for how in ("udp", "tcp")]
+    steps += [("tls", RESOLVER, 853, "example.org"), ("udp", RESOLVER, 7777)]
+    would = [("udp", RESOLVER, 53), ("tcp", RESOLVER, 53), ("tcp", RESOLVER, 853), ("udp", RESOLVER, 7777)]
+    assert await stopped(world, driver, steps, would) == [PROHIBITED] * 4
+
+
+@on_each
+@in_world
+async def test_other_resolvers_where_all_else_is_allowed(world: World, driver: str) -> None:
+    policy = Policy.allow().deny(DNS_ELSEWHERE)
+    steps: list[Sequence[object]] = [("ask", ELSEWHERE, "example.org", "A", how) for how in ("udp", "tcp")]
+    steps += [("tls", ELSEWHERE, 853, "example.org"), ("udp", ELSEWHERE, 853)]
+    steps += [("udp", ELSEWHERE, port) for port in (5353, 5355)]
+    would = [("udp", ELSEWHERE, port) for port in (53, 853, 5353, 5355)]
+    would += [("tcp", ELSEWHERE, port) for port in (53, 853)]
+    assert set(await stopped(world, driver, steps, would, policy=policy)) == {PROHIBITED}
 
 
 @on_each
@@ -213,6 +238,39 @@ async def test_another_source_address(world: World, driver: str) -> None:
 
 @on_each
 @in_world
+async def test_other_protocols_source_routes_and_packets_in_packets(world: World, driver: str) -> None:
+    """What leaves is TCP, UDP and echo requests, to the address in the header; not even to whom all is allowed."""
+    policy = POLICY.allow(WEB, WEB_6)
+    steps = [("other_packets", EVIL, EVIL_6, WEB, WEB_6, 7777), ("udp", WEB, 7777), ("udp", WEB_6, 7777)]
+    would = [("udp", WEB, 7777), ("udp", WEB_6, 7777)]
+    expected = [*ALLOWED, *would]
+    assert (await stopped(world, driver, steps, would, policy=policy, expected=expected))[1:] == [
+        "hello",
+        "hello",
+    ]
+
+
+@on_each
+@in_world
+async def test_the_host_by_its_gateway_its_addresses_and_its_loopback(world: World, driver: str) -> None:
+    """Though all else is allowed, and the uplink lets the host's loopback be reached."""
+    ways = [
+        GATEWAY,
+        "fd00::2",
+        "fe80::2%tap0",
+        HOME,
+        HOME_6,
+        f"64:ff9b::{IPv4Address(HOME).packed.hex(':', 2)}",
+    ]
+    steps: list[Sequence[object]] = [(kind, way, 443) for way in ways for kind in ("tcp", "udp")]
+    steps += [("ping", HOME), ("spoofed", [attacks.GUEST], "127.0.0.1", 443), ("mapped", "127.0.0.1", 443)]
+    would = [(kind, way, 443) for way in ("127.0.0.1", "::1", HOME, HOME_6) for kind in ("tcp", "udp")]
+    outcomes = await stopped(world, driver, steps, would, policy=Policy.allow().deny(HOST, LOOPBACK))
+    assert "hello" not in outcomes
+
+
+@on_each
+@in_world
 async def test_icmp_as_a_tunnel(world: World, driver: str) -> None:
     """Echo requests are flows; nothing else of ICMP leaves, not even for whom may be pinged."""
     policy = POLICY.allow(WEB, protocol="icmp")
@@ -268,6 +326,17 @@ async def test_a_name_that_is_not_allowed_leaves_nothing_with_a_resolver(world: 
         outcomes = await world.tries(net, *steps, ("tcp", "another.example", 443), WORKS)
     assert outcomes == ["NXDOMAIN"] * len(steps) + ["no name", "hello"]
     assert world.names_asked() == {"example.org"}
+    assert world.strays(*ALLOWED) == []
+
+
+@on_each
+@in_world
+async def test_a_message_with_a_second_name_in_it(world: World, driver: str) -> None:
+    """Two questions, records in a question, text behind it, other operations and classes, a label with dots in it."""
+    steps = [("messages", DNS, "example.org", "another.example"), WORKS]
+    async with world.network(driver, policy=POLICY) as net:
+        assert await world.tries(net, *steps) == ["sent", "hello"]
+    assert b"another" not in b"".join(each.payload for each in world.arrivals())
     assert world.strays(*ALLOWED) == []
 
 
@@ -559,6 +628,30 @@ async def test_flows_that_are_there_when_the_policy_changes(world: World, driver
         assert (stream, datagrams) == ("after", "after")
         came = [each.payload for each in world.strays(*ALLOWED)]
         assert came.count(b"after") >= 2
+
+
+@on_each_and_two_queues
+@in_world
+async def test_no_gap_opens_while_policies_change(world: World, driver: str) -> None:
+    """A program tries all the time, while one policy that is against it follows the other."""
+    policies = [
+        Policy.deny(),
+        POLICY,
+        Policy.allow().deny(f"{EVIL}/32"),
+        Policy.deny(refusal="reset").allow(WEB),
+    ]
+    async with world.network(driver, policy=POLICY) as net:
+        async with world.starts(net, ["insists", EVIL, 443, 7777]) as program:
+            await program.said()
+            for number in range(100):
+                await net.stack.set_policy(
+                    policies[number % len(policies)], existing=("keep", "cut")[number % 2]
+                )
+        refused = (await net.stack.stats())["flows_refused"]
+        await net.stack.set_policy(POLICY)
+        assert await world.tries(net, WORKS) == ["hello"]
+    assert refused > 10, "it has tried"
+    assert world.strays(*ALLOWED) == []
 
 
 @on_each
