@@ -226,9 +226,10 @@ def messages(server: str, allowed: str, denied: str) -> str:
     first, second = query(allowed), query(denied)
     record = reply(denied, "192.0.2.99")[12:]
     head = [0x0100, 1, 0, 0, 0]
+    size, *_ = map(len, denied.split("."))
     dotted = second.replace(
-        bytes((len(denied.split(".")[0]),)), bytes((len(denied),)), 1
-    )  # one label, with dots in it
+        bytes((size,)), bytes((len(denied),)), 1
+    )  # one label, with another's length in it
     strange = [
         _message([0x0100, 2, 0, 0, 0], first[12:] + second[12:]),
         _message([0x0100, 2, 0, 0, 0], second[12:] + first[12:]),
@@ -242,10 +243,12 @@ def messages(server: str, allowed: str, denied: str) -> str:
     ]
 
     def talk() -> str:
-        with _open(server, 53, socket.SOCK_DGRAM) as sock, _open(server, 53, socket.SOCK_STREAM) as stream:
+        with _open(server, 53, socket.SOCK_DGRAM) as sock:
             for each in strange:
                 sock.send(each)
-                stream.sendall(len(each).to_bytes(2, "big") + each)
+                with _open(server, 53, socket.SOCK_STREAM) as stream, suppress(OSError):
+                    stream.sendall(len(each).to_bytes(2, "big") + each)
+                    stream.recv(1)
         return "sent"
 
     return outcome(talk)
@@ -389,7 +392,7 @@ def fragments_6(denied: str, port: int) -> str:
 
 
 def other_packets(denied: str, denied_6: str, allowed: str, allowed_6: str, port: int) -> str:
-    """Packets of other protocols, some with a packet for a denied host inside; and with a list of hosts to pass by."""
+    """Packets of other protocols, some with one for a denied host inside; and with a list of hosts to pass by."""
     inside = ipv4(denied, 17, datagram(denied, port, b"inside", GUEST))
     inside_6 = ipv6(denied_6, 17, datagram(denied_6, port, b"inside", GUEST_6))
     packets = [
