@@ -51,6 +51,7 @@ from .message import (
     edns,
     expanded,
     identity,
+    is_bare,
     parse_untrusted,
     reply,
     type_name,
@@ -62,7 +63,7 @@ from .zone import Zone
 
 ALIASES = 8  # names of ours that a query may be led through
 TRANSFERS = 8  # zone transfers at a time: each has a connection of its own
-_NO_QUESTION = Refused(REFUSED, "with a policy only questions about names are answered")
+_NO_QUESTION = Refused(REFUSED, "with a policy only questions about one name, and nothing else, are answered")
 _TRANSFERS = frozenset({TYPES["AXFR"], TYPES["IXFR"]})
 
 
@@ -220,7 +221,7 @@ class DnsServer:
         asked = _Asked(client, message, question, limit, b"", (), self._epoch, address)
         if self.guard is not None:
             refused: Refused | None = _NO_QUESTION
-            if not flags & OPCODE:
+            if not flags & OPCODE and is_bare(message, question):
                 refused = self.guard.question(question[:-4], int.from_bytes(question[-4:-2], "big"), address)
             if refused is not None:
                 return [self._refuse(asked, refused)]

@@ -190,6 +190,10 @@ class Asking:
                 held.refuse(why)
         return True
 
+    def close(self) -> None:
+        """Tell nobody any more, since the engine is being closed."""
+        self._subscriber = None
+
     # -- the end of waiting ---------------------------------------------------------------------------
 
     def time_over(self, held: Held) -> None:

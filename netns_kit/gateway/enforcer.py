@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from netns_kit.policy.index import Index
     from netns_kit.policy.pins import Pins
     from netns_kit.policy.policy import Policy
-    from netns_kit.policy.rules import Action, RefusalName
+    from netns_kit.policy.rules import RefusalName, RuleAction
 
 REFUSALS: dict[RefusalName, Refusal] = {
     "prohibited": Refusal.PROHIBITED,
@@ -54,7 +54,7 @@ class Look(NamedTuple):
 class Ruling(NamedTuple):
     """What the policy says of one flow.  It is kept with the flow, see `ruling_of`."""
 
-    action: Action
+    action: RuleAction
     """What is to be done with it."""
     refusal: RefusalName = "prohibited"
     """How it is refused, if it is."""
@@ -103,7 +103,7 @@ class Enforcer:
 
     Attributes:
         policy: The policy; None: there is none, and everything passes that the uplink lets pass.
-        pins: What our DNS has answered for names.  None as long as there has never been a policy.
+        pins: What our DNS has answered for names.  None without a policy.
         guard: What the DNS server asks; None without a policy.
         catch_up: Called before a flow is refused, to learn the pins that others have made (`learn`); returns whether
             there were any.  None: all pins are made here.
@@ -140,8 +140,11 @@ class Enforcer:
             assert self.pins is not None
             networks = [each.network for each in (self._subnet, self._subnet.ipv6) if each is not None]
             guard = NameGuard(policy.index, self.pins, own=networks, told=self.told, pinned=self.pinned)
-            self.pins.keep(guard.lets)
+            if self.policy is not None:
+                self.pins.keep(guard.lets)
             self._index = policy.index
+        else:
+            self.pins = None
         self.policy, self.guard = policy, guard
         self._culprit = ""
         self._grounds = {}
@@ -199,7 +202,7 @@ class Enforcer:
     def _decide(self, index: Index, pins: Pins, flow: Flow, seen: Look | None, now: float) -> Ruling:
         address, port = flow.destination
         protocol, packed = flow.protocol, address.packed
-        plain = canonical(packed) if len(packed) > 4 else packed
+        plain = canonical(packed)
         names, own = pins.names(plain, now), self.own_names(packed)
         if own:
             names = own + names

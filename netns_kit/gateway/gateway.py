@@ -371,6 +371,7 @@ class Gateway:
 
     def close(self) -> None:
         """Reset every connection and close every socket.  The device is not closed: it belongs to the caller."""
+        self.asking.close()
         for flow in list(self.beside.values()):
             flow.end()
         if self._inside is not None:

@@ -224,7 +224,7 @@ def test_a_policy_that_fails_refuses_even_in_audit_and_is_told_of_once(
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_an_interrupt_from_the_keyboard_is_the_programs(
+def test_an_interrupt_of_the_policy_is_the_programs(
     make: Make, uplink: Told, transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = make(uplink)

@@ -316,7 +316,8 @@ def tls_server(certificate: Path) -> Iterator[tuple[int, list[str | None]]]:
 
     def serve(sock: socket.socket) -> None:
         try:
-            with context.wrap_socket(sock, server_side=True) as secured:
+            with context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False) as secured:
+                secured.do_handshake()
                 http(secured)
         except (ssl.SSLError, OSError):
             asked.append("nothing")
