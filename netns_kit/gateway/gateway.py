@@ -163,6 +163,7 @@ class Gateway:
         self.zone = _zone(subnet)
         for record in setup.records:
             self.zone.add(record)
+        self.enforcer.own_names = self.zone.names_of
         self._dns = DnsRelay(engine, uplink, self.zone, self._hook_failed, self.router)
         self._govern(setup.policy)
         for address in subnet.resolvers:

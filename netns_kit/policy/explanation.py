@@ -191,7 +191,7 @@ def _read(text: str) -> _Asked:
     told = {"tcp": "TCP", "udp": "UDP", "icmp": "ICMP"}[protocol]
     told = f"{told} to {host}" + (f" port {port}" if protocol != "icmp" else "")
     if address is None:
-        return _Asked(protocol, _name(host, text), None, int(port), told)
+        return _Asked(protocol, _wire_name(host, text), None, int(port), told)
     inner = canonical(address)
     if inner != address:
         told += f", which is {ip_address(inner)},"
@@ -202,7 +202,7 @@ def _query(host: str, text: str) -> _Asked:
     if _address(host) is not None:
         fix = f'write "tcp://{f"[{host}]" if ":" in host else host}:PORT"'
         raise ArgumentError("expected a port behind an address", "text", shown(text), fix)
-    return _Asked(None, _name(host, text), None, 0, host)
+    return _Asked(None, _wire_name(host, text), None, 0, host)
 
 
 def _address(host: str) -> bytes | None:
@@ -212,7 +212,7 @@ def _address(host: str) -> bytes | None:
         return None
 
 
-def _name(host: str, text: str) -> bytes:
+def _wire_name(host: str, text: str) -> bytes:
     try:
         if host and NO_NAME.search(host) is None:
             return domain_names.to_wire(host, "text").lower()

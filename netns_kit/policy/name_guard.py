@@ -189,7 +189,7 @@ class NameGuard:
                 address = canonical(reading.data(each))
                 if not (transfer or reading.leads_to(each)) or not reading.is_address(each):
                     cut.add(number)
-                elif not (ours or self._lets(asked, address)):
+                elif not (ours or self.lets(asked, address)):
                     cut.add(number)
                     special = special or address
                 elif pins and len(pinned) >= PINS_PER_ANSWER:
@@ -201,7 +201,7 @@ class NameGuard:
                 if self._hides_keys(asked) or self._hides_keys(reading.owner(each)):
                     cut.add(number)
                 for address in map(canonical, reading.hints(each)):
-                    if not self._lets(asked, address):
+                    if not self.lets(asked, address):
                         cut.add(number)
                         special = special or address
         answer: bytes | Refused = reading.message
@@ -220,8 +220,8 @@ class NameGuard:
         )
         return answer if left else refused, (refused, self._policy.label(self._index.name(name).rule))
 
-    def _lets(self, name: bytes, address: bytes) -> bool:
-        """Return whether an answer for a name may have an address."""
+    def lets(self, name: bytes, address: bytes) -> bool:
+        """Return whether an answer for a name, both as in `Pins`, may have an address."""
         return self._index.lets_answer(name, address, own=bool(self._own.containing(address)))
 
 

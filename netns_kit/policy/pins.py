@@ -9,7 +9,8 @@ renewed since gets its entry back with the new time when the old one comes up.
 
 from __future__ import annotations
 
-from heapq import heappop, heappush, heapreplace
+from collections.abc import Callable
+from heapq import heapify, heappop, heappush, heapreplace
 from math import inf
 
 PINS_MAX = 16384
@@ -39,6 +40,20 @@ class Pins:
             self._make_room()
         self._by_address.setdefault(address, {})[name] = until
         heappush(self._heap, (until, name, address))
+
+    def keep(self, wanted: Callable[[bytes, bytes], bool]) -> None:
+        """Forget the pins for whose name and address `wanted` is not true."""
+        kept = [
+            (until, name, address)
+            for address, names in self._by_address.items()
+            for name, until in names.items()
+            if wanted(name, address)
+        ]
+        self._by_address = {}
+        for until, name, address in kept:
+            self._by_address.setdefault(address, {})[name] = until
+        heapify(kept)
+        self._heap = kept
 
     def names(self, address: bytes, now: float) -> tuple[bytes, ...]:
         """Return the names that the address is pinned for at this time."""

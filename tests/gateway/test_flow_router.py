@@ -18,7 +18,7 @@ from netns_kit.gateway.endpoints import UdpHandler
 from netns_kit.gateway.flow_router import EPHEMERAL, FlowRouter, endpoints_of
 from netns_kit.gateway.relay import PingRelay, TcpRelay, UdpRelay
 from netns_kit.gateway.worker_links import WorkerLinks, connect
-from netns_kit.stack import AnyFlow, Limits, Refusal, TcpConnection, Transport, UdpFlow
+from netns_kit.stack import AnyFlow, Ending, Limits, Refusal, TcpConnection, Transport, UdpFlow
 from netns_kit.stack.tcp import PROMPT
 from netns_kit.stack.wire import ethernet, flow_key, icmp, ip
 from netns_kit.uplink.dial import Dial
@@ -495,9 +495,9 @@ def test_a_connection_that_is_ended_is_reset_to_the_guest_and_if_asked_to_its_pe
     asked: list[bool] = []
     abort = TcpRelay.abort
 
-    def noted(relay: TcpRelay, *, reset: bool = False) -> None:
+    def noted(relay: TcpRelay, *, reset: bool = False, ending: Ending = "ended") -> None:
         asked.append(reset)
-        abort(relay, reset=reset)
+        abort(relay, reset=reset, ending=ending)
 
     monkeypatch.setattr(TcpRelay, "abort", noted)
     bench.gateway.router.abort(connection, reset=reset)

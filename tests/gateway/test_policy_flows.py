@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import pytest
 
 from netns_kit.child.codec import DecodeError, dump
+from netns_kit.dns import Record
 from netns_kit.domain_names import to_wire
 from netns_kit.gateway.enforcer import ruling_of
 from netns_kit.gateway.relay import PingRelay, TcpRelay, UdpRelay, forbidden, peek
@@ -223,7 +224,7 @@ def test_a_policy_that_fails_refuses_even_in_audit_and_is_told_of_once(
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_an_interrupt_from_the_keyboard_is_the_programs(
+def test_an_interrupt_of_the_policy_is_the_programs(
     make: Make, uplink: Told, transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = make(uplink)
@@ -728,9 +729,9 @@ def test_a_refused_look_may_be_answered_in_words(bench: Bench) -> None:
 def test_quic_is_refused_where_tls_is_looked_at(bench: Bench, uplink: Told) -> None:
     govern(bench, LOOKS, example_org=FAR)
     begin(bench, "udp")
-    assert told(bench) == [icmp.PROHIBITED]
+    assert told(bench) == [icmp.PORT]
     begin(bench, "icmp")
-    assert told(bench) == [icmp.PROHIBITED]
+    assert told(bench) == [icmp.PORT]
     assert uplink.opened == []
 
 
@@ -843,6 +844,37 @@ def test_what_the_guest_has_not_opened_and_what_we_serve_is_not_cut(
         assert served.why is None
         assert bench.accepted[0].why is None
         assert [len(flows(bench, each)) for each in ("tcp", "udp")] == [2, 1]
+
+
+def test_a_new_policy_keeps_the_pins_that_it_would_have_made(bench: Bench) -> None:
+    """What only the old one let a name have is forgotten, and a name that is ours is none of that."""
+    private = bytes((10, 9, 9, 9))
+    govern(bench, Policy.deny().allow("*.example", private=True))
+    govern(bench, bench.gateway.enforcer.policy, one_example=FAR, two_example=private)
+    bench.gateway.zone.add(Record("three.example", "10.9.9.8"))
+    for policy, passes in (
+        (Policy.deny().allow("*.example", private=True, name="again"), [FAR, private, bytes((10, 9, 9, 8))]),
+        (Policy.deny().allow("*.example"), [FAR, bytes((10, 9, 9, 8))]),
+    ):
+        govern(bench, policy)
+        found = []
+        for address in (FAR, private, bytes((10, 9, 9, 8))):
+            key = flow_key.FlowKey(GUEST, address, PORT, 80).pack()
+            if not isinstance(bench.gateway.router.route("udp", key), Refusal):
+                found.append(address)
+        assert found == passes
+    assert len(bench.gateway.enforcer.pins or ()) == 1
+
+
+def test_names_of_ours_need_no_query(bench: Bench) -> None:
+    """Programs have them from their hosts file."""
+    govern(bench, BY_NAME)
+    bench.gateway.zone.add(Record("Example.org", "192.0.2.1"))
+    begin(bench, "udp")
+    assert told(bench) == []
+    bench.gateway.zone.remove("example.org")
+    begin(bench, "tcp")
+    assert told(bench) == [icmp.PROHIBITED]
 
 
 def test_no_policy_any_more(bench: Bench) -> None:

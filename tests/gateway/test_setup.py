@@ -143,7 +143,7 @@ def test_a_worker_gets_all_of_it(leaks: None, monkeypatch: pytest.MonkeyPatch) -
         buffer = memoryview(bytearray(2048))
         assert peers.read_into(buffer, lambda *_: None) == 7
         assert (peers.index, peers.count, peers.hops, bytes(buffer[:7])) == (1, 2, 3, b"a frame")
-        for sock in (peers._inbox, *peers._outboxes):
+        for sock in (peers._inbox, *peers._outboxes, peers._pins_inbox, *peers._pins_outboxes):
             sock.close()
 
 

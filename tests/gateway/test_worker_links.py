@@ -12,13 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from netns_kit import Policy, Record
+from netns_kit.child.codec import dump
+from netns_kit.dns import Action
 from netns_kit.domain_names import to_wire
 from netns_kit.gateway.admission import lowest_free
-from netns_kit.gateway.worker_links import WorkerLinks, connect
+from netns_kit.gateway.worker_links import Pin, WorkerLinks, connect
 from netns_kit.stack.wire import udp
 from netns_kit.tap.frame_device import FRAME_MAX
-from tests.support.bench import Bench
-from tests.support.packets import GATEWAY, GUEST, GUEST_MAC
+from tests.support.bench import Bench, Mailbox
+from tests.support.packets import GATEWAY, GUEST, GUEST_MAC, RESOLVER
+from tests.support.servers import port_of
 
 pytestmark = pytest.mark.usefixtures("leaks")
 
@@ -214,3 +218,87 @@ def test_a_datagram_is_the_firsts_wherever_it_comes_in(benches: list[Bench]) -> 
         benches[0].until(lambda: len(benches[0].frames) >= 1)
         assert bytes(udp.parse(benches[0].answers()[0].payload)[3]) == b"answer"
         assert not benches[1].gateway.stack.udp
+
+
+# -- pins -------------------------------------------------------------------------------------------------
+
+
+def resolve(bench: Bench, name: str, source: int) -> Mailbox:
+    """Ask the DNS server of a gateway for a name, and have it answer."""
+    mailbox, flow = bench.socket(RESOLVER, 53, source)
+    flow.send(bytes.fromhex("0001 0100 0001 0000 0000 0000") + to_wire(name) + b"\0\1\0\1", bench.now)
+    bench.settle()
+    assert len(mailbox.received) == 1
+    return mailbox
+
+
+def govern(benches: list[Bench], policy: Policy) -> None:
+    for bench in benches:
+        bench.gateway.zone.add(Record("*.internal", "10.0.2.2"))  # known by a query alone
+        bench.gateway.set_policy(dump(policy).decode(), "keep")
+
+
+def test_a_name_that_one_worker_resolves_is_known_to_all(
+    benches: list[Bench], listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = benches
+    port = port_of(listener)
+    govern(benches, Policy.deny().allow("db.internal", ports=port))
+    refused = second.connect(GATEWAY, port, 40000)
+    second.settle()
+    assert second.gateway.stats()["policy_refused"] == 1
+    links, relay = first.gateway._links, first.gateway._dns
+    assert links is not None
+    happened: list[str] = []
+    send_pins, do = links.send_pins, relay._do
+
+    def note_pins(pins: list[Pin]) -> None:
+        happened.append("pins")
+        send_pins(pins)
+
+    def note_answer(actions: list[Action]) -> None:
+        happened.append("answer")
+        do(actions)
+
+    monkeypatch.setattr(first.gateway.enforcer.guard, "_pinned", note_pins)
+    monkeypatch.setattr(relay, "_do", note_answer)
+    resolve(first, "db.internal", 40001)
+    assert happened == ["pins", "answer"]
+    program = second.connect(GATEWAY, port, 40002)
+    second.gateway._pump.read_frames(8)  # the SYN, although its inbox of pins was not looked at
+    second.until(lambda: program.is_established)
+    assert second.gateway.stats()["policy_refused"] == 1
+    assert not refused.is_established
+
+
+def test_pins_are_learnt_when_they_come_and_before_there_is_a_policy(
+    benches: list[Bench], listener: socket.socket
+) -> None:
+    first, second = benches
+    port = port_of(listener)
+    policy = Policy.deny().allow("db.internal", ports=port)
+    govern([first], policy)
+    resolve(first, "db.internal", 40000)
+    second.settle()
+    assert second.gateway.stats()["policy_pins"] == 1
+    assert list(second.gateway._links.read_pins()) == []  # type: ignore[union-attr]  # it has some
+    govern([second], policy)
+    program = second.connect(GATEWAY, port, 40001)
+    second.until(lambda: program.is_established)
+
+
+def test_a_flow_to_a_pin_that_was_lost_is_refused(benches: list[Bench], listener: socket.socket) -> None:
+    first, second = benches
+    port = port_of(listener)
+    govern(benches, Policy.deny().allow("db.internal", ports=port))
+    links = first.gateway._links
+    assert links is not None
+    other = [(to_wire("other.internal"), bytes((192, 0, 2, 1)), 0.0)]
+    while not links.pins_lost:
+        links.send_pins(other * 200)
+    resolve(first, "db.internal", 40000)
+    assert links.pins_lost == 2
+    program = second.connect(GATEWAY, port, 40001)
+    second.settle()
+    assert not program.is_established
+    assert second.gateway.stats()["policy_refused"] == 1

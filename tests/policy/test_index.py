@@ -109,31 +109,28 @@ port_ranges = st.tuples(st.sampled_from(PORTS[1:]), st.sampled_from(PORTS[1:])).
 
 @st.composite
 def rules(draw: st.DrawFn) -> Rule | None:
-    action = draw(st.sampled_from(["allow", "deny", "ask"]))
-    only_names = draw(st.booleans())
-    pool = NAME_TARGETS if only_names else NAME_TARGETS + ADDRESS_TARGETS
-    targets = draw(st.lists(st.sampled_from(pool), max_size=3, unique=True))
-    options: dict[str, object] = {}
-    if draw(st.booleans()):
-        options["ports"] = draw(st.lists(port_ranges, min_size=1, max_size=2))
-    if draw(st.booleans()):
-        options["protocol"] = draw(st.sampled_from(["tcp", "udp", "icmp"]))
-    for flag in ("sni", "host", "private"):
-        if draw(st.integers(0, 7)) == 0:
-            options[flag] = True
-    if draw(st.integers(0, 7)) == 0:
-        options["only"] = "dns"
-    try:
-        return Rule(action, targets, **options)  # type: ignore[arg-type]  # what does not go together is left out
-    except PolicyError:
-        return None
+    """A rule, or None if what was drawn does not go together."""
+    kind = draw(st.sampled_from(["names", "addresses", "both", "everything"]))
+    pool = {"names": NAME_TARGETS, "addresses": ADDRESS_TARGETS, "both": NAME_TARGETS + ADDRESS_TARGETS}
+    targets = draw(st.lists(st.sampled_from(pool.get(kind, [""])), min_size=1, max_size=3, unique=True))
+    options: dict[str, object] = draw(
+        st.sampled_from([{}, {}, {"sni": True}, {"host": True}, {"private": True}, {"only": "dns"}])
+    )
+    if "only" not in options:
+        ports = st.one_of(st.none(), st.lists(port_ranges, min_size=1, max_size=2))
+        protocol = st.sampled_from([None, None, "tcp", "udp", "icmp"])
+        options = {**options, "ports": draw(ports), "protocol": draw(protocol)}
+    action = draw(st.sampled_from(["allow", "allow", "deny", "ask"]))
+    with suppress(PolicyError):
+        return Rule(action, [] if kind == "everything" else targets, **options)  # type: ignore[arg-type]  # any
+    return None
 
 
 @st.composite
 def policies(draw: st.DrawFn) -> Policy:
     """A policy of the rules that may stand where they are."""
-    policy = Policy(draw(st.sampled_from(["allow", "deny", "ask"])))
-    for rule in draw(st.lists(rules(), max_size=12)):
+    policy = Policy(draw(st.sampled_from(["allow", "deny", "deny", "deny", "ask"])))
+    for rule in draw(st.lists(rules(), min_size=1, max_size=12)):
         if rule is not None:
             with suppress(PolicyError):
                 policy = Policy(policy.default, (*policy.rules, rule))
@@ -202,6 +199,74 @@ def test_a_rule_is_called_unreachable_only_if_nothing_reaches_it(policy: Policy,
             assert plain(policy.default, rules, protocol, address, port, given, host).rule != last
     else:
         assert all(plain_query(policy.default, rules, name).rule != last for name in NAMES)
+
+
+def flow(policy: Policy, protocol: Transport, address: str, port: int, *names: str) -> Decision:
+    found = policy.index.flow(
+        protocol, ip_address(address).packed, port, [to_wire(name) for name in names], lambda: False
+    )
+    assert found == plain(
+        policy.default, policy.rules, protocol, ip_address(address), port, names, host=False
+    ), "the test's own reading is another"
+    return found
+
+
+def test_a_name_is_looked_for_in_first_bytes_that_only_tcp_has() -> None:
+    policy = Policy.deny().allow("example.org", sni=True).allow("*.example.org", host=True, ports=80)
+    assert flow(policy, "tcp", "192.0.2.1", 443, "example.org") == Decision("allow", 0, True)
+    assert flow(policy, "udp", "192.0.2.1", 443, "example.org") == Decision("deny", 0)
+    assert flow(policy, "icmp", "192.0.2.1", 0, "example.org") == Decision("deny", 0)
+    assert flow(policy, "udp", "192.0.2.1", 80, "a.example.org") == Decision("deny", 1)
+    assert flow(policy, "udp", "192.0.2.1", 443, "a.example.org") == Decision("deny", None)
+    assert flow(policy, "tcp", "192.0.2.1", 443) == Decision("deny", None)
+
+
+def test_a_rule_about_queries_lets_no_flow_pass() -> None:
+    policy = Policy.deny().allow("example.org", only="dns").allow("192.0.2.0/24", ports=443)
+    assert flow(policy, "tcp", "192.0.2.1", 80, "example.org") == Decision("deny", None)
+    assert flow(policy, "tcp", "192.0.2.1", 443, "example.org") == Decision("allow", 1)
+    assert policy.index.name(to_wire("example.org")) == Decision("allow", 0)
+    assert not policy.index.pins(to_wire("example.org"))
+    assert policy.allow("*.org").index.pins(to_wire("example.org")), "another rule is about flows"
+
+
+def test_dns_elsewhere_is_two_ports_anywhere_and_one_of_known_resolvers() -> None:
+    policy = Policy.allow().deny("DNS_ELSEWHERE")
+    for protocol in ("tcp", "udp"):
+        for address, port in (
+            *(("198.51.100.1", 53), ("198.51.100.1", 853), ("2001:db8::1", 53)),
+            *(("8.8.8.8", 443), ("9.9.9.9", 443), ("2606:4700:4700::1111", 443)),
+        ):
+            assert flow(policy, protocol, address, port).action == "deny"
+        for address, port in (("198.51.100.1", 443), ("8.8.8.8", 80), ("2001:db8::1", 443)):
+            assert flow(policy, protocol, address, port).action == "allow"
+    assert flow(policy, "icmp", "8.8.8.8", 53).action == "allow"
+
+
+def test_the_first_and_the_last_port_of_a_range_count() -> None:
+    policy = Policy.deny().allow(ports=["80-90", 443]).deny(ports="85-65535").ask(ports="1-100")
+    found = {
+        port: flow(policy, "tcp", "192.0.2.1", port).rule for port in (0, 1, 79, 80, 90, 91, 443, 444, 65535)
+    }
+    assert found == {0: None, 1: 2, 79: 2, 80: 0, 90: 0, 91: 1, 443: 0, 444: 1, 65535: 1}
+    one = Policy.deny().allow("192.0.2.1", ports="80-90").allow("192.0.2.2", ports="80-65535")
+    assert [flow(one, "tcp", "192.0.2.1", port).rule for port in (79, 80, 90, 91)] == [None, 0, 0, None]
+    assert [flow(one, "tcp", "192.0.2.2", port).rule for port in (0, 79, 80, 65535)] == [None, None, 1, 1]
+
+
+def test_a_star_is_every_name_below_and_not_the_name_itself() -> None:
+    policy = Policy.deny().allow("*.example.org").allow("example.net")
+    for name, rule in (
+        *(("a.example.org", 0), ("b.a.example.org", 0), ("example.org", None), ("org", None)),
+        *(
+            ("notexample.org", None),
+            ("example.net", 1),
+            ("a.example.net", None),
+            ("example.net.example", None),
+        ),
+    ):
+        assert flow(policy, "tcp", "192.0.2.1", 443, name).rule == rule, name
+        assert policy.index.name(to_wire(name)).rule == rule, name
 
 
 def decided(index: Index, name: str) -> str | None:

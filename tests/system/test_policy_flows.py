@@ -11,7 +11,6 @@ from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
 import anyio
-import anyio.lowlevel
 import pytest
 
 from netns_kit import HOST, Network, Policy, Refusal, Uplink
@@ -126,9 +125,7 @@ async def test_silence_is_no_answer(driver: DriverName) -> None:
 @bounded
 async def test_a_refused_request_is_told_why(driver: DriverName) -> None:
     needs("curl")
-    policy = Policy.deny(refusal="forbidden").deny("192.0.2.0/24", refusal="forbidden", name="lab")
     async with network(driver, Policy.allow().deny("192.0.2.0/24", refusal="forbidden", name="lab")) as net:
-        assert policy != net.stack.policy
         told = await curl(net, "-i", f"http://{NOWHERE}:8080/path", "-d", "x" * 100_000)
         assert told.returncode == 0, told.stderr
         head, _, body = told.stdout.decode().partition("\r\n\r\n")
@@ -231,8 +228,8 @@ async def test_a_new_policy_keeps_or_cuts_what_there_is(driver: DriverName) -> N
 async def test_what_hangs_is_cut_as_the_rule_says(driver: DriverName) -> None:
     async with network(driver, None) as net:
         with stuck() as (_, port), await dial(net.namespace, port) as hanging:
-            while not [flow for flow in await net.stack.flows() if flow.remote.port == port]:
-                await anyio.lowlevel.checkpoint()
+            while not await net.stack.flows():  # noqa: ASYNC110 - nobody tells
+                await anyio.sleep(0.01)
             await net.stack.set_policy(Policy.deny(refusal="reset"), existing="cut")
             assert await outcome(hanging) == errno.ECONNREFUSED
 
@@ -319,7 +316,8 @@ def tls_server(certificate: Path) -> Iterator[tuple[int, list[str | None]]]:
 
     def serve(sock: socket.socket) -> None:
         try:
-            with context.wrap_socket(sock, server_side=True) as secured:
+            with context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False) as secured:
+                secured.do_handshake()
                 http(secured)
         except (ssl.SSLError, OSError):
             asked.append("nothing")
@@ -368,10 +366,8 @@ async def test_hosts_at_one_address_are_told_apart(driver: DriverName) -> None:
                 net, f"http://good.example:{port}/1", "-o", "/dev/null", "-w", "%{size_download}"
             )
             assert passed.stdout == str(1 << 20).encode(), passed.stderr
-            put = await curl(
-                net, f"http://good.example:{port}/", "-T", "-", "-H", "Expect:", "--limit-rate", "10M"
-            )
-            assert put.returncode == 0
+            put = await curl(net, f"http://good.example:{port}/", "-T", "/proc/self/exe")
+            assert len(put.stdout) == 64, put.stderr
             told = await curl(net, "-i", "-H", "Host: bad.example", f"http://good.example:{port}/")
             assert told.stdout.startswith(b"HTTP/1.1 403 Forbidden"), told.stderr
             assert b"default: deny" in told.stdout
