@@ -26,7 +26,7 @@ class Guard(Protocol):
 
         Args:
             name: The name asked for, as on the wire, in any letter case.
-            kind: The record type asked for.
+            kind: The record type asked for; 0 for what is no question about a name, or has another opcode than QUERY.
             client: The packed address of the client.
         """
         ...

@@ -185,7 +185,8 @@ class Policy(_Kept):
             targets: What the rule is about; none of them for everything.  A domain name is that name only, and
                 "*.example.org" every name below it, not itself.  A flow is one to a name if our DNS has answered
                 the name with its address.  Else an address, a network such as "10.0.0.0/8", a preset such as
-                `PRIVATE` or its name.  A port is no part of a target.
+                `PRIVATE` or its name.  An IPv6 address that embeds an IPv4 address (IPv4-mapped, NAT64, 6to4) counts
+                as that address.  A port is no part of a target.
             ports: 443, "8000-8999", or a list of such; None for all.  Ports are those of TCP and UDP.
             protocol: "tcp", "udp" or "icmp"; None for any.
             icmp_type: "echo-request", the only one that can leave; it means the protocol "icmp".

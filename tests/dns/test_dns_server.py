@@ -530,7 +530,7 @@ class Strict:
 
     def question(self, name: bytes, kind: int, client: bytes) -> Refused | None:
         self.questions.append((to_text(name), kind, client))
-        return self.alias(name, kind, client)
+        return self.alias(name, kind, client) if kind else Refused(5, "no question")
 
     def alias(self, name: bytes, kind: int, client: bytes) -> Refused | None:
         return Refused(3, "rule 7 (ads)") if self._bad in to_text(name).lower() else None
@@ -538,6 +538,8 @@ class Strict:
     def answer(
         self, question: bytes, message: bytes, now: float, client: bytes, *, ours: bool
     ) -> bytes | Refused:
+        if question == bytes(5):
+            return Refused(5, "no question")
         name = to_text(question[:-4])
         self.answers.append((name, ours))
         _, _, asked = parse_untrusted(message)
