@@ -171,6 +171,14 @@ def test_every_test_that_the_threat_model_names_is_there() -> None:
             assert any(re.search(rf"def {name}\(", text) for text in tests.values()), name
 
 
+def test_every_bypass_of_a_policy_that_is_tried_is_in_the_threat_model() -> None:
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    tried = (ROOT / "tests" / "system" / "test_policy_bypasses.py").read_text(encoding="utf-8")
+    names = re.findall(r"^async def (test_\w+)", tried, re.MULTILINE)
+    assert len(names) > 25
+    assert not [name for name in names if f"`{name}`" not in page]
+
+
 def test_the_readme_begins_with_the_short_form() -> None:
     """`Network`, in a few lines, and only then the five objects it is made of."""
     first, second, *_ = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
