@@ -213,9 +213,10 @@ class DnsServer:
             limit = PLAIN_SIZE if about is None else about.size
         asked = _Asked(client, message, question, limit, b"", (), self._epoch, address)
         if self.guard is not None:
-            plain = not flags & OPCODE and is_bare(message, question)
-            name, kind = question[:-4], int.from_bytes(question[-4:-2], "big") if plain else 0
-            if (refused := self.guard.question(name or _ROOT, kind, address)) is not None:
+            name, kind = question[:-4] or _ROOT, int.from_bytes(question[-4:-2], "big")
+            if flags & OPCODE or not is_bare(message, question):
+                kind = 0
+            if (refused := self.guard.question(name, kind, address)) is not None:
                 return [self._refuse(asked, refused)]
         if not question:  # not about any name
             return self._ask(asked, _ROOT, now, transport)
