@@ -417,8 +417,7 @@ def other_packets(denied: str, denied_6: str, allowed: str, allowed_6: str, port
 
 def insists(host: str, port: int, datagrams: int) -> None:
     """Try again and again, until killed.  The first time has been when this says so."""
-    told = [tcp(host, port, patience=SOON), udp(host, datagrams, patience=SOON)]
-    say(told)
+    say([tcp(host, port), udp(host, datagrams)])
     while True:
         tcp(host, port, patience=SOON)
         udp(host, datagrams, patience=SOON)
