@@ -313,6 +313,23 @@ def edns(query: bytes, question: bytes) -> Edns | None:
     return None
 
 
+def is_bare(query: bytes, question: bytes) -> bool:
+    """Return whether a query says nothing beside its question: it has no records but OPT and, of IXFR, the old SOA.
+
+    Other records, and bytes behind the last one, could be about any name.
+    """
+    old = (2, SOA) if question[-4:-2] == TYPES["IXFR"].to_bytes(2, "big") else None
+    end = _HEADER.size + len(question)
+    try:
+        for found in walk(query, question):
+            if (found.section, found.kind) not in ((3, OPT), old):
+                return False
+            end = found.end
+    except BadMessage:
+        return False
+    return end == len(query)
+
+
 def reply(
     query: bytes,
     question: bytes,

@@ -99,8 +99,7 @@ class WorkerLinks:
     def send_pins(self, pins: Iterable[Pin]) -> None:
         """Send pins to all other workers.  Call it before the answer that they were made from leaves.
 
-        A worker whose inbox is full does not get them, and refuses flows to them.  That is counted
-        (`policy_pins_lost`).
+        A worker whose inbox is full does not get them, and refuses flows to them.  That is counted.
         """
         message = b"".join(
             _PIN.pack(until, len(address), len(name)) + address + name for name, address, until in pins

@@ -62,6 +62,7 @@ _AROUND = frozenset({TYPES["CNAME"], TYPES["DNAME"], TYPES["RRSIG"]})  # no data
 _SERVICES = frozenset({TYPES["HTTPS"], TYPES["SVCB"]})
 _TRANSFERS = frozenset({TYPES["AXFR"], TYPES["IXFR"]})
 _RCODES = {"nxdomain": NXDOMAIN, "refused": REFUSED}
+_NO_QUESTION = Refused(REFUSED, "only questions about one name, and nothing else, are answered")
 _UNREADABLE = Refused(SERVFAIL, "the answer cannot be read")
 
 Pin: TypeAlias = tuple[bytes, bytes, float]
@@ -148,6 +149,8 @@ class NameGuard:
         decision = self._index.name(name)
         if decision.action == "deny":
             return self._by_rule(decision)
+        if not kind:
+            return _NO_QUESTION, self._policy.label(decision.rule)
         if kind in _SERVICES and self._hides_keys(name):
             label = self._policy.label(decision.rule)
             return Refused(0, f"the name must be seen in the first bytes: {label}"), label

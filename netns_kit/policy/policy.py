@@ -18,7 +18,7 @@ from .addresses import PortRanges
 from .explanation import Explanation, explain
 from .index import Index
 from .reach import Reach, label
-from .rules import Action, DnsRefusal, RefusalName, Rule, RulePorts, RuleTarget, usual_refusal
+from .rules import DnsRefusal, RefusalName, Rule, RuleAction, RulePorts, RuleTarget, usual_refusal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -129,7 +129,7 @@ class Policy(_Kept):
         ArgumentTypeError: An argument has the wrong type.
     """
 
-    default: Action
+    default: RuleAction
     rules: tuple[Rule, ...]
     audit: bool
     grace: float
@@ -138,14 +138,14 @@ class Policy(_Kept):
 
     def __init__(
         self,
-        default: Action,
+        default: RuleAction,
         rules: Iterable[Rule] = (),
         audit: bool = False,
         grace: float = GRACE,
         refusal: RefusalName = "prohibited",
         dns: DnsRefusal = "nxdomain",
     ) -> None:
-        arguments.one_of("default", default, get_args(Action))
+        arguments.one_of("default", default, get_args(RuleAction))
         arguments.items("rules", rules, "a list of Rule")
         arguments.boolean("audit", audit)
         arguments.instance("grace", grace, (int, float), "seconds, 0 or more")
@@ -185,7 +185,8 @@ class Policy(_Kept):
             targets: What the rule is about; none of them for everything.  A domain name is that name only, and
                 "*.example.org" every name below it, not itself.  A flow is one to a name if our DNS has answered
                 the name with its address.  Else an address, a network such as "10.0.0.0/8", a preset such as
-                `PRIVATE` or its name.  A port is no part of a target.
+                `PRIVATE` or its name.  An IPv6 address that embeds an IPv4 address (IPv4-mapped, NAT64, 6to4) counts
+                as that address.  A port is no part of a target.
             ports: 443, "8000-8999", or a list of such; None for all.  Ports are those of TCP and UDP.
             protocol: "tcp", "udp" or "icmp"; None for any.
             icmp_type: "echo-request", the only one that can leave; it means the protocol "icmp".
@@ -274,7 +275,7 @@ class Policy(_Kept):
         )
 
     def _with(
-        self, action: Action, targets: tuple[RuleTarget, ...], icmp_type: str | int | None, **options: Any
+        self, action: RuleAction, targets: tuple[RuleTarget, ...], icmp_type: str | int | None, **options: Any
     ) -> Policy:
         number = len(self.rules) + 1
         try:
@@ -303,7 +304,7 @@ class Policy(_Kept):
 
     @property
     def index(self) -> Index:
-        """The policy, made fast to ask.  It is made when it is first asked for."""
+        """The policy made fast to ask, for parts of the library.  It is made when it is first asked for."""
         try:
             return self._index
         except AttributeError:

@@ -14,7 +14,7 @@ from netns_kit.errors import PolicyError
 from .addresses import NetworkTable
 from .index import NameTable, parts_of
 from .presets import HOST, PRIVATE
-from .rules import Action, Rule, Spaces, covers, is_name, meets, spaces
+from .rules import Rule, RuleAction, Spaces, covers, is_name, meets, spaces
 
 
 class _Entry(NamedTuple):
@@ -47,7 +47,7 @@ class Reach:
         rules: The rules so far.
     """
 
-    def __init__(self, default: Action, rules: Iterable[Rule] = ()) -> None:
+    def __init__(self, default: RuleAction, rules: Iterable[Rule] = ()) -> None:
         self._default = default
         self.rules: list[Rule] = []
         self._networks: NetworkTable[list[_Entry]] = NetworkTable()
@@ -152,26 +152,24 @@ class Reach:
         """Raise `PolicyError` if flows to a name that is denied are let pass when they are opened by address."""
         if rule.only is not None:
             return
-        fix = 'write only="dns" to refuse the queries alone'
         if rule.action == "deny":
             if rule.has_names and self._default != "deny":
                 raise PolicyError(
-                    f"expected a name that can be told from all other addresses: behind the rules the default is to"
-                    f" {self._default}, so flows to the name's addresses would pass where no name is known",
+                    f'expected only="dns": the default is to {self._default}, so who knows an address of the name'
+                    f" passes by the default",
                     "targets", repr(next(filter(is_name, rule.targets))),
-                    f"{fix}, or begin with Policy.deny()",
+                    'write only="dns" to refuse the queries alone, or begin with Policy.deny()',
                 )  # fmt: skip
-            return
-        if rule.targets and all(map(is_name, rule.targets)):
             return
         for about in self._nameless(rule):
             _, low, high, _ = _Entry.of(0, about)
             for number, lowest, highest, denied in self._denied_names.values():
                 if lowest <= high and low <= highest and meets(about, denied):
+                    other = label(number, self.rules[number])
                     raise PolicyError(
-                        f"expected a rule that does not let pass by address what {label(number, self.rules[number])}"
-                        f" denies by name",
-                        "targets", shown_targets(rule), f"in that rule, {fix}",
+                        f"expected it before {other}: addresses of a name that is denied there would pass here",
+                        "targets", shown_targets(rule),
+                        'put it there, or write only="dns" into that rule, which then refuses the queries alone',
                     )  # fmt: skip
 
     def _nameless(self, rule: Rule) -> Iterator[Spaces]:

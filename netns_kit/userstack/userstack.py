@@ -43,6 +43,8 @@ from .events import Event, Events, FlowEvent, under_way
 from .in_process import LocalStack
 
 if TYPE_CHECKING:
+    from anyio.abc import TaskStatus
+
     from netns_kit.policy.policy import Policy
 
 T = TypeVar("T")
@@ -387,7 +389,13 @@ class UserStack(Openable):
                 for event in events:
                     yield event
 
-    async def log_events(self, target: str | os.PathLike[str] | TextIO, *, processes: bool = False) -> None:
+    async def log_events(
+        self,
+        target: str | os.PathLike[str] | TextIO,
+        *,
+        processes: bool = False,
+        task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+    ) -> None:
         """Write all events to a file, each as one line of JSON, until the stack is closed or this is cancelled.
 
         The file is flushed after each write.  If it cannot be written, this raises, and the stack goes on.  If events
@@ -396,6 +404,7 @@ class UserStack(Openable):
         Args:
             target: The path of a file that is made or appended to; or a file that is open for text, which stays open.
             processes: Whether to find out which process inside has opened each flow, as for `events`.
+            task_status: What a task group is told by when no event is missed any more: `await tasks.start(...)`.
 
         Raises:
             EventLogError: The file cannot be opened or written.
@@ -408,6 +417,7 @@ class UserStack(Openable):
         log = EventLog(target)
         try:
             async with _Follower(self, processes) as follower:
+                task_status.started()
                 await log.run(follower, CLOSING_SECONDS)
         finally:
             log.close()

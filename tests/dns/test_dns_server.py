@@ -530,7 +530,7 @@ class Strict:
 
     def question(self, name: bytes, kind: int, client: bytes) -> Refused | None:
         self.questions.append((to_text(name), kind, client))
-        return self.alias(name, kind, client)
+        return self.alias(name, kind, client) if kind else Refused(5, "no question")
 
     def alias(self, name: bytes, kind: int, client: bytes) -> Refused | None:
         return Refused(3, "rule 7 (ads)") if self._bad in to_text(name).lower() else None
@@ -538,6 +538,8 @@ class Strict:
     def answer(
         self, question: bytes, message: bytes, now: float, client: bytes, *, ours: bool
     ) -> bytes | Refused:
+        if question == bytes(5):
+            return Refused(5, "no question")
         name = to_text(question[:-4])
         self.answers.append((name, ours))
         _, _, asked = parse_untrusted(message)
@@ -642,6 +644,25 @@ def test_every_answer_passes_the_guard() -> None:
     guard = dns.server.guard
     assert isinstance(guard, Strict)
     assert [each for each in guard.answers if each[1]] == [("db.internal", True), ("hook", True)]
+
+
+@pytest.mark.parametrize("counts", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0), (0, 0, 2)])
+def test_with_a_guard_a_query_has_nothing_beside_its_question(counts: tuple[int, int, int]) -> None:
+    """A record, or what is behind them, could be about a name that the guard is not asked about."""
+    dns = guarded()
+    query = question()
+    extra = b"\3bad\0\0\1\0\1" + bytes(6)
+    dns.asks(query[:6] + b"".join(each.to_bytes(2, "big") for each in counts) + query[12:] + extra)
+    assert dns.told() == ("REFUSED", [])
+
+
+def test_with_a_guard_a_query_may_have_what_belongs_to_it() -> None:
+    """EDNS; and the old SOA, if it is of IXFR."""
+    query, soa = question(kind="IXFR"), b"\xc0\x0c\0\6\0\1" + bytes(6)
+    for message in (question(size=1232), query[:8] + b"\0\1" + query[10:] + soa):
+        dns = guarded()
+        dns.asks(message)
+        assert isinstance(dns.out[0], Send)
 
 
 def test_an_answer_that_many_wait_for_is_judged_once() -> None:

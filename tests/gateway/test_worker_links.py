@@ -233,8 +233,8 @@ def resolve(bench: Bench, name: str, source: int) -> Mailbox:
 
 
 def govern(benches: list[Bench], policy: Policy) -> None:
-    for bench in benches:
-        bench.gateway.zone.add(Record("*.internal", "10.0.2.2"))  # known by a query alone
+    for bench in benches:  # whoever asks for a name below a wildcard gets it from DNS alone
+        bench.gateway.zone.add(Record("*.internal", "10.0.2.2"))
         bench.gateway.set_policy(dump(policy).decode(), "keep")
 
 
@@ -276,7 +276,7 @@ def test_pins_are_learnt_when_they_come_and_before_there_is_a_policy(
 ) -> None:
     first, second = benches
     port = port_of(listener)
-    policy = Policy.deny().allow("db.internal", ports=port)
+    policy = Policy.deny().allow("db.internal", ports=port, private=True)
     govern([first], policy)
     resolve(first, "db.internal", 40000)
     second.settle()

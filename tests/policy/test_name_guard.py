@@ -148,6 +148,17 @@ def test_questions(policy: Policy, name: str, refused: Refused | None) -> None:
         assert Scene(policy).asks(name, kind) == refused
 
 
+def test_what_is_no_question_about_a_name_is_refused() -> None:
+    scene = Scene(Policy.allow())
+    told = "only questions about one name, and nothing else, are answered"
+    assert scene.guard.question(b"\0", 0, CLIENT) == Refused(5, told)
+    assert scene.guard.question(b"\0", 2, CLIENT) is None
+    assert isinstance(scene.guard.answer(bytes(5), answer(), NOW, CLIENT, ours=False), Refused)
+    audit = Scene(Policy.allow(audit=True))
+    assert audit.guard.question(b"\0", 0, CLIENT) is None
+    assert audit.guard.answer(bytes(5), b"x", NOW, CLIENT, ours=False) == b"x"
+
+
 def test_what_is_refused_is_told() -> None:
     scene = Scene(EVERYTHING)
     scene.asks("ADS.example", "AAAA")

@@ -15,7 +15,7 @@ from netns_kit import METADATA, PRIVATE, ArgumentError, ArgumentTypeError, Polic
 from netns_kit.child import codec
 from netns_kit.frozen import replace
 from netns_kit.userstack.worker import policy_check
-from tests.policy.test_index import policies
+from tests.support.policies import policies
 
 
 def example() -> Policy:
@@ -241,10 +241,10 @@ REFUSED: list[tuple[str, str, tuple[object, ...], dict[str, Any], str]] = [
     # a deny by name where flows pass without one
     ("A", "deny", ("ads.example",), {}, 'write only="dns"'),
     ("Policy.ask()", "deny", ("ads.example",), {"ports": 443}, 'write only="dns"'),
-    ('D.deny("ads.example")', "allow", (), {}, "by address what rule 1: deny ads.example denies by name"),
-    ('D.deny("ads.example")', "allow", ("192.0.2.0/24",), {}, "by name"),
-    ('D.deny("ads.example")', "ask", ("b.example", "HOST"), {}, "by name"),
-    ('D.deny("ads.example", ports=[80, 443])', "allow", ("0.0.0.0/0",), {"ports": "400-500"}, "by name"),
+    ('D.deny("ads.example")', "allow", (), {}, "expected it before rule 1: deny ads.example: "),
+    ('D.deny("ads.example")', "allow", ("192.0.2.0/24",), {}, "put it there"),
+    ('D.deny("ads.example")', "ask", ("b.example", "HOST"), {}, "put it there"),
+    ('D.deny("ads.example", ports=[80, 443])', "allow", ("0.0.0.0/0",), {"ports": "400-500"}, "put it there"),
 ]
 
 
