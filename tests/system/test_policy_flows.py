@@ -316,6 +316,7 @@ def tls_server(certificate: Path) -> Iterator[tuple[int, list[str | None]]]:
 
     def serve(sock: socket.socket) -> None:
         try:
+            sock.recv(1, socket.MSG_PEEK)  # what was reset cannot be wrapped without a leak
             with context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False) as secured:
                 secured.do_handshake()
                 http(secured)
