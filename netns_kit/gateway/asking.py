@@ -82,10 +82,6 @@ class Router(Protocol):
         """Refuse a connection whose SYN is on hold, as its ruling says."""
         ...
 
-    def flush(self) -> None:
-        """Send the datagrams that wait for more of their kind."""
-        ...
-
     def notice(self, text: str, error: BaseException | None = None) -> None:
         """Report a warning to people, each text once."""
         ...
@@ -141,7 +137,7 @@ class Asking:
             held = HeldDatagrams(self, opened, flow, target, ruling, self._enforcer.policy)
         opened.user = self._held[opened.id] = held
         self.engine.timers.arm(held, self.engine.now + self.timeout)
-        name = ruling.name or self.name_of(flow.destination.address)
+        name = self.name_of(flow.destination.address) or ruling.name
         self._untold[opened.id] = FlowRequest(
             opened.id, flow.protocol, flow.source, flow.destination, name, ruling.rule
         )
@@ -351,7 +347,6 @@ class HeldDatagrams(Held):
         for kept in self._kept:
             user: Any = opened.user
             (user.datagram if isinstance(opened, UdpFlow) else user.echo)(opened, *kept)
-        self._asking.router.flush()
 
 
 def _nobody(_: int) -> None:
