@@ -82,6 +82,10 @@ class Router(Protocol):
         """Refuse a connection whose SYN is on hold, as its ruling says."""
         ...
 
+    def flush(self) -> None:
+        """Send the datagrams that wait for more of their kind."""
+        ...
+
     def notice(self, text: str, error: BaseException | None = None) -> None:
         """Report a warning to people, each text once."""
         ...
@@ -347,6 +351,7 @@ class HeldDatagrams(Held):
         for kept in self._kept:
             user: Any = opened.user
             (user.datagram if isinstance(opened, UdpFlow) else user.echo)(opened, *kept)
+        self._asking.router.flush()
 
 
 def _nobody(_: int) -> None:

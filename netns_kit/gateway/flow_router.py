@@ -415,6 +415,10 @@ class FlowRouter:
         relay.begin(self._dial(flow, target, ttl=opened.ttl, tos=opened.tos))
         return None
 
+    def flush(self) -> None:
+        """Send the datagrams that wait for more of their kind."""
+        self.outbox.flush()
+
     # -- what the policy refuses, and what it looks at ----------------------------------------------
 
     def refuse(self, connection: TcpConnection, why: Refusal) -> None:
