@@ -1,7 +1,8 @@
 """What a policy costs a new flow: `python -m benchmarks.policy SECONDS`.
 
-A gateway decides about flows to the same address, one after another, as it does for a guest: the uplink is asked, and
-then the policy.  Nothing is sent.  It prints the microseconds of one flow, for each of `POLICIES`, as one JSON object.
+A gateway decides about flows to the same address, one after another, as it does for a guest: the uplink is asked,
+and then the policy.  Nothing is sent.  It prints the microseconds of one flow, for each of `POLICIES`, as one JSON
+object.
 """
 
 from __future__ import annotations

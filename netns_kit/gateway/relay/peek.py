@@ -161,8 +161,6 @@ class PeekingRelay(TcpRelay):
         """Do nothing: what the server says waits."""
 
     def deliver(self, data: memoryview) -> int:
-        if self._found is not None:
-            return 0
         taken = data[: FIRST_BYTES_MAX - len(self._held)]
         self._held += taken
         found = self._first.feed(taken)
