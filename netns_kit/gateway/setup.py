@@ -236,7 +236,7 @@ def check_policy(policy: object, *, asks: bool) -> None:
         if numbers or policy.default == "ask":
             rule = policy.label(numbers[0] if numbers else None)
             fix = "give the stack one: on_flow=..."
-            raise PolicyError("expected a function to ask", "on_flow", arguments.shown(None), fix, rule)
+            raise PolicyError("expected a function to ask", "on_flow", repr(None), fix, rule)
 
 
 def _check_on_flow(on_flow: object, timeout: object) -> None:
