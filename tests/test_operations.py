@@ -49,6 +49,7 @@ def test_every_feature_is_there() -> None:
         "Gateway",
         "Leasing",
         "Zone",
+        "Asking",
         "Forwards",
         "Events",
     }

@@ -141,7 +141,7 @@ class Asking:
             held = HeldDatagrams(self, opened, flow, target, ruling, self._enforcer.policy)
         opened.user = self._held[opened.id] = held
         self.engine.timers.arm(held, self.engine.now + self.timeout)
-        name = ruling.name or self.name_of(flow.destination.address)
+        name = self.name_of(flow.destination.address) or ruling.name
         self._untold[opened.id] = FlowRequest(
             opened.id, flow.protocol, flow.source, flow.destination, name, ruling.rule
         )

@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 import anyio
 
 from netns_kit import arguments
-from netns_kit.errors import StackClosed
+from netns_kit.errors import NetnsKitError
 from netns_kit.gateway.asking import Asking, FlowAnswer, FlowRequest, OnFlow
 from netns_kit.stack import Refusal
 from netns_kit.uplink.flow import Endpoint
@@ -63,7 +63,7 @@ class Answering:
             number: The number by which the stack knows this subscriber.
         """
         async with anyio.create_task_group() as tasks:
-            with suppress(StackClosed):
+            with suppress(NetnsKitError):  # the stack has ended, and others tell why
                 await self._stack.ask(Asking.listen, number)
                 while True:
                     await self._news.wait()
@@ -83,7 +83,7 @@ class Answering:
                 answer = await self._ask(asked)
             finally:
                 del self._scopes[asked.id]
-            with suppress(StackClosed):
+            with suppress(NetnsKitError):  # the stack has ended, and others tell why
                 await self._stack.ask(Asking.answer, asked.id, answer)
 
     async def _ask(self, asked: FlowRequest) -> FlowAnswer:
