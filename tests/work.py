@@ -35,13 +35,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from ipaddress import IPv4Address
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 from netns_kit.arguments import Address
+from netns_kit.forwarder.ports import PortForward
+from netns_kit.forwarder.socket_listeners import SocketListeners
 from netns_kit.gateway.engine import Engine
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.setup import Setup
+from netns_kit.namespace.agent_sockets import Supply
 from netns_kit.stack.user import Transport
 from netns_kit.stack.wire import checksum, ethernet, ip, tcp, udp, virtio
 from netns_kit.subnet import Subnet
@@ -204,7 +208,11 @@ class Rig:
         self.vnet_header = vnet_header
         self.near, self.far = TapDevice.pair(vnet_header=vnet_header)
         self.engine = Engine()
-        self.gateway = Gateway(self.engine, Setup(self.near, self.uplink, subnet), secret=bytes(16))
+        ordered, supply = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ordered.setblocking(False)
+        self.supply = Supply(supply)
+        setup = Setup(self.near, self.uplink, subnet, supply=ordered)
+        self.gateway = Gateway(self.engine, setup, secret=bytes(16))
         for release in (self.near.release, self.far.release, self.engine.close, self.gateway.close):
             self._owned.callback(release)
         self.gateway.stack.link.learn(self.guest, GUEST_MAC)
@@ -215,6 +223,11 @@ class Rig:
         self._owned.close()
 
     # -- the host
+
+    def own_until_closed(self, *ends: Callable[[], object]) -> None:
+        """Call these in the end, the last first."""
+        for end in ends:
+            self._owned.callback(end)
 
     def own(self, sock: socket.socket) -> socket.socket:
         """`sock`, closed in the end; it blocks, but for no longer than `SECONDS`."""
@@ -250,6 +263,8 @@ class Rig:
             self.step()
 
     def _is_wanted(self) -> bool:
+        while ready(self.supply.fileno()):
+            self.supply.serve()
         return ready(self.engine.fileno()) or self.engine.deadline <= self.now
 
     # -- the guest
@@ -472,6 +487,61 @@ def tcp_connection(rig: Rig, meter: Meter, *, rounds: int) -> float:
     return rounds
 
 
+class Client:
+    """A connection of the host's to a published port, and what it is joined to inside."""
+
+    def __init__(self, rig: Rig, address: tuple[str, int], server: socket.socket) -> None:
+        self._rig = rig
+        self.socket = rig.own(socket.create_connection(address, SECONDS))
+        rig.work()
+        self.server = rig.own(server.accept()[0])
+
+    def exchange(self) -> None:
+        """A question of 64 bytes and its answer."""
+        for asks, answers in ((self.socket, self.server), (self.server, self.socket)):
+            asks.sendall(SMALL)
+            self._rig.work()
+            take(answers, len(SMALL))
+
+    def close(self) -> None:
+        """The end of the server's, then of the client's."""
+        for sock in (self.server, self.socket):
+            sock.close()
+            self._rig.work()
+
+
+def publish(rig: Rig) -> tuple[tuple[str, int], socket.socket]:
+    """A port that leads by a socket inside to a server: where it listens, and the server."""
+    server = rig.listener()
+    loopback = IPv4Address("127.0.0.1")
+    forward = PortForward("tcp", loopback, 0, loopback, port_of(server), mode="socket")
+    shared = SocketListeners(rig.gateway)
+    listener = shared.listen(forward)
+    rig.own_until_closed(listener.close, shared.close)
+    return ("127.0.0.1", listener.forward.host_port), server
+
+
+def port_connection(rig: Rig, meter: Meter, *, rounds: int) -> float:
+    """Connect, a question, its answer, the end of the server's, the end of the client's."""
+    address, server = publish(rig)
+    for number in range(64 + rounds):
+        rig.meter = meter if number >= 64 else None
+        client = Client(rig, address, server)
+        client.exchange()
+        client.close()
+    return rounds
+
+
+def port_exchange(rig: Rig, meter: Meter, *, rounds: int) -> float:
+    """A question of 64 bytes and its answer."""
+    client = Client(rig, *publish(rig))
+    for number in range(4 + rounds):
+        rig.meter = meter if number >= 4 else None
+        client.exchange()
+    rig.meter = None
+    return rounds
+
+
 def udp_exchange(rig: Rig, meter: Meter, *, rounds: int) -> float:
     """A datagram of 64 bytes and its answer."""
     host = rig.host(socket.SOCK_DGRAM)
@@ -587,6 +657,8 @@ SCENARIOS = {
     ),
     "tcp in, timestamps": Scenario("MiB", tcp_in, {"answer_each": 1, "rounds": 8, "stamped": True}),
     "tcp exchange, timestamps": Scenario("exchange", tcp_exchange, {"rounds": 64, "stamped": True}),
+    "port connection, socket": Scenario("connection", port_connection, {"rounds": 64}),
+    "port exchange, socket": Scenario("exchange", port_exchange, {"rounds": 64}),
     "udp exchange": Scenario("exchange", udp_exchange, {"rounds": 64}),
     "udp out": Scenario("datagram", udp_out, {"rounds": 4}),
     "udp in": Scenario("datagram", udp_in, {"rounds": 4}),

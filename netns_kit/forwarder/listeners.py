@@ -21,7 +21,7 @@ from typing import Any
 from netns_kit.arguments import Address
 from netns_kit.errors import AddressError, PortInUseError
 from netns_kit.frozen import replace
-from netns_kit.gateway.engine import IN
+from netns_kit.gateway.engine import IN, ReadBudget
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.relay import UdpRelay
 from netns_kit.host.abi import IP_PKTINFO
@@ -118,6 +118,7 @@ class StreamListener(Listener):
     def __init__(self, gateway: Gateway, forward: PortForward, made: socket.socket | None = None) -> None:
         self.timer_at = self.timer_entry = math.inf
         super().__init__(gateway, forward, made)
+        self._budget = ReadBudget(self._engine)
         try:
             self._engine.add(self._socket.fileno(), self._on_events, IN)
         except BaseException:
@@ -133,7 +134,7 @@ class StreamListener(Listener):
         self._socket.close()
 
     def _on_events(self, _: int) -> None:
-        for at in range(ACCEPTS_PER_STEP):
+        for at in range(self._budget.size(ACCEPTS_PER_STEP)):
             if at and self._engine.is_late:
                 return
             if not self._has_room():
@@ -142,6 +143,7 @@ class StreamListener(Listener):
             try:
                 sock, client = self._socket.accept()
             except BlockingIOError:
+                self._budget.exhausted()
                 return
             except OSError as error:
                 if error.errno in OVERLOADED:

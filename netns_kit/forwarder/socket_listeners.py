@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import socket
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -39,6 +39,10 @@ Answer: TypeAlias = Callable[[memoryview], None]
 class SocketListeners:
     """What the listeners of these modes share in one stack: the sockets of the namespace, pipes and a buffer.
 
+    Of many clients at once, all are accepted first, and led on as there is time.  To accept takes a tenth of it, and
+    the kernel has room for no more of them than its limit says (net.core.somaxconn): it drops the others' SYNs, and
+    they try again a second later.
+
     Raises:
         FeatureUnavailable: There are no sockets of the namespace.
     """
@@ -47,6 +51,8 @@ class SocketListeners:
         self.gateway = gateway
         self.inside = self._source()
         self.pipes = Pipes(gateway.router.admission.is_free)
+        self._accepted: deque[StreamFlow] = deque()  # and not led on yet
+        self._goes_on = False  # with those, in the next step
 
     def _source(self) -> Source:
         return self.gateway.inside
@@ -54,6 +60,28 @@ class SocketListeners:
     def listen(self, forward: PortForward, made: socket.socket | None = None) -> Listener:
         """Listen as `forward` says, or by the socket that was `made` so.  Raises as `Listener`."""
         return (SpliceListener if forward.protocol == "tcp" else DatagramListener)(self, forward, made)
+
+    def accepted(self, flow: StreamFlow) -> None:
+        """Note a client who is to be led on by `lead_on`."""
+        self._accepted.append(flow)
+
+    def waiting(self) -> int:
+        """Return how many clients have no socket inside yet."""
+        return len(self._accepted) + self.inside.waiting()
+
+    def lead_on(self) -> None:
+        """Lead clients on, in their order; those for whom there is no time in this step in the next one."""
+        while self._accepted:
+            self._accepted.popleft().begin()
+            if self._accepted and self.gateway.engine.is_late:
+                if not self._goes_on:
+                    self._goes_on = True
+                    self.gateway.engine.again(self._go_on)
+                return
+
+    def _go_on(self) -> None:
+        self._goes_on = False
+        self.lead_on()
 
     def close(self) -> None:
         """Close the pipes."""
@@ -121,17 +149,21 @@ class SpliceListener(StreamListener):
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
+    def _on_events(self, events: int) -> None:
+        super()._on_events(events)
+        self._shared.lead_on()
+
     def _has_room(self) -> bool:
-        coming = self._shared.inside.waiting()
+        coming = self._shared.waiting()
         return super()._has_room() and (not coming or self._gateway.router.admission.is_free(coming))
 
     def _accepted(self, sock: socket.socket, client: Any) -> None:
         address = client[:2] if isinstance(client, tuple) else ("", 0)
         places = self._targets.for_client(address)
-        self._flow(address, sock, places)
+        self._shared.accepted(self._flow(address, sock, places))
 
-    def _flow(self, client: tuple[str, int], sock: socket.socket, places: list[Place]) -> None:
-        StreamFlow(self._shared, self.forward, client, sock, places)
+    def _flow(self, client: tuple[str, int], sock: socket.socket, places: list[Place]) -> StreamFlow:
+        return StreamFlow(self._shared, self.forward, client, sock, places)
 
 
 class StreamFlow(Published):
@@ -150,12 +182,18 @@ class StreamFlow(Published):
         self._outer, self._pipes = outer, shared.pipes
         self._splice: Splice | None = None
         self._arrival = Arrival(shared.inside, gateway.engine, places, self._joined)
-        gateway.begun(self)
         self._is_watched = False
+        gateway.begun(self)
+
+    def begin(self) -> None:
+        """Lead the client to a program inside, unless it has been ended meanwhile."""
+        outer = self._outer
+        if outer.fileno() < 0:
+            return
         self._arrival.begin()
-        if self.state == "connecting" and outer.fileno() >= 0:  # it takes its time
+        if self._splice is None and outer.fileno() >= 0:  # it takes its time
             with suppress(OSError):
-                gateway.engine.add(outer.fileno(), self._on_outer, EDGE)
+                self._gateway.engine.add(outer.fileno(), self._on_outer, EDGE)
                 self._is_watched = True
 
     def _on_outer(self, events: int) -> None:
@@ -163,9 +201,8 @@ class StreamFlow(Published):
             self.end()
 
     def _unwatch(self) -> None:
-        if self._is_watched:
-            self._is_watched = False
-            self._gateway.engine.remove(self._outer.fileno())
+        self._is_watched = False
+        self._gateway.engine.remove(self._outer.fileno())
 
     def _inner(self) -> socket.socket | None:
         return None if self._splice is None else self._splice.inner
@@ -181,7 +218,8 @@ class StreamFlow(Published):
 
     def _joined(self, inner: socket.socket | OSError, _: Place) -> None:
         gateway = self._gateway
-        self._unwatch()
+        if self._is_watched:
+            self._unwatch()
         if isinstance(inner, OSError):
             self._refused(inner)
             return
@@ -212,7 +250,8 @@ class StreamFlow(Published):
             self._splice.close(reset=True)
         else:
             self._arrival.close()
-            self._unwatch()
+            if self._is_watched:
+                self._unwatch()
             self._reset()
 
 

@@ -107,8 +107,10 @@ class Inside:
 
     def waiting(self) -> int:
         """Return how many wait for a socket."""
-        others = len(self._ordered) + len(self._wanted)
-        return others + sum(len(stock.takers) for stock in self._stocks.values())
+        count = len(self._ordered) + len(self._wanted)
+        for stock in self._stocks.values():
+            count += len(stock.takers)
+        return count
 
     def passed(self, number: int) -> socket.socket:
         """Return the socket that the caller's side has passed under that number, which is the caller's to close.
@@ -177,25 +179,24 @@ class Inside:
             return False
         except OSError:
             data, fds, complete = b"", [], True
-        sockets = [sock for fd in fds if (sock := _socket(fd)) is not None]
         if len(data) == PASSED.size:
             (number,) = PASSED.unpack(data)
-            for sock in sockets[:1]:
+            for sock in [sock for fd in fds if (sock := _socket(fd)) is not None][:1]:
                 self._passed[number] = sock
             return True
         if not self._is_answer(data):  # the agent has ended, and so will all else; or it says what none says
-            for sock in sockets:
-                sock.close()
+            for fd in fds:
+                os.close(fd)
             self.close()
             return False
         family, type_, transparent, failed = REPLY.unpack(data)
         kind = Kind(family, type_, bool(transparent))
+        # the agent has made them so; a socket that is told saves the system calls that ask
+        sockets = [socket.socket(family, type_ | socket.SOCK_NONBLOCK, 0, fd) for fd in fds]
         error = None
         if failed or not complete or not sockets:
             number = failed or errno.EMFILE
             error = OSError(number, os.strerror(number))
-        for sock in sockets:
-            sock.setblocking(False)
         if kind == UNIX:
             self._ordered.popleft()(error or sockets[0])
             self._order_connections()
