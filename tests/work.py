@@ -40,6 +40,7 @@ from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 from netns_kit.arguments import Address
+from netns_kit.forwarder.listeners import TcpListener
 from netns_kit.forwarder.ports import PortForward
 from netns_kit.forwarder.socket_listeners import SocketListeners
 from netns_kit.gateway.engine import Engine
@@ -213,6 +214,7 @@ class Rig:
         self.supply = Supply(supply)
         setup = Setup(self.near, self.uplink, subnet, supply=ordered)
         self.gateway = Gateway(self.engine, setup, secret=bytes(16))
+        self._owned.enter_context(supply)
         for release in (self.near.release, self.far.release, self.engine.close, self.gateway.close):
             self._owned.callback(release)
         self.gateway.stack.link.learn(self.guest, GUEST_MAC)
@@ -363,6 +365,23 @@ class Connection:
         """From the host, until all of it is in the gateway's socket."""
         self.host.sendall(data)
         until(lambda: waiting(self.socket) == len(data))
+
+
+class Served(Connection):
+    """A connection of the gateway's to port 80 of the guest, for the client of a published port."""
+
+    def __init__(self, rig: Rig, client: socket.socket) -> None:
+        self._rig = rig
+        self._stamped = False
+        (syn,) = (tcp.parse(each) for each in rig.heard(ip.TCP))
+        self._ports = {"src_port": 80, "dst_port": port_of(client)}
+        self._seq, self._ack = 1000, syn.seq + syn.length
+        self.received = self.segments = 0
+        self.ended = False
+        options = tcp.pack_options(rig.mss, 10, sack_permitted=True)
+        self.send(flags=tcp.SYN | tcp.ACK, options=options)
+        rig.work()
+        self.hear()
 
 
 def port_of(sock: socket.socket) -> int:
@@ -532,6 +551,34 @@ def port_connection(rig: Rig, meter: Meter, *, rounds: int) -> float:
     return rounds
 
 
+def port_connection_by_stack(rig: Rig, meter: Meter, *, rounds: int) -> float:
+    """The same, through the stack."""
+    listener = TcpListener(
+        rig.gateway, PortForward("tcp", IPv4Address("127.0.0.1"), 0, None, 80, mode="stack")
+    )
+    rig.own_until_closed(listener.close)
+    for number in range(8 + rounds):
+        rig.meter = meter if number >= 8 else None
+        client = rig.own(socket.create_connection(("127.0.0.1", listener.forward.host_port), SECONDS))
+        rig.work()
+        server = Served(rig, client)
+        client.sendall(SMALL)
+        rig.work()
+        server.hear()
+        server.send(SMALL, flags=tcp.ACK | tcp.PSH)
+        rig.work()
+        take(client, len(SMALL))
+        server.send(flags=tcp.FIN | tcp.ACK)
+        rig.work()
+        client.close()
+        rig.work()
+        server.hear()
+        assert server.ended
+        server.send()
+        rig.work()
+    return rounds
+
+
 def port_exchange(rig: Rig, meter: Meter, *, rounds: int) -> float:
     """A question of 64 bytes and its answer."""
     client = Client(rig, *publish(rig))
@@ -658,6 +705,7 @@ SCENARIOS = {
     "tcp in, timestamps": Scenario("MiB", tcp_in, {"answer_each": 1, "rounds": 8, "stamped": True}),
     "tcp exchange, timestamps": Scenario("exchange", tcp_exchange, {"rounds": 64, "stamped": True}),
     "port connection, socket": Scenario("connection", port_connection, {"rounds": 64}),
+    "port connection, stack": Scenario("connection", port_connection_by_stack, {"rounds": 32}),
     "port exchange, socket": Scenario("exchange", port_exchange, {"rounds": 64}),
     "udp exchange": Scenario("exchange", udp_exchange, {"rounds": 64}),
     "udp out": Scenario("datagram", udp_out, {"rounds": 4}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import socket
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -26,7 +26,7 @@ from netns_kit.uplink.sockets import (
 )
 
 from .arrivals import Arrival, Place, Targets, bind_as_client
-from .listeners import PKTINFO, PKTINFO_MESSAGES, Listener, StreamListener
+from .listeners import PKTINFO, PKTINFO_MESSAGES, Accepted, Listener, StreamListener
 from .ports import PortForward, UnixSocket
 from .splices import Pipes, Splice
 
@@ -39,10 +39,6 @@ Answer: TypeAlias = Callable[[memoryview], None]
 class SocketListeners:
     """What the listeners of these modes share in one stack: the sockets of the namespace, pipes and a buffer.
 
-    Of many clients at once, all are accepted first, and led on as there is time.  To accept takes a tenth of it, and
-    the kernel has room for no more of them than its limit says (net.core.somaxconn): it drops the others' SYNs, and
-    they try again a second later.
-
     Raises:
         FeatureUnavailable: There are no sockets of the namespace.
     """
@@ -51,8 +47,7 @@ class SocketListeners:
         self.gateway = gateway
         self.inside = self._source()
         self.pipes = Pipes(gateway.router.admission.is_free)
-        self._accepted: deque[StreamFlow] = deque()  # and not led on yet
-        self._goes_on = False  # with those, in the next step
+        self.accepted: Accepted[StreamFlow] = Accepted(gateway.engine, StreamFlow.begin)
 
     def _source(self) -> Source:
         return self.gateway.inside
@@ -61,27 +56,9 @@ class SocketListeners:
         """Listen as `forward` says, or by the socket that was `made` so.  Raises as `Listener`."""
         return (SpliceListener if forward.protocol == "tcp" else DatagramListener)(self, forward, made)
 
-    def accepted(self, flow: StreamFlow) -> None:
-        """Note a client who is to be led on by `lead_on`."""
-        self._accepted.append(flow)
-
     def waiting(self) -> int:
         """Return how many clients have no socket inside yet."""
-        return len(self._accepted) + self.inside.waiting()
-
-    def lead_on(self) -> None:
-        """Lead clients on, in their order; those for whom there is no time in this step in the next one."""
-        while self._accepted:
-            self._accepted.popleft().begin()
-            if self._accepted and self.gateway.engine.is_late:
-                if not self._goes_on:
-                    self._goes_on = True
-                    self.gateway.engine.again(self._go_on)
-                return
-
-    def _go_on(self) -> None:
-        self._goes_on = False
-        self.lead_on()
+        return len(self.accepted.clients) + self.inside.waiting()
 
     def close(self) -> None:
         """Close the pipes."""
@@ -144,14 +121,12 @@ class SpliceListener(StreamListener):
         self._shared = shared
         super().__init__(shared.gateway, forward, made)
         self._targets = Targets(shared.gateway, self.forward, int(socket.SOCK_STREAM))
-        if family_of(self._socket) != socket.AF_UNIX:  # what it accepts has these from it
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if family_of(self._socket) != socket.AF_UNIX:  # what it accepts has this from it
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
     def _on_events(self, events: int) -> None:
         super()._on_events(events)
-        self._shared.lead_on()
+        self._shared.accepted.lead_on()
 
     def _has_room(self) -> bool:
         coming = self._shared.waiting()
@@ -160,7 +135,7 @@ class SpliceListener(StreamListener):
     def _accepted(self, sock: socket.socket, client: Any) -> None:
         address = client[:2] if isinstance(client, tuple) else ("", 0)
         places = self._targets.for_client(address)
-        self._shared.accepted(self._flow(address, sock, places))
+        self._shared.accepted.clients.append(self._flow(address, sock, places))
 
     def _flow(self, client: tuple[str, int], sock: socket.socket, places: list[Place]) -> StreamFlow:
         return StreamFlow(self._shared, self.forward, client, sock, places)

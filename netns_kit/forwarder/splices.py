@@ -7,9 +7,12 @@ process, until little comes again.  What the other side has no room for stays wh
 Fact: a pipe has room for 16 pages, and so would a splice; with a mebibyte it moves 600 kB at once.  Copying by reads
 as large is as fast, costs a fifth more, and would keep as much for each connection that does not take it.
 
-Both sockets are registered once, edge-triggered, and again if one has been full: a read that brings less than was asked for has emptied the socket,
-unless urgent data is in line, at which each read stops.  Urgent data is carried as any other.  A splice never passes
-it, and says that there is nothing, or that this was the end: only a read can tell.
+Both sockets are registered once, edge-triggered: a read that brings less than was asked for has emptied the socket,
+unless urgent data is in line, at which each read stops.  One that has been full is registered again, for events of
+room, too.  Urgent data is carried as any other.  A splice never passes it, and says that there is nothing, or that
+this was the end: only a read can tell.
+
+The last bytes of a direction and its end go in one segment (MSG_MORE), where the source has said both.
 """
 
 from __future__ import annotations
