@@ -60,29 +60,37 @@ class Accepted(Generic[Client]):
 
     Args:
         engine: Tells what time there is.
-        lead_on: Leads a client to the guest.
+        lead_on: Leads a client to the guest; called with what stands for it, and its socket.
+
+    Attributes:
+        clients: Who waits, the first first.
     """
 
-    def __init__(self, engine: Engine, lead_on: Callable[[Client], object]) -> None:
+    def __init__(self, engine: Engine, lead_on: Callable[[Client, socket.socket], object]) -> None:
         self._engine = engine
         self._lead_on = lead_on
-        self.clients: deque[Client] = deque()
+        self.clients: deque[tuple[Client, socket.socket]] = deque()
         self._goes_on = False  # in the next step
 
     def lead_on(self) -> None:
         """Lead them on, in their order; those for whom this step has no time in the next one."""
         clients = self.clients
         while clients:
-            self._lead_on(clients.popleft())
+            self._lead_on(*clients.popleft())
             if clients and self._engine.is_late:
                 if not self._goes_on:
                     self._goes_on = True
+                    self._engine.unregistered.append(self._descriptors)
                     self._engine.again(self._go_on)
                 return
 
     def _go_on(self) -> None:
         self._goes_on = False
+        self._engine.unregistered.remove(self._descriptors)
         self.lead_on()
+
+    def _descriptors(self) -> list[int]:
+        return [fd for _, sock in self.clients if (fd := sock.fileno()) >= 0]
 
 
 class Listener:
@@ -235,9 +243,7 @@ class TcpListener(StreamListener, ThroughStack):
     """A TCP port that leads through the stack.  When it is closed, clients who still wait are reset."""
 
     def __init__(self, gateway: Gateway, forward: PortForward, made: socket.socket | None = None) -> None:
-        self._waiting: Accepted[tuple[bytes, socket.socket]] = Accepted(
-            gateway.engine, lambda client: gateway.router.tcp_accepted(*client)
-        )
+        self._waiting = Accepted(gateway.engine, gateway.router.tcp_accepted)
         super().__init__(gateway, forward, made)
 
     def close(self) -> None:

@@ -135,7 +135,7 @@ class SpliceListener(StreamListener):
     def _accepted(self, sock: socket.socket, client: Any) -> None:
         address = client[:2] if isinstance(client, tuple) else ("", 0)
         places = self._targets.for_client(address)
-        self._shared.accepted.clients.append(self._flow(address, sock, places))
+        self._shared.accepted.clients.append((self._flow(address, sock, places), sock))
 
     def _flow(self, client: tuple[str, int], sock: socket.socket, places: list[Place]) -> StreamFlow:
         return StreamFlow(self._shared, self.forward, client, sock, places)
@@ -160,9 +160,8 @@ class StreamFlow(Published):
         self._is_watched = False
         gateway.begun(self)
 
-    def begin(self) -> None:
-        """Lead the client to a program inside, unless it has been ended meanwhile."""
-        outer = self._outer
+    def begin(self, outer: socket.socket) -> None:
+        """Lead the client, whose socket is `outer`, to a program inside, unless it has been ended meanwhile."""
         if outer.fileno() < 0:
             return
         self._arrival.begin()

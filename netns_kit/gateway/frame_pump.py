@@ -74,7 +74,7 @@ class FramePump:
             self._read_at = self._engine.now
             if not self._is_in_crowd:
                 self._is_in_crowd = True
-                self._engine.after_step.append(self._end_of_crowded_step)
+                self._engine.after_step.insert(0, self._end_of_crowded_step)
 
     def _end_of_crowded_step(self) -> None:
         engine = self._engine
@@ -84,7 +84,6 @@ class FramePump:
         elif engine.now - self._read_at > PATIENCE:
             self._read_at = engine.now
             self.read_frames(FRAMES_IN_CROWD)
-            self._end_of_step()
 
     def read_frames(self, most: int) -> None:
         """Receive up to `most` frames of the device."""
