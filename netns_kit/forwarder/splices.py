@@ -132,8 +132,12 @@ class Splice:
         inner, outer, engine = self.inner, self.outer, self.engine
         if outer.fileno() < 0:
             return
-        self.inward.close()
-        self.outward.close()
+        inward, outward = self.inward, self.outward
+        inward.ended = outward.ended = True
+        if inward.pipe is not None or outward.pipe is not None:  # with what has not been sent
+            for pipe in filter(None, (inward.pipe, outward.pipe)):
+                drop(pipe)
+            inward.pipe = outward.pipe = None
         engine.remove(outer.fileno())
         engine.remove(inner.fileno())
         if reset:
@@ -153,7 +157,7 @@ class _Direction:
     ended = False
     is_broken = False  # the source has been reset, as sending to it has told
     _held: bytes = b""  # read, and not sent yet
-    _pipe: tuple[int, int] | None = None  # which holds `_waiting` bytes
+    pipe: tuple[int, int] | None = None  # which holds `_waiting` bytes
     _waiting = 0
     _is_bulk = False  # the last read has filled its buffer
     _reads_on = False  # until there is no more
@@ -257,8 +261,8 @@ class _Direction:
                 sent = self._sink.send(self._held)
                 self.carried += sent
                 self._held = self._held[sent:]
-            elif self._pipe is not None:
-                self._drain(self._pipe)
+            elif self.pipe is not None:
+                self._drain(self.pipe)
         except BlockingIOError:
             pass
         except OSError:
@@ -267,8 +271,8 @@ class _Direction:
         if self._held or self._waiting:
             self.blocked = True  # events of room are told by now
             return
-        if self._pipe is not None:
-            self._give_back(self._pipe)
+        if self.pipe is not None:
+            self._give_back(self.pipe)
         self._move()
 
     def _move(self) -> None:
@@ -277,7 +281,7 @@ class _Direction:
             return
         source, pipes, before = self._source, self._splice.pipes, self.carried
         try:
-            pipe = self._pipe = pipes.take()
+            pipe = self.pipe = pipes.take()
         except OSError:  # there is no descriptor for one
             self._is_bulk = False
             self._splice.engine.again(self.pump)
@@ -328,7 +332,7 @@ class _Direction:
             self.carried += sent
 
     def _give_back(self, pipe: tuple[int, int]) -> None:
-        self._pipe = None
+        self.pipe = None
         self._splice.pipes.give(pipe)
 
     def _end(self) -> None:
@@ -345,10 +349,3 @@ class _Direction:
             self._sink.shutdown(socket.SHUT_WR)
         except OSError:
             splice.close(reset=True)
-
-    def close(self) -> None:
-        """Let go of what has not been sent."""
-        self.ended = True
-        if self._pipe is not None:
-            drop(self._pipe)
-            self._pipe = None

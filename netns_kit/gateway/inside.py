@@ -71,6 +71,7 @@ class Inside:
             deque()
         )  # connections to unix sockets that are not ordered yet
         self._ordered: deque[Taker] = deque()  # and those that are, in the order of their answers
+        self._takers = 0  # who wait, in all stocks
         self._passed: dict[int, socket.socket] = {}
         engine.add(supply.fileno(), self._on_supply, IN)
         engine.unregistered.append(lambda: [each.fileno() for each in self._kept()])
@@ -88,6 +89,7 @@ class Inside:
         else:
             stock.size = max(1, min(2 * stock.size, STOCK_MOST, most_descriptors() // STOCK_SHARE))
             stock.takers.append(taker)
+            self._takers += 1
             self._order(kind, stock)
 
     def connect_unix(self, address: str, taker: Taker) -> None:
@@ -107,10 +109,7 @@ class Inside:
 
     def waiting(self) -> int:
         """Return how many wait for a socket."""
-        count = len(self._ordered) + len(self._wanted)
-        for stock in self._stocks.values():
-            count += len(stock.takers)
-        return count
+        return len(self._ordered) + len(self._wanted) + self._takers
 
     def passed(self, number: int) -> socket.socket:
         """Return the socket that the caller's side has passed under that number, which is the caller's to close.
@@ -139,7 +138,7 @@ class Inside:
         for stock in stocks:
             stock.sockets.clear()
             stock.ordered = False
-            stock.give(error)
+            self._give(stock, error)
         waiting = [*self._ordered, *(taker for _, taker in self._wanted)]
         self._ordered.clear()
         self._wanted.clear()
@@ -158,13 +157,20 @@ class Inside:
         if wanted <= len(stock.sockets):
             return
         if self._supply.fileno() < 0:
-            stock.give(OSError(errno.ENETDOWN, os.strerror(errno.ENETDOWN)))
+            self._give(stock, OSError(errno.ENETDOWN, os.strerror(errno.ENETDOWN)))
             return
         try:
             self._supply.send(ORDER.pack(*kind, wanted - len(stock.sockets)))
             stock.ordered = True
         except OSError as error:
-            stock.give(error)
+            self._give(stock, error)
+
+    def _give(self, stock: _Stock, error: OSError) -> None:
+        """Tell all who wait that there is none.  Those who ask again meanwhile are not told twice."""
+        takers, stock.takers = stock.takers, deque()
+        self._takers -= len(takers)
+        for taker in takers:
+            taker(error)
 
     def _on_supply(self, _: int) -> None:
         self._receive()
@@ -205,9 +211,10 @@ class Inside:
         stock.ordered = False
         stock.sockets.extend(sockets)
         while stock.sockets and stock.takers:
+            self._takers -= 1
             stock.takers.popleft()(stock.sockets.popleft())
         if error is not None:
-            stock.give(error)
+            self._give(stock, error)
         elif stock.takers:
             self._order(kind, stock)
         return True
@@ -229,12 +236,6 @@ class _Stock:
         self.sockets: deque[socket.socket] = deque()
         self.takers: deque[Taker] = deque()
         self.ordered = False
-
-    def give(self, error: OSError) -> None:
-        """Tell all who wait that there is none.  Those who ask again meanwhile are not told twice."""
-        takers, self.takers = self.takers, deque()
-        for taker in takers:
-            taker(error)
 
 
 def _socket(fd: int) -> socket.socket | None:
