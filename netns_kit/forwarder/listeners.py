@@ -38,7 +38,7 @@ from .binding import client_address, listen
 from .ports import PortForward, UnixSocket
 
 ACCEPTS_PER_STEP = 64
-ACCEPTS_AT_LEAST = 16  # of a burst, also in a step that is late
+ACCEPTS_AT_LEAST = 32  # of a burst, also in a step that is late
 SOURCES_KEPT = 64  # addresses of clients, as the guest sees them
 PAUSE = 1.0  # seconds without accepting when the process is out of descriptors or memory
 OVERLOADED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})

@@ -30,7 +30,7 @@ from .worker_links import WorkerLinks
 
 NO_DEADLINE = math.inf
 FRAMES_PER_STEP = 32
-CROWDED = 8  # steps within which everything has its turn; of more there is a crowd
+CROWDED = 32  # steps within which everything has its turn; of more there is a crowd
 PATIENCE = 0.5e-3  # seconds that a device waits in a crowd
 FRAMES_IN_CROWD = 64  # frames that are read then
 FLOODED = 0.1  # seconds of late steps after which a flood is assumed

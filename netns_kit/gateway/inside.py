@@ -197,8 +197,8 @@ class Inside:
             return False
         family, type_, transparent, failed = REPLY.unpack(data)
         kind = Kind(family, type_, bool(transparent))
-        # the agent has made them so; a socket that is told saves the system calls that ask
-        sockets = [socket.socket(family, type_ | socket.SOCK_NONBLOCK, 0, fd) for fd in fds]
+        # to ask the kernel what they are would take system calls; what is something else fails as it is used
+        sockets = [sock for fd in fds if (sock := _socket(fd, family, type_, 0)) is not None]
         error = None
         if failed or not complete or not sockets:
             number = failed or errno.EMFILE
@@ -238,9 +238,12 @@ class _Stock:
         self.ordered = False
 
 
-def _socket(fd: int) -> socket.socket | None:
+def _socket(fd: int, family: int = -1, type_: int = -1, protocol: int = -1) -> socket.socket | None:
+    """Return the socket of a descriptor, which does not block; or close it and return None if it is none."""
     try:
-        return socket.socket(fileno=fd)
-    except OSError:  # it is none
+        sock = socket.socket(family, type_, protocol, fd)
+    except OSError:
         os.close(fd)
         return None
+    sock.setblocking(False)
+    return sock
