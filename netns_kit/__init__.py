@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .errors import ArgumentTypeError as ArgumentTypeError
     from .errors import DeviceGone as DeviceGone
     from .errors import DomainNameError as DomainNameError
+    from .errors import EventLogError as EventLogError
     from .errors import FeatureUnavailable as FeatureUnavailable
     from .errors import IdMapError as IdMapError
     from .errors import NamespaceGone as NamespaceGone
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from .errors import NotPrivileged as NotPrivileged
     from .errors import OwnNamespace as OwnNamespace
     from .errors import PingNotPermitted as PingNotPermitted
+    from .errors import PolicyError as PolicyError
     from .errors import PortInUseError as PortInUseError
     from .errors import PortSpecError as PortSpecError
     from .errors import PrivilegedPortError as PrivilegedPortError
@@ -56,6 +58,9 @@ if TYPE_CHECKING:
     from .forwarder.ports import ReverseForward as ReverseForward
     from .forwarder.ports import UnixSocket as UnixSocket
     from .forwarder.reverse import StreamHandler as StreamHandler
+    from .gateway.asking import FlowAnswer as FlowAnswer
+    from .gateway.asking import FlowRequest as FlowRequest
+    from .gateway.asking import OnFlow as OnFlow
     from .gateway.gateway import FlowInfo as FlowInfo
     from .gateway.setup import Configure as Configure
     from .gateway.setup import DriverName as DriverName
@@ -83,7 +88,20 @@ if TYPE_CHECKING:
     from .namespace.process import Process as Process
     from .namespace.process import RunOptions as RunOptions
     from .namespace.process import StandardStream as StandardStream
+    from .namespace.process_info import ProcessInfo as ProcessInfo
     from .network.network import Network as Network
+    from .policy.explanation import Explanation as Explanation
+    from .policy.policy import Policy as Policy
+    from .policy.presets import DNS_ELSEWHERE as DNS_ELSEWHERE
+    from .policy.presets import HOST as HOST
+    from .policy.presets import LINK_LOCAL as LINK_LOCAL
+    from .policy.presets import LOOPBACK as LOOPBACK
+    from .policy.presets import METADATA as METADATA
+    from .policy.presets import MULTICAST as MULTICAST
+    from .policy.presets import PRIVATE as PRIVATE
+    from .policy.presets import Preset as Preset
+    from .policy.rules import Rule as Rule
+    from .stack import Ending as Ending
     from .stack import Limits as Limits
     from .stack import Offloads as Offloads
     from .stack import Refusal as Refusal
@@ -101,12 +119,13 @@ if TYPE_CHECKING:
     from .uplink.flow import Flow as Flow
     from .uplink.flow import Target as Target
     from .uplink.flow import Way as Way
-    from .uplink.uplink import METADATA as METADATA
     from .uplink.uplink import UdpFiltering as UdpFiltering
     from .uplink.uplink import UdpPorts as UdpPorts
     from .uplink.uplink import Uplink as Uplink
+    from .userstack.events import Event as Event
     from .userstack.events import FlowEvent as FlowEvent
     from .userstack.events import FlowEventKind as FlowEventKind
+    from .userstack.events import QueryEvent as QueryEvent
     from .userstack.userstack import UserStack as UserStack
 
 __version__ = "0.1.0"
@@ -118,14 +137,16 @@ _HOMES = {
     "dns": "DnsQuery Hook Manner Rcode Record Verdict",
     "errors": (
         "AddressError AlreadyOpened ArgumentError ArgumentTypeError DeviceGone DomainNameError "
-        "FeatureUnavailable IdMapError NamespaceGone NetnsKitError NotFound NotImportable NotPrivileged "
-        "OwnNamespace PingNotPermitted PortInUseError PortSpecError PrivilegedPortError RecordError "
+        "EventLogError FeatureUnavailable IdMapError NamespaceGone NetnsKitError NotFound NotImportable "
+        "NotPrivileged OwnNamespace PingNotPermitted PolicyError PortInUseError PortSpecError PrivilegedPortError "
+        "RecordError "
         "SandboxUnavailable StackClosed StackCrashed SysctlError TunUnavailable UserNamespaceDenied "
         "WrongEventLoop"
     ),
     "forwarder.forwarder": "Askable Forwarder",
     "forwarder.ports": "Follow Mode PortForward ReverseForward UnixSocket",
     "forwarder.reverse": "StreamHandler",
+    "gateway.asking": "FlowAnswer FlowRequest OnFlow",
     "gateway.gateway": "FlowInfo",
     "gateway.setup": "Configure DriverName SandboxLayer StackOptions",
     "gateway.stats": "Stats",
@@ -135,8 +156,13 @@ _HOMES = {
     "namespace.listening": "ListeningSocket",
     "namespace.namespace": "Ids Interface InterfaceAddress Namespace OpenedTap Pids Route",
     "namespace.process": "Command CommandFailed CommandOptions Process RunOptions StandardStream",
+    "namespace.process_info": "ProcessInfo",
     "network.network": "Network",
-    "stack": "Limits Offloads Refusal Transport",
+    "policy.explanation": "Explanation",
+    "policy.policy": "Policy",
+    "policy.presets": "DNS_ELSEWHERE HOST LINK_LOCAL LOOPBACK METADATA MULTICAST PRIVATE Preset",
+    "policy.rules": "Rule",
+    "stack": "Ending Limits Offloads Refusal Transport",
     "subnet": "Subnet Subnet6",
     "tap.device": "TapDevice",
     "tap.frame_device": "Device TapCounters",
@@ -145,8 +171,8 @@ _HOMES = {
     "uplink.dial": "Dial",
     "uplink.dns_settings": "DnsSettings",
     "uplink.flow": "Endpoint Flow Target Way",
-    "uplink.uplink": "METADATA UdpFiltering UdpPorts Uplink",
-    "userstack.events": "FlowEvent FlowEventKind",
+    "uplink.uplink": "UdpFiltering UdpPorts Uplink",
+    "userstack.events": "Event FlowEvent FlowEventKind QueryEvent",
     "userstack.userstack": "UserStack",
 }
 

@@ -25,6 +25,7 @@ __all__ = [
     "ArgumentTypeError",
     "DeviceGone",
     "DomainNameError",
+    "EventLogError",
     "FeatureUnavailable",
     "IdMapError",
     "NamespaceGone",
@@ -34,6 +35,7 @@ __all__ = [
     "NotPrivileged",
     "OwnNamespace",
     "PingNotPermitted",
+    "PolicyError",
     "PortInUseError",
     "PortSpecError",
     "PrivilegedPortError",
@@ -205,8 +207,45 @@ class PortSpecError(ArgumentError):
     """A port specification cannot be understood, or has a port out of range."""
 
 
+class PolicyError(ArgumentError):
+    """A rule of a policy cannot be understood, cannot be enforced, or can never decide about anything.
+
+    Args:
+        cause: What was expected; it begins with that word.
+        knob: The name of the argument of the rule.
+        value: What was given, as `repr` shows it.
+        fix: What to write instead, or None.
+        rule: The rule with its number, the first being 1; None if the error is not about a rule.
+    """
+
+    def __init__(
+        self, cause: str, knob: str, value: object, fix: str | None = None, rule: str | None = None
+    ) -> None:
+        super().__init__(cause, knob, value, fix)
+        self.about(rule)
+
+    def about(self, rule: str | None) -> None:
+        """Note the rule that the error is about.
+
+        Args:
+            rule: The rule with its number, or None.
+        """
+        self.rule = rule
+        self.args = (self.cause, self.knob, self.value, self.fix, rule)  # what pickle hands to __init__
+
+    def __str__(self) -> str:
+        told = super().__str__()
+        return told if self.rule is None else f"{self.rule}: {told}"
+
+
 class NotFound(NetnsKitError, KeyError):
     """There is no such thing: a forward or a record that is to be removed, a finding that is asked for."""
+
+
+class EventLogError(_SystemError):
+    """The file of an event log cannot be written; the stack goes on.  The errno tells why, like ENOSPC."""
+
+    usual_errno = _errno.EIO
 
 
 class StackClosed(NetnsKitError):

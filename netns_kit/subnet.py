@@ -21,7 +21,7 @@ slirp4netns."""
 _FOR_HOSTS = "a network whose addresses hosts may have"
 _GATEWAY, _DNS, _POOL, _GUEST, _GUEST6 = 2, 3, 15, 100, 0x100
 _POOL6, _POOL6_SIZE = 0x1000, 64
-LINK_LOCAL = IPv6Address("fe80::2")
+ROUTER_ADDRESS = IPv6Address("fe80::2")
 """The gateway's link-local address."""
 
 
@@ -89,7 +89,7 @@ class Subnet6:
             gateway=network[_GATEWAY],
             dns=network[_DNS],
             guest=network[_GUEST6],
-            gateways=(network[_GATEWAY], LINK_LOCAL),
+            gateways=(network[_GATEWAY], ROUTER_ADDRESS),
         )
 
     @property

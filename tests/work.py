@@ -23,6 +23,7 @@ import argparse
 import fcntl
 import gc
 import json
+import math
 import os
 import select
 import socket
@@ -34,12 +35,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from ipaddress import IPv4Address
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 from netns_kit.arguments import Address
+from netns_kit.domain_names import to_wire
 from netns_kit.forwarder.listeners import TcpListener
 from netns_kit.forwarder.ports import PortForward
 from netns_kit.forwarder.socket_listeners import SocketListeners
@@ -47,6 +49,8 @@ from netns_kit.gateway.engine import Engine
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.setup import Setup
 from netns_kit.namespace.agent_sockets import Supply
+from netns_kit.policy.policy import Policy
+from netns_kit.policy.rules import Rule
 from netns_kit.stack.user import Transport
 from netns_kit.stack.wire import checksum, ethernet, ip, tcp, udp, virtio
 from netns_kit.subnet import Subnet
@@ -191,10 +195,33 @@ class Remembering(Uplink):
         return sock
 
 
+PINS = 10_000
+ALLOWED = 250  # the rule that lets the scenarios' flows pass
+
+
+@cache
+def thousand_rules() -> Policy:
+    """As many rules, every other by name; one in the middle allows the name of the host."""
+    rules = [
+        Rule("deny", [f"10.{number >> 8}.{number & 255}.0/24"], ports=[number + 1])
+        if number % 2
+        else Rule("allow", [f"*.n{number}.example"], private=True)
+        for number in range(1000)
+    ]
+    return Policy("deny", rules)
+
+
+def pins(address: bytes) -> Iterator[tuple[bytes, bytes, float]]:
+    """What our DNS has answered: that address, and many others."""
+    yield to_wire(f"www.n{ALLOWED}.example"), address, math.inf
+    for number in range(PINS - 1):
+        yield to_wire(f"www.n{number}.example"), bytes((198, 18, number >> 8, number & 255)), math.inf
+
+
 class Rig:
     """A gateway, the guest's end of its link, and sockets of the host."""
 
-    def __init__(self, *, vnet_header: bool, family: int) -> None:
+    def __init__(self, *, vnet_header: bool, family: int, policy: Policy | None = None) -> None:
         self.family = family
         subnet = SUBNETS[family]
         local = subnet.ipv6 or subnet
@@ -212,9 +239,11 @@ class Rig:
         ordered, supply = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ordered.setblocking(False)
         self.supply = Supply(supply)
-        setup = Setup(self.near, self.uplink, subnet, supply=ordered)
-        self.gateway = Gateway(self.engine, setup, secret=bytes(16))
         self._owned.enter_context(supply)
+        setup = Setup(self.near, self.uplink, subnet, policy=policy, supply=ordered)
+        self.gateway = Gateway(self.engine, setup, secret=bytes(16))
+        if policy is not None:
+            self.gateway.enforcer.learn(pins(self.target))
         for release in (self.near.release, self.far.release, self.engine.close, self.gateway.close):
             self._owned.callback(release)
         self.gateway.stack.link.learn(self.guest, GUEST_MAC)
@@ -672,6 +701,8 @@ class Scenario(NamedTuple):
     options: dict[str, int]
     vnet_header: bool = True
     family: int = 4
+    policy: bool = False
+    """Whether flows are decided by `thousand_rules`."""
 
     def work(self) -> Work:
         """What its units cost, the same each time."""
@@ -681,7 +712,9 @@ class Scenario(NamedTuple):
         return first
 
     def _measured(self) -> Work:
-        meter, rig = Meter(), Rig(vnet_header=self.vnet_header, family=self.family)
+        meter = Meter()
+        policy = thousand_rules() if self.policy else None
+        rig = Rig(vnet_header=self.vnet_header, family=self.family, policy=policy)
         gc.collect()
         gc.disable()  # what others have left behind is not ours to count
         try:
@@ -699,6 +732,9 @@ SCENARIOS = {
     "tcp in at 1500": Scenario("MiB", tcp_in, {"answer_each": 2, "rounds": 2}, False),
     "tcp exchange": Scenario("exchange", tcp_exchange, {"rounds": 64}),
     "tcp connection": Scenario("connection", tcp_connection, {"rounds": 16}),
+    "tcp connection, 1000 rules": Scenario("connection", tcp_connection, {"rounds": 16}, policy=True),
+    "tcp exchange, 1000 rules": Scenario("exchange", tcp_exchange, {"rounds": 64}, policy=True),
+    "udp exchange, 1000 rules": Scenario("exchange", udp_exchange, {"rounds": 64}, policy=True),
     "tcp out, timestamps": Scenario(
         "MiB", tcp_out, {"segment": LARGE, "together": 4, "rounds": 4, "stamped": True}
     ),

@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import TextIO
 
 import anyio
 import anyio.abc
@@ -27,6 +28,7 @@ from netns_kit.network.network import DEFAULT_IFNAME, Network
 from netns_kit.tap.device import check_name
 
 from .command_line import FAILED, HOST_LOOPBACK, ONE_PORT, Parser, value
+from .policy import events_told, open_events
 from .program import end, notice
 from .run import add_network_options, check_options, complain, network_from, publish, with_value
 from .signals import Signals
@@ -50,8 +52,9 @@ def main(words: Sequence[str]) -> int:
         network = network_from(options, namespace, options.ifname)
         if any(each.settled(options.port_mode).mode == "fd" for each in parse_all(options.ports)):
             parser.error("mode fd: it gives the port to a command, and there is none; choose another")
+        events = open_events(options.events)
         with Signals(ENDING) as signals:
-            anyio.run(_attach, network, options, signals)
+            anyio.run(_attach, network, options, events, signals)
             end(0)
     except OwnNamespace as error:
         fix = "attach when the process has made its own (unshare(2)), or say --allow-current if that is what is meant"
@@ -62,11 +65,13 @@ def main(words: Sequence[str]) -> int:
         return complain(FAILED, error)
 
 
-async def _attach(network: Network, options: argparse.Namespace, signals: Signals) -> None:
+async def _attach(
+    network: Network, options: argparse.Namespace, events: TextIO | None, signals: Signals
+) -> None:
     signals.keep()
     with anyio.CancelScope() as scope:
         async with beside(_end_at_signal, signals, scope):
-            await _serve(network, options)
+            await _serve(network, options, events)
 
 
 async def _end_at_signal(signals: Signals, scope: anyio.CancelScope) -> None:
@@ -74,11 +79,11 @@ async def _end_at_signal(signals: Signals, scope: anyio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _serve(network: Network, options: argparse.Namespace) -> None:
+async def _serve(network: Network, options: argparse.Namespace, events: TextIO | None) -> None:
     """Until the exit pipe is closed or the namespace has gone."""
     ready = False
     try:
-        async with network:
+        async with network, events_told(network, events):
             raise_descriptor_limit()
             calm_collector()
             await publish(network, options)

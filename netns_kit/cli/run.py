@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, TextIO, TypeVar, cast, get_args
 
 import anyio
 
@@ -35,6 +35,7 @@ from netns_kit.uplink.flow import DNS_PORT, Endpoint
 from netns_kit.uplink.uplink import UdpFiltering, Uplink, source_address
 
 from .command_line import FAILED, HOST_LOOPBACK, ONE_PORT, Parser, as_option, value, whole_number
+from .policy import add_policy_options, check_policy, events_told, open_events, policy_of
 from .program import end, end_by, last_words, notice
 from .signals import Signals
 
@@ -58,9 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = [os.environ.get("SHELL") or "/bin/sh"]
     try:
         adopt = _activation(options.port_mode)
+        events = open_events(options.events)
         with Signals() as signals:
             given = _command_options(options, _inherited())
-            status = anyio.run(_run, network_from(options), options, adopt, command, given, signals)
+            status = anyio.run(_run, network_from(options), options, adopt, events, command, given, signals)
             if status < 0:
                 end_by(-status)
             end(status)
@@ -108,6 +110,7 @@ def network_from(
     asked = {
         **vars(options),
         "ports": (),  # see `publish`
+        "policy": policy_of(options),
         "allow_host_loopback": _loopback(options.allow_host_loopback),
         "dns": DnsSettings(
             options.dns,
@@ -120,7 +123,7 @@ def network_from(
         "namespace": namespace,
         "ifname": ifname,
     }
-    uplink = Uplink(**_arguments_of(Uplink, asked))
+    uplink = Uplink(**{**_arguments_of(Uplink, asked), "policy": None})  # the network has it
     return Network(**{**_arguments_of(Network, asked), "uplink": uplink})
 
 
@@ -139,6 +142,7 @@ def check_options(parser: Parser, options: argparse.Namespace) -> None:
         parser.error(f"--queues {options.queues}: it needs --driver worker")
     if (options.ipv6 or options.cidr6 is not None) and options.mtu < SMALLEST_IPV6_MTU:
         parser.error(f"--mtu {options.mtu}: --ipv6 needs {SMALLEST_IPV6_MTU} or more")
+    check_policy(parser, options)
 
 
 def _with_values(words: list[str], parser: Parser) -> list[str]:
@@ -204,12 +208,13 @@ async def _run(
     network: Network,
     options: argparse.Namespace,
     adopt: Adopt,
+    events: TextIO | None,
     command: list[str],
     given: CommandOptions,
     signals: Signals,
 ) -> int:
     """The command's `returncode`."""
-    async with network:
+    async with network, events_told(network, events):
         raise_descriptor_limit()  # not the command's: that is the agent's child
         calm_collector()
         await publish(network, options)
@@ -513,6 +518,7 @@ def add_network_options(run: argparse.ArgumentParser) -> None:
         action="store_false",
         help="refuse link-local addresses, and those at which clouds tell a machine its credentials",
     )
+    add_policy_options(run)
     run.add_argument(
         "--dns",
         action="append",

@@ -2,7 +2,7 @@
 
 Relaying needs the id, the flags and the question.  The rest of a message is opaque, so unknown record types and
 options pass through (RFC 5625 section 4).  The cache, and an answer that begins with an alias of ours, need the
-records as well: `walk` finds them, `expanded` decompresses them, `reply` writes them.
+records as well: `walk` finds them, `expanded` decompresses them, `reply` writes them, `without` leaves some out.
 
 Every byte comes from a guest or from the network.  Reading them raises `BadMessage` and nothing else, and takes time
 bounded by their number.
@@ -10,7 +10,7 @@ bounded by their number.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from enum import Enum
 from struct import Struct
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from netns_kit.domain_names import LABEL_MAX, NAME_MAX, POINTER
 
 _HEADER = Struct("!6H")  # id, flags, and the counts of questions, answers, authorities, additionals
 _RECORD = Struct("!HHIH")  # type, class, TTL, length of the data
+_EXTENDED_ERROR = Struct("!HHH").pack  # EDNS option, length, code (RFC 8914 section 2)
 _unpack_header, _unpack_record = _HEADER.unpack_from, _RECORD.unpack_from
 _TTL = 4  # offset of the TTL in it
 
@@ -28,6 +29,7 @@ AA = 0x0400  # the answer comes from the owner of the name
 TC = 0x0200  # truncated: the client asks again over TCP
 RD = 0x0100
 RA = 0x0080
+AD = 0x0020  # the resolver has verified the answer (RFC 4035 section 3.2.3)
 CD = 0x0010
 RCODE = 0x000F
 
@@ -48,6 +50,8 @@ _TYPE_NAMES = {number: name for name, number in TYPES.items()}
 
 PLAIN_SIZE = 512  # bytes of a UDP message to a client that names no other size (RFC 1035 section 2.3.4)
 OUR_SIZE = 1232  # bytes of a UDP message to us: no path fragments that
+BLOCKED = 15  # the extended error of an answer that a policy has refused; its option has that number too
+_TEXT_MAX = 200  # bytes of its text, so that the answer fits into `PLAIN_SIZE` whatever the name
 _DO = 0x8000  # in the lower half of an OPT record's TTL
 _OPT = Struct("!BHHHHH").pack  # the root, type, our size, extended code and version, flags, length
 _FARTHEST = 0x3FFF  # the largest offset in a pointer
@@ -175,7 +179,7 @@ def walk(message: bytes, question: bytes) -> Iterator[RecordSpan]:
     at, size = _HEADER.size + len(question), len(message)
     for section, count in enumerate(counts, 1):
         for _ in range(count):
-            owner, at = at, _after_name(message, at)
+            owner, at = at, after_name(message, at)
             if at + _RECORD.size > size:
                 raise BadMessage("record truncated")
             kind, _, _, length = _unpack_record(message, at)
@@ -192,7 +196,7 @@ def ttl_at(message: bytes, at: int) -> int:
     return ttl if ttl < 1 << 31 else 0
 
 
-def _after_name(message: bytes, at: int) -> int:
+def after_name(message: bytes, at: int) -> int:
     """Return the offset behind a name.  Raises `BadMessage`."""
     size = len(message)
     while at < size:
@@ -207,7 +211,7 @@ def _after_name(message: bytes, at: int) -> int:
     raise BadMessage("name truncated")
 
 
-class _NameReader:
+class NameReader:
     """A reader of one message's names, which may be compressed.
 
     Each name is read once, however many pointers lead to it, so reading all takes time bounded by the length of the
@@ -262,22 +266,23 @@ class _NameReader:
 def expanded(message: bytes, question: bytes) -> tuple[list[Rr], list[Rr]]:
     """Return the records of answer and authority, decompressed.  Raises `BadMessage`, and nothing else."""
     sections: tuple[list[Rr], list[Rr], list[Rr]] = ([], [], [])
-    names = _NameReader(message)
+    names = NameReader(message)
     for found in walk(message, question):
         if found.section < 3:
-            data = _expanded_data(message, found, names)
+            data = expanded_data(message, found, names)
             record = Rr(names.at(found.owner), found.kind, ttl_at(message, found.ttl), data)
             sections[found.section - 1].append(record)
     return sections[0], sections[1]
 
 
-def _expanded_data(message: bytes, found: RecordSpan, names: _NameReader) -> bytes:
+def expanded_data(message: bytes, found: RecordSpan, names: NameReader) -> bytes:
+    """Return the data of a record, decompressed.  Raises `BadMessage`."""
     count, skipped = _NAMES_IN.get(found.kind, (0, 0))
     at = found.data + skipped
     parts = [message[found.data : at]]
     for _ in range(count):
         parts.append(names.at(at))
-        at = _after_name(message, at)
+        at = after_name(message, at)
     if at > found.end:
         raise BadMessage("names beyond their record")
     return b"".join(parts) + message[at : found.end]
@@ -308,6 +313,23 @@ def edns(query: bytes, question: bytes) -> Edns | None:
     return None
 
 
+def is_bare(query: bytes, question: bytes) -> bool:
+    """Return whether a query says nothing beside its question: it has no records but OPT and, of IXFR, the old SOA.
+
+    Other records, and bytes behind the last one, could be about any name.
+    """
+    old = (2, SOA) if question[-4:-2] == TYPES["IXFR"].to_bytes(2, "big") else None
+    end = _HEADER.size + len(question)
+    try:
+        for found in walk(query, question):
+            if (found.section, found.kind) not in ((3, OPT), old):
+                return False
+            end = found.end
+    except BadMessage:
+        return False
+    return end == len(query)
+
+
 def reply(
     query: bytes,
     question: bytes,
@@ -317,16 +339,21 @@ def reply(
     *,
     flags: int = 0,
     limit: int = 0xFFFF,
+    blocked: str = "",
 ) -> bytes:
     """Return an answer to a query, given with its question, truncated if it would be longer than `limit`.
 
     It keeps the id, the opcode, RD and CD (RFC 4035 section 3.2.2) and the question, and has an OPT record if the
-    query has one.
+    query has one.  `blocked` is the reason for which a policy refuses the query; the OPT record says so.
     """
     ident, asked, *_ = _unpack_header(query)
     flags |= QR | asked & (OPCODE | RD | CD) | RA | rcode
     about = edns(query, question)
-    opt = b"" if about is None else _OPT(0, OPT, OUR_SIZE, 0, about.dnssec_ok, 0)
+    option = b""
+    if blocked:
+        text = blocked.encode("utf-8", "replace")[:_TEXT_MAX].decode("utf-8", "ignore").encode()
+        option = _EXTENDED_ERROR(BLOCKED, 2 + len(text), BLOCKED) + text
+    opt = b"" if about is None else _OPT(0, OPT, OUR_SIZE, 0, about.dnssec_ok, len(option)) + option
     counts = [0, 0]
     message = bytearray(_HEADER.size) + question
     names = {question[:-4].lower(): _HEADER.size}
@@ -345,7 +372,37 @@ def reply(
     return bytes(message + opt)
 
 
+def without(message: bytes, question: bytes, cut: Container[int]) -> bytes:
+    """Return an answer, given with its question, without the records of those numbers in the order of `walk`.
+
+    The other records are written anew, because their names may be pointers to names that are cut.  Raises
+    `BadMessage` for a message that cannot be read, or that becomes too long.
+    """
+    ident, flags, questions, *_ = _unpack_header(message)
+    made = bytearray(message[: _HEADER.size + len(question)])
+    counts, reader, names = [0, 0, 0], NameReader(message), {question[:-4].lower(): _HEADER.size}
+    for number, found in enumerate(walk(message, question)):
+        if number in cut:
+            continue
+        counts[found.section - 1] += 1
+        data = expanded_data(message, found, reader)
+        made += _owner(reader.at(found.owner), names, len(made))
+        made += message[found.ttl - _TTL : found.data - 2] + len(data).to_bytes(2, "big")
+        made += data
+        if len(made) > 0xFFFF:
+            raise BadMessage("too long when its names are decompressed")
+    _HEADER.pack_into(made, 0, ident, flags & ~AD, questions, *counts)
+    return bytes(made)
+
+
+def without_records(message: bytes, question: bytes) -> bytes | None:
+    """Return a truncated answer without its records, for it may end within one; None if it is not truncated."""
+    if len(message) < _HEADER.size or not int.from_bytes(message[2:4], "big") & TC:
+        return None
+    return message[:4] + b"\0\1" + bytes(6) + question
+
+
 def _owner(name: bytes, names: dict[bytes, int], at: int) -> bytes:
     """Encode a name, as a pointer if it is in the message already."""
     known = names.setdefault(name.lower(), at)
-    return name if known == at or known > _FARTHEST else (POINTER | known).to_bytes(2, "big")
+    return name if known == at or known > _FARTHEST or name == b"\0" else (POINTER | known).to_bytes(2, "big")

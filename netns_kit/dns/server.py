@@ -7,6 +7,9 @@ The first of these that has an answer gives it:
 - the `Cache`: recent answers of upstreams;
 - the upstreams of the longest domain that the name is in, or else those of all others, through `DnsProxy`.
 
+A `Guard`, if there is one, is asked about every question before the hook, and about every answer that leaves, by
+whoever it was given: at that moment, so that a guard that is set while a query is under way judges its answer.
+
 Aliases.  The target of a CNAME of ours, and a name that the hook returns, are looked up in the same order, without
 the hook.  The CNAMEs are put in front of the answer, so that it begins at the name that was asked for.
 
@@ -27,14 +30,17 @@ from netns_kit.frozen import frozen
 
 from .cache import Cache
 from .exchanges import DnsTransport, Upstream
+from .guard import Guard, Refused
 from .manner import DEFAULT, Manner
 from .message import (
     AA,
     ANY,
     CNAME,
+    OPCODE,
     PLAIN_SIZE,
     QR,
     RCODE,
+    REFUSED,
     SERVFAIL,
     TC,
     TYPES,
@@ -45,6 +51,7 @@ from .message import (
     edns,
     expanded,
     identity,
+    is_bare,
     parse_untrusted,
     reply,
     type_name,
@@ -56,6 +63,7 @@ from .zone import Zone
 
 ALIASES = 8  # names of ours that a query may be led through
 TRANSFERS = 8  # zone transfers at a time: each has a connection of its own
+_NO_QUESTION = Refused(REFUSED, "with a policy only questions about one name, and nothing else, are answered")
 _TRANSFERS = frozenset({TYPES["AXFR"], TYPES["IXFR"]})
 
 
@@ -86,7 +94,7 @@ class _Asked(NamedTuple):
     """A query under way, and the client that waits for its answer.
 
     `original` is the client's own query, if that has another name: `aliases` lead from it to this one.  `epoch` tells
-    which set of upstreams is asked.
+    which set of upstreams is asked.  `address` is the client's, packed.
     """
 
     client: Hashable
@@ -96,6 +104,7 @@ class _Asked(NamedTuple):
     original: bytes
     aliases: tuple[Rr, ...]
     epoch: int
+    address: bytes
 
 
 class DnsServer:
@@ -110,6 +119,11 @@ class DnsServer:
         cache: The cache, None for none.
         hook: The hook, None for none.  If it raises, or returns no `Verdict`, the query is answered with SERVFAIL.
         failed: Called with the exception when the hook fails.
+
+    Attributes:
+        guard: The guard, None for none.  It may be set at any time.
+        refused_by_policy: The number of answers that the guard has refused.
+        cut: The number of answers that the guard has cut records from.
     """
 
     def __init__(
@@ -130,10 +144,13 @@ class DnsServer:
         self._manner = DEFAULT
         self._epoch = 0
         self._domains: frozenset[bytes] = frozenset()
+        self.guard: Guard | None = None
         self.hooked = 0
         self.owned = 0
         self.cached = 0
         self.malformed = 0
+        self.refused_by_policy = 0
+        self.cut = 0
 
     def name_of(self, address: bytes) -> str | None:
         """Return the name of a packed address: that of our record, or the last one answered with it; else None."""
@@ -193,14 +210,21 @@ class DnsServer:
             self.malformed += 1
             return None
         if not question:  # not about any name
-            return self._ask(
-                _Asked(client, message, b"", 0xFFFF, b"", (), self._epoch), _ROOT, now, transport
-            )
+            asked = _Asked(client, message, b"", 0xFFFF, b"", (), self._epoch, address)
+            if self.guard is not None:
+                return [self._refuse(asked, _NO_QUESTION)]
+            return self._ask(asked, _ROOT, now, transport)
         limit = 0xFFFF
         if transport == "udp":
             about = edns(message, question)
             limit = PLAIN_SIZE if about is None else about.size
-        asked = _Asked(client, message, question, limit, b"", (), self._epoch)
+        asked = _Asked(client, message, question, limit, b"", (), self._epoch, address)
+        if self.guard is not None:
+            refused: Refused | None = _NO_QUESTION
+            if not flags & OPCODE and is_bare(message, question):
+                refused = self.guard.question(question[:-4], int.from_bytes(question[-4:-2], "big"), address)
+            if refused is not None:
+                return [self._refuse(asked, refused)]
         if self._hook is not None:
             try:
                 judged = self._judged(self._hook, asked, address, transport)
@@ -210,8 +234,10 @@ class DnsServer:
                 self._failed(error)
                 judged = self._answer(asked, SERVFAIL)
             if isinstance(judged, Answer):
-                return [judged]
+                return [self._told(asked, judged.message, now, ours=True)]
             asked = judged
+            if asked.aliases and (refused := self._refused_alias(asked)) is not None:
+                return [self._refuse(asked, refused)]
         return self._look_up(asked, now, transport)
 
     def _judged(self, hook: Hook, asked: _Asked, address: bytes, transport: DnsTransport) -> _Asked | Answer:
@@ -238,15 +264,18 @@ class DnsServer:
                 break
             if not found.alias:
                 self.owned += 1
-                return [self._answer(asked, found.rcode, found.records, flags=AA)]
+                answer = self._answer(asked, found.rcode, found.records, flags=AA)
+                return [self._told(asked, answer.message, now, ours=True)]
             asked = _renamed(asked, found.alias, found.records[0].ttl)
+            if (refused := self._refused_alias(asked)) is not None:
+                return [self._refuse(asked, refused)]
         else:
             return [self._answer(asked._replace(aliases=()), SERVFAIL)]
         if self._cache is not None:
             known = self._cache.get(asked.query, asked.question, now, limit=asked.limit)
             if known is not None:
                 self.cached += 1
-                return [Answer(asked.client, self._aliased(asked, known) if asked.aliases else known)]
+                return [self._told(asked, self._aliased(asked, known) if asked.aliases else known, now)]
         return self._ask(asked, self._domain_of(asked.question[:-4].lower()), now, transport)
 
     def _domain_of(self, name: bytes) -> bytes:
@@ -281,24 +310,35 @@ class DnsServer:
 
     def _answered(self, actions: list[Action], now: float) -> list[Action]:
         """Turn the proxy's answers into those that the clients wait for."""
-        told: dict[bytes, bytes] = {}  # answers made of one message, which may be long, by what was asked
+        told: dict[bytes, bytes] | None = None  # answers made of one message, which may be long, by the query
         for index, action in enumerate(actions):
             if isinstance(action, Answer) and isinstance(asked := action.client, _Asked):
                 message = action.message
                 if not action.shared:  # else it was handled for the previous client
-                    told.clear()
+                    told = None
                     if self._cache is not None and asked.epoch == self._epoch:
                         self._cache.put(asked.query, asked.question, message, now)
-                if asked.aliases:
-                    _, _, question = parse_untrusted(asked.original)
-                    key = identity(asked.original, question)
+                if asked.aliases or self.guard is not None:
+                    query = asked.original or asked.query
+                    _, _, question = parse_untrusted(query)
+                    key = identity(query, question)
+                    told = {} if told is None else told
                     if key not in told:
-                        told[key] = self._aliased(asked, message)
-                    message = answering(asked.original, question, told[key])
-                elif len(message) > asked.limit and self._manner.streams:
-                    message = self._answer(asked, message[3] & RCODE, flags=TC).message
+                        made = (
+                            self._aliased(asked, message) if asked.aliases else self._fitting(asked, message)
+                        )
+                        told[key] = self._told(asked, made, now).message
+                    message = answering(query, question, told[key])
+                elif len(message) > asked.limit:
+                    message = self._fitting(asked, message)
                 actions[index] = Answer(asked.client, message)
         return actions
+
+    def _fitting(self, asked: _Asked, message: bytes) -> bytes:
+        """Return an upstream's answer, truncated if it came in a stream and is too long for the client."""
+        if len(message) > asked.limit and self._manner.streams:
+            return self._answer(asked, message[3] & RCODE, flags=TC).message
+        return message
 
     def _aliased(self, asked: _Asked, message: bytes) -> bytes:
         """Return an upstream's answer with the aliases in front."""
@@ -318,13 +358,47 @@ class DnsServer:
         authority: Iterable[Rr] = (),
         *,
         flags: int = 0,
+        blocked: str = "",
     ) -> Answer:
         """Make our own answer to the client's original query."""
         query = asked.original or asked.query
         _, _, question = parse_untrusted(query)
         records = (*asked.aliases, *answers)
-        message = reply(query, question, rcode, records, authority, flags=flags, limit=asked.limit)
+        message = reply(
+            query, question, rcode, records, authority, flags=flags, limit=asked.limit, blocked=blocked
+        )
         return Answer(asked.client, message)
+
+    # -- the guard ----------------------------------------------------------------------------------
+
+    def _told(self, asked: _Asked, message: bytes, now: float, *, ours: bool = False) -> Answer:
+        """Return the answer to the client's original query, as far as the guard lets it pass now."""
+        guard = self.guard
+        if guard is None:
+            return Answer(asked.client, message)
+        _, _, question = parse_untrusted(asked.original or asked.query)
+        found: bytes | Refused = _NO_QUESTION
+        if question:
+            found = guard.answer(question, message, now, asked.address, ours=ours)
+        if isinstance(found, Refused):
+            return self._refuse(asked, found)
+        if found != message:
+            self.cut += 1
+            if len(found) > asked.limit:
+                return self._answer(asked._replace(aliases=()), found[3] & RCODE, flags=TC)
+        return Answer(asked.client, found)
+
+    def _refused_alias(self, asked: _Asked) -> Refused | None:
+        """Return how the guard refuses the name that an alias of ours has led to, or None."""
+        if self.guard is None:
+            return None
+        return self.guard.alias(
+            asked.question[:-4], int.from_bytes(asked.question[-4:-2], "big"), asked.address
+        )
+
+    def _refuse(self, asked: _Asked, refused: Refused) -> Answer:
+        self.refused_by_policy += 1
+        return self._answer(asked._replace(aliases=()), refused.rcode, blocked=refused.text)
 
     def stats(self) -> dict[str, int]:
         """Return the counters of `DnsProxy.stats` and the server's own."""
@@ -335,6 +409,8 @@ class DnsServer:
             "hooked": self.hooked,  # the hook has answered, refused or renamed
             "owned": self.owned,  # names of ours
             "cached": self.cached,  # answered from the cache
+            "refused_by_policy": self.refused_by_policy,
+            "cut": self.cut,
             "cache_entries": 0 if self._cache is None else len(self._cache),
         }
 
@@ -359,4 +435,5 @@ def _renamed(asked: _Asked, name: bytes, ttl: int) -> _Asked:
         asked.original or asked.query,
         (*asked.aliases, alias),
         asked.epoch,
+        asked.address,
     )

@@ -61,6 +61,7 @@ class Zone:
         self._networks = tuple(networks)
         self._names: dict[bytes, list[Owned]] = {}
         self._records: dict[Record, None] = {}
+        self._by_address: dict[bytes, list[bytes]] = {}
 
     @operation(same)
     def add(self, record: Record) -> None:
@@ -69,6 +70,8 @@ class Zone:
         self._records[record] = None
         for name, owned in _entries(record):
             self._names.setdefault(name, []).append(owned)
+        for name, address in _addressed(record):
+            self._by_address.setdefault(address, []).append(name)
 
     @operation(same)
     def remove(self, name: str, kind: str = "", value: str = "") -> int:
@@ -88,6 +91,10 @@ class Zone:
                 self._names[each] = [owned for owned in self._names[each] if owned.record != record]
                 if not self._names[each]:
                     del self._names[each]
+            for alias, address in _addressed(record):
+                self._by_address[address].remove(alias)
+                if not self._by_address[address]:
+                    del self._by_address[address]
         return len(gone)
 
     @operation()
@@ -99,6 +106,10 @@ class Zone:
         """Return the first name that was given to a packed address, None if it has none."""
         owned = self._names.get(to_wire(ip_address(address).reverse_pointer))
         return owned[0].rr.data if owned else None
+
+    def names_of(self, address: bytes) -> tuple[bytes, ...]:
+        """Return all names that our records give to a packed address, but for wildcards."""
+        return tuple(self._by_address.get(address, ()))
 
     def find(self, question: bytes) -> Lookup | None:
         """Return the answer for the name in a question, None if the name is not ours."""
@@ -131,6 +142,13 @@ class Zone:
         if address is not None and any(address in network for network in self._networks):
             return Lookup(NXDOMAIN, ())
         return None
+
+
+def _addressed(record: Record) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the name, in lower case, and the packed address of a record that gives a name an address."""
+    name = to_wire(record.name).lower()
+    if record.type in ("A", "AAAA") and not name.startswith(_ANYTHING):
+        yield name, as_rr(record, name).data
 
 
 def _entries(record: Record) -> Iterator[tuple[bytes, Owned]]:

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 from netns_kit.gateway.engine import EDGE, ERROR, IN
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.inside import Source
-from netns_kit.stack.user import Transport
+from netns_kit.stack.user import Ending, Transport
 from netns_kit.uplink.flow import Endpoint
 from netns_kit.uplink.sockets import (
     RESET_ON_CLOSE,
@@ -79,6 +79,7 @@ class Published:
         self.protocol: Transport = forward.protocol
         self.id = gateway.next_flow_id()
         self.opened = gateway.engine.now
+        self.ending: Ending = "finished"
 
     @property
     def host(self) -> Endpoint | None:
@@ -172,7 +173,7 @@ class StreamFlow(Published):
 
     def _on_outer(self, events: int) -> None:
         if events & ERROR:  # it has reset the connection, and waits no more; an end alone tells nothing
-            self.end()
+            self.end("reset by peer" if self.direction == "inbound" else "reset by guest")
 
     def _unwatch(self) -> None:
         self._is_watched = False
@@ -198,15 +199,19 @@ class StreamFlow(Published):
             self._refused(inner)
             return
         try:
-            self._splice = Splice(
-                gateway.engine, self._pipes, self._outer, inner, lambda _: gateway.ended(self)
-            )
+            self._splice = Splice(gateway.engine, self._pipes, self._outer, inner, self._parted)
         except OSError as error:
             inner.close()
             self._refused(error)
         else:
             if gateway.watcher is not None:
                 self.ends()
+
+    def _parted(self, splice: Splice) -> None:
+        if splice.reset_by is not None:
+            by_guest = (splice.reset_by is splice.inner) == (self.direction == "inbound")
+            self.ending = "reset by guest" if by_guest else "reset by peer"
+        self._gateway.ended(self)
 
     def _refused(self, error: OSError) -> None:
         """Reset the client: nobody inside takes it."""
@@ -219,7 +224,8 @@ class StreamFlow(Published):
         self._outer.close()
         self._gateway.ended(self)
 
-    def end(self) -> None:
+    def end(self, ending: Ending = "ended") -> None:
+        self.ending = ending
         if self._splice is not None:
             self._splice.close(reset=True)
         else:
@@ -299,7 +305,7 @@ class DatagramListener(Listener):
         """End the flow of the client who has been silent longest.  Return whether there was one."""
         flow = next(iter(self._flows.values()), None)
         if flow is not None:
-            flow.end()
+            flow.end("made room")
         return flow is not None
 
     def _answer(self, told: Ancillary, client: Any, data: memoryview) -> None:
@@ -469,11 +475,12 @@ class DatagramFlow(Published):
         if due > now:
             self._gateway.engine.timers.arm(self, due)
         else:
-            self.end()
+            self.end("idle")
 
-    def end(self) -> None:
+    def end(self, ending: Ending = "ended") -> None:
         if self._is_over:
             return
+        self.ending = ending
         self._is_over = True
         self.timer_at = math.inf
         if self._gateway.watcher is not None:

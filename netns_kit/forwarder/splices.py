@@ -96,7 +96,9 @@ class Splice:
         OSError: A socket cannot be watched; both are the caller's then.
     """
 
-    __slots__ = ("_ended", "engine", "inner", "inward", "outer", "outward", "pipes")
+    __slots__ = ("_ended", "engine", "inner", "inward", "outer", "outward", "pipes", "reset_by")
+
+    reset_by: socket.socket | None  # once it is closed
 
     def __init__(
         self,
@@ -123,15 +125,16 @@ class Splice:
         other = self.outward if by is self.inward else self.inward
         by.ended = other.is_broken = True
         if other.ended:
-            self.close(reset=True)
+            self.close(reset=True, by=self.inner if by is self.inward else self.outer)
         else:
             other.read_on()
 
-    def close(self, *, reset: bool = False) -> None:
-        """Close both; with `reset`, both peers are told so.  Calling it again is fine."""
+    def close(self, *, reset: bool = False, by: socket.socket | None = None) -> None:
+        """Close both; with `reset`, both peers are told so: `by` is the one that has been reset.  Again is fine."""
         inner, outer, engine = self.inner, self.outer, self.engine
         if outer.fileno() < 0:
             return
+        self.reset_by = by
         inward, outward = self.inward, self.outward
         inward.ended = outward.ended = True
         if inward.pipe is not None or outward.pipe is not None:  # with what has not been sent
@@ -181,7 +184,7 @@ class _Direction:
         if events & _UNUSUAL:
             if self.ended:
                 if events & ERROR and self._has_failed():  # after its end
-                    self._splice.close(reset=True)
+                    self._splice.close(reset=True, by=self._source)
                 return
             if events & READ_HANG_UP and not events & ERROR:
                 self._more = socket.MSG_MORE
@@ -244,7 +247,7 @@ class _Direction:
         if self._more:
             with suppress(OSError):  # a unix socket has nothing that waits
                 self._sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._splice.close(reset=True)
+        self._splice.close(reset=True, by=self._source)
 
     def _wait(self) -> None:
         """Wait until the sink has room.  Events of that are asked for once this has happened: few ever need them."""
@@ -338,7 +341,7 @@ class _Direction:
     def _end(self) -> None:
         """Tell the sink that the source has ended."""
         if self.is_broken:
-            self._splice.close(reset=True)
+            self._splice.close(reset=True, by=self._source)
             return
         self.ended = True
         splice = self._splice
@@ -348,4 +351,4 @@ class _Direction:
         try:
             self._sink.shutdown(socket.SHUT_WR)
         except OSError:
-            splice.close(reset=True)
+            splice.close(reset=True, by=self._sink)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
-from netns_kit.stack import Refusal
-from netns_kit.stack.user import Transport
+from netns_kit.stack import AnyFlow, IcmpError, Refusal
+from netns_kit.stack.user import Ending, Transport
 from netns_kit.uplink.flow import Endpoint
 
 
@@ -54,19 +54,42 @@ class FlowBeside(Protocol):
         """Bytes from the namespace, and bytes to it."""
         ...
 
-    def end(self) -> None:
+    ending: Ending
+    """How it has ended, once it has."""
+
+    def end(self, ending: Ending = "ended") -> None:
         """End it at once."""
         ...
 
 
 class Watcher(Protocol):
-    """A follower of these flows: as that of a stack, see `netns_kit.stack.user.Watcher`."""
+    """A follower of these flows and of what a policy does.
 
-    def opened(self, transport: Transport, flow: FlowBeside) -> None:
+    It is one of a stack too, see `netns_kit.stack.user.Watcher`.
+    """
+
+    def opened(self, transport: Transport, flow: AnyFlow | FlowBeside) -> None:
         """Note a flow that has begun."""
 
-    def refused(self, transport: Transport, flow: FlowBeside, why: Refusal) -> None:
+    def refused(self, transport: Transport, flow: AnyFlow | FlowBeside, why: Refusal | IcmpError) -> None:
         """Note that nobody takes a flow; `closed` follows."""
 
-    def closed(self, transport: Transport, flow: FlowBeside) -> None:
-        """Note a flow that has ended."""
+    def closed(self, transport: Transport, flow: AnyFlow | FlowBeside) -> None:
+        """Note a flow that has ended.  Its `ending` tells how."""
+
+    def let_pass(self, transport: Transport, flow: AnyFlow, why: Refusal) -> None:
+        """Note a flow that passes although a rule refuses it, because the policy only audits."""
+
+    def query_refused(
+        self, name: bytes, kind: int, client: bytes, rule: str | None, rcode: int, *, audit: bool
+    ) -> None:
+        """Note a DNS query that the policy refuses; with `audit` it is answered all the same.
+
+        Args:
+            name: The name, on the wire.
+            kind: The number of the type.
+            client: The packed address of who has asked.
+            rule: The rule, as text.
+            rcode: The result code of the answer.
+            audit: Whether the policy only audits.
+        """

@@ -1,11 +1,12 @@
 """FlowRouter: decides about every flow, and selects what carries it.
 
-    the guest opens a flow    a handler claims it and the policy lets it pass                          the handler
-                              no handler claims it, the policy lets it pass, a descriptor is free      a relay
+    the guest opens a flow    a handler claims it and the uplink lets it pass                          the handler
+                              no handler claims it, uplink and policy let it pass, a descriptor is free    a relay
     a client opens a flow     a listener accepts it, and it belongs to this worker                     a relay
 
-If anything fails on the way, the flow is refused: the policy never fails open.  This module reads and writes no
-frames.  The stack calls the router, and the router calls the stack.
+The uplink is asked first, by `Uplink.route`.  About what it lets pass, the `Enforcer` is asked, if there is a policy.
+If anything fails on the way, the flow is refused: no policy ever fails open.  This module reads and writes no frames.
+The stack calls the router, and the router calls the stack.
 """
 
 from __future__ import annotations
@@ -14,12 +15,23 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from ipaddress import ip_address
-from typing import Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from netns_kit.arguments import Address
-from netns_kit.stack import Closed, EchoFlow, Refusal, Stack, StackUser, TcpConnection, Transport, UdpFlow
+from netns_kit.stack import (
+    AnyFlow,
+    Closed,
+    EchoFlow,
+    Ending,
+    Refusal,
+    Stack,
+    StackUser,
+    TcpConnection,
+    Transport,
+    UdpFlow,
+)
 from netns_kit.stack.wire import flow_key
 from netns_kit.stack.wire.family import family_of
 from netns_kit.stack.wire.flow_key import FlowKey
@@ -30,10 +42,17 @@ from netns_kit.uplink.sockets import refusal_for
 from netns_kit.uplink.uplink import Uplink, source_of
 
 from .admission import Admission
+from .asking import Asking, Held
+from .beside import Watcher
 from .endpoints import Endpoints
+from .enforcer import REFUSALS, Enforcer, Look, Ruling, ruling_of
 from .engine import Engine
 from .relay import Inbox, Outbox, PingRelay, TcpRelay, UdpRelay
 from .worker_links import WorkerLinks
+
+if TYPE_CHECKING:
+    from .relay.forbidden import Forbidden
+    from .relay.peek import PeekingRelay
 
 STRANGERS = 256  # flows of one UDP socket, beyond which no unsolicited datagram opens one
 EPHEMERAL = range(32768, 61000)  # ports for clients whose own port is in use
@@ -46,6 +65,10 @@ loopback.
 
 Routed = tuple[Flow, Target]
 """A flow that may pass, and its target."""
+NO_DESCRIPTORS = "out of file descriptors (RLIMIT_NOFILE): new flows are refused"
+HELD: Final = "held"
+Outcome = Refusal | Literal["held"] | None
+"""What the policy makes of a flow: how it is refused, or that it waits for an answer, or that it may pass."""
 
 
 class Published(Protocol):
@@ -84,7 +107,11 @@ class FlowRouter:
     Attributes:
         published: The published UDP ports of the host, the oldest first, by the guest's port that they lead to.
         beside: Functions that close an idle flow beside the stack, and return whether there was one.
-        refused: The number of flows that were refused by the uplink or for lack of descriptors.
+        enforcer: The policy, which is asked about what the uplink lets pass.
+        asking: The flows that wait for an answer, since the policy says so.
+        forbidden: The connections whose clients are told why they are refused; None: there was none yet.
+        watcher: The follower of what the policy does; None: there is none.
+        refused: The number of flows that were refused by the uplink, by the policy or for lack of descriptors.
     """
 
     def __init__(
@@ -110,26 +137,41 @@ class FlowRouter:
         self.published: dict[int, list[Published]] = {}
         self.beside: list[Callable[[], bool]] = []
         self.refused = 0
+        self.watcher: Watcher | None = None
+        self.enforcer = Enforcer(subnet, self.notice)
+        self.asking = Asking(engine, self.enforcer, self)
+        self.forbidden: Forbidden | None = None
         self.stack = stack(self)
         self.admission = Admission(engine, self._give_up)
 
     # -- the decision -------------------------------------------------------------------------------
 
-    def route(self, transport: Transport, key: bytes, *, served: bool = False) -> Routed | Refusal:
+    def route(
+        self, transport: Transport, key: bytes, opened: AnyFlow | None = None, *, served: bool = False
+    ) -> Routed | Refusal | None:
         """Return a flow of the guest and its target, if it may pass and there is a descriptor for it; else the
-        refusal.
+        refusal, or None if the flow waits for an answer.
 
         Args:
             transport: The transport of the flow.
             key: The key of the flow.
-            served: Whether a handler of ours has claimed the flow.  It needs no descriptor then.
+            opened: The flow, which gets the policy's ruling.
+            served: Whether a handler of ours has claimed the flow.  It needs no descriptor then, and the policy is
+                not asked.
         """
         found = self._decide(transport, key, served)
         if not isinstance(found, Refusal):
-            if served or self.make_room(key):
+            if served:
                 return found
-            self.notice("out of file descriptors (RLIMIT_NOFILE): new flows are refused")
-            found = Refusal.NET_UNREACHABLE
+            outcome = None if self.enforcer.policy is None else self._govern(found, opened)
+            if outcome is None:
+                if self.make_room(key):
+                    return found
+                self.notice(NO_DESCRIPTORS)
+                outcome = Refusal.NET_UNREACHABLE
+            if not isinstance(outcome, Refusal):
+                return None
+            found = outcome
         self.refused += 1
         return found
 
@@ -137,22 +179,39 @@ class FlowRouter:
         """Ask the uplink about a flow.  If the uplink fails, this flow is refused and the failure reported; others go
         on.
         """
-        source, destination = endpoints_of(key)
-        flow = Flow(transport, source, destination, self._subnet, served)
+        flow = self._flow_of(transport, key, served)
         try:
             target = self._uplink.route(flow)
-            if not isinstance(target, Target | Refusal):
-                raise TypeError(f"Uplink.route returned {target!r}: expected a Target or a Refusal")
-            if isinstance(target, Target) and not target.candidates and not served:
+            if isinstance(target, Target):
+                if target.candidates or served:
+                    return flow, target
                 raise ValueError(
                     "Uplink.route returned a Target without candidates: expected one, or a Refusal"
                 )
+            if isinstance(target, Refusal):
+                return target
+            raise TypeError(f"Uplink.route returned {target!r}: expected a Target or a Refusal")
         except KeyboardInterrupt:  # it is meant for the program
             raise
         except BaseException as error:  # not even SystemExit may end the stack
             self.notice(f"flows are refused: the uplink failed to decide about {flow}", error)
             return Refusal.PROHIBITED
-        return target if isinstance(target, Refusal) else (flow, target)
+
+    def _flow_of(self, transport: Transport, key: bytes, served: bool = False) -> Flow:
+        source, destination = endpoints_of(key)
+        return Flow(transport, source, destination, self._subnet, served)
+
+    def _govern(self, found: Routed, opened: AnyFlow | None) -> Outcome:
+        """Ask the policy about a flow, and return what becomes of it."""
+        flow, target = found
+        ruling = self.enforcer.flow(flow, self._engine.now)
+        if opened is not None:
+            opened.ruling = ruling
+            if ruling.action == "ask":
+                return self.asking.hold(opened, flow, target, ruling) or HELD
+            if ruling.audit and self.watcher is not None:
+                self.watcher.let_pass(flow.protocol, opened, REFUSALS[ruling.refusal])
+        return REFUSALS[ruling.refusal] if ruling.refuses else None
 
     def cannot_dial(self, error: BaseException) -> Refused:
         """Report that the uplink, or one of its dials, has failed, and return how the flow is refused."""
@@ -179,8 +238,12 @@ class FlowRouter:
         refused.
         """
         source = Endpoint._make((self._subnet.dns, 0))
+        return self._dial(Flow("tcp", source, resolver, self._subnet), Target((resolver,)))
+
+    def _dial(self, flow: Flow, target: Target, *, ttl: int = 64, tos: int = 0) -> Dial:
+        """Have the uplink dial.  If it fails, the flow is refused."""
         try:
-            return self._uplink.dial(Flow("tcp", source, resolver, self._subnet), Target((resolver,)))
+            return self._uplink.dial(flow, target, ttl=ttl, tos=tos)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -189,40 +252,45 @@ class FlowRouter:
     def route_served(self, transport: Transport, key: bytes) -> Target | Refusal:
         """Ask the uplink again about a flow that a handler has: return the target now, or the refusal."""
         found = self.route(transport, self._endpoints.redirected(key), served=True)
-        return found if isinstance(found, Refusal) else found[1]
+        return found[1] if isinstance(found, tuple) else found or Refusal.PROHIBITED
 
     # -- the guest's flows: StackUser ---------------------------------------------------------------
 
     def tcp_opened(self, connection: TcpConnection) -> None:
         key = self._endpoints.redirected(connection.key)
         handler = self._endpoints.claim_tcp(key)
-        found = self.route("tcp", key, served=handler is not None)
-        if isinstance(found, Refusal):
-            connection.refuse(found)
+        found = self.route("tcp", key, connection, served=handler is not None)
+        if not isinstance(found, tuple):
+            if found is not None:
+                self.refuse(connection, found)
             return
         flow, target = found
         if handler is not None:
             handler(connection, target)
         else:
-            connection.user = relay = TcpRelay(self._engine, connection, self.cannot_dial)
+            relay = TcpRelay if self.enforcer.policy is None else self._relay_for(connection, flow)
+            connection.user = made = relay(self._engine, connection, self.cannot_dial)
             try:
                 dial = self._uplink.dial(flow, target, ttl=connection.ttl, tos=connection.tos)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
                 dial = self.cannot_dial(error)
-            relay.begin(dial)
+            made.begin(dial)
 
     def udp_opened(self, flow: UdpFlow) -> Refusal | None:
         key = self._endpoints.redirected(flow.key)
         handler = self._endpoints.claim_udp(key)
-        found = self.route("udp", key, served=handler is not None)
-        if isinstance(found, Refusal):
+        found = self.route("udp", key, flow, served=handler is not None)
+        if not isinstance(found, tuple):
             return found
         _, target = found
         if handler is not None:
             return handler(flow, target)
-        endpoint = target.candidates[0]
+        return self._carry_udp(flow, target.candidates[0])
+
+    def _carry_udp(self, flow: UdpFlow, endpoint: Endpoint) -> Refusal | None:
+        """Give a flow its relay, or return how it is refused."""
         if self._leaves_by_published(flow, endpoint):
             return None
         address, names = endpoint.address, flow_key.parse(flow.key)
@@ -237,10 +305,13 @@ class FlowRouter:
         return None
 
     def echo_opened(self, flow: EchoFlow) -> Refusal | None:
-        found = self.route("icmp", flow.key)
-        if isinstance(found, Refusal):
+        found = self.route("icmp", flow.key, flow)
+        if not isinstance(found, tuple):
             return found
-        endpoint = found[1].candidates[0]
+        return self._carry_echo(flow, found[1].candidates[0])
+
+    def _carry_echo(self, flow: EchoFlow, endpoint: Endpoint) -> Refusal | None:
+        """Give a flow its relay, or return how it is refused."""
         try:
             sock = self.open_socket("icmp", endpoint.address)
         except OSError as error:
@@ -315,7 +386,11 @@ class FlowRouter:
             key = FlowKey(guest[0], seen_as.packed, guest[1], port).pack()
             refused = key in self.stack.udp or self.is_answered_here(key)
             found = Refusal.DROP if refused else self._decide("udp", key)
-            if not isinstance(found, Refusal) and (target := found[1].candidates[0]) == (address, port):
+            if (
+                not isinstance(found, Refusal)
+                and (target := found[1].candidates[0]) == (address, port)
+                and (self.enforcer.policy is None or self._govern(found, None) is None)
+            ):
                 flow = self.stack.add_udp(key, self._engine.now, _socket_name(target))
                 if self._udp.get(guest) is relay:
                     relay.add(flow, _socket_name(target))
@@ -323,6 +398,125 @@ class FlowRouter:
                     flow.close()
                 return
         self.stack.dropped["udp-filtered"] += 1
+
+    # -- what has waited for an answer --------------------------------------------------------------
+
+    def proceed(self, opened: AnyFlow, flow: Flow, target: Target) -> Refusal | None:
+        """Carry a flow that may pass now to its target, or return how it is refused."""
+        if not self.make_room(opened.key):
+            self.notice(NO_DESCRIPTORS)
+            self.refused += 1
+            return Refusal.NET_UNREACHABLE
+        if isinstance(opened, UdpFlow):
+            return self._carry_udp(opened, target.candidates[0])
+        if isinstance(opened, EchoFlow):
+            return self._carry_echo(opened, target.candidates[0])
+        opened.user = relay = self._relay_for(opened, flow)(self._engine, opened, self.cannot_dial)
+        relay.begin(self._dial(flow, target, ttl=opened.ttl, tos=opened.tos))
+        return None
+
+    def flush(self) -> None:
+        """Send the datagrams that wait for more of their kind."""
+        self.outbox.flush()
+
+    # -- what the policy refuses, and what it looks at ----------------------------------------------
+
+    def refuse(self, connection: TcpConnection, why: Refusal) -> None:
+        """Refuse a connection whose SYN is on hold; if its rule says so, in words."""
+        ruling = ruling_of(connection)
+        if ruling is not None and ruling.refuses and ruling.refusal == "forbidden":
+            self._forbid(connection, ruling, b"")
+        else:
+            connection.refuse(why)
+
+    def _forbid(self, connection: TcpConnection, ruling: Ruling, said: bytes) -> None:
+        """Tell the client of a connection why it is refused."""
+        if self.forbidden is None:
+            from .relay.forbidden import Forbidden  # without such a rule nobody has it
+
+            self.forbidden = Forbidden(self._engine, self.stack.dropped)
+        self.stack.tcp.refused(connection, Refusal.PROHIBITED)
+        remote = endpoints_of(connection.key)[1]
+        what = str(remote) if ruling.name is None else f"{ruling.name} ({remote})"
+        self.forbidden.take(connection, what, str(ruling.rule), said)
+
+    def _relay_for(self, connection: TcpConnection, flow: Flow) -> Callable[..., TcpRelay]:
+        """Return what makes the relay of a connection, by its ruling."""
+        ruling, policy = ruling_of(connection), self.enforcer.policy
+        if ruling is None or not ruling.looks or policy is None:
+            return TcpRelay
+        from .relay.peek import PeekingRelay  # without such a rule nobody has it
+
+        return partial(PeekingRelay, judge=partial(self._judge, flow), waits=not policy.audit)
+
+    def _judge(self, flow: Flow, relay: PeekingRelay, seen: Look) -> None:
+        """Decide about a connection once more, now that its first bytes are known."""
+        connection = relay.connection
+        assert connection is not None
+        ruling = connection.ruling = self.enforcer.first_bytes(flow, seen, self._engine.now)
+        if not ruling.refuses:
+            if ruling.audit and self.watcher is not None:
+                self.watcher.let_pass("tcp", connection, REFUSALS[ruling.refusal])
+            relay.pass_on()
+            return
+        self.refused += 1
+        if ruling.refusal == "forbidden":
+            _, said = relay.leave()
+            self._forbid(connection, ruling, said)
+        else:
+            self.stack.tcp.refused(connection, Refusal.RESET)
+            relay.abort(reset=True)
+
+    def cut(self) -> None:
+        """End the flows of the guest that the policy does not let pass now.
+
+        Connections are reset, towards the guest and towards the host's peer.  A flow that the policy would ask about
+        is ended too, and so is one whose first bytes it would look at.  If these were looked at before, they decide
+        again.
+        """
+        stack, claim = self.stack, self._endpoints
+        for connection in list(stack.tcp.values()):
+            key = claim.redirected(connection.key)
+            if not connection.inbound and claim.claim_tcp(key) is None:
+                self._cut_tcp(connection, key)
+        relays = set(self._udp.values())
+        for flow in list(stack.udp.values()):
+            key = claim.redirected(flow.key)
+            opened_inside = flow.host is None or flow.user in relays
+            if opened_inside and claim.claim_udp(key) is None and self._is_cut("udp", key, flow):
+                flow.ending = "cut by policy"
+                flow.close()
+        for echo in list(stack.echo.values()):
+            if self._is_cut("icmp", echo.key, echo):
+                echo.ending = "cut by policy"
+                echo.close()
+
+    def _cut_tcp(self, connection: TcpConnection, key: bytes) -> None:
+        """End a connection if the policy does not let it pass now."""
+        if not self._is_cut("tcp", key, connection):
+            return
+        if not connection.is_on_hold:
+            self.abort(connection, reset=True, ending="cut by policy")
+            return
+        user = connection.user
+        connection.refuse(REFUSALS[connection.ruling.refusal])
+        if user is not None:
+            user.closed(Closed.ABORTED)
+
+    def _is_cut(self, transport: Transport, key: bytes, flow: AnyFlow) -> bool:
+        """Decide about a flow again, and return whether it may not go on.  If it may not, it gets the ruling."""
+        before, described, now = ruling_of(flow), self._flow_of(transport, key), self._engine.now
+        ruling = self.enforcer.flow(described, now)
+        if ruling.action != "deny" and isinstance(flow.user, Held):  # it has not passed yet
+            return False
+        if ruling.looks:
+            if before is not None and before.seen is not None:
+                ruling = self.enforcer.first_bytes(described, before.seen, now)
+            elif before is None or not before.looks:  # it never was looked at
+                ruling = ruling._replace(action="deny", looks=False)
+        if ruling.refuses:
+            flow.ruling = ruling
+        return ruling.refuses
 
     def _no_socket(self, transport: Transport, error: OSError) -> Refusal:
         if transport == "icmp" and error.errno in (errno.EACCES, errno.EPERM):
@@ -411,7 +605,10 @@ class FlowRouter:
     def _evict(self, key: bytes) -> bool:
         """Close a flow that is idle or has not begun, but not the one of that key.  Return whether there was one."""
         stack = self.stack
-        pending = next((each for name, each in stack.pending.items() if name != key), None)
+        pending = next(
+            (each for name, each in stack.pending.items() if name != key and not isinstance(each.user, Held)),
+            None,
+        )
         idle = next((name for name in stack.udp if name != key), None)
         many = len(stack.pending) > self.admission.most // 2
         if pending is not None and not pending.is_on_hold and not pending.may_give_way(self._engine.now):
@@ -433,18 +630,18 @@ class FlowRouter:
             return
         oldest = next(iter(self.stack.tcp.values()), None)
         if oldest is not None and isinstance(oldest.user, TcpRelay):
-            oldest.user.abort()
+            oldest.user.abort(ending="made room")
             self.stack.dropped["limit-descriptors"] += 1
 
     # -- the end ------------------------------------------------------------------------------------
 
-    def abort(self, connection: TcpConnection, *, reset: bool) -> None:
+    def abort(self, connection: TcpConnection, *, reset: bool, ending: Ending = "ended") -> None:
         """Reset a connection towards the guest; with `reset=True` towards the host's peer too."""
         user = connection.user
         if isinstance(user, TcpRelay):
-            user.abort(reset=reset)
+            user.abort(reset=reset, ending=ending)
             return
-        connection.abort(self._engine.now)
+        connection.abort(self._engine.now, ending)
         if user is not None:
             user.closed(Closed.ABORTED)
 
@@ -457,10 +654,9 @@ class FlowRouter:
     def close(self) -> None:
         """Withdraw the claim on descriptors, and close all sockets of datagrams."""
         self.admission.close()
-        for udp in list(self.stack.udp.values()):
-            udp.close()
-        for echo in list(self.stack.echo.values()):
-            echo.close()
+        for flow in [*self.stack.udp.values(), *self.stack.echo.values()]:
+            flow.ending = "ended"
+            flow.close()
 
     def notice(self, text: str, error: BaseException | None = None) -> None:
         """Report a warning to people, each text once; of exceptions, one of each type."""

@@ -19,7 +19,7 @@ from netns_kit.dns import Record, Zone
 from netns_kit.domain_names import is_host_name, to_wire
 from netns_kit.errors import DeviceGone, FeatureUnavailable
 from netns_kit.frozen import frozen, replace
-from netns_kit.operations import chained, operation, summed
+from netns_kit.operations import chained, operation, same, summed
 from netns_kit.stack import (
     AnyFlow,
     EchoFlow,
@@ -31,13 +31,15 @@ from netns_kit.stack import (
     Transport,
     UdpFlow,
 )
+from netns_kit.stack.user import UNWATCHED
 from netns_kit.stack.wire.ndp import Advertisement
 from netns_kit.subnet import Subnet, Subnet6
 from netns_kit.uplink.flow import DNS_PORT, Endpoint
 
 from .beside import FlowBeside, Watcher
 from .endpoints import Endpoints
-from .engine import Engine
+from .enforcer import ruling_of
+from .engine import IN, Engine
 from .flow_router import FlowRouter, endpoints_of
 from .frame_pump import FramePump, LinkPump
 from .leasing import Leasing
@@ -46,6 +48,9 @@ from .setup import Setup
 from .worker_links import WorkerLinks
 
 if TYPE_CHECKING:
+    from netns_kit.dns.guard import Refused
+    from netns_kit.policy.policy import Policy
+
     from .inside import Inside
 
 DOMAINS = ("containers.internal", "docker.internal")  # in which programs in containers look for their host
@@ -83,6 +88,9 @@ class FlowInfo:
     """Bytes of payload sent to the guest; of TCP, only those that the guest has acknowledged."""
     age: float
     """Seconds since the flow was opened."""
+    rule: str | None = None
+    """The policy's rule that has decided about the flow, as text.  None if there is no policy, and for flows that it
+    does not decide about: inbound ones, and those of our DNS address."""
 
 
 class Gateway:
@@ -137,6 +145,15 @@ class Gateway:
             engine, uplink, subnet, self.endpoints, stack_for, links=peers, tell=tell or log
         )
         self.stack = stack = self.router.stack
+        self.enforcer = self.router.enforcer
+        self.enforcer.told = self._query_refused
+        if peers is not None:
+            self.enforcer.pinned = peers.send_pins
+            self.enforcer.catch_up = self._read_pins
+            engine.add(peers.pins_fileno(), self._on_pins, IN)
+        self.asking = self.router.asking
+        self.asking.timeout = setup.on_flow_timeout if setup.asks else None
+        self.asking.name_of = self.name_of
         stack.services = self.endpoints.link
         self.leasing = Leasing(stack, self.endpoints, subnet, dhcp)
         if tap.mac is not None:
@@ -146,14 +163,15 @@ class Gateway:
         self.zone = _zone(subnet)
         for record in setup.records:
             self.zone.add(record)
+        self.enforcer.own_names = self.zone.names_of
         self._dns = DnsRelay(engine, uplink, self.zone, self._hook_failed, self.router)
+        self._govern(setup.policy)
         for address in subnet.resolvers:
             self.endpoints.serve_tcp(address, DNS_PORT, self._dns.tcp_opened)
             self.endpoints.serve_udp(address, DNS_PORT, self._dns.udp_opened)
         if setup.intercept_dns:
             self.endpoints.redirect(DNS_PORT, subnet.resolvers)
         self.beside: dict[int, FlowBeside] = {}
-        self.watcher: Watcher | None = None
         self._inside: Inside | None = None
         if setup.supply is not None:
             from .inside import Inside  # programs that wait for our start have none
@@ -162,6 +180,23 @@ class Gateway:
         self._pump = FramePump(engine, tap, stack, self.router.outbox)
         if peers is not None:
             LinkPump(engine, peers, stack, self.router.outbox, self.router.tcp_handed_over)
+
+    def _govern(self, policy: Policy | None) -> None:
+        """Let a policy decide from now on, about flows and names."""
+        self.enforcer.set(policy)
+        self._dns.guard = self.enforcer.guard
+
+    def _read_pins(self) -> bool:
+        """Learn what other workers have pinned, and return whether there was anything."""
+        return self._links is not None and self.enforcer.learn(self._links.read_pins())
+
+    def _on_pins(self, _: int) -> None:
+        self._read_pins()
+
+    def _query_refused(self, name: bytes, kind: int, client: bytes, refused: Refused, rule: str) -> None:
+        watcher, policy = self.watcher, self.enforcer.policy
+        if watcher is not None and policy is not None:
+            watcher.query_refused(name, kind, client, rule, refused.rcode, audit=policy.audit)
 
     def _hook_failed(self, error: BaseException) -> None:
         self.router.notice("names are not resolved: the uplink's DNS hook failed", error)
@@ -194,7 +229,7 @@ class Gateway:
                 max(self.engine.now - flow.opened, 0.0),
             )
         guest, remote = endpoints_of(flow.key)
-        inbound, host = False, None
+        inbound, host, ruling = False, None, ruling_of(flow)
         if isinstance(flow, EchoFlow):
             carried = flow.received, flow.sent
         else:
@@ -211,9 +246,10 @@ class Gateway:
             state,
             "inbound" if inbound else "outbound",
             None if host is None else Endpoint(*host),
-            self.name_of(remote.address),
+            self.name_of(remote.address) or (None if ruling is None else ruling.name),
             *carried,
             max(self.engine.now - flow.opened, 0.0),
+            None if ruling is None else ruling.rule,
         )
 
     def name_of(self, address: Address) -> str | None:
@@ -239,8 +275,40 @@ class Gateway:
         others: list[UdpFlow | EchoFlow] = [*stack.udp.values(), *stack.echo.values()]
         found = next((flow for flow in others if flow.id == number), None)
         if found is not None:
+            found.ending = "ended"
             found.close()
         return found is not None
+
+    @operation(same)
+    def set_policy(self, text: str | None, existing: Literal["keep", "cut"]) -> None:
+        """Let another policy decide from now on: see `UserStack.set_policy`.
+
+        Args:
+            text: The policy, as `netns_kit.child.codec.dump` has it; None: there is no policy any more.
+            existing: What becomes of flows that are under way.
+
+        Raises:
+            DecodeError: The text is no policy.  The old one stays.
+        """
+        if text is None:
+            self._govern(None)
+            return
+        from netns_kit.child.codec import load  # with no policy nobody has these
+        from netns_kit.policy.policy import Policy
+
+        self._govern(load(Policy, text.encode()))
+        if existing == "cut":
+            self.router.cut()
+
+    @property
+    def watcher(self) -> Watcher | None:
+        """The follower of all flows and of what the policy does; None: there is none."""
+        return self.router.watcher
+
+    @watcher.setter
+    def watcher(self, watcher: Watcher | None) -> None:
+        self.router.watcher = watcher
+        self.stack.watcher = UNWATCHED if watcher is None else watcher
 
     # -- flows beside the stack -----------------------------------------------------------------------
 
@@ -290,6 +358,8 @@ class Gateway:
         return {
             **self.stack.stats(),
             "flows_refused": self.router.refused,
+            "flows_asked": len(self.asking),
+            **self.enforcer.stats(),
             "tap_received": self._tap.counters.received,
             "tap_sent": self._tap.counters.sent,
             "tap_refused": self._tap.counters.refused,
@@ -301,6 +371,7 @@ class Gateway:
 
     def close(self) -> None:
         """Reset every connection and close every socket.  The device is not closed: it belongs to the caller."""
+        self.asking.close()
         for flow in list(self.beside.values()):
             flow.end()
         if self._inside is not None:

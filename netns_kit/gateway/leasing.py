@@ -15,7 +15,7 @@ from netns_kit.dhcp.server6 import SERVER_PORT as SERVER_PORT6
 from netns_kit.errors import AddressError
 from netns_kit.operations import operation
 from netns_kit.stack import LinkDatagram, Stack
-from netns_kit.subnet import LINK_LOCAL, Subnet, Subnet6
+from netns_kit.subnet import ROUTER_ADDRESS, Subnet, Subnet6
 
 from .endpoints import Endpoints
 
@@ -88,7 +88,7 @@ class Leasing:
         if settings is not None and subnet.ipv6 is not None:
             self._servers[6] = server6 = Dhcp6Server(
                 settings,
-                address=LINK_LOCAL,
+                address=ROUTER_ADDRESS,
                 mac=stack.link.mac,
                 network=subnet.ipv6.network,
                 pool=subnet.ipv6.pool,

@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from ipaddress import IPv4Network
 from socket import socket
 from types import NoneType
-from typing import Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Literal, TypedDict, get_args
 
 from netns_kit import arguments
 from netns_kit.dhcp import DEFAULT, DhcpSettings
 from netns_kit.dns import Record
-from netns_kit.errors import ArgumentError, DomainNameError
+from netns_kit.errors import ArgumentError, ArgumentTypeError, DomainNameError, PolicyError
 from netns_kit.frozen import field, frozen, replace
 from netns_kit.stack import Limits
 from netns_kit.subnet import DEFAULT_CIDR, SMALLEST_IPV6_MTU, Subnet, Subnet6
@@ -25,6 +25,13 @@ from netns_kit.tap.frame_device import Device, DeviceWrapper
 from netns_kit.uplink.uplink import Uplink
 
 from .leasing import check as check_dhcp
+
+if TYPE_CHECKING:
+    from netns_kit.policy.policy import Policy
+
+    from .asking import OnFlow
+
+LARGEST_TIMEOUT = 3600.0  # seconds that a flow may wait for an answer
 
 DriverName = Literal["thread", "loop", "worker"]
 """Where a stack runs: on a thread of its own, on the caller's event loop, in a process of its own."""
@@ -64,6 +71,17 @@ class StackOptions(TypedDict, total=False):
     address that they ask.  The uplink's policy is asked about the DNS address then.  Default: False."""
     name: str | None
     """The namespace's own name at the DNS address, one more of `records`.  Default: none."""
+    policy: Policy | None
+    """The policy about flows and names.  If the uplink has a function as its policy, both must let a flow pass.
+    Default: that of the uplink, see `Uplink`; if it has none, everything may pass."""
+    on_flow: OnFlow | None
+    """An async function that is asked about each flow for which the policy says "ask"; without a policy, about all.
+    It is given a `FlowRequest`.  It returns True: the flow may pass; False: it is refused as its rule says; a
+    `Refusal`: it is refused so; an `Endpoint`: it goes there instead, as the host sees it, and neither policy nor
+    uplink is asked about that.  It runs on the caller's event loop with every driver, once for each flow and many at
+    a time.  If it fails or returns anything else, the flow is refused, and the failure is logged.  Default: none."""
+    on_flow_timeout: float
+    """Seconds that a flow may wait for an answer; then it is refused.  Default: 30."""
 
 
 @frozen
@@ -80,6 +98,12 @@ class Setup:
     require: tuple[SandboxLayer, ...] = ()
     records: tuple[Record, ...] = ()
     intercept_dns: bool = False
+    policy: Policy | None = None
+    on_flow: OnFlow | None = None
+    """The function that is asked about flows.  It stays in the process of the caller: a worker has None."""
+    on_flow_timeout: float = 30.0
+    asks: bool = False
+    """Whether there is such a function."""
     supply: socket | None = None
     """Where the engine orders sockets of the namespace, see `netns_kit.gateway.inside`.  None: it has none."""
 
@@ -99,6 +123,9 @@ class Setup:
         records: Iterable[str | Record] = (),
         intercept_dns: bool = False,
         name: str | None = None,
+        policy: Policy | None = None,
+        on_flow: OnFlow | None = None,
+        on_flow_timeout: float = 30.0,
     ) -> Setup:
         """Check the settings that a caller gives, and return them as a record.
 
@@ -119,9 +146,24 @@ class Setup:
             arguments.one_of("require", layer, get_args(SandboxLayer))
         arguments.items("records", records, "a list of records")
         arguments.boolean("intercept_dns", intercept_dns)
+        uplink = uplink or Uplink()
+        _check_on_flow(on_flow, on_flow_timeout)
+        for each in (policy, uplink.rules):
+            if each is not None:
+                check_policy(each, asks=on_flow is not None)
+        if policy is not None and uplink.rules is not None:
+            raise ArgumentError(
+                "expected one policy: the uplink has one too", "policy", arguments.shown(policy),
+                "leave out that of Uplink(policy=...)",
+            )  # fmt: skip
+        rules = policy or uplink.rules
+        if rules is None and on_flow is not None:
+            from netns_kit.policy.policy import Policy  # without one, nobody has it
+
+            rules = Policy.ask()
         setup = cls(
             tap,
-            uplink or Uplink(),
+            uplink,
             network,
             driver,
             configure,
@@ -130,6 +172,10 @@ class Setup:
             layers,
             (*_named(name, network), *map(as_record, records)),
             intercept_dns,
+            rules,
+            on_flow,
+            on_flow_timeout,
+            on_flow is not None,
         )
         setup._check_together()
         return setup
@@ -166,6 +212,52 @@ def as_record(record: str | Record) -> Record:
     """
     arguments.instance("record", record, (str, Record), "NAME=ADDRESS or a Record")
     return Record.parse(record) if isinstance(record, str) else record
+
+
+def check_policy(policy: object, *, asks: bool) -> None:
+    """Check that a policy is a `Policy` that this stack can enforce.
+
+    Args:
+        policy: What was given.
+        asks: Whether the stack has a function to ask.
+
+    Raises:
+        ArgumentTypeError: It is something else.
+        PolicyError: It has a rule that asks, and there is nobody to ask.
+    """
+    from netns_kit.policy.policy import Policy  # without one, nobody has it
+
+    fix = "give a function to Uplink(policy=...)"
+    if not callable(policy):
+        fix = "begin with Policy.deny() or Policy.allow()"
+    arguments.instance("policy", policy, Policy, "a Policy, or None", fix)
+    if not asks and isinstance(policy, Policy):
+        numbers = [number for number, rule in enumerate(policy.rules) if rule.action == "ask"]
+        if numbers or policy.default == "ask":
+            rule = policy.label(numbers[0] if numbers else None)
+            expected, fix = "expected a function to ask", "give the stack one: on_flow=..."
+            raise PolicyError(expected, "on_flow", None, fix, rule)
+
+
+def _check_on_flow(on_flow: object, timeout: object) -> None:
+    """Check the settings of asking.
+
+    Raises:
+        ArgumentError: The time is out of range.
+        ArgumentTypeError: The function is no async function, or the time no number.
+    """
+    arguments.instance("on_flow_timeout", timeout, (int, float), "a number of seconds")
+    if not 0 < timeout <= LARGEST_TIMEOUT:  # type: ignore[operator]  # it is a number
+        expected = f"expected seconds, more than 0 and {LARGEST_TIMEOUT:g} at most"
+        raise ArgumentError(expected, "on_flow_timeout", arguments.shown(timeout))
+    if on_flow is not None:
+        from inspect import iscoroutinefunction  # it reads source, for which it knows all of Python's grammar
+
+        if not iscoroutinefunction(on_flow) and not iscoroutinefunction(getattr(on_flow, "__call__", None)):  # noqa: B004
+            fix = "write `async def on_flow(asked: FlowRequest) -> bool`"
+            raise ArgumentTypeError(
+                "expected an async function, or None", "on_flow", arguments.shown(on_flow), fix
+            )
 
 
 def _named(name: str | None, subnet: Subnet) -> list[Record]:

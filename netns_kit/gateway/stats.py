@@ -59,6 +59,16 @@ class Stats(TypedDict):
     """Frames that wait at this moment for the guest's link address."""
     flows_refused: int
     """Flows of the guest refused by the uplink, or because descriptors had run out."""
+    flows_asked: int
+    """Flows of the guest that wait for `on_flow` at this moment."""
+    policy_refused: int
+    """Flows of the guest refused by the policy."""
+    policy_audited: int
+    """Flows of the guest that the policy would have refused, but for `audit`."""
+    policy_pins: int
+    """Addresses at this moment that names were resolved to, for rules by name."""
+    policy_pins_evicted: int
+    """Addresses of names forgotten too early, because there were too many."""
     tap_received: int
     """Frames read from the device."""
     tap_sent: int
@@ -71,6 +81,8 @@ class Stats(TypedDict):
     """Frames and connections handed from one worker to another; 0 with one."""
     handed_over_lost: int
     """Frames and connections lost because the other worker's inbox was full, or no descriptor was left there."""
+    policy_pins_lost: int
+    """Addresses of allowed names that a worker did not learn because its inbox was full, as messages; 0 with one."""
     dns_queries: int
     """DNS queries accepted to be relayed, repetitions not counted."""
     dns_joined: int
@@ -103,6 +115,10 @@ class Stats(TypedDict):
     """DNS queries for names of our own."""
     dns_cached: int
     """DNS queries answered from the cache."""
+    dns_refused_by_policy: int
+    """DNS queries that the policy has refused, and answers that it has not let pass."""
+    dns_cut: int
+    """DNS answers from which the policy has cut records."""
     dns_cache_entries: int
     """Answers in the cache at this moment."""
     dns_sockets: int
@@ -189,6 +205,8 @@ class Stats(TypedDict):
     """Ping flows ended for others, see `Limits.echo_flows`."""
     dropped_limit_fragments: int
     """Incomplete packets dropped for others, see `Limits.fragments`."""
+    dropped_limit_held: int
+    """Datagrams of flows that wait for `on_flow`, beyond those that are kept."""
     dropped_limit_neighbours: int
     """Link addresses forgotten for others, see `Limits.neighbours`."""
     dropped_limit_tcp_connections: int

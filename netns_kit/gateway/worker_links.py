@@ -5,20 +5,31 @@ and sends by them.  A message hands over a frame or a connection.  Its first byt
 been handed over.  Then follows a frame, as the tap delivers it; or the key of a flow, with one descriptor: the
 connection of a client, accepted on the host, that is to become this flow.
 
+Pins have an inbox of their own, so that they can be read at any moment, before the frames that have come earlier: by
+a worker that is about to refuse a flow because it does not know the address.  Whoever answers a DNS query sends them
+before the answer, so they are there when the flow comes.
+
 A message is lost, as a frame is on a wire, if the inbox is full.  A connection is also lost if its receiver has no
 descriptor left for it: the kernel then closes the descriptor that the message had (MSG_CTRUNC).  Losses are counted,
-and a lost connection is closed: nobody keeps a copy.
+and a lost connection is closed: nobody keeps a copy.  A flow to a pin that was lost is refused.
 """
 
 from __future__ import annotations
 
 import array
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from struct import Struct
+from typing import TypeAlias
 
 _ROOM = 8 << 20  # bytes of an inbox: less, where wmem_max says so
+_PINS_MAX = 1 << 16  # bytes of a message of pins; those of one answer are fewer
 _RIGHTS = socket.CMSG_LEN(4)  # room for one descriptor; of a longer message the kernel keeps the rest
+_PIN = Struct("!dBB")  # until when; the lengths of the address and of the name, which follow
+
+Pin: TypeAlias = tuple[bytes, bytes, float]
+"""A name on the wire, a packed address that was answered for it, and the time until which it counts."""
 
 
 class WorkerLinks:
@@ -28,14 +39,25 @@ class WorkerLinks:
         index: The number of this worker.
         inbox: The socket that this worker receives from.
         outboxes: The sockets that lead to the inboxes of all workers, this one included, by their numbers.
+        pins_inbox: The socket that this worker receives pins from.
+        pins_outboxes: The sockets that pins for the workers are sent by, by their numbers.
     """
 
-    def __init__(self, index: int, inbox: socket.socket, outboxes: tuple[socket.socket, ...]) -> None:
+    def __init__(
+        self,
+        index: int,
+        inbox: socket.socket,
+        outboxes: tuple[socket.socket, ...],
+        pins_inbox: socket.socket,
+        pins_outboxes: tuple[socket.socket, ...],
+    ) -> None:
         self.index = index
         self.count = len(outboxes)
-        self.handed_over = self.lost = 0  # messages
+        self.handed_over = self.lost = self.pins_lost = 0  # messages
         self._inbox = inbox
         self._outboxes = outboxes
+        self._pins_inbox = pins_inbox
+        self._pins_outboxes = pins_outboxes
         self._hops = bytearray(1)
 
     @property
@@ -45,15 +67,24 @@ class WorkerLinks:
 
     def stats(self) -> dict[str, int]:
         """Return the counters of messages, by name."""
-        return {"handed_over": self.handed_over, "handed_over_lost": self.lost}
+        return {
+            "handed_over": self.handed_over,
+            "handed_over_lost": self.lost,
+            "policy_pins_lost": self.pins_lost,
+        }
 
     def fileno(self) -> int:
         """Return the descriptor to poll for incoming messages."""
         return self._inbox.fileno()
 
+    def pins_fileno(self) -> int:
+        """Return the descriptor to poll for pins."""
+        return self._pins_inbox.fileno()
+
     def filenos(self) -> list[int]:
         """Return the descriptors of all its sockets."""
-        return [each.fileno() for each in (self._inbox, *self._outboxes)]
+        sockets = (self._inbox, *self._outboxes, self._pins_inbox, *self._pins_outboxes)
+        return [each.fileno() for each in sockets]
 
     def hand_over(self, number: int, hops: int, frame: memoryview) -> None:
         """Hand a frame over to worker `number`."""
@@ -64,6 +95,41 @@ class WorkerLinks:
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [accepted.fileno()]))
         self._send(number, 0, key, [rights])
         accepted.close()
+
+    def send_pins(self, pins: Iterable[Pin]) -> None:
+        """Send pins to all other workers.  Call it before the answer that they were made from leaves.
+
+        A worker whose inbox is full does not get them, and refuses flows to them.  That is counted.
+        """
+        message = b"".join(
+            _PIN.pack(until, len(address), len(name)) + address + name for name, address, until in pins
+        )
+        for number, outbox in enumerate(self._pins_outboxes):
+            if number != self.index:
+                try:
+                    outbox.send(message, socket.MSG_NOSIGNAL)
+                except OSError:
+                    self.pins_lost += 1
+
+    def read_pins(self) -> Iterator[Pin]:
+        """Yield the pins that other workers have sent.  Whatever a message holds, nothing is raised.
+
+        The gateway reads them when `pins_fileno` is readable, and again when it is about to refuse a flow because no
+        name is known for its address.
+        """
+        while True:
+            try:
+                message = self._pins_inbox.recv(_PINS_MAX)
+            except BlockingIOError:
+                return
+            at = 0
+            while at + _PIN.size <= len(message):
+                until, address_size, name_size = _PIN.unpack_from(message, at)
+                at += _PIN.size
+                name_at = at + address_size
+                end = name_at + name_size
+                yield message[name_at:end], message[at:name_at], until
+                at = end
 
     def _send(
         self,
@@ -102,11 +168,14 @@ class WorkerLinks:
 
 def connect(count: int, stack: ExitStack) -> list[WorkerLinks]:
     """Return the links of `count` workers.  `stack` closes their sockets."""
-    made = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(count)]
+    made = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2 * count)]
     for ends in made:
         ends[1].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ROOM)
         for end in ends:
             end.setblocking(False)
             stack.callback(end.close)
-    outboxes = tuple(outbox for _, outbox in made)
-    return [WorkerLinks(index, inbox, outboxes) for index, (inbox, _) in enumerate(made)]
+    inboxes, outboxes = zip(*made, strict=True)
+    return [
+        WorkerLinks(index, inboxes[index], outboxes[:count], inboxes[count + index], outboxes[count:])
+        for index in range(count)
+    ]

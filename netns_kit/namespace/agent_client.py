@@ -28,6 +28,7 @@ from netns_kit.host import diagnosis
 
 from .agent_common import IN_MEMFD
 from .idmap import map_ranges
+from .process_info import ProcessInfo
 from .watch import Watch
 
 __all__ = ["AgentProcess", "Conversation", "Done", "Start", "StartConversation"]
@@ -36,6 +37,7 @@ T = TypeVar("T")
 
 STATUS_MAX = 0xFFFF
 ENDED = -1  # the pid of a process that was waited for, in /proc/PID/fdinfo
+NAME_MAX, COMMAND_MAX = 64, 256  # characters of `ProcessInfo`
 SHOWN = 80  # characters of what was not understood
 
 
@@ -71,6 +73,23 @@ class Ready:
     state: Literal["ready"]
     agent: int
     holder: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """The process that has a flow, whose pidfd comes along."""
+
+    uid: int
+    inner_pid: int
+    name: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """The process that has a flow is not known."""
+
+    unknown: Literal[True]
 
 
 @dataclass(frozen=True)
@@ -186,6 +205,21 @@ class Conversation:
         except DecodeError as exc:
             os.close(pidfd)
             raise self.betrayed(str(exc)) from exc
+
+    async def process(self) -> ProcessInfo | None:
+        """Wait for what is known of the process that was asked for.  Raises as `receive` does."""
+        answer, fds = await self._receive((Found, Unknown), 1)
+        if isinstance(answer, Unknown):
+            return None
+        (pidfd,) = fds
+        try:
+            pid: int | None = _pid_of(pidfd)
+        except DecodeError:  # it cannot be seen here
+            pid = None
+        finally:
+            os.close(pidfd)
+        name, command = printable(answer.name)[:NAME_MAX], printable(answer.command)[:COMMAND_MAX]
+        return ProcessInfo(None if pid == ENDED else pid, answer.inner_pid, answer.uid, name, command)
 
     def news(self) -> Stopped | Ended | None:
         """Take the next news of the command that has started, if there is any.  Raises as `poll` does."""

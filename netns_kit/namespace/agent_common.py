@@ -31,6 +31,16 @@ def read_file(path: str) -> str:
         return file.read()
 
 
+def read_bytes(path: str, most: int) -> bytes:
+    """Read at most so many bytes of a file of /proc."""
+    with open(path, "rb", buffering=0) as file:
+        parts = []
+        while most > 0 and (part := file.read(most)):
+            parts.append(part)
+            most -= len(part)
+        return b"".join(parts)
+
+
 def children_of(pid: int) -> list[int]:
     """Return the direct children of a process, zombies included; none if it is gone."""
     found: list[int] = []

@@ -42,6 +42,7 @@ from netns_kit.errors import (
     ArgumentTypeError,
     FeatureUnavailable,
     NamespaceGone,
+    NetnsKitError,
     NotPrivileged,
     OwnNamespace,
     PortInUseError,
@@ -54,6 +55,7 @@ from .agent_client import AgentProcess, Conversation, Done, Start
 from .background import Openable, Supervisor
 from .listening import ListeningSocket, Protocol, SocketDiagnostics
 from .process import Command, CommandFailed, CommandOptions, Process, open_process
+from .process_info import ProcessInfo
 from .watch import Watch
 
 __all__ = ["Interface", "InterfaceAddress", "Namespace", "OpenedTap", "Route"]
@@ -736,6 +738,49 @@ class Namespace(Openable):
         except OSError as exc:
             raise diagnosis.feature("socket diagnostics", exc, "3.3", "socket with AF_NETLINK") from exc
         return SocketDiagnostics(sock, self._agent.betrayed)
+
+    async def process_of(
+        self,
+        protocol: Literal["tcp", "udp", "icmp"],
+        local: tuple[AddressLike, int],
+        remote: tuple[AddressLike, int],
+    ) -> ProcessInfo | None:
+        """Return the process inside that has the socket of a flow; None if it is not known.
+
+        It is not known if the socket is closed by now, as that of a short flow mostly is, or its owner is not found
+        within 20 ms.  Programs inside decide what they are called, and may hide; see `ProcessInfo`.
+
+        Args:
+            protocol: "tcp", "udp" or "icmp".
+            local: The end in the namespace, address and port, like `FlowInfo.guest`.  The port of a ping is its
+                identifier.
+            remote: The other end, as the namespace sees it, like `FlowInfo.remote`.
+
+        Raises:
+            ArgumentError, ArgumentTypeError, AddressError: The protocol is none of these, or an end is no address
+                and port.
+            FeatureUnavailable: This kernel has no socket diagnostics.
+            NamespaceGone: The namespace is not open.
+
+        Cancellation: Nothing is changed.
+        """
+        arguments.one_of("protocol", protocol, ("tcp", "udp", "icmp"))
+        ends: dict[str, str | int] = {}
+        for name, end in (("local", local), ("remote", remote)):
+            arguments.instance(name, end, tuple, "address and port", 'write it like ("10.0.2.100", 40000)')
+            address, port = end
+            arguments.port(f"{name}_port", port)
+            ends |= {name: str(arguments.address(address)).partition("%")[0], f"{name}_port": port}
+        with self.supervisor.guarding():
+            conversation = await self._converse("process_of", protocol=protocol, **ends)
+            try:
+                return await conversation.process()
+            except OSError as error:
+                if isinstance(error, NetnsKitError):
+                    raise
+                raise diagnosis.feature("socket diagnostics", error, "3.3") from error
+            finally:
+                conversation.close()
 
     async def get_sysctl(self, name: str) -> str:
         """Return the value of a sysctl of the namespace.

@@ -19,7 +19,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .network_layer import NetworkLayer
-from .user import NOBODY, UNWATCHED, IcmpError, Refusal, Transport, Watcher
+from .user import NOBODY, UNWATCHED, Ending, IcmpError, Refusal, Transport, Watcher
 from .wire import ip
 
 if TYPE_CHECKING:
@@ -64,12 +64,17 @@ class IdleFlow:
     """A flow that is closed when it has been idle for its `lifetime`.
 
     `id` is a number that no other flow ever has.  `opened` is the time when the flow was made, and `last` the time
-    when it was last used.  `received` and `sent` count the bytes of payload from the guest and to it.
+    when it was last used.  `received` and `sent` count the bytes of payload from the guest and to it.  `ruling`
+    is what the owner of the stack has decided about the flow; it is not set before.
     """
 
     __slots__ = (
-        "_table", "id", "key", "last", "opened", "received", "sent", "timer_at", "timer_entry", "user"
+        "_table", "ending", "id", "key", "last", "opened", "received", "ruling", "sent", "timer_at", "timer_entry",
+        "user"
     )  # fmt: skip
+
+    ending: Ending
+    ruling: Any
 
     def __init__(self, table: IdleTable[Any], key: bytes, now: float) -> None:
         self._table = table
@@ -94,6 +99,11 @@ class IdleFlow:
         else:
             self.close()
 
+    def turn_away(self, why: Refusal) -> None:
+        """Close a flow that is refused after it was opened.  The guest is told by its `refuse`."""
+        self._table.refused(self, why)
+        self.close()
+
     def close(self) -> None:
         """Take the flow out of the table, and tell its user.  Calling it again is allowed."""
         self.timer_at = math.inf
@@ -116,6 +126,7 @@ class IdleTable(FlowTable[G]):
                 last, key = self._idle.popleft()
                 flow = self.get(key)
                 if flow is not None and flow.last == last and key != spare:
+                    flow.ending = "made room"
                     flow.close()
                     return
             self._idle.extend(sorted((flow.last, key) for key, flow in self.items()))

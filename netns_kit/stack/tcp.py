@@ -30,7 +30,7 @@ Time is an argument.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from . import seq as sequence
 from .acks import AT_ONCE, MUCH, NOT_OWED, QUICK
@@ -59,7 +59,7 @@ from .states import (
     Purpose,
     State,
 )
-from .user import Closed, IcmpError, Refusal, TcpUser
+from .user import Closed, Ending, IcmpError, Refusal, TcpUser
 from .wire import common, tcp
 from .wire.tcp import ACK, FIN, PSH, RST, SYN, URG, Segment
 
@@ -115,7 +115,8 @@ class TcpConnection:
     `id` is a number that no other flow ever has.  `opened` is the time when the connection was made.  `inbound` tells
     whether a client outside has opened it.  `ttl` is the TTL of the guest's SYN, and `tos` the traffic class of the
     guest's segments.  `host` is the endpoint on the host, an address as text and a port; the user sets it.
-    `recovery` is None unless there is a loss.
+    `ruling` is what the owner of the stack has decided about the connection; it is not set before.  `recovery` is
+    None unless there is a loss.
 
     Four attributes are for the short way (`netns_kit.stack.wire.common`):
 
@@ -130,10 +131,13 @@ class TcpConnection:
     """
 
     __slots__ = (
-        "_asked_at", "_idle_since", "_probes", "_quick", "_table", "_writer", "ack_at", "ack_is_listed",
-        "frame_head", "head", "host", "id", "inbound", "key", "opened", "purpose", "rcv", "recovery", "snd", "stamp",
-        "state", "text_at", "timer_at", "timer_entry", "tos", "ttl", "user"
+        "_asked_at", "_idle_since", "_probes", "_quick", "_table", "_writer", "ack_at", "ack_is_listed", "ending",
+        "frame_head", "head", "host", "id", "inbound", "key", "opened", "purpose", "rcv", "recovery", "ruling", "snd",
+        "stamp", "state", "text_at", "timer_at", "timer_entry", "tos", "ttl", "user"
     )  # fmt: skip
+
+    ending: Ending
+    ruling: Any
 
     def __init__(self, table: Table, key: bytes, iss: int, state: State, mss: int) -> None:
         self._table = table
@@ -196,15 +200,16 @@ class TcpConnection:
             self._table.refuse(self, why)
             self._enter(CLOSED)
 
-    def give_way(self) -> None:
+    def give_way(self, ending: Ending = "made room") -> None:
         """End a connection that nobody waits for, or whose place is needed.
 
         If its SYN is on hold it is forgotten, as if the SYN had been lost.  If it is half open it is reset.
         """
         if self.state is SYN_HELD:
+            self.ending = ending
             self._close(Closed.TIMED_OUT)
         elif self.state is SYN_RECEIVED:
-            self._give_up()
+            self._give_up(ending)
 
     @property
     def is_on_hold(self) -> bool:
@@ -333,8 +338,9 @@ class TcpConnection:
             self._owe_ack(MUCH)
         self._end_if_due(now)
 
-    def abort(self, now: float) -> None:
-        """Reset the connection (3.10.5).  Queued data is dropped."""
+    def abort(self, now: float, ending: Ending = "ended") -> None:
+        """Reset the connection (3.10.5).  Queued data is dropped.  `ending` is what the watcher is told."""
+        self.ending = ending
         if self.state in (SYN_RECEIVED, ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT):
             self._emit(self.snd.max, RST | ACK)
         elif self.state is SYN_HELD:
@@ -470,6 +476,7 @@ class TcpConnection:
         """
         if seg.flags & RST:
             if seg.seq == self.rcv.nxt:
+                self.ending = "reset by guest"
                 self._close(Closed.RESET)
         elif seg.flags & (SYN | ACK) == SYN:
             self.syn_arrives(seg, now)
@@ -569,6 +576,7 @@ class TcpConnection:
     def _not_reset(self, seg: Segment) -> bool:
         """Handle a RST as RFC 5961 3.2 says (second).  Return False: the segment is done with."""
         if seg.seq in (self.rcv.nxt, self.rcv.ack):
+            self.ending = "reset by guest"
             self._close(Closed.RESET)
         else:
             self._emit(self.snd.nxt, ACK)  # a challenge
@@ -1007,7 +1015,7 @@ class TcpConnection:
         elif purpose is Purpose.KEEPALIVE or purpose is Purpose.RETRANSMIT:
             self._keepalive_timeout(now)
         elif purpose is Purpose.PENDING:
-            self.give_way()
+            self.give_way("timed out")
 
     def _retransmission_timeout(self, now: float) -> None:
         """Probe for a loss, or send again what is not acknowledged (RFC 6298 (5.4) to (5.7))."""
@@ -1072,8 +1080,9 @@ class TcpConnection:
         self._asked_at = now
         return self._probes
 
-    def _give_up(self) -> None:
+    def _give_up(self, ending: Ending = "timed out") -> None:
         """End the connection, since the guest has not answered for too long."""
+        self.ending = ending
         if self.state is SYN_SENT:
             self._table.refused(self, Refusal.DROP)
         else:

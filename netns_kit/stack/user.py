@@ -134,6 +134,19 @@ NOBODY = Nobody()
 Transport = Literal["tcp", "udp", "icmp"]
 """The transport of a flow."""
 AnyFlow: TypeAlias = "TcpConnection | UdpFlow | EchoFlow"
+Ending = Literal[
+    "finished", "reset by guest", "reset by peer", "timed out", "idle", "made room", "cut by policy", "ended"
+]
+"""How a flow has ended.
+
+- "finished": both ends have closed the connection.
+- "reset by guest", "reset by peer": that end has reset it, or it was reset because that end has gone.
+- "timed out": the guest stopped answering, or nobody decided about its SYN.
+- "idle": nothing has crossed for the lifetime of such a flow.
+- "made room": another flow needed its place, or its descriptor.
+- "cut by policy": it is no longer allowed.
+- "ended": `UserStack.end_flow` has ended it, or whatever served it has been closed.
+"""
 
 
 class StackUser(Protocol):
@@ -189,7 +202,7 @@ class Watcher(Protocol):
         """Note that a flow is refused by its user or, if it is inbound, by the guest.  It is closed next."""
 
     def closed(self, transport: Transport, flow: AnyFlow) -> None:
-        """Note a flow that was taken out of its table."""
+        """Note a flow that was taken out of its table; `ending_of` tells how it has ended."""
 
 
 class _Unwatched:
@@ -206,3 +219,12 @@ class _Unwatched:
 
 
 UNWATCHED: Watcher = _Unwatched()
+
+
+def ending_of(transport: Transport, flow: AnyFlow) -> Ending:
+    """Return how a flow has ended.
+
+    The attribute `ending` of a flow is only set where the end is not the usual one, so that nobody pays for it.
+    """
+    usual: Ending = "finished" if transport == "tcp" else "idle"
+    return getattr(flow, "ending", usual)

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Container, Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from netns_kit import arguments
 from netns_kit.arguments import Address, AddressLike
@@ -22,6 +22,7 @@ from netns_kit.dns.manner import DEFAULT
 from netns_kit.errors import AddressError, ArgumentError, ArgumentTypeError, SysctlError
 from netns_kit.host import diagnosis, sysctl
 from netns_kit.host.abi import IP_BIND_ADDRESS_NO_PORT, IPV6_MTU
+from netns_kit.policy.presets import METADATA
 from netns_kit.stack import Refusal, Transport
 
 from .dial import Dial
@@ -29,12 +30,15 @@ from .direct import DirectDial
 from .dns_settings import DnsSettings, shortest
 from .flow import DNS_PORT, Endpoint, Flow, Target, Way
 
+if TYPE_CHECKING:
+    from netns_kit.policy.policy import Policy
+
 __all__ = [
     "IF_INET6",
-    "METADATA",
     "UdpFiltering",
     "UdpPorts",
     "Uplink",
+    "is_host_address",
     "source_address",
     "source_of",
 ]
@@ -66,12 +70,14 @@ class Uplink:
         dns: `DnsSettings`, or a list of resolvers, `ADDRESS[:PORT]`.  None, the default: the resolvers of the host's
             resolv.conf, which is read again when it changes.  An empty list: no resolvers, so that only our own names
             are resolved (see `UserStack.add_record`).
-        policy: A plain function.  It is called with each new flow that would otherwise be carried, including flows to
-            the gateway and flows that this process answers itself (`Flow.served`: queries to the DNS address).  If it
-            returns a `Refusal`, the flow is refused in that way; if it returns None, the flow is carried.  If it
-            raises or returns anything else, the flow is refused and the failure is logged.  It is called on the
-            driver's thread, so it should be quick.  The flow's addresses are objects of `ipaddress`: compare them
-            with such objects, not with strings.  A stack with `driver="worker"` imports the policy by name in another
+        policy: A `Policy`, or a plain function.  The stack enforces a policy for flows and for names, and it can be
+            replaced while the stack runs, see `UserStack.set_policy`.
+            A function is called with each new flow that would otherwise be carried, including flows to the gateway
+            and flows that this process answers itself (`Flow.served`: queries to the DNS address).  If it returns a
+            `Refusal`, the flow is refused in that way; if it returns None, the flow is carried.  If it raises or
+            returns anything else, the flow is refused and the failure is logged.  It is called on the driver's
+            thread, so it should be quick.  The flow's addresses are objects of `ipaddress`: compare them with such
+            objects, not with strings.  A stack with `driver="worker"` imports the function by name in another
             process.  It must then be a function at the top of a module, or a `functools.partial` or frozen dataclass
             of immutable values.  That process does not see later changes here, such as changed globals of a module.
         any_source: Whether guests may open flows from addresses outside their subnet, as a guest that routes for
@@ -103,14 +109,14 @@ class Uplink:
         bind6: AddressLike | None = None,
         device: str | None = None,
         dns: DnsSettings | Iterable[AddressLike | Endpoint] | None = None,
-        policy: Callable[[Flow], Refusal | None] | None = None,
+        policy: Policy | Callable[[Flow], Refusal | None] | None = None,
         any_source: bool = False,
         allow_host_addresses: bool = True,
         allow_link_local: bool = True,
         udp_filtering: UdpFiltering = "address-and-port-dependent",
         udp_ports: UdpPorts = "ephemeral",
     ) -> None:
-        arguments.plain_function("policy", policy)
+        self._function = _function(policy)
         self._loopback = _ports(allow_host_loopback)
         self._bind = {
             socket.AF_INET: None if bind4 is None else source_address(bind4, 4),
@@ -155,9 +161,15 @@ class Uplink:
         return f"{type(self).__name__}({', '.join(told)})"
 
     @property
-    def policy(self) -> Callable[[Flow], Refusal | None] | None:
+    def policy(self) -> Policy | Callable[[Flow], Refusal | None] | None:
         """The policy, as the constructor got it."""
         return self._policy
+
+    @property
+    def rules(self) -> Policy | None:
+        """The policy that the stack enforces, if the constructor got one that is no function."""
+        policy = self._policy
+        return None if policy is self._function else cast("Policy", policy)
 
     def route(self, flow: Flow) -> Target | Refusal:
         """Return where a flow goes, or how it is refused.
@@ -168,9 +180,9 @@ class Uplink:
             flow: The flow, as the guest wants to open it.
         """
         target = self._target(flow)
-        if isinstance(target, Refusal) or self._policy is None:
+        if isinstance(target, Refusal) or self._function is None:
             return target
-        refusal = self._policy(flow)
+        refusal = self._function(flow)
         if not isinstance(refusal, Refusal | None):
             raise TypeError(
                 f"the policy returned {refusal!r}: expected a Refusal, or None to let the flow pass"
@@ -199,7 +211,7 @@ class Uplink:
         embedded = _embedded(address)
         if not self._allow_link_local and (embedded.is_link_local or embedded in METADATA):
             return Refusal.PROHIBITED
-        if not self._allow_host_addresses and (_is_host_address(address) or _is_host_address(embedded)):
+        if not self._allow_host_addresses and (is_host_address(address) or is_host_address(embedded)):
             return Refusal.PROHIBITED
         return Target((flow.destination,))
 
@@ -444,6 +456,26 @@ def _ephemeral_ports() -> Container[int]:
     return frozenset(ports)
 
 
+def _function(policy: object) -> Callable[[Flow], Refusal | None] | None:
+    """Return the policy if it is a function, or None if it is a `Policy` or there is none.
+
+    Raises:
+        ArgumentTypeError: It is neither.
+    """
+    if policy is None:
+        return None
+    from netns_kit.policy.policy import Policy  # whoever has one has imported it
+
+    if isinstance(policy, Policy):
+        return None
+    if not callable(policy):
+        raise ArgumentTypeError(
+            "expected a Policy, a plain function, or None", "policy", arguments.shown(policy)
+        )
+    arguments.plain_function("policy", policy)
+    return cast("Callable[[Flow], Refusal | None]", policy)
+
+
 def _ports(allowed: object) -> bool | frozenset[int]:
     if isinstance(allowed, bool):
         return allowed
@@ -482,21 +514,7 @@ def source_address(given: AddressLike, version: int) -> str:
     return found
 
 
-METADATA = frozenset(
-    ip_address(text)
-    for text in (
-        "169.254.169.254",  # nearly all clouds
-        "fd00:ec2::254",  # Amazon, IPv6
-        "100.100.100.200",  # Alibaba
-        "168.63.129.16",  # Azure's wire server
-        "192.0.0.192",  # Oracle, the older one
-        "fd20:ce::254",  # Google, IPv6
-    )
-)
-"""Addresses of cloud metadata services, which tell a machine its identity and credentials."""
-
-
-def _is_host_address(address: Address) -> bool:
+def is_host_address(address: Address) -> bool:
     """Return whether packets to `address` are delivered to this host itself.
 
     A socket can be bound to such an address and to no other (bind(2)).  That finds all of IPv4.  Of IPv6 it finds

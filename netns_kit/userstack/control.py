@@ -11,13 +11,14 @@ from typing import Any
 
 from netns_kit.dns import Zone
 from netns_kit.forwarder.forwards import Forwards
+from netns_kit.gateway.asking import Asking
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.leasing import Leasing
 from netns_kit.operations import operations_of
 
 from .events import Events
 
-OPERATIONS = operations_of(Gateway, Leasing, Zone, Forwards, Events)
+OPERATIONS = operations_of(Gateway, Leasing, Zone, Asking, Forwards, Events)
 """The operations by name."""
 
 
@@ -33,7 +34,8 @@ class Control:
         self.gateway = gateway
         self.forwards = Forwards(gateway)
         self.events = Events(gateway, tell)
-        features = (gateway, gateway.leasing, gateway.zone, self.forwards, self.events)
+        gateway.asking.tell = tell
+        features = (gateway, gateway.leasing, gateway.zone, gateway.asking, self.forwards, self.events)
         self._features: dict[str, object] = {type(each).__name__: each for each in features}
 
     def do(self, name: str, *arguments: object) -> Any:

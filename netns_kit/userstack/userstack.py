@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from itertools import count
-from typing import Protocol, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Protocol, TextIO, TypeVar
 
 import anyio
-from typing_extensions import Unpack
+from typing_extensions import Self, Unpack
 
 from netns_kit import arguments
 from netns_kit.arguments import Address, AddressLike
 from netns_kit.child.channel import send_record
+from netns_kit.child.codec import dump
 from netns_kit.child.supply import PASSED
 from netns_kit.dhcp import Lease, StaticLease
 from netns_kit.dns import Record, Zone
@@ -23,18 +26,26 @@ from netns_kit.domain_names import to_text, to_wire
 from netns_kit.errors import FeatureUnavailable, NetnsKitError, NotFound, StackClosed, SysctlError
 from netns_kit.forwarder.forwarder import CLOSING_SECONDS
 from netns_kit.frozen import replace
+from netns_kit.gateway.asking import FlowRequest, OnFlow
 from netns_kit.gateway.gateway import FlowInfo, Gateway
 from netns_kit.gateway.leasing import Leasing
-from netns_kit.gateway.setup import Setup, StackOptions, as_record
+from netns_kit.gateway.setup import Setup, StackOptions, as_record, check_policy
 from netns_kit.gateway.stats import Stats, complete
 from netns_kit.namespace.background import Openable, Supervisor
 from netns_kit.namespace.namespace import Namespace
+from netns_kit.namespace.process_info import ProcessInfo
 from netns_kit.subnet import Subnet
 from netns_kit.tap.frame_device import Device
 from netns_kit.uplink.uplink import Uplink
 
-from .events import Events, FlowEvent
+from .event_log import EventLog
+from .events import Event, Events, FlowEvent, under_way
 from .in_process import LocalStack
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskStatus
+
+    from netns_kit.policy.policy import Policy
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -54,6 +65,12 @@ class Runner(Protocol):
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T: ...
 
     async def close(self) -> None: ...
+
+
+class Settable(Protocol):
+    """What a subscriber is told by that there is something to take."""
+
+    def set(self) -> object: ...
 
 
 class UserStack(Openable):
@@ -96,11 +113,13 @@ class UserStack(Openable):
             check(self.setup.uplink)
         self.tap = tap
         self.uplink = self.setup.uplink
+        self.policy = self.setup.policy
+        """The policy that decides now; None: there is none."""
         above = [] if tap.namespace is None else [tap.namespace.supervisor]
         self.supervisor = Supervisor(type(self).__name__, StackClosed, *above, one_loop=True)
         self._runner: Runner | None = None
         self._passing: socket.socket | None = None
-        self._news: dict[int, anyio.Event] = {}
+        self._news: dict[int, Settable] = {}
 
     @property
     def subnet(self) -> Subnet:
@@ -118,6 +137,8 @@ class UserStack(Openable):
             if self.setup.driver != "worker":  # which has a copy
                 ours.pop_all()
         self.supervisor.start(runner.run)
+        if self.setup.on_flow is not None:
+            self._start_answering(self.setup.on_flow)
         await runner.ready()
         self.sandbox = runner.sandbox
 
@@ -178,7 +199,7 @@ class UserStack(Openable):
             return flows
         return tuple(replace(flow, name=flow.name or names.get(flow.remote.address)) for flow in flows)
 
-    async def _names(self, flows: Iterable[FlowInfo]) -> Mapping[Address, str | None]:
+    async def _names(self, flows: Iterable[FlowInfo | FlowRequest]) -> Mapping[Address, str | None]:
         """Return the names of remote addresses.  The first of several workers knows them for all flows."""
         unknown = tuple({flow.remote.address for flow in flows if flow.name is None})
         if len(self.tap.queues) == 1 or not unknown:
@@ -203,6 +224,34 @@ class UserStack(Openable):
         """
         arguments.instance("number", number, int, "the id of a FlowInfo, a whole number")
         return await self.ask(Gateway.end_flow, number)
+
+    async def set_policy(self, policy: Policy | None, existing: Literal["keep", "cut"] = "keep") -> None:
+        """Let another policy decide from now on.
+
+        There is no gap: each flow is decided by the old policy or by the new one.  When this returns, all are decided
+        by the new one.  If it fails, the old one stays.  Names that were resolved under the old policy still have
+        their addresses, for as long as their answers last.
+
+        Args:
+            policy: The policy; None: everything may pass that the uplink lets pass.
+            existing: What becomes of flows that the namespace has opened before.  "keep": they go on.  "cut": each is
+                decided again, and ended if it may not pass; a connection is reset on both sides.  Flows that the new
+                policy would ask about, or look into, end too, since that cannot be made up for.
+
+        Raises:
+            ArgumentError, ArgumentTypeError: An argument that cannot be used.
+            PolicyError: A rule asks, and the stack has no `on_flow`.
+            StackClosed: The stack is not open.
+
+        Cancellation: The policy may have been set.
+        """
+        arguments.one_of("existing", existing, ("keep", "cut"))
+        text = None
+        if policy is not None:
+            check_policy(policy, asks=self.setup.asks)
+            text = dump(policy).decode()
+        await self.ask(Gateway.set_policy, text, existing)
+        self.policy = policy
 
     async def stats(self) -> Stats:
         """Return all gauges and counters of the stack; none is ever left out.
@@ -313,41 +362,84 @@ class UserStack(Openable):
         """
         return await self.ask(Zone.records)
 
-    async def events(self) -> AsyncGenerator[FlowEvent, None]:
-        """Yield the changes of flows, from the first `anext` on, until the stack is closed.
+    async def events(self, *, processes: bool = False) -> AsyncGenerator[Event, None]:
+        """Yield what happens to flows, and what the policy refuses, from the first `anext` on, until the stack is
+        closed.
 
         A slow reader loses the oldest of more than `EVENTS_KEPT` events, and the next event says how many.  To stop
         before the end, close the generator: `async with aclosing(stack.events()) as events`.  A failure of the stack
         is raised at once.
+
+        Args:
+            processes: Whether to find out which process inside has opened each flow, see `Namespace.process_of`.
+                That costs about a millisecond for each flow.
 
         Raises:
             StackClosed: The stack is not open yet, or was closed.
 
         Cancellation: The generator has ended, and keeps no more events.
         """
-        number = next(_numbers)
-        self._news[number] = anyio.Event()
-        try:
-            await self.ask(Events.subscribe, number)
+        async with _Follower(self, processes) as follower:
             while True:
                 try:
-                    with self.supervisor.guarding():
-                        await self._news[number].wait()
-                    self._news[number] = anyio.Event()
-                    events = await self.ask(Events.take, number)
-                    names = await self._names(event.flow for event in events)
+                    await follower.wait()
+                    events = await follower.take()
                 except StackClosed:
                     return
                 for event in events:
-                    name = names.get(event.flow.remote.address)
-                    yield event if name is None else replace(event, flow=replace(event.flow, name=name))
+                    yield event
+
+    async def log_events(
+        self,
+        target: str | os.PathLike[str] | TextIO,
+        *,
+        processes: bool = False,
+        task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Write all events to a file, each as one line of JSON, until the stack is closed or this is cancelled.
+
+        The file is flushed after each write.  If it cannot be written, this raises, and the stack goes on.  If events
+        were lost because the file was too slow, a line of the kind "lost" has their number.
+
+        Args:
+            target: The path of a file that is made or appended to; or a file that is open for text, which stays open.
+            processes: Whether to find out which process inside has opened each flow, as for `events`.
+            task_status: What a task group is told by when no event is missed any more: `await tasks.start(...)`.
+
+        Raises:
+            EventLogError: The file cannot be opened or written.
+            ArgumentTypeError: The target is neither a path nor a file for text.
+            StackClosed: The stack is not open yet, or was closed.
+
+        Cancellation: What has happened until then is written, and a line of the kind "open" for each flow that is
+            still under way.
+        """
+        log = EventLog(target)
+        try:
+            async with _Follower(self, processes) as follower:
+                task_status.started()
+                await log.run(follower, CLOSING_SECONDS)
         finally:
-            del self._news[number]
-            with (
-                anyio.move_on_after(CLOSING_SECONDS, shield=True),
-                suppress(NetnsKitError),
-            ):  # or its end does
-                await self.ask(Events.unsubscribe, number)
+            log.close()
+
+    def _start_answering(self, on_flow: OnFlow) -> None:
+        from .answering import Answering  # few need it
+
+        answering = Answering(self, on_flow, self._completed)
+        number = next(_numbers)
+        self._news[number] = answering
+        self.supervisor.start(answering.run, number)
+
+    async def _completed(self, asked: FlowRequest) -> FlowRequest:
+        """Return a request with what is known on this side: the name, and the process."""
+        name = asked.name
+        if name is None:
+            name = (await self._names([asked])).get(asked.remote.address)
+        process = None
+        if self.namespace is not None:
+            with suppress(NetnsKitError, OSError):
+                process = await self.namespace.process_of(asked.protocol, asked.guest, asked.remote)
+        return replace(asked, name=name, process=process)
 
     def _tell(self, number: int) -> None:
         if number in self._news:
@@ -397,6 +489,87 @@ class UserStack(Openable):
             if self._runner is None:
                 raise StackClosed("the stack is not open yet", fix="await its open() first")
             return await self._runner.ask(operation, *arguments)
+
+
+class _Follower:
+    """A subscriber of events, which completes them by names and, if they are wanted, by processes."""
+
+    def __init__(self, stack: UserStack, processes: bool) -> None:
+        self._stack = stack
+        self._namespace = stack.namespace if processes else None
+        self._processes: dict[int, ProcessInfo | None] = {}  # of flows that are under way, by their ids
+        self._number = next(_numbers)
+
+    async def __aenter__(self) -> Self:
+        self._news = self._stack._news[self._number] = anyio.Event()
+        try:
+            await self._stack.ask(Events.subscribe, self._number)
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        del self._stack._news[self._number]
+        with (
+            anyio.move_on_after(CLOSING_SECONDS, shield=True),
+            suppress(NetnsKitError),
+        ):  # or its end does
+            await self._stack.ask(Events.unsubscribe, self._number)
+
+    async def wait(self) -> None:
+        """Wait until there is something to take.
+
+        Raises:
+            StackClosed: The stack was closed.
+        """
+        with self._stack.supervisor.guarding():
+            await self._news.wait()
+        self._news = self._stack._news[self._number] = anyio.Event()
+
+    def wake(self) -> None:
+        """End the wait."""
+        self._news.set()
+
+    async def take(self) -> tuple[Event, ...]:
+        """Return the events since the last call.  Raises as `wait` does."""
+        events = await self._stack.ask(Events.take, self._number)
+        return await self._completed(events)
+
+    async def under_way(self) -> tuple[Event, ...]:
+        """Return an event of the kind "open" for each flow that is under way.  Raises as `wait` does."""
+        return tuple(under_way(flow, self._processes.get(flow.id)) for flow in await self._stack.flows())
+
+    async def _completed(self, events: tuple[Event, ...]) -> tuple[Event, ...]:
+        names = await self._stack._names(event.flow for event in events if isinstance(event, FlowEvent))
+        if not names and self._namespace is None:
+            return events
+        completed: list[Event] = []
+        for event in events:
+            if isinstance(event, FlowEvent):
+                flow = event.flow
+                name = flow.name or names.get(flow.remote.address)
+                flow = flow if name is flow.name else replace(flow, name=name)
+                completed.append(replace(event, flow=flow, process=await self._process(event)))
+            else:
+                completed.append(event)
+        return tuple(completed)
+
+    async def _process(self, event: FlowEvent) -> ProcessInfo | None:
+        """Return the process that has opened a flow, which is looked for when that has happened."""
+        flow, known = event.flow, self._processes
+        if self._namespace is None or flow.direction == "inbound":
+            return None
+        if event.missed:  # perhaps the ends of known ones
+            known.clear()
+        if event.kind == "opened":
+            known[flow.id] = None
+            with suppress(NetnsKitError, OSError):
+                known[flow.id] = await self._namespace.process_of(flow.protocol, flow.guest, flow.remote)
+            return known[flow.id]
+        return known.get(flow.id) if event.audit else known.pop(flow.id, None)
 
 
 async def _ipv6_missing(namespace: Namespace, name: str) -> str | None:

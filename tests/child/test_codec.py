@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from contextlib import suppress
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -13,11 +13,16 @@ from hypothesis import strategies as st
 
 from netns_kit import (
     DeviceGone,
+    Ending,
+    FlowEvent,
     FlowInfo,
+    FlowRequest,
     Follow,
     NetnsKitError,
     PortForward,
     PortInUseError,
+    ProcessInfo,
+    QueryEvent,
     Refusal,
     ReverseForward,
     UnixSocket,
@@ -28,7 +33,6 @@ from netns_kit.dns import Record
 from netns_kit.operations import types_of
 from netns_kit.uplink.flow import Endpoint
 from netns_kit.userstack.control import OPERATIONS
-from netns_kit.userstack.events import FlowEvent
 
 addresses = st.ip_addresses()
 ports = st.integers(1, 65535)
@@ -46,6 +50,7 @@ flows = st.builds(
     st.integers(),
     st.integers(),
     st.floats(allow_nan=False, allow_infinity=False),
+    st.none() | st.text(),
 )
 modes = st.none() | st.sampled_from(["stack", "socket", "transparent", "fd"])
 devices = st.none() | st.sampled_from(["lo", "br-1.5"])
@@ -62,9 +67,23 @@ forwards = st.one_of(
 reverses = st.builds(ReverseForward, st.just("tcp"), addresses | unix, st.just(0), unix | st.none())
 other_modes = modes.filter(lambda each: each != "fd")
 follows = st.builds(Follow, st.sampled_from(["tcp", "udp"]), addresses, devices, ranges, ranges, other_modes)
-events = st.builds(
+times = st.floats(allow_nan=False, allow_infinity=False)
+processes = st.builds(
+    ProcessInfo, st.none() | st.integers(), st.integers(), st.integers(), st.text(), st.text()
+)
+flow_events = st.builds(
     FlowEvent, st.sampled_from(["opened", "refused", "closed"]), flows,
-    st.none() | st.sampled_from(Refusal), st.integers(0),
+    st.none() | st.sampled_from(Refusal), st.integers(0), st.booleans(), st.none() | processes,
+    st.none() | st.sampled_from(get_args(Ending)), times,
+)  # fmt: skip
+query_events = st.builds(
+    QueryEvent, st.just("refused"), st.text(), st.text(), addresses, st.none() | st.text(), st.text(), st.booleans(),
+    st.integers(0), times,
+)  # fmt: skip
+events = flow_events | query_events
+questions = st.builds(
+    FlowRequest, st.integers(), st.sampled_from(["tcp", "udp", "icmp"]), endpoints, endpoints, st.none() | st.text(),
+    st.none() | st.text(), st.none() | processes,
 )  # fmt: skip
 leases = st.builds(
     Lease, st.ip_addresses(), st.sampled_from(["offered", "bound", "declined", "revoked", "reserved"]), st.text(),
@@ -80,7 +99,9 @@ VALUES: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (PortForward, forwards),
     (tuple[PortForward | ReverseForward, ...], st.lists(forwards | reverses).map(tuple)),
     (tuple[PortForward | Follow, ...], st.lists(forwards | follows).map(tuple)),
-    (tuple[FlowEvent, ...], st.lists(events).map(tuple)),
+    (tuple[FlowEvent | QueryEvent, ...], st.lists(events).map(tuple)),
+    (tuple[FlowRequest | int, ...], st.lists(questions | st.integers()).map(tuple)),
+    (bool | Refusal | Endpoint, st.booleans() | st.sampled_from(Refusal) | endpoints),
     (tuple[Lease, ...], st.lists(leases).map(tuple)),
     (dict[str, int], st.dictionaries(st.text(), st.integers())),
     (tuple[Record, ...], st.lists(records).map(tuple)),

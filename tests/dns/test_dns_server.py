@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
-from dnslib import EDNS0, QTYPE, RCODE, RR, TXT, A, DNSRecord
+from dnslib import CNAME, EDNS0, MX, NS, QTYPE, RCODE, RR, TXT, A, DNSRecord
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,8 +16,10 @@ from netns_kit import DnsQuery, Rcode, Record
 from netns_kit.dns import Action, Answer, DnsProxy, DnsServer, Manner, Send, Upstream, Zone, server
 from netns_kit.dns.cache import Cache
 from netns_kit.dns.exchanges import DnsTransport
-from netns_kit.dns.message import TC, expanded
+from netns_kit.dns.guard import Refused
+from netns_kit.dns.message import TC, BadMessage, expanded, parse_untrusted, walk, without
 from netns_kit.dns.proxy import LONGEST_KEPT
+from netns_kit.domain_names import to_text
 
 RESOLVER, CORP, OTHER = ("192.0.2.1", 53), ("10.1.0.53", 53), ("192.0.2.2", 5353)
 CLIENT = bytes((10, 0, 2, 100))
@@ -513,6 +515,295 @@ def test_what_is_too_long_for_a_datagram_is_cut_when_it_came_by_a_stream(size: i
     assert told == asked[:2] + long[2:] or len(told) <= max(size, 512)
 
 
+# -- the guard --------------------------------------------------------------------------------------------
+
+BAD = "192.0.2.66"
+
+
+class Strict:
+    """A guard that refuses names with "bad" in them, and cuts the address BAD; it remembers what it is asked."""
+
+    def __init__(self, *, bad: str = "bad") -> None:
+        self.questions: list[tuple[str, int, bytes]] = []
+        self.answers: list[tuple[str, bool]] = []
+        self._bad = bad
+
+    def question(self, name: bytes, kind: int, client: bytes) -> Refused | None:
+        self.questions.append((to_text(name), kind, client))
+        return self.alias(name, kind, client) if kind else Refused(5, "no question")
+
+    def alias(self, name: bytes, kind: int, client: bytes) -> Refused | None:
+        return Refused(3, "rule 7 (ads)") if self._bad in to_text(name).lower() else None
+
+    def answer(
+        self, question: bytes, message: bytes, now: float, client: bytes, *, ours: bool
+    ) -> bytes | Refused:
+        if question == bytes(5):
+            return Refused(5, "no question")
+        name = to_text(question[:-4])
+        self.answers.append((name, ours))
+        _, _, asked = parse_untrusted(message)
+        assert asked in (question, b""), "the answer is in the client's words"
+        assert client == CLIENT
+        refused = self.alias(question[:-4], 0, client)
+        if refused is not None:
+            return refused
+        bad = {
+            n for n, each in enumerate(walk(message, asked)) if message[each.data : each.end][-1:] == b"\x42"
+        }
+        return without(message, asked, bad) if bad and not ours else message
+
+
+class Tolerant(Strict):
+    """The same, but answers that cannot be read are refused."""
+
+    def answer(
+        self, question: bytes, message: bytes, now: float, client: bytes, *, ours: bool
+    ) -> bytes | Refused:
+        try:
+            return super().answer(question, message, now, client, ours=ours)
+        except BadMessage:
+            return Refused(2, "unreadable")
+
+
+def guarded(*records: Record, **options: Any) -> Scene:
+    dns = Scene(*records, **options)
+    dns.server.guard = Strict()
+    return dns
+
+
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+def test_the_guard_is_asked_before_all_others(transport: DnsTransport) -> None:
+    dns = guarded(
+        Record("bad.internal", "192.0.2.5"), hook=lambda query: [Record("x", "192.0.2.6")], cache=True
+    )
+    for name in ("bad.internal", "bAd.example"):
+        for kind in ("A", "AAAA", "ANY", "AXFR", "IXFR", "TXT"):
+            dns.asks(question(name, kind), transport=transport)
+            assert dns.told() == ("NXDOMAIN", [])
+    assert not dns.asked
+    guard = dns.server.guard
+    assert isinstance(guard, Strict)
+    assert guard.questions[0] == ("bad.internal", 1, CLIENT)
+    assert dns.server.stats()["refused_by_policy"] == 12
+
+
+def test_a_refusal_says_why_to_whom_it_can_be_said() -> None:
+    dns = guarded()
+    dns.asks(question("bad.example", size=1232))
+    message = dns.answer()
+    assert message.endswith(b"\0\x0f\0\x0e\0\x0frule 7 (ads)"), (
+        "RFC 8914: an option, its code Blocked, a text"
+    )
+    (option,) = DNSRecord.parse(message).ar[0].rdata
+    assert (option.code, option.data) == (15, b"\0\x0frule 7 (ads)")
+    dns.asks(question("bad.example"))
+    assert not DNSRecord.parse(dns.answer()).ar
+
+
+def test_a_long_reason_is_cut_between_letters() -> None:
+    dns = guarded()
+    dns.server.guard.alias = lambda *_: Refused(0, "x" + "\N{SNOWMAN}" * 999)  # type: ignore[union-attr, method-assign]
+    dns.asks(question(".".join(["x" * 60] * 4), size=512))
+    message = dns.answer()
+    assert len(message) <= 512
+    (option,) = DNSRecord.parse(message).ar[0].rdata
+    assert option.data[2:].decode() == "x" + "\N{SNOWMAN}" * 66
+    assert not DNSRecord.parse(message).header.tc
+
+
+def test_every_answer_passes_the_guard() -> None:
+    """Fresh, for several clients, from the cache, of ours, behind an alias, and of the hook."""
+    dns = guarded(
+        Record("db.internal", BAD),
+        Record("one.internal", "www.example", "CNAME"),
+        hook=lambda query: {"hook": [Record("x", BAD)], "renamed": "www.example"}.get(query.name),
+        cache=True,
+    )
+    for client in ("me", "you"):
+        dns.asks(question("wWw.example" if client == "you" else "www.example"), client)
+    (sent,) = dns.sends(UDP)
+    dns.says(UDP, reply(sent, "192.0.2.9", BAD))
+    first, second = dns.out
+    assert isinstance(first, Answer)
+    assert isinstance(second, Answer)
+    dns.out = [first]
+    assert dns.told() == ("NOERROR", ["www.example. A 192.0.2.9"])
+    dns.out = [second]
+    assert dns.told("you") == ("NOERROR", ["wWw.example. A 192.0.2.9"])
+    dns.asks(question())
+    assert dns.told() == ("NOERROR", ["www.example. A 192.0.2.9"])
+    assert dns.server.stats()["cached"] == 1
+    assert dns.server.stats()["cut"] == 2, "the first two are one"
+    for name in ("one.internal", "renamed"):
+        dns.asks(question(name))
+        assert dns.told()[1][-1:] == ["www.example. A 192.0.2.9"]
+    for name in ("db.internal", "hook"):
+        dns.asks(question(name))
+        assert dns.told() == ("NOERROR", [f"{name}. A {BAD}"])
+    guard = dns.server.guard
+    assert isinstance(guard, Strict)
+    assert [each for each in guard.answers if each[1]] == [("db.internal", True), ("hook", True)]
+
+
+@pytest.mark.parametrize("counts", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0), (0, 0, 2)])
+def test_with_a_guard_a_query_has_nothing_beside_its_question(counts: tuple[int, int, int]) -> None:
+    """A record, or what is behind them, could be about a name that the guard is not asked about."""
+    dns = guarded()
+    query = question()
+    extra = b"\3bad\0\0\1\0\1" + bytes(6)
+    dns.asks(query[:6] + b"".join(each.to_bytes(2, "big") for each in counts) + query[12:] + extra)
+    assert dns.told() == ("REFUSED", [])
+
+
+def test_with_a_guard_a_query_may_have_what_belongs_to_it() -> None:
+    """EDNS; and the old SOA, if it is of IXFR."""
+    query, soa = question(kind="IXFR"), b"\xc0\x0c\0\6\0\1" + bytes(6)
+    for message in (question(size=1232), query[:8] + b"\0\1" + query[10:] + soa):
+        dns = guarded()
+        dns.asks(message)
+        assert isinstance(dns.out[0], Send)
+
+
+def test_an_answer_that_many_wait_for_is_judged_once() -> None:
+    dns = guarded()
+    for number in range(50):
+        dns.asks(question(ident=number), f"client {number}")
+    (sent,) = dns.sends(UDP)
+    dns.says(UDP, reply(sent, "192.0.2.9", BAD))
+    assert [DNSRecord.parse(each.message).header.id for each in dns.out] == list(range(50))
+    assert len({each.message[2:] for each in dns.out}) == 1
+    guard = dns.server.guard
+    assert isinstance(guard, Strict)
+    assert guard.answers == [("www.example", False)]
+
+
+@pytest.mark.parametrize("alias", ["of ours", "of the hook"])
+def test_an_alias_of_ours_to_what_is_refused_is_not_asked_about(alias: str) -> None:
+    dns = guarded(
+        Record("one.internal", "bad.example", "CNAME"),
+        hook=lambda query: "bad.example" if query.name == "renamed" else None,
+    )
+    dns.asks(question("one.internal" if alias == "of ours" else "renamed"))
+    assert dns.told() == ("NXDOMAIN", [])
+
+
+def test_an_answer_is_judged_by_the_guard_of_the_moment() -> None:
+    dns = Scene(cache=True)
+    dns.asks(question())
+    (sent,) = dns.sends(UDP)
+    dns.server.guard = Strict(bad="www")
+    dns.says(UDP, reply(sent, "192.0.2.9"))
+    assert dns.told() == ("NXDOMAIN", []), "it was set while the query was under way"
+    dns.server.guard = None
+    dns.asks(question())
+    assert dns.told() == ("NOERROR", ["www.example. A 192.0.2.9"])
+    dns.server.guard = Strict(bad="www")
+    dns.server.guard.alias = lambda *_: None  # type: ignore[method-assign]
+    dns.asks(question())
+    assert dns.told() == ("NOERROR", ["www.example. A 192.0.2.9"])
+    assert dns.server.stats()["cached"] == 2
+
+
+def test_what_the_cache_keeps_is_not_cut() -> None:
+    dns = guarded(cache=True)
+    dns.asks(question())
+    (sent,) = dns.sends(UDP)
+    dns.says(UDP, reply(sent, BAD))
+    assert dns.told() == ("NOERROR", [])
+    dns.server.guard = None
+    dns.asks(question())
+    assert dns.told() == ("NOERROR", [f"www.example. A {BAD}"])
+
+
+def test_messages_of_a_transfer_pass_the_guard_each() -> None:
+    dns = guarded()
+    query = question(kind="AXFR")
+    dns.asks(query, transport="tcp")
+    (sent,) = dns.sends(TCP)
+    for _ in range(2):
+        dns.says(TCP, reply(sent, "192.0.2.9", BAD))
+        assert dns.told() == ("NOERROR", ["www.example. A 192.0.2.9"])
+    dns.server.guard = Strict(bad="www")
+    dns.says(TCP, reply(sent, "192.0.2.9"))
+    assert dns.told() == ("NXDOMAIN", [])
+
+
+@pytest.mark.parametrize("opcode", range(1, 16))
+def test_no_opcode_gets_past_the_guard(opcode: int) -> None:
+    dns = guarded()
+    message = bytearray(question())
+    message[2] |= opcode << 3
+    dns.asks(bytes(message))
+    assert dns.told()[0] == "REFUSED"
+
+
+def test_a_query_about_no_name_is_refused() -> None:
+    cookie = b"\0\1\1\0" + bytes(7) + b"\1" + b"\0\0\x29\x04\xd0" + bytes(6)
+    dns = Scene()
+    dns.asks(cookie)
+    (sent,) = dns.sends(UDP)
+    dns.server.guard = Strict()
+    dns.asks(cookie, "you")
+    assert dns.answer("you")[3] & 15 == 5
+    dns.says(UDP, sent[:2] + b"\x80\x80" + sent[4:])
+    assert dns.answer()[3] & 15 == 5, "so is the answer to one that came before"
+
+
+def test_what_the_guard_leaves_may_be_too_long_for_a_datagram() -> None:
+    """Names that were compressed are whole in what is written anew."""
+    dns = guarded()
+    asked = question(kind="MX")
+    dns.asks(asked)
+    (sent,) = dns.sends(UDP)
+    record = DNSRecord.parse(sent).reply()
+    for number in range(20):
+        record.add_answer(RR("www.example", QTYPE.MX, ttl=60, rdata=MX(f"m{number}.{'x' * 60}.www.example")))
+    record.add_ar(RR("www.example", QTYPE.A, ttl=60, rdata=A(BAD)))
+    dns.says(UDP, bytes(record.pack()))
+    message = dns.answer()
+    assert DNSRecord.parse(message).header.tc
+    assert message[4:] == b"\0\1" + bytes(6) + asked[12:]
+
+
+def test_what_is_left_when_records_are_cut() -> None:
+    """Other records are as they were, whatever pointed to names in those that are gone."""
+    query = question(size=1232)
+    made = DNSRecord.parse(query).reply()
+    made.header.ad = 1
+    made.add_answer(RR("www.example", QTYPE.CNAME, ttl=7, rdata=CNAME("x.cdn.example")))
+    made.add_answer(RR("x.cdn.example", QTYPE.A, ttl=8, rdata=A(BAD)))
+    made.add_answer(RR("x.cdn.example", QTYPE.A, ttl=9, rdata=A("192.0.2.9")))
+    made.add_auth(RR("cdn.example", QTYPE.NS, ttl=10, rdata=NS("ns.cdn.example")))
+    made.add_ar(RR("ns.cdn.example", QTYPE.A, ttl=11, rdata=A("192.0.2.10")))
+    made.add_ar(EDNS0(udp_len=1232, ext_rcode=0))
+    message = bytes(made.pack())
+    everything = [
+        "www.example. 7 IN CNAME x.cdn.example.", f"x.cdn.example. 8 IN A {BAD}", "x.cdn.example. 9 IN A 192.0.2.9",
+        "cdn.example. 10 IN NS ns.cdn.example.", "ns.cdn.example. 11 IN A 192.0.2.10",
+    ]  # fmt: skip
+    for gone in range(5):
+        found = DNSRecord.parse(without(message, query[12 : 12 + 17], {gone}))
+        shown = [" ".join(str(each).split()) for each in (*found.rr, *found.auth, *found.ar[:-1])]
+        assert shown == everything[:gone] + everything[gone + 1 :]
+        assert found.ar[-1].rclass == 1232
+        assert (found.header.ad, found.header.id, found.header.ra) == (0, 1, 1), "what is cut is not verified"
+    assert (
+        without(message, query[12 : 12 + 17], range(6))
+        == message[:3] + b"\x80" + message[4:6] + bytes(6) + query[12:29]
+    )
+
+
+def test_what_becomes_too_long_without_pointers_cannot_be_cut() -> None:
+    long = b"\x3f" + b"x" * 63
+    asked = long * 3 + b"\0\0\2\0\1"
+    record = b"\xc0\x0c\0\2\0\1" + bytes(4) + b"\0\2\xc0\x0c"
+    message = b"\0\1\x80\x80\0\1\x10\0" + bytes(4) + asked + record * 4096
+    assert len(message) <= 0xFFFF
+    with pytest.raises(BadMessage):
+        without(message, asked, {0})
+
+
 @settings(max_examples=300)
 @given(st.data())
 def test_no_bytes_from_either_side_raise(data: st.DataObject) -> None:
@@ -524,6 +815,8 @@ def test_no_bytes_from_either_side_raise(data: st.DataObject) -> None:
         cache=True,
         domains={"corp.example": [CORP]},
     )
+    if data.draw(st.booleans()):
+        dns.server.guard = Tolerant()
 
     def damaged(message: bytes) -> bytes:
         changed = bytearray(message)

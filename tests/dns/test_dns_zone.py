@@ -111,6 +111,15 @@ def test_what_is_removed_is_gone_with_its_reverse_name(zone: Zone) -> None:
         zone.remove("a..b")
 
 
+def test_all_names_of_an_address() -> None:
+    zone = Zone()
+    for record in (Record("A.example", "192.0.2.1"), Record("b.example", "192.0.2.1"),
+                   Record("*.c.example", "192.0.2.1"), Record("d.example", "b.example", type="CNAME")):  # fmt: skip
+        zone.add(record)
+    assert zone.names_of(bytes((192, 0, 2, 1))) == (to_wire("a.example"), to_wire("b.example"))
+    assert zone.names_of(bytes((192, 0, 2, 2))) == ()
+
+
 def test_adding_again_changes_the_ttl() -> None:
     zone = Zone()
     zone.add(Record("a.example", "192.0.2.1", ttl=1))
@@ -135,9 +144,13 @@ def test_it_is_empty_when_all_has_been_removed(steps: list[tuple[bool, str, str]
             assert zone.remove(name, "A", record.value) == (record in model)
             model.pop(record, None)
         assert zone.records() == tuple(model)
+        for number in "123":
+            there = tuple(to_wire(each.name) for each in model if each.value.endswith(number))
+            assert zone.names_of(bytes((192, 0, 2, int(number)))) == there
     for record in model:
         zone.remove(record.name, record.type, record.value)
     assert not zone._names
+    assert not zone._by_address
 
 
 # -- the cache --------------------------------------------------------------------------------------------

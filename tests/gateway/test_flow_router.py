@@ -18,14 +18,14 @@ from netns_kit.gateway.endpoints import UdpHandler
 from netns_kit.gateway.flow_router import EPHEMERAL, FlowRouter, endpoints_of
 from netns_kit.gateway.relay import PingRelay, TcpRelay, UdpRelay
 from netns_kit.gateway.worker_links import WorkerLinks, connect
-from netns_kit.stack import AnyFlow, Limits, Refusal, TcpConnection, Transport, UdpFlow
+from netns_kit.stack import AnyFlow, Ending, Limits, Refusal, TcpConnection, Transport, UdpFlow
 from netns_kit.stack.tcp import PROMPT
 from netns_kit.stack.wire import ethernet, flow_key, icmp, ip
-from netns_kit.uplink.dial import Connected, Dial
+from netns_kit.uplink.dial import Dial
 from netns_kit.uplink.flow import Endpoint, Flow, Target, Way
-from netns_kit.uplink.uplink import Uplink
 from tests.support.bench import SUBNET, Bench, Make
 from tests.support.packets import GATEWAY, GATEWAY_MAC, GUEST, PORT, RESOLVER, datagram, echo_request, syn
+from tests.support.told import Told
 
 pytestmark = pytest.mark.usefixtures("leaks")
 
@@ -36,62 +36,6 @@ UNREACHABLE = {
     Refusal.HOST_UNREACHABLE: icmp.HOST,
     Refusal.PROHIBITED: icmp.PROHIBITED,
 }
-
-
-class Sink(socket.socket):
-    """Takes all datagrams, and sends none."""
-
-    def __init__(self) -> None:
-        super().__init__(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self.bind(("127.0.0.1", 0))
-        self.connected: object = None
-
-    def connect(self, address: object) -> None:
-        self.connected = address
-
-    def send(self, data: object, flags: int = 0) -> int:
-        return 1
-
-    def sendto(self, *_: object) -> int:
-        return 1
-
-    def sendmsg(self, *_: object) -> int:
-        return 1
-
-
-class Told(Uplink):
-    """Says of each flow what it is told to say, or raises it; nothing leaves this process."""
-
-    def __init__(self, said: Refusal | Target | BaseException | None = None) -> None:
-        super().__init__()
-        self.said = said
-        self.asked: list[Flow] = []
-        self.opened: list[tuple[Transport, str, int]] = []
-        self.peers: list[socket.socket] = []
-        self.sinks: list[Sink] = []
-        self.failure: BaseException | None = None
-
-    def route(self, flow: Flow) -> Target | Refusal:
-        self.asked.append(flow)
-        if isinstance(self.said, BaseException):
-            raise self.said
-        return Target((flow.destination,)) if self.said is None else self.said
-
-    def open(self, protocol: Transport, target: Address, port: int = 0) -> socket.socket:
-        if self.failure is not None:
-            raise self.failure
-        self.opened.append((protocol, str(target), port))
-        self.sinks.append(Sink())
-        return self.sinks[-1]
-
-    def dial(self, flow: Flow, target: Target, *, ttl: int = 64, tos: int = 0) -> Dial:
-        if self.failure is not None:
-            raise self.failure
-        self.opened.append(("tcp", str(target.candidates[0].address), target.candidates[0].port))
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        self.peers.append(theirs)
-        return Connected(ours)
 
 
 @pytest.fixture
@@ -551,9 +495,9 @@ def test_a_connection_that_is_ended_is_reset_to_the_guest_and_if_asked_to_its_pe
     asked: list[bool] = []
     abort = TcpRelay.abort
 
-    def noted(relay: TcpRelay, *, reset: bool = False) -> None:
+    def noted(relay: TcpRelay, *, reset: bool = False, ending: Ending = "ended") -> None:
         asked.append(reset)
-        abort(relay, reset=reset)
+        abort(relay, reset=reset, ending=ending)
 
     monkeypatch.setattr(TcpRelay, "abort", noted)
     bench.gateway.router.abort(connection, reset=reset)

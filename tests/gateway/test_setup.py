@@ -15,10 +15,13 @@ import pytest
 from netns_kit import (
     CommandOptions,
     DhcpSettings,
+    FlowRequest,
     Limits,
     Namespace,
     Network,
     NotImportable,
+    Policy,
+    PolicyError,
     Record,
     RunOptions,
     StackOptions,
@@ -34,6 +37,12 @@ from netns_kit.userstack.worker.input import decode, encode
 from netns_kit.userstack.worker.policy_check import check, pickled
 from tests.support import uplinks
 
+
+async def answer(_: FlowRequest) -> bool:
+    """Answer yes."""
+    return True
+
+
 OPTIONS: StackOptions = {
     "subnet": "10.7.0.0/24",
     "ipv6": Subnet6("fd07::/64"),
@@ -45,6 +54,9 @@ OPTIONS: StackOptions = {
     "records": ["db.internal=192.0.2.7"],
     "intercept_dns": True,
     "name": "seven.internal",
+    "policy": Policy.deny().allow("seven.example", ports=7),
+    "on_flow": answer,
+    "on_flow_timeout": 7.5,
 }
 """Each of them, with a value that is not its default."""
 
@@ -89,6 +101,25 @@ def test_what_a_stack_is_told_is_checked_once_and_kept() -> None:
         other.release()
 
 
+def test_a_rule_that_asks_needs_somebody_who_answers(leaks: None) -> None:
+    tap, other = TapDevice.pair(mtu=1500)
+    try:
+        for policy, rule in (
+            (Policy.ask(), "default: ask"),
+            (Policy.deny().ask("192.0.2.1", name="me"), "rule 1 (me)"),
+        ):
+            for given in ({"policy": policy}, {"uplink": Uplink(policy=policy)}):
+                with pytest.raises(PolicyError, match="a function to ask") as caught:
+                    Setup.of(tap, **given)
+                assert rule in str(caught.value)
+                Setup.of(tap, on_flow=answer, **given)
+        assert Setup.of(tap, on_flow=answer).policy == Policy.ask()
+        assert Setup.of(tap, policy=Policy.deny(), on_flow=answer).policy == Policy.deny()
+    finally:
+        tap.release()
+        other.release()
+
+
 def test_a_worker_gets_all_of_it(leaks: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
     with ExitStack() as stack:
@@ -102,7 +133,8 @@ def test_a_worker_gets_all_of_it(leaks: None, monkeypatch: pytest.MonkeyPatch) -
         )
         stack.callback(there.tap.release)
         same = {name for name in Setup.__match_args__ if getattr(there, name) == getattr(setup, name)}
-        assert same == {*Setup.__match_args__} - {"tap", "uplink"}, "which are compared below"
+        assert same == {*Setup.__match_args__} - {"tap", "uplink", "on_flow"}, "which are compared below"
+        assert there.on_flow is None, "it is the caller's, and stays there"
         assert (there.tap.mtu, there.tap.offloads) == (tap.mtu, tap.offloads)
         assert there.tap.fileno() != tap.fileno()
         assert repr(there.uplink) == repr(setup.uplink)
@@ -111,7 +143,7 @@ def test_a_worker_gets_all_of_it(leaks: None, monkeypatch: pytest.MonkeyPatch) -
         buffer = memoryview(bytearray(2048))
         assert peers.read_into(buffer, lambda *_: None) == 7
         assert (peers.index, peers.count, peers.hops, bytes(buffer[:7])) == (1, 2, 3, b"a frame")
-        for sock in (peers._inbox, *peers._outboxes):
+        for sock in (peers._inbox, *peers._outboxes, peers._pins_inbox, *peers._pins_outboxes):
             sock.close()
 
 

@@ -9,13 +9,20 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from netns_kit import Policy, Record
+from netns_kit.child.codec import dump
+from netns_kit.dns import Action
+from netns_kit.domain_names import to_wire
 from netns_kit.gateway.admission import lowest_free
-from netns_kit.gateway.worker_links import WorkerLinks, connect
+from netns_kit.gateway.worker_links import Pin, WorkerLinks, connect
 from netns_kit.stack.wire import udp
 from netns_kit.tap.frame_device import FRAME_MAX
-from tests.support.bench import Bench
-from tests.support.packets import GATEWAY, GUEST, GUEST_MAC
+from tests.support.bench import Bench, Mailbox
+from tests.support.packets import GATEWAY, GUEST, GUEST_MAC, RESOLVER
+from tests.support.servers import port_of
 
 pytestmark = pytest.mark.usefixtures("leaks")
 
@@ -40,7 +47,7 @@ def test_a_frame_of_any_size_comes_with_its_hops(two: tuple[WorkerLinks, WorkerL
         assert second.read_into(buffer, nobody) == len(frame)
         assert (second.hops, bytes(buffer[: len(frame)])) == (hops, frame)
     assert second.read_into(buffer, nobody) is None
-    assert first.stats() == {"handed_over": 2, "handed_over_lost": 0}
+    assert first.stats() == {"handed_over": 2, "handed_over_lost": 0, "policy_pins_lost": 0}
 
 
 def test_a_connection_comes_with_its_name(two: tuple[WorkerLinks, WorkerLinks]) -> None:
@@ -86,7 +93,7 @@ def test_a_connection_without_a_descriptor_for_it_is_lost_and_counted(
             assert second.read_into(buffer, nobody) == 0, "its name is not taken for a frame"
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        assert second.stats() == {"handed_over": 0, "handed_over_lost": 1}
+        assert second.stats() == {"handed_over": 0, "handed_over_lost": 1, "policy_pins_lost": 0}
         assert ours.recv(1) == b"", "it is closed, not forgotten"
         assert second.read_into(buffer, nobody) == len(b"a frame")
 
@@ -102,6 +109,43 @@ def test_of_many_descriptors_in_a_message_one_is_taken(two: tuple[WorkerLinks, W
     assert second.read_into(buffer, lambda _, sock: got.append(sock)) == 0
     (taken,) = got
     taken.close()  # the fixture looks for others
+
+
+PINS = [
+    (to_wire("www.example"), bytes((192, 0, 2, 1)), 12345.75),
+    (to_wire(".".join(["x" * 63] * 3)), bytes(range(16)), 0.5),
+]
+
+
+def test_pins_reach_every_other_worker_before_the_frames_that_came_earlier() -> None:
+    with ExitStack() as stack:
+        workers = connect(3, stack)
+        workers[1].hand_over(2, 0, memoryview(b"a frame"))
+        workers[1].send_pins(PINS)
+        workers[1].send_pins(PINS[:1])
+        assert [list(each.read_pins()) for each in workers] == [PINS + PINS[:1], [], PINS + PINS[:1]]
+        assert [list(each.read_pins()) for each in workers] == [[], [], []]
+        assert workers[2].read_into(memoryview(bytearray(FRAME_MAX)), nobody) == len(b"a frame")
+
+
+def test_pins_that_find_an_inbox_full_are_lost_and_counted(two: tuple[WorkerLinks, WorkerLinks]) -> None:
+    first, second = two
+    sent = 0
+    while not first.pins_lost:
+        first.send_pins(PINS)
+        sent += 1
+        assert sent < 100_000
+    assert first.stats() == {"handed_over": 0, "handed_over_lost": 0, "policy_pins_lost": 1}
+    assert len(list(second.read_pins())) == (sent - 1) * len(PINS), "the others are there"
+
+
+@given(st.binary(max_size=80))
+def test_pins_of_a_worker_that_was_taken_over_raise_nothing(message: bytes) -> None:
+    with ExitStack() as stack:
+        first, second = connect(2, stack)
+        first._pins_outboxes[1].send(message)
+        first.send_pins(PINS)
+        assert list(second.read_pins())[-2:] == PINS
 
 
 @pytest.fixture
@@ -174,3 +218,87 @@ def test_a_datagram_is_the_firsts_wherever_it_comes_in(benches: list[Bench]) -> 
         benches[0].until(lambda: len(benches[0].frames) >= 1)
         assert bytes(udp.parse(benches[0].answers()[0].payload)[3]) == b"answer"
         assert not benches[1].gateway.stack.udp
+
+
+# -- pins -------------------------------------------------------------------------------------------------
+
+
+def resolve(bench: Bench, name: str, source: int) -> Mailbox:
+    """Ask the DNS server of a gateway for a name, and have it answer."""
+    mailbox, flow = bench.socket(RESOLVER, 53, source)
+    flow.send(bytes.fromhex("0001 0100 0001 0000 0000 0000") + to_wire(name) + b"\0\1\0\1", bench.now)
+    bench.settle()
+    assert len(mailbox.received) == 1
+    return mailbox
+
+
+def govern(benches: list[Bench], policy: Policy) -> None:
+    for bench in benches:  # whoever asks for a name below a wildcard gets it from DNS alone
+        bench.gateway.zone.add(Record("*.internal", "10.0.2.2"))
+        bench.gateway.set_policy(dump(policy).decode(), "keep")
+
+
+def test_a_name_that_one_worker_resolves_is_known_to_all(
+    benches: list[Bench], listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = benches
+    port = port_of(listener)
+    govern(benches, Policy.deny().allow("db.internal", ports=port))
+    refused = second.connect(GATEWAY, port, 40000)
+    second.settle()
+    assert second.gateway.stats()["policy_refused"] == 1
+    links, relay = first.gateway._links, first.gateway._dns
+    assert links is not None
+    happened: list[str] = []
+    send_pins, do = links.send_pins, relay._do
+
+    def note_pins(pins: list[Pin]) -> None:
+        happened.append("pins")
+        send_pins(pins)
+
+    def note_answer(actions: list[Action]) -> None:
+        happened.append("answer")
+        do(actions)
+
+    monkeypatch.setattr(first.gateway.enforcer.guard, "_pinned", note_pins)
+    monkeypatch.setattr(relay, "_do", note_answer)
+    resolve(first, "db.internal", 40001)
+    assert happened == ["pins", "answer"]
+    program = second.connect(GATEWAY, port, 40002)
+    second.gateway._pump.read_frames(8)  # the SYN, although its inbox of pins was not looked at
+    second.until(lambda: program.is_established)
+    assert second.gateway.stats()["policy_refused"] == 1
+    assert not refused.is_established
+
+
+def test_pins_are_learnt_when_they_come_and_before_there_is_a_policy(
+    benches: list[Bench], listener: socket.socket
+) -> None:
+    first, second = benches
+    port = port_of(listener)
+    policy = Policy.deny().allow("db.internal", ports=port, private=True)
+    govern([first], policy)
+    resolve(first, "db.internal", 40000)
+    second.settle()
+    assert second.gateway.stats()["policy_pins"] == 1
+    assert list(second.gateway._links.read_pins()) == []  # type: ignore[union-attr]  # it has some
+    govern([second], policy)
+    program = second.connect(GATEWAY, port, 40001)
+    second.until(lambda: program.is_established)
+
+
+def test_a_flow_to_a_pin_that_was_lost_is_refused(benches: list[Bench], listener: socket.socket) -> None:
+    first, second = benches
+    port = port_of(listener)
+    govern(benches, Policy.deny().allow("db.internal", ports=port))
+    links = first.gateway._links
+    assert links is not None
+    other = [(to_wire("other.internal"), bytes((192, 0, 2, 1)), 0.0)]
+    while not links.pins_lost:
+        links.send_pins(other * 200)
+    resolve(first, "db.internal", 40000)
+    assert links.pins_lost == 2
+    program = second.connect(GATEWAY, port, 40001)
+    second.settle()
+    assert not program.is_established
+    assert second.gateway.stats()["policy_refused"] == 1

@@ -23,6 +23,7 @@ from typing import get_origin
 
 import pytest
 
+import netns_kit
 from docs.run_readme import blocks
 from netns_kit import FlowInfo
 from tests.support import PACKAGE, ROOT, dotted, files, needs, needs_tun, needs_userns
@@ -51,7 +52,14 @@ def run_page(page: Path, *options: str) -> str:
     command = [sys.executable, "-W", "error", str(ROOT / "docs" / "run_readme.py"), str(page), *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     child = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=90, check=False
+        command,
+        cwd=ROOT,
+        env=environment,
+        input="y\n",  # what a person says whom an example asks
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
     )
     assert child.returncode == 0, f"{page.name}:\n{child.stdout}{child.stderr}"
     return child.stdout
@@ -84,6 +92,32 @@ def test_the_first_block_about_flows_lists_one() -> None:
     assert re.search(
         r"^tcp 10\.0\.2\.100:\d+ 10\.0\.2\.2:\d+ \S+\.containers\.internal 5 \d", said, re.MULTILINE
     )
+
+
+def test_what_the_page_about_policies_shows_is_what_comes_out() -> None:
+    """Each line that it shows behind an example, but for times and for ports that are chosen."""
+    needs_userns()
+    needs_tun()
+    page = ROOT / "docs" / "policy.md"
+
+    def steady(text: str) -> str:
+        return re.sub(r'("(?:time|id|guest_port)": )[\d.]+', r"\1...", text)
+
+    said = steady(run_page(page, "--all")).splitlines()
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    shown = [line[4:] for line in steady(text).splitlines() if line.startswith("    ")]
+    shown = [line for line in shown if not line.startswith("netns-kit ")]
+    assert len(shown) > 20
+    assert [line for line in shown if line not in said] == []
+    assert any("wants 192.0.2.1, tcp port 443: [y/N]" in line for line in said)
+
+
+def test_the_file_of_the_page_about_policies_is_the_policy_of_its_first_example() -> None:
+    page = (ROOT / "docs" / "policy.md").read_text(encoding="utf-8")
+    [toml] = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    [made] = re.findall(r"^POLICY = (\(.*?^\))", page, re.DOTALL | re.MULTILINE)[:1]
+    policy = eval(made, {name: getattr(netns_kit, name) for name in ("Policy", "METADATA")})
+    assert toml == policy.to_toml()
 
 
 def test_every_field_of_a_flow_is_explained() -> None:
@@ -135,6 +169,14 @@ def test_every_test_that_the_threat_model_names_is_there() -> None:
             assert (ROOT / name).exists(), name
         else:
             assert any(re.search(rf"def {name}\(", text) for text in tests.values()), name
+
+
+def test_every_bypass_of_a_policy_that_is_tried_is_in_the_threat_model() -> None:
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    tried = (ROOT / "tests" / "system" / "test_policy_bypasses.py").read_text(encoding="utf-8")
+    names = re.findall(r"^async def (test_\w+)", tried, re.MULTILINE)
+    assert len(names) > 25
+    assert not [name for name in names if f"`{name}`" not in page]
 
 
 def test_the_readme_begins_with_the_short_form() -> None:

@@ -277,8 +277,8 @@ def test_the_law_allows(file: str, source: str) -> None:
 
 SIZES = {4, 8, 12, 16, 32, 36}
 """Bytes of an address, of a packet's two, and of a flow key, of either family."""
-WIRE = ("stack/wire/*", "dhcp/*", "dns/*")
-"""Where packed addresses are taken apart and put together: those of packets, and of two protocols' messages."""
+WIRE = ("stack/wire/*", "dhcp/*", "dns/*", "policy/addresses")
+"""Where packed addresses are taken apart and put together: those of packets, of two protocols' messages, of rules."""
 
 
 def counted_addresses(source: str) -> Iterator[str]:

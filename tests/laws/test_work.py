@@ -19,6 +19,11 @@ def test_a_unit_costs_what_it_did(name: str) -> None:
     assert not wrong, "\n".join(f"{name}: {each}" for each in wrong)
 
 
+@pytest.mark.parametrize("name", ["tcp exchange", "udp exchange"])
+def test_a_policy_costs_a_known_flow_nothing(name: str) -> None:
+    assert SCENARIOS[f"{name}, 1000 rules"].work() == SCENARIOS[name].work()
+
+
 def test_every_scenario_is_recorded(pytestconfig: pytest.Config) -> None:
     record = recorded()
     assert record.keys() == SCENARIOS.keys()

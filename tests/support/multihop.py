@@ -105,7 +105,7 @@ def call(name: str, *args: object) -> None:
         raise OSError(error, f"{name}: {os.strerror(error)}")
 
 
-def _drop_network_capabilities() -> None:
+def drop_network_capabilities() -> None:
     """What remains is an unprivileged user, as far as the network goes (capget(2))."""
     header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
     data = ctypes.create_string_buffer(24)
@@ -137,7 +137,7 @@ class Hops:
         if ping:  # for our group, the only one that is mapped; a new namespace has it for none
             Path("/proc/sys/net/ipv4/ping_group_range").write_text("0 0")
         if not privileged:
-            _drop_network_capabilities()
+            drop_network_capabilities()
 
     def _make(self, name: str) -> None:
         call("unshare", CLONE_NEWNET)

@@ -101,6 +101,16 @@ def refuse(flow: Flow) -> Refusal | None:
     return Refusal.PROHIBITED
 
 
+def fails(flow: Flow) -> Refusal | None:
+    """A bug."""
+    raise LookupError("a bug")
+
+
+def answers_nonsense(flow: Flow) -> Refusal | None:
+    """Neither a refusal nor None."""
+    return True  # type: ignore[return-value]  # what it must not return
+
+
 def attempt(flow: Flow) -> Refusal | None:
     """Try what a sandbox is there to prevent, and tell on standard error how it went."""
     for name, action in ATTEMPTS.items():

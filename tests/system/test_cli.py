@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import pty
 import re
@@ -24,7 +25,16 @@ from netns_kit.cli.command_line import FAILED
 from netns_kit.cli.run import NOT_EXECUTABLE, NOT_FOUND, main
 from netns_kit.gateway.setup import DriverName
 from tests.support import ROOT, missing, needs, needs_ipv6, needs_tun
-from tests.support.servers import SECONDS, closed_port, digest, dns_server, host_address, http, tcp_server
+from tests.support.servers import (
+    SECONDS,
+    closed_port,
+    digest,
+    dns_server,
+    hello,
+    host_address,
+    http,
+    tcp_server,
+)
 
 pytestmark = pytest.mark.usefixtures("leaks")
 
@@ -251,6 +261,9 @@ def test_without_ipv6_there_is_a_notice_and_ipv4() -> None:
         (["--host-loopback=65536"], "--host-loopback: '65536': expected a port"),
         (["--host-loopback", "5432"], "--host-loopback 5432: for one port write --host-loopback=PORT"),
         (["--no-such-option"], "unrecognized arguments: --no-such-option"),
+        (["--allow", "example.org:https"], "--allow: 'example.org:https': expected ports from 1 to 65535"),
+        (["--deny", "ads.example"], "--deny: 'ads.example': expected a name that can be told"),
+        (["--policy", "none.toml"], "--policy: 'none.toml': No such file or directory"),
         (["-p"], "-p/--publish: 'echo': expected tcp: or udp: or an address"),
     ],
 )
@@ -318,6 +331,10 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         "--dns-record",
         "--bind4",
         "--device",
+        "--policy",
+        "--allow [TARGET][:PORTS][/PROTOCOL]",
+        "--deny",
+        "--events",
     ):
         assert option in text
 
@@ -525,6 +542,79 @@ def test_a_web_server_inside_sees_who_asks(web_server: list[str]) -> None:
     with running("-p", f"{port}:80", "--", *web_server):
         assert get(address, port) == address
         assert get("127.0.0.1", port) == "10.0.2.2"
+
+
+# -- what may leave ----------------------------------------------------------------------------------------
+
+TRY = """
+import socket, sys
+for name, port in [("web.example", {0}), ("web.example", {0} - 1), ("other.example", {0}), ("192.0.2.1", {0})]:
+    try:
+        with socket.create_connection((name, port), timeout=9) as connection:
+            print(name, connection.recv(9).decode())
+    except OSError as error:
+        print(name, error.strerror)
+"""
+
+
+@pytest.mark.parametrize("driver", get_args(DriverName))
+def test_what_may_leave_and_where_that_is_told(driver: DriverName, tmp_path: Path) -> None:
+    policy, events = tmp_path / "policy.json", tmp_path / "events.jsonl"
+    policy.write_text('{"default": "deny", "dns": "refused"}', encoding="utf-8")
+    with tcp_server(hello) as port:
+        words = ["--policy", str(policy), "--allow", f"web.example:{port}/tcp", "--events", str(events)]
+        words += ["--dns-record", "web.example=10.0.2.2", "--dns-record", "other.example=10.0.2.2"]
+        words += ["--host-loopback", "--driver", driver]
+        done = run(*words, "--", sys.executable, "-c", TRY.format(port))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "web.example hello",
+        "web.example No route to host",
+        "other.example Temporary failure in name resolution",
+        "192.0.2.1 No route to host",
+    ]
+    told = [json.loads(line) for line in events.read_text(encoding="ascii").splitlines()]
+    assert {
+        (each["kind"], each["remote"], each["remote_port"] - port, each["rule"])
+        for each in told
+        if each["kind"] != "opened" and each["protocol"] == "tcp"
+    } == {
+        (
+            "closed",
+            "10.0.2.2",
+            0,
+            f"rule 1 (--allow web.example:{port}/tcp): allow web.example port {port} tcp",
+        ),
+        ("refused", "10.0.2.2", -1, "default: deny"),
+        ("refused", "192.0.2.1", 0, "default: deny"),
+    }
+    assert {(each["name"], each["rcode"]) for each in told if each["protocol"] == "dns"} == {
+        ("other.example", "REFUSED")
+    }
+
+
+def test_events_on_standard_error() -> None:
+    done = run(
+        "--deny", "192.0.2.1", "--events", "-", "--", "sh", "-c", "ping -c1 -W1 192.0.2.1; echo said >&2"
+    )
+    said, *told = sorted(done.stderr.splitlines(), key=lambda line: line.startswith("{"))
+    assert said == "said"
+    assert [json.loads(line)["kind"] for line in told] == ["opened", "refused"]
+
+
+def test_a_file_for_events_that_cannot_be_had(tmp_path: Path) -> None:
+    done = run("--events", str(tmp_path), "--", "echo", "started")
+    assert (done.returncode, done.stdout) == (FAILED, "")
+    assert done.stderr == f"netns-kit: {tmp_path}: Is a directory\n"
+
+
+def test_the_command_goes_on_when_events_cannot_be_written() -> None:
+    done = run("--events", "/dev/full", "--", "sh", "-c", "getent hosts a.example; echo done")
+    assert (done.returncode, done.stdout) == (0, "done\n")
+    assert done.stderr == (
+        "netns-kit: the event log cannot be written: No space left on device; the file is /dev/full; "
+        "make room, or write to another file\n"
+    )
 
 
 def test_importing_the_command_line_leaves_out_what_is_slow() -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from netns_kit import Endpoint, FlowEvent, FlowInfo, Network, Refusal, Uplink
 from tests.support import needs_tun, needs_userns, uplinks
+from tests.support.events import flow_events
 from tests.support.servers import bounded
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
@@ -51,7 +52,7 @@ async def events_of(net: Network) -> AsyncIterator[Callable[[str, str], Any]]:
     into, out_of = anyio.create_memory_object_stream[FlowEvent](1000)
 
     async def follow() -> None:
-        async with aclosing(net.stack.events()) as events:
+        async with aclosing(flow_events(net.stack)) as events:
             async for event in events:
                 await into.send(event)
 

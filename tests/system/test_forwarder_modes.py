@@ -31,6 +31,7 @@ from netns_kit.gateway.setup import DriverName
 from tests.support import missing, needs, needs_ipv6, needs_tun
 from tests.support.connections import accepted, echoes, exactly, failure, outcome, rest, send
 from tests.support.drivers import driver, net
+from tests.support.events import flow_events
 from tests.support.servers import BLOCK, bounded, host_address
 
 __all__ = ["driver", "net"]  # fixtures
@@ -316,7 +317,7 @@ async def test_a_burst_of_clients_all_get_in(every_descriptor: int, net: Network
 
 @bounded
 async def test_it_is_a_flow_like_any_other(net: Network) -> None:
-    async with aclosing(net.stack.events()) as events:
+    async with aclosing(flow_events(net.stack)) as events:
         async with anyio.create_task_group() as tasks:
             seen = []
 
@@ -353,7 +354,7 @@ async def test_it_is_a_flow_like_any_other(net: Network) -> None:
 @bounded
 async def test_a_client_that_nobody_takes_is_told_of_as_refused(net: Network, mode: Mode) -> None:
     (forward,) = await net.forwarder.add("0.0.0.0:0:81", mode=mode)
-    async with aclosing(net.stack.events()) as events, anyio.create_task_group() as tasks:
+    async with aclosing(flow_events(net.stack)) as events, anyio.create_task_group() as tasks:
         seen = []
 
         async def follow() -> None:

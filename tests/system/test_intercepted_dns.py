@@ -30,9 +30,11 @@ async def by_datagram(net: Network, address: str, name: str) -> bytes:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with await net.namespace.socket(family, socket.SOCK_DGRAM) as sock:
         sock.connect((address, 53))  # so that it is from there that the answer comes
-        sock.send(query(name))  # once: nothing is lost on the way to us and back
-        await anyio.wait_readable(sock)
-        return sock.recv(4096)
+        while True:
+            sock.send(query(name))  # as resolver libraries do when a datagram was lost
+            with anyio.move_on_after(2):
+                await anyio.wait_readable(sock)
+                return sock.recv(4096)
 
 
 async def by_stream(net: Network, address: str, name: str) -> bytes:

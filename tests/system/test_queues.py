@@ -20,6 +20,7 @@ from netns_kit.gateway.gateway import FlowInfo, Gateway
 from netns_kit.userstack.worker.owner import WorkerProcess
 from tests.support import needs, needs_tun
 from tests.support.connections import once
+from tests.support.events import flow_events
 from tests.support.servers import bounded, dns_server, echo, tcp_server, udp_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
@@ -115,7 +116,7 @@ async def test_events_of_all_are_heard(net: Network) -> None:
     enough = anyio.Event()
 
     async def listen() -> None:
-        async with aclosing(net.stack.events()) as events:
+        async with aclosing(flow_events(net.stack)) as events:
             async for event in events:
                 heard.add(event.flow)
                 if len(heard) == 32:

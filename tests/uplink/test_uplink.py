@@ -22,7 +22,7 @@ from netns_kit.stack.user import Transport
 from netns_kit.subnet import Subnet
 from netns_kit.uplink.dns_settings import DnsSettings
 from netns_kit.uplink.flow import Endpoint, Flow, Target
-from netns_kit.uplink.uplink import UdpPorts, Uplink, _is_host_address
+from netns_kit.uplink.uplink import UdpPorts, Uplink, is_host_address
 from tests.support import needs_ping
 
 pytestmark = pytest.mark.usefixtures("leaks")
@@ -461,8 +461,8 @@ def test_a_ping_socket() -> None:
 @pytest.mark.parametrize("protocol", ["tcp", "udp", "icmp"])
 def test_the_hosts_own_addresses_may_be_refused(protocol: Transport) -> None:
     """What is local is the kernel's to say: all of 127.0.0.0/8 is, for one."""
-    assert _is_host_address(IPv4Address("127.9.9.9"))
-    assert not _is_host_address(IPv4Address("192.0.2.1"))
+    assert is_host_address(IPv4Address("127.9.9.9"))
+    assert not is_host_address(IPv4Address("192.0.2.1"))
     uplink = Uplink(allow_host_addresses=False)
     assert uplink.route(flow("192.0.2.1:80", protocol)) == target("192.0.2.1:80")
 

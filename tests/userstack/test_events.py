@@ -2,69 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import socket
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from contextlib import aclosing
 
 import anyio
 import pytest
-from anyio.streams.memory import MemoryObjectReceiveStream
 
-from netns_kit import FlowEvent, Forwarder, Limits, Refusal, StackClosed, TapDevice, Uplink, UserStack
+from netns_kit import FlowEvent, Forwarder, Limits, Refusal, StackClosed, Uplink, UserStack
 from netns_kit.gateway.setup import DriverName
 from netns_kit.stack.user import UNWATCHED
-from netns_kit.stack.wire import ethernet
 from netns_kit.userstack.events import EVENTS_KEPT
 from tests.support import uplinks
-from tests.support.packets import GATEWAY, GATEWAY_MAC, GUEST_MAC, datagram, echo_request, syn
+from tests.support.events import flow_events, followed
+from tests.support.packets import GATEWAY, datagram, echo_request, syn
 from tests.support.servers import bounded, closed_port
+from tests.support.taps import ELSEWHERE, send, stack_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
-
-ELSEWHERE = bytes((203, 0, 113, 9))
-
-
-@pytest.fixture(params=["thread", "loop", "worker"])
-def driver(request: pytest.FixtureRequest) -> DriverName:
-    driver: DriverName = request.param
-    return driver
-
-
-@asynccontextmanager
-async def stack_of(
-    driver: DriverName, uplink: Uplink | None = None, **options: Any
-) -> AsyncIterator[tuple[UserStack, TapDevice]]:
-    guest, host = TapDevice.pair(vnet_header=False)
-    async with guest, host, UserStack(host, uplink, driver=driver, **options) as stack:
-        yield stack, guest
-
-
-def send(guest: TapDevice, packet: bytes) -> None:
-    assert guest.write(ethernet.pack(GATEWAY_MAC, GUEST_MAC, ethernet.IPV4), packet)
 
 
 def told(event: FlowEvent) -> tuple[str, str, str]:
     return event.kind, event.flow.protocol, str(event.flow.remote)
-
-
-@asynccontextmanager
-async def followed(stack: UserStack) -> AsyncIterator[MemoryObjectReceiveStream[FlowEvent]]:
-    """What `UserStack.events` says from now on."""
-    into, out_of = anyio.create_memory_object_stream[FlowEvent](math.inf)
-
-    async def follow() -> None:
-        async with into, aclosing(stack.events()) as events:
-            async for event in events:
-                await into.send(event)
-
-    async with out_of, anyio.create_task_group() as tasks:
-        tasks.start_soon(follow)
-        await anyio.wait_all_tasks_blocked()
-        await stack.flows()  # what was asked first is answered first: it is subscribed
-        yield out_of
-        tasks.cancel_scope.cancel()
 
 
 @bounded
@@ -136,7 +94,7 @@ async def test_who_is_slow_loses_the_oldest_and_is_told(driver: DriverName) -> N
     async with (
         stack_of(driver, limits=Limits(udp_flows=2 * kept)) as (stack, guest),
         followed(stack) as quick,
-        aclosing(stack.events()) as slow,
+        aclosing(flow_events(stack)) as slow,
     ):
         async with anyio.create_task_group() as tasks:
             first: list[FlowEvent] = []

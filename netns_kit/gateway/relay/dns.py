@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import os
 import socket
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import lru_cache, partial
 from ipaddress import ip_address
@@ -24,6 +24,7 @@ from typing import Protocol
 from netns_kit.arguments import Address
 from netns_kit.dns import Action, Answer, DnsProxy, DnsServer, Send, Upstream, Zone
 from netns_kit.dns.cache import Cache
+from netns_kit.dns.guard import Guard
 from netns_kit.gateway.engine import IN, Engine
 from netns_kit.stack import Refusal, TcpConnection, UdpFlow
 from netns_kit.stack.user import Transport
@@ -102,6 +103,15 @@ class DnsRelay:
         self._transfers: dict[tuple[Upstream, int], ResolverStream] = {}  # by upstream and id of the query
         self._per_socket = QUERIES_PER_SOCKET
         self.timer_at = self.timer_entry = math.inf
+
+    @property
+    def guard(self) -> Guard | None:
+        """The guard, which may be set at any time: every answer is judged by the one of the moment it is sent."""
+        return self._server.guard
+
+    @guard.setter
+    def guard(self, guard: Guard | None) -> None:
+        self._server.guard = guard
 
     def udp_opened(self, flow: UdpFlow, target: Target) -> None:
         """Take the queries of a flow.  The candidates of `target` are the resolvers of all queries from now on."""
@@ -216,10 +226,9 @@ class DnsRelay:
             self.close()
         self._engine.timers.arm(self, deadline)
 
-    def _do(self, wanted: list[Action]) -> None:
-        now, actions = self._engine.now, deque(wanted)
-        while actions:
-            action = actions.popleft()
+    def _do(self, actions: list[Action]) -> None:
+        now = self._engine.now
+        for action in actions:  # it grows meanwhile
             if isinstance(action, Send):
                 if not self._send(action):
                     actions += self._server.upstream_failed(action.upstream, now)

@@ -37,7 +37,7 @@ from enum import Enum
 
 from netns_kit.gateway.engine import ERROR, HANG_UP, IN, OUT, READ_HANG_UP, URGENT, Engine
 from netns_kit.host.abi import SIOCATMARK
-from netns_kit.stack import Closed, IcmpError, Refusal, TcpConnection
+from netns_kit.stack import Closed, Ending, IcmpError, Refusal, TcpConnection
 from netns_kit.stack.windows import BUFFER
 from netns_kit.uplink.dial import Refused
 from netns_kit.uplink.sockets import RESET_ON_CLOSE, is_internet, prepare_stream, set_tos
@@ -295,12 +295,12 @@ class TcpRelay(Dialled):
             self.state = ENDED
             connection.shutdown(self._engine.now)
 
-    def abort(self, *, reset: bool = False) -> None:
+    def abort(self, *, reset: bool = False, ending: Ending = "reset by peer") -> None:
         """Reset the connection towards the guest and close the socket; with `reset=True` reset the peer too."""
         connection, self.connection = self.connection, None
         self._close(reset=reset)
         if connection is not None:
-            connection.abort(self._engine.now)
+            connection.abort(self._engine.now, ending)
 
     def _break(self) -> None:
         """Handle a failed send.  What the host's side has sent before is still read, as far as the guest has room for

@@ -44,7 +44,7 @@ def encode(setup: Setup, peers: WorkerLinks | None, numbers: Mapping[int, int]) 
         NotImportable: A worker cannot have a part of it.
         DeviceGone: The device is not open.
     """
-    there = replace(setup, tap=setup.tap.at(numbers[setup.tap.fileno()]))
+    there = replace(setup, tap=setup.tap.at(numbers[setup.tap.fileno()]), on_flow=None)
     content, names = pickled((there, peers), numbers)
     path = tuple(os.path.abspath(each) for each in sys.path)
     modules = {name: getattr(sys.modules[name], "__file__", None) for name in names}

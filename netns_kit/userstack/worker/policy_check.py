@@ -41,7 +41,7 @@ def check(uplink: Uplink) -> None:
         NotImportable: It cannot.
     """
     for function in (uplink.policy, uplink.dns.hook):
-        if function is not None:
+        if function is not None and function is not uplink.rules:  # a Policy is data, and never changes
             _check_constant(function)
     pickled(uplink)
 

@@ -1,0 +1,285 @@
+"""Enforcer: what one gateway has of a policy.
+
+The policy says what may pass.  The enforcer knows what only a running gateway does: which addresses our DNS has given
+for which names (`Pins`), which addresses are the host's, and how often the policy has refused.  `FlowRouter` asks it
+about every flow that a guest opens, after `Uplink.route` has let the flow pass, and before there is a socket.  The
+DNS server asks its `guard` about every query and answer.
+
+Whatever fails here refuses the flow, and nothing else.  A new policy takes the place of the old one between two
+handlers of the engine, so that each flow is decided by one of them as a whole.  Pins outlive a change of the policy,
+if the new policy would let the names have these addresses.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+from netns_kit.domain_names import to_text
+from netns_kit.frozen import replace
+from netns_kit.policy.addresses import canonical
+from netns_kit.stack import Refusal
+from netns_kit.subnet import Subnet
+from netns_kit.uplink.flow import Flow
+from netns_kit.uplink.uplink import is_host_address
+
+if TYPE_CHECKING:
+    from netns_kit.arguments import Address
+    from netns_kit.dns.guard import Guard, Refused
+    from netns_kit.gateway.worker_links import Pin
+    from netns_kit.policy.index import Index
+    from netns_kit.policy.pins import Pins
+    from netns_kit.policy.policy import Policy
+    from netns_kit.policy.rules import Action, RefusalName
+
+REFUSALS: dict[RefusalName, Refusal] = {
+    "prohibited": Refusal.PROHIBITED,
+    "reset": Refusal.RESET,
+    "silence": Refusal.DROP,
+    "forbidden": Refusal.PROHIBITED,  # of what is no TCP
+}
+
+
+class Look(NamedTuple):
+    """What was seen of the first bytes of a connection."""
+
+    kind: Literal["tls", "http"] | None = None
+    """The protocol; None for another one, and for nothing in time."""
+    names: tuple[bytes, ...] = ()
+    """The name that the client has asked for, in wire form; none if there is none to be relied on."""
+
+
+class Ruling(NamedTuple):
+    """What the policy says of one flow.  It is kept with the flow, see `ruling_of`."""
+
+    action: Action
+    """What is to be done with it."""
+    refusal: RefusalName = "prohibited"
+    """How it is refused, if it is."""
+    rule: str | None = None
+    """The rule that decides, as people read it; None if there is no policy."""
+    looks: bool = False
+    """Whether it is decided once more when its first bytes are known."""
+    audit: bool = False
+    """Whether it is only noted that the flow would be refused."""
+    seen: Look | None = None
+    """What was seen, if it was looked at."""
+    names: tuple[bytes, ...] = ()
+    """The names that our DNS has given the destination for, in wire form.  Of a flow that was looked at, it is the
+    one that its client has asked for."""
+    targets: tuple[str, ...] = ()
+    """What the rule is about."""
+
+    @property
+    def name(self) -> str | None:
+        """The name of the destination: one that the rule is about, else the one that our DNS has told last."""
+        names = [to_text(each) for each in reversed(self.names)]
+        for name in names:
+            if any(name == each or (each[:2] == "*." and name.endswith(each[1:])) for each in self.targets):
+                return name
+        return names[0] if names else None
+
+    @property
+    def refuses(self) -> bool:
+        """Whether the flow may not pass.  What is to be asked about may not, as long as nobody is asked."""
+        return self.action != "allow" and not self.audit
+
+
+_Ground: TypeAlias = "tuple[RefusalName, str, tuple[str, ...]]"
+"""What all rulings by a rule have: its refusal, its text, its targets."""
+_made = tuple.__new__  # without the call of `Ruling.__new__`, which is not needed
+UNGOVERNED = Ruling("allow")
+"""The ruling without a policy."""
+
+
+class Enforcer:
+    """The policy of one gateway, while it runs.
+
+    Args:
+        subnet: The subnet of the guest.
+        failed: Called with a warning for people and the exception behind it, if the policy fails to decide.
+
+    Attributes:
+        policy: The policy; None: there is none, and everything passes that the uplink lets pass.
+        pins: What our DNS has answered for names.  None without a policy.
+        guard: What the DNS server asks; None without a policy.
+        catch_up: Called before a flow is refused, to learn the pins that others have made (`learn`); returns whether
+            there were any.  None: all pins are made here.
+        own_names: Returns the names that our own records give to a packed address.  They count as answered: programs
+            read them in their hosts file too.
+        told, pinned: Called with what `NameGuard` tells; the next policy gets them.
+        refused: Number of flows that the policy has refused.
+        audited: Number of flows that it would have refused, but for `audit`.
+    """
+
+    def __init__(self, subnet: Subnet, failed: Callable[[str, BaseException], object]) -> None:
+        self._subnet = subnet
+        self._failed = failed
+        self.policy: Policy | None = None
+        self.pins: Pins | None = None
+        self.guard: Guard | None = None
+        self.catch_up: Callable[[], bool] | None = None
+        self.own_names: Callable[[bytes], tuple[bytes, ...]] = lambda _: ()
+        self.told: Callable[[bytes, int, bytes, Refused, str], object] = _nobody
+        self.pinned: Callable[[list[Pin]], object] = _nobody
+        self.refused = self.audited = 0
+        self._culprit = ""
+        self._index: Index | None = None
+        self._grounds: dict[int | None, _Ground] = {}  # by the number of the rule
+        self._asked: Address = subnet.gateway  # the destination that is being decided about
+
+    def set(self, policy: Policy | None) -> None:
+        """Let this policy decide from now on.  If this raises, the old one stays."""
+        guard = None
+        if policy is not None:
+            from netns_kit.policy.name_guard import NameGuard  # with no policy nobody has it
+
+            self.learn(())
+            assert self.pins is not None
+            networks = [each.network for each in (self._subnet, self._subnet.ipv6) if each is not None]
+            guard = NameGuard(policy.index, self.pins, own=networks, told=self.told, pinned=self.pinned)
+            if self.policy is not None:
+                self.pins.keep(guard.lets)
+            self._index = policy.index
+        else:
+            self.pins = None
+        self.policy, self.guard = policy, guard
+        self._culprit = ""
+        self._grounds = {}
+
+    def learn(self, pins: Iterable[Pin]) -> bool:
+        """Take the pins that another worker has made, and return whether there are any.
+
+        They are kept even before this worker has a policy: the other may have its new one a moment earlier.
+        """
+        if self.pins is None:
+            from netns_kit.policy.pins import Pins
+
+            self.pins = Pins()
+        made = list(pins)
+        for pin in made:
+            self.pins.add(*pin)
+        return bool(made)
+
+    def flow(self, flow: Flow, now: float) -> Ruling:
+        """Decide about a flow that the guest opens.  A policy that fails refuses it."""
+        return self._ruled(flow, None, now)
+
+    def first_bytes(self, flow: Flow, seen: Look, now: float) -> Ruling:
+        """Decide once more about a flow with `Ruling.looks`, by what its client has said first.
+
+        The name that it has asked for is now the only one, and none if our DNS has not given the address for it.
+        """
+        return self._ruled(flow, seen, now)
+
+    def _ruled(self, flow: Flow, seen: Look | None, now: float) -> Ruling:
+        policy, index, pins = self.policy, self._index, self.pins
+        if policy is None or index is None or pins is None:
+            return UNGOVERNED
+        try:
+            ruling = self._decide(index, pins, flow, seen, now)
+            if ruling.action == "allow":
+                return ruling
+            if self.catch_up is not None and self.catch_up():
+                ruling = self._decide(index, pins, flow, seen, now)
+        except KeyboardInterrupt:  # it is meant for the program
+            raise
+        except BaseException as error:
+            if not self._culprit:
+                self._culprit = self._find_culprit(policy, pins, flow, now)
+            self._failed(f"flows are refused: {self._culprit} failed to decide about {flow}", error)
+            self.refused += 1
+            return Ruling("deny", rule=self._culprit)
+        if ruling.action == "deny":
+            if policy.audit:
+                self.audited += 1
+                return ruling._replace(audit=True)
+            self.refused += 1
+        return ruling
+
+    def _decide(self, index: Index, pins: Pins, flow: Flow, seen: Look | None, now: float) -> Ruling:
+        address, port = flow.destination
+        protocol, packed = flow.protocol, address.packed
+        plain = canonical(packed)
+        names, own = pins.names(plain, now), self.own_names(packed)
+        if own:
+            names = own + names
+        self._asked = address
+        action, number, looks = index.flow(protocol, plain, port, names, self._is_host)
+        if looks and seen is not None:
+            names = tuple(name for name in names if name in seen.names)
+            action, number, looks = index.flow(protocol, plain, port, names, self._is_host)
+            if looks and not _is_met(index.policy, number, seen):
+                action = "deny"
+            looks = False
+        refusal, rule, targets = self._grounds.get(number) or self._ground(index.policy, number)
+        return _made(Ruling, (action, refusal, rule, looks, False, seen, names, targets))
+
+    def _ground(self, policy: Policy, number: int | None) -> _Ground:
+        """Return what rulings by a rule have in common, and keep it."""
+        refusal, targets = policy.refusal, tuple[str, ...]()
+        if number is not None:
+            rule = policy.rules[number]
+            refusal, targets = rule.refusal, rule.targets
+        found = self._grounds[number] = refusal, policy.label(number), targets
+        return found
+
+    def _find_culprit(self, policy: Policy, pins: Pins, flow: Flow, now: float) -> str:
+        """Return the rule that fails to decide about a flow: the first with which the rules up to it fail."""
+
+        packed = canonical(flow.destination.address.packed)
+        names = pins.names(packed, now)
+
+        def fails(number: int) -> bool:
+            part = replace(policy, rules=policy.rules[: number + 1])
+            try:
+                part.index.flow(flow.protocol, packed, flow.destination.port, names, self._is_host)
+            except Exception:
+                return True
+            return False
+
+        number = bisect_left(range(len(policy.rules)), True, key=fails)
+        return policy.label(number) if number < len(policy.rules) else "the policy"
+
+    def stats(self) -> dict[str, int]:
+        """Return the counters and gauges by name."""
+        pins = self.pins
+        return {
+            "policy_refused": self.refused,
+            "policy_audited": self.audited,
+            "policy_pins": 0 if pins is None else len(pins),
+            "policy_pins_evicted": 0 if pins is None else pins.evicted,
+        }
+
+    def _is_host(self) -> bool:
+        """Return whether the address that is being decided about is the gateway's, or the host's own."""
+        address = self._asked
+        local = self._subnet.of(address)
+        if local is not None and (address in local.gateways or address == local.dns):
+            return True
+        plain = ip_address(canonical(address.packed))
+        return is_host_address(address) or (plain != address and is_host_address(plain))
+
+
+def _nobody(_: object, *more: object) -> None:
+    """Tell nobody."""
+
+
+def ruling_of(flow: object) -> Ruling | None:
+    """Return the ruling of a flow of the guest, or None if no policy has been asked about it.
+
+    Args:
+        flow: A `TcpConnection`, `UdpFlow` or `EchoFlow`, or a flow beside the stack, which has none.
+    """
+    found: Ruling | None = getattr(flow, "ruling", None)
+    return found
+
+
+def _is_met(policy: Policy, number: int | None, seen: Look) -> bool:
+    """Return whether the first bytes are of a kind by which the rule lets a flow pass."""
+    if number is None:
+        return False
+    rule = policy.rules[number]
+    return (seen.kind == "tls" and rule.sni) or (seen.kind == "http" and rule.host)
