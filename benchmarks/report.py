@@ -33,6 +33,7 @@ TITLES = {
     "start": "From nothing to ready",
     "idle": "CPU with idle connections held",
     "heartbeat": "How late a task of the same event loop is, under bulk load",
+    "policy": "What it takes to decide about a new flow",
     "calibrate": "The load generator and others, over the host's loopback",
 }
 PLOTTED = ("bulk", "rr", "crr", "udp_rr", "udp_64", "udp_1400", "udp_gso", "forward")

@@ -143,7 +143,7 @@ def _netns_kit(driver: str, backend: str, queues: int = 1) -> Subject:
     return Subject(
         name,
         partial(_ours, driver, backend, queues),
-        OWN,
+        OWN | {"policy"} if driver == "thread" else OWN,  # which costs the same on each
         cold=_cold_ours if driver == "thread" else None,
         warm=partial(_warm_ours, driver, backend),
     )

@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+from .policy import POLICIES
 from .processes import (
     Child,
     Failed,
@@ -31,7 +32,7 @@ from .processes import (
     output,
     tell,
 )
-from .subjects import LOOPBACK, Running, Subject, free_port
+from .subjects import LOOPBACK, ROOT, Running, Subject, free_port
 
 LOAD = (sys.executable, "-S", "-E", "-I", str(Path(__file__).with_name("load.py")))
 PATIENCE = 15.0  # seconds beyond its time that a measurement may take
@@ -393,6 +394,18 @@ def start(settings: Settings) -> Iterator[Measurement]:
     )
 
 
+def policy(settings: Settings) -> Iterator[Measurement]:
+    """What it takes to decide about a new flow."""
+    figures = tuple(Figure("policy", name, "us", "less") for name in POLICIES)
+    yield Measurement("policy", figures, partial(_policy, settings), any_mtu=True)
+
+
+def _policy(settings: Settings, _: Subject, __: Running) -> Values:
+    command = (sys.executable, "-m", "benchmarks.policy", str(settings.seconds))
+    told = json.loads(output(command, settings.seconds + PATIENCE, cwd=ROOT))
+    return [told[name] for name in POLICIES]
+
+
 def calibrate(settings: Settings) -> Iterator[Measurement]:
     """The load generator beside other people's, over the host's loopback."""
     for count in (1, 8):
@@ -471,5 +484,6 @@ TASKS: dict[str, Callable[[Settings], Iterator[Measurement]]] = {
     "start": start,
     "idle": idle,
     "heartbeat": heartbeat,
+    "policy": policy,
     "calibrate": calibrate,
 }

@@ -100,7 +100,12 @@ if TYPE_CHECKING:
     from .policy.presets import MULTICAST as MULTICAST
     from .policy.presets import PRIVATE as PRIVATE
     from .policy.presets import Preset as Preset
+    from .policy.rules import DnsRefusal as DnsRefusal
+    from .policy.rules import RefusalName as RefusalName
     from .policy.rules import Rule as Rule
+    from .policy.rules import RuleAction as RuleAction
+    from .policy.rules import RulePorts as RulePorts
+    from .policy.rules import RuleTarget as RuleTarget
     from .stack import Ending as Ending
     from .stack import Limits as Limits
     from .stack import Offloads as Offloads
@@ -161,7 +166,7 @@ _HOMES = {
     "policy.explanation": "Explanation",
     "policy.policy": "Policy",
     "policy.presets": "DNS_ELSEWHERE HOST LINK_LOCAL LOOPBACK METADATA MULTICAST PRIVATE Preset",
-    "policy.rules": "Rule",
+    "policy.rules": "DnsRefusal RefusalName Rule RuleAction RulePorts RuleTarget",
     "stack": "Ending Limits Offloads Refusal Transport",
     "subnet": "Subnet Subnet6",
     "tap.device": "TapDevice",

@@ -142,10 +142,11 @@ def check_policy(parser: Parser, options: argparse.Namespace) -> None:
         if number >= 0:
             parser.error(f"--policy: rules[{number}].{place[2]}={error.value}: {error.cause}; {error.fix}")
         option, _, text = options.rules[number]["name"].partition(" ")
-        fix = error.fix or ""
-        if _QUERIES_ALONE in fix:
+        cause, fix = error.cause, error.fix
+        if _QUERIES_ALONE in f"{cause}{fix}":
+            cause = cause.replace(_QUERIES_ALONE, "/dns")
             fix = f"write {text}/dns to refuse the queries alone, or --allow what may leave"
-        parser.error(f"{option}: {text!r}: {error.cause}; {fix}")
+        parser.error(f"{option}: {text!r}: {cause}; {fix}")
 
 
 def open_events(path: str | None) -> TextIO | None:

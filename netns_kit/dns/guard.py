@@ -26,7 +26,8 @@ class Guard(Protocol):
 
         Args:
             name: The name asked for, as on the wire, in any letter case.
-            kind: The record type asked for; 0 for what is no question about a name, or has another opcode than QUERY.
+            kind: The record type asked for; 0 for a message that is about no name, has another opcode than QUERY, or
+                says more than its question (`is_bare`).
             client: The packed address of the client.
         """
         ...

@@ -40,7 +40,6 @@ from .message import (
     PLAIN_SIZE,
     QR,
     RCODE,
-    REFUSED,
     SERVFAIL,
     TC,
     TYPES,
@@ -63,7 +62,6 @@ from .zone import Zone
 
 ALIASES = 8  # names of ours that a query may be led through
 TRANSFERS = 8  # zone transfers at a time: each has a connection of its own
-_NO_QUESTION = Refused(REFUSED, "with a policy only questions about one name, and nothing else, are answered")
 _TRANSFERS = frozenset({TYPES["AXFR"], TYPES["IXFR"]})
 
 
@@ -209,22 +207,19 @@ class DnsServer:
         if flags & QR or len(message) > LONGEST_KEPT:
             self.malformed += 1
             return None
-        if not question:  # not about any name
-            asked = _Asked(client, message, b"", 0xFFFF, b"", (), self._epoch, address)
-            if self.guard is not None:
-                return [self._refuse(asked, _NO_QUESTION)]
-            return self._ask(asked, _ROOT, now, transport)
         limit = 0xFFFF
-        if transport == "udp":
+        if transport == "udp" and question:
             about = edns(message, question)
             limit = PLAIN_SIZE if about is None else about.size
         asked = _Asked(client, message, question, limit, b"", (), self._epoch, address)
         if self.guard is not None:
-            refused: Refused | None = _NO_QUESTION
-            if not flags & OPCODE and is_bare(message, question):
-                refused = self.guard.question(question[:-4], int.from_bytes(question[-4:-2], "big"), address)
-            if refused is not None:
+            name, kind = question[:-4] or _ROOT, int.from_bytes(question[-4:-2], "big")
+            if flags & OPCODE or not is_bare(message, question):
+                kind = 0
+            if (refused := self.guard.question(name, kind, address)) is not None:
                 return [self._refuse(asked, refused)]
+        if not question:  # not about any name
+            return self._ask(asked, _ROOT, now, transport)
         if self._hook is not None:
             try:
                 judged = self._judged(self._hook, asked, address, transport)
@@ -377,9 +372,7 @@ class DnsServer:
         if guard is None:
             return Answer(asked.client, message)
         _, _, question = parse_untrusted(asked.original or asked.query)
-        found: bytes | Refused = _NO_QUESTION
-        if question:
-            found = guard.answer(question, message, now, asked.address, ours=ours)
+        found = guard.answer(question or _ROOT + bytes(4), message, now, asked.address, ours=ours)
         if isinstance(found, Refused):
             return self._refuse(asked, found)
         if found != message:

@@ -1,4 +1,4 @@
-"""Asking: flows that wait until the caller's `on_flow` has answered.
+"""Asking: flows that wait until the caller's function on_flow has answered.
 
     FlowRouter --hold--> Held flow --question--> the caller's event loop: on_flow(FlowRequest)
                              |                        |
@@ -12,7 +12,7 @@ It never fails open.  At most `HELD_MAX` flows wait; others are refused at once.
 is refused by a timer of the engine, whatever the caller's event loop does.  An answer counts only if the policy has
 stayed the same, or the new one does not refuse the flow.
 
-`on_flow` itself is never here: it runs on the caller's side (`netns_kit.userstack.answering`).
+That function is never here: it runs on the caller's side (`netns_kit.userstack.answering`).
 """
 
 from __future__ import annotations

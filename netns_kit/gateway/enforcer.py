@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from netns_kit.policy.index import Index
     from netns_kit.policy.pins import Pins
     from netns_kit.policy.policy import Policy
-    from netns_kit.policy.rules import Action, RefusalName
+    from netns_kit.policy.rules import RefusalName, RuleAction
 
 REFUSALS: dict[RefusalName, Refusal] = {
     "prohibited": Refusal.PROHIBITED,
@@ -54,7 +54,7 @@ class Look(NamedTuple):
 class Ruling(NamedTuple):
     """What the policy says of one flow.  It is kept with the flow, see `ruling_of`."""
 
-    action: Action
+    action: RuleAction
     """What is to be done with it."""
     refusal: RefusalName = "prohibited"
     """How it is refused, if it is."""

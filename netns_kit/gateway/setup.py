@@ -235,8 +235,8 @@ def check_policy(policy: object, *, asks: bool) -> None:
         numbers = [number for number, rule in enumerate(policy.rules) if rule.action == "ask"]
         if numbers or policy.default == "ask":
             rule = policy.label(numbers[0] if numbers else None)
-            expected, fix = "expected a function to ask", "give the stack one: on_flow=..."
-            raise PolicyError(expected, "on_flow", None, fix, rule)
+            fix = "give the stack one: on_flow=..."
+            raise PolicyError("expected a function to ask", "on_flow", repr(None), fix, rule)
 
 
 def _check_on_flow(on_flow: object, timeout: object) -> None:

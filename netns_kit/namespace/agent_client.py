@@ -218,7 +218,10 @@ class Conversation:
             pid = None
         finally:
             os.close(pidfd)
-        name, command = printable(answer.name)[:NAME_MAX], printable(answer.command)[:COMMAND_MAX]
+        name, command = (
+            printable(text[:most]).replace("\n", "\N{REPLACEMENT CHARACTER}")
+            for text, most in ((answer.name, NAME_MAX), (answer.command, COMMAND_MAX))
+        )
         return ProcessInfo(None if pid == ENDED else pid, answer.inner_pid, answer.uid, name, command)
 
     def news(self) -> Stopped | Ended | None:

@@ -14,7 +14,7 @@ from netns_kit.stack import Transport
 
 from .addresses import canonical
 from .presets import HOST, LOOPBACK, MULTICAST
-from .rules import NO_NAME, SERVICES, Action, Spaces, is_name, ranges_of, spaces
+from .rules import NO_NAME, SERVICES, RuleAction, Spaces, is_name, ranges_of, spaces
 
 if TYPE_CHECKING:
     from .index import Decision
@@ -39,7 +39,7 @@ _TRANSPORTS: dict[str, Transport] = {
 class Explanation:
     """The answer of `Policy.explain`.  As text it has the action and the reason."""
 
-    action: Action
+    action: RuleAction
     """The action: "allow", "deny" or "ask"."""
     rule: int | None
     """Number of the rule that decides, in `Policy.rules`, from 0; None: the default."""

@@ -21,7 +21,7 @@ from netns_kit.stack import Transport
 
 from .addresses import AnyNetwork, NetworkTable, PortRanges
 from .presets import HOST, LINK_LOCAL, LOOPBACK, METADATA, MULTICAST, PRESETS, PRIVATE
-from .rules import Action, Rule, Spaces, is_name, spaces
+from .rules import Rule, RuleAction, Spaces, is_name, spaces
 
 if TYPE_CHECKING:
     from .policy import Policy
@@ -36,7 +36,7 @@ V = TypeVar("V")
 class Decision(NamedTuple):
     """What a policy says of a flow or a query."""
 
-    action: Action
+    action: RuleAction
     """The action of the rule that decides, or of the default."""
     rule: int | None
     """Number of that rule in `Policy.rules`, from 0; None: the default."""

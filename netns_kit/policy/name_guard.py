@@ -62,7 +62,7 @@ _AROUND = frozenset({TYPES["CNAME"], TYPES["DNAME"], TYPES["RRSIG"]})  # no data
 _SERVICES = frozenset({TYPES["HTTPS"], TYPES["SVCB"]})
 _TRANSFERS = frozenset({TYPES["AXFR"], TYPES["IXFR"]})
 _RCODES = {"nxdomain": NXDOMAIN, "refused": REFUSED}
-_NO_QUESTION = Refused(REFUSED, "only questions about names are answered")
+_NO_QUESTION = Refused(REFUSED, "only questions about one name, and nothing else, are answered")
 _UNREADABLE = Refused(SERVFAIL, "the answer cannot be read")
 
 Pin: TypeAlias = tuple[bytes, bytes, float]

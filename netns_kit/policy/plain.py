@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 from netns_kit import arguments
 from netns_kit.errors import FeatureUnavailable, PolicyError
 
-from .rules import Action, Rule
+from .rules import Rule, RuleAction
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +27,7 @@ Plain: TypeAlias = dict[str, Any]
 """A JSON object."""
 
 _ALL = ("action", "targets", "ports", "protocol", "name")
-KEYS: dict[Action, tuple[str, ...]] = {
+KEYS: dict[RuleAction, tuple[str, ...]] = {
     "allow": (*_ALL, "sni", "host", "private", "only"),
     "deny": (*_ALL, "refusal", "dns", "only"),
     "ask": (*_ALL, "private"),

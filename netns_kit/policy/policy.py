@@ -18,7 +18,7 @@ from .addresses import PortRanges
 from .explanation import Explanation, explain
 from .index import Index
 from .reach import Reach, label
-from .rules import Action, DnsRefusal, RefusalName, Rule, RulePorts, RuleTarget, usual_refusal
+from .rules import DnsRefusal, RefusalName, Rule, RuleAction, RulePorts, RuleTarget, usual_refusal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -129,7 +129,7 @@ class Policy(_Kept):
         ArgumentTypeError: An argument has the wrong type.
     """
 
-    default: Action
+    default: RuleAction
     rules: tuple[Rule, ...]
     audit: bool
     grace: float
@@ -138,14 +138,14 @@ class Policy(_Kept):
 
     def __init__(
         self,
-        default: Action,
+        default: RuleAction,
         rules: Iterable[Rule] = (),
         audit: bool = False,
         grace: float = GRACE,
         refusal: RefusalName = "prohibited",
         dns: DnsRefusal = "nxdomain",
     ) -> None:
-        arguments.one_of("default", default, get_args(Action))
+        arguments.one_of("default", default, get_args(RuleAction))
         arguments.items("rules", rules, "a list of Rule")
         arguments.boolean("audit", audit)
         arguments.instance("grace", grace, (int, float), "seconds, 0 or more")
@@ -275,7 +275,7 @@ class Policy(_Kept):
         )
 
     def _with(
-        self, action: Action, targets: tuple[RuleTarget, ...], icmp_type: str | int | None, **options: Any
+        self, action: RuleAction, targets: tuple[RuleTarget, ...], icmp_type: str | int | None, **options: Any
     ) -> Policy:
         number = len(self.rules) + 1
         try:
@@ -304,7 +304,7 @@ class Policy(_Kept):
 
     @property
     def index(self) -> Index:
-        """The policy, made fast to ask.  It is made when it is first asked for."""
+        """The policy made fast to ask, for parts of the library.  It is made when it is first asked for."""
         try:
             return self._index
         except AttributeError:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from ipaddress import IPv4Address, IPv6Address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
 from .addresses import AnyNetwork, NetworkTable, PortRanges, canonical
 
@@ -38,14 +38,16 @@ class Preset:
 
     __slots__ = ("_parts", "_table", "_texts", "name")
 
-    def __init__(self, name: str, networks: Iterable[str] | Mapping[PortRanges, Iterable[str]]) -> None:
+    def __init__(
+        self, name: str, networks: Iterable[str] | Mapping[tuple[tuple[int, int], ...], Iterable[str]]
+    ) -> None:
         self.name = name
         self._texts = networks if isinstance(networks, Mapping) else {(): networks}
         self._parts: tuple[tuple[AnyNetwork, PortRanges], ...] | None = None
         self._table: NetworkTable[bool] | None = None
 
     @property
-    def parts(self) -> tuple[tuple[AnyNetwork, PortRanges], ...]:
+    def parts(self) -> tuple[tuple[IPv4Network | IPv6Network, tuple[tuple[int, int], ...]], ...]:
         """The networks, each with the ports that are meant there; no ports are all of them."""
         if self._parts is None:  # reading them takes time, and most programs never need it
             self._parts = tuple(

@@ -14,7 +14,7 @@ from netns_kit.errors import PolicyError
 from .addresses import NetworkTable
 from .index import NameTable, parts_of
 from .presets import HOST, PRIVATE
-from .rules import Action, Rule, Spaces, covers, is_name, meets, spaces
+from .rules import Rule, RuleAction, Spaces, covers, is_name, meets, spaces
 
 
 class _Entry(NamedTuple):
@@ -47,7 +47,7 @@ class Reach:
         rules: The rules so far.
     """
 
-    def __init__(self, default: Action, rules: Iterable[Rule] = ()) -> None:
+    def __init__(self, default: RuleAction, rules: Iterable[Rule] = ()) -> None:
         self._default = default
         self.rules: list[Rule] = []
         self._networks: NetworkTable[list[_Entry]] = NetworkTable()

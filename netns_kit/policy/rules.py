@@ -36,7 +36,7 @@ from netns_kit.stack import Transport
 from .addresses import AnyNetwork, PortRanges, embedded_network, network_text
 from .presets import LOOPBACK, MULTICAST, PRESETS, Preset
 
-Action: TypeAlias = Literal["allow", "deny", "ask"]
+RuleAction: TypeAlias = Literal["allow", "deny", "ask"]
 """What a rule does with a flow: let it pass, refuse it, or ask `on_flow`."""
 RefusalName: TypeAlias = Literal["prohibited", "reset", "silence", "forbidden"]
 """How a flow is refused.
@@ -97,7 +97,7 @@ class Rule:
         PolicyError: A value cannot be used, or not together with another one.
     """
 
-    action: Action
+    action: RuleAction
     targets: tuple[str, ...]
     ports: tuple[tuple[int, int], ...]
     protocol: Transport | None
@@ -111,7 +111,7 @@ class Rule:
 
     def __init__(
         self,
-        action: Action,
+        action: RuleAction,
         targets: Iterable[RuleTarget] = (),
         ports: RulePorts | None = None,
         protocol: Transport | None = None,
@@ -124,7 +124,7 @@ class Rule:
         name: str = "",
     ) -> None:
         try:
-            arguments.one_of("action", action, get_args(Action))
+            arguments.one_of("action", action, get_args(RuleAction))
             arguments.items("targets", targets, "a list of targets")
             arguments.fill(
                 self,

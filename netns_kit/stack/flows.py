@@ -100,7 +100,7 @@ class IdleFlow:
             self.close()
 
     def turn_away(self, why: Refusal) -> None:
-        """Close a flow that is refused after it was opened.  The guest is told by its `refuse`."""
+        """Close a flow that is refused after it was opened.  The guest is not told yet."""
         self._table.refused(self, why)
         self.close()
 

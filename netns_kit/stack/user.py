@@ -224,7 +224,7 @@ UNWATCHED: Watcher = _Unwatched()
 def ending_of(transport: Transport, flow: AnyFlow) -> Ending:
     """Return how a flow has ended.
 
-    The attribute `ending` of a flow is only set where the end is not the usual one, so that nobody pays for it.
+    It is noted only where the end is not the usual one, so that nobody pays for it otherwise.
     """
     usual: Ending = "finished" if transport == "tcp" else "idle"
     return getattr(flow, "ending", usual)

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import starmap
 from time import time
 from typing import Literal, TypeAlias
 
-from netns_kit.arguments import Address
 from netns_kit.dns.message import Rcode, type_name
 from netns_kit.domain_names import to_text
 from netns_kit.frozen import frozen, replace
@@ -100,7 +99,7 @@ class QueryEvent:
     """The name that was asked for, as a zone file has it."""
     type: str
     """The type that was asked for, like "AAAA"."""
-    client: Address
+    client: IPv4Address | IPv6Address
     """The address in the namespace that has asked."""
     rule: str | None
     """The rule that has refused it."""

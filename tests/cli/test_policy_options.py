@@ -93,7 +93,7 @@ def test_the_default_is_what_the_rules_are_for() -> None:
         (["--allow", "[::1"], "--allow: '[::1': expected a domain name"),
         (["--allow", "127.0.0.1"], "--allow: '127.0.0.1': expected an address that flows can go to"),
         (["--allow", "/icmp", "--allow", "b.example/icmp"], "--allow: 'b.ex"),
-        (["--deny", "ads.example"], "--deny: 'ads.example': expected a name that can be told"),
+        (["--deny", "ads.example"], "--deny: 'ads.example': expected /dns: "),
         (["--policy", "{}/none.toml"], "--policy: '{}/none.toml': No such file or directory"),
         (["--policy", "{}"], "--policy: '{}': path="),
         (["--policy", "{}/bad.json"], "--policy: '{}/bad.json': rules[0].ports=0: expected ports"),

@@ -230,8 +230,12 @@ def test_an_interrupt_of_the_policy_is_the_programs(
     bench = make(uplink)
     govern(bench, Policy.allow().deny("HOST"))
 
+    pending = [KeyboardInterrupt()]
+
     def interrupt(_: object) -> bool:
-        raise KeyboardInterrupt
+        if pending:
+            raise pending.pop()
+        return False
 
     monkeypatch.setattr("netns_kit.gateway.enforcer.is_host_address", interrupt)
     begin(bench, transport)

@@ -8,6 +8,7 @@ import dataclasses
 import errno
 import importlib.util
 import inspect
+import json
 import os
 import re
 import signal
@@ -118,6 +119,24 @@ def test_the_file_of_the_page_about_policies_is_the_policy_of_its_first_example(
     [made] = re.findall(r"^POLICY = (\(.*?^\))", page, re.DOTALL | re.MULTILINE)[:1]
     policy = eval(made, {name: getattr(netns_kit, name) for name in ("Policy", "METADATA")})
     assert toml == policy.to_toml()
+
+
+def test_what_the_page_about_events_shows_is_what_comes_out() -> None:
+    """Its lines of JSON, but for times, ports, and who the program is."""
+    needs_userns()
+    needs_tun()
+    page = (ROOT / "docs" / "observing.md").read_text(encoding="utf-8")
+    said = run_page(ROOT / "docs" / "observing.md", "--all")
+    varying = ("time", "guest_port", "remote_port", "host_port", "age", "process")
+    shown, printed = (
+        [json.loads(line) for line in re.findall(rf'^{indent}({{"time".*}})$', text, re.MULTILINE)]
+        for indent, text in (("    ", page), ("", said))
+    )
+    assert len(shown) == 2
+    for each in (*shown, *printed):
+        assert each["process"].keys() == {"pid", "inner_pid", "uid", "name", "command"}
+        each.update((name, each[name] is None) for name in varying)
+    assert printed == shown
 
 
 def test_every_field_of_a_flow_is_explained() -> None:

@@ -150,7 +150,8 @@ def test_questions(policy: Policy, name: str, refused: Refused | None) -> None:
 
 def test_what_is_no_question_about_a_name_is_refused() -> None:
     scene = Scene(Policy.allow())
-    assert scene.guard.question(b"\0", 0, CLIENT) == Refused(5, "only questions about names are answered")
+    told = "only questions about one name, and nothing else, are answered"
+    assert scene.guard.question(b"\0", 0, CLIENT) == Refused(5, told)
     assert scene.guard.question(b"\0", 2, CLIENT) is None
     assert isinstance(scene.guard.answer(bytes(5), answer(), NOW, CLIENT, ours=False), Refused)
     audit = Scene(Policy.allow(audit=True))

@@ -16,7 +16,7 @@ from netns_kit import FeatureUnavailable, Policy, PolicyError
 from netns_kit.errors import ArgumentError
 from netns_kit.policy import plain
 from netns_kit.policy.presets import PRESETS
-from netns_kit.policy.rules import Action, DnsRefusal, RefusalName, Rule
+from netns_kit.policy.rules import DnsRefusal, RefusalName, Rule, RuleAction
 from netns_kit.stack import Transport
 from tests.support import ROOT
 
@@ -63,7 +63,7 @@ PORTS = st.lists(st.one_of(st.integers(1, 65535), RANGES), min_size=1, max_size=
 @st.composite
 def rules(draw: st.DrawFn) -> Rule:
     """Any rule that can be one."""
-    action: Action = draw(st.sampled_from(get_args(Action)))
+    action: RuleAction = draw(st.sampled_from(get_args(RuleAction)))
     options: dict[str, Any] = {"name": draw(st.sampled_from(["", "web", 'a "b"']))}
     by_name = draw(st.booleans())
     targets = draw(st.lists(st.sampled_from(NAMES if by_name else ADDRESSES), max_size=3))
@@ -88,7 +88,7 @@ def rules(draw: st.DrawFn) -> Rule:
 def policies(draw: st.DrawFn) -> Policy:
     """Any policy that can be one: a rule that cannot be reached is left out."""
     made = Policy(
-        draw(st.sampled_from(get_args(Action))), audit=draw(st.booleans()), grace=draw(st.floats(0, 1e6))
+        draw(st.sampled_from(get_args(RuleAction))), audit=draw(st.booleans()), grace=draw(st.floats(0, 1e6))
     )
     for rule in draw(st.lists(rules(), max_size=6)):
         try:
@@ -298,7 +298,7 @@ def schema_of(action: str) -> dict[str, Any]:
 
 def test_the_schema_has_what_the_code_has() -> None:
     assert set(SCHEMA["properties"]) == {"$schema", "rules", *plain.SETTINGS}
-    assert set(plain.KEYS) == set(get_args(Action)) == set(SCHEMA["properties"]["default"]["enum"])
+    assert set(plain.KEYS) == set(get_args(RuleAction)) == set(SCHEMA["properties"]["default"]["enum"])
     for action, keys in plain.KEYS.items():
         properties = schema_of(action)
         assert set(properties) == set(keys)

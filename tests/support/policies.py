@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from netns_kit import Policy, PolicyError, Rule, Transport
 from netns_kit.policy.index import Decision
 from netns_kit.policy.presets import PRESETS
-from netns_kit.policy.rules import Action
+from netns_kit.policy.rules import RuleAction
 
 NAMES = [
     "example.org",
@@ -60,7 +60,7 @@ def among(port: int, ranges: Collection[tuple[int, int]]) -> bool:
 
 
 def plain(
-    default: Action,
+    default: RuleAction,
     rules: Iterable[Rule],
     protocol: Transport,
     address: IPv4Address | IPv6Address | None,
@@ -92,7 +92,7 @@ def plain(
     return Decision(default, None)
 
 
-def plain_query(default: Action, rules: Iterable[Rule], name: str) -> Decision:
+def plain_query(default: RuleAction, rules: Iterable[Rule], name: str) -> Decision:
     for number, rule in enumerate(rules):
         named = any(not is_address(each) and matches_name(each, name) for each in rule.targets)
         if (named or not rule.targets) and not (rule.action == "deny" and (rule.ports or rule.protocol)):

@@ -61,6 +61,29 @@ def test_a_process_has_connectivity_until_the_exit_pipe_is_closed() -> None:
         assert running.output() == ("", "")
 
 
+@pytest.mark.parametrize("end", ["exit pipe", "signal", "process"])
+def test_what_may_leave_is_held_to_and_told_to_the_end(end: str, tmp_path: Path) -> None:
+    events = tmp_path / "events.jsonl"
+    with (
+        tcp_server(hello) as port,
+        attached("--allow", f"HOST:{port}", "--events", str(events)) as (ns, running),
+    ):
+        assert ns.connect("10.0.2.2", port) == "hello"
+        assert ns.connect("10.0.2.2", closed_port()) == "EHOSTUNREACH"
+        if end == "exit pipe":
+            running.leave()
+        elif end == "signal":
+            running.process.send_signal(signal.SIGTERM)
+        else:
+            ns.kill()
+        assert running.process.wait(SECONDS) == 0
+    told = [json.loads(line) for line in events.read_text(encoding="ascii").splitlines()]
+    label = f"rule 1 (--allow HOST:{port}): allow HOST port {port}"
+    assert {(each["kind"], each["rule"]) for each in told if each["kind"] != "opened"} == {
+        ("closed", label), ("refused", "default: deny"),
+    }  # fmt: skip
+
+
 @pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_an_orderly_end(number: signal.Signals) -> None:

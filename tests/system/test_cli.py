@@ -262,7 +262,7 @@ def test_without_ipv6_there_is_a_notice_and_ipv4() -> None:
         (["--host-loopback", "5432"], "--host-loopback 5432: for one port write --host-loopback=PORT"),
         (["--no-such-option"], "unrecognized arguments: --no-such-option"),
         (["--allow", "example.org:https"], "--allow: 'example.org:https': expected ports from 1 to 65535"),
-        (["--deny", "ads.example"], "--deny: 'ads.example': expected a name that can be told"),
+        (["--deny", "ads.example"], "--deny: 'ads.example': expected /dns: "),
         (["--policy", "none.toml"], "--policy: 'none.toml': No such file or directory"),
         (["-p"], "-p/--publish: 'echo': expected tcp: or udp: or an address"),
     ],

@@ -150,7 +150,8 @@ def git_https(place: Place) -> Iterator[Client]:
 
 @contextmanager
 def git_ssh(place: Place) -> Iterator[Client]:
-    needs("git", "ssh", "ssh-keygen", "sshd")
+    needs("git")
+    if_there("ssh", "ssh-keygen", "sshd")
     repository = place.repository()
     for key in ("host", "user"):
         place.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)
@@ -177,7 +178,8 @@ def git_ssh(place: Place) -> Iterator[Client]:
 
 @contextmanager
 def psql(place: Place) -> Iterator[Client]:
-    needs("psql", "initdb", "postgres")
+    os.environ["PATH"] += "".join(f":{each}" for each in Path("/usr/lib/postgresql").glob("*/bin"))
+    if_there("psql", "initdb", "postgres")
     place.run("initdb", "-D", "data", "-U", "user", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C")
     (place.path / "data" / "pg_hba.conf").write_text("host all all 0.0.0.0/0 trust\n")
     options = (
@@ -199,7 +201,7 @@ def psql(place: Place) -> Iterator[Client]:
 
 @contextmanager
 def redis_cli(place: Place) -> Iterator[Client]:
-    needs("redis-cli", "redis-server")
+    if_there("redis-cli", "redis-server")
     options = ("--port", REDIS, "--bind", "0.0.0.0", "--protected-mode", "no", "--save", "")
     with place.serving(REDIS, "redis-server", *options):
         yield Client(
@@ -269,7 +271,7 @@ func main() {
 
 @contextmanager
 def go(place: Place) -> Iterator[Client]:
-    large("go")
+    if_there("go")
     needs("openssl")
     (place.path / "main.go").write_text(GO)
     place.run(
@@ -294,7 +296,7 @@ fetch(process.argv[1]).then(answer => answer.text()).then(console.log, error => 
 
 @contextmanager
 def node(place: Place) -> Iterator[Client]:
-    large("node")
+    if_there("node")
     needs("openssl")
     with place.https():
         yield Client(
@@ -333,7 +335,7 @@ class Get {
 
 @contextmanager
 def java(place: Place) -> Iterator[Client]:
-    large("java", "javac")
+    if_there("java", "javac")
     needs("openssl")
     (place.path / "Get.java").write_text(JAVA)
     place.run("javac", "Get.java")
@@ -355,8 +357,8 @@ def java(place: Place) -> Iterator[Client]:
         )
 
 
-def large(*commands: str) -> None:
-    """Require programs that are too large to be installed for one test, even in CI."""
+def if_there(*commands: str) -> None:
+    """Require programs that are a lot to install for one test: without them it is skipped in CI, too."""
     absent = [command for command in commands if shutil.which(command) is None]
     if absent:
         pytest.skip(f"not installed: {', '.join(absent)}")
