@@ -59,6 +59,8 @@ class Subnet6:
     """The gateway's address; it leads to the host's loopback where that is allowed."""
     dns: IPv6Address = field(init=False, compare=False)
     """The address of the DNS server."""
+    guest: IPv6Address = field(init=False, compare=False)
+    """The namespace's address."""
     gateways: tuple[IPv6Address, ...] = field(init=False, compare=False)
     """The gateway's addresses: the global one and the link-local one."""
 
@@ -86,13 +88,9 @@ class Subnet6:
             network=network,
             gateway=network[_GATEWAY],
             dns=network[_DNS],
+            guest=network[_GUEST6],
             gateways=(network[_GATEWAY], ROUTER_ADDRESS),
         )
-
-    @property
-    def guest(self) -> IPv6Address:
-        """The namespace's address."""
-        return self.network[_GUEST6]
 
     @property
     def guest_interface(self) -> IPv6Interface:
@@ -149,6 +147,8 @@ class Subnet:
     """The gateway's address; it leads to the host's loopback where that is allowed."""
     dns: IPv4Address = field(init=False, compare=False)
     """The address of the DNS server."""
+    guest: IPv4Address = field(init=False, compare=False)
+    """The namespace's address."""
     gateways: tuple[IPv4Address, ...] = field(init=False, compare=False)
     """The gateway's addresses: the one that it has."""
 
@@ -157,8 +157,8 @@ class Subnet:
         fix = f"write Subnet.parse({given!r})" if isinstance(given, str) else None
         arguments.instance("network", given, IPv4Network, "an ipaddress.IPv4Network", fix)
         arguments.instance("ipv6", self.ipv6, (Subnet6, NoneType), "a Subnet6, or None")
-        gateway, dns = self.network[_GATEWAY], self.network[_DNS]
-        arguments.fill(self, gateway=gateway, dns=dns, gateways=(gateway,))
+        gateway, dns, guest = (self.network[at] for at in (_GATEWAY, _DNS, _GUEST))
+        arguments.fill(self, gateway=gateway, dns=dns, guest=guest, gateways=(gateway,))
 
     def __str__(self) -> str:
         return str(self.network) if self.ipv6 is None else f"{self.network} and {self.ipv6.network}"
@@ -216,11 +216,6 @@ class Subnet:
         if first.packed[0] in {0, 127} or last.packed[0] >= FIRST_NOT_UNICAST:
             raise _unusable(cidr, _FOR_HOSTS, DEFAULT_CIDR)
         return cls(network, Subnet6() if ipv6 is True else ipv6 or None)
-
-    @property
-    def guest(self) -> IPv4Address:
-        """The namespace's address."""
-        return self.network[_GUEST]
 
     @property
     def guest_interface(self) -> IPv4Interface:

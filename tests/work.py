@@ -36,14 +36,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache, partial
+from ipaddress import IPv4Address
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 from netns_kit.arguments import Address
 from netns_kit.domain_names import to_wire
+from netns_kit.forwarder.listeners import TcpListener
+from netns_kit.forwarder.ports import PortForward
+from netns_kit.forwarder.socket_listeners import SocketListeners
 from netns_kit.gateway.engine import Engine
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.setup import Setup
+from netns_kit.namespace.agent_sockets import Supply
 from netns_kit.policy.policy import Policy
 from netns_kit.policy.rules import Rule
 from netns_kit.stack.user import Transport
@@ -231,9 +236,12 @@ class Rig:
         self.vnet_header = vnet_header
         self.near, self.far = TapDevice.pair(vnet_header=vnet_header)
         self.engine = Engine()
-        self.gateway = Gateway(
-            self.engine, Setup(self.near, self.uplink, subnet, policy=policy), secret=bytes(16)
-        )
+        ordered, supply = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ordered.setblocking(False)
+        self.supply = Supply(supply)
+        self._owned.enter_context(supply)
+        setup = Setup(self.near, self.uplink, subnet, policy=policy, supply=ordered)
+        self.gateway = Gateway(self.engine, setup, secret=bytes(16))
         if policy is not None:
             self.gateway.enforcer.learn(pins(self.target))
         for release in (self.near.release, self.far.release, self.engine.close, self.gateway.close):
@@ -246,6 +254,11 @@ class Rig:
         self._owned.close()
 
     # -- the host
+
+    def own_until_closed(self, *ends: Callable[[], object]) -> None:
+        """Call these in the end, the last first."""
+        for end in ends:
+            self._owned.callback(end)
 
     def own(self, sock: socket.socket) -> socket.socket:
         """`sock`, closed in the end; it blocks, but for no longer than `SECONDS`."""
@@ -281,6 +294,8 @@ class Rig:
             self.step()
 
     def _is_wanted(self) -> bool:
+        while ready(self.supply.fileno()):
+            self.supply.serve()
         return ready(self.engine.fileno()) or self.engine.deadline <= self.now
 
     # -- the guest
@@ -379,6 +394,23 @@ class Connection:
         """From the host, until all of it is in the gateway's socket."""
         self.host.sendall(data)
         until(lambda: waiting(self.socket) == len(data))
+
+
+class Served(Connection):
+    """A connection of the gateway's to port 80 of the guest, for the client of a published port."""
+
+    def __init__(self, rig: Rig, client: socket.socket) -> None:
+        self._rig = rig
+        self._stamped = False
+        (syn,) = (tcp.parse(each) for each in rig.heard(ip.TCP))
+        self._ports = {"src_port": 80, "dst_port": port_of(client)}
+        self._seq, self._ack = 1000, syn.seq + syn.length
+        self.received = self.segments = 0
+        self.ended = False
+        options = tcp.pack_options(rig.mss, 10, sack_permitted=True)
+        self.send(flags=tcp.SYN | tcp.ACK, options=options)
+        rig.work()
+        self.hear()
 
 
 def port_of(sock: socket.socket) -> int:
@@ -500,6 +532,89 @@ def tcp_connection(rig: Rig, meter: Meter, *, rounds: int) -> float:
         connection.send(flags=tcp.FIN | tcp.ACK)
         rig.work()
         connection.hear()
+    return rounds
+
+
+class Client:
+    """A connection of the host's to a published port, and what it is joined to inside."""
+
+    def __init__(self, rig: Rig, address: tuple[str, int], server: socket.socket) -> None:
+        self._rig = rig
+        self.socket = rig.own(socket.create_connection(address, SECONDS))
+        rig.work()
+        self.server = rig.own(server.accept()[0])
+
+    def exchange(self) -> None:
+        """A question of 64 bytes and its answer."""
+        for asks, answers in ((self.socket, self.server), (self.server, self.socket)):
+            asks.sendall(SMALL)
+            self._rig.work()
+            take(answers, len(SMALL))
+
+    def close(self) -> None:
+        """The end of the server's, then of the client's."""
+        for sock in (self.server, self.socket):
+            sock.close()
+            self._rig.work()
+
+
+def publish(rig: Rig) -> tuple[tuple[str, int], socket.socket]:
+    """A port that leads by a socket inside to a server: where it listens, and the server."""
+    server = rig.listener()
+    loopback = IPv4Address("127.0.0.1")
+    forward = PortForward("tcp", loopback, 0, loopback, port_of(server), mode="socket")
+    shared = SocketListeners(rig.gateway)
+    listener = shared.listen(forward)
+    rig.own_until_closed(listener.close, shared.close)
+    return ("127.0.0.1", listener.forward.host_port), server
+
+
+def port_connection(rig: Rig, meter: Meter, *, rounds: int) -> float:
+    """Connect, a question, its answer, the end of the server's, the end of the client's."""
+    address, server = publish(rig)
+    for number in range(64 + rounds):
+        rig.meter = meter if number >= 64 else None
+        client = Client(rig, address, server)
+        client.exchange()
+        client.close()
+    return rounds
+
+
+def port_connection_by_stack(rig: Rig, meter: Meter, *, rounds: int) -> float:
+    """The same, through the stack."""
+    listener = TcpListener(
+        rig.gateway, PortForward("tcp", IPv4Address("127.0.0.1"), 0, None, 80, mode="stack")
+    )
+    rig.own_until_closed(listener.close)
+    for number in range(8 + rounds):
+        rig.meter = meter if number >= 8 else None
+        client = rig.own(socket.create_connection(("127.0.0.1", listener.forward.host_port), SECONDS))
+        rig.work()
+        server = Served(rig, client)
+        client.sendall(SMALL)
+        rig.work()
+        server.hear()
+        server.send(SMALL, flags=tcp.ACK | tcp.PSH)
+        rig.work()
+        take(client, len(SMALL))
+        server.send(flags=tcp.FIN | tcp.ACK)
+        rig.work()
+        client.close()
+        rig.work()
+        server.hear()
+        assert server.ended
+        server.send()
+        rig.work()
+    return rounds
+
+
+def port_exchange(rig: Rig, meter: Meter, *, rounds: int) -> float:
+    """A question of 64 bytes and its answer."""
+    client = Client(rig, *publish(rig))
+    for number in range(4 + rounds):
+        rig.meter = meter if number >= 4 else None
+        client.exchange()
+    rig.meter = None
     return rounds
 
 
@@ -625,6 +740,9 @@ SCENARIOS = {
     ),
     "tcp in, timestamps": Scenario("MiB", tcp_in, {"answer_each": 1, "rounds": 8, "stamped": True}),
     "tcp exchange, timestamps": Scenario("exchange", tcp_exchange, {"rounds": 64, "stamped": True}),
+    "port connection, socket": Scenario("connection", port_connection, {"rounds": 64}),
+    "port connection, stack": Scenario("connection", port_connection_by_stack, {"rounds": 32}),
+    "port exchange, socket": Scenario("exchange", port_exchange, {"rounds": 64}),
     "udp exchange": Scenario("exchange", udp_exchange, {"rounds": 64}),
     "udp out": Scenario("datagram", udp_out, {"rounds": 4}),
     "udp in": Scenario("datagram", udp_in, {"rounds": 4}),

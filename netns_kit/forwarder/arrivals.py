@@ -9,6 +9,7 @@ client's own address (transparent mode) it sees the client.
 from __future__ import annotations
 
 import errno
+import math
 import socket
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address
@@ -24,6 +25,7 @@ from .binding import FAMILIES, client_address
 from .ports import PortForward, UnixSocket
 
 LOOPBACKS: tuple[Address, Address] = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
+FRESH = 1e-3  # seconds in which the namespace's addresses are not looked up again
 _TAKEN = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES})
 _UNDER_WAY = frozenset({errno.EINPROGRESS, errno.EALREADY, errno.EAGAIN})
 
@@ -53,6 +55,7 @@ class Targets:
         self._forward = forward
         self._kind = kind
         self._own: list[Address] = []
+        self._looked_at = -math.inf  # when these were found
         self._places: list[Place] = []
 
     def for_client(self, client: tuple[str, int]) -> list[Place]:
@@ -62,13 +65,16 @@ class Targets:
             client: The client's address and port; empty for one of a unix socket.
         """
         forward = self._forward
-        own = [self._gateway.guest(network) for network in self._networks]
-        if own != self._own:  # DHCP gives addresses while we run
-            self._own, self._places = own, list(self._found(own))
+        now = self._gateway.engine.now
+        if now > self._looked_at + FRESH:  # DHCP gives addresses while we run
+            self._looked_at = now
+            own = [self._gateway.guest(network) for network in self._networks]
+            if own != self._own:
+                self._own, self._places = own, list(self._found(own))
         if forward.mode != "transparent" or not client[0]:
             return self._places.copy()
         stranger = client_address(client[0].partition("%")[0])
-        if stranger.is_loopback or is_link_local(stranger.packed) or stranger in own:
+        if stranger.is_loopback or is_link_local(stranger.packed) or stranger in self._own:
             return self._places.copy()
         family = FAMILIES[stranger.version]
         return [

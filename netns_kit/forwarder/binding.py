@@ -13,6 +13,7 @@ from netns_kit.arguments import Address, AddressLike
 from netns_kit.errors import AddressError, ArgumentError, PortInUseError
 from netns_kit.host import activation, diagnosis, paths
 from netns_kit.host.abi import IP_FREEBIND, IPV6_FREEBIND
+from netns_kit.uplink.sockets import prepare_stream
 
 from .ports import PortForward, UnixSocket
 
@@ -53,6 +54,7 @@ def listen(forward: PortForward) -> socket.socket:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((str(host), forward.host_port))
         if forward.protocol == "tcp":
+            prepare_stream(sock)  # what it accepts has these options from it
             sock.listen(BACKLOG)
     except OSError as error:
         sock.close()

@@ -15,13 +15,15 @@ import errno
 import math
 import socket
 import struct
+from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from netns_kit.arguments import Address
 from netns_kit.errors import AddressError, PortInUseError
 from netns_kit.frozen import replace
-from netns_kit.gateway.engine import IN
+from netns_kit.gateway.engine import IN, Engine, ReadBudget
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.relay import UdpRelay
 from netns_kit.host.abi import IP_PKTINFO
@@ -30,12 +32,14 @@ from netns_kit.stack.wire import family as addresses
 from netns_kit.stack.wire.flow_key import FlowKey
 from netns_kit.stack.wire.ip import is_link_local
 from netns_kit.uplink.flow import Endpoint, Way
-from netns_kit.uplink.sockets import Ancillary, family_of
+from netns_kit.uplink.sockets import RESET_ON_CLOSE, Ancillary, family_of, prepare_stream
 
 from .binding import client_address, listen
 from .ports import PortForward, UnixSocket
 
 ACCEPTS_PER_STEP = 64
+ACCEPTS_AT_LEAST = 32  # of a burst, also in a step that is late
+SOURCES_KEPT = 64  # addresses of clients, as the guest sees them
 PAUSE = 1.0  # seconds without accepting when the process is out of descriptors or memory
 OVERLOADED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 PKTINFO = {  # answers leave from the address that was asked (ip(7), IP_PKTINFO; linux/in6.h)
@@ -43,6 +47,50 @@ PKTINFO = {  # answers leave from the address that was asked (ip(7), IP_PKTINFO;
     int(socket.AF_INET6): (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO),
 }
 PKTINFO_MESSAGES = frozenset({(socket.IPPROTO_IP, IP_PKTINFO), (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO)})
+
+
+Client = TypeVar("Client")
+
+
+class Accepted(Generic[Client]):
+    """The clients who have been accepted and wait until there is time for them.
+
+    Of many at once all are accepted first.  That takes a tenth of the time of leading them on, and the kernel has
+    room for few of them (net.core.somaxconn): it drops the SYNs of the others, who try again a second later.
+
+    Args:
+        engine: Tells what time there is.
+        lead_on: Leads a client to the guest; called with what stands for it, and its socket.
+
+    Attributes:
+        clients: Who waits, the first first.
+    """
+
+    def __init__(self, engine: Engine, lead_on: Callable[[Client, socket.socket], object]) -> None:
+        self._engine = engine
+        self._lead_on = lead_on
+        self.clients: deque[tuple[Client, socket.socket]] = deque()
+        self._goes_on = False  # in the next step
+
+    def lead_on(self) -> None:
+        """Lead them on, in their order; those for whom this step has no time in the next one."""
+        clients = self.clients
+        while clients:
+            self._lead_on(*clients.popleft())
+            if clients and self._engine.is_late:
+                if not self._goes_on:
+                    self._goes_on = True
+                    self._engine.unregistered.append(self._descriptors)
+                    self._engine.again(self._go_on)
+                return
+
+    def _go_on(self) -> None:
+        self._goes_on = False
+        self._engine.unregistered.remove(self._descriptors)
+        self.lead_on()
+
+    def _descriptors(self) -> list[int]:
+        return [fd for _, sock in self.clients if (fd := sock.fileno()) >= 0]
 
 
 class Listener:
@@ -92,6 +140,7 @@ class ThroughStack(Listener):
             fix = "use mode=socket, which reaches the loopback inside" if guest.is_loopback else None
             raise AddressError("expected an address that the namespace can have", "port", str(forward), fix)
         self._local, self._to = local, guest
+        self._sources: dict[str, bytes] = {}
 
     def _guest(self) -> Address:
         """Return the address inside that the port leads to."""
@@ -99,17 +148,24 @@ class ThroughStack(Listener):
 
     def _key(self, address: str, port: int) -> bytes:
         """Return the key of the flow, on the guest's side, of a client with that address and port."""
+        source = self._sources.get(address)
+        if source is None:
+            if len(self._sources) >= SOURCES_KEPT:
+                self._sources.clear()
+            source = self._sources[address] = self._source(address)
+        return FlowKey(self._guest().packed, source, self.forward.guest_port, port).pack()
+
+    def _source(self, address: str) -> bytes:
+        """Return what the guest sees as the address of a client."""
         local, client = self._local, client_address(address)
-        guest = self._guest()
-        source: Address = local.gateway
         if (
-            client.version == guest.version
+            client.version == local.gateway.version
             and not client.is_loopback
             and not is_link_local(client.packed)
             and client not in local.network
         ):
-            source = client
-        return FlowKey(guest.packed, source.packed, self.forward.guest_port, port).pack()
+            return client.packed
+        return local.gateway.packed
 
 
 class StreamListener(Listener):
@@ -118,6 +174,8 @@ class StreamListener(Listener):
     def __init__(self, gateway: Gateway, forward: PortForward, made: socket.socket | None = None) -> None:
         self.timer_at = self.timer_entry = math.inf
         super().__init__(gateway, forward, made)
+        self._budget = ReadBudget(self._engine)
+        self._goes_on = False  # in the next step, before other events
         try:
             self._engine.add(self._socket.fileno(), self._on_events, IN)
         except BaseException:
@@ -133,15 +191,17 @@ class StreamListener(Listener):
         self._socket.close()
 
     def _on_events(self, _: int) -> None:
-        for at in range(ACCEPTS_PER_STEP):
-            if at and self._engine.is_late:
-                return
+        size = self._budget.size(ACCEPTS_PER_STEP)
+        for at in range(size):
+            if at >= ACCEPTS_AT_LEAST and self._engine.is_late:
+                break
             if not self._has_room():
                 self._pause()
                 return
             try:
                 sock, client = self._socket.accept()
             except BlockingIOError:
+                self._budget.exhausted()
                 return
             except OSError as error:
                 if error.errno in OVERLOADED:
@@ -149,7 +209,18 @@ class StreamListener(Listener):
                     return
                 continue  # that client has gone again
             sock.setblocking(False)
+            if self._is_shared:  # it listened before it had these options from us
+                prepare_stream(sock)
+            self._engine.newest = sock.fileno()  # by which `Admission` goes, while it waits
             self._accepted(sock, client)
+        if size > ACCEPTS_AT_LEAST and not self._goes_on:  # a burst: the next event would come after its own
+            self._goes_on = True
+            self._engine.again(self._go_on)
+
+    def _go_on(self) -> None:
+        self._goes_on = False
+        if self._socket.fileno() >= 0 and self.timer_at == math.inf:
+            self._on_events(IN)
 
     def _has_room(self) -> bool:
         """Return whether there is a descriptor for one client more."""
@@ -169,10 +240,25 @@ class StreamListener(Listener):
 
 
 class TcpListener(StreamListener, ThroughStack):
-    """A TCP port that leads through the stack."""
+    """A TCP port that leads through the stack.  When it is closed, clients who still wait are reset."""
+
+    def __init__(self, gateway: Gateway, forward: PortForward, made: socket.socket | None = None) -> None:
+        self._waiting = Accepted(gateway.engine, gateway.router.tcp_accepted)
+        super().__init__(gateway, forward, made)
+
+    def close(self) -> None:
+        super().close()
+        while self._waiting.clients:  # as those that the kernel has not told of
+            _, sock = self._waiting.clients.popleft()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+            sock.close()
+
+    def _on_events(self, events: int) -> None:
+        super()._on_events(events)
+        self._waiting.lead_on()
 
     def _accepted(self, sock: socket.socket, client: Any) -> None:
-        self._gateway.router.tcp_accepted(self._key(*client[:2]), sock)
+        self._waiting.clients.append((self._key(*client[:2]), sock))
 
 
 class UdpListener(ThroughStack):

@@ -123,9 +123,10 @@ class ReverseListeners(SocketListeners):
 class _Streams(SpliceListener):
     reverse: ReverseForward
 
-    def _flow(self, client: tuple[str, int], sock: socket.socket, places: list[Place]) -> None:
+    def _flow(self, client: tuple[str, int], sock: socket.socket, places: list[Place]) -> StreamFlow:
         flow = _LeavingStream(self._shared, self.forward, client, sock, places)
         flow.cause = self.reverse
+        return flow
 
 
 class _Datagrams(DatagramListener):

@@ -26,7 +26,7 @@ from netns_kit.uplink.sockets import (
 )
 
 from .arrivals import Arrival, Place, Targets, bind_as_client
-from .listeners import PKTINFO, PKTINFO_MESSAGES, Listener, StreamListener
+from .listeners import PKTINFO, PKTINFO_MESSAGES, Accepted, Listener, StreamListener
 from .ports import PortForward, UnixSocket
 from .splices import Pipes, Splice
 
@@ -47,6 +47,7 @@ class SocketListeners:
         self.gateway = gateway
         self.inside = self._source()
         self.pipes = Pipes(gateway.router.admission.is_free)
+        self.accepted: Accepted[StreamFlow] = Accepted(gateway.engine, StreamFlow.begin)
 
     def _source(self) -> Source:
         return self.gateway.inside
@@ -54,6 +55,10 @@ class SocketListeners:
     def listen(self, forward: PortForward, made: socket.socket | None = None) -> Listener:
         """Listen as `forward` says, or by the socket that was `made` so.  Raises as `Listener`."""
         return (SpliceListener if forward.protocol == "tcp" else DatagramListener)(self, forward, made)
+
+    def waiting(self) -> int:
+        """Return how many clients have no socket inside yet."""
+        return len(self.accepted.clients) + self.inside.waiting()
 
     def close(self) -> None:
         """Close the pipes."""
@@ -117,22 +122,24 @@ class SpliceListener(StreamListener):
         self._shared = shared
         super().__init__(shared.gateway, forward, made)
         self._targets = Targets(shared.gateway, self.forward, int(socket.SOCK_STREAM))
-        if family_of(self._socket) != socket.AF_UNIX:  # what it accepts has these from it
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if family_of(self._socket) != socket.AF_UNIX:  # what it accepts has this from it
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+
+    def _on_events(self, events: int) -> None:
+        super()._on_events(events)
+        self._shared.accepted.lead_on()
 
     def _has_room(self) -> bool:
-        coming = self._shared.inside.waiting()
+        coming = self._shared.waiting()
         return super()._has_room() and (not coming or self._gateway.router.admission.is_free(coming))
 
     def _accepted(self, sock: socket.socket, client: Any) -> None:
         address = client[:2] if isinstance(client, tuple) else ("", 0)
         places = self._targets.for_client(address)
-        self._flow(address, sock, places)
+        self._shared.accepted.clients.append((self._flow(address, sock, places), sock))
 
-    def _flow(self, client: tuple[str, int], sock: socket.socket, places: list[Place]) -> None:
-        StreamFlow(self._shared, self.forward, client, sock, places)
+    def _flow(self, client: tuple[str, int], sock: socket.socket, places: list[Place]) -> StreamFlow:
+        return StreamFlow(self._shared, self.forward, client, sock, places)
 
 
 class StreamFlow(Published):
@@ -151,12 +158,17 @@ class StreamFlow(Published):
         self._outer, self._pipes = outer, shared.pipes
         self._splice: Splice | None = None
         self._arrival = Arrival(shared.inside, gateway.engine, places, self._joined)
-        gateway.begun(self)
         self._is_watched = False
+        gateway.begun(self)
+
+    def begin(self, outer: socket.socket) -> None:
+        """Lead the client, whose socket is `outer`, to a program inside, unless it has been ended meanwhile."""
+        if outer.fileno() < 0:
+            return
         self._arrival.begin()
-        if self.state == "connecting" and outer.fileno() >= 0:  # it takes its time
+        if self._splice is None and outer.fileno() >= 0:  # it takes its time
             with suppress(OSError):
-                gateway.engine.add(outer.fileno(), self._on_outer, EDGE)
+                self._gateway.engine.add(outer.fileno(), self._on_outer, EDGE)
                 self._is_watched = True
 
     def _on_outer(self, events: int) -> None:
@@ -164,9 +176,8 @@ class StreamFlow(Published):
             self.end("reset by peer" if self.direction == "inbound" else "reset by guest")
 
     def _unwatch(self) -> None:
-        if self._is_watched:
-            self._is_watched = False
-            self._gateway.engine.remove(self._outer.fileno())
+        self._is_watched = False
+        self._gateway.engine.remove(self._outer.fileno())
 
     def _inner(self) -> socket.socket | None:
         return None if self._splice is None else self._splice.inner
@@ -182,7 +193,8 @@ class StreamFlow(Published):
 
     def _joined(self, inner: socket.socket | OSError, _: Place) -> None:
         gateway = self._gateway
-        self._unwatch()
+        if self._is_watched:
+            self._unwatch()
         if isinstance(inner, OSError):
             self._refused(inner)
             return
@@ -218,7 +230,8 @@ class StreamFlow(Published):
             self._splice.close(reset=True)
         else:
             self._arrival.close()
-            self._unwatch()
+            if self._is_watched:
+                self._unwatch()
             self._reset()
 
 

@@ -8,8 +8,11 @@ Fact: a pipe has room for 16 pages, and so would a splice; with a mebibyte it mo
 as large is as fast, costs a fifth more, and would keep as much for each connection that does not take it.
 
 Both sockets are registered once, edge-triggered: a read that brings less than was asked for has emptied the socket,
-unless urgent data is in line, at which each read stops.  Urgent data is carried as any other.  A splice never passes
-it, and says that there is nothing, or that this was the end: only a read can tell.
+unless urgent data is in line, at which each read stops.  One that has been full is registered again, for events of
+room, too.  Urgent data is carried as any other.  A splice never passes it, and says that there is nothing, or that
+this was the end: only a read can tell.
+
+The last bytes of a direction and its end go in one segment (MSG_MORE), where the source has said both.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ SMALL = 65536  # bytes that are read at once; a read of as many is followed by s
 LARGE = 1 << 20
 SPLICES_PER_STEP = 8
 PIPES_KEPT = 16
-EVENTS = IN | OUT | READ_HANG_UP | URGENT | EDGE
+EVENTS = IN | READ_HANG_UP | URGENT | EDGE
 _UNUSUAL = READ_HANG_UP | HANG_UP | ERROR | URGENT
 _FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
@@ -93,7 +96,7 @@ class Splice:
         OSError: A socket cannot be watched; both are the caller's then.
     """
 
-    __slots__ = ("_ended", "_engine", "inner", "inward", "outer", "outward", "reset_by")
+    __slots__ = ("_ended", "engine", "inner", "inward", "outer", "outward", "pipes", "reset_by")
 
     reset_by: socket.socket | None  # once it is closed
 
@@ -105,38 +108,17 @@ class Splice:
         inner: socket.socket,
         ended: Callable[[Splice], None],
     ) -> None:
-        self._engine = engine
+        self.engine, self.pipes = engine, pipes
         self._ended = ended
         self.outer, self.inner = outer, inner
-        self.inward = _Direction(self, engine, pipes, outer, inner)
-        self.outward = _Direction(self, engine, pipes, inner, outer)
-        engine.add(inner.fileno(), self._on_inner, EVENTS)
+        self.inward = inward = _Direction(self, outer, inner)
+        self.outward = outward = _Direction(self, inner, outer)
+        engine.add(inner.fileno(), outward.on_events, EVENTS)
         try:  # the newest descriptor is the last, by which `Admission` goes: the other one may be of the stock
-            engine.add(outer.fileno(), self._on_outer, EVENTS)
+            engine.add(outer.fileno(), inward.on_events, EVENTS)
         except BaseException:
             engine.remove(inner.fileno())
             raise
-
-    def _on_outer(self, events: int) -> None:
-        if events & OUT and self.outward.blocked:
-            self.outward.unblock()
-        if events & _UNUSUAL:
-            self.inward.pump_all(events)
-        elif events & IN:
-            self.inward.pump()
-
-    def _on_inner(self, events: int) -> None:
-        if events & OUT and self.inward.blocked:
-            self.inward.unblock()
-        if events & _UNUSUAL:
-            self.outward.pump_all(events)
-        elif events & IN:
-            self.outward.pump()
-
-    def passed_end(self) -> None:
-        """Close both, if either direction has ended."""
-        if self.inward.ended and self.outward.ended:
-            self.close()
 
     def broken(self, by: _Direction) -> None:
         """Reset both sides, since what `by` sends to is gone; what that side has said before is delivered first."""
@@ -145,65 +127,75 @@ class Splice:
         if other.ended:
             self.close(reset=True, by=self.inner if by is self.inward else self.outer)
         else:
-            other.pump_all(0)
+            other.read_on()
 
     def close(self, *, reset: bool = False, by: socket.socket | None = None) -> None:
         """Close both; with `reset`, both peers are told so: `by` is the one that has been reset.  Again is fine."""
-        if self.outer.fileno() < 0:
+        inner, outer, engine = self.inner, self.outer, self.engine
+        if outer.fileno() < 0:
             return
         self.reset_by = by
-        for direction in (self.inward, self.outward):
-            direction.close()
-        for sock in (self.outer, self.inner):
-            self._engine.remove(sock.fileno())
-            if reset:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-            sock.close()
+        inward, outward = self.inward, self.outward
+        inward.ended = outward.ended = True
+        if inward.pipe is not None or outward.pipe is not None:  # with what has not been sent
+            for pipe in filter(None, (inward.pipe, outward.pipe)):
+                drop(pipe)
+            inward.pipe = outward.pipe = None
+        engine.remove(outer.fileno())
+        engine.remove(inner.fileno())
+        if reset:
+            outer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+            inner.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        outer.close()
+        inner.close()
         self._ended(self)
 
 
 class _Direction:
     """What goes from one socket to the other."""
 
-    __slots__ = (
-        "_engine",
-        "_held",
-        "_is_bulk",
-        "_pipe",
-        "_pipes",
-        "_reads_on",
-        "_sink",
-        "_source",
-        "_splice",
-        "_waiting",
-        "blocked",
-        "carried",
-        "ended",
-        "is_broken",
-    )
+    # What most connections keep to their end: theirs alone are set.
+    carried = 0
+    blocked = False  # the sink has no room
+    ended = False
+    is_broken = False  # the source has been reset, as sending to it has told
+    _held: bytes = b""  # read, and not sent yet
+    pipe: tuple[int, int] | None = None  # which holds `_waiting` bytes
+    _waiting = 0
+    _is_bulk = False  # the last read has filled its buffer
+    _reads_on = False  # until there is no more
+    _more = 0  # flag of what is sent: the end comes next, and goes with it
+    _is_told = False  # of room in the sink
 
-    def __init__(
-        self, splice: Splice, engine: Engine, pipes: Pipes, source: socket.socket, sink: socket.socket
-    ) -> None:
-        self._splice, self._engine, self._pipes = splice, engine, pipes
+    def __init__(self, splice: Splice, source: socket.socket, sink: socket.socket) -> None:
+        self._splice = splice
         self._source, self._sink = source, sink
-        self._held: bytes = b""  # read, and not sent yet
-        self._pipe: tuple[int, int] | None = None  # which holds `_waiting` bytes
-        self._waiting = 0
-        self._is_bulk = False  # the last read has filled its buffer
-        self._reads_on = False  # until there is no more
-        self.blocked = False  # the sink has no room
-        self.ended = False
-        self.is_broken = False  # the source has been reset, as sending to it has told
-        self.carried = 0
 
-    def pump_all(self, events: int) -> None:
+    def on_events(self, events: int) -> None:
+        """Handle the events of the source."""
+        if events == IN:
+            self.pump()
+            return
+        if events & OUT:
+            splice = self._splice
+            back = splice.outward if self is splice.inward else splice.inward
+            if back.blocked:
+                back.unblock()
+        if events & _UNUSUAL:
+            if self.ended:
+                if events & ERROR and self._has_failed():  # after its end
+                    self._splice.close(reset=True, by=self._source)
+                return
+            if events & READ_HANG_UP and not events & ERROR:
+                self._more = socket.MSG_MORE
+            self.read_on()
+        elif events & IN:
+            self.pump()
+
+    def read_on(self) -> None:
         """Carry what there is, and the end behind it: the source will say no more, or urgent data is in line."""
         self._reads_on = True
-        if not self.ended:
-            self.pump()
-        elif events & ERROR and self._has_failed():  # after its end
-            self._splice.close(reset=True, by=self._source)
+        self.pump()
 
     def _has_failed(self) -> bool:
         sock = self._source
@@ -216,20 +208,20 @@ class _Direction:
         if self._is_bulk:
             self._move()
             return
-        buffer = self._pipes.buffer
+        buffer = self._splice.pipes.buffer
         while True:
             try:
                 size = self._source.recv_into(buffer)
             except BlockingIOError:
                 return
             except OSError:
-                self._splice.close(reset=True, by=self._source)
+                self._fail()
                 return
             if not size:
                 self._end()
                 return
             try:
-                sent = self._sink.send(buffer[:size])
+                sent = self._sink.send(buffer[:size], self._more)
             except BlockingIOError:
                 sent = 0
             except OSError:
@@ -238,7 +230,7 @@ class _Direction:
             self.carried += sent
             if sent < size:
                 self._held = bytes(buffer[sent:size])
-                self.blocked = True
+                self._wait()
                 return
             if size == SMALL:
                 self._is_bulk = True
@@ -246,9 +238,23 @@ class _Direction:
                 return
             if not self._reads_on:
                 return
-            if self._engine.is_late:
-                self._engine.again(self.pump)
+            if self._splice.engine.is_late:
+                self._splice.engine.again(self.pump)
                 return
+
+    def _fail(self) -> None:
+        """Reset both sides, since the source has been; what has been sent is delivered first."""
+        if self._more:
+            with suppress(OSError):  # a unix socket has nothing that waits
+                self._sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._splice.close(reset=True, by=self._source)
+
+    def _wait(self) -> None:
+        """Wait until the sink has room.  Events of that are asked for once this has happened: few ever need them."""
+        self.blocked = True
+        if not self._is_told:
+            self._is_told = True
+            self._splice.engine.modify(self._sink.fileno(), EVENTS | OUT)
 
     def unblock(self) -> None:
         """Go on: the sink has room again."""
@@ -258,30 +264,30 @@ class _Direction:
                 sent = self._sink.send(self._held)
                 self.carried += sent
                 self._held = self._held[sent:]
-            elif self._pipe is not None:
-                self._drain(self._pipe)
+            elif self.pipe is not None:
+                self._drain(self.pipe)
         except BlockingIOError:
             pass
         except OSError:
             self._splice.broken(self)
             return
         if self._held or self._waiting:
-            self.blocked = True
+            self.blocked = True  # events of room are told by now
             return
-        if self._pipe is not None:
-            self._give_back(self._pipe)
+        if self.pipe is not None:
+            self._give_back(self.pipe)
         self._move()
 
     def _move(self) -> None:
         """Carry much, through a pipe."""
         if self.blocked or self.ended:
             return
-        source, pipes, before = self._source, self._pipes, self.carried
+        source, pipes, before = self._source, self._splice.pipes, self.carried
         try:
-            pipe = self._pipe = pipes.take()
+            pipe = self.pipe = pipes.take()
         except OSError:  # there is no descriptor for one
             self._is_bulk = False
-            self._engine.again(self.pump)
+            self._splice.engine.again(self.pump)
             return
         try:
             for _ in range(SPLICES_PER_STEP):
@@ -307,20 +313,20 @@ class _Direction:
                     self._splice.broken(self)
                     return
                 if self._waiting:
-                    self.blocked = True
+                    self._wait()
                     return
-                if self._engine.is_late:
+                if self._splice.engine.is_late:
                     break
         except OSError:
-            self._splice.close(reset=True, by=self._source)
+            self._fail()
             return
         self._give_back(pipe)
-        self._engine.again(self._move)
+        self._splice.engine.again(self._move)
 
     def _read_on(self) -> None:
         """Read, where a splice finds nothing: the end, or urgent data."""
         self._reads_on, self._is_bulk = True, False
-        self._engine.again(self.pump)
+        self._splice.engine.again(self.pump)
 
     def _drain(self, pipe: tuple[int, int]) -> None:
         while self._waiting:
@@ -329,8 +335,8 @@ class _Direction:
             self.carried += sent
 
     def _give_back(self, pipe: tuple[int, int]) -> None:
-        self._pipe = None
-        self._pipes.give(pipe)
+        self.pipe = None
+        self._splice.pipes.give(pipe)
 
     def _end(self) -> None:
         """Tell the sink that the source has ended."""
@@ -338,16 +344,11 @@ class _Direction:
             self._splice.close(reset=True, by=self._source)
             return
         self.ended = True
+        splice = self._splice
+        if splice.inward.ended and splice.outward.ended:
+            splice.close()  # which tells the sink, too
+            return
         try:
             self._sink.shutdown(socket.SHUT_WR)
         except OSError:
-            self._splice.close(reset=True, by=self._sink)
-            return
-        self._splice.passed_end()
-
-    def close(self) -> None:
-        """Let go of what has not been sent."""
-        self.ended = True
-        if self._pipe is not None:
-            drop(self._pipe)
-            self._pipe = None
+            splice.close(reset=True, by=self._sink)

@@ -186,7 +186,7 @@ class Engine:
         """Do the rest of a step: handle `events`, then callbacks of `again`, then timers, then `after_step`."""
         self.now = now
         self.steps += 1
-        leftover = len(self._again)
+        leftover = len(again) if (again := self._again) else 0
         handlers, removed = self._handlers, self._removed
         if removed:
             removed.clear()
@@ -195,7 +195,7 @@ class Engine:
                 handlers[fd](ready)
         while leftover:
             leftover -= 1
-            self._again.popleft()()
+            again.popleft()()
         if self.timers.deadline <= now:
             self.timers.expire(now)
         for callback in self.after_step:

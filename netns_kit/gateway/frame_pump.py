@@ -3,6 +3,10 @@
 Frames are read into one buffer, which the pump owns and lends to the stack.  Relays of datagrams may keep views of it
 until the pump calls `Outbox.flush`, which it does before it reuses the buffer.
 
+Crowds.  The descriptors that are ready have their turns one after another.  Of thousands, the device's would come
+after many milliseconds, and the kernel keeps a thousand frames for it and drops the others.  So in a crowd the device
+is read every `PATIENCE` seconds, whether or not it is its turn.
+
 Floods.  A frame that opens a flow costs many times as much as a frame of a known flow.  If frames of new flows have
 made every step late for `FLOODED` seconds, the device's queue is emptied in each late step.  Frames of known flows
 are received.  The others wait for their turn, and are dropped if too many wait.
@@ -26,6 +30,9 @@ from .worker_links import WorkerLinks
 
 NO_DEADLINE = math.inf
 FRAMES_PER_STEP = 32
+CROWDED = 32  # steps within which everything has its turn; of more there is a crowd
+PATIENCE = 0.5e-3  # seconds that a device waits in a crowd
+FRAMES_IN_CROWD = 64  # frames that are read then
 FLOODED = 0.1  # seconds of late steps after which a flood is assumed
 CALM = 0.5  # seconds without a late step after which the flood is over
 DRAINED = 256  # frames that are read at most in a late step of a flood
@@ -52,6 +59,8 @@ class FramePump:
         self._late, self._late_since, self._flooded_until = NEVER, math.inf, -math.inf
         self._strange: deque[bytes] = deque()  # frames that wait, in a flood
         self._acks = stack.acks
+        self._is_in_crowd = False
+        self._read_at = -math.inf  # when frames were read last, in a crowd
         self._is_behind = False  # whether frames wait for the device to be writable
         self.timer_at = self.timer_entry = math.inf
         engine.add(tap.fileno(), self._on_tap, IN)
@@ -61,6 +70,20 @@ class FramePump:
         if events & OUT:
             self._tap.flush()
         self.read_frames(self._budget.size(FRAMES_PER_STEP))
+        if self._engine.around > CROWDED:
+            self._read_at = self._engine.now
+            if not self._is_in_crowd:
+                self._is_in_crowd = True
+                self._engine.after_step.insert(0, self._end_of_crowded_step)
+
+    def _end_of_crowded_step(self) -> None:
+        engine = self._engine
+        if engine.around <= CROWDED:
+            self._is_in_crowd = False
+            engine.after_step = [each for each in engine.after_step if each != self._end_of_crowded_step]
+        elif engine.now - self._read_at > PATIENCE:
+            self._read_at = engine.now
+            self.read_frames(FRAMES_IN_CROWD)
 
     def read_frames(self, most: int) -> None:
         """Receive up to `most` frames of the device."""

@@ -71,6 +71,7 @@ class Inside:
             deque()
         )  # connections to unix sockets that are not ordered yet
         self._ordered: deque[Taker] = deque()  # and those that are, in the order of their answers
+        self._takers = 0  # who wait, in all stocks
         self._passed: dict[int, socket.socket] = {}
         engine.add(supply.fileno(), self._on_supply, IN)
         engine.unregistered.append(lambda: [each.fileno() for each in self._kept()])
@@ -88,6 +89,7 @@ class Inside:
         else:
             stock.size = max(1, min(2 * stock.size, STOCK_MOST, most_descriptors() // STOCK_SHARE))
             stock.takers.append(taker)
+            self._takers += 1
             self._order(kind, stock)
 
     def connect_unix(self, address: str, taker: Taker) -> None:
@@ -107,8 +109,7 @@ class Inside:
 
     def waiting(self) -> int:
         """Return how many wait for a socket."""
-        others = len(self._ordered) + len(self._wanted)
-        return others + sum(len(stock.takers) for stock in self._stocks.values())
+        return len(self._ordered) + len(self._wanted) + self._takers
 
     def passed(self, number: int) -> socket.socket:
         """Return the socket that the caller's side has passed under that number, which is the caller's to close.
@@ -137,7 +138,7 @@ class Inside:
         for stock in stocks:
             stock.sockets.clear()
             stock.ordered = False
-            stock.give(error)
+            self._give(stock, error)
         waiting = [*self._ordered, *(taker for _, taker in self._wanted)]
         self._ordered.clear()
         self._wanted.clear()
@@ -156,13 +157,20 @@ class Inside:
         if wanted <= len(stock.sockets):
             return
         if self._supply.fileno() < 0:
-            stock.give(OSError(errno.ENETDOWN, os.strerror(errno.ENETDOWN)))
+            self._give(stock, OSError(errno.ENETDOWN, os.strerror(errno.ENETDOWN)))
             return
         try:
             self._supply.send(ORDER.pack(*kind, wanted - len(stock.sockets)))
             stock.ordered = True
         except OSError as error:
-            stock.give(error)
+            self._give(stock, error)
+
+    def _give(self, stock: _Stock, error: OSError) -> None:
+        """Tell all who wait that there is none.  Those who ask again meanwhile are not told twice."""
+        takers, stock.takers = stock.takers, deque()
+        self._takers -= len(takers)
+        for taker in takers:
+            taker(error)
 
     def _on_supply(self, _: int) -> None:
         self._receive()
@@ -177,25 +185,24 @@ class Inside:
             return False
         except OSError:
             data, fds, complete = b"", [], True
-        sockets = [sock for fd in fds if (sock := _socket(fd)) is not None]
         if len(data) == PASSED.size:
             (number,) = PASSED.unpack(data)
-            for sock in sockets[:1]:
+            for sock in [sock for fd in fds if (sock := _socket(fd)) is not None][:1]:
                 self._passed[number] = sock
             return True
         if not self._is_answer(data):  # the agent has ended, and so will all else; or it says what none says
-            for sock in sockets:
-                sock.close()
+            for fd in fds:
+                os.close(fd)
             self.close()
             return False
         family, type_, transparent, failed = REPLY.unpack(data)
         kind = Kind(family, type_, bool(transparent))
+        # to ask the kernel what they are would take system calls; what is something else fails as it is used
+        sockets = [sock for fd in fds if (sock := _socket(fd, family, type_, 0)) is not None]
         error = None
         if failed or not complete or not sockets:
             number = failed or errno.EMFILE
             error = OSError(number, os.strerror(number))
-        for sock in sockets:
-            sock.setblocking(False)
         if kind == UNIX:
             self._ordered.popleft()(error or sockets[0])
             self._order_connections()
@@ -204,9 +211,10 @@ class Inside:
         stock.ordered = False
         stock.sockets.extend(sockets)
         while stock.sockets and stock.takers:
+            self._takers -= 1
             stock.takers.popleft()(stock.sockets.popleft())
         if error is not None:
-            stock.give(error)
+            self._give(stock, error)
         elif stock.takers:
             self._order(kind, stock)
         return True
@@ -229,16 +237,13 @@ class _Stock:
         self.takers: deque[Taker] = deque()
         self.ordered = False
 
-    def give(self, error: OSError) -> None:
-        """Tell all who wait that there is none.  Those who ask again meanwhile are not told twice."""
-        takers, self.takers = self.takers, deque()
-        for taker in takers:
-            taker(error)
 
-
-def _socket(fd: int) -> socket.socket | None:
+def _socket(fd: int, family: int = -1, type_: int = -1, protocol: int = -1) -> socket.socket | None:
+    """Return the socket of a descriptor, which does not block; or close it and return None if it is none."""
     try:
-        return socket.socket(fileno=fd)
-    except OSError:  # it is none
+        sock = socket.socket(family, type_, protocol, fd)
+    except OSError:
         os.close(fd)
         return None
+    sock.setblocking(False)
+    return sock

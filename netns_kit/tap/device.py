@@ -110,12 +110,13 @@ class TapDevice:
     `offloads` says what a frame may ask of the other end.  `queues` are the devices of its queues, itself the first:
     they are opened and closed with it.  A frame written to any of them arrives at the same interface, and the guest's
     frames come out of the one to which their flow was last written.  `deadline` is when `advance` is due, on the
-    caller's clock: `math.inf`, because a plain device has no timers (see `ImpairedTap`).
+    caller's clock: `math.inf`, because a plain device has no timers (see `ImpairedTap`).  `backlog` is True while
+    frames wait for the descriptor to become writable; then call `flush`.
     """
 
     __slots__ = (
         "_backlog", "_fd", "_wanted_mac",
-        "counters", "deadline", "mac", "mtu", "name", "namespace", "offloads", "queues",
+        "backlog", "counters", "deadline", "mac", "mtu", "name", "namespace", "offloads", "queues",
     )  # fmt: skip
 
     def __init__(
@@ -132,6 +133,7 @@ class TapDevice:
         self._wanted_mac = mac
         self._fd = -1
         self._backlog: deque[bytes] = deque()
+        self.backlog = False
 
     @classmethod
     def open(
@@ -381,7 +383,7 @@ class TapDevice:
         Raises:
             DeviceGone: The device takes no frames any more.
         """
-        if self._backlog:
+        if self.backlog:
             return self._keep(buffers)
         try:
             os.writev(self._fd, buffers)
@@ -404,11 +406,7 @@ class TapDevice:
                 if self._is_busy(error):
                     return
             self._backlog.popleft()
-
-    @property
-    def backlog(self) -> bool:
-        """True while frames wait for the descriptor to become writable; then call `flush`."""
-        return bool(self._backlog)
+        self.backlog = False
 
     def advance(self, now: float) -> None:
         """Let time pass.  It changes nothing in a plain device.
@@ -427,6 +425,7 @@ class TapDevice:
         for queue in self.queues:
             fd, queue._fd = queue._fd, -1
             queue._backlog.clear()
+            queue.backlog = False
             if fd >= 0:
                 try:
                     os.close(fd)
@@ -462,6 +461,7 @@ class TapDevice:
             self.counters.dropped += 1
             return False
         self._backlog.append(b"".join(buffers))
+        self.backlog = True
         return True
 
     def _is_busy(self, error: OSError) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from typing import NamedTuple
@@ -122,6 +123,22 @@ def test_little_crosses_at_once_both_ways(bench: Bench) -> None:
         bench.server.send(word)
         bench.settle()
         assert bench.client.recv(64) == word
+
+
+@pytest.mark.parametrize("bench", ["tcp"], indirect=True)
+def test_the_last_words_and_the_end_are_one_segment(bench: Bench) -> None:
+    before = segments(bench.client)
+    bench.server.send(b"last words")
+    bench.server.shutdown(socket.SHUT_WR)
+    bench.settle()
+    assert segments(bench.client) == before + 1
+    assert bench.client.recv(64) == b"last words"
+    assert bench.client.recv(64) == b""
+
+
+def segments(sock: socket.socket) -> int:
+    """How many have arrived (`tcpi_segs_in`, linux/tcp.h)."""
+    return int.from_bytes(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 144)[140:], sys.byteorder)
 
 
 def test_little_after_much(bench: Bench) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from netns_kit.arguments import Address
 from netns_kit.errors import DeviceGone
+from netns_kit.gateway.engine import EVENTS_PER_STEP, IN
 from netns_kit.gateway.frame_pump import FRAMES_PER_STEP
 from netns_kit.gateway.relay.udp import UdpRelay
 from netns_kit.stack import Closed, Limits
@@ -421,6 +422,29 @@ def test_a_step_reads_so_many_frames_and_no_more(make: Make) -> None:
         taken.append(bench.near.counters.received - before)
     assert taken[:7] == [1, 2, 4, 8, 16, FRAMES_PER_STEP, FRAMES_PER_STEP]
     assert len(bench.answers()) == 3 * FRAMES_PER_STEP
+
+
+def test_among_many_that_are_ready_the_device_does_not_wait_for_its_turn(make: Make) -> None:
+    bench = make()
+    bench.stop_the_clock()
+    others = [os.eventfd(1, os.EFD_CLOEXEC) for _ in range(100 * EVENTS_PER_STEP)]
+    for fd in others:
+        bench.engine.add(fd, lambda _: None, IN)
+    for most in (101, 2, 2):  # steps; the first frame shows that there is a crowd
+        bench.ahead += 1e-3
+        bench.inject(echo_request(GATEWAY))
+        for _ in range(most):
+            bench.step()
+        assert len(bench.answers()) == 1
+    for fd in others:
+        bench.engine.remove(fd)
+        os.close(fd)
+    before = bench.near.counters.received
+    for _ in range(3):
+        bench.ahead += 1e-3
+        bench.step()
+    assert len(bench.engine.after_step) == 1, "nothing more is done when they have gone"
+    assert bench.near.counters.received == before
 
 
 def test_rubbish_is_counted_and_nothing_else(make: Make) -> None:

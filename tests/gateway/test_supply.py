@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -127,3 +129,29 @@ def test_nothing_is_kept_that_nobody_wants_where_descriptors_are_few(bench: Benc
     inside._is_free = lambda: False
     inside.take(STREAM, lambda _: None)
     assert bench.agent.recv(256) == ORDER.pack(*STREAM, 1)
+
+
+def test_nothing_that_the_agent_sends_blocks_or_breaks_the_engine(bench: Bench, tmp_path: Path) -> None:
+    """A blocking socket, a socket of another kind, a file, and a path alone."""
+    taken: list[object] = []
+    for _ in range(4):
+        bench.inside.take(STREAM, taken.append)
+    assert bench.inside.waiting() == 4
+    with (
+        socket.socket() as stream,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other,
+        ExitStack() as fds,
+    ):
+        files = [os.open(tmp_path, os.O_RDONLY), os.open(tmp_path, os.O_PATH)]
+        for fd in files:
+            fds.callback(os.close, fd)
+        send_record(bench.agent, REPLY.pack(*STREAM, 0), [stream.fileno(), other.fileno(), *files])
+        bench.settle()
+    assert len(taken) == 2, "sockets"
+    assert bench.inside.waiting() == 2
+    for sock in taken:
+        assert isinstance(sock, socket.socket)
+        with sock:
+            assert sock.gettimeout() == 0
+            assert not os.get_blocking(sock.fileno())
+            assert sock.connect_ex(("127.0.0.1", 9)) != 0

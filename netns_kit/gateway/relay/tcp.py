@@ -130,10 +130,12 @@ class TcpRelay(Dialled):
     def run(self, sock: socket.socket) -> None:
         """Take a client's socket, while the connection to the guest is being opened.
 
+        Args:
+            sock: The socket, which has been given to `prepare_stream`, or was accepted from one that has.
+
         Raises:
             OSError: The socket cannot be polled.  It stays the caller's then.
         """
-        prepare_stream(sock)
         self._engine.add(sock.fileno(), self._on_events, EVENTS)
         self._socket = self._sink = sock
         self.state = IDLE
