@@ -19,6 +19,7 @@ from netns_kit.gateway.enforcer import ruling_of
 from netns_kit.gateway.relay import PingRelay, TcpRelay, UdpRelay, forbidden, peek
 from netns_kit.gateway.relay.peek import PeekingRelay
 from netns_kit.policy.first_bytes import FIRST_BYTES_MAX
+from netns_kit.policy.pins import NAMES_MAX
 from netns_kit.policy.policy import Policy
 from netns_kit.policy.rules import RefusalName
 from netns_kit.stack import AnyFlow, Closed, Refusal, Transport
@@ -580,6 +581,22 @@ def test_a_name_that_our_dns_has_not_answered_with_this_address_counts_as_none(b
     bench.until(lambda: program.is_established)
     program.send(client_hello("two.example.org"))
     bench.until(lambda: program.why is Closed.RESET)
+
+
+def test_names_without_number_of_one_address_cost_a_flow_no_more_than_a_few(bench: Bench) -> None:
+    """As a wildcard of DNS has them; and whoever says its name is found among all of them."""
+    govern(bench, Policy.deny().allow("*.example.org", sni=True), first_example_org=FAR)
+    govern(bench, bench.gateway.enforcer.policy, **{f"n{n}_example_org": FAR for n in range(3 * NAMES_MAX)})
+    program = bench.connect(FAR, 443)
+    bench.until(lambda: program.is_established)
+    [connection] = bench.gateway.stack.tcp.values()
+    ruling = ruling_of(connection)
+    assert ruling is not None
+    assert len(ruling.names) == NAMES_MAX
+    first = client_hello("first.example.org")
+    program.send(first)
+    assert isinstance(bench.uplink, Told)
+    assert heard(bench.uplink.peers[-1], bench) == first
 
 
 @pytest.mark.parametrize("said", [b"", REQUEST[:-1]])
