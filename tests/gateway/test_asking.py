@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from collections.abc import Iterator, Mapping
 from typing import get_args
 
@@ -186,6 +188,30 @@ def test_a_refusal_is_told_as_it_was_given(
     assert told(bench) == expected[given]
     assert (uplink.opened, uplink.sent, bench.gateway.flows()) == ([], [], ())
     assert bench.gateway.router.refused == bench.gateway.stats()["policy_refused"] == 1
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_nothing_that_has_waited_stays_behind(bench: Bench, uplink: Recorded, *, given: bool) -> None:
+    """Not for as long as it might have waited."""
+    waited = [datagram(FAR, port, bytes(16384)) for port in range(1, 41)]
+    tracemalloc.start()
+    try:
+        for number, each in enumerate(waited):
+            if number == 20:
+                before, _ = tracemalloc.get_traced_memory()
+            bench.inject(each)
+            bench.settle()
+            answer(bench, asked(bench).id, given)
+            uplink.sent.clear()
+            flow = next(iter(bench.gateway.stack.udp.values()), None)
+            if flow is not None:
+                flow.close()
+            del flow
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 20 * 16384 // 2
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
