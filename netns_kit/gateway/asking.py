@@ -292,7 +292,10 @@ class HeldConnection(Held):
 
 
 class HeldDatagrams(Held):
-    """A UDP or ping flow, with its first datagrams."""
+    """A UDP or ping flow, with its first datagrams.
+
+    It forgets them when the waiting is over, because the timers have it for longer.
+    """
 
     __slots__ = ("_kept", "_room")
 
@@ -330,6 +333,7 @@ class HeldDatagrams(Held):
 
     def expired(self, flow: UdpFlow | EchoFlow) -> None:
         """Forget the flow, which was ended or has made room."""
+        self._kept.clear()
         self._asking.withdraw(self)
 
     def refuse(self, why: Refusal) -> None:
@@ -343,6 +347,7 @@ class HeldDatagrams(Held):
         else:
             for sequence, payload, _ in self._kept[:1]:
                 opened.refuse(why, sequence, payload)
+        self._kept.clear()
 
     def pass_on(self) -> None:
         """Hand on what was kept to the flow's new user."""
@@ -351,6 +356,7 @@ class HeldDatagrams(Held):
         for kept in self._kept:
             user: Any = opened.user
             (user.datagram if isinstance(opened, UdpFlow) else user.echo)(opened, *kept)
+        self._kept.clear()
         self._asking.router.flush()
 
 
