@@ -252,7 +252,7 @@ class UserStack(Openable):
             text = dump(policy).decode()
         before, self.policy = self.policy, policy
         try:
-            await self.ask(Gateway.set_policy, text, existing)  # in the order of the calls, and if it is cancelled too
+            await self.ask(Gateway.set_policy, text, existing)  # in order, and even if it is cancelled
         except Exception:
             if self.policy is policy:
                 self.policy = before
