@@ -1,10 +1,12 @@
 """Pins: the names for which our DNS has given an address, each until its time is over.
 
 A pin is what a rule by name rests on.  The table is bounded: the pin that ends soonest makes room, and flows that
-need it are refused then, until the name is asked for again.
+need it are refused then, until the name is asked for again.  An address has a bounded number of names, too, since each
+flow to the address is decided by all of them, and keeps them: the name that was told longest ago makes room.
 
 Every pin has one entry in a heap, with the time at which it would have ended when the entry was made.  A pin that was
-renewed since gets its entry back with the new time when the old one comes up.
+renewed since gets its entry back with the new time when the old one comes up.  The entry of a name that has made room
+for another one of its address stays until it comes up.
 """
 
 from __future__ import annotations
@@ -15,27 +17,32 @@ from math import inf
 
 PINS_MAX = 16384
 PINS_PER_ANSWER = 64
+NAMES_MAX = 256  # of an address
 
 
 class Pins:
     """The names that addresses were given for, at most `limit` pairs of them."""
 
-    __slots__ = ("_by_address", "_heap", "_limit", "_now", "evicted")
+    __slots__ = ("_by_address", "_gone", "_heap", "_limit", "_now", "evicted")
 
     def __init__(self, limit: int = PINS_MAX) -> None:
         self._limit = limit
         self._by_address: dict[bytes, dict[bytes, float]] = {}
         self._heap: list[tuple[float, bytes, bytes]] = []
+        self._gone = 0  # entries whose pin has made room for another name
         self._now = -inf
         self.evicted = 0
         """Number of pins that made room before their time was over."""
 
     def add(self, name: bytes, address: bytes, until: float) -> None:
         """Note that `name` was answered with `address`.  A pin that is there already ends when the later one does."""
-        names = self._by_address.get(address)
-        if names is not None and name in names:
-            names[name] = max(names[name], until)
+        names = self._by_address.get(address, {})
+        if name in names:
+            names[name] = max(names.pop(name), until)  # the order is that in which they were told
             return
+        if len(names) >= NAMES_MAX:
+            self._drop(next(iter(names)), address)
+            self._gone += 1
         if len(self._heap) >= self._limit:
             self._make_room()
         self._by_address.setdefault(address, {})[name] = until
@@ -53,7 +60,7 @@ class Pins:
         for until, name, address in kept:
             self._by_address.setdefault(address, {})[name] = until
         heapify(kept)
-        self._heap = kept
+        self._heap, self._gone = kept, 0
 
     def names(self, address: bytes, now: float) -> tuple[bytes, ...]:
         """Return the names that the address is pinned for at this time."""
@@ -64,20 +71,28 @@ class Pins:
         return tuple([name for name, until in names.items() if until > now])
 
     def __len__(self) -> int:
-        return len(self._heap)
+        return len(self._heap) - self._gone
 
     def _make_room(self) -> None:
-        """Drop the pin that ends first."""
+        """Drop the pin that ends first, or an entry whose pin is gone."""
         while True:
             noted, name, address = self._heap[0]
-            names = self._by_address[address]
-            until = names[name]
+            until = self._by_address.get(address, {}).get(name)
+            if until is None:
+                heappop(self._heap)
+                self._gone -= 1
+                return
             if until > noted:  # it was renewed
                 heapreplace(self._heap, (until, name, address))
                 continue
             heappop(self._heap)
-            del names[name]
-            if not names:
-                del self._by_address[address]
-            self.evicted += until > self._now
+            self._drop(name, address)
             return
+
+    def _drop(self, name: bytes, address: bytes) -> None:
+        """Forget a pin before its entry comes up, or with that."""
+        names = self._by_address[address]
+        until = names.pop(name)
+        self.evicted += until > self._now
+        if not names:
+            del self._by_address[address]

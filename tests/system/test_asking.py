@@ -260,7 +260,7 @@ async def test_who_answers_nonsense_says_no_and_it_is_logged_once(
         (SystemExit("enough"), "SystemExit: enough"),
         (GeneratorExit("enough"), "GeneratorExit: enough"),
         (asyncio.CancelledError("a task of the caller's"), "CancelledError: a task of the caller's"),
-        (Endpoint._make(("nowhere", 80)), "address='nowhere': expected an IPv4 or IPv6 address"),  # type: ignore[arg-type]  # or not
+        (Endpoint._make(("nowhere", 80)), "address='nowhere': expected an IPv4 or IPv6 address"),
     ],
     ids=["exit", "generator", "cancelled", "endpoint"],
 )
