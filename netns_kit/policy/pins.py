@@ -1,8 +1,8 @@
 """Pins: the names for which our DNS has given an address, each until its time is over.
 
 A pin is what a rule by name rests on.  The table is bounded: the pin that ends soonest makes room, and flows that
-need it are refused then, until the name is asked for again.  The names of an address are bounded, too, since each flow
-to the address is decided by all of them, and keeps them: the name that was told longest ago makes room.
+need it are refused then, until the name is asked for again.  So are the names of an address, since each flow to it is
+decided by all of them, and keeps them: the name that was told longest ago makes room.
 
 Every pin has one entry in a heap, with the time at which it would have ended when the entry was made.  A pin that was
 renewed since gets its entry back with the new time when the old one comes up.  The entry of a name that has made room
