@@ -74,12 +74,22 @@ class Ruling(NamedTuple):
 
     @property
     def name(self) -> str | None:
-        """The name of the destination: one that the rule is about, else the one that our DNS has told last."""
+        """The name of the destination, see `name_or`."""
+        return self.name_or(None)
+
+    def name_or(self, known: str | None) -> str | None:
+        """Return the name of the destination.
+
+        It is the one that the client has asked for in its first bytes, whether or not our DNS has told it; else one
+        that the rule is about; else the one that is known otherwise; else the one that our DNS has told last.
+        """
+        if self.seen is not None and self.seen.names:
+            return to_text(self.seen.names[0])
         names = [to_text(each) for each in reversed(self.names)]
         for name in names:
             if any(name == each or (each[:2] == "*." and name.endswith(each[1:])) for each in self.targets):
                 return name
-        return names[0] if names else None
+        return known or (names[0] if names else None)
 
     @property
     def refuses(self) -> bool:
