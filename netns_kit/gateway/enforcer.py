@@ -85,11 +85,10 @@ class Ruling(NamedTuple):
         """
         if self.seen is not None and self.seen.names:
             return to_text(self.seen.names[0])
-        names = [to_text(each) for each in reversed(self.names)]
-        for name in names:
+        for name in map(to_text, reversed(self.names)):
             if any(name == each or (each[:2] == "*." and name.endswith(each[1:])) for each in self.targets):
                 return name
-        return known or (names[0] if names else None)
+        return known or (to_text(self.names[-1]) if self.names else None)
 
     @property
     def refuses(self) -> bool:
@@ -232,18 +231,20 @@ class Enforcer:
         self, index: Index, pins: Pins, flow: Flow, seen: Look | None, now: float, given: tuple[bytes, ...]
     ) -> Ruling:
         address, port = flow.destination
-        protocol, packed = flow.protocol, address.packed
+        packed = address.packed
         plain = canonical(packed)
-        names, own = pins.names(plain, now), self.own_names(packed)
+        names = pins.names(plain, now)
+        own = self.own_names(packed)
         if own:
             names = own + names
         if given:
             names = (*(name for name in given if name not in names), *names)
         self._asked = address
-        action, number, looks = index.flow(protocol, plain, port, names, self._is_host)
+        action, number, looks = index.flow(flow.protocol, plain, port, names, self._is_host)
         if looks and seen is not None:
-            names = tuple(name for name in names if name in seen.names)
-            action, number, looks = index.flow(protocol, plain, port, names, self._is_host)
+            had = (*own, *given)
+            names = tuple(name for name in seen.names if name in had or pins.has(name, plain, now))
+            action, number, looks = index.flow(flow.protocol, plain, port, names, self._is_host)
             if looks and not _is_met(index.policy, number, seen):
                 action = "deny"
             looks = False
