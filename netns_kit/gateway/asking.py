@@ -141,7 +141,7 @@ class Asking:
             held = HeldDatagrams(self, opened, flow, target, ruling, self._enforcer.policy)
         opened.user = self._held[opened.id] = held
         self.engine.timers.arm(held, self.engine.now + self.timeout)
-        name = self.name_of(flow.destination.address) or ruling.name
+        name = ruling.name_or(self.name_of(flow.destination.address))
         self._untold[opened.id] = FlowRequest(
             opened.id, flow.protocol, flow.source, flow.destination, name, ruling.rule
         )

@@ -74,11 +74,21 @@ class Ruling(NamedTuple):
 
     @property
     def name(self) -> str | None:
-        """The name of the destination: one that the rule is about, else the one that our DNS has told last."""
+        """The name of the destination, see `name_or`."""
+        return self.name_or(None)
+
+    def name_or(self, known: str | None) -> str | None:
+        """Return the name of the destination.
+
+        It is the one that the client has asked for in its first bytes, whether or not our DNS has told it; else one
+        that the rule is about; else the one that is known otherwise; else the one that our DNS has told last.
+        """
+        if self.seen is not None and self.seen.names:
+            return to_text(self.seen.names[0])
         for name in map(to_text, reversed(self.names)):
             if any(name == each or (each[:2] == "*." and name.endswith(each[1:])) for each in self.targets):
                 return name
-        return to_text(self.names[-1]) if self.names else None
+        return known or (to_text(self.names[-1]) if self.names else None)
 
     @property
     def refuses(self) -> bool:
@@ -232,7 +242,8 @@ class Enforcer:
         self._asked = address
         action, number, looks = index.flow(flow.protocol, plain, port, names, self._is_host)
         if looks and seen is not None:
-            names = tuple(name for name in seen.names if name in own or pins.has(name, plain, now))
+            had = (*own, *given)
+            names = tuple(name for name in seen.names if name in had or pins.has(name, plain, now))
             action, number, looks = index.flow(flow.protocol, plain, port, names, self._is_host)
             if looks and not _is_met(index.policy, number, seen):
                 action = "deny"
