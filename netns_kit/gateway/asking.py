@@ -178,7 +178,7 @@ class Asking:
         if answer is False or (ruling.refuses and ruling.action == "deny"):
             self._refuse(held, ruling, REFUSALS[ruling.refusal])
         elif isinstance(answer, Refusal):
-            self._refuse(held, ruling._replace(action="deny", refusal="prohibited"), answer)
+            self._refuse(held, ruling._replace(refusal="prohibited"), answer)
         else:
             opened.ruling = ruling._replace(action="allow")
             why = self.router.proceed(
@@ -215,7 +215,8 @@ class Asking:
     def _refuse(self, held: Held, ruling: Ruling, why: Refusal) -> None:
         held.opened.ruling = ruling
         self.router.refused += 1
-        self._enforcer.refused += 1
+        if ruling.action != "deny" or ruling.audit:  # else the enforcer has counted it
+            self._enforcer.refused += 1
         held.refuse(why)
 
     def _release(self, held: Held) -> None:

@@ -62,7 +62,6 @@ def govern(bench: Bench, policy: Policy | None, **pinned: bytes) -> None:
     bench.gateway.enforcer.set(policy)
     pins = bench.gateway.enforcer.pins
     for name, address in pinned.items():
-        assert pins is not None
         pins.add(to_wire(name.replace("_", ".")), address, bench.now + 100)
 
 
@@ -1006,7 +1005,7 @@ def test_a_new_policy_keeps_the_pins_that_it_would_have_made(bench: Bench) -> No
             if not isinstance(bench.gateway.router.route("udp", key), Refusal):
                 found.append(address)
         assert found == passes
-    assert len(bench.gateway.enforcer.pins or ()) == 1
+    assert len(bench.gateway.enforcer.pins) == 1
 
 
 def test_names_of_ours_need_no_query(bench: Bench) -> None:
