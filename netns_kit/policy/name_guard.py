@@ -224,6 +224,10 @@ class NameGuard:
         )
         return answer if left else refused, (refused, self._policy.label(self._index.name(name).rule))
 
+    def names(self, name: bytes, address: bytes) -> bool:
+        """Return whether people may be told that an address is a name's: see `Guard.names`."""
+        return self._audit or self.lets(name.lower(), canonical(address))
+
     def lets(self, name: bytes, address: bytes) -> bool:
         """Return whether an answer for a name, both as in `Pins`, may have an address."""
         return self._index.lets_answer(name, address, own=bool(self._own.containing(address)))

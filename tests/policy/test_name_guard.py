@@ -319,6 +319,21 @@ def test_a_rule_may_let_private_addresses_pass() -> None:
         assert scene.refusal(address("www.example", value))
 
 
+@pytest.mark.parametrize(
+    ("policy", "value", "names"),
+    [
+        (Policy.ask(), "203.0.113.9", True),
+        (Policy.ask(), "10.0.0.1", False),
+        (Policy.ask(), "64:ff9b::10.0.0.1", False),
+        (Policy.ask(audit=True), "10.0.0.1", True),
+        (Policy.ask().ask("www.example", private=True), "10.0.0.1", True),
+        (Policy.ask().allow("10.0.0.0/8"), "10.0.0.1", True),
+    ],
+)
+def test_people_are_told_a_name_that_has_been_an_answer(policy: Policy, value: str, *, names: bool) -> None:
+    assert Scene(policy).guard.names(to_wire("wWw.example"), ip_address(value).packed) is names
+
+
 def test_a_rule_by_address_lets_it_pass_and_a_denial_does_not() -> None:
     scene = Scene(Policy.deny().allow("www.example").allow("10.1.0.0/16", "192.0.3.0/28"))
     assert scene.answer(address("www.example", "10.1.2.3")) == ["www.example A 10.1.2.3"]
