@@ -53,6 +53,7 @@ from .addresses import NetworkTable, canonical
 from .index import Decision, Index
 from .pins import PINS_PER_ANSWER, Pins
 
+CHAIN_MAX = 128  # names; resolvers follow some 16, and each is judged
 LONGEST_TTL = 7 * 86400  # seconds; nobody should keep a record for longer (RFC 8767 section 4)
 
 _IN = IN.to_bytes(2, "big")
@@ -264,6 +265,8 @@ class _Reading:
         while waiting and targets:
             for target in targets.pop(waiting.pop(), ()):
                 if target not in self.chain:
+                    if len(self.chain) >= CHAIN_MAX:
+                        raise BadMessage("too many aliases")
                     self.chain[target] = None
                     waiting.append(target)
 

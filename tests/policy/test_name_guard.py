@@ -20,7 +20,7 @@ from netns_kit.dns.message import parse_untrusted, walk
 from netns_kit.domain_names import to_text, to_wire
 from netns_kit.policy.addresses import canonical
 from netns_kit.policy.index import NameTable
-from netns_kit.policy.name_guard import LONGEST_TTL, NameGuard
+from netns_kit.policy.name_guard import CHAIN_MAX, LONGEST_TTL, NameGuard
 from netns_kit.policy.pins import PINS_PER_ANSWER, Pins
 from netns_kit.policy.policy import Policy
 
@@ -602,6 +602,15 @@ def test_a_hostile_answer_is_read_once_however_its_names_are_compressed() -> Non
     assert found == bytes(made)
     assert count > 4000
     assert calls < 20 * count
+
+
+def test_a_chain_of_aliases_without_an_end_is_a_failure() -> None:
+    """Each name of it is judged, which takes time."""
+    for size, passes in ((CHAIN_MAX - 1, True), (CHAIN_MAX, False)):
+        links = [f"{number}.example" for number in range(size)]
+        scene, chain = Scene(EVERYTHING), [alias(*each) for each in pairwise(["www.example", *links])]
+        message = answer(*chain, address(links[-1], "192.0.2.1"))
+        assert scene.judged(message) == (message if passes else Refused(2, "the answer cannot be read"))
 
 
 @pytest.mark.parametrize("kind", ["A", "HTTPS"])
