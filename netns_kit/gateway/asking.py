@@ -87,7 +87,7 @@ class Router(Protocol):
         ...
 
     def notice(self, text: str, error: BaseException | None = None) -> None:
-        """Report a warning to people, each text once."""
+        """Report a warning to people, each text up to its " about " once."""
         ...
 
 
@@ -199,8 +199,9 @@ class Asking:
     def time_over(self, held: Held) -> None:
         """Refuse a flow that nobody has answered for."""
         self.withdraw(held)
+        what = f"{held.flow.protocol} to {held.flow.destination}"
         self.router.notice(
-            f"flows are refused: on_flow has not answered within {self.timeout:g} s: {held.ruling.rule}"
+            f"flows are refused: {held.ruling.rule}: on_flow has not answered within {self.timeout:g} s about {what}"
         )
         self._refuse(held, held.ruling, REFUSALS[held.ruling.refusal])
 

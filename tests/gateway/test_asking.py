@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 
 from netns_kit.gateway import asking
-from netns_kit.gateway.asking import FlowAnswer, FlowRequest
+from netns_kit.gateway.asking import FlowAnswer, FlowRequest, HeldDatagrams
 from netns_kit.gateway.enforcer import ruling_of
 from netns_kit.policy.policy import Policy
 from netns_kit.stack import AnyFlow, Refusal, Transport
@@ -302,6 +302,24 @@ def test_a_guest_that_gives_up_takes_its_question_back(bench: Bench) -> None:
         bench.settle()
         assert len(bench.gateway.asking) == 0
         assert bench.gateway.asking.take() == (() if request is None else (request.id,))
+
+
+@pytest.mark.parametrize("transport", ["udp", "icmp"])
+@pytest.mark.parametrize("end", ["yes", "no", "flow"])
+def test_first_datagrams_are_not_kept_when_the_waiting_is_over(
+    bench: Bench, transport: Transport, end: str
+) -> None:
+    """The timers have what has waited until its time is over, and that may be a day."""
+    begin(bench, transport)
+    [flow] = flows(bench, transport).values()
+    held, request = flow.user, asked(bench)
+    assert isinstance(held, HeldDatagrams)
+    assert len(held._kept) == 1
+    if end == "flow":
+        bench.gateway.end_flow(request.id)
+    else:
+        answer(bench, request.id, end == "yes")
+    assert held._kept == []
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

@@ -901,6 +901,50 @@ def test_what_was_looked_at_may_go_on_and_what_was_not_is_cut(bench: Bench) -> N
     bench.until(lambda: unseen.why is Closed.RESET)
 
 
+def forget_answers(bench: Bench) -> None:
+    """Let the time of all pins be over."""
+    pins = bench.gateway.enforcer.pins
+    assert pins is not None
+    pins.keep(lambda name, address: False)
+
+
+def test_a_flow_outlives_the_answer_that_has_let_it_in(bench: Bench, uplink: Told) -> None:
+    govern(bench, BY_NAME, example_org=FAR)
+    program = begin(bench, "tcp")
+    assert program is not None
+    begin(bench, "udp")
+    begin(bench, "icmp")
+    bench.until(lambda: program.is_established)
+    bench.settle()
+    forget_answers(bench)
+    set_policy(bench, BY_NAME.allow("198.51.100.0/24"))
+    assert [len(flows(bench, each)) for each in TRANSPORTS] == [1, 1, 1]
+    bench.connect(FAR, 80, 2000)
+    assert told(bench) == [icmp.PROHIBITED], "a new one needs a new answer"
+    set_policy(bench, Policy.deny().allow("other.example"))
+    assert [len(flows(bench, each)) for each in TRANSPORTS] == [0, 0, 0]
+
+
+def test_a_flow_that_was_looked_at_outlives_the_answer_too(bench: Bench) -> None:
+    program, peer = looked_at(bench)
+    program.send(REQUEST)
+    assert heard(peer, bench) == REQUEST
+    forget_answers(bench)
+    set_policy(bench, LOOKS.allow("198.51.100.0/24"))
+    assert program.why is None
+    set_policy(bench, Policy.deny().allow("example.org", sni=True))
+    bench.until(lambda: program.why is Closed.RESET)
+
+
+def test_a_name_that_may_not_have_the_address_now_keeps_no_flow(bench: Bench, uplink: Told) -> None:
+    private = bytes((10, 9, 9, 9))
+    govern(bench, Policy.deny().allow("example.org", private=True), example_org=private)
+    program = bench.connect(private, 80)
+    bench.until(lambda: program.is_established)
+    set_policy(bench, Policy.deny().allow("example.org"))
+    bench.until(lambda: program.why is Closed.RESET)
+
+
 def test_what_the_guest_has_not_opened_and_what_we_serve_is_not_cut(
     bench: Bench, listener: socket.socket
 ) -> None:
