@@ -68,9 +68,7 @@ def test_an_address_has_so_many_names_and_the_one_told_longest_ago_makes_room() 
     st.integers(1, 6),
     st.integers(1, 4),
 )
-def test_the_bounds_hold_whatever_comes(
-    added: list[tuple[int, int, int]], limit: int, names: int
-) -> None:
+def test_the_bounds_hold_whatever_comes(added: list[tuple[int, int, int]], limit: int, names: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("netns_kit.policy.pins.NAMES_MAX", names)
         pins = Pins(limit)
