@@ -171,6 +171,9 @@ class Asking:
         held = self._held.get(number)
         if held is None:
             return False
+        if held.timer_at <= self.engine.now:  # the event loop was blocked, and the engine with it
+            self.time_over(held)
+            return False
         self._release(held)
         ruling, opened = held.ruling, held.opened
         if held.policy is not self._enforcer.policy:  # it has changed meanwhile
