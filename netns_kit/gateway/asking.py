@@ -295,10 +295,7 @@ class HeldConnection(Held):
 
 
 class HeldDatagrams(Held):
-    """A UDP or ping flow, with its first datagrams.
-
-    It forgets them when the waiting is over, because the timers have it for longer.
-    """
+    """A UDP or ping flow, with its first datagrams."""
 
     __slots__ = ("_kept", "_room")
 
@@ -326,6 +323,10 @@ class HeldDatagrams(Held):
             kept.dont_fragment = packet.dont_fragment
             self._kept.append((sequence, data, kept))
 
+    def _forget(self) -> None:
+        """Forget the datagrams, since the waiting is over: the timers have this object for longer."""
+        self._kept.clear()
+
     def _has_room(self, payload: memoryview) -> bool:
         self.opened.last = self.timer_at  # it is not idle while it waits
         if len(self._kept) < KEPT_MOST and len(payload) <= self._room:
@@ -336,7 +337,7 @@ class HeldDatagrams(Held):
 
     def expired(self, flow: UdpFlow | EchoFlow) -> None:
         """Forget the flow, which was ended or has made room."""
-        self._kept.clear()
+        self._forget()
         self._asking.withdraw(self)
 
     def refuse(self, why: Refusal) -> None:
@@ -350,7 +351,7 @@ class HeldDatagrams(Held):
         else:
             for sequence, payload, _ in self._kept[:1]:
                 opened.refuse(why, sequence, payload)
-        self._kept.clear()
+        self._forget()
 
     def pass_on(self) -> None:
         """Hand on what was kept to the flow's new user."""
@@ -359,7 +360,7 @@ class HeldDatagrams(Held):
         for kept in self._kept:
             user: Any = opened.user
             (user.datagram if isinstance(opened, UdpFlow) else user.echo)(opened, *kept)
-        self._kept.clear()
+        self._forget()
         self._asking.router.flush()
 
 
