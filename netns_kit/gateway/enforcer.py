@@ -75,12 +75,21 @@ class Ruling(NamedTuple):
 
     @property
     def name(self) -> str | None:
-        """The name of the destination: one that the rule is about, else the one that our DNS has told last."""
-        names = [to_text(each) for each in reversed(self.names)]
-        for name in names:
+        """The name of the destination, see `name_or`."""
+        return self.name_or(None)
+
+    def name_or(self, known: str | None) -> str | None:
+        """Return the name of the destination.
+
+        It is the one that the client has asked for in its first bytes, whether or not our DNS has told it; else one
+        that the rule is about; else the one that is known otherwise; else the one that our DNS has told last.
+        """
+        if self.seen is not None and self.seen.names:
+            return to_text(self.seen.names[0])
+        for name in map(to_text, reversed(self.names)):
             if any(name == each or (each[:2] == "*." and name.endswith(each[1:])) for each in self.targets):
                 return name
-        return names[0] if names else None
+        return known or (to_text(self.names[-1]) if self.names else None)
 
     @property
     def refuses(self) -> bool:
@@ -141,8 +150,7 @@ class Enforcer:
 
             networks = [each.network for each in (self._subnet, self._subnet.ipv6) if each is not None]
             guard = NameGuard(policy.index, self.pins, own=networks, told=self.told, pinned=self.pinned)
-            if self.policy is not None:
-                self.pins.keep(guard.lets)
+            self.pins.keep(guard.lets)
             self.policy, self._index, self.guard = policy, policy.index, guard
         self._culprit = ""
         self._grounds = {}
@@ -163,6 +171,26 @@ class Enforcer:
         """Decide about a flow that the guest opens.  A policy that fails refuses it."""
         return self._ruled(flow, None, now)
 
+    def existing(self, flow: Flow, before: Ruling | None, now: float) -> Ruling:
+        """Decide once more about a flow that there is already, and about what was seen of it.
+
+        Flows may last longer than the answer that has let them in.  So the names that the destination was given for
+        then count, if the policy still lets these names have the address.
+
+        Args:
+            flow: The flow.
+            before: Its ruling; None: no policy has been asked about it.
+            now: The time.
+        """
+        plain, guard = canonical(flow.destination.address.packed), self.guard
+        names: tuple[bytes, ...] = ()
+        if before is not None and guard is not None:
+            names = tuple(name for name in before.names if guard.lets(name, plain))
+        ruling = self._ruled(flow, None, now, names)
+        if ruling.looks and before is not None and before.seen is not None:
+            return self._ruled(flow, before.seen, now, names)
+        return ruling
+
     def first_bytes(self, flow: Flow, seen: Look, now: float) -> Ruling:
         """Decide once more about a flow with `Ruling.looks`, by what its client has said first.
 
@@ -170,16 +198,16 @@ class Enforcer:
         """
         return self._ruled(flow, seen, now)
 
-    def _ruled(self, flow: Flow, seen: Look | None, now: float) -> Ruling:
+    def _ruled(self, flow: Flow, seen: Look | None, now: float, given: tuple[bytes, ...] = ()) -> Ruling:
         index = self._index
         if index is None:
             return UNGOVERNED
         try:
-            ruling = self._decide(index, flow, seen, now)
+            ruling = self._decide(index, flow, seen, now, given)
             if ruling.action == "allow":
                 return ruling
             if self.catch_up is not None and self.catch_up():
-                ruling = self._decide(index, flow, seen, now)
+                ruling = self._decide(index, flow, seen, now, given)
         except KeyboardInterrupt:  # it is meant for the program
             raise
         except BaseException as error:
@@ -195,18 +223,24 @@ class Enforcer:
             self.refused += 1
         return ruling
 
-    def _decide(self, index: Index, flow: Flow, seen: Look | None, now: float) -> Ruling:
+    def _decide(
+        self, index: Index, flow: Flow, seen: Look | None, now: float, given: tuple[bytes, ...]
+    ) -> Ruling:
         address, port = flow.destination
-        protocol, packed = flow.protocol, address.packed
+        packed = address.packed
         plain = canonical(packed)
-        names, own = self.pins.names(plain, now), self.own_names(packed)
+        names = self.pins.names(plain, now)
+        own = self.own_names(packed)
         if own:
             names = own + names
+        if given:
+            names = (*(name for name in given if name not in names), *names)
         self._asked = address
-        action, number, looks = index.flow(protocol, plain, port, names, self._is_host)
+        action, number, looks = index.flow(flow.protocol, plain, port, names, self._is_host)
         if looks and seen is not None:
-            names = tuple(name for name in names if name in seen.names)
-            action, number, looks = index.flow(protocol, plain, port, names, self._is_host)
+            had = (*own, *given)
+            names = tuple(name for name in seen.names if name in had or self.pins.has(name, plain, now))
+            action, number, looks = index.flow(flow.protocol, plain, port, names, self._is_host)
             if looks and not _is_met(index.policy, number, seen):
                 action = "deny"
             looks = False
