@@ -150,8 +150,7 @@ class Enforcer:
 
             networks = [each.network for each in (self._subnet, self._subnet.ipv6) if each is not None]
             guard = NameGuard(policy.index, self.pins, own=networks, told=self.told, pinned=self.pinned)
-            if self.policy is not None:
-                self.pins.keep(guard.lets)
+            self.pins.keep(guard.lets)
             self.policy, self._index, self.guard = policy, policy.index, guard
         self._culprit = ""
         self._grounds = {}
@@ -183,10 +182,10 @@ class Enforcer:
             before: Its ruling; None: no policy has been asked about it.
             now: The time.
         """
-        plain = canonical(flow.destination.address.packed)
-        guard, names = self.guard, () if before is None else before.names
-        if guard is not None:
-            names = tuple(name for name in names if guard.lets(name, plain))
+        plain, guard = canonical(flow.destination.address.packed), self.guard
+        names: tuple[bytes, ...] = ()
+        if before is not None and guard is not None:
+            names = tuple(name for name in before.names if guard.lets(name, plain))
         ruling = self._ruled(flow, None, now, names)
         if ruling.looks and before is not None and before.seen is not None:
             return self._ruled(flow, before.seen, now, names)
@@ -230,7 +229,8 @@ class Enforcer:
         address, port = flow.destination
         packed = address.packed
         plain = canonical(packed)
-        names, own = self.pins.names(plain, now), self.own_names(packed)
+        names = self.pins.names(plain, now)
+        own = self.own_names(packed)
         if own:
             names = own + names
         if given:

@@ -318,6 +318,11 @@ def test_what_the_old_policy_of_another_worker_has_let_pass_is_not_learnt(
     links.send_pins([(to_wire("a.example"), bytes((192, 0, 2, 1)), until, ours)])
     second.settle()
     assert second.gateway.stats()["policy_pins"] == ours + 1
+    second.gateway.set_policy(None, "keep")
+    links.send_pins([(to_wire("a.example"), bytes((10, 9, 9, 9)), until, ours)])
+    second.settle()
+    second.gateway.set_policy(dump(Policy.deny().allow("a.example")).decode(), "keep")
+    assert second.gateway.stats()["policy_pins"] == 0
 
 
 def test_a_flow_to_a_pin_that_was_lost_is_refused(benches: list[Bench], listener: socket.socket) -> None:
