@@ -232,7 +232,7 @@ class Enforcer:
         self._asked = address
         action, number, looks = index.flow(flow.protocol, plain, port, names, self._is_host)
         if looks and seen is not None:
-            names = tuple(name for name in seen.names if name in own or pins.has(name, plain, now))
+            names = tuple(name for name in seen.names if name in names or pins.has(name, plain, now))
             action, number, looks = index.flow(flow.protocol, plain, port, names, self._is_host)
             if looks and not _is_met(index.policy, number, seen):
                 action = "deny"
