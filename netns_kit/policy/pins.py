@@ -19,10 +19,15 @@ from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from itertools import islice
 from math import inf
+from typing import TypeAlias
 
 PINS_MAX = 16384
 PINS_PER_ANSWER = 64
 NAMES_MAX = 64  # of one address
+
+Pin: TypeAlias = tuple[bytes, bytes, float, bool]
+"""A name, on the wire and in lower case; an address, packed and canonical; until when it is pinned; and whether the
+record is our own, so that the name may have whatever address it gives."""
 
 
 class Pins:

@@ -21,7 +21,7 @@ from netns_kit.domain_names import to_text, to_wire
 from netns_kit.policy.addresses import canonical
 from netns_kit.policy.index import NameTable
 from netns_kit.policy.name_guard import CHAIN_MAX, LONGEST_TTL, NameGuard
-from netns_kit.policy.pins import PINS_PER_ANSWER, Pins
+from netns_kit.policy.pins import PINS_PER_ANSWER, Pin, Pins
 from netns_kit.policy.policy import Policy
 
 NOW = 1000.0
@@ -46,7 +46,7 @@ class Scene:
     def __init__(self, policy: Policy = WEB, **options: Any) -> None:
         self.pins = Pins(**options)
         self.told: list[tuple[str, int, str, str]] = []
-        self.shared: list[tuple[bytes, bytes, float]] = []
+        self.shared: list[Pin] = []
         self.guard = NameGuard(policy.index, self.pins, own=OWN, told=self._tell, pinned=self.shared.extend)
 
     def _tell(self, name: bytes, kind: int, client: bytes, refused: Refused, rule: str) -> None:
@@ -193,8 +193,8 @@ def test_an_address_is_pinned_for_the_name_that_was_asked_for() -> None:
     assert scene.pinned("2001:db8::1", NOW + 20 + GRACE - 0.1) == ["www.example"]
     name = to_wire("www.example")
     assert scene.shared == [
-        (name, ip_address("192.0.2.1").packed, NOW + 10 + GRACE),
-        (name, ip_address("2001:db8::1").packed, NOW + 20 + GRACE),
+        (name, ip_address("192.0.2.1").packed, NOW + 10 + GRACE, False),
+        (name, ip_address("2001:db8::1").packed, NOW + 20 + GRACE, False),
     ]
     assert scene.told == []
 
@@ -255,7 +255,7 @@ def test_aliases_that_go_round_come_to_an_end() -> None:
 def test_how_long_a_pin_lasts(ttl: int, seconds: int) -> None:
     scene = Scene()
     scene.answer(address("www.example", "192.0.2.1", ttl))
-    assert [until for _, _, until in scene.shared] == [NOW + seconds + GRACE]
+    assert [until for _, _, until, _ in scene.shared] == [NOW + seconds + GRACE]
 
 
 def test_of_many_addresses_so_many_pass_as_can_be_pinned() -> None:
