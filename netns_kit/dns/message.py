@@ -316,13 +316,17 @@ def edns(query: bytes, question: bytes) -> Edns | None:
 def is_bare(query: bytes, question: bytes) -> bool:
     """Return whether a query says nothing beside its question: it has no records but OPT and, of IXFR, the old SOA.
 
-    Other records, and bytes behind the last one, could be about any name.
+    Other records, and bytes behind the last one, could be about any name.  So could these two, with another owner
+    than they must have (RFC 6891 section 6.1.2, RFC 1995 section 3).
     """
-    old = (2, SOA) if question[-4:-2] == TYPES["IXFR"].to_bytes(2, "big") else None
-    end = _HEADER.size + len(question)
+    owners = {(3, OPT): b"\0"}
+    if question[-4:-2] == TYPES["IXFR"].to_bytes(2, "big"):
+        owners[2, SOA] = question[:-4].lower()
+    end, names = _HEADER.size + len(question), NameReader(query)
     try:
         for found in walk(query, question):
-            if (found.section, found.kind) not in ((3, OPT), old):
+            owner = owners.pop((found.section, found.kind), None)  # each comes once
+            if owner is None or names.at(found.owner).lower() != owner:
                 return False
             end = found.end
     except BadMessage:

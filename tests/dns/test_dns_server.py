@@ -668,6 +668,25 @@ def test_with_a_guard_a_query_may_have_what_belongs_to_it() -> None:
         assert isinstance(dns.out[0], Send)
 
 
+@pytest.mark.parametrize("kind", ["A", "IXFR"])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        b"\3bad\0\0\x29\4\xd0" + bytes(6),
+        (b"\0\0\x29\4\xd0" + bytes(6)) * 2,
+        b"\3bad\0\0\6\0\1" + bytes(6),
+        b"\xc0\x10\0\6\0\1" + bytes(6),
+        (b"\xc0\x0c\0\6\0\1" + bytes(6)) * 2,
+    ],
+)
+def test_what_belongs_to_a_query_comes_once_and_has_no_name_of_its_own(kind: str, extra: bytes) -> None:
+    dns, query = guarded(), question(kind=kind)
+    in_authority, count = extra.find(b"\0\6\0\1") > 0, 2 if len(extra) in (22, 24) else 1
+    counts = (count if in_authority else 0, 0 if in_authority else count)
+    dns.asks(query[:8] + b"".join(each.to_bytes(2, "big") for each in counts) + query[12:] + extra)
+    assert dns.told() == ("REFUSED", [])
+
+
 def test_an_answer_that_many_wait_for_is_judged_once() -> None:
     dns = guarded()
     for number in range(50):
