@@ -87,7 +87,7 @@ class Router(Protocol):
         ...
 
     def notice(self, text: str, error: BaseException | None = None) -> None:
-        """Report a warning to people, each text once."""
+        """Report a warning to people, each text up to its " about " once."""
         ...
 
 
@@ -141,7 +141,7 @@ class Asking:
             held = HeldDatagrams(self, opened, flow, target, ruling, self._enforcer.policy)
         opened.user = self._held[opened.id] = held
         self.engine.timers.arm(held, self.engine.now + self.timeout)
-        name = self.name_of(flow.destination.address) or ruling.name
+        name = ruling.name_or(self.name_of(flow.destination.address))
         self._untold[opened.id] = FlowRequest(
             opened.id, flow.protocol, flow.source, flow.destination, name, ruling.rule
         )
@@ -181,7 +181,7 @@ class Asking:
         if answer is False or (ruling.refuses and ruling.action == "deny"):
             self._refuse(held, ruling, REFUSALS[ruling.refusal])
         elif isinstance(answer, Refusal):
-            self._refuse(held, ruling._replace(action="deny", refusal="prohibited"), answer)
+            self._refuse(held, ruling._replace(refusal="prohibited"), answer)
         else:
             opened.ruling = ruling._replace(action="allow")
             why = self.router.proceed(
@@ -202,8 +202,9 @@ class Asking:
     def time_over(self, held: Held) -> None:
         """Refuse a flow that nobody has answered for."""
         self.withdraw(held)
+        what = f"{held.flow.protocol} to {held.flow.destination}"
         self.router.notice(
-            f"flows are refused: on_flow has not answered within {self.timeout:g} s: {held.ruling.rule}"
+            f"flows are refused: {held.ruling.rule}: on_flow has not answered within {self.timeout:g} s about {what}"
         )
         self._refuse(held, held.ruling, REFUSALS[held.ruling.refusal])
 
@@ -217,7 +218,8 @@ class Asking:
     def _refuse(self, held: Held, ruling: Ruling, why: Refusal) -> None:
         held.opened.ruling = ruling
         self.router.refused += 1
-        self._enforcer.refused += 1
+        if ruling.action != "deny" or ruling.audit:  # else the enforcer has counted it
+            self._enforcer.refused += 1
         held.refuse(why)
 
     def _release(self, held: Held) -> None:
@@ -323,10 +325,6 @@ class HeldDatagrams(Held):
             kept.dont_fragment = packet.dont_fragment
             self._kept.append((sequence, data, kept))
 
-    def _forget(self) -> None:
-        """Forget the datagrams, since the waiting is over: the timers have this object for longer."""
-        self._kept.clear()
-
     def _has_room(self, payload: memoryview) -> bool:
         self.opened.last = self.timer_at  # it is not idle while it waits
         if len(self._kept) < KEPT_MOST and len(payload) <= self._room:
@@ -337,7 +335,7 @@ class HeldDatagrams(Held):
 
     def expired(self, flow: UdpFlow | EchoFlow) -> None:
         """Forget the flow, which was ended or has made room."""
-        self._forget()
+        self._kept.clear()
         self._asking.withdraw(self)
 
     def refuse(self, why: Refusal) -> None:
@@ -351,16 +349,15 @@ class HeldDatagrams(Held):
         else:
             for sequence, payload, _ in self._kept[:1]:
                 opened.refuse(why, sequence, payload)
-        self._forget()
+        self._kept.clear()  # the timers may know this for long
 
     def pass_on(self) -> None:
         """Hand on what was kept to the flow's new user."""
         opened = self.opened
         opened.last = self._asking.engine.now
-        for kept in self._kept:
+        while self._kept:
             user: Any = opened.user
-            (user.datagram if isinstance(opened, UdpFlow) else user.echo)(opened, *kept)
-        self._forget()
+            (user.datagram if isinstance(opened, UdpFlow) else user.echo)(opened, *self._kept.pop(0))
         self._asking.router.flush()
 
 

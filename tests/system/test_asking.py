@@ -302,7 +302,7 @@ async def test_who_sleeps_says_no(driver: DriverName, caplog: pytest.LogCaptureF
             assert await outcome(sock) == errno.EHOSTUNREACH
         await cancelled.wait()
     [record] = [each for each in caplog.records if each.levelno >= logging.WARNING]
-    assert "on_flow has not answered within 0.2 s" in record.getMessage()
+    assert "on_flow has not answered within 0.2 s about tcp to " in record.getMessage()
     assert RULE in record.getMessage()
 
 
