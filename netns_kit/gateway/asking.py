@@ -325,6 +325,10 @@ class HeldDatagrams(Held):
             kept.dont_fragment = packet.dont_fragment
             self._kept.append((sequence, data, kept))
 
+    def _forget(self) -> None:
+        """Forget the datagrams, since the waiting is over: the timers have this object for longer."""
+        self._kept.clear()
+
     def _has_room(self, payload: memoryview) -> bool:
         self.opened.last = self.timer_at  # it is not idle while it waits
         if len(self._kept) < KEPT_MOST and len(payload) <= self._room:
@@ -335,7 +339,7 @@ class HeldDatagrams(Held):
 
     def expired(self, flow: UdpFlow | EchoFlow) -> None:
         """Forget the flow, which was ended or has made room."""
-        self._kept.clear()
+        self._forget()
         self._asking.withdraw(self)
 
     def refuse(self, why: Refusal) -> None:
@@ -349,7 +353,7 @@ class HeldDatagrams(Held):
         else:
             for sequence, payload, _ in self._kept[:1]:
                 opened.refuse(why, sequence, payload)
-        self._kept.clear()  # the timers may know this for long
+        self._forget()
 
     def pass_on(self) -> None:
         """Hand on what was kept to the flow's new user."""

@@ -53,6 +53,7 @@ from .addresses import NetworkTable, canonical
 from .index import Decision, Index
 from .pins import PINS_PER_ANSWER, Pin, Pins
 
+CHAIN_MAX = 128  # names; resolvers follow some 16, and each is judged
 LONGEST_TTL = 7 * 86400  # seconds; nobody should keep a record for longer (RFC 8767 section 4)
 
 _IN = IN.to_bytes(2, "big")
@@ -221,6 +222,10 @@ class NameGuard:
         )
         return answer if left else refused, (refused, self._policy.label(self._index.name(name).rule))
 
+    def names(self, name: bytes, address: bytes) -> bool:
+        """Return whether people may be told that an address is a name's: see `Guard.names`."""
+        return self._audit or self.lets(name.lower(), canonical(address))
+
     def lets(self, name: bytes, address: bytes) -> bool:
         """Return whether an answer for a name, both as in `Pins`, may have an address."""
         return self._index.lets_answer(name, address, own=bool(self._own.containing(address)))
@@ -257,6 +262,8 @@ class _Reading:
         while waiting and targets:
             for target in targets.pop(waiting.pop(), ()):
                 if target not in self.chain:
+                    if len(self.chain) >= CHAIN_MAX:
+                        raise BadMessage("too many aliases")
                     self.chain[target] = None
                     waiting.append(target)
 

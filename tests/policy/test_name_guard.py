@@ -20,7 +20,7 @@ from netns_kit.dns.message import parse_untrusted, walk
 from netns_kit.domain_names import to_text, to_wire
 from netns_kit.policy.addresses import canonical
 from netns_kit.policy.index import NameTable
-from netns_kit.policy.name_guard import LONGEST_TTL, NameGuard
+from netns_kit.policy.name_guard import CHAIN_MAX, LONGEST_TTL, NameGuard
 from netns_kit.policy.pins import PINS_PER_ANSWER, Pin, Pins
 from netns_kit.policy.policy import Policy
 
@@ -319,6 +319,21 @@ def test_a_rule_may_let_private_addresses_pass() -> None:
         assert scene.refusal(address("www.example", value))
 
 
+@pytest.mark.parametrize(
+    ("policy", "value", "names"),
+    [
+        (Policy.ask(), "203.0.113.9", True),
+        (Policy.ask(), "10.0.0.1", False),
+        (Policy.ask(), "64:ff9b::10.0.0.1", False),
+        (Policy.ask(audit=True), "10.0.0.1", True),
+        (Policy.ask().ask("www.example", private=True), "10.0.0.1", True),
+        (Policy.ask().allow("10.0.0.0/8"), "10.0.0.1", True),
+    ],
+)
+def test_people_are_told_a_name_that_has_been_an_answer(policy: Policy, value: str, *, names: bool) -> None:
+    assert Scene(policy).guard.names(to_wire("wWw.example"), ip_address(value).packed) is names
+
+
 def test_a_rule_by_address_lets_it_pass_and_a_denial_does_not() -> None:
     scene = Scene(Policy.deny().allow("www.example").allow("10.1.0.0/16", "192.0.3.0/28"))
     assert scene.answer(address("www.example", "10.1.2.3")) == ["www.example A 10.1.2.3"]
@@ -587,6 +602,15 @@ def test_a_hostile_answer_is_read_once_however_its_names_are_compressed() -> Non
     assert found == bytes(made)
     assert count > 4000
     assert calls < 20 * count
+
+
+def test_a_chain_of_aliases_without_an_end_is_a_failure() -> None:
+    """Each name of it is judged, which takes time."""
+    for size, passes in ((CHAIN_MAX - 1, True), (CHAIN_MAX, False)):
+        links = [f"{number}.example" for number in range(size)]
+        scene, chain = Scene(EVERYTHING), [alias(*each) for each in pairwise(["www.example", *links])]
+        message = answer(*chain, address(links[-1], "192.0.2.1"))
+        assert scene.judged(message) == (message if passes else Refused(2, "the answer cannot be read"))
 
 
 @pytest.mark.parametrize("kind", ["A", "HTTPS"])
