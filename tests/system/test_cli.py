@@ -594,6 +594,7 @@ def test_what_may_leave_and_where_that_is_told(driver: DriverName, tmp_path: Pat
 
 
 def test_events_on_standard_error() -> None:
+    needs("ping")
     done = run(
         "--deny", "192.0.2.1", "--events", "-", "--", "sh", "-c", "ping -c1 -W1 192.0.2.1; echo said >&2"
     )

@@ -21,13 +21,13 @@ from netns_kit.gateway.setup import DriverName
 from netns_kit.host import sysctl
 from netns_kit.namespace.listening import SocketDiagnostics
 from tests.support import missing, needs_ipv6, needs_tun
-from tests.support.servers import bounded, host_address
+from tests.support.servers import bounded, host_address, own_ports
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
 HOST = IPv4Address("127.0.0.1")
 AUTO = Follow("tcp", HOST)
-FIRST = 21_000  # below what the kernel gives by itself
+FIRST = own_ports()
 
 MANY = """
 import socket, sys
