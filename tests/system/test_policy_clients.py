@@ -279,7 +279,7 @@ func main() {
 
 @contextmanager
 def go(place: Place) -> Iterator[Client]:
-    if_there("go")
+    needs("go")
     (place.path / "main.go").write_text(GO)
     place.run(
         "env", f"HOME={place.path}", "CGO_ENABLED=0", "GO111MODULE=off", "go", "build", "-o", "get", "main.go"
@@ -342,7 +342,7 @@ class Get {
 
 @contextmanager
 def java(place: Place) -> Iterator[Client]:
-    if_there("java", "javac")
+    needs("java", "javac")
     needs("openssl")
     (place.path / "Get.java").write_text(JAVA)
     place.run("javac", "Get.java")
@@ -362,13 +362,6 @@ def java(place: Place) -> Iterator[Client]:
             "UnknownHostException",
             "NoRouteToHostException",
         )
-
-
-def if_there(*commands: str) -> None:
-    """Require programs that are a lot to install for one test: without them it is skipped in CI, too."""
-    absent = [command for command in commands if shutil.which(command) is None]
-    if absent:
-        pytest.skip(f"not installed: {', '.join(absent)}")
 
 
 @pytest.mark.parametrize("client", [curl, git_https, git_ssh, psql, redis_cli, pip, go, node, java])
