@@ -200,10 +200,11 @@ class Serving:
             key = self._free_key(names)
             relay.run(sock)
             relay.connection = connection = stack.connect_tcp(key, relay, gateway.engine.now)
-        except KeyError:
+        except (KeyError, OSError) as error:
             relay.forget()
             sock.close()
-            raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL)) from None
+            number = errno.EADDRNOTAVAIL if isinstance(error, KeyError) else error.errno or errno.EIO
+            raise OSError(number, os.strerror(number)) from None
         relay.flow = connection.id
         self._flows[connection.id] = relay
         return connection.id
