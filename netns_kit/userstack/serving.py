@@ -433,6 +433,8 @@ class Servers:
             with flow.scope:
                 async with server._room:
                     await self._handle(server, flow)
+        except NetnsKitError:  # the stack has ended, and others tell why
+            pass
         except OSError:  # out of descriptors
             await self._reset(flow.opened.id)
         finally:
@@ -453,11 +455,10 @@ class Servers:
             stream = GuestStream(flow, ours) if is_tcp else GuestDatagrams(flow, ours)
             try:
                 await server._handler(stream)
-            except (anyio.BrokenResourceError, ConnectionError):  # the guest's end, or no server
+            except Exception as error:
                 await self._reset(number)
-            except Exception:
-                logger.exception("the handler of %s has failed", flow.opened.remote)
-                await self._reset(number)
+                if not _is_of_the_peer(error):
+                    logger.exception("the handler of %s has failed", flow.opened.remote)
             except BaseException:
                 await self._reset(number)
                 raise
@@ -495,6 +496,14 @@ class Servers:
 def _pair(is_tcp: bool) -> tuple[socket.socket, socket.socket]:
     kind = socket.SOCK_STREAM if is_tcp else socket.SOCK_SEQPACKET
     return socket.socketpair(socket.AF_UNIX, kind)
+
+
+def _is_of_the_peer(error: BaseException) -> bool:
+    """Return whether a handler has failed since its guest, or the server that it has asked, has gone."""
+    parts = getattr(error, "exceptions", None)  # an ExceptionGroup, or that of Python 3.10
+    if parts:
+        return all(map(_is_of_the_peer, parts))
+    return isinstance(error, anyio.EndOfStream | anyio.BrokenResourceError | ConnectionError)
 
 
 def _refusal(why: EndingSeen | None) -> OSError:
