@@ -52,7 +52,7 @@ async def joined(driver: DriverName, uplink: Uplink | None = None) -> AsyncItera
         near,
         far,
         UserStack(near, uplink, driver=driver) as stack,
-        UserStack(far, subnet="10.9.0.0/24", driver="loop") as inside,
+        UserStack(far, Uplink(any_source=True), subnet="10.9.0.0/24", driver="loop") as inside,
     ):
         yield Pair(stack, inside)
 
