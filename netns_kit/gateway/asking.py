@@ -87,7 +87,7 @@ class Router(Protocol):
         ...
 
     def notice(self, text: str, error: BaseException | None = None) -> None:
-        """Report a warning to people, each text once."""
+        """Report a warning to people, each text up to its " about " once."""
         ...
 
 
@@ -199,8 +199,9 @@ class Asking:
     def time_over(self, held: Held) -> None:
         """Refuse a flow that nobody has answered for."""
         self.withdraw(held)
+        what = f"{held.flow.protocol} to {held.flow.destination}"
         self.router.notice(
-            f"flows are refused: on_flow has not answered within {self.timeout:g} s: {held.ruling.rule}"
+            f"flows are refused: {held.ruling.rule}: on_flow has not answered within {self.timeout:g} s about {what}"
         )
         self._refuse(held, held.ruling, REFUSALS[held.ruling.refusal])
 
@@ -330,6 +331,7 @@ class HeldDatagrams(Held):
 
     def expired(self, flow: UdpFlow | EchoFlow) -> None:
         """Forget the flow, which was ended or has made room."""
+        self._kept.clear()
         self._asking.withdraw(self)
 
     def refuse(self, why: Refusal) -> None:
@@ -343,14 +345,15 @@ class HeldDatagrams(Held):
         else:
             for sequence, payload, _ in self._kept[:1]:
                 opened.refuse(why, sequence, payload)
+        self._kept.clear()  # the timers may know this for long
 
     def pass_on(self) -> None:
         """Hand on what was kept to the flow's new user."""
         opened = self.opened
         opened.last = self._asking.engine.now
-        for kept in self._kept:
+        while self._kept:
             user: Any = opened.user
-            (user.datagram if isinstance(opened, UdpFlow) else user.echo)(opened, *kept)
+            (user.datagram if isinstance(opened, UdpFlow) else user.echo)(opened, *self._kept.pop(0))
         self._asking.router.flush()
 
 

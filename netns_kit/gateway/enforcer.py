@@ -75,11 +75,10 @@ class Ruling(NamedTuple):
     @property
     def name(self) -> str | None:
         """The name of the destination: one that the rule is about, else the one that our DNS has told last."""
-        names = [to_text(each) for each in reversed(self.names)]
-        for name in names:
+        for name in map(to_text, reversed(self.names)):
             if any(name == each or (each[:2] == "*." and name.endswith(each[1:])) for each in self.targets):
                 return name
-        return names[0] if names else None
+        return to_text(self.names[-1]) if self.names else None
 
     @property
     def refuses(self) -> bool:
@@ -125,6 +124,7 @@ class Enforcer:
         self.told: Callable[[bytes, int, bytes, Refused, str], object] = _nobody
         self.pinned: Callable[[list[Pin]], object] = _nobody
         self.refused = self.audited = 0
+        self._lets: Callable[[bytes, bytes], bool] = lambda *_: False  # whether an answer may say so
         self._culprit = ""
         self._index: Index | None = None
         self._grounds: dict[int | None, _Ground] = {}  # by the number of the rule
@@ -142,7 +142,7 @@ class Enforcer:
             guard = NameGuard(policy.index, self.pins, own=networks, told=self.told, pinned=self.pinned)
             if self.policy is not None:
                 self.pins.keep(guard.lets)
-            self._index = policy.index
+            self._index, self._lets = policy.index, guard.lets
         else:
             self.pins = None
         self.policy, self.guard = policy, guard
@@ -167,6 +167,24 @@ class Enforcer:
         """Decide about a flow that the guest opens.  A policy that fails refuses it."""
         return self._ruled(flow, None, now)
 
+    def existing(self, flow: Flow, before: Ruling | None, now: float) -> Ruling:
+        """Decide once more about a flow that there is already, and about what was seen of it.
+
+        Flows may last longer than the answer that has let them in.  So the names that the destination was given for
+        then count, if the policy still lets these names have the address.
+
+        Args:
+            flow: The flow.
+            before: Its ruling; None: no policy has been asked about it.
+            now: The time.
+        """
+        plain = canonical(flow.destination.address.packed)
+        names = () if before is None else tuple(name for name in before.names if self._lets(name, plain))
+        ruling = self._ruled(flow, None, now, names)
+        if ruling.looks and before is not None and before.seen is not None:
+            return self._ruled(flow, before.seen, now, names)
+        return ruling
+
     def first_bytes(self, flow: Flow, seen: Look, now: float) -> Ruling:
         """Decide once more about a flow with `Ruling.looks`, by what its client has said first.
 
@@ -174,16 +192,16 @@ class Enforcer:
         """
         return self._ruled(flow, seen, now)
 
-    def _ruled(self, flow: Flow, seen: Look | None, now: float) -> Ruling:
+    def _ruled(self, flow: Flow, seen: Look | None, now: float, given: tuple[bytes, ...] = ()) -> Ruling:
         policy, index, pins = self.policy, self._index, self.pins
         if policy is None or index is None or pins is None:
             return UNGOVERNED
         try:
-            ruling = self._decide(index, pins, flow, seen, now)
+            ruling = self._decide(index, pins, flow, seen, now, given)
             if ruling.action == "allow":
                 return ruling
             if self.catch_up is not None and self.catch_up():
-                ruling = self._decide(index, pins, flow, seen, now)
+                ruling = self._decide(index, pins, flow, seen, now, given)
         except KeyboardInterrupt:  # it is meant for the program
             raise
         except BaseException as error:
@@ -199,18 +217,23 @@ class Enforcer:
             self.refused += 1
         return ruling
 
-    def _decide(self, index: Index, pins: Pins, flow: Flow, seen: Look | None, now: float) -> Ruling:
+    def _decide(
+        self, index: Index, pins: Pins, flow: Flow, seen: Look | None, now: float, given: tuple[bytes, ...]
+    ) -> Ruling:
         address, port = flow.destination
-        protocol, packed = flow.protocol, address.packed
+        packed = address.packed
         plain = canonical(packed)
-        names, own = pins.names(plain, now), self.own_names(packed)
+        names = pins.names(plain, now)
+        own = self.own_names(packed)
         if own:
             names = own + names
+        if given:
+            names = (*(name for name in given if name not in names), *names)
         self._asked = address
-        action, number, looks = index.flow(protocol, plain, port, names, self._is_host)
+        action, number, looks = index.flow(flow.protocol, plain, port, names, self._is_host)
         if looks and seen is not None:
-            names = tuple(name for name in names if name in seen.names)
-            action, number, looks = index.flow(protocol, plain, port, names, self._is_host)
+            names = tuple(name for name in seen.names if name in own or pins.has(name, plain, now))
+            action, number, looks = index.flow(flow.protocol, plain, port, names, self._is_host)
             if looks and not _is_met(index.policy, number, seen):
                 action = "deny"
             looks = False

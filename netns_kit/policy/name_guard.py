@@ -207,6 +207,7 @@ class NameGuard:
                     if not self.lets(asked, address):
                         cut.add(number)
                         special = special or address
+                        break
         answer: bytes | Refused = reading.message
         if cut and not ours:
             answer = without(reading.message, reading.asked, cut)

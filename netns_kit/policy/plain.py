@@ -99,8 +99,12 @@ def _rule(data: object, number: int) -> Rule:
     if not isinstance(action, str) or action not in KEYS:
         raise PolicyError(f"expected {_listed(map(repr, KEYS))}", f"{path}.action", arguments.shown(action))
     _check_keys(values, KEYS[action], path, f"the rule, action={action!r}")
-    if isinstance(values.get("targets"), str):
-        values["targets"] = [values["targets"]]
+    targets = values.get("targets")
+    if isinstance(targets, str):
+        values["targets"] = [targets]
+    elif targets in ([], ()):
+        expected = "expected at least one target, since the rule would be about everything"
+        raise PolicyError(expected, f"{path}.targets", "[]", "leave targets out if that is meant")
     try:
         return Rule(action, **values)
     except PolicyError as error:

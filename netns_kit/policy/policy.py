@@ -336,11 +336,13 @@ class Policy(_Kept):
     def explain(self, text: str) -> Explanation:
         """Explain what the policy says of something, and which rule says so.
 
-        A rule about `HOST` is left out, because only a running stack knows the host's addresses.
+        What only a running stack knows is left out: the host's addresses (`HOST`), what names were resolved to, and
+        the names in its hosts file.  The reason says which rule it could be up to.
 
         Args:
             text: A URL: "https://example.org", "tcp://10.0.0.1:5432", "udp://example.org:53" or "icmp://10.0.0.1"; or
                 NAME:PORT or ADDRESS:PORT, which is TCP.  A name alone, or "dns:example.org", is a query.
+                What nothing is ever sent to, as loopback addresses and localhost, is denied.
 
         Raises:
             ArgumentError: The text is none of these.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from collections.abc import Iterator, Mapping
 from typing import get_args
 
 import pytest
 
 from netns_kit.gateway import asking
-from netns_kit.gateway.asking import FlowAnswer, FlowRequest
+from netns_kit.gateway.asking import FlowAnswer, FlowRequest, HeldDatagrams
 from netns_kit.gateway.enforcer import ruling_of
 from netns_kit.policy.policy import Policy
 from netns_kit.stack import AnyFlow, Refusal, Transport
@@ -188,6 +190,30 @@ def test_a_refusal_is_told_as_it_was_given(
     assert bench.gateway.router.refused == bench.gateway.stats()["policy_refused"] == 1
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_nothing_that_has_waited_stays_behind(bench: Bench, uplink: Recorded, *, given: bool) -> None:
+    """Not for as long as it might have waited."""
+    waited = [datagram(FAR, port, bytes(16384)) for port in range(1, 41)]
+    tracemalloc.start()
+    try:
+        for number, each in enumerate(waited):
+            if number == 20:
+                before, _ = tracemalloc.get_traced_memory()
+            bench.inject(each)
+            bench.settle()
+            answer(bench, asked(bench).id, given)
+            uplink.sent.clear()
+            flow = next(iter(bench.gateway.stack.udp.values()), None)
+            if flow is not None:
+                flow.close()
+            del flow
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 20 * 16384 // 2
+
+
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_an_endpoint_is_where_it_goes_instead(bench: Bench, uplink: Recorded, transport: Transport) -> None:
     """Even to the host's loopback, which the uplink is closed for: who answers decides."""
@@ -276,6 +302,24 @@ def test_a_guest_that_gives_up_takes_its_question_back(bench: Bench) -> None:
         bench.settle()
         assert len(bench.gateway.asking) == 0
         assert bench.gateway.asking.take() == (() if request is None else (request.id,))
+
+
+@pytest.mark.parametrize("transport", ["udp", "icmp"])
+@pytest.mark.parametrize("end", ["yes", "no", "flow"])
+def test_first_datagrams_are_not_kept_when_the_waiting_is_over(
+    bench: Bench, transport: Transport, end: str
+) -> None:
+    """The timers have what has waited until its time is over, and that may be a day."""
+    begin(bench, transport)
+    [flow] = flows(bench, transport).values()
+    held, request = flow.user, asked(bench)
+    assert isinstance(held, HeldDatagrams)
+    assert len(held._kept) == 1
+    if end == "flow":
+        bench.gateway.end_flow(request.id)
+    else:
+        answer(bench, request.id, end == "yes")
+    assert held._kept == []
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

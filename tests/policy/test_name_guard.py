@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 from itertools import pairwise
 from typing import Any
+from unittest.mock import Mock, patch
 
 import pytest
 from dnslib import CNAME, EDNS0, MX, NS, QTYPE, RD, RR, SRV, TXT, DNSRecord
@@ -18,6 +19,7 @@ from netns_kit.dns.guard import Refused
 from netns_kit.dns.message import parse_untrusted, walk
 from netns_kit.domain_names import to_text, to_wire
 from netns_kit.policy.addresses import canonical
+from netns_kit.policy.index import NameTable
 from netns_kit.policy.name_guard import LONGEST_TTL, NameGuard
 from netns_kit.policy.pins import PINS_PER_ANSWER, Pins
 from netns_kit.policy.policy import Policy
@@ -585,6 +587,24 @@ def test_a_hostile_answer_is_read_once_however_its_names_are_compressed() -> Non
     assert found == bytes(made)
     assert count > 4000
     assert calls < 20 * count
+
+
+@pytest.mark.parametrize("kind", ["A", "HTTPS"])
+def test_thousands_of_special_addresses_for_a_long_name_are_judged_by_its_rule_once(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "x." * 100 + "cdn.example"
+    if kind == "A":
+        records = [address(name, f"10.0.{number >> 8}.{number & 255}") for number in range(2000)]
+    else:
+        records = [service((4, ip_address("10.0.0.1").packed * 2000), owner=name)]
+    message, scene = answer(*records, name=name, kind=kind), Scene()
+    lets = Mock(wraps=scene.guard.lets)
+    monkeypatch.setattr(scene.guard, "lets", lets)
+    with patch.object(NameTable, "matching", autospec=True, side_effect=NameTable.matching) as looks_up:
+        assert isinstance(scene.judged(message, name, kind), Refused)
+    assert looks_up.call_count < 10
+    assert lets.call_count == len(records), "a record is over with its first"
 
 
 def test_a_full_table_of_pins_is_no_failure() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netns_kit.policy.pins import Pins
+from netns_kit.policy.pins import NAMES_MAX, Pins
 
 A, B = b"\xc0\x00\x02\x01", b"\xc0\x00\x02\x02"
 
@@ -65,3 +65,18 @@ def test_those_that_are_left_are_those_that_end_last(
     for _, address, _ in added:
         of_it = {name for (name, at), until in plain.items() if at == b"%d" % address and until > now}
         assert set(pins.names(b"%d" % address, now)) == of_it
+
+
+def test_of_many_names_of_one_address_those_count_that_were_answered_last() -> None:
+    pins = Pins()
+    for number in range(NAMES_MAX):
+        pins.add(b"%d" % number, A, 10.0)
+    assert pins.names(A, 0.0) == tuple(b"%d" % number for number in range(NAMES_MAX)), "so many count"
+    pins.add(b"0", A, 5.0)  # it is answered again, for a shorter time
+    pins.add(b"more", A, 10.0)
+    assert pins.names(A, 0.0) == (*(b"%d" % number for number in range(2, NAMES_MAX)), b"0", b"more")
+    assert pins.names(A, 10.0) == ()
+    assert pins.has(b"1", A, 9.9), "it is pinned, though it does not count"
+    assert not pins.has(b"1", A, 10.0)
+    assert not pins.has(b"1", B, 0.0)
+    assert not pins.has(b"no", A, 0.0)

@@ -163,6 +163,8 @@ def of_rule(**rule: object) -> dict[str, object]:
         (of_rule(action="allow", targets="b.example", ports="http"), "rules[1].ports='http': expected ports from 1"),
         (of_rule(action="allow", targets=["b.example", "*"]), "rules[1].targets='*': expected a domain name"),
         (of_rule(action="allow", targets=[7]), "rules[1].targets=7: expected a domain name"),
+        (of_rule(action="allow", targets=[]), "rules[1].targets=[]: expected at least one target"),
+        (of_rule(action="deny", targets=[], ports=25), "rules[1].targets=[]: expected at least one target"),
         (of_rule(action="allow", targets=7), "rules[1].targets=7: expected a list of targets"),
         (of_rule(action="allow", targets="b.example", protocol="sctp"), "rules[1].protocol='sctp': expected 'tcp', "),
         (of_rule(action="allow", targets="b.example", sni="yes"), "rules[1].sni='yes': expected True or False"),
