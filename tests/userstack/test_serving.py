@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 import pytest
@@ -253,6 +254,59 @@ async def test_the_uplinks_function_is_told(driver: DriverName) -> None:
 
 def only_served(flow: Flow) -> Refusal | None:
     return None if flow.served and str(flow.destination.address) != "10.0.2.3" else Refusal.RESET
+
+
+@bounded
+async def test_a_client_that_tries_again_is_tested_in_a_few_milliseconds() -> None:
+    """The whole of it: two stacks, a server that fails twice, a client that gets its answer, and the end.
+
+    It is the time of this process that counts: others may keep the machine busy.
+    """
+    times: list[float] = []
+    for _ in range(10):
+        begun, attempts = time.process_time(), 0
+
+        async def flaky(stream: GuestStream) -> None:
+            nonlocal attempts
+            attempts += 1
+            await stream.receive()
+            if attempts == 1:
+                raise ConnectionResetError
+            await stream.send(b"503" if attempts == 2 else b"200")
+
+        async with joined("loop") as pair, await pair.stack.serve_tcp(METADATA, 80, flaky):
+            assert await persistent(pair.dial) == b"200"
+        assert attempts == 3
+        times.append(time.process_time() - begun)
+    assert min(times) < 0.02
+
+
+async def persistent(dial: Callable[[], Awaitable[ByteStream]]) -> bytes:
+    """What a client does that asks until it is told 200."""
+    while True:
+        with suppress(OSError, anyio.BrokenResourceError):
+            async with await dial() as stream:
+                await stream.send(b"GET")
+                answer = await everything(stream)
+                if answer == b"200":
+                    return answer
+
+
+@bounded
+async def test_a_handler_whose_peer_has_gone_has_not_failed(caplog: pytest.LogCaptureFixture) -> None:
+    async def handler(stream: GuestStream) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(stream.receive)
+
+    async with (
+        joined("loop") as pair,
+        await pair.stack.serve_tcp(METADATA, 80, handler),
+        await pair.dial() as client,
+    ):
+        await client.send_eof()
+        with pytest.raises(anyio.BrokenResourceError):
+            await everything(client)
+    assert not caplog.records
 
 
 @bounded
