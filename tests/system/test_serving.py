@@ -96,6 +96,8 @@ async def test_datagrams_are_answered_and_a_flow_ends_with_its_handler(net: Netw
             client.setblocking(False)
             client.connect((METADATA, 123))
             for said in (b"abc", b"", b"x" * 65507, b"last", b"again"):
+                if said == b"again":  # a datagram of the old flow would be lost
+                    await until_none(net)
                 client.send(said)
                 await anyio.wait_readable(client)
                 assert client.recv(65536) == said[::-1]
@@ -103,7 +105,12 @@ async def test_datagrams_are_answered_and_a_flow_ends_with_its_handler(net: Netw
             assert flow.protocol == "udp"
         server = await net.stack.serve_udp(None, 123, handler)
         await server.aclose()
-    assert not await net.stack.flows()
+    await until_none(net)
+
+
+async def until_none(net: Network) -> None:
+    while await net.stack.flows():  # noqa: ASYNC110 - nobody tells
+        await anyio.sleep(0.001)
 
 
 @bounded
