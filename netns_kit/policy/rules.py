@@ -54,7 +54,7 @@ RuleTarget: TypeAlias = (
 )
 """What a rule is about: a domain name, "*.NAME", an address, a network, a `Preset` or its name."""
 RulePorts: TypeAlias = "int | str | Iterable[int | str | tuple[int, int]]"
-"""RulePorts of a rule: 443, "8000-8999", or a list of such."""
+"""The ports of a rule: 443, "8000-8999", or a list of such."""
 
 SERVICES = {
     "amqp": 5672, "amqps": 5671, "domain": 53, "ftp": 21, "ftps": 990, "git": 9418, "http": 80, "https": 443,
@@ -63,7 +63,7 @@ SERVICES = {
     "postgresql": 5432, "redis": 6379, "rediss": 6379, "rsync": 873, "sftp": 22, "smtp": 25, "smtps": 465,
     "ssh": 22, "submission": 587, "telnet": 23, "ws": 80, "wss": 443,
 }  # fmt: skip
-"""RulePorts of well-known services, by the scheme of a URL or the name of the service."""
+"""Ports of well-known services, by the scheme of a URL or the name of the service."""
 
 NOWHERE = Preset("", ("fe80::/10", "240.0.0.0/4", "::/16"))
 """Other addresses to which nothing is ever sent.  Those in ::/16 embed IPv4 in obsolete ways: ::a.b.c.d."""
@@ -248,8 +248,8 @@ class Rule:
                 "leave it out, or leave out ports and protocol",
             ),
             (
-                lets and not looks and self.refusal != "prohibited",
-                "refusal", repr(self.refusal), "a rule that denies, or one with sni or host", "leave it out",
+                self.action == "allow" and not looks and self.refusal != "prohibited",
+                "refusal", repr(self.refusal), "a rule that denies or asks, or one with sni or host", "leave it out",
             ),
             (
                 looks and self.refusal not in ("reset", "forbidden"),

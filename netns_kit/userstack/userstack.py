@@ -257,7 +257,7 @@ class UserStack(Openable):
             PolicyError: A rule asks, and the stack has no `on_flow`.
             StackClosed: The stack is not open.
 
-        Cancellation: The policy is set all the same.
+        Cancellation: The policy is set all the same, a moment later.
         """
         arguments.one_of("existing", existing, ("keep", "cut"))
         text = None

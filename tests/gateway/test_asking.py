@@ -173,7 +173,7 @@ def test_a_refusal_is_told_as_it_was_given(
     bench: Bench, uplink: Recorded, transport: Transport, given: FlowAnswer
 ) -> None:
     """False is the rule's own way."""
-    ask(bench, Policy("ask", refusal="reset"))
+    ask(bench, Policy.ask(refusal="reset"))
     begin(bench, transport)
     assert answer(bench, asked(bench).id, given)
     reset: list[int | str] = ["reset"] if transport == "tcp" else [icmp.PORT]
@@ -374,6 +374,7 @@ def test_a_policy_set_meanwhile_has_the_last_word(
     assert answer(bench, asked(bench).id, True)
     assert told(bench) == (["reset"] if transport == "tcp" else [icmp.PORT])
     assert uplink.opened == []
+    assert bench.gateway.stats()["policy_refused"] == 1
     bench.gateway.enforcer.set(ASKS)
     begin(bench, transport)
     bench.gateway.enforcer.set(Policy.allow())
@@ -387,7 +388,7 @@ def test_a_cut_ends_what_waits_only_where_it_may_not_pass(
 ) -> None:
     begin(bench, transport)
     request = asked(bench)
-    bench.gateway.enforcer.set(Policy("ask", refusal="reset"))
+    bench.gateway.enforcer.set(Policy.ask(refusal="reset"))
     bench.gateway.router.cut()
     assert len(bench.gateway.asking) == 1
     bench.gateway.enforcer.set(Policy.deny())
@@ -449,7 +450,7 @@ def test_questions_before_anybody_listens_wait_for_that(make: Make, uplink: Reco
 
 
 def test_a_refusal_in_words_is_one_after_the_answer_too(bench: Bench) -> None:
-    ask(bench, Policy("ask", refusal="forbidden"))
+    ask(bench, Policy.ask(refusal="forbidden"))
     program = bench.connect(FAR, 80)
     bench.settle()
     answer(bench, asked(bench).id, False)

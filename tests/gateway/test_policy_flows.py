@@ -62,7 +62,6 @@ def govern(bench: Bench, policy: Policy | None, **pinned: bytes) -> None:
     bench.gateway.enforcer.set(policy)
     pins = bench.gateway.enforcer.pins
     for name, address in pinned.items():
-        assert pins is not None
         pins.add(to_wire(name.replace("_", ".")), address, bench.now + 100)
 
 
@@ -585,6 +584,31 @@ def test_a_name_that_our_dns_has_not_answered_with_this_address_counts_as_none(b
     bench.until(lambda: program.why is Closed.RESET)
 
 
+@pytest.mark.parametrize(
+    "first", [client_hello("bad.example"), b"GET / HTTP/1.1\r\nHost: bad.example\r\n\r\n"]
+)
+def test_a_flow_has_the_name_that_its_client_has_asked_for(bench: Bench, first: bytes) -> None:
+    """It was refused because of this name, and not because of the one that our DNS has told."""
+    bench.gateway.zone.add(Record("example.org", "192.0.2.1"))
+    program, _ = looked_at(bench, Policy.deny(audit=True).allow("example.org", sni=True, host=True))
+    [flow] = bench.gateway.flows()
+    assert flow.name == "example.org"
+    program.send(first)
+    bench.settle()
+    [flow] = bench.gateway.flows()
+    assert (flow.name, flow.rule) == ("bad.example", "default: deny")
+
+
+def test_a_flow_has_the_name_that_the_rule_is_about(bench: Bench) -> None:
+    bench.gateway.zone.add(Record("first.example", "192.0.2.1"))
+    bench.gateway.zone.add(Record("example.org", "192.0.2.1"))
+    govern(bench, BY_NAME)
+    bench.connect(FAR, 80)
+    bench.settle()
+    [flow] = bench.gateway.flows()
+    assert flow.name == "example.org"
+
+
 def test_names_without_number_of_one_address_cost_a_flow_no_more_than_a_few(bench: Bench) -> None:
     """As a wildcard of DNS has them; and whoever says its name is found among all of them."""
     govern(bench, Policy.deny().allow("*.example.org", sni=True), first_example_org=FAR)
@@ -981,7 +1005,7 @@ def test_a_new_policy_keeps_the_pins_that_it_would_have_made(bench: Bench) -> No
             if not isinstance(bench.gateway.router.route("udp", key), Refusal):
                 found.append(address)
         assert found == passes
-    assert len(bench.gateway.enforcer.pins or ()) == 1
+    assert len(bench.gateway.enforcer.pins) == 1
 
 
 def test_names_of_ours_need_no_query(bench: Bench) -> None:

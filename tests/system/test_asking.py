@@ -10,6 +10,7 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import NoReturn
@@ -326,6 +327,20 @@ async def test_who_blocks_the_event_loop_says_no_and_delays_nobody(driver: Drive
             assert await outcome(sock) == errno.EHOSTUNREACH
             assert (await net.stack.stats())["flows_asked"] == 0
             assert await net.stack.flows() == ()
+
+
+@pytest.mark.parametrize("driver", ["loop"])
+@bounded
+async def test_who_blocks_the_loop_that_is_the_engines_too_says_no_all_the_same(driver: DriverName) -> None:
+    async def block(_: FlowRequest) -> bool:
+        time.sleep(0.1)  # noqa: ASYNC251 - that is what is tested
+        return True
+
+    with tcp_server(echo) as port:
+        async with network(driver, block, timeout=0.05) as net:
+            with await dial(net.namespace, port) as sock:
+                assert await outcome(sock) == errno.EHOSTUNREACH
+            assert (await net.stack.stats())["flows_asked"] == 0
 
 
 @every_driver

@@ -234,6 +234,7 @@ async def test_the_policy_that_was_set_last_decides_also_if_that_is_cancelled(dr
         async with network(driver, None) as net:
 
             async def decides() -> None:
+                await net.stack.stats()  # what was asked of the engine before this is done
                 assert net.stack.policy is not None
                 with await dial(net.namespace, port) as sock:
                     assert await outcome(sock) == errors[net.stack.policy]

@@ -221,7 +221,9 @@ async def test_a_file_that_blocks_holds_up_nobody(
             async with logged(stack, file):
                 send(guest, syn(ELSEWHERE, 9))
                 await open_flows(stack, guest, 1, 2)
+                taken = anyio.to_thread.current_default_thread_limiter().borrowed_tokens
             os.read(reading, size)  # the thread that writes ends
+            assert taken == 0, "it takes none of the program's threads"
 
 
 @bounded
