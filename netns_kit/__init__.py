@@ -131,6 +131,12 @@ if TYPE_CHECKING:
     from .userstack.events import FlowEvent as FlowEvent
     from .userstack.events import FlowEventKind as FlowEventKind
     from .userstack.events import QueryEvent as QueryEvent
+    from .userstack.serving import FlowAttribute as FlowAttribute
+    from .userstack.serving import GuestDatagrams as GuestDatagrams
+    from .userstack.serving import GuestServer as GuestServer
+    from .userstack.serving import GuestStream as GuestStream
+    from .userstack.serving import TcpGuestHandler as TcpGuestHandler
+    from .userstack.serving import UdpGuestHandler as UdpGuestHandler
     from .userstack.userstack import UserStack as UserStack
 
 __version__ = "0.1.0"
@@ -178,6 +184,9 @@ _HOMES = {
     "uplink.flow": "Endpoint Flow Target Way",
     "uplink.uplink": "UdpFiltering UdpPorts Uplink",
     "userstack.events": "Event FlowEvent FlowEventKind QueryEvent",
+    "userstack.serving": (
+        "FlowAttribute GuestDatagrams GuestServer GuestStream TcpGuestHandler UdpGuestHandler"
+    ),
     "userstack.userstack": "UserStack",
 }
 

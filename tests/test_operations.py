@@ -52,12 +52,13 @@ def test_every_feature_is_there() -> None:
         "Asking",
         "Forwards",
         "Events",
+        "Serving",
     }
     alone = {name for name, each in OPERATIONS.items() if join_of(each) is None}
     assert alone == {
         "Forwards.add", "Forwards.adopt", "Forwards.disown", "Forwards.list", "Forwards.list_all", "Forwards.remove",
         "Forwards.remove_all", "Forwards.reverse", "Gateway.names", "Leasing.leases", "Leasing.reserve",
-        "Leasing.revoke", "Zone.records",
+        "Leasing.revoke", "Serving.accept", "Serving.connect", "Zone.records",
     }  # fmt: skip
 
 

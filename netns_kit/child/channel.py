@@ -10,6 +10,7 @@ more is an error, and they are closed.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from array import array
@@ -65,7 +66,7 @@ class Channel:
         sock.setblocking(False)
         self.socket = sock
         self.ended = False
-        self._waiting: deque[bytes] = deque()
+        self._waiting: deque[tuple[bytes, socket.socket | None]] = deque()
         self._parts: list[bytes] = []
         self._fds: list[int] = []
 
@@ -78,28 +79,48 @@ class Channel:
         """Whether something waits for the descriptor to become writable; then call `flush`."""
         return bool(self._waiting)
 
-    def send(self, message: bytes) -> None:
+    def send(self, message: bytes, sock: socket.socket | None = None) -> None:
         """Send a message as soon as the socket takes it.
+
+        Args:
+            message: The message.
+            sock: A socket that goes with it; it is closed here when it has been sent.  Where the kernel has no room
+                for descriptors on their way, the message arrives without it.
 
         Raises:
             ValueError: It is longer than `MESSAGE_MAX`.
         """
         if len(message) > MESSAGE_MAX:
             raise ValueError(f"a message of {len(message)} bytes: the most is {MESSAGE_MAX}")
-        self._waiting.extend(records(message))
+        first, *others = records(message)
+        self._waiting.append((first, sock))
+        self._waiting.extend((each, None) for each in others)
         self.flush()
 
     def flush(self) -> None:
         """Send what waits, as far as the socket takes it.  To an end that has gone it is lost."""
         while self._waiting:
+            record, sock = self._waiting[0]
             try:
-                send_record(self.socket, self._waiting[0])
+                send_record(self.socket, record, () if sock is None else (sock.fileno(),))
             except BlockingIOError:
                 return
-            except OSError:  # whoever receives will see that it has ended
-                self._waiting.clear()
+            except OSError as error:
+                if sock is not None and error.errno == errno.ETOOMANYREFS:
+                    self._waiting[0] = record, None
+                    sock.close()
+                    continue
+                self._drop_waiting()  # whoever receives will see that it has ended
                 return
             self._waiting.popleft()
+            if sock is not None:
+                sock.close()
+
+    def _drop_waiting(self) -> None:
+        while self._waiting:
+            _, sock = self._waiting.popleft()
+            if sock is not None:
+                sock.close()
 
     def receive(self) -> bytes | None:
         """Take the next whole message, which comes without descriptors, as `receive_with` does."""
@@ -183,3 +204,4 @@ class Channel:
         """Close; what waits is lost."""
         self.socket.close()
         self._drop_fds()
+        self._drop_waiting()

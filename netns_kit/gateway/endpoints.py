@@ -15,7 +15,8 @@ The policy is not asked, as it is not for ARP: the datagram does not leave the l
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from ipaddress import ip_address
+from typing import Any, Literal, TypeVar
 
 from netns_kit.arguments import Address
 from netns_kit.errors import PortInUseError
@@ -58,7 +59,7 @@ class Endpoints:
         Raises:
             PortInUseError: There is a handler for that address and port.
         """
-        _register(self._tcp, "tcp", address, port, handler)
+        _register(self._tcp, "tcp", address.packed, port, handler)
 
     def serve_udp(self, address: Address, port: int, handler: UdpHandler) -> None:
         """Register a handler for the UDP flows that the guest opens to an address and port.
@@ -66,7 +67,31 @@ class Endpoints:
         Raises:
             PortInUseError: There is a handler for that address and port.
         """
-        _register(self._udp, "udp", address, port, handler)
+        _register(self._udp, "udp", address.packed, port, handler)
+
+    def add(self, transport: Literal["tcp", "udp"], address: bytes, port: int, handler: Any) -> None:
+        """Register a handler for a while, for the flows of a transport to a packed address and port.
+
+        Args:
+            transport: The transport.
+            address: The address; empty: any.  A handler of one address has its flows rather than this one.
+            port: The port.
+            handler: A `TcpHandler` or a `UdpHandler`.
+
+        Raises:
+            PortInUseError: There is a handler for that address and port.
+        """
+        if not address:  # nobody else pays for looking twice
+            self._tcp, self._udp = ByPort(self._tcp), ByPort(self._udp)
+        _register(self._tcp if transport == "tcp" else self._udp, transport, address, port, handler)
+
+    def discard(self, transport: Literal["tcp", "udp"], address: bytes, port: int) -> None:
+        """Undo `add`."""
+        del (self._tcp if transport == "tcp" else self._udp)[address, port]
+
+    def addresses(self) -> frozenset[bytes]:
+        """Return the packed addresses that have a handler."""
+        return frozenset(address for address, _ in (*self._tcp, *self._udp) if address)
 
     def serve_link(self, port: int, service: LinkService) -> None:
         """Register a service for the datagrams to a UDP port of ours, of a group or of all.  They open no flow."""
@@ -99,12 +124,21 @@ def destination_of(key: bytes) -> Destination:
     return names.remote, names.remote_port
 
 
+class ByPort(dict[Destination, Handler]):
+    """Handlers, some of which have a port of any address."""
+
+    def get(self, at: Destination, default: Any = None) -> Any:
+        """Return the handler of an address and port, or that of the port."""
+        return super().get(at) or super().get((b"", at[1]), default)
+
+
 def _register(
-    handlers: dict[Destination, Handler], protocol: str, address: Address, port: int, handler: Handler
+    handlers: dict[Destination, Handler], protocol: str, address: bytes, port: int, handler: Handler
 ) -> None:
-    at = address.packed, port
+    at = address, port
     if at in handlers:
+        where = ip_address(address) if address else "any address,"
         raise PortInUseError(
-            f"{address} port {port}/{protocol} has a handler already", fix="choose another port"
+            f"{where} port {port}/{protocol} has a handler already", fix="choose another port"
         )
     handlers[at] = handler

@@ -3,9 +3,9 @@
 Every frame that we send is passed to `emit`, as one or more buffers that are lent for the duration of the call.  If
 the link address of a destination is unknown, it is asked for, and a few frames wait until it is known.
 
-We answer for our own addresses and for no others.  That holds for every sender: also for a host that wants to take
-such an address, and thus learns that it is in use (RFC 4862 5.4).  Known link addresses of the guest are not probed,
-because the guest tells them again with every flow.
+We answer for our own addresses, for those that something is served at (`Link.served`), and for no others.  That holds
+for every sender: also for a host that wants to take such an address, and thus learns that it is in use (RFC 4862
+5.4).  Known link addresses of the guest are not probed, because the guest tells them again with every flow.
 
 Behind the guest there may be other links with a smaller MTU, which routers report (RFC 1191, RFC 8201).  This MTU is
 kept by address, for as many addresses as there may be neighbours.
@@ -36,6 +36,8 @@ RESOLUTION = 3.0  # seconds that frames wait for a link address; kernels ask thr
 class Link:
     """Our end of the link.  `own` are our packed addresses, with the gateway's first in each family.
 
+    `served` are other packed addresses that we answer for: the guest may take them for neighbours.
+
     `version` is incremented with each link address or MTU that is learnt.  Header templates then look up theirs
     again.
     """
@@ -54,6 +56,7 @@ class Link:
         "mtu",
         "offloads",
         "own",
+        "served",
         "timer_at",
         "timer_entry",
         "version",
@@ -77,6 +80,7 @@ class Link:
         self.offloads = offloads
         self.version = 0
         self.own = own
+        self.served: frozenset[bytes] = frozenset()
         self.link_local = next((each for each in own if ip.is_link_local(each)), b"")
         self._neighbours: dict[bytes, bytes] = {}
         self._paths: dict[bytes, int] = {}  # MTUs that are smaller than the link's, by address
@@ -194,7 +198,8 @@ class Link:
     def arp_arrives(self, frame: memoryview, *, answered: bool = False) -> None:
         """Learn the sender's link address, and answer a request for an address of ours, unless it is `answered`."""
         packet = arp.parse(frame)
-        if packet.target in self.own and packet.operation == arp.REQUEST and not answered:
+        is_ours = packet.target in self.own or packet.target in self.served
+        if is_ours and packet.operation == arp.REQUEST and not answered:
             reply = arp.Arp(arp.REPLY, self.mac, packet.target, packet.sender_mac, packet.sender)
             self._send_arp(packet.sender_mac, reply)
         if packet.sender != IPV4.unspecified:  # a probe of RFC 5227 has no sender yet
@@ -225,7 +230,7 @@ class Link:
             raise BadPacket("ndp-probe")
         if not is_probe and not ip.is_unicast(source):
             raise BadPacket("ndp-source")
-        if target not in self.own:
+        if target not in self.own and target not in self.served:
             return
         flags, to, mac = ndp.ROUTER | ndp.OVERRIDE, ndp.ALL_NODES, ndp.group_mac(ndp.ALL_NODES)
         if not is_probe:

@@ -14,11 +14,12 @@ from netns_kit.forwarder.forwards import Forwards
 from netns_kit.gateway.asking import Asking
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.leasing import Leasing
+from netns_kit.gateway.serving import Serving
 from netns_kit.operations import operations_of
 
 from .events import Events
 
-OPERATIONS = operations_of(Gateway, Leasing, Zone, Asking, Forwards, Events)
+OPERATIONS = operations_of(Gateway, Leasing, Zone, Asking, Forwards, Events, Serving)
 """The operations by name."""
 
 
@@ -35,7 +36,10 @@ class Control:
         self.forwards = Forwards(gateway)
         self.events = Events(gateway, tell)
         gateway.asking.tell = tell
-        features = (gateway, gateway.leasing, gateway.zone, gateway.asking, self.forwards, self.events)
+        self.serving = Serving(gateway, tell)
+        features = (
+            gateway, gateway.leasing, gateway.zone, gateway.asking, self.forwards, self.events, self.serving
+        )  # fmt: skip
         self._features: dict[str, object] = {type(each).__name__: each for each in features}
 
     def do(self, name: str, *arguments: object) -> Any:
@@ -51,5 +55,6 @@ class Control:
     def close(self) -> None:
         """Close all listeners, connections and sockets."""
         self.events.close()
+        self.serving.close()
         self.forwards.close()
         self.gateway.close()

@@ -6,8 +6,9 @@ A `UserStack` has either a `LocalStack` or `Workers`, and uses both in the same 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from netns_kit.gateway.engine import Engine
 from netns_kit.gateway.gateway import Gateway
@@ -15,6 +16,9 @@ from netns_kit.gateway.setup import Setup
 
 from .control import Control
 from .drivers import Driver, driver_named
+
+if TYPE_CHECKING:
+    import socket
 
 T = TypeVar("T")
 
@@ -56,6 +60,30 @@ class LocalStack:
             StackClosed: The stack is not driven any more.  Other errors are those of the operation.
         """
         return cast("T", await self.driver.call(lambda: self._control.do(operation.__qualname__, *arguments)))
+
+    async def ask_with(
+        self, sock: socket.socket, flow: int | None, operation: Callable[..., T], *arguments: object
+    ) -> T:
+        """Have `Control` do an operation with a socket, which is this object's from now on.
+
+        Args:
+            sock: The socket.
+            flow: The flow that it is about, if any.  One stack has all flows.
+            operation: The operation.
+            arguments: Its other arguments.
+
+        Raises:
+            StackClosed: The stack is not driven any more.  Other errors are those of the operation.
+        """
+        box = [sock]  # whoever takes it out has it: the engine, or this if the engine does not come to it
+        done = operation.__qualname__
+        try:
+            return cast("T", await self.driver.call(lambda: self._control.do(done, *arguments, box.pop())))
+        except BaseException:
+            while box:
+                with suppress(IndexError):
+                    box.pop().close()
+            raise
 
     async def close(self) -> None:
         """Close the gateway and the engine, when nothing drives the engine any more."""

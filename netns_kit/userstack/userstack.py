@@ -23,7 +23,14 @@ from netns_kit.dhcp import Lease, StaticLease
 from netns_kit.dns import Record, Zone
 from netns_kit.dns.records import as_text
 from netns_kit.domain_names import to_text, to_wire
-from netns_kit.errors import FeatureUnavailable, NetnsKitError, NotFound, StackClosed, SysctlError
+from netns_kit.errors import (
+    ArgumentTypeError,
+    FeatureUnavailable,
+    NetnsKitError,
+    NotFound,
+    StackClosed,
+    SysctlError,
+)
 from netns_kit.forwarder.forwarder import CLOSING_SECONDS
 from netns_kit.frozen import replace
 from netns_kit.gateway.asking import FlowRequest, OnFlow
@@ -47,6 +54,8 @@ if TYPE_CHECKING:
 
     from netns_kit.policy.policy import Policy
 
+    from .serving import GuestServer, GuestStream, Servers, TcpGuestHandler, UdpGuestHandler
+
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 _numbers = count()
@@ -63,6 +72,10 @@ class Runner(Protocol):
     async def ready(self) -> None: ...
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T: ...
+
+    async def ask_with(
+        self, sock: socket.socket, flow: int | None, operation: Callable[..., T], *arguments: object
+    ) -> T: ...
 
     async def close(self) -> None: ...
 
@@ -120,6 +133,7 @@ class UserStack(Openable):
         self._runner: Runner | None = None
         self._passing: socket.socket | None = None
         self._news: dict[int, Settable] = {}
+        self._servers: Servers | None = None  # once there are such
 
     @property
     def subnet(self) -> Subnet:
@@ -367,6 +381,101 @@ class UserStack(Openable):
         """
         return await self.ask(Zone.records)
 
+    async def serve_tcp(
+        self, address: AddressLike | None, port: int, handler: TcpGuestHandler
+    ) -> GuestServer:
+        """Answer the connections that the namespace opens to an address and port, by a function of the caller's.
+
+        No socket of the host is used, and nothing leaves.  The uplink's function, if its policy is one, is told of
+        each connection by `Flow.served`, and may refuse it.
+
+        Args:
+            address: Any address that the namespace can send to, also the gateway's; None: every one that has no
+                handler of its own for the port.
+            port: The port.
+            handler: An async function, called with a `GuestStream` for each connection, many at a time.  When it
+                returns, the connection is closed.  If it raises, the connection is reset, and the error logged.
+
+        Returns:
+            The server, which answers until its `aclose`: `async with await stack.serve_tcp(...)`.
+
+        Raises:
+            AddressError: The namespace sends nothing to that address.
+            ArgumentError, ArgumentTypeError: An argument that cannot be used.
+            PortInUseError: The address and port have a handler.
+            StackClosed: The stack is not open.
+
+        Cancellation: Nothing is served, or the call completes.
+        """
+        return await self._serve("tcp", address, port, handler)
+
+    async def serve_udp(
+        self, address: AddressLike | None, port: int, handler: UdpGuestHandler
+    ) -> GuestServer:
+        """Answer the datagrams that the namespace sends to an address and port, by a function of the caller's.
+
+        Args:
+            address: As for `serve_tcp`.
+            port: The port.
+            handler: An async function, called with a `GuestDatagrams` for each flow, many at a time.  When it returns
+                or raises, the flow is forgotten, and the next datagram opens a new one.
+
+        Raises:
+            AddressError, ArgumentError, ArgumentTypeError, PortInUseError, StackClosed: As for `serve_tcp`.
+
+        Cancellation: Nothing is served, or the call completes.
+        """
+        return await self._serve("udp", address, port, handler)
+
+    async def _serve(
+        self, transport: Literal["tcp", "udp"], address: AddressLike | None, port: int, handler: object
+    ) -> GuestServer:
+        where = None if address is None else arguments.address(address)
+        arguments.port("port", port, 1)
+        if not callable(handler):
+            fix = "write `async def handler(stream)`"
+            raise ArgumentTypeError("expected an async function", "handler", arguments.shown(handler), fix)
+        return await self._serving().serve(transport, where, port, handler)
+
+    async def connect_tcp(
+        self, address: AddressLike | None, port: int, *, source: AddressLike | None = None
+    ) -> GuestStream:
+        """Open a connection to a server in the namespace, through the stack and without a socket of the host.
+
+        Args:
+            address: An address of the namespace; None: `Subnet.guest`.
+            port: The port.
+            source: The address that the server sees as its client's, of the same family; None: the gateway's.
+
+        Raises:
+            ConnectionRefusedError: Nothing listens there.
+            TimeoutError: Nothing in the namespace answers.
+            AddressError: The namespace cannot have the address, or no client the source.
+            ArgumentError, ArgumentTypeError: An argument that cannot be used.
+            OSError: There is no room for the connection.
+            StackClosed: The stack is not open, or is closed meanwhile.
+
+        Cancellation: There is no connection.
+        """
+        where = self.subnet.guest if address is None else arguments.address(address)
+        arguments.port("port", port, 1)
+        client = None if source is None else arguments.address(source, "source", version=where.version)
+        servers = self._serving()
+        with self.supervisor.guarding():
+            return await servers.connect(where, port, client)
+
+    def _serving(self) -> Servers:
+        """Return what serves flows on this side; it is started if it is not there yet."""
+        self.supervisor.check()
+        if self._servers is None:
+            from .serving import Servers  # few need it
+
+            self._servers = Servers(self)
+            number = next(_numbers)
+            self._news[number] = self._servers
+            self.supervisor.start(self._servers.run, number)
+        return self._servers
+
     async def events(self, *, processes: bool = False) -> AsyncGenerator[Event, None]:
         """Yield what happens to flows, and what the policy refuses, from the first `anext` on, until the stack is
         closed.
@@ -494,6 +603,33 @@ class UserStack(Openable):
             if self._runner is None:
                 raise StackClosed("the stack is not open yet", fix="await its open() first")
             return await self._runner.ask(operation, *arguments)
+
+    async def ask_with(
+        self, sock: socket.socket, flow: int | None, operation: Callable[..., T], *arguments: object
+    ) -> T:
+        """Have the stack do an operation with a socket, which is the stack's from now on.
+
+        Args:
+            sock: The socket.
+            flow: The number of the flow that it is about, if it is about one.
+            operation: A method that is marked as one.
+            arguments: What it is called with, before the socket.
+
+        Raises:
+            StackClosed: The stack is not open.
+
+        Other errors are those of the operation, and what has ended the stack.
+
+        Cancellation: The operation may have been done.
+        """
+        try:
+            self.supervisor.check()
+        except NetnsKitError:
+            sock.close()
+            raise
+        with self.supervisor.guarding():
+            assert self._runner is not None, "it is open"
+            return await self._runner.ask_with(sock, flow, operation, *arguments)
 
 
 class _Follower:

@@ -160,3 +160,26 @@ def test_waiting_blocks_until_there_is_a_message(ends: tuple[Channel, Channel]) 
     assert there.receive() is None, "it does not block any more"
     here.shutdown()
     assert there.wait() is None
+
+
+def test_a_socket_goes_with_its_message(ends: tuple[Channel, Channel]) -> None:
+    here, there = ends
+    for size in (1, 3 * RECORD):
+        near, far = socket.socketpair()
+        with near:
+            here.send(b"x" * size, far)
+            while (received := there.receive_with(1)) is None:
+                here.flush()
+            assert far.fileno() < 0, "it is closed here"
+            with socket.socket(fileno=received[1][0]) as other:
+                other.sendall(b"hello")
+                assert near.recv(9) == b"hello"
+
+
+def test_a_socket_that_is_not_sent_is_closed(ends: tuple[Channel, Channel]) -> None:
+    here, there = ends
+    there.close()
+    near, far = socket.socketpair()
+    here.send(b"gone", far)
+    near.close()
+    assert far.fileno() < 0

@@ -30,6 +30,7 @@ from netns_kit import (
 from netns_kit.child.codec import DecodeError, Failure, decode, dump, encode, load
 from netns_kit.dhcp import Lease
 from netns_kit.dns import Record
+from netns_kit.gateway.serving import Ended, EndingSeen, Opened
 from netns_kit.operations import types_of
 from netns_kit.uplink.flow import Endpoint
 from netns_kit.userstack.control import OPERATIONS
@@ -92,6 +93,9 @@ leases = st.builds(
 records = st.builds(
     Record, st.sampled_from(["db.internal", "*.internal"]), addresses.map(str), ttl=st.integers(0, 1000)
 )
+served = st.builds(
+    Opened, st.integers(), st.integers(), endpoints, endpoints, st.none() | st.text()
+) | st.builds(Ended, st.integers(), st.integers(), st.sampled_from(get_args(EndingSeen)))
 VALUES: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (tuple[FlowInfo, ...], st.lists(flows).map(tuple)),
     (PortForward, forwards),
@@ -102,6 +106,7 @@ VALUES: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (tuple[FlowEvent | QueryEvent, ...], st.lists(events).map(tuple)),
     (tuple[FlowRequest | int, ...], st.lists(questions | st.integers()).map(tuple)),
     (bool | Refusal | Endpoint, st.booleans() | st.sampled_from(Refusal) | endpoints),
+    (tuple[Opened | Ended, ...], st.lists(served).map(tuple)),
     (tuple[Lease, ...], st.lists(leases).map(tuple)),
     (dict[str, int], st.dictionaries(st.text(), st.integers())),
     (tuple[Record, ...], st.lists(records).map(tuple)),

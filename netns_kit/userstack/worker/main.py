@@ -12,7 +12,7 @@ Its messages are never pickled: see `netns_kit.child.codec`.  A message is a pai
     news      the number of a subscriber that has events to take
     failed    the exception that ends the worker
 
-A question is the name of an operation of `Control`, and its arguments.
+A question is the name of an operation of `Control`, and its arguments.  A socket may come with it.
 
 Death.  The worker ends when the channel ends or the owner ends, and resets all connections.  Both are needed: a fork
 of the owner may hold a copy of the channel.  PR_SET_PDEATHSIG would not do, because it follows the thread that has
@@ -113,8 +113,8 @@ class ControlServer:
 
     def _on_channel(self, _: int) -> None:
         self._channel.flush()
-        while (question := self._channel.receive()) is not None:
-            self._answer(question)
+        while (asked := self._channel.receive_with(1)) is not None:
+            self._answer(*asked)
         self._watch_channel()
         if self._channel.ended:
             self.stopping = True
@@ -125,11 +125,12 @@ class ControlServer:
             self._events = events
             self._engine.modify(self._channel.fileno(), events)
 
-    def _answer(self, question: bytes) -> None:
+    def _answer(self, question: bytes, fds: list[int]) -> None:
         try:
             name, arguments = load(tuple[str, tuple[Any, ...]], question)
+            given = [socket.socket(fileno=fd) for fd in fds]
             kinds, _ = types_of(OPERATIONS[name])
-            result = self.control.do(name, *map(decode, kinds, arguments))
+            result = self.control.do(name, *map(decode, kinds, arguments), *given)
             self._channel.send(dump(("result", result)))
         except Exception as error:
             self._channel.send(dump(("error", Failure.of(error))))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import anyio
 
@@ -23,6 +23,9 @@ from netns_kit.gateway.worker_links import WorkerLinks, connect
 from netns_kit.operations import join_of
 
 from .owner import WorkerProcess
+
+if TYPE_CHECKING:
+    import socket
 
 T = TypeVar("T")
 
@@ -93,6 +96,27 @@ class Workers:
             await self._ended.wait()  # `run` raises the reason first
             raise
         return answers[0] if join is None else cast("T", join(answers))
+
+    async def ask_with(
+        self, sock: socket.socket, flow: int | None, operation: Callable[..., T], *arguments: object
+    ) -> T:
+        """Have an operation done with a socket, which is this object's from now on.
+
+        Args:
+            sock: The socket.
+            flow: The flow that it is about, whose worker is asked; None: the first one is.
+            operation: The operation.
+            arguments: Its other arguments.
+
+        If cancelled, it is done all the same.  Raises what `WorkerProcess.ask` raises.
+        """
+        at = 0 if flow is None else (flow - 1) % len(self.processes)  # as flows are numbered
+        try:
+            answer = await self.processes[at].put(operation, *arguments, sock=sock).answer()
+        except StackClosed:
+            await self._ended.wait()  # `run` raises the reason first
+            raise
+        return cast("T", answer)
 
     async def close(self) -> None:
         """End the workers, as `WorkerProcess.close` does."""

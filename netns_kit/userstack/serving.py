@@ -1,0 +1,511 @@
+"""Serving, on the caller's side: handlers of the guest's flows, and connections to the guest.
+
+Each flow is one end of a pair of unix sockets, whose other end the engine carries (`netns_kit.gateway.serving`).  So
+a handler that does not read holds up its guest, and one that is cancelled resets its connection.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from itertools import count
+from types import TracebackType
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+
+import anyio
+from anyio.abc import ByteStream, SocketAttribute, TaskGroup, UnreliableObjectStream
+from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled
+from typing_extensions import Self
+
+from netns_kit.arguments import Address
+from netns_kit.errors import NetnsKitError
+from netns_kit.gateway.gateway import Gateway
+from netns_kit.gateway.serving import DATAGRAM, LONGEST, Ended, EndingSeen, Opened, Serving
+from netns_kit.uplink.flow import Endpoint
+
+FLOWS_MOST = 256  # of a handler at a time: the others wait, with their SYN on hold
+LONGEST_PAYLOAD = 65507  # of a UDP datagram over IPv4
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+_numbers = count(1)
+
+
+class FlowAttribute(anyio.TypedAttributeSet):
+    """The attributes of a `GuestStream` and of `GuestDatagrams`, for `extra`."""
+
+    flow_id: int = anyio.typed_attribute()
+    """Number of the flow, see `FlowInfo.id`."""
+    local: Endpoint = anyio.typed_attribute()
+    """Address and port of this end: what the guest has dialled, or what it sees as its client."""
+    remote: Endpoint = anyio.typed_attribute()
+    """The guest's end."""
+    name: str | None = anyio.typed_attribute()
+    """The name of `local`: of a record of ours, or the one that our DNS has answered the guest; None: unknown."""
+
+
+class Asked(Protocol):
+    """What is needed of a stack."""
+
+    async def ask(self, operation: Callable[..., T], *arguments: object) -> T: ...
+
+    async def ask_with(
+        self, sock: socket.socket, flow: int | None, operation: Callable[..., T], *arguments: object
+    ) -> T: ...
+
+
+class _Flow:
+    """A flow that a handler has, or will have."""
+
+    def __init__(self, opened: Opened) -> None:
+        self.opened = opened
+        self.scope = anyio.CancelScope()
+        self.is_carried = False
+        self.ended = anyio.Event()
+        self.why: EndingSeen | None = None
+
+    def end(self, why: EndingSeen) -> None:
+        self.why = why
+        self.ended.set()
+        if not self.is_carried:
+            self.scope.cancel()
+
+    @property
+    def attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        opened = self.opened
+        local, remote = opened.remote, opened.guest
+        family = socket.AF_INET if local.address.version == 4 else socket.AF_INET6
+        return {
+            SocketAttribute.family: lambda: family,
+            SocketAttribute.local_address: lambda: (str(local.address), local.port),
+            SocketAttribute.local_port: lambda: local.port,
+            SocketAttribute.remote_address: lambda: (str(remote.address), remote.port),
+            SocketAttribute.remote_port: lambda: remote.port,
+            FlowAttribute.flow_id: lambda: opened.id,
+            FlowAttribute.local: lambda: local,
+            FlowAttribute.remote: lambda: remote,
+            FlowAttribute.name: lambda: opened.name,
+        }
+
+
+class _End:
+    """One end of a pair, which nothing reads ahead, so that what nobody takes holds up the other end."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+
+    def checked(self) -> socket.socket:
+        """Return the socket.
+
+        Raises:
+            anyio.ClosedResourceError: It is closed.
+        """
+        if self._socket.fileno() < 0:
+            raise anyio.ClosedResourceError
+        return self._socket
+
+    async def receive(self, size: int) -> bytes:
+        return await self._do(lambda: self.checked().recv(size), anyio.wait_readable)
+
+    async def send(self, data: bytes | memoryview) -> int:
+        return await self._do(lambda: self.checked().send(data), anyio.wait_writable)
+
+    async def _do(self, function: Callable[[], T], ready: Callable[[socket.socket], Awaitable[None]]) -> T:
+        await checkpoint_if_cancelled()
+        while True:
+            try:
+                done = function()
+            except BlockingIOError:
+                await ready(self._socket)
+            except OSError as error:
+                raise anyio.BrokenResourceError from error
+            else:
+                await cancel_shielded_checkpoint()
+                return done
+
+    async def aclose(self) -> None:
+        if self._socket.fileno() >= 0:
+            anyio.notify_closing(self._socket)
+            self._socket.close()
+        await checkpoint()
+
+
+class GuestStream(ByteStream):
+    """A TCP connection with a program in the namespace, as a stream of bytes.
+
+    Halves are closed one by one (`send_eof`).  If the guest resets the connection, receiving and sending raise
+    `anyio.BrokenResourceError`.  Closing the stream while there are unread bytes resets the connection, as the kernel
+    does.  For its attributes see `FlowAttribute`; those of anyio's `SocketAttribute` are there too, but for the
+    socket.  Handlers of `UserStack.serve_tcp` get it, and `UserStack.connect_tcp` returns it.
+
+    Args:
+        flow: The flow that it belongs to.
+        sock: The end of the pair.
+    """
+
+    def __init__(self, flow: _Flow, sock: socket.socket) -> None:
+        self._flow = flow
+        self._end = _End(sock)
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        return self._flow.attributes
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        """Return the next bytes, as soon as there are any.
+
+        Args:
+            max_bytes: How many there are at most.
+
+        Raises:
+            anyio.EndOfStream: The guest has sent all that it wanted to send.
+            anyio.BrokenResourceError: The connection was reset, or has ended in another way before that.
+            anyio.ClosedResourceError: The stream is closed.
+
+        Cancellation: Nothing is lost.
+        """
+        data = await self._end.receive(max_bytes)
+        if not data:
+            if self._is_gone():
+                await self._flow.ended.wait()  # which it has: the engine tells how
+                if self._flow.why != "finished":
+                    raise anyio.BrokenResourceError
+            raise anyio.EndOfStream
+        return data
+
+    def _is_gone(self) -> bool:
+        """Return whether the engine's end is closed, or both directions are."""
+        poll = select.poll()
+        poll.register(self._end.checked(), 0)
+        return any(events & select.POLLHUP for _, events in poll.poll(0))
+
+    async def send(self, item: bytes) -> None:
+        """Send bytes, as fast as the guest takes them.
+
+        Args:
+            item: The bytes.
+
+        Raises:
+            anyio.BrokenResourceError: The connection was reset.
+            anyio.ClosedResourceError: The stream is closed, or its end was sent.
+
+        Cancellation: Some of them may have been sent.
+        """
+        view = memoryview(item)
+        while view:
+            view = view[await self._end.send(view) :]
+
+    async def send_eof(self) -> None:
+        """Send the end: the guest may still send.
+
+        Cancellation: It may have been sent.
+        """
+        await checkpoint()
+        with suppress(OSError):  # the engine's end is closed
+            self._end.checked().shutdown(socket.SHUT_WR)
+
+    async def aclose(self) -> None:
+        """Close the connection.  Calling it again is allowed.
+
+        Cancellation: The connection is closed all the same.
+        """
+        await self._end.aclose()
+
+
+class GuestDatagrams(UnreliableObjectStream[bytes]):
+    """A UDP flow of the guest, as a stream of datagrams.  It ends when the flow has been idle for its lifetime.
+
+    What is not received in time is dropped when there is no more room.  For its attributes see `FlowAttribute`.
+
+    Args:
+        flow: The flow that it belongs to.
+        sock: The end of the pair.
+    """
+
+    def __init__(self, flow: _Flow, sock: socket.socket) -> None:
+        self._flow = flow
+        self._end = _End(sock)
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        return self._flow.attributes
+
+    async def receive(self) -> bytes:
+        """Return the next datagram, as soon as there is one.
+
+        Raises:
+            anyio.EndOfStream: The flow has ended.
+            anyio.BrokenResourceError: The stack has ended.
+            anyio.ClosedResourceError: This was closed.
+
+        Cancellation: Nothing is lost.
+        """
+        record = await self._end.receive(LONGEST)
+        if not record:
+            raise anyio.EndOfStream
+        return record[len(DATAGRAM) :]
+
+    async def send(self, item: bytes) -> None:
+        """Send a datagram to the guest.
+
+        Args:
+            item: Its payload, of 65507 bytes at most.
+
+        Raises:
+            anyio.BrokenResourceError: The flow has ended.
+            anyio.ClosedResourceError: This was closed.
+            OSError: The payload is too long.
+
+        Cancellation: It was not sent.
+        """
+        if len(item) > LONGEST_PAYLOAD:
+            raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
+        await self._end.send(DATAGRAM + item)
+
+    async def aclose(self) -> None:
+        """Forget the flow.  Calling this again is allowed.
+
+        Cancellation: The flow is forgotten all the same.
+        """
+        await self._end.aclose()
+
+
+TcpGuestHandler: TypeAlias = Callable[[GuestStream], Awaitable[object]]
+"""A function that serves one connection.  When it returns, the connection is closed; if it raises, it is reset."""
+UdpGuestHandler: TypeAlias = Callable[[GuestDatagrams], Awaitable[object]]
+"""A function that serves one UDP flow.  When it returns, the flow is forgotten."""
+
+
+class GuestServer:
+    """An address and port that this process answers, until `aclose`; `async with` calls that.
+
+    Args:
+        servers: All that the stack has.
+        number: The number under which the stack has this one.
+        transport: "tcp" or "udp".
+        address: The address; None: any.
+        port: The port.
+        handler: The function that serves a flow.
+
+    Attributes:
+        address: The address; None: any.
+        port: The port.
+        transport: "tcp" or "udp".
+    """
+
+    def __init__(
+        self,
+        servers: Servers,
+        number: int,
+        transport: Literal["tcp", "udp"],
+        address: Address | None,
+        port: int,
+        handler: Any,
+    ) -> None:
+        self.address = address
+        self.port = port
+        self.transport = transport
+        self._servers = servers
+        self._number = number
+        self._handler = handler
+        self._room = anyio.Semaphore(FLOWS_MOST)
+        self._flows: set[_Flow] = set()
+        self._nobody_left = anyio.Event()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Serve no more: the handlers are cancelled and their connections reset, and the port is free.
+
+        Calling it again is allowed, also when the stack has been closed.
+
+        Cancellation: It serves no more, but handlers may still be on their way out.
+        """
+        await self._servers.stop(self._number, self)
+
+
+class _Connecting:
+    """A connection to the guest that is not decided yet."""
+
+    def __init__(self) -> None:
+        self.decided = anyio.Event()
+        self.flow: _Flow | None = None
+        self.why: EndingSeen | None = None
+
+
+class Servers:
+    """The caller's side of all flows of one stack that end in this process.
+
+    Args:
+        stack: The stack.
+    """
+
+    def __init__(self, stack: Asked) -> None:
+        self._stack = stack
+        self._news = anyio.Event()
+        self._services: dict[int, GuestServer | _Connecting] = {}
+        self._flows: dict[int, _Flow] = {}
+
+    def set(self) -> None:
+        """Note that something has happened to flows."""
+        self._news.set()
+
+    async def run(self, number: int) -> None:
+        """Serve until this is cancelled, or the stack is closed.
+
+        Args:
+            number: The number by which the stack knows this subscriber.
+        """
+        try:
+            async with anyio.create_task_group() as tasks:
+                with suppress(NetnsKitError):  # the stack has ended, and others tell why
+                    await self._stack.ask(Serving.listen, number)
+                    while True:
+                        for each in await self._stack.ask(Serving.take):
+                            self._take(each, tasks)
+                        await self._news.wait()
+                        self._news = anyio.Event()
+                tasks.cancel_scope.cancel()
+        finally:
+            for flow in self._flows.values():
+                flow.end("closed here")
+            self._flows.clear()
+
+    def _take(self, news: Opened | Ended, tasks: TaskGroup) -> None:
+        service = self._services.get(news.service)
+        if isinstance(news, Ended):
+            if isinstance(service, _Connecting) and service.flow is None:
+                service.why = news.why
+                service.decided.set()
+            elif news.id in self._flows:
+                self._flows.pop(news.id).end(news.why)
+        elif service is not None:
+            flow = self._flows[news.id] = _Flow(news)
+            if isinstance(service, _Connecting):
+                flow.is_carried = True
+                service.flow = flow
+                service.decided.set()
+            else:
+                service._flows.add(flow)
+                tasks.start_soon(self._serve, service, flow)
+
+    # -- flows of the guest ---------------------------------------------------------------------------
+
+    async def serve(
+        self, transport: Literal["tcp", "udp"], address: Address | None, port: int, handler: Any
+    ) -> GuestServer:
+        """Serve an address and port.  Raises as `UserStack.serve_tcp` does."""
+        number = next(_numbers)
+        server = self._services[number] = GuestServer(self, number, transport, address, port, handler)
+        try:
+            with anyio.CancelScope(shield=True):
+                await self._stack.ask(Serving.serve, number, transport, address, port)
+        except BaseException:
+            del self._services[number]
+            raise
+        return server
+
+    async def stop(self, number: int, server: GuestServer) -> None:
+        """Serve no more, as `GuestServer.aclose` says."""
+        if self._services.pop(number, None) is not None:
+            for flow in server._flows:
+                flow.scope.cancel()
+            with anyio.CancelScope(shield=True), suppress(NetnsKitError):
+                await self._stack.ask(Serving.stop, number)
+        await checkpoint()
+        if server._flows:
+            await server._nobody_left.wait()
+
+    async def _serve(self, server: GuestServer, flow: _Flow) -> None:
+        try:
+            with flow.scope:
+                async with server._room:
+                    await self._handle(server, flow)
+        except NetnsKitError:  # the stack has ended, and others tell why
+            pass
+        except OSError:  # out of descriptors
+            await self._reset(flow.opened.id)
+        finally:
+            server._flows.discard(flow)
+            if not server._flows:
+                server._nobody_left.set()
+                server._nobody_left = anyio.Event()
+
+    async def _handle(self, server: GuestServer, flow: _Flow) -> None:
+        number = flow.opened.id
+        is_tcp = server.transport == "tcp"
+        ours, theirs = _pair(is_tcp)
+        with ours:
+            flow.is_carried = True
+            with anyio.CancelScope(shield=True):
+                if not await self._stack.ask_with(theirs, number, Serving.accept, number):
+                    return
+            stream = GuestStream(flow, ours) if is_tcp else GuestDatagrams(flow, ours)
+            try:
+                await server._handler(stream)
+            except Exception as error:
+                await self._reset(number)
+                if not _is_of_the_peer(error):
+                    logger.exception("the handler of %s has failed", flow.opened.remote)
+            except BaseException:
+                await self._reset(number)
+                raise
+            finally:
+                await stream.aclose()
+
+    async def _reset(self, number: int) -> None:
+        """End a flow; a connection is reset."""
+        with anyio.CancelScope(shield=True), suppress(NetnsKitError):
+            await self._stack.ask(Gateway.end_flow, number)
+
+    # -- connections to the guest ---------------------------------------------------------------------
+
+    async def connect(self, address: Address, port: int, source: Address | None) -> GuestStream:
+        """Open a connection to the guest.  Raises as `UserStack.connect_tcp` does."""
+        number, id = next(_numbers), 0
+        connecting = self._services[number] = _Connecting()
+        ours, theirs = _pair(is_tcp=True)
+        try:
+            with anyio.CancelScope(shield=True):
+                id = await self._stack.ask_with(theirs, None, Serving.connect, number, address, port, source)
+            await connecting.decided.wait()
+            if connecting.flow is None:
+                raise _refusal(connecting.why)
+            return GuestStream(connecting.flow, ours)
+        except BaseException:
+            ours.close()
+            if id and connecting.why is None:
+                await self._reset(id)
+            raise
+        finally:
+            del self._services[number]
+
+
+def _pair(is_tcp: bool) -> tuple[socket.socket, socket.socket]:
+    kind = socket.SOCK_STREAM if is_tcp else socket.SOCK_SEQPACKET
+    return socket.socketpair(socket.AF_UNIX, kind)
+
+
+def _is_of_the_peer(error: BaseException) -> bool:
+    """Return whether a handler has failed since its guest, or the server that it has asked, has gone."""
+    parts = getattr(error, "exceptions", None)  # an ExceptionGroup, or that of Python 3.10
+    if parts:
+        return all(map(_is_of_the_peer, parts))
+    return isinstance(error, anyio.EndOfStream | anyio.BrokenResourceError | ConnectionError)
+
+
+def _refusal(why: EndingSeen | None) -> OSError:
+    number = {"refused": errno.ECONNREFUSED, "timed out": errno.ETIMEDOUT}.get(why or "", errno.ECONNABORTED)
+    return OSError(number, os.strerror(number))
