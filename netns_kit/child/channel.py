@@ -65,7 +65,7 @@ class Channel:
         sock.setblocking(False)
         self.socket = sock
         self.ended = False
-        self._waiting: deque[bytes] = deque()
+        self._waiting: deque[tuple[bytes, Sequence[int]]] = deque()
         self._parts: list[bytes] = []
         self._fds: list[int] = []
 
@@ -78,22 +78,28 @@ class Channel:
         """Whether something waits for the descriptor to become writable; then call `flush`."""
         return bool(self._waiting)
 
-    def send(self, message: bytes) -> None:
+    def send(self, message: bytes, fds: Sequence[int] = ()) -> None:
         """Send a message as soon as the socket takes it.
+
+        Args:
+            message: The message.
+            fds: Descriptors that go with it.  They stay the caller's, who keeps them open until it is sent.
 
         Raises:
             ValueError: It is longer than `MESSAGE_MAX`.
         """
         if len(message) > MESSAGE_MAX:
             raise ValueError(f"a message of {len(message)} bytes: the most is {MESSAGE_MAX}")
-        self._waiting.extend(records(message))
+        first, *rest = records(message)
+        self._waiting.append((first, fds))
+        self._waiting.extend((record, ()) for record in rest)
         self.flush()
 
     def flush(self) -> None:
         """Send what waits, as far as the socket takes it.  To an end that has gone it is lost."""
         while self._waiting:
             try:
-                send_record(self.socket, self._waiting[0])
+                send_record(self.socket, *self._waiting[0])
             except BlockingIOError:
                 return
             except OSError:  # whoever receives will see that it has ended

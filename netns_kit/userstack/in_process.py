@@ -5,7 +5,8 @@ A `UserStack` has either a `LocalStack` or `Workers`, and uses both in the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar, cast
 
@@ -56,6 +57,21 @@ class LocalStack:
             StackClosed: The stack is not driven any more.  Other errors are those of the operation.
         """
         return cast("T", await self.driver.call(lambda: self._control.do(operation.__qualname__, *arguments)))
+
+    async def hand(self, fds: Sequence[Sequence[int]], operation: Callable[..., T], *arguments: object) -> T:
+        """Do as `ask`, and hand copies of descriptors over to the operation.
+
+        Args:
+            fds: The descriptors, which stay the caller's, and open until this returns.
+            operation: The operation.
+            arguments: Its arguments.
+        """
+        given = fds[0]
+
+        def do() -> object:
+            return self._control.do(operation.__qualname__, *arguments, fds=[os.dup(fd) for fd in given])
+
+        return cast("T", await self.driver.call(do))
 
     async def close(self) -> None:
         """Close the gateway and the engine, when nothing drives the engine any more."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import anyio
@@ -117,8 +117,13 @@ class WorkerProcess:
         """
         return cast("T", await self.put(operation, *arguments).answer())
 
-    def put(self, operation: Callable[..., object], *arguments: object) -> Question:
+    def put(self, operation: Callable[..., object], *arguments: object, fds: Sequence[int] = ()) -> Question:
         """Send a question, and return it, so that the caller may wait for its answer later.
+
+        Args:
+            operation: The operation.
+            arguments: Its arguments.
+            fds: Descriptors for the operation, which stay open until there is an answer.
 
         Raises:
             StackClosed: The worker has ended.
@@ -127,7 +132,7 @@ class WorkerProcess:
             raise StackClosed(CLOSED)
         _, answer = types_of(operation)
         question = Question(answer)
-        self._channel.send(dump((operation.__qualname__, arguments)))
+        self._channel.send(dump((operation.__qualname__, arguments)), fds)
         self._pending.append(question)
         if self._channel.backlog:
             self._unsent.set()

@@ -10,7 +10,7 @@ If one worker ends, all are ended.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TypeVar, cast
 
@@ -93,6 +93,27 @@ class Workers:
             await self._ended.wait()  # `run` raises the reason first
             raise
         return answers[0] if join is None else cast("T", join(answers))
+
+    async def hand(self, fds: Sequence[Sequence[int]], operation: Callable[..., T], *arguments: object) -> T:
+        """Do as `ask`, with all workers, and hand copies of descriptors over to each.
+
+        Args:
+            fds: For each worker its descriptors, which stay the caller's, and open until this returns.
+            operation: The operation.
+            arguments: Its arguments.
+        """
+        try:
+            questions = [
+                process.put(operation, *arguments, fds=given)
+                for process, given in zip(self.processes, fds, strict=True)
+            ]
+            answers = [await question.answer() for question in questions]
+        except StackClosed:
+            await self._ended.wait()  # `run` raises the reason first
+            raise
+        join = join_of(operation)
+        assert join is not None, "an operation of all workers"
+        return cast("T", join(answers))
 
     async def close(self) -> None:
         """End the workers, as `WorkerProcess.close` does."""
