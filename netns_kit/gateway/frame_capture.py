@@ -105,7 +105,8 @@ class FrameCapture(DeviceWrapper):
             if len(first) < self._needs and len(buffers) > 1:
                 first = b"".join(buffers)
                 buffers = (first,)
-            self._crossed(TO_GUEST, first, sum(map(len, buffers)), buffers)
+            size = len(first) if len(buffers) == 1 else sum(map(len, buffers))
+            self._crossed(TO_GUEST, first, size, buffers)
         return sent
 
     def stop(self) -> tuple[Address, ...]:

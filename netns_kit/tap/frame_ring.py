@@ -28,6 +28,7 @@ from collections.abc import Sequence
 PAGE = 4096
 HEAD, SEEN, ACCEPTED, LOST, TAIL, STOPPING, ASLEEP = range(7)
 _COUNTERS = 7
+_SMALL = 2048  # bytes that are joined sooner than copied piece by piece
 RING_SIZE = 8 << 20
 """Bytes of a ring: what a fast link brings in some 5 ms."""
 
@@ -82,7 +83,9 @@ class FrameRing:
                 return False
         at = head % self.size
         data = self._data
-        if at + size <= self.size:
+        if at + size <= self.size and size < _SMALL:
+            data[at : at + size] = b"".join(parts)
+        elif at + size <= self.size:
             for part in parts:
                 data[at : (at := at + len(part))] = part
         else:

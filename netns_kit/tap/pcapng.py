@@ -15,6 +15,7 @@ Every block is its type, its length, its content and its length again, a multipl
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from struct import Struct
 
 from netns_kit.stack.wire.family import IPV4, family_of
@@ -35,12 +36,6 @@ _STATISTICS_HEAD = Struct("=III").pack
 PACKET_HEAD = 28  # bytes before the frame
 _PACKET_HEAD = Struct("=IIIIIII").pack
 _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")  # by length modulo 4
-_TAILS = {
-    direction: tuple(pad + _OPTION(2, 4) + _LENGTH(direction) + _END for pad in _PADDING)
-    for direction in (FROM_GUEST, TO_GUEST)
-}
-PACKET_ROOM = PACKET_HEAD + 3 + 12 + 4
-"""Bytes that a packet's block without a comment has at most beside the frame."""
 
 
 def section(hardware: str, system: str, program: str) -> bytes:
@@ -70,12 +65,20 @@ def packet_ends(time: int, kept: int, size: int, direction: int, comment: str = 
         direction: `FROM_GUEST` or `TO_GUEST`.
         comment: A comment on the frame.
     """
-    tail = _TAILS[direction][kept & 3]
+    total, tail = _plain_tail(kept, direction)
     if comment:
-        tail = tail[:-4] + _text(_COMMENT, comment) + _END
+        tail = tail[:-8] + _text(_COMMENT, comment) + _END
+        total = PACKET_HEAD + kept + len(tail) + 4
+        tail += _LENGTH(total)
+    return _PACKET_HEAD(_PACKET, total, 0, time >> 32, time & 0xFFFFFFFF, kept, size), tail
+
+
+@lru_cache(maxsize=1024)
+def _plain_tail(kept: int, direction: int) -> tuple[int, bytes]:
+    """Return the length of a packet's block without a comment, and what stands behind the frame."""
+    tail = _PADDING[kept & 3] + _OPTION(2, 4) + _LENGTH(direction) + _END
     total = PACKET_HEAD + kept + len(tail) + 4
-    head = _PACKET_HEAD(_PACKET, total, 0, time >> 32, time & 0xFFFFFFFF, kept, size)
-    return head, tail + _LENGTH(total)
+    return total, tail + _LENGTH(total)
 
 
 def names(pairs: Iterable[tuple[bytes, str]]) -> bytes:

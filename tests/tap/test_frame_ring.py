@@ -53,6 +53,18 @@ def test_what_goes_in_comes_out(blocks: list[list[bytes]], reads: list[bool]) ->
                 assert taken == put
 
 
+@pytest.mark.parametrize("size", [100, 999, SIZE // 2 + 1, SIZE])
+def test_the_ring_begins_again(ends: tuple[FrameRing, FrameRing], size: int) -> None:
+    engine, owner = ends
+    for number in range(100):
+        text = os.urandom(size)
+        assert engine.put(size, text[:7], text[7:])
+        engine.publish(number, number, 0)
+        pieces = owner.waiting()
+        assert b"".join(pieces) == text
+        owner.take(size)
+
+
 def test_nothing_is_seen_before_it_is_published(ends: tuple[FrameRing, FrameRing]) -> None:
     engine, owner = ends
     assert engine.put(3, b"abc")
