@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .errors import AlreadyOpened as AlreadyOpened
     from .errors import ArgumentError as ArgumentError
     from .errors import ArgumentTypeError as ArgumentTypeError
+    from .errors import CaptureError as CaptureError
     from .errors import DeviceGone as DeviceGone
     from .errors import DomainNameError as DomainNameError
     from .errors import EventLogError as EventLogError
@@ -61,6 +62,8 @@ if TYPE_CHECKING:
     from .gateway.asking import FlowAnswer as FlowAnswer
     from .gateway.asking import FlowRequest as FlowRequest
     from .gateway.asking import OnFlow as OnFlow
+    from .gateway.capture_filter import CaptureFilter as CaptureFilter
+    from .gateway.capture_filter import CaptureProtocol as CaptureProtocol
     from .gateway.gateway import FlowInfo as FlowInfo
     from .gateway.setup import Configure as Configure
     from .gateway.setup import DriverName as DriverName
@@ -127,6 +130,7 @@ if TYPE_CHECKING:
     from .uplink.uplink import UdpFiltering as UdpFiltering
     from .uplink.uplink import UdpPorts as UdpPorts
     from .uplink.uplink import Uplink as Uplink
+    from .userstack.capture import Capture as Capture
     from .userstack.events import Event as Event
     from .userstack.events import FlowEvent as FlowEvent
     from .userstack.events import FlowEventKind as FlowEventKind
@@ -147,7 +151,7 @@ _HOMES = {
     "dhcp": "DhcpSettings Lease StaticLease",
     "dns": "DnsQuery Hook Manner Rcode Record Verdict",
     "errors": (
-        "AddressError AlreadyOpened ArgumentError ArgumentTypeError DeviceGone DomainNameError "
+        "AddressError AlreadyOpened ArgumentError ArgumentTypeError CaptureError DeviceGone DomainNameError "
         "EventLogError FeatureUnavailable IdMapError NamespaceGone NetnsKitError NotFound NotImportable "
         "NotPrivileged OwnNamespace PingNotPermitted PolicyError PortInUseError PortSpecError PrivilegedPortError "
         "RecordError "
@@ -158,6 +162,7 @@ _HOMES = {
     "forwarder.ports": "Follow Mode PortForward ReverseForward UnixSocket",
     "forwarder.reverse": "StreamHandler",
     "gateway.asking": "FlowAnswer FlowRequest OnFlow",
+    "gateway.capture_filter": "CaptureFilter CaptureProtocol",
     "gateway.gateway": "FlowInfo",
     "gateway.setup": "Configure DriverName SandboxLayer StackOptions",
     "gateway.stats": "Stats",
@@ -183,6 +188,7 @@ _HOMES = {
     "uplink.dns_settings": "DnsSettings",
     "uplink.flow": "Endpoint Flow Target Way",
     "uplink.uplink": "UdpFiltering UdpPorts Uplink",
+    "userstack.capture": "Capture",
     "userstack.events": "Event FlowEvent FlowEventKind QueryEvent",
     "userstack.serving": (
         "FlowAttribute GuestDatagrams GuestServer GuestStream TcpGuestHandler UdpGuestHandler"

@@ -35,7 +35,7 @@ from netns_kit.uplink.flow import DNS_PORT, Endpoint
 from netns_kit.uplink.uplink import UdpFiltering, Uplink, source_address
 
 from .command_line import FAILED, HOST_LOOPBACK, ONE_PORT, Parser, as_option, value, whole_number
-from .policy import add_policy_options, check_policy, events_told, open_events, policy_of
+from .policy import add_policy_options, captured, check_policy, events_told, open_events, policy_of
 from .program import end, end_by, last_words, notice
 from .signals import Signals
 
@@ -214,7 +214,7 @@ async def _run(
     signals: Signals,
 ) -> int:
     """The command's `returncode`."""
-    async with network, events_told(network, events):
+    async with network, captured(network, options.capture), events_told(network, events):
         raise_descriptor_limit()  # not the command's: that is the agent's child
         calm_collector()
         await publish(network, options)

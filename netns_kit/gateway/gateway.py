@@ -50,6 +50,7 @@ from .worker_links import WorkerLinks
 if TYPE_CHECKING:
     from netns_kit.dns.guard import Refused
     from netns_kit.policy.policy import Policy
+    from netns_kit.tap.frame_device import Device
 
     from .inside import Inside
 
@@ -144,7 +145,8 @@ class Gateway:
         self.router = FlowRouter(
             engine, uplink, subnet, self.endpoints, stack_for, links=peers, tell=tell or log
         )
-        self.stack = stack = self.router.stack
+        stack: Stack = self.router.stack
+        self.stack: Stack = stack
         self.enforcer = self.router.enforcer
         self.enforcer.told = self._query_refused
         if peers is not None:
@@ -180,6 +182,16 @@ class Gateway:
         self._pump = FramePump(engine, tap, stack, self.router.outbox)
         if peers is not None:
             LinkPump(engine, peers, stack, self.router.outbox, self.router.tcp_handed_over)
+
+    @property
+    def device(self) -> Device:
+        """What carries the stack's frames: the device, or a wrapper that was put before it."""
+        return self._pump.tap
+
+    @device.setter
+    def device(self, device: Device) -> None:
+        self._pump.tap = device
+        self.stack.link.emit = device.write
 
     def _govern(self, policy: Policy | None) -> None:
         """Let a policy decide from now on, about flows and names."""
