@@ -124,6 +124,9 @@ if TYPE_CHECKING:
     from .uplink.flow import Flow as Flow
     from .uplink.flow import Target as Target
     from .uplink.flow import Way as Way
+    from .uplink.http_connect import HttpConnectUplink as HttpConnectUplink
+    from .uplink.indirect import IndirectUplink as IndirectUplink
+    from .uplink.socks5 import Socks5Uplink as Socks5Uplink
     from .uplink.uplink import UdpFiltering as UdpFiltering
     from .uplink.uplink import UdpPorts as UdpPorts
     from .uplink.uplink import Uplink as Uplink
@@ -176,6 +179,9 @@ _HOMES = {
     "uplink.dial": "Dial",
     "uplink.dns_settings": "DnsSettings",
     "uplink.flow": "Endpoint Flow Target Way",
+    "uplink.http_connect": "HttpConnectUplink",
+    "uplink.indirect": "IndirectUplink",
+    "uplink.socks5": "Socks5Uplink",
     "uplink.uplink": "UdpFiltering UdpPorts Uplink",
     "userstack.events": "Event FlowEvent FlowEventKind QueryEvent",
     "userstack.userstack": "UserStack",
