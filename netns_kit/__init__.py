@@ -118,6 +118,8 @@ if TYPE_CHECKING:
     from .tap.frame_device import TapCounters as TapCounters
     from .tap.impaired import ImpairedTap as ImpairedTap
     from .tap.impairment import Impairment as Impairment
+    from .uplink.chooser import ChooserUplink as ChooserUplink
+    from .uplink.chooser import choose as choose
     from .uplink.dial import Dial as Dial
     from .uplink.dns_settings import DnsSettings as DnsSettings
     from .uplink.flow import Endpoint as Endpoint
@@ -176,6 +178,7 @@ _HOMES = {
     "tap.frame_device": "Device TapCounters",
     "tap.impaired": "ImpairedTap",
     "tap.impairment": "Impairment",
+    "uplink.chooser": "ChooserUplink choose",
     "uplink.dial": "Dial",
     "uplink.dns_settings": "DnsSettings",
     "uplink.flow": "Endpoint Flow Target Way",

@@ -22,7 +22,7 @@ import re
 import socket
 from collections.abc import Callable, Generator, Iterable
 from ipaddress import IPv4Address, IPv6Address
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeAlias, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, TypedDict, get_args
 
 from netns_kit import arguments
 from netns_kit.arguments import Address, AddressLike
@@ -136,8 +136,8 @@ class IndirectUplink(Uplink):
             expected = f"expected seconds, more than 0 and {LARGEST_TIME_LIMIT:g} at most"
             raise ArgumentError(expected, "time_limit", arguments.shown(time_limit))
         self.wants_names = names == "proxy"
-        self.resolvers_by: Final = resolvers
-        self.time_limit: Final = float(time_limit)
+        self.resolvers_by = resolvers
+        self.time_limit = float(time_limit)
         self._tell: Callable[[str], object] | None = None
 
     def attached(self, tell: Callable[[str], object]) -> Self:

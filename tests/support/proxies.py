@@ -48,14 +48,15 @@ class Proxy:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for each in self._open:
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-        for each in self._open:
-            each.close()
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join(SECONDS)
+        self.drop_clients()
         for thread in self._threads:
             thread.join(SECONDS)
             assert not thread.is_alive()
+        for each in self._open:
+            each.close()
 
     def drop_clients(self) -> None:
         """End all connections."""

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import pickle
+import select
+import socket
 from collections.abc import Callable
 from ipaddress import ip_address
+from typing import Any
 
 import pytest
 
-from netns_kit import Endpoint, HttpConnectUplink, Socks5Uplink
+from netns_kit import (
+    ChooserUplink,
+    DnsSettings,
+    Endpoint,
+    Flow,
+    HttpConnectUplink,
+    Socks5Uplink,
+    Target,
+    Uplink,
+    choose,
+)
 from netns_kit.domain_names import to_wire
-from netns_kit.errors import ArgumentError
+from netns_kit.errors import ArgumentError, NetnsKitError
 from netns_kit.policy.policy import Policy
 from netns_kit.stack import Closed
 from netns_kit.stack.wire import icmp, ip
+from netns_kit.uplink.dial import Connected
 from netns_kit.uplink.indirect import IndirectUplink
 from tests.support.bench import Bench, Make, Program
 from tests.support.packets import echo_request
@@ -60,14 +76,10 @@ def test_a_destination_of_ipv6(make: Make, kind: str) -> None:
     with Proxy(kind) as proxy:
         uplink = KINDS[kind](proxy.at)
         bench = make(uplink)
-        from netns_kit.uplink.flow import Flow, Target
-
         there = Endpoint(address, PORT)
         dial = uplink.dial(
             Flow("tcp", Endpoint("fd00::100", 1), there, bench.gateway.subnet), Target((there,))
         )
-        from netns_kit.uplink.dial import Connected
-
         while not isinstance(dial, Connected):
             dial = dial.advance(failed=False)  # type: ignore[union-attr]  # it is not refused
         dial.socket.close()
@@ -332,3 +344,127 @@ def test_what_the_policy_refuses_is_not_told_at_all(make: Make, kind: str) -> No
         program = bench.connect(THERE, PORT)
         bench.until(lambda: program.why)
         assert not proxy.asked
+
+
+# -- choosing -------------------------------------------------------------------------------------------------
+
+
+def test_a_rule_chooses_the_way(make: Make) -> None:
+    with Proxy("socks") as first, Proxy("http") as second:
+        uplink = ChooserUplink(
+            [
+                ("*.example.org", Socks5Uplink(first.at)),
+                (["198.51.100.0/24", "another.example"], None),
+                (choose("203.0.113.0/24", ports=25, protocol="tcp"), Socks5Uplink(first.at)),
+                ("203.0.113.0/24", HttpConnectUplink(second.at)),
+                ("203.0.0.0/16", None),
+            ],
+            HttpConnectUplink(second.at),
+        )
+        for made in uplink, pickle.loads(pickle.dumps(uplink)):
+            bench = make(made)
+            chosen = [
+                (THERE, PORT, "www.example.org", first),
+                (THERE, PORT, "else.example", second),
+                (bytes((203, 0, 113, 1)), 25, None, first),
+                (bytes((203, 0, 113, 1)), 26, None, second),
+                (bytes((192, 0, 2, 9)), PORT, None, second),
+            ]
+            for number, (address, port, name, proxy) in enumerate(chosen):
+                bench.gateway.router.name_of = lambda _: name  # noqa: B023  # it is called in this round
+                program = bench.connect(address, port, 41000 + number)
+                bench.until(lambda: program.is_established)  # noqa: B023
+                assert proxy.asked.pop() == ("tcp", name or str(ip_address(address)), port)
+                assert not first.asked + second.asked
+            _, flow = bench.socket(bytes((203, 0, 113, 1)), 25)
+            flow.send(b"abc", bench.now)
+            bench.settle()
+            assert codes(bench) == [13], "HTTP takes none"
+
+
+def test_what_goes_by_the_host_goes_by_the_chooser(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    uplink = ChooserUplink([("198.51.100.0/24", None)], HttpConnectUplink("192.0.2.7"))
+    opened: list[tuple[str, str]] = []
+
+    def note(self: Uplink, protocol: str, target: object, port: int = 0) -> socket.socket:
+        opened.append((protocol, str(target)))
+        raise OSError(errno.ENETUNREACH, "no")
+
+    monkeypatch.setattr(Uplink, "open", note)
+    bench = make(uplink)
+    there = bytes((198, 51, 100, 1))
+    bench.connect(there, PORT)
+    bench.socket(there, PORT)[1].send(b"abc", bench.now)
+    bench.inject(echo_request(there))
+    bench.settle()
+    assert opened == [("tcp", "198.51.100.1"), ("udp", "198.51.100.1"), ("icmp", "198.51.100.1")]
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        [("10.0.0.0/8", Uplink())],
+        [("10.0.0.0/8",)],
+        [("10.0.0.1/8", None)],
+        [("10.0.0.0/8", Socks5Uplink("192.0.2.7", policy=Policy.deny()))],
+        [("10.0.0.0/8", Socks5Uplink("192.0.2.7", dns=[]))],
+        [("10.0.0.0/8", None), ("10.1.0.0/16", Socks5Uplink("192.0.2.7"))],
+    ],
+)
+def test_rules_that_cannot_choose(rules: Any) -> None:
+    with pytest.raises(NetnsKitError):
+        ChooserUplink(rules)
+
+
+# -- resolvers ------------------------------------------------------------------------------------------------
+
+RESOLVER = "198.51.100.53"
+
+
+def ask(bench: Bench, name: str = "www.example.org") -> None:
+    query = bytes.fromhex("123401000001000000000000") + to_wire(name) + bytes.fromhex("00010001")
+    _, flow = bench.socket(bytes((10, 0, 2, 3)), 53, 42000)
+    flow.send(query, bench.now)
+
+
+@both
+@pytest.mark.parametrize("domains", [{}, {"example.org": ["198.51.100.54"]}])
+def test_resolvers_are_asked_through_the_proxy_over_tcp(
+    make: Make, kind: str, domains: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    really = Uplink.open
+
+    def note(self: Uplink, protocol: Any, target: Any, port: int = 0) -> socket.socket:
+        opened.append(f"{protocol} {target}")
+        return really(self, protocol, target, port)
+
+    monkeypatch.setattr(Uplink, "open", note)
+    with Proxy(kind) as proxy:
+        bench = make(KINDS[kind](proxy.at, dns=DnsSettings([RESOLVER], domains=domains)))
+        ask(bench)
+        bench.until(lambda: proxy.asked)
+        resolver = "198.51.100.54" if domains else RESOLVER
+        assert proxy.asked == [("tcp", resolver, 53)]
+        assert set(opened) == {"tcp 127.0.0.1"}, "nothing by another way"
+
+
+@both
+def test_a_resolver_of_the_loopback_is_not_asked_unless_the_host_may(
+    make: Make, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Proxy(kind) as proxy, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as resolver:
+        resolver.bind(("127.0.0.1", 0))
+        resolver.setblocking(False)
+        there = "127.0.0.1:" + str(resolver.getsockname()[1])
+        bench = make(KINDS[kind](proxy.at, dns=[there]))
+        ask(bench)
+        bench.until(lambda: said(caplog))
+        assert "names are not resolved" in said(caplog)[0]
+        assert not proxy.asked
+        with pytest.raises(BlockingIOError):
+            resolver.recv(512)
+        bench = make(KINDS[kind](proxy.at, dns=[there], resolvers="host"))
+        ask(bench)
+        bench.until(lambda: select.select([resolver], [], [], 0)[0])
+        assert b"\3www\7example" in resolver.recv(512)
