@@ -17,7 +17,7 @@ from netns_kit.stack.wire import flow_key
 from netns_kit.subnet import Subnet
 from netns_kit.uplink.dial import Dial, Refused
 from netns_kit.uplink.flow import Endpoint, Flow, NamedFlow, Target
-from netns_kit.uplink.indirect import Association, IndirectUplink, ProxyDial
+from netns_kit.uplink.indirect import IndirectUplink, ProxyDial, UdpAssociation
 
 from .endpoints import Endpoints
 from .enforcer import Ruling, ruling_of
@@ -129,7 +129,7 @@ class IndirectRouter(FlowRouter):
         self._limit(relay)
         return None
 
-    def _dialled(self, association: Association) -> Dial:
+    def _dialled(self, association: UdpAssociation) -> Dial:
         try:
             return association.dial()
         except KeyboardInterrupt:
@@ -145,7 +145,7 @@ class IndirectRouter(FlowRouter):
 
     def _carriage(
         self, transport: Transport, flow: UdpFlow | EchoFlow, endpoint: Endpoint
-    ) -> Association | Refusal | None:
+    ) -> UdpAssociation | Refusal | None:
         """Ask the uplink what carries a flow.  If it fails, the flow is refused."""
         try:
             found = self._indirect.carriage(self._flow_of(transport, flow.key), Target((endpoint,)))

@@ -16,7 +16,7 @@ from netns_kit.stack import Refusal, Transport
 
 from .dial import Dial
 from .flow import Flow, Target
-from .indirect import Association, IndirectUplink, UplinkOptions, is_direct
+from .indirect import IndirectUplink, UdpAssociation, UplinkOptions, is_direct
 from .uplink import Uplink, is_host_address
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class ChooserUplink(IndirectUplink):
         way = self.way_for(flow)
         return Uplink.dial(self, flow, target) if way is None else way.dial_resolver(flow, target)
 
-    def carriage(self, flow: Flow, target: Target) -> Association | Refusal | None:
+    def carriage(self, flow: Flow, target: Target) -> UdpAssociation | Refusal | None:
         way = None if is_direct(flow, target) else self.way_for(flow)
         return None if way is None else way.carriage(flow, target)
 

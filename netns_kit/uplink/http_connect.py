@@ -14,7 +14,6 @@ from .dial import Dial
 from .flow import Endpoint, Flow, Target
 from .indirect import (
     TIME_LIMIT,
-    Association,
     Fault,
     IndirectUplink,
     ProxyDial,
@@ -23,6 +22,7 @@ from .indirect import (
     ReadHead,
     Send,
     Talk,
+    UdpAssociation,
     UplinkOptions,
     credentials,
     host_of,
@@ -84,7 +84,7 @@ class HttpConnectUplink(IndirectUplink):
         )
         return ProxyDial(self, self.proxy, f"HTTP proxy {self.proxy}", said, tos=tos).begin()
 
-    def carriage(self, flow: Flow, target: Target) -> Association | Refusal | None:
+    def carriage(self, flow: Flow, target: Target) -> UdpAssociation | Refusal | None:
         return None if is_direct(flow, target) else Refusal.PROHIBITED
 
 

@@ -2,7 +2,7 @@
 
     route                as that of any `Uplink`; the policy is asked as ever
     dial                 a TCP flow: a stream through the proxy
-    carriage             a UDP or ping flow: an `Association`, a refusal, or None for a socket of the host
+    carriage             a UDP or ping flow: a `UdpAssociation`, a refusal, or None for a socket of the host
     dial_resolver        a connection of the DNS server's own, to a resolver
 
 What leads to the host's loopback (the gateway's address, if it is allowed) never goes through a proxy.
@@ -57,7 +57,14 @@ _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.IGNORECASE)
 
 
 class UplinkOptions(TypedDict, total=False):
-    """The settings that every `Uplink` has; its documentation tells what they mean."""
+    """Settings that every `Uplink` has.
+
+    Args:
+        allow_host_loopback, allow_host_addresses, allow_link_local: See `Uplink`.
+        bind4, bind6, device: See `Uplink`.
+        dns, policy, any_source: See `Uplink`.
+        udp_filtering, udp_ports: See `Uplink`.
+    """
 
     allow_host_loopback: bool | Iterable[int]
     bind4: AddressLike | None
@@ -72,7 +79,7 @@ class UplinkOptions(TypedDict, total=False):
     udp_ports: UdpPorts
 
 
-class Association(Protocol):
+class UdpAssociation(Protocol):
     """A way for the datagrams of one endpoint of the guest, through a proxy."""
 
     @property
@@ -93,11 +100,19 @@ class Association(Protocol):
         ...
 
     def header(self, destination: Endpoint) -> bytes:
-        """Return what stands in front of each datagram to an endpoint."""
+        """Return what stands in front of each datagram to an endpoint.
+
+        Args:
+            destination: The endpoint.
+        """
         ...
 
     def parse(self, datagram: bytes) -> tuple[tuple[bytes, int], memoryview] | None:
-        """Return the sender of a datagram, packed address and port, and the payload; None if it cannot be read."""
+        """Return the sender of a datagram, packed address and port, and the payload; None if it cannot be read.
+
+        Args:
+            datagram: What the proxy has sent.
+        """
         ...
 
 
@@ -177,7 +192,7 @@ class IndirectUplink(Uplink):
             return Refused(Refusal.NET_UNREACHABLE)
         return self.dial(flow, target)
 
-    def carriage(self, flow: Flow, target: Target) -> Association | Refusal | None:
+    def carriage(self, flow: Flow, target: Target) -> UdpAssociation | Refusal | None:
         """Return what carries a UDP or ping flow, or how it is refused; None: a socket of the host.
 
         Args:
@@ -205,7 +220,7 @@ def _slower(manner: Manner) -> Manner:
 
 
 def is_direct(flow: Flow, target: Target) -> bool:
-    """Return whether a flow leads to the host's loopback, by the gateway's address or by an answer of `on_flow`."""
+    """Return whether a flow leads to the host's loopback: by the gateway's address, or as somebody asked has said."""
     there = target.candidates[0]
     return there.address.is_loopback and there != flow.destination
 

@@ -19,7 +19,6 @@ from .dial import Dial
 from .flow import Endpoint, Flow, Target
 from .indirect import (
     TIME_LIMIT,
-    Association,
     Fault,
     IndirectUplink,
     ProxyDial,
@@ -28,6 +27,7 @@ from .indirect import (
     Read,
     Send,
     Talk,
+    UdpAssociation,
     UplinkOptions,
     credentials,
     host_of,
@@ -107,30 +107,35 @@ class Socks5Uplink(IndirectUplink):
         """Begin to connect to the proxy, and then to talk to it."""
         return ProxyDial(self, self.proxy, f"SOCKS proxy {self.proxy}", said, tos=tos).begin()
 
-    def carriage(self, flow: Flow, target: Target) -> Association | Refusal | None:
+    def carriage(self, flow: Flow, target: Target) -> UdpAssociation | Refusal | None:
         if is_direct(flow, target):
             return None
         if flow.protocol == "udp" and self._has_udp:
-            return Socks5Association(self, self._through, self._credentials)
+            return Socks5Association(self, self._through, self._credentials, [])
         return Refusal.PROHIBITED
 
 
 class Socks5Association:
-    """An `Association` by UDP ASSOCIATE.
+    """A `UdpAssociation` by UDP ASSOCIATE.
 
     Args:
         uplink: The uplink that it belongs to.
         through: Begins to talk to the proxy.
         secret: User name and password.
+        bound: Gets what the proxy tells of its end for datagrams.
     """
 
     def __init__(
-        self, uplink: Socks5Uplink, through: Callable[[Talk], Dial], secret: tuple[bytes, bytes] | None
+        self,
+        uplink: Socks5Uplink,
+        through: Callable[[Talk], Dial],
+        secret: tuple[bytes, bytes] | None,
+        bound: list[tuple[Address | None, int]],
     ) -> None:
         self._uplink = uplink
         self._through = through
         self._secret = secret
-        self._bound: list[tuple[Address | None, int]] = []
+        self._bound = bound
 
     @property
     def proxy(self) -> Endpoint:

@@ -53,9 +53,9 @@ MADE_BY_CALLS = {"Namespace", "Process", "Flow", "FlowInfo", "FlowEvent"}
 
 CHECKED_BEFORE = {
     **{
-        f"{uplink}Uplink.{each}": {"AddressError", "ArgumentError", "ArgumentTypeError"}
-        for uplink in ("", "Indirect", "Socks5", "HttpConnect")
-        for each in ("route", "dial")
+        f"{uplink}Uplink.{each}": {"ArgumentError", "ArgumentTypeError", "DomainNameError"}
+        for uplink in ("", "Chooser", "Indirect", "Socks5", "HttpConnect")
+        for each in ("route", "way_for", "dial", "dial_resolver", "carriage")
     },
     "ImpairedTap.at": {"ArgumentError"},
 }

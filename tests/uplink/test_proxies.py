@@ -25,13 +25,15 @@ from netns_kit import (
     Uplink,
     choose,
 )
+from netns_kit.arguments import Address
 from netns_kit.domain_names import to_wire
 from netns_kit.errors import ArgumentError, NetnsKitError
 from netns_kit.policy.policy import Policy
-from netns_kit.stack import Closed
+from netns_kit.stack import Closed, Refusal
 from netns_kit.stack.wire import icmp, ip
-from netns_kit.uplink.dial import Connected
+from netns_kit.uplink.dial import Connected, Refused
 from netns_kit.uplink.indirect import IndirectUplink
+from netns_kit.uplink.socks5 import UDP_ASSOCIATE, Socks5Association, talk
 from tests.support.bench import Bench, Make, Program
 from tests.support.packets import echo_request
 from tests.support.proxies import Proxy
@@ -193,7 +195,7 @@ def test_credentials_that_cannot_be_sent(kind: str, username: str, password: str
 
 
 @both
-def test_a_guest_that_gives_up_ends_the_dial(make: Make, kind: str) -> None:
+def test_a_guest_that_gives_up_leaves_no_dial_to_a_proxy(make: Make, kind: str) -> None:
     with Proxy(kind, "hangs") as proxy:
         bench = make(KINDS[kind](proxy.at, time_limit=2.0))
         descriptors = bench.engine.descriptors
@@ -243,6 +245,20 @@ def test_datagrams_by_socks(make: Make) -> None:
         for each in bench.gateway.flows():
             bench.gateway.end_flow(each.id)
         bench.until(lambda: bench.engine.descriptors == descriptors)
+
+
+@pytest.mark.parametrize("end", ["10.9.9.9", "127.0.0.9", "0.0.0.0", "169.254.169.254", "fe80::1"])
+def test_a_proxy_cannot_lead_datagrams_into_the_hosts_networks(make: Make, end: str) -> None:
+    bound: list[tuple[Address | None, int]] = []
+    said = talk(UDP_ASSOCIATE, ip_address("0.0.0.0"), 0, None, bound)
+    next(said)
+    for answer in b"", b"\5\0", b"", b"\5\0\0" + (b"\1" if "." in end else b"\4"), ip_address(end).packed:
+        said.send(answer)
+    with pytest.raises(StopIteration):
+        said.send(b"\x12\x34")
+    association = Socks5Association(Socks5Uplink("127.0.0.1"), lambda _: Refused(Refusal.DROP), None, bound)
+    with association.open() as sock:
+        assert sock.getpeername() == ("127.0.0.1", 0x1234)
 
 
 @pytest.mark.parametrize("manner", ["hangs", "dies", 7])

@@ -1,6 +1,6 @@
 """AssociatedRelay: the datagrams of one endpoint of the guest, through the UDP relay of a proxy.
 
-An `Association` begins with a stream to the proxy.  Datagrams of the guest wait until it is there, a bounded number
+A `UdpAssociation` begins with a stream to the proxy.  Datagrams of the guest wait until it is there, a bounded number
 of them.  Then each is sent with a header in front that names its destination, and answers come with one that names
 their sender.  Only the answers of endpoints that the guest has sent to are passed on.  If the stream ends, so do the
 flows; the next datagram of the guest opens a new association.
@@ -16,7 +16,7 @@ from netns_kit.stack import IcmpError, Refusal, UdpFlow
 from netns_kit.stack.user import NOBODY
 from netns_kit.uplink.dial import Refused
 from netns_kit.uplink.flow import Endpoint
-from netns_kit.uplink.indirect import Association
+from netns_kit.uplink.indirect import UdpAssociation
 from netns_kit.uplink.sockets import DATAGRAMS_PER_STEP, MAX_DATAGRAM
 
 from .dialled import Dialled
@@ -41,7 +41,7 @@ class AssociatedRelay(Dialled):
     def __init__(
         self,
         engine: Engine,
-        association: Association,
+        association: UdpAssociation,
         failed: Callable[[BaseException], Refused],
         idle: Callable[[], object],
     ) -> None:
