@@ -19,6 +19,7 @@ from netns_kit.domain_names import to_wire
 from netns_kit.gateway.engine import Engine
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.setup import Setup
+from netns_kit.policy.pins import Pin
 from netns_kit.policy.rules import Rule
 from netns_kit.stack.wire.flow_key import FlowKey
 
@@ -40,11 +41,11 @@ def rules() -> Policy:
     )
 
 
-def pins(count: int) -> Iterator[tuple[bytes, bytes, float]]:
+def pins(count: int) -> Iterator[Pin]:
     """What our DNS has answered: the target, and others."""
-    yield to_wire(f"www.n{RULES // 2}.example"), TARGET, math.inf
+    yield to_wire(f"www.n{RULES // 2}.example"), TARGET, math.inf, False
     for number in range(count - 1):
-        yield to_wire(f"www.n{number}.example"), bytes((198, 18, number >> 8, number & 255)), math.inf
+        yield to_wire(f"www.n{number}.example"), bytes((198, 18, number >> 8, number & 255)), math.inf, False
 
 
 POLICIES: dict[str, tuple[Policy | None, int]] = {

@@ -49,6 +49,7 @@ from netns_kit.gateway.engine import Engine
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.setup import Setup
 from netns_kit.namespace.agent_sockets import Supply
+from netns_kit.policy.pins import Pin
 from netns_kit.policy.policy import Policy
 from netns_kit.policy.rules import Rule
 from netns_kit.stack.user import Transport
@@ -211,11 +212,11 @@ def thousand_rules() -> Policy:
     return Policy("deny", rules)
 
 
-def pins(address: bytes) -> Iterator[tuple[bytes, bytes, float]]:
+def pins(address: bytes) -> Iterator[Pin]:
     """What our DNS has answered: that address, and many others."""
-    yield to_wire(f"www.n{ALLOWED}.example"), address, math.inf
+    yield to_wire(f"www.n{ALLOWED}.example"), address, math.inf, False
     for number in range(PINS - 1):
-        yield to_wire(f"www.n{number}.example"), bytes((198, 18, number >> 8, number & 255)), math.inf
+        yield to_wire(f"www.n{number}.example"), bytes((198, 18, number >> 8, number & 255)), math.inf, False
 
 
 class Rig:

@@ -49,3 +49,12 @@ class Guard(Protocol):
             ours: Whether all its records are our own: of the zone or of the hook.
         """
         ...
+
+    def names(self, name: bytes, address: bytes) -> bool:
+        """Return whether people may be told that an address is a name's, since that has been an answer.
+
+        Args:
+            name: The name, as on the wire, in any letter case.
+            address: The packed address.
+        """
+        ...

@@ -33,20 +33,18 @@ def parse(text: str) -> list[Entry]:
     return entries
 
 
-def written(
-    hostname: str, ours: Iterable[tuple[str, str]], outer: str, *, left_out: Iterable[str] = ()
-) -> str:
+def written(hostname: str, ours: Iterable[tuple[str, str]], outer: str) -> str:
     """Return the text of a hosts file.
 
     It has localhost and `hostname`, which are the machine itself; `ours`, pairs of name and address; and the entries
-    of the text `outer`, without names that are there already or `left_out`.
+    of the text `outer`, without names that are there already.
     """
     lines = [
         (LOCAL[0], ["localhost", hostname]),
         (LOCAL[1], ["localhost", "ip6-localhost", "ip6-loopback", hostname]),
     ]
     lines += [(address, [name]) for name, address in ours]
-    told = {name.lower() for _, names in lines for name in names}.union(map(str.lower, left_out))
+    told = {name.lower() for _, names in lines for name in names}
     for entry in parse(outer):
         names = [name for name in entry.names if name.lower() not in told]
         if names:

@@ -151,10 +151,15 @@ class DnsServer:
         self.cut = 0
 
     def name_of(self, address: bytes) -> str | None:
-        """Return the name of a packed address: that of our record, or the last one answered with it; else None."""
-        found = self.zone.name_of(address)
+        """Return the name of a packed address: that of our record, or the last one answered with it; else None.
+
+        What the guard has cut out of answers gives no name.
+        """
+        found, guard = self.zone.name_of(address), self.guard
         if found is None and self._cache is not None:
             found = self._cache.name_of(address)
+            if found is not None and guard is not None and not guard.names(found, address):
+                return None
         return None if found is None else to_text(found).lower()
 
     def set_upstreams(

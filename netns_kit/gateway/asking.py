@@ -87,7 +87,7 @@ class Router(Protocol):
         ...
 
     def notice(self, text: str, error: BaseException | None = None) -> None:
-        """Report a warning to people, each text once."""
+        """Report a warning to people, each text up to its " about " once."""
         ...
 
 
@@ -141,7 +141,7 @@ class Asking:
             held = HeldDatagrams(self, opened, flow, target, ruling, self._enforcer.policy)
         opened.user = self._held[opened.id] = held
         self.engine.timers.arm(held, self.engine.now + self.timeout)
-        name = self.name_of(flow.destination.address) or ruling.name
+        name = ruling.name_or(self.name_of(flow.destination.address))
         self._untold[opened.id] = FlowRequest(
             opened.id, flow.protocol, flow.source, flow.destination, name, ruling.rule
         )
@@ -171,6 +171,9 @@ class Asking:
         held = self._held.get(number)
         if held is None:
             return False
+        if held.timer_at <= self.engine.now:  # the event loop was blocked, and the engine with it
+            self.time_over(held)
+            return False
         self._release(held)
         ruling, opened = held.ruling, held.opened
         if held.policy is not self._enforcer.policy:  # it has changed meanwhile
@@ -178,7 +181,7 @@ class Asking:
         if answer is False or (ruling.refuses and ruling.action == "deny"):
             self._refuse(held, ruling, REFUSALS[ruling.refusal])
         elif isinstance(answer, Refusal):
-            self._refuse(held, ruling._replace(action="deny", refusal="prohibited"), answer)
+            self._refuse(held, ruling._replace(refusal="prohibited"), answer)
         else:
             opened.ruling = ruling._replace(action="allow")
             why = self.router.proceed(
@@ -199,8 +202,9 @@ class Asking:
     def time_over(self, held: Held) -> None:
         """Refuse a flow that nobody has answered for."""
         self.withdraw(held)
+        what = f"{held.flow.protocol} to {held.flow.destination}"
         self.router.notice(
-            f"flows are refused: on_flow has not answered within {self.timeout:g} s: {held.ruling.rule}"
+            f"flows are refused: {held.ruling.rule}: on_flow has not answered within {self.timeout:g} s about {what}"
         )
         self._refuse(held, held.ruling, REFUSALS[held.ruling.refusal])
 
@@ -214,7 +218,8 @@ class Asking:
     def _refuse(self, held: Held, ruling: Ruling, why: Refusal) -> None:
         held.opened.ruling = ruling
         self.router.refused += 1
-        self._enforcer.refused += 1
+        if ruling.action != "deny" or ruling.audit:  # else the enforcer has counted it
+            self._enforcer.refused += 1
         held.refuse(why)
 
     def _release(self, held: Held) -> None:
@@ -320,6 +325,10 @@ class HeldDatagrams(Held):
             kept.dont_fragment = packet.dont_fragment
             self._kept.append((sequence, data, kept))
 
+    def _forget(self) -> None:
+        """Forget the datagrams, since the waiting is over: the timers have this object for longer."""
+        self._kept.clear()
+
     def _has_room(self, payload: memoryview) -> bool:
         self.opened.last = self.timer_at  # it is not idle while it waits
         if len(self._kept) < KEPT_MOST and len(payload) <= self._room:
@@ -330,6 +339,7 @@ class HeldDatagrams(Held):
 
     def expired(self, flow: UdpFlow | EchoFlow) -> None:
         """Forget the flow, which was ended or has made room."""
+        self._forget()
         self._asking.withdraw(self)
 
     def refuse(self, why: Refusal) -> None:
@@ -343,14 +353,15 @@ class HeldDatagrams(Held):
         else:
             for sequence, payload, _ in self._kept[:1]:
                 opened.refuse(why, sequence, payload)
+        self._forget()
 
     def pass_on(self) -> None:
         """Hand on what was kept to the flow's new user."""
         opened = self.opened
         opened.last = self._asking.engine.now
-        for kept in self._kept:
+        while self._kept:
             user: Any = opened.user
-            (user.datagram if isinstance(opened, UdpFlow) else user.echo)(opened, *kept)
+            (user.datagram if isinstance(opened, UdpFlow) else user.echo)(opened, *self._kept.pop(0))
         self._asking.router.flush()
 
 

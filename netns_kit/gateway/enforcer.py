@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 from netns_kit.domain_names import to_text
 from netns_kit.frozen import replace
 from netns_kit.policy.addresses import canonical
+from netns_kit.policy.pins import Pins
 from netns_kit.stack import Refusal
 from netns_kit.subnet import Subnet
 from netns_kit.uplink.flow import Flow
@@ -27,10 +28,10 @@ from netns_kit.uplink.uplink import is_host_address
 
 if TYPE_CHECKING:
     from netns_kit.arguments import Address
-    from netns_kit.dns.guard import Guard, Refused
-    from netns_kit.gateway.worker_links import Pin
+    from netns_kit.dns.guard import Refused
     from netns_kit.policy.index import Index
-    from netns_kit.policy.pins import Pins
+    from netns_kit.policy.name_guard import NameGuard
+    from netns_kit.policy.pins import Pin
     from netns_kit.policy.policy import Policy
     from netns_kit.policy.rules import RefusalName, RuleAction
 
@@ -74,12 +75,21 @@ class Ruling(NamedTuple):
 
     @property
     def name(self) -> str | None:
-        """The name of the destination: one that the rule is about, else the one that our DNS has told last."""
-        names = [to_text(each) for each in reversed(self.names)]
-        for name in names:
+        """The name of the destination, see `name_or`."""
+        return self.name_or(None)
+
+    def name_or(self, known: str | None) -> str | None:
+        """Return the name of the destination.
+
+        It is the one that the client has asked for in its first bytes, whether or not our DNS has told it; else one
+        that the rule is about; else the one that is known otherwise; else the one that our DNS has told last.
+        """
+        if self.seen is not None and self.seen.names:
+            return to_text(self.seen.names[0])
+        for name in map(to_text, reversed(self.names)):
             if any(name == each or (each[:2] == "*." and name.endswith(each[1:])) for each in self.targets):
                 return name
-        return names[0] if names else None
+        return known or (to_text(self.names[-1]) if self.names else None)
 
     @property
     def refuses(self) -> bool:
@@ -103,7 +113,7 @@ class Enforcer:
 
     Attributes:
         policy: The policy; None: there is none, and everything passes that the uplink lets pass.
-        pins: What our DNS has answered for names.  None without a policy.
+        pins: What our DNS has answered for names.
         guard: What the DNS server asks; None without a policy.
         catch_up: Called before a flow is refused, to learn the pins that others have made (`learn`); returns whether
             there were any.  None: all pins are made here.
@@ -118,8 +128,8 @@ class Enforcer:
         self._subnet = subnet
         self._failed = failed
         self.policy: Policy | None = None
-        self.pins: Pins | None = None
-        self.guard: Guard | None = None
+        self.pins = Pins()
+        self.guard: NameGuard | None = None
         self.catch_up: Callable[[], bool] | None = None
         self.own_names: Callable[[bytes], tuple[bytes, ...]] = lambda _: ()
         self.told: Callable[[bytes, int, bytes, Refused, str], object] = _nobody
@@ -132,40 +142,55 @@ class Enforcer:
 
     def set(self, policy: Policy | None) -> None:
         """Let this policy decide from now on.  If this raises, the old one stays."""
-        guard = None
-        if policy is not None:
+        if policy is None:
+            self.policy = self._index = self.guard = None
+            self.pins = Pins()
+        else:
             from netns_kit.policy.name_guard import NameGuard  # with no policy nobody has it
 
-            self.learn(())
-            assert self.pins is not None
             networks = [each.network for each in (self._subnet, self._subnet.ipv6) if each is not None]
             guard = NameGuard(policy.index, self.pins, own=networks, told=self.told, pinned=self.pinned)
             if self.policy is not None:
                 self.pins.keep(guard.lets)
-            self._index = policy.index
-        else:
-            self.pins = None
-        self.policy, self.guard = policy, guard
+            self.policy, self._index, self.guard = policy, policy.index, guard
         self._culprit = ""
         self._grounds = {}
 
     def learn(self, pins: Iterable[Pin]) -> bool:
         """Take the pins that another worker has made, and return whether there are any.
 
-        They are kept even before this worker has a policy: the other may have its new one a moment earlier.
+        They are kept even before this worker has a policy: the other may have its new one a moment earlier.  It may
+        also have the old one a moment longer, so what the policy here would have cut is not kept.
         """
-        if self.pins is None:
-            from netns_kit.policy.pins import Pins
-
-            self.pins = Pins()
         made = list(pins)
-        for pin in made:
-            self.pins.add(*pin)
+        for name, address, until, ours in made:
+            if ours or self.guard is None or self.guard.lets(name, address):
+                self.pins.add(name, address, until)
         return bool(made)
 
     def flow(self, flow: Flow, now: float) -> Ruling:
         """Decide about a flow that the guest opens.  A policy that fails refuses it."""
         return self._ruled(flow, None, now)
+
+    def existing(self, flow: Flow, before: Ruling | None, now: float) -> Ruling:
+        """Decide once more about a flow that there is already, and about what was seen of it.
+
+        Flows may last longer than the answer that has let them in.  So the names that the destination was given for
+        then count, if the policy still lets these names have the address.
+
+        Args:
+            flow: The flow.
+            before: Its ruling; None: no policy has been asked about it.
+            now: The time.
+        """
+        plain = canonical(flow.destination.address.packed)
+        guard, names = self.guard, () if before is None else before.names
+        if guard is not None:
+            names = tuple(name for name in names if guard.lets(name, plain))
+        ruling = self._ruled(flow, None, now, names)
+        if ruling.looks and before is not None and before.seen is not None:
+            return self._ruled(flow, before.seen, now, names)
+        return ruling
 
     def first_bytes(self, flow: Flow, seen: Look, now: float) -> Ruling:
         """Decide once more about a flow with `Ruling.looks`, by what its client has said first.
@@ -174,43 +199,48 @@ class Enforcer:
         """
         return self._ruled(flow, seen, now)
 
-    def _ruled(self, flow: Flow, seen: Look | None, now: float) -> Ruling:
-        policy, index, pins = self.policy, self._index, self.pins
-        if policy is None or index is None or pins is None:
+    def _ruled(self, flow: Flow, seen: Look | None, now: float, given: tuple[bytes, ...] = ()) -> Ruling:
+        index = self._index
+        if index is None:
             return UNGOVERNED
         try:
-            ruling = self._decide(index, pins, flow, seen, now)
+            ruling = self._decide(index, flow, seen, now, given)
             if ruling.action == "allow":
                 return ruling
             if self.catch_up is not None and self.catch_up():
-                ruling = self._decide(index, pins, flow, seen, now)
+                ruling = self._decide(index, flow, seen, now, given)
         except KeyboardInterrupt:  # it is meant for the program
             raise
         except BaseException as error:
             if not self._culprit:
-                self._culprit = self._find_culprit(policy, pins, flow, now)
+                self._culprit = self._find_culprit(index.policy, flow, now)
             self._failed(f"flows are refused: {self._culprit} failed to decide about {flow}", error)
             self.refused += 1
             return Ruling("deny", rule=self._culprit)
         if ruling.action == "deny":
-            if policy.audit:
+            if index.policy.audit:
                 self.audited += 1
                 return ruling._replace(audit=True)
             self.refused += 1
         return ruling
 
-    def _decide(self, index: Index, pins: Pins, flow: Flow, seen: Look | None, now: float) -> Ruling:
+    def _decide(
+        self, index: Index, flow: Flow, seen: Look | None, now: float, given: tuple[bytes, ...]
+    ) -> Ruling:
         address, port = flow.destination
-        protocol, packed = flow.protocol, address.packed
+        packed = address.packed
         plain = canonical(packed)
-        names, own = pins.names(plain, now), self.own_names(packed)
+        names, own = self.pins.names(plain, now), self.own_names(packed)
         if own:
             names = own + names
+        if given:
+            names = (*(name for name in given if name not in names), *names)
         self._asked = address
-        action, number, looks = index.flow(protocol, plain, port, names, self._is_host)
+        action, number, looks = index.flow(flow.protocol, plain, port, names, self._is_host)
         if looks and seen is not None:
-            names = tuple(name for name in names if name in seen.names)
-            action, number, looks = index.flow(protocol, plain, port, names, self._is_host)
+            had = (*own, *given)
+            names = tuple(name for name in seen.names if name in had or self.pins.has(name, plain, now))
+            action, number, looks = index.flow(flow.protocol, plain, port, names, self._is_host)
             if looks and not _is_met(index.policy, number, seen):
                 action = "deny"
             looks = False
@@ -219,18 +249,14 @@ class Enforcer:
 
     def _ground(self, policy: Policy, number: int | None) -> _Ground:
         """Return what rulings by a rule have in common, and keep it."""
-        refusal, targets = policy.refusal, tuple[str, ...]()
-        if number is not None:
-            rule = policy.rules[number]
-            refusal, targets = rule.refusal, rule.targets
-        found = self._grounds[number] = refusal, policy.label(number), targets
+        rule = policy.rule(number)
+        found = self._grounds[number] = rule.refusal, policy.label(number), rule.targets
         return found
 
-    def _find_culprit(self, policy: Policy, pins: Pins, flow: Flow, now: float) -> str:
+    def _find_culprit(self, policy: Policy, flow: Flow, now: float) -> str:
         """Return the rule that fails to decide about a flow: the first with which the rules up to it fail."""
-
         packed = canonical(flow.destination.address.packed)
-        names = pins.names(packed, now)
+        names = self.pins.names(packed, now)
 
         def fails(number: int) -> bool:
             part = replace(policy, rules=policy.rules[: number + 1])
@@ -245,12 +271,11 @@ class Enforcer:
 
     def stats(self) -> dict[str, int]:
         """Return the counters and gauges by name."""
-        pins = self.pins
         return {
             "policy_refused": self.refused,
             "policy_audited": self.audited,
-            "policy_pins": 0 if pins is None else len(pins),
-            "policy_pins_evicted": 0 if pins is None else pins.evicted,
+            "policy_pins": len(self.pins),
+            "policy_pins_evicted": self.pins.evicted,
         }
 
     def _is_host(self) -> bool:
@@ -279,7 +304,5 @@ def ruling_of(flow: object) -> Ruling | None:
 
 def _is_met(policy: Policy, number: int | None, seen: Look) -> bool:
     """Return whether the first bytes are of a kind by which the rule lets a flow pass."""
-    if number is None:
-        return False
-    rule = policy.rules[number]
+    rule = policy.rule(number)
     return (seen.kind == "tls" and rule.sni) or (seen.kind == "http" and rule.host)

@@ -133,7 +133,7 @@ class FlowRouter:
         self._endpoints = endpoints
         self._links = links
         self._tell = tell
-        self._noticed: set[str | tuple[str, type[BaseException]]] = set()
+        self._noticed: set[tuple[str, type[object]]] = set()
         self._udp: dict[GuestEndpoint, UdpRelay] = {}
         self.inbox, self.outbox = Inbox(), Outbox()
         self.published: dict[int, list[Published]] = {}
@@ -509,14 +509,11 @@ class FlowRouter:
     def _is_cut(self, transport: Transport, key: bytes, flow: AnyFlow) -> bool:
         """Decide about a flow again, and return whether it may not go on.  If it may not, it gets the ruling."""
         before, described, now = ruling_of(flow), self._flow_of(transport, key), self._engine.now
-        ruling = self.enforcer.flow(described, now)
+        ruling = self.enforcer.existing(described, before, now)
         if ruling.action != "deny" and isinstance(flow.user, Held):  # it has not passed yet
             return False
-        if ruling.looks:
-            if before is not None and before.seen is not None:
-                ruling = self.enforcer.first_bytes(described, before.seen, now)
-            elif before is None or not before.looks:  # it never was looked at
-                ruling = ruling._replace(action="deny", looks=False)
+        if ruling.looks and (before is None or not before.looks):  # it never was looked at
+            ruling = ruling._replace(action="deny", looks=False)
         if ruling.refuses:
             flow.ruling = ruling
         return ruling.refuses
@@ -662,8 +659,8 @@ class FlowRouter:
             flow.close()
 
     def notice(self, text: str, error: BaseException | None = None) -> None:
-        """Report a warning to people, each text once; of exceptions, one of each type."""
-        what = text if error is None else (text.partition(" about ")[0], type(error))
+        """Report a warning to people, each text up to its " about " once; of exceptions, one of each type."""
+        what = text.partition(" about ")[0], type(error)
         if what not in self._noticed:
             self._noticed.add(what)
             self._tell(text, error)

@@ -232,7 +232,7 @@ class Gateway:
                 max(self.engine.now - flow.opened, 0.0),
             )
         guest, remote = endpoints_of(flow.key)
-        inbound, host, ruling = False, None, ruling_of(flow)
+        inbound, host, ruling, name = False, None, ruling_of(flow), self.name_of(remote.address)
         if isinstance(flow, EchoFlow):
             carried = flow.received, flow.sent
         else:
@@ -249,7 +249,7 @@ class Gateway:
             state,
             "inbound" if inbound else "outbound",
             None if host is None else Endpoint(*host),
-            self.name_of(remote.address) or (None if ruling is None else ruling.name),
+            name if ruling is None else ruling.name_or(name),
             *carried,
             max(self.engine.now - flow.opened, 0.0),
             None if ruling is None else ruling.rule,

@@ -156,7 +156,7 @@ class Setup:
                 "expected one policy: the uplink has one too", "policy", arguments.shown(policy),
                 "leave out that of Uplink(policy=...)",
             )  # fmt: skip
-        rules = policy or uplink.rules
+        rules = uplink.rules if policy is None else policy
         if rules is None and on_flow is not None:
             from netns_kit.policy.policy import Policy  # without one, nobody has it
 
@@ -222,7 +222,7 @@ def check_policy(policy: object, *, asks: bool) -> None:
         asks: Whether the stack has a function to ask.
 
     Raises:
-        ArgumentTypeError: It is something else.
+        ArgumentTypeError: It is something else, or of a class that is derived from it.
         PolicyError: It has a rule that asks, and there is nobody to ask.
     """
     from netns_kit.policy.policy import Policy  # without one, nobody has it
@@ -231,7 +231,14 @@ def check_policy(policy: object, *, asks: bool) -> None:
     if not callable(policy):
         fix = "begin with Policy.deny() or Policy.allow()"
     arguments.instance("policy", policy, Policy, "a Policy, or None", fix)
-    if not asks and isinstance(policy, Policy):
+    assert isinstance(policy, Policy)
+    if type(policy) is not Policy:
+        raise ArgumentTypeError(
+            f"expected a Policy, not a {type(policy).__name__}: of a policy its rules and settings are enforced,"
+            " and nothing that a class adds",
+            "policy", arguments.shown(policy), "write it as rules of a Policy",
+        )  # fmt: skip
+    if not asks:
         numbers = [number for number, rule in enumerate(policy.rules) if rule.action == "ask"]
         if numbers or policy.default == "ask":
             rule = policy.label(numbers[0] if numbers else None)

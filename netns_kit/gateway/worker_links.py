@@ -21,15 +21,19 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from struct import Struct
-from typing import TypeAlias
+from typing import TYPE_CHECKING
+
+from netns_kit.domain_names import suffixes
+
+if TYPE_CHECKING:
+    from netns_kit.policy.pins import Pin
 
 _ROOM = 8 << 20  # bytes of an inbox: less, where wmem_max says so
 _PINS_MAX = 1 << 16  # bytes of a message of pins; those of one answer are fewer
 _RIGHTS = socket.CMSG_LEN(4)  # room for one descriptor; of a longer message the kernel keeps the rest
-_PIN = Struct("!dBB")  # until when; the lengths of the address and of the name, which follow
-
-Pin: TypeAlias = tuple[bytes, bytes, float]
-"""A name on the wire, a packed address that was answered for it, and the time until which it counts."""
+_PIN = Struct(
+    "!d?BB"
+)  # until when; whether it is ours; the lengths of the address and the name, which follow
 
 
 class WorkerLinks:
@@ -102,7 +106,8 @@ class WorkerLinks:
         A worker whose inbox is full does not get them, and refuses flows to them.  That is counted.
         """
         message = b"".join(
-            _PIN.pack(until, len(address), len(name)) + address + name for name, address, until in pins
+            _PIN.pack(until, ours, len(address), len(name)) + address + name
+            for name, address, until, ours in pins
         )
         for number, outbox in enumerate(self._pins_outboxes):
             if number != self.index:
@@ -124,11 +129,13 @@ class WorkerLinks:
                 return
             at = 0
             while at + _PIN.size <= len(message):
-                until, address_size, name_size = _PIN.unpack_from(message, at)
+                until, ours, address_size, name_size = _PIN.unpack_from(message, at)
                 at += _PIN.size
                 name_at = at + address_size
                 end = name_at + name_size
-                yield message[name_at:end], message[at:name_at], until
+                name, address = message[name_at:end], message[at:name_at]
+                if _is_pin(name, address):
+                    yield name, address, until, ours
                 at = end
 
     def _send(
@@ -164,6 +171,14 @@ class WorkerLinks:
             self.lost += 1
             return 0
         return size - 1
+
+
+def _is_pin(name: bytes, address: bytes) -> bool:
+    """Return whether these are a name and an address: a worker that was taken over may send anything."""
+    try:
+        return len(address) in (4, 16) and all(suffixes(name))
+    except IndexError:
+        return False
 
 
 def connect(count: int, stack: ExitStack) -> list[WorkerLinks]:

@@ -68,9 +68,10 @@ def process_of(
         with suppress(OSError):  # it has ended
             pidfd = os.pidfd_open(pid)
             try:
+                found = _described(pid)
                 if os.readlink(place) != _link(inode):  # by now the number may be another's
                     raise ProcessLookupError
-                return {"uid": sockets[inode], **_described(pid)}, [pidfd]
+                return {"uid": sockets[inode], **found}, [pidfd]
             except BaseException:
                 os.close(pidfd)
                 raise

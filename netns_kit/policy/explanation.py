@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from ipaddress import ip_address
+from ipaddress import IPv4Address, ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
 from netns_kit import arguments, domain_names
@@ -14,7 +14,7 @@ from netns_kit.stack import Transport
 
 from .addresses import canonical
 from .presets import HOST, LOOPBACK, MULTICAST
-from .rules import NO_NAME, SERVICES, RuleAction, Spaces, is_name, ranges_of, spaces
+from .rules import NO_NAME, NOWHERE, NUMERIC, SERVICES, RuleAction, Spaces, is_name, ranges_of, spaces
 
 if TYPE_CHECKING:
     from .index import Decision
@@ -79,9 +79,16 @@ def explain(policy: Policy, text: str) -> Explanation:
         names = () if asked.name is None else (asked.name,)
         decision = index.flow(asked.protocol, asked.address, asked.port, names, lambda: False)
         why = _why_flow(policy, decision, asked)
-    if policy.audit and decision.action == "deny":
+    action = decision.action
+    if asked.address is not None and _is_nowhere(asked.address):
+        action = "deny"
+        if LOOPBACK.has(asked.address):
+            why = f"{asked.shown} stays inside: it is the namespace's own loopback"
+        else:
+            why += "; however it be, nothing is ever sent there"
+    elif policy.audit and action == "deny":
         why = f"{why}; since the policy only audits, it is let pass and told"
-    return Explanation(decision.action, decision.rule, policy.label(decision.rule), why)
+    return Explanation(action, decision.rule, policy.label(decision.rule), why)
 
 
 # -- sentences --------------------------------------------------------------------------------------------
@@ -114,11 +121,9 @@ def _why_flow(policy: Policy, decision: Decision, asked: _Asked) -> str:
         why += ", if its first bytes say that name"
     elif rule.looks:
         why += ", which looks at first bytes: only TCP has these"
-    before = _before(policy, decision, asked)
-    if before is not None:
-        why += f", unless its address is one of {policy.label(before)}, which comes first"
-    if asked.address is not None and decision.action != "deny" and _is_nowhere(asked.address):
-        why += "; nevertheless nothing is ever sent there"
+    for by_name, number in _before(policy, decision, asked).items():
+        where = "our DNS has given it for a name" if by_name else "its address is one"
+        why += f", unless {where} of {policy.label(number)}, which comes first"
     return why
 
 
@@ -133,22 +138,24 @@ def _about_name(policy: Policy, asked: _Asked) -> list[int]:
     ]
 
 
-def _before(policy: Policy, decision: Decision, asked: _Asked) -> int | None:
-    """Return the first rule that would decide otherwise at some address, which is not known here."""
+def _before(policy: Policy, decision: Decision, asked: _Asked) -> dict[bool, int]:
+    """Return the first rules that may decide otherwise: by a name that an address was given for, and by an address.
+
+    Which names and addresses these are is not known here.
+    """
+    found: dict[bool, int] = {}
     assert asked.protocol is not None
     last = len(policy.rules) if decision.rule is None else decision.rule
     for number, rule in enumerate(policy.rules[:last]):
         unknown = [
-            each
-            for each in rule.targets
-            if each == HOST.name or (asked.address is None and not is_name(each))
+            each for each in rule.targets if each == HOST.name or is_name(each) is (asked.address is not None)
         ]
         if rule.only is None and rule.action != decision.action:
             for target in unknown:
                 for ports in ranges_of(target):
                     if _has(spaces(rule, ports), asked.protocol, asked.port):
-                        return number
-    return None
+                        found.setdefault(is_name(target), number)
+    return found
 
 
 def matches(target: str, name: bytes) -> bool:
@@ -162,7 +169,7 @@ def _has(about: Spaces, protocol: Transport, port: int) -> bool:
 
 
 def _is_nowhere(address: bytes) -> bool:
-    return LOOPBACK.has(address) or MULTICAST.has(address)
+    return LOOPBACK.has(address) or MULTICAST.has(address) or NOWHERE.has(address)
 
 
 # -- what is asked ----------------------------------------------------------------------------------------
@@ -187,7 +194,8 @@ def _read(text: str) -> _Asked:
     if int(port) > LARGEST_PORT:
         raise ArgumentError(f"expected a port up to {LARGEST_PORT}", "text", shown(text))
     host = found["host"].strip("[]")
-    address = _address(host)
+    is_local = host.lower().rstrip(".").rpartition(".")[2] == "localhost"  # RFC 6761 section 6.3
+    address = IPv4Address("127.0.0.1").packed if is_local else _address(host)
     told = {"tcp": "TCP", "udp": "UDP", "icmp": "ICMP"}[protocol]
     told = f"{told} to {host}" + (f" port {port}" if protocol != "icmp" else "")
     if address is None:
@@ -213,6 +221,9 @@ def _address(host: str) -> bytes | None:
 
 
 def _wire_name(host: str, text: str) -> bytes:
+    if NUMERIC.fullmatch(host):  # programs take it for an address, each in its own way
+        fix = "an IPv4 address has four numbers"
+        raise ArgumentError("expected an address or a name", "text", shown(text), fix)
     try:
         if host and NO_NAME.search(host) is None:
             return domain_names.to_wire(host, "text").lower()

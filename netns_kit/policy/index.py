@@ -139,6 +139,7 @@ class Index:
         rules = policy.rules
         default = Decision(policy.default, None)
         self._default = default
+        self._last = b"", default  # what `name` has returned last: an answer has many records of one name
         self._sides = {
             each: _Side((*(_decision(rule, number, each) for number, rule in enumerate(rules)), default))
             for each in _TRANSPORTS
@@ -204,9 +205,13 @@ class Index:
         Args:
             name: The name in wire form, in lower case.
         """
-        number = min([*self._queries.matching(name), self._all_queries])
-        rules = self.policy.rules
-        return Decision(rules[number].action, number) if number < len(rules) else self._default
+        last, decision = self._last
+        if last != name:
+            number = min([*self._queries.matching(name), self._all_queries])
+            rules = self.policy.rules
+            decision = Decision(rules[number].action, number) if number < len(rules) else self._default
+            self._last = name, decision
+        return decision
 
     def alias(self, name: bytes) -> Decision | None:
         """Return the rule by name that denies the target of a CNAME, or None.

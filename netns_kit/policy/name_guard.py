@@ -51,8 +51,9 @@ from netns_kit.dns.message import (
 
 from .addresses import NetworkTable, canonical
 from .index import Decision, Index
-from .pins import PINS_PER_ANSWER, Pins
+from .pins import PINS_PER_ANSWER, Pin, Pins
 
+CHAIN_MAX = 128  # names; resolvers follow some 16, and each is judged
 LONGEST_TTL = 7 * 86400  # seconds; nobody should keep a record for longer (RFC 8767 section 4)
 
 _IN = IN.to_bytes(2, "big")
@@ -65,8 +66,6 @@ _RCODES = {"nxdomain": NXDOMAIN, "refused": REFUSED}
 _NO_QUESTION = Refused(REFUSED, "only questions about one name, and nothing else, are answered")
 _UNREADABLE = Refused(SERVFAIL, "the answer cannot be read")
 
-Pin: TypeAlias = tuple[bytes, bytes, float]
-"""A name, on the wire and in lower case; an address, packed and canonical; and until when it is pinned."""
 _Found: TypeAlias = tuple[Refused, str]
 """A refusal, and the rule behind it."""
 
@@ -157,9 +156,8 @@ class NameGuard:
         return None
 
     def _by_rule(self, decision: Decision) -> _Found:
-        policy, label = self._policy, self._policy.label(decision.rule)
-        dns = policy.dns if decision.rule is None else policy.rules[decision.rule].dns
-        return Refused(_RCODES[dns], label), label
+        label = self._policy.label(decision.rule)
+        return Refused(_RCODES[self._policy.rule(decision.rule).dns], label), label
 
     def _hides_keys(self, name: bytes) -> bool:
         """Return whether no keys may be told of the host that a name is about: _8443._https.NAME is about NAME."""
@@ -199,7 +197,7 @@ class NameGuard:
                     cut.add(number)
                 elif pins:
                     until = now + min(ttl_at(reading.message, each.ttl), LONGEST_TTL) + self._policy.grace
-                    pinned.append((name, address, until))
+                    pinned.append((name, address, until, ours))
             elif each.kind in _SERVICES:
                 if self._hides_keys(asked) or self._hides_keys(reading.owner(each)):
                     cut.add(number)
@@ -207,11 +205,12 @@ class NameGuard:
                     if not self.lets(asked, address):
                         cut.add(number)
                         special = special or address
+                        break
         answer: bytes | Refused = reading.message
         if cut and not ours:
             answer = without(reading.message, reading.asked, cut)
         for pin in pinned:
-            self._pins.add(*pin)
+            self._pins.add(*pin[:3])
         if pinned:
             self._pinned(pinned)
         if not special or ours:
@@ -222,6 +221,10 @@ class NameGuard:
             for number, each in enumerate(reading.records)
         )
         return answer if left else refused, (refused, self._policy.label(self._index.name(name).rule))
+
+    def names(self, name: bytes, address: bytes) -> bool:
+        """Return whether people may be told that an address is a name's: see `Guard.names`."""
+        return self._audit or self.lets(name.lower(), canonical(address))
 
     def lets(self, name: bytes, address: bytes) -> bool:
         """Return whether an answer for a name, both as in `Pins`, may have an address."""
@@ -259,6 +262,8 @@ class _Reading:
         while waiting and targets:
             for target in targets.pop(waiting.pop(), ()):
                 if target not in self.chain:
+                    if len(self.chain) >= CHAIN_MAX:
+                        raise BadMessage("too many aliases")
                     self.chain[target] = None
                     waiting.append(target)
 

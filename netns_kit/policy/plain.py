@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 from netns_kit import arguments
 from netns_kit.errors import FeatureUnavailable, PolicyError
 
-from .rules import Rule, RuleAction
+from .rules import Rule, RuleAction, usual_refusal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 Plain: TypeAlias = dict[str, Any]
 """A JSON object."""
 
-_ALL = ("action", "targets", "ports", "protocol", "name")
+_ALL = ("action", "targets", "ports", "protocol", "refusal", "name")
 KEYS: dict[RuleAction, tuple[str, ...]] = {
     "allow": (*_ALL, "sni", "host", "private", "only"),
-    "deny": (*_ALL, "refusal", "dns", "only"),
+    "deny": (*_ALL, "dns", "only"),
     "ask": (*_ALL, "private"),
 }
 """The keys that rules have."""
@@ -45,7 +45,8 @@ def _rule_data(rule: Rule) -> Plain:
     data: Plain = {}
     for name in KEYS[rule.action]:
         value = getattr(rule, name)
-        if name == "action" or value != getattr(_BARE, name):
+        usual = usual_refusal(rule.looks) if name == "refusal" else getattr(_BARE, name)
+        if name == "action" or value != usual:
             data[name] = value
     if rule.targets:
         data["targets"] = list(rule.targets)
@@ -65,11 +66,7 @@ def read(data: object) -> tuple[Plain, tuple[Rule, ...]]:
     settings.pop("$schema", None)
     if not isinstance(rules, list | tuple):
         raise PolicyError("expected a list of rules", "rules", arguments.shown(rules))
-    default = settings.setdefault("default", None)
-    for name in ("refusal", "dns"):
-        if name in settings and default in ("allow", "ask"):
-            expected = f"expected no such key where the default is {default!r}"
-            raise PolicyError(expected, name, arguments.shown(settings[name]), "leave it out")
+    settings.setdefault("default", None)
     return settings, tuple(_rule(each, number) for number, each in enumerate(rules))
 
 
@@ -99,8 +96,12 @@ def _rule(data: object, number: int) -> Rule:
     if not isinstance(action, str) or action not in KEYS:
         raise PolicyError(f"expected {_listed(map(repr, KEYS))}", f"{path}.action", arguments.shown(action))
     _check_keys(values, KEYS[action], path, f"the rule, action={action!r}")
-    if isinstance(values.get("targets"), str):
-        values["targets"] = [values["targets"]]
+    targets = values.get("targets")
+    if isinstance(targets, str):
+        values["targets"] = [targets]
+    elif targets in ([], ()):
+        expected = "expected at least one target, since the rule would be about everything"
+        raise PolicyError(expected, f"{path}.targets", "[]", "leave targets out if that is meant")
     try:
         return Rule(action, **values)
     except PolicyError as error:

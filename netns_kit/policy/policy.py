@@ -87,10 +87,15 @@ def _default_deny(
 
 
 def _default_ask(
-    cls: type[Policy], /, *targets: NoReturn, audit: bool = False, grace: float = GRACE
+    cls: type[Policy],
+    /,
+    *targets: NoReturn,
+    refusal: RefusalName = "prohibited",
+    audit: bool = False,
+    grace: float = GRACE,
 ) -> Policy:
     _no_targets("ask", targets)
-    return cls("ask", audit=audit, grace=grace)
+    return cls("ask", audit=audit, grace=grace, refusal=refusal)
 
 
 class _Kept:
@@ -120,8 +125,8 @@ class Policy(_Kept):
         rules: The rules in order.
         audit: Whether what would be refused is let pass, and only told.
         grace: For how long an address may be reached by name after the answer's TTL has passed, in seconds.
-        refusal: How the default refuses a flow, see `deny`.
-        dns: How the default refuses a query, see `deny`.
+        refusal: How the default refuses a flow, see `deny`.  It is not for "allow".
+        dns: How the default refuses a query, see `deny`.  It is only for "deny".
 
     Raises:
         PolicyError: A rule cannot be used, can never decide about anything, or cannot be enforced.
@@ -153,6 +158,13 @@ class Policy(_Kept):
             raise ArgumentError("expected seconds, 0 or more", "grace", shown(grace))
         arguments.one_of("refusal", refusal, get_args(RefusalName))
         arguments.one_of("dns", dns, get_args(DnsRefusal))
+        for name, given, usual, unused in (
+            ("refusal", refusal, "prohibited", ("allow",)),
+            ("dns", dns, "nxdomain", ("allow", "ask")),
+        ):
+            if default in unused and given != usual:
+                expected = f"expected no such setting where the default is {default!r}"
+                raise ArgumentError(expected, name, repr(given), "leave it out")
         kept = tuple(rules)
         reach = Reach(default)
         for rule in kept:
@@ -256,22 +268,32 @@ class Policy(_Kept):
         ports: RulePorts | None = None,
         protocol: Transport | None = None,
         icmp_type: str | int | None = None,
+        refusal: RefusalName = "prohibited",
         private: bool = False,
         name: str | None = None,
     ) -> Policy:
         """Return a policy with one more rule, which asks: `policy.ask(*targets, ports=None, protocol=None, ...)`.
 
         About each flow that it matches, the function on_flow of the stack is asked.  Names are resolved.
-        On the class, `Policy.ask(audit=False, grace=60.0)` makes a policy without rules that asks by default.
+        On the class, `Policy.ask(refusal="prohibited", audit=False, grace=60.0)` makes a policy without rules that
+        asks by default.
 
         Args:
             targets, ports, protocol, icmp_type, private, name: The same as of `allow`.
+            refusal: How flows are refused if the answer is False, or does not come: see `deny`.
 
         Raises:
             PolicyError: The rule cannot be used, can never decide about anything, or cannot be enforced.
         """
         return self._with(
-            "ask", targets, icmp_type, ports=ports, protocol=protocol, private=private, name=name
+            "ask",
+            targets,
+            icmp_type,
+            ports=ports,
+            protocol=protocol,
+            refusal=refusal,
+            private=private,
+            name=name,
         )
 
     def _with(
@@ -336,11 +358,13 @@ class Policy(_Kept):
     def explain(self, text: str) -> Explanation:
         """Explain what the policy says of something, and which rule says so.
 
-        A rule about `HOST` is left out, because only a running stack knows the host's addresses.
+        What only a running stack knows is left out: the host's addresses (`HOST`), what names were resolved to, and
+        the names in its hosts file.  The reason says which rule it could be up to.
 
         Args:
             text: A URL: "https://example.org", "tcp://10.0.0.1:5432", "udp://example.org:53" or "icmp://10.0.0.1"; or
                 NAME:PORT or ADDRESS:PORT, which is TCP.  A name alone, or "dns:example.org", is a query.
+                What nothing is ever sent to, as loopback addresses and localhost, is denied.
 
         Raises:
             ArgumentError: The text is none of these.

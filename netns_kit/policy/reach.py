@@ -69,9 +69,22 @@ class Reach:
         self._check_decides(rule)
         self._check_private(rule)
         self._check_denied_names(rule)
+        self._check_leaves_something(rule)
         self._note(rule)
 
     # -- checks -------------------------------------------------------------------------------------------
+
+    def _check_leaves_something(self, rule: Rule) -> None:
+        """Raise `PolicyError` if a rule lets everything pass: that is what a default is for.
+
+        Such a rule comes of a list of targets that happens to be empty.
+        """
+        if rule.action != "deny" and rule.only is None and not rule.targets and rule.is_whole:
+            raise PolicyError(
+                "expected a target, ports or a protocol: without them the rule is about everything, and the default"
+                " about nothing",
+                "targets", "()", f"make sure that there are some, or begin with Policy.{rule.action}()",
+            )  # fmt: skip
 
     def _check_decides(self, rule: Rule) -> None:
         """Raise `PolicyError` if an earlier rule decides about all that a target of this one is about."""

@@ -54,7 +54,7 @@ RuleTarget: TypeAlias = (
 )
 """What a rule is about: a domain name, "*.NAME", an address, a network, a `Preset` or its name."""
 RulePorts: TypeAlias = "int | str | Iterable[int | str | tuple[int, int]]"
-"""RulePorts of a rule: 443, "8000-8999", or a list of such."""
+"""The ports of a rule: 443, "8000-8999", or a list of such."""
 
 SERVICES = {
     "amqp": 5672, "amqps": 5671, "domain": 53, "ftp": 21, "ftps": 990, "git": 9418, "http": 80, "https": 443,
@@ -63,9 +63,11 @@ SERVICES = {
     "postgresql": 5432, "redis": 6379, "rediss": 6379, "rsync": 873, "sftp": 22, "smtp": 25, "smtps": 465,
     "ssh": 22, "submission": 587, "telnet": 23, "ws": 80, "wss": 443,
 }  # fmt: skip
-"""RulePorts of well-known services, by the scheme of a URL or the name of the service."""
+"""Ports of well-known services, by the scheme of a URL or the name of the service."""
 
-_NOWHERE = Preset("", ("fe80::/10", "240.0.0.0/4"))  # nothing is ever sent there
+NOWHERE = Preset("", ("fe80::/10", "240.0.0.0/4", "::/16"))
+"""Other addresses to which nothing is ever sent.  Those in ::/16 embed IPv4 in obsolete ways: ::a.b.c.d."""
+
 SHOWN = 6  # targets and ports of a rule in messages
 NO_NAME = re.compile(r"[^A-Za-z0-9._\-\x80-\U0010ffff]")  # no label is made of
 _TWO_WAYS = "\u00df\u03c2\u200c\u200d"  # what IDNA 2003 and 2008 do not agree about (UTS 46 section 7)
@@ -73,7 +75,7 @@ _URL = re.compile(r"([a-z][a-z0-9+.-]*)://(?:[^/@]*@)?(\[[^\]/]+\]|[^:/?#]+)(?::
 _HOST_PORT = re.compile(r"(\[[^\]/]+\]|[^:/\[\]]+):(\d+(?:-\d+)?|\*|[a-z]+)")
 _RANGE = re.compile(r"\s*([0-9a-f.:]+)\s*-\s*([0-9a-f.:]+)\s*", re.IGNORECASE)
 _OCTETS = re.compile(r"((?:\d+\.){1,3})\*(?:\.\*)*")
-_NUMERIC = re.compile(r"(.*\.)?(\d+|0x[0-9a-f]*)\.?", re.IGNORECASE)
+NUMERIC = re.compile(r"(.*\.)?(\d+|0x[0-9a-f]*)\.?", re.IGNORECASE)
 _PORT_RANGE = re.compile(r"\s*(\d{1,5})\s*(?:[-:]\s*(\d{1,5})\s*)?")
 
 
@@ -246,8 +248,8 @@ class Rule:
                 "leave it out, or leave out ports and protocol",
             ),
             (
-                lets and not looks and self.refusal != "prohibited",
-                "refusal", repr(self.refusal), "a rule that denies, or one with sni or host", "leave it out",
+                self.action == "allow" and not looks and self.refusal != "prohibited",
+                "refusal", repr(self.refusal), "a rule that denies or asks, or one with sni or host", "leave it out",
             ),
             (
                 looks and self.refusal not in ("reset", "forbidden"),
@@ -285,7 +287,7 @@ class Rule:
         fix = "leave it out"
         if f".{target}".endswith(".localhost") or _is_part_of(target, LOOPBACK):
             fix = "for the host's loopback, allow the gateway's address, or HOST; see Uplink(allow_host_loopback=...)"
-        elif not _is_part_of(target, MULTICAST) and not _is_part_of(target, _NOWHERE):
+        elif not _is_part_of(target, MULTICAST) and not _is_part_of(target, NOWHERE):
             return
         expected = f"expected an address that flows can go to: nothing is ever sent to {target}"
         raise PolicyError(expected, "targets", repr(target), fix)
@@ -395,7 +397,7 @@ def _read_name(text: str) -> str:
         raise _no_target(text, fix, ", with a * only in front")
     if name.startswith("."):
         fix = f'write "*{name}" for the names below it, "{name[1:]}" for the name itself'
-    elif _NUMERIC.fullmatch(name):
+    elif NUMERIC.fullmatch(name):
         fix = "an IPv4 address has four numbers; a network is ADDRESS/BITS, such as 10.0.0.0/8"
     elif not below and short in PRESETS:
         fix = f'write "{short}" for the preset; no domain name is called so'

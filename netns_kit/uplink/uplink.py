@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 from collections.abc import Callable, Container, Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
@@ -476,9 +477,8 @@ def _function(policy: object) -> Callable[[Flow], Refusal | None] | None:
     """
     if policy is None:
         return None
-    from netns_kit.policy.policy import Policy  # whoever has one has imported it
-
-    if isinstance(policy, Policy):
+    module = sys.modules.get("netns_kit.policy.policy")  # whoever has one has imported it
+    if module is not None and isinstance(policy, module.Policy):
         return None
     if not callable(policy):
         raise ArgumentTypeError(

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Protocol, TypeVar
 
 import anyio
+import anyio.lowlevel
 
 from netns_kit import arguments
 from netns_kit.errors import NetnsKitError
@@ -89,11 +90,16 @@ class Answering:
     async def _ask(self, asked: FlowRequest) -> FlowAnswer:
         try:
             answer: object = await self._on_flow(await self._completed(asked))
-            if answer is True or answer is False or isinstance(answer, Refusal | Endpoint):
+            if answer is True or answer is False or isinstance(answer, Refusal):
                 return answer
+            if isinstance(answer, Endpoint):
+                return Endpoint(*answer)  # `_make` does not check
             expected = "expected True, False, a Refusal or an Endpoint"
             raise TypeError(f"on_flow has returned {arguments.shown(answer)}: {expected}")
-        except Exception as error:
+        except KeyboardInterrupt:  # it is meant for the program
+            raise
+        except BaseException as error:  # not even SystemExit may end the asking
+            await anyio.lowlevel.checkpoint_if_cancelled()  # else what on_flow waited for was cancelled
             if (asked.rule, type(error)) not in self._logged:
                 self._logged.add((asked.rule, type(error)))
                 what = f"{asked.protocol} to {asked.remote} ({asked.rule})"

@@ -46,7 +46,8 @@ class Driver(Protocol):
         """Call `function` between two steps of the engine, where it may use everything of the engine's.  Return its
         result.
 
-        If this is cancelled, the function may still be called.
+        Functions are called in the order in which they come.  If this is cancelled, the function is called all the
+        same, unless `run` ends before.
 
         Raises:
             StackClosed: `run` has ended.  Other errors are those of the function.
@@ -82,14 +83,15 @@ class LoopDriver:
             self._ended = True
 
     async def call(self, function: Callable[[], T]) -> T:
-        await anyio.lowlevel.checkpoint()
         if self._ended:
             raise StackClosed(CLOSED)
         self._engine.now = anyio.current_time()
         try:
-            return function()
+            result = function()
         finally:
             self._engine.call(_nothing)  # what waits for the end of a step need not wait for a frame
+        await anyio.lowlevel.checkpoint()
+        return result
 
     def post(self, callback: Callable[[], object]) -> None:
         callback()

@@ -54,6 +54,7 @@ class EventLog:
 
     def __init__(self, target: str | os.PathLike[str] | TextIO) -> None:
         self._is_writing = self._is_closed = False
+        self._thread = anyio.CapacityLimiter(1)  # its own: a pipe that is full takes none of the program's
         self._path: str | None = None
         if isinstance(target, str | os.PathLike):
             self._path = os.fspath(target)
@@ -120,7 +121,7 @@ class EventLog:
         text = "".join(lines(events))
         if text:
             self._is_writing = True
-            await anyio.to_thread.run_sync(self._write, text, abandon_on_cancel=True)
+            await anyio.to_thread.run_sync(self._write, text, abandon_on_cancel=True, limiter=self._thread)
 
     def close(self) -> None:
         """Close the file, if it was opened here."""

@@ -263,7 +263,7 @@ def _ruled(event: Event, opened: AnyFlow | FlowBeside | None) -> Event:
     ruling = None if opened is None else ruling_of(opened)
     if ruling is None or isinstance(event, QueryEvent):
         return event
-    flow = replace(event.flow, rule=ruling.rule, name=event.flow.name or ruling.name)
+    flow = replace(event.flow, rule=ruling.rule, name=ruling.name_or(event.flow.name))
     return replace(event, flow=flow)
 
 

@@ -114,7 +114,7 @@ class UserStack(Openable):
         self.tap = tap
         self.uplink = self.setup.uplink
         self.policy = self.setup.policy
-        """The policy that decides now; None: there is none."""
+        """The policy that was set last; None: there is none."""
         above = [] if tap.namespace is None else [tap.namespace.supervisor]
         self.supervisor = Supervisor(type(self).__name__, StackClosed, *above, one_loop=True)
         self._runner: Runner | None = None
@@ -243,15 +243,20 @@ class UserStack(Openable):
             PolicyError: A rule asks, and the stack has no `on_flow`.
             StackClosed: The stack is not open.
 
-        Cancellation: The policy may have been set.
+        Cancellation: The policy is set all the same, a moment later.
         """
         arguments.one_of("existing", existing, ("keep", "cut"))
         text = None
         if policy is not None:
             check_policy(policy, asks=self.setup.asks)
             text = dump(policy).decode()
-        await self.ask(Gateway.set_policy, text, existing)
-        self.policy = policy
+        before, self.policy = self.policy, policy
+        try:
+            await self.ask(Gateway.set_policy, text, existing)  # in order, and even if it is cancelled
+        except Exception:
+            if self.policy is policy:
+                self.policy = before
+            raise
 
     async def stats(self) -> Stats:
         """Return all gauges and counters of the stack; none is ever left out.

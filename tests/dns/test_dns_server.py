@@ -553,6 +553,9 @@ class Strict:
         }
         return without(message, asked, bad) if bad and not ours else message
 
+    def names(self, name: bytes, address: bytes) -> bool:
+        return address[-1:] != b"\x42"
+
 
 class Tolerant(Strict):
     """The same, but answers that cannot be read are refused."""
@@ -714,6 +717,19 @@ def test_what_the_cache_keeps_is_not_cut() -> None:
     dns.server.guard = None
     dns.asks(question())
     assert dns.told() == ("NOERROR", [f"www.example. A {BAD}"])
+
+
+def test_an_address_that_is_cut_has_no_name_of_it() -> None:
+    """Else a program would choose what people are told of an address when they are asked about it."""
+    dns = guarded(Record("db.internal", "192.0.2.166"), cache=True)
+    good, bad, ours = (ip_address(each).packed for each in ("192.0.2.9", BAD, "192.0.2.166"))
+    dns.asks(question("wWw.example"))
+    (sent,) = dns.sends(UDP)
+    dns.says(UDP, reply(sent, "192.0.2.9", BAD))
+    assert dns.told()[1] == ["wWw.example. A 192.0.2.9"]
+    assert [dns.server.name_of(each) for each in (good, bad, ours)] == ["www.example", None, "db.internal"]
+    dns.server.guard = None
+    assert dns.server.name_of(bad) == "www.example"
 
 
 def test_messages_of_a_transfer_pass_the_guard_each() -> None:

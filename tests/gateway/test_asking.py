@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from collections.abc import Iterator, Mapping
 from typing import get_args
 
 import pytest
 
 from netns_kit.gateway import asking
-from netns_kit.gateway.asking import FlowAnswer, FlowRequest
+from netns_kit.gateway.asking import FlowAnswer, FlowRequest, HeldDatagrams
 from netns_kit.gateway.enforcer import ruling_of
 from netns_kit.policy.policy import Policy
 from netns_kit.stack import AnyFlow, Refusal, Transport
@@ -171,7 +173,7 @@ def test_a_refusal_is_told_as_it_was_given(
     bench: Bench, uplink: Recorded, transport: Transport, given: FlowAnswer
 ) -> None:
     """False is the rule's own way."""
-    ask(bench, Policy("ask", refusal="reset"))
+    ask(bench, Policy.ask(refusal="reset"))
     begin(bench, transport)
     assert answer(bench, asked(bench).id, given)
     reset: list[int | str] = ["reset"] if transport == "tcp" else [icmp.PORT]
@@ -186,6 +188,30 @@ def test_a_refusal_is_told_as_it_was_given(
     assert told(bench) == expected[given]
     assert (uplink.opened, uplink.sent, bench.gateway.flows()) == ([], [], ())
     assert bench.gateway.router.refused == bench.gateway.stats()["policy_refused"] == 1
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_nothing_that_has_waited_stays_behind(bench: Bench, uplink: Recorded, *, given: bool) -> None:
+    """Not for as long as it might have waited."""
+    waited = [datagram(FAR, port, bytes(16384)) for port in range(1, 41)]
+    tracemalloc.start()
+    try:
+        for number, each in enumerate(waited):
+            if number == 20:
+                before, _ = tracemalloc.get_traced_memory()
+            bench.inject(each)
+            bench.settle()
+            answer(bench, asked(bench).id, given)
+            uplink.sent.clear()
+            flow = next(iter(bench.gateway.stack.udp.values()), None)
+            if flow is not None:
+                flow.close()
+            del flow
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 20 * 16384 // 2
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -278,6 +304,24 @@ def test_a_guest_that_gives_up_takes_its_question_back(bench: Bench) -> None:
         assert bench.gateway.asking.take() == (() if request is None else (request.id,))
 
 
+@pytest.mark.parametrize("transport", ["udp", "icmp"])
+@pytest.mark.parametrize("end", ["yes", "no", "flow"])
+def test_first_datagrams_are_not_kept_when_the_waiting_is_over(
+    bench: Bench, transport: Transport, end: str
+) -> None:
+    """The timers have what has waited until its time is over, and that may be a day."""
+    begin(bench, transport)
+    [flow] = flows(bench, transport).values()
+    held, request = flow.user, asked(bench)
+    assert isinstance(held, HeldDatagrams)
+    assert len(held._kept) == 1
+    if end == "flow":
+        bench.gateway.end_flow(request.id)
+    else:
+        answer(bench, request.id, end == "yes")
+    assert held._kept == []
+
+
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_who_ends_the_flow_ends_the_question(bench: Bench, uplink: Recorded, transport: Transport) -> None:
     begin(bench, transport)
@@ -330,6 +374,7 @@ def test_a_policy_set_meanwhile_has_the_last_word(
     assert answer(bench, asked(bench).id, True)
     assert told(bench) == (["reset"] if transport == "tcp" else [icmp.PORT])
     assert uplink.opened == []
+    assert bench.gateway.stats()["policy_refused"] == 1
     bench.gateway.enforcer.set(ASKS)
     begin(bench, transport)
     bench.gateway.enforcer.set(Policy.allow())
@@ -343,7 +388,7 @@ def test_a_cut_ends_what_waits_only_where_it_may_not_pass(
 ) -> None:
     begin(bench, transport)
     request = asked(bench)
-    bench.gateway.enforcer.set(Policy("ask", refusal="reset"))
+    bench.gateway.enforcer.set(Policy.ask(refusal="reset"))
     bench.gateway.router.cut()
     assert len(bench.gateway.asking) == 1
     bench.gateway.enforcer.set(Policy.deny())
@@ -405,7 +450,7 @@ def test_questions_before_anybody_listens_wait_for_that(make: Make, uplink: Reco
 
 
 def test_a_refusal_in_words_is_one_after_the_answer_too(bench: Bench) -> None:
-    ask(bench, Policy("ask", refusal="forbidden"))
+    ask(bench, Policy.ask(refusal="forbidden"))
     program = bench.connect(FAR, 80)
     bench.settle()
     answer(bench, asked(bench).id, False)

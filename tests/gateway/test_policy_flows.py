@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
+import tracemalloc
 from collections.abc import Iterator, Mapping
 from functools import partial
 from ipaddress import ip_address
@@ -19,9 +21,10 @@ from netns_kit.gateway.enforcer import ruling_of
 from netns_kit.gateway.relay import PingRelay, TcpRelay, UdpRelay, forbidden, peek
 from netns_kit.gateway.relay.peek import PeekingRelay
 from netns_kit.policy.first_bytes import FIRST_BYTES_MAX
+from netns_kit.policy.pins import NAMES_MAX
 from netns_kit.policy.policy import Policy
 from netns_kit.policy.rules import RefusalName
-from netns_kit.stack import AnyFlow, Closed, Refusal, Transport
+from netns_kit.stack import AnyFlow, Closed, Limits, Refusal, Transport
 from netns_kit.stack.wire import flow_key, icmp, ip
 from netns_kit.uplink.dial import Dial
 from netns_kit.uplink.flow import Endpoint, Target
@@ -59,7 +62,6 @@ def govern(bench: Bench, policy: Policy | None, **pinned: bytes) -> None:
     bench.gateway.enforcer.set(policy)
     pins = bench.gateway.enforcer.pins
     for name, address in pinned.items():
-        assert pins is not None
         pins.add(to_wire(name.replace("_", ".")), address, bench.now + 100)
 
 
@@ -582,6 +584,47 @@ def test_a_name_that_our_dns_has_not_answered_with_this_address_counts_as_none(b
     bench.until(lambda: program.why is Closed.RESET)
 
 
+@pytest.mark.parametrize(
+    "first", [client_hello("bad.example"), b"GET / HTTP/1.1\r\nHost: bad.example\r\n\r\n"]
+)
+def test_a_flow_has_the_name_that_its_client_has_asked_for(bench: Bench, first: bytes) -> None:
+    """It was refused because of this name, and not because of the one that our DNS has told."""
+    bench.gateway.zone.add(Record("example.org", "192.0.2.1"))
+    program, _ = looked_at(bench, Policy.deny(audit=True).allow("example.org", sni=True, host=True))
+    [flow] = bench.gateway.flows()
+    assert flow.name == "example.org"
+    program.send(first)
+    bench.settle()
+    [flow] = bench.gateway.flows()
+    assert (flow.name, flow.rule) == ("bad.example", "default: deny")
+
+
+def test_a_flow_has_the_name_that_the_rule_is_about(bench: Bench) -> None:
+    bench.gateway.zone.add(Record("first.example", "192.0.2.1"))
+    bench.gateway.zone.add(Record("example.org", "192.0.2.1"))
+    govern(bench, BY_NAME)
+    bench.connect(FAR, 80)
+    bench.settle()
+    [flow] = bench.gateway.flows()
+    assert flow.name == "example.org"
+
+
+def test_names_without_number_of_one_address_cost_a_flow_no_more_than_a_few(bench: Bench) -> None:
+    """As a wildcard of DNS has them; and whoever says its name is found among all of them."""
+    govern(bench, Policy.deny().allow("*.example.org", sni=True), first_example_org=FAR)
+    govern(bench, bench.gateway.enforcer.policy, **{f"n{n}_example_org": FAR for n in range(3 * NAMES_MAX)})
+    program = bench.connect(FAR, 443)
+    bench.until(lambda: program.is_established)
+    [connection] = bench.gateway.stack.tcp.values()
+    ruling = ruling_of(connection)
+    assert ruling is not None
+    assert len(ruling.names) == NAMES_MAX
+    first = client_hello("first.example.org")
+    program.send(first)
+    assert isinstance(bench.uplink, Told)
+    assert heard(bench.uplink.peers[-1], bench) == first
+
+
 @pytest.mark.parametrize("said", [b"", REQUEST[:-1]])
 def test_the_look_is_over_in_time(bench: Bench, said: bytes) -> None:
     program, peer = looked_at(bench)
@@ -619,6 +662,57 @@ def test_more_than_is_looked_at_is_refused(bench: Bench) -> None:
     program, peer = looked_at(bench)
     program.send(b"GET / HTTP/1.1\r\nX: " + b"x" * FIRST_BYTES_MAX)
     refused_after(program, peer, bench)
+
+
+def test_first_bytes_count_as_memory_as_long_as_they_are_looked_at(make: Make, uplink: Told) -> None:
+    """When that is full no more are taken, of nobody."""
+    bench = make(uplink, limits=Limits(tcp_memory=4 * FIRST_BYTES_MAX))
+    bench.stop_the_clock()
+    first, _ = looked_at(bench)
+    first.send(REQUEST[:-2] + b"X: " + b"x" * (FIRST_BYTES_MAX // 2))
+    bench.settle()
+    assert bench.gateway.stats()["tcp_memory"] > FIRST_BYTES_MAX
+    second, peer = looked_at(bench, source=PORT + 1)
+    second.send(REQUEST[:-2] + b"X: " + b"x" * (FIRST_BYTES_MAX - 100))
+    bench.settle()
+    held = bench.gateway.stats()["tcp_memory"]
+    assert held >= 4 * FIRST_BYTES_MAX
+    second.send(b"\r\n\r\n")
+    bench.settle()
+    assert not readable(peer)
+    first.abort()
+    bench.settle()
+    assert bench.gateway.stats()["tcp_memory"] < held - FIRST_BYTES_MAX
+    while not readable(peer) and second.why is None:  # the rest is sent again
+        bench.ahead += 0.5
+        bench.settle()
+    assert heard(peer, bench).endswith(b"\r\n\r\n")
+    assert bench.gateway.stats()["tcp_memory"] < FIRST_BYTES_MAX
+
+
+@pytest.mark.parametrize("policy", [LOOKS, Policy.deny(refusal="forbidden")])
+def test_nothing_that_was_looked_at_stays_behind_its_connection(bench: Bench, policy: Policy) -> None:
+    """Not for as long as it might have been looked at."""
+    bad = REQUEST[:-2] + b"X: " + b"x" * (FIRST_BYTES_MAX - 100)
+    tracemalloc.start()
+    try:
+        for number in range(40):
+            if number == 20:
+                before, _ = tracemalloc.get_traced_memory()
+            govern(bench, policy, example_org=FAR)
+            program = bench.connect(FAR, 80, PORT + number)
+            bench.settle()
+            assert program.is_established
+            program.send(bad)
+            bench.settle()
+            program.abort()
+            bench.settle()
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert not bench.gateway.stack.tcp
+    assert after - before < 20 * FIRST_BYTES_MAX
 
 
 def test_what_the_server_says_first_waits(bench: Bench) -> None:
@@ -831,6 +925,50 @@ def test_what_was_looked_at_may_go_on_and_what_was_not_is_cut(bench: Bench) -> N
     bench.until(lambda: unseen.why is Closed.RESET)
 
 
+def forget_answers(bench: Bench) -> None:
+    """Let the time of all pins be over."""
+    pins = bench.gateway.enforcer.pins
+    assert pins is not None
+    pins.keep(lambda name, address: False)
+
+
+def test_a_flow_outlives_the_answer_that_has_let_it_in(bench: Bench, uplink: Told) -> None:
+    govern(bench, BY_NAME, example_org=FAR)
+    program = begin(bench, "tcp")
+    assert program is not None
+    begin(bench, "udp")
+    begin(bench, "icmp")
+    bench.until(lambda: program.is_established)
+    bench.settle()
+    forget_answers(bench)
+    set_policy(bench, BY_NAME.allow("198.51.100.0/24"))
+    assert [len(flows(bench, each)) for each in TRANSPORTS] == [1, 1, 1]
+    bench.connect(FAR, 80, 2000)
+    assert told(bench) == [icmp.PROHIBITED], "a new one needs a new answer"
+    set_policy(bench, Policy.deny().allow("other.example"))
+    assert [len(flows(bench, each)) for each in TRANSPORTS] == [0, 0, 0]
+
+
+def test_a_flow_that_was_looked_at_outlives_the_answer_too(bench: Bench) -> None:
+    program, peer = looked_at(bench)
+    program.send(REQUEST)
+    assert heard(peer, bench) == REQUEST
+    forget_answers(bench)
+    set_policy(bench, LOOKS.allow("198.51.100.0/24"))
+    assert program.why is None
+    set_policy(bench, Policy.deny().allow("example.org", sni=True))
+    bench.until(lambda: program.why is Closed.RESET)
+
+
+def test_a_name_that_may_not_have_the_address_now_keeps_no_flow(bench: Bench, uplink: Told) -> None:
+    private = bytes((10, 9, 9, 9))
+    govern(bench, Policy.deny().allow("example.org", private=True), example_org=private)
+    program = bench.connect(private, 80)
+    bench.until(lambda: program.is_established)
+    set_policy(bench, Policy.deny().allow("example.org"))
+    bench.until(lambda: program.why is Closed.RESET)
+
+
 def test_what_the_guest_has_not_opened_and_what_we_serve_is_not_cut(
     bench: Bench, listener: socket.socket
 ) -> None:
@@ -867,7 +1005,7 @@ def test_a_new_policy_keeps_the_pins_that_it_would_have_made(bench: Bench) -> No
             if not isinstance(bench.gateway.router.route("udp", key), Refusal):
                 found.append(address)
         assert found == passes
-    assert len(bench.gateway.enforcer.pins or ()) == 1
+    assert len(bench.gateway.enforcer.pins) == 1
 
 
 def test_names_of_ours_need_no_query(bench: Bench) -> None:

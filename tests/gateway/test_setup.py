@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from netns_kit import (
+    ArgumentTypeError,
     CommandOptions,
     DhcpSettings,
     FlowRequest,
@@ -96,6 +97,28 @@ def test_what_a_stack_is_told_is_checked_once_and_kept() -> None:
         usual = Setup.of(tap)
         alike = {name for name in Setup.__match_args__ if getattr(setup, name) == getattr(usual, name)}
         assert alike == {"tap", "supply"}, "no setting is lost on the way"
+    finally:
+        tap.release()
+        other.release()
+
+
+class Empty(Policy):
+    """A policy that has no truth: it is false, and decides nothing."""
+
+    def __len__(self) -> int:
+        return len(self.rules)
+
+
+@pytest.mark.anyio
+async def test_a_class_made_of_policy_is_none(leaks: None) -> None:
+    """What it adds would be lost on the way to a worker, so it is not taken at all."""
+    tap, other = TapDevice.pair(mtu=1500)
+    try:
+        for given in ({"policy": Empty.deny()}, {"uplink": Uplink(policy=Empty.deny())}):
+            with pytest.raises(ArgumentTypeError, match="expected a Policy, not a Empty"):
+                Setup.of(tap, **given)
+        with pytest.raises(ArgumentTypeError, match="expected a Policy"):
+            await UserStack(tap).set_policy(Empty.deny())
     finally:
         tap.release()
         other.release()

@@ -17,7 +17,8 @@ from netns_kit.child.codec import dump
 from netns_kit.dns import Action
 from netns_kit.domain_names import to_wire
 from netns_kit.gateway.admission import lowest_free
-from netns_kit.gateway.worker_links import Pin, WorkerLinks, connect
+from netns_kit.gateway.worker_links import WorkerLinks, connect
+from netns_kit.policy.pins import Pin
 from netns_kit.stack.wire import udp
 from netns_kit.tap.frame_device import FRAME_MAX
 from tests.support.bench import Bench, Mailbox
@@ -112,8 +113,8 @@ def test_of_many_descriptors_in_a_message_one_is_taken(two: tuple[WorkerLinks, W
 
 
 PINS = [
-    (to_wire("www.example"), bytes((192, 0, 2, 1)), 12345.75),
-    (to_wire(".".join(["x" * 63] * 3)), bytes(range(16)), 0.5),
+    (to_wire("www.example"), bytes((192, 0, 2, 1)), 12345.75, False),
+    (to_wire(".".join(["x" * 63] * 3)), bytes(range(16)), 0.5, True),
 ]
 
 
@@ -145,7 +146,21 @@ def test_pins_of_a_worker_that_was_taken_over_raise_nothing(message: bytes) -> N
         first, second = connect(2, stack)
         first._pins_outboxes[1].send(message)
         first.send_pins(PINS)
-        assert list(second.read_pins())[-2:] == PINS
+        found = list(second.read_pins())
+        assert found[-2:] == PINS
+        for name, address, _, _ in found:  # whatever else came is a name and an address
+            Policy.deny().allow("www.example").index.lets_answer(name, address)
+
+
+@pytest.mark.parametrize(
+    ("name", "address"), [(b"", b"1234"), (b"\5ab", b"1234"), (b"\1a\0", b"123"), (b"\1a\0", b"")]
+)
+def test_what_is_no_pin_is_not_learnt(
+    two: tuple[WorkerLinks, WorkerLinks], name: bytes, address: bytes
+) -> None:
+    first, second = two
+    first.send_pins([(name, address, 0.5, True), *PINS])
+    assert list(second.read_pins()) == PINS
 
 
 @pytest.fixture
@@ -287,13 +302,31 @@ def test_pins_are_learnt_when_they_come_and_before_there_is_a_policy(
     second.until(lambda: program.is_established)
 
 
+@pytest.mark.parametrize("ours", [False, True])
+def test_what_the_old_policy_of_another_worker_has_let_pass_is_not_learnt(
+    benches: list[Bench], ours: bool
+) -> None:
+    """The other answers for a moment longer by the old policy.  A record of ours may have any address."""
+    first, second = benches
+    first.gateway.set_policy(dump(Policy.deny().allow("a.example", private=True)).decode(), "keep")
+    second.gateway.set_policy(dump(Policy.deny().allow("a.example")).decode(), "keep")
+    links, until = first.gateway._links, first.now + 100
+    assert links is not None
+    links.send_pins([(to_wire("a.example"), bytes((10, 9, 9, 9)), until, ours)])
+    second.settle()
+    assert second.gateway.stats()["policy_pins"] == ours
+    links.send_pins([(to_wire("a.example"), bytes((192, 0, 2, 1)), until, ours)])
+    second.settle()
+    assert second.gateway.stats()["policy_pins"] == ours + 1
+
+
 def test_a_flow_to_a_pin_that_was_lost_is_refused(benches: list[Bench], listener: socket.socket) -> None:
     first, second = benches
     port = port_of(listener)
     govern(benches, Policy.deny().allow("db.internal", ports=port))
     links = first.gateway._links
     assert links is not None
-    other = [(to_wire("other.internal"), bytes((192, 0, 2, 1)), 0.0)]
+    other = [(to_wire("other.internal"), bytes((192, 0, 2, 1)), 0.0, False)]
     while not links.pins_lost:
         links.send_pins(other * 200)
     resolve(first, "db.internal", 40000)

@@ -60,6 +60,21 @@ def test_after_its_time_it_looks_at_no_more(sock: socket.socket, monkeypatch: py
     assert len(looked) == 1
 
 
+@pytest.mark.usefixtures("ours")
+def test_what_is_told_is_of_the_process_that_has_the_socket(
+    sock: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of another one that got its number meanwhile."""
+
+    def described(_: int) -> dict[str, object]:
+        sock.close()
+        return {"name": "another one"}
+
+    monkeypatch.setattr(agent_processes, "_described", described)
+    port = sock.getsockname()[1]
+    assert process_of("udp", LOOPBACK, port, LOOPBACK, 9) == ({"unknown": True}, [])
+
+
 def test_of_several_sockets_it_is_whose_they_all_are(
     sock: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,10 +93,29 @@ def test_what_is_only_audited_is_said() -> None:
 
 
 def test_where_nothing_is_sent_is_said() -> None:
-    assert (
-        Policy.allow().explain("http://127.0.0.1").why.endswith("; nevertheless nothing is ever sent there")
-    )
-    assert "nevertheless" not in Policy.allow().explain("http://192.0.2.1").why
+    for policy in (Policy.allow(), Policy.allow(audit=True), Policy.deny(audit=True)):
+        for host in ("224.0.0.251", "[ff02::fb]", "240.0.0.1", "[fe80::1]", "[::192.0.2.1]"):
+            found = policy.explain(f"http://{host}")
+            assert found.action == "deny"
+            assert found.why.endswith("nothing is ever sent there")
+    assert "nothing is ever" not in Policy.allow().explain("http://192.0.2.1").why
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.9.9.9", "[::1]", "0.0.0.0", "[::ffff:127.0.0.1]", "localhost", "db.LOCALHOST."]
+)
+@pytest.mark.parametrize("policy", [Policy.allow(), Policy.deny(), Policy.deny(audit=True)])
+def test_the_loopback_of_the_namespace_is_its_own(policy: Policy, host: str) -> None:
+    found = policy.explain(f"http://{host}:80")
+    assert found.action == "deny"
+    assert found.why.endswith(" stays inside: it is the namespace's own loopback")
+
+
+def test_an_address_may_be_that_of_a_name() -> None:
+    found = POLICY.explain("https://192.0.2.7")
+    assert found.action == "deny"
+    assert "unless our DNS has given it for a name of rule 2 (web): allow example.org" in found.why
+    assert "our DNS" not in Policy.deny().allow("example.org", ports=443).explain("smtp://192.0.2.7").why
 
 
 def test_an_explanation_is_a_record() -> None:
@@ -119,6 +138,9 @@ def test_an_explanation_is_a_record() -> None:
         ("a..b", "such as"),
         ("*.example.org", "such as"),
         ("dns:", "such as"),
+        ("http://0x7f000001/", "four numbers"),
+        ("http://2130706433/", "four numbers"),
+        ("10.1:80", "four numbers"),
     ],
 )
 def test_what_cannot_be_explained(text: str, said: str) -> None:

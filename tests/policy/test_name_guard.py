@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 from itertools import pairwise
 from typing import Any
+from unittest.mock import Mock, patch
 
 import pytest
 from dnslib import CNAME, EDNS0, MX, NS, QTYPE, RD, RR, SRV, TXT, DNSRecord
@@ -18,8 +19,9 @@ from netns_kit.dns.guard import Refused
 from netns_kit.dns.message import parse_untrusted, walk
 from netns_kit.domain_names import to_text, to_wire
 from netns_kit.policy.addresses import canonical
-from netns_kit.policy.name_guard import LONGEST_TTL, NameGuard
-from netns_kit.policy.pins import PINS_PER_ANSWER, Pins
+from netns_kit.policy.index import NameTable
+from netns_kit.policy.name_guard import CHAIN_MAX, LONGEST_TTL, NameGuard
+from netns_kit.policy.pins import PINS_PER_ANSWER, Pin, Pins
 from netns_kit.policy.policy import Policy
 
 NOW = 1000.0
@@ -44,7 +46,7 @@ class Scene:
     def __init__(self, policy: Policy = WEB, **options: Any) -> None:
         self.pins = Pins(**options)
         self.told: list[tuple[str, int, str, str]] = []
-        self.shared: list[tuple[bytes, bytes, float]] = []
+        self.shared: list[Pin] = []
         self.guard = NameGuard(policy.index, self.pins, own=OWN, told=self._tell, pinned=self.shared.extend)
 
     def _tell(self, name: bytes, kind: int, client: bytes, refused: Refused, rule: str) -> None:
@@ -191,8 +193,8 @@ def test_an_address_is_pinned_for_the_name_that_was_asked_for() -> None:
     assert scene.pinned("2001:db8::1", NOW + 20 + GRACE - 0.1) == ["www.example"]
     name = to_wire("www.example")
     assert scene.shared == [
-        (name, ip_address("192.0.2.1").packed, NOW + 10 + GRACE),
-        (name, ip_address("2001:db8::1").packed, NOW + 20 + GRACE),
+        (name, ip_address("192.0.2.1").packed, NOW + 10 + GRACE, False),
+        (name, ip_address("2001:db8::1").packed, NOW + 20 + GRACE, False),
     ]
     assert scene.told == []
 
@@ -253,7 +255,7 @@ def test_aliases_that_go_round_come_to_an_end() -> None:
 def test_how_long_a_pin_lasts(ttl: int, seconds: int) -> None:
     scene = Scene()
     scene.answer(address("www.example", "192.0.2.1", ttl))
-    assert [until for _, _, until in scene.shared] == [NOW + seconds + GRACE]
+    assert [until for _, _, until, _ in scene.shared] == [NOW + seconds + GRACE]
 
 
 def test_of_many_addresses_so_many_pass_as_can_be_pinned() -> None:
@@ -315,6 +317,21 @@ def test_a_rule_may_let_private_addresses_pass() -> None:
         assert scene.pinned(value) == ["www.example"]
     for value in ("127.0.0.1", "169.254.169.254", "fe80::1", "::ffff:127.0.0.1", "224.0.0.1", "0.0.0.0"):
         assert scene.refusal(address("www.example", value))
+
+
+@pytest.mark.parametrize(
+    ("policy", "value", "names"),
+    [
+        (Policy.ask(), "203.0.113.9", True),
+        (Policy.ask(), "10.0.0.1", False),
+        (Policy.ask(), "64:ff9b::10.0.0.1", False),
+        (Policy.ask(audit=True), "10.0.0.1", True),
+        (Policy.ask().ask("www.example", private=True), "10.0.0.1", True),
+        (Policy.ask().allow("10.0.0.0/8"), "10.0.0.1", True),
+    ],
+)
+def test_people_are_told_a_name_that_has_been_an_answer(policy: Policy, value: str, *, names: bool) -> None:
+    assert Scene(policy).guard.names(to_wire("wWw.example"), ip_address(value).packed) is names
 
 
 def test_a_rule_by_address_lets_it_pass_and_a_denial_does_not() -> None:
@@ -585,6 +602,33 @@ def test_a_hostile_answer_is_read_once_however_its_names_are_compressed() -> Non
     assert found == bytes(made)
     assert count > 4000
     assert calls < 20 * count
+
+
+def test_a_chain_of_aliases_without_an_end_is_a_failure() -> None:
+    """Each name of it is judged, which takes time."""
+    for size, passes in ((CHAIN_MAX - 1, True), (CHAIN_MAX, False)):
+        links = [f"{number}.example" for number in range(size)]
+        scene, chain = Scene(EVERYTHING), [alias(*each) for each in pairwise(["www.example", *links])]
+        message = answer(*chain, address(links[-1], "192.0.2.1"))
+        assert scene.judged(message) == (message if passes else Refused(2, "the answer cannot be read"))
+
+
+@pytest.mark.parametrize("kind", ["A", "HTTPS"])
+def test_thousands_of_special_addresses_for_a_long_name_are_judged_by_its_rule_once(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "x." * 100 + "cdn.example"
+    if kind == "A":
+        records = [address(name, f"10.0.{number >> 8}.{number & 255}") for number in range(2000)]
+    else:
+        records = [service((4, ip_address("10.0.0.1").packed * 2000), owner=name)]
+    message, scene = answer(*records, name=name, kind=kind), Scene()
+    lets = Mock(wraps=scene.guard.lets)
+    monkeypatch.setattr(scene.guard, "lets", lets)
+    with patch.object(NameTable, "matching", autospec=True, side_effect=NameTable.matching) as looks_up:
+        assert isinstance(scene.judged(message, name, kind), Refused)
+    assert looks_up.call_count < 10
+    assert lets.call_count == len(records), "a record is over with its first"
 
 
 def test_a_full_table_of_pins_is_no_failure() -> None:

@@ -151,18 +151,20 @@ def of_rule(**rule: object) -> dict[str, object]:
         ({"defualt": "deny"}, "defualt='deny': expected a key of a policy; write default"),
         ({"default": "deny", "audit": 1}, "audit=1: expected True or False"),
         ({"default": "deny", "grace": -1}, "grace=-1: expected seconds, 0 or more"),
-        ({"default": "allow", "refusal": "reset"}, "refusal='reset': expected no such key"),
+        ({"default": "allow", "refusal": "reset"}, "refusal='reset': expected no such setting"),
         ({"default": "deny", "rules": {}}, "rules={}: expected a list of rules"),
         ({"default": "deny", "rules": ["a.example"]}, "rules[0]='a.example': expected a rule, as an object"),
         (of_rule(), "rules[1].action=None: expected 'allow', 'deny' or 'ask'"),
         (of_rule(action=["allow"]), "rules[1].action=['allow']: expected 'allow', 'deny' or 'ask'"),
         (of_rule(action="ask", port=80), "rules[1].port=80: expected a key of the rule, action='ask'; write ports"),
-        (of_rule(action="allow", refusal="reset"), "rules[1].refusal='reset': expected a key of the rule"),
+        (of_rule(action="allow", refusal="reset"), "rules[1].refusal='reset': expected a rule that denies or asks"),
         (of_rule(action="deny", sni=True), "rules[1].sni=True: expected a key of the rule, action='deny'"),
         (of_rule(action="allow", targets="b.example", ports=[80, 70000]), "rules[1].ports=70000: expected ports"),
         (of_rule(action="allow", targets="b.example", ports="http"), "rules[1].ports='http': expected ports from 1"),
         (of_rule(action="allow", targets=["b.example", "*"]), "rules[1].targets='*': expected a domain name"),
         (of_rule(action="allow", targets=[7]), "rules[1].targets=7: expected a domain name"),
+        (of_rule(action="allow", targets=[]), "rules[1].targets=[]: expected at least one target"),
+        (of_rule(action="deny", targets=[], ports=25), "rules[1].targets=[]: expected at least one target"),
         (of_rule(action="allow", targets=7), "rules[1].targets=7: expected a list of targets"),
         (of_rule(action="allow", targets="b.example", protocol="sctp"), "rules[1].protocol='sctp': expected 'tcp', "),
         (of_rule(action="allow", targets="b.example", sni="yes"), "rules[1].sni='yes': expected True or False"),
@@ -294,6 +296,33 @@ def schema_of(action: str) -> dict[str, Any]:
         if each["properties"]["action"]["const"] == action
     ]
     return dict(found)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Policy.ask(refusal="forbidden"),
+        Policy.deny().ask("a.example", refusal="silence"),
+        Policy.deny().allow("a.example", sni=True, refusal="forbidden"),
+        Policy.deny().allow("a.example", sni=True),
+    ],
+)
+def test_how_it_is_refused_is_kept(policy: Policy) -> None:
+    assert Policy.from_toml(policy.to_toml()) == Policy.from_json(policy.to_json()) == policy
+    assert eval(repr(policy), {"Policy": Policy}) == policy
+    policy.explain("https://a.example")
+
+
+@pytest.mark.parametrize(
+    ("default", "setting"),
+    [("allow", {"refusal": "reset"}), ("allow", {"dns": "refused"}), ("ask", {"dns": "refused"})],
+)
+def test_a_default_that_refuses_nothing_has_no_way_to(default: Any, setting: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError, match="no such setting where the default is") as caught:
+        Policy(default, **setting)
+    assert caught.value.fix == "leave it out"
+    with pytest.raises(ArgumentError):
+        Policy.from_dict({"default": default, **setting})
 
 
 def test_the_schema_has_what_the_code_has() -> None:

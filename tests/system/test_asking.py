@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import os
@@ -9,6 +10,7 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import NoReturn
@@ -253,6 +255,31 @@ async def test_who_answers_nonsense_says_no_and_it_is_logged_once(
     assert words in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (SystemExit("enough"), "SystemExit: enough"),
+        (GeneratorExit("enough"), "GeneratorExit: enough"),
+        (asyncio.CancelledError("a task of the caller's"), "CancelledError: a task of the caller's"),
+        (Endpoint._make(("nowhere", 80)), "address='nowhere': expected an IPv4 or IPv6 address"),
+    ],
+    ids=["exit", "generator", "cancelled", "endpoint"],
+)
+@bounded
+async def test_nothing_that_on_flow_raises_ends_the_asking(
+    driver: DriverName, answer: object, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The flow is refused at once, and the next one is asked about: with a time limit nobody lives to see."""
+    person = Person(answer, True)
+    with tcp_server(echo) as port:
+        async with network(driver, person, timeout=3600) as net:
+            with await dial(net.namespace, port) as sock:
+                assert await outcome(sock) == errno.EHOSTUNREACH
+            with await dial(net.namespace, port) as sock:
+                assert await outcome(sock) == 0
+    assert words in caplog.text
+
+
 async def echoes_elsewhere(net: Network) -> bool:
     """Whether the stack still answers."""
     return (await net.stack.stats())["flows_asked"] == 0
@@ -275,7 +302,7 @@ async def test_who_sleeps_says_no(driver: DriverName, caplog: pytest.LogCaptureF
             assert await outcome(sock) == errno.EHOSTUNREACH
         await cancelled.wait()
     [record] = [each for each in caplog.records if each.levelno >= logging.WARNING]
-    assert "on_flow has not answered within 0.2 s" in record.getMessage()
+    assert "on_flow has not answered within 0.2 s about tcp to " in record.getMessage()
     assert RULE in record.getMessage()
 
 
@@ -300,6 +327,20 @@ async def test_who_blocks_the_event_loop_says_no_and_delays_nobody(driver: Drive
             assert await outcome(sock) == errno.EHOSTUNREACH
             assert (await net.stack.stats())["flows_asked"] == 0
             assert await net.stack.flows() == ()
+
+
+@pytest.mark.parametrize("driver", ["loop"])
+@bounded
+async def test_who_blocks_the_loop_that_is_the_engines_too_says_no_all_the_same(driver: DriverName) -> None:
+    async def block(_: FlowRequest) -> bool:
+        time.sleep(0.1)  # noqa: ASYNC251 - that is what is tested
+        return True
+
+    with tcp_server(echo) as port:
+        async with network(driver, block, timeout=0.05) as net:
+            with await dial(net.namespace, port) as sock:
+                assert await outcome(sock) == errno.EHOSTUNREACH
+            assert (await net.stack.stats())["flows_asked"] == 0
 
 
 @every_driver

@@ -151,7 +151,7 @@ def git_https(place: Place) -> Iterator[Client]:
 @contextmanager
 def git_ssh(place: Place) -> Iterator[Client]:
     needs("git")
-    if_there("ssh", "ssh-keygen", "sshd")
+    needs("ssh", "ssh-keygen", "sshd")
     repository = place.repository()
     for key in ("host", "user"):
         place.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)
@@ -179,7 +179,7 @@ def git_ssh(place: Place) -> Iterator[Client]:
 @contextmanager
 def psql(place: Place) -> Iterator[Client]:
     os.environ["PATH"] += "".join(f":{each}" for each in Path("/usr/lib/postgresql").glob("*/bin"))
-    if_there("psql", "initdb", "postgres")
+    needs("psql", "initdb", "postgres")
     place.run("initdb", "-D", "data", "-U", "user", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C")
     (place.path / "data" / "pg_hba.conf").write_text("host all all 0.0.0.0/0 trust\n")
     options = (
@@ -201,7 +201,7 @@ def psql(place: Place) -> Iterator[Client]:
 
 @contextmanager
 def redis_cli(place: Place) -> Iterator[Client]:
-    if_there("redis-cli", "redis-server")
+    needs("redis-cli", "redis-server")
     options = ("--port", REDIS, "--bind", "0.0.0.0", "--protected-mode", "no", "--save", "")
     with place.serving(REDIS, "redis-server", *options):
         yield Client(
@@ -296,7 +296,7 @@ fetch(process.argv[1]).then(answer => answer.text()).then(console.log, error => 
 
 @contextmanager
 def node(place: Place) -> Iterator[Client]:
-    if_there("node")
+    needs("node")
     needs("openssl")
     with place.https():
         yield Client(

@@ -9,8 +9,10 @@ import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
+from typing import get_args
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from netns_kit import HOST, Network, Policy, Refusal, Uplink
@@ -221,6 +223,36 @@ async def test_a_new_policy_keeps_or_cuts_what_there_is(driver: DriverName) -> N
         assert net.stack.policy is None
         async with pair(net.namespace) as (guest, host):
             await echoes(guest, host)
+
+
+@pytest.mark.parametrize("driver", get_args(DriverName))
+@bounded
+async def test_the_policy_that_was_set_last_decides_also_if_that_is_cancelled(driver: DriverName) -> None:
+    policies = [Policy.deny(refusal="reset"), Policy.deny(), Policy.allow()]
+    errors = dict(zip(policies, (errno.ECONNREFUSED, errno.EHOSTUNREACH, 0), strict=True))
+    with tcp_server(http) as port:
+        async with network(driver, None) as net:
+
+            async def decides() -> None:
+                await net.stack.stats()  # what was asked of the engine before this is done
+                assert net.stack.policy is not None
+                with await dial(net.namespace, port) as sock:
+                    assert await outcome(sock) == errors[net.stack.policy]
+
+            for policy in policies:
+                with anyio.CancelScope() as scope:
+                    scope.cancel()
+                    await net.stack.set_policy(policy)
+                assert net.stack.policy == policy
+                await decides()
+            for number in range(12):
+                async with anyio.create_task_group() as tasks:
+                    for policy in policies:
+                        tasks.start_soon(net.stack.set_policy, policy)
+                    for _ in range(number):
+                        await anyio.lowlevel.checkpoint()
+                    tasks.cancel_scope.cancel()
+                await decides()
 
 
 @every_driver

@@ -103,12 +103,11 @@ async def test_it_ends_with_the_stack(driver: DriverName, tmp_path: Path) -> Non
     assert [each["kind"] for each in read(path.read_text())] == ["opened"]
 
 
+@pytest.mark.parametrize("driver", ["thread", "loop"])  # a worker cannot be looked into
 @bounded
 async def test_what_was_too_slow_says_how_much_was_lost(
     driver: DriverName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if driver == "worker":
-        pytest.skip("a worker cannot be looked into")
     monkeypatch.setattr(events, "EVENTS_KEPT", 2)
     path = tmp_path / "events.jsonl"
     async with stack_of(driver) as (stack, guest), logged(stack, path):
@@ -222,7 +221,9 @@ async def test_a_file_that_blocks_holds_up_nobody(
             async with logged(stack, file):
                 send(guest, syn(ELSEWHERE, 9))
                 await open_flows(stack, guest, 1, 2)
+                taken = anyio.to_thread.current_default_thread_limiter().borrowed_tokens
             os.read(reading, size)  # the thread that writes ends
+            assert taken == 0, "it takes none of the program's threads"
 
 
 @bounded

@@ -25,6 +25,8 @@ FORBIDDEN_MAX = 256
 SECONDS = 10.0  # for the first bytes
 LINGER = 5.0  # seconds for the client to end the connection once it has been told
 ACCESS_DENIED = bytes((21, 3, 3, 0, 2, 2, 49))  # a record of TLS with one fatal alert
+_OVER = FirstBytes()  # which has nothing to read any more
+_OVER.feed(b"\0")
 _TEXT = """\
 The network policy of this sandbox does not allow {what}.
 Rule: {rule}
@@ -110,6 +112,7 @@ class ForbiddenStream:
 
     def _forget(self) -> None:
         self._connection = None
+        self._first, self._out = _OVER, b""  # the timers may know this for long
         self._streams.pop(self, None)
         self.timer_at = math.inf
 

@@ -14,9 +14,9 @@ name: the server may learn that somebody has connected.
 
 While it looks, the relay takes the guest's bytes, at most `FIRST_BYTES_MAX`, and they are acknowledged.  Without
 that, a ClientHello in two writes would never be whole: a kernel holds the rest of a short message back until the
-beginning is acknowledged (Nagle's algorithm).  An urgent byte is not taken, and nothing behind it.  What the server
-says waits in the host's socket: the events of that are noted, and handed to the plain relay.  After `SECONDS` the
-look is over.
+beginning is acknowledged (Nagle's algorithm).  They count as memory of the stack's connections, and when that is full
+no more are taken.  An urgent byte is not taken, and nothing behind it.  What the server says waits in the host's
+socket: the events of that are noted, and handed to the plain relay.  After `SECONDS` the look is over.
 
 When the connection may pass, the bytes are sent, and then the plain relay takes the relay's place.  From then on
 nothing here is called any more.
@@ -37,10 +37,13 @@ from netns_kit.uplink.dial import Refused
 from .tcp import BROKEN, CLOSED, IDLE, TcpRelay
 
 SECONDS = 30.0  # for the first bytes
+COPIES = 3  # of a first byte at most: here, and two in `FirstBytes`
 
 Judge = Callable[["PeekingRelay", Look], None]
 """Called once with what was seen.  It calls `pass_on`, `leave` or `abort`."""
 NOTHING = Look()
+_OVER = FirstBytes()  # which has nothing to read any more
+_OVER.feed(b"\0")
 
 
 class PeekingRelay(TcpRelay):
@@ -55,7 +58,8 @@ class PeekingRelay(TcpRelay):
     """
 
     __slots__ = (
-        "_ended", "_events", "_first", "_found", "_held", "_judge", "_plain", "_waits", "timer_at", "timer_entry"
+        "_ended", "_events", "_first", "_found", "_held", "_judge", "_memory", "_plain", "_taken", "_waits",
+        "timer_at", "timer_entry"
     )  # fmt: skip
 
     def __init__(
@@ -73,6 +77,8 @@ class PeekingRelay(TcpRelay):
         self._first = FirstBytes()
         self._found: Look | None = None
         self._held = b""  # the first bytes
+        self._taken = 0  # their number, which counts as memory
+        self._memory = connection.rcv.memory
         self._plain: TcpRelay | None = (
             None  # the relay that takes the place of this one, when all of them are sent
         )
@@ -137,10 +143,17 @@ class PeekingRelay(TcpRelay):
     def _leave(self) -> None:
         self.connection = self._socket = self._sink = None
         self.state = CLOSED
+        self._forget()
 
     def _close(self, *, reset: bool = False) -> None:
         self.timer_at = math.inf
+        self._forget()
         super()._close(reset=reset)
+
+    def _forget(self) -> None:
+        """Let the first bytes go: the timers may know this relay for long."""
+        self._memory.held -= COPIES * self._taken
+        self._taken, self._held, self._first = 0, b"", _OVER
 
     # -- the host's side ----------------------------------------------------------------------------
 
@@ -161,8 +174,12 @@ class PeekingRelay(TcpRelay):
         """Do nothing: what the server says waits."""
 
     def deliver(self, data: memoryview) -> int:
+        if self._memory.full:
+            return 0
         taken = data[: FIRST_BYTES_MAX - len(self._held)]
         self._held += taken
+        self._taken += len(taken)
+        self._memory.held += COPIES * len(taken)
         found = self._first.feed(taken)
         if found is not None:
             self._find(Look(found.kind, found.names) if isinstance(found, Seen) else NOTHING)
