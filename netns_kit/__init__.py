@@ -121,12 +121,22 @@ if TYPE_CHECKING:
     from .tap.frame_device import TapCounters as TapCounters
     from .tap.impaired import ImpairedTap as ImpairedTap
     from .tap.impairment import Impairment as Impairment
+    from .uplink.chooser import ChooserRule as ChooserRule
+    from .uplink.chooser import ChooserUplink as ChooserUplink
+    from .uplink.chooser import choose as choose
     from .uplink.dial import Dial as Dial
     from .uplink.dns_settings import DnsSettings as DnsSettings
     from .uplink.flow import Endpoint as Endpoint
     from .uplink.flow import Flow as Flow
     from .uplink.flow import Target as Target
     from .uplink.flow import Way as Way
+    from .uplink.http_connect import HttpConnectUplink as HttpConnectUplink
+    from .uplink.indirect import IndirectUplink as IndirectUplink
+    from .uplink.indirect import ProxyNames as ProxyNames
+    from .uplink.indirect import ProxyResolvers as ProxyResolvers
+    from .uplink.indirect import UdpAssociation as UdpAssociation
+    from .uplink.indirect import UplinkOptions as UplinkOptions
+    from .uplink.socks5 import Socks5Uplink as Socks5Uplink
     from .uplink.uplink import UdpFiltering as UdpFiltering
     from .uplink.uplink import UdpPorts as UdpPorts
     from .uplink.uplink import Uplink as Uplink
@@ -184,9 +194,13 @@ _HOMES = {
     "tap.frame_device": "Device TapCounters",
     "tap.impaired": "ImpairedTap",
     "tap.impairment": "Impairment",
+    "uplink.chooser": "ChooserRule ChooserUplink choose",
     "uplink.dial": "Dial",
     "uplink.dns_settings": "DnsSettings",
     "uplink.flow": "Endpoint Flow Target Way",
+    "uplink.http_connect": "HttpConnectUplink",
+    "uplink.indirect": "IndirectUplink ProxyNames ProxyResolvers UdpAssociation UplinkOptions",
+    "uplink.socks5": "Socks5Uplink",
     "uplink.uplink": "UdpFiltering UdpPorts Uplink",
     "userstack.capture": "Capture",
     "userstack.events": "Event FlowEvent FlowEventKind QueryEvent",

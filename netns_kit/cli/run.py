@@ -37,6 +37,7 @@ from netns_kit.uplink.uplink import UdpFiltering, Uplink, source_address
 from .command_line import FAILED, HOST_LOOPBACK, ONE_PORT, Parser, as_option, value, whole_number
 from .policy import add_policy_options, captured, check_policy, events_told, open_events, policy_of
 from .program import end, end_by, last_words, notice
+from .proxy import add_proxy_options, uplink_from
 from .signals import Signals
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # as env(1) and chroot(1) have them
@@ -123,7 +124,7 @@ def network_from(
         "namespace": namespace,
         "ifname": ifname,
     }
-    uplink = Uplink(**{**_arguments_of(Uplink, asked), "policy": None})  # the network has it
+    uplink = uplink_from(options, {**_arguments_of(Uplink, asked), "policy": None})  # the network has it
     return Network(**{**_arguments_of(Network, asked), "uplink": uplink})
 
 
@@ -506,6 +507,7 @@ def add_network_options(run: argparse.ArgumentParser) -> None:
         help="let the gateway's address mean the host's 127.0.0.1, and of IPv6 ::1: on all ports or, with =PORT, on "
         "that one; repeatable",
     )
+    add_proxy_options(run)
     run.add_argument(
         "--no-host-addresses",
         dest="allow_host_addresses",

@@ -142,9 +142,11 @@ class Gateway:
             )
 
         self.endpoints = Endpoints()
-        self.router = FlowRouter(
-            engine, uplink, subnet, self.endpoints, stack_for, links=peers, tell=tell or log
-        )
+        router: Callable[..., FlowRouter] = FlowRouter
+        if uplink.is_indirect:
+            from .indirect_router import IndirectRouter as router  # other uplinks have none
+
+        self.router = router(engine, uplink, subnet, self.endpoints, stack_for, links=peers, tell=tell or log)
         stack: Stack = self.router.stack
         self.stack: Stack = stack
         self.enforcer = self.router.enforcer
@@ -167,6 +169,7 @@ class Gateway:
             self.zone.add(record)
         self.enforcer.own_names = self.zone.names_of
         self._dns = DnsRelay(engine, uplink, self.zone, self._hook_failed, self.router)
+        self.router.name_of = self._name_elsewhere
         self._govern(setup.policy)
         for address in subnet.resolvers:
             self.endpoints.serve_tcp(address, DNS_PORT, self._dns.tcp_opened)
@@ -267,6 +270,10 @@ class Gateway:
     def name_of(self, address: Address) -> str | None:
         """Return the name of an address, or None if it is not known."""
         return self._dns.name_of(address.packed)
+
+    def _name_elsewhere(self, address: bytes) -> str | None:
+        """Return the name with which a resolver has answered an address; None if a record of ours has it."""
+        return None if self.zone.name_of(address) is not None else self._dns.name_of(address)
 
     @operation()
     def names(self, addresses: tuple[Address, ...]) -> tuple[str | None, ...]:

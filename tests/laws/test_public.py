@@ -92,6 +92,7 @@ def test_exceptions_that_callers_meet_are_public() -> None:
         "DecodeError",
         "Wrong",
         "Failed",
+        "Fault",
         "Unmapped",
         "_Unexpected",
     }

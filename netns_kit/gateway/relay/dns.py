@@ -151,7 +151,9 @@ class DnsRelay:
             manner = self._uplink.dns_manner()
             self._per_socket = 1 if manner.ports else QUERIES_PER_SOCKET
             self._server.set_upstreams(
-                {domain: [(str(host), port) for host, port in each] for domain, each in found.items()}, manner
+                {domain: [(str(host), port) for host, port in each] for domain, each in found.items()},
+                manner,
+                self._uplink.dns_domain_manner(),
             )
 
     def datagram(self, flow: UdpFlow, payload: memoryview, marks: int, segment_size: int) -> None:
