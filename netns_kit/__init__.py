@@ -145,6 +145,10 @@ if TYPE_CHECKING:
     from .userstack.events import FlowEvent as FlowEvent
     from .userstack.events import FlowEventKind as FlowEventKind
     from .userstack.events import QueryEvent as QueryEvent
+    from .userstack.fake_internet import FakeFlow as FakeFlow
+    from .userstack.fake_internet import FakeHost as FakeHost
+    from .userstack.fake_internet import FakeInternet as FakeInternet
+    from .userstack.fake_internet import FakeQuery as FakeQuery
     from .userstack.serving import FlowAttribute as FlowAttribute
     from .userstack.serving import GuestDatagrams as GuestDatagrams
     from .userstack.serving import GuestServer as GuestServer
@@ -204,6 +208,7 @@ _HOMES = {
     "uplink.uplink": "UdpFiltering UdpPorts Uplink",
     "userstack.capture": "Capture",
     "userstack.events": "Event FlowEvent FlowEventKind QueryEvent",
+    "userstack.fake_internet": "FakeFlow FakeHost FakeInternet FakeQuery",
     "userstack.serving": (
         "FlowAttribute GuestDatagrams GuestServer GuestStream TcpGuestHandler UdpGuestHandler"
     ),

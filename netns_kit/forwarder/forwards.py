@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from netns_kit.arguments import Address
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.relay import TcpRelay
 from netns_kit.operations import operation
@@ -158,8 +159,26 @@ class Forwards:
             forward.host.is_unspecified or local[0] == str(forward.host)
         )
 
+    @operation()
+    def target(self, port: int) -> tuple[Address, int] | None:
+        """Return where a port leads that is published without a socket, or None if there is none."""
+        return self._in_memory.get(port)
+
+    @property
+    def _in_memory(self) -> dict[int, tuple[Address, int]]:
+        """Where the ports lead that are published without a socket."""
+        return {
+            each.forward.host_port: target
+            for each in self._listeners.values()
+            if (target := each.target) is not None
+        }
+
     def _listener(self, forward: PortForward, made: socket.socket | None = None) -> Listener:
         gateway = self._gateway
+        if gateway.uplink.is_in_memory and made is None:
+            from .in_memory_listeners import InMemoryListener  # for those who use them
+
+            return InMemoryListener(gateway, forward, self._in_memory)
         if forward.mode in ("socket", "transparent"):
             if self._sockets is None:
                 from .socket_listeners import SocketListeners  # for those who use them

@@ -145,6 +145,8 @@ class Gateway:
         router: Callable[..., FlowRouter] = FlowRouter
         if uplink.is_indirect:
             from .indirect_router import IndirectRouter as router  # other uplinks have none
+        elif uplink.is_in_memory:
+            from .in_memory import InMemoryRouter as router
 
         self.router = router(engine, uplink, subnet, self.endpoints, stack_for, links=peers, tell=tell or log)
         stack: Stack = self.router.stack
@@ -168,7 +170,10 @@ class Gateway:
         for record in setup.records:
             self.zone.add(record)
         self.enforcer.own_names = self.zone.names_of
-        self._dns = DnsRelay(engine, uplink, self.zone, self._hook_failed, self.router)
+        relay: Callable[..., DnsRelay] = DnsRelay
+        if uplink.is_in_memory:
+            from .in_memory import InMemoryDns as relay
+        self._dns: DnsRelay = relay(engine, uplink, self.zone, self._hook_failed, self.router)
         self.router.name_of = self._name_elsewhere
         self._govern(setup.policy)
         for address in subnet.resolvers:

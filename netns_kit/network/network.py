@@ -127,7 +127,8 @@ class Network(Openable):
         """Return the files that commands see in place of the host's, by path, as they are now.
 
         These are a resolv.conf with our DNS address and the search list; and a hosts file with localhost, this
-        machine's name, the stack's records, and the other names of the host's file, if there is one.  Where the
+        machine's name, the stack's records, and the other names of the host's file, if there is one and the uplink is
+        none in memory.  Where the
         policy has rules by name the records are not in it, so that they are asked for: such a rule is about what our
         DNS has answered.
 
@@ -144,7 +145,8 @@ class Network(Openable):
         asked_for: list[str] = []
         if self.stack.policy is not None and any(rule.has_names for rule in self.stack.policy.rules):
             ours, asked_for = [], [name for name, _ in ours]
-        text = hosts.written(os.uname().nodename, ours, _text(HOSTS), left_out=asked_for)
+        others = "" if self.stack.uplink.is_in_memory else _text(HOSTS)
+        text = hosts.written(os.uname().nodename, ours, others, left_out=asked_for)
         return {RESOLV_CONF: resolv_conf, HOSTS: text}
 
     @arguments.spelled_out(Namespace.run)

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequenc
 from contextlib import ExitStack, suppress
 from itertools import count
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, TextIO, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, TextIO, TypeVar, cast
 
 import anyio
 from typing_extensions import Self, Unpack
@@ -45,6 +45,7 @@ from netns_kit.namespace.namespace import Namespace
 from netns_kit.namespace.process_info import ProcessInfo
 from netns_kit.subnet import Subnet
 from netns_kit.tap.frame_device import Device
+from netns_kit.uplink.in_memory import InMemoryUplink
 from netns_kit.uplink.uplink import Uplink
 
 from .capture import SNAPLEN_MAX, Capture
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 
     from netns_kit.policy.policy import Policy
 
-    from .serving import GuestServer, GuestStream, Servers, TcpGuestHandler, UdpGuestHandler
+    from .serving import GuestServer, GuestStream, Servers, TcpGuestHandler, UdpGuestHandler, World
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -162,6 +163,8 @@ class UserStack(Openable):
             self._start_answering(self.setup.on_flow)
         await runner.ready()
         self.sandbox = runner.sandbox
+        if isinstance(self.uplink, InMemoryUplink):
+            await self._start_serving().attach(cast("World", self.uplink.world))
 
     def __repr__(self) -> str:
         driver, condition = self.setup.driver, self.supervisor.condition
@@ -474,6 +477,9 @@ class UserStack(Openable):
     def _serving(self) -> Servers:
         """Return what serves flows on this side; it is started if it is not there yet."""
         self.supervisor.check()
+        return self._start_serving()
+
+    def _start_serving(self) -> Servers:
         if self._servers is None:
             from .serving import Servers  # few need it
 

@@ -23,7 +23,7 @@ from typing import Protocol
 
 from netns_kit.arguments import Address
 from netns_kit.dns import Action, Answer, DnsProxy, DnsServer, Send, Upstream, Zone
-from netns_kit.dns.cache import Cache
+from netns_kit.dns.cache import ENTRIES, Cache
 from netns_kit.dns.guard import Guard
 from netns_kit.gateway.engine import IN, Engine
 from netns_kit.stack import Refusal, TcpConnection, UdpFlow
@@ -73,7 +73,12 @@ class DnsRelay:
         failed: Called with the exception of a hook that raises.
         router: Opens sockets and dials.  It routes every query after the first of a flow again, so that an old flow
             asks the current resolvers.
+
+    Attributes:
+        entries: The number of answers that are kept, if any are.
     """
+
+    entries = ENTRIES
 
     def __init__(
         self,
@@ -93,7 +98,7 @@ class DnsRelay:
         self._server = DnsServer(
             zone,
             DnsProxy(random_id=lambda: int.from_bytes(os.urandom(2), "big")),
-            cache=Cache() if uplink.dns.cache else None,
+            cache=Cache(self.entries) if uplink.dns.cache else None,
             hook=uplink.dns.hook,
             failed=failed,
         )
