@@ -16,7 +16,9 @@ from tests.support import (
     GRACE,
     Possessions,
     adopt_orphans,
+    child_pids,
     children,
+    reap,
     see_administrators_programs,
     wait_exit,
     wait_new_children,
@@ -42,13 +44,14 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True)
 def no_process_left() -> Iterator[None]:
     """No test leaves a child process running, nor a descendant; what is left is named and killed."""
-    before = children().keys()
+    before = child_pids()
     yield
     running = wait_new_children(before, time.monotonic() + GRACE)
     names = [f"{pid} {name}" for pid, name in children().items() if pid in running]
     for pid in running:
         os.kill(pid, signal.SIGKILL)
     wait_exit(running, time.monotonic() + GRACE)
+    reap(before)
     assert not names, f"processes left: {', '.join(names)}"
 
 
