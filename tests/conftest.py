@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import tempfile
@@ -32,6 +33,15 @@ def pytest_configure() -> None:
     # How long an example may take says more about what else the machine does than about the code.
     settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("any machine")
+
+
+def pytest_collection_finish() -> None:
+    """Keep the tests themselves from the garbage collector: they live to the end.
+
+    Else it would look at all of them each time, here and in each process that a test forks.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", params=["asyncio", "trio"])

@@ -61,12 +61,14 @@ socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).bind(("::1", 0))
 """
 
 
-def files() -> list[str]:
+@cache
+def files() -> tuple[str, ...]:
     """Every module of the package, as a path inside it."""
     top = ROOT / PACKAGE
-    return sorted(str(path.relative_to(top)) for path in top.rglob("*.py"))
+    return tuple(sorted(str(path.relative_to(top)) for path in top.rglob("*.py")))
 
 
+@cache
 def dotted(file: str) -> str:
     """The module that a path inside the package is: `stack/seq.py` is netns_kit.stack.seq."""
     parts = Path(file).with_suffix("").parts
