@@ -50,6 +50,7 @@ from netns_kit.errors import (
 )
 from netns_kit.host import bound_ports, diagnosis, sysctl
 from netns_kit.host.abi import NETLINK_ROUTE, NETLINK_SOCK_DIAG, RT_TABLE_MAIN, TUN_MAJOR, TUN_MINOR
+from netns_kit.host.undo import on_error
 
 from .agent_client import AgentProcess, Conversation, Done, Start
 from .background import Openable, Supervisor
@@ -493,12 +494,8 @@ class Namespace(Openable):
             It leaves nothing.
         """
         engines, agents = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
+        with on_error(engines.close, agents.close):
             await self._ask(Done, "supply", fds=[agents.fileno()])
-        except BaseException:
-            engines.close()
-            agents.close()
-            raise
         for end in (engines, agents):
             end.setblocking(False)
         return engines, agents
@@ -582,7 +579,7 @@ class Namespace(Openable):
         address = arguments.address(host, "host")
         arguments.port("port", port, 1)
         sock = await self.socket(_family(address), socket.SOCK_STREAM)
-        try:
+        with on_error(sock.close):
             if (error := sock.connect_ex((str(address), port))) == errno.EINPROGRESS:
                 with self.supervisor.guarding():
                     await anyio.wait_writable(sock)
@@ -590,9 +587,6 @@ class Namespace(Openable):
             if error:
                 raise OSError(error, f"{os.strerror(error)}: {address} port {port}")
             return await anyio.abc.SocketStream.from_socket(sock)
-        except BaseException:
-            sock.close()
-            raise
 
     async def listen_tcp(
         self, host: AddressLike = "127.0.0.1", port: int = 0, *, backlog: int = 128
@@ -616,11 +610,8 @@ class Namespace(Openable):
             It leaves no socket.
         """
         sock = await self.listening_socket("tcp", host, port, backlog=backlog)
-        try:
+        with on_error(sock.close):
             return await anyio.abc.SocketListener.from_socket(sock)
-        except BaseException:
-            sock.close()
-            raise
 
     async def links(self) -> tuple[Interface, ...]:
         """Return the network interfaces of the namespace.

@@ -591,8 +591,7 @@ def _sandbox(order: Order, readable: Sequence[str]) -> None:
 
     if order.seccomp:
         print(
-            "seccomp: The following syscalls are blocked: all but those of netns_kit's list; fatal:",
-            *FATAL,
+            "seccomp: The following syscalls are blocked: all but those of netns_kit's list; fatal:", *FATAL
         )
     layers = enter(
         readable, {*needed, "landlock"}, kept=1 << CAP_NET_BIND_SERVICE, calls={**ALLOWED, **WATCHING}

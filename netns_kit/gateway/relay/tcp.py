@@ -78,16 +78,7 @@ class TcpRelay(Dialled):
     opened to the guest.
     """
 
-    __slots__ = (
-        "_ahead",
-        "_at_once",
-        "_blocked",
-        "_doubted_at",
-        "_sink",
-        "_socket",
-        "connection",
-        "state",
-    )
+    __slots__ = ("_ahead", "_at_once", "_blocked", "_doubted_at", "_sink", "_socket", "connection", "state")
 
     def __init__(
         self,
