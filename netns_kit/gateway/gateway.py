@@ -306,6 +306,20 @@ class Gateway:
             found.close()
         return found is not None
 
+    @operation(sum)
+    def end_flows_of(self, addresses: tuple[Address, ...]) -> int:
+        """End the flows of the guest with these addresses at once, and return how many there were."""
+        stack = self.stack
+        connections = [each for each in stack.tcp.values() if endpoints_of(each.key)[0].address in addresses]
+        for connection in connections:
+            self.router.abort(connection, reset=True)
+        others: list[UdpFlow | EchoFlow] = [*stack.udp.values(), *stack.echo.values()]
+        ended = [each for each in others if endpoints_of(each.key)[0].address in addresses]
+        for each in ended:
+            each.ending = "ended"
+            each.close()
+        return len(connections) + len(ended)
+
     @operation(same)
     def set_policy(self, text: str | None, existing: Literal["keep", "cut"]) -> None:
         """Let another policy decide from now on: see `UserStack.set_policy`.
