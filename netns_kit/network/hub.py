@@ -21,7 +21,7 @@ from ipaddress import IPv4Interface, IPv6Interface
 import anyio
 import anyio.to_thread
 
-from netns_kit.errors import ArgumentError, FeatureUnavailable, NetnsKitError, NotPrivileged
+from netns_kit.errors import ArgumentError, FeatureUnavailable, NetnsKitError, NotPrivileged, SysctlError
 from netns_kit.host import abi
 from netns_kit.namespace.namespace import Namespace
 from netns_kit.subnet import Subnet
@@ -29,10 +29,12 @@ from netns_kit.tap.device import TapDevice
 
 from . import guard
 from .guard import Port
-from .netlink import attribute, message, nested, number, text, transact
+from .netlink import attribute, attributes, message, nested, number, text, transact
 
 BRIDGE = "br0"
 _UP = abi.IFF_UP
+_IFINFOMSG = 16  # bytes
+_PAUSE = 1e-3  # seconds between two looks
 
 
 class Hub:
@@ -87,6 +89,13 @@ class Hub:
                 ),
             )  # fmt: skip
             await self._ask(self._route, [made], "bridges of the kernel (CONFIG_BRIDGE)")
+            for tables in (
+                "iptables",
+                "ip6tables",
+                "arptables",
+            ):  # nothing is in them, and all frames would pass them
+                with suppress(SysctlError):
+                    await namespace.set_sysctl(f"net.bridge.bridge-nf-call-{tables}", 0)
             bridge, tap_index = await self._index(BRIDGE), await self._index(tap.name)
             enslaved = _change(tap_index, number(abi.IFLA_MASTER, bridge))
             moved = [_without(tap_index, each) for each in _guest_interfaces(subnet)]
@@ -136,6 +145,8 @@ class Hub:
                 finally:
                     os.close(target)
                 index = await self._index(port.name)
+                with suppress(OSError):  # where the kernel has no IPv6
+                    await self._ask(self._route, [_change(index, _NO_ADDRESS)])
                 await self._ask(
                     self._route,
                     [
@@ -153,6 +164,16 @@ class Hub:
                         repr(ifname),
                     ) from error
                 raise
+
+    async def ready(self, port: Port) -> None:
+        """Wait until frames pass, when the other end is up: the kernel opens the port a moment later."""
+        while True:
+            async with self._lock:
+                answer = await self._link_of(port.name)
+            state = dict(attributes(answer[_IFINFOMSG:])).get(abi.IFLA_OPERSTATE)
+            if state == bytes((abi.IF_OPER_UP,)):
+                return
+            await anyio.sleep(_PAUSE)
 
     async def remove(self, port: Port) -> None:
         """Remove the pair of a port.  It may have gone with the member's namespace."""
@@ -212,11 +233,15 @@ class Hub:
 
     async def _index(self, name: str) -> int:
         """Return the number of an interface of the hub."""
+        (index,) = struct.unpack_from("=i", await self._link_of(name), 4)
+        return int(index)
+
+    async def _link_of(self, name: str) -> bytes:
+        """Return what the kernel says of an interface of the hub: struct ifinfomsg, and attributes."""
         assert self._route is not None, "it is open"
         asked = message(abi.RTM_GETLINK, 0, _link(), text(abi.IFLA_IFNAME, name))
         (answer,) = await self._ask(self._route, [asked])
-        (index,) = struct.unpack_from("=i", answer, 4)  # struct ifinfomsg
-        return int(index)
+        return answer
 
     def _pair(self, port: Port, target: int, ifname: str) -> bytes:
         """Return the message that makes a pair, with one end in the namespace of the descriptor `target`."""
@@ -260,6 +285,16 @@ class Hub:
 _MISSING = frozenset(
     {errno.EOPNOTSUPP, errno.ENOENT, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.ENOSYS}
 )
+
+
+_NO_ADDRESS = nested(
+    abi.IFLA_AF_SPEC,
+    nested(
+        socket.AF_INET6,
+        attribute(abi.IFLA_INET6_ADDR_GEN_MODE, bytes((abi.IN6_ADDR_GEN_MODE_NONE,))),
+    ),
+)
+"""What keeps the kernel from giving an interface a link-local address."""
 
 
 def _link(index: int = 0, *, up: bool = False) -> bytes:

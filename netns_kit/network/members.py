@@ -269,6 +269,7 @@ class Member(Openable):
             gateway6=None if ipv6 is None else ipv6.gateway,
             neighbours=subnet.neighbours,
         )
+        await hub.ready(self._port)
         if stack.setup.dhcp is not None:
             await stack.reserve(StaticLease(address, mac.hex(":")))
         for record in self._own_records():

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from netns_kit.host import abi
 
@@ -45,6 +45,14 @@ def message(kind: int, flags: int, *parts: bytes) -> bytes:
     """Return a message that is to be acknowledged.  Its sequence number is set by `transact`."""
     body = b"".join(parts)
     return _HEADER.pack(_HEADER.size + len(body), kind, flags | abi.NLM_F_REQUEST, 0, 0) + body
+
+
+def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the kinds and values of attributes that lie one behind the other."""
+    while len(data) >= _ATTRIBUTE.size:
+        length, kind = _ATTRIBUTE.unpack_from(data)
+        yield kind & ~abi.NLA_F_NESTED, data[_ATTRIBUTE.size : length]
+        data = data[(max(length, _ATTRIBUTE.size) + 3) & ~3 :]
 
 
 def transact(sock: socket.socket, messages: Iterable[bytes]) -> list[bytes]:
