@@ -13,6 +13,7 @@ from netns_kit.frozen import replace
 from netns_kit.gateway.flow_router import EPHEMERAL
 from netns_kit.gateway.gateway import Gateway
 
+from .homes import Home
 from .listeners import ThroughStack
 from .ports import PortForward
 
@@ -23,6 +24,7 @@ class InMemoryListener(ThroughStack):
     Args:
         gateway: The gateway.
         forward: What leads where.
+        home: The namespace that it leads to.
         taken: The ports that there are already.
 
     Raises:
@@ -31,13 +33,13 @@ class InMemoryListener(ThroughStack):
         AddressError: The namespace cannot have the address.
     """
 
-    def __init__(self, gateway: Gateway, forward: PortForward, taken: Container[int]) -> None:
+    def __init__(self, gateway: Gateway, forward: PortForward, home: Home, taken: Container[int]) -> None:
         if forward.mode != "stack" or forward.protocol != "tcp":
             raise FeatureUnavailable(
                 f"{forward} needs a socket of the host, which an uplink in memory has not",
                 fix='publish TCP ports with mode="stack"',
             )
-        self._gateway = gateway
+        self._gateway, self._home = gateway, home
         self._check(forward)
         if forward.host_port in taken:
             raise PortInUseError(
