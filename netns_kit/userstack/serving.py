@@ -364,8 +364,8 @@ class World(Protocol):
         """Return what serves a flow, or how it is refused."""
         ...
 
-    def resolve(self, query: bytes) -> bytes:
-        """Return the answer to a query for a name."""
+    def resolve(self, servers: Servers, query: bytes) -> bytes:
+        """Return the answer to a query for a name, for a stack."""
         ...
 
     def echo(self, asked: Echo) -> Refusal | None:
@@ -467,7 +467,7 @@ class Servers:
             await self._decided(Serving.echoed, asked.id, asked.sequence, world.echo(asked))
         else:
             with suppress(ValueError):  # a worker may say anything
-                answer = world.resolve(bytes.fromhex(asked.message))
+                answer = world.resolve(self, bytes.fromhex(asked.message))
                 await self._decided(Serving.resolved, asked.id, answer.hex())
 
     async def _decided(self, operation: Callable[..., None], number: int, *arguments: object) -> None:

@@ -149,7 +149,7 @@ async def test_names_of_all_kinds(driver: DriverName) -> None:
     fake.add_record(Record("api.example.com", '"v=spf1 -all"', "TXT"))
     fake.add_record(Record("_sip._udp.example.com", "1 2 5060 api.example.com", "SRV"))
     fake.add_record("extra.example.com=192.0.2.99")
-    async with joined(driver, fake) as pair:
+    async with joined(driver, fake, ipv6=True) as pair:
         assert await pair.resolve("api.example.com") == ["203.0.113.7", "203.0.113.8"]
         assert await pair.resolve("www.example.com", "AAAA") == ["2001:db8::7"]
         assert await pair.resolve("a.pages.example.com") == [str(wild.addresses[0])]
@@ -172,6 +172,16 @@ async def test_names_of_all_kinds(driver: DriverName) -> None:
             ("nowhere.org", "A", 3), ("9.113.0.203.in-addr.arpa", "PTR", 3), ("api.example.com", "NS", 0),
             ("alias.example.com", "AAAA", 0), ("8.113.0.203.in-addr.arpa", "TXT", 0),
         ]  # fmt: skip
+
+
+@bounded
+async def test_who_has_no_ipv6_is_told_none_where_there_is_another(driver: DriverName) -> None:
+    fake = FakeInternet()
+    fake.host("both.example.com")
+    fake.host("six.example.com", addresses=["2001:db8::6"])
+    async with joined(driver, fake) as pair:
+        assert await pair.resolve("both.example.com", "AAAA") == []
+        assert await pair.resolve("six.example.com", "AAAA") == ["2001:db8::6"]
 
 
 @bounded
