@@ -30,12 +30,13 @@ from netns_kit.forwarder.forwards import Forwards
 from netns_kit.forwarder.ports import Follow, PortForward
 from netns_kit.forwarder.specs import parse_all
 from netns_kit.frozen import frozen
-from netns_kit.gateway.gateway import NAMES, Gateway
+from netns_kit.gateway.gateway import NAMES, FlowInfo, Gateway
 from netns_kit.namespace.background import Openable, Supervisor
 from netns_kit.namespace.namespace import Namespace
 from netns_kit.namespace.process import Command, CommandOptions, Process, RunOptions
 from netns_kit.subnet import Subnet
 from netns_kit.tap.device import check_name, parse_mac
+from netns_kit.userstack.serving import GuestStream
 from netns_kit.userstack.userstack import UserStack
 
 from .addresses import AddressPool, address6_of, link_local_of, mac_of
@@ -269,7 +270,7 @@ class Member(Openable):
             gateway6=None if ipv6 is None else ipv6.gateway,
             neighbours=subnet.neighbours,
         )
-        await hub.ready(self._port)
+        await hub.ready(self._port, self.namespace, self.ifname)
         if stack.setup.dhcp is not None:
             await stack.reserve(StaticLease(address, mac.hex(":")))
         for record in self._own_records():
@@ -317,6 +318,41 @@ class Member(Openable):
         if self._address is not None and members.by_name.get(self.name) is self:
             members.pool.release(self._address)
         members.dismiss(self)
+
+    async def connect_tcp(self, port: int, *, source: AddressLike | None = None) -> GuestStream:
+        """Connect to a server in the member, through the stack and without a socket of the host.
+
+        Sockets of the member's own, to connect and to listen with, are those of `namespace`.
+
+        Args:
+            port: The port.
+            source: The address that the server sees as its client's; None: the gateway's.
+
+        Raises:
+            ConnectionRefusedError: Nothing listens there.
+            TimeoutError: Nothing in the member answers.
+            AddressError, ArgumentError, ArgumentTypeError: An argument that cannot be used.
+            OSError: There is no room for the connection.
+            NamespaceGone, StackClosed: The member or the network is not open.
+
+        Cancellation: There is no connection.
+        """
+        with self.supervisor.guarding():
+            return await self._members.stack.connect_tcp(self.address, port, source=source)
+
+    async def flows(self) -> tuple[FlowInfo, ...]:
+        """Return the flows of this member that the stack carries, see `UserStack.flows`.
+
+        Those between members are the kernel's, and not among them.
+
+        Raises:
+            NamespaceGone, StackClosed: The member or the network is not open.
+
+        Cancellation: Nothing is changed.
+        """
+        with self.supervisor.guarding():
+            flows = await self._members.stack.flows()
+        return tuple(flow for flow in flows if flow.guest.address in self.addresses)
 
     async def files(self) -> dict[str, str]:
         """Return the files that commands see in place of the host's, by path: see `Network.files`.
