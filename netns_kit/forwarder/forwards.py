@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from netns_kit.arguments import Address
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.relay import TcpRelay
+from netns_kit.host.undo import on_error
 from netns_kit.operations import operation
 
-from .binding import NOT_TO_BE_HAD
+from .binding import all_or_none
 from .homes import Home, MemberHome
 from .listeners import Listener, TcpListener, UdpListener
 from .ports import PortForward, ReverseForward, UnixSocket
@@ -43,18 +44,9 @@ class Forwards:
         Raises:
             PortInUseError, AddressError, FeatureUnavailable, OSError: A port that cannot be had.
         """
-        made: list[Listener] = []
-        try:
-            for forward in forwards:
-                try:
-                    made.append(self._listener(owner, forward))
-                except OSError as error:
-                    if not forward.optional or error.errno not in NOT_TO_BE_HAD:
-                        raise
-        except BaseException:
-            for listener in made:
-                listener.close()
-            raise
+        made = all_or_none(
+            forwards, lambda forward: self._listener(owner, forward), lambda each: each.close()
+        )
         self._listeners |= {(owner, listener.forward): listener for listener in made}
         return tuple(listener.forward for listener in made)
 
@@ -66,11 +58,8 @@ class Forwards:
             FeatureUnavailable, AddressError, OSError: It cannot be published.
         """
         sock = self._gateway.inside.passed(number)
-        try:
+        with on_error(sock.close):
             listener = self._listener(owner, forward, sock)
-        except BaseException:
-            sock.close()
-            raise
         self._listeners[owner, listener.forward] = listener
         return listener.forward
 
@@ -89,15 +78,12 @@ class Forwards:
             FeatureUnavailable, OSError: That cannot be done here.
         """
         sock = self._gateway.inside.passed(number)
-        try:
+        with on_error(sock.close):
             if self._reverses is None:
                 from .reverse_listeners import ReverseListeners  # for those who use them
 
                 self._reverses = ReverseListeners(self._gateway)
             self._listeners[owner, reverse] = self._reverses.lead_out(reverse, sock)
-        except BaseException:
-            sock.close()
-            raise
 
     @operation()
     def remove(self, owner: int, forward: PortForward | ReverseForward) -> bool:
@@ -172,16 +158,11 @@ class Forwards:
     def _came_by(relay: object, forward: PortForward | ReverseForward) -> bool:
         """Return whether the client of a relay has connected to that port."""
         local = relay.local() if isinstance(relay, TcpRelay) else None
-        if (
-            local is None
-            or isinstance(forward, ReverseForward)
-            or isinstance(forward.host, UnixSocket)
-            or forward.mode != "stack"
-        ):
+        if local is None or isinstance(forward, ReverseForward) or forward.mode != "stack":
             return False
-        return local[1] == forward.host_port and (
-            forward.host.is_unspecified or local[0] == str(forward.host)
-        )
+        assert not isinstance(forward.host, UnixSocket)
+        address, port = local
+        return port == forward.host_port and (forward.host.is_unspecified or address == str(forward.host))
 
     def _listener(self, owner: int, forward: PortForward, made: socket.socket | None = None) -> Listener:
         gateway = self._gateway

@@ -27,6 +27,7 @@ from netns_kit.gateway.engine import IN, Engine, ReadBudget
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.relay import UdpRelay
 from netns_kit.host.abi import IP_PKTINFO
+from netns_kit.host.undo import on_error
 from netns_kit.stack import UdpFlow
 from netns_kit.stack.wire import family as addresses
 from netns_kit.stack.wire.flow_key import FlowKey
@@ -192,11 +193,8 @@ class StreamListener(Listener):
         super().__init__(gateway, forward, made, home)
         self._budget = ReadBudget(self._engine)
         self._goes_on = False  # in the next step, before other events
-        try:
+        with on_error(self._socket.close):
             self._engine.add(self._socket.fileno(), self._on_events, IN)
-        except BaseException:
-            self._socket.close()
-            raise
 
     def close(self) -> None:
         self.timer_at = math.inf
@@ -294,7 +292,7 @@ class UdpListener(ThroughStack):
         home: Home | None = None,
     ) -> None:
         super().__init__(gateway, forward, made, home)
-        try:
+        with on_error(self._socket.close):
             self._socket.setsockopt(*PKTINFO[family_of(self._socket)], 1)
             self._relay = UdpRelay(
                 self._engine,
@@ -304,9 +302,6 @@ class UdpListener(ThroughStack):
                 unsolicited=self._open,
                 idle=lambda _: None,
             )
-        except BaseException:
-            self._socket.close()
-            raise
         self._published = gateway.router.published.setdefault(forward.guest_port, [])
         self._published.append(self)
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 from netns_kit.gateway.engine import EDGE, ERROR, IN
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.inside import Source
+from netns_kit.host.undo import on_error
 from netns_kit.stack.user import Ending, Transport
 from netns_kit.uplink.flow import Endpoint
 from netns_kit.uplink.sockets import (
@@ -255,12 +256,9 @@ class DatagramListener(Listener):
         self._flows: OrderedDict[tuple[Any, bytes], DatagramFlow] = (
             OrderedDict()
         )  # the last to be used is last
-        try:
+        with on_error(self._socket.close):
             self._socket.setsockopt(*PKTINFO[family_of(self._socket)], 1)
             self._engine.add(self._socket.fileno(), self._on_events, IN)
-        except BaseException:
-            self._socket.close()
-            raise
         self._gateway.router.beside.append(self._close_idle)
 
     def close(self) -> None:
@@ -330,12 +328,7 @@ class DatagramFlow(Published):
     """
 
     def __init__(
-        self,
-        shared: SocketListeners,
-        forward: PortForward,
-        client: Any,
-        places: list[Place],
-        answer: Answer,
+        self, shared: SocketListeners, forward: PortForward, client: Any, places: list[Place], answer: Answer
     ) -> None:
         super().__init__(shared, forward, client[:2])
         self._shared = shared
