@@ -9,7 +9,7 @@ names and addresses are free then.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from subprocess import CompletedProcess
@@ -32,6 +32,7 @@ from netns_kit.forwarder.specs import parse_all
 from netns_kit.frozen import frozen
 from netns_kit.gateway.gateway import NAMES, FlowInfo, Gateway
 from netns_kit.namespace.background import Openable, Supervisor
+from netns_kit.namespace.given import LiveText
 from netns_kit.namespace.namespace import Namespace
 from netns_kit.namespace.process import Command, CommandOptions, Process, RunOptions
 from netns_kit.subnet import Subnet
@@ -42,7 +43,7 @@ from netns_kit.userstack.userstack import UserStack
 from .addresses import AddressPool, address6_of, link_local_of, mac_of
 from .guard import Port
 from .hub import Hub
-from .shown import shown_files
+from .shown import HOSTS, shown_files
 
 T = TypeVar("T")
 IFNAME = "eth0"
@@ -125,6 +126,8 @@ class Members:
         self.hub = hub
         self.by_name: dict[str, Member] = {}
         self.pool = AddressPool(stack.subnet)
+        self._readers: list[Namespace] = []  # where commands may see names
+        self._telling = anyio.Lock()
         self.is_ending = False
         """Whether the network ends, and with it all that the kernel has of its members."""
 
@@ -147,6 +150,30 @@ class Members:
         """Forget a member."""
         if self.by_name.get(member.name) is member:
             del self.by_name[member.name]
+
+    async def files_for(self, namespace: Namespace) -> dict[str, str]:
+        """Return the files for a command in a namespace, where the hosts file changes with the members from now on.
+
+        Raises:
+            StackClosed: The stack is not open.
+        """
+        if namespace not in self._readers:
+            self._readers.append(namespace)
+        files = await shown_files(self.stack)
+        return {**files, HOSTS: LiveText(files[HOSTS])}
+
+    def forget(self, namespace: Namespace) -> None:
+        """Tell a namespace of no names any more."""
+        if namespace in self._readers:
+            self._readers.remove(namespace)
+
+    async def tell(self) -> None:
+        """Have all commands see the names that there are now."""
+        async with self._telling:
+            text = (await shown_files(self.stack))[HOSTS] if self._readers else ""
+            for namespace in list(self._readers):
+                with suppress(NetnsKitError):  # it has ended
+                    await namespace.rewrite_files({HOSTS: text})
 
     async def close(self) -> None:
         """End all members."""
@@ -276,6 +303,7 @@ class Member(Openable):
         for record in self._own_records():
             self._records.append(record)
             await stack.add_record(record)
+        await members.tell()
         await self.forwarder.open()
         await self.forwarder.add(*self._setup.ports)
         self.supervisor.start(self._watch)
@@ -308,6 +336,10 @@ class Member(Openable):
             with suppress(NetnsKitError):  # the stack may have ended
                 await stack.remove_record(record.name, type=record.type, value=record.value)
             self._records.pop()
+        members.forget(self.namespace)
+        if not members.is_ending:
+            with suppress(NetnsKitError):
+                await members.tell()
         if self._is_linked and self._port is not None:
             with suppress(NetnsKitError):
                 await stack.revoke(self.address)
@@ -383,7 +415,7 @@ class Member(Openable):
         Cancellation: The command is killed, and what it has started.
         """
         with self.supervisor.guarding():
-            options["files"] = {**await self.files(), **(options.get("files") or {})}
+            options["files"] = await self._files_for(options)
             return await self.namespace.run(command, **options)
 
     @arguments.spelled_out(Namespace.popen)
@@ -404,10 +436,13 @@ class Member(Openable):
         Cancellation: The command is killed if it has been started.
         """
         with self.supervisor.guarding():
-            options["files"] = {**await self.files(), **(options.get("files") or {})}
+            options["files"] = await self._files_for(options)
             process = await self.namespace.popen(command, **options)
         process.supervisor = self.supervisor
         return process
+
+    async def _files_for(self, options: CommandOptions) -> Mapping[str, str | bytes]:
+        return {**await self._members.files_for(self.namespace), **(options.get("files") or {})}
 
 
 class _Forwarder(Forwarder):
