@@ -276,4 +276,4 @@ class Network(Openable):
         return process
 
     async def _files_for(self, options: CommandOptions) -> Mapping[str, str | bytes]:
-        return {**await self.files(), **(options.get("files") or {})}
+        return {**await self._members.files_for(self.namespace), **(options.get("files") or {})}
