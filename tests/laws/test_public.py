@@ -17,7 +17,9 @@ MADE_FOR_CALLERS = {"GuestDatagrams", "GuestServer", "GuestStream", "Namespace",
 """Classes whose objects a call returns: nobody is to call their constructors."""
 
 
-FOR_PARTS_OF_THE_LIBRARY = {"Captured", "Disturbed", "Index", "SocketDiagnostics", "Supervisor"}
+FOR_PARTS_OF_THE_LIBRARY = {
+    "Captured", "Disturbed", "Index", "MemberSetup", "Members", "SocketDiagnostics", "Supervisor",
+}  # fmt: skip
 """Types of attributes and methods that say so."""
 
 
