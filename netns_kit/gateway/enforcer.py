@@ -281,15 +281,18 @@ class Enforcer:
         }
 
     def _is_host(self) -> bool:
-        """Return whether the address that is being decided about is the gateway's, or the host's own."""
-        address = self._asked
-        local = self._subnet.of(address)
-        if local is not None and (address in local.gateways or address == local.dns):
-            return True
-        if not self.has_host:
-            return False
-        plain = ip_address(canonical(address.packed))
-        return is_host_address(address) or (plain != address and is_host_address(plain))
+        return is_host(self._subnet, self._asked, has_host=self.has_host)
+
+
+def is_host(subnet: Subnet, address: Address, *, has_host: bool = True) -> bool:
+    """Return whether an address is the gateway's, or the host's own, which not every uplink leads to."""
+    local = subnet.of(address)
+    if local is not None and (address in local.gateways or address == local.dns):
+        return True
+    if not has_host:
+        return False
+    plain = ip_address(canonical(address.packed))
+    return is_host_address(address) or (plain != address and is_host_address(plain))
 
 
 def _nobody(_: object, *more: object) -> None:

@@ -56,8 +56,10 @@ from .in_process import LocalStack
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
+    from netns_kit.gateway.faults import FaultOptions, Faults
     from netns_kit.policy.policy import Policy
 
+    from .faults import FaultsBlock
     from .serving import GuestServer, GuestStream, Servers, TcpGuestHandler, UdpGuestHandler, World
 
 T = TypeVar("T")
@@ -583,6 +585,38 @@ class UserStack(Openable):
         return Capture(
             self, target, where=where, snaplen=snaplen, max_bytes=max_bytes, max_seconds=max_seconds
         )
+
+    def faults(
+        self,
+        faults: Faults | None = None,
+        *,
+        script: Iterable[tuple[float, Faults]] | None = None,
+        **options: Unpack[FaultOptions],
+    ) -> FaultsBlock:
+        """Return faults of the network, to be used in `async with`, in which they are in force.
+
+            async with stack.faults(loss=0.01, delay=0.05, to="*.example.org"):
+                ...
+
+        Any number of blocks may run at once.  A packet passes all that are about it, in the order in which they have
+        begun.  Packets that a block holds when it ends go on at once.  Flows beside the stack are not disturbed, see
+        `netns_kit.forwarder.ports.Mode`.
+
+        Args:
+            faults: The faults.
+            script: Faults over time, instead: each with the seconds from the beginning at which it takes the place of
+                the one before.
+            options: The fields of `Faults`, instead.
+
+        Raises:
+            ArgumentError, ArgumentTypeError: An argument that cannot be used.
+            StackClosed: On entering, the stack is not open.
+
+        Cancellation: The faults are over.
+        """
+        from .faults import FaultsBlock  # few need it
+
+        return FaultsBlock(self, faults, script, options)
 
     def _start_answering(self, on_flow: OnFlow) -> None:
         from .answering import Answering  # few need it

@@ -17,7 +17,9 @@ MADE_FOR_CALLERS = {"FakeHost", "GuestDatagrams", "GuestServer", "GuestStream", 
 """Classes whose objects a call returns: nobody is to call their constructors."""
 
 
-FOR_PARTS_OF_THE_LIBRARY = {"Captured", "Index", "MemberSetup", "Members", "SocketDiagnostics", "Supervisor"}
+FOR_PARTS_OF_THE_LIBRARY = {
+    "Captured", "Disturbed", "Index", "MemberSetup", "Members", "SocketDiagnostics", "Supervisor",
+}  # fmt: skip
 """Types of attributes and methods that say so."""
 
 
