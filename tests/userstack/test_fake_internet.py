@@ -7,6 +7,7 @@ import pickle
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -306,7 +307,7 @@ async def test_a_policy_looks_at_first_bytes(driver: DriverName, host: bytes) ->
             while True:
                 heard.append(await stream.receive())
                 await stream.send(b"welcome")
-        finally:
+        except anyio.BrokenResourceError:
             ended.set()
 
     api = fake.host("api.example.com")
@@ -321,11 +322,42 @@ async def test_a_policy_looks_at_first_bytes(driver: DriverName, host: bytes) ->
                 await stream.send(b"more")
                 assert await stream.receive() == b"welcome"
                 assert heard == [REQUEST % host, b"more"]
+                await pair.inside.end_flow(stream.extra(FlowAttribute.flow_id))
             else:
                 with pytest.raises(anyio.BrokenResourceError):
                     await stream.receive()
         await ended.wait()
         assert len(heard) == (2 if host.startswith(b"api") else 0)
+
+
+@bounded
+async def test_faults_are_between_the_namespace_and_the_internet(driver: DriverName) -> None:
+    fake = FakeInternet()
+    fake.host("api.example.com", "other.example.com").serve_tcp(80, echo)
+    async with joined(driver, fake) as pair:
+        async with pair.stack.faults(dns="servfail", to="api.example.com"):
+            assert (await pair.query("api.example.com")).header.rcode == 2
+            assert (await pair.query("other.example.com")).header.rcode == 0
+        async with pair.stack.faults(refuse=True, to="api.example.com"):
+            assert await pair.refusal("api.example.com") == errno.ECONNREFUSED
+        assert list(fake.flows) == []
+        async with pair.stack.faults(reset_after=3, ports=80), await pair.dial("api.example.com") as stream:
+            await stream.send(b"hello")
+            with pytest.raises(anyio.BrokenResourceError):
+                await everything(stream)
+
+
+@bounded
+async def test_a_capture_has_it_all(driver: DriverName, tmp_path: Path) -> None:
+    fake = FakeInternet()
+    fake.host("api.example.com").serve_tcp(80, echo)
+    async with joined(driver, fake) as pair:
+        async with pair.stack.capture(tmp_path / "all.pcapng"), await pair.dial("api.example.com") as stream:
+            await stream.send(b"something that is said")
+            await stream.receive()
+        written = (tmp_path / "all.pcapng").read_bytes()
+        assert written.count(b"something that is said") == 2
+        assert b"api.example.com" in written
 
 
 @bounded
