@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from netns_kit.arguments import Address
@@ -144,8 +145,9 @@ class Gateway:
         self.endpoints = Endpoints()
         router: Callable[..., FlowRouter] = FlowRouter
         if uplink.is_indirect:
-            from .indirect_router import IndirectRouter as router  # other uplinks have none
+            from .indirect_router import IndirectRouter  # other uplinks have none
 
+            router = partial(IndirectRouter, supplies=setup.supplies[0] if setup.supplies else ())
         self.router = router(engine, uplink, subnet, self.endpoints, stack_for, links=peers, tell=tell or log)
         stack: Stack = self.router.stack
         self.stack: Stack = stack
