@@ -417,6 +417,9 @@ async def test_a_client_outside_of_a_published_port(driver: DriverName) -> None:
         for port in 8080, 0:
             with pytest.raises(PortInUseError if port else FeatureUnavailable):
                 await forwarder.add(f"{port}:80" if port else "5353:53/udp")
+        async with Forwarder(pair.stack) as other:
+            with pytest.raises(PortInUseError):
+                await other.add("8080:81")
         async with await client.connect_tcp(8080) as stream:
             await stream.send(b"hello")
             assert await stream.receive() == b"hello"
@@ -456,9 +459,9 @@ async def test_a_handler_outlives_nothing(driver: DriverName) -> None:
 
 
 async def test_no_socket_of_the_hosts_network_is_made() -> None:
-    """In a process of its own, for an audit hook stays; of a worker, its sandbox tells."""
-    page = ROOT / "tests" / "support" / "no_sockets.py"
-    done = await anyio.run_process([sys.executable, str(page)], cwd=ROOT, check=False)
+    """In a process of its own, for an audit hook stays."""
+    command = [sys.executable, "-m", "tests.support.no_sockets"]
+    done = await anyio.run_process(command, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [b"AF_UNIX"]
 
