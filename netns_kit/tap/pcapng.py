@@ -25,7 +25,7 @@ FROM_GUEST, TO_GUEST = 2, 1
 """Directions of a frame, as the interface inside has them: outbound, inbound."""
 TEXT_MAX = 4096  # bytes of an option's text
 
-_SECTION, _INTERFACE, _NAMES, _STATISTICS, _PACKET = 0x0A0D0D0A, 1, 4, 5, 6
+_SECTION, _INTERFACE, _NAMES, _STATISTICS, PACKET = 0x0A0D0D0A, 1, 4, 5, 6
 _COMMENT, _END = 1, Struct("=HH").pack(0, 0)
 _OPTION = Struct("=HH").pack
 _BLOCK = Struct("=II").pack
@@ -34,13 +34,14 @@ _SECTION_HEAD = Struct("=IHHq").pack
 _INTERFACE_HEAD = Struct("=HHI").pack
 _STATISTICS_HEAD = Struct("=III").pack
 PACKET_HEAD = 28  # bytes before the frame
-_PACKET_HEAD = Struct("=IIIIIII").pack
+packet_head = Struct("=IIIIIII").pack
 _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")  # by length modulo 4
 
 
-def section(hardware: str, system: str, program: str) -> bytes:
+def section(hardware: str, system: str, program: str, comment: str = "") -> bytes:
     """Return a section header block: the beginning of a file, of unknown length."""
-    named = _text(2, hardware) + _text(3, system) + _text(4, program) + _END
+    named = _text(_COMMENT, comment) if comment else b""
+    named += _text(2, hardware) + _text(3, system) + _text(4, program) + _END
     return _block(_SECTION, _SECTION_HEAD(0x1A2B3C4D, 1, 0, -1), named)
 
 
@@ -65,16 +66,16 @@ def packet_ends(time: int, kept: int, size: int, direction: int, comment: str = 
         direction: `FROM_GUEST` or `TO_GUEST`.
         comment: A comment on the frame.
     """
-    total, tail = _plain_tail(kept, direction)
+    total, tail = plain_tail(kept, direction)
     if comment:
         tail = tail[:-8] + _text(_COMMENT, comment) + _END
         total = PACKET_HEAD + kept + len(tail) + 4
         tail += _LENGTH(total)
-    return _PACKET_HEAD(_PACKET, total, 0, time >> 32, time & 0xFFFFFFFF, kept, size), tail
+    return packet_head(PACKET, total, 0, time >> 32, time & 0xFFFFFFFF, kept, size), tail
 
 
 @lru_cache(maxsize=1024)
-def _plain_tail(kept: int, direction: int) -> tuple[int, bytes]:
+def plain_tail(kept: int, direction: int) -> tuple[int, bytes]:
     """Return the length of a packet's block without a comment, and what stands behind the frame."""
     tail = _PADDING[kept & 3] + _OPTION(2, 4) + _LENGTH(direction) + _END
     total = PACKET_HEAD + kept + len(tail) + 4
