@@ -9,7 +9,8 @@ then the flow is there, and so are its name and its rule.
 Super-frames.  A TCP super-segment is kept whole, as every Linux host captures its own: its bytes are those of the
 segments that a wire would have, and cutting it into forty blocks costs more than carrying it.  The checksum in it is
 that of the pseudo-header.  A UDP super-datagram is cut into its datagrams, since their number and borders mean
-something.  All other checksums that the two kernels have left to each other are filled in.
+something.  Other checksums that the two kernels have left to each other are filled in where the frame is short and
+whole: a sum over 64 KiB costs more than all the rest.  Flags of the block say which are not.
 """
 
 from __future__ import annotations
@@ -32,7 +33,16 @@ from netns_kit.stack.wire.family import IPV4, IPV6
 from netns_kit.tap import pcapng
 from netns_kit.tap.frame_device import DeviceWrapper
 from netns_kit.tap.frame_ring import STOPPING, FrameRing
-from netns_kit.tap.pcapng import FROM_GUEST, PACKET, TO_GUEST, packet_ends, packet_head, plain_tail
+from netns_kit.tap.pcapng import (
+    FROM_GUEST,
+    NOT_SUMMED,
+    PACKET,
+    SUPER_SEGMENT,
+    TO_GUEST,
+    packet_ends,
+    packet_head,
+    plain_tail,
+)
 
 if TYPE_CHECKING:
     from .capture_filter import CaptureFilter
@@ -47,10 +57,7 @@ _TCP_FLAGS = 9  # bytes between the ports and the flags
 SMALL = 2048  # bytes of a block that is joined with others
 _FRAGMENT = 0x3FFF  # mask of the offset, and of "more follow"
 _NAMES = {ip.TCP: "tcp", ip.UDP: "udp", IPV4.icmp: "icmp", IPV6.icmp: "icmp"}
-_TO_CHANGE = (
-    virtio.GSO_NONE,
-    virtio.GSO_UDP_L4,
-)  # what is no TCP super-segment, and has an unfilled checksum
+_SUPER_SEGMENTS = (virtio.GSO_TCPV4, virtio.GSO_TCPV6)
 _DATAGRAM_LENGTH = Struct("!HH")
 
 Frame = tuple[int, int, bytes]
@@ -226,12 +233,19 @@ class FrameCapture(DeviceWrapper):
             rest: What belongs to it besides.
         """
         now, vnet = time_ns(), self._vnet
-        if vnet and first[0] and first[1] in _TO_CHANGE:
-            text = first[:size] if not rest else b"".join((first, *rest))
-            if first[1]:
-                self._put_whole((now, direction, bytes(text)), "")
+        if vnet and first[0] & virtio.NEEDS_CSUM:
+            kind = first[1]
+            if kind == virtio.GSO_UDP_L4:
+                text = b"".join((first, *rest)) if rest else bytes(first[:size])
+                self._put_whole((now, direction, text), "")
                 return
-            first, rest, vnet, size = _summed(bytes(text)), (), 0, size - vnet
+            if kind:
+                direction |= SUPER_SEGMENT
+            elif size > SMALL or size - vnet > self._snaplen:
+                direction |= NOT_SUMMED
+            else:
+                text = b"".join((first, *rest)) if rest else bytes(first[:size])
+                first, rest, vnet, size = _summed(text), (), 0, size - vnet
         size -= vnet
         kept = min(size, self._snaplen)
         end = vnet + kept
@@ -268,6 +282,8 @@ class FrameCapture(DeviceWrapper):
         self._accepted += 1
         if self._small:
             self._put_small()
+        if self._vnet and text[1] in _SUPER_SEGMENTS:
+            direction |= SUPER_SEGMENT
         for each in _as_on_a_wire(text, self._vnet):
             kept = min(len(each), self._snaplen)
             head, tail = packet_ends(time, kept, len(each), direction, comment)

@@ -23,6 +23,10 @@ from netns_kit.stack.wire.family import IPV4, family_of
 ETHERNET = 1
 FROM_GUEST, TO_GUEST = 2, 1
 """Directions of a frame, as the interface inside has them: outbound, inbound."""
+NOT_SUMMED = 1 << 9
+"""A flag of a frame beside its direction: its checksum is that of the pseudo-header alone."""
+SUPER_SEGMENT = NOT_SUMMED | 1 << 11
+"""Flags of a TCP super-segment, whose checksum is that too."""
 TEXT_MAX = 4096  # bytes of an option's text
 
 _SECTION, _INTERFACE, _NAMES, _STATISTICS, PACKET = 0x0A0D0D0A, 1, 4, 5, 6
@@ -56,17 +60,17 @@ def interface(
     return _block(_INTERFACE, _INTERFACE_HEAD(ETHERNET, 0, snaplen), options)
 
 
-def packet_ends(time: int, kept: int, size: int, direction: int, comment: str = "") -> tuple[bytes, bytes]:
+def packet_ends(time: int, kept: int, size: int, flags: int, comment: str = "") -> tuple[bytes, bytes]:
     """Return what stands before and behind a frame in its enhanced packet block.
 
     Args:
         time: Nanoseconds since the epoch.
         kept: The bytes of the frame that are kept.
         size: The bytes that the frame has.
-        direction: `FROM_GUEST` or `TO_GUEST`.
+        flags: `FROM_GUEST` or `TO_GUEST`, and perhaps `NOT_SUMMED` or `SUPER_SEGMENT`.
         comment: A comment on the frame.
     """
-    total, tail = plain_tail(kept, direction)
+    total, tail = plain_tail(kept, flags)
     if comment:
         tail = tail[:-8] + _text(_COMMENT, comment) + _END
         total = PACKET_HEAD + kept + len(tail) + 4
@@ -75,9 +79,9 @@ def packet_ends(time: int, kept: int, size: int, direction: int, comment: str = 
 
 
 @lru_cache(maxsize=1024)
-def plain_tail(kept: int, direction: int) -> tuple[int, bytes]:
+def plain_tail(kept: int, flags: int) -> tuple[int, bytes]:
     """Return the length of a packet's block without a comment, and what stands behind the frame."""
-    tail = _PADDING[kept & 3] + _OPTION(2, 4) + _LENGTH(direction) + _END
+    tail = _PADDING[kept & 3] + _OPTION(2, 4) + _LENGTH(flags) + _END
     total = PACKET_HEAD + kept + len(tail) + 4
     return total, tail + _LENGTH(total)
 

@@ -240,6 +240,22 @@ def test_a_flow_is_commented_on_again_with_what_is_known_later(
     assert comments == [first, f"{first}, process 7 (sh)"]
 
 
+def test_another_flow_between_the_same_ends_has_its_own_comment(
+    make: Make, listener: socket.socket, begin: Begin
+) -> None:
+    bench = make()
+    end = begin(bench)
+    for _ in range(2):
+        program, sock = opened(bench, listener)
+        with sock:
+            program.send(b"hello")
+            receive(bench, sock, 5)
+            program.abort()
+            bench.settle()
+    comments = [each.comment for each in end().packets if each.comment]
+    assert [comment.split(":")[0] for comment in comments] == ["flow 1", "flow 2"]
+
+
 def test_what_is_no_filter() -> None:
     with pytest.raises(ArgumentError, match="protocol"):
         CaptureFilter(protocol="sctp")  # type: ignore[arg-type]  # as a caller may

@@ -18,6 +18,8 @@ import anyio.abc
 import pytest
 
 from netns_kit import ArgumentError, CaptureError, CaptureFilter, Network, StackClosed, Uplink
+from netns_kit.gateway.frame_capture import SMALL
+from netns_kit.tap.pcapng import NOT_SUMMED, SUPER_SEGMENT
 from tests.support import needs_ipv6, needs_tun, needs_userns
 from tests.support.pcapng import INBOUND, OUTBOUND, Contents, read
 
@@ -131,6 +133,7 @@ async def test_what_tshark_counts_is_what_the_programs_did(options: dict[str, An
     assert found.counter(5) == capture.lost == 0
     assert found.counter(4) == found.counter(6) == capture.frames <= len(found.packets)
     assert found.names["10.0.2.2"] == "gateway.containers.internal"
+    assert all((each.size > SMALL) == bool(each.flags & NOT_SUMMED) for each in found.packets)
     comments = Counter(each.comment.split()[3].rstrip(",") for each in found.packets if each.comment)
     assert comments["tcp"] == len(SIZES)
     assert comments["udp"] >= 1
@@ -181,7 +184,7 @@ async def test_each_protocol_and_stream_has_what_the_programs_did(
         pytest.skip("tshark is not installed")
     path = tmp_path / "mixed.pcapng"
     async with (
-        Network(ipv6=True, **options) as net,
+        Network(ipv6=True, mtu=1500, **options) as net,
         await anyio.create_tcp_listener(local_host="127.0.0.1") as server,
         await anyio.create_tcp_listener(local_host="::1") as server6,
         await anyio.create_udp_socket(local_host="127.0.0.1") as sock,
@@ -220,6 +223,8 @@ async def test_each_protocol_and_stream_has_what_the_programs_did(
     streams = sorted({*carried[OUTBOUND], *carried[INBOUND]})
     assert [(*each, carried[OUTBOUND][each], carried[INBOUND][each]) for each in streams] == wanted
     assert largest > 10_000, "super-segments are whole"
+    flags = {(each.size > 1514, each.flags) for each in read(contents_of(path)).packets}
+    assert flags == {(True, SUPER_SEGMENT), (False, 0)}
     assert counted["query"] == counted["answer"] == 6
     assert counted["icmp 8"] == counted["icmp 0"] == 3
     assert counted["icmp6 128"] == counted["icmp6 129"] == 2
