@@ -28,7 +28,7 @@ from netns_kit.policy.addresses import PortRanges, canonical
 from netns_kit.policy.index import parts_of
 from netns_kit.policy.rules import is_name
 from netns_kit.stack import EchoFlow, TcpConnection, Transport, UdpFlow
-from netns_kit.stack.wire import arp, checksum, ethernet, flow_key, ip, tcp, virtio
+from netns_kit.stack.wire import arp, ethernet, flow_key, ip, tcp, virtio
 from netns_kit.stack.wire.family import IPV4, IPV6
 from netns_kit.tap import pcapng
 from netns_kit.tap.frame_device import DeviceWrapper
@@ -43,6 +43,7 @@ from netns_kit.tap.pcapng import (
     packet_head,
     plain_tail,
 )
+from netns_kit.tap.super_frames import cut, summed
 
 if TYPE_CHECKING:
     from .capture_filter import CaptureFilter
@@ -159,16 +160,9 @@ class FrameCapture(DeviceWrapper):
 
     def _take_away(self) -> None:
         """Let the gateway have the device again."""
-        gateway, engine = self._gateway, self._gateway.engine
+        engine = self._gateway.engine
         engine.after_step = [each for each in engine.after_step if each != self._end_of_step]
-        if gateway.device is self:
-            gateway.device = self.device
-        else:
-            above = gateway.device
-            while isinstance(above, DeviceWrapper) and above.device is not self:
-                above = above.device
-            if isinstance(above, DeviceWrapper):
-                above.device = self.device
+        self._gateway.withdraw(self)
 
     # -- per frame ------------------------------------------------------------------------------------
 
@@ -245,7 +239,7 @@ class FrameCapture(DeviceWrapper):
                 direction |= NOT_SUMMED
             else:
                 text = b"".join((first, *rest)) if rest else bytes(first[:size])
-                first, rest, vnet, size = _summed(text), (), 0, size - vnet
+                first, rest = summed(text), ()
         size -= vnet
         kept = min(size, self._snaplen)
         end = vnet + kept
@@ -282,7 +276,7 @@ class FrameCapture(DeviceWrapper):
         self._accepted += 1
         if self._small:
             self._put_small()
-        if self._vnet and text[1] in _SUPER_SEGMENTS:
+        if self._vnet and text[1] & 0x7F in _SUPER_SEGMENTS:  # without the bit of ECN
             direction |= SUPER_SEGMENT
         for each in _as_on_a_wire(text, self._vnet):
             kept = min(len(each), self._snaplen)
@@ -450,50 +444,10 @@ def _as_on_a_wire(text: bytes, vnet: int) -> Iterator[bytes]:
     if not vnet:
         yield text
         return
-    flags, kind, _, segment, start, _ = virtio.parse(text)
-    if kind == virtio.GSO_UDP_L4 and segment and vnet + start + 8 <= len(text):
-        yield from _datagrams(text[vnet:], start, segment)
-    elif flags and kind == virtio.GSO_NONE:
-        yield _summed(text)
+    if virtio.datagram_size(memoryview(text)):
+        for piece in cut(text):
+            yield summed(piece)[vnet:]
+    elif virtio.parse(text)[1] == virtio.GSO_NONE:
+        yield summed(text)[vnet:]
     else:
         yield text[vnet:]
-
-
-def _summed(text: bytes) -> bytes:
-    """Return a frame that has a virtio header without it, and its checksum filled in if that was left to others."""
-    flags, _, _, _, start, offset = virtio.parse(text)
-    start += virtio.SIZE
-    at = start + offset
-    if not flags & virtio.NEEDS_CSUM or at + 2 > len(text):
-        return text[virtio.SIZE :]
-    filled = 0xFFFF - checksum.total(text[start:])  # a call of `checksum` costs as much as the sum
-    return text[virtio.SIZE : at] + filled.to_bytes(2, "big") + text[at + 2 :]
-
-
-def _datagrams(frame: bytes, layer4: int, size: int) -> Iterator[bytes]:
-    """Yield the datagrams of a UDP super-datagram, whose header begins at `layer4`."""
-    network = ethernet.SIZE
-    ipv4 = frame[network] >> 4 == 4
-    addresses = frame[network + 12 : network + 20] if ipv4 else frame[network + 8 : network + 40]
-    first_id = int.from_bytes(frame[network + 4 : network + 6], "big")
-    payload = memoryview(frame)[layer4 + 8 :]
-    for number, begin in enumerate(range(0, len(payload), size)):
-        part = payload[begin : begin + size]
-        head = bytearray(frame[: layer4 + 8])
-        length = 8 + len(part)
-        head[layer4 + 4 : layer4 + 8] = _DATAGRAM_LENGTH.pack(length, 0)
-        pseudo = checksum.pseudo_header(addresses, ip.UDP, length)
-        parts = checksum.total(memoryview(head)[layer4:]), checksum.total(part)
-        head[layer4 + 6 : layer4 + 8] = checksum.checksum(pseudo, *parts).to_bytes(2, "big")
-        if ipv4:
-            head[network + 2 : network + 6] = _DATAGRAM_LENGTH.pack(
-                layer4 - network + length, (first_id + number) & 0xFFFF
-            )
-            head[network + 10 : network + 12] = bytes(2)
-            header = checksum.checksum(checksum.total(memoryview(head)[network:layer4]))
-            head[network + 10 : network + 12] = header.to_bytes(2, "big")
-        else:
-            head[network + 4 : network + 6] = (layer4 - network - IPV6.header_size + length).to_bytes(
-                2, "big"
-            )
-        yield bytes(head) + part

@@ -128,7 +128,8 @@ class FrameRing:
 
         So bytes have the same place in the ring and in the file, modulo the size of a page.
         """
-        self._head = self._tail = self.counters[HEAD] = self.counters[TAIL] = count
+        self._tail = count
+        self.counters[HEAD] = self.counters[TAIL] = count
 
     @property
     def at(self) -> int:
