@@ -58,7 +58,6 @@ _TCP_FLAGS = 9  # bytes between the ports and the flags
 SMALL = 2048  # bytes of a block that is joined with others
 _FRAGMENT = 0x3FFF  # mask of the offset, and of "more follow"
 _NAMES = {ip.TCP: "tcp", ip.UDP: "udp", IPV4.icmp: "icmp", IPV6.icmp: "icmp"}
-_SUPER_SEGMENTS = (virtio.GSO_TCPV4, virtio.GSO_TCPV6)
 _DATAGRAM_LENGTH = Struct("!HH")
 
 Frame = tuple[int, int, bytes]
@@ -228,18 +227,16 @@ class FrameCapture(DeviceWrapper):
         """
         now, vnet = time_ns(), self._vnet
         if vnet and first[0] & virtio.NEEDS_CSUM:
-            kind = first[1]
-            if kind == virtio.GSO_UDP_L4:
+            flags = self._unfilled(first[1], size)
+            if flags:
+                direction |= flags
+            elif first[1] == virtio.GSO_NONE:
+                text = b"".join((first, *rest)) if rest else bytes(first[:size])
+                first, rest = summed(text), ()
+            else:
                 text = b"".join((first, *rest)) if rest else bytes(first[:size])
                 self._put_whole((now, direction, text), "")
                 return
-            if kind:
-                direction |= SUPER_SEGMENT
-            elif size > SMALL or size - vnet > self._snaplen:
-                direction |= NOT_SUMMED
-            else:
-                text = b"".join((first, *rest)) if rest else bytes(first[:size])
-                first, rest = summed(text), ()
         size -= vnet
         kept = min(size, self._snaplen)
         end = vnet + kept
@@ -264,6 +261,17 @@ class FrameCapture(DeviceWrapper):
         if not done:
             self._lose(1)
 
+    def _unfilled(self, kind: int, size: int) -> int:
+        """Return the flags of a frame whose checksum is left as it is; 0: it is to be filled in, or the frame cut.
+
+        Args:
+            kind: The virtio header's gso_type.
+            size: The bytes of the frame with that header.
+        """
+        if kind == virtio.GSO_NONE:
+            return NOT_SUMMED if size > SMALL or size - self._vnet > self._snaplen else 0
+        return 0 if kind == virtio.GSO_UDP_L4 else SUPER_SEGMENT
+
     def _put_small(self) -> None:
         """Put small frames into the ring, all at a time."""
         small, self._small, size, self._small_size = self._small, [], self._small_size, 0
@@ -276,11 +284,13 @@ class FrameCapture(DeviceWrapper):
         self._accepted += 1
         if self._small:
             self._put_small()
-        if self._vnet and text[1] & 0x7F in _SUPER_SEGMENTS:  # without the bit of ECN
-            direction |= SUPER_SEGMENT
-        for each in _as_on_a_wire(text, self._vnet):
+        flags = 0
+        if self._vnet and text[0] & virtio.NEEDS_CSUM:
+            flags = self._unfilled(text[1], len(text))
+        pieces = (text[self._vnet :],) if flags else _as_on_a_wire(text, self._vnet)
+        for each in pieces:
             kept = min(len(each), self._snaplen)
-            head, tail = packet_ends(time, kept, len(each), direction, comment)
+            head, tail = packet_ends(time, kept, len(each), direction | flags, comment)
             if not self._ring.put(len(head) + kept + len(tail), head, each[:kept], tail):
                 self._lose(1)
                 break

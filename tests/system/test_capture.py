@@ -133,7 +133,7 @@ async def test_what_tshark_counts_is_what_the_programs_did(options: dict[str, An
     assert found.counter(5) == capture.lost == 0
     assert found.counter(4) == found.counter(6) == capture.frames <= len(found.packets)
     assert found.names["10.0.2.2"] == "gateway.containers.internal"
-    assert all((each.size > SMALL) == bool(each.flags & NOT_SUMMED) for each in found.packets)
+    assert all(each.flags & NOT_SUMMED for each in found.packets if each.size > SMALL)
     comments = Counter(each.comment.split()[3].rstrip(",") for each in found.packets if each.comment)
     assert comments["tcp"] == len(SIZES)
     assert comments["udp"] >= 1
@@ -224,7 +224,11 @@ async def test_each_protocol_and_stream_has_what_the_programs_did(
     assert [(*each, carried[OUTBOUND][each], carried[INBOUND][each]) for each in streams] == wanted
     assert largest > 10_000, "super-segments are whole"
     flags = {(each.size > 1514, each.flags) for each in read(contents_of(path)).packets}
-    assert flags == {(True, SUPER_SEGMENT), (False, 0)}
+    assert (
+        {(True, SUPER_SEGMENT), (False, 0)}
+        <= flags
+        <= {(True, SUPER_SEGMENT), (False, 0), (False, SUPER_SEGMENT)}
+    )
     assert counted["query"] == counted["answer"] == 6
     assert counted["icmp 8"] == counted["icmp 0"] == 3
     assert counted["icmp6 128"] == counted["icmp6 129"] == 2
