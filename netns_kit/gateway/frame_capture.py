@@ -55,6 +55,7 @@ UNNAMED_KEPT = 4096  # addresses without a name that are remembered
 _LAYOUT4 = Struct("!HB5xHxB2x12s")  # from the EtherType: version, fragment, protocol, addresses and ports
 _LAYOUT6 = Struct("!HB5xBx36s")
 _TCP_FLAGS = 9  # bytes between the ports and the flags
+LONG = 128  # bytes of a frame that has all headers that are looked at
 SMALL = 2048  # bytes of a block that is joined with others
 _FRAGMENT = 0x3FFF  # mask of the offset, and of "more follow"
 _NAMES = {ip.TCP: "tcp", ip.UDP: "udp", IPV4.icmp: "icmp", IPV6.icmp: "icmp"}
@@ -113,7 +114,8 @@ class FrameCapture(DeviceWrapper):
         size = self.device.read_into(buffer)
         if size:
             self._seen += 1
-            wanted = None if self._waiting else self._verdict(FROM_GUEST, buffer)
+            head = buffer if size > LONG else buffer[:size]
+            wanted = None if self._waiting else self._verdict(FROM_GUEST, head)
             if wanted:
                 self._put(FROM_GUEST, size, buffer, ())
             elif wanted is None:

@@ -295,6 +295,11 @@ def test_every_frame_may_be_hostile(make: Make, begin: Begin) -> None:
         bench.inject(whole[:size], ethernet.IPV6)
         bench.inject(whole[:size], ethernet.ARP)
         bench.settle()
+    long = bytes(22) + b"\x08\x00\x45" + bytes(8) + bytes([ip.TCP]) + bytes(50)
+    for frame in long, long[:22] + b"\x86\xdd\x60" + bytes(5) + bytes([ip.TCP]) + bytes(60):
+        for size in range(10, len(frame)):
+            bench.gateway.device.write(frame[:size])
+    bench.settle()
     assert end().packets == []
 
 
