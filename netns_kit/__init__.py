@@ -142,6 +142,7 @@ if TYPE_CHECKING:
     from .uplink.indirect import ProxyResolvers as ProxyResolvers
     from .uplink.indirect import UdpAssociation as UdpAssociation
     from .uplink.indirect import UplinkOptions as UplinkOptions
+    from .uplink.namespace import NamespaceUplink as NamespaceUplink
     from .uplink.socks5 import Socks5Uplink as Socks5Uplink
     from .uplink.uplink import UdpFiltering as UdpFiltering
     from .uplink.uplink import UdpPorts as UdpPorts
@@ -213,6 +214,7 @@ _HOMES = {
     "uplink.flow": "Endpoint Flow Target Way",
     "uplink.http_connect": "HttpConnectUplink",
     "uplink.indirect": "IndirectUplink ProxyNames ProxyResolvers UdpAssociation UplinkOptions",
+    "uplink.namespace": "NamespaceUplink",
     "uplink.socks5": "Socks5Uplink",
     "uplink.uplink": "UdpFiltering UdpPorts Uplink",
     "userstack.capture": "Capture",

@@ -57,9 +57,9 @@ if TYPE_CHECKING:
 STRANGERS = 256  # flows of one UDP socket, beyond which no unsolicited datagram opens one
 EPHEMERAL = range(32768, 61000)  # ports for clients whose own port is in use
 
-GuestEndpoint = tuple[bytes, int, int, bool]
+GuestEndpoint = tuple[bytes, int, int, bool] | tuple[bytes, int, int, bool, object]
 """A guest's address and port, and the kind of target that a socket reaches: its version of IP, and whether it is
-loopback.
+loopback; and where it comes from, if it is not one of the host.
 """
 
 

@@ -127,7 +127,9 @@ class Gateway:
         stack_for = partial(self._stack_for, setup, search, secret or os.urandom(16))
         router: Callable[..., FlowRouter] = FlowRouter
         if uplink.is_indirect:
-            from .indirect_router import IndirectRouter as router  # other uplinks have none
+            from .indirect_router import IndirectRouter  # other uplinks have none
+
+            router = partial(IndirectRouter, supplies=setup.supplies[0] if setup.supplies else ())
         elif uplink.is_in_memory:
             from .in_memory import InMemoryRouter as router
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Container, Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from netns_kit import arguments
 from netns_kit.arguments import Address, AddressLike
@@ -107,11 +107,13 @@ class Uplink:
         is_in_memory: Whether it is an `InMemoryUplink`, such as a `FakeInternet`.
         wants_names: Whether its flows are to have the names of their destinations (`Flow.name`).  Only the flows of
             an `IndirectUplink` have them.
+        namespaces: The namespaces in which sockets are opened for it, see `NamespaceUplink`.
     """
 
     is_indirect = False
     is_in_memory = False
     wants_names = False
+    namespaces: tuple[Any, ...] = ()
 
     def __init__(
         self,

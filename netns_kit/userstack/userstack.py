@@ -158,6 +158,8 @@ class UserStack(Openable):
             if self.tap.namespace is not None:
                 supply, self._passing = await self.tap.namespace.supply_sockets()
                 self.setup = replace(self.setup, supply=ours.enter_context(supply))
+            if self.uplink.namespaces:
+                self.setup = replace(self.setup, supplies=await self._supplies(ours))
             self._runner = runner = self._start()
             if self.setup.driver != "worker":  # which has a copy
                 ours.pop_all()
@@ -172,6 +174,22 @@ class UserStack(Openable):
     def __repr__(self) -> str:
         driver, condition = self.setup.driver, self.supervisor.condition
         return f"<UserStack on {self.tap.name}: {self.subnet}, driver={driver!r}: {condition}>"
+
+    async def _supplies(self, ours: ExitStack) -> tuple[tuple[socket.socket, ...], ...]:
+        """Return what `Setup.supplies` is to be.
+
+        Raises:
+            NamespaceGone: A namespace of the uplink has ended, or is not open.
+        """
+        supplies: list[tuple[socket.socket, ...]] = []
+        for _ in self.tap.queues if self.setup.driver == "worker" else (None,):
+            made: list[socket.socket] = []
+            for namespace in self.uplink.namespaces:
+                supply, agents = await namespace.supply_sockets()
+                made.append(ours.enter_context(supply))
+                agents.close()  # so that its end is seen
+            supplies.append(tuple(made))
+        return tuple(supplies)
 
     async def _configure_namespace(self) -> None:
         subnet, ipv6, configure = self.subnet, self.subnet.ipv6, self.setup.configure

@@ -54,7 +54,7 @@ MADE_BY_CALLS = {"Namespace", "Process", "Flow", "FlowInfo", "FlowEvent"}
 CHECKED_BEFORE = {
     **{
         f"{uplink}Uplink.{each}": {"ArgumentError", "ArgumentTypeError", "DomainNameError"}
-        for uplink in ("", "Chooser", "Indirect", "Socks5", "HttpConnect")
+        for uplink in ("", "Chooser", "Indirect", "Socks5", "HttpConnect", "Namespace")
         for each in ("route", "way_for", "dial", "dial_resolver", "carriage")
     },
     "FakeInternet.route": {"ArgumentError", "ArgumentTypeError"},
