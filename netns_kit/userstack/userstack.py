@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 
     from netns_kit.gateway.faults import FaultOptions, Faults
     from netns_kit.policy.policy import Policy
+    from netns_kit.policy.rules import RuleTarget
 
     from .faults import FaultsBlock
     from .serving import GuestServer, GuestStream, Servers, TcpGuestHandler, UdpGuestHandler, World
@@ -571,12 +572,14 @@ class UserStack(Openable):
 
     def capture(
         self,
-        target: str | os.PathLike[str] | BinaryIO,
+        target: str | os.PathLike[str] | BinaryIO | None,
         *,
-        where: CaptureFilter | None = None,
+        where: CaptureFilter | RuleTarget | Iterable[RuleTarget] | None = None,
         snaplen: int = SNAPLEN_MAX,
         max_bytes: int | None = None,
         max_seconds: float | None = None,
+        files: int | None = None,
+        processes: bool = False,
     ) -> Capture:
         """Return a capture of the frames of the device, to be used in `async with`, in which it writes a pcapng file.
 
@@ -586,22 +589,36 @@ class UserStack(Openable):
 
         Args:
             target: The path of a file that is made or emptied; or a file that is open for bytes, which stays open.
-            where: The frames that are captured; None: all.
+                None: the last frames are kept in memory, for `Capture.dump`.
+            where: The frames that are captured, as a `CaptureFilter`, or its targets alone; None: all.
             snaplen: The bytes that are kept of each frame at most.
-            max_bytes: The size at which the file is complete; None: there is none.
-            max_seconds: The time after which it is; None: there is none.
+            max_bytes: The size at which the file is complete, or the next one begins; None: there is none.  Without a
+                file it is the memory.
+            max_seconds: The time after which the capture is complete; None: there is none.
+            files: How many files there are; then a number is added to the path, and when the last one is full the
+                oldest is written anew.  None: one.
+            processes: Whether the next frame of a flow whose process inside was found has a comment that tells it,
+                see `events`.
 
         Raises:
             ArgumentError, ArgumentTypeError: An argument that cannot be used.
             CaptureError: On entering, the file cannot be opened or written; on leaving, it could not be written
                 meanwhile.
+            PolicyError: A target of `where` cannot be used.
             StackClosed: On entering, the stack is not open.
             OSError: On entering, there are no descriptors or no memory left.
 
         Cancellation: The file is complete.
         """
         return Capture(
-            self, target, where=where, snaplen=snaplen, max_bytes=max_bytes, max_seconds=max_seconds
+            self,
+            target,
+            where=where,
+            snaplen=snaplen,
+            max_bytes=max_bytes,
+            max_seconds=max_seconds,
+            files=files,
+            processes=processes,
         )
 
     def faults(
