@@ -145,6 +145,13 @@ if TYPE_CHECKING:
     from .userstack.events import FlowEvent as FlowEvent
     from .userstack.events import FlowEventKind as FlowEventKind
     from .userstack.events import QueryEvent as QueryEvent
+    from .userstack.interception import InterceptedDatagrams as InterceptedDatagrams
+    from .userstack.interception import InterceptedStream as InterceptedStream
+    from .userstack.interception import Interceptor as Interceptor
+    from .userstack.interception import TcpInterceptHandler as TcpInterceptHandler
+    from .userstack.interception import UdpInterceptHandler as UdpInterceptHandler
+    from .userstack.interception import UpstreamDatagrams as UpstreamDatagrams
+    from .userstack.interception import UpstreamStream as UpstreamStream
     from .userstack.serving import FlowAttribute as FlowAttribute
     from .userstack.serving import GuestDatagrams as GuestDatagrams
     from .userstack.serving import GuestServer as GuestServer
@@ -204,6 +211,10 @@ _HOMES = {
     "uplink.uplink": "UdpFiltering UdpPorts Uplink",
     "userstack.capture": "Capture",
     "userstack.events": "Event FlowEvent FlowEventKind QueryEvent",
+    "userstack.interception": (
+        "InterceptedDatagrams InterceptedStream Interceptor TcpInterceptHandler UdpInterceptHandler "
+        "UpstreamDatagrams UpstreamStream"
+    ),
     "userstack.serving": (
         "FlowAttribute GuestDatagrams GuestServer GuestStream TcpGuestHandler UdpGuestHandler"
     ),

@@ -65,7 +65,8 @@ def test_every_feature_is_there() -> None:
     assert alone == {
         "Forwards.add", "Forwards.adopt", "Forwards.disown", "Forwards.list", "Forwards.list_all", "Forwards.remove",
         "Forwards.remove_all", "Forwards.reverse", "Gateway.names", "Leasing.leases", "Leasing.reserve",
-        "Leasing.revoke", "Serving.accept", "Serving.connect", "Zone.records",
+        "Leasing.revoke", "Serving.accept", "Serving.connect", "Serving.dial",
+        "Serving.go_on", "Serving.hold", "Serving.release", "Serving.turn_away", "Zone.records",
     }  # fmt: skip
 
 

@@ -48,7 +48,7 @@ from .setup import Setup
 from .worker_links import WorkerLinks
 
 if TYPE_CHECKING:
-    from netns_kit.dns.guard import Refused
+    from netns_kit.dns.guard import Guard, Refused
     from netns_kit.policy.policy import Policy
     from netns_kit.tap.frame_device import Device
 
@@ -153,7 +153,7 @@ class Gateway:
         self.enforcer.told = self._query_refused
         if peers is not None:
             self.enforcer.pinned = peers.send_pins
-            self.enforcer.catch_up = self._read_pins
+            self.enforcer.catch_up = self.read_pins
             engine.add(peers.pins_fileno(), self._on_pins, IN)
         self.asking = self.router.asking
         self.asking.timeout = setup.on_flow_timeout if setup.asks else None
@@ -170,6 +170,7 @@ class Gateway:
         self.enforcer.own_names = self.zone.names_of
         self._dns = DnsRelay(engine, uplink, self.zone, self._hook_failed, self.router)
         self.router.name_of = self._name_elsewhere
+        self.noting: Callable[[Guard | None], Guard | None] = _as_it_is
         self._govern(setup.policy)
         for address in subnet.resolvers:
             self.endpoints.serve_tcp(address, DNS_PORT, self._dns.tcp_opened)
@@ -199,14 +200,18 @@ class Gateway:
     def _govern(self, policy: Policy | None) -> None:
         """Let a policy decide from now on, about flows and names."""
         self.enforcer.set(policy)
-        self._dns.guard = self.enforcer.guard
+        self.guard_names()
 
-    def _read_pins(self) -> bool:
+    def guard_names(self) -> None:
+        """Have the DNS server ask the policy's guard, and `noting`, which makes the guard that also notes names."""
+        self._dns.guard = self.noting(self.enforcer.guard)
+
+    def read_pins(self) -> bool:
         """Learn what other workers have pinned, and return whether there was anything."""
         return self._links is not None and self.enforcer.learn(self._links.read_pins())
 
     def _on_pins(self, _: int) -> None:
-        self._read_pins()
+        self.read_pins()
 
     def _query_refused(self, name: bytes, kind: int, client: bytes, refused: Refused, rule: str) -> None:
         watcher, policy = self.watcher, self.enforcer.policy
@@ -439,6 +444,11 @@ def log(text: str, error: BaseException | None = None) -> None:
     from logging import getLogger  # importing it costs as much as the whole stack, and few need it
 
     getLogger(__name__).warning(text, exc_info=error)
+
+
+def _as_it_is(guard: Guard | None) -> Guard | None:
+    """Return a guard, since nobody notes names."""
+    return guard
 
 
 def _nowhere(*_: object) -> None:

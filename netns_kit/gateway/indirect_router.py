@@ -8,6 +8,7 @@ has none of this.
 from __future__ import annotations
 
 import math
+import socket
 from collections.abc import Callable
 
 from netns_kit.domain_names import to_text
@@ -82,14 +83,14 @@ class IndirectRouter(FlowRouter):
 
     def tcp_opened(self, connection: TcpConnection) -> None:
         super().tcp_opened(connection)
-        self._limit(connection.user)
+        self.limit(connection.user)
 
-    def proceed(self, opened: AnyFlow, flow: Flow, target: Target) -> Refusal | None:
-        refusal = super().proceed(opened, flow, target)
-        self._limit(opened.user)
+    def carry(self, opened: AnyFlow, flow: Flow, target: Target) -> Refusal | None:
+        refusal = super().carry(opened, flow, target)
+        self.limit(opened.user)
         return refusal
 
-    def _limit(self, relay: object) -> None:
+    def limit(self, relay: object) -> None:
         """Give up the dial of a relay when the time of the proxy is over."""
         if isinstance(relay, Dialled) and isinstance(relay.pending, ProxyDial):
             limit = TimeLimit(relay, relay.pending)
@@ -126,8 +127,24 @@ class IndirectRouter(FlowRouter):
         )
         relay.add(flow, endpoint)
         relay.begin(dial)
-        self._limit(relay)
+        self.limit(relay)
         return None
+
+    def open_datagrams(self, flow: Flow, target: Target) -> socket.socket | Refusal:
+        try:
+            found = self._indirect.carriage(flow, target)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            return _refusal_of(self.cannot_dial(error))
+        if found is None:
+            return super().open_datagrams(flow, target)
+        if isinstance(found, Refusal):
+            return found
+        self.notice(
+            "datagrams of handlers are refused: they cannot go through a proxy; let the engine carry them"
+        )
+        return Refusal.PROHIBITED
 
     def _dialled(self, association: UdpAssociation) -> Dial:
         try:

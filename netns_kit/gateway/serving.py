@@ -18,7 +18,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from netns_kit.arguments import Address
 from netns_kit.errors import AddressError
@@ -74,19 +74,33 @@ class Ended:
     """How it has ended."""
 
 
+class Rules(Protocol):
+    """What is intercepted: see `Interception`."""
+
+    def add(self, service: int, text: str) -> None: ...
+
+    def discard(self, service: int) -> None: ...
+
+
 class Serving:
     """The flows of one stack that handlers of the caller's have.
 
     Args:
         gateway: The gateway of the stack.
         tell: Called with the number of the subscriber, when there is something to `take`.
+        intercepting: Makes what intercepts flows, when there is a first rule.
     """
 
-    def __init__(self, gateway: Gateway, tell: Callable[[int], None]) -> None:
+    def __init__(
+        self, gateway: Gateway, tell: Callable[[int], None], intercepting: Callable[[Serving], Rules]
+    ) -> None:
         self.gateway = gateway
         self._tell = tell
         self._subscriber: int | None = None
         self._services: dict[int, tuple[Literal["tcp", "udp"], bytes, int]] = {}
+        self._intercepting = intercepting
+        self._interception: Rules | None = None  # few have one
+        self._intercepted: set[int] = set()
         self._flows: dict[int, ServedConnection | ServedDatagrams] = {}
         self._news: list[Opened | Ended] = []
         self._port = EPHEMERAL[int.from_bytes(os.urandom(2), "big") % len(EPHEMERAL)]
@@ -130,11 +144,27 @@ class Serving:
         gateway.stack.link.served = gateway.endpoints.addresses()
 
     @operation(same)
+    def intercept(self, service: int, text: str) -> None:
+        """Claim the flows that a rule is about from now on, if uplink and policy let them pass.
+
+        Args:
+            service: The number under which they are told of.
+            text: The rule, see `Interception.add`.
+        """
+        if self._interception is None:
+            self._interception = self._intercepting(self)
+        self._interception.add(service, text)
+        self._intercepted.add(service)
+
+    @operation(same)
     def stop(self, service: int) -> None:
         """Claim no more flows, and end those that there are: connections are reset."""
         if service in self._services:
             self.gateway.endpoints.discard(*self._services.pop(service))
             self.gateway.stack.link.served = self.gateway.endpoints.addresses()
+        if service in self._intercepted and self._interception is not None:
+            self._intercepted.discard(service)
+            self._interception.discard(service)
         for flow in [each for each in self._flows.values() if each.service == service]:
             flow.cut()
 
@@ -159,6 +189,69 @@ class Serving:
             return False
         flow.join(sock)
         return True
+
+    @operation()
+    def dial(self, number: int, address: Address | None, port: int | None, *, fds: Sequence[int]) -> bool:
+        """Dial the way out of an intercepted flow, and return whether it was still there.
+
+        What comes of it is sent to the caller's side: see `UpstreamDial`.
+
+        Args:
+            number: The flow.
+            address: Another address to reach; None: the flow's.
+            port: Another port to reach; None: the flow's.
+            fds: The socket that the answer is sent to.
+        """
+        reply, flow = _come(fds), self._intercepted_flow(number)
+        if flow is None:
+            reply.close()
+            return False
+        flow.dial(address, port, reply)
+        return True
+
+    @operation()
+    def release(self, number: int, *, fds: Sequence[int]) -> bool:
+        """Have an intercepted flow carried as any other, and return whether it was still there.
+
+        Args:
+            number: The flow: a connection whose SYN is on hold, or a UDP flow.
+            fds: Of a UDP flow, the caller's end of its pair.
+        """
+        rest = _come(fds) if fds else None
+        flow = self._intercepted_flow(number)
+        if flow is None:
+            if rest is not None:
+                rest.close()
+            return False
+        flow.release(*(() if rest is None else (rest,)))
+        return True
+
+    @operation()
+    def hold(self, number: int, *, fds: Sequence[int]) -> str:
+        """Take nothing more from the guest of an intercepted connection: see `InterceptedConnection.hold`."""
+        flow: Any = self._intercepted_flow(number)
+        return "gone" if flow is None else str(flow.hold())
+
+    @operation()
+    def go_on(self, number: int, *, fds: Sequence[int]) -> bool:
+        """Carry an intercepted connection that is held by a socket, and return whether it was still there."""
+        sock = _come(fds)
+        flow: Any = self._intercepted_flow(number)
+        if flow is None:
+            sock.close()
+            return False
+        return bool(flow.go_on(sock))
+
+    @operation()
+    def turn_away(self, number: int, *, fds: Sequence[int]) -> None:
+        """End an intercepted flow as its way out was refused."""
+        flow = self._intercepted_flow(number)
+        if flow is not None:
+            flow.turn_away()
+
+    def _intercepted_flow(self, number: int) -> Any:
+        flow = self._flows.get(number)
+        return flow if flow is not None and flow.service in self._intercepted else None
 
     @operation()
     def connect(
@@ -235,12 +328,20 @@ class Serving:
         self.opened(service, connection)
 
     def _udp_opened(self, service: int, flow: UdpFlow, _: Target) -> Refusal | None:
-        waiting = sum(isinstance(each, ServedDatagrams) and each.waits for each in self._flows.values())
-        if waiting >= WAITING_MOST or not self._has_room(flow.key):
+        if not self.has_room_for_datagrams() or not self._has_room(flow.key):
             return Refusal.NET_UNREACHABLE
         flow.user = self._flows[flow.id] = ServedDatagrams(self, service, flow)
         self.opened(service, flow)
         return None
+
+    def has_room_for_datagrams(self) -> bool:
+        """Return whether one more UDP flow may wait for its socket."""
+        waiting = sum(isinstance(each, ServedDatagrams) and each.waits for each in self._flows.values())
+        return waiting < WAITING_MOST
+
+    def take_over(self, number: int, relay: ServedConnection | ServedDatagrams) -> None:
+        """Note a flow that is intercepted."""
+        self._flows[number] = relay
 
     def _has_room(self, key: bytes) -> bool:
         router = self.gateway.router
@@ -252,10 +353,10 @@ class Serving:
 
     # -- what is told ---------------------------------------------------------------------------------
 
-    def opened(self, service: int, flow: TcpConnection | UdpFlow) -> None:
-        """Tell of a flow."""
+    def opened(self, service: int, flow: TcpConnection | UdpFlow, name: str | None = None) -> None:
+        """Tell of a flow, and the name of its other end, if it is known better than usual."""
         guest, remote = endpoints_of(flow.key)
-        self._note(Opened(flow.id, service, guest, remote, self.gateway.name_of(remote.address)))
+        self._note(Opened(flow.id, service, guest, remote, name or self.gateway.name_of(remote.address)))
 
     def ended(self, flow: int, service: int, why: EndingSeen) -> None:
         """Forget a flow, and tell how it has ended."""

@@ -33,7 +33,7 @@ LONGEST_PAYLOAD = 65507  # of a UDP datagram over IPv4
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-_numbers = count(1)
+numbers = count(1)
 
 
 class FlowAttribute(anyio.TypedAttributeSet):
@@ -286,34 +286,20 @@ UdpGuestHandler: TypeAlias = Callable[[GuestDatagrams], Awaitable[object]]
 """A function that serves one UDP flow.  When it returns, the flow is forgotten."""
 
 
-class GuestServer:
-    """An address and port that this process answers, until `aclose`; `async with` calls that.
+class Claim:
+    """Flows that this process has, until `aclose`; `async with` calls that.
 
     Args:
         servers: All that the stack has.
         number: The number under which the stack has this one.
         transport: "tcp" or "udp".
-        address: The address; None: any.
-        port: The port.
         handler: The function that serves a flow.
 
     Attributes:
-        address: The address; None: any.
-        port: The port.
         transport: "tcp" or "udp".
     """
 
-    def __init__(
-        self,
-        servers: Servers,
-        number: int,
-        transport: Literal["tcp", "udp"],
-        address: Address | None,
-        port: int,
-        handler: Any,
-    ) -> None:
-        self.address = address
-        self.port = port
+    def __init__(self, servers: Servers, number: int, transport: Literal["tcp", "udp"], handler: Any) -> None:
         self.transport = transport
         self._servers = servers
         self._number = number
@@ -339,6 +325,62 @@ class GuestServer:
         """
         await self._servers.stop(self._number, self)
 
+    async def _have(self, flow: _Flow) -> None:
+        """Have a flow, to its end."""
+        number = flow.opened.id
+        is_tcp = self.transport == "tcp"
+        ours, theirs = pair_of(is_tcp)
+        with ours:
+            flow.is_carried = True
+            with anyio.CancelScope(shield=True):
+                if not await self._servers.stack.hand(
+                    [[theirs.detach()]], Serving.accept, number, flow=number
+                ):
+                    return
+            stream = GuestStream(flow, ours) if is_tcp else GuestDatagrams(flow, ours)
+            try:
+                await self._handler(stream)
+            except Exception as error:
+                await self._servers.reset(number)
+                if not is_of_the_peer(error):
+                    logger.exception("the handler of %s has failed", flow.opened.remote)
+            except BaseException:
+                await self._servers.reset(number)
+                raise
+            finally:
+                await stream.aclose()
+
+
+class GuestServer(Claim):
+    """An address and port that this process answers, until `aclose`; `async with` calls that.
+
+    Args:
+        servers: All that the stack has.
+        number: The number under which the stack has this one.
+        transport: "tcp" or "udp".
+        address: The address; None: any.
+        port: The port.
+        handler: The function that serves a flow.
+
+    Attributes:
+        address: The address; None: any.
+        port: The port.
+        transport: "tcp" or "udp".
+    """
+
+    def __init__(
+        self,
+        servers: Servers,
+        number: int,
+        transport: Literal["tcp", "udp"],
+        address: Address | None,
+        port: int,
+        handler: Any,
+    ) -> None:
+        super().__init__(servers, number, transport, handler)
+        self.address = address
+        self.port = port
+
 
 class _Connecting:
     """A connection to the guest that is not decided yet."""
@@ -357,9 +399,9 @@ class Servers:
     """
 
     def __init__(self, stack: Asked) -> None:
-        self._stack = stack
+        self.stack = stack
         self._news = anyio.Event()
-        self._services: dict[int, GuestServer | _Connecting] = {}
+        self._services: dict[int, Claim | _Connecting] = {}
         self._flows: dict[int, _Flow] = {}
 
     def set(self) -> None:
@@ -375,9 +417,9 @@ class Servers:
         try:
             async with anyio.create_task_group() as tasks:
                 with suppress(NetnsKitError):  # the stack has ended, and others tell why
-                    await self._stack.ask(Serving.listen, number)
+                    await self.stack.ask(Serving.listen, number)
                     while True:
-                        for each in await self._stack.ask(Serving.take):
+                        for each in await self.stack.ask(Serving.take):
                             self._take(each, tasks)
                         await self._news.wait()
                         self._news = anyio.Event()
@@ -411,79 +453,73 @@ class Servers:
         self, transport: Literal["tcp", "udp"], address: Address | None, port: int, handler: Any
     ) -> GuestServer:
         """Serve an address and port.  Raises as `UserStack.serve_tcp` does."""
-        number = next(_numbers)
-        server = self._services[number] = GuestServer(self, number, transport, address, port, handler)
+        number = next(numbers)
+        server = GuestServer(self, number, transport, address, port, handler)
+        await self.claim(number, server, Serving.serve, transport, address, port)
+        return server
+
+    async def claim(
+        self, number: int, claim: Claim, operation: Callable[..., None], *arguments: object
+    ) -> None:
+        """Have the engine claim flows.
+
+        Args:
+            number: The number under which it tells of them.
+            claim: What has them.
+            operation: What claims them, called with the number.
+            arguments: The further arguments.
+
+        Raises what the operation raises.
+        """
+        self._services[number] = claim
         try:
             with anyio.CancelScope(shield=True):
-                await self._stack.ask(Serving.serve, number, transport, address, port)
+                await self.stack.ask(operation, number, *arguments)
         except BaseException:
             del self._services[number]
             raise
-        return server
 
-    async def stop(self, number: int, server: GuestServer) -> None:
+    async def stop(self, number: int, server: Claim) -> None:
         """Serve no more, as `GuestServer.aclose` says."""
         if self._services.pop(number, None) is not None:
             for flow in server._flows:
                 flow.scope.cancel()
             with anyio.CancelScope(shield=True), suppress(NetnsKitError):
-                await self._stack.ask(Serving.stop, number)
+                await self.stack.ask(Serving.stop, number)
         await checkpoint()
         if server._flows:
             await server._nobody_left.wait()
 
-    async def _serve(self, server: GuestServer, flow: _Flow) -> None:
+    async def _serve(self, server: Claim, flow: _Flow) -> None:
         try:
             with flow.scope:
                 async with server._room:
-                    await self._handle(server, flow)
+                    await server._have(flow)
         except NetnsKitError:  # the stack has ended, and others tell why
             pass
         except OSError:  # out of descriptors
-            await self._reset(flow.opened.id)
+            await self.reset(flow.opened.id)
         finally:
             server._flows.discard(flow)
             if not server._flows:
                 server._nobody_left.set()
                 server._nobody_left = anyio.Event()
 
-    async def _handle(self, server: GuestServer, flow: _Flow) -> None:
-        number = flow.opened.id
-        is_tcp = server.transport == "tcp"
-        ours, theirs = _pair(is_tcp)
-        with ours:
-            flow.is_carried = True
-            with anyio.CancelScope(shield=True):
-                if not await self._stack.hand([[theirs.detach()]], Serving.accept, number, flow=number):
-                    return
-            stream = GuestStream(flow, ours) if is_tcp else GuestDatagrams(flow, ours)
-            try:
-                await server._handler(stream)
-            except Exception as error:
-                await self._reset(number)
-                if not _is_of_the_peer(error):
-                    logger.exception("the handler of %s has failed", flow.opened.remote)
-            except BaseException:
-                await self._reset(number)
-                raise
-            finally:
-                await stream.aclose()
-
-    async def _reset(self, number: int) -> None:
+    async def reset(self, number: int) -> None:
         """End a flow; a connection is reset."""
         with anyio.CancelScope(shield=True), suppress(NetnsKitError):
-            await self._stack.ask(Gateway.end_flow, number)
+            await self.stack.ask(Gateway.end_flow, number)
 
     # -- connections to the guest ---------------------------------------------------------------------
 
     async def connect(self, address: Address, port: int, source: Address | None) -> GuestStream:
         """Open a connection to the guest.  Raises as `UserStack.connect_tcp` does."""
-        number, id = next(_numbers), 0
+        number, id = next(numbers), 0
         connecting = self._services[number] = _Connecting()
-        ours, theirs = _pair(is_tcp=True)
+        ours, theirs = pair_of(is_tcp=True)
         try:
             with anyio.CancelScope(shield=True):
-                id = await self._stack.hand(
+                id = await self.stack.hand(
                     [[theirs.detach()]], Serving.connect, number, address, port, source
                 )
             await connecting.decided.wait()
@@ -493,22 +529,22 @@ class Servers:
         except BaseException:
             ours.close()
             if id and connecting.why is None:
-                await self._reset(id)
+                await self.reset(id)
             raise
         finally:
             del self._services[number]
 
 
-def _pair(is_tcp: bool) -> tuple[socket.socket, socket.socket]:
+def pair_of(is_tcp: bool) -> tuple[socket.socket, socket.socket]:
     kind = socket.SOCK_STREAM if is_tcp else socket.SOCK_SEQPACKET
     return socket.socketpair(socket.AF_UNIX, kind)
 
 
-def _is_of_the_peer(error: BaseException) -> bool:
+def is_of_the_peer(error: BaseException) -> bool:
     """Return whether a handler has failed since its guest, or the server that it has asked, has gone."""
     parts = getattr(error, "exceptions", None)  # an ExceptionGroup, or that of Python 3.10
     if parts:
-        return all(map(_is_of_the_peer, parts))
+        return all(map(is_of_the_peer, parts))
     return isinstance(error, anyio.EndOfStream | anyio.BrokenResourceError | ConnectionError)
 
 
