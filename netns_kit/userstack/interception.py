@@ -172,8 +172,18 @@ class _Intercepted:
 
     _flow: _Flow
     _stack: Asked
-    _refusals: list[BaseException]
     is_joined: bool
+
+    def __init__(self) -> None:
+        self._refusals: list[BaseException] = []
+        self._ways: list[socket.socket] = []  # that were opened
+
+    def _leave_ways(self) -> None:
+        """Close what the handler has not closed."""
+        for each in self._ways:
+            if each.fileno() >= 0:
+                anyio.notify_closing(each)
+                each.close()
 
     async def _upstream(self, address: AddressLike | None, port: int | None) -> socket.socket:
         where: Address | None = None if address is None else arguments.address(address)
@@ -193,7 +203,9 @@ class _Intercepted:
             said, fds, _, _ = socket.recv_fds(near, LONGEST_REPLY, 1)
         try:
             if fds:
-                return socket.socket(fileno=fds[0])
+                sock = socket.socket(fileno=fds[0])
+                self._ways.append(sock)
+                return sock
         except OSError:  # the engine has sent what is no socket
             os.close(fds[0])
         number = int(said[1:]) if said[1:].isdigit() else 0
@@ -231,11 +243,11 @@ class InterceptedStream(_Intercepted, GuestStream):
     """
 
     def __init__(self, stack: Asked, flow: _Flow, near: socket.socket, far: socket.socket) -> None:
+        _Intercepted.__init__(self)
         GuestStream.__init__(self, flow, near)
         self._stack = stack
         self._far: socket.socket | None = far
         self._ahead = b""
-        self._refusals = []
         self._eof_sent = False
         self.is_joined = False
 
@@ -444,10 +456,10 @@ class InterceptedDatagrams(_Intercepted, GuestDatagrams):
     """
 
     def __init__(self, stack: Asked, flow: _Flow, near: socket.socket, far: socket.socket) -> None:
+        _Intercepted.__init__(self)
         GuestDatagrams.__init__(self, flow, near)
         self._stack = stack
         self._far = far
-        self._refusals = []
         self.is_joined = False
 
     async def _begin(self) -> None:
@@ -546,6 +558,7 @@ class Interceptor(Claim):
                 await servers.reset(number)
             raise
         finally:
+            stream._leave_ways()
             await stream.aclose()
 
 

@@ -459,8 +459,8 @@ class UserStack(Openable):
                 everything.  Or a `Rule`, whose action does not matter.
             handler: An async function.  It is called with an `InterceptedStream` for each connection, or with
                 `InterceptedDatagrams` for each UDP flow, many at a time.  When it returns, the connection is closed,
-                unless it was joined.  If it raises what `InterceptedStream.connect_upstream` has raised, the guest is refused in the
-                same way; if it raises something else, the connection is reset, and the error logged.
+                unless it was joined.  If it raises what `InterceptedStream.connect_upstream` has raised, the guest is
+                refused in the same way; if it raises something else, the connection is reset, and the error logged.
             ports: The ports; None: all.
             protocol: "udp" for UDP flows; "tcp", the default, for connections.
 

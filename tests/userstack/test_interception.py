@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address
 
 import anyio
 import pytest
 from anyio.abc import ByteStream, SocketAttribute
+from dnslib import DNSRecord
 
 from netns_kit import (
+    ArgumentError,
+    ArgumentTypeError,
     Endpoint,
     FlowAttribute,
     GuestStream,
     InterceptedStream,
     Policy,
+    PolicyError,
+    Rule,
     TapDevice,
     Uplink,
     UpstreamStream,
@@ -361,3 +367,195 @@ async def test_another_target_and_what_refuses_it(driver: DriverName) -> None:
         with pytest.raises((OSError, TimeoutError)):  # the policy comes first: no handler gets it
             await pair.dial("192.0.2.8", 80)
         assert len(errors) == 2
+
+
+@bounded
+async def test_the_policy_looks_before_the_handler_does(driver: DriverName) -> None:
+    heard: list[bytes] = []
+
+    async def handler(stream: InterceptedStream) -> None:
+        upstream = await stream.connect_upstream()
+        heard.append(await stream.peek(5))
+        await stream.join(upstream)
+
+    async def blind(stream: InterceptedStream) -> None:
+        await stream.send(b"")
+        await stream.join(await stream.connect_upstream())
+
+    policy = Policy.deny().allow(NAME, host=True)
+    async with joined(driver, policy=policy) as pair:
+        await pair.stack.add_record(f"{NAME}={GATEWAY}")
+        await resolve(pair)
+        for each in handler, blind:
+            async with await pair.stack.intercept(NAME, each):
+                async with await pair.dial() as client:
+                    await client.send(REQUEST)
+                    assert await exactly(client, len(REQUEST)) == REQUEST
+                async with await pair.dial() as client:
+                    await client.send(REQUEST.replace(b"api", b"nay"))
+                    with pytest.raises(anyio.BrokenResourceError):
+                        await client.receive()
+        await until_none(pair)
+    assert [each[:5] for each in heard] == [REQUEST[:5]]
+
+
+async def resolve(pair: Pair) -> None:
+    """Ask our DNS for the name, as a program inside would."""
+    query = DNSRecord.question(NAME).pack()
+    async with await pair.dial("10.0.2.3", 53) as dns:
+        await dns.send(len(query).to_bytes(2, "big") + query)
+        assert await dns.receive()
+
+
+@bounded
+async def test_by_name_even_if_another_name_has_the_address(driver: DriverName) -> None:
+    names: list[str | None] = []
+
+    async def handler(stream: InterceptedStream) -> None:
+        names.append(stream.extra(FlowAttribute.name))
+
+    async with joined(driver) as pair:
+        await pair.stack.add_record(f"{NAME}={GATEWAY}")
+        await pair.stack.add_record(f"other.example.org={GATEWAY}")
+        rule = Rule("deny", [NAME, "192.0.2.0/24"], ports=pair.port, protocol="tcp")
+        for targets in (NAME, "*.example.com", rule):
+            async with await pair.stack.intercept(targets, handler), await pair.dial() as client:
+                assert await everything(client) == b""
+        async with (
+            await pair.stack.intercept(Rule("allow", [NAME], protocol="udp"), handler),
+            await pair.stack.intercept(NAME, handler, ports=pair.port - 1),
+            await pair.stack.intercept("example.com", handler),
+            await pair.dial() as client,
+        ):
+            await crosses(client)
+    assert names == [NAME] * 3
+
+
+@bounded
+async def test_the_first_rule_counts_and_what_is_served_is_not_intercepted(driver: DriverName) -> None:
+    def saying(word: bytes) -> Callable[[GuestStream], Awaitable[object]]:
+        async def handler(stream: GuestStream) -> None:
+            await stream.send(word)
+
+        return handler
+
+    async def heard() -> bytes:
+        async with await pair.dial() as client:
+            return await everything(client)
+
+    async with joined(driver) as pair:
+        first = await pair.stack.intercept(GATEWAY, saying(b"first"))
+        async with await pair.stack.intercept([], saying(b"second")):
+            assert await heard() == b"first"
+            async with await pair.stack.serve_tcp(GATEWAY, pair.port, saying(b"served")):
+                assert await heard() == b"served"
+            await first.aclose()
+            assert await heard() == b"second"
+        async with await pair.dial() as client:
+            await crosses(client)
+
+
+@bounded
+async def test_what_cannot_be_intercepted() -> None:
+    async def handler(_: object) -> None: ...
+
+    async with joined("loop") as pair:
+        stack = pair.stack
+        with pytest.raises(PolicyError):
+            await stack.intercept("http://example.com/", handler)
+        with pytest.raises(PolicyError):
+            await stack.intercept(NAME, handler, ports=0)
+        with pytest.raises(ArgumentError):
+            await stack.intercept(Rule("allow", protocol="icmp"), handler)
+        with pytest.raises(ArgumentError):
+            await stack.intercept(NAME, handler, protocol="icmp")  # type: ignore[arg-type]  # it is the test
+        with pytest.raises(ArgumentTypeError):
+            await stack.intercept(NAME, "handler")  # type: ignore[arg-type]  # the same
+
+
+@bounded
+async def test_a_handler_that_fails_or_is_cancelled_resets(
+    driver: DriverName, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fails(stream: InterceptedStream) -> None:
+        await stream.peek()
+        raise LookupError("a bug")
+
+    async def waits(stream: InterceptedStream) -> None:
+        async with await stream.connect_upstream():
+            await stream.send(b".")
+            await anyio.sleep_forever()
+
+    caplog.set_level(logging.ERROR)
+    async with joined(driver) as pair:
+        async with await pair.stack.intercept(GATEWAY, fails), await pair.dial() as client:
+            await client.send(b"hello")
+            with pytest.raises(anyio.BrokenResourceError):
+                await client.receive()
+        interceptor = await pair.stack.intercept(GATEWAY, waits)
+        async with await pair.dial() as client:
+            await client.receive()
+            await interceptor.aclose()
+            with pytest.raises(anyio.BrokenResourceError):
+                await client.receive()
+        await until_none(pair)
+        port = pair.port
+    assert [record.message for record in caplog.records] == [f"the handler of {GATEWAY}:{port} has failed"]
+
+
+@bounded
+async def test_a_guest_that_gives_up_before_the_handler_has_begun(driver: DriverName) -> None:
+    begun, ended = anyio.Event(), anyio.Event()
+
+    async def handler(stream: InterceptedStream) -> None:
+        begun.set()
+        try:
+            async with await stream.connect_upstream():
+                await anyio.sleep_forever()
+        finally:
+            ended.set()
+
+    async def dial() -> None:
+        with suppress(OSError):  # it is refused
+            await pair.dial()
+
+    async with joined(driver) as pair, await pair.stack.intercept(GATEWAY, handler):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(dial)
+            await begun.wait()
+            [flow] = await pair.stack.flows()
+            await pair.stack.end_flow(flow.id)
+            await ended.wait()
+            tasks.cancel_scope.cancel()
+        await until_none(pair)
+
+
+@bounded
+async def test_a_guest_that_does_not_read_holds_up_its_server_alone(driver: DriverName) -> None:
+    sent = 0
+
+    async def flood(stream: ByteStream) -> None:
+        nonlocal sent
+        async with stream:
+            with suppress(anyio.BrokenResourceError):
+                while True:
+                    await stream.send(BLOCK)
+                    sent += len(BLOCK)
+
+    async def handler(stream: InterceptedStream) -> None:
+        async with await stream.connect_upstream() as upstream:
+            await both_ways(stream, upstream)
+
+    async with (
+        joined(driver, flood) as pair,
+        await pair.stack.intercept(GATEWAY, handler),
+        await pair.dial() as client,
+    ):
+        await client.receive(1)
+        before = -1
+        while before != sent:
+            before = sent
+            await anyio.sleep(0.2)
+        assert sent < 64 << 20
+        async with await pair.dial() as other:
+            assert await other.receive(10)
