@@ -32,6 +32,7 @@ from netns_kit.policy.policy import Policy
 from netns_kit.policy.rules import Rule
 
 from .serving import (
+    AT_ONCE,
     Asked,
     Claim,
     GuestDatagrams,
@@ -45,7 +46,7 @@ from .serving import (
 )
 
 logger = logging.getLogger(__name__)
-AT_ONCE = 65536
+PEEKED_MOST = 65536
 LONGEST_REPLY = 32
 
 
@@ -305,8 +306,8 @@ class InterceptedStream(_Intercepted, GuestStream):
         Cancellation: Nothing is lost.
         """
         arguments.instance("size", size, int, "a number of bytes")
-        if not 0 < size <= AT_ONCE:
-            raise ArgumentError(f"expected 1 to {AT_ONCE} bytes", "size", arguments.shown(size))
+        if not 0 < size <= PEEKED_MOST:
+            raise ArgumentError(f"expected 1 to {PEEKED_MOST} bytes", "size", arguments.shown(size))
         await self._accept()
         while len(self._ahead) < size:
             try:

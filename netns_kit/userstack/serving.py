@@ -28,6 +28,8 @@ from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.serving import DATAGRAM, LONGEST, Ended, EndingSeen, Opened, Serving
 from netns_kit.uplink.flow import Endpoint
 
+AT_ONCE = 1 << 18  # bytes that are received at once: each time costs as much as copying so many
+ROOM = 1 << 20  # bytes that wait for the other end
 FLOWS_MOST = 256  # of a handler at a time: the others wait, with their SYN on hold
 LONGEST_PAYLOAD = 65507  # of a UDP datagram over IPv4
 
@@ -161,7 +163,7 @@ class GuestStream(ByteStream):
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
         return self._flow.attributes
 
-    async def receive(self, max_bytes: int = 65536) -> bytes:
+    async def receive(self, max_bytes: int = AT_ONCE) -> bytes:
         """Return the next bytes, as soon as there are any.
 
         Args:
@@ -537,7 +539,11 @@ class Servers:
 
 def pair_of(is_tcp: bool) -> tuple[socket.socket, socket.socket]:
     kind = socket.SOCK_STREAM if is_tcp else socket.SOCK_SEQPACKET
-    return socket.socketpair(socket.AF_UNIX, kind)
+    pair = socket.socketpair(socket.AF_UNIX, kind)
+    if is_tcp:
+        for end in pair:  # as much as the kernel lets it have
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ROOM)
+    return pair
 
 
 def is_of_the_peer(error: BaseException) -> bool:
