@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from netns_kit.arguments import Address
@@ -115,33 +116,15 @@ class Gateway:
         peers: WorkerLinks | None = None,
         tell: Callable[[str, BaseException | None], None] | None = None,
     ) -> None:
-        tap, uplink, subnet, dhcp = setup.tap, setup.uplink, setup.subnet, setup.dhcp
+        tap, uplink, subnet = setup.tap, setup.uplink, setup.subnet
         self.engine = engine
         self.uplink = uplink
         self.subnet = subnet
         self._tap = tap
         self._links = peers
-        search = tuple(filter(is_host_name, uplink.search()))
-        if dhcp is not None and dhcp.search is None:
-            dhcp = replace(dhcp, search=search)
-
-        def stack_for(user: StackUser) -> Stack:
-            return Stack(
-                user,
-                tap.write,
-                addresses=tuple(address.packed for address in subnet.neighbours),
-                mac=subnet.mac,
-                mtu=tap.mtu,
-                secret=secret or os.urandom(16),
-                offloads=tap.offloads,
-                limits=setup.limits,
-                timers=engine.timers,
-                sources=None if uplink.any_source else _sources(subnet),
-                advertised=_advertisement(subnet.ipv6, search) if peers is None or peers.index == 0 else None,
-                steering=None if peers is None else Steering(peers.index, peers.count, peers.hand_over),
-            )
-
         self.endpoints = Endpoints()
+        search = tuple(filter(is_host_name, uplink.search()))
+        stack_for = partial(self._stack_for, setup, search, secret or os.urandom(16))
         router: Callable[..., FlowRouter] = FlowRouter
         if uplink.is_indirect:
             from .indirect_router import IndirectRouter as router  # other uplinks have none
@@ -159,24 +142,17 @@ class Gateway:
         self.asking.timeout = setup.on_flow_timeout if setup.asks else None
         self.asking.name_of = self.name_of
         stack.services = self.endpoints.link
+        dhcp = setup.dhcp
+        if dhcp is not None and dhcp.search is None:
+            dhcp = replace(dhcp, search=search)
         self.leasing = Leasing(stack, self.endpoints, subnet, dhcp)
         if tap.mac is not None:
             for network in (subnet, subnet.ipv6):
                 if network is not None:
                     stack.link.learn(network.guest.packed, tap.mac)
-        self.zone = _zone(subnet)
-        for record in setup.records:
-            self.zone.add(record)
-        self.enforcer.own_names = self.zone.names_of
-        self._dns = DnsRelay(engine, uplink, self.zone, self._hook_failed, self.router)
-        self.router.name_of = self._name_elsewhere
+        self._answer_names(setup)
         self.noting: Callable[[Guard | None], Guard | None] = _as_it_is
         self._govern(setup.policy)
-        for address in subnet.resolvers:
-            self.endpoints.serve_tcp(address, DNS_PORT, self._dns.tcp_opened)
-            self.endpoints.serve_udp(address, DNS_PORT, self._dns.udp_opened)
-        if setup.intercept_dns:
-            self.endpoints.redirect(DNS_PORT, subnet.resolvers)
         self.beside: dict[int, FlowBeside] = {}
         self._inside: Inside | None = None
         if setup.supply is not None:
@@ -196,6 +172,38 @@ class Gateway:
     def device(self, device: Device) -> None:
         self._pump.tap = device
         self.stack.link.emit = device.write
+
+    def _stack_for(self, setup: Setup, search: tuple[str, ...], secret: bytes, user: StackUser) -> Stack:
+        tap, subnet, peers = setup.tap, setup.subnet, self._links
+        return Stack(
+            user,
+            tap.write,
+            addresses=tuple(address.packed for address in subnet.neighbours),
+            mac=subnet.mac,
+            mtu=tap.mtu,
+            secret=secret,
+            offloads=tap.offloads,
+            limits=setup.limits,
+            timers=self.engine.timers,
+            sources=None if self.uplink.any_source else _sources(subnet),
+            advertised=_advertisement(subnet.ipv6, search) if peers is None or peers.index == 0 else None,
+            steering=None if peers is None else Steering(peers.index, peers.count, peers.hand_over),
+        )
+
+    def _answer_names(self, setup: Setup) -> None:
+        """Answer DNS over UDP and TCP at the DNS addresses, and elsewhere if all of it is intercepted."""
+        self.zone = _zone(self.subnet)
+        for record in setup.records:
+            self.zone.add(record)
+        self.enforcer.own_names = self.zone.names_of
+        self._dns = DnsRelay(self.engine, self.uplink, self.zone, self._hook_failed, self.router)
+        self.router.name_of = self._name_elsewhere
+        resolvers = self.subnet.resolvers
+        for address in resolvers:
+            self.endpoints.serve_tcp(address, DNS_PORT, self._dns.tcp_opened)
+            self.endpoints.serve_udp(address, DNS_PORT, self._dns.udp_opened)
+        if setup.intercept_dns:
+            self.endpoints.redirect(DNS_PORT, resolvers)
 
     def _govern(self, policy: Policy | None) -> None:
         """Let a policy decide from now on, about flows and names."""
@@ -302,6 +310,20 @@ class Gateway:
             found.ending = "ended"
             found.close()
         return found is not None
+
+    @operation(sum)
+    def end_flows_of(self, addresses: tuple[Address, ...]) -> int:
+        """End the flows of the guest with these addresses at once, and return how many there were."""
+        stack = self.stack
+        connections = [each for each in stack.tcp.values() if endpoints_of(each.key)[0].address in addresses]
+        for connection in connections:
+            self.router.abort(connection, reset=True)
+        others: list[UdpFlow | EchoFlow] = [*stack.udp.values(), *stack.echo.values()]
+        ended = [each for each in others if endpoints_of(each.key)[0].address in addresses]
+        for each in ended:
+            each.ending = "ended"
+            each.close()
+        return len(connections) + len(ended)
 
     @operation(same)
     def set_policy(self, text: str | None, existing: Literal["keep", "cut"]) -> None:

@@ -33,7 +33,7 @@ ECHO = -signal.SIGCONT
 PENDING_MAX = 64  # of one signal, that nobody passes on
 SHELL = b"/bin/sh"
 ELSEWHERE = {  # execvp(3) goes on to the next directory of PATH
-    *(errno.EACCES, errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT),
+    *(errno.EACCES, errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT)
 }
 STOPPING = {
     signal.SIGTSTP,

@@ -122,10 +122,7 @@ class Link:
 
     def stats(self) -> dict[str, int]:
         """Return gauges of what is kept, by name."""
-        return {
-            "neighbours": len(self._neighbours),
-            "waiting_frames": sum(map(len, self._waiting.values())),
-        }
+        return {"neighbours": len(self._neighbours), "waiting_frames": sum(map(len, self._waiting.values()))}
 
     def learn(self, address: bytes, mac: bytes) -> None:
         """Note the link address of a neighbour, and send the frames that waited for it."""
