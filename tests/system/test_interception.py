@@ -96,7 +96,7 @@ async def joins(stream: InterceptedDatagrams) -> None:
     ],
 )
 @bounded
-async def test_datagrams(
+async def test_datagrams_through_a_handler(
     driver: DriverName,
     handler: Callable[[InterceptedDatagrams], Awaitable[object]],
     first: bytes,

@@ -559,3 +559,35 @@ async def test_a_guest_that_does_not_read_holds_up_its_server_alone(driver: Driv
         assert sent < 64 << 20
         async with await pair.dial() as other:
             assert await other.receive(10)
+
+
+@bounded
+async def test_beyond_256_connections_the_others_wait() -> None:
+    running = most = 0
+    go = anyio.Event()
+    accepted: list[GuestStream] = []
+
+    async def handler(stream: InterceptedStream) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await stream.send(b".")
+        await go.wait()
+        running -= 1
+
+    async def dial() -> None:
+        async with await pair.dial() as client:
+            assert await client.receive() == b"."
+            accepted.append(client)
+            await go.wait()
+
+    async with joined("loop") as pair, await pair.stack.intercept([], handler):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(270):
+                tasks.start_soon(dial)
+            while len(accepted) < 256:  # noqa: ASYNC110 - nobody tells
+                await anyio.sleep(0.01)
+            await anyio.sleep(0.1)
+            assert (len(accepted), running) == (256, 256)
+            go.set()
+        assert (len(accepted), most) == (270, 256)
