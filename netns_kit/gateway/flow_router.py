@@ -58,9 +58,9 @@ if TYPE_CHECKING:
 STRANGERS = 256  # flows of one UDP socket, beyond which no unsolicited datagram opens one
 EPHEMERAL = range(32768, 61000)  # ports for clients whose own port is in use
 
-GuestEndpoint = tuple[bytes, int, int, bool]
+GuestEndpoint = tuple[bytes, int, int, bool] | tuple[bytes, int, int, bool, object]
 """A guest's address and port, and the kind of target that a socket reaches: its version of IP, and whether it is
-loopback.
+loopback; and where it comes from, if it is not one of the host.
 """
 
 
@@ -130,7 +130,10 @@ class FlowRouter:
         name_of: Returns the name with which a resolver has last answered a packed address, or None.  Only the router
             of an `IndirectUplink` asks.
         refused: The number of flows that were refused by the uplink, by the policy or for lack of descriptors.
+        relay: Makes the relay of a connection of the guest, from the arguments of `TcpRelay`.
     """
+
+    relay: Callable[..., TcpRelay] = TcpRelay
 
     def __init__(
         self,
@@ -288,7 +291,7 @@ class FlowRouter:
         if handler is not None:
             handler(connection, target)
         elif self.interceptor is None or not self.interceptor.takes(connection, flow, target):
-            relay = TcpRelay if self.enforcer.policy is None else self._relay_for(connection, flow)
+            relay = self.relay if self.enforcer.policy is None else self._relay_for(connection, flow)
             connection.user = made = relay(self._engine, connection, self.cannot_dial)
             try:
                 dial = self._uplink.dial(flow, target, ttl=connection.ttl, tos=connection.tos)
@@ -430,9 +433,9 @@ class FlowRouter:
             taken = self.interceptor.takes(opened, flow, target)
             if taken:
                 return None if taken is True else taken
-        return self.carry(opened, flow, target)
+        return self.let_pass(opened, flow, target)
 
-    def carry(self, opened: AnyFlow, flow: Flow, target: Target) -> Refusal | None:
+    def let_pass(self, opened: AnyFlow, flow: Flow, target: Target) -> Refusal | None:
         """Carry a flow that may pass to its target, or return how it is refused."""
         if not self.make_room(opened.key):
             self.notice(NO_DESCRIPTORS)
@@ -492,7 +495,7 @@ class FlowRouter:
         """Return what makes the relay of a connection, by its ruling."""
         judging = self.judging(connection, flow)
         if judging is None:
-            return TcpRelay
+            return self.relay
         from .relay.peek import PeekingRelay  # without such a rule nobody has it
 
         judge, waits = judging

@@ -48,7 +48,8 @@ from .flow_router import NO_DESCRIPTORS
 from .relay.dialled import EVENTS, Dialled
 from .relay.peek import Judge, PeekingRelay
 from .relay.tcp import BROKEN, CLOSED, IDLE, UNKNOWN, TcpRelay
-from .serving import DATAGRAM, LONGEST, ServedConnection, ServedDatagrams, Serving
+from .served import DATAGRAM, LONGEST, ServedConnection, ServedDatagrams
+from .serving import Serving
 
 if TYPE_CHECKING:
     from .gateway import Gateway
@@ -160,8 +161,8 @@ class Interception:
         else:
             return Refusal.NET_UNREACHABLE
         opened.user = relay
-        serving.take_over(opened.id, relay)
-        serving.opened(service, opened, name)
+        serving.flows[opened.id] = relay
+        serving.opened(service, opened, name=name)
         return True
 
     def _names(self, address: Address, plain: bytes) -> tuple[bytes, ...]:
@@ -353,7 +354,9 @@ class InterceptedConnection(ServedConnection):
         """Go on with the socket that the caller's side has made, when the policy has looked at the first bytes."""
         connection = self.connection
         judging = (
-            None if connection is None else self._serving.gateway.router.judging(connection, self._described)
+            None
+            if connection is None
+            else self._interception.serving.gateway.router.judging(connection, self._described)
         )
         if connection is None or judging is None:
             super().join(sock)
@@ -365,7 +368,7 @@ class InterceptedConnection(ServedConnection):
 
     def dial(self, address: Address | None, port: int | None, reply: socket.socket) -> None:
         """Dial the way out, and send what comes of it to the caller's side."""
-        gateway, connection = self._serving.gateway, self.connection
+        gateway, connection = self._interception.serving.gateway, self.connection
         router, found = gateway.router, (self._described, self.target)
         if connection is None:
             reply.close()
@@ -395,14 +398,14 @@ class InterceptedConnection(ServedConnection):
     def _refused_by(self, why: Refusal | IcmpError) -> None:
         self.why = why
 
-    def turn_away(self) -> None:
+    def turn_back(self) -> None:
         """Tell the guest what the way out was refused with; if it is connected already, reset it."""
         connection = self.connection
         self._over()
         if connection is not None and connection.is_on_hold and self.why is not None:
             self.refuse(self.why)
         elif connection is not None:
-            self._serving.gateway.router.abort(connection, reset=True)
+            self._interception.serving.gateway.router.abort(connection, reset=True)
 
     def release(self) -> None:
         """Let the connection be carried as if nobody had intercepted it."""
@@ -411,9 +414,9 @@ class InterceptedConnection(ServedConnection):
             return
         self._over()
         self._serving.ended(self.flow, self.service, "finished")
-        router = self._serving.gateway.router
+        router = self._interception.serving.gateway.router
         connection.user = None
-        why = router.carry(connection, self._described, self.target)
+        why = router.let_pass(connection, self._described, self.target)
         if why is not None:
             connection.refuse(why)
 
@@ -523,11 +526,11 @@ class Looking(PeekingRelay):
     def __init__(
         self, served: InterceptedConnection, connection: TcpConnection, judge: Judge, waits: bool
     ) -> None:
-        gateway = served._serving.gateway
+        gateway = served._interception.serving.gateway
         super().__init__(gateway.engine, connection, gateway.router.cannot_dial, judge, waits=waits)
         self._served = served
 
-    def _next(self) -> TcpRelay:
+    def _made_plain(self) -> TcpRelay:
         return self._served
 
     def _close(self, *, reset: bool = False) -> None:
@@ -559,7 +562,7 @@ class InterceptedUdp(ServedDatagrams):
 
     def dial(self, address: Address | None, port: int | None, reply: socket.socket) -> None:
         """Open a socket for the way out, and hand it to the caller's side."""
-        router = self._serving.gateway.router
+        router = self._interception.serving.gateway.router
         found: tuple[Flow, Target] | Refusal = self._described, self.target
         if address is not None or port is not None:
             found = self._interception.target_for(self._described, address, port)
@@ -577,7 +580,7 @@ class InterceptedUdp(ServedDatagrams):
             send_socket(reply, opened)
         reply.close()
 
-    def turn_away(self) -> None:
+    def turn_back(self) -> None:
         """Tell the guest what the way out was refused with, and forget the flow."""
         if self.why is not None:
             self._turn_away(self.why)
@@ -597,7 +600,7 @@ class InterceptedUdp(ServedDatagrams):
         Args:
             rest: The handler's end, with the datagrams that it has not taken.
         """
-        flow, router = self._flow, self._serving.gateway.router
+        flow, router = self._flow, self._interception.serving.gateway.router
         while self._socket is not None and self._has_more():
             self._on_events(IN)
         kept = []
@@ -612,7 +615,7 @@ class InterceptedUdp(ServedDatagrams):
         rest.close()
         self.expired(flow)
         flow.user = NOBODY
-        why = router.carry(flow, self._described, self.target)
+        why = router.let_pass(flow, self._described, self.target)
         if why is not None:
             flow.turn_away(why)
             flow.refuse(why)

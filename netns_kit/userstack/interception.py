@@ -548,7 +548,7 @@ class Interceptor(Claim):
         except Exception as error:
             if stream._is_refusal(error):
                 with anyio.CancelScope(shield=True):
-                    await servers.stack.hand([[]], Serving.turn_away, number, flow=number)
+                    await servers.stack.hand([[]], Serving.turn_back, number, flow=number)
                 return
             if not stream.is_joined:
                 await servers.reset(number)

@@ -25,7 +25,9 @@ from typing_extensions import Self
 from netns_kit.arguments import Address
 from netns_kit.errors import NetnsKitError
 from netns_kit.gateway.gateway import Gateway
-from netns_kit.gateway.serving import DATAGRAM, LONGEST, Ended, EndingSeen, Opened, Serving
+from netns_kit.gateway.served import DATAGRAM, LONGEST, Echo, Ended, EndingSeen, News, Opened, Question
+from netns_kit.gateway.serving import Serving
+from netns_kit.stack import Refusal
 from netns_kit.uplink.flow import Endpoint
 
 AT_ONCE = 1 << 18  # bytes that are received at once: each time costs as much as copying so many
@@ -393,18 +395,44 @@ class _Connecting:
         self.why: EndingSeen | None = None
 
 
+class World(Protocol):
+    """What answers all flows and queries of a stack whose uplink is in memory."""
+
+    def joined(self, servers: Servers) -> None:
+        """Note that the flows of a stack come from now on."""
+
+    def left(self, servers: Servers) -> None:
+        """Note that no more come."""
+
+    def server(self, servers: Servers, opened: Opened) -> GuestServer | Refusal:
+        """Return what serves a flow, or how it is refused."""
+        ...
+
+    def resolve(self, query: bytes) -> bytes:
+        """Return the answer to a query for a name."""
+        ...
+
+    def echo(self, asked: Echo) -> Refusal | None:
+        """Return None if an echo request is answered, or how it is refused."""
+        ...
+
+
 class Servers:
     """The caller's side of all flows of one stack that end in this process.
 
     Args:
+        stack: The stack.
+
+    Attributes:
         stack: The stack.
     """
 
     def __init__(self, stack: Asked) -> None:
         self.stack = stack
         self._news = anyio.Event()
-        self._services: dict[int, Claim | _Connecting] = {}
+        self._services: dict[int, Claim | _Connecting | World] = {}
         self._flows: dict[int, _Flow] = {}
+        self._world: World | None = None
 
     def set(self) -> None:
         """Note that something has happened to flows."""
@@ -430,8 +458,13 @@ class Servers:
             for flow in self._flows.values():
                 flow.end("closed here")
             self._flows.clear()
+            if self._world is not None:
+                self._world.left(self)
 
-    def _take(self, news: Opened | Ended, tasks: TaskGroup) -> None:
+    def _take(self, news: News, tasks: TaskGroup) -> None:
+        if isinstance(news, Question | Echo):
+            tasks.start_soon(self._answer, news)
+            return
         service = self._services.get(news.service)
         if isinstance(news, Ended):
             if isinstance(service, _Connecting) and service.flow is None:
@@ -439,15 +472,52 @@ class Servers:
                 service.decided.set()
             elif news.id in self._flows:
                 self._flows.pop(news.id).end(news.why)
+        elif isinstance(service, _Connecting):
+            flow = self._flows[news.id] = service.flow = _Flow(news)
+            flow.is_carried = True
+            service.decided.set()
         elif service is not None:
-            flow = self._flows[news.id] = _Flow(news)
-            if isinstance(service, _Connecting):
-                flow.is_carried = True
-                service.flow = flow
-                service.decided.set()
+            found = service if isinstance(service, Claim) else service.server(self, news)
+            if isinstance(found, Refusal):
+                tasks.start_soon(self._decided, Serving.refuse, news.id, found)
             else:
-                service._flows.add(flow)
-                tasks.start_soon(self._serve, service, flow)
+                flow = self._flows[news.id] = _Flow(news)
+                found._flows.add(flow)
+                tasks.start_soon(self._serve, found, flow)
+
+    # -- an uplink in memory --------------------------------------------------------------------------
+
+    async def attach(self, world: World) -> None:
+        """Have a world answer all that the uplink of the stack carries, an uplink in memory."""
+        number = next(numbers)
+        self._world = self._services[number] = world
+        await self.stack.ask(Serving.carry, number)
+        world.joined(self)
+
+    def made(self, transport: Literal["tcp", "udp"], port: int, handler: Any) -> GuestServer:
+        """Return a new server for flows of a world.  It has no address and port of the stack to itself."""
+        return GuestServer(self, 0, transport, None, port, handler)
+
+    def cut(self, server: Claim) -> None:
+        """Cancel the handlers of a server, so that their connections are reset.  New ones are served."""
+        for flow in server._flows:
+            flow.scope.cancel()
+
+    async def _answer(self, asked: Question | Echo) -> None:
+        world = self._world
+        if world is None:
+            return
+        if isinstance(asked, Echo):
+            await self._decided(Serving.echoed, asked.id, asked.sequence, world.echo(asked))
+        else:
+            with suppress(ValueError):  # a worker may say anything
+                answer = world.resolve(bytes.fromhex(asked.message))
+                await self._decided(Serving.resolved, asked.id, answer.hex())
+
+    async def _decided(self, operation: Callable[..., None], number: int, *arguments: object) -> None:
+        """Tell the stack what becomes of a flow or a query."""
+        with suppress(NetnsKitError):  # the stack has ended, and others tell why
+            await self.stack.hand([()], operation, number, *arguments, flow=number)
 
     # -- flows of the guest ---------------------------------------------------------------------------
 
@@ -484,8 +554,7 @@ class Servers:
     async def stop(self, number: int, server: Claim) -> None:
         """Serve no more, as `GuestServer.aclose` says."""
         if self._services.pop(number, None) is not None:
-            for flow in server._flows:
-                flow.scope.cancel()
+            self.cut(server)
             with anyio.CancelScope(shield=True), suppress(NetnsKitError):
                 await self.stack.ask(Serving.stop, number)
         await checkpoint()

@@ -107,12 +107,12 @@ class PeekingRelay(TcpRelay):
 
     def pass_on(self) -> None:
         """Send the first bytes, and let a plain relay take this one's place."""
-        self._plain = plain = self._next()
+        self._plain = plain = self._made_plain()
         plain._socket = plain._sink = self._socket
         plain.state = IDLE
         self._send()
 
-    def _next(self) -> TcpRelay:
+    def _made_plain(self) -> TcpRelay:
         """Return the relay that takes the place of this one."""
         return TcpRelay(self._engine, self.connection)
 
