@@ -142,7 +142,7 @@ class Gateway:
         self.enforcer.told = self._query_refused
         if peers is not None:
             self.enforcer.pinned = peers.send_pins
-            self.enforcer.catch_up = self._read_pins
+            self.enforcer.catch_up = self.read_pins
             engine.add(peers.pins_fileno(), self._on_pins, IN)
         self.asking = self.router.asking
         self.asking.timeout = setup.on_flow_timeout if setup.asks else None
@@ -157,6 +157,7 @@ class Gateway:
                 if network is not None:
                     stack.link.learn(network.guest.packed, tap.mac)
         self._answer_names(setup)
+        self.noting: Callable[[Guard | None], Guard | None] = _as_it_is
         self._listener: Guard | None = None
         self._govern(setup.policy)
         self.beside: dict[int, FlowBeside] = {}
@@ -228,7 +229,7 @@ class Gateway:
     def _govern(self, policy: Policy | None) -> None:
         """Let a policy decide from now on, about flows and names."""
         self.enforcer.set(policy)
-        self.dns.guard = self._listener or self.enforcer.guard
+        self.guard_names()
 
     @property
     def listener(self) -> Guard | None:
@@ -238,14 +239,18 @@ class Gateway:
     @listener.setter
     def listener(self, listener: Guard | None) -> None:
         self._listener = listener
-        self.dns.guard = listener or self.enforcer.guard
+        self.guard_names()
 
-    def _read_pins(self) -> bool:
+    def guard_names(self) -> None:
+        """Have the DNS server ask the policy's guard or the listener, and what `noting` makes of it."""
+        self.dns.guard = self.noting(self._listener or self.enforcer.guard)
+
+    def read_pins(self) -> bool:
         """Learn what other workers have pinned, and return whether there was anything."""
         return self._links is not None and self.enforcer.learn(self._links.read_pins())
 
     def _on_pins(self, _: int) -> None:
-        self._read_pins()
+        self.read_pins()
 
     def _query_refused(self, name: bytes, kind: int, client: bytes, refused: Refused, rule: str) -> None:
         watcher, policy = self.watcher, self.enforcer.policy
@@ -492,6 +497,11 @@ def log(text: str, error: BaseException | None = None) -> None:
     from logging import getLogger  # importing it costs as much as the whole stack, and few need it
 
     getLogger(__name__).warning(text, exc_info=error)
+
+
+def _as_it_is(guard: Guard | None) -> Guard | None:
+    """Return a guard, since nobody notes names."""
+    return guard
 
 
 def _nowhere(*_: object) -> None:

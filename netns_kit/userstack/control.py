@@ -7,7 +7,7 @@ the feature that it belongs to (see `netns_kit.operations`).  Drivers call it be
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from netns_kit.dns import Zone
 from netns_kit.forwarder.forwards import Forwards
@@ -20,6 +20,9 @@ from netns_kit.gateway.serving import Serving
 from netns_kit.operations import operations_of
 
 from .events import Events
+
+if TYPE_CHECKING:
+    from netns_kit.gateway.interception import Interception
 
 OPERATIONS = operations_of(Gateway, Leasing, Zone, Asking, Forwards, Events, Serving, Captures, FaultBlocks)
 """The operations by name."""
@@ -39,7 +42,7 @@ class Control:
         self.events = Events(gateway, tell)
         self.captures = Captures(gateway)
         gateway.asking.tell = tell
-        self.serving = Serving(gateway, tell)
+        self.serving = Serving(gateway, tell, _intercepting)
         features = (
             gateway,
             gateway.leasing,
@@ -79,3 +82,9 @@ class Control:
         self.serving.close()
         self.forwards.close()
         self.gateway.close()
+
+
+def _intercepting(serving: Serving) -> Interception:
+    from netns_kit.gateway.interception import Interception  # few need it
+
+    return Interception(serving)
