@@ -320,7 +320,9 @@ def test_a_connection_is_reset_after_so_many_bytes(
                 assert program.why is None
                 sock.send(bytes(2999))
             elif direction == "out":
-                bench.until(lambda: len(program.received) == 1)
+                (connection,) = bench.gateway.stack.tcp.values()
+                bench.until(lambda: connection.carried == (3999, 1))
+                bench.settle()
                 assert program.why is None
                 program.send(b"x")
             bench.until(lambda: program.why is not None)
