@@ -266,6 +266,11 @@ class FaultyPath(DeviceWrapper):
             self._take_away()
         return counts
 
+    def end_all(self) -> None:
+        """End all blocks."""
+        for number in list(self._blocks):
+            self.end(number)
+
     def forget(self) -> None:
         """Forget which flows belong to which blocks: that has changed."""
         self._known.clear()
@@ -406,7 +411,8 @@ class FaultyPath(DeviceWrapper):
 
     def is_host(self, address: bytes) -> bool:
         """Return whether a packed address is the gateway's, or the host's own."""
-        return is_host(self._gateway.subnet, ip_address(address))
+        enforcer = self._gateway.enforcer
+        return is_host(self._gateway.subnet, ip_address(address), has_host=enforcer.has_host)
 
     def _heard(self, name: bytes, address: bytes) -> None:
         """Note that our DNS has given an address for a name."""

@@ -127,7 +127,11 @@ class Gateway:
         stack_for = partial(self._stack_for, setup, search, secret or os.urandom(16))
         router: Callable[..., FlowRouter] = FlowRouter
         if uplink.is_indirect:
-            from .indirect_router import IndirectRouter as router  # other uplinks have none
+            from .indirect_router import IndirectRouter  # other uplinks have none
+
+            router = partial(IndirectRouter, supplies=setup.supplies[0] if setup.supplies else ())
+        elif uplink.is_in_memory:
+            from .in_memory import InMemoryRouter as router
 
         self.router: FlowRouter = router(
             engine, uplink, subnet, self.endpoints, stack_for, links=peers, tell=tell or log
@@ -209,7 +213,10 @@ class Gateway:
         for record in setup.records:
             self.zone.add(record)
         self.enforcer.own_names = self.zone.names_of
-        self.dns: DnsRelay = DnsRelay(self.engine, self.uplink, self.zone, self._hook_failed, self.router)
+        relay: Callable[..., DnsRelay] = DnsRelay
+        if self.uplink.is_in_memory:
+            from .in_memory import InMemoryDns as relay
+        self.dns: DnsRelay = relay(self.engine, self.uplink, self.zone, self._hook_failed, self.router)
         self.router.name_of = self._name_elsewhere
         resolvers = self.subnet.resolvers
         for address in resolvers:

@@ -221,9 +221,9 @@ class Network(Openable):
         """Return the files that commands see in place of the host's, by path, as they are now.
 
         These are a resolv.conf with our DNS address and the search list; and a hosts file with localhost, this
-        machine's name, the stack's records, and the other names of the host's file, if there is one.  Where the
-        policy has rules by name the records are not in it, so that they are asked for: such a rule is about what our
-        DNS has answered.
+        machine's name, the stack's records, and the other names of the host's file, if there is one and the uplink is
+        none in memory.  Where the policy has rules by name the records are not in it, so that they are asked for:
+        such a rule is about what our DNS has answered.
 
         Raises:
             StackClosed: The network is not open.
@@ -303,4 +303,4 @@ class Network(Openable):
         return self.stack.faults(faults, script=script, **options)
 
     async def _files_for(self, options: CommandOptions) -> Mapping[str, str | bytes]:
-        return {**await self.files(), **(options.get("files") or {})}
+        return {**await self._members.files_for(self.namespace), **(options.get("files") or {})}

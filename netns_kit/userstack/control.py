@@ -38,6 +38,7 @@ class Control:
         self.forwards = Forwards(gateway)
         self.events = Events(gateway, tell)
         self.captures = Captures(gateway)
+        self.faults = FaultBlocks(gateway)
         gateway.asking.tell = tell
         self.serving = Serving(gateway, tell)
         features = (
@@ -49,7 +50,7 @@ class Control:
             self.events,
             self.serving,
             self.captures,
-            FaultBlocks(gateway),
+            self.faults,
         )
         self._features: dict[str, object] = {type(each).__name__: each for each in features}
 
@@ -74,6 +75,7 @@ class Control:
 
     def close(self) -> None:
         """Close all listeners, connections and sockets."""
+        self.faults.close()
         self.captures.close()
         self.events.close()
         self.serving.close()

@@ -13,7 +13,7 @@ from tests.support import PACKAGE
 
 PUBLIC: list[str] = vars(netns_kit)["__all__"]
 
-MADE_FOR_CALLERS = {"GuestDatagrams", "GuestServer", "GuestStream", "Namespace", "Process"}
+MADE_FOR_CALLERS = {"FakeHost", "GuestDatagrams", "GuestServer", "GuestStream", "Namespace", "Process"}
 """Classes whose objects a call returns: nobody is to call their constructors."""
 
 

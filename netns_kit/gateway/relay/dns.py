@@ -23,7 +23,7 @@ from typing import Protocol
 
 from netns_kit.arguments import Address
 from netns_kit.dns import Action, Answer, DnsProxy, DnsServer, Send, Upstream, Zone
-from netns_kit.dns.cache import Cache
+from netns_kit.dns.cache import ENTRIES, Cache
 from netns_kit.dns.guard import Guard
 from netns_kit.gateway.engine import IN, Engine
 from netns_kit.stack import Refusal, TcpConnection, UdpFlow
@@ -75,8 +75,11 @@ class DnsRelay:
             asks the current resolvers.
 
     Attributes:
+        entries: The number of answers that are kept, if any are.
         query: Takes each query, as `DnsServer.query` does.  It may be another function for some time.
     """
+
+    entries = ENTRIES
 
     def __init__(
         self,
@@ -96,7 +99,7 @@ class DnsRelay:
         self._server = DnsServer(
             zone,
             DnsProxy(random_id=lambda: int.from_bytes(os.urandom(2), "big")),
-            cache=Cache() if uplink.dns.cache else None,
+            cache=Cache(self.entries) if uplink.dns.cache else None,
             hook=uplink.dns.hook,
             failed=failed,
         )

@@ -80,7 +80,9 @@ def _serve(channel: Channel, owner: int) -> None:
     from netns_kit.policy import name_guard, policy  # noqa: F401 - a policy may be set later
 
     if setup.supply is not None:
-        import netns_kit.forwarder.reverse_listeners  # noqa: F401 - likewise
+        import netns_kit.forwarder.reverse_listeners
+    if setup.uplink.is_in_memory:
+        import netns_kit.forwarder.in_memory_listeners  # noqa: F401 - likewise
     from .sandbox import ON, enter
 
     layers = enter(setup.uplink.reads())
