@@ -28,6 +28,7 @@ from netns_kit.network.network import DEFAULT_IFNAME, Network
 from netns_kit.tap.device import check_name
 
 from .command_line import FAILED, HOST_LOOPBACK, ONE_PORT, Parser, complain, value
+from .faults import disturbed
 from .network_options import add_network_options, check_options, network_from, publish, with_value
 from .policy import captured, events_told, open_events
 from .program import end, notice
@@ -83,7 +84,12 @@ async def _serve(network: Network, options: argparse.Namespace, events: TextIO |
     """Until the exit pipe is closed or the namespace has gone."""
     ready = False
     try:
-        async with network, captured(network, options.capture), events_told(network, events):
+        async with (
+            network,
+            captured(network, options.capture),
+            disturbed(network, options.faults),
+            events_told(network, events),
+        ):
             raise_descriptor_limit()
             calm_collector()
             await publish(network, options)

@@ -41,6 +41,7 @@ class Control:
         self.forwards = Forwards(gateway)
         self.events = Events(gateway, tell)
         self.captures = Captures(gateway)
+        self.faults = FaultBlocks(gateway)
         gateway.asking.tell = tell
         self.serving = Serving(gateway, tell, _intercepting)
         features = (
@@ -52,7 +53,7 @@ class Control:
             self.events,
             self.serving,
             self.captures,
-            FaultBlocks(gateway),
+            self.faults,
         )
         self._features: dict[str, object] = {type(each).__name__: each for each in features}
 
@@ -77,6 +78,7 @@ class Control:
 
     def close(self) -> None:
         """Close all listeners, connections and sockets."""
+        self.faults.close()
         self.captures.close()
         self.events.close()
         self.serving.close()

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from netns_kit import ArgumentError, CaptureFilter, PolicyError
@@ -270,6 +270,7 @@ def test_what_is_no_filter() -> None:
 
 
 @given(st.binary(min_size=1, max_size=3000), st.integers(24, 700))
+@example(bytes(3000), 700)
 def test_a_super_datagram_is_cut_as_a_wire_would_have_it(payload: bytes, size: int) -> None:
     layer4 = datagram(GATEWAY, 9, payload)[20:]
     head = ip.pack_ipv4(GUEST + GATEWAY, ip.UDP, len(layer4), identification=7)

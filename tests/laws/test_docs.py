@@ -157,6 +157,23 @@ def test_what_the_pages_about_programming_show_is_what_comes_out(name: str, back
     assert run_page(page, "--all", "--backend", backend) == "".join(shown).replace("    ", "")
 
 
+def test_what_the_page_about_faults_shows_is_what_comes_out() -> None:
+    needs_userns()
+    needs_tun()
+    page = ROOT / "docs" / "faults.md"
+    shown = re.findall(
+        r"^prints\n\n```\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+    assert len(shown) == 2
+    assert run_page(page, "--all") == "".join(shown)
+
+
+def test_every_fault_is_explained() -> None:
+    page = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+    for each in dataclasses.fields(netns_kit.Faults):
+        assert f"`{each.name}`" in page, each.name
+
+
 def test_every_field_of_a_flow_is_explained() -> None:
     """On the page, and behind the field where an editor looks."""
     page = (ROOT / "docs" / "observing.md").read_text(encoding="utf-8")
