@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .errors import AlreadyOpened as AlreadyOpened
     from .errors import ArgumentError as ArgumentError
     from .errors import ArgumentTypeError as ArgumentTypeError
+    from .errors import CaptureError as CaptureError
     from .errors import DeviceGone as DeviceGone
     from .errors import DomainNameError as DomainNameError
     from .errors import EventLogError as EventLogError
@@ -61,6 +62,8 @@ if TYPE_CHECKING:
     from .gateway.asking import FlowAnswer as FlowAnswer
     from .gateway.asking import FlowRequest as FlowRequest
     from .gateway.asking import OnFlow as OnFlow
+    from .gateway.capture_filter import CaptureFilter as CaptureFilter
+    from .gateway.capture_filter import CaptureProtocol as CaptureProtocol
     from .gateway.gateway import FlowInfo as FlowInfo
     from .gateway.setup import Configure as Configure
     from .gateway.setup import DriverName as DriverName
@@ -118,15 +121,26 @@ if TYPE_CHECKING:
     from .tap.frame_device import TapCounters as TapCounters
     from .tap.impaired import ImpairedTap as ImpairedTap
     from .tap.impairment import Impairment as Impairment
+    from .uplink.chooser import ChooserRule as ChooserRule
+    from .uplink.chooser import ChooserUplink as ChooserUplink
+    from .uplink.chooser import choose as choose
     from .uplink.dial import Dial as Dial
     from .uplink.dns_settings import DnsSettings as DnsSettings
     from .uplink.flow import Endpoint as Endpoint
     from .uplink.flow import Flow as Flow
     from .uplink.flow import Target as Target
     from .uplink.flow import Way as Way
+    from .uplink.http_connect import HttpConnectUplink as HttpConnectUplink
+    from .uplink.indirect import IndirectUplink as IndirectUplink
+    from .uplink.indirect import ProxyNames as ProxyNames
+    from .uplink.indirect import ProxyResolvers as ProxyResolvers
+    from .uplink.indirect import UdpAssociation as UdpAssociation
+    from .uplink.indirect import UplinkOptions as UplinkOptions
+    from .uplink.socks5 import Socks5Uplink as Socks5Uplink
     from .uplink.uplink import UdpFiltering as UdpFiltering
     from .uplink.uplink import UdpPorts as UdpPorts
     from .uplink.uplink import Uplink as Uplink
+    from .userstack.capture import Capture as Capture
     from .userstack.events import Event as Event
     from .userstack.events import FlowEvent as FlowEvent
     from .userstack.events import FlowEventKind as FlowEventKind
@@ -147,7 +161,7 @@ _HOMES = {
     "dhcp": "DhcpSettings Lease StaticLease",
     "dns": "DnsQuery Hook Manner Rcode Record Verdict",
     "errors": (
-        "AddressError AlreadyOpened ArgumentError ArgumentTypeError DeviceGone DomainNameError "
+        "AddressError AlreadyOpened ArgumentError ArgumentTypeError CaptureError DeviceGone DomainNameError "
         "EventLogError FeatureUnavailable IdMapError NamespaceGone NetnsKitError NotFound NotImportable "
         "NotPrivileged OwnNamespace PingNotPermitted PolicyError PortInUseError PortSpecError PrivilegedPortError "
         "RecordError "
@@ -158,6 +172,7 @@ _HOMES = {
     "forwarder.ports": "Follow Mode PortForward ReverseForward UnixSocket",
     "forwarder.reverse": "StreamHandler",
     "gateway.asking": "FlowAnswer FlowRequest OnFlow",
+    "gateway.capture_filter": "CaptureFilter CaptureProtocol",
     "gateway.gateway": "FlowInfo",
     "gateway.setup": "Configure DriverName SandboxLayer StackOptions",
     "gateway.stats": "Stats",
@@ -179,10 +194,15 @@ _HOMES = {
     "tap.frame_device": "Device TapCounters",
     "tap.impaired": "ImpairedTap",
     "tap.impairment": "Impairment",
+    "uplink.chooser": "ChooserRule ChooserUplink choose",
     "uplink.dial": "Dial",
     "uplink.dns_settings": "DnsSettings",
     "uplink.flow": "Endpoint Flow Target Way",
+    "uplink.http_connect": "HttpConnectUplink",
+    "uplink.indirect": "IndirectUplink ProxyNames ProxyResolvers UdpAssociation UplinkOptions",
+    "uplink.socks5": "Socks5Uplink",
     "uplink.uplink": "UdpFiltering UdpPorts Uplink",
+    "userstack.capture": "Capture",
     "userstack.events": "Event FlowEvent FlowEventKind QueryEvent",
     "userstack.serving": (
         "FlowAttribute GuestDatagrams GuestServer GuestStream TcpGuestHandler UdpGuestHandler"

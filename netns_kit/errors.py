@@ -23,6 +23,7 @@ __all__ = [
     "AlreadyOpened",
     "ArgumentError",
     "ArgumentTypeError",
+    "CaptureError",
     "DeviceGone",
     "DomainNameError",
     "EventLogError",
@@ -244,6 +245,12 @@ class NotFound(NetnsKitError, KeyError):
 
 class EventLogError(_SystemError):
     """The file of an event log cannot be written; the stack goes on.  The errno tells why, like ENOSPC."""
+
+    usual_errno = _errno.EIO
+
+
+class CaptureError(_SystemError):
+    """The file of a capture cannot be written; the stack goes on.  The errno tells why, like ENOSPC."""
 
     usual_errno = _errno.EIO
 

@@ -4,8 +4,8 @@ A *feature* is a class on the engine's side that serves one subject: leases, rec
 methods that may be asked for from outside are marked with `operation`, and nothing else has to know of them: the
 name, the types of the arguments and of the answer, and how the answers of several workers become one are all said
 there.  Arguments and answers are plain values (see `netns_kit.child.codec`), because a socket may lie in between.  An
-operation that has a parameter of the name "now" is given the engine's time.  One whose last parameter has the name
-"sock" is given a socket that comes beside the others, and owns it from then on, also if it raises.
+operation that has a parameter of the name "now" is given the engine's time, and one that has "fds" the descriptors
+that were handed over with the question, which are its own from then on, also if it raises.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast, get_type_hints
 Join = Callable[[Sequence[Any]], Any]
 F = TypeVar("F", bound=Callable[..., Any])
 _JOIN = "_join_of_answers"
+_GIVEN = ("now", "fds")  # parameters that are no arguments of the question
 
 
 def operation(join: Join | None = None) -> Callable[[F], F]:
@@ -50,7 +51,7 @@ def types_of(asked: Callable[..., Any]) -> tuple[tuple[Any, ...], Any]:
     """Return the types of an operation's arguments, and that of its answer."""
     hints = get_type_hints(asked)
     answer = hints.pop("return")
-    return tuple(kind for name, kind in hints.items() if name not in ("now", "sock")), answer
+    return tuple(kind for name, kind in hints.items() if name not in _GIVEN), answer
 
 
 def chained(answers: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:

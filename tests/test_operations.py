@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from netns_kit.gateway.capture_filter import CaptureFilter
+from netns_kit.gateway.captures import Captures
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.leasing import Leasing
 from netns_kit.operations import chained, join_of, operation, operations_of, same, summed, types_of
@@ -35,6 +37,10 @@ def test_the_time_is_no_argument_of_the_asker() -> None:
     assert types_of(Shop.buy) == ((str,), bool)
 
 
+def test_what_is_given_beside_is_no_argument() -> None:
+    assert types_of(Captures.begin) == ((int, int, CaptureFilter | None), type(None))
+
+
 def test_how_answers_become_one() -> None:
     assert join_of(Shop.buy) is None
     assert join_of(Shop.sales) is summed
@@ -53,6 +59,7 @@ def test_every_feature_is_there() -> None:
         "Forwards",
         "Events",
         "Serving",
+        "Captures",
     }
     alone = {name for name, each in OPERATIONS.items() if join_of(each) is None}
     assert alone == {

@@ -59,6 +59,11 @@ def receive_record(sock: socket.socket, room: int) -> tuple[bytes, list[int], bo
     return data, fds.tolist(), not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
 
 
+def _close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
 class Channel:
     """Owns its socket.  `ended`: the other end has gone, and all it said has been received."""
 
@@ -66,7 +71,7 @@ class Channel:
         sock.setblocking(False)
         self.socket = sock
         self.ended = False
-        self._waiting: deque[tuple[bytes, socket.socket | None]] = deque()
+        self._waiting: deque[tuple[bytes, Sequence[int]]] = deque()
         self._parts: list[bytes] = []
         self._fds: list[int] = []
 
@@ -79,48 +84,45 @@ class Channel:
         """Whether something waits for the descriptor to become writable; then call `flush`."""
         return bool(self._waiting)
 
-    def send(self, message: bytes, sock: socket.socket | None = None) -> None:
+    def send(self, message: bytes, fds: Sequence[int] = ()) -> None:
         """Send a message as soon as the socket takes it.
 
         Args:
             message: The message.
-            sock: A socket that goes with it; it is closed here when it has been sent.  Where the kernel has no room
-                for descriptors on their way, the message arrives without it.
+            fds: Descriptors that go with it; they are closed here when it has been sent.  Where the kernel has no
+                room for descriptors on their way, the message arrives without them.
 
         Raises:
             ValueError: It is longer than `MESSAGE_MAX`.
         """
         if len(message) > MESSAGE_MAX:
             raise ValueError(f"a message of {len(message)} bytes: the most is {MESSAGE_MAX}")
-        first, *others = records(message)
-        self._waiting.append((first, sock))
-        self._waiting.extend((each, None) for each in others)
+        first, *rest = records(message)
+        self._waiting.append((first, fds))
+        self._waiting.extend((record, ()) for record in rest)
         self.flush()
 
     def flush(self) -> None:
         """Send what waits, as far as the socket takes it.  To an end that has gone it is lost."""
         while self._waiting:
-            record, sock = self._waiting[0]
+            record, fds = self._waiting[0]
             try:
-                send_record(self.socket, record, () if sock is None else (sock.fileno(),))
+                send_record(self.socket, record, fds)
             except BlockingIOError:
                 return
             except OSError as error:
-                if sock is not None and error.errno == errno.ETOOMANYREFS:
-                    self._waiting[0] = record, None
-                    sock.close()
+                if fds and error.errno == errno.ETOOMANYREFS:
+                    self._waiting[0] = record, ()
+                    _close_all(fds)
                     continue
                 self._drop_waiting()  # whoever receives will see that it has ended
                 return
             self._waiting.popleft()
-            if sock is not None:
-                sock.close()
+            _close_all(fds)
 
     def _drop_waiting(self) -> None:
         while self._waiting:
-            _, sock = self._waiting.popleft()
-            if sock is not None:
-                sock.close()
+            _close_all(self._waiting.popleft()[1])
 
     def receive(self) -> bytes | None:
         """Take the next whole message, which comes without descriptors, as `receive_with` does."""

@@ -29,7 +29,7 @@ from netns_kit.tap.device import check_name
 
 from .command_line import FAILED, HOST_LOOPBACK, ONE_PORT, Parser, complain, value
 from .network_options import add_network_options, check_options, network_from, publish, with_value
-from .policy import events_told, open_events
+from .policy import captured, events_told, open_events
 from .program import end, notice
 from .signals import Signals
 
@@ -83,7 +83,7 @@ async def _serve(network: Network, options: argparse.Namespace, events: TextIO |
     """Until the exit pipe is closed or the namespace has gone."""
     ready = False
     try:
-        async with network, events_told(network, events):
+        async with network, captured(network, options.capture), events_told(network, events):
             raise_descriptor_limit()
             calm_collector()
             await publish(network, options)

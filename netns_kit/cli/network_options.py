@@ -24,6 +24,7 @@ from netns_kit.uplink.uplink import UdpFiltering, Uplink, source_address
 from .command_line import HOST_LOOPBACK, Parser, assigned, repeatable, value, whole_number
 from .policy import add_policy_options, check_policy, policy_of
 from .program import notice
+from .proxy import add_proxy_options, uplink_from
 
 _ALL_PORTS = "all"
 _DOMAIN = "DOMAIN=ADDRESS[:PORT]"
@@ -91,6 +92,7 @@ def _add_reach(parser: Parser) -> None:
         help="let the gateway's address mean the host's 127.0.0.1, and of IPv6 ::1: on all ports or, with =PORT, on "
         "that one",
     )  # fmt: skip
+    add_proxy_options(parser)
     parser.add_argument(
         "--no-host-addresses", dest="allow_host_addresses", action="store_false",
         help="refuse the host's own addresses, at which its services listen; --host-loopback is apart from it",
@@ -175,7 +177,7 @@ def network_from(
         "namespace": namespace,
         "ifname": ifname,
     }
-    uplink = Uplink(**{**_arguments_of(Uplink, asked), "policy": None})  # the network has it
+    uplink = uplink_from(options, {**_arguments_of(Uplink, asked), "policy": None})  # the network has it
     return Network(**{**_arguments_of(Network, asked), "uplink": uplink})
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, TextIO
 
 import anyio
 
-from netns_kit.errors import ArgumentError, EventLogError, NetnsKitError
+from netns_kit.errors import ArgumentError, CaptureError, EventLogError, NetnsKitError
 from netns_kit.namespace.background import beside
 from netns_kit.network.network import Network
 from netns_kit.policy.policy import Policy
@@ -54,6 +54,11 @@ def add_policy_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="append what happens to flows, and what is refused, to a file, as lines of JSON (docs/observing.md); "
         "-: to standard error",
+    )
+    parser.add_argument(
+        "--capture",
+        metavar="FILE",
+        help="write all frames to a pcapng file, which is emptied first (docs/observing.md)",
     )
 
 
@@ -171,6 +176,30 @@ async def events_told(network: Network, file: TextIO | None) -> AsyncIterator[No
     async with beside(_tell, network, file, begun):
         await begun.event.wait()
         yield
+
+
+@asynccontextmanager
+async def captured(network: Network, path: str | None) -> AsyncIterator[None]:
+    """Write all frames to a file while the block runs, if there is one.
+
+    Raises:
+        CaptureError: The file cannot be opened.  What happens to it later is noticed, and nothing else.
+    """
+    if path is None:
+        yield
+        return
+    capture = await network.stack.capture(path).__aenter__()
+    try:
+        yield
+    finally:
+        try:
+            await capture.__aexit__(None, None, None)
+        except CaptureError as error:
+            notice(f"netns-kit: {error}")
+        if capture.lost:
+            notice(
+                f"netns-kit: {capture.lost} of {capture.frames} captured frames were lost: the file was too slow"
+            )
 
 
 class _Begun:

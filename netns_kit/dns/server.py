@@ -163,7 +163,10 @@ class DnsServer:
         return None if found is None else to_text(found).lower()
 
     def set_upstreams(
-        self, resolvers: Mapping[str, Iterable[tuple[str, int]]], manner: Manner = DEFAULT
+        self,
+        resolvers: Mapping[str, Iterable[tuple[str, int]]],
+        manner: Manner = DEFAULT,
+        domain_manner: Manner = DEFAULT,
     ) -> None:
         """Set the upstreams by domain; those of "" are asked about all other names, in that manner.
 
@@ -182,7 +185,7 @@ class DnsServer:
                 self.proxy.set_upstreams((), (gone, transport))
         self._domains = frozenset(names) - {_ROOT}
         for name, found in names.items():
-            how = manner if name == _ROOT else DEFAULT
+            how = manner if name == _ROOT else domain_manner
             streams = [Upstream(*each, "tcp") for each in found]
             datagrams = [Upstream(*each) for each in found]
             self.proxy.set_upstreams(streams if how.streams else datagrams, (name, "udp"), how)

@@ -79,17 +79,14 @@ class Published(Protocol):
     @property
     def host(self) -> Address:
         """The address that the port is bound to."""
-        ...
 
     def way_to(self, target: Address, guest: bytes) -> Way | None:
         """Return how datagrams to `target`, from the guest's packed address `guest`, leave by this port; None: they
         cannot.
         """
-        ...
 
     def add(self, flow: UdpFlow, target: Endpoint, way: Way) -> None:
         """Carry `flow` to `target`."""
-        ...
 
 
 class FlowRouter:
@@ -111,6 +108,8 @@ class FlowRouter:
         asking: The flows that wait for an answer, since the policy says so.
         forbidden: The connections whose clients are told why they are refused; None: there was none yet.
         watcher: The follower of what the policy does; None: there is none.
+        name_of: Returns the name with which a resolver has last answered a packed address, or None.  Only the router
+            of an `IndirectUplink` asks.
         refused: The number of flows that were refused by the uplink, by the policy or for lack of descriptors.
     """
 
@@ -138,6 +137,7 @@ class FlowRouter:
         self.beside: list[Callable[[], bool]] = []
         self.refused = 0
         self.watcher: Watcher | None = None
+        self.name_of: Callable[[bytes], str | None] = _unnamed
         self.enforcer = Enforcer(subnet, self.notice)
         self.asking = Asking(engine, self.enforcer, self)
         self.forbidden: Forbidden | None = None
@@ -661,6 +661,10 @@ class FlowRouter:
         if what not in self._noticed:
             self._noticed.add(what)
             self._tell(text, error)
+
+
+def _unnamed(_: bytes) -> None:
+    """Return no name."""
 
 
 def endpoints_of(key: bytes) -> tuple[Endpoint, Endpoint]:

@@ -47,11 +47,14 @@ class FramePump:
         tap: The device.
         stack: The stack that receives the frames.
         outbox: The relays that have kept views of the buffer.
+
+    Attributes:
+        tap: The device, or what stands before it at the moment.
     """
 
     def __init__(self, engine: Engine, tap: Device, stack: Stack, outbox: Outbox) -> None:
         self._engine = engine
-        self._tap = tap
+        self.tap = tap
         self._stack = stack
         self._outbox = outbox
         self._buffer = memoryview(bytearray(2 * FRAME_MAX))
@@ -68,7 +71,7 @@ class FramePump:
 
     def _on_tap(self, events: int) -> None:
         if events & OUT:
-            self._tap.flush()
+            self.tap.flush()
         self.read_frames(self._budget.size(FRAMES_PER_STEP))
         if self._engine.around > CROWDED:
             self._read_at = self._engine.now
@@ -91,7 +94,7 @@ class FramePump:
             self._drain()
             return
         stack, outbox, now = self._stack, self._outbox, self._engine.now
-        read, receive, network = self._tap.read_into, stack.receive, stack.network
+        read, receive, network = self.tap.read_into, stack.receive, stack.network
         free = buffer = self._buffer
         costly = network.costly_frames
         for _ in range(most):
@@ -136,7 +139,7 @@ class FramePump:
         for _ in range(DRAINED):
             if outbox.relays:
                 outbox.flush()
-            size = self._tap.read_into(buffer)
+            size = self.tap.read_into(buffer)
             if size is None:
                 break
             if stack.receive_known(buffer[:size], self._engine.now):
@@ -163,7 +166,7 @@ class FramePump:
             self._engine.again(self._receive_strange)
 
     def _end_of_step(self) -> None:
-        tap = self._tap
+        tap = self.tap
         if self._acks.at_once:
             self._acks.flush()
         if tap.deadline != NO_DEADLINE:
@@ -174,7 +177,7 @@ class FramePump:
 
     def handle_timer(self, now: float) -> None:
         """Let time pass for an impaired device, and read the frames that have arrived."""
-        self._tap.advance(now)
+        self.tap.advance(now)
         self.read_frames(FRAMES_PER_STEP)
 
 

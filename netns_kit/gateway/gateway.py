@@ -51,6 +51,7 @@ from .worker_links import WorkerLinks
 if TYPE_CHECKING:
     from netns_kit.dns.guard import Refused
     from netns_kit.policy.policy import Policy
+    from netns_kit.tap.frame_device import Device
 
     from .inside import Inside
 
@@ -124,10 +125,13 @@ class Gateway:
         self.endpoints = Endpoints()
         search = tuple(filter(is_host_name, uplink.search()))
         stack_for = partial(self._stack_for, setup, search, secret or os.urandom(16))
-        self.router = FlowRouter(
-            engine, uplink, subnet, self.endpoints, stack_for, links=peers, tell=tell or log
-        )
-        self.stack = stack = self.router.stack
+        router: Callable[..., FlowRouter] = FlowRouter
+        if uplink.is_indirect:
+            from .indirect_router import IndirectRouter as router  # other uplinks have none
+
+        self.router = router(engine, uplink, subnet, self.endpoints, stack_for, links=peers, tell=tell or log)
+        stack: Stack = self.router.stack
+        self.stack: Stack = stack
         self.enforcer = self.router.enforcer
         self.enforcer.told = self._query_refused
         if peers is not None:
@@ -182,12 +186,23 @@ class Gateway:
             self.zone.add(record)
         self.enforcer.own_names = self.zone.names_of
         self._dns = DnsRelay(self.engine, self.uplink, self.zone, self._hook_failed, self.router)
+        self.router.name_of = self._name_elsewhere
         resolvers = self.subnet.resolvers
         for address in resolvers:
             self.endpoints.serve_tcp(address, DNS_PORT, self._dns.tcp_opened)
             self.endpoints.serve_udp(address, DNS_PORT, self._dns.udp_opened)
         if setup.intercept_dns:
             self.endpoints.redirect(DNS_PORT, resolvers)
+
+    @property
+    def device(self) -> Device:
+        """What carries the stack's frames: the device, or a wrapper that was put before it."""
+        return self._pump.tap
+
+    @device.setter
+    def device(self, device: Device) -> None:
+        self._pump.tap = device
+        self.stack.link.emit = device.write
 
     def _govern(self, policy: Policy | None) -> None:
         """Let a policy decide from now on, about flows and names."""
@@ -263,6 +278,10 @@ class Gateway:
     def name_of(self, address: Address) -> str | None:
         """Return the name of an address, or None if it is not known."""
         return self._dns.name_of(address.packed)
+
+    def _name_elsewhere(self, address: bytes) -> str | None:
+        """Return the name with which a resolver has answered an address; None if a record of ours has it."""
+        return None if self.zone.name_of(address) is not None else self._dns.name_of(address)
 
     @operation()
     def names(self, addresses: tuple[Address, ...]) -> tuple[str | None, ...]:

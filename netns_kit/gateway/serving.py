@@ -16,7 +16,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -146,13 +146,13 @@ class Serving:
         return taken
 
     @operation()
-    def accept(self, number: int, sock: socket.socket | None = None) -> bool:
+    def accept(self, number: int, *, fds: Sequence[int]) -> bool:
         """Carry a flow that waits over a socket.  Return whether it was still there.
 
         Raises:
             OSError: The socket has not come.
         """
-        sock = _come(sock)
+        sock = _come(fds)
         flow = self._flows.get(number)
         if flow is None:
             sock.close()
@@ -167,7 +167,8 @@ class Serving:
         address: Address,
         port: int,
         source: Address | None,
-        sock: socket.socket | None = None,
+        *,
+        fds: Sequence[int],
     ) -> int:
         """Open a connection to the guest, and return its number.  `Opened` follows, or `Ended`.
 
@@ -176,13 +177,13 @@ class Serving:
             address: The address of the guest.
             port: The port of the guest.
             source: The address that the guest sees as the client's; None: the gateway's.
-            sock: What the connection is carried over.
+            fds: The socket that the connection is carried over.
 
         Raises:
             AddressError: A guest cannot have the address.
             OSError: There is no room for the connection.
         """
-        sock = _come(sock)
+        sock = _come(fds)
         gateway = self.gateway
         router, stack = gateway.router, gateway.stack
         local = gateway.subnet.of(address)
@@ -419,13 +420,14 @@ class ServedDatagrams:
         self._serving.ended(flow.id, self.service, "finished")
 
 
-def _come(sock: socket.socket | None) -> socket.socket:
+def _come(fds: Sequence[int]) -> socket.socket:
     """Return a socket that has come.
 
     Raises:
         OSError: It has not: too many descriptors were on their way.
     """
-    if sock is None:
+    if not fds:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    sock = socket.socket(fileno=fds[0])
     sock.setblocking(False)
     return sock

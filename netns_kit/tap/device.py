@@ -194,13 +194,9 @@ class TapDevice:
                 still belongs to the caller.
         """
         check_mtu(mtu, MTU_MAX)
-        arguments.whole_number("fd", fd, 0)
+        mode = arguments.descriptor("fd", fd).st_mode
         if name is not None:
             arguments.text("name", name, "text, or None")
-        try:
-            mode = os.fstat(fd).st_mode
-        except (OSError, OverflowError) as error:
-            raise ArgumentError("expected an open descriptor", "fd", repr(fd)) from error
         tap = cls(name or f"fd{fd}", mtu)
         if not stat.S_ISSOCK(mode):
             tap._attached(fd)

@@ -109,6 +109,41 @@ class Flow:
     served: bool = False
     """True if the process that runs the stack answers the flow itself, as at the DNS address."""
 
+    @property
+    def name(self) -> str | None:
+        """The name of the destination, if the uplink wants to know it and our DNS has answered with the address."""
+        return None
+
+
+class NamedFlow(Flow):
+    """A flow whose destination's name is known, for an uplink that wants to know it (`Uplink.wants_names`).
+
+    Attributes:
+        may_be_told: Whether a proxy may be told the name instead of the address.  A policy that has decided about the
+            address has not decided about what a proxy makes of the name.
+    """
+
+    __slots__ = ("_name", "may_be_told")
+
+    _name: str
+    may_be_told: bool
+
+    @classmethod
+    def of(cls, flow: Flow, name: str) -> NamedFlow:
+        """Return a flow with the name of its destination."""
+        made = cls(flow.protocol, flow.source, flow.destination, flow.subnet, flow.served)
+        object.__setattr__(made, "_name", name)
+        object.__setattr__(made, "may_be_told", False)
+        return made
+
+    @property
+    def name(self) -> str | None:
+        return self._name
+
+    def allow_telling(self) -> None:
+        """Let a proxy be told the name."""
+        object.__setattr__(self, "may_be_told", True)
+
 
 @frozen
 class Target:

@@ -100,7 +100,15 @@ class Uplink:
         AddressError: An address is not valid.
         ArgumentError: Another value cannot be used.
         ArgumentTypeError: An argument has the wrong type; a `policy` that is a coroutine function is one case.
+
+    Attributes:
+        is_indirect: Whether it is an `IndirectUplink`, such as one through a proxy.
+        wants_names: Whether its flows are to have the names of their destinations (`Flow.name`).  Only the flows of
+            an `IndirectUplink` have them.
     """
+
+    is_indirect = False
+    wants_names = False
 
     def __init__(
         self,
@@ -250,6 +258,10 @@ class Uplink:
     def dns_manner(self) -> Manner:
         """Return how resolvers are asked: as the host's resolv.conf says if they are the host's, else by default."""
         return DEFAULT if self.dns.servers is not None else self._host_conf().manner()
+
+    def dns_domain_manner(self) -> Manner:
+        """Return how the resolvers of single domains are asked (`DnsSettings.domains`)."""
+        return DEFAULT
 
     def search(self) -> tuple[str, ...]:
         """Return the current search list: the domains in which a short name is looked up.  A lone "." means none."""

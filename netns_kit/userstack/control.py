@@ -6,12 +6,13 @@ the feature that it belongs to (see `netns_kit.operations`).  Drivers call it be
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from netns_kit.dns import Zone
 from netns_kit.forwarder.forwards import Forwards
 from netns_kit.gateway.asking import Asking
+from netns_kit.gateway.captures import Captures
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.leasing import Leasing
 from netns_kit.gateway.serving import Serving
@@ -19,7 +20,7 @@ from netns_kit.operations import operations_of
 
 from .events import Events
 
-OPERATIONS = operations_of(Gateway, Leasing, Zone, Asking, Forwards, Events, Serving)
+OPERATIONS = operations_of(Gateway, Leasing, Zone, Asking, Forwards, Events, Serving, Captures)
 """The operations by name."""
 
 
@@ -35,25 +36,43 @@ class Control:
         self.gateway = gateway
         self.forwards = Forwards(gateway)
         self.events = Events(gateway, tell)
+        self.captures = Captures(gateway)
         gateway.asking.tell = tell
         self.serving = Serving(gateway, tell)
         features = (
-            gateway, gateway.leasing, gateway.zone, gateway.asking, self.forwards, self.events, self.serving
-        )  # fmt: skip
+            gateway,
+            gateway.leasing,
+            gateway.zone,
+            gateway.asking,
+            self.forwards,
+            self.events,
+            self.serving,
+            self.captures,
+        )
         self._features: dict[str, object] = {type(each).__name__: each for each in features}
 
-    def do(self, name: str, *arguments: object) -> Any:
+    def do(self, name: str, *arguments: object, fds: Sequence[int] = ()) -> Any:
         """Do the operation of that name.
+
+        Args:
+            name: The name.
+            arguments: The arguments of the operation.
+            fds: Descriptors that are the operation's from now on; one that takes none does not get any.
 
         Raises:
             KeyError: There is no such operation.  Other errors are those of the operation.
         """
         asked = OPERATIONS[name]
-        now = {"now": self.gateway.engine.now} if "now" in asked.__annotations__ else {}
-        return asked(self._features[name.partition(".")[0]], *arguments, **now)
+        given: dict[str, Any] = {}
+        if "now" in asked.__annotations__:
+            given["now"] = self.gateway.engine.now
+        if "fds" in asked.__annotations__:
+            given["fds"] = list(fds)
+        return asked(self._features[name.partition(".")[0]], *arguments, **given)
 
     def close(self) -> None:
         """Close all listeners, connections and sockets."""
+        self.captures.close()
         self.events.close()
         self.serving.close()
         self.forwards.close()

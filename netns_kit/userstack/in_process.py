@@ -5,10 +5,11 @@ A `UserStack` has either a `LocalStack` or `Workers`, and uses both in the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TypeVar, cast
 
 from netns_kit.gateway.engine import Engine
 from netns_kit.gateway.gateway import Gateway
@@ -17,9 +18,6 @@ from netns_kit.host.undo import on_error
 
 from .control import Control
 from .drivers import Driver, driver_named
-
-if TYPE_CHECKING:
-    import socket
 
 T = TypeVar("T")
 
@@ -59,28 +57,33 @@ class LocalStack:
         """
         return cast("T", await self.driver.call(lambda: self._control.do(operation.__qualname__, *arguments)))
 
-    async def ask_with(
-        self, sock: socket.socket, flow: int | None, operation: Callable[..., T], *arguments: object
+    async def hand(
+        self,
+        fds: Sequence[Sequence[int]],
+        operation: Callable[..., T],
+        *arguments: object,
+        flow: int | None = None,
     ) -> T:
-        """Have `Control` do an operation with a socket, which is this object's from now on.
+        """Do as `ask`, and hand descriptors over to the operation, which are this object's from now on.
 
         Args:
-            sock: The socket.
-            flow: The flow that it is about, if any.  One stack has all flows.
+            fds: The descriptors, of the one stack that there is.
             operation: The operation.
-            arguments: Its other arguments.
-
-        Raises:
-            StackClosed: The stack is not driven any more.  Other errors are those of the operation.
+            arguments: Its arguments.
+            flow: The flow that it is about.
         """
-        box = [sock]  # whoever takes it out has it: the engine, or this if the engine does not come to it
+        box = list(
+            fds
+        )  # whoever takes them out has them: the engine, or this if the engine does not come to it
         done = operation.__qualname__
         try:
-            return cast("T", await self.driver.call(lambda: self._control.do(done, *arguments, box.pop())))
+            return cast(
+                "T", await self.driver.call(lambda: self._control.do(done, *arguments, fds=box.pop()))
+            )
         except BaseException:
-            while box:
-                with suppress(IndexError):
-                    box.pop().close()
+            with suppress(IndexError):
+                for fd in box.pop():
+                    os.close(fd)
             raise
 
     async def close(self) -> None:

@@ -11,7 +11,7 @@ import logging
 import os
 import select
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from types import TracebackType
@@ -54,8 +54,12 @@ class Asked(Protocol):
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T: ...
 
-    async def ask_with(
-        self, sock: socket.socket, flow: int | None, operation: Callable[..., T], *arguments: object
+    async def hand(
+        self,
+        fds: Sequence[Sequence[int]],
+        operation: Callable[..., T],
+        *arguments: object,
+        flow: int | None = None,
     ) -> T: ...
 
 
@@ -450,7 +454,7 @@ class Servers:
         with ours:
             flow.is_carried = True
             with anyio.CancelScope(shield=True):
-                if not await self._stack.ask_with(theirs, number, Serving.accept, number):
+                if not await self._stack.hand([[theirs.detach()]], Serving.accept, number, flow=number):
                     return
             stream = GuestStream(flow, ours) if is_tcp else GuestDatagrams(flow, ours)
             try:
@@ -479,7 +483,9 @@ class Servers:
         ours, theirs = _pair(is_tcp=True)
         try:
             with anyio.CancelScope(shield=True):
-                id = await self._stack.ask_with(theirs, None, Serving.connect, number, address, port, source)
+                id = await self._stack.hand(
+                    [[theirs.detach()]], Serving.connect, number, address, port, source
+                )
             await connecting.decided.wait()
             if connecting.flow is None:
                 raise _refusal(connecting.why)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import socket
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from itertools import count
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Protocol, TextIO, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, TextIO, TypeVar
 
 import anyio
 from typing_extensions import Self, Unpack
@@ -34,6 +35,7 @@ from netns_kit.errors import (
 from netns_kit.forwarder.forwarder import CLOSING_SECONDS
 from netns_kit.frozen import replace
 from netns_kit.gateway.asking import FlowRequest, OnFlow
+from netns_kit.gateway.capture_filter import CaptureFilter
 from netns_kit.gateway.gateway import FlowInfo, Gateway
 from netns_kit.gateway.leasing import Leasing
 from netns_kit.gateway.setup import Setup, StackOptions, as_record, check_policy
@@ -45,6 +47,7 @@ from netns_kit.subnet import Subnet
 from netns_kit.tap.frame_device import Device
 from netns_kit.uplink.uplink import Uplink
 
+from .capture import SNAPLEN_MAX, Capture
 from .event_log import EventLog
 from .events import Event, Events, FlowEvent, under_way
 from .in_process import LocalStack
@@ -73,8 +76,12 @@ class Runner(Protocol):
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T: ...
 
-    async def ask_with(
-        self, sock: socket.socket, flow: int | None, operation: Callable[..., T], *arguments: object
+    async def hand(
+        self,
+        fds: Sequence[Sequence[int]],
+        operation: Callable[..., T],
+        *arguments: object,
+        flow: int | None = None,
     ) -> T: ...
 
     async def close(self) -> None: ...
@@ -536,6 +543,41 @@ class UserStack(Openable):
         finally:
             log.close()
 
+    def capture(
+        self,
+        target: str | os.PathLike[str] | BinaryIO,
+        *,
+        where: CaptureFilter | None = None,
+        snaplen: int = SNAPLEN_MAX,
+        max_bytes: int | None = None,
+        max_seconds: float | None = None,
+    ) -> Capture:
+        """Return a capture of the frames of the device, to be used in `async with`, in which it writes a pcapng file.
+
+        The file has the frames of flows that the stack carries, of DNS, DHCP and everything else on the link.  Flows
+        beside the stack have none, see `netns_kit.forwarder.ports.Mode`.  TCP super-segments are whole, UDP
+        super-datagrams are cut.  What the file is too slow for is lost, and counted.
+
+        Args:
+            target: The path of a file that is made or emptied; or a file that is open for bytes, which stays open.
+            where: The frames that are captured; None: all.
+            snaplen: The bytes that are kept of each frame at most.
+            max_bytes: The size at which the file is complete; None: there is none.
+            max_seconds: The time after which it is; None: there is none.
+
+        Raises:
+            ArgumentError, ArgumentTypeError: An argument that cannot be used.
+            CaptureError: On entering, the file cannot be opened or written; on leaving, it could not be written
+                meanwhile.
+            StackClosed: On entering, the stack is not open.
+            OSError: On entering, there are no descriptors or no memory left.
+
+        Cancellation: The file is complete.
+        """
+        return Capture(
+            self, target, where=where, snaplen=snaplen, max_bytes=max_bytes, max_seconds=max_seconds
+        )
+
     def _start_answering(self, on_flow: OnFlow) -> None:
         from .answering import Answering  # few need it
 
@@ -604,32 +646,39 @@ class UserStack(Openable):
                 raise StackClosed("the stack is not open yet", fix="await its open() first")
             return await self._runner.ask(operation, *arguments)
 
-    async def ask_with(
-        self, sock: socket.socket, flow: int | None, operation: Callable[..., T], *arguments: object
+    async def hand(
+        self,
+        fds: Sequence[Sequence[int]],
+        operation: Callable[..., T],
+        *arguments: object,
+        flow: int | None = None,
     ) -> T:
-        """Have the stack do an operation with a socket, which is the stack's from now on.
+        """Have the stack do an operation with descriptors, which are the stack's from now on.
+
+        For parts of this library.
 
         Args:
-            sock: The socket.
+            fds: The descriptors for each worker that is asked: all are, or the one that the operation is for.
+            operation: A method that is marked as one, and takes `fds`.
+            arguments: What it is called with.
             flow: The number of the flow that it is about, if it is about one.
-            operation: A method that is marked as one.
-            arguments: What it is called with, before the socket.
 
         Raises:
             StackClosed: The stack is not open.
 
-        Other errors are those of the operation, and what has ended the stack.
+        Other errors are those of `ask`.
 
         Cancellation: The operation may have been done.
         """
         try:
             self.supervisor.check()
         except NetnsKitError:
-            sock.close()
+            for fd in itertools.chain(*fds):
+                os.close(fd)
             raise
         with self.supervisor.guarding():
             assert self._runner is not None, "it is open"
-            return await self._runner.ask_with(sock, flow, operation, *arguments)
+            return await self._runner.hand(fds, operation, *arguments, flow=flow)
 
 
 class _Follower:

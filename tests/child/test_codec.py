@@ -27,6 +27,7 @@ from netns_kit import (
     ReverseForward,
     UnixSocket,
 )
+from netns_kit.arguments import Address
 from netns_kit.child.codec import DecodeError, Failure, decode, dump, encode, load
 from netns_kit.dhcp import Lease
 from netns_kit.dns import Record
@@ -114,6 +115,7 @@ VALUES: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (bool, st.booleans()),
     (float, st.floats(allow_nan=False, allow_infinity=False)),
     (None, st.none()),
+    (tuple[Address, ...], st.lists(addresses).map(tuple)),
     (tuple[str | None, ...], st.lists(st.none() | st.text()).map(tuple)),
 ]
 KINDS = [kind for kind, _ in VALUES]

@@ -52,7 +52,11 @@ MADE_BY_CALLS = {"Namespace", "Process", "Flow", "FlowInfo", "FlowEvent"}
 """Classes whose objects are returned by calls: nobody is to call their constructors."""
 
 CHECKED_BEFORE = {
-    "Uplink.route": {"ArgumentError", "ArgumentTypeError"},
+    **{
+        f"{uplink}Uplink.{each}": {"ArgumentError", "ArgumentTypeError", "DomainNameError"}
+        for uplink in ("", "Chooser", "Indirect", "Socks5", "HttpConnect")
+        for each in ("route", "way_for", "dial", "dial_resolver", "carriage")
+    },
     "ImpairedTap.at": {"ArgumentError"},
 }
 """Errors that cannot be raised, because what they are about was checked before: a flow's endpoints, say."""

@@ -21,7 +21,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import wraps
 from ipaddress import IPv4Address, IPv6Address
@@ -180,8 +180,7 @@ class World(TwoHosts):
         with sock, suppress(OSError):
             while data := sock.recv(1 << 16):
                 if port == 53:
-                    answer = self._resolve(data[2:], "tcp")
-                    data = len(answer).to_bytes(2, "big") + answer
+                    data = b"".join(self._resolve_all(data))
                 elif b" HTTP/1.1\r\n" in data:
                     data = b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nwelcome\n"
                 sock.sendall(data)
@@ -194,6 +193,14 @@ class World(TwoHosts):
             came_to = [each for each in ancillary if each[1] == _IPV6_PKTINFO]
             with suppress(OSError):
                 sock.sendmsg([data], came_to, 0, sender)
+
+    def _resolve_all(self, queries: bytes) -> Iterator[bytes]:
+        """Yield the answers to queries that have come together, each behind its length."""
+        while queries:
+            size = int.from_bytes(queries[:2], "big")
+            answer = self._resolve(queries[2 : 2 + size], "tcp")
+            yield len(answer).to_bytes(2, "big") + answer
+            queries = queries[2 + size :]
 
     def _resolve(self, message: bytes, protocol: str) -> bytes:
         try:

@@ -24,7 +24,7 @@ import pytest
 from netns_kit.cli.command_line import FAILED
 from netns_kit.cli.run import NOT_EXECUTABLE, NOT_FOUND, main
 from netns_kit.gateway.setup import DriverName
-from tests.support import ROOT, missing, needs, needs_ipv6, needs_tun
+from tests.support import ROOT, missing, needs, needs_ipv6, needs_tun, pcapng
 from tests.support.servers import (
     SECONDS,
     closed_port,
@@ -335,6 +335,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         "--allow [TARGET][:PORTS][/PROTOCOL]",
         "--deny",
         "--events",
+        "--capture",
     ):
         assert option in text
 
@@ -616,6 +617,20 @@ def test_the_command_goes_on_when_events_cannot_be_written() -> None:
         "netns-kit: the event log cannot be written: No space left on device; the file is /dev/full; "
         "make room, or write to another file\n"
     )
+
+
+def test_a_capture(tmp_path: Path) -> None:
+    path = tmp_path / "frames.pcapng"
+    done = run("--capture", str(path), "--", "sh", "-c", "ping -c1 -W1 10.0.2.2; exit 3")
+    assert (done.returncode, done.stderr) == (3, "")
+    pings = [each for each in pcapng.read(path.read_bytes()).packets if each.data[23] == 1]
+    assert [each.direction for each in pings] == [pcapng.OUTBOUND, pcapng.INBOUND]
+
+
+def test_a_file_for_a_capture_that_cannot_be_had(tmp_path: Path) -> None:
+    done = run("--capture", str(tmp_path), "--", "echo", "started")
+    assert (done.returncode, done.stdout) == (FAILED, "")
+    assert "the capture cannot be written: Is a directory" in done.stderr
 
 
 def test_importing_the_command_line_leaves_out_what_is_slow() -> None:

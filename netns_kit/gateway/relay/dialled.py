@@ -86,6 +86,16 @@ class Dialled:
             pending.close()
             self.begin(dial)
 
+    @property
+    def pending(self) -> Pending | None:
+        """The dial that is under way."""
+        return self._pending
+
+    def refuse(self, why: Refusal | IcmpError) -> None:
+        """Give up the pending dial, as if it had been refused."""
+        self._give_up()
+        self._refused(why)
+
     def _give_up(self) -> None:
         """Give up the pending dial, if there is one."""
         if self._pending is not None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 REQUEST, REPLY = 1, 2
 _PACKET = Struct("!HHBBH6s4s6s4s")
+SIZE = _PACKET.size
 _ETHERNET_IPV4 = (1, 0x0800, 6, 4)
 
 

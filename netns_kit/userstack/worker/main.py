@@ -43,6 +43,9 @@ from netns_kit.userstack.control import OPERATIONS, Control
 
 from .input import decode as decode_input
 
+DESCRIPTORS = 2
+"""Descriptors that come with a question at most."""
+
 
 def main(control: int, owner: int, *_: int) -> int:
     """Serve until the owner has gone, and return the exit status."""
@@ -72,7 +75,8 @@ def _serve(channel: Channel, owner: int) -> None:
     engine.add(owner, server.on_owner, IN)
     if setup.uplink.dns.hook is not None:
         records.prepare()  # its answers may need to import something
-    from netns_kit.gateway.relay import forbidden, peek  # noqa: F401 - no module can be found later
+    from netns_kit.gateway import frame_capture  # noqa: F401 - no module can be found later
+    from netns_kit.gateway.relay import forbidden, peek  # noqa: F401 - likewise
     from netns_kit.policy import name_guard, policy  # noqa: F401 - a policy may be set later
 
     if setup.supply is not None:
@@ -113,8 +117,8 @@ class ControlServer:
 
     def _on_channel(self, _: int) -> None:
         self._channel.flush()
-        while (asked := self._channel.receive_with(1)) is not None:
-            self._answer(*asked)
+        while (received := self._channel.receive_with(DESCRIPTORS)) is not None:
+            self._answer(*received)
         self._watch_channel()
         if self._channel.ended:
             self.stopping = True
@@ -128,9 +132,8 @@ class ControlServer:
     def _answer(self, question: bytes, fds: list[int]) -> None:
         try:
             name, arguments = load(tuple[str, tuple[Any, ...]], question)
-            given = [socket.socket(fileno=fd) for fd in fds]
             kinds, _ = types_of(OPERATIONS[name])
-            result = self.control.do(name, *map(decode, kinds, arguments), *given)
+            result = self.control.do(name, *map(decode, kinds, arguments), fds=fds)
             self._channel.send(dump(("result", result)))
         except Exception as error:
             self._channel.send(dump(("error", Failure.of(error))))

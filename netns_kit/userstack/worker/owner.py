@@ -12,10 +12,11 @@ lines become part of the error that reports its end.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import anyio
 import anyio.lowlevel
@@ -30,9 +31,6 @@ from netns_kit.operations import types_of
 from netns_kit.userstack.drivers import CLOSED
 
 from .input import encode
-
-if TYPE_CHECKING:
-    import socket
 
 MESSAGES_AT_ONCE = 64
 LINES_KEPT, LINE_MAX, LINES_LOGGED = 20, 500, 1000
@@ -118,26 +116,24 @@ class WorkerProcess:
         """
         return cast("T", await self.put(operation, *arguments).answer())
 
-    def put(
-        self, operation: Callable[..., object], *arguments: object, sock: socket.socket | None = None
-    ) -> Question:
+    def put(self, operation: Callable[..., object], *arguments: object, fds: Sequence[int] = ()) -> Question:
         """Send a question, and return it, so that the caller may wait for its answer later.
 
         Args:
-            operation: The operation that is asked for.
+            operation: The operation.
             arguments: Its arguments.
-            sock: A socket that goes with it, and is this object's from now on.
+            fds: Descriptors for the operation, which are this object's from now on.
 
         Raises:
             StackClosed: The worker has ended.
         """
         if self._ended:
-            if sock is not None:
-                sock.close()
+            for fd in fds:
+                os.close(fd)
             raise StackClosed(CLOSED)
         _, answer = types_of(operation)
         question = Question(answer)
-        self._channel.send(dump((operation.__qualname__, arguments)), sock)
+        self._channel.send(dump((operation.__qualname__, arguments)), fds)
         self._pending.append(question)
         if self._channel.backlog:
             self._unsent.set()

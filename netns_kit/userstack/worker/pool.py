@@ -10,9 +10,9 @@ If one worker ends, all are ended.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TypeVar, cast
 
 import anyio
 
@@ -23,9 +23,6 @@ from netns_kit.gateway.worker_links import WorkerLinks, connect
 from netns_kit.operations import join_of
 
 from .owner import WorkerProcess
-
-if TYPE_CHECKING:
-    import socket
 
 T = TypeVar("T")
 
@@ -97,26 +94,34 @@ class Workers:
             raise
         return answers[0] if join is None else cast("T", join(answers))
 
-    async def ask_with(
-        self, sock: socket.socket, flow: int | None, operation: Callable[..., T], *arguments: object
+    async def hand(
+        self,
+        fds: Sequence[Sequence[int]],
+        operation: Callable[..., T],
+        *arguments: object,
+        flow: int | None = None,
     ) -> T:
-        """Have an operation done with a socket, which is this object's from now on.
+        """Do as `ask`, and hand descriptors over to the operation, which are this object's from now on.
 
         Args:
-            sock: The socket.
-            flow: The flow that it is about, whose worker is asked; None: the first one is.
+            fds: The descriptors for each worker that is asked: all are, or the one that the operation is for.
             operation: The operation.
-            arguments: Its other arguments.
-
-        If cancelled, it is done all the same.  Raises what `WorkerProcess.ask` raises.
+            arguments: Its arguments.
+            flow: The flow that it is about, whose worker is asked; None: the first one, or all, as it is marked.
         """
+        join = join_of(operation)
         at = 0 if flow is None else (flow - 1) % len(self.processes)  # as flows are numbered
+        asked = self.processes[at : at + 1] if join is None else self.processes
         try:
-            answer = await self.processes[at].put(operation, *arguments, sock=sock).answer()
+            questions = [
+                process.put(operation, *arguments, fds=given)
+                for process, given in zip(asked, fds, strict=True)
+            ]
+            answers = [await question.answer() for question in questions]
         except StackClosed:
             await self._ended.wait()  # `run` raises the reason first
             raise
-        return cast("T", answer)
+        return cast("T", answers[0] if join is None else join(answers))
 
     async def close(self) -> None:
         """End the workers, as `WorkerProcess.close` does."""

@@ -1,0 +1,101 @@
+"""The option --proxy: the uplink that a URL describes."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from netns_kit.errors import NetnsKitError
+from netns_kit.uplink.uplink import Uplink
+
+_URL = re.compile(
+    r"(?P<scheme>[a-z0-9]+)://(?:(?P<user>[^:@/]*)(?::(?P<password>[^@/]*))?@)?"
+    r"(?P<host>\[[^\]/@]+\]|[^:/@\[\]]+)(?::(?P<port>[0-9]{1,5}))?/?",
+    re.IGNORECASE,
+)
+_FORM = "expected socks5://[USER:PASSWORD@]HOST[:PORT] or http://..."
+_PORTS = {"socks5": 1080, "socks5h": 1080, "http": 8080}
+
+
+def add_proxy_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options about a proxy."""
+    parser.add_argument(
+        "--proxy",
+        type=_checked,
+        metavar="URL",
+        help="send all flows through a proxy: socks5://[USER:PASSWORD@]HOST[:PORT], or http:// for CONNECT, which "
+        "carries TCP alone.  Pings are refused.  The proxy is told names where they are known.  Resolvers are asked "
+        "through it, over TCP, so give some that it can reach (--dns), if the host's are on its loopback",
+    )
+    parser.add_argument(
+        "--proxy-names",
+        choices=("proxy", "here"),
+        default="proxy",
+        help="who resolves names: with here, the proxy is told addresses alone (%(default)s)",
+    )
+    parser.add_argument(
+        "--proxy-resolvers",
+        choices=("proxy", "host"),
+        default="proxy",
+        help="with host, resolvers are asked as without a proxy, which shows them the names (%(default)s)",
+    )
+
+
+def uplink_from(options: argparse.Namespace, arguments: Mapping[str, Any]) -> Uplink:
+    """Return the uplink that the options ask for.
+
+    Args:
+        options: The options, of which those of `add_proxy_options` are read.
+        arguments: The arguments of any `Uplink`.
+    """
+    if options.proxy is None:
+        return Uplink(**arguments)
+    scheme, user, password, host, port = _parsed(options.proxy)
+    from netns_kit.uplink.http_connect import HttpConnectUplink  # without a proxy nobody has these
+    from netns_kit.uplink.socks5 import Socks5Uplink
+
+    kind = HttpConnectUplink if scheme == "http" else Socks5Uplink
+    asked = {"names": options.proxy_names, "resolvers": options.proxy_resolvers, **arguments}
+    return kind(_resolved(host, port), user, password, **asked)
+
+
+def _checked(text: str) -> str:
+    """Return the text, if it is a URL of a proxy.  What is said of another one does not show it."""
+    try:
+        _parsed(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _parsed(text: str) -> tuple[str, str | None, str | None, str, int]:
+    """Return scheme, user name, password, host and port of a URL.  Raises ValueError without the URL in it."""
+    found = _URL.fullmatch(text)
+    scheme = found["scheme"].lower() if found else ""
+    if found is None or scheme not in _PORTS or not 0 < int(found["port"] or 1) < 65536:
+        raise ValueError(f"{_FORM}; what is special in USER or PASSWORD is written as %XX")
+    if (found["user"] is None) != (found["password"] is None):
+        raise ValueError(f"{_FORM}, a password too")
+    from urllib.parse import unquote  # it takes its time
+
+    user, password = (None if found[each] is None else unquote(found[each]) for each in ("user", "password"))
+    return scheme, user, password, found["host"], int(found["port"] or _PORTS[scheme])
+
+
+def _resolved(host: str, port: int) -> str:
+    """Return the proxy as address and port.  Its name is resolved once, by the host.
+
+    Raises:
+        NetnsKitError: It has no address.
+    """
+    from socket import SOCK_STREAM, gaierror, getaddrinfo
+
+    try:
+        address = getaddrinfo(host.strip("[]"), port, type=SOCK_STREAM)[0][4][0]
+    except (gaierror, UnicodeError):
+        raise NetnsKitError(
+            f"the proxy's name {host!r} cannot be resolved", fix="write its address"
+        ) from None
+    return f"[{address}]:{port}" if ":" in str(address) else f"{address}:{port}"

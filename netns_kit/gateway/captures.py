@@ -1,0 +1,67 @@
+"""Captures: the frames of one stack as blocks of pcapng, for whoever asks for them while it runs.
+
+A capture is asked for by its owner (`netns_kit.userstack.capture`), who hands over the ring that the blocks are put
+into.  What it does is in `netns_kit.gateway.frame_capture`, which nobody else pays for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from netns_kit.arguments import Address
+from netns_kit.operations import chained, operation, same
+
+from .capture_filter import CaptureFilter
+
+if TYPE_CHECKING:
+    from .frame_capture import FrameCapture
+    from .gateway import Gateway
+
+
+class Captures:
+    """The captures of one stack.
+
+    Args:
+        gateway: The gateway whose frames are captured.
+    """
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._running: dict[int, FrameCapture] = {}
+
+    @operation(same)
+    def begin(self, number: int, snaplen: int, where: CaptureFilter | None, *, fds: Sequence[int]) -> None:
+        """Capture frames from now on.
+
+        Args:
+            number: The number of the capture.
+            snaplen: The bytes that are kept of a frame at most.
+            where: Which frames are kept; None: all.
+            fds: The memfd of a ring, and the eventfd that wakes its owner.  They are closed in the end.
+
+        Raises:
+            OSError: The ring cannot be mapped.
+        """
+        from .frame_capture import FrameCapture
+
+        ring, wake = fds
+        try:
+            self._running[number] = FrameCapture(self._gateway, ring, wake, snaplen, where)
+        except BaseException:
+            os.close(wake)
+            raise
+        finally:
+            os.close(ring)
+
+    @operation(chained)
+    def end(self, number: int) -> tuple[Address, ...]:
+        """End a capture, and return addresses of flows whose names this engine does not know."""
+        found = self._running.pop(number, None)
+        return () if found is None else found.stop()
+
+    def close(self) -> None:
+        """End all captures."""
+        for number in list(self._running):
+            self.end(number)

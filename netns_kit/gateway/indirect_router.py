@@ -1,0 +1,184 @@
+"""IndirectRouter: the FlowRouter of an `IndirectUplink`, such as one through a proxy.
+
+It does more than a `FlowRouter`: it finds the names of destinations, it has UDP and pings carried as the
+uplink says (`IndirectUplink.carriage`), and it gives up a dial that takes too long.  A gateway with another uplink
+has none of this.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from netns_kit.domain_names import to_text
+from netns_kit.policy.addresses import canonical
+from netns_kit.stack import AnyFlow, EchoFlow, Refusal, Stack, StackUser, TcpConnection, Transport, UdpFlow
+from netns_kit.stack.wire import flow_key
+from netns_kit.subnet import Subnet
+from netns_kit.uplink.dial import Dial, Refused
+from netns_kit.uplink.flow import Endpoint, Flow, NamedFlow, Target
+from netns_kit.uplink.indirect import IndirectUplink, ProxyDial, UdpAssociation
+
+from .endpoints import Endpoints
+from .enforcer import Ruling, ruling_of
+from .engine import Engine
+from .flow_router import FlowRouter, Outcome, Routed
+from .relay.associated import AssociatedRelay
+from .relay.dialled import Dialled
+from .worker_links import WorkerLinks
+
+_Guest = tuple[bytes, int, Endpoint]
+"""A guest's address and port, and the proxy that its datagrams go through."""
+
+
+class IndirectRouter(FlowRouter):
+    """The `StackUser` of a gateway whose uplink is indirect.  Its arguments are those of `FlowRouter`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        uplink: IndirectUplink,
+        subnet: Subnet,
+        endpoints: Endpoints,
+        stack: Callable[[StackUser], Stack],
+        *,
+        links: WorkerLinks | None,
+        tell: Callable[[str, BaseException | None], None],
+    ) -> None:
+        self._indirect = uplink.attached(self.notice)
+        self._associations: dict[_Guest, AssociatedRelay] = {}
+        super().__init__(engine, self._indirect, subnet, endpoints, stack, links=links, tell=tell)
+
+    # -- names ----------------------------------------------------------------------------------------
+
+    def _flow_of(self, transport: Transport, key: bytes, served: bool = False) -> Flow:
+        flow = super()._flow_of(transport, key, served)
+        name = (
+            None if served or not self._indirect.wants_names else self._name(flow.destination.address.packed)
+        )
+        if name is None:
+            return flow
+        named = NamedFlow.of(flow, name)
+        if self.enforcer.policy is None and self._indirect.policy is None:
+            named.allow_telling()
+        return named
+
+    def _name(self, address: bytes) -> str | None:
+        pins = self.enforcer.pins
+        if self.enforcer.policy is not None and pins is not None:
+            names = pins.names(canonical(address), self._engine.now)
+            if names:
+                return to_text(names[-1])
+        return self.name_of(address)
+
+    def _govern(self, found: Routed, opened: AnyFlow | None) -> Outcome:
+        outcome = super()._govern(found, opened)
+        ruling = ruling_of(opened)
+        if isinstance(found[0], NamedFlow) and ruling is not None and _is_by_name(ruling, found[0].name):
+            found[0].allow_telling()
+        return outcome
+
+    # -- TCP ------------------------------------------------------------------------------------------
+
+    def tcp_opened(self, connection: TcpConnection) -> None:
+        super().tcp_opened(connection)
+        self._limit(connection.user)
+
+    def proceed(self, opened: AnyFlow, flow: Flow, target: Target) -> Refusal | None:
+        refusal = super().proceed(opened, flow, target)
+        self._limit(opened.user)
+        return refusal
+
+    def _limit(self, relay: object) -> None:
+        """Give up the dial of a relay when the time of the proxy is over."""
+        if isinstance(relay, Dialled) and isinstance(relay.pending, ProxyDial):
+            limit = TimeLimit(relay, relay.pending)
+            self._engine.timers.arm(limit, self._engine.now + self._indirect.time_limit)
+
+    def dial_resolver(self, resolver: Endpoint) -> Dial:
+        flow = Flow("tcp", Endpoint._make((self._subnet.dns, 0)), resolver, self._subnet)
+        try:
+            return self._indirect.dial_resolver(flow, Target((resolver,)))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            return self.cannot_dial(error)
+
+    # -- datagrams ------------------------------------------------------------------------------------
+
+    def _carry_udp(self, flow: UdpFlow, endpoint: Endpoint) -> Refusal | None:
+        found = self._carriage("udp", flow, endpoint)
+        if found is None:
+            return super()._carry_udp(flow, endpoint)
+        if isinstance(found, Refusal):
+            return found
+        names = flow_key.parse(flow.key)
+        guest = names.guest, names.guest_port, found.proxy
+        relay = self._associations.get(guest)
+        if relay is not None:
+            relay.add(flow, endpoint)
+            return None
+        dial = self._dialled(found)
+        if isinstance(dial, Refused):
+            return _refusal_of(dial)
+        relay = self._associations[guest] = AssociatedRelay(
+            self._engine, found, self.cannot_dial, idle=lambda: self._associations.pop(guest, None)
+        )
+        relay.add(flow, endpoint)
+        relay.begin(dial)
+        self._limit(relay)
+        return None
+
+    def _dialled(self, association: UdpAssociation) -> Dial:
+        try:
+            return association.dial()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            return self.cannot_dial(error)
+
+    def _carry_echo(self, flow: EchoFlow, endpoint: Endpoint) -> Refusal | None:
+        found = self._carriage("icmp", flow, endpoint)
+        if found is None:
+            return super()._carry_echo(flow, endpoint)
+        return found if isinstance(found, Refusal) else Refusal.PROHIBITED
+
+    def _carriage(
+        self, transport: Transport, flow: UdpFlow | EchoFlow, endpoint: Endpoint
+    ) -> UdpAssociation | Refusal | None:
+        """Ask the uplink what carries a flow.  If it fails, the flow is refused."""
+        try:
+            found = self._indirect.carriage(self._flow_of(transport, flow.key), Target((endpoint,)))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            return _refusal_of(self.cannot_dial(error))
+        self.refused += isinstance(found, Refusal)
+        return found
+
+
+class TimeLimit:
+    """The time that a proxy has for one dial."""
+
+    __slots__ = ("_dial", "_relay", "timer_at", "timer_entry")
+
+    def __init__(self, relay: Dialled, dial: ProxyDial) -> None:
+        self._relay = relay
+        self._dial = dial
+        self.timer_at = self.timer_entry = math.inf
+
+    def handle_timer(self, _: float) -> None:
+        """Refuse the flow, if the dial is still under way."""
+        if self._relay.pending is self._dial:
+            self._relay.refuse(self._dial.time_over().why)
+
+
+def _refusal_of(refused: Refused) -> Refusal:
+    return refused.why if isinstance(refused.why, Refusal) else Refusal.HOST_UNREACHABLE
+
+
+def _is_by_name(ruling: Ruling, name: str | None) -> bool:
+    """Return whether the rule that has decided is about this name."""
+    return name is not None and any(
+        name == each or (each.startswith("*.") and name.endswith(each[1:])) for each in ruling.targets
+    )

@@ -1,0 +1,148 @@
+"""Blocks of a pcapng file (draft-ietf-opsawg-pcapng), in the byte order of this machine.
+
+Every block is its type, its length, its content and its length again, a multiple of four bytes:
+
+     0                   1                   2                   3
+     0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
+    +-------------------------------+-------------------------------+
+    |                            block type                         |
+    |                        block total length                     |
+    |               content, options, padded to 32 bits             |
+    |                        block total length                     |
+    +---------------------------------------------------------------+
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from struct import Struct
+
+from netns_kit.stack.wire.family import IPV4, family_of
+
+ETHERNET = 1
+FROM_GUEST, TO_GUEST = 2, 1
+"""Directions of a frame, as the interface inside has them: outbound, inbound."""
+TEXT_MAX = 4096  # bytes of an option's text
+
+_SECTION, _INTERFACE, _NAMES, _STATISTICS, _PACKET = 0x0A0D0D0A, 1, 4, 5, 6
+_COMMENT, _END = 1, Struct("=HH").pack(0, 0)
+_OPTION = Struct("=HH").pack
+_BLOCK = Struct("=II").pack
+_LENGTH, _read_length = Struct("=I").pack, Struct("=I").unpack
+_SECTION_HEAD = Struct("=IHHq").pack
+_INTERFACE_HEAD = Struct("=HHI").pack
+_STATISTICS_HEAD = Struct("=III").pack
+PACKET_HEAD = 28  # bytes before the frame
+_PACKET_HEAD = Struct("=IIIIIII").pack
+_PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")  # by length modulo 4
+
+
+def section(hardware: str, system: str, program: str) -> bytes:
+    """Return a section header block: the beginning of a file, of unknown length."""
+    named = _text(2, hardware) + _text(3, system) + _text(4, program) + _END
+    return _block(_SECTION, _SECTION_HEAD(0x1A2B3C4D, 1, 0, -1), named)
+
+
+def interface(
+    name: str, snaplen: int, *, mac: bytes | None, system: str, hardware: str, comment: str
+) -> bytes:
+    """Return an interface description block: Ethernet, times in nanoseconds."""
+    options = _text(_COMMENT, comment) + _text(2, name)
+    if mac is not None:
+        options += _option(6, mac)
+    options += _option(9, b"\x09") + _text(12, system) + _text(15, hardware) + _END
+    return _block(_INTERFACE, _INTERFACE_HEAD(ETHERNET, 0, snaplen), options)
+
+
+def packet_ends(time: int, kept: int, size: int, direction: int, comment: str = "") -> tuple[bytes, bytes]:
+    """Return what stands before and behind a frame in its enhanced packet block.
+
+    Args:
+        time: Nanoseconds since the epoch.
+        kept: The bytes of the frame that are kept.
+        size: The bytes that the frame has.
+        direction: `FROM_GUEST` or `TO_GUEST`.
+        comment: A comment on the frame.
+    """
+    total, tail = _plain_tail(kept, direction)
+    if comment:
+        tail = tail[:-8] + _text(_COMMENT, comment) + _END
+        total = PACKET_HEAD + kept + len(tail) + 4
+        tail += _LENGTH(total)
+    return _PACKET_HEAD(_PACKET, total, 0, time >> 32, time & 0xFFFFFFFF, kept, size), tail
+
+
+@lru_cache(maxsize=1024)
+def _plain_tail(kept: int, direction: int) -> tuple[int, bytes]:
+    """Return the length of a packet's block without a comment, and what stands behind the frame."""
+    tail = _PADDING[kept & 3] + _OPTION(2, 4) + _LENGTH(direction) + _END
+    total = PACKET_HEAD + kept + len(tail) + 4
+    return total, tail + _LENGTH(total)
+
+
+def names(pairs: Iterable[tuple[bytes, str]]) -> bytes:
+    """Return a name resolution block: packed addresses and what they are called."""
+    records = b""
+    for address, name in pairs:
+        value = address + name.encode("utf-8", "replace")[:TEXT_MAX] + b"\0"
+        records += _option(1 if family_of(address) is IPV4 else 2, value)
+    return _block(_NAMES, records + _END)
+
+
+def statistics(time: int, began: int, *, received: int, accepted: int, dropped: int) -> bytes:
+    """Return an interface statistics block.
+
+    Args:
+        time: The end of the capture, in nanoseconds since the epoch.
+        began: Its beginning.
+        received: Frames that have crossed the interface.
+        accepted: Those that were to be captured.
+        dropped: Those of them that were lost.
+    """
+    counted = [(2, _time(began)), (3, _time(time))]
+    counted += [(code, Struct("=Q").pack(n)) for code, n in ((4, received), (5, dropped), (6, accepted))]
+    options = b"".join(_option(code, value) for code, value in counted) + _END
+    return _block(_STATISTICS, _STATISTICS_HEAD(0, time >> 32, time & 0xFFFFFFFF), options)
+
+
+def whole_blocks(data: Sequence[memoryview], room: int) -> int | None:
+    """Return how many bytes at the beginning of `data`, at most `room`, are whole blocks; None: these are no blocks.
+
+    Args:
+        data: One piece, or two, the second of which continues the first.
+    """
+    size, at = sum(map(len, data)), 0
+    while at + 12 <= size:
+        length = _read_length(_part(data, at + 4, 4))[0]
+        if length < 12 or length & 3 or at + length > size:
+            return None
+        if at + length > room:
+            return at
+        at += length
+    return at if at == size else None
+
+
+def _part(data: Sequence[memoryview], at: int, size: int) -> bytes:
+    first = len(data[0])
+    if at >= first and len(data) > 1:
+        return bytes(data[1][at - first : at - first + size])
+    found = bytes(data[0][at : at + size])
+    return found if len(found) == size else found + bytes(data[1][: size - len(found)])
+
+
+def _block(kind: int, *content: bytes) -> bytes:
+    text = b"".join(content)
+    return _BLOCK(kind, 12 + len(text)) + text + _LENGTH(12 + len(text))
+
+
+def _option(code: int, value: bytes) -> bytes:
+    return _OPTION(code, len(value)) + value + _PADDING[len(value) & 3]
+
+
+def _text(code: int, text: str) -> bytes:
+    return _option(code, text.encode("utf-8", "replace")[:TEXT_MAX])
+
+
+def _time(time: int) -> bytes:
+    return Struct("=II").pack(time >> 32, time & 0xFFFFFFFF)

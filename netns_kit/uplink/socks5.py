@@ -1,0 +1,228 @@
+"""Socks5Uplink: flows through a SOCKS5 proxy (RFC 1928, RFC 1929).
+
+TCP is CONNECT.  UDP is UDP ASSOCIATE: as long as a stream to the proxy stays open, the proxy relays datagrams, each
+with a header in front.  Its answers have the sender's address, so the proxy is told addresses of UDP, never names.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import TYPE_CHECKING
+
+from netns_kit import arguments
+from netns_kit.arguments import Address, AddressLike
+from netns_kit.stack import Refusal
+
+from .dial import Dial
+from .flow import Endpoint, Flow, Target
+from .indirect import (
+    TIME_LIMIT,
+    Fault,
+    IndirectUplink,
+    ProxyDial,
+    ProxyNames,
+    ProxyResolvers,
+    Read,
+    Send,
+    Talk,
+    UdpAssociation,
+    UplinkOptions,
+    credentials,
+    host_of,
+    is_direct,
+)
+from .sockets import socket_address
+from .uplink import Uplink
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+SOCKS_PORT = 1080
+VERSION, PASSWORD_VERSION = 5, 1
+CONNECT, UDP_ASSOCIATE = 1, 3
+NO_PASSWORD, WITH_PASSWORD, NO_METHOD = 0, 2, 0xFF
+IPV4, NAME, IPV6 = 1, 3, 4
+_SIZES = {IPV4: 4, IPV6: 16}
+_REFUSALS = {
+    1: Refusal.HOST_UNREACHABLE,  # general failure
+    2: Refusal.PROHIBITED,  # not allowed by its rules
+    3: Refusal.NET_UNREACHABLE,
+    4: Refusal.HOST_UNREACHABLE,
+    5: Refusal.RESET,  # the destination has refused
+    6: Refusal.HOST_UNREACHABLE,  # the TTL ran out
+    7: Refusal.PROHIBITED,  # no such command
+    8: Refusal.NET_UNREACHABLE,  # no such kind of address
+}
+_TOLD = {2: "does not allow some of them", 7: "does not know the command"}
+
+
+class Socks5Uplink(IndirectUplink):
+    """The way out through a SOCKS5 proxy.
+
+    Pings are refused, since SOCKS has none.
+
+    Args:
+        proxy: Address and port of the proxy; the port is 1080 if it is left out.
+        username, password: What the proxy is told if it wants to know.  They are in no message and no repr.
+        udp: Whether UDP is carried by UDP ASSOCIATE.  False: UDP flows are refused.
+        names, resolvers, time_limit: See `IndirectUplink`.
+        options: The settings of any `Uplink`.
+
+    Raises:
+        AddressError: The proxy is no address with a port.
+        ArgumentError: A value cannot be used.
+        ArgumentTypeError: An argument has the wrong type.
+    """
+
+    def __init__(
+        self,
+        proxy: AddressLike | Endpoint,
+        username: str | None = None,
+        password: str | None = None,
+        *,
+        udp: bool = True,
+        names: ProxyNames = "proxy",
+        resolvers: ProxyResolvers = "proxy",
+        time_limit: float = TIME_LIMIT,
+        **options: Unpack[UplinkOptions],
+    ) -> None:
+        super().__init__(names=names, resolvers=resolvers, time_limit=time_limit, **options)
+        self.proxy = Endpoint.parse(proxy, SOCKS_PORT)
+        arguments.boolean("udp", udp)
+        self._credentials = credentials(username, password)
+        self._has_udp = udp
+
+    def __repr__(self) -> str:
+        return super().__repr__().replace("(", f"(proxy={str(self.proxy)!r}, ", 1).replace(", )", ")")
+
+    def dial(self, flow: Flow, target: Target, *, ttl: int = 64, tos: int = 0) -> Dial:
+        if is_direct(flow, target):
+            return Uplink.dial(self, flow, target, ttl=ttl, tos=tos)
+        host, port = host_of(flow, target, names=self.wants_names), target.candidates[0].port
+        return self._through(talk(CONNECT, host, port, self._credentials, []), tos)
+
+    def _through(self, said: Talk, tos: int = 0) -> Dial:
+        """Begin to connect to the proxy, and then to talk to it."""
+        return ProxyDial(self, self.proxy, f"SOCKS proxy {self.proxy}", said, tos=tos).begin()
+
+    def carriage(self, flow: Flow, target: Target) -> UdpAssociation | Refusal | None:
+        if is_direct(flow, target):
+            return None
+        if flow.protocol == "udp" and self._has_udp:
+            return Socks5Association(self, self._through, self._credentials, [])
+        return Refusal.PROHIBITED
+
+
+class Socks5Association:
+    """A `UdpAssociation` by UDP ASSOCIATE.
+
+    Args:
+        uplink: The uplink that it belongs to.
+        through: Begins to talk to the proxy.
+        secret: User name and password.
+        bound: Gets what the proxy tells of its end for datagrams.
+    """
+
+    def __init__(
+        self,
+        uplink: Socks5Uplink,
+        through: Callable[[Talk], Dial],
+        secret: tuple[bytes, bytes] | None,
+        bound: list[tuple[Address | None, int]],
+    ) -> None:
+        self._uplink = uplink
+        self._through = through
+        self._secret = secret
+        self._bound = bound
+
+    @property
+    def proxy(self) -> Endpoint:
+        return self._uplink.proxy
+
+    def dial(self) -> Dial:
+        return self._through(talk(UDP_ASSOCIATE, IPv4Address(0), 0, self._secret, self._bound))
+
+    def open(self) -> socket.socket:
+        address, port = self._bound[0]
+        proxy = self._uplink.proxy.address
+        if address is None or not address.is_global:  # the proxy's own, as it is seen from there, or a trap
+            address = proxy
+        sock = self._uplink.open("udp", address)
+        try:
+            sock.connect(socket_address(address, port))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def header(self, destination: Endpoint) -> bytes:
+        return bytes(3) + _packed(destination.address, destination.port)
+
+    def parse(self, datagram: bytes) -> tuple[tuple[bytes, int], memoryview] | None:
+        size = _SIZES.get(datagram[3]) if len(datagram) > 3 else None
+        if size is None or datagram[2] or len(datagram) < 6 + size:  # a fragment, a name, or nonsense
+            return None
+        port = int.from_bytes(datagram[4 + size : 6 + size], "big")
+        return (datagram[4 : 4 + size], port), memoryview(datagram)[6 + size :]
+
+
+def talk(
+    command: int,
+    host: str | Address,
+    port: int,
+    secret: tuple[bytes, bytes] | None,
+    bound: list[tuple[Address | None, int]],
+) -> Talk:
+    """Ask a SOCKS5 proxy for something.
+
+    Args:
+        command: CONNECT or UDP_ASSOCIATE.
+        host, port: The destination.
+        secret: User name and password.
+        bound: Gets the address and port that the proxy tells.
+    """
+    methods = bytes((NO_PASSWORD,)) if secret is None else bytes((NO_PASSWORD, WITH_PASSWORD))
+    yield Send(bytes((VERSION, len(methods))) + methods)
+    version, method = yield Read(2)
+    if version != VERSION:
+        raise _nonsense()
+    if method == NO_METHOD and secret is None:
+        raise Fault(Refusal.PROHIBITED, "wants a user name and a password")
+    if method not in methods:
+        raise Fault(Refusal.PROHIBITED, "wants another kind of proof than a user name and a password")
+    if method == WITH_PASSWORD and secret is not None:
+        yield Send(
+            bytes((PASSWORD_VERSION, len(secret[0]))) + secret[0] + bytes((len(secret[1]),)) + secret[1]
+        )
+        _, status = yield Read(2)
+        if status:
+            raise Fault(Refusal.PROHIBITED, "does not accept the user name and the password")
+    yield Send(bytes((VERSION, command, 0)) + _packed(host, port))
+    version, reply, _, kind = yield Read(4)
+    if version != VERSION:
+        raise _nonsense()
+    if reply:
+        raise Fault(_REFUSALS.get(reply, Refusal.HOST_UNREACHABLE), _TOLD.get(reply, ""))
+    if kind == NAME:
+        (size,) = yield Read(1)
+        yield Read(size)
+        address = None
+    elif kind in _SIZES:
+        address = ip_address((yield Read(_SIZES[kind])))
+    else:
+        raise _nonsense()
+    bound.append((address, int.from_bytes((yield Read(2)), "big")))
+
+
+def _nonsense() -> Fault:
+    return Fault(Refusal.HOST_UNREACHABLE, "does not speak SOCKS5")
+
+
+def _packed(host: str | Address, port: int) -> bytes:
+    if isinstance(host, str):
+        name = host.encode("ascii")
+        return bytes((NAME, len(name))) + name + port.to_bytes(2, "big")
+    kind = IPV6 if isinstance(host, IPv6Address) else IPV4
+    return bytes((kind,)) + host.packed + port.to_bytes(2, "big")
