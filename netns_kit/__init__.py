@@ -92,6 +92,8 @@ if TYPE_CHECKING:
     from .namespace.process import RunOptions as RunOptions
     from .namespace.process import StandardStream as StandardStream
     from .namespace.process_info import ProcessInfo as ProcessInfo
+    from .network.members import Member as Member
+    from .network.members import MemberOptions as MemberOptions
     from .network.network import Network as Network
     from .policy.explanation import Explanation as Explanation
     from .policy.policy import Policy as Policy
@@ -183,6 +185,7 @@ _HOMES = {
     "namespace.namespace": "Ids Interface InterfaceAddress Namespace OpenedTap Pids Route",
     "namespace.process": "Command CommandFailed CommandOptions Process RunOptions StandardStream",
     "namespace.process_info": "ProcessInfo",
+    "network.members": "Member MemberOptions",
     "network.network": "Network",
     "policy.explanation": "Explanation",
     "policy.policy": "Policy",

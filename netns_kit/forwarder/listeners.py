@@ -36,6 +36,7 @@ from netns_kit.uplink.flow import Endpoint, Way
 from netns_kit.uplink.sockets import RESET_ON_CLOSE, Ancillary, family_of, prepare_stream
 
 from .binding import client_address, listen
+from .homes import Home
 from .ports import PortForward, UnixSocket
 
 ACCEPTS_PER_STEP = 64
@@ -97,8 +98,16 @@ class Accepted(Generic[Client]):
 class Listener:
     """One host port that listens.  It is made and used on the engine's thread."""
 
-    def __init__(self, gateway: Gateway, forward: PortForward, made: socket.socket | None = None) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        forward: PortForward,
+        made: socket.socket | None = None,
+        home: Home | None = None,
+    ) -> None:
         """Listen as `forward` says, or by the socket that was `made` so, of which others may have copies.
+
+        It leads to `home`, by default the stack's own namespace.
 
         Raises:
             PortInUseError: Another socket has the port.
@@ -107,6 +116,7 @@ class Listener:
         """
         self._gateway = gateway
         self._engine = gateway.engine
+        self._home: Home = home or gateway
         self._check(forward)
         self._socket = made or self._listen(forward)
         self._is_shared = made is not None
@@ -145,7 +155,7 @@ class ThroughStack(Listener):
 
     def _guest(self) -> Address:
         """Return the address inside that the port leads to."""
-        return self._to or self._gateway.guest(self._local)
+        return self._to or self._home.guest(self._local)
 
     def _key(self, address: str, port: int) -> bytes:
         """Return the key of the flow, on the guest's side, of a client with that address and port."""
@@ -172,9 +182,15 @@ class ThroughStack(Listener):
 class StreamListener(Listener):
     """A TCP port, or a unix socket.  When it is closed, the connections that it has made go on."""
 
-    def __init__(self, gateway: Gateway, forward: PortForward, made: socket.socket | None = None) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        forward: PortForward,
+        made: socket.socket | None = None,
+        home: Home | None = None,
+    ) -> None:
         self.timer_at = self.timer_entry = math.inf
-        super().__init__(gateway, forward, made)
+        super().__init__(gateway, forward, made, home)
         self._budget = ReadBudget(self._engine)
         self._goes_on = False  # in the next step, before other events
         with on_error(self._socket.close):
@@ -240,9 +256,15 @@ class StreamListener(Listener):
 class TcpListener(StreamListener, ThroughStack):
     """A TCP port that leads through the stack.  When it is closed, clients who still wait are reset."""
 
-    def __init__(self, gateway: Gateway, forward: PortForward, made: socket.socket | None = None) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        forward: PortForward,
+        made: socket.socket | None = None,
+        home: Home | None = None,
+    ) -> None:
         self._waiting = Accepted(gateway.engine, gateway.router.tcp_accepted)
-        super().__init__(gateway, forward, made)
+        super().__init__(gateway, forward, made, home)
 
     def close(self) -> None:
         super().close()
@@ -262,8 +284,14 @@ class TcpListener(StreamListener, ThroughStack):
 class UdpListener(ThroughStack):
     """A UDP port that leads through the stack.  When it is closed, its flows end."""
 
-    def __init__(self, gateway: Gateway, forward: PortForward, made: socket.socket | None = None) -> None:
-        super().__init__(gateway, forward, made)
+    def __init__(
+        self,
+        gateway: Gateway,
+        forward: PortForward,
+        made: socket.socket | None = None,
+        home: Home | None = None,
+    ) -> None:
+        super().__init__(gateway, forward, made, home)
         with on_error(self._socket.close):
             self._socket.setsockopt(*PKTINFO[family_of(self._socket)], 1)
             self._relay = UdpRelay(

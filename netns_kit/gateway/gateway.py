@@ -162,6 +162,16 @@ class Gateway:
         if peers is not None:
             LinkPump(engine, peers, stack, self.router.outbox, self.router.tcp_handed_over)
 
+    @property
+    def device(self) -> Device:
+        """What carries the stack's frames: the device, or a wrapper that was put before it."""
+        return self._pump.tap
+
+    @device.setter
+    def device(self, device: Device) -> None:
+        self._pump.tap = device
+        self.stack.link.emit = device.write
+
     def _stack_for(self, setup: Setup, search: tuple[str, ...], secret: bytes, user: StackUser) -> Stack:
         tap, subnet, peers = setup.tap, setup.subnet, self._links
         return Stack(
@@ -193,16 +203,6 @@ class Gateway:
             self.endpoints.serve_udp(address, DNS_PORT, self._dns.udp_opened)
         if setup.intercept_dns:
             self.endpoints.redirect(DNS_PORT, resolvers)
-
-    @property
-    def device(self) -> Device:
-        """What carries the stack's frames: the device, or a wrapper that was put before it."""
-        return self._pump.tap
-
-    @device.setter
-    def device(self, device: Device) -> None:
-        self._pump.tap = device
-        self.stack.link.emit = device.write
 
     def _govern(self, policy: Policy | None) -> None:
         """Let a policy decide from now on, about flows and names."""
@@ -305,6 +305,20 @@ class Gateway:
             found.ending = "ended"
             found.close()
         return found is not None
+
+    @operation(sum)
+    def end_flows_of(self, addresses: tuple[Address, ...]) -> int:
+        """End the flows of the guest with these addresses at once, and return how many there were."""
+        stack = self.stack
+        connections = [each for each in stack.tcp.values() if endpoints_of(each.key)[0].address in addresses]
+        for connection in connections:
+            self.router.abort(connection, reset=True)
+        others: list[UdpFlow | EchoFlow] = [*stack.udp.values(), *stack.echo.values()]
+        ended = [each for each in others if endpoints_of(each.key)[0].address in addresses]
+        for each in ended:
+            each.ending = "ended"
+            each.close()
+        return len(connections) + len(ended)
 
     @operation(same)
     def set_policy(self, text: str | None, existing: Literal["keep", "cut"]) -> None:

@@ -142,7 +142,13 @@ EVERYWHERE: list[tuple[Callable[..., Any], tuple[Any, ...] | dict[str, Any], dic
         "driver": ["x"],
         "configure": ["no"], "limits": [5], "dhcp": [True], "require": [5], "records": [5], "name": [5, ""],
         "intercept_dns": [5], "reverse": ["80:80", 80, [80], ["a"], ["80"]], "policy": ["deny"],
-        "on_flow": [print], "on_flow_timeout": [0],
+        "on_flow": [print], "on_flow_timeout": [0], "internal": ["yes", 1, None], "isolate": [0], "guard": ["nft"],
+    }),
+    (Network().member, (), {"name": ["", "a b", 5, None, "-a"]}),
+    (Network().member, ("web",), {
+        "aliases": ["www", 5, [5], ["a b"]], "address": [5, "name", "fd00::7"],
+        "mac": [5, "mac", "03:00:00:00:00:01"], "ports": ["80:80", 8080, [None]],
+        "ifname": ["", 5, None, "a/b"], "namespace": ["ns", 5],
     }),
     (Forwarder, (), {"stack": [None, "stack", 5]}),
     (Uplink, (), {

@@ -17,7 +17,7 @@ MADE_FOR_CALLERS = {"GuestDatagrams", "GuestServer", "GuestStream", "Namespace",
 """Classes whose objects a call returns: nobody is to call their constructors."""
 
 
-FOR_PARTS_OF_THE_LIBRARY = {"Captured", "Index", "SocketDiagnostics", "Supervisor"}
+FOR_PARTS_OF_THE_LIBRARY = {"Captured", "Index", "MemberSetup", "Members", "SocketDiagnostics", "Supervisor"}
 """Types of attributes and methods that say so."""
 
 
