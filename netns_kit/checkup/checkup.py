@@ -15,12 +15,12 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from html import escape
 from typing import Any, Literal, NamedTuple
 
 from netns_kit.child.child import Child
 from netns_kit.errors import FeatureUnavailable, IdMapError, NetnsKitError, NotFound
+from netns_kit.frozen import field, frozen
 from netns_kit.host import diagnosis
 from netns_kit.host.diagnosis import Host
 from netns_kit.namespace.idmap import map_ranges
@@ -45,7 +45,7 @@ _REASONS: Mapping[int | None, Reason] = {
 }
 
 
-@dataclass(frozen=True)
+@frozen
 class Finding:
     """A thing that the library needs of the host, and the outcome of trying it."""
 
@@ -91,7 +91,7 @@ class Finding:
         }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@frozen
 class Report:
     """The findings of `doctor`, in order, and by name as in `report["tun"]`.  A notebook shows them as a table."""
 
