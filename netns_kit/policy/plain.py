@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 from netns_kit import arguments
 from netns_kit.errors import FeatureUnavailable, PolicyError
 
-from .rules import Rule, RuleAction, usual_refusal
+from .rules import Rule, RuleAction, ports_data, usual_refusal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +51,7 @@ def _rule_data(rule: Rule) -> Plain:
     if rule.targets:
         data["targets"] = list(rule.targets)
     if rule.ports:
-        data["ports"] = [first if first == last else f"{first}-{last}" for first, last in rule.ports]
+        data["ports"] = ports_data(rule.ports)
     return data
 
 

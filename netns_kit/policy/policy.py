@@ -13,7 +13,7 @@ from netns_kit.errors import ArgumentError, PolicyError
 from netns_kit.frozen import frozen
 from netns_kit.stack import Transport
 
-from . import plain
+from . import plain, rules
 from .addresses import PortRanges
 from .explanation import Explanation, explain
 from .index import Index
@@ -494,8 +494,8 @@ def _options(record: object, names: Iterable[str]) -> str:
 
 
 def _written(ports: PortRanges) -> str:
-    written = [f"{first}" if first == last else f"'{first}-{last}'" for first, last in ports]
-    return written[0] if len(written) == 1 else f"[{', '.join(written)}]"
+    written = rules.ports_data(ports)
+    return repr(written[0] if len(written) == 1 else written)
 
 
 def _as_made(rule: Rule) -> str:

@@ -282,18 +282,14 @@ class TapDevice:
             for queue in self.queues:
                 queue._attached(unowned[0])
                 del unowned[0]
-        except BaseException:
-            for fd in unowned:
-                os.close(fd)
-            self.release()
-            raise
-        try:
             await self.namespace.configure_link(
                 self.name, mtu=self.mtu, mac=self._wanted_mac, queue=GUEST_QUEUE
             )
             for queue in self.queues:
                 queue.mac = _hardware_address(self._fd)
         except BaseException:
+            for fd in unowned:
+                os.close(fd)
             self.release()
             raise
 
