@@ -64,6 +64,10 @@ if TYPE_CHECKING:
     from .gateway.asking import OnFlow as OnFlow
     from .gateway.capture_filter import CaptureFilter as CaptureFilter
     from .gateway.capture_filter import CaptureProtocol as CaptureProtocol
+    from .gateway.faults import DnsFault as DnsFault
+    from .gateway.faults import FaultDirection as FaultDirection
+    from .gateway.faults import FaultOptions as FaultOptions
+    from .gateway.faults import Faults as Faults
     from .gateway.gateway import FlowInfo as FlowInfo
     from .gateway.setup import Configure as Configure
     from .gateway.setup import DriverName as DriverName
@@ -138,6 +142,7 @@ if TYPE_CHECKING:
     from .uplink.indirect import ProxyResolvers as ProxyResolvers
     from .uplink.indirect import UdpAssociation as UdpAssociation
     from .uplink.indirect import UplinkOptions as UplinkOptions
+    from .uplink.namespace import NamespaceUplink as NamespaceUplink
     from .uplink.socks5 import Socks5Uplink as Socks5Uplink
     from .uplink.uplink import UdpFiltering as UdpFiltering
     from .uplink.uplink import UdpPorts as UdpPorts
@@ -147,6 +152,11 @@ if TYPE_CHECKING:
     from .userstack.events import FlowEvent as FlowEvent
     from .userstack.events import FlowEventKind as FlowEventKind
     from .userstack.events import QueryEvent as QueryEvent
+    from .userstack.fake_internet import FakeFlow as FakeFlow
+    from .userstack.fake_internet import FakeHost as FakeHost
+    from .userstack.fake_internet import FakeInternet as FakeInternet
+    from .userstack.fake_internet import FakeQuery as FakeQuery
+    from .userstack.faults import FaultsBlock as FaultsBlock
     from .userstack.serving import FlowAttribute as FlowAttribute
     from .userstack.serving import GuestDatagrams as GuestDatagrams
     from .userstack.serving import GuestServer as GuestServer
@@ -175,6 +185,7 @@ _HOMES = {
     "forwarder.reverse": "StreamHandler",
     "gateway.asking": "FlowAnswer FlowRequest OnFlow",
     "gateway.capture_filter": "CaptureFilter CaptureProtocol",
+    "gateway.faults": "DnsFault FaultDirection FaultOptions Faults",
     "gateway.gateway": "FlowInfo",
     "gateway.setup": "Configure DriverName SandboxLayer StackOptions",
     "gateway.stats": "Stats",
@@ -203,10 +214,13 @@ _HOMES = {
     "uplink.flow": "Endpoint Flow Target Way",
     "uplink.http_connect": "HttpConnectUplink",
     "uplink.indirect": "IndirectUplink ProxyNames ProxyResolvers UdpAssociation UplinkOptions",
+    "uplink.namespace": "NamespaceUplink",
     "uplink.socks5": "Socks5Uplink",
     "uplink.uplink": "UdpFiltering UdpPorts Uplink",
     "userstack.capture": "Capture",
     "userstack.events": "Event FlowEvent FlowEventKind QueryEvent",
+    "userstack.fake_internet": "FakeFlow FakeHost FakeInternet FakeQuery",
+    "userstack.faults": "FaultsBlock",
     "userstack.serving": (
         "FlowAttribute GuestDatagrams GuestServer GuestStream TcpGuestHandler UdpGuestHandler"
     ),

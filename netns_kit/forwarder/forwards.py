@@ -164,9 +164,27 @@ class Forwards:
         address, port = local
         return port == forward.host_port and (forward.host.is_unspecified or address == str(forward.host))
 
+    @operation()
+    def target(self, port: int) -> tuple[Address, int] | None:
+        """Return where a port leads that is published without a socket, or None if there is none."""
+        return self._in_memory.get(port)
+
+    @property
+    def _in_memory(self) -> dict[int, tuple[Address, int]]:
+        """Where the ports lead that are published without a socket."""
+        return {
+            each.forward.host_port: target
+            for each in self._listeners.values()
+            if (target := each.target) is not None
+        }
+
     def _listener(self, owner: int, forward: PortForward, made: socket.socket | None = None) -> Listener:
         gateway = self._gateway
         home: Home = self._homes.get(owner, gateway)
+        if gateway.uplink.is_in_memory and made is None:
+            from .in_memory_listeners import InMemoryListener  # for those who use them
+
+            return InMemoryListener(gateway, forward, home, self._in_memory)
         if forward.mode in ("socket", "transparent"):
             if home not in self._sockets:
                 from .socket_listeners import SocketListeners  # for those who use them

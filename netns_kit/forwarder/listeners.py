@@ -128,6 +128,11 @@ class Listener:
         """Stop listening: the port is free when this returns."""
         raise NotImplementedError
 
+    @property
+    def target(self) -> tuple[Address, int] | None:
+        """Where it leads, if it has no socket and others connect to there."""
+        return None
+
     def _check(self, forward: PortForward) -> None:
         """Raise `AddressError` for what this listener cannot lead to."""
 

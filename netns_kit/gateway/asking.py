@@ -87,6 +87,28 @@ class Router(Protocol):
         """Report a warning to people, each text up to its " about " once."""
 
 
+class Keeper(Protocol):
+    """What a `Held` flow belongs to."""
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of the gateway."""
+        ...
+
+    @property
+    def router(self) -> Router:
+        """What lets the flow go on."""
+        ...
+
+    def time_over(self, held: Held) -> None:
+        """Refuse a flow, since its time is over."""
+        ...
+
+    def withdraw(self, held: Held) -> None:
+        """Forget a flow that waits no more."""
+        ...
+
+
 class Asking:
     """The flows of one gateway that wait for an answer.
 
@@ -242,7 +264,7 @@ class Held:
     __slots__ = ("_asking", "flow", "opened", "policy", "ruling", "target", "timer_at", "timer_entry")
 
     def __init__(
-        self, asking: Asking, opened: Any, flow: Flow, target: Target, ruling: Ruling, policy: Policy | None
+        self, asking: Keeper, opened: Any, flow: Flow, target: Target, ruling: Ruling, policy: Policy | None
     ) -> None:
         self._asking = asking
         self.opened = opened
@@ -300,7 +322,7 @@ class HeldDatagrams(Held):
     opened: UdpFlow | EchoFlow
 
     def __init__(
-        self, asking: Asking, opened: Any, flow: Flow, target: Target, ruling: Ruling, policy: Policy | None
+        self, asking: Keeper, opened: Any, flow: Flow, target: Target, ruling: Ruling, policy: Policy | None
     ) -> None:
         super().__init__(asking, opened, flow, target, ruling, policy)
         self._kept: list[tuple[Any, ...]] = []  # the arguments of the calls of the user, but for the flow

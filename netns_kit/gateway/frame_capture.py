@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING
 
 from netns_kit.arguments import Address
 from netns_kit.stack import EchoFlow, Stack, TcpConnection, Transport, UdpFlow
-from netns_kit.stack.wire import arp, checksum, ethernet, flow_key, ip, virtio
+from netns_kit.stack.wire import arp, ethernet, flow_key, ip, virtio
 from netns_kit.stack.wire.family import IPV4, IPV6
 from netns_kit.tap import pcapng
 from netns_kit.tap.frame_device import DeviceWrapper
 from netns_kit.tap.frame_ring import STOPPING, FrameRing
 from netns_kit.tap.pcapng import FROM_GUEST, TO_GUEST, packet_ends
+from netns_kit.tap.super_frames import cut, summed
 
 if TYPE_CHECKING:
     from .capture_filter import CaptureFilter
@@ -122,16 +123,9 @@ class FrameCapture(DeviceWrapper):
 
     def _take_away(self) -> None:
         """Let the gateway have the device again."""
-        gateway, engine = self._gateway, self._gateway.engine
+        engine = self._gateway.engine
         engine.after_step = [each for each in engine.after_step if each != self._end_of_step]
-        if gateway.device is self:
-            gateway.device = self.device
-        else:
-            above = gateway.device
-            while isinstance(above, DeviceWrapper) and above.device is not self:
-                above = above.device
-            if isinstance(above, DeviceWrapper):
-                above.device = self.device
+        self._gateway.withdraw(self)
 
     # -- per frame ------------------------------------------------------------------------------------
 
@@ -201,7 +195,7 @@ class FrameCapture(DeviceWrapper):
             if first[1]:
                 self._put_whole((time, direction, text), "")
                 return
-            first, rest, vnet = _summed(text), (), 0
+            first, rest = summed(text), ()
         if kept > self._snaplen:
             kept = self._snaplen
             left = kept + vnet - len(first)
@@ -345,50 +339,10 @@ def _as_on_a_wire(text: bytes, vnet: int) -> Iterator[bytes]:
     if not vnet:
         yield text
         return
-    flags, kind, _, segment, start, _ = virtio.parse(text)
-    if kind == virtio.GSO_UDP_L4 and segment and vnet + start + 8 <= len(text):
-        yield from _datagrams(text[vnet:], start, segment)
-    elif flags and kind == virtio.GSO_NONE:
-        yield _summed(text)
+    if virtio.datagram_size(memoryview(text)):
+        for piece in cut(text):
+            yield summed(piece)[vnet:]
+    elif virtio.parse(text)[1] == virtio.GSO_NONE:
+        yield summed(text)[vnet:]
     else:
         yield text[vnet:]
-
-
-def _summed(text: bytes) -> bytes:
-    """Return a frame that has a virtio header without it, and its checksum filled in if that was left to others."""
-    flags, _, _, _, start, offset = virtio.parse(text)
-    start += virtio.SIZE
-    at = start + offset
-    if not flags & virtio.NEEDS_CSUM or at + 2 > len(text):
-        return text[virtio.SIZE :]
-    filled = checksum.checksum(checksum.total(text[start:]))
-    return text[virtio.SIZE : at] + filled.to_bytes(2, "big") + text[at + 2 :]
-
-
-def _datagrams(frame: bytes, layer4: int, size: int) -> Iterator[bytes]:
-    """Yield the datagrams of a UDP super-datagram, whose header begins at `layer4`."""
-    network = ethernet.SIZE
-    ipv4 = frame[network] >> 4 == 4
-    addresses = frame[network + 12 : network + 20] if ipv4 else frame[network + 8 : network + 40]
-    first_id = int.from_bytes(frame[network + 4 : network + 6], "big")
-    payload = memoryview(frame)[layer4 + 8 :]
-    for number, begin in enumerate(range(0, len(payload), size)):
-        part = payload[begin : begin + size]
-        head = bytearray(frame[: layer4 + 8])
-        length = 8 + len(part)
-        head[layer4 + 4 : layer4 + 8] = _DATAGRAM_LENGTH.pack(length, 0)
-        pseudo = checksum.pseudo_header(addresses, ip.UDP, length)
-        parts = checksum.total(memoryview(head)[layer4:]), checksum.total(part)
-        head[layer4 + 6 : layer4 + 8] = checksum.checksum(pseudo, *parts).to_bytes(2, "big")
-        if ipv4:
-            head[network + 2 : network + 6] = _DATAGRAM_LENGTH.pack(
-                layer4 - network + length, (first_id + number) & 0xFFFF
-            )
-            head[network + 10 : network + 12] = bytes(2)
-            header = checksum.checksum(checksum.total(memoryview(head)[network:layer4]))
-            head[network + 10 : network + 12] = header.to_bytes(2, "big")
-        else:
-            head[network + 4 : network + 6] = (layer4 - network - IPV6.header_size + length).to_bytes(
-                2, "big"
-            )
-        yield bytes(head) + part

@@ -35,11 +35,12 @@ from netns_kit.stack import (
 from netns_kit.stack.user import UNWATCHED
 from netns_kit.stack.wire.ndp import Advertisement
 from netns_kit.subnet import Subnet, Subnet6
+from netns_kit.tap.frame_device import Device, DeviceWrapper
 from netns_kit.uplink.flow import DNS_PORT, Endpoint
 
 from .beside import FlowBeside, Watcher
 from .endpoints import Endpoints
-from .enforcer import ruling_of
+from .enforcer import Enforcer, ruling_of
 from .engine import IN, Engine
 from .flow_router import FlowRouter, endpoints_of
 from .frame_pump import FramePump, LinkPump
@@ -49,9 +50,8 @@ from .setup import Setup
 from .worker_links import WorkerLinks
 
 if TYPE_CHECKING:
-    from netns_kit.dns.guard import Refused
+    from netns_kit.dns.guard import Guard, Refused
     from netns_kit.policy.policy import Policy
-    from netns_kit.tap.frame_device import Device
 
     from .inside import Inside
 
@@ -125,14 +125,12 @@ class Gateway:
         self.endpoints = Endpoints()
         search = tuple(filter(is_host_name, uplink.search()))
         stack_for = partial(self._stack_for, setup, search, secret or os.urandom(16))
-        router: Callable[..., FlowRouter] = FlowRouter
-        if uplink.is_indirect:
-            from .indirect_router import IndirectRouter as router  # other uplinks have none
-
-        self.router = router(engine, uplink, subnet, self.endpoints, stack_for, links=peers, tell=tell or log)
+        self.router: FlowRouter = _router_kind(setup)(
+            engine, uplink, subnet, self.endpoints, stack_for, links=peers, tell=tell or log
+        )
         stack: Stack = self.router.stack
         self.stack: Stack = stack
-        self.enforcer = self.router.enforcer
+        self.enforcer: Enforcer = self.router.enforcer
         self.enforcer.told = self._query_refused
         if peers is not None:
             self.enforcer.pinned = peers.send_pins
@@ -151,6 +149,7 @@ class Gateway:
                 if network is not None:
                     stack.link.learn(network.guest.packed, tap.mac)
         self._answer_names(setup)
+        self._listener: Guard | None = None
         self._govern(setup.policy)
         self.beside: dict[int, FlowBeside] = {}
         self._inside: Inside | None = None
@@ -171,6 +170,17 @@ class Gateway:
     def device(self, device: Device) -> None:
         self._pump.tap = device
         self.stack.link.emit = device.write
+
+    def withdraw(self, wrapper: DeviceWrapper) -> None:
+        """Let what stands before the device stand there no more."""
+        above = self.device
+        if above is wrapper:
+            self.device = wrapper.device
+            return
+        while isinstance(above, DeviceWrapper) and above.device is not wrapper:
+            above = above.device
+        if isinstance(above, DeviceWrapper):
+            above.device = wrapper.device
 
     def _stack_for(self, setup: Setup, search: tuple[str, ...], secret: bytes, user: StackUser) -> Stack:
         tap, subnet, peers = setup.tap, setup.subnet, self._links
@@ -195,19 +205,32 @@ class Gateway:
         for record in setup.records:
             self.zone.add(record)
         self.enforcer.own_names = self.zone.names_of
-        self._dns = DnsRelay(self.engine, self.uplink, self.zone, self._hook_failed, self.router)
+        relay: Callable[..., DnsRelay] = DnsRelay
+        if self.uplink.is_in_memory:
+            from .in_memory import InMemoryDns as relay
+        self.dns: DnsRelay = relay(self.engine, self.uplink, self.zone, self._hook_failed, self.router)
         self.router.name_of = self._name_elsewhere
         resolvers = self.subnet.resolvers
         for address in resolvers:
-            self.endpoints.serve_tcp(address, DNS_PORT, self._dns.tcp_opened)
-            self.endpoints.serve_udp(address, DNS_PORT, self._dns.udp_opened)
+            self.endpoints.serve_tcp(address, DNS_PORT, self.dns.tcp_opened)
+            self.endpoints.serve_udp(address, DNS_PORT, self.dns.udp_opened)
         if setup.intercept_dns:
             self.endpoints.redirect(DNS_PORT, resolvers)
 
     def _govern(self, policy: Policy | None) -> None:
         """Let a policy decide from now on, about flows and names."""
         self.enforcer.set(policy)
-        self._dns.guard = self.enforcer.guard
+        self.dns.guard = self._listener or self.enforcer.guard
+
+    @property
+    def listener(self) -> Guard | None:
+        """What hears all answers of our DNS, and asks the policy's guard; None: there is none."""
+        return self._listener
+
+    @listener.setter
+    def listener(self, listener: Guard | None) -> None:
+        self._listener = listener
+        self.dns.guard = listener or self.enforcer.guard
 
     def _read_pins(self) -> bool:
         """Learn what other workers have pinned, and return whether there was anything."""
@@ -277,11 +300,11 @@ class Gateway:
 
     def name_of(self, address: Address) -> str | None:
         """Return the name of an address, or None if it is not known."""
-        return self._dns.name_of(address.packed)
+        return self.dns.name_of(address.packed)
 
     def _name_elsewhere(self, address: bytes) -> str | None:
         """Return the name with which a resolver has answered an address; None if a record of ours has it."""
-        return None if self.zone.name_of(address) is not None else self._dns.name_of(address)
+        return None if self.zone.name_of(address) is not None else self.dns.name_of(address)
 
     @operation()
     def names(self, addresses: tuple[Address, ...]) -> tuple[str | None, ...]:
@@ -395,7 +418,7 @@ class Gateway:
     @operation(summed)
     def stats(self) -> dict[str, int]:
         """Return counters and gauges by name."""
-        dns = {f"dns_{name}": count for name, count in self._dns.stats().items()}
+        dns = {f"dns_{name}": count for name, count in self.dns.stats().items()}
         return {
             **self.stack.stats(),
             "flows_refused": self.router.refused,
@@ -424,7 +447,20 @@ class Gateway:
             self.stack.link.emit = _nowhere
             self.router.reset_connections()
         self.router.close()
-        self._dns.close()
+        self.dns.close()
+
+
+def _router_kind(setup: Setup) -> Callable[..., FlowRouter]:
+    """Return what makes the router for an uplink; most uplinks have none of these modules."""
+    if setup.uplink.is_indirect:
+        from .indirect_router import IndirectRouter
+
+        return partial(IndirectRouter, supplies=setup.supplies[0] if setup.supplies else ())
+    if setup.uplink.is_in_memory:
+        from .in_memory import InMemoryRouter
+
+        return InMemoryRouter
+    return FlowRouter
 
 
 def _zone(subnet: Subnet) -> Zone:

@@ -8,21 +8,33 @@ has none of this.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
+from ipaddress import ip_address
 
 from netns_kit.domain_names import to_text
 from netns_kit.policy.addresses import canonical
 from netns_kit.stack import AnyFlow, EchoFlow, Refusal, Stack, StackUser, TcpConnection, Transport, UdpFlow
 from netns_kit.stack.wire import flow_key
+from netns_kit.stack.wire.flow_key import FlowKey
 from netns_kit.subnet import Subnet
 from netns_kit.uplink.dial import Dial, Refused
+from netns_kit.uplink.elsewhere import NamespaceSockets
 from netns_kit.uplink.flow import Endpoint, Flow, NamedFlow, Target
-from netns_kit.uplink.indirect import IndirectUplink, ProxyDial, UdpAssociation
+from netns_kit.uplink.indirect import (
+    Carriage,
+    IndirectUplink,
+    ProxyDial,
+    UdpAssociation,
+)
+from netns_kit.uplink.sockets import refusal_for
 
+from .elsewhere import SourceElsewhere, Waiting
 from .endpoints import Endpoints
 from .enforcer import Ruling, ruling_of
 from .engine import Engine
-from .flow_router import FlowRouter, Outcome, Routed
+from .flow_router import FlowRouter, GuestEndpoint, Outcome, Routed
+from .relay import PingRelay, TcpRelay, UdpRelay
 from .relay.associated import AssociatedRelay
 from .relay.dialled import Dialled
 from .worker_links import WorkerLinks
@@ -32,7 +44,10 @@ _Guest = tuple[bytes, int, Endpoint]
 
 
 class IndirectRouter(FlowRouter):
-    """The `StackUser` of a gateway whose uplink is indirect.  Its arguments are those of `FlowRouter`."""
+    """The `StackUser` of a gateway whose uplink is indirect.
+
+    Its arguments are those of `FlowRouter`, and `supplies`: where sockets of each of `Uplink.namespaces` are ordered.
+    """
 
     def __init__(
         self,
@@ -44,10 +59,13 @@ class IndirectRouter(FlowRouter):
         *,
         links: WorkerLinks | None,
         tell: Callable[[str, BaseException | None], None],
+        supplies: Sequence[socket.socket],
     ) -> None:
-        self._indirect = uplink.attached(self.notice)
+        self._sources = [SourceElsewhere(engine, each, self._is_free, self._ended) for each in supplies]
+        self._indirect = uplink.attached(self.notice, iter(self._sources))
         self._associations: dict[_Guest, AssociatedRelay] = {}
         super().__init__(engine, self._indirect, subnet, endpoints, stack, links=links, tell=tell)
+        self._waiting = Waiting(engine, self.enforcer, self)
 
     # -- names ----------------------------------------------------------------------------------------
 
@@ -113,6 +131,8 @@ class IndirectRouter(FlowRouter):
         if isinstance(found, Refusal):
             return found
         names = flow_key.parse(flow.key)
+        if isinstance(found, NamespaceSockets):
+            return self._carry_udp_elsewhere(found, flow, names, endpoint)
         guest = names.guest, names.guest_port, found.proxy
         relay = self._associations.get(guest)
         if relay is not None:
@@ -129,6 +149,62 @@ class IndirectRouter(FlowRouter):
         self._limit(relay)
         return None
 
+    def _carry_udp_elsewhere(
+        self, sockets: NamespaceSockets, flow: UdpFlow, names: FlowKey, endpoint: Endpoint
+    ) -> Refusal | None:
+        """Carry a flow by a socket of another namespace, at once or when one has come."""
+        address = endpoint.address
+        guest = (names.guest, names.guest_port, address.version, address.is_loopback, sockets)
+        relay = self._udp.get(guest)
+        if relay is None:
+            if not sockets.source.has("udp", address.version):
+                return self._waiting.hold(flow, self._flow_of("udp", flow.key), endpoint, sockets)
+            try:
+                sock = sockets.open("udp", address, names.guest_port)
+            except OSError as error:
+                return self._no_socket("udp", error)
+            try:
+                relay = self._udp[guest] = UdpRelay(
+                    self._engine,
+                    sock,
+                    self.inbox,
+                    self.outbox,
+                    unsolicited=lambda relay, sender, _: self._unsolicited_elsewhere(guest, relay, sender),
+                    idle=lambda relay: self._close_udp(guest, relay),
+                )
+            except OSError as error:
+                sock.close()
+                return self._no_socket("udp", error)
+        relay.add(flow, (str(address), endpoint.port))
+        return None
+
+    def _unsolicited_elsewhere(self, guest: GuestEndpoint, relay: UdpRelay, sender: tuple[str, int]) -> None:
+        if ip_address(
+            sender[0].partition("%")[0]
+        ).is_loopback:  # of that namespace, which is not the gateway's
+            self.stack.dropped["udp-filtered"] += 1
+        else:
+            self._unsolicited(guest, relay, sender)
+
+    def _is_free(self) -> bool:
+        return self.admission.is_free()
+
+    def _ended(self, source: SourceElsewhere) -> None:
+        """End the flows that leave from a namespace which has ended."""
+        self.notice("flows are refused: the namespace that they are to leave from has ended")
+        for connection in list(self.stack.tcp.values()):
+            user = connection.user
+            if isinstance(user, TcpRelay) and user.socket is not None and source.has_given(user.socket):
+                user.abort()
+        for guest, relay in list(self._udp.items()):
+            if isinstance(guest[-1], NamespaceSockets) and guest[-1].source is source:
+                relay.close()
+
+    def close(self) -> None:
+        super().close()
+        for each in self._sources:
+            each.close()
+
     def _dialled(self, association: UdpAssociation) -> Dial:
         try:
             return association.dial()
@@ -141,11 +217,34 @@ class IndirectRouter(FlowRouter):
         found = self._carriage("icmp", flow, endpoint)
         if found is None:
             return super()._carry_echo(flow, endpoint)
-        return found if isinstance(found, Refusal) else Refusal.PROHIBITED
+        if isinstance(found, Refusal):
+            return found
+        if not isinstance(found, NamespaceSockets):
+            return Refusal.PROHIBITED
+        if not found.source.has("icmp", endpoint.address.version):
+            return self._waiting.hold(flow, self._flow_of("icmp", flow.key), endpoint, found)
+        try:
+            sock = found.open("icmp", endpoint.address)
+        except OSError as error:
+            return self._no_socket("icmp", error)
+        try:
+            PingRelay(self._engine, sock, flow, endpoint)
+        except OSError as error:
+            sock.close()
+            return refusal_for(error.errno or 0)
+        return None
 
-    def _carriage(
-        self, transport: Transport, flow: UdpFlow | EchoFlow, endpoint: Endpoint
-    ) -> UdpAssociation | Refusal | None:
+    def carry(self, opened: UdpFlow | EchoFlow, target: Endpoint) -> Refusal | None:
+        """Give a flow its relay, or return how it is refused.
+
+        Args:
+            opened: The flow.
+            target: Where it goes.
+        """
+        carry = self._carry_udp if isinstance(opened, UdpFlow) else self._carry_echo
+        return carry(opened, target)  # type: ignore[arg-type]  # mypy does not see which of them it is
+
+    def _carriage(self, transport: Transport, flow: UdpFlow | EchoFlow, endpoint: Endpoint) -> Carriage:
         """Ask the uplink what carries a flow.  If it fails, the flow is refused."""
         try:
             found = self._indirect.carriage(self._flow_of(transport, flow.key), Target((endpoint,)))

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from netns_kit.child.channel import receive_record
-from netns_kit.child.supply import ORDER, PASSED, REPLY
+from netns_kit.child.supply import ORDER, PASSED, PING, REPLY
 from netns_kit.host.abi import SCM_MAX_FD
 
 from .admission import most_descriptors
@@ -60,6 +60,9 @@ class Inside:
         engine: Waits for the sockets.
         supply: The socket on which they are ordered; it is closed with this.
         is_free: Returns whether descriptors may be kept that nobody wants yet.
+
+    Attributes:
+        ended: Called when the agent has ended.
     """
 
     def __init__(self, engine: Engine, supply: socket.socket, is_free: Callable[[], bool]) -> None:
@@ -73,6 +76,7 @@ class Inside:
         self._ordered: deque[Taker] = deque()  # and those that are, in the order of their answers
         self._takers = 0  # who wait, in all stocks
         self._passed: dict[int, socket.socket] = {}
+        self.ended: Callable[[], object] = _nothing
         engine.add(supply.fileno(), self._on_supply, IN)
         engine.unregistered.append(lambda: [each.fileno() for each in self._kept()])
 
@@ -91,6 +95,27 @@ class Inside:
             stock.takers.append(taker)
             self._takers += 1
             self._order(kind, stock)
+
+    def fileno(self) -> int:
+        """Return the descriptor that is ready when sockets have come; -1: there will be none."""
+        return self._supply.fileno()
+
+    def has(self, kind: Kind) -> bool:
+        """Return whether a socket is here, so that `take` gives it now."""
+        stock = self._stocks.get(kind)
+        return stock is not None and bool(stock.sockets)
+
+    def give_back(self, kind: Kind, sock: socket.socket) -> None:
+        """Take back a socket that was not used: whoever is next gets it.  When all is closed, so is this."""
+        if self._supply.fileno() < 0:
+            sock.close()
+        else:
+            self._stocks[kind].sockets.appendleft(sock)
+
+    def receive(self) -> None:
+        """Take all sockets that have come."""
+        while self._receive():
+            pass
 
     def connect_unix(self, address: str, taker: Taker) -> None:
         """Give `taker` a socket that is connected to a unix socket, or the error that there is none."""
@@ -194,11 +219,13 @@ class Inside:
             for fd in fds:
                 os.close(fd)
             self.close()
+            self.ended()
             return False
         family, type_, transparent, failed = REPLY.unpack(data)
         kind = Kind(family, type_, bool(transparent))
         # to ask the kernel what they are would take system calls; what is something else fails as it is used
-        sockets = [sock for fd in fds if (sock := _socket(fd, family, type_, 0)) is not None]
+        made = socket.SOCK_DGRAM if type_ == PING else type_
+        sockets = [sock for fd in fds if (sock := _socket(fd, family, made, 0)) is not None]
         error = None
         if failed or not complete or not sockets:
             number = failed or errno.EMFILE
@@ -226,6 +253,10 @@ class Inside:
         family, type_, transparent, _ = REPLY.unpack(data)
         kind = Kind(family, type_, bool(transparent))
         return bool(self._ordered) if kind == UNIX else kind in self._stocks and self._stocks[kind].ordered
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 class _Stock:

@@ -104,6 +104,8 @@ class Setup:
     on_flow_timeout: float = 30.0
     asks: bool = False
     """Whether there is such a function."""
+    supplies: tuple[tuple[socket, ...], ...] = ()
+    """For each worker, or the one stack in this process: where the engine orders sockets of `Uplink.namespaces`."""
     supply: socket | None = None
     """Where the engine orders sockets of the namespace, see `netns_kit.gateway.inside`.  None: it has none."""
 
@@ -176,6 +178,12 @@ class Setup:
     def _check_together(self) -> None:
         """Check the settings that are valid alone, but perhaps not together."""
         tap, driver = self.tap, self.driver
+        if tap.namespace is not None and tap.namespace in self.uplink.namespaces:
+            raise ArgumentError(
+                "expected another namespace than the device's: flows would leave to where they come from",
+                "uplink",
+                repr(self.uplink),
+            )
         if self.subnet.ipv6 is not None and tap.mtu < SMALLEST_IPV6_MTU:
             raise ArgumentError(f"expected {SMALLEST_IPV6_MTU} or more for IPv6", "mtu", tap.mtu)
         check_dhcp(self.dhcp, self.subnet)

@@ -20,21 +20,24 @@ import socket
 import struct
 
 from netns_kit.child.channel import send_record
-from netns_kit.child.supply import MOST, ORDER, REPLY, ROOM
+from netns_kit.child.supply import MOST, ORDER, PING, REPLY, ROOM
 from netns_kit.host import abi
 
-from .agent_common import to_bytes, write_file
+from .agent_common import read_file, to_bytes, write_file
 from .links import index_of, rtnetlink
 
 MARK = TABLE = 0x6E6B  # "nk": of transparent sockets, and of the routing table for what answers them
 PATH_MAX = 108  # bytes of a unix socket's address
 _allowed: set[bytes] = set()  # unix sockets that the engine may be connected to
 _routed: set[tuple[int, int]] = set()  # families, and ports of UDP (0: the mark) that have a rule
-_TYPES = frozenset({int(socket.SOCK_STREAM), int(socket.SOCK_DGRAM)})
+_TYPES = frozenset({int(socket.SOCK_STREAM), int(socket.SOCK_DGRAM), PING})
+_PING = {int(socket.AF_INET): socket.IPPROTO_ICMP, int(socket.AF_INET6): socket.IPPROTO_ICMPV6}
 _TRANSPARENT = {  # by family
     int(socket.AF_INET): (socket.IPPROTO_IP, abi.IP_TRANSPARENT),
     int(socket.AF_INET6): (socket.IPPROTO_IPV6, abi.IPV6_TRANSPARENT),
 }
+PING_GROUPS = "/proc/sys/net/ipv4/ping_group_range"  # of both families
+UNKNOWN_GROUPS = ["65534", "65534"]  # what "1 0", the default, is where neither is mapped
 _SYSCTLS = {int(socket.AF_INET): "ipv4", int(socket.AF_INET6): "ipv6"}
 
 
@@ -121,6 +124,8 @@ def _connected(address: bytes) -> socket.socket:
 def _socket(family: int, kind: int, transparent: bool) -> socket.socket:
     if family not in _TRANSPARENT or kind not in _TYPES:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    if kind == PING:
+        return _ping_socket(family)
     made = socket.socket(family, kind | socket.SOCK_NONBLOCK)
     try:
         if kind == socket.SOCK_STREAM:
@@ -135,6 +140,19 @@ def _socket(family: int, kind: int, transparent: bool) -> socket.socket:
         made.close()
         raise
     return made
+
+
+def _ping_socket(family: int) -> socket.socket:
+    """Make a ping socket, which the kernel allows to no group at first; a raw one would be for much more."""
+    kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
+    try:
+        return socket.socket(family, kind, _PING[family])
+    except PermissionError:
+        first, last = read_file(PING_GROUPS).split()
+        if int(first) <= int(last) and [first, last] != UNKNOWN_GROUPS:  # somebody has chosen them
+            raise
+        write_file(PING_GROUPS, f"{os.getegid()} {os.getegid()}\n")
+        return socket.socket(family, kind, _PING[family])
 
 
 def prepare_transparent(ipv6: bool) -> tuple[dict[str, object], list[int]]:

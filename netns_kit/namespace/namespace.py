@@ -517,6 +517,23 @@ class Namespace(Openable):
         """
         await self._ask(Done, "allow_unix", address=address, wanted=wanted)
 
+    async def rewrite_files(self, files: Mapping[str, str]) -> None:
+        """Give files that commands see another text, at once and for commands to come.
+
+        Only those change that a command was given as a `netns_kit.namespace.given.LiveText`.  For parts of this
+        library.
+
+        Args:
+            files: Absolute paths, and the texts.
+
+        Raises:
+            NamespaceGone: The namespace has ended, or is not open.
+
+        Cancellation:
+            They may have been changed.
+        """
+        await self._ask(Done, "rewrite_files", files=dict(files))
+
     async def prepare_transparent(self, *, ipv6: bool) -> None:
         """Let connections keep the address of their client, which is none of the namespace.
 

@@ -34,6 +34,7 @@ from .agent_common import FOLLOW_STOPS
 from .background import Supervisor
 from .given import (
     Listen,
+    LiveText,
     OpenFile,
     Word,
     announce,
@@ -477,6 +478,7 @@ async def open_process(
             foreground=foreground,
             at_terminal=any(_has_our_terminal(fd) for number, fd in fds.items() if number <= 2),
             files=shown,
+            live=[path for path, content in (files or {}).items() if isinstance(content, LiveText)],
             sockets=connected,
             pid_variable=pid_variable,
         )

@@ -6,6 +6,10 @@ a pair is in the member's namespace, which may be owned by any user namespace of
 
 The bridge learns nothing where there is a guard: it is told the link address of each port, and drops what goes to any
 other.  A guard is a table of nftables, see `guard`.
+
+Members are told each other's link addresses.  Fact: the kernel has one table of neighbours for all namespaces of the
+machine, with room for 1024 that were asked for (`net.ipv4.neigh.default.gc_thresh3`), which some 30 members who talk
+to each other would fill within seconds; entries that were told are not counted.
 """
 
 from __future__ import annotations
@@ -14,9 +18,10 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Interface, IPv6Interface
+from typing import NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -54,6 +59,7 @@ class Hub:
         self._route: socket.socket | None = None
         self._filter: socket.socket | None = None
         self._bridge = 0  # its number
+        self._ends: dict[str, _End] = {}  # inside members, by the names of their ports
         self._ports = 0  # so far
 
     @property
@@ -165,8 +171,22 @@ class Hub:
                     ) from error
                 raise
 
-    async def ready(self, port: Port) -> None:
-        """Wait until frames pass, when the other end is up: the kernel opens the port a moment later."""
+    async def ready(self, port: Port, namespace: Namespace, ifname: str) -> None:
+        """Introduce a member to the others, and wait until frames pass, when the other end is up.
+
+        The kernel opens the port a moment after that.
+        """
+        if not self._isolate:
+            async with self._lock:
+                sock = await namespace.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, abi.NETLINK_ROUTE)
+                try:
+                    (link,) = struct.unpack_from("=i", await self._link_of(ifname, sock), 4)
+                    end = _End(sock, link, port)
+                    await anyio.to_thread.run_sync(_introduce, end, list(self._ends.values()))
+                except BaseException:
+                    sock.close()
+                    raise
+                self._ends[port.name] = end
         while True:
             async with self._lock:
                 answer = await self._link_of(port.name)
@@ -181,6 +201,10 @@ class Hub:
             await self._remove(port)
 
     async def _remove(self, port: Port) -> None:
+        end = self._ends.pop(port.name, None)
+        if end is not None:
+            end.sock.close()  # it would keep the namespace
+            await anyio.to_thread.run_sync(_forget, end, list(self._ends.values()))
         with suppress(OSError, NetnsKitError):
             if self._route is not None:
                 await self._ask(self._route, [_deleted(port.name)])
@@ -190,9 +214,10 @@ class Hub:
 
     def close(self) -> None:
         """Close the sockets.  The bridge ends with the namespace."""
-        for sock in (self._route, self._filter):
+        for sock in (self._route, self._filter, *(end.sock for end in self._ends.values())):
             if sock is not None:
                 sock.close()
+        self._ends.clear()
 
     @property
     def _namespace(self) -> Namespace:
@@ -236,11 +261,11 @@ class Hub:
         (index,) = struct.unpack_from("=i", await self._link_of(name), 4)
         return int(index)
 
-    async def _link_of(self, name: str) -> bytes:
-        """Return what the kernel says of an interface of the hub: struct ifinfomsg, and attributes."""
-        assert self._route is not None, "it is open"
-        asked = message(abi.RTM_GETLINK, 0, _link(), text(abi.IFLA_IFNAME, name))
-        (answer,) = await self._ask(self._route, [asked])
+    async def _link_of(self, name: str, sock: socket.socket | None = None) -> bytes:
+        """Return what the kernel says of an interface, by default of the hub: struct ifinfomsg, and attributes."""
+        sock = sock or self._route
+        assert sock is not None, "it is open"
+        (answer,) = await self._ask(sock, [message(abi.RTM_GETLINK, 0, _link(), text(abi.IFLA_IFNAME, name))])
         return answer
 
     def _pair(self, port: Port, target: int, ifname: str) -> bytes:
@@ -295,6 +320,46 @@ _NO_ADDRESS = nested(
     ),
 )
 """What keeps the kernel from giving an interface a link-local address."""
+
+
+class _End(NamedTuple):
+    """The end of a pair inside a member: a socket of the namespace, the number of the interface, and its port."""
+
+    sock: socket.socket
+    link: int
+    port: Port
+
+
+def _introduce(new: _End, others: Sequence[_End]) -> None:
+    """Tell a member the link addresses of the others, and them its own.
+
+    Raises:
+        OSError: The kernel of a member refuses it.
+    """
+    for other in others:
+        transact(new.sock, _neighbours(new, other, wanted=True))
+        with suppress(OSError):  # that one has removed its interface
+            transact(other.sock, _neighbours(other, new, wanted=True))
+
+
+def _forget(gone: _End, others: Sequence[_End]) -> None:
+    for other in others:
+        with suppress(OSError):  # that one has removed it itself
+            transact(other.sock, _neighbours(other, gone, wanted=False))
+
+
+def _neighbours(where: _End, who: _End, *, wanted: bool) -> list[bytes]:
+    """Return the messages by which one member knows, or does not know, another."""
+    kind, flags = (
+        (abi.RTM_NEWNEIGH, abi.NLM_F_CREATE | abi.NLM_F_REPLACE) if wanted else (abi.RTM_DELNEIGH, 0)
+    )
+    messages = []
+    for address in who.port.addresses:
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        head = struct.pack("=BxxxiHBB", family, where.link, abi.NUD_PERMANENT, 0, 0)  # struct ndmsg
+        known = attribute(abi.NDA_DST, address.packed) + attribute(abi.NDA_LLADDR, who.port.mac)
+        messages.append(message(kind, flags | abi.NLM_F_ACK, head, known))
+    return messages
 
 
 def _link(index: int = 0, *, up: bool = False) -> bytes:

@@ -9,7 +9,7 @@ names and addresses are free then.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from subprocess import CompletedProcess
@@ -30,18 +30,20 @@ from netns_kit.forwarder.forwards import Forwards
 from netns_kit.forwarder.ports import Follow, PortForward
 from netns_kit.forwarder.specs import parse_all
 from netns_kit.frozen import frozen
-from netns_kit.gateway.gateway import NAMES, Gateway
+from netns_kit.gateway.gateway import NAMES, FlowInfo, Gateway
 from netns_kit.namespace.background import Openable, Supervisor
+from netns_kit.namespace.given import LiveText
 from netns_kit.namespace.namespace import Namespace
 from netns_kit.namespace.process import Command, CommandOptions, Process, RunOptions
 from netns_kit.subnet import Subnet
 from netns_kit.tap.device import check_name, parse_mac
+from netns_kit.userstack.serving import GuestStream
 from netns_kit.userstack.userstack import UserStack
 
 from .addresses import AddressPool, address6_of, link_local_of, mac_of
 from .guard import Port
 from .hub import Hub
-from .shown import shown_files
+from .shown import HOSTS, shown_files
 
 T = TypeVar("T")
 IFNAME = "eth0"
@@ -124,6 +126,8 @@ class Members:
         self.hub = hub
         self.by_name: dict[str, Member] = {}
         self.pool = AddressPool(stack.subnet)
+        self._readers: list[Namespace] = []  # where commands may see names
+        self._telling = anyio.Lock()
         self.is_ending = False
         """Whether the network ends, and with it all that the kernel has of its members."""
 
@@ -146,6 +150,30 @@ class Members:
         """Forget a member."""
         if self.by_name.get(member.name) is member:
             del self.by_name[member.name]
+
+    async def files_for(self, namespace: Namespace) -> dict[str, str]:
+        """Return the files for a command in a namespace, where the hosts file changes with the members from now on.
+
+        Raises:
+            StackClosed: The stack is not open.
+        """
+        if namespace not in self._readers:
+            self._readers.append(namespace)
+        files = await shown_files(self.stack)
+        return {**files, HOSTS: LiveText(files[HOSTS])}
+
+    def forget(self, namespace: Namespace) -> None:
+        """Tell a namespace of no names any more."""
+        if namespace in self._readers:
+            self._readers.remove(namespace)
+
+    async def tell(self) -> None:
+        """Have all commands see the names that there are now."""
+        async with self._telling:
+            text = (await shown_files(self.stack))[HOSTS] if self._readers else ""
+            for namespace in list(self._readers):
+                with suppress(NetnsKitError):  # it has ended
+                    await namespace.rewrite_files({HOSTS: text})
 
     async def close(self) -> None:
         """End all members."""
@@ -269,12 +297,13 @@ class Member(Openable):
             gateway6=None if ipv6 is None else ipv6.gateway,
             neighbours=subnet.neighbours,
         )
-        await hub.ready(self._port)
+        await hub.ready(self._port, self.namespace, self.ifname)
         if stack.setup.dhcp is not None:
             await stack.reserve(StaticLease(address, mac.hex(":")))
         for record in self._own_records():
             self._records.append(record)
             await stack.add_record(record)
+        await members.tell()
         await self.forwarder.open()
         await self.forwarder.add(*self._setup.ports)
         self.supervisor.start(self._watch)
@@ -307,6 +336,10 @@ class Member(Openable):
             with suppress(NetnsKitError):  # the stack may have ended
                 await stack.remove_record(record.name, type=record.type, value=record.value)
             self._records.pop()
+        members.forget(self.namespace)
+        if not members.is_ending:
+            with suppress(NetnsKitError):
+                await members.tell()
         if self._is_linked and self._port is not None:
             with suppress(NetnsKitError):
                 await stack.revoke(self.address)
@@ -317,6 +350,41 @@ class Member(Openable):
         if self._address is not None and members.by_name.get(self.name) is self:
             members.pool.release(self._address)
         members.dismiss(self)
+
+    async def connect_tcp(self, port: int, *, source: AddressLike | None = None) -> GuestStream:
+        """Connect to a server in the member, through the stack and without a socket of the host.
+
+        Sockets of the member's own, to connect and to listen with, are those of `namespace`.
+
+        Args:
+            port: The port.
+            source: The address that the server sees as its client's; None: the gateway's.
+
+        Raises:
+            ConnectionRefusedError: Nothing listens there.
+            TimeoutError: Nothing in the member answers.
+            AddressError, ArgumentError, ArgumentTypeError: An argument that cannot be used.
+            OSError: There is no room for the connection.
+            NamespaceGone, StackClosed: The member or the network is not open.
+
+        Cancellation: There is no connection.
+        """
+        with self.supervisor.guarding():
+            return await self._members.stack.connect_tcp(self.address, port, source=source)
+
+    async def flows(self) -> tuple[FlowInfo, ...]:
+        """Return the flows of this member that the stack carries, see `UserStack.flows`.
+
+        Those between members are the kernel's, and not among them.
+
+        Raises:
+            NamespaceGone, StackClosed: The member or the network is not open.
+
+        Cancellation: Nothing is changed.
+        """
+        with self.supervisor.guarding():
+            flows = await self._members.stack.flows()
+        return tuple(flow for flow in flows if flow.guest.address in self.addresses)
 
     async def files(self) -> dict[str, str]:
         """Return the files that commands see in place of the host's, by path: see `Network.files`.
@@ -347,7 +415,7 @@ class Member(Openable):
         Cancellation: The command is killed, and what it has started.
         """
         with self.supervisor.guarding():
-            options["files"] = {**await self.files(), **(options.get("files") or {})}
+            options["files"] = await self._files_for(options)
             return await self.namespace.run(command, **options)
 
     @arguments.spelled_out(Namespace.popen)
@@ -368,10 +436,13 @@ class Member(Openable):
         Cancellation: The command is killed if it has been started.
         """
         with self.supervisor.guarding():
-            options["files"] = {**await self.files(), **(options.get("files") or {})}
+            options["files"] = await self._files_for(options)
             process = await self.namespace.popen(command, **options)
         process.supervisor = self.supervisor
         return process
+
+    async def _files_for(self, options: CommandOptions) -> Mapping[str, str | bytes]:
+        return {**await self._members.files_for(self.namespace), **(options.get("files") or {})}
 
 
 class _Forwarder(Forwarder):

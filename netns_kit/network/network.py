@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from subprocess import CompletedProcess
 from types import NoneType
+from typing import TYPE_CHECKING
 
 from typing_extensions import Unpack
 
@@ -27,6 +28,10 @@ from .hub import Hub
 from .internal import internal_uplink
 from .members import Member, MemberOptions, Members, MemberSetup
 from .shown import shown_files
+
+if TYPE_CHECKING:
+    from netns_kit.gateway.faults import FaultOptions, Faults
+    from netns_kit.userstack.faults import FaultsBlock
 
 DEFAULT_MTU = 1500
 DEFAULT_IFNAME = "tap0"
@@ -216,9 +221,9 @@ class Network(Openable):
         """Return the files that commands see in place of the host's, by path, as they are now.
 
         These are a resolv.conf with our DNS address and the search list; and a hosts file with localhost, this
-        machine's name, the stack's records, and the other names of the host's file, if there is one.  Where the
-        policy has rules by name the records are not in it, so that they are asked for: such a rule is about what our
-        DNS has answered.
+        machine's name, the stack's records, and the other names of the host's file, if there is one and the uplink is
+        none in memory.  Where the policy has rules by name the records are not in it, so that they are asked for:
+        such a rule is about what our DNS has answered.
 
         Raises:
             StackClosed: The network is not open.
@@ -275,5 +280,27 @@ class Network(Openable):
         process.supervisor = self.supervisor
         return process
 
+    def faults(
+        self,
+        faults: Faults | None = None,
+        *,
+        script: Iterable[tuple[float, Faults]] | None = None,
+        **options: Unpack[FaultOptions],
+    ) -> FaultsBlock:
+        """Return faults of the network, to be used in `async with`: see `UserStack.faults`.
+
+        Args:
+            faults: The faults.
+            script: Faults over time, instead.
+            options: The fields of `Faults`, instead.
+
+        Raises:
+            ArgumentError, ArgumentTypeError: An argument that cannot be used.
+            StackClosed: On entering, the network is not open.
+
+        Cancellation: The faults are over.
+        """
+        return self.stack.faults(faults, script=script, **options)
+
     async def _files_for(self, options: CommandOptions) -> Mapping[str, str | bytes]:
-        return {**await self.files(), **(options.get("files") or {})}
+        return {**await self._members.files_for(self.namespace), **(options.get("files") or {})}

@@ -25,7 +25,8 @@ async def shown_files(stack: UserStack) -> dict[str, str]:
     asked_for: list[str] = []
     if stack.policy is not None and any(rule.has_names for rule in stack.policy.rules):
         ours, asked_for = [], [name for name, _ in ours]
-    text = hosts.written(os.uname().nodename, ours, _text(HOSTS), left_out=asked_for)
+    others = "" if stack.uplink.is_in_memory else _text(HOSTS)
+    text = hosts.written(os.uname().nodename, ours, others, left_out=asked_for)
     return {RESOLV_CONF: resolv_conf, HOSTS: text}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
 from netns_kit import arguments
@@ -12,11 +12,12 @@ from netns_kit.policy.addresses import canonical
 from netns_kit.policy.index import Index
 from netns_kit.policy.policy import Policy
 from netns_kit.policy.rules import Rule, RulePorts, RuleTarget
-from netns_kit.stack import Refusal, Transport
+from netns_kit.stack import Transport
 
 from .dial import Dial
+from .elsewhere import SocketSource
 from .flow import Flow, Target
-from .indirect import IndirectUplink, UdpAssociation, UplinkOptions, is_direct
+from .indirect import Carriage, IndirectUplink, UplinkOptions, is_direct
 from .uplink import Uplink, is_host_address
 
 if TYPE_CHECKING:
@@ -67,15 +68,20 @@ class ChooserUplink(IndirectUplink):
         self._index = Index(Policy("deny", tuple(made)))
         self._ways = (*ways, _checked("default", default))
         self._rules = tuple(made)
+        self.namespaces = tuple(inside for each in self._ways if each for inside in each.namespaces)
         self.time_limit = max((each.time_limit for each in self._ways if each), default=self.time_limit)
+
+    def __getstate__(self) -> Mapping[str, object]:
+        """Return what a worker and a stack have of it: they know namespaces by their sockets."""
+        return {**self.__dict__, "namespaces": ()}
 
     def __repr__(self) -> str:
         pairs = [f"({rule}, {way!r})" for rule, way in zip(self._rules, self._ways, strict=False)]
         return f"ChooserUplink([{', '.join(pairs)}], {self._ways[-1]!r})"
 
-    def attached(self, tell: Callable[[str], object]) -> Self:
-        made = super().attached(tell)
-        made._ways = tuple(None if each is None else each.attached(tell) for each in self._ways)
+    def attached(self, tell: Callable[[str], object], sources: Iterator[SocketSource]) -> Self:
+        made = super().attached(tell, sources)
+        made._ways = tuple(None if each is None else each.attached(tell, sources) for each in self._ways)
         return made
 
     def way_for(self, flow: Flow) -> IndirectUplink | None:
@@ -101,7 +107,7 @@ class ChooserUplink(IndirectUplink):
         way = self.way_for(flow)
         return Uplink.dial(self, flow, target) if way is None else way.dial_resolver(flow, target)
 
-    def carriage(self, flow: Flow, target: Target) -> UdpAssociation | Refusal | None:
+    def carriage(self, flow: Flow, target: Target) -> Carriage:
         way = None if is_direct(flow, target) else self.way_for(flow)
         return None if way is None else way.carriage(flow, target)
 
@@ -139,7 +145,9 @@ def _checked(knob: str, way: object) -> IndirectUplink | None:
         return None
     if not isinstance(way, IndirectUplink):
         raise ArgumentTypeError(
-            "expected an uplink through a proxy, or None for sockets of the host", knob, arguments.shown(way)
+            "expected an uplink through a proxy or a namespace, or None for sockets of the host",
+            knob,
+            arguments.shown(way),
         )
     if way.policy is not None or way.dns.servers is not None or way.dns.domains:
         raise ArgumentError(

@@ -14,6 +14,7 @@ from .dial import Dial
 from .flow import Endpoint, Flow, Target
 from .indirect import (
     TIME_LIMIT,
+    Carriage,
     Fault,
     IndirectUplink,
     ProxyDial,
@@ -22,7 +23,6 @@ from .indirect import (
     ReadHead,
     Send,
     Talk,
-    UdpAssociation,
     UplinkOptions,
     credentials,
     host_of,
@@ -84,7 +84,7 @@ class HttpConnectUplink(IndirectUplink):
         )
         return ProxyDial(self, self.proxy, f"HTTP proxy {self.proxy}", said, tos=tos).begin()
 
-    def carriage(self, flow: Flow, target: Target) -> UdpAssociation | Refusal | None:
+    def carriage(self, flow: Flow, target: Target) -> Carriage:
         return None if is_direct(flow, target) else Refusal.PROHIBITED
 
 

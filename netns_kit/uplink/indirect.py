@@ -2,7 +2,8 @@
 
     route                as that of any `Uplink`; the policy is asked as ever
     dial                 a TCP flow: a stream through the proxy
-    carriage             a UDP or ping flow: a `UdpAssociation`, a refusal, or None for a socket of the host
+    carriage             a UDP or ping flow: a `UdpAssociation`, sockets of another namespace, a refusal, or None for
+                         a socket of the host
     dial_resolver        a connection of the DNS server's own, to a resolver
 
 What leads to the host's loopback (the gateway's address, if it is allowed) never goes through a proxy.
@@ -20,7 +21,7 @@ from __future__ import annotations
 import copy
 import re
 import socket
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, TypedDict, get_args
 
@@ -36,6 +37,7 @@ from netns_kit.stack import Refusal
 from .dial import Connected, Dial, Pending, Refused
 from .direct import DirectDial
 from .dns_settings import DnsSettings
+from .elsewhere import NamespaceSockets, SocketSource
 from .flow import Endpoint, Flow, NamedFlow, Target, Way
 from .uplink import UdpFiltering, UdpPorts, Uplink
 
@@ -116,6 +118,10 @@ class UdpAssociation(Protocol):
         ...
 
 
+Carriage: TypeAlias = "UdpAssociation | NamespaceSockets | Refusal | None"
+"""What carries a UDP or ping flow, see `IndirectUplink.carriage`."""
+
+
 class IndirectUplink(Uplink):
     """An uplink that leads through something else.
 
@@ -155,11 +161,12 @@ class IndirectUplink(Uplink):
         self.time_limit = float(time_limit)
         self._tell: Callable[[str], object] | None = None
 
-    def attached(self, tell: Callable[[str], object]) -> Self:
+    def attached(self, tell: Callable[[str], object], sources: Iterator[SocketSource]) -> Self:
         """Return a copy for one stack.
 
         Args:
             tell: Called with what people should know of the proxy.
+            sources: A source of sockets for each of `namespaces`.
         """
         made = copy.copy(self)
         made._tell = tell
@@ -192,7 +199,7 @@ class IndirectUplink(Uplink):
             return Refused(Refusal.NET_UNREACHABLE)
         return self.dial(flow, target)
 
-    def carriage(self, flow: Flow, target: Target) -> UdpAssociation | Refusal | None:
+    def carriage(self, flow: Flow, target: Target) -> Carriage:
         """Return what carries a UDP or ping flow, or how it is refused; None: a socket of the host.
 
         Args:

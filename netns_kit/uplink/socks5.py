@@ -19,6 +19,7 @@ from .dial import Dial
 from .flow import Endpoint, Flow, Target
 from .indirect import (
     TIME_LIMIT,
+    Carriage,
     Fault,
     IndirectUplink,
     ProxyDial,
@@ -27,7 +28,6 @@ from .indirect import (
     Read,
     Send,
     Talk,
-    UdpAssociation,
     UplinkOptions,
     credentials,
     host_of,
@@ -107,7 +107,7 @@ class Socks5Uplink(IndirectUplink):
         """Begin to connect to the proxy, and then to talk to it."""
         return ProxyDial(self, self.proxy, f"SOCKS proxy {self.proxy}", said, tos=tos).begin()
 
-    def carriage(self, flow: Flow, target: Target) -> UdpAssociation | Refusal | None:
+    def carriage(self, flow: Flow, target: Target) -> Carriage:
         if is_direct(flow, target):
             return None
         if flow.protocol == "udp" and self._has_udp:

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequenc
 from contextlib import ExitStack, suppress
 from itertools import count
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, TextIO, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, TextIO, TypeVar, cast
 
 import anyio
 from typing_extensions import Self, Unpack
@@ -45,6 +45,7 @@ from netns_kit.namespace.namespace import Namespace
 from netns_kit.namespace.process_info import ProcessInfo
 from netns_kit.subnet import Subnet
 from netns_kit.tap.frame_device import Device
+from netns_kit.uplink.in_memory import InMemoryUplink
 from netns_kit.uplink.uplink import Uplink
 
 from .capture import SNAPLEN_MAX, Capture
@@ -55,9 +56,11 @@ from .in_process import LocalStack
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
+    from netns_kit.gateway.faults import FaultOptions, Faults
     from netns_kit.policy.policy import Policy
 
-    from .serving import GuestServer, GuestStream, Servers, TcpGuestHandler, UdpGuestHandler
+    from .faults import FaultsBlock
+    from .serving import GuestServer, GuestStream, Servers, TcpGuestHandler, UdpGuestHandler, World
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -154,6 +157,8 @@ class UserStack(Openable):
             if self.tap.namespace is not None:
                 supply, self._passing = await self.tap.namespace.supply_sockets()
                 self.setup = replace(self.setup, supply=ours.enter_context(supply))
+            if self.uplink.namespaces:
+                self.setup = replace(self.setup, supplies=await self._supplies(ours))
             self._runner = runner = self._start()
             if self.setup.driver != "worker":  # which has a copy
                 ours.pop_all()
@@ -162,10 +167,28 @@ class UserStack(Openable):
             self._start_answering(self.setup.on_flow)
         await runner.ready()
         self.sandbox = runner.sandbox
+        if isinstance(self.uplink, InMemoryUplink):
+            await self._start_serving().attach(cast("World", self.uplink.world))
 
     def __repr__(self) -> str:
         driver, condition = self.setup.driver, self.supervisor.condition
         return f"<UserStack on {self.tap.name}: {self.subnet}, driver={driver!r}: {condition}>"
+
+    async def _supplies(self, ours: ExitStack) -> tuple[tuple[socket.socket, ...], ...]:
+        """Return what `Setup.supplies` is to be.
+
+        Raises:
+            NamespaceGone: A namespace of the uplink has ended, or is not open.
+        """
+        supplies: list[tuple[socket.socket, ...]] = []
+        for _ in self.tap.queues if self.setup.driver == "worker" else (None,):
+            made: list[socket.socket] = []
+            for namespace in self.uplink.namespaces:
+                supply, agents = await namespace.supply_sockets()
+                made.append(ours.enter_context(supply))
+                agents.close()  # so that its end is seen
+            supplies.append(tuple(made))
+        return tuple(supplies)
 
     async def _configure_namespace(self) -> None:
         subnet, ipv6, configure = self.subnet, self.subnet.ipv6, self.setup.configure
@@ -474,6 +497,9 @@ class UserStack(Openable):
     def _serving(self) -> Servers:
         """Return what serves flows on this side; it is started if it is not there yet."""
         self.supervisor.check()
+        return self._start_serving()
+
+    def _start_serving(self) -> Servers:
         if self._servers is None:
             from .serving import Servers  # few need it
 
@@ -577,6 +603,38 @@ class UserStack(Openable):
         return Capture(
             self, target, where=where, snaplen=snaplen, max_bytes=max_bytes, max_seconds=max_seconds
         )
+
+    def faults(
+        self,
+        faults: Faults | None = None,
+        *,
+        script: Iterable[tuple[float, Faults]] | None = None,
+        **options: Unpack[FaultOptions],
+    ) -> FaultsBlock:
+        """Return faults of the network, to be used in `async with`, in which they are in force.
+
+            async with stack.faults(loss=0.01, delay=0.05, to="*.example.org"):
+                ...
+
+        Any number of blocks may run at once.  A packet passes all that are about it, in the order in which they have
+        begun.  Packets that a block holds when it ends go on at once.  Flows beside the stack are not disturbed, see
+        `netns_kit.forwarder.ports.Mode`.
+
+        Args:
+            faults: The faults.
+            script: Faults over time, instead: each with the seconds from the beginning at which it takes the place of
+                the one before.
+            options: The fields of `Faults`, instead.
+
+        Raises:
+            ArgumentError, ArgumentTypeError: An argument that cannot be used.
+            StackClosed: On entering, the stack is not open.
+
+        Cancellation: The faults are over.
+        """
+        from .faults import FaultsBlock  # few need it
+
+        return FaultsBlock(self, faults, script, options)
 
     def _start_answering(self, on_flow: OnFlow) -> None:
         from .answering import Answering  # few need it

@@ -96,7 +96,7 @@ def test_what_a_stack_is_told_is_checked_once_and_kept() -> None:
         ]
         usual = Setup.of(tap)
         alike = {name for name in Setup.__match_args__ if getattr(setup, name) == getattr(usual, name)}
-        assert alike == {"tap", "supply"}, "no setting is lost on the way"
+        assert alike == {"tap", "supply", "supplies"}, "no setting is lost on the way"
     finally:
         tap.release()
         other.release()

@@ -54,9 +54,10 @@ MADE_BY_CALLS = {"Namespace", "Process", "Flow", "FlowInfo", "FlowEvent"}
 CHECKED_BEFORE = {
     **{
         f"{uplink}Uplink.{each}": {"ArgumentError", "ArgumentTypeError", "DomainNameError"}
-        for uplink in ("", "Chooser", "Indirect", "Socks5", "HttpConnect")
+        for uplink in ("", "Chooser", "Indirect", "Socks5", "HttpConnect", "Namespace")
         for each in ("route", "way_for", "dial", "dial_resolver", "carriage")
     },
+    "FakeInternet.route": {"ArgumentError", "ArgumentTypeError"},
     "ImpairedTap.at": {"ArgumentError"},
 }
 """Errors that cannot be raised, because what they are about was checked before: a flow's endpoints, say."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Address
 
@@ -183,6 +184,46 @@ def _echo(sock: socket.socket) -> None:
         sock.sendall(data)
 
 
+FOLLOW = """
+import sys
+for line in sys.stdin:
+    names = [word for entry in open("/etc/hosts") for word in entry.split()[1:]]
+    print(*(name for name in names if name in ("web", "www", "db")), flush=True)
+"""
+
+
+async def test_commands_that_run_see_who_comes_and_goes() -> None:
+    """In their hosts file, in the hub and in members; a file of the caller's own stays as it is."""
+    async with network() as net, net.member("db") as db:
+        options = {"files": {"/etc/hosts": "10.0.2.2 www\n"}}
+        command = [sys.executable, "-ISc", FOLLOW]
+        async with (
+            await net.popen(command) as in_hub,
+            await db.popen(command) as in_member,
+            await db.popen(command, **options) as with_its_own,  # type: ignore[arg-type]  # it is files
+        ):
+
+            async def seen() -> list[str]:
+                lines = []
+                for each in (in_hub, in_member, with_its_own):
+                    assert each.stdin is not None
+                    assert each.stdout is not None
+                    await each.stdin.send(b"?\n")
+                    lines.append((await each.stdout.receive()).decode().strip())
+                return lines
+
+            assert await seen() == ["db", "db", "www"]
+            async with net.member("web", aliases=["www"]) as web:
+                assert await seen() == ["db web www", "db web www", "www"]
+                async with await web.popen(command) as third:
+                    assert third.stdin is not None
+                    assert third.stdout is not None
+                    await net.add_member("other")
+                    await third.stdin.send(b"?\n")
+                    assert await third.stdout.receive() == b"db web www\n"
+            assert await seen() == ["db", "db", "www"]
+
+
 @pytest.fixture
 async def somebody(leaks: None) -> AsyncIterator[Namespace]:
     """A namespace that somebody else has made, in a user namespace of its own."""
@@ -198,6 +239,28 @@ async def test_an_attached_namespace_is_a_member_like_another(somebody: Namespac
             assert web.link == "veth"
             assert "eth0" in {each.name for each in await somebody.links()}
         assert "eth0" not in {each.name for each in await somebody.links()}, "it is gone with the member"
+
+
+@pytest.mark.parametrize("made_by", [["unshare", "-Urn"], ["unshare", "-Ur", "unshare", "-Urn"]])
+async def test_a_namespace_below_any_user_namespace_of_this_user(made_by: list[str]) -> None:
+    """Also two levels below, as that of a container in a container is."""
+    needs("unshare", "sh")
+    says = "read _; readlink /proc/self/ns/net; read _; cat /proc/net/route; read _"
+    command = [*made_by, "sh", "-c", says]
+    async with (
+        await anyio.open_process(command, stderr=None) as process,
+        network() as net,
+        net.member("db") as db,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        await process.stdin.send(b"\n")
+        assert b"net:" in await process.stdout.receive()
+        async with net.member("box", namespace=Namespace.attach(pid=process.pid)) as box, serving(box, 80):
+            assert await ask(db, "box", 80) == str(db.address)
+            await process.stdin.send(b"\n")
+            assert b"eth0" in await process.stdout.receive()
+        await process.stdin.send(b"\n")
 
 
 async def test_an_open_namespace_stays_its_owners(somebody: Namespace) -> None:

@@ -7,22 +7,10 @@ name does not exist, or that the address is prohibited.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
-import pwd
-import shutil
-import socket
-import ssl
 import subprocess
-import sys
-import threading
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import anyio
@@ -30,116 +18,14 @@ import pytest
 
 from netns_kit import Namespace, Policy
 from tests.support import needs
-from tests.support.servers import SECONDS
+from tests.support.clients import ALLOWED, DENIED, HTTPS, SSH, Client, Place, curl, git_ssh, pip
 from tests.support.world import EVIL, WEB, World, in_world
 
-ALLOWED, DENIED = "service.example.org", "another.example"
-HTTPS, SSH, POSTGRES, REDIS = 8444, 8022, 15432, 16379
+POSTGRES, REDIS = 15432, 16379
 POLICY = Policy.deny().allow("*.example.org", protocol="tcp", ports=[HTTPS, SSH, POSTGRES, REDIS])
 """The one policy."""
 RESOLVER_PATIENCE = 5.0
 """Seconds that libc waits for an answer (resolv.conf(5)); who gets no answer to a SYN waits for longer."""
-
-
-@dataclass
-class Client:
-    """How a client is executed, and what it says."""
-
-    command: Callable[[str], list[str]]
-    """What to execute for a host."""
-    says: str
-    """What a server that it reaches has it print."""
-    no_name: str
-    """What it says of a name that does not exist."""
-    no_route: str = "No route to host"
-    """What it says of an address that is prohibited."""
-
-
-@dataclass
-class Place:
-    """A directory for the files of servers and clients, and the world."""
-
-    world: World
-    path: Path
-
-    def run(self, *command: object) -> None:
-        """Prepare something."""
-        subprocess.run(
-            [str(each) for each in command], check=True, capture_output=True, cwd=self.path, timeout=SECONDS
-        )
-
-    @contextmanager
-    def serving(self, port: int, *command: object) -> Iterator[None]:
-        """In the world a server runs, which has begun to listen."""
-        with self.world.on("other"), (self.path / "log").open("wb") as log:
-            server = subprocess.Popen([str(each) for each in command], stdout=log, stderr=log, cwd=self.path)
-        try:
-            self.world.wait_listening(port)
-            yield
-        finally:
-            server.terminate()
-            server.wait(SECONDS)
-
-    @contextmanager
-    def https(self) -> Iterator[None]:
-        """In the world a web server has our files, and a certificate of our authority."""
-        names = ",".join(f"DNS:{each}" for each in (ALLOWED, DENIED)) + f",IP:{EVIL}"
-        new = (
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-            "-days",
-            2,
-        )
-        self.run(*new, "-subj", "/CN=Nobody's", "-keyout", "ca.key", "-out", "ca.pem")
-        signed = ["-CA", "ca.pem", "-CAkey", "ca.key", "-addext", f"subjectAltName={names}"]
-        signed += ["-addext", "basicConstraints=critical,CA:FALSE"]
-        self.run(*new, "-subj", f"/CN={ALLOWED}", *signed, "-keyout", "key.pem", "-out", "cert.pem")
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.path / "cert.pem", self.path / "key.pem")
-        with self.http(lambda sock: context.wrap_socket(sock, server_side=True)):
-            yield
-
-    @contextmanager
-    def http(self, wrap: Callable[[socket.socket], socket.socket] = lambda sock: sock) -> Iterator[None]:
-        """In the world a web server has our files."""
-        (self.path / "index.html").write_text("welcome\n")
-        with self.world.on("other"):
-            server = ThreadingHTTPServer(("0.0.0.0", HTTPS), partial(Quiet, directory=str(self.path)))
-        server.socket = wrap(server.socket)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield
-        server.shutdown()
-
-    def repository(self) -> Path:
-        """Make a repository, with one commit."""
-        git = ("git", "-c", "user.name=x", "-c", "user.email=x", "-c", "init.defaultBranch=main")
-        self.run(*git, "init", "-q", "work")
-        self.run(*git, "-C", "work", "commit", "-q", "--allow-empty", "-m", "welcome")
-        self.run(*git, "clone", "-q", "--bare", "work", "project.git")
-        self.run(*git, "-C", "project.git", "update-server-info")
-        return self.path / "project.git"
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    """Serves files, and logs nothing."""
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
-@contextmanager
-def curl(place: Place) -> Iterator[Client]:
-    needs("curl", "openssl")
-    with place.https():
-        yield Client(
-            lambda host: ["curl", "-sSv", f"https://{host}:{HTTPS}/"], "welcome", "Could not resolve host"
-        )
 
 
 @contextmanager
@@ -152,34 +38,6 @@ def git_https(place: Place) -> Iterator[Client]:
             "refs/heads/main",
             "Could not resolve host",
             "Failed to connect",
-        )
-
-
-@contextmanager
-def git_ssh(place: Place) -> Iterator[Client]:
-    needs("git")
-    needs("ssh", "ssh-keygen", "sshd")
-    repository = place.repository()
-    for key in ("host", "user"):
-        place.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)
-    shutil.copy(place.path / "user.pub", place.path / "authorized")
-    settings = [f"HostKey={place.path}/host", f"AuthorizedKeysFile={place.path}/authorized", "StrictModes=no"]
-    settings += ["UsePAM=no", "PidFile=none", f"Port={SSH}"]
-    sshd = shutil.which("sshd")
-    ssh = f"ssh -F /dev/null -i {place.path}/user -o BatchMode=yes -o StrictHostKeyChecking=no"
-    ssh += " -o UserKnownHostsFile=/dev/null"
-    user = pwd.getpwuid(os.geteuid()).pw_name
-    with place.serving(SSH, sshd, "-D", "-f", "/dev/null", *(f"-o{each}" for each in settings)):
-        yield Client(
-            lambda host: [
-                "git",
-                "-c",
-                f"core.sshCommand={ssh}",
-                "ls-remote",
-                f"ssh://{user}@{host}:{SSH}{repository}",
-            ],
-            "refs/heads/main",
-            "Could not resolve hostname",
         )
 
 
@@ -214,42 +72,6 @@ def redis_cli(place: Place) -> Iterator[Client]:
         yield Client(
             lambda host: ["redis-cli", "-h", host, "-p", str(REDIS), "ping"],
             "PONG",
-            "Name or service not known",
-        )
-
-
-@contextmanager
-def pip(place: Place) -> Iterator[Client]:
-    needs("openssl")
-    wheel = "welcome-1.0-py3-none-any.whl"
-    (place.path / "simple" / "welcome").mkdir(parents=True)
-    (place.path / "simple" / "welcome" / "index.html").write_text(f'<a href="{wheel}">{wheel}</a>')
-    metadata = "Metadata-Version: 2.1\nName: welcome\nVersion: 1.0\n"
-    tags = "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    with zipfile.ZipFile(place.path / "simple" / "welcome" / wheel, "w") as archive:
-        record = ""
-        for name, text in ("METADATA", metadata), ("WHEEL", tags):
-            digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
-            record += f"welcome-1.0.dist-info/{name},sha256={digest},{len(text)}\n"
-            archive.writestr(f"welcome-1.0.dist-info/{name}", text)
-        archive.writestr("welcome-1.0.dist-info/RECORD", record + "welcome-1.0.dist-info/RECORD,,\n")
-    options = ["--isolated", "--no-cache-dir", "--disable-pip-version-check", "--retries", "1"]
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        *options,
-        "download",
-        "--no-deps",
-        "-d",
-        str(place.path),
-        "welcome",
-    ]
-    certificates = ["--cert", str(place.path / "ca.pem")]
-    with place.https():
-        yield Client(
-            lambda host: [*command, *certificates, "-i", f"https://{host}:{HTTPS}/simple/"],
-            "Successfully downloaded welcome",
             "Name or service not known",
         )
 

@@ -131,6 +131,11 @@ class TcpRelay(Dialled):
         self._socket = self._sink = sock
         self.state = IDLE
 
+    @property
+    def socket(self) -> socket.socket | None:
+        """The socket of the host's side; None: there is none."""
+        return self._socket
+
     def peer(self) -> tuple[str, int] | None:
         """Return the address and port of the host's peer, or None if the peer has gone."""
         try:

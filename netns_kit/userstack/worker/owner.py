@@ -72,6 +72,7 @@ class WorkerProcess:
         given = [setup.tap.fileno(), *(() if peers is None else peers.filenos())]
         if setup.supply is not None:
             given.append(setup.supply.fileno())
+        given += [each.fileno() for supplies in setup.supplies for each in supplies]
         self._child = Child(f"{__package__}.main", given, errors=True, new_session=True)
         with on_error(self._child.close):
             self._channel = self._child.channel

@@ -37,8 +37,9 @@ class Workers:
         started: list[WorkerProcess] = []
         with ExitStack() as passed, ExitStack() as ours:
             links: list[WorkerLinks] | list[None] = connect(count, passed) if count > 1 else [None]
-            for queue, peers in zip(queues, links, strict=True):
-                share = replace(setup, tap=queue, limits=setup.limits.divided(count))
+            for number, (queue, peers) in enumerate(zip(queues, links, strict=True)):
+                supplies = setup.supplies[number : number + 1]
+                share = replace(setup, tap=queue, limits=setup.limits.divided(count), supplies=supplies)
                 if started:  # published ports belong to the first
                     share = replace(share, supply=None)
                 started.append(WorkerProcess(share, news, peers))
