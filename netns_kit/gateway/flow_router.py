@@ -80,17 +80,14 @@ class Published(Protocol):
     @property
     def host(self) -> Address:
         """The address that the port is bound to."""
-        ...
 
     def way_to(self, target: Address, guest: bytes) -> Way | None:
         """Return how datagrams to `target`, from the guest's packed address `guest`, leave by this port; None: they
         cannot.
         """
-        ...
 
     def add(self, flow: UdpFlow, target: Endpoint, way: Way) -> None:
         """Carry `flow` to `target`."""
-        ...
 
 
 class Intercepting(Protocol):

@@ -125,15 +125,7 @@ class Gateway:
         self.endpoints = Endpoints()
         search = tuple(filter(is_host_name, uplink.search()))
         stack_for = partial(self._stack_for, setup, search, secret or os.urandom(16))
-        router: Callable[..., FlowRouter] = FlowRouter
-        if uplink.is_indirect:
-            from .indirect_router import IndirectRouter  # other uplinks have none
-
-            router = partial(IndirectRouter, supplies=setup.supplies[0] if setup.supplies else ())
-        elif uplink.is_in_memory:
-            from .in_memory import InMemoryRouter as router
-
-        self.router: FlowRouter = router(
+        self.router: FlowRouter = _router_kind(setup)(
             engine, uplink, subnet, self.endpoints, stack_for, links=peers, tell=tell or log
         )
         stack: Stack = self.router.stack
@@ -461,6 +453,19 @@ class Gateway:
             self.router.reset_connections()
         self.router.close()
         self.dns.close()
+
+
+def _router_kind(setup: Setup) -> Callable[..., FlowRouter]:
+    """Return what makes the router for an uplink; most uplinks have none of these modules."""
+    if setup.uplink.is_indirect:
+        from .indirect_router import IndirectRouter
+
+        return partial(IndirectRouter, supplies=setup.supplies[0] if setup.supplies else ())
+    if setup.uplink.is_in_memory:
+        from .in_memory import InMemoryRouter
+
+        return InMemoryRouter
+    return FlowRouter
 
 
 def _zone(subnet: Subnet) -> Zone:
