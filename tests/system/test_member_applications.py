@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -146,3 +148,41 @@ async def addresses(member: Member, name: str) -> set[str]:
     """What a name means in a member."""
     found = await output(member, "getent", "ahostsv4", name)
     return {line.split()[0] for line in found.splitlines()}
+
+
+@bounded
+async def test_a_container_joins_a_member_by_path(tmp_path: Path) -> None:
+    """By crun, which is a command of the member: it has the member's user namespace, and names the network's path."""
+    needs("crun", "busybox", "unshare")
+    root = tmp_path / "rootfs"
+    for directory in ("bin", "proc", "dev", "sys"):
+        (root / directory).mkdir(parents=True)
+    shutil.copy(shutil.which("busybox") or "", root / "bin/busybox")
+    script = "busybox ping -c1 -W5 10.0.2.101 >&2 && busybox nslookup db 10.0.2.3"
+    process = {
+        "cwd": "/",
+        "user": {"uid": 0, "gid": 0},
+        "args": ["busybox", "sh", "-c", script],
+        "env": ["PATH=/bin"],
+        "capabilities": {kind: ["CAP_NET_RAW"] for kind in ("bounding", "effective", "permitted")},
+    }
+    namespaces = [{"type": "mount"}, {"type": "pid"}, {"type": "network", "path": "/proc/1/ns/net"}]
+    config = {
+        "ociVersion": "1.0.2",
+        "root": {"path": "rootfs"},
+        "process": process,
+        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+        "linux": {"namespaces": namespaces},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    crun = [
+        "crun",
+        f"--root={tmp_path / 'state'}",
+        "--cgroup-manager=disabled",
+        "run",
+        f"--bundle={tmp_path}",
+        "c",
+    ]
+    alone = ["unshare", "-mC", "sh", "-c", 'mount -t cgroup2 none /sys/fs/cgroup; exec "$@"', "sh"]
+    async with network() as net, net.member("db"), net.member("box") as box:
+        assert "Address: 10.0.2.101" in await output(box, *alone, *crun)
