@@ -96,6 +96,12 @@ if TYPE_CHECKING:
     from .namespace.process import RunOptions as RunOptions
     from .namespace.process import StandardStream as StandardStream
     from .namespace.process_info import ProcessInfo as ProcessInfo
+    from .network.application import Application as Application
+    from .network.application import LogLine as LogLine
+    from .network.application import MemberState as MemberState
+    from .network.composition import Composition as Composition
+    from .network.composition import Dependency as Dependency
+    from .network.composition import MemberPlan as MemberPlan
     from .network.members import Member as Member
     from .network.members import MemberOptions as MemberOptions
     from .network.network import Network as Network
@@ -203,6 +209,8 @@ _HOMES = {
     "namespace.namespace": "Ids Interface InterfaceAddress Namespace OpenedTap Pids Route",
     "namespace.process": "Command CommandFailed CommandOptions Process RunOptions StandardStream",
     "namespace.process_info": "ProcessInfo",
+    "network.application": "Application LogLine MemberState",
+    "network.composition": "Composition Dependency MemberPlan",
     "network.members": "Member MemberOptions",
     "network.network": "Network",
     "policy.explanation": "Explanation",
