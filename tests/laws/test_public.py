@@ -28,7 +28,8 @@ MADE_FOR_CALLERS = {
 
 
 FOR_PARTS_OF_THE_LIBRARY = {
-    "Captured", "Disturbed", "Index", "MemberSetup", "Members", "SocketDiagnostics", "Supervisor",
+    "Captured", "Carriage", "Disturbed", "Index", "MemberSetup", "Members", "NamespaceSockets",
+    "SocketDiagnostics", "SocketSource", "Supervisor",
 }  # fmt: skip
 """Types of attributes and methods that say so."""
 
