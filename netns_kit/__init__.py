@@ -64,6 +64,10 @@ if TYPE_CHECKING:
     from .gateway.asking import OnFlow as OnFlow
     from .gateway.capture_filter import CaptureFilter as CaptureFilter
     from .gateway.capture_filter import CaptureProtocol as CaptureProtocol
+    from .gateway.faults import DnsFault as DnsFault
+    from .gateway.faults import FaultDirection as FaultDirection
+    from .gateway.faults import FaultOptions as FaultOptions
+    from .gateway.faults import Faults as Faults
     from .gateway.gateway import FlowInfo as FlowInfo
     from .gateway.setup import Configure as Configure
     from .gateway.setup import DriverName as DriverName
@@ -92,6 +96,8 @@ if TYPE_CHECKING:
     from .namespace.process import RunOptions as RunOptions
     from .namespace.process import StandardStream as StandardStream
     from .namespace.process_info import ProcessInfo as ProcessInfo
+    from .network.members import Member as Member
+    from .network.members import MemberOptions as MemberOptions
     from .network.network import Network as Network
     from .policy.explanation import Explanation as Explanation
     from .policy.policy import Policy as Policy
@@ -146,6 +152,11 @@ if TYPE_CHECKING:
     from .userstack.events import FlowEvent as FlowEvent
     from .userstack.events import FlowEventKind as FlowEventKind
     from .userstack.events import QueryEvent as QueryEvent
+    from .userstack.fake_internet import FakeFlow as FakeFlow
+    from .userstack.fake_internet import FakeHost as FakeHost
+    from .userstack.fake_internet import FakeInternet as FakeInternet
+    from .userstack.fake_internet import FakeQuery as FakeQuery
+    from .userstack.faults import FaultsBlock as FaultsBlock
     from .userstack.serving import FlowAttribute as FlowAttribute
     from .userstack.serving import GuestDatagrams as GuestDatagrams
     from .userstack.serving import GuestServer as GuestServer
@@ -174,6 +185,7 @@ _HOMES = {
     "forwarder.reverse": "StreamHandler",
     "gateway.asking": "FlowAnswer FlowRequest OnFlow",
     "gateway.capture_filter": "CaptureFilter CaptureProtocol",
+    "gateway.faults": "DnsFault FaultDirection FaultOptions Faults",
     "gateway.gateway": "FlowInfo",
     "gateway.setup": "Configure DriverName SandboxLayer StackOptions",
     "gateway.stats": "Stats",
@@ -184,6 +196,7 @@ _HOMES = {
     "namespace.namespace": "Ids Interface InterfaceAddress Namespace OpenedTap Pids Route",
     "namespace.process": "Command CommandFailed CommandOptions Process RunOptions StandardStream",
     "namespace.process_info": "ProcessInfo",
+    "network.members": "Member MemberOptions",
     "network.network": "Network",
     "policy.explanation": "Explanation",
     "policy.policy": "Policy",
@@ -206,6 +219,8 @@ _HOMES = {
     "uplink.uplink": "UdpFiltering UdpPorts Uplink",
     "userstack.capture": "Capture",
     "userstack.events": "Event FlowEvent FlowEventKind QueryEvent",
+    "userstack.fake_internet": "FakeFlow FakeHost FakeInternet FakeQuery",
+    "userstack.faults": "FaultsBlock",
     "userstack.serving": (
         "FlowAttribute GuestDatagrams GuestServer GuestStream TcpGuestHandler UdpGuestHandler"
     ),

@@ -9,7 +9,7 @@ from types import NoneType
 from . import arguments
 from .domain_names import check_host_name
 from .errors import AddressError
-from .frozen import field, frozen
+from .frozen import field, frozen, replace
 
 DEFAULT_CIDR = "10.0.2.0/24"
 DEFAULT_CIDR6 = "fd00::/64"
@@ -183,6 +183,21 @@ class Subnet:
             address: The address.
         """
         return self if address.version == 4 else self.ipv6
+
+    def with_guest(self, guest: IPv4Address, guest6: IPv6Address | None) -> Subnet:
+        """Return the same addresses as another guest of the network has them.
+
+        Args:
+            guest: The guest's address.
+            guest6: Its IPv6 address, None if IPv6 is off.
+        """
+        ipv6 = self.ipv6
+        if ipv6 is not None and guest6 is not None:
+            ipv6 = replace(ipv6)
+            arguments.fill(ipv6, guest=guest6)
+        subnet = Subnet(self.network, ipv6)
+        arguments.fill(subnet, guest=guest)
+        return subnet
 
     @property
     def resolvers(self) -> tuple[IPv4Address | IPv6Address, ...]:

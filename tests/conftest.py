@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import tempfile
@@ -16,7 +17,9 @@ from tests.support import (
     GRACE,
     Possessions,
     adopt_orphans,
+    child_pids,
     children,
+    reap,
     see_administrators_programs,
     wait_exit,
     wait_new_children,
@@ -32,6 +35,15 @@ def pytest_configure() -> None:
     settings.load_profile("any machine")
 
 
+def pytest_collection_finish() -> None:
+    """Keep the tests themselves from the garbage collector: they live to the end.
+
+    Else it would look at all of them each time, here and in each process that a test forks.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     """Every test marked anyio runs on both event loops."""
@@ -42,13 +54,14 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True)
 def no_process_left() -> Iterator[None]:
     """No test leaves a child process running, nor a descendant; what is left is named and killed."""
-    before = children().keys()
+    before = child_pids()
     yield
     running = wait_new_children(before, time.monotonic() + GRACE)
     names = [f"{pid} {name}" for pid, name in children().items() if pid in running]
     for pid in running:
         os.kill(pid, signal.SIGKILL)
     wait_exit(running, time.monotonic() + GRACE)
+    reap(before)
     assert not names, f"processes left: {', '.join(names)}"
 
 

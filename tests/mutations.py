@@ -333,6 +333,20 @@ def definitions() -> list[Definition]:
     return found
 
 
+@cache
+def _by_last_word() -> dict[str, list[Definition]]:
+    found: dict[str, list[Definition]] = {}
+    for each in definitions():
+        found.setdefault(each.name.rpartition(".")[2], []).append(each)
+    return found
+
+
+def forget_definitions() -> None:
+    """Let go of the syntax trees of all modules, which are many objects."""
+    definitions.cache_clear()
+    _by_last_word.cache_clear()
+
+
 def _dotted(path: Path) -> str:
     return ".".join(part for part in path.with_suffix("").parts if part != "__init__")
 
@@ -349,7 +363,7 @@ def applied(mutation: Mutation) -> tuple[Path, ast.AST]:
         LookupError: it is not in exactly one place.
     """
     where = mutation.where
-    named = [each for each in definitions() if each.is_called(where)]
+    named = [each for each in _by_last_word().get(where.rpartition(".")[2], ()) if each.is_called(where)]
     found = [(each.path, each.put(made)) for each in named for made in changes(each.node, mutation.change)]
     if not named:
         raise LookupError(f"{mutation}: nothing is called {where}")

@@ -60,6 +60,7 @@ def test_every_feature_is_there() -> None:
         "Events",
         "Serving",
         "Captures",
+        "FaultBlocks",
     }
     alone = {name for name, each in OPERATIONS.items() if join_of(each) is None}
     assert alone == {

@@ -716,7 +716,6 @@ class Scenario(NamedTuple):
         meter = Meter()
         policy = thousand_rules() if self.policy else None
         rig = Rig(vnet_header=self.vnet_header, family=self.family, policy=policy)
-        gc.collect()
         gc.disable()  # what others have left behind is not ours to count
         try:
             meter.work.units = self.drive(rig, meter, **self.options)

@@ -318,10 +318,7 @@ CHECKS: Mapping[str, Check] = {
         knobs=("user.max_pid_namespaces",),
     ),
     "offloads": Check(
-        "TUNSETOFFLOAD",
-        "more packets, and smaller ones, for the same bytes",
-        _offloads,
-        ("tun",),
+        "TUNSETOFFLOAD", "more packets, and smaller ones, for the same bytes", _offloads, ("tun",)
     ),
     "queues": Check(
         "TUNSETIFF with IFF_MULTI_QUEUE, twice",
@@ -400,14 +397,10 @@ CHECKS: Mapping[str, Check] = {
         _feature("memfds", "3.17", "memfd_create"),
     ),
     "landlock": Check(
-        "a worker's sandbox entered",
-        "a worker that was taken over could read files",
-        _layer("landlock"),
+        "a worker's sandbox entered", "a worker that was taken over could read files", _layer("landlock")
     ),
     "seccomp": Check(
-        "the same",
-        "a worker that was taken over could make any system call",
-        _layer("seccomp"),
+        "the same", "a worker that was taken over could make any system call", _layer("seccomp")
     ),
     "sandbox": Check(
         "the same: core dumps, ptrace, capabilities, no_new_privs",
@@ -420,15 +413,10 @@ CHECKS: Mapping[str, Check] = {
         _resolver,
     ),
     "tcp-buffers": Check(
-        "read",
-        "a connection over a long path is slower than the path",
-        _buffers,
-        knobs=_BUFFERS,
+        "read", "a connection over a long path is slower than the path", _buffers, knobs=_BUFFERS
     ),
     "descriptors": Check(
-        "getrlimit(RLIMIT_NOFILE)",
-        "few connections at a time: each has a descriptor",
-        _descriptors,
+        "getrlimit(RLIMIT_NOFILE)", "few connections at a time: each has a descriptor", _descriptors
     ),
 }
 

@@ -78,10 +78,7 @@ class Child:
             passed.callback(theirs.close)
             given = [theirs.fileno()]
             if watched:
-                try:
-                    given.append(os.pidfd_open(os.getpid()))
-                except OSError as error:
-                    raise diagnosis.feature("pidfds", error, "5.3", "pidfd_open") from error
+                given.append(_own_pidfd())
                 passed.callback(os.close, given[1])
             numbers: list[int] = []
             for fd in (*given, *fds):
@@ -90,12 +87,9 @@ class Child:
             self.fds = numbers[len(given) :]
             stderr = None if is_inherited(2) else subprocess.DEVNULL
             if errors:
-                reading, stderr = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+                self.errors, stderr = _pipe_of_errors()
                 passed.callback(os.close, stderr)
-                self.errors = io.FileIO(reading)
                 owned.callback(self.errors.close)
-                with suppress(OSError):  # a user may not have many pipes as large as that, pipe(7)
-                    fcntl.fcntl(stderr, fcntl.F_SETPIPE_SZ, ERRORS_SIZE)
             with _signals_blocked():
                 self._popen = subprocess.Popen(
                     [sys.executable, "-ISc", BOOT, _HOME, module, *map(str, numbers)],
@@ -157,6 +151,21 @@ class Child:
     def close(self) -> None:
         """Close the descriptors that lead to the child; kill it, and block until it has ended, if it still runs."""
         self._owned.close()
+
+
+def _own_pidfd() -> int:
+    try:
+        return os.pidfd_open(os.getpid())
+    except OSError as error:
+        raise diagnosis.feature("pidfds", error, "5.3", "pidfd_open") from error
+
+
+def _pipe_of_errors() -> tuple[io.FileIO, int]:
+    """Return the ends of a large pipe that never blocks."""
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    with suppress(OSError):  # a user may not have many pipes as large as that, pipe(7)
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, ERRORS_SIZE)
+    return io.FileIO(reading), writing
 
 
 def is_inherited(fd: int) -> bool:

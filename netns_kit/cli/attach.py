@@ -27,10 +27,10 @@ from netns_kit.namespace.namespace import Namespace
 from netns_kit.network.network import DEFAULT_IFNAME, Network
 from netns_kit.tap.device import check_name
 
-from .command_line import FAILED, HOST_LOOPBACK, ONE_PORT, Parser, value
+from .command_line import FAILED, HOST_LOOPBACK, ONE_PORT, Parser, complain, value
+from .network_options import add_network_options, check_options, network_from, publish, with_value
 from .policy import captured, events_told, open_events
 from .program import end, notice
-from .run import add_network_options, check_options, complain, network_from, publish, with_value
 from .signals import Signals
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 from netns_kit.child.codec import printable
 from netns_kit.errors import ArgumentError, NetnsKitError
 
+from .program import last_words
+
 FAILED = 125
 HOST_LOOPBACK = "--host-loopback"
 _NO_OPTION = ("pass_fds", "LISTEN_FDS")  # what is given to us in another way
@@ -74,6 +76,28 @@ def whole_number(check: Callable[[int], object]) -> Callable[[str], int]:
         return number
 
     return checked
+
+
+def repeatable(
+    parser: Parser, *names: str, check: Callable[[str], object], help: str, **options: Any
+) -> None:
+    """Declare an option that may be given many times; its values are a list of those that `check` lets pass."""
+    options = {"default": [], **options}
+    parser.add_argument(*names, action="append", type=value(check), help=f"{help}; repeatable", **options)
+
+
+def assigned(text: str, expected: str) -> tuple[str, str]:
+    """Return the two sides of NAME=VALUE.  Raises ValueError unless both are there."""
+    name, _, given = text.partition("=")
+    if not name or not given:
+        raise ValueError(f"{text!r}: expected {expected}")
+    return name, given
+
+
+def complain(status: int, error: Exception) -> int:
+    """Tell of an error, and return the exit status."""
+    last_words(f"netns-kit: {as_option(error)}")
+    return status
 
 
 def said_of(error: Exception, text: str) -> str:

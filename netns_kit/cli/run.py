@@ -4,45 +4,34 @@ from __future__ import annotations
 
 import argparse
 import errno
-import inspect
 import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, TextIO, TypeVar, cast, get_args
+from typing import TextIO, TypeVar, cast, get_args
 
 import anyio
 
 from netns_kit import __version__, arguments
-from netns_kit.dns import Record
 from netns_kit.errors import ArgumentError, NetnsKitError
-from netns_kit.forwarder.ports import MODES, Mode
-from netns_kit.forwarder.specs import SYNTAX, parse_all, parse_reverse
-from netns_kit.forwarder.specs import parse as parse_ports
-from netns_kit.gateway.setup import DriverName
+from netns_kit.forwarder.ports import Mode
 from netns_kit.host.activation import activated
 from netns_kit.host.limits import calm_collector, raise_descriptor_limit
 from netns_kit.namespace.background import beside
 from netns_kit.namespace.given import FileMode, OpenFile
-from netns_kit.namespace.namespace import Namespace
 from netns_kit.namespace.process import CommandOptions, Process
-from netns_kit.network.network import DEFAULT_IFNAME, DEFAULT_MTU, Network
-from netns_kit.subnet import DEFAULT_CIDR, DEFAULT_CIDR6, SMALLEST_IPV6_MTU, Subnet, Subnet6
-from netns_kit.tap.device import QUEUES_MAX, TAP_MTU_MAX, check_mtu
-from netns_kit.uplink.dns_settings import DnsSettings
-from netns_kit.uplink.flow import DNS_PORT, Endpoint
-from netns_kit.uplink.uplink import UdpFiltering, Uplink, source_address
+from netns_kit.network.network import Network
 
-from .command_line import FAILED, HOST_LOOPBACK, ONE_PORT, Parser, as_option, value, whole_number
-from .policy import add_policy_options, captured, check_policy, events_told, open_events, policy_of
-from .program import end, end_by, last_words, notice
-from .proxy import add_proxy_options, uplink_from
+from .command_line import FAILED, HOST_LOOPBACK, ONE_PORT, Parser, assigned, complain, repeatable
+from .network_options import add_network_options, check_options, network_from, publish, with_value
+from .policy import captured, events_told, open_events
+from .program import end, end_by
 from .signals import Signals
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # as env(1) and chroot(1) have them
 READING = (signal.SIGTTIN, signal.SIGTTOU)  # from the background, or writing
-_ALL_PORTS = "all"
+_OPEN_FILE = "NAME=PATH[:MODE]"
 T = TypeVar("T")
 Adopt = Callable[[Network], Awaitable[None]]
 
@@ -104,48 +93,6 @@ def _status_of(error: Exception, command: Sequence[str]) -> int:
     return NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTABLE
 
 
-def network_from(
-    options: argparse.Namespace, namespace: Namespace | None = None, ifname: str = DEFAULT_IFNAME
-) -> Network:
-    """Return the network that `add_network_options` ask for: each option is the argument of that name."""
-    asked = {
-        **vars(options),
-        "ports": (),  # see `publish`
-        "policy": policy_of(options),
-        "allow_host_loopback": _loopback(options.allow_host_loopback),
-        "dns": DnsSettings(
-            options.dns,
-            domains=_domains(options.dns_domains),
-            search=options.dns_search,
-            cache=options.dns_cache,
-        ),
-        "ipv6": _ipv6(options),
-        "configure": "link" if options.by_dhcp else True,
-        "namespace": namespace,
-        "ifname": ifname,
-    }
-    uplink = uplink_from(options, {**_arguments_of(Uplink, asked), "policy": None})  # the network has it
-    return Network(**{**_arguments_of(Network, asked), "uplink": uplink})
-
-
-def _arguments_of(kind: type, asked: dict[str, Any]) -> dict[str, Any]:
-    return {name: asked[name] for name in inspect.signature(kind).parameters if name in asked}
-
-
-def with_value(word: str) -> str:
-    """A bare --host-loopback is for all ports."""
-    return f"{word}={_ALL_PORTS}" if word == HOST_LOOPBACK else word
-
-
-def check_options(parser: Parser, options: argparse.Namespace) -> None:
-    """Complain of options that need others."""
-    if options.queues > 1 and options.driver != "worker":
-        parser.error(f"--queues {options.queues}: it needs --driver worker")
-    if (options.ipv6 or options.cidr6 is not None) and options.mtu < SMALLEST_IPV6_MTU:
-        parser.error(f"--mtu {options.mtu}: --ipv6 needs {SMALLEST_IPV6_MTU} or more")
-    check_policy(parser, options)
-
-
 def _with_values(words: list[str], parser: Parser) -> list[str]:
     """Give a bare --host-loopback its value: argparse would take the next word, the command's first, for that.
 
@@ -189,20 +136,18 @@ def _by_name(option: str, given: Iterable[tuple[str, T]]) -> dict[str, T]:
 
 
 def _open_file(text: str) -> tuple[str, OpenFile]:
-    name, _, path = text.partition("=")
+    name, path = assigned(text, _OPEN_FILE)
     before, _, mode = path.rpartition(":")
-    if not name or not path:
-        raise ValueError(f"{text!r}: expected NAME=PATH[:MODE]")
     if mode in get_args(FileMode) and before:
         return name, (before, cast("FileMode", mode))
     return name, path
 
 
 def _socket(text: str) -> tuple[str, str]:
-    inside, _, path = text.partition("=")
-    if not inside.startswith("/") or not path:
-        raise ValueError(f"{text!r}: expected an absolute PATH inside, and =HOSTPATH")
-    return inside, path
+    expected = "an absolute PATH inside, and =HOSTPATH"
+    if not text.startswith("/"):
+        raise ValueError(f"{text!r}: expected {expected}")
+    return assigned(text, expected)
 
 
 async def _run(
@@ -322,62 +267,10 @@ def _foreground(give: int = 0) -> int | None:
         os.close(terminal)
 
 
-async def publish(network: Network, options: argparse.Namespace) -> None:
-    """Forward the ports, once we may have as many descriptors as there are, and tell those asked for as port 0."""
-    asked = [each.settled(options.port_mode) for each in parse_all(options.ports)]
-    known = set(asked)
-    for forward in await network.forwarder.add(*asked):
-        if forward not in known:
-            notice(f"netns-kit: {forward}")
-    for reverse in network.forwarder.reverses():
-        if reverse not in network.reverse:
-            notice(f"netns-kit: {reverse}")
-
-
 async def _pass_on(signals: Signals, process: Process) -> None:
     """What is sent to us is for the command."""
     async for number in signals.received():
         process.pass_on(number)
-
-
-def complain(status: int, error: Exception) -> int:
-    """Say so; the exit status."""
-    last_words(f"netns-kit: {as_option(error)}")
-    return status
-
-
-def _domains(values: list[str]) -> dict[str, list[str]]:
-    domains: dict[str, list[str]] = {}
-    for each in values:
-        domain, _, resolver = each.partition("=")
-        domains.setdefault(domain, []).append(resolver)
-    return domains
-
-
-def _loopback(values: list[str]) -> bool | frozenset[int]:
-    if _ALL_PORTS in values:
-        return True
-    return frozenset(int(value) for value in values)
-
-
-def _ipv6(options: argparse.Namespace) -> Subnet6 | bool:
-    if not options.ipv6 and options.cidr6 is None:
-        return False
-    by_dhcp: bool = options.by_dhcp
-    return Subnet6(options.cidr6 or DEFAULT_CIDR6, managed=by_dhcp, other=by_dhcp)
-
-
-def _port(text: str) -> str:
-    if text != _ALL_PORTS and not (text.isdigit() and 0 < int(text) < 65536):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a port, 1 to 65535")
-    return text
-
-
-def _resolver_of(text: str) -> None:
-    domain, _, resolver = text.partition("=")
-    if not resolver:
-        raise ValueError(f"{text!r}: expected DOMAIN=ADDRESS[:PORT]")
-    DnsSettings(domains={domain: [resolver]})
 
 
 def _overview() -> Parser:
@@ -410,192 +303,16 @@ def _parser() -> Parser:
         "if it is not found.",
     )
     add_network_options(run)
-    run.add_argument(
-        "--open-file",
-        dest="open_files",
-        action="append",
-        default=[],
-        type=value(_open_file),
-        metavar="NAME=PATH[:MODE]",
+    repeatable(
+        run, "--open-file", dest="open_files", check=_open_file, metavar=_OPEN_FILE,
         help="give the command a file, open, in the way of systemd's OpenFile= (docs/commands.md); MODE is r, w, a "
-        "or r+; repeatable",
-    )
-    run.add_argument(
-        "--unix",
-        dest="sockets",
-        action="append",
-        default=[],
-        type=value(_socket),
-        metavar="PATH=HOSTPATH",
-        help="show the command a Unix socket of the host at that absolute path; repeatable",
-    )
+        "or r+",
+    )  # fmt: skip
+    repeatable(
+        run, "--unix", dest="sockets", check=_socket, metavar="PATH=HOSTPATH",
+        help="show the command a Unix socket of the host at that absolute path",
+    )  # fmt: skip
     run.add_argument(
         "command", nargs=argparse.REMAINDER, help="the command and its arguments; default: a shell"
     )
     return run
-
-
-def add_network_options(run: argparse.ArgumentParser) -> None:
-    """What the namespace's network is like."""
-    syntax = SYNTAX.replace("%", "%%")  # as argparse has it
-    run.add_argument(
-        "-p",
-        "--publish",
-        dest="ports",
-        action="append",
-        default=[],
-        type=value(parse_ports),
-        metavar="SPEC",
-        help=f"forward ports of the host: {syntax}; without ADDRESS on all of the host's IPv4 addresses; port 0: any "
-        "that is free, told on standard error; also auto, all, lists with ~ for what is left out, and unix:PATH on "
-        "either side (docs/ports.md); repeatable",
-    )
-    run.add_argument(
-        "--port-mode",
-        choices=MODES,
-        help="how connections to forwarded ports get inside, where SPEC has no mode=: through the stack, from the "
-        "client's address (stack); by a socket inside, which also reaches its loopback addresses (socket), or one "
-        "with the client's address (transparent); or as the listening socket that the command is given (fd).  The "
-        "default is socket for unix sockets and loopback addresses inside, else stack",
-    )
-    run.add_argument(
-        "-R",
-        "--reverse",
-        action="append",
-        default=[],
-        type=value(parse_reverse),
-        metavar="SPEC",
-        help="lead a port inside out: [tcp:|udp:][INSIDE:]PORT:[ADDRESS:]PORT[/PROTO], either end also unix:PATH "
-        "(inside unix:@NAME is the namespace's alone); without INSIDE on 127.0.0.1 there; the host's loopback is "
-        "reached by this whatever --host-loopback says; repeatable",
-    )
-    run.add_argument(
-        "--mtu",
-        type=whole_number(lambda number: check_mtu(number, TAP_MTU_MAX)),
-        default=DEFAULT_MTU,
-        help="of the namespace's interface (%(default)s)",
-    )
-    run.add_argument(
-        "--cidr",
-        dest="subnet",
-        type=value(Subnet.parse),
-        default=DEFAULT_CIDR,
-        metavar="CIDR",
-        help="the namespace's network (%(default)s)",
-    )
-    run.add_argument("--ipv6", action="store_true", help="IPv6 too; where there is none, IPv4 is served")
-    run.add_argument(
-        "--cidr6",
-        type=value(Subnet6),
-        metavar="PREFIX/64",
-        help=f"the namespace's IPv6 network ({DEFAULT_CIDR6}); it implies --ipv6",
-    )
-    run.add_argument(
-        "--dhcp",
-        dest="by_dhcp",
-        action="store_true",
-        help="leave the interface without an address, for the command's own DHCP client; forwarded ports lead to "
-        "the address that it gets",
-    )
-    run.add_argument(
-        "--host-loopback",
-        dest="allow_host_loopback",
-        action="append",
-        default=[],
-        type=_port,
-        metavar="PORT",
-        help="let the gateway's address mean the host's 127.0.0.1, and of IPv6 ::1: on all ports or, with =PORT, on "
-        "that one; repeatable",
-    )
-    add_proxy_options(run)
-    run.add_argument(
-        "--no-host-addresses",
-        dest="allow_host_addresses",
-        action="store_false",
-        help="refuse the host's own addresses, at which its services listen; --host-loopback is apart from it",
-    )
-    run.add_argument(
-        "--no-link-local",
-        dest="allow_link_local",
-        action="store_false",
-        help="refuse link-local addresses, and those at which clouds tell a machine its credentials",
-    )
-    add_policy_options(run)
-    run.add_argument(
-        "--dns",
-        action="append",
-        type=value(lambda text: Endpoint.parse(text, DNS_PORT)),
-        metavar="ADDRESS[:PORT]",
-        help="a resolver to use instead of the host's; repeatable",
-    )
-    run.add_argument(
-        "--dns-domain",
-        dest="dns_domains",
-        action="append",
-        default=[],
-        type=value(_resolver_of),
-        metavar="DOMAIN=ADDRESS[:PORT]",
-        help="a resolver for names in that domain; repeatable",
-    )
-    run.add_argument(
-        "--dns-record",
-        dest="records",
-        action="append",
-        default=[],
-        type=value(Record.parse),
-        metavar="NAME=ADDRESS",
-        help="a name that is resolved here; repeatable",
-    )
-    run.add_argument(
-        "--dns-search",
-        action="append",
-        type=value(lambda text: DnsSettings(search=[text])),
-        metavar="DOMAIN",
-        help="where to look short names up, instead of the host's search list; . for nowhere; repeatable",
-    )
-    run.add_argument(
-        "--no-dns-cache", dest="dns_cache", action="store_false", help="ask the resolvers each time"
-    )
-    run.add_argument(
-        "--intercept-dns",
-        action="store_true",
-        help="answer DNS to any address as at the DNS address: whoever is asked, these names and resolvers answer",
-    )
-    run.add_argument(
-        "--udp-filtering",
-        choices=get_args(UdpFiltering),
-        default=get_args(UdpFiltering)[0],
-        help="whose datagrams may come in to a UDP port opened inside: of those it has sent to (the default), or "
-        'anybody\'s ("full cone")',
-    )
-    run.add_argument(
-        "--driver",
-        choices=get_args(DriverName),
-        default="thread",
-        help="where the stack runs: on a thread (the default), on the event loop, or in a sandboxed worker process",
-    )
-    run.add_argument(
-        "--queues",
-        type=whole_number(lambda number: arguments.whole_number("queues", number, 1, QUEUES_MAX)),
-        default=1,
-        metavar="N",
-        help="with --driver worker: share the connections out among N processes (%(default)s)",
-    )
-    run.add_argument(
-        "--bind4",
-        type=value(lambda text: source_address(text, 4)),
-        metavar="ADDRESS",
-        help="source address of outgoing connections",
-    )
-    run.add_argument(
-        "--bind6",
-        type=value(lambda text: source_address(text, 6)),
-        metavar="ADDRESS",
-        help="the same for IPv6",
-    )
-    run.add_argument(
-        "--device",
-        type=value(lambda text: Uplink(device=text)),
-        metavar="NAME",
-        help="interface that outgoing connections are bound to",
-    )

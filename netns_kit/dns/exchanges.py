@@ -163,13 +163,7 @@ class Exchange:
     due: float
 
     def __init__(
-        self,
-        key: Hashable,
-        query: bytes,
-        question: bytes,
-        route: UpstreamList,
-        now: float,
-        is_transfer: bool,
+        self, key: Hashable, query: bytes, question: bytes, route: UpstreamList, now: float, is_transfer: bool
     ) -> None:
         self.key = key
         self.is_transfer = is_transfer

@@ -197,12 +197,7 @@ class DnsServer:
         return self.proxy.deadline
 
     def query(
-        self,
-        message: bytes,
-        client: Hashable,
-        address: bytes,
-        now: float,
-        transport: DnsTransport = "udp",
+        self, message: bytes, client: Hashable, address: bytes, now: float, transport: DnsTransport = "udp"
     ) -> list[Action] | None:
         """Take a query of a client with that packed address.
 

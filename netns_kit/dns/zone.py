@@ -18,7 +18,7 @@ from netns_kit.operations import operation, same
 from .message import ANY, ANY_CLASS, CNAME, IN, NXDOMAIN, PTR, Rr
 from .records import Record, as_rr
 
-_ANYTHING = b"\1*"
+ANYTHING = b"\1*"
 
 
 class Owned(NamedTuple):
@@ -80,11 +80,13 @@ class Zone:
         Raises `DomainNameError` for what is no name.
         """
         wanted = to_wire(name).lower()
-        gone = [
-            each
-            for each in self._records
-            if to_wire(each.name) == wanted and kind.upper() in ("", each.type) and value in ("", each.value)
-        ]
+        gone = {
+            each.record: None
+            for each in self._names.get(wanted, ())
+            if to_wire(each.record.name) == wanted  # it is none of a reverse name
+            and kind.upper() in ("", each.record.type)
+            and value in ("", each.record.value)
+        }
         for record in gone:
             del self._records[record]
             for each, _ in _entries(record):
@@ -121,7 +123,7 @@ class Zone:
         known = self._names.get(name)
         if known is None:
             for suffix in islice(suffixes(name), 1, None):
-                known = self._names.get(_ANYTHING + suffix)
+                known = self._names.get(ANYTHING + suffix)
                 if known is not None:
                     break
             else:
@@ -147,7 +149,7 @@ class Zone:
 def _addressed(record: Record) -> Iterator[tuple[bytes, bytes]]:
     """Yield the name, in lower case, and the packed address of a record that gives a name an address."""
     name = to_wire(record.name).lower()
-    if record.type in ("A", "AAAA") and not name.startswith(_ANYTHING):
+    if record.type in ("A", "AAAA") and not name.startswith(ANYTHING):
         yield name, as_rr(record, name).data
 
 
@@ -156,6 +158,6 @@ def _entries(record: Record) -> Iterator[tuple[bytes, Owned]]:
     name = to_wire(record.name)
     rr = as_rr(record, name)
     yield name, Owned(rr, record)
-    if record.type in ("A", "AAAA") and not name.startswith(_ANYTHING):
+    if record.type in ("A", "AAAA") and not name.startswith(ANYTHING):
         reverse = to_wire(ip_address(rr.data).reverse_pointer)
         yield reverse, Owned(Rr(reverse, PTR, record.ttl, name), record)

@@ -22,6 +22,7 @@ from netns_kit.gateway.inside import UNIX, Kind, Source
 from netns_kit.stack.wire.ip import is_link_local
 
 from .binding import FAMILIES, client_address
+from .homes import Home
 from .ports import PortForward, UnixSocket
 
 LOOPBACKS: tuple[Address, Address] = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
@@ -44,13 +45,15 @@ class Targets:
     """The places inside where a published port may lead, for one listener.
 
     Args:
-        gateway: Knows the addresses of the namespace.
+        gateway: The gateway of the stack.
+        home: Knows the addresses of the namespace.
         forward: The port.
         kind: The type of the sockets, a number.
     """
 
-    def __init__(self, gateway: Gateway, forward: PortForward, kind: int) -> None:
+    def __init__(self, gateway: Gateway, home: Home, forward: PortForward, kind: int) -> None:
         self._gateway = gateway
+        self._home = home
         self._networks = [each for each in (gateway.subnet, gateway.subnet.ipv6) if each is not None]
         self._forward = forward
         self._kind = kind
@@ -68,7 +71,7 @@ class Targets:
         now = self._gateway.engine.now
         if now > self._looked_at + FRESH:  # DHCP gives addresses while we run
             self._looked_at = now
-            own = [self._gateway.guest(network) for network in self._networks]
+            own = [self._home.guest(network) for network in self._networks]
             if own != self._own:
                 self._own, self._places = own, list(self._found(own))
         if forward.mode != "transparent" or not client[0]:

@@ -5,23 +5,46 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Callable, Iterable
 from ipaddress import ip_address
-from typing import Literal
+from typing import Literal, TypeVar
 
 from netns_kit import arguments
 from netns_kit.arguments import Address, AddressLike
 from netns_kit.errors import AddressError, ArgumentError, PortInUseError
-from netns_kit.host import activation, diagnosis, paths
+from netns_kit.host import activation, diagnosis
 from netns_kit.host.abi import IP_FREEBIND, IPV6_FREEBIND
+from netns_kit.host.paths import NOTHING_MADE, Made, bind
+from netns_kit.host.undo import on_error
 from netns_kit.uplink.sockets import prepare_stream
 
 from .ports import PortForward, UnixSocket
 
 BACKLOG = 4096
 FAMILIES = {4: int(socket.AF_INET), 6: int(socket.AF_INET6)}  # by the version of IP
-NOT_TO_BE_HAD = frozenset({errno.EADDRINUSE, errno.EACCES})  # errors that leave an optional port out
+_NOT_TO_BE_HAD = frozenset({errno.EADDRINUSE, errno.EACCES})  # errors that leave an optional port out
 _IFNAMSIZ = 16  # bytes of a device's name, with its null (linux/if.h)
 _FREEBIND = {4: (socket.IPPROTO_IP, IP_FREEBIND), 6: (socket.IPPROTO_IPV6, IPV6_FREEBIND)}
+
+T = TypeVar("T")
+
+
+def all_or_none(
+    forwards: Iterable[PortForward], listen: Callable[[PortForward], T], undo: Callable[[T], object]
+) -> list[T]:
+    """Listen by each of these forwards, or by none if one fails.
+
+    An optional one whose port cannot be had is left out.  Raises what `listen` raises.
+    """
+    made: list[T] = []
+    with on_error(lambda: list(map(undo, made))):
+        for forward in forwards:
+            try:
+                made.append(listen(forward))
+            except OSError as error:
+                if not forward.optional or error.errno not in _NOT_TO_BE_HAD:
+                    raise
+    return made
 
 
 def listen(forward: PortForward) -> socket.socket:
@@ -43,39 +66,34 @@ def listen(forward: PortForward) -> socket.socket:
         if error.errno == errno.EAFNOSUPPORT:
             raise diagnosis.ipv6(error.errno, {}) from error
         raise OSError(error.errno, error.strerror, place) from error
-    try:
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if forward.device is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, forward.device.encode())
-        if forward.freebind:
-            sock.setsockopt(*_FREEBIND[host.version], 1)
-        if forward.protocol == "tcp":
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((str(host), forward.host_port))
-        if forward.protocol == "tcp":
-            prepare_stream(sock)  # what it accepts has these options from it
-            sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        if error.errno == errno.EADDRINUSE:
-            raise PortInUseError(
-                f"{place} is taken by another socket",
-                fix="choose another host port, or 0 for any that is free",
-            ) from error
-        if error.errno == errno.EADDRNOTAVAIL:
-            raise AddressError("expected an address of this host", "port", str(forward)) from error
-        raise OSError(error.errno, error.strerror, place) from error
-    except BaseException:
-        sock.close()
-        raise
+    with on_error(sock.close):
+        try:
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if forward.device is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, forward.device.encode())
+            if forward.freebind:
+                sock.setsockopt(*_FREEBIND[host.version], 1)
+            if forward.protocol == "tcp":
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((str(host), forward.host_port))
+            if forward.protocol == "tcp":
+                prepare_stream(sock)  # what it accepts has these options from it
+                sock.listen(BACKLOG)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise PortInUseError(
+                    f"{place} is taken by another socket",
+                    fix="choose another host port, or 0 for any that is free",
+                ) from error
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise AddressError("expected an address of this host", "port", str(forward)) from error
+            raise OSError(error.errno, error.strerror, place) from error
     return sock
 
 
-def listen_unix(
-    where: UnixSocket, sock: socket.socket | None = None
-) -> tuple[socket.socket, paths.Made | None]:
-    """Return a unix stream socket that listens, and the file that was made for it, if it has one.
+def listen_unix(where: UnixSocket, sock: socket.socket | None = None) -> tuple[socket.socket, Made]:
+    """Return a unix stream socket that listens, and the file that was made for it.
 
     Args:
         where: The path, or the name in the namespace of the socket.
@@ -86,23 +104,20 @@ def listen_unix(
         OSError: As the host's kernel says.
     """
     sock = sock or socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    made = None
-    try:
-        if where.path.startswith("@"):
-            sock.bind(where.address)
-        else:
-            made = paths.bind(sock, where.path)
-        sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        if error.errno == errno.EADDRINUSE:
-            raise PortInUseError(
-                f"{where} is taken", fix="choose another path, or remove what is there"
-            ) from error
-        raise OSError(error.errno, error.strerror, str(where)) from error
-    except BaseException:
-        sock.close()
-        raise
+    made = NOTHING_MADE
+    with on_error(sock.close):
+        try:
+            if where.path.startswith("@"):
+                sock.bind(where.address)
+            else:
+                made = bind(sock, where.path)
+            sock.listen(BACKLOG)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise PortInUseError(
+                    f"{where} is taken", fix="choose another path, or remove what is there"
+                ) from error
+            raise OSError(error.errno, error.strerror, str(where)) from error
     return sock, made
 
 

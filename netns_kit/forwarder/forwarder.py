@@ -27,7 +27,8 @@ from netns_kit.errors import (
     StackClosed,
 )
 from netns_kit.host import bound_ports, diagnosis, sysctl
-from netns_kit.host.paths import Made
+from netns_kit.host.paths import NOTHING_MADE, Made
+from netns_kit.host.undo import on_error
 from netns_kit.namespace.background import Openable, Supervisor
 from netns_kit.namespace.given import HasFileno
 from netns_kit.namespace.namespace import Namespace
@@ -352,10 +353,7 @@ class Forwarder(Openable):
             raise
 
     async def _hand_over(
-        self,
-        operation: Callable[..., T],
-        forward: PortForward | ReverseForward,
-        sock: socket.socket,
+        self, operation: Callable[..., T], forward: PortForward | ReverseForward, sock: socket.socket
     ) -> T:
         """Have the engine do an operation with a copy of a socket.  If this raises or is cancelled, it has none."""
         number = self._stack.pass_socket(sock)
@@ -390,15 +388,9 @@ class Forwarder(Openable):
             if forward.optional:
                 return ()
             raise
-        try:
-            with sock:
-                added = await self._hand_over(Forwards.adopt, forward, sock)
-        except BaseException:
-            if made is not None:
-                made.remove()
-            raise
-        if made is not None:
-            self._made[added] = made
+        with on_error(made.remove), sock:
+            added = await self._hand_over(Forwards.adopt, forward, sock)
+        self._made[added] = made
         return (added,)
 
     async def remove(self, forward: PortForward | Follow | ReverseForward, *, cut: bool = False) -> None:
@@ -447,8 +439,7 @@ class Forwarder(Openable):
         finally:
             if found:
                 await self._take_back([forward])
-                if made := self._made.pop(forward, None):
-                    made.remove()
+                self._made.pop(forward, NOTHING_MADE).remove()
         return found
 
     async def _take_back(self, forwards: Sequence[PortForward]) -> None:

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from netns_kit.arguments import Address
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.relay import TcpRelay
+from netns_kit.host.undo import on_error
 from netns_kit.operations import operation
 
-from .binding import NOT_TO_BE_HAD
+from .binding import all_or_none
+from .homes import Home, MemberHome
 from .listeners import Listener, TcpListener, UdpListener
 from .ports import PortForward, ReverseForward, UnixSocket
 
@@ -26,7 +29,10 @@ class Forwards:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._listeners: dict[tuple[int, PortForward | ReverseForward], Listener] = {}
-        self._sockets: SocketListeners | None = None  # once there are such
+        self._homes: dict[
+            int, MemberHome
+        ] = {}  # of owners whose ports lead elsewhere than to the stack's own
+        self._sockets: dict[Home, SocketListeners] = {}  # once there are such
         self._reverses: ReverseListeners | None = None
 
     @operation()
@@ -38,18 +44,9 @@ class Forwards:
         Raises:
             PortInUseError, AddressError, FeatureUnavailable, OSError: A port that cannot be had.
         """
-        made: list[Listener] = []
-        try:
-            for forward in forwards:
-                try:
-                    made.append(self._listener(forward))
-                except OSError as error:
-                    if not forward.optional or error.errno not in NOT_TO_BE_HAD:
-                        raise
-        except BaseException:
-            for listener in made:
-                listener.close()
-            raise
+        made = all_or_none(
+            forwards, lambda forward: self._listener(owner, forward), lambda each: each.close()
+        )
         self._listeners |= {(owner, listener.forward): listener for listener in made}
         return tuple(listener.forward for listener in made)
 
@@ -61,11 +58,8 @@ class Forwards:
             FeatureUnavailable, AddressError, OSError: It cannot be published.
         """
         sock = self._gateway.inside.passed(number)
-        try:
-            listener = self._listener(forward, sock)
-        except BaseException:
-            sock.close()
-            raise
+        with on_error(sock.close):
+            listener = self._listener(owner, forward, sock)
         self._listeners[owner, listener.forward] = listener
         return listener.forward
 
@@ -84,15 +78,12 @@ class Forwards:
             FeatureUnavailable, OSError: That cannot be done here.
         """
         sock = self._gateway.inside.passed(number)
-        try:
+        with on_error(sock.close):
             if self._reverses is None:
                 from .reverse_listeners import ReverseListeners  # for those who use them
 
                 self._reverses = ReverseListeners(self._gateway)
             self._listeners[owner, reverse] = self._reverses.lead_out(reverse, sock)
-        except BaseException:
-            sock.close()
-            raise
 
     @operation()
     def remove(self, owner: int, forward: PortForward | ReverseForward) -> bool:
@@ -127,10 +118,28 @@ class Forwards:
         return tuple(forward for _, forward in self._listeners if isinstance(forward, PortForward))
 
     @operation()
+    def settle(self, owner: int, number: int, addresses: tuple[Address, ...]) -> None:
+        """Lead the ports of this owner to a member, whose sockets may be ordered on the socket of that number.
+
+        Raises:
+            OSError: There is no room for the socket.
+        """
+        self._homes[owner] = MemberHome(self._gateway, self._gateway.inside.passed(number), addresses)
+
+    @operation()
     def remove_all(self, owner: int) -> None:
         """Stop all listening for this owner."""
         for forward in self._owned_by(owner):
             self.remove(owner, forward)
+        home = self._homes.pop(owner, None)
+        if home is not None:
+            for flow in list(self._gateway.beside.values()):
+                if getattr(flow, "home", None) is home:  # its socket would keep the namespace
+                    flow.end()
+            sockets = self._sockets.pop(home, None)
+            if sockets is not None:
+                sockets.close()
+            home.close()
 
     def _owned_by(self, owner: int) -> Sequence[PortForward | ReverseForward]:
         return [forward for whose, forward in self._listeners if whose == owner]
@@ -139,31 +148,47 @@ class Forwards:
         """Stop all listening."""
         while self._listeners:
             self._listeners.popitem()[1].close()
-        for shared in (self._sockets, self._reverses):
+        for shared in (*self._sockets.values(), self._reverses):
             if shared is not None:
                 shared.close()
+        while self._homes:
+            self._homes.popitem()[1].close()
 
     @staticmethod
     def _came_by(relay: object, forward: PortForward | ReverseForward) -> bool:
         """Return whether the client of a relay has connected to that port."""
         local = relay.local() if isinstance(relay, TcpRelay) else None
-        if (
-            local is None
-            or isinstance(forward, ReverseForward)
-            or isinstance(forward.host, UnixSocket)
-            or forward.mode != "stack"
-        ):
+        if local is None or isinstance(forward, ReverseForward) or forward.mode != "stack":
             return False
-        return local[1] == forward.host_port and (
-            forward.host.is_unspecified or local[0] == str(forward.host)
-        )
+        assert not isinstance(forward.host, UnixSocket)
+        address, port = local
+        return port == forward.host_port and (forward.host.is_unspecified or address == str(forward.host))
 
-    def _listener(self, forward: PortForward, made: socket.socket | None = None) -> Listener:
+    @operation()
+    def target(self, port: int) -> tuple[Address, int] | None:
+        """Return where a port leads that is published without a socket, or None if there is none."""
+        return self._in_memory.get(port)
+
+    @property
+    def _in_memory(self) -> dict[int, tuple[Address, int]]:
+        """Where the ports lead that are published without a socket."""
+        return {
+            each.forward.host_port: target
+            for each in self._listeners.values()
+            if (target := each.target) is not None
+        }
+
+    def _listener(self, owner: int, forward: PortForward, made: socket.socket | None = None) -> Listener:
         gateway = self._gateway
+        home: Home = self._homes.get(owner, gateway)
+        if gateway.uplink.is_in_memory and made is None:
+            from .in_memory_listeners import InMemoryListener  # for those who use them
+
+            return InMemoryListener(gateway, forward, home, self._in_memory)
         if forward.mode in ("socket", "transparent"):
-            if self._sockets is None:
+            if home not in self._sockets:
                 from .socket_listeners import SocketListeners  # for those who use them
 
-                self._sockets = SocketListeners(gateway)
-            return self._sockets.listen(forward, made)
-        return (TcpListener if forward.protocol == "tcp" else UdpListener)(gateway, forward, made)
+                self._sockets[home] = SocketListeners(gateway, home)
+            return self._sockets[home].listen(forward, made)
+        return (TcpListener if forward.protocol == "tcp" else UdpListener)(gateway, forward, made, home)

@@ -12,10 +12,10 @@ from contextlib import suppress
 
 from netns_kit.errors import PortSpecError
 from netns_kit.frozen import replace
-from netns_kit.host.paths import Made
+from netns_kit.host.paths import NOTHING_MADE, Made
 from netns_kit.namespace.given import HasFileno
 
-from .binding import NOT_TO_BE_HAD, listen, listen_unix
+from .binding import all_or_none, listen, listen_unix
 from .ports import PortForward, UnixSocket
 
 
@@ -23,7 +23,7 @@ class Handed:
     """The listening sockets of one forwarder, by the forwards that say where they listen."""
 
     def __init__(self) -> None:
-        self._sockets: dict[PortForward, tuple[socket.socket, Made | None]] = {}
+        self._sockets: dict[PortForward, tuple[socket.socket, Made]] = {}
 
     def add(self, forwards: Iterable[PortForward]) -> tuple[PortForward, ...]:
         """Listen as these forwards say, or as none does.  Return them with the ports that the kernel has chosen.
@@ -34,19 +34,7 @@ class Handed:
             PortSpecError: A forward leads to an address, which no listening socket does.
             PortInUseError, AddressError, OSError: A port cannot be had.
         """
-        made: list[PortForward] = []
-        try:
-            for forward in forwards:
-                try:
-                    made.append(self._listen(forward))
-                except OSError as error:
-                    if not forward.optional or error.errno not in NOT_TO_BE_HAD:
-                        raise
-        except BaseException:
-            for forward in made:
-                self.remove(forward)
-            raise
-        return tuple(made)
+        return tuple(all_or_none(forwards, self._listen, self.remove))
 
     def _listen(self, forward: PortForward) -> PortForward:
         if forward.guest is not None:
@@ -59,7 +47,7 @@ class Handed:
         else:
             sock = listen(forward)
             forward = replace(forward, host_port=sock.getsockname()[1])
-            self._sockets[forward] = sock, None
+            self._sockets[forward] = sock, NOTHING_MADE
         return forward
 
     def remove(self, forward: PortForward) -> bool:
@@ -68,12 +56,12 @@ class Handed:
         Raises:
             OSError: The name of a unix socket may not be removed.
         """
-        sock, made = self._sockets.pop(forward, (None, None))
-        if sock is not None:
-            sock.close()
-        if made is not None:
-            made.remove()
-        return sock is not None
+        if forward not in self._sockets:
+            return False
+        sock, made = self._sockets.pop(forward)
+        sock.close()
+        made.remove()
+        return True
 
     def list(self) -> tuple[PortForward, ...]:
         """Return the forwards, oldest first."""

@@ -27,6 +27,7 @@ from netns_kit.gateway.engine import IN, Engine, ReadBudget
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.relay import UdpRelay
 from netns_kit.host.abi import IP_PKTINFO
+from netns_kit.host.undo import on_error
 from netns_kit.stack import UdpFlow
 from netns_kit.stack.wire import family as addresses
 from netns_kit.stack.wire.flow_key import FlowKey
@@ -35,6 +36,7 @@ from netns_kit.uplink.flow import Endpoint, Way
 from netns_kit.uplink.sockets import RESET_ON_CLOSE, Ancillary, family_of, prepare_stream
 
 from .binding import client_address, listen
+from .homes import Home
 from .ports import PortForward, UnixSocket
 
 ACCEPTS_PER_STEP = 64
@@ -96,8 +98,16 @@ class Accepted(Generic[Client]):
 class Listener:
     """One host port that listens.  It is made and used on the engine's thread."""
 
-    def __init__(self, gateway: Gateway, forward: PortForward, made: socket.socket | None = None) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        forward: PortForward,
+        made: socket.socket | None = None,
+        home: Home | None = None,
+    ) -> None:
         """Listen as `forward` says, or by the socket that was `made` so, of which others may have copies.
+
+        It leads to `home`, by default the stack's own namespace.
 
         Raises:
             PortInUseError: Another socket has the port.
@@ -106,6 +116,7 @@ class Listener:
         """
         self._gateway = gateway
         self._engine = gateway.engine
+        self._home: Home = home or gateway
         self._check(forward)
         self._socket = made or self._listen(forward)
         self._is_shared = made is not None
@@ -116,6 +127,11 @@ class Listener:
     def close(self) -> None:
         """Stop listening: the port is free when this returns."""
         raise NotImplementedError
+
+    @property
+    def target(self) -> tuple[Address, int] | None:
+        """Where it leads, if it has no socket and others connect to there."""
+        return None
 
     def _check(self, forward: PortForward) -> None:
         """Raise `AddressError` for what this listener cannot lead to."""
@@ -144,7 +160,7 @@ class ThroughStack(Listener):
 
     def _guest(self) -> Address:
         """Return the address inside that the port leads to."""
-        return self._to or self._gateway.guest(self._local)
+        return self._to or self._home.guest(self._local)
 
     def _key(self, address: str, port: int) -> bytes:
         """Return the key of the flow, on the guest's side, of a client with that address and port."""
@@ -171,16 +187,19 @@ class ThroughStack(Listener):
 class StreamListener(Listener):
     """A TCP port, or a unix socket.  When it is closed, the connections that it has made go on."""
 
-    def __init__(self, gateway: Gateway, forward: PortForward, made: socket.socket | None = None) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        forward: PortForward,
+        made: socket.socket | None = None,
+        home: Home | None = None,
+    ) -> None:
         self.timer_at = self.timer_entry = math.inf
-        super().__init__(gateway, forward, made)
+        super().__init__(gateway, forward, made, home)
         self._budget = ReadBudget(self._engine)
         self._goes_on = False  # in the next step, before other events
-        try:
+        with on_error(self._socket.close):
             self._engine.add(self._socket.fileno(), self._on_events, IN)
-        except BaseException:
-            self._socket.close()
-            raise
 
     def close(self) -> None:
         self.timer_at = math.inf
@@ -242,9 +261,15 @@ class StreamListener(Listener):
 class TcpListener(StreamListener, ThroughStack):
     """A TCP port that leads through the stack.  When it is closed, clients who still wait are reset."""
 
-    def __init__(self, gateway: Gateway, forward: PortForward, made: socket.socket | None = None) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        forward: PortForward,
+        made: socket.socket | None = None,
+        home: Home | None = None,
+    ) -> None:
         self._waiting = Accepted(gateway.engine, gateway.router.tcp_accepted)
-        super().__init__(gateway, forward, made)
+        super().__init__(gateway, forward, made, home)
 
     def close(self) -> None:
         super().close()
@@ -264,9 +289,15 @@ class TcpListener(StreamListener, ThroughStack):
 class UdpListener(ThroughStack):
     """A UDP port that leads through the stack.  When it is closed, its flows end."""
 
-    def __init__(self, gateway: Gateway, forward: PortForward, made: socket.socket | None = None) -> None:
-        super().__init__(gateway, forward, made)
-        try:
+    def __init__(
+        self,
+        gateway: Gateway,
+        forward: PortForward,
+        made: socket.socket | None = None,
+        home: Home | None = None,
+    ) -> None:
+        super().__init__(gateway, forward, made, home)
+        with on_error(self._socket.close):
             self._socket.setsockopt(*PKTINFO[family_of(self._socket)], 1)
             self._relay = UdpRelay(
                 self._engine,
@@ -276,9 +307,6 @@ class UdpListener(ThroughStack):
                 unsolicited=self._open,
                 idle=lambda _: None,
             )
-        except BaseException:
-            self._socket.close()
-            raise
         self._published = gateway.router.published.setdefault(forward.guest_port, [])
         self._published.append(self)
 

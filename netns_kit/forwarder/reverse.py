@@ -17,7 +17,8 @@ import anyio
 from anyio.abc import SocketListener, SocketStream, TaskGroup
 
 from netns_kit.frozen import replace
-from netns_kit.host.paths import Made
+from netns_kit.host.paths import NOTHING_MADE, Made
+from netns_kit.host.undo import on_error
 from netns_kit.namespace.background import Supervisor
 from netns_kit.namespace.namespace import Namespace
 
@@ -58,7 +59,7 @@ class Reverser:
         self._ask = ask
         self._owner = owner
         self._hand_over = hand_over
-        self._parts: dict[ReverseForward, tuple[Service | None, Made | None]] = {}
+        self._parts: dict[ReverseForward, tuple[Service | None, Made]] = {}
 
     @property
     def forwards(self) -> tuple[ReverseForward, ...]:
@@ -68,17 +69,12 @@ class Reverser:
     async def add(self, forward: ReverseForward, handler: StreamHandler | None) -> ReverseForward:
         """Listen, and return the forward with the port that it has.  Raises as `Forwarder.reverse` does."""
         sock, made = await _listen_inside(self._namespace, forward)
-        try:
+        with on_error(sock.close, made.remove):
             if not isinstance(forward.inside, UnixSocket):
                 forward = replace(forward, inside_port=sock.getsockname()[1])
             if handler is None and not await self._lead_by_engine(forward, sock):
                 assert isinstance(forward.to, UnixSocket)
                 handler = to_unix(forward.to)
-        except BaseException:
-            sock.close()
-            if made is not None:
-                made.remove()
-            raise
         service = None
         if handler is not None:
             service = Service(sock, handler)
@@ -103,8 +99,7 @@ class Reverser:
         if forward not in self._parts:
             return False
         service, made = self._parts.pop(forward)
-        if made is not None:
-            made.remove()
+        made.remove()
         if service is not None:
             await service.stop(cut=cut)
         else:
@@ -117,9 +112,8 @@ class Reverser:
         """Remove the files that were made.  The listening sockets end with the engine's part, and with the tasks."""
         while self._parts:
             _, (_, made) = self._parts.popitem()
-            if made is not None:
-                with suppress(OSError):
-                    made.remove()
+            with suppress(OSError):
+                made.remove()
 
 
 class Service:
@@ -181,8 +175,8 @@ class Service:
         await self._closed.wait()
 
 
-async def _listen_inside(namespace: Namespace, reverse: ReverseForward) -> tuple[socket.socket, Made | None]:
-    """Return the listening socket of a reverse forward, and the file that was made for it, if it has one.
+async def _listen_inside(namespace: Namespace, reverse: ReverseForward) -> tuple[socket.socket, Made]:
+    """Return the listening socket of a reverse forward, and the file that was made for it.
 
     Raises:
         PortInUseError: Another socket has the port, or something is at the path.
@@ -193,7 +187,8 @@ async def _listen_inside(namespace: Namespace, reverse: ReverseForward) -> tuple
     where = reverse.inside
     if not isinstance(where, UnixSocket):
         port = reverse.inside_port
-        return await namespace.listening_socket(reverse.protocol, where, port, backlog=BACKLOG), None
+        sock = await namespace.listening_socket(reverse.protocol, where, port, backlog=BACKLOG)
+        return sock, NOTHING_MADE
     if not where.path.startswith("@"):
         return listen_unix(where)  # files are the host's: the commands' as well
     return listen_unix(where, await namespace.socket(socket.AF_UNIX, socket.SOCK_STREAM))

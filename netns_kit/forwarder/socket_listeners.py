@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 from netns_kit.gateway.engine import EDGE, ERROR, IN
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.inside import Source
+from netns_kit.host.undo import on_error
 from netns_kit.stack.user import Ending, Transport
 from netns_kit.uplink.flow import Endpoint
 from netns_kit.uplink.sockets import (
@@ -26,6 +27,7 @@ from netns_kit.uplink.sockets import (
 )
 
 from .arrivals import Arrival, Place, Targets, bind_as_client
+from .homes import Home
 from .listeners import PKTINFO, PKTINFO_MESSAGES, Accepted, Listener, StreamListener
 from .ports import PortForward, UnixSocket
 from .splices import Pipes, Splice
@@ -39,18 +41,21 @@ Answer: TypeAlias = Callable[[memoryview], None]
 class SocketListeners:
     """What the listeners of these modes share in one stack: the sockets of the namespace, pipes and a buffer.
 
+    They lead to `home`, by default the stack's own namespace.
+
     Raises:
         FeatureUnavailable: There are no sockets of the namespace.
     """
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, home: Home | None = None) -> None:
         self.gateway = gateway
+        self.home: Home = home or gateway
         self.inside = self._source()
         self.pipes = Pipes(gateway.router.admission.is_free)
         self.accepted: Accepted[StreamFlow] = Accepted(gateway.engine, StreamFlow.begin)
 
     def _source(self) -> Source:
-        return self.gateway.inside
+        return self.home.inside
 
     def listen(self, forward: PortForward, made: socket.socket | None = None) -> Listener:
         """Listen as `forward` says, or by the socket that was `made` so.  Raises as `Listener`."""
@@ -70,8 +75,9 @@ class Published:
 
     direction: Literal["outbound", "inbound"] = "inbound"
 
-    def __init__(self, gateway: Gateway, forward: PortForward, client: tuple[str, int]) -> None:
-        self._gateway = gateway
+    def __init__(self, shared: SocketListeners, forward: PortForward, client: tuple[str, int]) -> None:
+        self._gateway = gateway = shared.gateway
+        self.home = shared.home
         self._client = client
         self._ends: tuple[Endpoint, Endpoint] | None = None  # once somebody wants to know
         self.cause: object = forward
@@ -98,7 +104,7 @@ class Published:
         """Return both ends of the connection inside; before there is one, where it may lead."""
         if self._ends is not None:
             return self._ends
-        forward, own = self._forward, self._gateway.guest(self._gateway.subnet)
+        forward, own = self._forward, self.home.guest(self._gateway.subnet)
         sock = self._inner()
         if sock is not None and family_of(sock) != socket.AF_UNIX:
             with suppress(OSError):
@@ -120,8 +126,8 @@ class SpliceListener(StreamListener):
         self, shared: SocketListeners, forward: PortForward, made: socket.socket | None = None
     ) -> None:
         self._shared = shared
-        super().__init__(shared.gateway, forward, made)
-        self._targets = Targets(shared.gateway, self.forward, int(socket.SOCK_STREAM))
+        super().__init__(shared.gateway, forward, made, shared.home)
+        self._targets = Targets(shared.gateway, shared.home, self.forward, int(socket.SOCK_STREAM))
         if family_of(self._socket) != socket.AF_UNIX:  # what it accepts has this from it
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
@@ -154,7 +160,7 @@ class StreamFlow(Published):
         places: list[Place],
     ) -> None:
         gateway = shared.gateway
-        super().__init__(gateway, forward, client)
+        super().__init__(shared, forward, client)
         self._outer, self._pipes = outer, shared.pipes
         self._splice: Splice | None = None
         self._arrival = Arrival(shared.inside, gateway.engine, places, self._joined)
@@ -245,17 +251,14 @@ class DatagramListener(Listener):
         self, shared: SocketListeners, forward: PortForward, made: socket.socket | None = None
     ) -> None:
         self._shared = shared
-        super().__init__(shared.gateway, forward, made)
-        self._targets = Targets(shared.gateway, self.forward, int(socket.SOCK_DGRAM))
+        super().__init__(shared.gateway, forward, made, shared.home)
+        self._targets = Targets(shared.gateway, shared.home, self.forward, int(socket.SOCK_DGRAM))
         self._flows: OrderedDict[tuple[Any, bytes], DatagramFlow] = (
             OrderedDict()
         )  # the last to be used is last
-        try:
+        with on_error(self._socket.close):
             self._socket.setsockopt(*PKTINFO[family_of(self._socket)], 1)
             self._engine.add(self._socket.fileno(), self._on_events, IN)
-        except BaseException:
-            self._socket.close()
-            raise
         self._gateway.router.beside.append(self._close_idle)
 
     def close(self) -> None:
@@ -325,14 +328,9 @@ class DatagramFlow(Published):
     """
 
     def __init__(
-        self,
-        shared: SocketListeners,
-        forward: PortForward,
-        client: Any,
-        places: list[Place],
-        answer: Answer,
+        self, shared: SocketListeners, forward: PortForward, client: Any, places: list[Place], answer: Answer
     ) -> None:
-        super().__init__(shared.gateway, forward, client[:2])
+        super().__init__(shared, forward, client[:2])
         self._shared = shared
         self.timer_at = self.timer_entry = math.inf
         self.ended: Callable[[], object] = int

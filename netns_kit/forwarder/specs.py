@@ -27,6 +27,7 @@ from netns_kit.arguments import LARGEST_PORT, Address
 from netns_kit.dns import hosts
 from netns_kit.errors import ArgumentError, PortSpecError
 from netns_kit.host import addresses, sysctl
+from netns_kit.host.paths import text_of
 
 from .ports import ANY, MODES, Follow, Mode, PortForward, ReverseForward, UnixSocket
 
@@ -469,13 +470,5 @@ def _meant(text: str) -> tuple[Address, ...]:
         outer = tuple(each for each in own if not each.is_loopback)
         if outer:
             return outer
-    entries = hosts.parse(_text_of(HOSTS))
+    entries = hosts.parse(text_of(HOSTS))
     return tuple(each.address for each in entries if name in map(str.lower, each.names))
-
-
-def _text_of(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""

@@ -119,6 +119,7 @@ class Enforcer:
             there were any.  None: all pins are made here.
         own_names: Returns the names that our own records give to a packed address.  They count as answered: programs
             read them in their hosts file too.
+        has_host: Whether addresses may be the host's own.  None is for an uplink that never leads there.
         told, pinned: Called with what `NameGuard` tells; the next policy gets them.
         refused: Number of flows that the policy has refused.
         audited: Number of flows that it would have refused, but for `audit`.
@@ -132,6 +133,7 @@ class Enforcer:
         self.guard: NameGuard | None = None
         self.catch_up: Callable[[], bool] | None = None
         self.own_names: Callable[[bytes], tuple[bytes, ...]] = lambda _: ()
+        self.has_host = True
         self.told: Callable[[bytes, int, bytes, Refused, str], object] = _nobody
         self.pinned: Callable[[list[Pin]], object] = _nobody
         self.refused = self.audited = 0
@@ -279,13 +281,18 @@ class Enforcer:
         }
 
     def _is_host(self) -> bool:
-        """Return whether the address that is being decided about is the gateway's, or the host's own."""
-        address = self._asked
-        local = self._subnet.of(address)
-        if local is not None and (address in local.gateways or address == local.dns):
-            return True
-        plain = ip_address(canonical(address.packed))
-        return is_host_address(address) or (plain != address and is_host_address(plain))
+        return is_host(self._subnet, self._asked, has_host=self.has_host)
+
+
+def is_host(subnet: Subnet, address: Address, *, has_host: bool = True) -> bool:
+    """Return whether an address is the gateway's, or the host's own, which not every uplink leads to."""
+    local = subnet.of(address)
+    if local is not None and (address in local.gateways or address == local.dns):
+        return True
+    if not has_host:
+        return False
+    plain = ip_address(canonical(address.packed))
+    return is_host_address(address) or (plain != address and is_host_address(plain))
 
 
 def _nobody(_: object, *more: object) -> None:

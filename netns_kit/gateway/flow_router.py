@@ -114,7 +114,10 @@ class FlowRouter:
         name_of: Returns the name with which a resolver has last answered a packed address, or None.  Only the router
             of an `IndirectUplink` asks.
         refused: The number of flows that were refused by the uplink, by the policy or for lack of descriptors.
+        relay: Makes the relay of a connection of the guest, from the arguments of `TcpRelay`.
     """
+
+    relay: Callable[..., TcpRelay] = TcpRelay
 
     def __init__(
         self,
@@ -271,7 +274,7 @@ class FlowRouter:
         if handler is not None:
             handler(connection, target)
         else:
-            relay = TcpRelay if self.enforcer.policy is None else self._relay_for(connection, flow)
+            relay = self.relay if self.enforcer.policy is None else self._relay_for(connection, flow)
             connection.user = made = relay(self._engine, connection, self.cannot_dial)
             try:
                 dial = self._uplink.dial(flow, target, ttl=connection.ttl, tos=connection.tos)
@@ -447,7 +450,7 @@ class FlowRouter:
         """Return what makes the relay of a connection, by its ruling."""
         ruling, policy = ruling_of(connection), self.enforcer.policy
         if ruling is None or not ruling.looks or policy is None:
-            return TcpRelay
+            return self.relay
         from .relay.peek import PeekingRelay  # without such a rule nobody has it
 
         return partial(PeekingRelay, judge=partial(self._judge, flow), waits=not policy.audit)

@@ -35,11 +35,12 @@ from netns_kit.stack import (
 from netns_kit.stack.user import UNWATCHED
 from netns_kit.stack.wire.ndp import Advertisement
 from netns_kit.subnet import Subnet, Subnet6
+from netns_kit.tap.frame_device import Device, DeviceWrapper
 from netns_kit.uplink.flow import DNS_PORT, Endpoint
 
 from .beside import FlowBeside, Watcher
 from .endpoints import Endpoints
-from .enforcer import ruling_of
+from .enforcer import Enforcer, ruling_of
 from .engine import IN, Engine
 from .flow_router import FlowRouter, endpoints_of
 from .frame_pump import FramePump, LinkPump
@@ -49,9 +50,8 @@ from .setup import Setup
 from .worker_links import WorkerLinks
 
 if TYPE_CHECKING:
-    from netns_kit.dns.guard import Refused
+    from netns_kit.dns.guard import Guard, Refused
     from netns_kit.policy.policy import Policy
-    from netns_kit.tap.frame_device import Device
 
     from .inside import Inside
 
@@ -116,42 +116,29 @@ class Gateway:
         peers: WorkerLinks | None = None,
         tell: Callable[[str, BaseException | None], None] | None = None,
     ) -> None:
-        tap, uplink, subnet, dhcp = setup.tap, setup.uplink, setup.subnet, setup.dhcp
+        tap, uplink, subnet = setup.tap, setup.uplink, setup.subnet
         self.engine = engine
         self.uplink = uplink
         self.subnet = subnet
         self._tap = tap
         self._links = peers
-        search = tuple(filter(is_host_name, uplink.search()))
-        if dhcp is not None and dhcp.search is None:
-            dhcp = replace(dhcp, search=search)
-
-        def stack_for(user: StackUser) -> Stack:
-            return Stack(
-                user,
-                tap.write,
-                addresses=tuple(address.packed for address in subnet.neighbours),
-                mac=subnet.mac,
-                mtu=tap.mtu,
-                secret=secret or os.urandom(16),
-                offloads=tap.offloads,
-                limits=setup.limits,
-                timers=engine.timers,
-                sources=None if uplink.any_source else _sources(subnet),
-                advertised=_advertisement(subnet.ipv6, search) if peers is None or peers.index == 0 else None,
-                steering=None if peers is None else Steering(peers.index, peers.count, peers.hand_over),
-            )
-
         self.endpoints = Endpoints()
+        search = tuple(filter(is_host_name, uplink.search()))
+        stack_for = partial(self._stack_for, setup, search, secret or os.urandom(16))
         router: Callable[..., FlowRouter] = FlowRouter
         if uplink.is_indirect:
             from .indirect_router import IndirectRouter  # other uplinks have none
 
             router = partial(IndirectRouter, supplies=setup.supplies[0] if setup.supplies else ())
-        self.router = router(engine, uplink, subnet, self.endpoints, stack_for, links=peers, tell=tell or log)
+        elif uplink.is_in_memory:
+            from .in_memory import InMemoryRouter as router
+
+        self.router: FlowRouter = router(
+            engine, uplink, subnet, self.endpoints, stack_for, links=peers, tell=tell or log
+        )
         stack: Stack = self.router.stack
         self.stack: Stack = stack
-        self.enforcer = self.router.enforcer
+        self.enforcer: Enforcer = self.router.enforcer
         self.enforcer.told = self._query_refused
         if peers is not None:
             self.enforcer.pinned = peers.send_pins
@@ -161,23 +148,17 @@ class Gateway:
         self.asking.timeout = setup.on_flow_timeout if setup.asks else None
         self.asking.name_of = self.name_of
         stack.services = self.endpoints.link
+        dhcp = setup.dhcp
+        if dhcp is not None and dhcp.search is None:
+            dhcp = replace(dhcp, search=search)
         self.leasing = Leasing(stack, self.endpoints, subnet, dhcp)
         if tap.mac is not None:
             for network in (subnet, subnet.ipv6):
                 if network is not None:
                     stack.link.learn(network.guest.packed, tap.mac)
-        self.zone = _zone(subnet)
-        for record in setup.records:
-            self.zone.add(record)
-        self.enforcer.own_names = self.zone.names_of
-        self._dns = DnsRelay(engine, uplink, self.zone, self._hook_failed, self.router)
-        self.router.name_of = self._name_elsewhere
+        self._answer_names(setup)
+        self._listener: Guard | None = None
         self._govern(setup.policy)
-        for address in subnet.resolvers:
-            self.endpoints.serve_tcp(address, DNS_PORT, self._dns.tcp_opened)
-            self.endpoints.serve_udp(address, DNS_PORT, self._dns.udp_opened)
-        if setup.intercept_dns:
-            self.endpoints.redirect(DNS_PORT, subnet.resolvers)
         self.beside: dict[int, FlowBeside] = {}
         self._inside: Inside | None = None
         if setup.supply is not None:
@@ -198,10 +179,66 @@ class Gateway:
         self._pump.tap = device
         self.stack.link.emit = device.write
 
+    def withdraw(self, wrapper: DeviceWrapper) -> None:
+        """Let what stands before the device stand there no more."""
+        above = self.device
+        if above is wrapper:
+            self.device = wrapper.device
+            return
+        while isinstance(above, DeviceWrapper) and above.device is not wrapper:
+            above = above.device
+        if isinstance(above, DeviceWrapper):
+            above.device = wrapper.device
+
+    def _stack_for(self, setup: Setup, search: tuple[str, ...], secret: bytes, user: StackUser) -> Stack:
+        tap, subnet, peers = setup.tap, setup.subnet, self._links
+        return Stack(
+            user,
+            tap.write,
+            addresses=tuple(address.packed for address in subnet.neighbours),
+            mac=subnet.mac,
+            mtu=tap.mtu,
+            secret=secret,
+            offloads=tap.offloads,
+            limits=setup.limits,
+            timers=self.engine.timers,
+            sources=None if self.uplink.any_source else _sources(subnet),
+            advertised=_advertisement(subnet.ipv6, search) if peers is None or peers.index == 0 else None,
+            steering=None if peers is None else Steering(peers.index, peers.count, peers.hand_over),
+        )
+
+    def _answer_names(self, setup: Setup) -> None:
+        """Answer DNS over UDP and TCP at the DNS addresses, and elsewhere if all of it is intercepted."""
+        self.zone = _zone(self.subnet)
+        for record in setup.records:
+            self.zone.add(record)
+        self.enforcer.own_names = self.zone.names_of
+        relay: Callable[..., DnsRelay] = DnsRelay
+        if self.uplink.is_in_memory:
+            from .in_memory import InMemoryDns as relay
+        self.dns: DnsRelay = relay(self.engine, self.uplink, self.zone, self._hook_failed, self.router)
+        self.router.name_of = self._name_elsewhere
+        resolvers = self.subnet.resolvers
+        for address in resolvers:
+            self.endpoints.serve_tcp(address, DNS_PORT, self.dns.tcp_opened)
+            self.endpoints.serve_udp(address, DNS_PORT, self.dns.udp_opened)
+        if setup.intercept_dns:
+            self.endpoints.redirect(DNS_PORT, resolvers)
+
     def _govern(self, policy: Policy | None) -> None:
         """Let a policy decide from now on, about flows and names."""
         self.enforcer.set(policy)
-        self._dns.guard = self.enforcer.guard
+        self.dns.guard = self._listener or self.enforcer.guard
+
+    @property
+    def listener(self) -> Guard | None:
+        """What hears all answers of our DNS, and asks the policy's guard; None: there is none."""
+        return self._listener
+
+    @listener.setter
+    def listener(self, listener: Guard | None) -> None:
+        self._listener = listener
+        self.dns.guard = listener or self.enforcer.guard
 
     def _read_pins(self) -> bool:
         """Learn what other workers have pinned, and return whether there was anything."""
@@ -271,11 +308,11 @@ class Gateway:
 
     def name_of(self, address: Address) -> str | None:
         """Return the name of an address, or None if it is not known."""
-        return self._dns.name_of(address.packed)
+        return self.dns.name_of(address.packed)
 
     def _name_elsewhere(self, address: bytes) -> str | None:
         """Return the name with which a resolver has answered an address; None if a record of ours has it."""
-        return None if self.zone.name_of(address) is not None else self._dns.name_of(address)
+        return None if self.zone.name_of(address) is not None else self.dns.name_of(address)
 
     @operation()
     def names(self, addresses: tuple[Address, ...]) -> tuple[str | None, ...]:
@@ -299,6 +336,20 @@ class Gateway:
             found.ending = "ended"
             found.close()
         return found is not None
+
+    @operation(sum)
+    def end_flows_of(self, addresses: tuple[Address, ...]) -> int:
+        """End the flows of the guest with these addresses at once, and return how many there were."""
+        stack = self.stack
+        connections = [each for each in stack.tcp.values() if endpoints_of(each.key)[0].address in addresses]
+        for connection in connections:
+            self.router.abort(connection, reset=True)
+        others: list[UdpFlow | EchoFlow] = [*stack.udp.values(), *stack.echo.values()]
+        ended = [each for each in others if endpoints_of(each.key)[0].address in addresses]
+        for each in ended:
+            each.ending = "ended"
+            each.close()
+        return len(connections) + len(ended)
 
     @operation(same)
     def set_policy(self, text: str | None, existing: Literal["keep", "cut"]) -> None:
@@ -375,7 +426,7 @@ class Gateway:
     @operation(summed)
     def stats(self) -> dict[str, int]:
         """Return counters and gauges by name."""
-        dns = {f"dns_{name}": count for name, count in self._dns.stats().items()}
+        dns = {f"dns_{name}": count for name, count in self.dns.stats().items()}
         return {
             **self.stack.stats(),
             "flows_refused": self.router.refused,
@@ -404,7 +455,7 @@ class Gateway:
             self.stack.link.emit = _nowhere
             self.router.reset_connections()
         self.router.close()
-        self._dns.close()
+        self.dns.close()
 
 
 def _zone(subnet: Subnet) -> Zone:

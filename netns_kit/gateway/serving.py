@@ -16,62 +16,34 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, Protocol, cast
 
 from netns_kit.arguments import Address
 from netns_kit.errors import AddressError
-from netns_kit.frozen import frozen
 from netns_kit.operations import chained, operation, same
-from netns_kit.stack import Closed, IcmpError, Refusal, TcpConnection, UdpFlow
-from netns_kit.stack.user import Ending
+from netns_kit.stack import Refusal, TcpConnection, UdpFlow
 from netns_kit.stack.wire.flow_key import FlowKey
-from netns_kit.uplink.dial import Connected
 from netns_kit.uplink.flow import Endpoint, Target
 
 from .endpoints import TcpHandler, UdpHandler
-from .engine import IN
+from .engine import Engine
 from .flow_router import EPHEMERAL, NO_DESCRIPTORS, endpoints_of
 from .gateway import Gateway
-from .relay import TcpRelay
+from .served import Ended, EndingSeen, News, Opened, ServedConnection, ServedDatagrams, Teller, Waits
 
 WAITING_MOST = 256  # UDP flows that wait for their socket
-KEPT_MOST = 8  # datagrams of each of these
-DATAGRAM = b"\0"  # what stands before a datagram in a record, so that none is empty, as the end is
-LONGEST = 65536
-DATAGRAMS_PER_STEP = 64
-
-EndingSeen = Literal["finished", "reset", "refused", "timed out", "closed here"]
-"""How a flow has ended, for its handler: "finished" means that all that the guest has sent was there before."""
 
 
-@frozen
-class Opened:
-    """A flow that waits for its socket; or one that was opened to the guest, and is established."""
+class Carrier(Protocol):
+    """A router whose flows, queries and pings the caller's side has."""
 
-    id: int
-    """Number of this flow, see `FlowInfo.id`."""
-    service: int
-    """The number under which it was asked for."""
-    guest: Endpoint
-    """The guest's end."""
-    remote: Endpoint
-    """The other end, as the guest sees it."""
-    name: str | None
-    """The name of that, if it is known."""
+    def carry(self, serving: Teller, service: int) -> None: ...
 
+    def resolved(self, number: int, message: bytes) -> None: ...
 
-@frozen
-class Ended:
-    """A flow that has ended, of those that `Opened` has told of; or a connection that the guest has not taken."""
-
-    id: int
-    """Number of the flow; 0 if there never was one."""
-    service: int
-    """The number under which it was asked for."""
-    why: EndingSeen
-    """How it has ended."""
+    def echoed(self, number: int, sequence: int, why: Refusal | None) -> None: ...
 
 
 class Serving:
@@ -87,9 +59,24 @@ class Serving:
         self._tell = tell
         self._subscriber: int | None = None
         self._services: dict[int, tuple[Literal["tcp", "udp"], bytes, int]] = {}
-        self._flows: dict[int, ServedConnection | ServedDatagrams] = {}
-        self._news: list[Opened | Ended] = []
+        self.flows: dict[int, Waits] = {}
+        self._news: list[News] = []
+        self._carrier: Carrier | None = None
         self._port = EPHEMERAL[int.from_bytes(os.urandom(2), "big") % len(EPHEMERAL)]
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of the gateway."""
+        return self.gateway.engine
+
+    @property
+    def dropped(self) -> MutableMapping[str, int]:
+        """The counters of what is dropped."""
+        return self.gateway.stack.dropped
+
+    def next_id(self) -> int:
+        """Return a number that no flow has."""
+        return self.gateway.next_flow_id()
 
     # -- what the caller's side asks ------------------------------------------------------------------
 
@@ -135,11 +122,40 @@ class Serving:
         if service in self._services:
             self.gateway.endpoints.discard(*self._services.pop(service))
             self.gateway.stack.link.served = self.gateway.endpoints.addresses()
-        for flow in [each for each in self._flows.values() if each.service == service]:
+        for flow in [each for each in self.flows.values() if each.service == service]:
             flow.cut()
 
+    @operation(same)
+    def carry(self, service: int) -> None:
+        """Tell of the flows and queries that an uplink in memory has, from now on.
+
+        Args:
+            service: The number under which they are told of.
+        """
+        self._carrier = cast("Carrier", self.gateway.router)  # the uplink is in memory
+        self._carrier.carry(self, service)
+
+    @operation()
+    def refuse(self, number: int, why: Refusal) -> None:
+        """Refuse a flow that waits, if it is still there."""
+        flow = self.flows.get(number)
+        if flow is not None:
+            flow.turn_away(why)
+
+    @operation()
+    def resolved(self, number: int, message: str) -> None:
+        """Take the answer to a `Question`, in hexadecimal digits."""
+        if self._carrier is not None:
+            self._carrier.resolved(number, bytes.fromhex(message))
+
+    @operation()
+    def echoed(self, number: int, sequence: int, why: Refusal | None) -> None:
+        """Answer an `Echo`: by a reply, or as it is refused."""
+        if self._carrier is not None:
+            self._carrier.echoed(number, sequence, why)
+
     @operation(chained)
-    def take(self) -> tuple[Opened | Ended, ...]:
+    def take(self) -> tuple[News, ...]:
         """Return what has happened since the last call, in its order."""
         taken = tuple(self._news)
         self._news.clear()
@@ -153,7 +169,7 @@ class Serving:
             OSError: The socket has not come.
         """
         sock = _come(fds)
-        flow = self._flows.get(number)
+        flow = self.flows.get(number)
         if flow is None:
             sock.close()
             return False
@@ -207,7 +223,7 @@ class Serving:
             number = errno.EADDRNOTAVAIL if isinstance(error, KeyError) else error.errno or errno.EIO
             raise OSError(number, os.strerror(number)) from None
         relay.flow = connection.id
-        self._flows[connection.id] = relay
+        self.flows[connection.id] = relay
         return connection.id
 
     def _free_key(self, names: FlowKey) -> bytes:
@@ -231,15 +247,21 @@ class Serving:
             connection.refuse(Refusal.NET_UNREACHABLE)
             return
         connection.user = relay = ServedConnection(self, service, connection)
-        self._flows[connection.id] = relay
+        self.flows[connection.id] = relay
         self.opened(service, connection)
 
     def _udp_opened(self, service: int, flow: UdpFlow, _: Target) -> Refusal | None:
-        waiting = sum(isinstance(each, ServedDatagrams) and each.waits for each in self._flows.values())
-        if waiting >= WAITING_MOST or not self._has_room(flow.key):
+        if not self._has_room(flow.key):
             return Refusal.NET_UNREACHABLE
-        flow.user = self._flows[flow.id] = ServedDatagrams(self, service, flow)
-        self.opened(service, flow)
+        return self.wait_udp(service, flow)
+
+    def wait_udp(self, service: int, flow: UdpFlow, target: Endpoint | None = None) -> Refusal | None:
+        """Tell of a UDP flow, which waits for its socket; or return how it is refused."""
+        waiting = sum(isinstance(each, ServedDatagrams) and each.waits for each in self.flows.values())
+        if waiting >= WAITING_MOST:
+            return Refusal.NET_UNREACHABLE
+        flow.user = self.flows[flow.id] = ServedDatagrams(self, service, flow)
+        self.opened(service, flow, target)
         return None
 
     def _has_room(self, key: bytes) -> bool:
@@ -252,17 +274,20 @@ class Serving:
 
     # -- what is told ---------------------------------------------------------------------------------
 
-    def opened(self, service: int, flow: TcpConnection | UdpFlow) -> None:
-        """Tell of a flow."""
+    def opened(self, service: int, flow: TcpConnection | UdpFlow, target: Endpoint | None = None) -> None:
+        """Tell of a flow, and where it leads if that is not what the guest has dialled."""
         guest, remote = endpoints_of(flow.key)
-        self._note(Opened(flow.id, service, guest, remote, self.gateway.name_of(remote.address)))
+        name = self.gateway.name_of(remote.address)
+        transport: Literal["tcp", "udp"] = "tcp" if isinstance(flow, TcpConnection) else "udp"
+        self.note(Opened(flow.id, service, transport, guest, remote, target or remote, name))
 
     def ended(self, flow: int, service: int, why: EndingSeen) -> None:
         """Forget a flow, and tell how it has ended."""
-        self._flows.pop(flow, None)
-        self._note(Ended(flow, service, why))
+        self.flows.pop(flow, None)
+        self.note(Ended(flow, service, why))
 
-    def _note(self, news: Opened | Ended) -> None:
+    def note(self, news: News) -> None:
+        """Keep something to be taken, and tell the subscriber."""
         self._news.append(news)
         if len(self._news) == 1 and self._subscriber is not None:
             self._tell(self._subscriber)
@@ -270,154 +295,6 @@ class Serving:
     def close(self) -> None:
         """Tell nobody any more, since the engine is being closed."""
         self._subscriber = None
-
-
-class ServedConnection(TcpRelay):
-    """A connection, and the unix socket whose other end the caller has.
-
-    Args:
-        serving: What is told how it ends.
-        service: The number under which it was asked for.
-        connection: The guest's connection; None: it is opened to the guest.
-    """
-
-    __slots__ = ("_heard_all", "_serving", "_to_guest", "flow", "service")
-
-    def __init__(self, serving: Serving, service: int, connection: TcpConnection | None) -> None:
-        super().__init__(serving.gateway.engine, connection)
-        self._serving = serving
-        self._heard_all = False
-        self._to_guest = connection is None  # and not established yet
-        self.service = service
-        self.flow = 0 if connection is None else connection.id
-
-    def join(self, sock: socket.socket) -> None:
-        """Go on with the socket that the caller's side has made."""
-        self.begin(Connected(sock))
-
-    def cut(self) -> None:
-        """Reset the connection."""
-        self.abort(ending="ended")
-
-    def forget(self) -> None:
-        """Close the socket of a connection that could not be opened."""
-        self._close()
-
-    def established(self) -> None:
-        if self._to_guest and self.connection is not None:
-            self._to_guest = False
-            self._serving.opened(self.service, self.connection)
-        super().established()
-
-    def end(self) -> None:
-        self._heard_all = True
-        super().end()
-
-    def abort(self, *, reset: bool = False, ending: Ending = "reset by peer") -> None:
-        is_news = self.connection is not None
-        super().abort(reset=reset, ending=ending)
-        if is_news:
-            self._told("closed here")
-
-    def closed(self, why: Closed) -> None:
-        super().closed(why)
-        refused: EndingSeen = "refused" if self._to_guest else "reset"
-        self._told("timed out" if why is Closed.TIMED_OUT else refused)
-
-    def _refused(self, why: Refusal | IcmpError) -> None:
-        super()._refused(why)
-        self._told("closed here")
-
-    def _told(self, why: EndingSeen) -> None:
-        self._serving.ended(self.flow, self.service, "finished" if self._heard_all else why)
-
-
-class ServedDatagrams:
-    """A UDP flow, and the unix socket whose other end the caller has.  Each record has one datagram.
-
-    Args:
-        serving: What is told how it ends.
-        service: The number under which it was asked for.
-        flow: The flow.
-    """
-
-    __slots__ = ("_engine", "_flow", "_kept", "_serving", "_socket", "service")
-
-    def __init__(self, serving: Serving, service: int, flow: UdpFlow) -> None:
-        self._serving = serving
-        self._engine = serving.gateway.engine
-        self._flow = flow
-        self._kept: list[bytes] = []
-        self._socket: socket.socket | None = None
-        self.service = service
-
-    @property
-    def waits(self) -> bool:
-        """Whether it has no socket yet."""
-        return self._socket is None
-
-    def join(self, sock: socket.socket) -> None:
-        """Go on with the socket that the caller's side has made."""
-        try:
-            self._engine.add(sock.fileno(), self._on_events, IN)
-        except OSError:
-            sock.close()
-            self._flow.close()
-            return
-        self._socket = sock
-        for payload in self._kept:
-            self._pass_on(payload)
-        self._kept.clear()
-
-    def cut(self) -> None:
-        """End the flow."""
-        self._flow.ending = "ended"
-        self._flow.close()
-
-    def datagram(self, flow: UdpFlow, payload: memoryview, marks: int, segment_size: int) -> None:
-        size = segment_size or max(len(payload), 1)
-        for start in range(0, max(len(payload), 1), size):
-            self._pass_on(payload[start : start + size])
-
-    def _pass_on(self, payload: bytes | memoryview) -> None:
-        """Pass a datagram on; what the other end has no room for is lost, as on any way."""
-        sock = self._socket
-        if sock is None:
-            if len(self._kept) < KEPT_MOST:
-                self._kept.append(bytes(payload))
-                return
-        else:
-            try:
-                sock.sendmsg((DATAGRAM, payload), (), socket.MSG_NOSIGNAL)
-                return
-            except OSError:  # that the other end has gone, an event tells
-                pass
-        self._serving.gateway.stack.dropped["limit-served-datagrams"] += 1
-
-    def _on_events(self, _: int) -> None:
-        flow = self._flow
-        for _ in range(DATAGRAMS_PER_STEP):
-            sock = self._socket
-            if sock is None:
-                return
-            try:
-                record = sock.recv(LONGEST)
-            except BlockingIOError:
-                return
-            except OSError:
-                record = b""
-            if not record:
-                flow.ending = "ended"
-                flow.close()
-                return
-            flow.send(memoryview(record)[len(DATAGRAM) :], self._engine.now)
-
-    def expired(self, flow: UdpFlow) -> None:
-        sock, self._socket = self._socket, None
-        if sock is not None:
-            self._engine.remove(sock.fileno())
-            sock.close()
-        self._serving.ended(flow.id, self.service, "finished")
 
 
 def _come(fds: Sequence[int]) -> socket.socket:

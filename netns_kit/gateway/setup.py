@@ -150,19 +150,6 @@ class Setup:
         arguments.boolean("intercept_dns", intercept_dns)
         uplink = uplink or Uplink()
         _check_on_flow(on_flow, on_flow_timeout)
-        for each in (policy, uplink.rules):
-            if each is not None:
-                check_policy(each, asks=on_flow is not None)
-        if policy is not None and uplink.rules is not None:
-            raise ArgumentError(
-                "expected one policy: the uplink has one too", "policy", arguments.shown(policy),
-                "leave out that of Uplink(policy=...)",
-            )  # fmt: skip
-        rules = uplink.rules if policy is None else policy
-        if rules is None and on_flow is not None:
-            from netns_kit.policy.policy import Policy  # without one, nobody has it
-
-            rules = Policy.ask()
         setup = cls(
             tap,
             uplink,
@@ -174,7 +161,7 @@ class Setup:
             layers,
             (*_named(name, network), *map(as_record, records)),
             intercept_dns,
-            rules,
+            _policy(policy, uplink, asks=on_flow is not None),
             on_flow,
             on_flow_timeout,
             on_flow is not None,
@@ -220,6 +207,24 @@ def as_record(record: str | Record) -> Record:
     """
     arguments.instance("record", record, (str, Record), "NAME=ADDRESS or a Record")
     return Record.parse(record) if isinstance(record, str) else record
+
+
+def _policy(policy: Policy | None, uplink: Uplink, *, asks: bool) -> Policy | None:
+    """Return the policy of a stack: its own, or that of its uplink, or the one by which all flows are asked about."""
+    for each in (policy, uplink.rules):
+        if each is not None:
+            check_policy(each, asks=asks)
+    if policy is not None and uplink.rules is not None:
+        raise ArgumentError(
+            "expected one policy: the uplink has one too", "policy", arguments.shown(policy),
+            "leave out that of Uplink(policy=...)",
+        )  # fmt: skip
+    rules = uplink.rules if policy is None else policy
+    if rules is None and asks:
+        from netns_kit.policy.policy import Policy  # without one, nobody has it
+
+        rules = Policy.ask()
+    return rules
 
 
 def check_policy(policy: object, *, asks: bool) -> None:

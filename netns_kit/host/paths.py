@@ -19,7 +19,7 @@ import socket
 import stat
 from contextlib import suppress
 
-__all__ = ["Made", "bind", "write_pid_file"]
+__all__ = ["NOTHING_MADE", "Made", "bind", "text_of", "write_pid_file"]
 
 _PID_FILE_MAX = 32
 
@@ -48,6 +48,19 @@ class Made:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = -1
+
+
+NOTHING_MADE = Made("", -1)
+"""Where there is nothing to be removed."""
+
+
+def text_of(path: str) -> str:
+    """Return the text of a file; none if it is not there, or cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
 
 
 def bind(sock: socket.socket, path: str) -> Made:

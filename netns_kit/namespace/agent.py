@@ -130,6 +130,7 @@ class Agent:
         self.restore = restore
         self.commands: dict[int, RunningCommand] = {}
         self.places: dict[str, tuple[int, int]] = {}  # made by us, for commands to be shown files at
+        self.live: dict[str, str] = {}  # texts of files that change while commands see them
         self.changes = -1  # an inotify descriptor, once there are files
         self.handlers: dict[int, Callable[[], None]] = {}
         self.poll = select.poll()
@@ -207,7 +208,13 @@ class Agent:
             if op == "spawn":
                 self.spawn(conversation, request, fds)
                 return
-            reply, out = self.supply(fds[0]) if op == "supply" else OPERATIONS[op](**request)
+            reply, out = (
+                self.supply(fds[0])
+                if op == "supply"
+                else self.rewrite_files(**request)
+                if op == "rewrite_files"
+                else OPERATIONS[op](**request)
+            )
         except Exception as exc:
             reply, out = failure(exc, str(op)), []
         try:
@@ -232,10 +239,18 @@ class Agent:
         self.watch(number, on_order)
         return {}, []
 
+    def rewrite_files(self, files: dict[str, str]) -> tuple[dict[str, object], list[int]]:
+        """Change the texts of files, for commands that run and for those to come."""
+        self.live.update(files)
+        for command in self.commands.values():
+            command.rewrite(files)
+        return {}, []
+
     def spawn(self, conversation: socket.socket, request: dict[str, Any], fds: list[int]) -> None:
         done, report = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         done.setblocking(False)
         files = [*request["files"], *request["sockets"]]
+        request["files"].update((path, self.live[path]) for path in request["live"] if path in self.live)
         self.make_places(files)
         self.on_signal()  # what has come until now, the new command has not had
         try:
@@ -268,7 +283,8 @@ class Agent:
         try:
             said, fds, _ = receive_record(command.report, abi.SCM_MAX_FD)
             if said and "shown" in (record := json.loads(said)):
-                command.take(record["shown"], fds)
+                command.take(record["shown"], fds, record["live"])
+                command.rewrite(self.live)  # what has changed since the fork
                 said = command.report.recv(RECORD)
         except BlockingIOError:
             return

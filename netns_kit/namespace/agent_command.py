@@ -33,7 +33,7 @@ ECHO = -signal.SIGCONT
 PENDING_MAX = 64  # of one signal, that nobody passes on
 SHELL = b"/bin/sh"
 ELSEWHERE = {  # execvp(3) goes on to the next directory of PATH
-    *(errno.EACCES, errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT),
+    *(errno.EACCES, errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT)
 }
 STOPPING = {
     signal.SIGTSTP,
@@ -133,9 +133,10 @@ def become_command(
         elif quarters.of_stranger:  # to whom no directory above the caller's may be open
             os.chdir("/")
         step = "mount"
-        if copies := show_files(request["files"], request["sockets"]):
+        copies, writers = show_files(request["files"], request["sockets"], request["live"])
+        if copies:
             with suppress(OSError):  # too many are on their way: then they are not shown again
-                hand_over(report, copies, [os.open("/proc/self/ns/mnt", os.O_RDONLY)])
+                hand_over(report, copies, [os.open("/proc/self/ns/mnt", os.O_RDONLY)], writers)
         step = "spawn"
         numbers = {int(number): fds[index] for number, index in request["fds"].items()}
         above = max([2, *numbers]) + 1
@@ -211,7 +212,7 @@ class RunningCommand:
 
     __slots__ = (
         "conversation", "files", "follows", "had", "is_being_shown", "leads", "looks_again", "mounts", "pid",
-        "pidfd", "report", "shown", "stop", "told",
+        "pidfd", "report", "shown", "stop", "told", "writers",
     )  # fmt: skip
 
     def __init__(
@@ -230,6 +231,7 @@ class RunningCommand:
         self.report: socket.socket | None = report
         self.files = files
         self.shown: dict[str, int] = {}
+        self.writers: dict[str, int] = {}  # of the files whose text changes
         self.is_being_shown = False  # a child is at it
         self.looks_again = False  # another child is to look after that one
         self.mounts = -1
@@ -238,25 +240,34 @@ class RunningCommand:
         self.follows = False  # the client wants to know
         self.told = False  # it has been told, and not been heard since: it has stopped itself
 
-    def take(self, paths: Sequence[str], fds: list[int]) -> None:
+    def take(self, paths: Sequence[str], fds: list[int], live: Sequence[str] = ()) -> None:
         """Own the descriptors that `hand_over` has passed for these paths; the first time the namespace comes too.
 
         If the agent had no room for all of them they are closed, and the files are not shown again.
         """
-        if len(fds) != len(paths) + (self.mounts < 0):
+        if len(fds) != len(paths) + len(live) + (self.mounts < 0):
             for fd in fds:
                 os.close(fd)
             return
         if self.mounts < 0:
             self.mounts = fds.pop(0)
-        for path, fd in zip(paths, fds, strict=True):
+        for path, fd in zip(paths, fds, strict=False):
             if path in self.shown:
                 os.close(self.shown[path])
             self.shown[path] = fd
+        self.writers.update(zip(live, fds[len(paths) :], strict=True))
+
+    def rewrite(self, files: dict[str, str]) -> None:
+        """Change the text of those of its files that were given so."""
+        for path in self.writers.keys() & files.keys():
+            data = to_bytes(files[path])
+            with suppress(OSError):  # there is no memory
+                os.pwrite(self.writers[path], data, 0)
+                os.ftruncate(self.writers[path], len(data))
 
     def close(self) -> None:
         self.conversation.close()
-        for fd in (self.mounts, *self.shown.values()):
+        for fd in (self.mounts, *self.shown.values(), *self.writers.values()):
             if fd >= 0:
                 os.close(fd)
 

@@ -33,18 +33,22 @@ if TYPE_CHECKING:
 SCRATCH = "/tmp"
 
 
-def show_files(files: dict[str, str], sockets: dict[str, tuple[str, int, int]]) -> dict[str, int]:
+def show_files(
+    files: dict[str, str], sockets: dict[str, tuple[str, int, int]], live: Sequence[str] = ()
+) -> tuple[dict[str, int], dict[str, int]]:
     """Make a mount namespace in which each path of `files` reads as the text given for it, and each of `sockets` is
     the Unix socket of the path given for it, with the device and the inode that it has for the caller.
 
     Return one more mount for each, by which it can be shown again; none before Linux 5.2, which has no open_tree(2).
+    Return also, for the paths in `live`, descriptors by which their text can be changed; none without such mounts.
     The texts lie on a tmpfs that covers `SCRATCH` only meanwhile.  Targets and sockets are opened before, so that
     they may themselves be below `SCRATCH`.
     """
     copies: dict[str, int] = {}
+    writers: dict[str, int] = {}
     paths = [*files, *sockets]
     if not paths:
-        return copies
+        return copies, writers
     check(libc.unshare(abi.CLONE_NEWNS), SCRATCH)
     check(libc.mount(None, b"/", None, abi.MS_REC | abi.MS_PRIVATE, None), "/")
     # Fact: a mount can be made of what this mount namespace has, and not of what the caller has opened in its own.
@@ -62,6 +66,14 @@ def show_files(files: dict[str, str], sockets: dict[str, tuple[str, int, int]]) 
         with open(f"{SCRATCH}/{number}", "wb") as file:
             file.write(to_bytes(text))
             os.fchmod(file.fileno(), 0o644)
+    if live:  # by a mount that may be written to; it is mounted nowhere, and ends with the last writer
+        tree = copy_of_path(where)
+        if tree >= 0:
+            for number, path in enumerate(files):
+                if path in live:
+                    name = f"/proc/self/fd/{tree}/{number}"
+                    writers[path] = os.open(name, os.O_WRONLY | os.O_CLOEXEC)
+            os.close(tree)
     # Fact: a bind mount copies the flags of the mount it is made from, so this makes all of them read-only.
     check(libc.mount(None, where, None, abi.MS_REMOUNT | abi.MS_BIND | abi.MS_RDONLY | quiet, None), SCRATCH)
     sources = {path: f"{SCRATCH}/{number}" for number, path in enumerate(files)}
@@ -69,12 +81,12 @@ def show_files(files: dict[str, str], sockets: dict[str, tuple[str, int, int]]) 
     for path, fd in targets.items():
         source, target = sources[path].encode(), f"/proc/self/fd/{fd}".encode()
         check(libc.mount(source, target, None, abi.MS_BIND, None), path)
-        copy: int = libc.syscall(abi.SYS_OPEN_TREE, abi.AT_FDCWD, source, abi.OPEN_TREE_CLONE | os.O_CLOEXEC)
+        copy = copy_of_path(source)
         if copy >= 0 or ctypes.get_errno() != errno.ENOSYS:
             check(copy, path)
             copies[path] = copy
     check(libc.umount2(where, abi.MNT_DETACH), SCRATCH)
-    return copies
+    return copies, writers
 
 
 def open_socket(path: str, device: int, inode: int) -> int:
@@ -118,9 +130,16 @@ def remove_place(target: str, identity: tuple[int, int]) -> None:
             os.unlink(target)
 
 
-def hand_over(out: socket.socket, copies: dict[str, int], fds: Sequence[int] = ()) -> None:
-    """Pass the agent a mount for each of these paths, in place of those that were used."""
-    send_record(out, json.dumps({"shown": list(copies)}).encode(), [*fds, *copies.values()])
+def hand_over(
+    out: socket.socket,
+    copies: dict[str, int],
+    fds: Sequence[int] = (),
+    writers: dict[str, int] | None = None,
+) -> None:
+    """Pass the agent a mount for each of these paths, in place of those that were used, and the writers."""
+    writers = writers or {}
+    told = json.dumps({"shown": list(copies), "live": list(writers)}).encode()
+    send_record(out, told, [*fds, *copies.values(), *writers.values()])
 
 
 def show_again(out: socket.socket, namespace: int, shown: dict[str, int]) -> NoReturn:
@@ -143,6 +162,12 @@ def show_again(out: socket.socket, namespace: int, shown: dict[str, int]) -> NoR
         hand_over(out, copies)
     finally:
         os._exit(0)
+
+
+def copy_of_path(path: bytes) -> int:
+    """Return a descriptor of a copy of the mount at a path, mounted nowhere; -1 if there can be none."""
+    fd: int = libc.syscall(abi.SYS_OPEN_TREE, abi.AT_FDCWD, path, abi.OPEN_TREE_CLONE | os.O_CLOEXEC)
+    return fd
 
 
 def copy_of(mount: int) -> int:

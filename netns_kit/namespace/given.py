@@ -131,6 +131,12 @@ def host_sockets(sockets: Mapping[str, Word] | None) -> dict[str, tuple[str, int
     return found
 
 
+class LiveText(str):
+    """The text of one of `files` that changes while commands see it, see `Namespace.rewrite_files`."""
+
+    __slots__ = ()
+
+
 def files_shown(files: Mapping[str, str | bytes] | None) -> dict[str, str]:
     """Check `files` and return the texts by path."""
     expected = "absolute paths and what is to be read there, text or bytes"

@@ -50,11 +50,12 @@ from netns_kit.errors import (
 )
 from netns_kit.host import bound_ports, diagnosis, sysctl
 from netns_kit.host.abi import NETLINK_ROUTE, NETLINK_SOCK_DIAG, RT_TABLE_MAIN, TUN_MAJOR, TUN_MINOR
+from netns_kit.host.undo import on_error
 
 from .agent_client import AgentProcess, Conversation, Done, Start
 from .background import Openable, Supervisor
 from .listening import ListeningSocket, Protocol, SocketDiagnostics
-from .process import Command, CommandFailed, CommandOptions, Process, open_process
+from .process import Command, CommandFailed, CommandOptions, Process, communicate, open_process
 from .process_info import ProcessInfo
 from .watch import Watch
 
@@ -239,16 +240,7 @@ class Namespace(Openable):
             Opening leaves nothing.
         """
         _check_pids(pids)
-        given = {name: each for name, each in (("pid", pid), ("path", path), ("fd", fd)) if each is not None}
-        what = ", ".join(f"{name}={arguments.shown(each)}" for name, each in given.items())
-        if len(given) != 1:
-            raise ArgumentError("expected exactly one of pid, path and fd", "attach", f"({what})")
-        if pid is not None:
-            arguments.whole_number("pid", pid, 1)
-        if fd is not None:
-            arguments.whole_number("fd", fd, 0)
-        if path is not None:
-            arguments.instance("path", path, (str, os.PathLike), "a path, like '/run/netns/NAME'")
+        what = _check_named(pid, path, fd)
         arguments.boolean("allow_current", allow_current)
 
         def start(stack: ExitStack) -> Start:
@@ -385,24 +377,8 @@ class Namespace(Openable):
         if input is not None and stdin is not None:
             raise ArgumentError("expected None where input is given", "stdin", arguments.shown(stdin))
         options["stdin"] = stdin if input is None else PIPE
-        process = await self.popen(command, **options)
-        output: list[bytes | None] = [None, None]
-
-        async def feed(stream: anyio.abc.ByteSendStream) -> None:
-            with suppress(anyio.BrokenResourceError):  # it has read what it wanted
-                await stream.send(input or b"")
-            await stream.aclose()
-
-        async def drain(stream: anyio.abc.ByteReceiveStream, index: int) -> None:
-            output[index] = b"".join([chunk async for chunk in stream])
-
-        async with process:
-            async with anyio.create_task_group() as tasks:
-                if process.stdin is not None:
-                    tasks.start_soon(feed, process.stdin)
-                for index, stream in enumerate((process.stdout, process.stderr)):
-                    if stream is not None:
-                        tasks.start_soon(drain, stream, index)
+        async with await self.popen(command, **options) as process:
+            output = await communicate(process, input or b"")
             returncode = await process.wait()
         if check and returncode != 0:
             raise CommandFailed(returncode, command, *output)
@@ -518,12 +494,8 @@ class Namespace(Openable):
             It leaves nothing.
         """
         engines, agents = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
+        with on_error(engines.close, agents.close):
             await self._ask(Done, "supply", fds=[agents.fileno()])
-        except BaseException:
-            engines.close()
-            agents.close()
-            raise
         for end in (engines, agents):
             end.setblocking(False)
         return engines, agents
@@ -544,6 +516,23 @@ class Namespace(Openable):
             The engine may have been let.
         """
         await self._ask(Done, "allow_unix", address=address, wanted=wanted)
+
+    async def rewrite_files(self, files: Mapping[str, str]) -> None:
+        """Give files that commands see another text, at once and for commands to come.
+
+        Only those change that a command was given as a `netns_kit.namespace.given.LiveText`.  For parts of this
+        library.
+
+        Args:
+            files: Absolute paths, and the texts.
+
+        Raises:
+            NamespaceGone: The namespace has ended, or is not open.
+
+        Cancellation:
+            They may have been changed.
+        """
+        await self._ask(Done, "rewrite_files", files=dict(files))
 
     async def prepare_transparent(self, *, ipv6: bool) -> None:
         """Let connections keep the address of their client, which is none of the namespace.
@@ -607,7 +596,7 @@ class Namespace(Openable):
         address = arguments.address(host, "host")
         arguments.port("port", port, 1)
         sock = await self.socket(_family(address), socket.SOCK_STREAM)
-        try:
+        with on_error(sock.close):
             if (error := sock.connect_ex((str(address), port))) == errno.EINPROGRESS:
                 with self.supervisor.guarding():
                     await anyio.wait_writable(sock)
@@ -615,9 +604,6 @@ class Namespace(Openable):
             if error:
                 raise OSError(error, f"{os.strerror(error)}: {address} port {port}")
             return await anyio.abc.SocketStream.from_socket(sock)
-        except BaseException:
-            sock.close()
-            raise
 
     async def listen_tcp(
         self, host: AddressLike = "127.0.0.1", port: int = 0, *, backlog: int = 128
@@ -641,11 +627,8 @@ class Namespace(Openable):
             It leaves no socket.
         """
         sock = await self.listening_socket("tcp", host, port, backlog=backlog)
-        try:
+        with on_error(sock.close):
             return await anyio.abc.SocketListener.from_socket(sock)
-        except BaseException:
-            sock.close()
-            raise
 
     async def links(self) -> tuple[Interface, ...]:
         """Return the network interfaces of the namespace.
@@ -943,6 +926,21 @@ class Namespace(Openable):
                 fix="use a namespace made by create(), or CAP_NET_ADMIN in this one",
             ) from exc
         return answer.without_ipv6
+
+
+def _check_named(pid: object, path: object, fd: object) -> str:
+    """Check what names a namespace, and return it as messages show it."""
+    given = {name: each for name, each in (("pid", pid), ("path", path), ("fd", fd)) if each is not None}
+    what = ", ".join(f"{name}={arguments.shown(each)}" for name, each in given.items())
+    if len(given) != 1:
+        raise ArgumentError("expected exactly one of pid, path and fd", "attach", f"({what})")
+    if pid is not None:
+        arguments.whole_number("pid", pid, 1)
+    if fd is not None:
+        arguments.whole_number("fd", fd, 0)
+    if path is not None:
+        arguments.instance("path", path, (str, os.PathLike), "a path, like '/run/netns/NAME'")
+    return what
 
 
 def _check_pids(pids: object) -> None:

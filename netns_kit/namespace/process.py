@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from signal import SIGKILL, SIGTERM, pidfd_send_signal
 from subprocess import PIPE
+from types import NoneType
 from typing import IO, Any, TypedDict, Union
 
 import anyio
@@ -33,6 +34,7 @@ from .agent_common import FOLLOW_STOPS
 from .background import Supervisor
 from .given import (
     Listen,
+    LiveText,
     OpenFile,
     Word,
     announce,
@@ -400,6 +402,31 @@ class Process(anyio.abc.Process):
         self._pidfd.close()
 
 
+async def communicate(process: Process, input: bytes) -> list[bytes | None]:
+    """Write to a command's standard input, close it, and return what the command writes until its streams end.
+
+    Returns:
+        What came from standard output and standard error; None of one that is no pipe to here.
+    """
+    output: list[bytes | None] = [None, None]
+
+    async def feed(stream: anyio.abc.ByteSendStream) -> None:
+        with suppress(anyio.BrokenResourceError):  # it has read what it wanted
+            await stream.send(input)
+        await stream.aclose()
+
+    async def drain(stream: anyio.abc.ByteReceiveStream, index: int) -> None:
+        output[index] = b"".join([chunk async for chunk in stream])
+
+    async with anyio.create_task_group() as tasks:
+        if process.stdin is not None:
+            tasks.start_soon(feed, process.stdin)
+        for index, stream in enumerate((process.stdout, process.stderr)):
+            if stream is not None:
+                tasks.start_soon(drain, stream, index)
+    return output
+
+
 async def open_process(
     ask: StartConversation,
     supervisor: Supervisor,
@@ -419,49 +446,40 @@ async def open_process(
     sockets: Mapping[str, Word] | None = None,
 ) -> Process:
     """Start a command as `Namespace.popen` does, by any function that asks an agent."""
-    argv = _argv(command)
-    environment = _environment(env)
+    argv, environment = _argv(command), _environment(env)
     shown, connected = files_shown(files), host_sockets(sockets)
     if both := shown.keys() & connected.keys():
         raise ArgumentError("expected other paths than those of `files`", "sockets", repr(min(both)))
-    if cwd is not None:
-        arguments.instance(
-            "cwd", cwd, (str, bytes, os.PathLike), "a path, or None for the caller's own directory"
-        )
+    a_path = "a path, or None for the caller's own directory"
+    arguments.instance("cwd", cwd, (str, bytes, os.PathLike, NoneType), a_path)
     arguments.boolean("start_new_session", start_new_session)
     arguments.boolean("foreground", foreground)
-    arguments.items("pass_fds", pass_fds, "a list of descriptors")
-    for fd in pass_fds:
-        check_open("pass_fds", fd)
+    _check_passed(pass_fds)
     with ExitStack() as theirs, ExitStack() as ours:
         streams, fds = _standard_streams(stdin, stdout, stderr, theirs, ours)
         fds.update({fd: fd for fd in pass_fds})
         pid_variable = announce(environment, fds, [*listening(listen), *opened(open_files, theirs)])
         sent = list(fds.values())
         if len(sent) > PASSED_MAX:
-            raise ArgumentError(
-                f"expected at most {PASSED_MAX} descriptors", "pass_fds", len(sent), "close some"
-            )
+            expected = f"expected at most {PASSED_MAX} descriptors"
+            raise ArgumentError(expected, "pass_fds", len(sent), "close some")
         if foreground and (start_new_session or not _has_our_terminal(fds[0])):
             fix = "leave start_new_session out, and stdin the caller's, which is its terminal"
             raise ArgumentError("expected a command that is given the terminal", "foreground", True, fix)
-        here = None
-        with suppress(OSError):  # a directory that may not be searched: the one the agent has will do
-            sent.append(os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-            here = len(sent) - 1  # relative names are relative to where the caller is now
-            theirs.callback(os.close, sent[here])
+        sent += _here(theirs)
         conversation = await ask(
             "spawn",
             sent,
             argv=argv,
             env=environment,
             cwd=None if cwd is None else text(cwd, "cwd"),
-            here=here,
+            here=len(fds) if len(sent) > len(fds) else None,
             fds={number: index for index, number in enumerate(fds)},
             start_new_session=start_new_session,
             foreground=foreground,
             at_terminal=any(_has_our_terminal(fd) for number, fd in fds.items() if number <= 2),
             files=shown,
+            live=[path for path, content in (files or {}).items() if isinstance(content, LiveText)],
             sockets=connected,
             pid_variable=pid_variable,
         )
@@ -469,6 +487,24 @@ async def open_process(
         pid, pidfd = await conversation.started(_program(command))
         ours.pop_all()
     return Process(supervisor, pid, pidfd, conversation, *streams)
+
+
+def _check_passed(fds: Sequence[int]) -> None:
+    arguments.items("pass_fds", fds, "a list of descriptors")
+    for fd in fds:
+        check_open("pass_fds", fd)
+
+
+def _here(theirs: ExitStack) -> list[int]:
+    """Return a descriptor of the current directory, to which relative names are relative.
+
+    Nothing is returned for a directory that may not be searched: the one that the agent has will do.
+    """
+    with suppress(OSError):
+        fd = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        theirs.callback(os.close, fd)
+        return [fd]
+    return []
 
 
 def _standard_streams(

@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from netns_kit.host import abi
 from netns_kit.host.libc import check, libc
+from netns_kit.host.undo import on_error
 
 _MOVED = abi.IN_MOVED_FROM | abi.IN_MOVED_TO | abi.IN_MOVE_SELF
 _EVENTS = _MOVED | abi.IN_CREATE | abi.IN_DELETE | abi.IN_DELETE_SELF
@@ -31,13 +32,10 @@ class Watch:
         if not os.path.exists(self._path):  # links of /proc cannot be followed by their text
             self._path = os.path.abspath(path)
         self._fd = check(libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK), path)
-        try:
+        with on_error(self.close):
             directory = os.fsencode(os.path.dirname(self._path))
             check(libc.inotify_add_watch(self._fd, directory, _EVENTS), path)
             self._identity = _identity(self._path)
-        except BaseException:
-            os.close(self._fd)
-            raise
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when `is_there` may have changed."""

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from subprocess import CompletedProcess
 from types import NoneType
+from typing import TYPE_CHECKING
 
 from typing_extensions import Unpack
 
 from netns_kit import arguments
-from netns_kit.dns import hosts
-from netns_kit.errors import NamespaceGone, StackClosed
+from netns_kit.errors import ArgumentError, NamespaceGone, NotFound, StackClosed
 from netns_kit.forwarder.forwarder import Forwarder
 from netns_kit.forwarder.ports import Follow, PortForward, ReverseForward
 from netns_kit.forwarder.specs import parse_all, parse_reverse
@@ -22,12 +21,19 @@ from netns_kit.namespace.namespace import Namespace
 from netns_kit.namespace.process import Command, CommandOptions, Process, RunOptions
 from netns_kit.subnet import Subnet
 from netns_kit.tap.device import TapDevice
-from netns_kit.uplink.dns_settings import RESOLV_CONF
 from netns_kit.uplink.uplink import Uplink
 from netns_kit.userstack.userstack import UserStack
 
+from .hub import Hub
+from .internal import internal_uplink
+from .members import Member, MemberOptions, Members, MemberSetup
+from .shown import shown_files
+
+if TYPE_CHECKING:
+    from netns_kit.gateway.faults import FaultOptions, Faults
+    from netns_kit.userstack.faults import FaultsBlock
+
 DEFAULT_MTU = 1500
-HOSTS = "/etc/hosts"
 DEFAULT_IFNAME = "tap0"
 
 
@@ -43,6 +49,13 @@ class Network(Openable):
     If the namespace or the stack fails, every call raises that, those under way at once, and so does closing:
     `NamespaceGone`, `DeviceGone` or `StackCrashed`.
 
+    A network may have members, which are further namespaces on the same subnet with names (docs/networks.md):
+
+        async with Network() as net, net.member("web", ports=["8080:80"]) as web, net.member("db") as db:
+            await web.run(["psql", "-h", "db"])
+
+    Its own namespace is their hub then: commands in it see all of them, and are to be trusted.
+
     Args:
         uplink: The way out for flows; None: an `Uplink` without options, by which the host's loopback cannot be
             reached.
@@ -53,6 +66,12 @@ class Network(Openable):
         mtu: The MTU of the interface, see `TapDevice.open`.
         queues: The number of queues of the interface, see `TapDevice.open`.
         namespace: A namespace that is not open yet; None: a new one, see `Namespace.create`.
+        internal: Whether there is no way out: programs reach each other, what this process answers, and nothing else.
+            Published ports lead in all the same.
+        isolate: Whether members do not reach each other.
+        guard: Whether the kernel drops what a member sends with the address, the link address or the neighbour
+            advertisements of another.  It takes nf_tables; a kernel without it raises `FeatureUnavailable` with the
+            first member.
         options: The settings of the stack, see `StackOptions`.
 
     Raises:
@@ -73,12 +92,19 @@ class Network(Openable):
         mtu: int = DEFAULT_MTU,
         queues: int = 1,
         namespace: Namespace | None = None,
+        internal: bool = False,
+        isolate: bool = False,
+        guard: bool = True,
         **options: Unpack[StackOptions],
     ) -> None:
         arguments.items("ports", ports, "a list of ports")
         arguments.instance(
             "namespace", namespace, (Namespace, NoneType), "a Namespace, or None for a new one"
         )
+        for name, flag in (("internal", internal), ("isolate", isolate), ("guard", guard)):
+            arguments.boolean(name, flag)
+        if internal:
+            uplink = internal_uplink(uplink)
         self.namespace = namespace or Namespace.create()
         self.tap = TapDevice.open(self.namespace, ifname, mtu=mtu, queues=queues)
         self.stack = UserStack(self.tap, uplink, **options)
@@ -93,6 +119,8 @@ class Network(Openable):
         self.ports = parse_all(ports)
         arguments.items("reverse", reverse, "a list of reverse forwards")
         self.reverse = [each if isinstance(each, ReverseForward) else parse_reverse(each) for each in reverse]
+        self._hub = Hub(self.tap, isolate=isolate, guarded=guard)
+        self._members = Members(self.stack, self.supervisor, self._hub)
 
     def __repr__(self) -> str:
         ports = f", {len(self.ports)} forwarded" if self.ports else ""
@@ -118,34 +146,91 @@ class Network(Openable):
             await self.forwarder.wait_closed()
 
     async def _close(self) -> None:
+        await self._members.close()
+        self._hub.close()
         await self.forwarder.supervisor.end()  # what has failed is raised by our own supervisor
         await self.stack.supervisor.end()
         await self.tap.close()
         await self.namespace.supervisor.end()
 
+    @property
+    def members(self) -> dict[str, Member]:
+        """The members that are open, or are being opened, by their names."""
+        return dict(self._members.by_name)
+
+    @arguments.spelled_out(MemberSetup.of)
+    def member(self, name: str, **options: Unpack[MemberOptions]) -> Member:
+        """Return a new member of the network, to open: `async with net.member("db") as db`.
+
+        Opening returns when others reach it by its name, and its ports work.  The first member makes a bridge in the
+        network's own namespace, which has the namespace's addresses from then on.
+
+        Args:
+            name: Its name, by which others reach it.
+            options: See `MemberOptions`.
+
+        Raises:
+            ArgumentError: An argument that cannot be used; on opening, a name or an interface that there is.
+            ArgumentTypeError: An argument of another type.
+            AddressError: An address that cannot be used; on opening, one that another has.
+            DomainNameError, PortSpecError: As its parts raise them.
+            FeatureUnavailable: On opening, for want of bridges, veth or nf_tables in this kernel.
+            NotPrivileged: On opening, for a namespace that is another user's.
+            NetnsKitError, OSError: On opening, what its parts raise.
+        """
+        if self.stack.setup.configure is not True:
+            expected = "expected True for a network with members"
+            raise ArgumentError(expected, "configure", repr(self.stack.setup.configure))
+        return Member(self._members, MemberSetup.of(name, **options))
+
+    @arguments.spelled_out(MemberSetup.of)
+    async def add_member(self, name: str, **options: Unpack[MemberOptions]) -> Member:
+        """Return a member that is open.  It ends by `remove_member`, by its `close`, or with the network.
+
+        Args:
+            name: Its name.
+            options: See `MemberOptions`.
+
+        Raises:
+            ArgumentError, AddressError, FeatureUnavailable, NetnsKitError, OSError: As `member` says.
+
+        Cancellation: There is no new member.
+        """
+        return await self.member(name, **options).open()
+
+    async def remove_member(self, member: str | Member) -> None:
+        """End a member: its commands, names and ports, and its addresses.
+
+        Args:
+            member: The member, or its name.
+
+        Raises:
+            NotFound: There is no such member.
+
+        Cancellation: The member ends all the same, and the cancellation takes effect after that.
+        """
+        name = member.name if isinstance(member, Member) else member
+        found = self._members.by_name.get(name)
+        if found is None or (isinstance(member, Member) and found is not member):
+            raise NotFound(
+                f"there is no member {arguments.shown(name)}", fix="`members` tells which there are"
+            )
+        await found.supervisor.end()
+
     async def files(self) -> dict[str, str]:
         """Return the files that commands see in place of the host's, by path, as they are now.
 
         These are a resolv.conf with our DNS address and the search list; and a hosts file with localhost, this
-        machine's name, the stack's records, and the other names of the host's file, if there is one.  Where the
-        policy has rules by name the records are not in it, so that they are asked for: such a rule is about what our
-        DNS has answered.
+        machine's name, the stack's records, and the other names of the host's file, if there is one and the uplink is
+        none in memory.  Where the policy has rules by name the records are not in it, so that they are asked for:
+        such a rule is about what our DNS has answered.
 
         Raises:
             StackClosed: The network is not open.
 
         Cancellation: Nothing is changed.
         """
-        resolv_conf = self.stack.uplink.resolv_conf(*self.subnet.resolvers)
-        records = await self.stack.records()
-        ours = [
-            (each.name, each.value) for each in records if each.type in ("A", "AAAA") and "*" not in each.name
-        ]
-        asked_for: list[str] = []
-        if self.stack.policy is not None and any(rule.has_names for rule in self.stack.policy.rules):
-            ours, asked_for = [], [name for name, _ in ours]
-        text = hosts.written(os.uname().nodename, ours, _text(HOSTS), left_out=asked_for)
-        return {RESOLV_CONF: resolv_conf, HOSTS: text}
+        return await shown_files(self.stack)
 
     @arguments.spelled_out(Namespace.run)
     async def run(self, command: Command, **options: Unpack[RunOptions]) -> CompletedProcess[bytes]:
@@ -195,14 +280,27 @@ class Network(Openable):
         process.supervisor = self.supervisor
         return process
 
+    def faults(
+        self,
+        faults: Faults | None = None,
+        *,
+        script: Iterable[tuple[float, Faults]] | None = None,
+        **options: Unpack[FaultOptions],
+    ) -> FaultsBlock:
+        """Return faults of the network, to be used in `async with`: see `UserStack.faults`.
+
+        Args:
+            faults: The faults.
+            script: Faults over time, instead.
+            options: The fields of `Faults`, instead.
+
+        Raises:
+            ArgumentError, ArgumentTypeError: An argument that cannot be used.
+            StackClosed: On entering, the network is not open.
+
+        Cancellation: The faults are over.
+        """
+        return self.stack.faults(faults, script=script, **options)
+
     async def _files_for(self, options: CommandOptions) -> Mapping[str, str | bytes]:
-        return {**await self.files(), **(options.get("files") or {})}
-
-
-def _text(path: str) -> str:
-    """Return the text of a file; none if it is not there, or cannot be read."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""
+        return {**await self._members.files_for(self.namespace), **(options.get("files") or {})}

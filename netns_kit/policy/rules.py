@@ -13,7 +13,7 @@ allow example.org, 10.1.0.0/16 ports 443, 8000-8999
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -55,6 +55,9 @@ RuleTarget: TypeAlias = (
 """What a rule is about: a domain name, "*.NAME", an address, a network, a `Preset` or its name."""
 RulePorts: TypeAlias = "int | str | Iterable[int | str | tuple[int, int]]"
 """The ports of a rule: 443, "8000-8999", or a list of such."""
+
+_Conflict: TypeAlias = tuple[bool, str, str, str]
+"""Whether two settings of a rule are in conflict; the name of one, what was expected, and what to do."""
 
 SERVICES = {
     "amqp": 5672, "amqps": 5671, "domain": 53, "ftp": 21, "ftps": 990, "git": 9418, "http": 80, "https": 443,
@@ -193,89 +196,104 @@ class Rule:
 
     def _check_together(self) -> None:
         """Check what does not go together.  Raises `PolicyError`."""
-        addresses = [each for each in self.targets if not is_name(each)]
-        names_alone = self.has_names and not addresses
-        looks, lets = self.looks, self.action != "deny"
-        look = "sni" if self.sni else "host"
         ports = _some(ports_shown(self.ports))
-        wrong: list[tuple[bool, str, object, str, str | None]] = [
-            (
-                self.protocol == "icmp" and bool(self.ports),
-                "ports", ports, "no ports, since ICMP has none", "leave out ports, or the protocol",
-            ),
-            (
-                looks and self.action != "allow",
-                look, True, 'it on a rule that allows, since it says which names are let pass',
-                "leave it out: a deny by name refuses the query",
-            ),
-            (
-                looks and self.protocol not in (None, "tcp"),
-                look, True, f"the protocol tcp: {self.protocol} has no first bytes to look at",
-                'write protocol="tcp", or leave out the protocol',
-            ),
-            (
-                looks and not names_alone,
-                look, True, "targets that are domain names, which the first bytes are compared with",
-                "write a rule of its own for addresses",
-            ),
-            (
-                looks and self.only is not None,
-                look, True, 'no only="dns", since such a rule lets no flow pass', "leave out one of them",
-            ),
-            (
-                self.private and not (lets and names_alone),
-                "private", True, "a rule that allows domain names: it is about their answers",
-                "leave it out; an address is allowed by itself",
-            ),
-            (
-                self.only is not None and not self.is_whole,
-                "only", "'dns'", "no ports and no protocol, which a query does not have",
-                'leave out ports and protocol, or only="dns"',
-            ),
-            (
-                self.only is not None and bool(addresses),
-                "only", "'dns'", "domain names, since a query is about a name",
-                f"write {', '.join(addresses)} into a rule of its own",
-            ),
-            (
-                self.only is not None and self.action == "ask",
-                "only", "'dns'", "it on a rule that allows or denies: about queries nobody is asked",
-                "leave it out",
-            ),
-            (
-                self.dns != "nxdomain" and not self.refuses_queries,
-                "dns", repr(self.dns), "a deny rule by name for all ports, which refuses queries",
-                "leave it out, or leave out ports and protocol",
-            ),
-            (
-                self.action == "allow" and not looks and self.refusal != "prohibited",
-                "refusal", repr(self.refusal), "a rule that denies or asks, or one with sni or host", "leave it out",
-            ),
-            (
-                looks and self.refusal not in ("reset", "forbidden"),
-                "refusal", repr(self.refusal), "'reset' or 'forbidden': first bytes come when TCP is connected",
-                "leave it out for 'reset'",
-            ),
-            (
-                self.only is not None and self.refusal != "prohibited",
-                "refusal", repr(self.refusal), "no refusal of flows, since the rule is about queries",
-                "leave it out; dns says how queries are refused",
-            ),
-            (
-                self.refusal == "forbidden" and self.protocol not in (None, "tcp"),
-                "refusal", "'forbidden'", f"the protocol tcp: {self.protocol} has no HTTP to answer",
-                'write refusal="prohibited"',
-            ),
-        ]  # fmt: skip
-        for is_wrong, knob, value, what, fix in wrong:
+        if self.protocol == "icmp" and self.ports:
+            raise PolicyError(
+                "expected no ports, since ICMP has none", "ports", ports, "leave out ports, or the protocol"
+            )
+        for is_wrong, knob, what, fix in (
+            *self._about_bytes(),
+            *self._about_names(),
+            *self._about_refusals(),
+        ):
             if is_wrong:
-                raise PolicyError(f"expected {what}", knob, value, fix)
-        if lets:
+                given = getattr(self, knob)
+                raise PolicyError(f"expected {what}", knob, repr(given), fix)
+        if self.action != "deny":
             for target in self.targets:
                 self._check_that_something_is_there(target)
         if not self._spaces_are_some():
             expected = "expected a port at which one of the targets is meant"
             raise PolicyError(expected, "ports", ports or self.protocol, "leave out ports and protocol")
+
+    @property
+    def _addresses(self) -> list[str]:
+        return [each for each in self.targets if not is_name(each)]
+
+    def _about_bytes(self) -> Iterator[_Conflict]:
+        """Yield what does not go together with looking at first bytes."""
+        if not self.looks:
+            return
+        look = "sni" if self.sni else "host"
+        yield (
+            self.action != "allow",
+            look, "it on a rule that allows, since it says which names are let pass",
+            "leave it out: a deny by name refuses the query",
+        )  # fmt: skip
+        yield (
+            self.protocol not in (None, "tcp"),
+            look, f"the protocol tcp: {self.protocol} has no first bytes to look at",
+            'write protocol="tcp", or leave out the protocol',
+        )  # fmt: skip
+        yield (
+            not self.has_names or bool(self._addresses),
+            look, "targets that are domain names, which the first bytes are compared with",
+            "write a rule of its own for addresses",
+        )  # fmt: skip
+        yield (
+            self.only is not None,
+            look, 'no only="dns", since such a rule lets no flow pass', "leave out one of them",
+        )  # fmt: skip
+
+    def _about_names(self) -> Iterator[_Conflict]:
+        """Yield what does not go together with settings that are about queries and their answers."""
+        yield (
+            self.private and (self.action == "deny" or not self.has_names or bool(self._addresses)),
+            "private", "a rule that allows domain names: it is about their answers",
+            "leave it out; an address is allowed by itself",
+        )  # fmt: skip
+        if self.only is not None:
+            yield (
+                not self.is_whole,
+                "only", "no ports and no protocol, which a query does not have",
+                'leave out ports and protocol, or only="dns"',
+            )  # fmt: skip
+            yield (
+                bool(self._addresses),
+                "only", "domain names, since a query is about a name",
+                f"write {', '.join(self._addresses)} into a rule of its own",
+            )  # fmt: skip
+            yield (
+                self.action == "ask",
+                "only", "it on a rule that allows or denies: about queries nobody is asked", "leave it out",
+            )  # fmt: skip
+        yield (
+            self.dns != "nxdomain" and not self.refuses_queries,
+            "dns", "a deny rule by name for all ports, which refuses queries",
+            "leave it out, or leave out ports and protocol",
+        )  # fmt: skip
+
+    def _about_refusals(self) -> Iterator[_Conflict]:
+        """Yield what does not go together with the way in which flows are refused."""
+        yield (
+            self.action == "allow" and not self.looks and self.refusal != "prohibited",
+            "refusal", "a rule that denies or asks, or one with sni or host", "leave it out",
+        )  # fmt: skip
+        yield (
+            self.looks and self.refusal not in ("reset", "forbidden"),
+            "refusal", "'reset' or 'forbidden': first bytes come when TCP is connected",
+            "leave it out for 'reset'",
+        )  # fmt: skip
+        yield (
+            self.only is not None and self.refusal != "prohibited",
+            "refusal", "no refusal of flows, since the rule is about queries",
+            "leave it out; dns says how queries are refused",
+        )  # fmt: skip
+        yield (
+            self.refusal == "forbidden" and self.protocol not in (None, "tcp"),
+            "refusal", f"the protocol tcp: {self.protocol} has no HTTP to answer",
+            'write refusal="prohibited"',
+        )  # fmt: skip
 
     def _spaces_are_some(self) -> bool:
         return not self.targets or any(

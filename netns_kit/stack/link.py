@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from .offloads import Offloads
 from .wire import BadPacket, arp, ethernet, icmp, ip, ndp, virtio
-from .wire.family import IPV4, Family, family_of
+from .wire.family import IPV4, IPV6, Family, family_of
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -36,7 +36,8 @@ RESOLUTION = 3.0  # seconds that frames wait for a link address; kernels ask thr
 class Link:
     """Our end of the link.  `own` are our packed addresses, with the gateway's first in each family.
 
-    `served` are other packed addresses that we answer for: the guest may take them for neighbours.
+    `served` are other packed addresses that we answer for: the guest may take them for neighbours.  `stands_for` says
+    of all others whether we answer for them to a neighbour that has an address, unless it asks about that.
 
     `version` is incremented with each link address or MTU that is learnt.  Header templates then look up theirs
     again.
@@ -57,6 +58,7 @@ class Link:
         "offloads",
         "own",
         "served",
+        "stands_for",
         "timer_at",
         "timer_entry",
         "version",
@@ -81,6 +83,7 @@ class Link:
         self.version = 0
         self.own = own
         self.served: frozenset[bytes] = frozenset()
+        self.stands_for: Callable[[bytes], bool] = _nobody
         self.link_local = next((each for each in own if ip.is_link_local(each)), b"")
         self._neighbours: dict[bytes, bytes] = {}
         self._paths: dict[bytes, int] = {}  # MTUs that are smaller than the link's, by address
@@ -122,10 +125,7 @@ class Link:
 
     def stats(self) -> dict[str, int]:
         """Return gauges of what is kept, by name."""
-        return {
-            "neighbours": len(self._neighbours),
-            "waiting_frames": sum(map(len, self._waiting.values())),
-        }
+        return {"neighbours": len(self._neighbours), "waiting_frames": sum(map(len, self._waiting.values()))}
 
     def learn(self, address: bytes, mac: bytes) -> None:
         """Note the link address of a neighbour, and send the frames that waited for it."""
@@ -198,12 +198,18 @@ class Link:
     def arp_arrives(self, frame: memoryview, *, answered: bool = False) -> None:
         """Learn the sender's link address, and answer a request for an address of ours, unless it is `answered`."""
         packet = arp.parse(frame)
-        is_ours = packet.target in self.own or packet.target in self.served
+        is_ours = self._is_ours(packet.target, packet.sender)
         if is_ours and packet.operation == arp.REQUEST and not answered:
             reply = arp.Arp(arp.REPLY, self.mac, packet.target, packet.sender_mac, packet.sender)
             self._send_arp(packet.sender_mac, reply)
         if packet.sender != IPV4.unspecified:  # a probe of RFC 5227 has no sender yet
             self.learn(packet.sender, packet.sender_mac)
+
+    def _is_ours(self, target: bytes, asking: bytes) -> bool:
+        """Return whether we answer for an address."""
+        if target in self.own or target in self.served:
+            return True
+        return asking not in (target, IPV4.unspecified, IPV6.unspecified) and self.stands_for(target)
 
     def neighbour_arrives(self, packet: ip.Packet, message: ndp.Neighbour, sender_mac: bytes) -> None:
         """Handle a neighbour solicitation or advertisement, after the checks of RFC 4861 7.1.
@@ -230,7 +236,7 @@ class Link:
             raise BadPacket("ndp-probe")
         if not is_probe and not ip.is_unicast(source):
             raise BadPacket("ndp-source")
-        if target not in self.own and target not in self.served:
+        if not self._is_ours(target, source):
             return
         flags, to, mac = ndp.ROUTER | ndp.OVERRIDE, ndp.ALL_NODES, ndp.group_mac(ndp.ALL_NODES)
         if not is_probe:
@@ -249,3 +255,8 @@ class Link:
 
     def _virtio(self) -> bytes:
         return virtio.NONE if self.offloads.vnet_header else b""
+
+
+def _nobody(_: bytes) -> bool:
+    """Stand for no address."""
+    return False

@@ -98,14 +98,7 @@ class PacketWriter:
         self.send(addresses, ip.UDP, ip.sum_into(layer4, addresses, ip.UDP, udp.CHECKSUM_AT), mac=mac)
 
     def send(
-        self,
-        addresses: bytes,
-        protocol: int,
-        layer4: bytes,
-        *,
-        ttl: int = 64,
-        tos: int = 0,
-        mac: bytes = b"",
+        self, addresses: bytes, protocol: int, layer4: bytes, *, ttl: int = 64, tos: int = 0, mac: bytes = b""
     ) -> None:
         """Send a packet whose checksum is set, in fragments if it exceeds the MTU."""
         link = self._link

@@ -124,7 +124,7 @@ class TapDevice:
     ) -> None:
         self.name = name
         self.mtu = mtu
-        self.mac = None if mac is None else _parse_mac(mac)
+        self.mac = None if mac is None else parse_mac(mac)
         self.offloads = Offloads()
         self.namespace = namespace
         self.deadline = math.inf
@@ -479,16 +479,16 @@ class TapDevice:
         return DeviceGone(f"{self.name}: {'closed' if self._fd < 0 else error.strerror}")
 
 
-def check_name(name: str) -> None:
-    """Check the name of an interface, as the kernel's dev_valid_name() does.
+def check_name(name: str, argument: str = "name") -> None:
+    """Check the name of an interface, as the kernel's dev_valid_name() does.  `argument` is what the error calls it.
 
     Raises:
         ArgumentError: No interface can have that name.
     """
-    arguments.text("name", name, "the name of an interface")
+    arguments.text(argument, name, "the name of an interface")
     size = len(os.fsencode(name))
     if not 1 <= size <= 15 or name in (".", "..") or any(c in "/:\0" or c.isspace() for c in name):
-        raise ArgumentError("expected 1 to 15 bytes without '/', ':' or whitespace", "name", repr(name))
+        raise ArgumentError("expected 1 to 15 bytes without '/', ':' or whitespace", argument, repr(name))
 
 
 def check_mtu(mtu: int, largest: int) -> None:
@@ -500,7 +500,13 @@ def check_mtu(mtu: int, largest: int) -> None:
     arguments.whole_number("mtu", mtu, MTU_MIN, largest)
 
 
-def _parse_mac(mac: str) -> bytes:
+def parse_mac(mac: str) -> bytes:
+    """Return the link address that text means.
+
+    Raises:
+        AddressError: No interface can have it.
+        ArgumentTypeError: It is no text.
+    """
     arguments.text("mac", mac, "a MAC address like '02:00:00:00:00:01', or None")
     with contextlib.suppress(ValueError):
         address = bytes.fromhex(mac.replace(":", ""))

@@ -21,7 +21,7 @@ from netns_kit import arguments
 from netns_kit.errors import ArgumentError
 from netns_kit.frozen import frozen
 
-__all__ = ["REORDER_DEPTH", "REORDER_HOLD", "BadLink", "Impairment"]
+__all__ = ["FRAME_COST", "REORDER_DEPTH", "REORDER_HOLD", "BadLink", "Impairment"]
 
 # Law of this file: no descriptor, no clock, no log; every random number comes from the seed.
 
@@ -29,6 +29,8 @@ REORDER_DEPTH = 3
 """A frame held back is overtaken by one to this many later frames..."""
 REORDER_HOLD = 0.02
 """...or released this many seconds after its time, when fewer follow."""
+FRAME_COST = 256
+"""Bytes of memory that a frame is taken to use beside its own."""
 
 
 @frozen
@@ -57,6 +59,9 @@ class Impairment:
     """Bytes per second, None for no limit."""
     queue: int = 1000
     """Number of frames that the link holds, those under way included; one more is dropped."""
+    memory: float = math.inf
+    """Bytes that the frames it holds may use, each with `FRAME_COST` bytes beside its own.  A frame that would use
+    more is dropped."""
     seed: int = 0
     """Seed of all random decisions."""
 
@@ -69,6 +74,7 @@ class Impairment:
             expected = "bytes per second, more than 0, or None"
             _require("rate", self.rate, lambda value: 0 < value < math.inf, expected)
         arguments.whole_number("queue", self.queue, 1)
+        _require("memory", self.memory, lambda value: value > 0, "bytes, more than 0")
         arguments.instance("seed", self.seed, int, "a whole number")
 
 
@@ -96,28 +102,50 @@ class BadLink:
     header before it, which no cable carries.  Damage tests checksums, so it makes sense only where they are complete:
     between devices without offloads.  A frame that still needs its checksum gets a correct one over wrong bytes.
 
+    `overhead` bytes of each frame take no time at a rate: a vnet header, likewise.
+
     `deadline` is the time at which `receive` next has a frame, `math.inf` while the link is empty.  `lost`,
     `duplicated`, `reordered`, `corrupted` and `overflowed` count frames: as many came out as were sent, minus `lost`
     and `overflowed`, plus `duplicated`.
     """
 
     __slots__ = (
-        "_amounts", "_free_at", "_held", "_last_due", "_line", "_order", "_strikes",
-        "corrupted", "deadline", "duplicated", "impairment", "lost", "overflowed", "protect", "reordered",
+        "_amounts", "_free_at", "_held", "_last_due", "_line", "_order", "_strikes", "_used",
+        "corrupted", "deadline", "duplicated", "impairment", "lost", "overflowed", "overhead", "protect",
+        "reordered",
     )  # fmt: skip
 
-    def __init__(self, impairment: Impairment, *, protect: int = 14) -> None:
-        self.impairment = impairment
+    def __init__(self, impairment: Impairment, *, protect: int = 14, overhead: int = 0) -> None:
         self.deadline = math.inf
+        self.overhead = overhead
         self.lost = self.duplicated = self.reordered = self.corrupted = self.overflowed = 0
         self.protect = protect
-        self._strikes = Random(impairment.seed)  # four draws for every frame: one fault moves no other
-        self._amounts = Random(f"amounts {impairment.seed}")
+        self._used = 0  # bytes of memory
         self._line: list[tuple[float, int, bytes]] = []  # a heap of (due, order, frame)
         self._held: list[_Held] = []
         self._order = 0  # frames due at the same time leave in the order they were put on the line
         self._free_at = -math.inf  # when the last bit of the last frame has left the sender
         self._last_due = -math.inf
+        self.change(impairment)
+
+    def change(self, impairment: Impairment) -> None:
+        """Have other faults from now on, with their seed from its beginning.
+
+        The frames that the link holds keep their time, and those that follow do not overtake them.
+        """
+        self.impairment = impairment
+        self._strikes = Random(impairment.seed)  # four draws for every frame: one fault moves no other
+        self._amounts = Random(f"amounts {impairment.seed}")
+
+    def clear(self) -> list[bytes]:
+        """Return all frames that the link holds, in their order.  It is empty then."""
+        for held in self._held[:]:
+            self._release(held, held.limit)
+        frames = [frame for _, _, frame in sorted(self._line)]
+        self._line.clear()
+        self._used = 0
+        self._set_deadline()
+        return frames
 
     def send(self, frame: bytes, now: float) -> None:
         """Put a frame in at time `now`, which never decreases from call to call."""
@@ -143,17 +171,21 @@ class BadLink:
         due = []
         while self._line and self._line[0][0] <= now:
             due.append(heappop(self._line)[2])
+            self._used -= len(due[-1]) + FRAME_COST
         self._set_deadline()
         return due
 
     def _queue(self, frame: bytes, now: float, late: bool) -> None:
         asked = self.impairment
-        if len(self._line) + len(self._held) >= asked.queue:
+        used = self._used + len(frame) + FRAME_COST
+        is_full = len(self._line) + len(self._held) >= asked.queue
+        if is_full or used > asked.memory:
             self.overflowed += 1
             return
+        self._used = used
         self._free_at = max(self._free_at, now)
         if asked.rate is not None:
-            self._free_at += len(frame) / asked.rate
+            self._free_at += max(len(frame) - self.overhead, 0) / asked.rate
         due = max(self._free_at + asked.delay + asked.jitter * self._amounts.random(), self._last_due)
         self._last_due = due
         if late:

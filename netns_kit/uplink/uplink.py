@@ -40,6 +40,7 @@ __all__ = [
     "UdpPorts",
     "Uplink",
     "is_host_address",
+    "is_reachable",
     "source_address",
     "source_of",
 ]
@@ -103,12 +104,14 @@ class Uplink:
 
     Attributes:
         is_indirect: Whether it is an `IndirectUplink`, such as one through a proxy.
+        is_in_memory: Whether it is an `InMemoryUplink`, such as a `FakeInternet`.
         wants_names: Whether its flows are to have the names of their destinations (`Flow.name`).  Only the flows of
             an `IndirectUplink` have them.
         namespaces: The namespaces in which sockets are opened for it, see `NamespaceUplink`.
     """
 
     is_indirect = False
+    is_in_memory = False
     wants_names = False
     namespaces: tuple[Any, ...] = ()
 
@@ -215,7 +218,7 @@ class Uplink:
             if not self._host_port_allowed(flow.protocol, port):
                 return Refusal.PROHIBITED
             return Target((Endpoint._make((_LOOPBACK[address.version], port)),))
-        if not _reachable(address):
+        if not is_reachable(address):
             return Refusal.PROHIBITED
         if address in local.network:
             return Refusal.HOST_UNREACHABLE  # the subnet has no other host
@@ -564,7 +567,7 @@ def _embedded(address: Address) -> Address:
 
 
 @lru_cache(maxsize=1024)
-def _reachable(address: Address) -> bool:
+def is_reachable(address: Address) -> bool:
     """Return whether packets to `address` may leave the host at all.
 
     The unspecified address would lead to the host itself, and an IPv6 link-local address to one of its neighbours.
@@ -572,7 +575,7 @@ def _reachable(address: Address) -> bool:
     """
     if isinstance(address, IPv6Address):
         if _embedded(address) is not address:
-            return _reachable(_embedded(address))
+            return is_reachable(_embedded(address))
         # no host has any other address in ::/8, and the kernel would send to an IPv4-mapped one by IPv4
         if address.packed[0] == 0 and not address.packed.startswith(_NAT64_LOCAL):
             return False

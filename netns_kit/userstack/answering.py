@@ -41,10 +41,7 @@ class Answering:
     """
 
     def __init__(
-        self,
-        stack: Asked,
-        on_flow: OnFlow,
-        completed: Callable[[FlowRequest], Awaitable[FlowRequest]],
+        self, stack: Asked, on_flow: OnFlow, completed: Callable[[FlowRequest], Awaitable[FlowRequest]]
     ) -> None:
         self._stack = stack
         self._on_flow = on_flow

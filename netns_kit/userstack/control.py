@@ -13,6 +13,7 @@ from netns_kit.dns import Zone
 from netns_kit.forwarder.forwards import Forwards
 from netns_kit.gateway.asking import Asking
 from netns_kit.gateway.captures import Captures
+from netns_kit.gateway.fault_blocks import FaultBlocks
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.leasing import Leasing
 from netns_kit.gateway.serving import Serving
@@ -20,7 +21,7 @@ from netns_kit.operations import operations_of
 
 from .events import Events
 
-OPERATIONS = operations_of(Gateway, Leasing, Zone, Asking, Forwards, Events, Serving, Captures)
+OPERATIONS = operations_of(Gateway, Leasing, Zone, Asking, Forwards, Events, Serving, Captures, FaultBlocks)
 """The operations by name."""
 
 
@@ -48,6 +49,7 @@ class Control:
             self.events,
             self.serving,
             self.captures,
+            FaultBlocks(gateway),
         )
         self._features: dict[str, object] = {type(each).__name__: each for each in features}
 

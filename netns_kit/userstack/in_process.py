@@ -14,6 +14,7 @@ from typing import TypeVar, cast
 from netns_kit.gateway.engine import Engine
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.setup import Setup
+from netns_kit.host.undo import on_error
 
 from .control import Control
 from .drivers import Driver, driver_named
@@ -36,11 +37,8 @@ class LocalStack:
 
     def __init__(self, setup: Setup, news: Callable[[int], None]) -> None:
         self._engine = Engine()
-        try:
+        with on_error(self._engine.close):
             self.gateway = Gateway(self._engine, setup)
-        except BaseException:
-            self._engine.close()
-            raise
         self.driver: Driver = driver_named(setup.driver)(self._engine)
         self._control = Control(self.gateway, lambda number: self.driver.post(partial(news, number)))
 

@@ -25,7 +25,9 @@ from typing_extensions import Self
 from netns_kit.arguments import Address
 from netns_kit.errors import NetnsKitError
 from netns_kit.gateway.gateway import Gateway
-from netns_kit.gateway.serving import DATAGRAM, LONGEST, Ended, EndingSeen, Opened, Serving
+from netns_kit.gateway.served import DATAGRAM, LONGEST, Echo, Ended, EndingSeen, News, Opened, Question
+from netns_kit.gateway.serving import Serving
+from netns_kit.stack import Refusal
 from netns_kit.uplink.flow import Endpoint
 
 FLOWS_MOST = 256  # of a handler at a time: the others wait, with their SYN on hold
@@ -349,18 +351,44 @@ class _Connecting:
         self.why: EndingSeen | None = None
 
 
+class World(Protocol):
+    """What answers all flows and queries of a stack whose uplink is in memory."""
+
+    def joined(self, servers: Servers) -> None:
+        """Note that the flows of a stack come from now on."""
+
+    def left(self, servers: Servers) -> None:
+        """Note that no more come."""
+
+    def server(self, servers: Servers, opened: Opened) -> GuestServer | Refusal:
+        """Return what serves a flow, or how it is refused."""
+        ...
+
+    def resolve(self, servers: Servers, query: bytes) -> bytes:
+        """Return the answer to a query for a name, for a stack."""
+        ...
+
+    def echo(self, asked: Echo) -> Refusal | None:
+        """Return None if an echo request is answered, or how it is refused."""
+        ...
+
+
 class Servers:
     """The caller's side of all flows of one stack that end in this process.
 
     Args:
         stack: The stack.
+
+    Attributes:
+        stack: The stack.
     """
 
     def __init__(self, stack: Asked) -> None:
-        self._stack = stack
+        self.stack = stack
         self._news = anyio.Event()
-        self._services: dict[int, GuestServer | _Connecting] = {}
+        self._services: dict[int, GuestServer | _Connecting | World] = {}
         self._flows: dict[int, _Flow] = {}
+        self._world: World | None = None
 
     def set(self) -> None:
         """Note that something has happened to flows."""
@@ -375,9 +403,9 @@ class Servers:
         try:
             async with anyio.create_task_group() as tasks:
                 with suppress(NetnsKitError):  # the stack has ended, and others tell why
-                    await self._stack.ask(Serving.listen, number)
+                    await self.stack.ask(Serving.listen, number)
                     while True:
-                        for each in await self._stack.ask(Serving.take):
+                        for each in await self.stack.ask(Serving.take):
                             self._take(each, tasks)
                         await self._news.wait()
                         self._news = anyio.Event()
@@ -386,8 +414,13 @@ class Servers:
             for flow in self._flows.values():
                 flow.end("closed here")
             self._flows.clear()
+            if self._world is not None:
+                self._world.left(self)
 
-    def _take(self, news: Opened | Ended, tasks: TaskGroup) -> None:
+    def _take(self, news: News, tasks: TaskGroup) -> None:
+        if isinstance(news, Question | Echo):
+            tasks.start_soon(self._answer, news)
+            return
         service = self._services.get(news.service)
         if isinstance(news, Ended):
             if isinstance(service, _Connecting) and service.flow is None:
@@ -395,15 +428,52 @@ class Servers:
                 service.decided.set()
             elif news.id in self._flows:
                 self._flows.pop(news.id).end(news.why)
+        elif isinstance(service, _Connecting):
+            flow = self._flows[news.id] = service.flow = _Flow(news)
+            flow.is_carried = True
+            service.decided.set()
         elif service is not None:
-            flow = self._flows[news.id] = _Flow(news)
-            if isinstance(service, _Connecting):
-                flow.is_carried = True
-                service.flow = flow
-                service.decided.set()
+            found = service if isinstance(service, GuestServer) else service.server(self, news)
+            if isinstance(found, Refusal):
+                tasks.start_soon(self._decided, Serving.refuse, news.id, found)
             else:
-                service._flows.add(flow)
-                tasks.start_soon(self._serve, service, flow)
+                flow = self._flows[news.id] = _Flow(news)
+                found._flows.add(flow)
+                tasks.start_soon(self._serve, found, flow)
+
+    # -- an uplink in memory --------------------------------------------------------------------------
+
+    async def attach(self, world: World) -> None:
+        """Have a world answer all that the uplink of the stack carries, an uplink in memory."""
+        number = next(_numbers)
+        self._world = self._services[number] = world
+        await self.stack.ask(Serving.carry, number)
+        world.joined(self)
+
+    def made(self, transport: Literal["tcp", "udp"], port: int, handler: Any) -> GuestServer:
+        """Return a new server for flows of a world.  It has no address and port of the stack to itself."""
+        return GuestServer(self, 0, transport, None, port, handler)
+
+    def cut(self, server: GuestServer) -> None:
+        """Cancel the handlers of a server, so that their connections are reset.  New ones are served."""
+        for flow in server._flows:
+            flow.scope.cancel()
+
+    async def _answer(self, asked: Question | Echo) -> None:
+        world = self._world
+        if world is None:
+            return
+        if isinstance(asked, Echo):
+            await self._decided(Serving.echoed, asked.id, asked.sequence, world.echo(asked))
+        else:
+            with suppress(ValueError):  # a worker may say anything
+                answer = world.resolve(self, bytes.fromhex(asked.message))
+                await self._decided(Serving.resolved, asked.id, answer.hex())
+
+    async def _decided(self, operation: Callable[..., None], number: int, *arguments: object) -> None:
+        """Tell the stack what becomes of a flow or a query."""
+        with suppress(NetnsKitError):  # the stack has ended, and others tell why
+            await self.stack.hand([()], operation, number, *arguments, flow=number)
 
     # -- flows of the guest ---------------------------------------------------------------------------
 
@@ -415,7 +485,7 @@ class Servers:
         server = self._services[number] = GuestServer(self, number, transport, address, port, handler)
         try:
             with anyio.CancelScope(shield=True):
-                await self._stack.ask(Serving.serve, number, transport, address, port)
+                await self.stack.ask(Serving.serve, number, transport, address, port)
         except BaseException:
             del self._services[number]
             raise
@@ -424,10 +494,9 @@ class Servers:
     async def stop(self, number: int, server: GuestServer) -> None:
         """Serve no more, as `GuestServer.aclose` says."""
         if self._services.pop(number, None) is not None:
-            for flow in server._flows:
-                flow.scope.cancel()
+            self.cut(server)
             with anyio.CancelScope(shield=True), suppress(NetnsKitError):
-                await self._stack.ask(Serving.stop, number)
+                await self.stack.ask(Serving.stop, number)
         await checkpoint()
         if server._flows:
             await server._nobody_left.wait()
@@ -454,7 +523,7 @@ class Servers:
         with ours:
             flow.is_carried = True
             with anyio.CancelScope(shield=True):
-                if not await self._stack.hand([[theirs.detach()]], Serving.accept, number, flow=number):
+                if not await self.stack.hand([[theirs.detach()]], Serving.accept, number, flow=number):
                     return
             stream = GuestStream(flow, ours) if is_tcp else GuestDatagrams(flow, ours)
             try:
@@ -472,7 +541,7 @@ class Servers:
     async def _reset(self, number: int) -> None:
         """End a flow; a connection is reset."""
         with anyio.CancelScope(shield=True), suppress(NetnsKitError):
-            await self._stack.ask(Gateway.end_flow, number)
+            await self.stack.ask(Gateway.end_flow, number)
 
     # -- connections to the guest ---------------------------------------------------------------------
 
@@ -483,7 +552,7 @@ class Servers:
         ours, theirs = _pair(is_tcp=True)
         try:
             with anyio.CancelScope(shield=True):
-                id = await self._stack.hand(
+                id = await self.stack.hand(
                     [[theirs.detach()]], Serving.connect, number, address, port, source
                 )
             await connecting.decided.wait()

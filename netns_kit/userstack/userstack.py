@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequenc
 from contextlib import ExitStack, suppress
 from itertools import count
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, TextIO, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, TextIO, TypeVar, cast
 
 import anyio
 from typing_extensions import Self, Unpack
@@ -45,6 +45,7 @@ from netns_kit.namespace.namespace import Namespace
 from netns_kit.namespace.process_info import ProcessInfo
 from netns_kit.subnet import Subnet
 from netns_kit.tap.frame_device import Device
+from netns_kit.uplink.in_memory import InMemoryUplink
 from netns_kit.uplink.uplink import Uplink
 
 from .capture import SNAPLEN_MAX, Capture
@@ -55,9 +56,12 @@ from .in_process import LocalStack
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
+    from netns_kit.gateway.faults import FaultOptions, Faults
     from netns_kit.policy.policy import Policy
+    from netns_kit.policy.rules import RuleTarget
 
-    from .serving import GuestServer, GuestStream, Servers, TcpGuestHandler, UdpGuestHandler
+    from .faults import FaultsBlock
+    from .serving import GuestServer, GuestStream, Servers, TcpGuestHandler, UdpGuestHandler, World
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -164,6 +168,8 @@ class UserStack(Openable):
             self._start_answering(self.setup.on_flow)
         await runner.ready()
         self.sandbox = runner.sandbox
+        if isinstance(self.uplink, InMemoryUplink):
+            await self._start_serving().attach(cast("World", self.uplink.world))
 
     def __repr__(self) -> str:
         driver, condition = self.setup.driver, self.supervisor.condition
@@ -492,6 +498,9 @@ class UserStack(Openable):
     def _serving(self) -> Servers:
         """Return what serves flows on this side; it is started if it is not there yet."""
         self.supervisor.check()
+        return self._start_serving()
+
+    def _start_serving(self) -> Servers:
         if self._servers is None:
             from .serving import Servers  # few need it
 
@@ -563,12 +572,14 @@ class UserStack(Openable):
 
     def capture(
         self,
-        target: str | os.PathLike[str] | BinaryIO,
+        target: str | os.PathLike[str] | BinaryIO | None,
         *,
-        where: CaptureFilter | None = None,
+        where: CaptureFilter | RuleTarget | Iterable[RuleTarget] | None = None,
         snaplen: int = SNAPLEN_MAX,
         max_bytes: int | None = None,
         max_seconds: float | None = None,
+        files: int | None = None,
+        processes: bool = False,
     ) -> Capture:
         """Return a capture of the frames of the device, to be used in `async with`, in which it writes a pcapng file.
 
@@ -578,23 +589,69 @@ class UserStack(Openable):
 
         Args:
             target: The path of a file that is made or emptied; or a file that is open for bytes, which stays open.
-            where: The frames that are captured; None: all.
+                None: the last frames are kept in memory, for `Capture.dump`.
+            where: The frames that are captured, as a `CaptureFilter`, or its targets alone; None: all.
             snaplen: The bytes that are kept of each frame at most.
-            max_bytes: The size at which the file is complete; None: there is none.
-            max_seconds: The time after which it is; None: there is none.
+            max_bytes: The size at which the file is complete, or the next one begins; None: there is none.  Without a
+                file it is the memory.
+            max_seconds: The time after which the capture is complete; None: there is none.
+            files: How many files there are; then a number is added to the path, and when the last one is full the
+                oldest is written anew.  None: one.
+            processes: Whether the next frame of a flow whose process inside was found has a comment that tells it,
+                see `events`.
 
         Raises:
             ArgumentError, ArgumentTypeError: An argument that cannot be used.
             CaptureError: On entering, the file cannot be opened or written; on leaving, it could not be written
                 meanwhile.
+            PolicyError: A target of `where` cannot be used.
             StackClosed: On entering, the stack is not open.
             OSError: On entering, there are no descriptors or no memory left.
 
         Cancellation: The file is complete.
         """
         return Capture(
-            self, target, where=where, snaplen=snaplen, max_bytes=max_bytes, max_seconds=max_seconds
+            self,
+            target,
+            where=where,
+            snaplen=snaplen,
+            max_bytes=max_bytes,
+            max_seconds=max_seconds,
+            files=files,
+            processes=processes,
         )
+
+    def faults(
+        self,
+        faults: Faults | None = None,
+        *,
+        script: Iterable[tuple[float, Faults]] | None = None,
+        **options: Unpack[FaultOptions],
+    ) -> FaultsBlock:
+        """Return faults of the network, to be used in `async with`, in which they are in force.
+
+            async with stack.faults(loss=0.01, delay=0.05, to="*.example.org"):
+                ...
+
+        Any number of blocks may run at once.  A packet passes all that are about it, in the order in which they have
+        begun.  Packets that a block holds when it ends go on at once.  Flows beside the stack are not disturbed, see
+        `netns_kit.forwarder.ports.Mode`.
+
+        Args:
+            faults: The faults.
+            script: Faults over time, instead: each with the seconds from the beginning at which it takes the place of
+                the one before.
+            options: The fields of `Faults`, instead.
+
+        Raises:
+            ArgumentError, ArgumentTypeError: An argument that cannot be used.
+            StackClosed: On entering, the stack is not open.
+
+        Cancellation: The faults are over.
+        """
+        from .faults import FaultsBlock  # few need it
+
+        return FaultsBlock(self, faults, script, options)
 
     def _start_answering(self, on_flow: OnFlow) -> None:
         from .answering import Answering  # few need it

@@ -31,7 +31,7 @@ from netns_kit.arguments import Address
 from netns_kit.child.codec import DecodeError, Failure, decode, dump, encode, load
 from netns_kit.dhcp import Lease
 from netns_kit.dns import Record
-from netns_kit.gateway.serving import Ended, EndingSeen, Opened
+from netns_kit.gateway.served import Echo, Ended, EndingSeen, News, Opened, Question
 from netns_kit.operations import types_of
 from netns_kit.uplink.flow import Endpoint
 from netns_kit.userstack.control import OPERATIONS
@@ -94,9 +94,13 @@ leases = st.builds(
 records = st.builds(
     Record, st.sampled_from(["db.internal", "*.internal"]), addresses.map(str), ttl=st.integers(0, 1000)
 )
-served = st.builds(
-    Opened, st.integers(), st.integers(), endpoints, endpoints, st.none() | st.text()
-) | st.builds(Ended, st.integers(), st.integers(), st.sampled_from(get_args(EndingSeen)))
+served: st.SearchStrategy[News] = st.builds(
+    Opened, st.integers(), st.integers(), st.sampled_from(["tcp", "udp"]), endpoints, endpoints, endpoints,
+    st.none() | st.text(),
+)  # fmt: skip
+served |= st.builds(Ended, st.integers(), st.integers(), st.sampled_from(get_args(EndingSeen)))
+served |= st.builds(Question, st.integers(), st.binary().map(bytes.hex))
+served |= st.builds(Echo, st.integers(), st.integers(), endpoints, endpoints)
 VALUES: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (tuple[FlowInfo, ...], st.lists(flows).map(tuple)),
     (PortForward, forwards),
@@ -107,7 +111,8 @@ VALUES: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (tuple[FlowEvent | QueryEvent, ...], st.lists(events).map(tuple)),
     (tuple[FlowRequest | int, ...], st.lists(questions | st.integers()).map(tuple)),
     (bool | Refusal | Endpoint, st.booleans() | st.sampled_from(Refusal) | endpoints),
-    (tuple[Opened | Ended, ...], st.lists(served).map(tuple)),
+    (tuple[News, ...], st.lists(served).map(tuple)),
+    (tuple[Address, int] | None, st.none() | st.tuples(addresses, st.integers())),
     (tuple[Lease, ...], st.lists(leases).map(tuple)),
     (dict[str, int], st.dictionaries(st.text(), st.integers())),
     (tuple[Record, ...], st.lists(records).map(tuple)),

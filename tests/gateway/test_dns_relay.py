@@ -282,7 +282,7 @@ def test_who_does_not_read_is_cut_off_when_too_much_waits(
     for message in resolver.messages(upstream, PIPELINED):
         feed(bench, upstream, framed(reply(message, more=bytes(60000))))
     bench.until(lambda: not bench.gateway.stack.tcp)
-    assert bench.gateway._dns.queued == 0
+    assert bench.gateway.dns.queued == 0
 
 
 # -- upstreams over streams -------------------------------------------------------------------------------
@@ -457,7 +457,7 @@ def test_a_socket_that_has_asked_much_does_not_take_what_another_asked(
         message, relay = resolver.datagram()
         resolver.udp.sendto(reply(message), relay)
         bench.until(lambda box=box: box.received)  # type: ignore[misc]  # bound in each round
-    (sockets,) = bench.gateway._dns._sockets.values()
+    (sockets,) = bench.gateway.dns._sockets.values()
     assert len(sockets) == SOCKETS_PER_UPSTREAM
     assert all(len(each.ids) <= 16 for each in sockets)
     resolver.udp.sendto(reply(held_query), held_relay)
@@ -567,13 +567,13 @@ def test_a_server_that_ends_an_idle_connection_has_not_failed(bench: Bench, reso
     first, second = resolver.messages(upstream, 2)
     bench.ahead += 2
     bench.until(lambda: bench.gateway.stats()["dns_timeouts"] >= 2)
-    bench.gateway._dns._streams[next(iter(bench.gateway._dns._streams))].unanswered[b"??"] = b"left"
+    bench.gateway.dns._streams[next(iter(bench.gateway.dns._streams))].unanswered[b"??"] = b"left"
     upstream.sendall(framed(reply(first)) + framed(reply(second)))
     assert len(heard(bench, program, 2)) == 2
     upstream.close()
     bench.settle()
     (known,) = [
-        each for each in bench.gateway._dns._server.proxy._resolvers.values() if each.upstream[2] == "tcp"
+        each for each in bench.gateway.dns._server.proxy._resolvers.values() if each.upstream[2] == "tcp"
     ]
     assert not known.has_failed
     with pytest.raises(BlockingIOError):
@@ -608,7 +608,7 @@ def test_a_transfer_is_read_no_faster_than_the_client_reads(bench: Bench, resolv
     count = 200
     program, upstream, left = unread(bench, resolver, count)
     assert left, "all of it was read"
-    assert FULL <= bench.gateway._dns.queued < FULL + (1 << 17)
+    assert FULL <= bench.gateway.dns.queued < FULL + (1 << 17)
     other = connected(bench, PORT + 1)
     other.send(framed(query("a.example", 7)))
     shared = resolver.accept()
@@ -635,7 +635,7 @@ def test_a_transfer_whose_client_has_gone_ends(bench: Bench, resolver: Resolver)
     bench.until(lambda: readable(upstream))
     with pytest.raises(ConnectionResetError):
         upstream.recv(1)
-    assert bench.gateway._dns.queued == 0
+    assert bench.gateway.dns.queued == 0
 
 
 def test_a_transfer_that_is_not_read_at_all_ends_in_time(bench: Bench, resolver: Resolver) -> None:
@@ -671,8 +671,8 @@ def test_who_leaves_most_is_cut_off_and_not_who_comes_next(
     for message in resolver.messages(upstream, PIPELINED):
         feed(bench, upstream, framed(reply(message, more=bytes(60000))))
     bench.settle()
-    assert bench.gateway._dns.queued > 1 << 20
-    monkeypatch.setattr(dns_streams, "QUEUED_MAX", bench.gateway._dns.queued - 1)
+    assert bench.gateway.dns.queued > 1 << 20
+    monkeypatch.setattr(dns_streams, "QUEUED_MAX", bench.gateway.dns.queued - 1)
     monkeypatch.setattr(dns_streams, "IDLE", 1e9)
     modest.send(framed(query("modest.example", 9)))
     (message,) = resolver.messages(resolver.accept(), 1)

@@ -404,7 +404,7 @@ def test_names_are_answered_by_the_hosts_resolver(make: Make) -> None:
         (reply,) = mailbox.received
         assert reply[:2] == query[:2]
         assert reply.endswith(bytes((192, 0, 2, 7)))
-        bench.until(lambda: not bench.gateway._dns._server.deadline < bench.now)
+        bench.until(lambda: not bench.gateway.dns._server.deadline < bench.now)
     assert asked == ["udp name.tld"], "the first resolver is not there, the second is asked once"
 
 

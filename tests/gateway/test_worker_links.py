@@ -262,7 +262,7 @@ def test_a_name_that_one_worker_resolves_is_known_to_all(
     refused = second.connect(GATEWAY, port, 40000)
     second.settle()
     assert second.gateway.stats()["policy_refused"] == 1
-    links, relay = first.gateway._links, first.gateway._dns
+    links, relay = first.gateway._links, first.gateway.dns
     assert links is not None
     happened: list[str] = []
     send_pins, do = links.send_pins, relay._do

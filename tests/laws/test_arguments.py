@@ -15,6 +15,7 @@ from netns_kit import (
     DhcpSettings,
     DnsSettings,
     Endpoint,
+    Faults,
     Follow,
     Forwarder,
     Impairment,
@@ -124,6 +125,14 @@ EVERYWHERE: list[tuple[Callable[..., Any], tuple[Any, ...] | dict[str, Any], dic
     (Impairment, (), {
         **{name: [-0.1, 1.1, "0.5", None, True] for name in ("loss", "duplicate", "reorder", "corrupt")},
         "delay": [-1, "1", float("nan")], "jitter": [-1, None], "rate": [0, "1"], "queue": [0, 1.5],
+        "seed": ["a", 1.5], "memory": [0, "1", None],
+    }),
+    (Faults, (), {
+        **{name: [-0.1, 1.1, "0.5", None, True] for name in ("loss", "duplicate", "reorder", "corrupt")},
+        **{name: [-1, "1", float("nan"), 1e9] for name in ("delay", "jitter", "dns_delay")},
+        "rate": [0, 10, "1", "10 Mbit", "0 bit/s", "fast"], "queue": [0, 1.5, 1 << 40], "blackhole": [1, None],
+        "refuse": [1, None], "reset_after": [-1, "1"], "dns": ["lost", 5], "direction": ["up", None],
+        "to": [5, "a b", "10.0.0.0/33", [5], [[]]], "ports": [0, "a", [65536]], "protocol": ["sctp", 6],
         "seed": ["a", 1.5],
     }),
     (UserStack, (TAP,), {
@@ -142,7 +151,13 @@ EVERYWHERE: list[tuple[Callable[..., Any], tuple[Any, ...] | dict[str, Any], dic
         "driver": ["x"],
         "configure": ["no"], "limits": [5], "dhcp": [True], "require": [5], "records": [5], "name": [5, ""],
         "intercept_dns": [5], "reverse": ["80:80", 80, [80], ["a"], ["80"]], "policy": ["deny"],
-        "on_flow": [print], "on_flow_timeout": [0],
+        "on_flow": [print], "on_flow_timeout": [0], "internal": ["yes", 1, None], "isolate": [0], "guard": ["nft"],
+    }),
+    (Network().member, (), {"name": ["", "a b", 5, None, "-a"]}),
+    (Network().member, ("web",), {
+        "aliases": ["www", 5, [5], ["a b"]], "address": [5, "name", "fd00::7"],
+        "mac": [5, "mac", "03:00:00:00:00:01"], "ports": ["80:80", 8080, [None]],
+        "ifname": ["", 5, None, "a/b"], "namespace": ["ns", 5],
     }),
     (Forwarder, (), {"stack": [None, "stack", 5]}),
     (Uplink, (), {

@@ -8,7 +8,7 @@ import shlex
 
 import pytest
 
-from netns_kit.cli import attach, run
+from netns_kit.cli import attach, network_options, run
 from netns_kit.cli.slirp4netns import command as slirp4netns
 from tests.support import ROOT
 
@@ -37,10 +37,10 @@ def test_every_command_of_the_page_is_taken(command: str, monkeypatch: pytest.Mo
     match name:
         case "run":
             parser = run._parser()
-            run.network_from(parser.parse_args(run._with_values(words, parser)))
+            network_options.network_from(parser.parse_args(run._with_values(words, parser)))
         case "attach":
-            options = attach._parser().parse_args([run.with_value(word) for word in words])
-            run.network_from(options, ifname=options.ifname)
+            options = attach._parser().parse_args([network_options.with_value(word) for word in words])
+            network_options.network_from(options, ifname=options.ifname)
         case _:
             assert slirp4netns.parse(words, name) is not None
 

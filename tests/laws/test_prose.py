@@ -57,6 +57,7 @@ CHECKED_BEFORE = {
         for uplink in ("", "Chooser", "Indirect", "Socks5", "HttpConnect", "Namespace")
         for each in ("route", "way_for", "dial", "dial_resolver", "carriage")
     },
+    "FakeInternet.route": {"ArgumentError", "ArgumentTypeError"},
     "ImpairedTap.at": {"ArgumentError"},
 }
 """Errors that cannot be raised, because what they are about was checked before: a flow's endpoints, say."""

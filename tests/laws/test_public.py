@@ -13,11 +13,13 @@ from tests.support import PACKAGE
 
 PUBLIC: list[str] = vars(netns_kit)["__all__"]
 
-MADE_FOR_CALLERS = {"GuestDatagrams", "GuestServer", "GuestStream", "Namespace", "Process"}
+MADE_FOR_CALLERS = {"FakeHost", "GuestDatagrams", "GuestServer", "GuestStream", "Namespace", "Process"}
 """Classes whose objects a call returns: nobody is to call their constructors."""
 
 
-FOR_PARTS_OF_THE_LIBRARY = {"Captured", "Index", "SocketDiagnostics", "Supervisor"}
+FOR_PARTS_OF_THE_LIBRARY = {
+    "Captured", "Disturbed", "Index", "MemberSetup", "Members", "SocketDiagnostics", "Supervisor",
+}  # fmt: skip
 """Types of attributes and methods that say so."""
 
 

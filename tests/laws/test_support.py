@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, needs, see_administrators_programs
+from tests.support import ROOT, child_pids, children, needs, reap, see_administrators_programs
 
 
 @pytest.fixture
@@ -66,6 +66,35 @@ def test_a_program_that_a_test_starts_can_be_ended_by_signals() -> None:
         os.kill(os.getpid(), signal.SIGHUP)  # which does nothing to this process
     done = subprocess.run([sys.executable, "-ISc", code], check=False)
     assert done.returncode == -signal.SIGHUP
+
+
+def ended_orphan() -> int:
+    """The pid of a process that has come to this one, has ended, and for which nobody has waited."""
+    before = child_pids()
+    subprocess.run([sys.executable, "-ISc", "import os; os.fork()"], check=True, stdout=subprocess.PIPE)
+    (orphan,) = child_pids() - before
+    os.waitid(os.P_PID, orphan, os.WEXITED | os.WNOWAIT)
+    return orphan
+
+
+def test_ended_children_are_waited_for_but_those_from_before() -> None:
+    another = ended_orphan()
+    before = child_pids()
+    orphan = ended_orphan()
+    assert orphan not in children()
+    reap(before)
+    assert orphan not in child_pids()
+    assert os.waitpid(another, 0) == (another, 0)
+
+
+ORPHANS: set[int] = set()
+
+
+@pytest.mark.parametrize("which", ["one", "the other"])
+def test_no_orphan_outlives_the_test_it_came_in(which: str) -> None:
+    """Each case looks for the orphan of the other, if that has run before."""
+    assert not ORPHANS & child_pids()
+    ORPHANS.add(ended_orphan())
 
 
 IMPORT_OF_A_TEST = re.compile(

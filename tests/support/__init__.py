@@ -61,12 +61,14 @@ socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).bind(("::1", 0))
 """
 
 
-def files() -> list[str]:
+@cache
+def files() -> tuple[str, ...]:
     """Every module of the package, as a path inside it."""
     top = ROOT / PACKAGE
-    return sorted(str(path.relative_to(top)) for path in top.rglob("*.py"))
+    return tuple(sorted(str(path.relative_to(top)) for path in top.rglob("*.py")))
 
 
+@cache
 def dotted(file: str) -> str:
     """The module that a path inside the package is: `stack/seq.py` is netns_kit.stack.seq."""
     parts = Path(file).with_suffix("").parts
@@ -216,20 +218,34 @@ def adopt_orphans() -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
+def child_pids() -> set[int]:
+    """The child processes of this process, also those that have ended and for which nobody has waited."""
+    pids: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError):  # the thread has just ended
+            pids.update(map(int, (task / "children").read_text().split()))
+    return pids
+
+
 def children() -> dict[int, str]:
     """The names of the child processes of this process, by pid.
 
     Not those that have ended: an orphan that came to us may do so at any time, and Python warns of a child
     that nobody waits for.
     """
-    pids: list[str] = []
-    for task in Path("/proc/self/task").iterdir():
-        try:
-            pids += (task / "children").read_text().split()
-        except FileNotFoundError:  # the thread has just ended
-            continue
-    named = {int(pid): _stat(int(pid)) for pid in pids}
+    named = {pid: _stat(pid) for pid in child_pids()}
     return {pid: name for pid, (name, state) in named.items() if state not in "ZX"}
+
+
+def reap(before: Collection[int]) -> None:
+    """Wait for the children that have ended, but for those of `before`, which somebody else may wait for.
+
+    Nobody else waits for an orphan that came to us.  What is not waited for makes every later look at the children
+    of this process dearer.
+    """
+    for pid in child_pids().difference(before):
+        with suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
 
 
 def seen_inside(pid: int) -> int:

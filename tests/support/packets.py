@@ -23,8 +23,10 @@ def syn(destination: bytes, port: int, source: bytes = GUEST) -> bytes:
     return packet(ip.TCP, source + destination, segment, 16)
 
 
-def datagram(destination: bytes, port: int, payload: bytes = b"x", source: bytes = GUEST) -> bytes:
-    header = udp.HEADER.pack(PORT, port, udp.SIZE + len(payload), 0)
+def datagram(
+    destination: bytes, port: int, payload: bytes = b"x", source: bytes = GUEST, *, source_port: int = PORT
+) -> bytes:
+    header = udp.HEADER.pack(source_port, port, udp.SIZE + len(payload), 0)
     return packet(ip.UDP, source + destination, header + payload, 6)
 
 

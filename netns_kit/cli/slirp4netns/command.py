@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from netns_kit.gateway.engine import Engine
     from netns_kit.namespace.watch import Watch
     from netns_kit.subnet import Subnet
+    from netns_kit.userstack.control import Control
+
+    from .api_socket import ApiSocket
 
 VERSION = "1.3.2"  # of slirp4netns: what callers who look at it may expect
 CONFIG_VERSION = (
@@ -433,17 +436,7 @@ def serve(order: Order, fetch: TapFetch) -> int:
     )
     setup = Setup.of(tap, uplink, subnet=order.cidr, ipv6=order.ipv6)
     control = Control(Gateway(engine, setup, tell=_tell), lambda _: None)
-    api = None
-    if order.api is not None:
-        from .api_socket import ApiSocket, HostForwards
-
-        try:
-            api = ApiSocket(engine, HostForwards(control), order.api, _trace)
-        except OSError as error:
-            what = "the specified API socket path is too long (>= 108)"
-            if error.errno != errno.ENAMETOOLONG:
-                what = f"api_bindlisten: bind: {error.strerror}"
-            raise Failed(f"{what}\ndo_slirp is exiting\ndo_slirp failed\nparent failed") from error
+    api = None if order.api is None else _api_socket(order.api, engine, control)
     _sandbox(order, uplink.reads())
     if order.ready_fd is not None:
         try:
@@ -460,6 +453,18 @@ def serve(order: Order, fetch: TapFetch) -> int:
         control.close()
     _trace("do_slirp is exiting")
     return 0
+
+
+def _api_socket(path: str, engine: Engine, control: Control) -> ApiSocket:
+    from .api_socket import ApiSocket, HostForwards
+
+    try:
+        return ApiSocket(engine, HostForwards(control), path, _trace)
+    except OSError as error:
+        what = "the specified API socket path is too long (>= 108)"
+        if error.errno != errno.ENAMETOOLONG:
+            what = f"api_bindlisten: bind: {error.strerror}"
+        raise Failed(f"{what}\ndo_slirp is exiting\ndo_slirp failed\nparent failed") from error
 
 
 class _Ended:
@@ -586,8 +591,7 @@ def _sandbox(order: Order, readable: Sequence[str]) -> None:
 
     if order.seccomp:
         print(
-            "seccomp: The following syscalls are blocked: all but those of netns_kit's list; fatal:",
-            *FATAL,
+            "seccomp: The following syscalls are blocked: all but those of netns_kit's list; fatal:", *FATAL
         )
     layers = enter(
         readable, {*needed, "landlock"}, kept=1 << CAP_NET_BIND_SERVICE, calls={**ALLOWED, **WATCHING}

@@ -20,12 +20,4 @@ from .ping import PingRelay
 from .tcp import TcpRelay
 from .udp import UdpRelay
 
-__all__ = [
-    "ClientStream",
-    "DnsRelay",
-    "Inbox",
-    "Outbox",
-    "PingRelay",
-    "TcpRelay",
-    "UdpRelay",
-]
+__all__ = ["ClientStream", "DnsRelay", "Inbox", "Outbox", "PingRelay", "TcpRelay", "UdpRelay"]

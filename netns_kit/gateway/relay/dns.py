@@ -23,7 +23,7 @@ from typing import Protocol
 
 from netns_kit.arguments import Address
 from netns_kit.dns import Action, Answer, DnsProxy, DnsServer, Send, Upstream, Zone
-from netns_kit.dns.cache import Cache
+from netns_kit.dns.cache import ENTRIES, Cache
 from netns_kit.dns.guard import Guard
 from netns_kit.gateway.engine import IN, Engine
 from netns_kit.stack import Refusal, TcpConnection, UdpFlow
@@ -73,7 +73,13 @@ class DnsRelay:
         failed: Called with the exception of a hook that raises.
         router: Opens sockets and dials.  It routes every query after the first of a flow again, so that an old flow
             asks the current resolvers.
+
+    Attributes:
+        entries: The number of answers that are kept, if any are.
+        query: Takes each query, as `DnsServer.query` does.  It may be another function for some time.
     """
+
+    entries = ENTRIES
 
     def __init__(
         self,
@@ -93,10 +99,11 @@ class DnsRelay:
         self._server = DnsServer(
             zone,
             DnsProxy(random_id=lambda: int.from_bytes(os.urandom(2), "big")),
-            cache=Cache() if uplink.dns.cache else None,
+            cache=Cache(self.entries) if uplink.dns.cache else None,
             hook=uplink.dns.hook,
             failed=failed,
         )
+        self.query = self._server.query
         self._resolvers: tuple[Endpoint, ...] | None = None
         self._sockets: dict[Upstream, list[_Socket]] = {}  # the last one of a list sends the next query
         self._streams: dict[Upstream, ResolverStream] = {}
@@ -165,7 +172,7 @@ class DnsRelay:
         address = flow_key.parse(flow.key).guest
         for start in range(0, len(payload), size):
             query = bytes(payload[start : start + size])
-            self._do(self._server.query(query, flow, address, self._engine.now) or [])
+            self._do(self.query(query, flow, address, self._engine.now) or [])
         self._wait()
 
     def _refusal(self, protocol: Transport, client: UdpFlow | ClientStream, key: bytes) -> Refusal | None:
@@ -187,7 +194,7 @@ class DnsRelay:
         self._clients.move_to_end(turn.stream)
         if self._refusal("tcp", turn.stream, key) is not None:
             return False
-        actions = self._server.query(query, turn, flow_key.parse(key).guest, self._engine.now, "tcp")
+        actions = self.query(query, turn, flow_key.parse(key).guest, self._engine.now, "tcp")
         if actions is None:
             return False
         self._do(actions)
@@ -227,6 +234,11 @@ class DnsRelay:
         if deadline == math.inf and (self._sockets or self._streams):  # no query is pending
             self.close()
         self._engine.timers.arm(self, deadline)
+
+    def act(self, actions: list[Action]) -> None:
+        """Do what a query that was taken earlier comes to."""
+        self._do(actions)
+        self._wait()
 
     def _do(self, actions: list[Action]) -> None:
         now = self._engine.now

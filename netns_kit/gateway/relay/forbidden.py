@@ -83,11 +83,7 @@ class ForbiddenStream:
     )  # fmt: skip
 
     def __init__(
-        self,
-        engine: Engine,
-        connection: TcpConnection,
-        response: bytes,
-        streams: dict[ForbiddenStream, None],
+        self, engine: Engine, connection: TcpConnection, response: bytes, streams: dict[ForbiddenStream, None]
     ) -> None:
         self._engine = engine
         self._connection: TcpConnection | None = connection

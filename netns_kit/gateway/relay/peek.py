@@ -107,10 +107,13 @@ class PeekingRelay(TcpRelay):
 
     def pass_on(self) -> None:
         """Send the first bytes, and let a plain relay take this one's place."""
-        self._plain = plain = TcpRelay(self._engine, self.connection)
+        self._plain = plain = self._made_plain()
         plain._socket = plain._sink = self._socket
         plain.state = IDLE
         self._send()
+
+    def _made_plain(self) -> TcpRelay:
+        return TcpRelay(self._engine, self.connection)
 
     def _send(self) -> None:
         """Send what the host's socket takes of the first bytes, and leave to the plain relay when it has all."""

@@ -78,16 +78,7 @@ class TcpRelay(Dialled):
     opened to the guest.
     """
 
-    __slots__ = (
-        "_ahead",
-        "_at_once",
-        "_blocked",
-        "_doubted_at",
-        "_sink",
-        "_socket",
-        "connection",
-        "state",
-    )
+    __slots__ = ("_ahead", "_at_once", "_blocked", "_doubted_at", "_sink", "_socket", "connection", "state")
 
     def __init__(
         self,
@@ -230,9 +221,7 @@ class TcpRelay(Dialled):
                 self._pump()
 
     def _pump_long(self, left: int = BURSTS_PER_STEP) -> None:
-        """Carry up to `left` bursts of bytes from the host to the guest.  This is the long way, which handles every
-        case.
-        """
+        """Carry up to `left` bursts of bytes from the host to the guest, in every case: this is the long way."""
         connection, sock, engine = self.connection, self._socket, self._engine
         if connection is None or sock is None:
             return

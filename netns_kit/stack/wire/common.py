@@ -35,10 +35,7 @@ parse_stamped, parse6_stamped = Struct(_LAYOUT + "8s").unpack_from, Struct(_LAYO
 them."""
 
 SUMMED = virtio.SUMMED << 8
-ONE_DATAGRAM = (
-    virtio.NEEDS_CSUM << 8,
-    virtio.DATA_VALID << 8,
-)  # summed, no super-datagram
+ONE_DATAGRAM = (virtio.NEEDS_CSUM << 8, virtio.DATA_VALID << 8)  # summed, no super-datagram
 
 OFFSET_OR_SYN = 0xF002  # mask of the offset and of SYN
 PLAIN_MASK = 0xF037  # mask of the offset and of all flags but PSH and those of ECN

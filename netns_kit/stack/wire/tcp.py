@@ -138,10 +138,7 @@ def _parse_each(options: memoryview, end: int) -> Options:
 
 
 def pack_options(
-    mss: int | None,
-    scale: int | None,
-    sack_permitted: bool = False,
-    stamp: tuple[int, int] | None = None,
+    mss: int | None, scale: int | None, sack_permitted: bool = False, stamp: tuple[int, int] | None = None
 ) -> bytes:
     """Return the options of a SYN, laid out as Linux does, padded to a multiple of four."""
     before, after = _pack_around_stamp(mss, scale, sack_permitted, stamp is not None)

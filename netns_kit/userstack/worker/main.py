@@ -75,12 +75,14 @@ def _serve(channel: Channel, owner: int) -> None:
     engine.add(owner, server.on_owner, IN)
     if setup.uplink.dns.hook is not None:
         records.prepare()  # its answers may need to import something
-    from netns_kit.gateway import frame_capture  # noqa: F401 - no module can be found later
+    from netns_kit.gateway import faults, faulty_path, frame_capture  # noqa: F401 - no module can be found later
     from netns_kit.gateway.relay import forbidden, peek  # noqa: F401 - likewise
     from netns_kit.policy import name_guard, policy  # noqa: F401 - a policy may be set later
 
     if setup.supply is not None:
-        import netns_kit.forwarder.reverse_listeners  # noqa: F401 - likewise
+        import netns_kit.forwarder.reverse_listeners
+    if setup.uplink.is_in_memory:
+        import netns_kit.forwarder.in_memory_listeners  # noqa: F401 - likewise
     from .sandbox import ON, enter
 
     layers = enter(setup.uplink.reads())

@@ -26,6 +26,7 @@ from netns_kit.child.codec import DecodeError, Failure, decode, dump, load, prin
 from netns_kit.errors import StackClosed, StackCrashed
 from netns_kit.gateway.setup import Setup
 from netns_kit.gateway.worker_links import WorkerLinks
+from netns_kit.host.undo import on_error
 from netns_kit.operations import types_of
 from netns_kit.userstack.drivers import CLOSED
 
@@ -73,12 +74,9 @@ class WorkerProcess:
             given.append(setup.supply.fileno())
         given += [each.fileno() for supplies in setup.supplies for each in supplies]
         self._child = Child(f"{__package__}.main", given, errors=True, new_session=True)
-        try:
+        with on_error(self._child.close):
             self._channel = self._child.channel
             self._channel.send(encode(setup, peers, dict(zip(given, self._child.fds, strict=True))))
-        except BaseException:
-            self._child.close()
-            raise
         if self._channel.backlog:
             self._unsent.set()
 

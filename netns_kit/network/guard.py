@@ -1,0 +1,242 @@
+"""The guard of a bridge: rules of nftables by which no member can be another, written as messages for the kernel.
+
+What comes from the port of a member is let in only from that member's link address together with one of its
+addresses: in the header of the frame, in IP, and in what ARP and neighbour discovery say of it.  A member is no
+router and no DHCP server: what only those send is dropped, and so is every other kind of frame.  What comes from
+other ports, the stack's above all, is not looked at.
+
+The rules are made once.  The members are elements of sets, so that a frame costs the same with two and with hundreds.
+A key is the name of the port, the link address and the address, each padded to whole words.
+
+>>> port = Port("m1", b"\\x52\\x56\\x0a\\x00\\x02\\x65", (IPv4Address("10.0.2.101"),))
+>>> [(name, len(keys)) for name, keys in elements(port).items()]
+[('ports', 1), ('ipv4', 2), ('ipv6', 0), ('targets', 0)]
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
+
+from netns_kit.host import abi
+
+from .netlink import attribute, message, nested, text
+
+TABLE = "netns_kit"
+ARRIVED, MEMBER = "arrived", "member"  # the chains
+ARP, IPV4, IPV6 = b"\x08\x06", b"\x08\x00", b"\x86\xdd"  # as a frame has them
+ROUTER_ADVERTISEMENT, SOLICITATION, ADVERTISEMENT, REDIRECT = 134, 135, 136, 137  # RFC 4861
+UDP, ICMPV6 = 17, 58  # protocols of IP
+DHCP_SERVER, DHCPV6_SERVER = 67, 547
+BEFORE_ALL = -300  # priority in the hook
+NAME = 16  # bytes of the name of an interface
+KEYS = {"ports": NAME, "ipv4": NAME + 8 + 4, "ipv6": NAME + 8 + 16, "targets": NAME + 16}
+"""The sets, each with the length of its keys: the ports of members; port, link address and address of each family;
+port and address that neighbour discovery may tell of."""
+_NUMBERS = {name: number for number, name in enumerate(KEYS, start=1)}
+_LL, _NET, _TRANSPORT = (
+    *(abi.NFT_PAYLOAD_LL_HEADER, abi.NFT_PAYLOAD_NETWORK_HEADER, abi.NFT_PAYLOAD_TRANSPORT_HEADER),
+)
+_FIRST, _FIFTH, _SEVENTH = (
+    abi.NFT_REG32_00,
+    abi.NFT_REG32_00 + 4,
+    abi.NFT_REG32_00 + 6,
+)  # registers, of a word each
+
+
+class Port(NamedTuple):
+    """The port of a member: its name, the member's link address, and its addresses."""
+
+    name: str
+    mac: bytes
+    addresses: tuple[IPv4Address | IPv6Address, ...]
+
+
+def elements(port: Port) -> dict[str, list[bytes]]:
+    """Return the keys that a member has in each set.
+
+    The unspecified address is for those who have none yet: clients of DHCP, and probes.
+    """
+    name, mac = port.name.encode().ljust(NAME, b"\0"), port.mac + bytes(2)
+    six = [each.packed for each in port.addresses if each.version == 6]
+    four = [each.packed for each in port.addresses if each.version == 4]
+    return {
+        "ports": [name],
+        "ipv4": [name + mac + each for each in (*four, bytes(4))],
+        "ipv6": [name + mac + each for each in (*six, bytes(16))] if six else [],
+        "targets": [name + each for each in six],
+    }
+
+
+def batch(messages: Iterable[bytes]) -> list[bytes]:
+    """Return messages as one change, which is made as a whole or not at all."""
+
+    def limit(kind: int) -> bytes:
+        return message(kind, 0, struct.pack("=Bx", abi.NFPROTO_UNSPEC) + _u16(abi.NFNL_SUBSYS_NFTABLES))
+
+    return [limit(abi.NFNL_MSG_BATCH_BEGIN), *messages, limit(abi.NFNL_MSG_BATCH_END)]
+
+
+def ruleset() -> Iterator[bytes]:
+    """Yield the messages that make the table, its sets and its rules."""
+    yield _message(abi.NFT_MSG_NEWTABLE, text(abi.NFTA_TABLE_NAME, TABLE))
+    for name, length in KEYS.items():
+        yield _message(
+            abi.NFT_MSG_NEWSET,
+            text(abi.NFTA_SET_TABLE, TABLE),
+            text(abi.NFTA_SET_NAME, name),
+            _u32(abi.NFTA_SET_FLAGS, 0),
+            _u32(abi.NFTA_SET_KEY_TYPE, 0),
+            _u32(abi.NFTA_SET_KEY_LEN, length),
+            _u32(abi.NFTA_SET_ID, _NUMBERS[name]),
+        )
+    yield _message(abi.NFT_MSG_NEWCHAIN, text(abi.NFTA_CHAIN_TABLE, TABLE), text(abi.NFTA_CHAIN_NAME, MEMBER))
+    hook = _u32(abi.NFTA_HOOK_HOOKNUM, abi.NF_BR_PRE_ROUTING), _u32(abi.NFTA_HOOK_PRIORITY, BEFORE_ALL)
+    yield _message(
+        abi.NFT_MSG_NEWCHAIN,
+        text(abi.NFTA_CHAIN_TABLE, TABLE),
+        text(abi.NFTA_CHAIN_NAME, ARRIVED),
+        nested(abi.NFTA_CHAIN_HOOK, *hook),
+        text(abi.NFTA_CHAIN_TYPE, "filter"),
+    )
+    yield _rule(ARRIVED, _PORT, _lookup("ports"), _verdict(abi.NFT_GOTO, MEMBER))
+    yield from (_rule(MEMBER, *rule) for rule in _rules())
+
+
+def _rules() -> Iterator[tuple[bytes, ...]]:
+    """Yield the rules about what a member sends, as lists of expressions."""
+    sender, accept, drop = _payload(_LL, 6, 6, _FIFTH), _verdict(abi.NF_ACCEPT), _verdict(abi.NF_DROP)
+    yield (
+        *(*_is(_payload(_LL, 12, 2), ARP), _PORT, sender, _payload(_NET, 14, 4, _SEVENTH), _lookup("ipv4")),
+        *(_payload(_NET, 8, 6, _FIFTH), _lookup("ipv4"), accept),
+    )
+    yield (*_is_transport(IPV4, UDP), *_is(_payload(_TRANSPORT, 0, 2), _u16(DHCP_SERVER)), drop)
+    source = _payload(_NET, 12, 4, _SEVENTH)
+    yield (*_is(_payload(_LL, 12, 2), IPV4), _PORT, sender, source, _lookup("ipv4"), accept)
+    yield (*_is_transport(IPV6, UDP), *_is(_payload(_TRANSPORT, 0, 2), _u16(DHCPV6_SERVER)), drop)
+    icmp = _is_transport(IPV6, ICMPV6)
+    for kind in (ROUTER_ADVERTISEMENT, REDIRECT):
+        yield (*icmp, *_is(_payload(_TRANSPORT, 0, 1), bytes((kind,))), drop)
+    target = _PORT, _payload(_TRANSPORT, 8, 16, _FIFTH), _lookup("targets", inverted=True), drop
+    yield (*icmp, *_is(_payload(_TRANSPORT, 0, 1), bytes((ADVERTISEMENT,))), *target)
+    is_probe = (
+        *icmp,
+        *_is(_payload(_TRANSPORT, 0, 1), bytes((SOLICITATION,))),
+        *_is(_payload(_NET, 8, 16), bytes(16)),
+    )
+    yield (
+        *is_probe,
+        *target,
+    )  # else it could say that it wants an address too, which another is about to have
+    source = _payload(_NET, 8, 16, _SEVENTH)
+    yield (*_is(_payload(_LL, 12, 2), IPV6), _PORT, sender, source, _lookup("ipv6"), accept)
+    yield (drop,)
+
+
+def added(port: Port) -> Iterator[bytes]:
+    """Yield the messages by which a member's frames are let in."""
+    return _elements(abi.NFT_MSG_NEWSETELEM, port)
+
+
+def removed(port: Port) -> Iterator[bytes]:
+    """Yield the messages by which they are not any more."""
+    return _elements(abi.NFT_MSG_DELSETELEM, port)
+
+
+def _elements(kind: int, port: Port) -> Iterator[bytes]:
+    for name, keys in elements(port).items():
+        if keys:
+            listed = (
+                nested(abi.NFTA_LIST_ELEM, nested(abi.NFTA_SET_ELEM_KEY, attribute(abi.NFTA_DATA_VALUE, key)))
+                for key in keys
+            )
+            yield _message(
+                kind,
+                text(abi.NFTA_SET_ELEM_LIST_TABLE, TABLE),
+                text(abi.NFTA_SET_ELEM_LIST_SET, name),
+                nested(abi.NFTA_SET_ELEM_LIST_ELEMENTS, *listed),
+            )
+
+
+def _message(kind: int, *attributes: bytes) -> bytes:
+    flags = abi.NLM_F_ACK | (0 if kind == abi.NFT_MSG_DELSETELEM else abi.NLM_F_CREATE)
+    if kind == abi.NFT_MSG_NEWRULE:
+        flags |= abi.NLM_F_APPEND
+    family = struct.pack("=BxH", abi.NFPROTO_BRIDGE, 0)
+    return message(abi.NFNL_SUBSYS_NFTABLES << 8 | kind, flags, family, *attributes)
+
+
+def _u32(kind: int, value: int) -> bytes:
+    return attribute(kind, struct.pack(">i", value))
+
+
+def _rule(chain: str, *expressions: bytes) -> bytes:
+    return _message(
+        abi.NFT_MSG_NEWRULE,
+        text(abi.NFTA_RULE_TABLE, TABLE),
+        text(abi.NFTA_RULE_CHAIN, chain),
+        nested(abi.NFTA_RULE_EXPRESSIONS, *expressions),
+    )
+
+
+def _expression(name: str, *attributes: bytes) -> bytes:
+    return nested(abi.NFTA_LIST_ELEM, text(abi.NFTA_EXPR_NAME, name), nested(abi.NFTA_EXPR_DATA, *attributes))
+
+
+def _meta(key: int, register: int = _FIRST) -> bytes:
+    return _expression("meta", _u32(abi.NFTA_META_KEY, key), _u32(abi.NFTA_META_DREG, register))
+
+
+_PORT = _meta(abi.NFT_META_IIFNAME)
+
+
+def _payload(base: int, offset: int, length: int, register: int = _FIRST) -> bytes:
+    return _expression(
+        "payload",
+        _u32(abi.NFTA_PAYLOAD_DREG, register),
+        _u32(abi.NFTA_PAYLOAD_BASE, base),
+        _u32(abi.NFTA_PAYLOAD_OFFSET, offset),
+        _u32(abi.NFTA_PAYLOAD_LEN, length),
+    )
+
+
+def _is(loaded: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """Return the expressions that load something and go on only if it has that value."""
+    compared = _expression(
+        "cmp",
+        _u32(abi.NFTA_CMP_SREG, _FIRST),
+        _u32(abi.NFTA_CMP_OP, abi.NFT_CMP_EQ),
+        nested(abi.NFTA_CMP_DATA, attribute(abi.NFTA_DATA_VALUE, value)),
+    )
+    return loaded, compared
+
+
+def _is_transport(ether_type: bytes, protocol: int) -> tuple[bytes, ...]:
+    return (*_is(_payload(_LL, 12, 2), ether_type), *_is(_meta(abi.NFT_META_L4PROTO), bytes((protocol,))))
+
+
+def _u16(number: int) -> bytes:
+    return struct.pack(">H", number)
+
+
+def _lookup(name: str, *, inverted: bool = False) -> bytes:
+    """Return the expression that goes on if the key that begins in the first register is in the set, or is not."""
+    return _expression(
+        "lookup",
+        text(abi.NFTA_LOOKUP_SET, name),
+        _u32(abi.NFTA_LOOKUP_SREG, _FIRST),
+        _u32(abi.NFTA_LOOKUP_SET_ID, _NUMBERS[name]),
+        *([_u32(abi.NFTA_LOOKUP_FLAGS, abi.NFT_LOOKUP_F_INV)] if inverted else []),
+    )
+
+
+def _verdict(code: int, chain: str | None = None) -> bytes:
+    where = [] if chain is None else [text(abi.NFTA_VERDICT_CHAIN, chain)]
+    verdict = nested(abi.NFTA_DATA_VERDICT, _u32(abi.NFTA_VERDICT_CODE, code), *where)
+    return _expression(
+        "immediate",
+        _u32(abi.NFTA_IMMEDIATE_DREG, abi.NFT_REG_VERDICT),
+        nested(abi.NFTA_IMMEDIATE_DATA, verdict),
+    )

@@ -1,0 +1,385 @@
+"""Hub: the bridge of a network of several namespaces, in the network's own namespace.
+
+The stack's tap and one end of a pair of veth for each member are the ports of a bridge of the kernel.  Members talk
+to each other by that, as fast as this kernel can, and their super-frames stay whole on the way out.  The other end of
+a pair is in the member's namespace, which may be owned by any user namespace of this user: see `netlink`.
+
+The bridge learns nothing where there is a guard: it is told the link address of each port, and drops what goes to any
+other.  A guard is a table of nftables, see `guard`.
+
+Members are told each other's link addresses.  Fact: the kernel has one table of neighbours for all namespaces of the
+machine, with room for 1024 that were asked for (`net.ipv4.neigh.default.gc_thresh3`), which some 30 members who talk
+to each other would fill within seconds; entries that were told are not counted.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from ipaddress import IPv4Interface, IPv6Interface
+from typing import NamedTuple
+
+import anyio
+import anyio.to_thread
+
+from netns_kit.errors import ArgumentError, FeatureUnavailable, NetnsKitError, NotPrivileged, SysctlError
+from netns_kit.host import abi
+from netns_kit.namespace.namespace import Namespace
+from netns_kit.subnet import Subnet
+from netns_kit.tap.device import TapDevice
+
+from . import guard
+from .guard import Port
+from .netlink import attribute, attributes, message, nested, number, text, transact
+
+BRIDGE = "br0"
+_UP = abi.IFF_UP
+_IFINFOMSG = 16  # bytes
+_PAUSE = 1e-3  # seconds between two looks
+
+
+class Hub:
+    """The bridge, once it is open.
+
+    Args:
+        tap: The stack's device, which is in the network's namespace.
+        isolate: Members reach the stack, and no other member.
+        guarded: No member may have the addresses of another.
+    """
+
+    def __init__(self, tap: TapDevice, *, isolate: bool, guarded: bool) -> None:
+        self._tap = tap
+        self._isolate = isolate
+        self._guarded = guarded
+        self._lock = anyio.Lock()
+        self._route: socket.socket | None = None
+        self._filter: socket.socket | None = None
+        self._bridge = 0  # its number
+        self._ends: dict[str, _End] = {}  # inside members, by the names of their ports
+        self._ports = 0  # so far
+
+    @property
+    def is_open(self) -> bool:
+        return self._bridge != 0
+
+    async def open(self, subnet: Subnet) -> None:
+        """Make the bridge, and give it what the tap has been until now: the link address and the addresses.
+
+        Raises:
+            FeatureUnavailable: This kernel has no bridges, or no rules for them.
+            NotPrivileged: The caller has no right to change the network's namespace.
+        """
+        async with self._lock:
+            if self.is_open:
+                return
+            namespace, tap = self._namespace, self._tap
+            self._route = self._route or await self._socket(abi.NETLINK_ROUTE)
+            if self._guarded:
+                self._filter = self._filter or await self._socket(abi.NETLINK_NETFILTER)
+                await self._ask(
+                    self._filter, guard.batch(guard.ruleset()), "rules of nftables for bridges (nf_tables)",
+                    "say guard=False, if no member would take the address of another",
+                )  # fmt: skip
+            assert tap.mac is not None, "it is open"
+            made = message(
+                abi.RTM_NEWLINK, abi.NLM_F_CREATE | abi.NLM_F_EXCL | abi.NLM_F_ACK,
+                _link(), text(abi.IFLA_IFNAME, BRIDGE), attribute(abi.IFLA_ADDRESS, tap.mac),
+                number(abi.IFLA_MTU, tap.mtu),
+                nested(
+                    abi.IFLA_LINKINFO, text(abi.IFLA_INFO_KIND, "bridge"),
+                    nested(abi.IFLA_INFO_DATA, attribute(abi.IFLA_BR_MCAST_SNOOPING, b"\0")),
+                ),
+            )  # fmt: skip
+            await self._ask(self._route, [made], "bridges of the kernel (CONFIG_BRIDGE)")
+            for tables in (
+                "iptables",
+                "ip6tables",
+                "arptables",
+            ):  # nothing is in them, and all frames would pass them
+                with suppress(SysctlError):
+                    await namespace.set_sysctl(f"net.bridge.bridge-nf-call-{tables}", 0)
+            bridge, tap_index = await self._index(BRIDGE), await self._index(tap.name)
+            enslaved = _change(tap_index, number(abi.IFLA_MASTER, bridge))
+            moved = [_without(tap_index, each) for each in _guest_interfaces(subnet)]
+            await self._ask(self._route, [enslaved, *self._settings(tap_index, subnet.mac), *moved])
+            ipv6 = subnet.ipv6
+            if ipv6 is not None:  # its default route would be a second one
+                await namespace.set_sysctl(f"net.ipv6.conf.{tap.name}.disable_ipv6", 1)
+            await namespace.configure_link(
+                BRIDGE,
+                address=subnet.guest_interface,
+                gateway=subnet.gateway,
+                address6=None if ipv6 is None else ipv6.guest_interface,
+                gateway6=None if ipv6 is None else ipv6.gateway,
+                neighbours=subnet.neighbours,
+            )
+            self._bridge = bridge
+
+    def port(self) -> str:
+        """Return the name of a new port."""
+        self._ports += 1
+        return f"m{self._ports}"
+
+    async def add(self, port: Port, namespace: Namespace, ifname: str, alias: str) -> None:
+        """Make a pair of veth between the bridge and a namespace; the other end is down, and has no address yet.
+
+        Args:
+            port: Its end here, and what may come from it.
+            namespace: The namespace of the other end.
+            ifname: The name of the other end.
+            alias: What the end here is for, as `ip link` shows it.
+
+        Raises:
+            ArgumentError: The namespace has an interface of that name.
+            FeatureUnavailable: This kernel has no veth.
+            NotPrivileged: The namespace is another user's.
+        """
+        async with self._lock:
+            assert self._route is not None, "it is open"
+            try:
+                if self._filter is not None:
+                    await self._ask(self._filter, guard.batch(guard.added(port)))
+                target = os.open(f"/proc/{namespace.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    await self._ask(
+                        self._route, [self._pair(port, target, ifname)], "pairs of veth (CONFIG_VETH)"
+                    )
+                finally:
+                    os.close(target)
+                index = await self._index(port.name)
+                with suppress(OSError):  # where the kernel has no IPv6
+                    await self._ask(self._route, [_change(index, _NO_ADDRESS)])
+                await self._ask(
+                    self._route,
+                    [
+                        *self._settings(index, port.mac, is_member=True),
+                        _change(index, text(abi.IFLA_IFALIAS, alias), up=True),
+                    ],
+                )
+            except BaseException as error:
+                with anyio.CancelScope(shield=True):
+                    await self._remove(port)
+                if isinstance(error, FileExistsError):
+                    raise ArgumentError(
+                        "expected the name of an interface that the namespace does not have",
+                        "ifname",
+                        repr(ifname),
+                    ) from error
+                raise
+
+    async def ready(self, port: Port, namespace: Namespace, ifname: str) -> None:
+        """Introduce a member to the others, and wait until frames pass, when the other end is up.
+
+        The kernel opens the port a moment after that.
+        """
+        if not self._isolate:
+            async with self._lock:
+                sock = await namespace.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, abi.NETLINK_ROUTE)
+                try:
+                    (link,) = struct.unpack_from("=i", await self._link_of(ifname, sock), 4)
+                    end = _End(sock, link, port)
+                    await anyio.to_thread.run_sync(_introduce, end, list(self._ends.values()))
+                except BaseException:
+                    sock.close()
+                    raise
+                self._ends[port.name] = end
+        while True:
+            async with self._lock:
+                answer = await self._link_of(port.name)
+            state = dict(attributes(answer[_IFINFOMSG:])).get(abi.IFLA_OPERSTATE)
+            if state == bytes((abi.IF_OPER_UP,)):
+                return
+            await anyio.sleep(_PAUSE)
+
+    async def remove(self, port: Port) -> None:
+        """Remove the pair of a port.  It may have gone with the member's namespace."""
+        async with self._lock:
+            await self._remove(port)
+
+    async def _remove(self, port: Port) -> None:
+        end = self._ends.pop(port.name, None)
+        if end is not None:
+            end.sock.close()  # it would keep the namespace
+            await anyio.to_thread.run_sync(_forget, end, list(self._ends.values()))
+        with suppress(OSError, NetnsKitError):
+            if self._route is not None:
+                await self._ask(self._route, [_deleted(port.name)])
+        with suppress(OSError, NetnsKitError):
+            if self._filter is not None:
+                await self._ask(self._filter, guard.batch(guard.removed(port)))
+
+    def close(self) -> None:
+        """Close the sockets.  The bridge ends with the namespace."""
+        for sock in (self._route, self._filter, *(end.sock for end in self._ends.values())):
+            if sock is not None:
+                sock.close()
+        self._ends.clear()
+
+    @property
+    def _namespace(self) -> Namespace:
+        assert self._tap.namespace is not None, "a Network's tap has one"
+        return self._tap.namespace
+
+    async def _socket(self, family: int) -> socket.socket:
+        try:
+            return await self._namespace.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, family)
+        except OSError as error:
+            if error.errno == errno.EPROTONOSUPPORT:
+                raise FeatureUnavailable(
+                    "this kernel has no nftables", fix="say guard=False, if no member would take another's address",
+                    errno=error.errno,
+                ) from error  # fmt: skip
+            raise
+
+    async def _ask(
+        self,
+        sock: socket.socket,
+        messages: Iterable[bytes],
+        feature: str | None = None,
+        fix: str | None = None,
+    ) -> list[bytes]:
+        try:
+            return await anyio.to_thread.run_sync(transact, sock, messages)
+        except PermissionError as error:
+            raise NotPrivileged(
+                "may not change the links of the network and of the member",
+                fix="use namespaces that this user owns, or CAP_NET_ADMIN in them", errno=error.errno,
+            ) from error  # fmt: skip
+        except OSError as error:
+            if feature is not None and error.errno in _MISSING:
+                raise FeatureUnavailable(
+                    f"this kernel lacks {feature}", fix=fix, errno=error.errno
+                ) from error
+            raise
+
+    async def _index(self, name: str) -> int:
+        """Return the number of an interface of the hub."""
+        (index,) = struct.unpack_from("=i", await self._link_of(name), 4)
+        return int(index)
+
+    async def _link_of(self, name: str, sock: socket.socket | None = None) -> bytes:
+        """Return what the kernel says of an interface, by default of the hub: struct ifinfomsg, and attributes."""
+        sock = sock or self._route
+        assert sock is not None, "it is open"
+        (answer,) = await self._ask(sock, [message(abi.RTM_GETLINK, 0, _link(), text(abi.IFLA_IFNAME, name))])
+        return answer
+
+    def _pair(self, port: Port, target: int, ifname: str) -> bytes:
+        """Return the message that makes a pair, with one end in the namespace of the descriptor `target`."""
+        mtu = number(abi.IFLA_MTU, self._tap.mtu)
+        other = nested(
+            abi.VETH_INFO_PEER, _link(), text(abi.IFLA_IFNAME, ifname), attribute(abi.IFLA_ADDRESS, port.mac), mtu,
+            number(abi.IFLA_NET_NS_FD, target),
+        )  # fmt: skip
+        return message(
+            abi.RTM_NEWLINK, abi.NLM_F_CREATE | abi.NLM_F_EXCL | abi.NLM_F_ACK,
+            _link(), text(abi.IFLA_IFNAME, port.name), mtu, number(abi.IFLA_MASTER, self._bridge),
+            nested(abi.IFLA_LINKINFO, text(abi.IFLA_INFO_KIND, "veth"), nested(abi.IFLA_INFO_DATA, other)),
+        )  # fmt: skip
+
+    def _settings(self, index: int, mac: bytes, *, is_member: bool = False) -> list[bytes]:
+        """Return the messages that tell the bridge about a port and the link address behind it."""
+        flags = [(abi.IFLA_BRPORT_ISOLATED, is_member and self._isolate)]
+        messages = []
+        if self._guarded:
+            flags += [(abi.IFLA_BRPORT_LEARNING, False), (abi.IFLA_BRPORT_UNICAST_FLOOD, False)]
+            neighbour = struct.pack(
+                "=BxxxiHBB", socket.AF_BRIDGE, index, abi.NUD_NOARP, abi.NTF_MASTER, 0
+            )  # ndmsg
+            messages.append(
+                message(
+                    abi.RTM_NEWNEIGH,
+                    abi.NLM_F_CREATE | abi.NLM_F_REPLACE | abi.NLM_F_ACK,
+                    neighbour,
+                    attribute(abi.NDA_LLADDR, mac),
+                )
+            )
+        data = (attribute(kind, bytes((flag,))) for kind, flag in flags)
+        slave = nested(
+            abi.IFLA_LINKINFO,
+            text(abi.IFLA_INFO_SLAVE_KIND, "bridge"),
+            nested(abi.IFLA_INFO_SLAVE_DATA, *data),
+        )
+        return [_change(index, slave), *messages]
+
+
+_MISSING = frozenset(
+    {errno.EOPNOTSUPP, errno.ENOENT, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.ENOSYS}
+)
+
+
+_NO_ADDRESS = nested(
+    abi.IFLA_AF_SPEC,
+    nested(
+        socket.AF_INET6,
+        attribute(abi.IFLA_INET6_ADDR_GEN_MODE, bytes((abi.IN6_ADDR_GEN_MODE_NONE,))),
+    ),
+)
+"""What keeps the kernel from giving an interface a link-local address."""
+
+
+class _End(NamedTuple):
+    """The end of a pair inside a member: a socket of the namespace, the number of the interface, and its port."""
+
+    sock: socket.socket
+    link: int
+    port: Port
+
+
+def _introduce(new: _End, others: Sequence[_End]) -> None:
+    """Tell a member the link addresses of the others, and them its own.
+
+    Raises:
+        OSError: The kernel of a member refuses it.
+    """
+    for other in others:
+        transact(new.sock, _neighbours(new, other, wanted=True))
+        with suppress(OSError):  # that one has removed its interface
+            transact(other.sock, _neighbours(other, new, wanted=True))
+
+
+def _forget(gone: _End, others: Sequence[_End]) -> None:
+    for other in others:
+        with suppress(OSError):  # that one has removed it itself
+            transact(other.sock, _neighbours(other, gone, wanted=False))
+
+
+def _neighbours(where: _End, who: _End, *, wanted: bool) -> list[bytes]:
+    """Return the messages by which one member knows, or does not know, another."""
+    kind, flags = (
+        (abi.RTM_NEWNEIGH, abi.NLM_F_CREATE | abi.NLM_F_REPLACE) if wanted else (abi.RTM_DELNEIGH, 0)
+    )
+    messages = []
+    for address in who.port.addresses:
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        head = struct.pack("=BxxxiHBB", family, where.link, abi.NUD_PERMANENT, 0, 0)  # struct ndmsg
+        known = attribute(abi.NDA_DST, address.packed) + attribute(abi.NDA_LLADDR, who.port.mac)
+        messages.append(message(kind, flags | abi.NLM_F_ACK, head, known))
+    return messages
+
+
+def _link(index: int = 0, *, up: bool = False) -> bytes:
+    return struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, _UP * up, _UP * up)  # struct ifinfomsg
+
+
+def _change(index: int, *attributes: bytes, up: bool = False) -> bytes:
+    return message(abi.RTM_NEWLINK, abi.NLM_F_ACK, _link(index, up=up), *attributes)
+
+
+def _deleted(name: str) -> bytes:
+    return message(abi.RTM_DELLINK, abi.NLM_F_ACK, _link(), text(abi.IFLA_IFNAME, name))
+
+
+def _without(index: int, interface: IPv4Interface | IPv6Interface) -> bytes:
+    """Return the message that takes an address from an interface."""
+    family = socket.AF_INET if interface.version == 4 else socket.AF_INET6
+    head = struct.pack("=BBBBi", family, interface.network.prefixlen, 0, 0, index)  # struct ifaddrmsg
+    return message(abi.RTM_DELADDR, abi.NLM_F_ACK, head, attribute(abi.IFA_LOCAL, interface.packed))
+
+
+def _guest_interfaces(subnet: Subnet) -> list[IPv4Interface | IPv6Interface]:
+    return [subnet.guest_interface, *([] if subnet.ipv6 is None else [subnet.ipv6.guest_interface])]

@@ -1,0 +1,484 @@
+"""Member: one namespace of a network of several; and Members, what those of one network have in common.
+
+A member takes its names and addresses first, which nobody else of the network has from then on.  Then its namespace
+is opened, if it is not open yet, and its end of a pair of veth is made and configured.  Its records and its ports
+come last, so whoever finds its name can reach it.  It ends in the opposite order, also when its namespace does: its
+names and addresses are free then.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from subprocess import CompletedProcess
+from types import NoneType
+from typing import TypedDict, TypeVar
+
+import anyio
+from typing_extensions import Unpack
+
+from netns_kit import arguments
+from netns_kit.arguments import AddressLike
+from netns_kit.dhcp import StaticLease
+from netns_kit.dns import Record
+from netns_kit.domain_names import check_host_name
+from netns_kit.errors import ArgumentError, NamespaceGone, NetnsKitError
+from netns_kit.forwarder.forwarder import Forwarder
+from netns_kit.forwarder.forwards import Forwards
+from netns_kit.forwarder.ports import Follow, PortForward
+from netns_kit.forwarder.specs import parse_all
+from netns_kit.frozen import frozen
+from netns_kit.gateway.gateway import NAMES, FlowInfo, Gateway
+from netns_kit.namespace.background import Openable, Supervisor
+from netns_kit.namespace.given import LiveText
+from netns_kit.namespace.namespace import Namespace
+from netns_kit.namespace.process import Command, CommandOptions, Process, RunOptions
+from netns_kit.subnet import Subnet
+from netns_kit.tap.device import check_name, parse_mac
+from netns_kit.userstack.serving import GuestStream
+from netns_kit.userstack.userstack import UserStack
+
+from .addresses import AddressPool, address6_of, link_local_of, mac_of
+from .guard import Port
+from .hub import Hub
+from .shown import HOSTS, shown_files
+
+T = TypeVar("T")
+IFNAME = "eth0"
+TTL = 0  # of the records of members, which come and go
+RESERVED = frozenset({"localhost", *NAMES})
+
+
+class MemberOptions(TypedDict, total=False):
+    """The settings of a member, as keyword arguments of `Network.member` and `Network.add_member`."""
+
+    aliases: Iterable[str]
+    """More names.  Several members may have an alias in common: then it has the addresses of all of them."""
+    address: AddressLike | None
+    """The IPv4 address; None: the next that is free.  That of IPv6 follows from it."""
+    mac: str | None
+    """The link address of its interface; None: one that is made of its address."""
+    ports: Iterable[str | PortForward | Follow]
+    """The host ports that lead to it from the start, see `netns_kit.forwarder.specs`."""
+    ifname: str
+    """The name of its interface.  Default: eth0."""
+    namespace: Namespace | None
+    """The namespace; None: a new one, see `Namespace.create`.  One that is not open is the member's from now on.  One
+    that is open stays the caller's: then only the interface ends with the member."""
+
+
+@frozen
+class MemberSetup:
+    """The settings of one member, checked by `MemberSetup.of`."""
+
+    name: str
+    aliases: tuple[str, ...]
+    address: IPv4Address | None
+    mac: bytes | None
+    ports: tuple[PortForward | Follow, ...]
+    ifname: str
+    namespace: Namespace | None
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        *,
+        aliases: Iterable[str] = (),
+        address: AddressLike | None = None,
+        mac: str | None = None,
+        ports: Iterable[str | PortForward | Follow] = (),
+        ifname: str = IFNAME,
+        namespace: Namespace | None = None,
+    ) -> MemberSetup:
+        """Check the settings that a caller gives, and return them as a record.
+
+        Raises:
+            AddressError, ArgumentError, ArgumentTypeError, DomainNameError, PortSpecError: As `Network.member` says.
+        """
+        arguments.items("aliases", aliases, "a list of names")
+        arguments.items("ports", ports, "a list of ports")
+        check_name(ifname, "ifname")
+        arguments.instance(
+            "namespace", namespace, (Namespace, NoneType), "a Namespace, or None for a new one"
+        )
+        wanted = None if address is None else arguments.address(address, version=4)
+        assert not isinstance(wanted, IPv6Address)
+        return cls(
+            check_host_name(name, "name").lower(),
+            tuple(check_host_name(alias, "aliases").lower() for alias in aliases),
+            wanted,
+            None if mac is None else parse_mac(mac),
+            tuple(parse_all(ports)),
+            ifname,
+            namespace,
+        )
+
+
+class Members:
+    """The members of one network, by their names, and what they have in common."""
+
+    def __init__(self, stack: UserStack, supervisor: Supervisor, hub: Hub) -> None:
+        self.stack = stack
+        self.supervisor = supervisor
+        self.hub = hub
+        self.by_name: dict[str, Member] = {}
+        self.pool = AddressPool(stack.subnet)
+        self._readers: list[Namespace] = []  # where commands may see names
+        self._telling = anyio.Lock()
+        self.is_ending = False
+        """Whether the network ends, and with it all that the kernel has of its members."""
+
+    def admit(self, member: Member) -> None:
+        """Take a member in by its names.
+
+        Raises:
+            ArgumentError: Another has one of them.
+        """
+        aliases = {alias for each in self.by_name.values() for alias in each.aliases}
+        if member.name in RESERVED or member.name in aliases or member.name in self.by_name:
+            raise ArgumentError("expected a name that nobody has in this network", "name", repr(member.name))
+        for alias in member.aliases:
+            if alias in RESERVED or alias in self.by_name:
+                expected = "expected aliases that are not the name of another"
+                raise ArgumentError(expected, "aliases", repr(alias))
+        self.by_name[member.name] = member
+
+    def dismiss(self, member: Member) -> None:
+        """Forget a member."""
+        if self.by_name.get(member.name) is member:
+            del self.by_name[member.name]
+
+    async def files_for(self, namespace: Namespace) -> dict[str, str]:
+        """Return the files for a command in a namespace, where the hosts file changes with the members from now on.
+
+        Raises:
+            StackClosed: The stack is not open.
+        """
+        if namespace not in self._readers:
+            self._readers.append(namespace)
+        files = await shown_files(self.stack)
+        return {**files, HOSTS: LiveText(files[HOSTS])}
+
+    def forget(self, namespace: Namespace) -> None:
+        """Tell a namespace of no names any more."""
+        if namespace in self._readers:
+            self._readers.remove(namespace)
+
+    async def tell(self) -> None:
+        """Have all commands see the names that there are now."""
+        async with self._telling:
+            text = (await shown_files(self.stack))[HOSTS] if self._readers else ""
+            for namespace in list(self._readers):
+                with suppress(NetnsKitError):  # it has ended
+                    await namespace.rewrite_files({HOSTS: text})
+
+    async def close(self) -> None:
+        """End all members."""
+        self.is_ending = True
+        async with anyio.create_task_group() as tasks:
+            for member in list(self.by_name.values()):
+                tasks.start_soon(member.supervisor.end)
+
+
+class Member(Openable):
+    """A namespace of a network of several, while the object is open.
+
+    `Network.member` and `Network.add_member` make one.  The others of the network reach it by its names, and it has
+    their way out, their DNS and host ports of its own.  Commands are run in it as in a `Network`.
+
+    If its namespace ends, so does the member: every call raises `NamespaceGone`, and its names and addresses are
+    free.  The network goes on.  If the network fails, so do its members.
+
+    Args:
+        members: Those of the network, for parts of this library.
+        setup: The settings, for parts of this library.
+    """
+
+    link = "veth"
+    """What joins it to the network: a pair of veth and a bridge of the kernel."""
+
+    def __init__(self, members: Members, setup: MemberSetup) -> None:
+        self.name = setup.name
+        """Its name in the network."""
+        self.aliases = setup.aliases
+        """Its other names."""
+        self.ifname = setup.ifname
+        """The name of its interface."""
+        self.namespace = setup.namespace or Namespace.create()
+        """Its namespace."""
+        self._setup = setup
+        self._is_kept = self.namespace.supervisor.condition == "open"  # by the caller
+        self._members = members
+        self._address: IPv4Address | None = None
+        self._address6: IPv6Address | None = None
+        self._port: Port | None = None
+        self._is_linked = False
+        self._records: list[Record] = []
+        self.forwarder: Forwarder = _Forwarder(members.stack, self)
+        """Its ports, see `Forwarder`."""
+        self.supervisor = Supervisor(
+            type(self).__name__, NamespaceGone, members.supervisor, self.namespace.supervisor, one_loop=True
+        )
+
+    def __repr__(self) -> str:
+        where = "" if self._address is None else f" {self._address}"
+        return f"<Member {self.name}{where}: {self.supervisor.condition}>"
+
+    @property
+    def address(self) -> IPv4Address:
+        """The IPv4 address.
+
+        Raises:
+            NamespaceGone: The member has not been opened.
+        """
+        return self._opened(self._address)
+
+    @property
+    def address6(self) -> IPv6Address | None:
+        """The IPv6 address; None if the network has no IPv6."""
+        return self._address6
+
+    @property
+    def addresses(self) -> tuple[IPv4Address | IPv6Address, ...]:
+        """The addresses, that of IPv4 first.
+
+        Raises:
+            NamespaceGone: The member has not been opened.
+        """
+        return self.address, *([] if self._address6 is None else [self._address6])
+
+    @property
+    def mac(self) -> str:
+        """The link address of its interface.
+
+        Raises:
+            NamespaceGone: The member has not been opened.
+        """
+        return self._opened(self._port).mac.hex(":")
+
+    def _opened(self, value: T | None) -> T:
+        if value is None:
+            raise NamespaceGone(
+                "the Member is not open", fix="enter it with `async with`, or await its open() first"
+            )
+        return value
+
+    @property
+    def subnet(self) -> Subnet:
+        """The addresses of the network, with the member's own as that of the guest."""
+        return self._members.stack.subnet.with_guest(self.address, self._address6)
+
+    async def _open(self) -> None:
+        members, stack, hub = self._members, self._members.stack, self._members.hub
+        stack.supervisor.check()
+        await hub.open(stack.subnet)
+        members.admit(self)
+        pool, subnet, ipv6 = members.pool, stack.subnet, stack.subnet.ipv6
+        self._address = address = (
+            pool.lease() if self._setup.address is None else pool.claim(self._setup.address)
+        )
+        mac = self._setup.mac or mac_of(address)
+        self._port = Port(hub.port(), mac, (address,))
+        if ipv6 is not None:
+            self._address6 = address6_of(address, subnet, ipv6)
+            self._port = self._port._replace(addresses=(address, self._address6, link_local_of(mac)))
+        if not self._is_kept:
+            await self.namespace.open()
+        self._is_linked = True
+        await hub.add(self._port, self.namespace, self.ifname, self.name)
+        await self.namespace.configure_link(
+            self.ifname,
+            address=IPv4Interface((address, subnet.network.prefixlen)),
+            gateway=subnet.gateway,
+            address6=None if ipv6 is None else IPv6Interface((self._address6, ipv6.network.prefixlen)),
+            gateway6=None if ipv6 is None else ipv6.gateway,
+            neighbours=subnet.neighbours,
+        )
+        await hub.ready(self._port, self.namespace, self.ifname)
+        if stack.setup.dhcp is not None:
+            await stack.reserve(StaticLease(address, mac.hex(":")))
+        for record in self._own_records():
+            self._records.append(record)
+            await stack.add_record(record)
+        await members.tell()
+        await self.forwarder.open()
+        await self.forwarder.add(*self._setup.ports)
+        self.supervisor.start(self._watch)
+
+    def _own_records(self) -> list[Record]:
+        """Return the records of the member: each name alone, and in every domain of the search list."""
+        domains = [domain for domain in self._members.stack.uplink.search() if domain != "."]
+        names = (self.name, *self.aliases)
+        spelled = [name for each in names for name in (each, *(f"{each}.{domain}" for domain in domains))]
+        return [Record(name, address, ttl=TTL) for name in spelled for address in self.addresses]
+
+    async def _watch(self) -> None:
+        """End when the namespace does, whoever holds this object."""
+        with suppress(NetnsKitError):
+            await self.namespace.wait_closed()
+        self._members.supervisor.start(self.supervisor.end)
+        raise NamespaceGone(f"the namespace of the member {self.name!r} has ended")
+
+    async def _close(self) -> None:
+        await self._leave()
+        if not self._is_kept:
+            await self.namespace.supervisor.end()
+
+    async def _leave(self) -> None:
+        """Undo what `_open` has done so far, but for the namespace."""
+        members, stack = self._members, self._members.stack
+        await self.forwarder.supervisor.end()
+        while self._records:
+            record = self._records[-1]
+            with suppress(NetnsKitError):  # the stack may have ended
+                await stack.remove_record(record.name, type=record.type, value=record.value)
+            self._records.pop()
+        members.forget(self.namespace)
+        if not members.is_ending:
+            with suppress(NetnsKitError):
+                await members.tell()
+        if self._is_linked and self._port is not None:
+            with suppress(NetnsKitError):
+                await stack.revoke(self.address)
+                await stack.ask(Gateway.end_flows_of, self.addresses)
+            if self._is_kept or not members.is_ending:
+                await members.hub.remove(self._port)
+            self._is_linked = False
+        if self._address is not None and members.by_name.get(self.name) is self:
+            members.pool.release(self._address)
+        members.dismiss(self)
+
+    async def connect_tcp(self, port: int, *, source: AddressLike | None = None) -> GuestStream:
+        """Connect to a server in the member, through the stack and without a socket of the host.
+
+        Sockets of the member's own, to connect and to listen with, are those of `namespace`.
+
+        Args:
+            port: The port.
+            source: The address that the server sees as its client's; None: the gateway's.
+
+        Raises:
+            ConnectionRefusedError: Nothing listens there.
+            TimeoutError: Nothing in the member answers.
+            AddressError, ArgumentError, ArgumentTypeError: An argument that cannot be used.
+            OSError: There is no room for the connection.
+            NamespaceGone, StackClosed: The member or the network is not open.
+
+        Cancellation: There is no connection.
+        """
+        with self.supervisor.guarding():
+            return await self._members.stack.connect_tcp(self.address, port, source=source)
+
+    async def flows(self) -> tuple[FlowInfo, ...]:
+        """Return the flows of this member that the stack carries, see `UserStack.flows`.
+
+        Those between members are the kernel's, and not among them.
+
+        Raises:
+            NamespaceGone, StackClosed: The member or the network is not open.
+
+        Cancellation: Nothing is changed.
+        """
+        with self.supervisor.guarding():
+            flows = await self._members.stack.flows()
+        return tuple(flow for flow in flows if flow.guest.address in self.addresses)
+
+    async def files(self) -> dict[str, str]:
+        """Return the files that commands see in place of the host's, by path: see `Network.files`.
+
+        Raises:
+            StackClosed: The network is not open.
+
+        Cancellation: Nothing is changed.
+        """
+        return await shown_files(self._members.stack)
+
+    @arguments.spelled_out(Namespace.run)
+    async def run(self, command: Command, **options: Unpack[RunOptions]) -> CompletedProcess[bytes]:
+        """Run a command to its end, with the network's resolv.conf and hosts file, see `Network.run`.
+
+        Args:
+            command: The words of the command, or a line for the shell.
+            options: See `RunOptions`.
+
+        Raises:
+            CommandFailed: The status is not 0, unless `check` is False.
+            ArgumentError: An option that cannot be used.
+            ArgumentTypeError: An option of another type.
+            OSError: The command cannot be executed, as `subprocess` raises it.
+            UserNamespaceDenied: `files` cannot be shown.
+            NamespaceGone, StackClosed: The member or the network is not open.
+
+        Cancellation: The command is killed, and what it has started.
+        """
+        with self.supervisor.guarding():
+            options["files"] = await self._files_for(options)
+            return await self.namespace.run(command, **options)
+
+    @arguments.spelled_out(Namespace.popen)
+    async def popen(self, command: Command, **options: Unpack[CommandOptions]) -> Process:
+        """Start a command with the network's resolv.conf and hosts file, see `Network.popen`.
+
+        Args:
+            command: The words of the command, or a line for the shell.
+            options: See `CommandOptions`.
+
+        Raises:
+            ArgumentError: An option that cannot be used.
+            ArgumentTypeError: An option of another type.
+            OSError: The command cannot be executed, as `subprocess` raises it.
+            UserNamespaceDenied: `files` cannot be shown.
+            NamespaceGone, StackClosed: The member or the network is not open.
+
+        Cancellation: The command is killed if it has been started.
+        """
+        with self.supervisor.guarding():
+            options["files"] = await self._files_for(options)
+            process = await self.namespace.popen(command, **options)
+        process.supervisor = self.supervisor
+        return process
+
+    async def _files_for(self, options: CommandOptions) -> Mapping[str, str | bytes]:
+        return {**await self._members.files_for(self.namespace), **(options.get("files") or {})}
+
+
+class _Forwarder(Forwarder):
+    """A forwarder that leads to a member."""
+
+    def __init__(self, stack: UserStack, member: Member) -> None:
+        super().__init__(_Stack(stack, member))
+        self._member = member
+
+    async def _open(self) -> None:
+        await super()._open()
+        engines, agents = await self._member.namespace.supply_sockets()
+        agents.close()
+        with engines:
+            number = self._stack.pass_socket(engines)
+            await self._ask(Forwards.settle, number, self._member.addresses)
+
+
+class _Stack:
+    """The stack as the forwarder of a member needs it, which leads to the member."""
+
+    def __init__(self, stack: UserStack, member: Member) -> None:
+        self._stack = stack
+        self._member = member
+        self.supervisor = stack.supervisor
+
+    @property
+    def namespace(self) -> Namespace:
+        return self._member.namespace
+
+    @property
+    def subnet(self) -> Subnet:
+        return self._member.subnet
+
+    def pass_socket(self, sock: socket.socket) -> int:
+        return self._stack.pass_socket(sock)
+
+    async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
+        return await self._stack.ask(operation, *arguments)

@@ -1,0 +1,39 @@
+"""The files that commands in a network see in place of the host's."""
+
+from __future__ import annotations
+
+import os
+
+from netns_kit.dns import hosts
+from netns_kit.uplink.dns_settings import RESOLV_CONF
+from netns_kit.userstack.userstack import UserStack
+
+HOSTS = "/etc/hosts"
+
+
+async def shown_files(stack: UserStack) -> dict[str, str]:
+    """Return the text of resolv.conf and of the hosts file, by path: see `Network.files`.
+
+    Raises:
+        StackClosed: The stack is not open.
+    """
+    resolv_conf = stack.uplink.resolv_conf(*stack.subnet.resolvers)
+    records = await stack.records()
+    ours = [
+        (each.name, each.value) for each in records if each.type in ("A", "AAAA") and "*" not in each.name
+    ]
+    asked_for: list[str] = []
+    if stack.policy is not None and any(rule.has_names for rule in stack.policy.rules):
+        ours, asked_for = [], [name for name, _ in ours]
+    others = "" if stack.uplink.is_in_memory else _text(HOSTS)
+    text = hosts.written(os.uname().nodename, ours, others, left_out=asked_for)
+    return {RESOLV_CONF: resolv_conf, HOSTS: text}
+
+
+def _text(path: str) -> str:
+    """Return the text of a file; none if it is not there, or cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""

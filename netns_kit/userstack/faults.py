@@ -1,0 +1,105 @@
+"""FaultsBlock: faults of a stack that runs, as long as a block does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from itertools import count
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import anyio
+
+from netns_kit import arguments
+from netns_kit.child.codec import dump
+from netns_kit.errors import ArgumentError, NetnsKitError
+from netns_kit.forwarder.forwarder import CLOSING_SECONDS
+from netns_kit.gateway.fault_blocks import FaultBlocks
+from netns_kit.gateway.faults import FaultOptions, Faults, read_script
+from netns_kit.tap.frame_device import Device
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_numbers = count()
+T = TypeVar("T")
+
+
+class Disturbed(Protocol):
+    """What a block of faults needs of a stack."""
+
+    @property
+    def tap(self) -> Device: ...
+
+    async def ask(self, operation: Callable[..., T], *arguments: object) -> T: ...
+
+
+class FaultsBlock:
+    """A block in which a stack has faults.  It is made by `UserStack.faults`, and can be entered once.
+
+    Args:
+        stack: The stack.
+        faults: The faults; None: those of the script, or of the options.
+        script: Faults over time.
+        options: Fields of `Faults`.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: An argument that cannot be used.
+    """
+
+    def __init__(
+        self,
+        stack: Disturbed,
+        faults: Faults | None,
+        script: Iterable[tuple[float, Faults]] | None,
+        options: FaultOptions,
+    ) -> None:
+        if (faults is not None) + (script is not None) + bool(options) != 1:
+            raise ArgumentError(
+                "expected one of these: Faults, a script, or the fields of Faults",
+                "faults",
+                arguments.shown(faults),
+                "write faults(loss=0.01), faults(Faults(loss=0.01)) or faults(script=[(0, Faults(loss=0.01))])",
+            )
+        if script is not None:
+            self.script = read_script(script)
+        else:
+            arguments.instance("faults", faults, (Faults, type(None)), "Faults, like Faults(loss=0.01)")
+            self.script = ((0.0, Faults(**options) if faults is None else faults),)
+        if len(stack.tap.queues) > 1 and any(each.has_names for _, each in self.script):
+            raise ArgumentError(
+                "expected no name: of several workers one alone knows names",
+                "to",
+                arguments.shown(next(each.to for _, each in self.script if each.has_names)),
+                "give the network, or open the device with one queue",
+            )
+        self._stack = stack
+        self._number = next(_numbers)
+        self._counts: dict[str, int] | None = None
+
+    async def __aenter__(self) -> Self:
+        with anyio.CancelScope(shield=True):
+            await self._stack.ask(FaultBlocks.begin, self._number, dump(self.script).decode())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._counts = {}
+        with (
+            anyio.move_on_after(CLOSING_SECONDS, shield=True),
+            suppress(NetnsKitError),
+        ):  # or its end ends them
+            self._counts = await self._stack.ask(FaultBlocks.end, self._number)
+
+    async def counts(self) -> dict[str, int]:
+        """Return what the block has done so far, or has done until its end, by name: see docs/faults.md.
+
+        Raises:
+            StackClosed: The block runs, and the stack is not open.
+
+        Cancellation: Nothing is changed.
+        """
+        if self._counts is not None:
+            return dict(self._counts)
+        return await self._stack.ask(FaultBlocks.counts, self._number)
