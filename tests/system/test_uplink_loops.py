@@ -6,6 +6,7 @@ import sys
 from importlib.util import find_spec
 from typing import Any
 
+import anyio
 import pytest
 
 from netns_kit import (
@@ -46,6 +47,10 @@ for address in sys.argv[1:]:
 
 @pytest.fixture(scope="module", params=LOOPS, ids=str)
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    if isinstance(request.param, tuple):
+        backend, options = request.param
+        # from its first run on, uvloop keeps a pipe
+        anyio.run(anyio.sleep, 0, backend=backend, backend_options=options)
     return request.param
 
 
