@@ -71,13 +71,8 @@ async def _attach(
 ) -> None:
     signals.keep()
     with anyio.CancelScope() as scope:
-        async with beside(_end_at_signal, signals, scope):
+        async with beside(signals.cancel, scope):
             await _serve(network, options, events)
-
-
-async def _end_at_signal(signals: Signals, scope: anyio.CancelScope) -> None:
-    await anext(signals.received())
-    scope.cancel()
 
 
 async def _serve(network: Network, options: argparse.Namespace, events: TextIO | None) -> None:
