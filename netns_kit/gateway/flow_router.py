@@ -169,7 +169,7 @@ class FlowRouter:
         if not isinstance(found, Refusal):
             if served:
                 return found
-            outcome = None if self.enforcer.policy is None else self._govern(found, opened)
+            outcome = None if not self.enforcer.governs else self._govern(found, opened)
             if outcome is None:
                 if self.make_room(key):
                     return found
@@ -274,7 +274,7 @@ class FlowRouter:
         if handler is not None:
             handler(connection, target)
         else:
-            relay = self.relay if self.enforcer.policy is None else self._relay_for(connection, flow)
+            relay = self.relay if not self.enforcer.governs else self._relay_for(connection, flow)
             connection.user = made = relay(self._engine, connection, self.cannot_dial)
             try:
                 dial = self._uplink.dial(flow, target, ttl=connection.ttl, tos=connection.tos)
@@ -395,7 +395,7 @@ class FlowRouter:
             if (
                 not isinstance(found, Refusal)
                 and (target := found[1].candidates[0]) == (address, port)
-                and (self.enforcer.policy is None or self._govern(found, None) is None)
+                and (not self.enforcer.governs or self._govern(found, None) is None)
             ):
                 flow = self.stack.add_udp(key, self._engine.now, _socket_name(target))
                 if self._udp.get(guest) is relay:
@@ -448,7 +448,7 @@ class FlowRouter:
 
     def _relay_for(self, connection: TcpConnection, flow: Flow) -> Callable[..., TcpRelay]:
         """Return what makes the relay of a connection, by its ruling."""
-        ruling, policy = ruling_of(connection), self.enforcer.policy
+        ruling, policy = ruling_of(connection), self.enforcer.policy_of(flow)
         if ruling is None or not ruling.looks or policy is None:
             return self.relay
         from .relay.peek import PeekingRelay  # without such a rule nobody has it

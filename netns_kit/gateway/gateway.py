@@ -248,7 +248,7 @@ class Gateway:
         self._read_pins()
 
     def _query_refused(self, name: bytes, kind: int, client: bytes, refused: Refused, rule: str) -> None:
-        watcher, policy = self.watcher, self.enforcer.policy
+        watcher, policy = self.watcher, self.enforcer.of(client).policy
         if watcher is not None and policy is not None:
             watcher.query_refused(name, kind, client, rule, refused.rcode, audit=policy.audit)
 
@@ -369,6 +369,31 @@ class Gateway:
         from netns_kit.policy.policy import Policy
 
         self._govern(load(Policy, text.encode()))
+        if existing == "cut":
+            self.router.cut()
+
+    @operation(same)
+    def set_policy_of(
+        self, guests: tuple[Address, ...], text: str | None, existing: Literal["keep", "cut"]
+    ) -> None:
+        """Let a policy decide about the guests with these addresses, in place of the common one.
+
+        Args:
+            guests: The addresses of one guest.
+            text: The policy, as for `set_policy`; None: the common one decides.
+            existing: As for `set_policy`.
+
+        Raises:
+            DecodeError: The text is no policy.
+        """
+        policy = None
+        if text is not None:
+            from netns_kit.child.codec import load  # as above
+            from netns_kit.policy.policy import Policy
+
+            policy = load(Policy, text.encode())
+        self.enforcer.set_own((each.packed for each in guests), policy)
+        self.dns.guard = self._listener or self.enforcer.guard
         if existing == "cut":
             self.router.cut()
 
