@@ -8,13 +8,14 @@ names and addresses are free then.
 
 from __future__ import annotations
 
+import os
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from subprocess import CompletedProcess
 from types import NoneType
-from typing import Literal, TypedDict, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Literal, TypedDict, TypeVar
 
 import anyio
 from typing_extensions import Unpack
@@ -25,7 +26,7 @@ from netns_kit.child.codec import dump
 from netns_kit.dhcp import StaticLease
 from netns_kit.dns import Record
 from netns_kit.domain_names import check_host_name
-from netns_kit.errors import ArgumentError, NamespaceGone, NetnsKitError
+from netns_kit.errors import ArgumentError, NamespaceGone, NetnsKitError, StackClosed
 from netns_kit.forwarder.forwarder import Forwarder
 from netns_kit.forwarder.forwards import Forwards
 from netns_kit.forwarder.ports import Follow, PortForward
@@ -40,13 +41,19 @@ from netns_kit.namespace.process import Command, CommandOptions, Process, RunOpt
 from netns_kit.policy.policy import Policy
 from netns_kit.subnet import Subnet
 from netns_kit.tap.device import check_name, parse_mac
+from netns_kit.userstack.capture import Capture, CaptureOptions
+from netns_kit.userstack.events import Event
 from netns_kit.userstack.serving import GuestStream
-from netns_kit.userstack.userstack import UserStack
+from netns_kit.userstack.userstack import Follower, UserStack
 
 from .addresses import AddressPool, address6_of, link_local_of, mac_of
 from .guard import Port
 from .hub import Hub
 from .shown import HOSTS, shown_files
+
+if TYPE_CHECKING:
+    from netns_kit.gateway.faults import FaultOptions, Faults
+    from netns_kit.userstack.faults import FaultsBlock
 
 T = TypeVar("T")
 IFNAME = "eth0"
@@ -272,6 +279,11 @@ class Member(Openable):
         """
         return self._opened(self._port).mac.hex(":")
 
+    @property
+    def _guests(self) -> tuple[IPv4Address | IPv6Address, ...]:
+        """All addresses that it may send with, that of its link included."""
+        return self._opened(self._port).addresses
+
     def _opened(self, value: T | None) -> T:
         if value is None:
             raise NamespaceGone(
@@ -304,7 +316,8 @@ class Member(Openable):
             await self.namespace.open()
         self._is_linked = True
         if self.policy is not None:  # before a frame passes
-            await stack.ask(Gateway.set_policy_of, self.addresses, dump(self.policy).decode(), "keep")
+            await stack.ask(Gateway.set_policy_of, self._guests, dump(self.policy).decode(), "keep")
+        stack.homes.update(dict.fromkeys(self._guests, self.namespace))
         await hub.add(self._port, self.namespace, self.ifname, self.name)
         await self.namespace.configure_link(
             self.ifname,
@@ -360,8 +373,10 @@ class Member(Openable):
         if self._is_linked and self._port is not None:
             with suppress(NetnsKitError):
                 await stack.revoke(self.address)
-                await stack.ask(Gateway.end_flows_of, self.addresses)
-                await stack.ask(Gateway.set_policy_of, self.addresses, None, "keep")
+                await stack.ask(Gateway.end_flows_of, self._guests)
+                await stack.ask(Gateway.set_policy_of, self._guests, None, "keep")
+            for address in self._guests:
+                stack.homes.pop(address, None)
             if self._is_kept or not members.is_ending:
                 await members.hub.remove(self._port)
             self._is_linked = False
@@ -402,7 +417,82 @@ class Member(Openable):
         """
         with self.supervisor.guarding():
             flows = await self._members.stack.flows()
-        return tuple(flow for flow in flows if flow.guest.address in self.addresses)
+        return tuple(flow for flow in flows if flow.guest.address in self._guests)
+
+    async def events(self, *, processes: bool = False) -> AsyncGenerator[Event, None]:
+        """Yield what happens to the flows of this member, and what its policy refuses, see `UserStack.events`.
+
+        The end of the member ends the generator.
+
+        Args:
+            processes: Whether to find out which process in the member has opened each flow.
+
+        Raises:
+            NamespaceGone, StackClosed: The member or the network is not open yet, or was closed.
+
+        Cancellation: The generator has ended, and keeps no more events.
+        """
+        self.supervisor.check()
+        async with Follower(self._members.stack, processes, self._guests) as follower:
+            while True:
+                try:
+                    with self.supervisor.guarding():
+                        await follower.wait()
+                        events = await follower.take()
+                except (NamespaceGone, StackClosed):
+                    return
+                for event in events:
+                    yield event
+
+    @arguments.spelled_out(UserStack.capture)
+    def capture(
+        self, target: str | os.PathLike[str] | BinaryIO | None, **options: Unpack[CaptureOptions]
+    ) -> Capture:
+        """Return a capture of the frames between this member and the stack: see `UserStack.capture`.
+
+        These are the frames that have its link address, and those that go to everybody.  Those between members are
+        the kernel's, and not among them.
+
+        Args:
+            target: The file; None: memory.
+            options: As for `UserStack.capture`.
+
+        Raises:
+            ArgumentError, ArgumentTypeError, PolicyError: An argument that cannot be used.
+            CaptureError, OSError: As for `UserStack.capture`.
+            NamespaceGone, StackClosed: On entering, the member or the network is not open.
+
+        Cancellation: The file is complete.
+        """
+        stack = self._members.stack
+        return Capture(_Seen(stack, self), target, options, lambda: self.mac)
+
+    def faults(
+        self,
+        faults: Faults | None = None,
+        *,
+        script: Iterable[tuple[float, Faults]] | None = None,
+        **options: Unpack[FaultOptions],
+    ) -> FaultsBlock:
+        """Return faults on the way between this member and the stack, to be used in `async with`.
+
+        They are as `UserStack.faults` has them, the queries that this member sends to our DNS included.  Packets
+        between members are the kernel's, and pass without.
+
+        Args:
+            faults: The faults.
+            script: Faults over time, instead.
+            options: The fields of `Faults`, instead.
+
+        Raises:
+            ArgumentError, ArgumentTypeError: An argument that cannot be used.
+            NamespaceGone, StackClosed: On entering, the member or the network is not open.
+
+        Cancellation: The faults are over.
+        """
+        from netns_kit.userstack.faults import FaultsBlock  # few need it
+
+        return FaultsBlock(self._members.stack, faults, script, options, lambda: self._guests)
 
     async def set_policy(self, policy: Policy | None, existing: Literal["keep", "cut"] = "keep") -> None:
         """Let another policy decide about this member from now on, as `UserStack.set_policy` does for all.
@@ -425,7 +515,7 @@ class Member(Openable):
             before, self.policy = self.policy, policy
             text = None if policy is None else dump(policy).decode()
             try:
-                await self._members.stack.ask(Gateway.set_policy_of, self.addresses, text, existing)
+                await self._members.stack.ask(Gateway.set_policy_of, self._guests, text, existing)
             except Exception:
                 self.policy = before
                 raise
@@ -534,3 +624,14 @@ class _Stack:
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
         return await self._stack.ask(operation, *arguments)
+
+
+class _Seen:
+    """The stack as a capture of a member needs it, which sees the flows of the member alone."""
+
+    def __init__(self, stack: UserStack, member: Member) -> None:
+        self._member = member
+        self.tap = stack.tap
+        self.supervisor = stack.supervisor
+        self.ask, self.hand = stack.ask, stack.hand
+        self.events, self.flows = member.events, member.flows
