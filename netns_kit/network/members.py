@@ -9,8 +9,8 @@ names and addresses are free then.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import aclosing, suppress
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from subprocess import CompletedProcess
 from types import NoneType
@@ -40,6 +40,7 @@ from netns_kit.namespace.process import Command, CommandOptions, Process, RunOpt
 from netns_kit.policy.policy import Policy
 from netns_kit.subnet import Subnet
 from netns_kit.tap.device import check_name, parse_mac
+from netns_kit.userstack.events import Event, FlowEvent
 from netns_kit.userstack.serving import GuestStream
 from netns_kit.userstack.userstack import UserStack
 
@@ -303,6 +304,7 @@ class Member(Openable):
         if not self._is_kept:
             await self.namespace.open()
         self._is_linked = True
+        stack.guests.update(dict.fromkeys(self.addresses, self.namespace))
         if self.policy is not None:  # before a frame passes
             await stack.ask(Gateway.set_policy_of, self.addresses, dump(self.policy).decode(), "keep")
         await hub.add(self._port, self.namespace, self.ifname, self.name)
@@ -358,6 +360,8 @@ class Member(Openable):
             with suppress(NetnsKitError):
                 await members.tell()
         if self._is_linked and self._port is not None:
+            for address in self.addresses:
+                stack.guests.pop(address, None)
             with suppress(NetnsKitError):
                 await stack.revoke(self.address)
                 await stack.ask(Gateway.end_flows_of, self.addresses)
@@ -447,6 +451,23 @@ class Member(Openable):
         Cancellation: Nothing is changed.
         """
         return await shown_files(self._members.stack, self.policy)
+
+    async def events(self, *, processes: bool = False) -> AsyncGenerator[Event, None]:
+        """Yield what happens to flows of this member, and what is refused of its queries, as `UserStack.events` does.
+
+        Args:
+            processes: Whether to find out which process in the member has opened each flow.
+
+        Raises:
+            StackClosed: The network is not open.
+
+        Cancellation: The generator has ended, and keeps no more events.
+        """
+        async with aclosing(self._members.stack.events(processes=processes)) as events:
+            async for event in events:
+                guest = event.flow.guest.address if isinstance(event, FlowEvent) else event.client
+                if guest in self.addresses:
+                    yield event
 
     @arguments.spelled_out(Namespace.run)
     async def run(self, command: Command, **options: Unpack[RunOptions]) -> CompletedProcess[bytes]:

@@ -140,6 +140,8 @@ class UserStack(Openable):
         """The policy that was set last; None: there is none."""
         above = [] if tap.namespace is None else [tap.namespace.supervisor]
         self.supervisor = Supervisor(type(self).__name__, StackClosed, *above, one_loop=True)
+        self.guests: dict[Address, Namespace] = {}
+        """Namespaces by their addresses, but for the one of the device; for parts of this library."""
         self._runner: Runner | None = None
         self._passing: socket.socket | None = None
         self._news: dict[int, Settable] = {}
@@ -650,9 +652,10 @@ class UserStack(Openable):
         if name is None:
             name = (await self._names([asked])).get(asked.remote.address)
         process = None
-        if self.namespace is not None:
+        namespace = self.namespace_of(asked.guest.address)
+        if namespace is not None:
             with suppress(NetnsKitError, OSError):
-                process = await self.namespace.process_of(asked.protocol, asked.guest, asked.remote)
+                process = await namespace.process_of(asked.protocol, asked.guest, asked.remote)
         return replace(asked, name=name, process=process)
 
     def _tell(self, number: int) -> None:
@@ -663,6 +666,14 @@ class UserStack(Openable):
     def namespace(self) -> Namespace | None:
         """The namespace that the device is in, if it is known."""
         return self.tap.namespace
+
+    def namespace_of(self, guest: Address) -> Namespace | None:
+        """Return the namespace that has an address, if it is known.
+
+        Args:
+            guest: The address.
+        """
+        return self.guests.get(guest, self.namespace)
 
     def pass_socket(self, sock: socket.socket) -> int:
         """Have the engine receive a copy of a socket, and return the number under which it has it.
@@ -744,7 +755,7 @@ class _Follower:
 
     def __init__(self, stack: UserStack, processes: bool) -> None:
         self._stack = stack
-        self._namespace = stack.namespace if processes else None
+        self._wants_processes = processes
         self._processes: dict[int, ProcessInfo | None] = {}  # of flows that are under way, by their ids
         self._number = next(_numbers)
 
@@ -792,7 +803,7 @@ class _Follower:
 
     async def _completed(self, events: tuple[Event, ...]) -> tuple[Event, ...]:
         names = await self._stack._names(event.flow for event in events if isinstance(event, FlowEvent))
-        if not names and self._namespace is None:
+        if not names and not self._wants_processes:
             return events
         completed: list[Event] = []
         for event in events:
@@ -808,14 +819,15 @@ class _Follower:
     async def _process(self, event: FlowEvent) -> ProcessInfo | None:
         """Return the process that has opened a flow, which is looked for when that has happened."""
         flow, known = event.flow, self._processes
-        if self._namespace is None or flow.direction == "inbound":
+        namespace = self._stack.namespace_of(flow.guest.address) if self._wants_processes else None
+        if namespace is None or flow.direction == "inbound":
             return None
         if event.missed:  # perhaps the ends of known ones
             known.clear()
         if event.kind == "opened":
             known[flow.id] = None
             with suppress(NetnsKitError, OSError):
-                known[flow.id] = await self._namespace.process_of(flow.protocol, flow.guest, flow.remote)
+                known[flow.id] = await namespace.process_of(flow.protocol, flow.guest, flow.remote)
             return known[flow.id]
         return known.get(flow.id) if event.audit else known.pop(flow.id, None)
 
