@@ -163,6 +163,13 @@ if TYPE_CHECKING:
     from .userstack.fake_internet import FakeInternet as FakeInternet
     from .userstack.fake_internet import FakeQuery as FakeQuery
     from .userstack.faults import FaultsBlock as FaultsBlock
+    from .userstack.interception import InterceptedDatagrams as InterceptedDatagrams
+    from .userstack.interception import InterceptedStream as InterceptedStream
+    from .userstack.interception import Interceptor as Interceptor
+    from .userstack.interception import TcpInterceptHandler as TcpInterceptHandler
+    from .userstack.interception import UdpInterceptHandler as UdpInterceptHandler
+    from .userstack.interception import UpstreamDatagrams as UpstreamDatagrams
+    from .userstack.interception import UpstreamStream as UpstreamStream
     from .userstack.serving import FlowAttribute as FlowAttribute
     from .userstack.serving import GuestDatagrams as GuestDatagrams
     from .userstack.serving import GuestServer as GuestServer
@@ -229,6 +236,10 @@ _HOMES = {
     "userstack.events": "Event FlowEvent FlowEventKind QueryEvent",
     "userstack.fake_internet": "FakeFlow FakeHost FakeInternet FakeQuery",
     "userstack.faults": "FaultsBlock",
+    "userstack.interception": (
+        "InterceptedDatagrams InterceptedStream Interceptor TcpInterceptHandler UdpInterceptHandler "
+        "UpstreamDatagrams UpstreamStream"
+    ),
     "userstack.serving": (
         "FlowAttribute GuestDatagrams GuestServer GuestStream TcpGuestHandler UdpGuestHandler"
     ),

@@ -35,6 +35,12 @@ def pytest_configure() -> None:
     settings.load_profile("any machine")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Two for each core: while tests of one wait, for a program or a kernel's timer, the other's have it."""
+    return 2 * len(os.sched_getaffinity(0))
+
+
 def pytest_collection_finish() -> None:
     """Keep the tests themselves from the garbage collector: they live to the end.
 

@@ -25,6 +25,7 @@ from netns_kit.namespace.process import CommandOptions, Process
 from netns_kit.network.network import Network
 
 from .command_line import FAILED, HOST_LOOPBACK, ONE_PORT, Parser, assigned, complain, repeatable
+from .faults import disturbed
 from .network_options import add_network_options, check_options, network_from, publish, with_value
 from .policy import captured, events_told, open_events
 from .program import end, end_by
@@ -171,7 +172,12 @@ async def _run(
     signals: Signals,
 ) -> int:
     """The command's `returncode`."""
-    async with network, captured(network, options.capture), events_told(network, events):
+    async with (
+        network,
+        captured(network, options.capture),
+        disturbed(network, options.faults),
+        events_told(network, events),
+    ):
         raise_descriptor_limit()  # not the command's: that is the agent's child
         calm_collector()
         await publish(network, options)

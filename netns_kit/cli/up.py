@@ -86,7 +86,7 @@ async def _up(application: Application, sock: socket.socket, signals: Signals, r
         beside(listener.serve, Control(application, scope).serve),
     ):
         with scope:
-            async with beside(_end_at_signal, signals, scope), application:
+            async with beside(signals.cancel, scope), application:
                 if ready >= 0:
                     os.write(ready, READY)
                     os.close(ready)
@@ -97,11 +97,6 @@ async def _up(application: Application, sock: socket.socket, signals: Signals, r
             if status:
                 notice(f"netns-kit: {name} has ended with status {status}")
     return 1 if any(statuses.values()) else 0
-
-
-async def _end_at_signal(signals: Signals, scope: anyio.CancelScope) -> None:
-    await anext(signals.received())
-    scope.cancel()
 
 
 class Control:

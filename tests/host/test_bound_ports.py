@@ -60,7 +60,8 @@ def test_another_process_is_named_with_its_command(protocol: str, bound: str) ->
         assert bound_ports.holder(protocol, IPv4Address("0.0.0.0"), port) == named
         elsewhere = bound_ports.holder(protocol, IPv4Address("127.0.0.2"), port)
         assert elsewhere == (None if bound == "127.0.0.1" else named)
-        assert bound_ports.holder("udp" if protocol == "tcp" else "tcp", LOCAL, port) is None
+        other = bound_ports.holder("udp" if protocol == "tcp" else "tcp", LOCAL, port)
+        assert other != named, "another test may have that port of the other protocol"
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])

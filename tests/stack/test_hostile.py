@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from netns_kit.stack import Limits, Offloads, State
 from netns_kit.stack.wire import arp, checksum, ethernet, icmp, ip, ndp, virtio
 from netns_kit.tap.impairment import Impairment
+from tests.support import LONG
 from tests.support.stack import (
     DNS,
     GATEWAY,
@@ -31,7 +32,7 @@ from tests.support.stack import (
     udp_packet,
 )
 
-FRAMES = 1_000_000
+FRAMES = 1_000_000 if LONG else 200_000
 LIMITS = Limits(
     tcp_connections=64,
     tcp_receive=1 << 16,

@@ -9,7 +9,6 @@ By default the traffic lasts seconds, and the silence is the same; with NETNS_KI
 from __future__ import annotations
 
 import gc
-import os
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
@@ -23,6 +22,7 @@ import pytest
 from netns_kit.stack import Closed, EchoFlow, Limits, Refusal, Stack, TcpConnection, UdpFlow
 from netns_kit.stack.wire.ip import Packet
 from netns_kit.tap.impairment import BadLink, Impairment
+from tests.support import LONG
 from tests.support.stack import (
     DNS,
     GATEWAY,
@@ -47,7 +47,6 @@ PLANS = [
     ("reset", "answer"),
 ]
 SIZES = (0, 1, 500, 5_000, 20_000, 20_000, 100_000)
-LONG = bool(os.environ.get("NETNS_KIT_LONG"))
 QUARTER = 900.0
 TRAFFIC = 480.0 if LONG else 8.0
 """Seconds of each quarter in which something new begins."""

@@ -7,7 +7,6 @@ tests/support/wire.py shows what passes between them.
 from __future__ import annotations
 
 import errno
-import os
 import resource
 import select
 import socket
@@ -31,7 +30,6 @@ from tests.support.servers import sent_again
 __all__ = ["driver", "every_descriptor", "net"]  # fixtures
 
 GATEWAY, GUEST, TAP = "10.0.2.2", "10.0.2.100", "tap0"
-LONG = bool(os.environ.get("NETNS_KIT_LONG"))
 RESERVE = 512  # descriptors that are not for connections
 PATIENCE = 5  # seconds, for what should be there at once
 

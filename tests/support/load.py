@@ -25,7 +25,6 @@ from netns_kit.tap.frame_device import Device
 from netns_kit.tap.impaired import ImpairedTap
 from netns_kit.tap.impairment import Impairment
 
-LONG = bool(os.environ.get("NETNS_KIT_LONG"))
 GATEWAY, RESOLVER, GUEST = "10.0.2.2", "10.0.2.3", "10.0.2.100"
 PORT = 80
 MIB = 1 << 20

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from random import Random
 
 from netns_kit.stack import (
@@ -286,6 +287,12 @@ class Users:
         return self.refusal
 
 
+@cache
+def _limits(given: Limits | None, ack_delay: float) -> Limits:
+    """Those of a guest: some tests have a hundred thousand guests."""
+    return replace(given or Limits(), tcp_ack_delay=ack_delay)
+
+
 class Guest:
     """The other end of a stack's link, played by a test."""
 
@@ -315,7 +322,7 @@ class Guest:
             mtu=mtu,
             secret=SECRET,
             offloads=offloads,
-            limits=replace(limits or Limits(), tcp_ack_delay=ack_delay),
+            limits=_limits(limits, ack_delay),
             advertised=advertised,
             steering=steering,
         )

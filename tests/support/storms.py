@@ -19,7 +19,8 @@ import anyio
 from netns_kit import Uplink
 from netns_kit.gateway.setup import DriverName
 from netns_kit.stack import Limits
-from tests.support.load import LONG, Ends, Rig, door, open_descriptors, receive, rig, send
+from tests.support import LONG
+from tests.support.load import Ends, Rig, door, open_descriptors, receive, rig, send
 from tests.support.servers import udp_server
 
 SECONDS = 240 if LONG else 30

@@ -23,8 +23,8 @@ import pytest
 from netns_kit.gateway.setup import DriverName
 from netns_kit.tap.impaired import ImpairedTap
 from netns_kit.tap.impairment import Impairment
-from tests.support import needs_tun
-from tests.support.load import LONG, MIB, Ends, Rig, Way, door, receive, rig, send
+from tests.support import LONG, needs_tun
+from tests.support.load import MIB, Ends, Rig, Way, door, receive, rig, send
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks"), pytest.mark.timeout(900 if LONG else 120)]
 

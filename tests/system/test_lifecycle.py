@@ -43,13 +43,12 @@ from netns_kit.errors import NetnsKitError
 from netns_kit.gateway.frame_pump import FramePump
 from netns_kit.gateway.setup import DriverName
 from netns_kit.userstack import drivers
-from tests.support import ROOT, Possessions, needs, needs_tun, wait_exit
+from tests.support import LONG, ROOT, Possessions, needs, needs_tun, wait_exit
 from tests.support.load import leaked, resident
 from tests.support.servers import SECONDS, bounded, cancelled_at_any_moment, echo, tcp_server, udp_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
-LONG = bool(os.environ.get("NETNS_KIT_LONG"))
 GATEWAY = "10.0.2.2"
 
 

@@ -24,9 +24,8 @@ from netns_kit.gateway.setup import DriverName
 from netns_kit.stack import Limits, State
 from netns_kit.tap.impaired import ImpairedTap
 from netns_kit.tap.impairment import Impairment
-from tests.support import needs_tun
+from tests.support import LONG, needs_tun
 from tests.support.load import (
-    LONG,
     MIB,
     Door,
     Ends,

@@ -28,10 +28,9 @@ from dnslib import DNSRecord
 from netns_kit import Uplink
 from netns_kit.gateway.setup import DriverName
 from netns_kit.stack import Limits
-from tests.support import needs_ping, needs_tun
+from tests.support import LONG, needs_ping, needs_tun
 from tests.support.load import (
     GATEWAY,
-    LONG,
     MIB,
     RESOLVER,
     Door,

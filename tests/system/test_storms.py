@@ -16,8 +16,8 @@ import anyio
 import pytest
 
 from netns_kit.gateway.setup import DriverName
-from tests.support import ROOT, descriptors, needs_tun
-from tests.support.load import LONG, MIB, leaked, resident
+from tests.support import LONG, ROOT, descriptors, needs_tun
+from tests.support.load import MIB, leaked, resident
 from tests.support.storms import BATCH, DESCRIPTORS, ROUND, SECONDS, Servers, storms
 
 pytestmark = pytest.mark.timeout(300 if LONG else 60)

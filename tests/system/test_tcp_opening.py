@@ -24,11 +24,10 @@ from netns_kit.arguments import Address
 from netns_kit.gateway.setup import DriverName
 from netns_kit.stack.user import Transport
 from netns_kit.stack.wire.tcp import ACK, RST, SYN
-from tests.support import needs
+from tests.support import LONG, needs
 from tests.support.connections import (
     GATEWAY,
     GUEST,
-    LONG,
     accepted,
     dial,
     echoes,

@@ -28,9 +28,15 @@ from tests.support.stack import (
     udp_packet,
 )
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # scapy's own imports, of what is deprecated
-    scapy = pytest.importorskip("scapy.all")
+scapy: Any = None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _scapy() -> None:
+    """Load it for these tests: it takes a while, and every process that runs tests imports this module."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scapy's own imports, of what is deprecated
+        globals()["scapy"] = pytest.importorskip("scapy.all")
 
 
 def name(address: bytes) -> str:
