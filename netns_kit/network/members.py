@@ -315,9 +315,9 @@ class Member(Openable):
         if not self._is_kept:
             await self.namespace.open()
         self._is_linked = True
+        stack.guests.update(dict.fromkeys(self._guests, self.namespace))
         if self.policy is not None:  # before a frame passes
             await stack.ask(Gateway.set_policy_of, self._guests, dump(self.policy).decode(), "keep")
-        stack.homes.update(dict.fromkeys(self._guests, self.namespace))
         await hub.add(self._port, self.namespace, self.ifname, self.name)
         await self.namespace.configure_link(
             self.ifname,
@@ -371,12 +371,12 @@ class Member(Openable):
             with suppress(NetnsKitError):
                 await members.tell()
         if self._is_linked and self._port is not None:
+            for address in self._guests:
+                stack.guests.pop(address, None)
             with suppress(NetnsKitError):
                 await stack.revoke(self.address)
                 await stack.ask(Gateway.end_flows_of, self._guests)
                 await stack.ask(Gateway.set_policy_of, self._guests, None, "keep")
-            for address in self._guests:
-                stack.homes.pop(address, None)
             if self._is_kept or not members.is_ending:
                 await members.hub.remove(self._port)
             self._is_linked = False

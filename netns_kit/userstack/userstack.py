@@ -143,12 +143,12 @@ class UserStack(Openable):
         """The policy that was set last; None: there is none."""
         above = [] if tap.namespace is None else [tap.namespace.supervisor]
         self.supervisor = Supervisor(type(self).__name__, StackClosed, *above, one_loop=True)
+        self.guests: dict[Address, Namespace] = {}
+        """Namespaces by their addresses, but for the one of the device; for parts of this library."""
         self._runner: Runner | None = None
         self._passing: socket.socket | None = None
         self._news: dict[int, Settable] = {}
         self._servers: Servers | None = None  # once there are such
-        self.homes: dict[Address, Namespace] = {}
-        """The namespaces of guests that are in another one than the device, by address; for parts of this library."""
 
     @property
     def subnet(self) -> Subnet:
@@ -718,21 +718,12 @@ class UserStack(Openable):
         name = asked.name
         if name is None:
             name = (await self._names([asked])).get(asked.remote.address)
-        return replace(asked, name=name, process=await self.process_of(asked))
-
-    async def process_of(self, flow: FlowInfo | FlowRequest) -> ProcessInfo | None:
-        """Return the process inside that has opened a flow, if it can be found.  For parts of this library.
-
-        Args:
-            flow: The flow, or what is known of it.
-
-        Cancellation: Nothing is changed.
-        """
-        namespace = self.homes.get(flow.guest.address, self.namespace)
+        process = None
+        namespace = self.namespace_of(asked.guest.address)
         if namespace is not None:
             with suppress(NetnsKitError, OSError):
-                return await namespace.process_of(flow.protocol, flow.guest, flow.remote)
-        return None
+                process = await namespace.process_of(asked.protocol, asked.guest, asked.remote)
+        return replace(asked, name=name, process=process)
 
     def _tell(self, number: int) -> None:
         if number in self._news:
@@ -742,6 +733,17 @@ class UserStack(Openable):
     def namespace(self) -> Namespace | None:
         """The namespace that the device is in, if it is known."""
         return self.tap.namespace
+
+    def namespace_of(self, guest: AddressLike) -> Namespace | None:
+        """Return the namespace that has an address, if it is known.
+
+        Args:
+            guest: The address.
+
+        Raises:
+            AddressError, ArgumentTypeError: The argument is no address.
+        """
+        return self.guests.get(arguments.address(guest, "guest"), self.namespace)
 
     def pass_socket(self, sock: socket.socket) -> int:
         """Have the engine receive a copy of a socket, and return the number under which it has it.
@@ -830,7 +832,7 @@ class Follower:
     def __init__(self, stack: UserStack, processes: bool, guests: tuple[Address, ...] = ()) -> None:
         self._stack = stack
         self._guests = guests
-        self._is_asking = processes and stack.namespace is not None
+        self._wants_processes = processes
         self._processes: dict[int, ProcessInfo | None] = {}  # of flows that are under way, by their ids
         self._number = next(_numbers)
 
@@ -878,7 +880,7 @@ class Follower:
 
     async def _completed(self, events: tuple[Event, ...]) -> tuple[Event, ...]:
         names = await self._stack._names(event.flow for event in events if isinstance(event, FlowEvent))
-        if not names and not self._is_asking:
+        if not names and not self._wants_processes:
             return events
         completed: list[Event] = []
         for event in events:
@@ -894,12 +896,15 @@ class Follower:
     async def _process(self, event: FlowEvent) -> ProcessInfo | None:
         """Return the process that has opened a flow, which is looked for when that has happened."""
         flow, known = event.flow, self._processes
-        if not self._is_asking or flow.direction == "inbound":
+        namespace = self._stack.namespace_of(flow.guest.address) if self._wants_processes else None
+        if namespace is None or flow.direction == "inbound":
             return None
         if event.missed:  # perhaps the ends of known ones
             known.clear()
         if event.kind == "opened":
-            known[flow.id] = await self._stack.process_of(flow)
+            known[flow.id] = None
+            with suppress(NetnsKitError, OSError):
+                known[flow.id] = await namespace.process_of(flow.protocol, flow.guest, flow.remote)
             return known[flow.id]
         return known.get(flow.id) if event.audit else known.pop(flow.id, None)
 

@@ -35,6 +35,8 @@ import socket, sys
 with socket.create_connection((sys.argv[1], int(sys.argv[2])), 20) as sock:
     print(sock.recv(99).decode(), flush=True)
 """
+LATE = ["sh", "-c", 'sleep 0.5; exec "$@"', "sh"]
+"""What has a command begin a moment later."""
 FILE = """
 [members.web]
 command = [{python}, "-ISc", {ask}, "store", "6379"]
@@ -69,7 +71,7 @@ def composition(**members: dict[str, Any]) -> Composition:
 async def test_commands_wait_for_whom_they_depend_on() -> None:
     shop = composition(
         web={"command": python(ASK, "store", "6379"), "depends_on": ["db:6379"]},
-        db={"command": python(SERVE, "6379", "stored"), "aliases": ["store"], "env": {"WHO": "db"}},
+        db={"command": [*LATE, *python(SERVE, "6379", "stored")], "aliases": ["store"], "env": {"WHO": "db"}},
         tools={},
     )
     lines: list[str] = []

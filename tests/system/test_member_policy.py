@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import sys
+from contextlib import aclosing
 
+import anyio
 import pytest
 
 from netns_kit import (
     ArgumentError,
     Composition,
     DnsSettings,
+    Event,
+    FlowEvent,
     FlowRequest,
     Member,
     Network,
     Policy,
     PolicyError,
+    QueryEvent,
     Uplink,
 )
 from netns_kit.gateway.setup import DriverName
@@ -24,7 +29,7 @@ from tests.support.members import ask, echo, network, output, serving, status
 from tests.support.servers import bounded, dns_server, hello, tcp_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
-CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 20)"
+CONNECT = "import socket, sys; sock = socket.create_connection((sys.argv[1], int(sys.argv[2])), 20)"
 GATEWAY = "10.0.2.2"
 
 
@@ -153,6 +158,66 @@ async def test_a_rule_that_asks_takes_somebody_to_ask() -> None:
                 with pytest.raises(ArgumentError, match="existing='end'"):
                     await a.set_policy(None, "end")  # type: ignore[arg-type]  # that is what it is about
                 assert a.policy is None
+
+
+@bounded
+async def test_events_are_those_of_the_member() -> None:
+    """With the processes in it, and the queries that its policy refuses."""
+    needs("dig")
+    with tcp_server(hello) as port:
+        async with (
+            network(uplink=Uplink(allow_host_loopback=True, dns=[])) as net,
+            net.member("a", policy=Policy.deny().allow(GATEWAY)) as a,
+            net.member("b") as b,
+            aclosing(a.events(processes=True)) as events,
+        ):
+            seen: list[Event] = []
+
+            async def collect() -> None:
+                async for event in events:
+                    seen.append(event)
+                    if isinstance(event, QueryEvent):
+                        return
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(collect)
+                await anyio.wait_all_tasks_blocked()
+                assert await ask(b, GATEWAY, port) == "hello"
+                assert await ask(a, GATEWAY, port) == "hello"
+                await output(a, "dig", "name.tld")
+            flows = [event for event in seen if isinstance(event, FlowEvent)]
+            assert {str(event.flow.guest.address) for event in flows} == {"10.0.2.101"}
+            opened = [event for event in flows if event.kind == "opened" and event.flow.remote.port == port]
+            assert len(opened) == 1
+            assert [(event.name, str(event.client)) for event in seen if isinstance(event, QueryEvent)] == [
+                ("name.tld", "10.0.2.101")
+            ]
+
+
+@bounded
+async def test_events_name_the_process_in_the_member() -> None:
+    command = [sys.executable, "-ISc", f"{CONNECT}; sys.stdin.read()", GATEWAY]
+    with tcp_server(hello) as port:
+        async with (
+            network(uplink=Uplink(allow_host_loopback=True)) as net,
+            net.member("a") as a,
+            aclosing(a.events(processes=True)) as events,
+            anyio.create_task_group() as tasks,
+        ):
+            found: list[Event] = []
+
+            async def first() -> None:
+                found.append(await anext(events))
+
+            tasks.start_soon(first)
+            await anyio.wait_all_tasks_blocked()
+            async with await a.popen([*command, str(port)]) as process:
+                while not found:  # noqa: ASYNC110 - a task group tells at its end
+                    await anyio.sleep(0.01)
+                (event,) = found
+                assert isinstance(event, FlowEvent)
+                assert event.process is not None
+                assert event.process.pid == process.pid
 
 
 async def test_pins_are_not_shared_so_there_is_one_worker() -> None:

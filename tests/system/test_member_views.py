@@ -147,7 +147,7 @@ async def test_events_end_with_the_member() -> None:
             await a.flows()
             await net.remove_member("a")
         assert seen[-1:] == ["end"]
-        assert net.stack.homes == {}
+        assert net.stack.guests == {}
 
 
 async def test_who_is_asked_is_told_the_process_of_the_member() -> None:
