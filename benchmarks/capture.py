@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from statistics import median
 from typing import cast
 
@@ -23,8 +23,8 @@ from netns_kit import Network, Uplink
 from netns_kit.gateway.setup import DriverName
 from netns_kit.userstack.capture import Capture
 
-SLOT = 0.25
-KINDS = {"off": 0, "128 bytes of each frame": 128, "whole frames": 1 << 18}
+SLOT = 1.0
+KINDS = {"off": 0, "256 bytes of each frame": 256, "whole frames": 1 << 18}
 SEND = "data = bytes(1 << 20)\nwhile True: sock.sendall(data)"
 RECEIVE = "room = bytearray(1 << 20)\nwhile sock.recv_into(room): pass"
 SERVER = """
@@ -83,10 +83,12 @@ async def measure(driver: str, server: str, client: str, seconds: float) -> dict
                 while time.perf_counter() < end:
                     for kind, snaplen in KINDS.items():
                         rate, work, missed = await slot(net, snaplen, path)
+                        await anyio.Path(path).unlink(missing_ok=True)
                         samples[kind].append(rate)
                         works[kind].append(work)
                         lost[kind] += missed
-            outside.kill()
+            with suppress(ProcessLookupError):
+                outside.kill()
     return {
         kind: f"{median(rates):.2f} Gbit/s, {median(map(_ratio, rates, samples['off'])):.2f}; for each CPU second "
         f"{median(map(_ratio, works[kind], works['off'])):.2f}; {lost[kind]} lost"

@@ -96,6 +96,12 @@ if TYPE_CHECKING:
     from .namespace.process import RunOptions as RunOptions
     from .namespace.process import StandardStream as StandardStream
     from .namespace.process_info import ProcessInfo as ProcessInfo
+    from .network.application import Application as Application
+    from .network.application import LogLine as LogLine
+    from .network.application import MemberState as MemberState
+    from .network.composition import Composition as Composition
+    from .network.composition import Dependency as Dependency
+    from .network.composition import MemberPlan as MemberPlan
     from .network.members import Member as Member
     from .network.members import MemberOptions as MemberOptions
     from .network.network import Network as Network
@@ -157,6 +163,13 @@ if TYPE_CHECKING:
     from .userstack.fake_internet import FakeInternet as FakeInternet
     from .userstack.fake_internet import FakeQuery as FakeQuery
     from .userstack.faults import FaultsBlock as FaultsBlock
+    from .userstack.interception import InterceptedDatagrams as InterceptedDatagrams
+    from .userstack.interception import InterceptedStream as InterceptedStream
+    from .userstack.interception import Interceptor as Interceptor
+    from .userstack.interception import TcpInterceptHandler as TcpInterceptHandler
+    from .userstack.interception import UdpInterceptHandler as UdpInterceptHandler
+    from .userstack.interception import UpstreamDatagrams as UpstreamDatagrams
+    from .userstack.interception import UpstreamStream as UpstreamStream
     from .userstack.serving import FlowAttribute as FlowAttribute
     from .userstack.serving import GuestDatagrams as GuestDatagrams
     from .userstack.serving import GuestServer as GuestServer
@@ -196,6 +209,8 @@ _HOMES = {
     "namespace.namespace": "Ids Interface InterfaceAddress Namespace OpenedTap Pids Route",
     "namespace.process": "Command CommandFailed CommandOptions Process RunOptions StandardStream",
     "namespace.process_info": "ProcessInfo",
+    "network.application": "Application LogLine MemberState",
+    "network.composition": "Composition Dependency MemberPlan",
     "network.members": "Member MemberOptions",
     "network.network": "Network",
     "policy.explanation": "Explanation",
@@ -221,6 +236,10 @@ _HOMES = {
     "userstack.events": "Event FlowEvent FlowEventKind QueryEvent",
     "userstack.fake_internet": "FakeFlow FakeHost FakeInternet FakeQuery",
     "userstack.faults": "FaultsBlock",
+    "userstack.interception": (
+        "InterceptedDatagrams InterceptedStream Interceptor TcpInterceptHandler UdpInterceptHandler "
+        "UpstreamDatagrams UpstreamStream"
+    ),
     "userstack.serving": (
         "FlowAttribute GuestDatagrams GuestServer GuestStream TcpGuestHandler UdpGuestHandler"
     ),

@@ -17,6 +17,7 @@ netns_kit.errors.ArgumentError: driver='fast': expected 'thread' or 'loop'
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
 from typing import Any, TypeAlias, TypeVar
@@ -78,17 +79,36 @@ def text(name: str, given: object, expected: str = "text", fix: str | None = Non
     instance(name, given, str, expected, fix)
 
 
-def whole_number(
-    name: str, given: object, least: int, most: int | None = None, fix: str | None = None
-) -> None:
+def whole_number(name: str, given: object, least: int, most: int | None = None) -> None:
     """Raise `ArgumentTypeError` for anything but an int, `ArgumentError` for one out of range."""
     expected = (
         f"a whole number from {least} to {most}" if most is not None else f"a whole number, {least} or more"
     )
-    instance(name, given, int, expected, fix)
+    instance(name, given, int, expected)
     assert isinstance(given, int)
     if given < least or (most is not None and given > most):
-        raise ArgumentError(f"expected {expected}", name, shown(given), fix)
+        raise ArgumentError(f"expected {expected}", name, shown(given))
+
+
+def number(name: str, given: object, expected: str, holds: Callable[[float], bool]) -> None:
+    """Raise `ArgumentTypeError` for anything but an int or a float, `ArgumentError` for one that does not hold."""
+    instance(name, given, (int, float), expected)
+    assert isinstance(given, int | float)
+    if not holds(given):
+        raise ArgumentError(f"expected {expected}", name, shown(given))
+
+
+def descriptor(name: str, given: object) -> os.stat_result:
+    """Return the status of an open descriptor.
+
+    Raises `ArgumentTypeError` for anything but an int, `ArgumentError` for one that is no open descriptor.
+    """
+    whole_number(name, given, 0)
+    assert isinstance(given, int)
+    try:
+        return os.fstat(given)
+    except (OSError, OverflowError) as error:
+        raise ArgumentError("expected an open descriptor", name, repr(given)) from error
 
 
 def port(name: str, given: object, least: int = 0) -> None:
@@ -100,8 +120,7 @@ def one_of(name: str, given: object, choices: Iterable[object]) -> None:
     """Raise `ArgumentError` unless `given` is one of the choices, `ArgumentTypeError` if none has its type."""
     known = tuple(choices)
     if not any(type(given) is type(each) and given == each for each in known):
-        *others, last = map(repr, known)
-        expected = f"expected {', '.join(others)} or {last}" if others else f"expected {last}"
+        expected = f"expected {listed(map(repr, known))}"
         same_type = any(type(given) is type(each) for each in known)
         raise (ArgumentError if same_type else ArgumentTypeError)(expected, name, shown(given))
 
@@ -132,6 +151,12 @@ def plain_function(name: str, given: object) -> None:
 
         if not callable(given) or iscoroutinefunction(given):
             raise ArgumentTypeError("expected a plain function, or None", name, shown(given))
+
+
+def listed(words: Iterable[str]) -> str:
+    """Return words as a message lists what it could be: "one, two or three"."""
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def shown(given: object) -> str:

@@ -132,6 +132,17 @@ def check_host_name(given: str, argument: str) -> str:
     return name
 
 
+def search_list(given: Iterable[str] | None) -> tuple[str, ...] | None:
+    """Return the search domains of a setting that is called so; None stays None.
+
+    Raises as `check_host_name` does, and `ArgumentTypeError` for what is not a list.
+    """
+    if given is None:
+        return None
+    arguments.items("search", given, "a list of domains, or None")
+    return tuple(check_host_name(each, "search") for each in given)
+
+
 def read_host_name(data: bytes) -> str:
     """Return the one host name of a DHCP option, which may end without the root (RFC 4704 4.2).
 

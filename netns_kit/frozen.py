@@ -92,7 +92,8 @@ class _Layout:
             for name, each in fields.items()
             if not each.init and not each.is_required
         ]
-        self.compared = attrgetter(*(name for name, each in fields.items() if each.compare))
+        compared = [name for name, each in fields.items() if each.compare]
+        self.compared = attrgetter(*compared) if compared else lambda _: ()
         self.prepares = hasattr(cls, "__post_init__")
 
 
@@ -105,7 +106,7 @@ def frozen(cls: type[T]) -> type[T]:
     """
     body = dict(cls.__dict__)
     fields = {}
-    for name, kind in body["__annotations__"].items():
+    for name, kind in body.get("__annotations__", {}).items():
         if not str(kind).startswith("ClassVar"):
             given = body.pop(name, _MISSING)
             fields[name] = given if isinstance(given, Field) else Field(given)

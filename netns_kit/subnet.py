@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 from types import NoneType
 
 from . import arguments
-from .domain_names import check_host_name
+from .domain_names import search_list
 from .errors import AddressError
 from .frozen import field, frozen, replace
 
@@ -75,16 +75,13 @@ class Subnet6:
         network = _network6(cidr)
         for name, flag in (("managed", managed), ("other", other), ("autonomous", autonomous)):
             arguments.boolean(name, flag)
-        if search is not None:
-            arguments.items("search", search, "a list of domains, or None")
-            search = tuple(check_host_name(each, "search") for each in search)
         arguments.fill(
             self,
             cidr=str(cidr),
             managed=managed,
             other=other,
             autonomous=autonomous,
-            search=search,
+            search=search_list(search),
             network=network,
             gateway=network[_GATEWAY],
             dns=network[_DNS],

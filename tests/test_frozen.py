@@ -150,3 +150,14 @@ def test_public_records_are_such(kind: Any) -> None:
     assert len(dataclasses.fields(kind)) >= 1
     assert "values" not in inspect.signature(kind).parameters
     assert "__slots__" in vars(kind)
+
+
+@frozen
+class Nothing:
+    """A record without fields."""
+
+
+def test_a_record_may_have_no_fields() -> None:
+    assert repr(Nothing()) == "Nothing()"
+    assert Nothing() == Nothing() == pickle.loads(pickle.dumps(Nothing()))
+    assert len({Nothing(), Nothing()}) == 1

@@ -65,8 +65,11 @@ def test_every_feature_is_there() -> None:
     alone = {name for name, each in OPERATIONS.items() if join_of(each) is None}
     assert alone == {
         "Forwards.add", "Forwards.adopt", "Forwards.disown", "Forwards.list", "Forwards.list_all", "Forwards.remove",
-        "Forwards.remove_all", "Forwards.reverse", "Gateway.names", "Leasing.leases", "Leasing.reserve",
-        "Leasing.revoke", "Serving.accept", "Serving.connect", "Zone.records",
+        "Forwards.remove_all", "Forwards.reverse", "Forwards.target", "Forwards.settle",
+        "Gateway.names", "Leasing.leases", "Leasing.reserve",
+        "Leasing.revoke", "Serving.accept", "Serving.connect", "Serving.dial", "Serving.echoed",
+        "Serving.go_on", "Serving.hold", "Serving.resolved", "Serving.refuse", "Serving.release",
+        "Serving.turn_back", "Zone.records",
     }  # fmt: skip
 
 

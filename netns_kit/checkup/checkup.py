@@ -15,12 +15,12 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from html import escape
 from typing import Any, Literal, NamedTuple
 
 from netns_kit.child.child import Child
 from netns_kit.errors import FeatureUnavailable, IdMapError, NetnsKitError, NotFound
+from netns_kit.frozen import field, frozen
 from netns_kit.host import diagnosis
 from netns_kit.host.diagnosis import Host
 from netns_kit.namespace.idmap import map_ranges
@@ -45,7 +45,7 @@ _REASONS: Mapping[int | None, Reason] = {
 }
 
 
-@dataclass(frozen=True)
+@frozen
 class Finding:
     """A thing that the library needs of the host, and the outcome of trying it."""
 
@@ -91,7 +91,7 @@ class Finding:
         }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@frozen
 class Report:
     """The findings of `doctor`, in order, and by name as in `report["tun"]`.  A notebook shows them as a table."""
 
@@ -277,85 +277,67 @@ CHECKS: Mapping[str, Check] = {
     "pidfds": Check(
         "pidfd_open(2), pidfd_send_signal(2)",
         "no namespace can be held: Namespace, Network, netns-kit run",
-        _feature("pidfds", "5.3", "pidfd_open"),
-        needed=True,
+        _feature("pidfds", "5.3", "pidfd_open"), needed=True,
     ),
     "user-namespace": Check(
         "unshare(CLONE_NEWUSER), own uid and gid mapped to 0",
         "no namespace can be made: Namespace.create, Network, netns-kit run",
-        _namespace,
-        needed=True,
-        knobs=("user.max_user_namespaces", diagnosis.CLONE, diagnosis.APPARMOR),
+        _namespace, needed=True, knobs=("user.max_user_namespaces", diagnosis.CLONE, diagnosis.APPARMOR),
     ),
     "network-namespace": Check(
         "unshare(CLONE_NEWNET), its loopback set up",
         "no namespace can be made: Namespace.create, Network, netns-kit run",
-        _namespace,
-        ("user-namespace",),
-        needed=True,
-        knobs=("user.max_net_namespaces",),
+        _namespace, ("user-namespace",), needed=True, knobs=("user.max_net_namespaces",),
     ),
     "tun": Check(
         "in there, /dev/net/tun opened, TUNSETIFF, an address and a route",
         "no tap: TapDevice.open, Network, netns-kit run",
-        lambda outcome, _: diagnosis.tun(_os_error(outcome), "probe0"),
-        _INSIDE,
-        needed=True,
+        lambda outcome, _: diagnosis.tun(_os_error(outcome), "probe0"), _INSIDE, needed=True,
     ),
     "files": Check(
         "in a mount namespace, /etc/resolv.conf replaced for one command",
         "commands have no resolv.conf of their own: Network.run, netns-kit run, files=",
-        _files,
-        _INSIDE,
-        needed=True,
-        knobs=("user.max_mnt_namespaces",),
+        _files, _INSIDE, needed=True, knobs=("user.max_mnt_namespaces",),
     ),
     "pids": Check(
         "in there, unshare(CLONE_NEWPID), and a /proc mounted for it",
         "commands can signal the caller's processes, and outlive the block by stopping the agent (docs/security.md)",
-        _pids,
-        ("files",),  # and with it a mount namespace
-        knobs=("user.max_pid_namespaces",),
+        _pids, ("files",), knobs=("user.max_pid_namespaces",),  # with the files comes a mount namespace
     ),
     "offloads": Check(
-        "TUNSETOFFLOAD", "more packets, and smaller ones, for the same bytes", _offloads, ("tun",)
+        "TUNSETOFFLOAD",
+        "more packets, and smaller ones, for the same bytes",
+        _offloads, ("tun",),
     ),
     "queues": Check(
         "TUNSETIFF with IFF_MULTI_QUEUE, twice",
         "one worker for each namespace: queues=1",
-        lambda outcome, _: diagnosis.tun(_os_error(outcome), "probe1"),
-        ("tun",),
+        lambda outcome, _: diagnosis.tun(_os_error(outcome), "probe1"), ("tun",),
     ),
     "sysctls": Check(
         "in there, net.ipv4.ip_default_ttl set",
         "sysctls of a namespace stay what they are: Namespace.set_sysctl",
-        _feature("sysctls of a namespace", "3.0", "openat"),
-        _INSIDE,
+        _feature("sysctls of a namespace", "3.0", "openat"), _INSIDE,
     ),
     "id-ranges": Check(
         "newuidmap and newgidmap, with the ranges of /etc/subuid and /etc/subgid",
         'one uid and one gid in a namespace: no ids="subids", so no images with several users',
-        lambda outcome, host: _namespace({"op": "map", **outcome}, host),
-        _INSIDE,
+        lambda outcome, host: _namespace({"op": "map", **outcome}, host), _INSIDE,
     ),
     "ping": Check(
         "a ping socket (icmp(7)), then a raw one",
         "the namespace cannot ping beyond the gateway, nor be told why by traceroute -I",
-        _ping,
-        knobs=(diagnosis.PING_GROUPS,),
+        _ping, knobs=(diagnosis.PING_GROUPS,),
     ),
     "ping6": Check(
         "the same, of ICMPv6",
         "the namespace cannot ping over IPv6",
-        _ping,
-        ("ipv6",),
-        knobs=(diagnosis.PING_GROUPS,),
+        _ping, ("ipv6",), knobs=(diagnosis.PING_GROUPS,),
     ),
     "low-ports": Check(
         "a port below 1024 bound on 127.0.0.1",
         "ports below that number cannot be published: Forwarder.add, -p",
-        _low_ports,
-        knobs=(diagnosis.PORT_START,),
+        _low_ports, knobs=(diagnosis.PORT_START,),
     ),
     "bind-device": Check(
         "SO_BINDTODEVICE",
@@ -365,20 +347,17 @@ CHECKS: Mapping[str, Check] = {
     "ipv6": Check(
         "a socket bound to ::1",
         "no IPv6 through the host",
-        _ipv6,
-        knobs=("net.ipv6.conf.all.disable_ipv6", "net.ipv6.conf.lo.disable_ipv6"),
+        _ipv6, knobs=("net.ipv6.conf.all.disable_ipv6", "net.ipv6.conf.lo.disable_ipv6"),
     ),
     "ipv6-inside": Check(
         "in a namespace, an address and a route of a tap",
         "no IPv6 in namespaces: Network(ipv6=True), --ipv6",
-        _ipv6,
-        ("tun",),
+        _ipv6, ("tun",),
     ),
     "transparent": Check(
         "in a namespace, IP_TRANSPARENT, and an address bound that is not its own",
         "a server inside does not see its client's address where ports are forwarded by sockets",
-        _feature("IP_TRANSPARENT", "2.6.28", "setsockopt"),
-        _INSIDE,
+        _feature("IP_TRANSPARENT", "2.6.28", "setsockopt"), _INSIDE,
     ),
     "udp-segment": Check(
         "two datagrams sent by one call (UDP_SEGMENT)",
@@ -388,8 +367,7 @@ CHECKS: Mapping[str, Check] = {
     "udp-gro": Check(
         "two datagrams read by one call (UDP_GRO)",
         "datagrams come in one by one",
-        _feature("UDP_GRO", "5.0", "setsockopt"),
-        ("udp-segment",),
+        _feature("UDP_GRO", "5.0", "setsockopt"), ("udp-segment",),
     ),
     "memfds": Check(
         "memfd_create(2)",
@@ -397,10 +375,14 @@ CHECKS: Mapping[str, Check] = {
         _feature("memfds", "3.17", "memfd_create"),
     ),
     "landlock": Check(
-        "a worker's sandbox entered", "a worker that was taken over could read files", _layer("landlock")
+        "a worker's sandbox entered",
+        "a worker that was taken over could read files",
+        _layer("landlock"),
     ),
     "seccomp": Check(
-        "the same", "a worker that was taken over could make any system call", _layer("seccomp")
+        "the same",
+        "a worker that was taken over could make any system call",
+        _layer("seccomp"),
     ),
     "sandbox": Check(
         "the same: core dumps, ptrace, capabilities, no_new_privs",
@@ -413,12 +395,16 @@ CHECKS: Mapping[str, Check] = {
         _resolver,
     ),
     "tcp-buffers": Check(
-        "read", "a connection over a long path is slower than the path", _buffers, knobs=_BUFFERS
+        "read",
+        "a connection over a long path is slower than the path",
+        _buffers, knobs=_BUFFERS,
     ),
     "descriptors": Check(
-        "getrlimit(RLIMIT_NOFILE)", "few connections at a time: each has a descriptor", _descriptors
+        "getrlimit(RLIMIT_NOFILE)",
+        "few connections at a time: each has a descriptor",
+        _descriptors,
     ),
-}
+}  # fmt: skip
 
 
 def examine(

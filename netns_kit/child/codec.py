@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address
@@ -32,6 +32,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from netns_kit.errors import NetnsKitError
+from netns_kit.frozen import frozen
 
 _SHOWN = 80  # characters of what was not understood
 
@@ -152,7 +153,7 @@ def printable(text: str) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Failure:
     """An exception: the name of its class, if the other side knows that, and its arguments."""
 

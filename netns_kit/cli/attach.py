@@ -28,6 +28,7 @@ from netns_kit.network.network import DEFAULT_IFNAME, Network
 from netns_kit.tap.device import check_name
 
 from .command_line import FAILED, HOST_LOOPBACK, ONE_PORT, Parser, complain, value
+from .faults import disturbed
 from .network_options import add_network_options, check_options, network_from, publish, with_value
 from .policy import captured, events_told, open_events
 from .program import end, notice
@@ -70,20 +71,20 @@ async def _attach(
 ) -> None:
     signals.keep()
     with anyio.CancelScope() as scope:
-        async with beside(_end_at_signal, signals, scope):
+        async with beside(signals.cancel, scope):
             await _serve(network, options, events)
-
-
-async def _end_at_signal(signals: Signals, scope: anyio.CancelScope) -> None:
-    await anext(signals.received())
-    scope.cancel()
 
 
 async def _serve(network: Network, options: argparse.Namespace, events: TextIO | None) -> None:
     """Until the exit pipe is closed or the namespace has gone."""
     ready = False
     try:
-        async with network, captured(network, options.capture), events_told(network, events):
+        async with (
+            network,
+            captured(network, options.capture),
+            disturbed(network, options.faults),
+            events_told(network, events),
+        ):
             raise_descriptor_limit()
             calm_collector()
             await publish(network, options)

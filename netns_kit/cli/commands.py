@@ -48,6 +48,14 @@ def _run(words: list[str]) -> int:
         from . import attach
 
         return attach.main(words[1:])
+    if words[:1] == ["up"]:
+        from . import up
+
+        return up.main(words[1:])
+    if words[:1] in (["down"], ["ps"], ["logs"], ["join"]):
+        from . import networks
+
+        return networks.main(words[0], words[1:])
     from . import run
 
     return run.main(words)

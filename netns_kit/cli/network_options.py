@@ -22,6 +22,7 @@ from netns_kit.uplink.flow import DNS_PORT, Endpoint
 from netns_kit.uplink.uplink import UdpFiltering, Uplink, source_address
 
 from .command_line import HOST_LOOPBACK, Parser, assigned, repeatable, value, whole_number
+from .faults import add_faults_options
 from .policy import add_policy_options, check_policy, policy_of
 from .program import notice
 from .proxy import add_proxy_options, uplink_from
@@ -36,6 +37,7 @@ def add_network_options(parser: Parser) -> None:
     _add_link(parser)
     _add_reach(parser)
     add_policy_options(parser)
+    add_faults_options(parser)
     _add_dns(parser)
     _add_stack(parser)
     _add_source(parser)

@@ -5,18 +5,24 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from netns_kit.errors import NetnsKitError
 from netns_kit.uplink.uplink import Uplink
 
+if TYPE_CHECKING:
+    from netns_kit.uplink.chooser import ChooserRule
+
 _URL = re.compile(
-    r"(?P<scheme>[a-z0-9]+)://(?:(?P<user>[^:@/]*)(?::(?P<password>[^@/]*))?@)?"
+    r"(?:(?P<scheme>[a-z0-9]+)://)?(?:(?P<user>[^:@/]*)(?::(?P<password>[^@/]*))?@)?"
     r"(?P<host>\[[^\]/@]+\]|[^:/@\[\]]+)(?::(?P<port>[0-9]{1,5}))?/?",
     re.IGNORECASE,
 )
 _FORM = "expected socks5://[USER:PASSWORD@]HOST[:PORT] or http://..."
-_PORTS = {"socks5": 1080, "socks5h": 1080, "http": 8080}
+_PORTS = {"socks": 1080, "socks5": 1080, "socks5h": 1080, "http": 8080}
+_DIRECT = re.compile(
+    r"(?P<host>\[[^\]]+\]|[^:\[\]]+|[0-9a-f:]+(?:/[0-9]+)?)(?::(?P<port>[0-9]{1,5}))?", re.IGNORECASE
+)
 
 
 def add_proxy_options(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +34,12 @@ def add_proxy_options(parser: argparse.ArgumentParser) -> None:
         help="send all flows through a proxy: socks5://[USER:PASSWORD@]HOST[:PORT], or http:// for CONNECT, which "
         "carries TCP alone.  Pings are refused.  The proxy is told names where they are known.  Resolvers are asked "
         "through it, over TCP, so give some that it can reach (--dns), if the host's are on its loopback",
+    )
+    parser.add_argument(
+        "--no-proxy",
+        metavar="LIST",
+        help="send flows to these past the proxy, as NO_PROXY has them: names with all that is below them, "
+        "addresses, networks, each perhaps with :PORT, separated by commas",
     )
     parser.add_argument(
         "--proxy-names",
@@ -57,8 +69,36 @@ def uplink_from(options: argparse.Namespace, arguments: Mapping[str, Any]) -> Up
     from netns_kit.uplink.socks5 import Socks5Uplink
 
     kind = HttpConnectUplink if scheme == "http" else Socks5Uplink
-    asked = {"names": options.proxy_names, "resolvers": options.proxy_resolvers, **arguments}
-    return kind(_resolved(host, port), user, password, **asked)
+    asked = {"names": options.proxy_names, "resolvers": options.proxy_resolvers}
+    if not options.no_proxy:
+        return kind(_resolved(host, port), user, password, **asked, **arguments)
+    from netns_kit.uplink.chooser import ChooserUplink
+
+    rules = _past_the_proxy(options.no_proxy)
+    return ChooserUplink(rules, kind(_resolved(host, port), user, password, **asked), **arguments)
+
+
+def _past_the_proxy(text: str) -> list[ChooserRule]:
+    """Return the rules of a `ChooserUplink` that NO_PROXY's text describes.
+
+    Raises:
+        NetnsKitError: A part of it cannot be used.
+    """
+    from netns_kit.uplink.chooser import choose
+
+    rules: list[ChooserRule] = []
+    for part in filter(None, re.split(r"[\s,]+", text)):
+        found = _DIRECT.fullmatch(part)
+        if found is None:
+            fix = "write names, addresses and networks, perhaps with :PORT"
+            raise NetnsKitError("--no-proxy cannot be understood", value=repr(part), fix=fix)
+        host = found["host"].strip("[]").removeprefix("*.").lstrip(".")
+        if host == "localhost":
+            continue  # it never leaves the namespace
+        is_name = re.fullmatch(r"[0-9./]+|.*:.*", host) is None
+        targets = (host, f"*.{host}") if is_name and host != "*" else (host,)
+        rules.append((choose(*targets, ports=None if found["port"] is None else int(found["port"])), None))
+    return rules
 
 
 def _checked(text: str) -> str:
@@ -73,7 +113,7 @@ def _checked(text: str) -> str:
 def _parsed(text: str) -> tuple[str, str | None, str | None, str, int]:
     """Return scheme, user name, password, host and port of a URL.  Raises ValueError without the URL in it."""
     found = _URL.fullmatch(text)
-    scheme = found["scheme"].lower() if found else ""
+    scheme = (found["scheme"] or "http").lower() if found else ""
     if found is None or scheme not in _PORTS or not 0 < int(found["port"] or 1) < 65536:
         raise ValueError(f"{_FORM}; what is special in USER or PASSWORD is written as %XX")
     if (found["user"] is None) != (found["password"] is None):

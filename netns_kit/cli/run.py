@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import TextIO, TypeVar, cast, get_args
+from typing import NoReturn, TextIO, TypeVar, cast, get_args
 
 import anyio
 
@@ -20,10 +20,12 @@ from netns_kit.host.activation import activated
 from netns_kit.host.limits import calm_collector, raise_descriptor_limit
 from netns_kit.namespace.background import beside
 from netns_kit.namespace.given import FileMode, OpenFile
+from netns_kit.namespace.namespace import Namespace
 from netns_kit.namespace.process import CommandOptions, Process
 from netns_kit.network.network import Network
 
 from .command_line import FAILED, HOST_LOOPBACK, ONE_PORT, Parser, assigned, complain, repeatable
+from .faults import disturbed
 from .network_options import add_network_options, check_options, network_from, publish, with_value
 from .policy import captured, events_told, open_events
 from .program import end, end_by
@@ -51,17 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         adopt = _activation(options.port_mode)
         events = open_events(options.events)
         with Signals() as signals:
-            given = _command_options(options, _inherited())
+            given = _command_options(options, inherited())
             status = anyio.run(_run, network_from(options), options, adopt, events, command, given, signals)
-            if status < 0:
-                end_by(-status)
-            end(status)
+            end_as(status)
     except (NetnsKitError, ValueError, OSError) as error:
-        status = _status_of(error, command)
-        if status == NOT_FOUND and "/" not in command[0] and str(error).count(":") == 1:
-            fix = "install it, or write where it is"
-            return complain(status, NetnsKitError(f"{command[0]!r} is not found in PATH", fix=fix))
-        return complain(status, error)
+        return complain_of(error, command)
 
 
 def _activation(mode: Mode | None) -> Adopt:
@@ -76,7 +72,7 @@ def _activation(mode: Mode | None) -> Adopt:
     return adopt
 
 
-def _inherited() -> list[int]:
+def inherited() -> list[int]:
     """The descriptors that were given to us for the command, beside the standard streams."""
     found = []
     for number in map(int, os.listdir("/proc/self/fd")):
@@ -84,6 +80,22 @@ def _inherited() -> list[int]:
             if number > 2 and os.get_inheritable(number):
                 found.append(number)
     return found
+
+
+def end_as(status: int) -> NoReturn:
+    """End this process as a command has ended, by its `returncode`."""
+    if status < 0:
+        end_by(-status)
+    end(status)
+
+
+def complain_of(error: Exception, command: Sequence[str]) -> int:
+    """Tell why a command could not be run, and return the exit status."""
+    status = _status_of(error, command)
+    if status == NOT_FOUND and "/" not in command[0] and str(error).count(":") == 1:
+        fix = "install it, or write where it is"
+        return complain(status, NetnsKitError(f"{command[0]!r} is not found in PATH", fix=fix))
+    return complain(status, error)
 
 
 def _status_of(error: Exception, command: Sequence[str]) -> int:
@@ -160,24 +172,49 @@ async def _run(
     signals: Signals,
 ) -> int:
     """The command's `returncode`."""
-    async with network, captured(network, options.capture), events_told(network, events):
+    async with (
+        network,
+        captured(network, options.capture),
+        disturbed(network, options.faults),
+        events_told(network, events),
+    ):
         raise_descriptor_limit()  # not the command's: that is the agent's child
         calm_collector()
         await publish(network, options)
         await adopt(network)
-        signals.keep()
-        is_ours = _foreground() == os.getpgrp()
-        leads = is_ours and network.namespace.pids == "own" and _is_alone()
-        try:
-            given["listen"], given["foreground"] = network.forwarder.sockets(), leads
-            process = await network.popen(command, **given)
-            _let_go(given["pass_fds"])
-            async with process, beside(_pass_on, signals, process):
-                while (number := await process.wait_stopped()) is not None:
-                    _stop_too(number, process, leads=leads)
-        finally:
-            if is_ours:  # a shell in a PID namespace has no number for us to give the terminal back to
-                _foreground(give=os.getpgrp())
+        given["listen"] = network.forwarder.sockets()
+        return await at_terminal(network.popen, network.namespace, command, given, signals)
+
+
+async def at_terminal(
+    popen: Callable[..., Awaitable[Process]],
+    namespace: Namespace,
+    command: list[str],
+    given: CommandOptions,
+    signals: Signals,
+) -> int:
+    """Run a command that has our streams and our terminal, and return its `returncode`.
+
+    Args:
+        popen: What starts it, a method like `Network.popen`.
+        namespace: Where it runs.
+        command: Its words.
+        given: Its options.
+        signals: What is sent to us, which is for the command from now on.
+    """
+    signals.keep()
+    is_ours = _foreground() == os.getpgrp()
+    leads = is_ours and namespace.pids == "own" and _is_alone()
+    try:
+        given["foreground"] = leads
+        process = await popen(command, **given)
+        _let_go(given["pass_fds"])
+        async with process, beside(_pass_on, signals, process):
+            while (number := await process.wait_stopped()) is not None:
+                _stop_too(number, process, leads=leads)
+    finally:
+        if is_ours:  # a shell in a PID namespace has no number for us to give the terminal back to
+            _foreground(give=os.getpgrp())
     return await process.wait()
 
 
@@ -287,6 +324,11 @@ def _overview() -> Parser:
     commands.add_parser("run", help="run a command in a new namespace")
     commands.add_parser("doctor", help="what this host allows, and what would put it right")
     commands.add_parser("attach", help="give connectivity to an existing namespace")
+    commands.add_parser("up", help="run the members of a network that a file describes")
+    commands.add_parser("down", help="end such a network")
+    commands.add_parser("ps", help="what the members of such networks are doing")
+    commands.add_parser("logs", help="what their commands have written")
+    commands.add_parser("join", help="run a command in a member of such a network, or in its hub")
     commands.add_parser("slirp4netns", help="be slirp4netns, for podman, rootlesskit and others")
     return parser
 

@@ -85,3 +85,8 @@ class Signals:
             await anyio.wait_readable(self._out)
             for number in os.read(self._out, 4096):
                 yield number
+
+    async def cancel(self, scope: anyio.CancelScope) -> None:
+        """Cancel a scope at the first signal that comes."""
+        await anext(self.received())
+        scope.cancel()

@@ -99,15 +99,10 @@ class Leases:
         In this order: the one reserved for it; the one it has or had; one that it asks for; one that nobody has had;
         the one that has been free for longest.
         """
-        candidates = chain(self._kept_for(client), self._had_by(client), wanted, self._by_age())
+        kept = (each.address for each in self._static.values() if _is_for(each, client))
+        had = self._of.get(client.key)
+        candidates = chain(kept, () if had is None else (had.address,), wanted, self._by_age())
         return next((each for each in candidates if self._may_have(client, each, now)), None)
-
-    def _kept_for(self, client: Client) -> list[Address]:
-        return [each.address for each in self._static.values() if _is_for(each, client)]
-
-    def _had_by(self, client: Client) -> Iterator[Address]:
-        if client.key in self._of:
-            yield self._of[client.key].address
 
     def _by_age(self) -> Iterator[Address]:
         bindings = self._bindings

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address
 from struct import Struct
 
+from netns_kit.frozen import field, frozen
+
 from .errors import BadDhcpMessage
 
 REQUEST, REPLY = 1, 2  # op
@@ -39,42 +41,19 @@ _FILE, _SNAME = 1, 2  # bits of option 52: which fields hold options; read in th
 _LONGEST = 255
 
 
+@frozen
 class Message:
     """A message, its fields named as in RFC 2131; `options` are packed in their order."""
 
-    __slots__ = ("chaddr", "ciaddr", "flags", "giaddr", "htype", "op", "options", "xid", "yiaddr")
-
-    def __init__(
-        self,
-        op: int,
-        xid: int,
-        chaddr: bytes,
-        htype: int = ETHERNET,
-        flags: int = 0,
-        ciaddr: IPv4Address = NOWHERE,
-        yiaddr: IPv4Address = NOWHERE,
-        giaddr: IPv4Address = NOWHERE,
-        options: dict[int, bytes] | None = None,
-    ) -> None:
-        self.op = op
-        self.xid = xid
-        self.chaddr = chaddr
-        self.htype = htype
-        self.flags = flags
-        self.ciaddr = ciaddr
-        self.yiaddr = yiaddr
-        self.giaddr = giaddr
-        self.options = {} if options is None else options
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Message) and all(
-            getattr(self, name) == getattr(other, name) for name in self.__slots__
-        )
-
-    __hash__ = None  # type: ignore[assignment]  # it changes
-
-    def __repr__(self) -> str:
-        return f"Message({', '.join(f'{name}={getattr(self, name)!r}' for name in self.__slots__)})"
+    op: int
+    xid: int
+    chaddr: bytes
+    htype: int = ETHERNET
+    flags: int = 0
+    ciaddr: IPv4Address = NOWHERE
+    yiaddr: IPv4Address = NOWHERE
+    giaddr: IPv4Address = NOWHERE
+    options: dict[int, bytes] = field(default_factory=dict)
 
     @property
     def type(self) -> int:
@@ -99,22 +78,9 @@ class Message:
         """Encode the message in at most `most` bytes, 548 or more, without the last options that do not fit."""
         fields, file, sname = _lay(self.options, most - _FIXED.size)
         fixed = _FIXED.pack(
-            self.op,
-            self.htype,
-            len(self.chaddr),
-            0,
-            self.xid,
-            0,
-            self.flags,
-            self.ciaddr.packed,
-            self.yiaddr.packed,
-            NOWHERE.packed,
-            self.giaddr.packed,
-            self.chaddr,
-            sname,
-            file,
-            _MAGIC,
-        )
+            self.op, self.htype, len(self.chaddr), 0, self.xid, 0, self.flags, self.ciaddr.packed,
+            self.yiaddr.packed, NOWHERE.packed, self.giaddr.packed, self.chaddr, sname, file, _MAGIC,
+        )  # fmt: skip
         return (fixed + fields).ljust(SMALLEST, b"\0")
 
 
@@ -160,17 +126,9 @@ def parse(data: bytes) -> Message:
         if overload[0] & bit:
             _read(area, found)
     found.pop(OVERLOAD, None)  # there it means nothing
-    return Message(
-        op,
-        xid,
-        chaddr[:hlen],
-        htype,
-        flags,
-        IPv4Address(ciaddr),
-        IPv4Address(yiaddr),
-        IPv4Address(giaddr),
-        {code: bytes(value) for code, value in found.items()},
-    )
+    options = {code: bytes(value) for code, value in found.items()}
+    client, yours, relay = map(IPv4Address, (ciaddr, yiaddr, giaddr))
+    return Message(op, xid, chaddr[:hlen], htype, flags, client, yours, relay, options)
 
 
 def _read(area: bytes, found: dict[int, bytearray]) -> None:

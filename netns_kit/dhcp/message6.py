@@ -11,6 +11,8 @@ from ipaddress import IPv6Address
 from struct import Struct
 from typing import NamedTuple, TypeAlias
 
+from netns_kit.frozen import frozen
+
 from .errors import BadDhcpMessage
 
 # types
@@ -45,27 +47,13 @@ class Association(NamedTuple):
     addresses: tuple[IPv6Address, ...]
 
 
+@frozen
 class Message6:
     """A message between client and server."""
 
-    __slots__ = ("options", "type", "xid")
-
-    def __init__(self, type: int, xid: bytes, options: list[Option]) -> None:
-        self.type = type
-        self.xid = xid
-        self.options = options
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Message6) and (self.type, self.xid, self.options) == (
-            other.type,
-            other.xid,
-            other.options,
-        )
-
-    __hash__ = None  # type: ignore[assignment]  # it changes
-
-    def __repr__(self) -> str:
-        return f"Message6({self.type}, {self.xid!r}, {self.options!r})"
+    type: int
+    xid: bytes
+    options: list[Option]
 
     def get(self, code: int) -> bytes | None:
         """Return the value of an option that occurs once, None if it is absent."""

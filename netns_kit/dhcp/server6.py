@@ -102,38 +102,39 @@ class Dhcp6Server:
         self._check(request, to_all)
         duid = request.duid(message6.CLIENT_ID)
         head = [] if duid is None else [(message6.CLIENT_ID, duid)]
-        answer = Message6(message6.REPLY, request.xid, [*head, (message6.SERVER_ID, self._duid)])
+        rapid = request.get(message6.RAPID_COMMIT) is not None
+        offer = to_all and request.type == message6.SOLICIT and not rapid
+        kind = message6.ADVERTISE if offer else message6.REPLY
+        options = [*head, (message6.SERVER_ID, self._duid)]
+        answer = Message6(kind, request.xid, options)
         if not to_all:  # 18.3: no client was allowed to send unicast
-            answer.options.append(pack_status(message6.USE_MULTICAST, "use multicast"))
+            options.append(pack_status(message6.USE_MULTICAST, "use multicast"))
             return answer
-        if request.type == message6.SOLICIT:
-            if request.get(message6.RAPID_COMMIT) is None:
-                answer.type = message6.ADVERTISE
-                answer.options.append((message6.PREFERENCE, b"\xff"))  # no use in waiting for others
-            else:
-                answer.options.append((message6.RAPID_COMMIT, b""))
+        if offer:
+            options.append((message6.PREFERENCE, b"\xff"))  # no use in waiting for others
+        elif request.type == message6.SOLICIT:
+            options.append((message6.RAPID_COMMIT, b""))
         name, wanted = _name(request), request.wanted()
         match request.type:
             case message6.CONFIRM:
-                answer.options.append(self._confirmed(request))
+                options.append(self._confirmed(request))
                 return answer
             case message6.RELEASE | message6.DECLINE:
-                answer.options.append(pack_status(message6.SUCCESS, "done"))
+                options.append(pack_status(message6.SUCCESS, "done"))
         for each in request.associations():
             client = Client(duid or b"", mac, each.iaid)
             match request.type:
                 case message6.SOLICIT:
-                    offer = answer.type == message6.ADVERTISE
-                    answer.options.append(self._assigned(each, client, name, now, offer=offer))
+                    options.append(self._assigned(each, client, name, now, offer=offer))
                 case message6.REQUEST:
-                    answer.options.append(self._requested(each, client, name, now))
+                    options.append(self._requested(each, client, name, now))
                 case message6.RENEW | message6.REBIND:
-                    answer.options.append(self._renewed(each, client, name, now))
+                    options.append(self._renewed(each, client, name, now))
                 case message6.RELEASE | message6.DECLINE:
                     declined = request.type == message6.DECLINE
-                    answer.options += self._given_up(each, client, now, declined=declined)
+                    options += self._given_up(each, client, now, declined=declined)
         if request.type not in _GIVING_UP:
-            answer.options += self._parameters_for(request, wanted)
+            options += self._parameters_for(request, wanted)
         return answer
 
     def _check(self, request: Message6, to_all: bool) -> None:

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from netns_kit import arguments
 from netns_kit.arguments import Address, AddressLike
-from netns_kit.domain_names import check_host_name
+from netns_kit.domain_names import check_host_name, search_list
 from netns_kit.errors import AddressError, ArgumentError, ArgumentTypeError
 from netns_kit.frozen import frozen
 
@@ -106,9 +106,6 @@ class DhcpSettings:
         arguments.text("domain", domain)
         arguments.items("routes", routes, _ROUTES)
         arguments.items("static", static, "a list of StaticLease")
-        if search is not None:
-            arguments.items("search", search, "a list of domains, or None")
-            search = tuple(check_host_name(each, "search") for each in search)
         static = tuple(static)
         seen = set[Address]()
         for each in static:
@@ -120,7 +117,7 @@ class DhcpSettings:
             self,
             lease_seconds=lease_seconds,
             domain=check_host_name(domain, "domain") if domain else "",
-            search=search,
+            search=search_list(search),
             routes=tuple(map(_route, routes)),
             static=static,
         )

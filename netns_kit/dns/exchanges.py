@@ -46,19 +46,9 @@ class Resolver:
     """
 
     __slots__ = (
-        "has_failed",
-        "heard",
-        "hedge",
-        "is_doubted",
-        "keeps_case",
-        "late",
-        "pending",
-        "probe_at",
-        "silent",
-        "twin",
-        "unanswered",
-        "upstream",
-    )
+        "has_failed", "heard", "hedge", "is_doubted", "keeps_case", "late", "pending", "probe_at", "silent",
+        "twin", "unanswered", "upstream"
+    )  # fmt: skip
 
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
@@ -139,24 +129,9 @@ class Exchange:
     """A question under way: the resolver asked last and when, and the ids of all that may still answer."""
 
     __slots__ = (
-        "doubts",
-        "due",
-        "ids",
-        "is_transfer",
-        "key",
-        "query",
-        "question",
-        "refusal",
-        "resolver",
-        "route",
-        "sent",
-        "started",
-        "transferred",
-        "tries",
-        "turn",
-        "wait",
-        "waiters",
-    )
+        "doubts", "due", "ids", "is_transfer", "key", "query", "question", "refusal", "resolver", "route",
+        "sent", "started", "transferred", "tries", "turn", "wait", "waiters"
+    )  # fmt: skip
 
     resolver: Resolver
     sent: float

@@ -30,11 +30,9 @@ class Guard(Protocol):
                 says more than its question (`is_bare`).
             client: The packed address of the client.
         """
-        ...
 
     def alias(self, name: bytes, kind: int, client: bytes) -> Refused | None:
         """Return how a query is refused that an alias of ours leads to this name, or None."""
-        ...
 
     def answer(
         self, question: bytes, message: bytes, now: float, client: bytes, *, ours: bool
@@ -48,7 +46,6 @@ class Guard(Protocol):
             client: The packed address of the client.
             ours: Whether all its records are our own: of the zone or of the hook.
         """
-        ...
 
     def names(self, name: bytes, address: bytes) -> bool:
         """Return whether people may be told that an address is a name's, since that has been an answer.
@@ -57,4 +54,3 @@ class Guard(Protocol):
             name: The name, as on the wire, in any letter case.
             address: The packed address.
         """
-        ...

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from netns_kit import arguments
-from netns_kit.errors import ArgumentError
 from netns_kit.frozen import frozen
 
 DEFAULT_PATIENCE = 4.0  # seconds; stub resolvers ask again after 5, and should hear the verdict before that
@@ -33,10 +32,8 @@ class Manner:
 
     def __post_init__(self) -> None:
         arguments.whole_number("attempts", self.attempts, 1)
-        for name, seconds in ("timeout", self.timeout), ("patience", self.patience):
-            arguments.instance(name, seconds, (int, float), "a number of seconds")
-            if not (seconds > 0 or (seconds == 0 and name == "patience")):
-                raise ArgumentError("expected a positive number of seconds", name, arguments.shown(seconds))
+        arguments.number("timeout", self.timeout, "seconds, more than 0", lambda value: value > 0)
+        arguments.number("patience", self.patience, "seconds, 0 or more", lambda value: value >= 0)
 
 
 DEFAULT = Manner()

@@ -61,12 +61,10 @@ class Askable(Protocol):
     @property
     def namespace(self) -> Namespace | None:
         """The namespace that the stack's device is in, if it is known."""
-        ...
 
     @property
     def subnet(self) -> Subnet:
         """The addresses of the namespace."""
-        ...
 
     def pass_socket(self, sock: socket.socket) -> int:
         """Have the engine receive a copy of a socket, see `UserStack.pass_socket`.
@@ -74,7 +72,6 @@ class Askable(Protocol):
         Args:
             sock: The socket, which stays the caller's.
         """
-        ...
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
         """Have the stack do an operation, see `UserStack.ask`.
@@ -85,7 +82,6 @@ class Askable(Protocol):
 
         Cancellation: The operation may have been done.
         """
-        ...
 
 
 class Forwarder(Openable):

@@ -123,6 +123,11 @@ class Listener:
         if not isinstance(forward.host, UnixSocket):
             forward = replace(forward, host_port=self._socket.getsockname()[1])
         self.forward = forward
+        with on_error(self._socket.close):
+            self._begin()
+
+    def _begin(self) -> None:
+        """Begin to watch the socket, which is closed if this raises."""
 
     def close(self) -> None:
         """Stop listening: the port is free when this returns."""
@@ -187,19 +192,11 @@ class ThroughStack(Listener):
 class StreamListener(Listener):
     """A TCP port, or a unix socket.  When it is closed, the connections that it has made go on."""
 
-    def __init__(
-        self,
-        gateway: Gateway,
-        forward: PortForward,
-        made: socket.socket | None = None,
-        home: Home | None = None,
-    ) -> None:
+    def _begin(self) -> None:
         self.timer_at = self.timer_entry = math.inf
-        super().__init__(gateway, forward, made, home)
         self._budget = ReadBudget(self._engine)
         self._goes_on = False  # in the next step, before other events
-        with on_error(self._socket.close):
-            self._engine.add(self._socket.fileno(), self._on_events, IN)
+        self._engine.add(self._socket.fileno(), self._on_events, IN)
 
     def close(self) -> None:
         self.timer_at = math.inf
@@ -261,15 +258,9 @@ class StreamListener(Listener):
 class TcpListener(StreamListener, ThroughStack):
     """A TCP port that leads through the stack.  When it is closed, clients who still wait are reset."""
 
-    def __init__(
-        self,
-        gateway: Gateway,
-        forward: PortForward,
-        made: socket.socket | None = None,
-        home: Home | None = None,
-    ) -> None:
-        self._waiting = Accepted(gateway.engine, gateway.router.tcp_accepted)
-        super().__init__(gateway, forward, made, home)
+    def _begin(self) -> None:
+        self._waiting = Accepted(self._engine, self._gateway.router.tcp_accepted)
+        super()._begin()
 
     def close(self) -> None:
         super().close()
@@ -289,25 +280,18 @@ class TcpListener(StreamListener, ThroughStack):
 class UdpListener(ThroughStack):
     """A UDP port that leads through the stack.  When it is closed, its flows end."""
 
-    def __init__(
-        self,
-        gateway: Gateway,
-        forward: PortForward,
-        made: socket.socket | None = None,
-        home: Home | None = None,
-    ) -> None:
-        super().__init__(gateway, forward, made, home)
-        with on_error(self._socket.close):
-            self._socket.setsockopt(*PKTINFO[family_of(self._socket)], 1)
-            self._relay = UdpRelay(
-                self._engine,
-                self._socket,
-                gateway.router.inbox,
-                gateway.router.outbox,
-                unsolicited=self._open,
-                idle=lambda _: None,
-            )
-        self._published = gateway.router.published.setdefault(forward.guest_port, [])
+    def _begin(self) -> None:
+        router = self._gateway.router
+        self._socket.setsockopt(*PKTINFO[family_of(self._socket)], 1)
+        self._relay = UdpRelay(
+            self._engine,
+            self._socket,
+            router.inbox,
+            router.outbox,
+            unsolicited=self._open,
+            idle=lambda _: None,
+        )
+        self._published = router.published.setdefault(self.forward.guest_port, [])
         self._published.append(self)
 
     def close(self) -> None:

@@ -257,8 +257,8 @@ class Follow:
         Args:
             port: The number of the port.
         """
-        included = not self.include or _is_among(port, self.include)
-        return included and not _is_among(port, self.exclude)
+        included = not self.include or is_among(port, self.include)
+        return included and not is_among(port, self.exclude)
 
     def settled(self, mode: Mode | None = None) -> Follow:
         """Return the rule with its own mode, else with `mode`; without either, each port has what reaches it.
@@ -383,7 +383,8 @@ def _pairs(name: str, given: Iterable[tuple[int, int]]) -> tuple[tuple[int, int]
     return pairs
 
 
-def _is_among(port: int, pairs: tuple[tuple[int, int], ...]) -> bool:
+def is_among(port: int, pairs: Iterable[tuple[int, int]]) -> bool:
+    """Return whether a port is in one of these ranges, given as pairs of the first and the last."""
     return any(first <= port <= last for first, last in pairs)
 
 

@@ -14,7 +14,6 @@ from typing import Any, Literal, TypeAlias
 from netns_kit.gateway.engine import EDGE, ERROR, IN
 from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.inside import Source
-from netns_kit.host.undo import on_error
 from netns_kit.stack.user import Ending, Transport
 from netns_kit.uplink.flow import Endpoint
 from netns_kit.uplink.sockets import (
@@ -119,17 +118,32 @@ class Published:
         raise NotImplementedError
 
 
-class SpliceListener(StreamListener):
-    """A TCP port or a unix socket of the host that leads to one inside."""
+class SocketListener(Listener):
+    """A port or a unix socket of the host that leads to a socket inside."""
+
+    _kind: int
+    """The type of the socket inside."""
 
     def __init__(
         self, shared: SocketListeners, forward: PortForward, made: socket.socket | None = None
     ) -> None:
         self._shared = shared
         super().__init__(shared.gateway, forward, made, shared.home)
-        self._targets = Targets(shared.gateway, shared.home, self.forward, int(socket.SOCK_STREAM))
+
+    def _begin(self) -> None:
+        self._targets = Targets(self._gateway, self._home, self.forward, self._kind)
+        super()._begin()
+
+
+class SpliceListener(SocketListener, StreamListener):
+    """A TCP port or a unix socket of the host that leads to one inside."""
+
+    _kind = int(socket.SOCK_STREAM)
+
+    def _begin(self) -> None:
         if family_of(self._socket) != socket.AF_UNIX:  # what it accepts has this from it
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        super()._begin()
 
     def _on_events(self, events: int) -> None:
         super()._on_events(events)
@@ -241,24 +255,19 @@ class StreamFlow(Published):
             self._reset()
 
 
-class DatagramListener(Listener):
+class DatagramListener(SocketListener):
     """A UDP port of the host that leads to one inside, by a socket for each client.  Closing it ends its flows.
 
     Of too many clients, the one who has been silent longest makes room.
     """
 
-    def __init__(
-        self, shared: SocketListeners, forward: PortForward, made: socket.socket | None = None
-    ) -> None:
-        self._shared = shared
-        super().__init__(shared.gateway, forward, made, shared.home)
-        self._targets = Targets(shared.gateway, shared.home, self.forward, int(socket.SOCK_DGRAM))
-        self._flows: OrderedDict[tuple[Any, bytes], DatagramFlow] = (
-            OrderedDict()
-        )  # the last to be used is last
-        with on_error(self._socket.close):
-            self._socket.setsockopt(*PKTINFO[family_of(self._socket)], 1)
-            self._engine.add(self._socket.fileno(), self._on_events, IN)
+    _kind = int(socket.SOCK_DGRAM)
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._flows = OrderedDict[tuple[Any, bytes], DatagramFlow]()  # the last to be used is last
+        self._socket.setsockopt(*PKTINFO[family_of(self._socket)], 1)
+        self._engine.add(self._socket.fileno(), self._on_events, IN)
         self._gateway.router.beside.append(self._close_idle)
 
     def close(self) -> None:

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, TypeVar, cast
 
 from netns_kit import arguments
 from netns_kit.arguments import LARGEST_PORT, Address
@@ -29,7 +29,9 @@ from netns_kit.errors import ArgumentError, PortSpecError
 from netns_kit.host import addresses, sysctl
 from netns_kit.host.paths import text_of
 
-from .ports import ANY, MODES, Follow, Mode, PortForward, ReverseForward, UnixSocket
+from .ports import ANY, MODES, Follow, Mode, PortForward, ReverseForward, UnixSocket, is_among
+
+T = TypeVar("T")
 
 SYNTAX = "[tcp:|udp:][ADDRESS[%DEVICE]:]PORT[-LAST][:[GUEST:]PORT[-LAST]][/PROTO][,OPTION]..."
 EXAMPLE = "write it like 127.0.0.1:8080:80/tcp"
@@ -69,11 +71,7 @@ def parse(spec: str) -> tuple[PortForward | Follow, ...]:
     Raises `PortSpecError`, and `ArgumentTypeError` for what is not text.
     """
     arguments.text("port", spec, "text, a PortForward or a Follow", 'write it like "127.0.0.1:8080:80/tcp"')
-    try:
-        return tuple(_Parser(spec).forwards())
-    except _Unexpected as error:
-        expected, fix = error.args
-        raise PortSpecError(f"expected {expected}", "port", arguments.shown(spec), fix) from error.__cause__
+    return _read("port", spec, lambda parser: tuple(parser.forwards()))
 
 
 def parse_all(specs: Iterable[str | PortForward | Follow]) -> list[PortForward | Follow]:
@@ -99,14 +97,7 @@ def parse_reverse(spec: str) -> ReverseForward:
     unix:@bus inside -> unix:/run/bus/tcp
     """
     arguments.text("reverse", spec, "text", 'write it like "5432:127.0.0.1:5432"')
-    try:
-        return _Parser(spec).reverse()
-    except _Unexpected as error:
-        expected, _ = error.args
-        fix = "write it like 5432:127.0.0.1:5432"
-        raise PortSpecError(
-            f"expected {expected}", "reverse", arguments.shown(spec), fix
-        ) from error.__cause__
+    return _read("reverse", spec, _Parser.reverse, "write it like 5432:127.0.0.1:5432")
 
 
 def parse_end(name: str, text: str, least: int) -> tuple[Address | UnixSocket, int]:
@@ -114,12 +105,19 @@ def parse_end(name: str, text: str, least: int) -> tuple[Address | UnixSocket, i
 
     Raises `PortSpecError` about the argument `name`.
     """
+    fix = "write it like 127.0.0.1:5432 or unix:/run/socket"
+    return _read(name, text, lambda parser: parser.end(least), fix)
+
+
+def _read(name: str, spec: str, read: Callable[[_Parser], T], fix: str | None = None) -> T:
+    """Return what is read of a specification.  Raises `PortSpecError` about the argument `name`."""
     try:
-        return _Parser(text).end(least)
+        return read(_Parser(spec))
     except _Unexpected as error:
-        expected, _ = error.args
-        fix = "write it like 127.0.0.1:5432 or unix:/run/socket"
-        raise PortSpecError(f"expected {expected}", name, arguments.shown(text), fix) from error.__cause__
+        expected, usual = error.args
+        raise PortSpecError(
+            f"expected {expected}", name, arguments.shown(spec), fix or usual
+        ) from error.__cause__
 
 
 class _Unexpected(Exception):
@@ -158,8 +156,7 @@ class _Parser:
         self.places["host"] = self.at
         if self._skip("unix:"):
             self.hosts = (self._read_path(),)
-            if not self._skip(":"):
-                raise self._expected("':' and what it leads to")
+            self._require(":", "':' and what it leads to")
             self._read_target((0,))
         else:
             self._read_host()
@@ -172,28 +169,24 @@ class _Parser:
         while self._skip(","):
             self._read_option()
             expected = "',' or the end"
-        if self.at < len(self.spec):
-            raise self._expected(expected)
+        self._require_end(expected)
         yield from self._follows() if self.keyword == "auto" else self._forwards()
 
     def reverse(self) -> ReverseForward:
         """Return a reverse forward.  Raises `_Unexpected`."""
         self._read_protocol(_PREFIX)
         inside, inside_port = self._read_end("a port inside", 0)
-        if not self._skip(":"):
-            raise self._expected("':' and what it leads to")
+        self._require(":", "':' and what it leads to")
         to, to_port = self._read_end("a port", 1)
         if self._skip("/") and not self._read_protocol(_SUFFIX):
             raise self._expected("tcp or udp")
-        if self.at < len(self.spec):
-            raise self._expected("'/' or the end")
+        self._require_end("'/' or the end")
         return ReverseForward(self.protocol, inside, inside_port, to, to_port)
 
     def end(self, least: int) -> tuple[Address | UnixSocket, int]:
         """Return one end of a reverse forward.  Raises `_Unexpected`."""
         end = self._read_end("a port", least)
-        if self.at < len(self.spec):
-            raise self._expected("the end")
+        self._require_end("the end")
         return end
 
     def _read_end(self, what: str, least: int) -> tuple[Address | UnixSocket, int]:
@@ -331,8 +324,7 @@ class _Parser:
         """Read an address in brackets, or one before a slash, if there is one."""
         if self._skip("["):
             at, text = self.at, self._take_text(_BRACKETED)
-            if not self._skip("]"):
-                raise self._expected("']'")
+            self._require("]", "']'")
             if (address := _address(text)) is None:
                 raise self._expected("an IPv6 address", at, text or None)
             return address
@@ -373,6 +365,14 @@ class _Parser:
         if follows:
             self.at += len(text)
         return follows
+
+    def _require(self, text: str, what: str) -> None:
+        if not self._skip(text):
+            raise self._expected(what)
+
+    def _require_end(self, what: str) -> None:
+        if self.at < len(self.spec):
+            raise self._expected(what)
 
     def _take(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
         if found := pattern.match(self.spec, self.at):
@@ -421,7 +421,7 @@ class _Parser:
             for host in listened_on:
                 for ports, guest, inside, _ in listed:
                     for port, to in zip(ports, inside, strict=True):
-                        if not self._is_excluded(port):
+                        if not is_among(port, self.excluded):
                             yield PortForward(
                                 self.protocol, host, port, guest, to, self.device, mode, freebind, optional
                             )
@@ -440,9 +440,6 @@ class _Parser:
         for host in self._listened_on():
             assert not isinstance(host, UnixSocket), "a unix socket has no list"
             yield Follow(self.protocol, host, self.device, include, self.excluded, self.mode)
-
-    def _is_excluded(self, port: int) -> bool:
-        return any(first <= port <= last for first, last in self.excluded)
 
 
 def _unreserved() -> _Ports:

@@ -76,19 +76,15 @@ class Router(Protocol):
 
     def proceed(self, opened: AnyFlow, flow: Flow, target: Target) -> Refusal | None:
         """Carry a flow to its target, or return how it is refused."""
-        ...
 
     def refuse(self, connection: TcpConnection, why: Refusal) -> None:
         """Refuse a connection whose SYN is on hold, as its ruling says."""
-        ...
 
     def flush(self) -> None:
         """Send the datagrams that wait for more of their kind."""
-        ...
 
     def notice(self, text: str, error: BaseException | None = None) -> None:
         """Report a warning to people, each text up to its " about " once."""
-        ...
 
 
 class Keeper(Protocol):

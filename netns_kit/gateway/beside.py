@@ -27,39 +27,32 @@ class FlowBeside(Protocol):
     @property
     def cause(self) -> object:
         """What has let it in, a published port for example."""
-        ...
 
     @property
     def guest(self) -> Endpoint:
         """The namespace's end."""
-        ...
 
     @property
     def remote(self) -> Endpoint:
         """The other end, as the namespace sees it."""
-        ...
 
     @property
     def host(self) -> Endpoint | None:
         """The end of it on the host."""
-        ...
 
     @property
     def state(self) -> str:
         """Its state, as people call it."""
-        ...
 
     @property
     def carried(self) -> tuple[int, int]:
         """Bytes from the namespace, and bytes to it."""
-        ...
 
     ending: Ending
     """How it has ended, once it has."""
 
     def end(self, ending: Ending = "ended") -> None:
         """End it at once."""
-        ...
 
 
 class Watcher(Protocol):

@@ -2,63 +2,62 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Literal
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from typing import Literal, TypeAlias
 
 from netns_kit import arguments
-from netns_kit.arguments import AddressLike
-from netns_kit.domain_names import to_text, to_wire
-from netns_kit.errors import AddressError, ArgumentTypeError
+from netns_kit.errors import PolicyError
 from netns_kit.frozen import frozen
+from netns_kit.policy.presets import HOST, Preset
+from netns_kit.policy.rules import Rule, RulePorts, RuleTarget
 
-CaptureProtocol = Literal["tcp", "udp", "icmp", "arp"]
+CaptureProtocol: TypeAlias = Literal["tcp", "udp", "icmp", "arp"]
 """The protocol of captured frames; "icmp" is ICMP and ICMPv6, with neighbour discovery."""
+_ONE = (
+    str, Preset, IPv4Address, IPv6Address, IPv4Network, IPv6Network, IPv4Interface, IPv6Interface
+)  # fmt: skip
 
 
 @frozen
 class CaptureFilter:
-    """The frames that a capture keeps: those that fit every field that is given.
+    """The frames that a capture keeps, in the terms of a policy's rules.
+
+    A frame is kept if one of its ends, source or destination, is one of the targets at one of the ports, and it is of
+    the protocol.  What a name means is what our DNS has given for it, when the flow's first frame is seen.
+
+    >>> CaptureFilter("*.example.org", ports=443).targets
+    ('*.example.org',)
 
     Args:
-        protocol: The protocol.
-        network: An address or a network, like "192.0.2.0/24".  The source or the destination is in it.
-        port: A port.  The source or the destination has it.
-        name: A name that our DNS has given for the source or the destination, or `*.` and a domain for those below.
+        targets: A target or several of them, see `Policy.allow`; none: every end.
+        ports: The ports, see `Policy.allow`; None: all, and frames that have none.
+        protocol: The protocol; None: any.
 
     Raises:
-        AddressError: The network is none.
-        ArgumentError, ArgumentTypeError: Another value that cannot be used.
-        DomainNameError: The name is none.
+        ArgumentError: There is no such protocol.
+        PolicyError: A target or a port cannot be used.
     """
 
-    protocol: CaptureProtocol | None = None
-    network: str | None = None
-    port: int | None = None
-    name: str | None = None
+    targets: tuple[str, ...]
+    ports: tuple[tuple[int, int], ...]
+    protocol: CaptureProtocol | None
 
     def __init__(
         self,
+        targets: RuleTarget | Iterable[RuleTarget] = (),
+        ports: RulePorts | None = None,
         protocol: CaptureProtocol | None = None,
-        network: AddressLike | IPv4Network | IPv6Network | None = None,
-        port: int | None = None,
-        name: str | None = None,
     ) -> None:
         if protocol is not None:
             arguments.one_of("protocol", protocol, ("tcp", "udp", "icmp", "arp"))
-        if network is not None:
-            if isinstance(network, int | bytes):
-                expected = "expected an address or a network, as text"
-                raise ArgumentTypeError(expected, "network", arguments.shown(network))
-            try:
-                network = str(ip_network(network, strict=False))
-            except ValueError as error:
-                raise AddressError(
-                    f"expected an address or a network ({error})", "network", arguments.shown(network)
-                ) from error
-        if port is not None:
-            arguments.port("port", port, 1)
-        if name is not None:
-            arguments.text("name", name, 'a name, or one like "*.example.org"')
-            below = name.startswith("*.")
-            name = ("*." if below else "") + to_text(to_wire(name[2:] if below else name)).rstrip(".").lower()
-        arguments.fill(self, protocol=protocol, network=network, port=port, name=name)
+        several = (targets,) if isinstance(targets, _ONE) else targets
+        rule = Rule("deny", several, ports, None if protocol == "arp" else protocol)
+        if HOST.name in rule.targets:
+            raise PolicyError(
+                "expected no HOST: which addresses are the host's is known for flows that leave only",
+                "targets", "'HOST'", "write its address, which may be that of the gateway",
+            )  # fmt: skip
+        if protocol == "arp" and rule.ports:
+            raise PolicyError("expected no ports: ARP has none", "ports", repr(ports), "leave them out")
+        arguments.fill(self, targets=rule.targets, ports=rule.ports, protocol=protocol)

@@ -56,10 +56,22 @@ class Captures:
             os.close(ring)
 
     @operation(chained)
-    def end(self, number: int) -> tuple[Address, ...]:
-        """End a capture, and return addresses of flows whose names this engine does not know."""
-        found = self._running.pop(number, None)
-        return () if found is None else found.stop()
+    def unnamed(self, number: int) -> tuple[Address, ...]:
+        """Return addresses of a capture's flows whose names this engine does not know."""
+        found = self._running.get(number)
+        return () if found is None else found.unnamed()
+
+    @operation(same)
+    def comment(self, number: int, flow: int, text: str) -> None:
+        """Comment on the next frame of a flow that is captured, if that flow is here."""
+        if number in self._running:
+            self._running[number].comment(flow, text)
+
+    @operation(same)
+    def end(self, number: int) -> None:
+        """End a capture."""
+        if number in self._running:
+            self._running.pop(number).stop()
 
     def close(self) -> None:
         """End all captures."""

@@ -55,3 +55,8 @@ class FaultBlocks:
     def end(self, number: int) -> dict[str, int]:
         """End a block, and return what it has done by name."""
         return {} if self._path is None else self._path.end(number)
+
+    def close(self) -> None:
+        """End all blocks, so that what is said to the guest in the end is not held."""
+        if self._path is not None:
+            self._path.end_all()

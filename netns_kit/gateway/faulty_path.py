@@ -266,6 +266,11 @@ class FaultyPath(DeviceWrapper):
             self._take_away()
         return counts
 
+    def end_all(self) -> None:
+        """End all blocks."""
+        for number in list(self._blocks):
+            self.end(number)
+
     def forget(self) -> None:
         """Forget which flows belong to which blocks: that has changed."""
         self._known.clear()

@@ -2,6 +2,7 @@
 
     the guest opens a flow    a handler claims it and the uplink lets it pass                          the handler
                               no handler claims it, uplink and policy let it pass, a descriptor is free    a relay
+                              the same, and it is intercepted                                     the interceptor
     a client opens a flow     a listener accepts it, and it belongs to this worker                     a relay
 
 The uplink is asked first, by `Uplink.route`.  About what it lets pass, the `Enforcer` is asked, if there is a policy.
@@ -38,7 +39,7 @@ from netns_kit.stack.wire.flow_key import FlowKey
 from netns_kit.subnet import Subnet
 from netns_kit.uplink.dial import Dial, Refused
 from netns_kit.uplink.flow import Endpoint, Flow, Target, Way
-from netns_kit.uplink.sockets import refusal_for
+from netns_kit.uplink.sockets import refusal_for, socket_address
 from netns_kit.uplink.uplink import Uplink, source_of
 
 from .admission import Admission
@@ -52,7 +53,7 @@ from .worker_links import WorkerLinks
 
 if TYPE_CHECKING:
     from .relay.forbidden import Forbidden
-    from .relay.peek import PeekingRelay
+    from .relay.peek import Judge, PeekingRelay
 
 STRANGERS = 256  # flows of one UDP socket, beyond which no unsolicited datagram opens one
 EPHEMERAL = range(32768, 61000)  # ports for clients whose own port is in use
@@ -79,16 +80,27 @@ class Published(Protocol):
     @property
     def host(self) -> Address:
         """The address that the port is bound to."""
-        ...
 
     def way_to(self, target: Address, guest: bytes) -> Way | None:
         """Return how datagrams to `target`, from the guest's packed address `guest`, leave by this port; None: they
         cannot.
         """
-        ...
 
     def add(self, flow: UdpFlow, target: Endpoint, way: Way) -> None:
         """Carry `flow` to `target`."""
+
+
+class Intercepting(Protocol):
+    """What has some of the flows that may pass, rather than a relay."""
+
+    def takes(self, opened: TcpConnection | UdpFlow, flow: Flow, target: Target) -> bool | Refusal:
+        """Take a flow, or return False: then a relay carries it.  A UDP flow may be refused.
+
+        Args:
+            opened: The flow, which has no user yet.
+            flow: The same, as the uplink was asked about it.
+            target: Where it goes.
+        """
         ...
 
 
@@ -111,6 +123,7 @@ class FlowRouter:
         asking: The flows that wait for an answer, since the policy says so.
         forbidden: The connections whose clients are told why they are refused; None: there was none yet.
         watcher: The follower of what the policy does; None: there is none.
+        interceptor: What has some of the flows that may pass; None: there is none.
         name_of: Returns the name with which a resolver has last answered a packed address, or None.  Only the router
             of an `IndirectUplink` asks.
         refused: The number of flows that were refused by the uplink, by the policy or for lack of descriptors.
@@ -143,6 +156,7 @@ class FlowRouter:
         self.beside: list[Callable[[], bool]] = []
         self.refused = 0
         self.watcher: Watcher | None = None
+        self.interceptor: Intercepting | None = None
         self.name_of: Callable[[bytes], str | None] = _unnamed
         self.enforcer = Enforcer(subnet, self.notice)
         self.asking = Asking(engine, self.enforcer, self)
@@ -244,9 +258,9 @@ class FlowRouter:
         refused.
         """
         source = Endpoint._make((self._subnet.dns, 0))
-        return self._dial(Flow("tcp", source, resolver, self._subnet), Target((resolver,)))
+        return self.dial(Flow("tcp", source, resolver, self._subnet), Target((resolver,)))
 
-    def _dial(self, flow: Flow, target: Target, *, ttl: int = 64, tos: int = 0) -> Dial:
+    def dial(self, flow: Flow, target: Target, *, ttl: int = 64, tos: int = 0) -> Dial:
         """Have the uplink dial.  If it fails, the flow is refused."""
         try:
             return self._uplink.dial(flow, target, ttl=ttl, tos=tos)
@@ -273,7 +287,7 @@ class FlowRouter:
         flow, target = found
         if handler is not None:
             handler(connection, target)
-        else:
+        elif self.interceptor is None or not self.interceptor.takes(connection, flow, target):
             relay = self.relay if self.enforcer.policy is None else self._relay_for(connection, flow)
             connection.user = made = relay(self._engine, connection, self.cannot_dial)
             try:
@@ -290,9 +304,12 @@ class FlowRouter:
         found = self.route("udp", key, flow, served=handler is not None)
         if not isinstance(found, tuple):
             return found
-        _, target = found
+        described, target = found
         if handler is not None:
             return handler(flow, target)
+        taken = self.interceptor is not None and self.interceptor.takes(flow, described, target)
+        if taken:
+            return None if taken is True else taken
         return self._carry_udp(flow, target.candidates[0])
 
     def _carry_udp(self, flow: UdpFlow, endpoint: Endpoint) -> Refusal | None:
@@ -408,7 +425,15 @@ class FlowRouter:
     # -- what has waited for an answer --------------------------------------------------------------
 
     def proceed(self, opened: AnyFlow, flow: Flow, target: Target) -> Refusal | None:
-        """Carry a flow that may pass now to its target, or return how it is refused."""
+        """Have a flow that may pass now carried or intercepted, or return how it is refused."""
+        if self.interceptor is not None and not isinstance(opened, EchoFlow):
+            taken = self.interceptor.takes(opened, flow, target)
+            if taken:
+                return None if taken is True else taken
+        return self.let_pass(opened, flow, target)
+
+    def let_pass(self, opened: AnyFlow, flow: Flow, target: Target) -> Refusal | None:
+        """Carry a flow that may pass to its target, or return how it is refused."""
         if not self.make_room(opened.key):
             self.notice(NO_DESCRIPTORS)
             self.refused += 1
@@ -418,8 +443,25 @@ class FlowRouter:
         if isinstance(opened, EchoFlow):
             return self._carry_echo(opened, target.candidates[0])
         opened.user = relay = self._relay_for(opened, flow)(self._engine, opened, self.cannot_dial)
-        relay.begin(self._dial(flow, target, ttl=opened.ttl, tos=opened.tos))
+        relay.begin(self.dial(flow, target, ttl=opened.ttl, tos=opened.tos))
         return None
+
+    def limit(self, relay: object) -> None:
+        """Limit the time that a relay's dial may take; here the kernel does."""
+
+    def open_datagrams(self, _: Flow, target: Target) -> socket.socket | Refusal:
+        """Return a UDP socket that is connected to a target, or how the uplink refuses that."""
+        address, port = target.candidates[0]
+        try:
+            sock = self.open_socket("udp", address)
+        except OSError as error:
+            return self._no_socket("udp", error)
+        try:
+            sock.connect(socket_address(address, port))
+        except OSError as error:
+            sock.close()
+            return refusal_for(error.errno or 0)
+        return sock
 
     def flush(self) -> None:
         """Send the datagrams that wait for more of their kind."""
@@ -448,12 +490,22 @@ class FlowRouter:
 
     def _relay_for(self, connection: TcpConnection, flow: Flow) -> Callable[..., TcpRelay]:
         """Return what makes the relay of a connection, by its ruling."""
-        ruling, policy = ruling_of(connection), self.enforcer.policy
-        if ruling is None or not ruling.looks or policy is None:
+        judging = self.judging(connection, flow)
+        if judging is None:
             return self.relay
         from .relay.peek import PeekingRelay  # without such a rule nobody has it
 
-        return partial(PeekingRelay, judge=partial(self._judge, flow), waits=not policy.audit)
+        judge, waits = judging
+        return partial(PeekingRelay, judge=judge, waits=waits)
+
+    def judging(self, connection: TcpConnection, flow: Flow) -> tuple[Judge, bool] | None:
+        """Return what judges the first bytes of a connection, and whether a server that speaks first waits for that;
+        None: they are not looked at.
+        """
+        ruling, policy = ruling_of(connection), self.enforcer.policy
+        if ruling is None or not ruling.looks or policy is None:
+            return None
+        return partial(self._judge, flow), not policy.audit
 
     def _judge(self, flow: Flow, relay: PeekingRelay, seen: Look) -> None:
         """Decide about a connection once more, now that its first bytes are known."""

@@ -9,47 +9,62 @@ then the flow is there, and so are its name and its rule.
 Super-frames.  A TCP super-segment is kept whole, as every Linux host captures its own: its bytes are those of the
 segments that a wire would have, and cutting it into forty blocks costs more than carrying it.  The checksum in it is
 that of the pseudo-header.  A UDP super-datagram is cut into its datagrams, since their number and borders mean
-something.  All other checksums that the two kernels have left to each other are filled in.
+something.  Other checksums that the two kernels have left to each other are filled in where the frame is short and
+whole: a sum over 64 KiB costs more than all the rest.  Flags of the block say which are not.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from ipaddress import ip_address, ip_network
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from ipaddress import ip_address
 from struct import Struct, error
 from time import time_ns
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from netns_kit.arguments import Address
-from netns_kit.stack import EchoFlow, Stack, TcpConnection, Transport, UdpFlow
-from netns_kit.stack.wire import arp, ethernet, flow_key, ip, virtio
+from netns_kit.policy.addresses import PortRanges, canonical
+from netns_kit.policy.index import parts_of
+from netns_kit.policy.rules import is_name
+from netns_kit.stack import EchoFlow, TcpConnection, Transport, UdpFlow
+from netns_kit.stack.wire import arp, ethernet, flow_key, ip, tcp, virtio
 from netns_kit.stack.wire.family import IPV4, IPV6
 from netns_kit.tap import pcapng
 from netns_kit.tap.frame_device import DeviceWrapper
 from netns_kit.tap.frame_ring import STOPPING, FrameRing
-from netns_kit.tap.pcapng import FROM_GUEST, TO_GUEST, packet_ends
+from netns_kit.tap.pcapng import (
+    FROM_GUEST,
+    NOT_SUMMED,
+    PACKET,
+    SUPER_SEGMENT,
+    TO_GUEST,
+    packet_ends,
+    packet_head,
+    plain_tail,
+)
 from netns_kit.tap.super_frames import cut, summed
 
 if TYPE_CHECKING:
     from .capture_filter import CaptureFilter
-    from .gateway import Gateway
+    from .gateway import FlowInfo, Gateway
 
 KEPT_IN_STEP = 1024  # frames that wait for the end of a step
 FLOWS_KNOWN = 1 << 16  # flows whose first frame is over; then all are forgotten, and commented on again
 UNNAMED_KEPT = 4096  # addresses without a name that are remembered
 _LAYOUT4 = Struct("!HB5xHxB2x12s")  # from the EtherType: version, fragment, protocol, addresses and ports
 _LAYOUT6 = Struct("!HB5xBx36s")
+_TCP_FLAGS = 9  # bytes between the ports and the flags
+LONG = 128  # bytes of a frame that has all headers that are looked at
+SMALL = 2048  # bytes of a block that is joined with others
 _FRAGMENT = 0x3FFF  # mask of the offset, and of "more follow"
 _NAMES = {ip.TCP: "tcp", ip.UDP: "udp", IPV4.icmp: "icmp", IPV6.icmp: "icmp"}
-_TO_CHANGE = (
-    virtio.GSO_NONE,
-    virtio.GSO_UDP_L4,
-)  # what is no TCP super-segment, and has an unfilled checksum
 _DATAGRAM_LENGTH = Struct("!HH")
 
 Frame = tuple[int, int, bytes]
 """A frame that waits: when it crossed, in which direction, its bytes with virtio header."""
+K = TypeVar("K")
+V = TypeVar("V")
 Known = TcpConnection | UdpFlow | EchoFlow
 
 
@@ -76,17 +91,20 @@ class FrameCapture(DeviceWrapper):
         self._wake = wake
         self._snaplen = snaplen
         self._where = where
-        self._network = None if where is None or where.network is None else ip_network(where.network)
-        stack: Stack = gateway.stack
         self._vnet = gateway.device.offloads.vnet_header
         self._at = self._vnet + ethernet.SIZE - 2
-        self._needs = self._at + 2 + IPV6.header_size + 4
-        self._tables: dict[int, Mapping[bytes, Known]] = {ip.TCP: stack.tcp, ip.UDP: stack.udp}
+        self._datagrams: Mapping[bytes, UdpFlow] = gateway.stack.udp
         self._verdicts: dict[int, bool] = {}  # whether a flow is captured, by its id
+        self._segments: dict[
+            bytes, bool
+        ] = {}  # the same of TCP, by what stands in a frame: addresses and ports
         self._keys: dict[bytes, bytes] = {}  # keys of flows by what stands in a frame to the guest
         self._waiting: list[Frame] = []
         self._named: set[tuple[bytes, str]] = set()
         self._unnamed: set[bytes] = set()
+        self._more: dict[int, str] = {}  # what the next comment on a flow says besides, by its id
+        self._small: list[bytes] = []  # blocks that were not put into the ring yet, in three pieces each
+        self._small_size = 0
         self._is_stopped = False
         self._seen = self._accepted = self._lost = 0
         gateway.device = self
@@ -95,23 +113,29 @@ class FrameCapture(DeviceWrapper):
     def read_into(self, buffer: memoryview | bytearray) -> int | None:
         size = self.device.read_into(buffer)
         if size:
-            view = memoryview(buffer)[:size]
-            self._crossed(FROM_GUEST, view, size, (view,))
+            self._seen += 1
+            head = buffer if size > LONG else buffer[:size]
+            wanted = None if self._waiting else self._verdict(FROM_GUEST, head)
+            if wanted:
+                self._put(FROM_GUEST, size, buffer, ())
+            elif wanted is None:
+                self._keep(FROM_GUEST, (memoryview(buffer)[:size],))
         return size
 
     def write(self, *buffers: bytes | bytearray | memoryview) -> bool:
         sent = self.device.write(*buffers)
         if sent:
-            first = buffers[0]
-            if len(first) < self._needs and len(buffers) > 1:
-                first = b"".join(buffers)
-                buffers = (first,)
-            size = len(first) if len(buffers) == 1 else sum(map(len, buffers))
-            self._crossed(TO_GUEST, first, size, buffers)
+            self._seen += 1
+            first, *rest = buffers
+            wanted = None if self._waiting else self._verdict(TO_GUEST, first)
+            if wanted:
+                self._put(TO_GUEST, len(first) + sum(map(len, rest)) if rest else len(first), first, rest)
+            elif wanted is None:
+                self._keep(TO_GUEST, buffers)
         return sent
 
-    def stop(self) -> tuple[Address, ...]:
-        """End the capture, and return addresses of flows whose names are not known.  Calling it again is allowed."""
+    def stop(self) -> None:
+        """End the capture.  Calling it again is allowed."""
         if not self._is_stopped:
             self._is_stopped = True
             self._take_away()
@@ -119,7 +143,21 @@ class FrameCapture(DeviceWrapper):
             os.eventfd_write(self._wake, 1)
             os.close(self._wake)
             self._ring.close()
+
+    def unnamed(self) -> tuple[Address, ...]:
+        """Return addresses of flows whose names are not known."""
         return tuple(map(ip_address, sorted(self._unnamed, key=lambda each: (len(each), each))))
+
+    def comment(self, number: int, text: str) -> None:
+        """Comment on the next frame of a flow, if it is captured.
+
+        Args:
+            number: The flow's id.
+            text: What the comment says besides.
+        """
+        if self._verdicts.pop(number, False):
+            _remember(self._more, number, f", {text}")
+            self._segments.clear()
 
     def _take_away(self) -> None:
         """Let the gateway have the device again."""
@@ -129,102 +167,140 @@ class FrameCapture(DeviceWrapper):
 
     # -- per frame ------------------------------------------------------------------------------------
 
-    def _crossed(
-        self,
-        direction: int,
-        head: bytes | bytearray | memoryview,
-        size: int,
-        buffers: tuple[bytes | bytearray | memoryview, ...],
-    ) -> None:
-        """Capture a frame.
+    def _keep(self, direction: int, buffers: Sequence[bytes | bytearray | memoryview]) -> None:
+        """Keep a frame for the end of the step."""
+        if len(self._waiting) < KEPT_IN_STEP:
+            self._waiting.append((time_ns(), direction, b"".join(buffers)))
+        else:
+            self._accepted += 1
+            self._lose(1)
+
+    def _verdict(self, direction: int, head: bytes | bytearray | memoryview) -> bool | None:
+        """Return whether a frame is captured; None: that takes a closer look, as the first frame of each flow does.
 
         Args:
             direction: `FROM_GUEST` or `TO_GUEST`.
-            head: The beginning of the frame, with all of its headers.
-            size: The bytes of the frame, virtio header included.
-            buffers: The pieces of the frame.
+            head: The beginning of the frame.
         """
-        self._seen += 1
-        now = time_ns()
-        if not self._waiting:
-            flow = self._flow_of(direction, head)
-            if flow is not None:
-                wanted = self._verdicts.get(flow.id)
-                if wanted is not None:
-                    if wanted:
-                        self._put(now, direction, size, buffers)
-                    return
-        if len(self._waiting) < KEPT_IN_STEP:
-            self._waiting.append((now, direction, b"".join(buffers)))
-        else:
-            self._accepted += 1
-            self._lose()
-
-    def _flow_of(self, direction: int, head: bytes | bytearray | memoryview) -> Known | None:
-        """Return the flow of a frame, or None if there is none, or it is not seen at once."""
         at = self._at
         try:
             kind, version, fragment, protocol, parts = _LAYOUT4.unpack_from(head, at)
-            if kind != ethernet.IPV4 or version != 0x45 or fragment & _FRAGMENT:
-                if kind != ethernet.IPV6:
-                    return None
+            if kind == ethernet.IPV4 and version == 0x45 and not fragment & _FRAGMENT:
+                at += _LAYOUT4.size + _TCP_FLAGS
+            elif kind == ethernet.IPV6:
                 kind, version, protocol, parts = _LAYOUT6.unpack_from(head, at)
-        except error:  # it is too short
+                at += _LAYOUT6.size + _TCP_FLAGS
+            else:
+                return None
+            if protocol == ip.TCP:
+                # another flow between the same ends begins with a SYN
+                return None if head[at] & tcp.SYN else self._segments.get(parts)
+        except (error, IndexError):  # it is too short
             return None
-        table: Mapping[bytes, Known] | None = self._tables.get(protocol)
-        if table is None:
-            return None
-        if direction == TO_GUEST:
-            key = self._keys.get(parts)
-            if key is None:
-                if len(self._keys) >= FLOWS_KNOWN:
-                    self._keys.clear()
-                key = self._keys[parts] = b"".join(flow_key.backwards(parts))
-            parts = key
-        return table.get(parts)
+        if protocol == ip.UDP:
+            if direction == TO_GUEST:
+                parts = self._turned(parts)
+            flow = self._datagrams.get(parts)
+            return None if flow is None else self._verdicts.get(flow.id)
+        return None
+
+    def _turned(self, parts: bytes) -> bytes:
+        """Return the key of the flow to which a frame to the guest with these addresses and ports belongs."""
+        key = self._keys.get(parts)
+        if key is None:
+            key = b"".join(flow_key.backwards(parts))
+            _remember(self._keys, parts, key)
+        return key
 
     def _put(
-        self, time: int, direction: int, size: int, buffers: tuple[bytes | bytearray | memoryview, ...]
+        self,
+        direction: int,
+        size: int,
+        first: bytes | bytearray | memoryview,
+        rest: Sequence[bytes | bytearray | memoryview],
     ) -> None:
-        """Put a frame without a comment into the ring."""
-        vnet, ring, first = self._vnet, self._ring, buffers[0]
-        rest: tuple[bytes | bytearray | memoryview, ...] = buffers[1:]
-        kept = size = size - vnet
-        if vnet and first[0] and first[1] in _TO_CHANGE:
-            text = b"".join(buffers)
-            if first[1]:
-                self._put_whole((time, direction, text), "")
-                return
-            first, rest = summed(text), ()
-        if kept > self._snaplen:
-            kept = self._snaplen
-            left = kept + vnet - len(first)
-            if left > 0 and len(rest) == 1:
-                rest = (memoryview(rest[0])[:left],)
-            elif left <= 0:
-                first, rest = memoryview(first)[: kept + vnet], ()
+        """Put a frame without a comment into the ring.
+
+        Args:
+            direction: `FROM_GUEST` or `TO_GUEST`.
+            size: The bytes of the frame, virtio header included.
+            first: Its beginning, and perhaps more.
+            rest: What belongs to it besides.
+        """
+        now, vnet = time_ns(), self._vnet
+        if vnet and first[0] & virtio.NEEDS_CSUM:
+            flags = self._unfilled(first[1], size)
+            if flags:
+                direction |= flags
+            elif first[1] == virtio.GSO_NONE:
+                text = b"".join((first, *rest)) if rest else bytes(first[:size])
+                first, rest = summed(text), ()
             else:
-                first, rest = memoryview(b"".join((first, *rest)))[: kept + vnet], ()
-        head, tail = packet_ends(time, kept, size, direction)
+                text = b"".join((first, *rest)) if rest else bytes(first[:size])
+                self._put_whole((now, direction, text), "")
+                return
+        size -= vnet
+        kept = min(size, self._snaplen)
+        end = vnet + kept
+        total, tail = plain_tail(kept, direction)
+        head = packet_head(PACKET, total, 0, now >> 32, now & 0xFFFFFFFF, kept, size)
         self._accepted += 1
-        if not ring.put(len(head) + kept + len(tail), head, memoryview(first)[vnet:], *rest, tail):
-            self._lose()
+        left = end - len(first)
+        if total < SMALL:
+            if left > 0:
+                first = b"".join((first, *rest) if len(rest) > 1 else (first, rest[0][:left]))
+            self._small += head, bytes(first[vnet:end]), tail
+            self._small_size += total
+            return
+        if self._small:
+            self._put_small()
+        if left <= 0:
+            done = self._ring.put(total, head, first[vnet:end], tail)
+        elif len(rest) == 1:
+            done = self._ring.put(total, head, first[vnet:], rest[0][:left], tail)
+        else:
+            done = self._ring.put(total, head, b"".join((first, *rest))[vnet:end], tail)
+        if not done:
+            self._lose(1)
+
+    def _unfilled(self, kind: int, size: int) -> int:
+        """Return the flags of a frame whose checksum is left as it is; 0: it is to be filled in, or the frame cut.
+
+        Args:
+            kind: The virtio header's gso_type.
+            size: The bytes of the frame with that header.
+        """
+        if kind == virtio.GSO_NONE:
+            return NOT_SUMMED if size > SMALL or size - self._vnet > self._snaplen else 0
+        return 0 if kind == virtio.GSO_UDP_L4 else SUPER_SEGMENT
+
+    def _put_small(self) -> None:
+        """Put small frames into the ring, all at a time."""
+        small, self._small, size, self._small_size = self._small, [], self._small_size, 0
+        if not self._ring.put(size, b"".join(small)):
+            self._lose(len(small) // 3)
 
     def _put_whole(self, frame: Frame, comment: str) -> None:
         """Put a frame in one piece into the ring, its checksum filled in, or its datagrams apart."""
         time, direction, text = frame
         self._accepted += 1
-        for each in _as_on_a_wire(text, self._vnet):
+        if self._small:
+            self._put_small()
+        flags = 0
+        if self._vnet and text[0] & virtio.NEEDS_CSUM:
+            flags = self._unfilled(text[1], len(text))
+        pieces = (text[self._vnet :],) if flags else _as_on_a_wire(text, self._vnet)
+        for each in pieces:
             kept = min(len(each), self._snaplen)
-            head, tail = packet_ends(time, kept, len(each), direction, comment)
+            head, tail = packet_ends(time, kept, len(each), direction | flags, comment)
             if not self._ring.put(len(head) + kept + len(tail), head, each[:kept], tail):
-                self._lose()
+                self._lose(1)
                 break
             comment = ""
 
-    def _lose(self) -> None:
+    def _lose(self, count: int) -> None:
         if not self._ring.counters[STOPPING]:
-            self._lost += 1
+            self._lost += count
 
     # -- per step -------------------------------------------------------------------------------------
 
@@ -234,6 +310,8 @@ class FrameCapture(DeviceWrapper):
             waiting, self._waiting = self._waiting, []
             for frame in waiting:
                 self._first_look(frame)
+        if self._small:
+            self._put_small()
         if self._ring.publish(self._seen, self._accepted, self._lost):
             os.eventfd_write(self._wake, 1)
         if self._ring.counters[STOPPING] and not self._is_stopped:
@@ -242,7 +320,7 @@ class FrameCapture(DeviceWrapper):
     def _first_look(self, frame: Frame) -> None:
         """Decide about a frame of which nothing is known yet, and comment on it if it is the first of its flow."""
         _, direction, text = frame
-        transport, flow = self._flow(direction, text)
+        parts, flow = self._flow(direction, text)
         if flow is None:
             if self._where is None or self._fits(direction, text, None):
                 self._put_whole(frame, "")
@@ -250,26 +328,33 @@ class FrameCapture(DeviceWrapper):
         wanted = self._verdicts.get(flow.id)
         comment = ""
         if wanted is None:
-            if len(self._verdicts) >= FLOWS_KNOWN:
-                self._verdicts.clear()
+            transport: Transport = "tcp" if isinstance(flow, TcpConnection) else "udp" if parts else "icmp"
             info = self._gateway.info(transport, flow, "open")
             wanted = self._where is None or self._fits(direction, text, info.name)
-            self._verdicts[flow.id] = wanted
+            _remember(self._verdicts, flow.id, wanted)
             if wanted:
-                comment = f"flow {info.id}: {info.direction} {info.protocol}"
-                comment += f", name {info.name}" if info.name else ""
-                comment += f", rule {info.rule}" if info.rule else ""
+                comment = _comment(info) + self._more.pop(flow.id, "")
                 self._note_name(info.remote.address.packed, info.name)
+        if isinstance(flow, TcpConnection):
+            _remember(self._segments, parts, wanted)
         if wanted:
             self._put_whole(frame, comment)
 
-    def _flow(self, direction: int, text: bytes) -> tuple[Transport, Known | None]:
-        flow = self._flow_of(direction, text)
-        if isinstance(flow, TcpConnection):
-            return "tcp", flow
-        if flow is None:
-            return "icmp", self._echo_flow(direction, text)
-        return "udp", flow
+    def _flow(self, direction: int, text: bytes) -> tuple[bytes, Known | None]:
+        """Return the flow of a frame, and its addresses and ports as they stand in it, if it has ports."""
+        stack, parts = self._gateway.stack, b""
+        with suppress(error):  # it is too short
+            kind, version, fragment, protocol, parts = _LAYOUT4.unpack_from(text, self._at)
+            if kind != ethernet.IPV4 or version != 0x45 or fragment & _FRAGMENT:
+                kind, version, protocol, parts = _LAYOUT6.unpack_from(text, self._at)
+                if kind != ethernet.IPV6:
+                    return b"", None
+            key = self._turned(parts) if direction == TO_GUEST else parts
+            if protocol == ip.TCP:
+                return parts, stack.tcp.get(key)
+            if protocol == ip.UDP:
+                return parts, stack.udp.get(key)
+        return b"", self._echo_flow(direction, text)
 
     def _echo_flow(self, direction: int, text: bytes) -> EchoFlow | None:
         at = self._at + 2
@@ -300,19 +385,51 @@ class FrameCapture(DeviceWrapper):
         protocol, addresses, ports = _look(text[self._vnet :])
         if where.protocol is not None and where.protocol != protocol:
             return False
-        if where.port is not None and where.port not in ports:
+        if not addresses:
+            return not where.targets and not where.ports
+        remote = int(direction == FROM_GUEST)  # which of the two ends has that name
+        return any(
+            self._end_fits(address, ports[number] if ports else None, name if number == remote else None)
+            for number, address in enumerate(addresses)
+        )
+
+    def _end_fits(self, address: bytes, port: int | None, name: str | None) -> bool:
+        """Return whether an end of a frame is one of the filter's targets, at one of its ports."""
+        where = self._where
+        assert where is not None
+        if not _is_in(port, where.ports):
             return False
-        if self._network is not None and not any(ip_address(each) in self._network for each in addresses):
-            return False
-        if where.name is None:
-            return True
-        named = [name, *(self._gateway.name_of(ip_address(each)) for each in addresses)]
-        return any(_is_below(each, where.name) for each in named if each is not None)
+        plain = ip_address(canonical(address))
+        for target in where.targets:
+            if is_name(target):
+                named = name, self._gateway.name_of(ip_address(address))
+                if any(each is not None and _matches(target, each) for each in named):
+                    return True
+            elif any(plain in network and _is_in(port, ranges) for network, ranges in parts_of(target)):
+                return True
+        return not where.targets
 
 
-def _is_below(name: str, wanted: str) -> bool:
+def _is_in(port: int | None, ranges: PortRanges) -> bool:
+    """Return whether a port is in ranges; all are if there are none."""
+    return not ranges or (port is not None and any(first <= port <= last for first, last in ranges))
+
+
+def _comment(flow: FlowInfo) -> str:
+    text = f"flow {flow.id}: {flow.direction} {flow.protocol}"
+    text += f", name {flow.name}" if flow.name else ""
+    return text + (f", rule {flow.rule}" if flow.rule else "")
+
+
+def _remember(known: dict[K, V], key: K, value: V) -> None:
+    if len(known) >= FLOWS_KNOWN:
+        known.clear()
+    known[key] = value
+
+
+def _matches(target: str, name: str) -> bool:
     name = name.rstrip(".").lower()
-    return name.endswith(wanted[1:]) if wanted.startswith("*.") else name == wanted
+    return name.endswith(target[1:]) if target.startswith("*.") else name == target
 
 
 def _look(frame: bytes) -> tuple[str, tuple[bytes, ...], tuple[int, ...]]:

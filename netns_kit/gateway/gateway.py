@@ -125,15 +125,7 @@ class Gateway:
         self.endpoints = Endpoints()
         search = tuple(filter(is_host_name, uplink.search()))
         stack_for = partial(self._stack_for, setup, search, secret or os.urandom(16))
-        router: Callable[..., FlowRouter] = FlowRouter
-        if uplink.is_indirect:
-            from .indirect_router import IndirectRouter  # other uplinks have none
-
-            router = partial(IndirectRouter, supplies=setup.supplies[0] if setup.supplies else ())
-        elif uplink.is_in_memory:
-            from .in_memory import InMemoryRouter as router
-
-        self.router: FlowRouter = router(
+        self.router: FlowRouter = _router_kind(setup)(
             engine, uplink, subnet, self.endpoints, stack_for, links=peers, tell=tell or log
         )
         stack: Stack = self.router.stack
@@ -142,7 +134,7 @@ class Gateway:
         self.enforcer.told = self._query_refused
         if peers is not None:
             self.enforcer.pinned = peers.send_pins
-            self.enforcer.catch_up = self._read_pins
+            self.enforcer.catch_up = self.read_pins
             engine.add(peers.pins_fileno(), self._on_pins, IN)
         self.asking = self.router.asking
         self.asking.timeout = setup.on_flow_timeout if setup.asks else None
@@ -157,6 +149,7 @@ class Gateway:
                 if network is not None:
                     stack.link.learn(network.guest.packed, tap.mac)
         self._answer_names(setup)
+        self.noting: Callable[[Guard | None], Guard | None] = _as_it_is
         self._listener: Guard | None = None
         self._govern(setup.policy)
         self.beside: dict[int, FlowBeside] = {}
@@ -228,7 +221,7 @@ class Gateway:
     def _govern(self, policy: Policy | None) -> None:
         """Let a policy decide from now on, about flows and names."""
         self.enforcer.set(policy)
-        self.dns.guard = self._listener or self.enforcer.guard
+        self.guard_names()
 
     @property
     def listener(self) -> Guard | None:
@@ -238,14 +231,18 @@ class Gateway:
     @listener.setter
     def listener(self, listener: Guard | None) -> None:
         self._listener = listener
-        self.dns.guard = listener or self.enforcer.guard
+        self.guard_names()
 
-    def _read_pins(self) -> bool:
+    def guard_names(self) -> None:
+        """Have the DNS server ask the policy's guard or the listener, and what `noting` makes of it."""
+        self.dns.guard = self.noting(self._listener or self.enforcer.guard)
+
+    def read_pins(self) -> bool:
         """Learn what other workers have pinned, and return whether there was anything."""
         return self._links is not None and self.enforcer.learn(self._links.read_pins())
 
     def _on_pins(self, _: int) -> None:
-        self._read_pins()
+        self.read_pins()
 
     def _query_refused(self, name: bytes, kind: int, client: bytes, refused: Refused, rule: str) -> None:
         watcher, policy = self.watcher, self.enforcer.policy
@@ -458,6 +455,19 @@ class Gateway:
         self.dns.close()
 
 
+def _router_kind(setup: Setup) -> Callable[..., FlowRouter]:
+    """Return what makes the router for an uplink; most uplinks have none of these modules."""
+    if setup.uplink.is_indirect:
+        from .indirect_router import IndirectRouter
+
+        return partial(IndirectRouter, supplies=setup.supplies[0] if setup.supplies else ())
+    if setup.uplink.is_in_memory:
+        from .in_memory import InMemoryRouter
+
+        return InMemoryRouter
+    return FlowRouter
+
+
 def _zone(subnet: Subnet) -> Zone:
     """Return a zone with the names of the gateway.  It answers reverse queries for its networks."""
     networks = [each for each in (subnet, subnet.ipv6) if each is not None]
@@ -492,6 +502,11 @@ def log(text: str, error: BaseException | None = None) -> None:
     from logging import getLogger  # importing it costs as much as the whole stack, and few need it
 
     getLogger(__name__).warning(text, exc_info=error)
+
+
+def _as_it_is(guard: Guard | None) -> Guard | None:
+    """Return a guard, since nobody notes names."""
+    return guard
 
 
 def _nowhere(*_: object) -> None:

@@ -27,7 +27,7 @@ from netns_kit.uplink.indirect import (
     ProxyDial,
     UdpAssociation,
 )
-from netns_kit.uplink.sockets import refusal_for
+from netns_kit.uplink.sockets import refusal_for, socket_address
 
 from .elsewhere import SourceElsewhere, Waiting
 from .endpoints import Endpoints
@@ -100,14 +100,14 @@ class IndirectRouter(FlowRouter):
 
     def tcp_opened(self, connection: TcpConnection) -> None:
         super().tcp_opened(connection)
-        self._limit(connection.user)
+        self.limit(connection.user)
 
-    def proceed(self, opened: AnyFlow, flow: Flow, target: Target) -> Refusal | None:
-        refusal = super().proceed(opened, flow, target)
-        self._limit(opened.user)
+    def let_pass(self, opened: AnyFlow, flow: Flow, target: Target) -> Refusal | None:
+        refusal = super().let_pass(opened, flow, target)
+        self.limit(opened.user)
         return refusal
 
-    def _limit(self, relay: object) -> None:
+    def limit(self, relay: object) -> None:
         """Give up the dial of a relay when the time of the proxy is over."""
         if isinstance(relay, Dialled) and isinstance(relay.pending, ProxyDial):
             limit = TimeLimit(relay, relay.pending)
@@ -146,8 +146,33 @@ class IndirectRouter(FlowRouter):
         )
         relay.add(flow, endpoint)
         relay.begin(dial)
-        self._limit(relay)
+        self.limit(relay)
         return None
+
+    def open_datagrams(self, flow: Flow, target: Target) -> socket.socket | Refusal:
+        try:
+            found = self._indirect.carriage(flow, target)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            return _refusal_of(self.cannot_dial(error))
+        if found is None:
+            return super().open_datagrams(flow, target)
+        if isinstance(found, Refusal):
+            return found
+        address, port = target.candidates[0]
+        if isinstance(found, NamespaceSockets) and found.source.has("udp", address.version):
+            sock = found.open("udp", address, 0)
+            try:
+                sock.connect(socket_address(address, port))
+            except OSError as error:
+                sock.close()
+                return refusal_for(error.errno or 0)
+            return sock
+        self.notice(
+            "datagrams of handlers are refused: they cannot go through a proxy; let the engine carry them"
+        )
+        return Refusal.PROHIBITED
 
     def _carry_udp_elsewhere(
         self, sockets: NamespaceSockets, flow: UdpFlow, names: FlowKey, endpoint: Endpoint

@@ -18,7 +18,7 @@ import os
 import socket
 from collections.abc import Callable, MutableMapping, Sequence
 from functools import partial
-from typing import Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 from netns_kit.arguments import Address
 from netns_kit.errors import AddressError
@@ -46,19 +46,33 @@ class Carrier(Protocol):
     def echoed(self, number: int, sequence: int, why: Refusal | None) -> None: ...
 
 
+class Rules(Protocol):
+    """What is intercepted: see `Interception`."""
+
+    def add(self, service: int, text: str) -> None: ...
+
+    def discard(self, service: int) -> None: ...
+
+
 class Serving:
     """The flows of one stack that handlers of the caller's have.
 
     Args:
         gateway: The gateway of the stack.
         tell: Called with the number of the subscriber, when there is something to `take`.
+        intercepting: Makes what intercepts flows, when there is a first rule.
     """
 
-    def __init__(self, gateway: Gateway, tell: Callable[[int], None]) -> None:
+    def __init__(
+        self, gateway: Gateway, tell: Callable[[int], None], intercepting: Callable[[Serving], Rules]
+    ) -> None:
         self.gateway = gateway
         self._tell = tell
         self._subscriber: int | None = None
         self._services: dict[int, tuple[Literal["tcp", "udp"], bytes, int]] = {}
+        self._intercepting = intercepting
+        self._interception: Rules | None = None  # few have one
+        self._intercepted: set[int] = set()
         self.flows: dict[int, Waits] = {}
         self._news: list[News] = []
         self._carrier: Carrier | None = None
@@ -117,11 +131,27 @@ class Serving:
         gateway.stack.link.served = gateway.endpoints.addresses()
 
     @operation(same)
+    def intercept(self, service: int, text: str) -> None:
+        """Claim the flows that a rule is about from now on, if uplink and policy let them pass.
+
+        Args:
+            service: The number under which they are told of.
+            text: The rule, see `Interception.add`.
+        """
+        if self._interception is None:
+            self._interception = self._intercepting(self)
+        self._interception.add(service, text)
+        self._intercepted.add(service)
+
+    @operation(same)
     def stop(self, service: int) -> None:
         """Claim no more flows, and end those that there are: connections are reset."""
         if service in self._services:
             self.gateway.endpoints.discard(*self._services.pop(service))
             self.gateway.stack.link.served = self.gateway.endpoints.addresses()
+        if service in self._intercepted and self._interception is not None:
+            self._intercepted.discard(service)
+            self._interception.discard(service)
         for flow in [each for each in self.flows.values() if each.service == service]:
             flow.cut()
 
@@ -175,6 +205,69 @@ class Serving:
             return False
         flow.join(sock)
         return True
+
+    @operation()
+    def dial(self, number: int, address: Address | None, port: int | None, *, fds: Sequence[int]) -> bool:
+        """Dial the way out of an intercepted flow, and return whether it was still there.
+
+        What comes of it is sent to the caller's side: see `UpstreamDial`.
+
+        Args:
+            number: The flow.
+            address: Another address to reach; None: the flow's.
+            port: Another port to reach; None: the flow's.
+            fds: The socket that the answer is sent to.
+        """
+        reply, flow = _come(fds), self._intercepted_flow(number)
+        if flow is None:
+            reply.close()
+            return False
+        flow.dial(address, port, reply)
+        return True
+
+    @operation()
+    def release(self, number: int, *, fds: Sequence[int]) -> bool:
+        """Have an intercepted flow carried as any other, and return whether it was still there.
+
+        Args:
+            number: The flow: a connection whose SYN is on hold, or a UDP flow.
+            fds: Of a UDP flow, the caller's end of its pair.
+        """
+        rest = _come(fds) if fds else None
+        flow = self._intercepted_flow(number)
+        if flow is None:
+            if rest is not None:
+                rest.close()
+            return False
+        flow.release(*(() if rest is None else (rest,)))
+        return True
+
+    @operation()
+    def hold(self, number: int, *, fds: Sequence[int]) -> str:
+        """Take nothing more from the guest of an intercepted connection: see `InterceptedConnection.hold`."""
+        flow: Any = self._intercepted_flow(number)
+        return "gone" if flow is None else str(flow.hold())
+
+    @operation()
+    def go_on(self, number: int, *, fds: Sequence[int]) -> bool:
+        """Carry an intercepted connection that is held by a socket, and return whether it was still there."""
+        sock = _come(fds)
+        flow: Any = self._intercepted_flow(number)
+        if flow is None:
+            sock.close()
+            return False
+        return bool(flow.go_on(sock))
+
+    @operation()
+    def turn_back(self, number: int, *, fds: Sequence[int]) -> None:
+        """End an intercepted flow as its way out was refused."""
+        flow = self._intercepted_flow(number)
+        if flow is not None:
+            flow.turn_back()
+
+    def _intercepted_flow(self, number: int) -> Any:
+        flow = self.flows.get(number)
+        return flow if flow is not None and flow.service in self._intercepted else None
 
     @operation()
     def connect(
@@ -257,12 +350,16 @@ class Serving:
 
     def wait_udp(self, service: int, flow: UdpFlow, target: Endpoint | None = None) -> Refusal | None:
         """Tell of a UDP flow, which waits for its socket; or return how it is refused."""
-        waiting = sum(isinstance(each, ServedDatagrams) and each.waits for each in self.flows.values())
-        if waiting >= WAITING_MOST:
+        if not self.has_room_for_datagrams():
             return Refusal.NET_UNREACHABLE
         flow.user = self.flows[flow.id] = ServedDatagrams(self, service, flow)
         self.opened(service, flow, target)
         return None
+
+    def has_room_for_datagrams(self) -> bool:
+        """Return whether one more UDP flow may wait for its socket."""
+        waiting = sum(isinstance(each, ServedDatagrams) and each.waits for each in self.flows.values())
+        return waiting < WAITING_MOST
 
     def _has_room(self, key: bytes) -> bool:
         router = self.gateway.router
@@ -274,10 +371,16 @@ class Serving:
 
     # -- what is told ---------------------------------------------------------------------------------
 
-    def opened(self, service: int, flow: TcpConnection | UdpFlow, target: Endpoint | None = None) -> None:
-        """Tell of a flow, and where it leads if that is not what the guest has dialled."""
+    def opened(
+        self,
+        service: int,
+        flow: TcpConnection | UdpFlow,
+        target: Endpoint | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Tell of a flow, where it leads if that is not what the guest has dialled, and its name if it is known."""
         guest, remote = endpoints_of(flow.key)
-        name = self.gateway.name_of(remote.address)
+        name = name or self.gateway.name_of(remote.address)
         transport: Literal["tcp", "udp"] = "tcp" if isinstance(flow, TcpConnection) else "udp"
         self.note(Opened(flow.id, service, transport, guest, remote, target or remote, name))
 

@@ -266,10 +266,8 @@ def _check_on_flow(on_flow: object, timeout: object) -> None:
         ArgumentError: The time is out of range.
         ArgumentTypeError: The function is no async function, or the time no number.
     """
-    arguments.instance("on_flow_timeout", timeout, (int, float), "a number of seconds")
-    if not 0 < timeout <= LARGEST_TIMEOUT:  # type: ignore[operator]  # it is a number
-        expected = f"expected seconds, more than 0 and {LARGEST_TIMEOUT:g} at most"
-        raise ArgumentError(expected, "on_flow_timeout", arguments.shown(timeout))
+    expected = f"seconds, more than 0 and {LARGEST_TIMEOUT:g} at most"
+    arguments.number("on_flow_timeout", timeout, expected, lambda value: 0 < value <= LARGEST_TIMEOUT)
     if on_flow is not None:
         from inspect import iscoroutinefunction  # it reads source, for which it knows all of Python's grammar
 

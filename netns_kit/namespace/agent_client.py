@@ -12,7 +12,6 @@ import signal
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, get_type_hints
@@ -24,6 +23,7 @@ from netns_kit.child.channel import RECORD, Channel, send_record
 from netns_kit.child.child import Child
 from netns_kit.child.codec import DecodeError, decode, load, printable
 from netns_kit.errors import FeatureUnavailable, IdMapError, NamespaceGone, NotPrivileged
+from netns_kit.frozen import frozen
 from netns_kit.host import diagnosis
 
 from .agent_common import IN_MEMFD
@@ -41,7 +41,7 @@ NAME_MAX, COMMAND_MAX = 64, 256  # characters of `ProcessInfo`
 SHOWN = 80  # characters of what was not understood
 
 
-@dataclass(frozen=True)
+@frozen
 class Failed:
     """An OSError that the agent has met in the operation or step `op`."""
 
@@ -51,22 +51,26 @@ class Failed:
     filename: str | None
 
 
-@dataclass(frozen=True)
-class NotStarted(Failed):
-    """What has kept the agent from its namespace.  `filtered`: it is a seccomp filter."""
+@frozen
+class NotStarted:
+    """What has kept the agent from its namespace, as in `Failed`.  `filtered`: it is a seccomp filter."""
 
+    errno: int
+    op: str
+    message: str
+    filename: str | None
     state: Literal["failed"]
     filtered: bool
 
 
-@dataclass(frozen=True)
+@frozen
 class Unmapped:
     """The agent is in a new user namespace, and waits for the owner to map its ids."""
 
     state: Literal["map"]
 
 
-@dataclass(frozen=True)
+@frozen
 class Ready:
     """The agent is in its namespace: its process id and that of the holder (see agent.py), as the host counts."""
 
@@ -75,7 +79,7 @@ class Ready:
     holder: int
 
 
-@dataclass(frozen=True)
+@frozen
 class Found:
     """The process that has a flow, whose pidfd comes along."""
 
@@ -85,26 +89,26 @@ class Found:
     command: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Unknown:
     """The process that has a flow is not known."""
 
     unknown: Literal[True]
 
 
-@dataclass(frozen=True)
+@frozen
 class Done:
     """The operation has succeeded, without a result."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Started:
     """A command runs."""
 
     pid: int
 
 
-@dataclass(frozen=True)
+@frozen
 class Unexecuted:
     """A command could not be executed, with this errno; for want of its interpreter, if that is named."""
 
@@ -112,14 +116,14 @@ class Unexecuted:
     interpreter: str | None
 
 
-@dataclass(frozen=True)
+@frozen
 class Stopped:
     """A signal has stopped a command."""
 
     stopped: int
 
 
-@dataclass(frozen=True)
+@frozen
 class Ended:
     """A command has ended with this status of wait(2)."""
 
@@ -266,7 +270,7 @@ def _is_status(number: int) -> bool:
 
 
 def parse(record: bytes, *kinds: Any) -> Any:
-    """Read a record of the agent's: its keys are the fields of one of `kinds`, which are dataclasses.
+    """Read a record of the agent's: its keys are the fields of one of `kinds`, which are records.
 
     Raises `DecodeError`, and nothing else, whatever the record is.
     """
@@ -320,7 +324,7 @@ class StartConversation(Protocol):
     async def __call__(self, op: str, fds: Sequence[int] = (), /, **arguments: object) -> Conversation: ...
 
 
-@dataclass(frozen=True)
+@frozen
 class Start:
     """The namespace that an agent enters: the mode ("create", "attach", "current"), and what that mode needs.
 

@@ -30,7 +30,6 @@ class HasFileno(Protocol):
 
     def fileno(self) -> int:
         """Return the number of the descriptor."""
-        ...
 
 
 Listen = Mapping[str, HasFileno | int] | Sequence[HasFileno | int | tuple[str, HasFileno | int]]
@@ -203,18 +202,9 @@ def _descriptor(knob: str, given: object, expected: str) -> int:
         if not callable(fileno):
             raise ArgumentTypeError(f"expected {expected}", knob, arguments.shown(given))
         given = fileno()
-    return check_open(knob, given)
-
-
-def check_open(name: str, fd: object) -> int:
-    """Return a descriptor, if it is one that is open."""
-    arguments.whole_number(name, fd, 0)
-    assert isinstance(fd, int)
-    try:
-        os.fstat(fd)
-    except (OSError, OverflowError) as error:
-        raise ArgumentError("expected an open descriptor", name, repr(fd)) from error
-    return fd
+    arguments.descriptor(knob, given)
+    assert isinstance(given, int)
+    return given
 
 
 def absolute(path: Word, name: str, expected: str) -> str:

@@ -26,7 +26,6 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from struct import Struct, error
@@ -36,6 +35,7 @@ import anyio
 import anyio.lowlevel
 
 from netns_kit.child.codec import DecodeError
+from netns_kit.frozen import frozen
 from netns_kit.host import diagnosis
 from netns_kit.host.abi import (
     INET_DIAG_SKV6ONLY,
@@ -68,7 +68,7 @@ _ATTRIBUTES_AT = 88
 _DONE_SIZE = 20  # a header and the errno of the dump
 
 
-@dataclass(frozen=True)
+@frozen
 class ListeningSocket:
     """A socket that waits for clients: TCP in the state LISTEN, or UDP that is bound and has no peer."""
 

@@ -23,7 +23,6 @@ import stat
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from socket import socket as SocketType
 from subprocess import PIPE
@@ -48,6 +47,7 @@ from netns_kit.errors import (
     PortInUseError,
     SysctlError,
 )
+from netns_kit.frozen import frozen, replace
 from netns_kit.host import bound_ports, diagnosis, sysctl
 from netns_kit.host.abi import NETLINK_ROUTE, NETLINK_SOCK_DIAG, RT_TABLE_MAIN, TUN_MAJOR, TUN_MINOR
 from netns_kit.host.undo import on_error
@@ -71,7 +71,7 @@ _PROC = re.compile(r"/proc/([0-9]+)/ns/net")
 _SOCKET_FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
 
-@dataclass(frozen=True)
+@frozen
 class Interface:
     """A network interface."""
 
@@ -87,7 +87,7 @@ class Interface:
     """True if the interface is up."""
 
 
-@dataclass(frozen=True)
+@frozen
 class InterfaceAddress:
     """An address of an interface."""
 
@@ -97,7 +97,7 @@ class InterfaceAddress:
     """Address with its prefix."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Route:
     """A route of the main routing table."""
 
@@ -111,7 +111,7 @@ class Route:
     """Cost of the route.  Of several to one network, that with the lowest is used."""
 
 
-@dataclass(frozen=True)
+@frozen
 class OpenedTap:
     """A tap device that was opened in the namespace."""
 
@@ -130,14 +130,14 @@ class OpenedTap:
         return self.fds[0]
 
 
-@dataclass(frozen=True)
+@frozen
 class _Value:
     """The agent's answer: the value of a sysctl."""
 
     value: str
 
 
-@dataclass(frozen=True)
+@frozen
 class _Tap:
     """The agent's answer, beside descriptors: the tap that was opened."""
 
@@ -146,7 +146,7 @@ class _Tap:
     existed: bool
 
 
-@dataclass(frozen=True)
+@frozen
 class _Configured:
     """The agent's answer: why a link that was configured has no IPv6, if it was to have it."""
 

@@ -38,7 +38,6 @@ from .given import (
     OpenFile,
     Word,
     announce,
-    check_open,
     files_shown,
     host_sockets,
     listening,
@@ -492,7 +491,7 @@ async def open_process(
 def _check_passed(fds: Sequence[int]) -> None:
     arguments.items("pass_fds", fds, "a list of descriptors")
     for fd in fds:
-        check_open("pass_fds", fd)
+        arguments.descriptor("pass_fds", fd)
 
 
 def _here(theirs: ExitStack) -> list[int]:
@@ -535,7 +534,7 @@ def _standard_streams(
             if is_inherited(number):
                 fds[number] = number
         elif isinstance(wanted, int):
-            check_open(_STREAMS[number], wanted)
+            arguments.descriptor(_STREAMS[number], wanted)
             fds[number] = wanted
         elif callable(getattr(wanted, "fileno", None)):
             fds[number] = wanted.fileno()

@@ -178,10 +178,21 @@ class Network(Openable):
             NotPrivileged: On opening, for a namespace that is another user's.
             NetnsKitError, OSError: On opening, what its parts raise.
         """
+        return self.member_of(MemberSetup.of(name, **options))
+
+    def member_of(self, setup: MemberSetup) -> Member:
+        """Return a new member with settings that have been checked, as `member` does; for parts of this library.
+
+        Args:
+            setup: The settings.
+
+        Raises:
+            ArgumentError: The network's own namespace is not configured.
+        """
         if self.stack.setup.configure is not True:
             expected = "expected True for a network with members"
             raise ArgumentError(expected, "configure", repr(self.stack.setup.configure))
-        return Member(self._members, MemberSetup.of(name, **options))
+        return Member(self._members, setup)
 
     @arguments.spelled_out(MemberSetup.of)
     async def add_member(self, name: str, **options: Unpack[MemberOptions]) -> Member:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from netns_kit.dns import hosts
+from netns_kit.host.paths import text_of
 from netns_kit.uplink.dns_settings import RESOLV_CONF
 from netns_kit.userstack.userstack import UserStack
 
@@ -25,15 +26,6 @@ async def shown_files(stack: UserStack) -> dict[str, str]:
     asked_for: list[str] = []
     if stack.policy is not None and any(rule.has_names for rule in stack.policy.rules):
         ours, asked_for = [], [name for name, _ in ours]
-    others = "" if stack.uplink.is_in_memory else _text(HOSTS)
+    others = "" if stack.uplink.is_in_memory else text_of(HOSTS)
     text = hosts.written(os.uname().nodename, ours, others, left_out=asked_for)
     return {RESOLV_CONF: resolv_conf, HOSTS: text}
-
-
-def _text(path: str) -> str:
-    """Return the text of a file; none if it is not there, or cannot be read."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""

@@ -8,14 +8,14 @@ Python do: `rules[3].ports`.  Data that is written has no value that is the defa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from netns_kit import arguments
 from netns_kit.errors import FeatureUnavailable, PolicyError
 
-from .rules import Rule, RuleAction, usual_refusal
+from .rules import Rule, RuleAction, ports_data, usual_refusal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +51,7 @@ def _rule_data(rule: Rule) -> Plain:
     if rule.targets:
         data["targets"] = list(rule.targets)
     if rule.ports:
-        data["ports"] = [first if first == last else f"{first}-{last}" for first, last in rule.ports]
+        data["ports"] = ports_data(rule.ports)
     return data
 
 
@@ -94,7 +94,9 @@ def _rule(data: object, number: int) -> Rule:
     values = _table(data, path, "a rule")
     action = values.pop("action", None)
     if not isinstance(action, str) or action not in KEYS:
-        raise PolicyError(f"expected {_listed(map(repr, KEYS))}", f"{path}.action", arguments.shown(action))
+        raise PolicyError(
+            f"expected {arguments.listed(map(repr, KEYS))}", f"{path}.action", arguments.shown(action)
+        )
     _check_keys(values, KEYS[action], path, f"the rule, action={action!r}")
     targets = values.get("targets")
     if isinstance(targets, str):
@@ -122,14 +124,9 @@ def _check_keys(data: Plain, known: tuple[str, ...], path: str, what: str) -> No
             from difflib import get_close_matches  # modules for what is rare are imported there
 
             like = get_close_matches(str(name), known, 1)
-            fix = f"write {like[0]}" if like else f"such a key is {_listed(known)}"
+            fix = f"write {like[0]}" if like else f"such a key is {arguments.listed(known)}"
             place = f"{path}.{name}" if path else str(name)
             raise PolicyError(f"expected a key of {what}", place, arguments.shown(value), fix)
-
-
-def _listed(words: Iterable[str]) -> str:
-    *others, last = words
-    return f"{', '.join(others)} or {last}"
 
 
 # -- JSON and TOML --------------------------------------------------------------------------------------

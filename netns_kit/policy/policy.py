@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from math import isfinite
+from math import inf
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, NoReturn, ParamSpec, get_args, overload
 
@@ -13,7 +13,7 @@ from netns_kit.errors import ArgumentError, PolicyError
 from netns_kit.frozen import frozen
 from netns_kit.stack import Transport
 
-from . import plain
+from . import plain, rules
 from .addresses import PortRanges
 from .explanation import Explanation, explain
 from .index import Index
@@ -153,9 +153,7 @@ class Policy(_Kept):
         arguments.one_of("default", default, get_args(RuleAction))
         arguments.items("rules", rules, "a list of Rule")
         arguments.boolean("audit", audit)
-        arguments.instance("grace", grace, (int, float), "seconds, 0 or more")
-        if not isfinite(grace) or grace < 0:
-            raise ArgumentError("expected seconds, 0 or more", "grace", shown(grace))
+        arguments.number("grace", grace, "seconds, 0 or more", lambda value: 0 <= value < inf)
         arguments.one_of("refusal", refusal, get_args(RefusalName))
         arguments.one_of("dns", dns, get_args(DnsRefusal))
         for name, given, usual, unused in (
@@ -496,8 +494,8 @@ def _options(record: object, names: Iterable[str]) -> str:
 
 
 def _written(ports: PortRanges) -> str:
-    written = [f"{first}" if first == last else f"'{first}-{last}'" for first, last in ports]
-    return written[0] if len(written) == 1 else f"[{', '.join(written)}]"
+    written = rules.ports_data(ports)
+    return repr(written[0] if len(written) == 1 else written)
 
 
 def _as_made(rule: Rule) -> str:

@@ -156,7 +156,7 @@ class Rule:
     def __str__(self) -> str:
         parts = [self.action, _some(self.targets) or "everything"]
         if self.ports:
-            parts.append(f"{'port' if len(self.ports) == 1 else 'ports'} {_some(ports_shown(self.ports))}")
+            parts.append(f"{'port' if len(self.ports) == 1 else 'ports'} {_some(ports_data(self.ports))}")
         parts.extend(filter(None, (self.protocol, "sni" * self.sni, "host" * self.host)))
         if self.only is not None:
             parts.append("only dns")
@@ -196,7 +196,7 @@ class Rule:
 
     def _check_together(self) -> None:
         """Check what does not go together.  Raises `PolicyError`."""
-        ports = _some(ports_shown(self.ports))
+        ports = _some(ports_data(self.ports))
         if self.protocol == "icmp" and self.ports:
             raise PolicyError(
                 "expected no ports, since ICMP has none", "ports", ports, "leave out ports, or the protocol"
@@ -506,15 +506,15 @@ def _ports_error(given: object, fix: str | None) -> PolicyError:
     return PolicyError(expected, "ports", shown(given), fix)
 
 
-def ports_shown(ports: PortRanges) -> list[str]:
-    """Return ports as people write them."""
-    return [f"{first}" if first == last else f"{first}-{last}" for first, last in ports]
+def ports_data(ports: PortRanges) -> list[int | str]:
+    """Return ports as people write them, and files have them."""
+    return [first if first == last else f"{first}-{last}" for first, last in ports]
 
 
-def _some(items: Sequence[str]) -> str:
+def _some(items: Sequence[object]) -> str:
     """Return a list as messages show it, where it must not be long."""
     left_out = len(items) - SHOWN
-    return ", ".join(items[:SHOWN]) + (f" and {left_out} more" if left_out > 0 else "")
+    return ", ".join(map(str, items[:SHOWN])) + (f" and {left_out} more" if left_out > 0 else "")
 
 
 def usual_refusal(looks: bool) -> RefusalName:

@@ -44,25 +44,9 @@ class Link:
     """
 
     __slots__ = (
-        "_dropped",
-        "_given_up_at",
-        "_limits",
-        "_neighbours",
-        "_paths",
-        "_timers",
-        "_waiting",
-        "emit",
-        "link_local",
-        "mac",
-        "mtu",
-        "offloads",
-        "own",
-        "served",
-        "stands_for",
-        "timer_at",
-        "timer_entry",
-        "version",
-    )
+        "_dropped", "_given_up_at", "_limits", "_neighbours", "_paths", "_timers", "_waiting", "emit",
+        "link_local", "mac", "mtu", "offloads", "own", "served", "stands_for", "timer_at", "timer_entry", "version"
+    )  # fmt: skip
 
     def __init__(
         self,

@@ -34,21 +34,9 @@ class UdpFlow(IdleFlow):
     """
 
     __slots__ = (
-        "_header",
-        "_headers",
-        "_heard",
-        "_laid_out",
-        "_link",
-        "_longest",
-        "_plain",
-        "_segment_size",
-        "_spoken",
-        "_super",
-        "answered",
-        "frame_head",
-        "host",
-        "marks",
-    )
+        "_header", "_headers", "_heard", "_laid_out", "_link", "_longest", "_plain", "_segment_size",
+        "_spoken", "_super", "answered", "frame_head", "host", "marks"
+    )  # fmt: skip
 
     user: DatagramUser
 

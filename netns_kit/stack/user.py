@@ -71,11 +71,9 @@ class TcpUser(Protocol):
         If it was not all, call `TcpConnection.resume` when more can be taken.  Only what has been taken is
         acknowledged.
         """
-        ...
 
     def urgent(self, data: memoryview) -> int:
         """Take the one byte that the guest's urgent pointer marks (RFC 9293 3.8.5), as `deliver` does."""
-        ...
 
     def end(self) -> None:
         """Note the guest's FIN.  All bytes before it have been taken."""
@@ -186,7 +184,6 @@ class LinkService(Protocol):
         Return False if it is not for this service: then it is handled as any other datagram.  This must not raise,
         whatever the payload is.
         """
-        ...
 
 
 class Watcher(Protocol):

@@ -194,13 +194,9 @@ class TapDevice:
                 still belongs to the caller.
         """
         check_mtu(mtu, MTU_MAX)
-        arguments.whole_number("fd", fd, 0)
+        mode = arguments.descriptor("fd", fd).st_mode
         if name is not None:
             arguments.text("name", name, "text, or None")
-        try:
-            mode = os.fstat(fd).st_mode
-        except (OSError, OverflowError) as error:
-            raise ArgumentError("expected an open descriptor", "fd", repr(fd)) from error
         tap = cls(name or f"fd{fd}", mtu)
         if not stat.S_ISSOCK(mode):
             tap._attached(fd)
@@ -286,18 +282,14 @@ class TapDevice:
             for queue in self.queues:
                 queue._attached(unowned[0])
                 del unowned[0]
-        except BaseException:
-            for fd in unowned:
-                os.close(fd)
-            self.release()
-            raise
-        try:
             await self.namespace.configure_link(
                 self.name, mtu=self.mtu, mac=self._wanted_mac, queue=GUEST_QUEUE
             )
             for queue in self.queues:
                 queue.mac = _hardware_address(self._fd)
         except BaseException:
+            for fd in unowned:
+                os.close(fd)
             self.release()
             raise
 

@@ -49,47 +49,38 @@ class Device(Protocol):
     @property
     def name(self) -> str:
         """The interface's name in the guest."""
-        ...
 
     @property
     def mtu(self) -> int:
         """The guest's, in bytes, without Ethernet header."""
-        ...
 
     @property
     def mac(self) -> bytes | None:
         """The guest's hardware address, None where unknown."""
-        ...
 
     @property
     def offloads(self) -> Offloads:
         """The work that a frame may leave to the other end."""
-        ...
 
     @property
     def namespace(self) -> Namespace | None:
         """The namespace of the device, None for a descriptor that came ready-made."""
-        ...
 
     @property
     def queues(self) -> tuple[Device, ...]:
         """The devices of its queues, itself the first."""
-        ...
 
     @property
     def counters(self) -> TapCounters:
         """Counters of what has crossed the device, and what has not."""
-        ...
 
     @property
     def deadline(self) -> float:
         """The time at which `advance` is due, on the caller's clock."""
-        ...
 
     @property
     def backlog(self) -> bool:
         """True while frames wait for the descriptor to become writable; then call `flush`."""
-        ...
 
     def fileno(self) -> int:
         """Return the descriptor to wait on.
@@ -97,7 +88,6 @@ class Device(Protocol):
         Raises:
             DeviceGone: The device is not open.
         """
-        ...
 
     def read_into(self, buffer: memoryview | bytearray) -> int | None:
         """Read a frame; return its length, or None if there is none.
@@ -108,7 +98,6 @@ class Device(Protocol):
         Raises:
             DeviceGone: No frame will come any more.
         """
-        ...
 
     def write(self, *buffers: bytes | bytearray | memoryview) -> bool:
         """Send a frame without blocking.  Return whether it was sent, or kept for `flush`.
@@ -119,7 +108,6 @@ class Device(Protocol):
         Raises:
             DeviceGone: The device takes no frames any more.
         """
-        ...
 
     def flush(self) -> None:
         """Send what waits, until the device pushes back again.
@@ -144,7 +132,6 @@ class Device(Protocol):
         Raises:
             NotImportable: The device would not be the same there.
         """
-        ...
 
     def release(self) -> None:
         """Close the device: `close` for a program without an event loop.

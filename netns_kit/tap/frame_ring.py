@@ -29,8 +29,8 @@ PAGE = 4096
 HEAD, SEEN, ACCEPTED, LOST, TAIL, STOPPING, ASLEEP = range(7)
 _COUNTERS = 7
 _SMALL = 2048  # bytes that are joined sooner than copied piece by piece
-RING_SIZE = 8 << 20
-"""Bytes of a ring: what a fast link brings in some 5 ms."""
+RING_SIZE = 16 << 20
+"""Bytes of a ring: what a fast link brings in some 10 ms."""
 
 
 class FrameRing:
@@ -46,8 +46,8 @@ class FrameRing:
         self._whole = memoryview(self._map)
         self.counters = self._whole[: 8 * _COUNTERS].cast("Q")
         self._data = self._whole[PAGE:]
-        self._head = self._tail = 0
-        self._much = self.size // 8
+        self._head = self._tail = self.counters[HEAD]
+        self._much = self.size // 4
         self._fence = allocate_lock()
         self._fence.acquire()
 
@@ -99,7 +99,7 @@ class FrameRing:
     def publish(self, seen: int, accepted: int, lost: int) -> bool:
         """Let the owner see what was put in, and the counters.  Return whether it must be woken.
 
-        That is when the ring is an eighth full.  To wake it for less would cost more than what it has to do.
+        That is when a quarter of the ring is full.  A disk takes much at a time with less work than little.
 
         Args:
             seen: The frames that have crossed the device.
@@ -122,6 +122,19 @@ class FrameRing:
         return False
 
     # -- the owner's end ------------------------------------------------------------------------------
+
+    def start_at(self, count: int) -> None:
+        """Count as if so many bytes had been put in and taken out.  The engine's end is not made yet.
+
+        So bytes have the same place in the ring and in the file, modulo the size of a page.
+        """
+        self._tail = count
+        self.counters[HEAD] = self.counters[TAIL] = count
+
+    @property
+    def at(self) -> int:
+        """The address in a page of what is taken out next."""
+        return self._tail % self.size % PAGE
 
     def waiting(self) -> list[memoryview]:
         """Return what was published and not taken yet, in one piece or two.

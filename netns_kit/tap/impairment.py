@@ -13,12 +13,10 @@ FIFO: delay and jitter alone never reorder.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from heapq import heappop, heappush
 from random import Random
 
 from netns_kit import arguments
-from netns_kit.errors import ArgumentError
 from netns_kit.frozen import frozen
 
 __all__ = ["FRAME_COST", "REORDER_DEPTH", "REORDER_HOLD", "BadLink", "Impairment"]
@@ -67,21 +65,19 @@ class Impairment:
 
     def __post_init__(self) -> None:
         for name in ("loss", "duplicate", "reorder", "corrupt"):
-            _require(name, getattr(self, name), lambda value: 0 <= value <= 1, "a probability, 0 to 1")
-        _require("delay", self.delay, lambda value: 0 <= value < math.inf, "seconds, 0 or more")
-        _require("jitter", self.jitter, lambda value: 0 <= value < math.inf, "seconds, 0 or more")
+            arguments.number(
+                name, getattr(self, name), "a probability, 0 to 1", lambda value: 0 <= value <= 1
+            )
+        for name in ("delay", "jitter"):
+            arguments.number(
+                name, getattr(self, name), "seconds, 0 or more", lambda value: 0 <= value < math.inf
+            )
         if self.rate is not None:
             expected = "bytes per second, more than 0, or None"
-            _require("rate", self.rate, lambda value: 0 < value < math.inf, expected)
+            arguments.number("rate", self.rate, expected, lambda value: 0 < value < math.inf)
         arguments.whole_number("queue", self.queue, 1)
-        _require("memory", self.memory, lambda value: value > 0, "bytes, more than 0")
+        arguments.number("memory", self.memory, "bytes, more than 0", lambda value: value > 0)
         arguments.instance("seed", self.seed, int, "a whole number")
-
-
-def _require(name: str, value: float, holds: Callable[[float], bool], expected: str) -> None:
-    arguments.instance(name, value, (int, float), expected)
-    if not holds(value):
-        raise ArgumentError(f"expected {expected}", name, repr(value))
 
 
 class _Held:

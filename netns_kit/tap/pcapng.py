@@ -23,9 +23,13 @@ from netns_kit.stack.wire.family import IPV4, family_of
 ETHERNET = 1
 FROM_GUEST, TO_GUEST = 2, 1
 """Directions of a frame, as the interface inside has them: outbound, inbound."""
+NOT_SUMMED = 1 << 9
+"""A flag of a frame beside its direction: its checksum is that of the pseudo-header alone."""
+SUPER_SEGMENT = NOT_SUMMED | 1 << 11
+"""Flags of a TCP super-segment, whose checksum is that too."""
 TEXT_MAX = 4096  # bytes of an option's text
 
-_SECTION, _INTERFACE, _NAMES, _STATISTICS, _PACKET = 0x0A0D0D0A, 1, 4, 5, 6
+_SECTION, _INTERFACE, _NAMES, _STATISTICS, PACKET = 0x0A0D0D0A, 1, 4, 5, 6
 _COMMENT, _END = 1, Struct("=HH").pack(0, 0)
 _OPTION = Struct("=HH").pack
 _BLOCK = Struct("=II").pack
@@ -34,13 +38,14 @@ _SECTION_HEAD = Struct("=IHHq").pack
 _INTERFACE_HEAD = Struct("=HHI").pack
 _STATISTICS_HEAD = Struct("=III").pack
 PACKET_HEAD = 28  # bytes before the frame
-_PACKET_HEAD = Struct("=IIIIIII").pack
+packet_head = Struct("=IIIIIII").pack
 _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")  # by length modulo 4
 
 
-def section(hardware: str, system: str, program: str) -> bytes:
+def section(hardware: str, system: str, program: str, comment: str = "") -> bytes:
     """Return a section header block: the beginning of a file, of unknown length."""
-    named = _text(2, hardware) + _text(3, system) + _text(4, program) + _END
+    named = _text(_COMMENT, comment) if comment else b""
+    named += _text(2, hardware) + _text(3, system) + _text(4, program) + _END
     return _block(_SECTION, _SECTION_HEAD(0x1A2B3C4D, 1, 0, -1), named)
 
 
@@ -55,28 +60,28 @@ def interface(
     return _block(_INTERFACE, _INTERFACE_HEAD(ETHERNET, 0, snaplen), options)
 
 
-def packet_ends(time: int, kept: int, size: int, direction: int, comment: str = "") -> tuple[bytes, bytes]:
+def packet_ends(time: int, kept: int, size: int, flags: int, comment: str = "") -> tuple[bytes, bytes]:
     """Return what stands before and behind a frame in its enhanced packet block.
 
     Args:
         time: Nanoseconds since the epoch.
         kept: The bytes of the frame that are kept.
         size: The bytes that the frame has.
-        direction: `FROM_GUEST` or `TO_GUEST`.
+        flags: `FROM_GUEST` or `TO_GUEST`, and perhaps `NOT_SUMMED` or `SUPER_SEGMENT`.
         comment: A comment on the frame.
     """
-    total, tail = _plain_tail(kept, direction)
+    total, tail = plain_tail(kept, flags)
     if comment:
         tail = tail[:-8] + _text(_COMMENT, comment) + _END
         total = PACKET_HEAD + kept + len(tail) + 4
         tail += _LENGTH(total)
-    return _PACKET_HEAD(_PACKET, total, 0, time >> 32, time & 0xFFFFFFFF, kept, size), tail
+    return packet_head(PACKET, total, 0, time >> 32, time & 0xFFFFFFFF, kept, size), tail
 
 
 @lru_cache(maxsize=1024)
-def _plain_tail(kept: int, direction: int) -> tuple[int, bytes]:
+def plain_tail(kept: int, flags: int) -> tuple[int, bytes]:
     """Return the length of a packet's block without a comment, and what stands behind the frame."""
-    tail = _PADDING[kept & 3] + _OPTION(2, 4) + _LENGTH(direction) + _END
+    tail = _PADDING[kept & 3] + _OPTION(2, 4) + _LENGTH(flags) + _END
     total = PACKET_HEAD + kept + len(tail) + 4
     return total, tail + _LENGTH(total)
 

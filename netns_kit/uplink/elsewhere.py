@@ -149,13 +149,14 @@ class AwaitedDial:
         if source.has("tcp", version):
             return self._dial()
         source.take("tcp", version, self._take)
-        if self._found is None:
+        dial = self.advance(failed=False)
+        if dial is self:  # else nobody closes this object
             try:
                 self._fd = os.dup(source.fileno())
             except OSError as error:
                 self._is_over = True
                 return Refused(refusal_for(error.errno or errno.EIO))
-        return self.advance(failed=False)
+        return dial
 
     def _take(self, found: socket.socket | OSError) -> None:
         if not self._is_over:

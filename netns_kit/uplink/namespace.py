@@ -30,10 +30,11 @@ class NamespaceUplink(IndirectUplink):
         namespace: The `Namespace` that the flows leave from.  It must be open when the stack is opened.  When it has
             ended, the flows through it are ended and new ones refused; the stack goes on.
         resolvers: "proxy", the default: resolvers are asked from there, over TCP.  "host": from the host.
-        options: The settings of any `Uplink`.  `bind4`, `bind6` and `device` are of that namespace.
+        options: The settings of any `Uplink`.  bind4, bind6 and device are of that namespace.
 
     Raises:
-        AddressError: `bind4` or `bind6` is no address: the interfaces of that namespace are not looked up by name.
+        AddressError: The argument bind4 or bind6 is no address: the interfaces of that namespace are not looked up by
+            name.
         ArgumentError: A value cannot be used.
         ArgumentTypeError: An argument has the wrong type.
     """

@@ -5,20 +5,23 @@ So a slow file holds up nobody: what the ring has no room for is lost and counte
 the capture, and not the stack.
 
 The file ends with an interface statistics block.  If the disk is full, the file is cut after its last whole block.
+Without a file the last blocks are kept in memory, for whoever asks for them.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import os.path
 import select
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import ExitStack, aclosing, suppress
 from itertools import count
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -28,16 +31,23 @@ from netns_kit.errors import ArgumentError, ArgumentTypeError, CaptureError, Net
 from netns_kit.forwarder.forwarder import CLOSING_SECONDS
 from netns_kit.gateway.capture_filter import CaptureFilter
 from netns_kit.gateway.captures import Captures
-from netns_kit.gateway.gateway import Gateway
+from netns_kit.gateway.gateway import FlowInfo, Gateway
+from netns_kit.namespace.background import Supervisor
+from netns_kit.policy.rules import RuleTarget, is_name
 from netns_kit.tap import pcapng
 from netns_kit.tap.frame_device import Device
 from netns_kit.tap.frame_ring import ACCEPTED, ASLEEP, LOST, SEEN, STOPPING, FrameRing
+
+from .capture_file import CaptureFile, KeptBlocks
+from .events import Event, FlowEvent
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 SNAPLEN_MAX = 1 << 18
 LEAST_BYTES = 4096
+BLOCK_ROOM = 2 * pcapng.TEXT_MAX  # bytes of a block besides the frame
+FILES_MAX = 1_000_000
 _GLANCE = 0.1  # seconds after which the rings are looked at though there is not much in them
 _NOTE = "TCP super-segments are whole, as the kernel has them, and their checksums are not filled in"
 _numbers = count()
@@ -49,6 +59,13 @@ class Captured(Protocol):
 
     @property
     def tap(self) -> Device: ...
+
+    @property
+    def supervisor(self) -> Supervisor: ...
+
+    def events(self, *, processes: bool = False) -> AsyncGenerator[Event, None]: ...
+
+    async def flows(self) -> tuple[FlowInfo, ...]: ...
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T: ...
 
@@ -62,18 +79,18 @@ class Capture:
 
     Args:
         stack: The stack.
-        target: The path of a file, or a file that is open for bytes.
+        target: The path of a file, or a file that is open for bytes; None: memory.
         where: The frames that are captured; None: all.
         snaplen: The bytes that are kept of each frame at most.
         max_bytes: The size at which the file is complete; None: there is none.
         max_seconds: The time after which it is; None: there is none.
+        files: How many files there are one after another, of which the oldest is written anew; None: one.
+        processes: Whether comments tell which process has opened a flow.
 
     Raises:
         ArgumentError, ArgumentTypeError: An argument that cannot be used.
     """
 
-    size = 0
-    """Bytes of the file so far."""
     frames = 0
     """Frames that were to be captured so far, those lost included."""
     lost = 0
@@ -81,59 +98,92 @@ class Capture:
     ended: Literal["bytes", "seconds", "error"] | None = None
     """Why the capture has ended before its block: `max_bytes` or `max_seconds` was reached, or the file failed."""
 
+    _counted: Sequence[int] = (0, 0, 0)
+    _is_fresh = False  # whether nothing but its beginning is in the file
+
     def __init__(
         self,
         stack: Captured,
-        target: str | os.PathLike[str] | BinaryIO,
+        target: str | os.PathLike[str] | BinaryIO | None,
         *,
-        where: CaptureFilter | None,
+        where: CaptureFilter | RuleTarget | Iterable[RuleTarget] | None,
         snaplen: int,
         max_bytes: int | None,
         max_seconds: float | None,
+        files: int | None,
+        processes: bool,
     ) -> None:
-        arguments.instance(
-            "where", where, (CaptureFilter, type(None)), "a CaptureFilter, or None for all frames"
-        )
+        if where is not None and not isinstance(where, CaptureFilter):
+            where = CaptureFilter(where)
         arguments.whole_number("snaplen", snaplen, 16, SNAPLEN_MAX)
-        if max_bytes is not None:
-            arguments.whole_number("max_bytes", max_bytes, LEAST_BYTES)
         if max_seconds is not None:
             arguments.instance("max_seconds", max_seconds, (int, float), "a number of seconds, or None")
             if not max_seconds > 0:
                 raise ArgumentError(
                     "expected more than 0 seconds", "max_seconds", arguments.shown(max_seconds)
                 )
-        if where is not None and where.name is not None and len(stack.tap.queues) > 1:
+        if where is not None and any(map(is_name, where.targets)) and len(stack.tap.queues) > 1:
             raise ArgumentError(
                 "expected no name: of several workers one alone knows names",
                 "where",
                 arguments.shown(where),
                 "give the network, or open the device with one queue",
             )
-        if not isinstance(target, str | os.PathLike) and not callable(getattr(target, "write", None)):
+        is_path = isinstance(target, str | os.PathLike)
+        if target is not None and not is_path and not callable(getattr(target, "write", None)):
             raise ArgumentTypeError(
-                "expected a path, or a file that is open for bytes", "target", arguments.shown(target)
+                "expected a path, a file that is open for bytes, or None", "target", arguments.shown(target)
             )
+        if files is not None:
+            arguments.whole_number("files", files, 2, FILES_MAX)
+            if not is_path:
+                expected = "expected one file: the target is no path"
+                raise ArgumentError(expected, "files", arguments.shown(files), "give a path, or leave it out")
+        arguments.boolean("processes", processes)
+        self._block = snaplen + BLOCK_ROOM
+        if max_bytes is None and (files is not None or target is None):
+            expected = (
+                "expected a size: without one the first file has all"
+                if files
+                else "expected a size of the memory"
+            )
+            raise ArgumentError(expected, "max_bytes", "None", "give a number of bytes")
+        if max_bytes is not None:
+            least = LEAST_BYTES + (self._block if files else 2 * self._block if target is None else 0)
+            arguments.whole_number("max_bytes", max_bytes, least)
         self._stack = stack
         self._target = target
         self._where = where
         self._snaplen = snaplen
         self._max_bytes = max_bytes
         self._max_seconds = max_seconds
+        self._files = files
+        self._processes = processes
+        self._following = anyio.CancelScope()
         self._number = next(_numbers)
         self._error: CaptureError | None = None
         self._names: list[tuple[bytes, str]] = []
         self._stopping = False
+        self._lock = threading.Lock()
+        self._kept: KeptBlocks | None = None
+        self._file: CaptureFile | KeptBlocks
+        self._rings: list[FrameRing] = []
+        self._written = 0
+        self.paths: deque[str] = deque(maxlen=files)
+        """The files, oldest first; none if the target is no path."""
+
+    @property
+    def size(self) -> int:
+        """The bytes of the file so far; of the last one, if there are several; without a file, all that were kept."""
+        return self._file.size
 
     async def __aenter__(self) -> Self:
         with ExitStack() as opened:
-            self._file: Any = self._target
-            if isinstance(self._target, str | os.PathLike):
-                try:
-                    self._file = await anyio.to_thread.run_sync(_opened, self._target, abandon_on_cancel=True)
-                except OSError as error:
-                    raise self._failure(error) from error
-                opened.callback(self._file.close)
+            try:
+                await anyio.to_thread.run_sync(self._open, abandon_on_cancel=True)
+            except OSError as error:
+                raise self._failure(error) from error
+            opened.callback(self._close)
             self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             opened.callback(os.close, self._wake)
             memory = []
@@ -143,12 +193,14 @@ class Capture:
                 opened.callback(os.close, memory[-1])
                 rings.append(FrameRing(memory[-1]))
                 opened.callback(rings[-1].close)
-            self._rings = rings
             self._began = time.time_ns()
             try:
-                self._write([memoryview(self._beginning())])
+                if self._kept is None:
+                    self._file.write([memoryview(self._beginning())])
             except OSError as error:
                 raise self._failure(error) from error
+            for ring in rings:
+                ring.start_at(self._file.size)
             with anyio.CancelScope(shield=True):
                 await self._stack.hand(
                     [(os.dup(fd), os.dup(self._wake)) for fd in memory],
@@ -157,7 +209,9 @@ class Capture:
                     self._snaplen,
                     self._where,
                 )
-            self._owned = opened.pop_all()
+            self._rings, self._owned = rings, opened.pop_all()
+        if self._processes:
+            self._stack.supervisor.start(self._follow)
         self._thread = threading.Thread(target=self._run, name="netns_kit capture", daemon=True)
         self._thread.start()
         return self
@@ -165,13 +219,11 @@ class Capture:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._following.cancel()
         with anyio.CancelScope(shield=True):
             with anyio.move_on_after(CLOSING_SECONDS), suppress(NetnsKitError):  # the stack may have ended
-                unnamed = await self._stack.ask(Captures.end, self._number)
-                names = await self._stack.ask(Gateway.names, unnamed)
-                self._names = [
-                    (address.packed, name) for address, name in zip(unnamed, names, strict=True) if name
-                ]
+                await self._find_names()
+                await self._stack.ask(Captures.end, self._number)
             self._stopping = True
             with suppress(OSError):  # the thread may have ended, and closed it
                 os.eventfd_write(self._wake, 1)
@@ -180,6 +232,63 @@ class Capture:
                 self._error = self._failure(TimeoutError(f"nothing is read for {CLOSING_SECONDS:g} s"))
         if self._error is not None and error is None:
             raise self._error
+
+    async def dump(self, target: str | os.PathLike[str] | BinaryIO) -> None:
+        """Write what is kept in memory to a pcapng file: the last `max_bytes`, in the block or after it.
+
+        The comment on the file's section lists the flows that are under way.
+
+        Args:
+            target: The path of a file that is made or emptied; or a file that is open for bytes, which stays open.
+
+        Raises:
+            ArgumentError: The capture is written to a file already.
+            CaptureError: The file cannot be opened or written.
+
+        Cancellation: The file may be written.
+        """
+        if self._kept is None:
+            raise ArgumentError(
+                "expected a capture in memory", "target", arguments.shown(self._target), "capture to None"
+            )
+        flows: tuple[FlowInfo, ...] = ()
+        with suppress(NetnsKitError):  # the stack may have ended
+            flows = await self._stack.flows()
+            await self._find_names()
+        text = "\n".join(map(_shown, flows))
+        try:
+            await anyio.to_thread.run_sync(self._dump, target, text)
+        except OSError as error:
+            raise self._failure(error, target) from error
+
+    def _dump(self, target: str | os.PathLike[str] | BinaryIO, text: str) -> None:
+        assert self._kept is not None
+        with self._lock:
+            self._drain()
+            blocks = self._kept.blocks()
+        file = CaptureFile(target)
+        try:
+            pieces = self._beginning(text), blocks, self._last_names(), self._statistics()
+            for piece in pieces:
+                file.write([memoryview(piece)])
+        finally:
+            file.close()
+
+    async def _find_names(self) -> None:
+        """Ask for the names of addresses that have none in the file."""
+        unnamed = await self._stack.ask(Captures.unnamed, self._number)
+        names = await self._stack.ask(Gateway.names, unnamed)
+        self._names = [(address.packed, name) for address, name in zip(unnamed, names, strict=True) if name]
+
+    async def _follow(self) -> None:
+        """Have the next frame of each new flow tell which process has opened it."""
+        with self._following, suppress(NetnsKitError):  # the stack has ended, and others tell why
+            async with aclosing(self._stack.events(processes=True)) as events:
+                async for event in events:
+                    if isinstance(event, FlowEvent) and event.kind == "opened" and event.process is not None:
+                        process, flow = event.process, event.flow.id
+                        text = f"process {process.inner_pid} ({process.name})"
+                        await self._stack.ask(Captures.comment, self._number, flow, text)
 
     # -- the thread -----------------------------------------------------------------------------------
 
@@ -194,6 +303,9 @@ class Capture:
                 self._tell_engines()
                 with suppress(OSError, ValueError):
                     self._finish()
+            with self._lock:  # they are unmapped now
+                self._count()
+                self._rings = []
 
     def _copy(self) -> None:
         """Write what is captured, until the end of the block or a bound is reached."""
@@ -206,12 +318,14 @@ class Capture:
             left = min(_GLANCE, until - time.monotonic())
             if poll.poll(max(left, 0.0) * 1000):
                 os.eventfd_read(self._wake)
-            self._drain()
+            with self._lock:
+                self._drain()
             if time.monotonic() >= until:
                 self._end("seconds")
         self._tell_engines()
         if self.ended is None:
-            self._drain()
+            with self._lock:
+                self._drain()
 
     def _end(self, why: Literal["bytes", "seconds", "error"]) -> None:
         if self.ended is None or why == "error":
@@ -226,74 +340,100 @@ class Capture:
         for ring in self._rings:
             pieces = ring.waiting()
             size = sum(map(len, pieces))
-            room = math.inf if self._max_bytes is None else self._max_bytes - self._last_size() - self.size
-            if size > room:
-                found = pcapng.whole_blocks(pieces, int(room))
-                if found is None:
+            while size:
+                room = self._room()
+                part = size if size <= room else pcapng.whole_blocks(pieces, int(room))
+                if part is None or (not part and self._is_fresh):
                     raise ValueError("the worker process has put in what are no blocks")
-                pieces = _beginning(pieces, found)
-                self._end("bytes")
-            if pieces:
-                self._write(pieces)
-            ring.take(size)
+                if part:
+                    self._file.write(_beginning(pieces, part), ring.at)
+                    self._is_fresh = False
+                    ring.take(part)
+                    size -= part
+                    pieces = ring.waiting() if size else []
+                elif not self._next_file():
+                    self._end("bytes")
+                    ring.take(size)
+                    break
         self._count()
 
+    def _room(self) -> float:
+        """Return how many bytes can be written at once."""
+        if self._kept is not None:
+            return self._kept.piece
+        return (
+            math.inf
+            if self._max_bytes is None
+            else self._max_bytes - len(self._statistics()) - self._file.size
+        )
+
+    def _open(self) -> None:
+        """Open the file, or the next one.  This blocks if it is a pipe that nobody reads."""
+        target = self._target
+        if target is None:
+            assert self._max_bytes is not None
+            room = self._max_bytes
+            self._file = self._kept = KeptBlocks(room, max(room // 4, self._block))
+            return
+        if isinstance(target, str | os.PathLike):
+            if self._files is not None:
+                target = _numbered(os.fspath(target), self._written, self._files)
+            self.paths.append(os.fspath(target))
+        self._file = CaptureFile(target)
+        self._written = (self._written + 1) % (self._files or 1)
+
+    def _next_file(self) -> bool:
+        """Go on in another file, if there is to be one."""
+        if self._files is None:
+            return False
+        self._file.write([memoryview(self._statistics())])
+        self._file.close()
+        self._open()
+        self._file.write([memoryview(self._beginning())])
+        self._is_fresh = True
+        return True
+
+    def _close(self) -> None:
+        with suppress(OSError):
+            self._file.close()
+
     def _count(self) -> None:
-        counted = [ring.count((ACCEPTED, LOST)) for ring in self._rings]
-        self.frames, self.lost = (sum(each) for each in zip(*counted, strict=True))
+        if self._rings:
+            counted = [ring.count((SEEN, ACCEPTED, LOST)) for ring in self._rings]
+            self._counted = [sum(each) for each in zip(*counted, strict=True)]
+        _, self.frames, self.lost = self._counted
 
     def _finish(self) -> None:
         """Write names and statistics."""
         self._count()
-        last = self._statistics()
-        if self._names:
-            block = pcapng.names(self._names)
-            if self._max_bytes is None or self.size + len(block) + len(last) <= self._max_bytes:
-                self._write([memoryview(block)])
-        self._write([memoryview(last)])
-        flush = getattr(self._file, "flush", None)
-        if flush is not None:
-            flush()
+        if self._kept is None:
+            last = memoryview(self._statistics())
+            names = memoryview(self._last_names())
+            if names and (
+                self._max_bytes is None or self._file.size + len(names) + len(last) <= self._max_bytes
+            ):
+                self._file.write([names])
+            self._file.write([last])
+            self._file.close()
+
+    def _last_names(self) -> bytes:
+        return pcapng.names(self._names) if self._names else b""
 
     def _statistics(self) -> bytes:
-        counted = [ring.count((SEEN, ACCEPTED, LOST)) for ring in self._rings]
-        seen, accepted, lost = (sum(each) for each in zip(*counted, strict=True))
+        self._count()
+        seen, accepted, lost = self._counted
         return pcapng.statistics(time.time_ns(), self._began, received=seen, accepted=accepted, dropped=lost)
 
-    def _last_size(self) -> int:
-        return len(self._statistics())
-
-    def _beginning(self) -> bytes:
+    def _beginning(self, text: str = "") -> bytes:
         tap, host = self._stack.tap, os.uname()
         system = f"{host.sysname} {host.release}"
-        return pcapng.section(host.machine, system, "netns-kit") + pcapng.interface(
+        return pcapng.section(host.machine, system, "netns-kit", text) + pcapng.interface(
             tap.name, self._snaplen, mac=tap.mac, system=system, hardware="netns_kit", comment=_NOTE
         )
 
-    def _write(self, pieces: Sequence[memoryview]) -> None:
-        """Write whole blocks.  If that fails, cut what is written of a block, where that is possible."""
-        written = 0
-        try:
-            for piece in pieces:
-                view = piece
-                while len(view):
-                    taken = self._file.write(view)
-                    if taken is None:  # it does not block, and is full
-                        raise BlockingIOError("the file takes nothing")
-                    written += taken
-                    view = view[taken:]
-        except OSError:
-            whole = pcapng.whole_blocks(pieces, written)
-            with suppress(OSError, AttributeError, ValueError):
-                self._file.seek((whole or 0) - written, os.SEEK_CUR)
-                self._file.truncate()
-                self.size += whole or 0
-            raise
-        self.size += written
-
-    def _failure(self, error: Exception) -> CaptureError:
+    def _failure(self, error: Exception, target: object = None) -> CaptureError:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        target = self._target
+        target = self._target if target is None else target
         name = os.fspath(target) if isinstance(target, str | os.PathLike) else getattr(target, "name", None)
         number = getattr(error, "errno", None)
         return CaptureError(
@@ -305,9 +445,17 @@ class Capture:
         )
 
 
-def _opened(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a file to be written.  This blocks if it is a pipe that nobody reads."""
-    return open(path, "wb", buffering=0)
+def _numbered(path: str, number: int, of: int) -> str:
+    """Return the path of one of several files: capture.pcapng is capture_0.pcapng and so on."""
+    root, extension = os.path.splitext(path)
+    return f"{root}_{number:0{len(str(of - 1))}}{extension}"
+
+
+def _shown(flow: FlowInfo) -> str:
+    name, rule = f" {flow.name}" if flow.name else "", f", rule {flow.rule}" if flow.rule else ""
+    carried = f"{flow.bytes_from_guest} bytes from the guest, {flow.bytes_to_guest} to it"
+    ends = f"{flow.protocol} {flow.guest} {flow.remote}{name}"
+    return f"flow {flow.id}: {ends} {flow.state}, {flow.age:.1f} s, {carried}{rule}"
 
 
 def _beginning(pieces: Sequence[memoryview], size: int) -> list[memoryview]:

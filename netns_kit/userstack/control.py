@@ -7,7 +7,7 @@ the feature that it belongs to (see `netns_kit.operations`).  Drivers call it be
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from netns_kit.dns import Zone
 from netns_kit.forwarder.forwards import Forwards
@@ -20,6 +20,9 @@ from netns_kit.gateway.serving import Serving
 from netns_kit.operations import operations_of
 
 from .events import Events
+
+if TYPE_CHECKING:
+    from netns_kit.gateway.interception import Interception
 
 OPERATIONS = operations_of(Gateway, Leasing, Zone, Asking, Forwards, Events, Serving, Captures, FaultBlocks)
 """The operations by name."""
@@ -38,8 +41,9 @@ class Control:
         self.forwards = Forwards(gateway)
         self.events = Events(gateway, tell)
         self.captures = Captures(gateway)
+        self.faults = FaultBlocks(gateway)
         gateway.asking.tell = tell
-        self.serving = Serving(gateway, tell)
+        self.serving = Serving(gateway, tell, _intercepting)
         features = (
             gateway,
             gateway.leasing,
@@ -49,7 +53,7 @@ class Control:
             self.events,
             self.serving,
             self.captures,
-            FaultBlocks(gateway),
+            self.faults,
         )
         self._features: dict[str, object] = {type(each).__name__: each for each in features}
 
@@ -74,8 +78,15 @@ class Control:
 
     def close(self) -> None:
         """Close all listeners, connections and sockets."""
+        self.faults.close()
         self.captures.close()
         self.events.close()
         self.serving.close()
         self.forwards.close()
         self.gateway.close()
+
+
+def _intercepting(serving: Serving) -> Interception:
+    from netns_kit.gateway.interception import Interception  # few need it
+
+    return Interception(serving)

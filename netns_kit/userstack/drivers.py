@@ -52,7 +52,6 @@ class Driver(Protocol):
         Raises:
             StackClosed: `run` has ended.  Other errors are those of the function.
         """
-        ...
 
     def post(self, callback: Callable[[], object]) -> None:
         """Call `callback` soon, on the event loop of `run`.  It must not raise.  To be called on the engine's side

@@ -34,11 +34,9 @@ class Source(Protocol):
 
     async def take(self) -> tuple[Event, ...]:
         """Return the events since the last call."""
-        ...
 
     async def under_way(self) -> tuple[Event, ...]:
         """Return an event for each flow that is under way."""
-        ...
 
 
 class EventLog:

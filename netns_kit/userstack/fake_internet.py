@@ -483,8 +483,9 @@ class _World:
             known[found] = servers.made(found.transport, found.port, found.handler)
         return known[found]
 
-    def resolve(self, query: bytes) -> bytes:
+    def resolve(self, servers: Servers, query: bytes) -> bytes:
         """Return the answer to a query for a name."""
+        self.names.has_ipv6 = cast("UserStack", servers.stack).subnet.ipv6 is not None
         [answer] = self._dns.query(query, None, b"", 0.0, "tcp") or [Answer(None, b"")]
         if isinstance(answer, Answer) and answer.message:
             message = answer.message
@@ -533,6 +534,7 @@ class _Names(Zone):
         super().__init__()
         self.hosts: dict[bytes, FakeHost] = {}  # by name, on the wire and in lower case
         self.by_address: dict[bytes, FakeHost] = {}
+        self.has_ipv6 = True  # of the stack that asks
 
     def add_host(self, host: FakeHost, names: Iterable[bytes]) -> None:
         """Add a host under these names."""
@@ -559,7 +561,7 @@ class _Names(Zone):
             own = [
                 Rr(asked, _KINDS[each.version], DEFAULT_TTL, each.packed)
                 for each in host.addresses
-                if kind in (_KINDS[each.version], ANY)
+                if kind in (_KINDS[each.version], ANY) and (each.version == 4 or self._is_told_ipv6(host))
             ]
             return Lookup(0, (*own, *(known.records if known is not None else ())))
         if known is not None:
@@ -570,6 +572,10 @@ class _Names(Zone):
         if named is None:
             return Lookup(NXDOMAIN, ())
         return Lookup(0, (Rr(asked, PTR, DEFAULT_TTL, to_wire(named)),) if kind in (PTR, ANY) else ())
+
+    def _is_told_ipv6(self, host: FakeHost) -> bool:
+        """Return whether the stack that asks is told the IPv6 addresses of a host."""
+        return self.has_ipv6 or all(each.version == 6 for each in host.addresses)
 
 
 def _found(host: FakeHost, transport: Literal["tcp", "udp"], port: int) -> _Service | Refusal:

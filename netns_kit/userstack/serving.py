@@ -30,12 +30,14 @@ from netns_kit.gateway.serving import Serving
 from netns_kit.stack import Refusal
 from netns_kit.uplink.flow import Endpoint
 
+AT_ONCE = 1 << 18  # bytes that are received at once: each time costs as much as copying so many
+ROOM = 1 << 20  # bytes that wait for the other end
 FLOWS_MOST = 256  # of a handler at a time: the others wait, with their SYN on hold
 LONGEST_PAYLOAD = 65507  # of a UDP datagram over IPv4
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-_numbers = count(1)
+numbers = count(1)
 
 
 class FlowAttribute(anyio.TypedAttributeSet):
@@ -163,7 +165,7 @@ class GuestStream(ByteStream):
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
         return self._flow.attributes
 
-    async def receive(self, max_bytes: int = 65536) -> bytes:
+    async def receive(self, max_bytes: int = AT_ONCE) -> bytes:
         """Return the next bytes, as soon as there are any.
 
         Args:
@@ -288,34 +290,20 @@ UdpGuestHandler: TypeAlias = Callable[[GuestDatagrams], Awaitable[object]]
 """A function that serves one UDP flow.  When it returns, the flow is forgotten."""
 
 
-class GuestServer:
-    """An address and port that this process answers, until `aclose`; `async with` calls that.
+class Claim:
+    """Flows that this process has, until `aclose`; `async with` calls that.
 
     Args:
         servers: All that the stack has.
         number: The number under which the stack has this one.
         transport: "tcp" or "udp".
-        address: The address; None: any.
-        port: The port.
         handler: The function that serves a flow.
 
     Attributes:
-        address: The address; None: any.
-        port: The port.
         transport: "tcp" or "udp".
     """
 
-    def __init__(
-        self,
-        servers: Servers,
-        number: int,
-        transport: Literal["tcp", "udp"],
-        address: Address | None,
-        port: int,
-        handler: Any,
-    ) -> None:
-        self.address = address
-        self.port = port
+    def __init__(self, servers: Servers, number: int, transport: Literal["tcp", "udp"], handler: Any) -> None:
         self.transport = transport
         self._servers = servers
         self._number = number
@@ -341,6 +329,62 @@ class GuestServer:
         """
         await self._servers.stop(self._number, self)
 
+    async def _have(self, flow: _Flow) -> None:
+        """Have a flow, to its end."""
+        number = flow.opened.id
+        is_tcp = self.transport == "tcp"
+        ours, theirs = pair_of(is_tcp)
+        with ours:
+            flow.is_carried = True
+            with anyio.CancelScope(shield=True):
+                if not await self._servers.stack.hand(
+                    [[theirs.detach()]], Serving.accept, number, flow=number
+                ):
+                    return
+            stream = GuestStream(flow, ours) if is_tcp else GuestDatagrams(flow, ours)
+            try:
+                await self._handler(stream)
+            except Exception as error:
+                await self._servers.reset(number)
+                if not is_of_the_peer(error):
+                    logger.exception("the handler of %s has failed", flow.opened.remote)
+            except BaseException:
+                await self._servers.reset(number)
+                raise
+            finally:
+                await stream.aclose()
+
+
+class GuestServer(Claim):
+    """An address and port that this process answers, until `aclose`; `async with` calls that.
+
+    Args:
+        servers: All that the stack has.
+        number: The number under which the stack has this one.
+        transport: "tcp" or "udp".
+        address: The address; None: any.
+        port: The port.
+        handler: The function that serves a flow.
+
+    Attributes:
+        address: The address; None: any.
+        port: The port.
+        transport: "tcp" or "udp".
+    """
+
+    def __init__(
+        self,
+        servers: Servers,
+        number: int,
+        transport: Literal["tcp", "udp"],
+        address: Address | None,
+        port: int,
+        handler: Any,
+    ) -> None:
+        super().__init__(servers, number, transport, handler)
+        self.address = address
+        self.port = port
+
 
 class _Connecting:
     """A connection to the guest that is not decided yet."""
@@ -364,8 +408,8 @@ class World(Protocol):
         """Return what serves a flow, or how it is refused."""
         ...
 
-    def resolve(self, query: bytes) -> bytes:
-        """Return the answer to a query for a name."""
+    def resolve(self, servers: Servers, query: bytes) -> bytes:
+        """Return the answer to a query for a name, for a stack."""
         ...
 
     def echo(self, asked: Echo) -> Refusal | None:
@@ -386,7 +430,7 @@ class Servers:
     def __init__(self, stack: Asked) -> None:
         self.stack = stack
         self._news = anyio.Event()
-        self._services: dict[int, GuestServer | _Connecting | World] = {}
+        self._services: dict[int, Claim | _Connecting | World] = {}
         self._flows: dict[int, _Flow] = {}
         self._world: World | None = None
 
@@ -433,7 +477,7 @@ class Servers:
             flow.is_carried = True
             service.decided.set()
         elif service is not None:
-            found = service if isinstance(service, GuestServer) else service.server(self, news)
+            found = service if isinstance(service, Claim) else service.server(self, news)
             if isinstance(found, Refusal):
                 tasks.start_soon(self._decided, Serving.refuse, news.id, found)
             else:
@@ -445,7 +489,7 @@ class Servers:
 
     async def attach(self, world: World) -> None:
         """Have a world answer all that the uplink of the stack carries, an uplink in memory."""
-        number = next(_numbers)
+        number = next(numbers)
         self._world = self._services[number] = world
         await self.stack.ask(Serving.carry, number)
         world.joined(self)
@@ -454,7 +498,7 @@ class Servers:
         """Return a new server for flows of a world.  It has no address and port of the stack to itself."""
         return GuestServer(self, 0, transport, None, port, handler)
 
-    def cut(self, server: GuestServer) -> None:
+    def cut(self, server: Claim) -> None:
         """Cancel the handlers of a server, so that their connections are reset.  New ones are served."""
         for flow in server._flows:
             flow.scope.cancel()
@@ -467,7 +511,7 @@ class Servers:
             await self._decided(Serving.echoed, asked.id, asked.sequence, world.echo(asked))
         else:
             with suppress(ValueError):  # a worker may say anything
-                answer = world.resolve(bytes.fromhex(asked.message))
+                answer = world.resolve(self, bytes.fromhex(asked.message))
                 await self._decided(Serving.resolved, asked.id, answer.hex())
 
     async def _decided(self, operation: Callable[..., None], number: int, *arguments: object) -> None:
@@ -481,17 +525,33 @@ class Servers:
         self, transport: Literal["tcp", "udp"], address: Address | None, port: int, handler: Any
     ) -> GuestServer:
         """Serve an address and port.  Raises as `UserStack.serve_tcp` does."""
-        number = next(_numbers)
-        server = self._services[number] = GuestServer(self, number, transport, address, port, handler)
+        number = next(numbers)
+        server = GuestServer(self, number, transport, address, port, handler)
+        await self.claim(number, server, Serving.serve, transport, address, port)
+        return server
+
+    async def claim(
+        self, number: int, claim: Claim, operation: Callable[..., None], *arguments: object
+    ) -> None:
+        """Have the engine claim flows.
+
+        Args:
+            number: The number under which it tells of them.
+            claim: What has them.
+            operation: What claims them, called with the number.
+            arguments: The further arguments.
+
+        Raises what the operation raises.
+        """
+        self._services[number] = claim
         try:
             with anyio.CancelScope(shield=True):
-                await self.stack.ask(Serving.serve, number, transport, address, port)
+                await self.stack.ask(operation, number, *arguments)
         except BaseException:
             del self._services[number]
             raise
-        return server
 
-    async def stop(self, number: int, server: GuestServer) -> None:
+    async def stop(self, number: int, server: Claim) -> None:
         """Serve no more, as `GuestServer.aclose` says."""
         if self._services.pop(number, None) is not None:
             self.cut(server)
@@ -501,44 +561,22 @@ class Servers:
         if server._flows:
             await server._nobody_left.wait()
 
-    async def _serve(self, server: GuestServer, flow: _Flow) -> None:
+    async def _serve(self, server: Claim, flow: _Flow) -> None:
         try:
             with flow.scope:
                 async with server._room:
-                    await self._handle(server, flow)
+                    await server._have(flow)
         except NetnsKitError:  # the stack has ended, and others tell why
             pass
         except OSError:  # out of descriptors
-            await self._reset(flow.opened.id)
+            await self.reset(flow.opened.id)
         finally:
             server._flows.discard(flow)
             if not server._flows:
                 server._nobody_left.set()
                 server._nobody_left = anyio.Event()
 
-    async def _handle(self, server: GuestServer, flow: _Flow) -> None:
-        number = flow.opened.id
-        is_tcp = server.transport == "tcp"
-        ours, theirs = _pair(is_tcp)
-        with ours:
-            flow.is_carried = True
-            with anyio.CancelScope(shield=True):
-                if not await self.stack.hand([[theirs.detach()]], Serving.accept, number, flow=number):
-                    return
-            stream = GuestStream(flow, ours) if is_tcp else GuestDatagrams(flow, ours)
-            try:
-                await server._handler(stream)
-            except Exception as error:
-                await self._reset(number)
-                if not _is_of_the_peer(error):
-                    logger.exception("the handler of %s has failed", flow.opened.remote)
-            except BaseException:
-                await self._reset(number)
-                raise
-            finally:
-                await stream.aclose()
-
-    async def _reset(self, number: int) -> None:
+    async def reset(self, number: int) -> None:
         """End a flow; a connection is reset."""
         with anyio.CancelScope(shield=True), suppress(NetnsKitError):
             await self.stack.ask(Gateway.end_flow, number)
@@ -547,9 +585,9 @@ class Servers:
 
     async def connect(self, address: Address, port: int, source: Address | None) -> GuestStream:
         """Open a connection to the guest.  Raises as `UserStack.connect_tcp` does."""
-        number, id = next(_numbers), 0
+        number, id = next(numbers), 0
         connecting = self._services[number] = _Connecting()
-        ours, theirs = _pair(is_tcp=True)
+        ours, theirs = pair_of(is_tcp=True)
         try:
             with anyio.CancelScope(shield=True):
                 id = await self.stack.hand(
@@ -562,22 +600,26 @@ class Servers:
         except BaseException:
             ours.close()
             if id and connecting.why is None:
-                await self._reset(id)
+                await self.reset(id)
             raise
         finally:
             del self._services[number]
 
 
-def _pair(is_tcp: bool) -> tuple[socket.socket, socket.socket]:
+def pair_of(is_tcp: bool) -> tuple[socket.socket, socket.socket]:
     kind = socket.SOCK_STREAM if is_tcp else socket.SOCK_SEQPACKET
-    return socket.socketpair(socket.AF_UNIX, kind)
+    pair = socket.socketpair(socket.AF_UNIX, kind)
+    if is_tcp:
+        for end in pair:  # as much as the kernel lets it have
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ROOM)
+    return pair
 
 
-def _is_of_the_peer(error: BaseException) -> bool:
+def is_of_the_peer(error: BaseException) -> bool:
     """Return whether a handler has failed since its guest, or the server that it has asked, has gone."""
     parts = getattr(error, "exceptions", None)  # an ExceptionGroup, or that of Python 3.10
     if parts:
-        return all(map(_is_of_the_peer, parts))
+        return all(map(is_of_the_peer, parts))
     return isinstance(error, anyio.EndOfStream | anyio.BrokenResourceError | ConnectionError)
 
 

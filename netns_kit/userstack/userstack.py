@@ -25,6 +25,7 @@ from netns_kit.dns import Record, Zone
 from netns_kit.dns.records import as_text
 from netns_kit.domain_names import to_text, to_wire
 from netns_kit.errors import (
+    ArgumentError,
     ArgumentTypeError,
     FeatureUnavailable,
     NetnsKitError,
@@ -58,8 +59,10 @@ if TYPE_CHECKING:
 
     from netns_kit.gateway.faults import FaultOptions, Faults
     from netns_kit.policy.policy import Policy
+    from netns_kit.policy.rules import Rule, RulePorts, RuleTarget
 
     from .faults import FaultsBlock
+    from .interception import Interceptor, TcpInterceptHandler, UdpInterceptHandler
     from .serving import GuestServer, GuestStream, Servers, TcpGuestHandler, UdpGuestHandler, World
 
 T = TypeVar("T")
@@ -457,14 +460,63 @@ class UserStack(Openable):
         """
         return await self._serve("udp", address, port, handler)
 
+    async def intercept(
+        self,
+        targets: RuleTarget | Iterable[RuleTarget] | Rule,
+        handler: TcpInterceptHandler | UdpInterceptHandler,
+        *,
+        ports: RulePorts | None = None,
+        protocol: Literal["tcp", "udp"] | None = None,
+    ) -> Interceptor:
+        """Give the flows that the namespace opens to some targets to a function of the caller's, before they leave.
+
+        The uplink and the policy are asked first, and what they refuse never gets here.  An address that
+        `serve_tcp` or `serve_udp` answers is not intercepted, and neither is our DNS.  Of several rules the first
+        that was given counts.
+
+        A name is what our DNS has answered with the address.  A program that comes by an address in another way gets
+        past: let a policy allow the names alone, or intercept a port of every address and look at the first bytes.
+
+        Args:
+            targets: What is intercepted, as `Policy.allow` has it: domain names, networks, presets; an empty list for
+                everything.  Or a `Rule`, whose action does not matter.
+            handler: An async function.  It is called with an `InterceptedStream` for each connection, or with
+                `InterceptedDatagrams` for each UDP flow, many at a time.  When it returns, the connection is closed,
+                unless it was joined.  If it raises what `InterceptedStream.connect_upstream` has raised, the guest is
+                refused in the same way; if it raises something else, the connection is reset, and the error logged.
+            ports: The ports; None: all.
+            protocol: "udp" for UDP flows; "tcp", the default, for connections.
+
+        Returns:
+            The interceptor, which works until its `aclose`: `async with await stack.intercept(...)`.
+
+        Raises:
+            PolicyError: A target or a port that cannot be used.
+            ArgumentError, ArgumentTypeError: Another argument that cannot be used.
+            StackClosed: The stack is not open.
+
+        Cancellation: Nothing is intercepted, or the call completes.
+        """
+        from netns_kit.policy.rules import Rule  # few need this and the next
+
+        from .interception import intercept
+
+        arguments.one_of("protocol", protocol, ("tcp", "udp", None))
+        if isinstance(targets, Rule):
+            given, ports, protocol = targets.targets, ports or targets.ports, protocol or _carried(targets)
+            rule = Rule("allow", given, ports or None, protocol or "tcp")
+        else:
+            several = isinstance(targets, list | tuple | set | frozenset)
+            rule = Rule("allow", targets if several else (targets,), ports, protocol or "tcp")  # type: ignore[arg-type]  # it raises for what is no target
+        _check_handler(handler)
+        return await intercept(self._serving(), rule, handler)
+
     async def _serve(
         self, transport: Literal["tcp", "udp"], address: AddressLike | None, port: int, handler: object
     ) -> GuestServer:
         where = None if address is None else arguments.address(address)
         arguments.port("port", port, 1)
-        if not callable(handler):
-            fix = "write `async def handler(stream)`"
-            raise ArgumentTypeError("expected an async function", "handler", arguments.shown(handler), fix)
+        _check_handler(handler)
         return await self._serving().serve(transport, where, port, handler)
 
     async def connect_tcp(
@@ -571,12 +623,14 @@ class UserStack(Openable):
 
     def capture(
         self,
-        target: str | os.PathLike[str] | BinaryIO,
+        target: str | os.PathLike[str] | BinaryIO | None,
         *,
-        where: CaptureFilter | None = None,
+        where: CaptureFilter | RuleTarget | Iterable[RuleTarget] | None = None,
         snaplen: int = SNAPLEN_MAX,
         max_bytes: int | None = None,
         max_seconds: float | None = None,
+        files: int | None = None,
+        processes: bool = False,
     ) -> Capture:
         """Return a capture of the frames of the device, to be used in `async with`, in which it writes a pcapng file.
 
@@ -586,22 +640,36 @@ class UserStack(Openable):
 
         Args:
             target: The path of a file that is made or emptied; or a file that is open for bytes, which stays open.
-            where: The frames that are captured; None: all.
+                None: the last frames are kept in memory, for `Capture.dump`.
+            where: The frames that are captured, as a `CaptureFilter`, or its targets alone; None: all.
             snaplen: The bytes that are kept of each frame at most.
-            max_bytes: The size at which the file is complete; None: there is none.
-            max_seconds: The time after which it is; None: there is none.
+            max_bytes: The size at which the file is complete, or the next one begins; None: there is none.  Without a
+                file it is the memory.
+            max_seconds: The time after which the capture is complete; None: there is none.
+            files: How many files there are; then a number is added to the path, and when the last one is full the
+                oldest is written anew.  None: one.
+            processes: Whether the next frame of a flow whose process inside was found has a comment that tells it,
+                see `events`.
 
         Raises:
             ArgumentError, ArgumentTypeError: An argument that cannot be used.
             CaptureError: On entering, the file cannot be opened or written; on leaving, it could not be written
                 meanwhile.
+            PolicyError: A target of `where` cannot be used.
             StackClosed: On entering, the stack is not open.
             OSError: On entering, there are no descriptors or no memory left.
 
         Cancellation: The file is complete.
         """
         return Capture(
-            self, target, where=where, snaplen=snaplen, max_bytes=max_bytes, max_seconds=max_seconds
+            self,
+            target,
+            where=where,
+            snaplen=snaplen,
+            max_bytes=max_bytes,
+            max_seconds=max_seconds,
+            files=files,
+            processes=processes,
         )
 
     def faults(
@@ -818,6 +886,19 @@ class _Follower:
                 known[flow.id] = await self._namespace.process_of(flow.protocol, flow.guest, flow.remote)
             return known[flow.id]
         return known.get(flow.id) if event.audit else known.pop(flow.id, None)
+
+
+def _check_handler(handler: object) -> None:
+    if not callable(handler):
+        fix = "write `async def handler(stream)`"
+        raise ArgumentTypeError("expected an async function", "handler", arguments.shown(handler), fix)
+
+
+def _carried(rule: Rule) -> Literal["tcp", "udp"] | None:
+    """Return the transport of a rule.  Raises ArgumentError for one that no handler can have."""
+    if rule.protocol == "icmp":
+        raise ArgumentError("expected tcp or udp", "targets", str(rule), "pings cannot be intercepted")
+    return rule.protocol
 
 
 async def _ipv6_missing(namespace: Namespace, name: str) -> str | None:

@@ -118,6 +118,7 @@ VALUES: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (tuple[Record, ...], st.lists(records).map(tuple)),
     (int, st.integers()),
     (bool, st.booleans()),
+    (str, st.text()),
     (float, st.floats(allow_nan=False, allow_infinity=False)),
     (None, st.none()),
     (tuple[Address, ...], st.lists(addresses).map(tuple)),

@@ -6,9 +6,10 @@ import argparse
 
 import pytest
 
-from netns_kit import HttpConnectUplink, Socks5Uplink, Uplink
+from netns_kit import ChooserUplink, Endpoint, Flow, HttpConnectUplink, Socks5Uplink, Subnet, Uplink
 from netns_kit.cli.proxy import add_proxy_options, uplink_from
 from netns_kit.errors import NetnsKitError
+from netns_kit.uplink.flow import NamedFlow
 
 
 def uplink(*words: str) -> Uplink:
@@ -23,6 +24,8 @@ def uplink(*words: str) -> Uplink:
         ("socks5://192.0.2.7", Socks5Uplink, "192.0.2.7:1080"),
         ("SOCKS5H://192.0.2.7:9050/", Socks5Uplink, "192.0.2.7:9050"),
         ("http://user:pass@[2001:db8::1]:3128", HttpConnectUplink, "[2001:db8::1]:3128"),
+        ("192.0.2.7:3128", HttpConnectUplink, "192.0.2.7:3128"),
+        ("socks://192.0.2.7:1081/", Socks5Uplink, "192.0.2.7:1081"),
         ("http://192.0.2.7", HttpConnectUplink, "192.0.2.7:8080"),
     ],
 )
@@ -41,7 +44,7 @@ def test_without_a_url_there_is_no_proxy() -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "192.0.2.7:1080", "socks4://me:s3cr3t@192.0.2.7", "https://me:s3cr3t@192.0.2.7", "socks5://s3cr3t@192.0.2.7",
+        "s3cr3t@192.0.2.7:1080", "socks4://me:s3cr3t@192.0.2.7", "https://me:s3cr3t@192.0.2.7", "socks5://s3cr3t@192.0.2.7",
         "socks5://me:s3cr3t@192.0.2.7:0", "socks5://me:s3cr3t@192.0.2.7:65536", "socks5://me:s3@cr3t@192.0.2.7", "",
     ],
 )  # fmt: skip
@@ -50,6 +53,35 @@ def test_what_is_no_url_is_not_shown(url: str) -> None:
         uplink("--proxy", url)
     assert "expected socks5://[USER:PASSWORD@]HOST[:PORT]" in str(caught.value)
     assert "cr3t" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "direct", "proxied"),
+    [
+        ("corp.example", ["corp.example", "a.b.corp.example"], ["xcorp.example"]),
+        (".corp.example, localhost", ["a.corp.example"], ["example"]),
+        ("*.corp.example:8443", [], ["a.corp.example"]),
+        ("10.0.0.0/8 192.0.2.1", ["10.1.2.3", "192.0.2.1"], ["11.0.0.1"]),
+        ("2001:db8::/32,[fd00::1]:80", ["2001:db8::5", "fd00::1"], ["fd00::2"]),
+    ],
+)
+def test_what_goes_past_the_proxy(text: str, direct: list[str], proxied: list[str]) -> None:
+    made = uplink("--proxy", "socks5://me:s3cr3t@192.0.2.7", "--no-proxy", text)
+    assert isinstance(made, ChooserUplink)
+    assert "s3cr3t" not in repr(made)
+    subnet = Subnet.parse("10.77.0.0/24", ipv6=False)
+    for each in direct + proxied:
+        is_name = not each.replace(".", "").isdigit() and ":" not in each
+        there = Endpoint("203.0.113.1" if is_name else each, 80)
+        flow = Flow("tcp", Endpoint("10.77.0.100", 1), there, subnet)
+        way = made.way_for(NamedFlow.of(flow, each) if is_name else flow)
+        assert (way is None) == (each in direct), each
+
+
+@pytest.mark.parametrize("text", ["a:b:c:d.example", "example.org:http", "10.0.0.0/33", "*"])
+def test_exceptions_that_make_no_sense(text: str) -> None:
+    with pytest.raises(NetnsKitError):
+        uplink("--proxy", "socks5://192.0.2.7", "--no-proxy", text)
 
 
 def test_a_name_that_has_no_address() -> None:

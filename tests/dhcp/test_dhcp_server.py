@@ -433,8 +433,8 @@ def test_whatever_is_sent_is_answered_once_or_counted(
 ) -> None:
     dhcp = server()
     for kind, others, is_known, hardware in said:
-        message = Message(m.REQUEST, 7, MAC if is_known else hardware)
-        message.options = {m.TYPE: bytes((kind,)), **others}
+        options = {m.TYPE: bytes((kind,)), **others}
+        message = Message(m.REQUEST, 7, MAC if is_known else hardware, options=options)
         before = sum(dhcp.dropped.values()) + sum(dhcp.sent.values())
         replies = dhcp.answer(message.pack(5000), bytes(4), 68, MAC, b"\xff" * 4, 0)
         assert len(replies) <= 1

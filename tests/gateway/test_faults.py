@@ -19,6 +19,8 @@ from netns_kit.gateway.fault_blocks import FaultBlocks
 from netns_kit.gateway.faults import read_script
 from netns_kit.stack import Closed
 from netns_kit.stack.wire import icmp, ip
+from netns_kit.tap.frame_device import FRAME_MAX, DeviceWrapper
+from netns_kit.userstack.control import Control
 from tests.support.bench import Bench, Make, opened, receive
 from tests.support.packets import GATEWAY, GUEST, PORT, RESOLVER, datagram, packet
 from tests.support.servers import port_of
@@ -174,6 +176,32 @@ def test_nothing_is_left_when_the_last_block_has_ended(bench: Bench) -> None:
     assert [number for number, _ in pings(bench, 20, 0.0, 0.01)] == list(range(20))
 
 
+def test_what_stands_before_faults_stays_there(bench: Bench) -> None:
+    with faults(bench, Faults(delay=0.01)):
+        above = bench.gateway.device = DeviceWrapper(bench.gateway.device)
+        assert len(pings(bench, 3, 0.0, 0.1)) == 3
+    assert bench.gateway.device is above
+    assert above.device is bench.tap
+    with faults(bench, Faults(delay=0.01)):
+        bench.gateway.withdraw(above)
+        assert len(pings(bench, 3, 0.0, 0.1)) == 3
+    assert bench.gateway.device is bench.tap
+
+
+def test_what_is_said_in_the_end_is_not_held(make: Make, listener: socket.socket) -> None:
+    bench = make()
+    control = Control(bench.gateway, lambda _: None)
+    program, sock = opened(bench, listener)
+    with sock:
+        control.faults.begin(1, dump(read_script([(0, Faults(delay=100.0))])).decode())
+        assert bench.gateway.device is not bench.tap
+        control.close()
+        buffer = bytearray(FRAME_MAX)
+        while (size := bench.far.read_into(buffer)) is not None:
+            bench.guest.receive(memoryview(buffer)[:size], bench.now)
+    assert program.why is Closed.RESET
+
+
 def test_a_script_goes_on_by_itself(bench: Bench) -> None:
     with faults(
         bench, (0.095, Faults(loss=1.0)), (0.195, Faults()), (0.295, Faults(delay=0.05, direction="in"))
@@ -320,7 +348,9 @@ def test_a_connection_is_reset_after_so_many_bytes(
                 assert program.why is None
                 sock.send(bytes(2999))
             elif direction == "out":
-                bench.until(lambda: len(program.received) == 1)
+                (connection,) = bench.gateway.stack.tcp.values()
+                bench.until(lambda: connection.carried == (3999, 1))
+                bench.settle()
                 assert program.why is None
                 program.send(b"x")
             bench.until(lambda: program.why is not None)

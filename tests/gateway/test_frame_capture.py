@@ -9,10 +9,10 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from netns_kit import AddressError, ArgumentError, CaptureFilter
+from netns_kit import ArgumentError, CaptureFilter, PolicyError
 from netns_kit.gateway.captures import Captures
 from netns_kit.gateway.frame_capture import _as_on_a_wire
 from netns_kit.stack.wire import checksum, ethernet, ip, tcp, udp, virtio
@@ -56,11 +56,12 @@ def begin(leaks: None) -> Iterator[Begin]:
             captures, owner = Captures(bench.gateway), FrameRing(fd)
             stack.callback(owner.close)
             stack.callback(os.close, wake)
+            start.captures.append(captures)  # type: ignore[attr-defined]  # it is this function's
             captures.begin(number, snaplen, where, fds=[fd, os.dup(wake)])
 
             def end() -> Taken:
                 captures.end(number)
-                assert captures.end(number) == (), "it has ended"
+                captures.end(number)  # it has ended
                 pieces = owner.waiting()
                 found = read(BEGINNING + b"".join(pieces))
                 for piece in pieces:
@@ -69,6 +70,7 @@ def begin(leaks: None) -> Iterator[Begin]:
 
             return end
 
+        start.captures = []  # type: ignore[attr-defined]  # the same
         yield start
 
 
@@ -185,16 +187,21 @@ def test_what_the_ring_has_no_room_for_is_counted(make: Make, begin: Begin) -> N
         (CaptureFilter(), True),
         (CaptureFilter(protocol="tcp"), True),
         (CaptureFilter(protocol="udp"), False),
-        (CaptureFilter(network="10.0.2.2"), True),
-        (CaptureFilter(network="10.0.2.0/24"), True),
-        (CaptureFilter(network="2001:db8::/32"), False),
-        (CaptureFilter(network="192.0.2.0/24"), False),
-        (CaptureFilter(port=PORT), True),
-        (CaptureFilter(port=9), False),
-        (CaptureFilter(name="Gateway.Containers.Internal"), True),
-        (CaptureFilter(name="*.containers.internal"), True),
-        (CaptureFilter(name="containers.internal"), False),
-        (CaptureFilter(protocol="tcp", port=9), False),
+        (CaptureFilter("10.0.2.2"), True),
+        (CaptureFilter("10.0.2.0/24"), True),
+        (CaptureFilter("2001:db8::/32"), False),
+        (CaptureFilter("192.0.2.0/24"), False),
+        (CaptureFilter(ports=PORT), True),
+        (CaptureFilter(ports=9), False),
+        (CaptureFilter("Gateway.Containers.Internal"), True),
+        (CaptureFilter("*.containers.internal"), True),
+        (CaptureFilter("containers.internal"), False),
+        (CaptureFilter(protocol="tcp", ports=9), False),
+        (CaptureFilter("PRIVATE"), True),
+        (CaptureFilter("METADATA"), False),
+        (CaptureFilter(["192.0.2.1", "10.0.2.100"], ports=PORT), True),
+        (CaptureFilter("10.0.2.2", ports=PORT), False),  # that end has another port
+        (CaptureFilter("10.0.2.2", ports="1-65535"), True),
     ],
 )
 def test_a_filter(
@@ -213,16 +220,57 @@ def test_a_filter(
     assert taken.seen >= 5
 
 
+def test_a_flow_is_commented_on_again_with_what_is_known_later(
+    make: Make, listener: socket.socket, begin: Begin
+) -> None:
+    bench = make()
+    end = begin(bench)
+    program, sock = opened(bench, listener)
+    captures = begin.captures[0]  # type: ignore[attr-defined]  # the fixture's
+    captures.comment(0, 1, "process 7 (sh)")
+    captures.comment(0, 99, "no such flow")
+    captures.comment(5, 1, "no such capture")
+    with sock:
+        for _ in range(2):
+            program.send(b"hello")
+            receive(bench, sock, 5)
+    bench.settle()
+    comments = [each.comment for each in end().packets if each.comment]
+    first = "flow 1: outbound tcp, name gateway.containers.internal"
+    assert comments == [first, f"{first}, process 7 (sh)"]
+
+
+def test_another_flow_between_the_same_ends_has_its_own_comment(
+    make: Make, listener: socket.socket, begin: Begin
+) -> None:
+    bench = make()
+    end = begin(bench)
+    for _ in range(2):
+        program, sock = opened(bench, listener)
+        with sock:
+            program.send(b"hello")
+            receive(bench, sock, 5)
+            program.abort()
+            bench.settle()
+    comments = [each.comment for each in end().packets if each.comment]
+    assert [comment.split(":")[0] for comment in comments] == ["flow 1", "flow 2"]
+
+
 def test_what_is_no_filter() -> None:
     with pytest.raises(ArgumentError, match="protocol"):
         CaptureFilter(protocol="sctp")  # type: ignore[arg-type]  # as a caller may
-    with pytest.raises(AddressError, match="network"):
-        CaptureFilter(network="10.0.2.0/33")
-    with pytest.raises(ArgumentError, match="port"):
-        CaptureFilter(port=0)
+    for wrong in "10.0.2.0/33", "HOST", "https://example.org", 7:
+        with pytest.raises(PolicyError, match="targets"):
+            CaptureFilter(wrong)  # type: ignore[arg-type]  # as a caller may
+    with pytest.raises(PolicyError, match="port"):
+        CaptureFilter(ports=0)
+    with pytest.raises(PolicyError, match="ports"):
+        CaptureFilter(ports=53, protocol="arp")
+    assert CaptureFilter(["Example.ORG", "PRIVATE"], ports=[80, 443]).targets == ("example.org", "PRIVATE")
 
 
 @given(st.binary(min_size=1, max_size=3000), st.integers(24, 700))
+@example(bytes(3000), 700)
 def test_a_super_datagram_is_cut_as_a_wire_would_have_it(payload: bytes, size: int) -> None:
     layer4 = datagram(GATEWAY, 9, payload)[20:]
     head = ip.pack_ipv4(GUEST + GATEWAY, ip.UDP, len(layer4), identification=7)
@@ -241,13 +289,18 @@ def test_a_super_datagram_is_cut_as_a_wire_would_have_it(payload: bytes, size: i
 
 def test_every_frame_may_be_hostile(make: Make, begin: Begin) -> None:
     bench = make()
-    end = begin(bench, CaptureFilter(port=port_of_nobody()))
+    end = begin(bench, CaptureFilter(ports=port_of_nobody()))
     whole = datagram(GATEWAY, 9)
     for size in range(len(whole)):
         bench.inject(whole[:size])
         bench.inject(whole[:size], ethernet.IPV6)
         bench.inject(whole[:size], ethernet.ARP)
         bench.settle()
+    long = bytes(22) + b"\x08\x00\x45" + bytes(8) + bytes([ip.TCP]) + bytes(50)
+    for frame in long, long[:22] + b"\x86\xdd\x60" + bytes(5) + bytes([ip.TCP]) + bytes(60):
+        for size in range(10, len(frame)):
+            bench.gateway.device.write(frame[:size])
+    bench.settle()
     assert end().packets == []
 
 

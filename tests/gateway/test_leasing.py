@@ -24,6 +24,7 @@ from netns_kit.dhcp import message6 as m6
 from netns_kit.dhcp.message import Message, parse
 from netns_kit.dhcp.server import SERVER_PORT
 from netns_kit.domain_names import pack_compressed, to_wire
+from netns_kit.frozen import replace
 from netns_kit.gateway.endpoints import Endpoints
 from netns_kit.gateway.engine import Engine
 from netns_kit.gateway.gateway import Gateway
@@ -84,8 +85,7 @@ async def test_leases_are_seen_and_changed_on_every_driver(driver: DriverName) -
             assert rest == [reserved]
 
             await stack.reserve(StaticLease(host(61), mac=MAC.hex(":"), hostname="web"))
-            renewing = request(m.REQUEST_ADDRESS)
-            renewing.ciaddr = host(15)
+            renewing = replace(request(m.REQUEST_ADDRESS), ciaddr=host(15))
             assert (await answer(guest, renewing)).type == m.NAK
             ack = await answer(guest, request(m.DISCOVER))
             assert (ack.yiaddr, ack.options[m.HOSTNAME]) == (host(61), b"web")

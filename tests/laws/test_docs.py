@@ -69,6 +69,10 @@ def run_page(page: Path, *options: str) -> str:
 @pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES])
 def test_every_block_of_a_page_runs(page: Path) -> None:
     if any(block.run for block in blocks(page)):
+        for package in re.findall(
+            r"^import (httpx|trustme)$", page.read_text(encoding="utf-8"), re.MULTILINE
+        ):
+            pytest.importorskip(package)
         needs(*PROGRAM.findall(page.read_text(encoding="utf-8")))
         needs_userns()
         needs_tun()
@@ -137,6 +141,37 @@ def test_what_the_page_about_events_shows_is_what_comes_out() -> None:
         assert each["process"].keys() == {"pid", "inner_pid", "uid", "name", "command"}
         each.update((name, each[name] is None) for name in varying)
     assert printed == shown
+
+
+@pytest.mark.parametrize("name", ["programming", "interception"])
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_what_the_pages_about_programming_show_is_what_comes_out(name: str, backend: str) -> None:
+    needs_userns()
+    needs_tun()
+    page = ROOT / "docs" / f"{name}.md"
+    text = page.read_text(encoding="utf-8")
+    if name == "interception":
+        pytest.importorskip("httpx")
+        pytest.importorskip("trustme")
+    shown = re.findall(r"^(?:    \S.*\n)+", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    assert run_page(page, "--all", "--backend", backend) == "".join(shown).replace("    ", "")
+
+
+def test_what_the_page_about_faults_shows_is_what_comes_out() -> None:
+    needs_userns()
+    needs_tun()
+    page = ROOT / "docs" / "faults.md"
+    shown = re.findall(
+        r"^prints\n\n```\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+    assert len(shown) == 2
+    assert run_page(page, "--all") == "".join(shown)
+
+
+def test_every_fault_is_explained() -> None:
+    page = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+    for each in dataclasses.fields(netns_kit.Faults):
+        assert f"`{each.name}`" in page, each.name
 
 
 def test_every_field_of_a_flow_is_explained() -> None:

@@ -13,12 +13,23 @@ from tests.support import PACKAGE
 
 PUBLIC: list[str] = vars(netns_kit)["__all__"]
 
-MADE_FOR_CALLERS = {"FakeHost", "GuestDatagrams", "GuestServer", "GuestStream", "Namespace", "Process"}
+MADE_FOR_CALLERS = {
+    "FakeHost",
+    "GuestDatagrams",
+    "GuestServer",
+    "GuestStream",
+    "Interceptor",
+    "InterceptedDatagrams",
+    "InterceptedStream",
+    "Namespace",
+    "Process",
+}
 """Classes whose objects a call returns: nobody is to call their constructors."""
 
 
 FOR_PARTS_OF_THE_LIBRARY = {
-    "Captured", "Disturbed", "Index", "MemberSetup", "Members", "SocketDiagnostics", "Supervisor",
+    "Captured", "Carriage", "Disturbed", "Index", "MemberSetup", "Members", "NamespaceSockets",
+    "SocketDiagnostics", "SocketSource", "Supervisor",
 }  # fmt: skip
 """Types of attributes and methods that say so."""
 

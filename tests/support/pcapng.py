@@ -19,6 +19,7 @@ class Packet(NamedTuple):
     data: bytes
     direction: int
     comment: str
+    flags: int
 
 
 class Contents(NamedTuple):
@@ -86,8 +87,9 @@ def read(text: bytes) -> Contents:
                     high << 32 | low,
                     size,
                     content[20 : 20 + kept],
-                    struct.unpack("=I", told[2])[0],
+                    struct.unpack("=I", told[2])[0] & 3,
                     told.get(1, b"").decode(),
+                    struct.unpack("=I", told[2])[0] & ~3,
                 )
             )
         elif kind == NAMES:

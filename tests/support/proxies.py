@@ -64,6 +64,12 @@ class Proxy:
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
 
+    def join(self) -> None:
+        """Wait until all clients have left."""
+        for thread in self._threads[1:]:
+            thread.join(SECONDS)
+            assert not thread.is_alive(), "a client has stayed"
+
     def _start(self, target: Callable[..., None], *arguments: Any) -> None:
         thread = threading.Thread(target=target, args=arguments)
         self._threads.append(thread)

@@ -336,6 +336,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         "--deny",
         "--events",
         "--capture",
+        "--faults",
     ):
         assert option in text
 
@@ -625,6 +626,17 @@ def test_a_capture(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (3, "")
     pings = [each for each in pcapng.read(path.read_bytes()).packets if each.data[23] == 1]
     assert [each.direction for each in pings] == [pcapng.OUTBOUND, pcapng.INBOUND]
+
+
+def test_faults() -> None:
+    options = ("--host-loopback", "--faults", "blackhole,to=10.0.2.2", "--faults", "dns=nxdomain")
+    done = run(
+        *options, "--", "sh", "-c", "ping -c1 -W1 10.0.2.2 >&2 || ping -c1 -W5 10.0.2.3 >&2 && echo other"
+    )
+    assert (done.returncode, done.stdout) == (0, "other\n")
+    done = run("--faults", "loss=2", "--", "echo", "started")
+    assert (done.returncode, done.stdout) == (FAILED, "")
+    assert "a probability, 0 to 1" in done.stderr
 
 
 def test_a_file_for_a_capture_that_cannot_be_had(tmp_path: Path) -> None:

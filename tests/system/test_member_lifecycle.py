@@ -13,8 +13,8 @@ import anyio
 import pytest
 
 from netns_kit import NamespaceGone, Network
-from tests.support import GRACE, ROOT, needs, needs_tun, wait_exit
-from tests.support.connections import LONG, once
+from tests.support import GRACE, LONG, ROOT, needs, needs_tun, wait_exit
+from tests.support.connections import once
 from tests.support.members import ask, echo, network, output, serving, status
 from tests.support.servers import bounded, cancelled_at_any_moment
 

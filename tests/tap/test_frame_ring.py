@@ -77,16 +77,34 @@ def test_nothing_is_seen_before_it_is_published(ends: tuple[FrameRing, FrameRing
 def test_who_sleeps_is_woken_once_when_there_is_much(ends: tuple[FrameRing, FrameRing]) -> None:
     engine, owner = ends
     owner.counters[ASLEEP] = 1
-    engine.put(SIZE // 8, bytes(SIZE // 8))
+    engine.put(SIZE // 4, bytes(SIZE // 4))
     assert not engine.publish(1, 1, 0)
     engine.put(1, b"a")
     assert engine.publish(2, 2, 0)
     engine.put(1, b"b")
     assert not engine.publish(3, 3, 0), "it is awake"
-    owner.take(SIZE // 8 + 2)
+    owner.take(SIZE // 4 + 2)
     owner.counters[ASLEEP] = 1
     engine.put(1, b"c")
     assert not engine.publish(4, 4, 0), "it has taken what there was"
+
+
+def test_a_ring_may_begin_in_the_middle() -> None:
+    with ExitStack() as opened:
+        fd = FrameRing.make(SIZE)
+        opened.callback(os.close, fd)
+        owner = FrameRing(fd)
+        opened.callback(owner.close)
+        owner.start_at(PAGE - 2)
+        engine = FrameRing(fd)
+        opened.callback(engine.close)
+        assert owner.at == PAGE - 2
+        assert engine.put(5, b"abcde")
+        engine.publish(1, 1, 0)
+        assert list(map(bytes, owner.waiting())) == [b"ab", b"cde"]
+        owner.take(3)
+        assert owner.at == 1
+        assert list(map(bytes, owner.waiting())) == [b"de"]
 
 
 @pytest.mark.parametrize("head", [SIZE + 1, (1 << 64) - 1])

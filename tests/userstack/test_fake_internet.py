@@ -7,6 +7,7 @@ import pickle
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -149,7 +150,7 @@ async def test_names_of_all_kinds(driver: DriverName) -> None:
     fake.add_record(Record("api.example.com", '"v=spf1 -all"', "TXT"))
     fake.add_record(Record("_sip._udp.example.com", "1 2 5060 api.example.com", "SRV"))
     fake.add_record("extra.example.com=192.0.2.99")
-    async with joined(driver, fake) as pair:
+    async with joined(driver, fake, ipv6=True) as pair:
         assert await pair.resolve("api.example.com") == ["203.0.113.7", "203.0.113.8"]
         assert await pair.resolve("www.example.com", "AAAA") == ["2001:db8::7"]
         assert await pair.resolve("a.pages.example.com") == [str(wild.addresses[0])]
@@ -172,6 +173,16 @@ async def test_names_of_all_kinds(driver: DriverName) -> None:
             ("nowhere.org", "A", 3), ("9.113.0.203.in-addr.arpa", "PTR", 3), ("api.example.com", "NS", 0),
             ("alias.example.com", "AAAA", 0), ("8.113.0.203.in-addr.arpa", "TXT", 0),
         ]  # fmt: skip
+
+
+@bounded
+async def test_who_has_no_ipv6_is_told_none_where_there_is_another(driver: DriverName) -> None:
+    fake = FakeInternet()
+    fake.host("both.example.com")
+    fake.host("six.example.com", addresses=["2001:db8::6"])
+    async with joined(driver, fake) as pair:
+        assert await pair.resolve("both.example.com", "AAAA") == []
+        assert await pair.resolve("six.example.com", "AAAA") == ["2001:db8::6"]
 
 
 @bounded
@@ -296,7 +307,7 @@ async def test_a_policy_looks_at_first_bytes(driver: DriverName, host: bytes) ->
             while True:
                 heard.append(await stream.receive())
                 await stream.send(b"welcome")
-        finally:
+        except anyio.BrokenResourceError:
             ended.set()
 
     api = fake.host("api.example.com")
@@ -311,11 +322,42 @@ async def test_a_policy_looks_at_first_bytes(driver: DriverName, host: bytes) ->
                 await stream.send(b"more")
                 assert await stream.receive() == b"welcome"
                 assert heard == [REQUEST % host, b"more"]
+                await pair.inside.end_flow(stream.extra(FlowAttribute.flow_id))
             else:
                 with pytest.raises(anyio.BrokenResourceError):
                     await stream.receive()
         await ended.wait()
         assert len(heard) == (2 if host.startswith(b"api") else 0)
+
+
+@bounded
+async def test_faults_are_between_the_namespace_and_the_internet(driver: DriverName) -> None:
+    fake = FakeInternet()
+    fake.host("api.example.com", "other.example.com").serve_tcp(80, echo)
+    async with joined(driver, fake) as pair:
+        async with pair.stack.faults(dns="servfail", to="api.example.com"):
+            assert (await pair.query("api.example.com")).header.rcode == 2
+            assert (await pair.query("other.example.com")).header.rcode == 0
+        async with pair.stack.faults(refuse=True, to="api.example.com"):
+            assert await pair.refusal("api.example.com") == errno.ECONNREFUSED
+        assert list(fake.flows) == []
+        async with pair.stack.faults(reset_after=3, ports=80), await pair.dial("api.example.com") as stream:
+            await stream.send(b"hello")
+            with pytest.raises(anyio.BrokenResourceError):
+                await everything(stream)
+
+
+@bounded
+async def test_a_capture_has_it_all(driver: DriverName, tmp_path: Path) -> None:
+    fake = FakeInternet()
+    fake.host("api.example.com").serve_tcp(80, echo)
+    async with joined(driver, fake) as pair:
+        async with pair.stack.capture(tmp_path / "all.pcapng"), await pair.dial("api.example.com") as stream:
+            await stream.send(b"something that is said")
+            await stream.receive()
+        written = (tmp_path / "all.pcapng").read_bytes()
+        assert written.count(b"something that is said") == 2
+        assert b"api.example.com" in written
 
 
 @bounded
@@ -375,6 +417,9 @@ async def test_a_client_outside_of_a_published_port(driver: DriverName) -> None:
         for port in 8080, 0:
             with pytest.raises(PortInUseError if port else FeatureUnavailable):
                 await forwarder.add(f"{port}:80" if port else "5353:53/udp")
+        async with Forwarder(pair.stack) as other:
+            with pytest.raises(PortInUseError):
+                await other.add("8080:81")
         async with await client.connect_tcp(8080) as stream:
             await stream.send(b"hello")
             assert await stream.receive() == b"hello"
@@ -414,9 +459,9 @@ async def test_a_handler_outlives_nothing(driver: DriverName) -> None:
 
 
 async def test_no_socket_of_the_hosts_network_is_made() -> None:
-    """In a process of its own, for an audit hook stays; of a worker, its sandbox tells."""
-    page = ROOT / "tests" / "support" / "no_sockets.py"
-    done = await anyio.run_process([sys.executable, str(page)], cwd=ROOT, check=False)
+    """In a process of its own, for an audit hook stays."""
+    command = [sys.executable, "-m", "tests.support.no_sockets"]
+    done = await anyio.run_process(command, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [b"AF_UNIX"]
 

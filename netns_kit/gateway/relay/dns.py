@@ -48,19 +48,15 @@ class Router(Protocol):
 
     def route_served(self, transport: Transport, key: bytes) -> Target | Refusal:
         """Return the current resolvers for the flow of that key, or how it is refused now."""
-        ...
 
     def open_socket(self, transport: Transport, address: Address) -> socket.socket:
         """Return a socket of the uplink's.  Raises OSError, whatever the uplink raises."""
-        ...
 
     def dial_resolver(self, resolver: Endpoint) -> Dial:
         """Have the uplink dial a resolver."""
-        ...
 
     def cannot_dial(self, error: BaseException) -> Refused:
         """Report the failure of a dial, and return how it is refused."""
-        ...
 
 
 class DnsRelay:

@@ -76,21 +76,9 @@ class ClientStream:
     """A guest's connection to the DNS address."""
 
     __slots__ = (
-        "_blocked",
-        "_closing",
-        "_connection",
-        "_ended",
-        "_engine",
-        "_framing",
-        "_key",
-        "_last",
-        "_out",
-        "_server",
-        "_waiting",
-        "timer_at",
-        "timer_entry",
-        "when_read",
-    )
+        "_blocked", "_closing", "_connection", "_ended", "_engine", "_framing", "_key", "_last", "_out",
+        "_server", "_waiting", "timer_at", "timer_entry", "when_read"
+    )  # fmt: skip
 
     def __init__(self, engine: Engine, connection: TcpConnection, server: Server) -> None:
         self._engine = engine
@@ -258,17 +246,9 @@ class ResolverStream(Dialled):
     """
 
     __slots__ = (
-        "_ended",
-        "_events",
-        "_framing",
-        "_heard",
-        "_nonsense",
-        "_out",
-        "_socket",
-        "has_answered",
-        "is_paused",
-        "unanswered",
-    )
+        "_ended", "_events", "_framing", "_heard", "_nonsense", "_out", "_socket", "has_answered",
+        "is_paused", "unanswered"
+    )  # fmt: skip
 
     def __init__(
         self,

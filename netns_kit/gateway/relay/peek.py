@@ -113,6 +113,7 @@ class PeekingRelay(TcpRelay):
         self._send()
 
     def _made_plain(self) -> TcpRelay:
+        """Return the relay that takes the place of this one."""
         return TcpRelay(self._engine, self.connection)
 
     def _send(self) -> None:

@@ -42,20 +42,9 @@ class UdpRelay:
     """
 
     __slots__ = (
-        "_budget",
-        "_engine",
-        "_flows",
-        "_idle",
-        "_inbox",
-        "_marks",
-        "_outbox",
-        "_socket",
-        "_targets",
-        "_unsolicited",
-        "_waiting",
-        "_waiting_flow",
-        "_waiting_marks",
-    )
+        "_budget", "_engine", "_flows", "_idle", "_inbox", "_marks", "_outbox", "_socket", "_targets",
+        "_unsolicited", "_waiting", "_waiting_flow", "_waiting_marks"
+    )  # fmt: skip
 
     def __init__(
         self,

@@ -42,21 +42,9 @@ class Packet:
     """
 
     __slots__ = (
-        "addresses",
-        "dont_fragment",
-        "family",
-        "fragment_offset",
-        "frame",
-        "identification",
-        "more_fragments",
-        "payload",
-        "protocol",
-        "source_mac",
-        "summed",
-        "tos",
-        "ttl",
-        "whole",
-    )
+        "addresses", "dont_fragment", "family", "fragment_offset", "frame", "identification",
+        "more_fragments", "payload", "protocol", "source_mac", "summed", "tos", "ttl", "whole"
+    )  # fmt: skip
 
     frame: memoryview
     source_mac: bytes

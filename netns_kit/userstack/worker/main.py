@@ -75,7 +75,12 @@ def _serve(channel: Channel, owner: int) -> None:
     engine.add(owner, server.on_owner, IN)
     if setup.uplink.dns.hook is not None:
         records.prepare()  # its answers may need to import something
-    from netns_kit.gateway import faulty_path, frame_capture  # noqa: F401 - no module can be found later
+    from netns_kit.gateway import (  # noqa: F401 - no module can be found later
+        faults,
+        faulty_path,
+        frame_capture,
+        interception,
+    )
     from netns_kit.gateway.relay import forbidden, peek  # noqa: F401 - likewise
     from netns_kit.policy import name_guard, policy  # noqa: F401 - a policy may be set later
 

@@ -1,0 +1,632 @@
+"""Interception: flows that may pass, and that a handler of the caller's has before they leave.
+
+    the guest opens a flow --uplink, policy--> a rule is about it: it waits --Opened--> the caller's handler
+         a relay with its other end <---- accept ----- it peeks, reads, answers
+         a socket of the uplink's ------- dial ------> it wants the way out, and has the socket itself
+         a plain relay <-- release; hold, go_on ------ it wants to see no more
+
+So what the handler copies crosses this engine once, and what it has handed back is a flow as any other.  The SYN is
+on hold until the handler reads or sends, so a refusal of the way out may be told to the guest as ever.
+
+Rules by name rest on what our DNS has answered: `NameNotes` keeps that, beside the policy's pins and not in them.  If
+the policy looks at first bytes, it does so before the handler gets them.
+
+Joining.  The engine stops taking the guest's bytes (`hold`), the caller's side passes on what it has, and hands the
+uplink's socket over (`go_on`).  From then on the guest's bytes go there.  What the handler has sent to the guest is
+still read from the pair of sockets, up to its end; then a plain relay takes the place of this one.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from netns_kit.arguments import Address
+from netns_kit.child.codec import load
+from netns_kit.dns.guard import Guard, Refused
+from netns_kit.domain_names import is_host_name, to_text, to_wire
+from netns_kit.policy.addresses import canonical
+from netns_kit.policy.index import Index
+from netns_kit.policy.name_guard import NameGuard
+from netns_kit.policy.pins import Pin, Pins
+from netns_kit.policy.policy import GRACE, Policy
+from netns_kit.policy.rules import Rule, is_name
+from netns_kit.stack import IcmpError, Refusal, TcpConnection, UdpFlow
+from netns_kit.stack.user import NOBODY
+from netns_kit.stack.wire.flow_key import FlowKey
+from netns_kit.uplink.dial import Connected
+from netns_kit.uplink.flow import Flow, Target
+from netns_kit.uplink.sockets import RESET_ON_CLOSE, prepare_stream, set_tos
+from netns_kit.uplink.uplink import is_host_address
+
+from .engine import IN, OUT
+from .flow_router import NO_DESCRIPTORS
+from .relay.dialled import EVENTS, Dialled
+from .relay.peek import Judge, PeekingRelay
+from .relay.tcp import BROKEN, CLOSED, IDLE, UNKNOWN, TcpRelay
+from .served import DATAGRAM, LONGEST, ServedConnection, ServedDatagrams
+from .serving import Serving
+
+if TYPE_CHECKING:
+    from .gateway import Gateway
+
+FOR_EVER = (
+    10 * 365 * 86400.0
+)  # seconds for which a name counts: no program forgets an address when its TTL ends
+CONNECTED, REFUSED = b"c", b"r"  # what a reply begins with
+
+_ERRORS = {
+    Refusal.RESET: errno.ECONNREFUSED,
+    Refusal.NET_UNREACHABLE: errno.ENETUNREACH,
+    Refusal.HOST_UNREACHABLE: errno.EHOSTUNREACH,
+    Refusal.PROHIBITED: errno.EACCES,
+    Refusal.DROP: errno.ETIMEDOUT,
+}
+
+
+class Interception:
+    """What is intercepted of the flows of one gateway.  It is `FlowRouter.interceptor`.
+
+    Args:
+        serving: Tells the caller's side of flows.
+
+    Attributes:
+        serving: The same.
+    """
+
+    def __init__(self, serving: Serving) -> None:
+        self.serving = serving
+        self._gateway = serving.gateway
+        self._rules: dict[int, Rule] = {}
+        self._indexes: list[tuple[int, Index]] = []  # each alone: a rule may cover another, and be gone first
+        self._pins = Pins()
+        self._notes: NameGuard | None = None
+
+    def add(self, service: int, text: str) -> None:
+        """Intercept what a rule is about.
+
+        Args:
+            service: The number under which flows are told of.
+            text: The rule, as the only one of a policy, as `netns_kit.child.codec.dump` has it.
+        """
+        self._rules[service] = load(Policy, text.encode()).rules[0]
+        self._arrange()
+
+    def discard(self, service: int) -> None:
+        """Undo `add`."""
+        del self._rules[service]
+        self._arrange()
+
+    def _arrange(self) -> None:
+        self._indexes = [(service, Policy("deny", (rule,)).index) for service, rule in self._rules.items()]
+        names = dict.fromkeys(each for rule in self._rules.values() for each in rule.targets if is_name(each))
+        self._notes = None
+        gateway = self._gateway
+        if names:
+            noted = Policy("allow", (Rule("allow", names, private=True),), audit=True, grace=FOR_EVER)
+            self._notes = NameGuard(noted.index, self._pins, pinned=self._tell_others)
+        gateway.noting = self._noting
+        gateway.guard_names()
+        gateway.router.interceptor = self if self._rules else None
+
+    def _noting(self, guard: Guard | None) -> Guard | None:
+        return guard if self._notes is None else NameNotes(guard, self._notes)
+
+    def _tell_others(self, pins: list[Pin]) -> None:
+        """Tell other workers what was noted; for their policy it counts no longer than it would have."""
+        self._gateway.enforcer.pinned(
+            [(name, address, until - FOR_EVER + GRACE, ours) for name, address, until, ours in pins]
+        )
+
+    # -- flows ----------------------------------------------------------------------------------------
+
+    def takes(self, opened: TcpConnection | UdpFlow, flow: Flow, target: Target) -> bool | Refusal:
+        address, port = flow.destination
+        plain = canonical(address.packed)
+        names = self._names(address, plain)
+
+        def is_host() -> bool:
+            local = flow.subnet.of(address)
+            return (local is not None and address in local.gateways) or is_host_address(address)
+
+        found = next(
+            (
+                each
+                for each in self._indexes
+                if each[1].flow(flow.protocol, plain, port, names, is_host).rule is not None
+            ),
+            None,
+        )
+        if found is None:
+            return False
+        service, index = found
+        name = next(
+            (
+                to_text(each)
+                for each in reversed(names)
+                if index.flow(flow.protocol, None, port, (each,), lambda: False).rule is not None
+            ),
+            None,
+        )
+        relay: InterceptedConnection | InterceptedUdp
+        serving = self.serving
+        if isinstance(opened, TcpConnection):
+            relay = InterceptedConnection(self, service, opened, flow, target)
+        elif serving.has_room_for_datagrams():
+            relay = InterceptedUdp(self, service, opened, flow, target)
+        else:
+            return Refusal.NET_UNREACHABLE
+        opened.user = relay
+        serving.flows[opened.id] = relay
+        serving.opened(service, opened, name=name)
+        return True
+
+    def _names(self, address: Address, plain: bytes) -> tuple[bytes, ...]:
+        """Return the names that the guest may know an address by, the one that was answered last at the end."""
+        gateway = self._gateway
+        gateway.read_pins()
+        enforcer, now = gateway.enforcer, gateway.engine.now
+        known = gateway.name_of(address)
+        names = [to_wire(known.lower())] if known is not None and is_host_name(known) else []
+        names += enforcer.own_names(address.packed)
+        names += enforcer.pins.names(plain, now)
+        names += self._pins.names(plain, now)
+        return tuple(dict.fromkeys(names))
+
+    # -- the way out ----------------------------------------------------------------------------------
+
+    def target_for(
+        self, flow: Flow, address: Address | None, port: int | None
+    ) -> tuple[Flow, Target] | Refusal:
+        """Return another target for a flow, and the flow as it would be to there; or how that is refused."""
+        there = flow.destination.address if address is None else address
+        local = self._gateway.subnet.of(there)
+        if local is None:
+            return Refusal.NET_UNREACHABLE
+        guest = flow.source.address if there.version == flow.source.address.version else local.guest
+        remote_port = flow.destination.port if port is None else port
+        key = FlowKey(guest.packed, there.packed, flow.source.port, remote_port).pack()
+        found = self._gateway.router.route("udp" if flow.protocol == "udp" else "tcp", key)
+        return Refusal.PROHIBITED if found is None else found
+
+
+class NameNotes:
+    """A `Guard` that notes what is answered for names, behind the guard of the policy, if there is one.
+
+    Args:
+        guard: The guard of the policy.
+        notes: Notes names.  It is in audit mode, and changes no answer.
+    """
+
+    def __init__(self, guard: Guard | None, notes: NameGuard) -> None:
+        self._guard = guard
+        self._notes = notes
+
+    def question(self, name: bytes, kind: int, client: bytes) -> Refused | None:
+        return None if self._guard is None else self._guard.question(name, kind, client)
+
+    def alias(self, name: bytes, kind: int, client: bytes) -> Refused | None:
+        return None if self._guard is None else self._guard.alias(name, kind, client)
+
+    def answer(
+        self, question: bytes, message: bytes, now: float, client: bytes, *, ours: bool
+    ) -> bytes | Refused:
+        found: bytes | Refused = message
+        if self._guard is not None:
+            found = self._guard.answer(question, message, now, client, ours=ours)
+        if not isinstance(found, Refused):
+            self._notes.answer(question, found, now, client, ours=ours)
+        return found
+
+    def names(self, name: bytes, address: bytes) -> bool:
+        return self._guard is None or self._guard.names(name, address)
+
+
+class UpstreamDial(Dialled):
+    """A dial whose socket the caller's side gets.
+
+    Args:
+        gateway: The gateway.
+        reply: Where the socket, or the error, is sent.
+        refused: Called with how the dial was refused.
+    """
+
+    __slots__ = ("_done", "_gateway", "_reply", "_tell_refused")
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        reply: socket.socket,
+        refused: Callable[[Refusal | IcmpError], None],
+        done: Callable[[UpstreamDial], None],
+    ) -> None:
+        self._engine = gateway.engine
+        self._failed = gateway.router.cannot_dial
+        self._pending = None
+        self._gateway = gateway
+        self._reply = reply
+        self._tell_refused = refused
+        self._done = done
+
+    def run(self, opened: TcpConnection, flow: Flow, target: Target) -> None:
+        """Dial.
+
+        Raises:
+            OSError: The caller's side cannot be watched.
+        """
+        self._engine.add(self._reply.fileno(), self._on_reply, IN)
+        router = self._gateway.router
+        self.begin(router.dial(flow, target, ttl=opened.ttl, tos=opened.tos))
+        router.limit(self)
+
+    def _on_reply(self, _: int) -> None:
+        """Give up: the caller's side has."""
+        self.cut()
+
+    def cut(self) -> None:
+        """Give up."""
+        self._give_up()
+        self._end()
+
+    def _connected(self, sock: socket.socket) -> None:
+        self._engine.remove(sock.fileno())
+        prepare_stream(sock)
+        send_socket(self._reply, sock)
+        self._end()
+
+    def _refused(self, why: Refusal | IcmpError) -> None:
+        self._tell_refused(why)
+        send_refusal(self._reply, why)
+        self._end()
+
+    def _end(self) -> None:
+        if self._reply.fileno() >= 0:
+            self._engine.remove(self._reply.fileno())
+            self._reply.close()
+            self._done(self)
+
+    def _on_events(self, events: int) -> None:
+        """Do nothing: the socket is the caller's now."""
+
+
+def send_socket(reply: socket.socket, sock: socket.socket) -> None:
+    """Hand a socket over to the caller's side, and close it here."""
+    rights = socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [sock.fileno()])
+    with suppress(OSError):  # the caller's side has gone
+        reply.sendmsg([CONNECTED], [rights], socket.MSG_NOSIGNAL)
+    sock.close()
+
+
+def send_refusal(reply: socket.socket, why: Refusal | IcmpError) -> None:
+    """Tell the caller's side how a flow is refused, by an errno."""
+    number = _ERRORS[why] if isinstance(why, Refusal) else errno.EHOSTUNREACH
+    with suppress(OSError):  # the same
+        reply.send(REFUSED + str(number).encode(), socket.MSG_NOSIGNAL)
+
+
+class InterceptedConnection(ServedConnection):
+    """A connection that a handler has.
+
+    Args:
+        interception: What it belongs to.
+        service: The number under which it was asked for.
+        connection: The guest's connection, whose SYN is on hold.
+        described: The same, as the uplink was asked about it.
+        target: Where it goes.
+    """
+
+    __slots__ = (
+        "_described",
+        "_dials",
+        "_ended_late",
+        "_events",
+        "_interception",
+        "_is_held",
+        "_upstream",
+        "target",
+        "why",
+    )
+
+    def __init__(
+        self,
+        interception: Interception,
+        service: int,
+        connection: TcpConnection,
+        described: Flow,
+        target: Target,
+    ) -> None:
+        super().__init__(interception.serving, service, connection)
+        self._interception = interception
+        self._described = described
+        self.target = target
+        self.why: Refusal | IcmpError | None = None
+        self._dials: set[UpstreamDial] = set()
+        self._upstream: socket.socket | None = None
+        self._events = 0  # what the engine has told of that
+        self._is_held = False
+        self._ended_late = False  # whether the guest has ended since
+
+    def join(self, sock: socket.socket) -> None:
+        """Go on with the socket that the caller's side has made, when the policy has looked at the first bytes."""
+        connection = self.connection
+        judging = (
+            None
+            if connection is None
+            else self._interception.serving.gateway.router.judging(connection, self._described)
+        )
+        if connection is None or judging is None:
+            super().join(sock)
+            return
+        connection.user = looking = Looking(self, connection, *judging)
+        looking.begin(Connected(sock))
+
+    # -- the way out ----------------------------------------------------------------------------------
+
+    def dial(self, address: Address | None, port: int | None, reply: socket.socket) -> None:
+        """Dial the way out, and send what comes of it to the caller's side."""
+        gateway, connection = self._interception.serving.gateway, self.connection
+        router, found = gateway.router, (self._described, self.target)
+        if connection is None:
+            reply.close()
+            return
+        why: Refusal | None = None
+        if address is not None or port is not None:
+            other = self._interception.target_for(self._described, address, port)
+            if isinstance(other, Refusal):
+                why = other
+            else:
+                found = other
+        if why is None and not router.make_room(connection.key):
+            router.notice(NO_DESCRIPTORS)
+            why = Refusal.NET_UNREACHABLE
+        if why is not None:
+            self._refused_by(why)
+            send_refusal(reply, why)
+            reply.close()
+            return
+        dial = UpstreamDial(gateway, reply, self._refused_by, self._dials.discard)
+        self._dials.add(dial)
+        try:
+            dial.run(connection, *found)
+        except OSError:
+            dial.cut()
+
+    def _refused_by(self, why: Refusal | IcmpError) -> None:
+        self.why = why
+
+    def turn_back(self) -> None:
+        """Tell the guest what the way out was refused with; if it is connected already, reset it."""
+        connection = self.connection
+        self._over()
+        if connection is not None and connection.is_on_hold and self.why is not None:
+            self.refuse(self.why)
+        elif connection is not None:
+            self._interception.serving.gateway.router.abort(connection, reset=True)
+
+    def release(self) -> None:
+        """Let the connection be carried as if nobody had intercepted it."""
+        connection, self.connection = self.connection, None
+        if connection is None:
+            return
+        self._over()
+        self._serving.ended(self.flow, self.service, "finished")
+        router = self._interception.serving.gateway.router
+        connection.user = None
+        why = router.let_pass(connection, self._described, self.target)
+        if why is not None:
+            connection.refuse(why)
+
+    # -- joining --------------------------------------------------------------------------------------
+
+    def hold(self) -> str:
+        """Take nothing more from the guest, and return "held".
+
+        Or return "gone" if it has gone, or "looking" if the policy still looks at its first bytes.
+        """
+        if self.connection is None:
+            return "gone"
+        if isinstance(self.connection.user, Looking):
+            return "looking"
+        if self._sink is None:
+            return "gone"
+        self._sink, self._is_held = None, True
+        return "held"
+
+    def go_on(self, sock: socket.socket) -> bool:
+        """Take the way out, and return whether the connection is still there."""
+        connection, engine = self.connection, self._engine
+        if connection is None or not self._is_held:
+            sock.close()
+            return False
+        try:
+            engine.add(sock.fileno(), self._on_upstream, EVENTS)
+        except OSError:
+            sock.close()
+            self.abort()
+            return False
+        self._sink = self._upstream = sock
+        if prepare_stream(sock):
+            connection.host = sock.getsockname()[:2]
+        if connection.tos:
+            set_tos(sock, connection.tos)
+        if self._ended_late:
+            super().end()
+        connection.resume(engine.now)
+        return True
+
+    def _on_upstream(self, events: int) -> None:
+        self._events |= events
+        if events & OUT and self._blocked and self.connection is not None:
+            self._blocked = False
+            self.connection.resume(self._engine.now)
+
+    def end(self) -> None:
+        self._ended_late = self._is_held and self._sink is None
+        super().end()
+
+    def _pass_end_on(self, connection: TcpConnection) -> None:
+        sock, pair = self._upstream, self._socket
+        if sock is None or pair is None or self.state is BROKEN:
+            super()._pass_end_on(connection)
+            return
+        engine = self._engine
+        plain = TcpRelay(engine, connection)
+        plain._socket = plain._sink = sock
+        plain.state, plain._blocked = IDLE, self._blocked
+        plain._ahead, plain._doubted_at = UNKNOWN, engine.steps
+        self.connection = self._socket = self._sink = self._upstream = None
+        self.state = CLOSED
+        engine.remove(pair.fileno())
+        pair.close()
+        connection.user = plain
+        engine.replace(sock.fileno(), plain._on_events)
+        self._over()
+        self._serving.ended(self.flow, self.service, "finished")
+        plain._on_events(self._events)
+
+    # -- the end --------------------------------------------------------------------------------------
+
+    def lost(self) -> None:
+        """Note that the connection has ended while the policy was looking."""
+        if self.connection is not None:
+            self.connection = None
+            self._over()
+            self._told("reset")
+
+    def _over(self) -> None:
+        for each in list(self._dials):
+            each.cut()
+
+    def _close(self, *, reset: bool = False) -> None:
+        self._over()
+        sock, self._upstream = self._upstream, None
+        if sock is not None:
+            self._engine.remove(sock.fileno())
+            if reset:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+            sock.close()
+        super()._close(reset=reset)
+
+
+class Looking(PeekingRelay):
+    """An intercepted connection while the policy looks at its first bytes, which the handler does not get before.
+
+    Args:
+        served: What goes on when it may pass.
+        connection: The connection.
+        judge, waits: See `PeekingRelay`.
+    """
+
+    __slots__ = ("_served",)
+
+    def __init__(
+        self, served: InterceptedConnection, connection: TcpConnection, judge: Judge, waits: bool
+    ) -> None:
+        gateway = served._interception.serving.gateway
+        super().__init__(gateway.engine, connection, gateway.router.cannot_dial, judge, waits=waits)
+        self._served = served
+
+    def _made_plain(self) -> TcpRelay:
+        return self._served
+
+    def _close(self, *, reset: bool = False) -> None:
+        super()._close(reset=reset)
+        self._served.lost()
+
+
+class InterceptedUdp(ServedDatagrams):
+    """A UDP flow that a handler has.
+
+    Args:
+        interception: What it belongs to.
+        service: The number under which it was asked for.
+        flow: The flow.
+        described: The same, as the uplink was asked about it.
+        target: Where it goes.
+    """
+
+    __slots__ = ("_described", "_interception", "target", "why")
+
+    def __init__(
+        self, interception: Interception, service: int, flow: UdpFlow, described: Flow, target: Target
+    ) -> None:
+        super().__init__(interception.serving, service, flow)
+        self._interception = interception
+        self._described = described
+        self.target = target
+        self.why: Refusal | None = None
+
+    def dial(self, address: Address | None, port: int | None, reply: socket.socket) -> None:
+        """Open a socket for the way out, and hand it to the caller's side."""
+        router = self._interception.serving.gateway.router
+        found: tuple[Flow, Target] | Refusal = self._described, self.target
+        if address is not None or port is not None:
+            found = self._interception.target_for(self._described, address, port)
+        if isinstance(found, Refusal):
+            opened: socket.socket | Refusal = found
+        elif router.make_room(self._flow.key):
+            opened = router.open_datagrams(*found)
+        else:
+            router.notice(NO_DESCRIPTORS)
+            opened = Refusal.NET_UNREACHABLE
+        if isinstance(opened, Refusal):
+            self.why = opened
+            send_refusal(reply, opened)
+        else:
+            send_socket(reply, opened)
+        reply.close()
+
+    def turn_back(self) -> None:
+        """Tell the guest what the way out was refused with, and forget the flow."""
+        if self.why is not None:
+            self._turn_away(self.why)
+        else:
+            self.cut()
+
+    def _turn_away(self, why: Refusal) -> None:
+        flow = self._flow
+        self.expired(flow)
+        flow.user = NOBODY
+        flow.turn_away(why)
+        flow.refuse(why)
+
+    def release(self, rest: socket.socket) -> None:
+        """Let the flow be carried as if nobody had intercepted it.
+
+        Args:
+            rest: The handler's end, with the datagrams that it has not taken.
+        """
+        flow, router = self._flow, self._interception.serving.gateway.router
+        while self._socket is not None and self._has_more():
+            self._on_events(IN)
+        kept = []
+        while True:
+            try:
+                record = rest.recv(LONGEST)
+            except OSError:
+                break
+            if not record:
+                break
+            kept.append(record[len(DATAGRAM) :])
+        rest.close()
+        self.expired(flow)
+        flow.user = NOBODY
+        why = router.let_pass(flow, self._described, self.target)
+        if why is not None:
+            flow.turn_away(why)
+            flow.refuse(why)
+            return
+        for payload in kept:
+            flow.user.datagram(flow, memoryview(payload), flow.marks, 0)
+        router.flush()
+
+    def _has_more(self) -> bool:
+        """Return whether the handler has sent what was not passed on yet."""
+        try:
+            return self._socket is not None and bool(self._socket.recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False

@@ -1,0 +1,188 @@
+"""Applications of real programs in the members of a network: nginx, a service in Python, redis."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from netns_kit import Application, Composition, Member
+from tests.support import needs, needs_tun
+from tests.support.members import echo, network, output, serving
+from tests.support.servers import bounded, closed_port
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
+
+SERVICE = """
+import http.server, os, socket
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        with socket.create_connection(("store", 6379), 20) as store:
+            store.sendall(b"INCR visits\\r\\n")
+            visits = store.recv(99).decode().strip(":\\r\\n")
+        body = f"visit {visits} to {self.headers['Host']}".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *words):
+        print(*words, flush=True)
+
+http.server.ThreadingHTTPServer(("0.0.0.0", 8000), Handler).serve_forever()
+"""
+NGINX = """
+user root;
+daemon off;
+pid {directory}/nginx.pid;
+error_log stderr;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy; fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
+    server {{
+        listen 80;
+        location / {{ proxy_pass http://app:8000; proxy_set_header Host $host; }}
+    }}
+}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _tun() -> None:
+    needs_tun()
+
+
+def shop(directory: Path, port: int) -> Composition:
+    (directory / "nginx.conf").write_text(NGINX.format(directory=directory), encoding="utf-8")
+    redis = [
+        "redis-server",
+        "--bind",
+        "0.0.0.0",
+        "--save",
+        "",
+        "--protected-mode",
+        "no",
+        "--dir",
+        str(directory),
+    ]
+    nginx = ["nginx", "-c", str(directory / "nginx.conf"), "-p", str(directory), "-e", "stderr"]
+    return Composition.from_dict(
+        {
+            "network": {"internal": True},
+            "members": {
+                "web": {"command": nginx, "ports": [f"127.0.0.1:{port}:80"], "depends_on": ["app:8000"]},
+                "app": {"command": [sys.executable, "-ISc", SERVICE], "depends_on": ["db:6379"]},
+                "db": {"command": redis, "aliases": ["store"]},
+            },
+        },
+        name=f"shop{os.getpid()}",
+        directory=directory,
+    )
+
+
+@bounded
+async def test_three_programs_find_each_other_by_name(tmp_path: Path) -> None:
+    needs("nginx", "redis-server", "curl")
+    port = closed_port()
+    async with Application(shop(tmp_path, port)) as lab:
+        with anyio.fail_after(20):
+            while not await lab.member("web").namespace.listening():  # noqa: ASYNC110 - nobody tells
+                await anyio.sleep(0.05)
+        for number in range(1, 4):
+            said = await anyio.run_process(["curl", "-sS", f"http://127.0.0.1:{port}/"])
+            assert said.stdout == b"visit %d to 127.0.0.1" % number
+        seen = [line.text async for line in lab.logs("app")]
+        assert len([line for line in seen if "GET / HTTP" in line]) == 3
+        assert await output(lab.member("db"), "curl", "-sS", "http://web/") == "visit 4 to web"
+
+
+@bounded
+async def test_a_member_is_restarted_and_no_other_loses_a_connection() -> None:
+    """Two have one name: while one is away, the other answers to it, and connections to that go on."""
+    async with network() as net, net.member("client") as client:
+        first = await net.add_member("app1", aliases=["app"])
+        second = await net.add_member("app2", aliases=["app"], ports=["127.0.0.1:0:8000"])
+        (forward,) = await second.forwarder.list()
+        async with serving(second, 8000, echo):
+            inside = await client.namespace.connect_tcp(second.address, 8000)
+            outside = await anyio.connect_tcp("127.0.0.1", forward.host_port)
+            counts = {"inside": 0, "outside": 0}
+
+            async def load(name: str) -> None:
+                stream = inside if name == "inside" else outside
+                while True:
+                    await stream.send(b"%8d" % counts[name])
+                    data = b""
+                    while len(data) < 8:
+                        data += await stream.receive()
+                    assert int(data) == counts[name]
+                    counts[name] += 1
+
+            async with anyio.create_task_group() as tasks:
+                for name in counts:
+                    tasks.start_soon(load, name)
+                for _ in range(3):
+                    before = dict(counts)
+                    await net.remove_member(first)
+                    assert await addresses(client, "app") == {str(second.address)}
+                    first = await net.add_member("app1", aliases=["app"])
+                    assert await addresses(client, "app") == {str(first.address), str(second.address)}
+                    assert all(counts[name] > before[name] for name in counts), "both have gone on"
+                tasks.cancel_scope.cancel()
+            await inside.aclose()
+            await outside.aclose()
+
+
+async def addresses(member: Member, name: str) -> set[str]:
+    """What a name means in a member."""
+    found = await output(member, "getent", "ahostsv4", name)
+    return {line.split()[0] for line in found.splitlines()}
+
+
+@bounded
+async def test_a_container_joins_a_member_by_path(tmp_path: Path) -> None:
+    """By crun, which is a command of the member: it has the member's user namespace, and names the network's path."""
+    needs("crun", "busybox", "unshare")
+    root = tmp_path / "rootfs"
+    for directory in ("bin", "proc", "dev", "sys"):
+        (root / directory).mkdir(parents=True)
+    shutil.copy(shutil.which("busybox") or "", root / "bin/busybox")
+    script = "busybox ping -c1 -W5 10.0.2.101 >&2 && busybox nslookup db 10.0.2.3"
+    process = {
+        "cwd": "/",
+        "user": {"uid": 0, "gid": 0},
+        "args": ["busybox", "sh", "-c", script],
+        "env": ["PATH=/bin"],
+        "capabilities": {kind: ["CAP_NET_RAW"] for kind in ("bounding", "effective", "permitted")},
+    }
+    namespaces = [{"type": "mount"}, {"type": "pid"}, {"type": "network", "path": "/proc/1/ns/net"}]
+    config = {
+        "ociVersion": "1.0.2",
+        "root": {"path": "rootfs"},
+        "process": process,
+        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+        "linux": {"namespaces": namespaces},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    crun = [
+        "crun",
+        f"--root={tmp_path / 'state'}",
+        "--cgroup-manager=disabled",
+        "run",
+        f"--bundle={tmp_path}",
+        "c",
+    ]
+    alone = ["unshare", "-mC", "sh", "-c", 'mount -t cgroup2 none /sys/fs/cgroup; exec "$@"', "sh"]
+    async with network() as net, net.member("db"), net.member("box") as box:
+        assert "Address: 10.0.2.101" in await output(box, *alone, *crun)
