@@ -21,7 +21,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import ExitStack, aclosing, suppress
 from itertools import count
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, TypedDict, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -74,18 +74,31 @@ class Captured(Protocol):
     ) -> T: ...
 
 
+class CaptureOptions(TypedDict, total=False):
+    """The settings of a capture, see `UserStack.capture`."""
+
+    where: CaptureFilter | RuleTarget | Iterable[RuleTarget] | None
+    """The frames that are captured, as a `CaptureFilter`, or its targets alone; None: all."""
+    snaplen: int
+    """The bytes that are kept of each frame at most."""
+    max_bytes: int | None
+    """The size at which the file is complete, or the next one begins; None: there is none."""
+    max_seconds: float | None
+    """The time after which the capture is complete; None: there is none."""
+    files: int | None
+    """How many files there are one after another, of which the oldest is written anew; None: one."""
+    processes: bool
+    """Whether comments tell which process has opened a flow."""
+
+
 class Capture:
     """A capture of the frames of a stack, while its block runs.  It is made by `UserStack.capture`.
 
     Args:
         stack: The stack.
         target: The path of a file, or a file that is open for bytes; None: memory.
-        where: The frames that are captured; None: all.
-        snaplen: The bytes that are kept of each frame at most.
-        max_bytes: The size at which the file is complete; None: there is none.
-        max_seconds: The time after which it is; None: there is none.
-        files: How many files there are one after another, of which the oldest is written anew; None: one.
-        processes: Whether comments tell which process has opened a flow.
+        options: The settings.
+        mac: Returns, on entering, the link address of the guest whose frames are captured; empty: those of all.
 
     Raises:
         ArgumentError, ArgumentTypeError: An argument that cannot be used.
@@ -105,14 +118,12 @@ class Capture:
         self,
         stack: Captured,
         target: str | os.PathLike[str] | BinaryIO | None,
-        *,
-        where: CaptureFilter | RuleTarget | Iterable[RuleTarget] | None,
-        snaplen: int,
-        max_bytes: int | None,
-        max_seconds: float | None,
-        files: int | None,
-        processes: bool,
+        options: CaptureOptions,
+        mac: Callable[[], str] = str,
     ) -> None:
+        where, snaplen = options.get("where"), options.get("snaplen", SNAPLEN_MAX)
+        max_bytes, max_seconds = options.get("max_bytes"), options.get("max_seconds")
+        files, processes = options.get("files"), options.get("processes", False)
         if where is not None and not isinstance(where, CaptureFilter):
             where = CaptureFilter(where)
         arguments.whole_number("snaplen", snaplen, 16, SNAPLEN_MAX)
@@ -159,6 +170,7 @@ class Capture:
         self._max_seconds = max_seconds
         self._files = files
         self._processes = processes
+        self._mac = mac
         self._following = anyio.CancelScope()
         self._number = next(_numbers)
         self._error: CaptureError | None = None
@@ -178,6 +190,7 @@ class Capture:
         return self._file.size
 
     async def __aenter__(self) -> Self:
+        mac = self._mac()
         with ExitStack() as opened:
             try:
                 await anyio.to_thread.run_sync(self._open, abandon_on_cancel=True)
@@ -208,6 +221,7 @@ class Capture:
                     self._number,
                     self._snaplen,
                     self._where,
+                    mac,
                 )
             self._rings, self._owned = rings, opened.pop_all()
         if self._processes:
