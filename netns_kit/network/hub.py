@@ -34,10 +34,9 @@ from netns_kit.tap.device import TapDevice
 
 from . import guard
 from .guard import Port
-from .netlink import attribute, attributes, message, nested, number, text, transact
+from .netlink import attribute, attributes, link, message, nested, new_link, number, text, transact
 
 BRIDGE = "br0"
-_UP = abi.IFF_UP
 _IFINFOMSG = 16  # bytes
 _PAUSE = 1e-3  # seconds between two looks
 
@@ -85,15 +84,13 @@ class Hub:
                     "say guard=False, if no member would take the address of another",
                 )  # fmt: skip
             assert tap.mac is not None, "it is open"
-            made = message(
-                abi.RTM_NEWLINK, abi.NLM_F_CREATE | abi.NLM_F_EXCL | abi.NLM_F_ACK,
-                _link(), text(abi.IFLA_IFNAME, BRIDGE), attribute(abi.IFLA_ADDRESS, tap.mac),
+            made = new_link(
+                "bridge",
+                BRIDGE,
+                attribute(abi.IFLA_ADDRESS, tap.mac),
                 number(abi.IFLA_MTU, tap.mtu),
-                nested(
-                    abi.IFLA_LINKINFO, text(abi.IFLA_INFO_KIND, "bridge"),
-                    nested(abi.IFLA_INFO_DATA, attribute(abi.IFLA_BR_MCAST_SNOOPING, b"\0")),
-                ),
-            )  # fmt: skip
+                data=attribute(abi.IFLA_BR_MCAST_SNOOPING, b"\0"),
+            )
             await self._ask(self._route, [made], "bridges of the kernel (CONFIG_BRIDGE)")
             for tables in (
                 "iptables",
@@ -180,8 +177,8 @@ class Hub:
             async with self._lock:
                 sock = await namespace.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, abi.NETLINK_ROUTE)
                 try:
-                    (link,) = struct.unpack_from("=i", await self._link_of(ifname, sock), 4)
-                    end = _End(sock, link, port)
+                    (index,) = struct.unpack_from("=i", await self._link_of(ifname, sock), 4)
+                    end = _End(sock, index, port)
                     await anyio.to_thread.run_sync(_introduce, end, list(self._ends.values()))
                 except BaseException:
                     sock.close()
@@ -265,21 +262,17 @@ class Hub:
         """Return what the kernel says of an interface, by default of the hub: struct ifinfomsg, and attributes."""
         sock = sock or self._route
         assert sock is not None, "it is open"
-        (answer,) = await self._ask(sock, [message(abi.RTM_GETLINK, 0, _link(), text(abi.IFLA_IFNAME, name))])
+        (answer,) = await self._ask(sock, [message(abi.RTM_GETLINK, 0, link(), text(abi.IFLA_IFNAME, name))])
         return answer
 
     def _pair(self, port: Port, target: int, ifname: str) -> bytes:
         """Return the message that makes a pair, with one end in the namespace of the descriptor `target`."""
         mtu = number(abi.IFLA_MTU, self._tap.mtu)
         other = nested(
-            abi.VETH_INFO_PEER, _link(), text(abi.IFLA_IFNAME, ifname), attribute(abi.IFLA_ADDRESS, port.mac), mtu,
+            abi.VETH_INFO_PEER, link(), text(abi.IFLA_IFNAME, ifname), attribute(abi.IFLA_ADDRESS, port.mac), mtu,
             number(abi.IFLA_NET_NS_FD, target),
         )  # fmt: skip
-        return message(
-            abi.RTM_NEWLINK, abi.NLM_F_CREATE | abi.NLM_F_EXCL | abi.NLM_F_ACK,
-            _link(), text(abi.IFLA_IFNAME, port.name), mtu, number(abi.IFLA_MASTER, self._bridge),
-            nested(abi.IFLA_LINKINFO, text(abi.IFLA_INFO_KIND, "veth"), nested(abi.IFLA_INFO_DATA, other)),
-        )  # fmt: skip
+        return new_link("veth", port.name, mtu, number(abi.IFLA_MASTER, self._bridge), data=other)
 
     def _settings(self, index: int, mac: bytes, *, is_member: bool = False) -> list[bytes]:
         """Return the messages that tell the bridge about a port and the link address behind it."""
@@ -362,16 +355,12 @@ def _neighbours(where: _End, who: _End, *, wanted: bool) -> list[bytes]:
     return messages
 
 
-def _link(index: int = 0, *, up: bool = False) -> bytes:
-    return struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, _UP * up, _UP * up)  # struct ifinfomsg
-
-
 def _change(index: int, *attributes: bytes, up: bool = False) -> bytes:
-    return message(abi.RTM_NEWLINK, abi.NLM_F_ACK, _link(index, up=up), *attributes)
+    return message(abi.RTM_NEWLINK, abi.NLM_F_ACK, link(index, up=up), *attributes)
 
 
 def _deleted(name: str) -> bytes:
-    return message(abi.RTM_DELLINK, abi.NLM_F_ACK, _link(), text(abi.IFLA_IFNAME, name))
+    return message(abi.RTM_DELLINK, abi.NLM_F_ACK, link(), text(abi.IFLA_IFNAME, name))
 
 
 def _without(index: int, interface: IPv4Interface | IPv6Interface) -> bytes:
