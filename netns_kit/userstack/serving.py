@@ -72,8 +72,10 @@ class _Flow:
 
     def __init__(self, opened: Opened) -> None:
         self.opened = opened
-        self.scope = anyio.CancelScope()
+        self.scope = anyio.CancelScope(shield=True)  # `cut` comes before any cancellation
         self.is_carried = False
+        self.is_cut = False
+        self.has_handler = False
         self.ended = anyio.Event()
         self.why: EndingSeen | None = None
 
@@ -82,6 +84,11 @@ class _Flow:
         self.ended.set()
         if not self.is_carried:
             self.scope.cancel()
+
+    def cut(self) -> None:
+        """Cancel the handler, which cannot end its stream any more: the guest is to see a reset."""
+        self.is_cut = True
+        self.scope.cancel()
 
     @property
     def attributes(self) -> Mapping[Any, Callable[[], Any]]:
@@ -216,14 +223,24 @@ class GuestStream(ByteStream):
         """
         await checkpoint()
         with suppress(OSError):  # the engine's end is closed
-            self._end.checked().shutdown(socket.SHUT_WR)
+            if not self._flow.is_cut:
+                self._end.checked().shutdown(socket.SHUT_WR)
 
     async def aclose(self) -> None:
         """Close the connection.  Calling it again is allowed.
 
         Cancellation: The connection is closed all the same.
         """
-        await self._end.aclose()
+        if self._flow.is_cut:
+            await checkpoint()
+        else:
+            await self._end.aclose()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None or not self._flow.has_handler:  # else the guest sees a reset, if the handler fails
+            await self.aclose()
 
 
 class GuestDatagrams(UnreliableObjectStream[bytes]):
@@ -334,13 +351,14 @@ class Claim:
         number = flow.opened.id
         is_tcp = self.transport == "tcp"
         ours, theirs = pair_of(is_tcp)
-        with ours:
+        try:
             flow.is_carried = True
             with anyio.CancelScope(shield=True):
                 if not await self._servers.stack.hand(
                     [[theirs.detach()]], Serving.accept, number, flow=number
                 ):
                     return
+            flow.has_handler = True
             stream = GuestStream(flow, ours) if is_tcp else GuestDatagrams(flow, ours)
             try:
                 await self._handler(stream)
@@ -351,8 +369,8 @@ class Claim:
             except BaseException:
                 await self._servers.reset(number)
                 raise
-            finally:
-                await stream.aclose()
+        finally:
+            await self._servers.leave(flow, ours)
 
 
 class GuestServer(Claim):
@@ -433,6 +451,9 @@ class Servers:
         self._services: dict[int, Claim | _Connecting | World] = {}
         self._flows: dict[int, _Flow] = {}
         self._world: World | None = None
+        self._claims: set[Claim] = set()  # that have flows
+        self._is_closing = False
+        self._kept: list[socket.socket] = []  # until the engine has ended, which sees no end of a stream so
 
     def set(self) -> None:
         """Note that something has happened to flows."""
@@ -446,13 +467,18 @@ class Servers:
         """
         try:
             async with anyio.create_task_group() as tasks:
-                with suppress(NetnsKitError):  # the stack has ended, and others tell why
-                    await self.stack.ask(Serving.listen, number)
-                    while True:
-                        for each in await self.stack.ask(Serving.take):
-                            self._take(each, tasks)
-                        await self._news.wait()
-                        self._news = anyio.Event()
+                try:
+                    with suppress(NetnsKitError):  # the stack has ended, and others tell why
+                        await self.stack.ask(Serving.listen, number)
+                        while True:
+                            for each in await self.stack.ask(Serving.take):
+                                self._take(each, tasks)
+                            await self._news.wait()
+                            self._news = anyio.Event()
+                finally:
+                    self._is_closing = True
+                    for claim in self._claims:
+                        self.cut(claim)
                 tasks.cancel_scope.cancel()
         finally:
             for flow in self._flows.values():
@@ -460,6 +486,12 @@ class Servers:
             self._flows.clear()
             if self._world is not None:
                 self._world.left(self)
+
+    def close(self) -> None:
+        """Close the ends of the streams that were cut when the stack was closed: the engine has ended."""
+        for each in self._kept:
+            each.close()
+        self._kept.clear()
 
     def _take(self, news: News, tasks: TaskGroup) -> None:
         if isinstance(news, Question | Echo):
@@ -483,6 +515,7 @@ class Servers:
             else:
                 flow = self._flows[news.id] = _Flow(news)
                 found._flows.add(flow)
+                self._claims.add(found)
                 tasks.start_soon(self._serve, found, flow)
 
     # -- an uplink in memory --------------------------------------------------------------------------
@@ -501,7 +534,7 @@ class Servers:
     def cut(self, server: Claim) -> None:
         """Cancel the handlers of a server, so that their connections are reset.  New ones are served."""
         for flow in server._flows:
-            flow.scope.cancel()
+            flow.cut()
 
     async def _answer(self, asked: Question | Echo) -> None:
         world = self._world
@@ -573,8 +606,20 @@ class Servers:
         finally:
             server._flows.discard(flow)
             if not server._flows:
+                self._claims.discard(server)
                 server._nobody_left.set()
                 server._nobody_left = anyio.Event()
+
+    async def leave(self, flow: _Flow, end: socket.socket) -> None:
+        """Close the handler's end of a flow, which was reset before if it was cut."""
+        if flow.is_cut and self._is_closing:
+            self._kept.append(end)
+            return
+        if flow.is_cut:
+            await self.reset(flow.opened.id)
+        if end.fileno() >= 0:
+            anyio.notify_closing(end)
+            end.close()
 
     async def reset(self, number: int) -> None:
         """End a flow; a connection is reset."""

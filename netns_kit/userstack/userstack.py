@@ -231,6 +231,8 @@ class UserStack(Openable):
     async def _close(self) -> None:
         if self._runner is not None:
             await self._runner.close()
+        if self._servers is not None:
+            self._servers.close()
         if self._passing is not None:
             self._passing.close()
 
