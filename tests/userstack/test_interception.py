@@ -221,10 +221,13 @@ async def test_a_socket_of_the_way_out_is_no_childs_and_its_end_is_the_end(drive
             assert await everything(upstream) == b""
         done.set()
 
-    async with joined(driver) as pair, await pair.stack.intercept(GATEWAY, handler):
-        async with await pair.dial() as client:
-            assert await everything(client) == b""
-            await done.wait()
+    async with (
+        joined(driver) as pair,
+        await pair.stack.intercept(GATEWAY, handler),
+        await pair.dial() as client,
+    ):
+        assert await everything(client) == b""
+        await done.wait()
     assert seen == [False]
 
 
