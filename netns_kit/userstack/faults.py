@@ -12,7 +12,7 @@ import anyio
 
 from netns_kit import arguments
 from netns_kit.child.codec import dump
-from netns_kit.errors import ArgumentError, NetnsKitError
+from netns_kit.errors import AlreadyOpened, ArgumentError, NetnsKitError
 from netns_kit.forwarder.forwarder import CLOSING_SECONDS
 from netns_kit.gateway.fault_blocks import FaultBlocks
 from netns_kit.gateway.faults import FaultOptions, Faults, read_script
@@ -76,8 +76,12 @@ class FaultsBlock:
         self._stack = stack
         self._number = next(_numbers)
         self._counts: dict[str, int] | None = None
+        self._is_entered = False
 
     async def __aenter__(self) -> Self:
+        if self._is_entered:
+            raise AlreadyOpened("the block of faults has been entered before", fix="make a new one")
+        self._is_entered = True
         with anyio.CancelScope(shield=True):
             await self._stack.ask(FaultBlocks.begin, self._number, dump(self.script).decode())
         return self
