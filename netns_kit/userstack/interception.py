@@ -518,9 +518,11 @@ class Interceptor(Claim):
                 with anyio.CancelScope(shield=True):
                     await servers.stack.hand([[]], Serving.turn_back, number, flow=number)
                 return
-            if not stream.is_joined:
-                await servers.reset(number)
-            await note_failure(error, flow.opened.remote)
+            try:
+                await note_failure(error, flow.opened.remote)
+            finally:
+                if not stream.is_joined:
+                    await servers.reset(number)
         finally:
             stream._leave_ways()
             await stream.aclose()

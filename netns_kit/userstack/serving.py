@@ -363,8 +363,10 @@ class Claim:
             try:
                 await self._handler(stream)
             except BaseException as error:
-                await self._servers.reset(number)
-                await note_failure(error, flow.opened.remote)
+                try:
+                    await note_failure(error, flow.opened.remote)
+                finally:
+                    await self._servers.reset(number)
             finally:
                 await stream.aclose()
 
@@ -641,7 +643,8 @@ async def note_failure(error: BaseException, remote: Endpoint) -> None:
     """
     if isinstance(error, KeyboardInterrupt):
         raise error
-    await checkpoint_if_cancelled()
+    if not isinstance(error, Exception):
+        await checkpoint_if_cancelled()
     if not is_of_the_peer(error):
         logger.error("the handler of %s has failed", remote, exc_info=error)
 

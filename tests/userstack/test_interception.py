@@ -232,6 +232,29 @@ async def test_a_socket_of_the_way_out_is_no_childs_and_its_end_is_the_end(drive
 
 
 @bounded
+async def test_what_was_joined_outlives_its_interceptor(driver: DriverName) -> None:
+    """Also if what the handler has sent is not with the guest yet."""
+    done = anyio.Event()
+
+    async def handler(stream: InterceptedStream) -> None:
+        upstream = await stream.connect_upstream()
+        with anyio.move_on_after(0.1):
+            while True:
+                await stream.send(BLOCK)
+        await stream.join(upstream)
+        done.set()
+
+    async with joined(driver) as pair:
+        interceptor = await pair.stack.intercept(GATEWAY, handler)
+        async with await pair.dial() as client:
+            await done.wait()
+            await interceptor.aclose()
+            await client.send(b"the end")
+            await client.send_eof()
+            assert (await everything(client)).endswith(b"the end")
+
+
+@bounded
 async def test_the_guests_end_before_and_after_the_join(driver: DriverName) -> None:
     has_ended, go = anyio.Event(), anyio.Event()
 
