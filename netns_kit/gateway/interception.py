@@ -492,6 +492,10 @@ class InterceptedConnection(ServedConnection):
 
     # -- the end --------------------------------------------------------------------------------------
 
+    def cut(self) -> None:
+        if self._upstream is None:  # else it was handed back, and goes on
+            super().cut()
+
     def lost(self) -> None:
         """Note that the connection has ended while the policy was looking."""
         if self.connection is not None:

@@ -151,7 +151,57 @@ class _End:
         await checkpoint()
 
 
-class GuestStream(ByteStream):
+class EndStream(ByteStream):
+    """A stream of bytes over one end of a pair, or over a socket.
+
+    Args:
+        sock: The socket, which is the stream's from now on.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._end = _End(sock)
+        self._eof_sent = False
+
+    async def send(self, item: bytes) -> None:
+        """Send bytes, as fast as the other side takes them.
+
+        Args:
+            item: The bytes.
+
+        Raises:
+            anyio.BrokenResourceError: The connection was reset.
+            anyio.ClosedResourceError: The stream is closed, or its end was sent.
+
+        Cancellation: Some of them may have been sent.
+        """
+        self._end.checked()
+        if self._eof_sent:
+            raise anyio.ClosedResourceError
+        view = memoryview(item)
+        if not view:
+            await checkpoint()
+        while view:
+            view = view[await self._end.send(view) :]
+
+    async def send_eof(self) -> None:
+        """Send the end: the other side may still send.
+
+        Cancellation: It may have been sent.
+        """
+        await checkpoint()
+        self._eof_sent = True
+        with suppress(OSError):  # the other side has gone
+            self._end.checked().shutdown(socket.SHUT_WR)
+
+    async def aclose(self) -> None:
+        """Close the connection.  Calling it again is allowed.
+
+        Cancellation: The connection is closed all the same.
+        """
+        await self._end.aclose()
+
+
+class GuestStream(EndStream):
     """A TCP connection with a program in the namespace, as a stream of bytes.
 
     Halves are closed one by one (`send_eof`).  If the guest resets the connection, receiving and sending raise
@@ -165,8 +215,8 @@ class GuestStream(ByteStream):
     """
 
     def __init__(self, flow: _Flow, sock: socket.socket) -> None:
+        super().__init__(sock)
         self._flow = flow
-        self._end = _End(sock)
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
@@ -200,31 +250,15 @@ class GuestStream(ByteStream):
         poll.register(self._end.checked(), 0)
         return any(events & select.POLLHUP for _, events in poll.poll(0))
 
-    async def send(self, item: bytes) -> None:
-        """Send bytes, as fast as the guest takes them.
-
-        Args:
-            item: The bytes.
-
-        Raises:
-            anyio.BrokenResourceError: The connection was reset.
-            anyio.ClosedResourceError: The stream is closed, or its end was sent.
-
-        Cancellation: Some of them may have been sent.
-        """
-        view = memoryview(item)
-        while view:
-            view = view[await self._end.send(view) :]
-
     async def send_eof(self) -> None:
         """Send the end: the guest may still send.
 
         Cancellation: It may have been sent.
         """
-        await checkpoint()
-        with suppress(OSError):  # the engine's end is closed
-            if not self._flow.is_cut:
-                self._end.checked().shutdown(socket.SHUT_WR)
+        if self._flow.is_cut:
+            await checkpoint()
+        else:
+            await super().send_eof()
 
     async def aclose(self) -> None:
         """Close the connection.  Calling it again is allowed.
@@ -234,7 +268,7 @@ class GuestStream(ByteStream):
         if self._flow.is_cut:
             await checkpoint()
         else:
-            await self._end.aclose()
+            await super().aclose()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -362,13 +396,11 @@ class Claim:
             stream = GuestStream(flow, ours) if is_tcp else GuestDatagrams(flow, ours)
             try:
                 await self._handler(stream)
-            except Exception as error:
-                await self._servers.reset(number)
-                if not is_of_the_peer(error):
-                    logger.exception("the handler of %s has failed", flow.opened.remote)
-            except BaseException:
-                await self._servers.reset(number)
-                raise
+            except BaseException as error:
+                try:
+                    await note_failure(error, flow.opened.remote)
+                finally:
+                    await self._servers.reset(number)
         finally:
             await self._servers.leave(flow, ours)
 
@@ -658,6 +690,24 @@ def pair_of(is_tcp: bool) -> tuple[socket.socket, socket.socket]:
         for end in pair:  # as much as the kernel lets it have
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ROOM)
     return pair
+
+
+async def note_failure(error: BaseException, remote: Endpoint) -> None:
+    """Log that a handler has failed, unless its guest or the server that it has asked has gone.
+
+    Args:
+        error: What it has raised.
+        remote: What the guest has dialled.
+
+    Raises what is meant for the program, or for this task: KeyboardInterrupt, and the cancellation of the task.  A
+    cancellation that the handler has from elsewhere is a failure of its own, and so is SystemExit.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        raise error
+    if not isinstance(error, Exception):
+        await checkpoint_if_cancelled()
+    if not is_of_the_peer(error):
+        logger.error("the handler of %s has failed", remote, exc_info=error)
 
 
 def is_of_the_peer(error: BaseException) -> bool:

@@ -501,7 +501,7 @@ class UserStack(Openable):
 
         Cancellation: Nothing is intercepted, or the call completes.
         """
-        from netns_kit.policy.rules import Rule  # few need this and the next
+        from netns_kit.policy.rules import Rule, several  # few need this and the next
 
         from .interception import intercept
 
@@ -510,8 +510,7 @@ class UserStack(Openable):
             given, ports, protocol = targets.targets, ports or targets.ports, protocol or _carried(targets)
             rule = Rule("allow", given, ports or None, protocol or "tcp")
         else:
-            several = isinstance(targets, list | tuple | set | frozenset)
-            rule = Rule("allow", targets if several else (targets,), ports, protocol or "tcp")  # type: ignore[arg-type]  # it raises for what is no target
+            rule = Rule("allow", several(targets), ports, protocol or "tcp")
         _check_handler(handler)
         return await intercept(self._serving(), rule, handler)
 
