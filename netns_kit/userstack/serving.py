@@ -25,7 +25,7 @@ from typing_extensions import Self
 from netns_kit.arguments import Address
 from netns_kit.errors import NetnsKitError
 from netns_kit.gateway.gateway import Gateway
-from netns_kit.gateway.served import DATAGRAM, LONGEST, Echo, Ended, EndingSeen, News, Opened, Question
+from netns_kit.gateway.served import DATAGRAM, LONGEST, Echo, Ended, EndingSeen, Opened, Question
 from netns_kit.gateway.serving import Serving
 from netns_kit.stack import Refusal
 from netns_kit.uplink.flow import Endpoint
@@ -33,6 +33,7 @@ from netns_kit.uplink.flow import Endpoint
 AT_ONCE = 1 << 18  # bytes that are received at once: each time costs as much as copying so many
 ROOM = 1 << 20  # bytes that wait for the other end
 FLOWS_MOST = 256  # of a handler at a time: the others wait, with their SYN on hold
+ANSWERS_MOST = 64  # to queries and pings, that are on their way to the stack
 LONGEST_PAYLOAD = 65507  # of a UDP datagram over IPv4
 
 T = TypeVar("T")
@@ -486,6 +487,7 @@ class Servers:
         self._claims: set[Claim] = set()  # that have flows
         self._is_closing = False
         self._kept: list[socket.socket] = []  # until the engine has ended, which sees no end of a stream so
+        self._answers = anyio.Semaphore(ANSWERS_MOST)
 
     def set(self) -> None:
         """Note that something has happened to flows."""
@@ -504,7 +506,11 @@ class Servers:
                         await self.stack.ask(Serving.listen, number)
                         while True:
                             for each in await self.stack.ask(Serving.take):
-                                self._take(each, tasks)
+                                if isinstance(each, Question | Echo):
+                                    await self._answers.acquire()
+                                    tasks.start_soon(self._answer, each)
+                                else:
+                                    self._take(each, tasks)
                             await self._news.wait()
                             self._news = anyio.Event()
                 finally:
@@ -525,10 +531,7 @@ class Servers:
             each.close()
         self._kept.clear()
 
-    def _take(self, news: News, tasks: TaskGroup) -> None:
-        if isinstance(news, Question | Echo):
-            tasks.start_soon(self._answer, news)
-            return
+    def _take(self, news: Opened | Ended, tasks: TaskGroup) -> None:
         service = self._services.get(news.service)
         if isinstance(news, Ended):
             if isinstance(service, _Connecting) and service.flow is None:
@@ -570,14 +573,17 @@ class Servers:
 
     async def _answer(self, asked: Question | Echo) -> None:
         world = self._world
-        if world is None:
-            return
-        if isinstance(asked, Echo):
-            await self._decided(Serving.echoed, asked.id, asked.sequence, world.echo(asked))
-        else:
-            with suppress(ValueError):  # a worker may say anything
-                answer = world.resolve(self, bytes.fromhex(asked.message))
-                await self._decided(Serving.resolved, asked.id, answer.hex())
+        try:
+            if world is None:
+                return
+            if isinstance(asked, Echo):
+                await self._decided(Serving.echoed, asked.id, asked.sequence, world.echo(asked))
+            else:
+                with suppress(ValueError):  # a worker may say anything
+                    answer = world.resolve(self, bytes.fromhex(asked.message))
+                    await self._decided(Serving.resolved, asked.id, answer.hex())
+        finally:
+            self._answers.release()
 
     async def _decided(self, operation: Callable[..., None], number: int, *arguments: object) -> None:
         """Tell the stack what becomes of a flow or a query."""
