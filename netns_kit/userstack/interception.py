@@ -10,6 +10,7 @@ is joined is the engine's.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
@@ -48,6 +49,7 @@ from .serving import (
 logger = logging.getLogger(__name__)
 PEEKED_MOST = 65536
 LONGEST_REPLY = 32
+NO_WAY_OUT = "an uplink in memory has no socket for a handler: answer, or join the host's own handler by join()"
 
 
 class UpstreamStream(ByteStream):
@@ -212,7 +214,10 @@ class _Intercepted:
         number = int(said[1:]) if said[1:].isdigit() else 0
         if not number:
             raise anyio.BrokenResourceError
-        error = OSError(number, os.strerror(number))
+        text = os.strerror(number)
+        if number == errno.EACCES and self._stack.uplink.is_in_memory:
+            text = NO_WAY_OUT
+        error = OSError(number, text)
         self._refusals.append(error)
         raise error
 
