@@ -532,6 +532,10 @@ def test_mistakes_are_told_at_once() -> None:
     for wrong, error in (
         (lambda: fake.host("api.example.com"), ArgumentError),
         (lambda: fake.host("a..b"), DomainNameError),
+        (lambda: fake.host("192.0.2.1"), DomainNameError),
+        (lambda: fake.host("2001:db8::1"), DomainNameError),
+        (lambda: fake.host("http://b.example.com"), DomainNameError),
+        (lambda: fake.host("b.example.com:80"), DomainNameError),
         (lambda: fake.host("b.example.com", addresses=["203.0.113.7"]), AddressError),
         (lambda: fake.host("b.example.com", addresses=["192.0.2.1", "192.0.2.1"]), AddressError),
         (lambda: fake.host("b.example.com", addresses=["127.0.0.1"]), AddressError),
