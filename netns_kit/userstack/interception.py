@@ -49,7 +49,9 @@ from .serving import (
 logger = logging.getLogger(__name__)
 PEEKED_MOST = 65536
 LONGEST_REPLY = 32
-NO_WAY_OUT = "an uplink in memory has no socket for a handler: answer, or join the host's own handler by join()"
+NO_WAY_OUT = (
+    "an uplink in memory has no socket for a handler: answer, or join the host's own handler by join()"
+)
 
 
 class UpstreamStream(ByteStream):
