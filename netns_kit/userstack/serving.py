@@ -627,6 +627,13 @@ def is_of_the_peer(error: BaseException) -> bool:
     return isinstance(error, anyio.EndOfStream | anyio.BrokenResourceError | ConnectionError)
 
 
+_NUMBERS = {
+    "refused": errno.ECONNREFUSED,
+    "unreachable": errno.EHOSTUNREACH,
+    "timed out": errno.ETIMEDOUT,
+}
+
+
 def _refusal(why: EndingSeen | None) -> OSError:
-    number = {"refused": errno.ECONNREFUSED, "timed out": errno.ETIMEDOUT}.get(why or "", errno.ECONNABORTED)
+    number = _NUMBERS.get(why or "", errno.ECONNABORTED)
     return OSError(number, os.strerror(number))
