@@ -10,6 +10,7 @@ Without a file the last blocks are kept in memory, for whoever asks for them.
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
@@ -473,9 +474,15 @@ class Capture:
             f"the capture cannot be written: {reason}",
             None if name is None else "the file",
             None if name is None else str(name),
-            None if number is None else "make room, or write to another file",
+            None if number is None else _FIXES.get(number, "write to another file"),
             number,
         )
+
+
+_FIXES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room, or write to another file"),
+    errno.ENOENT: "make its directory, or write to another file",
+}
 
 
 def _numbered(path: str, number: int, of: int) -> str:

@@ -29,6 +29,7 @@ from netns_kit.gateway.served import DATAGRAM, LONGEST, Echo, Ended, EndingSeen,
 from netns_kit.gateway.serving import Serving
 from netns_kit.stack import Refusal
 from netns_kit.uplink.flow import Endpoint
+from netns_kit.uplink.uplink import Uplink
 
 AT_ONCE = 1 << 18  # bytes that are received at once: each time costs as much as copying so many
 ROOM = 1 << 20  # bytes that wait for the other end
@@ -56,6 +57,9 @@ class FlowAttribute(anyio.TypedAttributeSet):
 
 class Asked(Protocol):
     """What is needed of a stack."""
+
+    @property
+    def uplink(self) -> Uplink: ...
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T: ...
 
@@ -724,6 +728,13 @@ def is_of_the_peer(error: BaseException) -> bool:
     return isinstance(error, anyio.EndOfStream | anyio.BrokenResourceError | ConnectionError)
 
 
+_NUMBERS = {
+    "refused": errno.ECONNREFUSED,
+    "unreachable": errno.EHOSTUNREACH,
+    "timed out": errno.ETIMEDOUT,
+}
+
+
 def _refusal(why: EndingSeen | None) -> OSError:
-    number = {"refused": errno.ECONNREFUSED, "timed out": errno.ETIMEDOUT}.get(why or "", errno.ECONNABORTED)
+    number = _NUMBERS.get(why or "", errno.ECONNABORTED)
     return OSError(number, os.strerror(number))
