@@ -8,6 +8,7 @@ names and addresses are free then.
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing, suppress
@@ -50,6 +51,7 @@ from .hub import Hub
 from .shown import HOSTS, shown_files
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 IFNAME = "eth0"
 TTL = 0  # of the records of members, which come and go
 RESERVED = frozenset({"localhost", *NAMES})
@@ -288,6 +290,9 @@ class Member(Openable):
     async def _open(self) -> None:
         members, stack, hub = self._members, self._members.stack, self._members.hub
         stack.supervisor.check()
+        if self.namespace is stack.namespace:
+            expected = "expected another namespace than the network's own, which has the bridge"
+            raise ArgumentError(expected, "namespace", repr(self.namespace))
         if self.policy is not None:
             self._check_policy(self.policy)
         await hub.open(stack.subnet)
@@ -304,11 +309,11 @@ class Member(Openable):
         if not self._is_kept:
             await self.namespace.open()
         self._is_linked = True
-        stack.guests.update(dict.fromkeys(self.addresses, self.namespace))
+        stack.guests.update(dict.fromkeys(self._port.addresses, self.namespace))
         if self.policy is not None:  # before a frame passes
             await stack.ask(Gateway.set_policy_of, self.addresses, dump(self.policy).decode(), "keep")
         await hub.add(self._port, self.namespace, self.ifname, self.name)
-        await self.namespace.configure_link(
+        missing = await self.namespace.configure_link(
             self.ifname,
             address=IPv4Interface((address, subnet.network.prefixlen)),
             gateway=subnet.gateway,
@@ -316,7 +321,12 @@ class Member(Openable):
             gateway6=None if ipv6 is None else ipv6.gateway,
             neighbours=subnet.neighbours,
         )
-        await hub.ready(self._port, self.namespace, self.ifname)
+        there = self._port
+        if missing is not None:
+            self._address6 = None
+            there = self._port._replace(addresses=(address,))
+            logger.warning("the member %s has IPv4 only: %s", self.name, missing)
+        await hub.ready(there, self.namespace, self.ifname)
         if stack.setup.dhcp is not None:
             await stack.reserve(StaticLease(address, mac.hex(":")))
         for record in self._own_records():
@@ -360,7 +370,7 @@ class Member(Openable):
             with suppress(NetnsKitError):
                 await members.tell()
         if self._is_linked and self._port is not None:
-            for address in self.addresses:
+            for address in self._port.addresses:
                 stack.guests.pop(address, None)
             with suppress(NetnsKitError):
                 await stack.revoke(self.address)
