@@ -6,6 +6,7 @@ into.  What it does is in `netns_kit.gateway.frame_capture`, which nobody else p
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -49,6 +50,10 @@ class Captures:
         """
         from .frame_capture import FrameCapture
 
+        if len(fds) != 2:  # too many descriptors were on their way
+            for fd in fds:
+                os.close(fd)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         ring, wake = fds
         try:
             self._running[number] = FrameCapture(self._gateway, ring, wake, snaplen, where, mac)

@@ -295,6 +295,11 @@ class UpstreamDial(Dialled):
         """Do nothing: the socket is the caller's now."""
 
 
+def _why_none(gateway: Gateway) -> Refusal | None:
+    """Return how a handler is refused a socket for the way out where there are none; None: there are some."""
+    return Refusal.PROHIBITED if gateway.uplink.is_in_memory else None
+
+
 def send_socket(reply: socket.socket, sock: socket.socket) -> None:
     """Hand a socket over to the caller's side, and close it here."""
     rights = socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [sock.fileno()])
@@ -375,8 +380,8 @@ class InterceptedConnection(ServedConnection):
         if connection is None:
             reply.close()
             return
-        why: Refusal | None = None
-        if address is not None or port is not None:
+        why = _why_none(gateway)
+        if why is None and (address is not None or port is not None):
             other = self._interception.target_for(self._described, address, port)
             if isinstance(other, Refusal):
                 why = other
@@ -492,6 +497,10 @@ class InterceptedConnection(ServedConnection):
 
     # -- the end --------------------------------------------------------------------------------------
 
+    def cut(self) -> None:
+        if self._upstream is None:  # else it was handed back, and goes on
+            super().cut()
+
     def lost(self) -> None:
         """Note that the connection has ended while the policy was looking."""
         if self.connection is not None:
@@ -564,9 +573,10 @@ class InterceptedUdp(ServedDatagrams):
 
     def dial(self, address: Address | None, port: int | None, reply: socket.socket) -> None:
         """Open a socket for the way out, and hand it to the caller's side."""
-        router = self._interception.serving.gateway.router
-        found: tuple[Flow, Target] | Refusal = self._described, self.target
-        if address is not None or port is not None:
+        gateway = self._interception.serving.gateway
+        router = gateway.router
+        found: tuple[Flow, Target] | Refusal = _why_none(gateway) or (self._described, self.target)
+        if not isinstance(found, Refusal) and (address is not None or port is not None):
             found = self._interception.target_for(self._described, address, port)
         if isinstance(found, Refusal):
             opened: socket.socket | Refusal = found

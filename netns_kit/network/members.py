@@ -8,6 +8,7 @@ names and addresses are free then.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from netns_kit.userstack.faults import FaultsBlock
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 IFNAME = "eth0"
 TTL = 0  # of the records of members, which come and go
 RESERVED = frozenset({"localhost", *NAMES})
@@ -299,6 +301,9 @@ class Member(Openable):
     async def _open(self) -> None:
         members, stack, hub = self._members, self._members.stack, self._members.hub
         stack.supervisor.check()
+        if self.namespace is stack.namespace:
+            expected = "expected another namespace than the network's own, which has the bridge"
+            raise ArgumentError(expected, "namespace", repr(self.namespace))
         if self.policy is not None:
             self._check_policy(self.policy)
         await hub.open(stack.subnet)
@@ -319,7 +324,7 @@ class Member(Openable):
         if self.policy is not None:  # before a frame passes
             await stack.ask(Gateway.set_policy_of, self._guests, dump(self.policy).decode(), "keep")
         await hub.add(self._port, self.namespace, self.ifname, self.name)
-        await self.namespace.configure_link(
+        missing = await self.namespace.configure_link(
             self.ifname,
             address=IPv4Interface((address, subnet.network.prefixlen)),
             gateway=subnet.gateway,
@@ -327,7 +332,12 @@ class Member(Openable):
             gateway6=None if ipv6 is None else ipv6.gateway,
             neighbours=subnet.neighbours,
         )
-        await hub.ready(self._port, self.namespace, self.ifname)
+        there = self._port
+        if missing is not None:
+            self._address6 = None
+            there = self._port._replace(addresses=(address,))
+            logger.warning("the member %s has IPv4 only: %s", self.name, missing)
+        await hub.ready(there, self.namespace, self.ifname)
         if stack.setup.dhcp is not None:
             await stack.reserve(StaticLease(address, mac.hex(":")))
         for record in self._own_records():

@@ -13,7 +13,7 @@ import anyio
 
 from netns_kit import arguments
 from netns_kit.child.codec import dump
-from netns_kit.errors import ArgumentError, NetnsKitError
+from netns_kit.errors import AlreadyOpened, ArgumentError, NetnsKitError
 from netns_kit.forwarder.forwarder import CLOSING_SECONDS
 from netns_kit.gateway.fault_blocks import FaultBlocks
 from netns_kit.gateway.faults import FaultOptions, Faults, read_script
@@ -80,8 +80,12 @@ class FaultsBlock:
         self._guests = guests
         self._number = next(_numbers)
         self._counts: dict[str, int] | None = None
+        self._is_entered = False
 
     async def __aenter__(self) -> Self:
+        if self._is_entered:
+            raise AlreadyOpened("the block of faults has been entered before", fix="make a new one")
+        self._is_entered = True
         with anyio.CancelScope(shield=True):
             text = dump(self.script).decode()
             await self._stack.ask(FaultBlocks.begin, self._number, text, self._guests())

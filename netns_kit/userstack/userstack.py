@@ -231,6 +231,8 @@ class UserStack(Openable):
     async def _close(self) -> None:
         if self._runner is not None:
             await self._runner.close()
+        if self._servers is not None:
+            self._servers.close()
         if self._passing is not None:
             self._passing.close()
 
@@ -499,7 +501,7 @@ class UserStack(Openable):
 
         Cancellation: Nothing is intercepted, or the call completes.
         """
-        from netns_kit.policy.rules import Rule  # few need this and the next
+        from netns_kit.policy.rules import Rule, several  # few need this and the next
 
         from .interception import intercept
 
@@ -508,8 +510,7 @@ class UserStack(Openable):
             given, ports, protocol = targets.targets, ports or targets.ports, protocol or _carried(targets)
             rule = Rule("allow", given, ports or None, protocol or "tcp")
         else:
-            several = isinstance(targets, list | tuple | set | frozenset)
-            rule = Rule("allow", targets if several else (targets,), ports, protocol or "tcp")  # type: ignore[arg-type]  # it raises for what is no target
+            rule = Rule("allow", several(targets), ports, protocol or "tcp")
         _check_handler(handler)
         return await intercept(self._serving(), rule, handler)
 
@@ -533,10 +534,11 @@ class UserStack(Openable):
 
         Raises:
             ConnectionRefusedError: Nothing listens there.
-            TimeoutError: Nothing in the namespace answers.
+            TimeoutError: Nothing in the namespace answers, after a minute.  On `TapDevice.pair()` that is what
+                the other stack does if `source` is none of its guest's addresses.
             AddressError: The namespace cannot have the address, or no client the source.
             ArgumentError, ArgumentTypeError: An argument that cannot be used.
-            OSError: There is no room for the connection.
+            OSError: EHOSTUNREACH: an ICMP error says that it cannot be reached.  Or there is no room for it.
             StackClosed: The stack is not open, or is closed meanwhile.
 
         Cancellation: There is no connection.
