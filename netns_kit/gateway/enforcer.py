@@ -185,6 +185,12 @@ class Enforcer:
         """Return what decides about a guest with this packed address."""
         return self._own.get(guest, self)
 
+    def address_of(self, guest: Address, version: int) -> Address | None:
+        """Return the address of the other version of a guest with a policy of its own; None: it has none."""
+        own = self._own.get(guest.packed)
+        found = (ip_address(each) for each, other in self._own.items() if own is not None and other is own)
+        return next((each for each in found if each.version == version), None)
+
     def policy_of(self, flow: Flow) -> Policy | None:
         """Return the policy that decides about a flow."""
         return self.of(flow.source.address.packed).policy

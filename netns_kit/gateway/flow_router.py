@@ -15,10 +15,10 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import lru_cache, partial
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeVar
 
 from netns_kit.arguments import Address
 from netns_kit.stack import (
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from .relay.forbidden import Forbidden
     from .relay.peek import Judge, PeekingRelay
 
+F = TypeVar("F", TcpConnection, UdpFlow, EchoFlow)
 STRANGERS = 256  # flows of one UDP socket, beyond which no unsolicited datagram opens one
 EPHEMERAL = range(32768, 61000)  # ports for clients whose own port is in use
 
@@ -525,26 +526,29 @@ class FlowRouter:
             self.stack.tcp.refused(connection, Refusal.RESET)
             relay.abort(reset=True)
 
-    def cut(self) -> None:
+    def cut(self, guests: Collection[bytes] = ()) -> None:
         """End the flows of the guest that the policy does not let pass now.
 
         Connections are reset, towards the guest and towards the host's peer.  A flow that the policy would ask about
         is ended too, and so is one whose first bytes it would look at.  If these were looked at before, they decide
         again.
+
+        Args:
+            guests: The packed addresses of the guests that it is about; none: all.
         """
         stack, claim = self.stack, self._endpoints
-        for connection in list(stack.tcp.values()):
+        for connection in _flows_of(guests, stack.tcp.values()):
             key = claim.redirected(connection.key)
             if not connection.inbound and claim.claim_tcp(key) is None:
                 self._cut_tcp(connection, key)
         relays = set(self._udp.values())
-        for flow in list(stack.udp.values()):
+        for flow in _flows_of(guests, stack.udp.values()):
             key = claim.redirected(flow.key)
             opened_inside = flow.host is None or flow.user in relays
             if opened_inside and claim.claim_udp(key) is None and self._is_cut("udp", key, flow):
                 flow.ending = "cut by policy"
                 flow.close()
-        for echo in list(stack.echo.values()):
+        for echo in _flows_of(guests, stack.echo.values()):
             if self._is_cut("icmp", echo.key, echo):
                 echo.ending = "cut by policy"
                 echo.close()
@@ -719,6 +723,11 @@ class FlowRouter:
         if what not in self._noticed:
             self._noticed.add(what)
             self._tell(text, error)
+
+
+def _flows_of(guests: Collection[bytes], flows: Iterable[F]) -> list[F]:
+    """Return the flows of guests with these packed addresses; of none: all."""
+    return [each for each in flows if not guests or flow_key.parse(each.key).guest in guests]
 
 
 def _unnamed(_: bytes) -> None:

@@ -389,10 +389,11 @@ class Gateway:
             from netns_kit.policy.policy import Policy
 
             policy = load(Policy, text.encode())
-        self.enforcer.set_own((each.packed for each in guests), policy)
+        addresses = tuple(each.packed for each in guests)
+        self.enforcer.set_own(addresses, policy)
         self.guard_names()
         if existing == "cut":
-            self.router.cut()
+            self.router.cut(addresses)
 
     @property
     def watcher(self) -> Watcher | None:

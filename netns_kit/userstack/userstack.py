@@ -49,7 +49,7 @@ from netns_kit.tap.frame_device import Device
 from netns_kit.uplink.in_memory import InMemoryUplink
 from netns_kit.uplink.uplink import Uplink
 
-from .capture import SNAPLEN_MAX, Capture
+from .capture import SNAPLEN_MAX, Capture, CaptureOptions
 from .event_log import EventLog
 from .events import Event, Events, FlowEvent, under_way
 from .in_process import LocalStack
@@ -231,6 +231,8 @@ class UserStack(Openable):
     async def _close(self) -> None:
         if self._runner is not None:
             await self._runner.close()
+        if self._servers is not None:
+            self._servers.close()
         if self._passing is not None:
             self._passing.close()
 
@@ -499,7 +501,7 @@ class UserStack(Openable):
 
         Cancellation: Nothing is intercepted, or the call completes.
         """
-        from netns_kit.policy.rules import Rule  # few need this and the next
+        from netns_kit.policy.rules import Rule, several  # few need this and the next
 
         from .interception import intercept
 
@@ -508,8 +510,7 @@ class UserStack(Openable):
             given, ports, protocol = targets.targets, ports or targets.ports, protocol or _carried(targets)
             rule = Rule("allow", given, ports or None, protocol or "tcp")
         else:
-            several = isinstance(targets, list | tuple | set | frozenset)
-            rule = Rule("allow", targets if several else (targets,), ports, protocol or "tcp")  # type: ignore[arg-type]  # it raises for what is no target
+            rule = Rule("allow", several(targets), ports, protocol or "tcp")
         _check_handler(handler)
         return await intercept(self._serving(), rule, handler)
 
@@ -580,7 +581,7 @@ class UserStack(Openable):
 
         Cancellation: The generator has ended, and keeps no more events.
         """
-        async with _Follower(self, processes) as follower:
+        async with Follower(self, processes) as follower:
             while True:
                 try:
                     await follower.wait()
@@ -617,7 +618,7 @@ class UserStack(Openable):
         """
         log = EventLog(target)
         try:
-            async with _Follower(self, processes) as follower:
+            async with Follower(self, processes) as follower:
                 task_status.started()
                 await log.run(follower, CLOSING_SECONDS)
         finally:
@@ -663,16 +664,15 @@ class UserStack(Openable):
 
         Cancellation: The file is complete.
         """
-        return Capture(
-            self,
-            target,
-            where=where,
-            snaplen=snaplen,
-            max_bytes=max_bytes,
-            max_seconds=max_seconds,
-            files=files,
-            processes=processes,
-        )
+        options: CaptureOptions = {
+            "where": where,
+            "snaplen": snaplen,
+            "max_bytes": max_bytes,
+            "max_seconds": max_seconds,
+            "files": files,
+            "processes": processes,
+        }
+        return Capture(self, target, options)
 
     def faults(
         self,
@@ -821,11 +821,18 @@ class UserStack(Openable):
             return await self._runner.hand(fds, operation, *arguments, flow=flow)
 
 
-class _Follower:
-    """A subscriber of events, which completes them by names and, if they are wanted, by processes."""
+class Follower:
+    """A subscriber of events, which completes them by names and, if they are wanted, by processes.
 
-    def __init__(self, stack: UserStack, processes: bool) -> None:
+    Args:
+        stack: The stack.
+        processes: Whether processes are wanted.
+        guests: The addresses of the guests whose events it gets; none: those of all.
+    """
+
+    def __init__(self, stack: UserStack, processes: bool, guests: tuple[Address, ...] = ()) -> None:
         self._stack = stack
+        self._guests = guests
         self._wants_processes = processes
         self._processes: dict[int, ProcessInfo | None] = {}  # of flows that are under way, by their ids
         self._number = next(_numbers)
@@ -833,7 +840,7 @@ class _Follower:
     async def __aenter__(self) -> Self:
         self._news = self._stack._news[self._number] = anyio.Event()
         try:
-            await self._stack.ask(Events.subscribe, self._number)
+            await self._stack.ask(Events.subscribe, self._number, self._guests)
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
