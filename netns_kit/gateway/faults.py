@@ -19,7 +19,7 @@ from typing import Literal, TypeAlias, TypedDict, cast
 from netns_kit import arguments
 from netns_kit.errors import ArgumentError, ArgumentTypeError, PolicyError
 from netns_kit.frozen import frozen
-from netns_kit.policy.rules import Rule, RulePorts, RuleTarget, is_name
+from netns_kit.policy.rules import Rule, RulePorts, RuleTarget, is_name, several
 from netns_kit.stack import Transport
 
 FaultDirection: TypeAlias = Literal["both", "in", "out"]
@@ -257,13 +257,10 @@ def read_script(given: object) -> Script:
     return tuple(steps)
 
 
-def _rule(to: object, ports: RulePorts | None, protocol: Transport | None) -> Rule:
+def _rule(to: RuleTarget | Iterable[RuleTarget], ports: RulePorts | None, protocol: Transport | None) -> Rule:
     """Return the rule that is about the same flows.  Raises `ArgumentError`."""
-    targets = (to,) if isinstance(to, str) or not isinstance(to, Iterable) else to
-    if type(targets).__module__ in ("ipaddress", "netns_kit.policy.presets"):  # these can be iterated
-        targets = (to,)
     try:
-        return Rule("allow", cast("Iterable[RuleTarget]", targets), ports, protocol)
+        return Rule("allow", several(to), ports, protocol)
     except PolicyError as error:
         knob = "to" if error.knob == "targets" else error.knob
         expected = f"expected {error.cause.removeprefix('expected ')}"

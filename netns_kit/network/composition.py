@@ -36,7 +36,7 @@ NETWORK_KEYS = (
     *("subnet", "ipv6", "mtu", "driver", "internal", "isolate", "guard"),
     *("allow_host_loopback", "dns", "search", "records", "policy"),
 )
-MEMBER_KEYS = ("command", "ports", "aliases", "address", "mac", "env", "directory", "depends_on")
+MEMBER_KEYS = ("command", "ports", "aliases", "address", "mac", "policy", "env", "directory", "depends_on")
 FILES = "write a table for each, like [members.web]"
 NAME_MAX = 63  # characters
 
@@ -134,7 +134,7 @@ class Composition:
 
             uplink["dns"] = DnsSettings(network.pop("dns", None), search=network.pop("search", None))
         if "policy" in network:
-            network["policy"] = _policy(network["policy"], where)
+            network["policy"] = _policy(network["policy"], where, "network.policy")
         if network.get("internal") and uplink:
             fix = "leave out what is for the way out"
             _refuse("an internal network to have no way out", "network.internal", True, fix)
@@ -171,7 +171,11 @@ def _plan(name: str, data: object, where: Path) -> MemberPlan:
     directory = table.get("directory", ".")
     if not isinstance(directory, str):
         _refuse("the path of a directory", f"{place}.directory", directory)
-    options = {key: table[key] for key in ("ports", "aliases", "address", "mac") if key in table}
+    options: dict[str, Any] = {
+        key: table[key] for key in ("ports", "aliases", "address", "mac") if key in table
+    }
+    if "policy" in table:
+        options["policy"] = _policy(table["policy"], where, f"{place}.policy")
     try:
         setup = MemberSetup.of(name, **options)
     except ArgumentError as error:
@@ -227,14 +231,14 @@ def _in_order(plans: list[MemberPlan]) -> Iterable[MemberPlan]:
         yield waiting.pop(ready.name)
 
 
-def _policy(given: object, where: Path) -> Policy:
+def _policy(given: object, where: Path, place: str) -> Policy:
     """Return a policy that is a table of the file, or another file."""
     if isinstance(given, str):
         return Policy.load(where / given)
     try:
-        return Policy.from_dict(_table(given, "network.policy", None))
+        return Policy.from_dict(_table(given, place, None))
     except ArgumentError as error:
-        error.knob = f"network.policy.{error.knob}"
+        error.knob = f"{place}.{error.knob}"
         raise
 
 

@@ -491,6 +491,8 @@ class _World:
         if isinstance(answer, Answer) and answer.message:
             message = answer.message
             _, _, question = parse_untrusted(query)
+            if not question:  # a worker may ask nothing
+                return message
             kind = int.from_bytes(question[-4:-2], "big")
             code = message[3] & RCODE
             rcode = next((each for each in Rcode if each.value == code), Rcode.SERVFAIL)

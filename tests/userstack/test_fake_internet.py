@@ -6,13 +6,16 @@ import errno
 import os
 import pickle
 import sys
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 from dnslib import DNSRecord
 
 from netns_kit import (
@@ -41,9 +44,14 @@ from netns_kit import (
 )
 from netns_kit.gateway.setup import DriverName
 from netns_kit.policy.presets import HOST, PRIVATE
+from netns_kit.stack.wire import ip, tcp
+from netns_kit.tap.frame_device import FRAME_MAX
 from netns_kit.uplink.in_memory import InMemoryUplink
-from tests.support import ROOT
+from netns_kit.userstack.serving import Servers
+from tests.support import ROOT, packets
+from tests.support.bench import SUBNET
 from tests.support.servers import bounded
+from tests.support.taps import send, stack_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
@@ -512,6 +520,61 @@ async def test_ten_thousand_names_are_hosts_of_their_own(driver: DriverName) -> 
         len({each for number in range(10_000) for each in fake[f"host{number}.example.com"].addresses})
         == 20_000
     )
+
+
+THERE = packets.GUEST + bytes((192, 0, 2, 1))
+PINGS = [packets.echo_request(THERE[4:])] * 3000
+QUERIES = [
+    packets.datagram(
+        packets.RESOLVER, 53, DNSRecord.question(f"n{number}.example.com").pack(), source_port=1024 + number
+    )
+    for number in range(3000)
+]
+GIVEN_UP = [
+    packets.packet(
+        ip.TCP,
+        THERE,
+        tcp.pack(src_port=1024 + number, dst_port=80, seq=seq, ack=0, flags=flags, window=1),
+        16,
+    )
+    for number in range(1500)
+    for flags, seq in ((tcp.SYN, 1), (tcp.RST, 2))
+]
+
+
+@pytest.mark.parametrize("flood", [PINGS, QUERIES, GIVEN_UP], ids=["pings", "queries", "given up"])
+@pytest.mark.parametrize("driver", ["thread", "worker"])
+@bounded
+async def test_a_flood_leaves_the_event_loop_little_to_do(driver: DriverName, flood: list[bytes]) -> None:
+    """The loop is busy meanwhile, so that all could pile up."""
+    fake = FakeInternet()
+    fake.host("*.example.com", addresses=["192.0.2.1"]).serve_tcp(80, echo)
+    most = 0
+    async with stack_of(driver, fake) as (stack, guest):
+        buffer = bytearray(FRAME_MAX)
+        for packet in flood:
+            send(guest, packet)
+            guest.flush()
+            time.sleep(0.0001)  # noqa: ASYNC251 - the loop is busy
+            while guest.read_into(buffer):
+                pass
+        while (await stack.stats())["tap_received"] < len(flood):
+            guest.flush()
+            most = max(most, len(anyio.get_running_tasks()))
+            await anyio.sleep(0.001)
+        for _ in range(100):
+            most = max(most, len(anyio.get_running_tasks()))
+            await checkpoint()
+    assert most < 600
+    assert len(fake.flows) < 1000
+
+
+def test_a_worker_may_ask_nonsense() -> None:
+    fake = FakeInternet()
+    for asked in b"", bytes(11), bytes(12), bytes(11) + b"\1", b"\0\0\1\0\0\1" + bytes(6) + b"\x3f" * 30:
+        with suppress(ValueError):  # which is expected of it
+            fake.world.resolve(cast("Servers", SimpleNamespace(stack=SimpleNamespace(subnet=SUBNET))), asked)
+    assert not fake.queries
 
 
 def test_a_worker_gets_no_more_than_settings() -> None:
