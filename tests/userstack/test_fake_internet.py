@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import pickle
 import sys
 import time
@@ -30,6 +31,7 @@ from netns_kit import (
     FlowAttribute,
     Forwarder,
     GuestStream,
+    InterceptedStream,
     NotFound,
     Policy,
     PortInUseError,
@@ -203,11 +205,11 @@ async def test_what_is_refused_and_how(driver: DriverName) -> None:
     async with joined(driver, fake) as pair:
         assert await pair.refusal("api.example.com", 79) == errno.ECONNREFUSED
         assert await pair.refusal("api.example.com", 81) == 0
-        assert await pair.refusal("api.example.com", 82) == errno.ECONNREFUSED
-        assert await pair.refusal("192.0.2.200") == errno.ECONNREFUSED
+        assert await pair.refusal("api.example.com", 82) == errno.EHOSTUNREACH
+        assert await pair.refusal("192.0.2.200") == errno.EHOSTUNREACH
         api.down()
         assert not api.is_up
-        assert await pair.refusal("api.example.com") == errno.ECONNREFUSED
+        assert await pair.refusal("api.example.com") == errno.EHOSTUNREACH
         api.down(Refusal.DROP)
         assert await pair.refusal("api.example.com") == 0
         api.up()
@@ -261,7 +263,7 @@ async def test_hosts_change_while_they_are_used(driver: DriverName) -> None:
             with pytest.raises(anyio.BrokenResourceError):
                 await everything(third)
         assert await pair.resolve("api.example.com") == []
-        assert await pair.refusal(str(api.addresses[0])) == errno.ECONNREFUSED
+        assert await pair.refusal(str(api.addresses[0])) == errno.EHOSTUNREACH
         again = fake.host("api.example.com", addresses=api.addresses)
         assert await pair.resolve("api.example.com") == [str(again.addresses[0])]
 
@@ -288,7 +290,7 @@ async def test_a_policy_decides_first(driver: DriverName) -> None:
     api = fake.host("api.example.com", "other.org")
     api.serve_tcp(None, echo)
     async with joined(driver, fake) as pair:
-        assert await pair.refusal(str(api.addresses[0])) == errno.ECONNREFUSED
+        assert await pair.refusal(str(api.addresses[0])) == errno.EHOSTUNREACH
         assert (await pair.query("other.org")).rr == []
         async with await pair.dial("api.example.com") as stream:
             await stream.send(b"x")
@@ -387,6 +389,33 @@ async def test_who_is_asked_may_send_a_flow_elsewhere(driver: DriverName) -> Non
 
 
 @bounded
+async def test_an_interceptor_has_no_way_out_of_it_but_joins(
+    driver: DriverName, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake = FakeInternet()
+    fake.host("api.example.com").serve_tcp(None, name_of)
+    said: list[str] = []
+
+    async def handler(stream: InterceptedStream) -> None:
+        if stream.extra(FlowAttribute.local).port == 80:
+            await stream.join()
+            return
+        try:
+            await stream.connect_upstream()
+        except PermissionError as error:
+            said.append(str(error))
+            raise
+
+    async with joined(driver, fake) as pair, await pair.stack.intercept("api.example.com", handler):
+        async with await pair.dial("api.example.com") as stream:
+            assert await everything(stream) == b"api.example.com"
+        assert await pair.refusal("api.example.com", 81) == errno.EHOSTUNREACH, "prohibited"
+    assert len(said) == 1
+    assert "answer, or join" in said[0]
+    assert not caplog.records, "nothing has failed: this is how it is"
+
+
+@bounded
 async def test_one_internet_of_two_stacks(driver: DriverName) -> None:
     fake = FakeInternet()
     api = fake.host("api.example.com")
@@ -434,9 +463,10 @@ async def test_a_client_outside_of_a_published_port(driver: DriverName) -> None:
             [flow] = await pair.stack.flows()
             assert flow.direction == "inbound"
         assert seen == ["198.51.100.9"]
-        for port in 8081, chosen.host_port:  # not published; nothing listens inside
-            with pytest.raises(ConnectionRefusedError):
-                await client.connect_tcp(port)
+        with pytest.raises(ConnectionRefusedError):  # not published
+            await client.connect_tcp(8081)
+        with pytest.raises(OSError, match=os.strerror(errno.EHOSTUNREACH)):  # nobody is there inside
+            await client.connect_tcp(chosen.host_port)
         await forwarder.remove(published)
         with pytest.raises(ConnectionRefusedError):
             await client.connect_tcp(8080)
@@ -567,6 +597,10 @@ def test_mistakes_are_told_at_once() -> None:
     for wrong, error in (
         (lambda: fake.host("api.example.com"), ArgumentError),
         (lambda: fake.host("a..b"), DomainNameError),
+        (lambda: fake.host("192.0.2.1"), DomainNameError),
+        (lambda: fake.host("2001:db8::1"), DomainNameError),
+        (lambda: fake.host("http://b.example.com"), DomainNameError),
+        (lambda: fake.host("b.example.com:80"), DomainNameError),
         (lambda: fake.host("b.example.com", addresses=["203.0.113.7"]), AddressError),
         (lambda: fake.host("b.example.com", addresses=["192.0.2.1", "192.0.2.1"]), AddressError),
         (lambda: fake.host("b.example.com", addresses=["127.0.0.1"]), AddressError),
