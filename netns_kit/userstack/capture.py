@@ -10,6 +10,7 @@ Without a file the last blocks are kept in memory, for whoever asks for them.
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
@@ -23,7 +24,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import ExitStack, aclosing, suppress
 from itertools import count
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, TypedDict, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -76,6 +77,23 @@ class Captured(Protocol):
     ) -> T: ...
 
 
+class CaptureOptions(TypedDict, total=False):
+    """The settings of a capture, see `UserStack.capture`."""
+
+    where: CaptureFilter | RuleTarget | Iterable[RuleTarget] | None
+    """The frames that are captured, as a `CaptureFilter`, or its targets alone; None: all."""
+    snaplen: int
+    """The bytes that are kept of each frame at most."""
+    max_bytes: int | None
+    """The size at which the file is complete, or the next one begins; None: there is none."""
+    max_seconds: float | None
+    """The time after which the capture is complete; None: there is none."""
+    files: int | None
+    """How many files there are one after another, of which the oldest is written anew; None: one."""
+    processes: bool
+    """Whether comments tell which process has opened a flow."""
+
+
 class Capture:
     """A capture of the frames of a stack, while its block runs.
 
@@ -84,12 +102,8 @@ class Capture:
     Args:
         stack: The stack.
         target: The path of a file, or a file that is open for bytes; None: memory.
-        where: The frames that are captured; None: all.
-        snaplen: The bytes that are kept of each frame at most.
-        max_bytes: The size at which the file is complete; None: there is none.
-        max_seconds: The time after which it is; None: there is none.
-        files: How many files there are one after another, of which the oldest is written anew; None: one.
-        processes: Whether comments tell which process has opened a flow.
+        options: The settings.
+        mac: Returns, on entering, the link address of the guest whose frames are captured; empty: those of all.
 
     Raises:
         ArgumentError, ArgumentTypeError: An argument that cannot be used.
@@ -110,14 +124,12 @@ class Capture:
         self,
         stack: Captured,
         target: str | os.PathLike[str] | BinaryIO | None,
-        *,
-        where: CaptureFilter | RuleTarget | Iterable[RuleTarget] | None,
-        snaplen: int,
-        max_bytes: int | None,
-        max_seconds: float | None,
-        files: int | None,
-        processes: bool,
+        options: CaptureOptions,
+        mac: Callable[[], str] = str,
     ) -> None:
+        where, snaplen = options.get("where"), options.get("snaplen", SNAPLEN_MAX)
+        max_bytes, max_seconds = options.get("max_bytes"), options.get("max_seconds")
+        files, processes = options.get("files"), options.get("processes", False)
         if where is not None and not isinstance(where, CaptureFilter):
             where = CaptureFilter(where)
         arguments.whole_number("snaplen", snaplen, 16, SNAPLEN_MAX)
@@ -165,6 +177,7 @@ class Capture:
         self._max_seconds = max_seconds
         self._files = files
         self._processes = processes
+        self._mac = mac
         self._following = anyio.CancelScope()
         self._number = next(_numbers)
         self._error: CaptureError | None = None
@@ -184,6 +197,7 @@ class Capture:
         return self._file.size
 
     async def __aenter__(self) -> Self:
+        mac = self._mac()
         if self._is_entered:
             raise AlreadyOpened("the capture has been entered before", fix="make a new one")
         self._is_entered = True
@@ -211,7 +225,7 @@ class Capture:
             for ring in rings:
                 ring.start_at(self._file.size)
             with anyio.CancelScope(shield=True):
-                await self._begin(memory)
+                await self._begin(memory, mac)
                 if self._processes:
                     self._stack.supervisor.start(self._follow)
             self._rings, self._owned = rings, opened.pop_all()
@@ -219,7 +233,7 @@ class Capture:
         self._thread.start()
         return self
 
-    async def _begin(self, memory: Sequence[int]) -> None:
+    async def _begin(self, memory: Sequence[int], mac: str) -> None:
         """Have each engine capture frames, or none of them."""
         with ExitStack() as copies:
             fds = []
@@ -229,7 +243,7 @@ class Capture:
                 copies.callback(os.close, fds[-1][1])
             copies.pop_all()  # whatever happens, they are the stack's
         try:
-            await self._stack.hand(fds, Captures.begin, self._number, self._snaplen, self._where)
+            await self._stack.hand(fds, Captures.begin, self._number, self._snaplen, self._where, mac)
         except BaseException:
             with suppress(NetnsKitError):  # the stack has ended
                 await self._stack.ask(Captures.end, self._number)
@@ -460,9 +474,15 @@ class Capture:
             f"the capture cannot be written: {reason}",
             None if name is None else "the file",
             None if name is None else str(name),
-            None if number is None else "make room, or write to another file",
+            None if number is None else _FIXES.get(number, "write to another file"),
             number,
         )
+
+
+_FIXES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room, or write to another file"),
+    errno.ENOENT: "make its directory, or write to another file",
+}
 
 
 def _numbered(path: str, number: int, of: int) -> str:

@@ -508,7 +508,9 @@ class Interceptor(Claim):
     async def _have(self, flow: _Flow) -> None:
         number, servers, is_tcp = flow.opened.id, self._servers, self.transport == "tcp"
         kind = InterceptedStream if is_tcp else InterceptedDatagrams
-        stream = kind(servers.stack, flow, *pair_of(is_tcp))
+        ours, theirs = pair_of(is_tcp)
+        flow.has_handler = True
+        stream = kind(servers.stack, flow, ours, theirs)
         try:
             await stream._begin()
             await self._handler(stream)
@@ -525,7 +527,10 @@ class Interceptor(Claim):
                     await servers.reset(number)
         finally:
             stream._leave_ways()
-            await stream.aclose()
+            try:
+                await stream.aclose()
+            finally:
+                await servers.leave(flow, ours)
 
 
 async def intercept(servers: Servers, rule: Rule, handler: Any) -> Interceptor:

@@ -360,6 +360,53 @@ async def test_a_stack_that_ends_ends_its_streams(driver: DriverName) -> None:
 
 
 @bounded
+@pytest.mark.parametrize("how", ["stack", "server"])
+async def test_a_handler_that_is_cut_ends_by_a_reset(driver: DriverName, how: str) -> None:
+    """Its own closing, on its way out, is no end of the stream."""
+    begun = 0
+
+    async def closes(stream: GuestStream) -> None:
+        nonlocal begun
+        begun += 1
+        async with stream:
+            try:
+                await stream.receive()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await stream.send_eof()
+                    await stream.aclose()
+
+    for _ in range(5):  # it was a race
+        begun = 0
+        async with joined(driver) as pair:
+            server = await pair.stack.serve_tcp(METADATA, 80, closes)
+            clients = [await pair.dial() for _ in range(8)]
+            while begun < len(clients):  # noqa: ASYNC110 - nobody tells
+                await anyio.sleep(0.001)
+            await (pair.stack.close if how == "stack" else server.aclose)()
+            for client in clients:
+                with pytest.raises(anyio.BrokenResourceError):
+                    await client.receive()
+                await client.aclose()
+
+
+@bounded
+async def test_a_handler_that_fails_within_its_stream_ends_by_a_reset(driver: DriverName) -> None:
+    async def fails(stream: GuestStream) -> None:
+        async with stream:
+            await stream.receive()
+            raise ConnectionAbortedError
+
+    async with joined(driver) as pair:
+        await pair.stack.serve_tcp(METADATA, 80, fails)
+        for _ in range(10):
+            async with await pair.dial() as client:
+                await client.send(b".")
+                with pytest.raises(anyio.BrokenResourceError):
+                    await client.receive()
+
+
+@bounded
 async def test_what_cannot_be_is_told_at_once(driver: DriverName) -> None:
     async with joined(driver) as pair:
         stack = pair.stack
