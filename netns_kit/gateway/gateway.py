@@ -396,7 +396,7 @@ class Gateway:
             policy = load(Policy, text.encode())
         addresses = tuple(each.packed for each in guests)
         self.enforcer.set_own(addresses, policy)
-        self.guard_names()
+        self._guard_names()
         if existing == "cut":
             self.router.cut(addresses)
 
