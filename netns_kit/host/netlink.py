@@ -1,4 +1,4 @@
-"""Messages of netlink (netlink(7)), as the hub of a network sends them.
+"""Messages of netlink (netlink(7)) about links, by a process that need not be in their namespace.
 
 Fact: the kernel looks at the rights of the sender of a message to a given destination, and not at those of who has
 opened the socket (NETLINK_SKB_DST).  So this process may send by a socket of one namespace what concerns another,
@@ -13,7 +13,7 @@ import socket
 import struct
 from collections.abc import Iterable, Iterator
 
-from netns_kit.host import abi
+from . import abi
 
 KERNEL = (0, 0)
 _HEADER = struct.Struct("=IHHII")
@@ -85,3 +85,15 @@ def transact(sock: socket.socket, messages: Iterable[bytes]) -> list[bytes]:
     if error:
         raise OSError(error, os.strerror(error))
     return answers
+
+
+def index_of(sock: socket.socket, name: str) -> int:
+    """Return the number of an interface of the socket's namespace.
+
+    Raises:
+        OSError: ENODEV: there is none of that name.
+    """
+    head = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, 0, 0, 0)  # struct ifinfomsg
+    (answer,) = transact(sock, [message(abi.RTM_GETLINK, 0, head, text(abi.IFLA_IFNAME, name))])
+    (index,) = struct.unpack_from("=i", answer, 4)
+    return int(index)
