@@ -127,7 +127,7 @@ class Interception:
     def takes(self, opened: TcpConnection | UdpFlow, flow: Flow, target: Target) -> bool | Refusal:
         address, port = flow.destination
         plain = canonical(address.packed)
-        names = self._names(address, plain)
+        names = self._names(flow, plain)
 
         def is_host() -> bool:
             local = flow.subnet.of(address)
@@ -165,11 +165,11 @@ class Interception:
         serving.opened(service, opened, name=name)
         return True
 
-    def _names(self, address: Address, plain: bytes) -> tuple[bytes, ...]:
+    def _names(self, flow: Flow, plain: bytes) -> tuple[bytes, ...]:
         """Return the names that the guest may know an address by, the one that was answered last at the end."""
-        gateway = self._gateway
+        gateway, address = self._gateway, flow.destination.address
         gateway.read_pins()
-        enforcer, now = gateway.enforcer, gateway.engine.now
+        enforcer, now = gateway.enforcer.of(flow.source.address.packed), gateway.engine.now
         known = gateway.name_of(address)
         names = [to_wire(known.lower())] if known is not None and is_host_name(known) else []
         names += enforcer.own_names(address.packed)
@@ -187,7 +187,9 @@ class Interception:
         local = self._gateway.subnet.of(there)
         if local is None:
             return Refusal.NET_UNREACHABLE
-        guest = flow.source.address if there.version == flow.source.address.version else local.guest
+        guest = flow.source.address
+        if there.version != guest.version:
+            guest = self._gateway.enforcer.address_of(guest, there.version) or local.guest
         remote_port = flow.destination.port if port is None else port
         key = FlowKey(guest.packed, there.packed, flow.source.port, remote_port).pack()
         found = self._gateway.router.route("udp" if flow.protocol == "udp" else "tcp", key)
@@ -293,6 +295,11 @@ class UpstreamDial(Dialled):
         """Do nothing: the socket is the caller's now."""
 
 
+def _why_none(gateway: Gateway) -> Refusal | None:
+    """Return how a handler is refused a socket for the way out where there are none; None: there are some."""
+    return Refusal.PROHIBITED if gateway.uplink.is_in_memory else None
+
+
 def send_socket(reply: socket.socket, sock: socket.socket) -> None:
     """Hand a socket over to the caller's side, and close it here."""
     rights = socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [sock.fileno()])
@@ -373,8 +380,8 @@ class InterceptedConnection(ServedConnection):
         if connection is None:
             reply.close()
             return
-        why: Refusal | None = None
-        if address is not None or port is not None:
+        why = _why_none(gateway)
+        if why is None and (address is not None or port is not None):
             other = self._interception.target_for(self._described, address, port)
             if isinstance(other, Refusal):
                 why = other
@@ -490,6 +497,10 @@ class InterceptedConnection(ServedConnection):
 
     # -- the end --------------------------------------------------------------------------------------
 
+    def cut(self) -> None:
+        if self._upstream is None:  # else it was handed back, and goes on
+            super().cut()
+
     def lost(self) -> None:
         """Note that the connection has ended while the policy was looking."""
         if self.connection is not None:
@@ -562,9 +573,10 @@ class InterceptedUdp(ServedDatagrams):
 
     def dial(self, address: Address | None, port: int | None, reply: socket.socket) -> None:
         """Open a socket for the way out, and hand it to the caller's side."""
-        router = self._interception.serving.gateway.router
-        found: tuple[Flow, Target] | Refusal = self._described, self.target
-        if address is not None or port is not None:
+        gateway = self._interception.serving.gateway
+        router = gateway.router
+        found: tuple[Flow, Target] | Refusal = _why_none(gateway) or (self._described, self.target)
+        if not isinstance(found, Refusal) and (address is not None or port is not None):
             found = self._interception.target_for(self._described, address, port)
         if isinstance(found, Refusal):
             opened: socket.socket | Refusal = found

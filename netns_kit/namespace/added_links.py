@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 from netns_kit import arguments
 from netns_kit.errors import ArgumentError, FeatureUnavailable, NetnsKitError, NotPrivileged
 from netns_kit.frozen import frozen
-from netns_kit.host import abi
-from netns_kit.host.netlink import attribute, message, nested, number, text
+from netns_kit.host import abi, netlink
+from netns_kit.host.netlink import attribute, nested, number, text
 
 __all__ = ["AddedLink", "Ipvlan", "Macvlan", "Veth", "Vlan"]
 
@@ -115,28 +115,17 @@ def request(name: str, link: AddedLink, parent: int, target: int) -> bytes:
         target: A descriptor of the namespace that it shall be in.
     """
     kind = _KINDS[type(link)].name
-    named = text(abi.IFLA_IFNAME, name)
     there = number(abi.IFLA_NET_NS_FD, target)
     if isinstance(link, Veth):
-        peer = nested(abi.VETH_INFO_PEER, _head(), named, there)
-        return _new(_head(abi.IFF_UP), text(abi.IFLA_IFNAME, link.host), kind, peer)
+        peer = nested(abi.VETH_INFO_PEER, netlink.link(), text(abi.IFLA_IFNAME, name), there)
+        return netlink.new_link(kind, link.host, data=peer, up=True)
     if isinstance(link, Macvlan):
         data = number(abi.IFLA_MACVLAN_MODE, _MACVLAN_MODES[link.mode])
     elif isinstance(link, Ipvlan):
         data = attribute(abi.IFLA_IPVLAN_MODE, struct.pack("=H", _IPVLAN_MODES[link.mode]))
     else:
         data = attribute(abi.IFLA_VLAN_ID, struct.pack("=H", link.tag))
-    return _new(_head(), named + there + number(abi.IFLA_LINK, parent), kind, data)
-
-
-def _head(flags: int = 0) -> bytes:
-    return struct.pack("=BxHiII", 0, 0, 0, flags, flags)  # struct ifinfomsg
-
-
-def _new(head: bytes, settings: bytes, kind: str, data: bytes) -> bytes:
-    flags = abi.NLM_F_CREATE | abi.NLM_F_EXCL | abi.NLM_F_ACK
-    about = nested(abi.IFLA_LINKINFO, text(abi.IFLA_INFO_KIND, kind), nested(abi.IFLA_INFO_DATA, data))
-    return message(abi.RTM_NEWLINK, flags, head, settings, about)
+    return netlink.new_link(kind, name, there, number(abi.IFLA_LINK, parent), data=data)
 
 
 def explain(error: OSError, name: str, link: AddedLink) -> NetnsKitError | None:

@@ -25,14 +25,16 @@ from typing_extensions import Self
 from netns_kit.arguments import Address
 from netns_kit.errors import NetnsKitError
 from netns_kit.gateway.gateway import Gateway
-from netns_kit.gateway.served import DATAGRAM, LONGEST, Echo, Ended, EndingSeen, News, Opened, Question
+from netns_kit.gateway.served import DATAGRAM, LONGEST, Echo, Ended, EndingSeen, Opened, Question
 from netns_kit.gateway.serving import Serving
 from netns_kit.stack import Refusal
 from netns_kit.uplink.flow import Endpoint
+from netns_kit.uplink.uplink import Uplink
 
 AT_ONCE = 1 << 18  # bytes that are received at once: each time costs as much as copying so many
 ROOM = 1 << 20  # bytes that wait for the other end
 FLOWS_MOST = 256  # of a handler at a time: the others wait, with their SYN on hold
+ANSWERS_MOST = 64  # to queries and pings, that are on their way to the stack
 LONGEST_PAYLOAD = 65507  # of a UDP datagram over IPv4
 
 T = TypeVar("T")
@@ -56,6 +58,9 @@ class FlowAttribute(anyio.TypedAttributeSet):
 class Asked(Protocol):
     """What is needed of a stack."""
 
+    @property
+    def uplink(self) -> Uplink: ...
+
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T: ...
 
     async def hand(
@@ -72,8 +77,10 @@ class _Flow:
 
     def __init__(self, opened: Opened) -> None:
         self.opened = opened
-        self.scope = anyio.CancelScope()
+        self.scope = anyio.CancelScope(shield=True)  # `cut` comes before any cancellation
         self.is_carried = False
+        self.is_cut = False
+        self.has_handler = False
         self.ended = anyio.Event()
         self.why: EndingSeen | None = None
 
@@ -82,6 +89,11 @@ class _Flow:
         self.ended.set()
         if not self.is_carried:
             self.scope.cancel()
+
+    def cut(self) -> None:
+        """Cancel the handler, which cannot end its stream any more: the guest is to see a reset."""
+        self.is_cut = True
+        self.scope.cancel()
 
     @property
     def attributes(self) -> Mapping[Any, Callable[[], Any]]:
@@ -144,7 +156,57 @@ class _End:
         await checkpoint()
 
 
-class GuestStream(ByteStream):
+class EndStream(ByteStream):
+    """A stream of bytes over one end of a pair, or over a socket.
+
+    Args:
+        sock: The socket, which is the stream's from now on.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._end = _End(sock)
+        self._eof_sent = False
+
+    async def send(self, item: bytes) -> None:
+        """Send bytes, as fast as the other side takes them.
+
+        Args:
+            item: The bytes.
+
+        Raises:
+            anyio.BrokenResourceError: The connection was reset.
+            anyio.ClosedResourceError: The stream is closed, or its end was sent.
+
+        Cancellation: Some of them may have been sent.
+        """
+        self._end.checked()
+        if self._eof_sent:
+            raise anyio.ClosedResourceError
+        view = memoryview(item)
+        if not view:
+            await checkpoint()
+        while view:
+            view = view[await self._end.send(view) :]
+
+    async def send_eof(self) -> None:
+        """Send the end: the other side may still send.
+
+        Cancellation: It may have been sent.
+        """
+        await checkpoint()
+        self._eof_sent = True
+        with suppress(OSError):  # the other side has gone
+            self._end.checked().shutdown(socket.SHUT_WR)
+
+    async def aclose(self) -> None:
+        """Close the connection.  Calling it again is allowed.
+
+        Cancellation: The connection is closed all the same.
+        """
+        await self._end.aclose()
+
+
+class GuestStream(EndStream):
     """A TCP connection with a program in the namespace, as a stream of bytes.
 
     Halves are closed one by one (`send_eof`).  If the guest resets the connection, receiving and sending raise
@@ -158,8 +220,8 @@ class GuestStream(ByteStream):
     """
 
     def __init__(self, flow: _Flow, sock: socket.socket) -> None:
+        super().__init__(sock)
         self._flow = flow
-        self._end = _End(sock)
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
@@ -193,37 +255,31 @@ class GuestStream(ByteStream):
         poll.register(self._end.checked(), 0)
         return any(events & select.POLLHUP for _, events in poll.poll(0))
 
-    async def send(self, item: bytes) -> None:
-        """Send bytes, as fast as the guest takes them.
-
-        Args:
-            item: The bytes.
-
-        Raises:
-            anyio.BrokenResourceError: The connection was reset.
-            anyio.ClosedResourceError: The stream is closed, or its end was sent.
-
-        Cancellation: Some of them may have been sent.
-        """
-        view = memoryview(item)
-        while view:
-            view = view[await self._end.send(view) :]
-
     async def send_eof(self) -> None:
         """Send the end: the guest may still send.
 
         Cancellation: It may have been sent.
         """
-        await checkpoint()
-        with suppress(OSError):  # the engine's end is closed
-            self._end.checked().shutdown(socket.SHUT_WR)
+        if self._flow.is_cut:
+            await checkpoint()
+        else:
+            await super().send_eof()
 
     async def aclose(self) -> None:
         """Close the connection.  Calling it again is allowed.
 
         Cancellation: The connection is closed all the same.
         """
-        await self._end.aclose()
+        if self._flow.is_cut:
+            await checkpoint()
+        else:
+            await super().aclose()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None or not self._flow.has_handler:  # else the guest sees a reset, if the handler fails
+            await self.aclose()
 
 
 class GuestDatagrams(UnreliableObjectStream[bytes]):
@@ -334,25 +390,24 @@ class Claim:
         number = flow.opened.id
         is_tcp = self.transport == "tcp"
         ours, theirs = pair_of(is_tcp)
-        with ours:
+        try:
             flow.is_carried = True
             with anyio.CancelScope(shield=True):
                 if not await self._servers.stack.hand(
                     [[theirs.detach()]], Serving.accept, number, flow=number
                 ):
                     return
+            flow.has_handler = True
             stream = GuestStream(flow, ours) if is_tcp else GuestDatagrams(flow, ours)
             try:
                 await self._handler(stream)
-            except Exception as error:
-                await self._servers.reset(number)
-                if not is_of_the_peer(error):
-                    logger.exception("the handler of %s has failed", flow.opened.remote)
-            except BaseException:
-                await self._servers.reset(number)
-                raise
-            finally:
-                await stream.aclose()
+            except BaseException as error:
+                try:
+                    await note_failure(error, flow.opened.remote)
+                finally:
+                    await self._servers.reset(number)
+        finally:
+            await self._servers.leave(flow, ours)
 
 
 class GuestServer(Claim):
@@ -433,6 +488,10 @@ class Servers:
         self._services: dict[int, Claim | _Connecting | World] = {}
         self._flows: dict[int, _Flow] = {}
         self._world: World | None = None
+        self._claims: set[Claim] = set()  # that have flows
+        self._is_closing = False
+        self._kept: list[socket.socket] = []  # until the engine has ended, which sees no end of a stream so
+        self._answers = anyio.Semaphore(ANSWERS_MOST)
 
     def set(self) -> None:
         """Note that something has happened to flows."""
@@ -446,13 +505,22 @@ class Servers:
         """
         try:
             async with anyio.create_task_group() as tasks:
-                with suppress(NetnsKitError):  # the stack has ended, and others tell why
-                    await self.stack.ask(Serving.listen, number)
-                    while True:
-                        for each in await self.stack.ask(Serving.take):
-                            self._take(each, tasks)
-                        await self._news.wait()
-                        self._news = anyio.Event()
+                try:
+                    with suppress(NetnsKitError):  # the stack has ended, and others tell why
+                        await self.stack.ask(Serving.listen, number)
+                        while True:
+                            for each in await self.stack.ask(Serving.take):
+                                if isinstance(each, Question | Echo):
+                                    await self._answers.acquire()
+                                    tasks.start_soon(self._answer, each)
+                                else:
+                                    self._take(each, tasks)
+                            await self._news.wait()
+                            self._news = anyio.Event()
+                finally:
+                    self._is_closing = True
+                    for claim in self._claims:
+                        self.cut(claim)
                 tasks.cancel_scope.cancel()
         finally:
             for flow in self._flows.values():
@@ -461,10 +529,13 @@ class Servers:
             if self._world is not None:
                 self._world.left(self)
 
-    def _take(self, news: News, tasks: TaskGroup) -> None:
-        if isinstance(news, Question | Echo):
-            tasks.start_soon(self._answer, news)
-            return
+    def close(self) -> None:
+        """Close the ends of the streams that were cut when the stack was closed: the engine has ended."""
+        for each in self._kept:
+            each.close()
+        self._kept.clear()
+
+    def _take(self, news: Opened | Ended, tasks: TaskGroup) -> None:
         service = self._services.get(news.service)
         if isinstance(news, Ended):
             if isinstance(service, _Connecting) and service.flow is None:
@@ -483,6 +554,7 @@ class Servers:
             else:
                 flow = self._flows[news.id] = _Flow(news)
                 found._flows.add(flow)
+                self._claims.add(found)
                 tasks.start_soon(self._serve, found, flow)
 
     # -- an uplink in memory --------------------------------------------------------------------------
@@ -501,18 +573,21 @@ class Servers:
     def cut(self, server: Claim) -> None:
         """Cancel the handlers of a server, so that their connections are reset.  New ones are served."""
         for flow in server._flows:
-            flow.scope.cancel()
+            flow.cut()
 
     async def _answer(self, asked: Question | Echo) -> None:
         world = self._world
-        if world is None:
-            return
-        if isinstance(asked, Echo):
-            await self._decided(Serving.echoed, asked.id, asked.sequence, world.echo(asked))
-        else:
-            with suppress(ValueError):  # a worker may say anything
-                answer = world.resolve(self, bytes.fromhex(asked.message))
-                await self._decided(Serving.resolved, asked.id, answer.hex())
+        try:
+            if world is None:
+                return
+            if isinstance(asked, Echo):
+                await self._decided(Serving.echoed, asked.id, asked.sequence, world.echo(asked))
+            else:
+                with suppress(ValueError):  # a worker may say anything
+                    answer = world.resolve(self, bytes.fromhex(asked.message))
+                    await self._decided(Serving.resolved, asked.id, answer.hex())
+        finally:
+            self._answers.release()
 
     async def _decided(self, operation: Callable[..., None], number: int, *arguments: object) -> None:
         """Tell the stack what becomes of a flow or a query."""
@@ -573,8 +648,20 @@ class Servers:
         finally:
             server._flows.discard(flow)
             if not server._flows:
+                self._claims.discard(server)
                 server._nobody_left.set()
                 server._nobody_left = anyio.Event()
+
+    async def leave(self, flow: _Flow, end: socket.socket) -> None:
+        """Close the handler's end of a flow, which was reset before if it was cut."""
+        if flow.is_cut and self._is_closing:
+            self._kept.append(end)
+            return
+        if flow.is_cut:
+            await self.reset(flow.opened.id)
+        if end.fileno() >= 0:
+            anyio.notify_closing(end)
+            end.close()
 
     async def reset(self, number: int) -> None:
         """End a flow; a connection is reset."""
@@ -615,6 +702,24 @@ def pair_of(is_tcp: bool) -> tuple[socket.socket, socket.socket]:
     return pair
 
 
+async def note_failure(error: BaseException, remote: Endpoint) -> None:
+    """Log that a handler has failed, unless its guest or the server that it has asked has gone.
+
+    Args:
+        error: What it has raised.
+        remote: What the guest has dialled.
+
+    Raises what is meant for the program, or for this task: KeyboardInterrupt, and the cancellation of the task.  A
+    cancellation that the handler has from elsewhere is a failure of its own, and so is SystemExit.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        raise error
+    if not isinstance(error, Exception):
+        await checkpoint_if_cancelled()
+    if not is_of_the_peer(error):
+        logger.error("the handler of %s has failed", remote, exc_info=error)
+
+
 def is_of_the_peer(error: BaseException) -> bool:
     """Return whether a handler has failed since its guest, or the server that it has asked, has gone."""
     parts = getattr(error, "exceptions", None)  # an ExceptionGroup, or that of Python 3.10
@@ -623,6 +728,13 @@ def is_of_the_peer(error: BaseException) -> bool:
     return isinstance(error, anyio.EndOfStream | anyio.BrokenResourceError | ConnectionError)
 
 
+_NUMBERS = {
+    "refused": errno.ECONNREFUSED,
+    "unreachable": errno.EHOSTUNREACH,
+    "timed out": errno.ETIMEDOUT,
+}
+
+
 def _refusal(why: EndingSeen | None) -> OSError:
-    number = {"refused": errno.ECONNREFUSED, "timed out": errno.ETIMEDOUT}.get(why or "", errno.ECONNABORTED)
+    number = _NUMBERS.get(why or "", errno.ECONNABORTED)
     return OSError(number, os.strerror(number))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import resource
 import socket
@@ -151,22 +152,28 @@ async def test_a_reset_of_the_guest_is_no_end(driver: DriverName, has_ended: boo
     assert seen == [anyio.BrokenResourceError]
 
 
+@pytest.mark.parametrize("error", [LookupError, SystemExit, asyncio.CancelledError])
 @bounded
 async def test_a_handler_that_fails_resets_its_connection_and_is_logged_once(
-    driver: DriverName, caplog: pytest.LogCaptureFixture
+    driver: DriverName, error: type[BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Also if what has failed is a task that the handler waited for, and that somebody has cancelled."""
+
     async def handler(stream: GuestStream) -> None:
-        await stream.receive()
-        raise LookupError("a bug")
+        data = await stream.receive()
+        if data == b"fail":
+            raise error
+        await stream.send(data)
 
     caplog.set_level(logging.ERROR)
     async with joined(driver) as pair, await pair.stack.serve_tcp(METADATA, 80, handler):
         async with await pair.dial() as client:
-            await client.send(b"hello")
+            await client.send(b"fail")
             with pytest.raises(anyio.BrokenResourceError):
                 await client.receive()
         async with await pair.dial() as client:  # others are served
-            assert await pair.stack.flows()
+            await client.send(b"hello")
+            assert await client.receive() == b"hello"
     assert [record.message for record in caplog.records] == [f"the handler of {METADATA}:80 has failed"]
 
 
@@ -350,6 +357,53 @@ async def test_a_stack_that_ends_ends_its_streams(driver: DriverName) -> None:
         for call in (pair.stack.serve_tcp(METADATA, 80, echo), pair.stack.connect_tcp(None, 80)):
             with pytest.raises(StackClosed):
                 await call
+
+
+@bounded
+@pytest.mark.parametrize("how", ["stack", "server"])
+async def test_a_handler_that_is_cut_ends_by_a_reset(driver: DriverName, how: str) -> None:
+    """Its own closing, on its way out, is no end of the stream."""
+    begun = 0
+
+    async def closes(stream: GuestStream) -> None:
+        nonlocal begun
+        begun += 1
+        async with stream:
+            try:
+                await stream.receive()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await stream.send_eof()
+                    await stream.aclose()
+
+    for _ in range(5):  # it was a race
+        begun = 0
+        async with joined(driver) as pair:
+            server = await pair.stack.serve_tcp(METADATA, 80, closes)
+            clients = [await pair.dial() for _ in range(8)]
+            while begun < len(clients):  # noqa: ASYNC110 - nobody tells
+                await anyio.sleep(0.001)
+            await (pair.stack.close if how == "stack" else server.aclose)()
+            for client in clients:
+                with pytest.raises(anyio.BrokenResourceError):
+                    await client.receive()
+                await client.aclose()
+
+
+@bounded
+async def test_a_handler_that_fails_within_its_stream_ends_by_a_reset(driver: DriverName) -> None:
+    async def fails(stream: GuestStream) -> None:
+        async with stream:
+            await stream.receive()
+            raise ConnectionAbortedError
+
+    async with joined(driver) as pair:
+        await pair.stack.serve_tcp(METADATA, 80, fails)
+        for _ in range(10):
+            async with await pair.dial() as client:
+                await client.send(b".")
+                with pytest.raises(anyio.BrokenResourceError):
+                    await client.receive()
 
 
 @bounded
