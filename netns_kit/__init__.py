@@ -76,6 +76,11 @@ if TYPE_CHECKING:
     from .gateway.stats import Stats as Stats
     from .host.activation import activated as activated
     from .host.diagnosis import Host as Host
+    from .namespace.added_links import AddedLink as AddedLink
+    from .namespace.added_links import Ipvlan as Ipvlan
+    from .namespace.added_links import Macvlan as Macvlan
+    from .namespace.added_links import Veth as Veth
+    from .namespace.added_links import Vlan as Vlan
     from .namespace.given import FileMode as FileMode
     from .namespace.given import HasFileno as HasFileno
     from .namespace.given import Listen as Listen
@@ -205,6 +210,7 @@ _HOMES = {
     "gateway.stats": "Stats",
     "host.activation": "activated",
     "host.diagnosis": "Host",
+    "namespace.added_links": "AddedLink Ipvlan Macvlan Veth Vlan",
     "namespace.given": "FileMode HasFileno Listen OpenFile Word",
     "namespace.listening": "ListeningSocket",
     "namespace.namespace": "Ids Interface InterfaceAddress Namespace OpenedTap Pids Route",
