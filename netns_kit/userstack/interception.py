@@ -26,6 +26,7 @@ from netns_kit.child.channel import receive_record
 from netns_kit.child.codec import dump
 from netns_kit.domain_names import to_text
 from netns_kit.errors import ArgumentError, NetnsKitError
+from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.serving import Serving
 from netns_kit.policy.first_bytes import FirstBytes, Seen
 from netns_kit.policy.policy import Policy
@@ -347,7 +348,7 @@ class InterceptedStream(_Intercepted, GuestStream):
             OSError: As `connect_upstream` raises it.
             StackClosed: The stack was closed.
 
-        Cancellation: The connection is of no more use, unless this returns.
+        Cancellation: The connection is reset, unless it was not begun to be handed over.
         """
         number, flow = self._flow.opened.id, self._flow
         sock = self._end.checked()
@@ -365,15 +366,21 @@ class InterceptedStream(_Intercepted, GuestStream):
         if self._eof_sent or upstream._eof_sent:
             raise anyio.ClosedResourceError
         await self._accept()
-        while (state := await self._stack.hand([[]], Serving.hold, number, flow=number)) == "looking":
-            await self.peek(len(self._ahead) + 1)
-        if state != "held":
-            raise anyio.BrokenResourceError
-        await self._pass_on(sock, upstream)
-        with anyio.CancelScope(shield=True):
-            if not await self._stack.hand([[out.detach()]], Serving.go_on, number, flow=number):
+        try:
+            while (state := await self._stack.hand([[]], Serving.hold, number, flow=number)) == "looking":
+                await self.peek(len(self._ahead) + 1)
+            if state != "held":
                 raise anyio.BrokenResourceError
-            self.is_joined = True
+            await self._pass_on(sock, upstream)
+            with anyio.CancelScope(shield=True):
+                if not await self._stack.hand([[out.detach()]], Serving.go_on, number, flow=number):
+                    raise anyio.BrokenResourceError
+                self.is_joined = True
+        except BaseException:
+            if not self.is_joined:  # nothing more is taken from the guest, who would wait for ever
+                with anyio.CancelScope(shield=True), suppress(NetnsKitError):
+                    await self._stack.ask(Gateway.end_flow, number)
+            raise
         await self._end.aclose()
 
     async def _pass_on(self, sock: socket.socket, upstream: UpstreamStream) -> None:
