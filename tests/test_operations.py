@@ -38,7 +38,7 @@ def test_the_time_is_no_argument_of_the_asker() -> None:
 
 
 def test_what_is_given_beside_is_no_argument() -> None:
-    assert types_of(Captures.begin) == ((int, int, CaptureFilter | None), type(None))
+    assert types_of(Captures.begin) == ((int, int, CaptureFilter | None, str), type(None))
 
 
 def test_how_answers_become_one() -> None:

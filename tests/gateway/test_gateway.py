@@ -529,6 +529,6 @@ def test_the_table_of_connections_is_bounded(make: Make, listener: socket.socket
     bench = make(limits=Limits(tcp_connections=2))
     programs = [bench.connect(GATEWAY, port_of(listener), source) for source in range(41000, 41004)]
     bench.until(lambda: all(program.is_established or program.why for program in programs))
-    assert [program.why for program in programs] == [None, None, Closed.RESET, Closed.RESET]
+    assert [program.why for program in programs] == [None, None, Closed.UNREACHABLE, Closed.UNREACHABLE]
     for _ in range(2):
         reset(listener.accept()[0])

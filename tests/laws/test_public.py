@@ -23,6 +23,7 @@ MADE_FOR_CALLERS = {
     "InterceptedStream",
     "Namespace",
     "Process",
+    "UpstreamStream",
 }
 """Classes whose objects a call returns: nobody is to call their constructors."""
 
