@@ -148,10 +148,9 @@ def _name(table: Mapping[str, Any], usual: str) -> str:
     try:
         return check_host_name(table.get("name", usual), "name")
     except DomainNameError as error:
-        if "name" in table:
-            raise
-        fix = 'write one in the file, like name = "shop", or give the file another name'
-        raise DomainNameError(error.cause, "name", error.value, fix) from error
+        if "name" not in table:
+            error.fix = 'write one in the file, like name = "shop", or give the file another name'
+        raise
 
 
 def _plan(name: str, data: object, where: Path) -> MemberPlan:
