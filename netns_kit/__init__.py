@@ -159,6 +159,7 @@ if TYPE_CHECKING:
     from .uplink.uplink import UdpPorts as UdpPorts
     from .uplink.uplink import Uplink as Uplink
     from .userstack.capture import Capture as Capture
+    from .userstack.capture import CaptureOptions as CaptureOptions
     from .userstack.events import Event as Event
     from .userstack.events import FlowEvent as FlowEvent
     from .userstack.events import FlowEventKind as FlowEventKind
@@ -238,7 +239,7 @@ _HOMES = {
     "uplink.namespace": "NamespaceUplink",
     "uplink.socks5": "Socks5Uplink",
     "uplink.uplink": "UdpFiltering UdpPorts Uplink",
-    "userstack.capture": "Capture",
+    "userstack.capture": "Capture CaptureOptions",
     "userstack.events": "Event FlowEvent FlowEventKind QueryEvent",
     "userstack.fake_internet": "FakeFlow FakeHost FakeInternet FakeQuery",
     "userstack.faults": "FaultsBlock",
