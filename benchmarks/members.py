@@ -160,8 +160,8 @@ async def containers(stack: AsyncExitStack, count: int) -> list[Namespace]:
 async def between(rounds: int, seconds: float) -> dict[str, Way]:
     """Member to member."""
     async with AsyncExitStack() as stack:
-        words = ["unshare", "--user", "--map-root-user", "--net", "--mount", "sh", "-c", BARE]
-        bare = stack.enter_context(child(*words))
+        words = ["unshare", "--user", "--map-root-user", "--net", "--mount", "--pid", "--kill-child"]
+        bare = stack.enter_context(child(*words, "sh", "-c", BARE))
         await anyio.to_thread.run_sync(line, bare, PATIENCE)
         enter = ["nsenter", "-U", "-n", "-m", "--preserve-credentials", "-t", str(bare.pid)]
         ways = {"bare": Way(from_host([*enter, "ip", "netns", "exec", "m1"]), ("10.9.0.2",))}
