@@ -51,6 +51,7 @@ BRIDGE = "br0"
 TABLES = ("iptables", "ip6tables", "arptables")
 _IFINFOMSG = 16  # bytes
 _PAUSE = 1e-3  # seconds between two looks
+READY_SECONDS = 5.0  # for a port to be opened; a program in the namespace may have taken its end down again
 
 
 class Hub:
@@ -221,13 +222,14 @@ class Hub:
                     sock.close()
                     raise
                 self._ends[port.name] = end
-        while True:
-            async with self._lock:
-                answer = await self._link_of(port.name)
-            state = dict(attributes(answer[_IFINFOMSG:])).get(abi.IFLA_OPERSTATE)
-            if state == bytes((abi.IF_OPER_UP,)):
-                return
-            await anyio.sleep(_PAUSE)
+        with anyio.move_on_after(READY_SECONDS):
+            while not await self._is_up(port):  # noqa: ASYNC110 - nobody tells
+                await anyio.sleep(_PAUSE)
+
+    async def _is_up(self, port: Port) -> bool:
+        async with self._lock:
+            answer = await self._link_of(port.name)
+        return dict(attributes(answer[_IFINFOMSG:])).get(abi.IFLA_OPERSTATE) == bytes((abi.IF_OPER_UP,))
 
     async def remove(self, port: Port) -> None:
         """Remove the pair of a port.  It may have gone with the member's namespace."""
