@@ -359,6 +359,16 @@ CHECKS: Mapping[str, Check] = {
         "a server inside does not see its client's address where ports are forwarded by sockets",
         _feature("IP_TRANSPARENT", "2.6.28", "setsockopt"), _INSIDE,
     ),
+    "members": Check(
+        "in a namespace, a bridge and a pair of veth made",
+        "no network of several namespaces: Network.member, netns-kit up",
+        _feature("bridges and pairs of veth", "2.6.24", "sendto"), _INSIDE,
+    ),
+    "guard": Check(
+        "in a namespace, rules of nftables for a bridge made",
+        "members of a network may take each other's addresses: Network(guard=False)",
+        _feature("nftables for bridges", "3.18", "sendto"), _INSIDE,
+    ),
     "udp-segment": Check(
         "two datagrams sent by one call (UDP_SEGMENT)",
         "datagrams leave one by one",

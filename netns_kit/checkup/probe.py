@@ -36,6 +36,8 @@ from netns_kit.namespace.agent_common import failure
 from netns_kit.namespace.agent_files import show_files
 from netns_kit.namespace.agent_namespaces import create, mount_proc
 from netns_kit.namespace.links import configure_ipv6, configure_link, open_tap
+from netns_kit.network.guard import batch, ruleset
+from netns_kit.network.netlink import new_link, transact
 from netns_kit.userstack.worker.sandbox import ON, enter
 
 Outcome = Mapping[str, Any]
@@ -287,6 +289,24 @@ def set_sysctl() -> str:
     return f"{path} set to {value}"
 
 
+def members() -> str:
+    """As the members of a network are joined."""
+    with contextlib.closing(netlink_socket(abi.NETLINK_ROUTE)) as sock:
+        transact(sock, [new_link("bridge", "probe2"), new_link("veth", "probe3")])
+    return "made"
+
+
+def rules() -> str:
+    """As what a member sends is checked."""
+    with contextlib.closing(netlink_socket(abi.NETLINK_NETFILTER)) as sock:
+        transact(sock, batch(ruleset()))
+    return "taken"
+
+
+def netlink_socket(family: int) -> socket.socket:
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, family)
+
+
 def transparent() -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
         sock.setsockopt(socket.SOL_IP, abi.IP_TRANSPARENT, 1)
@@ -307,6 +327,8 @@ def inside(order: dict[str, Any]) -> dict[str, Outcome]:
         outcomes["pids"] = trial(pids)
     outcomes["sysctls"] = attempt(set_sysctl)
     outcomes["transparent"] = attempt(transparent)
+    outcomes["members"] = attempt(members)
+    outcomes["guard"] = attempt(rules)
     return outcomes
 
 

@@ -15,7 +15,9 @@ from __future__ import annotations
 import struct
 
 ORDER = struct.Struct("=BBBB")
-PING = 3  # the type of an order for ping sockets (icmp(7)), which are of type SOCK_DGRAM; it is SOCK_RAW elsewhere
+PING = (
+    64  # the type of an order for ping sockets (icmp(7)), which are of type SOCK_DGRAM; no type of socket(2)
+)
 REPLY = struct.Struct("=BBBi")
 PASSED = struct.Struct("=Q")
 MOST = 32  # sockets of one reply

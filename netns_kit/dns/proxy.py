@@ -123,6 +123,7 @@ class DnsProxy:
         upstreams: The upstreams of the route None, see `DnsProxy.set_upstreams`.
         manner: How they are asked.
         limit: How many clients may wait at a time, at most `LIMIT_MAX`.
+        unknown: The result code of the answer about a name whose route has no upstream.
 
     Raises:
         ValueError: The limit is out of range.
@@ -149,10 +150,12 @@ class DnsProxy:
         upstreams: Sequence[Upstream] = (),
         manner: Manner = DEFAULT,
         limit: int = 4096,
+        unknown: int = SERVFAIL,
     ) -> None:
         if not 1 <= limit <= LIMIT_MAX:
             raise ValueError(f"limit={limit}: expected 1 to {LIMIT_MAX}")
         self.limit = limit
+        self._unknown = unknown
         self._random_id = random_id
         self._resolvers: dict[Upstream, Resolver] = {}  # all that may still answer
         self._routes: dict[Hashable, UpstreamList] = {}
@@ -214,7 +217,7 @@ class DnsProxy:
         The message is a query no longer than `LONGEST_KEPT`; its reader has checked that.  `question` is its question
         as `parse_untrusted` returns it.  `transfer`: the answer may be more than one message.
 
-        Returns the query to send on, a SERVFAIL if the route has no upstream, or nothing if the same query of another
+        Returns the query to send on, an answer if the route has no upstream, or nothing if the same query of another
         client is under way.  If the same client sends the same bytes again while the exchange lasts, they are sent
         once more to the upstream that is being asked.
         """
@@ -241,7 +244,8 @@ class DnsProxy:
         resolver = self._choose(exchange)
         if resolver is None:
             self.gave_up += 1
-            return [Answer(client, reply(message, question, SERVFAIL))]
+            rcode = SERVFAIL if asked.resolvers or not question else self._unknown
+            return [Answer(client, reply(message, question, rcode))]
         asked.turn += asked.manner.rotate
         self._exchanges[key] = self._waiters[waiter] = exchange
         exchange.waiters[waiter] = None

@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any, TypeAlias
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import SocketListener, SocketStream, TaskGroup
 
 from netns_kit.frozen import replace
@@ -162,8 +163,11 @@ class Service:
                 await self._handler(stream)
         except (anyio.BrokenResourceError, ConnectionError):  # the client's end, or no server
             pass
-        except Exception:
-            logger.exception("the handler of a reverse forward has failed")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            await anyio.lowlevel.checkpoint_if_cancelled()  # else what the handler waited for was cancelled
+            logger.error("the handler of a reverse forward has failed", exc_info=error)
         finally:
             room.release()
 

@@ -154,9 +154,9 @@ class Asking:
             return REFUSALS[ruling.refusal]
         held: Held
         if isinstance(opened, TcpConnection):
-            held = HeldConnection(self, opened, flow, target, ruling, self._enforcer.policy)
+            held = HeldConnection(self, opened, flow, target, ruling, self._enforcer.policy_of(flow))
         else:
-            held = HeldDatagrams(self, opened, flow, target, ruling, self._enforcer.policy)
+            held = HeldDatagrams(self, opened, flow, target, ruling, self._enforcer.policy_of(flow))
         opened.user = self._held[opened.id] = held
         self.engine.timers.arm(held, self.engine.now + self.timeout)
         name = ruling.name_or(self.name_of(flow.destination.address))
@@ -194,7 +194,7 @@ class Asking:
             return False
         self._release(held)
         ruling, opened = held.ruling, held.opened
-        if held.policy is not self._enforcer.policy:  # it has changed meanwhile
+        if held.policy is not self._enforcer.policy_of(held.flow):  # it has changed meanwhile
             ruling = self._enforcer.flow(held.flow, self.engine.now)
         if answer is False or (ruling.refuses and ruling.action == "deny"):
             self._refuse(held, ruling, REFUSALS[ruling.refusal])

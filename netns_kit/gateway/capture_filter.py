@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Literal, TypeAlias
 
 from netns_kit import arguments
 from netns_kit.errors import PolicyError
 from netns_kit.frozen import frozen
-from netns_kit.policy.presets import HOST, Preset
-from netns_kit.policy.rules import Rule, RulePorts, RuleTarget
+from netns_kit.policy.presets import HOST
+from netns_kit.policy.rules import Rule, RulePorts, RuleTarget, several
 
 CaptureProtocol: TypeAlias = Literal["tcp", "udp", "icmp", "arp"]
 """The protocol of captured frames; "icmp" is ICMP and ICMPv6, with neighbour discovery."""
-_ONE = (
-    str, Preset, IPv4Address, IPv6Address, IPv4Network, IPv6Network, IPv4Interface, IPv6Interface
-)  # fmt: skip
 
 
 @frozen
@@ -51,8 +47,7 @@ class CaptureFilter:
     ) -> None:
         if protocol is not None:
             arguments.one_of("protocol", protocol, ("tcp", "udp", "icmp", "arp"))
-        several = (targets,) if isinstance(targets, _ONE) else targets
-        rule = Rule("deny", several, ports, None if protocol == "arp" else protocol)
+        rule = Rule("deny", several(targets), ports, None if protocol == "arp" else protocol)
         if HOST.name in rule.targets:
             raise PolicyError(
                 "expected no HOST: which addresses are the host's is known for flows that leave only",

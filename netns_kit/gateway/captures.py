@@ -6,6 +6,7 @@ into.  What it does is in `netns_kit.gateway.frame_capture`, which nobody else p
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -32,13 +33,16 @@ class Captures:
         self._running: dict[int, FrameCapture] = {}
 
     @operation(same)
-    def begin(self, number: int, snaplen: int, where: CaptureFilter | None, *, fds: Sequence[int]) -> None:
+    def begin(
+        self, number: int, snaplen: int, where: CaptureFilter | None, mac: str = "", *, fds: Sequence[int]
+    ) -> None:
         """Capture frames from now on.
 
         Args:
             number: The number of the capture.
             snaplen: The bytes that are kept of a frame at most.
             where: Which frames are kept; None: all.
+            mac: The link address of the guest whose frames are kept; empty: those of all.
             fds: The memfd of a ring, and the eventfd that wakes its owner.  They are closed in the end.
 
         Raises:
@@ -46,9 +50,13 @@ class Captures:
         """
         from .frame_capture import FrameCapture
 
+        if len(fds) != 2:  # too many descriptors were on their way
+            for fd in fds:
+                os.close(fd)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         ring, wake = fds
         try:
-            self._running[number] = FrameCapture(self._gateway, ring, wake, snaplen, where)
+            self._running[number] = FrameCapture(self._gateway, ring, wake, snaplen, where, mac)
         except BaseException:
             os.close(wake)
             raise

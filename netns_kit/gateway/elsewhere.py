@@ -118,7 +118,7 @@ class Waiting:
         if len(self._held) >= HELD_MAX:
             self.router.refused += 1
             return Refusal.DROP
-        policy, target = self._enforcer.policy, Target((endpoint,))
+        policy, target = self._enforcer.policy_of(flow), Target((endpoint,))
         held = HeldDatagrams(self, opened, flow, target, ruling_of(opened) or _PASSED, policy)
         source, version = sockets.source, endpoint.address.version
         if source.fileno() < 0:
@@ -139,7 +139,7 @@ class Waiting:
         return None
 
     def _go_on(self, held: HeldDatagrams, why: Refusal | None) -> None:
-        if why is None and held.policy is not self._enforcer.policy:
+        if why is None and held.policy is not self._enforcer.policy_of(held.flow):
             ruling = self._enforcer.flow(held.flow, self.engine.now)
             held.opened.ruling = ruling
             why = None if ruling.action == "allow" else Refusal.PROHIBITED

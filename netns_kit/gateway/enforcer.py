@@ -8,6 +8,9 @@ DNS server asks its `guard` about every query and answer.
 Whatever fails here refuses the flow, and nothing else.  A new policy takes the place of the old one between two
 handlers of the engine, so that each flow is decided by one of them as a whole.  Pins outlive a change of the policy,
 if the new policy would let the names have these addresses.
+
+A guest of several may have a policy of its own, which decides in place of the other: it has an enforcer of its own
+below this one, with pins of its own, which is found by the guest's address.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from netns_kit.uplink.uplink import is_host_address
 
 if TYPE_CHECKING:
     from netns_kit.arguments import Address
-    from netns_kit.dns.guard import Refused
+    from netns_kit.dns.guard import Guard, Refused
     from netns_kit.policy.index import Index
     from netns_kit.policy.name_guard import NameGuard
     from netns_kit.policy.pins import Pin
@@ -113,8 +116,8 @@ class Enforcer:
 
     Attributes:
         policy: The policy; None: there is none, and everything passes that the uplink lets pass.
+        governs: Whether there is a policy, be it of one guest alone.
         pins: What our DNS has answered for names.
-        guard: What the DNS server asks; None without a policy.
         catch_up: Called before a flow is refused, to learn the pins that others have made (`learn`); returns whether
             there were any.  None: all pins are made here.
         own_names: Returns the names that our own records give to a packed address.  They count as answered: programs
@@ -130,7 +133,11 @@ class Enforcer:
         self._failed = failed
         self.policy: Policy | None = None
         self.pins = Pins()
-        self.guard: NameGuard | None = None
+        self.governs = False
+        self._guard: NameGuard | None = None
+        self._own: dict[
+            bytes, Enforcer
+        ] = {}  # of guests with a policy of their own, by their packed addresses
         self.catch_up: Callable[[], bool] | None = None
         self.own_names: Callable[[bytes], tuple[bytes, ...]] = lambda _: ()
         self.has_host = True
@@ -145,7 +152,7 @@ class Enforcer:
     def set(self, policy: Policy | None) -> None:
         """Let this policy decide from now on.  If this raises, the old one stays."""
         if policy is None:
-            self.policy = self._index = self.guard = None
+            self.policy = self._index = self._guard = None
             self.pins = Pins()
         else:
             from netns_kit.policy.name_guard import NameGuard  # with no policy nobody has it
@@ -153,9 +160,50 @@ class Enforcer:
             networks = [each.network for each in (self._subnet, self._subnet.ipv6) if each is not None]
             guard = NameGuard(policy.index, self.pins, own=networks, told=self.told, pinned=self.pinned)
             self.pins.keep(guard.lets)
-            self.policy, self._index, self.guard = policy, policy.index, guard
+            self.policy, self._index, self._guard = policy, policy.index, guard
         self._culprit = ""
         self._grounds = {}
+        self.governs = self.policy is not None or bool(self._own)
+
+    def set_own(self, guests: Iterable[bytes], policy: Policy | None) -> None:
+        """Let this policy decide about guests with these packed addresses from now on; None: the common one does.
+
+        If this raises, nothing has changed.
+        """
+        addresses = tuple(guests)
+        if policy is None:
+            for address in addresses:
+                self._own.pop(address, None)
+        else:
+            own = self._own.get(addresses[0]) or Enforcer(self._subnet, self._failed)
+            own.own_names, own.has_host, own.told = self.own_names, self.has_host, self.told
+            own.set(policy)
+            self._own.update(dict.fromkeys(addresses, own))
+        self.governs = self.policy is not None or bool(self._own)
+
+    def of(self, guest: bytes) -> Enforcer:
+        """Return what decides about a guest with this packed address."""
+        return self._own.get(guest, self)
+
+    def address_of(self, guest: Address, version: int) -> Address | None:
+        """Return the address of the other version of a guest with a policy of its own; None: it has none."""
+        own = self._own.get(guest.packed)
+        found = (ip_address(each) for each, other in self._own.items() if own is not None and other is own)
+        return next((each for each in found if each.version == version), None)
+
+    def policy_of(self, flow: Flow) -> Policy | None:
+        """Return the policy that decides about a flow."""
+        return self.of(flow.source.address.packed).policy
+
+    @property
+    def guard(self) -> Guard | None:
+        """What the DNS server asks; None without a policy."""
+        return _GuardByClient(self) if self._own else self._guard
+
+    @property
+    def own_guard(self) -> NameGuard | None:
+        """What the DNS server asks about guests that have no policy of their own."""
+        return self._guard
 
     def learn(self, pins: Iterable[Pin]) -> bool:
         """Take the pins that another worker has made, and return whether there are any.
@@ -165,12 +213,14 @@ class Enforcer:
         """
         made = list(pins)
         for name, address, until, ours in made:
-            if ours or self.guard is None or self.guard.lets(name, address):
+            if ours or self._guard is None or self._guard.lets(name, address):
                 self.pins.add(name, address, until)
         return bool(made)
 
     def flow(self, flow: Flow, now: float) -> Ruling:
         """Decide about a flow that the guest opens.  A policy that fails refuses it."""
+        if self._own:
+            return self.of(flow.source.address.packed)._ruled(flow, None, now)
         return self._ruled(flow, None, now)
 
     def existing(self, flow: Flow, before: Ruling | None, now: float) -> Ruling:
@@ -184,7 +234,9 @@ class Enforcer:
             before: Its ruling; None: no policy has been asked about it.
             now: The time.
         """
-        plain, guard = canonical(flow.destination.address.packed), self.guard
+        if (own := self.of(flow.source.address.packed)) is not self:
+            return own.existing(flow, before, now)
+        plain, guard = canonical(flow.destination.address.packed), self._guard
         names: tuple[bytes, ...] = ()
         if before is not None and guard is not None:
             names = tuple(name for name in before.names if guard.lets(name, plain))
@@ -198,7 +250,7 @@ class Enforcer:
 
         The name that it has asked for is now the only one, and none if our DNS has not given the address for it.
         """
-        return self._ruled(flow, seen, now)
+        return self.of(flow.source.address.packed)._ruled(flow, seen, now)
 
     def _ruled(self, flow: Flow, seen: Look | None, now: float, given: tuple[bytes, ...] = ()) -> Ruling:
         index = self._index
@@ -273,15 +325,41 @@ class Enforcer:
 
     def stats(self) -> dict[str, int]:
         """Return the counters and gauges by name."""
+        every = {self, *self._own.values()}
         return {
-            "policy_refused": self.refused,
-            "policy_audited": self.audited,
-            "policy_pins": len(self.pins),
-            "policy_pins_evicted": self.pins.evicted,
+            "policy_refused": sum(each.refused for each in every),
+            "policy_audited": sum(each.audited for each in every),
+            "policy_pins": sum(len(each.pins) for each in every),
+            "policy_pins_evicted": sum(each.pins.evicted for each in every),
         }
 
     def _is_host(self) -> bool:
         return is_host(self._subnet, self._asked, has_host=self.has_host)
+
+
+class _GuardByClient:
+    """A `Guard` that asks the guard of the client, if its policy is not the common one."""
+
+    def __init__(self, enforcer: Enforcer) -> None:
+        self._enforcer = enforcer
+
+    def question(self, name: bytes, kind: int, client: bytes) -> Refused | None:
+        guard = self._enforcer.of(client).own_guard
+        return None if guard is None else guard.question(name, kind, client)
+
+    def alias(self, name: bytes, kind: int, client: bytes) -> Refused | None:
+        guard = self._enforcer.of(client).own_guard
+        return None if guard is None else guard.alias(name, kind, client)
+
+    def answer(
+        self, question: bytes, message: bytes, now: float, client: bytes, *, ours: bool
+    ) -> bytes | Refused:
+        guard = self._enforcer.of(client).own_guard
+        return message if guard is None else guard.answer(question, message, now, client, ours=ours)
+
+    def names(self, name: bytes, address: bytes) -> bool:
+        guard = self._enforcer.own_guard
+        return guard is None or guard.names(name, address)
 
 
 def is_host(subnet: Subnet, address: Address, *, has_host: bool = True) -> bool:

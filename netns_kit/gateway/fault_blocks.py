@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from netns_kit.arguments import Address
 from netns_kit.operations import operation, same, summed
 
 if TYPE_CHECKING:
@@ -26,12 +27,13 @@ class FaultBlocks:
         self._path: FaultyPath | None = None
 
     @operation(same)
-    def begin(self, number: int, text: str) -> None:
+    def begin(self, number: int, text: str, guests: tuple[Address, ...] = ()) -> None:
         """Begin a block.
 
         Args:
             number: The number of the block.
             text: Its `Script`, as `netns_kit.child.codec.dump` has it.
+            guests: The addresses of the guests that it is about; none: all.
 
         Raises:
             DecodeError: The text is no script.
@@ -44,7 +46,7 @@ class FaultBlocks:
         script = load(Script, text.encode())
         if self._path is None or self._path.is_over:
             self._path = FaultyPath(self._gateway)
-        self._path.begin(number, script)
+        self._path.begin(number, script, frozenset(each.packed for each in guests))
 
     @operation(summed)
     def counts(self, number: int) -> dict[str, int]:

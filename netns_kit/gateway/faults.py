@@ -19,7 +19,7 @@ from typing import Literal, TypeAlias, TypedDict, cast
 from netns_kit import arguments
 from netns_kit.errors import ArgumentError, ArgumentTypeError, PolicyError
 from netns_kit.frozen import frozen
-from netns_kit.policy.rules import Rule, RulePorts, RuleTarget, is_name
+from netns_kit.policy.rules import Rule, RulePorts, RuleTarget, is_name, several
 from netns_kit.stack import Transport
 
 FaultDirection: TypeAlias = Literal["both", "in", "out"]
@@ -34,6 +34,8 @@ STEPS_MAX = 1000
 
 _RATE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kMG]i?)?(bit|B)/s\s*")
 _ALMOST = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKmMgG]i?)?\s*(?:(bits?|b)|(bytes?|B))?(?:/s|ps)?\s*")
+_WITH_UNIT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(%|ms|s)\s*")
+_UNITS = {"%": 0.01, "ms": 0.001, "s": 1.0}
 _FACTORS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 
@@ -255,13 +257,10 @@ def read_script(given: object) -> Script:
     return tuple(steps)
 
 
-def _rule(to: object, ports: RulePorts | None, protocol: Transport | None) -> Rule:
+def _rule(to: RuleTarget | Iterable[RuleTarget], ports: RulePorts | None, protocol: Transport | None) -> Rule:
     """Return the rule that is about the same flows.  Raises `ArgumentError`."""
-    targets = (to,) if isinstance(to, str) or not isinstance(to, Iterable) else to
-    if type(targets).__module__ in ("ipaddress", "netns_kit.policy.presets"):  # these can be iterated
-        targets = (to,)
     try:
-        return Rule("allow", cast("Iterable[RuleTarget]", targets), ports, protocol)
+        return Rule("allow", several(to), ports, protocol)
     except PolicyError as error:
         knob = "to" if error.knob == "targets" else error.knob
         expected = f"expected {error.cause.removeprefix('expected ')}"
@@ -269,11 +268,17 @@ def _rule(to: object, ports: RulePorts | None, protocol: Transport | None) -> Ru
 
 
 def _number(name: str, value: object, holds: Callable[[float], bool], expected: str) -> float:
-    arguments.instance(name, value, (int, float), expected)
+    arguments.instance(name, value, (int, float), expected, _as_number(name, value))
     found = cast("float", value)
     if not holds(found):
         raise ArgumentError(f"expected {expected}", name, repr(value))
     return float(found)
+
+
+def _as_number(name: str, value: object) -> str | None:
+    """Return how to write text with a unit, like "1%" or "30ms", as the number that is meant; None: unknown."""
+    found = _WITH_UNIT.fullmatch(value) if isinstance(value, str) else None
+    return None if found is None else f"write {name}={float(found[1]) * _UNITS[found[2]]:g}"
 
 
 def _chance(name: str, value: object) -> float:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from heapq import heapify, heappop, heappush
 from ipaddress import ip_address
 from struct import Struct, error
@@ -99,10 +99,14 @@ class Block:
         order: Its place among the blocks.
         script: Its faults over time.
         began: The time of its beginning.
+        guests: The packed addresses of the guests that it is about; none: all.
     """
 
-    def __init__(self, path: FaultyPath, order: int, script: Script, began: float) -> None:
+    def __init__(
+        self, path: FaultyPath, order: int, script: Script, began: float, guests: Collection[bytes] = ()
+    ) -> None:
         self.order = order
+        self._guests = guests
         self.timer_at = self.timer_entry = math.inf
         self._path = path
         self._steps = deque((began + seconds, faults) for seconds, faults in script)
@@ -162,6 +166,10 @@ class Block:
         self.turn(now)
         self._path.forget()
 
+    def is_of(self, guest: bytes) -> bool:
+        """Return whether it is about a guest with this packed address."""
+        return not self._guests or guest in self._guests
+
     def is_about(self, transport: Transport, remote: bytes, port: int) -> bool:
         """Return whether the faults of this moment are about what has this at the other end."""
         if self.faults is None:
@@ -219,7 +227,7 @@ class FaultyPath(DeviceWrapper):
         self._needs = self._at + 2 + IPV6.header_size + 4
         self._blocks: dict[int, Block] = {}
         self._order = 0
-        self._known: dict[tuple[int, Transport, bytes, int], _Found] = {}
+        self._known: dict[tuple[int, Transport, bytes, int, bytes], _Found] = {}
         self._arrived: deque[bytes] = deque()  # from the guest, and through all links
         self._due = math.inf
         self._seen: dict[TcpConnection, tuple[Block, ...]] = {}  # connections of this step that may be reset
@@ -235,10 +243,10 @@ class FaultyPath(DeviceWrapper):
 
     # -- blocks ---------------------------------------------------------------------------------------
 
-    def begin(self, number: int, script: Script) -> None:
-        """Begin a block."""
+    def begin(self, number: int, script: Script, guests: Collection[bytes]) -> None:
+        """Begin a block, about guests with these packed addresses; about all if there are none."""
         self._order += 1
-        block = self._blocks[number] = Block(self, self._order, script, self._engine.now)
+        block = self._blocks[number] = Block(self, self._order, script, self._engine.now, guests)
         block.turn(self._engine.now)
         self._hook()
         self.forget()
@@ -390,11 +398,13 @@ class FaultyPath(DeviceWrapper):
             found = self._known[key] = self._blocks_of(*key)
         return found
 
-    def _blocks_of(self, direction: int, transport: Transport, remote: bytes, port: int) -> _Found:
+    def _blocks_of(
+        self, direction: int, transport: Transport, remote: bytes, port: int, guest: bytes
+    ) -> _Found:
         about = [
             (block, block.faults)
             for block in self._blocks.values()
-            if block.faults is not None and block.is_about(transport, remote, port)
+            if block.faults is not None and block.is_of(guest) and block.is_about(transport, remote, port)
         ]
         here = "both", DIRECTIONS[direction]
         return (
@@ -471,6 +481,7 @@ class FaultyPath(DeviceWrapper):
             if (
                 block.faults is not None
                 and block.faults.refuse
+                and block.is_of(names.guest)
                 and block.is_about(transport, names.remote, port)
             ):
                 block.refused += 1
@@ -499,7 +510,7 @@ class FaultyPath(DeviceWrapper):
     ) -> list[Action] | None:
         """Do as `DnsServer.query`, after the delay of all blocks that are about the query."""
         query = message, client, address, transport
-        blocks = self._blocks_asked(message)
+        blocks = self._blocks_asked(message, address)
         if not blocks:
             return self._original_query(message, client, address, now, transport)
         for block in blocks:
@@ -515,21 +526,25 @@ class FaultyPath(DeviceWrapper):
             self.timers.arm(self, self._waiting[0][0])
         return []
 
-    def _blocks_asked(self, message: bytes) -> tuple[Block, ...]:
+    def _blocks_asked(self, message: bytes, guest: bytes) -> tuple[Block, ...]:
         """Return the blocks that are about a query, the latest first; none if the policy refuses it."""
         try:
             _, _, question = parse_untrusted(message)
         except BadMessage:
             return ()
-        name, policy = question[:-4].lower(), self._gateway.enforcer.policy
+        name, policy = question[:-4].lower(), self._gateway.enforcer.of(guest).policy
         if not name or (policy is not None and not policy.audit and policy.index.name(name).action == "deny"):
             return ()
-        return tuple(block for block in reversed(self._blocks.values()) if block.is_about_name(name))
+        return tuple(
+            block
+            for block in reversed(self._blocks.values())
+            if block.is_of(guest) and block.is_about_name(name)
+        )
 
     def _answer(self, query: _Query, now: float) -> list[Action] | None:
         """Answer a query as the blocks of this moment say."""
         message, client, address, transport = query
-        for block in self._blocks_asked(message):
+        for block in self._blocks_asked(message, address):
             how = None if block.faults is None else block.faults.dns
             if how == "timeout":
                 return []
@@ -614,8 +629,9 @@ def _carried(connection: TcpConnection, block: Block) -> int:
     return out + back if direction == "both" else out if direction == "out" else back
 
 
-def _look(head: Buffer, at: int, direction: int) -> tuple[Transport, bytes, int] | None:
-    """Return a frame's transport, and address and port at the other end; None for what no block is about.
+def _look(head: Buffer, at: int, direction: int) -> tuple[Transport, bytes, int, bytes] | None:
+    """Return a frame's transport, address and port at the other end, and the guest's address; None for what no block
+    is about.
 
     Args:
         head: The beginning of the frame.
@@ -644,4 +660,5 @@ def _look(head: Buffer, at: int, direction: int) -> tuple[Transport, bytes, int]
     if has_ports and transport != "icmp":
         port_at = 2 * half + (2 if direction == OUT else 0)
         port = parts[port_at] << 8 | parts[port_at + 1]
-    return transport, parts[start : start + half], port
+    inside = half - start
+    return transport, parts[start : start + half], port, parts[inside : inside + half]

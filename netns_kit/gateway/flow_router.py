@@ -15,10 +15,10 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import lru_cache, partial
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, TypeVar
 
 from netns_kit.arguments import Address
 from netns_kit.stack import (
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from .relay.peek import Judge, PeekingRelay
 
 
+F = TypeVar("F", TcpConnection, UdpFlow, EchoFlow)
 STRANGERS = 256  # flows of one UDP socket, beyond which no unsolicited datagram opens one
 EPHEMERAL = range(32768, 61000)  # ports for clients whose own port is in use
 
@@ -188,7 +189,7 @@ class FlowRouter:
         if not isinstance(found, Refusal):
             if served:
                 return found
-            outcome = None if self.enforcer.policy is None else self._govern(found, opened)
+            outcome = None if not self.enforcer.governs else self._govern(found, opened)
             if outcome is None:
                 if self.make_room(key):
                     return found
@@ -293,7 +294,7 @@ class FlowRouter:
         if handler is not None:
             handler(connection, target)
         elif self.interceptor is None or not self.interceptor.takes(connection, flow, target):
-            relay = self.relay if self.enforcer.policy is None else self._relay_for(connection, flow)
+            relay = self.relay if not self.enforcer.governs else self._relay_for(connection, flow)
             connection.user = made = relay(self._engine, connection, self.cannot_dial)
             try:
                 dial = self._uplink.dial(flow, target, ttl=connection.ttl, tos=connection.tos)
@@ -417,7 +418,7 @@ class FlowRouter:
             if (
                 not isinstance(found, Refusal)
                 and (target := found[1].candidates[0]) == (address, port)
-                and (self.enforcer.policy is None or self._govern(found, None) is None)
+                and (not self.enforcer.governs or self._govern(found, None) is None)
             ):
                 flow = self.stack.add_udp(key, self._engine.now, _socket_name(target))
                 if self._udp.get(guest) is relay:
@@ -508,7 +509,7 @@ class FlowRouter:
         """Return what judges the first bytes of a connection, and whether a server that speaks first waits for that;
         None: they are not looked at.
         """
-        ruling, policy = ruling_of(connection), self.enforcer.policy
+        ruling, policy = ruling_of(connection), self.enforcer.policy_of(flow)
         if ruling is None or not ruling.looks or policy is None:
             return None
         return partial(self._judge, flow), not policy.audit
@@ -531,26 +532,29 @@ class FlowRouter:
             self.stack.tcp.refused(connection, Refusal.RESET)
             relay.abort(reset=True)
 
-    def cut(self) -> None:
+    def cut(self, guests: Collection[bytes] = ()) -> None:
         """End the flows of the guest that the policy does not let pass now.
 
         Connections are reset, towards the guest and towards the host's peer.  A flow that the policy would ask about
         is ended too, and so is one whose first bytes it would look at.  If these were looked at before, they decide
         again.
+
+        Args:
+            guests: The packed addresses of the guests that it is about; none: all.
         """
         stack, claim = self.stack, self._endpoints
-        for connection in list(stack.tcp.values()):
+        for connection in _flows_of(guests, stack.tcp.values()):
             key = claim.redirected(connection.key)
             if not connection.inbound and claim.claim_tcp(key) is None:
                 self._cut_tcp(connection, key)
         relays = set(self._udp.values())
-        for flow in list(stack.udp.values()):
+        for flow in _flows_of(guests, stack.udp.values()):
             key = claim.redirected(flow.key)
             opened_inside = flow.host is None or flow.user in relays
             if opened_inside and claim.claim_udp(key) is None and self._is_cut("udp", key, flow):
                 flow.ending = "cut by policy"
                 flow.close()
-        for echo in list(stack.echo.values()):
+        for echo in _flows_of(guests, stack.echo.values()):
             if self._is_cut("icmp", echo.key, echo):
                 echo.ending = "cut by policy"
                 echo.close()
@@ -739,6 +743,11 @@ def connected(open_socket: Callable[[], socket.socket], target: Target) -> socke
         sock.close()
         return refusal_for(error.errno or 0)
     return sock
+
+
+def _flows_of(guests: Collection[bytes], flows: Iterable[F]) -> list[F]:
+    """Return the flows of guests with these packed addresses; of none: all."""
+    return [each for each in flows if not guests or flow_key.parse(each.key).guest in guests]
 
 
 def _unnamed(_: bytes) -> None:

@@ -77,13 +77,20 @@ class FrameCapture(DeviceWrapper):
         wake: The eventfd that wakes the ring's owner.  It is closed in the end.
         snaplen: The bytes that are kept of a frame at most.
         where: Which frames are kept; None: all.
+        mac: The link address of the guest whose frames are kept; empty: those of all.
 
     Raises:
         OSError: The ring cannot be mapped.  Nothing has changed.
     """
 
     def __init__(
-        self, gateway: Gateway, ring: int, wake: int, snaplen: int, where: CaptureFilter | None
+        self,
+        gateway: Gateway,
+        ring: int,
+        wake: int,
+        snaplen: int,
+        where: CaptureFilter | None,
+        mac: str = "",
     ) -> None:
         self._ring = FrameRing(ring)
         super().__init__(gateway.device)
@@ -93,6 +100,7 @@ class FrameCapture(DeviceWrapper):
         self._where = where
         self._vnet = gateway.device.offloads.vnet_header
         self._at = self._vnet + ethernet.SIZE - 2
+        self._mac = bytes.fromhex(mac.replace(":", ""))
         self._datagrams: Mapping[bytes, UdpFlow] = gateway.stack.udp
         self._verdicts: dict[int, bool] = {}  # whether a flow is captured, by its id
         self._segments: dict[
@@ -182,6 +190,8 @@ class FrameCapture(DeviceWrapper):
             direction: `FROM_GUEST` or `TO_GUEST`.
             head: The beginning of the frame.
         """
+        if self._mac and not self._is_of_guest(direction, head):
+            return False
         at = self._at
         try:
             kind, version, fragment, protocol, parts = _LAYOUT4.unpack_from(head, at)
@@ -203,6 +213,13 @@ class FrameCapture(DeviceWrapper):
             flow = self._datagrams.get(parts)
             return None if flow is None else self._verdicts.get(flow.id)
         return None
+
+    def _is_of_guest(self, direction: int, head: bytes | bytearray | memoryview) -> bool:
+        """Return whether the guest has sent a frame, or whether it gets there."""
+        at = self._vnet
+        if direction == TO_GUEST:
+            return head[at : at + 6] == self._mac or bool(head[at] & 1)  # or everybody gets it
+        return head[at + 6 : at + 12] == self._mac
 
     def _turned(self, parts: bytes) -> bytes:
         """Return the key of the flow to which a frame to the guest with these addresses and ports belongs."""
@@ -283,6 +300,8 @@ class FrameCapture(DeviceWrapper):
     def _put_whole(self, frame: Frame, comment: str) -> None:
         """Put a frame in one piece into the ring, its checksum filled in, or its datagrams apart."""
         time, direction, text = frame
+        if len(text) < self._vnet:  # no kernel sends that
+            return
         self._accepted += 1
         if self._small:
             self._put_small()
@@ -320,6 +339,8 @@ class FrameCapture(DeviceWrapper):
     def _first_look(self, frame: Frame) -> None:
         """Decide about a frame of which nothing is known yet, and comment on it if it is the first of its flow."""
         _, direction, text = frame
+        if self._mac and not self._is_of_guest(direction, text):
+            return
         parts, flow = self._flow(direction, text)
         if flow is None:
             if self._where is None or self._fits(direction, text, None):

@@ -245,7 +245,7 @@ class Gateway:
         self.read_pins()
 
     def _query_refused(self, name: bytes, kind: int, client: bytes, refused: Refused, rule: str) -> None:
-        watcher, policy = self.watcher, self.enforcer.policy
+        watcher, policy = self.watcher, self.enforcer.of(client).policy
         if watcher is not None and policy is not None:
             watcher.query_refused(name, kind, client, rule, refused.rcode, audit=policy.audit)
 
@@ -368,6 +368,32 @@ class Gateway:
         self._govern(load(Policy, text.encode()))
         if existing == "cut":
             self.router.cut()
+
+    @operation(same)
+    def set_policy_of(
+        self, guests: tuple[Address, ...], text: str | None, existing: Literal["keep", "cut"]
+    ) -> None:
+        """Let a policy decide about the guests with these addresses, in place of the common one.
+
+        Args:
+            guests: The addresses of one guest.
+            text: The policy, as for `set_policy`; None: the common one decides.
+            existing: As for `set_policy`.
+
+        Raises:
+            DecodeError: The text is no policy.
+        """
+        policy = None
+        if text is not None:
+            from netns_kit.child.codec import load  # as above
+            from netns_kit.policy.policy import Policy
+
+            policy = load(Policy, text.encode())
+        addresses = tuple(each.packed for each in guests)
+        self.enforcer.set_own(addresses, policy)
+        self.guard_names()
+        if existing == "cut":
+            self.router.cut(addresses)
 
     @property
     def watcher(self) -> Watcher | None:

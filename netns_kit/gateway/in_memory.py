@@ -217,7 +217,9 @@ class Echoes:
         self._waiting: dict[int, bytes] = {}  # payloads by their sequence numbers
 
     def echo(self, flow: EchoFlow, sequence: int, payload: memoryview, packet: Packet) -> None:
-        if len(self._waiting) < KEPT_MOST or sequence in self._waiting:
+        if sequence in self._waiting:  # whoever floods is answered once
+            self._waiting[sequence] = bytes(payload)
+        elif len(self._waiting) < KEPT_MOST and self._serving.has_room_for_news:
             self._waiting[sequence] = bytes(payload)
             self._serving.note(Echo(flow.id, sequence, self._target, endpoints_of(flow.key)[0]))
 
@@ -253,7 +255,7 @@ class InMemoryDns(DnsRelay):
 
     def _send(self, action: Send) -> bool:
         serving = self._world.serving
-        if serving is None:
+        if serving is None or not serving.has_room_for_news:
             return False
         if len(self._waiting) >= QUERIES_MOST:
             del self._waiting[next(iter(self._waiting))]

@@ -32,7 +32,7 @@ from netns_kit.uplink.sockets import refusal_for
 
 from .elsewhere import SourceElsewhere, Waiting
 from .endpoints import Endpoints
-from .enforcer import Ruling, ruling_of
+from .enforcer import Enforcer, Ruling, ruling_of
 from .engine import Engine
 from .flow_router import DatagramsTaker, FlowRouter, GuestEndpoint, Outcome, Routed, connected
 from .relay import PingRelay, TcpRelay, UdpRelay
@@ -74,20 +74,20 @@ class IndirectRouter(FlowRouter):
 
     def _flow_of(self, transport: Transport, key: bytes, served: bool = False) -> Flow:
         flow = super()._flow_of(transport, key, served)
-        name = (
-            None if served or not self._indirect.wants_names else self._name(flow.destination.address.packed)
-        )
+        enforcer = self.enforcer.of(flow.source.address.packed)
+        name = None
+        if not served and self._indirect.wants_names:
+            name = self._name(enforcer, flow.destination.address.packed)
         if name is None:
             return flow
         named = NamedFlow.of(flow, name)
-        if self.enforcer.policy is None and self._indirect.policy is None:
+        if enforcer.policy is None and self._indirect.policy is None:
             named.allow_telling()
         return named
 
-    def _name(self, address: bytes) -> str | None:
-        pins = self.enforcer.pins
-        if self.enforcer.policy is not None and pins is not None:
-            names = pins.names(canonical(address), self._engine.now)
+    def _name(self, enforcer: Enforcer, address: bytes) -> str | None:
+        if enforcer.policy is not None:
+            names = enforcer.pins.names(canonical(address), self._engine.now)
             if names:
                 return to_text(names[-1])
         return self.name_of(address)

@@ -125,7 +125,7 @@ class Interception:
     def takes(self, opened: TcpConnection | UdpFlow, flow: Flow, target: Target) -> bool | Refusal:
         address, port = flow.destination
         plain = canonical(address.packed)
-        names = self._names(address, plain)
+        names = self._names(flow, plain)
 
         def is_host() -> bool:
             local = flow.subnet.of(address)
@@ -163,11 +163,11 @@ class Interception:
         serving.opened(service, opened, name=name)
         return True
 
-    def _names(self, address: Address, plain: bytes) -> tuple[bytes, ...]:
+    def _names(self, flow: Flow, plain: bytes) -> tuple[bytes, ...]:
         """Return the names that the guest may know an address by, the one that was answered last at the end."""
-        gateway = self._gateway
+        gateway, address = self._gateway, flow.destination.address
         gateway.read_pins()
-        enforcer, now = gateway.enforcer, gateway.engine.now
+        enforcer, now = gateway.enforcer.of(flow.source.address.packed), gateway.engine.now
         known = gateway.name_of(address)
         names = [to_wire(known.lower())] if known is not None and is_host_name(known) else []
         names += enforcer.own_names(address.packed)
@@ -185,7 +185,9 @@ class Interception:
         local = self._gateway.subnet.of(there)
         if local is None:
             return Refusal.NET_UNREACHABLE
-        guest = flow.source.address if there.version == flow.source.address.version else local.guest
+        guest = flow.source.address
+        if there.version != guest.version:
+            guest = self._gateway.enforcer.address_of(guest, there.version) or local.guest
         remote_port = flow.destination.port if port is None else port
         key = FlowKey(guest.packed, there.packed, flow.source.port, remote_port).pack()
         found = self._gateway.router.route("udp" if flow.protocol == "udp" else "tcp", key)
@@ -574,6 +576,10 @@ class InterceptedConnection(ServedConnection):
         return served
 
     # -- the end --------------------------------------------------------------------------------------
+
+    def cut(self) -> None:
+        if self._upstream is None:  # else it was handed back, and goes on
+            super().cut()
 
     def _told(self, why: EndingSeen) -> None:
         way, self._way = self._way, 0

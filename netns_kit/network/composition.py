@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 from netns_kit import arguments
 from netns_kit.domain_names import check_host_name
-from netns_kit.errors import ArgumentError
+from netns_kit.errors import ArgumentError, DomainNameError
 from netns_kit.frozen import frozen
 from netns_kit.policy import plain
 from netns_kit.policy.policy import Policy
@@ -36,7 +36,7 @@ NETWORK_KEYS = (
     *("subnet", "ipv6", "mtu", "driver", "internal", "isolate", "guard"),
     *("allow_host_loopback", "dns", "search", "records", "policy"),
 )
-MEMBER_KEYS = ("command", "ports", "aliases", "address", "mac", "env", "directory", "depends_on")
+MEMBER_KEYS = ("command", "ports", "aliases", "address", "mac", "policy", "env", "directory", "depends_on")
 FILES = "write a table for each, like [members.web]"
 NAME_MAX = 63  # characters
 
@@ -124,7 +124,7 @@ class Composition:
         """
         table = _table(data, "", ("name", "network", "members"))
         where = Path(directory).absolute()
-        called = check_host_name(table.get("name", name), "name")
+        called = _name(table, name)
         if len(called) > NAME_MAX:
             raise ArgumentError(f"expected {NAME_MAX} characters at most", "name", repr(called))
         network = _table(table.get("network", {}), "network", NETWORK_KEYS)
@@ -134,13 +134,24 @@ class Composition:
 
             uplink["dns"] = DnsSettings(network.pop("dns", None), search=network.pop("search", None))
         if "policy" in network:
-            network["policy"] = _policy(network["policy"], where)
+            network["policy"] = _policy(network["policy"], where, "network.policy")
         if network.get("internal") and uplink:
             fix = "leave out what is for the way out"
             _refuse("an internal network to have no way out", "network.internal", True, fix)
         members = _table(table.get("members", {}), "members", None)
         plans = [_plan(key, value, where) for key, value in members.items()]
         return cls(called, network, uplink, tuple(_in_order(plans)))
+
+
+def _name(table: Mapping[str, Any], usual: str) -> str:
+    """Return the name of a composition, which is that of its file if it has none."""
+    try:
+        return check_host_name(table.get("name", usual), "name")
+    except DomainNameError as error:
+        if "name" in table:
+            raise
+        fix = 'write one in the file, like name = "shop", or give the file another name'
+        raise DomainNameError(error.cause, "name", error.value, fix) from error
 
 
 def _plan(name: str, data: object, where: Path) -> MemberPlan:
@@ -160,7 +171,11 @@ def _plan(name: str, data: object, where: Path) -> MemberPlan:
     directory = table.get("directory", ".")
     if not isinstance(directory, str):
         _refuse("the path of a directory", f"{place}.directory", directory)
-    options = {key: table[key] for key in ("ports", "aliases", "address", "mac") if key in table}
+    options: dict[str, Any] = {
+        key: table[key] for key in ("ports", "aliases", "address", "mac") if key in table
+    }
+    if "policy" in table:
+        options["policy"] = _policy(table["policy"], where, f"{place}.policy")
     try:
         setup = MemberSetup.of(name, **options)
     except ArgumentError as error:
@@ -174,7 +189,8 @@ def _dependencies(table: Mapping[str, Any], place: str) -> Iterable[Dependency]:
     place += ".depends_on"
     given = table.get("depends_on", [])
     if not isinstance(given, list | tuple):
-        _refuse("a list of members", place, given)
+        fix = f"write [{given!r}]" if isinstance(given, str) else None
+        _refuse("a list of members", place, given, fix)
     for each in given:
         expected = "MEMBER or MEMBER:PORT, like db:5432 or dns:53/udp"
         if not isinstance(each, str):
@@ -197,7 +213,8 @@ def _in_order(plans: list[MemberPlan]) -> Iterable[MemberPlan]:
     for plan in plans:
         for each in plan.depends_on:
             if each.member not in known:
-                _refuse("the name of a member", f"members.{plan.name}.depends_on", each.member)
+                fix = f"there are {', '.join(known)}"
+                _refuse("the name of a member", f"members.{plan.name}.depends_on", each.member, fix)
             if known[each.member].command is None:
                 _refuse("a member with a command", f"members.{plan.name}.depends_on", each.member)
     while waiting:
@@ -214,14 +231,14 @@ def _in_order(plans: list[MemberPlan]) -> Iterable[MemberPlan]:
         yield waiting.pop(ready.name)
 
 
-def _policy(given: object, where: Path) -> Policy:
+def _policy(given: object, where: Path, place: str) -> Policy:
     """Return a policy that is a table of the file, or another file."""
     if isinstance(given, str):
         return Policy.load(where / given)
     try:
-        return Policy.from_dict(_table(given, "network.policy", None))
+        return Policy.from_dict(_table(given, place, None))
     except ArgumentError as error:
-        error.knob = f"network.policy.{error.knob}"
+        error.knob = f"{place}.{error.knob}"
         raise
 
 

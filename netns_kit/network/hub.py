@@ -34,10 +34,10 @@ from netns_kit.tap.device import TapDevice
 
 from . import guard
 from .guard import Port
-from .netlink import attribute, attributes, message, nested, number, text, transact
+from .netlink import attribute, attributes, link, message, nested, new_link, number, text, transact
 
 BRIDGE = "br0"
-_UP = abi.IFF_UP
+TABLES = ("iptables", "ip6tables", "arptables")
 _IFINFOMSG = 16  # bytes
 _PAUSE = 1e-3  # seconds between two looks
 
@@ -70,54 +70,77 @@ class Hub:
         """Make the bridge, and give it what the tap has been until now: the link address and the addresses.
 
         Raises:
+            ArgumentError: The namespace has a bridge of that name.
             FeatureUnavailable: This kernel has no bridges, or no rules for them.
             NotPrivileged: The caller has no right to change the network's namespace.
         """
         async with self._lock:
             if self.is_open:
                 return
-            namespace, tap = self._namespace, self._tap
-            self._route = self._route or await self._socket(abi.NETLINK_ROUTE)
-            if self._guarded:
-                self._filter = self._filter or await self._socket(abi.NETLINK_NETFILTER)
-                await self._ask(
-                    self._filter, guard.batch(guard.ruleset()), "rules of nftables for bridges (nf_tables)",
-                    "say guard=False, if no member would take the address of another",
-                )  # fmt: skip
-            assert tap.mac is not None, "it is open"
-            made = message(
-                abi.RTM_NEWLINK, abi.NLM_F_CREATE | abi.NLM_F_EXCL | abi.NLM_F_ACK,
-                _link(), text(abi.IFLA_IFNAME, BRIDGE), attribute(abi.IFLA_ADDRESS, tap.mac),
-                number(abi.IFLA_MTU, tap.mtu),
-                nested(
-                    abi.IFLA_LINKINFO, text(abi.IFLA_INFO_KIND, "bridge"),
-                    nested(abi.IFLA_INFO_DATA, attribute(abi.IFLA_BR_MCAST_SNOOPING, b"\0")),
-                ),
-            )  # fmt: skip
-            await self._ask(self._route, [made], "bridges of the kernel (CONFIG_BRIDGE)")
-            for tables in (
-                "iptables",
-                "ip6tables",
-                "arptables",
-            ):  # nothing is in them, and all frames would pass them
-                with suppress(SysctlError):
-                    await namespace.set_sysctl(f"net.bridge.bridge-nf-call-{tables}", 0)
-            bridge, tap_index = await self._index(BRIDGE), await self._index(tap.name)
-            enslaved = _change(tap_index, number(abi.IFLA_MASTER, bridge))
-            moved = [_without(tap_index, each) for each in _guest_interfaces(subnet)]
-            await self._ask(self._route, [enslaved, *self._settings(tap_index, subnet.mac), *moved])
-            ipv6 = subnet.ipv6
-            if ipv6 is not None:  # its default route would be a second one
-                await namespace.set_sysctl(f"net.ipv6.conf.{tap.name}.disable_ipv6", 1)
-            await namespace.configure_link(
-                BRIDGE,
-                address=subnet.guest_interface,
-                gateway=subnet.gateway,
-                address6=None if ipv6 is None else ipv6.guest_interface,
-                gateway6=None if ipv6 is None else ipv6.gateway,
-                neighbours=subnet.neighbours,
-            )
-            self._bridge = bridge
+            with anyio.CancelScope(shield=True):  # a few milliseconds, in which the hub has no address
+                self._route = self._route or await self._socket(abi.NETLINK_ROUTE)
+                if self._guarded:
+                    self._filter = self._filter or await self._socket(abi.NETLINK_NETFILTER)
+                    await self._ask(
+                        self._filter, guard.batch(guard.ruleset()), "rules of nftables for bridges (nf_tables)",
+                        "say guard=False, if no member would take the address of another",
+                    )  # fmt: skip
+                await self._make_bridge(self._route)
+                try:
+                    await self._move_to_bridge(self._route, subnet)
+                except BaseException:
+                    await self._undo(self._route, subnet)
+                    raise
+
+    async def _make_bridge(self, route: socket.socket) -> None:
+        tap = self._tap
+        assert tap.mac is not None, "it is open"
+        made = new_link(
+            "bridge",
+            BRIDGE,
+            attribute(abi.IFLA_ADDRESS, tap.mac),
+            number(abi.IFLA_MTU, tap.mtu),
+            data=attribute(abi.IFLA_BR_MCAST_SNOOPING, b"\0"),
+        )
+        try:
+            await self._ask(route, [made], "bridges of the kernel (CONFIG_BRIDGE)")
+        except FileExistsError as error:
+            expected = f"expected a namespace for the network without an interface {BRIDGE}"
+            raise ArgumentError(expected, "namespace", repr(self._namespace)) from error
+
+    async def _move_to_bridge(self, route: socket.socket, subnet: Subnet) -> None:
+        namespace, tap, ipv6 = self._namespace, self._tap, subnet.ipv6
+        for tables in TABLES:  # nothing is in them, and all frames would pass them
+            with suppress(SysctlError):
+                await namespace.set_sysctl(f"net.bridge.bridge-nf-call-{tables}", 0)
+        bridge, tap_index = await self._index(BRIDGE), await self._index(tap.name)
+        enslaved = _change(tap_index, number(abi.IFLA_MASTER, bridge))
+        moved = [_without(tap_index, each) for each in _guest_interfaces(subnet)]
+        await self._ask(route, [enslaved, *self._settings(tap_index, subnet.mac), *moved])
+        if ipv6 is not None:  # its default route would be a second one
+            await namespace.set_sysctl(f"net.ipv6.conf.{tap.name}.disable_ipv6", 1)
+        await self._configure(BRIDGE, subnet)
+        self._bridge = bridge
+
+    async def _undo(self, route: socket.socket, subnet: Subnet) -> None:
+        """Have the tap be what it was."""
+        with suppress(OSError, NetnsKitError):
+            await self._ask(route, [_deleted(BRIDGE)])
+        with suppress(OSError, NetnsKitError):
+            if subnet.ipv6 is not None:
+                await self._namespace.set_sysctl(f"net.ipv6.conf.{self._tap.name}.disable_ipv6", 0)
+            await self._configure(self._tap.name, subnet)
+
+    async def _configure(self, name: str, subnet: Subnet) -> None:
+        ipv6 = subnet.ipv6
+        await self._namespace.configure_link(
+            name,
+            address=subnet.guest_interface,
+            gateway=subnet.gateway,
+            address6=None if ipv6 is None else ipv6.guest_interface,
+            gateway6=None if ipv6 is None else ipv6.gateway,
+            neighbours=subnet.neighbours,
+        )
 
     def port(self) -> str:
         """Return the name of a new port."""
@@ -172,7 +195,7 @@ class Hub:
                 raise
 
     async def ready(self, port: Port, namespace: Namespace, ifname: str) -> None:
-        """Introduce a member to the others, and wait until frames pass, when the other end is up.
+        """Introduce a member with these addresses to the others, and wait until frames pass, when its end is up.
 
         The kernel opens the port a moment after that.
         """
@@ -180,8 +203,8 @@ class Hub:
             async with self._lock:
                 sock = await namespace.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, abi.NETLINK_ROUTE)
                 try:
-                    (link,) = struct.unpack_from("=i", await self._link_of(ifname, sock), 4)
-                    end = _End(sock, link, port)
+                    (index,) = struct.unpack_from("=i", await self._link_of(ifname, sock), 4)
+                    end = _End(sock, index, port)
                     await anyio.to_thread.run_sync(_introduce, end, list(self._ends.values()))
                 except BaseException:
                     sock.close()
@@ -265,21 +288,17 @@ class Hub:
         """Return what the kernel says of an interface, by default of the hub: struct ifinfomsg, and attributes."""
         sock = sock or self._route
         assert sock is not None, "it is open"
-        (answer,) = await self._ask(sock, [message(abi.RTM_GETLINK, 0, _link(), text(abi.IFLA_IFNAME, name))])
+        (answer,) = await self._ask(sock, [message(abi.RTM_GETLINK, 0, link(), text(abi.IFLA_IFNAME, name))])
         return answer
 
     def _pair(self, port: Port, target: int, ifname: str) -> bytes:
         """Return the message that makes a pair, with one end in the namespace of the descriptor `target`."""
         mtu = number(abi.IFLA_MTU, self._tap.mtu)
         other = nested(
-            abi.VETH_INFO_PEER, _link(), text(abi.IFLA_IFNAME, ifname), attribute(abi.IFLA_ADDRESS, port.mac), mtu,
+            abi.VETH_INFO_PEER, link(), text(abi.IFLA_IFNAME, ifname), attribute(abi.IFLA_ADDRESS, port.mac), mtu,
             number(abi.IFLA_NET_NS_FD, target),
         )  # fmt: skip
-        return message(
-            abi.RTM_NEWLINK, abi.NLM_F_CREATE | abi.NLM_F_EXCL | abi.NLM_F_ACK,
-            _link(), text(abi.IFLA_IFNAME, port.name), mtu, number(abi.IFLA_MASTER, self._bridge),
-            nested(abi.IFLA_LINKINFO, text(abi.IFLA_INFO_KIND, "veth"), nested(abi.IFLA_INFO_DATA, other)),
-        )  # fmt: skip
+        return new_link("veth", port.name, mtu, number(abi.IFLA_MASTER, self._bridge), data=other)
 
     def _settings(self, index: int, mac: bytes, *, is_member: bool = False) -> list[bytes]:
         """Return the messages that tell the bridge about a port and the link address behind it."""
@@ -354,7 +373,10 @@ def _neighbours(where: _End, who: _End, *, wanted: bool) -> list[bytes]:
         (abi.RTM_NEWNEIGH, abi.NLM_F_CREATE | abi.NLM_F_REPLACE) if wanted else (abi.RTM_DELNEIGH, 0)
     )
     messages = []
+    spoken = {each.version for each in where.port.addresses}
     for address in who.port.addresses:
+        if address.version not in spoken:
+            continue
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
         head = struct.pack("=BxxxiHBB", family, where.link, abi.NUD_PERMANENT, 0, 0)  # struct ndmsg
         known = attribute(abi.NDA_DST, address.packed) + attribute(abi.NDA_LLADDR, who.port.mac)
@@ -362,16 +384,12 @@ def _neighbours(where: _End, who: _End, *, wanted: bool) -> list[bytes]:
     return messages
 
 
-def _link(index: int = 0, *, up: bool = False) -> bytes:
-    return struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, _UP * up, _UP * up)  # struct ifinfomsg
-
-
 def _change(index: int, *attributes: bytes, up: bool = False) -> bytes:
-    return message(abi.RTM_NEWLINK, abi.NLM_F_ACK, _link(index, up=up), *attributes)
+    return message(abi.RTM_NEWLINK, abi.NLM_F_ACK, link(index, up=up), *attributes)
 
 
 def _deleted(name: str) -> bytes:
-    return message(abi.RTM_DELLINK, abi.NLM_F_ACK, _link(), text(abi.IFLA_IFNAME, name))
+    return message(abi.RTM_DELLINK, abi.NLM_F_ACK, link(), text(abi.IFLA_IFNAME, name))
 
 
 def _without(index: int, interface: IPv4Interface | IPv6Interface) -> bytes:

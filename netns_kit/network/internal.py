@@ -5,6 +5,7 @@ from __future__ import annotations
 from netns_kit import arguments
 from netns_kit.errors import ArgumentError
 from netns_kit.stack import Refusal
+from netns_kit.uplink.dns_settings import DnsSettings
 from netns_kit.uplink.flow import Flow
 from netns_kit.uplink.uplink import Uplink
 
@@ -23,4 +24,4 @@ def internal_uplink(given: object) -> Uplink:
     if given is not None:
         expected = "expected None for an internal network, which has no way out"
         raise ArgumentError(expected, "uplink", arguments.shown(given), "leave out uplink, or internal")
-    return Uplink(dns=[], policy=nothing_leaves)
+    return Uplink(dns=DnsSettings([], unknown="nxdomain"), policy=nothing_leaves)

@@ -8,44 +8,56 @@ names and addresses are free then.
 
 from __future__ import annotations
 
+import logging
+import os
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from subprocess import CompletedProcess
 from types import NoneType
-from typing import TypedDict, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Literal, TypedDict, TypeVar
 
 import anyio
 from typing_extensions import Unpack
 
 from netns_kit import arguments
 from netns_kit.arguments import AddressLike
+from netns_kit.child.codec import dump
 from netns_kit.dhcp import StaticLease
 from netns_kit.dns import Record
 from netns_kit.domain_names import check_host_name
-from netns_kit.errors import ArgumentError, NamespaceGone, NetnsKitError
+from netns_kit.errors import ArgumentError, NamespaceGone, NetnsKitError, StackClosed
 from netns_kit.forwarder.forwarder import Forwarder
 from netns_kit.forwarder.forwards import Forwards
 from netns_kit.forwarder.ports import Follow, PortForward
 from netns_kit.forwarder.specs import parse_all
 from netns_kit.frozen import frozen
 from netns_kit.gateway.gateway import NAMES, FlowInfo, Gateway
+from netns_kit.gateway.setup import check_policy
 from netns_kit.namespace.background import Openable, Supervisor
 from netns_kit.namespace.given import LiveText
 from netns_kit.namespace.namespace import Namespace
 from netns_kit.namespace.process import Command, CommandOptions, Process, RunOptions
+from netns_kit.policy.policy import Policy
 from netns_kit.subnet import Subnet
 from netns_kit.tap.device import check_name, parse_mac
+from netns_kit.userstack.capture import Capture, CaptureOptions
+from netns_kit.userstack.events import Event
 from netns_kit.userstack.serving import GuestStream
-from netns_kit.userstack.userstack import UserStack
+from netns_kit.userstack.userstack import Follower, UserStack
 
 from .addresses import AddressPool, address6_of, link_local_of, mac_of
 from .guard import Port
 from .hub import Hub
 from .shown import HOSTS, shown_files
 
+if TYPE_CHECKING:
+    from netns_kit.gateway.faults import FaultOptions, Faults
+    from netns_kit.userstack.faults import FaultsBlock
+
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 IFNAME = "eth0"
 TTL = 0  # of the records of members, which come and go
 RESERVED = frozenset({"localhost", *NAMES})
@@ -62,6 +74,8 @@ class MemberOptions(TypedDict, total=False):
     """The link address of its interface; None: one that is made of its address."""
     ports: Iterable[str | PortForward | Follow]
     """The host ports that lead to it from the start, see `netns_kit.forwarder.specs`."""
+    policy: Policy | None
+    """The policy about its flows and names, which decides in place of the network's; None: that of the network."""
     ifname: str
     """The name of its interface.  Default: eth0."""
     namespace: Namespace | None
@@ -78,6 +92,7 @@ class MemberSetup:
     address: IPv4Address | None
     mac: bytes | None
     ports: tuple[PortForward | Follow, ...]
+    policy: Policy | None
     ifname: str
     namespace: Namespace | None
 
@@ -90,6 +105,7 @@ class MemberSetup:
         address: AddressLike | None = None,
         mac: str | None = None,
         ports: Iterable[str | PortForward | Follow] = (),
+        policy: Policy | None = None,
         ifname: str = IFNAME,
         namespace: Namespace | None = None,
     ) -> MemberSetup:
@@ -100,6 +116,8 @@ class MemberSetup:
         """
         arguments.items("aliases", aliases, "a list of names")
         arguments.items("ports", ports, "a list of ports")
+        if policy is not None:
+            check_policy(policy, asks=True)  # whether the network has somebody to ask, it knows itself
         check_name(ifname, "ifname")
         arguments.instance(
             "namespace", namespace, (Namespace, NoneType), "a Namespace, or None for a new one"
@@ -112,6 +130,7 @@ class MemberSetup:
             wanted,
             None if mac is None else parse_mac(mac),
             tuple(parse_all(ports)),
+            policy,
             ifname,
             namespace,
         )
@@ -126,7 +145,7 @@ class Members:
         self.hub = hub
         self.by_name: dict[str, Member] = {}
         self.pool = AddressPool(stack.subnet)
-        self._readers: list[Namespace] = []  # where commands may see names
+        self._readers: dict[Namespace, Member | None] = {}  # where commands may see names
         self._telling = anyio.Lock()
         self.is_ending = False
         """Whether the network ends, and with it all that the kernel has of its members."""
@@ -151,29 +170,30 @@ class Members:
         if self.by_name.get(member.name) is member:
             del self.by_name[member.name]
 
-    async def files_for(self, namespace: Namespace) -> dict[str, str]:
+    async def files_for(self, namespace: Namespace, member: Member | None = None) -> dict[str, str]:
         """Return the files for a command in a namespace, where the hosts file changes with the members from now on.
 
         Raises:
             StackClosed: The stack is not open.
         """
-        if namespace not in self._readers:
-            self._readers.append(namespace)
-        files = await shown_files(self.stack)
+        self._readers.setdefault(namespace, member)
+        files = await shown_files(self.stack, None if member is None else member.policy)
         return {**files, HOSTS: LiveText(files[HOSTS])}
 
     def forget(self, namespace: Namespace) -> None:
         """Tell a namespace of no names any more."""
-        if namespace in self._readers:
-            self._readers.remove(namespace)
+        self._readers.pop(namespace, None)
 
     async def tell(self) -> None:
         """Have all commands see the names that there are now."""
         async with self._telling:
-            text = (await shown_files(self.stack))[HOSTS] if self._readers else ""
-            for namespace in list(self._readers):
+            texts: dict[Policy | None, str] = {}
+            for namespace, member in list(self._readers.items()):
+                policy = None if member is None else member.policy
+                if policy not in texts:
+                    texts[policy] = (await shown_files(self.stack, policy))[HOSTS]
                 with suppress(NetnsKitError):  # it has ended
-                    await namespace.rewrite_files({HOSTS: text})
+                    await namespace.rewrite_files({HOSTS: texts[policy]})
 
     async def close(self) -> None:
         """End all members."""
@@ -209,6 +229,8 @@ class Member(Openable):
         """The name of its interface."""
         self.namespace = setup.namespace or Namespace.create()
         """Its namespace."""
+        self.policy = setup.policy
+        """The policy of its own that was set last; None: that of the network decides."""
         self._setup = setup
         self._is_kept = self.namespace.supervisor.condition == "open"  # by the caller
         self._members = members
@@ -259,6 +281,11 @@ class Member(Openable):
         """
         return self._opened(self._port).mac.hex(":")
 
+    @property
+    def _guests(self) -> tuple[IPv4Address | IPv6Address, ...]:
+        """All addresses that it may send with, that of its link included."""
+        return self._opened(self._port).addresses
+
     def _opened(self, value: T | None) -> T:
         if value is None:
             raise NamespaceGone(
@@ -274,6 +301,11 @@ class Member(Openable):
     async def _open(self) -> None:
         members, stack, hub = self._members, self._members.stack, self._members.hub
         stack.supervisor.check()
+        if self.namespace is stack.namespace:
+            expected = "expected another namespace than the network's own, which has the bridge"
+            raise ArgumentError(expected, "namespace", repr(self.namespace))
+        if self.policy is not None:
+            self._check_policy(self.policy)
         await hub.open(stack.subnet)
         members.admit(self)
         pool, subnet, ipv6 = members.pool, stack.subnet, stack.subnet.ipv6
@@ -288,8 +320,11 @@ class Member(Openable):
         if not self._is_kept:
             await self.namespace.open()
         self._is_linked = True
+        stack.guests.update(dict.fromkeys(self._guests, self.namespace))
+        if self.policy is not None:  # before a frame passes
+            await stack.ask(Gateway.set_policy_of, self._guests, dump(self.policy).decode(), "keep")
         await hub.add(self._port, self.namespace, self.ifname, self.name)
-        await self.namespace.configure_link(
+        missing = await self.namespace.configure_link(
             self.ifname,
             address=IPv4Interface((address, subnet.network.prefixlen)),
             gateway=subnet.gateway,
@@ -297,7 +332,12 @@ class Member(Openable):
             gateway6=None if ipv6 is None else ipv6.gateway,
             neighbours=subnet.neighbours,
         )
-        await hub.ready(self._port, self.namespace, self.ifname)
+        there = self._port
+        if missing is not None:
+            self._address6 = None
+            there = self._port._replace(addresses=(address,))
+            logger.warning("the member %s has IPv4 only: %s", self.name, missing)
+        await hub.ready(there, self.namespace, self.ifname)
         if stack.setup.dhcp is not None:
             await stack.reserve(StaticLease(address, mac.hex(":")))
         for record in self._own_records():
@@ -341,9 +381,12 @@ class Member(Openable):
             with suppress(NetnsKitError):
                 await members.tell()
         if self._is_linked and self._port is not None:
+            for address in self._guests:
+                stack.guests.pop(address, None)
             with suppress(NetnsKitError):
                 await stack.revoke(self.address)
-                await stack.ask(Gateway.end_flows_of, self.addresses)
+                await stack.ask(Gateway.end_flows_of, self._guests)
+                await stack.ask(Gateway.set_policy_of, self._guests, None, "keep")
             if self._is_kept or not members.is_ending:
                 await members.hub.remove(self._port)
             self._is_linked = False
@@ -384,7 +427,116 @@ class Member(Openable):
         """
         with self.supervisor.guarding():
             flows = await self._members.stack.flows()
-        return tuple(flow for flow in flows if flow.guest.address in self.addresses)
+        return tuple(flow for flow in flows if flow.guest.address in self._guests)
+
+    async def events(self, *, processes: bool = False) -> AsyncGenerator[Event, None]:
+        """Yield what happens to the flows of this member, and what its policy refuses, see `UserStack.events`.
+
+        The end of the member ends the generator.
+
+        Args:
+            processes: Whether to find out which process in the member has opened each flow.
+
+        Raises:
+            NamespaceGone, StackClosed: The member or the network is not open yet, or was closed.
+
+        Cancellation: The generator has ended, and keeps no more events.
+        """
+        self.supervisor.check()
+        async with Follower(self._members.stack, processes, self._guests) as follower:
+            while True:
+                try:
+                    with self.supervisor.guarding():
+                        await follower.wait()
+                        events = await follower.take()
+                except (NamespaceGone, StackClosed):
+                    return
+                for event in events:
+                    yield event
+
+    @arguments.spelled_out(UserStack.capture)
+    def capture(
+        self, target: str | os.PathLike[str] | BinaryIO | None, **options: Unpack[CaptureOptions]
+    ) -> Capture:
+        """Return a capture of the frames between this member and the stack: see `UserStack.capture`.
+
+        These are the frames that have its link address, and those that go to everybody.  Those between members are
+        the kernel's, and not among them.
+
+        Args:
+            target: The file; None: memory.
+            options: As for `UserStack.capture`.
+
+        Raises:
+            ArgumentError, ArgumentTypeError, PolicyError: An argument that cannot be used.
+            CaptureError, OSError: As for `UserStack.capture`.
+            NamespaceGone, StackClosed: On entering, the member or the network is not open.
+
+        Cancellation: The file is complete.
+        """
+        stack = self._members.stack
+        return Capture(_Seen(stack, self), target, options, lambda: self.mac)
+
+    def faults(
+        self,
+        faults: Faults | None = None,
+        *,
+        script: Iterable[tuple[float, Faults]] | None = None,
+        **options: Unpack[FaultOptions],
+    ) -> FaultsBlock:
+        """Return faults on the way between this member and the stack, to be used in `async with`.
+
+        They are as `UserStack.faults` has them, the queries that this member sends to our DNS included.  Packets
+        between members are the kernel's, and pass without.
+
+        Args:
+            faults: The faults.
+            script: Faults over time, instead.
+            options: The fields of `Faults`, instead.
+
+        Raises:
+            ArgumentError, ArgumentTypeError: An argument that cannot be used.
+            NamespaceGone, StackClosed: On entering, the member or the network is not open.
+
+        Cancellation: The faults are over.
+        """
+        from netns_kit.userstack.faults import FaultsBlock  # few need it
+
+        return FaultsBlock(self._members.stack, faults, script, options, lambda: self._guests)
+
+    async def set_policy(self, policy: Policy | None, existing: Literal["keep", "cut"] = "keep") -> None:
+        """Let another policy decide about this member from now on, as `UserStack.set_policy` does for all.
+
+        Args:
+            policy: The policy, which decides in place of the network's; None: that of the network decides.
+            existing: What becomes of flows that the member has opened before, as for `UserStack.set_policy`.
+
+        Raises:
+            ArgumentError, ArgumentTypeError: An argument that cannot be used, or a network with several queues.
+            PolicyError: A rule asks, and the network has nobody to ask.
+            NamespaceGone, StackClosed: The member or the network is not open.
+
+        Cancellation: The policy is set all the same, a moment later.
+        """
+        arguments.one_of("existing", existing, ("keep", "cut"))
+        if policy is not None:
+            self._check_policy(policy)
+        with self.supervisor.guarding():
+            before, self.policy = self.policy, policy
+            text = None if policy is None else dump(policy).decode()
+            try:
+                await self._members.stack.ask(Gateway.set_policy_of, self._guests, text, existing)
+            except Exception:
+                self.policy = before
+                raise
+            await self._members.tell()
+
+    def _check_policy(self, policy: Policy) -> None:
+        stack = self._members.stack
+        check_policy(policy, asks=stack.setup.asks)
+        if len(stack.tap.queues) > 1:
+            expected = "expected one queue, where members have policies of their own"
+            raise ArgumentError(expected, "queues", len(stack.tap.queues))
 
     async def files(self) -> dict[str, str]:
         """Return the files that commands see in place of the host's, by path: see `Network.files`.
@@ -394,7 +546,7 @@ class Member(Openable):
 
         Cancellation: Nothing is changed.
         """
-        return await shown_files(self._members.stack)
+        return await shown_files(self._members.stack, self.policy)
 
     @arguments.spelled_out(Namespace.run)
     async def run(self, command: Command, **options: Unpack[RunOptions]) -> CompletedProcess[bytes]:
@@ -442,7 +594,7 @@ class Member(Openable):
         return process
 
     async def _files_for(self, options: CommandOptions) -> Mapping[str, str | bytes]:
-        return {**await self._members.files_for(self.namespace), **(options.get("files") or {})}
+        return {**await self._members.files_for(self.namespace, self), **(options.get("files") or {})}
 
 
 class _Forwarder(Forwarder):
@@ -482,3 +634,14 @@ class _Stack:
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
         return await self._stack.ask(operation, *arguments)
+
+
+class _Seen:
+    """The stack as a capture of a member needs it, which sees the flows of the member alone."""
+
+    def __init__(self, stack: UserStack, member: Member) -> None:
+        self._member = member
+        self.tap = stack.tap
+        self.supervisor = stack.supervisor
+        self.ask, self.hand = stack.ask, stack.hand
+        self.events, self.flows = member.events, member.flows

@@ -47,6 +47,23 @@ def message(kind: int, flags: int, *parts: bytes) -> bytes:
     return _HEADER.pack(_HEADER.size + len(body), kind, flags | abi.NLM_F_REQUEST, 0, 0) + body
 
 
+def link(index: int = 0, *, up: bool = False) -> bytes:
+    """Return the struct ifinfomsg about an interface, by its number or with 0 by its name; `up` brings it up."""
+    return struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, abi.IFF_UP * up, abi.IFF_UP * up)
+
+
+def new_link(kind: str, name: str, *attributes: bytes, data: bytes = b"") -> bytes:
+    """Return the message that makes an interface of that kind, with attributes and with data of its kind."""
+    return message(
+        abi.RTM_NEWLINK,
+        abi.NLM_F_CREATE | abi.NLM_F_EXCL | abi.NLM_F_ACK,
+        link(),
+        text(abi.IFLA_IFNAME, name),
+        *attributes,
+        nested(abi.IFLA_LINKINFO, text(abi.IFLA_INFO_KIND, kind), nested(abi.IFLA_INFO_DATA, data)),
+    )
+
+
 def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield the kinds and values of attributes that lie one behind the other."""
     while len(data) >= _ATTRIBUTE.size:

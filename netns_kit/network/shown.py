@@ -6,14 +6,19 @@ import os
 
 from netns_kit.dns import hosts
 from netns_kit.host.paths import text_of
+from netns_kit.policy.policy import Policy
 from netns_kit.uplink.dns_settings import RESOLV_CONF
 from netns_kit.userstack.userstack import UserStack
 
 HOSTS = "/etc/hosts"
 
 
-async def shown_files(stack: UserStack) -> dict[str, str]:
+async def shown_files(stack: UserStack, own: Policy | None = None) -> dict[str, str]:
     """Return the text of resolv.conf and of the hosts file, by path: see `Network.files`.
+
+    Args:
+        stack: The stack of the network.
+        own: The policy of the member, if it has one of its own.
 
     Raises:
         StackClosed: The stack is not open.
@@ -24,7 +29,8 @@ async def shown_files(stack: UserStack) -> dict[str, str]:
         (each.name, each.value) for each in records if each.type in ("A", "AAAA") and "*" not in each.name
     ]
     asked_for: list[str] = []
-    if stack.policy is not None and any(rule.has_names for rule in stack.policy.rules):
+    policy = stack.policy if own is None else own
+    if policy is not None and any(rule.has_names for rule in policy.rules):
         ours, asked_for = [], [name for name, _ in ours]
     others = "" if stack.uplink.is_in_memory else text_of(HOSTS)
     text = hosts.written(os.uname().nodename, ours, others, left_out=asked_for)

@@ -327,6 +327,16 @@ def is_name(target: str) -> bool:
     return target not in PRESETS and ":" not in target and "/" not in target and not last.isdigit()
 
 
+def several(given: RuleTarget | Iterable[RuleTarget]) -> Iterable[RuleTarget]:
+    """Return targets as a list, where one may be given alone.
+
+    >>> several("10.0.0.0/8"), several(["a.example", "b.example"])
+    (('10.0.0.0/8',), ['a.example', 'b.example'])
+    """
+    is_one = isinstance(given, str | Preset | IPv4Network | IPv6Network) or not isinstance(given, Iterable)
+    return (given,) if is_one else given  # type: ignore[return-value]  # what is no target is refused by the rule
+
+
 def ranges_of(target: str) -> list[PortRanges]:
     """Return the ports that a target is about by itself: those of a preset's parts."""
     return [ports for _, ports in PRESETS[target].parts] or [()] if target in PRESETS else [()]

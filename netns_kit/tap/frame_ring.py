@@ -24,6 +24,7 @@ import mmap
 import os
 from _thread import allocate_lock
 from collections.abc import Sequence
+from contextlib import suppress
 
 PAGE = 4096
 HEAD, SEEN, ACCEPTED, LOST, TAIL, STOPPING, ASLEEP = range(7)
@@ -164,4 +165,7 @@ class FrameRing:
         self.counters.release()
         self._data.release()
         self._whole.release()
-        self._map.close()
+        with suppress(
+            BufferError
+        ):  # an error that somebody keeps has a view of it: its end unmaps the memory
+            self._map.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from netns_kit import arguments
 from netns_kit.domain_names import is_host_name, to_wire
@@ -11,7 +11,7 @@ from netns_kit.errors import ArgumentError, ArgumentTypeError
 from netns_kit.policy.addresses import canonical
 from netns_kit.policy.index import Index
 from netns_kit.policy.policy import Policy
-from netns_kit.policy.rules import Rule, RulePorts, RuleTarget
+from netns_kit.policy.rules import Rule, RulePorts, RuleTarget, several
 from netns_kit.stack import Transport
 
 from .dial import Dial
@@ -126,12 +126,10 @@ def choose(*targets: RuleTarget, ports: RulePorts | None = None, protocol: Trans
     return Rule("allow", targets, ports, protocol)
 
 
-def _rule(given: object) -> Rule:
+def _rule(given: Any) -> Rule:
     if isinstance(given, Rule):
         return Rule("allow", given.targets, given.ports, given.protocol)
-    if isinstance(given, list | tuple | set | frozenset):
-        return Rule("allow", given)
-    return Rule("allow", (given,))  # type: ignore[arg-type]  # it raises a PolicyError for what is no target
+    return Rule("allow", several(given))
 
 
 def _checked(knob: str, way: object) -> IndirectUplink | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 from netns_kit import arguments
 from netns_kit.arguments import AddressLike
@@ -35,8 +36,11 @@ class DnsSettings:
             anything else, the query is answered with SERVFAIL, and the failure is logged.
         cache: Whether answers are kept for as long as their TTL allows.
         resolv_conf: The file that names the host's resolvers.  It is read again when it changes.
+        unknown: The result code of the answer about a name that there is no resolver for: "servfail", so that a
+            program may ask elsewhere, or "nxdomain", so that it knows that there is no such name.
 
     Raises:
+        ArgumentError: There is no such result code.
         AddressError: A resolver is not an address or ADDRESS:PORT.
         DomainNameError: A domain is not a domain name.
         ArgumentTypeError: An argument has the wrong type; a `hook` that is a coroutine function is one case.
@@ -48,6 +52,7 @@ class DnsSettings:
     hook: Hook | None
     cache: bool
     resolv_conf: str
+    unknown: Literal["servfail", "nxdomain"]
 
     def __init__(
         self,
@@ -58,6 +63,7 @@ class DnsSettings:
         hook: Hook | None = None,
         cache: bool = True,
         resolv_conf: str = RESOLV_CONF,
+        unknown: Literal["servfail", "nxdomain"] = "servfail",
     ) -> None:
         arguments.plain_function("hook", hook)
         if domains is not None:
@@ -68,6 +74,7 @@ class DnsSettings:
             arguments.items("search", search, "a list of domains, or None")
         arguments.boolean("cache", cache)
         arguments.text("resolv_conf", resolv_conf, "the path of a file")
+        arguments.one_of("unknown", unknown, ("servfail", "nxdomain"))
         arguments.fill(
             self,
             servers=None if servers is None else resolvers("servers", servers),
@@ -79,6 +86,7 @@ class DnsSettings:
             hook=hook,
             cache=cache,
             resolv_conf=resolv_conf,
+            unknown=unknown,
         )
 
     @classmethod

@@ -10,24 +10,27 @@ Without a file the last blocks are kept in memory, for whoever asks for them.
 
 from __future__ import annotations
 
+import errno
+import io
 import math
 import os
 import os.path
 import select
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import ExitStack, aclosing, suppress
 from itertools import count
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, TypedDict, TypeVar
 
 import anyio
 import anyio.to_thread
 
 from netns_kit import arguments
-from netns_kit.errors import ArgumentError, ArgumentTypeError, CaptureError, NetnsKitError
+from netns_kit.errors import AlreadyOpened, ArgumentError, ArgumentTypeError, CaptureError, NetnsKitError
 from netns_kit.forwarder.forwarder import CLOSING_SECONDS
 from netns_kit.gateway.capture_filter import CaptureFilter
 from netns_kit.gateway.captures import Captures
@@ -74,18 +77,33 @@ class Captured(Protocol):
     ) -> T: ...
 
 
+class CaptureOptions(TypedDict, total=False):
+    """The settings of a capture, see `UserStack.capture`."""
+
+    where: CaptureFilter | RuleTarget | Iterable[RuleTarget] | None
+    """The frames that are captured, as a `CaptureFilter`, or its targets alone; None: all."""
+    snaplen: int
+    """The bytes that are kept of each frame at most."""
+    max_bytes: int | None
+    """The size at which the file is complete, or the next one begins; None: there is none."""
+    max_seconds: float | None
+    """The time after which the capture is complete; None: there is none."""
+    files: int | None
+    """How many files there are one after another, of which the oldest is written anew; None: one."""
+    processes: bool
+    """Whether comments tell which process has opened a flow."""
+
+
 class Capture:
-    """A capture of the frames of a stack, while its block runs.  It is made by `UserStack.capture`.
+    """A capture of the frames of a stack, while its block runs.
+
+    It is made by `UserStack.capture`, and can be entered once.
 
     Args:
         stack: The stack.
         target: The path of a file, or a file that is open for bytes; None: memory.
-        where: The frames that are captured; None: all.
-        snaplen: The bytes that are kept of each frame at most.
-        max_bytes: The size at which the file is complete; None: there is none.
-        max_seconds: The time after which it is; None: there is none.
-        files: How many files there are one after another, of which the oldest is written anew; None: one.
-        processes: Whether comments tell which process has opened a flow.
+        options: The settings.
+        mac: Returns, on entering, the link address of the guest whose frames are captured; empty: those of all.
 
     Raises:
         ArgumentError, ArgumentTypeError: An argument that cannot be used.
@@ -99,20 +117,19 @@ class Capture:
     """Why the capture has ended before its block: `max_bytes` or `max_seconds` was reached, or the file failed."""
 
     _counted: Sequence[int] = (0, 0, 0)
+    _is_entered = False
     _is_fresh = False  # whether nothing but its beginning is in the file
 
     def __init__(
         self,
         stack: Captured,
         target: str | os.PathLike[str] | BinaryIO | None,
-        *,
-        where: CaptureFilter | RuleTarget | Iterable[RuleTarget] | None,
-        snaplen: int,
-        max_bytes: int | None,
-        max_seconds: float | None,
-        files: int | None,
-        processes: bool,
+        options: CaptureOptions,
+        mac: Callable[[], str] = str,
     ) -> None:
+        where, snaplen = options.get("where"), options.get("snaplen", SNAPLEN_MAX)
+        max_bytes, max_seconds = options.get("max_bytes"), options.get("max_seconds")
+        files, processes = options.get("files"), options.get("processes", False)
         if where is not None and not isinstance(where, CaptureFilter):
             where = CaptureFilter(where)
         arguments.whole_number("snaplen", snaplen, 16, SNAPLEN_MAX)
@@ -130,7 +147,8 @@ class Capture:
                 "give the network, or open the device with one queue",
             )
         is_path = isinstance(target, str | os.PathLike)
-        if target is not None and not is_path and not callable(getattr(target, "write", None)):
+        is_binary = callable(getattr(target, "write", None)) and not isinstance(target, io.TextIOBase)
+        if target is not None and not is_path and not is_binary:
             raise ArgumentTypeError(
                 "expected a path, a file that is open for bytes, or None", "target", arguments.shown(target)
             )
@@ -159,6 +177,7 @@ class Capture:
         self._max_seconds = max_seconds
         self._files = files
         self._processes = processes
+        self._mac = mac
         self._following = anyio.CancelScope()
         self._number = next(_numbers)
         self._error: CaptureError | None = None
@@ -178,6 +197,10 @@ class Capture:
         return self._file.size
 
     async def __aenter__(self) -> Self:
+        mac = self._mac()
+        if self._is_entered:
+            raise AlreadyOpened("the capture has been entered before", fix="make a new one")
+        self._is_entered = True
         with ExitStack() as opened:
             try:
                 await anyio.to_thread.run_sync(self._open, abandon_on_cancel=True)
@@ -202,19 +225,29 @@ class Capture:
             for ring in rings:
                 ring.start_at(self._file.size)
             with anyio.CancelScope(shield=True):
-                await self._stack.hand(
-                    [(os.dup(fd), os.dup(self._wake)) for fd in memory],
-                    Captures.begin,
-                    self._number,
-                    self._snaplen,
-                    self._where,
-                )
+                await self._begin(memory, mac)
+                if self._processes:
+                    self._stack.supervisor.start(self._follow)
             self._rings, self._owned = rings, opened.pop_all()
-        if self._processes:
-            self._stack.supervisor.start(self._follow)
         self._thread = threading.Thread(target=self._run, name="netns_kit capture", daemon=True)
         self._thread.start()
         return self
+
+    async def _begin(self, memory: Sequence[int], mac: str) -> None:
+        """Have each engine capture frames, or none of them."""
+        with ExitStack() as copies:
+            fds = []
+            for fd in memory:
+                fds.append((os.dup(fd), os.dup(self._wake)))
+                copies.callback(os.close, fds[-1][0])
+                copies.callback(os.close, fds[-1][1])
+            copies.pop_all()  # whatever happens, they are the stack's
+        try:
+            await self._stack.hand(fds, Captures.begin, self._number, self._snaplen, self._where, mac)
+        except BaseException:
+            with suppress(NetnsKitError):  # the stack has ended
+                await self._stack.ask(Captures.end, self._number)
+            raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -297,11 +330,12 @@ class Capture:
             try:
                 self._copy()
                 self._finish()
-            except (OSError, ValueError) as error:
+            except Exception as error:  # the file may be the caller's own, and raise what it wants
                 self._end("error")
                 self._error = self._failure(error)
+                traceback.clear_frames(error.__traceback__)  # which have views of the ring
                 self._tell_engines()
-                with suppress(OSError, ValueError):
+                with suppress(Exception):
                     self._finish()
             with self._lock:  # they are unmapped now
                 self._count()
@@ -440,9 +474,15 @@ class Capture:
             f"the capture cannot be written: {reason}",
             None if name is None else "the file",
             None if name is None else str(name),
-            None if number is None else "make room, or write to another file",
+            None if number is None else _FIXES.get(number, "write to another file"),
             number,
         )
+
+
+_FIXES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room, or write to another file"),
+    errno.ENOENT: "make its directory, or write to another file",
+}
 
 
 def _numbered(path: str, number: int, of: int) -> str:

@@ -43,6 +43,7 @@ class CaptureFile:
         self._room: mmap.mmap | None = None
         self._is_ours = isinstance(target, str | os.PathLike)
         self._file: Any = target
+        self._keeps_nothing = self._is_ours or isinstance(target, io.RawIOBase | io.BufferedIOBase)
         if isinstance(target, str | os.PathLike):
             self._file = io.FileIO(target, "w")
             if stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
@@ -77,7 +78,7 @@ class CaptureFile:
 
     def _write(self, view: memoryview) -> None:
         while len(view):
-            taken = self._file.write(view)
+            taken = self._file.write(view if self._keeps_nothing else bytes(view))
             if taken is None:  # it does not block, and is full
                 raise BlockingIOError("the file takes nothing")
             self.size += taken

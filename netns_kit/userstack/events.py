@@ -15,6 +15,7 @@ from itertools import starmap
 from time import time
 from typing import Literal, TypeAlias
 
+from netns_kit.arguments import Address
 from netns_kit.dns.message import Rcode, type_name
 from netns_kit.domain_names import to_text
 from netns_kit.frozen import frozen, replace
@@ -151,9 +152,9 @@ class Events:
         self._refused: set[int] = set()  # ids of flows that are not closed yet, but were said to be refused
 
     @operation(same)
-    def subscribe(self, number: int) -> None:
-        """Begin to queue events for the subscriber `number`."""
-        self._queues[number] = _Queue(lambda: self._tell(number))
+    def subscribe(self, number: int, guests: tuple[Address, ...] = ()) -> None:
+        """Begin to queue events for the subscriber `number`: those of the guests with these addresses; none: all."""
+        self._queues[number] = _Queue(lambda: self._tell(number), frozenset(guests))
         self._gateway.watcher = self
 
     @operation(chained)
@@ -238,12 +239,17 @@ class _Queue:
     A flow is opened before it is decided about.  So what has decided is looked up when the event is taken.
     """
 
-    def __init__(self, tell: Callable[[], None]) -> None:
+    def __init__(self, tell: Callable[[], None], guests: frozenset[Address]) -> None:
+        self._guests = guests
         self._events: deque[tuple[Event, AnyFlow | FlowBeside | None]] = deque()
         self._missed = 0
         self._tell = tell
 
     def put(self, event: Event, opened: AnyFlow | FlowBeside | None) -> None:
+        if self._guests:
+            guest = event.client if isinstance(event, QueryEvent) else event.flow.guest.address
+            if guest not in self._guests:
+                return
         if not self._events:
             self._tell()
         elif len(self._events) >= EVENTS_KEPT:

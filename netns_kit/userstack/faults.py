@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import anyio
 
 from netns_kit import arguments
+from netns_kit.arguments import Address
 from netns_kit.child.codec import dump
-from netns_kit.errors import ArgumentError, NetnsKitError
+from netns_kit.errors import AlreadyOpened, ArgumentError, NetnsKitError
 from netns_kit.forwarder.forwarder import CLOSING_SECONDS
 from netns_kit.gateway.fault_blocks import FaultBlocks
 from netns_kit.gateway.faults import FaultOptions, Faults, read_script
@@ -42,6 +43,7 @@ class FaultsBlock:
         faults: The faults; None: those of the script, or of the options.
         script: Faults over time.
         options: Fields of `Faults`.
+        guests: Returns, on entering, the addresses of the guests that they are about; none: all.
 
     Raises:
         ArgumentError, ArgumentTypeError: An argument that cannot be used.
@@ -53,6 +55,7 @@ class FaultsBlock:
         faults: Faults | None,
         script: Iterable[tuple[float, Faults]] | None,
         options: FaultOptions,
+        guests: Callable[[], tuple[Address, ...]] = tuple,
     ) -> None:
         if (faults is not None) + (script is not None) + bool(options) != 1:
             raise ArgumentError(
@@ -74,12 +77,18 @@ class FaultsBlock:
                 "give the network, or open the device with one queue",
             )
         self._stack = stack
+        self._guests = guests
         self._number = next(_numbers)
         self._counts: dict[str, int] | None = None
+        self._is_entered = False
 
     async def __aenter__(self) -> Self:
+        if self._is_entered:
+            raise AlreadyOpened("the block of faults has been entered before", fix="make a new one")
+        self._is_entered = True
         with anyio.CancelScope(shield=True):
-            await self._stack.ask(FaultBlocks.begin, self._number, dump(self.script).decode())
+            text = dump(self.script).decode()
+            await self._stack.ask(FaultBlocks.begin, self._number, text, self._guests())
         return self
 
     async def __aexit__(

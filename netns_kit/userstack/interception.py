@@ -10,7 +10,6 @@ is joined is the engine's.
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
@@ -18,11 +17,12 @@ from contextlib import suppress
 from typing import Any, TypeAlias
 
 import anyio
-from anyio.abc import ByteStream, SocketAttribute, UnreliableObjectStream
+from anyio.abc import SocketAttribute, UnreliableObjectStream
 from anyio.lowlevel import checkpoint
 
 from netns_kit import arguments
 from netns_kit.arguments import Address, AddressLike
+from netns_kit.child.channel import receive_record
 from netns_kit.child.codec import dump
 from netns_kit.domain_names import to_text
 from netns_kit.errors import ArgumentError, NetnsKitError
@@ -36,22 +36,21 @@ from .serving import (
     AT_ONCE,
     LONGEST_PAYLOAD,
     Claim,
+    EndStream,
     GuestDatagrams,
     GuestStream,
     Servers,
     _End,
     _Flow,
-    is_of_the_peer,
+    note_failure,
     numbers,
     pair_of,
 )
 
-logger = logging.getLogger(__name__)
 PEEKED_MOST = 65536
-LONGEST_REPLY = 32
 
 
-class UpstreamStream(ByteStream):
+class UpstreamStream(EndStream):
     """The way out of an intercepted connection, as a stream of bytes: see `InterceptedStream.connect_upstream`.
 
     Its attributes are those of anyio's `SocketAttribute`.
@@ -62,9 +61,8 @@ class UpstreamStream(ByteStream):
     """
 
     def __init__(self, sock: socket.socket, way: _Flow | None) -> None:
-        self._end = _End(sock)
+        super().__init__(sock)
         self._way = way
-        self._has_ended = False
         self._attributes = _attributes_of(sock)
 
     @property
@@ -90,39 +88,6 @@ class UpstreamStream(ByteStream):
                 raise anyio.BrokenResourceError
             raise anyio.EndOfStream
         return data
-
-    async def send(self, item: bytes) -> None:
-        """Send bytes, as fast as the server takes them.
-
-        Args:
-            item: The bytes.
-
-        Raises:
-            anyio.BrokenResourceError: The connection was reset.
-            anyio.ClosedResourceError: The stream is closed, or was joined, or its end was sent.
-
-        Cancellation: Some of them may have been sent.
-        """
-        view = memoryview(item)
-        while view:
-            view = view[await self._end.send(view) :]
-
-    async def send_eof(self) -> None:
-        """Send the end: the server may still send.
-
-        Cancellation: It may have been sent.
-        """
-        await checkpoint()
-        self._has_ended = True
-        with suppress(OSError):  # the connection has ended
-            self._end.checked().shutdown(socket.SHUT_WR)
-
-    async def aclose(self) -> None:
-        """Close the connection.  Calling it again is allowed.
-
-        Cancellation: The connection is closed all the same.
-        """
-        await self._end.aclose()
 
 
 class UpstreamDatagrams(UnreliableObjectStream[bytes]):
@@ -219,11 +184,14 @@ class _Intercepted:
             if not is_there:
                 raise anyio.BrokenResourceError
             await anyio.wait_readable(near)
-            said, came, _, _ = socket.recv_fds(near, LONGEST_REPLY, 1)
+            try:
+                said, came, _ = receive_record(near, 1)
+            except OSError as gone:
+                raise anyio.BrokenResourceError from gone
         try:
             if came:
                 sock = socket.socket(fileno=came[0])
-                self._ways.append(sock)
+                self._ways = [*(each for each in self._ways if each.fileno() >= 0), sock]
                 return sock, self._servers.ways.pop(int(said[1:] or b"0"), None)
         except (OSError, ValueError):  # the engine has sent what is no socket, or no number
             os.close(came[0])
@@ -266,7 +234,6 @@ class InterceptedStream(_Intercepted, GuestStream):
         GuestStream.__init__(self, flow, near)
         self._far: socket.socket | None = far
         self._ahead = b""
-        self._eof_sent = False
         self.is_joined = False
 
     async def _begin(self) -> None:
@@ -304,7 +271,6 @@ class InterceptedStream(_Intercepted, GuestStream):
 
     async def send_eof(self) -> None:
         await self._accept()
-        self._eof_sent = True
         await GuestStream.send_eof(self)
 
     async def peek(self, size: int = 1) -> bytes:
@@ -413,7 +379,7 @@ class InterceptedStream(_Intercepted, GuestStream):
         if upstream is None:
             upstream = await self.connect_upstream()
         out = upstream._end.checked()
-        if self._eof_sent or upstream._has_ended:
+        if self._eof_sent or upstream._eof_sent:
             raise anyio.ClosedResourceError
         await self._accept()
         while (state := await self._stack.hand([[]], Serving.hold, number, flow=number)) == "looking":
@@ -465,13 +431,15 @@ class InterceptedStream(_Intercepted, GuestStream):
                 await self._accept()
 
     async def aclose(self) -> None:
-        if self._far is not None and not self.is_joined:
-            with anyio.CancelScope(shield=True), suppress(anyio.BrokenResourceError, NetnsKitError):
-                await self._accept()
-        if self._far is not None:
-            self._far.close()
-            self._far = None
-        await GuestStream.aclose(self)
+        try:
+            if self._far is not None and not self.is_joined:
+                with anyio.CancelScope(shield=True), suppress(anyio.BrokenResourceError, NetnsKitError):
+                    await self._accept()
+        finally:
+            if self._far is not None:
+                self._far.close()
+                self._far = None
+            await GuestStream.aclose(self)
 
 
 class InterceptedDatagrams(_Intercepted, GuestDatagrams):
@@ -577,25 +545,23 @@ class Interceptor(Claim):
             await stream._begin()
             await self._handler(stream)
             await stream._finish()
-        except Exception as error:
+        except BaseException as error:
             if stream._is_refusal(error):
                 with anyio.CancelScope(shield=True):
                     await servers.stack.hand([[]], Serving.turn_back, number, flow=number)
                 return
-            if not stream.is_joined:
-                await servers.reset(number)
-            if not is_of_the_peer(error):
-                logger.exception("the handler of %s has failed", flow.opened.remote)
-        except BaseException:
-            if not stream.is_joined:
-                await servers.reset(number)
-            raise
+            try:
+                await note_failure(error, flow.opened.remote)
+            finally:
+                if not stream.is_joined:
+                    await servers.reset(number)
         finally:
             stream._leave_ways()
             try:
                 await stream.aclose()
             finally:
-                await servers.leave(flow, ours)
+                if not stream.is_joined:  # else it is the engine's
+                    await servers.leave(flow, ours)
 
 
 async def intercept(servers: Servers, rule: Rule, handler: Any) -> Interceptor:

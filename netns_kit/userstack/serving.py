@@ -25,7 +25,7 @@ from typing_extensions import Self
 from netns_kit.arguments import Address
 from netns_kit.errors import NetnsKitError
 from netns_kit.gateway.gateway import Gateway
-from netns_kit.gateway.served import DATAGRAM, LONGEST, Echo, Ended, EndingSeen, News, Opened, Question
+from netns_kit.gateway.served import DATAGRAM, LONGEST, Echo, Ended, EndingSeen, Opened, Question
 from netns_kit.gateway.serving import Serving
 from netns_kit.stack import Refusal
 from netns_kit.uplink.flow import Endpoint
@@ -33,6 +33,7 @@ from netns_kit.uplink.flow import Endpoint
 AT_ONCE = 1 << 18  # bytes that are received at once: each time costs as much as copying so many
 ROOM = 1 << 20  # bytes that wait for the other end
 FLOWS_MOST = 256  # of a handler at a time: the others wait, with their SYN on hold
+ANSWERS_MOST = 64  # to queries and pings, that are on their way to the stack
 LONGEST_PAYLOAD = 65507  # of a UDP datagram over IPv4
 
 T = TypeVar("T")
@@ -153,7 +154,57 @@ class _End:
         await checkpoint()
 
 
-class GuestStream(ByteStream):
+class EndStream(ByteStream):
+    """A stream of bytes over one end of a pair, or over a socket.
+
+    Args:
+        sock: The socket, which is the stream's from now on.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._end = _End(sock)
+        self._eof_sent = False
+
+    async def send(self, item: bytes) -> None:
+        """Send bytes, as fast as the other side takes them.
+
+        Args:
+            item: The bytes.
+
+        Raises:
+            anyio.BrokenResourceError: The connection was reset.
+            anyio.ClosedResourceError: The stream is closed, or its end was sent.
+
+        Cancellation: Some of them may have been sent.
+        """
+        self._end.checked()
+        if self._eof_sent:
+            raise anyio.ClosedResourceError
+        view = memoryview(item)
+        if not view:
+            await checkpoint()
+        while view:
+            view = view[await self._end.send(view) :]
+
+    async def send_eof(self) -> None:
+        """Send the end: the other side may still send.
+
+        Cancellation: It may have been sent.
+        """
+        await checkpoint()
+        self._eof_sent = True
+        with suppress(OSError):  # the other side has gone
+            self._end.checked().shutdown(socket.SHUT_WR)
+
+    async def aclose(self) -> None:
+        """Close the connection.  Calling it again is allowed.
+
+        Cancellation: The connection is closed all the same.
+        """
+        await self._end.aclose()
+
+
+class GuestStream(EndStream):
     """A TCP connection with a program in the namespace, as a stream of bytes.
 
     Halves are closed one by one (`send_eof`).  If the guest resets the connection, receiving and sending raise
@@ -167,8 +218,8 @@ class GuestStream(ByteStream):
     """
 
     def __init__(self, flow: _Flow, sock: socket.socket) -> None:
+        super().__init__(sock)
         self._flow = flow
-        self._end = _End(sock)
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
@@ -202,31 +253,15 @@ class GuestStream(ByteStream):
         poll.register(self._end.checked(), 0)
         return any(events & select.POLLHUP for _, events in poll.poll(0))
 
-    async def send(self, item: bytes) -> None:
-        """Send bytes, as fast as the guest takes them.
-
-        Args:
-            item: The bytes.
-
-        Raises:
-            anyio.BrokenResourceError: The connection was reset.
-            anyio.ClosedResourceError: The stream is closed, or its end was sent.
-
-        Cancellation: Some of them may have been sent.
-        """
-        view = memoryview(item)
-        while view:
-            view = view[await self._end.send(view) :]
-
     async def send_eof(self) -> None:
         """Send the end: the guest may still send.
 
         Cancellation: It may have been sent.
         """
-        await checkpoint()
-        with suppress(OSError):  # the engine's end is closed
-            if not self._flow.is_cut:
-                self._end.checked().shutdown(socket.SHUT_WR)
+        if self._flow.is_cut:
+            await checkpoint()
+        else:
+            await super().send_eof()
 
     async def aclose(self) -> None:
         """Close the connection.  Calling it again is allowed.
@@ -236,7 +271,7 @@ class GuestStream(ByteStream):
         if self._flow.is_cut:
             await checkpoint()
         else:
-            await self._end.aclose()
+            await super().aclose()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -364,13 +399,11 @@ class Claim:
             stream = GuestStream(flow, ours) if is_tcp else GuestDatagrams(flow, ours)
             try:
                 await self._handler(stream)
-            except Exception as error:
-                await self._servers.reset(number)
-                if not is_of_the_peer(error):
-                    logger.exception("the handler of %s has failed", flow.opened.remote)
-            except BaseException:
-                await self._servers.reset(number)
-                raise
+            except BaseException as error:
+                try:
+                    await note_failure(error, flow.opened.remote)
+                finally:
+                    await self._servers.reset(number)
         finally:
             await self._servers.leave(flow, ours)
 
@@ -458,6 +491,7 @@ class Servers:
         self.ways: dict[int, _Flow] = {}
         self._is_closing = False
         self._kept: list[socket.socket] = []  # until the engine has ended, which sees no end of a stream so
+        self._answers = anyio.Semaphore(ANSWERS_MOST)
 
     def set(self) -> None:
         """Note that something has happened to flows."""
@@ -476,7 +510,11 @@ class Servers:
                         await self.stack.ask(Serving.listen, number)
                         while True:
                             for each in await self.stack.ask(Serving.take):
-                                self._take(each, tasks)
+                                if isinstance(each, Question | Echo):
+                                    await self._answers.acquire()
+                                    tasks.start_soon(self._answer, each)
+                                else:
+                                    self._take(each, tasks)
                             await self._news.wait()
                             self._news = anyio.Event()
                 finally:
@@ -497,10 +535,7 @@ class Servers:
             each.close()
         self._kept.clear()
 
-    def _take(self, news: News, tasks: TaskGroup) -> None:
-        if isinstance(news, Question | Echo):
-            tasks.start_soon(self._answer, news)
-            return
+    def _take(self, news: Opened | Ended, tasks: TaskGroup) -> None:
         service = self._services.get(news.service)
         if isinstance(news, Ended):
             if isinstance(service, _Connecting) and service.flow is None:
@@ -545,14 +580,17 @@ class Servers:
 
     async def _answer(self, asked: Question | Echo) -> None:
         world = self._world
-        if world is None:
-            return
-        if isinstance(asked, Echo):
-            await self._decided(Serving.echoed, asked.id, asked.sequence, world.echo(asked))
-        else:
-            with suppress(ValueError):  # a worker may say anything
-                answer = world.resolve(self, bytes.fromhex(asked.message))
-                await self._decided(Serving.resolved, asked.id, answer.hex())
+        try:
+            if world is None:
+                return
+            if isinstance(asked, Echo):
+                await self._decided(Serving.echoed, asked.id, asked.sequence, world.echo(asked))
+            else:
+                with suppress(ValueError):  # a worker may say anything
+                    answer = world.resolve(self, bytes.fromhex(asked.message))
+                    await self._decided(Serving.resolved, asked.id, answer.hex())
+        finally:
+            self._answers.release()
 
     async def _decided(self, operation: Callable[..., None], number: int, *arguments: object) -> None:
         """Tell the stack what becomes of a flow or a query."""
@@ -675,6 +713,24 @@ def pair_of(is_tcp: bool) -> tuple[socket.socket, socket.socket]:
     return pair
 
 
+async def note_failure(error: BaseException, remote: Endpoint) -> None:
+    """Log that a handler has failed, unless its guest or the server that it has asked has gone.
+
+    Args:
+        error: What it has raised.
+        remote: What the guest has dialled.
+
+    Raises what is meant for the program, or for this task: KeyboardInterrupt, and the cancellation of the task.  A
+    cancellation that the handler has from elsewhere is a failure of its own, and so is SystemExit.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        raise error
+    if not isinstance(error, Exception):
+        await checkpoint_if_cancelled()
+    if not is_of_the_peer(error):
+        logger.error("the handler of %s has failed", remote, exc_info=error)
+
+
 def is_of_the_peer(error: BaseException) -> bool:
     """Return whether a handler has failed since its guest, or the server that it has asked, has gone."""
     parts = getattr(error, "exceptions", None)  # an ExceptionGroup, or that of Python 3.10
@@ -683,6 +739,13 @@ def is_of_the_peer(error: BaseException) -> bool:
     return isinstance(error, anyio.EndOfStream | anyio.BrokenResourceError | ConnectionError)
 
 
+_NUMBERS = {
+    "refused": errno.ECONNREFUSED,
+    "unreachable": errno.EHOSTUNREACH,
+    "timed out": errno.ETIMEDOUT,
+}
+
+
 def _refusal(why: EndingSeen | None) -> OSError:
-    number = {"refused": errno.ECONNREFUSED, "timed out": errno.ETIMEDOUT}.get(why or "", errno.ECONNABORTED)
+    number = _NUMBERS.get(why or "", errno.ECONNABORTED)
     return OSError(number, os.strerror(number))

@@ -49,7 +49,7 @@ from netns_kit.tap.frame_device import Device
 from netns_kit.uplink.in_memory import InMemoryUplink
 from netns_kit.uplink.uplink import Uplink
 
-from .capture import SNAPLEN_MAX, Capture
+from .capture import SNAPLEN_MAX, Capture, CaptureOptions
 from .event_log import EventLog
 from .events import Event, Events, FlowEvent, under_way
 from .in_process import LocalStack
@@ -143,6 +143,8 @@ class UserStack(Openable):
         """The policy that was set last; None: there is none."""
         above = [] if tap.namespace is None else [tap.namespace.supervisor]
         self.supervisor = Supervisor(type(self).__name__, StackClosed, *above, one_loop=True)
+        self.guests: dict[Address, Namespace] = {}
+        """Namespaces by their addresses, but for the one of the device; for parts of this library."""
         self._runner: Runner | None = None
         self._passing: socket.socket | None = None
         self._news: dict[int, Settable] = {}
@@ -499,7 +501,7 @@ class UserStack(Openable):
 
         Cancellation: Nothing is intercepted, or the call completes.
         """
-        from netns_kit.policy.rules import Rule  # few need this and the next
+        from netns_kit.policy.rules import Rule, several  # few need this and the next
 
         from .interception import intercept
 
@@ -508,8 +510,7 @@ class UserStack(Openable):
             given, ports, protocol = targets.targets, ports or targets.ports, protocol or _carried(targets)
             rule = Rule("allow", given, ports or None, protocol or "tcp")
         else:
-            several = isinstance(targets, list | tuple | set | frozenset)
-            rule = Rule("allow", targets if several else (targets,), ports, protocol or "tcp")  # type: ignore[arg-type]  # it raises for what is no target
+            rule = Rule("allow", several(targets), ports, protocol or "tcp")
         _check_handler(handler)
         return await intercept(self._serving(), rule, handler)
 
@@ -533,10 +534,11 @@ class UserStack(Openable):
 
         Raises:
             ConnectionRefusedError: Nothing listens there.
-            TimeoutError: Nothing in the namespace answers.
+            TimeoutError: Nothing in the namespace answers, after a minute.  On `TapDevice.pair()` that is what
+                the other stack does if `source` is none of its guest's addresses.
             AddressError: The namespace cannot have the address, or no client the source.
             ArgumentError, ArgumentTypeError: An argument that cannot be used.
-            OSError: There is no room for the connection.
+            OSError: EHOSTUNREACH: an ICMP error says that it cannot be reached.  Or there is no room for it.
             StackClosed: The stack is not open, or is closed meanwhile.
 
         Cancellation: There is no connection.
@@ -580,7 +582,7 @@ class UserStack(Openable):
 
         Cancellation: The generator has ended, and keeps no more events.
         """
-        async with _Follower(self, processes) as follower:
+        async with Follower(self, processes) as follower:
             while True:
                 try:
                     await follower.wait()
@@ -617,7 +619,7 @@ class UserStack(Openable):
         """
         log = EventLog(target)
         try:
-            async with _Follower(self, processes) as follower:
+            async with Follower(self, processes) as follower:
                 task_status.started()
                 await log.run(follower, CLOSING_SECONDS)
         finally:
@@ -663,16 +665,15 @@ class UserStack(Openable):
 
         Cancellation: The file is complete.
         """
-        return Capture(
-            self,
-            target,
-            where=where,
-            snaplen=snaplen,
-            max_bytes=max_bytes,
-            max_seconds=max_seconds,
-            files=files,
-            processes=processes,
-        )
+        options: CaptureOptions = {
+            "where": where,
+            "snaplen": snaplen,
+            "max_bytes": max_bytes,
+            "max_seconds": max_seconds,
+            "files": files,
+            "processes": processes,
+        }
+        return Capture(self, target, options)
 
     def faults(
         self,
@@ -720,9 +721,10 @@ class UserStack(Openable):
         if name is None:
             name = (await self._names([asked])).get(asked.remote.address)
         process = None
-        if self.namespace is not None:
+        namespace = self.namespace_of(asked.guest.address)
+        if namespace is not None:
             with suppress(NetnsKitError, OSError):
-                process = await self.namespace.process_of(asked.protocol, asked.guest, asked.remote)
+                process = await namespace.process_of(asked.protocol, asked.guest, asked.remote)
         return replace(asked, name=name, process=process)
 
     def _tell(self, number: int) -> None:
@@ -733,6 +735,17 @@ class UserStack(Openable):
     def namespace(self) -> Namespace | None:
         """The namespace that the device is in, if it is known."""
         return self.tap.namespace
+
+    def namespace_of(self, guest: AddressLike) -> Namespace | None:
+        """Return the namespace that has an address, if it is known.
+
+        Args:
+            guest: The address.
+
+        Raises:
+            AddressError, ArgumentTypeError: The argument is no address.
+        """
+        return self.guests.get(arguments.address(guest, "guest"), self.namespace)
 
     def pass_socket(self, sock: socket.socket) -> int:
         """Have the engine receive a copy of a socket, and return the number under which it has it.
@@ -809,19 +822,26 @@ class UserStack(Openable):
             return await self._runner.hand(fds, operation, *arguments, flow=flow)
 
 
-class _Follower:
-    """A subscriber of events, which completes them by names and, if they are wanted, by processes."""
+class Follower:
+    """A subscriber of events, which completes them by names and, if they are wanted, by processes.
 
-    def __init__(self, stack: UserStack, processes: bool) -> None:
+    Args:
+        stack: The stack.
+        processes: Whether processes are wanted.
+        guests: The addresses of the guests whose events it gets; none: those of all.
+    """
+
+    def __init__(self, stack: UserStack, processes: bool, guests: tuple[Address, ...] = ()) -> None:
         self._stack = stack
-        self._namespace = stack.namespace if processes else None
+        self._guests = guests
+        self._wants_processes = processes
         self._processes: dict[int, ProcessInfo | None] = {}  # of flows that are under way, by their ids
         self._number = next(_numbers)
 
     async def __aenter__(self) -> Self:
         self._news = self._stack._news[self._number] = anyio.Event()
         try:
-            await self._stack.ask(Events.subscribe, self._number)
+            await self._stack.ask(Events.subscribe, self._number, self._guests)
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
@@ -862,7 +882,7 @@ class _Follower:
 
     async def _completed(self, events: tuple[Event, ...]) -> tuple[Event, ...]:
         names = await self._stack._names(event.flow for event in events if isinstance(event, FlowEvent))
-        if not names and self._namespace is None:
+        if not names and not self._wants_processes:
             return events
         completed: list[Event] = []
         for event in events:
@@ -878,14 +898,15 @@ class _Follower:
     async def _process(self, event: FlowEvent) -> ProcessInfo | None:
         """Return the process that has opened a flow, which is looked for when that has happened."""
         flow, known = event.flow, self._processes
-        if self._namespace is None or flow.direction == "inbound":
+        namespace = self._stack.namespace_of(flow.guest.address) if self._wants_processes else None
+        if namespace is None or flow.direction == "inbound":
             return None
         if event.missed:  # perhaps the ends of known ones
             known.clear()
         if event.kind == "opened":
             known[flow.id] = None
             with suppress(NetnsKitError, OSError):
-                known[flow.id] = await self._namespace.process_of(flow.protocol, flow.guest, flow.remote)
+                known[flow.id] = await namespace.process_of(flow.protocol, flow.guest, flow.remote)
             return known[flow.id]
         return known.get(flow.id) if event.audit else known.pop(flow.id, None)
 

@@ -23,7 +23,19 @@ SETTINGS = {
 }  # fmt: skip
 HOST = Host(SETTINGS, release="6.1", gid=1000)
 OFF = {"net.ipv6.conf.all.disable_ipv6": "0", "net.ipv6.conf.default.disable_ipv6": "1"}
-INSIDE = {"tun", "files", "pids", "offloads", "queues", "sysctls", "id-ranges", "ipv6-inside", "transparent"}
+INSIDE = {
+    "tun",
+    "files",
+    "pids",
+    "offloads",
+    "queues",
+    "sysctls",
+    "id-ranges",
+    "ipv6-inside",
+    "transparent",
+    "members",
+    "guard",
+}
 
 
 def healthy() -> dict[str, Outcome]:
@@ -68,6 +80,8 @@ def test_a_healthy_host_is_blamed_for_nothing() -> None:
         ("ipv6", failed(errno.EADDRNOTAVAIL), "limited", "denied", "net.ipv6.conf.all.disable_ipv6"),
         ("ipv6-inside", failed(errno.EACCES, settings=OFF), "limited", "denied", [*OFF][1]),
         ("transparent", failed(errno.EPERM), "limited", "denied", None),
+        ("members", failed(errno.EOPNOTSUPP), "limited", "absent", "Linux"),
+        ("guard", failed(errno.EPROTONOSUPPORT), "limited", "absent", "Linux"),
         ("udp-gro", failed(errno.ENOPROTOOPT), "limited", "absent", "Linux"),
         ("landlock", {"errno": 0, "op": "landlock", "message": "unsupported"}, "limited", "absent", "landlock"),
         ("landlock", {"errno": 0, "op": "landlock", "message": "disabled"}, "limited", "denied", "landlock"),

@@ -296,6 +296,12 @@ def test_every_frame_may_be_hostile(make: Make, begin: Begin) -> None:
         bench.inject(whole[:size], ethernet.IPV6)
         bench.inject(whole[:size], ethernet.ARP)
         bench.settle()
+    for every in begin(bench, None), begin(bench, CaptureFilter("10.0.2.0/24")):
+        for size in range(1, 30):
+            for octet in b"\x00\x01\xff":
+                bench.far.write(bytes((octet,)) * size)
+            bench.settle()
+        every()
     long = bytes(22) + b"\x08\x00\x45" + bytes(8) + bytes([ip.TCP]) + bytes(50)
     for frame in long, long[:22] + b"\x86\xdd\x60" + bytes(5) + bytes([ip.TCP]) + bytes(60):
         for size in range(10, len(frame)):

@@ -157,7 +157,7 @@ EVERYWHERE: list[tuple[Callable[..., Any], tuple[Any, ...] | dict[str, Any], dic
     (Network().member, ("web",), {
         "aliases": ["www", 5, [5], ["a b"]], "address": [5, "name", "fd00::7"],
         "mac": [5, "mac", "03:00:00:00:00:01"], "ports": ["80:80", 8080, [None]],
-        "ifname": ["", 5, None, "a/b"], "namespace": ["ns", 5],
+        "ifname": ["", 5, None, "a/b"], "namespace": ["ns", 5], "policy": ["deny", 5],
     }),
     (Forwarder, (), {"stack": [None, "stack", 5]}),
     (Uplink, (), {
@@ -172,6 +172,7 @@ EVERYWHERE: list[tuple[Callable[..., Any], tuple[Any, ...] | dict[str, Any], dic
         "servers": ["192.0.2.1", 5, [5], ["name"], [None]],
         "domains": [[], {"a": "192.0.2.1"}, {"a": [5]}, {5: []}, {"a b": []}],
         "search": ["a", 5, [5], ["a b"]], "hook": ["hook", 5], "cache": ["no", 1], "resolv_conf": [5, None],
+        "unknown": ["refused", None],
     }),
     (Endpoint, ("192.0.2.1",), {"port": ["80", -1, 65536, True, None]}),
     (Endpoint, {"port": 80}, {"address": ["name", 5, None]}),

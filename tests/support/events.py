@@ -9,10 +9,12 @@ from contextlib import aclosing, asynccontextmanager
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream
 
-from netns_kit import FlowEvent, UserStack
+from netns_kit import FlowEvent, Member, UserStack
 
 
-async def flow_events(stack: UserStack, *, processes: bool = False) -> AsyncGenerator[FlowEvent, None]:
+async def flow_events(
+    stack: UserStack | Member, *, processes: bool = False
+) -> AsyncGenerator[FlowEvent, None]:
     """What `UserStack.events` says of flows."""
     async with aclosing(stack.events(processes=processes)) as events:
         async for event in events:
@@ -22,7 +24,7 @@ async def flow_events(stack: UserStack, *, processes: bool = False) -> AsyncGene
 
 @asynccontextmanager
 async def followed(
-    stack: UserStack, *, processes: bool = False
+    stack: UserStack | Member, *, processes: bool = False
 ) -> AsyncIterator[MemoryObjectReceiveStream[FlowEvent]]:
     """What it says from now on."""
     into, out_of = anyio.create_memory_object_stream[FlowEvent](math.inf)

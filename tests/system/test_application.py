@@ -35,6 +35,8 @@ import socket, sys
 with socket.create_connection((sys.argv[1], int(sys.argv[2])), 20) as sock:
     print(sock.recv(99).decode(), flush=True)
 """
+LATE = ["sh", "-c", 'sleep 0.5; exec "$@"', "sh"]
+"""What has a command begin a moment later."""
 FILE = """
 [members.web]
 command = [{python}, "-ISc", {ask}, "store", "6379"]
@@ -65,69 +67,79 @@ def composition(**members: dict[str, Any]) -> Composition:
 
 @pytest.mark.anyio
 @pytest.mark.usefixtures("leaks")
-class TestInPython:
-    @bounded
-    async def test_commands_wait_for_whom_they_depend_on(self) -> None:
-        shop = composition(
-            web={"command": python(ASK, "store", "6379"), "depends_on": ["db:6379"]},
-            db={"command": python(SERVE, "6379", "stored"), "aliases": ["store"], "env": {"WHO": "db"}},
-            tools={},
-        )
-        lines: list[str] = []
-        async with Application(shop, on_line=lambda line: lines.append(f"{line.member}: {line.text}")) as lab:
-            async for line in lab.logs("web", follow=True):
-                assert line.text == "stored"
-            assert lines == ["db: listening db", "web: stored"]
-            assert [each.text async for each in lab.logs()] == ["listening db", "stored"]
-            states = {each.name: (each.state, each.status) for each in await lab.state()}
-            assert states == {"db": ("running", None), "web": ("ended", 0), "tools": ("idle", None)}
-            async with await lab.member("db").connect_tcp(6379) as stream:
-                assert await stream.receive() == b"stored"
-            with pytest.raises(NotFound, match="'nobody'"):
-                lab.member("nobody")
-            with pytest.raises(NotFound):
-                await anext(lab.logs("nobody"))
-        with pytest.raises(StackClosed):
-            await lab.state()
+@bounded
+async def test_commands_wait_for_whom_they_depend_on() -> None:
+    shop = composition(
+        web={"command": python(ASK, "store", "6379"), "depends_on": ["db:6379"]},
+        db={"command": [*LATE, *python(SERVE, "6379", "stored")], "aliases": ["store"], "env": {"WHO": "db"}},
+        tools={},
+    )
+    lines: list[str] = []
+    async with Application(shop, on_line=lambda line: lines.append(f"{line.member}: {line.text}")) as lab:
+        async for line in lab.logs("web", follow=True):
+            assert line.text == "stored"
+        assert lines == ["db: listening db", "web: stored"]
+        assert [each.text async for each in lab.logs()] == ["listening db", "stored"]
+        states = {each.name: (each.state, each.status) for each in await lab.state()}
+        assert states == {"db": ("running", None), "web": ("ended", 0), "tools": ("idle", None)}
+        async with await lab.member("db").connect_tcp(6379) as stream:
+            assert await stream.receive() == b"stored"
+        with pytest.raises(NotFound, match="'nobody'"):
+            lab.member("nobody")
+        with pytest.raises(NotFound):
+            await anext(lab.logs("nobody"))
+    with pytest.raises(StackClosed):
+        await lab.state()
 
-    @bounded
-    async def test_it_ends_when_all_commands_have(self) -> None:
-        async with Application(composition(a={"command": "exit 3"}, b={"command": ["true"]})) as lab:
-            assert await lab.wait() == {"a": 3, "b": 0}
 
-    @bounded
-    async def test_a_command_that_ends_before_it_listens(self) -> None:
-        lab = Application(
-            composition(
-                a={"command": "echo 'no room'; exit 1"}, b={"command": ["true"], "depends_on": ["a:80"]}
-            )
-        )
-        with pytest.raises(
-            NetnsKitError, match=r"a has ended with status 1, and b waits for its port 80/tcp"
-        ):
-            await lab.open()
+@pytest.mark.anyio
+@pytest.mark.usefixtures("leaks")
+@bounded
+async def test_it_ends_when_all_commands_have() -> None:
+    async with Application(composition(a={"command": "exit 3"}, b={"command": ["true"]})) as lab:
+        assert await lab.wait() == {"a": 3, "b": 0}
 
-    @bounded
-    async def test_a_command_that_cannot_be_executed(self) -> None:
-        lab = Application(composition(a={"command": ["no-such-program"]}))
-        with pytest.raises(FileNotFoundError):
-            await lab.open()
 
-    @bounded
-    async def test_lines_as_they_are_written(self) -> None:
-        command = r"printf 'one\r\ntwo\nthree \377'; head -c 40000 /dev/zero | tr '\0' x >&2"
-        async with Application(composition(a={"command": command})) as lab:
-            await lab.wait()
-            lines = [each.text async for each in lab.logs()]
-        assert lines[:2] == ["one", "two"]
-        assert "".join(lines[2:]) == "three \N{REPLACEMENT CHARACTER}" + 40000 * "x"
-        assert max(map(len, lines)) <= 16_384
+@pytest.mark.anyio
+@pytest.mark.usefixtures("leaks")
+@bounded
+async def test_a_command_that_ends_before_it_listens() -> None:
+    lab = Application(
+        composition(a={"command": "echo 'no room'; exit 1"}, b={"command": ["true"], "depends_on": ["a:80"]})
+    )
+    with pytest.raises(NetnsKitError, match=r"a has ended with status 1, and b waits for its port 80/tcp"):
+        await lab.open()
 
-    async def test_what_is_no_application(self) -> None:
-        with pytest.raises(ArgumentTypeError, match=r"expected a Composition; read one"):
-            Application("shop.toml")  # type: ignore[arg-type]  # that is what it is about
-        with pytest.raises(ArgumentTypeError, match="expected a plain function"):
-            Application(composition(), on_line="print")  # type: ignore[arg-type]  # the same
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("leaks")
+@bounded
+async def test_a_command_that_cannot_be_executed() -> None:
+    lab = Application(composition(a={"command": ["no-such-program"]}))
+    with pytest.raises(FileNotFoundError):
+        await lab.open()
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("leaks")
+@bounded
+async def test_lines_as_they_are_written() -> None:
+    command = r"printf 'one\r\ntwo\nthree \377'; head -c 40000 /dev/zero | tr '\0' x >&2"
+    async with Application(composition(a={"command": command})) as lab:
+        await lab.wait()
+        lines = [each.text async for each in lab.logs()]
+    assert lines[:2] == ["one", "two"]
+    assert "".join(lines[2:]) == "three \N{REPLACEMENT CHARACTER}" + 40000 * "x"
+    assert max(map(len, lines)) <= 16_384
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("leaks")
+async def test_what_is_no_application() -> None:
+    with pytest.raises(ArgumentTypeError, match=r"expected a Composition; read one"):
+        Application("shop.toml")  # type: ignore[arg-type]  # that is what it is about
+    with pytest.raises(ArgumentTypeError, match="expected a plain function"):
+        Application(composition(), on_line="print")  # type: ignore[arg-type]  # the same
 
 
 def netns_kit(*words: str, status: int = 0) -> str:
@@ -188,6 +200,7 @@ def test_up_ps_logs_join_and_down(tmp_path: Path, name: str) -> None:
         assert f"127.0.0.1:{port} -> 6379/tcp" in netns_kit("ps")
         assert netns_kit("logs", name) == "db | listening db\nweb | stored\n"
         assert netns_kit("logs", name, "web") == "web | stored\n"
+        assert netns_kit("logs", f"{name}/web") == "web | stored\n", "the place that join takes"
         with socket.create_connection(("127.0.0.1", port)) as client:
             assert client.recv(99) == b"stored"
         said = netns_kit("join", f"{name}/tools", "--", "getent", "hosts", "store")
@@ -240,7 +253,9 @@ def test_what_up_says_of_its_commands(tmp_path: Path, name: str) -> None:
     assert "a | there\n" in said
     assert "netns-kit: a has ended with status 3\n" in said
     file.write_text('{"members": {"a": {"port": []}}}', encoding="utf-8")
-    assert "members.a.port" in netns_kit("up", str(file), status=125)
+    for options in ((), ("-d",)):
+        said = netns_kit("up", *options, str(file), status=125)
+        assert f"netns-kit: {file}: members.a.port=[]: expected a key" in said, "it is no option"
     assert "nothing.toml: No such file" in netns_kit("up", str(tmp_path / "nothing.toml"), status=125)
 
 

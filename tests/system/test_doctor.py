@@ -31,7 +31,19 @@ pytestmark = pytest.mark.usefixtures("leaks")
 SECONDS = 60
 UID, GID = (os.geteuid(), os.getegid()) if os.geteuid() else (12345, 12345)
 DOCTOR = [sys.executable, "-m", "netns_kit", "doctor", "--json"]
-INSIDE = {"tun", "files", "pids", "offloads", "queues", "sysctls", "id-ranges", "ipv6-inside", "transparent"}
+INSIDE = {
+    "tun",
+    "files",
+    "pids",
+    "offloads",
+    "queues",
+    "sysctls",
+    "id-ranges",
+    "ipv6-inside",
+    "transparent",
+    "members",
+    "guard",
+}
 
 HOST = """
 import ctypes, fcntl, os, resource, socket, struct, sys, tempfile

@@ -200,7 +200,7 @@ async def test_events_are_as_of_any_flow(world: World) -> None:
 
 @bounded
 async def test_the_hosts_own_names_are_not_there(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("netns_kit.network.shown._text", lambda _: "192.0.2.250 intranet")
+    monkeypatch.setattr("netns_kit.network.shown.text_of", lambda _: "192.0.2.250 intranet")
     files = await world.net.files()
     assert "intranet" not in files["/etc/hosts"]
     assert "search example.com" in files["/etc/resolv.conf"]

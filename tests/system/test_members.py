@@ -22,9 +22,9 @@ from netns_kit import (
 )
 from netns_kit.gateway.setup import DriverName
 from tests.support import needs, needs_ipv6, needs_tun
-from tests.support.connections import every_driver
+from tests.support.connections import every_driver, once
 from tests.support.members import ask, echo, network, output, serving, status
-from tests.support.servers import hello, tcp_server
+from tests.support.servers import cancelled_at_any_moment, hello, tcp_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
@@ -294,3 +294,53 @@ async def test_a_member_whose_namespace_ends_is_gone(somebody: Namespace) -> Non
             await web.run(["true"])
         async with net.member("web"):
             pass
+
+
+async def test_what_a_namespace_lacks(somebody: Namespace, caplog: pytest.LogCaptureFixture) -> None:
+    """IPv6, which is switched off in there: the member has IPv4, and no AAAA record."""
+    needs_ipv6()
+    await somebody.set_sysctl("net.ipv6.conf.default.disable_ipv6", 1)
+    async with network(ipv6=True) as net, net.member("db") as db:
+        async with net.member("web", namespace=somebody) as web, serving(web, 80):
+            assert web.address6 is None
+            assert "the member web has IPv4 only: net.ipv6.conf.eth0.disable_ipv6 is 1" in caplog.messages
+            assert {each.type for each in await net.stack.records() if each.name == "web"} == {"A"}
+            assert await ask(db, "web", 80) == str(db.address)
+        assert set(net.stack.guests.values()) == {db.namespace}
+
+
+async def test_the_hub_is_no_member_and_has_one_bridge() -> None:
+    async with network(ifname="br0") as net:
+        with pytest.raises(ArgumentError, match="without an interface br0"):
+            await net.add_member("web")
+        assert await status(net, "ping", "-c1", "-W5", "10.0.2.2") == 0
+    async with network() as net:
+        with pytest.raises(ArgumentError, match="expected another namespace than the network's own"):
+            await net.add_member("web", namespace=net.namespace)
+        assert {each.name for each in await net.namespace.links()} == {"lo", "tap0"}
+
+
+async def test_a_bridge_that_cannot_be_used_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("ping")
+    async with network() as net:
+        with monkeypatch.context() as patch:
+
+            async def full(*_: object, **__: object) -> None:
+                raise OSError(28, "No space left on device")
+
+            patch.setattr("netns_kit.network.hub.Hub._index", full)
+            with pytest.raises(OSError, match="No space left"):
+                await net.add_member("web")
+        assert {each.name for each in await net.namespace.links()} == {"lo", "tap0"}
+        assert await status(net, "ping", "-c1", "-W5", "10.0.2.2") == 0
+        async with net.member("web") as web:
+            assert await status(web, "ping", "-c1", "-W5", "10.0.2.100") == 0
+
+
+@once
+async def test_a_first_member_that_is_cancelled_at_any_moment() -> None:
+    async with network() as net:
+        await cancelled_at_any_moment(lambda: net.member("web"))
+        assert await status(net, "ping", "-c1", "-W5", "10.0.2.2") == 0
+        async with net.member("web") as web:
+            assert await status(web, "ping", "-c1", "-W5", "10.0.2.100") == 0

@@ -66,7 +66,7 @@ def squid(path: Path, port: int, *rules: str) -> list[str]:
     ]
     settings += ["shutdown_lifetime 0 seconds", "dns_nameservers 127.0.0.9", f"netdb_filename {path}/netdb"]
     (path / "conf").write_text("".join(f"{each}\n" for each in settings))
-    return ["squid", "-N", "-f", str(path / "conf")]
+    return ["squid", "-N", "-n", f"squid{os.getpid()}p{port}", "-f", str(path / "conf")]
 
 
 def squid_with_password(path: Path, port: int) -> list[str]:
@@ -119,6 +119,8 @@ def serving(start: Start, path: Path, port: int = 0) -> Iterator[Running]:
     finally:
         process.kill()
         process.wait(SECONDS)
+        for left in Path("/dev/shm").glob(f"squid{os.getpid()}p{port}-*"):  # squid's, when it is killed
+            left.unlink()
 
 
 def _listens(port: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import socket
@@ -204,6 +205,56 @@ async def test_what_was_sent_before_a_join_comes_first(driver: DriverName) -> No
 
 
 @bounded
+async def test_a_socket_of_the_way_out_is_no_childs_and_its_end_is_the_end(driver: DriverName) -> None:
+    seen: list[bool] = []
+    done = anyio.Event()
+
+    async def handler(stream: InterceptedStream) -> None:
+        async with await stream.connect_upstream() as upstream:
+            seen.append(upstream.extra(SocketAttribute.raw_socket).get_inheritable())
+            for each in stream, upstream:
+                await each.send(b"")
+                await each.send_eof()
+                for data in b"", b"more":
+                    with pytest.raises(anyio.ClosedResourceError):
+                        await each.send(data)
+            assert await everything(upstream) == b""
+        done.set()
+
+    async with (
+        joined(driver) as pair,
+        await pair.stack.intercept(GATEWAY, handler),
+        await pair.dial() as client,
+    ):
+        assert await everything(client) == b""
+        await done.wait()
+    assert seen == [False]
+
+
+@bounded
+async def test_what_was_joined_outlives_its_interceptor(driver: DriverName) -> None:
+    """Also if what the handler has sent is not with the guest yet."""
+    done = anyio.Event()
+
+    async def handler(stream: InterceptedStream) -> None:
+        upstream = await stream.connect_upstream()
+        with anyio.move_on_after(0.1):
+            while True:
+                await stream.send(BLOCK)
+        await stream.join(upstream)
+        done.set()
+
+    async with joined(driver) as pair:
+        interceptor = await pair.stack.intercept(GATEWAY, handler)
+        async with await pair.dial() as client:
+            await done.wait()
+            await interceptor.aclose()
+            await client.send(b"the end")
+            await client.send_eof()
+            assert (await everything(client)).endswith(b"the end")
+
+
+@bounded
 async def test_the_guests_end_before_and_after_the_join(driver: DriverName) -> None:
     has_ended, go = anyio.Event(), anyio.Event()
 
@@ -236,6 +287,7 @@ async def test_a_joined_connection_is_reset_by_either_side(driver: DriverName) -
                         socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0"
                     )
                     return
+                await stream.send(b"joined")
                 await stream.receive()
             except anyio.BrokenResourceError:
                 closed.append("reset")
@@ -247,7 +299,7 @@ async def test_a_joined_connection_is_reset_by_either_side(driver: DriverName) -
                 await client.receive()
         async with await pair.dial() as client:
             await client.send(b"wait")
-            await anyio.sleep(0.02)
+            assert await client.receive() == b"joined"  # by the engine, before the end of the flow
             await pair.inside.end_flow(client.extra(FlowAttribute.flow_id))
         await until_none(pair)
         while not closed:  # noqa: ASYNC110 - nobody tells
@@ -473,13 +525,14 @@ async def test_what_cannot_be_intercepted() -> None:
             await stack.intercept(NAME, "handler")  # type: ignore[arg-type]  # the same
 
 
+@pytest.mark.parametrize("error", [LookupError, SystemExit, asyncio.CancelledError])
 @bounded
 async def test_a_handler_that_fails_or_is_cancelled_resets(
-    driver: DriverName, caplog: pytest.LogCaptureFixture
+    driver: DriverName, error: type[BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
     async def fails(stream: InterceptedStream) -> None:
         await stream.peek()
-        raise LookupError("a bug")
+        raise error
 
     async def waits(stream: InterceptedStream) -> None:
         async with await stream.connect_upstream():

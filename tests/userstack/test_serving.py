@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import resource
 import socket
@@ -151,22 +152,28 @@ async def test_a_reset_of_the_guest_is_no_end(driver: DriverName, has_ended: boo
     assert seen == [anyio.BrokenResourceError]
 
 
+@pytest.mark.parametrize("error", [LookupError, SystemExit, asyncio.CancelledError])
 @bounded
 async def test_a_handler_that_fails_resets_its_connection_and_is_logged_once(
-    driver: DriverName, caplog: pytest.LogCaptureFixture
+    driver: DriverName, error: type[BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Also if what has failed is a task that the handler waited for, and that somebody has cancelled."""
+
     async def handler(stream: GuestStream) -> None:
-        await stream.receive()
-        raise LookupError("a bug")
+        data = await stream.receive()
+        if data == b"fail":
+            raise error
+        await stream.send(data)
 
     caplog.set_level(logging.ERROR)
     async with joined(driver) as pair, await pair.stack.serve_tcp(METADATA, 80, handler):
         async with await pair.dial() as client:
-            await client.send(b"hello")
+            await client.send(b"fail")
             with pytest.raises(anyio.BrokenResourceError):
                 await client.receive()
         async with await pair.dial() as client:  # others are served
-            assert await pair.stack.flows()
+            await client.send(b"hello")
+            assert await client.receive() == b"hello"
     assert [record.message for record in caplog.records] == [f"the handler of {METADATA}:80 has failed"]
 
 

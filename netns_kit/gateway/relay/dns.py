@@ -25,6 +25,7 @@ from netns_kit.arguments import Address
 from netns_kit.dns import Action, Answer, DnsProxy, DnsServer, Send, Upstream, Zone
 from netns_kit.dns.cache import ENTRIES, Cache
 from netns_kit.dns.guard import Guard
+from netns_kit.dns.message import NXDOMAIN, SERVFAIL
 from netns_kit.gateway.engine import IN, Engine
 from netns_kit.stack import Refusal, TcpConnection, UdpFlow
 from netns_kit.stack.user import Transport
@@ -94,7 +95,10 @@ class DnsRelay:
         self._uplink = uplink
         self._server = DnsServer(
             zone,
-            DnsProxy(random_id=lambda: int.from_bytes(os.urandom(2), "big")),
+            DnsProxy(
+                random_id=lambda: int.from_bytes(os.urandom(2), "big"),
+                unknown=NXDOMAIN if uplink.dns.unknown == "nxdomain" else SERVFAIL,
+            ),
             cache=Cache(self.entries) if uplink.dns.cache else None,
             hook=uplink.dns.hook,
             failed=failed,
