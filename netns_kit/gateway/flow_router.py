@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from .relay.forbidden import Forbidden
     from .relay.peek import Judge, PeekingRelay
 
+
 F = TypeVar("F", TcpConnection, UdpFlow, EchoFlow)
 STRANGERS = 256  # flows of one UDP socket, beyond which no unsolicited datagram opens one
 EPHEMERAL = range(32768, 61000)  # ports for clients whose own port is in use
@@ -730,11 +731,6 @@ class FlowRouter:
             self._tell(text, error)
 
 
-def _flows_of(guests: Collection[bytes], flows: Iterable[F]) -> list[F]:
-    """Return the flows of guests with these packed addresses; of none: all."""
-    return [each for each in flows if not guests or flow_key.parse(each.key).guest in guests]
-
-
 def connected(open_socket: Callable[[], socket.socket], target: Target) -> socket.socket | Refusal:
     """Return a socket that is connected to a target, or how that is refused."""
     try:
@@ -747,6 +743,11 @@ def connected(open_socket: Callable[[], socket.socket], target: Target) -> socke
         sock.close()
         return refusal_for(error.errno or 0)
     return sock
+
+
+def _flows_of(guests: Collection[bytes], flows: Iterable[F]) -> list[F]:
+    """Return the flows of guests with these packed addresses; of none: all."""
+    return [each for each in flows if not guests or flow_key.parse(each.key).guest in guests]
 
 
 def _unnamed(_: bytes) -> None:

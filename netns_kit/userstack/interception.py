@@ -570,7 +570,7 @@ class Interceptor(Claim):
             try:
                 await stream.aclose()
             finally:
-                if not stream.is_joined:
+                if not stream.is_joined:  # else it is the engine's
                     await servers.leave(flow, ours)
 
 

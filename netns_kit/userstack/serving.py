@@ -29,7 +29,6 @@ from netns_kit.gateway.served import DATAGRAM, LONGEST, Echo, Ended, EndingSeen,
 from netns_kit.gateway.serving import Serving
 from netns_kit.stack import Refusal
 from netns_kit.uplink.flow import Endpoint
-from netns_kit.uplink.uplink import Uplink
 
 AT_ONCE = 1 << 18  # bytes that are received at once: each time costs as much as copying so many
 ROOM = 1 << 20  # bytes that wait for the other end
@@ -57,9 +56,6 @@ class FlowAttribute(anyio.TypedAttributeSet):
 
 class Asked(Protocol):
     """What is needed of a stack."""
-
-    @property
-    def uplink(self) -> Uplink: ...
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T: ...
 

@@ -287,6 +287,7 @@ async def test_a_joined_connection_is_reset_by_either_side(driver: DriverName) -
                         socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0"
                     )
                     return
+                await stream.send(b"joined")
                 await stream.receive()
             except anyio.BrokenResourceError:
                 closed.append("reset")
@@ -298,7 +299,7 @@ async def test_a_joined_connection_is_reset_by_either_side(driver: DriverName) -
                 await client.receive()
         async with await pair.dial() as client:
             await client.send(b"wait")
-            await anyio.sleep(0.02)
+            assert await client.receive() == b"joined"  # by the engine, before the end of the flow
             await pair.inside.end_flow(client.extra(FlowAttribute.flow_id))
         await until_none(pair)
         while not closed:  # noqa: ASYNC110 - nobody tells

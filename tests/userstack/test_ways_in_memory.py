@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -13,11 +14,14 @@ import pytest
 from anyio.abc import ByteStream
 
 from netns_kit import (
+    Endpoint,
     FakeHost,
     FakeInternet,
     FlowAttribute,
     GuestStream,
     InterceptedStream,
+    Policy,
+    Rule,
     TapDevice,
     UserStack,
 )
@@ -44,8 +48,8 @@ class World:
 
 
 @asynccontextmanager
-async def world(driver: DriverName) -> AsyncIterator[World]:
-    fake = FakeInternet()
+async def world(driver: DriverName, policy: Policy | None = None) -> AsyncIterator[World]:
+    fake = FakeInternet(policy=policy)
     near, far = TapDevice.pair()
     async with (
         near,
@@ -195,10 +199,11 @@ async def test_the_host_refuses_the_way_out(driver: DriverName) -> None:
         other = there.fake.host("other.example.com")
         other.serve_tcp(81, hello)
         async with await there.stack.intercept((), handler):
-            for refuse in (there.host.up, there.host.down):
-                refuse()
-                with pytest.raises(ConnectionRefusedError):
-                    await there.dial()
+            with pytest.raises(ConnectionRefusedError):
+                await there.dial()
+            there.host.down()
+            with pytest.raises(OSError, match="No route to host"):
+                await there.dial()
         assert seen == [errno.ECONNREFUSED, errno.EHOSTUNREACH]
         async with await there.stack.intercept((), elsewhere), await there.dial() as client:
             assert await everything(client) == b"None"
@@ -229,3 +234,48 @@ async def test_a_handler_that_gives_up_leaves_nothing(
         async with await there.dial() as client:
             assert await everything(client) == b"done"
     assert not caplog.records
+
+
+@bounded
+async def test_who_sees_what(driver: DriverName) -> None:
+    """The table in docs/programming.md."""
+    handled: list[int] = []
+    denied = "192.0.2.99"
+
+    async def handler(stream: InterceptedStream) -> None:
+        handled.append(stream.extra(FlowAttribute.local).port)
+        with pytest.raises(PermissionError):
+            await stream.connect_upstream(denied)
+        await copies(stream)
+
+    async def client(address: str, port: int) -> bytes:
+        async with await there.inside.connect_tcp(address, port, source=GUEST) as stream:
+            await stream.send(b"hello")
+            heard = await stream.receive()
+            [flow] = await there.stack.flows()
+            assert flow.remote == Endpoint(address, port)
+            return heard
+
+    policy = Policy("allow", (Rule("deny", [denied]),))
+    target = io.BytesIO()
+    async with (
+        world(driver, policy) as there,
+        await there.stack.intercept((), handler, ports=(80, 82)),
+        await there.stack.serve_tcp(denied, 80, echo),
+        there.stack.capture(target),
+    ):
+        address = str(there.host.addresses[0])
+        there.host.serve_tcp(None, echo)
+        for where, port in (denied, 80), (address, 80), (address, 81):  # served, intercepted, fake
+            assert await client(where, port) == b"hello"
+            while await there.stack.flows():  # noqa: ASYNC110 - nobody tells
+                await anyio.sleep(0.001)
+        async with there.stack.faults(refuse=True, ports=82):
+            with pytest.raises(ConnectionRefusedError):
+                await client(address, 82)
+        with pytest.raises(OSError, match="No route to host"):
+            await client(denied, 81)
+        assert handled == [80]
+        assert [each.remote.port for each in there.fake.flows] == [80, 81]
+    for port in 80, 81, 82:
+        assert port.to_bytes(2, "big") in target.getvalue()
