@@ -530,7 +530,8 @@ class Interceptor(Claim):
             try:
                 await stream.aclose()
             finally:
-                await servers.leave(flow, ours)
+                if not stream.is_joined:
+                    await servers.leave(flow, ours)
 
 
 async def intercept(servers: Servers, rule: Rule, handler: Any) -> Interceptor:
