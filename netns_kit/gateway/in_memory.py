@@ -24,11 +24,11 @@ from netns_kit.dns import Send, Upstream
 from netns_kit.stack import Closed, EchoFlow, Ending, IcmpError, Refusal, TcpConnection, UdpFlow
 from netns_kit.stack.wire.ip import Packet
 from netns_kit.uplink.dial import Connected, Dial
-from netns_kit.uplink.flow import Endpoint, Flow
+from netns_kit.uplink.flow import Endpoint, Flow, Target
 from netns_kit.uplink.in_memory import Waiting
 from netns_kit.uplink.uplink import is_reachable
 
-from .flow_router import FlowRouter, endpoints_of
+from .flow_router import DatagramsTaker, FlowRouter, endpoints_of
 from .relay import DnsRelay, TcpRelay
 from .relay.peek import PeekingRelay
 from .served import KEPT_MOST, Echo, Question, ServedConnection, Teller
@@ -79,6 +79,11 @@ class InMemoryRouter(FlowRouter):
         if self.serving is None:
             return Refusal.HOST_UNREACHABLE
         return self.serving.wait_udp(self.service, flow, endpoint)
+
+    def open_datagrams(
+        self, flow: Flow, target: Target, give: DatagramsTaker, pair: list[socket.socket]
+    ) -> None:
+        give(Waiting(target.candidates[0]))
 
     def _carry_echo(self, flow: EchoFlow, endpoint: Endpoint) -> Refusal | None:
         if self.serving is None:

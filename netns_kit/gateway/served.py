@@ -45,6 +45,8 @@ class Opened:
     """Where it leads: `remote`, unless whoever was asked about it has sent it elsewhere."""
     name: str | None
     """The name of that, if it is known."""
+    within: int = 0
+    """Number of the intercepted flow whose way out this is, without a packet; 0: it is a flow of the guest."""
 
 
 @frozen

@@ -81,6 +81,7 @@ class Serving:
             int, int
         ] = {}  # the number of what is untold of the beginning of a flow, by its id
         self._carrier: Carrier | None = None
+        self.world = 0  # the number under which what it carries is told of; 0: there is none
         self._port = EPHEMERAL[int.from_bytes(os.urandom(2), "big") % len(EPHEMERAL)]
 
     @property
@@ -169,6 +170,7 @@ class Serving:
         """
         self._carrier = cast("Carrier", self.gateway.router)  # the uplink is in memory
         self._carrier.carry(self, service)
+        self.world = service
 
     @operation()
     def refuse(self, number: int, why: Refusal) -> None:
@@ -222,13 +224,16 @@ class Serving:
             number: The flow.
             address: Another address to reach; None: the flow's.
             port: Another port to reach; None: the flow's.
-            fds: The socket that the answer is sent to.
+            fds: The socket that the answer is sent to; and for a UDP flow both ends of a pair of unix sockets, which
+                a worker could not make.
         """
         reply, flow = _come(fds), self._intercepted_flow(number)
+        pair = [_come((fd,)) for fd in fds[1:]]
         if flow is None:
-            reply.close()
+            for each in (reply, *pair):
+                each.close()
             return False
-        flow.dial(address, port, reply)
+        flow.dial(address, port, reply, *((pair,) if pair else ()))
         return True
 
     @operation()
@@ -255,14 +260,20 @@ class Serving:
         return "gone" if flow is None else str(flow.hold())
 
     @operation()
-    def go_on(self, number: int, *, fds: Sequence[int]) -> bool:
-        """Carry an intercepted connection that is held by a socket, and return whether it was still there."""
+    def go_on(self, number: int, way: int, *, fds: Sequence[int]) -> bool:
+        """Carry an intercepted connection that is held by a socket, and return whether it was still there.
+
+        Args:
+            number: The flow.
+            way: The number of its way out, if that ends in the caller's process; 0: it does not.
+            fds: The socket.
+        """
         sock = _come(fds)
         flow: Any = self._intercepted_flow(number)
         if flow is None:
             sock.close()
             return False
-        return bool(flow.go_on(sock))
+        return bool(flow.go_on(sock, way))
 
     @operation()
     def turn_back(self, number: int, *, fds: Sequence[int]) -> None:

@@ -81,6 +81,8 @@ class _Flow:
         self.is_carried = False
         self.is_cut = False
         self.has_handler = False
+        self.has_failed = False  # its handler, if this is a way out that ends in this process
+        self.is_joined = False  # to the guest, if it is such a way: the engine tells how it ends
         self.ended = anyio.Event()
         self.why: EndingSeen | None = None
 
@@ -242,7 +244,7 @@ class GuestStream(EndStream):
         """
         data = await self._end.receive(max_bytes)
         if not data:
-            if self._is_gone():
+            if self._is_gone() and (self._flow.is_joined or not self._flow.opened.within):
                 await self._flow.ended.wait()  # which it has: the engine tells how
                 if self._flow.why != "finished":
                     raise anyio.BrokenResourceError
@@ -480,6 +482,7 @@ class Servers:
 
     Attributes:
         stack: The stack.
+        ways: The ways out of intercepted flows that end in this process, until their other end knows them.
     """
 
     def __init__(self, stack: Asked) -> None:
@@ -489,6 +492,7 @@ class Servers:
         self._flows: dict[int, _Flow] = {}
         self._world: World | None = None
         self._claims: set[Claim] = set()  # that have flows
+        self.ways: dict[int, _Flow] = {}
         self._is_closing = False
         self._kept: list[socket.socket] = []  # until the engine has ended, which sees no end of a stream so
         self._answers = anyio.Semaphore(ANSWERS_MOST)
@@ -542,6 +546,7 @@ class Servers:
                 service.why = news.why
                 service.decided.set()
             elif news.id in self._flows:
+                self.ways.pop(news.id, None)
                 self._flows.pop(news.id).end(news.why)
         elif isinstance(service, _Connecting):
             flow = self._flows[news.id] = service.flow = _Flow(news)
@@ -553,6 +558,8 @@ class Servers:
                 tasks.start_soon(self._decided, Serving.refuse, news.id, found)
             else:
                 flow = self._flows[news.id] = _Flow(news)
+                if news.within:
+                    self.ways[news.id] = flow
                 found._flows.add(flow)
                 self._claims.add(found)
                 tasks.start_soon(self._serve, found, flow)
@@ -647,6 +654,8 @@ class Servers:
             await self.reset(flow.opened.id)
         finally:
             server._flows.discard(flow)
+            if flow.opened.within and not flow.is_joined:
+                self._flows.pop(flow.opened.id, None)  # of which the engine knows nothing
             if not server._flows:
                 self._claims.discard(server)
                 server._nobody_left.set()
@@ -665,6 +674,12 @@ class Servers:
 
     async def reset(self, number: int) -> None:
         """End a flow; a connection is reset."""
+        flow = self._flows.get(number)
+        if flow is not None and flow.opened.within:
+            flow.has_failed = True
+            if not flow.is_joined:
+                return
+            number = flow.opened.within
         with anyio.CancelScope(shield=True), suppress(NetnsKitError):
             await self.stack.ask(Gateway.end_flow, number)
 

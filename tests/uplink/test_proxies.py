@@ -19,6 +19,7 @@ from netns_kit import (
     ChooserUplink,
     DnsSettings,
     Endpoint,
+    FakeInternet,
     Flow,
     HttpConnectUplink,
     Socks5Uplink,
@@ -28,7 +29,7 @@ from netns_kit import (
 )
 from netns_kit.arguments import Address
 from netns_kit.domain_names import to_wire
-from netns_kit.errors import ArgumentError, NetnsKitError
+from netns_kit.errors import ArgumentError, ArgumentTypeError, NetnsKitError
 from netns_kit.gateway.engine import Engine
 from netns_kit.gateway.relay.associated import AssociatedRelay
 from netns_kit.policy.policy import Policy
@@ -545,3 +546,8 @@ def test_a_resolver_of_the_loopback_is_not_asked_unless_the_host_may(
         ask(bench)
         bench.until(lambda: select.select([resolver], [], [], 0)[0])
         assert b"\3www\7example" in resolver.recv(512)
+
+
+def test_a_fake_internet_is_no_way_of_a_chooser() -> None:
+    with pytest.raises(ArgumentTypeError, match="serve_tcp"):
+        ChooserUplink([("*.test", FakeInternet())])  # type: ignore[list-item]  # it is the test

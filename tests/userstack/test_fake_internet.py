@@ -31,7 +31,6 @@ from netns_kit import (
     FlowAttribute,
     Forwarder,
     GuestStream,
-    InterceptedStream,
     NotFound,
     Policy,
     PortInUseError,
@@ -386,33 +385,6 @@ async def test_who_is_asked_may_send_a_flow_elsewhere(driver: DriverName) -> Non
         await stream.send(b"x")
         assert await stream.receive() == b"x"
     assert [str(each.remote) for each in fake.flows] == [f"{staging.addresses[0]}:8080"]
-
-
-@bounded
-async def test_an_interceptor_has_no_way_out_of_it_but_joins(
-    driver: DriverName, caplog: pytest.LogCaptureFixture
-) -> None:
-    fake = FakeInternet()
-    fake.host("api.example.com").serve_tcp(None, name_of)
-    said: list[str] = []
-
-    async def handler(stream: InterceptedStream) -> None:
-        if stream.extra(FlowAttribute.local).port == 80:
-            await stream.join()
-            return
-        try:
-            await stream.connect_upstream()
-        except PermissionError as error:
-            said.append(str(error))
-            raise
-
-    async with joined(driver, fake) as pair, await pair.stack.intercept("api.example.com", handler):
-        async with await pair.dial("api.example.com") as stream:
-            assert await everything(stream) == b"api.example.com"
-        assert await pair.refusal("api.example.com", 81) == errno.EHOSTUNREACH, "prohibited"
-    assert len(said) == 1
-    assert "answer, or join" in said[0]
-    assert not caplog.records, "nothing has failed: this is how it is"
 
 
 @bounded
