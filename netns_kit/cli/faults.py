@@ -67,12 +67,19 @@ def _value(name: str, text: str) -> object:
     """Return the value of a field; the text itself if it cannot be read, which the field then refuses."""
     try:
         if name in _CHANCES:
-            return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+            chance = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+            if 1 < chance <= 100 and not text.endswith("%"):
+                raise ArgumentError(
+                    "expected a probability, 0 to 1, or percent", name, repr(text), f"write {name}={text}%"
+                )
+            return chance
         if name in _SECONDS:
             if text.endswith("ms"):
                 return float(text[:-2]) / 1000
             return float(text.removesuffix("s"))
         return int(text) if name in _NUMBERS else text
+    except ArgumentError:
+        raise
     except ValueError:
         return text
 

@@ -58,8 +58,9 @@ def _row(network: str, member: MemberState) -> tuple[str, ...]:
 
 
 def _logs(options: argparse.Namespace) -> int:
-    with control_socket.connect(options.name) as sock:
-        asked = {"members": options.members, "follow": options.follow}
+    name, slash, member = options.name.partition("/")
+    with control_socket.connect(name) as sock:
+        asked = {"members": [*([member] if slash else []), *options.members], "follow": options.follow}
         for line in control_socket.ask(sock, LogLine, "logs", **asked):
             _say(f"{line.member} | {printable(line.text)}")
             if options.follow:
@@ -118,10 +119,12 @@ def _ps_parser() -> Parser:
 
 def _logs_parser() -> Parser:
     parser = _parser_of(
-        "logs", "[OPTION]... NAME [MEMBER]...", "Show what the commands of members have written."
+        "logs", "[OPTION]... NAME[/MEMBER] [MEMBER]...", "Show what the commands of members have written."
     )
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what they write from now on")
-    parser.add_argument("name", metavar="NAME", help="of the network")
+    parser.add_argument(
+        "name", metavar="NAME[/MEMBER]", help="of the network, or of one member as `join` has it"
+    )
     parser.add_argument("members", nargs="*", metavar="MEMBER", help="whose; default: all")
     return parser
 

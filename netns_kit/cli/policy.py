@@ -15,7 +15,7 @@ from netns_kit.namespace.background import beside
 from netns_kit.network.network import Network
 from netns_kit.policy.policy import Policy
 
-from .command_line import Parser, said_of
+from .command_line import Parser, said_of, value
 from .program import notice
 
 SYNTAX = "[TARGET][:PORTS][/PROTOCOL]"
@@ -57,9 +57,18 @@ def add_policy_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--capture",
+        type=value(_check_file),
         metavar="FILE",
         help="write all frames to a pcapng file, which is emptied first (docs/observing.md)",
     )
+
+
+def _check_file(text: str) -> None:
+    """Raise `ValueError` for what is no file, but where other programs write to standard output."""
+    if text == "-":
+        raise ValueError(
+            "'-': expected a file, since standard output is the command's; write /dev/stdout or ./-"
+        )
 
 
 def _add_rules(parser: argparse.ArgumentParser, action: Literal["allow", "deny"], help: str) -> None:

@@ -20,6 +20,7 @@ _URL = re.compile(
 )
 _FORM = "expected socks5://[USER:PASSWORD@]HOST[:PORT] or http://..."
 _PORTS = {"socks": 1080, "socks5": 1080, "socks5h": 1080, "http": 8080}
+_OTHERS = ("socks4", "socks4a", "https")  # that other programs speak
 _DIRECT = re.compile(
     r"(?P<host>\[[^\]]+\]|[^:\[\]]+|[0-9a-f:]+(?:/[0-9]+)?)(?::(?P<port>[0-9]{1,5}))?", re.IGNORECASE
 )
@@ -114,6 +115,8 @@ def _parsed(text: str) -> tuple[str, str | None, str | None, str, int]:
     """Return scheme, user name, password, host and port of a URL.  Raises ValueError without the URL in it."""
     found = _URL.fullmatch(text)
     scheme = (found["scheme"] or "http").lower() if found else ""
+    if scheme in _OTHERS:
+        raise ValueError(f"{_FORM}, not {scheme}://")
     if found is None or scheme not in _PORTS or not 0 < int(found["port"] or 1) < 65536:
         raise ValueError(f"{_FORM}; what is special in USER or PASSWORD is written as %XX")
     if (found["user"] is None) != (found["password"] is None):
@@ -133,9 +136,12 @@ def _resolved(host: str, port: int) -> str:
     from socket import SOCK_STREAM, gaierror, getaddrinfo
 
     try:
-        address = getaddrinfo(host.strip("[]"), port, type=SOCK_STREAM)[0][4][0]
+        found = [str(each[4][0]) for each in getaddrinfo(host.strip("[]"), port, type=SOCK_STREAM)]
     except (gaierror, UnicodeError):
         raise NetnsKitError(
             f"the proxy's name {host!r} cannot be resolved", fix="write its address"
         ) from None
-    return f"[{address}]:{port}" if ":" in str(address) else f"{address}:{port}"
+    address = found[0]
+    if address == "::1":  # a proxy for this host alone often listens on 127.0.0.1 alone
+        address = next((each for each in found if each.startswith("127.")), address)
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

@@ -8,20 +8,20 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 import anyio
 import anyio.abc
 
-from netns_kit.child.codec import dump
-from netns_kit.errors import NetnsKitError, NotPrivileged
+from netns_kit.child.codec import dump, printable
+from netns_kit.errors import ArgumentError, NetnsKitError, NotPrivileged
 from netns_kit.host.limits import calm_collector, raise_descriptor_limit
 from netns_kit.namespace.background import beside
 from netns_kit.network.application import Application, LogLine
 from netns_kit.network.composition import Composition
 
 from . import control_socket
-from .command_line import FAILED, Parser, as_option, complain
+from .command_line import FAILED, Parser, as_option
 from .program import end, last_words, notice
 from .signals import Signals
 
@@ -42,10 +42,17 @@ def main(words: Sequence[str]) -> int:
             with Signals(ENDING) as signals:
                 end(anyio.run(_up, application, sock, signals, ready))
     except (NetnsKitError, ValueError, OSError) as error:
+        said = _said(error, options.file)
         if ready >= 0:
-            os.write(ready, as_option(error).encode(errors="backslashreplace"))
-            return FAILED
-        return complain(FAILED, error)
+            os.write(ready, said.encode(errors="backslashreplace"))
+        else:
+            last_words(f"netns-kit: {said}")
+        return FAILED
+
+
+def _said(error: Exception, file: str) -> str:
+    """The text of an error: what is wrong with an argument is wrong in the file."""
+    return f"{printable(file)}: {error}" if isinstance(error, ArgumentError) else as_option(error)
 
 
 def _detach() -> int:
@@ -125,7 +132,8 @@ class Control:
             ):  # a stranger, or it has gone
                 return
             except (NetnsKitError, ValueError, TypeError) as error:
-                await _send(stream, json.dumps({"error": str(error)}).encode())
+                with suppress(anyio.BrokenResourceError):  # the client has gone meanwhile
+                    await _send(stream, json.dumps({"error": str(error)}).encode())
 
     async def _answer(
         self,

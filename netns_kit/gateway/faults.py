@@ -34,6 +34,8 @@ STEPS_MAX = 1000
 
 _RATE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kMG]i?)?(bit|B)/s\s*")
 _ALMOST = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKmMgG]i?)?\s*(?:(bits?|b)|(bytes?|B))?(?:/s|ps)?\s*")
+_WITH_UNIT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(%|ms|s)\s*")
+_UNITS = {"%": 0.01, "ms": 0.001, "s": 1.0}
 _FACTORS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 
@@ -266,11 +268,17 @@ def _rule(to: RuleTarget | Iterable[RuleTarget], ports: RulePorts | None, protoc
 
 
 def _number(name: str, value: object, holds: Callable[[float], bool], expected: str) -> float:
-    arguments.instance(name, value, (int, float), expected)
+    arguments.instance(name, value, (int, float), expected, _as_number(name, value))
     found = cast("float", value)
     if not holds(found):
         raise ArgumentError(f"expected {expected}", name, repr(value))
     return float(found)
+
+
+def _as_number(name: str, value: object) -> str | None:
+    """Return how to write text with a unit, like "1%" or "30ms", as the number that is meant; None: unknown."""
+    found = _WITH_UNIT.fullmatch(value) if isinstance(value, str) else None
+    return None if found is None else f"write {name}={float(found[1]) * _UNITS[found[2]]:g}"
 
 
 def _chance(name: str, value: object) -> float:

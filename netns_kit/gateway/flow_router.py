@@ -18,7 +18,7 @@ import socket
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import lru_cache, partial
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, TypeVar
 
 from netns_kit.arguments import Address
 from netns_kit.stack import (
@@ -52,6 +52,8 @@ from .relay import Inbox, Outbox, PingRelay, TcpRelay, UdpRelay
 from .worker_links import WorkerLinks
 
 if TYPE_CHECKING:
+    from netns_kit.uplink.in_memory import Waiting
+
     from .relay.forbidden import Forbidden
     from .relay.peek import Judge, PeekingRelay
 
@@ -68,6 +70,8 @@ loopback; and where it comes from, if it is not one of the host.
 Routed = tuple[Flow, Target]
 """A flow that may pass, and its target."""
 NO_DESCRIPTORS = "out of file descriptors (RLIMIT_NOFILE): new flows are refused"
+DatagramsTaker: TypeAlias = "Callable[[socket.socket | Refusal | Waiting], None]"
+"""What is given the way out of datagrams, see `FlowRouter.open_datagrams`."""
 HELD: Final = "held"
 Outcome = Refusal | Literal["held"] | None
 """What the policy makes of a flow: how it is refused, or that it waits for an answer, or that it may pass."""
@@ -450,19 +454,20 @@ class FlowRouter:
     def limit(self, relay: object) -> None:
         """Limit the time that a relay's dial may take; here the kernel does."""
 
-    def open_datagrams(self, _: Flow, target: Target) -> socket.socket | Refusal:
-        """Return a UDP socket that is connected to a target, or how the uplink refuses that."""
-        address, port = target.candidates[0]
-        try:
-            sock = self.open_socket("udp", address)
-        except OSError as error:
-            return self._no_socket("udp", error)
-        try:
-            sock.connect(socket_address(address, port))
-        except OSError as error:
-            sock.close()
-            return refusal_for(error.errno or 0)
-        return sock
+    def open_datagrams(
+        self, flow: Flow, target: Target, give: DatagramsTaker, pair: list[socket.socket]
+    ) -> None:
+        """Give a UDP socket that is connected to a target, or how the uplink refuses that, now or later.
+
+        Args:
+            flow: The flow, as the uplink is asked about it.
+            target: The target.
+            give: Called with it; or with a `Waiting`, if the caller's side has what is there.
+            pair: Two connected unix sockets, which may be taken out, so that one is given: its records are those of
+                `netns_kit.gateway.served`.
+        """
+        address = target.candidates[0].address
+        give(connected(lambda: self.open_socket("udp", address), target))
 
     def flush(self) -> None:
         """Send the datagrams that wait for more of their kind."""
@@ -728,6 +733,20 @@ class FlowRouter:
 def _flows_of(guests: Collection[bytes], flows: Iterable[F]) -> list[F]:
     """Return the flows of guests with these packed addresses; of none: all."""
     return [each for each in flows if not guests or flow_key.parse(each.key).guest in guests]
+
+
+def connected(open_socket: Callable[[], socket.socket], target: Target) -> socket.socket | Refusal:
+    """Return a socket that is connected to a target, or how that is refused."""
+    try:
+        sock = open_socket()
+    except OSError as error:
+        return refusal_for(error.errno or 0)
+    try:
+        sock.connect(socket_address(*target.candidates[0]))
+    except OSError as error:
+        sock.close()
+        return refusal_for(error.errno or 0)
+    return sock
 
 
 def _unnamed(_: bytes) -> None:

@@ -24,11 +24,11 @@ from netns_kit.dns import Send, Upstream
 from netns_kit.stack import Closed, EchoFlow, Ending, IcmpError, Refusal, TcpConnection, UdpFlow
 from netns_kit.stack.wire.ip import Packet
 from netns_kit.uplink.dial import Connected, Dial
-from netns_kit.uplink.flow import Endpoint, Flow
+from netns_kit.uplink.flow import Endpoint, Flow, Target
 from netns_kit.uplink.in_memory import Waiting
 from netns_kit.uplink.uplink import is_reachable
 
-from .flow_router import FlowRouter, endpoints_of
+from .flow_router import DatagramsTaker, FlowRouter, endpoints_of
 from .relay import DnsRelay, TcpRelay
 from .relay.peek import PeekingRelay
 from .served import KEPT_MOST, Echo, Question, ServedConnection, Teller
@@ -79,6 +79,11 @@ class InMemoryRouter(FlowRouter):
         if self.serving is None:
             return Refusal.HOST_UNREACHABLE
         return self.serving.wait_udp(self.service, flow, endpoint)
+
+    def open_datagrams(
+        self, flow: Flow, target: Target, give: DatagramsTaker, pair: list[socket.socket]
+    ) -> None:
+        give(Waiting(target.candidates[0]))
 
     def _carry_echo(self, flow: EchoFlow, endpoint: Endpoint) -> Refusal | None:
         if self.serving is None:
@@ -212,7 +217,9 @@ class Echoes:
         self._waiting: dict[int, bytes] = {}  # payloads by their sequence numbers
 
     def echo(self, flow: EchoFlow, sequence: int, payload: memoryview, packet: Packet) -> None:
-        if len(self._waiting) < KEPT_MOST or sequence in self._waiting:
+        if sequence in self._waiting:  # whoever floods is answered once
+            self._waiting[sequence] = bytes(payload)
+        elif len(self._waiting) < KEPT_MOST and self._serving.has_room_for_news:
             self._waiting[sequence] = bytes(payload)
             self._serving.note(Echo(flow.id, sequence, self._target, endpoints_of(flow.key)[0]))
 
@@ -248,7 +255,7 @@ class InMemoryDns(DnsRelay):
 
     def _send(self, action: Send) -> bool:
         serving = self._world.serving
-        if serving is None:
+        if serving is None or not serving.has_room_for_news:
             return False
         if len(self._waiting) >= QUERIES_MOST:
             del self._waiting[next(iter(self._waiting))]

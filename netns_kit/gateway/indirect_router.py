@@ -11,6 +11,7 @@ import math
 import socket
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address
+from typing import cast
 
 from netns_kit.domain_names import to_text
 from netns_kit.policy.addresses import canonical
@@ -27,16 +28,17 @@ from netns_kit.uplink.indirect import (
     ProxyDial,
     UdpAssociation,
 )
-from netns_kit.uplink.sockets import refusal_for, socket_address
+from netns_kit.uplink.sockets import refusal_for
 
 from .elsewhere import SourceElsewhere, Waiting
 from .endpoints import Endpoints
 from .enforcer import Enforcer, Ruling, ruling_of
 from .engine import Engine
-from .flow_router import FlowRouter, GuestEndpoint, Outcome, Routed
+from .flow_router import DatagramsTaker, FlowRouter, GuestEndpoint, Outcome, Routed, connected
 from .relay import PingRelay, TcpRelay, UdpRelay
 from .relay.associated import AssociatedRelay
 from .relay.dialled import Dialled
+from .way import DatagramWay, WayRelay
 from .worker_links import WorkerLinks
 
 _Guest = tuple[bytes, int, Endpoint]
@@ -64,6 +66,7 @@ class IndirectRouter(FlowRouter):
         self._sources = [SourceElsewhere(engine, each, self._is_free, self._ended) for each in supplies]
         self._indirect = uplink.attached(self.notice, iter(self._sources))
         self._associations: dict[_Guest, AssociatedRelay] = {}
+        self._ways: set[DatagramWay] = set()  # out, of handlers
         super().__init__(engine, self._indirect, subnet, endpoints, stack, links=links, tell=tell)
         self._waiting = Waiting(engine, self.enforcer, self)
 
@@ -149,30 +152,56 @@ class IndirectRouter(FlowRouter):
         self.limit(relay)
         return None
 
-    def open_datagrams(self, flow: Flow, target: Target) -> socket.socket | Refusal:
+    def open_datagrams(
+        self, flow: Flow, target: Target, give: DatagramsTaker, pair: list[socket.socket]
+    ) -> None:
+        found = self._asked(flow, target)
+        if isinstance(found, NamespaceSockets):
+            self._open_elsewhere(found, target, give)
+        elif isinstance(found, Refusal):
+            give(found)
+        elif found is None:
+            super().open_datagrams(flow, target, give, pair)
+        else:
+            self._open_association(found, target, give, pair)
+
+    def _open_elsewhere(self, sockets: NamespaceSockets, target: Target, give: DatagramsTaker) -> None:
+        source, address = sockets.source, target.candidates[0].address
+
+        def take(found: socket.socket | OSError) -> None:
+            if isinstance(found, OSError):
+                give(refusal_for(found.errno or 0))
+                return
+            source.give_back("udp", address.version, found)
+            give(connected(lambda: sockets.open("udp", address), target))
+
+        if source.has("udp", address.version):
+            give(connected(lambda: sockets.open("udp", address), target))
+        elif source.fileno() < 0:
+            give(Refusal.NET_UNREACHABLE)
+        else:
+            source.take("udp", address.version, take)
+
+    def _open_association(
+        self, association: UdpAssociation, target: Target, give: DatagramsTaker, pair: list[socket.socket]
+    ) -> None:
+        """Give one end of the pair, whose other end has an association of its own."""
+        dial = self._dialled(association)
+        if isinstance(dial, Refused):
+            give(_refusal_of(dial))
+            return
+        near, far = pair
         try:
-            found = self._indirect.carriage(flow, target)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            return _refusal_of(self.cannot_dial(error))
-        if found is None:
-            return super().open_datagrams(flow, target)
-        if isinstance(found, Refusal):
-            return found
-        address, port = target.candidates[0]
-        if isinstance(found, NamespaceSockets) and found.source.has("udp", address.version):
-            sock = found.open("udp", address, 0)
-            try:
-                sock.connect(socket_address(address, port))
-            except OSError as error:
-                sock.close()
-                return refusal_for(error.errno or 0)
-            return sock
-        self.notice(
-            "datagrams of handlers are refused: they cannot go through a proxy; let the engine carry them"
-        )
-        return Refusal.PROHIBITED
+            way = DatagramWay(self._engine, near, self._ways.discard)
+        except OSError as error:
+            give(refusal_for(error.errno or 0))
+            return
+        pair.clear()
+        relay = WayRelay(self._engine, association, self.cannot_dial, way, far, give)
+        relay.add(cast("UdpFlow", way), target.candidates[0])  # it has all that the relay asks of one
+        self._ways.add(way)
+        relay.begin(dial)
+        self.limit(relay)
 
     def _carry_udp_elsewhere(
         self, sockets: NamespaceSockets, flow: UdpFlow, names: FlowKey, endpoint: Endpoint
@@ -227,6 +256,8 @@ class IndirectRouter(FlowRouter):
 
     def close(self) -> None:
         super().close()
+        for way in list(self._ways):
+            way.close()
         for each in self._sources:
             each.close()
 
@@ -271,14 +302,17 @@ class IndirectRouter(FlowRouter):
 
     def _carriage(self, transport: Transport, flow: UdpFlow | EchoFlow, endpoint: Endpoint) -> Carriage:
         """Ask the uplink what carries a flow.  If it fails, the flow is refused."""
+        found = self._asked(self._flow_of(transport, flow.key), Target((endpoint,)))
+        self.refused += isinstance(found, Refusal)
+        return found
+
+    def _asked(self, flow: Flow, target: Target) -> Carriage:
         try:
-            found = self._indirect.carriage(self._flow_of(transport, flow.key), Target((endpoint,)))
+            return self._indirect.carriage(flow, target)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
             return _refusal_of(self.cannot_dial(error))
-        self.refused += isinstance(found, Refusal)
-        return found
 
 
 class TimeLimit:

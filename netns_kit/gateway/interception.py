@@ -8,7 +8,7 @@
 So what the handler copies crosses this engine once, and what it has handed back is a flow as any other.  The SYN is
 on hold until the handler reads or sends, so a refusal of the way out may be told to the guest as ever.
 
-Rules by name rest on what our DNS has answered: `NameNotes` keeps that, beside the policy's pins and not in them.  If
+Rules by name rest on what our DNS has answered: `NameGuard` notes that, beside the policy's pins and not in them.  If
 the policy looks at first bytes, it does so before the handler gets them.
 
 Joining.  The engine stops taking the guest's bytes (`hold`), the caller's side passes on what it has, and hands the
@@ -23,11 +23,10 @@ import errno
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import Literal
 
 from netns_kit.arguments import Address
 from netns_kit.child.codec import load
-from netns_kit.dns.guard import Guard, Refused
 from netns_kit.domain_names import is_host_name, to_text, to_wire
 from netns_kit.policy.addresses import canonical
 from netns_kit.policy.index import Index
@@ -38,8 +37,9 @@ from netns_kit.policy.rules import Rule, is_name
 from netns_kit.stack import IcmpError, Refusal, TcpConnection, UdpFlow
 from netns_kit.stack.user import NOBODY
 from netns_kit.stack.wire.flow_key import FlowKey
-from netns_kit.uplink.dial import Connected
+from netns_kit.uplink.dial import Connected, Dial
 from netns_kit.uplink.flow import Flow, Target
+from netns_kit.uplink.in_memory import Waiting
 from netns_kit.uplink.sockets import RESET_ON_CLOSE, prepare_stream, set_tos
 from netns_kit.uplink.uplink import is_host_address
 
@@ -48,11 +48,8 @@ from .flow_router import NO_DESCRIPTORS
 from .relay.dialled import EVENTS, Dialled
 from .relay.peek import Judge, PeekingRelay
 from .relay.tcp import BROKEN, CLOSED, IDLE, UNKNOWN, TcpRelay
-from .served import DATAGRAM, LONGEST, ServedConnection, ServedDatagrams
+from .served import DATAGRAM, LONGEST, EndingSeen, Opened, ServedConnection, ServedDatagrams
 from .serving import Serving
-
-if TYPE_CHECKING:
-    from .gateway import Gateway
 
 FOR_EVER = (
     10 * 365 * 86400.0
@@ -109,12 +106,12 @@ class Interception:
         if names:
             noted = Policy("allow", (Rule("allow", names, private=True),), audit=True, grace=FOR_EVER)
             self._notes = NameGuard(noted.index, self._pins, pinned=self._tell_others)
-        gateway.noting = self._noting
-        gateway.guard_names()
+        gateway.listen(self._hear, wanted=self._notes is not None)
         gateway.router.interceptor = self if self._rules else None
 
-    def _noting(self, guard: Guard | None) -> Guard | None:
-        return guard if self._notes is None else NameNotes(guard, self._notes)
+    def _hear(self, question: bytes, message: bytes, now: float, client: bytes, *, ours: bool) -> None:
+        if self._notes is not None:
+            self._notes.answer(question, message, now, client, ours=ours)
 
     def _tell_others(self, pins: list[Pin]) -> None:
         """Tell other workers what was noted; for their policy it counts no longer than it would have."""
@@ -196,74 +193,102 @@ class Interception:
         return Refusal.PROHIBITED if found is None else found
 
 
-class NameNotes:
-    """A `Guard` that notes what is answered for names, behind the guard of the policy, if there is one.
-
-    Args:
-        guard: The guard of the policy.
-        notes: Notes names.  It is in audit mode, and changes no answer.
-    """
-
-    def __init__(self, guard: Guard | None, notes: NameGuard) -> None:
-        self._guard = guard
-        self._notes = notes
-
-    def question(self, name: bytes, kind: int, client: bytes) -> Refused | None:
-        return None if self._guard is None else self._guard.question(name, kind, client)
-
-    def alias(self, name: bytes, kind: int, client: bytes) -> Refused | None:
-        return None if self._guard is None else self._guard.alias(name, kind, client)
-
-    def answer(
-        self, question: bytes, message: bytes, now: float, client: bytes, *, ours: bool
-    ) -> bytes | Refused:
-        found: bytes | Refused = message
-        if self._guard is not None:
-            found = self._guard.answer(question, message, now, client, ours=ours)
-        if not isinstance(found, Refused):
-            self._notes.answer(question, found, now, client, ours=ours)
-        return found
-
-    def names(self, name: bytes, address: bytes) -> bool:
-        return self._guard is None or self._guard.names(name, address)
-
-
 class UpstreamDial(Dialled):
     """A dial whose socket the caller's side gets.
 
+    Where the uplink is in memory, the caller's side brings that socket too, as for a flow of the guest's.
+
     Args:
-        gateway: The gateway.
+        serving: Tells the caller's side of the dial, if that decides.
+        number: The number of the intercepted flow.
+        flow: The same, as the uplink is asked about it.
         reply: Where the socket, or the error, is sent.
         refused: Called with how the dial was refused.
+        done: Called with this object when it is over.
     """
 
-    __slots__ = ("_done", "_gateway", "_reply", "_tell_refused")
+    __slots__ = (
+        "_done",
+        "_flow",
+        "_gateway",
+        "_number",
+        "_reply",
+        "_serving",
+        "_tell_refused",
+        "id",
+        "service",
+    )
 
     def __init__(
         self,
-        gateway: Gateway,
+        serving: Serving,
+        number: int,
+        flow: Flow,
         reply: socket.socket,
         refused: Callable[[Refusal | IcmpError], None],
         done: Callable[[UpstreamDial], None],
     ) -> None:
+        self._gateway = gateway = serving.gateway
         self._engine = gateway.engine
         self._failed = gateway.router.cannot_dial
         self._pending = None
-        self._gateway = gateway
+        self._serving = serving
+        self._number = number
+        self._flow = flow
         self._reply = reply
         self._tell_refused = refused
         self._done = done
+        self.service = serving.world
+        self.id = 0  # of what the caller's side decides about
 
-    def run(self, opened: TcpConnection, flow: Flow, target: Target) -> None:
+    def run(self, opened: TcpConnection, target: Target) -> None:
         """Dial.
 
         Raises:
             OSError: The caller's side cannot be watched.
         """
-        self._engine.add(self._reply.fileno(), self._on_reply, IN)
+        self.watch()
         router = self._gateway.router
-        self.begin(router.dial(flow, target, ttl=opened.ttl, tos=opened.tos))
+        self.begin(router.dial(self._flow, target, ttl=opened.ttl, tos=opened.tos))
         router.limit(self)
+
+    def watch(self) -> None:
+        """Give up when the caller's side does.
+
+        Raises:
+            OSError: It cannot be watched.
+        """
+        self._engine.add(self._reply.fileno(), self._on_reply, IN)
+
+    def begin(self, dial: Dial) -> None:
+        if not isinstance(dial, Waiting):
+            super().begin(dial)
+        elif not self.service:  # nobody is there yet
+            self._refused(Refusal.HOST_UNREACHABLE)
+        else:
+            flow, serving = self._flow, self._serving
+            self.id = serving.next_id()
+            serving.flows[self.id] = self
+            name = self._gateway.name_of(flow.destination.address)
+            transport: Literal["tcp", "udp"] = "udp" if flow.protocol == "udp" else "tcp"
+            guest, there = flow.source, flow.destination
+            serving.note(
+                Opened(self.id, self.service, transport, guest, there, dial.target, name, self._number)
+            )
+
+    # -- what the caller's side decides ---------------------------------------------------------------
+
+    def join(self, sock: socket.socket) -> None:
+        """Hand a socket that the caller's side has made back to it."""
+        del self._serving.flows[self.id]
+        self.give(sock)
+
+    def turn_away(self, why: Refusal) -> None:
+        """Refuse the dial."""
+        del self._serving.flows[self.id]
+        self._refused(why)
+
+    # -- the end --------------------------------------------------------------------------------------
 
     def _on_reply(self, _: int) -> None:
         """Give up: the caller's side has."""
@@ -277,8 +302,16 @@ class UpstreamDial(Dialled):
     def _connected(self, sock: socket.socket) -> None:
         self._engine.remove(sock.fileno())
         prepare_stream(sock)
-        send_socket(self._reply, sock)
+        self.give(sock)
+
+    def give(self, sock: socket.socket) -> None:
+        """Hand a socket to the caller's side, if that still waits, and close it here."""
+        send_socket(self._reply, sock, self.id)
         self._end()
+
+    def refuse(self, why: Refusal | IcmpError) -> None:
+        if self._reply.fileno() >= 0:
+            super().refuse(why)
 
     def _refused(self, why: Refusal | IcmpError) -> None:
         self._tell_refused(why)
@@ -286,6 +319,8 @@ class UpstreamDial(Dialled):
         self._end()
 
     def _end(self) -> None:
+        if self._serving.flows.get(self.id) is self:
+            self._serving.ended(self.id, self.service, "closed here")
         if self._reply.fileno() >= 0:
             self._engine.remove(self._reply.fileno())
             self._reply.close()
@@ -295,11 +330,11 @@ class UpstreamDial(Dialled):
         """Do nothing: the socket is the caller's now."""
 
 
-def send_socket(reply: socket.socket, sock: socket.socket) -> None:
-    """Hand a socket over to the caller's side, and close it here."""
+def send_socket(reply: socket.socket, sock: socket.socket, number: int = 0) -> None:
+    """Hand a socket over to the caller's side with the number of what it has made it for, and close it here."""
     rights = socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [sock.fileno()])
     with suppress(OSError):  # the caller's side has gone
-        reply.sendmsg([CONNECTED], [rights], socket.MSG_NOSIGNAL)
+        reply.sendmsg([CONNECTED + str(number).encode()], [rights], socket.MSG_NOSIGNAL)
     sock.close()
 
 
@@ -329,6 +364,7 @@ class InterceptedConnection(ServedConnection):
         "_interception",
         "_is_held",
         "_upstream",
+        "_way",
         "target",
         "why",
     )
@@ -348,6 +384,7 @@ class InterceptedConnection(ServedConnection):
         self.why: Refusal | IcmpError | None = None
         self._dials: set[UpstreamDial] = set()
         self._upstream: socket.socket | None = None
+        self._way = 0  # the number of that, if it ends in the caller's process
         self._events = 0  # what the engine has told of that
         self._is_held = False
         self._ended_late = False  # whether the guest has ended since
@@ -390,10 +427,13 @@ class InterceptedConnection(ServedConnection):
             send_refusal(reply, why)
             reply.close()
             return
-        dial = UpstreamDial(gateway, reply, self._refused_by, self._dials.discard)
+        flow, target = found
+        dial = UpstreamDial(
+            self._interception.serving, self.flow, flow, reply, self._refused_by, self._dials.discard
+        )
         self._dials.add(dial)
         try:
-            dial.run(connection, *found)
+            dial.run(connection, target)
         except OSError:
             dial.cut()
 
@@ -438,8 +478,8 @@ class InterceptedConnection(ServedConnection):
         self._sink, self._is_held = None, True
         return "held"
 
-    def go_on(self, sock: socket.socket) -> bool:
-        """Take the way out, and return whether the connection is still there."""
+    def go_on(self, sock: socket.socket, way: int) -> bool:
+        """Take the way out and its number, and return whether the connection is still there."""
         connection, engine = self.connection, self._engine
         if connection is None or not self._is_held:
             sock.close()
@@ -451,6 +491,7 @@ class InterceptedConnection(ServedConnection):
             self.abort()
             return False
         self._sink = self._upstream = sock
+        self._way = way
         if prepare_stream(sock):
             connection.host = sock.getsockname()[:2]
         if connection.tos:
@@ -476,7 +517,7 @@ class InterceptedConnection(ServedConnection):
             super()._pass_end_on(connection)
             return
         engine = self._engine
-        plain = TcpRelay(engine, connection)
+        plain = self._made_of(connection)
         plain._socket = plain._sink = sock
         plain.state, plain._blocked = IDLE, self._blocked
         plain._ahead, plain._doubted_at = UNKNOWN, engine.steps
@@ -490,11 +531,29 @@ class InterceptedConnection(ServedConnection):
         self._serving.ended(self.flow, self.service, "finished")
         plain._on_events(self._events)
 
+    def _made_of(self, connection: TcpConnection) -> TcpRelay:
+        """Return what takes this relay's place; it tells how the way out ends, if that is of the caller's process."""
+        way, self._way = self._way, 0
+        if not way:
+            return TcpRelay(self._engine, connection)
+        serving = self._interception.serving
+        served = ServedConnection(serving, serving.world, connection)
+        served.flow, served._heard_all = way, self._heard_all
+        serving.flows[way] = served
+        return served
+
     # -- the end --------------------------------------------------------------------------------------
 
     def cut(self) -> None:
         if self._upstream is None:  # else it was handed back, and goes on
             super().cut()
+
+    def _told(self, why: EndingSeen) -> None:
+        way, self._way = self._way, 0
+        if way:
+            serving = self._interception.serving
+            serving.ended(way, serving.world, "finished" if self._heard_all else why)
+        super()._told(why)
 
     def lost(self) -> None:
         """Note that the connection has ended while the policy was looking."""
@@ -555,7 +614,7 @@ class InterceptedUdp(ServedDatagrams):
         target: Where it goes.
     """
 
-    __slots__ = ("_described", "_interception", "target", "why")
+    __slots__ = ("_described", "_dials", "_interception", "target", "why")
 
     def __init__(
         self, interception: Interception, service: int, flow: UdpFlow, described: Flow, target: Target
@@ -564,31 +623,61 @@ class InterceptedUdp(ServedDatagrams):
         self._interception = interception
         self._described = described
         self.target = target
-        self.why: Refusal | None = None
+        self.why: Refusal | IcmpError | None = None
+        self._dials: set[UpstreamDial] = set()
 
-    def dial(self, address: Address | None, port: int | None, reply: socket.socket) -> None:
-        """Open a socket for the way out, and hand it to the caller's side."""
-        router = self._interception.serving.gateway.router
+    def dial(
+        self, address: Address | None, port: int | None, reply: socket.socket, pair: list[socket.socket]
+    ) -> None:
+        """Open a socket for the way out, or take a pair for it, and hand it to the caller's side."""
+        self._dial(address, port, reply, pair)
+        for each in pair:
+            each.close()
+
+    def _dial(
+        self, address: Address | None, port: int | None, reply: socket.socket, pair: list[socket.socket]
+    ) -> None:
+        serving = self._interception.serving
+        router = serving.gateway.router
         found: tuple[Flow, Target] | Refusal = self._described, self.target
         if address is not None or port is not None:
             found = self._interception.target_for(self._described, address, port)
+        flow, target = (self._described, self.target) if isinstance(found, Refusal) else found
+        dial = UpstreamDial(serving, self._flow.id, flow, reply, self._refused_by, self._dials.discard)
+        self._dials.add(dial)
+        try:
+            dial.watch()
+        except OSError:
+            dial.cut()
+            return
+
+        def give(opened: socket.socket | Refusal | Waiting) -> None:
+            if isinstance(opened, Refusal):
+                dial.refuse(opened)
+            elif isinstance(opened, Waiting):
+                dial.begin(opened)
+            else:
+                dial.give(opened)
+
         if isinstance(found, Refusal):
-            opened: socket.socket | Refusal = found
+            give(found)
         elif router.make_room(self._flow.key):
-            opened = router.open_datagrams(*found)
+            router.open_datagrams(flow, target, give, pair)
         else:
             router.notice(NO_DESCRIPTORS)
-            opened = Refusal.NET_UNREACHABLE
-        if isinstance(opened, Refusal):
-            self.why = opened
-            send_refusal(reply, opened)
-        else:
-            send_socket(reply, opened)
-        reply.close()
+            give(Refusal.NET_UNREACHABLE)
+
+    def _refused_by(self, why: Refusal | IcmpError) -> None:
+        self.why = why
+
+    def expired(self, flow: UdpFlow) -> None:
+        for each in list(self._dials):
+            each.cut()
+        super().expired(flow)
 
     def turn_back(self) -> None:
         """Tell the guest what the way out was refused with, and forget the flow."""
-        if self.why is not None:
+        if isinstance(self.why, Refusal):
             self._turn_away(self.why)
         else:
             self.cut()

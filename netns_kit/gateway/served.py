@@ -23,7 +23,7 @@ DATAGRAM = b"\0"  # what stands before a datagram in a record, so that none is e
 LONGEST = 65536
 DATAGRAMS_PER_STEP = 64
 
-EndingSeen = Literal["finished", "reset", "refused", "timed out", "closed here"]
+EndingSeen = Literal["finished", "reset", "refused", "unreachable", "timed out", "closed here"]
 """How a flow has ended, for its handler: "finished" means that all that the guest has sent was there before."""
 
 
@@ -45,6 +45,8 @@ class Opened:
     """Where it leads: `remote`, unless whoever was asked about it has sent it elsewhere."""
     name: str | None
     """The name of that, if it is known."""
+    within: int = 0
+    """Number of the intercepted flow whose way out this is, without a packet; 0: it is a flow of the guest."""
 
 
 @frozen
@@ -113,6 +115,9 @@ class Teller(Protocol):
     @property
     def dropped(self) -> MutableMapping[str, int]: ...
 
+    @property
+    def has_room_for_news(self) -> bool: ...
+
     def next_id(self) -> int: ...
 
     def opened(self, service: int, flow: TcpConnection | UdpFlow, target: Endpoint | None = None) -> None: ...
@@ -122,6 +127,9 @@ class Teller(Protocol):
     def ended(self, flow: int, service: int, why: EndingSeen) -> None: ...
 
     def note(self, news: News) -> None: ...
+
+
+_TOLD: dict[Closed, EndingSeen] = {Closed.TIMED_OUT: "timed out", Closed.UNREACHABLE: "unreachable"}
 
 
 class ServedConnection(TcpRelay):
@@ -176,7 +184,7 @@ class ServedConnection(TcpRelay):
     def closed(self, why: Closed) -> None:
         super().closed(why)
         refused: EndingSeen = "refused" if self._to_guest else "reset"
-        self._told("timed out" if why is Closed.TIMED_OUT else refused)
+        self._told(_TOLD.get(why, refused))
 
     def _refused(self, why: Refusal | IcmpError) -> None:
         super()._refused(why)

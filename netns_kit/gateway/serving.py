@@ -34,6 +34,7 @@ from .gateway import Gateway
 from .served import Ended, EndingSeen, News, Opened, ServedConnection, ServedDatagrams, Teller, Waits
 
 WAITING_MOST = 256  # UDP flows that wait for their socket
+NEWS_MOST = 4096  # things untold; beyond that queries and pings are lost
 
 
 class Carrier(Protocol):
@@ -74,8 +75,13 @@ class Serving:
         self._interception: Rules | None = None  # few have one
         self._intercepted: set[int] = set()
         self.flows: dict[int, Waits] = {}
-        self._news: list[News] = []
+        self._news: dict[int, News] = {}  # what is untold, by numbers that increase
+        self._noted = 0
+        self._untold: dict[
+            int, int
+        ] = {}  # the number of what is untold of the beginning of a flow, by its id
         self._carrier: Carrier | None = None
+        self.world = 0  # the number under which what it carries is told of; 0: there is none
         self._port = EPHEMERAL[int.from_bytes(os.urandom(2), "big") % len(EPHEMERAL)]
 
     @property
@@ -164,6 +170,7 @@ class Serving:
         """
         self._carrier = cast("Carrier", self.gateway.router)  # the uplink is in memory
         self._carrier.carry(self, service)
+        self.world = service
 
     @operation()
     def refuse(self, number: int, why: Refusal) -> None:
@@ -187,8 +194,9 @@ class Serving:
     @operation(chained)
     def take(self) -> tuple[News, ...]:
         """Return what has happened since the last call, in its order."""
-        taken = tuple(self._news)
+        taken = tuple(self._news.values())
         self._news.clear()
+        self._untold.clear()
         return taken
 
     @operation()
@@ -216,13 +224,16 @@ class Serving:
             number: The flow.
             address: Another address to reach; None: the flow's.
             port: Another port to reach; None: the flow's.
-            fds: The socket that the answer is sent to.
+            fds: The socket that the answer is sent to; and for a UDP flow both ends of a pair of unix sockets, which
+                a worker could not make.
         """
         reply, flow = _come(fds), self._intercepted_flow(number)
+        pair = [_come((fd,)) for fd in fds[1:]]
         if flow is None:
-            reply.close()
+            for each in (reply, *pair):
+                each.close()
             return False
-        flow.dial(address, port, reply)
+        flow.dial(address, port, reply, *((pair,) if pair else ()))
         return True
 
     @operation()
@@ -249,14 +260,20 @@ class Serving:
         return "gone" if flow is None else str(flow.hold())
 
     @operation()
-    def go_on(self, number: int, *, fds: Sequence[int]) -> bool:
-        """Carry an intercepted connection that is held by a socket, and return whether it was still there."""
+    def go_on(self, number: int, way: int, *, fds: Sequence[int]) -> bool:
+        """Carry an intercepted connection that is held by a socket, and return whether it was still there.
+
+        Args:
+            number: The flow.
+            way: The number of its way out, if that ends in the caller's process; 0: it does not.
+            fds: The socket.
+        """
         sock = _come(fds)
         flow: Any = self._intercepted_flow(number)
         if flow is None:
             sock.close()
             return False
-        return bool(flow.go_on(sock))
+        return bool(flow.go_on(sock, way))
 
     @operation()
     def turn_back(self, number: int, *, fds: Sequence[int]) -> None:
@@ -383,15 +400,27 @@ class Serving:
         name = name or self.gateway.name_of(remote.address)
         transport: Literal["tcp", "udp"] = "tcp" if isinstance(flow, TcpConnection) else "udp"
         self.note(Opened(flow.id, service, transport, guest, remote, target or remote, name))
+        if isinstance(flow, UdpFlow) or flow.is_on_hold:  # else the caller's side has asked for it
+            self._untold[flow.id] = self._noted
 
     def ended(self, flow: int, service: int, why: EndingSeen) -> None:
-        """Forget a flow, and tell how it has ended."""
+        """Forget a flow, and tell how it has ended; if its beginning is untold yet, nobody has to hear of it."""
         self.flows.pop(flow, None)
-        self.note(Ended(flow, service, why))
+        untold = self._untold.pop(flow, None)
+        if untold is None:
+            self.note(Ended(flow, service, why))
+        else:
+            del self._news[untold]
+
+    @property
+    def has_room_for_news(self) -> bool:
+        """Whether one more query or ping may wait to be told of."""
+        return len(self._news) < NEWS_MOST
 
     def note(self, news: News) -> None:
         """Keep something to be taken, and tell the subscriber."""
-        self._news.append(news)
+        self._noted += 1
+        self._news[self._noted] = news
         if len(self._news) == 1 and self._subscriber is not None:
             self._tell(self._subscriber)
 

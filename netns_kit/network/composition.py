@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 from netns_kit import arguments
 from netns_kit.domain_names import check_host_name
-from netns_kit.errors import ArgumentError
+from netns_kit.errors import ArgumentError, DomainNameError
 from netns_kit.frozen import frozen
 from netns_kit.policy import plain
 from netns_kit.policy.policy import Policy
@@ -124,7 +124,7 @@ class Composition:
         """
         table = _table(data, "", ("name", "network", "members"))
         where = Path(directory).absolute()
-        called = check_host_name(table.get("name", name), "name")
+        called = _named(table, name)
         if len(called) > NAME_MAX:
             raise ArgumentError(f"expected {NAME_MAX} characters at most", "name", repr(called))
         network = _table(table.get("network", {}), "network", NETWORK_KEYS)
@@ -141,6 +141,17 @@ class Composition:
         members = _table(table.get("members", {}), "members", None)
         plans = [_plan(key, value, where) for key, value in members.items()]
         return cls(called, network, uplink, tuple(_in_order(plans)))
+
+
+def _named(table: Mapping[str, Any], usual: str) -> str:
+    """Return the name of a composition, which is that of its file if it has none."""
+    try:
+        return check_host_name(table.get("name", usual), "name")
+    except DomainNameError as error:
+        if "name" not in table:
+            error.fix = 'write one in the file, like name = "shop", or give the file another name'
+            error.args = (*error.args[:3], error.fix)
+        raise
 
 
 def _plan(name: str, data: object, where: Path) -> MemberPlan:
@@ -178,7 +189,8 @@ def _dependencies(table: Mapping[str, Any], place: str) -> Iterable[Dependency]:
     place += ".depends_on"
     given = table.get("depends_on", [])
     if not isinstance(given, list | tuple):
-        _refuse("a list of members", place, given)
+        fix = f"write [{given!r}]" if isinstance(given, str) else None
+        _refuse("a list of members", place, given, fix)
     for each in given:
         expected = "MEMBER or MEMBER:PORT, like db:5432 or dns:53/udp"
         if not isinstance(each, str):
@@ -201,7 +213,8 @@ def _in_order(plans: list[MemberPlan]) -> Iterable[MemberPlan]:
     for plan in plans:
         for each in plan.depends_on:
             if each.member not in known:
-                _refuse("the name of a member", f"members.{plan.name}.depends_on", each.member)
+                fix = f"there are {', '.join(known)}"
+                _refuse("the name of a member", f"members.{plan.name}.depends_on", each.member, fix)
             if known[each.member].command is None:
                 _refuse("a member with a command", f"members.{plan.name}.depends_on", each.member)
     while waiting:

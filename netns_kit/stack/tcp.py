@@ -60,7 +60,7 @@ from .states import (
     State,
 )
 from .user import Closed, Ending, IcmpError, Refusal, TcpUser
-from .wire import common, tcp
+from .wire import common, icmp, tcp
 from .wire.tcp import ACK, FIN, PSH, RST, SYN, URG, Segment
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from .windows import Memory
 
 WINDOW_SCALE = 8  # of our window, which thus moves in steps of 256 bytes
+PORT_UNREACHABLE = ((icmp.UNREACHABLE, icmp.PORT), (icmp.V6_UNREACHABLE, 4))  # types and codes
 SYN_RETRIES = 7
 SYN_CEILING = 32.0  # seconds between repetitions at most; all together take 64
 RETRIES = 30  # they take 106 s with the timer's floor and ceiling; R2 of 3.8.3 is 100 s at least
@@ -224,7 +225,8 @@ class TcpConnection:
         """Handle an ICMP error of the guest about our SYN with that number, such as a REJECT of its firewall."""
         if self.state is SYN_SENT and seq == self.snd.iss:
             self._table.refused(self, why)
-            self._close(Closed.RESET)
+            is_of_port = (why.type, why.code) in PORT_UNREACHABLE
+            self._close(Closed.RESET if is_of_port else Closed.UNREACHABLE)
 
     def too_big(self, seq: int, mtu: int, now: float) -> None:
         """Reduce the MSS, since a router behind the guest has dropped the segment with that number.

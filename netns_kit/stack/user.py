@@ -55,6 +55,7 @@ class Closed(Enum):
 
     NORMAL = "normal"
     RESET = "reset"
+    UNREACHABLE = "unreachable"  # an ICMP error of the guest has said so of our SYN
     TIMED_OUT = "timed out"  # the guest stopped answering
     ABORTED = "aborted"  # our side gave it up
 

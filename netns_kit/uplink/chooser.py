@@ -142,10 +142,14 @@ def _checked(knob: str, way: object) -> IndirectUplink | None:
     if way is None:
         return None
     if not isinstance(way, IndirectUplink):
+        fix = None
+        if isinstance(way, Uplink) and way.is_in_memory:  # it answers all names, and has no socket
+            fix = "give the names records (UserStack.add_record), and answer there with UserStack.serve_tcp"
         raise ArgumentTypeError(
             "expected an uplink through a proxy or a namespace, or None for sockets of the host",
             knob,
             arguments.shown(way),
+            fix,
         )
     if way.policy is not None or way.dns.servers is not None or way.dns.domains:
         raise ArgumentError(

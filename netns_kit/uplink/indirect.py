@@ -390,8 +390,8 @@ class ProxyDial:
             if want.data:
                 return self._do(sock, want)
             return True
-        while (missing := _missing(want, self._done)) > 0:
-            data = sock.recv(missing)
+        while (size := self._wanted(sock, want)) > 0:
+            data = sock.recv(size)
             if not data:
                 raise OSError("end of file")
             self._done += data
@@ -401,12 +401,25 @@ class ProxyDial:
                 )
         return True
 
+    def _wanted(self, sock: socket.socket, want: Read | ReadHead) -> int:
+        """Return how many bytes to read, of which none is too many; 0: all are there.
 
-def _missing(want: Read | ReadHead, done: bytes) -> int:
-    """Return how many bytes can be read without reading too many."""
-    if isinstance(want, Read):
-        return want.size - len(done)
-    return next(len(END_OF_HEAD) - size for size in (4, 3, 2, 1, 0) if done.endswith(END_OF_HEAD[:size]))
+        A head is looked at before it is taken: in pieces of the four bytes that may still belong to it, it costs a
+        call for each piece, as often as the proxy likes.
+
+        Raises:
+            BlockingIOError: There are none now.
+            OSError: The connection has ended.
+        """
+        done = self._done
+        if isinstance(want, Read):
+            return want.size - len(done)
+        if done.endswith(END_OF_HEAD):
+            return 0
+        ahead = sock.recv(want.limit + 1 - len(done), socket.MSG_PEEK)
+        before = done[1 - len(END_OF_HEAD) :]
+        end = (before + ahead).find(END_OF_HEAD)
+        return max(len(ahead), 1) if end < 0 else end + len(END_OF_HEAD) - len(before)
 
 
 def credentials(username: Any, password: Any) -> tuple[bytes, bytes] | None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from netns_kit import arguments
 from netns_kit.arguments import Address, AddressLike
+from netns_kit.policy.addresses import canonical
+from netns_kit.policy.presets import METADATA, PRIVATE
 from netns_kit.stack import Refusal
 
 from .dial import Dial
@@ -34,7 +36,7 @@ from .indirect import (
     is_direct,
 )
 from .sockets import socket_address
-from .uplink import Uplink
+from .uplink import Uplink, is_host_address, is_reachable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -147,7 +149,7 @@ class Socks5Association:
     def open(self) -> socket.socket:
         address, port = self._bound[0]
         proxy = self._uplink.proxy.address
-        if address is None or not address.is_global:  # the proxy's own, as it is seen from there, or a trap
+        if address is None or not may_be_its_end(address, proxy):  # as it is seen from there, or a trap
             address = proxy
         sock = self._uplink.open("udp", address)
         try:
@@ -166,6 +168,19 @@ class Socks5Association:
             return None
         port = int.from_bytes(datagram[4 + size : 6 + size], "big")
         return (datagram[4 : 4 + size], port), memoryview(datagram)[6 + size :]
+
+
+def may_be_its_end(address: Address, proxy: Address) -> bool:
+    """Return whether a proxy may have its end for datagrams at an address: on the internet, and not on this host.
+
+    Args:
+        address: What the proxy has told.
+        proxy: The proxy's address.
+    """
+    plain = ip_address(canonical(address.packed))
+    if not (plain.is_global and is_reachable(plain)) or any(plain in each for each in (PRIVATE, METADATA)):
+        return False
+    return is_host_address(proxy) or not any(map(is_host_address, {address, plain}))
 
 
 def talk(

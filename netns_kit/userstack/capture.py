@@ -10,6 +10,7 @@ Without a file the last blocks are kept in memory, for whoever asks for them.
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
@@ -80,7 +81,7 @@ class CaptureOptions(TypedDict, total=False):
     """The settings of a capture, see `UserStack.capture`."""
 
     where: CaptureFilter | RuleTarget | Iterable[RuleTarget] | None
-    """The frames that are captured, as a `CaptureFilter`, or its targets alone; None: all."""
+    """Frames that are captured, as a `CaptureFilter`, or its targets alone; None: all."""
     snaplen: int
     """The bytes that are kept of each frame at most."""
     max_bytes: int | None
@@ -88,9 +89,9 @@ class CaptureOptions(TypedDict, total=False):
     max_seconds: float | None
     """The time after which the capture is complete; None: there is none."""
     files: int | None
-    """How many files there are one after another, of which the oldest is written anew; None: one."""
+    """Number of files, one after another, of which the oldest is written anew; None: one."""
     processes: bool
-    """Whether comments tell which process has opened a flow."""
+    """True if comments tell which process has opened a flow."""
 
 
 class Capture:
@@ -473,9 +474,15 @@ class Capture:
             f"the capture cannot be written: {reason}",
             None if name is None else "the file",
             None if name is None else str(name),
-            None if number is None else "make room, or write to another file",
+            None if number is None else _FIXES.get(number, "write to another file"),
             number,
         )
+
+
+_FIXES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room, or write to another file"),
+    errno.ENOENT: "make its directory, or write to another file",
+}
 
 
 def _numbered(path: str, number: int, of: int) -> str:

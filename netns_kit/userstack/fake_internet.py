@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
@@ -23,7 +24,7 @@ from netns_kit.dns.message import ANY, NXDOMAIN, PTR, RCODE, TYPES, Rr, parse_un
 from netns_kit.dns.records import DEFAULT_TTL, as_text
 from netns_kit.dns.zone import ANYTHING, Lookup
 from netns_kit.domain_names import address_of, suffixes, to_text, to_wire
-from netns_kit.errors import AddressError, ArgumentError, ArgumentTypeError, NotFound
+from netns_kit.errors import AddressError, ArgumentError, ArgumentTypeError, DomainNameError, NotFound
 from netns_kit.forwarder.forwards import Forwards
 from netns_kit.frozen import frozen
 from netns_kit.gateway.served import Echo, Opened
@@ -351,7 +352,7 @@ class FakeInternet(InMemoryUplink):
             ArgumentTypeError: An argument of another type.
         """
         hosts = self._names.hosts
-        wires = [to_wire(name, "names").lower() for name in names]
+        wires = [_wire_of(name) for name in names]
         for wire in wires:
             if wire in hosts:
                 raise ArgumentError("expected a name that no other host has", "names", to_text(wire))
@@ -490,6 +491,8 @@ class _World:
         if isinstance(answer, Answer) and answer.message:
             message = answer.message
             _, _, question = parse_untrusted(query)
+            if not question:  # a worker may ask nothing
+                return message
             kind = int.from_bytes(question[-4:-2], "big")
             code = message[3] & RCODE
             rcode = next((each for each in Rcode if each.value == code), Rcode.SERVFAIL)
@@ -583,6 +586,15 @@ def _found(host: FakeHost, transport: Literal["tcp", "udp"], port: int) -> _Serv
     services = host._services
     own = services.get((transport, port)) or services.get((transport, _ANY_PORT)) or Refusal.RESET
     return host._down or own
+
+
+def _wire_of(name: str) -> bytes:
+    """Return a name of a host.  Raises `DomainNameError`, also for an address and a URL, which nobody can ask for."""
+    wire = to_wire(name, "names")
+    if re.search(r"[/:]|\.[0-9]+$", name):
+        fix = "an address is given by addresses=[...], a port by serve_tcp(port, handler)"
+        raise DomainNameError("expected a domain name", "names", arguments.shown(name), fix)
+    return wire.lower()
 
 
 def _port(given: int | None) -> int:

@@ -26,6 +26,8 @@ from netns_kit.child.channel import receive_record
 from netns_kit.child.codec import dump
 from netns_kit.domain_names import to_text
 from netns_kit.errors import ArgumentError, NetnsKitError
+from netns_kit.gateway.gateway import Gateway
+from netns_kit.gateway.served import DATAGRAM
 from netns_kit.gateway.serving import Serving
 from netns_kit.policy.first_bytes import FirstBytes, Seen
 from netns_kit.policy.policy import Policy
@@ -33,7 +35,7 @@ from netns_kit.policy.rules import Rule
 
 from .serving import (
     AT_ONCE,
-    Asked,
+    LONGEST_PAYLOAD,
     Claim,
     EndStream,
     GuestDatagrams,
@@ -56,10 +58,12 @@ class UpstreamStream(EndStream):
 
     Args:
         sock: The socket, which is connected.
+        way: The flow of its other end, if that is in this process.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, way: _Flow | None) -> None:
         super().__init__(sock)
+        self._way = way
         self._attributes = _attributes_of(sock)
 
     @property
@@ -81,6 +85,8 @@ class UpstreamStream(EndStream):
         """
         data = await self._end.receive(max_bytes)
         if not data:
+            if self._way is not None and self._way.has_failed:
+                raise anyio.BrokenResourceError
             raise anyio.EndOfStream
         return data
 
@@ -94,6 +100,7 @@ class UpstreamDatagrams(UnreliableObjectStream[bytes]):
 
     def __init__(self, sock: socket.socket) -> None:
         self._end = _End(sock)
+        self._mark = DATAGRAM if sock.family == socket.AF_UNIX else b""
         self._attributes = _attributes_of(sock)
 
     @property
@@ -104,12 +111,18 @@ class UpstreamDatagrams(UnreliableObjectStream[bytes]):
         """Return the next datagram, as soon as there is one.
 
         Raises:
-            anyio.BrokenResourceError: An ICMP error has come for what was sent.
+            anyio.BrokenResourceError: An ICMP error has come for what was sent; or the way out has ended: the proxy
+                that it led through has, or the handler of a `FakeInternet`.
             anyio.ClosedResourceError: This was closed.
 
         Cancellation: Nothing is lost.
         """
-        return await self._end.receive(AT_ONCE)
+        record = await self._end.receive(AT_ONCE)
+        if not self._mark:
+            return record
+        if not record:
+            raise anyio.BrokenResourceError
+        return record[len(self._mark) :]
 
     async def send(self, item: bytes) -> None:
         """Send a datagram.
@@ -123,7 +136,9 @@ class UpstreamDatagrams(UnreliableObjectStream[bytes]):
 
         Cancellation: It was not sent.
         """
-        await self._end.send(item)
+        if self._mark and len(item) > LONGEST_PAYLOAD:
+            raise anyio.BrokenResourceError
+        await self._end.send(self._mark + item)
 
     async def aclose(self) -> None:
         """Close the socket.  Calling this again is allowed.
@@ -137,10 +152,11 @@ class _Intercepted:
     """What an intercepted flow has beside its stream."""
 
     _flow: _Flow
-    _stack: Asked
     is_joined: bool
 
-    def __init__(self) -> None:
+    def __init__(self, servers: Servers) -> None:
+        self._servers = servers
+        self._stack = servers.stack
         self._refusals: list[BaseException] = []
         self._ways: list[socket.socket] = []  # that were opened
 
@@ -151,32 +167,35 @@ class _Intercepted:
                 anyio.notify_closing(each)
                 each.close()
 
-    async def _upstream(self, address: AddressLike | None, port: int | None) -> socket.socket:
+    async def _upstream(
+        self, address: AddressLike | None, port: int | None
+    ) -> tuple[socket.socket, _Flow | None]:
         where: Address | None = None if address is None else arguments.address(address)
         if port is not None:
             arguments.port("port", port, 1)
         number = self._flow.opened.id
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        fds = [far.detach()]
+        if self._flow.opened.transport == "udp":
+            fds += (each.detach() for each in pair_of(is_tcp=False))
         with near:
             near.setblocking(False)
             with anyio.CancelScope(shield=True):
-                is_there = await self._stack.hand(
-                    [[far.detach()]], Serving.dial, number, where, port, flow=number
-                )
+                is_there = await self._stack.hand([fds], Serving.dial, number, where, port, flow=number)
             if not is_there:
                 raise anyio.BrokenResourceError
             await anyio.wait_readable(near)
             try:
-                said, fds, _ = receive_record(near, 1)
+                said, came, _ = receive_record(near, 1)
             except OSError as gone:
                 raise anyio.BrokenResourceError from gone
         try:
-            if fds:
-                sock = socket.socket(fileno=fds[0])
+            if came:
+                sock = socket.socket(fileno=came[0])
                 self._ways = [*(each for each in self._ways if each.fileno() >= 0), sock]
-                return sock
-        except OSError:  # the engine has sent what is no socket
-            os.close(fds[0])
+                return sock, self._servers.ways.pop(int(said[1:] or b"0"), None)
+        except (OSError, ValueError):  # the engine has sent what is no socket, or no number
+            os.close(came[0])
         number = int(said[1:]) if said[1:].isdigit() else 0
         if not number:
             raise anyio.BrokenResourceError
@@ -205,16 +224,15 @@ class InterceptedStream(_Intercepted, GuestStream):
     guest knows it.  The guest's connection is accepted when the first bytes are asked for or sent.
 
     Args:
-        stack: The stack.
+        servers: All that the stack has.
         flow: The flow that it belongs to.
         near: The end of the pair.
         far: The other end, for the engine.
     """
 
-    def __init__(self, stack: Asked, flow: _Flow, near: socket.socket, far: socket.socket) -> None:
-        _Intercepted.__init__(self)
+    def __init__(self, servers: Servers, flow: _Flow, near: socket.socket, far: socket.socket) -> None:
+        _Intercepted.__init__(self, servers)
         GuestStream.__init__(self, flow, near)
-        self._stack = stack
         self._far: socket.socket | None = far
         self._ahead = b""
         self.is_joined = False
@@ -328,7 +346,7 @@ class InterceptedStream(_Intercepted, GuestStream):
 
         Cancellation: There is no connection.
         """
-        return UpstreamStream(await self._upstream(address, port))
+        return UpstreamStream(*await self._upstream(address, port))
 
     async def join(self, upstream: UpstreamStream | None = None) -> None:
         """Hand the rest to the engine: it carries it as it does any flow, and the handler sees no more of it.
@@ -347,7 +365,7 @@ class InterceptedStream(_Intercepted, GuestStream):
             OSError: As `connect_upstream` raises it.
             StackClosed: The stack was closed.
 
-        Cancellation: The connection is of no more use, unless this returns.
+        Cancellation: The connection is reset, unless it was not begun to be handed over.
         """
         number, flow = self._flow.opened.id, self._flow
         sock = self._end.checked()
@@ -365,16 +383,38 @@ class InterceptedStream(_Intercepted, GuestStream):
         if self._eof_sent or upstream._eof_sent:
             raise anyio.ClosedResourceError
         await self._accept()
-        while (state := await self._stack.hand([[]], Serving.hold, number, flow=number)) == "looking":
-            await self.peek(len(self._ahead) + 1)
-        if state != "held":
-            raise anyio.BrokenResourceError
-        await self._pass_on(sock, upstream)
+        try:
+            while (state := await self._stack.hand([[]], Serving.hold, number, flow=number)) == "looking":
+                await self.peek(len(self._ahead) + 1)
+            if state != "held":
+                raise anyio.BrokenResourceError
+            await self._pass_on(sock, upstream)
+            await self._hand_over(out, upstream._way)
+        except BaseException:
+            if not self.is_joined:  # nothing more is taken from the guest, who would wait for ever
+                with anyio.CancelScope(shield=True), suppress(NetnsKitError):
+                    await self._stack.ask(Gateway.end_flow, number)
+            raise
+        await self._end.aclose()
+
+    async def _hand_over(self, out: socket.socket, way: _Flow | None) -> None:
+        """Give the way out to the engine; `way` is the flow of its other end, if that is in this process."""
+        number = self._flow.opened.id
+        if way is not None:
+            if way.has_failed:
+                raise anyio.BrokenResourceError
+            way.is_joined = True
         with anyio.CancelScope(shield=True):
-            if not await self._stack.hand([[out.detach()]], Serving.go_on, number, flow=number):
+            is_there = False
+            try:
+                there = 0 if way is None else way.opened.id
+                is_there = await self._stack.hand([[out.detach()]], Serving.go_on, number, there, flow=number)
+            finally:
+                if way is not None and not is_there:
+                    way.end("reset")
+            if not is_there:
                 raise anyio.BrokenResourceError
             self.is_joined = True
-        await self._end.aclose()
 
     async def _pass_on(self, sock: socket.socket, upstream: UpstreamStream) -> None:
         """Send what the guest has sent and nobody has received."""
@@ -418,16 +458,15 @@ class InterceptedDatagrams(_Intercepted, GuestDatagrams):
     It is a `GuestDatagrams`, with the same attributes.
 
     Args:
-        stack: The stack.
+        servers: All that the stack has.
         flow: The flow that it belongs to.
         near: The end of the pair.
         far: The other end, for the engine.
     """
 
-    def __init__(self, stack: Asked, flow: _Flow, near: socket.socket, far: socket.socket) -> None:
-        _Intercepted.__init__(self)
+    def __init__(self, servers: Servers, flow: _Flow, near: socket.socket, far: socket.socket) -> None:
+        _Intercepted.__init__(self, servers)
         GuestDatagrams.__init__(self, flow, near)
-        self._stack = stack
         self._far = far
         self.is_joined = False
 
@@ -449,7 +488,7 @@ class InterceptedDatagrams(_Intercepted, GuestDatagrams):
             port: Another port.
 
         Raises:
-            PermissionError: The policy or the uplink refuses it; one through a proxy has no such socket.
+            PermissionError: The policy or the uplink refuses it.
             OSError: It cannot be reached.
             AddressError, ArgumentError, ArgumentTypeError: An argument that cannot be used.
             anyio.BrokenResourceError: The flow has ended.
@@ -457,7 +496,8 @@ class InterceptedDatagrams(_Intercepted, GuestDatagrams):
 
         Cancellation: There is no socket.
         """
-        return UpstreamDatagrams(await self._upstream(address, port))
+        sock, _ = await self._upstream(address, port)
+        return UpstreamDatagrams(sock)
 
     async def join(self) -> None:
         """Hand the flow to the engine, with what was not received: it carries it as if nobody had intercepted it.
@@ -510,7 +550,7 @@ class Interceptor(Claim):
         kind = InterceptedStream if is_tcp else InterceptedDatagrams
         ours, theirs = pair_of(is_tcp)
         flow.has_handler = True
-        stream = kind(servers.stack, flow, ours, theirs)
+        stream = kind(servers, flow, ours, theirs)
         try:
             await stream._begin()
             await self._handler(stream)

@@ -25,14 +25,16 @@ from typing_extensions import Self
 from netns_kit.arguments import Address
 from netns_kit.errors import NetnsKitError
 from netns_kit.gateway.gateway import Gateway
-from netns_kit.gateway.served import DATAGRAM, LONGEST, Echo, Ended, EndingSeen, News, Opened, Question
+from netns_kit.gateway.served import DATAGRAM, LONGEST, Echo, Ended, EndingSeen, Opened, Question
 from netns_kit.gateway.serving import Serving
 from netns_kit.stack import Refusal
 from netns_kit.uplink.flow import Endpoint
+from netns_kit.uplink.uplink import Uplink
 
 AT_ONCE = 1 << 18  # bytes that are received at once: each time costs as much as copying so many
 ROOM = 1 << 20  # bytes that wait for the other end
 FLOWS_MOST = 256  # of a handler at a time: the others wait, with their SYN on hold
+ANSWERS_MOST = 64  # to queries and pings, that are on their way to the stack
 LONGEST_PAYLOAD = 65507  # of a UDP datagram over IPv4
 
 T = TypeVar("T")
@@ -56,6 +58,9 @@ class FlowAttribute(anyio.TypedAttributeSet):
 class Asked(Protocol):
     """What is needed of a stack."""
 
+    @property
+    def uplink(self) -> Uplink: ...
+
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T: ...
 
     async def hand(
@@ -76,6 +81,8 @@ class _Flow:
         self.is_carried = False
         self.is_cut = False
         self.has_handler = False
+        self.has_failed = False  # its handler, if this is a way out that ends in this process
+        self.is_joined = False  # to the guest, if it is such a way: the engine tells how it ends
         self.ended = anyio.Event()
         self.why: EndingSeen | None = None
 
@@ -237,7 +244,7 @@ class GuestStream(EndStream):
         """
         data = await self._end.receive(max_bytes)
         if not data:
-            if self._is_gone():
+            if self._is_gone() and (self._flow.is_joined or not self._flow.opened.within):
                 await self._flow.ended.wait()  # which it has: the engine tells how
                 if self._flow.why != "finished":
                     raise anyio.BrokenResourceError
@@ -475,6 +482,7 @@ class Servers:
 
     Attributes:
         stack: The stack.
+        ways: The ways out of intercepted flows that end in this process, until their other end knows them.
     """
 
     def __init__(self, stack: Asked) -> None:
@@ -484,8 +492,10 @@ class Servers:
         self._flows: dict[int, _Flow] = {}
         self._world: World | None = None
         self._claims: set[Claim] = set()  # that have flows
+        self.ways: dict[int, _Flow] = {}
         self._is_closing = False
         self._kept: list[socket.socket] = []  # until the engine has ended, which sees no end of a stream so
+        self._answers = anyio.Semaphore(ANSWERS_MOST)
 
     def set(self) -> None:
         """Note that something has happened to flows."""
@@ -504,7 +514,11 @@ class Servers:
                         await self.stack.ask(Serving.listen, number)
                         while True:
                             for each in await self.stack.ask(Serving.take):
-                                self._take(each, tasks)
+                                if isinstance(each, Question | Echo):
+                                    await self._answers.acquire()
+                                    tasks.start_soon(self._answer, each)
+                                else:
+                                    self._take(each, tasks)
                             await self._news.wait()
                             self._news = anyio.Event()
                 finally:
@@ -525,16 +539,14 @@ class Servers:
             each.close()
         self._kept.clear()
 
-    def _take(self, news: News, tasks: TaskGroup) -> None:
-        if isinstance(news, Question | Echo):
-            tasks.start_soon(self._answer, news)
-            return
+    def _take(self, news: Opened | Ended, tasks: TaskGroup) -> None:
         service = self._services.get(news.service)
         if isinstance(news, Ended):
             if isinstance(service, _Connecting) and service.flow is None:
                 service.why = news.why
                 service.decided.set()
             elif news.id in self._flows:
+                self.ways.pop(news.id, None)
                 self._flows.pop(news.id).end(news.why)
         elif isinstance(service, _Connecting):
             flow = self._flows[news.id] = service.flow = _Flow(news)
@@ -546,6 +558,8 @@ class Servers:
                 tasks.start_soon(self._decided, Serving.refuse, news.id, found)
             else:
                 flow = self._flows[news.id] = _Flow(news)
+                if news.within:
+                    self.ways[news.id] = flow
                 found._flows.add(flow)
                 self._claims.add(found)
                 tasks.start_soon(self._serve, found, flow)
@@ -570,14 +584,17 @@ class Servers:
 
     async def _answer(self, asked: Question | Echo) -> None:
         world = self._world
-        if world is None:
-            return
-        if isinstance(asked, Echo):
-            await self._decided(Serving.echoed, asked.id, asked.sequence, world.echo(asked))
-        else:
-            with suppress(ValueError):  # a worker may say anything
-                answer = world.resolve(self, bytes.fromhex(asked.message))
-                await self._decided(Serving.resolved, asked.id, answer.hex())
+        try:
+            if world is None:
+                return
+            if isinstance(asked, Echo):
+                await self._decided(Serving.echoed, asked.id, asked.sequence, world.echo(asked))
+            else:
+                with suppress(ValueError):  # a worker may say anything
+                    answer = world.resolve(self, bytes.fromhex(asked.message))
+                    await self._decided(Serving.resolved, asked.id, answer.hex())
+        finally:
+            self._answers.release()
 
     async def _decided(self, operation: Callable[..., None], number: int, *arguments: object) -> None:
         """Tell the stack what becomes of a flow or a query."""
@@ -637,6 +654,8 @@ class Servers:
             await self.reset(flow.opened.id)
         finally:
             server._flows.discard(flow)
+            if flow.opened.within and not flow.is_joined:
+                self._flows.pop(flow.opened.id, None)  # of which the engine knows nothing
             if not server._flows:
                 self._claims.discard(server)
                 server._nobody_left.set()
@@ -655,6 +674,12 @@ class Servers:
 
     async def reset(self, number: int) -> None:
         """End a flow; a connection is reset."""
+        flow = self._flows.get(number)
+        if flow is not None and flow.opened.within:
+            flow.has_failed = True
+            if not flow.is_joined:
+                return
+            number = flow.opened.within
         with anyio.CancelScope(shield=True), suppress(NetnsKitError):
             await self.stack.ask(Gateway.end_flow, number)
 
@@ -718,6 +743,13 @@ def is_of_the_peer(error: BaseException) -> bool:
     return isinstance(error, anyio.EndOfStream | anyio.BrokenResourceError | ConnectionError)
 
 
+_NUMBERS = {
+    "refused": errno.ECONNREFUSED,
+    "unreachable": errno.EHOSTUNREACH,
+    "timed out": errno.ETIMEDOUT,
+}
+
+
 def _refusal(why: EndingSeen | None) -> OSError:
-    number = {"refused": errno.ECONNREFUSED, "timed out": errno.ETIMEDOUT}.get(why or "", errno.ECONNABORTED)
+    number = _NUMBERS.get(why or "", errno.ECONNABORTED)
     return OSError(number, os.strerror(number))

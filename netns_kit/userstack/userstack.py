@@ -534,10 +534,11 @@ class UserStack(Openable):
 
         Raises:
             ConnectionRefusedError: Nothing listens there.
-            TimeoutError: Nothing in the namespace answers.
+            TimeoutError: Nothing in the namespace answers, after a minute.  On `TapDevice.pair()` that is what
+                the other stack does if `source` is none of its guest's addresses.
             AddressError: The namespace cannot have the address, or no client the source.
             ArgumentError, ArgumentTypeError: An argument that cannot be used.
-            OSError: There is no room for the connection.
+            OSError: EHOSTUNREACH: an ICMP error says that it cannot be reached.  Or there is no room for it.
             StackClosed: The stack is not open, or is closed meanwhile.
 
         Cancellation: There is no connection.

@@ -33,6 +33,7 @@ def test_faults_of_a_command_line(text: str, faults: Faults) -> None:
         ("loss=1%,loss=2%", "each once"),
         ("refuse=yes", "or blackhole or refuse"),
         ("loss=200%", "a probability, 0 to 1"),
+        ("loss=10", "write loss=10%"),
         ("loss=much", "a probability, 0 to 1"),
         ("delay=50us", "seconds"),
         ("rate=10Mbit", 'write "10 Mbit/s"'),

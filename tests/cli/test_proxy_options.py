@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import socket
 
 import pytest
 
@@ -82,6 +83,26 @@ def test_what_goes_past_the_proxy(text: str, direct: list[str], proxied: list[st
 def test_exceptions_that_make_no_sense(text: str) -> None:
     with pytest.raises(NetnsKitError):
         uplink("--proxy", "socks5://192.0.2.7", "--no-proxy", text)
+
+
+def test_a_proxy_that_speaks_something_else_is_named() -> None:
+    with pytest.raises(argparse.ArgumentError, match="not socks4://"):
+        uplink("--proxy", "socks4://192.0.2.7")
+
+
+def test_a_proxy_on_localhost_is_the_one_of_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(*addresses: str) -> object:
+        return lambda *_, **__: [(0, 0, 0, "", (each, 1080)) for each in addresses]
+
+    for addresses, proxy in (
+        (("::1", "127.0.0.1"), "127.0.0.1:1080"),
+        (("::1",), "[::1]:1080"),
+        (("2001:db8::1", "192.0.2.7"), "[2001:db8::1]:1080"),
+    ):
+        monkeypatch.setattr(socket, "getaddrinfo", found(*addresses))
+        made = uplink("--proxy", "socks5h://localhost:1080")
+        assert isinstance(made, Socks5Uplink)
+        assert str(made.proxy) == proxy
 
 
 def test_a_name_that_has_no_address() -> None:

@@ -446,6 +446,8 @@ def test_queries_that_wait_are_bounded(bench: Bench) -> None:
         ({"reset_after": 1, "protocol": "udp"}, "protocol", "tcp"),
         ({"queue": 1}, "queue", "a whole number"),
         ({"blackhole": 1}, "blackhole", "True or False"),
+        ({"loss": "1%"}, "loss", "write loss=0.01"),
+        ({"delay": "30ms"}, "delay", "write delay=0.03"),
     ],
 )
 def test_what_makes_no_sense_is_an_error(options: dict[str, object], knob: str, says: str) -> None:

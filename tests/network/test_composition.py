@@ -72,6 +72,8 @@ def test_a_name_is_that_of_the_file_else(tmp_path: Path) -> None:
     file = tmp_path / "lab.json"
     file.write_text('{"members": {}}', encoding="utf-8")
     assert Composition.load(file).name == "lab"
+    with pytest.raises(ArgumentError, match='name = "shop"'):
+        Composition.load(file.rename(tmp_path / "my lab.json"))
 
 
 def test_a_policy_is_a_table_or_another_file(tmp_path: Path) -> None:
@@ -108,12 +110,15 @@ def test_a_policy_is_a_table_or_another_file(tmp_path: Path) -> None:
             r"members\.web\.env\.A=1: expected text; write it in quotes",
         ),
         ({"members": {"web": {"directory": 1}}}, r"members\.web\.directory=1: expected the path"),
-        ({"members": {"web": {"depends_on": "db"}}}, r"members\.web\.depends_on='db': expected a list"),
+        (
+            {"members": {"web": {"depends_on": "db"}}},
+            r"members\.web\.depends_on='db': expected a list of members; write \['db'\]",
+        ),
         ({"members": {"web": {"depends_on": ["db:x"]}}}, "expected MEMBER or MEMBER:PORT"),
         ({"members": {"web": {"depends_on": ["db:0"]}}}, "expected MEMBER or MEMBER:PORT"),
         ({"members": {"web": {"depends_on": ["db:53/sctp"]}}}, "expected MEMBER or MEMBER:PORT"),
         ({"members": {"web": {"depends_on": [1]}}}, "expected MEMBER or MEMBER:PORT"),
-        ({"members": {"web": {"depends_on": ["db"]}}}, "'db': expected the name of a member"),
+        ({"members": {"web": {"depends_on": ["db"]}}}, "'db': expected the name of a member; there are web"),
         ({"members": {"web": {"depends_on": ["db"]}, "db": {}}}, "'db': expected a member with a command"),
         ({"members": {"web": {}, "WEB": {}}}, "expected each member once"),
         (

@@ -200,6 +200,7 @@ def test_up_ps_logs_join_and_down(tmp_path: Path, name: str) -> None:
         assert f"127.0.0.1:{port} -> 6379/tcp" in netns_kit("ps")
         assert netns_kit("logs", name) == "db | listening db\nweb | stored\n"
         assert netns_kit("logs", name, "web") == "web | stored\n"
+        assert netns_kit("logs", f"{name}/web") == "web | stored\n", "the place that join takes"
         with socket.create_connection(("127.0.0.1", port)) as client:
             assert client.recv(99) == b"stored"
         said = netns_kit("join", f"{name}/tools", "--", "getent", "hosts", "store")
@@ -243,6 +244,28 @@ def test_up_in_the_background(tmp_path: Path, name: str) -> None:
     assert "no-such-program: No such file or directory" in netns_kit("up", "--detach", str(file), status=125)
 
 
+def test_who_has_read_logs_and_gone_leaves_no_trace(tmp_path: Path, name: str) -> None:
+    file = tmp_path / f"{name}.json"
+    file.write_text('{"members": {"a": {"command": "echo there; sleep 1000"}}}', encoding="utf-8")
+    with subprocess.Popen(
+        [sys.executable, "-m", "netns_kit", "up", str(file)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as program:  # fmt: skip
+        assert program.stdout is not None
+        assert program.stderr is not None
+        assert program.stderr.readline() == f"netns-kit: {name} is up\n"
+        with subprocess.Popen(
+            [sys.executable, "-m", "netns_kit", "logs", "-f", name],
+            cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        ) as reader:  # fmt: skip
+            assert reader.stdout is not None
+            assert reader.stdout.readline() == "a | there\n"
+            reader.kill()
+        netns_kit("down", name)
+        assert program.stderr.read() == ""
+        assert program.wait(GRACE) == 0
+
+
 def test_what_up_says_of_its_commands(tmp_path: Path, name: str) -> None:
     file = tmp_path / f"{name}.json"
     file.write_text(
@@ -252,7 +275,9 @@ def test_what_up_says_of_its_commands(tmp_path: Path, name: str) -> None:
     assert "a | there\n" in said
     assert "netns-kit: a has ended with status 3\n" in said
     file.write_text('{"members": {"a": {"port": []}}}', encoding="utf-8")
-    assert "members.a.port" in netns_kit("up", str(file), status=125)
+    for options in ((), ("-d",)):
+        said = netns_kit("up", *options, str(file), status=125)
+        assert f"netns-kit: {file}: members.a.port=[]: expected a key" in said, "it is no option"
     assert "nothing.toml: No such file" in netns_kit("up", str(tmp_path / "nothing.toml"), status=125)
 
 

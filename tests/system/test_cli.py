@@ -643,6 +643,12 @@ def test_a_file_for_a_capture_that_cannot_be_had(tmp_path: Path) -> None:
     done = run("--capture", str(tmp_path), "--", "echo", "started")
     assert (done.returncode, done.stdout) == (FAILED, "")
     assert "the capture cannot be written: Is a directory" in done.stderr
+    assert "make room" not in done.stderr
+    done = run("--capture", str(tmp_path / "missing" / "file"), "--", "echo", "started")
+    assert "make its directory" in done.stderr
+    done = run("--capture", "-", "--", "echo", "started")
+    assert (done.returncode, done.stdout) == (FAILED, "")
+    assert "'-': expected a file" in done.stderr
 
 
 def test_importing_the_command_line_leaves_out_what_is_slow() -> None:

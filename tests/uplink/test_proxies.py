@@ -8,6 +8,7 @@ import os
 import pickle
 import select
 import socket
+import threading
 from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any
@@ -18,6 +19,7 @@ from netns_kit import (
     ChooserUplink,
     DnsSettings,
     Endpoint,
+    FakeInternet,
     Flow,
     HttpConnectUplink,
     Socks5Uplink,
@@ -27,13 +29,16 @@ from netns_kit import (
 )
 from netns_kit.arguments import Address
 from netns_kit.domain_names import to_wire
-from netns_kit.errors import ArgumentError, NetnsKitError
+from netns_kit.errors import ArgumentError, ArgumentTypeError, NetnsKitError
+from netns_kit.gateway.engine import Engine
+from netns_kit.gateway.relay.associated import AssociatedRelay
 from netns_kit.policy.policy import Policy
 from netns_kit.stack import Closed, Refusal
 from netns_kit.stack.wire import icmp, ip
+from netns_kit.uplink import socks5
 from netns_kit.uplink.dial import Connected, Refused
 from netns_kit.uplink.indirect import IndirectUplink
-from netns_kit.uplink.socks5 import UDP_ASSOCIATE, Socks5Association, talk
+from netns_kit.uplink.socks5 import UDP_ASSOCIATE, Socks5Association, may_be_its_end, talk
 from tests.support.bench import Bench, Make, Program
 from tests.support.packets import echo_request
 from tests.support.proxies import Proxy
@@ -247,7 +252,15 @@ def test_datagrams_by_socks(make: Make) -> None:
         bench.until(lambda: bench.engine.descriptors == descriptors)
 
 
-@pytest.mark.parametrize("end", ["10.9.9.9", "127.0.0.9", "0.0.0.0", "169.254.169.254", "fe80::1"])
+THEIR_OWN = ["10.9.9.9", "127.0.0.9", "0.0.0.0", "169.254.169.254", "168.63.129.16", "fe80::1", "fec0::1"]
+IN_DISGUISE = ["::ffff:127.0.0.9", "64:ff9b::7f00:9", "64:ff9b::a09:909", "2002:7f00:9::", "::127.0.0.9"]
+MEANT_FOR_MANY = ["224.0.0.251", "239.1.2.3", "ff0e::1", "255.255.255.255"]
+
+
+@pytest.mark.parametrize(
+    "end",
+    [*THEIR_OWN, *IN_DISGUISE, *MEANT_FOR_MANY],
+)
 def test_a_proxy_cannot_lead_datagrams_into_the_hosts_networks(make: Make, end: str) -> None:
     bound: list[tuple[Address | None, int]] = []
     said = talk(UDP_ASSOCIATE, ip_address("0.0.0.0"), 0, None, bound)
@@ -259,6 +272,55 @@ def test_a_proxy_cannot_lead_datagrams_into_the_hosts_networks(make: Make, end: 
     association = Socks5Association(Socks5Uplink("127.0.0.1"), lambda _: Refused(Refusal.DROP), None, bound)
     with association.open() as sock:
         assert sock.getpeername() == ("127.0.0.1", 0x1234)
+
+
+def test_a_proxy_cannot_lead_datagrams_to_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where services listen that are bound to all of its addresses, unless the proxy is here itself."""
+    ours = ip_address("8.8.4.4")
+    monkeypatch.setattr(socks5, "is_host_address", lambda each: each in (ours, ip_address("127.0.0.1")))
+    elsewhere = ip_address("8.8.8.8")
+    assert not may_be_its_end(ours, elsewhere)
+    assert not may_be_its_end(ip_address("64:ff9b::808:404"), elsewhere)
+    assert may_be_its_end(ip_address("9.9.9.9"), elsewhere)
+    assert may_be_its_end(ours, ip_address("127.0.0.1"))
+
+
+def test_a_proxy_that_talks_without_end_on_the_stream_of_an_association_ends_it() -> None:
+    reads, ended = [], []
+
+    class Endless(socket.socket):
+        def recv(self, size: int, flags: int = 0) -> bytes:
+            reads.append(size)
+            assert len(reads) < 100, "it is listened to without an end"
+            return b"?" * size
+
+    engine = Engine()
+    try:
+        association = Socks5Association(
+            Socks5Uplink("127.0.0.1"), lambda _: Refused(Refusal.DROP), None, [(None, 9)]
+        )
+        relay = AssociatedRelay(engine, association, lambda _: Refused(Refusal.DROP), lambda: ended.append(1))
+        relay.begin(Connected(Endless()))
+        relay._on_events(select.EPOLLIN)
+        assert ended
+    finally:
+        engine.close()
+
+
+def test_a_head_without_an_end_costs_few_reads(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy must not hold up the engine by what it says."""
+    reads, plain, here = [], socket.socket.recv, threading.get_ident()
+
+    def counted(self: socket.socket, *arguments: int) -> bytes:
+        if threading.get_ident() == here:
+            reads.append(arguments)
+        return plain(self, *arguments)
+
+    with Proxy("http", "too much") as proxy:
+        bench = make(HttpConnectUplink(proxy.at))
+        monkeypatch.setattr(socket.socket, "recv", counted)
+        until_over(bench, bench.connect(THERE, PORT))
+        assert len(reads) < 200
 
 
 @pytest.mark.parametrize("manner", ["hangs", "dies", 7])
@@ -484,3 +546,8 @@ def test_a_resolver_of_the_loopback_is_not_asked_unless_the_host_may(
         ask(bench)
         bench.until(lambda: select.select([resolver], [], [], 0)[0])
         assert b"\3www\7example" in resolver.recv(512)
+
+
+def test_a_fake_internet_is_no_way_of_a_chooser() -> None:
+    with pytest.raises(ArgumentTypeError, match="serve_tcp"):
+        ChooserUplink([("*.test", FakeInternet())])  # type: ignore[list-item]  # it is the test

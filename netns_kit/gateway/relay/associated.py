@@ -23,7 +23,8 @@ from .dialled import Dialled
 
 KEPT_MOST = 64  # datagrams that wait for the association
 KEPT_BYTES = 1 << 18
-_READ = 4096  # bytes of the stream at once; a proxy should say nothing there
+_READ = 4096  # bytes of the stream at once; a proxy has nothing to say there
+_READS = 16  # one that says more has no end for us to wait for
 
 
 class AssociatedRelay(Dialled):
@@ -142,8 +143,9 @@ class AssociatedRelay(Dialled):
     def _on_events(self, events: int) -> None:
         if events & ~OUT and self._stream is not None:
             try:
-                while self._stream.recv(_READ):
-                    pass  # it has nothing to say
+                for _ in range(_READS):
+                    if not self._stream.recv(_READ):
+                        break
             except BlockingIOError:
                 return
             except OSError:

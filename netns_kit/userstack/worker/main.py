@@ -43,7 +43,7 @@ from netns_kit.userstack.control import OPERATIONS, Control
 
 from .input import decode as decode_input
 
-DESCRIPTORS = 2
+DESCRIPTORS = 3
 """Descriptors that come with a question at most."""
 
 
