@@ -10,6 +10,7 @@ is joined is the engine's.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
@@ -49,6 +50,7 @@ from .serving import (
 )
 
 PEEKED_MOST = 65536
+NO_WAY_OUT = "an uplink in memory has no socket for a handler: answer, or join"
 
 
 class UpstreamStream(EndStream):
@@ -199,7 +201,10 @@ class _Intercepted:
         number = int(said[1:]) if said[1:].isdigit() else 0
         if not number:
             raise anyio.BrokenResourceError
-        error = OSError(number, os.strerror(number))
+        text = os.strerror(number)
+        if number == errno.EACCES and self._stack.uplink.is_in_memory:
+            text = NO_WAY_OUT
+        error = OSError(number, text)
         self._refusals.append(error)
         raise error
 
