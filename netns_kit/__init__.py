@@ -76,6 +76,11 @@ if TYPE_CHECKING:
     from .gateway.stats import Stats as Stats
     from .host.activation import activated as activated
     from .host.diagnosis import Host as Host
+    from .namespace.added_links import AddedLink as AddedLink
+    from .namespace.added_links import Ipvlan as Ipvlan
+    from .namespace.added_links import Macvlan as Macvlan
+    from .namespace.added_links import Veth as Veth
+    from .namespace.added_links import Vlan as Vlan
     from .namespace.given import FileMode as FileMode
     from .namespace.given import HasFileno as HasFileno
     from .namespace.given import Listen as Listen
@@ -154,6 +159,7 @@ if TYPE_CHECKING:
     from .uplink.uplink import UdpPorts as UdpPorts
     from .uplink.uplink import Uplink as Uplink
     from .userstack.capture import Capture as Capture
+    from .userstack.capture import CaptureOptions as CaptureOptions
     from .userstack.events import Event as Event
     from .userstack.events import FlowEvent as FlowEvent
     from .userstack.events import FlowEventKind as FlowEventKind
@@ -204,6 +210,7 @@ _HOMES = {
     "gateway.stats": "Stats",
     "host.activation": "activated",
     "host.diagnosis": "Host",
+    "namespace.added_links": "AddedLink Ipvlan Macvlan Veth Vlan",
     "namespace.given": "FileMode HasFileno Listen OpenFile Word",
     "namespace.listening": "ListeningSocket",
     "namespace.namespace": "Ids Interface InterfaceAddress Namespace OpenedTap Pids Route",
@@ -232,7 +239,7 @@ _HOMES = {
     "uplink.namespace": "NamespaceUplink",
     "uplink.socks5": "Socks5Uplink",
     "uplink.uplink": "UdpFiltering UdpPorts Uplink",
-    "userstack.capture": "Capture",
+    "userstack.capture": "Capture CaptureOptions",
     "userstack.events": "Event FlowEvent FlowEventKind QueryEvent",
     "userstack.fake_internet": "FakeFlow FakeHost FakeInternet FakeQuery",
     "userstack.faults": "FaultsBlock",

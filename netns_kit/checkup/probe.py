@@ -31,13 +31,13 @@ from typing import Any
 from netns_kit.child.channel import Channel
 from netns_kit.host import abi
 from netns_kit.host.libc import check, libc
+from netns_kit.host.netlink import new_link, transact
 from netns_kit.namespace.agent import op_sysctl_get, op_sysctl_set
 from netns_kit.namespace.agent_common import failure
 from netns_kit.namespace.agent_files import show_files
 from netns_kit.namespace.agent_namespaces import create, mount_proc
 from netns_kit.namespace.links import configure_ipv6, configure_link, open_tap
 from netns_kit.network.guard import batch, ruleset
-from netns_kit.network.netlink import new_link, transact
 from netns_kit.userstack.worker.sandbox import ON, enter
 
 Outcome = Mapping[str, Any]

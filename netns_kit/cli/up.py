@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 import anyio
 import anyio.abc
@@ -132,7 +132,8 @@ class Control:
             ):  # a stranger, or it has gone
                 return
             except (NetnsKitError, ValueError, TypeError) as error:
-                await _send(stream, json.dumps({"error": str(error)}).encode())
+                with suppress(anyio.BrokenResourceError):  # the client has gone meanwhile
+                    await _send(stream, json.dumps({"error": str(error)}).encode())
 
     async def _answer(
         self,

@@ -308,7 +308,9 @@ class DnsServer:
 
     def _answered(self, actions: list[Action], now: float) -> list[Action]:
         """Turn the proxy's answers into those that the clients wait for."""
-        told: dict[bytes, bytes] | None = None  # answers made of one message, which may be long, by the query
+        told: dict[tuple[bytes, bytes], bytes] | None = (
+            None  # of one message, which may be long, by query and guest
+        )
         for index, action in enumerate(actions):
             if isinstance(action, Answer) and isinstance(asked := action.client, _Asked):
                 message = action.message
@@ -319,7 +321,7 @@ class DnsServer:
                 if asked.aliases or self.guard is not None:
                     query = asked.original or asked.query
                     _, _, question = parse_untrusted(query)
-                    key = identity(query, question)
+                    key = identity(query, question), asked.address
                     told = {} if told is None else told
                     if key not in told:
                         made = (

@@ -28,7 +28,6 @@ from struct import Struct, error
 from typing import TYPE_CHECKING, TypeAlias
 
 from netns_kit.dns import Action, Answer
-from netns_kit.dns.guard import Guard, Refused
 from netns_kit.dns.message import (
     NXDOMAIN,
     SERVFAIL,
@@ -36,12 +35,9 @@ from netns_kit.dns.message import (
     BadMessage,
     parse_untrusted,
     reply,
-    walk,
 )
-from netns_kit.domain_names import to_wire
 from netns_kit.policy.addresses import canonical
 from netns_kit.policy.index import NameTable
-from netns_kit.policy.pins import PINS_PER_ANSWER, Pins
 from netns_kit.policy.policy import Policy
 from netns_kit.policy.rules import is_name
 from netns_kit.stack import AnyFlow, Refusal, TcpConnection, Transport
@@ -52,6 +48,7 @@ from netns_kit.tap.impairment import BadLink, Impairment
 from netns_kit.tap.super_frames import cut, summed
 from netns_kit.uplink.flow import Flow, Target
 
+from .answered_names import AnsweredNames
 from .enforcer import is_host
 
 if TYPE_CHECKING:
@@ -233,7 +230,7 @@ class FaultyPath(DeviceWrapper):
         self._seen: dict[TcpConnection, tuple[Block, ...]] = {}  # connections of this step that may be reset
         self._waiting: list[tuple[float, int, _Query, tuple[Block, ...]]] = []  # a heap, by when they go on
         self._waiting_bytes = 0
-        self._pins = Pins()
+        self._names = AnsweredNames(gateway.zone.names_of, gateway.dns.name_of, self.forget)
         self._original_query = gateway.dns.query
         gateway.device = self
         gateway.engine.after_step = [
@@ -295,7 +292,7 @@ class FaultyPath(DeviceWrapper):
         asks = any(block.asks for block in blocks)
         gateway.dns.query = self._query if asks else self._original_query
         listens = any(block.has_names for block in blocks)
-        gateway.listener = _Listener(gateway, self._heard) if listens else None
+        gateway.listen(self._names.hear, wanted=listens)
 
     def _take_away(self) -> None:
         """Let the gateway have the device again, as soon as nothing waits for the stack any more."""
@@ -414,22 +411,12 @@ class FaultyPath(DeviceWrapper):
 
     def names_of(self, address: bytes) -> tuple[bytes, ...]:
         """Return the names for which our DNS has given a packed address."""
-        gateway = self._gateway
-        names = gateway.zone.names_of(address) + self._pins.names(canonical(address), 0.0)
-        last = gateway.dns.name_of(address)
-        return names if last is None else (*names, to_wire(last))
+        return self._names.of(address)
 
     def is_host(self, address: bytes) -> bool:
         """Return whether a packed address is the gateway's, or the host's own."""
         enforcer = self._gateway.enforcer
         return is_host(self._gateway.subnet, ip_address(address), has_host=enforcer.has_host)
-
-    def _heard(self, name: bytes, address: bytes) -> None:
-        """Note that our DNS has given an address for a name."""
-        address = canonical(address)
-        if not self._pins.has(name, address, 0.0):
-            self._pins.add(name, address, math.inf)
-            self._known.clear()
 
     # -- connections ----------------------------------------------------------------------------------
 
@@ -572,50 +559,6 @@ class FaultyPath(DeviceWrapper):
 
 _Query: TypeAlias = "tuple[bytes, Hashable, bytes, DnsTransport]"
 """A query, its client, the client's packed address, and its transport."""
-
-
-class _Listener:
-    """A `Guard` that tells which addresses leave in answers, behind the policy's guard."""
-
-    def __init__(self, gateway: Gateway, heard: Callable[[bytes, bytes], None]) -> None:
-        self._enforcer = gateway.enforcer
-        self._heard = heard
-
-    @property
-    def _guard(self) -> Guard | None:
-        return self._enforcer.guard
-
-    def question(self, name: bytes, kind: int, client: bytes) -> Refused | None:
-        return None if self._guard is None else self._guard.question(name, kind, client)
-
-    def alias(self, name: bytes, kind: int, client: bytes) -> Refused | None:
-        return None if self._guard is None else self._guard.alias(name, kind, client)
-
-    def answer(
-        self, question: bytes, message: bytes, now: float, client: bytes, *, ours: bool
-    ) -> bytes | Refused:
-        guard = self._guard
-        found = message if guard is None else guard.answer(question, message, now, client, ours=ours)
-        if isinstance(found, bytes):
-            self._listen(question, found)
-        return found
-
-    def names(self, name: bytes, address: bytes) -> bool:
-        return self._guard is None or self._guard.names(name, address)
-
-    def _listen(self, question: bytes, message: bytes) -> None:
-        size = _ADDRESS_SIZES.get(int.from_bytes(question[-4:-2], "big"))
-        if size is None:
-            return
-        name, left = question[:-4].lower(), PINS_PER_ANSWER
-        try:
-            for found in walk(message, question):
-                is_address = found.section == 1 and _ADDRESS_SIZES.get(found.kind) == found.end - found.data
-                if is_address and left:
-                    left -= 1
-                    self._heard(name, message[found.data : found.end])
-        except BadMessage:
-            return
 
 
 def _faults_of(script: Script, has: Callable[[Faults], bool]) -> bool:

@@ -24,6 +24,7 @@ from time import time_ns
 from typing import TYPE_CHECKING, TypeVar
 
 from netns_kit.arguments import Address
+from netns_kit.domain_names import to_text
 from netns_kit.policy.addresses import PortRanges, canonical
 from netns_kit.policy.index import parts_of
 from netns_kit.policy.rules import is_name
@@ -44,6 +45,8 @@ from netns_kit.tap.pcapng import (
     plain_tail,
 )
 from netns_kit.tap.super_frames import cut, summed
+
+from .answered_names import AnsweredNames
 
 if TYPE_CHECKING:
     from .capture_filter import CaptureFilter
@@ -114,8 +117,12 @@ class FrameCapture(DeviceWrapper):
         self._small: list[bytes] = []  # blocks that were not put into the ring yet, in three pieces each
         self._small_size = 0
         self._is_stopped = False
+        self._names = AnsweredNames(gateway.zone.names_of, gateway.dns.name_of, _nothing)
+        self._has_names = where is not None and any(map(is_name, where.targets))
         self._seen = self._accepted = self._lost = 0
         gateway.device = self
+        if self._has_names:
+            gateway.listen(self._names.hear)
         gateway.engine.after_step = [*gateway.engine.after_step, self._end_of_step]
 
     def read_into(self, buffer: memoryview | bytearray) -> int | None:
@@ -170,6 +177,8 @@ class FrameCapture(DeviceWrapper):
     def _take_away(self) -> None:
         """Let the gateway have the device again."""
         engine = self._gateway.engine
+        if self._has_names:
+            self._gateway.listen(self._names.hear, wanted=False)
         engine.after_step = [each for each in engine.after_step if each != self._end_of_step]
         self._gateway.withdraw(self)
 
@@ -423,8 +432,8 @@ class FrameCapture(DeviceWrapper):
         plain = ip_address(canonical(address))
         for target in where.targets:
             if is_name(target):
-                named = name, self._gateway.name_of(ip_address(address))
-                if any(each is not None and _matches(target, each) for each in named):
+                known = [*map(to_text, self._names.of(address)), *([] if name is None else [name])]
+                if any(_matches(target, each) for each in known):
                     return True
             elif any(plain in network and _is_in(port, ranges) for network, ranges in parts_of(target)):
                 return True
@@ -440,6 +449,10 @@ def _comment(flow: FlowInfo) -> str:
     text = f"flow {flow.id}: {flow.direction} {flow.protocol}"
     text += f", name {flow.name}" if flow.name else ""
     return text + (f", rule {flow.rule}" if flow.rule else "")
+
+
+def _nothing() -> None:
+    """Do nothing: what was decided about a flow stays."""
 
 
 def _remember(known: dict[K, V], key: K, value: V) -> None:

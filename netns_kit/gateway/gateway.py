@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from netns_kit.dns.guard import Guard, Refused
     from netns_kit.policy.policy import Policy
 
+    from .answered_names import AnswerListener
     from .inside import Inside
 
 DOMAINS = ("containers.internal", "docker.internal")  # in which programs in containers look for their host
@@ -149,8 +150,7 @@ class Gateway:
                 if network is not None:
                     stack.link.learn(network.guest.packed, tap.mac)
         self._answer_names(setup)
-        self.noting: Callable[[Guard | None], Guard | None] = _as_it_is
-        self._listener: Guard | None = None
+        self._listeners: tuple[AnswerListener, ...] = ()
         self._govern(setup.policy)
         self.beside: dict[int, FlowBeside] = {}
         self._inside: Inside | None = None
@@ -221,21 +221,26 @@ class Gateway:
     def _govern(self, policy: Policy | None) -> None:
         """Let a policy decide from now on, about flows and names."""
         self.enforcer.set(policy)
-        self.guard_names()
+        self._guard_names()
 
-    @property
-    def listener(self) -> Guard | None:
-        """What hears all answers of our DNS, and asks the policy's guard; None: there is none."""
-        return self._listener
+    def listen(self, listener: AnswerListener, *, wanted: bool = True) -> None:
+        """Tell a function of each answer of our DNS from now on, or no more.
 
-    @listener.setter
-    def listener(self, listener: Guard | None) -> None:
-        self._listener = listener
-        self.guard_names()
+        Args:
+            listener: The function.
+            wanted: Whether it is to be told.
+        """
+        others = tuple(each for each in self._listeners if each != listener)
+        self._listeners = (*others, listener) if wanted else others
+        self._guard_names()
 
-    def guard_names(self) -> None:
-        """Have the DNS server ask the policy's guard or the listener, and what `noting` makes of it."""
-        self.dns.guard = self.noting(self._listener or self.enforcer.guard)
+    def _guard_names(self) -> None:
+        guard: Guard | None = self.enforcer.guard
+        if self._listeners:
+            from .answered_names import ListenedGuard  # few need it
+
+            guard = ListenedGuard(guard, self._listeners)
+        self.dns.guard = guard
 
     def read_pins(self) -> bool:
         """Learn what other workers have pinned, and return whether there was anything."""
@@ -391,7 +396,7 @@ class Gateway:
             policy = load(Policy, text.encode())
         addresses = tuple(each.packed for each in guests)
         self.enforcer.set_own(addresses, policy)
-        self.guard_names()
+        self._guard_names()
         if existing == "cut":
             self.router.cut(addresses)
 
@@ -528,11 +533,6 @@ def log(text: str, error: BaseException | None = None) -> None:
     from logging import getLogger  # importing it costs as much as the whole stack, and few need it
 
     getLogger(__name__).warning(text, exc_info=error)
-
-
-def _as_it_is(guard: Guard | None) -> Guard | None:
-    """Return a guard, since nobody notes names."""
-    return guard
 
 
 def _nowhere(*_: object) -> None:

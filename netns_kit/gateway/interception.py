@@ -8,7 +8,7 @@
 So what the handler copies crosses this engine once, and what it has handed back is a flow as any other.  The SYN is
 on hold until the handler reads or sends, so a refusal of the way out may be told to the guest as ever.
 
-Rules by name rest on what our DNS has answered: `NameNotes` keeps that, beside the policy's pins and not in them.  If
+Rules by name rest on what our DNS has answered: `NameGuard` notes that, beside the policy's pins and not in them.  If
 the policy looks at first bytes, it does so before the handler gets them.
 
 Joining.  The engine stops taking the guest's bytes (`hold`), the caller's side passes on what it has, and hands the
@@ -27,7 +27,6 @@ from typing import Literal
 
 from netns_kit.arguments import Address
 from netns_kit.child.codec import load
-from netns_kit.dns.guard import Guard, Refused
 from netns_kit.domain_names import is_host_name, to_text, to_wire
 from netns_kit.policy.addresses import canonical
 from netns_kit.policy.index import Index
@@ -107,12 +106,12 @@ class Interception:
         if names:
             noted = Policy("allow", (Rule("allow", names, private=True),), audit=True, grace=FOR_EVER)
             self._notes = NameGuard(noted.index, self._pins, pinned=self._tell_others)
-        gateway.noting = self._noting
-        gateway.guard_names()
+        gateway.listen(self._hear, wanted=self._notes is not None)
         gateway.router.interceptor = self if self._rules else None
 
-    def _noting(self, guard: Guard | None) -> Guard | None:
-        return guard if self._notes is None else NameNotes(guard, self._notes)
+    def _hear(self, question: bytes, message: bytes, now: float, client: bytes, *, ours: bool) -> None:
+        if self._notes is not None:
+            self._notes.answer(question, message, now, client, ours=ours)
 
     def _tell_others(self, pins: list[Pin]) -> None:
         """Tell other workers what was noted; for their policy it counts no longer than it would have."""
@@ -192,38 +191,6 @@ class Interception:
         key = FlowKey(guest.packed, there.packed, flow.source.port, remote_port).pack()
         found = self._gateway.router.route("udp" if flow.protocol == "udp" else "tcp", key)
         return Refusal.PROHIBITED if found is None else found
-
-
-class NameNotes:
-    """A `Guard` that notes what is answered for names, behind the guard of the policy, if there is one.
-
-    Args:
-        guard: The guard of the policy.
-        notes: Notes names.  It is in audit mode, and changes no answer.
-    """
-
-    def __init__(self, guard: Guard | None, notes: NameGuard) -> None:
-        self._guard = guard
-        self._notes = notes
-
-    def question(self, name: bytes, kind: int, client: bytes) -> Refused | None:
-        return None if self._guard is None else self._guard.question(name, kind, client)
-
-    def alias(self, name: bytes, kind: int, client: bytes) -> Refused | None:
-        return None if self._guard is None else self._guard.alias(name, kind, client)
-
-    def answer(
-        self, question: bytes, message: bytes, now: float, client: bytes, *, ours: bool
-    ) -> bytes | Refused:
-        found: bytes | Refused = message
-        if self._guard is not None:
-            found = self._guard.answer(question, message, now, client, ours=ours)
-        if not isinstance(found, Refused):
-            self._notes.answer(question, found, now, client, ours=ours)
-        return found
-
-    def names(self, name: bytes, address: bytes) -> bool:
-        return self._guard is None or self._guard.names(name, address)
 
 
 class UpstreamDial(Dialled):

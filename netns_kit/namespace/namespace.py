@@ -27,7 +27,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 from socket import socket as SocketType
 from subprocess import PIPE
 from types import NoneType
-from typing import Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import anyio
 import anyio.abc
@@ -58,6 +58,9 @@ from .listening import ListeningSocket, Protocol, SocketDiagnostics
 from .process import Command, CommandFailed, CommandOptions, Process, communicate, open_process
 from .process_info import ProcessInfo
 from .watch import Watch
+
+if TYPE_CHECKING:
+    from .added_links import AddedLink
 
 __all__ = ["Interface", "InterfaceAddress", "Namespace", "OpenedTap", "Route"]
 
@@ -840,6 +843,52 @@ class Namespace(Openable):
                     raise OSError(exc.code, os.strerror(exc.code), name) from exc
 
         await anyio.to_thread.run_sync(move)
+
+    async def add_link(self, name: str, link: AddedLink) -> None:
+        """Make a link of this namespace that leads past the stack, or a VLAN on one that it has.
+
+        It is down, and has no address: `configure_link` is next.  It ends with the namespace.  No policy, capture or
+        flow knows what passes by it.
+
+        Args:
+            name: Its name.
+            link: What it is: a `Macvlan` or `Ipvlan` on an interface of the caller's namespace, one end of a `Veth`
+                whose other end is there, or a `Vlan` on a link of this namespace.
+
+        Raises:
+            ArgumentError, ArgumentTypeError: A name or an option that cannot be used, or one that is taken.
+            FeatureUnavailable: This kernel makes no such links.
+            NotPrivileged: The caller has not CAP_NET_ADMIN in this namespace; or not in its own, where the link
+                is on one of its interfaces.
+            NamespaceGone: The namespace has ended, or is not open.
+
+        Cancellation:
+            The link may or may not have been made.
+        """
+        from netns_kit.host import netlink
+
+        from . import added_links
+
+        added_links.check(name, link)
+        target = os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if isinstance(link, added_links.Vlan):
+                sock = await self.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_ROUTE)
+            else:
+                kind = socket.SOCK_DGRAM | _SOCKET_FLAGS
+                sock = socket.socket(socket.AF_NETLINK, kind, NETLINK_ROUTE)
+            with sock:
+                parent = 0
+                if not isinstance(link, added_links.Veth):
+                    parent = netlink.index_of(sock, link.parent)
+                message = added_links.request(name, link, parent, target)
+                await anyio.to_thread.run_sync(netlink.transact, sock, [message])
+        except OSError as error:
+            if isinstance(error, NetnsKitError) or not (why := added_links.explain(error, name, link)):
+                raise
+            raise why from error
+        finally:
+            os.close(target)
 
     async def open_tap(self, name: str, flags: Sequence[int], queues: int = 1) -> OpenedTap:
         """Open a tap device.  A persistent device of that name is joined.

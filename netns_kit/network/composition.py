@@ -124,7 +124,7 @@ class Composition:
         """
         table = _table(data, "", ("name", "network", "members"))
         where = Path(directory).absolute()
-        called = _name(table, name)
+        called = _named(table, name)
         if len(called) > NAME_MAX:
             raise ArgumentError(f"expected {NAME_MAX} characters at most", "name", repr(called))
         network = _table(table.get("network", {}), "network", NETWORK_KEYS)
@@ -143,15 +143,15 @@ class Composition:
         return cls(called, network, uplink, tuple(_in_order(plans)))
 
 
-def _name(table: Mapping[str, Any], usual: str) -> str:
+def _named(table: Mapping[str, Any], usual: str) -> str:
     """Return the name of a composition, which is that of its file if it has none."""
     try:
         return check_host_name(table.get("name", usual), "name")
     except DomainNameError as error:
-        if "name" in table:
-            raise
-        fix = 'write one in the file, like name = "shop", or give the file another name'
-        raise DomainNameError(error.cause, "name", error.value, fix) from error
+        if "name" not in table:
+            error.fix = 'write one in the file, like name = "shop", or give the file another name'
+            error.args = (*error.args[:3], error.fix)
+        raise
 
 
 def _plan(name: str, data: object, where: Path) -> MemberPlan:

@@ -21,8 +21,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 from netns_kit.host import abi
-
-from .netlink import attribute, message, nested, text
+from netns_kit.host.netlink import attribute, message, nested, text
 
 TABLE = "netns_kit"
 ARRIVED, MEMBER = "arrived", "member"  # the chains

@@ -2,7 +2,8 @@
 
 The stack's tap and one end of a pair of veth for each member are the ports of a bridge of the kernel.  Members talk
 to each other by that, as fast as this kernel can, and their super-frames stay whole on the way out.  The other end of
-a pair is in the member's namespace, which may be owned by any user namespace of this user: see `netlink`.
+a pair is in the member's namespace, which may be owned by any user namespace of this user: see
+`netns_kit.host.netlink`.
 
 The bridge learns nothing where there is a guard: it is told the link address of each port, and drops what goes to any
 other.  A guard is a table of nftables, see `guard`.
@@ -28,13 +29,23 @@ import anyio.to_thread
 
 from netns_kit.errors import ArgumentError, FeatureUnavailable, NetnsKitError, NotPrivileged, SysctlError
 from netns_kit.host import abi
+from netns_kit.host.netlink import (
+    attribute,
+    attributes,
+    link,
+    message,
+    nested,
+    new_link,
+    number,
+    text,
+    transact,
+)
 from netns_kit.namespace.namespace import Namespace
 from netns_kit.subnet import Subnet
 from netns_kit.tap.device import TapDevice
 
 from . import guard
 from .guard import Port
-from .netlink import attribute, attributes, link, message, nested, new_link, number, text, transact
 
 BRIDGE = "br0"
 TABLES = ("iptables", "ip6tables", "arptables")

@@ -118,7 +118,7 @@ class BadLink:
         self.protect = protect
         self._used = 0  # bytes of memory
         self._line: list[tuple[float, int, bytes]] = []  # a heap of (due, order, frame)
-        self._held: list[_Held] = []
+        self._held: list[_Held] = []  # their limits increase
         self._order = 0  # frames due at the same time leave in the order they were put on the line
         self._free_at = -math.inf  # when the last bit of the last frame has left the sender
         self._last_due = -math.inf
@@ -162,8 +162,8 @@ class BadLink:
         """Return the frames due by `now` in order of time, and those of the same time in the order they went in."""
         if now < self.deadline:
             return []
-        for held in [held for held in self._held if held.limit <= now]:
-            self._release(held, held.limit)
+        while self._held and self._held[0].limit <= now:
+            self._release(self._held[0], self._held[0].limit)
         due = []
         while self._line and self._line[0][0] <= now:
             due.append(heappop(self._line)[2])
@@ -205,7 +205,7 @@ class BadLink:
 
     def _set_deadline(self) -> None:
         first = self._line[0][0] if self._line else math.inf
-        self.deadline = min([first, *(held.limit for held in self._held)])
+        self.deadline = min(first, self._held[0].limit) if self._held else first
 
     def _damage(self, frame: bytes) -> bytes:
         self.corrupted += 1

@@ -81,7 +81,7 @@ class CaptureOptions(TypedDict, total=False):
     """The settings of a capture, see `UserStack.capture`."""
 
     where: CaptureFilter | RuleTarget | Iterable[RuleTarget] | None
-    """The frames that are captured, as a `CaptureFilter`, or its targets alone; None: all."""
+    """Frames that are captured, as a `CaptureFilter`, or its targets alone; None: all."""
     snaplen: int
     """The bytes that are kept of each frame at most."""
     max_bytes: int | None
@@ -89,9 +89,9 @@ class CaptureOptions(TypedDict, total=False):
     max_seconds: float | None
     """The time after which the capture is complete; None: there is none."""
     files: int | None
-    """How many files there are one after another, of which the oldest is written anew; None: one."""
+    """Number of files, one after another, of which the oldest is written anew; None: one."""
     processes: bool
-    """Whether comments tell which process has opened a flow."""
+    """True if comments tell which process has opened a flow."""
 
 
 class Capture:

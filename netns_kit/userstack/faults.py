@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address
 from itertools import count
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import anyio
 
 from netns_kit import arguments
-from netns_kit.arguments import Address
 from netns_kit.child.codec import dump
 from netns_kit.errors import AlreadyOpened, ArgumentError, NetnsKitError
 from netns_kit.forwarder.forwarder import CLOSING_SECONDS
@@ -55,7 +55,7 @@ class FaultsBlock:
         faults: Faults | None,
         script: Iterable[tuple[float, Faults]] | None,
         options: FaultOptions,
-        guests: Callable[[], tuple[Address, ...]] = tuple,
+        guests: Callable[[], tuple[IPv4Address | IPv6Address, ...]] = tuple,
     ) -> None:
         if (faults is not None) + (script is not None) + bool(options) != 1:
             raise ArgumentError(

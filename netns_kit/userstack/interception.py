@@ -26,6 +26,7 @@ from netns_kit.child.channel import receive_record
 from netns_kit.child.codec import dump
 from netns_kit.domain_names import to_text
 from netns_kit.errors import ArgumentError, NetnsKitError
+from netns_kit.gateway.gateway import Gateway
 from netns_kit.gateway.served import DATAGRAM
 from netns_kit.gateway.serving import Serving
 from netns_kit.policy.first_bytes import FirstBytes, Seen
@@ -57,12 +58,12 @@ class UpstreamStream(EndStream):
 
     Args:
         sock: The socket, which is connected.
-        way: The flow of its other end, if that is in this process.
     """
 
-    def __init__(self, sock: socket.socket, way: _Flow | None) -> None:
+    _way: _Flow | None = None  # the flow of its other end, if that is in this process
+
+    def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
-        self._way = way
         self._attributes = _attributes_of(sock)
 
     @property
@@ -345,7 +346,10 @@ class InterceptedStream(_Intercepted, GuestStream):
 
         Cancellation: There is no connection.
         """
-        return UpstreamStream(*await self._upstream(address, port))
+        sock, way = await self._upstream(address, port)
+        upstream = UpstreamStream(sock)
+        upstream._way = way
+        return upstream
 
     async def join(self, upstream: UpstreamStream | None = None) -> None:
         """Hand the rest to the engine: it carries it as it does any flow, and the handler sees no more of it.
@@ -364,7 +368,7 @@ class InterceptedStream(_Intercepted, GuestStream):
             OSError: As `connect_upstream` raises it.
             StackClosed: The stack was closed.
 
-        Cancellation: The connection is of no more use, unless this returns.
+        Cancellation: The connection is reset, unless it was not begun to be handed over.
         """
         number, flow = self._flow.opened.id, self._flow
         sock = self._end.checked()
@@ -382,12 +386,23 @@ class InterceptedStream(_Intercepted, GuestStream):
         if self._eof_sent or upstream._eof_sent:
             raise anyio.ClosedResourceError
         await self._accept()
-        while (state := await self._stack.hand([[]], Serving.hold, number, flow=number)) == "looking":
-            await self.peek(len(self._ahead) + 1)
-        if state != "held":
-            raise anyio.BrokenResourceError
-        await self._pass_on(sock, upstream)
-        way = upstream._way
+        try:
+            while (state := await self._stack.hand([[]], Serving.hold, number, flow=number)) == "looking":
+                await self.peek(len(self._ahead) + 1)
+            if state != "held":
+                raise anyio.BrokenResourceError
+            await self._pass_on(sock, upstream)
+            await self._hand_over(out, upstream._way)
+        except BaseException:
+            if not self.is_joined:  # nothing more is taken from the guest, who would wait for ever
+                with anyio.CancelScope(shield=True), suppress(NetnsKitError):
+                    await self._stack.ask(Gateway.end_flow, number)
+            raise
+        await self._end.aclose()
+
+    async def _hand_over(self, out: socket.socket, way: _Flow | None) -> None:
+        """Give the way out to the engine; `way` is the flow of its other end, if that is in this process."""
+        number = self._flow.opened.id
         if way is not None:
             if way.has_failed:
                 raise anyio.BrokenResourceError
@@ -395,16 +410,14 @@ class InterceptedStream(_Intercepted, GuestStream):
         with anyio.CancelScope(shield=True):
             is_there = False
             try:
-                is_there = await self._stack.hand(
-                    [[out.detach()]], Serving.go_on, number, way.opened.id if way else 0, flow=number
-                )
+                there = 0 if way is None else way.opened.id
+                is_there = await self._stack.hand([[out.detach()]], Serving.go_on, number, there, flow=number)
             finally:
                 if way is not None and not is_there:
                     way.end("reset")
             if not is_there:
                 raise anyio.BrokenResourceError
             self.is_joined = True
-        await self._end.aclose()
 
     async def _pass_on(self, sock: socket.socket, upstream: UpstreamStream) -> None:
         """Send what the guest has sent and nobody has received."""

@@ -74,8 +74,10 @@ class Scene:
         self.now = 1000.0
         self.out: list[Action] = []
 
-    def asks(self, query: bytes, client: str = "me", transport: DnsTransport = "udp") -> None:
-        self.out += self.server.query(query, client, CLIENT, self.now, transport) or []
+    def asks(
+        self, query: bytes, client: str = "me", transport: DnsTransport = "udp", address: bytes = CLIENT
+    ) -> None:
+        self.out += self.server.query(query, client, address, self.now, transport) or []
 
     def sends(self, *upstreams: Upstream) -> list[bytes]:
         done, self.out = self.out, []
@@ -647,6 +649,32 @@ def test_every_answer_passes_the_guard() -> None:
     guard = dns.server.guard
     assert isinstance(guard, Strict)
     assert [each for each in guard.answers if each[1]] == [("db.internal", True), ("hook", True)]
+
+
+def test_guests_that_wait_for_one_answer_are_judged_each_for_itself() -> None:
+    dns = Scene()
+    judged: list[bytes] = []
+
+    class Each(Strict):
+        def answer(
+            self, question: bytes, message: bytes, now: float, client: bytes, *, ours: bool
+        ) -> bytes | Refused:
+            judged.append(client)
+            return message if client == CLIENT else Refused(3, "not for you")
+
+    dns.server.guard = Each()
+    other = bytes([10, 0, 2, 102])
+    for client, address in (("me", CLIENT), ("you", other), ("me too", CLIENT)):
+        dns.asks(question(ident=len(client)), client, address=address)
+    (sent,) = dns.sends(UDP)
+    dns.says(UDP, reply(sent, "192.0.2.9"))
+    answers, rcodes = dns.out, {}
+    for answer in answers:
+        assert isinstance(answer, Answer)
+        dns.out = [answer]
+        rcodes[answer.client] = dns.told(str(answer.client))[0]
+    assert rcodes == {"me": "NOERROR", "you": "NXDOMAIN", "me too": "NOERROR"}
+    assert judged == [CLIENT, other], "and once for each"
 
 
 @pytest.mark.parametrize("counts", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0), (0, 0, 2)])

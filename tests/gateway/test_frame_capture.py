@@ -12,14 +12,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from netns_kit import ArgumentError, CaptureFilter, PolicyError
+from netns_kit import ArgumentError, CaptureFilter, PolicyError, Record
+from netns_kit.domain_names import to_wire
 from netns_kit.gateway.captures import Captures
 from netns_kit.gateway.frame_capture import _as_on_a_wire
 from netns_kit.stack.wire import checksum, ethernet, ip, tcp, udp, virtio
 from netns_kit.tap import pcapng
 from netns_kit.tap.frame_ring import ACCEPTED, LOST, SEEN, FrameRing
 from tests.support.bench import Bench, Make, feed, opened, receive
-from tests.support.packets import GATEWAY, GUEST, PORT, datagram
+from tests.support.packets import GATEWAY, GUEST, PORT, RESOLVER, datagram
 from tests.support.pcapng import INBOUND, OUTBOUND, Packet, read
 from tests.support.servers import port_of
 
@@ -179,6 +180,22 @@ def test_what_the_ring_has_no_room_for_is_counted(make: Make, begin: Begin) -> N
     taken = end()
     assert taken.lost > 0
     assert len(taken.packets) == taken.accepted - taken.lost
+
+
+def test_a_filter_knows_all_names_that_an_address_was_given_for(
+    make: Make, listener: socket.socket, begin: Begin
+) -> None:
+    """Not only the one that was answered last."""
+    bench = make()
+    bench.gateway.zone.add(Record("*.wild.example", "10.0.2.2"))
+    end = begin(bench, CaptureFilter("one.wild.example"))
+    for name in "one.wild.example", "two.wild.example":
+        message = b"\0\1\1\0\0\1\0\0\0\0\0\0" + to_wire(name) + b"\0\1\0\1"
+        bench.inject(datagram(RESOLVER, 53, message, source_port=PORT))
+        bench.settle()
+    _, sock = opened(bench, listener)
+    sock.close()
+    assert any(each.data[23] == ip.TCP for each in end().packets)
 
 
 @pytest.mark.parametrize(

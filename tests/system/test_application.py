@@ -244,6 +244,28 @@ def test_up_in_the_background(tmp_path: Path, name: str) -> None:
     assert "no-such-program: No such file or directory" in netns_kit("up", "--detach", str(file), status=125)
 
 
+def test_who_has_read_logs_and_gone_leaves_no_trace(tmp_path: Path, name: str) -> None:
+    file = tmp_path / f"{name}.json"
+    file.write_text('{"members": {"a": {"command": "echo there; sleep 1000"}}}', encoding="utf-8")
+    with subprocess.Popen(
+        [sys.executable, "-m", "netns_kit", "up", str(file)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as program:  # fmt: skip
+        assert program.stdout is not None
+        assert program.stderr is not None
+        assert program.stderr.readline() == f"netns-kit: {name} is up\n"
+        with subprocess.Popen(
+            [sys.executable, "-m", "netns_kit", "logs", "-f", name],
+            cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        ) as reader:  # fmt: skip
+            assert reader.stdout is not None
+            assert reader.stdout.readline() == "a | there\n"
+            reader.kill()
+        netns_kit("down", name)
+        assert program.stderr.read() == ""
+        assert program.wait(GRACE) == 0
+
+
 def test_what_up_says_of_its_commands(tmp_path: Path, name: str) -> None:
     file = tmp_path / f"{name}.json"
     file.write_text(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import pickle
+import sys
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -181,6 +183,33 @@ def test_a_held_frame_leaves_though_nothing_follows() -> None:
     link.send(b"alone", 0.0)
     assert link.deadline == 0.5 + REORDER_HOLD
     assert link.receive(link.deadline) == [b"alone"]
+
+
+def test_a_frame_costs_the_same_however_many_are_held() -> None:
+    """Else a guest could take all of the time by a flood, on a link that holds back much."""
+    link = BadLink(Impairment(reorder=1.0, delay=10.0, queue=10**6))
+
+    def lines_of_one() -> int:
+        count = 0
+
+        def trace(*_: object) -> Any:
+            nonlocal count
+            count += 1
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            link.send(bytes(60), 0.0)
+            link.receive(0.0)
+        finally:
+            sys.settrace(before)
+        return count
+
+    first = lines_of_one()
+    for frame in numbered(500):
+        link.send(frame, 0.0)
+    assert lines_of_one() <= first + 10
 
 
 def test_probabilities_are_kept() -> None:

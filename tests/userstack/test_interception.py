@@ -615,6 +615,28 @@ async def test_a_guest_that_does_not_read_holds_up_its_server_alone(driver: Driv
 
 
 @bounded
+async def test_a_join_that_is_cancelled_resets(driver: DriverName, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing more is taken from the guest by then: it would wait for ever."""
+
+    async def stuck(*_: object) -> None:
+        await anyio.sleep_forever()
+
+    async def handler(stream: InterceptedStream) -> None:
+        upstream = await stream.connect_upstream()
+        await stream.send(b".")
+        with anyio.move_on_after(0.05):
+            await stream.join(upstream)
+
+    monkeypatch.setattr(InterceptedStream, "_pass_on", stuck)
+    async with joined(driver) as pair, await pair.stack.intercept([], handler):
+        async with await pair.dial() as client:
+            assert await client.receive() == b"."
+            with pytest.raises(anyio.BrokenResourceError):
+                await everything(client)
+        await until_none(pair)
+
+
+@bounded
 async def test_beyond_256_connections_the_others_wait() -> None:
     running = most = 0
     go = anyio.Event()

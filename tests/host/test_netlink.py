@@ -8,8 +8,7 @@ import struct
 
 import pytest
 
-from netns_kit.host import abi
-from netns_kit.network import netlink
+from netns_kit.host import abi, netlink
 
 NO_LINK = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, 0, 0, 0)
 

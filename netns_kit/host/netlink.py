@@ -1,4 +1,4 @@
-"""Messages of netlink (netlink(7)), as the hub of a network sends them.
+"""Messages of netlink (netlink(7)) about links, by a process that need not be in their namespace.
 
 Fact: the kernel looks at the rights of the sender of a message to a given destination, and not at those of who has
 opened the socket (NETLINK_SKB_DST).  So this process may send by a socket of one namespace what concerns another,
@@ -13,7 +13,7 @@ import socket
 import struct
 from collections.abc import Iterable, Iterator
 
-from netns_kit.host import abi
+from . import abi
 
 KERNEL = (0, 0)
 _HEADER = struct.Struct("=IHHII")
@@ -52,12 +52,12 @@ def link(index: int = 0, *, up: bool = False) -> bytes:
     return struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, abi.IFF_UP * up, abi.IFF_UP * up)
 
 
-def new_link(kind: str, name: str, *attributes: bytes, data: bytes = b"") -> bytes:
+def new_link(kind: str, name: str, *attributes: bytes, data: bytes = b"", up: bool = False) -> bytes:
     """Return the message that makes an interface of that kind, with attributes and with data of its kind."""
     return message(
         abi.RTM_NEWLINK,
         abi.NLM_F_CREATE | abi.NLM_F_EXCL | abi.NLM_F_ACK,
-        link(),
+        link(up=up),
         text(abi.IFLA_IFNAME, name),
         *attributes,
         nested(abi.IFLA_LINKINFO, text(abi.IFLA_INFO_KIND, kind), nested(abi.IFLA_INFO_DATA, data)),
@@ -102,3 +102,14 @@ def transact(sock: socket.socket, messages: Iterable[bytes]) -> list[bytes]:
     if error:
         raise OSError(error, os.strerror(error))
     return answers
+
+
+def index_of(sock: socket.socket, name: str) -> int:
+    """Return the number of an interface of the socket's namespace.
+
+    Raises:
+        OSError: ENODEV: there is none of that name.
+    """
+    (answer,) = transact(sock, [message(abi.RTM_GETLINK, 0, link(), text(abi.IFLA_IFNAME, name))])
+    (index,) = struct.unpack_from("=i", answer, 4)
+    return int(index)
