@@ -60,12 +60,12 @@ class UpstreamStream(EndStream):
 
     Args:
         sock: The socket, which is connected.
-        way: The flow of its other end, if that is in this process.
     """
 
-    def __init__(self, sock: socket.socket, way: _Flow | None) -> None:
+    _way: _Flow | None = None  # the flow of its other end, if that is in this process
+
+    def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
-        self._way = way
         self._attributes = _attributes_of(sock)
 
     @property
@@ -351,7 +351,10 @@ class InterceptedStream(_Intercepted, GuestStream):
 
         Cancellation: There is no connection.
         """
-        return UpstreamStream(*await self._upstream(address, port))
+        sock, way = await self._upstream(address, port)
+        upstream = UpstreamStream(sock)
+        upstream._way = way
+        return upstream
 
     async def join(self, upstream: UpstreamStream | None = None) -> None:
         """Hand the rest to the engine: it carries it as it does any flow, and the handler sees no more of it.

@@ -240,7 +240,7 @@ class GuestStream(EndStream):
         """
         data = await self._end.receive(max_bytes)
         if not data:
-            if self._is_gone() and (self._flow.is_joined or not self._flow.opened.within):
+            if self._is_gone():
                 await self._flow.ended.wait()  # which it has: the engine tells how
                 if self._flow.why != "finished":
                     raise anyio.BrokenResourceError
@@ -249,6 +249,8 @@ class GuestStream(EndStream):
 
     def _is_gone(self) -> bool:
         """Return whether the engine's end is closed, or both directions are."""
+        if self._flow.opened.within and not self._flow.is_joined:
+            return False  # the other end is a handler's
         poll = select.poll()
         poll.register(self._end.checked(), 0)
         return any(events & select.POLLHUP for _, events in poll.poll(0))
