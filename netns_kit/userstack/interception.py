@@ -10,7 +10,6 @@ is joined is the engine's.
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
@@ -50,7 +49,6 @@ from .serving import (
 )
 
 PEEKED_MOST = 65536
-NO_WAY_OUT = "an uplink in memory has no socket for a handler: answer, or join"
 
 
 class UpstreamStream(EndStream):
@@ -201,10 +199,7 @@ class _Intercepted:
         number = int(said[1:]) if said[1:].isdigit() else 0
         if not number:
             raise anyio.BrokenResourceError
-        text = os.strerror(number)
-        if number == errno.EACCES and self._stack.uplink.is_in_memory:
-            text = NO_WAY_OUT
-        error = OSError(number, text)
+        error = OSError(number, os.strerror(number))
         self._refusals.append(error)
         raise error
 
