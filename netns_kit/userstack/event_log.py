@@ -96,17 +96,19 @@ class EventLog:
             ended.set()
 
         writing, ended = anyio.CancelScope(shield=True), anyio.Event()
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(write)
-            try:
-                await ended.wait()
-            except anyio.get_cancelled_exc_class():
-                stopping = True
-                writing.deadline = anyio.current_time() + patience
-                source.wake()
-                raise
-        if failures:
-            raise failures[0]
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(write)
+                try:
+                    await ended.wait()
+                except anyio.get_cancelled_exc_class():
+                    stopping = True
+                    writing.deadline = anyio.current_time() + patience
+                    source.wake()
+                    raise
+        finally:  # also if it was the rest, after a cancellation, that could not be written
+            if failures:
+                raise failures[0]
 
     async def write(self, events: Iterable[Event]) -> None:
         """Write events, and flush.

@@ -69,10 +69,6 @@ def run_page(page: Path, *options: str) -> str:
 @pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES])
 def test_every_block_of_a_page_runs(page: Path) -> None:
     if any(block.run for block in blocks(page)):
-        for package in re.findall(
-            r"^import (httpx|trustme)$", page.read_text(encoding="utf-8"), re.MULTILINE
-        ):
-            pytest.importorskip(package)
         needs(*PROGRAM.findall(page.read_text(encoding="utf-8")))
         needs_userns()
         needs_tun()
@@ -150,9 +146,6 @@ def test_what_the_pages_about_programming_show_is_what_comes_out(name: str, back
     needs_tun()
     page = ROOT / "docs" / f"{name}.md"
     text = page.read_text(encoding="utf-8")
-    if name == "interception":
-        pytest.importorskip("httpx")
-        pytest.importorskip("trustme")
     shown = re.findall(r"^(?:    \S.*\n)+", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
     assert run_page(page, "--all", "--backend", backend) == "".join(shown).replace("    ", "")
 

@@ -114,7 +114,7 @@ def test_an_error_about_a_connection_that_we_open_ends_it(shared: Shared) -> Non
     kind, protocol = (icmp.UNREACHABLE, ip.ICMP) if ipv4 else (icmp.V6_UNREACHABLE, ip.ICMPV6)
     error = icmp.HEADER.pack(kind, 1, 0, 0, 0) + quoted
     shared.queues[1].gives(packet(header, protocol, error, sum_at=2))
-    assert last.listener.events == [Closed.RESET]
+    assert last.listener.events == [Closed.UNREACHABLE]
 
 
 def test_what_answers_a_question_for_a_link_address_is_told_to_all() -> None:

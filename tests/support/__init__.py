@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -78,7 +79,7 @@ def dotted(file: str) -> str:
     return ".".join([PACKAGE, *(part for part in parts if part != "__init__")])
 
 
-def missing(reason: str) -> None:
+def missing(reason: str) -> NoReturn:
     """Skip the running test with `reason`, or fail it in CI."""
     if os.environ.get("CI"):
         pytest.fail(f"{reason} (in CI everything must be there)", pytrace=False)

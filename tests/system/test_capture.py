@@ -6,7 +6,6 @@ import errno
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -20,7 +19,7 @@ import pytest
 from netns_kit import ArgumentError, CaptureError, CaptureFilter, Network, StackClosed, Uplink
 from netns_kit.gateway.frame_capture import SMALL
 from netns_kit.tap.pcapng import NOT_SUMMED, SUPER_SEGMENT
-from tests.support import needs_ipv6, needs_tun, needs_userns
+from tests.support import needs, needs_ipv6, needs_tun, needs_userns
 from tests.support.pcapng import INBOUND, OUTBOUND, Contents, read
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
@@ -137,8 +136,7 @@ async def test_what_tshark_counts_is_what_the_programs_did(options: dict[str, An
     comments = Counter(each.comment.split()[3].rstrip(",") for each in found.packets if each.comment)
     assert comments["tcp"] == len(SIZES)
     assert comments["udp"] >= 1
-    if shutil.which("tshark") is None:
-        pytest.skip("tshark is not installed")
+    needs("tshark")
     counted = Counter[tuple[str, str, str]]()
     for protocol, stream, way, size in tshark(path):
         counted[protocol, stream, way] += int(size or 0)
@@ -180,8 +178,7 @@ async def test_each_protocol_and_stream_has_what_the_programs_did(
 ) -> None:
     """TCP with super-segments, over IPv4 and IPv6, UDP with super-datagrams, DNS, and pings."""
     needs_ipv6()
-    if shutil.which("tshark") is None:
-        pytest.skip("tshark is not installed")
+    needs("tshark")
     path = tmp_path / "mixed.pcapng"
     async with (
         Network(ipv6=True, mtu=1500, **options) as net,

@@ -21,7 +21,7 @@ import anyio
 import pytest
 
 from netns_kit import ArgumentError, Faults, FaultsBlock, Network, Policy, StackClosed, Uplink
-from tests.support import needs, needs_tun
+from tests.support import missing, needs, needs_tun
 from tests.support.servers import closed_port
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks"), pytest.mark.timeout(180)]
@@ -108,7 +108,7 @@ async def ping(net: Network, *words: str) -> tuple[int, int, float]:
     done = await net.run(["ping", "-q", *words, HOST], check=False)
     text = done.stdout.decode()
     if "transmitted" not in text:
-        pytest.skip("ping is not permitted on this host")
+        missing("ping is not permitted on this host")
     numbers = text.split(" ping statistics ---\n")[1].split()
     times = text.rpartition(" = ")[2].split("/")
     return int(numbers[0]), int(numbers[3]), float(times[0]) / 1000 if len(times) == 4 else 0.0
@@ -155,7 +155,7 @@ async def test_pings_are_late_and_lost_as_asked_for(net: Network) -> None:
     async with net.faults(delay=0.05) as block:
         sent, answered, late = await ping(net, "-c", "10", "-i", "0.01")
         assert sent == answered == (await block.counts())["in_frames"] == 10
-    assert 0.1 <= late <= 0.1 + least + 0.05
+    assert 0.09 <= late <= 0.1 + least + 0.05  # a frame is as old as the step of the engine that reads it
     async with net.faults(loss=0.3, direction="out", protocol="icmp", seed=1) as block:
         sent, answered, _ = await ping(net, "-c", "200", "-i", "0.005", "-W", "1")
     counts = await block.counts()
@@ -286,7 +286,7 @@ async def test_queries_fail_and_are_slow(net: Network) -> None:
 async def test_ipv6_has_faults_too(options: dict[str, Any]) -> None:
     async with Network(ipv6=True, **options) as net:
         if net.subnet.ipv6 is None:
-            pytest.skip("no IPv6")
+            missing("no IPv6")
         gateway = str(net.subnet.ipv6.gateway)
         with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
             program = (

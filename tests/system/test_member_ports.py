@@ -14,7 +14,7 @@ from netns_kit import Follow, Mode, PortInUseError, Uplink
 from netns_kit.arguments import AddressLike
 from netns_kit.gateway.setup import DriverName
 from netns_kit.namespace.background import beside
-from tests.support import needs_tun
+from tests.support import missing, needs_tun
 from tests.support.connections import every_driver
 from tests.support.members import ask, echo, network, serving
 from tests.support.servers import closed_port, host_address
@@ -78,7 +78,7 @@ async def test_socket_mode_reaches_the_loopback_of_the_member() -> None:
 async def test_the_clients_address_is_kept(mode: Mode) -> None:
     host = host_address()
     if host is None:
-        pytest.skip("this machine has no address but the loopback's")
+        missing("this machine has no address but the loopback's")
     async with network() as net, net.member("web") as web, serving(web, 80):
         (forward,) = await web.forwarder.add("0.0.0.0:0:80", mode=mode)
         assert await anyio.to_thread.run_sync(said, host, forward.host_port) == host
@@ -104,7 +104,7 @@ async def test_datagrams(mode: Mode) -> None:
 async def test_a_member_reaches_a_published_port_of_another_by_the_hosts_address(mode: Mode) -> None:
     host = host_address()
     if host is None:
-        pytest.skip("this machine has no address but the loopback's")
+        missing("this machine has no address but the loopback's")
     async with network() as net, net.member("web") as web, net.member("db") as db, serving(web, 80):
         (forward,) = await web.forwarder.add("0.0.0.0:0:80", mode=mode)
         seen = await ask(db, host, forward.host_port)

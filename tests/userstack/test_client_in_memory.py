@@ -19,7 +19,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch) -> Any:
     """What the last block of docs/interception.md defines, without running it."""
-    pytest.importorskip("httpx")
     page = (ROOT / "docs" / "interception.md").read_text(encoding="utf-8")
     block = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[-1]
     monkeypatch.setattr(anyio, "run", lambda *_: None)
