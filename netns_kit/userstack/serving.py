@@ -30,6 +30,7 @@ from netns_kit.gateway.serving import Serving
 from netns_kit.stack import Refusal
 from netns_kit.uplink.flow import Endpoint
 
+AT_ONCE_MOST = 16  # times that a stream is received from or sent to without another task having its turn
 AT_ONCE = 1 << 18  # bytes that are received at once: each time costs as much as copying so many
 ROOM = 1 << 20  # bytes that wait for the other end
 FLOWS_MOST = 256  # of a handler at a time: the others wait, with their SYN on hold
@@ -117,6 +118,7 @@ class _End:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._socket = sock
+        self._at_once = 0
 
     def checked(self) -> socket.socket:
         """Return the socket.
@@ -140,11 +142,15 @@ class _End:
             try:
                 done = function()
             except BlockingIOError:
+                self._at_once = 0
                 await ready(self._socket)
             except OSError as error:
                 raise anyio.BrokenResourceError from error
             else:
-                await cancel_shielded_checkpoint()
+                self._at_once += 1
+                if self._at_once >= AT_ONCE_MOST:  # others have their turn
+                    self._at_once = 0
+                    await cancel_shielded_checkpoint()
                 return done
 
     async def aclose(self) -> None:

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
 import anyio
+import anyio.lowlevel
 import pytest
 from anyio.abc import ByteStream, SocketAttribute
 
@@ -32,6 +33,7 @@ from netns_kit import (
     UserStack,
 )
 from netns_kit.gateway.setup import DriverName
+from netns_kit.userstack.serving import AT_ONCE_MOST, _End
 from tests.support.servers import bounded
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
@@ -447,3 +449,26 @@ async def test_a_connection_that_is_refused(driver: DriverName) -> None:
     async with joined(driver) as pair:
         with pytest.raises(ConnectionRefusedError):
             await pair.stack.connect_tcp("10.9.0.3", 81, source="10.9.0.100")
+
+
+async def test_what_is_always_ready_leaves_others_their_turn() -> None:
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    with far:
+        end = _End(near)
+        for _ in range(8 * AT_ONCE_MOST):
+            far.send(b"x")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(take_turns)
+            for _ in range(8 * AT_ONCE_MOST):
+                assert await end.receive(1) == b"x"
+            tasks.cancel_scope.cancel()
+        await end.aclose()
+    assert turns >= 3
