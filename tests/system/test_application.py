@@ -186,7 +186,7 @@ def pids(name: str) -> set[int]:
 
 
 def test_up_ps_logs_join_and_down(tmp_path: Path, name: str) -> None:
-    needs("getent")
+    needs("getent", "ip")
     port = closed_port()
     with up(tmp_path, name, port) as program:
         netns_kit("logs", "-f", name, "web")  # until it has ended
@@ -219,6 +219,7 @@ def test_up_ps_logs_join_and_down(tmp_path: Path, name: str) -> None:
     assert name not in netns_kit("ps")
 
 
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_ends_all(tmp_path: Path, name: str, number: int) -> None:
     with up(tmp_path, name, closed_port()) as program:

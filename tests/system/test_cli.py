@@ -621,6 +621,7 @@ def test_the_command_goes_on_when_events_cannot_be_written() -> None:
 
 
 def test_a_capture(tmp_path: Path) -> None:
+    needs("ping")
     path = tmp_path / "frames.pcapng"
     done = run("--capture", str(path), "--", "sh", "-c", "ping -c1 -W1 10.0.2.2; exit 3")
     assert (done.returncode, done.stderr) == (3, "")
@@ -629,6 +630,7 @@ def test_a_capture(tmp_path: Path) -> None:
 
 
 def test_faults() -> None:
+    needs("ping")
     options = ("--host-loopback", "--faults", "blackhole,to=10.0.2.2", "--faults", "dns=nxdomain")
     done = run(
         *options, "--", "sh", "-c", "ping -c1 -W1 10.0.2.2 >&2 || ping -c1 -W5 10.0.2.3 >&2 && echo other"

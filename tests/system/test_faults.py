@@ -96,6 +96,7 @@ class suppress_resets:
 
 async def curl(net: Network, url: str, *words: str) -> dict[str, Any]:
     """What curl says of one request: its exit status, and its times in seconds."""
+    needs("curl")
     command = ["curl", "-s", "-o", "/dev/null", "-w", "%{json}", "--max-time", "60", *words, url]
     done = await net.run(command, check=False)
     found: dict[str, Any] = json.loads(done.stdout)

@@ -110,6 +110,7 @@ async def test_a_network_whose_agent_is_killed_ends_its_members() -> None:
 
 @once
 async def test_many_members_reach_each_other() -> None:
+    needs("ip")
     async with network() as net:
         members = [await net.add_member(f"m{number}") for number in range(MANY)]
         addresses = [str(each.address) for each in members]

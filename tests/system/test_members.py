@@ -310,6 +310,7 @@ async def test_what_a_namespace_lacks(somebody: Namespace, caplog: pytest.LogCap
 
 
 async def test_the_hub_is_no_member_and_has_one_bridge() -> None:
+    needs("ping")
     async with network(ifname="br0") as net:
         with pytest.raises(ArgumentError, match="without an interface br0"):
             await net.add_member("web")
@@ -339,6 +340,7 @@ async def test_a_bridge_that_cannot_be_used_is_taken_back(monkeypatch: pytest.Mo
 
 @once
 async def test_a_first_member_that_is_cancelled_at_any_moment() -> None:
+    needs("ping")
     async with network() as net:
         await cancelled_at_any_moment(lambda: net.member("web"))
         assert await status(net, "ping", "-c1", "-W5", "10.0.2.2") == 0
