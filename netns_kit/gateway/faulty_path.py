@@ -344,7 +344,7 @@ class FaultyPath(DeviceWrapper):
 
     def _enter(self, direction: int, blocks: tuple[Block, ...], frame: bytes) -> int:
         """Put a frame into the links of blocks, and return in how many pieces."""
-        now, number = self._engine.now, 0
+        now, number = self._engine.clock(), 0  # the step may have begun before the frame came
         if blocks[0].swallows:
             self._go_on(direction, frame, 0, now)
             return 1

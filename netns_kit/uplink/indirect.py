@@ -194,7 +194,7 @@ class IndirectUplink(Uplink):
         if resolver.address.is_loopback:
             self.tell(
                 f"names are not resolved: a proxy cannot reach {resolver}, a resolver on this host's loopback: "
-                'give others (dns=["9.9.9.9"], --dns), or let the host ask (resolvers="host")'
+                'give others (dns=["192.0.2.53"], --dns), or let the host ask (resolvers="host")'
             )
             return Refused(Refusal.NET_UNREACHABLE)
         return self.dial(flow, target)

@@ -156,7 +156,7 @@ async def test_pings_are_late_and_lost_as_asked_for(net: Network) -> None:
     async with net.faults(delay=0.05) as block:
         sent, answered, late = await ping(net, "-c", "10", "-i", "0.01")
         assert sent == answered == (await block.counts())["in_frames"] == 10
-    assert 0.09 <= late <= 0.1 + least + 0.05  # a frame is as old as the step of the engine that reads it
+    assert 0.1 <= late <= 0.1 + least + 0.05
     async with net.faults(loss=0.3, direction="out", protocol="icmp", seed=1) as block:
         sent, answered, _ = await ping(net, "-c", "200", "-i", "0.005", "-W", "1")
     counts = await block.counts()

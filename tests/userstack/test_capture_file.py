@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from netns_kit.tap import pcapng
 from netns_kit.tap.pcapng import FROM_GUEST, packet_ends
 from netns_kit.userstack.capture_file import BLOCK, DIRECT_LEAST, CaptureFile, KeptBlocks
+from tests.support import missing
 
 SIZES = (100, DIRECT_LEAST - 1, DIRECT_LEAST, DIRECT_LEAST + 5, 5 * DIRECT_LEAST + 77)
 
@@ -52,7 +53,7 @@ def test_what_is_written_is_in_the_file(tmp_path: Path, first: int, offset: int)
 def test_no_long_piece_is_copied_into_the_page_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = CaptureFile(tmp_path / "file")
     if file._direct is None:
-        pytest.skip("the file system has no O_DIRECT")
+        missing("the file system has no O_DIRECT")
     usual: list[int] = []
     monkeypatch.setattr(file, "_write", lambda view: usual.append(len(view)))
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: len(data))
@@ -80,7 +81,7 @@ def test_a_file_system_that_has_no_direct_way_after_all(
 
     file, text = CaptureFile(path), os.urandom(2 * DIRECT_LEAST + 3)
     if file._direct is None:
-        pytest.skip("the file system has no O_DIRECT")
+        missing("the file system has no O_DIRECT")
     monkeypatch.setattr(os, "pwrite", pwrite)
     for _ in range(2):
         file.write([memoryview(text)])
@@ -99,7 +100,7 @@ def test_a_full_disk_leaves_whole_blocks(tmp_path: Path, monkeypatch: pytest.Mon
 
     file = CaptureFile(tmp_path / "file")
     if file._direct is None:
-        pytest.skip("the file system has no O_DIRECT")
+        missing("the file system has no O_DIRECT")
     monkeypatch.setattr(os, "pwrite", pwrite)
     with pytest.raises(OSError, match="No space"):
         file.write([memoryview(text)])
