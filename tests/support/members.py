@@ -12,9 +12,9 @@ import anyio.abc
 
 from netns_kit import AddressLike, CommandFailed, Member, Network
 from netns_kit.namespace.background import beside
+from tests.support.servers import SECONDS
 
 Handler = Callable[[anyio.abc.SocketStream], Awaitable[None]]
-SECONDS = 60
 
 ASK = """
 import socket, sys
