@@ -10,8 +10,9 @@ connects these parts, answers questions about flows, and closes the parts in the
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -324,34 +325,23 @@ class Gateway:
     @operation(any)
     def end_flow(self, number: int) -> bool:
         """End the flow with that id at once.  Return whether there was one."""
-        stack = self.stack
-        for connection in stack.tcp.values():
-            if connection.id == number:
-                self.router.abort(connection, reset=True)
-                return True
-        if number in self.beside:
-            self.beside[number].end()
-            return True
-        others: list[UdpFlow | EchoFlow] = [*stack.udp.values(), *stack.echo.values()]
-        found = next((flow for flow in others if flow.id == number), None)
+        flows = itertools.chain(self._flows(), self.beside.values())
+        found = next((each for each in flows if each.id == number), None)
         if found is not None:
-            found.ending = "ended"
-            found.close()
+            self.router.end(found)
         return found is not None
 
     @operation(sum)
     def end_flows_of(self, addresses: tuple[Address, ...]) -> int:
         """End the flows of the guest with these addresses at once, and return how many there were."""
+        found = [each for each in self._flows() if endpoints_of(each.key)[0].address in addresses]
+        for each in found:
+            self.router.end(each)
+        return len(found)
+
+    def _flows(self) -> Iterator[AnyFlow]:
         stack = self.stack
-        connections = [each for each in stack.tcp.values() if endpoints_of(each.key)[0].address in addresses]
-        for connection in connections:
-            self.router.abort(connection, reset=True)
-        others: list[UdpFlow | EchoFlow] = [*stack.udp.values(), *stack.echo.values()]
-        ended = [each for each in others if endpoints_of(each.key)[0].address in addresses]
-        for each in ended:
-            each.ending = "ended"
-            each.close()
-        return len(connections) + len(ended)
+        return itertools.chain(stack.tcp.values(), stack.udp.values(), stack.echo.values())
 
     @operation(same)
     def set_policy(self, text: str | None, existing: Literal["keep", "cut"]) -> None:

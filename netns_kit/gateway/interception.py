@@ -44,7 +44,6 @@ from netns_kit.uplink.sockets import RESET_ON_CLOSE, prepare_stream, set_tos
 from netns_kit.uplink.uplink import is_host_address
 
 from .engine import IN, OUT
-from .flow_router import NO_DESCRIPTORS
 from .relay.dialled import EVENTS, Dialled
 from .relay.peek import Judge, PeekingRelay
 from .relay.tcp import BROKEN, CLOSED, IDLE, UNKNOWN, TcpRelay
@@ -420,7 +419,6 @@ class InterceptedConnection(ServedConnection):
             else:
                 found = other
         if why is None and not router.make_room(connection.key):
-            router.notice(NO_DESCRIPTORS)
             why = Refusal.NET_UNREACHABLE
         if why is not None:
             self._refused_by(why)
@@ -664,7 +662,6 @@ class InterceptedUdp(ServedDatagrams):
         elif router.make_room(self._flow.key):
             router.open_datagrams(flow, target, give, pair)
         else:
-            router.notice(NO_DESCRIPTORS)
             give(Refusal.NET_UNREACHABLE)
 
     def _refused_by(self, why: Refusal | IcmpError) -> None:
