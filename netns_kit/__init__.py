@@ -110,6 +110,7 @@ if TYPE_CHECKING:
     from .network.members import Member as Member
     from .network.members import MemberOptions as MemberOptions
     from .network.network import Network as Network
+    from .network.network_route import NetworkRoute as NetworkRoute
     from .policy.explanation import Explanation as Explanation
     from .policy.policy import Policy as Policy
     from .policy.presets import DNS_ELSEWHERE as DNS_ELSEWHERE
@@ -220,6 +221,7 @@ _HOMES = {
     "network.composition": "Composition Dependency MemberPlan",
     "network.members": "Member MemberOptions",
     "network.network": "Network",
+    "network.network_route": "NetworkRoute",
     "policy.explanation": "Explanation",
     "policy.policy": "Policy",
     "policy.presets": "DNS_ELSEWHERE HOST LINK_LOCAL LOOPBACK METADATA MULTICAST PRIVATE Preset",

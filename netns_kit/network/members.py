@@ -145,6 +145,8 @@ class Members:
         self.hub = hub
         self.by_name: dict[str, Member] = {}
         self.pool = AddressPool(stack.subnet)
+        self.routes: dict[Members, Openable] = {}
+        """The routes, by the members of the other network."""
         self._readers: dict[Namespace, Member | None] = {}  # where commands may see names
         self._telling = anyio.Lock()
         self.is_ending = False
@@ -196,7 +198,9 @@ class Members:
                     await namespace.rewrite_files({HOSTS: texts[policy]})
 
     async def close(self) -> None:
-        """End all members."""
+        """End all routes and members."""
+        for route in list(self.routes.values()):
+            await route.supervisor.end()
         self.is_ending = True
         async with anyio.create_task_group() as tasks:
             for member in list(self.by_name.values()):

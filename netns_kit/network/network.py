@@ -27,6 +27,7 @@ from netns_kit.userstack.userstack import UserStack
 from .hub import Hub
 from .internal import internal_uplink
 from .members import Member, MemberOptions, Members, MemberSetup
+from .network_route import NetworkRoute
 from .shown import shown_files
 
 if TYPE_CHECKING:
@@ -189,10 +190,13 @@ class Network(Openable):
         Raises:
             ArgumentError: The network's own namespace is not configured.
         """
-        if self.stack.setup.configure is not True:
-            expected = "expected True for a network with members"
-            raise ArgumentError(expected, "configure", repr(self.stack.setup.configure))
+        self._check_configured("with members")
         return Member(self._members, setup)
+
+    def _check_configured(self, what: str) -> None:
+        if self.stack.setup.configure is not True:
+            expected = f"expected True for a network {what}"
+            raise ArgumentError(expected, "configure", repr(self.stack.setup.configure))
 
     @arguments.spelled_out(MemberSetup.of)
     async def add_member(self, name: str, **options: Unpack[MemberOptions]) -> Member:
@@ -227,6 +231,31 @@ class Network(Openable):
                 f"there is no member {arguments.shown(name)}", fix="`members` tells which there are"
             )
         await found.supervisor.end()
+
+    def route_to(self, other: Network) -> NetworkRoute:
+        """Return a route between the members of this network and those of another, to open.
+
+            async with net.route_to(other): ...
+            await net.route_to(other).open()
+
+        It is open for both directions, and ends with either network too.  By it members reach the members and the
+        hub of the other network by their addresses, and nothing else: neither its stack, with its way out and its
+        names, nor what that network has a route to.
+
+        Args:
+            other: The other network, of the same event loop.
+
+        Raises:
+            AddressError: The networks have addresses in common.
+            ArgumentError: It is the same network; or, on opening, there is a route already.
+            ArgumentTypeError: It is no network.
+            FeatureUnavailable: On opening, for want of bridges, veth, nf_tables or rules of routing in this kernel.
+            NetnsKitError, OSError: On opening, what its parts raise.
+        """
+        arguments.instance("other", other, Network, "a Network")
+        for each in (self, other):
+            each._check_configured("with a route")
+        return NetworkRoute(self._members, other._members)
 
     async def files(self) -> dict[str, str]:
         """Return the files that commands see in place of the host's, by path, as they are now.
