@@ -14,6 +14,7 @@ import socket
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from itertools import count
 from subprocess import CompletedProcess
 from types import NoneType
 from typing import TYPE_CHECKING, BinaryIO, Literal, TypedDict, TypeVar
@@ -147,6 +148,10 @@ class Members:
         self.pool = AddressPool(stack.subnet)
         self.routes: dict[Members, Openable] = {}
         """The routes, by the members of the other network."""
+        self.numbers = count(1)
+        self.governed: set[IPv4Address | IPv6Address] = set()
+        """Addresses of members that have ended, and had a policy of their own.  It decides about what these have sent
+        and the stack has not read yet, until the next member with such an address comes."""
         self._readers: dict[Namespace, Member | None] = {}  # where commands may see names
         self._telling = anyio.Lock()
         self.is_ending = False
@@ -236,13 +241,15 @@ class Member(Openable):
         self.policy = setup.policy
         """The policy of its own that was set last; None: that of the network decides."""
         self._setup = setup
+        self._number = next(members.numbers)  # of what the engine has of it alone
         self._is_kept = self.namespace.supervisor.condition == "open"  # by the caller
         self._members = members
         self._address: IPv4Address | None = None
         self._address6: IPv6Address | None = None
         self._port: Port | None = None
-        self._is_linked = False
+        self._is_linked = self._is_governed = False
         self._records: list[Record] = []
+        self._blocks: set[Capture | FaultsBlock] = set()  # that end with it
         self.forwarder: Forwarder = _Forwarder(members.stack, self)
         """Its ports, see `Forwarder`."""
         self.supervisor = Supervisor(
@@ -309,7 +316,7 @@ class Member(Openable):
             expected = "expected another namespace than the network's own, which has the bridge"
             raise ArgumentError(expected, "namespace", repr(self.namespace))
         if self.policy is not None:
-            self._check_policy(self.policy)
+            check_policy(self.policy, asks=stack.setup.asks)
         await hub.open(stack.subnet)
         members.admit(self)
         pool, subnet, ipv6 = members.pool, stack.subnet, stack.subnet.ipv6
@@ -325,8 +332,9 @@ class Member(Openable):
             await self.namespace.open()
         self._is_linked = True
         stack.guests.update(dict.fromkeys(self._guests, self.namespace))
-        if self.policy is not None:  # before a frame passes
-            await stack.ask(Gateway.set_policy_of, self._guests, dump(self.policy).decode(), "keep")
+        if self.policy is not None or not members.governed.isdisjoint(self._guests):  # before a frame passes
+            await self._set_policy(self.policy)
+            members.governed.difference_update(self._guests)
         await hub.add(self._port, self.namespace, self.ifname, self.name)
         missing = await self.namespace.configure_link(
             self.ifname,
@@ -372,8 +380,13 @@ class Member(Openable):
             await self.namespace.supervisor.end()
 
     async def _leave(self) -> None:
-        """Undo what `_open` has done so far, but for the namespace."""
+        """Undo what `_open` has done so far, but for the namespace.
+
+        What is of this member ends before another can have its addresses.
+        """
         members, stack = self._members, self._members.stack
+        for block in self._blocks:
+            await block.end_with_member()
         await self.forwarder.supervisor.end()
         while self._records:
             record = self._records[-1]
@@ -389,14 +402,20 @@ class Member(Openable):
                 stack.guests.pop(address, None)
             with suppress(NetnsKitError):
                 await stack.revoke(self.address)
-                await stack.ask(Gateway.end_flows_of, self._guests)
-                await stack.ask(Gateway.set_policy_of, self._guests, None, "keep")
+                await self._end_flows()
             if self._is_kept or not members.is_ending:
                 await members.hub.remove(self._port)
+            if self._is_governed:
+                members.governed.update(self._guests)
+            with suppress(NetnsKitError):
+                await self._end_flows()  # those that were opened meanwhile
             self._is_linked = False
         if self._address is not None and members.by_name.get(self.name) is self:
             members.pool.release(self._address)
         members.dismiss(self)
+
+    async def _end_flows(self) -> None:
+        await self._members.stack.ask(Gateway.end_flows_of, self._guests)
 
     async def connect_tcp(self, port: int, *, source: AddressLike | None = None) -> GuestStream:
         """Connect to a server in the member, through the stack and without a socket of the host.
@@ -479,7 +498,7 @@ class Member(Openable):
         Cancellation: The file is complete.
         """
         stack = self._members.stack
-        return Capture(_Seen(stack, self), target, options, lambda: self.mac)
+        return Capture(_Seen(stack, self), target, options, lambda it: self._with(it).mac)
 
     def faults(
         self,
@@ -506,7 +525,17 @@ class Member(Openable):
         """
         from netns_kit.userstack.faults import FaultsBlock  # few need it
 
-        return FaultsBlock(self._members.stack, faults, script, options, lambda: self._guests)
+        return FaultsBlock(self._members.stack, faults, script, options, lambda it: self._with(it)._guests)
+
+    def _with(self, block: Capture | FaultsBlock) -> Member:
+        """Have a block end with the member at the latest, and return the member.
+
+        Raises:
+            NamespaceGone, StackClosed: The member or the network is not open.
+        """
+        self.supervisor.check()
+        self._blocks = {each for each in self._blocks if not each.is_over} | {block}
+        return self
 
     async def set_policy(self, policy: Policy | None, existing: Literal["keep", "cut"] = "keep") -> None:
         """Let another policy decide about this member from now on, as `UserStack.set_policy` does for all.
@@ -516,7 +545,7 @@ class Member(Openable):
             existing: What becomes of flows that the member has opened before, as for `UserStack.set_policy`.
 
         Raises:
-            ArgumentError, ArgumentTypeError: An argument that cannot be used, or a network with several queues.
+            ArgumentError, ArgumentTypeError: An argument that cannot be used.
             PolicyError: A rule asks, and the network has nobody to ask.
             NamespaceGone, StackClosed: The member or the network is not open.
 
@@ -524,23 +553,20 @@ class Member(Openable):
         """
         arguments.one_of("existing", existing, ("keep", "cut"))
         if policy is not None:
-            self._check_policy(policy)
+            check_policy(policy, asks=self._members.stack.setup.asks)
         with self.supervisor.guarding():
             before, self.policy = self.policy, policy
-            text = None if policy is None else dump(policy).decode()
             try:
-                await self._members.stack.ask(Gateway.set_policy_of, self._guests, text, existing)
+                await self._set_policy(policy, existing)
             except Exception:
                 self.policy = before
                 raise
             await self._members.tell()
 
-    def _check_policy(self, policy: Policy) -> None:
-        stack = self._members.stack
-        check_policy(policy, asks=stack.setup.asks)
-        if len(stack.tap.queues) > 1:
-            expected = "expected one queue, where members have policies of their own"
-            raise ArgumentError(expected, "queues", len(stack.tap.queues))
+    async def _set_policy(self, policy: Policy | None, existing: Literal["keep", "cut"] = "keep") -> None:
+        self._is_governed = self._is_governed or policy is not None
+        text = None if policy is None else dump(policy).decode()
+        await self._members.stack.ask(Gateway.set_policy_of, self._number, self._guests, text, existing)
 
     async def files(self) -> dict[str, str]:
         """Return the files that commands see in place of the host's, by path: see `Network.files`.
