@@ -17,7 +17,7 @@ network, by which other workers know whose pins they are told.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
@@ -129,6 +129,8 @@ class Enforcer:
         has_host: Whether addresses may be the host's own.  None is for an uplink that never leads there.
         told: Called with what `NameGuard` tells; the next policy gets it.
         pinned: Called with what `NameGuard` has pinned, and the number of the member.
+        hits: Number of flows that each rule has decided about, by the rule's text; and of queries and answers that it
+            has refused, by "dns " and that.
         refused: Number of flows that the policy has refused.
         audited: Number of flows that it would have refused, but for `audit`.
     """
@@ -154,6 +156,7 @@ class Enforcer:
         self.has_host = True
         self.told: Callable[[bytes, int, bytes, Refused, str], object] = _nobody
         self.pinned: Callable[[list[Pin], int], object] = _nobody
+        self.hits = defaultdict[str, int](int)
         self.refused = self.audited = 0
         self._culprit = ""
         self._index: Index | None = None
@@ -174,6 +177,7 @@ class Enforcer:
             self.policy, self._index, self._guard = policy, policy.index, guard
         self._culprit = ""
         self._grounds = {}
+        self.hits = defaultdict(int)
         self.governs = self.policy is not None or bool(self._own)
 
     def _tell_pins(self, pins: list[Pin]) -> None:
@@ -249,9 +253,11 @@ class Enforcer:
 
     def flow(self, flow: Flow, now: float) -> Ruling:
         """Decide about a flow that the guest opens.  A policy that fails refuses it."""
-        if self._own:
-            return self.of(flow.source.address.packed)._ruled(flow, None, now)
-        return self._ruled(flow, None, now)
+        enforcer = self.of(flow.source.address.packed) if self._own else self
+        ruling = enforcer._ruled(flow, None, now)
+        if ruling.rule is not None and not ruling.looks:
+            enforcer.hits[ruling.rule] += 1
+        return ruling
 
     def existing(self, flow: Flow, before: Ruling | None, now: float) -> Ruling:
         """Decide once more about a flow that there is already, and about what was seen of it.
@@ -280,7 +286,11 @@ class Enforcer:
 
         The name that it has asked for is now the only one, and none if our DNS has not given the address for it.
         """
-        return self.of(flow.source.address.packed)._ruled(flow, seen, now)
+        enforcer = self.of(flow.source.address.packed)
+        ruling = enforcer._ruled(flow, seen, now)
+        if ruling.rule is not None:
+            enforcer.hits[ruling.rule] += 1
+        return ruling
 
     def _ruled(self, flow: Flow, seen: Look | None, now: float, given: tuple[bytes, ...] = ()) -> Ruling:
         index = self._index

@@ -291,7 +291,9 @@ class Gateway:
         self.read_pins()
 
     def _query_refused(self, name: bytes, kind: int, client: bytes, refused: Refused, rule: str) -> None:
-        watcher, policy = self.watcher, self.enforcer.of(client).policy
+        enforcer = self.enforcer.of(client)
+        enforcer.hits[f"dns {rule}"] += 1
+        watcher, policy = self.watcher, enforcer.policy
         if watcher is not None and policy is not None:
             watcher.query_refused(name, kind, client, rule, refused.rcode, audit=policy.audit)
 
@@ -430,6 +432,11 @@ class Gateway:
         self._guard_names()
         if existing == "cut":
             self.router.cut(addresses)
+
+    @operation(summed)
+    def policy_hits(self, guest: Address) -> dict[str, int]:
+        """Return how often each rule of the policy that decides about a guest has done so, see `Enforcer.hits`."""
+        return dict(self.enforcer.of(guest.packed).hits)
 
     @property
     def watcher(self) -> Watcher | None:

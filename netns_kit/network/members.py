@@ -26,6 +26,7 @@ from netns_kit import arguments
 from netns_kit.arguments import AddressLike
 from netns_kit.child.codec import dump
 from netns_kit.dhcp import StaticLease
+from netns_kit.display.displayed import Displayed
 from netns_kit.dns import Record
 from netns_kit.domain_names import check_host_name
 from netns_kit.errors import ArgumentError, NamespaceGone, NetnsKitError, StackClosed
@@ -34,15 +35,17 @@ from netns_kit.forwarder.forwards import Forwards
 from netns_kit.forwarder.ports import Follow, PortForward
 from netns_kit.forwarder.specs import parse_all
 from netns_kit.frozen import frozen
-from netns_kit.gateway.gateway import NAMES, FlowInfo, Gateway
+from netns_kit.gateway.gateway import NAMES, Gateway
 from netns_kit.gateway.setup import check_policy
 from netns_kit.namespace.background import Openable, Supervisor
 from netns_kit.namespace.given import LiveText
 from netns_kit.namespace.namespace import Namespace
 from netns_kit.namespace.process import Command, CommandOptions, Process, RunOptions
+from netns_kit.policy.hits import PolicyHits
 from netns_kit.policy.policy import Policy
 from netns_kit.subnet import Subnet
 from netns_kit.tap.device import check_name, parse_mac
+from netns_kit.userstack.answers import Flows
 from netns_kit.userstack.capture import Capture, CaptureOptions
 from netns_kit.userstack.events import Event
 from netns_kit.userstack.serving import GuestStream
@@ -54,6 +57,7 @@ from .hub import Hub
 from .shown import HOSTS, shown_files
 
 if TYPE_CHECKING:
+    from netns_kit.display.view import View
     from netns_kit.gateway.faults import FaultOptions, Faults
     from netns_kit.userstack.faults import FaultsBlock
 
@@ -212,7 +216,7 @@ class Members:
                 tasks.start_soon(member.supervisor.end)
 
 
-class Member(Openable):
+class Member(Displayed, Openable):
     """A namespace of a network of several, while the object is open.
 
     `Network.member` and `Network.add_member` make one.  The others of the network reach it by its names, and it has
@@ -260,6 +264,11 @@ class Member(Openable):
         where = "" if self._address is None else f" {self._address}"
         return f"<Member {self.name}{where}: {self.supervisor.condition}>"
 
+    def _view(self) -> View:
+        from .display import member_view
+
+        return member_view(self)
+
     @property
     def address(self) -> IPv4Address:
         """The IPv4 address.
@@ -282,6 +291,16 @@ class Member(Openable):
             NamespaceGone: The member has not been opened.
         """
         return self.address, *([] if self._address6 is None else [self._address6])
+
+    @property
+    def known_addresses(self) -> tuple[IPv4Address | IPv6Address, ...]:
+        """The addresses, as far as it has some; for displays."""
+        return () if self._address is None else self.addresses
+
+    @property
+    def is_attached(self) -> bool:
+        """True if its namespace was open before, and is the caller's."""
+        return self._is_kept
 
     @property
     def mac(self) -> str:
@@ -332,6 +351,7 @@ class Member(Openable):
             await self.namespace.open()
         self._is_linked = True
         stack.guests.update(dict.fromkeys(self._guests, self.namespace))
+        stack.guest_names.update(dict.fromkeys(self._guests, self.name))
         if self.policy is not None or not members.governed.isdisjoint(self._guests):  # before a frame passes
             await self._set_policy(self.policy)
             members.governed.difference_update(self._guests)
@@ -400,6 +420,7 @@ class Member(Openable):
         if self._is_linked and self._port is not None:
             for address in self._guests:
                 stack.guests.pop(address, None)
+                stack.guest_names.pop(address, None)
             with suppress(NetnsKitError):
                 await stack.revoke(self.address)
                 await self._end_flows()
@@ -438,7 +459,7 @@ class Member(Openable):
         with self.supervisor.guarding():
             return await self._members.stack.connect_tcp(self.address, port, source=source)
 
-    async def flows(self) -> tuple[FlowInfo, ...]:
+    async def flows(self) -> Flows:
         """Return the flows of this member that the stack carries, see `UserStack.flows`.
 
         Those between members are the kernel's, and not among them.
@@ -450,7 +471,7 @@ class Member(Openable):
         """
         with self.supervisor.guarding():
             flows = await self._members.stack.flows()
-        return tuple(flow for flow in flows if flow.guest.address in self._guests)
+        return Flows.of((flow for flow in flows if flow.guest.address in self._guests), flows.names)
 
     async def events(self, *, processes: bool = False) -> AsyncGenerator[Event, None]:
         """Yield what happens to the flows of this member, and what its policy refuses, see `UserStack.events`.
@@ -562,6 +583,20 @@ class Member(Openable):
                 self.policy = before
                 raise
             await self._members.tell()
+
+    async def policy_hits(self) -> PolicyHits | None:
+        """Return how often each rule of the member's policy has decided since it was set.
+
+        Without one of its own, it is that of the network, of all who have none; None: there is no policy.
+
+        Raises:
+            NamespaceGone, StackClosed: The member or the network is not open.
+
+        Cancellation: Nothing is changed.
+        """
+        stack = self._members.stack
+        with self.supervisor.guarding():
+            return await stack.hits_of(stack.policy if self.policy is None else self.policy, self.address)
 
     async def _set_policy(self, policy: Policy | None, existing: Literal["keep", "cut"] = "keep") -> None:
         self._is_governed = self._is_governed or policy is not None

@@ -30,6 +30,7 @@ import anyio
 import anyio.to_thread
 
 from netns_kit import arguments
+from netns_kit.display.displayed import Displayed
 from netns_kit.errors import AlreadyOpened, ArgumentError, ArgumentTypeError, CaptureError, NetnsKitError
 from netns_kit.forwarder.forwarder import CLOSING_SECONDS
 from netns_kit.gateway.capture_filter import CaptureFilter
@@ -46,6 +47,9 @@ from .events import Event, FlowEvent
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from netns_kit.display.packets import Packets
+    from netns_kit.display.view import View
 
 SNAPLEN_MAX = 1 << 18
 LEAST_BYTES = 4096
@@ -94,7 +98,7 @@ class CaptureOptions(TypedDict, total=False):
     """True if comments tell which process has opened a flow."""
 
 
-class Capture:
+class Capture(Displayed):
     """A capture of the frames of a stack, while its block runs.
 
     It is made by `UserStack.capture`, and can be entered once.
@@ -195,6 +199,22 @@ class Capture:
     def size(self) -> int:
         """The bytes of the file so far; of the last one, if there are several; without a file, all that were kept."""
         return self._file.size
+
+    @property
+    def condition(self) -> str:
+        """The state of the capture in words."""
+        if not self._is_entered:
+            return "not open"
+        if self._error is not None:
+            return f"failed: {self._error}"
+        if self.ended is not None:
+            return f"complete: its {self.ended} are reached"
+        return "complete" if self._stopping else "open"
+
+    def _view(self) -> View:
+        from .display import capture_view
+
+        return capture_view(self)
 
     async def __aenter__(self) -> Self:
         self._mac(self)
@@ -311,6 +331,27 @@ class Capture:
             await anyio.to_thread.run_sync(self._dump, target, text)
         except OSError as error:
             raise self._failure(error, target) from error
+
+    async def packets(self) -> Packets:
+        """Return the packets that are in the file or in memory so far, for a look at them.
+
+        Raises:
+            ArgumentError: The capture is written to a file of the caller's: `read_capture` reads that.
+            CaptureError: The file cannot be read.
+
+        Cancellation: Nothing is changed.
+        """
+        from .capture_reader import packets_of, read_captures  # few need them
+
+        if self._kept is not None:
+            memory = io.BytesIO()
+            await self.dump(memory)
+            return await anyio.to_thread.run_sync(packets_of, [memory.getvalue()])
+        if not self.paths:
+            expected = "expected a path, or memory"
+            fix = "read the file by `read_capture`"
+            raise ArgumentError(expected, "target", arguments.shown(self._target), fix)
+        return await anyio.to_thread.run_sync(read_captures, list(self.paths))
 
     def _dump(self, target: str | os.PathLike[str] | BinaryIO, text: str) -> None:
         assert self._kept is not None
