@@ -379,7 +379,12 @@ class Uplink:
         return DirectDial(self.open, target.candidates, flow.destination.address, ttl, tos).begin()
 
     def dial_resolver(self, flow: Flow, target: Target) -> Dial:
-        """Begin to connect to a resolver, for a flow of the DNS server's own."""
+        """Begin to connect to a resolver, as `dial` does.
+
+        Args:
+            flow: The flow, which is the DNS server's own.
+            target: The resolver.
+        """
         return self.dial(flow, target)
 
     def _leaves_from(self, target: Address) -> tuple[str | None, str | None]:
