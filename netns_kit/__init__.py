@@ -159,6 +159,7 @@ if TYPE_CHECKING:
     from .uplink.http_connect import HttpConnectUplink as HttpConnectUplink
     from .uplink.indirect import IndirectUplink as IndirectUplink
     from .uplink.indirect import ProxyNames as ProxyNames
+    from .uplink.indirect import ProxyOptions as ProxyOptions
     from .uplink.indirect import ProxyResolvers as ProxyResolvers
     from .uplink.indirect import UdpAssociation as UdpAssociation
     from .uplink.indirect import UplinkOptions as UplinkOptions
@@ -252,7 +253,7 @@ _HOMES = {
     "uplink.dns_settings": "DnsSettings",
     "uplink.flow": "Endpoint Flow Target Way",
     "uplink.http_connect": "HttpConnectUplink",
-    "uplink.indirect": "IndirectUplink ProxyNames ProxyResolvers UdpAssociation UplinkOptions",
+    "uplink.indirect": "IndirectUplink ProxyNames ProxyOptions ProxyResolvers UdpAssociation UplinkOptions",
     "uplink.namespace": "NamespaceUplink",
     "uplink.socks5": "Socks5Uplink",
     "uplink.uplink": "UdpFiltering UdpPorts Uplink",
