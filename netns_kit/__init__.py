@@ -113,8 +113,8 @@ if TYPE_CHECKING:
     from .network.composition import Composition as Composition
     from .network.composition import Dependency as Dependency
     from .network.composition import MemberPlan as MemberPlan
+    from .network.member_options import MemberOptions as MemberOptions
     from .network.members import Member as Member
-    from .network.members import MemberOptions as MemberOptions
     from .network.network import Network as Network
     from .network.network_route import NetworkRoute as NetworkRoute
     from .policy.explanation import Explanation as Explanation
@@ -234,7 +234,8 @@ _HOMES = {
     "namespace.process_info": "ProcessInfo RunningProcess",
     "network.application": "Application LogLine MemberState",
     "network.composition": "Composition Dependency MemberPlan",
-    "network.members": "Member MemberOptions",
+    "network.member_options": "MemberOptions",
+    "network.members": "Member",
     "network.network": "Network",
     "network.network_route": "NetworkRoute",
     "policy.explanation": "Explanation",
