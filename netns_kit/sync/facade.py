@@ -31,8 +31,8 @@ from .loop_thread import LoopThread, loop_thread
 MODULE = "netns_kit.sync"
 FORMS = frozenset(
     "Application Capture FakeFlow FakeHost FakeInternet FaultsBlock Forwarder GuestDatagrams GuestServer GuestStream "
-    "ImpairedTap InterceptedDatagrams InterceptedStream Interceptor Member Namespace Network Process TapDevice "
-    "UpstreamDatagrams UpstreamStream UserStack".split()
+    "ImpairedTap InterceptedDatagrams InterceptedStream Interceptor Member Namespace Network NetworkRoute Process "
+    "TapDevice UpstreamDatagrams UpstreamStream UserStack".split()
 )
 """The public classes that have a synchronous form."""
 STREAMS = (SocketStream, SocketListener, ByteReceiveStream, ByteSendStream)
@@ -85,6 +85,10 @@ class Facade:
 
     def __repr__(self) -> str:
         return f"<sync {repr(self._wrapped).removeprefix('<').removesuffix('>')}>"
+
+    def __str__(self) -> str:
+        is_plain = type(self._wrapped).__str__ == object.__str__
+        return repr(self) if is_plain else str(self._call(str, (self._wrapped,), {}))
 
     def __eq__(self, other: object) -> bool:
         return self._wrapped == other._wrapped if isinstance(other, Facade) else NotImplemented

@@ -145,7 +145,7 @@ print(net.namespace.pid, member.namespace.pid, command.pid, net.forwarder.list()
 """
 CLOSED = """
 import atexit
-atexit.register(lambda: print(net, flush=True))  # behind the closing, which was registered later
+atexit.register(lambda: print(repr(net), flush=True))  # behind the closing, which was registered later
 """
 
 

@@ -23,7 +23,6 @@ import netns_kit
 from netns_kit import (
     ArgumentTypeError,
     CommandFailed,
-    FlowInfo,
     NamespaceGone,
     NotFound,
     PortForward,
@@ -187,7 +186,7 @@ def test_plain_functions_serve(driven: sync.Network) -> None:
     def serve(stream: sync.GuestStream) -> None:
         names.append(threading.current_thread().name)
         assert str(stream.extra(sync.FlowAttribute.local)) == "10.0.2.2:99"
-        assert_type(driven.stack.flows(), tuple[FlowInfo, ...])
+        assert_type(driven.stack.flows(), netns_kit.Flows)
         [flow] = driven.stack.flows()  # it may call as anybody
         assert flow.id == stream.extra(sync.FlowAttribute.flow_id)
         for chunk in stream:
@@ -356,6 +355,9 @@ def test_what_they_are(net: sync.Network) -> None:
     assert isinstance(net.stack, sync.UserStack)
     assert net.stack is net.stack
     assert repr(net) == "<sync Network 10.0.2.0/24: open>"
+    assert "10.0.2.100" in str(net)
+    assert "10.0.2.100" in net._repr_html_()
+    assert str(net.tap) == repr(net.tap)
     assert {"run", "popen", "stack", "namespace"} <= set(dir(net))
     assert not [name for name in dir(net) if name in ("supervisor", "ask", "guests", "member_of")]
     for act in pickle.dumps, copy.copy, copy.deepcopy:
