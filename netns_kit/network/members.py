@@ -14,7 +14,6 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from itertools import count
-from types import NoneType
 from typing import TYPE_CHECKING, BinaryIO, Literal, TypeVar
 
 import anyio
@@ -29,7 +28,7 @@ from netns_kit.display.displayed import Displayed
 from netns_kit.dns import Record, Zone
 from netns_kit.errors import ArgumentError, NamespaceGone, NetnsKitError, StackClosed
 from netns_kit.forwarder.forwarder import Forwarder
-from netns_kit.gateway.gateway import NAMES, FlowInfo, Gateway
+from netns_kit.gateway.gateway import NAMES, Gateway
 from netns_kit.gateway.setup import check_policy
 from netns_kit.namespace.background import Openable, Supervisor, finish
 from netns_kit.namespace.given import LiveText
@@ -181,20 +180,27 @@ class Member(Displayed, Place):
         setup: The settings.
     """
 
-    link = "veth"
+    name: str
+    """Its name in the network."""
+    aliases: tuple[str, ...]
+    """Its other names."""
+    ifname: str
+    """The name of its interface."""
+    namespace: Namespace
+    """Its namespace."""
+    policy: Policy | None
+    """The policy of its own that was set last; None: that of the network decides."""
+    forwarder: Forwarder
+    """Its ports, see `Forwarder`."""
+    link: str = "veth"
     """What joins it to the network: a pair of veth and a bridge of the kernel."""
 
     def __init__(self, members: Members, setup: MemberSetup) -> None:
         self.name = setup.name
-        """Its name in the network."""
         self.aliases = setup.aliases
-        """Its other names."""
         self.ifname = setup.ifname or "eth0"
-        """The name of its interface."""
         self.namespace = setup.namespace or Namespace.create()
-        """Its namespace."""
         self.policy = setup.policy
-        """The policy of its own that was set last; None: that of the network decides."""
         self._setup = setup
         self._number = next(members.numbers)  # of what the engine has of it alone
         self._is_kept = self.namespace.supervisor.condition == "open"  # by the caller
@@ -207,10 +213,9 @@ class Member(Displayed, Place):
         self._is_linked = self._is_governed = False
         self._records: list[Record] = []
         self._blocks: set[Capture | FaultsBlock] = set()  # that end with it
-        self.forwarder: Forwarder = MemberForwarder(
+        self.forwarder = MemberForwarder(
             members.stack, self.namespace, lambda: self.subnet, lambda: self.addresses
         )
-        """Its ports, see `Forwarder`."""
         self.supervisor = Supervisor(
             type(self).__name__, NamespaceGone, members.supervisor, self.namespace.supervisor, one_loop=True
         )

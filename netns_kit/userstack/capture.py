@@ -122,6 +122,9 @@ class Capture(Displayed):
     """Why the capture has ended before its block: `max_bytes` or `max_seconds` was reached, the file failed, or the
     member has ended."""
 
+    paths: deque[str]
+    """The files, oldest first; none if the target is no path."""
+
     _counted: Sequence[int] = (0, 0, 0)
     _is_entered = False
     _is_fresh = False  # whether nothing but its beginning is in the file
@@ -192,8 +195,7 @@ class Capture(Displayed):
         self._file: CaptureFile | KeptBlocks
         self._rings: list[FrameRing] = []
         self._written = 0
-        self.paths: deque[str] = deque(maxlen=files)
-        """The files, oldest first; none if the target is no path."""
+        self.paths = deque(maxlen=files)
 
     @property
     def size(self) -> int:

@@ -49,6 +49,8 @@ class FaultsBlock:
         ArgumentError, ArgumentTypeError: An argument that cannot be used.
     """
 
+    script: tuple[tuple[float, Faults], ...]
+    """The faults over time: seconds from the beginning of the block, and what is bad from then on."""
     ended: Literal["member"] | None = None
     """Why the faults have ended before their block: the member has that they are about."""
 
