@@ -37,7 +37,7 @@ from netns_kit.gateway.capture_filter import CaptureFilter
 from netns_kit.gateway.captures import Captures
 from netns_kit.gateway.gateway import FlowInfo, Gateway
 from netns_kit.namespace.background import Supervisor
-from netns_kit.policy.rules import RuleTarget, is_name
+from netns_kit.policy.rules import RuleTarget
 from netns_kit.tap import pcapng
 from netns_kit.tap.frame_device import Device
 from netns_kit.tap.frame_ring import ACCEPTED, ASLEEP, LOST, SEEN, STOPPING, FrameRing
@@ -107,7 +107,8 @@ class Capture(Displayed):
         stack: The stack.
         target: The path of a file, or a file that is open for bytes; None: memory.
         options: The settings.
-        mac: Returns, on entering, the link address of the guest whose frames are captured; empty: those of all.
+        mac: Called with this on entering.  It returns the link address of the guest whose frames are captured; empty:
+            those of all.
 
     Raises:
         ArgumentError, ArgumentTypeError: An argument that cannot be used.
@@ -117,19 +118,27 @@ class Capture(Displayed):
     """Frames that were to be captured so far, those lost included."""
     lost = 0
     """Frames of these that were lost so far, because the file was too slow."""
-    ended: Literal["bytes", "seconds", "error"] | None = None
-    """Why the capture has ended before its block: `max_bytes` or `max_seconds` was reached, or the file failed."""
+    ended: Literal["bytes", "seconds", "error", "member"] | None = None
+    """Why the capture has ended before its block: `max_bytes` or `max_seconds` was reached, the file failed, or the
+    member has ended."""
+
+    paths: deque[str]
+    """The files, oldest first; none if the target is no path."""
 
     _counted: Sequence[int] = (0, 0, 0)
     _is_entered = False
     _is_fresh = False  # whether nothing but its beginning is in the file
+    _wake = -1
+    _thread: threading.Thread | None = None
+    is_over = False
+    """True if no frame is captured any more."""
 
     def __init__(
         self,
         stack: Captured,
         target: str | os.PathLike[str] | BinaryIO | None,
         options: CaptureOptions,
-        mac: Callable[[], str] = str,
+        mac: Callable[[Capture], str] = lambda _: "",
     ) -> None:
         where, snaplen = options.get("where"), options.get("snaplen", SNAPLEN_MAX)
         max_bytes, max_seconds = options.get("max_bytes"), options.get("max_seconds")
@@ -143,13 +152,6 @@ class Capture(Displayed):
                 raise ArgumentError(
                     "expected more than 0 seconds", "max_seconds", arguments.shown(max_seconds)
                 )
-        if where is not None and any(map(is_name, where.targets)) and len(stack.tap.queues) > 1:
-            raise ArgumentError(
-                "expected no name: of several workers one alone knows names",
-                "where",
-                arguments.shown(where),
-                "give the network, or open the device with one queue",
-            )
         is_path = isinstance(target, str | os.PathLike)
         is_binary = callable(getattr(target, "write", None)) and not isinstance(target, io.TextIOBase)
         if target is not None and not is_path and not is_binary:
@@ -188,12 +190,12 @@ class Capture(Displayed):
         self._names: list[tuple[bytes, str]] = []
         self._stopping = False
         self._lock = threading.Lock()
+        self._ending = anyio.Lock()
         self._kept: KeptBlocks | None = None
         self._file: CaptureFile | KeptBlocks
         self._rings: list[FrameRing] = []
         self._written = 0
-        self.paths: deque[str] = deque(maxlen=files)
-        """The files, oldest first; none if the target is no path."""
+        self.paths = deque(maxlen=files)
 
     @property
     def size(self) -> int:
@@ -217,7 +219,7 @@ class Capture(Displayed):
         return capture_view(self)
 
     async def __aenter__(self) -> Self:
-        mac = self._mac()
+        self._mac(self)
         if self._is_entered:
             raise AlreadyOpened("the capture has been entered before", fix="make a new one")
         self._is_entered = True
@@ -245,7 +247,7 @@ class Capture(Displayed):
             for ring in rings:
                 ring.start_at(self._file.size)
             with anyio.CancelScope(shield=True):
-                await self._begin(memory, mac)
+                await self._begin(memory, self._mac(self))  # it may have ended meanwhile
                 if self._processes:
                     self._stack.supervisor.start(self._follow)
             self._rings, self._owned = rings, opened.pop_all()
@@ -272,19 +274,37 @@ class Capture(Displayed):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._following.cancel()
-        with anyio.CancelScope(shield=True):
-            with anyio.move_on_after(CLOSING_SECONDS), suppress(NetnsKitError):  # the stack may have ended
-                await self._find_names()
-                await self._stack.ask(Captures.end, self._number)
-            self._stopping = True
-            with suppress(OSError):  # the thread may have ended, and closed it
-                os.eventfd_write(self._wake, 1)
-            await anyio.to_thread.run_sync(self._thread.join, CLOSING_SECONDS)
-            if self._thread.is_alive():
-                self._error = self._failure(TimeoutError(f"nothing is read for {CLOSING_SECONDS:g} s"))
+        await self._stop()
         if self._error is not None and error is None:
             raise self._error
+
+    async def end_with_member(self) -> None:
+        """End the capture before its block, since the member ends whose frames it has.
+
+        Cancellation: It has ended.
+        """
+        if not self.is_over:
+            await self._stop()
+            self.ended = self.ended or "member"
+
+    async def _stop(self) -> None:
+        self._following.cancel()
+        with anyio.CancelScope(shield=True):
+            async with self._ending:
+                if not self.is_over:
+                    with (
+                        anyio.move_on_after(CLOSING_SECONDS),
+                        suppress(NetnsKitError),
+                    ):  # the stack may have ended
+                        await self._find_names()
+                        await self._stack.ask(Captures.end, self._number)
+                    self._stopping = self.is_over = True
+                    with suppress(OSError):  # the thread may have ended, and closed it
+                        os.eventfd_write(self._wake, 1)
+            if self._thread is not None:
+                await anyio.to_thread.run_sync(self._thread.join, CLOSING_SECONDS)
+                if self._thread.is_alive():
+                    self._error = self._failure(TimeoutError(f"nothing is read for {CLOSING_SECONDS:g} s"))
 
     async def dump(self, target: str | os.PathLike[str] | BinaryIO) -> None:
         """Write what is kept in memory to a pcapng file: the last `max_bytes`, in the block or after it.
