@@ -162,6 +162,10 @@ class DnsServer:
                 return None
         return None if found is None else to_text(found).lower()
 
+    def addresses(self) -> tuple[bytes, ...]:
+        """Return the packed addresses of answers whose names are remembered."""
+        return () if self._cache is None else self._cache.addresses()
+
     def set_upstreams(
         self,
         resolvers: Mapping[str, Iterable[tuple[str, int]]],

@@ -44,11 +44,12 @@ from netns_kit.namespace.namespace import Namespace
 from netns_kit.subnet import Subnet
 from netns_kit.tap.device import TapDevice
 
-from . import guard
+from . import guard, routing
 from .guard import Port
 
 BRIDGE = "br0"
 TABLES = ("iptables", "ip6tables", "arptables")
+LAST = 200  # priority of the rule that members reach nobody else through the hub
 _IFINFOMSG = 16  # bytes
 _PAUSE = 1e-3  # seconds between two looks
 READY_SECONDS = 5.0  # for a port to be opened; a program in the namespace may have taken its end down again
@@ -78,6 +79,17 @@ class Hub:
     def is_open(self) -> bool:
         return self._bridge != 0
 
+    @property
+    def mtu(self) -> int:
+        """The MTU of the tap."""
+        return self._tap.mtu
+
+    @property
+    def mac(self) -> bytes:
+        """The link address of the bridge, and of the tap."""
+        assert self._tap.mac is not None, "it is open"
+        return self._tap.mac
+
     async def open(self, subnet: Subnet) -> None:
         """Make the bridge, and give it what the tap has been until now: the link address and the addresses.
 
@@ -105,47 +117,49 @@ class Hub:
                     raise
 
     async def _make_bridge(self, route: socket.socket) -> None:
-        tap = self._tap
-        assert tap.mac is not None, "it is open"
         made = new_link(
             "bridge",
             BRIDGE,
-            attribute(abi.IFLA_ADDRESS, tap.mac),
-            number(abi.IFLA_MTU, tap.mtu),
+            attribute(abi.IFLA_ADDRESS, self.mac),
+            number(abi.IFLA_MTU, self.mtu),
             data=attribute(abi.IFLA_BR_MCAST_SNOOPING, b"\0"),
         )
         try:
             await self._ask(route, [made], "bridges of the kernel (CONFIG_BRIDGE)")
         except FileExistsError as error:
             expected = f"expected a namespace for the network without an interface {BRIDGE}"
-            raise ArgumentError(expected, "namespace", repr(self._namespace)) from error
+            raise ArgumentError(expected, "namespace", repr(self.namespace)) from error
 
     async def _move_to_bridge(self, route: socket.socket, subnet: Subnet) -> None:
-        namespace, tap, ipv6 = self._namespace, self._tap, subnet.ipv6
+        namespace, tap, ipv6 = self.namespace, self._tap, subnet.ipv6
         for tables in TABLES:  # nothing is in them, and all frames would pass them
             with suppress(SysctlError):
                 await namespace.set_sysctl(f"net.bridge.bridge-nf-call-{tables}", 0)
-        bridge, tap_index = await self._index(BRIDGE), await self._index(tap.name)
-        enslaved = _change(tap_index, number(abi.IFLA_MASTER, bridge))
+        bridge, tap_index = await self.index(BRIDGE), await self.index(tap.name)
+        enslaved = changed(tap_index, number(abi.IFLA_MASTER, bridge))
         moved = [_without(tap_index, each) for each in _guest_interfaces(subnet)]
         await self._ask(route, [enslaved, *self._settings(tap_index, subnet.mac), *moved])
         if ipv6 is not None:  # its default route would be a second one
             await namespace.set_sysctl(f"net.ipv6.conf.{tap.name}.disable_ipv6", 1)
+        for version in (4, 6):  # whatever net.ipv4.ip_forward is, which the host's may be inherited from
+            with suppress(OSError):  # where the kernel has no such rules, or no IPv6
+                rule = routing.rule(LAST, iifname=BRIDGE, action=abi.FR_ACT_PROHIBIT, version=version)
+                await self._ask(route, [rule])
         await self._configure(BRIDGE, subnet)
         self._bridge = bridge
 
     async def _undo(self, route: socket.socket, subnet: Subnet) -> None:
         """Have the tap be what it was."""
         with suppress(OSError, NetnsKitError):
-            await self._ask(route, [_deleted(BRIDGE)])
+            await self._ask(route, [deleted(BRIDGE)])
         with suppress(OSError, NetnsKitError):
             if subnet.ipv6 is not None:
-                await self._namespace.set_sysctl(f"net.ipv6.conf.{self._tap.name}.disable_ipv6", 0)
+                await self.namespace.set_sysctl(f"net.ipv6.conf.{self._tap.name}.disable_ipv6", 0)
             await self._configure(self._tap.name, subnet)
 
     async def _configure(self, name: str, subnet: Subnet) -> None:
         ipv6 = subnet.ipv6
-        await self._namespace.configure_link(
+        await self.namespace.configure_link(
             name,
             address=subnet.guest_interface,
             gateway=subnet.gateway,
@@ -154,10 +168,32 @@ class Hub:
             neighbours=subnet.neighbours,
         )
 
-    def port(self) -> str:
-        """Return the name of a new port."""
+    def port(self, letter: str = "m") -> str:
+        """Return the name of a new port, or of another link, which begins with another letter."""
         self._ports += 1
-        return f"m{self._ports}"
+        return f"{letter}{self._ports}"
+
+    async def change(self, messages: Iterable[bytes], feature: str | None = None) -> None:
+        """Change links and routes of the hub.
+
+        Raises:
+            FeatureUnavailable: The kernel has no such thing.
+            NotPrivileged, OSError: The kernel refuses it.
+        """
+        async with self._lock:
+            assert self._route is not None, "it is open"
+            await self._ask(self._route, messages, feature)
+
+    async def filter(self, messages: Iterable[bytes], feature: str | None = None) -> None:
+        """Change what becomes of frames at the bridge, all or nothing.
+
+        Raises:
+            FeatureUnavailable: The kernel has no nftables.
+            NotPrivileged, OSError: The kernel refuses it.
+        """
+        async with self._lock:
+            self._filter = self._filter or await self._socket(abi.NETLINK_NETFILTER)
+            await self._ask(self._filter, guard.batch(messages), feature)
 
     async def add(self, port: Port, namespace: Namespace, ifname: str, alias: str) -> None:
         """Make a pair of veth between the bridge and a namespace; the other end is down, and has no address yet.
@@ -176,7 +212,7 @@ class Hub:
         async with self._lock:
             assert self._route is not None, "it is open"
             try:
-                if self._filter is not None:
+                if self._guarded and self._filter is not None:
                     await self._ask(self._filter, guard.batch(guard.added(port)))
                 target = os.open(f"/proc/{namespace.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
                 try:
@@ -185,14 +221,14 @@ class Hub:
                     )
                 finally:
                     os.close(target)
-                index = await self._index(port.name)
+                index = await self.index(port.name)
                 with suppress(OSError):  # where the kernel has no IPv6
-                    await self._ask(self._route, [_change(index, _NO_ADDRESS)])
+                    await self._ask(self._route, [changed(index, NO_ADDRESS)])
                 await self._ask(
                     self._route,
                     [
                         *self._settings(index, port.mac, is_member=True),
-                        _change(index, text(abi.IFLA_IFALIAS, alias), up=True),
+                        changed(index, text(abi.IFLA_IFALIAS, alias), up=True),
                     ],
                 )
             except BaseException as error:
@@ -243,9 +279,9 @@ class Hub:
             await anyio.to_thread.run_sync(_forget, end, list(self._ends.values()))
         with suppress(OSError, NetnsKitError):
             if self._route is not None:
-                await self._ask(self._route, [_deleted(port.name)])
+                await self._ask(self._route, [deleted(port.name)])
         with suppress(OSError, NetnsKitError):
-            if self._filter is not None:
+            if self._guarded and self._filter is not None:
                 await self._ask(self._filter, guard.batch(guard.removed(port)))
 
     def close(self) -> None:
@@ -256,13 +292,14 @@ class Hub:
         self._ends.clear()
 
     @property
-    def _namespace(self) -> Namespace:
+    def namespace(self) -> Namespace:
+        """The network's own namespace."""
         assert self._tap.namespace is not None, "a Network's tap has one"
         return self._tap.namespace
 
     async def _socket(self, family: int) -> socket.socket:
         try:
-            return await self._namespace.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, family)
+            return await self.namespace.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, family)
         except OSError as error:
             if error.errno == errno.EPROTONOSUPPORT:
                 raise FeatureUnavailable(
@@ -292,7 +329,7 @@ class Hub:
                 ) from error
             raise
 
-    async def _index(self, name: str) -> int:
+    async def index(self, name: str) -> int:
         """Return the number of an interface of the hub."""
         (index,) = struct.unpack_from("=i", await self._link_of(name), 4)
         return int(index)
@@ -336,7 +373,7 @@ class Hub:
             text(abi.IFLA_INFO_SLAVE_KIND, "bridge"),
             nested(abi.IFLA_INFO_SLAVE_DATA, *data),
         )
-        return [_change(index, slave), *messages]
+        return [changed(index, slave), *messages]
 
 
 _MISSING = frozenset(
@@ -344,7 +381,7 @@ _MISSING = frozenset(
 )
 
 
-_NO_ADDRESS = nested(
+NO_ADDRESS = nested(
     abi.IFLA_AF_SPEC,
     nested(
         socket.AF_INET6,
@@ -382,26 +419,21 @@ def _forget(gone: _End, others: Sequence[_End]) -> None:
 
 def _neighbours(where: _End, who: _End, *, wanted: bool) -> list[bytes]:
     """Return the messages by which one member knows, or does not know, another."""
-    kind, flags = (
-        (abi.RTM_NEWNEIGH, abi.NLM_F_CREATE | abi.NLM_F_REPLACE) if wanted else (abi.RTM_DELNEIGH, 0)
-    )
-    messages = []
     spoken = {each.version for each in where.port.addresses}
-    for address in who.port.addresses:
-        if address.version not in spoken:
-            continue
-        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-        head = struct.pack("=BxxxiHBB", family, where.link, abi.NUD_PERMANENT, 0, 0)  # struct ndmsg
-        known = attribute(abi.NDA_DST, address.packed) + attribute(abi.NDA_LLADDR, who.port.mac)
-        messages.append(message(kind, flags | abi.NLM_F_ACK, head, known))
-    return messages
+    return [
+        routing.neighbour(address, who.port.mac, where.link, wanted=wanted)
+        for address in who.port.addresses
+        if address.version in spoken
+    ]
 
 
-def _change(index: int, *attributes: bytes, up: bool = False) -> bytes:
+def changed(index: int, *attributes: bytes, up: bool = False) -> bytes:
+    """Return the message that gives a link other attributes, and may bring it up."""
     return message(abi.RTM_NEWLINK, abi.NLM_F_ACK, link(index, up=up), *attributes)
 
 
-def _deleted(name: str) -> bytes:
+def deleted(name: str) -> bytes:
+    """Return the message that removes a link."""
     return message(abi.RTM_DELLINK, abi.NLM_F_ACK, link(), text(abi.IFLA_IFNAME, name))
 
 

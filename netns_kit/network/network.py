@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import Unpack
 
 from netns_kit import arguments
+from netns_kit.display.displayed import Displayed
 from netns_kit.errors import ArgumentError, NamespaceGone, NotFound, StackClosed
 from netns_kit.forwarder.forwarder import Forwarder
 from netns_kit.forwarder.ports import Follow, PortForward, ReverseForward
@@ -27,9 +28,11 @@ from netns_kit.userstack.userstack import UserStack
 from .hub import Hub
 from .internal import internal_uplink
 from .members import Member, MemberOptions, Members, MemberSetup
+from .network_route import NetworkRoute
 from .shown import shown_files
 
 if TYPE_CHECKING:
+    from netns_kit.display.view import View
     from netns_kit.gateway.faults import FaultOptions, Faults
     from netns_kit.userstack.faults import FaultsBlock
 
@@ -37,7 +40,7 @@ DEFAULT_MTU = 1500
 DEFAULT_IFNAME = "tap0"
 
 
-class Network(Openable):
+class Network(Displayed, Openable):
     """A namespace with real connectivity, while the object is open.
 
         async with Network(ports=["127.0.0.1:8080:80"]) as net:
@@ -119,12 +122,21 @@ class Network(Openable):
         self.ports = parse_all(ports)
         arguments.items("reverse", reverse, "a list of reverse forwards")
         self.reverse = [each if isinstance(each, ReverseForward) else parse_reverse(each) for each in reverse]
+        self.is_internal = internal
+        """Whether there is no way out."""
+        self.is_isolated = isolate
+        """Whether members do not reach each other."""
         self._hub = Hub(self.tap, isolate=isolate, guarded=guard)
         self._members = Members(self.stack, self.supervisor, self._hub)
 
     def __repr__(self) -> str:
         ports = f", {len(self.ports)} forwarded" if self.ports else ""
         return f"<Network {self.subnet}{ports}: {self.supervisor.condition}>"
+
+    def _view(self) -> View:
+        from .display import network_view
+
+        return network_view(self)
 
     @property
     def subnet(self) -> Subnet:
@@ -189,10 +201,13 @@ class Network(Openable):
         Raises:
             ArgumentError: The network's own namespace is not configured.
         """
-        if self.stack.setup.configure is not True:
-            expected = "expected True for a network with members"
-            raise ArgumentError(expected, "configure", repr(self.stack.setup.configure))
+        self._check_configured("with members")
         return Member(self._members, setup)
+
+    def _check_configured(self, what: str) -> None:
+        if self.stack.setup.configure is not True:
+            expected = f"expected True for a network {what}"
+            raise ArgumentError(expected, "configure", repr(self.stack.setup.configure))
 
     @arguments.spelled_out(MemberSetup.of)
     async def add_member(self, name: str, **options: Unpack[MemberOptions]) -> Member:
@@ -227,6 +242,31 @@ class Network(Openable):
                 f"there is no member {arguments.shown(name)}", fix="`members` tells which there are"
             )
         await found.supervisor.end()
+
+    def route_to(self, other: Network) -> NetworkRoute:
+        """Return a route between the members of this network and those of another, to open.
+
+            async with net.route_to(other): ...
+            await net.route_to(other).open()
+
+        It is open for both directions, and ends with either network too.  By it members reach the members and the
+        hub of the other network by their addresses, and nothing else: neither its stack, with its way out and its
+        names, nor what that network has a route to.
+
+        Args:
+            other: The other network, of the same event loop.
+
+        Raises:
+            AddressError: The networks have addresses in common.
+            ArgumentError: It is the same network; or, on opening, there is a route already.
+            ArgumentTypeError: It is no network.
+            FeatureUnavailable: On opening, for want of bridges, veth, nf_tables or rules of routing in this kernel.
+            NetnsKitError, OSError: On opening, what its parts raise.
+        """
+        arguments.instance("other", other, Network, "a Network")
+        for each in (self, other):
+            each._check_configured("with a route")
+        return NetworkRoute(self._members, other._members)
 
     async def files(self) -> dict[str, str]:
         """Return the files that commands see in place of the host's, by path, as they are now.

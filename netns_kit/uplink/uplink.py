@@ -378,6 +378,10 @@ class Uplink:
         """
         return DirectDial(self.open, target.candidates, flow.destination.address, ttl, tos).begin()
 
+    def dial_resolver(self, flow: Flow, target: Target) -> Dial:
+        """Begin to connect to a resolver, for a flow of the DNS server's own."""
+        return self.dial(flow, target)
+
     def _leaves_from(self, target: Address) -> tuple[str | None, str | None]:
         """Return the source address and the interface that sockets to `target` are bound to; None: not bound."""
         return self.source(target), None if target.is_loopback else self._device

@@ -24,7 +24,7 @@ import pytest
 from netns_kit import ArgumentError, Faults, FaultsBlock, Network, Policy, StackClosed, Uplink
 from tests.support import missing, needs, needs_tun
 from tests.support.connections import dial, outcome
-from tests.support.servers import closed_port
+from tests.support.servers import closed_port, dns_server
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.engine, pytest.mark.usefixtures("leaks")]
@@ -378,10 +378,29 @@ async def test_a_closed_network_has_no_faults(options: dict[str, Any]) -> None:
 async def test_several_workers_have_faults(web: int, tmp_path: Path) -> None:
     needs_tun()
     uplink = Uplink(allow_host_loopback=True)
-    async with Network(driver="worker", queues=2, uplink=uplink) as net:
-        async with net.faults(refuse=True, to=HOST) as block:
-            for _ in range(8):
-                assert (await curl(net, f"http://{HOST}:{web}/short"))["status"] == 7
-            assert (await block.counts())["refused"] == 8
-        with pytest.raises(ArgumentError, match="one alone knows names"):
-            net.faults(loss=0.1, to="example.org")
+    async with (
+        Network(driver="worker", queues=2, uplink=uplink) as net,
+        net.faults(refuse=True, to=HOST) as block,
+    ):
+        for _ in range(8):
+            assert (await curl(net, f"http://{HOST}:{web}/short"))["status"] == 7
+        assert (await block.counts())["refused"] == 8
+
+
+@pytest.mark.parametrize("when", ["before", "in the block"])
+async def test_a_fault_by_name_is_one_of_each_worker(when: str) -> None:
+    """One worker answers for the name, before the block or in it; the connections are of both."""
+    needs_tun()
+    there = "192.0.2.7"
+    with dns_server({"name.tld": there}) as resolver:
+        uplink = Uplink(allow_host_loopback=True, dns=[f"127.0.0.1:{resolver}"])
+        async with Network(driver="worker", queues=2, uplink=uplink) as net:
+            if when == "before":
+                await net.run(["getent", "ahostsv4", "name.tld."])
+            async with net.faults(refuse=True, to="*.tld") as block:
+                if when != "before":
+                    await net.run(["getent", "ahostsv4", "name.tld."])
+                for number in range(1, 17):
+                    with pytest.raises(ConnectionRefusedError), anyio.fail_after(20):
+                        await net.namespace.connect_tcp(there, 80)
+                    assert (await block.counts())["refused"] == number
