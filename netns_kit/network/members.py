@@ -48,7 +48,7 @@ from netns_kit.tap.device import check_name, parse_mac
 from netns_kit.userstack.answers import Flows
 from netns_kit.userstack.capture import Capture, CaptureOptions
 from netns_kit.userstack.events import Event
-from netns_kit.userstack.serving import GuestStream
+from netns_kit.userstack.guest_streams import GuestStream
 from netns_kit.userstack.userstack import Follower, UserStack
 
 from .addresses import AddressPool, address6_of, link_local_of, mac_of
@@ -519,7 +519,7 @@ class Member(Displayed, Openable):
         Cancellation: The file is complete.
         """
         stack = self._members.stack
-        return Capture(_Seen(stack, self), target, options, lambda it: self._with(it).mac)
+        return Capture(_Seen(stack, self), target, lambda it: self._with(it).mac, **options)
 
     def faults(
         self,
