@@ -17,9 +17,8 @@ from array import array
 from collections import deque
 from contextlib import suppress
 
-TYPE_CHECKING = (
-    False  # as type checkers know it: the agent imports this, and `typing` takes longer than all else
-)
+# as type checkers know it: the agent imports this, and `typing` takes longer than all else
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -312,9 +312,8 @@ class DnsServer:
 
     def _answered(self, actions: list[Action], now: float) -> list[Action]:
         """Turn the proxy's answers into those that the clients wait for."""
-        told: dict[tuple[bytes, bytes], bytes] | None = (
-            None  # of one message, which may be long, by query and guest
-        )
+        # of one message, which may be long, by query and guest
+        told: dict[tuple[bytes, bytes], bytes] | None = None
         for index, action in enumerate(actions):
             if isinstance(action, Answer) and isinstance(asked := action.client, _Asked):
                 message = action.message

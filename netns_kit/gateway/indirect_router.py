@@ -9,36 +9,28 @@ from __future__ import annotations
 
 import math
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from ipaddress import ip_address
-from typing import cast
+from typing import Any, cast
 
 from netns_kit.domain_names import to_text
 from netns_kit.policy.addresses import canonical
-from netns_kit.stack import AnyFlow, EchoFlow, Refusal, Stack, StackUser, TcpConnection, Transport, UdpFlow
+from netns_kit.stack import AnyFlow, EchoFlow, Refusal, TcpConnection, Transport, UdpFlow
 from netns_kit.stack.wire import flow_key
-from netns_kit.subnet import Subnet
 from netns_kit.uplink.dial import Refused
 from netns_kit.uplink.elsewhere import NamespaceSockets
 from netns_kit.uplink.flow import Endpoint, Flow, NamedFlow, Target
-from netns_kit.uplink.indirect import (
-    Carriage,
-    IndirectUplink,
-    ProxyDial,
-    UdpAssociation,
-)
+from netns_kit.uplink.indirect import Carriage, IndirectUplink, ProxyDial, UdpAssociation
 from netns_kit.uplink.sockets import refusal_for
 
 from .elsewhere import SourceElsewhere, Waiting
-from .endpoints import Endpoints
-from .enforcer import Enforcer, Ruling, ruling_of
+from .enforcer import Enforcer, ruling_of
 from .engine import Engine
 from .flow_router import DatagramsTaker, FlowRouter, GuestEndpoint, Outcome, Routed, connected, guest_endpoint
 from .relay import TcpRelay, UdpRelay
 from .relay.associated import AssociatedRelay
 from .relay.dialled import Dialled
 from .way import DatagramWay, WayRelay
-from .worker_links import WorkerLinks
 
 _Guest = tuple[bytes, int, Endpoint]
 """A guest's address and port, and the proxy that its datagrams go through."""
@@ -54,19 +46,15 @@ class IndirectRouter(FlowRouter):
         self,
         engine: Engine,
         uplink: IndirectUplink,
-        subnet: Subnet,
-        endpoints: Endpoints,
-        stack: Callable[[StackUser], Stack],
-        *,
-        links: WorkerLinks | None,
-        tell: Callable[[str, BaseException | None], None],
+        *arguments: Any,
         supplies: Sequence[socket.socket],
+        **options: Any,
     ) -> None:
         self._sources = [SourceElsewhere(engine, each, self._is_free, self._ended) for each in supplies]
         self._indirect = uplink.attached(self.notice, iter(self._sources))
         self._associations: dict[_Guest, AssociatedRelay] = {}
         self._ways: set[DatagramWay] = set()  # out, of handlers
-        super().__init__(engine, self._indirect, subnet, endpoints, stack, links=links, tell=tell)
+        super().__init__(engine, self._indirect, *arguments, **options)
         self._waiting = Waiting(engine, self.enforcer, self)
 
     # -- names ----------------------------------------------------------------------------------------
@@ -94,7 +82,7 @@ class IndirectRouter(FlowRouter):
     def _govern(self, found: Routed, opened: AnyFlow | None) -> Outcome:
         outcome = super()._govern(found, opened)
         ruling = ruling_of(opened)
-        if isinstance(found[0], NamedFlow) and ruling is not None and _is_by_name(ruling, found[0].name):
+        if isinstance(found[0], NamedFlow) and ruling is not None and ruling.is_about(found[0].name):
             found[0].allow_telling()
         return outcome
 
@@ -275,10 +263,3 @@ class TimeLimit:
 
 def _refusal_of(refused: Refused) -> Refusal:
     return refused.why if isinstance(refused.why, Refusal) else Refusal.HOST_UNREACHABLE
-
-
-def _is_by_name(ruling: Ruling, name: str | None) -> bool:
-    """Return whether the rule that has decided is about this name."""
-    return name is not None and any(
-        name == each or (each.startswith("*.") and name.endswith(each[1:])) for each in ruling.targets
-    )

@@ -34,9 +34,8 @@ _PINS_MAX = 1 << 16  # bytes of a message of pins; those of one answer are fewer
 _RIGHTS = socket.CMSG_LEN(4)  # room for one descriptor; of a longer message the kernel keeps the rest
 COMMON, NOTED = 0, 0xFFFFFFFF  # whose pins they are; else it is the number of a member
 _WHOSE = Struct("!I")
-_PIN = Struct(
-    "!d?BB"
-)  # until when; whether it is ours; the lengths of the address and the name, which follow
+# until when; whether it is ours; the lengths of the address and the name, which follow
+_PIN = Struct("!d?BB")
 
 
 class WorkerLinks:

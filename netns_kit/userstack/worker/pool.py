@@ -86,9 +86,8 @@ class Workers:
         join = join_of(operation)
         asked = self.processes if join is not None else self.processes[:1]
         try:
-            questions = [
-                process.put(operation, *arguments) for process in asked
-            ]  # if one fails, none is waited for
+            # if one fails, none is waited for
+            questions = [process.put(operation, *arguments) for process in asked]
             answers = [await question.answer() for question in questions]
         except StackClosed:
             await self._ended.wait()  # `run` raises the reason first
