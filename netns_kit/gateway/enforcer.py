@@ -197,7 +197,7 @@ class Enforcer:
         else:
             own = self._own.get(addresses[0])
             if own is None or own.member != member:
-                own = Enforcer(self._subnet, self._failed, member)
+                own = type(self)(self._subnet, self._failed, member)
             own.own_names, own.has_host, own.told = self.own_names, self.has_host, self.told
             own.catch_up, own.pinned = self.catch_up, self.pinned
             own.set(policy)

@@ -56,6 +56,8 @@ class HttpConnectUplink(IndirectUplink):
         ArgumentTypeError: An argument has the wrong type.
     """
 
+    takes_names = True
+
     def __init__(
         self,
         proxy: AddressLike | Endpoint,
@@ -63,7 +65,7 @@ class HttpConnectUplink(IndirectUplink):
         password: str | None = None,
         *,
         names: ProxyNames = "proxy",
-        resolvers: ProxyResolvers = "proxy",
+        resolvers: ProxyResolvers | None = None,
         time_limit: float = TIME_LIMIT,
         **options: Unpack[UplinkOptions],
     ) -> None:
