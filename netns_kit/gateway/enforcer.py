@@ -98,9 +98,7 @@ class Ruling(NamedTuple):
 
     def is_about(self, name: str | None) -> bool:
         """Return whether the rule is about a name."""
-        return name is not None and any(
-            name == each or (each.startswith("*.") and name.endswith(each[1:])) for each in self.targets
-        )
+        return is_about(self.targets, name)
 
     @property
     def refuses(self) -> bool:
@@ -204,7 +202,7 @@ class Enforcer:
         else:
             own = self._own.get(addresses[0])
             if own is None or own.member != member:
-                own = Enforcer(self._subnet, self._failed, member)
+                own = type(self)(self._subnet, self._failed, member)
             own.own_names, own.has_host, own.told = self.own_names, self.has_host, self.told
             own.catch_up, own.pinned = self.catch_up, self.pinned
             own.set(policy)
@@ -434,3 +432,10 @@ def _is_met(policy: Policy, number: int | None, seen: Look) -> bool:
     """Return whether the first bytes are of a kind by which the rule lets a flow pass."""
     rule = policy.rule(number)
     return (seen.kind == "tls" and rule.sni) or (seen.kind == "http" and rule.host)
+
+
+def is_about(targets: Iterable[str], name: str | None) -> bool:
+    """Return whether the targets of a rule have this name."""
+    return name is not None and any(
+        name == each or (each.startswith("*.") and name.endswith(each[1:])) for each in targets
+    )
