@@ -609,7 +609,7 @@ class _Forwarder(Forwarder):
         engines, agents = await self._member.namespace.supply_sockets()
         agents.close()
         with engines:
-            number = self._stack.pass_socket(engines)
+            number = await self._stack.pass_socket(engines)
             await self._ask(Forwards.settle, number, self._member.addresses)
 
 
@@ -629,8 +629,8 @@ class _Stack:
     def subnet(self) -> Subnet:
         return self._member.subnet
 
-    def pass_socket(self, sock: socket.socket) -> int:
-        return self._stack.pass_socket(sock)
+    async def pass_socket(self, sock: socket.socket) -> int:
+        return await self._stack.pass_socket(sock)
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
         return await self._stack.ask(operation, *arguments)

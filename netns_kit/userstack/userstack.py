@@ -68,6 +68,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 _numbers = count()
+_PAUSE = 1e-3  # seconds before a socket is passed again
 
 
 class Runner(Protocol):
@@ -747,7 +748,7 @@ class UserStack(Openable):
         """
         return self.guests.get(arguments.address(guest, "guest"), self.namespace)
 
-    def pass_socket(self, sock: socket.socket) -> int:
+    async def pass_socket(self, sock: socket.socket) -> int:
         """Have the engine receive a copy of a socket, and return the number under which it has it.
 
         For parts of this library, see `netns_kit.gateway.inside`.
@@ -758,6 +759,9 @@ class UserStack(Openable):
         Raises:
             FeatureUnavailable: The device is in no namespace that has an agent.
             OSError: There is no room for another descriptor on its way.
+            StackClosed: The stack has ended meanwhile.
+
+        Cancellation: The engine has no copy.
         """
         if self._passing is None:
             raise FeatureUnavailable(
@@ -765,8 +769,13 @@ class UserStack(Openable):
                 fix='open the device in the namespace: TapDevice.open(namespace, "tap0")',
             )
         number = next(_numbers)
-        send_record(self._passing, PASSED.pack(number), [sock.fileno()])
-        return number
+        while True:  # some ten are on their way at most (net.unix.max_dgram_qlen)
+            try:
+                send_record(self._passing, PASSED.pack(number), [sock.fileno()])
+                return number
+            except BlockingIOError:
+                await anyio.sleep(_PAUSE)
+                self.supervisor.check()
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
         """Have the stack do an operation, see `netns_kit.operations`.  For parts of this library.
