@@ -72,6 +72,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 _numbers = count()
+_PAUSE = 1e-3  # seconds before a socket is passed again
 
 
 class Runner(Asked, Protocol):
@@ -766,7 +767,7 @@ class UserStack(Displayed, Openable):
         """
         return self.guests.get(arguments.address(guest, "guest"), self.namespace)
 
-    def pass_socket(self, sock: socket.socket) -> int:
+    async def pass_socket(self, sock: socket.socket) -> int:
         """Have the engine receive a copy of a socket, and return the number under which it has it.
 
         For parts of this library, see `netns_kit.gateway.inside`.
@@ -777,6 +778,9 @@ class UserStack(Displayed, Openable):
         Raises:
             FeatureUnavailable: The device is in no namespace that has an agent.
             OSError: There is no room for another descriptor on its way.
+            StackClosed: The stack has ended meanwhile.
+
+        Cancellation: The engine has no copy.
         """
         if self._passing is None:
             raise FeatureUnavailable(
@@ -784,8 +788,13 @@ class UserStack(Displayed, Openable):
                 fix='open the device in the namespace: TapDevice.open(namespace, "tap0")',
             )
         number = next(_numbers)
-        send_record(self._passing, PASSED.pack(number), [sock.fileno()])
-        return number
+        while True:  # some ten are on their way at most (net.unix.max_dgram_qlen)
+            try:
+                send_record(self._passing, PASSED.pack(number), [sock.fileno()])
+                return number
+            except BlockingIOError:
+                await anyio.sleep(_PAUSE)
+                self.supervisor.check()
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
         """Have the stack do an operation, see `netns_kit.operations`.  For parts of this library.
