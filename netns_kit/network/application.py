@@ -83,6 +83,11 @@ class Application(Openable):
             has ended which others wait for.
     """
 
+    composition: Composition
+    """The composition."""
+    network: Network
+    """The network."""
+
     def __init__(
         self, composition: Composition, *, on_line: Callable[[LogLine], object] | None = None
     ) -> None:
@@ -96,7 +101,6 @@ class Application(Openable):
         self._on_line = on_line
         uplink = Uplink(**composition.uplink) if composition.uplink else None
         self.network = Network(uplink=uplink, **composition.network)
-        """The network."""
         self._running: dict[str, Process] = {}
         self._ended: dict[str, int] = {}
         self._lines: deque[LogLine] = deque(maxlen=LINES_KEPT)

@@ -217,20 +217,27 @@ class Member(Openable):
         setup: The settings, for parts of this library.
     """
 
-    link = "veth"
+    name: str
+    """Its name in the network."""
+    aliases: tuple[str, ...]
+    """Its other names."""
+    ifname: str
+    """The name of its interface."""
+    namespace: Namespace
+    """Its namespace."""
+    policy: Policy | None
+    """The policy of its own that was set last; None: that of the network decides."""
+    forwarder: Forwarder
+    """Its ports, see `Forwarder`."""
+    link: str = "veth"
     """What joins it to the network: a pair of veth and a bridge of the kernel."""
 
     def __init__(self, members: Members, setup: MemberSetup) -> None:
         self.name = setup.name
-        """Its name in the network."""
         self.aliases = setup.aliases
-        """Its other names."""
         self.ifname = setup.ifname
-        """The name of its interface."""
         self.namespace = setup.namespace or Namespace.create()
-        """Its namespace."""
         self.policy = setup.policy
-        """The policy of its own that was set last; None: that of the network decides."""
         self._setup = setup
         self._is_kept = self.namespace.supervisor.condition == "open"  # by the caller
         self._members = members
@@ -239,8 +246,7 @@ class Member(Openable):
         self._port: Port | None = None
         self._is_linked = False
         self._records: list[Record] = []
-        self.forwarder: Forwarder = _Forwarder(members.stack, self)
-        """Its ports, see `Forwarder`."""
+        self.forwarder = _Forwarder(members.stack, self)
         self.supervisor = Supervisor(
             type(self).__name__, NamespaceGone, members.supervisor, self.namespace.supervisor, one_loop=True
         )

@@ -81,6 +81,19 @@ class Network(Openable):
         NetnsKitError, OSError: On opening, what its parts raise.
     """
 
+    namespace: Namespace
+    """The namespace."""
+    tap: TapDevice
+    """Its interface."""
+    stack: UserStack
+    """The stack on the interface."""
+    forwarder: Forwarder
+    """The ports that lead inside, and those inside that lead out."""
+    ports: list[PortForward | Follow]
+    """The host ports that were forwarded from the start, as they were given."""
+    reverse: list[ReverseForward]
+    """The ports inside that led out from the start, as they were given."""
+
     @arguments.spelled_out(Setup.of)
     def __init__(
         self,

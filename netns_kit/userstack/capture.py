@@ -116,6 +116,9 @@ class Capture:
     ended: Literal["bytes", "seconds", "error"] | None = None
     """Why the capture has ended before its block: `max_bytes` or `max_seconds` was reached, or the file failed."""
 
+    paths: deque[str]
+    """The files, oldest first; none if the target is no path."""
+
     _counted: Sequence[int] = (0, 0, 0)
     _is_entered = False
     _is_fresh = False  # whether nothing but its beginning is in the file
@@ -188,8 +191,7 @@ class Capture:
         self._file: CaptureFile | KeptBlocks
         self._rings: list[FrameRing] = []
         self._written = 0
-        self.paths: deque[str] = deque(maxlen=files)
-        """The files, oldest first; none if the target is no path."""
+        self.paths = deque(maxlen=files)
 
     @property
     def size(self) -> int:

@@ -49,6 +49,9 @@ class FaultsBlock:
         ArgumentError, ArgumentTypeError: An argument that cannot be used.
     """
 
+    script: tuple[tuple[float, Faults], ...]
+    """The faults over time: seconds from the beginning of the block, and what is bad from then on."""
+
     def __init__(
         self,
         stack: Disturbed,

@@ -130,6 +130,13 @@ class UserStack(Openable):
     """The layers of the worker's sandbox (see `netns_kit.userstack.worker.sandbox`): "on", or why this host does not
     give one."""
 
+    tap: Device
+    """The device."""
+    uplink: Uplink
+    """The way out for flows."""
+    policy: Policy | None
+    """The policy that was set last; None: there is none."""
+
     @arguments.spelled_out(Setup.of)
     def __init__(self, tap: Device, uplink: Uplink | None = None, **options: Unpack[StackOptions]) -> None:
         self.setup = Setup.of(tap, uplink, **options)
@@ -140,7 +147,6 @@ class UserStack(Openable):
         self.tap = tap
         self.uplink = self.setup.uplink
         self.policy = self.setup.policy
-        """The policy that was set last; None: there is none."""
         above = [] if tap.namespace is None else [tap.namespace.supervisor]
         self.supervisor = Supervisor(type(self).__name__, StackClosed, *above, one_loop=True)
         self.guests: dict[Address, Namespace] = {}

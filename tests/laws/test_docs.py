@@ -150,14 +150,15 @@ def test_what_the_pages_about_programming_show_is_what_comes_out(name: str, back
     assert run_page(page, "--all", "--backend", backend) == "".join(shown).replace("    ", "")
 
 
-def test_what_the_page_about_faults_shows_is_what_comes_out() -> None:
+@pytest.mark.parametrize(("name", "blocks"), [("faults", 2), ("sync", 3)])
+def test_what_a_page_shows_is_what_comes_out(name: str, blocks: int) -> None:
     needs_userns()
     needs_tun()
-    page = ROOT / "docs" / "faults.md"
+    page = ROOT / "docs" / f"{name}.md"
     shown = re.findall(
         r"^prints\n\n```\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
     )
-    assert len(shown) == 2
+    assert len(shown) == blocks
     assert run_page(page, "--all") == "".join(shown)
 
 
