@@ -17,7 +17,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Generator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import wraps
 from pathlib import Path
 from types import TracebackType
@@ -151,6 +151,7 @@ class Networks:
         if not options.get("internal"):
             options.setdefault("uplink", self._ground.internet)
         made = TestedNetwork(**options)
+        self._ground.namespaces.append(made.namespace)
         self._made += 1
         made.ground, made.name = self._ground, f"network-{self._made}"
         return made
@@ -169,6 +170,8 @@ class Ground:
         self.opened = AsyncExitStack()
         """What is closed when the test ends."""
         self.has_failed = False
+        self.namespaces: list[Namespace] = []
+        """Those that were made for the test."""
         self._given: list[Openable] = []
         self._clock: ManualClock | None = None
 
@@ -189,12 +192,15 @@ class Ground:
     def confined(self) -> Any:
         """Return a network for children of the test that is open when the test begins."""
         made = TestedConfined(uplink=self.internet)
+        self.namespaces.append(made.namespace)
         made.ground, made.name = self, "confined"
         return self._give(made)
 
     def namespace(self) -> Any:
         """Return a namespace that is open when the test begins."""
-        return self._give(TestedNamespace.create())
+        made = TestedNamespace.create()
+        self.namespaces.append(made)
+        return self._give(made)
 
     def clock(self, *, autojump: bool) -> ManualClock:
         """Return the clock of the test's event loop, which stands still when the test begins.
@@ -248,4 +254,11 @@ class Ground:
         return self.evidence.sections
 
     def close(self) -> None:
-        """Close what is open when the fixtures are torn down: nothing, for the test has closed it."""
+        """End the namespaces that are left when the fixtures are torn down.
+
+        There are such if the test never came to its end, because its event loop did not: a time limit may do that.
+        """
+        for each in self.namespaces:
+            if each.supervisor.condition not in ("closed", "not open"):
+                with suppress(OSError):  # it has ended
+                    each._agent.hang_up()

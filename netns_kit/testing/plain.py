@@ -126,6 +126,7 @@ class PlainGround(Ground):
     def close(self) -> None:
         """Close what is open."""
         self._closing.close()
+        super().close()
 
 
 def _extended(made: Openable, base: type[Facade]) -> type[Facade]:

@@ -151,6 +151,7 @@ async def test_one(tap_pair, manual_clock, lasting):
 
 async def test_two(network, lasting):
     net = await network()
+    await anyio.sleep(0.01)
     await net.run(["true"])
 """
 )
@@ -184,6 +185,36 @@ def ends(pid: int) -> bool:
         os.close(pidfd)
 
 
+LATE = (
+    COMMON
+    + """
+pytestmark = pytest.mark.timeout(3, method="signal")
+
+def test_a_plain_one(confined):
+    confined.run(["sleep", "1000"])
+
+def test_the_rest_of_one(confined):
+    confined.rest()
+    time.sleep(1000)
+
+async def test_an_async_one(network, netns, confined):
+    net = await network()
+    await net.run("sleep 1000 > /dev/null 2>&1 &")
+    await anyio.sleep_forever()
+
+@pytest.mark.timeout(60)
+def test_nothing_is_left():
+    for _ in range(500):
+        shown = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "stat=,args="], capture_output=True, text=True)
+        left = [line for line in shown.stdout.splitlines() if "python" in line and not line.startswith("Z")]
+        if not left:
+            return
+        time.sleep(0.1)
+    pytest.fail(str(left))
+"""
+)
+
+
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_what_ends_badly_leaves_nothing(runner: str, tmp_path: Path) -> None:
     needs_userns()
@@ -191,6 +222,16 @@ def test_what_ends_badly_leaves_nothing(runner: str, tmp_path: Path) -> None:
     run = run_pytest(tmp_path, BAD_ENDS, *needs_runner(runner))
     twice = 2 if runner == "anyio" else 1
     assert run.counts == {"passed": 2 * twice + 1, "failed": 3 * twice}, run.text
+
+
+@pytest.mark.parametrize("runner", ["pytest_asyncio", "pytest_trio"])
+def test_a_time_limit_ends_the_namespaces_of_the_test(runner: str, tmp_path: Path) -> None:
+    """Also where it ends the event loop from outside, so that nothing more of the test runs."""
+    needs_userns()
+    needs_tun()
+    run = run_pytest(tmp_path, LATE, *needs_runner(runner), "-W", "default")
+    assert run.counts == {"passed": 1, "failed": 3}, run.text
+    assert run.text.count("from pytest-timeout") >= 3
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
