@@ -59,7 +59,7 @@ def run_page(page: Path, *options: str) -> str:
         input="y\n",  # what a person says whom an example asks
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=250,
         check=False,
     )
     assert child.returncode == 0, f"{page.name}:\n{child.stdout}{child.stderr}"
