@@ -113,6 +113,22 @@ def test_what_the_page_about_policies_shows_is_what_comes_out() -> None:
     assert any("wants 192.0.2.1, tcp port 443: [y/N]" in line for line in said)
 
 
+def test_what_the_page_about_displays_shows_is_what_comes_out() -> None:
+    """But for numbers, and how much room they take."""
+    needs_userns()
+    needs_tun()
+    page = ROOT / "docs" / "displays.md"
+
+    def steady(line: str) -> str:
+        return re.sub(r"[ ─]+", " ", re.sub(r"\d+", "0", line)).strip()
+
+    said = {steady(line) for line in run_page(page).splitlines()}
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    shown = [steady(line) for line in text.splitlines() if line.startswith("    ")]
+    assert len(shown) > 12
+    assert [line for line in shown if line not in said] == []
+
+
 def test_the_file_of_the_page_about_policies_is_the_policy_of_its_first_example() -> None:
     page = (ROOT / "docs" / "policy.md").read_text(encoding="utf-8")
     [toml] = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
@@ -150,14 +166,15 @@ def test_what_the_pages_about_programming_show_is_what_comes_out(name: str, back
     assert run_page(page, "--all", "--backend", backend) == "".join(shown).replace("    ", "")
 
 
-def test_what_the_page_about_faults_shows_is_what_comes_out() -> None:
+@pytest.mark.parametrize(("name", "blocks"), [("faults", 2), ("sync", 3)])
+def test_what_a_page_shows_is_what_comes_out(name: str, blocks: int) -> None:
     needs_userns()
     needs_tun()
-    page = ROOT / "docs" / "faults.md"
+    page = ROOT / "docs" / f"{name}.md"
     shown = re.findall(
         r"^prints\n\n```\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
     )
-    assert len(shown) == 2
+    assert len(shown) == blocks
     assert run_page(page, "--all") == "".join(shown)
 
 
