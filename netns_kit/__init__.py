@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from .dhcp import DhcpSettings as DhcpSettings
     from .dhcp import Lease as Lease
     from .dhcp import StaticLease as StaticLease
+    from .display.dissect import Layer as Layer
+    from .display.packet import CapturedPacket as CapturedPacket
+    from .display.packets import Packets as Packets
+    from .display.sequence import TcpConversation as TcpConversation
     from .dns import DnsQuery as DnsQuery
     from .dns import Hook as Hook
     from .dns import Manner as Manner
@@ -91,6 +95,7 @@ if TYPE_CHECKING:
     from .namespace.namespace import Interface as Interface
     from .namespace.namespace import InterfaceAddress as InterfaceAddress
     from .namespace.namespace import Namespace as Namespace
+    from .namespace.namespace import NamespaceSnapshot as NamespaceSnapshot
     from .namespace.namespace import OpenedTap as OpenedTap
     from .namespace.namespace import Pids as Pids
     from .namespace.namespace import Route as Route
@@ -101,16 +106,20 @@ if TYPE_CHECKING:
     from .namespace.process import RunOptions as RunOptions
     from .namespace.process import StandardStream as StandardStream
     from .namespace.process_info import ProcessInfo as ProcessInfo
+    from .namespace.process_info import RunningProcess as RunningProcess
     from .network.application import Application as Application
     from .network.application import LogLine as LogLine
     from .network.application import MemberState as MemberState
     from .network.composition import Composition as Composition
     from .network.composition import Dependency as Dependency
     from .network.composition import MemberPlan as MemberPlan
+    from .network.member_options import MemberOptions as MemberOptions
     from .network.members import Member as Member
-    from .network.members import MemberOptions as MemberOptions
     from .network.network import Network as Network
+    from .network.network_route import NetworkRoute as NetworkRoute
     from .policy.explanation import Explanation as Explanation
+    from .policy.hits import PolicyHits as PolicyHits
+    from .policy.hits import RuleHits as RuleHits
     from .policy.policy import Policy as Policy
     from .policy.presets import DNS_ELSEWHERE as DNS_ELSEWHERE
     from .policy.presets import HOST as HOST
@@ -150,6 +159,7 @@ if TYPE_CHECKING:
     from .uplink.http_connect import HttpConnectUplink as HttpConnectUplink
     from .uplink.indirect import IndirectUplink as IndirectUplink
     from .uplink.indirect import ProxyNames as ProxyNames
+    from .uplink.indirect import ProxyOptions as ProxyOptions
     from .uplink.indirect import ProxyResolvers as ProxyResolvers
     from .uplink.indirect import UdpAssociation as UdpAssociation
     from .uplink.indirect import UplinkOptions as UplinkOptions
@@ -158,8 +168,10 @@ if TYPE_CHECKING:
     from .uplink.uplink import UdpFiltering as UdpFiltering
     from .uplink.uplink import UdpPorts as UdpPorts
     from .uplink.uplink import Uplink as Uplink
+    from .userstack.answers import Flows as Flows
     from .userstack.capture import Capture as Capture
     from .userstack.capture import CaptureOptions as CaptureOptions
+    from .userstack.capture_reader import read_capture as read_capture
     from .userstack.events import Event as Event
     from .userstack.events import FlowEvent as FlowEvent
     from .userstack.events import FlowEventKind as FlowEventKind
@@ -190,6 +202,10 @@ _HOMES = {
     "arguments": "AddressLike",
     "checkup.checkup": "Finding Report doctor",
     "dhcp": "DhcpSettings Lease StaticLease",
+    "display.dissect": "Layer",
+    "display.packet": "CapturedPacket",
+    "display.packets": "Packets",
+    "display.sequence": "TcpConversation",
     "dns": "DnsQuery Hook Manner Rcode Record Verdict",
     "errors": (
         "AddressError AlreadyOpened ArgumentError ArgumentTypeError CaptureError DeviceGone DomainNameError "
@@ -213,14 +229,17 @@ _HOMES = {
     "namespace.added_links": "AddedLink Ipvlan Macvlan Veth Vlan",
     "namespace.given": "FileMode HasFileno Listen OpenFile Word",
     "namespace.listening": "ListeningSocket",
-    "namespace.namespace": "Ids Interface InterfaceAddress Namespace OpenedTap Pids Route",
+    "namespace.namespace": "Ids Interface InterfaceAddress Namespace NamespaceSnapshot OpenedTap Pids Route",
     "namespace.process": "Command CommandFailed CommandOptions Process RunOptions StandardStream",
-    "namespace.process_info": "ProcessInfo",
+    "namespace.process_info": "ProcessInfo RunningProcess",
     "network.application": "Application LogLine MemberState",
     "network.composition": "Composition Dependency MemberPlan",
-    "network.members": "Member MemberOptions",
+    "network.member_options": "MemberOptions",
+    "network.members": "Member",
     "network.network": "Network",
+    "network.network_route": "NetworkRoute",
     "policy.explanation": "Explanation",
+    "policy.hits": "PolicyHits RuleHits",
     "policy.policy": "Policy",
     "policy.presets": "DNS_ELSEWHERE HOST LINK_LOCAL LOOPBACK METADATA MULTICAST PRIVATE Preset",
     "policy.rules": "DnsRefusal RefusalName Rule RuleAction RulePorts RuleTarget",
@@ -235,11 +254,13 @@ _HOMES = {
     "uplink.dns_settings": "DnsSettings",
     "uplink.flow": "Endpoint Flow Target Way",
     "uplink.http_connect": "HttpConnectUplink",
-    "uplink.indirect": "IndirectUplink ProxyNames ProxyResolvers UdpAssociation UplinkOptions",
+    "uplink.indirect": "IndirectUplink ProxyNames ProxyOptions ProxyResolvers UdpAssociation UplinkOptions",
     "uplink.namespace": "NamespaceUplink",
     "uplink.socks5": "Socks5Uplink",
     "uplink.uplink": "UdpFiltering UdpPorts Uplink",
+    "userstack.answers": "Flows",
     "userstack.capture": "Capture CaptureOptions",
+    "userstack.capture_reader": "read_capture",
     "userstack.events": "Event FlowEvent FlowEventKind QueryEvent",
     "userstack.fake_internet": "FakeFlow FakeHost FakeInternet FakeQuery",
     "userstack.faults": "FaultsBlock",

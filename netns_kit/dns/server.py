@@ -162,6 +162,10 @@ class DnsServer:
                 return None
         return None if found is None else to_text(found).lower()
 
+    def addresses(self) -> tuple[bytes, ...]:
+        """Return the packed addresses of answers whose names are remembered."""
+        return () if self._cache is None else self._cache.addresses()
+
     def set_upstreams(
         self,
         resolvers: Mapping[str, Iterable[tuple[str, int]]],
@@ -257,7 +261,7 @@ class DnsServer:
 
     def _look_up(self, asked: _Asked, now: float, transport: DnsTransport) -> list[Action]:
         for _ in range(ALIASES):
-            found = self.zone.find(asked.question)
+            found = self.zone.find(asked.question, asked.address)
             if found is None:
                 break
             if not found.alias:

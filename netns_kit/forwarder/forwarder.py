@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import count, groupby
-from typing import Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
 
 from netns_kit import arguments
 from netns_kit.arguments import Address, AddressLike
+from netns_kit.display.displayed import Displayed
 from netns_kit.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -43,6 +44,9 @@ from .handed import Handed
 from .ports import Follow, Mode, PortForward, ReverseForward, UnixSocket
 from .reverse import Reverser, StreamHandler
 from .specs import parse_all, parse_end
+
+if TYPE_CHECKING:
+    from netns_kit.display.view import View
 
 AT_ONCE = 256  # ports that are added between two steps of the engine
 
@@ -86,7 +90,7 @@ class Askable(Protocol):
         """
 
 
-class Forwarder(Openable):
+class Forwarder(Displayed, Openable):
     """Ports of the host that lead into the namespace while the object is open.
 
         async with Forwarder(stack) as forwarder:
@@ -118,6 +122,23 @@ class Forwarder(Openable):
 
     def __repr__(self) -> str:
         return f"<Forwarder of {self._stack!r}: {self.supervisor.condition}>"
+
+    def _view(self) -> View:
+        from .display import forwarder_view
+
+        return forwarder_view(self)
+
+    @property
+    def known(self) -> tuple[tuple[PortForward, ...], tuple[Follow, ...], tuple[ReverseForward, ...]]:
+        """The forwards, the rules and the reverse forwards, as far as they are known without asking the engine.
+
+        After the end there are none.  For displays.
+        """
+        if self.supervisor.condition != "open":
+            return (), (), ()
+        follows = () if self._follower is None else tuple(self._follower.follows())
+        reverses = () if self._reverser is None else self._reverser.forwards
+        return tuple(self._claims.every()), follows, reverses
 
     async def _open(self) -> None:
         self._stack.supervisor.check()

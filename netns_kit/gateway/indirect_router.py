@@ -17,9 +17,8 @@ from netns_kit.domain_names import to_text
 from netns_kit.policy.addresses import canonical
 from netns_kit.stack import AnyFlow, EchoFlow, Refusal, Stack, StackUser, TcpConnection, Transport, UdpFlow
 from netns_kit.stack.wire import flow_key
-from netns_kit.stack.wire.flow_key import FlowKey
 from netns_kit.subnet import Subnet
-from netns_kit.uplink.dial import Dial, Refused
+from netns_kit.uplink.dial import Refused
 from netns_kit.uplink.elsewhere import NamespaceSockets
 from netns_kit.uplink.flow import Endpoint, Flow, NamedFlow, Target
 from netns_kit.uplink.indirect import (
@@ -34,8 +33,8 @@ from .elsewhere import SourceElsewhere, Waiting
 from .endpoints import Endpoints
 from .enforcer import Enforcer, Ruling, ruling_of
 from .engine import Engine
-from .flow_router import DatagramsTaker, FlowRouter, GuestEndpoint, Outcome, Routed, connected
-from .relay import PingRelay, TcpRelay, UdpRelay
+from .flow_router import DatagramsTaker, FlowRouter, GuestEndpoint, Outcome, Routed, connected, guest_endpoint
+from .relay import TcpRelay, UdpRelay
 from .relay.associated import AssociatedRelay
 from .relay.dialled import Dialled
 from .way import DatagramWay, WayRelay
@@ -116,15 +115,6 @@ class IndirectRouter(FlowRouter):
             limit = TimeLimit(relay, relay.pending)
             self._engine.timers.arm(limit, self._engine.now + self._indirect.time_limit)
 
-    def dial_resolver(self, resolver: Endpoint) -> Dial:
-        flow = Flow("tcp", Endpoint._make((self._subnet.dns, 0)), resolver, self._subnet)
-        try:
-            return self._indirect.dial_resolver(flow, Target((resolver,)))
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            return self.cannot_dial(error)
-
     # -- datagrams ------------------------------------------------------------------------------------
 
     def _carry_udp(self, flow: UdpFlow, endpoint: Endpoint) -> Refusal | None:
@@ -133,15 +123,18 @@ class IndirectRouter(FlowRouter):
             return super()._carry_udp(flow, endpoint)
         if isinstance(found, Refusal):
             return found
-        names = flow_key.parse(flow.key)
         if isinstance(found, NamespaceSockets):
-            return self._carry_udp_elsewhere(found, flow, names, endpoint)
+            guest_there = guest_endpoint(flow, endpoint, found)
+            if guest_there not in self._udp and not found.source.has("udp", endpoint.address.version):
+                return self._waiting.hold(flow, self._flow_of("udp", flow.key), endpoint, found)
+            return self._carry_udp_by(found.open, flow, endpoint, guest_there)
+        names = flow_key.parse(flow.key)
         guest = names.guest, names.guest_port, found.proxy
         relay = self._associations.get(guest)
         if relay is not None:
             relay.add(flow, endpoint)
             return None
-        dial = self._dialled(found)
+        dial = self._dialled(found.dial)
         if isinstance(dial, Refused):
             return _refusal_of(dial)
         relay = self._associations[guest] = AssociatedRelay(
@@ -186,7 +179,7 @@ class IndirectRouter(FlowRouter):
         self, association: UdpAssociation, target: Target, give: DatagramsTaker, pair: list[socket.socket]
     ) -> None:
         """Give one end of the pair, whose other end has an association of its own."""
-        dial = self._dialled(association)
+        dial = self._dialled(association.dial)
         if isinstance(dial, Refused):
             give(_refusal_of(dial))
             return
@@ -203,42 +196,12 @@ class IndirectRouter(FlowRouter):
         relay.begin(dial)
         self.limit(relay)
 
-    def _carry_udp_elsewhere(
-        self, sockets: NamespaceSockets, flow: UdpFlow, names: FlowKey, endpoint: Endpoint
-    ) -> Refusal | None:
-        """Carry a flow by a socket of another namespace, at once or when one has come."""
-        address = endpoint.address
-        guest = (names.guest, names.guest_port, address.version, address.is_loopback, sockets)
-        relay = self._udp.get(guest)
-        if relay is None:
-            if not sockets.source.has("udp", address.version):
-                return self._waiting.hold(flow, self._flow_of("udp", flow.key), endpoint, sockets)
-            try:
-                sock = sockets.open("udp", address, names.guest_port)
-            except OSError as error:
-                return self._no_socket("udp", error)
-            try:
-                relay = self._udp[guest] = UdpRelay(
-                    self._engine,
-                    sock,
-                    self.inbox,
-                    self.outbox,
-                    unsolicited=lambda relay, sender, _: self._unsolicited_elsewhere(guest, relay, sender),
-                    idle=lambda relay: self._close_udp(guest, relay),
-                )
-            except OSError as error:
-                sock.close()
-                return self._no_socket("udp", error)
-        relay.add(flow, (str(address), endpoint.port))
-        return None
-
-    def _unsolicited_elsewhere(self, guest: GuestEndpoint, relay: UdpRelay, sender: tuple[str, int]) -> None:
-        if ip_address(
-            sender[0].partition("%")[0]
-        ).is_loopback:  # of that namespace, which is not the gateway's
+    def _unsolicited(self, guest: GuestEndpoint, relay: UdpRelay, sender: tuple[str, int]) -> None:
+        is_elsewhere = isinstance(guest[-1], NamespaceSockets)
+        if is_elsewhere and ip_address(sender[0].partition("%")[0]).is_loopback:  # which is not the gateway's
             self.stack.dropped["udp-filtered"] += 1
         else:
-            self._unsolicited(guest, relay, sender)
+            super()._unsolicited(guest, relay, sender)
 
     def _is_free(self) -> bool:
         return self.admission.is_free()
@@ -261,14 +224,6 @@ class IndirectRouter(FlowRouter):
         for each in self._sources:
             each.close()
 
-    def _dialled(self, association: UdpAssociation) -> Dial:
-        try:
-            return association.dial()
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            return self.cannot_dial(error)
-
     def _carry_echo(self, flow: EchoFlow, endpoint: Endpoint) -> Refusal | None:
         found = self._carriage("icmp", flow, endpoint)
         if found is None:
@@ -279,16 +234,7 @@ class IndirectRouter(FlowRouter):
             return Refusal.PROHIBITED
         if not found.source.has("icmp", endpoint.address.version):
             return self._waiting.hold(flow, self._flow_of("icmp", flow.key), endpoint, found)
-        try:
-            sock = found.open("icmp", endpoint.address)
-        except OSError as error:
-            return self._no_socket("icmp", error)
-        try:
-            PingRelay(self._engine, sock, flow, endpoint)
-        except OSError as error:
-            sock.close()
-            return refusal_for(error.errno or 0)
-        return None
+        return self._carry_echo_by(found.open, flow, endpoint)
 
     def carry(self, opened: UdpFlow | EchoFlow, target: Endpoint) -> Refusal | None:
         """Give a flow its relay, or return how it is refused.
@@ -307,12 +253,8 @@ class IndirectRouter(FlowRouter):
         return found
 
     def _asked(self, flow: Flow, target: Target) -> Carriage:
-        try:
-            return self._indirect.carriage(flow, target)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            return _refusal_of(self.cannot_dial(error))
+        found = self._dialled(lambda: self._indirect.carriage(flow, target))
+        return _refusal_of(found) if isinstance(found, Refused) else found
 
 
 class TimeLimit:

@@ -27,12 +27,10 @@ from typing import Literal
 
 from netns_kit.arguments import Address
 from netns_kit.child.codec import load
-from netns_kit.domain_names import is_host_name, to_text, to_wire
+from netns_kit.domain_names import to_text
 from netns_kit.policy.addresses import canonical
 from netns_kit.policy.index import Index
-from netns_kit.policy.name_guard import NameGuard
-from netns_kit.policy.pins import Pin, Pins
-from netns_kit.policy.policy import GRACE, Policy
+from netns_kit.policy.policy import Policy
 from netns_kit.policy.rules import Rule, is_name
 from netns_kit.stack import IcmpError, Refusal, TcpConnection, UdpFlow
 from netns_kit.stack.user import NOBODY
@@ -44,16 +42,12 @@ from netns_kit.uplink.sockets import RESET_ON_CLOSE, prepare_stream, set_tos
 from netns_kit.uplink.uplink import is_host_address
 
 from .engine import IN, OUT
-from .flow_router import NO_DESCRIPTORS
 from .relay.dialled import EVENTS, Dialled
 from .relay.peek import Judge, PeekingRelay
 from .relay.tcp import BROKEN, CLOSED, IDLE, UNKNOWN, TcpRelay
 from .served import DATAGRAM, LONGEST, EndingSeen, Opened, ServedConnection, ServedDatagrams
 from .serving import Serving
 
-FOR_EVER = (
-    10 * 365 * 86400.0
-)  # seconds for which a name counts: no program forgets an address when its TTL ends
 CONNECTED, REFUSED = b"c", b"r"  # what a reply begins with
 
 _ERRORS = {
@@ -80,8 +74,6 @@ class Interception:
         self._gateway = serving.gateway
         self._rules: dict[int, Rule] = {}
         self._indexes: list[tuple[int, Index]] = []  # each alone: a rule may cover another, and be gone first
-        self._pins = Pins()
-        self._notes: NameGuard | None = None
 
     def add(self, service: int, text: str) -> None:
         """Intercept what a rule is about.
@@ -100,24 +92,9 @@ class Interception:
 
     def _arrange(self) -> None:
         self._indexes = [(service, Policy("deny", (rule,)).index) for service, rule in self._rules.items()]
-        names = dict.fromkeys(each for rule in self._rules.values() for each in rule.targets if is_name(each))
-        self._notes = None
-        gateway = self._gateway
-        if names:
-            noted = Policy("allow", (Rule("allow", names, private=True),), audit=True, grace=FOR_EVER)
-            self._notes = NameGuard(noted.index, self._pins, pinned=self._tell_others)
-        gateway.listen(self._hear, wanted=self._notes is not None)
-        gateway.router.interceptor = self if self._rules else None
-
-    def _hear(self, question: bytes, message: bytes, now: float, client: bytes, *, ours: bool) -> None:
-        if self._notes is not None:
-            self._notes.answer(question, message, now, client, ours=ours)
-
-    def _tell_others(self, pins: list[Pin]) -> None:
-        """Tell other workers what was noted; for their policy it counts no longer than it would have."""
-        self._gateway.enforcer.pinned(
-            [(name, address, until - FOR_EVER + GRACE, ours) for name, address, until, ours in pins]
-        )
+        names = {each for rule in self._rules.values() for each in rule.targets if is_name(each)}
+        self._gateway.want_names(self, names)
+        self._gateway.router.interceptor = self if self._rules else None
 
     # -- flows ----------------------------------------------------------------------------------------
 
@@ -165,14 +142,9 @@ class Interception:
     def _names(self, flow: Flow, plain: bytes) -> tuple[bytes, ...]:
         """Return the names that the guest may know an address by, the one that was answered last at the end."""
         gateway, address = self._gateway, flow.destination.address
-        gateway.read_pins()
         enforcer, now = gateway.enforcer.of(flow.source.address.packed), gateway.engine.now
-        known = gateway.name_of(address)
-        names = [to_wire(known.lower())] if known is not None and is_host_name(known) else []
-        names += enforcer.own_names(address.packed)
-        names += enforcer.pins.names(plain, now)
-        names += self._pins.names(plain, now)
-        return tuple(dict.fromkeys(names))
+        answered = gateway.answered(address.packed)
+        return tuple(dict.fromkeys((*enforcer.pins.names(plain, now), *answered)))
 
     # -- the way out ----------------------------------------------------------------------------------
 
@@ -420,7 +392,6 @@ class InterceptedConnection(ServedConnection):
             else:
                 found = other
         if why is None and not router.make_room(connection.key):
-            router.notice(NO_DESCRIPTORS)
             why = Refusal.NET_UNREACHABLE
         if why is not None:
             self._refused_by(why)
@@ -664,7 +635,6 @@ class InterceptedUdp(ServedDatagrams):
         elif router.make_room(self._flow.key):
             router.open_datagrams(flow, target, give, pair)
         else:
-            router.notice(NO_DESCRIPTORS)
             give(Refusal.NET_UNREACHABLE)
 
     def _refused_by(self, why: Refusal | IcmpError) -> None:

@@ -237,8 +237,7 @@ class ServedDatagrams:
             flow.refuse(why, kept[0])
 
     def cut(self) -> None:
-        self._flow.ending = "ended"
-        self._flow.close()
+        self._flow.end()
 
     def datagram(self, flow: UdpFlow, payload: memoryview, marks: int, segment_size: int) -> None:
         size = segment_size or max(len(payload), 1)
@@ -273,8 +272,7 @@ class ServedDatagrams:
             except OSError:
                 record = b""
             if not record:
-                flow.ending = "ended"
-                flow.close()
+                flow.end()
                 return
             flow.send(memoryview(record)[len(DATAGRAM) :], self._engine.now)
 

@@ -29,7 +29,7 @@ from netns_kit.uplink.flow import Endpoint, Target
 
 from .endpoints import TcpHandler, UdpHandler
 from .engine import Engine
-from .flow_router import EPHEMERAL, NO_DESCRIPTORS, endpoints_of
+from .flow_router import EPHEMERAL, endpoints_of
 from .gateway import Gateway
 from .served import Ended, EndingSeen, News, Opened, ServedConnection, ServedDatagrams, Teller, Waits
 
@@ -379,12 +379,9 @@ class Serving:
         return waiting < WAITING_MOST
 
     def _has_room(self, key: bytes) -> bool:
-        router = self.gateway.router
-        if router.make_room(key):
-            return True
-        router.notice(NO_DESCRIPTORS)
-        router.refused += 1
-        return False
+        has_room = self.gateway.router.make_room(key)
+        self.gateway.router.refused += not has_room
+        return has_room
 
     # -- what is told ---------------------------------------------------------------------------------
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from netns_kit.errors import AddressError
 from netns_kit.subnet import Subnet, Subnet6
 
+Prefix = IPv4Network | IPv6Network
 MAC_PREFIX = b"\x52\x56"
 """First bytes of the link address of a member, which is locally administered; its IPv4 address follows."""
 _FIRST6 = 1 << 16  # number of the first IPv6 address, behind those that are fixed or leased by DHCP
@@ -67,6 +68,23 @@ class AddressPool:
     def release(self, address: IPv4Address) -> None:
         """Let others have the address."""
         self._taken.discard(address)
+
+
+def check_apart(one: Subnet, other: Subnet) -> None:
+    """Check that two networks have no address in common.
+
+    Raises:
+        AddressError: They have.
+    """
+    _check_apart("subnet", one.network, other.network, "'10.0.3.0/24'")
+    if one.ipv6 is not None and other.ipv6 is not None:
+        _check_apart("ipv6", one.ipv6.network, other.ipv6.network, "Subnet6('fd00:3::/64')")
+
+
+def _check_apart(knob: str, ours: Prefix, theirs: Prefix, example: str) -> None:
+    if ours.overlaps(theirs):
+        expected = "expected networks without an address in common"
+        raise AddressError(expected, knob, f"{ours} and {theirs}", f"give one another, like {knob}={example}")
 
 
 def mac_of(address: IPv4Address) -> bytes:

@@ -89,6 +89,11 @@ class Application(Openable):
             has ended which others wait for.
     """
 
+    composition: Composition
+    """The composition."""
+    network: Network
+    """The network."""
+
     def __init__(
         self,
         composition: Composition,
@@ -109,7 +114,6 @@ class Application(Openable):
         with placed("network"):
             uplink = Uplink(**composition.uplink) if composition.uplink else None
             self.network = Network(uplink=uplink, **composition.network)
-        """The network."""
         self._running: dict[str, Process] = {}
         self._scopes: dict[str, anyio.CancelScope] = {}  # whose end kills a command, with what it has started
         self._restarting: set[str] = set()

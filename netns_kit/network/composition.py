@@ -32,7 +32,7 @@ from netns_kit.frozen import frozen
 from netns_kit.policy import plain
 from netns_kit.policy.policy import Policy
 
-from .members import MemberSetup
+from .member_options import MemberSetup
 
 NETWORK_KEYS = (
     *("subnet", "ipv6", "mtu", "driver", "internal", "isolate", "guard"),

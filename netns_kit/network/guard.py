@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
 
 from netns_kit.host import abi
@@ -92,16 +92,21 @@ def ruleset() -> Iterator[bytes]:
             _u32(abi.NFTA_SET_ID, _NUMBERS[name]),
         )
     yield _message(abi.NFT_MSG_NEWCHAIN, text(abi.NFTA_CHAIN_TABLE, TABLE), text(abi.NFTA_CHAIN_NAME, MEMBER))
-    hook = _u32(abi.NFTA_HOOK_HOOKNUM, abi.NF_BR_PRE_ROUTING), _u32(abi.NFTA_HOOK_PRIORITY, BEFORE_ALL)
-    yield _message(
+    yield _base_chain(ARRIVED, BEFORE_ALL)
+    yield _rule(ARRIVED, _PORT, _lookup("ports"), _verdict(abi.NFT_GOTO, MEMBER))
+    yield from (_rule(MEMBER, *rule) for rule in _rules())
+
+
+def _base_chain(name: str, priority: int) -> bytes:
+    """Return the message that makes a chain which every frame passes that comes to the bridge."""
+    hook = _u32(abi.NFTA_HOOK_HOOKNUM, abi.NF_BR_PRE_ROUTING), _u32(abi.NFTA_HOOK_PRIORITY, priority)
+    return _message(
         abi.NFT_MSG_NEWCHAIN,
         text(abi.NFTA_CHAIN_TABLE, TABLE),
-        text(abi.NFTA_CHAIN_NAME, ARRIVED),
+        text(abi.NFTA_CHAIN_NAME, name),
         nested(abi.NFTA_CHAIN_HOOK, *hook),
         text(abi.NFTA_CHAIN_TYPE, "filter"),
     )
-    yield _rule(ARRIVED, _PORT, _lookup("ports"), _verdict(abi.NFT_GOTO, MEMBER))
-    yield from (_rule(MEMBER, *rule) for rule in _rules())
 
 
 def _rules() -> Iterator[tuple[bytes, ...]]:
@@ -144,6 +149,36 @@ def removed(port: Port) -> Iterator[bytes]:
     return _elements(abi.NFT_MSG_DELSETELEM, port)
 
 
+def diverted(name: str, network: IPv4Network | IPv6Network, mac: bytes) -> Iterator[bytes]:
+    """Yield the messages by which frames to addresses of another network go to a link address.
+
+    They were let in before, if there is a guard.
+
+    Args:
+        name: The name of the chain, which is new.
+        network: The addresses.
+        mac: The link address, that of the bridge itself.
+    """
+    four = network.version == 4
+    yield _message(abi.NFT_MSG_NEWTABLE, text(abi.NFTA_TABLE_NAME, TABLE))
+    yield _base_chain(name, BEFORE_ALL + 1)
+    destination = _payload(_NET, 16, 4) if four else _payload(_NET, 24, 16)
+    yield _rule(
+        name,
+        *_is(_payload(_LL, 12, 2), IPV4 if four else IPV6),
+        *_is(destination, network[0].packed, abi.NFT_CMP_GTE),
+        _compared(network[-1].packed, abi.NFT_CMP_LTE),
+        *_set_to(mac, _payload(_LL, 0, 6, direction=abi.NFTA_PAYLOAD_SREG)),
+        *_set_to(bytes((abi.PACKET_HOST,)), _meta(abi.NFT_META_PKTTYPE, direction=abi.NFTA_META_SREG)),
+    )
+
+
+def no_longer_diverted(name: str) -> Iterator[bytes]:
+    """Yield the messages that remove a chain of `diverted`."""
+    yield _message(abi.NFT_MSG_DELRULE, text(abi.NFTA_RULE_TABLE, TABLE), text(abi.NFTA_RULE_CHAIN, name))
+    yield _message(abi.NFT_MSG_DELCHAIN, text(abi.NFTA_CHAIN_TABLE, TABLE), text(abi.NFTA_CHAIN_NAME, name))
+
+
 def _elements(kind: int, port: Port) -> Iterator[bytes]:
     for name, keys in elements(port).items():
         if keys:
@@ -159,8 +194,11 @@ def _elements(kind: int, port: Port) -> Iterator[bytes]:
             )
 
 
+_REMOVING = {abi.NFT_MSG_DELSETELEM, abi.NFT_MSG_DELRULE, abi.NFT_MSG_DELCHAIN}
+
+
 def _message(kind: int, *attributes: bytes) -> bytes:
-    flags = abi.NLM_F_ACK | (0 if kind == abi.NFT_MSG_DELSETELEM else abi.NLM_F_CREATE)
+    flags = abi.NLM_F_ACK | (0 if kind in _REMOVING else abi.NLM_F_CREATE)
     if kind == abi.NFT_MSG_NEWRULE:
         flags |= abi.NLM_F_APPEND
     family = struct.pack("=BxH", abi.NFPROTO_BRIDGE, 0)
@@ -184,32 +222,43 @@ def _expression(name: str, *attributes: bytes) -> bytes:
     return nested(abi.NFTA_LIST_ELEM, text(abi.NFTA_EXPR_NAME, name), nested(abi.NFTA_EXPR_DATA, *attributes))
 
 
-def _meta(key: int, register: int = _FIRST) -> bytes:
-    return _expression("meta", _u32(abi.NFTA_META_KEY, key), _u32(abi.NFTA_META_DREG, register))
+def _meta(key: int, register: int = _FIRST, direction: int = abi.NFTA_META_DREG) -> bytes:
+    return _expression("meta", _u32(abi.NFTA_META_KEY, key), _u32(direction, register))
 
 
 _PORT = _meta(abi.NFT_META_IIFNAME)
 
 
-def _payload(base: int, offset: int, length: int, register: int = _FIRST) -> bytes:
+def _payload(
+    base: int, offset: int, length: int, register: int = _FIRST, direction: int = abi.NFTA_PAYLOAD_DREG
+) -> bytes:
     return _expression(
         "payload",
-        _u32(abi.NFTA_PAYLOAD_DREG, register),
+        _u32(direction, register),
         _u32(abi.NFTA_PAYLOAD_BASE, base),
         _u32(abi.NFTA_PAYLOAD_OFFSET, offset),
         _u32(abi.NFTA_PAYLOAD_LEN, length),
     )
 
 
-def _is(loaded: bytes, value: bytes) -> tuple[bytes, bytes]:
-    """Return the expressions that load something and go on only if it has that value."""
-    compared = _expression(
+def _is(loaded: bytes, value: bytes, how: int = abi.NFT_CMP_EQ) -> tuple[bytes, bytes]:
+    """Return the expressions that load something and go on only if it has that value, or is so beside it."""
+    return loaded, _compared(value, how)
+
+
+def _compared(value: bytes, how: int) -> bytes:
+    """Return the expression that goes on if what was loaded last is so beside a value."""
+    return _expression(
         "cmp",
         _u32(abi.NFTA_CMP_SREG, _FIRST),
-        _u32(abi.NFTA_CMP_OP, abi.NFT_CMP_EQ),
+        _u32(abi.NFTA_CMP_OP, how),
         nested(abi.NFTA_CMP_DATA, attribute(abi.NFTA_DATA_VALUE, value)),
     )
-    return loaded, compared
+
+
+def _set_to(value: bytes, where: bytes) -> tuple[bytes, bytes]:
+    """Return the expressions that set something to a value."""
+    return _immediate(_FIRST, attribute(abi.NFTA_DATA_VALUE, value)), where
 
 
 def _is_transport(ether_type: bytes, protocol: int) -> tuple[bytes, ...]:
@@ -234,8 +283,10 @@ def _lookup(name: str, *, inverted: bool = False) -> bytes:
 def _verdict(code: int, chain: str | None = None) -> bytes:
     where = [] if chain is None else [text(abi.NFTA_VERDICT_CHAIN, chain)]
     verdict = nested(abi.NFTA_DATA_VERDICT, _u32(abi.NFTA_VERDICT_CODE, code), *where)
+    return _immediate(abi.NFT_REG_VERDICT, verdict)
+
+
+def _immediate(register: int, data: bytes) -> bytes:
     return _expression(
-        "immediate",
-        _u32(abi.NFTA_IMMEDIATE_DREG, abi.NFT_REG_VERDICT),
-        nested(abi.NFTA_IMMEDIATE_DATA, verdict),
+        "immediate", _u32(abi.NFTA_IMMEDIATE_DREG, register), nested(abi.NFTA_IMMEDIATE_DATA, data)
     )

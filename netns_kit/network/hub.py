@@ -8,20 +8,22 @@ a pair is in the member's namespace, which may be owned by any user namespace of
 The bridge learns nothing where there is a guard: it is told the link address of each port, and drops what goes to any
 other.  A guard is a table of nftables, see `guard`.
 
-Members are told each other's link addresses.  Fact: the kernel has one table of neighbours for all namespaces of the
-machine, with room for 1024 that were asked for (`net.ipv4.neigh.default.gc_thresh3`), which some 30 members who talk
-to each other would fill within seconds; entries that were told are not counted.
+Members and the hub are told each other's link addresses.  Fact: the kernel has one table of neighbours for all
+namespaces of the machine, with room for 1024 that were asked for (`net.ipv4.neigh.default.gc_thresh3`), which some 30
+members who talk to each other would fill within seconds; entries that were told are not counted.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 import struct
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from ipaddress import IPv4Interface, IPv6Interface
+from ipaddress import IPv4Interface, IPv6Interface, ip_network
+from itertools import count
 from typing import NamedTuple
 
 import anyio
@@ -40,15 +42,20 @@ from netns_kit.host.netlink import (
     text,
     transact,
 )
+from netns_kit.host.undo import on_error
 from netns_kit.namespace.namespace import Namespace
 from netns_kit.subnet import Subnet
 from netns_kit.tap.device import TapDevice
 
-from . import guard
+from . import guard, routing
 from .guard import Port
 
+logger = logging.getLogger(__name__)
 BRIDGE = "br0"
 TABLES = ("iptables", "ip6tables", "arptables")
+BEFORE_MAIN = 32765  # priority of a rule; the kernel places those that say none before it
+SOURCE_TABLES = 0x6E6C0000  # the first routing table for one link; its number is added
+LAST = 200  # priority of the rule that members reach nobody else through the hub
 _IFINFOMSG = 16  # bytes
 _PAUSE = 1e-3  # seconds between two looks
 READY_SECONDS = 5.0  # for a port to be opened; a program in the namespace may have taken its end down again
@@ -71,12 +78,23 @@ class Hub:
         self._route: socket.socket | None = None
         self._filter: socket.socket | None = None
         self._bridge = 0  # its number
-        self._ends: dict[str, _End] = {}  # inside members, by the names of their ports
+        self._ends: dict[str, _End] = {}  # inside members, by the names of their ports; and the bridge
         self._ports = 0  # so far
 
     @property
     def is_open(self) -> bool:
         return self._bridge != 0
+
+    @property
+    def mtu(self) -> int:
+        """The MTU of the tap."""
+        return self._tap.mtu
+
+    @property
+    def mac(self) -> bytes:
+        """The link address of the bridge, and of the tap."""
+        assert self._tap.mac is not None, "it is open"
+        return self._tap.mac
 
     async def open(self, subnet: Subnet) -> None:
         """Make the bridge, and give it what the tap has been until now: the link address and the addresses.
@@ -105,47 +123,54 @@ class Hub:
                     raise
 
     async def _make_bridge(self, route: socket.socket) -> None:
-        tap = self._tap
-        assert tap.mac is not None, "it is open"
         made = new_link(
             "bridge",
             BRIDGE,
-            attribute(abi.IFLA_ADDRESS, tap.mac),
-            number(abi.IFLA_MTU, tap.mtu),
+            attribute(abi.IFLA_ADDRESS, self.mac),
+            number(abi.IFLA_MTU, self.mtu),
             data=attribute(abi.IFLA_BR_MCAST_SNOOPING, b"\0"),
         )
         try:
             await self._ask(route, [made], "bridges of the kernel (CONFIG_BRIDGE)")
         except FileExistsError as error:
             expected = f"expected a namespace for the network without an interface {BRIDGE}"
-            raise ArgumentError(expected, "namespace", repr(self._namespace)) from error
+            raise ArgumentError(expected, "namespace", repr(self.namespace)) from error
 
     async def _move_to_bridge(self, route: socket.socket, subnet: Subnet) -> None:
-        namespace, tap, ipv6 = self._namespace, self._tap, subnet.ipv6
+        namespace, tap, ipv6 = self.namespace, self._tap, subnet.ipv6
         for tables in TABLES:  # nothing is in them, and all frames would pass them
             with suppress(SysctlError):
                 await namespace.set_sysctl(f"net.bridge.bridge-nf-call-{tables}", 0)
-        bridge, tap_index = await self._index(BRIDGE), await self._index(tap.name)
-        enslaved = _change(tap_index, number(abi.IFLA_MASTER, bridge))
+        bridge, tap_index = await self.index(BRIDGE), await self.index(tap.name)
+        enslaved = changed(tap_index, number(abi.IFLA_MASTER, bridge))
         moved = [_without(tap_index, each) for each in _guest_interfaces(subnet)]
         await self._ask(route, [enslaved, *self._settings(tap_index, subnet.mac), *moved])
         if ipv6 is not None:  # its default route would be a second one
             await namespace.set_sysctl(f"net.ipv6.conf.{tap.name}.disable_ipv6", 1)
-        await self._configure(BRIDGE, subnet)
+        for version in (4, 6):  # whatever net.ipv4.ip_forward is, which the host's may be inherited from
+            with suppress(OSError):  # where the kernel has no such rules, or no IPv6
+                rule = routing.rule(LAST, iifname=BRIDGE, action=abi.FR_ACT_PROHIBIT, version=version)
+                await self._ask(route, [rule])
+        missing = await self._configure(BRIDGE, subnet)
+        addresses = tuple(
+            each.ip for each in _guest_interfaces(subnet) if each.version == 4 or missing is None
+        )
+        self._ends[BRIDGE] = _End(route, bridge, Port(BRIDGE, self.mac, addresses))
         self._bridge = bridge
 
     async def _undo(self, route: socket.socket, subnet: Subnet) -> None:
         """Have the tap be what it was."""
+        self._ends.clear()
         with suppress(OSError, NetnsKitError):
-            await self._ask(route, [_deleted(BRIDGE)])
+            await self._ask(route, [deleted(BRIDGE)])
         with suppress(OSError, NetnsKitError):
             if subnet.ipv6 is not None:
-                await self._namespace.set_sysctl(f"net.ipv6.conf.{self._tap.name}.disable_ipv6", 0)
+                await self.namespace.set_sysctl(f"net.ipv6.conf.{self._tap.name}.disable_ipv6", 0)
             await self._configure(self._tap.name, subnet)
 
-    async def _configure(self, name: str, subnet: Subnet) -> None:
+    async def _configure(self, name: str, subnet: Subnet) -> str | None:
         ipv6 = subnet.ipv6
-        await self._namespace.configure_link(
+        return await self.namespace.configure_link(
             name,
             address=subnet.guest_interface,
             gateway=subnet.gateway,
@@ -154,18 +179,42 @@ class Hub:
             neighbours=subnet.neighbours,
         )
 
-    def port(self) -> str:
-        """Return the name of a new port."""
+    def port(self, letter: str = "m") -> str:
+        """Return the name of a new port, or of another link, which begins with another letter."""
         self._ports += 1
-        return f"m{self._ports}"
+        return f"{letter}{self._ports}"
 
-    async def add(self, port: Port, namespace: Namespace, ifname: str, alias: str) -> None:
+    async def change(self, messages: Iterable[bytes], feature: str | None = None) -> None:
+        """Change links and routes of the hub.
+
+        Raises:
+            FeatureUnavailable: The kernel has no such thing.
+            NotPrivileged, OSError: The kernel refuses it.
+        """
+        async with self._lock:
+            assert self._route is not None, "it is open"
+            await self._ask(self._route, messages, feature)
+
+    async def filter(self, messages: Iterable[bytes], feature: str | None = None) -> None:
+        """Change what becomes of frames at the bridge, all or nothing.
+
+        Raises:
+            FeatureUnavailable: The kernel has no nftables.
+            NotPrivileged, OSError: The kernel refuses it.
+        """
+        async with self._lock:
+            self._filter = self._filter or await self._socket(abi.NETLINK_NETFILTER)
+            await self._ask(self._filter, guard.batch(messages), feature)
+
+    async def add(self, port: Port, namespace: Namespace, ifname: str | None, alias: str) -> str:
         """Make a pair of veth between the bridge and a namespace; the other end is down, and has no address yet.
+
+        Return the name of the other end.
 
         Args:
             port: Its end here, and what may come from it.
             namespace: The namespace of the other end.
-            ifname: The name of the other end.
+            ifname: The name of the other end; None: eth0, or the next that is free.
             alias: What the end here is for, as `ip link` shows it.
 
         Raises:
@@ -176,52 +225,64 @@ class Hub:
         async with self._lock:
             assert self._route is not None, "it is open"
             try:
-                if self._filter is not None:
+                if self._guarded and self._filter is not None:
                     await self._ask(self._filter, guard.batch(guard.added(port)))
-                target = os.open(f"/proc/{namespace.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    await self._ask(
-                        self._route, [self._pair(port, target, ifname)], "pairs of veth (CONFIG_VETH)"
-                    )
-                finally:
-                    os.close(target)
-                index = await self._index(port.name)
+                name = await self._make_pair(self._route, port, namespace, ifname)
+                index = await self.index(port.name)
                 with suppress(OSError):  # where the kernel has no IPv6
-                    await self._ask(self._route, [_change(index, _NO_ADDRESS)])
+                    await self._ask(self._route, [changed(index, NO_ADDRESS)])
                 await self._ask(
                     self._route,
                     [
                         *self._settings(index, port.mac, is_member=True),
-                        _change(index, text(abi.IFLA_IFALIAS, alias), up=True),
+                        changed(index, text(abi.IFLA_IFALIAS, alias), up=True),
                     ],
                 )
-            except BaseException as error:
+            except BaseException:
                 with anyio.CancelScope(shield=True):
                     await self._remove(port)
-                if isinstance(error, FileExistsError):
-                    raise ArgumentError(
-                        "expected the name of an interface that the namespace does not have",
-                        "ifname",
-                        repr(ifname),
-                    ) from error
                 raise
+            return name
 
-    async def ready(self, port: Port, namespace: Namespace, ifname: str) -> None:
-        """Introduce a member with these addresses to the others, and wait until frames pass, when its end is up.
-
-        The kernel opens the port a moment after that.
-        """
-        if not self._isolate:
-            async with self._lock:
-                sock = await namespace.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, abi.NETLINK_ROUTE)
+    async def _make_pair(
+        self, route: socket.socket, port: Port, namespace: Namespace, ifname: str | None
+    ) -> str:
+        target = os.open(f"/proc/{namespace.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for name in (ifname,) if ifname is not None else (f"eth{number}" for number in count()):
                 try:
-                    (index,) = struct.unpack_from("=i", await self._link_of(ifname, sock), 4)
-                    end = _End(sock, index, port)
-                    await anyio.to_thread.run_sync(_introduce, end, list(self._ends.values()))
-                except BaseException:
-                    sock.close()
-                    raise
-                self._ends[port.name] = end
+                    await self._ask(route, [self._pair(port, target, name)], "pairs of veth (CONFIG_VETH)")
+                except FileExistsError as error:
+                    if ifname is not None:
+                        expected = "expected the name of an interface that the namespace does not have"
+                        raise ArgumentError(expected, "ifname", repr(ifname)) from error
+                else:
+                    return name
+            raise AssertionError("there is a name")
+        finally:
+            os.close(target)
+
+    async def ready(self, port: Port, namespace: Namespace, ifname: str, guest: Subnet | None = None) -> None:
+        """Introduce a member with these addresses to the hub and the others, and wait until frames pass.
+
+        Its end is up.  The kernel opens the port a moment after that.
+
+        Args:
+            port: The port, with the addresses that the member has in fact.
+            namespace: Its namespace.
+            ifname: The name of its end.
+            guest: Its addresses, if the namespace has other networks too: what it sends from these leaves by this
+                end, wherever the default route leads.
+        """
+        async with self._lock:
+            sock = await namespace.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, abi.NETLINK_ROUTE)
+            with on_error(sock.close):
+                (index,) = struct.unpack_from("=i", await self._link_of(ifname, sock), 4)
+            others = [self._ends[BRIDGE]] if self._isolate else list(self._ends.values())
+            self._ends[port.name] = end = _End(sock, index, port)
+            if guest is not None:
+                await anyio.to_thread.run_sync(_route_by_source, end, guest)
+            await anyio.to_thread.run_sync(_introduce, end, others)
         with anyio.move_on_after(READY_SECONDS):
             while not await self._is_up(port):  # noqa: ASYNC110 - nobody tells
                 await anyio.sleep(_PAUSE)
@@ -239,13 +300,13 @@ class Hub:
     async def _remove(self, port: Port) -> None:
         end = self._ends.pop(port.name, None)
         if end is not None:
-            end.sock.close()  # it would keep the namespace
             await anyio.to_thread.run_sync(_forget, end, list(self._ends.values()))
+            end.sock.close()  # it would keep the namespace
         with suppress(OSError, NetnsKitError):
             if self._route is not None:
-                await self._ask(self._route, [_deleted(port.name)])
+                await self._ask(self._route, [deleted(port.name)])
         with suppress(OSError, NetnsKitError):
-            if self._filter is not None:
+            if self._guarded and self._filter is not None:
                 await self._ask(self._filter, guard.batch(guard.removed(port)))
 
     def close(self) -> None:
@@ -256,13 +317,14 @@ class Hub:
         self._ends.clear()
 
     @property
-    def _namespace(self) -> Namespace:
+    def namespace(self) -> Namespace:
+        """The network's own namespace."""
         assert self._tap.namespace is not None, "a Network's tap has one"
         return self._tap.namespace
 
     async def _socket(self, family: int) -> socket.socket:
         try:
-            return await self._namespace.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, family)
+            return await self.namespace.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, family)
         except OSError as error:
             if error.errno == errno.EPROTONOSUPPORT:
                 raise FeatureUnavailable(
@@ -292,7 +354,7 @@ class Hub:
                 ) from error
             raise
 
-    async def _index(self, name: str) -> int:
+    async def index(self, name: str) -> int:
         """Return the number of an interface of the hub."""
         (index,) = struct.unpack_from("=i", await self._link_of(name), 4)
         return int(index)
@@ -336,7 +398,7 @@ class Hub:
             text(abi.IFLA_INFO_SLAVE_KIND, "bridge"),
             nested(abi.IFLA_INFO_SLAVE_DATA, *data),
         )
-        return [_change(index, slave), *messages]
+        return [changed(index, slave), *messages]
 
 
 _MISSING = frozenset(
@@ -344,7 +406,7 @@ _MISSING = frozenset(
 )
 
 
-_NO_ADDRESS = nested(
+NO_ADDRESS = nested(
     abi.IFLA_AF_SPEC,
     nested(
         socket.AF_INET6,
@@ -355,7 +417,7 @@ _NO_ADDRESS = nested(
 
 
 class _End(NamedTuple):
-    """The end of a pair inside a member: a socket of the namespace, the number of the interface, and its port."""
+    """A link of a member, or the bridge: a socket of its namespace, its number, and what it has of a port."""
 
     sock: socket.socket
     link: int
@@ -375,33 +437,69 @@ def _introduce(new: _End, others: Sequence[_End]) -> None:
 
 
 def _forget(gone: _End, others: Sequence[_End]) -> None:
+    for each in _rules(gone, wanted=False):
+        with suppress(OSError):  # there were none, or the namespace has ended
+            transact(gone.sock, [each])
     for other in others:
         with suppress(OSError):  # that one has removed it itself
             transact(other.sock, _neighbours(other, gone, wanted=False))
 
 
+def _route_by_source(end: _End, guest: Subnet) -> None:
+    """Have what a member sends from its addresses leave by this end, also if its default route is another.
+
+    Raises:
+        OSError: The kernel of the member refuses it.
+    """
+    messages = []
+    for address in end.port.addresses:
+        if address.is_link_local:
+            continue
+        subnet = guest.of(address)
+        assert subnet is not None, "it has an address of that family"
+        table = SOURCE_TABLES + end.link
+        anywhere = ip_network("0.0.0.0/0" if address.version == 4 else "::/0")
+        messages += [
+            routing.route(subnet.network, end.link, source=address, table=table),
+            routing.route(anywhere, end.link, gateway=subnet.gateway, table=table),
+        ]
+    try:
+        transact(end.sock, [*messages, *_rules(end, wanted=True)])
+    except OSError as error:
+        if error.errno not in _MISSING:
+            raise
+        logger.warning(
+            "this kernel has no rules of routing: answers leave by the default route of the member"
+        )
+
+
+def _rules(end: _End, *, wanted: bool) -> list[bytes]:
+    """Return the messages about a rule for each address of a member, which is asked just before the main table."""
+    table = SOURCE_TABLES + end.link
+    return [
+        routing.rule(BEFORE_MAIN, source=ip_network(each), table=table, wanted=wanted)
+        for each in end.port.addresses
+        if not each.is_link_local
+    ]
+
+
 def _neighbours(where: _End, who: _End, *, wanted: bool) -> list[bytes]:
     """Return the messages by which one member knows, or does not know, another."""
-    kind, flags = (
-        (abi.RTM_NEWNEIGH, abi.NLM_F_CREATE | abi.NLM_F_REPLACE) if wanted else (abi.RTM_DELNEIGH, 0)
-    )
-    messages = []
     spoken = {each.version for each in where.port.addresses}
-    for address in who.port.addresses:
-        if address.version not in spoken:
-            continue
-        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-        head = struct.pack("=BxxxiHBB", family, where.link, abi.NUD_PERMANENT, 0, 0)  # struct ndmsg
-        known = attribute(abi.NDA_DST, address.packed) + attribute(abi.NDA_LLADDR, who.port.mac)
-        messages.append(message(kind, flags | abi.NLM_F_ACK, head, known))
-    return messages
+    return [
+        routing.neighbour(address, who.port.mac, where.link, wanted=wanted)
+        for address in who.port.addresses
+        if address.version in spoken
+    ]
 
 
-def _change(index: int, *attributes: bytes, up: bool = False) -> bytes:
+def changed(index: int, *attributes: bytes, up: bool = False) -> bytes:
+    """Return the message that gives a link other attributes, and may bring it up."""
     return message(abi.RTM_NEWLINK, abi.NLM_F_ACK, link(index, up=up), *attributes)
 
 
-def _deleted(name: str) -> bytes:
+def deleted(name: str) -> bytes:
+    """Return the message that removes a link."""
     return message(abi.RTM_DELLINK, abi.NLM_F_ACK, link(), text(abi.IFLA_IFNAME, name))
 
 

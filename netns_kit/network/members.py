@@ -10,130 +10,58 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
-from subprocess import CompletedProcess
-from types import NoneType
-from typing import TYPE_CHECKING, BinaryIO, Literal, TypedDict, TypeVar
+from itertools import count
+from typing import TYPE_CHECKING, BinaryIO, Literal, TypeVar
 
 import anyio
+from anyio.lowlevel import RunVar
 from typing_extensions import Unpack
 
 from netns_kit import arguments
 from netns_kit.arguments import AddressLike
 from netns_kit.child.codec import dump
 from netns_kit.dhcp import StaticLease
-from netns_kit.dns import Record
-from netns_kit.domain_names import check_host_name
+from netns_kit.display.displayed import Displayed
+from netns_kit.dns import Record, Zone
 from netns_kit.errors import ArgumentError, NamespaceGone, NetnsKitError, StackClosed
 from netns_kit.forwarder.forwarder import Forwarder
-from netns_kit.forwarder.forwards import Forwards
-from netns_kit.forwarder.ports import Follow, PortForward
-from netns_kit.forwarder.specs import parse_all
-from netns_kit.frozen import frozen
-from netns_kit.gateway.gateway import NAMES, FlowInfo, Gateway
+from netns_kit.gateway.gateway import NAMES, Gateway
 from netns_kit.gateway.setup import check_policy
-from netns_kit.namespace.background import Openable, Supervisor
+from netns_kit.namespace.background import Openable, Supervisor, finish
 from netns_kit.namespace.given import LiveText
 from netns_kit.namespace.namespace import Namespace
-from netns_kit.namespace.process import Command, CommandOptions, Process, RunOptions
+from netns_kit.policy.hits import PolicyHits
 from netns_kit.policy.policy import Policy
 from netns_kit.subnet import Subnet
-from netns_kit.tap.device import check_name, parse_mac
+from netns_kit.userstack.answers import Flows
 from netns_kit.userstack.capture import Capture, CaptureOptions
 from netns_kit.userstack.events import Event
 from netns_kit.userstack.serving import GuestStream
 from netns_kit.userstack.userstack import Follower, UserStack
 
-from .addresses import AddressPool, address6_of, link_local_of, mac_of
+from .addresses import AddressPool, address6_of, check_apart, link_local_of, mac_of
 from .guard import Port
 from .hub import Hub
+from .member_forwarder import MemberForwarder
+from .member_options import MemberSetup
+from .place import Place
 from .shown import HOSTS, shown_files
 
 if TYPE_CHECKING:
+    from netns_kit.display.view import View
     from netns_kit.gateway.faults import FaultOptions, Faults
     from netns_kit.userstack.faults import FaultsBlock
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-IFNAME = "eth0"
 TTL = 0  # of the records of members, which come and go
+_twins: RunVar[dict[tuple[int, int], list[Member]]] = RunVar(
+    "members by the device and inode of their namespace"
+)
 RESERVED = frozenset({"localhost", *NAMES})
-
-
-class MemberOptions(TypedDict, total=False):
-    """The settings of a member, as keyword arguments of `Network.member` and `Network.add_member`."""
-
-    aliases: Iterable[str]
-    """More names.  Several members may have an alias in common: then it has the addresses of all of them."""
-    address: AddressLike | None
-    """The IPv4 address; None: the next that is free.  That of IPv6 follows from it."""
-    mac: str | None
-    """The link address of its interface; None: one that is made of its address."""
-    ports: Iterable[str | PortForward | Follow]
-    """The host ports that lead to it from the start, see `netns_kit.forwarder.specs`."""
-    policy: Policy | None
-    """The policy about its flows and names, which decides in place of the network's; None: that of the network."""
-    ifname: str
-    """The name of its interface.  Default: eth0."""
-    namespace: Namespace | None
-    """The namespace; None: a new one, see `Namespace.create`.  One that is not open is the member's from now on.  One
-    that is open stays the caller's: then only the interface ends with the member."""
-
-
-@frozen
-class MemberSetup:
-    """The settings of one member, checked by `MemberSetup.of`."""
-
-    name: str
-    aliases: tuple[str, ...]
-    address: IPv4Address | None
-    mac: bytes | None
-    ports: tuple[PortForward | Follow, ...]
-    policy: Policy | None
-    ifname: str
-    namespace: Namespace | None
-
-    @classmethod
-    def of(
-        cls,
-        name: str,
-        *,
-        aliases: Iterable[str] = (),
-        address: AddressLike | None = None,
-        mac: str | None = None,
-        ports: Iterable[str | PortForward | Follow] = (),
-        policy: Policy | None = None,
-        ifname: str = IFNAME,
-        namespace: Namespace | None = None,
-    ) -> MemberSetup:
-        """Check the settings that a caller gives, and return them as a record.
-
-        Raises:
-            AddressError, ArgumentError, ArgumentTypeError, DomainNameError, PortSpecError: As `Network.member` says.
-        """
-        arguments.items("aliases", aliases, "a list of names")
-        arguments.items("ports", ports, "a list of ports")
-        if policy is not None:
-            check_policy(policy, asks=True)  # whether the network has somebody to ask, it knows itself
-        check_name(ifname, "ifname")
-        arguments.instance(
-            "namespace", namespace, (Namespace, NoneType), "a Namespace, or None for a new one"
-        )
-        wanted = None if address is None else arguments.address(address, version=4)
-        assert not isinstance(wanted, IPv6Address)
-        return cls(
-            check_host_name(name, "name").lower(),
-            tuple(check_host_name(alias, "aliases").lower() for alias in aliases),
-            wanted,
-            None if mac is None else parse_mac(mac),
-            tuple(parse_all(ports)),
-            policy,
-            ifname,
-            namespace,
-        )
 
 
 class Members:
@@ -145,6 +73,12 @@ class Members:
         self.hub = hub
         self.by_name: dict[str, Member] = {}
         self.pool = AddressPool(stack.subnet)
+        self.routes: dict[Members, Openable] = {}
+        """The routes, by the members of the other network."""
+        self.numbers = count(1)
+        self.governed: set[IPv4Address | IPv6Address] = set()
+        """Addresses of members that have ended, and had a policy of their own.  It decides about what these have sent
+        and the stack has not read yet, until the next member with such an address comes."""
         self._readers: dict[Namespace, Member | None] = {}  # where commands may see names
         self._telling = anyio.Lock()
         self.is_ending = False
@@ -170,6 +104,19 @@ class Members:
         if self.by_name.get(member.name) is member:
             del self.by_name[member.name]
 
+    async def files(self, member: Member | None = None) -> dict[str, str]:
+        """Return the files that commands see in the hub, or in a member.
+
+        Raises:
+            StackClosed: The stack is not open.
+        """
+        if member is None:
+            return await shown_files(self.stack)
+        files = await shown_files(self.stack, member.policy, member._beside)
+        if (first := member._first) is not member:  # both write the same hosts file
+            files[HOSTS] = (await first.files())[HOSTS]
+        return files
+
     async def files_for(self, namespace: Namespace, member: Member | None = None) -> dict[str, str]:
         """Return the files for a command in a namespace, where the hosts file changes with the members from now on.
 
@@ -177,33 +124,49 @@ class Members:
             StackClosed: The stack is not open.
         """
         self._readers.setdefault(namespace, member)
-        files = await shown_files(self.stack, None if member is None else member.policy)
+        files = await self.files(member)
         return {**files, HOSTS: LiveText(files[HOSTS])}
 
     def forget(self, namespace: Namespace) -> None:
         """Tell a namespace of no names any more."""
         self._readers.pop(namespace, None)
 
-    async def tell(self) -> None:
-        """Have all commands see the names that there are now."""
+    async def tell(self, *others: Member) -> None:
+        """Have all commands and queries see the names that there are now.
+
+        Args:
+            others: Members of other networks that may have seen names of this one, beside those that do now.
+        """
+        seeing = {self, *(each._members for each in others)}
+        seeing.update(each._members for member in self.by_name.values() for each in member._twins)
+        for members in seeing:
+            await members._tell()
+
+    async def _tell(self) -> None:
         async with self._telling:
-            texts: dict[Policy | None, str] = {}
-            for namespace, member in list(self._readers.items()):
-                policy = None if member is None else member.policy
-                if policy not in texts:
-                    texts[policy] = (await shown_files(self.stack, policy))[HOSTS]
-                with suppress(NetnsKitError):  # it has ended
-                    await namespace.rewrite_files({HOSTS: texts[policy]})
+            for member in list(self.by_name.values()):
+                with suppress(NetnsKitError):  # the stack has ended
+                    await member._show_names()
+            texts: dict[object, str] = {}
+            for namespace, reader in list(self._readers.items()):
+                first = None if reader is None else reader._first
+                sees = None if first is None else (first._members, first.policy, first._beside)
+                with suppress(NetnsKitError):  # one of them has ended
+                    if sees not in texts:
+                        texts[sees] = (await self.files(reader))[HOSTS]
+                    await namespace.rewrite_files({HOSTS: texts[sees]})
 
     async def close(self) -> None:
-        """End all members."""
+        """End all routes and members."""
+        for route in list(self.routes.values()):
+            await route.supervisor.end()
         self.is_ending = True
         async with anyio.create_task_group() as tasks:
             for member in list(self.by_name.values()):
                 tasks.start_soon(member.supervisor.end)
 
 
-class Member(Openable):
+class Member(Displayed, Place):
     """A namespace of a network of several, while the object is open.
 
     `Network.member` and `Network.add_member` make one.  The others of the network reach it by its names, and it has
@@ -213,34 +176,46 @@ class Member(Openable):
     free.  The network goes on.  If the network fails, so do its members.
 
     Args:
-        members: Those of the network, for parts of this library.
-        setup: The settings, for parts of this library.
+        members: Those of the network.
+        setup: The settings.
     """
 
-    link = "veth"
+    name: str
+    """Its name in the network."""
+    aliases: tuple[str, ...]
+    """Its other names."""
+    ifname: str
+    """The name of its interface."""
+    namespace: Namespace
+    """Its namespace."""
+    policy: Policy | None
+    """The policy of its own that was set last; None: that of the network decides."""
+    forwarder: Forwarder
+    """Its ports, see `Forwarder`."""
+    link: str = "veth"
     """What joins it to the network: a pair of veth and a bridge of the kernel."""
 
     def __init__(self, members: Members, setup: MemberSetup) -> None:
         self.name = setup.name
-        """Its name in the network."""
         self.aliases = setup.aliases
-        """Its other names."""
-        self.ifname = setup.ifname
-        """The name of its interface."""
+        self.ifname = setup.ifname or "eth0"
         self.namespace = setup.namespace or Namespace.create()
-        """Its namespace."""
         self.policy = setup.policy
-        """The policy of its own that was set last; None: that of the network decides."""
         self._setup = setup
+        self._number = next(members.numbers)  # of what the engine has of it alone
         self._is_kept = self.namespace.supervisor.condition == "open"  # by the caller
         self._members = members
+        self._twins: list[Member] = []  # the members that are its namespace, itself included
+        self._shown: tuple[Record, ...] = ()
         self._address: IPv4Address | None = None
         self._address6: IPv6Address | None = None
         self._port: Port | None = None
-        self._is_linked = False
+        self._is_linked = self._is_governed = False
         self._records: list[Record] = []
-        self.forwarder: Forwarder = _Forwarder(members.stack, self)
-        """Its ports, see `Forwarder`."""
+        self._blocks: set[Capture | FaultsBlock] = set()  # that end with it
+        self.forwarder = MemberForwarder(
+            members.stack, self.namespace, lambda: self.subnet, lambda: self.addresses
+        )
         self.supervisor = Supervisor(
             type(self).__name__, NamespaceGone, members.supervisor, self.namespace.supervisor, one_loop=True
         )
@@ -248,6 +223,11 @@ class Member(Openable):
     def __repr__(self) -> str:
         where = "" if self._address is None else f" {self._address}"
         return f"<Member {self.name}{where}: {self.supervisor.condition}>"
+
+    def _view(self) -> View:
+        from .display import member_view
+
+        return member_view(self)
 
     @property
     def address(self) -> IPv4Address:
@@ -271,6 +251,16 @@ class Member(Openable):
             NamespaceGone: The member has not been opened.
         """
         return self.address, *([] if self._address6 is None else [self._address6])
+
+    @property
+    def known_addresses(self) -> tuple[IPv4Address | IPv6Address, ...]:
+        """The addresses, as far as it has some; for displays."""
+        return () if self._address is None else self.addresses
+
+    @property
+    def is_attached(self) -> bool:
+        """True if its namespace was open before, and is the caller's."""
+        return self._is_kept
 
     @property
     def mac(self) -> str:
@@ -298,6 +288,34 @@ class Member(Openable):
         """The addresses of the network, with the member's own as that of the guest."""
         return self._members.stack.subnet.with_guest(self.address, self._address6)
 
+    @property
+    def _first(self) -> Member:
+        """The member that says what is in the hosts file of its namespace."""
+        alike = (each for each in self._twins if each.namespace is self.namespace)
+        return next((each for each in alike if each._members.stack.supervisor.condition == "open"), self)
+
+    @property
+    def _beside(self) -> tuple[Record, ...]:
+        """The records of the other networks that its namespace is of."""
+        others = (each._members for each in self._twins if each is not self)
+        there = (member for each in others for member in each.by_name.values() if member._is_named)
+        return tuple(record for member in there for record in member._own_records(self._members.stack))
+
+    @property
+    def _is_named(self) -> bool:
+        """Whether others find it by its names."""
+        return bool(self._records)
+
+    async def _show_names(self) -> None:
+        """Have its queries be answered with the names beside.
+
+        Raises:
+            StackClosed: The stack is not open.
+        """
+        if (beside := self._beside) != self._shown:
+            self._shown = beside
+            await self._members.stack.ask(Zone.show, self._guests, beside)
+
     async def _open(self) -> None:
         members, stack, hub = self._members, self._members.stack, self._members.hub
         stack.supervisor.check()
@@ -305,7 +323,7 @@ class Member(Openable):
             expected = "expected another namespace than the network's own, which has the bridge"
             raise ArgumentError(expected, "namespace", repr(self.namespace))
         if self.policy is not None:
-            self._check_policy(self.policy)
+            check_policy(self.policy, asks=stack.setup.asks)
         await hub.open(stack.subnet)
         members.admit(self)
         pool, subnet, ipv6 = members.pool, stack.subnet, stack.subnet.ipv6
@@ -319,11 +337,14 @@ class Member(Openable):
             self._port = self._port._replace(addresses=(address, self._address6, link_local_of(mac)))
         if not self._is_kept:
             await self.namespace.open()
+        self._twins = _join(self)
         self._is_linked = True
         stack.guests.update(dict.fromkeys(self._guests, self.namespace))
-        if self.policy is not None:  # before a frame passes
-            await stack.ask(Gateway.set_policy_of, self._guests, dump(self.policy).decode(), "keep")
-        await hub.add(self._port, self.namespace, self.ifname, self.name)
+        stack.guest_names.update(dict.fromkeys(self._guests, self.name))
+        if self.policy is not None or not members.governed.isdisjoint(self._guests):  # before a frame passes
+            await self._set_policy(self.policy)
+            members.governed.difference_update(self._guests)
+        self.ifname = await hub.add(self._port, self.namespace, self._setup.ifname, self.name)
         missing = await self.namespace.configure_link(
             self.ifname,
             address=IPv4Interface((address, subnet.network.prefixlen)),
@@ -337,10 +358,13 @@ class Member(Openable):
             self._address6 = None
             there = self._port._replace(addresses=(address,))
             logger.warning("the member %s has IPv4 only: %s", self.name, missing)
-        await hub.ready(there, self.namespace, self.ifname)
+        guest = (
+            None if self._setup.namespace is None else self.subnet
+        )  # else all of its traffic is of this network
+        await hub.ready(there, self.namespace, self.ifname, guest)
         if stack.setup.dhcp is not None:
             await stack.reserve(StaticLease(address, mac.hex(":")))
-        for record in self._own_records():
+        for record in self._own_records(stack):
             self._records.append(record)
             await stack.add_record(record)
         await members.tell()
@@ -348,9 +372,15 @@ class Member(Openable):
         await self.forwarder.add(*self._setup.ports)
         self.supervisor.start(self._watch)
 
-    def _own_records(self) -> list[Record]:
-        """Return the records of the member: each name alone, and in every domain of the search list."""
-        domains = [domain for domain in self._members.stack.uplink.search() if domain != "."]
+    def _own_records(self, stack: UserStack) -> list[Record]:
+        """Return the records of the member.
+
+        These are each name alone, and in every domain of the search list.
+
+        Args:
+            stack: The stack that answers with them.
+        """
+        domains = [domain for domain in stack.uplink.search() if domain != "."]
         names = (self.name, *self.aliases)
         spelled = [name for each in names for name in (each, *(f"{each}.{domain}" for domain in domains))]
         return [Record(name, address, ttl=TTL) for name in spelled for address in self.addresses]
@@ -368,8 +398,13 @@ class Member(Openable):
             await self.namespace.supervisor.end()
 
     async def _leave(self) -> None:
-        """Undo what `_open` has done so far, but for the namespace."""
+        """Undo what `_open` has done so far, but for the namespace.
+
+        What is of this member ends before another can have its addresses.
+        """
         members, stack = self._members, self._members.stack
+        for block in self._blocks:
+            await block.end_with_member()
         await self.forwarder.supervisor.end()
         while self._records:
             record = self._records[-1]
@@ -377,22 +412,32 @@ class Member(Openable):
                 await stack.remove_record(record.name, type=record.type, value=record.value)
             self._records.pop()
         members.forget(self.namespace)
-        if not members.is_ending:
+        others = _leave(self)
+        if others or not members.is_ending:
             with suppress(NetnsKitError):
-                await members.tell()
+                await members.tell(*others)
         if self._is_linked and self._port is not None:
             for address in self._guests:
                 stack.guests.pop(address, None)
+                stack.guest_names.pop(address, None)
             with suppress(NetnsKitError):
                 await stack.revoke(self.address)
-                await stack.ask(Gateway.end_flows_of, self._guests)
-                await stack.ask(Gateway.set_policy_of, self._guests, None, "keep")
-            if self._is_kept or not members.is_ending:
+                await self._end_flows()
+                if self._shown:
+                    await stack.ask(Zone.show, self._guests, ())
+            if self._setup.namespace is not None or not members.is_ending:
                 await members.hub.remove(self._port)
+            if self._is_governed:
+                members.governed.update(self._guests)
+            with suppress(NetnsKitError):
+                await self._end_flows()  # those that were opened meanwhile
             self._is_linked = False
         if self._address is not None and members.by_name.get(self.name) is self:
             members.pool.release(self._address)
         members.dismiss(self)
+
+    async def _end_flows(self) -> None:
+        await self._members.stack.ask(Gateway.end_flows_of, self._guests)
 
     async def connect_tcp(self, port: int, *, source: AddressLike | None = None) -> GuestStream:
         """Connect to a server in the member, through the stack and without a socket of the host.
@@ -415,7 +460,7 @@ class Member(Openable):
         with self.supervisor.guarding():
             return await self._members.stack.connect_tcp(self.address, port, source=source)
 
-    async def flows(self) -> tuple[FlowInfo, ...]:
+    async def flows(self) -> Flows:
         """Return the flows of this member that the stack carries, see `UserStack.flows`.
 
         Those between members are the kernel's, and not among them.
@@ -427,7 +472,7 @@ class Member(Openable):
         """
         with self.supervisor.guarding():
             flows = await self._members.stack.flows()
-        return tuple(flow for flow in flows if flow.guest.address in self._guests)
+        return Flows.of((flow for flow in flows if flow.guest.address in self._guests), flows.names)
 
     async def events(self, *, processes: bool = False) -> AsyncGenerator[Event, None]:
         """Yield what happens to the flows of this member, and what its policy refuses, see `UserStack.events`.
@@ -475,7 +520,7 @@ class Member(Openable):
         Cancellation: The file is complete.
         """
         stack = self._members.stack
-        return Capture(_Seen(stack, self), target, options, lambda: self.mac)
+        return Capture(_Seen(stack, self), target, options, lambda it: self._with(it).mac)
 
     def faults(
         self,
@@ -502,7 +547,17 @@ class Member(Openable):
         """
         from netns_kit.userstack.faults import FaultsBlock  # few need it
 
-        return FaultsBlock(self._members.stack, faults, script, options, lambda: self._guests)
+        return FaultsBlock(self._members.stack, faults, script, options, lambda it: self._with(it)._guests)
+
+    def _with(self, block: Capture | FaultsBlock) -> Member:
+        """Have a block end with the member at the latest, and return the member.
+
+        Raises:
+            NamespaceGone, StackClosed: The member or the network is not open.
+        """
+        self.supervisor.check()
+        self._blocks = {each for each in self._blocks if not each.is_over} | {block}
+        return self
 
     async def set_policy(self, policy: Policy | None, existing: Literal["keep", "cut"] = "keep") -> None:
         """Let another policy decide about this member from now on, as `UserStack.set_policy` does for all.
@@ -512,128 +567,79 @@ class Member(Openable):
             existing: What becomes of flows that the member has opened before, as for `UserStack.set_policy`.
 
         Raises:
-            ArgumentError, ArgumentTypeError: An argument that cannot be used, or a network with several queues.
+            ArgumentError, ArgumentTypeError: An argument that cannot be used.
             PolicyError: A rule asks, and the network has nobody to ask.
             NamespaceGone, StackClosed: The member or the network is not open.
 
-        Cancellation: The policy is set all the same, a moment later.
+        Cancellation: It takes effect when the policy is set.
         """
         arguments.one_of("existing", existing, ("keep", "cut"))
         if policy is not None:
-            self._check_policy(policy)
-        with self.supervisor.guarding():
-            before, self.policy = self.policy, policy
-            text = None if policy is None else dump(policy).decode()
-            try:
-                await self._members.stack.ask(Gateway.set_policy_of, self._guests, text, existing)
-            except Exception:
-                self.policy = before
-                raise
+            check_policy(policy, asks=self._members.stack.setup.asks)
+
+        async def change() -> None:
+            await self._set_policy(policy, existing)
+            self.policy = policy
             await self._members.tell()
 
-    def _check_policy(self, policy: Policy) -> None:
-        stack = self._members.stack
-        check_policy(policy, asks=stack.setup.asks)
-        if len(stack.tap.queues) > 1:
-            expected = "expected one queue, where members have policies of their own"
-            raise ArgumentError(expected, "queues", len(stack.tap.queues))
+        with self.supervisor.guarding():
+            await finish(change)
 
-    async def files(self) -> dict[str, str]:
-        """Return the files that commands see in place of the host's, by path: see `Network.files`.
+    async def policy_hits(self) -> PolicyHits | None:
+        """Return how often each rule of the member's policy has decided since it was set.
+
+        Without one of its own, it is that of the network, of all who have none; None: there is no policy.
 
         Raises:
-            StackClosed: The network is not open.
+            NamespaceGone, StackClosed: The member or the network is not open.
 
         Cancellation: Nothing is changed.
         """
-        return await shown_files(self._members.stack, self.policy)
-
-    @arguments.spelled_out(Namespace.run)
-    async def run(self, command: Command, **options: Unpack[RunOptions]) -> CompletedProcess[bytes]:
-        """Run a command to its end, with the network's resolv.conf and hosts file, see `Network.run`.
-
-        Args:
-            command: The words of the command, or a line for the shell.
-            options: See `RunOptions`.
-
-        Raises:
-            CommandFailed: The status is not 0, unless `check` is False.
-            ArgumentError: An option that cannot be used.
-            ArgumentTypeError: An option of another type.
-            OSError: The command cannot be executed, as `subprocess` raises it.
-            UserNamespaceDenied: `files` cannot be shown.
-            NamespaceGone, StackClosed: The member or the network is not open.
-
-        Cancellation: The command is killed, and what it has started.
-        """
+        stack = self._members.stack
         with self.supervisor.guarding():
-            options["files"] = await self._files_for(options)
-            return await self.namespace.run(command, **options)
+            return await stack.hits_of(stack.policy if self.policy is None else self.policy, self.address)
 
-    @arguments.spelled_out(Namespace.popen)
-    async def popen(self, command: Command, **options: Unpack[CommandOptions]) -> Process:
-        """Start a command with the network's resolv.conf and hosts file, see `Network.popen`.
+    async def _set_policy(self, policy: Policy | None, existing: Literal["keep", "cut"] = "keep") -> None:
+        self._is_governed = self._is_governed or policy is not None
+        text = None if policy is None else dump(policy).decode()
+        await self._members.stack.ask(Gateway.set_policy_of, self._number, self._guests, text, existing)
 
-        Args:
-            command: The words of the command, or a line for the shell.
-            options: See `CommandOptions`.
+    async def files(self) -> dict[str, str]:
+        return await self._members.files(self)
 
-        Raises:
-            ArgumentError: An option that cannot be used.
-            ArgumentTypeError: An option of another type.
-            OSError: The command cannot be executed, as `subprocess` raises it.
-            UserNamespaceDenied: `files` cannot be shown.
-            NamespaceGone, StackClosed: The member or the network is not open.
-
-        Cancellation: The command is killed if it has been started.
-        """
-        with self.supervisor.guarding():
-            options["files"] = await self._files_for(options)
-            process = await self.namespace.popen(command, **options)
-        process.supervisor = self.supervisor
-        return process
-
-    async def _files_for(self, options: CommandOptions) -> Mapping[str, str | bytes]:
-        return {**await self._members.files_for(self.namespace, self), **(options.get("files") or {})}
+    async def _live_files(self) -> Mapping[str, str]:
+        return await self._members.files_for(self.namespace, self)
 
 
-class _Forwarder(Forwarder):
-    """A forwarder that leads to a member."""
+def _join(member: Member) -> list[Member]:
+    """Note a member, and return all that are its namespace, in the order in which they came.  The list lives.
 
-    def __init__(self, stack: UserStack, member: Member) -> None:
-        super().__init__(_Stack(stack, member))
-        self._member = member
+    Raises:
+        AddressError: Two of their networks have an address in common.
+        ArgumentError: It is a member of the network already.
+    """
+    known = _twins.get({})
+    _twins.set(known)
+    status = os.stat(f"/proc/{member.namespace.pid}/ns/net")
+    twins = known.setdefault((status.st_dev, status.st_ino), [])
+    for each in twins:
+        if each._members is member._members:
+            expected = f"expected a namespace that is no member of the network yet: this one is {each.name!r}"
+            raise ArgumentError(expected, "namespace", repr(member.namespace))
+        check_apart(member._members.stack.subnet, each._members.stack.subnet)
+    twins.append(member)
+    return twins
 
-    async def _open(self) -> None:
-        await super()._open()
-        engines, agents = await self._member.namespace.supply_sockets()
-        agents.close()
-        with engines:
-            number = await self._stack.pass_socket(engines)
-            await self._ask(Forwards.settle, number, self._member.addresses)
 
-
-class _Stack:
-    """The stack as the forwarder of a member needs it, which leads to the member."""
-
-    def __init__(self, stack: UserStack, member: Member) -> None:
-        self._stack = stack
-        self._member = member
-        self.supervisor = stack.supervisor
-
-    @property
-    def namespace(self) -> Namespace:
-        return self._member.namespace
-
-    @property
-    def subnet(self) -> Subnet:
-        return self._member.subnet
-
-    async def pass_socket(self, sock: socket.socket) -> int:
-        return await self._stack.pass_socket(sock)
-
-    async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
-        return await self._stack.ask(operation, *arguments)
+def _leave(member: Member) -> list[Member]:
+    """Forget a member, and return the others.  Doing it again is fine."""
+    twins = member._twins
+    if member in twins:
+        twins.remove(member)
+    if not twins and (known := _twins.get({})):
+        for key in [key for key, each in known.items() if each is twins]:
+            del known[key]
+    return list(twins)
 
 
 class _Seen:

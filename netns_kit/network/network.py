@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from subprocess import CompletedProcess
 from types import NoneType
 from typing import TYPE_CHECKING
 
 from typing_extensions import Unpack
 
 from netns_kit import arguments
+from netns_kit.display.displayed import Displayed
 from netns_kit.errors import ArgumentError, NamespaceGone, NotFound, StackClosed
 from netns_kit.forwarder.forwarder import Forwarder
 from netns_kit.forwarder.ports import Follow, PortForward, ReverseForward
 from netns_kit.forwarder.specs import parse_all, parse_reverse
 from netns_kit.gateway.setup import Setup, StackOptions
-from netns_kit.namespace.background import Openable, Supervisor
+from netns_kit.namespace.background import Supervisor
 from netns_kit.namespace.namespace import Namespace
-from netns_kit.namespace.process import Command, CommandOptions, Process, RunOptions
 from netns_kit.subnet import Subnet
 from netns_kit.tap.device import TapDevice
 from netns_kit.uplink.uplink import Uplink
@@ -26,10 +25,13 @@ from netns_kit.userstack.userstack import UserStack
 
 from .hub import Hub
 from .internal import internal_uplink
-from .members import Member, MemberOptions, Members, MemberSetup
-from .shown import shown_files
+from .member_options import MemberOptions, MemberSetup
+from .members import Member, Members
+from .network_route import NetworkRoute
+from .place import Place
 
 if TYPE_CHECKING:
+    from netns_kit.display.view import View
     from netns_kit.gateway.faults import FaultOptions, Faults
     from netns_kit.userstack.faults import FaultsBlock
 
@@ -37,7 +39,7 @@ DEFAULT_MTU = 1500
 DEFAULT_IFNAME = "tap0"
 
 
-class Network(Openable):
+class Network(Displayed, Place):
     """A namespace with real connectivity, while the object is open.
 
         async with Network(ports=["127.0.0.1:8080:80"]) as net:
@@ -81,6 +83,19 @@ class Network(Openable):
         NetnsKitError, OSError: On opening, what its parts raise.
     """
 
+    namespace: Namespace
+    """The namespace."""
+    tap: TapDevice
+    """Its interface."""
+    stack: UserStack
+    """The stack on the interface."""
+    forwarder: Forwarder
+    """The ports that lead inside, and those inside that lead out."""
+    ports: list[PortForward | Follow]
+    """The host ports that were forwarded from the start, as they were given."""
+    reverse: list[ReverseForward]
+    """The ports inside that led out from the start, as they were given."""
+
     @arguments.spelled_out(Setup.of)
     def __init__(
         self,
@@ -119,12 +134,21 @@ class Network(Openable):
         self.ports = parse_all(ports)
         arguments.items("reverse", reverse, "a list of reverse forwards")
         self.reverse = [each if isinstance(each, ReverseForward) else parse_reverse(each) for each in reverse]
+        self.is_internal = internal
+        """Whether there is no way out."""
+        self.is_isolated = isolate
+        """Whether members do not reach each other."""
         self._hub = Hub(self.tap, isolate=isolate, guarded=guard)
         self._members = Members(self.stack, self.supervisor, self._hub)
 
     def __repr__(self) -> str:
         ports = f", {len(self.ports)} forwarded" if self.ports else ""
         return f"<Network {self.subnet}{ports}: {self.supervisor.condition}>"
+
+    def _view(self) -> View:
+        from .display import network_view
+
+        return network_view(self)
 
     @property
     def subnet(self) -> Subnet:
@@ -189,10 +213,13 @@ class Network(Openable):
         Raises:
             ArgumentError: The network's own namespace is not configured.
         """
-        if self.stack.setup.configure is not True:
-            expected = "expected True for a network with members"
-            raise ArgumentError(expected, "configure", repr(self.stack.setup.configure))
+        self._check_configured("with members")
         return Member(self._members, setup)
+
+    def _check_configured(self, what: str) -> None:
+        if self.stack.setup.configure is not True:
+            expected = f"expected True for a network {what}"
+            raise ArgumentError(expected, "configure", repr(self.stack.setup.configure))
 
     @arguments.spelled_out(MemberSetup.of)
     async def add_member(self, name: str, **options: Unpack[MemberOptions]) -> Member:
@@ -228,68 +255,36 @@ class Network(Openable):
             )
         await found.supervisor.end()
 
+    def route_to(self, other: Network) -> NetworkRoute:
+        """Return a route between the members of this network and those of another, to open.
+
+            async with net.route_to(other): ...
+            await net.route_to(other).open()
+
+        It is open for both directions, and ends with either network too.  By it members reach the members and the
+        hub of the other network by their addresses, and nothing else: neither its stack, with its way out and its
+        names, nor what that network has a route to.
+
+        Args:
+            other: The other network, of the same event loop.
+
+        Raises:
+            AddressError: The networks have addresses in common.
+            ArgumentError: It is the same network; or, on opening, there is a route already.
+            ArgumentTypeError: It is no network.
+            FeatureUnavailable: On opening, for want of bridges, veth, nf_tables or rules of routing in this kernel.
+            NetnsKitError, OSError: On opening, what its parts raise.
+        """
+        arguments.instance("other", other, Network, "a Network")
+        for each in (self, other):
+            each._check_configured("with a route")
+        return NetworkRoute(self._members, other._members)
+
     async def files(self) -> dict[str, str]:
-        """Return the files that commands see in place of the host's, by path, as they are now.
+        return await self._members.files()
 
-        These are a resolv.conf with our DNS address and the search list; and a hosts file with localhost, this
-        machine's name, the stack's records, and the other names of the host's file, if there is one and the uplink is
-        none in memory.  Where the policy has rules by name the records are not in it, so that they are asked for:
-        such a rule is about what our DNS has answered.
-
-        Raises:
-            StackClosed: The network is not open.
-
-        Cancellation: Nothing is changed.
-        """
-        return await shown_files(self.stack)
-
-    @arguments.spelled_out(Namespace.run)
-    async def run(self, command: Command, **options: Unpack[RunOptions]) -> CompletedProcess[bytes]:
-        """Run a command to its end, with the namespace's own resolv.conf and hosts file, see `Network.files`.
-
-        Args:
-            command: The words of the command, or a line for the shell.
-            options: See `RunOptions`.
-
-        Raises:
-            CommandFailed: The status is not 0, unless `check` is False.
-            ArgumentError: An option that cannot be used.
-            ArgumentTypeError: An option of another type.
-            OSError: The command cannot be executed, as `subprocess` raises it.
-            UserNamespaceDenied: `files` cannot be shown.
-            NamespaceGone, StackClosed: The network is not open.
-
-        Cancellation: The command is killed, and what it has started.
-        """
-        with self.supervisor.guarding():
-            options["files"] = await self._files_for(options)
-            return await self.namespace.run(command, **options)
-
-    @arguments.spelled_out(Namespace.popen)
-    async def popen(self, command: Command, **options: Unpack[CommandOptions]) -> Process:
-        """Start a command with the namespace's own resolv.conf and hosts file, see `Network.files`.
-
-        The command has been executed when this returns.  Close the Process, or use it in an `async with`: that kills
-        the command if it still runs.
-
-        Args:
-            command: The words of the command, or a line for the shell.
-            options: See `CommandOptions`.
-
-        Raises:
-            ArgumentError: An option that cannot be used.
-            ArgumentTypeError: An option of another type.
-            OSError: The command cannot be executed, as `subprocess` raises it.
-            UserNamespaceDenied: `files` cannot be shown.
-            NamespaceGone, StackClosed: The network is not open.
-
-        Cancellation: The command is killed if it has been started.
-        """
-        with self.supervisor.guarding():
-            options["files"] = await self._files_for(options)
-            process = await self.namespace.popen(command, **options)
-        process.supervisor = self.supervisor
-        return process
+    async def _live_files(self) -> Mapping[str, str]:
+        return await self._members.files_for(self.namespace)
 
     def faults(
         self,
@@ -312,6 +307,3 @@ class Network(Openable):
         Cancellation: The faults are over.
         """
         return self.stack.faults(faults, script=script, **options)
-
-    async def _files_for(self, options: CommandOptions) -> Mapping[str, str | bytes]:
-        return {**await self._members.files_for(self.namespace), **(options.get("files") or {})}

@@ -114,6 +114,16 @@ class TapDevice:
     frames wait for the descriptor to become writable; then call `flush`.
     """
 
+    name: str
+    mtu: int
+    mac: bytes | None
+    offloads: Offloads
+    namespace: Namespace | None
+    deadline: float
+    counters: TapCounters
+    queues: tuple[TapDevice, ...]
+    backlog: bool
+
     __slots__ = (
         "_backlog", "_fd", "_wanted_mac",
         "backlog", "counters", "deadline", "mac", "mtu", "name", "namespace", "offloads", "queues",
@@ -129,7 +139,7 @@ class TapDevice:
         self.namespace = namespace
         self.deadline = math.inf
         self.counters = TapCounters()
-        self.queues: tuple[TapDevice, ...] = (self,)
+        self.queues = (self,)
         self._wanted_mac = mac
         self._fd = -1
         self._backlog: deque[bytes] = deque()

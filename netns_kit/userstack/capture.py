@@ -30,13 +30,14 @@ import anyio
 import anyio.to_thread
 
 from netns_kit import arguments
+from netns_kit.display.displayed import Displayed
 from netns_kit.errors import AlreadyOpened, ArgumentError, ArgumentTypeError, CaptureError, NetnsKitError
 from netns_kit.forwarder.forwarder import CLOSING_SECONDS
 from netns_kit.gateway.capture_filter import CaptureFilter
 from netns_kit.gateway.captures import Captures
 from netns_kit.gateway.gateway import FlowInfo, Gateway
 from netns_kit.namespace.background import Supervisor
-from netns_kit.policy.rules import RuleTarget, is_name
+from netns_kit.policy.rules import RuleTarget
 from netns_kit.tap import pcapng
 from netns_kit.tap.frame_device import Device
 from netns_kit.tap.frame_ring import ACCEPTED, ASLEEP, LOST, SEEN, STOPPING, FrameRing
@@ -46,6 +47,9 @@ from .events import Event, FlowEvent
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from netns_kit.display.packets import Packets
+    from netns_kit.display.view import View
 
 SNAPLEN_MAX = 1 << 18
 LEAST_BYTES = 4096
@@ -94,7 +98,7 @@ class CaptureOptions(TypedDict, total=False):
     """True if comments tell which process has opened a flow."""
 
 
-class Capture:
+class Capture(Displayed):
     """A capture of the frames of a stack, while its block runs.
 
     It is made by `UserStack.capture`, and can be entered once.
@@ -103,7 +107,8 @@ class Capture:
         stack: The stack.
         target: The path of a file, or a file that is open for bytes; None: memory.
         options: The settings.
-        mac: Returns, on entering, the link address of the guest whose frames are captured; empty: those of all.
+        mac: Called with this on entering.  It returns the link address of the guest whose frames are captured; empty:
+            those of all.
 
     Raises:
         ArgumentError, ArgumentTypeError: An argument that cannot be used.
@@ -113,19 +118,27 @@ class Capture:
     """Frames that were to be captured so far, those lost included."""
     lost = 0
     """Frames of these that were lost so far, because the file was too slow."""
-    ended: Literal["bytes", "seconds", "error"] | None = None
-    """Why the capture has ended before its block: `max_bytes` or `max_seconds` was reached, or the file failed."""
+    ended: Literal["bytes", "seconds", "error", "member"] | None = None
+    """Why the capture has ended before its block: `max_bytes` or `max_seconds` was reached, the file failed, or the
+    member has ended."""
+
+    paths: deque[str]
+    """The files, oldest first; none if the target is no path."""
 
     _counted: Sequence[int] = (0, 0, 0)
     _is_entered = False
     _is_fresh = False  # whether nothing but its beginning is in the file
+    _wake = -1
+    _thread: threading.Thread | None = None
+    is_over = False
+    """True if no frame is captured any more."""
 
     def __init__(
         self,
         stack: Captured,
         target: str | os.PathLike[str] | BinaryIO | None,
         options: CaptureOptions,
-        mac: Callable[[], str] = str,
+        mac: Callable[[Capture], str] = lambda _: "",
     ) -> None:
         where, snaplen = options.get("where"), options.get("snaplen", SNAPLEN_MAX)
         max_bytes, max_seconds = options.get("max_bytes"), options.get("max_seconds")
@@ -139,13 +152,6 @@ class Capture:
                 raise ArgumentError(
                     "expected more than 0 seconds", "max_seconds", arguments.shown(max_seconds)
                 )
-        if where is not None and any(map(is_name, where.targets)) and len(stack.tap.queues) > 1:
-            raise ArgumentError(
-                "expected no name: of several workers one alone knows names",
-                "where",
-                arguments.shown(where),
-                "give the network, or open the device with one queue",
-            )
         is_path = isinstance(target, str | os.PathLike)
         is_binary = callable(getattr(target, "write", None)) and not isinstance(target, io.TextIOBase)
         if target is not None and not is_path and not is_binary:
@@ -184,20 +190,36 @@ class Capture:
         self._names: list[tuple[bytes, str]] = []
         self._stopping = False
         self._lock = threading.Lock()
+        self._ending = anyio.Lock()
         self._kept: KeptBlocks | None = None
         self._file: CaptureFile | KeptBlocks
         self._rings: list[FrameRing] = []
         self._written = 0
-        self.paths: deque[str] = deque(maxlen=files)
-        """The files, oldest first; none if the target is no path."""
+        self.paths = deque(maxlen=files)
 
     @property
     def size(self) -> int:
         """The bytes of the file so far; of the last one, if there are several; without a file, all that were kept."""
         return self._file.size
 
+    @property
+    def condition(self) -> str:
+        """The state of the capture in words."""
+        if not self._is_entered:
+            return "not open"
+        if self._error is not None:
+            return f"failed: {self._error}"
+        if self.ended is not None:
+            return f"complete: its {self.ended} are reached"
+        return "complete" if self._stopping else "open"
+
+    def _view(self) -> View:
+        from .display import capture_view
+
+        return capture_view(self)
+
     async def __aenter__(self) -> Self:
-        mac = self._mac()
+        self._mac(self)
         if self._is_entered:
             raise AlreadyOpened("the capture has been entered before", fix="make a new one")
         self._is_entered = True
@@ -225,7 +247,7 @@ class Capture:
             for ring in rings:
                 ring.start_at(self._file.size)
             with anyio.CancelScope(shield=True):
-                await self._begin(memory, mac)
+                await self._begin(memory, self._mac(self))  # it may have ended meanwhile
                 if self._processes:
                     self._stack.supervisor.start(self._follow)
             self._rings, self._owned = rings, opened.pop_all()
@@ -252,19 +274,37 @@ class Capture:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._following.cancel()
-        with anyio.CancelScope(shield=True):
-            with anyio.move_on_after(CLOSING_SECONDS), suppress(NetnsKitError):  # the stack may have ended
-                await self._find_names()
-                await self._stack.ask(Captures.end, self._number)
-            self._stopping = True
-            with suppress(OSError):  # the thread may have ended, and closed it
-                os.eventfd_write(self._wake, 1)
-            await anyio.to_thread.run_sync(self._thread.join, CLOSING_SECONDS)
-            if self._thread.is_alive():
-                self._error = self._failure(TimeoutError(f"nothing is read for {CLOSING_SECONDS:g} s"))
+        await self._stop()
         if self._error is not None and error is None:
             raise self._error
+
+    async def end_with_member(self) -> None:
+        """End the capture before its block, since the member ends whose frames it has.
+
+        Cancellation: It has ended.
+        """
+        if not self.is_over:
+            await self._stop()
+            self.ended = self.ended or "member"
+
+    async def _stop(self) -> None:
+        self._following.cancel()
+        with anyio.CancelScope(shield=True):
+            async with self._ending:
+                if not self.is_over:
+                    with (
+                        anyio.move_on_after(CLOSING_SECONDS),
+                        suppress(NetnsKitError),
+                    ):  # the stack may have ended
+                        await self._find_names()
+                        await self._stack.ask(Captures.end, self._number)
+                    self._stopping = self.is_over = True
+                    with suppress(OSError):  # the thread may have ended, and closed it
+                        os.eventfd_write(self._wake, 1)
+            if self._thread is not None:
+                await anyio.to_thread.run_sync(self._thread.join, CLOSING_SECONDS)
+                if self._thread.is_alive():
+                    self._error = self._failure(TimeoutError(f"nothing is read for {CLOSING_SECONDS:g} s"))
 
     async def dump(self, target: str | os.PathLike[str] | BinaryIO) -> None:
         """Write what is kept in memory to a pcapng file: the last `max_bytes`, in the block or after it.
@@ -293,6 +333,27 @@ class Capture:
             await anyio.to_thread.run_sync(self._dump, target, text)
         except OSError as error:
             raise self._failure(error, target) from error
+
+    async def packets(self) -> Packets:
+        """Return the packets that are in the file or in memory so far, for a look at them.
+
+        Raises:
+            ArgumentError: The capture is written to a file of the caller's: `read_capture` reads that.
+            CaptureError: The file cannot be read.
+
+        Cancellation: Nothing is changed.
+        """
+        from .capture_reader import packets_of, read_captures  # few need them
+
+        if self._kept is not None:
+            memory = io.BytesIO()
+            await self.dump(memory)
+            return await anyio.to_thread.run_sync(packets_of, [memory.getvalue()])
+        if not self.paths:
+            expected = "expected a path, or memory"
+            fix = "read the file by `read_capture`"
+            raise ArgumentError(expected, "target", arguments.shown(self._target), fix)
+        return await anyio.to_thread.run_sync(read_captures, list(self.paths))
 
     def _dump(self, target: str | os.PathLike[str] | BinaryIO, text: str) -> None:
         assert self._kept is not None

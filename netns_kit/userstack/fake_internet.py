@@ -13,7 +13,7 @@ import re
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from itertools import islice
 from typing import Any, Literal, TypeVar, cast
 
@@ -93,12 +93,14 @@ class FakeHost:
         world: The internet, as it is to stacks.
         names: The names.
         addresses: The addresses.
-
-    Attributes:
-        names: The names that lead to it.  Those that `alias` adds are not among them.
-        addresses: The addresses, in the order in which names are answered with them.
-        ping: Whether it answers echo requests; if not, they are lost.
     """
+
+    names: tuple[str, ...]
+    """The names that lead to it.  Those that `alias` adds are not among them."""
+    addresses: tuple[IPv4Address | IPv6Address, ...]
+    """The addresses, in the order in which names are answered with them."""
+    ping: bool
+    """Whether it answers echo requests; if not, they are lost."""
 
     def __init__(self, world: _World, names: tuple[str, ...], addresses: tuple[Address, ...]) -> None:
         self.names = names
@@ -304,11 +306,12 @@ class FakeInternet(InMemoryUplink):
     Raises:
         ArgumentError, ArgumentTypeError: An argument that cannot be used.
         DomainNameError: An item of the search list is no domain.
-
-    Attributes:
-        queries: The queries for names that were answered here, the oldest first; of very many, the last ones.
-        flows: The flows that have come here, likewise.
     """
+
+    queries: deque[FakeQuery]
+    """The queries for names that were answered here, the oldest first; of very many, the last ones."""
+    flows: deque[FakeFlow]
+    """The flows that have come here, likewise."""
 
     def __init__(
         self,
@@ -551,7 +554,7 @@ class _Names(Zone):
         for address in host.addresses:
             del self.by_address[address.packed]
 
-    def find(self, question: bytes) -> Lookup:
+    def find(self, question: bytes, client: bytes = b"") -> Lookup:
         """Return the answer for the name in a question: a name that nobody has does not exist."""
         asked, kind = question[:-4], int.from_bytes(question[-4:-2], "big")
         name = asked.lower()

@@ -538,11 +538,10 @@ class Interceptor(Claim):
         number: The number under which the stack has this one.
         rule: What it is about.
         handler: The function that has a flow.
-
-    Attributes:
-        rule: What it is about.
-        transport: "tcp" or "udp".
     """
+
+    rule: Rule
+    """The rule: what it is about."""
 
     def __init__(self, servers: Servers, number: int, rule: Rule, handler: Any) -> None:
         super().__init__(servers, number, "udp" if rule.protocol == "udp" else "tcp", handler)

@@ -13,6 +13,7 @@ import select
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address
 from itertools import count
 from types import TracebackType
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
@@ -360,10 +361,10 @@ class Claim:
         number: The number under which the stack has this one.
         transport: "tcp" or "udp".
         handler: The function that serves a flow.
-
-    Attributes:
-        transport: "tcp" or "udp".
     """
+
+    transport: Literal["tcp", "udp"]
+    """The transport: "tcp" or "udp"."""
 
     def __init__(self, servers: Servers, number: int, transport: Literal["tcp", "udp"], handler: Any) -> None:
         self.transport = transport
@@ -426,12 +427,12 @@ class GuestServer(Claim):
         address: The address; None: any.
         port: The port.
         handler: The function that serves a flow.
-
-    Attributes:
-        address: The address; None: any.
-        port: The port.
-        transport: "tcp" or "udp".
     """
+
+    address: IPv4Address | IPv6Address | None
+    """The address; None: any."""
+    port: int
+    """The port."""
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ from netns_kit.child.channel import send_record
 from netns_kit.child.codec import dump
 from netns_kit.child.supply import PASSED
 from netns_kit.dhcp import Lease, StaticLease
+from netns_kit.display.displayed import Displayed
 from netns_kit.dns import Record, Zone
 from netns_kit.dns.records import as_text
 from netns_kit.domain_names import to_text, to_wire
@@ -41,7 +42,7 @@ from netns_kit.gateway.gateway import FlowInfo, Gateway
 from netns_kit.gateway.leasing import Leasing
 from netns_kit.gateway.setup import Setup, StackOptions, as_record, check_policy
 from netns_kit.gateway.stats import Stats, complete
-from netns_kit.namespace.background import Openable, Supervisor
+from netns_kit.namespace.background import Openable, Supervisor, finish
 from netns_kit.namespace.namespace import Namespace
 from netns_kit.namespace.process_info import ProcessInfo
 from netns_kit.subnet import Subnet
@@ -49,6 +50,7 @@ from netns_kit.tap.frame_device import Device
 from netns_kit.uplink.in_memory import InMemoryUplink
 from netns_kit.uplink.uplink import Uplink
 
+from .answers import Counted, Flows
 from .capture import SNAPLEN_MAX, Capture, CaptureOptions
 from .event_log import EventLog
 from .events import Event, Events, FlowEvent, under_way
@@ -57,7 +59,9 @@ from .in_process import LocalStack
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
+    from netns_kit.display.view import View
     from netns_kit.gateway.faults import FaultOptions, Faults
+    from netns_kit.policy.hits import PolicyHits
     from netns_kit.policy.policy import Policy
     from netns_kit.policy.rules import Rule, RulePorts, RuleTarget
 
@@ -100,7 +104,7 @@ class Settable(Protocol):
     def set(self) -> object: ...
 
 
-class UserStack(Openable):
+class UserStack(Displayed, Openable):
     """A user-mode TCP/IP stack on a device, and the host's sockets behind it, while the object is open.
 
     Opening returns when the address is usable.  Closing resets the open connections, and closes every socket.
@@ -131,6 +135,13 @@ class UserStack(Openable):
     """The layers of the worker's sandbox (see `netns_kit.userstack.worker.sandbox`): "on", or why this host does not
     give one."""
 
+    tap: Device
+    """The device."""
+    uplink: Uplink
+    """The way out for flows."""
+    policy: Policy | None
+    """The policy that was set last; None: there is none."""
+
     @arguments.spelled_out(Setup.of)
     def __init__(self, tap: Device, uplink: Uplink | None = None, **options: Unpack[StackOptions]) -> None:
         self.setup = Setup.of(tap, uplink, **options)
@@ -141,11 +152,13 @@ class UserStack(Openable):
         self.tap = tap
         self.uplink = self.setup.uplink
         self.policy = self.setup.policy
-        """The policy that was set last; None: there is none."""
         above = [] if tap.namespace is None else [tap.namespace.supervisor]
         self.supervisor = Supervisor(type(self).__name__, StackClosed, *above, one_loop=True)
         self.guests: dict[Address, Namespace] = {}
         """Namespaces by their addresses, but for the one of the device; for parts of this library."""
+        self.guest_names: dict[Address, str] = {}
+        """Names of guests by their addresses, for those who look at flows; for parts of this library."""
+        self._looked: tuple[Stats, float] | None = None  # at the stats, and when
         self._runner: Runner | None = None
         self._passing: socket.socket | None = None
         self._news: dict[int, Settable] = {}
@@ -179,6 +192,11 @@ class UserStack(Openable):
     def __repr__(self) -> str:
         driver, condition = self.setup.driver, self.supervisor.condition
         return f"<UserStack on {self.tap.name}: {self.subnet}, driver={driver!r}: {condition}>"
+
+    def _view(self) -> View:
+        from .display import stack_view
+
+        return stack_view(self)
 
     async def _supplies(self, ours: ExitStack) -> tuple[tuple[socket.socket, ...], ...]:
         """Return what `Setup.supplies` is to be.
@@ -237,8 +255,8 @@ class UserStack(Openable):
         if self._passing is not None:
             self._passing.close()
 
-    async def flows(self) -> tuple[FlowInfo, ...]:
-        """Return the flows that are under way.
+    async def flows(self) -> Flows:
+        """Return the flows that are under way, a tuple of `FlowInfo`.
 
         Raises:
             StackClosed: The stack is not open.
@@ -247,9 +265,9 @@ class UserStack(Openable):
         """
         flows = await self.ask(Gateway.flows)
         names = await self._names(flows)
-        if not names:
-            return flows
-        return tuple(replace(flow, name=flow.name or names.get(flow.remote.address)) for flow in flows)
+        if names:
+            flows = tuple(replace(flow, name=flow.name or names.get(flow.remote.address)) for flow in flows)
+        return Flows.of(flows, self.guest_names)
 
     async def _names(self, flows: Iterable[FlowInfo | FlowRequest]) -> Mapping[Address, str | None]:
         """Return the names of remote addresses.  The first of several workers knows them for all flows."""
@@ -295,30 +313,64 @@ class UserStack(Openable):
             PolicyError: A rule asks, and the stack has no `on_flow`.
             StackClosed: The stack is not open.
 
-        Cancellation: The policy is set all the same, a moment later.
+        Cancellation: It takes effect when the policy is set.
         """
         arguments.one_of("existing", existing, ("keep", "cut"))
         text = None
         if policy is not None:
             check_policy(policy, asks=self.setup.asks)
             text = dump(policy).decode()
-        before, self.policy = self.policy, policy
-        try:
-            await self.ask(Gateway.set_policy, text, existing)  # in order, and even if it is cancelled
-        except Exception:
-            if self.policy is policy:
-                self.policy = before
-            raise
+
+        async def change() -> None:
+            await self.ask(Gateway.set_policy, text, existing)
+            self.policy = policy
+
+        await finish(change)
 
     async def stats(self) -> Stats:
         """Return all gauges and counters of the stack; none is ever left out.
+
+        A notebook, and `print`, show those that are not 0, beside what has changed since the last call.
 
         Raises:
             StackClosed: The stack is not open.
 
         Cancellation: Nothing is changed.
         """
-        return complete(await self.ask(Gateway.stats))
+        stats, now = complete(await self.ask(Gateway.stats)), anyio.current_time()
+        before, then = self._looked or (None, now)
+        self._looked = stats, now
+        return cast("Stats", Counted(stats, before, now - then))
+
+    async def policy_hits(self) -> PolicyHits | None:
+        """Return how often each rule of the policy has decided since it was set; None: there is no policy.
+
+        Raises:
+            StackClosed: The stack is not open.
+
+        Cancellation: Nothing is changed.
+        """
+        return await self.hits_of(self.policy, self.subnet.guest)
+
+    async def hits_of(self, policy: Policy | None, guest: AddressLike) -> PolicyHits | None:
+        """Return what `policy_hits` does, of the policy that decides about a guest; for parts of this library.
+
+        Args:
+            policy: The policy.
+            guest: The address of the guest.
+
+        Raises:
+            AddressError, ArgumentTypeError: The argument is no address.
+            StackClosed: The stack is not open.
+
+        Cancellation: Nothing is changed.
+        """
+        counted = await self.ask(Gateway.policy_hits, arguments.address(guest))
+        if policy is None:
+            return None
+        from netns_kit.policy.hits import PolicyHits  # with no policy nobody has it
+
+        return PolicyHits.of(policy, counted)
 
     async def leases(self) -> tuple[Lease, ...]:
         """Return the addresses that DHCP has given away, offered, put aside, or keeps for a client.

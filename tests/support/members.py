@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -12,9 +13,11 @@ import anyio.abc
 
 from netns_kit import AddressLike, CommandFailed, Member, Network
 from netns_kit.namespace.background import beside
+from tests.support.servers import SECONDS
 
 Handler = Callable[[anyio.abc.SocketStream], Awaitable[None]]
-SECONDS = 60
+EVERYTHING = 3  # ETH_P_ALL, linux/if_ether.h
+MARK = b"the last one"
 
 ASK = """
 import socket, sys
@@ -90,3 +93,23 @@ async def ask(member: Member | Network, host: str, port: int) -> str:
 async def ask_udp(member: Member | Network, host: str, port: int) -> str:
     """What a server answers to a datagram of a program in a member."""
     return await output(member, sys.executable, "-ISc", ASK_UDP, host, str(port))
+
+
+@asynccontextmanager
+async def wire(member: Member | Network, ifname: str = "eth0") -> AsyncIterator[socket.socket]:
+    """A socket for whole frames on the link of a member."""
+    kind = socket.SOCK_RAW
+    with await member.namespace.socket(socket.AF_PACKET, kind, socket.htons(EVERYTHING)) as sock:
+        sock.bind((ifname, EVERYTHING))
+        yield sock
+
+
+async def arrived(sock: socket.socket) -> list[bytes]:
+    """The frames that have come until the one with the mark."""
+    frames: list[bytes] = []
+    while True:
+        await anyio.wait_readable(sock)
+        frame = sock.recv(4096)
+        if MARK in frame:
+            return frames
+        frames.append(frame)

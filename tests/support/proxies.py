@@ -9,10 +9,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from tests.support.servers import SECONDS
+
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-SECONDS = 20
 
 
 class Proxy:

@@ -312,6 +312,7 @@ async def test_bounds(options: dict[str, Any], tmp_path: Path) -> None:
     ):
         await run(net)
         for each in small, short:
+            assert each._thread is not None
             await anyio.to_thread.run_sync(each._thread.join, 10)
         await run(net)
     assert (small.ended, short.ended) == ("bytes", "seconds")

@@ -18,8 +18,8 @@ import pytest
 
 from netns_kit import Application, Composition, Member
 from tests.support import ROOT, needs, needs_tun
-from tests.support.members import SECONDS, echo, network, output, serving
-from tests.support.servers import bounded, closed_port
+from tests.support.members import echo, network, output, serving
+from tests.support.servers import SECONDS, bounded, closed_port
 
 pytestmark = pytest.mark.usefixtures("leaks")
 

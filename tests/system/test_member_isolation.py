@@ -30,12 +30,10 @@ from scapy.packet import Packet, Raw
 from netns_kit import FeatureUnavailable, Member, Network, Uplink
 from netns_kit.network.addresses import link_local_of
 from tests.support import needs, needs_ipv6, needs_tun
-from tests.support.members import ask, network, output, serving, status
+from tests.support.members import MARK, arrived, ask, network, output, serving, status, wire
 from tests.support.servers import hello, host_address, tcp_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
-EVERYTHING = 3  # ETH_P_ALL, linux/if_ether.h
-MARK = b"the last one"
 OTHER_MAC = "02:00:00:00:00:99"
 BROADCAST, ALL_NODES = "ff:ff:ff:ff:ff:ff", "33:33:00:00:00:01"
 
@@ -56,26 +54,6 @@ print({os.readlink(f"/proc/{pid}/ns/net") for pid in os.listdir("/proc") if pid.
 @pytest.fixture(autouse=True)
 def _tun() -> None:
     needs_tun()
-
-
-@asynccontextmanager
-async def wire(member: Member | Network, ifname: str = "eth0") -> AsyncIterator[socket.socket]:
-    """A socket for whole frames on the link of a member."""
-    kind = socket.SOCK_RAW
-    with await member.namespace.socket(socket.AF_PACKET, kind, socket.htons(EVERYTHING)) as sock:
-        sock.bind((ifname, EVERYTHING))
-        yield sock
-
-
-async def arrived(sock: socket.socket) -> list[bytes]:
-    """The frames that have come until the one with the mark."""
-    frames: list[bytes] = []
-    while True:
-        await anyio.wait_readable(sock)
-        frame = sock.recv(4096)
-        if MARK in frame:
-            return frames
-        frames.append(frame)
 
 
 class Members:

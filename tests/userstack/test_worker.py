@@ -387,7 +387,6 @@ async def test_what_can_be_done_inside(caplog: pytest.LogCaptureFixture) -> None
         os.unlink(uplinks.new_file(os.getpid()))
 
 
-@pytest.mark.timeout(40)  # a shield is stronger than `bounded`
 @pytest.mark.parametrize("what", ["forwarder", "events"])
 @bounded
 async def test_one_that_does_not_answer_holds_nobody_up(what: str, monkeypatch: pytest.MonkeyPatch) -> None:

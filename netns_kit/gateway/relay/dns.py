@@ -205,6 +205,10 @@ class DnsRelay:
         """Return the name of an address, if it is known: see `DnsServer.name_of`."""
         return self._server.name_of(address)
 
+    def addresses(self) -> tuple[bytes, ...]:
+        """Return the addresses of answers whose names are remembered."""
+        return self._server.addresses()
+
     def close(self) -> None:
         """Close the sockets of the upstreams.  Calling it again is allowed."""
         for upstream in [*self._sockets, *self._streams]:
