@@ -39,7 +39,7 @@ from netns_kit.subnet import Subnet
 from netns_kit.userstack.answers import Flows
 from netns_kit.userstack.capture import Capture, CaptureOptions
 from netns_kit.userstack.events import Event
-from netns_kit.userstack.serving import GuestStream
+from netns_kit.userstack.guest_streams import GuestStream
 from netns_kit.userstack.userstack import Follower, UserStack
 
 from .addresses import AddressPool, address6_of, check_apart, link_local_of, mac_of
@@ -520,7 +520,7 @@ class Member(Displayed, Place):
         Cancellation: The file is complete.
         """
         stack = self._members.stack
-        return Capture(_Seen(stack, self), target, options, lambda it: self._with(it).mac)
+        return Capture(_Seen(stack, self), target, lambda it: self._with(it).mac, **options)
 
     def faults(
         self,

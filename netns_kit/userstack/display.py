@@ -103,9 +103,7 @@ def stats_view(stats: Counted) -> View:
             tone: Tone = "warn" if any(each in name for each in _LOSSES) else ""
             row: list[Cell | str] = [Cell(name, tone=tone), number(value)]
             if before is not None:
-                row.append(
-                    number(change, f"{change:+,}" if change else "", "good" if change and not tone else tone)
-                )
+                row.append(Cell(f"{change:+,}" if change else "", change, tone or "good"))
             rows.append(row)
     headings = ["counter", "value", *([] if before is None else [f"in {duration(stats.seconds)}"])]
     zeros = Facts([("others", f"{len(stats) - len(rows)} are 0")])

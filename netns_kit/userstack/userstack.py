@@ -9,7 +9,6 @@ import socket
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from itertools import count
-from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, TextIO, TypeVar, cast
 
 import anyio
@@ -37,7 +36,6 @@ from netns_kit.errors import (
 from netns_kit.forwarder.forwarder import CLOSING_SECONDS
 from netns_kit.frozen import replace
 from netns_kit.gateway.asking import FlowRequest, OnFlow
-from netns_kit.gateway.capture_filter import CaptureFilter
 from netns_kit.gateway.gateway import FlowInfo, Gateway
 from netns_kit.gateway.leasing import Leasing
 from netns_kit.gateway.setup import Setup, StackOptions, as_record, check_policy
@@ -45,13 +43,14 @@ from netns_kit.gateway.stats import Stats, complete
 from netns_kit.namespace.background import Openable, Supervisor, finish
 from netns_kit.namespace.namespace import Namespace
 from netns_kit.namespace.process_info import ProcessInfo
+from netns_kit.operations import Asked
 from netns_kit.subnet import Subnet
 from netns_kit.tap.frame_device import Device
 from netns_kit.uplink.in_memory import InMemoryUplink
 from netns_kit.uplink.uplink import Uplink
 
 from .answers import Counted, Flows
-from .capture import SNAPLEN_MAX, Capture, CaptureOptions
+from .capture import Capture, CaptureOptions
 from .event_log import EventLog
 from .events import Event, Events, FlowEvent, under_way
 from .in_process import LocalStack
@@ -66,8 +65,9 @@ if TYPE_CHECKING:
     from netns_kit.policy.rules import Rule, RulePorts, RuleTarget
 
     from .faults import FaultsBlock
+    from .guest_streams import GuestStream, TcpGuestHandler, UdpGuestHandler
     from .interception import Interceptor, TcpInterceptHandler, UdpInterceptHandler
-    from .serving import GuestServer, GuestStream, Servers, TcpGuestHandler, UdpGuestHandler, World
+    from .serving import GuestServer, Servers, World
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ _numbers = count()
 _PAUSE = 1e-3  # seconds before a socket is passed again
 
 
-class Runner(Protocol):
+class Runner(Asked, Protocol):
     """A place where the stack runs: a `LocalStack`, or `Workers`."""
 
     @property
@@ -84,16 +84,6 @@ class Runner(Protocol):
     async def run(self) -> None: ...
 
     async def ready(self) -> None: ...
-
-    async def ask(self, operation: Callable[..., T], *arguments: object) -> T: ...
-
-    async def hand(
-        self,
-        fds: Sequence[Sequence[int]],
-        operation: Callable[..., T],
-        *arguments: object,
-        flow: int | None = None,
-    ) -> T: ...
 
     async def close(self) -> None: ...
 
@@ -564,7 +554,7 @@ class UserStack(Displayed, Openable):
             rule = Rule("allow", given, ports or None, protocol or "tcp")
         else:
             rule = Rule("allow", several(targets), ports, protocol or "tcp")
-        _check_handler(handler)
+        check_handler(handler)
         return await intercept(self._serving(), rule, handler)
 
     async def _serve(
@@ -572,7 +562,7 @@ class UserStack(Displayed, Openable):
     ) -> GuestServer:
         where = None if address is None else arguments.address(address)
         arguments.port("port", port, 1)
-        _check_handler(handler)
+        check_handler(handler)
         return await self._serving().serve(transport, where, port, handler)
 
     async def connect_tcp(
@@ -678,16 +668,9 @@ class UserStack(Displayed, Openable):
         finally:
             log.close()
 
+    @arguments.spelled_out(Capture.__init__)
     def capture(
-        self,
-        target: str | os.PathLike[str] | BinaryIO | None,
-        *,
-        where: CaptureFilter | RuleTarget | Iterable[RuleTarget] | None = None,
-        snaplen: int = SNAPLEN_MAX,
-        max_bytes: int | None = None,
-        max_seconds: float | None = None,
-        files: int | None = None,
-        processes: bool = False,
+        self, target: str | os.PathLike[str] | BinaryIO | None, **options: Unpack[CaptureOptions]
     ) -> Capture:
         """Return a capture of the frames of the device, to be used in `async with`, in which it writes a pcapng file.
 
@@ -698,35 +681,19 @@ class UserStack(Displayed, Openable):
         Args:
             target: The path of a file that is made or emptied; or a file that is open for bytes, which stays open.
                 None: the last frames are kept in memory, for `Capture.dump`.
-            where: The frames that are captured, as a `CaptureFilter`, or its targets alone; None: all.
-            snaplen: The bytes that are kept of each frame at most.
-            max_bytes: The size at which the file is complete, or the next one begins; None: there is none.  Without a
-                file it is the memory.
-            max_seconds: The time after which the capture is complete; None: there is none.
-            files: How many files there are; then a number is added to the path, and when the last one is full the
-                oldest is written anew.  None: one.
-            processes: Whether the next frame of a flow whose process inside was found has a comment that tells it,
-                see `events`.
+            options: The settings, see `CaptureOptions`.
 
         Raises:
             ArgumentError, ArgumentTypeError: An argument that cannot be used.
             CaptureError: On entering, the file cannot be opened or written; on leaving, it could not be written
                 meanwhile.
-            PolicyError: A target of `where` cannot be used.
+            PolicyError: A target of the filter cannot be used.
             StackClosed: On entering, the stack is not open.
             OSError: On entering, there are no descriptors or no memory left.
 
         Cancellation: The file is complete.
         """
-        options: CaptureOptions = {
-            "where": where,
-            "snaplen": snaplen,
-            "max_bytes": max_bytes,
-            "max_seconds": max_seconds,
-            "files": files,
-            "processes": processes,
-        }
-        return Capture(self, target, options)
+        return Capture(self, target, **options)
 
     def faults(
         self,
@@ -904,18 +871,14 @@ class Follower:
         try:
             await self._stack.ask(Events.subscribe, self._number, self._guests)
         except BaseException:
-            await self.__aexit__(None, None, None)
+            await self.__aexit__()
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         del self._stack._news[self._number]
-        with (
-            anyio.move_on_after(CLOSING_SECONDS, shield=True),
-            suppress(NetnsKitError),
-        ):  # or its end does
+        # or its end does
+        with anyio.move_on_after(CLOSING_SECONDS, shield=True), suppress(NetnsKitError):
             await self._stack.ask(Events.unsubscribe, self._number)
 
     async def wait(self) -> None:
@@ -972,7 +935,8 @@ class Follower:
         return known.get(flow.id) if event.audit else known.pop(flow.id, None)
 
 
-def _check_handler(handler: object) -> None:
+def check_handler(handler: object) -> None:
+    """Raise `ArgumentTypeError` unless a handler can be called."""
     if not callable(handler):
         fix = "write `async def handler(stream)`"
         raise ArgumentTypeError("expected an async function", "handler", arguments.shown(handler), fix)

@@ -22,7 +22,7 @@ from netns_kit.tap.pcapng import NOT_SUMMED, SUPER_SEGMENT
 from tests.support import needs, needs_ipv6, needs_tun, needs_userns
 from tests.support.pcapng import INBOUND, OUTBOUND, Contents, read
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
+pytestmark = [pytest.mark.anyio, pytest.mark.engine, pytest.mark.usefixtures("leaks")]
 
 DRIVERS: dict[str, dict[str, Any]] = {
     "thread": {"driver": "thread"},

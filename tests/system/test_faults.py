@@ -27,7 +27,7 @@ from tests.support.connections import dial, outcome
 from tests.support.servers import closed_port, dns_server
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
+pytestmark = [pytest.mark.anyio, pytest.mark.engine, pytest.mark.usefixtures("leaks")]
 
 HOST = "10.0.2.2"
 DRIVERS: dict[str, dict[str, Any]] = {

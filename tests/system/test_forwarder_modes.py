@@ -37,7 +37,7 @@ from tests.support.waiting import eventually
 
 __all__ = ["driver", "net"]  # fixtures
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
+pytestmark = [pytest.mark.anyio, pytest.mark.engine, pytest.mark.usefixtures("leaks")]
 
 OWN, LOOPBACK, LOOPBACK6 = "10.0.2.100", "127.0.0.1", "::1"
 RESET = struct.pack("ii", 1, 0)
