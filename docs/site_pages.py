@@ -23,6 +23,7 @@ TITLES = {
     "arguments": "Arguments",
     "checkup": "Checkup of the host",
     "dhcp": "DHCP",
+    "display": "Displays",
     "dns": "DNS",
     "errors": "Errors",
     "forwarder": "Forwarder: ways in",

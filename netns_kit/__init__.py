@@ -113,8 +113,8 @@ if TYPE_CHECKING:
     from .network.composition import Composition as Composition
     from .network.composition import Dependency as Dependency
     from .network.composition import MemberPlan as MemberPlan
+    from .network.member_options import MemberOptions as MemberOptions
     from .network.members import Member as Member
-    from .network.members import MemberOptions as MemberOptions
     from .network.network import Network as Network
     from .network.network_route import NetworkRoute as NetworkRoute
     from .policy.explanation import Explanation as Explanation
@@ -159,6 +159,7 @@ if TYPE_CHECKING:
     from .uplink.http_connect import HttpConnectUplink as HttpConnectUplink
     from .uplink.indirect import IndirectUplink as IndirectUplink
     from .uplink.indirect import ProxyNames as ProxyNames
+    from .uplink.indirect import ProxyOptions as ProxyOptions
     from .uplink.indirect import ProxyResolvers as ProxyResolvers
     from .uplink.indirect import UdpAssociation as UdpAssociation
     from .uplink.indirect import UplinkOptions as UplinkOptions
@@ -233,7 +234,8 @@ _HOMES = {
     "namespace.process_info": "ProcessInfo RunningProcess",
     "network.application": "Application LogLine MemberState",
     "network.composition": "Composition Dependency MemberPlan",
-    "network.members": "Member MemberOptions",
+    "network.member_options": "MemberOptions",
+    "network.members": "Member",
     "network.network": "Network",
     "network.network_route": "NetworkRoute",
     "policy.explanation": "Explanation",
@@ -252,7 +254,7 @@ _HOMES = {
     "uplink.dns_settings": "DnsSettings",
     "uplink.flow": "Endpoint Flow Target Way",
     "uplink.http_connect": "HttpConnectUplink",
-    "uplink.indirect": "IndirectUplink ProxyNames ProxyResolvers UdpAssociation UplinkOptions",
+    "uplink.indirect": "IndirectUplink ProxyNames ProxyOptions ProxyResolvers UdpAssociation UplinkOptions",
     "uplink.namespace": "NamespaceUplink",
     "uplink.socks5": "Socks5Uplink",
     "uplink.uplink": "UdpFiltering UdpPorts Uplink",

@@ -261,7 +261,7 @@ class DnsServer:
 
     def _look_up(self, asked: _Asked, now: float, transport: DnsTransport) -> list[Action]:
         for _ in range(ALIASES):
-            found = self.zone.find(asked.question)
+            found = self.zone.find(asked.question, asked.address)
             if found is None:
                 break
             if not found.alias:

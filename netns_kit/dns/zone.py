@@ -8,7 +8,7 @@ is declined, and a resolver is asked.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from itertools import islice
 from typing import NamedTuple
 
@@ -62,6 +62,7 @@ class Zone:
         self._names: dict[bytes, list[Owned]] = {}
         self._records: dict[Record, None] = {}
         self._by_address: dict[bytes, list[bytes]] = {}
+        self._shown: dict[bytes, Zone] = {}  # by the packed address of a client
 
     @operation(same)
     def add(self, record: Record) -> None:
@@ -104,6 +105,21 @@ class Zone:
         """Return the records that were added, oldest first."""
         return tuple(self._records)
 
+    @operation(same)
+    def show(self, clients: tuple[IPv4Address | IPv6Address, ...], records: tuple[Record, ...]) -> None:
+        """Answer the clients with these addresses by records that nobody else has, in place of those shown before.
+
+        What the zone knows itself comes first.
+        """
+        shown = Zone()
+        for record in records:
+            shown.add(record)
+        for client in clients:
+            if records:
+                self._shown[client.packed] = shown
+            else:
+                self._shown.pop(client.packed, None)
+
     def name_of(self, address: bytes) -> bytes | None:
         """Return the first name that was given to a packed address, None if it has none."""
         owned = self._names.get(to_wire(ip_address(address).reverse_pointer))
@@ -113,8 +129,8 @@ class Zone:
         """Return all names that our records give to a packed address, but for wildcards."""
         return tuple(self._by_address.get(address, ()))
 
-    def find(self, question: bytes) -> Lookup | None:
-        """Return the answer for the name in a question, None if the name is not ours."""
+    def find(self, question: bytes, client: bytes = b"") -> Lookup | None:
+        """Return the answer for the name in a question of the client with that address, None if it is not ours."""
         asked = question[:-4]
         kind, kind_of_class = int.from_bytes(question[-4:-2], "big"), int.from_bytes(question[-2:], "big")
         if kind_of_class not in (IN, ANY_CLASS):
@@ -127,7 +143,9 @@ class Zone:
                 if known is not None:
                     break
             else:
-                return self._unknown(name)
+                shown = self._shown.get(client)
+                found = None if shown is None else shown.find(question)
+                return self._unknown(name) if found is None else found
         records = tuple(
             owned.rr._replace(owner=asked) for owned in known if owned.rr.kind in (kind, CNAME) or kind == ANY
         )

@@ -8,20 +8,22 @@ a pair is in the member's namespace, which may be owned by any user namespace of
 The bridge learns nothing where there is a guard: it is told the link address of each port, and drops what goes to any
 other.  A guard is a table of nftables, see `guard`.
 
-Members are told each other's link addresses.  Fact: the kernel has one table of neighbours for all namespaces of the
-machine, with room for 1024 that were asked for (`net.ipv4.neigh.default.gc_thresh3`), which some 30 members who talk
-to each other would fill within seconds; entries that were told are not counted.
+Members and the hub are told each other's link addresses.  Fact: the kernel has one table of neighbours for all
+namespaces of the machine, with room for 1024 that were asked for (`net.ipv4.neigh.default.gc_thresh3`), which some 30
+members who talk to each other would fill within seconds; entries that were told are not counted.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 import struct
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from ipaddress import IPv4Interface, IPv6Interface
+from ipaddress import IPv4Interface, IPv6Interface, ip_network
+from itertools import count
 from typing import NamedTuple
 
 import anyio
@@ -40,6 +42,7 @@ from netns_kit.host.netlink import (
     text,
     transact,
 )
+from netns_kit.host.undo import on_error
 from netns_kit.namespace.namespace import Namespace
 from netns_kit.subnet import Subnet
 from netns_kit.tap.device import TapDevice
@@ -47,8 +50,11 @@ from netns_kit.tap.device import TapDevice
 from . import guard, routing
 from .guard import Port
 
+logger = logging.getLogger(__name__)
 BRIDGE = "br0"
 TABLES = ("iptables", "ip6tables", "arptables")
+BEFORE_MAIN = 32765  # priority of a rule; the kernel places those that say none before it
+SOURCE_TABLES = 0x6E6C0000  # the first routing table for one link; its number is added
 LAST = 200  # priority of the rule that members reach nobody else through the hub
 _IFINFOMSG = 16  # bytes
 _PAUSE = 1e-3  # seconds between two looks
@@ -72,7 +78,7 @@ class Hub:
         self._route: socket.socket | None = None
         self._filter: socket.socket | None = None
         self._bridge = 0  # its number
-        self._ends: dict[str, _End] = {}  # inside members, by the names of their ports
+        self._ends: dict[str, _End] = {}  # inside members, by the names of their ports; and the bridge
         self._ports = 0  # so far
 
     @property
@@ -145,11 +151,16 @@ class Hub:
             with suppress(OSError):  # where the kernel has no such rules, or no IPv6
                 rule = routing.rule(LAST, iifname=BRIDGE, action=abi.FR_ACT_PROHIBIT, version=version)
                 await self._ask(route, [rule])
-        await self._configure(BRIDGE, subnet)
+        missing = await self._configure(BRIDGE, subnet)
+        addresses = tuple(
+            each.ip for each in _guest_interfaces(subnet) if each.version == 4 or missing is None
+        )
+        self._ends[BRIDGE] = _End(route, bridge, Port(BRIDGE, self.mac, addresses))
         self._bridge = bridge
 
     async def _undo(self, route: socket.socket, subnet: Subnet) -> None:
         """Have the tap be what it was."""
+        self._ends.clear()
         with suppress(OSError, NetnsKitError):
             await self._ask(route, [deleted(BRIDGE)])
         with suppress(OSError, NetnsKitError):
@@ -157,9 +168,9 @@ class Hub:
                 await self.namespace.set_sysctl(f"net.ipv6.conf.{self._tap.name}.disable_ipv6", 0)
             await self._configure(self._tap.name, subnet)
 
-    async def _configure(self, name: str, subnet: Subnet) -> None:
+    async def _configure(self, name: str, subnet: Subnet) -> str | None:
         ipv6 = subnet.ipv6
-        await self.namespace.configure_link(
+        return await self.namespace.configure_link(
             name,
             address=subnet.guest_interface,
             gateway=subnet.gateway,
@@ -195,13 +206,15 @@ class Hub:
             self._filter = self._filter or await self._socket(abi.NETLINK_NETFILTER)
             await self._ask(self._filter, guard.batch(messages), feature)
 
-    async def add(self, port: Port, namespace: Namespace, ifname: str, alias: str) -> None:
+    async def add(self, port: Port, namespace: Namespace, ifname: str | None, alias: str) -> str:
         """Make a pair of veth between the bridge and a namespace; the other end is down, and has no address yet.
+
+        Return the name of the other end.
 
         Args:
             port: Its end here, and what may come from it.
             namespace: The namespace of the other end.
-            ifname: The name of the other end.
+            ifname: The name of the other end; None: eth0, or the next that is free.
             alias: What the end here is for, as `ip link` shows it.
 
         Raises:
@@ -214,13 +227,7 @@ class Hub:
             try:
                 if self._guarded and self._filter is not None:
                     await self._ask(self._filter, guard.batch(guard.added(port)))
-                target = os.open(f"/proc/{namespace.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    await self._ask(
-                        self._route, [self._pair(port, target, ifname)], "pairs of veth (CONFIG_VETH)"
-                    )
-                finally:
-                    os.close(target)
+                name = await self._make_pair(self._route, port, namespace, ifname)
                 index = await self.index(port.name)
                 with suppress(OSError):  # where the kernel has no IPv6
                     await self._ask(self._route, [changed(index, NO_ADDRESS)])
@@ -231,33 +238,51 @@ class Hub:
                         changed(index, text(abi.IFLA_IFALIAS, alias), up=True),
                     ],
                 )
-            except BaseException as error:
+            except BaseException:
                 with anyio.CancelScope(shield=True):
                     await self._remove(port)
-                if isinstance(error, FileExistsError):
-                    raise ArgumentError(
-                        "expected the name of an interface that the namespace does not have",
-                        "ifname",
-                        repr(ifname),
-                    ) from error
                 raise
+            return name
 
-    async def ready(self, port: Port, namespace: Namespace, ifname: str) -> None:
-        """Introduce a member with these addresses to the others, and wait until frames pass, when its end is up.
-
-        The kernel opens the port a moment after that.
-        """
-        if not self._isolate:
-            async with self._lock:
-                sock = await namespace.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, abi.NETLINK_ROUTE)
+    async def _make_pair(
+        self, route: socket.socket, port: Port, namespace: Namespace, ifname: str | None
+    ) -> str:
+        target = os.open(f"/proc/{namespace.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for name in (ifname,) if ifname is not None else (f"eth{number}" for number in count()):
                 try:
-                    (index,) = struct.unpack_from("=i", await self._link_of(ifname, sock), 4)
-                    end = _End(sock, index, port)
-                    await anyio.to_thread.run_sync(_introduce, end, list(self._ends.values()))
-                except BaseException:
-                    sock.close()
-                    raise
-                self._ends[port.name] = end
+                    await self._ask(route, [self._pair(port, target, name)], "pairs of veth (CONFIG_VETH)")
+                except FileExistsError as error:
+                    if ifname is not None:
+                        expected = "expected the name of an interface that the namespace does not have"
+                        raise ArgumentError(expected, "ifname", repr(ifname)) from error
+                else:
+                    return name
+            raise AssertionError("there is a name")
+        finally:
+            os.close(target)
+
+    async def ready(self, port: Port, namespace: Namespace, ifname: str, guest: Subnet | None = None) -> None:
+        """Introduce a member with these addresses to the hub and the others, and wait until frames pass.
+
+        Its end is up.  The kernel opens the port a moment after that.
+
+        Args:
+            port: The port, with the addresses that the member has in fact.
+            namespace: Its namespace.
+            ifname: The name of its end.
+            guest: Its addresses, if the namespace has other networks too: what it sends from these leaves by this
+                end, wherever the default route leads.
+        """
+        async with self._lock:
+            sock = await namespace.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, abi.NETLINK_ROUTE)
+            with on_error(sock.close):
+                (index,) = struct.unpack_from("=i", await self._link_of(ifname, sock), 4)
+            others = [self._ends[BRIDGE]] if self._isolate else list(self._ends.values())
+            self._ends[port.name] = end = _End(sock, index, port)
+            if guest is not None:
+                await anyio.to_thread.run_sync(_route_by_source, end, guest)
+            await anyio.to_thread.run_sync(_introduce, end, others)
         with anyio.move_on_after(READY_SECONDS):
             while not await self._is_up(port):  # noqa: ASYNC110 - nobody tells
                 await anyio.sleep(_PAUSE)
@@ -275,8 +300,8 @@ class Hub:
     async def _remove(self, port: Port) -> None:
         end = self._ends.pop(port.name, None)
         if end is not None:
-            end.sock.close()  # it would keep the namespace
             await anyio.to_thread.run_sync(_forget, end, list(self._ends.values()))
+            end.sock.close()  # it would keep the namespace
         with suppress(OSError, NetnsKitError):
             if self._route is not None:
                 await self._ask(self._route, [deleted(port.name)])
@@ -392,7 +417,7 @@ NO_ADDRESS = nested(
 
 
 class _End(NamedTuple):
-    """The end of a pair inside a member: a socket of the namespace, the number of the interface, and its port."""
+    """A link of a member, or the bridge: a socket of its namespace, its number, and what it has of a port."""
 
     sock: socket.socket
     link: int
@@ -412,9 +437,50 @@ def _introduce(new: _End, others: Sequence[_End]) -> None:
 
 
 def _forget(gone: _End, others: Sequence[_End]) -> None:
+    for each in _rules(gone, wanted=False):
+        with suppress(OSError):  # there were none, or the namespace has ended
+            transact(gone.sock, [each])
     for other in others:
         with suppress(OSError):  # that one has removed it itself
             transact(other.sock, _neighbours(other, gone, wanted=False))
+
+
+def _route_by_source(end: _End, guest: Subnet) -> None:
+    """Have what a member sends from its addresses leave by this end, also if its default route is another.
+
+    Raises:
+        OSError: The kernel of the member refuses it.
+    """
+    messages = []
+    for address in end.port.addresses:
+        if address.is_link_local:
+            continue
+        subnet = guest.of(address)
+        assert subnet is not None, "it has an address of that family"
+        table = SOURCE_TABLES + end.link
+        anywhere = ip_network("0.0.0.0/0" if address.version == 4 else "::/0")
+        messages += [
+            routing.route(subnet.network, end.link, source=address, table=table),
+            routing.route(anywhere, end.link, gateway=subnet.gateway, table=table),
+        ]
+    try:
+        transact(end.sock, [*messages, *_rules(end, wanted=True)])
+    except OSError as error:
+        if error.errno not in _MISSING:
+            raise
+        logger.warning(
+            "this kernel has no rules of routing: answers leave by the default route of the member"
+        )
+
+
+def _rules(end: _End, *, wanted: bool) -> list[bytes]:
+    """Return the messages about a rule for each address of a member, which is asked just before the main table."""
+    table = SOURCE_TABLES + end.link
+    return [
+        routing.rule(BEFORE_MAIN, source=ip_network(each), table=table, wanted=wanted)
+        for each in end.port.addresses
+        if not each.is_link_local
+    ]
 
 
 def _neighbours(where: _End, who: _End, *, wanted: bool) -> list[bytes]:

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from itertools import count
-from subprocess import CompletedProcess
-from types import NoneType
-from typing import TYPE_CHECKING, BinaryIO, Literal, TypedDict, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Literal, TypeVar
 
 import anyio
+from anyio.lowlevel import RunVar
 from typing_extensions import Unpack
 
 from netns_kit import arguments
@@ -27,33 +25,29 @@ from netns_kit.arguments import AddressLike
 from netns_kit.child.codec import dump
 from netns_kit.dhcp import StaticLease
 from netns_kit.display.displayed import Displayed
-from netns_kit.dns import Record
-from netns_kit.domain_names import check_host_name
+from netns_kit.dns import Record, Zone
 from netns_kit.errors import ArgumentError, NamespaceGone, NetnsKitError, StackClosed
 from netns_kit.forwarder.forwarder import Forwarder
-from netns_kit.forwarder.forwards import Forwards
-from netns_kit.forwarder.ports import Follow, PortForward
-from netns_kit.forwarder.specs import parse_all
-from netns_kit.frozen import frozen
 from netns_kit.gateway.gateway import NAMES, Gateway
 from netns_kit.gateway.setup import check_policy
-from netns_kit.namespace.background import Openable, Supervisor
+from netns_kit.namespace.background import Openable, Supervisor, finish
 from netns_kit.namespace.given import LiveText
 from netns_kit.namespace.namespace import Namespace
-from netns_kit.namespace.process import Command, CommandOptions, Process, RunOptions
 from netns_kit.policy.hits import PolicyHits
 from netns_kit.policy.policy import Policy
 from netns_kit.subnet import Subnet
-from netns_kit.tap.device import check_name, parse_mac
 from netns_kit.userstack.answers import Flows
 from netns_kit.userstack.capture import Capture, CaptureOptions
 from netns_kit.userstack.events import Event
 from netns_kit.userstack.serving import GuestStream
 from netns_kit.userstack.userstack import Follower, UserStack
 
-from .addresses import AddressPool, address6_of, link_local_of, mac_of
+from .addresses import AddressPool, address6_of, check_apart, link_local_of, mac_of
 from .guard import Port
 from .hub import Hub
+from .member_forwarder import MemberForwarder
+from .member_options import MemberSetup
+from .place import Place
 from .shown import HOSTS, shown_files
 
 if TYPE_CHECKING:
@@ -63,82 +57,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-IFNAME = "eth0"
 TTL = 0  # of the records of members, which come and go
+_twins: RunVar[dict[tuple[int, int], list[Member]]] = RunVar(
+    "members by the device and inode of their namespace"
+)
 RESERVED = frozenset({"localhost", *NAMES})
-
-
-class MemberOptions(TypedDict, total=False):
-    """The settings of a member, as keyword arguments of `Network.member` and `Network.add_member`."""
-
-    aliases: Iterable[str]
-    """More names.  Several members may have an alias in common: then it has the addresses of all of them."""
-    address: AddressLike | None
-    """The IPv4 address; None: the next that is free.  That of IPv6 follows from it."""
-    mac: str | None
-    """The link address of its interface; None: one that is made of its address."""
-    ports: Iterable[str | PortForward | Follow]
-    """The host ports that lead to it from the start, see `netns_kit.forwarder.specs`."""
-    policy: Policy | None
-    """The policy about its flows and names, which decides in place of the network's; None: that of the network."""
-    ifname: str
-    """The name of its interface.  Default: eth0."""
-    namespace: Namespace | None
-    """The namespace; None: a new one, see `Namespace.create`.  One that is not open is the member's from now on.  One
-    that is open stays the caller's: then only the interface ends with the member."""
-
-
-@frozen
-class MemberSetup:
-    """The settings of one member, checked by `MemberSetup.of`."""
-
-    name: str
-    aliases: tuple[str, ...]
-    address: IPv4Address | None
-    mac: bytes | None
-    ports: tuple[PortForward | Follow, ...]
-    policy: Policy | None
-    ifname: str
-    namespace: Namespace | None
-
-    @classmethod
-    def of(
-        cls,
-        name: str,
-        *,
-        aliases: Iterable[str] = (),
-        address: AddressLike | None = None,
-        mac: str | None = None,
-        ports: Iterable[str | PortForward | Follow] = (),
-        policy: Policy | None = None,
-        ifname: str = IFNAME,
-        namespace: Namespace | None = None,
-    ) -> MemberSetup:
-        """Check the settings that a caller gives, and return them as a record.
-
-        Raises:
-            AddressError, ArgumentError, ArgumentTypeError, DomainNameError, PortSpecError: As `Network.member` says.
-        """
-        arguments.items("aliases", aliases, "a list of names")
-        arguments.items("ports", ports, "a list of ports")
-        if policy is not None:
-            check_policy(policy, asks=True)  # whether the network has somebody to ask, it knows itself
-        check_name(ifname, "ifname")
-        arguments.instance(
-            "namespace", namespace, (Namespace, NoneType), "a Namespace, or None for a new one"
-        )
-        wanted = None if address is None else arguments.address(address, version=4)
-        assert not isinstance(wanted, IPv6Address)
-        return cls(
-            check_host_name(name, "name").lower(),
-            tuple(check_host_name(alias, "aliases").lower() for alias in aliases),
-            wanted,
-            None if mac is None else parse_mac(mac),
-            tuple(parse_all(ports)),
-            policy,
-            ifname,
-            namespace,
-        )
 
 
 class Members:
@@ -181,6 +104,19 @@ class Members:
         if self.by_name.get(member.name) is member:
             del self.by_name[member.name]
 
+    async def files(self, member: Member | None = None) -> dict[str, str]:
+        """Return the files that commands see in the hub, or in a member.
+
+        Raises:
+            StackClosed: The stack is not open.
+        """
+        if member is None:
+            return await shown_files(self.stack)
+        files = await shown_files(self.stack, member.policy, member._beside)
+        if (first := member._first) is not member:  # both write the same hosts file
+            files[HOSTS] = (await first.files())[HOSTS]
+        return files
+
     async def files_for(self, namespace: Namespace, member: Member | None = None) -> dict[str, str]:
         """Return the files for a command in a namespace, where the hosts file changes with the members from now on.
 
@@ -188,23 +124,37 @@ class Members:
             StackClosed: The stack is not open.
         """
         self._readers.setdefault(namespace, member)
-        files = await shown_files(self.stack, None if member is None else member.policy)
+        files = await self.files(member)
         return {**files, HOSTS: LiveText(files[HOSTS])}
 
     def forget(self, namespace: Namespace) -> None:
         """Tell a namespace of no names any more."""
         self._readers.pop(namespace, None)
 
-    async def tell(self) -> None:
-        """Have all commands see the names that there are now."""
+    async def tell(self, *others: Member) -> None:
+        """Have all commands and queries see the names that there are now.
+
+        Args:
+            others: Members of other networks that may have seen names of this one, beside those that do now.
+        """
+        seeing = {self, *(each._members for each in others)}
+        seeing.update(each._members for member in self.by_name.values() for each in member._twins)
+        for members in seeing:
+            await members._tell()
+
+    async def _tell(self) -> None:
         async with self._telling:
-            texts: dict[Policy | None, str] = {}
-            for namespace, member in list(self._readers.items()):
-                policy = None if member is None else member.policy
-                if policy not in texts:
-                    texts[policy] = (await shown_files(self.stack, policy))[HOSTS]
-                with suppress(NetnsKitError):  # it has ended
-                    await namespace.rewrite_files({HOSTS: texts[policy]})
+            for member in list(self.by_name.values()):
+                with suppress(NetnsKitError):  # the stack has ended
+                    await member._show_names()
+            texts: dict[object, str] = {}
+            for namespace, reader in list(self._readers.items()):
+                first = None if reader is None else reader._first
+                sees = None if first is None else (first._members, first.policy, first._beside)
+                with suppress(NetnsKitError):  # one of them has ended
+                    if sees not in texts:
+                        texts[sees] = (await self.files(reader))[HOSTS]
+                    await namespace.rewrite_files({HOSTS: texts[sees]})
 
     async def close(self) -> None:
         """End all routes and members."""
@@ -216,7 +166,7 @@ class Members:
                 tasks.start_soon(member.supervisor.end)
 
 
-class Member(Displayed, Openable):
+class Member(Displayed, Place):
     """A namespace of a network of several, while the object is open.
 
     `Network.member` and `Network.add_member` make one.  The others of the network reach it by its names, and it has
@@ -226,8 +176,8 @@ class Member(Displayed, Openable):
     free.  The network goes on.  If the network fails, so do its members.
 
     Args:
-        members: Those of the network, for parts of this library.
-        setup: The settings, for parts of this library.
+        members: Those of the network.
+        setup: The settings.
     """
 
     name: str
@@ -248,20 +198,24 @@ class Member(Displayed, Openable):
     def __init__(self, members: Members, setup: MemberSetup) -> None:
         self.name = setup.name
         self.aliases = setup.aliases
-        self.ifname = setup.ifname
+        self.ifname = setup.ifname or "eth0"
         self.namespace = setup.namespace or Namespace.create()
         self.policy = setup.policy
         self._setup = setup
         self._number = next(members.numbers)  # of what the engine has of it alone
         self._is_kept = self.namespace.supervisor.condition == "open"  # by the caller
         self._members = members
+        self._twins: list[Member] = []  # the members that are its namespace, itself included
+        self._shown: tuple[Record, ...] = ()
         self._address: IPv4Address | None = None
         self._address6: IPv6Address | None = None
         self._port: Port | None = None
         self._is_linked = self._is_governed = False
         self._records: list[Record] = []
         self._blocks: set[Capture | FaultsBlock] = set()  # that end with it
-        self.forwarder = _Forwarder(members.stack, self)
+        self.forwarder = MemberForwarder(
+            members.stack, self.namespace, lambda: self.subnet, lambda: self.addresses
+        )
         self.supervisor = Supervisor(
             type(self).__name__, NamespaceGone, members.supervisor, self.namespace.supervisor, one_loop=True
         )
@@ -334,6 +288,34 @@ class Member(Displayed, Openable):
         """The addresses of the network, with the member's own as that of the guest."""
         return self._members.stack.subnet.with_guest(self.address, self._address6)
 
+    @property
+    def _first(self) -> Member:
+        """The member that says what is in the hosts file of its namespace."""
+        alike = (each for each in self._twins if each.namespace is self.namespace)
+        return next((each for each in alike if each._members.stack.supervisor.condition == "open"), self)
+
+    @property
+    def _beside(self) -> tuple[Record, ...]:
+        """The records of the other networks that its namespace is of."""
+        others = (each._members for each in self._twins if each is not self)
+        there = (member for each in others for member in each.by_name.values() if member._is_named)
+        return tuple(record for member in there for record in member._own_records(self._members.stack))
+
+    @property
+    def _is_named(self) -> bool:
+        """Whether others find it by its names."""
+        return bool(self._records)
+
+    async def _show_names(self) -> None:
+        """Have its queries be answered with the names beside.
+
+        Raises:
+            StackClosed: The stack is not open.
+        """
+        if (beside := self._beside) != self._shown:
+            self._shown = beside
+            await self._members.stack.ask(Zone.show, self._guests, beside)
+
     async def _open(self) -> None:
         members, stack, hub = self._members, self._members.stack, self._members.hub
         stack.supervisor.check()
@@ -355,13 +337,14 @@ class Member(Displayed, Openable):
             self._port = self._port._replace(addresses=(address, self._address6, link_local_of(mac)))
         if not self._is_kept:
             await self.namespace.open()
+        self._twins = _join(self)
         self._is_linked = True
         stack.guests.update(dict.fromkeys(self._guests, self.namespace))
         stack.guest_names.update(dict.fromkeys(self._guests, self.name))
         if self.policy is not None or not members.governed.isdisjoint(self._guests):  # before a frame passes
             await self._set_policy(self.policy)
             members.governed.difference_update(self._guests)
-        await hub.add(self._port, self.namespace, self.ifname, self.name)
+        self.ifname = await hub.add(self._port, self.namespace, self._setup.ifname, self.name)
         missing = await self.namespace.configure_link(
             self.ifname,
             address=IPv4Interface((address, subnet.network.prefixlen)),
@@ -375,10 +358,13 @@ class Member(Displayed, Openable):
             self._address6 = None
             there = self._port._replace(addresses=(address,))
             logger.warning("the member %s has IPv4 only: %s", self.name, missing)
-        await hub.ready(there, self.namespace, self.ifname)
+        guest = (
+            None if self._setup.namespace is None else self.subnet
+        )  # else all of its traffic is of this network
+        await hub.ready(there, self.namespace, self.ifname, guest)
         if stack.setup.dhcp is not None:
             await stack.reserve(StaticLease(address, mac.hex(":")))
-        for record in self._own_records():
+        for record in self._own_records(stack):
             self._records.append(record)
             await stack.add_record(record)
         await members.tell()
@@ -386,9 +372,15 @@ class Member(Displayed, Openable):
         await self.forwarder.add(*self._setup.ports)
         self.supervisor.start(self._watch)
 
-    def _own_records(self) -> list[Record]:
-        """Return the records of the member: each name alone, and in every domain of the search list."""
-        domains = [domain for domain in self._members.stack.uplink.search() if domain != "."]
+    def _own_records(self, stack: UserStack) -> list[Record]:
+        """Return the records of the member.
+
+        These are each name alone, and in every domain of the search list.
+
+        Args:
+            stack: The stack that answers with them.
+        """
+        domains = [domain for domain in stack.uplink.search() if domain != "."]
         names = (self.name, *self.aliases)
         spelled = [name for each in names for name in (each, *(f"{each}.{domain}" for domain in domains))]
         return [Record(name, address, ttl=TTL) for name in spelled for address in self.addresses]
@@ -420,9 +412,10 @@ class Member(Displayed, Openable):
                 await stack.remove_record(record.name, type=record.type, value=record.value)
             self._records.pop()
         members.forget(self.namespace)
-        if not members.is_ending:
+        others = _leave(self)
+        if others or not members.is_ending:
             with suppress(NetnsKitError):
-                await members.tell()
+                await members.tell(*others)
         if self._is_linked and self._port is not None:
             for address in self._guests:
                 stack.guests.pop(address, None)
@@ -430,7 +423,9 @@ class Member(Displayed, Openable):
             with suppress(NetnsKitError):
                 await stack.revoke(self.address)
                 await self._end_flows()
-            if self._is_kept or not members.is_ending:
+                if self._shown:
+                    await stack.ask(Zone.show, self._guests, ())
+            if self._setup.namespace is not None or not members.is_ending:
                 await members.hub.remove(self._port)
             if self._is_governed:
                 members.governed.update(self._guests)
@@ -576,19 +571,19 @@ class Member(Displayed, Openable):
             PolicyError: A rule asks, and the network has nobody to ask.
             NamespaceGone, StackClosed: The member or the network is not open.
 
-        Cancellation: The policy is set all the same, a moment later.
+        Cancellation: It takes effect when the policy is set.
         """
         arguments.one_of("existing", existing, ("keep", "cut"))
         if policy is not None:
             check_policy(policy, asks=self._members.stack.setup.asks)
-        with self.supervisor.guarding():
-            before, self.policy = self.policy, policy
-            try:
-                await self._set_policy(policy, existing)
-            except Exception:
-                self.policy = before
-                raise
+
+        async def change() -> None:
+            await self._set_policy(policy, existing)
+            self.policy = policy
             await self._members.tell()
+
+        with self.supervisor.guarding():
+            await finish(change)
 
     async def policy_hits(self) -> PolicyHits | None:
         """Return how often each rule of the member's policy has decided since it was set.
@@ -610,101 +605,41 @@ class Member(Displayed, Openable):
         await self._members.stack.ask(Gateway.set_policy_of, self._number, self._guests, text, existing)
 
     async def files(self) -> dict[str, str]:
-        """Return the files that commands see in place of the host's, by path: see `Network.files`.
+        return await self._members.files(self)
 
-        Raises:
-            StackClosed: The network is not open.
-
-        Cancellation: Nothing is changed.
-        """
-        return await shown_files(self._members.stack, self.policy)
-
-    @arguments.spelled_out(Namespace.run)
-    async def run(self, command: Command, **options: Unpack[RunOptions]) -> CompletedProcess[bytes]:
-        """Run a command to its end, with the network's resolv.conf and hosts file, see `Network.run`.
-
-        Args:
-            command: The words of the command, or a line for the shell.
-            options: See `RunOptions`.
-
-        Raises:
-            CommandFailed: The status is not 0, unless `check` is False.
-            ArgumentError: An option that cannot be used.
-            ArgumentTypeError: An option of another type.
-            OSError: The command cannot be executed, as `subprocess` raises it.
-            UserNamespaceDenied: `files` cannot be shown.
-            NamespaceGone, StackClosed: The member or the network is not open.
-
-        Cancellation: The command is killed, and what it has started.
-        """
-        with self.supervisor.guarding():
-            options["files"] = await self._files_for(options)
-            return await self.namespace.run(command, **options)
-
-    @arguments.spelled_out(Namespace.popen)
-    async def popen(self, command: Command, **options: Unpack[CommandOptions]) -> Process:
-        """Start a command with the network's resolv.conf and hosts file, see `Network.popen`.
-
-        Args:
-            command: The words of the command, or a line for the shell.
-            options: See `CommandOptions`.
-
-        Raises:
-            ArgumentError: An option that cannot be used.
-            ArgumentTypeError: An option of another type.
-            OSError: The command cannot be executed, as `subprocess` raises it.
-            UserNamespaceDenied: `files` cannot be shown.
-            NamespaceGone, StackClosed: The member or the network is not open.
-
-        Cancellation: The command is killed if it has been started.
-        """
-        with self.supervisor.guarding():
-            options["files"] = await self._files_for(options)
-            process = await self.namespace.popen(command, **options)
-        process.supervisor = self.supervisor
-        return process
-
-    async def _files_for(self, options: CommandOptions) -> Mapping[str, str | bytes]:
-        return {**await self._members.files_for(self.namespace, self), **(options.get("files") or {})}
+    async def _live_files(self) -> Mapping[str, str]:
+        return await self._members.files_for(self.namespace, self)
 
 
-class _Forwarder(Forwarder):
-    """A forwarder that leads to a member."""
+def _join(member: Member) -> list[Member]:
+    """Note a member, and return all that are its namespace, in the order in which they came.  The list lives.
 
-    def __init__(self, stack: UserStack, member: Member) -> None:
-        super().__init__(_Stack(stack, member))
-        self._member = member
+    Raises:
+        AddressError: Two of their networks have an address in common.
+        ArgumentError: It is a member of the network already.
+    """
+    known = _twins.get({})
+    _twins.set(known)
+    status = os.stat(f"/proc/{member.namespace.pid}/ns/net")
+    twins = known.setdefault((status.st_dev, status.st_ino), [])
+    for each in twins:
+        if each._members is member._members:
+            expected = f"expected a namespace that is no member of the network yet: this one is {each.name!r}"
+            raise ArgumentError(expected, "namespace", repr(member.namespace))
+        check_apart(member._members.stack.subnet, each._members.stack.subnet)
+    twins.append(member)
+    return twins
 
-    async def _open(self) -> None:
-        await super()._open()
-        engines, agents = await self._member.namespace.supply_sockets()
-        agents.close()
-        with engines:
-            number = self._stack.pass_socket(engines)
-            await self._ask(Forwards.settle, number, self._member.addresses)
 
-
-class _Stack:
-    """The stack as the forwarder of a member needs it, which leads to the member."""
-
-    def __init__(self, stack: UserStack, member: Member) -> None:
-        self._stack = stack
-        self._member = member
-        self.supervisor = stack.supervisor
-
-    @property
-    def namespace(self) -> Namespace:
-        return self._member.namespace
-
-    @property
-    def subnet(self) -> Subnet:
-        return self._member.subnet
-
-    def pass_socket(self, sock: socket.socket) -> int:
-        return self._stack.pass_socket(sock)
-
-    async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
-        return await self._stack.ask(operation, *arguments)
+def _leave(member: Member) -> list[Member]:
+    """Forget a member, and return the others.  Doing it again is fine."""
+    twins = member._twins
+    if member in twins:
+        twins.remove(member)
+    if not twins and (known := _twins.get({})):
+        for key in [key for key, each in known.items() if each is twins]:
+            del known[key]
+    return list(twins)
 
 
 class _Seen:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from subprocess import CompletedProcess
 from types import NoneType
 from typing import TYPE_CHECKING
 
@@ -17,9 +16,8 @@ from netns_kit.forwarder.forwarder import Forwarder
 from netns_kit.forwarder.ports import Follow, PortForward, ReverseForward
 from netns_kit.forwarder.specs import parse_all, parse_reverse
 from netns_kit.gateway.setup import Setup, StackOptions
-from netns_kit.namespace.background import Openable, Supervisor
+from netns_kit.namespace.background import Supervisor
 from netns_kit.namespace.namespace import Namespace
-from netns_kit.namespace.process import Command, CommandOptions, Process, RunOptions
 from netns_kit.subnet import Subnet
 from netns_kit.tap.device import TapDevice
 from netns_kit.uplink.uplink import Uplink
@@ -27,9 +25,10 @@ from netns_kit.userstack.userstack import UserStack
 
 from .hub import Hub
 from .internal import internal_uplink
-from .members import Member, MemberOptions, Members, MemberSetup
+from .member_options import MemberOptions, MemberSetup
+from .members import Member, Members
 from .network_route import NetworkRoute
-from .shown import shown_files
+from .place import Place
 
 if TYPE_CHECKING:
     from netns_kit.display.view import View
@@ -40,7 +39,7 @@ DEFAULT_MTU = 1500
 DEFAULT_IFNAME = "tap0"
 
 
-class Network(Displayed, Openable):
+class Network(Displayed, Place):
     """A namespace with real connectivity, while the object is open.
 
         async with Network(ports=["127.0.0.1:8080:80"]) as net:
@@ -282,67 +281,10 @@ class Network(Displayed, Openable):
         return NetworkRoute(self._members, other._members)
 
     async def files(self) -> dict[str, str]:
-        """Return the files that commands see in place of the host's, by path, as they are now.
+        return await self._members.files()
 
-        These are a resolv.conf with our DNS address and the search list; and a hosts file with localhost, this
-        machine's name, the stack's records, and the other names of the host's file, if there is one and the uplink is
-        none in memory.  Where the policy has rules by name the records are not in it, so that they are asked for:
-        such a rule is about what our DNS has answered.
-
-        Raises:
-            StackClosed: The network is not open.
-
-        Cancellation: Nothing is changed.
-        """
-        return await shown_files(self.stack)
-
-    @arguments.spelled_out(Namespace.run)
-    async def run(self, command: Command, **options: Unpack[RunOptions]) -> CompletedProcess[bytes]:
-        """Run a command to its end, with the namespace's own resolv.conf and hosts file, see `Network.files`.
-
-        Args:
-            command: The words of the command, or a line for the shell.
-            options: See `RunOptions`.
-
-        Raises:
-            CommandFailed: The status is not 0, unless `check` is False.
-            ArgumentError: An option that cannot be used.
-            ArgumentTypeError: An option of another type.
-            OSError: The command cannot be executed, as `subprocess` raises it.
-            UserNamespaceDenied: `files` cannot be shown.
-            NamespaceGone, StackClosed: The network is not open.
-
-        Cancellation: The command is killed, and what it has started.
-        """
-        with self.supervisor.guarding():
-            options["files"] = await self._files_for(options)
-            return await self.namespace.run(command, **options)
-
-    @arguments.spelled_out(Namespace.popen)
-    async def popen(self, command: Command, **options: Unpack[CommandOptions]) -> Process:
-        """Start a command with the namespace's own resolv.conf and hosts file, see `Network.files`.
-
-        The command has been executed when this returns.  Close the Process, or use it in an `async with`: that kills
-        the command if it still runs.
-
-        Args:
-            command: The words of the command, or a line for the shell.
-            options: See `CommandOptions`.
-
-        Raises:
-            ArgumentError: An option that cannot be used.
-            ArgumentTypeError: An option of another type.
-            OSError: The command cannot be executed, as `subprocess` raises it.
-            UserNamespaceDenied: `files` cannot be shown.
-            NamespaceGone, StackClosed: The network is not open.
-
-        Cancellation: The command is killed if it has been started.
-        """
-        with self.supervisor.guarding():
-            options["files"] = await self._files_for(options)
-            process = await self.namespace.popen(command, **options)
-        process.supervisor = self.supervisor
-        return process
+    async def _live_files(self) -> Mapping[str, str]:
+        return await self._members.files_for(self.namespace)
 
     def faults(
         self,
@@ -365,6 +307,3 @@ class Network(Displayed, Openable):
         Cancellation: The faults are over.
         """
         return self.stack.faults(faults, script=script, **options)
-
-    async def _files_for(self, options: CommandOptions) -> Mapping[str, str | bytes]:
-        return {**await self._members.files_for(self.namespace), **(options.get("files") or {})}

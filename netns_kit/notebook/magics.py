@@ -1,8 +1,8 @@
 """Magics: commands inside, flows, packets and a live view of a network, synchronous or async.
 
-A magic is a plain function.  For an async network it returns a coroutine, and an input transformer has put `await`
+A magic is a plain function.  For an async network it returns a coroutine, and an input transformer has put await
 before the call, under a name with an underscore.  Calls for synchronous networks stay as they are: in a cell with an
-`await`, a kernel does not interrupt what blocks.
+await, a kernel does not interrupt what blocks.
 
 IPython has a cell magic `%%capture`, which keeps the output of a cell; ours is `%%capture_packets`.
 """
@@ -48,12 +48,12 @@ def load(shell: Shell) -> None:
     if all(getattr(each, "__name__", "") != "awaited" for each in shell.input_transformers_post):
 
         def awaited(lines: list[str]) -> list[str]:
-            return [_CALL.sub(lambda call: _call(shell, call), line) for line in lines]
+            return [_CALL.sub(lambda call: _rewritten(shell, call), line) for line in lines]
 
         shell.input_transformers_post.append(awaited)
 
 
-def _call(shell: Shell, call: re.Match[str]) -> str:
+def _rewritten(shell: Shell, call: re.Match[str]) -> str:
     try:
         is_async = _is_async(shell.ev(call[3]))
     except Exception:  # the magic will raise it
@@ -217,7 +217,7 @@ def capture_packets(shell: Shell, thing: Any, words: list[str], cell: str) -> An
 def live(_: Shell, thing: Any, words: list[str]) -> Any:
     """Show throughput and flows as they change: `%live net`, `%live net 0.5` (seconds between two looks).
 
-    The view ends when the network is closed, and by its `stop`.
+    The view ends when the network is closed, and by its button.
     """
     from .live import LiveView
 

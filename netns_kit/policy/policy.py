@@ -171,10 +171,7 @@ class Policy(_Kept, Displayed):
         for rule in kept:
             arguments.instance("rules", rule, Rule, "a list of Rule")
             _add(reach, rule)
-        arguments.fill(
-            self, default=default, rules=kept, audit=audit, grace=float(grace), refusal=refusal, dns=dns,
-            _reach=[reach],
-        )  # fmt: skip
+        arguments.fill(self, locals(), rules=kept, grace=float(grace), _reach=[reach])
 
     @_on_class(_default_allow)
     def allow(

@@ -130,6 +130,7 @@ from netns_kit import Preset as Preset
 from netns_kit import PrivilegedPortError as PrivilegedPortError
 from netns_kit import ProcessInfo as ProcessInfo
 from netns_kit import ProxyNames as ProxyNames
+from netns_kit import ProxyOptions as ProxyOptions
 from netns_kit import ProxyResolvers as ProxyResolvers
 from netns_kit import QueryEvent as QueryEvent
 from netns_kit import Rcode as Rcode
@@ -201,7 +202,11 @@ UdpInterceptHandler: TypeAlias = Callable[[InterceptedDatagrams], object]
 
 class Application:
     def __init__(
-        self, composition: Composition, *, on_line: _Callable[[LogLine], object] | None = ...
+        self,
+        composition: Composition,
+        *,
+        on_line: _Callable[[LogLine], object] | None = ...,
+        on_notice: _Callable[[str], object] | None = ...,
     ) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(
@@ -215,6 +220,7 @@ class Application:
     def members(self) -> dict[str, Member]: ...
     network: Network
     def open(self) -> Self: ...
+    def restart(self, member: str) -> None: ...
     def state(self) -> tuple[MemberState, ...]: ...
     def wait(self) -> dict[str, int]: ...
     def wait_closed(self) -> None: ...
@@ -687,7 +693,7 @@ class Network:
         mac: str | None = ...,
         ports: _Iterable[str | PortForward | Follow] = ...,
         policy: Policy | None = ...,
-        ifname: str = ...,
+        ifname: str | None = ...,
         namespace: Namespace | None = ...,
     ) -> Member: ...
     def close(self) -> None: ...
@@ -726,7 +732,7 @@ class Network:
         mac: str | None = ...,
         ports: _Iterable[str | PortForward | Follow] = ...,
         policy: Policy | None = ...,
-        ifname: str = ...,
+        ifname: str | None = ...,
         namespace: Namespace | None = ...,
     ) -> Member: ...
     @property
@@ -804,6 +810,7 @@ class Process:
     @property
     def returncode(self) -> int | None: ...
     def send_signal(self, signal: int) -> None: ...
+    def signal_group(self, signal: int) -> bool: ...
     @property
     def stderr(self) -> ByteReceiveStream | None: ...
     @property

@@ -87,8 +87,8 @@ class Facade:
         return f"<sync {repr(self._wrapped).removeprefix('<').removesuffix('>')}>"
 
     def __str__(self) -> str:
-        shown: object = type(self._wrapped).__str__
-        return repr(self) if shown is object.__str__ else str(self._call(str, (self._wrapped,), {}))
+        form: object = type(self._wrapped).__str__
+        return repr(self) if form == object.__str__ else str(self._call(str, (self._wrapped,), {}))
 
     def __eq__(self, other: object) -> bool:
         return self._wrapped == other._wrapped if isinstance(other, Facade) else NotImplemented

@@ -81,6 +81,17 @@ class UplinkOptions(TypedDict, total=False):
     udp_ports: UdpPorts
 
 
+class ProxyOptions(UplinkOptions, total=False):
+    """The settings of any `IndirectUplink`."""
+
+    names: ProxyNames
+    """Place where names are resolved, see `IndirectUplink`."""
+    resolvers: ProxyResolvers
+    """Way to the resolvers, see `IndirectUplink`."""
+    time_limit: float
+    """Seconds that the proxy has for one flow."""
+
+
 class UdpAssociation(Protocol):
     """A way for the datagrams of one endpoint of the guest, through a proxy."""
 
@@ -182,12 +193,6 @@ class IndirectUplink(Uplink):
             self._tell(text)
 
     def dial_resolver(self, flow: Flow, target: Target) -> Dial:
-        """Begin to connect a flow of the DNS server's own to a resolver.  It never blocks.
-
-        Args:
-            flow: The flow.
-            target: The resolver.
-        """
         if self.resolvers_by == "host":
             return Uplink.dial(self, flow, target)
         resolver = target.candidates[0]
@@ -219,6 +224,43 @@ class IndirectUplink(Uplink):
         self, host: IPv4Address | IPv6Address, device: str | None, target: IPv4Address | IPv6Address
     ) -> Way | None:
         return None  # datagrams to anywhere leave as `carriage` says
+
+
+class ProxyUplink(IndirectUplink):
+    """The way out through one proxy.
+
+    Args:
+        proxy: Address and port of the proxy.
+        default_port: The port if it is left out.
+        username, password: What the proxy is told.
+        options: The settings of an `IndirectUplink`.
+
+    Raises:
+        AddressError: The proxy is no address with a port.
+        ArgumentError: A value cannot be used.
+        ArgumentTypeError: An argument has the wrong type.
+    """
+
+    kind = "proxy"
+
+    def __init__(
+        self,
+        proxy: AddressLike | Endpoint,
+        default_port: int,
+        username: str | None,
+        password: str | None,
+        **options: Unpack[ProxyOptions],
+    ) -> None:
+        super().__init__(**options)
+        self.proxy = Endpoint.parse(proxy, default_port)
+        self._credentials = credentials(username, password)
+
+    def __repr__(self) -> str:
+        return super().__repr__().replace("(", f"(proxy={str(self.proxy)!r}, ", 1).replace(", )", ")")
+
+    def _through(self, said: Talk, tos: int = 0) -> Dial:
+        """Begin to connect to the proxy, and then to talk to it."""
+        return ProxyDial(self, self.proxy, f"{self.kind} {self.proxy}", said, tos=tos).begin()
 
 
 def _slower(manner: Manner) -> Manner:

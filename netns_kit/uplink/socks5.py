@@ -20,18 +20,14 @@ from netns_kit.stack import Refusal
 from .dial import Dial
 from .flow import Endpoint, Flow, Target
 from .indirect import (
-    TIME_LIMIT,
     Carriage,
     Fault,
     IndirectUplink,
-    ProxyDial,
-    ProxyNames,
-    ProxyResolvers,
+    ProxyOptions,
+    ProxyUplink,
     Read,
     Send,
     Talk,
-    UplinkOptions,
-    credentials,
     host_of,
     is_direct,
 )
@@ -60,7 +56,7 @@ _REFUSALS = {
 _TOLD = {2: "does not allow some of them", 7: "does not know the command"}
 
 
-class Socks5Uplink(IndirectUplink):
+class Socks5Uplink(ProxyUplink):
     """The way out through a SOCKS5 proxy.
 
     Pings are refused, since SOCKS has none.
@@ -78,6 +74,9 @@ class Socks5Uplink(IndirectUplink):
         ArgumentTypeError: An argument has the wrong type.
     """
 
+    kind = "SOCKS proxy"
+
+    @arguments.spelled_out(IndirectUplink.__init__)
     def __init__(
         self,
         proxy: AddressLike | Endpoint,
@@ -85,29 +84,17 @@ class Socks5Uplink(IndirectUplink):
         password: str | None = None,
         *,
         udp: bool = True,
-        names: ProxyNames = "proxy",
-        resolvers: ProxyResolvers = "proxy",
-        time_limit: float = TIME_LIMIT,
-        **options: Unpack[UplinkOptions],
+        **options: Unpack[ProxyOptions],
     ) -> None:
-        super().__init__(names=names, resolvers=resolvers, time_limit=time_limit, **options)
-        self.proxy = Endpoint.parse(proxy, SOCKS_PORT)
+        super().__init__(proxy, SOCKS_PORT, username, password, **options)
         arguments.boolean("udp", udp)
-        self._credentials = credentials(username, password)
         self._has_udp = udp
-
-    def __repr__(self) -> str:
-        return super().__repr__().replace("(", f"(proxy={str(self.proxy)!r}, ", 1).replace(", )", ")")
 
     def dial(self, flow: Flow, target: Target, *, ttl: int = 64, tos: int = 0) -> Dial:
         if is_direct(flow, target):
             return Uplink.dial(self, flow, target, ttl=ttl, tos=tos)
         host, port = host_of(flow, target, names=self.wants_names), target.candidates[0].port
         return self._through(talk(CONNECT, host, port, self._credentials, []), tos)
-
-    def _through(self, said: Talk, tos: int = 0) -> Dial:
-        """Begin to connect to the proxy, and then to talk to it."""
-        return ProxyDial(self, self.proxy, f"SOCKS proxy {self.proxy}", said, tos=tos).begin()
 
     def carriage(self, flow: Flow, target: Target) -> Carriage:
         if is_direct(flow, target):

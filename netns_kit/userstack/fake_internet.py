@@ -554,7 +554,7 @@ class _Names(Zone):
         for address in host.addresses:
             del self.by_address[address.packed]
 
-    def find(self, question: bytes) -> Lookup:
+    def find(self, question: bytes, client: bytes = b"") -> Lookup:
         """Return the answer for the name in a question: a name that nobody has does not exist."""
         asked, kind = question[:-4], int.from_bytes(question[-4:-2], "big")
         name = asked.lower()

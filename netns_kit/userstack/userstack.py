@@ -42,7 +42,7 @@ from netns_kit.gateway.gateway import FlowInfo, Gateway
 from netns_kit.gateway.leasing import Leasing
 from netns_kit.gateway.setup import Setup, StackOptions, as_record, check_policy
 from netns_kit.gateway.stats import Stats, complete
-from netns_kit.namespace.background import Openable, Supervisor
+from netns_kit.namespace.background import Openable, Supervisor, finish
 from netns_kit.namespace.namespace import Namespace
 from netns_kit.namespace.process_info import ProcessInfo
 from netns_kit.subnet import Subnet
@@ -312,20 +312,19 @@ class UserStack(Displayed, Openable):
             PolicyError: A rule asks, and the stack has no `on_flow`.
             StackClosed: The stack is not open.
 
-        Cancellation: The policy is set all the same, a moment later.
+        Cancellation: It takes effect when the policy is set.
         """
         arguments.one_of("existing", existing, ("keep", "cut"))
         text = None
         if policy is not None:
             check_policy(policy, asks=self.setup.asks)
             text = dump(policy).decode()
-        before, self.policy = self.policy, policy
-        try:
-            await self.ask(Gateway.set_policy, text, existing)  # in order, and even if it is cancelled
-        except Exception:
-            if self.policy is policy:
-                self.policy = before
-            raise
+
+        async def change() -> None:
+            await self.ask(Gateway.set_policy, text, existing)
+            self.policy = policy
+
+        await finish(change)
 
     async def stats(self) -> Stats:
         """Return all gauges and counters of the stack; none is ever left out.

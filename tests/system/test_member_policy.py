@@ -268,3 +268,35 @@ def test_a_file_has_policies_of_members() -> None:
     assert [plan.setup.policy for plan in made.members] == [policy, None]
     with pytest.raises(ArgumentError, match=r"members\.a\.policy\.default='maybe'"):
         Composition.from_dict({"members": {"a": {"policy": {"default": "maybe"}}}})
+
+
+@every_driver
+async def test_a_policy_whose_change_is_cancelled_is_the_one_that_is_named(driver: DriverName) -> None:
+    with tcp_server(hello) as port:
+        async with (
+            network(uplink=Uplink(allow_host_loopback=True), driver=driver) as net,
+            net.member("a") as a,
+        ):
+            for place, guest in ((a, a), (net.stack, net)):
+                for policy in (Policy.deny(), None):
+                    with anyio.CancelScope() as scope:
+                        scope.cancel()
+                        await place.set_policy(policy)
+                    assert place.policy == policy
+                    assert await reaches(guest, GATEWAY, port) == (policy is None)
+
+
+async def test_a_policy_that_the_engine_refuses_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the caller has not waited for that."""
+    async with network() as net, net.member("a") as a:
+
+        async def late(*_: object) -> None:
+            await anyio.sleep(0.05)
+            raise OSError("no room")
+
+        monkeypatch.setattr(net.stack, "ask", late)
+        for place in (a, net.stack):
+            with pytest.raises(OSError, match="no room"), anyio.move_on_after(0.01):
+                await place.set_policy(Policy.deny())
+            assert place.policy is None
+        monkeypatch.undo()

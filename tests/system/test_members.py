@@ -274,8 +274,16 @@ async def test_an_open_namespace_stays_its_owners(somebody: Namespace) -> None:
             assert await ask(db, "web", 80) == str(db.address), "it is in both networks"
             assert await ask(net, "web", 80) == "10.0.2.100"
             assert (str(web.address), str(twin.address)) == ("10.0.2.101", "10.0.3.101")
-            with pytest.raises(ArgumentError, match="ifname='eth0': expected the name of an interface that"):
-                await net.add_member("third", namespace=somebody)
+            async with network(subnet="10.0.4.0/24") as third:
+                with pytest.raises(
+                    ArgumentError, match="ifname='eth0': expected the name of an interface that"
+                ):
+                    await third.add_member("web", namespace=somebody, ifname="eth0")
+            with pytest.raises(ArgumentError, match="no member of the network yet: this one is 'web'"):
+                await net.add_member("again", namespace=somebody)
+            async with network(subnet="10.0.0.0/16") as third:
+                with pytest.raises(AddressError, match=r"10.0.0.0/16 and 10.0.2.0/24: .*like subnet="):
+                    await third.add_member("web", namespace=somebody)
         assert [each.name for each in await somebody.links()] == ["lo"]
         assert net.members == {}
 
@@ -329,7 +337,7 @@ async def test_a_bridge_that_cannot_be_used_is_taken_back(monkeypatch: pytest.Mo
             async def full(*_: object, **__: object) -> None:
                 raise OSError(28, "No space left on device")
 
-            patch.setattr("netns_kit.network.hub.Hub._index", full)
+            patch.setattr("netns_kit.network.hub.Hub.index", full)
             with pytest.raises(OSError, match="No space left"):
                 await net.add_member("web")
         assert {each.name for each in await net.namespace.links()} == {"lo", "tap0"}
