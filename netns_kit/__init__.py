@@ -16,41 +16,17 @@ if TYPE_CHECKING:
     from .dhcp import DhcpSettings as DhcpSettings
     from .dhcp import Lease as Lease
     from .dhcp import StaticLease as StaticLease
+    from .display.dissect import Layer as Layer
+    from .display.packet import CapturedPacket as CapturedPacket
+    from .display.packets import Packets as Packets
+    from .display.sequence import TcpConversation as TcpConversation
     from .dns import DnsQuery as DnsQuery
     from .dns import Hook as Hook
     from .dns import Manner as Manner
     from .dns import Rcode as Rcode
     from .dns import Record as Record
     from .dns import Verdict as Verdict
-    from .errors import AddressError as AddressError
-    from .errors import AlreadyOpened as AlreadyOpened
-    from .errors import ArgumentError as ArgumentError
-    from .errors import ArgumentTypeError as ArgumentTypeError
-    from .errors import CaptureError as CaptureError
-    from .errors import DeviceGone as DeviceGone
-    from .errors import DomainNameError as DomainNameError
-    from .errors import EventLogError as EventLogError
-    from .errors import FeatureUnavailable as FeatureUnavailable
-    from .errors import IdMapError as IdMapError
-    from .errors import NamespaceGone as NamespaceGone
-    from .errors import NetnsKitError as NetnsKitError
-    from .errors import NotFound as NotFound
-    from .errors import NotImportable as NotImportable
-    from .errors import NotPrivileged as NotPrivileged
-    from .errors import OwnNamespace as OwnNamespace
-    from .errors import PingNotPermitted as PingNotPermitted
-    from .errors import PolicyError as PolicyError
-    from .errors import PortInUseError as PortInUseError
-    from .errors import PortSpecError as PortSpecError
-    from .errors import PrivilegedPortError as PrivilegedPortError
-    from .errors import RecordError as RecordError
-    from .errors import SandboxUnavailable as SandboxUnavailable
-    from .errors import StackClosed as StackClosed
-    from .errors import StackCrashed as StackCrashed
-    from .errors import SysctlError as SysctlError
-    from .errors import TunUnavailable as TunUnavailable
-    from .errors import UserNamespaceDenied as UserNamespaceDenied
-    from .errors import WrongEventLoop as WrongEventLoop
+    from .errors import *  # noqa: F403 - all of `__all__`
     from .forwarder.forwarder import Askable as Askable
     from .forwarder.forwarder import Forwarder as Forwarder
     from .forwarder.ports import Follow as Follow
@@ -91,6 +67,7 @@ if TYPE_CHECKING:
     from .namespace.namespace import Interface as Interface
     from .namespace.namespace import InterfaceAddress as InterfaceAddress
     from .namespace.namespace import Namespace as Namespace
+    from .namespace.namespace import NamespaceSnapshot as NamespaceSnapshot
     from .namespace.namespace import OpenedTap as OpenedTap
     from .namespace.namespace import Pids as Pids
     from .namespace.namespace import Route as Route
@@ -101,6 +78,7 @@ if TYPE_CHECKING:
     from .namespace.process import RunOptions as RunOptions
     from .namespace.process import StandardStream as StandardStream
     from .namespace.process_info import ProcessInfo as ProcessInfo
+    from .namespace.process_info import RunningProcess as RunningProcess
     from .network.application import Application as Application
     from .network.application import LogLine as LogLine
     from .network.application import MemberState as MemberState
@@ -112,6 +90,8 @@ if TYPE_CHECKING:
     from .network.network import Network as Network
     from .network.network_route import NetworkRoute as NetworkRoute
     from .policy.explanation import Explanation as Explanation
+    from .policy.hits import PolicyHits as PolicyHits
+    from .policy.hits import RuleHits as RuleHits
     from .policy.policy import Policy as Policy
     from .policy.presets import DNS_ELSEWHERE as DNS_ELSEWHERE
     from .policy.presets import HOST as HOST
@@ -151,6 +131,7 @@ if TYPE_CHECKING:
     from .uplink.http_connect import HttpConnectUplink as HttpConnectUplink
     from .uplink.indirect import IndirectUplink as IndirectUplink
     from .uplink.indirect import ProxyNames as ProxyNames
+    from .uplink.indirect import ProxyOptions as ProxyOptions
     from .uplink.indirect import ProxyResolvers as ProxyResolvers
     from .uplink.indirect import UdpAssociation as UdpAssociation
     from .uplink.indirect import UplinkOptions as UplinkOptions
@@ -159,8 +140,10 @@ if TYPE_CHECKING:
     from .uplink.uplink import UdpFiltering as UdpFiltering
     from .uplink.uplink import UdpPorts as UdpPorts
     from .uplink.uplink import Uplink as Uplink
+    from .userstack.answers import Flows as Flows
     from .userstack.capture import Capture as Capture
     from .userstack.capture import CaptureOptions as CaptureOptions
+    from .userstack.capture_reader import read_capture as read_capture
     from .userstack.events import Event as Event
     from .userstack.events import FlowEvent as FlowEvent
     from .userstack.events import FlowEventKind as FlowEventKind
@@ -170,6 +153,11 @@ if TYPE_CHECKING:
     from .userstack.fake_internet import FakeInternet as FakeInternet
     from .userstack.fake_internet import FakeQuery as FakeQuery
     from .userstack.faults import FaultsBlock as FaultsBlock
+    from .userstack.guest_streams import FlowAttribute as FlowAttribute
+    from .userstack.guest_streams import GuestDatagrams as GuestDatagrams
+    from .userstack.guest_streams import GuestStream as GuestStream
+    from .userstack.guest_streams import TcpGuestHandler as TcpGuestHandler
+    from .userstack.guest_streams import UdpGuestHandler as UdpGuestHandler
     from .userstack.interception import InterceptedDatagrams as InterceptedDatagrams
     from .userstack.interception import InterceptedStream as InterceptedStream
     from .userstack.interception import Interceptor as Interceptor
@@ -177,12 +165,7 @@ if TYPE_CHECKING:
     from .userstack.interception import UdpInterceptHandler as UdpInterceptHandler
     from .userstack.interception import UpstreamDatagrams as UpstreamDatagrams
     from .userstack.interception import UpstreamStream as UpstreamStream
-    from .userstack.serving import FlowAttribute as FlowAttribute
-    from .userstack.serving import GuestDatagrams as GuestDatagrams
     from .userstack.serving import GuestServer as GuestServer
-    from .userstack.serving import GuestStream as GuestStream
-    from .userstack.serving import TcpGuestHandler as TcpGuestHandler
-    from .userstack.serving import UdpGuestHandler as UdpGuestHandler
     from .userstack.userstack import UserStack as UserStack
 
 __version__ = "0.1.0"
@@ -191,6 +174,10 @@ _HOMES = {
     "arguments": "AddressLike",
     "checkup.checkup": "Finding Report doctor",
     "dhcp": "DhcpSettings Lease StaticLease",
+    "display.dissect": "Layer",
+    "display.packet": "CapturedPacket",
+    "display.packets": "Packets",
+    "display.sequence": "TcpConversation",
     "dns": "DnsQuery Hook Manner Rcode Record Verdict",
     "errors": (
         "AddressError AlreadyOpened ArgumentError ArgumentTypeError CaptureError DeviceGone DomainNameError "
@@ -214,9 +201,9 @@ _HOMES = {
     "namespace.added_links": "AddedLink Ipvlan Macvlan Veth Vlan",
     "namespace.given": "FileMode HasFileno Listen OpenFile Word",
     "namespace.listening": "ListeningSocket",
-    "namespace.namespace": "Ids Interface InterfaceAddress Namespace OpenedTap Pids Route",
+    "namespace.namespace": "Ids Interface InterfaceAddress Namespace NamespaceSnapshot OpenedTap Pids Route",
     "namespace.process": "Command CommandFailed CommandOptions Process RunOptions StandardStream",
-    "namespace.process_info": "ProcessInfo",
+    "namespace.process_info": "ProcessInfo RunningProcess",
     "network.application": "Application LogLine MemberState",
     "network.composition": "Composition Dependency MemberPlan",
     "network.member_options": "MemberOptions",
@@ -224,6 +211,7 @@ _HOMES = {
     "network.network": "Network",
     "network.network_route": "NetworkRoute",
     "policy.explanation": "Explanation",
+    "policy.hits": "PolicyHits RuleHits",
     "policy.policy": "Policy",
     "policy.presets": "DNS_ELSEWHERE HOST LINK_LOCAL LOOPBACK METADATA MULTICAST PRIVATE Preset",
     "policy.rules": "DnsRefusal RefusalName Rule RuleAction RulePorts RuleTarget",
@@ -238,21 +226,22 @@ _HOMES = {
     "uplink.dns_settings": "DnsSettings",
     "uplink.flow": "Endpoint Flow Target Way",
     "uplink.http_connect": "HttpConnectUplink",
-    "uplink.indirect": "IndirectUplink ProxyNames ProxyResolvers UdpAssociation UplinkOptions",
+    "uplink.indirect": "IndirectUplink ProxyNames ProxyOptions ProxyResolvers UdpAssociation UplinkOptions",
     "uplink.namespace": "NamespaceUplink",
     "uplink.socks5": "Socks5Uplink",
     "uplink.uplink": "UdpFiltering UdpPorts Uplink",
+    "userstack.answers": "Flows",
     "userstack.capture": "Capture CaptureOptions",
+    "userstack.capture_reader": "read_capture",
     "userstack.events": "Event FlowEvent FlowEventKind QueryEvent",
     "userstack.fake_internet": "FakeFlow FakeHost FakeInternet FakeQuery",
     "userstack.faults": "FaultsBlock",
+    "userstack.guest_streams": "FlowAttribute GuestDatagrams GuestStream TcpGuestHandler UdpGuestHandler",
     "userstack.interception": (
         "InterceptedDatagrams InterceptedStream Interceptor TcpInterceptHandler UdpInterceptHandler "
         "UpstreamDatagrams UpstreamStream"
     ),
-    "userstack.serving": (
-        "FlowAttribute GuestDatagrams GuestServer GuestStream TcpGuestHandler UdpGuestHandler"
-    ),
+    "userstack.serving": "GuestServer",
     "userstack.userstack": "UserStack",
 }
 

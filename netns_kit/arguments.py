@@ -165,8 +165,17 @@ def shown(given: object) -> str:
     return whole if len(whole) <= SHOWN else f"{whole[:SHOWN]}..."
 
 
-def fill(record: object, **values: object) -> None:
-    """Set fields of a frozen record while it is being made."""
+def fill(record: Any, given: Mapping[str, object] | None = None, /, **values: object) -> None:
+    """Set fields of a frozen record while it is being made.
+
+    Args:
+        record: The record.
+        given: Values of the other fields, as `locals()` of its `__init__` has them; None: these are not set.
+        values: Values of fields by their names.
+    """
+    if given is not None:
+        for name in record._layout_.fields.keys() - values.keys():
+            object.__setattr__(record, name, given[name])
     for name, value in values.items():
         object.__setattr__(record, name, value)
 

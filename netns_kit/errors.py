@@ -250,7 +250,7 @@ class EventLogError(_SystemError):
 
 
 class CaptureError(_SystemError):
-    """The file of a capture cannot be written; the stack goes on.  The errno tells why, like ENOSPC."""
+    """The file of a capture cannot be written, or read; the stack goes on.  The errno tells why, like ENOSPC."""
 
     usual_errno = _errno.EIO
 

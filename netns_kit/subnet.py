@@ -75,19 +75,9 @@ class Subnet6:
         network = _network6(cidr)
         for name, flag in (("managed", managed), ("other", other), ("autonomous", autonomous)):
             arguments.boolean(name, flag)
-        arguments.fill(
-            self,
-            cidr=str(cidr),
-            managed=managed,
-            other=other,
-            autonomous=autonomous,
-            search=search_list(search),
-            network=network,
-            gateway=network[_GATEWAY],
-            dns=network[_DNS],
-            guest=network[_GUEST6],
-            gateways=(network[_GATEWAY], ROUTER_ADDRESS),
-        )
+        gateway, dns, guest = (network[at] for at in (_GATEWAY, _DNS, _GUEST6))
+        gateways = gateway, ROUTER_ADDRESS
+        arguments.fill(self, locals(), cidr=str(cidr), search=search_list(search))
 
     @property
     def guest_interface(self) -> IPv6Interface:

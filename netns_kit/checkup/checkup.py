@@ -15,10 +15,10 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from html import escape
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from netns_kit.child.child import Child
+from netns_kit.display.displayed import Displayed
 from netns_kit.errors import FeatureUnavailable, IdMapError, NetnsKitError, NotFound
 from netns_kit.frozen import field, frozen
 from netns_kit.host import diagnosis
@@ -28,6 +28,9 @@ from netns_kit.tap.device import OFFLOAD_BITS, OFFLOAD_SETS
 from netns_kit.tap.flags import TAP_FLAGS
 from netns_kit.uplink.dns_settings import RESOLV_CONF
 from netns_kit.uplink.uplink import Uplink
+
+if TYPE_CHECKING:
+    from netns_kit.display.view import View
 
 __all__ = ["Finding", "Report", "doctor", "examine"]
 
@@ -80,6 +83,14 @@ class Finding:
             return _REASONS.get(self.error.errno, "absent")
         return "absent" if self.error.value == "unsupported" else "denied"
 
+    def particulars(self) -> list[tuple[str, str]]:
+        """Return what there is to say of a finding that is not right: what about it, and that."""
+        if self.error is None:
+            return []
+        told = [] if self.error.knob is None else [("because", f"{self.error.knob} is {self.error.value}")]
+        told.append(("so", self.limits))
+        return told if self.error.fix is None else [*told, ("to change that", self.error.fix)]
+
     def record(self) -> dict[str, object]:
         """Return the finding as plain values, for JSON."""
         parts = ("cause", "knob", "value", "fix")
@@ -92,7 +103,7 @@ class Finding:
 
 
 @frozen
-class Report:
+class Report(Displayed):
     """The findings of `doctor`, in order, and by name as in `report["tun"]`.  A notebook shows them as a table."""
 
     host: Host
@@ -143,23 +154,20 @@ class Report:
         return json.dumps({"ok": self.ok, "host": host, "findings": findings}, indent=1)
 
     def __str__(self) -> str:
-        lines = [self._title(), ""]
+        lines = [self.title, ""]
         for finding in self.findings:
             lines.append(f"{finding.status:9}{finding.name:19}{finding.detail}")
-            lines += [f"{'':9}{name:19}{text}" for name, text in _particulars(finding)]
-        return "\n".join([*lines, "", self._verdict()])
+            lines += [f"{'':9}  {name:17}{text}" for name, text in finding.particulars()]
+        return "\n".join([*lines, "", self.verdict])
 
-    def _repr_html_(self) -> str:
-        rows = []
-        for finding in self.findings:
-            more = "".join(f"<br>{name}: {escape(text)}" for name, text in _particulars(finding))
-            cells = (finding.status, finding.name, finding.detail)
-            status, name, detail = map(escape, cells)
-            rows.append(f"<tr><td>{status}</td><td>{name}</td><td>{detail}{more}</td></tr>")
-        title, verdict = escape(self._title()), escape(self._verdict())
-        return f"<table><caption>{title}</caption>{''.join(rows)}</table><p>{verdict}</p>"
+    def _view(self) -> View:
+        from .display import report_view
 
-    def _title(self) -> str:
+        return report_view(self)
+
+    @property
+    def title(self) -> str:
+        """The host, in a line."""
         confined = f", {self.host.label}" if self.host.label else ""
         filtered = ", under a seccomp filter" if self.host.seccomp else ""
         return (
@@ -167,20 +175,11 @@ class Report:
             f"{confined}{filtered}"
         )
 
-    def _verdict(self) -> str:
+    @property
+    def verdict(self) -> str:
+        """The outcome, in a sentence."""
         bad = [each.name for each in self.findings if _needed(each) and each.status in ("missing", "untried")]
         return f"Needed, and not there: {', '.join(bad)}." if bad else "All that is needed is there."
-
-
-def _particulars(finding: Finding) -> Iterator[tuple[str, str]]:
-    """Yield what there is to say of a finding that is not right."""
-    if finding.error is None:
-        return
-    if finding.error.knob is not None:
-        yield "  because", f"{finding.error.knob} is {finding.error.value}"
-    yield "  so", finding.limits
-    if finding.error.fix is not None:
-        yield "  to change that", finding.error.fix
 
 
 # From outcomes to findings

@@ -52,7 +52,7 @@ def _run(words: list[str]) -> int:
         from . import up
 
         return up.main(words[1:])
-    if words[:1] in (["down"], ["ps"], ["logs"], ["join"]):
+    if words[:1] in (["down"], ["ps"], ["logs"], ["restart"], ["join"]):
         from . import networks
 
         return networks.main(words[0], words[1:])

@@ -1,4 +1,4 @@
-"""The commands of `netns-kit` that ask networks that are up: ps, logs, down and join."""
+"""The commands of `netns-kit` that ask networks that are up: ps, logs, restart, down and join."""
 
 from __future__ import annotations
 
@@ -57,11 +57,16 @@ def _row(network: str, member: MemberState) -> tuple[str, ...]:
     return (network, names, member.address, state, str(member.pid or ""), ", ".join(member.ports))
 
 
-def _logs(options: argparse.Namespace) -> int:
+def _members(options: argparse.Namespace) -> tuple[str, list[str]]:
+    """Return the network and the members that are named, none for all."""
     name, slash, member = options.name.partition("/")
+    return name, [*([member] if slash else []), *options.members]
+
+
+def _logs(options: argparse.Namespace) -> int:
+    name, members = _members(options)
     with control_socket.connect(name) as sock:
-        asked = {"members": [*([member] if slash else []), *options.members], "follow": options.follow}
-        for line in control_socket.ask(sock, LogLine, "logs", **asked):
+        for line in control_socket.ask(sock, LogLine, "logs", members=members, follow=options.follow):
             _say(f"{line.member} | {printable(line.text)}")
             if options.follow:
                 sys.stdout.flush()
@@ -70,6 +75,14 @@ def _logs(options: argparse.Namespace) -> int:
 
 def _say(line: str) -> None:
     sys.stdout.write(f"{line}\n")
+
+
+def _restart(options: argparse.Namespace) -> int:
+    name, members = _members(options)
+    with control_socket.connect(name) as sock:
+        for _ in control_socket.ask(sock, LogLine, "restart", members=members):
+            pass
+    return 0
 
 
 def _down(options: argparse.Namespace) -> int:
@@ -122,11 +135,27 @@ def _logs_parser() -> Parser:
         "logs", "[OPTION]... NAME[/MEMBER] [MEMBER]...", "Show what the commands of members have written."
     )
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what they write from now on")
+    return _of_members(parser)
+
+
+def _of_members(parser: Parser) -> Parser:
     parser.add_argument(
         "name", metavar="NAME[/MEMBER]", help="of the network, or of one member as `join` has it"
     )
     parser.add_argument("members", nargs="*", metavar="MEMBER", help="whose; default: all")
     return parser
+
+
+def _restart_parser() -> Parser:
+    return _of_members(
+        _parser_of(
+            "restart",
+            "NAME[/MEMBER] [MEMBER]...",
+            "End the commands of members, one after the other, and start each again, also one that has ended; return "
+            "when it listens where others depend on it. A member keeps its addresses and ports. SIGTERM ends a "
+            "command, and SIGKILL after ten seconds.",
+        )
+    )
 
 
 def _down_parser() -> Parser:
@@ -149,8 +178,8 @@ def _join_parser() -> Parser:
 
 
 PARSERS: dict[str, Callable[[], Parser]] = {
-    "ps": _ps_parser, "logs": _logs_parser, "down": _down_parser, "join": _join_parser,
+    "ps": _ps_parser, "logs": _logs_parser, "restart": _restart_parser, "down": _down_parser, "join": _join_parser,
 }  # fmt: skip
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "ps": _ps, "logs": _logs, "down": _down, "join": _join,
+    "ps": _ps, "logs": _logs, "restart": _restart, "down": _down, "join": _join,
 }  # fmt: skip

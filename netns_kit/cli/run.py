@@ -328,6 +328,7 @@ def _overview() -> Parser:
     commands.add_parser("down", help="end such a network")
     commands.add_parser("ps", help="what the members of such networks are doing")
     commands.add_parser("logs", help="what their commands have written")
+    commands.add_parser("restart", help="end such commands, and start them again")
     commands.add_parser("join", help="run a command in a member of such a network, or in its hub")
     commands.add_parser("slirp4netns", help="be slirp4netns, for podman, rootlesskit and others")
     return parser

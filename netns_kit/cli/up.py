@@ -8,13 +8,13 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import aclosing, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 
 import anyio
 import anyio.abc
 
 from netns_kit.child.codec import dump, printable
-from netns_kit.errors import ArgumentError, NetnsKitError, NotPrivileged
+from netns_kit.errors import ArgumentError, NetnsKitError, NotPrivileged, StackClosed
 from netns_kit.host.limits import calm_collector, raise_descriptor_limit
 from netns_kit.namespace.background import beside
 from netns_kit.network.application import Application, LogLine
@@ -37,10 +37,8 @@ def main(words: Sequence[str]) -> int:
         composition = Composition.load(options.file)
         if options.detach:
             ready = _detach()
-        with control_socket.listen(composition.name) as sock:
-            application = Application(composition, on_line=None if options.detach else _tell)
-            with Signals(ENDING) as signals:
-                end(anyio.run(_up, application, sock, signals, ready))
+        with control_socket.listen(composition.name) as sock, Signals(ENDING) as signals:
+            end(anyio.run(_up, composition, sock, signals, ready))
     except (NetnsKitError, ValueError, OSError) as error:
         said = _said(error, options.file)
         if ready >= 0:
@@ -51,14 +49,16 @@ def main(words: Sequence[str]) -> int:
 
 
 def _said(error: Exception, file: str) -> str:
-    """The text of an error: what is wrong with an argument is wrong in the file."""
-    return f"{printable(file)}: {error}" if isinstance(error, ArgumentError) else as_option(error)
+    """The text of an error, with the file in which its cause is."""
+    said = str(error) if isinstance(error, ArgumentError) else as_option(error)
+    return said if isinstance(error, OSError) and error.filename == file else f"{printable(file)}: {said}"
 
 
 def _detach() -> int:
     """Go on in a process with a session of its own and without our streams.
 
-    Return where it tells that all is up, or why not.  This process waits for that, and ends.
+    Return where it tells that all is up, or why not.  This process waits for that, and ends.  If it is interrupted
+    meanwhile, the other process ends too.
     """
     waits, tells = os.pipe2(os.O_CLOEXEC)
     if os.fork() == 0:
@@ -70,8 +70,9 @@ def _detach() -> int:
         os.close(nothing)
         return tells
     os.close(tells)
-    with open(waits, "rb") as file:
-        said = file.read()
+    with open(waits, "rb", buffering=0) as file:
+        said = file.read(len(READY))
+        said += b"" if said == READY else file.read()
     if said != READY:
         last_words(f"netns-kit: {said.decode()}")
     return end(0 if said == READY else FAILED)
@@ -82,27 +83,43 @@ def _tell(line: LogLine) -> None:
     sys.stdout.flush()
 
 
-async def _up(application: Application, sock: socket.socket, signals: Signals, ready: int) -> int:
+async def _up(composition: Composition, sock: socket.socket, signals: Signals, ready: int) -> int:
+    scope, opening = anyio.CancelScope(), anyio.CancelScope()
+
+    def say(text: str) -> None:
+        if not scope.cancel_called:  # else all of them end, because they are killed
+            notice(f"netns-kit: {text}")
+
+    is_seen = ready < 0
+    application = Application(
+        composition, on_line=_tell if is_seen else None, on_notice=say if is_seen else None
+    )
     signals.keep()
     raise_descriptor_limit()
     calm_collector()
     statuses: dict[str, int] = {}
-    scope = anyio.CancelScope()
+
+    async def end_if_left() -> None:
+        with opening:
+            await anyio.wait_readable(ready)  # never, but for its error when nobody reads it any more
+            scope.cancel()
+
     async with (
         await anyio.abc.SocketListener.from_socket(sock) as listener,
         beside(listener.serve, Control(application, scope).serve),
     ):
         with scope:
-            async with beside(signals.cancel, scope), application:
-                if ready >= 0:
-                    os.write(ready, READY)
-                    os.close(ready)
+            async with AsyncExitStack() as stack:
+                await stack.enter_async_context(beside(signals.cancel, scope))
+                if not is_seen:
+                    await stack.enter_async_context(beside(end_if_left))
+                await stack.enter_async_context(application)
+                opening.cancel()
+                if is_seen:
+                    say(f"{composition.name} is up")
                 else:
-                    notice(f"netns-kit: {application.composition.name} is up")
+                    os.write(ready, READY)
                 statuses = await application.wait()
-        for name, status in statuses.items():
-            if status:
-                notice(f"netns-kit: {name} has ended with status {status}")
     return 1 if any(statuses.values()) else 0
 
 
@@ -145,12 +162,16 @@ class Control:
     ) -> None:
         application = self._application
         if op == "state":
-            for each in await application.state():
-                await _send(stream, dump(each))
+            with suppress(StackClosed):  # it begins just now, or ends
+                for each in await application.state():
+                    await _send(stream, dump(each))
         elif op == "logs":
             async with aclosing(application.logs(*members, follow=follow)) as lines:
                 async for line in lines:
                     await _send(stream, dump(line))
+        elif op == "restart":
+            for name in members or [each.name for each in application.composition.members if each.command]:
+                await application.restart(name)
         elif op == "join":
             place = application.network if member is None else application.member(member)
             await _send(stream, dump(control_socket.Place(place.namespace.pid, await place.files())))

@@ -65,7 +65,7 @@ class StaticLease:
             client_id = _identifier(client_id)
         if hostname is not None:
             hostname = check_host_name(hostname, "hostname")
-        arguments.fill(self, address=address, mac=mac, client_id=client_id, hostname=hostname)
+        arguments.fill(self, locals())
 
 
 @frozen
@@ -113,14 +113,8 @@ class DhcpSettings:
             if each.address in seen:
                 raise AddressError("expected one client for each address", "static", str(each.address))
             seen.add(each.address)
-        arguments.fill(
-            self,
-            lease_seconds=lease_seconds,
-            domain=check_host_name(domain, "domain") if domain else "",
-            search=search_list(search),
-            routes=tuple(map(_route, routes)),
-            static=static,
-        )
+        domain = check_host_name(domain, "domain") if domain else ""
+        arguments.fill(self, locals(), search=search_list(search), routes=tuple(map(_route, routes)))
 
 
 def _route(route: tuple[str | IPv4Network, AddressLike]) -> tuple[IPv4Network, IPv4Address]:

@@ -74,6 +74,10 @@ class Cache:
         """Return the name that was last answered with a packed address, None if it is not remembered."""
         return self._names.get(address)
 
+    def addresses(self) -> tuple[bytes, ...]:
+        """Return the addresses whose names are remembered, the last answered at the end."""
+        return tuple(self._names)
+
     def get(self, query: bytes, question: bytes, now: float, *, limit: int = 0xFFFF) -> bytes | None:
         """Return the answer to a query, None if it is not known or longer than `limit`."""
         key = identity(query, question)

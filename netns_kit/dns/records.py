@@ -67,16 +67,10 @@ class Record:
         arguments.whole_number("ttl", ttl, 0, TTL_MAX)
         arguments.text("wire", wire)
         address = _address(value)
-        kind = type.upper() or ("AAAA" if isinstance(address, IPv6Address) else "A")
+        type = type.upper() or ("AAAA" if isinstance(address, IPv6Address) else "A")
         name, value = to_text(wire_name).lower(), as_text(value)
-        arguments.fill(
-            self,
-            name=name,
-            value=value,
-            type=kind,
-            ttl=ttl,
-            wire=wire or _compiled(name, kind, value, address).hex(),
-        )
+        wire = wire or _compiled(name, type, value, address).hex()
+        arguments.fill(self, locals())
 
     @classmethod
     def parse(cls, text: str) -> Record:

@@ -53,6 +53,10 @@ one, or choose another host port
                 )
         return added
 
+    def every(self) -> list[PortForward]:
+        """Return the forwards that have a place."""
+        return [forward for here in self._claims.values() for forward in here]
+
     def exchange(self, old: Iterable[PortForward], new: Iterable[PortForward]) -> None:
         """Give up the places of some forwards, and claim those of others, which listen already.
 

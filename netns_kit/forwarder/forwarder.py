@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import count, groupby
-from typing import Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
 
 from netns_kit import arguments
 from netns_kit.arguments import Address, AddressLike
+from netns_kit.display.displayed import Displayed
 from netns_kit.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -44,6 +45,9 @@ from .ports import Follow, Mode, PortForward, ReverseForward, UnixSocket
 from .reverse import Reverser, StreamHandler
 from .specs import parse_all, parse_end
 
+if TYPE_CHECKING:
+    from netns_kit.display.view import View
+
 AT_ONCE = 256  # ports that are added between two steps of the engine
 
 CLOSING_SECONDS = 2.0  # for an engine that does not answer; the listeners then end with the stack
@@ -66,11 +70,13 @@ class Askable(Protocol):
     def subnet(self) -> Subnet:
         """The addresses of the namespace."""
 
-    def pass_socket(self, sock: socket.socket) -> int:
+    async def pass_socket(self, sock: socket.socket) -> int:
         """Have the engine receive a copy of a socket, see `UserStack.pass_socket`.
 
         Args:
             sock: The socket, which stays the caller's.
+
+        Cancellation: The engine has no copy.
         """
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
@@ -84,7 +90,7 @@ class Askable(Protocol):
         """
 
 
-class Forwarder(Openable):
+class Forwarder(Displayed, Openable):
     """Ports of the host that lead into the namespace while the object is open.
 
         async with Forwarder(stack) as forwarder:
@@ -116,6 +122,23 @@ class Forwarder(Openable):
 
     def __repr__(self) -> str:
         return f"<Forwarder of {self._stack!r}: {self.supervisor.condition}>"
+
+    def _view(self) -> View:
+        from .display import forwarder_view
+
+        return forwarder_view(self)
+
+    @property
+    def known(self) -> tuple[tuple[PortForward, ...], tuple[Follow, ...], tuple[ReverseForward, ...]]:
+        """The forwards, the rules and the reverse forwards, as far as they are known without asking the engine.
+
+        After the end there are none.  For displays.
+        """
+        if self.supervisor.condition != "open":
+            return (), (), ()
+        follows = () if self._follower is None else tuple(self._follower.follows())
+        reverses = () if self._reverser is None else self._reverser.forwards
+        return tuple(self._claims.every()), follows, reverses
 
     async def _open(self) -> None:
         self._stack.supervisor.check()
@@ -352,7 +375,7 @@ class Forwarder(Openable):
         self, operation: Callable[..., T], forward: PortForward | ReverseForward, sock: socket.socket
     ) -> T:
         """Have the engine do an operation with a copy of a socket.  If this raises or is cancelled, it has none."""
-        number = self._stack.pass_socket(sock)
+        number = await self._stack.pass_socket(sock)
         try:
             return await self._ask(operation, forward, number)
         except BaseException:

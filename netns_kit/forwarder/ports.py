@@ -118,18 +118,9 @@ class PortForward:
             if flag is not False:
                 arguments.boolean(name, flag)
         no_address = (UnixSocket, NoneType)
-        arguments.fill(
-            self,
-            protocol=protocol,
-            host=host if isinstance(host, UnixSocket) else arguments.address(host, "host"),
-            host_port=host_port,
-            guest=guest if isinstance(guest, no_address) else arguments.address(guest, "guest"),
-            guest_port=guest_port,
-            device=device,
-            mode=mode,
-            freebind=freebind,
-            optional=optional,
-        )
+        host = host if isinstance(host, UnixSocket) else arguments.address(host, "host")
+        guest = guest if isinstance(guest, no_address) else arguments.address(guest, "guest")
+        arguments.fill(self, locals())
         if not 0 <= host_port < 65536 or not (0 < guest_port < 65536 or isinstance(guest, UnixSocket)):
             raise PortSpecError("expected ports from 1 to 65535, and on the host also 0", "port", str(self))
         if self._has_path:
@@ -241,15 +232,9 @@ class Follow:
         if mode == "fd":
             expected = "expected another mode for 'auto': a command is given its sockets when it starts"
             raise PortSpecError(expected, "mode", repr(mode), "name the ports, or leave the mode out")
-        arguments.fill(
-            self,
-            protocol=protocol,
-            host=arguments.address(host, "host"),
-            device=device,
-            include=_pairs("include", include),
-            exclude=_pairs("exclude", exclude),
-            mode=mode,
-        )
+        host = arguments.address(host, "host")
+        include, exclude = _pairs("include", include), _pairs("exclude", exclude)
+        arguments.fill(self, locals())
 
     def covers(self, port: int) -> bool:
         """Return whether a port that is listened on inside is forwarded.
@@ -322,14 +307,9 @@ class ReverseForward:
         _check(protocol, None, None)
         for name, port in (("inside_port", inside_port), ("to_port", to_port)):
             arguments.instance(name, port, int, "a port, as a number")
-        arguments.fill(
-            self,
-            protocol=protocol,
-            inside=inside if isinstance(inside, UnixSocket) else arguments.address(inside, "inside"),
-            inside_port=inside_port,
-            to=to if to is None or isinstance(to, UnixSocket) else arguments.address(to, "to"),
-            to_port=to_port,
-        )
+        inside = inside if isinstance(inside, UnixSocket) else arguments.address(inside, "inside")
+        to = to if to is None or isinstance(to, UnixSocket) else arguments.address(to, "to")
+        arguments.fill(self, locals())
         if wrong := self._wrong():
             name, expected = wrong
             raise PortSpecError(f"expected {expected}", name, arguments.shown(getattr(self, name)))

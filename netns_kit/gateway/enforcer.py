@@ -10,12 +10,14 @@ handlers of the engine, so that each flow is decided by one of them as a whole. 
 if the new policy would let the names have these addresses.
 
 A guest of several may have a policy of its own, which decides in place of the other: it has an enforcer of its own
-below this one, with pins of its own, which is found by the guest's address.
+below this one, with pins of its own, which is found by the guest's address.  It has the number of a member of the
+network, by which other workers know whose pins they are told.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from netns_kit.policy.policy import Policy
     from netns_kit.policy.rules import RefusalName, RuleAction
 
+EARLY_PINS = 1024  # that wait for their policy
 REFUSALS: dict[RefusalName, Refusal] = {
     "prohibited": Refusal.PROHIBITED,
     "reset": Refusal.RESET,
@@ -89,10 +92,13 @@ class Ruling(NamedTuple):
         """
         if self.seen is not None and self.seen.names:
             return to_text(self.seen.names[0])
-        for name in map(to_text, reversed(self.names)):
-            if any(name == each or (each[:2] == "*." and name.endswith(each[1:])) for each in self.targets):
-                return name
+        for name in filter(self.is_about, map(to_text, reversed(self.names))):
+            return name
         return known or (to_text(self.names[-1]) if self.names else None)
+
+    def is_about(self, name: str | None) -> bool:
+        """Return whether the rule is about a name."""
+        return is_about(self.targets, name)
 
     @property
     def refuses(self) -> bool:
@@ -113,6 +119,7 @@ class Enforcer:
     Args:
         subnet: The subnet of the guest.
         failed: Called with a warning for people and the exception behind it, if the policy fails to decide.
+        member: The number of the member that it is about; 0: all that have none of their own.
 
     Attributes:
         policy: The policy; None: there is none, and everything passes that the uplink lets pass.
@@ -123,26 +130,34 @@ class Enforcer:
         own_names: Returns the names that our own records give to a packed address.  They count as answered: programs
             read them in their hosts file too.
         has_host: Whether addresses may be the host's own.  None is for an uplink that never leads there.
-        told, pinned: Called with what `NameGuard` tells; the next policy gets them.
+        told: Called with what `NameGuard` tells; the next policy gets it.
+        pinned: Called with what `NameGuard` has pinned, and the number of the member.
+        hits: Number of flows that each rule has decided about, by the rule's text; and of queries and answers that it
+            has refused, by "dns " and that.
         refused: Number of flows that the policy has refused.
         audited: Number of flows that it would have refused, but for `audit`.
     """
 
-    def __init__(self, subnet: Subnet, failed: Callable[[str, BaseException], object]) -> None:
+    def __init__(
+        self, subnet: Subnet, failed: Callable[[str, BaseException], object], member: int = 0
+    ) -> None:
+        self.member = member
         self._subnet = subnet
         self._failed = failed
         self.policy: Policy | None = None
         self.pins = Pins()
         self.governs = False
         self._guard: NameGuard | None = None
-        self._own: dict[
-            bytes, Enforcer
-        ] = {}  # of guests with a policy of their own, by their packed addresses
+        # of guests with a policy of their own, by their packed addresses
+        self._own: dict[bytes, Enforcer] = {}
+        # of members whose policy has not come yet
+        self._early: deque[tuple[int, Pin]] = deque(maxlen=EARLY_PINS)
         self.catch_up: Callable[[], bool] | None = None
         self.own_names: Callable[[bytes], tuple[bytes, ...]] = lambda _: ()
         self.has_host = True
         self.told: Callable[[bytes, int, bytes, Refused, str], object] = _nobody
-        self.pinned: Callable[[list[Pin]], object] = _nobody
+        self.pinned: Callable[[list[Pin], int], object] = _nobody
+        self.hits = defaultdict[str, int](int)
         self.refused = self.audited = 0
         self._culprit = ""
         self._index: Index | None = None
@@ -158,27 +173,42 @@ class Enforcer:
             from netns_kit.policy.name_guard import NameGuard  # with no policy nobody has it
 
             networks = [each.network for each in (self._subnet, self._subnet.ipv6) if each is not None]
-            guard = NameGuard(policy.index, self.pins, own=networks, told=self.told, pinned=self.pinned)
+            guard = NameGuard(policy.index, self.pins, own=networks, told=self.told, pinned=self._tell_pins)
             self.pins.keep(guard.lets)
             self.policy, self._index, self._guard = policy, policy.index, guard
         self._culprit = ""
         self._grounds = {}
+        self.hits = defaultdict(int)
         self.governs = self.policy is not None or bool(self._own)
 
-    def set_own(self, guests: Iterable[bytes], policy: Policy | None) -> None:
-        """Let this policy decide about guests with these packed addresses from now on; None: the common one does.
+    def _tell_pins(self, pins: list[Pin]) -> None:
+        self.pinned(pins, self.member)
+
+    def set_own(self, member: int, guests: Iterable[bytes], policy: Policy | None) -> None:
+        """Let this policy decide about a member from now on; None: the common one does.
 
         If this raises, nothing has changed.
+
+        Args:
+            member: The number of the member, which is not 0.  A policy of another member with these addresses is gone
+                with all that it knows.
+            guests: The packed addresses of the member.
+            policy: The policy.
         """
         addresses = tuple(guests)
         if policy is None:
             for address in addresses:
                 self._own.pop(address, None)
         else:
-            own = self._own.get(addresses[0]) or Enforcer(self._subnet, self._failed)
+            own = self._own.get(addresses[0])
+            if own is None or own.member != member:
+                own = type(self)(self._subnet, self._failed, member)
             own.own_names, own.has_host, own.told = self.own_names, self.has_host, self.told
+            own.catch_up, own.pinned = self.catch_up, self.pinned
             own.set(policy)
             self._own.update(dict.fromkeys(addresses, own))
+            own.learn([pin for number, pin in self._early if number == member], member)
+        self._early = deque([each for each in self._early if each[0] != member], EARLY_PINS)
         self.governs = self.policy is not None or bool(self._own)
 
     def of(self, guest: bytes) -> Enforcer:
@@ -205,23 +235,30 @@ class Enforcer:
         """What the DNS server asks about guests that have no policy of their own."""
         return self._guard
 
-    def learn(self, pins: Iterable[Pin]) -> bool:
-        """Take the pins that another worker has made, and return whether there are any.
+    def learn(self, pins: Iterable[Pin], member: int = 0) -> None:
+        """Take the pins that another worker has made for a member.
 
-        They are kept even before this worker has a policy: the other may have its new one a moment earlier.  It may
+        They are kept even before this worker has the policy: the other may have its new one a moment earlier.  It may
         also have the old one a moment longer, so what the policy here would have cut is not kept.
         """
-        made = list(pins)
-        for name, address, until, ours in made:
+        if member != self.member:
+            own = next((each for each in self._own.values() if each.member == member), None)
+            if own is None:
+                self._early.extend((member, pin) for pin in pins)
+            else:
+                own.learn(pins, member)
+            return
+        for name, address, until, ours in pins:
             if ours or self._guard is None or self._guard.lets(name, address):
                 self.pins.add(name, address, until)
-        return bool(made)
 
     def flow(self, flow: Flow, now: float) -> Ruling:
         """Decide about a flow that the guest opens.  A policy that fails refuses it."""
-        if self._own:
-            return self.of(flow.source.address.packed)._ruled(flow, None, now)
-        return self._ruled(flow, None, now)
+        enforcer = self.of(flow.source.address.packed) if self._own else self
+        ruling = enforcer._ruled(flow, None, now)
+        if ruling.rule is not None and not ruling.looks:
+            enforcer.hits[ruling.rule] += 1
+        return ruling
 
     def existing(self, flow: Flow, before: Ruling | None, now: float) -> Ruling:
         """Decide once more about a flow that there is already, and about what was seen of it.
@@ -250,7 +287,11 @@ class Enforcer:
 
         The name that it has asked for is now the only one, and none if our DNS has not given the address for it.
         """
-        return self.of(flow.source.address.packed)._ruled(flow, seen, now)
+        enforcer = self.of(flow.source.address.packed)
+        ruling = enforcer._ruled(flow, seen, now)
+        if ruling.rule is not None:
+            enforcer.hits[ruling.rule] += 1
+        return ruling
 
     def _ruled(self, flow: Flow, seen: Look | None, now: float, given: tuple[bytes, ...] = ()) -> Ruling:
         index = self._index
@@ -391,3 +432,10 @@ def _is_met(policy: Policy, number: int | None, seen: Look) -> bool:
     """Return whether the first bytes are of a kind by which the rule lets a flow pass."""
     rule = policy.rule(number)
     return (seen.kind == "tls" and rule.sni) or (seen.kind == "http" and rule.host)
+
+
+def is_about(targets: Iterable[str], name: str | None) -> bool:
+    """Return whether the targets of a rule have this name."""
+    return name is not None and any(
+        name == each or (each.startswith("*.") and name.endswith(each[1:])) for each in targets
+    )

@@ -164,27 +164,11 @@ class Faults:
         arguments.one_of("direction", direction, ("both", "in", "out"))
         arguments.instance("seed", seed, int, "a whole number")
         rule = _rule(to, ports, protocol)
-        arguments.fill(
-            self,
-            loss=_chance("loss", loss),
-            delay=_seconds("delay", delay),
-            jitter=_seconds("jitter", jitter),
-            rate=rate,
-            reorder=_chance("reorder", reorder),
-            duplicate=_chance("duplicate", duplicate),
-            corrupt=_chance("corrupt", corrupt),
-            queue=queue,
-            blackhole=blackhole,
-            refuse=refuse,
-            reset_after=reset_after,
-            dns=dns,
-            dns_delay=_seconds("dns_delay", dns_delay),
-            direction=direction,
-            to=rule.targets,
-            ports=rule.ports,
-            protocol=protocol,
-            seed=seed,
-        )
+        loss, reorder = _chance("loss", loss), _chance("reorder", reorder)
+        duplicate, corrupt = _chance("duplicate", duplicate), _chance("corrupt", corrupt)
+        delay, jitter = _seconds("delay", delay), _seconds("jitter", jitter)
+        dns_delay = _seconds("dns_delay", dns_delay)
+        arguments.fill(self, locals(), to=rule.targets, ports=rule.ports)
         self._check_together()
 
     def _check_together(self) -> None:

@@ -28,14 +28,7 @@ from struct import Struct, error
 from typing import TYPE_CHECKING, TypeAlias
 
 from netns_kit.dns import Action, Answer
-from netns_kit.dns.message import (
-    NXDOMAIN,
-    SERVFAIL,
-    TYPES,
-    BadMessage,
-    parse_untrusted,
-    reply,
-)
+from netns_kit.dns.message import NXDOMAIN, SERVFAIL, TYPES, BadMessage, parse_untrusted, reply
 from netns_kit.policy.addresses import canonical
 from netns_kit.policy.index import NameTable
 from netns_kit.policy.policy import Policy
@@ -48,7 +41,6 @@ from netns_kit.tap.impairment import BadLink, Impairment
 from netns_kit.tap.super_frames import cut, summed
 from netns_kit.uplink.flow import Flow, Target
 
-from .answered_names import AnsweredNames
 from .enforcer import is_host
 
 if TYPE_CHECKING:
@@ -115,7 +107,7 @@ class Block:
         self.reset = self.refused = self.queries = 0
         self.watched: dict[int, int] = {}  # what connections had carried before, by their id
         self.refuses = _faults_of(script, lambda each: each.refuse)
-        self.has_names = _faults_of(script, lambda each: each.has_names)
+        self.names = {each for _, faults in script for each in faults.to if is_name(each)}
         self.asks = _faults_of(script, lambda each: each.disturbs_queries)
         self.faults: Faults | None = None
         self._policy: Policy | None = None
@@ -173,7 +165,7 @@ class Block:
             return False
         if self._policy is None:
             return True
-        names = self._path.names_of(remote) if self._names is not None else ()
+        names = self._path.gateway.answered(remote) if self._names is not None else ()
         return (
             self._policy.index.flow(
                 transport, canonical(remote), port, names, lambda: self._path.is_host(remote)
@@ -208,12 +200,13 @@ class FaultyPath(DeviceWrapper):
         gateway: The gateway.
 
     Attributes:
+        gateway: The gateway.
         is_over: Whether it stands before the device no more.
     """
 
     def __init__(self, gateway: Gateway) -> None:
         super().__init__(gateway.device)
-        self._gateway = gateway
+        self.gateway = gateway
         self._engine = gateway.engine
         self.timers = gateway.engine.timers
         self.worker = gateway.stack.steering.index
@@ -230,13 +223,11 @@ class FaultyPath(DeviceWrapper):
         self._seen: dict[TcpConnection, tuple[Block, ...]] = {}  # connections of this step that may be reset
         self._waiting: list[tuple[float, int, _Query, tuple[Block, ...]]] = []  # a heap, by when they go on
         self._waiting_bytes = 0
-        self._names = AnsweredNames(gateway.zone.names_of, gateway.dns.name_of, self.forget)
+        self._has_names = False
         self._original_query = gateway.dns.query
         gateway.device = self
-        gateway.engine.after_step = [
-            self._end_of_step,
-            *gateway.engine.after_step,
-        ]  # before deadlines are looked at
+        # before deadlines are looked at
+        gateway.engine.after_step = [self._end_of_step, *gateway.engine.after_step]
 
     # -- blocks ---------------------------------------------------------------------------------------
 
@@ -282,7 +273,7 @@ class FaultyPath(DeviceWrapper):
 
     def _hook(self) -> None:
         """Have hooks where the blocks need them, and nowhere else."""
-        gateway, blocks = self._gateway, self._blocks.values()
+        gateway, blocks = self.gateway, self._blocks.values()
         hooked = vars(gateway.router)  # what stands here is found before the methods
         if any(block.refuses for block in blocks):
             hooked["route"], hooked["proceed"] = self._route, self._proceed
@@ -291,8 +282,9 @@ class FaultyPath(DeviceWrapper):
             hooked.pop("proceed", None)
         asks = any(block.asks for block in blocks)
         gateway.dns.query = self._query if asks else self._original_query
-        listens = any(block.has_names for block in blocks)
-        gateway.listen(self._names.hear, wanted=listens)
+        names = {name for block in blocks for name in block.names}
+        self._has_names = bool(names)
+        gateway.want_names(self, names, self.forget)
 
     def _take_away(self) -> None:
         """Let the gateway have the device again, as soon as nothing waits for the stack any more."""
@@ -300,7 +292,7 @@ class FaultyPath(DeviceWrapper):
             self.is_over = True
             engine = self._engine
             engine.after_step = [each for each in engine.after_step if each != self._end_of_step]
-            self._gateway.withdraw(self)
+            self.gateway.withdraw(self)
 
     # -- the device -----------------------------------------------------------------------------------
 
@@ -387,6 +379,8 @@ class FaultyPath(DeviceWrapper):
         seen = _look(head, self._at, direction)
         if seen is None:
             return _NOTHING
+        if self._has_names:
+            self.gateway.read_pins()  # which may change the answer
         key = (direction, *seen)
         found = self._known.get(key)
         if found is None:
@@ -409,14 +403,10 @@ class FaultyPath(DeviceWrapper):
             tuple(block for block, faults in about if faults.reset_after is not None and transport == "tcp"),
         )
 
-    def names_of(self, address: bytes) -> tuple[bytes, ...]:
-        """Return the names for which our DNS has given a packed address."""
-        return self._names.of(address)
-
     def is_host(self, address: bytes) -> bool:
         """Return whether a packed address is the gateway's, or the host's own."""
-        enforcer = self._gateway.enforcer
-        return is_host(self._gateway.subnet, ip_address(address), has_host=enforcer.has_host)
+        enforcer = self.gateway.enforcer
+        return is_host(self.gateway.subnet, ip_address(address), has_host=enforcer.has_host)
 
     # -- connections ----------------------------------------------------------------------------------
 
@@ -427,7 +417,7 @@ class FaultyPath(DeviceWrapper):
         start = at + family.header_size - 2 * family.address_size
         parts = bytes(head[start : start + 2 * family.address_size + 4])
         key = parts if direction == OUT else b"".join(flow_key.backwards(parts))
-        connection = self._gateway.stack.tcp.get(key)
+        connection = self.gateway.stack.tcp.get(key)
         if connection is None:
             return
         self._seen[connection] = blocks
@@ -449,7 +439,7 @@ class FaultyPath(DeviceWrapper):
                 if _carried(connection, block) - before >= most:
                     block.reset += 1
                     del block.watched[connection.id]
-                    self._gateway.router.abort(connection, reset=True)
+                    self.gateway.router.abort(connection, reset=True)
                     break
 
     def _end_of_step(self) -> None:
@@ -479,7 +469,7 @@ class FaultyPath(DeviceWrapper):
         self, transport: Transport, key: bytes, opened: AnyFlow | None = None, *, served: bool = False
     ) -> Routed | Refusal | None:
         """Do as `FlowRouter.route`, and refuse what may pass if a block does."""
-        router = self._gateway.router
+        router = self.gateway.router
         found = type(router).route(router, transport, key, opened, served=served)
         return Refusal.RESET if isinstance(found, tuple) and self._is_refused(transport, key) else found
 
@@ -487,7 +477,7 @@ class FaultyPath(DeviceWrapper):
         """Do as `FlowRouter.proceed`, unless a block refuses the flow."""
         if self._is_refused(flow.protocol, opened.key):
             return Refusal.RESET
-        router = self._gateway.router
+        router = self.gateway.router
         return type(router).proceed(router, opened, flow, target)
 
     # -- queries --------------------------------------------------------------------------------------
@@ -519,7 +509,7 @@ class FaultyPath(DeviceWrapper):
             _, _, question = parse_untrusted(message)
         except BadMessage:
             return ()
-        name, policy = question[:-4].lower(), self._gateway.enforcer.of(guest).policy
+        name, policy = question[:-4].lower(), self.gateway.enforcer.of(guest).policy
         if not name or (policy is not None and not policy.audit and policy.index.name(name).action == "deny"):
             return ()
         return tuple(
@@ -553,7 +543,7 @@ class FaultyPath(DeviceWrapper):
         while waiting and waiting[0][0] <= until:
             _, _, query, _ = heappop(waiting)
             self._waiting_bytes -= len(query[0])
-            self._gateway.dns.act(self._answer(query, now) or [])
+            self.gateway.dns.act(self._answer(query, now) or [])
         self.timers.arm(self, waiting[0][0] if waiting else math.inf)
 
 

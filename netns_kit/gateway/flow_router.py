@@ -44,7 +44,7 @@ from netns_kit.uplink.uplink import Uplink, source_of
 
 from .admission import Admission
 from .asking import Asking, Held
-from .beside import Watcher
+from .beside import FlowBeside, Watcher
 from .endpoints import Endpoints
 from .enforcer import REFUSALS, Enforcer, Look, Ruling, ruling_of
 from .engine import Engine
@@ -59,23 +59,29 @@ if TYPE_CHECKING:
 
 
 F = TypeVar("F", TcpConnection, UdpFlow, EchoFlow)
+Answer = TypeVar("Answer")
 STRANGERS = 256  # flows of one UDP socket, beyond which no unsolicited datagram opens one
 EPHEMERAL = range(32768, 61000)  # ports for clients whose own port is in use
 
-GuestEndpoint = tuple[bytes, int, int, bool] | tuple[bytes, int, int, bool, object]
+GuestEndpoint = tuple[bytes, int, int, bool, object]
 """A guest's address and port, and the kind of target that a socket reaches: its version of IP, and whether it is
-loopback; and where it comes from, if it is not one of the host.
+loopback; and where it comes from, None if it is one of the host.
 """
 
 
 Routed = tuple[Flow, Target]
 """A flow that may pass, and its target."""
-NO_DESCRIPTORS = "out of file descriptors (RLIMIT_NOFILE): new flows are refused"
 DatagramsTaker: TypeAlias = "Callable[[socket.socket | Refusal | Waiting], None]"
 """What is given the way out of datagrams, see `FlowRouter.open_datagrams`."""
 HELD: Final = "held"
 Outcome = Refusal | Literal["held"] | None
 """What the policy makes of a flow: how it is refused, or that it waits for an answer, or that it may pass."""
+
+
+class Opener(Protocol):
+    """What opens a socket for a flow, as `Uplink.open` does."""
+
+    def __call__(self, transport: Transport, address: Address, port: int = 0, /) -> socket.socket: ...
 
 
 class Published(Protocol):
@@ -134,9 +140,11 @@ class FlowRouter:
             of an `IndirectUplink` asks.
         refused: The number of flows that were refused by the uplink, by the policy or for lack of descriptors.
         relay: Makes the relay of a connection of the guest, from the arguments of `TcpRelay`.
+        enforcer_kind: Makes the enforcer, from the arguments of `Enforcer`.
     """
 
     relay: Callable[..., TcpRelay] = TcpRelay
+    enforcer_kind: Callable[..., Enforcer] = Enforcer
 
     def __init__(
         self,
@@ -164,7 +172,7 @@ class FlowRouter:
         self.watcher: Watcher | None = None
         self.interceptor: Intercepting | None = None
         self.name_of: Callable[[bytes], str | None] = _unnamed
-        self.enforcer = Enforcer(subnet, self.notice)
+        self.enforcer = self.enforcer_kind(subnet, self.notice)
         self.asking = Asking(engine, self.enforcer, self)
         self.forbidden: Forbidden | None = None
         self.stack = stack(self)
@@ -193,7 +201,6 @@ class FlowRouter:
             if outcome is None:
                 if self.make_room(key):
                     return found
-                self.notice(NO_DESCRIPTORS)
                 outcome = Refusal.NET_UNREACHABLE
             if not isinstance(outcome, Refusal):
                 return None
@@ -263,13 +270,17 @@ class FlowRouter:
         """Have the uplink dial a resolver, for a flow of the DNS server's own.  If the uplink fails, the flow is
         refused.
         """
-        source = Endpoint._make((self._subnet.dns, 0))
-        return self.dial(Flow("tcp", source, resolver, self._subnet), Target((resolver,)))
+        flow = Flow("tcp", Endpoint._make((self._subnet.dns, 0)), resolver, self._subnet)
+        return self._dialled(lambda: self._uplink.dial_resolver(flow, Target((resolver,))))
 
     def dial(self, flow: Flow, target: Target, *, ttl: int = 64, tos: int = 0) -> Dial:
         """Have the uplink dial.  If it fails, the flow is refused."""
+        return self._dialled(lambda: self._uplink.dial(flow, target, ttl=ttl, tos=tos))
+
+    def _dialled(self, dial: Callable[[], Answer]) -> Answer | Refused:
+        """Return what the uplink answers, or how the flow is refused if it fails."""
         try:
-            return self._uplink.dial(flow, target, ttl=ttl, tos=tos)
+            return dial()
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -322,12 +333,15 @@ class FlowRouter:
         """Give a flow its relay, or return how it is refused."""
         if self._leaves_by_published(flow, endpoint):
             return None
-        address, names = endpoint.address, flow_key.parse(flow.key)
-        guest = (names.guest, names.guest_port, address.version, address.is_loopback)
+        return self._carry_udp_by(self.open_socket, flow, endpoint, guest_endpoint(flow, endpoint))
+
+    def _carry_udp_by(
+        self, open_socket: Opener, flow: UdpFlow, endpoint: Endpoint, guest: GuestEndpoint
+    ) -> Refusal | None:
         relay = self._udp.get(guest)
         if relay is None:
             try:
-                relay = self._udp[guest] = self._open_udp(guest, address)
+                relay = self._udp[guest] = self._open_udp(open_socket, guest, endpoint.address)
             except OSError as error:
                 return self._no_socket("udp", error)
         relay.add(flow, _socket_name(endpoint))
@@ -341,8 +355,11 @@ class FlowRouter:
 
     def _carry_echo(self, flow: EchoFlow, endpoint: Endpoint) -> Refusal | None:
         """Give a flow its relay, or return how it is refused."""
+        return self._carry_echo_by(self.open_socket, flow, endpoint)
+
+    def _carry_echo_by(self, open_socket: Opener, flow: EchoFlow, endpoint: Endpoint) -> Refusal | None:
         try:
-            sock = self.open_socket("icmp", endpoint.address)
+            sock = open_socket("icmp", endpoint.address)
         except OSError as error:
             return self._no_socket("icmp", error)
         try:
@@ -352,13 +369,13 @@ class FlowRouter:
             return refusal_for(error.errno or 0)
         return None
 
-    def _open_udp(self, guest: GuestEndpoint, address: Address) -> UdpRelay:
+    def _open_udp(self, open_socket: Opener, guest: GuestEndpoint, address: Address) -> UdpRelay:
         """Return a new relay for the datagrams of a guest's endpoint.
 
         Raises:
             OSError: There is no socket; nothing is left open.
         """
-        sock = self.open_socket("udp", address, guest[1])
+        sock = open_socket("udp", address, guest[1])
         try:
             return UdpRelay(
                 self._engine,
@@ -441,7 +458,6 @@ class FlowRouter:
     def let_pass(self, opened: AnyFlow, flow: Flow, target: Target) -> Refusal | None:
         """Carry a flow that may pass to its target, or return how it is refused."""
         if not self.make_room(opened.key):
-            self.notice(NO_DESCRIPTORS)
             self.refused += 1
             return Refusal.NET_UNREACHABLE
         if isinstance(opened, UdpFlow):
@@ -552,12 +568,10 @@ class FlowRouter:
             key = claim.redirected(flow.key)
             opened_inside = flow.host is None or flow.user in relays
             if opened_inside and claim.claim_udp(key) is None and self._is_cut("udp", key, flow):
-                flow.ending = "cut by policy"
-                flow.close()
+                flow.end("cut by policy")
         for echo in _flows_of(guests, stack.echo.values()):
             if self._is_cut("icmp", echo.key, echo):
-                echo.ending = "cut by policy"
-                echo.close()
+                echo.end("cut by policy")
 
     def _cut_tcp(self, connection: TcpConnection, key: bytes) -> None:
         """End a connection if the policy does not let it pass now."""
@@ -657,6 +671,7 @@ class FlowRouter:
 
     def make_room(self, key: bytes = b"") -> bool:
         """Return whether there is a descriptor for one more flow; if necessary, close another flow for it.
+        If there is none, people are told.
 
         The flow closed is the UDP flow that has been idle longest.  It is a connection whose handshake is not over
         instead if there is no UDP flow, or if such connections have more than half of all descriptors; and if there
@@ -665,7 +680,11 @@ class FlowRouter:
         Args:
             key: The key of the new flow, if the guest opens it: this flow is not closed.
         """
-        return self.admission.admit(lambda: self._evict(key))
+        return self.admission.admit(lambda: self._evict(key)) or self._has_none()
+
+    def _has_none(self) -> bool:
+        self.notice("out of file descriptors (RLIMIT_NOFILE): new flows are refused")
+        return False
 
     def _evict(self, key: bytes) -> bool:
         """Close a flow that is idle or has not begun, but not the one of that key.  Return whether there was one."""
@@ -710,6 +729,13 @@ class FlowRouter:
         if user is not None:
             user.closed(Closed.ABORTED)
 
+    def end(self, flow: AnyFlow | FlowBeside) -> None:
+        """End any flow, a connection with resets on both sides."""
+        if isinstance(flow, TcpConnection):
+            self.abort(flow, reset=True)
+        else:
+            flow.end()
+
     def reset_connections(self) -> None:
         """Reset all connections that have a user, as `abort` does."""
         for connection in list(self.stack.tcp.values()):
@@ -720,8 +746,7 @@ class FlowRouter:
         """Withdraw the claim on descriptors, and close all sockets of datagrams."""
         self.admission.close()
         for flow in [*self.stack.udp.values(), *self.stack.echo.values()]:
-            flow.ending = "ended"
-            flow.close()
+            flow.end()
 
     def notice(self, text: str, error: BaseException | None = None) -> None:
         """Report a warning to people, each text up to its " about " once; of exceptions, one of each type."""
@@ -764,6 +789,12 @@ def endpoints_of(key: bytes) -> tuple[Endpoint, Endpoint]:
 @lru_cache(maxsize=4096)
 def _address(packed: bytes) -> Address:
     return ip_address(packed)
+
+
+def guest_endpoint(flow: UdpFlow, endpoint: Endpoint, source: object = None) -> GuestEndpoint:
+    """Return what has one socket: all flows from a port of the guest to targets of a kind."""
+    names, address = flow_key.parse(flow.key), endpoint.address
+    return names.guest, names.guest_port, address.version, address.is_loopback, source
 
 
 def _socket_name(endpoint: Endpoint) -> tuple[str, int]:

@@ -46,8 +46,6 @@ from netns_kit.tap.pcapng import (
 )
 from netns_kit.tap.super_frames import cut, summed
 
-from .answered_names import AnsweredNames
-
 if TYPE_CHECKING:
     from .capture_filter import CaptureFilter
     from .gateway import FlowInfo, Gateway
@@ -87,13 +85,7 @@ class FrameCapture(DeviceWrapper):
     """
 
     def __init__(
-        self,
-        gateway: Gateway,
-        ring: int,
-        wake: int,
-        snaplen: int,
-        where: CaptureFilter | None,
-        mac: str = "",
+        self, gateway: Gateway, ring: int, wake: int, snaplen: int, where: CaptureFilter | None, mac: str = ""
     ) -> None:
         self._ring = FrameRing(ring)
         super().__init__(gateway.device)
@@ -106,9 +98,8 @@ class FrameCapture(DeviceWrapper):
         self._mac = bytes.fromhex(mac.replace(":", ""))
         self._datagrams: Mapping[bytes, UdpFlow] = gateway.stack.udp
         self._verdicts: dict[int, bool] = {}  # whether a flow is captured, by its id
-        self._segments: dict[
-            bytes, bool
-        ] = {}  # the same of TCP, by what stands in a frame: addresses and ports
+        # the same of TCP, by what stands in a frame: addresses and ports
+        self._segments: dict[bytes, bool] = {}
         self._keys: dict[bytes, bytes] = {}  # keys of flows by what stands in a frame to the guest
         self._waiting: list[Frame] = []
         self._named: set[tuple[bytes, str]] = set()
@@ -117,12 +108,12 @@ class FrameCapture(DeviceWrapper):
         self._small: list[bytes] = []  # blocks that were not put into the ring yet, in three pieces each
         self._small_size = 0
         self._is_stopped = False
-        self._names = AnsweredNames(gateway.zone.names_of, gateway.dns.name_of, _nothing)
-        self._has_names = where is not None and any(map(is_name, where.targets))
+        names = () if where is None else tuple(filter(is_name, where.targets))
+        self._has_names = bool(names)
         self._seen = self._accepted = self._lost = 0
         gateway.device = self
         if self._has_names:
-            gateway.listen(self._names.hear)
+            gateway.want_names(self, names)
         gateway.engine.after_step = [*gateway.engine.after_step, self._end_of_step]
 
     def read_into(self, buffer: memoryview | bytearray) -> int | None:
@@ -178,7 +169,7 @@ class FrameCapture(DeviceWrapper):
         """Let the gateway have the device again."""
         engine = self._gateway.engine
         if self._has_names:
-            self._gateway.listen(self._names.hear, wanted=False)
+            self._gateway.want_names(self, ())
         engine.after_step = [each for each in engine.after_step if each != self._end_of_step]
         self._gateway.withdraw(self)
 
@@ -432,7 +423,7 @@ class FrameCapture(DeviceWrapper):
         plain = ip_address(canonical(address))
         for target in where.targets:
             if is_name(target):
-                known = [*map(to_text, self._names.of(address)), *([] if name is None else [name])]
+                known = [*map(to_text, self._gateway.answered(address)), *([] if name is None else [name])]
                 if any(_matches(target, each) for each in known):
                     return True
             elif any(plain in network and _is_in(port, ranges) for network, ranges in parts_of(target)):

@@ -10,8 +10,9 @@ connects these parts, answers questions about flows, and closes the parts in the
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -21,6 +22,7 @@ from netns_kit.domain_names import is_host_name, to_wire
 from netns_kit.errors import DeviceGone, FeatureUnavailable
 from netns_kit.frozen import frozen, replace
 from netns_kit.operations import chained, operation, same, summed
+from netns_kit.policy.addresses import canonical
 from netns_kit.stack import (
     AnyFlow,
     EchoFlow,
@@ -47,14 +49,15 @@ from .frame_pump import FramePump, LinkPump
 from .leasing import Leasing
 from .relay import DnsRelay, PingRelay, UdpRelay
 from .setup import Setup
-from .worker_links import WorkerLinks
+from .worker_links import NOTED, STANDING, WorkerLinks
 
 if TYPE_CHECKING:
     from netns_kit.dns.guard import Guard, Refused
     from netns_kit.policy.policy import Policy
 
-    from .answered_names import AnswerListener
+    from .answered_names import AnsweredNames
     from .inside import Inside
+    from .stand_in_names import StandInNames
 
 DOMAINS = ("containers.internal", "docker.internal")  # in which programs in containers look for their host
 NAMES = [f"{name}.{domain}" for name in ("gateway", "host") for domain in DOMAINS]  # names of the gateway
@@ -150,7 +153,7 @@ class Gateway:
                 if network is not None:
                     stack.link.learn(network.guest.packed, tap.mac)
         self._answer_names(setup)
-        self._listeners: tuple[AnswerListener, ...] = ()
+        self._answered: AnsweredNames | None = None
         self._govern(setup.policy)
         self.beside: dict[int, FlowBeside] = {}
         self._inside: Inside | None = None
@@ -211,6 +214,9 @@ class Gateway:
             from .in_memory import InMemoryDns as relay
         self.dns: DnsRelay = relay(self.engine, self.uplink, self.zone, self._hook_failed, self.router)
         self.router.name_of = self._name_elsewhere
+        self._standing: StandInNames | None = None
+        if self.uplink.stands_in:
+            self._stand_in()
         resolvers = self.subnet.resolvers
         for address in resolvers:
             self.endpoints.serve_tcp(address, DNS_PORT, self.dns.tcp_opened)
@@ -218,39 +224,89 @@ class Gateway:
         if setup.intercept_dns:
             self.endpoints.redirect(DNS_PORT, resolvers)
 
+    def _stand_in(self) -> None:
+        from .stand_in_names import StandInNames  # it is for proxies
+
+        self._standing = StandInNames(self.router, self.uplink, self.subnet, self._links)
+        self.dns.stand_in(self._standing)
+
     def _govern(self, policy: Policy | None) -> None:
         """Let a policy decide from now on, about flows and names."""
         self.enforcer.set(policy)
         self._guard_names()
 
-    def listen(self, listener: AnswerListener, *, wanted: bool = True) -> None:
-        """Tell a function of each answer of our DNS from now on, or no more.
+    def want_names(
+        self, who: object, targets: Collection[str], changed: Callable[[], object] = lambda: None
+    ) -> None:
+        """Note for whom our DNS gives addresses, for `answered`; see `AnsweredNames.want`.
 
         Args:
-            listener: The function.
-            wanted: Whether it is to be told.
+            who: Who wants to know it.
+            targets: The names, as targets of rules; none: it wants to know no more.
+            changed: Called when an address has one name more.
         """
-        others = tuple(each for each in self._listeners if each != listener)
-        self._listeners = (*others, listener) if wanted else others
-        self._guard_names()
+        if targets or self._answered is not None:
+            answered = self._answered or self._note_names()
+            answered.want(who, targets, changed, self._answered_before)
+            if not answered.is_wanted:
+                self._answered = None
+            self._guard_names()
+
+    def _note_names(self) -> AnsweredNames:
+        from .answered_names import AnsweredNames  # few need it
+
+        links = self._links
+        share = None if links is None else partial(links.send_pins, whose=NOTED)
+        self._answered = AnsweredNames(share)
+        return self._answered
+
+    def _answered_before(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield names and addresses of answers that are remembered, as far as people may be told of them."""
+        for address in self.dns.addresses():
+            name = self.dns.name_of(address)
+            if name is not None and is_host_name(name):
+                yield to_wire(name).lower(), canonical(address)
+
+    def answered(self, address: bytes) -> tuple[bytes, ...]:
+        """Return the names for which our DNS has given a packed address.
+
+        They are those of our own records, those that somebody wants to know (`want_names`), and the last one.
+        """
+        self.read_pins()
+        noted = () if self._answered is None else self._answered.of(address)
+        last = self.dns.name_of(address)
+        names = self.zone.names_of(address) + noted
+        return names if last is None or not is_host_name(last) else (*names, to_wire(last).lower())
 
     def _guard_names(self) -> None:
         guard: Guard | None = self.enforcer.guard
-        if self._listeners:
+        if self._answered is not None and self._answered.is_wanted:
             from .answered_names import ListenedGuard  # few need it
 
-            guard = ListenedGuard(guard, self._listeners)
+            guard = ListenedGuard(guard, self._answered.hear)
         self.dns.guard = guard
 
     def read_pins(self) -> bool:
-        """Learn what other workers have pinned, and return whether there was anything."""
-        return self._links is not None and self.enforcer.learn(self._links.read_pins())
+        """Learn what other workers have pinned and noted, and return whether there was anything."""
+        found = False
+        for whose, pins in () if self._links is None else self._links.read_pins():
+            found = True
+            if whose == NOTED:
+                (self._answered or self._note_names()).note((name, address) for name, address, _, _ in pins)
+            elif whose == STANDING:
+                if self._standing is not None:
+                    self._standing.learn(pins)
+            else:
+                self.enforcer.learn(pins, whose)
+        return found
 
     def _on_pins(self, _: int) -> None:
         self.read_pins()
 
     def _query_refused(self, name: bytes, kind: int, client: bytes, refused: Refused, rule: str) -> None:
-        watcher, policy = self.watcher, self.enforcer.of(client).policy
+        enforcer = self.enforcer.of(client)
+        enforcer.hits[f"dns {rule}"] += 1
+        watcher, policy = self.watcher, enforcer.policy
         if watcher is not None and policy is not None:
             watcher.query_refused(name, kind, client, rule, refused.rcode, audit=policy.audit)
 
@@ -324,34 +380,23 @@ class Gateway:
     @operation(any)
     def end_flow(self, number: int) -> bool:
         """End the flow with that id at once.  Return whether there was one."""
-        stack = self.stack
-        for connection in stack.tcp.values():
-            if connection.id == number:
-                self.router.abort(connection, reset=True)
-                return True
-        if number in self.beside:
-            self.beside[number].end()
-            return True
-        others: list[UdpFlow | EchoFlow] = [*stack.udp.values(), *stack.echo.values()]
-        found = next((flow for flow in others if flow.id == number), None)
+        flows = itertools.chain(self._flows(), self.beside.values())
+        found = next((each for each in flows if each.id == number), None)
         if found is not None:
-            found.ending = "ended"
-            found.close()
+            self.router.end(found)
         return found is not None
 
     @operation(sum)
     def end_flows_of(self, addresses: tuple[Address, ...]) -> int:
         """End the flows of the guest with these addresses at once, and return how many there were."""
+        found = [each for each in self._flows() if endpoints_of(each.key)[0].address in addresses]
+        for each in found:
+            self.router.end(each)
+        return len(found)
+
+    def _flows(self) -> Iterator[AnyFlow]:
         stack = self.stack
-        connections = [each for each in stack.tcp.values() if endpoints_of(each.key)[0].address in addresses]
-        for connection in connections:
-            self.router.abort(connection, reset=True)
-        others: list[UdpFlow | EchoFlow] = [*stack.udp.values(), *stack.echo.values()]
-        ended = [each for each in others if endpoints_of(each.key)[0].address in addresses]
-        for each in ended:
-            each.ending = "ended"
-            each.close()
-        return len(connections) + len(ended)
+        return itertools.chain(stack.tcp.values(), stack.udp.values(), stack.echo.values())
 
     @operation(same)
     def set_policy(self, text: str | None, existing: Literal["keep", "cut"]) -> None:
@@ -376,12 +421,13 @@ class Gateway:
 
     @operation(same)
     def set_policy_of(
-        self, guests: tuple[Address, ...], text: str | None, existing: Literal["keep", "cut"]
+        self, member: int, guests: tuple[Address, ...], text: str | None, existing: Literal["keep", "cut"]
     ) -> None:
-        """Let a policy decide about the guests with these addresses, in place of the common one.
+        """Let a policy decide about a member, in place of the common one.
 
         Args:
-            guests: The addresses of one guest.
+            member: The number of the member, which no other has: see `Enforcer.set_own`.
+            guests: The addresses of the member.
             text: The policy, as for `set_policy`; None: the common one decides.
             existing: As for `set_policy`.
 
@@ -395,10 +441,15 @@ class Gateway:
 
             policy = load(Policy, text.encode())
         addresses = tuple(each.packed for each in guests)
-        self.enforcer.set_own(addresses, policy)
+        self.enforcer.set_own(member, addresses, policy)
         self._guard_names()
         if existing == "cut":
             self.router.cut(addresses)
+
+    @operation(summed)
+    def policy_hits(self, guest: Address) -> dict[str, int]:
+        """Return how often each rule of the policy that decides about a guest has done so, see `Enforcer.hits`."""
+        return dict(self.enforcer.of(guest.packed).hits)
 
     @property
     def watcher(self) -> Watcher | None:

@@ -9,81 +9,125 @@ from __future__ import annotations
 
 import math
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from ipaddress import ip_address
-from typing import cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from netns_kit.dns.stand_ins import StandIns
 from netns_kit.domain_names import to_text
 from netns_kit.policy.addresses import canonical
-from netns_kit.stack import AnyFlow, EchoFlow, Refusal, Stack, StackUser, TcpConnection, Transport, UdpFlow
+from netns_kit.stack import AnyFlow, EchoFlow, Refusal, TcpConnection, Transport, UdpFlow
 from netns_kit.stack.wire import flow_key
-from netns_kit.stack.wire.flow_key import FlowKey
-from netns_kit.subnet import Subnet
-from netns_kit.uplink.dial import Dial, Refused
+from netns_kit.uplink.dial import Refused
 from netns_kit.uplink.elsewhere import NamespaceSockets
 from netns_kit.uplink.flow import Endpoint, Flow, NamedFlow, Target
-from netns_kit.uplink.indirect import (
-    Carriage,
-    IndirectUplink,
-    ProxyDial,
-    UdpAssociation,
-)
+from netns_kit.uplink.indirect import Carriage, IndirectUplink, ProxyDial, UdpAssociation
 from netns_kit.uplink.sockets import refusal_for
 
 from .elsewhere import SourceElsewhere, Waiting
-from .endpoints import Endpoints
-from .enforcer import Enforcer, Ruling, ruling_of
+from .enforcer import Enforcer, Look, Ruling, ruling_of
 from .engine import Engine
-from .flow_router import DatagramsTaker, FlowRouter, GuestEndpoint, Outcome, Routed, connected
-from .relay import PingRelay, TcpRelay, UdpRelay
+from .flow_router import DatagramsTaker, FlowRouter, GuestEndpoint, Outcome, Routed, connected, guest_endpoint
+from .relay import TcpRelay, UdpRelay
 from .relay.associated import AssociatedRelay
 from .relay.dialled import Dialled
 from .way import DatagramWay, WayRelay
-from .worker_links import WorkerLinks
 
-_Guest = tuple[bytes, int, Endpoint]
-"""A guest's address and port, and the proxy that its datagrams go through."""
+if TYPE_CHECKING:
+    from netns_kit.policy.index import Decision, Index
+    from netns_kit.policy.policy import Policy
+
+_Guest = tuple[bytes, int, Endpoint, Endpoint | None]
+"""A guest's address and port, the proxy that its datagrams go through, and the destination if it is told by name."""
+
+
+class ByName(NamedTuple):
+    """An `Index`, for a destination that has a name and no address."""
+
+    whole: Index
+
+    @property
+    def policy(self) -> Policy:
+        return self.whole.policy
+
+    def flow(
+        self, protocol: Transport, _: bytes | None, port: int, names: tuple[bytes, ...], is_host: object
+    ) -> Decision:
+        return self.whole.flow(protocol, None, port, names, lambda: False)
+
+
+class IndirectEnforcer(Enforcer):
+    """An `Enforcer` for which the address of a stand-in is none: rules about addresses are not about it."""
+
+    def _decide(
+        self, index: Index, flow: Flow, seen: Look | None, now: float, given: tuple[bytes, ...]
+    ) -> Ruling:
+        seen_as = cast("Index", ByName(index)) if flow.is_by_name else index
+        return super()._decide(seen_as, flow, seen, now, given)
 
 
 class IndirectRouter(FlowRouter):
     """The `StackUser` of a gateway whose uplink is indirect.
 
     Its arguments are those of `FlowRouter`, and `supplies`: where sockets of each of `Uplink.namespaces` are ordered.
+
+    Attributes:
+        stand_ins: The addresses that stand for names; None: there are none.
     """
+
+    enforcer_kind = IndirectEnforcer
+    stand_ins: StandIns | None = None
 
     def __init__(
         self,
         engine: Engine,
         uplink: IndirectUplink,
-        subnet: Subnet,
-        endpoints: Endpoints,
-        stack: Callable[[StackUser], Stack],
-        *,
-        links: WorkerLinks | None,
-        tell: Callable[[str, BaseException | None], None],
+        *arguments: Any,
         supplies: Sequence[socket.socket],
+        **options: Any,
     ) -> None:
         self._sources = [SourceElsewhere(engine, each, self._is_free, self._ended) for each in supplies]
         self._indirect = uplink.attached(self.notice, iter(self._sources))
         self._associations: dict[_Guest, AssociatedRelay] = {}
         self._ways: set[DatagramWay] = set()  # out, of handlers
-        super().__init__(engine, self._indirect, subnet, endpoints, stack, links=links, tell=tell)
+        super().__init__(engine, self._indirect, *arguments, **options)
         self._waiting = Waiting(engine, self.enforcer, self)
 
     # -- names ----------------------------------------------------------------------------------------
 
     def _flow_of(self, transport: Transport, key: bytes, served: bool = False) -> Flow:
         flow = super()._flow_of(transport, key, served)
+        address = flow.destination.address.packed
         enforcer = self.enforcer.of(flow.source.address.packed)
-        name = None
-        if not served and self._indirect.wants_names:
-            name = self._name(enforcer, flow.destination.address.packed)
-        if name is None:
+        if served:
             return flow
-        named = NamedFlow.of(flow, name)
+        if self.stand_ins is not None and address in self.stand_ins:
+            named = NamedFlow.of(flow, self._stood_for(self.stand_ins, address), is_by_name=True)
+        else:
+            name = self._name(enforcer, address) if self._indirect.wants_names else None
+            if name is None:
+                return flow
+            named = NamedFlow.of(flow, name)
         if enforcer.policy is None and self._indirect.policy is None:
             named.allow_telling()
         return named
+
+    def _stood_for(self, stand_ins: StandIns, address: bytes) -> str | None:
+        """Return the name that an address stands for, which another worker may have told."""
+        found = stand_ins.name_of(address)
+        if found is None and self.enforcer.catch_up is not None and self.enforcer.catch_up():
+            found = stand_ins.name_of(address)
+        stand_ins.use(address)
+        return None if found is None else to_text(found)
+
+    def _decide(self, transport: Transport, key: bytes, served: bool = False) -> Routed | Refusal:
+        found = super()._decide(transport, key, served)
+        if isinstance(found, tuple) and found[0].is_by_name:
+            if found[0].name is None:
+                return Refusal.HOST_UNREACHABLE
+            if transport == "icmp":
+                return Refusal.PROHIBITED
+        return found
 
     def _name(self, enforcer: Enforcer, address: bytes) -> str | None:
         if enforcer.policy is not None:
@@ -94,9 +138,15 @@ class IndirectRouter(FlowRouter):
 
     def _govern(self, found: Routed, opened: AnyFlow | None) -> Outcome:
         outcome = super()._govern(found, opened)
-        ruling = ruling_of(opened)
-        if isinstance(found[0], NamedFlow) and ruling is not None and _is_by_name(ruling, found[0].name):
-            found[0].allow_telling()
+        flow, _ = found
+        if isinstance(flow, NamedFlow):
+            ruling = ruling_of(opened)
+            if opened is None and outcome is None:
+                ruling = self.enforcer.flow(flow, self._engine.now)
+            if ruling is not None and ruling.is_about(flow.name):
+                flow.allow_telling()
+            if outcome is None and flow.is_by_name and not flow.may_be_told:
+                return Refusal.PROHIBITED
         return outcome
 
     # -- TCP ------------------------------------------------------------------------------------------
@@ -116,15 +166,6 @@ class IndirectRouter(FlowRouter):
             limit = TimeLimit(relay, relay.pending)
             self._engine.timers.arm(limit, self._engine.now + self._indirect.time_limit)
 
-    def dial_resolver(self, resolver: Endpoint) -> Dial:
-        flow = Flow("tcp", Endpoint._make((self._subnet.dns, 0)), resolver, self._subnet)
-        try:
-            return self._indirect.dial_resolver(flow, Target((resolver,)))
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            return self.cannot_dial(error)
-
     # -- datagrams ------------------------------------------------------------------------------------
 
     def _carry_udp(self, flow: UdpFlow, endpoint: Endpoint) -> Refusal | None:
@@ -133,15 +174,19 @@ class IndirectRouter(FlowRouter):
             return super()._carry_udp(flow, endpoint)
         if isinstance(found, Refusal):
             return found
-        names = flow_key.parse(flow.key)
         if isinstance(found, NamespaceSockets):
-            return self._carry_udp_elsewhere(found, flow, names, endpoint)
-        guest = names.guest, names.guest_port, found.proxy
+            guest_there = guest_endpoint(flow, endpoint, found)
+            if guest_there not in self._udp and not found.source.has("udp", endpoint.address.version):
+                return self._waiting.hold(flow, self._flow_of("udp", flow.key), endpoint, found)
+            return self._carry_udp_by(found.open, flow, endpoint, guest_there)
+        names = flow_key.parse(flow.key)
+        flow_is_by_name = self.stand_ins is not None and endpoint.address.packed in self.stand_ins
+        guest = names.guest, names.guest_port, found.proxy, endpoint if flow_is_by_name else None
         relay = self._associations.get(guest)
         if relay is not None:
             relay.add(flow, endpoint)
             return None
-        dial = self._dialled(found)
+        dial = self._dialled(found.dial)
         if isinstance(dial, Refused):
             return _refusal_of(dial)
         relay = self._associations[guest] = AssociatedRelay(
@@ -186,7 +231,7 @@ class IndirectRouter(FlowRouter):
         self, association: UdpAssociation, target: Target, give: DatagramsTaker, pair: list[socket.socket]
     ) -> None:
         """Give one end of the pair, whose other end has an association of its own."""
-        dial = self._dialled(association)
+        dial = self._dialled(association.dial)
         if isinstance(dial, Refused):
             give(_refusal_of(dial))
             return
@@ -203,42 +248,12 @@ class IndirectRouter(FlowRouter):
         relay.begin(dial)
         self.limit(relay)
 
-    def _carry_udp_elsewhere(
-        self, sockets: NamespaceSockets, flow: UdpFlow, names: FlowKey, endpoint: Endpoint
-    ) -> Refusal | None:
-        """Carry a flow by a socket of another namespace, at once or when one has come."""
-        address = endpoint.address
-        guest = (names.guest, names.guest_port, address.version, address.is_loopback, sockets)
-        relay = self._udp.get(guest)
-        if relay is None:
-            if not sockets.source.has("udp", address.version):
-                return self._waiting.hold(flow, self._flow_of("udp", flow.key), endpoint, sockets)
-            try:
-                sock = sockets.open("udp", address, names.guest_port)
-            except OSError as error:
-                return self._no_socket("udp", error)
-            try:
-                relay = self._udp[guest] = UdpRelay(
-                    self._engine,
-                    sock,
-                    self.inbox,
-                    self.outbox,
-                    unsolicited=lambda relay, sender, _: self._unsolicited_elsewhere(guest, relay, sender),
-                    idle=lambda relay: self._close_udp(guest, relay),
-                )
-            except OSError as error:
-                sock.close()
-                return self._no_socket("udp", error)
-        relay.add(flow, (str(address), endpoint.port))
-        return None
-
-    def _unsolicited_elsewhere(self, guest: GuestEndpoint, relay: UdpRelay, sender: tuple[str, int]) -> None:
-        if ip_address(
-            sender[0].partition("%")[0]
-        ).is_loopback:  # of that namespace, which is not the gateway's
+    def _unsolicited(self, guest: GuestEndpoint, relay: UdpRelay, sender: tuple[str, int]) -> None:
+        is_elsewhere = isinstance(guest[-1], NamespaceSockets)
+        if is_elsewhere and ip_address(sender[0].partition("%")[0]).is_loopback:  # which is not the gateway's
             self.stack.dropped["udp-filtered"] += 1
         else:
-            self._unsolicited(guest, relay, sender)
+            super()._unsolicited(guest, relay, sender)
 
     def _is_free(self) -> bool:
         return self.admission.is_free()
@@ -261,14 +276,6 @@ class IndirectRouter(FlowRouter):
         for each in self._sources:
             each.close()
 
-    def _dialled(self, association: UdpAssociation) -> Dial:
-        try:
-            return association.dial()
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            return self.cannot_dial(error)
-
     def _carry_echo(self, flow: EchoFlow, endpoint: Endpoint) -> Refusal | None:
         found = self._carriage("icmp", flow, endpoint)
         if found is None:
@@ -279,16 +286,7 @@ class IndirectRouter(FlowRouter):
             return Refusal.PROHIBITED
         if not found.source.has("icmp", endpoint.address.version):
             return self._waiting.hold(flow, self._flow_of("icmp", flow.key), endpoint, found)
-        try:
-            sock = found.open("icmp", endpoint.address)
-        except OSError as error:
-            return self._no_socket("icmp", error)
-        try:
-            PingRelay(self._engine, sock, flow, endpoint)
-        except OSError as error:
-            sock.close()
-            return refusal_for(error.errno or 0)
-        return None
+        return self._carry_echo_by(found.open, flow, endpoint)
 
     def carry(self, opened: UdpFlow | EchoFlow, target: Endpoint) -> Refusal | None:
         """Give a flow its relay, or return how it is refused.
@@ -302,17 +300,16 @@ class IndirectRouter(FlowRouter):
 
     def _carriage(self, transport: Transport, flow: UdpFlow | EchoFlow, endpoint: Endpoint) -> Carriage:
         """Ask the uplink what carries a flow.  If it fails, the flow is refused."""
-        found = self._asked(self._flow_of(transport, flow.key), Target((endpoint,)))
+        described, ruling = self._flow_of(transport, flow.key), ruling_of(flow)
+        if isinstance(described, NamedFlow) and ruling is not None and ruling.is_about(described.name):
+            described.allow_telling()
+        found = self._asked(described, Target((endpoint,)))
         self.refused += isinstance(found, Refusal)
         return found
 
     def _asked(self, flow: Flow, target: Target) -> Carriage:
-        try:
-            return self._indirect.carriage(flow, target)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            return _refusal_of(self.cannot_dial(error))
+        found = self._dialled(lambda: self._indirect.carriage(flow, target))
+        return _refusal_of(found) if isinstance(found, Refused) else found
 
 
 class TimeLimit:
@@ -333,10 +330,3 @@ class TimeLimit:
 
 def _refusal_of(refused: Refused) -> Refusal:
     return refused.why if isinstance(refused.why, Refusal) else Refusal.HOST_UNREACHABLE
-
-
-def _is_by_name(ruling: Ruling, name: str | None) -> bool:
-    """Return whether the rule that has decided is about this name."""
-    return name is not None and any(
-        name == each or (each.startswith("*.") and name.endswith(each[1:])) for each in ruling.targets
-    )

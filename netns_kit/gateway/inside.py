@@ -70,9 +70,8 @@ class Inside:
         self._is_free = is_free
         self._supply = supply
         self._stocks: dict[Kind, _Stock] = {}
-        self._wanted: deque[tuple[str, Taker]] = (
-            deque()
-        )  # connections to unix sockets that are not ordered yet
+        # connections to unix sockets that are not ordered yet
+        self._wanted: deque[tuple[str, Taker]] = deque()
         self._ordered: deque[Taker] = deque()  # and those that are, in the order of their answers
         self._takers = 0  # who wait, in all stocks
         self._passed: dict[int, socket.socket] = {}

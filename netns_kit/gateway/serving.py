@@ -29,7 +29,7 @@ from netns_kit.uplink.flow import Endpoint, Target
 
 from .endpoints import TcpHandler, UdpHandler
 from .engine import Engine
-from .flow_router import EPHEMERAL, NO_DESCRIPTORS, endpoints_of
+from .flow_router import EPHEMERAL, endpoints_of
 from .gateway import Gateway
 from .served import Ended, EndingSeen, News, Opened, ServedConnection, ServedDatagrams, Teller, Waits
 
@@ -77,9 +77,8 @@ class Serving:
         self.flows: dict[int, Waits] = {}
         self._news: dict[int, News] = {}  # what is untold, by numbers that increase
         self._noted = 0
-        self._untold: dict[
-            int, int
-        ] = {}  # the number of what is untold of the beginning of a flow, by its id
+        # the number of what is untold of the beginning of a flow, by its id
+        self._untold: dict[int, int] = {}
         self._carrier: Carrier | None = None
         self.world = 0  # the number under which what it carries is told of; 0: there is none
         self._port = EPHEMERAL[int.from_bytes(os.urandom(2), "big") % len(EPHEMERAL)]
@@ -288,13 +287,7 @@ class Serving:
 
     @operation()
     def connect(
-        self,
-        service: int,
-        address: Address,
-        port: int,
-        source: Address | None,
-        *,
-        fds: Sequence[int],
+        self, service: int, address: Address, port: int, source: Address | None, *, fds: Sequence[int]
     ) -> int:
         """Open a connection to the guest, and return its number.  `Opened` follows, or `Ended`.
 
@@ -379,12 +372,9 @@ class Serving:
         return waiting < WAITING_MOST
 
     def _has_room(self, key: bytes) -> bool:
-        router = self.gateway.router
-        if router.make_room(key):
-            return True
-        router.notice(NO_DESCRIPTORS)
-        router.refused += 1
-        return False
+        has_room = self.gateway.router.make_room(key)
+        self.gateway.router.refused += not has_room
+        return has_room
 
     # -- what is told ---------------------------------------------------------------------------------
 

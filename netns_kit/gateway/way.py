@@ -34,7 +34,6 @@ class DatagramWay:
     """
 
     key = b""  # the only one of its relay
-    ending: Ending | None = None
     user: Any = NOBODY
 
     def __init__(self, engine: Engine, end: socket.socket, closed: Callable[[DatagramWay], object]) -> None:
@@ -68,6 +67,10 @@ class DatagramWay:
 
     def turn_away(self, why: Refusal) -> None:
         """End the way, since the proxy refuses it."""
+        self.close()
+
+    def end(self, _: Ending = "ended") -> None:
+        """End the way, as a flow is."""
         self.close()
 
     def close(self) -> None:

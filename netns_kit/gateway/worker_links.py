@@ -7,7 +7,8 @@ connection of a client, accepted on the host, that is to become this flow.
 
 Pins have an inbox of their own, so that they can be read at any moment, before the frames that have come earlier: by
 a worker that is about to refuse a flow because it does not know the address.  Whoever answers a DNS query sends them
-before the answer, so they are there when the flow comes.
+before the answer, so they are there when the flow comes.  A message says whose they are: those of the common policy,
+of a member's own, or of those who note names beside the policies; or that the addresses stand for the names.
 
 A message is lost, as a frame is on a wire, if the inbox is full.  A connection is also lost if its receiver has no
 descriptor left for it: the kernel then closes the descriptor that the message had (MSG_CTRUNC).  Losses are counted,
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
 _ROOM = 8 << 20  # bytes of an inbox: less, where wmem_max says so
 _PINS_MAX = 1 << 16  # bytes of a message of pins; those of one answer are fewer
 _RIGHTS = socket.CMSG_LEN(4)  # room for one descriptor; of a longer message the kernel keeps the rest
-_PIN = Struct(
-    "!d?BB"
-)  # until when; whether it is ours; the lengths of the address and the name, which follow
+COMMON, NOTED, STANDING = 0, 0xFFFFFFFF, 0xFFFFFFFE  # whose pins they are; else it is the number of a member
+_WHOSE = Struct("!I")
+# until when; whether it is ours; the lengths of the address and the name, which follow
+_PIN = Struct("!d?BB")
 
 
 class WorkerLinks:
@@ -100,12 +102,16 @@ class WorkerLinks:
         self._send(number, 0, key, [rights])
         accepted.close()
 
-    def send_pins(self, pins: Iterable[Pin]) -> None:
+    def send_pins(self, pins: Iterable[Pin], whose: int = COMMON) -> None:
         """Send pins to all other workers.  Call it before the answer that they were made from leaves.
 
         A worker whose inbox is full does not get them, and refuses flows to them.  That is counted.
+
+        Args:
+            pins: The pins.
+            whose: The number of the member whose policy has made them, or `COMMON`, `NOTED` or `STANDING`.
         """
-        message = b"".join(
+        message = _WHOSE.pack(whose) + b"".join(
             _PIN.pack(until, ours, len(address), len(name)) + address + name
             for name, address, until, ours in pins
         )
@@ -116,8 +122,8 @@ class WorkerLinks:
                 except OSError:
                     self.pins_lost += 1
 
-    def read_pins(self) -> Iterator[Pin]:
-        """Yield the pins that other workers have sent.  Whatever a message holds, nothing is raised.
+    def read_pins(self) -> Iterator[tuple[int, list[Pin]]]:
+        """Yield whose pins other workers have sent, and the pins.  Whatever a message holds, nothing is raised.
 
         The gateway reads them when `pins_fileno` is readable, and again when it is about to refuse a flow because no
         name is known for its address.
@@ -127,7 +133,11 @@ class WorkerLinks:
                 message = self._pins_inbox.recv(_PINS_MAX)
             except BlockingIOError:
                 return
-            at = 0
+            if len(message) < _WHOSE.size:
+                continue
+            (whose,) = _WHOSE.unpack_from(message)
+            pins: list[Pin] = []
+            at = _WHOSE.size
             while at + _PIN.size <= len(message):
                 until, ours, address_size, name_size = _PIN.unpack_from(message, at)
                 at += _PIN.size
@@ -135,8 +145,9 @@ class WorkerLinks:
                 end = name_at + name_size
                 name, address = message[name_at:end], message[at:name_at]
                 if _is_pin(name, address):
-                    yield name, address, until, ours
+                    pins.append((name, address, until, ours))
                 at = end
+            yield whose, pins
 
     def _send(
         self,

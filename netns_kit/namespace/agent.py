@@ -69,7 +69,7 @@ from .agent_command import ECHO, RunningCommand, become_command, kill_tree
 from .agent_common import FOLLOW_STOPS, IN_MEMFD, children_of, failure, to_bytes, write_file
 from .agent_files import make_place, remove_place, show_again
 from .agent_namespaces import Quarters, attach, create, hide, open_quarters
-from .agent_processes import process_of
+from .agent_processes import process_of, processes
 from .agent_sockets import Supply, allow_unix, prepare_transparent, route_answers
 from .links import configure_link, open_tap
 
@@ -115,6 +115,7 @@ OPERATIONS: dict[str, Callable[..., tuple[dict[str, object], list[int]]]] = {
     "prepare_transparent": prepare_transparent,
     "route_answers": route_answers,
     "process_of": process_of,
+    "processes": processes,
 }
 
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 BUDGET = 0.02  # seconds
 FIRST = 32  # descriptors
 COMMAND_MAX = 256  # bytes of the first word of a command line
+TOLD_MAX = 200  # processes that are told of at most
 LISTED_MAX = 1 << 20  # bytes of /proc/net/icmp: about 8,000 sockets
 
 ALL_STATES = 0xFFFFFFFF
@@ -76,6 +77,21 @@ def process_of(
                 os.close(pidfd)
                 raise
     return {"unknown": True}, []
+
+
+def processes() -> tuple[dict[str, object], list[int]]:
+    """Return the processes of the namespace, the oldest first, `TOLD_MAX` of them, and how many more there are.
+
+    That which keeps the PID namespace of the commands, as their process 1, is none of them.
+    """
+    every = sorted(_processes())
+    if os.getpid() == 1:
+        del every[:1]
+    told: list[tuple[int, int, str, str, int]] = []
+    for pid in every[:TOLD_MAX]:
+        with suppress(OSError):  # it has ended
+            told.append(_described_at_length(pid))
+    return {"processes": told, "more": len(every[TOLD_MAX:])}, []
 
 
 def _diagnosed(
@@ -189,6 +205,20 @@ def _described(pid: int) -> dict[str, object]:
         "name": _text(read_bytes(f"/proc/{pid}/comm", COMMAND_MAX).rstrip(b"\n")),
         "command": _text(read_bytes(f"/proc/{pid}/cmdline", COMMAND_MAX).partition(b"\0")[0]),
     }
+
+
+def _described_at_length(pid: int) -> tuple[int, int, str, str, int]:
+    """Return the fields of a `RunningProcess`."""
+    status = read_bytes(f"/proc/{pid}/status", 4096)
+    fields = dict(line.split(b":", 1) for line in status.splitlines() if b":" in line)
+    words = read_bytes(f"/proc/{pid}/cmdline", COMMAND_MAX).rstrip(b"\0").split(b"\0")
+    return (
+        int(fields.get(b"NSpid", fields[b"Pid"]).split()[-1]),
+        int(fields[b"Uid"].split()[1]),
+        _text(read_bytes(f"/proc/{pid}/comm", COMMAND_MAX).rstrip(b"\n")),
+        _text(b" ".join(words)),
+        int(fields.get(b"VmRSS", b"0").split()[0]) << 10,
+    )
 
 
 def _text(data: bytes) -> str:

@@ -36,6 +36,7 @@ from typing_extensions import Unpack
 
 from netns_kit import arguments
 from netns_kit.arguments import AddressLike
+from netns_kit.display.displayed import Displayed
 from netns_kit.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -56,13 +57,15 @@ from .agent_client import AgentProcess, Conversation, Done, Start
 from .background import Openable, Supervisor
 from .listening import ListeningSocket, Protocol, SocketDiagnostics
 from .process import Command, CommandFailed, CommandOptions, Process, communicate, open_process
-from .process_info import ProcessInfo
+from .process_info import ProcessInfo, RunningProcess
 from .watch import Watch
 
 if TYPE_CHECKING:
+    from netns_kit.display.view import View
+
     from .added_links import AddedLink
 
-__all__ = ["Interface", "InterfaceAddress", "Namespace", "OpenedTap", "Route"]
+__all__ = ["Interface", "InterfaceAddress", "Namespace", "NamespaceSnapshot", "OpenedTap", "Route"]
 
 T = TypeVar("T")
 Ids = Literal["root", "same", "subids"]
@@ -115,6 +118,29 @@ class Route:
 
 
 @frozen
+class NamespaceSnapshot(Displayed):
+    """A namespace at one moment.  A notebook shows it as tables, and `print` as text."""
+
+    links: tuple[Interface, ...]
+    """Interfaces, see `Namespace.links`."""
+    addresses: tuple[InterfaceAddress, ...]
+    """Addresses of the interfaces, see `Namespace.addresses`."""
+    routes: tuple[Route, ...]
+    """Routes of the main table, see `Namespace.routes`."""
+    listening: tuple[ListeningSocket, ...]
+    """Sockets that wait for clients, see `Namespace.listening`; empty if this kernel does not tell."""
+    processes: tuple[RunningProcess, ...]
+    """Processes, the oldest first."""
+    more_processes: int
+    """Number of further processes: 200 are listed at most."""
+
+    def _view(self) -> View:
+        from .display import snapshot_view
+
+        return snapshot_view(self)
+
+
+@frozen
 class OpenedTap:
     """A tap device that was opened in the namespace."""
 
@@ -141,6 +167,14 @@ class _Value:
 
 
 @frozen
+class _Processes:
+    """The agent's answer: the processes of the namespace, and the number of further ones."""
+
+    processes: tuple[RunningProcess, ...]
+    more: int
+
+
+@frozen
 class _Tap:
     """The agent's answer, beside descriptors: the tap that was opened."""
 
@@ -156,7 +190,7 @@ class _Configured:
     without_ipv6: str | None
 
 
-class Namespace(Openable):
+class Namespace(Displayed, Openable):
     """A network namespace, for as long as it is open.
 
     `create`, `attach` and `current` make one; each says what opening it raises.  Closing kills all commands that were
@@ -267,6 +301,11 @@ class Namespace(Openable):
     def __repr__(self) -> str:
         return f"<Namespace.{self._what}: {self.supervisor.condition}>"
 
+    def _view(self) -> View:
+        from .display import namespace_view
+
+        return namespace_view(self)
+
     async def _open(self) -> None:
         start = self._prepare(self._held)
         await self._agent.start(start)
@@ -290,6 +329,11 @@ class Namespace(Openable):
             await anyio.wait_readable(watch)
         self._agent.hang_up()
         raise self._agent.lost("the path of the namespace is gone")
+
+    @property
+    def origin(self) -> str:
+        """The call that has made the object, as text."""
+        return self._what
 
     @property
     def pid(self) -> int:
@@ -724,6 +768,25 @@ class Namespace(Openable):
         except OSError as exc:
             raise diagnosis.feature("socket diagnostics", exc, "3.3", "socket with AF_NETLINK") from exc
         return SocketDiagnostics(sock, self._agent.betrayed)
+
+    async def snapshot(self) -> NamespaceSnapshot:
+        """Return what the namespace has now: links, addresses, routes, listening sockets, processes.
+
+            print(await namespace.snapshot())
+
+        Raises:
+            NamespaceGone: The namespace has ended, or is not open.
+            OSError: As `listening` raises it.
+
+        Cancellation:
+            It changes nothing.
+        """
+        listening: tuple[ListeningSocket, ...] = ()
+        with suppress(FeatureUnavailable):
+            listening = await self.listening()
+        links, addresses, routes = await self.links(), await self.addresses(), await self.routes()
+        found, _ = await self._ask(_Processes, "processes")
+        return NamespaceSnapshot(links, addresses, routes, listening, found.processes, found.more)
 
     async def process_of(
         self,

@@ -8,6 +8,7 @@ takes its command along.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import subprocess
@@ -27,7 +28,7 @@ from netns_kit import arguments
 from netns_kit.child.child import is_inherited
 from netns_kit.child.codec import printable
 from netns_kit.errors import ArgumentError, ArgumentTypeError, NamespaceGone, NetnsKitError
-from netns_kit.host.abi import SCM_MAX_FD
+from netns_kit.host.abi import PIDFD_SIGNAL_PROCESS_GROUP, SCM_MAX_FD
 
 from .agent_client import Conversation, Ended, StartConversation, Stopped
 from .agent_common import FOLLOW_STOPS
@@ -366,6 +367,26 @@ class Process(anyio.abc.Process):
         if not self._pidfd.closed:
             with suppress(ProcessLookupError):
                 pidfd_send_signal(self._pidfd.fileno(), signal)
+
+    def signal_group(self, signal: int) -> bool:
+        """Send a signal to the process group of the command, as `send_signal` does to the command.
+
+        Args:
+            signal: Its number.
+
+        Returns:
+            False if this kernel cannot do that: it came with Linux 6.9.
+        """
+        if not self._pidfd.closed:
+            try:
+                pidfd_send_signal(self._pidfd.fileno(), signal, None, PIDFD_SIGNAL_PROCESS_GROUP)
+            except ProcessLookupError:
+                pass
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                return False
+        return True
 
     def terminate(self) -> None:
         """Send the command SIGTERM, which asks it to end."""

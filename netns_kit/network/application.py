@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import suppress
+from signal import SIGTERM
 from subprocess import DEVNULL, STDOUT
 
 import anyio
@@ -22,13 +23,16 @@ from netns_kit.namespace.background import Openable, Supervisor
 from netns_kit.namespace.process import Process
 from netns_kit.uplink.uplink import Uplink
 
-from .composition import Composition, Dependency, MemberPlan
+from .composition import Composition, Dependency, MemberPlan, placed
 from .members import Member
 from .network import Network
 
 LINES_KEPT = 10_000  # of all members together
 LINE_MAX = 16_384  # bytes, of which a longer line is made several
 PAUSE = 0.1  # seconds between two looks whether a port is listened on
+PATIENCE = 5.0  # seconds of waiting for a port, after which people are told
+STOP_SECONDS = 10.0  # that a command may take to end when it is asked to
+NOT_STARTED = 127  # status of a command that cannot be started again, as shells have it
 
 
 @frozen
@@ -75,6 +79,8 @@ class Application(Openable):
     Args:
         composition: What is to run.
         on_line: A plain function that is called with each line that a command writes; None: lines are only kept.
+        on_notice: A plain function that is called with a text for people when a command has ended with another status
+            than 0, and when one waits for long for what it depends on; None: nobody is told.
 
     Raises:
         ArgumentTypeError: The argument is no `Composition`, or no plain function.
@@ -83,8 +89,17 @@ class Application(Openable):
             has ended which others wait for.
     """
 
+    composition: Composition
+    """The composition."""
+    network: Network
+    """The network."""
+
     def __init__(
-        self, composition: Composition, *, on_line: Callable[[LogLine], object] | None = None
+        self,
+        composition: Composition,
+        *,
+        on_line: Callable[[LogLine], object] | None = None,
+        on_notice: Callable[[str], object] | None = None,
     ) -> None:
         if not isinstance(composition, Composition):
             fix = "read one: Composition.load(path)"
@@ -92,12 +107,16 @@ class Application(Openable):
                 "expected a Composition", "composition", arguments.shown(composition), fix
             )
         arguments.plain_function("on_line", on_line)
+        arguments.plain_function("on_notice", on_notice)
         self.composition = composition
         self._on_line = on_line
-        uplink = Uplink(**composition.uplink) if composition.uplink else None
-        self.network = Network(uplink=uplink, **composition.network)
-        """The network."""
+        self._on_notice = on_notice or (lambda text: None)
+        with placed("network"):
+            uplink = Uplink(**composition.uplink) if composition.uplink else None
+            self.network = Network(uplink=uplink, **composition.network)
         self._running: dict[str, Process] = {}
+        self._scopes: dict[str, anyio.CancelScope] = {}  # whose end kills a command, with what it has started
+        self._restarting: set[str] = set()
         self._ended: dict[str, int] = {}
         self._lines: deque[LogLine] = deque(maxlen=LINES_KEPT)
         self._written = 0  # lines so far
@@ -116,7 +135,8 @@ class Application(Openable):
         self._news = anyio.Event()
         await self.network.open()
         for plan in self.composition.members:
-            await self.network.member_of(plan.setup).open()
+            with placed(f"members.{plan.name}"):
+                await self.network.member_of(plan.setup).open()
         for plan in self.composition.members:
             if plan.command is not None:
                 for each in plan.depends_on:
@@ -125,17 +145,78 @@ class Application(Openable):
 
     async def _start(self, plan: MemberPlan) -> None:
         assert plan.command is not None
-        member = self.members[plan.name]
-        process = await member.popen(
-            plan.command if isinstance(plan.command, str) else list(plan.command),
-            stdin=DEVNULL,
-            stderr=STDOUT,
-            cwd=plan.directory,
-            env={**os.environ, **plan.env},
-        )
+        member = self.member(plan.name)
+        with placed(f"members.{plan.name}"):
+            process = await member.popen(
+                plan.command if isinstance(plan.command, str) else list(plan.command),
+                stdin=DEVNULL,
+                stderr=STDOUT,
+                cwd=plan.directory,
+                env={**os.environ, **plan.env},
+            )
         self._running[plan.name] = process
+        self._ended.pop(plan.name, None)
         self.supervisor.start(self._follow, plan.name, process)
         self._tell()
+
+    async def restart(self, member: str) -> None:
+        """End the command of a member, and start it again.
+
+        The member stays, with its addresses and ports; only connections of the command end.  The command is asked to
+        end by SIGTERM, and killed with what it has started if it still runs ten seconds later.  It is started whether
+        it has ended before or not, and this returns when it listens on the ports that others depend on.
+
+        Args:
+            member: The name of the member.
+
+        Raises:
+            NotFound: There is no such member, or not any more.
+            NetnsKitError: It has no command, or is being started; or its command has ended again, and others depend
+                on its ports.
+            OSError: The command cannot be executed.
+            StackClosed: The application is not open, or is closed meanwhile.
+
+        Cancellation: The command may have ended, and not been started again.
+        """
+        self.supervisor.check()
+        name = self.member(member).name
+        plans = {plan.name: plan for plan in self.composition.members}
+        if plans[name].command is None:
+            raise NetnsKitError(
+                f"the member {name} has no command", fix=f"give it one: members.{name}.command"
+            )
+        if name in self._waiting():
+            raise NetnsKitError(f"the command of the member {name} is being started", fix="wait until it is")
+        with self.supervisor.guarding():
+            status = self._ended.pop(name, NOT_STARTED)
+            self._restarting.add(name)
+            try:
+                await self._stop(name)
+                await self._start(plans[name])
+            except BaseException:
+                self._ended[name] = status
+                raise
+            finally:
+                self._restarting.discard(name)
+                self._tell()
+            for plan in plans.values():
+                for each in plan.depends_on:
+                    if each.member == name:
+                        await self._wait_for(each, plan)
+
+    async def _stop(self, name: str) -> None:
+        """Ask a command to end, and kill it if it does not; return when it has ended."""
+        process = self._running.get(name)
+        if process is not None and process.signal_group(SIGTERM):
+            with anyio.move_on_after(STOP_SECONDS):
+                await self._end_of(name, process)
+        if name in self._scopes:
+            self._scopes[name].cancel()
+        await self._end_of(name, process)
+
+    async def _end_of(self, name: str, process: Process | None) -> None:
+        while self._running.get(name) is process is not None:
+            await self._news.wait()
 
     async def _wait_for(self, dependency: Dependency, plan: MemberPlan) -> None:
         """Wait until a member listens on a port, if one is named; its command has been started.
@@ -143,7 +224,8 @@ class Application(Openable):
         Raises:
             NetnsKitError: Its command has ended.
         """
-        member = self.members[dependency.member]
+        member = self.member(dependency.member)
+        told, since = False, anyio.current_time()
         while dependency.port is not None:
             if dependency.member in self._ended:
                 status = self._ended[dependency.member]
@@ -157,6 +239,12 @@ class Application(Openable):
                 (each.protocol, each.port) == (dependency.protocol, dependency.port) for each in listening
             ):
                 return
+            if not told and anyio.current_time() - since > PATIENCE:
+                told = True
+                self._on_notice(
+                    f"{plan.name} waits for {dependency.member}, which does not listen on port"
+                    f" {dependency.port}/{dependency.protocol}"
+                )
             await anyio.sleep(PAUSE)
 
     def _last_words(self, name: str) -> str:
@@ -164,22 +252,26 @@ class Application(Openable):
 
     async def _follow(self, name: str, process: Process) -> None:
         """Keep what a command writes, and its end."""
-        async with process:
-            rest = b""
-            assert process.stdout is not None
-            with suppress(NetnsKitError):  # it has ended with its member
-                async for chunk in process.stdout:
-                    *lines, rest = (rest + chunk).split(b"\n")
-                    while len(rest) > LINE_MAX:
-                        lines.append(rest[:LINE_MAX])
-                        rest = rest[LINE_MAX:]
-                    self._keep(name, lines)
-            self._keep(name, [rest] if rest else [])
-            try:
-                self._ended[name] = await process.wait()
-            except NetnsKitError:  # as above
-                self._ended[name] = -9
-        del self._running[name]
+        status = -9
+        with anyio.CancelScope() as self._scopes[name]:
+            async with process:
+                rest = b""
+                assert process.stdout is not None
+                with suppress(NetnsKitError):  # it has ended with its member
+                    async for chunk in process.stdout:
+                        *lines, rest = (rest + chunk).split(b"\n")
+                        while len(rest) > LINE_MAX:
+                            lines.append(rest[:LINE_MAX])
+                            rest = rest[LINE_MAX:]
+                        self._keep(name, lines)
+                self._keep(name, [rest] if rest else [])
+                with suppress(NetnsKitError):  # as above
+                    status = await process.wait()
+        del self._running[name], self._scopes[name]
+        if name not in self._restarting:
+            self._ended[name] = status
+            if status:
+                self._on_notice(f"{name} has ended with status {status}")
         self._tell()
 
     def _keep(self, name: str, lines: Collection[bytes]) -> None:
@@ -257,7 +349,7 @@ class Application(Openable):
         return self.members[known]
 
     async def state(self) -> tuple[MemberState, ...]:
-        """Return what the members are doing, in the order in which they are started.
+        """Return what the members are doing that are open, in the order in which they are started.
 
         Raises:
             StackClosed: The application is not open.
@@ -269,11 +361,11 @@ class Application(Openable):
         found = []
         for plan in self.composition.members:
             member = self.members.get(plan.name)
-            if member is None:  # it has ended by itself
+            if member is None or member.supervisor.condition != "open":  # not yet, or it has ended by itself
                 continue
             process = self._running.get(plan.name)
             state = "running" if process is not None else "waiting" if plan.name in waiting else "ended"
-            ports = () if member.supervisor.condition != "open" else await member.forwarder.list()
+            ports = await member.forwarder.list()
             found.append(
                 MemberState(
                     plan.name,

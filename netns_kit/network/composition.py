@@ -19,13 +19,15 @@ An error names its place in the file, like members.web.ports.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 from netns_kit import arguments
+from netns_kit.child.codec import printable
 from netns_kit.domain_names import check_host_name
-from netns_kit.errors import ArgumentError, DomainNameError
+from netns_kit.errors import ArgumentError, DomainNameError, NetnsKitError
 from netns_kit.frozen import frozen
 from netns_kit.policy import plain
 from netns_kit.policy.policy import Policy
@@ -48,6 +50,8 @@ MEMBER_KEYS = (
     "directory",
     "depends_on",
 )
+KEYS = {"cidr": "subnet", "port": "ports", "record": "records"}
+"""What arguments are called in the file, where they have another name."""
 FILES = "write a table for each, like [members.web]"
 NAME_MAX = 63  # characters
 
@@ -143,7 +147,8 @@ class Composition:
         if {"dns", "search"} & network.keys():
             from netns_kit.uplink.dns_settings import DnsSettings
 
-            uplink["dns"] = DnsSettings(network.pop("dns", None), search=network.pop("search", None))
+            with placed("network", address="dns"):
+                uplink["dns"] = DnsSettings(network.pop("dns", None), search=network.pop("search", None))
         if "policy" in network:
             network["policy"] = _policy(network["policy"], where, "network.policy")
         if network.get("internal") and uplink:
@@ -187,12 +192,8 @@ def _plan(name: str, data: object, where: Path) -> MemberPlan:
     }
     if "policy" in table:
         options["policy"] = _policy(table["policy"], where, f"{place}.policy")
-    try:
+    with placed(place):
         setup = MemberSetup.of(name, **options)
-    except ArgumentError as error:
-        error.knob = place if error.knob == "name" else f"{place}.{error.knob}"
-        error.args = (error.cause, error.knob, *error.args[2:])
-        raise
     return MemberPlan(setup, command, env, str(where / directory), tuple(_dependencies(table, place)))
 
 
@@ -242,15 +243,36 @@ def _in_order(plans: list[MemberPlan]) -> Iterable[MemberPlan]:
         yield waiting.pop(ready.name)
 
 
+@contextmanager
+def placed(place: str, **keys: str) -> Iterator[None]:
+    """Have an error tell where in the file its cause is.
+
+    Args:
+        place: The place, like members.web.
+        keys: What arguments are called in the file, where that is another word.
+    """
+    try:
+        yield
+    except ArgumentError as error:
+        knob = str(error.knob)
+        error.knob = place if knob == "name" else f"{place}.{keys.get(knob) or KEYS.get(knob, knob)}"
+        error.args = (error.cause, error.knob, *error.args[2:])
+        raise
+    except NetnsKitError as error:
+        error.cause = f"{place}: {error.cause}"
+        error.args = (error.cause, *error.args[1:])
+        raise
+    except OSError as error:
+        if error.filename is not None:
+            error.filename = f"{place}: {printable(os.fsdecode(error.filename))}"
+        raise
+
+
 def _policy(given: object, where: Path, place: str) -> Policy:
     """Return a policy that is a table of the file, or another file."""
-    if isinstance(given, str):
-        return Policy.load(where / given)
-    try:
-        return Policy.from_dict(_table(given, place, None))
-    except ArgumentError as error:
-        error.knob = f"{place}.{error.knob}"
-        raise
+    table = None if isinstance(given, str) else _table(given, place, None)
+    with placed(place):
+        return Policy.load(where / str(given)) if table is None else Policy.from_dict(table)
 
 
 def _table(data: object, place: str, known: tuple[str, ...] | None) -> dict[str, Any]:

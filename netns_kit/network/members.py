@@ -13,6 +13,7 @@ import os
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from itertools import count
 from typing import TYPE_CHECKING, BinaryIO, Literal, TextIO, TypeVar
 
 import anyio
@@ -24,19 +25,22 @@ from netns_kit import arguments
 from netns_kit.arguments import AddressLike
 from netns_kit.child.codec import dump
 from netns_kit.dhcp import StaticLease
+from netns_kit.display.displayed import Displayed
 from netns_kit.dns import Record, Zone
 from netns_kit.errors import ArgumentError, NamespaceGone, NetnsKitError, StackClosed
 from netns_kit.forwarder.forwarder import Forwarder
-from netns_kit.gateway.gateway import NAMES, FlowInfo, Gateway
+from netns_kit.gateway.gateway import NAMES, Gateway
 from netns_kit.gateway.setup import check_policy
 from netns_kit.namespace.background import Openable, Supervisor, finish
 from netns_kit.namespace.given import LiveText
 from netns_kit.namespace.namespace import Namespace
+from netns_kit.policy.hits import PolicyHits
 from netns_kit.policy.policy import Policy
 from netns_kit.subnet import Subnet
+from netns_kit.userstack.answers import Flows
 from netns_kit.userstack.capture import Capture, CaptureOptions
 from netns_kit.userstack.events import Event
-from netns_kit.userstack.serving import GuestStream
+from netns_kit.userstack.guest_streams import GuestStream
 from netns_kit.userstack.userstack import Follower, UserStack
 
 from .addresses import AddressPool, address6_of, check_apart, link_local_of, mac_of
@@ -48,6 +52,7 @@ from .place import Place
 from .shown import HOSTS, shown_files
 
 if TYPE_CHECKING:
+    from netns_kit.display.view import View
     from netns_kit.gateway.faults import FaultOptions, Faults
     from netns_kit.userstack.faults import FaultsBlock
 
@@ -71,6 +76,10 @@ class Members:
         self.pool = AddressPool(stack.subnet)
         self.routes: dict[Members, Openable] = {}
         """The routes, by the members of the other network."""
+        self.numbers = count(1)
+        self.governed: set[IPv4Address | IPv6Address] = set()
+        """Addresses of members that have ended, and had a policy of their own.  It decides about what these have sent
+        and the stack has not read yet, until the next member with such an address comes."""
         self._readers: dict[Namespace, Member | None] = {}  # where commands may see names
         self._telling = anyio.Lock()
         self.is_ending = False
@@ -158,7 +167,7 @@ class Members:
                 tasks.start_soon(member.supervisor.end)
 
 
-class Member(Place):
+class Member(Displayed, Place):
     """A namespace of a network of several, while the object is open.
 
     `Network.member` and `Network.add_member` make one.  The others of the network reach it by its names, and it has
@@ -172,21 +181,29 @@ class Member(Place):
         setup: The settings.
     """
 
-    link = "veth"
+    name: str
+    """Its name in the network."""
+    aliases: tuple[str, ...]
+    """Its other names."""
+    ifname: str
+    """The name of its interface."""
+    namespace: Namespace
+    """Its namespace."""
+    policy: Policy | None
+    """The policy of its own that was set last; None: that of the network decides."""
+    forwarder: Forwarder
+    """Its ports, see `Forwarder`."""
+    link: str = "veth"
     """What joins it to the network: a pair of veth and a bridge of the kernel."""
 
     def __init__(self, members: Members, setup: MemberSetup) -> None:
         self.name = setup.name
-        """Its name in the network."""
         self.aliases = setup.aliases
-        """Its other names."""
         self.ifname = setup.ifname or "eth0"
-        """The name of its interface."""
         self.namespace = setup.namespace or Namespace.create(ids=setup.ids)
-        """Its namespace."""
         self.policy = setup.policy
-        """The policy of its own that was set last; None: that of the network decides."""
         self._setup = setup
+        self._number = next(members.numbers)  # of what the engine has of it alone
         self._is_kept = self.namespace.supervisor.condition == "open"  # by the caller
         self._members = members
         self._twins: list[Member] = []  # the members that are its namespace, itself included
@@ -194,12 +211,12 @@ class Member(Place):
         self._address: IPv4Address | None = None
         self._address6: IPv6Address | None = None
         self._port: Port | None = None
-        self._is_linked = False
+        self._is_linked = self._is_governed = False
         self._records: list[Record] = []
-        self.forwarder: Forwarder = MemberForwarder(
+        self._blocks: set[Capture | FaultsBlock] = set()  # that end with it
+        self.forwarder = MemberForwarder(
             members.stack, self.namespace, lambda: self.subnet, lambda: self.addresses
         )
-        """Its ports, see `Forwarder`."""
         self.supervisor = Supervisor(
             type(self).__name__, NamespaceGone, members.supervisor, self.namespace.supervisor, one_loop=True
         )
@@ -207,6 +224,11 @@ class Member(Place):
     def __repr__(self) -> str:
         where = "" if self._address is None else f" {self._address}"
         return f"<Member {self.name}{where}: {self.supervisor.condition}>"
+
+    def _view(self) -> View:
+        from .display import member_view
+
+        return member_view(self)
 
     @property
     def address(self) -> IPv4Address:
@@ -230,6 +252,16 @@ class Member(Place):
             NamespaceGone: The member has not been opened.
         """
         return self.address, *([] if self._address6 is None else [self._address6])
+
+    @property
+    def known_addresses(self) -> tuple[IPv4Address | IPv6Address, ...]:
+        """The addresses, as far as it has some; for displays."""
+        return () if self._address is None else self.addresses
+
+    @property
+    def is_attached(self) -> bool:
+        """True if its namespace was open before, and is the caller's."""
+        return self._is_kept
 
     @property
     def mac(self) -> str:
@@ -292,7 +324,7 @@ class Member(Place):
             expected = "expected another namespace than the network's own, which has the bridge"
             raise ArgumentError(expected, "namespace", repr(self.namespace))
         if self.policy is not None:
-            self._check_policy(self.policy)
+            check_policy(self.policy, asks=stack.setup.asks)
         await hub.open(stack.subnet)
         members.admit(self)
         pool, subnet, ipv6 = members.pool, stack.subnet, stack.subnet.ipv6
@@ -309,8 +341,10 @@ class Member(Place):
         self._twins = _join(self)
         self._is_linked = True
         stack.guests.update(dict.fromkeys(self._guests, self.namespace))
-        if self.policy is not None:  # before a frame passes
-            await stack.ask(Gateway.set_policy_of, self._guests, dump(self.policy).decode(), "keep")
+        stack.guest_names.update(dict.fromkeys(self._guests, self.name))
+        if self.policy is not None or not members.governed.isdisjoint(self._guests):  # before a frame passes
+            await self._set_policy(self.policy)
+            members.governed.difference_update(self._guests)
         self.ifname = await hub.add(self._port, self.namespace, self._setup.ifname, self.name)
         missing = await self.namespace.configure_link(
             self.ifname,
@@ -365,8 +399,13 @@ class Member(Place):
             await self.namespace.supervisor.end()
 
     async def _leave(self) -> None:
-        """Undo what `_open` has done so far, but for the namespace."""
+        """Undo what `_open` has done so far, but for the namespace.
+
+        What is of this member ends before another can have its addresses.
+        """
         members, stack = self._members, self._members.stack
+        for block in self._blocks:
+            await block.end_with_member()
         await self.forwarder.supervisor.end()
         while self._records:
             record = self._records[-1]
@@ -381,18 +420,25 @@ class Member(Place):
         if self._is_linked and self._port is not None:
             for address in self._guests:
                 stack.guests.pop(address, None)
+                stack.guest_names.pop(address, None)
             with suppress(NetnsKitError):
                 await stack.revoke(self.address)
-                await stack.ask(Gateway.end_flows_of, self._guests)
+                await self._end_flows()
                 if self._shown:
                     await stack.ask(Zone.show, self._guests, ())
-                await stack.ask(Gateway.set_policy_of, self._guests, None, "keep")
             if self._setup.namespace is not None or not members.is_ending:
                 await members.hub.remove(self._port)
+            if self._is_governed:
+                members.governed.update(self._guests)
+            with suppress(NetnsKitError):
+                await self._end_flows()  # those that were opened meanwhile
             self._is_linked = False
         if self._address is not None and members.by_name.get(self.name) is self:
             members.pool.release(self._address)
         members.dismiss(self)
+
+    async def _end_flows(self) -> None:
+        await self._members.stack.ask(Gateway.end_flows_of, self._guests)
 
     async def connect_tcp(self, port: int, *, source: AddressLike | None = None) -> GuestStream:
         """Connect to a server in the member, through the stack and without a socket of the host.
@@ -415,7 +461,7 @@ class Member(Place):
         with self.supervisor.guarding():
             return await self._members.stack.connect_tcp(self.address, port, source=source)
 
-    async def flows(self) -> tuple[FlowInfo, ...]:
+    async def flows(self) -> Flows:
         """Return the flows of this member that the stack carries, see `UserStack.flows`.
 
         Those between members are the kernel's, and not among them.
@@ -427,7 +473,7 @@ class Member(Place):
         """
         with self.supervisor.guarding():
             flows = await self._members.stack.flows()
-        return tuple(flow for flow in flows if flow.guest.address in self._guests)
+        return Flows.of((flow for flow in flows if flow.guest.address in self._guests), flows.names)
 
     async def events(self, *, processes: bool = False) -> AsyncGenerator[Event, None]:
         """Yield what happens to the flows of this member, and what its policy refuses, see `UserStack.events`.
@@ -500,7 +546,7 @@ class Member(Place):
         Cancellation: The file is complete.
         """
         stack = self._members.stack
-        return Capture(_Seen(stack, self), target, options, lambda: self.mac)
+        return Capture(_Seen(stack, self), target, lambda it: self._with(it).mac, **options)
 
     def faults(
         self,
@@ -527,7 +573,17 @@ class Member(Place):
         """
         from netns_kit.userstack.faults import FaultsBlock  # few need it
 
-        return FaultsBlock(self._members.stack, faults, script, options, lambda: self._guests)
+        return FaultsBlock(self._members.stack, faults, script, options, lambda it: self._with(it)._guests)
+
+    def _with(self, block: Capture | FaultsBlock) -> Member:
+        """Have a block end with the member at the latest, and return the member.
+
+        Raises:
+            NamespaceGone, StackClosed: The member or the network is not open.
+        """
+        self.supervisor.check()
+        self._blocks = {each for each in self._blocks if not each.is_over} | {block}
+        return self
 
     async def set_policy(self, policy: Policy | None, existing: Literal["keep", "cut"] = "keep") -> None:
         """Let another policy decide about this member from now on, as `UserStack.set_policy` does for all.
@@ -537,7 +593,7 @@ class Member(Place):
             existing: What becomes of flows that the member has opened before, as for `UserStack.set_policy`.
 
         Raises:
-            ArgumentError, ArgumentTypeError: An argument that cannot be used, or a network with several queues.
+            ArgumentError, ArgumentTypeError: An argument that cannot be used.
             PolicyError: A rule asks, and the network has nobody to ask.
             NamespaceGone, StackClosed: The member or the network is not open.
 
@@ -545,23 +601,34 @@ class Member(Place):
         """
         arguments.one_of("existing", existing, ("keep", "cut"))
         if policy is not None:
-            self._check_policy(policy)
-        text = None if policy is None else dump(policy).decode()
+            check_policy(policy, asks=self._members.stack.setup.asks)
 
         async def change() -> None:
-            await self._members.stack.ask(Gateway.set_policy_of, self._guests, text, existing)
+            await self._set_policy(policy, existing)
             self.policy = policy
             await self._members.tell()
 
         with self.supervisor.guarding():
             await finish(change)
 
-    def _check_policy(self, policy: Policy) -> None:
+    async def policy_hits(self) -> PolicyHits | None:
+        """Return how often each rule of the member's policy has decided since it was set.
+
+        Without one of its own, it is that of the network, of all who have none; None: there is no policy.
+
+        Raises:
+            NamespaceGone, StackClosed: The member or the network is not open.
+
+        Cancellation: Nothing is changed.
+        """
         stack = self._members.stack
-        check_policy(policy, asks=stack.setup.asks)
-        if len(stack.tap.queues) > 1:
-            expected = "expected one queue, where members have policies of their own"
-            raise ArgumentError(expected, "queues", len(stack.tap.queues))
+        with self.supervisor.guarding():
+            return await stack.hits_of(stack.policy if self.policy is None else self.policy, self.address)
+
+    async def _set_policy(self, policy: Policy | None, existing: Literal["keep", "cut"] = "keep") -> None:
+        self._is_governed = self._is_governed or policy is not None
+        text = None if policy is None else dump(policy).decode()
+        await self._members.stack.ask(Gateway.set_policy_of, self._number, self._guests, text, existing)
 
     async def files(self) -> dict[str, str]:
         return await self._members.files(self)

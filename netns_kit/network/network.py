@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import Unpack
 
 from netns_kit import arguments
+from netns_kit.display.displayed import Displayed
 from netns_kit.errors import ArgumentError, NamespaceGone, NotFound, StackClosed
 from netns_kit.forwarder.forwarder import Forwarder
 from netns_kit.forwarder.ports import Follow, PortForward, ReverseForward
@@ -30,6 +31,7 @@ from .network_route import NetworkRoute
 from .place import Place
 
 if TYPE_CHECKING:
+    from netns_kit.display.view import View
     from netns_kit.gateway.faults import FaultOptions, Faults
     from netns_kit.userstack.faults import FaultsBlock
 
@@ -37,7 +39,7 @@ DEFAULT_MTU = 1500
 DEFAULT_IFNAME = "tap0"
 
 
-class Network(Place):
+class Network(Displayed, Place):
     """A namespace with real connectivity, while the object is open.
 
         async with Network(ports=["127.0.0.1:8080:80"]) as net:
@@ -81,6 +83,19 @@ class Network(Place):
         NetnsKitError, OSError: On opening, what its parts raise.
     """
 
+    namespace: Namespace
+    """The namespace."""
+    tap: TapDevice
+    """Its interface."""
+    stack: UserStack
+    """The stack on the interface."""
+    forwarder: Forwarder
+    """The ports that lead inside, and those inside that lead out."""
+    ports: list[PortForward | Follow]
+    """The host ports that were forwarded from the start, as they were given."""
+    reverse: list[ReverseForward]
+    """The ports inside that led out from the start, as they were given."""
+
     @arguments.spelled_out(Setup.of)
     def __init__(
         self,
@@ -119,12 +134,21 @@ class Network(Place):
         self.ports = parse_all(ports)
         arguments.items("reverse", reverse, "a list of reverse forwards")
         self.reverse = [each if isinstance(each, ReverseForward) else parse_reverse(each) for each in reverse]
+        self.is_internal = internal
+        """Whether there is no way out."""
+        self.is_isolated = isolate
+        """Whether members do not reach each other."""
         self._hub = Hub(self.tap, isolate=isolate, guarded=guard)
         self._members = Members(self.stack, self.supervisor, self._hub)
 
     def __repr__(self) -> str:
         ports = f", {len(self.ports)} forwarded" if self.ports else ""
         return f"<Network {self.subnet}{ports}: {self.supervisor.condition}>"
+
+    def _view(self) -> View:
+        from .display import network_view
+
+        return network_view(self)
 
     @property
     def subnet(self) -> Subnet:

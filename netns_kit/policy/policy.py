@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, NoReturn, 
 
 from netns_kit import arguments
 from netns_kit.arguments import shown
+from netns_kit.display.displayed import Displayed
 from netns_kit.errors import ArgumentError, PolicyError
 from netns_kit.frozen import frozen
 from netns_kit.stack import Transport
@@ -22,6 +23,8 @@ from .rules import DnsRefusal, RefusalName, Rule, RuleAction, RulePorts, RuleTar
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from netns_kit.display.view import View
 
 GRACE = 60.0  # seconds
 P = ParamSpec("P")
@@ -109,7 +112,7 @@ class _Kept:
 
 
 @frozen
-class Policy(_Kept):
+class Policy(_Kept, Displayed):
     """A policy: which flows a namespace may open, and which names it may resolve.
 
     Rules are asked in order, and the first that matches decides; if none does, the default decides.  A policy never
@@ -168,10 +171,7 @@ class Policy(_Kept):
         for rule in kept:
             arguments.instance("rules", rule, Rule, "a list of Rule")
             _add(reach, rule)
-        arguments.fill(
-            self, default=default, rules=kept, audit=audit, grace=float(grace), refusal=refusal, dns=dns,
-            _reach=[reach],
-        )  # fmt: skip
+        arguments.fill(self, locals(), rules=kept, grace=float(grace), _reach=[reach])
 
     @_on_class(_default_allow)
     def allow(
@@ -446,6 +446,11 @@ class Policy(_Kept):
             OSError: The file cannot be read.
         """
         return cls.from_dict(plain.load(path))
+
+    def _view(self) -> View:
+        from .display import policy_view
+
+        return policy_view(self)
 
     def __repr__(self) -> str:
         made = [f"{type(self).__name__}.{self.default}({_options(self, _SETTINGS)})"]

@@ -131,20 +131,9 @@ class Rule:
         try:
             arguments.one_of("action", action, get_args(RuleAction))
             arguments.items("targets", targets, "a list of targets")
-            arguments.fill(
-                self,
-                action=action,
-                targets=tuple(dict.fromkeys(map(read_target, targets))),
-                ports=read_ports(ports),
-                protocol=protocol,
-                refusal=refusal or usual_refusal(sni or host),
-                dns=dns,
-                sni=sni,
-                host=host,
-                private=private,
-                only=only,
-                name=name,
-            )
+            targets = tuple(dict.fromkeys(map(read_target, targets)))
+            refusal = refusal or usual_refusal(sni or host)
+            arguments.fill(self, locals(), ports=read_ports(ports))
             self._check_values()
             self._check_together()
         except PolicyError:

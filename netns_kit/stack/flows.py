@@ -111,6 +111,11 @@ class IdleFlow:
         user, self.user = self.user, NOBODY
         user.expired(self)
 
+    def end(self, ending: Ending = "ended") -> None:
+        """Close a flow for another reason than that it is idle."""
+        self.ending = ending
+        self.close()
+
 
 class IdleTable(FlowTable[G]):
     """A `FlowTable` that closes the flow which has been idle longest when it needs room."""
@@ -126,8 +131,7 @@ class IdleTable(FlowTable[G]):
                 last, key = self._idle.popleft()
                 flow = self.get(key)
                 if flow is not None and flow.last == last and key != spare:
-                    flow.ending = "made room"
-                    flow.close()
+                    flow.end("made room")
                     return
             self._idle.extend(sorted((flow.last, key) for key, flow in self.items()))
 

@@ -52,7 +52,6 @@ from .frame_device import ETHERNET_HEADER, VNET_HEADER, TapCounters
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-    from types import TracebackType
 
     from typing_extensions import Self
 
@@ -114,6 +113,16 @@ class TapDevice:
     frames wait for the descriptor to become writable; then call `flush`.
     """
 
+    name: str
+    mtu: int
+    mac: bytes | None
+    offloads: Offloads
+    namespace: Namespace | None
+    deadline: float
+    counters: TapCounters
+    queues: tuple[TapDevice, ...]
+    backlog: bool
+
     __slots__ = (
         "_backlog", "_fd", "_wanted_mac",
         "backlog", "counters", "deadline", "mac", "mtu", "name", "namespace", "offloads", "queues",
@@ -129,7 +138,7 @@ class TapDevice:
         self.namespace = namespace
         self.deadline = math.inf
         self.counters = TapCounters()
-        self.queues: tuple[TapDevice, ...] = (self,)
+        self.queues = (self,)
         self._wanted_mac = mac
         self._fd = -1
         self._backlog: deque[bytes] = deque()
@@ -249,9 +258,7 @@ class TapDevice:
             await self._open()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         try:
             self.release()
         except DeviceGone:

@@ -14,11 +14,13 @@ Every block is its type, its length, its content and its length again, a multipl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from struct import Struct
+from ipaddress import ip_address
+from struct import Struct, error
 
-from netns_kit.stack.wire.family import IPV4, family_of
+from netns_kit.frozen import frozen
+from netns_kit.stack.wire.family import FAMILIES, IPV4, family_of
 
 ETHERNET = 1
 FROM_GUEST, TO_GUEST = 2, 1
@@ -30,9 +32,12 @@ SUPER_SEGMENT = NOT_SUMMED | 1 << 11
 TEXT_MAX = 4096  # bytes of an option's text
 
 _SECTION, _INTERFACE, _NAMES, _STATISTICS, PACKET = 0x0A0D0D0A, 1, 4, 5, 6
+_ORDER = 0x1A2B3C4D
 _COMMENT, _END = 1, Struct("=HH").pack(0, 0)
 _OPTION = Struct("=HH").pack
 _BLOCK = Struct("=II").pack
+_read_block, _read_option = Struct("=II").unpack_from, Struct("=HH").unpack_from
+_read_interface, _read_head = Struct("=HHI").unpack_from, Struct("=IIIII").unpack_from
 _LENGTH, _read_length = Struct("=I").pack, Struct("=I").unpack
 _SECTION_HEAD = Struct("=IHHq").pack
 _INTERFACE_HEAD = Struct("=HHI").pack
@@ -46,7 +51,7 @@ def section(hardware: str, system: str, program: str, comment: str = "") -> byte
     """Return a section header block: the beginning of a file, of unknown length."""
     named = _text(_COMMENT, comment) if comment else b""
     named += _text(2, hardware) + _text(3, system) + _text(4, program) + _END
-    return _block(_SECTION, _SECTION_HEAD(0x1A2B3C4D, 1, 0, -1), named)
+    return _block(_SECTION, _SECTION_HEAD(_ORDER, 1, 0, -1), named)
 
 
 def interface(
@@ -126,6 +131,80 @@ def whole_blocks(data: Sequence[memoryview], room: int) -> int | None:
             return at
         at += length
     return at if at == size else None
+
+
+@frozen
+class Frame:
+    """A frame in a file."""
+
+    time: int
+    """Nanoseconds since the epoch."""
+    data: bytes
+    size: int
+    flags: int
+    """See `packet_ends`."""
+    comment: str
+
+
+def read(data: bytes) -> tuple[list[Frame], dict[str, str]]:
+    """Return the frames of a file, and the names of addresses.  A block that is cut at the end is not there yet.
+
+    Args:
+        data: The file, in the byte order of this machine.
+
+    Raises:
+        ValueError: It is no such file.
+    """
+    if data[:4] != _LENGTH(_SECTION):
+        raise ValueError("a pcapng file begins with a section header")
+    frames: list[Frame] = []
+    named: dict[str, str] = {}
+    at, tick = 0, 1000
+    while at + 12 <= len(data):
+        kind, length = _read_block(data, at)
+        if length < 12 or length & 3:
+            raise ValueError(f"a block of {length} bytes at {at}")
+        content, at = data[at + 8 : at + length - 4], at + length
+        if at > len(data):
+            break
+        try:
+            if kind == _SECTION and content[:4] != _LENGTH(_ORDER):
+                raise ValueError("the byte order is not that of this machine")
+            if kind == _INTERFACE:
+                link, _, _ = _read_interface(content)
+                if link != ETHERNET:
+                    raise ValueError(f"links of type {link}, not of Ethernet")
+                told = dict(_options(content[8:]))
+                tick = 10 ** (9 - told.get(9, b"\6")[0])
+            elif kind == PACKET:
+                frames.append(_read_packet(content, tick))
+            elif kind == _NAMES:
+                for code, value in _options(content):
+                    size = FAMILIES[code - 1].address_size
+                    named[str(ip_address(value[:size]))] = (
+                        value[size:].rstrip(b"\0").decode("utf-8", "replace")
+                    )
+        except (error, IndexError) as cut:
+            raise ValueError(f"a block of type {kind} is too short") from cut
+    return frames, named
+
+
+def _read_packet(content: bytes, tick: int) -> Frame:
+    _, high, low, kept, size = _read_head(content)
+    told = dict(_options(content[20 + (kept + 3 & ~3) :]))
+    flags = _read_length(told[2])[0] if 2 in told else 0
+    comment = told.get(_COMMENT, b"").decode("utf-8", "replace")
+    return Frame((high << 32 | low) * tick, content[20 : 20 + kept], size, flags, comment)
+
+
+def _options(data: bytes) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at + 4 <= len(data):
+        code, length = _read_option(data, at)
+        if not code:
+            return
+        yield code, data[at + 4 : at + 4 + length]
+        at += 4 + (length + 3 & ~3)
 
 
 def _part(data: Sequence[memoryview], at: int, size: int) -> bytes:

@@ -72,22 +72,16 @@ class DnsSettings:
             )
         if search is not None:
             arguments.items("search", search, "a list of domains, or None")
+            search = tuple(to_text(to_wire(each, "search")) for each in search)
         arguments.boolean("cache", cache)
         arguments.text("resolv_conf", resolv_conf, "the path of a file")
         arguments.one_of("unknown", unknown, ("servfail", "nxdomain"))
-        arguments.fill(
-            self,
-            servers=None if servers is None else resolvers("servers", servers),
-            domains={
-                to_text(to_wire(domain, "domains")): resolvers(f"domains[{domain!r}]", given)
-                for domain, given in (domains or {}).items()
-            },
-            search=None if search is None else tuple(to_text(to_wire(each, "search")) for each in search),
-            hook=hook,
-            cache=cache,
-            resolv_conf=resolv_conf,
-            unknown=unknown,
-        )
+        servers = None if servers is None else resolvers("servers", servers)
+        domains = {
+            to_text(to_wire(domain, "domains")): resolvers(f"domains[{domain!r}]", given)
+            for domain, given in (domains or {}).items()
+        }
+        arguments.fill(self, locals())
 
     @classmethod
     def of(cls, given: Iterable[AddressLike | Endpoint] | DnsSettings | None) -> DnsSettings:

@@ -13,15 +13,13 @@ from collections.abc import Callable, Container
 from typing import Protocol, TypeAlias
 
 from netns_kit.arguments import Address
-from netns_kit.host.abi import IP_BIND_ADDRESS_NO_PORT
 from netns_kit.stack import Transport
 
 from .dial import Dial, Refused
 from .flow import Endpoint
-from .sockets import refusal_for
+from .sockets import leave_from, refusal_for
 
 SocketTaker: TypeAlias = "Callable[[socket.socket | OSError], None]"
-_ANY = {4: "0.0.0.0", 6: "::"}
 
 
 class SocketSource(Protocol):
@@ -102,26 +100,7 @@ class NamespaceSockets:
         sock = found[0]
         if isinstance(sock, OSError):
             raise sock
-        try:
-            if protocol == "udp" and target.version == 6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            source, device = self._leaves_from(target)
-            if device is not None:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
-            if protocol == "udp":
-                address = source or _ANY[target.version]
-                try:
-                    sock.bind((address, port if port in self._kept_ports else 0))
-                except OSError:
-                    sock.bind((address, 0))
-            elif source is not None:
-                if protocol == "tcp":
-                    sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
-                sock.bind((source, 0))
-        except BaseException:
-            sock.close()
-            raise
-        return sock
+        return leave_from(sock, protocol, *self._leaves_from(target), port if port in self._kept_ports else 0)
 
 
 class AwaitedDial:

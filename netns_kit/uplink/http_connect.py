@@ -6,6 +6,7 @@ import re
 from base64 import b64encode
 from typing import TYPE_CHECKING
 
+from netns_kit import arguments
 from netns_kit.arguments import Address, AddressLike
 from netns_kit.errors import ArgumentError
 from netns_kit.stack import Refusal
@@ -13,18 +14,14 @@ from netns_kit.stack import Refusal
 from .dial import Dial
 from .flow import Endpoint, Flow, Target
 from .indirect import (
-    TIME_LIMIT,
     Carriage,
     Fault,
     IndirectUplink,
-    ProxyDial,
-    ProxyNames,
-    ProxyResolvers,
+    ProxyOptions,
+    ProxyUplink,
     ReadHead,
     Send,
     Talk,
-    UplinkOptions,
-    credentials,
     host_of,
     is_direct,
 )
@@ -39,7 +36,7 @@ INTERIM_MAX = 8  # answers 1xx before the final one
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-5][0-9][0-9])[ \r]")
 
 
-class HttpConnectUplink(IndirectUplink):
+class HttpConnectUplink(ProxyUplink):
     """The way out through an HTTP proxy.
 
     UDP and pings are refused, since HTTP/1.1 has no way for them.
@@ -56,33 +53,26 @@ class HttpConnectUplink(IndirectUplink):
         ArgumentTypeError: An argument has the wrong type.
     """
 
+    kind = "HTTP proxy"
+    takes_names = True
+
+    @arguments.spelled_out(IndirectUplink.__init__)
     def __init__(
         self,
         proxy: AddressLike | Endpoint,
         username: str | None = None,
         password: str | None = None,
-        *,
-        names: ProxyNames = "proxy",
-        resolvers: ProxyResolvers = "proxy",
-        time_limit: float = TIME_LIMIT,
-        **options: Unpack[UplinkOptions],
+        **options: Unpack[ProxyOptions],
     ) -> None:
-        super().__init__(names=names, resolvers=resolvers, time_limit=time_limit, **options)
-        self.proxy = Endpoint.parse(proxy, HTTP_PROXY_PORT)
-        self._credentials = credentials(username, password)
+        super().__init__(proxy, HTTP_PROXY_PORT, username, password, **options)
         if self._credentials is not None and b":" in self._credentials[0]:
             raise ArgumentError("expected a user name without a colon (RFC 7617)", "username", "(not shown)")
-
-    def __repr__(self) -> str:
-        return super().__repr__().replace("(", f"(proxy={str(self.proxy)!r}, ", 1).replace(", )", ")")
 
     def dial(self, flow: Flow, target: Target, *, ttl: int = 64, tos: int = 0) -> Dial:
         if is_direct(flow, target):
             return Uplink.dial(self, flow, target, ttl=ttl, tos=tos)
-        said = talk(
-            host_of(flow, target, names=self.wants_names), target.candidates[0].port, self._credentials
-        )
-        return ProxyDial(self, self.proxy, f"HTTP proxy {self.proxy}", said, tos=tos).begin()
+        host, port = host_of(flow, target, names=self.wants_names), target.candidates[0].port
+        return self._through(talk(host, port, self._credentials), tos)
 
     def carriage(self, flow: Flow, target: Target) -> Carriage:
         return None if is_direct(flow, target) else Refusal.PROHIBITED

@@ -43,6 +43,7 @@ class NamespaceUplink(IndirectUplink):
         self, namespace: Any, *, resolvers: ProxyResolvers = "proxy", **options: Unpack[UplinkOptions]
     ) -> None:
         module = sys.modules.get("netns_kit.namespace.namespace")  # whoever has one has imported it
+        namespace = getattr(namespace, "_wrapped", namespace)  # of a `netns_kit.sync.Namespace`
         if module is None or not isinstance(namespace, module.Namespace):
             fix = "of a Network it is its `namespace`"
             raise ArgumentTypeError("expected a Namespace", "namespace", arguments.shown(namespace), fix)

@@ -22,6 +22,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
 from netns_kit.host.abi import (
+    IP_BIND_ADDRESS_NO_PORT,
     IP_PMTUDISC_DONT,
     IP_PMTUDISC_PROBE,
     IP_PMTUDISC_WANT,
@@ -29,7 +30,7 @@ from netns_kit.host.abi import (
     SO_EE_ORIGIN_ICMP6,
     SO_EE_ORIGIN_LOCAL,
 )
-from netns_kit.stack import IcmpError, Refusal
+from netns_kit.stack import IcmpError, Refusal, Transport
 from netns_kit.stack.wire import family as addresses
 
 DATAGRAMS_PER_STEP = 64
@@ -119,6 +120,7 @@ _OPTIONS = {  # linux/in.h, linux/in6.h
         (41, 25), (41, 16), (41, 67), (41, 23), ((41, 51), (41, 66)), slice(8, 24)
     ),
 }
+_ANY = {int(socket.AF_INET): "0.0.0.0", int(socket.AF_INET6): "::"}
 _TTLS, _TOSES = frozenset({(0, 2), (41, 52)}), frozenset({(0, 1), (41, 67)})  # ancillary data of a datagram
 
 Ancillary = list[tuple[int, int, bytes]]
@@ -140,9 +142,8 @@ def prepare_stream(sock: socket.socket) -> bool:
     """
     if family_of(sock) not in _OPTIONS:
         return False
-    sock.setsockopt(
-        socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
-    )  # the guest's kernel has applied Nagle's algorithm
+    # the guest's kernel has applied Nagle's algorithm
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
     return True
 
@@ -203,6 +204,42 @@ class Marks:
         if mode != self._mode:
             self._mode = mode
             self._socket.setsockopt(*self._options.mtu_discover, mode)
+
+
+def leave_from(
+    sock: socket.socket, protocol: Transport, address: str | None, device: str | None, port: int
+) -> socket.socket:
+    """Return a new socket, bound to what its packets are to leave from.  It is closed if that fails.
+
+    Args:
+        sock: The socket.
+        protocol: Its transport.
+        address: The source address; None: the kernel chooses.
+        device: The interface; None: any.
+        port: The local port wanted for a UDP socket.  It gets another port if this one is not free.
+
+    Raises:
+        OSError: The kernel refuses.
+    """
+    try:
+        if protocol == "udp" and family_of(sock) == socket.AF_INET6:  # it would have that port of IPv4 too
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if device is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+        if protocol == "udp":
+            address = address or _ANY[family_of(sock)]
+            try:
+                sock.bind((address, port))
+            except OSError:
+                sock.bind((address, 0))
+        elif address is not None:
+            if protocol == "tcp":
+                sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+            sock.bind((address, 0))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def set_tos(sock: socket.socket, tos: int) -> None:

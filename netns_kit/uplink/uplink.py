@@ -22,7 +22,7 @@ from netns_kit.dns import Manner, ResolvConf, parse_resolv_conf
 from netns_kit.dns.manner import DEFAULT
 from netns_kit.errors import AddressError, ArgumentError, ArgumentTypeError, SysctlError
 from netns_kit.host import diagnosis, sysctl
-from netns_kit.host.abi import IP_BIND_ADDRESS_NO_PORT, IPV6_MTU
+from netns_kit.host.abi import IPV6_MTU
 from netns_kit.policy.presets import METADATA
 from netns_kit.stack import Refusal, Transport
 
@@ -30,6 +30,7 @@ from .dial import Dial
 from .direct import DirectDial
 from .dns_settings import DnsSettings, shortest
 from .flow import DNS_PORT, Endpoint, Flow, Target, Way
+from .sockets import leave_from
 
 if TYPE_CHECKING:
     from netns_kit.policy.policy import Policy
@@ -50,7 +51,7 @@ UdpFiltering = Literal["address-and-port-dependent", "endpoint-independent"]
 """The senders whose datagrams may come in, in the words of RFC 4787 section 5: see `Uplink`."""
 UdpPorts = Literal["ephemeral", "any"]
 """The ports of the host that datagrams may be sent from: see `Uplink`."""
-_KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+_KINDS = {"tcp": socket.SOCK_STREAM | socket.SOCK_NONBLOCK, "udp": socket.SOCK_DGRAM | socket.SOCK_NONBLOCK}
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _ICMP = {socket.AF_INET: socket.IPPROTO_ICMP, socket.AF_INET6: socket.IPPROTO_ICMPV6}
 
@@ -107,9 +108,11 @@ class Uplink:
         is_in_memory: Whether it is an `InMemoryUplink`, such as a `FakeInternet`.
         wants_names: Whether its flows are to have the names of their destinations (`Flow.name`).  Only the flows of
             an `IndirectUplink` have them.
+        stands_in: Whether names are answered with addresses that stand for them, see `IndirectUplink`.
         namespaces: The namespaces in which sockets are opened for it, see `NamespaceUplink`.
     """
 
+    stands_in = False
     is_indirect = False
     is_in_memory = False
     wants_names = False
@@ -256,7 +259,7 @@ class Uplink:
         """
         search = self.search()
         options = self._host_conf().options_for_clients(same_servers=self.dns.servers is None)
-        if self.dns.search is not None:
+        if self.dns.search is not None or self.stands_in:
             options = tuple(each for each in options if not each.startswith("ndots:"))
         return ResolvConf(nameservers, search, options).written()
 
@@ -270,6 +273,8 @@ class Uplink:
 
     def search(self) -> tuple[str, ...]:
         """Return the current search list: the domains in which a short name is looked up.  A lone "." means none."""
+        if self.dns.search is None and self.stands_in:
+            return (".",)  # each name has an address, so the first domain would always do
         return self._host_conf().search if self.dns.search is None else self.dns.search
 
     def _host_conf(self) -> ResolvConf:
@@ -349,23 +354,9 @@ class Uplink:
             OSError: The host's kernel refuses; no socket is left open.
         """
         family = _FAMILY[target.version]
-        sock = _ping_socket(family) if protocol == "icmp" else _socket(family, _KINDS[protocol])
-        try:
-            if protocol == "udp" and family == socket.AF_INET6:  # it would have that port of IPv4 too
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            source, device = self._leaves_from(target)
-            if device is not None:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
-            if protocol == "udp":
-                _bind_port(sock, source or _ANY[family], port if port in self._kept_ports else 0)
-            elif source is not None:
-                if protocol == "tcp":
-                    sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
-                sock.bind((source, 0))
-        except BaseException:
-            sock.close()
-            raise
-        return sock
+        sock = _ping_socket(family) if protocol == "icmp" else socket.socket(family, _KINDS[protocol])
+        source, device = self._leaves_from(target)
+        return leave_from(sock, protocol, source, device, port if port in self._kept_ports else 0)
 
     def dial(self, flow: Flow, target: Target, *, ttl: int = 64, tos: int = 0) -> Dial:
         """Begin to connect a TCP flow to the first candidate of its target that answers.  It never blocks.
@@ -377,6 +368,15 @@ class Uplink:
                 a router.
         """
         return DirectDial(self.open, target.candidates, flow.destination.address, ttl, tos).begin()
+
+    def dial_resolver(self, flow: Flow, target: Target) -> Dial:
+        """Begin to connect a flow of the DNS server's own to a resolver.  It never blocks.
+
+        Args:
+            flow: The flow.
+            target: The resolver.
+        """
+        return self.dial(flow, target)
 
     def _leaves_from(self, target: Address) -> tuple[str | None, str | None]:
         """Return the source address and the interface that sockets to `target` are bound to; None: not bound."""
@@ -416,7 +416,6 @@ class Uplink:
         return Way(source, 0)
 
 
-_ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 _LOOPBACK_DEVICE = "lo"
 _DISCARD_PORT = 9  # for sockets that are connected, but send nothing
 _LARGEST_LINK_MTU = 65535  # bytes; only "lo", and the device of a VRF, have 65536
@@ -451,13 +450,6 @@ def _ping_socket(family: socket.AddressFamily) -> socket.socket:
             return _socket(family, socket.SOCK_RAW, _ICMP[family])
         except PermissionError:
             raise error from None
-
-
-def _bind_port(sock: socket.socket, address: str, port: int) -> None:
-    try:
-        sock.bind((address, port))
-    except OSError:
-        sock.bind((address, 0))
 
 
 def _ephemeral_ports() -> Container[int]:

@@ -23,20 +23,21 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import ExitStack, aclosing, suppress
 from itertools import count
-from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, TypedDict, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, TypedDict
 
 import anyio
 import anyio.to_thread
 
 from netns_kit import arguments
+from netns_kit.display.displayed import Displayed
 from netns_kit.errors import AlreadyOpened, ArgumentError, ArgumentTypeError, CaptureError, NetnsKitError
 from netns_kit.forwarder.forwarder import CLOSING_SECONDS
 from netns_kit.gateway.capture_filter import CaptureFilter
 from netns_kit.gateway.captures import Captures
 from netns_kit.gateway.gateway import FlowInfo, Gateway
 from netns_kit.namespace.background import Supervisor
-from netns_kit.policy.rules import RuleTarget, is_name
+from netns_kit.operations import Asked
+from netns_kit.policy.rules import RuleTarget
 from netns_kit.tap import pcapng
 from netns_kit.tap.frame_device import Device
 from netns_kit.tap.frame_ring import ACCEPTED, ASLEEP, LOST, SEEN, STOPPING, FrameRing
@@ -47,6 +48,9 @@ from .events import Event, FlowEvent
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from netns_kit.display.packets import Packets
+    from netns_kit.display.view import View
+
 SNAPLEN_MAX = 1 << 18
 LEAST_BYTES = 4096
 BLOCK_ROOM = 2 * pcapng.TEXT_MAX  # bytes of a block besides the frame
@@ -54,10 +58,9 @@ FILES_MAX = 1_000_000
 _GLANCE = 0.1  # seconds after which the rings are looked at though there is not much in them
 _NOTE = "TCP super-segments are whole, as the kernel has them, and their checksums are not filled in"
 _numbers = count()
-T = TypeVar("T")
 
 
-class Captured(Protocol):
+class Captured(Asked, Protocol):
     """What a capture needs of a stack."""
 
     @property
@@ -70,12 +73,6 @@ class Captured(Protocol):
 
     async def flows(self) -> tuple[FlowInfo, ...]: ...
 
-    async def ask(self, operation: Callable[..., T], *arguments: object) -> T: ...
-
-    async def hand(
-        self, fds: Sequence[Sequence[int]], operation: Callable[..., T], *arguments: object
-    ) -> T: ...
-
 
 class CaptureOptions(TypedDict, total=False):
     """The settings of a capture, see `UserStack.capture`."""
@@ -85,16 +82,22 @@ class CaptureOptions(TypedDict, total=False):
     snaplen: int
     """The bytes that are kept of each frame at most."""
     max_bytes: int | None
-    """The size at which the file is complete, or the next one begins; None: there is none."""
+    """The size at which the file is complete, or the next one begins; None: there is none.  Without a file it is the
+    memory.
+    """
     max_seconds: float | None
     """The time after which the capture is complete; None: there is none."""
     files: int | None
-    """Number of files, one after another, of which the oldest is written anew; None: one."""
+    """Number of files; then a number is added to the path, and when the last one is full the oldest is written anew.
+    None: one.
+    """
     processes: bool
-    """True if comments tell which process has opened a flow."""
+    """True if the next frame of a flow whose process inside was found has a comment that tells it, see
+    `UserStack.events`.
+    """
 
 
-class Capture:
+class Capture(Displayed):
     """A capture of the frames of a stack, while its block runs.
 
     It is made by `UserStack.capture`, and can be entered once.
@@ -102,8 +105,9 @@ class Capture:
     Args:
         stack: The stack.
         target: The path of a file, or a file that is open for bytes; None: memory.
-        options: The settings.
-        mac: Returns, on entering, the link address of the guest whose frames are captured; empty: those of all.
+        mac: Called with this on entering.  It returns the link address of the guest whose frames are captured; empty:
+            those of all.
+        where, snaplen, max_bytes, max_seconds, files, processes: See `CaptureOptions`.
 
     Raises:
         ArgumentError, ArgumentTypeError: An argument that cannot be used.
@@ -113,62 +117,43 @@ class Capture:
     """Frames that were to be captured so far, those lost included."""
     lost = 0
     """Frames of these that were lost so far, because the file was too slow."""
-    ended: Literal["bytes", "seconds", "error"] | None = None
-    """Why the capture has ended before its block: `max_bytes` or `max_seconds` was reached, or the file failed."""
+    ended: Literal["bytes", "seconds", "error", "member"] | None = None
+    """Why the capture has ended before its block: `max_bytes` or `max_seconds` was reached, the file failed, or the
+    member has ended."""
+
+    paths: deque[str]
+    """The files, oldest first; none if the target is no path."""
 
     _counted: Sequence[int] = (0, 0, 0)
     _is_entered = False
     _is_fresh = False  # whether nothing but its beginning is in the file
+    _wake = -1
+    _thread: threading.Thread | None = None
+    is_over = False
+    """True if no frame is captured any more."""
 
     def __init__(
         self,
         stack: Captured,
         target: str | os.PathLike[str] | BinaryIO | None,
-        options: CaptureOptions,
-        mac: Callable[[], str] = str,
+        mac: Callable[[Capture], str] = lambda _: "",
+        *,
+        where: CaptureFilter | RuleTarget | Iterable[RuleTarget] | None = None,
+        snaplen: int = SNAPLEN_MAX,
+        max_bytes: int | None = None,
+        max_seconds: float | None = None,
+        files: int | None = None,
+        processes: bool = False,
     ) -> None:
-        where, snaplen = options.get("where"), options.get("snaplen", SNAPLEN_MAX)
-        max_bytes, max_seconds = options.get("max_bytes"), options.get("max_seconds")
-        files, processes = options.get("files"), options.get("processes", False)
         if where is not None and not isinstance(where, CaptureFilter):
             where = CaptureFilter(where)
         arguments.whole_number("snaplen", snaplen, 16, SNAPLEN_MAX)
         if max_seconds is not None:
-            arguments.instance("max_seconds", max_seconds, (int, float), "a number of seconds, or None")
-            if not max_seconds > 0:
-                raise ArgumentError(
-                    "expected more than 0 seconds", "max_seconds", arguments.shown(max_seconds)
-                )
-        if where is not None and any(map(is_name, where.targets)) and len(stack.tap.queues) > 1:
-            raise ArgumentError(
-                "expected no name: of several workers one alone knows names",
-                "where",
-                arguments.shown(where),
-                "give the network, or open the device with one queue",
-            )
-        is_path = isinstance(target, str | os.PathLike)
-        is_binary = callable(getattr(target, "write", None)) and not isinstance(target, io.TextIOBase)
-        if target is not None and not is_path and not is_binary:
-            raise ArgumentTypeError(
-                "expected a path, a file that is open for bytes, or None", "target", arguments.shown(target)
-            )
-        if files is not None:
-            arguments.whole_number("files", files, 2, FILES_MAX)
-            if not is_path:
-                expected = "expected one file: the target is no path"
-                raise ArgumentError(expected, "files", arguments.shown(files), "give a path, or leave it out")
+            expected = "seconds, more than 0, or None"
+            arguments.number("max_seconds", max_seconds, expected, lambda value: value > 0)
         arguments.boolean("processes", processes)
         self._block = snaplen + BLOCK_ROOM
-        if max_bytes is None and (files is not None or target is None):
-            expected = (
-                "expected a size: without one the first file has all"
-                if files
-                else "expected a size of the memory"
-            )
-            raise ArgumentError(expected, "max_bytes", "None", "give a number of bytes")
-        if max_bytes is not None:
-            least = LEAST_BYTES + (self._block if files else 2 * self._block if target is None else 0)
-            arguments.whole_number("max_bytes", max_bytes, least)
+        _check_target(target, files, max_bytes, self._block)
         self._stack = stack
         self._target = target
         self._where = where
@@ -184,20 +169,36 @@ class Capture:
         self._names: list[tuple[bytes, str]] = []
         self._stopping = False
         self._lock = threading.Lock()
+        self._ending = anyio.Lock()
         self._kept: KeptBlocks | None = None
         self._file: CaptureFile | KeptBlocks
         self._rings: list[FrameRing] = []
         self._written = 0
-        self.paths: deque[str] = deque(maxlen=files)
-        """The files, oldest first; none if the target is no path."""
+        self.paths = deque(maxlen=files)
 
     @property
     def size(self) -> int:
         """The bytes of the file so far; of the last one, if there are several; without a file, all that were kept."""
         return self._file.size
 
+    @property
+    def condition(self) -> str:
+        """The state of the capture in words."""
+        if not self._is_entered:
+            return "not open"
+        if self._error is not None:
+            return f"failed: {self._error}"
+        if self.ended is not None:
+            return f"complete: its {self.ended} are reached"
+        return "complete" if self._stopping else "open"
+
+    def _view(self) -> View:
+        from .display import capture_view
+
+        return capture_view(self)
+
     async def __aenter__(self) -> Self:
-        mac = self._mac()
+        self._mac(self)
         if self._is_entered:
             raise AlreadyOpened("the capture has been entered before", fix="make a new one")
         self._is_entered = True
@@ -225,7 +226,7 @@ class Capture:
             for ring in rings:
                 ring.start_at(self._file.size)
             with anyio.CancelScope(shield=True):
-                await self._begin(memory, mac)
+                await self._begin(memory, self._mac(self))  # it may have ended meanwhile
                 if self._processes:
                     self._stack.supervisor.start(self._follow)
             self._rings, self._owned = rings, opened.pop_all()
@@ -249,22 +250,36 @@ class Capture:
                 await self._stack.ask(Captures.end, self._number)
             raise
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._following.cancel()
-        with anyio.CancelScope(shield=True):
-            with anyio.move_on_after(CLOSING_SECONDS), suppress(NetnsKitError):  # the stack may have ended
-                await self._find_names()
-                await self._stack.ask(Captures.end, self._number)
-            self._stopping = True
-            with suppress(OSError):  # the thread may have ended, and closed it
-                os.eventfd_write(self._wake, 1)
-            await anyio.to_thread.run_sync(self._thread.join, CLOSING_SECONDS)
-            if self._thread.is_alive():
-                self._error = self._failure(TimeoutError(f"nothing is read for {CLOSING_SECONDS:g} s"))
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
+        await self._stop()
         if self._error is not None and error is None:
             raise self._error
+
+    async def end_with_member(self) -> None:
+        """End the capture before its block, since the member ends whose frames it has.
+
+        Cancellation: It has ended.
+        """
+        if not self.is_over:
+            await self._stop()
+            self.ended = self.ended or "member"
+
+    async def _stop(self) -> None:
+        self._following.cancel()
+        with anyio.CancelScope(shield=True):
+            async with self._ending:
+                if not self.is_over:
+                    # the stack may have ended
+                    with anyio.move_on_after(CLOSING_SECONDS), suppress(NetnsKitError):
+                        await self._find_names()
+                        await self._stack.ask(Captures.end, self._number)
+                    self._stopping = self.is_over = True
+                    with suppress(OSError):  # the thread may have ended, and closed it
+                        os.eventfd_write(self._wake, 1)
+            if self._thread is not None:
+                await anyio.to_thread.run_sync(self._thread.join, CLOSING_SECONDS)
+                if self._thread.is_alive():
+                    self._error = self._failure(TimeoutError(f"nothing is read for {CLOSING_SECONDS:g} s"))
 
     async def dump(self, target: str | os.PathLike[str] | BinaryIO) -> None:
         """Write what is kept in memory to a pcapng file: the last `max_bytes`, in the block or after it.
@@ -293,6 +308,27 @@ class Capture:
             await anyio.to_thread.run_sync(self._dump, target, text)
         except OSError as error:
             raise self._failure(error, target) from error
+
+    async def packets(self) -> Packets:
+        """Return the packets that are in the file or in memory so far, for a look at them.
+
+        Raises:
+            ArgumentError: The capture is written to a file of the caller's: `read_capture` reads that.
+            CaptureError: The file cannot be read.
+
+        Cancellation: Nothing is changed.
+        """
+        from .capture_reader import packets_of, read_captures  # few need them
+
+        if self._kept is not None:
+            memory = io.BytesIO()
+            await self.dump(memory)
+            return await anyio.to_thread.run_sync(packets_of, [memory.getvalue()])
+        if not self.paths:
+            expected = "expected a path, or memory"
+            fix = "read the file by `read_capture`"
+            raise ArgumentError(expected, "target", arguments.shown(self._target), fix)
+        return await anyio.to_thread.run_sync(read_captures, list(self.paths))
 
     def _dump(self, target: str | os.PathLike[str] | BinaryIO, text: str) -> None:
         assert self._kept is not None
@@ -477,6 +513,32 @@ class Capture:
             None if number is None else _FIXES.get(number, "write to another file"),
             number,
         )
+
+
+def _check_target(target: object, files: int | None, max_bytes: int | None, block: int) -> None:
+    """Check where frames are written, and how much.  Raises `ArgumentError`.
+
+    Args:
+        target, files, max_bytes: As for `Capture`.
+        block: The bytes of the largest block.
+    """
+    is_path = isinstance(target, str | os.PathLike)
+    is_binary = callable(getattr(target, "write", None)) and not isinstance(target, io.TextIOBase)
+    if target is not None and not is_path and not is_binary:
+        raise ArgumentTypeError(
+            "expected a path, a file that is open for bytes, or None", "target", arguments.shown(target)
+        )
+    if files is not None:
+        arguments.whole_number("files", files, 2, FILES_MAX)
+        if not is_path:
+            fix = "give a path, or leave it out"
+            raise ArgumentError("expected one file: the target is no path", "files", str(files), fix)
+    if max_bytes is not None:
+        least = LEAST_BYTES + (block if files else 2 * block if target is None else 0)
+        arguments.whole_number("max_bytes", max_bytes, least)
+    elif files is not None or target is None:
+        expected = "a size: without one the first file has all" if files else "a size of the memory"
+        raise ArgumentError(f"expected {expected}", "max_bytes", "None", "give a number of bytes")
 
 
 _FIXES = {

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from itertools import count
-from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import anyio
 
@@ -17,22 +16,20 @@ from netns_kit.errors import AlreadyOpened, ArgumentError, NetnsKitError
 from netns_kit.forwarder.forwarder import CLOSING_SECONDS
 from netns_kit.gateway.fault_blocks import FaultBlocks
 from netns_kit.gateway.faults import FaultOptions, Faults, read_script
+from netns_kit.operations import Asked
 from netns_kit.tap.frame_device import Device
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 _numbers = count()
-T = TypeVar("T")
 
 
-class Disturbed(Protocol):
+class Disturbed(Asked, Protocol):
     """What a block of faults needs of a stack."""
 
     @property
     def tap(self) -> Device: ...
-
-    async def ask(self, operation: Callable[..., T], *arguments: object) -> T: ...
 
 
 class FaultsBlock:
@@ -43,11 +40,16 @@ class FaultsBlock:
         faults: The faults; None: those of the script, or of the options.
         script: Faults over time.
         options: Fields of `Faults`.
-        guests: Returns, on entering, the addresses of the guests that they are about; none: all.
+        guests: Called with this on entering; returns the addresses of the guests that they are about; none: all.
 
     Raises:
         ArgumentError, ArgumentTypeError: An argument that cannot be used.
     """
+
+    script: tuple[tuple[float, Faults], ...]
+    """The faults over time: seconds from the beginning of the block, and what is bad from then on."""
+    ended: Literal["member"] | None = None
+    """Why the faults have ended before their block: the member has that they are about."""
 
     def __init__(
         self,
@@ -55,7 +57,7 @@ class FaultsBlock:
         faults: Faults | None,
         script: Iterable[tuple[float, Faults]] | None,
         options: FaultOptions,
-        guests: Callable[[], tuple[IPv4Address | IPv6Address, ...]] = tuple,
+        guests: Callable[[FaultsBlock], tuple[IPv4Address | IPv6Address, ...]] = lambda _: (),
     ) -> None:
         if (faults is not None) + (script is not None) + bool(options) != 1:
             raise ArgumentError(
@@ -69,13 +71,6 @@ class FaultsBlock:
         else:
             arguments.instance("faults", faults, (Faults, type(None)), "Faults, like Faults(loss=0.01)")
             self.script = ((0.0, Faults(**options) if faults is None else faults),)
-        if len(stack.tap.queues) > 1 and any(each.has_names for _, each in self.script):
-            raise ArgumentError(
-                "expected no name: of several workers one alone knows names",
-                "to",
-                arguments.shown(next(each.to for _, each in self.script if each.has_names)),
-                "give the network, or open the device with one queue",
-            )
         self._stack = stack
         self._guests = guests
         self._number = next(_numbers)
@@ -88,17 +83,32 @@ class FaultsBlock:
         self._is_entered = True
         with anyio.CancelScope(shield=True):
             text = dump(self.script).decode()
-            await self._stack.ask(FaultBlocks.begin, self._number, text, self._guests())
+            await self._stack.ask(FaultBlocks.begin, self._number, text, self._guests(self))
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
+        await self._end()
+
+    @property
+    def is_over(self) -> bool:
+        """True if the faults have ended."""
+        return self._counts is not None
+
+    async def end_with_member(self) -> None:
+        """End the faults before their block, since the member ends that they are about.
+
+        Cancellation: They have ended.
+        """
+        if not self.is_over:
+            self.ended = "member"
+            await self._end()
+
+    async def _end(self) -> None:
+        if self.is_over:
+            return
         self._counts = {}
-        with (
-            anyio.move_on_after(CLOSING_SECONDS, shield=True),
-            suppress(NetnsKitError),
-        ):  # or its end ends them
+        # or its end ends them
+        with anyio.move_on_after(CLOSING_SECONDS, shield=True), suppress(NetnsKitError):
             self._counts = await self._stack.ask(FaultBlocks.end, self._number)
 
     async def counts(self) -> dict[str, int]:

@@ -9,7 +9,6 @@ import socket
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from itertools import count
-from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, TextIO, TypeVar, cast
 
 import anyio
@@ -21,6 +20,7 @@ from netns_kit.child.channel import send_record
 from netns_kit.child.codec import dump
 from netns_kit.child.supply import PASSED
 from netns_kit.dhcp import Lease, StaticLease
+from netns_kit.display.displayed import Displayed
 from netns_kit.dns import Record, Zone
 from netns_kit.dns.records import as_text
 from netns_kit.domain_names import to_text, to_wire
@@ -36,7 +36,6 @@ from netns_kit.errors import (
 from netns_kit.forwarder.forwarder import CLOSING_SECONDS
 from netns_kit.frozen import replace
 from netns_kit.gateway.asking import FlowRequest, OnFlow
-from netns_kit.gateway.capture_filter import CaptureFilter
 from netns_kit.gateway.gateway import FlowInfo, Gateway
 from netns_kit.gateway.leasing import Leasing
 from netns_kit.gateway.setup import Setup, StackOptions, as_record, check_policy
@@ -44,12 +43,14 @@ from netns_kit.gateway.stats import Stats, complete
 from netns_kit.namespace.background import Openable, Supervisor, finish
 from netns_kit.namespace.namespace import Namespace
 from netns_kit.namespace.process_info import ProcessInfo
+from netns_kit.operations import Asked
 from netns_kit.subnet import Subnet
 from netns_kit.tap.frame_device import Device
 from netns_kit.uplink.in_memory import InMemoryUplink
 from netns_kit.uplink.uplink import Uplink
 
-from .capture import SNAPLEN_MAX, Capture, CaptureOptions
+from .answers import Counted, Flows
+from .capture import Capture, CaptureOptions
 from .event_log import EventLog
 from .events import Event, Events, FlowEvent, under_way
 from .in_process import LocalStack
@@ -57,20 +58,24 @@ from .in_process import LocalStack
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
+    from netns_kit.display.view import View
     from netns_kit.gateway.faults import FaultOptions, Faults
+    from netns_kit.policy.hits import PolicyHits
     from netns_kit.policy.policy import Policy
     from netns_kit.policy.rules import Rule, RulePorts, RuleTarget
 
     from .faults import FaultsBlock
+    from .guest_streams import GuestStream, TcpGuestHandler, UdpGuestHandler
     from .interception import Interceptor, TcpInterceptHandler, UdpInterceptHandler
-    from .serving import GuestServer, GuestStream, Servers, TcpGuestHandler, UdpGuestHandler, World
+    from .serving import GuestServer, Servers, World
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 _numbers = count()
+_PAUSE = 1e-3  # seconds before a socket is passed again
 
 
-class Runner(Protocol):
+class Runner(Asked, Protocol):
     """A place where the stack runs: a `LocalStack`, or `Workers`."""
 
     @property
@@ -79,16 +84,6 @@ class Runner(Protocol):
     async def run(self) -> None: ...
 
     async def ready(self) -> None: ...
-
-    async def ask(self, operation: Callable[..., T], *arguments: object) -> T: ...
-
-    async def hand(
-        self,
-        fds: Sequence[Sequence[int]],
-        operation: Callable[..., T],
-        *arguments: object,
-        flow: int | None = None,
-    ) -> T: ...
 
     async def close(self) -> None: ...
 
@@ -99,7 +94,7 @@ class Settable(Protocol):
     def set(self) -> object: ...
 
 
-class UserStack(Openable):
+class UserStack(Displayed, Openable):
     """A user-mode TCP/IP stack on a device, and the host's sockets behind it, while the object is open.
 
     Opening returns when the address is usable.  Closing resets the open connections, and closes every socket.
@@ -130,6 +125,13 @@ class UserStack(Openable):
     """The layers of the worker's sandbox (see `netns_kit.userstack.worker.sandbox`): "on", or why this host does not
     give one."""
 
+    tap: Device
+    """The device."""
+    uplink: Uplink
+    """The way out for flows."""
+    policy: Policy | None
+    """The policy that was set last; None: there is none."""
+
     @arguments.spelled_out(Setup.of)
     def __init__(self, tap: Device, uplink: Uplink | None = None, **options: Unpack[StackOptions]) -> None:
         self.setup = Setup.of(tap, uplink, **options)
@@ -140,11 +142,13 @@ class UserStack(Openable):
         self.tap = tap
         self.uplink = self.setup.uplink
         self.policy = self.setup.policy
-        """The policy that was set last; None: there is none."""
         above = [] if tap.namespace is None else [tap.namespace.supervisor]
         self.supervisor = Supervisor(type(self).__name__, StackClosed, *above, one_loop=True)
         self.guests: dict[Address, Namespace] = {}
         """Namespaces by their addresses, but for the one of the device; for parts of this library."""
+        self.guest_names: dict[Address, str] = {}
+        """Names of guests by their addresses, for those who look at flows; for parts of this library."""
+        self._looked: tuple[Stats, float] | None = None  # at the stats, and when
         self._runner: Runner | None = None
         self._passing: socket.socket | None = None
         self._news: dict[int, Settable] = {}
@@ -178,6 +182,11 @@ class UserStack(Openable):
     def __repr__(self) -> str:
         driver, condition = self.setup.driver, self.supervisor.condition
         return f"<UserStack on {self.tap.name}: {self.subnet}, driver={driver!r}: {condition}>"
+
+    def _view(self) -> View:
+        from .display import stack_view
+
+        return stack_view(self)
 
     async def _supplies(self, ours: ExitStack) -> tuple[tuple[socket.socket, ...], ...]:
         """Return what `Setup.supplies` is to be.
@@ -236,8 +245,8 @@ class UserStack(Openable):
         if self._passing is not None:
             self._passing.close()
 
-    async def flows(self) -> tuple[FlowInfo, ...]:
-        """Return the flows that are under way.
+    async def flows(self) -> Flows:
+        """Return the flows that are under way, a tuple of `FlowInfo`.
 
         Raises:
             StackClosed: The stack is not open.
@@ -246,9 +255,9 @@ class UserStack(Openable):
         """
         flows = await self.ask(Gateway.flows)
         names = await self._names(flows)
-        if not names:
-            return flows
-        return tuple(replace(flow, name=flow.name or names.get(flow.remote.address)) for flow in flows)
+        if names:
+            flows = tuple(replace(flow, name=flow.name or names.get(flow.remote.address)) for flow in flows)
+        return Flows.of(flows, self.guest_names)
 
     async def _names(self, flows: Iterable[FlowInfo | FlowRequest]) -> Mapping[Address, str | None]:
         """Return the names of remote addresses.  The first of several workers knows them for all flows."""
@@ -311,12 +320,47 @@ class UserStack(Openable):
     async def stats(self) -> Stats:
         """Return all gauges and counters of the stack; none is ever left out.
 
+        A notebook, and `print`, show those that are not 0, beside what has changed since the last call.
+
         Raises:
             StackClosed: The stack is not open.
 
         Cancellation: Nothing is changed.
         """
-        return complete(await self.ask(Gateway.stats))
+        stats, now = complete(await self.ask(Gateway.stats)), anyio.current_time()
+        before, then = self._looked or (None, now)
+        self._looked = stats, now
+        return cast("Stats", Counted(stats, before, now - then))
+
+    async def policy_hits(self) -> PolicyHits | None:
+        """Return how often each rule of the policy has decided since it was set; None: there is no policy.
+
+        Raises:
+            StackClosed: The stack is not open.
+
+        Cancellation: Nothing is changed.
+        """
+        return await self.hits_of(self.policy, self.subnet.guest)
+
+    async def hits_of(self, policy: Policy | None, guest: AddressLike) -> PolicyHits | None:
+        """Return what `policy_hits` does, of the policy that decides about a guest; for parts of this library.
+
+        Args:
+            policy: The policy.
+            guest: The address of the guest.
+
+        Raises:
+            AddressError, ArgumentTypeError: The argument is no address.
+            StackClosed: The stack is not open.
+
+        Cancellation: Nothing is changed.
+        """
+        counted = await self.ask(Gateway.policy_hits, arguments.address(guest))
+        if policy is None:
+            return None
+        from netns_kit.policy.hits import PolicyHits  # with no policy nobody has it
+
+        return PolicyHits.of(policy, counted)
 
     async def leases(self) -> tuple[Lease, ...]:
         """Return the addresses that DHCP has given away, offered, put aside, or keeps for a client.
@@ -510,7 +554,7 @@ class UserStack(Openable):
             rule = Rule("allow", given, ports or None, protocol or "tcp")
         else:
             rule = Rule("allow", several(targets), ports, protocol or "tcp")
-        _check_handler(handler)
+        check_handler(handler)
         return await intercept(self._serving(), rule, handler)
 
     async def _serve(
@@ -518,7 +562,7 @@ class UserStack(Openable):
     ) -> GuestServer:
         where = None if address is None else arguments.address(address)
         arguments.port("port", port, 1)
-        _check_handler(handler)
+        check_handler(handler)
         return await self._serving().serve(transport, where, port, handler)
 
     async def connect_tcp(
@@ -618,16 +662,9 @@ class UserStack(Openable):
         """
         await Follower(self, processes).log(target, task_status)
 
+    @arguments.spelled_out(Capture.__init__)
     def capture(
-        self,
-        target: str | os.PathLike[str] | BinaryIO | None,
-        *,
-        where: CaptureFilter | RuleTarget | Iterable[RuleTarget] | None = None,
-        snaplen: int = SNAPLEN_MAX,
-        max_bytes: int | None = None,
-        max_seconds: float | None = None,
-        files: int | None = None,
-        processes: bool = False,
+        self, target: str | os.PathLike[str] | BinaryIO | None, **options: Unpack[CaptureOptions]
     ) -> Capture:
         """Return a capture of the frames of the device, to be used in `async with`, in which it writes a pcapng file.
 
@@ -638,35 +675,19 @@ class UserStack(Openable):
         Args:
             target: The path of a file that is made or emptied; or a file that is open for bytes, which stays open.
                 None: the last frames are kept in memory, for `Capture.dump`.
-            where: The frames that are captured, as a `CaptureFilter`, or its targets alone; None: all.
-            snaplen: The bytes that are kept of each frame at most.
-            max_bytes: The size at which the file is complete, or the next one begins; None: there is none.  Without a
-                file it is the memory.
-            max_seconds: The time after which the capture is complete; None: there is none.
-            files: How many files there are; then a number is added to the path, and when the last one is full the
-                oldest is written anew.  None: one.
-            processes: Whether the next frame of a flow whose process inside was found has a comment that tells it,
-                see `events`.
+            options: The settings, see `CaptureOptions`.
 
         Raises:
             ArgumentError, ArgumentTypeError: An argument that cannot be used.
             CaptureError: On entering, the file cannot be opened or written; on leaving, it could not be written
                 meanwhile.
-            PolicyError: A target of `where` cannot be used.
+            PolicyError: A target of the filter cannot be used.
             StackClosed: On entering, the stack is not open.
             OSError: On entering, there are no descriptors or no memory left.
 
         Cancellation: The file is complete.
         """
-        options: CaptureOptions = {
-            "where": where,
-            "snaplen": snaplen,
-            "max_bytes": max_bytes,
-            "max_seconds": max_seconds,
-            "files": files,
-            "processes": processes,
-        }
-        return Capture(self, target, options)
+        return Capture(self, target, **options)
 
     def faults(
         self,
@@ -740,7 +761,7 @@ class UserStack(Openable):
         """
         return self.guests.get(arguments.address(guest, "guest"), self.namespace)
 
-    def pass_socket(self, sock: socket.socket) -> int:
+    async def pass_socket(self, sock: socket.socket) -> int:
         """Have the engine receive a copy of a socket, and return the number under which it has it.
 
         For parts of this library, see `netns_kit.gateway.inside`.
@@ -751,6 +772,9 @@ class UserStack(Openable):
         Raises:
             FeatureUnavailable: The device is in no namespace that has an agent.
             OSError: There is no room for another descriptor on its way.
+            StackClosed: The stack has ended meanwhile.
+
+        Cancellation: The engine has no copy.
         """
         if self._passing is None:
             raise FeatureUnavailable(
@@ -758,8 +782,13 @@ class UserStack(Openable):
                 fix='open the device in the namespace: TapDevice.open(namespace, "tap0")',
             )
         number = next(_numbers)
-        send_record(self._passing, PASSED.pack(number), [sock.fileno()])
-        return number
+        while True:  # some ten are on their way at most (net.unix.max_dgram_qlen)
+            try:
+                send_record(self._passing, PASSED.pack(number), [sock.fileno()])
+                return number
+            except BlockingIOError:
+                await anyio.sleep(_PAUSE)
+                self.supervisor.check()
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
         """Have the stack do an operation, see `netns_kit.operations`.  For parts of this library.
@@ -844,18 +873,14 @@ class Follower:
         try:
             await self._stack.ask(Events.subscribe, self._number, self._guests)
         except BaseException:
-            await self.__aexit__(None, None, None)
+            await self.__aexit__()
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         del self._stack._news[self._number]
-        with (
-            anyio.move_on_after(CLOSING_SECONDS, shield=True),
-            suppress(NetnsKitError),
-        ):  # or its end does
+        # or its end does
+        with anyio.move_on_after(CLOSING_SECONDS, shield=True), suppress(NetnsKitError):
             await self._stack.ask(Events.unsubscribe, self._number)
 
     async def wait(self) -> None:
@@ -926,7 +951,8 @@ class Follower:
         return known.get(flow.id) if event.audit else known.pop(flow.id, None)
 
 
-def _check_handler(handler: object) -> None:
+def check_handler(handler: object) -> None:
+    """Raise `ArgumentTypeError` unless a handler can be called."""
     if not callable(handler):
         fix = "write `async def handler(stream)`"
         raise ArgumentTypeError("expected an async function", "handler", arguments.shown(handler), fix)

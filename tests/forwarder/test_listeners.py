@@ -11,7 +11,8 @@ import pytest
 
 from netns_kit.forwarder.listeners import ACCEPTS_AT_LEAST, TcpListener
 from netns_kit.forwarder.ports import PortForward
-from tests.support.bench import SECONDS, Bench, Make, readable
+from tests.support.bench import Bench, Make, readable
+from tests.support.servers import SECONDS
 
 LOOPBACK = IPv4Address("127.0.0.1")
 BURST = 200

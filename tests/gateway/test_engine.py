@@ -13,10 +13,9 @@ from functools import partial
 import pytest
 
 from netns_kit.gateway.engine import EDGE, EVENTS_PER_STEP, HANG_UP, IN, OUT, READ_HANG_UP, Engine, ReadBudget
+from tests.support.servers import SECONDS
 
 pytestmark = pytest.mark.usefixtures("leaks")
-
-SECONDS = 10
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from netns_kit.stack.user import Transport
 from netns_kit.stack.wire import ethernet, icmp, ip, udp, virtio
 from netns_kit.uplink.uplink import Uplink
 from tests.support import needs_ping
-from tests.support.bench import SECONDS, Bench, Make, Spy, feed, opened, readable, receive
+from tests.support.bench import Bench, Make, Spy, feed, opened, readable, receive
 from tests.support.packets import (
     GATEWAY,
     GATEWAY_MAC,
@@ -33,7 +33,7 @@ from tests.support.packets import (
     echo_request,
     syn,
 )
-from tests.support.servers import closed_port, dns_server, port_of, reset
+from tests.support.servers import SECONDS, closed_port, dns_server, port_of, reset
 
 pytestmark = pytest.mark.usefixtures("leaks")
 

@@ -19,9 +19,9 @@ from netns_kit.gateway.relay.tcp import RelayState, TcpRelay
 from netns_kit.stack import Closed, Limits, Refusal, TcpConnection, UdpFlow
 from netns_kit.stack.wire import ethernet, icmp, ip, udp, virtio
 from netns_kit.uplink.uplink import Uplink
-from tests.support.bench import SECONDS, Bench, Make, friend_of, opened
+from tests.support.bench import Bench, Make, friend_of, opened
 from tests.support.packets import GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, PORT, RESOLVER, datagram, syn
-from tests.support.servers import port_of, reset
+from tests.support.servers import SECONDS, port_of, reset
 
 OUTSIDE = bytes((192, 0, 2, 1))
 

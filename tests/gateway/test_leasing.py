@@ -34,13 +34,13 @@ from netns_kit.stack import LinkDatagram, Stack
 from netns_kit.stack.wire import ethernet, ip, udp
 from netns_kit.subnet import Subnet, Subnet6
 from netns_kit.tap.frame_device import FRAME_MAX
+from tests.support.servers import SECONDS
 from tests.support.stack import Users, pseudo_header, rfc1071
 
 pytestmark = pytest.mark.usefixtures("leaks")
 
 SUBNET = Subnet.parse("10.0.2.0/24")
 MAC, OTHER_MAC = b"\x02\0\0\0\0\x01", b"\x02\0\0\0\0\x02"
-SECONDS = 20
 
 
 def host(number: int) -> IPv4Address:

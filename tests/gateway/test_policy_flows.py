@@ -280,7 +280,7 @@ def test_a_stranger_comes_in_only_where_the_guest_may_go_out(bench: Bench, uplin
     bench.settle()
     [relay] = bench.gateway.router._udp.values()
     uplink.said = Target((Endpoint(ip_address(stranger), 9),))
-    guest = (GUEST, PORT, 4, False)
+    guest = (GUEST, PORT, 4, False, None)
     bench.gateway.router._unsolicited(guest, relay, (stranger, 9))
     assert len(bench.gateway.stack.udp) == 1
     assert bench.gateway.stack.dropped["udp-filtered"] == 1

@@ -7,17 +7,20 @@ import resource
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from ipaddress import ip_address
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netns_kit import Policy, Record
+from netns_kit import Faults, Policy, Record
 from netns_kit.child.codec import dump
 from netns_kit.dns import Action
 from netns_kit.domain_names import to_wire
 from netns_kit.gateway.admission import lowest_free
-from netns_kit.gateway.worker_links import WorkerLinks, connect
+from netns_kit.gateway.fault_blocks import FaultBlocks
+from netns_kit.gateway.faults import read_script
+from netns_kit.gateway.worker_links import COMMON, WorkerLinks, connect
 from netns_kit.policy.pins import Pin
 from netns_kit.stack.wire import udp
 from netns_kit.tap.frame_device import FRAME_MAX
@@ -123,8 +126,9 @@ def test_pins_reach_every_other_worker_before_the_frames_that_came_earlier() -> 
         workers = connect(3, stack)
         workers[1].hand_over(2, 0, memoryview(b"a frame"))
         workers[1].send_pins(PINS)
-        workers[1].send_pins(PINS[:1])
-        assert [list(each.read_pins()) for each in workers] == [PINS + PINS[:1], [], PINS + PINS[:1]]
+        workers[1].send_pins(PINS[:1], 7)
+        sent = [(COMMON, PINS), (7, PINS[:1])]
+        assert [list(each.read_pins()) for each in workers] == [sent, [], sent]
         assert [list(each.read_pins()) for each in workers] == [[], [], []]
         assert workers[2].read_into(memoryview(bytearray(FRAME_MAX)), nobody) == len(b"a frame")
 
@@ -137,7 +141,7 @@ def test_pins_that_find_an_inbox_full_are_lost_and_counted(two: tuple[WorkerLink
         sent += 1
         assert sent < 100_000
     assert first.stats() == {"handed_over": 0, "handed_over_lost": 0, "policy_pins_lost": 1}
-    assert len(list(second.read_pins())) == (sent - 1) * len(PINS), "the others are there"
+    assert list(second.read_pins()) == [(COMMON, PINS)] * (sent - 1), "the others are there"
 
 
 @given(st.binary(max_size=80))
@@ -147,8 +151,10 @@ def test_pins_of_a_worker_that_was_taken_over_raise_nothing(message: bytes) -> N
         first._pins_outboxes[1].send(message)
         first.send_pins(PINS)
         found = list(second.read_pins())
-        assert found[-2:] == PINS
-        for name, address, _, _ in found:  # whatever else came is a name and an address
+        assert found[-1] == (COMMON, PINS)
+        for name, address, _, _ in (
+            each for _, pins in found for each in pins
+        ):  # whatever else came is a name and an address
             Policy.deny().allow("www.example").index.lets_answer(name, address)
 
 
@@ -160,7 +166,7 @@ def test_what_is_no_pin_is_not_learnt(
 ) -> None:
     first, second = two
     first.send_pins([(name, address, 0.5, True), *PINS])
-    assert list(second.read_pins()) == PINS
+    assert list(second.read_pins()) == [(COMMON, PINS)]
 
 
 @pytest.fixture
@@ -340,3 +346,82 @@ def test_a_flow_to_a_pin_that_was_lost_is_refused(benches: list[Bench], listener
     second.settle()
     assert not program.is_established
     assert second.gateway.stats()["policy_refused"] == 1
+
+
+MEMBER, OTHER = 7, 8
+
+
+def govern_member(bench: Bench, policy: Policy | None, member: int = MEMBER) -> None:
+    """Give the guest a policy of its own, while nothing may pass for all others."""
+    bench.gateway.zone.add(Record("*.internal", "10.0.2.2"))
+    text = None if policy is None else dump(policy).decode()
+    bench.gateway.set_policy_of(member, (ip_address(GUEST),), text, "keep")
+
+
+def test_a_name_that_one_worker_resolves_for_a_member_is_known_to_all(
+    benches: list[Bench], listener: socket.socket
+) -> None:
+    """Also before the other worker has the policy; and it is known for that member alone."""
+    first, second = benches
+    port = port_of(listener)
+    policy = Policy.deny().allow("db.internal", ports=port, private=True)
+    govern(benches, policy)
+    govern_member(first, policy)
+    resolve(first, "db.internal", 40000)
+    second.settle()
+    assert second.gateway.stats()["policy_pins"] == 0, "it is no pin of the common policy"
+    govern_member(second, policy)
+    program = second.connect(GATEWAY, port, 40001)
+    second.until(lambda: program.is_established)
+    for bench in benches:
+        govern_member(bench, policy, OTHER)
+    second.connect(GATEWAY, port, 40002)
+    second.settle()
+    assert second.gateway.stats()["policy_refused"] == 1, (
+        "the next member at this address has asked for nothing"
+    )
+    resolve(first, "db.internal", 40003)
+    program = second.connect(GATEWAY, port, 40004)
+    second.gateway._pump.read_frames(8)  # the SYN, although its inbox of pins was not looked at
+    second.until(lambda: program.is_established)
+    for bench in benches:
+        govern_member(bench, None, OTHER)
+    assert second.gateway.stats()["policy_pins"] == 0
+
+
+def test_faults_by_name_are_those_of_every_worker(benches: list[Bench], listener: socket.socket) -> None:
+    first, second = benches
+    port = port_of(listener)
+    for bench in benches:
+        bench.gateway.zone.add(Record("*.internal", "10.0.2.2"))
+    script = dump(read_script([(0, Faults(refuse=True, to="db.internal"))])).decode()
+    blocks = [FaultBlocks(bench.gateway) for bench in benches]
+    for each in blocks:
+        each.begin(1, script)
+    program = second.connect(GATEWAY, port, 40000)
+    second.until(lambda: program.is_established)
+    resolve(first, "db.internal", 40001)
+    refused = second.connect(GATEWAY, port, 40002)
+    second.gateway._pump.read_frames(8)  # the SYN, although its inbox of pins was not looked at
+    second.until(lambda: refused.why)
+    assert not refused.is_established
+    assert [each.end(1)["refused"] for each in blocks] == [0, 1]
+    program = second.connect(GATEWAY, port, 40003)
+    second.until(lambda: program.is_established)
+
+
+def test_a_flow_that_was_disturbed_by_no_fault_is_when_another_worker_gives_its_name(
+    benches: list[Bench], listener: socket.socket
+) -> None:
+    first, second = benches
+    script = dump(read_script([(0, Faults(blackhole=True, to="db.internal"))])).decode()
+    blocks = [FaultBlocks(bench.gateway) for bench in benches]
+    for bench, each in zip(benches, blocks, strict=True):
+        bench.gateway.zone.add(Record("*.internal", "10.0.2.2"))
+        each.begin(1, script)
+    program = second.connect(GATEWAY, port_of(listener), 40000)
+    second.until(lambda: program.is_established)
+    resolve(first, "db.internal", 40001)
+    second.connect(GATEWAY, port_of(listener), 40002)
+    second.gateway._pump.read_frames(8)  # the SYN, although its inbox of pins was not looked at
+    assert [each.end(1)["out_lost"] > 0 for each in blocks] == [False, True]

@@ -59,7 +59,7 @@ def run_page(page: Path, *options: str) -> str:
         input="y\n",  # what a person says whom an example asks
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=250,
         check=False,
     )
     assert child.returncode == 0, f"{page.name}:\n{child.stdout}{child.stderr}"
@@ -113,6 +113,22 @@ def test_what_the_page_about_policies_shows_is_what_comes_out() -> None:
     assert any("wants 192.0.2.1, tcp port 443: [y/N]" in line for line in said)
 
 
+def test_what_the_page_about_displays_shows_is_what_comes_out() -> None:
+    """But for numbers, and how much room they take."""
+    needs_userns()
+    needs_tun()
+    page = ROOT / "docs" / "displays.md"
+
+    def steady(line: str) -> str:
+        return re.sub(r"[ ─]+", " ", re.sub(r"\d+", "0", line)).strip()
+
+    said = {steady(line) for line in run_page(page).splitlines()}
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    shown = [steady(line) for line in text.splitlines() if line.startswith("    ")]
+    assert len(shown) > 12
+    assert [line for line in shown if line not in said] == []
+
+
 def test_the_file_of_the_page_about_policies_is_the_policy_of_its_first_example() -> None:
     page = (ROOT / "docs" / "policy.md").read_text(encoding="utf-8")
     [toml] = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
@@ -150,14 +166,15 @@ def test_what_the_pages_about_programming_show_is_what_comes_out(name: str, back
     assert run_page(page, "--all", "--backend", backend) == "".join(shown).replace("    ", "")
 
 
-def test_what_the_page_about_faults_shows_is_what_comes_out() -> None:
+@pytest.mark.parametrize(("name", "blocks"), [("faults", 2), ("sync", 3)])
+def test_what_a_page_shows_is_what_comes_out(name: str, blocks: int) -> None:
     needs_userns()
     needs_tun()
-    page = ROOT / "docs" / "faults.md"
+    page = ROOT / "docs" / f"{name}.md"
     shown = re.findall(
         r"^prints\n\n```\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
     )
-    assert len(shown) == 2
+    assert len(shown) == blocks
     assert run_page(page, "--all") == "".join(shown)
 
 
@@ -227,11 +244,31 @@ def test_every_bypass_of_a_policy_that_is_tried_is_in_the_threat_model() -> None
 
 
 def test_the_readme_begins_with_the_short_form() -> None:
-    """`Network`, in a few lines, and only then the five objects it is made of."""
-    first, second, *_ = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    """`Network`, in a few lines; the five objects it is made of are in the tutorial."""
+    [first, *_] = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert "Network(" in first
     assert len([line for line in first.splitlines() if line.strip()]) <= 8
-    assert all(f"{name}" in second for name in ("Namespace", "TapDevice", "UserStack", "Uplink", "Forwarder"))
+
+
+def test_the_figures_of_the_readme_are_those_that_were_measured() -> None:
+    """Each row is one of docs/performance.md, where it says "best" if there are two."""
+    measured: dict[str, list[str]] = {}
+    table: list[str] = []
+    for line in (ROOT / "docs" / "performance.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[1:2] == ["MTU"]:
+            table = cells
+        elif len(cells) == len(table) > 1 and cells[1] == "best":
+            names = ("netns_kit thread", "slirp4netns", "pasta")
+            measured.setdefault(cells[0], [cells[table.index(name)].partition(" ")[0] for name in names])
+    rows = re.findall(
+        r"^\| (.+) \| ([\d.,]+) \| ([\d.,]+) \| ([\d.,]+) \|$",
+        README.read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    assert len(rows) > 5
+    for name, *figures in rows:
+        assert figures == measured[name], name
 
 
 # Names in docstrings

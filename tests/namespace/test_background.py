@@ -19,7 +19,7 @@ import pytest
 from netns_kit.errors import AlreadyOpened, NamespaceGone, NetnsKitError, StackClosed
 from netns_kit.namespace.background import Openable, Supervisor
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(30)]  # a shield is stronger than a scope
+pytestmark = pytest.mark.anyio
 
 
 class Boom(NetnsKitError):

@@ -113,6 +113,33 @@ def test_none_once_the_hole_is_filled(tcp: Guest) -> None:
     assert tcp.connection.rcv.ack == 1150
 
 
+def test_a_hole_that_the_frames_at_hand_fill_is_not_told(tcp: Guest) -> None:
+    """A guest on two processors sends its frames in the wrong order; no frame is to be sent again for that."""
+    for seq in (1100, 1200, 1000):
+        tcp.stack.receive(memoryview(tcp.segment(ACK, seq, 9000, bytes(100))), tcp.now)
+    tcp.stack.flush()
+    assert told(tcp) == []
+    tcp.quiet()
+    assert tcp.connection.rcv.ack == 1300
+
+
+def test_the_frames_at_hand_are_told_at_once(tcp: Guest) -> None:
+    for seq in (1100, 1300):
+        tcp.stack.receive(memoryview(tcp.segment(ACK, seq, 9000, bytes(100))), tcp.now)
+    tcp.stack.flush()
+    assert told(tcp) == [(1300, 1400), (1100, 1200)]
+    tcp.quiet()
+
+
+def test_without_sack_each_frame_beyond_a_hole_is_told(family: int) -> None:
+    """The guest counts them (RFC 5681 3.2)."""
+    guest = Guest(family).established()
+    for seq in (1100, 1200, 1300):
+        guest.stack.receive(memoryview(guest.segment(ACK, seq, 9000, bytes(100))), guest.now)
+    assert [told(guest) for _ in "123"] == [[], [], []]
+    guest.quiet()
+
+
 def test_a_guest_that_did_not_ask_is_not_told(family: int) -> None:
     guest = Guest(family).established()
     guest.gets(ACK, 1100, 9000, bytes(50))

@@ -33,7 +33,7 @@ SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 LONG = bool(os.environ.get("NETNS_KIT_LONG"))
 """Whether soaks, storms and what is drawn at random are to be of full size."""
 
-GRACE = 5.0
+GRACE = 20.0
 """Seconds that what is already on its way out gets to be gone."""
 
 _UNSHARE = """

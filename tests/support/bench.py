@@ -26,9 +26,8 @@ from netns_kit.tap.frame_device import FRAME_MAX, Device
 from netns_kit.tap.impairment import Impairment
 from netns_kit.uplink.uplink import Uplink
 from tests.support.packets import GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, PORT
-from tests.support.servers import port_of
+from tests.support.servers import SECONDS, port_of
 
-SECONDS = 20
 SUBNET = Subnet.parse("10.0.2.0/24", ipv6=True)
 
 

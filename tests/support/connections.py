@@ -31,7 +31,7 @@ __all__ = ["driver", "every_descriptor", "net"]  # fixtures
 
 GATEWAY, GUEST, TAP = "10.0.2.2", "10.0.2.100", "tap0"
 RESERVE = 512  # descriptors that are not for connections
-PATIENCE = 5  # seconds, for what should be there at once
+PATIENCE = 10  # seconds, for what should be there at once
 
 once = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 """For tests that take their time: what they are about does not depend on the event loop."""

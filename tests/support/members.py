@@ -13,9 +13,9 @@ import anyio.abc
 
 from netns_kit import AddressLike, CommandFailed, Member, Network
 from netns_kit.namespace.background import beside
+from tests.support.servers import SECONDS
 
 Handler = Callable[[anyio.abc.SocketStream], Awaitable[None]]
-SECONDS = 60
 EVERYTHING = 3  # ETH_P_ALL, linux/if_ether.h
 MARK = b"the last one"
 

@@ -24,8 +24,8 @@ import anyio.to_thread
 from dnslib import AAAA, QTYPE, RCODE, RR, A, DNSRecord
 from typing_extensions import ParamSpec
 
-SECONDS = 30
-"""How long a server waits for its threads, and a socket of its for its peer."""
+SECONDS = 90
+"""How long anybody waits for what is there in a moment, unless this machine is busy."""
 BLOCK = os.urandom(1 << 20)
 """A mebibyte that nobody could have made up."""
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.support import ROOT, needs, needs_tun
+from tests.support.servers import SECONDS
 
-SECONDS = 30
 ENTER = ("nsenter", "--preserve-credentials", "--user", "--net", "--target")
 
 

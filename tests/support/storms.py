@@ -23,7 +23,7 @@ from tests.support import LONG
 from tests.support.load import Ends, Rig, door, open_descriptors, receive, rig, send
 from tests.support.servers import udp_server
 
-SECONDS = 240 if LONG else 30
+SECONDS = 240 if LONG else 120
 BATCH = 64  # exchanges under way at a time
 ROUND = 2 * BATCH  # exchanges while a slow answer is waited for
 DESCRIPTORS = 256

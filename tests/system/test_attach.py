@@ -18,8 +18,8 @@ import pytest
 from netns_kit import Namespace, NamespaceGone
 from netns_kit.cli.command_line import FAILED
 from tests.support import ROOT, needs, needs_tun
-from tests.support.servers import bounded, closed_port, hello, tcp_server
-from tests.support.slirp import SECONDS, Held, Slirp, held, server_inside, slirp
+from tests.support.servers import SECONDS, bounded, closed_port, hello, tcp_server
+from tests.support.slirp import Held, Slirp, held, server_inside, slirp
 
 pytestmark = pytest.mark.usefixtures("leaks")
 

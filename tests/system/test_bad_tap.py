@@ -26,9 +26,9 @@ from netns_kit.tap.impairment import Impairment
 from tests.support import LONG, needs_tun
 from tests.support.load import MIB, Ends, Rig, Way, door, receive, rig, send
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks"), pytest.mark.timeout(900 if LONG else 120)]
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks"), pytest.mark.timeout(900 if LONG else 300)]
 
-SECONDS = 600 if LONG else 30
+SECONDS = 600 if LONG else 90
 STALL = 5.0
 QUEUE = 1 << 16
 CONTROLS = Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text().split()

@@ -22,7 +22,7 @@ from netns_kit.tap.pcapng import NOT_SUMMED, SUPER_SEGMENT
 from tests.support import needs, needs_ipv6, needs_tun, needs_userns
 from tests.support.pcapng import INBOUND, OUTBOUND, Contents, read
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
+pytestmark = [pytest.mark.anyio, pytest.mark.engine, pytest.mark.usefixtures("leaks")]
 
 DRIVERS: dict[str, dict[str, Any]] = {
     "thread": {"driver": "thread"},
@@ -312,6 +312,7 @@ async def test_bounds(options: dict[str, Any], tmp_path: Path) -> None:
     ):
         await run(net)
         for each in small, short:
+            assert each._thread is not None
             await anyio.to_thread.run_sync(each._thread.join, 10)
         await run(net)
     assert (small.ended, short.ended) == ("bytes", "seconds")

@@ -598,7 +598,7 @@ def test_what_may_leave_and_where_that_is_told(driver: DriverName, tmp_path: Pat
 def test_events_on_standard_error() -> None:
     needs("ping")
     done = run(
-        "--deny", "192.0.2.1", "--events", "-", "--", "sh", "-c", "ping -c1 -W1 192.0.2.1; echo said >&2"
+        "--deny", "192.0.2.1", "--events", "-", "--", "sh", "-c", "ping -c1 -W9 192.0.2.1; echo said >&2"
     )
     said, *told = sorted(done.stderr.splitlines(), key=lambda line: line.startswith("{"))
     assert said == "said"
@@ -623,7 +623,7 @@ def test_the_command_goes_on_when_events_cannot_be_written() -> None:
 def test_a_capture(tmp_path: Path) -> None:
     needs("ping")
     path = tmp_path / "frames.pcapng"
-    done = run("--capture", str(path), "--", "sh", "-c", "ping -c1 -W1 10.0.2.2; exit 3")
+    done = run("--capture", str(path), "--", "sh", "-c", "ping -c1 -W9 10.0.2.2; exit 3")
     assert (done.returncode, done.stderr) == (3, "")
     pings = [each for each in pcapng.read(path.read_bytes()).packets if each.data[23] == 1]
     assert [each.direction for each in pings] == [pcapng.OUTBOUND, pcapng.INBOUND]

@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -849,7 +850,7 @@ def test_a_stop_that_is_over_when_we_hear_of_it() -> None:
             os.kill(command, signal.SIGCONT)
             wait_state({command: "S"})
             with suppress(AssertionError):
-                wait_state({process.pid: "S"})
+                wait_state({process.pid: "S"}, SECONDS / 30)
                 break
         process.send_signal(signal.SIGUSR1)
         said.until("had 10\n")
@@ -867,16 +868,18 @@ def agent_and_command(ours: int) -> tuple[int, int]:
     return agent, command
 
 
-def wait_state(wanted: dict[int, str]) -> None:
+def wait_state(wanted: dict[int, str], seconds: float = SECONDS) -> None:
     """Wait until these processes are in these states (proc_pid_stat(5)), all threads of those that shall be stopped.
 
     Fact: a process has stopped, and its shell is told of it, when the last of its threads has.
     """
     seen: dict[int, set[str]] = {}
-    for _ in range(200_000):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
         seen = {pid: set(_states(pid)) for pid in wanted}
         if all(seen[pid] == {state} if state == "T" else state in seen[pid] for pid, state in wanted.items()):
             return
+        time.sleep(0.001)
     raise AssertionError(f"{seen}, not {wanted}")
 
 

@@ -24,11 +24,10 @@ from netns_kit import DhcpSettings, Network, StaticLease, Uplink
 from netns_kit.gateway.setup import DriverName
 from tests.support import ROOT, needs, needs_ipv6, needs_tun, seen_inside
 from tests.support.connections import once
-from tests.support.servers import http, tcp_server
+from tests.support.servers import SECONDS, http, tcp_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
-SECONDS = 60
 MTU = 1400
 KEPT, FIRST = IPv4Address("10.0.2.50"), IPv4Address("10.0.2.15")
 RICH = DhcpSettings(
@@ -374,7 +373,7 @@ async def test_a_client_gets_renews_loses_and_releases_a_lease(
             assert await net.stack.revoke(KEPT)
             await client.renew()
             assert str(FIRST) in (await client.event(client.bound)).values()
-            assert (await net.stack.stats())["dhcp_sent_nak"] == 1
+            assert (await net.stack.stats())["dhcp_sent_nak"] >= 1
             assert [each.address for each in await net.stack.leases()] == [FIRST]
             await reaches_the_world()
 
@@ -498,7 +497,7 @@ test "$1" != bound || {
     ip addr replace $ip/$mask dev $interface; ip route replace default via $router
 }
 """
-ONCE = ("busybox", "udhcpc", "-f", "-n", "-q", "-t", "2", "-T", "1", "-i", "tap0", "-s")
+ONCE = ("busybox", "udhcpc", "-f", "-n", "-q", "-t", "20", "-T", "1", "-i", "tap0", "-s")
 
 
 @pytest.fixture
@@ -554,7 +553,7 @@ async def test_several_workers_have_one_server(script: str) -> None:
 async def test_without_a_server_nobody_answers(driver: DriverName, script: str) -> None:
     needs("busybox")
     async with unconfigured(driver=driver, dhcp=None) as net:
-        done = await net.run([*ONCE, script], check=False)
+        done = await net.run([*ONCE, script, "-t", "2"], check=False)
         assert done.returncode == 1
         await all_is_read(net)
         assert (await net.stack.stats())["dropped_udp_broadcast"] == 2

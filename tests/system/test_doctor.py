@@ -25,10 +25,10 @@ import netns_kit
 from netns_kit.checkup.checkup import CHECKS
 from netns_kit.host.diagnosis import PING_GROUPS, PORT_START, SECCOMP, TUN
 from tests.support import ROOT, missing, needs_subids, needs_tun
+from tests.support.servers import SECONDS
 
 pytestmark = pytest.mark.usefixtures("leaks")
 
-SECONDS = 60
 UID, GID = (os.geteuid(), os.getegid()) if os.geteuid() else (12345, 12345)
 DOCTOR = [sys.executable, "-m", "netns_kit", "doctor", "--json"]
 INSIDE = {

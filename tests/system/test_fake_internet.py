@@ -15,6 +15,7 @@ from netns_kit import FakeInternet, FlowEvent, GuestDatagrams, GuestStream, Netw
 from netns_kit.gateway.setup import DriverName
 from tests.support import needs
 from tests.support.drivers import driver
+from tests.support.events import followed
 from tests.support.servers import bounded
 
 __all__ = ["driver"]  # a fixture
@@ -175,24 +176,12 @@ async def test_events_are_as_of_any_flow(world: World) -> None:
     world.fake.host("api.example.com").serve_tcp(80, echo)
     world.fake.add_record(Record("www.example.com", "api.example.com", "CNAME"))
     seen: list[FlowEvent] = []
-    begun = anyio.Event()
-
-    async def follow() -> None:
-        events = world.net.stack.events()
-        begun.set()
-        async for event in events:
-            assert isinstance(event, FlowEvent)
+    async with followed(world.net.stack) as events:
+        assert await world.attempt("www.example.com", 80) == "hello"
+        while len(seen) < 2:
+            event = await events.receive()
             if event.flow.remote.port == 80:
                 seen.append(event)
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(follow)
-        await begun.wait()
-        await anyio.sleep(0.05)
-        assert await world.attempt("www.example.com", 80) == "hello"
-        while not any(each.kind == "closed" for each in seen):  # noqa: ASYNC110 - it is appended
-            await anyio.sleep(0.001)
-        tasks.cancel_scope.cancel()
     assert [each.kind for each in seen] == ["opened", "closed"]
     assert seen[-1].flow.name == "www.example.com"
     assert (seen[-1].flow.bytes_from_guest, seen[-1].flow.bytes_to_guest) == (5, 5)

@@ -6,6 +6,7 @@ seed, so a count that follows from the number of packets alone is the same in ea
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import subprocess
@@ -22,9 +23,11 @@ import pytest
 
 from netns_kit import ArgumentError, Faults, FaultsBlock, Network, Policy, StackClosed, Uplink
 from tests.support import missing, needs, needs_tun
-from tests.support.servers import closed_port
+from tests.support.connections import dial, outcome
+from tests.support.servers import closed_port, dns_server
+from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.anyio, pytest.mark.engine, pytest.mark.usefixtures("leaks")]
 
 HOST = "10.0.2.2"
 DRIVERS: dict[str, dict[str, Any]] = {
@@ -184,6 +187,17 @@ async def test_datagrams_are_lost_as_asked_for(quick: Network) -> None:
             assert abs(found["lost_packets"] - lost) <= max(3, 0.1 * lost)
 
 
+async def most(run: Iperf, rate: int, *words: str) -> float:
+    """The most Mbit/s on the wire of a few runs: a machine that is busy otherwise keeps iperf3 from sending."""
+    found = 0.0
+    for _ in range(6):
+        received = (await run(*words))["sum_received"]["bits_per_second"] / 1e6 * 1514 / 1448
+        found = max(found, received)
+        if found > 0.95 * rate:
+            break
+    return found
+
+
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("way", ["out", "in"])
 async def test_a_rate_is_what_iperf3_measures(quick: Network, way: str) -> None:
@@ -193,10 +207,8 @@ async def test_a_rate_is_what_iperf3_measures(quick: Network, way: str) -> None:
     async with iperf(quick) as run:
         for rate in (8, 16):
             async with quick.faults(rate=f"{rate} Mbit/s"):
-                found = await run("-t", "3", "-O", "1", *reverse)
-                tcp.append(found["sum_received"]["bits_per_second"] / 1e6 * 1514 / 1448)
-                found = await run("-u", "-b", f"{2 * rate}M", "-t", "2", *reverse)
-                udp.append(found["sum_received"]["bits_per_second"] / 1e6 * 1514 / 1448)
+                tcp.append(await most(run, rate, "-t", "3", "-O", "1", *reverse))
+                udp.append(await most(run, rate, "-u", "-b", f"{2 * rate}M", "-t", "2", *reverse))
     for slow, fast in (tcp, udp):
         assert 0.9 * 2 <= fast / slow <= 1.1 * 2, (tcp, udp)
         assert slow <= 1.1 * 8
@@ -308,12 +320,13 @@ async def test_ipv6_has_faults_too(options: dict[str, Any]) -> None:
 
 
 async def test_a_script_runs_without_its_caller(net: Network, web: int) -> None:
-    url = f"http://{HOST}:{web}/short"
-    script = [(0, Faults(refuse=True)), (0.5, Faults())]
-    async with net.faults(script=script) as block:
-        assert (await curl(net, url))["status"] == 7
-        found = await curl(net, url, "--retry", "20", "--retry-connrefused", "--retry-delay", "1")
-        assert found["status"] == 0
+    async def connects() -> int:
+        with await dial(net.namespace, web, HOST) as sock:
+            return await outcome(sock)
+
+    async with net.faults(script=[(0, Faults(refuse=True)), (1.5, Faults())]) as block:
+        assert await connects() == errno.ECONNREFUSED
+        await eventually(connects, 0)
         assert (await block.counts())["refused"] >= 1
 
 
@@ -365,10 +378,29 @@ async def test_a_closed_network_has_no_faults(options: dict[str, Any]) -> None:
 async def test_several_workers_have_faults(web: int, tmp_path: Path) -> None:
     needs_tun()
     uplink = Uplink(allow_host_loopback=True)
-    async with Network(driver="worker", queues=2, uplink=uplink) as net:
-        async with net.faults(refuse=True, to=HOST) as block:
-            for _ in range(8):
-                assert (await curl(net, f"http://{HOST}:{web}/short"))["status"] == 7
-            assert (await block.counts())["refused"] == 8
-        with pytest.raises(ArgumentError, match="one alone knows names"):
-            net.faults(loss=0.1, to="example.org")
+    async with (
+        Network(driver="worker", queues=2, uplink=uplink) as net,
+        net.faults(refuse=True, to=HOST) as block,
+    ):
+        for _ in range(8):
+            assert (await curl(net, f"http://{HOST}:{web}/short"))["status"] == 7
+        assert (await block.counts())["refused"] == 8
+
+
+@pytest.mark.parametrize("when", ["before", "in the block"])
+async def test_a_fault_by_name_is_one_of_each_worker(when: str) -> None:
+    """One worker answers for the name, before the block or in it; the connections are of both."""
+    needs_tun()
+    there = "192.0.2.7"
+    with dns_server({"name.tld": there}) as resolver:
+        uplink = Uplink(allow_host_loopback=True, dns=[f"127.0.0.1:{resolver}"])
+        async with Network(driver="worker", queues=2, uplink=uplink) as net:
+            if when == "before":
+                await net.run(["getent", "ahostsv4", "name.tld."])
+            async with net.faults(refuse=True, to="*.tld") as block:
+                if when != "before":
+                    await net.run(["getent", "ahostsv4", "name.tld."])
+                for number in range(1, 17):
+                    with pytest.raises(ConnectionRefusedError), anyio.fail_after(20):
+                        await net.namespace.connect_tcp(there, 80)
+                    assert (await block.counts())["refused"] == number

@@ -37,7 +37,7 @@ from tests.support.servers import SECONDS, bounded, closed_port, host_address
 
 __all__ = ["driver", "net"]  # fixtures
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
+pytestmark = [pytest.mark.anyio, pytest.mark.engine, pytest.mark.usefixtures("leaks")]
 
 GUEST = "10.0.2.100"
 
@@ -576,7 +576,7 @@ async def test_who_is_privileged_may(net: Network) -> None:
 @bounded
 async def test_leaving_frees_the_ports(net: Network) -> None:
     async with Forwarder(net.stack) as forwarder:
-        (forward,) = await forwarder.add("127.0.0.1:0:80")
+        (forward,) = await forwarder.add(f"127.0.0.1:{closed_port()}:80")
         assert await net.forwarder.list() == ()
     with socket.create_server(("127.0.0.1", forward.host_port)):
         pass
@@ -586,7 +586,7 @@ async def test_leaving_frees_the_ports(net: Network) -> None:
 async def test_cancelled_it_still_frees_the_ports(net: Network) -> None:
     with anyio.CancelScope() as scope:
         async with Forwarder(net.stack) as forwarder:
-            (forward,) = await forwarder.add("127.0.0.1:0:80")
+            (forward,) = await forwarder.add(f"127.0.0.1:{closed_port()}:80")
             scope.cancel()
             await anyio.sleep_forever()
     await net.stack.flows()

@@ -6,7 +6,7 @@ import errno
 import socket
 import struct
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,13 @@ from netns_kit.gateway.setup import DriverName
 from tests.support import missing, needs, needs_ipv6, needs_tun
 from tests.support.connections import accepted, echoes, exactly, failure, outcome, rest, send
 from tests.support.drivers import driver, net
-from tests.support.events import flow_events
+from tests.support.events import followed
 from tests.support.servers import BLOCK, bounded, host_address
+from tests.support.waiting import eventually
 
 __all__ = ["driver", "net"]  # fixtures
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
+pytestmark = [pytest.mark.anyio, pytest.mark.engine, pytest.mark.usefixtures("leaks")]
 
 OWN, LOOPBACK, LOOPBACK6 = "10.0.2.100", "127.0.0.1", "::1"
 RESET = struct.pack("ii", 1, 0)
@@ -317,58 +318,38 @@ async def test_a_burst_of_clients_all_get_in(every_descriptor: int, net: Network
 
 @bounded
 async def test_it_is_a_flow_like_any_other(net: Network) -> None:
-    async with aclosing(flow_events(net.stack)) as events:
-        async with anyio.create_task_group() as tasks:
-            seen = []
-
-            async def follow() -> None:
-                async for event in events:
-                    seen.append(event)
-                    if event.kind == "closed":
-                        return
-
-            tasks.start_soon(follow)
-            await anyio.sleep(0.1)
-            async with joined(net) as (client, served, _):
-                await echoes(client, served, b"12345")
-                (flow,) = await net.stack.flows()
-                assert (str(flow.guest), flow.state, flow.direction) == (
-                    f"{OWN}:80",
-                    "established",
-                    "inbound",
-                )
-                assert (str(flow.remote.address), flow.remote.port) == remote(served)
-                assert flow.host is not None
-                assert (str(flow.host.address), flow.host.port) == local(client)
-                assert (flow.bytes_from_guest, flow.bytes_to_guest) == (5, 5)
-                assert await net.stack.end_flow(flow.id)
-                assert await failure(client) == errno.ECONNRESET
-                assert await failure(served) == errno.ECONNRESET
-                assert not await net.stack.end_flow(flow.id)
-        assert [event.kind for event in seen] == ["opened", "closed"]
-        assert seen[-1].flow.id == flow.id
-        assert (seen[-1].flow.bytes_from_guest, str(seen[-1].flow.guest)) == (5, f"{OWN}:80")
+    async with followed(net.stack) as events:
+        async with joined(net) as (client, served, _):
+            await echoes(client, served, b"12345")
+            (flow,) = await net.stack.flows()
+            assert (str(flow.guest), flow.state, flow.direction) == (
+                f"{OWN}:80",
+                "established",
+                "inbound",
+            )
+            assert (str(flow.remote.address), flow.remote.port) == remote(served)
+            assert flow.host is not None
+            assert (str(flow.host.address), flow.host.port) == local(client)
+            assert (flow.bytes_from_guest, flow.bytes_to_guest) == (5, 5)
+            assert await net.stack.end_flow(flow.id)
+            assert await failure(client) == errno.ECONNRESET
+            assert await failure(served) == errno.ECONNRESET
+            assert not await net.stack.end_flow(flow.id)
+        opened, closed = await events.receive(), await events.receive()
+        assert (opened.kind, closed.kind, closed.flow.id) == ("opened", "closed", flow.id)
+        assert (closed.flow.bytes_from_guest, str(closed.flow.guest)) == (5, f"{OWN}:80")
 
 
 @pytest.mark.parametrize("mode", ["stack", "socket", "transparent"])
 @bounded
 async def test_a_client_that_nobody_takes_is_told_of_as_refused(net: Network, mode: Mode) -> None:
     (forward,) = await net.forwarder.add("0.0.0.0:0:81", mode=mode)
-    async with aclosing(flow_events(net.stack)) as events, anyio.create_task_group() as tasks:
-        seen = []
-
-        async def follow() -> None:
-            async for event in events:
-                seen.append(event)
-                if event.kind != "opened":
-                    return
-
-        tasks.start_soon(follow)
-        await anyio.sleep(0.1)
+    async with followed(net.stack) as events:
         with calling((LOOPBACK, forward.host_port)) as client:
             await failure(client)
+        seen = [await events.receive() for _ in range(2)]
     assert [(event.kind, event.refusal) for event in seen] == [("opened", None), ("refused", Refusal.RESET)]
-    assert await net.stack.flows() == ()
+    await eventually(net.stack.flows, ())
 
 
 @bounded
@@ -494,8 +475,8 @@ async def test_a_unix_socket_that_is_cancelled_is_gone(
     at = UnixSocket(str(tmp_path / "published") if path == "file" else f"@{tmp_path}/published")
     passing = net.stack.pass_socket
 
-    def pass_and_cancel(sock: socket.socket) -> int:
-        number = passing(sock)
+    async def pass_and_cancel(sock: socket.socket) -> int:
+        number = await passing(sock)
         scope.cancel()
         return number
 

@@ -21,10 +21,9 @@ import pytest
 from netns_kit.errors import NamespaceGone
 from netns_kit.namespace.namespace import Namespace, Pids
 from tests.support import ROOT, finds_the_callers_keys, needs, needs_subids, needs_userns, seen_outside
+from tests.support.servers import SECONDS
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
-
-SECONDS = 30
 
 
 @pytest.fixture(autouse=True)

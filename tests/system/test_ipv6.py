@@ -46,11 +46,10 @@ from tests.support.multihop import (
     in_h,
     received,
 )
-from tests.support.servers import dns_server, echo, http, sent_again, tcp_server, udp_server
+from tests.support.servers import SECONDS, dns_server, echo, http, sent_again, tcp_server, udp_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
-SECONDS = 60
 RTMGRP_IPV6_IFADDR = 0x100  # linux/rtnetlink.h
 IPV6_RECVERR, IPV6_UNICAST_HOPS = 25, 16  # linux/in6.h
 NAMES = {"name.tld": "2001:db8::7"}

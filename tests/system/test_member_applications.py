@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import re
 import shutil
+import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import anyio
@@ -13,11 +17,11 @@ import anyio.to_thread
 import pytest
 
 from netns_kit import Application, Composition, Member
-from tests.support import needs, needs_tun
+from tests.support import ROOT, needs, needs_tun
 from tests.support.members import echo, network, output, serving
-from tests.support.servers import bounded, closed_port
+from tests.support.servers import SECONDS, bounded, closed_port
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
+pytestmark = pytest.mark.usefixtures("leaks")
 
 SERVICE = """
 import http.server, os, socket
@@ -91,6 +95,7 @@ def shop(directory: Path, port: int) -> Composition:
     )
 
 
+@pytest.mark.anyio
 @bounded
 async def test_three_programs_find_each_other_by_name(tmp_path: Path) -> None:
     needs("nginx", "redis-server", "curl")
@@ -107,6 +112,7 @@ async def test_three_programs_find_each_other_by_name(tmp_path: Path) -> None:
         assert await output(lab.member("db"), "curl", "-sS", "http://web/") == "visit 4 to web"
 
 
+@pytest.mark.anyio
 @bounded
 async def test_a_member_is_restarted_and_no_other_loses_a_connection() -> None:
     """Two have one name: while one is away, the other answers to it, and connections to that go on."""
@@ -150,6 +156,83 @@ async def addresses(member: Member, name: str) -> set[str]:
     return {line.split()[0] for line in found.splitlines()}
 
 
+UNTIL_LISTENED = """
+import socket, sys, time
+while True:
+    try:
+        socket.create_connection((sys.argv[1], int(sys.argv[2])), 20).close()
+        break
+    except ConnectionRefusedError:
+        time.sleep(0.05)
+"""
+LOAD = """
+import socket, sys
+with socket.create_connection(("db", 6379), 20) as db:
+    for number in range(1, 1 << 30):
+        db.sendall(b"INCR load\\r\\n")
+        assert db.recv(99) == b":%d\\r\\n" % number
+        if number % 50 == 0:
+            print(number, flush=True)
+"""
+
+
+def netns_kit(*words: str) -> str:
+    """What a command of ours prints; it has to succeed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "netns_kit", *words],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=SECONDS, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_the_application_of_the_docs_is_restarted_member_by_member_under_load(tmp_path: Path) -> None:
+    """From its file: requests on one connection, and a connection between two other members, go on all the time."""
+    needs("nginx", "redis-server")
+    name, port = f"docs{os.getpid()}", closed_port()
+    directory = tmp_path / "shop"
+    shutil.copytree(ROOT / "docs/shop", directory, ignore=shutil.ignore_patterns("run"))
+    text = (directory / "shop.toml").read_text(encoding="utf-8").replace(":8080:", f":{port}:")
+    text = text.replace('"python3"', f'"{sys.executable}"')
+    (directory / "shop.toml").write_text(f'name = "{name}"\n{text}', encoding="utf-8")
+    netns_kit("up", "-d", str(directory / "shop.toml"))
+    try:
+        words = [sys.executable, "-m", "netns_kit", "join", f"{name}/web", sys.executable, "-ISc", LOAD]
+        with (
+            closing(http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)) as client,
+            subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as load,
+        ):
+            assert load.stdout is not None
+            assert int(load.stdout.readline()) == 50
+            netns_kit("join", f"{name}/app1", sys.executable, "-ISc", UNTIL_LISTENED, "web", "80")
+            client.connect()
+            client.auto_open = 0  # so a lost connection is an error
+            visits, served = 0, set()
+            for member in ("app1", "app2", "app1"):
+                with subprocess.Popen(
+                    [sys.executable, "-m", "netns_kit", "restart", name, member], cwd=ROOT
+                ) as restart:
+                    while restart.poll() is None:
+                        client.request("GET", "/")
+                        with client.getresponse() as answer:
+                            said = re.fullmatch(rb"visit (\d+), served by (one|two)\n", answer.read())
+                        assert said, answer.status
+                        assert int(said[1]) > visits, "redis has gone on"
+                        visits = int(said[1])
+                        served.add(said[2])
+                assert restart.returncode == 0
+                done = int(load.stdout.readline())
+            assert served == {b"one", b"two"}
+            assert done > 50
+            load.kill()
+        states = [line.split()[-2:] for line in netns_kit("ps", name).splitlines()]
+        assert not any("ended" in state for state in states)
+    finally:
+        netns_kit("down", name)
+    assert name not in netns_kit("ps")
+
+
+@pytest.mark.anyio
 @bounded
 async def test_a_container_joins_a_member_by_path(tmp_path: Path) -> None:
     """By crun, which is a command of the member: it has the member's user namespace, and names the network's path."""

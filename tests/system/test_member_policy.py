@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 
 import anyio
 import pytest
@@ -25,7 +25,7 @@ from netns_kit import (
 from netns_kit.gateway.setup import DriverName
 from tests.support import needs, needs_tun
 from tests.support.connections import every_driver
-from tests.support.members import ask, echo, network, output, serving, status
+from tests.support.members import ask, network, output, serving, status
 from tests.support.servers import bounded, dns_server, hello, tcp_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
@@ -220,12 +220,46 @@ async def test_events_name_the_process_in_the_member() -> None:
                 assert event.process.pid == process.pid
 
 
-async def test_pins_are_not_shared_so_there_is_one_worker() -> None:
-    async with network(driver="worker", queues=2) as net:
-        with pytest.raises(ArgumentError, match="queues=2: expected one queue"):
-            await net.add_member("a", policy=Policy.deny())
-        async with net.member("a") as a, serving(a, 80, echo):
-            pass
+CONNECTS = """
+import socket, sys
+for each in sys.argv[1:]:
+    host, _, port = each.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), 9).close()
+        print("x", end="")
+    except OSError as error:
+        print(error.errno, end=" ")
+"""
+"""Says of each target whether it is connected to it."""
+
+
+@bounded
+async def test_names_of_a_member_are_known_to_the_worker_that_gets_the_connection() -> None:
+    """Each connection needs a pin that was made a moment ago by the worker which answers names."""
+    count = 24
+    with ExitStack() as stack:
+        ports = [stack.enter_context(tcp_server(hello)) for _ in range(count)]
+        names = [f"n{number}.tld" for number in range(count)]
+        resolver = stack.enter_context(dns_server(dict.fromkeys(names, GATEWAY)))
+        policy = Policy.deny()
+        for name, port in zip(names, ports, strict=True):
+            policy = policy.allow(name, ports=port, private=True)
+        uplink = Uplink(allow_host_loopback=True, dns=[f"127.0.0.1:{resolver}"])
+        targets = [f"{name}:{port}" for name, port in zip(names, ports, strict=True)]
+        program = sys.executable, "-ISc", CONNECTS
+        literals = [f"{GATEWAY}:{port}" for port in ports]
+        async with (
+            network(uplink=uplink, driver="worker", queues=2, policy=Policy.deny()) as net,
+            net.member("a", policy=policy) as a,
+            net.member("b", policy=policy) as b,
+        ):
+            assert "x" not in await output(a, *program, *literals), "not before it is asked for"
+            assert await output(a, *program, *targets) == "x" * count
+            assert "x" not in await output(b, *program, *literals), "what one has asked for is no other's"
+            stats = await net.stack.stats()
+            assert (stats["policy_pins"], stats["policy_pins_lost"]) == (2 * count, 0)
+            await a.set_policy(Policy.deny(), "cut")
+            assert "x" not in await output(a, *program, *literals, *targets)
 
 
 def test_a_file_has_policies_of_members() -> None:

@@ -273,6 +273,70 @@ async def test_a_name_that_its_policy_refuses_has_no_faults() -> None:
             assert (await faults.counts())["queries"] == 1
 
 
+@every_driver
+async def test_blocks_end_with_the_member_that_they_are_about(driver: DriverName) -> None:
+    """The next member with the same addresses has none of it, and the blocks end as ever."""
+    with tcp_server(hello) as port:
+        async with network(uplink=Uplink(allow_host_loopback=True), driver=driver) as net:
+            a = await net.add_member("a", policy=Policy.allow())
+            mac, file = a.mac, io.BytesIO()
+            async with a.faults(refuse=True) as faults, a.capture(file) as capture:
+                with pytest.raises(ConnectionRefusedError):
+                    await a.namespace.connect_tcp(GATEWAY, port)
+                await net.remove_member(a)
+                assert (faults.ended, capture.ended) == ("member", "member")
+                assert (await faults.counts())["refused"] == 1
+                frames = capture.frames
+                async with net.member("b", address=A) as b:
+                    assert (b.address, b.mac) == (A, mac)
+                    assert await ask(b, GATEWAY, port) == "hello"
+            assert (await faults.counts())["refused"] == 1
+            assert capture.frames == frames == len(read(file.getvalue()).packets) > 0
+            for late in (a.faults(refuse=True), a.capture(io.BytesIO())):
+                with pytest.raises(NamespaceGone):
+                    async with late:
+                        pass
+
+
+async def test_a_block_that_ends_before_its_member_says_so_of_nobody() -> None:
+    async with (
+        network() as net,
+        net.member("a") as a,
+        a.faults(refuse=True) as faults,
+        a.capture(None, max_bytes=1 << 21) as capture,
+    ):
+        pass
+    assert (faults.ended, capture.ended) == (None, None)
+
+
+async def test_what_a_member_has_sent_before_its_end_is_under_its_policy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also what the stack reads only when the member has gone; the next one with its address is free."""
+    held: list[bytes] = []
+    with tcp_server(hello) as port:
+        uplink = Uplink(allow_host_loopback=True)
+        async with network(uplink=uplink, driver="loop") as net:
+            a = await net.add_member("a", policy=Policy.deny())
+            gateway = net.stack.gateway
+            receive = gateway.stack.receive
+
+            def hold(frame: memoryview, now: float) -> None:
+                held.append(bytes(frame))
+                receive(frame, now)
+
+            monkeypatch.setattr(gateway.stack, "receive", hold)
+            with pytest.raises(OSError, match="No route to host"):
+                await a.namespace.connect_tcp(GATEWAY, port)
+            monkeypatch.undo()
+            await net.remove_member(a)
+            for frame in held:
+                receive(memoryview(frame), gateway.engine.now)
+            assert await net.stack.flows() == ()
+            async with net.member("b", address=A) as b:
+                assert await ask(b, GATEWAY, port) == "hello"
+
+
 # -- policy and names -----------------------------------------------------------------------------------------
 
 

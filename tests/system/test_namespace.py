@@ -36,10 +36,10 @@ from netns_kit.errors import (
 from netns_kit.namespace.agent_client import Done
 from netns_kit.namespace.namespace import Interface, InterfaceAddress, Namespace, Route
 from tests.support import ROOT, Possessions, needs, needs_ipv6, needs_subids, needs_tun, needs_userns, subids
+from tests.support.servers import SECONDS
 
 pytestmark = pytest.mark.anyio
 
-SECONDS = 20
 IFF_TAP, IFF_NO_PI = 0x0002, 0x1000
 ROOT_USER = os.geteuid() == 0
 

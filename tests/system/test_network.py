@@ -30,12 +30,11 @@ from netns_kit import (
 from netns_kit.gateway.setup import DriverName
 from tests.support import LONG, ROOT, missing, needs, needs_ping, needs_tun
 from tests.support.connections import every_driver
-from tests.support.servers import closed_port, dns_server, echo, host_address, http, tcp_server
+from tests.support.servers import SECONDS, closed_port, dns_server, echo, host_address, http, tcp_server
 from tests.support.servers import digest as expected
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
-SECONDS = 60
 RESOLV_CONF = Path("/etc/resolv.conf")
 NAMES = {"name.tld": "192.0.2.7"}
 

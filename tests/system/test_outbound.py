@@ -30,6 +30,7 @@ from tests.support.servers import (
     tcp_server,
     udp_server,
 )
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks"), every_driver]
 
@@ -126,8 +127,7 @@ async def test_many_short_connections(net: Network) -> None:
         async with anyio.create_task_group() as tasks:
             for _ in range(10):
                 tasks.start_soon(one)
-    while (await net.stack.stats()).get("tcp_established"):
-        await anyio.lowlevel.checkpoint()  # the last FIN is on its way
+    await eventually(net.stack.flows, ())  # the last FIN is on its way
 
 
 # -- UDP ----------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ with socket.socket(family, socket.SOCK_DGRAM) as sock:
         try:
             answer = sock.recv(1 << 16)
         except TimeoutError:
-            pass
+            sock.settimeout(20)
 print(json.dumps([received, asked, len(answer)]))
 """
 

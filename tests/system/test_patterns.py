@@ -40,9 +40,9 @@ from tests.support.load import (
 )
 from tests.support.servers import content, digest, reset
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks"), pytest.mark.timeout(300 if LONG else 90)]
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks"), pytest.mark.timeout(300)]
 
-SECONDS = 240 if LONG else 60  # a keepalive probe that is lost comes again after 30
+SECONDS = 240 if LONG else 120  # a keepalive probe that is lost comes again after 30
 LINES = 400_000 if LONG else 20_000
 SLEEP = 5.0 if LONG else 0.5
 CONNECTIONS = 1000 if LONG else 100

@@ -30,10 +30,10 @@ from netns_kit.errors import ArgumentError, NamespaceGone, NetnsKitError
 from netns_kit.namespace.namespace import Namespace
 from netns_kit.namespace.process import CommandFailed, Process
 from tests.support import ROOT, Possessions, needs, needs_userns, seen_outside
+from tests.support.servers import SECONDS
 
 pytestmark = pytest.mark.anyio
 
-SECONDS = 20
 DESCRIPTORS = (
     24  # the agent's own are eight: stdio, control, owner, signal pipe, mount namespace; a command's are ten
 )

@@ -29,9 +29,10 @@ from netns_kit.gateway.setup import DriverName
 from netns_kit.host.abi import SCM_MAX_FD
 from tests.support import ROOT, children, missing, needs, needs_tun
 from tests.support.connections import accepted, echoes, exactly, failure, kernel_buffers, receive, rest, send
-from tests.support.servers import bounded, host_address
+from tests.support.servers import SECONDS, bounded, host_address
+from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
+pytestmark = [pytest.mark.anyio, pytest.mark.engine, pytest.mark.usefixtures("leaks")]
 
 INET, UNIX, STREAM = int(socket.AF_INET), int(socket.AF_UNIX), int(socket.SOCK_STREAM)
 OWN, LOOPBACK = "10.0.2.100", "127.0.0.1"
@@ -145,7 +146,7 @@ async def test_descriptors_that_come_with_orders_are_not_kept(namespace: Namespa
                 await anyio.wait_readable(supply)
                 for fd in receive_record(supply, SCM_MAX_FD)[1]:
                     socket.socket(fileno=fd).close()
-        near.settimeout(3)
+        near.settimeout(SECONDS)
         assert near.recv(1) == b"", "nobody has the other end any more"
 
 
@@ -162,7 +163,10 @@ async def net(leaks: None, request: pytest.FixtureRequest) -> AsyncIterator[Netw
 @bounded
 async def test_a_burst_of_clients_of_a_unix_socket_all_get_in(every_descriptor: int, net: Network) -> None:
     count = 600
-    inner, outer = UnixSocket("@service"), UnixSocket("@published")
+    inner, outer = (
+        UnixSocket("@service"),
+        UnixSocket(f"@published-{os.getpid()}"),
+    )  # the host's has one of a name
     await net.forwarder.add(PortForward("tcp", outer, 0, inner, 0))
     with await net.namespace.socket(socket.AF_UNIX, socket.SOCK_STREAM) as service, ExitStack() as stack:
         service.bind(inner.address)
@@ -338,7 +342,7 @@ with socket.create_server(("10.0.2.100", 80), backlog=512) as listener:
     print("ready", flush=True)
     while True:
         with listener.accept()[0] as sock:
-            sock.settimeout(1)
+            sock.settimeout(5)
             try:
                 sock.sendall(sock.recv(4))
             except OSError:
@@ -406,7 +410,7 @@ async def test_clients_who_read_nothing_leave_descriptors_to_the_program() -> No
         for each in clients:
             each.close()
         assert told("another server") == "free True\n"
-        with anyio.fail_after(10), calling(LOOPBACK, port) as late:
+        with anyio.fail_after(20), calling(LOOPBACK, port) as late:
             await send(late, b"echo")
             assert await exactly(late, 4) == b"echo"
         process.kill()
@@ -442,7 +446,7 @@ async def main():
             ours.recv(1)
             await net.forwarder.remove(forward, cut=True)
             for client in clients:
-                with anyio.fail_after(3):
+                with anyio.fail_after(20):
                     await anyio.wait_readable(client)
                 try:
                     assert client.recv(1) == b""
@@ -461,7 +465,7 @@ async def main():
                 served, _ = listener.accept()
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             served.setblocking(False)
-            with anyio.fail_after(3):
+            with anyio.fail_after(20):
                 await anyio.wait_readable(served)
             try:
                 assert served.recv(1) == b""
@@ -615,8 +619,7 @@ async def test_resets_at_any_moment_leave_nothing(net: Network, mode: Mode) -> N
             while said != b"last":
                 with await accepted(listener) as served, suppress(OSError):
                     said = await receive(served)
-    while await net.stack.flows():  # noqa: ASYNC110 - nobody tells
-        await anyio.sleep(0.02)
+    await eventually(net.stack.flows, ())
 
 
 @bounded
@@ -646,14 +649,13 @@ async def test_clients_who_leave_while_the_queue_inside_is_full_take_no_place(ne
     (forward,) = await net.forwarder.add("0:80", mode="socket")
     async with listening(net, backlog=0):
         clients = [calling(LOOPBACK, forward.host_port) for _ in range(50)]
-        await anyio.sleep(0.3)
-        waiting = [flow for flow in await net.stack.flows() if flow.state == "connecting"]
-        assert waiting
-        assert await net.stack.end_flow(waiting[0].id)
+        waiting: list[int] = []
+        while not waiting:
+            waiting = [flow.id for flow in await net.stack.flows() if flow.state == "connecting"]
+        assert await net.stack.end_flow(waiting[0])
         for each in clients:
             reset(each)
-        while await net.stack.flows():  # noqa: ASYNC110 - nobody tells
-            await anyio.sleep(0.02)
+        await eventually(net.stack.flows, ())
 
 
 def fails(flow: object) -> None:

@@ -23,8 +23,8 @@ from pathlib import Path
 import pytest
 
 from tests.support import needs, needs_subids, needs_tun
-from tests.support.servers import closed_port, hello, tcp_server
-from tests.support.slirp import SECONDS, executable
+from tests.support.servers import SECONDS, closed_port, hello, tcp_server
+from tests.support.slirp import executable
 
 pytestmark = pytest.mark.usefixtures("leaks")
 

@@ -12,8 +12,10 @@ import pytest
 from netns_kit import FlowAttribute, GuestDatagrams, GuestStream, Network
 from netns_kit.gateway.setup import DriverName
 from tests.support import needs_tun
+from tests.support.connections import accepted
 from tests.support.drivers import driver, net
 from tests.support.servers import bounded
+from tests.support.waiting import eventually
 
 __all__ = ["driver", "net"]  # fixtures
 
@@ -97,7 +99,7 @@ async def test_datagrams_are_answered_and_a_flow_ends_with_its_handler(net: Netw
             client.connect((METADATA, 123))
             for said in (b"abc", b"", b"x" * 65507, b"last", b"again"):
                 if said == b"again":  # a datagram of the old flow would be lost
-                    await until_none(net)
+                    await eventually(net.stack.flows, ())
                 client.send(said)
                 await anyio.wait_readable(client)
                 assert client.recv(65536) == said[::-1]
@@ -105,12 +107,7 @@ async def test_datagrams_are_answered_and_a_flow_ends_with_its_handler(net: Netw
             assert flow.protocol == "udp"
         server = await net.stack.serve_udp(None, 123, handler)
         await server.aclose()
-    await until_none(net)
-
-
-async def until_none(net: Network) -> None:
-    while await net.stack.flows():  # noqa: ASYNC110 - nobody tells
-        await anyio.sleep(0.001)
+    await eventually(net.stack.flows, ())
 
 
 @bounded
@@ -181,4 +178,4 @@ async def test_each_of_several_workers_has_its_flows_served() -> None:
             listener.listen()
             for _ in range(8):
                 async with await net.stack.connect_tcp(net.stack.subnet.guest, 8080):
-                    listener.accept()[0].close()
+                    (await accepted(listener)).close()

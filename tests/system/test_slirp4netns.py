@@ -20,10 +20,9 @@ import pytest
 
 from netns_kit.cli.program import takes
 from tests.support import ROOT, needs, needs_ping, needs_tun, needs_userns
-from tests.support.servers import closed_port, hello, tcp_server
+from tests.support.servers import SECONDS, closed_port, hello, tcp_server
 from tests.support.slirp import (
     ENTER,
-    SECONDS,
     Held,
     Slirp,
     ask,

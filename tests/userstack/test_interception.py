@@ -33,6 +33,7 @@ from netns_kit import (
 from netns_kit.gateway.setup import DriverName
 from tests.support.hellos import client_hello
 from tests.support.servers import bounded
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
@@ -104,11 +105,6 @@ async def joined(
         tasks.cancel_scope.cancel()
 
 
-async def until_none(pair: Pair) -> None:
-    while await pair.stack.flows():  # noqa: ASYNC110 - nobody tells
-        await anyio.sleep(0.001)
-
-
 async def crosses(client: ByteStream) -> None:
     """Bytes go both ways, and each half ends."""
     await client.send(BLOCK)
@@ -137,7 +133,7 @@ async def test_bytes_are_copied_through_a_handler(driver: DriverName) -> None:
                 assert await exactly(client, len(BLOCK)) == BLOCK
             await client.send_eof()
             assert await everything(client) == b""
-        await until_none(pair)
+        await eventually(pair.stack.flows, ())
 
 
 async def at_once(stream: InterceptedStream) -> None:
@@ -180,7 +176,7 @@ async def test_a_joined_connection_is_as_any_other(driver: DriverName, handler: 
             assert await client.receive() == b"more"
             await client.send_eof()
             assert await everything(client) == b""
-        await until_none(pair)
+        await eventually(pair.stack.flows, ())
 
 
 @bounded
@@ -201,7 +197,7 @@ async def test_what_was_sent_before_a_join_comes_first(driver: DriverName) -> No
             await client.send(b"said")
             await client.send_eof()
             assert await everything(client) == BLOCK[: 1 << 17] + b"the server" + b"said"
-        await until_none(pair)
+        await eventually(pair.stack.flows, ())
 
 
 @bounded
@@ -271,7 +267,7 @@ async def test_the_guests_end_before_and_after_the_join(driver: DriverName) -> N
             has_ended.set()
             go.set()
             assert await everything(client) == b"said"
-        await until_none(pair)
+        await eventually(pair.stack.flows, ())
 
 
 @bounded
@@ -301,9 +297,8 @@ async def test_a_joined_connection_is_reset_by_either_side(driver: DriverName) -
             await client.send(b"wait")
             assert await client.receive() == b"joined"  # by the engine, before the end of the flow
             await pair.inside.end_flow(client.extra(FlowAttribute.flow_id))
-        await until_none(pair)
-        while not closed:  # noqa: ASYNC110 - nobody tells
-            await anyio.sleep(0.001)
+        await eventually(pair.stack.flows, ())
+        await eventually(lambda: closed, ["reset"])
 
 
 async def after_no_byte(stream: InterceptedStream) -> None:
@@ -333,7 +328,7 @@ async def test_a_handler_answers_by_itself(driver: DriverName) -> None:
             await pair.dial("192.0.2.7", 80) as client,
         ):
             assert await everything(client) == b""
-        await until_none(pair)
+        await eventually(pair.stack.flows, ())
 
 
 @pytest.mark.parametrize(
@@ -394,7 +389,7 @@ async def test_a_refusal_that_is_let_through_is_the_guests(driver: DriverName) -
                 await client.send(b".")
                 with pytest.raises(anyio.BrokenResourceError):
                     await client.receive()
-            await until_none(pair)
+            await eventually(pair.stack.flows, ())
 
 
 @bounded
@@ -447,7 +442,7 @@ async def test_the_policy_looks_before_the_handler_does(driver: DriverName) -> N
                     await client.send(REQUEST.replace(b"api", b"nay"))
                     with pytest.raises(anyio.BrokenResourceError):
                         await client.receive()
-        await until_none(pair)
+        await eventually(pair.stack.flows, ())
     assert [each[:5] for each in heard] == [REQUEST[:5]]
 
 
@@ -551,7 +546,7 @@ async def test_a_handler_that_fails_or_is_cancelled_resets(
             await interceptor.aclose()
             with pytest.raises(anyio.BrokenResourceError):
                 await client.receive()
-        await until_none(pair)
+        await eventually(pair.stack.flows, ())
         port = pair.port
     assert [record.message for record in caplog.records] == [f"the handler of {GATEWAY}:{port} has failed"]
 
@@ -580,7 +575,7 @@ async def test_a_guest_that_gives_up_before_the_handler_has_begun(driver: Driver
             await pair.stack.end_flow(flow.id)
             await ended.wait()
             tasks.cancel_scope.cancel()
-        await until_none(pair)
+        await eventually(pair.stack.flows, ())
 
 
 @bounded
@@ -633,7 +628,7 @@ async def test_a_join_that_is_cancelled_resets(driver: DriverName, monkeypatch: 
             assert await client.receive() == b"."
             with pytest.raises(anyio.BrokenResourceError):
                 await everything(client)
-        await until_none(pair)
+        await eventually(pair.stack.flows, ())
 
 
 @bounded

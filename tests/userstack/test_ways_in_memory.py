@@ -27,6 +27,7 @@ from netns_kit import (
 )
 from netns_kit.gateway.setup import DriverName
 from tests.support.servers import bounded
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 
@@ -122,8 +123,7 @@ async def test_bytes_cross_to_a_host_in_memory(driver: DriverName, handler: Hand
                 assert await everything(client) == b""
                 assert ends[number] == (client.extra(FlowAttribute.local), client.extra(FlowAttribute.remote))
         assert [(each.host, each.refused) for each in there.fake.flows] == [(there.host, None)] * 3
-        while await there.stack.flows():  # noqa: ASYNC110 - nobody tells
-            await anyio.sleep(0.001)
+        await eventually(there.stack.flows, ())
 
 
 @pytest.mark.parametrize("handler", HANDLERS)
@@ -268,8 +268,7 @@ async def test_who_sees_what(driver: DriverName) -> None:
         there.host.serve_tcp(None, echo)
         for where, port in (denied, 80), (address, 80), (address, 81):  # served, intercepted, fake
             assert await client(where, port) == b"hello"
-            while await there.stack.flows():  # noqa: ASYNC110 - nobody tells
-                await anyio.sleep(0.001)
+            await eventually(there.stack.flows, ())
         async with there.stack.faults(refuse=True, ports=82):
             with pytest.raises(ConnectionRefusedError):
                 await client(address, 82)

@@ -101,8 +101,7 @@ class AssociatedRelay(Dialled):
                 self._engine.remove(each.fileno())
                 each.close()
         for flow in list(self._flows.values()):
-            flow.ending = "ended"
-            flow.close()
+            flow.end()
         self._idle()
 
     # -- the stream -----------------------------------------------------------------------------------

@@ -171,8 +171,7 @@ class UdpRelay:
     def close(self) -> None:
         """End the flows and close the socket.  Calling it again is allowed."""
         for _, _, flow in list(self._targets.values()):
-            flow.ending = "ended"
-            flow.close()
+            flow.end()
         if self._socket.fileno() >= 0:
             self._engine.remove(self._socket.fileno())
             self._socket.close()

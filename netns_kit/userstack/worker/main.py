@@ -76,6 +76,7 @@ def _serve(channel: Channel, owner: int) -> None:
     if setup.uplink.dns.hook is not None:
         records.prepare()  # its answers may need to import something
     from netns_kit.gateway import (  # noqa: F401 - no module can be found later
+        answered_names,
         faults,
         faulty_path,
         frame_capture,

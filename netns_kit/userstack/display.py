@@ -1,0 +1,148 @@
+"""How a stack is shown, its flows, counters and events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from netns_kit.display.svg import Tone
+from netns_kit.display.text import duration, octets, some
+from netns_kit.display.view import Cell, Facts, Table, View, condition, count, number
+
+from .events import Event, FlowEvent
+
+if TYPE_CHECKING:
+    from netns_kit.policy.policy import Policy
+    from netns_kit.uplink.uplink import Uplink
+
+    from .answers import Counted, Flows
+    from .capture import Capture
+    from .userstack import UserStack
+
+_ENDING = ("TIME-WAIT", "CLOSING", "LAST-ACK", "CLOSE-WAIT", "FIN-WAIT-1", "FIN-WAIT-2", "CLOSED")
+_LOSSES = ("dropped", "refused", "lost", "evicted", "malformed", "gave_up", "timeouts")
+
+
+def stack_view(stack: UserStack) -> View:
+    """Return the view of a stack."""
+    setup, subnet = stack.setup, stack.subnet
+    facts: list[tuple[str, Cell | str]] = [
+        ("device", f"{stack.tap.name}, MTU {stack.tap.mtu:,}"),
+        (
+            "gateway",
+            ", ".join(map(str, (subnet.gateway, *([] if subnet.ipv6 is None else [subnet.ipv6.gateway])))),
+        ),
+        ("DNS", ", ".join(map(str, subnet.resolvers))),
+        ("guest", ", ".join(map(str, (subnet.guest, *([] if subnet.ipv6 is None else [subnet.ipv6.guest]))))),
+        ("driver", setup.driver),
+        ("way out", way_out(stack.uplink)),
+        ("policy", policy_of(stack.policy)),
+    ]
+    if stack.sandbox:
+        off = [f"{name}: {why}" for name, why in stack.sandbox.items() if why != "on"]
+        facts.append(("sandbox", Cell("; ".join(off), tone="warn") if off else "on"))
+    facts.append(("more", "await flows(), stats(), policy_hits(), records(), leases()"))
+    return View("UserStack", f"{subnet}", condition(stack.supervisor.condition), [Facts(facts)])
+
+
+def way_out(uplink: Uplink) -> str:
+    """Return what an uplink is, in a few words."""
+    kind = type(uplink).__name__
+    return "sockets of the host" if kind == "Uplink" else repr(uplink)
+
+
+def policy_of(policy: Policy | None) -> str:
+    """Return what a policy is, in a few words."""
+    if policy is None:
+        return "none"
+    return f"{some(len(policy.rules), 'rule')}, then {policy.default}{', audits only' * policy.audit}"
+
+
+def flows_view(flows: Flows) -> View:
+    """Return the view of flows."""
+    has_members = any(flow.guest.address in flows.names for flow in flows)
+    has_rules = any(flow.rule for flow in flows)
+    headings = ["id", "proto", "guest", "", "remote", "name", "state", "out", "in", "age"]
+    headings[2:2] = ["member"] * has_members
+    headings += ["rule"] * has_rules
+    rows = []
+    for flow in flows:
+        row: list[Cell | str] = [
+            number(flow.id, str(flow.id)),
+            flow.protocol,
+            str(flow.guest),
+            "→" if flow.direction == "outbound" else "←",
+            str(flow.remote),
+            flow.name or "",
+            Cell(flow.state, tone=_tone(flow.state)),
+            number(flow.bytes_from_guest, octets(flow.bytes_from_guest)),
+            number(flow.bytes_to_guest, octets(flow.bytes_to_guest)),
+            number(flow.age, duration(flow.age)),
+        ]
+        row[2:2] = [flows.names.get(flow.guest.address, "")] * has_members
+        row += [flow.rule or ""] * has_rules
+        rows.append(row)
+    return View(
+        "Flows", "", count(len(flows), "flow"), [Table(headings, rows, soft=("name", "rule"))] if rows else ()
+    )
+
+
+def _tone(state: str) -> Tone:
+    if state in ("ESTABLISHED", "open", "established"):
+        return "good"
+    return "dim" if state in _ENDING else "warn"
+
+
+def stats_view(stats: Counted) -> View:
+    """Return the view of counters: those that are not 0, and what has changed."""
+    before = stats.before
+    rows = []
+    for name, value in stats.items():
+        change = 0 if before is None else value - before[name]
+        if value or change:
+            tone: Tone = "warn" if any(each in name for each in _LOSSES) else ""
+            row: list[Cell | str] = [Cell(name, tone=tone), number(value)]
+            if before is not None:
+                row.append(Cell(f"{change:+,}" if change else "", change, tone or "good"))
+            rows.append(row)
+    headings = ["counter", "value", *([] if before is None else [f"in {duration(stats.seconds)}"])]
+    zeros = Facts([("others", f"{len(stats) - len(rows)} are 0")])
+    return View("Stats", "", None, [Table(headings, rows), zeros])
+
+
+def events_view(events: Iterable[Event]) -> View:
+    """Return the view of what has happened to flows, and of what was refused."""
+    rows: list[tuple[Cell | str, ...]] = []
+    began: float | None = None
+    for each in events:
+        began = each.time if began is None else began
+        who = ""
+        if isinstance(each, FlowEvent):
+            who = "" if each.process is None else f"{each.process.name} ({each.process.inner_pid})"
+            flow = each.flow
+            what, guest, remote, name = str(flow.protocol), str(flow.guest), str(flow.remote), flow.name or ""
+            how = each.ended or ("" if each.refusal is None else each.refusal.name.lower())
+        else:
+            what, guest, remote, name, how = f"dns {each.type}", str(each.client), "", each.name, each.rcode
+        tone: Tone = "bad" if each.kind == "refused" else ""
+        when = number(each.time, f"{each.time - began:+.3f} s")
+        rows.append((when, Cell(each.kind, tone=tone), what, guest, remote, name, how, each.rule or "", who))
+    headings = ("time", "event", "protocol", "guest", "remote", "name", "how", "rule", "process")
+    return View(
+        "Events",
+        "",
+        count(len(rows), "event"),
+        [Table(headings, rows, soft=("name", "rule", "process"))] if rows else (),
+    )
+
+
+def capture_view(capture: Capture) -> View:
+    """Return the view of a capture: what is known of it without reading it."""
+    facts: list[tuple[str, Cell | str]] = [
+        ("frames", f"{capture.frames:,}"),
+        ("lost", Cell(f"{capture.lost:,}", tone="warn" if capture.lost else "")),
+        ("bytes", octets(capture.size if capture.condition != "not open" else 0)),
+        ("file", ", ".join(capture.paths) or "memory"),
+        ("more", "await packets() for what is in it"),
+    ]
+    return View("Capture", "", condition(capture.condition), [Facts(facts)])

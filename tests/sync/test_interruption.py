@@ -1,0 +1,237 @@
+"""Ctrl-C interrupts a call and nothing else, and what is open when the interpreter exits is closed."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from netns_kit import NamespaceGone, sync
+from tests.support import ROOT, needs_tun, needs_userns, wait_exit
+
+SECONDS = 60.0
+
+
+@pytest.fixture
+def interrupting(default_signals: None) -> Iterator[Callable[[Callable[[], object]], threading.Thread]]:
+    """A function that has this process interrupted, as by Ctrl-C, when another function returns."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    begun = list[threading.Thread]()
+
+    def interrupt(ready: Callable[[], object]) -> threading.Thread:
+        def wait() -> None:
+            ready()
+            os.kill(os.getpid(), signal.SIGINT)
+
+        begun.append(threading.Thread(target=wait))
+        begun[-1].start()
+        return begun[-1]
+
+    yield interrupt
+    for thread in begun:
+        thread.join()
+    signal.signal(signal.SIGINT, before)
+
+
+Interrupting = Callable[[Callable[[], object]], threading.Thread]
+
+
+def until(done: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + SECONDS
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_command_is_interrupted_and_nothing_else(
+    net: sync.Network, interrupting: Interrupting, tmp_path: Path
+) -> None:
+    told = tmp_path / "told"
+    with net.popen(["sleep", "600"]) as other:
+        interrupting(lambda: until(told.exists))
+        with pytest.raises(KeyboardInterrupt):
+            net.run(["sh", "-c", f"echo $$ >{told}; exec sleep 601"])
+        assert b"601" not in net.run("cat /proc/[0-9]*/cmdline").stdout, "it was killed before the call ended"
+        assert other.returncode is None
+    assert net.stack.flows() == ()
+
+
+def test_waiting_is_interrupted(net: sync.Network, interrupting: Interrupting) -> None:
+    with net.popen(["sleep", "600"]) as command:
+        interrupting(lambda: time.sleep(0.2))
+        with pytest.raises(KeyboardInterrupt):
+            command.wait()
+        assert command.returncode is None
+        interrupting(lambda: time.sleep(0.2))
+        with pytest.raises(KeyboardInterrupt), net.stack.events() as events:
+            next(events)
+        interrupting(lambda: time.sleep(0.2))
+        with pytest.raises(KeyboardInterrupt):
+            net.wait_closed()
+        command.kill()
+        assert command.wait() == -signal.SIGKILL
+
+
+def test_opening_is_interrupted(left: None, interrupting: Interrupting) -> None:
+    """At any moment: what is not returned is closed."""
+    needs_userns()
+    needs_tun()
+    opened = 0
+    for step in range(10):
+        interrupting(lambda step=step: time.sleep(step * 0.006))  # type: ignore[misc]  # of this round
+        try:
+            with sync.Network():
+                opened += 1
+                time.sleep(SECONDS)
+        except KeyboardInterrupt:
+            pass
+    assert opened < 10
+
+
+def test_closing_is_interrupted_when_it_is_done(left: None, interrupting: Interrupting) -> None:
+    needs_userns()
+    needs_tun()
+    net = sync.open_network()
+    pid = net.namespace.pid
+    interrupting(lambda: until(lambda: "closed" in repr(net)))
+    with suppress(KeyboardInterrupt):
+        net.close()
+        time.sleep(SECONDS)
+    assert not Path(f"/proc/{pid}").exists()
+    with pytest.raises(NamespaceGone):
+        net.run(["true"])
+
+
+def test_a_second_interruption_ends_the_waiting(net: sync.Network, interrupting: Interrupting) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def policy(_: sync.Flow) -> None:
+        begun.set()
+        go_on.wait()
+
+    other = sync.open_network(uplink=sync.Uplink(policy=policy))
+    with other.popen(["bash", "-c", "</dev/tcp/192.0.2.1/9"]):
+        assert begun.wait(SECONDS)
+        interrupting(lambda: time.sleep(0.2))
+        interrupting(lambda: time.sleep(0.6))
+        with pytest.raises(KeyboardInterrupt):
+            other.close()  # which waits for the policy
+        assert not go_on.is_set()
+        go_on.set()
+    other.close()
+
+
+# -- the end of the interpreter --------------------------------------------------------------------------
+
+OPEN = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from netns_kit import sync
+net = sync.open_network(ports=["127.0.0.1:0:80"])
+command = net.popen(["sleep", "600"], stdin=None, stdout=None, stderr=None)
+member = net.add_member("web")
+print(net.namespace.pid, member.namespace.pid, command.pid, net.forwarder.list()[0].host_port, flush=True)
+"""
+CLOSED = """
+import atexit
+atexit.register(lambda: print(repr(net), flush=True))  # behind the closing, which was registered later
+"""
+
+
+def started(*arguments: str, code: str = "") -> subprocess.Popen[str]:
+    needs_userns()
+    needs_tun()
+    child = subprocess.Popen(
+        [sys.executable, "-W", "error", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHON_COLORS": "0"},
+    )  # fmt: skip
+    assert child.stdin is not None
+    child.stdin.write(code)
+    child.stdin.flush()
+    return child
+
+
+def opened_in(child: subprocess.Popen[str]) -> list[int]:
+    assert child.stdout is not None
+    for line in child.stdout:  # of a prompt there are others
+        if found := re.search(r"(\d+) (\d+) (\d+) (\d+)$", line):
+            return list(map(int, found.groups()))
+    pytest.fail(str(child.communicate()))
+
+
+def nothing_is_left(numbers: list[int]) -> None:
+    *pids, port = numbers
+    assert len(pids) == 3
+    assert wait_exit(set(pids), time.monotonic() + SECONDS) == set()
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", port))
+
+
+@pytest.mark.parametrize(
+    ("ending", "status"),
+    [
+        ("", 0),
+        ("raise SystemExit(3)", 3),
+        ("raise ZeroDivisionError", 1),
+        ("net.run(['false'])", 1),
+        ("net.close()", 0),
+        ("import threading; threading.Thread(target=net.run, args=(['sleep', '1'],)).start()", 0),
+    ],
+)
+def test_a_script_that_ends_leaves_nothing(ending: str, status: int) -> None:
+    child = started("-c", CLOSED + OPEN + ending)
+    numbers = opened_in(child)
+    out, err = child.communicate(timeout=SECONDS)
+    assert child.returncode == status, err
+    assert out == "<sync Network 10.0.2.0/24, 1 forwarded: closed>\n"
+    assert (err != "") == (status == 1), err
+    nothing_is_left(numbers)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_script_that_is_killed_leaves_nothing(number: int) -> None:
+    child = started("-c", OPEN + "net.run(['sleep', '601'])")
+    numbers = opened_in(child)
+    child.send_signal(number)
+    _, err = child.communicate(timeout=SECONDS)
+    assert child.returncode == -number
+    assert ("KeyboardInterrupt" in err) == (number == signal.SIGINT)
+    nothing_is_left(numbers)
+
+
+@pytest.mark.parametrize("arguments", [("-i", "-q"), ("-m", "asyncio")])
+def test_a_prompt_that_ends_leaves_nothing(arguments: tuple[str, ...]) -> None:
+    child = started(*arguments, code=OPEN + "net.run(['echo', 'there']).stdout\n")
+    numbers = opened_in(child)
+    out, err = child.communicate(timeout=SECONDS)
+    assert child.returncode == 0, err
+    assert "there" in out
+    nothing_is_left(numbers)
+
+
+def test_a_forked_child_that_ends_closes_nothing_of_its_parent() -> None:
+    code = "import os\npid = os.fork()\nif not pid: raise SystemExit\nos.waitpid(pid, 0)\n"
+    child = started("-c", OPEN + code + "print(net.run(['echo', 'there']).stdout)")
+    numbers = opened_in(child)
+    out, err = child.communicate(timeout=SECONDS)
+    assert (child.returncode, out) == (0, "b'there\\n'\n"), err
+    nothing_is_left(numbers)
+
+
+def test_what_failed_in_the_background_is_said_at_the_end() -> None:
+    child = started("-c", OPEN + "import os; os.kill(net.namespace.pid, 9)")
+    opened_in(child)
+    _, err = child.communicate(timeout=SECONDS)
+    assert "NamespaceGone" in err
