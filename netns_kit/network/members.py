@@ -364,6 +364,7 @@ class Member(Displayed, Place):
         )  # else all of its traffic is of this network
         await hub.ready(there, self.namespace, self.ifname, guest)
         if stack.setup.dhcp is not None:
+            await stack.revoke(address)  # another may have leased it meanwhile
             await stack.reserve(StaticLease(address, mac.hex(":")))
         for record in self._own_records(stack):
             self._records.append(record)
