@@ -25,7 +25,7 @@ from netns_kit.namespace.background import Openable, Supervisor
 from netns_kit.subnet import Subnet6
 from netns_kit.tap.device import TapDevice
 from netns_kit.userstack.fake_internet import FakeInternet
-from netns_kit.userstack.serving import GuestStream
+from netns_kit.userstack.guest_streams import GuestStream
 from netns_kit.userstack.userstack import UserStack
 
 if TYPE_CHECKING:
