@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from contextlib import aclosing, suppress
-from io import BytesIO
 from pathlib import Path
 
 from netns_kit.dns.message import Rcode
@@ -17,8 +16,6 @@ from netns_kit.userstack.capture import Capture
 from netns_kit.userstack.events import Event, FlowEvent, QueryEvent, under_way
 from netns_kit.userstack.fake_internet import FakeInternet
 from netns_kit.userstack.userstack import UserStack
-
-from .packets import last_packets
 
 KEPT = 1 << 18  # bytes of frames
 SNAPLEN = 1 << 14
@@ -102,15 +99,12 @@ class Evidence:
             counted = {key: value for key, value in (await stack.stats()).items() if value and _is_bad(key)}
             self._add(f"{name}: drops", "\n".join(f"{key} {value}" for key, value in counted.items()))
         self._add(f"{name}: flows", "\n".join(map(_shown, events)))
-        pcapng = BytesIO()
         with suppress(NetnsKitError):
-            await watched.capture.dump(pcapng)
-        lines = last_packets(pcapng.getvalue(), PACKETS)
-        if lines:
-            self._made = self._made or self._directory()
-            path = self._made / f"{name}.pcapng"
-            path.write_bytes(pcapng.getvalue())
-            self._add(f"{name}: last packets", "\n".join([*lines, f"the whole capture: {path}"]))
+            if packets := await watched.capture.packets():
+                self._made = self._made or self._directory()
+                path = self._made / f"{name}.pcapng"
+                await watched.capture.dump(path)
+                self._add(f"{name}: last packets", f"{packets[-PACKETS:]}\nthe whole capture: {path}")
 
     def conclude(self) -> None:
         """Write down what is known of the internet, which is there without a network too."""

@@ -205,9 +205,9 @@ async def test_an_async_one(network, netns, confined):
 @pytest.mark.timeout(60)
 def test_nothing_is_left():
     for _ in range(500):
-        words = ["ps", "--ppid", str(os.getpid()), "-o", "stat=,args="]
-        shown = subprocess.run(words, capture_output=True, text=True)
-        left = [line for line in shown.stdout.splitlines() if "python" in line and not line.startswith("Z")]
+        command = ["ps", "--ppid", str(os.getpid()), "-o", "stat=,args="]
+        shown = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+        left = [line for line in shown if "python" in line and not line.startswith("Z")]
         if not left:
             return
         time.sleep(0.1)
