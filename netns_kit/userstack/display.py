@@ -41,7 +41,7 @@ def stack_view(stack: UserStack) -> View:
     if stack.sandbox:
         off = [f"{name}: {why}" for name, why in stack.sandbox.items() if why != "on"]
         facts.append(("sandbox", Cell("; ".join(off), tone="warn") if off else "on"))
-    facts.append(("more", "await flows(), stats(), policy_hits(), records(), leases()"))
+    facts.append(("more", "flows(), stats(), policy_hits(), records(), leases()"))
     return View("UserStack", f"{subnet}", condition(stack.supervisor.condition), [Facts(facts)])
 
 
@@ -143,6 +143,6 @@ def capture_view(capture: Capture) -> View:
         ("lost", Cell(f"{capture.lost:,}", tone="warn" if capture.lost else "")),
         ("bytes", octets(capture.size if capture.condition != "not open" else 0)),
         ("file", ", ".join(capture.paths) or "memory"),
-        ("more", "await packets() for what is in it"),
+        ("more", "packets() for what is in it"),
     ]
     return View("Capture", "", condition(capture.condition), [Facts(facts)])

@@ -660,13 +660,7 @@ class UserStack(Displayed, Openable):
         Cancellation: What has happened until then is written, and a line of the kind "open" for each flow that is
             still under way.
         """
-        log = EventLog(target)
-        try:
-            async with Follower(self, processes) as follower:
-                task_status.started()
-                await log.run(follower, CLOSING_SECONDS)
-        finally:
-            log.close()
+        await Follower(self, processes).log(target, task_status)
 
     @arguments.spelled_out(Capture.__init__)
     def capture(
@@ -857,10 +851,18 @@ class Follower:
         stack: The stack.
         processes: Whether processes are wanted.
         guests: The addresses of the guests whose events it gets; none: those of all.
+        supervisor: That of the object whose end interrupts it; None: that of the stack.
     """
 
-    def __init__(self, stack: UserStack, processes: bool, guests: tuple[Address, ...] = ()) -> None:
+    def __init__(
+        self,
+        stack: UserStack,
+        processes: bool,
+        guests: tuple[Address, ...] = (),
+        supervisor: Supervisor | None = None,
+    ) -> None:
         self._stack = stack
+        self._supervisor = supervisor or stack.supervisor
         self._guests = guests
         self._wants_processes = processes
         self._processes: dict[int, ProcessInfo | None] = {}  # of flows that are under way, by their ids
@@ -887,7 +889,7 @@ class Follower:
         Raises:
             StackClosed: The stack was closed.
         """
-        with self._stack.supervisor.guarding():
+        with self._supervisor.guarding():
             await self._news.wait()
         self._news = self._stack._news[self._number] = anyio.Event()
 
@@ -902,7 +904,21 @@ class Follower:
 
     async def under_way(self) -> tuple[Event, ...]:
         """Return an event of the kind "open" for each flow that is under way.  Raises as `wait` does."""
-        return tuple(under_way(flow, self._processes.get(flow.id)) for flow in await self._stack.flows())
+        return tuple(
+            under_way(flow, self._processes.get(flow.id))
+            for flow in await self._stack.flows()
+            if not self._guests or flow.guest.address in self._guests
+        )
+
+    async def log(self, target: str | os.PathLike[str] | TextIO, task_status: TaskStatus[None]) -> None:
+        """Write the events to a file: see `UserStack.log_events`."""
+        log = EventLog(target)
+        try:
+            async with self:
+                task_status.started()
+                await log.run(self, CLOSING_SECONDS)
+        finally:
+            log.close()
 
     async def _completed(self, events: tuple[Event, ...]) -> tuple[Event, ...]:
         names = await self._stack._names(event.flow for event in events if isinstance(event, FlowEvent))

@@ -233,10 +233,11 @@ def test_the_application_of_the_docs_is_restarted_member_by_member_under_load(tm
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("by", ["a command of the member", "a command of the host"])
 @bounded
-async def test_a_container_joins_a_member_by_path(tmp_path: Path) -> None:
-    """By crun, which is a command of the member: it has the member's user namespace, and names the network's path."""
-    needs("crun", "busybox", "unshare")
+async def test_a_container_joins_a_member_by_path(tmp_path: Path, by: str) -> None:
+    """By crun, in the member's user namespace, which names the path of the network's."""
+    needs("crun", "busybox", "unshare", "nsenter")
     root = tmp_path / "rootfs"
     for directory in ("bin", "proc", "dev", "sys"):
         (root / directory).mkdir(parents=True)
@@ -249,7 +250,7 @@ async def test_a_container_joins_a_member_by_path(tmp_path: Path) -> None:
         "env": ["PATH=/bin"],
         "capabilities": {kind: ["CAP_NET_RAW"] for kind in ("bounding", "effective", "permitted")},
     }
-    namespaces = [{"type": "mount"}, {"type": "pid"}, {"type": "network", "path": "/proc/1/ns/net"}]
+    namespaces = [{"type": "mount"}, {"type": "pid"}, {"type": "network"}]
     config = {
         "ociVersion": "1.0.2",
         "root": {"path": "rootfs"},
@@ -257,7 +258,6 @@ async def test_a_container_joins_a_member_by_path(tmp_path: Path) -> None:
         "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
         "linux": {"namespaces": namespaces},
     }
-    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     crun = [
         "crun",
         f"--root={tmp_path / 'state'}",
@@ -268,4 +268,13 @@ async def test_a_container_joins_a_member_by_path(tmp_path: Path) -> None:
     ]
     alone = ["unshare", "-mC", "sh", "-c", 'mount -t cgroup2 none /sys/fs/cgroup; exec "$@"', "sh"]
     async with network() as net, net.member("db"), net.member("box") as box:
-        assert "Address: 10.0.2.101" in await output(box, *alone, *crun)
+        is_inside = by == "a command of the member"
+        place = f"/proc/{1 if is_inside else box.namespace.pid}/ns"
+        namespaces[2]["path"] = f"{place}/net"
+        (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        if is_inside:
+            said = await output(box, *alone, *crun)
+        else:
+            entered = ["nsenter", "--preserve-credentials", f"--user={place}/user"]
+            said = (await anyio.run_process([*entered, *alone, *crun])).stdout.decode()
+        assert "Address: 10.0.2.101" in said

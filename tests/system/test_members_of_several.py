@@ -165,6 +165,8 @@ async def test_the_way_out_is_that_of_the_network_that_came_first() -> None:
             for member in (client, web, twin):
                 assert await ask(member, "10.0.2.2", port) == "hello"
             assert await status(db, sys.executable, "-ISc", CONNECT, "10.0.2.2", str(port)) != 0
+            ways = [each for each in await web.namespace.routes() if each.destination.prefixlen == 0]
+            assert [str(each.gateway) for each in ways] == ["10.0.2.2"]
 
 
 CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)"
