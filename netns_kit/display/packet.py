@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from netns_kit.frozen import frozen
+from netns_kit.frozen import field, frozen
 
 from .displayed import Displayed
 from .dissect import Dissection, Layer, hexadecimal
@@ -22,7 +22,7 @@ class CapturedPacket(Displayed):
     """Seconds since the first packet."""
     direction: Literal["from guest", "to guest", ""]
     """Direction; empty if the file does not tell."""
-    data: bytes
+    data: bytes = field(repr=False)
     """Bytes of the frame that were kept."""
     size: int
     """Bytes that the frame had."""

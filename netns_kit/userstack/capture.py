@@ -192,6 +192,9 @@ class Capture(Displayed):
             return f"complete: its {self.ended} are reached"
         return "complete" if self._stopping else "open"
 
+    def __repr__(self) -> str:
+        return f"<Capture of {self._stack.tap.name}: {self.condition}>"
+
     def _view(self) -> View:
         from .display import capture_view
 

@@ -157,7 +157,8 @@ def test_hostile_payloads_raise_nothing(data: bytes, port: int) -> None:
         assert str(CapturedPacket(1, 0.0, "", frame, len(frame)))
 
 
-def test_packets_are_shown_as_a_table_and_each_by_its_layers() -> None:
+def test_packets_are_shown_as_a_table_and_each_by_its_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     frames = [framed(syn(GATEWAY, 80)), segment(b"GET /<script> HTTP/1.1\r\n\r\n")]
     packets = Packets.of(
         (

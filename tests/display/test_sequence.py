@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from netns_kit import CapturedPacket, Packets
 from netns_kit.display.sequence import FIRST, LAST
 from netns_kit.stack.wire import ethernet, ip, tcp
@@ -11,6 +13,11 @@ from tests.support.packets import GATEWAY, GUEST, packet
 SYN, FIN, RST, ACK = tcp.SYN, tcp.FIN, tcp.RST, tcp.ACK
 START, OTHER = 0xFFFFFFF0, 1000
 """Initial sequence numbers: that of the guest wraps."""
+
+
+@pytest.fixture(autouse=True)
+def _columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
 
 
 def capture(*segments: tuple[bool, int, int, int, bytes], port: int = 40000) -> list[bytes]:

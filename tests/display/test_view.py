@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -141,5 +142,9 @@ def test_a_displayed_object_has_both_forms(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("COLUMNS", "50")
     assert max(map(len, str(Thing()).splitlines())) == 50
     assert Thing()._repr_html_().startswith('<div class="nk">')
+    shown: list[str] = []
+    Thing()._repr_pretty_(SimpleNamespace(text=shown.append), cycle=False)
+    assert shown == [str(Thing())], "what IPython writes in a terminal"
+    assert "_repr_pretty_" in vars(Thing), "it prefers the __repr__ of a class to what a base has"
     with pytest.raises(NotImplementedError):
         str(Displayed())

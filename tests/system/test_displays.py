@@ -48,7 +48,8 @@ with socket.create_server(("127.0.0.1", 0)) as server:
 
 
 @pytest.fixture(autouse=True)
-def _tun() -> None:
+def _tun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     needs_userns()
     needs_tun()
 

@@ -32,6 +32,11 @@ from tests.support.displays import HOSTILE, checked, texts
 GUEST, REMOTE = Endpoint("10.0.2.100", 40000), Endpoint("2001:db8::1", 443)
 
 
+@pytest.fixture(autouse=True)
+def _columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+
+
 def flow(
     number: int, name: str | None = None, state: str = "ESTABLISHED", rule: str | None = None
 ) -> FlowInfo:
