@@ -26,35 +26,7 @@ if TYPE_CHECKING:
     from .dns import Rcode as Rcode
     from .dns import Record as Record
     from .dns import Verdict as Verdict
-    from .errors import AddressError as AddressError
-    from .errors import AlreadyOpened as AlreadyOpened
-    from .errors import ArgumentError as ArgumentError
-    from .errors import ArgumentTypeError as ArgumentTypeError
-    from .errors import CaptureError as CaptureError
-    from .errors import DeviceGone as DeviceGone
-    from .errors import DomainNameError as DomainNameError
-    from .errors import EventLogError as EventLogError
-    from .errors import FeatureUnavailable as FeatureUnavailable
-    from .errors import IdMapError as IdMapError
-    from .errors import NamespaceGone as NamespaceGone
-    from .errors import NetnsKitError as NetnsKitError
-    from .errors import NotFound as NotFound
-    from .errors import NotImportable as NotImportable
-    from .errors import NotPrivileged as NotPrivileged
-    from .errors import OwnNamespace as OwnNamespace
-    from .errors import PingNotPermitted as PingNotPermitted
-    from .errors import PolicyError as PolicyError
-    from .errors import PortInUseError as PortInUseError
-    from .errors import PortSpecError as PortSpecError
-    from .errors import PrivilegedPortError as PrivilegedPortError
-    from .errors import RecordError as RecordError
-    from .errors import SandboxUnavailable as SandboxUnavailable
-    from .errors import StackClosed as StackClosed
-    from .errors import StackCrashed as StackCrashed
-    from .errors import SysctlError as SysctlError
-    from .errors import TunUnavailable as TunUnavailable
-    from .errors import UserNamespaceDenied as UserNamespaceDenied
-    from .errors import WrongEventLoop as WrongEventLoop
+    from .errors import *  # noqa: F403 - all of `__all__`
     from .forwarder.forwarder import Askable as Askable
     from .forwarder.forwarder import Forwarder as Forwarder
     from .forwarder.ports import Follow as Follow
@@ -181,6 +153,11 @@ if TYPE_CHECKING:
     from .userstack.fake_internet import FakeInternet as FakeInternet
     from .userstack.fake_internet import FakeQuery as FakeQuery
     from .userstack.faults import FaultsBlock as FaultsBlock
+    from .userstack.guest_streams import FlowAttribute as FlowAttribute
+    from .userstack.guest_streams import GuestDatagrams as GuestDatagrams
+    from .userstack.guest_streams import GuestStream as GuestStream
+    from .userstack.guest_streams import TcpGuestHandler as TcpGuestHandler
+    from .userstack.guest_streams import UdpGuestHandler as UdpGuestHandler
     from .userstack.interception import InterceptedDatagrams as InterceptedDatagrams
     from .userstack.interception import InterceptedStream as InterceptedStream
     from .userstack.interception import Interceptor as Interceptor
@@ -188,12 +165,7 @@ if TYPE_CHECKING:
     from .userstack.interception import UdpInterceptHandler as UdpInterceptHandler
     from .userstack.interception import UpstreamDatagrams as UpstreamDatagrams
     from .userstack.interception import UpstreamStream as UpstreamStream
-    from .userstack.serving import FlowAttribute as FlowAttribute
-    from .userstack.serving import GuestDatagrams as GuestDatagrams
     from .userstack.serving import GuestServer as GuestServer
-    from .userstack.serving import GuestStream as GuestStream
-    from .userstack.serving import TcpGuestHandler as TcpGuestHandler
-    from .userstack.serving import UdpGuestHandler as UdpGuestHandler
     from .userstack.userstack import UserStack as UserStack
 
 __version__ = "0.1.0"
@@ -264,13 +236,12 @@ _HOMES = {
     "userstack.events": "Event FlowEvent FlowEventKind QueryEvent",
     "userstack.fake_internet": "FakeFlow FakeHost FakeInternet FakeQuery",
     "userstack.faults": "FaultsBlock",
+    "userstack.guest_streams": "FlowAttribute GuestDatagrams GuestStream TcpGuestHandler UdpGuestHandler",
     "userstack.interception": (
         "InterceptedDatagrams InterceptedStream Interceptor TcpInterceptHandler UdpInterceptHandler "
         "UpstreamDatagrams UpstreamStream"
     ),
-    "userstack.serving": (
-        "FlowAttribute GuestDatagrams GuestServer GuestStream TcpGuestHandler UdpGuestHandler"
-    ),
+    "userstack.serving": "GuestServer",
     "userstack.userstack": "UserStack",
 }
 

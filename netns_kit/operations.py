@@ -12,12 +12,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, Protocol, TypeVar, cast, get_type_hints
 
 Join = Callable[[Sequence[Any]], Any]
+T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 _JOIN = "_join_of_answers"
 _GIVEN = ("now", "fds")  # parameters that are no arguments of the question
+
+
+class Asked(Protocol):
+    """What operations may be asked of: a `UserStack`, or what runs it."""
+
+    async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
+        """Do an operation, and return its answer, see `UserStack.ask`."""
+        ...
+
+    async def hand(
+        self,
+        fds: Sequence[Sequence[int]],
+        operation: Callable[..., T],
+        *arguments: object,
+        flow: int | None = None,
+    ) -> T:
+        """Do the same with descriptors, see `UserStack.hand`."""
+        ...
 
 
 def operation(join: Join | None = None) -> Callable[[F], F]:

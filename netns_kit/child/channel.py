@@ -17,9 +17,8 @@ from array import array
 from collections import deque
 from contextlib import suppress
 
-TYPE_CHECKING = (
-    False  # as type checkers know it: the agent imports this, and `typing` takes longer than all else
-)
+# as type checkers know it: the agent imports this, and `typing` takes longer than all else
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,13 +88,14 @@ class Channel:
 
         Args:
             message: The message.
-            fds: Descriptors that go with it; they are closed here when it has been sent.  Where the kernel has no
-                room for descriptors on their way, the message arrives without them.
+            fds: Descriptors that go with it; they are closed here when it has been sent, or cannot be.  Where the
+                kernel has no room for descriptors on their way, the message arrives without them.
 
         Raises:
             ValueError: It is longer than `MESSAGE_MAX`.
         """
         if len(message) > MESSAGE_MAX:
+            _close_all(fds)
             raise ValueError(f"a message of {len(message)} bytes: the most is {MESSAGE_MAX}")
         first, *rest = records(message)
         self._waiting.append((first, fds))

@@ -15,9 +15,8 @@ from __future__ import annotations
 import struct
 
 ORDER = struct.Struct("=BBBB")
-PING = (
-    64  # the type of an order for ping sockets (icmp(7)), which are of type SOCK_DGRAM; no type of socket(2)
-)
+# the type of an order for ping sockets (icmp(7)), which are of type SOCK_DGRAM; no type of socket(2)
+PING = 64
 REPLY = struct.Struct("=BBBi")
 PASSED = struct.Struct("=Q")
 MOST = 32  # sockets of one reply

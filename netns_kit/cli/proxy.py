@@ -33,8 +33,8 @@ def add_proxy_options(parser: argparse.ArgumentParser) -> None:
         type=_checked,
         metavar="URL",
         help="send all flows through a proxy: socks5://[USER:PASSWORD@]HOST[:PORT], or http:// for CONNECT, which "
-        "carries TCP alone.  Pings are refused.  The proxy is told names where they are known.  Resolvers are asked "
-        "through it, over TCP, so give some that it can reach (--dns), if the host's are on its loopback",
+        "carries TCP alone.  Pings are refused.  The proxy is told names and resolves them: programs get addresses "
+        "that stand for them.  With --dns, these resolvers are asked through the proxy, over TCP",
     )
     parser.add_argument(
         "--no-proxy",
@@ -51,8 +51,8 @@ def add_proxy_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--proxy-resolvers",
         choices=("proxy", "host"),
-        default="proxy",
-        help="with host, resolvers are asked as without a proxy, which shows them the names (%(default)s)",
+        help="with proxy, the host's resolvers are asked through the proxy, over TCP; with host, as without a proxy, "
+        "which shows them the names",
     )
 
 

@@ -83,10 +83,8 @@ class DhcpServer:
         self._network = network
         self._mtu = mtu
         self._seconds = settings.lease_seconds
-        routes = (
-            *settings.routes,
-            (IPv4Network("0.0.0.0/0"), address),
-        )  # a client that uses these ignores the router option (RFC 3442)
+        # a client that uses these ignores the router option (RFC 3442)
+        routes = (*settings.routes, (IPv4Network("0.0.0.0/0"), address))
         parameters = {
             message.NETMASK: network.netmask.packed,
             message.ROUTER: address.packed,

@@ -146,9 +146,8 @@ class Exchange:
         self.question = question
         self.route = route
         self.turn = route.turn
-        self.waiters: dict[
-            tuple[Hashable, bytes], None
-        ] = {}  # the clients, and the bytes of each one's query
+        # the clients, and the bytes of each one's query
+        self.waiters: dict[tuple[Hashable, bytes], None] = {}
         self.transferred = False  # more of the answer may come
         self.started = now
         self.wait = 0.0  # length of the present wait; 0: none has begun

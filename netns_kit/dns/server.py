@@ -4,6 +4,7 @@ The first of these that has an answer gives it:
 
 - the *hook*, a function of the caller's: it may answer, refuse, or have another name looked up instead;
 - the `Zone`: names we own;
+- stand-ins, if somebody else resolves names (`netns_kit.dns.stand_ins`);
 - the `Cache`: recent answers of upstreams;
 - the upstreams of the longest domain that the name is in, or else those of all others, through `DnsProxy`.
 
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from netns_kit.domain_names import suffixes, to_text, to_wire
 from netns_kit.frozen import frozen
@@ -58,7 +59,7 @@ from .message import (
 )
 from .proxy import LONGEST_KEPT, Action, Answer, DnsProxy
 from .records import DEFAULT_TTL, Record, as_rr
-from .zone import Zone
+from .zone import Lookup, Zone
 
 ALIASES = 8  # names of ours that a query may be led through
 TRANSFERS = 8  # zone transfers at a time: each has a connection of its own
@@ -105,6 +106,21 @@ class _Asked(NamedTuple):
     address: bytes
 
 
+class Standing(Protocol):
+    """What has addresses that stand for names."""
+
+    def find(self, question: bytes, client: bytes) -> Lookup | None:
+        """Return the answer to a question, or None: resolvers are asked.
+
+        Args:
+            question: The question.
+            client: The packed address of the client.
+        """
+
+    def name_of(self, address: bytes) -> bytes | None:
+        """Return the name that a packed address stands for, None for none."""
+
+
 class DnsServer:
     """A DNS server without its sockets.
 
@@ -120,6 +136,7 @@ class DnsServer:
 
     Attributes:
         guard: The guard, None for none.  It may be set at any time.
+        stands: What has stand-ins for names, None for nothing.
         refused_by_policy: The number of answers that the guard has refused.
         cut: The number of answers that the guard has cut records from.
     """
@@ -143,6 +160,7 @@ class DnsServer:
         self._epoch = 0
         self._domains: frozenset[bytes] = frozenset()
         self.guard: Guard | None = None
+        self.stands: Standing | None = None
         self.hooked = 0
         self.owned = 0
         self.cached = 0
@@ -156,6 +174,8 @@ class DnsServer:
         What the guard has cut out of answers gives no name.
         """
         found, guard = self.zone.name_of(address), self.guard
+        if found is None and self.stands is not None:
+            found = self.stands.name_of(address)
         if found is None and self._cache is not None:
             found = self._cache.name_of(address)
             if found is not None and guard is not None and not guard.names(found, address):
@@ -266,19 +286,26 @@ class DnsServer:
                 break
             if not found.alias:
                 self.owned += 1
-                answer = self._answer(asked, found.rcode, found.records, flags=AA)
-                return [self._told(asked, answer.message, now, ours=True)]
+                return self._ours(asked, found, now, flags=AA)
             asked = _renamed(asked, found.alias, found.records[0].ttl)
             if (refused := self._refused_alias(asked)) is not None:
                 return [self._refuse(asked, refused)]
         else:
             return [self._answer(asked._replace(aliases=()), SERVFAIL)]
+        if self.stands is not None and self._domain_of(asked.question[:-4].lower()) == _ROOT:
+            stood = self.stands.find(asked.question, asked.address)
+            if stood is not None:
+                return self._ours(asked, stood, now)
         if self._cache is not None:
             known = self._cache.get(asked.query, asked.question, now, limit=asked.limit)
             if known is not None:
                 self.cached += 1
                 return [self._told(asked, self._aliased(asked, known) if asked.aliases else known, now)]
         return self._ask(asked, self._domain_of(asked.question[:-4].lower()), now, transport)
+
+    def _ours(self, asked: _Asked, found: Lookup, now: float, *, flags: int = 0) -> list[Action]:
+        answer = self._answer(asked, found.rcode, found.records, flags=flags)
+        return [self._told(asked, answer.message, now, ours=True)]
 
     def _domain_of(self, name: bytes) -> bytes:
         """Return the longest domain with its own resolvers that the name is in."""
@@ -312,9 +339,8 @@ class DnsServer:
 
     def _answered(self, actions: list[Action], now: float) -> list[Action]:
         """Turn the proxy's answers into those that the clients wait for."""
-        told: dict[tuple[bytes, bytes], bytes] | None = (
-            None  # of one message, which may be long, by query and guest
-        )
+        # of one message, which may be long, by query and guest
+        told: dict[tuple[bytes, bytes], bytes] | None = None
         for index, action in enumerate(actions):
             if isinstance(action, Answer) and isinstance(asked := action.client, _Asked):
                 message = action.message

@@ -70,11 +70,13 @@ class Askable(Protocol):
     def subnet(self) -> Subnet:
         """The addresses of the namespace."""
 
-    def pass_socket(self, sock: socket.socket) -> int:
+    async def pass_socket(self, sock: socket.socket) -> int:
         """Have the engine receive a copy of a socket, see `UserStack.pass_socket`.
 
         Args:
             sock: The socket, which stays the caller's.
+
+        Cancellation: The engine has no copy.
         """
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
@@ -373,7 +375,7 @@ class Forwarder(Displayed, Openable):
         self, operation: Callable[..., T], forward: PortForward | ReverseForward, sock: socket.socket
     ) -> T:
         """Have the engine do an operation with a copy of a socket.  If this raises or is cancelled, it has none."""
-        number = self._stack.pass_socket(sock)
+        number = await self._stack.pass_socket(sock)
         try:
             return await self._ask(operation, forward, number)
         except BaseException:

@@ -29,9 +29,8 @@ class Forwards:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._listeners: dict[tuple[int, PortForward | ReverseForward], Listener] = {}
-        self._homes: dict[
-            int, MemberHome
-        ] = {}  # of owners whose ports lead elsewhere than to the stack's own
+        # of owners whose ports lead elsewhere than to the stack's own
+        self._homes: dict[int, MemberHome] = {}
         self._sockets: dict[Home, SocketListeners] = {}  # once there are such
         self._reverses: ReverseListeners | None = None
 

@@ -42,9 +42,8 @@ class Admission:
         self._engine = engine
         self._give_up = give_up
         self.most = most_descriptors()
-        self._met = (
-            False  # whether the limit has been reached once; from then on each flow is checked in full
-        )
+        # whether the limit has been reached once; from then on each flow is checked in full
+        self._met = False
         with self._lock:
             self._members.append(self)
 

@@ -26,7 +26,7 @@ from netns_kit.frozen import frozen
 from netns_kit.namespace.process_info import ProcessInfo
 from netns_kit.operations import chained, operation, same
 from netns_kit.stack import AnyFlow, Closed, EchoFlow, Refusal, Stack, TcpConnection, Transport, UdpFlow
-from netns_kit.stack.user import NOBODY
+from netns_kit.stack.user import NOBODY, PassiveUser
 from netns_kit.stack.wire.ip import Packet
 from netns_kit.uplink.flow import Endpoint, Flow, Target
 
@@ -152,11 +152,8 @@ class Asking:
             if self.timeout is not None:
                 self.router.notice(f"flows are refused: {HELD_MAX} wait for on_flow already")
             return REFUSALS[ruling.refusal]
-        held: Held
-        if isinstance(opened, TcpConnection):
-            held = HeldConnection(self, opened, flow, target, ruling, self._enforcer.policy_of(flow))
-        else:
-            held = HeldDatagrams(self, opened, flow, target, ruling, self._enforcer.policy_of(flow))
+        kind = HeldConnection if isinstance(opened, TcpConnection) else HeldDatagrams
+        held = kind(self, opened, flow, target, ruling, self._enforcer.policy_of(flow))
         opened.user = self._held[opened.id] = held
         self.engine.timers.arm(held, self.engine.now + self.timeout)
         name = ruling.name_or(self.name_of(flow.destination.address))
@@ -286,7 +283,7 @@ class Held:
         """Hand on what was kept to the flow's new user."""
 
 
-class HeldConnection(Held):
+class HeldConnection(Held, PassiveUser):
     """A connection whose SYN is on hold.  Of a `TcpUser`'s methods only `closed` is called."""
 
     __slots__ = ()
@@ -301,17 +298,11 @@ class HeldConnection(Held):
         """End the flow, and tell the guest how it is refused."""
         self._asking.router.refuse(self.opened, why)
 
-    def established(self) -> None: ...
     def deliver(self, data: memoryview) -> int:
         return 0
 
     def urgent(self, data: memoryview) -> int:
         return 0
-
-    def end(self) -> None: ...
-    def writable(self) -> None: ...
-    def keepalive(self, idle: float) -> None: ...
-    def traffic_class(self, tos: int) -> None: ...
 
 
 class HeldDatagrams(Held):

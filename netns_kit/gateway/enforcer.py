@@ -92,10 +92,13 @@ class Ruling(NamedTuple):
         """
         if self.seen is not None and self.seen.names:
             return to_text(self.seen.names[0])
-        for name in map(to_text, reversed(self.names)):
-            if any(name == each or (each[:2] == "*." and name.endswith(each[1:])) for each in self.targets):
-                return name
+        for name in filter(self.is_about, map(to_text, reversed(self.names))):
+            return name
         return known or (to_text(self.names[-1]) if self.names else None)
+
+    def is_about(self, name: str | None) -> bool:
+        """Return whether the rule is about a name."""
+        return is_about(self.targets, name)
 
     @property
     def refuses(self) -> bool:
@@ -145,12 +148,10 @@ class Enforcer:
         self.pins = Pins()
         self.governs = False
         self._guard: NameGuard | None = None
-        self._own: dict[
-            bytes, Enforcer
-        ] = {}  # of guests with a policy of their own, by their packed addresses
-        self._early: deque[tuple[int, Pin]] = deque(
-            maxlen=EARLY_PINS
-        )  # of members whose policy has not come yet
+        # of guests with a policy of their own, by their packed addresses
+        self._own: dict[bytes, Enforcer] = {}
+        # of members whose policy has not come yet
+        self._early: deque[tuple[int, Pin]] = deque(maxlen=EARLY_PINS)
         self.catch_up: Callable[[], bool] | None = None
         self.own_names: Callable[[bytes], tuple[bytes, ...]] = lambda _: ()
         self.has_host = True
@@ -201,7 +202,7 @@ class Enforcer:
         else:
             own = self._own.get(addresses[0])
             if own is None or own.member != member:
-                own = Enforcer(self._subnet, self._failed, member)
+                own = type(self)(self._subnet, self._failed, member)
             own.own_names, own.has_host, own.told = self.own_names, self.has_host, self.told
             own.catch_up, own.pinned = self.catch_up, self.pinned
             own.set(policy)
@@ -431,3 +432,10 @@ def _is_met(policy: Policy, number: int | None, seen: Look) -> bool:
     """Return whether the first bytes are of a kind by which the rule lets a flow pass."""
     rule = policy.rule(number)
     return (seen.kind == "tls" and rule.sni) or (seen.kind == "http" and rule.host)
+
+
+def is_about(targets: Iterable[str], name: str | None) -> bool:
+    """Return whether the targets of a rule have this name."""
+    return name is not None and any(
+        name == each or (each.startswith("*.") and name.endswith(each[1:])) for each in targets
+    )

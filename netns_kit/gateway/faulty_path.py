@@ -28,14 +28,7 @@ from struct import Struct, error
 from typing import TYPE_CHECKING, TypeAlias
 
 from netns_kit.dns import Action, Answer
-from netns_kit.dns.message import (
-    NXDOMAIN,
-    SERVFAIL,
-    TYPES,
-    BadMessage,
-    parse_untrusted,
-    reply,
-)
+from netns_kit.dns.message import NXDOMAIN, SERVFAIL, TYPES, BadMessage, parse_untrusted, reply
 from netns_kit.policy.addresses import canonical
 from netns_kit.policy.index import NameTable
 from netns_kit.policy.policy import Policy
@@ -233,10 +226,8 @@ class FaultyPath(DeviceWrapper):
         self._has_names = False
         self._original_query = gateway.dns.query
         gateway.device = self
-        gateway.engine.after_step = [
-            self._end_of_step,
-            *gateway.engine.after_step,
-        ]  # before deadlines are looked at
+        # before deadlines are looked at
+        gateway.engine.after_step = [self._end_of_step, *gateway.engine.after_step]
 
     # -- blocks ---------------------------------------------------------------------------------------
 

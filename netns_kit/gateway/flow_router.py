@@ -140,9 +140,11 @@ class FlowRouter:
             of an `IndirectUplink` asks.
         refused: The number of flows that were refused by the uplink, by the policy or for lack of descriptors.
         relay: Makes the relay of a connection of the guest, from the arguments of `TcpRelay`.
+        enforcer_kind: Makes the enforcer, from the arguments of `Enforcer`.
     """
 
     relay: Callable[..., TcpRelay] = TcpRelay
+    enforcer_kind: Callable[..., Enforcer] = Enforcer
 
     def __init__(
         self,
@@ -170,7 +172,7 @@ class FlowRouter:
         self.watcher: Watcher | None = None
         self.interceptor: Intercepting | None = None
         self.name_of: Callable[[bytes], str | None] = _unnamed
-        self.enforcer = Enforcer(subnet, self.notice)
+        self.enforcer = self.enforcer_kind(subnet, self.notice)
         self.asking = Asking(engine, self.enforcer, self)
         self.forbidden: Forbidden | None = None
         self.stack = stack(self)

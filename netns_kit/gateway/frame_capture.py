@@ -85,13 +85,7 @@ class FrameCapture(DeviceWrapper):
     """
 
     def __init__(
-        self,
-        gateway: Gateway,
-        ring: int,
-        wake: int,
-        snaplen: int,
-        where: CaptureFilter | None,
-        mac: str = "",
+        self, gateway: Gateway, ring: int, wake: int, snaplen: int, where: CaptureFilter | None, mac: str = ""
     ) -> None:
         self._ring = FrameRing(ring)
         super().__init__(gateway.device)
@@ -104,9 +98,8 @@ class FrameCapture(DeviceWrapper):
         self._mac = bytes.fromhex(mac.replace(":", ""))
         self._datagrams: Mapping[bytes, UdpFlow] = gateway.stack.udp
         self._verdicts: dict[int, bool] = {}  # whether a flow is captured, by its id
-        self._segments: dict[
-            bytes, bool
-        ] = {}  # the same of TCP, by what stands in a frame: addresses and ports
+        # the same of TCP, by what stands in a frame: addresses and ports
+        self._segments: dict[bytes, bool] = {}
         self._keys: dict[bytes, bytes] = {}  # keys of flows by what stands in a frame to the guest
         self._waiting: list[Frame] = []
         self._named: set[tuple[bytes, str]] = set()

@@ -49,7 +49,7 @@ from .frame_pump import FramePump, LinkPump
 from .leasing import Leasing
 from .relay import DnsRelay, PingRelay, UdpRelay
 from .setup import Setup
-from .worker_links import NOTED, WorkerLinks
+from .worker_links import NOTED, STANDING, WorkerLinks
 
 if TYPE_CHECKING:
     from netns_kit.dns.guard import Guard, Refused
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
     from .answered_names import AnsweredNames
     from .inside import Inside
+    from .stand_in_names import StandInNames
 
 DOMAINS = ("containers.internal", "docker.internal")  # in which programs in containers look for their host
 NAMES = [f"{name}.{domain}" for name in ("gateway", "host") for domain in DOMAINS]  # names of the gateway
@@ -213,12 +214,21 @@ class Gateway:
             from .in_memory import InMemoryDns as relay
         self.dns: DnsRelay = relay(self.engine, self.uplink, self.zone, self._hook_failed, self.router)
         self.router.name_of = self._name_elsewhere
+        self._standing: StandInNames | None = None
+        if self.uplink.stands_in:
+            self._stand_in()
         resolvers = self.subnet.resolvers
         for address in resolvers:
             self.endpoints.serve_tcp(address, DNS_PORT, self.dns.tcp_opened)
             self.endpoints.serve_udp(address, DNS_PORT, self.dns.udp_opened)
         if setup.intercept_dns:
             self.endpoints.redirect(DNS_PORT, resolvers)
+
+    def _stand_in(self) -> None:
+        from .stand_in_names import StandInNames  # it is for proxies
+
+        self._standing = StandInNames(self.router, self.uplink, self.subnet, self._links)
+        self.dns.stand_in(self._standing)
 
     def _govern(self, policy: Policy | None) -> None:
         """Let a policy decide from now on, about flows and names."""
@@ -283,6 +293,9 @@ class Gateway:
             found = True
             if whose == NOTED:
                 (self._answered or self._note_names()).note((name, address) for name, address, _, _ in pins)
+            elif whose == STANDING:
+                if self._standing is not None:
+                    self._standing.learn(pins)
             else:
                 self.enforcer.learn(pins, whose)
         return found

@@ -23,7 +23,7 @@ from typing import Any
 from netns_kit.dns import Send, Upstream
 from netns_kit.stack import Closed, EchoFlow, Ending, IcmpError, Refusal, TcpConnection, UdpFlow
 from netns_kit.stack.wire.ip import Packet
-from netns_kit.uplink.dial import Connected, Dial
+from netns_kit.uplink.dial import Dial
 from netns_kit.uplink.flow import Endpoint, Flow, Target
 from netns_kit.uplink.in_memory import Waiting
 from netns_kit.uplink.uplink import is_reachable
@@ -31,7 +31,7 @@ from netns_kit.uplink.uplink import is_reachable
 from .flow_router import DatagramsTaker, FlowRouter, endpoints_of
 from .relay import DnsRelay, TcpRelay
 from .relay.peek import PeekingRelay
-from .served import KEPT_MOST, Echo, Question, ServedConnection, Teller
+from .served import KEPT_MOST, DecidedRelay, Echo, Question, ServedConnection, Teller
 
 QUERIES_MOST = 4096  # that wait for the caller's side; beyond that the oldest has no answer
 
@@ -111,20 +111,29 @@ class TooEarly(TcpRelay):
         self.refuse(Refusal.HOST_UNREACHABLE)
 
 
-class CarriedConnection(ServedConnection):
+class Carried(DecidedRelay):
     """A connection that waits for what the caller's side says of it."""
 
     __slots__ = ()
 
+    _serving: Teller
+    service: int
+
     def begin(self, dial: Dial) -> None:
         if isinstance(dial, Waiting) and self.connection is not None:
-            self._serving.flows[self.flow] = self
+            self._serving.flows[self.connection.id] = self
             self._serving.opened(self.service, self.connection, dial.target)
         else:
             super().begin(dial)
 
 
-class CarriedLook(PeekingRelay):
+class CarriedConnection(Carried, ServedConnection):
+    """A `ServedConnection` of the guest's to anywhere."""
+
+    __slots__ = ()
+
+
+class CarriedLook(Carried, PeekingRelay):
     """A connection whose first bytes decide about it, when the caller's side has let it pass.
 
     Args:
@@ -148,26 +157,6 @@ class CarriedLook(PeekingRelay):
         self._serving = serving
         self._flow = connection.id
         self.service = service
-
-    def begin(self, dial: Dial) -> None:
-        if isinstance(dial, Waiting) and self.connection is not None:
-            self._serving.flows[self._flow] = self
-            self._serving.opened(self.service, self.connection, dial.target)
-        else:
-            super().begin(dial)
-
-    def join(self, sock: socket.socket) -> None:
-        """Go on with the socket that the caller's side has made."""
-        self.begin(Connected(sock))
-
-    def turn_away(self, why: Refusal) -> None:
-        """Refuse the connection, which has waited for a socket."""
-        if self.connection is not None:
-            self._refused(why)
-
-    def cut(self) -> None:
-        """Reset the connection."""
-        self.abort(ending="ended")
 
     def _made_plain(self) -> TcpRelay:
         assert self.connection is not None

@@ -9,80 +9,122 @@ from __future__ import annotations
 
 import math
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from ipaddress import ip_address
-from typing import cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from netns_kit.dns.stand_ins import StandIns
 from netns_kit.domain_names import to_text
 from netns_kit.policy.addresses import canonical
-from netns_kit.stack import AnyFlow, EchoFlow, Refusal, Stack, StackUser, TcpConnection, Transport, UdpFlow
+from netns_kit.stack import AnyFlow, EchoFlow, Refusal, TcpConnection, Transport, UdpFlow
 from netns_kit.stack.wire import flow_key
-from netns_kit.subnet import Subnet
 from netns_kit.uplink.dial import Refused
 from netns_kit.uplink.elsewhere import NamespaceSockets
 from netns_kit.uplink.flow import Endpoint, Flow, NamedFlow, Target
-from netns_kit.uplink.indirect import (
-    Carriage,
-    IndirectUplink,
-    ProxyDial,
-    UdpAssociation,
-)
+from netns_kit.uplink.indirect import Carriage, IndirectUplink, ProxyDial, UdpAssociation
 from netns_kit.uplink.sockets import refusal_for
 
 from .elsewhere import SourceElsewhere, Waiting
-from .endpoints import Endpoints
-from .enforcer import Enforcer, Ruling, ruling_of
+from .enforcer import Enforcer, Look, Ruling, ruling_of
 from .engine import Engine
 from .flow_router import DatagramsTaker, FlowRouter, GuestEndpoint, Outcome, Routed, connected, guest_endpoint
 from .relay import TcpRelay, UdpRelay
 from .relay.associated import AssociatedRelay
 from .relay.dialled import Dialled
 from .way import DatagramWay, WayRelay
-from .worker_links import WorkerLinks
 
-_Guest = tuple[bytes, int, Endpoint]
-"""A guest's address and port, and the proxy that its datagrams go through."""
+if TYPE_CHECKING:
+    from netns_kit.policy.index import Decision, Index
+    from netns_kit.policy.policy import Policy
+
+_Guest = tuple[bytes, int, Endpoint, Endpoint | None]
+"""A guest's address and port, the proxy that its datagrams go through, and the destination if it is told by name."""
+
+
+class ByName(NamedTuple):
+    """An `Index`, for a destination that has a name and no address."""
+
+    whole: Index
+
+    @property
+    def policy(self) -> Policy:
+        return self.whole.policy
+
+    def flow(
+        self, protocol: Transport, _: bytes | None, port: int, names: tuple[bytes, ...], is_host: object
+    ) -> Decision:
+        return self.whole.flow(protocol, None, port, names, lambda: False)
+
+
+class IndirectEnforcer(Enforcer):
+    """An `Enforcer` for which the address of a stand-in is none: rules about addresses are not about it."""
+
+    def _decide(
+        self, index: Index, flow: Flow, seen: Look | None, now: float, given: tuple[bytes, ...]
+    ) -> Ruling:
+        seen_as = cast("Index", ByName(index)) if flow.is_by_name else index
+        return super()._decide(seen_as, flow, seen, now, given)
 
 
 class IndirectRouter(FlowRouter):
     """The `StackUser` of a gateway whose uplink is indirect.
 
     Its arguments are those of `FlowRouter`, and `supplies`: where sockets of each of `Uplink.namespaces` are ordered.
+
+    Attributes:
+        stand_ins: The addresses that stand for names; None: there are none.
     """
+
+    enforcer_kind = IndirectEnforcer
+    stand_ins: StandIns | None = None
 
     def __init__(
         self,
         engine: Engine,
         uplink: IndirectUplink,
-        subnet: Subnet,
-        endpoints: Endpoints,
-        stack: Callable[[StackUser], Stack],
-        *,
-        links: WorkerLinks | None,
-        tell: Callable[[str, BaseException | None], None],
+        *arguments: Any,
         supplies: Sequence[socket.socket],
+        **options: Any,
     ) -> None:
         self._sources = [SourceElsewhere(engine, each, self._is_free, self._ended) for each in supplies]
         self._indirect = uplink.attached(self.notice, iter(self._sources))
         self._associations: dict[_Guest, AssociatedRelay] = {}
         self._ways: set[DatagramWay] = set()  # out, of handlers
-        super().__init__(engine, self._indirect, subnet, endpoints, stack, links=links, tell=tell)
+        super().__init__(engine, self._indirect, *arguments, **options)
         self._waiting = Waiting(engine, self.enforcer, self)
 
     # -- names ----------------------------------------------------------------------------------------
 
     def _flow_of(self, transport: Transport, key: bytes, served: bool = False) -> Flow:
         flow = super()._flow_of(transport, key, served)
+        address = flow.destination.address.packed
         enforcer = self.enforcer.of(flow.source.address.packed)
-        name = None
-        if not served and self._indirect.wants_names:
-            name = self._name(enforcer, flow.destination.address.packed)
-        if name is None:
+        if served:
             return flow
-        named = NamedFlow.of(flow, name)
+        if self.stand_ins is not None and address in self.stand_ins:
+            named = NamedFlow.of(flow, self._stood_for(self.stand_ins, address), is_by_name=True)
+        else:
+            name = self._name(enforcer, address) if self._indirect.wants_names else None
+            if name is None:
+                return flow
+            named = NamedFlow.of(flow, name)
         if enforcer.policy is None and self._indirect.policy is None:
             named.allow_telling()
         return named
+
+    def _stood_for(self, stand_ins: StandIns, address: bytes) -> str | None:
+        """Return the name that an address stands for, which another worker may have told."""
+        found = stand_ins.name_of(address)
+        if found is None and self.enforcer.catch_up is not None and self.enforcer.catch_up():
+            found = stand_ins.name_of(address)
+        stand_ins.use(address)
+        return None if found is None else to_text(found)
+
+    def _decide(self, transport: Transport, key: bytes, served: bool = False) -> Routed | Refusal:
+        found = super()._decide(transport, key, served)
+        if isinstance(found, tuple) and found[0].is_by_name and found[0].name is None:
+            return Refusal.HOST_UNREACHABLE
+        return found
 
     def _name(self, enforcer: Enforcer, address: bytes) -> str | None:
         if enforcer.policy is not None:
@@ -93,9 +135,15 @@ class IndirectRouter(FlowRouter):
 
     def _govern(self, found: Routed, opened: AnyFlow | None) -> Outcome:
         outcome = super()._govern(found, opened)
-        ruling = ruling_of(opened)
-        if isinstance(found[0], NamedFlow) and ruling is not None and _is_by_name(ruling, found[0].name):
-            found[0].allow_telling()
+        flow, _ = found
+        if isinstance(flow, NamedFlow):
+            ruling = ruling_of(opened)
+            if opened is None and outcome is None:
+                ruling = self.enforcer.flow(flow, self._engine.now)
+            if ruling is not None and ruling.is_about(flow.name):
+                flow.allow_telling()
+            if outcome is None and flow.is_by_name and not flow.may_be_told:
+                return Refusal.PROHIBITED
         return outcome
 
     # -- TCP ------------------------------------------------------------------------------------------
@@ -129,7 +177,8 @@ class IndirectRouter(FlowRouter):
                 return self._waiting.hold(flow, self._flow_of("udp", flow.key), endpoint, found)
             return self._carry_udp_by(found.open, flow, endpoint, guest_there)
         names = flow_key.parse(flow.key)
-        guest = names.guest, names.guest_port, found.proxy
+        flow_is_by_name = self.stand_ins is not None and endpoint.address.packed in self.stand_ins
+        guest = names.guest, names.guest_port, found.proxy, endpoint if flow_is_by_name else None
         relay = self._associations.get(guest)
         if relay is not None:
             relay.add(flow, endpoint)
@@ -248,7 +297,10 @@ class IndirectRouter(FlowRouter):
 
     def _carriage(self, transport: Transport, flow: UdpFlow | EchoFlow, endpoint: Endpoint) -> Carriage:
         """Ask the uplink what carries a flow.  If it fails, the flow is refused."""
-        found = self._asked(self._flow_of(transport, flow.key), Target((endpoint,)))
+        described, ruling = self._flow_of(transport, flow.key), ruling_of(flow)
+        if isinstance(described, NamedFlow) and ruling is not None and ruling.is_about(described.name):
+            described.allow_telling()
+        found = self._asked(described, Target((endpoint,)))
         self.refused += isinstance(found, Refusal)
         return found
 
@@ -275,10 +327,3 @@ class TimeLimit:
 
 def _refusal_of(refused: Refused) -> Refusal:
     return refused.why if isinstance(refused.why, Refusal) else Refusal.HOST_UNREACHABLE
-
-
-def _is_by_name(ruling: Ruling, name: str | None) -> bool:
-    """Return whether the rule that has decided is about this name."""
-    return name is not None and any(
-        name == each or (each.startswith("*.") and name.endswith(each[1:])) for each in ruling.targets
-    )

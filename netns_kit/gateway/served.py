@@ -132,7 +132,26 @@ class Teller(Protocol):
 _TOLD: dict[Closed, EndingSeen] = {Closed.TIMED_OUT: "timed out", Closed.UNREACHABLE: "unreachable"}
 
 
-class ServedConnection(TcpRelay):
+class DecidedRelay(TcpRelay):
+    """A connection that the caller's side decides about."""
+
+    __slots__ = ()
+
+    def join(self, sock: socket.socket) -> None:
+        """Go on with the socket that the caller's side has made."""
+        self.begin(Connected(sock))
+
+    def turn_away(self, why: Refusal) -> None:
+        """Refuse the connection, which has waited for a socket."""
+        if self.connection is not None:
+            self._refused(why)
+
+    def cut(self) -> None:
+        """End the connection."""
+        self.abort(ending="ended")
+
+
+class ServedConnection(DecidedRelay):
     """A connection, and the unix socket whose other end the caller has.
 
     Args:
@@ -150,16 +169,6 @@ class ServedConnection(TcpRelay):
         self._to_guest = connection is None  # and not established yet
         self.service = service
         self.flow = 0 if connection is None else connection.id
-
-    def join(self, sock: socket.socket) -> None:
-        self.begin(Connected(sock))
-
-    def turn_away(self, why: Refusal) -> None:
-        if self.connection is not None:
-            self._refused(why)
-
-    def cut(self) -> None:
-        self.abort(ending="ended")
 
     def forget(self) -> None:
         """Close the socket of a connection that could not be opened."""

@@ -77,9 +77,8 @@ class Serving:
         self.flows: dict[int, Waits] = {}
         self._news: dict[int, News] = {}  # what is untold, by numbers that increase
         self._noted = 0
-        self._untold: dict[
-            int, int
-        ] = {}  # the number of what is untold of the beginning of a flow, by its id
+        # the number of what is untold of the beginning of a flow, by its id
+        self._untold: dict[int, int] = {}
         self._carrier: Carrier | None = None
         self.world = 0  # the number under which what it carries is told of; 0: there is none
         self._port = EPHEMERAL[int.from_bytes(os.urandom(2), "big") % len(EPHEMERAL)]
@@ -288,13 +287,7 @@ class Serving:
 
     @operation()
     def connect(
-        self,
-        service: int,
-        address: Address,
-        port: int,
-        source: Address | None,
-        *,
-        fds: Sequence[int],
+        self, service: int, address: Address, port: int, source: Address | None, *, fds: Sequence[int]
     ) -> int:
         """Open a connection to the guest, and return its number.  `Opened` follows, or `Ended`.
 

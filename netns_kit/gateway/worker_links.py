@@ -8,7 +8,7 @@ connection of a client, accepted on the host, that is to become this flow.
 Pins have an inbox of their own, so that they can be read at any moment, before the frames that have come earlier: by
 a worker that is about to refuse a flow because it does not know the address.  Whoever answers a DNS query sends them
 before the answer, so they are there when the flow comes.  A message says whose they are: those of the common policy,
-of a member's own, or of those who note names beside the policies.
+of a member's own, or of those who note names beside the policies; or that the addresses stand for the names.
 
 A message is lost, as a frame is on a wire, if the inbox is full.  A connection is also lost if its receiver has no
 descriptor left for it: the kernel then closes the descriptor that the message had (MSG_CTRUNC).  Losses are counted,
@@ -32,11 +32,10 @@ if TYPE_CHECKING:
 _ROOM = 8 << 20  # bytes of an inbox: less, where wmem_max says so
 _PINS_MAX = 1 << 16  # bytes of a message of pins; those of one answer are fewer
 _RIGHTS = socket.CMSG_LEN(4)  # room for one descriptor; of a longer message the kernel keeps the rest
-COMMON, NOTED = 0, 0xFFFFFFFF  # whose pins they are; else it is the number of a member
+COMMON, NOTED, STANDING = 0, 0xFFFFFFFF, 0xFFFFFFFE  # whose pins they are; else it is the number of a member
 _WHOSE = Struct("!I")
-_PIN = Struct(
-    "!d?BB"
-)  # until when; whether it is ours; the lengths of the address and the name, which follow
+# until when; whether it is ours; the lengths of the address and the name, which follow
+_PIN = Struct("!d?BB")
 
 
 class WorkerLinks:
@@ -110,7 +109,7 @@ class WorkerLinks:
 
         Args:
             pins: The pins.
-            whose: The number of the member whose policy has made them, or `COMMON`, or `NOTED`.
+            whose: The number of the member whose policy has made them, or `COMMON`, `NOTED` or `STANDING`.
         """
         message = _WHOSE.pack(whose) + b"".join(
             _PIN.pack(until, ours, len(address), len(name)) + address + name

@@ -90,8 +90,16 @@ def configure_ipv6(name: str, address: str, prefix: int, gateway: str) -> str | 
             return "the kernel has none"
         if exc.errno != errno.EEXIST:
             raise
-    add_default_route(name, gateway, abi.NLM_F_EXCL)  # else it would be a second path beside the first
+    add_default_route(name, gateway)
     return None
+
+
+def forgo_duplicate_detection(name: str) -> None:
+    """Have the link-local address be usable when the link is."""
+    try:  # noqa: SIM105 - as above
+        write_file(f"/proc/sys/net/ipv6/conf/{name}/accept_dad", "0")
+    except OSError:  # there is no IPv6, or /proc/sys may not be written to: it is usable a second later
+        pass
 
 
 def family_of(address: str) -> socket.AddressFamily:
@@ -110,15 +118,15 @@ def sockaddr_in(address: str) -> bytes:
     return struct.pack("=HH4s8x", socket.AF_INET, 0, socket.inet_aton(address))
 
 
-def add_default_route(name: str, gateway: str, flags: int = 0) -> None:
-    """Add the default route of the gateway's family; one that exists is left alone."""
+def add_default_route(name: str, gateway: str) -> None:
+    """Add the default route of the gateway's family; one that exists, by whatever link, stays the only one."""
     family = family_of(gateway)
     route = struct.pack(  # struct rtmsg
         "=BBBBBBBBI", family, 0, 0, 0, abi.RT_TABLE_MAIN, abi.RTPROT_BOOT, 0, abi.RTN_UNICAST, 0
     )
     way = {abi.RTA_GATEWAY: socket.inet_pton(family, gateway), abi.RTA_OIF: struct.pack("=i", index_of(name))}
     try:
-        rtnetlink(name, abi.RTM_NEWROUTE, abi.NLM_F_CREATE | flags, route, way)
+        rtnetlink(name, abi.RTM_NEWROUTE, abi.NLM_F_CREATE | abi.NLM_F_EXCL, route, way)
     except OSError as exc:
         if exc.errno != errno.EEXIST:
             raise
@@ -186,6 +194,8 @@ def configure_link(
     if address is not None:
         on_link(abi.SIOCSIFADDR, name, sockaddr_in(address))  # the kernel leaves an equal one alone
         on_link(abi.SIOCSIFNETMASK, name, sockaddr_in(netmask))
+    if neighbours:  # what has given the addresses knows that nobody else has them, the link-local ones too
+        forgo_duplicate_detection(name)
     raise_link(name)
     if gateway is not None:
         add_default_route(name, gateway)

@@ -38,7 +38,18 @@ NETWORK_KEYS = (
     *("subnet", "ipv6", "mtu", "driver", "internal", "isolate", "guard"),
     *("allow_host_loopback", "dns", "search", "records", "policy"),
 )
-MEMBER_KEYS = ("command", "ports", "aliases", "address", "mac", "policy", "env", "directory", "depends_on")
+MEMBER_KEYS = (
+    "command",
+    "ports",
+    "aliases",
+    "address",
+    "mac",
+    "ids",
+    "policy",
+    "env",
+    "directory",
+    "depends_on",
+)
 KEYS = {"cidr": "subnet", "port": "ports", "record": "records"}
 """What arguments are called in the file, where they have another name."""
 FILES = "write a table for each, like [members.web]"
@@ -177,7 +188,7 @@ def _plan(name: str, data: object, where: Path) -> MemberPlan:
     if not isinstance(directory, str):
         _refuse("the path of a directory", f"{place}.directory", directory)
     options: dict[str, Any] = {
-        key: table[key] for key in ("ports", "aliases", "address", "mac") if key in table
+        key: table[key] for key in ("ports", "aliases", "address", "mac", "ids") if key in table
     }
     if "policy" in table:
         options["policy"] = _policy(table["policy"], where, f"{place}.policy")

@@ -41,7 +41,7 @@ class MemberForwarder(Forwarder):
         engines, agents = await self._place.namespace.supply_sockets()
         agents.close()
         with engines:
-            number = self._stack.pass_socket(engines)
+            number = await self._stack.pass_socket(engines)
             await self._ask(Forwards.settle, number, self._addresses())
 
 

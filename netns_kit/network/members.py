@@ -14,9 +14,10 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from itertools import count
-from typing import TYPE_CHECKING, BinaryIO, Literal, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Literal, TextIO, TypeVar
 
 import anyio
+from anyio.abc import TaskStatus
 from anyio.lowlevel import RunVar
 from typing_extensions import Unpack
 
@@ -39,7 +40,7 @@ from netns_kit.subnet import Subnet
 from netns_kit.userstack.answers import Flows
 from netns_kit.userstack.capture import Capture, CaptureOptions
 from netns_kit.userstack.events import Event
-from netns_kit.userstack.serving import GuestStream
+from netns_kit.userstack.guest_streams import GuestStream
 from netns_kit.userstack.userstack import Follower, UserStack
 
 from .addresses import AddressPool, address6_of, check_apart, link_local_of, mac_of
@@ -199,7 +200,7 @@ class Member(Displayed, Place):
         self.name = setup.name
         self.aliases = setup.aliases
         self.ifname = setup.ifname or "eth0"
-        self.namespace = setup.namespace or Namespace.create()
+        self.namespace = setup.place()
         self.policy = setup.policy
         self._setup = setup
         self._number = next(members.numbers)  # of what the engine has of it alone
@@ -363,6 +364,7 @@ class Member(Displayed, Place):
         )  # else all of its traffic is of this network
         await hub.ready(there, self.namespace, self.ifname, guest)
         if stack.setup.dhcp is not None:
+            await stack.revoke(address)  # another may have leased it meanwhile
             await stack.reserve(StaticLease(address, mac.hex(":")))
         for record in self._own_records(stack):
             self._records.append(record)
@@ -488,16 +490,41 @@ class Member(Displayed, Place):
         Cancellation: The generator has ended, and keeps no more events.
         """
         self.supervisor.check()
-        async with Follower(self._members.stack, processes, self._guests) as follower:
-            while True:
-                try:
-                    with self.supervisor.guarding():
-                        await follower.wait()
-                        events = await follower.take()
-                except (NamespaceGone, StackClosed):
-                    return
-                for event in events:
-                    yield event
+        stack = self._members.stack
+        with suppress(NamespaceGone, StackClosed):
+            async with Follower(stack, processes, self._guests, self.supervisor) as follower:
+                while True:
+                    await follower.wait()
+                    for event in await follower.take():
+                        yield event
+
+    async def log_events(
+        self,
+        target: str | os.PathLike[str] | TextIO,
+        *,
+        processes: bool = False,
+        task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Write the events of this member to a file, as `UserStack.log_events` does with all.
+
+        The end of the member ends it.
+
+        Args:
+            target: The path of a file that is made or appended to; or a file that is open for text, which stays open.
+            processes: Whether to find out which process in the member has opened each flow.
+            task_status: What a task group is told by when no event is missed any more: `await tasks.start(...)`.
+
+        Raises:
+            EventLogError: The file cannot be opened or written.
+            ArgumentTypeError: The target is neither a path nor a file for text.
+            NamespaceGone, StackClosed: The member or the network is not open yet, or was closed.
+
+        Cancellation: As for `UserStack.log_events`.
+        """
+        self.supervisor.check()
+        with suppress(NamespaceGone):
+            follower = Follower(self._members.stack, processes, self._guests, self.supervisor)
+            await follower.log(target, task_status)
 
     @arguments.spelled_out(UserStack.capture)
     def capture(
@@ -520,7 +547,7 @@ class Member(Displayed, Place):
         Cancellation: The file is complete.
         """
         stack = self._members.stack
-        return Capture(_Seen(stack, self), target, options, lambda it: self._with(it).mac)
+        return Capture(_Seen(stack, self), target, lambda it: self._with(it).mac, **options)
 
     def faults(
         self,

@@ -47,9 +47,8 @@ class NetworkLayer:
         self.dropped = dropped
         self.steering = steering
         self.flow_ids: Iterator[int] = count(1 + steering.index, steering.count)  # to come
-        self.costly_frames = (
-            0  # frames so far that cost many times what others do: of new flows, strays, fragments
-        )
+        # frames so far that cost many times what others do: of new flows, strays, fragments
+        self.costly_frames = 0
         self._sources = None if sources is None else dict(_masked(*each) for each in sources)
 
     def admit(self, packet: ip.Packet) -> None:

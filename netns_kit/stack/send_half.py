@@ -42,10 +42,8 @@ class SendHalf:
         self.wnd = self.wnd_max = 0
         self.wl1 = 0  # at most RCV.NXT; WL2 is not needed, since SND.UNA never lies before it
         self.scale = 0
-        self.limit, self.most = (
-            limits.tcp_send,
-            limits.tcp_send_max,
-        )  # our bound on `flight`, and how far it may grow
+        # our bound on `flight`, and how far it may grow
+        self.limit, self.most = (limits.tcp_send, limits.tcp_send_max)
         self.tuner = Tuner(iss)
         self.mss = self.burst = mss
         # (sequence number, bytes), from `una` to `max`

@@ -92,6 +92,27 @@ class TcpUser(Protocol):
         """Let go of the connection, which has ended.  Nothing more is called."""
 
 
+class PassiveUser:
+    """A `TcpUser` that takes no part in what it does not override."""
+
+    __slots__ = ()
+
+    def established(self) -> None:
+        """Do nothing."""
+
+    def end(self) -> None:
+        """Do nothing."""
+
+    def writable(self) -> None:
+        """Do nothing."""
+
+    def keepalive(self, idle: float) -> None:
+        """Do nothing: the stack has answered it."""
+
+    def traffic_class(self, tos: int) -> None:
+        """Do nothing."""
+
+
 class DatagramUser(Protocol):
     """The other side of a UDP flow."""
 

@@ -52,7 +52,6 @@ from .frame_device import ETHERNET_HEADER, VNET_HEADER, TapCounters
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-    from types import TracebackType
 
     from typing_extensions import Self
 
@@ -259,9 +258,7 @@ class TapDevice:
             await self._open()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         try:
             self.release()
         except DeviceGone:

@@ -13,7 +13,6 @@ from netns_kit.errors import NotImportable
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-    from types import TracebackType
 
     from typing_extensions import Self
 
@@ -153,9 +152,7 @@ class Device(Protocol):
 
     async def __aenter__(self) -> Self: ...
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None: ...
 
 
 class DeviceWrapper(Device):
@@ -236,7 +233,5 @@ class DeviceWrapper(Device):
         _ = await self.device.__aenter__()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         await self.device.__aexit__(kind, error, trace)

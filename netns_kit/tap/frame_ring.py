@@ -165,7 +165,6 @@ class FrameRing:
         self.counters.release()
         self._data.release()
         self._whole.release()
-        with suppress(
-            BufferError
-        ):  # an error that somebody keeps has a view of it: its end unmaps the memory
+        # an error that somebody keeps has a view of it: its end unmaps the memory
+        with suppress(BufferError):
             self._map.close()

@@ -9,12 +9,12 @@ from netns_kit import arguments
 from netns_kit.domain_names import is_host_name, to_wire
 from netns_kit.errors import ArgumentError, ArgumentTypeError
 from netns_kit.policy.addresses import canonical
-from netns_kit.policy.index import Index
+from netns_kit.policy.index import Index, NameTable
 from netns_kit.policy.policy import Policy
-from netns_kit.policy.rules import Rule, RulePorts, RuleTarget, several
-from netns_kit.stack import Transport
+from netns_kit.policy.rules import Rule, RulePorts, RuleTarget, is_name, several
+from netns_kit.stack import Refusal, Transport
 
-from .dial import Dial
+from .dial import Dial, Refused
 from .elsewhere import SocketSource
 from .flow import Flow, Target
 from .indirect import Carriage, IndirectUplink, UplinkOptions, is_direct
@@ -69,6 +69,8 @@ class ChooserUplink(IndirectUplink):
         self._ways = (*ways, _checked("default", default))
         self._rules = tuple(made)
         self.namespaces = tuple(inside for each in self._ways if each for inside in each.namespaces)
+        takes = any(each is not None and each.stands_in for each in self._ways)
+        self.stands_in = takes and self.dns.servers is None and self._function is None
         self.time_limit = max((each.time_limit for each in self._ways if each), default=self.time_limit)
 
     def __getstate__(self) -> Mapping[str, object]:
@@ -92,12 +94,45 @@ class ChooserUplink(IndirectUplink):
         """
         address, port = flow.destination
         names = (to_wire(flow.name),) if flow.name is not None and is_host_name(flow.name) else ()
+        plain = None if flow.is_by_name else canonical(address.packed)
         number = self._index.flow(
-            flow.protocol, canonical(address.packed), port, names, lambda: is_host_address(address)
+            flow.protocol, plain, port, names, lambda: plain is not None and is_host_address(address)
         ).rule
         return self._ways[-1 if number is None else number]
 
+    def stands_for(self, name: str) -> bool:
+        """Return whether programs get a stand-in as the address of a name: all its ways are proxies that resolve it.
+
+        Args:
+            name: The name, in small letters.
+
+        Raises:
+            ArgumentTypeError, DomainNameError: It is no name.
+        """
+        return self.stands_in and all(way is not None and way.stands_in for way in self._ways_of(name))
+
+    def _ways_of(self, name: str) -> Iterator[IndirectUplink | None]:
+        """Yield the ways that flows to a name may take, whatever its address.
+
+        Args:
+            name: The name.
+        """
+        wire = to_wire(name)
+        for number, rule in enumerate(self._rules):
+            names = NameTable[bool]()
+            for each in filter(is_name, rule.targets):
+                names.get_or_set(each, True)
+            if not rule.targets or names.matching(wire):
+                yield self._ways[number]
+                if not rule.ports and rule.protocol is None:
+                    return
+        yield self._ways[-1]
+
     def dial(self, flow: Flow, target: Target, *, ttl: int = 64, tos: int = 0) -> Dial:
+        if flow.is_by_name and not is_direct(flow, target):
+            way = self.way_for(flow)
+            if way is None or not way.takes_names:
+                return Refused(Refusal.HOST_UNREACHABLE)
         way = None if is_direct(flow, target) else self.way_for(flow)
         if way is None:
             return Uplink.dial(self, flow, target, ttl=ttl, tos=tos)
@@ -109,6 +144,8 @@ class ChooserUplink(IndirectUplink):
 
     def carriage(self, flow: Flow, target: Target) -> Carriage:
         way = None if is_direct(flow, target) else self.way_for(flow)
+        if flow.is_by_name and (way is None or not way.takes_names) and not is_direct(flow, target):
+            return Refusal.HOST_UNREACHABLE
         return None if way is None else way.carriage(flow, target)
 
 

@@ -114,6 +114,11 @@ class Flow:
         """The name of the destination, if the uplink wants to know it and our DNS has answered with the address."""
         return None
 
+    @property
+    def is_by_name(self) -> bool:
+        """True if the destination's address stands for a name, and leads nowhere (`netns_kit.dns.stand_ins`)."""
+        return False
+
 
 class NamedFlow(Flow):
     """A flow whose destination's name is known, for an uplink that wants to know it (`Uplink.wants_names`).
@@ -123,22 +128,28 @@ class NamedFlow(Flow):
             address has not decided about what a proxy makes of the name.
     """
 
-    __slots__ = ("_name", "may_be_told")
+    __slots__ = ("_is_by_name", "_name", "may_be_told")
 
-    _name: str
+    _name: str | None
+    _is_by_name: bool
     may_be_told: bool
 
     @classmethod
-    def of(cls, flow: Flow, name: str) -> NamedFlow:
-        """Return a flow with the name of its destination."""
+    def of(cls, flow: Flow, name: str | None, *, is_by_name: bool = False) -> NamedFlow:
+        """Return a flow with the name of its destination.  A stand-in may stand for none any more."""
         made = cls(flow.protocol, flow.source, flow.destination, flow.subnet, flow.served)
         object.__setattr__(made, "_name", name)
+        object.__setattr__(made, "_is_by_name", is_by_name)
         object.__setattr__(made, "may_be_told", False)
         return made
 
     @property
     def name(self) -> str | None:
         return self._name
+
+    @property
+    def is_by_name(self) -> bool:
+        return self._is_by_name
 
     def allow_telling(self) -> None:
         """Let a proxy be told the name."""

@@ -54,6 +54,7 @@ class HttpConnectUplink(ProxyUplink):
     """
 
     kind = "HTTP proxy"
+    takes_names = True
 
     @arguments.spelled_out(IndirectUplink.__init__)
     def __init__(

@@ -19,6 +19,7 @@ yields what it wants to send or to read, and raises `Fault` if there is to be no
 from __future__ import annotations
 
 import copy
+import errno
 import re
 import socket
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -86,7 +87,7 @@ class ProxyOptions(UplinkOptions, total=False):
 
     names: ProxyNames
     """Place where names are resolved, see `IndirectUplink`."""
-    resolvers: ProxyResolvers
+    resolvers: ProxyResolvers | None
     """Way to the resolvers, see `IndirectUplink`."""
     time_limit: float
     """Seconds that the proxy has for one flow."""
@@ -139,9 +140,11 @@ class IndirectUplink(Uplink):
     Args:
         names: "proxy", the default: the proxy is told the name of a destination if it is known, and resolves it
             itself.  "here": it is told the address.
-        resolvers: "proxy", the default: resolvers are asked over TCP through the proxy, so that no name is sent by
-            another way.  A resolver on the host's loopback cannot be reached so: give others with `dns`.  "host":
-            resolvers are asked by the host itself, which shows them the names.
+        resolvers: "proxy": resolvers are asked over TCP through the proxy, so that no name is sent by another way.  A
+            resolver on the host's loopback cannot be reached so: give others with `dns`.  "host": resolvers are asked
+            by the host itself, which shows them the names.  None, the default: none are asked about names that the
+            proxy is told; programs get an address that stands for the name (docs/uplinks.md).  Where `dns` has
+            resolvers, or a function is the policy, or the proxy is told no names, it is "proxy".
         time_limit: Seconds within which the proxy must have answered; then the flow is refused.
         options: The settings of any `Uplink`.
 
@@ -151,24 +154,29 @@ class IndirectUplink(Uplink):
     """
 
     is_indirect = True
+    takes_names = False
+    """Whether a destination can be told by its name, as a proxy can."""
 
     def __init__(
         self,
         *,
         names: ProxyNames = "proxy",
-        resolvers: ProxyResolvers = "proxy",
+        resolvers: ProxyResolvers | None = None,
         time_limit: float = TIME_LIMIT,
         **options: Unpack[UplinkOptions],
     ) -> None:
         super().__init__(**options)
         arguments.one_of("names", names, get_args(ProxyNames))
-        arguments.one_of("resolvers", resolvers, get_args(ProxyResolvers))
+        if resolvers is not None:
+            arguments.one_of("resolvers", resolvers, get_args(ProxyResolvers))
         arguments.instance("time_limit", time_limit, (int, float), "a number of seconds")
         if not 0 < time_limit <= LARGEST_TIME_LIMIT:
             expected = f"expected seconds, more than 0 and {LARGEST_TIME_LIMIT:g} at most"
             raise ArgumentError(expected, "time_limit", arguments.shown(time_limit))
         self.wants_names = names == "proxy"
-        self.resolvers_by = resolvers
+        self.resolvers_by = resolvers or "proxy"
+        can_stand_in = self.wants_names and self.dns.servers is None and self._function is None
+        self.stands_in = resolvers is None and self.takes_names and can_stand_in
         self.time_limit = float(time_limit)
         self._tell: Callable[[str], object] | None = None
 
@@ -182,6 +190,14 @@ class IndirectUplink(Uplink):
         made = copy.copy(self)
         made._tell = tell
         return made
+
+    def stands_for(self, name: str) -> bool:
+        """Return whether programs get a stand-in as the address of a name.
+
+        Args:
+            name: The name, in small letters.
+        """
+        return self.stands_in
 
     def tell(self, text: str) -> None:
         """Tell people something, once for each text.
@@ -277,16 +293,26 @@ def is_direct(flow: Flow, target: Target) -> bool:
 def host_of(flow: Flow, target: Target, *, names: bool) -> str | Address:
     """Return what a proxy is told of a flow's destination: its name, if it may be told and is one, or its address.
 
-    A name that a proxy might take for an address, for itself, or for a name in its own domain is not told.
+    Raises:
+        OSError: The address stands for a name that may not be told.
     """
     there = target.candidates[0]
     if names and isinstance(flow, NamedFlow) and flow.may_be_told and there == flow.destination:
         name = flow.name
-        if name is not None and "." in name and is_host_name(name):
-            last = name.rpartition(".")[2].lower()
-            if last != "localhost" and not _NUMBER.fullmatch(last):
-                return name
+        if name is not None and can_be_told(name):
+            return name
+    if flow.is_by_name and there == flow.destination:
+        raise OSError(errno.EACCES, "a stand-in for a name that may not be told")
     return there.address
+
+
+def can_be_told(name: str) -> bool:
+    """Return whether a proxy may be told a name.
+
+    It is not told one that it might take for an address, for itself, or for a name in its own domain.
+    """
+    last = name.rpartition(".")[2].lower()
+    return "." in name and is_host_name(name) and last != "localhost" and not _NUMBER.fullmatch(last)
 
 
 # -- talks ------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Socks5Uplink: flows through a SOCKS5 proxy (RFC 1928, RFC 1929).
 
 TCP is CONNECT.  UDP is UDP ASSOCIATE: as long as a stream to the proxy stays open, the proxy relays datagrams, each
-with a header in front.  Its answers have the sender's address, so the proxy is told addresses of UDP, never names.
+with a header in front.  Its answers have the sender's address.  So the proxy is told addresses of UDP; a name that
+has a stand-in for its address has an association of its own, whose answers are all from there.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ class Socks5Uplink(ProxyUplink):
     """
 
     kind = "SOCKS proxy"
+    takes_names = True
 
     @arguments.spelled_out(IndirectUplink.__init__)
     def __init__(
@@ -100,7 +102,9 @@ class Socks5Uplink(ProxyUplink):
         if is_direct(flow, target):
             return None
         if flow.protocol == "udp" and self._has_udp:
-            return Socks5Association(self, self._through, self._credentials, [])
+            host = host_of(flow, target, names=True) if flow.is_by_name else None
+            alone = (host, flow.destination) if isinstance(host, str) else None
+            return Socks5Association(self, self._through, self._credentials, [], alone)
         return Refusal.PROHIBITED
 
 
@@ -112,6 +116,7 @@ class Socks5Association:
         through: Begins to talk to the proxy.
         secret: User name and password.
         bound: Gets what the proxy tells of its end for datagrams.
+        alone: The name of the only destination, and what stands for it.
     """
 
     def __init__(
@@ -120,7 +125,10 @@ class Socks5Association:
         through: Callable[[Talk], Dial],
         secret: tuple[bytes, bytes] | None,
         bound: list[tuple[Address | None, int]],
+        alone: tuple[str, Endpoint] | None = None,
     ) -> None:
+        self._alone = alone
+        self._sender: tuple[bytes, int] | None = None
         self._uplink = uplink
         self._through = through
         self._secret = secret
@@ -147,14 +155,22 @@ class Socks5Association:
         return sock
 
     def header(self, destination: Endpoint) -> bytes:
-        return bytes(3) + _packed(destination.address, destination.port)
+        host = destination.address if self._alone is None else self._alone[0]
+        return bytes(3) + _packed(host, destination.port)
 
     def parse(self, datagram: bytes) -> tuple[tuple[bytes, int], memoryview] | None:
-        size = _SIZES.get(datagram[3]) if len(datagram) > 3 else None
+        kind, length = int.from_bytes(datagram[3:4], "big"), int.from_bytes(datagram[4:5], "big")
+        size = 1 + length if kind == NAME and self._alone is not None else _SIZES.get(kind)
         if size is None or datagram[2] or len(datagram) < 6 + size:  # a fragment, a name, or nonsense
             return None
-        port = int.from_bytes(datagram[4 + size : 6 + size], "big")
-        return (datagram[4 : 4 + size], port), memoryview(datagram)[6 + size :]
+        sender = datagram[4 : 4 + size], int.from_bytes(datagram[4 + size : 6 + size], "big")
+        if self._alone is not None:
+            address, port = self._alone[1]
+            self._sender = self._sender or (sender if sender[1] == port else None)
+            if sender != self._sender:  # where the name leads is known by the first that answers
+                return None
+            sender = address.packed, port
+        return sender, memoryview(datagram)[6 + size :]
 
 
 def may_be_its_end(address: Address, proxy: Address) -> bool:

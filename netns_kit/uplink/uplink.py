@@ -108,9 +108,11 @@ class Uplink:
         is_in_memory: Whether it is an `InMemoryUplink`, such as a `FakeInternet`.
         wants_names: Whether its flows are to have the names of their destinations (`Flow.name`).  Only the flows of
             an `IndirectUplink` have them.
+        stands_in: Whether names are answered with addresses that stand for them, see `IndirectUplink`.
         namespaces: The namespaces in which sockets are opened for it, see `NamespaceUplink`.
     """
 
+    stands_in = False
     is_indirect = False
     is_in_memory = False
     wants_names = False
@@ -257,7 +259,7 @@ class Uplink:
         """
         search = self.search()
         options = self._host_conf().options_for_clients(same_servers=self.dns.servers is None)
-        if self.dns.search is not None:
+        if self.dns.search is not None or self.stands_in:
             options = tuple(each for each in options if not each.startswith("ndots:"))
         return ResolvConf(nameservers, search, options).written()
 
@@ -271,6 +273,8 @@ class Uplink:
 
     def search(self) -> tuple[str, ...]:
         """Return the current search list: the domains in which a short name is looked up.  A lone "." means none."""
+        if self.dns.search is None and self.stands_in:
+            return (".",)  # each name has an address, so the first domain would always do
         return self._host_conf().search if self.dns.search is None else self.dns.search
 
     def _host_conf(self) -> ResolvConf:

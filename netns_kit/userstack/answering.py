@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Protocol, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -18,17 +17,11 @@ import anyio.lowlevel
 from netns_kit import arguments
 from netns_kit.errors import NetnsKitError
 from netns_kit.gateway.asking import Asking, FlowAnswer, FlowRequest, OnFlow
+from netns_kit.operations import Asked
 from netns_kit.stack import Refusal
 from netns_kit.uplink.flow import Endpoint
 
-T = TypeVar("T")
 logger = logging.getLogger(__name__)
-
-
-class Asked(Protocol):
-    """What is needed of a stack."""
-
-    async def ask(self, operation: Callable[..., T], *arguments: object) -> T: ...
 
 
 class Answering:

@@ -23,8 +23,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import ExitStack, aclosing, suppress
 from itertools import count
-from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, TypedDict, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, TypedDict
 
 import anyio
 import anyio.to_thread
@@ -37,6 +36,7 @@ from netns_kit.gateway.capture_filter import CaptureFilter
 from netns_kit.gateway.captures import Captures
 from netns_kit.gateway.gateway import FlowInfo, Gateway
 from netns_kit.namespace.background import Supervisor
+from netns_kit.operations import Asked
 from netns_kit.policy.rules import RuleTarget
 from netns_kit.tap import pcapng
 from netns_kit.tap.frame_device import Device
@@ -58,10 +58,9 @@ FILES_MAX = 1_000_000
 _GLANCE = 0.1  # seconds after which the rings are looked at though there is not much in them
 _NOTE = "TCP super-segments are whole, as the kernel has them, and their checksums are not filled in"
 _numbers = count()
-T = TypeVar("T")
 
 
-class Captured(Protocol):
+class Captured(Asked, Protocol):
     """What a capture needs of a stack."""
 
     @property
@@ -74,12 +73,6 @@ class Captured(Protocol):
 
     async def flows(self) -> tuple[FlowInfo, ...]: ...
 
-    async def ask(self, operation: Callable[..., T], *arguments: object) -> T: ...
-
-    async def hand(
-        self, fds: Sequence[Sequence[int]], operation: Callable[..., T], *arguments: object
-    ) -> T: ...
-
 
 class CaptureOptions(TypedDict, total=False):
     """The settings of a capture, see `UserStack.capture`."""
@@ -89,13 +82,19 @@ class CaptureOptions(TypedDict, total=False):
     snaplen: int
     """The bytes that are kept of each frame at most."""
     max_bytes: int | None
-    """The size at which the file is complete, or the next one begins; None: there is none."""
+    """The size at which the file is complete, or the next one begins; None: there is none.  Without a file it is the
+    memory.
+    """
     max_seconds: float | None
     """The time after which the capture is complete; None: there is none."""
     files: int | None
-    """Number of files, one after another, of which the oldest is written anew; None: one."""
+    """Number of files; then a number is added to the path, and when the last one is full the oldest is written anew.
+    None: one.
+    """
     processes: bool
-    """True if comments tell which process has opened a flow."""
+    """True if the next frame of a flow whose process inside was found has a comment that tells it, see
+    `UserStack.events`.
+    """
 
 
 class Capture(Displayed):
@@ -106,9 +105,9 @@ class Capture(Displayed):
     Args:
         stack: The stack.
         target: The path of a file, or a file that is open for bytes; None: memory.
-        options: The settings.
         mac: Called with this on entering.  It returns the link address of the guest whose frames are captured; empty:
             those of all.
+        where, snaplen, max_bytes, max_seconds, files, processes: See `CaptureOptions`.
 
     Raises:
         ArgumentError, ArgumentTypeError: An argument that cannot be used.
@@ -137,44 +136,24 @@ class Capture(Displayed):
         self,
         stack: Captured,
         target: str | os.PathLike[str] | BinaryIO | None,
-        options: CaptureOptions,
         mac: Callable[[Capture], str] = lambda _: "",
+        *,
+        where: CaptureFilter | RuleTarget | Iterable[RuleTarget] | None = None,
+        snaplen: int = SNAPLEN_MAX,
+        max_bytes: int | None = None,
+        max_seconds: float | None = None,
+        files: int | None = None,
+        processes: bool = False,
     ) -> None:
-        where, snaplen = options.get("where"), options.get("snaplen", SNAPLEN_MAX)
-        max_bytes, max_seconds = options.get("max_bytes"), options.get("max_seconds")
-        files, processes = options.get("files"), options.get("processes", False)
         if where is not None and not isinstance(where, CaptureFilter):
             where = CaptureFilter(where)
         arguments.whole_number("snaplen", snaplen, 16, SNAPLEN_MAX)
         if max_seconds is not None:
-            arguments.instance("max_seconds", max_seconds, (int, float), "a number of seconds, or None")
-            if not max_seconds > 0:
-                raise ArgumentError(
-                    "expected more than 0 seconds", "max_seconds", arguments.shown(max_seconds)
-                )
-        is_path = isinstance(target, str | os.PathLike)
-        is_binary = callable(getattr(target, "write", None)) and not isinstance(target, io.TextIOBase)
-        if target is not None and not is_path and not is_binary:
-            raise ArgumentTypeError(
-                "expected a path, a file that is open for bytes, or None", "target", arguments.shown(target)
-            )
-        if files is not None:
-            arguments.whole_number("files", files, 2, FILES_MAX)
-            if not is_path:
-                expected = "expected one file: the target is no path"
-                raise ArgumentError(expected, "files", arguments.shown(files), "give a path, or leave it out")
+            expected = "seconds, more than 0, or None"
+            arguments.number("max_seconds", max_seconds, expected, lambda value: value > 0)
         arguments.boolean("processes", processes)
         self._block = snaplen + BLOCK_ROOM
-        if max_bytes is None and (files is not None or target is None):
-            expected = (
-                "expected a size: without one the first file has all"
-                if files
-                else "expected a size of the memory"
-            )
-            raise ArgumentError(expected, "max_bytes", "None", "give a number of bytes")
-        if max_bytes is not None:
-            least = LEAST_BYTES + (self._block if files else 2 * self._block if target is None else 0)
-            arguments.whole_number("max_bytes", max_bytes, least)
+        _check_target(target, files, max_bytes, self._block)
         self._stack = stack
         self._target = target
         self._where = where
@@ -271,9 +250,7 @@ class Capture(Displayed):
                 await self._stack.ask(Captures.end, self._number)
             raise
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         await self._stop()
         if self._error is not None and error is None:
             raise self._error
@@ -292,10 +269,8 @@ class Capture(Displayed):
         with anyio.CancelScope(shield=True):
             async with self._ending:
                 if not self.is_over:
-                    with (
-                        anyio.move_on_after(CLOSING_SECONDS),
-                        suppress(NetnsKitError),
-                    ):  # the stack may have ended
+                    # the stack may have ended
+                    with anyio.move_on_after(CLOSING_SECONDS), suppress(NetnsKitError):
                         await self._find_names()
                         await self._stack.ask(Captures.end, self._number)
                     self._stopping = self.is_over = True
@@ -538,6 +513,32 @@ class Capture(Displayed):
             None if number is None else _FIXES.get(number, "write to another file"),
             number,
         )
+
+
+def _check_target(target: object, files: int | None, max_bytes: int | None, block: int) -> None:
+    """Check where frames are written, and how much.  Raises `ArgumentError`.
+
+    Args:
+        target, files, max_bytes: As for `Capture`.
+        block: The bytes of the largest block.
+    """
+    is_path = isinstance(target, str | os.PathLike)
+    is_binary = callable(getattr(target, "write", None)) and not isinstance(target, io.TextIOBase)
+    if target is not None and not is_path and not is_binary:
+        raise ArgumentTypeError(
+            "expected a path, a file that is open for bytes, or None", "target", arguments.shown(target)
+        )
+    if files is not None:
+        arguments.whole_number("files", files, 2, FILES_MAX)
+        if not is_path:
+            fix = "give a path, or leave it out"
+            raise ArgumentError("expected one file: the target is no path", "files", str(files), fix)
+    if max_bytes is not None:
+        least = LEAST_BYTES + (block if files else 2 * block if target is None else 0)
+        arguments.whole_number("max_bytes", max_bytes, least)
+    elif files is not None or target is None:
+        expected = "a size: without one the first file has all" if files else "a size of the memory"
+        raise ArgumentError(f"expected {expected}", "max_bytes", "None", "give a number of bytes")
 
 
 _FIXES = {

@@ -24,18 +24,20 @@ from netns_kit.dns.message import ANY, NXDOMAIN, PTR, RCODE, TYPES, Rr, parse_un
 from netns_kit.dns.records import DEFAULT_TTL, as_text
 from netns_kit.dns.zone import ANYTHING, Lookup
 from netns_kit.domain_names import address_of, suffixes, to_text, to_wire
-from netns_kit.errors import AddressError, ArgumentError, ArgumentTypeError, DomainNameError, NotFound
+from netns_kit.errors import AddressError, ArgumentError, DomainNameError, NotFound
 from netns_kit.forwarder.forwards import Forwards
 from netns_kit.frozen import frozen
 from netns_kit.gateway.served import Echo, Opened
+from netns_kit.gateway.setup import as_record
 from netns_kit.policy.policy import Policy
 from netns_kit.stack import Refusal, Transport
 from netns_kit.uplink.flow import Endpoint, Flow
 from netns_kit.uplink.in_memory import InMemoryUplink
 from netns_kit.uplink.uplink import is_reachable
 
-from .serving import GuestServer, GuestStream, Servers, TcpGuestHandler, UdpGuestHandler
-from .userstack import UserStack
+from .guest_streams import GuestStream, TcpGuestHandler, UdpGuestHandler
+from .serving import GuestServer, Servers
+from .userstack import UserStack, check_handler
 
 T = TypeVar("T", bound=Callable[..., Awaitable[object]])
 LOG_MOST = 10_000
@@ -198,9 +200,7 @@ class FakeHost:
 
     def _serve(self, transport: Literal["tcp", "udp"], port: int | None, handler: object) -> None:
         number = _port(port)
-        if not callable(handler):
-            fix = "write `async def handler(stream)`"
-            raise ArgumentTypeError("expected an async function", "handler", arguments.shown(handler), fix)
+        check_handler(handler)
         self._services[transport, number] = _Service(self, transport, number, handler)
 
     def _refuse(self, transport: Literal["tcp", "udp"], port: int | None, how: Refusal) -> None:
@@ -432,8 +432,7 @@ class FakeInternet(InMemoryUplink):
             DomainNameError, RecordError: The record makes no sense.
             ArgumentTypeError: The argument is neither text nor a Record.
         """
-        arguments.instance("record", record, (str, Record), "NAME=ADDRESS or a Record")
-        made = Record.parse(record) if isinstance(record, str) else record
+        made = as_record(record)
         self._names.add(made)
         return made
 

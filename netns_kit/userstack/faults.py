@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from itertools import count
-from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import anyio
 
@@ -17,22 +16,20 @@ from netns_kit.errors import AlreadyOpened, ArgumentError, NetnsKitError
 from netns_kit.forwarder.forwarder import CLOSING_SECONDS
 from netns_kit.gateway.fault_blocks import FaultBlocks
 from netns_kit.gateway.faults import FaultOptions, Faults, read_script
+from netns_kit.operations import Asked
 from netns_kit.tap.frame_device import Device
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 _numbers = count()
-T = TypeVar("T")
 
 
-class Disturbed(Protocol):
+class Disturbed(Asked, Protocol):
     """What a block of faults needs of a stack."""
 
     @property
     def tap(self) -> Device: ...
-
-    async def ask(self, operation: Callable[..., T], *arguments: object) -> T: ...
 
 
 class FaultsBlock:
@@ -89,9 +86,7 @@ class FaultsBlock:
             await self._stack.ask(FaultBlocks.begin, self._number, text, self._guests(self))
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._end()
 
     @property
@@ -112,10 +107,8 @@ class FaultsBlock:
         if self.is_over:
             return
         self._counts = {}
-        with (
-            anyio.move_on_after(CLOSING_SECONDS, shield=True),
-            suppress(NetnsKitError),
-        ):  # or its end ends them
+        # or its end ends them
+        with anyio.move_on_after(CLOSING_SECONDS, shield=True), suppress(NetnsKitError):
             self._counts = await self._stack.ask(FaultBlocks.end, self._number)
 
     async def counts(self) -> dict[str, int]:

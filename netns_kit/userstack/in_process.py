@@ -72,9 +72,8 @@ class LocalStack:
             arguments: Its arguments.
             flow: The flow that it is about.
         """
-        box = list(
-            fds
-        )  # whoever takes them out has them: the engine, or this if the engine does not come to it
+        # whoever takes them out has them: the engine, or this if the engine does not come to it
+        box = list(fds)
         done = operation.__qualname__
         try:
             return cast(

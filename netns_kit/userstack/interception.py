@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeAlias
 
@@ -33,20 +33,17 @@ from netns_kit.policy.first_bytes import FirstBytes, Seen
 from netns_kit.policy.policy import Policy
 from netns_kit.policy.rules import Rule
 
-from .serving import (
+from .guest_streams import (
     AT_ONCE,
     LONGEST_PAYLOAD,
-    Claim,
     EndStream,
     GuestDatagrams,
     GuestStream,
-    Servers,
     _End,
     _Flow,
-    note_failure,
-    numbers,
     pair_of,
 )
+from .serving import Claim, Servers, note_failure, numbers
 
 PEEKED_MOST = 65536
 
@@ -160,6 +157,25 @@ class _Intercepted:
         self._refusals: list[BaseException] = []
         self._ways: list[socket.socket] = []  # that were opened
 
+    async def _do(
+        self, operation: Callable[..., Any], *arguments: object, fds: Sequence[int] = (), joins: bool = False
+    ) -> None:
+        """Have the engine do something with the flow, whatever happens here.
+
+        Args:
+            operation, arguments: See `Servers.stack`.
+            fds: Descriptors that go with it.
+            joins: Whether the flow is the engine's from then on.
+
+        Raises:
+            anyio.BrokenResourceError: The flow has gone.
+        """
+        number = self._flow.opened.id
+        with anyio.CancelScope(shield=True):
+            if not await self._stack.hand([fds], operation, number, *arguments, flow=number):
+                raise anyio.BrokenResourceError
+            self.is_joined = self.is_joined or joins
+
     def _leave_ways(self) -> None:
         """Close what the handler has not closed."""
         for each in self._ways:
@@ -173,17 +189,13 @@ class _Intercepted:
         where: Address | None = None if address is None else arguments.address(address)
         if port is not None:
             arguments.port("port", port, 1)
-        number = self._flow.opened.id
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         fds = [far.detach()]
         if self._flow.opened.transport == "udp":
             fds += (each.detach() for each in pair_of(is_tcp=False))
         with near:
             near.setblocking(False)
-            with anyio.CancelScope(shield=True):
-                is_there = await self._stack.hand([fds], Serving.dial, number, where, port, flow=number)
-            if not is_there:
-                raise anyio.BrokenResourceError
+            await self._do(Serving.dial, where, port, fds=fds)
             await anyio.wait_readable(near)
             try:
                 said, came, _ = receive_record(near, 1)
@@ -249,13 +261,8 @@ class InterceptedStream(_Intercepted, GuestStream):
         far, self._far = self._far, None
         if far is None:
             return
-        flow = self._flow
-        flow.is_carried = True
-        with anyio.CancelScope(shield=True):
-            if not await self._stack.hand(
-                [[far.detach()]], Serving.accept, flow.opened.id, flow=flow.opened.id
-            ):
-                raise anyio.BrokenResourceError
+        self._flow.is_carried = True
+        await self._do(Serving.accept, fds=[far.detach()])
 
     async def receive(self, max_bytes: int = AT_ONCE) -> bytes:
         if self._ahead:
@@ -370,14 +377,11 @@ class InterceptedStream(_Intercepted, GuestStream):
 
         Cancellation: The connection is reset, unless it was not begun to be handed over.
         """
-        number, flow = self._flow.opened.id, self._flow
+        number = self._flow.opened.id
         sock = self._end.checked()
         if upstream is None and self._far is not None:
-            flow.is_carried = True
-            with anyio.CancelScope(shield=True):
-                if not await self._stack.hand([[]], Serving.release, number, flow=number):
-                    raise anyio.BrokenResourceError
-                self.is_joined = True
+            self._flow.is_carried = True
+            await self._do(Serving.release, joins=True)
             await self._end.aclose()
             return
         if upstream is None:
@@ -402,22 +406,16 @@ class InterceptedStream(_Intercepted, GuestStream):
 
     async def _hand_over(self, out: socket.socket, way: _Flow | None) -> None:
         """Give the way out to the engine; `way` is the flow of its other end, if that is in this process."""
-        number = self._flow.opened.id
         if way is not None:
             if way.has_failed:
                 raise anyio.BrokenResourceError
             way.is_joined = True
-        with anyio.CancelScope(shield=True):
-            is_there = False
-            try:
-                there = 0 if way is None else way.opened.id
-                is_there = await self._stack.hand([[out.detach()]], Serving.go_on, number, there, flow=number)
-            finally:
-                if way is not None and not is_there:
-                    way.end("reset")
-            if not is_there:
-                raise anyio.BrokenResourceError
-            self.is_joined = True
+        try:
+            there = 0 if way is None else way.opened.id
+            await self._do(Serving.go_on, there, fds=[out.detach()], joins=True)
+        finally:
+            if way is not None and not self.is_joined:
+                way.end("reset")
 
     async def _pass_on(self, sock: socket.socket, upstream: UpstreamStream) -> None:
         """Send what the guest has sent and nobody has received."""
@@ -475,11 +473,8 @@ class InterceptedDatagrams(_Intercepted, GuestDatagrams):
 
     async def _begin(self) -> None:
         """Have the engine put datagrams into the pair."""
-        number = self._flow.opened.id
         self._flow.is_carried = True
-        with anyio.CancelScope(shield=True):
-            if not await self._stack.hand([[self._far.detach()]], Serving.accept, number, flow=number):
-                raise anyio.BrokenResourceError
+        await self._do(Serving.accept, fds=[self._far.detach()])
 
     async def connect_upstream(
         self, address: AddressLike | None = None, port: int | None = None

@@ -9,7 +9,6 @@ import socket
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from itertools import count
-from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, TextIO, TypeVar, cast
 
 import anyio
@@ -37,7 +36,6 @@ from netns_kit.errors import (
 from netns_kit.forwarder.forwarder import CLOSING_SECONDS
 from netns_kit.frozen import replace
 from netns_kit.gateway.asking import FlowRequest, OnFlow
-from netns_kit.gateway.capture_filter import CaptureFilter
 from netns_kit.gateway.gateway import FlowInfo, Gateway
 from netns_kit.gateway.leasing import Leasing
 from netns_kit.gateway.setup import Setup, StackOptions, as_record, check_policy
@@ -45,13 +43,14 @@ from netns_kit.gateway.stats import Stats, complete
 from netns_kit.namespace.background import Openable, Supervisor, finish
 from netns_kit.namespace.namespace import Namespace
 from netns_kit.namespace.process_info import ProcessInfo
+from netns_kit.operations import Asked
 from netns_kit.subnet import Subnet
 from netns_kit.tap.frame_device import Device
 from netns_kit.uplink.in_memory import InMemoryUplink
 from netns_kit.uplink.uplink import Uplink
 
 from .answers import Counted, Flows
-from .capture import SNAPLEN_MAX, Capture, CaptureOptions
+from .capture import Capture, CaptureOptions
 from .event_log import EventLog
 from .events import Event, Events, FlowEvent, under_way
 from .in_process import LocalStack
@@ -66,15 +65,17 @@ if TYPE_CHECKING:
     from netns_kit.policy.rules import Rule, RulePorts, RuleTarget
 
     from .faults import FaultsBlock
+    from .guest_streams import GuestStream, TcpGuestHandler, UdpGuestHandler
     from .interception import Interceptor, TcpInterceptHandler, UdpInterceptHandler
-    from .serving import GuestServer, GuestStream, Servers, TcpGuestHandler, UdpGuestHandler, World
+    from .serving import GuestServer, Servers, World
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 _numbers = count()
+_PAUSE = 1e-3  # seconds before a socket is passed again
 
 
-class Runner(Protocol):
+class Runner(Asked, Protocol):
     """A place where the stack runs: a `LocalStack`, or `Workers`."""
 
     @property
@@ -83,16 +84,6 @@ class Runner(Protocol):
     async def run(self) -> None: ...
 
     async def ready(self) -> None: ...
-
-    async def ask(self, operation: Callable[..., T], *arguments: object) -> T: ...
-
-    async def hand(
-        self,
-        fds: Sequence[Sequence[int]],
-        operation: Callable[..., T],
-        *arguments: object,
-        flow: int | None = None,
-    ) -> T: ...
 
     async def close(self) -> None: ...
 
@@ -563,7 +554,7 @@ class UserStack(Displayed, Openable):
             rule = Rule("allow", given, ports or None, protocol or "tcp")
         else:
             rule = Rule("allow", several(targets), ports, protocol or "tcp")
-        _check_handler(handler)
+        check_handler(handler)
         return await intercept(self._serving(), rule, handler)
 
     async def _serve(
@@ -571,7 +562,7 @@ class UserStack(Displayed, Openable):
     ) -> GuestServer:
         where = None if address is None else arguments.address(address)
         arguments.port("port", port, 1)
-        _check_handler(handler)
+        check_handler(handler)
         return await self._serving().serve(transport, where, port, handler)
 
     async def connect_tcp(
@@ -669,24 +660,11 @@ class UserStack(Displayed, Openable):
         Cancellation: What has happened until then is written, and a line of the kind "open" for each flow that is
             still under way.
         """
-        log = EventLog(target)
-        try:
-            async with Follower(self, processes) as follower:
-                task_status.started()
-                await log.run(follower, CLOSING_SECONDS)
-        finally:
-            log.close()
+        await Follower(self, processes).log(target, task_status)
 
+    @arguments.spelled_out(Capture.__init__)
     def capture(
-        self,
-        target: str | os.PathLike[str] | BinaryIO | None,
-        *,
-        where: CaptureFilter | RuleTarget | Iterable[RuleTarget] | None = None,
-        snaplen: int = SNAPLEN_MAX,
-        max_bytes: int | None = None,
-        max_seconds: float | None = None,
-        files: int | None = None,
-        processes: bool = False,
+        self, target: str | os.PathLike[str] | BinaryIO | None, **options: Unpack[CaptureOptions]
     ) -> Capture:
         """Return a capture of the frames of the device, to be used in `async with`, in which it writes a pcapng file.
 
@@ -697,35 +675,19 @@ class UserStack(Displayed, Openable):
         Args:
             target: The path of a file that is made or emptied; or a file that is open for bytes, which stays open.
                 None: the last frames are kept in memory, for `Capture.dump`.
-            where: The frames that are captured, as a `CaptureFilter`, or its targets alone; None: all.
-            snaplen: The bytes that are kept of each frame at most.
-            max_bytes: The size at which the file is complete, or the next one begins; None: there is none.  Without a
-                file it is the memory.
-            max_seconds: The time after which the capture is complete; None: there is none.
-            files: How many files there are; then a number is added to the path, and when the last one is full the
-                oldest is written anew.  None: one.
-            processes: Whether the next frame of a flow whose process inside was found has a comment that tells it,
-                see `events`.
+            options: The settings, see `CaptureOptions`.
 
         Raises:
             ArgumentError, ArgumentTypeError: An argument that cannot be used.
             CaptureError: On entering, the file cannot be opened or written; on leaving, it could not be written
                 meanwhile.
-            PolicyError: A target of `where` cannot be used.
+            PolicyError: A target of the filter cannot be used.
             StackClosed: On entering, the stack is not open.
             OSError: On entering, there are no descriptors or no memory left.
 
         Cancellation: The file is complete.
         """
-        options: CaptureOptions = {
-            "where": where,
-            "snaplen": snaplen,
-            "max_bytes": max_bytes,
-            "max_seconds": max_seconds,
-            "files": files,
-            "processes": processes,
-        }
-        return Capture(self, target, options)
+        return Capture(self, target, **options)
 
     def faults(
         self,
@@ -799,7 +761,7 @@ class UserStack(Displayed, Openable):
         """
         return self.guests.get(arguments.address(guest, "guest"), self.namespace)
 
-    def pass_socket(self, sock: socket.socket) -> int:
+    async def pass_socket(self, sock: socket.socket) -> int:
         """Have the engine receive a copy of a socket, and return the number under which it has it.
 
         For parts of this library, see `netns_kit.gateway.inside`.
@@ -810,6 +772,9 @@ class UserStack(Displayed, Openable):
         Raises:
             FeatureUnavailable: The device is in no namespace that has an agent.
             OSError: There is no room for another descriptor on its way.
+            StackClosed: The stack has ended meanwhile.
+
+        Cancellation: The engine has no copy.
         """
         if self._passing is None:
             raise FeatureUnavailable(
@@ -817,8 +782,13 @@ class UserStack(Displayed, Openable):
                 fix='open the device in the namespace: TapDevice.open(namespace, "tap0")',
             )
         number = next(_numbers)
-        send_record(self._passing, PASSED.pack(number), [sock.fileno()])
-        return number
+        while True:  # some ten are on their way at most (net.unix.max_dgram_qlen)
+            try:
+                send_record(self._passing, PASSED.pack(number), [sock.fileno()])
+                return number
+            except BlockingIOError:
+                await anyio.sleep(_PAUSE)
+                self.supervisor.check()
 
     async def ask(self, operation: Callable[..., T], *arguments: object) -> T:
         """Have the stack do an operation, see `netns_kit.operations`.  For parts of this library.
@@ -881,10 +851,18 @@ class Follower:
         stack: The stack.
         processes: Whether processes are wanted.
         guests: The addresses of the guests whose events it gets; none: those of all.
+        supervisor: That of the object whose end interrupts it; None: that of the stack.
     """
 
-    def __init__(self, stack: UserStack, processes: bool, guests: tuple[Address, ...] = ()) -> None:
+    def __init__(
+        self,
+        stack: UserStack,
+        processes: bool,
+        guests: tuple[Address, ...] = (),
+        supervisor: Supervisor | None = None,
+    ) -> None:
         self._stack = stack
+        self._supervisor = supervisor or stack.supervisor
         self._guests = guests
         self._wants_processes = processes
         self._processes: dict[int, ProcessInfo | None] = {}  # of flows that are under way, by their ids
@@ -895,18 +873,14 @@ class Follower:
         try:
             await self._stack.ask(Events.subscribe, self._number, self._guests)
         except BaseException:
-            await self.__aexit__(None, None, None)
+            await self.__aexit__()
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         del self._stack._news[self._number]
-        with (
-            anyio.move_on_after(CLOSING_SECONDS, shield=True),
-            suppress(NetnsKitError),
-        ):  # or its end does
+        # or its end does
+        with anyio.move_on_after(CLOSING_SECONDS, shield=True), suppress(NetnsKitError):
             await self._stack.ask(Events.unsubscribe, self._number)
 
     async def wait(self) -> None:
@@ -915,7 +889,7 @@ class Follower:
         Raises:
             StackClosed: The stack was closed.
         """
-        with self._stack.supervisor.guarding():
+        with self._supervisor.guarding():
             await self._news.wait()
         self._news = self._stack._news[self._number] = anyio.Event()
 
@@ -930,7 +904,21 @@ class Follower:
 
     async def under_way(self) -> tuple[Event, ...]:
         """Return an event of the kind "open" for each flow that is under way.  Raises as `wait` does."""
-        return tuple(under_way(flow, self._processes.get(flow.id)) for flow in await self._stack.flows())
+        return tuple(
+            under_way(flow, self._processes.get(flow.id))
+            for flow in await self._stack.flows()
+            if not self._guests or flow.guest.address in self._guests
+        )
+
+    async def log(self, target: str | os.PathLike[str] | TextIO, task_status: TaskStatus[None]) -> None:
+        """Write the events to a file: see `UserStack.log_events`."""
+        log = EventLog(target)
+        try:
+            async with self:
+                task_status.started()
+                await log.run(self, CLOSING_SECONDS)
+        finally:
+            log.close()
 
     async def _completed(self, events: tuple[Event, ...]) -> tuple[Event, ...]:
         names = await self._stack._names(event.flow for event in events if isinstance(event, FlowEvent))
@@ -963,7 +951,8 @@ class Follower:
         return known.get(flow.id) if event.audit else known.pop(flow.id, None)
 
 
-def _check_handler(handler: object) -> None:
+def check_handler(handler: object) -> None:
+    """Raise `ArgumentTypeError` unless a handler can be called."""
     if not callable(handler):
         fix = "write `async def handler(stream)`"
         raise ArgumentTypeError("expected an async function", "handler", arguments.shown(handler), fix)

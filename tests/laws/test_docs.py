@@ -59,7 +59,7 @@ def run_page(page: Path, *options: str) -> str:
         input="y\n",  # what a person says whom an example asks
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=250,
         check=False,
     )
     assert child.returncode == 0, f"{page.name}:\n{child.stdout}{child.stderr}"
@@ -111,6 +111,22 @@ def test_what_the_page_about_policies_shows_is_what_comes_out() -> None:
     assert len(shown) > 20
     assert [line for line in shown if line not in said] == []
     assert any("wants 192.0.2.1, tcp port 443: [y/N]" in line for line in said)
+
+
+def test_what_the_page_about_displays_shows_is_what_comes_out() -> None:
+    """But for numbers, and how much room they take."""
+    needs_userns()
+    needs_tun()
+    page = ROOT / "docs" / "displays.md"
+
+    def steady(line: str) -> str:
+        return re.sub(r"[ ─]+", " ", re.sub(r"\d+", "0", line)).strip()
+
+    said = {steady(line) for line in run_page(page).splitlines()}
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    shown = [steady(line) for line in text.splitlines() if line.startswith("    ")]
+    assert len(shown) > 12
+    assert [line for line in shown if line not in said] == []
 
 
 def test_the_file_of_the_page_about_policies_is_the_policy_of_its_first_example() -> None:

@@ -98,6 +98,7 @@ def test_exceptions_that_callers_meet_are_public() -> None:
     """Every class of exception that the library's modules define, but for those that end where they are caught."""
     inner = {
         "Missing",
+        "Over",
         "Refused",
         "BadPacket",
         "BadParameter",

@@ -152,10 +152,16 @@ class Proxy:
             while True:
                 with suppress(TimeoutError):
                     data, client = relay.recvfrom(65535)
-                    self.asked.append(
-                        ("datagram", socket.inet_ntop(socket.AF_INET, data[4:8]), len(data) - 10)
-                    )
-                    relay.sendto(data[:10] + data[10:][::-1], client)
+                    if data[3] == 3:
+                        start = 7 + data[4]
+                        host, head = (
+                            data[5 : start - 2].decode(),
+                            bytes(3) + b"\1\xc0\0\2\1" + data[start - 2 : start],
+                        )
+                    else:
+                        start, host, head = 10, socket.inet_ntop(socket.AF_INET, data[4:8]), data[:10]
+                    self.asked.append(("datagram", host, len(data) - start))
+                    relay.sendto(head + data[start:][::-1], client)
                     relay.sendto(bytes(3) + b"\1\xc0\0\2\x63\0\x07of a stranger", client)
                     relay.sendto(b"nonsense"[: len(data) % 9], client)
                 with suppress(BlockingIOError):

@@ -19,7 +19,7 @@ from tests.support import needs_tun, needs_userns, uplinks
 from tests.support.events import flow_events
 from tests.support.servers import bounded
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
+pytestmark = [pytest.mark.anyio, pytest.mark.engine, pytest.mark.usefixtures("leaks")]
 
 ELSEWHERE = IPv4Address("203.0.113.9")
 DRIVERS: dict[str, dict[str, Any]] = {

@@ -37,7 +37,7 @@ from tests.support.servers import SECONDS, bounded, closed_port, host_address
 
 __all__ = ["driver", "net"]  # fixtures
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
+pytestmark = [pytest.mark.anyio, pytest.mark.engine, pytest.mark.usefixtures("leaks")]
 
 GUEST = "10.0.2.100"
 

@@ -37,7 +37,7 @@ from tests.support.waiting import eventually
 
 __all__ = ["driver", "net"]  # fixtures
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
+pytestmark = [pytest.mark.anyio, pytest.mark.engine, pytest.mark.usefixtures("leaks")]
 
 OWN, LOOPBACK, LOOPBACK6 = "10.0.2.100", "127.0.0.1", "::1"
 RESET = struct.pack("ii", 1, 0)
@@ -475,8 +475,8 @@ async def test_a_unix_socket_that_is_cancelled_is_gone(
     at = UnixSocket(str(tmp_path / "published") if path == "file" else f"@{tmp_path}/published")
     passing = net.stack.pass_socket
 
-    def pass_and_cancel(sock: socket.socket) -> int:
-        number = passing(sock)
+    async def pass_and_cancel(sock: socket.socket) -> int:
+        number = await passing(sock)
         scope.cancel()
         return number
 

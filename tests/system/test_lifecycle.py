@@ -239,7 +239,7 @@ async def test_hundreds_of_namespaces_leave_nothing(anyio_backend_name: str) -> 
 
     with anyio.fail_after(600 if LONG else 240):
         sizes = [resident()]
-        for _ in range(4):
+        for _ in range(3):
             before = Possessions()
             async with anyio.create_task_group() as tasks:
                 for turn in range(count):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 from contextlib import aclosing
@@ -406,3 +407,35 @@ async def test_a_foreign_name_is_none_in_an_internal_network() -> None:
         assert await output(a, "dig", "+short", "a.") == str(A)
     async with network(uplink=Uplink(dns=[])) as net:
         assert "SERVFAIL" in await output(net, "dig", "www.example.com.")
+
+
+@every_driver
+async def test_a_log_of_a_member_has_its_events_alone(driver: DriverName) -> None:
+    """Also of what is under way when it ends; the end of the member ends it."""
+    log = io.StringIO()
+    with tcp_server(echo) as port:
+        async with (
+            network(uplink=Uplink(allow_host_loopback=True), driver=driver) as net,
+            net.member("a") as a,
+            net.member("b") as b,
+        ):
+            streams = []
+            async with anyio.create_task_group() as tasks:
+                await tasks.start(a.log_events, log)
+                for each in (b, a):
+                    streams.append(await each.namespace.connect_tcp(GATEWAY, port))
+                    await streams[-1].send(b"there")
+                    assert await streams[-1].receive() == b"there"
+                while not log.getvalue():  # noqa: ASYNC110 - nobody tells
+                    await anyio.sleep(0.01)
+                tasks.cancel_scope.cancel()
+            lines = [json.loads(line) for line in log.getvalue().splitlines()]
+            assert {each["guest"] for each in lines} == {str(A)}
+            assert lines[-1]["kind"] == "open"
+            async with anyio.create_task_group() as tasks:
+                await tasks.start(b.log_events, io.StringIO())
+                await net.remove_member(b)
+            with pytest.raises(NamespaceGone):
+                await b.log_events(io.StringIO())
+            for stream in streams:
+                await stream.aclose()

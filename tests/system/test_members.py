@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -13,14 +14,17 @@ import pytest
 from netns_kit import (
     AddressError,
     ArgumentError,
+    Composition,
     Member,
     Namespace,
     NamespaceGone,
     Network,
     NotFound,
+    StaticLease,
     Uplink,
 )
 from netns_kit.gateway.setup import DriverName
+from netns_kit.host.abi import IFA_F_TENTATIVE
 from tests.support import needs, needs_ipv6, needs_tun
 from tests.support.connections import every_driver, once
 from tests.support.members import ask, echo, network, output, serving, status
@@ -147,11 +151,15 @@ async def test_what_two_members_cannot_both_have() -> None:
     ("options", "message"),
     [
         ({"name": "no name"}, "name='no name': expected a domain name"),
+        ({"name": "10.0.2.5"}, "name='10.0.2.5': expected a name that is no address"),
+        ({"aliases": ["123"]}, "aliases='123': expected a name that is no address"),
         ({"aliases": "www"}, "aliases='www': expected a list of names"),
         ({"address": "fd00::7"}, "expected an IPv4 address"),
         ({"mac": "03:00:00:00:00:01"}, "expected an interface's address"),
         ({"ifname": "a/b"}, "ifname='a/b': expected 1 to 15 bytes"),
         ({"ports": "80"}, "ports='80': expected a list of ports"),
+        ({"ids": "somebody"}, "ids='somebody': expected"),
+        ({"ids": "same", "namespace": Namespace.create()}, "ids='same': expected \"root\" for a namespace"),
         ({"namespace": 7}, "namespace=7: expected a Namespace"),
     ],
 )
@@ -222,6 +230,51 @@ async def test_commands_that_run_see_who_comes_and_goes() -> None:
                     await third.stdin.send(b"?\n")
                     assert await third.stdout.receive() == b"db web www\n"
             assert await seen() == ["db", "db", "www"]
+
+
+async def test_who_commands_are() -> None:
+    needs("id")
+    plan = {"members": {"db": {"ids": "same"}}}
+    async with (
+        network() as net,
+        net.member("web", ids="same") as web,
+        net.member_of(Composition.from_dict(plan).members[0].setup) as db,
+        serving(db, 80),
+    ):
+        for member in (web, db):
+            assert await output(member, "id", "-u") == str(os.getuid())
+        assert await ask(web, "db", 80) == str(web.address)
+        assert await output(net, "id", "-u") == "0"
+    with pytest.raises(ArgumentError, match=r"members.db.ids='somebody'"):
+        Composition.from_dict({"members": {"db": {"ids": "somebody"}}})
+
+
+async def test_the_hub_reaches_an_address_that_another_had() -> None:
+    needs("ping")
+    async with network() as net:
+        for mac in ("02:00:00:00:01:01", "02:00:00:00:01:02"):
+            async with net.member("x", address="10.0.2.50", mac=mac) as member:
+                assert await status(net, "ping", "-c1", "-W5", "10.0.2.50") == 0
+                assert await status(member, "ping", "-c1", "-W5", "10.0.2.100") == 0
+
+
+async def test_an_address_that_another_has_leased() -> None:
+    """It is the member's, whose DHCP client is told so."""
+    async with network() as net:
+        await net.stack.reserve(StaticLease("10.0.2.20", "02:00:00:00:00:99"))
+        async with net.member("web", address="10.0.2.20") as web:
+            leases = {str(each.address): each.mac for each in await net.stack.leases()}
+            assert leases["10.0.2.20"] == web.mac
+
+
+async def test_the_link_local_address_is_usable_at_once() -> None:
+    needs_ipv6()
+    for options in ({"ipv6": True}, {}):
+        async with network(**options) as net, net.member("web") as web:
+            for place in (net, web):
+                for line in (await output(place, "cat", "/proc/net/if_inet6")).splitlines():
+                    address, _, _, _, flags, name = line.split()
+                    assert name == "tap0" or not int(flags, 16) & IFA_F_TENTATIVE, (address, name)
 
 
 @pytest.fixture

@@ -95,8 +95,13 @@ async def test_nobody_else_has_them() -> None:
             assert await resolved(member, name) == "-"
             for asked in (name, f"{name}.front.test"):
                 assert await output(member, "dig", f"@{net.subnet.dns}", "+short", asked) == ""
-        for one, other in ((client, db), (db, client), (client, twin), (db, web)):
-            assert not await reaches(one, other)
+        await web.namespace.set_sysctl("net.ipv4.ip_forward", 1)
+        await output(client, "ip", "route", "add", "10.9.0.0/16", "via", str(web.address))
+        await output(db, "ip", "route", "add", "10.0.2.0/24", "via", str(twin.address))
+        for one, other in ((client, db), (db, client)):
+            assert not await reaches(one, other), (
+                "although root in each has a route, and that in between forwards"
+            )
 
 
 async def reaches(member: Member, other: Member) -> bool:
@@ -165,6 +170,8 @@ async def test_the_way_out_is_that_of_the_network_that_came_first() -> None:
             for member in (client, web, twin):
                 assert await ask(member, "10.0.2.2", port) == "hello"
             assert await status(db, sys.executable, "-ISc", CONNECT, "10.0.2.2", str(port)) != 0
+            ways = [each for each in await web.namespace.routes() if each.destination.prefixlen == 0]
+            assert [str(each.gateway) for each in ways] == ["10.0.2.2"]
 
 
 CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)"

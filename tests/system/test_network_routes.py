@@ -18,7 +18,7 @@ from netns_kit import AddressError, ArgumentError, Member, NamespaceGone, Networ
 from netns_kit.gateway.setup import DriverName
 from tests.support import needs, needs_ipv6, needs_tun
 from tests.support.connections import every_driver, once
-from tests.support.members import MARK, arrived, ask, network, output, serving, status, wire
+from tests.support.members import FIRST, MARK, arrived, ask, carried, network, output, serving, status, wire
 from tests.support.servers import bounded, cancelled_at_any_moment, hello, tcp_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
@@ -34,7 +34,9 @@ def _tun() -> None:
 async def two(**options: Any) -> AsyncIterator[tuple[Network, Network, Member, Member]]:
     """Two networks with a member each, `a` and `b`; what is given is for the second."""
     async with (
-        network(uplink=Uplink(allow_host_loopback=True), policy=Policy.deny().allow("10.0.2.2")) as one,
+        network(
+            uplink=Uplink(allow_host_loopback=True, any_source=True), policy=Policy.deny().allow("10.0.2.2")
+        ) as one,
         network(**{"subnet": "10.9.0.0/16", "policy": Policy.deny(), **options}) as other,
         one.member("a") as a,
         other.member("b") as b,
@@ -87,6 +89,7 @@ async def test_a_route_leads_to_no_stack_and_so_to_no_way_out() -> None:
     needs("ip", "dig", "ping")
     with tcp_server(hello) as port:
         async with two(policy=None, internal=True) as (one, other, a, b):
+            await one.stack.set_policy(None)  # and its stack takes packets from anybody
             async with one.route_to(other):
                 assert await ask(a, "10.0.2.2", port) == "hello", "the way out of its own"
                 assert await status(b, "ping", "-c1", "-W5", str(a.address)) == 0
@@ -158,14 +161,23 @@ async def test_nobody_sends_with_an_address_of_another_over_a_route() -> None:
             wire(a) as out,
             wire(b) as heard,
         ):
+            first, last = [
+                bytes(
+                    Ether(src=a.mac, dst=one.subnet.mac.hex(":"))
+                    / IP(src=str(a.address), dst=str(b.address))
+                    / UDP(sport=1, dport=9)
+                    / mark
+                )
+                for mark in (FIRST, MARK)
+            ]
+            await carried(out, first, heard)
             sent = [str(a.address), str(c.address), "10.9.0.77", "192.0.2.1", "10.0.2.2"]
             for number, source in enumerate(sent):
                 packet = IP(src=source, dst=str(b.address)) / UDP(sport=1, dport=9)
                 out.send(
                     bytes(Ether(src=a.mac, dst=one.subnet.mac.hex(":")) / packet / (b"frame %3d" % number))
                 )
-            packet = IP(src=str(a.address), dst=str(b.address)) / UDP(sport=1, dport=9) / MARK
-            out.send(bytes(Ether(src=a.mac, dst=one.subnet.mac.hex(":")) / packet))
+            out.send(last)
             frames = await arrived(heard)
             got = [
                 each for number, each in enumerate(sent) if any(b"frame %3d" % number in f for f in frames)

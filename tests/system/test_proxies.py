@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from ipaddress import ip_address
 from pathlib import Path
 from subprocess import PIPE
 from typing import NamedTuple
@@ -17,13 +19,33 @@ from typing import NamedTuple
 import anyio
 import pytest
 
-from netns_kit import HttpConnectUplink, Namespace, Network, Policy, Socks5Uplink
+from netns_kit import (
+    DnsSettings,
+    FlowRequest,
+    HttpConnectUplink,
+    Namespace,
+    Network,
+    Policy,
+    Socks5Uplink,
+)
 from netns_kit.uplink.indirect import IndirectUplink, ProxyNames
 from tests.support import needs, needs_tun
 from tests.support.clients import ALLOWED, Client, Place, git_ssh, pip, ssh
+from tests.support.events import followed
+from tests.support.pcapng import read
 from tests.support.proxies import Proxy
 from tests.support.servers import SECONDS, closed_port
-from tests.support.world import DRIVERS, ELSEWHERE, EVIL, NEIGHBOUR, RESOLVER, WEB, World, in_world
+from tests.support.world import (
+    DRIVERS,
+    ELSEWHERE,
+    EVIL,
+    NEIGHBOUR,
+    QUEUES,
+    RESOLVER,
+    WEB,
+    World,
+    in_world,
+)
 
 Start = Callable[[Path, int], list[str]]
 
@@ -94,6 +116,16 @@ socks pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0 }}
     return ["danted", "-f", str(path / "conf")]
 
 
+WITH_HOSTS = """
+import ctypes, os, sys
+MS_BIND = 4096
+libc = ctypes.CDLL(None, use_errno=True)
+assert not libc.mount(sys.argv[1].encode(), b"/etc/hosts", None, MS_BIND, None), ctypes.get_errno()
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+"""Runs a program that has another hosts file."""
+
+
 class Running(NamedTuple):
     """A proxy that runs: its address and port, and its process."""
 
@@ -102,11 +134,17 @@ class Running(NamedTuple):
 
 
 @contextmanager
-def serving(start: Start, path: Path, port: int = 0) -> Iterator[Running]:
-    """A proxy at home, which listens."""
+def serving(
+    start: Start, path: Path, port: int = 0, hosts: Mapping[str, str] | None = None
+) -> Iterator[Running]:
+    """A proxy at home, which listens.  It knows the addresses of `hosts`, if any are given, and asks nobody."""
     port = port or closed_port()
     command = start(path, port)
     needs(command[0])
+    if hosts is not None:
+        (path / "hosts").write_text("".join(f"{address} {name}\n" for name, address in hosts.items()))
+        apart = ["unshare", "--user", "--map-current-user", "--keep-caps", "--mount"]
+        command = [*apart, sys.executable, "-c", WITH_HOSTS, str(path / "hosts"), *command]
     with (path / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
@@ -238,6 +276,84 @@ async def test_a_real_proxy_that_hangs_or_dies(world: World, how: str, driver: s
             assert b"hello" not in _payloads(world), "there is no other way"
             with serving(start, tmp_path, int(proxy.at.partition(":")[2])):
                 assert await world.tries(net, ("tcp", WEB, 80)) == ["hello"], "it is back"
+
+
+HOSTS = {"www.example.org": WEB}
+BY_NAME = ["microsocks", "danted", "tinyproxy", "squid"]
+
+
+def by_name(proxy: Running, how: str, path: Path) -> IndirectUplink:
+    """An uplink whose host has a resolver that does not answer."""
+    (path / "resolv.conf").write_text("nameserver 127.0.0.53\nsearch corp.example\noptions ndots:5\n")
+    return HOW[how][1](proxy.at, dns=DnsSettings(resolv_conf=str(path / "resolv.conf")))
+
+
+@pytest.mark.parametrize("driver", QUEUES)
+@pytest.mark.parametrize("how", BY_NAME)
+@in_world
+async def test_a_real_proxy_resolves_names_where_no_resolver_answers(
+    world: World, how: str, driver: str, tmp_path: Path
+) -> None:
+    """Also of a policy by name, and nobody but the proxy is told a name."""
+    needs("curl")
+    with serving(HOW[how][0], tmp_path, hosts=HOSTS) as proxy:
+        uplink = by_name(proxy, how, tmp_path)
+        policy = Policy.deny().allow("*.example.org", ports=80)
+        for options in {}, {"policy": policy}:
+            async with world.network(driver, uplink=uplink, ipv6=False, **options) as net:
+                world.forget()
+                for _ in range(4):
+                    assert await curl(net, "http://www.example.org/") == (0, "welcome\n")
+                assert (await curl(net, "http://www.example.org:81/"))[0] == 7
+                if options:
+                    assert (await curl(net, "http://another.example/"))[0] == 6, "the policy refuses the name"
+                assert not world.asked
+                assert not [each for each in world.arrivals() if each.protocol != "tcp"]
+
+
+@pytest.mark.parametrize("driver", QUEUES)
+@in_world
+async def test_datagrams_by_name_through_a_real_proxy(world: World, driver: str, tmp_path: Path) -> None:
+    with serving(danted, tmp_path, hosts=HOSTS) as proxy:
+        async with network(world, by_name(proxy, "danted", tmp_path), driver) as net:
+            assert await world.tries(net, ("udp", "www.example.org", 7777)) == ["hello"]
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@in_world
+async def test_what_is_seen_of_flows_through_a_real_proxy(world: World, driver: str, tmp_path: Path) -> None:
+    """Events, captures, counters and `on_flow` have the name and the destination, whoever resolves it."""
+    asked: list[FlowRequest] = []
+
+    async def on_flow(request: FlowRequest) -> bool:
+        asked.append(request)
+        return True
+
+    policy = Policy.deny().ask("www.example.org").allow(WEB, ports=80)
+    with serving(microsocks, tmp_path, hosts=HOSTS) as proxy:
+        uplink = by_name(proxy, "microsocks", tmp_path)
+        options = {"uplink": uplink, "ipv6": False, "policy": policy, "on_flow": on_flow}
+        async with (
+            world.network(driver, **options) as net,
+            net.stack.capture(file := io.BytesIO(), where="www.example.org"),
+            followed(net.stack) as events,
+        ):
+            before = await net.stack.stats()
+            assert await world.tries(net, ("tcp", "www.example.org", 80), ("tcp", WEB, 80)) == ["hello"] * 2
+            closed: list[tuple[str | None, int]] = []
+            while len(closed) < 2:
+                event = await events.receive()
+                if (event.kind, event.flow.protocol) == ("closed", "tcp"):
+                    closed.append((event.flow.name, event.flow.bytes_to_guest))
+            assert closed[0][0] == "www.example.org"
+            assert min(carried for _, carried in closed) > 0
+            after = await net.stack.stats()
+            assert after["dns_owned"] == before["dns_owned"]
+            assert after["flows_refused"] == before["flows_refused"]
+        assert [(each.name, each.remote.port) for each in asked] == [("www.example.org", 80)]
+        found = read(file.getvalue())
+        assert any(b"hello" in each.data for each in found.packets)
+        assert not any(ip_address(WEB).packed in each.data[26:34] for each in found.packets), "by name alone"
 
 
 MIDST = """

@@ -32,7 +32,7 @@ from tests.support.connections import accepted, echoes, exactly, failure, kernel
 from tests.support.servers import SECONDS, bounded, host_address
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
+pytestmark = [pytest.mark.anyio, pytest.mark.engine, pytest.mark.usefixtures("leaks")]
 
 INET, UNIX, STREAM = int(socket.AF_INET), int(socket.AF_UNIX), int(socket.SOCK_STREAM)
 OWN, LOOPBACK = "10.0.2.100", "127.0.0.1"
@@ -163,7 +163,10 @@ async def net(leaks: None, request: pytest.FixtureRequest) -> AsyncIterator[Netw
 @bounded
 async def test_a_burst_of_clients_of_a_unix_socket_all_get_in(every_descriptor: int, net: Network) -> None:
     count = 600
-    inner, outer = UnixSocket("@service"), UnixSocket("@published")
+    inner, outer = (
+        UnixSocket("@service"),
+        UnixSocket(f"@published-{os.getpid()}"),
+    )  # the host's has one of a name
     await net.forwarder.add(PortForward("tcp", outer, 0, inner, 0))
     with await net.namespace.socket(socket.AF_UNIX, socket.SOCK_STREAM) as service, ExitStack() as stack:
         service.bind(inner.address)

@@ -100,8 +100,8 @@ async def unix_client(net: Network, address: str) -> anyio.abc.SocketStream:
 async def test_one_that_is_cancelled_listens_no_more(net: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     passing = net.stack.pass_socket
 
-    def pass_and_cancel(sock: socket.socket) -> int:
-        number = passing(sock)
+    async def pass_and_cancel(sock: socket.socket) -> int:
+        number = await passing(sock)
         scope.cancel()
         return number
 

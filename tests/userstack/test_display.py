@@ -13,16 +13,12 @@ from netns_kit import (
     FlowEvent,
     FlowInfo,
     Flows,
-    Forwarder,
     Namespace,
     Network,
     Policy,
-    PortForward,
     QueryEvent,
     Refusal,
-    TapDevice,
     Uplink,
-    UserStack,
     read_capture,
 )
 from netns_kit.arguments import Address
@@ -42,7 +38,8 @@ def flow(
     return FlowInfo(number, "tcp", GUEST, REMOTE, state, "outbound", None, name, 1234, 5_600_000, 61.0, rule)
 
 
-def test_flows_are_a_tuple_with_a_table() -> None:
+def test_flows_are_a_tuple_with_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     flows = Flows.of([flow(1, HOSTILE, rule=HOSTILE), flow(2, state="TIME-WAIT")], {})
     assert flows == (flow(1, HOSTILE, rule=HOSTILE), flow(2, state="TIME-WAIT"))
     text, html = checked(flows)
@@ -108,8 +105,8 @@ def test_what_is_not_open_is_shown_without_an_event_loop(driver: DriverName) -> 
     policy = Policy.deny().allow("example.org")
     network = Network(uplink=uplink, policy=policy, ports=["127.0.0.1:0:80"], driver=driver, ipv6=True)
     shown: list[tuple[str, str]] = []
-    everything = (network, network.stack, network.forwarder, network.namespace, network.member("web"),
-                  network.stack.capture(None, max_bytes=1 << 20), Namespace.current(), policy)  # fmt: skip
+    parts = network.stack, network.forwarder, network.namespace, network.member("web"), Namespace.current()
+    everything = network, *parts, policy
     thread = threading.Thread(target=lambda: shown.extend(map(checked, everything)))
     thread.start()
     thread.join()
@@ -119,14 +116,6 @@ def test_what_is_not_open_is_shown_without_an_event_loop(driver: DriverName) -> 
     assert "policy: 1 rule, then deny" in texts_[0]
     assert f"driver     {driver}" in texts_[0]
     assert {"way out", "gateway", "namespace", "10.0.2.100"} <= set(texts(shown[0][1]))
-
-
-def test_a_path_of_a_port_is_text() -> None:
-    near, _ = TapDevice.pair()
-    forwarder = Forwarder(UserStack(near))
-    forward = PortForward("tcp", "127.0.0.1", 80, None, 80)
-    assert checked(forwarder)[0] == "Forwarder: not open\n\nPublished ports: none"
-    assert str(forward) == "127.0.0.1:80 -> 80/tcp"
 
 
 def test_no_capture_is_read() -> None:

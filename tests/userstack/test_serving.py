@@ -33,7 +33,7 @@ from netns_kit import (
     UserStack,
 )
 from netns_kit.gateway.setup import DriverName
-from netns_kit.userstack.serving import AT_ONCE_MOST, _End
+from netns_kit.userstack.guest_streams import AT_ONCE_MOST, _End
 from tests.support.servers import bounded
 from tests.support.waiting import eventually
 

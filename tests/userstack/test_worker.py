@@ -16,7 +16,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -48,9 +48,10 @@ from netns_kit.child import child
 from netns_kit.child.channel import Channel
 from netns_kit.forwarder import forwarder
 from netns_kit.forwarder.ports import PortForward
+from netns_kit.gateway.captures import Captures
 from netns_kit.stack.wire import ethernet
 from netns_kit.userstack import userstack
-from netns_kit.userstack.worker import owner
+from netns_kit.userstack.worker import owner, pool
 from netns_kit.userstack.worker.sandbox import KEPT, ON
 from tests.support import ROOT, children, dns_hooks, uplinks
 from tests.support.packets import GATEWAY, GATEWAY_MAC, GUEST_MAC, datagram, echo_request
@@ -731,3 +732,32 @@ async def test_what_it_writes_is_bounded_and_harmless(caplog: pytest.LogCaptureF
     assert 0 < len(caplog.messages) <= owner.LINES_LOGGED + 1
     assert caplog.messages[-1].endswith("the rest is not logged")
     assert not any("\x1b" in line for line in caplog.messages)
+
+
+@pytest.mark.parametrize("ended", [0, 1])
+async def test_descriptors_for_workers_of_which_one_has_ended_are_closed(ended: int) -> None:
+    """What it holds for the others too: the fixture looks for descriptors that are left."""
+    given = [os.pipe() for _ in range(2)]
+    taken: list[int] = []
+
+    class Fake:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def put(self, *_: object, fds: Sequence[int]) -> owner.Question:
+            if self.number == ended:
+                for fd in fds:
+                    os.close(fd)
+                raise StackClosed("it has ended")
+            taken.extend(fds)
+            return owner.Question(type(None))
+
+    workers = pool.Workers.__new__(pool.Workers)
+    workers.processes = (Fake(0), Fake(1))  # type: ignore[assignment]  # they have what is needed
+    workers._ended = anyio.Event()
+    workers._ended.set()
+    with pytest.raises(StackClosed):
+        await workers.hand(given, Captures.begin)
+    assert taken == [*given[0]] * ended
+    for fd in taken:
+        os.close(fd)

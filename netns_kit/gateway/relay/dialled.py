@@ -29,9 +29,8 @@ class Dialled:
     __slots__ = ("_engine", "_failed", "_pending", "_watched")
 
     _engine: Engine
-    _failed: (
-        Callable[[BaseException], Refused] | None
-    )  # called if a dial raises, and tells how that is refused
+    # called if a dial raises, and tells how that is refused
+    _failed: Callable[[BaseException], Refused] | None
     _pending: Pending | None  # the dial that is under way
     _watched: int  # the descriptor that is polled for `_pending`
 

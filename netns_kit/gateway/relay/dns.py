@@ -26,6 +26,7 @@ from netns_kit.dns import Action, Answer, DnsProxy, DnsServer, Send, Upstream, Z
 from netns_kit.dns.cache import ENTRIES, Cache
 from netns_kit.dns.guard import Guard
 from netns_kit.dns.message import NXDOMAIN, SERVFAIL
+from netns_kit.dns.server import Standing
 from netns_kit.gateway.engine import IN, Engine
 from netns_kit.stack import Refusal, TcpConnection, UdpFlow
 from netns_kit.stack.user import Transport
@@ -119,6 +120,10 @@ class DnsRelay:
     @guard.setter
     def guard(self, guard: Guard | None) -> None:
         self._server.guard = guard
+
+    def stand_in(self, stands: Standing) -> None:
+        """Have names answered with addresses that stand for them."""
+        self._server.stands = stands
 
     def udp_opened(self, flow: UdpFlow, target: Target) -> None:
         """Take the queries of a flow.  The candidates of `target` are the resolvers of all queries from now on."""

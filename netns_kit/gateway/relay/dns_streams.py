@@ -26,6 +26,7 @@ from netns_kit.dns import BadMessage, Framing, framed
 from netns_kit.dns.proxy import LONGEST_KEPT
 from netns_kit.gateway.engine import IN, OUT, Engine
 from netns_kit.stack import Closed, IcmpError, Refusal, TcpConnection
+from netns_kit.stack.user import PassiveUser
 from netns_kit.uplink.dial import Refused
 from netns_kit.uplink.sockets import prepare_stream
 
@@ -72,7 +73,7 @@ class Turn:
         self.stream.answer(message, now, first=first)
 
 
-class ClientStream:
+class ClientStream(PassiveUser):
     """A guest's connection to the DNS address."""
 
     __slots__ = (
@@ -219,12 +220,6 @@ class ClientStream:
 
     def writable(self) -> None:
         self._flush()
-
-    def keepalive(self, idle: float) -> None:
-        pass  # the stack has answered it
-
-    def traffic_class(self, tos: int) -> None:
-        pass  # no packet to the upstream depends on it
 
     def closed(self, why: Closed) -> None:
         self._forget()

@@ -20,6 +20,7 @@ from functools import partial
 from netns_kit.gateway.engine import Engine
 from netns_kit.policy.first_bytes import FirstBytes, Nothing, Seen
 from netns_kit.stack import Closed, TcpConnection
+from netns_kit.stack.user import PassiveUser
 
 FORBIDDEN_MAX = 256
 SECONDS = 10.0  # for the first bytes
@@ -75,7 +76,7 @@ class Forbidden:
             connection.resume(now)
 
 
-class ForbiddenStream:
+class ForbiddenStream(PassiveUser):
     """One forbidden connection: a `TcpUser` that takes what the client says, and tells it no."""
 
     __slots__ = (
@@ -125,9 +126,6 @@ class ForbiddenStream:
 
     # -- the guest's side: TcpUser ------------------------------------------------------------------
 
-    def established(self) -> None:
-        """Do nothing: the client speaks first."""
-
     def deliver(self, data: memoryview) -> int:
         if not self._is_told:
             found = self._first.feed(data)
@@ -155,12 +153,6 @@ class ForbiddenStream:
             self._out = self._out[room:]
             if not self._out:
                 connection.shutdown(now)
-
-    def keepalive(self, idle: float) -> None:
-        """Do nothing: the connection is short."""
-
-    def traffic_class(self, tos: int) -> None:
-        """Do nothing: nothing of it leaves."""
 
     def closed(self, why: Closed) -> None:
         self._forget()

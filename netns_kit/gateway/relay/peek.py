@@ -79,9 +79,8 @@ class PeekingRelay(TcpRelay):
         self._held = b""  # the first bytes
         self._taken = 0  # their number, which counts as memory
         self._memory = connection.rcv.memory
-        self._plain: TcpRelay | None = (
-            None  # the relay that takes the place of this one, when all of them are sent
-        )
+        # the relay that takes the place of this one, when all of them are sent
+        self._plain: TcpRelay | None = None
         self._events = 0  # what the engine has told of the host's socket
         self._ended = False  # whether the guest has sent FIN
         self.timer_at = self.timer_entry = math.inf

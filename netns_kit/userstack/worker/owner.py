@@ -128,13 +128,16 @@ class WorkerProcess:
         Raises:
             StackClosed: The worker has ended.
         """
-        if self._ended:
+        try:
+            if self._ended:
+                raise StackClosed(CLOSED)
+            _, answer = types_of(operation)
+            question, message = Question(answer), dump((operation.__qualname__, arguments))
+        except BaseException:
             for fd in fds:
                 os.close(fd)
-            raise StackClosed(CLOSED)
-        _, answer = types_of(operation)
-        question = Question(answer)
-        self._channel.send(dump((operation.__qualname__, arguments)), fds)
+            raise
+        self._channel.send(message, fds)
         self._pending.append(question)
         if self._channel.backlog:
             self._unsent.set()

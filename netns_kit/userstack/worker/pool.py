@@ -10,8 +10,11 @@ If one worker ends, all are ended.
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import chain
 from typing import TypeVar, cast
 
 import anyio
@@ -86,9 +89,8 @@ class Workers:
         join = join_of(operation)
         asked = self.processes if join is not None else self.processes[:1]
         try:
-            questions = [
-                process.put(operation, *arguments) for process in asked
-            ]  # if one fails, none is waited for
+            # if one fails, none is waited for
+            questions = [process.put(operation, *arguments) for process in asked]
             answers = [await question.answer() for question in questions]
         except StackClosed:
             await self._ended.wait()  # `run` raises the reason first
@@ -113,15 +115,16 @@ class Workers:
         join = join_of(operation)
         at = 0 if flow is None else (flow - 1) % len(self.processes)  # as flows are numbered
         asked = self.processes[at : at + 1] if join is None else self.processes
+        left = deque(fds)  # which nobody has yet
         try:
-            questions = [
-                process.put(operation, *arguments, fds=given)
-                for process, given in zip(asked, fds, strict=True)
-            ]
+            questions = [process.put(operation, *arguments, fds=left.popleft()) for process in asked]
             answers = [await question.answer() for question in questions]
         except StackClosed:
             await self._ended.wait()  # `run` raises the reason first
             raise
+        finally:
+            for fd in chain(*left):
+                os.close(fd)
         return cast("T", answers[0] if join is None else join(answers))
 
     async def close(self) -> None:
