@@ -200,7 +200,7 @@ class Member(Displayed, Place):
         self.name = setup.name
         self.aliases = setup.aliases
         self.ifname = setup.ifname or "eth0"
-        self.namespace = setup.namespace or Namespace.create(ids=setup.ids)
+        self.namespace = setup.place()
         self.policy = setup.policy
         self._setup = setup
         self._number = next(members.numbers)  # of what the engine has of it alone
@@ -364,6 +364,7 @@ class Member(Displayed, Place):
         )  # else all of its traffic is of this network
         await hub.ready(there, self.namespace, self.ifname, guest)
         if stack.setup.dhcp is not None:
+            await stack.revoke(address)  # another may have leased it meanwhile
             await stack.reserve(StaticLease(address, mac.hex(":")))
         for record in self._own_records(stack):
             self._records.append(record)

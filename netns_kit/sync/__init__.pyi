@@ -483,6 +483,7 @@ class Member:
     @property
     def known_addresses(self) -> tuple[_IPv4Address | _IPv6Address, ...]: ...
     link: str
+    def log_events(self, target: str | _os.PathLike[str] | _TextIO, *, processes: bool = ...) -> None: ...
     @property
     def mac(self) -> str: ...
     name: str
@@ -682,6 +683,7 @@ class Network:
         ports: _Iterable[str | PortForward | Follow] = ...,
         policy: Policy | None = ...,
         ifname: str | None = ...,
+        ids: Ids = ...,
         namespace: Namespace | None = ...,
     ) -> Member: ...
     def close(self) -> None: ...
@@ -721,6 +723,7 @@ class Network:
         ports: _Iterable[str | PortForward | Follow] = ...,
         policy: Policy | None = ...,
         ifname: str | None = ...,
+        ids: Ids = ...,
         namespace: Namespace | None = ...,
     ) -> Member: ...
     @property

@@ -45,11 +45,9 @@ class Resolver:
 
     def __init__(self, bench: Callable[[], Bench]) -> None:
         self._bench = bench
-        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener, self.udp = both()
         self.port = port_of(self.listener)
-        self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-        self.udp.bind(("127.0.0.1", self.port))
         self.streams: list[socket.socket] = []
         self._framings: list[Framing] = []
         for sock in (self.listener, self.udp):
@@ -108,6 +106,20 @@ class Resolver:
         self._bench().until(come)
         assert len(found) == count
         return found
+
+
+def both() -> tuple[socket.socket, socket.socket]:
+    """A listener and a socket for datagrams, with the same port: another program may have one of the two."""
+    while True:
+        listener = socket.create_server(("127.0.0.1", 0))
+        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            udp.bind(("127.0.0.1", port_of(listener)))
+        except OSError:
+            listener.close()
+            udp.close()
+        else:
+            return listener, udp
 
 
 @pytest.fixture

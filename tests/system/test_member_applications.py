@@ -156,6 +156,8 @@ async def addresses(member: Member, name: str) -> set[str]:
     return {line.split()[0] for line in found.splitlines()}
 
 
+POSTGRESQL = "".join(f":{each}" for each in Path("/usr/lib/postgresql").glob("*/bin"))
+"""Where Debian has its programs."""
 UNTIL_LISTENED = """
 import socket, sys, time
 while True:
@@ -230,6 +232,35 @@ def test_the_application_of_the_docs_is_restarted_member_by_member_under_load(tm
     finally:
         netns_kit("down", name)
     assert name not in netns_kit("ps")
+
+
+@pytest.mark.anyio
+@bounded
+async def test_a_database_that_refuses_to_be_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL, as it is installed, asked by the clients of another member before and after it is restarted."""
+    monkeypatch.setenv("PATH", os.environ["PATH"] + POSTGRESQL)
+    needs("psql", "initdb", "postgres")
+    made = "initdb -D data -U postgres -A trust >/dev/null && echo host all all all trust >>data/pg_hba.conf"
+    lab = Composition.from_dict(
+        {
+            "network": {"internal": True},
+            "members": {
+                "db": {
+                    "command": f"test -d data || {{ {made}; }}; exec postgres -D data -k '' -h 0.0.0.0",
+                    "ids": "same",
+                },
+                "app": {"command": ["sleep", "1000"], "depends_on": ["db:5432"]},
+            },
+        },
+        directory=tmp_path,
+    )
+    async with Application(lab) as application:
+        app = application.member("app")
+        psql = 'until psql -h db -U postgres -qtAc "$1"; do sleep 0.1; done'  # it listens before it answers
+        ask = ["sh", "-c", psql, "sh"]
+        await output(app, *ask, "CREATE TABLE visits AS SELECT 42")
+        await application.restart("db")
+        assert await output(app, *ask, "TABLE visits") == "42"
 
 
 @pytest.mark.anyio

@@ -20,6 +20,7 @@ from netns_kit import (
     NamespaceGone,
     Network,
     NotFound,
+    StaticLease,
     Uplink,
 )
 from netns_kit.gateway.setup import DriverName
@@ -255,6 +256,15 @@ async def test_the_hub_reaches_an_address_that_another_had() -> None:
             async with net.member("x", address="10.0.2.50", mac=mac) as member:
                 assert await status(net, "ping", "-c1", "-W5", "10.0.2.50") == 0
                 assert await status(member, "ping", "-c1", "-W5", "10.0.2.100") == 0
+
+
+async def test_an_address_that_another_has_leased() -> None:
+    """It is the member's, whose DHCP client is told so."""
+    async with network() as net:
+        await net.stack.reserve(StaticLease("10.0.2.20", "02:00:00:00:00:99"))
+        async with net.member("web", address="10.0.2.20") as web:
+            leases = {str(each.address): each.mac for each in await net.stack.leases()}
+            assert leases["10.0.2.20"] == web.mac
 
 
 async def test_the_link_local_address_is_usable_at_once() -> None:
