@@ -107,6 +107,11 @@ async def test_two_networks(network, fake_internet):
         assert done.stdout == b"hello\\n"
     assert first.namespace.pid != second.namespace.pid
     assert len(fake_internet.flows) == 2
+
+class TestInAClass:
+    async def test_it(self, tap_pair, fake_internet):
+        fake_internet.host("api.example.org")
+        assert await tap_pair.resolve("api.example.org")
 """
 )
 SCOPES = (
