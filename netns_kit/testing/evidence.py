@@ -99,7 +99,7 @@ class Evidence:
             counted = {key: value for key, value in (await stack.stats()).items() if value and _is_bad(key)}
             self._add(f"{name}: drops", "\n".join(f"{key} {value}" for key, value in counted.items()))
         self._add(f"{name}: flows", "\n".join(map(_shown, events)))
-        with suppress(NetnsKitError):
+        with suppress(NetnsKitError, OSError):  # the disk may be full, and the test has an error of its own
             if packets := await watched.capture.packets():
                 self._made = self._made or self._directory()
                 path = self._made / f"{name}.pcapng"
