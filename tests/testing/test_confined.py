@@ -157,3 +157,18 @@ def test_the_rest_of_a_test(confined: Any, fake_internet: Any) -> None:
     program = "import socket; socket.create_connection(('192.0.2.1', 80), 20)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "unreachable" in done.stderr
+
+
+def test_a_plain_network_takes_synchronous_objects(network: Any, fake_internet: Any) -> None:
+    asked = []
+
+    def on_flow(request: Any) -> bool:
+        asked.append(request.remote.port)
+        return False
+
+    fake_internet.host("echo.example.org")
+    program = "import socket; socket.create_connection(('echo.example.org', 7), 20)"
+    with network(uplink=fake_internet, on_flow=on_flow) as net:
+        done = net.run([sys.executable, "-c", program], check=False)
+    assert b"OSError" in done.stderr or b"Refused" in done.stderr, done.stderr
+    assert asked == [7]
