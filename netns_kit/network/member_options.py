@@ -38,7 +38,7 @@ class MemberOptions(TypedDict, total=False):
     ifname: str | None
     """The name of its interface; None: eth0, or the next that the namespace does not have."""
     ids: Ids
-    """Who commands are in a new namespace, see `Namespace.create`.  Default: "root"."""
+    """Ids of commands in a new namespace, see `Namespace.create`.  Default: "root"."""
     namespace: Namespace | None
     """The namespace; None: a new one, see `Namespace.create`.  One that is not open is the member's from now on.  One
     that is open stays whose it is: then only the interface ends with the member.  That of a member of another network
