@@ -247,6 +247,13 @@ _HOMES = {
 }
 
 
+def load_ipython_extension(shell: object) -> None:
+    """Load the magics of `netns_kit.notebook`: IPython calls this for `%load_ext netns_kit`."""
+    from importlib import import_module
+
+    import_module(f"{__name__}.notebook.magics").load(shell)
+
+
 if not TYPE_CHECKING:  # to a type checker, a module with a __getattr__ has every name
     __all__ = [name for names in _HOMES.values() for name in names.split()]
 

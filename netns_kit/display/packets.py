@@ -47,22 +47,27 @@ class Packets(Displayed, tuple[CapturedPacket, ...]):  # noqa: SLOT001  # a tupl
         return conversations(self, self.names)
 
     def _view(self) -> View:
-        rows: list[list[Cell | str]] = []
-        for packet in self[:MOST]:
-            found = dissected(packet)
-            sign = {"from guest": "→", "to guest": "←"}.get(packet.direction, "")
-            row: list[Cell | str] = [
-                number(packet.number, str(packet.number)),
-                number(packet.time, f"{packet.time:.6f}"),
-                sign,
-                found.source,
-                found.destination,
-                found.protocol,
-                number(packet.size),
-                found.info,
-            ]
-            rows.append(row)
-        headings = ("no.", "time", "", "source", "destination", "proto", "bytes", "what it says")
-        table = Table(headings, rows, more=max(len(self) - MOST, 0), soft=headings[-1:])
-        names = Facts(tuple(self.names.items())[:MOST_NAMES])
-        return View("Packets", "", count(len(self), "packet"), [table, names] if rows else ())
+        return packets_view(self)
+
+
+def packets_view(packets: Packets) -> View:
+    """Return the view of packets."""
+    rows: list[list[Cell | str]] = []
+    for packet in packets[:MOST]:
+        found = dissected(packet)
+        sign = {"from guest": "→", "to guest": "←"}.get(packet.direction, "")
+        row: list[Cell | str] = [
+            number(packet.number, str(packet.number)),
+            number(packet.time, f"{packet.time:.6f}"),
+            sign,
+            found.source,
+            found.destination,
+            found.protocol,
+            number(packet.size),
+            found.info,
+        ]
+        rows.append(row)
+    headings = ("no.", "time", "", "source", "destination", "proto", "bytes", "what it says")
+    table = Table(headings, rows, more=max(len(packets) - MOST, 0), soft=headings[-1:])
+    names = Facts(tuple(packets.names.items())[:MOST_NAMES])
+    return View("Packets", "", count(len(packets), "packet"), [table, names] if rows else ())

@@ -6,6 +6,8 @@ come yet: they are kept as those that wait for an answer are (`netns_kit.gateway
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from collections.abc import Callable
 from typing import Protocol
@@ -24,6 +26,7 @@ from .inside import Inside, Kind
 
 _FAMILIES = {4: int(socket.AF_INET), 6: int(socket.AF_INET6)}
 _TYPES = {"tcp": int(socket.SOCK_STREAM), "udp": int(socket.SOCK_DGRAM), "icmp": PING}
+_STREAM, _DATAGRAM = int(socket.SOCK_STREAM), int(socket.SOCK_DGRAM)
 _PASSED = Ruling("allow")
 
 
@@ -61,6 +64,10 @@ class SourceElsewhere:
     def take(self, protocol: Transport, version: int, taker: SocketTaker) -> None:
         def give(found: socket.socket | OSError) -> None:
             if not isinstance(found, OSError):
+                if not _is_of(found, protocol, version):
+                    found.close()
+                    taker(OSError(errno.EPROTO, os.strerror(errno.EPROTO)))
+                    return
                 self._given.add(found)
             taker(found)
 
@@ -79,6 +86,13 @@ class SourceElsewhere:
 
 def _kind(protocol: Transport, version: int) -> Kind:
     return Kind(_FAMILIES[version], _TYPES[protocol])
+
+
+def _is_of(sock: socket.socket, protocol: Transport, version: int) -> bool:
+    """Return whether the kernel says that a socket is of this kind.  Its namespace may be hostile."""
+    kind = _STREAM if protocol == "tcp" else _DATAGRAM
+    asked = socket.SO_TYPE, socket.SO_DOMAIN
+    return [sock.getsockopt(socket.SOL_SOCKET, each) for each in asked] == [kind, _FAMILIES[version]]
 
 
 class Carrier(Router, Protocol):

@@ -122,11 +122,8 @@ class IndirectRouter(FlowRouter):
 
     def _decide(self, transport: Transport, key: bytes, served: bool = False) -> Routed | Refusal:
         found = super()._decide(transport, key, served)
-        if isinstance(found, tuple) and found[0].is_by_name:
-            if found[0].name is None:
-                return Refusal.HOST_UNREACHABLE
-            if transport == "icmp":
-                return Refusal.PROHIBITED
+        if isinstance(found, tuple) and found[0].is_by_name and found[0].name is None:
+            return Refusal.HOST_UNREACHABLE
         return found
 
     def _name(self, enforcer: Enforcer, address: bytes) -> str | None:

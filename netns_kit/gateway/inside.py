@@ -23,6 +23,7 @@ from .engine import IN, Engine
 
 STOCK = 16  # sockets of a kind that are kept, at first; twice as many, whenever there are too few
 STOCK_MOST = 128
+PASSED_MOST = 1024  # sockets that were passed and wait for their operation
 UNIX_AT_ONCE = 8  # orders of unix sockets that may wait for their reply
 STOCK_SHARE = 8  # of the descriptors that flows may have, one in so many at most is kept
 
@@ -211,8 +212,7 @@ class Inside:
             data, fds, complete = b"", [], True
         if len(data) == PASSED.size:
             (number,) = PASSED.unpack(data)
-            for sock in [sock for fd in fds if (sock := _socket(fd)) is not None][:1]:
-                self._passed[number] = sock
+            self._keep(number, [sock for fd in fds if (sock := _socket(fd)) is not None])
             return True
         if not self._is_answer(data):  # the agent has ended, and so will all else; or it says what none says
             for fd in fds:
@@ -244,6 +244,13 @@ class Inside:
         elif stock.takers:
             self._order(kind, stock)
         return True
+
+    def _keep(self, number: int, sockets: list[socket.socket]) -> None:
+        """Keep the socket that was passed under a number, and close what makes no sense."""
+        if sockets and len(self._passed) < PASSED_MOST and number not in self._passed:
+            self._passed[number] = sockets.pop(0)
+        for sock in sockets:
+            sock.close()
 
     def _is_answer(self, data: bytes) -> bool:
         """Return whether this answers an order of ours."""

@@ -21,7 +21,7 @@ def namespace_view(namespace: Namespace) -> View:
         facts = [
             ("process", f"{namespace.pid}, as the host counts"),
             ("commands see", "each other" if namespace.pids == "own" else "the host's processes"),
-            ("more", "await snapshot() for links, addresses, routes, listening sockets, processes"),
+            ("more", "snapshot() for links, addresses, routes, listening sockets, processes"),
         ]
     return View("Namespace", namespace.origin, condition(told), [Facts(facts)] if facts else ())
 

@@ -73,7 +73,7 @@ def member_view(member: Member) -> View:
     ]
     facts.append(("policy", "the network's" if member.policy is None else policy_of(member.policy)))
     facts.append(("namespace", f"{member.namespace!r}{', the caller’s' * member.is_attached}"))
-    facts.append(("more", "await flows(), policy_hits(), namespace.snapshot()"))
+    facts.append(("more", "flows(), policy_hits(), namespace.snapshot()"))
     ports = [
         (each.listens_on, each.leads_to, each.protocol, each.mode or "") for each in member.forwarder.known[0]
     ]

@@ -38,7 +38,7 @@ class MemberOptions(TypedDict, total=False):
     ifname: str | None
     """The name of its interface; None: eth0, or the next that the namespace does not have."""
     ids: Ids
-    """Ids of commands in a new namespace, see `Namespace.create`.  Default: "root"."""
+    """The ids that commands have in a new namespace, see `Namespace.create`.  Default: "root"."""
     namespace: Namespace | None
     """The namespace; None: a new one, see `Namespace.create`.  One that is not open is the member's from now on.  One
     that is open stays whose it is: then only the interface ends with the member.  That of a member of another network
@@ -71,6 +71,10 @@ class MemberSetup:
     ifname: str | None
     ids: Ids
     namespace: Namespace | None
+
+    def place(self) -> Namespace:
+        """Return the namespace that was given, or a new one."""
+        return self.namespace or Namespace.create(ids=self.ids)
 
     @classmethod
     def of(

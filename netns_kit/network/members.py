@@ -203,7 +203,7 @@ class Member(Displayed, Place):
         self.name = setup.name
         self.aliases = setup.aliases
         self.ifname = setup.ifname or "eth0"
-        self.namespace = setup.namespace or Namespace.create(ids=setup.ids)
+        self.namespace = setup.place()
         self.policy = setup.policy
         self._setup = setup
         self._number = next(members.numbers)  # of what the engine has of it alone

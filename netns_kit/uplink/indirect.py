@@ -87,7 +87,7 @@ class ProxyOptions(UplinkOptions, total=False):
 
     names: ProxyNames
     """Place where names are resolved, see `IndirectUplink`."""
-    resolvers: ProxyResolvers
+    resolvers: ProxyResolvers | None
     """Way to the resolvers, see `IndirectUplink`."""
     time_limit: float
     """Seconds that the proxy has for one flow."""

@@ -41,7 +41,7 @@ def stack_view(stack: UserStack) -> View:
     if stack.sandbox:
         off = [f"{name}: {why}" for name, why in stack.sandbox.items() if why != "on"]
         facts.append(("sandbox", Cell("; ".join(off), tone="warn") if off else "on"))
-    facts.append(("more", "await flows(), stats(), policy_hits(), records(), leases()"))
+    facts.append(("more", "flows(), stats(), policy_hits(), records(), leases()"))
     return View("UserStack", f"{subnet}", condition(stack.supervisor.condition), [Facts(facts)])
 
 
@@ -112,28 +112,39 @@ def stats_view(stats: Counted) -> View:
 
 def events_view(events: Iterable[Event]) -> View:
     """Return the view of what has happened to flows, and of what was refused."""
-    rows: list[tuple[Cell | str, ...]] = []
+    headings = ["time", "event", "proto", "guest", "remote", "name", "how", "out", "in", "rule", "process"]
+    rows: list[list[Cell | str]] = []
     began: float | None = None
     for each in events:
         began = each.time if began is None else began
-        who = ""
-        if isinstance(each, FlowEvent):
-            who = "" if each.process is None else f"{each.process.name} ({each.process.inner_pid})"
-            flow = each.flow
-            what, guest, remote, name = str(flow.protocol), str(flow.guest), str(flow.remote), flow.name or ""
-            how = each.ended or ("" if each.refusal is None else each.refusal.name.lower())
-        else:
-            what, guest, remote, name, how = f"dns {each.type}", str(each.client), "", each.name, each.rcode
         tone: Tone = "bad" if each.kind == "refused" else ""
-        when = number(each.time, f"{each.time - began:+.3f} s")
-        rows.append((when, Cell(each.kind, tone=tone), what, guest, remote, name, how, each.rule or "", who))
-    headings = ("time", "event", "protocol", "guest", "remote", "name", "how", "rule", "process")
-    return View(
-        "Events",
-        "",
-        count(len(rows), "event"),
-        [Table(headings, rows, soft=("name", "rule", "process"))] if rows else (),
+        row: list[Cell | str] = [number(each.time, f"{each.time - began:+.3f} s"), Cell(each.kind, tone=tone)]
+        if isinstance(each, FlowEvent):
+            flow, who = each.flow, each.process
+            how = each.ended or ("" if each.refusal is None else each.refusal.name.lower().replace("_", " "))
+            row += [flow.protocol, str(flow.guest), str(flow.remote), flow.name or "", how or flow.state]
+            row += [number(size, octets(size)) for size in (flow.bytes_from_guest, flow.bytes_to_guest)]
+            row += [each.rule or "", "" if who is None else f"{who.name} ({who.inner_pid})"]
+        else:
+            row += [
+                f"dns {each.type}",
+                str(each.client),
+                "",
+                each.name,
+                each.rcode,
+                "",
+                "",
+                each.rule or "",
+                "",
+            ]
+        rows.append(row)
+    used = [n for n in range(len(headings)) if n < len(headings) - 2 or any(row[n] for row in rows)]
+    table = Table(
+        [headings[n] for n in used],
+        [[row[n] for n in used] for row in rows],
+        soft=("name", "rule", "process"),
     )
+    return View("Events", "", count(len(rows), "event"), [table] if rows else ())
 
 
 def capture_view(capture: Capture) -> View:
@@ -143,6 +154,6 @@ def capture_view(capture: Capture) -> View:
         ("lost", Cell(f"{capture.lost:,}", tone="warn" if capture.lost else "")),
         ("bytes", octets(capture.size if capture.condition != "not open" else 0)),
         ("file", ", ".join(capture.paths) or "memory"),
-        ("more", "await packets() for what is in it"),
+        ("more", "packets() for what is in it"),
     ]
     return View("Capture", "", condition(capture.condition), [Facts(facts)])

@@ -134,7 +134,7 @@ def test_slirp4netns_says_the_same(line: str, text: str) -> None:
     """If it stops at the command line, as it does for each of these."""
     needs("slirp4netns")
     theirs = subprocess.run(
-        ["slirp4netns", *line.split()], capture_output=True, text=True, timeout=20, check=False
+        ["slirp4netns", *line.split()], capture_output=True, text=True, timeout=100, check=False
     )
     assert theirs.stderr.partition("\n")[0] == text
     assert theirs.returncode == 1
@@ -224,7 +224,7 @@ def test_a_wrong_line_raises_before_anything_is_done() -> None:
 def test_it_is_a_command_of_netns_kit(words: Sequence[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "netns_kit", *words],
-        cwd=ROOT, capture_output=True, text=True, timeout=30, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert "slirp4netns" in done.stdout

@@ -157,7 +157,7 @@ EVERYWHERE: list[tuple[Callable[..., Any], tuple[Any, ...] | dict[str, Any], dic
     (Network().member, ("web",), {
         "aliases": ["www", 5, [5], ["a b"]], "address": [5, "name", "fd00::7"],
         "mac": [5, "mac", "03:00:00:00:00:01"], "ports": ["80:80", 8080, [None]],
-        "ifname": ["", 5, "a/b"], "namespace": ["ns", 5], "policy": ["deny", 5],
+        "ids": ["nobody", 5], "ifname": ["", 5, "a/b"], "namespace": ["ns", 5], "policy": ["deny", 5],
     }),
     (Forwarder, (), {"stack": [None, "stack", 5]}),
     (Uplink, (), {

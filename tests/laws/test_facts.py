@@ -61,7 +61,7 @@ def in_namespace(fact: Callable[[], None]) -> Callable[[], None]:
         child = subprocess.run(
             [sys.executable, __file__, fact.__name__],
             env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-            capture_output=True, text=True, timeout=30, check=False,
+            capture_output=True, text=True, timeout=100, check=False,
         )  # fmt: skip
         if child.returncode:
             pytest.fail(child.stderr, pytrace=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from netns_kit import PRIVATE, Policy, PolicyHits
 from tests.support.displays import checked
 
@@ -14,7 +16,8 @@ POLICY = (
 )
 
 
-def test_a_policy_is_a_table_of_its_rules() -> None:
+def test_a_policy_is_a_table_of_its_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     text, _ = checked(POLICY)
     lines = [line.split() for line in text.splitlines()]
     assert lines[0] == "Policy 4 rules, then deny".split()

@@ -109,7 +109,7 @@ def see_administrators_programs() -> None:
 def _refusal(code: str) -> str:
     """What a child process that runs `code` dies of, or nothing."""
     command = [sys.executable, "-I", "-S", "-c", code]
-    child = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    child = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     return child.stderr.strip().rpartition("\n")[2] if child.returncode else ""
 
 

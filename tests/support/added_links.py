@@ -84,4 +84,4 @@ def _has(kind: str) -> bool:
     on = "" if kind == "veth" else "link up0"
     make = f"ip link add up0 type veth peer name far0; ip link add {on} name a type {kind}{more}"
     words = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", make]
-    return subprocess.run(words, capture_output=True, timeout=20, check=False).returncode == 0
+    return subprocess.run(words, capture_output=True, timeout=100, check=False).returncode == 0

@@ -133,12 +133,14 @@ class Bench:
         bad: Impairment | None = None,
         limits: Limits | None = None,
         peers: WorkerLinks | None = None,
+        supplies: tuple[socket.socket, ...] = (),
     ) -> None:
         self.engine = Engine()
         self.near, self.far = TapDevice.pair(vnet_header=vnet_header, mtu=mtu)
         self.tap: Device = self.near if bad is None else self.near.impaired(bad)
         self.uplink = uplink or Uplink(allow_host_loopback=True)
-        setup = Setup(self.tap, self.uplink, SUBNET, limits=limits or Limits())
+        given = (supplies,) if supplies else ()
+        setup = Setup(self.tap, self.uplink, SUBNET, limits=limits or Limits(), supplies=given)
         self.gateway = Gateway(self.engine, setup, peers=peers)
         self.guest = Stack(
             self,

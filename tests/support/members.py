@@ -17,7 +17,7 @@ from tests.support.servers import SECONDS
 
 Handler = Callable[[anyio.abc.SocketStream], Awaitable[None]]
 EVERYTHING = 3  # ETH_P_ALL, linux/if_ether.h
-MARK = b"the last one"
+FIRST, MARK = b"the first one", b"the last one"
 
 ASK = """
 import socket, sys
@@ -104,12 +104,21 @@ async def wire(member: Member | Network, ifname: str = "eth0") -> AsyncIterator[
         yield sock
 
 
-async def arrived(sock: socket.socket) -> list[bytes]:
+async def carried(out: socket.socket, frame: bytes, heard: socket.socket) -> None:
+    """Send a frame with `FIRST` until it arrives: a kernel starts a new link in its own time, and drops till then."""
+    while True:
+        out.send(frame)
+        with anyio.move_on_after(0.5):
+            await arrived(heard, FIRST)
+            return
+
+
+async def arrived(sock: socket.socket, mark: bytes = MARK) -> list[bytes]:
     """The frames that have come until the one with the mark."""
     frames: list[bytes] = []
     while True:
         await anyio.wait_readable(sock)
         frame = sock.recv(4096)
-        if MARK in frame:
+        if mark in frame:
             return frames
         frames.append(frame)

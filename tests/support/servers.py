@@ -287,8 +287,13 @@ def dns_server(
         sock.sendto(resolve(message, "udp"), sender)
 
     with ExitStack() as stack:
-        port = stack.enter_context(tcp_server(over_tcp))
-        stack.enter_context(udp_server(over_udp, ("127.0.0.1", port)))
+        while True:  # until a port is free for both
+            port = stack.enter_context(tcp_server(over_tcp))
+            try:
+                stack.enter_context(udp_server(over_udp, ("127.0.0.1", port)))
+                break
+            except OSError:
+                stack.close()
         yield port
 
 

@@ -83,7 +83,7 @@ for number in range(6):
         sent = sock.send(struct.pack("!HHHHHH", number, 0x100, 1, 0, 0, 0) + question)
         streams.append(["udp", sock.getsockname()[1], 53, sent, len(sock.recv(1000))])
 for address, count in ("10.0.2.2", 3), (gateway6, 2):
-    subprocess.run(["ping", "-n", "-c", str(count), "-i", "0.01", address], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(["ping", "-n", "-c", str(count), "-i", "0.3", address], check=True, stdout=subprocess.DEVNULL)
 print(json.dumps(streams))
 """
 

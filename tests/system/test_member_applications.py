@@ -156,6 +156,8 @@ async def addresses(member: Member, name: str) -> set[str]:
     return {line.split()[0] for line in found.splitlines()}
 
 
+POSTGRESQL = "".join(f":{each}" for each in Path("/usr/lib/postgresql").glob("*/bin"))
+"""Where Debian has its programs."""
 UNTIL_LISTENED = """
 import socket, sys, time
 while True:
@@ -234,9 +236,39 @@ def test_the_application_of_the_docs_is_restarted_member_by_member_under_load(tm
 
 @pytest.mark.anyio
 @bounded
-async def test_a_container_joins_a_member_by_path(tmp_path: Path) -> None:
-    """By crun, which is a command of the member: it has the member's user namespace, and names the network's path."""
-    needs("crun", "busybox", "unshare")
+async def test_a_database_that_refuses_to_be_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL, as it is installed, asked by the clients of another member before and after it is restarted."""
+    monkeypatch.setenv("PATH", os.environ["PATH"] + POSTGRESQL)
+    needs("psql", "initdb", "postgres")
+    made = "initdb -D data -U postgres -A trust >/dev/null && echo host all all all trust >>data/pg_hba.conf"
+    lab = Composition.from_dict(
+        {
+            "network": {"internal": True},
+            "members": {
+                "db": {
+                    "command": f"test -d data || {{ {made}; }}; exec postgres -D data -k '' -h 0.0.0.0",
+                    "ids": "same",
+                },
+                "app": {"command": ["sleep", "1000"], "depends_on": ["db:5432"]},
+            },
+        },
+        directory=tmp_path,
+    )
+    async with Application(lab) as application:
+        app = application.member("app")
+        psql = 'until psql -h db -U postgres -qtAc "$1"; do sleep 0.1; done'  # it listens before it answers
+        ask = ["sh", "-c", psql, "sh"]
+        await output(app, *ask, "CREATE TABLE visits AS SELECT 42")
+        await application.restart("db")
+        assert await output(app, *ask, "TABLE visits") == "42"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("by", ["a command of the member", "a command of the host"])
+@bounded
+async def test_a_container_joins_a_member_by_path(tmp_path: Path, by: str) -> None:
+    """By crun, in the member's user namespace, which names the path of the network's."""
+    needs("crun", "busybox", "unshare", "nsenter")
     root = tmp_path / "rootfs"
     for directory in ("bin", "proc", "dev", "sys"):
         (root / directory).mkdir(parents=True)
@@ -249,7 +281,7 @@ async def test_a_container_joins_a_member_by_path(tmp_path: Path) -> None:
         "env": ["PATH=/bin"],
         "capabilities": {kind: ["CAP_NET_RAW"] for kind in ("bounding", "effective", "permitted")},
     }
-    namespaces = [{"type": "mount"}, {"type": "pid"}, {"type": "network", "path": "/proc/1/ns/net"}]
+    namespaces = [{"type": "mount"}, {"type": "pid"}, {"type": "network"}]
     config = {
         "ociVersion": "1.0.2",
         "root": {"path": "rootfs"},
@@ -257,7 +289,6 @@ async def test_a_container_joins_a_member_by_path(tmp_path: Path) -> None:
         "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
         "linux": {"namespaces": namespaces},
     }
-    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     crun = [
         "crun",
         f"--root={tmp_path / 'state'}",
@@ -268,4 +299,13 @@ async def test_a_container_joins_a_member_by_path(tmp_path: Path) -> None:
     ]
     alone = ["unshare", "-mC", "sh", "-c", 'mount -t cgroup2 none /sys/fs/cgroup; exec "$@"', "sh"]
     async with network() as net, net.member("db"), net.member("box") as box:
-        assert "Address: 10.0.2.101" in await output(box, *alone, *crun)
+        is_inside = by == "a command of the member"
+        place = f"/proc/{1 if is_inside else box.namespace.pid}/ns"
+        namespaces[2]["path"] = f"{place}/net"
+        (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        if is_inside:
+            said = await output(box, *alone, *crun)
+        else:
+            entered = ["nsenter", "--preserve-credentials", f"--user={place}/user"]
+            said = (await anyio.run_process([*entered, *alone, *crun])).stdout.decode()
+        assert "Address: 10.0.2.101" in said

@@ -30,7 +30,7 @@ from scapy.packet import Packet, Raw
 from netns_kit import FeatureUnavailable, Member, Network, Uplink
 from netns_kit.network.addresses import link_local_of
 from tests.support import needs, needs_ipv6, needs_tun
-from tests.support.members import MARK, arrived, ask, network, output, serving, status, wire
+from tests.support.members import FIRST, MARK, arrived, ask, carried, network, output, serving, status, wire
 from tests.support.servers import hello, host_address, tcp_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
@@ -65,6 +65,10 @@ class Members:
         self.own = Ether(src=b.mac, dst=a.mac)
         self.wide = Ether(src=b.mac, dst=BROADCAST)
         self.gateway = "10.0.2.2"
+
+    def broadcast(self, mark: bytes) -> bytes:
+        """A frame of `b` for all."""
+        return bytes(self.wide / IP(src=str(self.b.address), dst="10.0.2.255") / UDP(sport=1, dport=9) / mark)
 
     def honest(self) -> dict[str, Packet]:
         a, b = str(self.a.address), str(self.b.address)
@@ -128,13 +132,13 @@ async def test_what_a_member_sends_as_another_does_not_arrive(victim: str) -> No
     async with two() as (net, pair), wire(pair.b) as out:
         ear = wire(pair.a) if victim == "member" else wire(net, "br0")
         async with ear as heard:
+            await carried(out, pair.broadcast(FIRST), heard)
             sent = {**pair.honest(), **pair.forged()}
             for number, packet in enumerate(sent.values()):
                 if victim == "hub" and packet[Ether].dst == pair.a.mac:
                     packet[Ether].dst = net.stack.tap.mac.hex(":") if net.stack.tap.mac else ""
                 out.send(bytes(packet / Raw(b"frame %3d" % number)))
-            mark = pair.wide / IP(src=str(pair.b.address), dst="10.0.2.255") / UDP(sport=1, dport=9) / MARK
-            out.send(bytes(mark))
+            out.send(pair.broadcast(MARK))
             frames = await arrived(heard)
         got = {
             name for number, name in enumerate(sent) if any(b"frame %3d" % number in each for each in frames)
@@ -145,6 +149,7 @@ async def test_what_a_member_sends_as_another_does_not_arrive(victim: str) -> No
 async def test_what_goes_to_one_member_no_other_hears() -> None:
     needs_ipv6()
     async with two() as (net, pair), net.member("c") as c, wire(c) as ear, wire(pair.b) as out:
+        await carried(out, pair.broadcast(FIRST), ear)
         for mac in (pair.a.mac, OTHER_MAC, net.subnet.mac.hex(":")):
             packet = (
                 Ether(src=pair.b.mac, dst=mac)
@@ -153,9 +158,7 @@ async def test_what_goes_to_one_member_no_other_hears() -> None:
                 / b"secret"
             )
             out.send(bytes(packet))
-        out.send(
-            bytes(pair.wide / IP(src=str(pair.b.address), dst="10.0.2.255") / UDP(sport=1, dport=9) / MARK)
-        )
+        out.send(pair.broadcast(MARK))
         assert not [each for each in await arrived(ear) if b"secret" in each]
         assert (await net.stack.stats())["dropped_ethernet_not_ours"] == 0, "nor does the stack"
 
@@ -164,12 +167,11 @@ async def test_without_a_guard_it_would_arrive() -> None:
     """So the frames are such as the kernel carries, and what drops them is the guard."""
     needs_ipv6()
     async with two(guard=False) as (_, pair), wire(pair.a) as heard, wire(pair.b) as out:
+        await carried(out, pair.broadcast(FIRST), heard)
         sent = pair.forged()
         for number, packet in enumerate(sent.values()):
             out.send(bytes(packet / Raw(b"frame %3d" % number)))
-        out.send(
-            bytes(pair.wide / IP(src=str(pair.b.address), dst="10.0.2.255") / UDP(sport=1, dport=9) / MARK)
-        )
+        out.send(pair.broadcast(MARK))
         frames = await arrived(heard)
         got = {
             name for number, name in enumerate(sent) if any(b"frame %3d" % number in each for each in frames)

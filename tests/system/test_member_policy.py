@@ -25,6 +25,7 @@ from netns_kit import (
 from netns_kit.gateway.setup import DriverName
 from tests.support import needs, needs_tun
 from tests.support.connections import every_driver
+from tests.support.events import followed
 from tests.support.members import ask, network, output, serving, status
 from tests.support.servers import bounded, dns_server, hello, tcp_server
 
@@ -182,6 +183,7 @@ async def test_events_are_those_of_the_member() -> None:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(collect)
                 await anyio.wait_all_tasks_blocked()
+                await a.flows()  # what was asked first is answered first: it is subscribed
                 assert await ask(b, GATEWAY, port) == "hello"
                 assert await ask(a, GATEWAY, port) == "hello"
                 await output(a, "dig", "name.tld")
@@ -201,23 +203,12 @@ async def test_events_name_the_process_in_the_member() -> None:
         async with (
             network(uplink=Uplink(allow_host_loopback=True)) as net,
             net.member("a") as a,
-            aclosing(a.events(processes=True)) as events,
-            anyio.create_task_group() as tasks,
+            followed(a, processes=True) as events,
+            await a.popen([*command, str(port)]) as process,
         ):
-            found: list[Event] = []
-
-            async def first() -> None:
-                found.append(await anext(events))
-
-            tasks.start_soon(first)
-            await anyio.wait_all_tasks_blocked()
-            async with await a.popen([*command, str(port)]) as process:
-                while not found:  # noqa: ASYNC110 - a task group tells at its end
-                    await anyio.sleep(0.01)
-                (event,) = found
-                assert isinstance(event, FlowEvent)
-                assert event.process is not None
-                assert event.process.pid == process.pid
+            event = await events.receive()
+            assert event.process is not None
+            assert event.process.pid == process.pid
 
 
 CONNECTS = """

@@ -11,7 +11,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from netns_kit import ArgumentError, DnsSettings, Member, Namespace, Uplink
+from netns_kit import ArgumentError, DnsSettings, Member, Uplink
 from netns_kit.forwarder.ports import Mode
 from netns_kit.namespace.background import beside
 from tests.support import needs, needs_ipv6, needs_tun
@@ -246,22 +246,3 @@ async def test_members_hear_each_others_multicast() -> None:
             async for chunk in process.stdout:
                 said += chunk
         assert said.decode().split() == ["begun", str(two.address), str(two.address)]
-
-
-@bounded
-async def test_each_network_of_a_member_has_its_own_names() -> None:
-    """containers/aardvark-dns#403: with one resolver after the other a name is found by chance."""
-    needs("getent", "ping")
-    async with (
-        network() as net,
-        network(subnet="10.0.3.0/24") as other,
-        net.member("one"),
-        other.member("two"),
-        Namespace.create() as both,
-        net.member("both", namespace=both) as here,
-        other.member("both", namespace=both, ifname="eth1") as there,
-    ):
-        for member, known, unknown in ((here, "one", "two"), (there, "two", "one")):
-            assert await status(member, "ping", "-c1", "-W20", known) == 0
-            assert await status(member, "getent", "hosts", unknown) != 0
-            assert (await output(member, "getent", "hosts", "both")).split()[0] == str(member.address)

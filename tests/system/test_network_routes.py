@@ -18,7 +18,7 @@ from netns_kit import AddressError, ArgumentError, Member, NamespaceGone, Networ
 from netns_kit.gateway.setup import DriverName
 from tests.support import needs, needs_ipv6, needs_tun
 from tests.support.connections import every_driver, once
-from tests.support.members import MARK, arrived, ask, network, output, serving, status, wire
+from tests.support.members import FIRST, MARK, arrived, ask, carried, network, output, serving, status, wire
 from tests.support.servers import bounded, cancelled_at_any_moment, hello, tcp_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
@@ -161,14 +161,23 @@ async def test_nobody_sends_with_an_address_of_another_over_a_route() -> None:
             wire(a) as out,
             wire(b) as heard,
         ):
+            first, last = [
+                bytes(
+                    Ether(src=a.mac, dst=one.subnet.mac.hex(":"))
+                    / IP(src=str(a.address), dst=str(b.address))
+                    / UDP(sport=1, dport=9)
+                    / mark
+                )
+                for mark in (FIRST, MARK)
+            ]
+            await carried(out, first, heard)
             sent = [str(a.address), str(c.address), "10.9.0.77", "192.0.2.1", "10.0.2.2"]
             for number, source in enumerate(sent):
                 packet = IP(src=source, dst=str(b.address)) / UDP(sport=1, dport=9)
                 out.send(
                     bytes(Ether(src=a.mac, dst=one.subnet.mac.hex(":")) / packet / (b"frame %3d" % number))
                 )
-            packet = IP(src=str(a.address), dst=str(b.address)) / UDP(sport=1, dport=9) / MARK
-            out.send(bytes(Ether(src=a.mac, dst=one.subnet.mac.hex(":")) / packet))
+            out.send(last)
             frames = await arrived(heard)
             got = [
                 each for number, each in enumerate(sent) if any(b"frame %3d" % number in f for f in frames)

@@ -258,6 +258,28 @@ def test_containers_of_a_network_know_each_other_and_the_world(machine: Machine)
         machine.podman("network", "rm", "--force", "net1")
 
 
+def test_two_containers_of_a_network_know_each_other_and_find_who_is_restarted(machine: Machine) -> None:
+    """Each by the other's name, however often one of them has gone, and one of us carries both."""
+    needs("netavark" if shutil.which("netavark") else "/usr/lib/podman/netavark", "iptables")
+    needs("/usr/lib/podman/aardvark-dns")
+    machine.podman("network", "create", "net2")
+    server = "httpd -f -h /etc"
+    try:
+        with (
+            running(machine, "net2", "--network-alias=one", command=server) as one,
+            running(machine, "net2", "--network-alias=two", command=server) as two,
+        ):
+            pid, _ = machine.started()
+            for _ in range(2):
+                for container, other in ((one, "two"), (two, "one")):
+                    shown = machine.podman("exec", container, "sh", "-c", f"nc -w5 {other} 80 </etc/hostname")
+                    assert "400 Bad Request" in shown
+                machine.podman("restart", "--time=0", two)
+            assert machine.started()[0] == pid
+    finally:
+        machine.podman("network", "rm", "--force", "net2")
+
+
 def test_podman_is_told_why_it_failed(machine: Machine) -> None:
     network = "slirp4netns:outbound_addr=192.0.2.1"
     assert "true" in machine.container(network, "echo true"), "an address may come later"

@@ -107,6 +107,11 @@ async def test_two_networks(network, fake_internet):
         assert done.stdout == b"hello\\n"
     assert first.namespace.pid != second.namespace.pid
     assert len(fake_internet.flows) == 2
+
+class TestInAClass:
+    async def test_it(self, tap_pair, fake_internet):
+        fake_internet.host("api.example.org")
+        assert await tap_pair.resolve("api.example.org")
 """
 )
 SCOPES = (
@@ -206,8 +211,8 @@ async def test_an_async_one(network, netns, confined):
 def test_nothing_is_left():
     for _ in range(500):
         command = ["ps", "--ppid", str(os.getpid()), "-o", "stat=,args="]
-        shown = subprocess.run(command, capture_output=True, text=True)
-        left = [line for line in shown.stdout.splitlines() if "python" in line and not line.startswith("Z")]
+        shown = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+        left = [line for line in shown if "python" in line and not line.startswith("Z")]
         if not left:
             return
         time.sleep(0.1)

@@ -92,7 +92,9 @@ def test_what_is_answered_of_a_name(make: Make) -> None:
     assert ask(bench, "alias.example")[1][-1] == address
 
 
-def test_an_address_that_stands_for_no_name_leads_nowhere(make: Make) -> None:
+def test_an_address_that_stands_for_no_name_leads_nowhere(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
     with Proxy("socks") as proxy:
         bench = make(Socks5Uplink(proxy.at))
         address = address_of(bench, "www.example.org")
@@ -103,6 +105,7 @@ def test_an_address_that_stands_for_no_name_leads_nowhere(make: Make) -> None:
         bench.settle()
         assert [each.payload[0] for each in bench.answers() if each.protocol == ip.ICMP] == [icmp.UNREACHABLE]
         assert not proxy.asked
+        assert not caplog.records, "it is as any other flow that is refused"
 
 
 def test_datagrams_to_a_name(make: Make) -> None:
@@ -135,7 +138,9 @@ def test_a_policy_by_name_sees_the_name(make: Make, kind: str) -> None:
         assert proxy.asked == [("tcp", "www.example.org", PORT)]
 
 
-def test_a_rule_about_addresses_has_a_say_in_the_address(make: Make) -> None:
+def test_a_rule_about_addresses_has_a_say_in_the_address(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
     """A name that no rule is about is resolved as without stand-ins: here by nobody."""
     with Proxy("socks") as proxy:
         bench = make(Socks5Uplink(proxy.at, dns=DnsSettings(resolv_conf="/nowhere")))
@@ -144,6 +149,9 @@ def test_a_rule_about_addresses_has_a_say_in_the_address(make: Make) -> None:
         assert ask(bench, "www.example.org")[1] == []
         assert not connects(bench, address)
         assert not [each for each in proxy.asked if each[2] == PORT]
+        assert not [each for each in caplog.records if each.exc_info], (
+            "it is as any other flow that is refused"
+        )
 
 
 @pytest.mark.parametrize(
@@ -183,6 +191,8 @@ def test_a_chooser_has_stand_ins_for_what_goes_to_a_proxy(make: Make) -> None:
         bench = make(uplink)
         names = {"a.corp.example": False, "mixed.example": False, "www.here.example": False, "www.test": True}
         assert {each: uplink.stands_for(each) for each in names} == names
+        ported = ChooserUplink([(choose("a.example", ports=PORT), Socks5Uplink(proxy.at))])
+        assert not ported.stands_for("a.example"), "its other ports are reached without a proxy"
         assert connects(bench, address_of(bench, "www.test"))
         assert connects(bench, address_of(bench, "www.example.org"))
         assert (other.asked, proxy.asked) == (
