@@ -64,13 +64,13 @@ if TYPE_CHECKING:
     from .namespace.given import Word as Word
     from .namespace.listening import ListeningSocket as ListeningSocket
     from .namespace.namespace import Ids as Ids
-    from .namespace.namespace import Interface as Interface
-    from .namespace.namespace import InterfaceAddress as InterfaceAddress
     from .namespace.namespace import Namespace as Namespace
     from .namespace.namespace import NamespaceSnapshot as NamespaceSnapshot
-    from .namespace.namespace import OpenedTap as OpenedTap
     from .namespace.namespace import Pids as Pids
-    from .namespace.namespace import Route as Route
+    from .namespace.namespace_links import Interface as Interface
+    from .namespace.namespace_links import InterfaceAddress as InterfaceAddress
+    from .namespace.namespace_links import OpenedTap as OpenedTap
+    from .namespace.namespace_links import Route as Route
     from .namespace.process import Command as Command
     from .namespace.process import CommandFailed as CommandFailed
     from .namespace.process import CommandOptions as CommandOptions
@@ -201,7 +201,8 @@ _HOMES = {
     "namespace.added_links": "AddedLink Ipvlan Macvlan Veth Vlan",
     "namespace.given": "FileMode HasFileno Listen OpenFile Word",
     "namespace.listening": "ListeningSocket",
-    "namespace.namespace": "Ids Interface InterfaceAddress Namespace NamespaceSnapshot OpenedTap Pids Route",
+    "namespace.namespace": "Ids Namespace NamespaceSnapshot Pids",
+    "namespace.namespace_links": "Interface InterfaceAddress OpenedTap Route",
     "namespace.process": "Command CommandFailed CommandOptions Process RunOptions StandardStream",
     "namespace.process_info": "ProcessInfo RunningProcess",
     "network.application": "Application LogLine MemberState",

@@ -177,8 +177,11 @@ class Member(Displayed, Place):
     free.  The network goes on.  If the network fails, so do its members.
 
     Args:
-        members: Those of the network.
-        setup: The settings.
+        members: Those of the network, for parts of this library.
+        setup: The settings, which have been checked, for parts of this library.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: They have not been.
     """
 
     name: str

@@ -21,10 +21,10 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any, NoReturn, ParamSpec, TypeVar, cast
+from typing import Any, NoReturn, ParamSpec, TypeVar, cast, overload
 
 import anyio
 import anyio.to_thread
@@ -57,7 +57,11 @@ class Confined(Network):
     def __init__(self, **options: Any) -> None:
         super().__init__(namespace=Namespace.create(ids="same"), **options)
 
-    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    @overload
+    async def call(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T: ...
+    @overload
+    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T: ...
+    async def call(self, function: Callable[..., object], *args: object, **kwargs: object) -> object:
         """Call a function in a child process that has no network but this one, and return what it returns.
 
         The child is a copy of this process: it has all its objects, and nothing that it changes is seen here.
@@ -82,7 +86,7 @@ class Confined(Network):
             outcome = await anyio.to_thread.run_sync(child.run, called, abandon_on_cancel=True)
         finally:
             child.kill()
-        return cast("T", outcome.result())
+        return outcome.result()
 
     async def child(self) -> Child:
         """Return a child that is not started; for parts of this library."""

@@ -102,7 +102,7 @@ class Evidence:
             self._add(f"{name}: drops", "\n".join(f"{key} {value}" for key, value in counted.items()))
         if events:
             self._add(f"{name}: flows", events_view(events).text(COLUMNS))
-        with suppress(NetnsKitError):
+        with suppress(NetnsKitError, OSError):  # the disk may be full, and the test has an error of its own
             if packets := await watched.capture.packets():
                 self._made = self._made or self._directory()
                 path = self._made / f"{name}.pcapng"

@@ -15,7 +15,7 @@ import pytest
 
 from netns_kit.errors import FeatureUnavailable
 from netns_kit.namespace.background import Openable
-from netns_kit.sync.facade import Facade, synchronized, synchronous
+from netns_kit.sync.facade import Facade, given_options, synchronized, synchronous
 from netns_kit.sync.loop_thread import loop_thread
 
 from .clock import ManualClock
@@ -60,7 +60,7 @@ class PlainGround(Ground):
         @wraps(Networks.__call__)
         def network(**options: Any) -> Any:
             async def make() -> Openable:  # as `sync.Network` does it
-                return factory(**options)
+                return factory(**given_options(options))
 
             made = self._form_of(loop_thread().call("network", make))
             self._closing.callback(made.close)

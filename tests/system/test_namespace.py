@@ -34,7 +34,8 @@ from netns_kit.errors import (
     TunUnavailable,
 )
 from netns_kit.namespace.agent_client import Done
-from netns_kit.namespace.namespace import Interface, InterfaceAddress, Namespace, Route
+from netns_kit.namespace.namespace import Namespace
+from netns_kit.namespace.namespace_links import Interface, InterfaceAddress, Route
 from tests.support import ROOT, Possessions, needs, needs_ipv6, needs_subids, needs_tun, needs_userns, subids
 from tests.support.servers import SECONDS
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import needs_tun, needs_userns
+from tests.support import needs, needs_tun, needs_userns
 from tests.support.pytest_runs import RUNNERS, needs_runner, run_pytest
 
 COMMON = """
@@ -107,6 +107,11 @@ async def test_two_networks(network, fake_internet):
         assert done.stdout == b"hello\\n"
     assert first.namespace.pid != second.namespace.pid
     assert len(fake_internet.flows) == 2
+
+class TestInAClass:
+    async def test_it(self, tap_pair, fake_internet):
+        fake_internet.host("api.example.org")
+        assert await tap_pair.resolve("api.example.org")
 """
 )
 SCOPES = (
@@ -218,6 +223,7 @@ def test_nothing_is_left():
 
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_what_ends_badly_leaves_nothing(runner: str, tmp_path: Path) -> None:
+    needs("ps")
     needs_userns()
     needs_tun()
     run = run_pytest(tmp_path, BAD_ENDS, *needs_runner(runner))
@@ -228,6 +234,7 @@ def test_what_ends_badly_leaves_nothing(runner: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("runner", ["pytest_asyncio", "pytest_trio"])
 def test_a_time_limit_ends_the_namespaces_of_the_test(runner: str, tmp_path: Path) -> None:
     """Also where it ends the event loop from outside, so that nothing more of the test runs."""
+    needs("ps")
     needs_userns()
     needs_tun()
     run = run_pytest(tmp_path, LATE, *needs_runner(runner), "-W", "default")
