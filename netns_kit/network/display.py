@@ -54,6 +54,8 @@ def network_view(network: Network) -> View:
         ("interface", f"{network.tap.name}, MTU {network.tap.mtu:,}"),
         ("driver", stack.setup.driver),
     ]
+    if routes := network._members.routes:
+        facts.append(("routes to", ", ".join(str(far.stack.subnet) for far in routes)))
     places = [_own_place(network), *map(_place_of, network.members.values())]
     left_out = len(places) - MOST_BOXES
     places = places[:MOST_BOXES]

@@ -66,7 +66,12 @@ def _bound(shell: Shell, magic: Callable[..., Any], *, is_awaited: bool) -> Call
         words = shlex.split(line)
         if not words:
             raise UsageError(f"expected the name of a network, as in {str(magic.__doc__).split('`')[1]}")
-        thing = shell.ev(words[0])
+        try:
+            thing = shell.ev(words[0])
+        except NameError as error:
+            raise UsageError(
+                f"{error}; expected a network, a member or another object that is open"
+            ) from None
         if magic is not live and _is_async(thing) and not is_awaited:
             raise UsageError(f"{words[0]} is async: use this in a cell behind the one in which it was made")
         return magic(shell, thing, words[1:], *cell)

@@ -30,7 +30,14 @@ import anyio.to_thread
 
 from netns_kit import arguments
 from netns_kit.display.displayed import Displayed
-from netns_kit.errors import AlreadyOpened, ArgumentError, ArgumentTypeError, CaptureError, NetnsKitError
+from netns_kit.errors import (
+    AlreadyOpened,
+    ArgumentError,
+    ArgumentTypeError,
+    CaptureError,
+    NetnsKitError,
+    StackClosed,
+)
 from netns_kit.forwarder.forwarder import CLOSING_SECONDS
 from netns_kit.gateway.capture_filter import CaptureFilter
 from netns_kit.gateway.captures import Captures
@@ -193,7 +200,12 @@ class Capture(Displayed):
         return "complete" if self._stopping else "open"
 
     def __repr__(self) -> str:
+<<<<<<< HEAD
         return f"<Capture of {self._stack.tap.name}: {self.condition}>"
+=======
+        where = "memory" if self._target is None else arguments.shown(self._target)
+        return f"<Capture to {where}: {self.condition}>"
+>>>>>>> ab5817a3fcd0215c8c42b085e85abc6c3ae14283
 
     def _view(self) -> View:
         from .display import capture_view
@@ -295,9 +307,11 @@ class Capture(Displayed):
         Raises:
             ArgumentError: The capture is written to a file already.
             CaptureError: The file cannot be opened or written.
+            StackClosed: The capture has not been entered.
 
         Cancellation: The file may be written.
         """
+        self._check_entered()
         if self._kept is None:
             raise ArgumentError(
                 "expected a capture in memory", "target", arguments.shown(self._target), "capture to None"
@@ -318,9 +332,11 @@ class Capture(Displayed):
         Raises:
             ArgumentError: The capture is written to a file of the caller's: `read_capture` reads that.
             CaptureError: The file cannot be read.
+            StackClosed: The capture has not been entered.
 
         Cancellation: Nothing is changed.
         """
+        self._check_entered()
         from .capture_reader import packets_of, read_captures  # few need them
 
         if self._kept is not None:
@@ -332,6 +348,12 @@ class Capture(Displayed):
             fix = "read the file by `read_capture`"
             raise ArgumentError(expected, "target", arguments.shown(self._target), fix)
         return await anyio.to_thread.run_sync(read_captures, list(self.paths))
+
+    def _check_entered(self) -> None:
+        if not self._is_entered:
+            raise StackClosed(
+                "the capture is not open", fix="enter it with `async with`; its packets stay after that"
+            )
 
     def _dump(self, target: str | os.PathLike[str] | BinaryIO, text: str) -> None:
         assert self._kept is not None

@@ -173,6 +173,10 @@ def until(kernel: Kernel, expression: str) -> None:
     [
         ("%flows", "expected the name of a network, as in %flows net"),
         ("%%inside\ntrue", "expected the name of a network, as in %%inside net"),
+        (
+            "%flows nobody",
+            "name 'nobody' is not defined; expected a network, a member or another object that is open",
+        ),
         ("%flows None much", "expected no more words: much"),
         ("new = Network()\n%flows new", "new is async: use this in a cell behind"),
     ],

@@ -208,6 +208,15 @@ async def test_an_internal_network_has_no_way_out_in_its_picture() -> None:
 
 
 @bounded
+async def test_a_network_shows_what_it_has_a_route_to() -> None:
+    async with network() as net, network(subnet="10.9.0.0/16") as far:
+        async with net.route_to(far):
+            assert "routes to  10.9.0.0/16" in checked(net)[0]
+            assert "routes to  10.0.2.0/24" in checked(far)[0]
+        assert "routes to" not in checked(net)[0]
+
+
+@bounded
 async def test_a_path_that_is_published_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "250")
     path = f"{tmp_path}/<script>"

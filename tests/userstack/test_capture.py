@@ -5,12 +5,21 @@ from __future__ import annotations
 import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
 import pytest
 
-from netns_kit import AlreadyOpened, ArgumentTypeError, CaptureError, TapDevice, Uplink, UserStack
+from netns_kit import (
+    AlreadyOpened,
+    ArgumentTypeError,
+    CaptureError,
+    StackClosed,
+    TapDevice,
+    Uplink,
+    UserStack,
+)
 from netns_kit.gateway.setup import DriverName
 from tests.support.pcapng import read
 from tests.support.servers import bounded
@@ -85,6 +94,20 @@ async def test_a_block_is_entered_once(driver: DriverName) -> None:
         await talk(stack, inside)
         if driver != "worker":
             assert stack.gateway.device is stack.tap
+
+
+@bounded
+async def test_a_capture_is_read_once_it_is_open(driver: DriverName) -> None:
+    async with joined(driver) as (stack, inside):
+        capture = stack.capture(None, max_bytes=1 << 20)
+        assert repr(capture) == "<Capture to memory: not open>"
+        for read_it in capture.packets, partial(capture.dump, io.BytesIO()):
+            with pytest.raises(StackClosed, match="the capture is not open; enter it with `async with`"):
+                await read_it()
+        async with capture:
+            await talk(stack, inside)
+        assert repr(capture) == "<Capture to memory: complete>"
+        assert len(await capture.packets()) == capture.frames > 0
 
 
 @bounded
