@@ -113,9 +113,8 @@ def test_what_the_page_about_policies_shows_is_what_comes_out() -> None:
     assert any("wants 192.0.2.1, tcp port 443: [y/N]" in line for line in said)
 
 
-def test_what_the_page_about_displays_shows_is_what_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_page_about_displays_shows_is_what_comes_out() -> None:
     """But for numbers, and how much room they take."""
-    monkeypatch.setenv("COLUMNS", "100")
     needs_userns()
     needs_tun()
     page = ROOT / "docs" / "displays.md"
