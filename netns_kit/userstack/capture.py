@@ -200,12 +200,8 @@ class Capture(Displayed):
         return "complete" if self._stopping else "open"
 
     def __repr__(self) -> str:
-<<<<<<< HEAD
-        return f"<Capture of {self._stack.tap.name}: {self.condition}>"
-=======
         where = "memory" if self._target is None else arguments.shown(self._target)
         return f"<Capture to {where}: {self.condition}>"
->>>>>>> ab5817a3fcd0215c8c42b085e85abc6c3ae14283
 
     def _view(self) -> View:
         from .display import capture_view
