@@ -287,17 +287,19 @@ def _made(kind: type) -> type[Facade]:
             attribute = _SPECIAL.get(name, _method)(name, value)
         else:
             attribute = _plain(name)
+        own = getattr(attribute, "__func__", attribute)
+        if inspect.isfunction(own) and own.__module__ == MODULE:
+            own.__qualname__ = f"{form.__name__}.{own.__name__}"
         setattr(form, RENAMED.get(name, name), attribute)
     return form
 
 
 def _alike(function: F, source: Callable[..., object]) -> F:
     """Give a function the name, the signature and the docstring of the one it stands for."""
-    name = RENAMED.get(source.__name__, source.__name__)
     signature = inspect.signature(source)
     kept = [each for each in signature.parameters.values() if "TaskStatus" not in str(each.annotation)]
     returns = re.sub(r"^AsyncGenerator\[(\w+)(, None)?\]", r"Iteration[\1]", str(signature.return_annotation))
-    function.__name__, function.__qualname__ = name, source.__qualname__.rpartition(".")[0] + f".{name}"
+    function.__name__ = RENAMED.get(source.__name__, source.__name__)
     function.__module__, function.__doc__ = MODULE, spoken(inspect.getdoc(source))
     vars(function)["__signature__"] = signature.replace(
         parameters=kept, return_annotation=returns if signature.return_annotation else inspect.Signature.empty

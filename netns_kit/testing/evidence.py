@@ -13,7 +13,8 @@ from pathlib import Path
 from netns_kit.dns.message import Rcode
 from netns_kit.errors import NetnsKitError
 from netns_kit.userstack.capture import Capture
-from netns_kit.userstack.events import Event, FlowEvent, QueryEvent, under_way
+from netns_kit.userstack.display import events_view
+from netns_kit.userstack.events import Event, under_way
 from netns_kit.userstack.fake_internet import FakeInternet
 from netns_kit.userstack.userstack import UserStack
 
@@ -22,6 +23,7 @@ SNAPLEN = 1 << 14
 EVENTS = 50
 QUERIES = 20
 PACKETS = 24
+COLUMNS = 140  # of a table of flows
 USUAL = {"dropped_ipv6_off", "dropped_ndp_type"}
 """Counters of what every kernel sends, and nobody misses."""
 
@@ -98,7 +100,8 @@ class Evidence:
             events += [under_way(flow, None) for flow in await stack.flows()]
             counted = {key: value for key, value in (await stack.stats()).items() if value and _is_bad(key)}
             self._add(f"{name}: drops", "\n".join(f"{key} {value}" for key, value in counted.items()))
-        self._add(f"{name}: flows", "\n".join(map(_shown, events)))
+        if events:
+            self._add(f"{name}: flows", events_view(events).text(COLUMNS))
         with suppress(NetnsKitError, OSError):  # the disk may be full, and the test has an error of its own
             if packets := await watched.capture.packets():
                 self._made = self._made or self._directory()
@@ -120,23 +123,3 @@ class Evidence:
 def _is_bad(counter: str) -> bool:
     """Return whether a counter of `Stats` tells of something that was dropped or refused."""
     return counter not in USUAL and any(each in counter for each in ("drop", "refused", "lost", "malformed"))
-
-
-def _shown(event: Event) -> str:
-    if isinstance(event, QueryEvent):
-        return f"dns  {event.name} {event.type}: {event.rcode} by the policy's rule {event.rule}"
-    flow = event.flow
-    remote = f"{flow.name} ({flow.remote})" if flow.name else str(flow.remote)
-    arrow = "->" if flow.direction == "outbound" else "<-"
-    said = {"refused": f"refused: {_refusal(event)}", "closed": f"closed: {event.ended}"}.get(
-        event.kind, flow.state
-    )
-    rule = f", by the policy's rule {event.rule}" if event.kind == "refused" and event.rule else ""
-    counts = (
-        "" if event.kind == "refused" else f", {flow.bytes_from_guest} bytes out, {flow.bytes_to_guest} in"
-    )
-    return f"{flow.protocol:4} {flow.guest} {arrow} {remote}  {said}{counts}{rule}"
-
-
-def _refusal(event: FlowEvent) -> str:
-    return "an ICMP error of another host" if event.refusal is None else event.refusal.value

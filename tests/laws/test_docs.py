@@ -51,7 +51,7 @@ SYSCTLS = ("net.", "kernel.", "user.", "vm.", "fs.")
 def run_page(page: Path, *options: str) -> str:
     """Run the page's blocks in a process of their own, where whatever warns has failed; what they print."""
     command = [sys.executable, "-W", "error", str(ROOT / "docs" / "run_readme.py"), str(page), *options]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}  # readline(3) may have set it
     child = subprocess.run(
         command,
         cwd=ROOT,

@@ -62,7 +62,9 @@ def test_a_command_is_interrupted_and_nothing_else(
         interrupting(lambda: until(told.exists))
         with pytest.raises(KeyboardInterrupt):
             net.run(["sh", "-c", f"echo $$ >{told}; exec sleep 601"])
-        assert b"601" not in net.run("cat /proc/[0-9]*/cmdline").stdout, "it was killed before the call ended"
+        seen = net.run("cat /proc/[0-9]*/cmdline", check=False).stdout
+        assert b"600" in seen
+        assert b"601" not in seen, "it was killed before the call ended"
         assert other.returncode is None
     assert net.stack.flows() == ()
 
@@ -149,12 +151,13 @@ atexit.register(lambda: print(repr(net), flush=True))  # behind the closing, whi
 """
 
 
-def started(*arguments: str, code: str = "") -> subprocess.Popen[str]:
+def started(*arguments: str, code: str = "", alone: bool = False) -> subprocess.Popen[str]:
     needs_userns()
     needs_tun()
     child = subprocess.Popen(
         [sys.executable, "-W", "error", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHON_COLORS": "0"},
+        start_new_session=alone,
     )  # fmt: skip
     assert child.stdin is not None
     child.stdin.write(code)
@@ -209,6 +212,38 @@ def test_a_script_that_is_killed_leaves_nothing(number: int) -> None:
     assert child.returncode == -number
     assert ("KeyboardInterrupt" in err) == (number == signal.SIGINT)
     nothing_is_left(numbers)
+
+
+INTERRUPTED = """
+try:
+    net.run(["sleep", "601"], stdout=None, stderr=None)
+except KeyboardInterrupt:
+    print(net.run(["echo", "there"]).stdout, command.returncode, flush=True)
+"""
+
+
+@pytest.mark.parametrize("driver", ["thread", "loop", "worker"])
+def test_a_terminal_interrupts_a_call_and_nothing_else(driver: str) -> None:
+    """It sends the signal to all of its foreground process group."""
+    code = OPEN.replace("open_network(", f"open_network(driver={driver!r}, ")
+    child = started("-c", code + INTERRUPTED, alone=True)
+    numbers = opened_in(child)
+    until(lambda: "601" in inside(numbers[0]))
+    os.killpg(child.pid, signal.SIGINT)
+    out, err = child.communicate(timeout=SECONDS)
+    assert (child.returncode, out) == (0, "b'there\\n' None\n"), err
+    nothing_is_left(numbers)
+
+
+def inside(holder: int) -> str:
+    """The commands in the PID namespace of a process."""
+    where = os.stat(f"/proc/{holder}/ns/pid")
+    found = ""
+    for each in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if os.path.samestat(os.stat(each / "ns" / "pid"), where):
+                found += (each / "cmdline").read_text()
+    return found
 
 
 @pytest.mark.parametrize("arguments", [("-i", "-q"), ("-m", "asyncio")])

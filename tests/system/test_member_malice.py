@@ -167,14 +167,12 @@ async def test_frames_that_nobody_is_to_see() -> None:
             assert got == []
 
 
-async def believed(*members: Member | Network) -> list[str]:
-    """The neighbours and routes of members."""
-    return [
-        await output(
-            each, "sh", "-c", "ip neighbour; ip route; ip -6 route; ip route get 192.0.2.1; ip address"
-        )
-        for each in members
-    ]
+BELIEVED = "ip neighbour show nud permanent; ip route; ip -6 route; ip route get 192.0.2.1; ip -brief address"
+
+
+async def believed(*members: Member) -> list[set[str]]:
+    """The neighbours that members were told of, their routes and their addresses."""
+    return [set((await output(each, "sh", "-c", BELIEVED)).splitlines()) for each in members]
 
 
 @bounded

@@ -134,10 +134,10 @@ def test_the_report_of_a_failure_has_what_the_network_knows(runner: str, tmp_pat
     text = run.text
     assert set(run.counts) == {"failed"}
     assert "the reason" in text
+    assert re.search(r" refused +tcp +10\.0\.2\.100:\d+ +203\.0\.113\.1:81 +api\.example\.org +reset ", text)
     assert re.search(
-        r"tcp +10\.0\.2\.100:\d+ -> api\.example\.org \(203\.0\.113\.1:81\)  refused: reset", text
+        r" refused +tcp +\S+ +192\.0\.2\.9:443 .* rule 1: deny 192\.0\.2\.0/24$", text, re.MULTILINE
     )
-    assert re.search(r"-> 192\.0\.2\.9:443  refused: .*by the policy's rule", text)
     assert re.search(r"^policy_refused 1$", text, re.MULTILINE)
     assert "nowhere.example.org A: NXDOMAIN" in text
     assert re.search(r"← +203\.0\.113\.1:81 +10\.0\.2\.100:\d+ +TCP +\d+ +RST ACK", text)
@@ -149,7 +149,7 @@ def test_the_report_of_a_failure_has_what_the_network_knows(runner: str, tmp_pat
 def test_the_report_of_a_plain_test_has_the_same(tmp_path: Path) -> None:
     run = run_pytest(tmp_path, FAILING_PLAIN, *PLAIN)
     assert run.counts == {"failed": 1}
-    for said in ("81)  refused: reset", "nowhere.example.org A: NXDOMAIN", "RST ACK", "the whole capture"):
+    for said in ("example.org  reset ", "nowhere.example.org A: NXDOMAIN", "RST ACK", "the whole capture"):
         assert said in run.text
 
 

@@ -191,6 +191,8 @@ def test_a_chooser_has_stand_ins_for_what_goes_to_a_proxy(make: Make) -> None:
         bench = make(uplink)
         names = {"a.corp.example": False, "mixed.example": False, "www.here.example": False, "www.test": True}
         assert {each: uplink.stands_for(each) for each in names} == names
+        ported = ChooserUplink([(choose("a.example", ports=PORT), Socks5Uplink(proxy.at))])
+        assert not ported.stands_for("a.example"), "its other ports are reached without a proxy"
         assert connects(bench, address_of(bench, "www.test"))
         assert connects(bench, address_of(bench, "www.example.org"))
         assert (other.asked, proxy.asked) == (
