@@ -21,7 +21,7 @@ types: $(VENV)/test
 	$(BIN)/mypy
 
 docs: $(VENV)/docs  ## the site, into site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 clean:
 	rm -rf $(VENV) site .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""Pages of the site that are made when it is built: the reference, and the pages that stand beside docs/.
+"""Pages of the site that are made when it is built: the reference, notebooks, and the pages that stand beside docs/.
 
 MkDocs calls the functions here (`hooks` in mkdocs.yml).
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import netns_kit
+from docs.site_notebooks import Pages
 
 ROOT = Path(__file__).resolve().parent.parent
 BESIDE = {
@@ -39,6 +40,7 @@ TITLES = {
     "userstack": "UserStack",
 }
 """Title of the reference page of each folder."""
+NOTEBOOKS = Pages()
 LINK = re.compile(r"(\]\()(?!\w+:)([^)\s#]*)(#[^)\s]*)?(\))")
 
 
@@ -74,6 +76,7 @@ def on_files(files: Any, config: Any) -> Any:
         links = ", ".join(f"[{name}]({folder}.md#netns_kit.{name})" for name in names)
         overview.append(f"- **[{title}]({folder}.md)**: {links}")
     pages["reference/index.md"] = "\n".join(overview) + "\n"
+    pages |= NOTEBOOKS.made()
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
     return files
@@ -87,8 +90,15 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     )
 
 
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Put what came out of the cells of a notebook into its page."""
+    return NOTEBOOKS.filled(html)
+
+
 def _to_site(target: str, up: str) -> str:
     name = target.rpartition("/")[2]
+    if target.endswith(".ipynb"):
+        return target.removesuffix(".ipynb") + ".md"
     return up + BESIDE[name] if target.startswith("../") and name in BESIDE else target
 
 

@@ -50,7 +50,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(target)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110, check=False
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return target
@@ -200,3 +200,22 @@ def test_text_and_code_can_be_read_by_day_and_by_night(site: Path, tmp_path: Pat
     assert isinstance(found, dict)
     assert set(found) == {"default", "slate"}
     assert all(contrast > 4.5 for contrasts in found.values() for contrast in contrasts), found
+
+
+def test_a_table_of_a_notebook_is_sorted_by_a_click(site: Path, tmp_path: Path) -> None:
+    """Both ways, by numbers as numbers, without a script of ours; the picture of the network is beside it."""
+    find = """page => {
+        const table = page.querySelector(".nk form table");
+        if (page.readyState !== "complete" || !table) return null;
+        const top = row => row.getBoundingClientRect().top;
+        const rows = [...table.querySelectorAll("tbody tr")];
+        const order = () => rows.sort((a, b) => top(a) - top(b)).map(row => row.cells[0].innerText);
+        const found = [page.querySelectorAll(".nk svg").length > 0];
+        for (const way of ["a", "d"]) {
+            table.querySelector(`th:nth-child(3) input.${way}`).click();
+            found.push(order());
+        }
+        return found;
+    }"""
+    found = seen(site, tmp_path, "notebooks/explore.html", find)
+    assert found == [True, ["tap0", "lo"], ["lo", "tap0"]], "by MTU"
