@@ -69,6 +69,12 @@ class Captures:
         found = self._running.get(number)
         return () if found is None else found.unnamed()
 
+    @operation(chained)
+    def named(self, number: int) -> tuple[tuple[Address, str], ...]:
+        """Return addresses of a capture's flows, and the names that this engine knows."""
+        found = self._running.get(number)
+        return () if found is None else found.named()
+
     @operation(same)
     def comment(self, number: int, flow: int, text: str) -> None:
         """Comment on the next frame of a flow that is captured, if that flow is here."""

@@ -154,6 +154,10 @@ class FrameCapture(DeviceWrapper):
         """Return addresses of flows whose names are not known."""
         return tuple(map(ip_address, sorted(self._unnamed, key=lambda each: (len(each), each))))
 
+    def named(self) -> tuple[tuple[Address, str], ...]:
+        """Return addresses of flows, and their names, which are in the ring once each."""
+        return tuple((ip_address(address), name) for address, name in self._named)
+
     def comment(self, number: int, text: str) -> None:
         """Comment on the next frame of a flow, if it is captured.
 
@@ -403,7 +407,7 @@ class FrameCapture(DeviceWrapper):
         """Return whether a frame fits the filter."""
         where = self._where
         assert where is not None
-        protocol, addresses, ports = _look(text[self._vnet :])
+        protocol, addresses, ports = look(text[self._vnet :])
         if where.protocol is not None and where.protocol != protocol:
             return False
         if not addresses:
@@ -457,7 +461,7 @@ def _matches(target: str, name: str) -> bool:
     return name.endswith(target[1:]) if target.startswith("*.") else name == target
 
 
-def _look(frame: bytes) -> tuple[str, tuple[bytes, ...], tuple[int, ...]]:
+def look(frame: bytes) -> tuple[str, tuple[bytes, ...], tuple[int, ...]]:
     """Return a frame's protocol, its addresses and its ports, as far as it has these."""
     kind, at = int.from_bytes(frame[12:14], "big"), ethernet.SIZE
     if kind == ethernet.ARP and len(frame) >= at + arp.SIZE:

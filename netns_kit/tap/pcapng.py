@@ -93,11 +93,11 @@ def plain_tail(kept: int, flags: int) -> tuple[int, bytes]:
 
 def names(pairs: Iterable[tuple[bytes, str]]) -> bytes:
     """Return a name resolution block: packed addresses and what they are called."""
-    records = b""
+    records = []
     for address, name in pairs:
         value = address + name.encode("utf-8", "replace")[:TEXT_MAX] + b"\0"
-        records += _option(1 if family_of(address) is IPV4 else 2, value)
-    return _block(_NAMES, records + _END)
+        records.append(_option(1 if family_of(address) is IPV4 else 2, value))
+    return _block(_NAMES, *records, _END)
 
 
 def statistics(time: int, began: int, *, received: int, accepted: int, dropped: int) -> bytes:

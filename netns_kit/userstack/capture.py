@@ -41,6 +41,7 @@ from netns_kit.errors import (
 from netns_kit.forwarder.forwarder import CLOSING_SECONDS
 from netns_kit.gateway.capture_filter import CaptureFilter
 from netns_kit.gateway.captures import Captures
+from netns_kit.gateway.frame_capture import look
 from netns_kit.gateway.gateway import FlowInfo, Gateway
 from netns_kit.namespace.background import Supervisor
 from netns_kit.operations import Asked
@@ -315,7 +316,8 @@ class Capture(Displayed):
         flows: tuple[FlowInfo, ...] = ()
         with suppress(NetnsKitError):  # the stack may have ended
             flows = await self._stack.flows()
-            await self._find_names()
+            if not self.is_over:
+                await self._find_names()
         text = "\n".join(map(_shown, flows))
         try:
             await anyio.to_thread.run_sync(self._dump, target, text)
@@ -358,17 +360,22 @@ class Capture(Displayed):
             blocks = self._kept.blocks()
         file = CaptureFile(target)
         try:
-            pieces = self._beginning(text), blocks, self._last_names(), self._statistics()
-            for piece in pieces:
+            beginning = self._beginning(text)
+            shown = {each for frame in pcapng.read(beginning + blocks)[0] for each in look(frame.data)[1]}
+            names = pcapng.names(pair for pair in self._names if pair[0] in shown)
+            for piece in (beginning, blocks, names, self._statistics()):
                 file.write([memoryview(piece)])
         finally:
             file.close()
 
     async def _find_names(self) -> None:
-        """Ask for the names of addresses that have none in the file."""
+        """Ask for the names of addresses that have none in the file; in memory any may have gone."""
         unnamed = await self._stack.ask(Captures.unnamed, self._number)
         names = await self._stack.ask(Gateway.names, unnamed)
         self._names = [(address.packed, name) for address, name in zip(unnamed, names, strict=True) if name]
+        if self._kept is not None:
+            named = await self._stack.ask(Captures.named, self._number)
+            self._names += [(address.packed, name) for address, name in named]
 
     async def _follow(self) -> None:
         """Have the next frame of each new flow tell which process has opened it."""
