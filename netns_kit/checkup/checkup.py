@@ -153,6 +153,10 @@ class Report(Displayed):
         findings = [finding.record() for finding in self.findings]
         return json.dumps({"ok": self.ok, "host": host, "findings": findings}, indent=1)
 
+    def __repr__(self) -> str:
+        others = ", ".join(f"{each.name} {each.status}" for each in self.findings if each.status != "ok")
+        return f"<Report of {len(self.findings)} findings: {others or 'all ok'}>"
+
     def __str__(self) -> str:
         lines = [self.title, ""]
         for finding in self.findings:

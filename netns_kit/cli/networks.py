@@ -142,7 +142,7 @@ def _of_members(parser: Parser) -> Parser:
     parser.add_argument(
         "name", metavar="NAME[/MEMBER]", help="of the network, or of one member as `join` has it"
     )
-    parser.add_argument("members", nargs="*", metavar="MEMBER", help="whose; default: all")
+    parser.add_argument("members", nargs="*", default=[], metavar="MEMBER", help="whose; default: all")
     return parser
 
 
@@ -173,7 +173,7 @@ def _join_parser() -> Parser:
     parser.add_argument("place", metavar="NAME[/MEMBER]", help="where")
     parser.add_argument(
         "command", nargs=argparse.REMAINDER, help="the command and its arguments; default: a shell"
-    )
+    ).required = False  # argparse of CPython 3.11 would name it among what is missing
     return parser
 
 

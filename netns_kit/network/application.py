@@ -326,13 +326,13 @@ class Application(Openable):
         return {plan.name for plan in self.composition.members if plan.command is not None} - begun
 
     def _known(self, members: Collection[str]) -> set[str]:
-        names = {plan.name for plan in self.composition.members}
+        names = [plan.name for plan in self.composition.members]
         for each in members:
             if each not in names:
                 raise NotFound(
                     f"there is no member {arguments.shown(each)}", fix=f"there are {', '.join(names)}"
                 )
-        return set(members) or names
+        return set(members or names)
 
     def member(self, name: str) -> Member:
         """Return a member.

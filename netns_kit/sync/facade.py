@@ -28,6 +28,7 @@ from netns_kit.errors import ArgumentTypeError, NetnsKitError
 
 from .loop_thread import LoopThread, loop_thread
 
+__tracebackhide__ = True  # pytest shows what is called, and not the way there
 MODULE = "netns_kit.sync"
 FORMS = frozenset(
     "Application Capture FakeFlow FakeHost FakeInternet FaultsBlock Forwarder GuestDatagrams GuestServer GuestStream "

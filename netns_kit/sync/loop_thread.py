@@ -28,6 +28,7 @@ from netns_kit.errors import StackClosed, WrongEventLoop
 
 T = TypeVar("T")
 
+__tracebackhide__ = True  # as in the facade
 PATIENCE = 5.0  # seconds for the thread to end, when all is closed
 
 

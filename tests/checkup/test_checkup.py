@@ -184,6 +184,13 @@ def test_a_report_for_notebooks_is_escaped() -> None:
     assert "All that is needed is there." in html
 
 
+def test_the_repr_of_a_report_has_what_is_not_right() -> None:
+    report = examine(healthy(), HOST)
+    assert repr(report) == f"<Report of {len(report.findings)} findings: all ok>"
+    report = examine({**healthy(), "tun": failed(errno.ENOENT, "open")}, HOST)
+    assert repr(report) == f"<Report of {len(report.findings)} findings: tun missing>"
+
+
 def test_there_is_no_such_finding() -> None:
     with pytest.raises(NotFound, match="there is no finding 'nothing'; choose one of ") as caught:
         examine({}, HOST)["nothing"]

@@ -166,7 +166,7 @@ def test_what_the_pages_about_programming_show_is_what_comes_out(name: str, back
     assert run_page(page, "--all", "--backend", backend) == "".join(shown).replace("    ", "")
 
 
-@pytest.mark.parametrize(("name", "blocks"), [("faults", 2), ("sync", 3)])
+@pytest.mark.parametrize(("name", "blocks"), [("faults", 2), ("sync", 4)])
 def test_what_a_page_shows_is_what_comes_out(name: str, blocks: int) -> None:
     needs_userns()
     needs_tun()

@@ -380,7 +380,8 @@ def test_up_ps_logs_join_and_down(tmp_path: Path, name: str) -> None:
         assert netns_kit("restart", f"{name}/db") == netns_kit("restart", name) == ""
         with socket.create_connection(("127.0.0.1", port)) as client:
             assert client.recv(99) == b"stored"
-        assert "there is no member 'nobody'" in netns_kit("restart", name, "nobody", status=125)
+        mistake = netns_kit("restart", name, "nobody", status=125)
+        assert "there is no member 'nobody'; there are db, web, tools" in mistake, "in the order of the file"
         netns_kit("join", f"{name}/tools", "sh", "-c", "exit 7", status=7)
         netns_kit("join", f"{name}/tools", "no-such-program", status=127)
         assert "there is no member 'nobody'" in netns_kit("join", f"{name}/nobody", "true", status=125)

@@ -313,6 +313,18 @@ def test_usage(words: list[str]) -> None:
     assert mistake.startswith(f"{program}: ")
 
 
+@pytest.mark.parametrize(
+    ("command", "missing"),
+    [("logs", "NAME[/MEMBER]"), ("restart", "NAME[/MEMBER]"), ("join", "NAME[/MEMBER]"), ("down", "NAME")],
+)
+def test_only_words_that_are_needed_are_missing(command: str, missing: str) -> None:
+    done = subprocess.run(
+        [*NETNS_KIT, command], capture_output=True, text=True, timeout=SECONDS, check=False, env=environment()
+    )
+    assert done.returncode == FAILED
+    assert done.stderr.endswith(f": the following arguments are required: {missing}\n")
+
+
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["run", "--help"])

@@ -153,6 +153,13 @@ def test_the_report_of_a_plain_test_has_the_same(tmp_path: Path) -> None:
         assert said in run.text
 
 
+def test_a_plain_test_that_fails_does_not_show_the_way_to_the_event_loop(tmp_path: Path) -> None:
+    run = run_pytest(tmp_path, "def test_it(tap_pair): tap_pair.resolve('nowhere.example.org')", *PLAIN)
+    assert run.counts == {"failed": 1}
+    assert "pair.py" in run.text
+    assert not re.findall(r"facade\.py|loop_thread\.py", run.text)
+
+
 def test_what_passes_writes_no_capture(tmp_path: Path) -> None:
     run = run_pytest(tmp_path, FAILING_PLAIN.replace("assert False", "assert True"), *PLAIN)
     assert run.counts == {"passed": 1}, run.text
