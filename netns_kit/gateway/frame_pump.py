@@ -169,6 +169,8 @@ class FramePump:
         tap = self.tap
         if self._acks.at_once:
             self._acks.flush()
+            if self._acks.holes:
+                self._engine.again(self._acks.report_holes)
         if tap.deadline != NO_DEADLINE:
             self._engine.timers.arm(self, tap.deadline)
         if tap.backlog is not self._is_behind:

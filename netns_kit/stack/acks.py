@@ -36,6 +36,9 @@ class AckOwner(Protocol):
     def send_ack(self) -> None:
         """Send the ACK, which is due at once."""
 
+    def report_hole(self) -> None:
+        """Send an ACK if text that is missing has not arrived meanwhile."""
+
     def ack_is_overdue(self) -> None:
         """Send the ACK, which has waited but was not carried by another segment."""
 
@@ -46,11 +49,12 @@ class Acks:
     An owner whose ACK is due at once appends itself to `at_once`.
     """
 
-    __slots__ = ("_listed", "_timers", "at_once", "delay", "timer_at", "timer_entry")
+    __slots__ = ("_listed", "_timers", "at_once", "delay", "holes", "timer_at", "timer_entry")
 
     def __init__(self, delay: float, timers: Timers) -> None:
         self.delay = delay
         self.at_once: list[AckOwner] = []
+        self.holes: dict[AckOwner, None] = {}
         self._listed: deque[tuple[float, AckOwner]] = deque()  # each owner once, at the due time or earlier
         self._timers = timers
         self.timer_at = self.timer_entry = math.inf
@@ -71,6 +75,17 @@ class Acks:
         for owner in due:
             if owner.ack_at == AT_ONCE:
                 owner.send_ack()
+
+    def report_later(self, owner: AckOwner) -> None:
+        """Have an owner report its hole, if it has one still at the next `report_holes`."""
+        self.holes[owner] = None
+        self.at_once.append(owner)  # so that whoever calls `flush` looks at `holes`, and nobody else
+
+    def report_holes(self) -> None:
+        """Send the ACKs that report holes which are not filled yet."""
+        due, self.holes = self.holes, {}
+        for owner in due:
+            owner.report_hole()
 
     def handle_timer(self, now: float) -> None:
         """Send the ACKs that have waited for their time."""

@@ -370,6 +370,7 @@ class Stack:
     def flush(self) -> None:
         """Send the ACKs that have waited for more frames.  Call it after each batch of frames and of user calls."""
         self.acks.flush()
+        self.acks.report_holes()
 
     def send_datagram(self, datagram: LinkDatagram) -> None:
         """Send a datagram that belongs to no flow.  If it is too long for a packet, it is dropped and counted."""

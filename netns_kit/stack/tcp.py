@@ -796,15 +796,19 @@ class TcpConnection:
     def _report_hole(self) -> None:
         """Owe an ACK that reports what has arrived beyond a hole (RFC 5681 4.2).
 
-        With SACK it is sent as soon as the frames at hand have been handled, since one ACK reports them all.  Often
-        the hole is filled by then: a guest on two processors, behind a pair of veth, sends frames in the wrong order.
-        Without SACK the guest counts duplicate ACKs.
+        With SACK it is sent when the device has been read once more, since one ACK reports all.  Often the hole is
+        filled by then: a guest on two processors, behind a pair of veth, sends frames in the wrong order.  Without
+        SACK the guest counts duplicate ACKs.
         """
-        if not self.rcv.sack:
+        if self.rcv.sack:
+            self._table.acks.report_later(self)
+        else:
             self._emit(self.snd.nxt, ACK)
-        elif self.ack_at != AT_ONCE:
-            self.ack_at = AT_ONCE
-            self._table.acks.at_once.append(self)
+
+    def report_hole(self) -> None:
+        """Send the ACK that reports a hole, if there is one still."""
+        if self.rcv.out_of_order is not None:
+            self.send_ack()
 
     def send_ack(self) -> None:
         """Send the ACK that is owed."""
