@@ -21,7 +21,8 @@ from netns_kit.stack.wire.errors import BadPacket
 
 from .text import some
 
-MOST_RECORDS = 8  # of a DNS message that are told
+# bytes that a cut frame is filled up to: no packet is longer than 64 KiB and its headers
+MOST_FILLED = 1 << 17
 _DNS, _DHCP = 53, frozenset({67, 68})
 _FLAGS = (
     (tcp.SYN, "SYN"),
@@ -86,8 +87,8 @@ class Dissection:
         self.source = self.destination = ""
         self.segment: Segment | None = None
         self.payload = b""
-        self._missing = max(size - len(data), 0)
-        whole = memoryview(data.ljust(size, b"\0"))
+        whole = memoryview(data.ljust(min(size, MOST_FILLED), b"\0"))
+        self._missing = len(whole) - len(data)
         try:
             self._ethernet(whole)
         except BadPacket as bad:

@@ -71,6 +71,7 @@ def conversations(packets: Iterable[CapturedPacket], names: Mapping[str, str]) -
         names: The names of addresses.
     """
     under_way: dict[frozenset[str], list[CapturedPacket]] = {}
+    ended: set[frozenset[str]] = set()
     found: list[tuple[str, str, list[CapturedPacket]]] = []
     for packet in packets:
         seen = dissected(packet)
@@ -78,10 +79,13 @@ def conversations(packets: Iterable[CapturedPacket], names: Mapping[str, str]) -
             continue
         ends = frozenset((seen.source, seen.destination))
         is_new = seen.segment.flags & (tcp.SYN | tcp.ACK) == tcp.SYN
-        if ends not in under_way or (is_new and _has_ended(under_way[ends])):
+        if ends not in under_way or (is_new and ends in ended):
             under_way[ends] = []
+            ended.discard(ends)
             found.append((seen.source, seen.destination, under_way[ends]))
         under_way[ends].append(packet)
+        if seen.segment.flags & (tcp.FIN | tcp.RST):
+            ended.add(ends)
 
     def name(end: str) -> str:
         return names.get(end.rpartition(":")[0].strip("[]"), "")
@@ -89,11 +93,6 @@ def conversations(packets: Iterable[CapturedPacket], names: Mapping[str, str]) -
     return tuple(
         TcpConversation(source, to, (name(source), name(to)), tuple(those)) for source, to, those in found
     )
-
-
-def _has_ended(packets: list[CapturedPacket]) -> bool:
-    flags = (found.flags for each in packets if (found := dissected(each).segment) is not None)
-    return any(each & (tcp.FIN | tcp.RST) for each in flags)
 
 
 def _rows(conversation: TcpConversation) -> Iterator[_Row]:

@@ -97,9 +97,9 @@ def ruleset() -> Iterator[bytes]:
     yield from (_rule(MEMBER, *rule) for rule in _rules())
 
 
-def _base_chain(name: str, priority: int) -> bytes:
-    """Return the message that makes a chain which every frame passes that comes to the bridge."""
-    hook = _u32(abi.NFTA_HOOK_HOOKNUM, abi.NF_BR_PRE_ROUTING), _u32(abi.NFTA_HOOK_PRIORITY, priority)
+def _base_chain(name: str, priority: int, hook_number: int = abi.NF_BR_PRE_ROUTING) -> bytes:
+    """Return the message that makes a chain which every frame passes that comes to the bridge, or to another hook."""
+    hook = _u32(abi.NFTA_HOOK_HOOKNUM, hook_number), _u32(abi.NFTA_HOOK_PRIORITY, priority)
     return _message(
         abi.NFT_MSG_NEWCHAIN,
         text(abi.NFTA_CHAIN_TABLE, TABLE),
@@ -159,22 +159,43 @@ def diverted(name: str, network: IPv4Network | IPv6Network, mac: bytes) -> Itera
         network: The addresses.
         mac: The link address, that of the bridge itself.
     """
-    four = network.version == 4
     yield _message(abi.NFT_MSG_NEWTABLE, text(abi.NFTA_TABLE_NAME, TABLE))
     yield _base_chain(name, BEFORE_ALL + 1)
-    destination = _payload(_NET, 16, 4) if four else _payload(_NET, 24, 16)
+    destination = _payload(_NET, 16, 4) if network.version == 4 else _payload(_NET, 24, 16)
     yield _rule(
         name,
-        *_is(_payload(_LL, 12, 2), IPV4 if four else IPV6),
-        *_is(destination, network[0].packed, abi.NFT_CMP_GTE),
-        _compared(network[-1].packed, abi.NFT_CMP_LTE),
+        *_is_within(network, destination),
         *_set_to(mac, _payload(_LL, 0, 6, direction=abi.NFTA_PAYLOAD_SREG)),
         *_set_to(bytes((abi.PACKET_HOST,)), _meta(abi.NFT_META_PKTTYPE, direction=abi.NFTA_META_SREG)),
     )
 
 
-def no_longer_diverted(name: str) -> Iterator[bytes]:
-    """Yield the messages that remove a chain of `diverted`."""
+def withheld(name: str, network: IPv4Network | IPv6Network, port: str) -> Iterator[bytes]:
+    """Yield the messages by which the hub sends nothing to a port that comes from another network.
+
+    Args:
+        name: The name of the chain, which is new.
+        network: The addresses.
+        port: The name of the port.
+    """
+    yield _message(abi.NFT_MSG_NEWTABLE, text(abi.NFTA_TABLE_NAME, TABLE))
+    yield _base_chain(name, BEFORE_ALL, abi.NF_BR_LOCAL_OUT)
+    source = _payload(_NET, 12, 4) if network.version == 4 else _payload(_NET, 8, 16)
+    to_port = _is(_meta(abi.NFT_META_OIFNAME), port.encode().ljust(NAME, b"\0"))
+    yield _rule(name, *to_port, *_is_within(network, source), _verdict(abi.NF_DROP))
+
+
+def _is_within(network: IPv4Network | IPv6Network, loaded: bytes) -> tuple[bytes, ...]:
+    """Return the expressions that load an address of IP and go on only if it is of a network."""
+    return (
+        *_is(_payload(_LL, 12, 2), IPV4 if network.version == 4 else IPV6),
+        *_is(loaded, network[0].packed, abi.NFT_CMP_GTE),
+        _compared(network[-1].packed, abi.NFT_CMP_LTE),
+    )
+
+
+def removed_chain(name: str) -> Iterator[bytes]:
+    """Yield the messages that remove a chain of `diverted` or `withheld`."""
     yield _message(abi.NFT_MSG_DELRULE, text(abi.NFTA_RULE_TABLE, TABLE), text(abi.NFTA_RULE_CHAIN, name))
     yield _message(abi.NFT_MSG_DELCHAIN, text(abi.NFTA_CHAIN_TABLE, TABLE), text(abi.NFTA_CHAIN_NAME, name))
 

@@ -29,7 +29,14 @@ from typing import NamedTuple
 import anyio
 import anyio.to_thread
 
-from netns_kit.errors import ArgumentError, FeatureUnavailable, NetnsKitError, NotPrivileged, SysctlError
+from netns_kit.errors import (
+    ArgumentError,
+    FeatureUnavailable,
+    NamespaceGone,
+    NetnsKitError,
+    NotPrivileged,
+    SysctlError,
+)
 from netns_kit.host import abi
 from netns_kit.host.netlink import (
     attribute,
@@ -80,6 +87,7 @@ class Hub:
         self._bridge = 0  # its number
         self._ends: dict[str, _End] = {}  # inside members, by the names of their ports; and the bridge
         self._ports = 0  # so far
+        self._is_closed = False
 
     @property
     def is_open(self) -> bool:
@@ -89,6 +97,11 @@ class Hub:
     def mtu(self) -> int:
         """The MTU of the tap."""
         return self._tap.mtu
+
+    @property
+    def tap_name(self) -> str:
+        """The name of the tap, which is a port of the bridge."""
+        return self._tap.name
 
     @property
     def mac(self) -> bytes:
@@ -105,6 +118,7 @@ class Hub:
             NotPrivileged: The caller has no right to change the network's namespace.
         """
         async with self._lock:
+            self._check_open()
             if self.is_open:
                 return
             with anyio.CancelScope(shield=True):  # a few milliseconds, in which the hub has no address
@@ -141,7 +155,7 @@ class Hub:
         for tables in TABLES:  # nothing is in them, and all frames would pass them
             with suppress(SysctlError):
                 await namespace.set_sysctl(f"net.bridge.bridge-nf-call-{tables}", 0)
-        bridge, tap_index = await self.index(BRIDGE), await self.index(tap.name)
+        bridge, tap_index = await self._index(BRIDGE), await self._index(tap.name)
         enslaved = changed(tap_index, number(abi.IFLA_MASTER, bridge))
         moved = [_without(tap_index, each) for each in _guest_interfaces(subnet)]
         await self._ask(route, [enslaved, *self._settings(tap_index, subnet.mac), *moved])
@@ -189,9 +203,11 @@ class Hub:
 
         Raises:
             FeatureUnavailable: The kernel has no such thing.
+            NamespaceGone: The network has ended.
             NotPrivileged, OSError: The kernel refuses it.
         """
         async with self._lock:
+            self._check_open()
             assert self._route is not None, "it is open"
             await self._ask(self._route, messages, feature)
 
@@ -200,9 +216,11 @@ class Hub:
 
         Raises:
             FeatureUnavailable: The kernel has no nftables.
+            NamespaceGone: The network has ended.
             NotPrivileged, OSError: The kernel refuses it.
         """
         async with self._lock:
+            self._check_open()
             self._filter = self._filter or await self._socket(abi.NETLINK_NETFILTER)
             await self._ask(self._filter, guard.batch(messages), feature)
 
@@ -223,12 +241,13 @@ class Hub:
             NotPrivileged: The namespace is another user's.
         """
         async with self._lock:
+            self._check_open()
             assert self._route is not None, "it is open"
             try:
                 if self._guarded and self._filter is not None:
                     await self._ask(self._filter, guard.batch(guard.added(port)))
                 name = await self._make_pair(self._route, port, namespace, ifname)
-                index = await self.index(port.name)
+                index = await self._index(port.name)
                 with suppress(OSError):  # where the kernel has no IPv6
                     await self._ask(self._route, [changed(index, NO_ADDRESS)])
                 await self._ask(
@@ -275,6 +294,7 @@ class Hub:
                 end, wherever the default route leads.
         """
         async with self._lock:
+            self._check_open()
             sock = await namespace.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, abi.NETLINK_ROUTE)
             with on_error(sock.close):
                 (index,) = struct.unpack_from("=i", await self._link_of(ifname, sock), 4)
@@ -283,13 +303,22 @@ class Hub:
             if guest is not None:
                 await anyio.to_thread.run_sync(_route_by_source, end, guest)
             await anyio.to_thread.run_sync(_introduce, end, others)
+        await self.wait_up(port.name)
+        await self.wait_up(ifname, sock)
+
+    async def wait_up(self, name: str, sock: socket.socket | None = None) -> None:
+        """Wait until an interface, by default of the hub, carries packets, but no longer than `READY_SECONDS`.
+
+        The kernel drops what is sent until a work queue of its own has seen that the other end is up.
+        """
         with anyio.move_on_after(READY_SECONDS):
-            while not await self._is_up(port):  # noqa: ASYNC110 - nobody tells
+            while not await self._is_up(name, sock):  # noqa: ASYNC110 - nobody tells
                 await anyio.sleep(_PAUSE)
 
-    async def _is_up(self, port: Port) -> bool:
+    async def _is_up(self, name: str, sock: socket.socket | None) -> bool:
         async with self._lock:
-            answer = await self._link_of(port.name)
+            self._check_open()
+            answer = await self._link_of(name, sock)
         return dict(attributes(answer[_IFINFOMSG:])).get(abi.IFLA_OPERSTATE) == bytes((abi.IF_OPER_UP,))
 
     async def remove(self, port: Port) -> None:
@@ -309,12 +338,21 @@ class Hub:
             if self._guarded and self._filter is not None:
                 await self._ask(self._filter, guard.batch(guard.removed(port)))
 
-    def close(self) -> None:
-        """Close the sockets.  The bridge ends with the namespace."""
-        for sock in (self._route, self._filter, *(end.sock for end in self._ends.values())):
-            if sock is not None:
-                sock.close()
-        self._ends.clear()
+    async def close(self) -> None:
+        """Close the sockets.  The bridge ends with the namespace.
+
+        Cancellation: It may be called again.
+        """
+        async with self._lock:  # a thread may use one of them, and a number that is free is soon another's
+            self._is_closed = True
+            for sock in (self._route, self._filter, *(end.sock for end in self._ends.values())):
+                if sock is not None:
+                    sock.close()
+            self._ends.clear()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise NamespaceGone("the network has ended")
 
     @property
     def namespace(self) -> Namespace:
@@ -355,7 +393,17 @@ class Hub:
             raise
 
     async def index(self, name: str) -> int:
-        """Return the number of an interface of the hub."""
+        """Return the number of an interface of the hub.
+
+        Raises:
+            NamespaceGone: The network has ended.
+            OSError: There is none of that name.
+        """
+        async with self._lock:
+            self._check_open()
+            return await self._index(name)
+
+    async def _index(self, name: str) -> int:
         (index,) = struct.unpack_from("=i", await self._link_of(name), 4)
         return int(index)
 

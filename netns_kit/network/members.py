@@ -215,6 +215,7 @@ class Member(Displayed, Place):
         self._address6: IPv6Address | None = None
         self._port: Port | None = None
         self._is_linked = self._is_governed = False
+        self._setting_policy = anyio.Lock()
         self._records: list[Record] = []
         self._blocks: set[Capture | FaultsBlock] = set()  # that end with it
         self.forwarder = MemberForwarder(
@@ -608,8 +609,9 @@ class Member(Displayed, Place):
             check_policy(policy, asks=self._members.stack.setup.asks)
 
         async def change() -> None:
-            await self._set_policy(policy, existing)
-            self.policy = policy
+            async with self._setting_policy:
+                await self._set_policy(policy, existing)
+                self.policy = policy
             await self._members.tell()
 
         with self.supervisor.guarding():

@@ -171,7 +171,7 @@ class Network(Displayed, Place):
 
     async def _close(self) -> None:
         await self._members.close()
-        self._hub.close()
+        await self._hub.close()
         await self.forwarder.supervisor.end()  # what has failed is raised by our own supervisor
         await self.stack.supervisor.end()
         await self.tap.close()

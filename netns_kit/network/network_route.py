@@ -4,8 +4,9 @@
 
 A bridge gives the hub what goes to an address of the other network, so that members need no route of their own: they
 send it to their gateway as all else.  The hubs pass it on by a rule of routing for each direction, and everything
-else is refused there: what goes to the stack of the other network, which is that one's way out; from a third network;
-and from a member to another one of the same network.  Each hub checks what comes from the other.
+else is refused there: what goes to the stack of the other network, which is that one's way out, also by an address
+that something is served at; from a third network; and from a member to another one of the same network.  Each hub
+checks what comes from the other, and what its own network sends there.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
-from netns_kit.errors import ArgumentError, NamespaceGone, NetnsKitError
+from netns_kit.errors import ArgumentError, NamespaceGone, NetnsKitError, SysctlError
 from netns_kit.host import abi
 from netns_kit.host.netlink import attribute, link, nested, new_link, number, text
 from netns_kit.namespace.background import Openable, Supervisor
@@ -82,6 +83,8 @@ class NetworkRoute(Openable):
         for side, far in ((one, other), (other, one)):
             await side.open(far)
             self.supervisor.start(self._watch, side)
+        for side in self._sides:
+            await side.hub.wait_up(side.name)
 
     async def _watch(self, gone: _Side) -> None:
         """End when that network does, whoever holds this object."""
@@ -131,6 +134,9 @@ class _Side:
         with suppress(OSError):  # where the kernel has no IPv6
             await hub.change([changed(index, NO_ADDRESS)])
         await hub.namespace.set_sysctl(f"net.ipv4.conf.{self.name}.rp_filter", 1)
+        if len(list(_both(self.subnet, far.subnet))) == 1:  # the other hub would have a way here by IPv6
+            with suppress(SysctlError):
+                await hub.namespace.set_sysctl(f"net.ipv6.conf.{self.name}.disable_ipv6", 1)
         await hub.change(self._rules(far, wanted=True), _RULES)
         await hub.change([changed(index, text(abi.IFLA_IFALIAS, str(far.subnet)), up=True)])
         for own, other in _both(self.subnet, far.subnet):
@@ -146,10 +152,12 @@ class _Side:
                     await hub.namespace.set_sysctl(f"net.ipv4.conf.{name}.forwarding", 1)
             else:
                 await hub.namespace.set_sysctl("net.ipv6.conf.all.forwarding", 1)
-        await hub.filter(
-            [each for name, network in self._chains(far) for each in guard.diverted(name, network, hub.mac)],
-            _FRAMES,
-        )
+        for (inwards, outwards), network in self._chains(far):
+            chains = (
+                guard.withheld(outwards, network, hub.tap_name),
+                guard.diverted(inwards, network, hub.mac),
+            )
+            await hub.filter([each for chain in chains for each in chain], _FRAMES)
 
     async def close(self, far: _Side) -> None:
         if not self.name:
@@ -163,9 +171,9 @@ class _Side:
                 OSError, NetnsKitError
             ):  # the other side has removed the link, or the hub has ended
                 await self.hub.change(messages)
-        for name, _ in self._chains(far):
+        for names, _ in self._chains(far):
             with suppress(OSError, NetnsKitError):
-                await self.hub.filter(guard.no_longer_diverted(name))
+                await self.hub.filter([each for name in names for each in guard.removed_chain(name)])
         self.name = ""
 
     def _rules(self, far: _Side, *, wanted: bool) -> Iterator[bytes]:
@@ -175,15 +183,17 @@ class _Side:
                     REFUSED, ip_network(ours), iifname=self.name, action=abi.FR_ACT_PROHIBIT, wanted=wanted
                 )
             yield routing.rule(PASSED, own.network, source=other.network, iifname=self.name, wanted=wanted)
-            yield routing.rule(PASSED, other.network, iifname=BRIDGE, wanted=wanted)
+            yield routing.rule(PASSED, other.network, source=own.network, iifname=BRIDGE, wanted=wanted)
             version = own.network.version
             yield routing.rule(
                 REST, iifname=self.name, action=abi.FR_ACT_PROHIBIT, version=version, wanted=wanted
             )
 
-    def _chains(self, far: _Side) -> Iterator[tuple[str, IPv4Network | IPv6Network]]:
+    def _chains(self, far: _Side) -> Iterator[tuple[tuple[str, str], IPv4Network | IPv6Network]]:
+        """Yield the names of two chains for each network: of what goes there, and of what comes from there."""
         for _, other in _both(self.subnet, far.subnet):
-            yield f"{self.name}-ipv{other.network.version}", other.network
+            name = f"{self.name}-ipv{other.network.version}"
+            yield (f"{name}-to", f"{name}-from"), other.network
 
 
 def _both(own: Subnet, other: Subnet) -> Iterator[tuple[Subnet | Subnet6, Subnet | Subnet6]]:

@@ -16,7 +16,7 @@ from codecs import getincrementaldecoder
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from inspect import iscoroutinefunction
-from queue import SimpleQueue
+from queue import Queue
 from subprocess import DEVNULL, PIPE
 from threading import Thread
 from typing import Any, TextIO
@@ -29,6 +29,7 @@ from netns_kit.namespace.process import CommandFailed
 
 PACKETS_MOST = 16 << 20  # bytes of them that `%%capture_packets` keeps
 WAKING_SECONDS = 0.2
+PIECES_MOST = 64  # of output that wait to be shown; the command waits then
 _CALL = re.compile(r"get_ipython\(\)\.run_(line|cell)_magic\('(inside|flows|capture_packets)', '([\w.]+)")
 
 Shell = Any
@@ -115,26 +116,31 @@ async def _then(first: Awaitable[int], then: Callable[[int], None]) -> None:
 
 
 def _run(thing: Any, command: list[str], text: bytes) -> int:
-    said: SimpleQueue[tuple[TextIO, str | None]] = (
-        SimpleQueue()
-    )  # this thread writes: a kernel knows its cell
-    with thing.popen(command, stdin=PIPE if text else DEVNULL, stdout=PIPE, stderr=PIPE) as process:
-        streams = {sys.stdout: process.stdout, sys.stderr: process.stderr}
-        for file, stream in streams.items():
-            Thread(target=_pass_on, args=(stream, file, said), daemon=True).start()
-        if text:
-            Thread(target=_feed, args=(process.stdin, text), daemon=True).start()
-        while streams:
+    said: Queue[tuple[TextIO, str | None]] = Queue(PIECES_MOST)  # this thread writes: a kernel knows its cell
+    streams: dict[TextIO, Iterable[bytes]] = {}
+    try:
+        with thing.popen(command, stdin=PIPE if text else DEVNULL, stdout=PIPE, stderr=PIPE) as process:
+            streams |= {sys.stdout: process.stdout, sys.stderr: process.stderr}
+            for file, stream in streams.items():
+                Thread(target=_pass_on, args=(stream, file, said), daemon=True).start()
+            if text:
+                Thread(target=_feed, args=(process.stdin, text), daemon=True).start()
+            while streams:
+                file, piece = said.get()
+                if piece is None:
+                    del streams[file]
+                else:
+                    _show(file, piece)
+            status: int = process.wait()
+    finally:
+        while streams:  # it was interrupted: the threads shall not wait for room
             file, piece = said.get()
             if piece is None:
                 del streams[file]
-            else:
-                _show(file, piece)
-        status: int = process.wait()
     return status
 
 
-def _pass_on(stream: Iterable[bytes], file: TextIO, said: SimpleQueue[tuple[TextIO, str | None]]) -> None:
+def _pass_on(stream: Iterable[bytes], file: TextIO, said: Queue[tuple[TextIO, str | None]]) -> None:
     decoder = getincrementaldecoder("utf-8")("replace")
     with suppress(anyio.ClosedResourceError):  # the command was interrupted
         for chunk in stream:

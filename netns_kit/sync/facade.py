@@ -383,6 +383,8 @@ def _closing(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             loop.closed(wrapped)
 
     def closing(self: Facade, /, *args: object) -> Any:
+        if self._loop.is_closed:  # so is all else: an `atexit` function may close too
+            return None
         return self._call(act, (self._loop, self._wrapped, *args), {})
 
     return _alike(closing, function)

@@ -5,13 +5,13 @@ cannot wait for the end of what it has cancelled.)  What interrupts the thread
 that waits, Ctrl-C above all, cancels the call; the thread waits for its end, and then raises.  A second interruption
 ends the waiting.
 
-What is open when the interpreter exits is closed then, the youngest first: daemon threads still run in `atexit`
-functions.  A forked child has no such thread; it makes its own for objects of its own.
+What is open when the interpreter exits is closed then, the youngest first, by a thread that waits for the end of all
+others but daemons.  Later, in `atexit` functions, it would be too late: from CPython 3.12 on no thread can be started
+there, and closing may need one.  A forked child has no such threads; it makes its own for objects of its own.
 """
 
 from __future__ import annotations
 
-import atexit
 import os
 import threading
 from collections.abc import Awaitable, Callable
@@ -94,12 +94,13 @@ class LoopThread:
     def __init__(self) -> None:
         self.pid = os.getpid()
         self._open: WeakValueDictionary[int, Any] = WeakValueDictionary()  # the oldest first
-        self._is_closed = False
+        self.is_closed = False
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="netns_kit.sync", daemon=True)
         self._thread.start()
         self._ready.wait()
-        atexit.register(self.close)
+        # a thread is by itself a daemon if the one that starts it is, as a prompt's may be
+        threading.Thread(target=self._close_at_exit, name="netns_kit.sync exit", daemon=False).start()
 
     def _run(self) -> None:
         anyio.run(self._serve)
@@ -139,7 +140,7 @@ class LoopThread:
             raise WrongEventLoop(
                 cause, fix="call it in a thread, as plain functions are that serve or intercept"
             )
-        if self._is_closed:
+        if self.is_closed:
             raise StackClosed(f"the {what} was closed: the interpreter exits", fix="use it before that")
 
     def call(self, what: str, function: Callable[[], Awaitable[T]]) -> T:
@@ -182,10 +183,18 @@ class LoopThread:
         """Note that it was closed."""
         self._open.pop(id(thing), None)
 
+    def _close_at_exit(self) -> None:
+        this = threading.current_thread()
+        # the main thread is one of them: it stops when the interpreter exits, and is listed after that too
+        while others := [
+            each for each in threading.enumerate() if each is not this and not each.daemon and each.is_alive()
+        ]:
+            for each in others:
+                each.join()
+        self.close()
+
     def close(self) -> None:
         """Close what is open, the youngest first, and end the event loop; the first error is raised after that."""
-        if self._is_closed or self.pid != os.getpid():
-            return
         failures: list[Exception] = []
         try:
             for thing in reversed(list(self._open.values())):
@@ -195,7 +204,7 @@ class LoopThread:
                 except Exception as error:
                     failures.append(error)
         finally:
-            self._is_closed = True
+            self.is_closed = True
             self._soon(self._stopped.set)
             self._thread.join(PATIENCE)
         if failures:

@@ -230,9 +230,11 @@ class Child:
         check(libc.prctl(abi.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
         signal.set_wakeup_fd(-1)  # that of an event loop outside
         before = signal.signal(signal.SIGTERM, _end_at_once)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until there is who passes it on
         if pid := os.fork():
             self._stand_by(pid)
         signal.signal(signal.SIGTERM, before)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         check(libc.prctl(abi.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
         os.chdir(here)
         for fd in show_files(self._files, {})[0].values():
@@ -249,6 +251,7 @@ class Child:
                 os.kill(pid, signal.SIGKILL)
 
         signal.signal(signal.SIGTERM, kill)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         os.close(self._pipe)
         _, status = os.waitpid(pid, 0)
         code = os.waitstatus_to_exitcode(status)
@@ -289,7 +292,8 @@ class Child:
         if told is None:
             code = os.waitstatus_to_exitcode(status)
             number = -code if code < 0 else code - 128
-            how = signal.Signals(number).name if number > 0 else f"status {code}"
+            named = {each.value: each.name for each in signal.Signals}  # not those behind SIGRTMIN
+            how = named.get(number, f"signal {number}" if code < 0 else f"status {code}")
             raise ChildProcessError(f"the child has ended by {how} before the function did")
         return cast("Outcome", pickle.loads(told))
 
@@ -298,14 +302,14 @@ class Child:
         waiting = select.poll()
         waiting.register(pipe, select.POLLIN)
         waiting.register(self._pidfd, select.POLLIN)
-        told = b""
+        told = bytearray()
         while len(told) < SIZE or len(told) < SIZE + int.from_bytes(told[:SIZE], "big"):
             ready = dict(waiting.poll())
             data = pipe.read(1 << 20) if pipe.fileno() in ready else b""
             if not data:
                 return None
             told += data
-        return told[SIZE:]
+        return bytes(told[SIZE:])
 
     def kill(self) -> None:
         """Kill the child, if it runs, and have none started any more."""

@@ -149,6 +149,7 @@ class UserStack(Displayed, Openable):
         self.guest_names: dict[Address, str] = {}
         """Names of guests by their addresses, for those who look at flows; for parts of this library."""
         self._looked: tuple[Stats, float] | None = None  # at the stats, and when
+        self._setting_policy = anyio.Lock()
         self._runner: Runner | None = None
         self._passing: socket.socket | None = None
         self._news: dict[int, Settable] = {}
@@ -312,8 +313,9 @@ class UserStack(Displayed, Openable):
             text = dump(policy).decode()
 
         async def change() -> None:
-            await self.ask(Gateway.set_policy, text, existing)
-            self.policy = policy
+            async with self._setting_policy:  # answers to several calls at once may be seen in any order
+                await self.ask(Gateway.set_policy, text, existing)
+                self.policy = policy
 
         await finish(change)
 

@@ -122,6 +122,7 @@ VALUES: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (float, st.floats(allow_nan=False, allow_infinity=False)),
     (None, st.none()),
     (tuple[Address, ...], st.lists(addresses).map(tuple)),
+    (tuple[tuple[Address, str], ...], st.lists(st.tuples(addresses, st.text())).map(tuple)),
     (tuple[str | None, ...], st.lists(st.none() | st.text()).map(tuple)),
 ]
 KINDS = [kind for kind, _ in VALUES]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -135,6 +136,17 @@ def test_a_frame_that_was_cut_is_read_as_far_as_it_goes() -> None:
     found = Dissection(whole[:60], len(whole))
     assert found.info == "PSH ACK, 1,000 bytes, seq 7, ack 9, window 512"
     assert found.payload == b"x" * 6
+
+
+def test_a_length_that_no_packet_has_takes_no_memory() -> None:
+    whole = segment(b"x" * 1000)
+    tracemalloc.start()
+    try:
+        found = Dissection(whole[:60], 1 << 26)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert found.info == "PSH ACK, 1,000 bytes, seq 7, ack 9, window 512"
 
 
 def test_what_makes_no_sense_says_so() -> None:

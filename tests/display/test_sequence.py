@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 
 from netns_kit import CapturedPacket, Packets
+from netns_kit.display import sequence
+from netns_kit.display.dissect import Dissection
+from netns_kit.display.packet import dissected
 from netns_kit.display.sequence import FIRST, LAST
 from netns_kit.stack.wire import ethernet, ip, tcp
 from tests.support.displays import HOSTILE, SVG, checked, picture
@@ -99,6 +102,18 @@ def test_connections_are_told_apart() -> None:
     frames = [*ended, *capture((True, 0, 0, SYN, b""), port=40001), *ended, *capture((True, 0, 0, SYN, b""))]
     assert [len(each.packets) for each in packets(frames).tcp()] == [2, 1, 2, 1]
     assert packets([]).tcp() == ()
+
+
+def test_each_packet_is_looked_at_once_for_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+
+    def look(seen: CapturedPacket) -> Dissection:
+        looks.append(seen)
+        return dissected(seen)
+
+    monkeypatch.setattr(sequence, "dissected", look)
+    (found,) = packets(capture(*[(True, 0, 0, SYN, b"")] * 50)).tcp()
+    assert len(found.packets) == len(looks) == 50
 
 
 def test_a_connection_that_was_there_before_begins_with_what_is_seen() -> None:

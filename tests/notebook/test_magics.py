@@ -141,7 +141,7 @@ def test_packets(kernel: Kernel) -> None:
     assert "host.containers.internal" in shown["text/html"]
     with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
         kernel.run("%%capture_packets net found\n1 / 0")
-    assert kernel.said("print(len(found))") == "0\n"
+    assert kernel.said("print('containers' in str(found))") == "False\n"
 
 
 def test_a_live_view_ends_with_its_network(kernel: Kernel) -> None:

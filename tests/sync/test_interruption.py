@@ -91,8 +91,8 @@ def test_opening_is_interrupted(left: None, interrupting: Interrupting) -> None:
     needs_tun()
     opened = 0
     for step in range(10):
-        interrupting(lambda step=step: time.sleep(step * 0.006))  # type: ignore[misc]  # of this round
         try:
+            interrupting(lambda step=step: time.sleep(step * 0.006))  # type: ignore[misc]  # of this round
             with sync.Network():
                 opened += 1
                 time.sleep(SECONDS)
@@ -146,8 +146,9 @@ member = net.add_member("web")
 print(net.namespace.pid, member.namespace.pid, command.pid, net.forwarder.list()[0].host_port, flush=True)
 """
 CLOSED = """
-import atexit
-atexit.register(lambda: print(repr(net), flush=True))  # behind the closing, which was registered later
+import atexit, sys, threading
+from concurrent.futures import ThreadPoolExecutor
+atexit.register(lambda: print(repr(net), flush=True))
 """
 
 
@@ -190,7 +191,11 @@ def nothing_is_left(numbers: list[int]) -> None:
         ("raise ZeroDivisionError", 1),
         ("net.run(['false'])", 1),
         ("net.close()", 0),
-        ("import threading; threading.Thread(target=net.run, args=(['sleep', '1'],)).start()", 0),
+        ("capture = net.stack.capture('/dev/null'); capture.__enter__()", 0),
+        ("atexit.register(net.close)", 0),
+        ("threading.Thread(target=net.run, args=(['sleep', '1'],)).start()", 0),
+        ("threading.Thread(target=sys.exit, args=(3,)).start()", 0),
+        ("pool = ThreadPoolExecutor(); pool.submit(net.run, ['true']).result()", 0),
     ],
 )
 def test_a_script_that_ends_leaves_nothing(ending: str, status: int) -> None:
@@ -200,6 +205,16 @@ def test_a_script_that_ends_leaves_nothing(ending: str, status: int) -> None:
     assert child.returncode == status, err
     assert out == "<sync Network 10.0.2.0/24, 1 forwarded: closed>\n"
     assert (err != "") == (status == 1), err
+    nothing_is_left(numbers)
+
+
+def test_what_a_daemon_thread_opened_is_closed() -> None:
+    code = OPEN.replace("signal.signal(", "(")  # which the main thread alone may call
+    begin = f"opener = threading.Thread(target=exec, args=({code!r}, globals()), daemon=True)\n"
+    child = started("-c", CLOSED + begin + "opener.start(); opener.join()")
+    numbers = opened_in(child)
+    out, err = child.communicate(timeout=SECONDS)
+    assert (child.returncode, out, err) == (0, "<sync Network 10.0.2.0/24, 1 forwarded: closed>\n", "")
     nothing_is_left(numbers)
 
 
@@ -256,12 +271,18 @@ def test_a_prompt_that_ends_leaves_nothing(arguments: tuple[str, ...]) -> None:
     nothing_is_left(numbers)
 
 
-def test_a_forked_child_that_ends_closes_nothing_of_its_parent() -> None:
-    code = "import os\npid = os.fork()\nif not pid: raise SystemExit\nos.waitpid(pid, 0)\n"
-    child = started("-c", OPEN + code + "print(net.run(['echo', 'there']).stdout)")
+@pytest.mark.parametrize("ending", ["raise SystemExit", "os._exit(0)"])
+def test_a_forked_child_that_ends_closes_nothing_of_its_parent(ending: str) -> None:
+    code = f"import os\npid = os.fork()\nif not pid: {ending}\nos.waitpid(pid, 0)\n"
+    several = (
+        "-Wignore:This process:DeprecationWarning"  # it has threads, which CPython 3.12 and later warn of
+    )
+    dropped = "-Wignore::ResourceWarning"
+    after = "print(net.run(['echo', 'there']).stdout, command.returncode)"
+    child = started(several, dropped, "-c", OPEN + code + after)
     numbers = opened_in(child)
     out, err = child.communicate(timeout=SECONDS)
-    assert (child.returncode, out) == (0, "b'there\\n'\n"), err
+    assert (child.returncode, out, err) == (0, "b'there\\n' None\n", "")
     nothing_is_left(numbers)
 
 

@@ -390,7 +390,7 @@ async def test_a_bridge_that_cannot_be_used_is_taken_back(monkeypatch: pytest.Mo
             async def full(*_: object, **__: object) -> None:
                 raise OSError(28, "No space left on device")
 
-            patch.setattr("netns_kit.network.hub.Hub.index", full)
+            patch.setattr("netns_kit.network.hub.Hub._index", full)
             with pytest.raises(OSError, match="No space left"):
                 await net.add_member("web")
         assert {each.name for each in await net.namespace.links()} == {"lo", "tap0"}

@@ -4,25 +4,45 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from ipaddress import ip_address
 from typing import Any
 
 import anyio
 import pytest
 from scapy.layers.inet import IP, UDP
+from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
-from netns_kit import AddressError, ArgumentError, Member, NamespaceGone, Network, Policy, Subnet6, Uplink
+from netns_kit import (
+    AddressError,
+    ArgumentError,
+    GuestStream,
+    Member,
+    NamespaceGone,
+    Network,
+    Policy,
+    Subnet6,
+    Uplink,
+)
 from netns_kit.gateway.setup import DriverName
 from tests.support import needs, needs_ipv6, needs_tun
 from tests.support.connections import every_driver, once
 from tests.support.members import FIRST, MARK, arrived, ask, carried, network, output, serving, status, wire
-from tests.support.servers import bounded, cancelled_at_any_moment, hello, tcp_server
+from tests.support.servers import SECONDS, bounded, cancelled_at_any_moment, hello, tcp_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
 CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)"
+
+SAY = """
+import socket, sys
+address = socket.getaddrinfo(sys.argv[1], int(sys.argv[2]), type=socket.SOCK_DGRAM)[0]
+with socket.socket(*address[:3]) as sock:
+    sock.sendto(sys.argv[3].encode(), address[4])
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +62,14 @@ async def two(**options: Any) -> AsyncIterator[tuple[Network, Network, Member, M
         other.member("b") as b,
     ):
         yield one, other, a, b
+
+
+@asynccontextmanager
+async def hearing(place: Member | Network) -> AsyncIterator[socket.socket]:
+    """A socket inside for datagrams of both families to port 9."""
+    with await place.namespace.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+        sock.bind(("::", 9))
+        yield sock
 
 
 async def reaches(member: Member | Network, address: object, port: int = 80) -> bool:
@@ -65,6 +93,33 @@ async def test_members_reach_each_other_by_a_route_and_only_by_it(driver: Driver
             assert {each.name[0] for each in await net.namespace.links()} == {"l", "t", "b", "m"}
         async with other.route_to(one):
             assert await ask(a, str(b.address), 80) == str(a.address)
+
+
+async def test_the_first_datagrams_over_a_new_route_or_to_a_new_member_arrive() -> None:
+    """The kernel drops what is sent over a link before its own work queue has seen that both ends are up."""
+    async with two() as (one, other, a, b), AsyncExitStack() as opened:
+        socks = {}
+        for place in (a, b, one, other):
+            sock = await place.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            socks[place] = opened.enter_context(sock)
+        for member in (a, b):
+            socks[member].bind((str(member.address), 9000))
+        for number in range(30):
+            text = str(number).encode()
+            async with one.route_to(other):
+                for sender, member in ((a, b), (b, a), (one, b), (other, a)):
+                    socks[sender].sendto(text, (str(member.address), 9000))
+                    with anyio.fail_after(SECONDS):
+                        await anyio.wait_readable(socks[member])
+                    assert socks[member].recv(100) == text
+            async with one.member("late") as late:
+                with await late.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                    sock.bind((str(late.address), 9000))
+                    for source, receiver, to in ((sock, socks[a], a), (socks[a], sock, late)):
+                        source.sendto(text, (str(to.address), 9000))
+                        with anyio.fail_after(SECONDS):
+                            await anyio.wait_readable(receiver)
+                        assert receiver.recv(100) == text
 
 
 async def test_ipv6_has_the_same_route() -> None:
@@ -101,6 +156,56 @@ async def test_a_route_leads_to_no_stack_and_so_to_no_way_out() -> None:
                     assert await status(b, "dig", "@10.0.2.3", "+time=1", "+tries=1", "a") != 0
                 assert await status(b, "ping", "-c1", "-W5", str(a.address)) == 0
             assert [each for each in await one.stack.flows() if each.guest.address == b.address] == []
+
+
+async def test_a_route_leads_to_nothing_that_a_stack_serves() -> None:
+    """Also at addresses that it answers ARP for as members do, and where it takes packets from anybody."""
+    needs_ipv6()
+    at = "10.9.0.50", "fd00:9::50"
+    async with (
+        network(ipv6=True, policy=Policy.deny()) as one,
+        network(subnet="10.9.0.0/16", ipv6=Subnet6("fd00:9::/64"), uplink=Uplink(any_source=True)) as other,
+        one.member("a") as a,
+        other.member("b") as b,
+        one.route_to(other),
+        serving(b, 80),
+    ):
+        for address in at:
+            await other.stack.serve_tcp(address, 80, GuestStream.aclose)
+            assert await reaches(b, address)
+        assert await reaches(a, b.address)
+        for address in at:
+            assert not await reaches(a, address)
+
+
+async def test_a_route_without_ipv6_at_one_end_is_no_way_for_it() -> None:
+    """Not for who rules that hub either, while the other hub passes IPv6 on for a third network."""
+    needs_ipv6()
+    needs("ip")
+    async with (
+        network(policy=Policy.deny()) as one,
+        network(subnet="10.9.0.0/16", ipv6=Subnet6("fd00:9::/64"), policy=Policy.deny()) as other,
+        network(subnet="10.11.0.0/16", ipv6=Subnet6("fd00:b::/64"), policy=Policy.deny()) as third,
+        other.member("b") as b,
+        third.member("c") as c,
+        other.route_to(third),
+        serving(c, 80, host="::"),
+        one.route_to(other),
+        hearing(b) as heard,
+    ):
+        assert await ask(b, str(c.address6), 80) == str(b.address6)
+        (link,) = [each.name for each in await one.namespace.links() if each.name.startswith("r")]
+        (end,) = [each for each in await other.namespace.links() if each.name == "r3"]
+        await one.namespace.set_sysctl(f"net.ipv6.conf.{link}.disable_ipv6", 0)
+        for words in (
+            f"address add fd00:5::1/64 dev {link} nodad",
+            f"neighbour replace fd00:5::2 lladdr {end.mac} dev {link}",
+            f"route add fd00:9::/64 via fd00:5::2 dev {link}",
+        ):
+            await output(one, "ip", "-6", *words.split())
+        await output(one, sys.executable, "-ISc", SAY, str(b.address6), "9", "by the route")
+        await output(other, sys.executable, "-ISc", SAY, str(b.address6), "9", MARK.decode())
+        assert await arrived(heard) == []
 
 
 async def test_names_stay_in_their_network() -> None:
@@ -185,6 +290,32 @@ async def test_nobody_sends_with_an_address_of_another_over_a_route() -> None:
             assert got == (sent[:1] if guarded else [*sent[:2], "10.0.2.2"]), guarded
 
 
+async def test_nobody_sends_to_the_other_hub_with_an_address_of_another_network() -> None:
+    needs_ipv6()
+    async with (
+        network(ipv6=True, policy=Policy.deny(), guard=False) as one,
+        network(subnet="10.9.0.0/16", ipv6=Subnet6("fd00:9::/64"), policy=Policy.deny()) as other,
+        one.member("a") as a,
+        other.member("b") as b,
+        one.route_to(other),
+        wire(a) as out,
+        hearing(other) as heard,
+    ):
+        hubs = {4: "10.9.0.100", 6: "fd00:9::100"}
+
+        def frame(source: object, data: bytes) -> bytes:
+            version = ip_address(str(source)).version
+            kind = IP if version == 4 else IPv6
+            ether = Ether(src=a.mac, dst=one.subnet.mac.hex(":"))
+            return bytes(ether / kind(src=str(source), dst=hubs[version]) / UDP(sport=1, dport=9) / data)
+
+        await carried(out, frame(a.address6, FIRST), heard)
+        for source in (b.address, "10.9.0.2", "192.0.2.1", b.address6, "fd00:9::2", "2001:db8::1"):
+            out.send(frame(source, str(source).encode()))
+        out.send(frame(a.address6, MARK))
+        assert [each for each in await arrived(heard) if FIRST not in each] == []
+
+
 async def test_what_no_route_can_join() -> None:
     one, other = Network(), Network(subnet="10.0.0.0/8")
     with pytest.raises(AddressError, match=r"10.0.2.0/24 and 10.0.0.0/8: .*like subnet='10.0.3.0/24'"):
@@ -229,6 +360,40 @@ async def test_a_route_ends_with_either_network(how: str) -> None:
             serving(b, 80),
         ):
             assert await ask(a, str(b.address), 80) == str(a.address)
+
+
+@once
+@bounded
+async def test_routes_of_one_hub_are_made_at_once() -> None:
+    async with network() as one, AsyncExitStack() as stack:
+        others = [
+            await stack.enter_async_context(Network(subnet=f"10.{number}.0.0/16")) for number in range(9, 12)
+        ]
+        async with one.member("a"), anyio.create_task_group() as tasks:
+            for other in others:
+                tasks.start_soon(one.route_to(other).open)
+        links = {each.name: each.index for each in await one.namespace.links()}
+        assert len([name for name in links if name.startswith("r")]) == len(others)
+        found = {name: set[int]() for name in links}
+
+        async def look(name: str) -> None:
+            found[name] = {await one._hub.index(name) for _ in range(100)}
+
+        async with anyio.create_task_group() as tasks:
+            for name in links:
+                tasks.start_soon(look, name)
+        assert found == {name: {index} for name, index in links.items()}
+
+
+@bounded
+async def test_a_network_that_ends_while_a_route_is_made_says_so() -> None:
+    async with network() as one, network(subnet="10.9.0.0/16") as other:
+        hub = one._hub
+        await hub.open(one.subnet)
+        await hub.close()
+        with pytest.raises(NamespaceGone):
+            await one.route_to(other).open()
+        assert not [each for each in await other.namespace.links() if each.name.startswith("r")]
 
 
 @once

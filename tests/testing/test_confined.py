@@ -113,7 +113,12 @@ async def test_what_cannot_be_pickled_is_told(confined: Confined) -> None:
 @bounded
 @pytest.mark.parametrize(
     ("end", "told"),
-    [(lambda: os.kill(os.getpid(), signal.SIGKILL), "SIGKILL"), (lambda: os._exit(3), "status 3")],
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "SIGKILL"),
+        (lambda: os.kill(os.getpid(), signal.SIGRTMIN + 1), f"status {128 + signal.SIGRTMIN + 1}"),
+        (lambda: os._exit(3), "status 3"),
+        (lambda: os._exit(255), "status 255"),
+    ],
 )
 async def test_a_child_that_ends_early_is_told(confined: Confined, end: Any, told: str) -> None:
     with pytest.raises(ChildProcessError, match=told):
